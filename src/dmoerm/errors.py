@@ -1,0 +1,84 @@
+"""Every error that dmoerm raises on purpose.
+
+    DmoermError
+    ├── DataError        a row, a label or a text that cannot be used   (also a ValueError)
+    ├── TaxonomyError    a taxonomy file that cannot be used            (also a ValueError)
+    ├── ConfigError      a setting that cannot be used                  (also a ValueError)
+    ├── BackboneError    a backbone that cannot be cut or run           (also a ValueError)
+    └── ArtefactError    a model directory that cannot be read, written (also an OSError)
+
+A message says what was wrong, where, the value met, and the remedy.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_VALUE_LENGTH = 80
+
+
+class DmoermError(Exception):
+    """The one base: `except DmoermError` catches all that dmoerm raises on purpose."""
+
+
+class DataError(DmoermError, ValueError):
+    """A row, a label or a text that cannot be used.
+
+    Attributes:
+        problem: what is wrong, in one clause.
+        file, line: where; `line` counts from 1.
+        field: the field's dotted name.
+        value: the value met.
+        remedy: what the caller can do about it.
+    """
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        file: str | Path | None = None,
+        line: int | None = None,
+        field: str | None = None,
+        value: object = None,
+        remedy: str | None = None,
+    ) -> None:
+        self.problem, self.file, self.line = problem, file, line
+        self.field, self.value, self.remedy = field, value, remedy
+        super().__init__(self._message())
+
+    def _message(self) -> str:
+        place = ":".join(str(part) for part in (self.file, self.line) if part is not None)
+        parts = [f"{place}: " if place else "", f"{self.field}: " if self.field else "", self.problem]
+        if self.value is not None:
+            parts.append(f" (got {shorten(self.value)})")
+        if self.remedy:
+            parts.append(f"; {self.remedy}")
+        return "".join(parts)
+
+    def at(self, file: str | Path, line: int) -> DataError:
+        """The same error with its place filled in."""
+        return DataError(
+            self.problem, file=file, line=line, field=self.field, value=self.value, remedy=self.remedy
+        )
+
+
+class TaxonomyError(DmoermError, ValueError):
+    """A taxonomy file that cannot be used."""
+
+
+class ConfigError(DmoermError, ValueError):
+    """A setting that cannot be used."""
+
+
+class BackboneError(DmoermError, ValueError):
+    """A backbone that cannot be cut into trunk and branch, or cannot be run."""
+
+
+class ArtefactError(DmoermError, OSError):
+    """A model directory that cannot be read or written."""
+
+
+def shorten(value: object) -> str:
+    """`repr(value)`, cut so that a huge text stays readable in a message."""
+    text = repr(value)
+    return text if len(text) <= _VALUE_LENGTH else text[: _VALUE_LENGTH - 1] + "…"

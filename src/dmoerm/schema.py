@@ -1,0 +1,212 @@
+"""The preference data's vocabulary: messages, queries, groups and ordered pairs.
+
+A *group* is one prompt with two or more responses and a preference over them; a *query* is the same without a
+preference, and may have a single response. Scores: higher is better. Ranks: 1 is best, equal ranks are ties.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from .errors import DataError
+
+Grades = tuple[float | None, ...]
+Prompt = str | tuple["Message", ...]
+T = TypeVar("T", bound=BaseModel)
+
+
+class Message(BaseModel):
+    """One turn of a conversation."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class Pair(NamedTuple):
+    """Response `better` is preferred to response `worse`; both are indices into a group's responses."""
+
+    better: int
+    worse: int
+
+
+class Query(BaseModel):
+    """One prompt and the responses to score.
+
+    Attributes:
+        id: unique in its file; made from the content when the data has none.
+        task: the task's name, or None where it is not known (the router decides).
+        prompt: a text, or a conversation whose last turn is the user's.
+        responses: one or more candidate answers.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    id: str = ""
+    task: str | None = None
+    prompt: Prompt
+    responses: tuple[str, ...] = Field(min_length=1)
+
+    @field_validator("prompt")
+    @classmethod
+    def _prompt_has_text(cls, prompt: Prompt) -> Prompt:
+        texts = [prompt] if isinstance(prompt, str) else [message.content for message in prompt]
+        if not texts or not any(text.strip() for text in texts):
+            raise ValueError("is empty")
+        for text in texts:
+            _check_encodable(text)
+        return prompt
+
+    @field_validator("responses")
+    @classmethod
+    def _responses_have_text(cls, responses: tuple[str, ...]) -> tuple[str, ...]:
+        for index, text in enumerate(responses):
+            if not text.strip():
+                raise ValueError(f"response {index} is empty")
+            _check_encodable(text)
+        return responses
+
+    @model_validator(mode="after")
+    def _has_id(self) -> Self:
+        if not self.id:
+            content = prompt_key(self.prompt) + "\0" + "\0".join(self.responses)
+            object.__setattr__(self, "id", hashlib.sha256(content.encode()).hexdigest()[:16])
+        return self
+
+
+class Group(Query):
+    """One prompt, two or more responses, and what people (or a judge) think of them.
+
+    Attributes:
+        scores: overall grades, one a response, higher is better.
+        ranks: the other way to say it: 1 is best, equal ranks are ties. At most one of the two.
+        capabilities: capability → one grade a response (None: not graded).
+        annotators: "overall" or a capability → for each response, the single grades that several people gave.
+        margin: how far apart, in reward units, the best and the worst of two responses must at least be.
+        scores_derived: the overall scores were computed from capability grades, no person gave them.
+        source: where the row comes from.
+    """
+
+    responses: tuple[str, ...] = Field(min_length=2)
+    scores: tuple[float, ...] | None = None
+    ranks: tuple[float, ...] | None = None
+    capabilities: dict[str, Grades] = {}
+    annotators: dict[str, tuple[Grades, ...]] = {}
+    margin: float | None = Field(default=None, ge=0)
+    scores_derived: bool = False
+    source: str | None = None
+
+    @model_validator(mode="after")
+    def _labels_fit(self) -> Self:
+        if self.scores is not None and self.ranks is not None:
+            raise ValueError("scores and ranks are both given; keep one")
+        if self.scores is None and self.ranks is None and not self.capabilities:
+            raise ValueError("neither scores, ranks nor capabilities are given")
+        labels: dict[str, Sequence[float | None] | None] = {"scores": self.scores, "ranks": self.ranks}
+        labels |= {f"capabilities.{name}": grades for name, grades in self.capabilities.items()}
+        for name, grades in labels.items():
+            _check_grades(name, grades, len(self.responses))
+        for name, people in self.annotators.items():
+            if len(people) != len(self.responses):
+                raise ValueError(f"annotators.{name} has {len(people)} entries for {len(self.responses)} responses")
+        if self.margin is not None and len(self.responses) != 2:
+            raise ValueError("margin needs exactly two responses")
+        return self
+
+    @property
+    def grades(self) -> Grades | None:
+        """The overall grades, higher is better, whether given as scores or as ranks; None where there are none."""
+        return self.scores if self.ranks is None else tuple(-rank for rank in self.ranks)
+
+    def pairs(self, capability: str | None = None) -> list[Pair]:
+        """The ordered (non-tied) pairs, overall or on one capability."""
+        grades = self.grades if capability is None else self.capabilities.get(capability)
+        return [] if grades is None else ordered_pairs(grades)
+
+
+def ordered_pairs(grades: Sequence[float | None]) -> list[Pair]:
+    """All pairs of responses whose grades differ, the better one first. Ungraded responses are in none."""
+    pairs = []
+    for i, first in enumerate(grades):
+        for j in range(i + 1, len(grades)):
+            second = grades[j]
+            if first is None or second is None or first == second:
+                continue
+            pairs.append(Pair(i, j) if first > second else Pair(j, i))
+    return pairs
+
+
+def prompt_key(prompt: Prompt) -> str:
+    """A text equal for prompts that are the same to a reader: Unicode-normalised, white space folded."""
+    if isinstance(prompt, str):
+        return _fold(prompt)
+    turns = [(message.role, _fold(message.content)) for message in prompt]
+    if len(turns) == 1 and turns[0][0] == "user":
+        return turns[0][1]
+    return "\n".join(f"<{role}> {content}" for role, content in turns)
+
+
+def parse_query(row: Mapping[str, Any]) -> Query:
+    """A native row → `Query`; unknown fields are ignored. Raises `DataError` naming field, value and remedy."""
+    return _parse(Query, row)
+
+
+def parse_group(row: Mapping[str, Any]) -> Group:
+    """A native row → `Group`; unknown fields are ignored. Raises `DataError` naming field, value and remedy."""
+    return _parse(Group, row)
+
+
+def _parse(kind: type[T], row: Mapping[str, Any]) -> T:
+    try:
+        return kind.model_validate({name: value for name, value in row.items() if name in kind.model_fields})
+    except ValidationError as error:
+        raise _data_error(error.errors()[0], row) from None
+
+
+_REMEDIES = {
+    "missing": "add the field",
+    "too_short": "give at least two responses to a group, one to a query",
+    "is empty": "give a text or leave the row out",
+    "finite": "give a finite number, or null for a capability that was not graded",
+    "both": "keep the one that people gave",
+    "neither": "give scores (higher is better) or ranks (1 is best)",
+    "has": "give one number for each response, in the order of responses",
+    "surrogate": "write the text as valid Unicode",
+}
+
+
+def _data_error(detail: Any, row: Mapping[str, Any]) -> DataError:
+    location = [str(part) for part in detail["loc"] if not str(part).startswith(("function", "tuple", "str"))]
+    problem = str(detail["msg"]).removeprefix("Value error, ")
+    remedy = _REMEDIES.get(detail["type"]) or next(
+        (text for word, text in _REMEDIES.items() if word in problem), "see docs/data.md for the format"
+    )
+    value = row.get(location[0]) if location and detail["type"] != "missing" else None
+    return DataError(problem[0].lower() + problem[1:], field=".".join(location) or None, value=value, remedy=remedy)
+
+
+def _check_grades(name: str, grades: Iterable[float | None] | None, count: int) -> None:
+    if grades is None:
+        return
+    grades = tuple(grades)
+    if len(grades) != count:
+        raise ValueError(f"{name} has {len(grades)} entries for {count} responses")
+    for grade in grades:
+        if grade is not None and not math.isfinite(grade):
+            raise ValueError(f"{name} has the value {grade}, which is not finite")
+
+
+def _check_encodable(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("holds a lone surrogate, which is not valid Unicode") from None
+
+
+def _fold(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFC", text).split())
