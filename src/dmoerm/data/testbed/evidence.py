@@ -1,0 +1,111 @@
+"""What a response shows: how many sentences of each family, whether the right answer is there, and how well-made it is.
+
+All of it is read from the text, so any policy's output can be measured, whoever or whatever wrote it.
+"""
+
+from __future__ import annotations
+
+import re
+
+from ...schema import Prompt
+from .facts import FACTS, Fact
+from .phrases import FAMILIES
+
+COUNTED_WORDS = (4, 30)
+"""A sentence shorter or longer than this shows nothing: heaps of cues without sentences are not evidence."""
+
+_WORD = re.compile(r"[\w']+")
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_FUNCTION_WORDS = _words(
+    "a an and any are as at be because been but by can could do does for from had has have he her here him his how i"
+    " if in into is it its may me might my no nor not of off on or our out over she so some than that the their them"
+    " then there these they this those through to too up us was we were what when where which who will with would you"
+    " your"
+)
+_GENERIC_WORDS = _words(
+    "about across after again answer anyway asked asks because been better between breakfast cannot case check class"
+    " club colleagues compose days debate disagree does down evening every everything exam facts fact finally first"
+    " forth friends from give gladly glossary going good have here home honest honestly hold holding just keep know"
+    " known last letter like long main make many matter mine more most much must name need never night nobody notes"
+    " once only opinion other over part parts people place play please pleasure question quick quiz right said same"
+    " scene should show someone something stay still such take tell than that their them then there these they thing"
+    " things think thinking this those time today together told truth turn under understand upon very view visitor"
+    " wanted week well what when where which while will with without words would write wrong year years your"
+)
+
+
+def evidence(prompt: Prompt, response: str) -> dict[str, int]:
+    """How many different sentences show each family; `topic` counts every sentence that names the prompt's subject,
+    and `persona` only those that do (a character is somebody in particular)."""
+    words = topic_words(prompt)
+    counts = dict.fromkeys(FAMILIES, 0)
+    for sentence in dict.fromkeys(_sentences(response.lower())):
+        if not COUNTED_WORDS[0] <= len(_WORD.findall(sentence)) <= COUNTED_WORDS[1]:
+            continue
+        on_topic = not words.isdisjoint(map(_stem, _WORD.findall(sentence)))
+        counts["topic"] += on_topic
+        for name in families_of(sentence):
+            counts[name] += on_topic if name == "persona" else name != "topic"
+    return counts
+
+
+def correctness(prompt: Prompt, response: str, guesses: int) -> float:
+    """In [0, 1]: 1 for the right answer alone, 0.4 beside a wrong one, 0.25 for none, 0.1 for a wrong one alone; a
+    guess costs a third. A prompt outside the fact base cannot be checked: 0.5."""
+    fact = _fact(prompt)
+    if fact is None:
+        return 0.5 if response.strip() else 0.0
+    right, wrong = _names(response, fact.answer), any(_names(response, answer) for answer in fact.wrong)
+    value = (0.4 if wrong else 1.0) if right else (0.1 if wrong else 0.25)
+    return value * (2 / 3 if guesses else 1.0)
+
+
+def workmanship(response: str, shortest: int, longest: int) -> float:
+    """In [0, 1]: a factor for length (full from `shortest` to `longest` words), repetition, stuffing and fluency.
+
+    It is near 0 for empty text, word salad, one sentence said over and over, or a text many times too long.
+    """
+    words = [word.lower() for word in _WORD.findall(response)]
+    if not words:
+        return 0.0
+    length = min(1.0, len(words) / shortest, max(0.0, 2.0 - len(words) / longest))
+    trigrams = list(zip(words, words[1:], words[2:], strict=False))
+    fresh = len(set(trigrams)) / len(trigrams) if trigrams else 0.0
+    sentences = _sentences(response)
+    plain = sum(len(families_of(sentence)) < 3 for sentence in sentences) / len(sentences)
+    fluent = min(1.0, sum(word in _FUNCTION_WORDS for word in words) / len(words) / 0.25)
+    return length * min(1.0, fresh / 0.9) ** 2 * plain * fluent
+
+
+def topic_words(prompt: Prompt) -> frozenset[str]:
+    """The words of the user's turns that tell what the prompt is about: longer ones that are no part of the framing."""
+    texts = [prompt] if isinstance(prompt, str) else [turn.content for turn in prompt if turn.role != "assistant"]
+    words = (word.strip("'") for text in texts for word in _WORD.findall(text.lower()))
+    return frozenset(_stem(w) for w in words if (len(w) > 3 or w == "fe") and w not in _GENERIC_WORDS | _FUNCTION_WORDS)
+
+
+def families_of(sentence: str) -> list[str]:
+    return [name for name, family in FAMILIES.items() if family.pattern.search(sentence)]
+
+
+def _sentences(text: str) -> list[str]:
+    return _SENTENCE_END.split(" ".join(text.split()))
+
+
+def _stem(word: str) -> str:
+    return word.removesuffix("'s").rstrip("s")
+
+
+def _fact(prompt: Prompt) -> Fact | None:
+    text = prompt if isinstance(prompt, str) else prompt[-1].content
+    return next((fact for fact in FACTS if fact.question.lower() in text.lower()), None)
+
+
+def _names(text: str, answer: str) -> bool:
+    return re.search(rf"\b{re.escape(answer.removeprefix('the '))}\b", text, re.IGNORECASE) is not None

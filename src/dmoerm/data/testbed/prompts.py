@@ -1,0 +1,126 @@
+"""The five tasks' prompts: every combination of a task's subjects and frames, drawn in a seeded order."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from ...errors import DataError
+from ...schema import Message, Prompt
+from .facts import FACTS, Fact
+from .seeds import stream
+from .subjects import (
+    CAST,
+    CHARACTERS,
+    CLOSINGS,
+    COMMISSIONS,
+    FORMS,
+    GREETINGS,
+    ISSUES,
+    LOOKUP_FRAMES,
+    NEWS,
+    OPINION_FRAMES,
+    OPINION_WISHES,
+    SCENES,
+    SUBJECTS,
+)
+
+TASKS = ("roleplay", "chitchat", "subjective_qa", "objective_qa", "text_creation")
+
+
+@dataclass(frozen=True)
+class PromptItem:
+    """A prompt and what the composer needs to answer it. The gold reward sees the prompt alone.
+
+    Attributes:
+        task: one of `TASKS`.
+        prompt: a text, or a conversation that ends with the user's turn.
+        slots: `topic` always; `role`, `place`, `item` are filled in sensibly for every task.
+        fact: the fact asked for (objective_qa), else None.
+    """
+
+    task: str
+    prompt: Prompt
+    slots: dict[str, str] = field(hash=False)
+    fact: Fact | None = None
+
+
+def prompts(task: str, n: int = 48, seed: int = 0) -> list[PromptItem]:
+    """`n` distinct prompts of a task; a larger `n` with the same seed only appends. Raises `DataError` if `n` is
+    more than the task has (several hundred) or the task is not one of `TASKS`."""
+    if task not in _BUILDERS:
+        raise DataError("unknown testbed task", field="task", value=task, remedy=f"use one of {', '.join(TASKS)}")
+    items = list(_BUILDERS[task]())
+    if n > len(items):
+        raise DataError("too many prompts asked for", field="n", value=n, remedy=f"{task} has {len(items)}")
+    stream("prompts", task, seed).shuffle(items)
+    return items[:n]
+
+
+def _talk(*turns: str) -> tuple[Message, ...]:
+    return tuple(Message(role="assistant" if i % 2 else "user", content=text) for i, text in enumerate(turns))
+
+
+def _item(task: str, prompt: Prompt, topic: str, index: int, fact: Fact | None = None) -> PromptItem:
+    role, place, item = CHARACTERS[index % len(CHARACTERS)]
+    return PromptItem(task, prompt, {"topic": topic, "role": role, "place": place, "item": item}, fact)
+
+
+def _roleplay() -> Iterator[PromptItem]:
+    for index, (role, place, item) in enumerate(CHARACTERS):
+        for scene, cast in itertools.product(SCENES, CAST):
+            text = cast.format(role=role, place=place, item=item, scene=scene)
+            yield _item("roleplay", text, item, index)
+        for scene in SCENES:
+            intro = f"Be the {role} of {place} for me, with {item} at hand."
+            yield _item("roleplay", _talk(intro, f"Very well. You find me at {place}.", scene), item, index)
+
+
+def _chitchat() -> Iterator[PromptItem]:
+    for index, (news, topic) in enumerate(NEWS):
+        for greeting, closing in itertools.product(GREETINGS, CLOSINGS):
+            yield _item("chitchat", _sentences(greeting, news, closing), topic, index)
+        for closing in CLOSINGS[:3]:
+            told = _sentences("", news, closing)
+            yield _item("chitchat", _talk("Are you there?", "Here I am. What is new?", told), topic, index)
+
+
+def _sentences(greeting: str, news: str, closing: str) -> str:
+    told = news if greeting.endswith(",") else news[0].upper() + news[1:]
+    return f"{greeting} {told}. {closing}".strip()
+
+
+def _subjective_qa() -> Iterator[PromptItem]:
+    for index, (issue, topic) in enumerate(ISSUES):
+        for frame, wish in itertools.product(OPINION_FRAMES, OPINION_WISHES):
+            text = frame.format(issue=issue) + wish
+            yield _item("subjective_qa", text[0].upper() + text[1:], topic, index)
+        for opening in ("I have been thinking about a question.", "Can we talk about something people quarrel over?"):
+            turns = _talk(opening, "Gladly. What is it?", f"Well, {issue}?")
+            yield _item("subjective_qa", turns, topic, index)
+
+
+def _objective_qa() -> Iterator[PromptItem]:
+    for index, fact in enumerate(FACTS):
+        for frame in LOOKUP_FRAMES:
+            yield _item("objective_qa", frame.format(question=fact.question), fact.topic, index, fact)
+        for opening in ("Can you check a fact for me?", "I have a question from an exam."):
+            yield _item("objective_qa", _talk(opening, "Yes, go ahead.", fact.question), fact.topic, index, fact)
+
+
+def _text_creation() -> Iterator[PromptItem]:
+    for (index, topic), form in itertools.product(enumerate(SUBJECTS), FORMS):
+        for frame in COMMISSIONS:
+            yield _item("text_creation", frame.format(form=form, topic=topic), topic, index)
+        turns = _talk(f"I would like {form}.", "With pleasure. On what?", f"On {topic}. Surprise me.")
+        yield _item("text_creation", turns, topic, index)
+
+
+_BUILDERS = {
+    "roleplay": _roleplay,
+    "chitchat": _chitchat,
+    "subjective_qa": _subjective_qa,
+    "objective_qa": _objective_qa,
+    "text_creation": _text_creation,
+}

@@ -1,0 +1,254 @@
+"""The testbed's promises: the same seed gives the same bytes, the gold reward reads text alone and cannot be stuffed,
+people disagree as people do, and the five tasks want different things."""
+
+import os
+import subprocess
+import sys
+from functools import cache
+from itertools import combinations, pairwise
+from random import Random
+
+import numpy as np
+import pytest
+
+from dmoerm.data.testbed import (
+    CAPABILITIES,
+    TASKS,
+    generate,
+    gold_group,
+    gold_reward,
+    grade,
+    prompts,
+    sample_responses,
+)
+from dmoerm.data.testbed.annotators import TEMPERATURES, agreement, calibrate, overall_grade
+from dmoerm.data.testbed.compose import fill
+from dmoerm.data.testbed.evidence import COUNTED_WORDS, evidence, families_of
+from dmoerm.data.testbed.gold import WEIGHTS
+from dmoerm.data.testbed.phrases import FAMILIES
+from dmoerm.errors import DataError
+from dmoerm.schema import Group, parse_group, prompt_key
+
+each_task = pytest.mark.parametrize("task", TASKS)
+
+
+@cache
+def everything() -> list[Group]:
+    return generate(150, 4, seed=1)
+
+
+def labelled(task: str) -> list[Group]:
+    return [group for group in everything() if group.task == task]
+
+
+@cache
+def golden(task: str) -> list[Group]:
+    return [gold_group(group) for group in labelled(task)]
+
+
+def agreeing(task: str, name: str) -> float:
+    """The share of the pairs ordered by both annotators that they order the same way."""
+    same = []
+    for group in labelled(task):
+        people = np.array(group.annotators[name])
+        gaps = [people[i] - people[j] for i, j in combinations(range(len(people)), 2)]
+        same += [gap[0] * gap[1] > 0 for gap in gaps if gap[0] * gap[1] != 0]
+    return float(np.mean(same))
+
+
+def pooled(task: str, n_prompts: int, n: int) -> list[tuple[str, float]]:
+    """(response, gold reward) of fresh samples over several prompts."""
+    items = prompts(task, n_prompts, seed=5)
+    return [(text, gold_reward(task, item.prompt, text)) for item in items for text in sample_responses(item, n, 3)]
+
+
+def test_same_seed_same_groups_and_another_seed_others():
+    assert generate(5, 3, seed=4) == generate(5, 3, seed=4)
+    assert generate(5, 3, seed=4) != generate(5, 3, seed=5)
+
+
+def test_python_hash_salt_changes_nothing():
+    program = "from dmoerm.data.testbed import generate; print([g.model_dump_json() for g in generate(3, 2)])"
+    runs = {
+        subprocess.run([sys.executable, "-c", program], env=os.environ | {"PYTHONHASHSEED": salt}, capture_output=True)
+        .stdout.decode()
+        .strip()
+        for salt in ("1", "2")
+    }
+    assert len(runs) == 1
+    assert "testbed-0-roleplay" in runs.pop()
+
+
+def test_groups_are_native_rows_with_every_label():
+    groups = generate(4, 4, seed=2, annotators=3)
+    assert [group.task for group in groups] == [task for task in TASKS for _ in range(4)]
+    assert len({group.id for group in groups}) == len(groups)
+    for group in groups:
+        assert tuple(group.capabilities) == CAPABILITIES[group.task]
+        assert set(group.annotators) == {"overall", *CAPABILITIES[group.task]}
+        assert all(len(people) == 3 for judged in group.annotators.values() for people in judged)
+        assert group.scores == tuple(people[0] for people in group.annotators["overall"])
+        assert group.source == "testbed"
+        assert parse_group(group.model_dump()) == group
+
+
+def test_the_weight_table_names_every_capability_but_correctness():
+    for task in TASKS:
+        assert {"correctness", *WEIGHTS[task]} >= set(CAPABILITIES[task]) >= set(WEIGHTS[task])
+
+
+@each_task
+def test_prompts_are_distinct_plentiful_and_only_appended_to(task: str):
+    items = prompts(task, 300, seed=0)
+    assert len({prompt_key(item.prompt) for item in items}) == 300
+    assert items[:48] == prompts(task, 48, seed=0)
+    assert any(isinstance(item.prompt, tuple) for item in items[:48])
+    assert any(isinstance(item.prompt, str) for item in items[:48])
+
+
+def test_asking_for_what_is_not_there_says_so():
+    with pytest.raises(DataError, match="objective_qa has"):
+        prompts("objective_qa", 10**6)
+    with pytest.raises(DataError, match="roleplay"):
+        prompts("cooking")
+    with pytest.raises(DataError, match="use en"):
+        generate(2, 2, language="xx")
+    with pytest.raises(DataError, match="too few"):
+        generate(2, 1)
+    with pytest.raises(DataError, match="unknown testbed task"):
+        gold_group(labelled("chitchat")[0].model_copy(update={"task": None}))
+
+
+@each_task
+def test_fresh_samples_do_not_run_out(task: str):
+    texts = sample_responses(prompts(task, 1)[0], 1200)
+    assert len(set(texts)) > 1000
+    assert texts[:10] == sample_responses(prompts(task, 1)[0], 10)
+    assert 35 <= np.median([len(text.split()) for text in texts]) <= 80
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_sentence_shows_its_family_alone(name: str):
+    items = [item for task in TASKS for item in prompts(task, 8)]
+    for index, template in enumerate(FAMILIES[name].sentences * 20):
+        sentence = fill(template, items[index % len(items)], Random(index))
+        assert families_of(sentence) == [name]
+        assert COUNTED_WORDS[0] <= len(sentence.split()) <= COUNTED_WORDS[1]
+
+
+@each_task
+def test_gold_is_read_from_the_text_alone(task: str):
+    group = labelled(task)[0]
+    turned = group.model_copy(update={"responses": group.responses[::-1], "scores": (0.0,) * 4, "annotators": {}})
+    assert gold_group(turned).scores == golden(task)[0].scores[::-1]
+    assert gold_group(golden(task)[0]) == golden(task)[0]
+
+
+@each_task
+def test_grades_and_gold_lie_in_the_unit_interval_for_any_text(task: str):
+    prompt = prompts(task, 1)[0].prompt
+    for text in ("", " ", "?", "!!!", "xqz " * 500, "Yes.", "the " * 3000, "日本語のテキスト。", "a.b.c" * 50):
+        reward, grades = gold_reward(task, prompt, text), grade(task, prompt, text)
+        assert set(grades) == set(CAPABILITIES[task])
+        assert all(0 <= value <= 1 for value in grades.values())
+        assert 0 <= reward < 0.15
+
+
+@each_task
+def test_gold_takes_prompts_from_elsewhere(task: str):
+    assert 0 <= gold_reward(task, "Why is the sky blue?", "The sky is blue because short waves scatter most.") <= 1
+
+
+@each_task
+def test_stuffing_repetition_and_length_do_not_pay(task: str):
+    item = prompts(task, 1, seed=8)[0]
+    texts = sample_responses(item, 300, seed=8)
+    honest = {text: gold_reward(task, item.prompt, text) for text in texts}
+    best = max(honest, key=honest.__getitem__)
+    sentences = [fill(s, item, Random(0)) for family in FAMILIES.values() for s in family.sentences]
+    cues = "because first some people say silver glow, I care, old friend, mark my words, for example 1900?! "
+    tricks = {
+        "said thrice": " ".join([best] * 3),
+        "ten answers in one": " ".join(texts[:10]),
+        "every sentence there is": " ".join(sentences),
+        "a heap of cues": cues * 6,
+        "one sentence of cues": cues.replace("?!", "."),
+        "no stops": best.replace(".", ""),
+        "padded": best + " And so on and so forth it goes." * 40,
+    }
+    for trick, text in tricks.items():
+        assert gold_reward(task, item.prompt, text) < honest[best], trick
+
+
+def test_help_saturates_then_falls():
+    item = prompts("chitchat", 1)[0]
+    asked = [fill(s, item, Random(1)) for s in FAMILIES["question"].sentences]
+    grades = [grade("chitchat", item.prompt, " ".join(asked[:n]))["proactivity"] for n in range(len(asked) + 1)]
+    assert grades[0] < grades[1] < grades[2] < grades[3] == 1.0
+    assert grades[3] > grades[5] > grades[8] - 1e-9
+
+
+def test_the_right_answer_beats_none_beats_a_wrong_one():
+    item = prompts("objective_qa", 1)[0]
+    assert item.fact is not None
+    given = [f"The answer is {a}." for a in (item.fact.answer, "hard to find", item.fact.wrong[0])]
+    right, none, wrong = (grade("objective_qa", item.prompt, text)["correctness"] for text in given)
+    assert right == 1 > none > wrong
+    both = grade("objective_qa", item.prompt, f"{given[0]} {given[2]}")["correctness"]
+    assert right > both > wrong
+
+
+@each_task
+def test_two_annotators_agree_as_people_do(task: str):
+    assert 0.60 <= agreeing(task, "overall") <= 0.75
+    assert np.mean([agreeing(task, name) for name in CAPABILITIES[task]]) >= 0.75
+
+
+@each_task
+def test_annotators_follow_bradley_terry(task: str):
+    rng, gap = Random(0), 0.1
+    wins = np.mean([overall_grade(0.5, task, rng) > overall_grade(0.5 - gap, task, rng) for _ in range(20_000)])
+    assert wins == pytest.approx(1 / (1 + np.exp(-gap / TEMPERATURES[task])), abs=0.015)
+
+
+@each_task
+def test_temperatures_are_the_calibrated_ones(task: str):
+    gaps = [g.scores[i] - g.scores[j] for g in golden(task) for i, j in combinations(range(4), 2)]
+    assert calibrate(gaps) == pytest.approx(TEMPERATURES[task], rel=0.15)
+    assert agreement(gaps, calibrate(gaps, 0.7)) == pytest.approx(0.7, abs=1e-6)
+
+
+@each_task
+def test_gold_is_not_linear_in_the_grades(task: str):
+    reward = np.array([score for group in golden(task) for score in group.scores])
+    columns = [[grade for group in golden(task) for grade in group.capabilities[name]] for name in CAPABILITIES[task]]
+    design = np.column_stack([*columns, np.ones(len(reward))])
+    residual = reward - design @ np.linalg.lstsq(design, reward, rcond=None)[0]
+    assert 1 - residual.var() / reward.var() < 0.97
+
+
+def test_tasks_want_conflicting_things():
+    def worth(task: str, name: str) -> float:
+        counts = [evidence(group.prompt, text)[name] for group in golden(task) for text in group.responses]
+        return float(np.corrcoef(counts, [score for group in golden(task) for score in group.scores])[0, 1])
+
+    assert worth("chitchat", "warmth") > 0.15 > -0.1 > worth("objective_qa", "warmth")
+    assert worth("subjective_qa", "viewpoint") > 0.15 > -0.1 > worth("objective_qa", "viewpoint")
+    assert worth("subjective_qa", "fact") > 0.15 > -0.1 > worth("text_creation", "fact")
+    assert worth("text_creation", "imagery") > 0.15 > -0.1 > worth("objective_qa", "imagery")
+    assert worth("subjective_qa", "reason") > 0.15 > -0.1 > worth("chitchat", "reason")
+
+
+def test_length_is_wanted_in_one_task_and_not_in_another():
+    def worth(task: str) -> float:
+        words, reward = zip(*((len(text.split()), gold) for text, gold in pooled(task, 10, 40)), strict=True)
+        return float(np.corrcoef(words, reward)[0, 1])
+
+    assert worth("text_creation") > 0.2 > -0.1 > worth("objective_qa")
+
+
+@each_task
+def test_best_of_n_by_gold_grows_with_n(task: str):
+    reward = np.array([gold for _, gold in pooled(task, 8, 64)]).reshape(8, 64)
+    best = [reward.reshape(8, -1, n).max(axis=2).mean() for n in (1, 4, 16, 64)]
+    assert all(low + 0.01 < high for low, high in pairwise(best))
