@@ -1,0 +1,45 @@
+"""dmoerm: double-layer mixture-of-experts reward models (DMoERM, arXiv 2403.01197).
+
+    import dmoerm
+    rm = dmoerm.DMoERM.from_pretrained("runs/demo/model")
+    rm.score("How are you?", ["Fine, and you?", "No."])
+
+Torch is imported at the first use of a model, so that the command line answers at once.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from . import _registration
+from .errors import ArtefactError, BackboneError, ConfigError, DataError, DmoermError, TaxonomyError
+from .schema import Group, Message, Query
+
+if TYPE_CHECKING:
+    from .model import DMoERM, DMoERMConfig, Score
+
+__version__ = "0.1.0"
+__all__ = [
+    "ArtefactError",
+    "BackboneError",
+    "ConfigError",
+    "DMoERM",
+    "DMoERMConfig",
+    "DataError",
+    "DmoermError",
+    "Group",
+    "Message",
+    "Query",
+    "Score",
+    "TaxonomyError",
+]
+
+_registration.when_transformers_loads()
+
+
+def __getattr__(name: str) -> Any:
+    if name in {"DMoERM", "DMoERMConfig", "Score"}:
+        from . import model
+
+        return getattr(model, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -57,9 +57,7 @@ class DataError(DmoermError, ValueError):
 
     def at(self, file: str | Path, line: int) -> DataError:
         """The same error with its place filled in."""
-        return DataError(
-            self.problem, file=file, line=line, field=self.field, value=self.value, remedy=self.remedy
-        )
+        return DataError(self.problem, file=file, line=line, field=self.field, value=self.value, remedy=self.remedy)
 
 
 class TaxonomyError(DmoermError, ValueError):
@@ -80,5 +78,8 @@ class ArtefactError(DmoermError, OSError):
 
 def shorten(value: object) -> str:
     """`repr(value)`, cut so that a huge text stays readable in a message."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except RecursionError:  # JSON nested just as deeply as its parser allows
+        text = f"a deeply nested {type(value).__name__}"
     return text if len(text) <= _VALUE_LENGTH else text[: _VALUE_LENGTH - 1] + "…"

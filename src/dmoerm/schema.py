@@ -97,7 +97,7 @@ class Group(Query):
     ranks: tuple[float, ...] | None = None
     capabilities: dict[str, Grades] = {}
     annotators: dict[str, tuple[Grades, ...]] = {}
-    margin: float | None = Field(default=None, ge=0)
+    margin: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     scores_derived: bool = False
     source: str | None = None
 
@@ -114,6 +114,8 @@ class Group(Query):
         for name, people in self.annotators.items():
             if len(people) != len(self.responses):
                 raise ValueError(f"annotators.{name} has {len(people)} entries for {len(self.responses)} responses")
+            for grades in people:  # one column a person: agreement between people compares column with column
+                _check_grades(f"annotators.{name}", grades, len(people[0]), "annotators of the first response")
         if self.margin is not None and len(self.responses) != 2:
             raise ValueError("margin needs exactly two responses")
         return self
@@ -190,12 +192,12 @@ def _data_error(detail: Any, row: Mapping[str, Any]) -> DataError:
     return DataError(problem[0].lower() + problem[1:], field=".".join(location) or None, value=value, remedy=remedy)
 
 
-def _check_grades(name: str, grades: Iterable[float | None] | None, count: int) -> None:
+def _check_grades(name: str, grades: Iterable[float | None] | None, count: int, what: str = "responses") -> None:
     if grades is None:
         return
     grades = tuple(grades)
     if len(grades) != count:
-        raise ValueError(f"{name} has {len(grades)} entries for {count} responses")
+        raise ValueError(f"{name} has {len(grades)} entries for {count} {what}")
     for grade in grades:
         if grade is not None and not math.isfinite(grade):
             raise ValueError(f"{name} has the value {grade}, which is not finite")

@@ -1,0 +1,14 @@
+"""The model: encoding, trunk and branch, router, experts, aggregator, and its folder on disk.
+
+Importing it makes `AutoConfig` and `AutoModelForSequenceClassification` know a DMoERM's folder.
+"""
+
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+from .artefact import task_backbone
+from .dmoerm import DMoERM, DMoERMConfig, Score
+
+__all__ = ["DMoERM", "DMoERMConfig", "Score", "task_backbone"]
+
+AutoConfig.register(DMoERMConfig.model_type, DMoERMConfig, exist_ok=True)
+AutoModelForSequenceClassification.register(DMoERMConfig, DMoERM, exist_ok=True)

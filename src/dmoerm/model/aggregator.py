@@ -1,0 +1,66 @@
+"""Phase 3's aggregator: the experts' embeddings and scores → one reward (the inner layer of arXiv 2403.01197).
+
+    embeddings   r = FC2(PReLU(FC1(z_1 ⊕ … ⊕ z_k)))            the paper
+    scores       r = w · (r_1 … r_k, r_phase1, r_general)       linear, on standardised scores
+    both         r = their sum
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..config import AggregatorConfig
+from .heads import Standardise
+
+
+class Aggregator(nn.Module):
+    """`vectors` (N, m·D + s) → reward (N,): m embeddings of width D side by side, then s scores.
+
+    m is the number of experts (1 where they share one embedding), s = k + 2: capability, phase-1, general scores.
+    """
+
+    def __init__(self, embeddings: int, width: int, scores: int, config: AggregatorConfig) -> None:
+        super().__init__()
+        self.split = (embeddings * width, scores)
+        hidden = config.hidden or width
+        self.mlp = _MLP(embeddings * width, hidden, config.dropout) if config.inputs != "scores" else None
+        self.linear = _Linear(scores) if config.inputs != "embeddings" else None
+
+    @torch.no_grad()
+    def fit_standardisation(self, vectors: Tensor) -> None:
+        """Takes the statistics of the training part's vectors."""
+        z, scores = vectors.split(self.split, dim=-1)
+        if self.mlp is not None:
+            self.mlp.standardise.fit(z)
+        if self.linear is not None:
+            self.linear.standardise.fit(scores)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        z, scores = vectors.float().split(self.split, dim=-1)
+        reward = self.linear(scores) if self.linear is not None else scores.new_zeros(len(scores))
+        return reward + self.mlp(z) if self.mlp is not None else reward
+
+
+class _MLP(nn.Module):
+    def __init__(self, width: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.standardise = Standardise(width)
+        self.dropout = nn.Dropout(dropout)
+        self.fc1, self.activation, self.fc2 = nn.Linear(width, hidden), nn.PReLU(), nn.Linear(hidden, 1, bias=False)
+        nn.init.normal_(self.fc2.weight, std=1e-3)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.fc2(self.activation(self.fc1(self.dropout(self.standardise(z))))).squeeze(-1)
+
+
+class _Linear(nn.Module):
+    """Starts as the plain mean of the standardised scores, which is hard to beat where labels are noisy."""
+
+    def __init__(self, scores: int) -> None:
+        super().__init__()
+        self.standardise = Standardise(scores)
+        self.weight = nn.Parameter(torch.full((scores,), 1.0 / scores))
+
+    def forward(self, scores: Tensor) -> Tensor:
+        return self.standardise(scores) @ self.weight

@@ -1,0 +1,231 @@
+"""A model's folder: written completely or not at all, read without ever unpickling anything.
+
+    config.json  README.md  run.yaml  tokenizer files
+    model.safetensors                            router, heads, aggregators, calibration
+    trunk.safetensors                            the shared layers (none with branch_layer 0)
+    router/language_model.safetensors            where the router has its own
+    general/branch.safetensors                   the general model's branch
+    tasks/<task>/branch.safetensors              a task's branch (none where all share the general one)
+    tasks/<task>/experts/<capability>/           a PEFT adapter: adapter_config.json, adapter_model.safetensors
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoTokenizer
+
+from ..config import EncodingConfig, LoRAConfig
+from ..errors import ArtefactError, shorten
+from ..paths import complete_folder
+from .backbone import join
+from .encoding import Encoder
+from .experts import Experts, lora_layers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from .dmoerm import DMoERM
+
+_SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_ADAPTER = "base_model.model."
+
+
+def save(model: DMoERM, target: Path, *, card: str | None = None, run_config: str | None = None) -> None:
+    """Writes the model's folder. If it fails, `target` is as it was before.
+
+    Args:
+        card: the text of README.md; run_config: the text of run.yaml.
+
+    Raises:
+        ArtefactError: the folder cannot be written (a full disk, no rights).
+    """
+    try:
+        with complete_folder(target) as folder:
+            _write(model, folder)
+            for name, text in (("README.md", card), ("run.yaml", run_config)):
+                if text is not None:
+                    (folder / name).write_text(text, encoding="utf-8")
+    except (OSError, SafetensorError) as error:
+        raise ArtefactError(f"{target}: the model cannot be written: {error}; nothing was changed there") from error
+
+
+def _write(model: DMoERM, folder: Path) -> None:
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder)
+    model.tokenizer.save_pretrained(folder)
+    _save_tensors(small_state(model), folder / "model.safetensors")
+    for path, part in _parts(model):
+        _save_tensors(part.state_dict(), folder / path)
+    for task, experts in _experts(model):
+        for i, capability in enumerate(experts.capabilities):
+            place = folder / "tasks" / task / "experts" / capability
+            place.mkdir(parents=True)
+            _adapter_config(experts, model.config.branch_layer).save_pretrained(str(place))
+            _save_tensors(adapter_state(experts, i, model.config.branch_layer), place / "adapter_model.safetensors")
+
+
+def load(path: str | Path, dtype: torch.dtype | str | None = None, revision: str | None = None) -> DMoERM:
+    """Reads a model's folder, or downloads it from the hub.
+
+    Args:
+        dtype: precision of trunk and branches; None: as saved.
+
+    Raises:
+        ArtefactError: no such model, a missing, truncated or foreign file.
+    """
+    from .dmoerm import DMoERM
+
+    folder = _local(path, revision)
+    model = DMoERM(_read_config(folder))
+    _fill(model, _tensors(folder / "model.safetensors"), folder / "model.safetensors")
+    for name, part in _parts(model):
+        _fill(part, _tensors(folder / name), folder / name)
+    for task, experts in _experts(model):
+        experts.attach(model.inner(task).base.branch)  # pyright: ignore[reportArgumentType]
+        for i, capability in enumerate(experts.capabilities):
+            file = folder / "tasks" / task / "experts" / capability / "adapter_model.safetensors"
+            _fill_adapter(experts, i, _tensors(file), file, model.config.branch_layer)
+    for _, part in _parts(model):
+        part.to(getattr(torch, dtype) if isinstance(dtype, str) and dtype != "auto" else None)
+    return with_tokenizer(model, AutoTokenizer.from_pretrained(folder)).eval()
+
+
+def with_tokenizer(model: DMoERM, tokenizer: Any) -> DMoERM:
+    """The same model, ready to encode text."""
+    limit = model.config.backbone.get("max_position_embeddings")
+    model.tokenizer = tokenizer
+    model.encoder = Encoder(tokenizer, EncodingConfig(**model.config.encoding), limit)
+    return model
+
+
+def task_backbone(model: DMoERM, task: str) -> PreTrainedModel:
+    """Trunk and the task's branch as one plain decoder: what PEFT loads the task's adapters onto."""
+    return join(model.trunk, model.inner(task).base.branch)  # pyright: ignore[reportArgumentType]
+
+
+def small_state(model: nn.Module) -> dict[str, Tensor]:
+    """The state without trunk, branches, adapters and language models: router, heads, aggregators, calibration."""
+    large = ("trunk.", ".branch.", ".language_model.")
+    return {name: t for name, t in model.state_dict().items() if not any(part in f".{name}" for part in large)}
+
+
+def adapter_state(experts: Experts, index: int, first_layer: int) -> dict[str, Tensor]:
+    """One expert's LoRA under PEFT's names, layers numbered as in the whole decoder."""
+    state: dict[str, Tensor] = {}
+    for name, layer in lora_layers(experts.branch or nn.Module()).items():
+        prefix = _ADAPTER + _renumber(name, first_layer)
+        state[f"{prefix}.lora_A.weight"] = layer.lora_A[index]
+        state[f"{prefix}.lora_B.weight"] = layer.lora_B[index]
+    return state
+
+
+def _adapter_config(experts: Experts, first_layer: int) -> Any:
+    from peft import LoraConfig, TaskType
+
+    config: LoRAConfig = experts.config
+    names = [_renumber(name, first_layer) for name in lora_layers(experts.branch or nn.Module())]
+    return LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,  # pyright: ignore[reportArgumentType]
+        lora_dropout=config.dropout,
+        target_modules=names,
+        task_type=TaskType.FEATURE_EXTRACTION,
+        inference_mode=True,
+    )
+
+
+def _renumber(name: str, first_layer: int) -> str:
+    return re.sub(r"^layers\.(\d+)", lambda match: f"layers.{int(match[1]) + first_layer}", name)
+
+
+def _parts(model: DMoERM) -> Iterator[tuple[str, nn.Module]]:
+    if model.trunk is not None:
+        yield "trunk.safetensors", model.trunk
+    if model.router.language_model is not None:
+        yield "router/language_model.safetensors", model.router.language_model
+    yield "general/branch.safetensors", model.general.branch
+    if not model.config.shared_branch:
+        for task in model.config.tasks:
+            yield f"tasks/{task}/branch.safetensors", model.inner(task).base.branch
+
+
+def _experts(model: DMoERM) -> Iterator[tuple[str, Experts]]:
+    for task in model.config.tasks:
+        if (experts := model.inner(task).experts).branch is not None:
+            yield task, experts
+
+
+def _save_tensors(state: dict[str, Tensor], file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: t.detach().cpu().contiguous() for name, t in state.items()}, file, metadata={"format": "pt"})
+
+
+def _local(path: str | Path, revision: str | None) -> Path:
+    folder = Path(path)
+    if (folder / "config.json").is_file():
+        return folder
+    if folder.exists() or str(path).count("/") != 1:
+        raise ArtefactError(f"{path}: is no dmoerm model (no config.json there); give the folder that `train` wrote")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(str(path), revision=revision))
+    except Exception as error:  # network, rights, no such name: the hub's client raises many kinds
+        raise ArtefactError(f"{path}: neither a folder here nor a model on the hub: {error}") from None
+
+
+def _read_config(folder: Path) -> Any:
+    from .dmoerm import DMoERMConfig
+
+    file = folder / "config.json"
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+        kind = settings.get("model_type")
+    except (ValueError, OSError, AttributeError) as error:
+        raise ArtefactError(f"{file}: cannot be read: {error}") from None
+    if kind != DMoERMConfig.model_type:
+        raise ArtefactError(f"{file}: model_type is {kind!r}, not 'dmoerm'; give the folder that `train` wrote")
+    config = DMoERMConfig.from_dict(settings)
+    for name in [*config.tasks, *(c for names in config.tasks.values() for c in names)]:
+        if not _SAFE_NAME.fullmatch(name):
+            raise ArtefactError(f"{file}: {shorten(name)} is no safe name of a task or capability")
+    return config
+
+
+def _tensors(file: Path) -> dict[str, Tensor]:
+    if not file.is_file():
+        pickles = [p.name for p in file.parent.glob("*") if p.suffix in {".bin", ".pt", ".pth", ".pkl"}]
+        hint = f"; {pickles[0]} is a pickle, which is never read" if pickles else ""
+        raise ArtefactError(f"{file}: is missing{hint}; write the model again with save_pretrained")
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ArtefactError(f"{file}: is no safetensors file, or is damaged: {error}") from None
+
+
+def _fill(module: nn.Module, state: dict[str, Tensor], file: Path) -> None:
+    missing = [n for n in (small_state(module) if file.name == "model.safetensors" else module.state_dict())]
+    if (wrong := sorted(set(missing) ^ set(state))):
+        raise ArtefactError(f"{file}: its tensors do not fit config.json (first difference: {wrong[0]})")
+    try:
+        module.load_state_dict(state, strict=False, assign=True)
+    except RuntimeError as error:
+        raise ArtefactError(f"{file}: does not fit config.json: {str(error).splitlines()[-1].strip()}") from None
+
+
+def _fill_adapter(experts: Experts, index: int, state: dict[str, Tensor], file: Path, first_layer: int) -> None:
+    expected = adapter_state(experts, index, first_layer)
+    if {n: t.shape for n, t in expected.items()} != {n: t.shape for n, t in state.items()}:
+        raise ArtefactError(f"{file}: its tensors do not fit config.json")
+    with torch.no_grad():
+        for name, tensor in expected.items():
+            tensor.copy_(state[name])

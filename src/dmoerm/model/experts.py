@@ -1,0 +1,115 @@
+"""The inner layer's experts: one LoRA and one head a capability, all run as one batch.
+
+Shapes: k experts, N responses, R tokens, D embedding width, r LoRA rank.
+
+    rows (N, …) ──repeat k times──▶ (k·N, …) ──branch with stacked LoRA──▶ states (k·N, R, d) ──pool──▶ z (k, N, D)
+    score_i = head_i(z_i)
+
+The branch's layers are the library's own, sharing their weights with the plain branch; only the linear layers named in
+`targets` know that their rows come in k blocks.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..config import HeadConfig, LoRAConfig
+from ..errors import BackboneError
+from .backbone import Shared, run_shared
+from .heads import Head, pool
+
+
+class StackedLoRALinear(nn.Module):
+    """y = W x + (alpha / r) · B_i A_i x for the i-th of k equal blocks of rows (LoRA, arXiv 2106.09685).
+
+    `lora_A` is (k, r, in), `lora_B` is (k, out, r) and starts at zero, so that an expert starts as its branch.
+    """
+
+    def __init__(self, base: nn.Linear, count: int, config: LoRAConfig) -> None:
+        super().__init__()
+        self.base, self.count, self.scaling = base, count, config.alpha / config.rank
+        self.dropout = nn.Dropout(config.dropout)
+        like = {"dtype": torch.float32, "device": base.weight.device}
+        self.lora_A = nn.Parameter(torch.empty(count, config.rank, base.in_features, **like))
+        self.lora_B = nn.Parameter(torch.zeros(count, base.out_features, config.rank, **like))
+        if not self.lora_A.is_meta:
+            for matrix in self.lora_A:
+                nn.init.kaiming_uniform_(matrix, a=math.sqrt(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.dropout(x).reshape(self.count, -1, x.shape[-1])  # (k, N·T, in)
+        down = torch.bmm(rows, self.lora_A.to(x.dtype).transpose(1, 2))
+        up = torch.bmm(down, self.lora_B.to(x.dtype).transpose(1, 2))
+        return self.base(x) + self.scaling * up.reshape(*x.shape[:-1], -1)
+
+
+def with_experts(branch: PreTrainedModel, count: int, config: LoRAConfig) -> PreTrainedModel:
+    """The branch with stacked LoRA in its target layers; all other weights are the branch's own, not copies.
+
+    Raises:
+        BackboneError: no linear layer has one of the target names.
+    """
+    expert_branch = copy.deepcopy(branch, {id(p): p for p in branch.parameters()})
+    found = [
+        (parent, name, child)
+        for parent in expert_branch.modules()
+        for name, child in parent.named_children()
+        if name in config.targets and isinstance(child, nn.Linear)
+    ]
+    if not found:
+        raise BackboneError(f"phase2.targets {list(config.targets)} name no linear layer of this backbone")
+    for parent, name, child in found:
+        setattr(parent, name, StackedLoRALinear(child, count, config))
+    return expert_branch
+
+
+class Experts(nn.Module):
+    """The k experts of one task. With rank 0 they are heads alone and share the branch's own embedding."""
+
+    def __init__(
+        self,
+        branch: PreTrainedModel,
+        capabilities: Sequence[str],
+        width: int,
+        config: LoRAConfig,
+        head: HeadConfig,
+        pooling: str,
+    ) -> None:
+        super().__init__()
+        self.capabilities, self.config, self.pooling = tuple(capabilities), config, pooling
+        self.heads = nn.ModuleList(Head(width, head) for _ in self.capabilities)
+        self.branch: PreTrainedModel | None = None
+        self.attach(branch)
+
+    def attach(self, branch: PreTrainedModel) -> None:
+        """Puts new LoRA on this branch, whose weights must be in place: they are shared, not copied."""
+        if self.config.rank and len(self):
+            self.branch = with_experts(branch, len(self), self.config)
+
+    def __len__(self) -> int:
+        return len(self.capabilities)
+
+    def embed(self, inputs: Shared, base: Tensor) -> Tensor:
+        """z (k, N, D) of all experts in one pass; `base` (N, D) is the plain branch's embedding."""
+        if self.branch is None:
+            return base.expand(len(self), *base.shape)
+        stacked = inputs.repeat(len(self))
+        states = run_shared(self.branch, stacked)[1]
+        return pool(states, stacked.response_mask, self.pooling).unflatten(0, (len(self), -1))
+
+    def score(self, embeddings: Tensor) -> Tensor:
+        """Capability scores (N, k) from embeddings z (k, N, D)."""
+        if not len(self):
+            return embeddings.new_zeros(embeddings.shape[1], 0)
+        return torch.stack([head(z) for head, z in zip(self.heads, embeddings, strict=True)], dim=-1)
+
+
+def lora_layers(branch: nn.Module) -> dict[str, StackedLoRALinear]:
+    """The stacked LoRA layers of a branch by name, such as `layers.0.self_attn.q_proj`."""
+    return {name: module for name, module in branch.named_modules() if isinstance(module, StackedLoRALinear)}

@@ -1,0 +1,201 @@
+"""The taxonomy: which tasks there are, on which capabilities an answer to each is judged, and a rubric for each.
+
+A taxonomy is a small YAML file. Two ship with the package: `paper-en` and `paper-zh`, the five tasks of the paper.
+Task and capability names become folder names of a saved model, so they are limited to `a-z 0-9 _ -`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from .errors import TaxonomyError, shorten
+from .schema import Group
+
+BUILT_IN = ("paper-en", "paper-zh")
+"""Names that `load_taxonomy` knows without a file."""
+
+_SAFE_NAME = re.compile(r"[a-z0-9_][a-z0-9_-]{0,63}")
+_NAME_RULE = "use 1 to 64 of the characters a-z, 0-9, _ and -, not starting with -; put the wording people see in title"
+
+
+class Capability(BaseModel):
+    """One dimension on which an answer to a task is judged.
+
+    Attributes:
+        title: the name that people see, in the taxonomy's language.
+        rubric: one sentence that says what a good answer does on this capability; a judge is shown it as it stands.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
+    title: str = Field(min_length=1)
+    rubric: str = Field(min_length=1)
+
+
+class Task(BaseModel):
+    """A kind of prompt.
+
+    Attributes:
+        title: the name that people see, in the taxonomy's language.
+        description: one sentence that says which prompts belong here.
+        capabilities: capability name → capability, one or more; the order is the experts' order.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
+    title: str = Field(min_length=1)
+    description: str = Field(min_length=1)
+    capabilities: dict[str, Capability] = Field(min_length=1)
+
+    @field_validator("capabilities")
+    @classmethod
+    def _capability_names_are_safe(cls, capabilities: dict[str, Capability]) -> dict[str, Capability]:
+        for name in capabilities:
+            _check_name("capability", name)
+        return capabilities
+
+
+class Taxonomy(BaseModel):
+    """All tasks of one reward model.
+
+    Attributes:
+        name: the taxonomy's own name.
+        language: the language of titles and rubrics, as a code such as `en` or `zh`.
+        tasks: task name → task, one or more; the order is the router's order.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
+    name: str
+    language: str = Field(min_length=2)
+    tasks: dict[str, Task] = Field(min_length=1)
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_safe(cls, name: str) -> str:
+        _check_name("taxonomy", name)
+        return name
+
+    @field_validator("tasks")
+    @classmethod
+    def _task_names_are_safe(cls, tasks: dict[str, Task]) -> dict[str, Task]:
+        for name in tasks:
+            _check_name("task", name)
+        return tasks
+
+    def to_yaml(self) -> str:
+        """The taxonomy as YAML text that `load_taxonomy` reads back to an equal taxonomy."""
+        return yaml.safe_dump(self.model_dump(), allow_unicode=True, sort_keys=False, width=120)
+
+
+def load_taxonomy(name_or_path: str | Path) -> Taxonomy:
+    """A built-in taxonomy by its name, or one from a YAML file.
+
+    Raises `TaxonomyError` that says where in the file, what is wrong, the value met and the remedy.
+    """
+    if str(name_or_path) in BUILT_IN:
+        file = resources.files("dmoerm") / "taxonomies" / f"{name_or_path}.yaml"
+        return _parse(file.read_text(encoding="utf-8"), str(name_or_path))
+    path = Path(name_or_path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        remedy = f"give a path to a YAML file or one of {', '.join(BUILT_IN)}"
+        raise TaxonomyError(f"{path}: there is no such taxonomy; {remedy}") from None
+    except UnicodeDecodeError as error:
+        raise TaxonomyError(
+            f"{path}: is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise TaxonomyError(f"{path}: cannot be read ({error}); give a path to a readable YAML file") from None
+    return _parse(text, str(path))
+
+
+def draft_taxonomy(groups: Iterable[Group], name: str) -> Taxonomy:
+    """A first taxonomy from labelled data: the tasks and graded capabilities met, by name, for the user to edit.
+
+    Groups without a task are passed over. A task on which nobody graded a capability gets the single capability
+    `overall_quality`, to be replaced. Raises `TaxonomyError` where no group has a task or a name is not safe.
+    """
+    met: dict[str, set[str]] = {}
+    for group in groups:
+        if group.task is not None:
+            met.setdefault(group.task, set()).update(group.capabilities)
+    if not met:
+        raise TaxonomyError("no group has a task, so there is nothing to draft; fill the field `task` of the data")
+    tasks = {task: _draft_task(task, sorted(met[task])) for task in sorted(met)}
+    return _validate({"name": name, "language": "en", "tasks": tasks}, f"draft {name!r}")
+
+
+def _draft_task(name: str, capabilities: list[str]) -> dict[str, Any]:
+    words = _words(name)
+    drafted = {
+        capability: {
+            "title": _words(capability).capitalize(),
+            "rubric": f"The answer does well on {_words(capability)}. (Drafted from the name: edit this sentence.)",
+        }
+        for capability in capabilities or ["overall_quality"]
+    }
+    description = f"Prompts of the kind {words}. (Drafted from the name: edit this sentence.)"
+    return {"title": words.capitalize(), "description": description, "capabilities": drafted}
+
+
+def _words(name: str) -> str:
+    return re.sub(r"[_-]+", " ", name).strip() or name
+
+
+def _check_name(kind: str, name: str) -> None:
+    if not _SAFE_NAME.fullmatch(name):
+        raise ValueError(f"the {kind} name {shorten(name)} is not safe as a folder name; {_NAME_RULE}")
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Plain YAML would keep the last of two equal keys, and a whole task could vanish unnoticed."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.MarkedYAMLError(problem=f"the key {key!r} is given twice", problem_mark=node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def _parse(text: str, where: str) -> Taxonomy:
+    try:
+        content = yaml.load(text, Loader=_UniqueKeyLoader)
+    except yaml.MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise TaxonomyError(f"{where}{line}: is not valid YAML ({error.problem}); correct the file there") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise TaxonomyError(f"{where}: is not valid YAML ({error}); correct the file") from None
+    if not isinstance(content, dict):
+        remedy = "start from `dmoerm data taxonomy` or a copy of paper-en"
+        raise TaxonomyError(f"{where}: must hold name, language and tasks (got {shorten(content)}); {remedy}")
+    return _validate(content, where)
+
+
+def _validate(content: dict[Any, Any], where: str) -> Taxonomy:
+    try:
+        return Taxonomy.model_validate(content)
+    except ValidationError as error:
+        detail = error.errors()[0]
+    field = ".".join(str(part) for part in detail["loc"])
+    problem = detail["msg"].removeprefix("Value error, ")
+    value = f" (got {shorten(detail['input'])})" if detail["type"] != "value_error" else ""
+    remedy = _REMEDIES.get(detail["type"], "")
+    raise TaxonomyError(f"{where}: {field}: {problem}{value}{remedy}")
+
+
+_REMEDIES = {
+    "missing": "; add the field",
+    "too_short": "; name at least one",
+    "string_too_short": "; write a text",
+    "extra_forbidden": "; remove the field or correct its spelling",
+    "string_type": "; write a text, in quotes if YAML reads it as another kind of value (no, on, 12)",
+    "model_type": "; write it as fields below the name",
+    "dict_type": "; write it as names with fields below each",
+}
