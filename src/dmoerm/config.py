@@ -146,6 +146,8 @@ class ExpertConfig(StepConfig):
 
     lora: LoRAConfig = LoRAConfig()
     """The expert's LoRA; rank 0: the expert is a head alone."""
+    head_first: StepConfig | None = None
+    """How the head is fitted on the branch's fixed embeddings before the LoRA joins; None: it starts as phase 1's."""
 
 
 class AggregatorConfig(StepConfig):
@@ -159,8 +161,6 @@ class AggregatorConfig(StepConfig):
     """Dropout on the MLP's input."""
     first_fraction: float = Field(default=0.6, ge=0, lt=1)
     """Share of a task's groups that phase 1 has; phase 3 has the others. 0: both have all of them."""
-    folds: int = Field(default=0, ge=0)
-    """Out-of-fold scores from so many fits feed phase 3, so that it does not overtrust the experts; 0: none."""
 
 
 class Config(_Settings):
@@ -174,6 +174,8 @@ class Config(_Settings):
     """A shipped taxonomy (`paper-en`, `paper-zh`), a YAML file, or None: drafted from the data."""
     cache: str | None = None
     """Folder of the trunk's cached activations; None: the user's cache folder."""
+    report_to: tuple[str, ...] = ()
+    """Experiment trackers that transformers' Trainer reports to, such as `tensorboard` or `wandb`."""
     base: Literal["full", "lora", "frozen"] = "full"
     """A task's branch: all its weights trained, a LoRA merged into it, or as pretrained (heads alone are trained)."""
     base_lora: LoRAConfig = LoRAConfig()

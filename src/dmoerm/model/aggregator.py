@@ -1,8 +1,8 @@
 """Phase 3's aggregator: the experts' embeddings and scores → one reward (the inner layer of arXiv 2403.01197).
 
-    embeddings   r = FC2(PReLU(FC1(z_1 ⊕ … ⊕ z_k)))            the paper
-    scores       r = w · (r_1 … r_k, r_phase1, r_general)       linear, on standardised scores
-    both         r = their sum
+embeddings   r = FC2(PReLU(FC1(z_1 ⊕ … ⊕ z_k)))            the paper
+scores       r = w · (r_1 … r_k, r_phase1, r_general)       linear, on standardised scores
+both         r = their sum
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """A model's folder: written completely or not at all, read without ever unpickling anything.
 
-    config.json  README.md  run.yaml  tokenizer files
-    model.safetensors                            router, heads, aggregators, calibration
-    trunk.safetensors                            the shared layers (none with branch_layer 0)
-    router/language_model.safetensors            where the router has its own
-    general/branch.safetensors                   the general model's branch
-    tasks/<task>/branch.safetensors              a task's branch (none where all share the general one)
-    tasks/<task>/experts/<capability>/           a PEFT adapter: adapter_config.json, adapter_model.safetensors
+config.json  README.md  run.yaml  tokenizer files
+model.safetensors                            router, heads, aggregators, calibration
+trunk.safetensors                            the shared layers (none with branch_layer 0)
+router/language_model.safetensors            where the router has its own
+general/branch.safetensors                   the general model's branch
+tasks/<task>/branch.safetensors              a task's branch (none where all share the general one)
+tasks/<task>/experts/<capability>/           a PEFT adapter: adapter_config.json, adapter_model.safetensors
 """
 
 from __future__ import annotations
@@ -21,12 +21,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoTokenizer
 
 from ..config import EncodingConfig, LoRAConfig
 from ..errors import ArtefactError, shorten
 from ..paths import complete_folder
-from .backbone import join
+from .backbone import join, load_tokenizer
 from .encoding import Encoder
 from .experts import Experts, lora_layers
 
@@ -96,7 +95,7 @@ def load(path: str | Path, dtype: torch.dtype | str | None = None, revision: str
             _fill_adapter(experts, i, _tensors(file), file, model.config.branch_layer)
     for _, part in _parts(model):
         part.to(getattr(torch, dtype) if isinstance(dtype, str) and dtype != "auto" else None)
-    return with_tokenizer(model, AutoTokenizer.from_pretrained(folder)).eval()
+    return with_tokenizer(model, load_tokenizer(folder)).eval()
 
 
 def with_tokenizer(model: DMoERM, tokenizer: Any) -> DMoERM:
@@ -214,7 +213,7 @@ def _tensors(file: Path) -> dict[str, Tensor]:
 
 def _fill(module: nn.Module, state: dict[str, Tensor], file: Path) -> None:
     missing = [n for n in (small_state(module) if file.name == "model.safetensors" else module.state_dict())]
-    if (wrong := sorted(set(missing) ^ set(state))):
+    if wrong := sorted(set(missing) ^ set(state)):
         raise ArtefactError(f"{file}: its tensors do not fit config.json (first difference: {wrong[0]})")
     try:
         module.load_state_dict(state, strict=False, assign=True)

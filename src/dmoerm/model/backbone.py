@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModel, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..config import BackboneConfig
 from ..errors import BackboneError
@@ -95,7 +95,7 @@ def load_backbone(config: BackboneConfig) -> tuple[PreTrainedModel, PreTrainedTo
     path = str(bundled_backbone()) if config.path == BUNDLED else config.path
     try:
         model: PreTrainedModel = AutoModel.from_pretrained(path, dtype=resolve_dtype(config.dtype)).eval()
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path)
+        tokenizer = load_tokenizer(path)
     except (OSError, ValueError) as error:
         raise BackboneError(
             f"backbone {path!r} cannot be loaded: {str(error).splitlines()[0]}; "
@@ -108,6 +108,14 @@ def load_backbone(config: BackboneConfig) -> tuple[PreTrainedModel, PreTrainedTo
     model = slice_layers(model, 0, config.num_layers or layers, embed=True, norm=True)
     check_cut(model, resolve_cut(config, model))
     return model, tokenizer
+
+
+def load_tokenizer(path: str | Path, **kwargs: Any) -> PreTrainedTokenizerBase:
+    """The tokenizer of a Hugging Face folder or hub name."""
+    # not at the top: transformers may be in the middle of importing AutoTokenizer when it imports this package
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(path, **kwargs)
 
 
 def resolve_cut(config: BackboneConfig, model: PreTrainedModel) -> int:
@@ -231,5 +239,5 @@ def bundled_backbone() -> Path:
         model = AutoModel.from_config(AutoConfig.for_model(**settings))
         model.load_state_dict(quantized.state_dict())
         model.save_pretrained(folder)
-        AutoTokenizer.from_pretrained(source, gguf_file=_BUNDLED_FILE).save_pretrained(folder)
+        load_tokenizer(source, gguf_file=_BUNDLED_FILE).save_pretrained(folder)
     return target

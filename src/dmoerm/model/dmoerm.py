@@ -250,9 +250,7 @@ class DMoERM(PreTrainedModel):
             for reward in self.general_calibration(general).tolist()
         ]
 
-    def _task_answers(
-        self, task: str, inputs: Shared, general: Tensor, base: Tensor | None
-    ) -> list[dict[str, Any]]:
+    def _task_answers(self, task: str, inputs: Shared, general: Tensor, base: Tensor | None) -> list[dict[str, Any]]:
         inner = self.inner(task)
         output = inner(inputs, general, base)
         columns = zip(output.reward.tolist(), output.capabilities.tolist(), output.uncertainty.tolist(), strict=True)

@@ -1,6 +1,6 @@
 """From states to one vector, and from a vector to one score.
 
-    states (N, R, d) ──pool──▶ embedding (N, D) ──Head──▶ score (N,)      D = d, or 2d for pooling `both`
+states (N, R, d) ──pool──▶ embedding (N, D) ──Head──▶ score (N,)      D = d, or 2d for pooling `both`
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """One task's dense mixture: its branch, its experts, its aggregator, and the calibration of its rewards.
 
-    base = pool(branch(x))                     r_phase1 = head(base)
-    z    = experts(x)                          r_i      = head_i(z_i)
-    r    = aggregator(z ⊕ (r_1 … r_k, r_phase1, r_general))
-    reward = (r − centre) / scale              P(a better than b) = σ((reward_a − reward_b) / temperature)
+base = pool(branch(x))                     r_phase1 = head(base)
+z    = experts(x)                          r_i      = head_i(z_i)
+r    = aggregator(z ⊕ (r_1 … r_k, r_phase1, r_general))
+reward = (r − centre) / scale              P(a better than b) = σ((reward_a − reward_b) / temperature)
 """
 
 from __future__ import annotations

@@ -1,0 +1,97 @@
+"""The groups of a run, and the part of them that training never sees: both follow from the settings alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..config import Config
+from ..errors import DataError
+from ..schema import Group
+from ..taxonomy import Taxonomy, draft_taxonomy, load_taxonomy
+from . import testbed
+from .overall import overall_from_capabilities
+from .readers import read_groups
+from .splitting import split_by_prompt, take_groups
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The groups of a run.
+
+    Attributes:
+        train, test: the two parts; no prompt is in both.
+        taxonomy: the tasks and capabilities in use.
+        left_out: reason → rows that the readers left out.
+    """
+
+    train: list[Group]
+    test: list[Group]
+    taxonomy: Taxonomy
+    left_out: Counter[str]
+
+
+def load_data(config: Config) -> Loaded:
+    """Reads, completes and divides the run's data.
+
+    Testbed groups are tested against their gold reward and gold grades; all others against what people gave.
+
+    Raises:
+        DataError: no data, a bad row, a task or capability that the taxonomy does not name.
+    """
+    groups, left_out = _read(config)
+    taxonomy = load_taxonomy(config.taxonomy) if config.taxonomy else draft_taxonomy(groups, "drafted")
+    for group in groups:
+        _check_names(group, taxonomy)
+    groups = overall_from_capabilities(groups)
+    if config.data.groups_per_task:
+        groups = take_groups(groups, config.data.groups_per_task, config.seed)
+    seed = config.seed if config.data.split_seed is None else config.data.split_seed
+    train, test = split_by_prompt(groups, config.data.test_fraction, seed)
+    return Loaded(train, with_gold(test), taxonomy, left_out)
+
+
+def with_gold(groups: Sequence[Group]) -> list[Group]:
+    """Testbed groups with their gold labels in place of the simulated annotators'; others as they are."""
+    return [testbed.gold_group(group) if group.source == "testbed" else group for group in groups]
+
+
+def _read(config: Config) -> tuple[list[Group], Counter[str]]:
+    groups: list[Group] = []
+    left_out: Counter[str] = Counter()
+    if config.data.testbed_prompts:
+        groups += testbed.generate(config.data.testbed_prompts, config.data.testbed_responses, config.seed)
+    for path in config.data.paths():
+        reading = read_groups(path, format=config.data.format)
+        groups += reading.groups
+        left_out += reading.left_out
+    if not groups:
+        raise DataError(
+            "there is no group to train on",
+            field="data.files",
+            value=list(config.data.files),
+            remedy="name at least one file, or set data.testbed_prompts",
+        )
+    return groups, left_out
+
+
+def _check_names(group: Group, taxonomy: Taxonomy) -> None:
+    if group.task is None:
+        return
+    if group.task not in taxonomy.tasks:
+        known = ", ".join(taxonomy.tasks)
+        raise DataError(
+            f"group {group.id}: the taxonomy has no such task",
+            field="task",
+            value=group.task,
+            remedy=f"use one of {known}, or add the task to the taxonomy",
+        )
+    for capability in group.capabilities:
+        if capability not in taxonomy.tasks[group.task].capabilities:
+            raise DataError(
+                f"group {group.id}: the taxonomy's task {group.task!r} has no such capability",
+                field="capabilities",
+                value=capability,
+                remedy="add it to the taxonomy or leave it out of the data",
+            )

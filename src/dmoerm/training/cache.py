@@ -1,0 +1,132 @@
+"""The trunk's activations on disk: computed once for each text, read by every phase and every later run.
+
+Shards of about 64 MiB in safetensors, which is memory-mapped; a shard is written completely or not at all, so a killed
+run loses at most one shard's work. The folder's name fingerprints the weights, the cut and the pooling; the token ids
+(so also the template) name the entries.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from ..model import DMoERM
+from ..model.backbone import Shared
+from ..model.dmoerm import batches, collate_ids
+from ..paths import write_file
+from .batches import Example
+
+_SHARD_BYTES = 64 * 2**20
+
+
+class ActivationCache:
+    """Hidden states, prompt embeddings and (where the branch stays as pretrained) response embeddings by text.
+
+    Args:
+        hidden: keep the hidden states at the cut, which trained branches and LoRA experts need.
+        embedding: keep the responses' embeddings under the pretrained branch.
+    """
+
+    def __init__(self, root: Path, model: DMoERM, *, hidden: bool, embedding: bool) -> None:
+        self.model, self.hidden, self.embedding = model, hidden and model.trunk is not None, embedding
+        self.folder = root / f"{_fingerprint(model)}-{'h' * self.hidden}{'e' * embedding}"
+        self._places: dict[str, Path] = {}
+        self._open: dict[Path, object] = {}
+        for shard in sorted(self.folder.glob("*.safetensors")):
+            self._index(shard)
+
+    def fill(self, examples: Sequence[Example], done: Callable[[int, int], None] = lambda _, __: None) -> None:
+        """Computes what is missing; `done(tokens, of)` is called after each batch."""
+        missing = list({e.key: e for e in examples if e.key not in self._places}.values())
+        total, so_far, size = sum(e.encoded.tokens for e in missing), 0, 0
+        waiting: dict[str, Tensor] = {}
+        for rows in batches([e.encoded for e in missing], 8192):
+            batch = [missing[i] for i in rows]
+            waiting |= self._compute(batch)
+            so_far += sum(e.encoded.tokens for e in batch)
+            done(so_far, total)
+            size = sum(t.numel() * t.element_size() for t in waiting.values())
+            if size > _SHARD_BYTES:
+                self._write(waiting)
+                waiting = {}
+        if waiting:
+            self._write(waiting)
+
+    def states(self, example: Example) -> tuple[Tensor, list[Tensor]]:
+        """Hidden states at the cut: the prompt's (P, d), and each response's (R, d); ids where there is no trunk."""
+        encoded = example.encoded
+        if self.model.trunk is None:
+            return torch.tensor(encoded.prompt), [torch.tensor(ids) for ids in encoded.responses]
+        response = self._read(f"{example.key}/response")
+        return self._read(f"{example.key}/prompt"), list(response.split([len(ids) for ids in encoded.responses]))
+
+    def embeddings(self, example: Example) -> Tensor:
+        """(N, D), the responses' embeddings under the pretrained branch."""
+        return self._read(f"{example.key}/embedding")
+
+    def prompt(self, example: Example) -> Tensor:
+        """(d,), the prompt's embedding at the cut, for the router."""
+        return self._read(f"{example.key}/route")
+
+    @torch.inference_mode()
+    def _compute(self, batch: Sequence[Example]) -> dict[str, Tensor]:
+        ids = collate_ids([e.encoded for e in batch]).to(self.model.device)
+        hidden = self.model.hidden(ids)
+        embedding = self.model.general.embed(hidden) if self.embedding else None
+        route = None if self.model.trunk is None else self.model.router.embed(hidden.prompt, hidden.prompt_mask)
+        found: dict[str, Tensor] = {}
+        for q, example in enumerate(batch):
+            rows = hidden.owner == q
+            parts = {
+                **(self._hidden(hidden, q, rows) if self.hidden else {}),
+                **({"embedding": embedding[rows]} if embedding is not None else {}),
+                **({"route": route[q]} if route is not None else {}),
+            }
+            found |= {f"{example.key}/{name}": tensor.cpu().contiguous() for name, tensor in parts.items()}
+        return found
+
+    def _hidden(self, hidden: Shared, q: int, rows: Tensor) -> dict[str, Tensor]:
+        return {
+            "prompt": hidden.prompt[q][hidden.prompt_mask[q]],
+            "response": hidden.response[rows][hidden.response_mask[rows]],
+        }
+
+    def _write(self, tensors: dict[str, Tensor]) -> None:
+        name = hashlib.sha256("".join(sorted(tensors)).encode()).hexdigest()[:16]
+        shard = self.folder / f"{name}.safetensors"
+        write_file(shard, save(tensors))
+        self._index(shard)
+
+    def _index(self, shard: Path) -> None:
+        try:
+            file = safe_open(shard, framework="pt")
+        except (SafetensorError, OSError):
+            shard.unlink(missing_ok=True)  # damaged: its entries are computed again
+            return
+        self._open[shard] = file
+        for name in file.keys():  # noqa: SIM118 (no mapping)
+            self._places[name.partition("/")[0]] = shard
+
+    def _read(self, name: str) -> Tensor:
+        return self._open[self._places[name.partition("/")[0]]].get_tensor(name)  # pyright: ignore
+
+
+def _fingerprint(model: DMoERM) -> str:
+    """A hash over a sample of every weight of the pretrained decoder, the cut and the pooling."""
+    digest = hashlib.sha256(f"{model.config.branch_layer}/{model.general.pooling}".encode())
+    for tensor in _sample(part for part in (model.trunk, model.general.branch) if part is not None):
+        digest.update(tensor)
+    return digest.hexdigest()[:24]
+
+
+def _sample(parts: Iterable[torch.nn.Module]) -> Iterable[bytes]:
+    for part in parts:
+        for name, parameter in part.named_parameters():
+            yield name.encode()
+            yield parameter.detach().flatten()[:64].float().cpu().numpy().tobytes()

@@ -1,0 +1,49 @@
+"""Centre, scale and temperature of a task's rewards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from scipy.optimize import minimize_scalar
+from torch import Tensor
+
+from ..model.inner import Calibration
+from .batches import Example
+
+
+def calibrate(
+    calibration: Calibration, rewards: Mapping[str, Tensor], train: Sequence[Example], validation: Sequence[Example]
+) -> None:
+    """Rewards get mean 0 and standard deviation 1 over the training part; the temperature fits the held-out pairs.
+
+    Args:
+        rewards: an example's key → raw rewards (N,); examples that are not in it are passed over.
+    """
+    known = torch.cat([rewards[e.key] for e in (*train, *validation) if e.key in rewards])
+    calibration.centre.fill_(float(known.mean()))
+    calibration.scale.fill_(max(float(known.std(correction=0)), 1e-6))
+    held_out = [e for e in validation if e.key in rewards and e.pairs.get(None)]
+    margins, weights = _margins(held_out or [e for e in train if e.key in rewards], rewards)
+    if len(margins):
+        calibration.temperature.fill_(_temperature(margins / float(calibration.scale), weights))
+
+
+def _margins(examples: Sequence[Example], rewards: Mapping[str, Tensor]) -> tuple[np.ndarray, np.ndarray]:
+    rows = [
+        (float(rewards[e.key][pair.better] - rewards[e.key][pair.worse]), 1 / len(pairs))
+        for e in examples
+        if (pairs := e.pairs.get(None))
+        for pair in pairs
+    ]
+    return np.array([margin for margin, _ in rows]), np.array([weight for _, weight in rows])
+
+
+def _temperature(margins: np.ndarray, weights: np.ndarray) -> float:
+    """argmin over T of the mean of −log σ(margin / T), T in [0.05, 20]."""
+
+    def loss(log_t: float) -> float:
+        return float((np.logaddexp(0, -margins / np.exp(log_t)) * weights).sum())
+
+    return float(np.exp(minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded").x))

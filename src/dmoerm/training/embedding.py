@@ -1,0 +1,56 @@
+"""What finished parts of the model say of the examples: embeddings and the aggregator's inputs, in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from ..model.backbone import Shared
+from ..model.dmoerm import batches
+from ..model.heads import BranchScorer
+from .batches import Example, share
+from .steps import Run
+
+_BATCH_TOKENS = 8192
+
+
+@torch.no_grad()
+def base_embeddings(run: Run, scorer: BranchScorer, examples: Sequence[Example]) -> dict[str, Tensor]:
+    """Key → (N, D), the embeddings under a branch: from the cache where the branch is the pretrained one."""
+    if run.frozen:
+        return {e.key: run.cache.embeddings(e) for e in examples}
+    found: dict[str, Tensor] = {}
+    for batch, states in _state_batches(run, examples):
+        found |= _divide(batch, scorer.embed(states))
+    return found
+
+
+@torch.no_grad()
+def task_vectors(run: Run, task: str, examples: Sequence[Example]) -> dict[str, Tensor]:
+    """Key → (N, m·D + k + 2), what the task's aggregator gets."""
+    inner, general = run.model.inner(task), run.model.general
+    if run.frozen and inner.experts.branch is None:
+        embeddings = {e.key: run.cache.embeddings(e) for e in examples}
+        return {
+            k: inner.vectors(z, z.expand(len(inner.experts), *z.shape), general.head(z)) for k, z in embeddings.items()
+        }
+    found: dict[str, Tensor] = {}
+    for batch, states in _state_batches(run, examples):
+        base = inner.base.embed(states)
+        shared = base if run.frozen else general.embed(states)
+        found |= _divide(batch, inner.vectors(base, inner.experts.embed(states, base), general.head(shared)))
+    return found
+
+
+def _state_batches(run: Run, examples: Sequence[Example]) -> Iterator[tuple[list[Example], Shared]]:
+    examples = list({e.key: e for e in examples}.values())
+    for rows in batches([e.encoded for e in examples], _BATCH_TOKENS):
+        batch = [examples[i] for i in rows]
+        yield batch, share([run.cache.states(e) for e in batch]).to(run.model.device)
+
+
+def _divide(batch: Sequence[Example], rows: Tensor) -> dict[str, Tensor]:
+    parts = rows.cpu().split([len(e.encoded.responses) for e in batch])
+    return {e.key: part for e, part in zip(batch, parts, strict=True)}

@@ -1,0 +1,223 @@
+"""One step of the training: a module, its items, and transformers' `Trainer`.
+
+Whatever a step trains (a head on vectors, a branch, an expert, the aggregator, the router), it is a module that returns
+`loss`, `margins` and `weights` for a batch; a margin above 0 is a pair (or a routed prompt) put right.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import _IncompatibleKeys
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import EvalPrediction, get_last_checkpoint
+
+from ..config import StepConfig
+from ..errors import DmoermError
+from ..model.backbone import Shared
+from .losses import pair_loss
+
+
+class PhaseModel(nn.Module):
+    """A scorer under the preference loss.
+
+    Args:
+        scorer: maps vectors (N, D), or `Shared` hidden states of N responses, to rewards (N,).
+        l2, pulled: the parameters pulled to where they start, and how strongly.
+    """
+
+    def __init__(self, scorer: nn.Module, l2: float = 0.0, pulled: nn.Module | None = None) -> None:
+        super().__init__()
+        self.scorer, self.l2 = scorer, l2
+        self._pulled = [p for p in (pulled or nn.Module()).parameters() if p.requires_grad] if l2 else []
+        self._start = [p.detach().clone() for p in self._pulled]
+
+    def forward(self, better: Tensor, worse: Tensor, required: Tensor, weights: Tensor, **features: Tensor) -> Any:
+        rewards = self.scorer(features["vectors"] if "vectors" in features else Shared(**features))
+        margins = rewards[better] - rewards[worse]
+        loss = pair_loss(margins - required, weights)
+        for parameter, start in zip(self._pulled, self._start, strict=True):
+            loss = loss + self.l2 / 2 * (parameter - start.to(parameter.device)).square().sum()
+        return {"loss": loss, "margins": margins, "weights": weights}
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a step ended: its best validation loss and consistency, and where it stopped."""
+
+    loss: float
+    consistency: float
+    steps: int
+
+
+def fit(
+    model: nn.Module,
+    train: Sequence[Any],
+    validation: Sequence[Any],
+    collate: Callable[[Sequence[Any]], dict[str, Tensor]],
+    step: StepConfig,
+    folder: Path,
+    *,
+    seed: int,
+    bf16: bool = False,
+    report_to: Sequence[str] = (),
+    callbacks: Sequence[TrainerCallback] = (),
+) -> Fit:
+    """Trains the parameters that want gradients and leaves the best ones in place (the start is a candidate too).
+
+    Checkpoints lie in `folder`; if some are there, training goes on from the last.
+
+    Raises:
+        DmoermError: the loss is not finite.
+    """
+    trainer = _PhaseTrainer(
+        model=_OnlyTrained(model),
+        args=_arguments(step, folder, len(train), seed, bf16, report_to),
+        train_dataset=_Rows(train),
+        eval_dataset=_Rows(validation or train),
+        data_collator=collate,
+        compute_metrics=_metrics,
+        callbacks=[EarlyStoppingCallback(step.patience), *callbacks],
+        optimizers=(_optimiser(model, step), None),
+    )
+    trainer.remove_callback(PrinterCallback)
+    start = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}  # pyright: ignore
+    with _quiet():
+        found = trainer.evaluate()
+        if step.epochs > 0:
+            checkpoint = get_last_checkpoint(str(folder)) if folder.exists() else None
+            trainer.train(resume_from_checkpoint=checkpoint)
+            after = trainer.evaluate()
+            if _better(after, found, step.best_by):
+                found = after
+            else:
+                trainer.model.load_state_dict(start)  # pyright: ignore
+    if not np.isfinite(found["eval_loss"]):
+        raise DmoermError(f"{folder.name}: the loss is {found['eval_loss']}; lower the step's learning_rate")
+    model.eval()
+    return Fit(float(found["eval_loss"]), float(found["eval_consistency"]), trainer.state.global_step)
+
+
+def _better(new: dict[str, float], old: dict[str, float], by: str) -> bool:
+    if by == "loss":
+        return not new["eval_loss"] >= old["eval_loss"]
+    return new["eval_consistency"] >= old["eval_consistency"]
+
+
+def _arguments(
+    step: StepConfig, folder: Path, count: int, seed: int, bf16: bool, report_to: Sequence[str]
+) -> TrainingArguments:
+    per_device = max(step.batch_groups // step.gradient_accumulation, 1)
+    batches = -(-count // per_device)
+    total = max(round(-(-batches // step.gradient_accumulation) * step.epochs), 1)
+    every = max(total // step.evaluations, 1)
+    return TrainingArguments(
+        output_dir=str(folder),
+        max_steps=total,
+        per_device_train_batch_size=per_device,
+        per_device_eval_batch_size=per_device,
+        gradient_accumulation_steps=step.gradient_accumulation,
+        warmup_steps=round(step.warmup * total),
+        eval_strategy="steps",
+        eval_steps=every,
+        save_strategy="steps",
+        save_steps=every,
+        save_total_limit=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="loss" if step.best_by == "loss" else "consistency",
+        greater_is_better=step.best_by == "consistency",
+        restore_callback_states_from_checkpoint=True,
+        logging_steps=max(every // 4, 1),
+        seed=seed,
+        data_seed=seed,
+        use_cpu=not torch.cuda.is_available(),
+        bf16=bf16,
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        report_to=list(report_to) or "none",
+        run_name=folder.parent.name,
+    )
+
+
+def _optimiser(model: nn.Module, step: StepConfig) -> torch.optim.Optimizer:
+    """AdamW; heads may have a rate of their own."""
+    heads = [p for name, p in model.named_parameters() if p.requires_grad and "head" in name.split(".")]
+    known = {id(p) for p in heads}
+    others = [p for p in model.parameters() if p.requires_grad and id(p) not in known]
+    groups = [
+        {"params": others, "lr": step.learning_rate},
+        {"params": heads, "lr": step.head_learning_rate or step.learning_rate},
+    ]
+    return torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=step.weight_decay)
+
+
+class _PhaseTrainer(Trainer):
+    """`Trainer` whose predictions are margins; the loss is a mean already, so accumulation divides it."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.model_accepts_loss_kwargs = False
+
+    def prediction_step(
+        self, model: nn.Module, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> Any:
+        with torch.no_grad(), self.compute_loss_context_manager():
+            output = model(**self._prepare_inputs(inputs))
+        return output["loss"].detach(), output["margins"].detach().float(), output["weights"].detach()
+
+
+class _OnlyTrained(nn.Module):
+    """Passes everything on; its state is the parameters that are trained, so that checkpoints hold nothing else."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, **batch: Tensor) -> Any:
+        return self.inner(**batch)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        return {name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
+
+    def load_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
+        with torch.no_grad():
+            for name, parameter in self.named_parameters():
+                if parameter.requires_grad:
+                    parameter.copy_(state_dict[name])
+        return _IncompatibleKeys([], [])
+
+
+class _Rows(torch.utils.data.Dataset):
+    def __init__(self, rows: Sequence[Any]) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.rows[index]
+
+
+def _metrics(prediction: EvalPrediction) -> dict[str, float]:
+    """The loss over all groups at once, and the share of margins above 0."""
+    margins, weights = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
+    return {
+        "loss": float((np.logaddexp(0, -margins) * weights).sum() / weights.sum()),
+        "consistency": float((margins > 0).mean()),
+    }
+
+
+@contextlib.contextmanager
+def _quiet() -> Any:
+    """Without the warnings of a Trainer used in ways it does not expect."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,249 @@
+"""The phases: each freezes what it must, chooses its data, and calls the one `fit`.
+
+    router    prompts → tasks
+    phase 0   the general model: branch + head on all tasks together
+    phase 1   per task: branch + head on the overall preferences            (the paper: on 60 % of the groups)
+    phase 2   per capability: one expert on the capability labels           all else frozen
+    phase 3   per task: the aggregator on the overall preferences           (the paper: on the other 40 %), calibration
+
+With `base: frozen` the branch is never touched: phases 0 to 2 fit heads on cached embeddings.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..config import StepConfig
+from ..data.splitting import split_by_prompt
+from ..model.experts import StackedLoRALinear, lora_layers, with_experts
+from ..model.heads import BranchScorer, Head
+from ..model.inner import InnerModel
+from .batches import Example, collate_states, collate_vectors, items
+from .calibration import calibrate
+from .embedding import base_embeddings, task_vectors
+from .fitting import Fit, PhaseModel, fit
+from .steps import Run, State
+
+Examples = Sequence[Example]
+_SAMPLE = 256  # groups that standardisation statistics are taken from where an embedding costs a pass
+
+
+def phase0(run: Run, train: Examples, validation: Examples) -> None:
+    """Trains the general model on all tasks together."""
+    general = run.model.general
+    state = run.step("phase0", lambda place: _train_base(run, general, train, validation, run.config.phase0, place))
+    _apply_base(run, general, state)
+    general_calibration = run.model.general_calibration
+    sample = base_embeddings(run, general, [*train[:_SAMPLE], *validation])
+    calibrate(general_calibration, {key: general.head(z) for key, z in sample.items()}, train, validation)
+
+
+def phase1(run: Run, task: str, train: Examples, validation: Examples) -> None:
+    """Trains a task's branch and head on the overall preferences."""
+    base = run.model.inner(task).base
+    if run.config.warm_start:
+        base.head.load_state_dict(run.model.general.head.state_dict())
+        if not run.frozen:
+            base.branch.load_state_dict(run.model.general.branch.state_dict())
+    first = first_part(run, train)
+    state = run.step(
+        f"phase1/{task}", lambda place: _train_base(run, base, first, validation, run.config.phase1, place)
+    )
+    _apply_base(run, base, state)
+
+
+def phase2(run: Run, task: str, train: Examples, validation: Examples) -> None:
+    """Trains each capability's expert on the capability labels, all else frozen."""
+    inner = run.model.inner(task)
+    inner.experts.attach(inner.base.branch)  # pyright: ignore[reportArgumentType]
+    for index, capability in enumerate(inner.experts.capabilities):
+        name = f"phase2/{task}/{capability}"
+        state = run.step(name, lambda place, c=capability: _train_expert(run, inner, c, train, validation, place))
+        _apply_expert(inner, index, state)
+
+
+def phase3(run: Run, task: str, train: Examples, validation: Examples) -> None:
+    """Trains the aggregator on the experts' outputs and calibrates the task's rewards."""
+    inner = run.model.inner(task)
+    modules = {"aggregator": inner.aggregator, "standardise": inner.standardise, "calibration": inner.calibration}
+    kept = nn.ModuleDict(modules)
+    state = run.step(f"phase3/{task}", lambda place: _train_aggregator(run, task, kept, train, validation, place))
+    kept.load_state_dict(state)
+
+
+def first_part(run: Run, examples: Examples) -> Examples:
+    """The groups of phase 1."""
+    return _divide(run, examples)[0]
+
+
+def second_part(run: Run, examples: Examples) -> Examples:
+    """The groups of phase 3."""
+    return _divide(run, examples)[1]
+
+
+def _divide(run: Run, examples: Examples) -> tuple[Examples, Examples]:
+    fraction = run.config.phase3.first_fraction
+    if fraction == 0:
+        return examples, examples
+    held = {id(group) for group in split_by_prompt([e.group for e in examples], 1 - fraction, run.config.seed)[1]}
+    first = [e for e in examples if id(e.group) not in held]
+    return first, [e for e in examples if id(e.group) in held] or first
+
+
+# --- phases 0 and 1 ------------------------------------------------------------------------------------------------
+
+
+def _train_base(
+    run: Run, start: BranchScorer, train: Examples, validation: Examples, step: StepConfig, place: Path
+) -> tuple[State, Fit]:
+    head = copy.deepcopy(start.head).requires_grad_(True)
+    if run.frozen or not run.config.warm_start or start is run.model.general:
+        head.standardise.fit(torch.cat(list(base_embeddings(run, start, _sample(run, train)).values())))
+    if run.frozen:
+        result = _fit_head(run, head, start, None, train, validation, step, place)
+        return {f"head.{name}": tensor for name, tensor in head.state_dict().items()}, result
+    scorer = BranchScorer(_trainable(run, start.branch), head, start.pooling)  # pyright: ignore[reportArgumentType]
+    states = [items(part, run.cache.states) for part in (train, validation)]
+    result = _fit(run, PhaseModel(scorer, step.l2, head), *states, collate_states, step, place)
+    scorer.branch = _merged(scorer.branch)
+    return scorer.state_dict(), result
+
+
+def _trainable(run: Run, branch: PreTrainedModel) -> PreTrainedModel:
+    """A copy to train: all weights in float32, or frozen with a LoRA."""
+    branch = copy.deepcopy(branch)
+    if run.config.base == "lora":
+        return with_experts(branch.requires_grad_(False), 1, run.config.base_lora)
+    return branch.float().requires_grad_(True)
+
+
+@torch.no_grad()
+def _merged(branch: nn.Module) -> nn.Module:
+    """The branch with its LoRA, if it has one, added into its weights."""
+    for name, layer in lora_layers(branch).items():
+        parent, _, last = name.rpartition(".")
+        addition = layer.scaling * layer.lora_B[0] @ layer.lora_A[0]
+        layer.base.weight += addition.to(layer.base.weight.dtype)
+        setattr(branch.get_submodule(parent), last, layer.base)
+    return branch
+
+
+def _apply_base(run: Run, scorer: BranchScorer, state: State) -> None:
+    dtype = next(scorer.branch.parameters()).dtype
+    scorer.head.load_state_dict({n.removeprefix("head."): t for n, t in state.items() if n.startswith("head.")})
+    branch = {n.removeprefix("branch."): t.to(dtype) for n, t in state.items() if n.startswith("branch.")}
+    if branch:
+        scorer.branch.load_state_dict(branch)
+    scorer.requires_grad_(False)
+
+
+# --- phase 2 -------------------------------------------------------------------------------------------------------
+
+
+def _train_expert(
+    run: Run, inner: InnerModel, capability: str, train: Examples, validation: Examples, place: Path
+) -> tuple[State, Fit]:
+    settings, lora = run.config.phase2, run.config.phase2.lora
+    head = copy.deepcopy(inner.base.head).requires_grad_(True)
+    result = Fit(float("nan"), float("nan"), 0)
+    if not lora.rank or settings.head_first:
+        nn.init.normal_(head.score.weight, std=1e-3)
+        step = settings.head_first if lora.rank and settings.head_first else settings
+        result = _fit_head(run, head, inner.base, capability, train, validation, step, place / "head")
+    if not lora.rank:
+        return {f"head.{name}": tensor for name, tensor in head.state_dict().items()}, result
+    branch = with_experts(inner.base.branch, 1, lora)  # pyright: ignore[reportArgumentType]
+    scorer = BranchScorer(branch, head, inner.base.pooling)
+    states = [items(part, run.cache.states, capability) for part in (train, validation)]
+    result = _fit(run, PhaseModel(scorer, settings.l2, head), *states, collate_states, settings, place / "lora")
+    adapters = {
+        f"lora.{name}.{part}": getattr(layer, part)[0]
+        for name, layer in lora_layers(branch).items()
+        for part in ("lora_A", "lora_B")
+    }
+    return adapters | {f"head.{name}": tensor for name, tensor in head.state_dict().items()}, result
+
+
+@torch.no_grad()
+def _apply_expert(inner: InnerModel, index: int, state: State) -> None:
+    head = inner.experts.heads[index]
+    head.load_state_dict({n.removeprefix("head."): t for n, t in state.items() if n.startswith("head.")})
+    layers: dict[str, StackedLoRALinear] = lora_layers(inner.experts.branch or nn.Module())
+    for name, layer in layers.items():
+        layer.lora_A[index] = state[f"lora.{name}.lora_A"]
+        layer.lora_B[index] = state[f"lora.{name}.lora_B"]
+    inner.experts.requires_grad_(False)
+
+
+# --- phase 3 -------------------------------------------------------------------------------------------------------
+
+
+def _train_aggregator(
+    run: Run, task: str, kept: nn.ModuleDict, train: Examples, validation: Examples, place: Path
+) -> tuple[State, Fit]:
+    inner = run.model.inner(task)
+    train = second_part(run, train)
+    vectors = task_vectors(run, task, [*train, *validation])
+    known = torch.cat([vectors[e.key] for e in train])
+    count = len(inner.experts)
+    inner.standardise.fit(known[:, known.shape[1] - count - 2 : known.shape[1] - 2])
+    inner.aggregator.fit_standardisation(known)
+    inner.aggregator.requires_grad_(True)
+    step = run.config.phase3
+    rows = [items(part, lambda e: vectors[e.key]) for part in (train, validation)]
+    result = _fit(run, PhaseModel(inner.aggregator, step.l2, inner.aggregator), *rows, collate_vectors, step, place)
+    inner.aggregator.requires_grad_(False)
+    with torch.no_grad():
+        rewards = {key: inner.aggregator(vector) for key, vector in vectors.items()}
+    calibrate(inner.calibration, rewards, train, validation)
+    return kept.state_dict(), result
+
+
+# --- what they share -----------------------------------------------------------------------------------------------
+
+
+def _fit_head(
+    run: Run,
+    head: Head,
+    scorer: BranchScorer,
+    capability: str | None,
+    train: Examples,
+    validation: Examples,
+    step: StepConfig,
+    place: Path,
+) -> Fit:
+    """Fits a head on the fixed embeddings of a branch."""
+    vectors = base_embeddings(run, scorer, [e for e in (*train, *validation) if e.pairs.get(capability)])
+    rows = [items(part, lambda e: vectors[e.key], capability) for part in (train, validation)]
+    return _fit(run, PhaseModel(head, step.l2, head), *rows, collate_vectors, step, place)
+
+
+def _fit(run: Run, model: nn.Module, train: list, validation: list, collate, step: StepConfig, place: Path) -> Fit:
+    name = str(place.relative_to(run.folder / "checkpoints"))
+    trains_branch = any(isinstance(m, PreTrainedModel) and _wants_gradients(m) for m in model.modules())
+    return fit(
+        model,
+        train,
+        validation,
+        collate,
+        step,
+        place,
+        seed=run.seed(name),
+        bf16=run.bf16 and trains_branch and run.config.base == "full",
+        report_to=run.config.report_to,
+        callbacks=[run.progress],
+    )
+
+
+def _wants_gradients(module: nn.Module) -> bool:
+    return any(p.requires_grad for p in module.parameters())
+
+
+def _sample(run: Run, examples: Examples) -> Examples:
+    return examples if run.frozen else examples[:_SAMPLE]

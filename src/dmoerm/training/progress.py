@@ -1,0 +1,81 @@
+"""What a person sees while training runs: the step, its loss and consistency on held-out prompts, the time left."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+from transformers import TrainerCallback
+
+
+class Progress(TrainerCallback):
+    """A bar for the whole run and one for the step at hand; a line for each step that ends.
+
+    Args:
+        console: where to write; quiet: write nothing.
+    """
+
+    def __init__(self, console: Console | None = None, quiet: bool = False) -> None:
+        self.console = console or Console(stderr=True, quiet=quiet)
+        columns = (TextColumn("{task.description:44}"), BarColumn(24), TextColumn("{task.fields[figures]}"))
+        self._bars = RichProgress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self.console)
+        self._all = self._bars.add_task("all steps", total=None, figures="")
+        self._step: Any = None
+        self._figures: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def run(self, steps: int) -> Iterator[None]:
+        """Shows the bars while the block runs."""
+        self._bars.update(self._all, total=steps)
+        with self._bars:
+            yield
+
+    @contextlib.contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """One step's bar; the line that stays says how it ended."""
+        self._figures = {}
+        self._step = self._bars.add_task(name, total=None, figures="")
+        yield
+        self._bars.remove_task(self._step)
+        self._bars.advance(self._all)
+        self.say(f"{name:44} {self._text()}")
+
+    def skip(self, name: str) -> None:
+        """A step that was done before."""
+        self._bars.advance(self._all)
+        self.say(f"{name:44} done before")
+
+    def say(self, line: str) -> None:
+        """A line that stays."""
+        self.console.print(line, highlight=False, markup=False)
+
+    def count(self, done: int, total: int) -> None:
+        """How far a step without a Trainer is."""
+        self._bars.update(self._step, completed=done, total=total)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._bars.update(self._step, total=state.max_steps, completed=state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._bars.update(self._step, completed=state.global_step)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        if logs and "loss" in logs:
+            self._show({"train loss": float(logs["loss"])})
+
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, metrics: dict[str, float] | None = None, **_: Any
+    ) -> None:
+        if metrics:
+            self._show({"loss": metrics["eval_loss"], "consistency": metrics["eval_consistency"]})
+
+    def _show(self, figures: dict[str, float]) -> None:
+        self._figures |= figures
+        self._bars.update(self._step, figures=self._text())
+
+    def _text(self) -> str:
+        return "  ".join(f"{name} {value:.3f}" for name, value in self._figures.items())

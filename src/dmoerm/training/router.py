@@ -1,0 +1,100 @@
+"""The router's training, and the tasks that it gives to unlabelled groups (as in the paper)."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..model.dmoerm import pad
+from ..model.router import Router
+from .batches import Batch, Example
+from .fitting import Fit, fit
+from .steps import Run, State
+
+
+class _RouterPhase(nn.Module):
+    """The router under cross-entropy on the logits; a margin is the true task's logit less the best other's."""
+
+    def __init__(self, router: Router) -> None:
+        super().__init__()
+        self.router = router
+
+    def forward(self, labels: Tensor, prompt: Tensor, prompt_mask: Tensor | None = None) -> dict[str, Any]:
+        vectors = prompt if prompt_mask is None else self.router.embed(prompt, prompt_mask)
+        logits = self.router(vectors)
+        true = logits.gather(1, labels[:, None]).squeeze(1)
+        others = logits.scatter(1, labels[:, None], -torch.inf).amax(1) if logits.shape[1] > 1 else true - 1
+        loss = functional.cross_entropy(logits, labels)
+        return {"loss": loss, "margins": (true - others).clamp(-30, 30), "weights": torch.ones_like(true)}
+
+
+def train_router(run: Run, train: Sequence[Example], validation: Sequence[Example]) -> None:
+    """Trains the router on the distinct prompts whose task is known."""
+    state = run.step("router", lambda place: _train(run, train, validation, place))
+    router = run.model.router
+    dtype = next(run.model.general.branch.parameters()).dtype
+    large = {n: t.to(dtype) if "language_model." in n else t for n, t in state.items()}
+    router.load_state_dict(large, assign=True)
+    router.requires_grad_(False)
+
+
+def assign_tasks(run: Run, examples: Sequence[Example]) -> list[Example]:
+    """The examples with a task each: their own, or else the likeliest by the router (None below its threshold)."""
+    return [e if e.task else dataclasses.replace(e, task=_route(run, e)) for e in examples]
+
+
+@torch.no_grad()
+def _route(run: Run, example: Example) -> str | None:
+    router = run.model.router
+    if router.language_model is None:
+        logits = router(run.cache.prompt(example)[None])
+        return run.model.choose(torch.softmax(logits, -1)[0])
+    ids = torch.tensor([example.encoded.prompt], device=run.model.device)
+    return run.model.choose(router.probabilities(ids, torch.ones_like(ids, dtype=torch.bool))[0])
+
+
+def _train(run: Run, train: Sequence[Example], validation: Sequence[Example], place: Path) -> tuple[State, Fit]:
+    router = copy.deepcopy(run.model.router).requires_grad_(True)
+    own = router.language_model is not None
+    if own:
+        router.language_model = copy.deepcopy(router.language_model).float()
+    rows = [_rows(run, part, own) for part in (train, validation)]
+    if not own:
+        router.standardise.fit(torch.stack([vector for vector, _ in rows[0]]))
+    collate = _collate_ids if own else _collate_vectors
+    result = fit(
+        _RouterPhase(router),
+        *rows,
+        collate,
+        run.config.router,
+        place,
+        seed=run.seed("router"),
+        bf16=run.bf16 and own,
+        report_to=run.config.report_to,
+        callbacks=[run.progress],
+    )
+    return router.state_dict(), result
+
+
+def _rows(run: Run, examples: Sequence[Example], own: bool) -> list[tuple[Tensor, int]]:
+    tasks = run.model.router.tasks
+    distinct = {(e.prompt, e.task): e for e in examples if e.task in tasks}.values()
+    return [
+        (torch.tensor(e.encoded.prompt) if own else run.cache.prompt(e), tasks.index(e.task or "")) for e in distinct
+    ]
+
+
+def _collate_vectors(rows: Sequence[tuple[Tensor, int]]) -> Batch:
+    return {"prompt": torch.stack([vector for vector, _ in rows]), "labels": torch.tensor([t for _, t in rows])}
+
+
+def _collate_ids(rows: Sequence[tuple[Tensor, int]]) -> Batch:
+    prompt, mask = pad([ids for ids, _ in rows])
+    return {"prompt": prompt, "prompt_mask": mask, "labels": torch.tensor([task for _, task in rows])}

@@ -1,0 +1,143 @@
+"""One training run, from preference data to a saved DMoERM.
+
+    data → encode → trunk's activations (cached) → router → phase 0 → per task: phases 1, 2, 3 → save
+
+Everything lies in the run's folder; started again, the run goes on from the last checkpoint of the last step.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from ..config import Config, dump_config
+from ..data.loading import Loaded, load_data
+from ..data.splitting import split_by_prompt
+from ..errors import ConfigError, DataError
+from ..model import DMoERM, DMoERMConfig
+from ..model.artefact import with_tokenizer
+from ..model.backbone import cut, load_backbone, resolve_cut
+from ..paths import cache_folder, write_file
+from ..schema import Group, Query
+from ..taxonomy import Taxonomy
+from .batches import Example, label
+from .cache import ActivationCache
+from .phases import phase0, phase1, phase2, phase3
+from .progress import Progress
+from .router import assign_tasks, train_router
+from .steps import Run
+
+
+def train(config: Config, console: Console | None = None) -> Run:
+    """Trains and saves a DMoERM under `config.output`; goes on with what an earlier, killed call has left there.
+
+    Returns:
+        The finished run: its model, its folder, and how each step ended.
+
+    Raises:
+        ConfigError: the folder holds a run with other settings.
+        DataError: the data cannot be used.
+    """
+    folder = _claim(config)
+    data = load_data(config)
+    progress = Progress(console)
+    run = prepare(config, data.taxonomy, folder, progress)
+    capabilities = sum(len(task.capabilities) for task in data.taxonomy.tasks.values())
+    with progress.run(3 + 2 * len(data.taxonomy.tasks) + capabilities):
+        train_groups(run, data)
+    run.model.save_pretrained(folder / "model", run_config=dump_config(config))
+    return run
+
+
+def prepare(config: Config, taxonomy: Taxonomy, folder: Path, progress: Progress) -> Run:
+    """The untrained model around the pretrained backbone, and its activation cache."""
+    model = build_model(config, taxonomy)
+    if torch.cuda.is_available():
+        model.to("cuda")  # pyright: ignore[reportArgumentType]
+    needs_states = config.base != "frozen" or config.phase2.lora.rank > 0
+    root = Path(config.cache) if config.cache else cache_folder() / "activations"
+    cache = ActivationCache(root, model, hidden=needs_states, embedding=config.base == "frozen")
+    return Run(config, model, cache, folder, progress)
+
+
+def build_model(config: Config, taxonomy: Taxonomy) -> DMoERM:
+    """A DMoERM whose branches are the pretrained ones and whose experts have learnt nothing."""
+    backbone, tokenizer = load_backbone(config.backbone)
+    backbone.requires_grad_(False)
+    layer = resolve_cut(config.backbone, backbone)
+    if layer == 0 and config.router.kind == "trunk":
+        raise ConfigError("router.kind is trunk but branch_layer is 0: there is no trunk; set router.kind to own")
+    settings = DMoERMConfig(
+        backbone=backbone.config.to_dict(),
+        branch_layer=layer,
+        tasks={name: list(task.capabilities) for name, task in taxonomy.tasks.items()},
+        shared_branch=config.base == "frozen",
+        router_kind=config.router.kind,
+        threshold=config.router.threshold,
+        encoding=config.encoding.model_dump(mode="json"),
+        head=config.head.model_dump(),
+        lora=config.phase2.lora.model_dump(mode="json"),
+        aggregator=config.phase3.model_dump(include={"inputs", "hidden", "dropout"}),
+    )
+    model = DMoERM(settings).requires_grad_(False)
+    model.trunk, branch = cut(backbone, layer)
+    model.general.branch = branch
+    if config.router.kind == "own":
+        model.router.language_model = copy.deepcopy(backbone)
+    for task in settings.tasks:
+        inner = model.inner(task)
+        inner.base.branch = branch if settings.shared_branch else copy.deepcopy(branch)
+    with_tokenizer(model, tokenizer)
+    model.config.response_marker = model.encoder.marker
+    return model.eval()
+
+
+def train_groups(run: Run, data: Loaded) -> None:
+    """All phases on the training part."""
+    examples = _examples(run, data.train)
+    held = {id(g) for g in split_by_prompt(data.train, run.config.data.validation_fraction, run.config.seed + 1)[1]}
+    with run.progress.step("trunk's activations"):
+        run.cache.fill(examples, run.progress.count)
+    train_part = [e for e in examples if id(e.group) not in held]
+    validation = [e for e in examples if id(e.group) in held]
+    if not any(e.task for e in train_part):
+        raise DataError(
+            "no group names its task", field="task", remedy="label some groups, so that the router can learn"
+        )
+    train_router(run, train_part, validation)
+    train_part, validation = assign_tasks(run, train_part), assign_tasks(run, validation)
+    phase0(run, train_part, validation)
+    for task in data.taxonomy.tasks:
+        parts = [[e for e in part if e.task == task] for part in (train_part, validation)]
+        if not parts[0]:
+            raise DataError("no group of the training part has this task", field="task", value=task)
+        phase1(run, task, *parts)
+        phase2(run, task, *parts)
+        phase3(run, task, *parts)
+
+
+def _examples(run: Run, groups: Sequence[Group]) -> list[Example]:
+    settings, seed = run.config.data, run.config.seed
+    return [
+        Example(
+            group,
+            run.model.encoder.encode(Query(id=group.id, prompt=group.prompt, responses=group.responses)),
+            group.task,
+            label(group, settings.flip_scores, settings.flip_capabilities, seed),
+        )
+        for group in groups
+    ]
+
+
+def _claim(config: Config) -> Path:
+    """The run's folder, with the resolved settings in it."""
+    folder, text = Path(config.output), dump_config(config)
+    written = folder / "config.yaml"
+    if written.exists() and written.read_text(encoding="utf-8") != text:
+        raise ConfigError(f"{folder}: holds a run with other settings; set another `output`, or delete that folder")
+    write_file(written, text)
+    return folder

@@ -1,0 +1,78 @@
+"""The steps of a run: what has been finished is kept on disk and not done again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import set_seed
+
+from ..config import Config
+from ..model import DMoERM
+from ..paths import complete_folder
+from .cache import ActivationCache
+from .fitting import Fit
+from .progress import Progress
+
+State = dict[str, Tensor]
+
+
+@dataclass
+class Run:
+    """What every phase needs: the settings, the model that grows, the cached activations, the folder."""
+
+    config: Config
+    model: DMoERM
+    cache: ActivationCache
+    folder: Path
+    progress: Progress
+
+    @property
+    def frozen(self) -> bool:
+        """The branch stays as pretrained; heads alone are trained on cached embeddings (but for LoRA experts)."""
+        return self.config.base == "frozen"
+
+    @property
+    def bf16(self) -> bool:
+        """Trained weights are kept in float32 and computed in bfloat16 (mixed precision)."""
+        return next(self.model.general.branch.parameters()).dtype == torch.bfloat16
+
+    def seed(self, name: str) -> int:
+        """A step's own seed: derived from the run's, so that a step's result does not depend on which ran before."""
+        return int.from_bytes(hashlib.sha256(f"{self.config.seed}/{name}".encode()).digest()[:4], "big")
+
+    def step(self, name: str, train: Callable[[Path], tuple[State, Fit]]) -> State:
+        """Does a step, or reads what it left when it was done before.
+
+        Args:
+            name: such as `phase2/chitchat/empathy`.
+            train: gets a folder for its checkpoints; returns the trained state and how the fit ended.
+        """
+        done = self.folder / "steps" / name
+        if (done / "state.safetensors").exists():
+            self.progress.skip(name)
+            return load_file(done / "state.safetensors")
+        set_seed(self.seed(name))
+        checkpoints, start = self.folder / "checkpoints" / name, time.monotonic()
+        with self.progress.step(name):
+            state, result = train(checkpoints)
+        with complete_folder(done) as folder:
+            save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, folder / "state.safetensors")
+            metrics = {**asdict(result), "seconds": time.monotonic() - start}
+            (folder / "metrics.json").write_text(json.dumps(metrics))
+        shutil.rmtree(checkpoints, ignore_errors=True)
+        return state
+
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """Step → how it ended, of all finished steps."""
+        root = self.folder / "steps"
+        found = sorted(root.rglob("metrics.json"), key=lambda file: file.stat().st_mtime)
+        return {str(file.parent.relative_to(root)): json.loads(file.read_text()) for file in found}
