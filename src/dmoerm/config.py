@@ -154,7 +154,7 @@ class AggregatorConfig(StepConfig):
     """Phase 3: from the experts to one reward."""
 
     inputs: Literal["embeddings", "scores", "both"] = "both"
-    """The paper's MLP over embeddings, a linear map of capability, phase-1 and general scores, or the sum of the two."""
+    """The paper's MLP over embeddings, a linear map of capability, phase-1 and general scores, or their sum."""
     hidden: int | None = Field(default=None, ge=1)
     """Width of the MLP; None: the embedding's width (the paper)."""
     dropout: float = Field(default=0.1, ge=0, lt=1)

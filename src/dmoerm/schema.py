@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Self, TypeVar
@@ -182,13 +183,25 @@ _REMEDIES = {
 }
 
 
+_UNION_BRANCH = re.compile(r"str|tuple\[.*|function-.*")  # pydantic puts the branch of a union into the location
+# Checks across several fields name the label at fault in their message; pydantic gives them no location.
+_NAMED_LABEL = re.compile(r"((?:scores|ranks|margin|(?:capabilities|annotators)\..+?)) ((?:has|needs) .+)", re.DOTALL)
+
+
+def _value_at(row: Mapping[str, Any], location: Sequence[str]) -> object:
+    value = row.get(location[0])
+    return value[location[1]] if isinstance(value, Mapping) and location[1:] and location[1] in value else value
+
+
 def _data_error(detail: Any, row: Mapping[str, Any]) -> DataError:
-    location = [str(part) for part in detail["loc"] if not str(part).startswith(("function", "tuple", "str"))]
+    location = [str(part) for part in detail["loc"] if not _UNION_BRANCH.fullmatch(str(part))]
     problem = str(detail["msg"]).removeprefix("Value error, ")
+    if not location and (named := _NAMED_LABEL.match(problem)):
+        location, problem = named[1].split(".", 1), named[2]
     remedy = _REMEDIES.get(detail["type"]) or next(
         (text for word, text in _REMEDIES.items() if word in problem), "see docs/data.md for the format"
     )
-    value = row.get(location[0]) if location and detail["type"] != "missing" else None
+    value = _value_at(row, location) if location and detail["type"] != "missing" else None
     return DataError(problem[0].lower() + problem[1:], field=".".join(location) or None, value=value, remedy=remedy)
 
 

@@ -25,13 +25,11 @@ from torch import Tensor, nn
 from ..config import EncodingConfig, LoRAConfig
 from ..errors import ArtefactError, shorten
 from ..paths import complete_folder
-from .backbone import join, load_tokenizer
+from .backbone import Decoder, join, load_tokenizer
 from .encoding import Encoder
 from .experts import Experts, lora_layers
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from .dmoerm import DMoERM
 
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -106,7 +104,7 @@ def with_tokenizer(model: DMoERM, tokenizer: Any) -> DMoERM:
     return model
 
 
-def task_backbone(model: DMoERM, task: str) -> PreTrainedModel:
+def task_backbone(model: DMoERM, task: str) -> Decoder:
     """Trunk and the task's branch as one plain decoder: what PEFT loads the task's adapters onto."""
     return join(model.trunk, model.inner(task).base.branch)  # pyright: ignore[reportArgumentType]
 
@@ -212,8 +210,8 @@ def _tensors(file: Path) -> dict[str, Tensor]:
 
 
 def _fill(module: nn.Module, state: dict[str, Tensor], file: Path) -> None:
-    missing = [n for n in (small_state(module) if file.name == "model.safetensors" else module.state_dict())]
-    if wrong := sorted(set(missing) ^ set(state)):
+    expected = small_state(module) if file.name == "model.safetensors" else module.state_dict()
+    if wrong := sorted(set(expected) ^ set(state)):
         raise ArtefactError(f"{file}: its tensors do not fit config.json (first difference: {wrong[0]})")
     try:
         module.load_state_dict(state, strict=False, assign=True)

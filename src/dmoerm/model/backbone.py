@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,18 @@ from transformers import AutoConfig, AutoModel, DynamicCache, PreTrainedModel, P
 from ..config import BackboneConfig
 from ..errors import BackboneError
 from ..paths import cache_folder, complete_folder
+
+if TYPE_CHECKING:
+
+    class Decoder(PreTrainedModel):
+        """A decoder of the common layout; see `check_decoder`."""
+
+        layers: nn.ModuleList
+        norm: nn.Module
+        embed_tokens: nn.Module | None
+        rotary_emb: Any
+else:
+    Decoder = PreTrainedModel
 
 BUNDLED = "smollm2"
 _BUNDLED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -63,7 +75,7 @@ class Shared(NamedTuple):
         return Shared(*(tensor.to(device) for tensor in self))
 
 
-def run_shared(part: PreTrainedModel, inputs: Shared) -> tuple[Tensor, Tensor]:
+def run_shared(part: Decoder, inputs: Shared) -> tuple[Tensor, Tensor]:
     """Runs a trunk or branch over prompts and responses: states (Q, P, d) and (N, R, d). Gradients flow."""
     prompt, prompt_mask, response, response_mask, owner = inputs
     cache = DynamicCache(config=part.config)
@@ -81,12 +93,12 @@ def run_shared(part: PreTrainedModel, inputs: Shared) -> tuple[Tensor, Tensor]:
     return prompt_states, response_states
 
 
-def _run(part: PreTrainedModel, inputs: Tensor, **kwargs: Any) -> Tensor:
+def _run(part: Decoder, inputs: Tensor, **kwargs: Any) -> Tensor:
     name = "inputs_embeds" if inputs.is_floating_point() else "input_ids"
     return part(**{name: inputs}, **kwargs).last_hidden_state
 
 
-def load_backbone(config: BackboneConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_backbone(config: BackboneConfig) -> tuple[Decoder, PreTrainedTokenizerBase]:
     """The pretrained decoder, with `num_layers` layers and without its vocabulary head, and its tokenizer.
 
     Raises:
@@ -94,7 +106,7 @@ def load_backbone(config: BackboneConfig) -> tuple[PreTrainedModel, PreTrainedTo
     """
     path = str(bundled_backbone()) if config.path == BUNDLED else config.path
     try:
-        model: PreTrainedModel = AutoModel.from_pretrained(path, dtype=resolve_dtype(config.dtype)).eval()
+        model: Decoder = AutoModel.from_pretrained(path, dtype=resolve_dtype(config.dtype)).eval()
         tokenizer = load_tokenizer(path)
     except (OSError, ValueError) as error:
         raise BackboneError(
@@ -118,7 +130,7 @@ def load_tokenizer(path: str | Path, **kwargs: Any) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(path, **kwargs)
 
 
-def resolve_cut(config: BackboneConfig, model: PreTrainedModel) -> int:
+def resolve_cut(config: BackboneConfig, model: Decoder) -> int:
     """The layer at which the trunk ends: `branch_layer`, or four fifths of the layers."""
     layers = len(model.layers)
     cut = layers * 4 // 5 if config.branch_layer is None else config.branch_layer
@@ -137,7 +149,7 @@ def resolve_dtype(name: str) -> torch.dtype:
     return torch.bfloat16 if "avx512_bf16" in flags or "amx_bf16" in flags else torch.float32
 
 
-def cut(model: PreTrainedModel, layer: int) -> tuple[PreTrainedModel | None, PreTrainedModel]:
+def cut(model: Decoder, layer: int) -> tuple[Decoder | None, Decoder]:
     """Trunk and branch of a decoder. They hold the model's own weights, not copies; no trunk if `layer` is 0."""
     count = len(model.layers)
     if layer == 0:
@@ -146,7 +158,7 @@ def cut(model: PreTrainedModel, layer: int) -> tuple[PreTrainedModel | None, Pre
     return trunk, slice_layers(model, layer, count, embed=False, norm=True)
 
 
-def join(trunk: PreTrainedModel | None, branch: PreTrainedModel) -> PreTrainedModel:
+def join(trunk: Decoder | None, branch: Decoder) -> Decoder:
     """The whole decoder again, of trunk and branch: what PEFT and other tools load an expert onto."""
     if trunk is None:
         return branch
@@ -157,8 +169,8 @@ def join(trunk: PreTrainedModel | None, branch: PreTrainedModel) -> PreTrainedMo
     return whole.eval()
 
 
-def slice_layers(model: PreTrainedModel, start: int, stop: int, *, embed: bool, norm: bool) -> PreTrainedModel:
-    """A model of the same class with layers [start, stop), sharing weights; with or without embeddings and final norm."""
+def slice_layers(model: Decoder, start: int, stop: int, *, embed: bool, norm: bool) -> Decoder:
+    """A model of the same class with layers [start, stop), sharing weights; embeddings and final norm as asked."""
     part = empty_part(model.config, stop - start, start)
     part.layers = _numbered(list(model.layers)[start:stop])
     part.embed_tokens = model.embed_tokens if embed else None
@@ -167,8 +179,8 @@ def slice_layers(model: PreTrainedModel, start: int, stop: int, *, embed: bool, 
     return part.eval()
 
 
-def empty_part(config: Any, layers: int, start: int = 0) -> PreTrainedModel:
-    """A model of the config's class with `layers` layers counted from `start`; its weights are still to be filled in."""
+def empty_part(config: Any, layers: int, start: int = 0) -> Decoder:
+    """A model of the config's class with `layers` layers counted from `start`; its weights are yet to be filled in."""
     config = copy.deepcopy(config)
     config.num_hidden_layers = layers
     if getattr(config, "layer_types", None):
@@ -185,11 +197,11 @@ def _numbered(layers: list[nn.Module]) -> nn.ModuleList:
     for index, layer in enumerate(copies):
         for module in layer.modules():
             if hasattr(module, "layer_idx"):
-                module.layer_idx = index
+                module.layer_idx = index  # pyright: ignore[reportArgumentType]
     return nn.ModuleList(copies)
 
 
-def check_decoder(model: PreTrainedModel) -> None:
+def check_decoder(model: Decoder) -> None:
     """Raises `BackboneError` if the model is not a decoder of the common layout (Llama, Qwen2/3, Mistral, …)."""
     missing = [part for part in _PARTS if not hasattr(model, part)]
     name = model.config.model_type
@@ -203,7 +215,7 @@ def check_decoder(model: PreTrainedModel) -> None:
 
 
 @torch.no_grad()
-def check_cut(model: PreTrainedModel, layer: int, tolerance: float = 1e-4) -> None:
+def check_cut(model: Decoder, layer: int, tolerance: float = 1e-4) -> None:
     """Raises `BackboneError` unless trunk + branch, prompt shared, give the whole model's result."""
     vocabulary = int(model.config.vocab_size)
     ids = torch.arange(24, device=model.device).reshape(2, 12) * 7919 % vocabulary

@@ -130,13 +130,13 @@ class DMoERM(PreTrainedModel):
         self.general_calibration = Calibration()
         self.tasks = nn.ModuleDict({task: self._inner(names) for task, names in config.tasks.items()})
 
-    def _scorer(self, branch: PreTrainedModel) -> BranchScorer:
+    def _scorer(self, branch: Any) -> BranchScorer:
         head = Head(self.config.width, HeadConfig(**self.config.head))
         return BranchScorer(branch, head, EncodingConfig(**self.config.encoding).pooling)
 
     def _inner(self, capabilities: Sequence[str]) -> InnerModel:
         config = self.config
-        branch = self.general.branch
+        branch: Any = self.general.branch
         if not config.shared_branch:
             backbone = config.backbone_config
             branch = cut(empty_part(backbone, backbone.num_hidden_layers), config.branch_layer)[1]
@@ -287,7 +287,7 @@ class DMoERM(PreTrainedModel):
         start = starts[-1] if starts and marker else max(len(ids) // 2, 1)
         return Encoded(ids[:start], [ids[start:] or ids[-1:]])
 
-    def save_pretrained(self, save_directory: str | Path, **extras: Any) -> None:
+    def save_pretrained(self, save_directory: str | Path, **extras: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Writes the model's folder, completely or not at all. See `dmoerm.model.artefact.save`."""
         from .artefact import save
 

@@ -128,7 +128,7 @@ class Encoder:
 
     def _plain(self, messages: list[dict[str, str]]) -> str:
         turns = [f"{_PLAIN_NAMES[message['role']]}: {message['content']}" for message in messages]
-        return (self.tokenizer.bos_token or "") + "\n\n".join(turns) + (self.tokenizer.eos_token or "\n\n")
+        return str(self.tokenizer.bos_token or "") + "\n\n".join(turns) + str(self.tokenizer.eos_token or "\n\n")
 
     def _special(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []

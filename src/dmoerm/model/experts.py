@@ -17,11 +17,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from ..config import HeadConfig, LoRAConfig
 from ..errors import BackboneError
-from .backbone import Shared, run_shared
+from .backbone import Decoder, Shared, run_shared
 from .heads import Head, pool
 
 
@@ -49,7 +48,7 @@ class StackedLoRALinear(nn.Module):
         return self.base(x) + self.scaling * up.reshape(*x.shape[:-1], -1)
 
 
-def with_experts(branch: PreTrainedModel, count: int, config: LoRAConfig) -> PreTrainedModel:
+def with_experts(branch: Decoder, count: int, config: LoRAConfig) -> Decoder:
     """The branch with stacked LoRA in its target layers; all other weights are the branch's own, not copies.
 
     Raises:
@@ -74,7 +73,7 @@ class Experts(nn.Module):
 
     def __init__(
         self,
-        branch: PreTrainedModel,
+        branch: Decoder,
         capabilities: Sequence[str],
         width: int,
         config: LoRAConfig,
@@ -84,10 +83,10 @@ class Experts(nn.Module):
         super().__init__()
         self.capabilities, self.config, self.pooling = tuple(capabilities), config, pooling
         self.heads = nn.ModuleList(Head(width, head) for _ in self.capabilities)
-        self.branch: PreTrainedModel | None = None
+        self.branch: Decoder | None = None
         self.attach(branch)
 
-    def attach(self, branch: PreTrainedModel) -> None:
+    def attach(self, branch: Decoder) -> None:
         """Puts new LoRA on this branch, whose weights must be in place: they are shared, not copied."""
         if self.config.rank and len(self):
             self.branch = with_experts(branch, len(self), self.config)

@@ -21,6 +21,7 @@ from ..model.encoding import Encoded
 from ..schema import Group, Pair, prompt_key
 
 Batch = dict[str, Tensor]
+Collate = Callable[[Sequence[Any]], Batch]
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ class ActivationCache:
 
     def __init__(self, root: Path, model: DMoERM, *, hidden: bool, embedding: bool) -> None:
         self.model, self.hidden, self.embedding = model, hidden and model.trunk is not None, embedding
-        self.folder = root / f"{_fingerprint(model)}-{'h' * self.hidden}{'e' * embedding}"
+        self.folder = root / _fingerprint(model)
         self._places: dict[str, Path] = {}
         self._open: dict[Path, object] = {}
         for shard in sorted(self.folder.glob("*.safetensors")):
@@ -43,7 +43,7 @@ class ActivationCache:
 
     def fill(self, examples: Sequence[Example], done: Callable[[int, int], None] = lambda _, __: None) -> None:
         """Computes what is missing; `done(tokens, of)` is called after each batch."""
-        missing = list({e.key: e for e in examples if e.key not in self._places}.values())
+        missing = list({e.key: e for e in examples if not self._has(e)}.values())
         total, so_far, size = sum(e.encoded.tokens for e in missing), 0, 0
         waiting: dict[str, Tensor] = {}
         for rows in batches([e.encoded for e in missing], 8192):
@@ -57,6 +57,11 @@ class ActivationCache:
                 waiting = {}
         if waiting:
             self._write(waiting)
+
+    def _has(self, example: Example) -> bool:
+        needed = ["route"] * (self.model.trunk is not None) + ["embedding"] * self.embedding
+        needed += ["prompt", "response"] * self.hidden
+        return all(f"{example.key}/{name}" in self._places for name in needed)
 
     def states(self, example: Example) -> tuple[Tensor, list[Tensor]]:
         """Hidden states at the cut: the prompt's (P, d), and each response's (R, d); ids where there is no trunk."""
@@ -98,7 +103,7 @@ class ActivationCache:
         }
 
     def _write(self, tensors: dict[str, Tensor]) -> None:
-        name = hashlib.sha256("".join(sorted(tensors)).encode()).hexdigest()[:16]
+        name = hashlib.sha256("".join(tensors).encode()).hexdigest()[:16]
         shard = self.folder / f"{name}.safetensors"
         write_file(shard, save(tensors))
         self._index(shard)
@@ -111,10 +116,10 @@ class ActivationCache:
             return
         self._open[shard] = file
         for name in file.keys():  # noqa: SIM118 (no mapping)
-            self._places[name.partition("/")[0]] = shard
+            self._places[name] = shard
 
     def _read(self, name: str) -> Tensor:
-        return self._open[self._places[name.partition("/")[0]]].get_tensor(name)  # pyright: ignore
+        return self._open[self._places[name]].get_tensor(name)  # pyright: ignore
 
 
 def _fingerprint(model: DMoERM) -> str:

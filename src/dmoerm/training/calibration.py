@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,4 +47,5 @@ def _temperature(margins: np.ndarray, weights: np.ndarray) -> float:
     def loss(log_t: float) -> float:
         return float((np.logaddexp(0, -margins / np.exp(log_t)) * weights).sum())
 
-    return float(np.exp(minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded").x))
+    found: Any = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded")
+    return float(np.exp(found.x))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from transformers.trainer_utils import EvalPrediction, get_last_checkpoint
 from ..config import StepConfig
 from ..errors import DmoermError
 from ..model.backbone import Shared
+from .batches import Collate
 from .losses import pair_loss
 
 
@@ -62,10 +63,10 @@ def fit(
     model: nn.Module,
     train: Sequence[Any],
     validation: Sequence[Any],
-    collate: Callable[[Sequence[Any]], dict[str, Tensor]],
+    *,
+    collate: Collate,
     step: StepConfig,
     folder: Path,
-    *,
     seed: int,
     bf16: bool = False,
     report_to: Sequence[str] = (),

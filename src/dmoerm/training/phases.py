@@ -17,14 +17,14 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from ..config import StepConfig
 from ..data.splitting import split_by_prompt
+from ..model.backbone import Decoder
 from ..model.experts import StackedLoRALinear, lora_layers, with_experts
 from ..model.heads import BranchScorer, Head
 from ..model.inner import InnerModel
-from .batches import Example, collate_states, collate_vectors, items
+from .batches import Collate, Example, Item, collate_states, collate_vectors, items
 from .calibration import calibrate
 from .embedding import base_embeddings, task_vectors
 from .fitting import Fit, PhaseModel, fit
@@ -110,12 +110,12 @@ def _train_base(
         return {f"head.{name}": tensor for name, tensor in head.state_dict().items()}, result
     scorer = BranchScorer(_trainable(run, start.branch), head, start.pooling)  # pyright: ignore[reportArgumentType]
     states = [items(part, run.cache.states) for part in (train, validation)]
-    result = _fit(run, PhaseModel(scorer, step.l2, head), *states, collate_states, step, place)
+    result = _fit(run, PhaseModel(scorer, step.l2, head), states, collate_states, step, place)
     scorer.branch = _merged(scorer.branch)
     return scorer.state_dict(), result
 
 
-def _trainable(run: Run, branch: PreTrainedModel) -> PreTrainedModel:
+def _trainable(run: Run, branch: Decoder) -> Decoder:
     """A copy to train: all weights in float32, or frozen with a LoRA."""
     branch = copy.deepcopy(branch)
     if run.config.base == "lora":
@@ -161,7 +161,7 @@ def _train_expert(
     branch = with_experts(inner.base.branch, 1, lora)  # pyright: ignore[reportArgumentType]
     scorer = BranchScorer(branch, head, inner.base.pooling)
     states = [items(part, run.cache.states, capability) for part in (train, validation)]
-    result = _fit(run, PhaseModel(scorer, settings.l2, head), *states, collate_states, settings, place / "lora")
+    result = _fit(run, PhaseModel(scorer, settings.l2, head), states, collate_states, settings, place / "lora")
     adapters = {
         f"lora.{name}.{part}": getattr(layer, part)[0]
         for name, layer in lora_layers(branch).items()
@@ -197,7 +197,7 @@ def _train_aggregator(
     inner.aggregator.requires_grad_(True)
     step = run.config.phase3
     rows = [items(part, lambda e: vectors[e.key]) for part in (train, validation)]
-    result = _fit(run, PhaseModel(inner.aggregator, step.l2, inner.aggregator), *rows, collate_vectors, step, place)
+    result = _fit(run, PhaseModel(inner.aggregator, step.l2, inner.aggregator), rows, collate_vectors, step, place)
     inner.aggregator.requires_grad_(False)
     with torch.no_grad():
         rewards = {key: inner.aggregator(vector) for key, vector in vectors.items()}
@@ -221,19 +221,18 @@ def _fit_head(
     """Fits a head on the fixed embeddings of a branch."""
     vectors = base_embeddings(run, scorer, [e for e in (*train, *validation) if e.pairs.get(capability)])
     rows = [items(part, lambda e: vectors[e.key], capability) for part in (train, validation)]
-    return _fit(run, PhaseModel(head, step.l2, head), *rows, collate_vectors, step, place)
+    return _fit(run, PhaseModel(head, step.l2, head), rows, collate_vectors, step, place)
 
 
-def _fit(run: Run, model: nn.Module, train: list, validation: list, collate, step: StepConfig, place: Path) -> Fit:
+def _fit(run: Run, model: nn.Module, parts: list[list[Item]], collate: Collate, step: StepConfig, place: Path) -> Fit:
     name = str(place.relative_to(run.folder / "checkpoints"))
-    trains_branch = any(isinstance(m, PreTrainedModel) and _wants_gradients(m) for m in model.modules())
+    trains_branch = any(isinstance(m, Decoder) and _wants_gradients(m) for m in model.modules())
     return fit(
         model,
-        train,
-        validation,
-        collate,
-        step,
-        place,
+        *parts,
+        collate=collate,
+        step=step,
+        folder=place,
         seed=run.seed(name),
         bf16=run.bf16 and trains_branch and run.config.base == "full",
         report_to=run.config.report_to,

@@ -63,18 +63,17 @@ def _route(run: Run, example: Example) -> str | None:
 def _train(run: Run, train: Sequence[Example], validation: Sequence[Example], place: Path) -> tuple[State, Fit]:
     router = copy.deepcopy(run.model.router).requires_grad_(True)
     own = router.language_model is not None
-    if own:
+    if router.language_model is not None:
         router.language_model = copy.deepcopy(router.language_model).float()
     rows = [_rows(run, part, own) for part in (train, validation)]
     if not own:
         router.standardise.fit(torch.stack([vector for vector, _ in rows[0]]))
-    collate = _collate_ids if own else _collate_vectors
     result = fit(
         _RouterPhase(router),
         *rows,
-        collate,
-        run.config.router,
-        place,
+        collate=_collate_ids if own else _collate_vectors,
+        step=run.config.router,
+        folder=place,
         seed=run.seed("router"),
         bf16=run.bf16 and own,
         report_to=run.config.report_to,

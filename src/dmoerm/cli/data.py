@@ -1,0 +1,200 @@
+"""`dmoerm data`: look at preference data before training on it, and draft a taxonomy from it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from ..data.checking import Tokenizer
+
+app = typer.Typer(no_args_is_help=True, help="Look at preference data, and draft a taxonomy from it.")
+
+Files = Annotated[list[str], typer.Argument(metavar="FILE…", help="JSON Lines, JSON or Parquet files, or datasets.")]
+Format = Annotated[str, typer.Option(help="The rows' format; auto tells it from the first row.")]
+Split = Annotated[str, typer.Option(help="The split to read, for datasets alone.")]
+
+
+@app.command()
+def check(
+    files: Files,
+    format: Format = "auto",
+    split: Split = "train",
+    backbone: Annotated[
+        str | None, typer.Option(help="Measure lengths with this model's tokenizer (a folder, a .gguf file, a name).")
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the result to this file.")] = None,
+) -> None:
+    """Count, measure and check the data; exit with 1 if any row is bad."""
+    from ..data.checking import check_data
+    from ..errors import DmoermError
+    from ..paths import write_file
+
+    console = Console()
+    try:
+        result = check_data(files, _tokenizer(backbone), format=format, split=split)
+        if json_file is not None:
+            write_file(json_file, json.dumps(result, ensure_ascii=False, indent=2) + "\n")
+    except (DmoermError, OSError) as error:
+        raise _failure(error) from None
+    for table in _tables(result):
+        if table.row_count:
+            console.print(table)
+    _print_repetitions(console, result["duplicates"])
+    if result["bad"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def taxonomy(
+    files: Files,
+    name: Annotated[str, typer.Option(help="The taxonomy's name (a-z, 0-9, _ and -).")] = "my-taxonomy",
+    format: Format = "auto",
+    split: Split = "train",
+    out: Annotated[Path | None, typer.Option(help="Write to this new file instead of the screen.")] = None,
+) -> None:
+    """Draft a taxonomy from the tasks and capabilities met in the data. Edit its rubrics before you use it."""
+    from ..data.readers import read_groups
+    from ..errors import DmoermError
+    from ..paths import write_file
+    from ..taxonomy import draft_taxonomy
+
+    try:
+        groups = [group for file in files for group in read_groups(file, format=format, split=split).groups]
+        text = "# Drafted from data: edit the titles, descriptions and rubrics.\n"
+        text += draft_taxonomy(groups, name).to_yaml()
+        if out is not None and out.exists():
+            raise FileExistsError(f"{out}: exists already, and may hold rubrics of yours; name another file")
+        if out is not None:
+            write_file(out, text)
+    except (DmoermError, OSError) as error:
+        raise _failure(error) from None
+    typer.echo(f"wrote {out}" if out is not None else text, nl=out is not None)
+
+
+def _failure(error: Exception) -> typer.Exit:
+    Console(stderr=True).print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
+    return typer.Exit(1)
+
+
+def _tokenizer(backbone: str | None) -> Tokenizer | None:
+    if backbone is None:
+        return None
+    from transformers import AutoTokenizer
+
+    from ..errors import BackboneError
+
+    try:
+        if backbone.endswith(".gguf"):
+            path = Path(backbone)
+            return AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+        return AutoTokenizer.from_pretrained(backbone)
+    except (OSError, ValueError, KeyError) as error:
+        raise BackboneError(f"{backbone}: its tokenizer cannot be loaded ({error}); give a model's folder") from None
+
+
+def _tables(result: dict[str, Any]) -> list[Table]:
+    lengths = result["lengths"]
+    return [
+        _table("Sources", ["source", "rows", "groups", "bad"], _source_rows(result)),
+        _table("Left out and noted", ["source", "what", "count"], _reason_rows(result)),
+        _table("Tasks", ["task", "groups", "prompts", "responses", "pairs", "ties"], _task_rows(result)),
+        _table(
+            "Capabilities", ["task", "capability", "groups", "pairs", "ties", "agreement"], _capability_rows(result)
+        ),
+        _table(f"Lengths in {lengths['unit']}", ["task", "of", "p50", "p95", "max"], _length_rows(lengths)),
+        _table("Overall agreement of two annotators", ["task", "pairs", "comparisons", "agreement"], _overall(result)),
+        _table("Bad rows", ["place", "field", "problem", "value", "remedy"], _bad_rows(result)),
+    ]
+
+
+def _table(title: str, columns: list[str], rows: list[list[Any]]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(
+            column, justify="right" if _is_numeric(rows, columns.index(column)) else "left", overflow="fold"
+        )
+    for row in rows:
+        table.add_row(*(escape(_cell(value)) for value in row))
+    return table
+
+
+def _is_numeric(rows: list[list[Any]], column: int) -> bool:
+    return any(isinstance(row[column], int | float) for row in rows)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.1%}" if isinstance(value, float) else str(value)
+
+
+def _source_rows(result: dict[str, Any]) -> list[list[Any]]:
+    return [[found[name] for name in ("source", "rows", "groups", "bad")] for found in result["sources"]]
+
+
+def _reason_rows(result: dict[str, Any]) -> list[list[Any]]:
+    return [
+        [found["source"], f"{kind}: {reason}", count]
+        for found in result["sources"]
+        for kind, reasons in (("left out", found["left_out"]), ("noted", found["notes"]))
+        for reason, count in reasons.items()
+    ]
+
+
+def _task_rows(result: dict[str, Any]) -> list[list[Any]]:
+    names = ("groups", "prompts", "responses", "pairs", "tie_share")
+    return [[task, *(counts[name] for name in names)] for task, counts in result["tasks"].items()]
+
+
+def _capability_rows(result: dict[str, Any]) -> list[list[Any]]:
+    return [
+        [task, name, counts["groups"], counts["pairs"], counts["tie_share"], _agreement(result, task, name)]
+        for task, capabilities in result["capabilities"].items()
+        for name, counts in capabilities.items()
+    ]
+
+
+def _agreement(result: dict[str, Any], task: str, name: str) -> float | None:
+    return result["agreement"].get(task, {}).get(name, {}).get("value")
+
+
+def _length_rows(lengths: dict[str, Any]) -> list[list[Any]]:
+    return [
+        [task, part, *(spread[name] for name in ("p50", "p95", "max"))]
+        for task, parts in lengths["tasks"].items()
+        for part, spread in parts.items()
+    ]
+
+
+def _overall(result: dict[str, Any]) -> list[list[Any]]:
+    return [
+        [task, found["overall"]["pairs"], found["overall"]["comparisons"], found["overall"]["value"]]
+        for task, found in result["agreement"].items()
+        if "overall" in found
+    ]
+
+
+def _bad_rows(result: dict[str, Any]) -> list[list[Any]]:
+    return [
+        [":".join(str(p) for p in (bad["file"], bad["line"]) if p is not None), *_told(bad)] for bad in result["bad"]
+    ]
+
+
+def _told(bad: dict[str, Any]) -> list[str | None]:
+    return [bad[name] for name in ("field", "problem", "value", "remedy")]
+
+
+def _print_repetitions(console: Console, found: dict[str, int]) -> None:
+    console.print(
+        f"{found['repeated_prompts']} prompts occur in more than one group ({found['groups_on_them']} groups); "
+        f"{found['repeated_groups']} groups repeat an earlier one; "
+        f"{found['prompts_in_several_tasks']} prompts occur under several tasks.",
+        soft_wrap=True,
+    )

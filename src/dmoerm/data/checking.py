@@ -1,0 +1,209 @@
+"""What preference data holds, before anything is trained on it: counts, ties, lengths, agreement, faults."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..errors import DataError, shorten
+from ..schema import Grades, Group, Prompt, prompt_key
+from .readers import Reading, read_groups
+
+NO_TASK = "(no task)"
+"""How groups without a task are named in the result."""
+
+_CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff"
+_WORD = re.compile(f"[{_CJK}]|[^\\s{_CJK}]+")  # Chinese and Japanese have no spaces: a character counts as a word
+
+
+class Tokenizer(Protocol):
+    """What is needed of a tokenizer; those of `transformers` have it."""
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> Sequence[int]: ...
+
+
+def check_data(
+    sources: Iterable[str | Path],
+    tokenizer: Tokenizer | None = None,
+    *,
+    format: str = "auto",
+    split: str = "train",
+) -> dict[str, Any]:
+    """What the sources hold, as a dictionary that JSON can write.
+
+        sources       per source: rows, groups, bad rows, what was left out and what was noted, by reason
+        tasks         task → groups, prompts, responses, ordered pairs, tied pairs, tie_share (None: no overall grades)
+        capabilities  task → capability → groups, ordered pairs, tied pairs, tie_share
+        lengths       unit (tokens, or words without a tokenizer), task → prompt and response → p50, p95, max
+        agreement     task → "overall" or capability → value (0 … 1 or None), pairs, comparisons
+        duplicates    repeated_prompts, groups_on_them, repeated_groups, prompts_in_several_tasks
+        bad           every bad row: file, line, field, problem, value, remedy
+
+    Never raises `DataError`: a source that cannot be read is in `bad`, too.
+    """
+    groups: list[Group] = []
+    bad: list[DataError] = []
+    summaries = []
+    for source in sources:
+        reading = _read(source, format, split)
+        groups += reading.groups
+        bad += reading.bad
+        summaries.append(_summary(source, reading))
+    by_task = _by_task(groups)
+    return {
+        "schema": 1,
+        "sources": summaries,
+        "tasks": {task: _task_counts(members) for task, members in by_task.items()},
+        "capabilities": {task: _capability_counts(members) for task, members in by_task.items()},
+        "lengths": _lengths(by_task, tokenizer),
+        "agreement": {task: found for task, members in by_task.items() if (found := _agreement(members))},
+        "duplicates": _duplicates(groups),
+        "bad": [_bad_row(error) for error in bad],
+    }
+
+
+def _read(source: str | Path, format: str, split: str) -> Reading:
+    try:
+        return read_groups(source, format=format, split=split, on_error="collect")
+    except DataError as error:
+        return Reading(bad=[error])
+
+
+def _summary(source: str | Path, reading: Reading) -> dict[str, Any]:
+    return {
+        "source": str(source),
+        "rows": reading.rows,
+        "groups": len(reading.groups),
+        "bad": len(reading.bad),
+        "left_out": dict(reading.left_out),
+        "notes": dict(reading.notes),
+    }
+
+
+def _bad_row(error: DataError) -> dict[str, Any]:
+    return {
+        "file": None if error.file is None else str(error.file),
+        "line": error.line,
+        "field": error.field,
+        "problem": error.problem,
+        "value": None if error.value is None else shorten(error.value),
+        "remedy": error.remedy,
+    }
+
+
+def _by_task(groups: Iterable[Group]) -> dict[str, list[Group]]:
+    found: dict[str, list[Group]] = {}
+    for group in groups:
+        found.setdefault(group.task or NO_TASK, []).append(group)
+    return dict(sorted(found.items()))
+
+
+def _task_counts(groups: list[Group]) -> dict[str, Any]:
+    return {
+        "groups": len(groups),
+        "prompts": len({prompt_key(group.prompt) for group in groups}),
+        "responses": sum(len(group.responses) for group in groups),
+        **_pair_counts(group.grades for group in groups),
+    }
+
+
+def _capability_counts(groups: list[Group]) -> dict[str, Any]:
+    names = sorted({name for group in groups for name in group.capabilities})
+    graded = {name: [g.capabilities[name] for g in groups if name in g.capabilities] for name in names}
+    return {name: {"groups": len(grades), **_pair_counts(grades)} for name, grades in graded.items()}
+
+
+def _pair_counts(graded: Iterable[Grades | None]) -> dict[str, Any]:
+    ordered = tied = 0
+    for grades in graded:
+        for first, second in _graded_pairs(grades or ()):
+            ordered += first != second
+            tied += first == second
+    share = tied / (ordered + tied) if ordered + tied else None
+    return {"pairs": ordered, "tied_pairs": tied, "tie_share": share}
+
+
+def _graded_pairs(grades: Grades) -> Iterable[tuple[float, float]]:
+    present = [grade for grade in grades if grade is not None]
+    return ((first, second) for i, first in enumerate(present) for second in present[i + 1 :])
+
+
+def _lengths(by_task: dict[str, list[Group]], tokenizer: Tokenizer | None) -> dict[str, Any]:
+    measure = _measure(tokenizer)
+    tasks = {}
+    for task, groups in by_task.items():
+        prompts = {prompt_key(group.prompt): group.prompt for group in groups}
+        tasks[task] = {
+            "prompt": _spread([measure(_text(prompt)) for prompt in prompts.values()]),
+            "response": _spread([measure(text) for group in groups for text in group.responses]),
+        }
+    return {"unit": "words" if tokenizer is None else "tokens", "tasks": tasks}
+
+
+def _measure(tokenizer: Tokenizer | None) -> Callable[[str], int]:
+    if tokenizer is None:
+        return lambda text: len(_WORD.findall(text))
+    return lambda text: len(tokenizer.encode(text, add_special_tokens=False))
+
+
+def _text(prompt: Prompt) -> str:
+    """The prompt's words without a chat template's marks, which add some tokens a turn."""
+    return prompt if isinstance(prompt, str) else "\n".join(message.content for message in prompt)
+
+
+def _spread(lengths: list[int]) -> dict[str, int]:
+    p50, p95 = np.percentile(lengths, [50, 95], method="inverted_cdf")
+    return {"p50": int(p50), "p95": int(p95), "max": max(lengths)}
+
+
+def _agreement(groups: list[Group]) -> dict[str, Any]:
+    """Share of comparisons (a pair of responses, two annotators who both prefer one of them) with the same choice."""
+    agreeing: Counter[str] = Counter()
+    comparisons: Counter[str] = Counter()
+    pairs: Counter[str] = Counter()
+    for group in groups:
+        for name, people in group.annotators.items():
+            for first, second in _votes(people):
+                same, total = (
+                    (first * (first - 1) + second * (second - 1)) // 2,
+                    (first + second) * (first + second - 1) // 2,
+                )
+                agreeing[name] += same
+                comparisons[name] += total
+                pairs[name] += total > 0
+    return {
+        name: {"value": agreeing[name] / comparisons[name], "pairs": pairs[name], "comparisons": comparisons[name]}
+        for name in sorted(comparisons)
+        if comparisons[name]
+    }
+
+
+def _votes(people: tuple[Grades, ...]) -> Iterable[tuple[int, int]]:
+    """For each pair of responses: how many annotators prefer the first, how many the second."""
+    for i, first in enumerate(people):
+        for second in people[i + 1 :]:
+            both = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
+            yield sum(a > b for a, b in both), sum(b > a for a, b in both)
+
+
+def _duplicates(groups: list[Group]) -> dict[str, int]:
+    prompts: Counter[str] = Counter()
+    contents: Counter[tuple[str, frozenset[str]]] = Counter()
+    tasks: dict[str, set[str | None]] = {}
+    for group in groups:
+        key = prompt_key(group.prompt)
+        prompts[key] += 1
+        contents[key, frozenset(group.responses)] += 1
+        tasks.setdefault(key, set()).add(group.task)
+    repeated = [count for count in prompts.values() if count > 1]
+    return {
+        "repeated_prompts": len(repeated),
+        "groups_on_them": sum(repeated),
+        "repeated_groups": sum(count - 1 for count in contents.values()),
+        "prompts_in_several_tasks": sum(len(met) > 1 for met in tasks.values()),
+    }

@@ -1,0 +1,181 @@
+"""Row formats that grade or rank single responses: mtmc-rlhf, UltraFeedback, HelpSteer 1, 2 and 3."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import cache
+from itertools import zip_longest
+from typing import Any
+
+from ..errors import DataError
+from ..taxonomy import load_taxonomy
+from .draft import (
+    Draft,
+    Row,
+    as_text,
+    grade,
+    keep_responses,
+    list_in,
+    messages,
+    need,
+    number,
+    origin,
+    task_name,
+    text_in,
+    texts_in,
+)
+
+HELPSTEER_CAPABILITIES = ("correctness", "coherence", "complexity", "verbosity")
+"""HelpSteer's grades beside `helpfulness`, which is taken as the overall score."""
+
+_HELPSTEER_TURN = re.compile(r"\s*<extra_id_1>(User|Assistant)\n")
+
+
+def mtmc_draft(row: Row) -> Draft:
+    """An mtmc-rlhf row: a conversation (`src`, `tgt`), the candidates for its last turn and their ranks (1 is best).
+
+    `label` is the paper's task, in Chinese or as our name; another label gives no task, so that the router decides.
+    """
+    user = [row["src"]] if isinstance(row.get("src"), str) else texts_in(row, "src")
+    model = texts_in(row, "tgt") if row.get("tgt") else []
+    if len(model) != len(user) - 1:
+        remedy = "give the model's turns but the last: one fewer than src"
+        raise DataError(f"has {len(model)} turns where src has {len(user)}", field="tgt", remedy=remedy)
+    fields = origin(row) | {"prompt": _alternate(user, model), "responses": texts_in(row, "response")}
+    if row.get("rank") is not None:
+        fields["ranks"] = [number(rank, f"rank.{index}") for index, rank in enumerate(list_in(row, "rank"))]
+    task = _paper_tasks().get(str(row.get("label", "")).strip())
+    if task is None:
+        return Draft(fields, ("label is none of the five tasks: kept without a task, the router decides",))
+    return Draft(fields | {"task": task})
+
+
+@cache
+def _paper_tasks() -> dict[str, str]:
+    tasks = load_taxonomy("paper-zh").tasks
+    return {task.title: name for name, task in tasks.items()} | {name: name for name in tasks}
+
+
+def _alternate(user: list[str], model: list[str]) -> Any:
+    if not model:
+        return user[0]
+    turns = []
+    for asked, answered in zip_longest(user, model):
+        turns.append({"role": "user", "content": asked})
+        if answered is not None:
+            turns.append({"role": "assistant", "content": answered})
+    return turns
+
+
+def ultrafeedback_draft(row: Row) -> Draft:
+    """An UltraFeedback row: completions with an overall score and ratings that become capability grades.
+
+    `overall_score` is taken where every completion has it, else `fine-grained_score`; where only some completions
+    have a score, the others are left out. "N/A" ratings are capabilities that were not graded.
+    """
+    completions = [_mapping(entry, f"completions.{i}") for i, entry in enumerate(list_in(row, "completions"))]
+    responses = [as_text(need(entry, "response"), f"completions.{i}.response") for i, entry in enumerate(completions)]
+    fields = {**origin(row), "prompt": text_in(row, "instruction"), "responses": responses}
+    fields["capabilities"] = _ratings(completions)
+    scores = _overall_scores(completions)
+    kept = [index for index, score in enumerate(scores) if score is not None]
+    if not kept:
+        return Draft(fields)
+    reasons = ("response: no overall score",) * (len(scores) - len(kept))
+    return Draft(keep_responses(fields | {"scores": scores}, kept), left_out=reasons)
+
+
+def _overall_scores(completions: list[Row]) -> list[float | None]:
+    overall, fine = (
+        [grade(entry.get(name), f"completions.{i}.{name}") for i, entry in enumerate(completions)]
+        for name in ("overall_score", "fine-grained_score")
+    )
+    return fine if None in overall and None not in fine else overall
+
+
+def _ratings(completions: list[Row]) -> dict[str, list[float | None]]:
+    annotations = [
+        _mapping(entry.get("annotations") or {}, f"completions.{i}.annotations") for i, entry in enumerate(completions)
+    ]
+    graded: dict[str, list[float | None]] = {}
+    for name in dict.fromkeys(name for annotation in annotations for name in annotation):
+        grades = [_rating(annotation.get(name), name) for annotation in annotations]
+        if any(value is not None for value in grades):
+            graded[name] = grades
+    return graded
+
+
+def _rating(annotation: Any, name: str) -> float | None:
+    field = f"annotations.{name}"
+    return None if annotation is None else grade(_mapping(annotation, field).get("Rating"), f"{field}.Rating")
+
+
+def _mapping(value: Any, field: str) -> Row:
+    if not isinstance(value, Mapping):
+        raise DataError("must be an object", field=field, value=value, remedy="write a JSON object")
+    return value
+
+
+def helpsteer_draft(row: Row) -> Draft:
+    """A HelpSteer 1 or 2 row: one response to a prompt, graded 0 to 4. The reader joins the rows of one prompt.
+
+    `helpfulness` is the overall score; correctness, coherence, complexity and verbosity are capabilities.
+    """
+    fields = origin(row) | {
+        "prompt": _helpsteer_prompt(text_in(row, "prompt")),
+        "responses": [text_in(row, "response")],
+        "scores": [number(need(row, "helpfulness"), "helpfulness")],
+    }
+    capabilities = {name: [grade(row.get(name), name)] for name in HELPSTEER_CAPABILITIES}
+    return Draft(fields | {"capabilities": capabilities})
+
+
+def _helpsteer_prompt(text: str) -> Any:
+    """HelpSteer 2 writes a conversation into one text, with `<extra_id_1>User` and `<extra_id_1>Assistant` lines."""
+    first, *rest = _HELPSTEER_TURN.split(text)
+    if not rest:
+        return text
+    turns = [{"role": "user", "content": first}] if first.strip() else []
+    turns += [
+        {"role": speaker.lower(), "content": content} for speaker, content in zip(rest[::2], rest[1::2], strict=True)
+    ]
+    return turns
+
+
+def join_drafts(drafts: list[Draft]) -> Draft:
+    """Drafts of single responses to one prompt → one draft with all of them; id, task and source are the first's."""
+    fields = dict(drafts[0].fields)
+    fields["responses"] = [text for draft in drafts for text in draft.fields["responses"]]
+    fields["scores"] = [score for draft in drafts for score in draft.fields["scores"]]
+    names = drafts[0].fields["capabilities"]
+    joined = {name: [g for draft in drafts for g in draft.fields["capabilities"][name]] for name in names}
+    fields["capabilities"] = {name: grades for name, grades in joined.items() if any(g is not None for g in grades)}
+    return Draft(fields, tuple(n for d in drafts for n in d.notes), tuple(r for d in drafts for r in d.left_out))
+
+
+def helpsteer3_draft(row: Row) -> Draft:
+    """A HelpSteer 3 preference row: `overall_preference` from -3 (response1 is much better) to 3; `domain` is the task.
+
+    The two scores differ by the preference; `individual_preference` gives the single annotators' grades.
+    """
+    context = need(row, "context")
+    fields = origin(row) | {
+        "prompt": context if isinstance(context, str) else messages(context, "context"),
+        "responses": [text_in(row, "response1"), text_in(row, "response2")],
+    }
+    if row.get("domain"):
+        fields["task"] = task_name(text_in(row, "domain"))
+    if row.get("overall_preference") is not None:
+        fields["scores"] = _halves(number(row["overall_preference"], "overall_preference"))
+    people = [
+        _halves(number(need(_mapping(entry, "individual_preference"), "score"), "individual_preference.score"))
+        for entry in (list_in(row, "individual_preference") if row.get("individual_preference") else [])
+    ]
+    if people:
+        fields["annotators"] = {"overall": [list(grades) for grades in zip(*people, strict=True)]}
+    return Draft(fields)
+
+
+def _halves(preference: float) -> list[float]:
+    return [-preference / 2, preference / 2]

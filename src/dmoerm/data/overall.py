@@ -1,0 +1,54 @@
+"""Overall scores for groups on which people graded single capabilities only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import fmean, pstdev
+
+from ..schema import Grades, Group
+
+_Scale = tuple[float, float]
+
+
+def overall_from_capabilities(groups: Sequence[Group]) -> list[Group]:
+    """The groups, in order; where there are no overall grades, scores are made from the capability grades.
+
+    A response's score is the mean of its grades, each standardised (mean 0, standard deviation 1) over all grades of
+    its task and capability in `groups`; grades that are missing are skipped, a capability on which all grades are
+    equal counts 0. Such groups have `scores_derived` set. Groups with scores or ranks are returned as they are, and so
+    are groups with a response that nobody graded on anything. Such a score favours methods that combine capabilities,
+    so report these groups apart.
+    """
+    scales = _scales(groups)
+    return [_with_overall(group, scales) for group in groups]
+
+
+def _scales(groups: Sequence[Group]) -> dict[tuple[str | None, str], _Scale]:
+    graded: dict[tuple[str | None, str], list[float]] = {}
+    for group in groups:
+        for name, grades in group.capabilities.items():
+            graded.setdefault((group.task, name), []).extend(value for value in grades if value is not None)
+    return {key: (fmean(values), pstdev(values)) for key, values in graded.items() if values}
+
+
+def _with_overall(group: Group, scales: dict[tuple[str | None, str], _Scale]) -> Group:
+    if group.grades is not None:
+        return group
+    columns = [
+        _standardised(grades, scales[group.task, name])
+        for name, grades in group.capabilities.items()
+        if (group.task, name) in scales
+    ]
+    rows = [[value for value in row if value is not None] for row in zip(*columns, strict=True)]
+    if not rows or not all(rows):
+        return group
+    scores = tuple(fmean(row) for row in rows)
+    return group.model_copy(update={"scores": scores, "scores_derived": True})
+
+
+def _standardised(grades: Grades, scale: _Scale) -> Grades:
+    mean, deviation = scale
+    if math.isclose(deviation, 0.0, abs_tol=1e-12):
+        return tuple(None if value is None else 0.0 for value in grades)
+    return tuple(None if value is None else (value - mean) / deviation for value in grades)

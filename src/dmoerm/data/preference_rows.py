@@ -1,0 +1,133 @@
+"""Row formats that hold a chosen and a rejected response: TRL, hh-rlhf, RewardBench 1 and 2, RM-Bench."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from ..errors import DataError
+from .draft import Draft, LeftOut, Row, as_text, messages, need, number, origin, task_name, text_in, texts_in
+
+_TURN = re.compile(r"\n\n(Human|Assistant):")
+_SPEAKERS = {"Human": "user", "Assistant": "assistant"}
+_NO_SHARED_PROMPT = "chosen and rejected do not answer the same prompt"
+
+
+def trl_draft(row: Row) -> Draft:
+    """A TRL preference row, standard or conversational, with its prompt given or implicit.
+
+    An implicit prompt is the shared beginning of chosen and rejected: whole messages, or whole words of a text.
+    `score_chosen` and `score_rejected` become scores (equal: a tie) unless they contradict the choice.
+    """
+    chosen, rejected = need(row, "chosen"), need(row, "rejected")
+    if isinstance(chosen, str) and isinstance(rejected, str):
+        prompt, responses = _text_parts(row.get("prompt"), chosen, rejected)
+    else:
+        prompt, responses = _conversation_parts(row.get("prompt"), chosen, rejected)
+    labels, notes = _choice_labels(row)
+    return Draft(origin(row) | {"prompt": prompt, "responses": responses} | labels, notes)
+
+
+def _text_parts(prompt: Any, chosen: str, rejected: str) -> tuple[Any, list[str]]:
+    if prompt is not None:
+        return (prompt if isinstance(prompt, str) else messages(prompt, "prompt")), [chosen, rejected]
+    end = _shared_words(chosen, rejected)
+    if not chosen[:end].strip():
+        remedy = "give the prompt in a field of its own"
+        raise DataError("is missing, and chosen and rejected share no beginning", field="prompt", remedy=remedy)
+    return chosen[:end].strip(), [chosen[end:], rejected[end:]]
+
+
+def _shared_words(first: str, second: str) -> int:
+    """Length of the shared beginning up to a word's end; of all shared characters where words have no spaces."""
+    end = next((i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second)))
+    shared = first[:end]
+    words = len(shared)
+    while words and not shared[words - 1].isspace():
+        words -= 1
+    return words if shared[:words].strip() else len(shared)
+
+
+def _conversation_parts(prompt: Any, chosen: Any, rejected: Any) -> tuple[Any, list[str]]:
+    sides = messages(chosen, "chosen"), messages(rejected, "rejected")
+    longest = min(map(len, sides)) - 1
+    shared = next((i for i in range(longest) if sides[0][i] != sides[1][i]), longest)
+    tails = [side[shared:] for side in sides]
+    if any(len(tail) != 1 or tail[0]["role"] != "assistant" for tail in tails):
+        raise LeftOut("chosen and rejected differ in more than one last answer", field="chosen")
+    return _history(prompt, sides[0][:shared]), [tail[0]["content"] for tail in tails]
+
+
+def _history(prompt: Any, shared: list[dict[str, str]]) -> Any:
+    """The prompt, from the prompt field and the turns that chosen and rejected share; many files give it in both."""
+    if prompt is None:
+        if not shared:
+            raise DataError("is missing, and chosen and rejected share no turn", field="prompt", remedy="add the field")
+        return shared
+    if not shared:
+        return prompt if isinstance(prompt, str) else messages(prompt, "prompt")
+    given = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else messages(prompt, "prompt")
+    return shared if all(turn in shared for turn in given) else given + shared
+
+
+def _choice_labels(row: Row) -> tuple[dict[str, Any], tuple[str, ...]]:
+    labels: dict[str, Any] = {"ranks": [1, 2]}
+    if row.get("margin") is not None:
+        labels["margin"] = number(row["margin"], "margin")
+    if row.get("score_chosen") is None or row.get("score_rejected") is None:
+        return labels, ()
+    scores = [number(row[name], name) for name in ("score_chosen", "score_rejected")]
+    if scores[0] < scores[1]:
+        return labels, ("score_chosen is below score_rejected; the choice was kept, the scores were not",)
+    del labels["ranks"]
+    notes = ("score_chosen equals score_rejected: taken as a tie",) if scores[0] == scores[1] else ()
+    return labels | {"scores": scores}, notes
+
+
+def hh_draft(row: Row) -> Draft:
+    """An hh-rlhf row: two transcripts that share everything but the assistant's last turn."""
+    sides = [_transcript(text_in(row, field), field) for field in ("chosen", "rejected")]
+    if any(side[-1]["role"] != "assistant" for side in sides):
+        raise LeftOut("a transcript does not end with the assistant's turn", field="chosen")
+    if sides[0][:-1] != sides[1][:-1]:
+        raise LeftOut(_NO_SHARED_PROMPT, field="chosen")
+    labels, notes = _choice_labels(row)
+    responses = [side[-1]["content"] for side in sides]
+    return Draft(origin(row) | {"prompt": sides[0][:-1], "responses": responses} | labels, notes)
+
+
+def is_transcript(text: object) -> bool:
+    """Whether the text looks like an hh-rlhf transcript."""
+    return isinstance(text, str) and text.lstrip().startswith("Human:") and "\n\nAssistant:" in text
+
+
+def _transcript(text: str, field: str) -> list[dict[str, str]]:
+    before, *parts = _TURN.split("\n\n" + text.lstrip())
+    if before.strip() or not parts:
+        remedy = 'begin it with "\\n\\nHuman: "'
+        raise DataError("is no transcript", field=field, value=text, remedy=remedy)
+    return [
+        {"role": _SPEAKERS[speaker], "content": content.strip()}
+        for speaker, content in zip(parts[::2], parts[1::2], strict=True)
+    ]
+
+
+def rewardbench_draft(row: Row) -> Draft:
+    """A row of RewardBench 1 (one chosen, one rejected), RewardBench 2 or RM-Bench (lists of both).
+
+    All chosen responses share rank 1, all rejected rank 2; `subset` (RM-Bench: `domain`) is the task.
+    """
+    prompt = need(row, "prompt")
+    chosen, rejected = _one_or_more(row, "chosen"), _one_or_more(row, "rejected")
+    fields = origin(row)
+    for name in ("domain", "subset"):
+        if row.get(name) is not None:
+            fields["task"] = task_name(as_text(row[name], name))
+    fields["prompt"] = prompt if isinstance(prompt, str) else messages(prompt, "prompt")
+    fields["responses"] = chosen + rejected
+    fields["ranks"] = [1] * len(chosen) + [2] * len(rejected)
+    return Draft(fields)
+
+
+def _one_or_more(row: Row, field: str) -> list[str]:
+    return [row[field]] if isinstance(row.get(field), str) else texts_in(row, field)

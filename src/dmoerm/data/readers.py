@@ -1,0 +1,175 @@
+"""Preference data from files and datasets: groups for training and evaluation, queries for scoring.
+
+    rows (a file, a dataset)  →  drafts (native fields, by the row's format)  →  groups, validated
+
+No row vanishes: it becomes a group, or part of one, or an error in `bad`, or a count in `left_out`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from ..errors import DataError
+from ..schema import Group, Query, parse_group, parse_query, prompt_key
+from .draft import Draft, LeftOut, keep_responses
+from .formats import FORMAT_NAMES, RowFormat, detect_format, named_format
+from .graded_rows import join_drafts
+from .overall import overall_from_capabilities
+from .rows import PlacedRow, open_rows
+
+__all__ = ["FORMAT_NAMES", "Reading", "overall_from_capabilities", "read_groups", "read_queries"]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one source held.
+
+    Attributes:
+        groups: the groups, in the order of their (first) rows.
+        bad: one error, with file and line, for each row that is wrong.
+        left_out: reason → how often: rows without a usable preference and, where the reason begins with
+            "response:", single responses.
+        notes: decision → number of rows that were kept but for which the reader had to decide something.
+        rows: number of rows, blank lines not counted.
+    """
+
+    groups: list[Group] = field(default_factory=list)
+    bad: list[DataError] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
+    notes: Counter[str] = field(default_factory=Counter)
+    rows: int = 0
+
+
+def read_groups(
+    source: str | Path,
+    *,
+    format: str = "auto",
+    split: str = "train",
+    on_error: Literal["raise", "collect"] = "raise",
+) -> Reading:
+    """All groups of a file (.jsonl, .json, .parquet), a dataset directory or a dataset `org/name[:config]`.
+
+    `format` is one of `FORMAT_NAMES`; `auto` tells it from the first row. `split` counts for datasets alone.
+    With `on_error="raise"` the first bad row raises `DataError` at its file and line; with `"collect"` bad rows are
+    gathered in `Reading.bad`. A source that is missing, unreadable or empty always raises `DataError`; a format that
+    is not known raises `ConfigError`.
+    """
+    reader = _GroupReader(str(source), named_format(format), collect=on_error == "collect")
+    for line, row in _rows_of(source, split, streaming=False):
+        reader.take(line, row)
+    return reader.finish()
+
+
+def read_queries(
+    source: str | Path,
+    *,
+    format: str = "auto",
+    split: str = "train",
+    on_bad: Callable[[DataError], None] | None = None,
+) -> Iterator[Query]:
+    """The queries of a source, one at a time, in constant memory (a `.json` array excepted).
+
+    Every format of `read_groups` is accepted: preferences are dropped, responses are kept in the row's order (chosen
+    before rejected), and each HelpSteer row is a query of its own. A bad row is given to `on_bad` with its place;
+    without `on_bad` it raises `DataError`. Here a row whose responses cannot be told from its prompt is a bad row.
+    """
+    row_format = named_format(format)
+    for line, row in _rows_of(source, split, streaming=True):
+        try:
+            row_format, draft = _draft(row, row_format)
+            query = parse_query(draft.fields)
+        except DataError as error:
+            if on_bad is None:
+                raise error.at(source, line) from None
+            on_bad(error.at(source, line))
+            continue
+        yield query
+
+
+def _rows_of(source: str | Path, split: str, *, streaming: bool) -> Iterator[PlacedRow]:
+    empty = True
+    for placed in open_rows(source, split, streaming=streaming):
+        empty = False
+        yield placed
+    if empty:
+        raise DataError("holds no rows", file=source, remedy="give a file with one group a line")
+
+
+def _draft(row: dict | DataError, row_format: RowFormat | None) -> tuple[RowFormat, Draft]:
+    if isinstance(row, DataError):
+        raise row
+    row_format = row_format or detect_format(row)
+    return row_format, row_format.draft(row)
+
+
+class _GroupReader:
+    """Gathers one source's rows into a `Reading`."""
+
+    def __init__(self, source: str, row_format: RowFormat | None, *, collect: bool) -> None:
+        self._source, self._format, self._collect = source, row_format, collect
+        self._rows = 0
+        self._reading = Reading()
+        self._joined: dict[str, tuple[int, list[Draft]]] = {}  # prompt → first line, drafts of one response each
+
+    def take(self, line: int, row: dict | DataError) -> None:
+        self._rows += 1
+        try:
+            self._format, draft = _draft(row, self._format)
+            if self._format.one_response:
+                key = prompt_key(parse_query(draft.fields | {"responses": ["…"]}).prompt)  # the response may be empty
+                self._joined.setdefault(key, (line, []))[1].append(draft)
+            else:
+                self._add(draft)
+        except DataError as error:
+            self._fail(error, line)
+
+    def finish(self) -> Reading:
+        for line, drafts in self._joined.values():
+            try:
+                self._add(join_drafts(drafts))
+            except DataError as error:
+                self._fail(error, line)
+        return replace(self._reading, rows=self._rows)
+
+    def _fail(self, error: DataError, line: int) -> None:
+        if isinstance(error, LeftOut):
+            self._reading.left_out[f"row: {error.problem}"] += 1
+        elif self._collect:
+            self._reading.bad.append(error.at(self._source, line))
+        else:
+            raise error.at(self._source, line) from None
+
+    def _add(self, draft: Draft) -> None:
+        draft = draft if self._format is None or self._format.strict else _usable(draft)
+        self._reading.groups.append(parse_group(draft.fields))
+        self._reading.left_out.update(draft.left_out)
+        self._reading.notes.update(draft.notes)
+
+
+def _usable(draft: Draft) -> Draft:
+    """The draft without empty responses. Raises `LeftOut` where no preference between two texts remains."""
+    fields = draft.fields
+    _check_label_lengths(fields)
+    kept = [index for index, text in enumerate(fields["responses"]) if text.strip()]
+    reasons = draft.left_out + ("response: empty",) * (len(fields["responses"]) - len(kept))
+    if len(kept) < 2:
+        raise LeftOut("fewer than two usable responses to the prompt", field="responses")
+    fields = keep_responses(fields, kept)
+    if len(set(fields["responses"])) == 1:
+        raise LeftOut("the responses are the same text", field="responses")
+    if not any(fields.get(label) for label in ("scores", "ranks", "capabilities")):
+        raise LeftOut("no preference is given", field="responses")
+    return Draft(fields, draft.notes, reasons)
+
+
+def _check_label_lengths(fields: dict) -> None:
+    """Before responses are taken out, every label must be of their number; the schema can only check it afterwards."""
+    labels = {name: fields.get(name) for name in ("scores", "ranks")} | fields.get("capabilities", {})
+    for name, grades in labels.items():
+        if grades is not None and len(grades) != len(fields["responses"]):
+            problem = f"has {len(grades)} entries for {len(fields['responses'])} responses"
+            raise DataError(problem, field=name, value=grades, remedy="give one number for each response")

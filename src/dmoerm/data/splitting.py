@@ -1,0 +1,103 @@
+"""Which prompts are held out, which groups are taken, which labels are made noisy: decided by hashes alone.
+
+Everything here is by *prompt* (`schema.prompt_key`), since two groups on one prompt are not independent. A prompt's
+place follows from the seed and its text, so it does not depend on the order of the rows, on the process or on the
+version of a random number generator.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+from ..errors import ConfigError
+from ..schema import Group, Pair, prompt_key
+
+
+def split_by_prompt(groups: Sequence[Group], fraction: float, seed: int = 0) -> tuple[list[Group], list[Group]]:
+    """The groups in two parts, (rest, held out); about `fraction` of each task's prompts is held out.
+
+    All groups on one prompt fall on the same side, under whatever task they occur. For 0 < fraction < 1 each task
+    with two or more prompts has at least one on each side (as far as prompts that several tasks share allow), and a
+    task's only prompt stays in the rest. Both parts keep the order of `groups`. Raises `ConfigError` for a fraction
+    outside 0 … 1.
+    """
+    _check_share("fraction", fraction)
+    keys = [prompt_key(group.prompt) for group in groups]
+    prompts: dict[str, set[str]] = {}  # a missing task is the task ""
+    for group, key in zip(groups, keys, strict=True):
+        prompts.setdefault(group.task or "", set()).add(key)
+    held = _held_out(prompts, fraction, seed)
+    return (
+        [group for group, key in zip(groups, keys, strict=True) if key not in held],
+        [group for group, key in zip(groups, keys, strict=True) if key in held],
+    )
+
+
+def _held_out(prompts: dict[str, set[str]], fraction: float, seed: int) -> set[str]:
+    """Tasks with the fewest prompts choose first: they have the least room where prompts are shared."""
+    held: set[str] = set()
+    placed: set[str] = set()
+    for task in sorted(prompts, key=lambda name: (len(prompts[name]), name)):
+        keys = prompts[task]
+        wanted = _count(len(keys), fraction) - len(keys & held)
+        free = sorted(keys - placed, key=lambda key: _digest(seed, key))
+        held.update(free[: max(0, wanted)])
+        placed |= keys
+    return held
+
+
+def _count(prompts: int, fraction: float) -> int:
+    if fraction in (0, 1):
+        return int(prompts * fraction)
+    if prompts == 1:
+        return 0
+    return min(max(round(prompts * fraction), 1), prompts - 1)
+
+
+def take_groups(groups: Sequence[Group], per_task: int, seed: int = 0) -> list[Group]:
+    """At most `per_task` groups of each task, on as many different prompts as possible, in the order of `groups`.
+
+    A larger `per_task` takes the same groups and more. Raises `ConfigError` for a negative number.
+    """
+    if per_task < 0:
+        raise ConfigError(f"per_task must not be negative (got {per_task}); give the number of groups to keep")
+    by_task: dict[str, dict[str, list[int]]] = {}
+    for index, group in enumerate(groups):
+        by_task.setdefault(group.task or "", {}).setdefault(prompt_key(group.prompt), []).append(index)
+    taken = {index for prompts in by_task.values() for index in _round_robin(groups, prompts, seed)[:per_task]}
+    return [group for index, group in enumerate(groups) if index in taken]
+
+
+def _round_robin(groups: Sequence[Group], prompts: dict[str, list[int]], seed: int) -> list[int]:
+    """One group of every prompt, then a second of every prompt that has one, and so on."""
+    turns: list[tuple[int, bytes, int]] = []
+    for key, indices in prompts.items():
+        ordered = sorted(indices, key=lambda index: _digest(seed, groups[index].model_dump_json()))
+        turns += [(turn, _digest(seed, key), index) for turn, index in enumerate(ordered)]
+    return [index for _, _, index in sorted(turns)]
+
+
+def flip_pairs(pairs: Sequence[Pair], share: float, seed_text: str) -> list[Pair]:
+    """The pairs in order, better and worse swapped with probability `share`, each pair by itself.
+
+    Whether a pair is swapped follows from `seed_text` (name the seed, the group and the capability in it) and the
+    two responses alone; a larger share swaps the same pairs and more. Raises `ConfigError` for a share outside 0 … 1.
+    """
+    _check_share("share", share)
+    return [Pair(pair.worse, pair.better) if _chance(pair, seed_text) < share else pair for pair in pairs]
+
+
+def _chance(pair: Pair, seed_text: str) -> float:
+    """A number in 0 ≤ x < 1; 53 bits, so that it is exact as a float and never rounds up to 1."""
+    digest = _digest(seed_text, f"{min(pair)} {max(pair)}")
+    return (int.from_bytes(digest[:8], "big") >> 11) / (1 << 53)
+
+
+def _digest(seed: object, text: str) -> bytes:
+    return hashlib.sha256(f"{seed}\0{text}".encode()).digest()
+
+
+def _check_share(name: str, share: float) -> None:
+    if not 0 <= share <= 1:
+        raise ConfigError(f"{name} must be between 0 and 1 (got {share}); 0.2 stands for 20 %")

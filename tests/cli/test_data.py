@@ -1,0 +1,86 @@
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+from dmoerm.cli.data import app
+from dmoerm.taxonomy import load_taxonomy
+
+Write = Callable[..., Path]
+ROW = {"task": "chat", "prompt": "Hi [b]", "responses": ["a", "b"], "scores": [1, 0], "capabilities": {"logic": [1, 0]}}
+WIDE = {"COLUMNS": "200", "TERM": "dumb"}
+
+
+def run(*arguments: object):
+    return CliRunner(env=WIDE).invoke(app, [str(argument) for argument in arguments])
+
+
+def test_good_data(write_rows: Write, tmp_path: Path) -> None:
+    result = run("check", write_rows([ROW]), "--json", tmp_path / "new" / "found.json")
+    assert result.exit_code == 0, result.output
+    for title in ("Sources", "Tasks", "Capabilities", "Lengths in words", "logic"):
+        assert title in result.output
+    assert "Bad rows" not in result.output
+    assert json.loads((tmp_path / "new" / "found.json").read_text())["tasks"]["chat"]["pairs"] == 1
+
+
+def test_bad_rows_are_all_shown_and_exit_with_1(write_rows: Write) -> None:
+    path = write_rows([ROW, {"prompt": "p", "responses": ["[red]", ""]}, {"prompt": 3}])
+    result = run("check", path)
+    assert result.exit_code == 1
+    assert "Tasks" in result.output
+    folded = "".join(result.output.split())
+    assert "rows.jsonl:2" in folded
+    assert "rows.jsonl:3" in folded
+
+
+def test_what_was_left_out_is_shown(write_rows: Write) -> None:
+    result = run("check", write_rows([{"prompt": "p", "chosen": "a", "rejected": "a"}]))
+    assert "the responses are the same text" in result.output
+
+
+def test_a_missing_file_is_a_bad_source(tmp_path: Path) -> None:
+    result = run("check", tmp_path / "none.jsonl")
+    assert result.exit_code == 1
+    assert "there is no such file" in result.output
+
+
+def test_wrong_settings_are_said_in_a_sentence(write_rows: Write, tmp_path: Path) -> None:
+    result = run("check", write_rows([ROW]), "--format", "csv")
+    assert result.exit_code == 1
+    assert "format 'csv' is not known" in result.output
+    result = run("check", write_rows([ROW]), "--backbone", tmp_path / "none")
+    assert result.exit_code == 1
+    assert "tokenizer cannot be loaded" in result.output
+
+
+def test_a_taxonomy_is_drafted(write_rows: Write, tmp_path: Path) -> None:
+    out = tmp_path / "mine.yaml"
+    result = run("taxonomy", write_rows([ROW]), "--name", "mine", "--out", out)
+    assert result.exit_code == 0, result.output
+    assert list(load_taxonomy(out).tasks["chat"].capabilities) == ["logic"]
+    before = out.read_text()
+    result = run("taxonomy", write_rows([ROW]), "--out", out)
+    assert result.exit_code == 1
+    assert "exists already" in result.output
+    assert out.read_text() == before
+    assert "title: Logic" in run("taxonomy", write_rows([ROW])).output
+
+
+def test_a_taxonomy_needs_good_rows(write_rows: Write) -> None:
+    result = run("taxonomy", write_rows([{"prompt": 3}]))
+    assert result.exit_code == 1
+    assert "error:" in result.output
+
+
+def test_the_module_imports_nothing_heavy() -> None:
+    heavy = ("torch", "transformers", "datasets", "pyarrow")
+    code = f"import sys, dmoerm.cli.data; print([name for name in {heavy} if name in sys.modules])"
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+    assert time.perf_counter() - start < 5  # the promise is 0.5 s on an idle machine

@@ -1,0 +1,52 @@
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from dmoerm.data.formats import FORMAT_NAMES, detect_format, named_format
+from dmoerm.errors import ConfigError, DataError
+from dmoerm.schema import Group, Pair
+
+ReadOne = Callable[..., Group]
+USER = {"role": "user", "content": "Hi"}
+
+
+ROWS: dict[str, dict[str, Any]] = {
+    "native": {"prompt": "Hi", "responses": ["a", "b"], "scores": [1, 0]},
+    "mtmc": {"label": "闲聊", "src": ["你好"], "tgt": [], "response": ["好", "不好"], "rank": [1, 2]},
+    "ultrafeedback": {
+        "instruction": "Hi",
+        "completions": [{"response": "a", "overall_score": 8}, {"response": "b", "overall_score": 3}],
+    },
+    "helpsteer": {"prompt": "Hi", "response": "a", "helpfulness": 4},
+    "helpsteer3": {"domain": "stem", "context": [USER], "response1": "a", "response2": "b", "overall_preference": -2},
+    "rewardbench": {"prompt": "Hi", "chosen": "a", "rejected": "b", "subset": "hep-cpp", "id": 7},
+    "hh": {"chosen": "\n\nHuman: Hi\n\nAssistant: a", "rejected": "\n\nHuman: Hi\n\nAssistant: b"},
+    "trl": {"prompt": "Hi", "chosen": "a", "rejected": "b"},
+}
+
+
+@pytest.mark.parametrize("name", FORMAT_NAMES[1:])
+def test_the_format_is_told_from_the_row(name: str) -> None:
+    assert detect_format(ROWS[name]).name == name
+    assert named_format(name) == detect_format(ROWS[name] | {"further": None})
+
+
+@pytest.mark.parametrize("name", [name for name in FORMAT_NAMES[1:] if name != "helpsteer"])
+def test_the_first_response_is_better_in_every_row_above(name: str, read_one: ReadOne) -> None:
+    assert read_one(ROWS[name], format=name).pairs() == [Pair(0, 1)]
+
+
+def test_unknown_formats_and_rows() -> None:
+    with pytest.raises(ConfigError, match="'csv' is not known; use one of auto, native"):
+        named_format("csv")
+    with pytest.raises(DataError, match=r"no format that is known \(got \['question', 'answer'\]\)"):
+        detect_format({"question": "Why?", "answer": "So."})
+
+
+def test_native_takes_nulls_as_absent(read_one: ReadOne) -> None:
+    row = {"id": 3, "task": None, "prompt": "Hi", "responses": ["a", "b"], "scores": None, "ranks": [2, 1]}
+    group = read_one(row | {"capabilities": {"logic": [1, None], "empathy": None}, "annotators": None})
+    assert group.id == "3"
+    assert group.capabilities == {"logic": (1.0, None)}
+    assert group.pairs() == [Pair(1, 0)]

@@ -1,0 +1,131 @@
+import gzip
+import json
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as parquet
+import pytest
+
+from dmoerm.data.rows import open_rows
+from dmoerm.errors import DataError
+
+ROW = {"prompt": "Hi", "responses": ["a", "b"], "scores": [1.0, 0.0]}
+LINE = json.dumps(ROW).encode()
+
+
+def rows_of(path: Path, content: bytes) -> list[tuple[int, object]]:
+    path.write_bytes(content)
+    return [(line, row.problem if isinstance(row, DataError) else row) for line, row in open_rows(path)]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        LINE,
+        LINE + b"\n",
+        b"\xef\xbb\xbf" + LINE + b"\n",
+        LINE + b"\r\n\r\n",
+    ],
+)
+def test_ordinary_lines(content: bytes, tmp_path: Path) -> None:
+    assert rows_of(tmp_path / "a.jsonl", content) == [(1, ROW)]
+
+
+def test_blank_lines_are_skipped_and_counted_in_the_line_numbers(tmp_path: Path) -> None:
+    assert rows_of(tmp_path / "a.jsonl", b"\n  \n" + LINE + b"\n\n" + LINE) == [(3, ROW), (5, ROW)]
+
+
+def test_a_line_separator_in_a_text_ends_no_line(tmp_path: Path) -> None:
+    line = json.dumps({"prompt": "a\u2028b\x85c"}, ensure_ascii=False).encode()
+    assert rows_of(tmp_path / "a.jsonl", line) == [(1, {"prompt": "a\u2028b\x85c"})]
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b'{"a": 1', "is not valid JSON: Expecting"),
+        (b'{"a": NaN}', "is not valid JSON: not a number"),
+        (b'{"a": -Infinity}', "is not valid JSON: not a number"),
+        (b"[1, 2]", "is not a JSON object"),
+        (b"null", "is not a JSON object"),
+        (b'{"a": "caf\xe9"}', "is not UTF-8 at byte 10"),
+        (b'{"a": "\\ud83d"}', "holds a lone surrogate"),
+        (b'{"\\uDC00": 1}', "holds a lone surrogate"),
+        (b'{"a": ' + b"1" * 5000 + b"}", "cannot be read as JSON"),
+        (b"[" * 100_000, "cannot be read as JSON"),
+        (LINE.decode().encode("utf-16"), "is not UTF-8"),
+    ],
+)
+def test_a_bad_line_is_yielded_and_the_next_is_read(content: bytes, problem: str, tmp_path: Path) -> None:
+    found = rows_of(tmp_path / "a.jsonl", content + b"\n" + LINE)
+    assert str(found[0][1]).startswith(problem)
+    assert found[-1] in [(2, ROW), (2, "is not UTF-8 at byte 0"), (2, "is not valid JSON: Expecting value at column 1")]
+
+
+def test_a_pair_of_surrogates_is_a_character(tmp_path: Path) -> None:
+    assert rows_of(tmp_path / "a.jsonl", b'{"a": "\\ud83d\\ude00"}') == [(1, {"a": "😀"})]
+
+
+def test_json_files_hold_an_array_or_lines(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    assert rows_of(path, b" [" + LINE + b",\n" + LINE + b", 3]") == [(1, ROW), (2, ROW), (3, "is not a JSON object")]
+    assert rows_of(path, LINE + b"\n" + LINE) == [(1, ROW), (2, ROW)]
+    with pytest.raises(DataError, match=r"a\.json:1: is not valid JSON"):
+        rows_of(path, b"[" + LINE)
+
+
+def test_gzip(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl.gz"
+    assert rows_of(path, gzip.compress(LINE)) == [(1, ROW)]
+    with pytest.raises(DataError, match="cannot be read"):
+        rows_of(path, gzip.compress(LINE)[:-9])
+    with pytest.raises(DataError, match="cannot be read"):
+        rows_of(path, LINE)
+
+
+def test_parquet(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    rows = [ROW | {"capabilities": {"logic": [1.0, None]}}, ROW | {"capabilities": {"empathy": [None, 1.0]}}] * 300
+    parquet.write_table(pa.Table.from_pylist(rows), path)
+    found = list(open_rows(path))
+    assert [line for line, _ in found] == list(range(1, 601))
+    assert found[0][1] == ROW | {"capabilities": {"logic": [1.0, None], "empathy": None}}
+    with pytest.raises(DataError, match="cannot be read as Parquet after row 0"):
+        rows_of(path, b"PAR1 is more than this")
+
+
+def test_a_dataset_directory(tmp_path: Path) -> None:
+    saved = datasets.Dataset.from_list([ROW, ROW])
+    saved.save_to_disk(tmp_path / "plain")
+    datasets.DatasetDict({"test": saved}).save_to_disk(tmp_path / "split")
+    assert list(open_rows(tmp_path / "plain")) == [(1, ROW), (2, ROW)]
+    assert list(open_rows(tmp_path / "split", "test")) == [(1, ROW), (2, ROW)]
+    with pytest.raises(DataError, match="split 'train' cannot be loaded: KeyError"):
+        list(open_rows(tmp_path / "split"))
+
+
+def test_sources_that_are_not_there(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such file"):
+        open_rows(tmp_path / "none.jsonl")
+    with pytest.raises(DataError, match="no such file"):
+        open_rows("data/none.jsonl")
+    (tmp_path / "a.csv").write_text("a,b")
+    with pytest.raises(DataError, match=r"no kind that can be read \(got '.csv'\)"):
+        open_rows(tmp_path / "a.csv")
+
+
+def test_a_dataset_name_goes_to_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def load_dataset(*arguments: object, **options: object) -> list[dict]:
+        asked.append((arguments, options))
+        return [ROW]
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert list(open_rows("org/name:preference", "validation")) == [(1, ROW)]
+    assert list(open_rows("org/name", streaming=True)) == [(1, ROW)]
+    assert asked == [
+        (("org/name", "preference"), {"split": "validation", "streaming": False}),
+        (("org/name", None), {"split": "train", "streaming": True}),
+    ]

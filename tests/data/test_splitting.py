@@ -1,0 +1,128 @@
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dmoerm.data.splitting import flip_pairs, split_by_prompt, take_groups
+from dmoerm.errors import ConfigError
+from dmoerm.schema import Group, Pair, prompt_key
+
+
+def group(task: str | None, prompt: str, answer: str = "a") -> Group:
+    return Group(task=task, prompt=prompt, responses=(answer, "other"), scores=(1, 0))
+
+
+GROUPS = st.lists(
+    st.builds(group, st.sampled_from(["chat", "qa", None]), st.integers(0, 12).map(str), st.sampled_from("abc")),
+    max_size=40,
+)
+FRACTIONS = st.floats(0.01, 0.99)
+
+
+def prompts(groups: list[Group]) -> set[str]:
+    return {prompt_key(member.prompt) for member in groups}
+
+
+def many(count: int = 200, task: str = "chat") -> list[Group]:
+    return [group(task, f"prompt {index}") for index in range(count)]
+
+
+@given(GROUPS, FRACTIONS, st.integers(0, 3))
+def test_a_prompt_is_on_one_side_and_no_group_is_lost(groups: list[Group], fraction: float, seed: int) -> None:
+    rest, held = split_by_prompt(groups, fraction, seed)
+    assert not prompts(rest) & prompts(held)
+    assert len(rest) + len(held) == len(groups)
+
+
+@given(st.lists(st.integers(0, 30), min_size=2, unique=True), FRACTIONS)
+def test_both_sides_have_prompts_of_every_task(numbers: list[int], fraction: float) -> None:
+    groups = [group(task, f"{task} {number}") for number in numbers for task in ("chat", "qa")]
+    for side in split_by_prompt(groups, fraction):
+        assert {member.task for member in side} == {"chat", "qa"}
+
+
+def test_tasks_that_share_prompts_have_both_sides_too() -> None:
+    for seed in range(20):
+        groups = [group("large", str(number)) for number in range(10)] + [group("small", "3"), group("small", "5")]
+        for side in split_by_prompt(groups, 0.2, seed):
+            assert {member.task for member in side} == {"large", "small"}
+
+
+@given(GROUPS, FRACTIONS, st.randoms())
+def test_the_order_of_rows_does_not_matter(groups: list[Group], fraction: float, chance: random.Random) -> None:
+    shuffled = groups.copy()
+    chance.shuffle(shuffled)
+    assert prompts(split_by_prompt(groups, fraction)[1]) == prompts(split_by_prompt(shuffled, fraction)[1])
+    taken, taken_shuffled = take_groups(groups, 5), take_groups(shuffled, 5)
+    assert sorted(map(str, taken)) == sorted(map(str, taken_shuffled))
+
+
+def test_the_share_is_of_prompts_and_the_seed_counts() -> None:
+    groups = many()
+    assert len(split_by_prompt(groups, 0.2, 1)[1]) == 40
+    assert split_by_prompt(groups, 0.2, 1) == split_by_prompt(groups, 0.2, 1)
+    assert split_by_prompt(groups, 0.2, 1) != split_by_prompt(groups, 0.2, 2)
+
+
+def test_the_ends_and_a_single_prompt() -> None:
+    groups = many(3)
+    assert split_by_prompt(groups, 0) == (groups, [])
+    assert split_by_prompt(groups, 1) == ([], groups)
+    assert split_by_prompt(groups[:1], 0.9) == (groups[:1], [])
+    with pytest.raises(ConfigError, match="fraction must be between 0 and 1"):
+        split_by_prompt(groups, 20)
+
+
+@given(GROUPS, st.integers(0, 10))
+def test_taking_groups_keeps_as_many_prompts_as_possible(groups: list[Group], per_task: int) -> None:
+    taken = take_groups(groups, per_task)
+    for task in ("chat", "qa", None):
+        members = [member for member in groups if member.task == task]
+        kept = [member for member in taken if member.task == task]
+        assert len(kept) == min(per_task, len(members))
+        assert len(prompts(kept)) == min(per_task, len(prompts(members)))
+
+
+@given(GROUPS, st.integers(0, 10))
+def test_taking_more_keeps_what_was_taken(groups: list[Group], per_task: int) -> None:
+    assert set(map(str, take_groups(groups, per_task))) <= set(map(str, take_groups(groups, per_task + 3)))
+
+
+def test_a_negative_number_of_groups_is_refused() -> None:
+    with pytest.raises(ConfigError, match="per_task"):
+        take_groups([], -1)
+
+
+PAIRS = [Pair(better, worse) for better in range(60) for worse in range(60) if better < worse]
+
+
+def test_the_share_of_flipped_pairs() -> None:
+    flipped = flip_pairs(PAIRS, 0.25, "seed 0, group 1, overall")
+    assert sum(new != old for new, old in zip(flipped, PAIRS, strict=True)) / len(PAIRS) == pytest.approx(
+        0.25, abs=0.03
+    )
+    assert flipped == flip_pairs(PAIRS, 0.25, "seed 0, group 1, overall")
+    assert flipped != flip_pairs(PAIRS, 0.25, "seed 0, group 2, overall")
+
+
+def test_each_pair_is_flipped_by_itself() -> None:
+    flipped = flip_pairs(PAIRS, 0.25, "x")
+    assert flip_pairs(PAIRS[50:60], 0.25, "x") == flipped[50:60]
+    assert flip_pairs(flipped, 0.25, "x") == PAIRS
+
+
+def test_the_ends_of_the_share() -> None:
+    assert flip_pairs(PAIRS, 0, "x") == PAIRS
+    assert flip_pairs(PAIRS, 1, "x") == [Pair(pair.worse, pair.better) for pair in PAIRS]
+    with pytest.raises(ConfigError, match="share must be between 0 and 1"):
+        flip_pairs(PAIRS, 25, "x")
+
+
+def test_no_topic_of_the_human_data_is_on_both_sides(human_data) -> None:
+    from dmoerm.data.readers import read_groups
+
+    groups = read_groups(human_data / "cragc_pairs.jsonl").groups
+    rest, held = split_by_prompt(groups, 0.3, 0)
+    assert not prompts(rest) & prompts(held)
+    assert len(prompts(held)) == round(0.3 * len(prompts(groups)))

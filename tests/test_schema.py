@@ -1,0 +1,101 @@
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dmoerm.errors import DataError
+from dmoerm.schema import Group, Message, Pair, ordered_pairs, parse_group, parse_query, prompt_key
+
+GRADES = st.lists(st.none() | st.integers(0, 4).map(float), max_size=6)
+
+
+def row(**fields: Any) -> dict[str, Any]:
+    return {"prompt": "Why?", "responses": ["a", "b"], "scores": [2, 1], **fields}
+
+
+@given(GRADES)
+def test_pairs_put_the_better_first_and_leave_out_ties(grades: list[float | None]) -> None:
+    pairs = ordered_pairs(grades)
+    assert len(set(pairs)) == len(pairs)
+    for better, worse in pairs:
+        first, second = grades[better], grades[worse]
+        assert first is not None
+        assert second is not None
+        assert first > second
+
+
+@given(GRADES)
+def test_negated_grades_swap_every_pair(grades: list[float | None]) -> None:
+    negated = [None if grade is None else -grade for grade in grades]
+    assert ordered_pairs(negated) == [Pair(pair.worse, pair.better) for pair in ordered_pairs(grades)]
+
+
+def test_ranks_count_the_other_way() -> None:
+    ranked = parse_group(row(scores=None, ranks=[1, 2]))
+    assert ranked.pairs() == parse_group(row()).pairs() == [Pair(0, 1)]
+    assert parse_group(row(scores=None, ranks=[1, 1])).pairs() == []
+
+
+def test_pairs_of_a_capability() -> None:
+    group = parse_group(row(responses=["a", "b", "c"], scores=[1, 1, 1], capabilities={"logic": [None, 1, 2]}))
+    assert group.pairs("logic") == [Pair(2, 1)]
+    assert group.pairs("empathy") == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"scores": [1]}, r"scores: has 1 entries for 2 responses \(got \[1\]\)"),
+        ({"scores": [1, math.nan]}, "not finite.*give a finite number"),
+        ({"ranks": [1, 2]}, "both given.*keep the one"),
+        ({"scores": None}, "neither scores, ranks nor capabilities"),
+        ({"responses": ["a"]}, "at least two responses"),
+        ({"responses": ["a", " "]}, "response 1 is empty"),
+        ({"prompt": " "}, "prompt: is empty"),
+        ({"prompt": []}, "prompt: is empty"),
+        ({"prompt": "\ud800"}, "surrogate.*valid Unicode"),
+        ({"capabilities": {"logic": [1]}}, r"capabilities\.logic: has 1 entries .*got \[1\]"),
+        ({"capabilities": {"logic": [1, math.inf]}}, "not finite"),
+        ({"capabilities": {"structure": ["x", 1]}}, r"capabilities\.structure\.0: input should be"),
+        ({"annotators": {"overall": [[1]]}}, r"annotators\.overall: has 1 entries"),
+        ({"annotators": {"overall": [[1, 2], [1]]}}, "1 entries for 2 annotators"),
+        ({"annotators": {"overall": [[math.inf], [1]]}}, "not finite"),
+        ({"margin": math.inf}, "margin"),
+        ({"margin": -1}, "margin"),
+        ({"margin": 1, "responses": ["a", "b", "c"], "scores": [1, 2, 3]}, "exactly two responses"),
+    ],
+)
+def test_a_bad_group_is_explained(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        parse_group({name: value for name, value in row(**fields).items() if value is not None})
+
+
+def test_a_missing_field_is_named() -> None:
+    with pytest.raises(DataError, match="responses: field required; add the field"):
+        parse_query({"prompt": "Why?"})
+
+
+def test_unknown_fields_are_ignored() -> None:
+    assert parse_group(row(colour="red")).responses == ("a", "b")
+
+
+def test_ids_follow_from_the_content() -> None:
+    assert parse_group(row()).id == parse_group(row(prompt="Why? ")).id
+    assert parse_group(row()).id != parse_group(row(responses=["b", "a"])).id
+    assert parse_group(row(id="mine")).id == "mine"
+
+
+def test_prompt_key_is_what_a_reader_sees() -> None:
+    assert prompt_key("caf\u00e9  au\nlait") == prompt_key("cafe\u0301 au lait")
+    assert prompt_key((Message(role="user", content="Why?"),)) == prompt_key("Why?")
+    conversation = (Message(role="user", content="Hi"), Message(role="assistant", content="Yes?"))
+    assert prompt_key(conversation) != prompt_key("Hi Yes?")
+
+
+def test_groups_are_frozen() -> None:
+    group: Any = parse_group(row())
+    with pytest.raises(ValueError, match="frozen"):
+        group.task = "chat"
+    assert isinstance(group, Group)
