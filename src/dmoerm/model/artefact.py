@@ -79,10 +79,8 @@ def load(path: str | Path, dtype: torch.dtype | str | None = None, revision: str
     Raises:
         ArtefactError: no such model, a missing, truncated or foreign file.
     """
-    from .dmoerm import DMoERM
-
     folder = _local(path, revision)
-    model = DMoERM(_read_config(folder))
+    model = _empty_model(folder)
     _fill(model, _tensors(folder / "model.safetensors"), folder / "model.safetensors")
     for name, part in _parts(model):
         _fill(part, _tensors(folder / name), folder / name)
@@ -93,7 +91,11 @@ def load(path: str | Path, dtype: torch.dtype | str | None = None, revision: str
             _fill_adapter(experts, i, _tensors(file), file, model.config.branch_layer)
     for _, part in _parts(model):
         part.to(getattr(torch, dtype) if isinstance(dtype, str) and dtype != "auto" else None)
-    return with_tokenizer(model, load_tokenizer(folder)).eval()
+    try:
+        tokenizer = load_tokenizer(folder)
+    except Exception as error:  # tokenizers raises bare exceptions of its own
+        raise ArtefactError(f"{folder}: the tokenizer cannot be read: {str(error).splitlines()[0]}") from None
+    return with_tokenizer(model, tokenizer).eval()
 
 
 def with_tokenizer(model: DMoERM, tokenizer: Any) -> DMoERM:
@@ -180,22 +182,31 @@ def _local(path: str | Path, revision: str | None) -> Path:
         raise ArtefactError(f"{path}: neither a folder here nor a model on the hub: {error}") from None
 
 
-def _read_config(folder: Path) -> Any:
-    from .dmoerm import DMoERMConfig
+def _empty_model(folder: Path) -> DMoERM:
+    """The model that config.json describes, its weights yet to be filled in."""
+    from .dmoerm import DMoERM, DMoERMConfig
 
     file = folder / "config.json"
+    settings = _read_config(file, DMoERMConfig.model_type)
+    try:
+        config = DMoERMConfig.from_dict(settings)
+        names = [*config.tasks, *(name for capabilities in config.tasks.values() for name in capabilities)]
+        if unsafe := [name for name in names if not _SAFE_NAME.fullmatch(name)]:
+            raise ArtefactError(f"{file}: {shorten(unsafe[0])} is no safe name of a task or capability")
+        return DMoERM(config)
+    except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
+        raise ArtefactError(f"{file}: describes no model: {shorten(str(error))}") from None
+
+
+def _read_config(file: Path, expected: str) -> dict[str, Any]:
     try:
         settings = json.loads(file.read_text(encoding="utf-8"))
         kind = settings.get("model_type")
     except (ValueError, OSError, AttributeError) as error:
         raise ArtefactError(f"{file}: cannot be read: {error}") from None
-    if kind != DMoERMConfig.model_type:
-        raise ArtefactError(f"{file}: model_type is {kind!r}, not 'dmoerm'; give the folder that `train` wrote")
-    config = DMoERMConfig.from_dict(settings)
-    for name in [*config.tasks, *(c for names in config.tasks.values() for c in names)]:
-        if not _SAFE_NAME.fullmatch(name):
-            raise ArtefactError(f"{file}: {shorten(name)} is no safe name of a task or capability")
-    return config
+    if kind != expected:
+        raise ArtefactError(f"{file}: model_type is {kind!r}, not {expected!r}; give the folder that `train` wrote")
+    return settings
 
 
 def _tensors(file: Path) -> dict[str, Tensor]:

@@ -76,9 +76,14 @@ class Shared(NamedTuple):
 
 
 def run_shared(part: Decoder, inputs: Shared) -> tuple[Tensor, Tensor]:
-    """Runs a trunk or branch over prompts and responses: states (Q, P, d) and (N, R, d). Gradients flow."""
+    """Runs a trunk or branch over prompts and responses: states (Q, P, d) and (N, R, d). Gradients flow.
+
+    Raises:
+        BackboneError: the backbone attends to a sliding window, and the padded texts are longer than that.
+    """
     prompt, prompt_mask, response, response_mask, owner = inputs
     cache = DynamicCache(config=part.config)
+    _check_window(cache, prompt.shape[1] + response.shape[1])
     prompt_states = _run(part, prompt, attention_mask=prompt_mask.long(), cache=cache, use_cache=True)
     cache.batch_select_indices(owner)
     lengths = prompt_mask.sum(1)[owner]
@@ -91,6 +96,17 @@ def run_shared(part: Decoder, inputs: Shared) -> tuple[Tensor, Tensor]:
         use_cache=True,
     )
     return prompt_states, response_states
+
+
+def _check_window(cache: DynamicCache, length: int) -> None:
+    """A window counts padding too, so that it would lose a padded prompt's own tokens."""
+    windows = [getattr(layer, "sliding_window", None) for layer in cache.layers]
+    narrowest = min((window for window in windows if window), default=length)
+    if length > narrowest:
+        raise BackboneError(
+            f"prompt and response are {length} tokens with padding, more than the backbone's attention window of "
+            f"{narrowest}; set encoding.max_length to at most half of it"
+        )
 
 
 def _run(part: Decoder, inputs: Tensor, **kwargs: Any) -> Tensor:
@@ -162,8 +178,10 @@ def join(trunk: Decoder | None, branch: Decoder) -> Decoder:
     """The whole decoder again, of trunk and branch: what PEFT and other tools load an expert onto."""
     if trunk is None:
         return branch
-    count = len(trunk.layers) + len(branch.layers)
-    whole = empty_part(trunk.config, count)
+    config = copy.deepcopy(trunk.config)
+    if getattr(config, "layer_types", None):
+        config.layer_types = [*trunk.config.layer_types, *branch.config.layer_types]
+    whole = empty_part(config, len(trunk.layers) + len(branch.layers))
     whole.layers = _numbered([*trunk.layers, *branch.layers])
     whole.embed_tokens, whole.norm, whole.rotary_emb = trunk.embed_tokens, branch.norm, trunk.rotary_emb
     return whole.eval()

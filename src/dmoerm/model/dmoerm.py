@@ -38,7 +38,7 @@ class DMoERMConfig(PretrainedConfig):
     Attributes:
         backbone: the backbone's own configuration, as a dict, with the number of layers used.
         branch_layer: the layer at which the trunk ends.
-        tasks: task → names of its capabilities.
+        tasks: task → names of its capabilities; kept in alphabetical order.
         shared_branch: all tasks use the general model's branch (`base: frozen`).
         router_kind, threshold: see `RouterConfig`.
         encoding, head, lora, aggregator: see the settings of the same names.
@@ -63,7 +63,8 @@ class DMoERMConfig(PretrainedConfig):
         **kwargs: Any,
     ) -> None:
         self.backbone, self.branch_layer = backbone or {}, branch_layer
-        self.tasks = {task: list(capabilities) for task, capabilities in (tasks or {}).items()}
+        # by name: config.json is written with sorted keys, and the order is that of the router's outputs
+        self.tasks = {task: list(capabilities) for task, capabilities in sorted((tasks or {}).items())}
         self.shared_branch, self.router_kind, self.threshold = shared_branch, router_kind, threshold
         self.encoding, self.head = encoding or {}, head or {}
         self.lora, self.aggregator = lora or {}, aggregator or {}
@@ -105,7 +106,7 @@ class Score:
 
     def win_probability(self, other: Score) -> float:
         """The calibrated probability that people prefer this response to the other, for the same prompt."""
-        return 1 / (1 + math.exp(-(self.reward - other.reward) / self.temperature))
+        return 0.5 + 0.5 * math.tanh((self.reward - other.reward) / self.temperature / 2)  # σ without overflow
 
 
 class DMoERM(PreTrainedModel):
@@ -177,9 +178,14 @@ class DMoERM(PreTrainedModel):
         Raises:
             DataError: an empty text, an unknown task, a text longer than the model takes.
         """
-        if responses and isinstance(responses[0], str):
+        if isinstance(prompt, str) or (responses and isinstance(responses[0], str)):
             return next(iter(self.score_queries([_query(prompt, responses, task)], batch_tokens)))
         tasks = [task] * len(responses) if task is None or isinstance(task, str) else list(task)
+        if not len(prompt) == len(responses) == len(tasks):
+            counts = f"{len(prompt)} prompts, {len(responses)} lists of responses and {len(tasks)} tasks"
+            raise DataError(
+                counts, field="responses", remedy="give one list of responses (and one task) to each prompt"
+            )
         queries = [_query(*row) for row in zip(prompt, responses, tasks, strict=True)]
         return list(self.score_queries(queries, batch_tokens))
 
@@ -304,13 +310,18 @@ class DMoERM(PreTrainedModel):
 def batches(encoded: Sequence[Encoded], budget: int) -> Iterator[list[int]]:
     """Indices of queries, long with long, so that no padded batch has more than `budget` tokens (or is one query)."""
     rows: list[int] = []
-    for i in sorted(range(len(encoded)), key=lambda i: (encoded[i].tokens, i), reverse=True):
+    for i in sorted(range(len(encoded)), key=lambda i: (_shape(encoded[i]), i), reverse=True):
         if rows and _padded([encoded[j] for j in [*rows, i]]) > budget:
             yield rows
             rows = []
         rows.append(i)
     if rows:
         yield rows
+
+
+def _shape(query: Encoded) -> tuple[int, int]:
+    """Queries of like shape waste little padding: first by the longest response, in steps, then by the prompt."""
+    return max(map(len, query.responses)) // 32, len(query.prompt)
 
 
 def _padded(encoded: Sequence[Encoded]) -> int:

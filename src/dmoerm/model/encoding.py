@@ -23,6 +23,10 @@ from ..schema import Message, Prompt, Query
 _PLAIN_NAMES = {"system": "System", "user": "Human", "assistant": "Assistant"}
 _SLOT = "\ue000{}\ue001"  # private-use characters: where a message's text goes in the rendered template
 _FIXED_DAY = datetime.datetime(2024, 7, 26)
+# transformers gives templates no function but its own `strftime_now`, so a macro of that name takes its place
+_FIXED_NOW = "{{% macro strftime_now(format) %}}{{{{ format{} }}}}{{% endmacro %}}{{{{ '' }}}}".format(
+    "".join(f".replace('%{c}', '{_FIXED_DAY.strftime('%' + c)}')" for c in "aAbBdeHIjmMpSyY")
+)
 
 
 @dataclass(frozen=True)
@@ -114,9 +118,11 @@ class Encoder:
         return [*pieces, text]
 
     def _chat(self, messages: list[dict[str, str]]) -> str:
-        day = {"date_string": f"{_FIXED_DAY:%d %b %Y}", "strftime_now": _FIXED_DAY.strftime}
+        template = self.tokenizer.get_chat_template()
+        fixed = _FIXED_NOW + template if "strftime_now" in template else template
+        day = {"date_string": f"{_FIXED_DAY:%d %b %Y}"}
         try:
-            rendered: Any = self.tokenizer.apply_chat_template(messages, tokenize=False, **day)
+            rendered: Any = self.tokenizer.apply_chat_template(messages, chat_template=fixed, tokenize=False, **day)
         except Exception as error:  # a template is a program of the model's authors: it may raise anything
             raise DataError(
                 f"the chat template refuses the conversation: {error}",

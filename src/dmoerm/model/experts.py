@@ -89,7 +89,7 @@ class Experts(nn.Module):
     def attach(self, branch: Decoder) -> None:
         """Puts new LoRA on this branch, whose weights must be in place: they are shared, not copied."""
         if self.config.rank and len(self):
-            self.branch = with_experts(branch, len(self), self.config)
+            self.branch = with_experts(branch, len(self), self.config).train(self.training)  # else dropout would be on
 
     def __len__(self) -> int:
         return len(self.capabilities)

@@ -1,7 +1,7 @@
 """The trunk's activations on disk: computed once for each text, read by every phase and every later run.
 
-Shards of about 64 MiB in safetensors, which is memory-mapped; a shard is written completely or not at all, so a killed
-run loses at most one shard's work. The folder's name fingerprints the weights, the cut and the pooling; the token ids
+Shards of some 50,000 tokens in safetensors, which is memory-mapped; a shard is written completely or not at all, so a
+killed run loses at most one shard's work. The folder's name fingerprints the weights, the cut and the pooling; the token ids
 (so also the template) name the entries.
 """
 
@@ -22,7 +22,7 @@ from ..model.dmoerm import batches, collate_ids
 from ..paths import write_file
 from .batches import Example
 
-_SHARD_BYTES = 64 * 2**20
+_SHARD_TOKENS = 50_000
 
 
 class ActivationCache:
@@ -44,17 +44,17 @@ class ActivationCache:
     def fill(self, examples: Sequence[Example], done: Callable[[int, int], None] = lambda _, __: None) -> None:
         """Computes what is missing; `done(tokens, of)` is called after each batch."""
         missing = list({e.key: e for e in examples if not self._has(e)}.values())
-        total, so_far, size = sum(e.encoded.tokens for e in missing), 0, 0
+        total, so_far, tokens = sum(e.encoded.tokens for e in missing), 0, 0
         waiting: dict[str, Tensor] = {}
         for rows in batches([e.encoded for e in missing], 8192):
             batch = [missing[i] for i in rows]
             waiting |= self._compute(batch)
             so_far += sum(e.encoded.tokens for e in batch)
             done(so_far, total)
-            size = sum(t.numel() * t.element_size() for t in waiting.values())
-            if size > _SHARD_BYTES:
+            tokens += sum(e.encoded.tokens for e in batch)
+            if tokens > _SHARD_TOKENS:
                 self._write(waiting)
-                waiting = {}
+                waiting, tokens = {}, 0
         if waiting:
             self._write(waiting)
 

@@ -17,7 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys
-from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    EarlyStoppingCallback,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer_utils import EvalPrediction, get_last_checkpoint
 
 from ..config import StepConfig
@@ -86,7 +93,7 @@ def fit(
         eval_dataset=_Rows(validation or train),
         data_collator=collate,
         compute_metrics=_metrics,
-        callbacks=[EarlyStoppingCallback(step.patience), *callbacks],
+        callbacks=[*([] if step.best_by == "end" else [EarlyStoppingCallback(step.patience)]), *callbacks],
         optimizers=(_optimiser(model, step), None),
     )
     trainer.remove_callback(PrinterCallback)
@@ -95,6 +102,8 @@ def fit(
         found = trainer.evaluate()
         if step.epochs > 0:
             checkpoint = get_last_checkpoint(str(folder)) if folder.exists() else None
+            if checkpoint and _had_stopped(checkpoint, step.patience):
+                trainer.args.max_steps = TrainerState.load_from_json(f"{checkpoint}/trainer_state.json").global_step
             trainer.train(resume_from_checkpoint=checkpoint)
             after = trainer.evaluate()
             if _better(after, found, step.best_by):
@@ -107,7 +116,15 @@ def fit(
     return Fit(float(found["eval_loss"]), float(found["eval_consistency"]), trainer.state.global_step)
 
 
+def _had_stopped(checkpoint: str, patience: int) -> bool:
+    """Whether early stopping ended the training at this checkpoint; by itself, Trainer would go on from there."""
+    callbacks = TrainerState.load_from_json(f"{checkpoint}/trainer_state.json").stateful_callbacks
+    return callbacks["EarlyStoppingCallback"]["attributes"]["early_stopping_patience_counter"] >= patience
+
+
 def _better(new: dict[str, float], old: dict[str, float], by: str) -> bool:
+    if by == "end":
+        return True
     if by == "loss":
         return not new["eval_loss"] >= old["eval_loss"]
     return new["eval_consistency"] >= old["eval_consistency"]
@@ -118,7 +135,7 @@ def _arguments(
 ) -> TrainingArguments:
     per_device = max(step.batch_groups // step.gradient_accumulation, 1)
     batches = -(-count // per_device)
-    total = max(round(-(-batches // step.gradient_accumulation) * step.epochs), 1)
+    total = step.steps or max(round(-(-batches // step.gradient_accumulation) * step.epochs), 1)
     every = max(total // step.evaluations, 1)
     return TrainingArguments(
         output_dir=str(folder),
@@ -132,8 +149,8 @@ def _arguments(
         save_strategy="steps",
         save_steps=every,
         save_total_limit=2,
-        load_best_model_at_end=True,
-        metric_for_best_model="loss" if step.best_by == "loss" else "consistency",
+        load_best_model_at_end=step.best_by != "end",
+        metric_for_best_model="consistency" if step.best_by == "consistency" else "loss",
         greater_is_better=step.best_by == "consistency",
         restore_callback_states_from_checkpoint=True,
         logging_steps=max(every // 4, 1),

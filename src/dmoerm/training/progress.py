@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 from transformers import TrainerCallback
+
+_SECONDS_BETWEEN_LINES = 20  # where there is no terminal to draw bars on
 
 
 class Progress(TrainerCallback):
@@ -26,6 +29,7 @@ class Progress(TrainerCallback):
         self._all = self._bars.add_task("all steps", total=None, figures="")
         self._step: Any = None
         self._figures: dict[str, float] = {}
+        self._told = 0.0
 
     @contextlib.contextmanager
     def run(self, steps: int) -> Iterator[None]:
@@ -37,7 +41,7 @@ class Progress(TrainerCallback):
     @contextlib.contextmanager
     def step(self, name: str) -> Iterator[None]:
         """One step's bar; the line that stays says how it ended."""
-        self._figures = {}
+        self._figures, self._told = {}, time.monotonic()
         self._step = self._bars.add_task(name, total=None, figures="")
         yield
         self._bars.remove_task(self._step)
@@ -51,17 +55,25 @@ class Progress(TrainerCallback):
 
     def say(self, line: str) -> None:
         """A line that stays."""
-        self.console.print(line, highlight=False, markup=False)
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def count(self, done: int, total: int) -> None:
         """How far a step without a Trainer is."""
+        self._advance(done, total)
+
+    def _advance(self, done: int, total: int) -> None:
         self._bars.update(self._step, completed=done, total=total)
+        if not self.console.is_terminal and time.monotonic() - self._told > _SECONDS_BETWEEN_LINES:
+            self._told = time.monotonic()
+            task = self._bars.tasks[self._bars.task_ids.index(self._step)]
+            left = "" if task.time_remaining is None else f"  {task.time_remaining:.0f} s left"
+            self.say(f"{task.description:44} {done}/{total}{left}  {self._text()}")
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._bars.update(self._step, total=state.max_steps, completed=state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._bars.update(self._step, completed=state.global_step)
+        self._advance(state.global_step, state.max_steps)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         if logs and "loss" in logs:

@@ -42,8 +42,8 @@ def train(config: Config, console: Console | None = None) -> Run:
         ConfigError: the folder holds a run with other settings.
         DataError: the data cannot be used.
     """
-    folder = _claim(config)
     data = load_data(config)
+    folder = _claim(config)  # once the data are known to be good, so that their settings can still be corrected
     progress = Progress(console)
     run = prepare(config, data.taxonomy, folder, progress)
     capabilities = sum(len(task.capabilities) for task in data.taxonomy.tasks.values())
@@ -55,6 +55,7 @@ def train(config: Config, console: Console | None = None) -> Run:
 
 def prepare(config: Config, taxonomy: Taxonomy, folder: Path, progress: Progress) -> Run:
     """The untrained model around the pretrained backbone, and its activation cache."""
+    torch.manual_seed(config.seed)  # what no step trains, and what every step starts from
     model = build_model(config, taxonomy)
     if torch.cuda.is_available():
         model.to("cuda")  # pyright: ignore[reportArgumentType]

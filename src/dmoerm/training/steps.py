@@ -73,6 +73,11 @@ class Run:
 
     def metrics(self) -> dict[str, dict[str, float]]:
         """Step → how it ended, of all finished steps."""
-        root = self.folder / "steps"
-        found = sorted(root.rglob("metrics.json"), key=lambda file: file.stat().st_mtime)
-        return {str(file.parent.relative_to(root)): json.loads(file.read_text()) for file in found}
+        return finished_steps(self.folder)
+
+
+def finished_steps(folder: Path) -> dict[str, dict[str, float]]:
+    """Step → how it ended, of all finished steps in a run's folder."""
+    root = folder / "steps"
+    found = sorted(root.rglob("metrics.json"), key=lambda file: file.stat().st_mtime)
+    return {str(file.parent.relative_to(root)): json.loads(file.read_text()) for file in found}

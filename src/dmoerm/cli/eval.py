@@ -1,0 +1,92 @@
+"""`dmoerm eval`: how well a trained model orders pairs as people do, beside the single models it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .models import load_model, model_folder
+from .options import BatchTokens, JsonFile, Overrides
+
+if TYPE_CHECKING:
+    from ..config import Config
+    from ..model import DMoERM
+    from ..schema import Group
+
+
+def command(
+    model: Annotated[str, typer.Argument(metavar="RUN_OR_MODEL", help="A run's folder, a model's folder, a hub name.")],
+    data: Annotated[
+        list[str] | None, typer.Option(help="Evaluate on these groups; else on the run's own held-out prompts.")
+    ] = None,
+    format: Annotated[str, typer.Option(help="The rows' format; auto tells it from the first row.")] = "auto",
+    overrides: Overrides = None,
+    json_file: JsonFile = None,
+    report: Annotated[Path | None, typer.Option(metavar="DIR", help="Write results.json and report.html here.")] = None,
+    batch_tokens: BatchTokens = 8192,
+) -> None:
+    """Measure a model on held-out prompts, or on labelled data of your own."""
+    from ..evaluation import evaluate, write_report, write_results
+    from .tables import print_results, screen
+
+    rm = load_model(model)
+    config = _config(Path(model), overrides or ())
+    groups = _read(data, format) if data else _held_out(config, model)
+    _check_tasks(groups, rm)
+    results = evaluate(rm, groups, config, command="eval", steps=_steps(Path(model)), batch_tokens=batch_tokens)
+    if json_file is not None:
+        write_results(json_file, results)
+    if report is not None:
+        write_results(report / "results.json", results)
+        write_report(report / "report.html", results)
+    print_results(screen(), results)
+
+
+def _config(path: Path, overrides: Sequence[str]) -> Config | None:
+    """The settings that the model was trained with, where they lie beside it."""
+    from ..config import load_config
+
+    places = (path / "config.yaml", Path(model_folder(str(path))) / "run.yaml")
+    return next((load_config(place, overrides) for place in places if place.is_file()), None)
+
+
+def _steps(path: Path) -> dict[str, Any]:
+    from ..training.steps import finished_steps
+
+    return finished_steps(path) or finished_steps(path.parent)
+
+
+def _held_out(config: Config | None, model: str) -> list[Group]:
+    """The run's test part: it follows from the settings alone."""
+    from ..data.loading import load_data
+    from ..errors import ConfigError
+
+    if config is None:
+        raise ConfigError(f"{model}: no settings lie beside this model, so its held-out part is not known; give --data")
+    return load_data(config).test
+
+
+def _read(files: Sequence[str], format: str) -> list[Group]:
+    from ..data.loading import with_gold
+    from ..data.readers import overall_from_capabilities, read_groups
+
+    groups = [group for file in files for group in read_groups(file, format=format).groups]
+    return with_gold(overall_from_capabilities(groups))
+
+
+def _check_tasks(groups: Sequence[Group], model: DMoERM) -> None:
+    """Raises `DataError` for a group whose task the model does not have."""
+    from ..errors import DataError
+
+    known = model.config.tasks
+    for group in groups:
+        if group.task is not None and group.task not in known:
+            raise DataError(
+                f"group {group.id}: the model has no such task",
+                field="task",
+                value=group.task,
+                remedy=f"use one of {', '.join(known)}, or null to let the router decide",
+            )

@@ -1,0 +1,34 @@
+"""Loading a model for a command: on the accelerator if there is one, and without the libraries' own chatter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..model import DMoERM
+
+
+def quieten() -> None:
+    """Stops transformers' messages and progress bars; the command shows its own."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def model_folder(path: str) -> str:
+    """The model's folder of a run's folder; a model's folder or hub name as it is."""
+    inside = Path(path) / "model"
+    return str(inside) if (inside / "config.json").is_file() else path
+
+
+def load_model(path: str) -> DMoERM:
+    """The model of a run's folder, a model's folder, or a hub name. Raises `ArtefactError` if there is none."""
+    import torch
+
+    from ..model import DMoERM
+
+    quieten()
+    model = DMoERM.from_pretrained(model_folder(path))
+    return model.to("cuda") if torch.cuda.is_available() else model  # pyright: ignore[reportArgumentType, reportReturnType]

@@ -1,0 +1,89 @@
+"""Where `score` writes its rows: JSON Lines or Parquet, a file completely or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from ..errors import ArtefactError, ConfigError
+
+Write = Callable[[list[dict[str, Any]]], None]
+
+
+@contextlib.contextmanager
+def open_output(target: str) -> Iterator[Write]:
+    """A function that writes rows to `target` (`-`: standard output, as JSON Lines).
+
+    A file takes its name once the block has ended well; until then, and if the block raises, whatever was there stays.
+
+    Raises:
+        ConfigError: the name ends in neither .jsonl nor .parquet.
+        ArtefactError: the file cannot be written.
+    """
+    if target == "-":
+        yield lambda rows: _write_lines(sys.stdout, rows)
+        sys.stdout.flush()
+        return
+    path = Path(target)
+    openers = {".jsonl": _json_lines, ".parquet": _parquet}
+    if path.suffix not in openers:
+        raise ConfigError(f"--output {target}: ends in {path.suffix!r}; use .jsonl or .parquet, or - for the screen")
+    with _complete_file(path) as unfinished, openers[path.suffix](unfinished) as write:
+        yield write
+
+
+@contextlib.contextmanager
+def _complete_file(target: Path) -> Iterator[Path]:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        os.close(handle)
+    except OSError as error:
+        raise ArtefactError(f"{target}: cannot be written: {error.strerror}") from None
+    try:
+        yield Path(name)
+        Path(name).chmod(0o644)
+        Path(name).replace(target)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def _json_lines(path: Path) -> Iterator[Write]:
+    with path.open("w", encoding="utf-8") as file:
+        yield lambda rows: _write_lines(file, rows)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _write_lines(file: TextIO, rows: list[dict[str, Any]]) -> None:
+    file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    file.flush()
+
+
+@contextlib.contextmanager
+def _parquet(path: Path) -> Iterator[Write]:
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    numbers = pa.list_(pa.float64())
+    schema = pa.schema(
+        [
+            ("id", pa.string()),
+            ("task", pa.string()),
+            ("route", pa.map_(pa.string(), pa.float64())),
+            ("rewards", numbers),
+            ("capabilities", pa.map_(pa.string(), numbers)),
+            ("uncertainty", numbers),
+            ("temperature", pa.float64()),
+        ]
+    )
+    with parquet.ParquetWriter(path, schema) as writer:
+        yield lambda rows: writer.write_table(pa.Table.from_pylist(rows, schema=schema))

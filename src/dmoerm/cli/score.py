@@ -1,0 +1,116 @@
+"""`dmoerm score`: rewards for a file of prompts and responses, in a stream: memory does not grow with the file."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from .models import load_model
+from .options import BatchTokens, JsonFile
+
+if TYPE_CHECKING:
+    from ..model import DMoERM, Score
+    from ..schema import Query
+
+_WINDOW_QUERIES, _WINDOW_CHARACTERS = 256, 1_000_000  # what is held at once, so that like lengths share a pass
+
+
+def command(
+    model: Annotated[str, typer.Argument(help="A model's or a run's folder, or a hub name.")],
+    input: Annotated[str, typer.Option(metavar="FILE", help="JSON Lines or Parquet; - is standard input, JSON Lines.")],
+    output: Annotated[str, typer.Option(metavar="FILE", help="A .jsonl or .parquet file; - is standard output.")] = "-",
+    task: Annotated[
+        str | None, typer.Option(help="Score everything as this task; else a row's own, else routed.")
+    ] = None,
+    format: Annotated[str, typer.Option(help="The rows' format; auto tells it from the first row.")] = "auto",
+    batch_tokens: BatchTokens = 8192,
+    json_file: JsonFile = None,
+) -> None:
+    """Score every response of a file: one output row an input row, in order.
+
+    A row has: id, task (null: the general model scored), route (task → probability), rewards, capabilities, uncertainty
+    (each with one number a response) and temperature. An output file is written completely or not at all.
+    """
+    from ..data.readers import read_queries
+    from .rows import open_output
+
+    started = time.monotonic()
+    with open_output(output) as write:  # first, so that a wrong name is told before the model is loaded
+        rm = load_model(model)
+        if task is not None:
+            rm.inner(task)
+        queries = _for_task(read_queries(input, format=format), rm, task, input)
+        tally = _score(rm, queries, write, batch_tokens)
+    if json_file is not None:
+        from ..evaluation.results import write_text
+
+        summary = {"schema": 1, "command": "score", "model": model, "input": input, "output": output, **tally}
+        summary["seconds"] = round(time.monotonic() - started, 3)
+        write_text(json_file, json.dumps(summary, ensure_ascii=False, indent=2) + "\n")
+
+
+def _for_task(queries: Iterable[Query], model: DMoERM, task: str | None, source: str) -> Iterator[Query]:
+    """The queries with the task they are to be scored as. Raises `DataError` for one that the model does not have."""
+    from ..errors import DataError
+
+    for query in queries:
+        if task is not None:
+            query = query.model_copy(update={"task": task})
+        if query.task is not None and query.task not in model.config.tasks:
+            raise DataError(
+                f"query {query.id}: the model has no such task",
+                file=source,
+                field="task",
+                value=query.task,
+                remedy=f"use one of {', '.join(model.config.tasks)}, null to let the router decide, or --task",
+            )
+        yield query
+
+
+def _score(model: DMoERM, queries: Iterable[Query], write: Any, batch_tokens: int) -> dict[str, Any]:
+    tasks: Counter[str] = Counter()
+    responses = 0
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        shown = bar.add_task("scoring", total=None)
+        for window in _windows(queries):
+            scores = list(model.score_queries(window, batch_tokens))
+            write([_row(query, found) for query, found in zip(window, scores, strict=True)])
+            tasks.update(found[0].task or "(general model)" for found in scores)
+            responses += sum(map(len, scores))
+            bar.update(shown, description=f"scored {sum(tasks.values())} prompts, {responses} responses")
+    return {"queries": sum(tasks.values()), "responses": responses, "tasks": dict(sorted(tasks.items()))}
+
+
+def _windows(queries: Iterable[Query]) -> Iterator[list[Query]]:
+    window: list[Query] = []
+    size = 0
+    for query in queries:
+        window.append(query)
+        size += sum(map(len, query.responses))
+        if len(window) == _WINDOW_QUERIES or size > _WINDOW_CHARACTERS:
+            yield window
+            window, size = [], 0
+    if window:
+        yield window
+
+
+def _row(query: Query, scores: list[Score]) -> dict[str, Any]:
+    first = scores[0]
+    return {
+        "id": query.id,
+        "task": first.task,
+        "route": first.route,
+        "rewards": [score.reward for score in scores],
+        "capabilities": {name: [score.capabilities[name] for score in scores] for name in first.capabilities},
+        "uncertainty": None if first.uncertainty is None else [score.uncertainty for score in scores],
+        "temperature": first.temperature,
+    }

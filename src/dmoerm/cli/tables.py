@@ -1,0 +1,125 @@
+"""Results as tables on the screen."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from ..evaluation import Results
+    from ..evaluation.results import Difference, Estimate
+    from ..model import Score
+
+_WIDTH = 140  # where there is no terminal that says how wide it is
+
+
+def screen() -> Console:
+    """The console of the standard output; wide enough for the tables when it is a file or a pipe."""
+    console = Console(highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console = Console(highlight=False, width=_WIDTH)
+    return console
+
+
+def print_results(console: Console, results: Results) -> None:
+    """Consistency, capabilities and router as tables, and what else was measured in a few lines."""
+    console.print(_consistency(results))
+    for remark in results.remarks:
+        console.print(remark, soft_wrap=True)
+    if results.capabilities:
+        console.print(_capabilities(results))
+    if len(results.router.confusion) > 1:
+        console.print(_confusion(results))
+    for line in _lines(results):
+        console.print(line, soft_wrap=True)
+
+
+def _consistency(results: Results) -> Table:
+    table = Table(
+        title="Consistency on held-out prompts, % (95 % intervals over prompts)",
+        title_justify="left",
+        caption_justify="left",
+    )
+    for name in ("task", "pairs", *results.consistency, *results.paired):
+        table.add_column(name, justify="left" if name == "task" else "right")
+    for name, first in next(iter(results.consistency.values())).items():
+        if name == "mean":
+            table.add_section()
+        cells = [_estimate(row[name]) for row in results.consistency.values()]
+        cells += [_difference(row[name]) for row in results.paired.values()]
+        label = f"{name} *" if name in results.derived_tasks else name
+        table.add_row(label, str(first.pairs), *cells)
+    return table
+
+
+def _estimate(found: Estimate) -> str:
+    return f"{100 * found.value:.1f} ({100 * found.low:.1f}–{100 * found.high:.1f})"
+
+
+def _difference(found: Difference) -> str:
+    return f"{100 * found.value:+.1f} ({100 * found.low:+.1f} to {100 * found.high:+.1f})"
+
+
+def _capabilities(results: Results) -> Table:
+    table = Table("task", "capability", title="Capabilities: accuracy of the experts, %", title_justify="left")
+    table.add_column("pairs", justify="right")
+    table.add_column("accuracy", justify="right")
+    for task, found in results.capabilities.items():
+        for index, (name, estimate) in enumerate(found.items()):
+            table.add_row("" if index else task, name, str(estimate.pairs), _estimate(estimate))
+        table.add_section()
+    return table
+
+
+def _confusion(results: Results) -> Table:
+    confusion = results.router.confusion
+    columns = sorted({*confusion, *(name for row in confusion.values() for name in row)})
+    table = Table("own task", title="Router: prompts by own task and likeliest task", title_justify="left")
+    for name in columns:
+        table.add_column(name, justify="right", overflow="fold")
+    for own, row in confusion.items():
+        table.add_row(own, *(str(row.get(name, 0) or "·") for name in columns))
+    return table
+
+
+def _lines(results: Results) -> list[str]:
+    lines, router = [], results.router
+    if router.accuracy is not None:
+        lines.append(
+            f"router: {router.accuracy:.1%} of {router.prompts} prompts right, "
+            f"{router.fallback:.1%} below the threshold (scored by the general model)"
+        )
+    lines.append(f"win probability: expected calibration error {results.calibration.ece:.3f}")
+    if bias := results.length_bias:
+        parts = ", ".join(f"{method} {found.spearman:+.2f}" for method, found in bias.items())
+        lines.append(f"rank correlation with length: {parts}")
+    if results.time:
+        parts = ", ".join(f"{phase} {seconds:.0f} s" for phase, seconds in results.time.items())
+        lines.append(f"training: {parts}")
+    return lines
+
+
+def scores_table(responses: list[str], scores: list[Score]) -> Table:
+    """The responses to one prompt, best first, a column each: reward, win probability, capabilities."""
+    order = sorted(range(len(scores)), key=lambda i: -scores[i].reward)
+    table = Table("", title_justify="left", show_lines=True)
+    for place in range(1, len(order) + 1):
+        table.add_column(f"response {place}", overflow="fold")
+    best = scores[order[0]]
+    table.add_row("text", *(_shortened(responses[i]) for i in order))
+    table.add_row("reward", *(f"{scores[i].reward:+.2f}" for i in order))
+    table.add_row(
+        "the best one wins with", *("–" if i == order[0] else f"{best.win_probability(scores[i]):.0%}" for i in order)
+    )
+    for name in best.capabilities:
+        table.add_row(name, *(f"{scores[i].capabilities[name]:+.2f}" for i in order))
+    if best.uncertainty is not None:
+        table.add_row("uncertainty", *(f"{scores[i].uncertainty or 0:.2f}" for i in order))
+    return table
+
+
+def _shortened(text: str, length: int = 300) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"

@@ -1,0 +1,68 @@
+"""`dmoerm train`: from a config to a saved model, its measured results, the report and the card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .models import quieten
+from .options import JsonFile, Overrides
+
+if TYPE_CHECKING:
+    from ..config import Config
+    from ..evaluation import Results
+    from ..model import DMoERM
+
+
+def command(
+    config: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped config such as human or fast.")],
+    overrides: Overrides = None,
+    json_file: JsonFile = None,
+    no_eval: Annotated[bool, typer.Option("--no-eval", help="Do not evaluate on the held-out prompts.")] = False,
+) -> None:
+    """Train a model and evaluate it on held-out prompts. Started again, it goes on where it was stopped."""
+    from ..config import load_config
+    from .tables import print_results, screen
+
+    settings = load_config(config, overrides or ())
+    console = screen()
+    if no_eval:
+        _train(settings)
+    else:
+        _, results = train_and_measure(settings, "train", json_file)
+        print_results(console, results)
+    for line in places(settings, measured=not no_eval):
+        console.print(line, soft_wrap=True)
+
+
+def train_and_measure(config: Config, command: str, json_file: Path | None = None) -> tuple[DMoERM, Results]:
+    """Trains, evaluates on the held-out part, and writes results.json, report.html and the model's card."""
+    model, steps = _train(config)
+    from ..data.loading import load_data
+    from ..evaluation import evaluate, write_card, write_report, write_results
+
+    results = evaluate(model, load_data(config).test, config, command=command, steps=steps)
+    folder = Path(config.output)
+    write_results(folder / "results.json", results)
+    write_report(folder / "report.html", results)
+    write_card(folder / "model", results)
+    if json_file is not None:
+        write_results(json_file, results)
+    return model, results
+
+
+def _train(config: Config) -> tuple[DMoERM, dict[str, dict[str, float]]]:
+    from ..training import train
+
+    quieten()
+    run = train(config)
+    return run.model.eval(), run.metrics()
+
+
+def places(config: Config, measured: bool) -> list[str]:
+    """Where the run has left what."""
+    folder = Path(config.output)
+    lines = [f"model: {folder / 'model'}"]
+    return [*lines, f"results: {folder / 'results.json'}", f"report: {folder / 'report.html'}"] if measured else lines

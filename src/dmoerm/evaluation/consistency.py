@@ -1,0 +1,181 @@
+"""Consistency: the share of human-ordered pairs that a model orders the same way, with intervals over prompts.
+
+Pairs on one prompt are not independent, so the bootstrap resamples *prompts*, within each task; all methods are
+computed on the same resamples, which makes their differences paired.
+
+Shapes: P prompts, B resamples.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import NamedTuple
+
+import numpy as np
+
+from ..schema import Pair, prompt_key
+from .results import MEAN, MEAN_HUMAN, Difference, Estimate
+from .scoring import ScoredGroup
+
+RESAMPLES = 2000
+_BLOCK = 2_000_000  # entries of one block of resampled counts: 16 MB
+
+Row = tuple[str, Sequence[Pair], Mapping[str, np.ndarray]]
+"""A group's prompt, its human-ordered pairs, and method → its scores."""
+
+
+@dataclass(frozen=True)
+class PairCounts:
+    """How many pairs people ordered on each prompt, and how many of those each method orders the same way.
+
+    Attributes:
+        pairs: (P,), each at least 1.
+        right: method → (P,); a tie between the method's scores counts 0.5.
+    """
+
+    pairs: np.ndarray
+    right: Mapping[str, np.ndarray]
+
+
+def count_pairs(rows: Iterable[Row]) -> PairCounts | None:
+    """Counts by prompt; rows without an ordered pair are passed over. None where no row has one."""
+    pairs: dict[str, int] = {}
+    right: dict[str, dict[str, float]] = {}
+    for prompt, ordered, scores in rows:
+        if ordered:
+            pairs[prompt] = pairs.get(prompt, 0) + len(ordered)
+            for method, values in scores.items():
+                found = right.setdefault(method, {})
+                found[prompt] = found.get(prompt, 0.0) + right_pairs(ordered, values)
+    if not pairs:
+        return None
+    return PairCounts(
+        np.array(list(pairs.values()), dtype=float),
+        {method: np.array([found[prompt] for prompt in pairs]) for method, found in right.items()},
+    )
+
+
+def right_pairs(pairs: Sequence[Pair], scores: np.ndarray) -> float:
+    """How many of the pairs the scores order as people do; a tie counts 0.5."""
+    margins = np.array([scores[pair.better] - scores[pair.worse] for pair in pairs])
+    return float((margins > 0).sum() + 0.5 * (margins == 0).sum())
+
+
+def overall_counts(scored: Sequence[ScoredGroup]) -> dict[str, PairCounts]:
+    """Task → counts of its overall pairs under every method; tasks without an ordered pair are left out."""
+    found = {
+        task: count_pairs((prompt_key(s.group.prompt), s.group.pairs(), s.rewards) for s in members)
+        for task, members in by_task(scored).items()
+    }
+    return {task: counts for task, counts in found.items() if counts is not None}
+
+
+def by_task(scored: Sequence[ScoredGroup]) -> dict[str, list[ScoredGroup]]:
+    """The groups of each task, tasks in alphabetical order."""
+    found: dict[str, list[ScoredGroup]] = {}
+    for one in scored:
+        found.setdefault(one.task, []).append(one)
+    return dict(sorted(found.items()))
+
+
+def compare(
+    counts: Mapping[str, PairCounts], derived: Sequence[str] = (), seed: int = 0, resamples: int = RESAMPLES
+) -> tuple[dict[str, dict[str, Estimate]], dict[str, dict[str, Difference]]]:
+    """Every method's consistency, and by how much `dmoerm` is above each other method.
+
+    Args:
+        counts: task → its counts, at least one task; all tasks with the same methods.
+        derived: the tasks whose overall scores no person gave; where there are some beside others, `mean_human` is
+            the mean over the others.
+
+    Returns:
+        method → task → estimate, and `dmoerm - method` → task → difference; with an entry `mean` each.
+    """
+    shares = {
+        task: _Shares(found, resample(found, _task_seed(task, seed), resamples)) for task, found in counts.items()
+    }
+    sets = {name: [shares[task] for task in tasks] for name, tasks in _sets(list(counts), derived).items()}
+    methods = list(next(iter(counts.values())).right)
+    others = [method for method in methods if method != "dmoerm"] if "dmoerm" in methods else []
+    return (
+        {method: {name: _estimate(method, found) for name, found in sets.items()} for method in methods},
+        {
+            f"dmoerm - {other}": {name: _difference("dmoerm", other, found) for name, found in sets.items()}
+            for other in others
+        },
+    )
+
+
+def _sets(tasks: Sequence[str], derived: Sequence[str]) -> dict[str, list[str]]:
+    """Each entry of a result → the tasks that it is the mean over."""
+    sets = {task: [task] for task in tasks} | {MEAN: list(tasks)}
+    human = [task for task in tasks if task not in derived]
+    return sets | {MEAN_HUMAN: human} if 0 < len(human) < len(tasks) else sets
+
+
+def capability_accuracy(
+    scored: Sequence[ScoredGroup], seed: int = 0, resamples: int = RESAMPLES
+) -> dict[str, dict[str, Estimate]]:
+    """Task → capability → how often its expert orders a pair as people do; ungraded capabilities are left out."""
+    found: dict[str, dict[str, Estimate]] = {}
+    for task, members in by_task(scored).items():
+        for name in members[0].capabilities:
+            rows = ((prompt_key(s.group.prompt), s.group.pairs(name), {name: s.capabilities[name]}) for s in members)
+            if counts := count_pairs(rows):
+                drawn = resample(counts, _task_seed(f"{task}/{name}", seed), resamples)
+                found.setdefault(task, {})[name] = _estimate(name, [_Shares(counts, drawn)])
+    return found
+
+
+def resample(counts: PairCounts, seed: int | Sequence[int], resamples: int = RESAMPLES) -> dict[str, np.ndarray]:
+    """Method → its consistency (B,) on B samples of the P prompts, drawn with replacement."""
+    rng, prompts = np.random.default_rng(seed), len(counts.pairs)
+    columns = np.stack([counts.pairs, *counts.right.values()], axis=1)  # (P, 1 + methods)
+    block = max(1, _BLOCK // prompts)
+    sums = [
+        rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=min(block, resamples - start)) @ columns
+        for start in range(0, resamples, block)
+    ]
+    pairs, *right = np.concatenate(sums).T
+    return {method: row / pairs for method, row in zip(counts.right, right, strict=True)}
+
+
+def _task_seed(task: str, seed: int) -> list[int]:
+    """A stream of the task's own: another task more or less changes nothing for it."""
+    return [seed, zlib.crc32(task.encode())]
+
+
+class _Shares(NamedTuple):
+    """One task's counts, and method → its consistency on each of the resamples (B,)."""
+
+    counts: PairCounts
+    drawn: Mapping[str, np.ndarray]
+
+    def value(self, method: str) -> float:
+        """The method's consistency on the data itself."""
+        return float(self.counts.right[method].sum() / self.counts.pairs.sum())
+
+
+def _estimate(method: str, tasks: Sequence[_Shares]) -> Estimate:
+    low, high = _interval(np.mean([task.drawn[method] for task in tasks], axis=0))
+    return Estimate(
+        value=fmean(task.value(method) for task in tasks),
+        low=low,
+        high=high,
+        pairs=sum(int(task.counts.pairs.sum()) for task in tasks),
+        prompts=sum(len(task.counts.pairs) for task in tasks),
+    )
+
+
+def _difference(first: str, second: str, tasks: Sequence[_Shares]) -> Difference:
+    low, high = _interval(np.mean([task.drawn[first] - task.drawn[second] for task in tasks], axis=0))
+    return Difference(value=fmean(t.value(first) - t.value(second) for t in tasks), low=low, high=high)
+
+
+def _interval(samples: np.ndarray) -> tuple[float, float]:
+    """The middle 95 % of the samples."""
+    low, high = np.quantile(samples, [0.025, 0.975])
+    return float(low), float(high)

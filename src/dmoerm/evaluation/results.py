@@ -1,0 +1,207 @@
+"""results.json: the one machine-readable result of a run or an evaluation, schema 1, and how it is written and read."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ..errors import ArtefactError, DataError
+from ..paths import write_file
+
+MEAN = "mean"
+"""The entry that is the plain mean over the tasks."""
+MEAN_HUMAN = "mean_human"
+"""The mean over the tasks whose overall scores people gave; there only where other tasks' scores were derived."""
+SUMMARIES = (MEAN, MEAN_HUMAN)
+"""Entries beside the tasks."""
+
+_PACKAGES = ("torch", "transformers", "peft", "dmoerm")
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
+
+
+class Estimate(_Part):
+    """A share of pairs, with its 95 % bootstrap interval over prompts."""
+
+    value: float = Field(ge=0, le=1)
+    low: float
+    high: float
+    pairs: int
+    """Human-ordered pairs, ties left out."""
+    prompts: int
+    """Different prompts that these pairs belong to: what the interval resamples."""
+
+
+class Difference(_Part):
+    """A difference between two methods on the same pairs, with its 95 % interval from the same resamples."""
+
+    value: float
+    low: float
+    high: float
+
+
+class RouterResult(_Part):
+    """How often the likeliest task of a prompt is its own."""
+
+    accuracy: float | None
+    """Over the distinct prompts whose task is known; None where none is."""
+    prompts: int
+    fallback: float | None
+    """Share of those prompts that fall below the threshold, so that the general model scores them."""
+    confusion: dict[str, dict[str, int]]
+    """Own task → likeliest task → prompts."""
+
+
+class Bin(_Part):
+    """Pairs whose likelier winner has a probability in [low, high)."""
+
+    low: float
+    high: float
+    pairs: int
+    confidence: float | None
+    """Mean probability; None where the bin is empty."""
+    accuracy: float | None
+    """Share of the pairs whose likelier winner people prefer, too."""
+
+
+class CalibrationResult(_Part):
+    """How far the win probability can be taken at its word."""
+
+    ece: float
+    """Expected calibration error: the mean over pairs of |accuracy − confidence| of the pair's bin."""
+    pairs: int
+    bins: tuple[Bin, ...]
+
+
+class LengthBias(_Part):
+    """Mean correlation of score and response length (in characters) over the responses to one prompt."""
+
+    spearman: float
+    pearson: float
+    groups: int
+    """Groups in which both lengths and scores differ."""
+
+
+class Results(_Part):
+    """What `train`, `eval` and `demo` measure. `consistency` and `paired` hold each task, and `mean`."""
+
+    schema_version: Literal[1] = Field(default=1, alias="schema")
+    command: str
+    config: dict[str, Any]
+    """The resolved settings that the model was trained with; empty where they are not known."""
+    seed: int
+    versions: dict[str, str]
+    derived_tasks: tuple[str, ...]
+    """Tasks whose overall scores were computed from capability grades: no person gave them."""
+    gold_tasks: tuple[str, ...] = ()
+    """Tasks of the testbed, which are compared with its gold reward instead of with people."""
+    router: RouterResult
+    consistency: dict[str, dict[str, Estimate]]
+    """Method → task → share of human-ordered pairs that the method orders the same way."""
+    paired: dict[str, dict[str, Difference]]
+    """`a - b` → task → how much higher a's consistency is."""
+    capabilities: dict[str, dict[str, Estimate]]
+    """Task → capability → share of the capability's ordered pairs that its expert orders the same way."""
+    calibration: CalibrationResult
+    length_bias: dict[str, LengthBias]
+    """Method (and `human`: people's own grades) → correlation with length."""
+    time: dict[str, float]
+    """Phase → seconds of training."""
+    steps: dict[str, dict[str, float | None]]
+    """Step → how its training ended."""
+    peak_memory: int | None
+    """Bytes that this process took at most; None where the system does not tell."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="ignore", use_attribute_docstrings=True, validate_by_name=True, validate_by_alias=True
+    )
+
+    @property
+    def tasks(self) -> list[str]:
+        """The tasks that were measured."""
+        return [task for task in next(iter(self.consistency.values()), {}) if task not in SUMMARIES]
+
+    @property
+    def remarks(self) -> list[str]:
+        """What a reader of the consistency table must know about its tasks."""
+        found = []
+        if self.derived_tasks:
+            found.append("* Scores computed from capability grades, not given by people; mean_human leaves them out.")
+        if self.gold_tasks:
+            found.append(
+                "The testbed's prompts are compared with its gold reward; the labels that training saw are simulated."
+            )
+        return found
+
+    def to_json(self) -> str:
+        """The text of results.json."""
+        return self.model_dump_json(by_alias=True, indent=2) + "\n"
+
+
+def write_results(path: str | Path, results: Results) -> None:
+    """Writes results.json, completely or not at all. Raises `ArtefactError` where it cannot be written."""
+    write_text(path, results.to_json())
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """`paths.write_file` that raises `ArtefactError`."""
+    try:
+        write_file(Path(path), text)
+    except OSError as error:
+        raise ArtefactError(
+            f"{path}: cannot be written: {error.strerror or error}; nothing was changed there"
+        ) from None
+
+
+def read_results(path: str | Path) -> Results:
+    """Reads a results.json.
+
+    Raises:
+        DataError: there is no such file, it is no JSON, of another schema, or not what `write_results` writes.
+    """
+    remedy = "give the results.json that `dmoerm train` or `dmoerm eval --json` wrote"
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot be read: {error}", file=path, remedy=remedy) from None
+    try:
+        return Results.model_validate_json(text)
+    except ValidationError as error:
+        detail = error.errors()[0]
+    field = ".".join(str(part) for part in detail["loc"])
+    if field == "schema":
+        remedy = "this version reads schema 1; install the version of dmoerm that wrote the file"
+    value = None if detail["type"] in {"missing", "json_invalid"} else detail["input"]
+    raise DataError(detail["msg"], file=path, field=field or None, value=value, remedy=remedy)
+
+
+def versions() -> dict[str, str]:
+    """The versions of what the numbers depend on."""
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in _PACKAGES}
+
+
+def phase_seconds(steps: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """Phase → seconds, summed over its steps: `phase2/chitchat/empathy` counts for `phase2`."""
+    found: dict[str, float] = {}
+    for name, metrics in steps.items():
+        phase = name.partition("/")[0]
+        found[phase] = found.get(phase, 0.0) + float(metrics.get("seconds", 0.0))
+    return found
+
+
+def peak_memory() -> int | None:
+    """Bytes of memory that this process took at most, or None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,73 @@
+"""One evaluation, from a model and labelled groups to everything that results.json says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+
+from ..config import Config
+from ..errors import DataError
+from ..model import DMoERM
+from ..schema import Group
+from .consistency import RESAMPLES, capability_accuracy, compare, overall_counts
+from .diagnostics import calibration_result, length_bias, router_result
+from .results import Results, peak_memory, phase_seconds, versions
+from .scoring import score_groups
+
+TESTBED = "testbed"
+"""`Group.source` of the testbed's groups."""
+
+
+def evaluate(
+    model: DMoERM,
+    groups: Sequence[Group],
+    config: Config | None = None,
+    *,
+    command: str = "evaluate",
+    steps: Mapping[str, Mapping[str, Any]] | None = None,
+    batch_tokens: int = 8192,
+    resamples: int = RESAMPLES,
+    console: Console | None = None,
+) -> Results:
+    """Measures the model and the single models that it holds on groups that training did not see.
+
+    Args:
+        config: the settings that the model was trained with; their seed is also the bootstrap's.
+        command: what asked for it, for the record.
+        steps: step → how its training ended, from `Run.metrics()`.
+        batch_tokens: most tokens of one pass, padding included.
+        console: where progress is shown; None: on the standard error stream.
+
+    Raises:
+        DataError: no pair that people ordered, an unknown task, a text longer than the model takes.
+    """
+    if not any(group.pairs() for group in groups):
+        raise DataError(
+            "there is no pair of responses that people ordered",
+            field="scores",
+            value=f"{len(groups)} groups",
+            remedy="evaluate on groups with differing scores or ranks",
+        )
+    scored = score_groups(model, groups, batch_tokens, console)
+    seed = config.seed if config else 0
+    derived = sorted({s.task for s in scored if s.group.scores_derived})
+    consistency, paired = compare(overall_counts(scored), derived, seed, resamples)
+    return Results(
+        command=command,
+        config=config.model_dump(mode="json") if config else {},
+        seed=seed,
+        versions=versions(),
+        derived_tasks=tuple(derived),
+        gold_tasks=tuple(sorted({s.task for s in scored if s.group.source == TESTBED})),
+        router=router_result(scored),
+        consistency=consistency,
+        paired=paired,
+        capabilities=capability_accuracy(scored, seed, resamples),
+        calibration=calibration_result(scored),
+        length_bias=length_bias(scored),
+        time=phase_seconds(steps or {}),
+        steps={name: dict(metrics) for name, metrics in (steps or {}).items()},
+        peak_memory=peak_memory(),
+    )

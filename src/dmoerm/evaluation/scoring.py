@@ -1,0 +1,166 @@
+"""A model's scores of labelled groups under every method that it holds, in one pass over the texts.
+
+    general    phase 0's model of all tasks together: the single reward model
+    per_task   the phase-1 model of the group's own task
+    dmoerm     end to end: the router alone decides which inner model scores
+
+Shapes: Q groups of one batch, N their responses, T tasks, D an embedding's width.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
+
+from ..model import DMoERM
+from ..model.backbone import Shared
+from ..model.dmoerm import batches, collate_ids
+from ..model.inner import InnerOutput
+from ..schema import Group, Query
+
+METHODS = ("general", "per_task", "dmoerm")
+"""The methods that every trained model holds."""
+
+
+@dataclass(frozen=True)
+class ScoredGroup:
+    """What the model says of one group.
+
+    Attributes:
+        task: the group's own task, or the router's likeliest one where the group names none.
+        route: task → probability, from the prompt alone.
+        chosen: the task whose inner model gave the `dmoerm` rewards; None: the general model did.
+        temperature: σ((reward_a − reward_b) / temperature) is `dmoerm`'s probability that a is better than b.
+        rewards: method → one score a response; only differences within the group and method mean something.
+        capabilities: capability of `task` → one score a response.
+    """
+
+    group: Group
+    task: str
+    route: Mapping[str, float]
+    chosen: str | None
+    temperature: float
+    rewards: Mapping[str, np.ndarray]
+    capabilities: Mapping[str, np.ndarray]
+
+    @property
+    def likeliest(self) -> str:
+        """The task that the router finds likeliest."""
+        return max(self.route, key=lambda task: self.route[task])
+
+
+def score_groups(
+    model: DMoERM, groups: Sequence[Group], batch_tokens: int = 8192, console: Console | None = None
+) -> list[ScoredGroup]:
+    """Scores all groups; the result comes in their order.
+
+    Args:
+        batch_tokens: most tokens of one pass, padding included.
+        console: where progress is shown; None: on the standard error stream.
+
+    Raises:
+        DataError: a task that the model does not have, a text longer than the model takes.
+    """
+    for group in groups:
+        if group.task is not None:
+            model.inner(group.task)
+    encoded = [model.encoder.encode(Query(id=g.id, prompt=g.prompt, responses=g.responses)) for g in groups]
+    found: dict[int, ScoredGroup] = {}
+    with _progress(console, sum(e.tokens for e in encoded)) as advance:
+        for rows in batches(encoded, batch_tokens):
+            ids = collate_ids([encoded[i] for i in rows]).to(model.device)
+            found |= dict(zip(rows, _score_batch(model, [groups[i] for i in rows], ids), strict=True))
+            advance(sum(encoded[i].tokens for i in rows))
+    return [found[i] for i in range(len(groups))]
+
+
+@contextlib.contextmanager
+def _progress(console: Console | None, total: int) -> Iterator[Callable[[int], None]]:
+    columns = (TextColumn("{task.description:44}"), BarColumn(24), TaskProgressColumn())
+    console = console or Console(stderr=True)
+    bars = Progress(
+        *columns,
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    with bars:
+        bar = bars.add_task("evaluation", total=total)
+        yield lambda tokens: bars.advance(bar, tokens)
+
+
+@torch.inference_mode()
+def _score_batch(model: DMoERM, groups: Sequence[Group], ids: Shared) -> list[ScoredGroup]:
+    hidden = model.hidden(ids)
+    route = model.route(ids, hidden)
+    base = model.general.embed(hidden)
+    general = model.general.head(base)
+    chosen = [model.choose(row) for row in route]
+    own = [group.task or model.router.tasks[i] for group, i in zip(groups, route.argmax(-1).tolist(), strict=True)]
+    wanted = [{task for task in pair if task} for pair in zip(own, chosen, strict=True)]
+    outputs = _inner_outputs(model, hidden, wanted, base, general)
+    return [
+        _scored(
+            model,
+            group,
+            own[q],
+            chosen[q],
+            dict(zip(model.router.tasks, route[q].tolist(), strict=True)),
+            general[hidden.owner == q],
+            {task: outputs[q, task] for task in wanted[q]},
+        )
+        for q, group in enumerate(groups)
+    ]
+
+
+def _inner_outputs(
+    model: DMoERM, hidden: Shared, wanted: Sequence[set[str]], base: Tensor, general: Tensor
+) -> dict[tuple[int, str], InnerOutput]:
+    """(q, task) → what the task's inner model says of the q-th group, for all tasks wanted of it."""
+    found: dict[tuple[int, str], InnerOutput] = {}
+    owners = hidden.owner.tolist()
+    for task in set().union(*wanted):
+        rows = [n for n, owner in enumerate(owners) if task in wanted[owner]]
+        index = torch.tensor(rows, device=base.device)
+        shared = base[index] if model.config.shared_branch else None
+        output = model.inner(task)(hidden.select(index), general[index], shared)
+        places = hidden.owner[index]
+        for q in places.unique().tolist():
+            found[q, task] = InnerOutput(*(part[places == q] for part in output))
+    return found
+
+
+def _scored(
+    model: DMoERM,
+    group: Group,
+    own: str,
+    chosen: str | None,
+    route: dict[str, float],
+    general: Tensor,
+    outputs: Mapping[str, InnerOutput],
+) -> ScoredGroup:
+    calibration = model.general_calibration if chosen is None else model.inner(chosen).calibration
+    rewards = {
+        "general": general,
+        "per_task": outputs[own].per_task,
+        "dmoerm": calibration(general) if chosen is None else outputs[chosen].reward,
+    }
+    names = model.inner(own).experts.capabilities
+    return ScoredGroup(
+        group=group,
+        task=own,
+        route=route,
+        chosen=chosen,
+        temperature=float(calibration.temperature),
+        rewards={method: rewards[method].double().cpu().numpy() for method in METHODS},
+        capabilities=dict(zip(names, outputs[own].capabilities.T.double().cpu().numpy(), strict=True)),
+    )

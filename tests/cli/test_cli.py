@@ -1,0 +1,148 @@
+import errno
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from dmoerm.cli import app, train
+from dmoerm.config import load_config, shipped_configs
+from dmoerm.errors import ArtefactError, ConfigError
+
+Write = Callable[..., Path]
+WIDE = {"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"}
+GROUP = {"task": "chat", "prompt": "Hi", "responses": ["a", "b"], "scores": [1, 0], "capabilities": {"logic": [1, 0]}}
+
+
+def run(*arguments: object):
+    return CliRunner(env=WIDE).invoke(app, [str(argument) for argument in arguments])
+
+
+def fails(*arguments: object) -> str:
+    """The one line that says why the command failed; nothing else is on the screen."""
+    result = run(*arguments)
+    assert result.exit_code == 1, result.output
+    assert isinstance(result.exception, SystemExit), "on purpose, not by a fault"
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+def test_every_help_does_without_the_heavy_libraries() -> None:
+    heavy = ("torch", "transformers", "datasets", "pyarrow", "matplotlib", "scipy", "numpy")
+    code = f"""
+import sys
+from typer.testing import CliRunner
+from dmoerm.cli import app
+for words in ([], ["train"], ["eval"], ["score"], ["demo"], ["data"], ["data", "check"]):
+    result = CliRunner().invoke(app, [*words, "--help"])
+    assert result.exit_code == 0 and "Usage" in result.output, result.output
+print([name for name in {heavy} if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_help_is_fast() -> None:
+    code = "import sys; sys.argv = ['dmoerm', '--help']; from dmoerm.cli import main; main()"
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert time.perf_counter() - start < 3  # the promise is 0.5 s on an idle machine
+    for name in ("data", "train", "eval", "score", "demo"):
+        assert name in done.stdout
+
+
+def test_the_real_command_says_one_line_and_exits_with_1(tmp_path: Path) -> None:
+    code = "import sys; sys.argv = ['dmoerm', 'train', 'none.yaml']; from dmoerm.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: none.yaml: no such file")
+    assert done.stderr.count("\n") == 1
+
+
+def test_an_interrupt_is_130_and_a_fault_is_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def raising(error: BaseException) -> Callable[..., None]:
+        def fail(*_: object) -> None:
+            raise error
+
+        return fail
+
+    monkeypatch.setattr(train, "_train", raising(KeyboardInterrupt()))
+    assert run("train", "demo").exit_code == 130
+    monkeypatch.setattr(train, "_train", raising(OSError(errno.ENOSPC, "No space left on device", "model")))
+    assert "No space left on device" in fails("train", "demo")
+    monkeypatch.setattr(train, "_train", raising(ArtefactError("model: is damaged [b]")))
+    assert fails("train", "demo") == "error: model: is damaged [b]"
+    fault = ZeroDivisionError("a fault")
+    monkeypatch.setattr(train, "_train", raising(fault))
+    assert run("train", "demo").exception is fault
+
+
+@pytest.mark.parametrize("name", sorted(shipped_configs()))
+def test_every_shipped_config_loads(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)  # by its name, wherever one is
+    assert load_config(name, ["seed=4"]).seed == 4
+
+
+def test_a_file_goes_before_a_shipped_config(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").mkdir()
+    assert load_config("demo").output == "runs/demo"
+    (tmp_path / "demo").rmdir()
+    (tmp_path / "demo").write_text("output: mine")
+    assert load_config("demo").output == "mine"
+    with pytest.raises(ConfigError, match=r"shipped configs .*demo"):
+        load_config("none")
+
+
+def test_configs_that_cannot_be_used(tmp_path: Path) -> None:
+    config = tmp_path / "mine.yaml"
+    config.write_text("sed: 1")
+    assert "sed" in fails("train", config)
+    config.write_text("seed: [1")
+    assert "cannot be read as YAML" in fails("train", config)
+    assert "write it as a.b=value" in fails("train", "demo", "--set", "seed")
+    assert "data.test_fraction" in fails("train", "demo", "--set", "data.test_fraction=2")
+    assert "no such file" in fails("train", tmp_path / "none.yaml")
+
+
+def test_data_that_cannot_be_used(write_rows: Write, tmp_path: Path) -> None:
+    def train_on(path: Path) -> str:
+        settings = [f"output={tmp_path / 'run'}", f"data.files=[{path}]", "data.testbed_prompts=0"]
+        return fails("train", "demo", *(word for setting in settings for word in ("--set", setting)))
+
+    assert "there is no such file" in train_on(tmp_path / "none.jsonl")
+    (tmp_path / "broken.jsonl").write_text(json.dumps(GROUP) + "\n{")
+    assert "broken.jsonl:2: is not valid JSON" in train_on(tmp_path / "broken.jsonl")
+    one = write_rows([GROUP | {"responses": ["a"], "scores": [1]}], "one.jsonl")
+    assert "give at least two responses" in train_on(one)
+    nan = tmp_path / "nan.jsonl"
+    nan.write_text(json.dumps(GROUP | {"scores": [1, float("nan")]}))
+    assert "nan.jsonl:1" in train_on(nan)
+    unequal = write_rows([GROUP | {"scores": [1, 2, 3]}], "unequal.jsonl")
+    assert "scores" in train_on(unequal)
+    assert "no such task" in train_on(write_rows([GROUP]))
+    assert not (tmp_path / "run").exists()
+
+
+def test_folders_that_are_no_model(tmp_path: Path, write_rows: Write) -> None:
+    rows = write_rows([GROUP])
+    for command in (["eval", tmp_path], ["score", tmp_path, "--input", rows]):
+        assert "is no dmoerm model" in fails(*command)
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    assert "model_type is 'llama'" in fails("eval", tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    assert "cannot be read" in fails("score", tmp_path, "--input", rows)
+    assert "is no dmoerm model" in fails("eval", tmp_path / "none")
+
+
+def test_a_wrong_output_name_is_told_before_anything_is_loaded(tmp_path: Path) -> None:
+    assert "use .jsonl or .parquet" in fails("score", tmp_path, "--input", "x.jsonl", "--output", tmp_path / "y.csv")
+    (tmp_path / "file").write_text("")
+    assert "cannot be written" in fails("score", tmp_path, "--input", "x", "--output", tmp_path / "file" / "y.jsonl")

@@ -1,0 +1,189 @@
+"""Train, evaluate and score as a user does, on a tiny random backbone."""
+
+import io
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import make_tiny_config, tiny_groups, write_groups
+from typer.testing import CliRunner
+
+from dmoerm.cli import app
+from dmoerm.config import dump_config
+from dmoerm.evaluation import read_results
+
+WIDE = {"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"}
+TASKS = ("chitchat", "objective_qa")
+
+
+def run(*arguments: object, stdin: bytes | None = None) -> Any:
+    return CliRunner(env=WIDE).invoke(app, [str(argument) for argument in arguments], input=stdin)
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_backbone: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that `dmoerm train` has filled; `said` beside it is what it wrote on the screen."""
+    folder = tmp_path_factory.mktemp("workflow")
+    config = make_tiny_config(tiny_backbone, folder, base="frozen", phase2={"lora": {"rank": 0}})
+    (folder / "mine.yaml").write_text(dump_config(config))
+    result = run("train", folder / "mine.yaml", "--set", "seed=1", "--json", folder / "found.json")
+    assert result.exit_code == 0, result.output
+    (folder / "said").write_text(result.stdout)
+    return folder / "run"
+
+
+def test_train_leaves_model_results_report_and_card(trained: Path) -> None:
+    results = read_results(trained / "results.json")
+    assert read_results(trained.parent / "found.json") == results
+    assert (results.command, results.seed, results.tasks) == ("train", 1, list(TASKS))
+    assert (trained / "report.html").read_text().startswith("<!doctype html>")
+    card = (trained / "model" / "README.md").read_text()
+    assert "library_name: dmoerm" in card
+    said = (trained.parent / "said").read_text()
+    for words in ("Consistency", "objective_qa", "dmoerm - general", "empathy", "router:", "results.json"):
+        assert words in said
+    assert f"{100 * results.consistency['dmoerm']['mean'].value:.1f}" in said
+    assert "\x1b[" not in said, "no colours where there is no terminal"
+
+
+def test_train_again_changes_nothing(trained: Path) -> None:
+    before = read_results(trained / "results.json")
+    result = run("train", trained / "config.yaml")
+    assert result.exit_code == 0, result.output
+    after = read_results(trained / "results.json")
+    assert after.model_dump(exclude={"peak_memory"}) == before.model_dump(exclude={"peak_memory"})
+    other = run("train", trained / "config.yaml", "--set", "seed=2")
+    assert other.exit_code == 1
+    assert "holds a run with other settings" in other.stderr
+
+
+@pytest.mark.parametrize("place", ["", "model"])
+def test_eval_gives_what_train_gave(trained: Path, tmp_path: Path, place: str) -> None:
+    result = run("eval", trained / place, "--json", tmp_path / "found.json", "--report", tmp_path / "report")
+    assert result.exit_code == 0, result.output
+    before, found = read_results(trained / "results.json"), read_results(tmp_path / "found.json")
+    assert found.consistency == before.consistency
+    assert found.capabilities == before.capabilities
+    assert (found.router, found.time) == (before.router, before.time)
+    assert read_results(tmp_path / "report" / "results.json") == found
+    assert (tmp_path / "report" / "report.html").exists()
+
+
+def test_eval_on_other_data(trained: Path, tmp_path: Path) -> None:
+    groups = tiny_groups(3)
+    free = [group.model_copy(update={"task": None}) for group in groups[:2]]
+    data = write_groups([*groups, *free], tmp_path / "groups.jsonl")
+    result = run("eval", trained, "--data", data, "--json", tmp_path / "found.json")
+    assert result.exit_code == 0, result.output
+    assert read_results(tmp_path / "found.json").router.prompts == len(groups)
+    strange = write_groups([groups[0].model_copy(update={"task": "strange"})], tmp_path / "strange.jsonl")
+    result = run("eval", trained, "--data", strange)
+    assert result.exit_code == 1
+    assert "the model has no such task (got 'strange'); use one of chitchat, objective_qa" in result.stderr
+
+
+# --- score ---------------------------------------------------------------------------------------------------------
+
+
+def queries(count: int = 7) -> list[dict[str, Any]]:
+    """Rows with one, two or three responses, with and without a task."""
+    groups = tiny_groups(count)[:count]
+    return [
+        {"id": f"row {i}", "prompt": group.prompt, "responses": list(group.responses)[: 1 + i % 3]}
+        | ({"task": "chitchat"} if i % 2 else {})
+        for i, group in enumerate(groups)
+    ]
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_score_writes_one_row_a_row_in_order(
+    trained: Path, tmp_path: Path, write_rows: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import dmoerm
+
+    monkeypatch.setattr("dmoerm.cli.score._WINDOW_QUERIES", 3)
+    rows, output = queries(), tmp_path / "out" / "scores.jsonl"
+    result = run("score", trained, "--input", write_rows(rows), "--output", output, "--json", tmp_path / "sum.json")
+    assert result.exit_code == 0, result.output
+    found = lines(output)
+    assert [row["id"] for row in found] == [row["id"] for row in rows]
+    model = dmoerm.DMoERM.from_pretrained(trained / "model")
+    for row, score in zip(rows, found, strict=True):
+        expected = model.score(row["prompt"], row["responses"], task=row.get("task"))
+        assert score["task"] == expected[0].task
+        assert score["rewards"] == pytest.approx([e.reward for e in expected], abs=1e-3)
+        assert score["route"] == pytest.approx(expected[0].route, abs=1e-4)
+        if score["task"] is not None:
+            assert list(score["capabilities"]) == list(expected[0].capabilities)
+            assert all(len(values) == len(row["responses"]) for values in score["capabilities"].values())
+            assert len(score["uncertainty"]) == len(row["responses"])
+    summary = json.loads((tmp_path / "sum.json").read_text())
+    assert (summary["queries"], summary["responses"]) == (7, sum(len(row["responses"]) for row in rows))
+    assert sum(summary["tasks"].values()) == 7
+    assert [file.name for file in output.parent.iterdir()] == ["scores.jsonl"]
+
+
+def test_score_reads_and_writes_parquet(trained: Path, tmp_path: Path, write_rows: Callable[..., Path]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    rows = queries()
+    parquet.write_table(pa.Table.from_pylist([{"task": None} | row for row in rows]), tmp_path / "rows.parquet")
+    for source, target in ((write_rows(rows), "a.jsonl"), (tmp_path / "rows.parquet", "b.parquet")):
+        assert run("score", trained, "--input", source, "--output", tmp_path / target).exit_code == 0
+    table = parquet.read_table(tmp_path / "b.parquet").to_pylist(maps_as_pydicts="strict")
+    assert table == lines(tmp_path / "a.jsonl")
+
+
+def test_score_as_a_filter(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "".join(json.dumps(row) + "\n" for row in queries()).encode()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text)))
+    result = run("score", trained, "--input", "-", "--task", "objective_qa", stdin=text)
+    assert result.exit_code == 0, result.output
+    found = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [row["id"] for row in found] == [f"row {i}" for i in range(7)]
+    assert {row["task"] for row in found} == {"objective_qa"}
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        ({"prompt": "p", "responses": ["a", ""]}, "rows.jsonl:8: responses: response 1 is empty"),
+        ({"prompt": "p"}, "rows.jsonl:8"),
+        ({"prompt": "p", "responses": ["a"], "task": "strange"}, "no such task (got 'strange')"),
+        ({"id": "long", "prompt": "p", "responses": ["word " * 3000]}, "query long"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_a_bad_row_leaves_no_half_file(
+    trained: Path,
+    tmp_path: Path,
+    write_rows: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    bad: dict[str, Any],
+    words: str,
+    suffix: str,
+) -> None:
+    monkeypatch.setattr("dmoerm.cli.score._WINDOW_QUERIES", 2)  # some rows have been written by then
+    output = tmp_path / "out" / f"scores{suffix}"
+    output.parent.mkdir()
+    output.write_text("as it was")
+    result = run("score", trained, "--input", write_rows([*queries(), bad]), "--output", output)
+    assert result.exit_code == 1
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert words in line
+    assert output.read_text() == "as it was"
+    assert [file.name for file in output.parent.iterdir()] == [output.name]
+
+
+def test_unknown_task_option(trained: Path, write_rows: Callable[..., Path]) -> None:
+    result = run("score", trained, "--input", write_rows(queries()), "--task", "strange")
+    assert result.exit_code == 1
+    assert "unknown task (got 'strange')" in result.stderr

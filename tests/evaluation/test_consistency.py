@@ -1,0 +1,189 @@
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from dmoerm.evaluation.consistency import (
+    PairCounts,
+    capability_accuracy,
+    compare,
+    count_pairs,
+    overall_counts,
+    resample,
+    right_pairs,
+)
+from dmoerm.evaluation.diagnostics import calibration_result, length_bias, router_result
+from dmoerm.evaluation.scoring import ScoredGroup
+from dmoerm.schema import Group, Pair
+
+
+def scored(
+    prompt: str,
+    grades: Sequence[float],
+    dmoerm: Sequence[float],
+    general: Sequence[float] | None = None,
+    task: str | None = "chat",
+    route: dict[str, float] | None = None,
+    capability: tuple[Sequence[float], Sequence[float]] | None = None,
+    lengths: Sequence[int] | None = None,
+) -> ScoredGroup:
+    """A scored group. `capability`: people's grades on `logic`, and the expert's scores."""
+    responses = [chr(97 + i) * (lengths[i] if lengths else 1) for i in range(len(grades))]
+    graded = {"logic": tuple(capability[0])} if capability else {}
+    route = route or {"chat": 0.9, "qa": 0.1}
+    return ScoredGroup(
+        group=Group(task=task, prompt=prompt, responses=tuple(responses), scores=tuple(grades), capabilities=graded),
+        task=task or "chat",
+        route=route,
+        chosen=max(route, key=lambda name: route[name]) if max(route.values()) >= 0.5 else None,
+        temperature=1.0,
+        rewards={"general": np.array(general or dmoerm, float), "dmoerm": np.array(dmoerm, float)},
+        capabilities={"logic": np.array(capability[1] if capability else [0.0] * len(grades), float)},
+    )
+
+
+def test_a_tie_of_the_model_counts_half() -> None:
+    pairs = [Pair(0, 1), Pair(0, 2), Pair(1, 2)]
+    assert right_pairs(pairs, np.array([3.0, 2.0, 1.0])) == 3
+    assert right_pairs(pairs, np.array([1.0, 2.0, 3.0])) == 0
+    assert right_pairs(pairs, np.array([1.0, 1.0, 0.0])) == 2.5
+
+
+def test_ties_of_people_are_left_out_and_prompts_are_joined() -> None:
+    groups = [
+        scored("p", [2, 1, 1], [2, 1, 3]),  # pairs 0>1 (right), 0>2 (wrong); 1 and 2 are tied
+        scored(" p ", [1, 0], [1, 0]),  # the same prompt to a reader
+        scored("q", [1, 1], [1, 0]),  # nothing but a tie
+        scored("r", [0, 1], [1, 0]),
+    ]
+    counts = overall_counts(groups)["chat"]
+    assert counts.pairs.tolist() == [3, 1]
+    assert counts.right["dmoerm"].tolist() == [2, 0]
+    value = compare({"chat": counts})[0]["dmoerm"]["chat"]
+    assert (value.value, value.pairs, value.prompts) == (0.5, 4, 2)
+
+
+def test_nothing_to_count() -> None:
+    assert count_pairs([("p", [], {"dmoerm": np.array([1.0, 2.0])})]) is None
+    assert overall_counts([scored("q", [1, 1], [1, 0])]) == {}
+
+
+def test_every_prompt_alike_leaves_no_doubt() -> None:
+    counts = PairCounts(np.full(9, 4.0), {"dmoerm": np.full(9, 3.0), "general": np.full(9, 2.0)})
+    consistency, paired = compare({"chat": counts})
+    estimate, difference = consistency["dmoerm"]["chat"], paired["dmoerm - general"]["chat"]
+    assert (estimate.low, estimate.value, estimate.high) == pytest.approx((0.75, 0.75, 0.75))
+    assert (difference.low, difference.value, difference.high) == pytest.approx((0.25, 0.25, 0.25))
+
+
+def random_counts(rng: np.random.Generator, prompts: int = 60, share: float = 0.7) -> PairCounts:
+    pairs = rng.integers(1, 7, prompts)
+    luck = rng.beta(5 * share, 5 * (1 - share), prompts)  # pairs on one prompt are alike
+    return PairCounts(pairs.astype(float), {m: rng.binomial(pairs, luck).astype(float) for m in ("dmoerm", "general")})
+
+
+def test_identical_methods_differ_by_nothing() -> None:
+    counts = random_counts(np.random.default_rng(1))
+    same = PairCounts(counts.pairs, {"dmoerm": counts.right["dmoerm"], "general": counts.right["dmoerm"]})
+    for difference in compare({"a": same, "b": same})[1]["dmoerm - general"].values():
+        assert (difference.low, difference.value, difference.high) == (0, 0, 0)
+
+
+def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(200):
+        estimate = compare({"chat": random_counts(rng)}, resamples=1000)[0]["dmoerm"]["chat"]
+        assert estimate.low <= estimate.value <= estimate.high
+        covered += estimate.low <= 0.7 <= estimate.high
+    assert 0.88 <= covered / 200 <= 0.99
+
+
+def test_pairing_narrows_the_interval() -> None:
+    estimate, difference = compare({"chat": random_counts(np.random.default_rng(2), prompts=300)})
+    spread = estimate["dmoerm"]["chat"].high - estimate["dmoerm"]["chat"].low
+    paired = difference["dmoerm - general"]["chat"]
+    assert paired.high - paired.low < spread
+
+
+def test_seeds_and_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = random_counts(np.random.default_rng(3))
+    first, again, other = (compare({"chat": counts}, seed=seed)[0]["dmoerm"]["chat"] for seed in (0, 0, 1))
+    assert first == again
+    assert first != other
+    beside = compare({"chat": counts, "qa": random_counts(np.random.default_rng(4))})[0]["dmoerm"]["chat"]
+    assert beside == first, "another task must not change a task's interval"
+    monkeypatch.setattr("dmoerm.evaluation.consistency._BLOCK", 7 * len(counts.pairs))
+    assert len(resample(counts, 0, 1000)["dmoerm"]) == 1000
+
+
+def test_means_over_tasks() -> None:
+    counts = {
+        "a": PairCounts(np.array([10.0, 10.0]), {"dmoerm": np.array([10.0, 10.0])}),
+        "b": PairCounts(np.array([1.0]), {"dmoerm": np.array([0.0])}),
+        "c": PairCounts(np.array([2.0]), {"dmoerm": np.array([1.0])}),
+    }
+    found = compare(counts)[0]["dmoerm"]
+    assert found["mean"].value == pytest.approx(0.5), "a plain mean over tasks, however many pairs each has"
+    assert (found["mean"].pairs, found["mean"].prompts) == (23, 4)
+    assert "mean_human" not in found
+    assert compare(counts, derived=["c"])[0]["dmoerm"]["mean_human"].value == pytest.approx(0.5)
+    assert compare(counts, derived=["b", "c"])[0]["dmoerm"]["mean_human"].value == 1
+    assert "mean_human" not in compare(counts, derived=["a", "b", "c"])[0]["dmoerm"]
+
+
+def test_capability_accuracy() -> None:
+    groups = [
+        scored("p", [1, 0], [1, 0], capability=([1, 0], [1, 0])),
+        scored("q", [1, 0], [1, 0], capability=([1, 0], [0, 1])),
+        scored("r", [1, 0], [1, 0]),
+    ]
+    found = capability_accuracy(groups)
+    assert found["chat"]["logic"].value == 0.5
+    assert found["chat"]["logic"].pairs == 2
+    assert capability_accuracy(groups[2:]) == {}
+
+
+def test_router() -> None:
+    unsure = {"chat": 0.3, "qa": 0.4, "other": 0.3}
+    groups = [
+        scored("p", [1, 0], [1, 0]),
+        scored("p", [0, 1], [1, 0]),  # the same prompt counts once
+        scored("q", [1, 0], [1, 0], task="qa"),
+        scored("r", [1, 0], [1, 0], task="qa", route=unsure),
+        scored("s", [1, 0], [1, 0], task=None),
+    ]
+    found = router_result(groups)
+    assert found.prompts == 3
+    assert found.accuracy == pytest.approx(2 / 3)
+    assert found.fallback == pytest.approx(1 / 3)
+    assert found.confusion == {"chat": {"chat": 1}, "qa": {"chat": 1, "qa": 1}}
+    assert router_result(groups[-1:]).accuracy is None
+
+
+def test_calibration() -> None:
+    margin = float(np.log(3))  # a win probability of 0.75
+    right, wrong = [scored("p", [1, 0], [margin, 0])] * 3, [scored("q", [0, 1], [margin, 0])]
+    perfect = calibration_result(right + wrong)
+    assert perfect.ece == pytest.approx(0, abs=1e-9)
+    assert sum(b.pairs for b in perfect.bins) == perfect.pairs == 4
+    assert calibration_result(wrong).ece == pytest.approx(0.75)
+    sure = calibration_result([scored("p", [1, 0], [1e6, 0])])
+    assert sure.bins[-1].pairs == 1
+    assert sure.ece == pytest.approx(0, abs=1e-9)
+    assert calibration_result([scored("p", [1, 0], [2, 2])]).ece == pytest.approx(0)
+
+
+def test_length_bias() -> None:
+    found = length_bias(
+        [
+            scored("p", [1, 2, 3], [3, 2, 1], lengths=[1, 2, 4]),
+            scored("q", [1, 2, 3], [1, 1, 1], lengths=[1, 2, 3]),  # the model's scores do not differ
+            scored("r", [1, 2, 3], [3, 2, 1], lengths=[2, 2, 2]),  # nor do the lengths
+        ]
+    )
+    assert found["dmoerm"].groups == 1
+    assert found["dmoerm"].spearman == pytest.approx(-1)
+    assert -1 < found["dmoerm"].pearson < -0.9
+    assert found["human"].groups == 2
+    assert found["human"].spearman == pytest.approx(1)

@@ -1,0 +1,109 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dmoerm.errors import ArtefactError, DataError
+from dmoerm.evaluation import read_results, write_results
+from dmoerm.evaluation.results import Results, phase_seconds, versions
+
+ESTIMATE = {"value": 0.7, "low": 0.6, "high": 0.8, "pairs": 40, "prompts": 12}
+DIFFERENCE = {"value": 0.03, "low": 0.01, "high": 0.05}
+NAMES = ("chitchat", "objective_qa", "mean")
+
+
+def example(**changes: Any) -> Results:
+    """Results of a run on two tasks."""
+    fields: dict[str, Any] = {
+        "command": "train",
+        "config": {},
+        "seed": 3,
+        "versions": versions(),
+        "derived_tasks": [],
+        "router": {
+            "accuracy": 0.98,
+            "prompts": 50,
+            "fallback": 0.02,
+            "confusion": {"chitchat": {"chitchat": 24, "objective_qa": 1}, "objective_qa": {"objective_qa": 25}},
+        },
+        "consistency": {m: dict.fromkeys(NAMES, ESTIMATE) for m in ("general", "per_task", "dmoerm")},
+        "paired": {f"dmoerm - {m}": dict.fromkeys(NAMES, DIFFERENCE) for m in ("general", "per_task")},
+        "capabilities": {"chitchat": {"empathy": ESTIMATE, "logic": ESTIMATE}},
+        "calibration": {
+            "ece": 0.04,
+            "pairs": 80,
+            "bins": [
+                {"low": 0.5, "high": 0.75, "pairs": 0, "confidence": None, "accuracy": None},
+                {"low": 0.75, "high": 1.0, "pairs": 80, "confidence": 0.8, "accuracy": 0.84},
+            ],
+        },
+        "length_bias": {"dmoerm": {"spearman": 0.2, "pearson": 0.1, "groups": 20}},
+        "time": {"router": 1.5},
+        "steps": {"router": {"loss": float("nan"), "seconds": 1.5}},
+        "peak_memory": 2**30,
+    }
+    return Results.model_validate(fields | changes)
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "results.json"
+    write_results(path, example())
+    assert read_results(path).model_dump(exclude={"steps"}) == example().model_dump(exclude={"steps"})
+    assert read_results(path).steps["router"] == {"loss": None, "seconds": 1.5}, "JSON knows no NaN"
+    assert [file.name for file in path.parent.iterdir()] == ["results.json"]
+
+
+def test_the_layout_of_schema_1() -> None:
+    found = json.loads(example().to_json())
+    assert found["schema"] == 1
+    promised = "command config seed versions router consistency paired capabilities time peak_memory"
+    assert set(promised.split()) <= set(found)
+    assert set(found["consistency"]["dmoerm"]["mean"]) == {"value", "low", "high", "pairs", "prompts"}
+    assert set(found["paired"]["dmoerm - general"]["chitchat"]) == {"value", "low", "high"}
+    assert {"value", "pairs"} <= set(found["capabilities"]["chitchat"]["empathy"])
+    assert {"accuracy", "confusion"} <= set(found["router"])
+    assert {"python", "torch", "transformers", "peft", "dmoerm"} == set(found["versions"])
+
+
+def test_fields_that_a_later_version_adds_are_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(json.loads(example().to_json()) | {"new": 1}))
+    assert read_results(path).tasks == ["chitchat", "objective_qa"]
+
+
+def broken(change: dict[str, Any]) -> str:
+    return json.dumps(json.loads(example().to_json()) | change)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "results.json"),
+        (broken({"schema": 2}), "schema: .*got 2.*reads schema 1"),
+        (broken({"seed": "x"}), "seed: .*'x'"),
+        (broken({"consistency": {"dmoerm": {"chitchat": {"value": 7}}}}), "consistency.dmoerm.chitchat.value"),
+        ("[]", "results.json that"),
+    ],
+)
+def test_a_file_that_is_none_is_told(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "results.json"
+    path.write_text(text)
+    with pytest.raises(DataError, match=words):
+        read_results(path)
+
+
+def test_a_file_that_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"none\.json: cannot be read"):
+        read_results(tmp_path / "none.json")
+
+
+def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ArtefactError, match="cannot be written"):
+        write_results(tmp_path / "file" / "results.json", example())
+
+
+def test_seconds_are_summed_by_phase() -> None:
+    steps = {"router": {"seconds": 1.0}, "phase2/a/x": {"seconds": 2.0}, "phase2/b/y": {"seconds": 3.5}, "phase3/a": {}}
+    assert phase_seconds(steps) == {"router": 1.0, "phase2": 5.5, "phase3": 0.0}

@@ -1,0 +1,70 @@
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from dmoerm.data.loading import load_data
+from dmoerm.errors import DataError
+from dmoerm.evaluation import evaluate
+from dmoerm.evaluation.report import report_html
+from dmoerm.evaluation.scoring import score_groups
+from dmoerm.schema import Group
+
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture(scope="module")
+def groups(trained_run: Any) -> list[Group]:
+    """The tiny run's held-out groups."""
+    return load_data(trained_run.config).test
+
+
+def test_everything_is_measured(trained_run: Any, groups: list[Group]) -> None:
+    results = evaluate(trained_run.model, groups, trained_run.config, steps=trained_run.metrics(), console=QUIET)
+    assert results.tasks == ["chitchat", "objective_qa"]
+    assert list(results.consistency) == ["general", "per_task", "dmoerm"]
+    assert set(results.capabilities["chitchat"]) == {"empathy", "proactivity"}
+    assert set(results.time) == {"router", "phase0", "phase1", "phase2", "phase3"}
+    assert (results.derived_tasks, results.gold_tasks) == ((), ())
+    assert results.peak_memory
+    report_html(results)
+
+
+def test_dmoerm_is_scored_as_a_user_would_score(tiny_model: Callable[..., Any], groups: list[Group]) -> None:
+    model = tiny_model()
+    for one in score_groups(model, groups, console=QUIET):
+        scores = model.score(one.group.prompt, list(one.group.responses))
+        assert one.chosen == scores[0].task
+        assert one.temperature == scores[0].temperature
+        assert one.rewards["dmoerm"] == pytest.approx([score.reward for score in scores], abs=1e-4)
+
+
+@pytest.mark.parametrize("base", ["full", "frozen"])
+def test_the_own_task_is_used_by_per_task_and_experts_alone(
+    tiny_model: Callable[..., Any], groups: list[Group], base: str
+) -> None:
+    model = tiny_model(base=base)
+    swapped = {"chitchat": "objective_qa", "objective_qa": "chitchat"}
+    others = [group.model_copy(update={"task": swapped[group.task or ""]}) for group in groups]
+    free = [group.model_copy(update={"task": None}) for group in groups]
+    found = [score_groups(model, part, batch_tokens=300, console=QUIET) for part in (groups, others, free)]
+    for one, other, without in zip(*found, strict=True):
+        assert one.rewards["dmoerm"] == pytest.approx(other.rewards["dmoerm"], abs=1e-4)
+        assert one.rewards["dmoerm"] == pytest.approx(without.rewards["dmoerm"], abs=1e-4)
+        assert one.rewards["general"] == pytest.approx(other.rewards["general"], abs=1e-4)
+        assert list(other.capabilities) == model.config.tasks[other.task]
+        assert without.task == without.likeliest
+        forced = model.score(one.group.prompt, list(one.group.responses), task=other.task)
+        expected = {name: [score.capabilities[name] for score in forced] for name in other.capabilities}
+        assert {n: list(v) for n, v in other.capabilities.items()} == {
+            n: pytest.approx(v, abs=1e-4) for n, v in expected.items()
+        }
+
+
+def test_groups_that_cannot_be_measured(trained_run: Any, groups: list[Group]) -> None:
+    tied = [group.model_copy(update={"scores": (1.0,) * len(group.responses)}) for group in groups]
+    with pytest.raises(DataError, match="no pair of responses"):
+        evaluate(trained_run.model, tied, console=QUIET)
+    with pytest.raises(DataError, match="unknown task"):
+        evaluate(trained_run.model, [groups[0].model_copy(update={"task": "strange"})], console=QUIET)

@@ -1,0 +1,61 @@
+"""The aggregator: the paper's MLP, a linear map of standardised scores, or their sum."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dmoerm.config import AggregatorConfig
+from dmoerm.model.aggregator import Aggregator
+
+VECTORS = torch.randn(40, 2 * 5 + 4, generator=torch.Generator().manual_seed(0)) * 3 + 1
+
+
+def aggregator(inputs: str) -> Aggregator:
+    torch.manual_seed(1)
+    made = Aggregator(2, 5, 4, AggregatorConfig(inputs=inputs, hidden=3)).eval()
+    if made.mlp is not None:
+        torch.nn.init.normal_(made.mlp.fc2.weight)
+    made.fit_standardisation(VECTORS)
+    return made
+
+
+def standardised(columns: torch.Tensor) -> torch.Tensor:
+    return (columns - columns.mean(0)) / columns.std(0, correction=0)
+
+
+def test_the_papers_aggregator_by_hand() -> None:
+    made = aggregator("embeddings")
+    hidden = standardised(VECTORS[:, :10]) @ made.mlp.fc1.weight.T + made.mlp.fc1.bias
+    bent = torch.where(hidden > 0, hidden, made.mlp.activation.weight * hidden)
+    torch.testing.assert_close(made(VECTORS), (bent @ made.mlp.fc2.weight.T)[:, 0])
+
+
+def test_scores_start_as_their_standardised_mean() -> None:
+    torch.testing.assert_close(aggregator("scores")(VECTORS), standardised(VECTORS[:, 10:]).mean(1))
+
+
+def test_both_is_the_sum() -> None:
+    both, embeddings, scores = aggregator("both"), aggregator("embeddings"), aggregator("scores")
+    both.mlp.load_state_dict(embeddings.mlp.state_dict())
+    torch.testing.assert_close(both(VECTORS), embeddings(VECTORS) + scores(VECTORS))
+
+
+@pytest.mark.parametrize(("inputs", "ignored"), [("embeddings", slice(10, 14)), ("scores", slice(0, 10))])
+def test_each_form_reads_its_own_part_alone(inputs: str, ignored: slice) -> None:
+    made, other = aggregator(inputs), VECTORS.clone()
+    other[:, ignored] = 99
+    assert torch.equal(made(other), made(VECTORS))
+    read = VECTORS.clone()
+    read[:, [i for i in range(14) if i not in range(14)[ignored]]] += torch.randn(1)
+    assert not torch.equal(made(read), made(VECTORS))
+
+
+def test_the_mlp_is_as_wide_as_an_embedding_unless_asked() -> None:
+    assert Aggregator(2, 5, 4, AggregatorConfig()).mlp.fc1.weight.shape == (5, 10)
+
+
+@pytest.mark.parametrize("inputs", ["embeddings", "scores", "both"])
+def test_a_response_is_scored_alone_as_among_others(inputs: str) -> None:
+    made = aggregator(inputs)
+    torch.testing.assert_close(torch.cat([made(row[None]) for row in VECTORS]), made(VECTORS))

@@ -1,0 +1,322 @@
+"""A model's folder: the same scores back, standard PEFT adapters, complete or absent, and never a pickle."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from tiny import make_model, make_tiny_config
+
+from dmoerm.errors import ArtefactError
+from dmoerm.model import DMoERM, artefact, task_backbone
+from dmoerm.model.backbone import Shared, run_shared
+from dmoerm.model.dmoerm import collate_ids
+from dmoerm.model.heads import pool
+from dmoerm.schema import Query
+
+QUERY = Query(prompt="How are you?", responses=("Fine, and you?", "No.", "x " * 20))
+
+
+@pytest.fixture(scope="module")
+def saved(tiny_backbone: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[DMoERM, Path]:
+    folder = tmp_path_factory.mktemp("saved")
+    model = make_model(make_tiny_config(tiny_backbone, folder))
+    model.save_pretrained(folder / "model", card="# A card", run_config="seed: 0\n")
+    return model, folder / "model"
+
+
+@pytest.fixture
+def copied(saved: tuple[DMoERM, Path], tmp_path: Path) -> Path:
+    """A folder of one's own to damage."""
+    return Path(shutil.copytree(saved[1], tmp_path / "model"))
+
+
+def rewards(model: DMoERM) -> list[float]:
+    return [score.reward for score in model.score(QUERY.prompt, QUERY.responses)]
+
+
+def test_every_tensor_comes_back_bit_for_bit(saved: tuple[DMoERM, Path]) -> None:
+    model, folder = saved
+    loaded = DMoERM.from_pretrained(folder).state_dict()
+    assert loaded.keys() == model.state_dict().keys()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_the_folder_is_as_designed(saved: tuple[DMoERM, Path]) -> None:
+    model, folder = saved
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    adapters = {
+        f"tasks/{task}/experts/{capability}/{name}"
+        for task, capabilities in model.config.tasks.items()
+        for capability in capabilities
+        for name in ("adapter_model.safetensors", "adapter_config.json")
+    }
+    branches = {f"tasks/{task}/branch.safetensors" for task in model.config.tasks} | {"general/branch.safetensors"}
+    top = {"config.json", "model.safetensors", "trunk.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    assert files == top | adapters | branches | {"chat_template.jinja", "README.md", "run.yaml"}
+    assert (folder / "README.md").read_text() == "# A card"
+    assert json.loads((folder / "config.json").read_text())["model_type"] == "dmoerm"
+
+
+def test_a_loaded_model_is_saved_as_the_same_bytes(saved: tuple[DMoERM, Path], tmp_path: Path) -> None:
+    DMoERM.from_pretrained(saved[1]).save_pretrained(tmp_path / "again")
+    for file in saved[1].rglob("*.safetensors"):
+        assert file.read_bytes() == (tmp_path / "again" / file.relative_to(saved[1])).read_bytes()
+
+
+def test_a_loaded_model_is_ready_to_score_and_to_train_on(saved: tuple[DMoERM, Path]) -> None:
+    loaded = DMoERM.from_pretrained(saved[1])
+    assert not loaded.training
+    experts = loaded.inner("chitchat").experts
+    branch = {p.data_ptr() for p in loaded.inner("chitchat").base.branch.parameters()}
+    assert branch <= {p.data_ptr() for p in experts.parameters()}  # still shared, not twice in memory
+
+
+def test_dtype_is_that_of_trunk_and_branches(saved: tuple[DMoERM, Path]) -> None:
+    loaded = DMoERM.from_pretrained(saved[1], dtype="bfloat16")
+    assert {p.dtype for p in loaded.trunk.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in loaded.inner("chitchat").base.branch.parameters()} == {torch.bfloat16}
+    assert loaded.general.head.score.weight.dtype is torch.float32
+    assert rewards(loaded) == pytest.approx(rewards(saved[0]), abs=0.5)
+
+
+# --- PEFT ----------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def assert_peft_gives_the_same_embeddings(model: DMoERM, folder: Path) -> None:
+    encoded = model.encoder.encode(QUERY)
+    hidden = model.hidden(collate_ids([encoded]))
+    for task in model.config.tasks:
+        inner = model.inner(task)
+        base = inner.base.embed(hidden)
+        z = inner.experts.embed(hidden, base)
+        for i, capability in enumerate(inner.experts.capabilities):
+            adapter = folder / "tasks" / task / "experts" / capability
+            peft = PeftModel.from_pretrained(task_backbone(model, task), str(adapter)).eval()
+            for n, response in enumerate(encoded.responses):
+                states = peft(input_ids=torch.tensor([[*encoded.prompt, *response]])).last_hidden_state
+                found = pool(states[:, len(encoded.prompt) :], torch.ones(1, len(response)).bool(), "both")[0]
+                torch.testing.assert_close(found, z[i, n], atol=1e-4, rtol=1e-4)
+                assert (found - base[n]).abs().max() > 1e-2  # the adapter does something
+
+
+def test_peft_loads_every_adapter_to_the_same_embedding(saved: tuple[DMoERM, Path]) -> None:
+    assert_peft_gives_the_same_embeddings(DMoERM.from_pretrained(saved[1]), saved[1])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"backbone": {"branch_layer": 0}, "router": {"kind": "own"}},
+        {"base": "frozen"},
+        {"phase2": {"lora": {"targets": ["q_proj", "up_proj", "down_proj"], "alpha": 3.0}}},
+    ],
+)
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "mistral"])
+def test_peft_loads_the_adapters_of_other_forms(
+    tiny_model: Callable[..., DMoERM],
+    backbones: Callable[[str], str],
+    tmp_path: Path,
+    kind: str,
+    changes: dict[str, Any],
+) -> None:
+    backbone = {"path": backbones(kind)} | changes.get("backbone", {})
+    model = tiny_model(**changes | {"backbone": backbone})
+    model.save_pretrained(tmp_path / "model")
+    assert_peft_gives_the_same_embeddings(model, tmp_path / "model")
+
+
+@torch.no_grad()
+def test_a_tasks_backbone_is_its_trunk_and_branch(saved: tuple[DMoERM, Path]) -> None:
+    model, _ = saved
+    ids = torch.tensor([[1, 5, 6, 7, 8, 9]])
+    ones = torch.ones(1, 3).bool()
+    hidden = model.hidden(Shared(ids[:, :3], ones, ids[:, 3:], ones, torch.tensor([0])))
+    for task in model.config.tasks:
+        states = run_shared(model.inner(task).base.branch, hidden)[1]
+        whole = task_backbone(model, task)(input_ids=ids).last_hidden_state[:, 3:]
+        torch.testing.assert_close(whole, states, atol=1e-5, rtol=1e-4)
+
+
+# --- what cannot be read -------------------------------------------------------------------------------------------
+
+
+def truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def drop_tensor(file: Path) -> None:
+    state = load_file(file)
+    state.pop(sorted(state)[0])
+    save_file(state, file)
+
+
+def reshape(file: Path) -> None:
+    save_file({name: torch.zeros(*t.shape, 2) for name, t in load_file(file).items()}, file)
+
+
+def fill_with_text(file: Path) -> None:
+    file.write_text("this is no tensor file")
+
+
+FILES = [
+    "model.safetensors",
+    "trunk.safetensors",
+    "general/branch.safetensors",
+    "tasks/chitchat/branch.safetensors",
+    "tasks/objective_qa/experts/logic/adapter_model.safetensors",
+]
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", [Path.unlink, truncate, drop_tensor, reshape, fill_with_text])
+def test_a_damaged_file_is_named(copied: Path, name: str, damage: Callable[[Path], None]) -> None:
+    damage(copied / name)
+    with pytest.raises(ArtefactError) as caught:
+        DMoERM.from_pretrained(copied)
+    assert str(copied / name) in str(caught.value)
+
+
+class Bomb:
+    """Unpickling it leaves a trace."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.trace,)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt"])
+def test_a_pickle_is_never_read(copied: Path, tmp_path: Path, name: str) -> None:
+    trace = tmp_path / "unpickled"
+    torch.save(Bomb(trace), copied / name)
+    (copied / "model.safetensors").unlink()
+    with pytest.raises(ArtefactError, match=rf"model.safetensors: is missing; {name} is a pickle, which is never read"):
+        DMoERM.from_pretrained(copied)
+    torch.save(Bomb(trace), copied / "model.safetensors")
+    with pytest.raises(ArtefactError, match=r"model.safetensors: is no safetensors file"):
+        DMoERM.from_pretrained(copied)
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_missing_or_broken_tokenizer_is_named(copied: Path, name: str) -> None:
+    (copied / name).write_text("{")
+    with pytest.raises(ArtefactError, match=f"{copied}.*tokenizer"):
+        DMoERM.from_pretrained(copied)
+
+
+def test_a_missing_tokenizer_is_named(copied: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (copied / name).unlink()
+    with pytest.raises(ArtefactError, match=f"{copied}.*tokenizer"):
+        DMoERM.from_pretrained(copied)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "cannot be read"),
+        ("[]", "cannot be read"),
+        ('{"model_type": "llama"}', "model_type is 'llama', not 'dmoerm'"),
+        ("{}", "model_type is None"),
+        ('{"model_type": "dmoerm"}', "describes no model"),
+        ('{"model_type": "dmoerm", "tasks": ["a"]}', "describes no model"),
+        ('{"model_type": "dmoerm", "backbone": {"model_type": "no-such-kind"}}', "describes no model.*no-such-kind"),
+    ],
+)
+def test_a_foreign_config_is_named(copied: Path, content: str, message: str) -> None:
+    (copied / "config.json").write_text(content)
+    with pytest.raises(ArtefactError, match=message) as caught:
+        DMoERM.from_pretrained(copied)
+    assert str(copied / "config.json") in str(caught.value)
+
+
+def edited(folder: Path, **settings: Any) -> Path:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | settings))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["../../etc", "a/b", "..", ".", "", "/etc", "a\\b", "a\0b"])
+def test_names_that_would_leave_the_folder_are_refused(copied: Path, name: str) -> None:
+    for tasks in ({name: []}, {"chitchat": [name]}):
+        with pytest.raises(ArtefactError, match=r"config.json.*no safe name"):
+            DMoERM.from_pretrained(edited(copied, tasks=tasks))
+
+
+def test_a_config_that_does_not_fit_the_weights_is_named(copied: Path) -> None:
+    with pytest.raises(ArtefactError, match=r"model.safetensors.*do(es)? not fit config.json"):
+        DMoERM.from_pretrained(edited(copied, tasks={"chitchat": ["empathy"]}))
+
+
+@pytest.mark.parametrize("name", ["", "no/such/folder", "file"])
+def test_a_path_that_holds_no_model_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ArtefactError, match=f"{tmp_path / name}: is no dmoerm model"):
+        DMoERM.from_pretrained(tmp_path / name)
+
+
+# --- what cannot be written ----------------------------------------------------------------------------------------
+
+
+def full_disk_after(files: int) -> Callable[..., None]:
+    """`save_file` on a disk that has room for so many files."""
+    left: Iterator[int] = iter(range(files))
+
+    def save(state: dict[str, torch.Tensor], file: Path, **options: Any) -> None:
+        if next(left, None) is None:
+            file.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device", str(file))
+        save_file(state, file, **options)
+
+    return save
+
+
+@pytest.mark.parametrize("files", [0, 1, 5])
+def test_a_full_disk_leaves_the_old_model_and_nothing_else(
+    copied: Path, tiny_model: Callable[..., DMoERM], monkeypatch: pytest.MonkeyPatch, files: int
+) -> None:
+    before, new = rewards(DMoERM.from_pretrained(copied)), tiny_model(head={"hidden": 3})
+    beside = sorted(copied.parent.iterdir())
+    monkeypatch.setattr(artefact, "save_file", full_disk_after(files))
+    said = f"{copied}: the model cannot be written.*No space left.*nothing was changed"
+    with pytest.raises(ArtefactError, match=said):
+        new.save_pretrained(copied)
+    assert sorted(copied.parent.iterdir()) == beside
+    assert rewards(DMoERM.from_pretrained(copied)) == before
+
+
+def test_a_full_disk_leaves_no_folder_where_none_was(
+    saved: tuple[DMoERM, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(artefact, "save_file", full_disk_after(2))
+    with pytest.raises(ArtefactError):
+        saved[0].save_pretrained(tmp_path / "new")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_new_model_takes_the_old_ones_place(
+    copied: Path, saved: tuple[DMoERM, Path], tiny_model: Callable[..., DMoERM]
+) -> None:
+    new = tiny_model(base="frozen", phase2={"lora": {"rank": 0}})
+    new.save_pretrained(copied)
+    assert not (copied / "tasks").exists()  # nothing of the old one is left
+    assert rewards(DMoERM.from_pretrained(copied)) == pytest.approx(rewards(new))
+    assert [path.name for path in copied.parent.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_place_that_cannot_be_written_is_named(saved: tuple[DMoERM, Path], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ArtefactError, match=f"{tmp_path / 'file' / 'model'}: the model cannot be written"):
+        saved[0].save_pretrained(tmp_path / "file" / "model")

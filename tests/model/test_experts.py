@@ -1,0 +1,151 @@
+"""Stacked experts are what the same experts are one by one, and start as their branch."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dmoerm.config import HeadConfig, LoRAConfig
+from dmoerm.errors import BackboneError
+from dmoerm.model.backbone import Shared
+from dmoerm.model.dmoerm import collate_ids
+from dmoerm.model.encoding import Encoded
+from dmoerm.model.experts import Experts, StackedLoRALinear, lora_layers, with_experts
+
+ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+each_kind = pytest.mark.parametrize("kind", ["llama", "qwen3", "mistral"])
+each_targets = pytest.mark.parametrize("targets", [("q_proj", "v_proj"), ALL_LINEAR])
+
+
+def inputs(model: Any) -> Shared:
+    queries = [Encoded([1, 4, 5, 9, 3], [[6, 2], [7, 8, 11, 2]]), Encoded([1, 12], [[13, 14, 2]])]
+    return model.hidden(collate_ids(queries))
+
+
+def random_experts(branch: Any, count: int, targets: tuple[str, ...], **lora: Any) -> Experts:
+    names = [f"c{i}" for i in range(count)]
+    experts = Experts(branch, names, 64, LoRAConfig(rank=2, targets=targets, **lora), HeadConfig(), "both").eval()
+    for layer in lora_layers(experts).values():
+        nn.init.normal_(layer.lora_B, std=0.5)
+    return experts
+
+
+def only(experts: Experts, index: int, branch: Any) -> Experts:
+    """One of the experts alone."""
+    one = Experts(branch, experts.capabilities[index : index + 1], 64, experts.config, HeadConfig(), "both").eval()
+    one.heads[0] = experts.heads[index]
+    for single, stacked in zip(lora_layers(one).values(), lora_layers(experts).values(), strict=True):
+        single.lora_A.data.copy_(stacked.lora_A[index : index + 1])
+        single.lora_B.data.copy_(stacked.lora_B[index : index + 1])
+    return one
+
+
+@each_kind
+@each_targets
+@torch.no_grad()
+def test_stacked_experts_are_the_experts_one_by_one(
+    tiny_model: Callable[..., Any], backbones: Callable[[str], str], kind: str, targets: tuple[str, ...]
+) -> None:
+    model = tiny_model(backbone={"path": backbones(kind)})
+    branch, hidden = model.general.branch, inputs(model)
+    experts = random_experts(branch, 3, targets)
+    base = model.general.embed(hidden)
+    z = experts.embed(hidden, base)
+    assert z.shape == (3, 3, 64)
+    for index in range(3):
+        one = only(experts, index, branch)
+        alone = one.embed(hidden, base)
+        torch.testing.assert_close(z[index], alone[0], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(experts.score(z)[:, index], one.score(alone)[:, 0], atol=1e-5, rtol=1e-4)
+    assert (z - base).abs().amax((1, 2)).min() > 1e-2  # each expert really says something else
+
+
+@each_targets
+@torch.no_grad()
+def test_a_new_expert_is_its_branch(tiny_model: Callable[..., Any], targets: tuple[str, ...]) -> None:
+    model = tiny_model()
+    hidden, base = inputs(model), model.general.embed(inputs(model))
+    experts = random_experts(model.general.branch, 2, targets)
+    for layer in lora_layers(experts).values():
+        nn.init.zeros_(layer.lora_B)
+        layer.lora_B[1].normal_()
+    z = experts.embed(hidden, base)
+    torch.testing.assert_close(z[0], base, atol=1e-5, rtol=1e-5)
+    assert (z[1] - base).abs().max() > 1e-2
+
+
+def test_a_lora_linear_by_hand() -> None:
+    layer = StackedLoRALinear(nn.Linear(3, 2), 2, LoRAConfig(rank=1, alpha=4.0, dropout=0.0))
+    nn.init.normal_(layer.lora_B)
+    x = torch.randn(4, 5, 3)
+
+    def expert(i: int, rows: Tensor) -> Tensor:
+        weight = layer.base.weight + 4 * layer.lora_B[i] @ layer.lora_A[i]
+        return rows @ weight.T + layer.base.bias
+
+    torch.testing.assert_close(layer(x), torch.cat([expert(0, x[:2]), expert(1, x[2:])]))
+
+
+def test_gradients_reach_lora_and_heads_alone(tiny_model: Callable[..., Any]) -> None:
+    model = tiny_model()
+    hidden = inputs(model)
+    experts = random_experts(model.general.branch, 2, ALL_LINEAR)
+    experts.score(experts.embed(hidden, model.general.embed(hidden))).sum().backward()
+    reached = {name for name, p in experts.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert reached == {name for name, _ in experts.named_parameters() if "lora_" in name or name.startswith("heads")}
+
+
+def test_each_expert_learns_from_its_own_score_alone(tiny_model: Callable[..., Any]) -> None:
+    model = tiny_model()
+    hidden = inputs(model)
+    experts = random_experts(model.general.branch, 3, ("q_proj", "v_proj"))
+    experts.score(experts.embed(hidden, model.general.embed(hidden)))[:, 1].sum().backward()
+    for name, layer in lora_layers(experts).items():
+        moved = [bool(grad.abs().sum() > 0) for grad in layer.lora_B.grad]
+        assert moved == [False, True, False], name
+
+
+def test_experts_share_the_branchs_weights(tiny_model: Callable[..., Any]) -> None:
+    branch = tiny_model().general.branch
+    before = copy.deepcopy(branch.state_dict())
+    with_lora = with_experts(branch, 2, LoRAConfig(rank=2))
+    own = {p.data_ptr() for p in branch.parameters()}
+    added = {n for n, p in with_lora.named_parameters() if p.data_ptr() not in own}
+    assert added
+    assert all("lora_" in name for name in added)
+    assert not lora_layers(branch)
+    assert all(torch.equal(before[name], tensor) for name, tensor in branch.state_dict().items())
+
+
+def test_without_rank_experts_are_heads_on_the_branchs_embedding(tiny_model: Callable[..., Any]) -> None:
+    model = tiny_model()
+    experts = Experts(model.general.branch, ["a", "b"], 64, LoRAConfig(rank=0), HeadConfig(), "both")
+    base = torch.randn(3, 64)
+    assert experts.branch is None
+    assert torch.equal(experts.embed(inputs(model), base), torch.stack([base, base]))
+    assert experts.score(experts.embed(inputs(model), base)).shape == (3, 2)
+
+
+def test_a_task_without_capabilities_has_no_experts(tiny_model: Callable[..., Any]) -> None:
+    model = tiny_model()
+    experts = Experts(model.general.branch, [], 64, LoRAConfig(rank=2), HeadConfig(), "both")
+    z = experts.embed(inputs(model), torch.randn(3, 64))
+    assert experts.score(z).shape == (3, 0)
+
+
+def test_targets_that_name_no_layer_are_an_error(tiny_model: Callable[..., Any]) -> None:
+    with pytest.raises(BackboneError, match=r"phase2.targets \['query'\] name no linear layer"):
+        with_experts(tiny_model().general.branch, 1, LoRAConfig(targets=("query",)))
+
+
+def test_attaching_keeps_evaluation_mode(tiny_model: Callable[..., Any]) -> None:
+    """New LoRA must not bring its dropout into a model that is being used."""
+    model = tiny_model()
+    experts = random_experts(model.general.branch, 2, ALL_LINEAR, dropout=0.5).eval()
+    experts.attach(model.general.branch)
+    assert not any(module.training for module in experts.modules())

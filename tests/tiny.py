@@ -1,0 +1,156 @@
+"""Tiny backbones, data, settings and models: whole runs take seconds with them. Fixtures of them: `conftest.py`."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from dmoerm.config import Config
+from dmoerm.data import testbed
+from dmoerm.schema import Group
+
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def tiny_tokenizer() -> Any:
+    """A byte-level BPE with ChatML; its pad token is its end token on purpose, as with many real ones."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=640,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    texts = [text for group in testbed.generate(2, 2) for text in (str(group.prompt), *group.responses)]
+    tokenizer.train_from_iterator([*texts, "user assistant system 你好，我今天很高兴。"], trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        pad_token="<|im_end|>",
+        unk_token="<|endoftext|>",
+        chat_template=CHATML,
+    )
+
+
+def write_backbone(folder: Path, kind: str = "llama", **settings: Any) -> str:
+    """Writes a tiny random decoder of this kind with `tiny_tokenizer`; the same bytes every time."""
+    import torch
+    from transformers import AutoConfig, AutoModel
+
+    tokenizer = tiny_tokenizer()
+    shape: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 1024,
+        "initializer_range": 0.2,  # large enough that attention changes every state
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    config = AutoConfig.for_model(kind, **shape | settings)
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        AutoModel.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def merge(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """The settings with the changes put in, group by group."""
+    merged = copy.deepcopy(settings)
+    for name, value in changes.items():
+        inside = isinstance(value, dict) and isinstance(merged.get(name), dict)
+        merged[name] = merge(merged[name], value) if inside else value
+    return merged
+
+
+TINY_TASKS = {"chitchat": ("empathy", "proactivity"), "objective_qa": ("correctness", "logic")}
+
+
+def tiny_groups(prompts: int = 12) -> list[Group]:
+    """Testbed groups of two tasks with two capabilities each, as simulated people label them."""
+    return [
+        group.model_copy(
+            update={
+                "capabilities": {name: group.capabilities[name] for name in TINY_TASKS[group.task]},
+                "annotators": {},
+                "source": None,  # else tests would be against gold, on all of the testbed's capabilities
+            }
+        )
+        for group in testbed.generate(prompts, 3)
+        if group.task in TINY_TASKS
+    ]
+
+
+def write_groups(groups: Iterable[Group], path: Path) -> str:
+    """Writes groups in the native format and returns the file's name."""
+    path.write_text("".join(group.model_dump_json(exclude_none=True) + "\n" for group in groups), encoding="utf-8")
+    return str(path)
+
+
+def make_tiny_config(backbone: str, folder: Path, /, **changes: Any) -> Config:
+    """A whole run of few seconds: `tiny_groups`, all weights of the branches trained, LoRA experts of rank 2."""
+    step = {"epochs": 2, "learning_rate": 1e-3, "batch_groups": 8, "evaluations": 2}
+    settings: dict[str, Any] = {
+        "output": str(folder / "run"),
+        "cache": str(folder / "cache"),
+        "data": {"files": [write_groups(tiny_groups(), folder / "groups.jsonl")]},
+        "backbone": {"path": backbone, "branch_layer": 2, "dtype": "float32"},
+        "router": {**step, "epochs": 10, "learning_rate": 1e-2},
+        "phase0": step,
+        "phase1": step,
+        "phase2": {**step, "epochs": 1, "evaluations": 1, "lora": {"rank": 2}},
+        "phase3": {**step, "hidden": 8},
+    }
+    return Config.model_validate(merge(settings, changes))
+
+
+def train_quietly(config: Config) -> Any:
+    """Trains without writing to the screen."""
+    from rich.console import Console
+
+    from dmoerm.training import train
+
+    return train(config, Console(quiet=True))
+
+
+def make_model(config: Config) -> Any:
+    """The model of these settings with random numbers in everything that training would fill; tasks differ."""
+    import torch
+
+    from dmoerm.model.artefact import small_state
+    from dmoerm.model.experts import lora_layers
+    from dmoerm.taxonomy import draft_taxonomy
+    from dmoerm.training.run import build_model
+
+    model = build_model(config, draft_taxonomy(tiny_groups(2), "drafted"))
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(11)
+        for name, tensor in small_state(model).items():
+            positive = name.endswith(("scale", "temperature"))
+            tensor.uniform_(0.5, 1.5) if positive else tensor.normal_(std=0.3)
+        for task in model.config.tasks:
+            inner = model.inner(task)
+            if not model.config.shared_branch:
+                for parameter in inner.base.branch.parameters():
+                    parameter += torch.randn_like(parameter) * 0.05
+            inner.experts.attach(inner.base.branch)
+            for layer in lora_layers(inner.experts).values():
+                layer.lora_B.normal_(std=0.3)
+    return model.requires_grad_(False).eval()

@@ -1,0 +1,47 @@
+"""A run at its beginning: the untrained model, its cache filled, its examples encoded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from rich.console import Console
+
+from dmoerm.config import Config
+from dmoerm.data.loading import load_data
+from dmoerm.data.splitting import split_by_prompt
+from dmoerm.training import Run
+from dmoerm.training.batches import Example
+from dmoerm.training.progress import Progress
+from dmoerm.training.run import _examples, prepare
+
+
+class Begun(NamedTuple):
+    run: Run
+    train: list[Example]
+    validation: list[Example]
+
+    def of(self, task: str) -> tuple[list[Example], list[Example]]:
+        """A task's examples."""
+        return [e for e in self.train if e.task == task], [e for e in self.validation if e.task == task]
+
+
+def begin(config: Config) -> Begun:
+    data = load_data(config)
+    run = prepare(config, data.taxonomy, Path(config.output), Progress(Console(quiet=True)))
+    examples = _examples(run, data.train)
+    run.cache.fill(examples)
+    held = {id(g) for g in split_by_prompt(data.train, config.data.validation_fraction, config.seed + 1)[1]}
+    return Begun(run, [e for e in examples if id(e.group) not in held], [e for e in examples if id(e.group) in held])
+
+
+@pytest.fixture
+def begun(tiny_config: Callable[..., Config]) -> Callable[..., Begun]:
+    """A function: changes to the settings → a run at its beginning."""
+
+    def make(**changes: Any) -> Begun:
+        return begin(tiny_config(**changes))
+
+    return make

@@ -1,0 +1,111 @@
+"""The activation cache: what the trunk would give, computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from dmoerm.training.cache import ActivationCache
+
+
+def fresh(begun: Any, **kept: bool) -> ActivationCache:
+    """The cache as another process finds it."""
+    settings = {"hidden": begun.run.cache.hidden, "embedding": begun.run.cache.embedding} | kept
+    return ActivationCache(begun.run.cache.folder.parent, begun.run.model, **settings)
+
+
+def forbid_computing(cache: ActivationCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    def compute(batch: Any) -> Any:
+        raise AssertionError(f"{len(batch)} examples computed again")
+
+    monkeypatch.setattr(cache, "_compute", compute)
+
+
+@pytest.mark.parametrize("changes", [{}, {"base": "frozen"}])
+@torch.no_grad()
+def test_it_holds_what_the_trunk_gives_alone(begun: Callable[..., Any], changes: dict[str, Any]) -> None:
+    from dmoerm.model.dmoerm import collate_ids
+
+    start = begun(**changes)
+    model, cache = start.run.model, start.run.cache
+    for example in start.train[:4]:
+        hidden = model.hidden(collate_ids([example.encoded]))
+        prompt, responses = cache.states(example)
+        torch.testing.assert_close(prompt, hidden.prompt[0], atol=1e-5, rtol=1e-4)
+        for found, states, mask in zip(responses, hidden.response, hidden.response_mask, strict=True):
+            torch.testing.assert_close(found, states[mask], atol=1e-5, rtol=1e-4)
+        route = model.router.embed(hidden.prompt, hidden.prompt_mask)[0]
+        torch.testing.assert_close(cache.prompt(example), route, atol=1e-5, rtol=1e-4)
+        if changes:
+            torch.testing.assert_close(cache.embeddings(example), model.general.embed(hidden), atol=1e-5, rtol=1e-4)
+
+
+def test_a_second_run_computes_nothing(begun: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    start = begun()
+    again = fresh(start)
+    forbid_computing(again, monkeypatch)
+    again.fill([*start.train, *start.validation])
+    assert torch.equal(again.states(start.train[0])[0], start.run.cache.states(start.train[0])[0])
+
+
+def test_only_what_is_new_is_computed(begun: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    start = begun()
+    told: list[tuple[int, int]] = []
+    longer = fresh(start)
+    forbid_computing(longer, monkeypatch)
+    longer.fill(start.train, lambda *progress: told.append(progress))
+    assert told == []
+    wanting = fresh(start, embedding=True)  # the earlier run kept no embeddings
+    forbid_computing(wanting, monkeypatch)
+    with pytest.raises(AssertionError, match="computed again"):
+        wanting.fill(start.train)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "emptied", "removed"])
+def test_a_damaged_shard_is_computed_again(begun: Callable[..., Any], damage: str) -> None:
+    start = begun()
+    expected = start.run.cache.states(start.train[0])[0].clone()
+    (shard,) = start.run.cache.folder.glob("*.safetensors")
+    if damage == "removed":
+        shard.unlink()
+    else:
+        content = shard.read_bytes()
+        shard.unlink()  # the first cache still has it mapped
+        shard.write_bytes(content[: len(content) // 2 if damage == "truncated" else 0])
+    again = fresh(start)
+    told: list[tuple[int, int]] = []
+    again.fill(start.train, lambda *progress: told.append(progress))
+    assert told[-1][0] == told[-1][1] > 0
+    torch.testing.assert_close(again.states(start.train[0])[0], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_other_weights_cuts_and_poolings_have_other_folders(
+    begun: Callable[..., Any], backbones: Callable[[str], str]
+) -> None:
+    changes: list[dict[str, Any]] = [
+        {},
+        {"backbone": {"branch_layer": 1}},
+        {"backbone": {"path": backbones("qwen3")}},
+        {"encoding": {"pooling": "last"}},
+        {"backbone": {"num_layers": 3}},
+    ]
+    folders = {begun(**change).run.cache.folder for change in changes}
+    assert len(folders) == len(changes)
+    assert begun(seed=5, output="elsewhere").run.cache.folder in folders
+
+
+def test_any_changed_weight_of_the_trunk_makes_another_folder(begun: Callable[..., Any]) -> None:
+    start = begun()
+    with torch.no_grad():
+        start.run.model.trunk.layers[1].mlp.down_proj.weight.mul_(1.01)
+    assert fresh(start).folder != start.run.cache.folder
+
+
+def test_without_a_trunk_the_states_are_the_ids(begun: Callable[..., Any]) -> None:
+    start = begun(backbone={"branch_layer": 0}, router={"kind": "own"})
+    prompt, responses = start.run.cache.states(start.train[0])
+    assert prompt.tolist() == start.train[0].encoded.prompt
+    assert [ids.tolist() for ids in responses] == start.train[0].encoded.responses

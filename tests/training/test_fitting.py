@@ -1,0 +1,259 @@
+"""One fit for every step: it learns, it stops, it keeps the best, it goes on where it was, it touches nothing else."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import TrainerCallback
+
+from dmoerm.config import HeadConfig, StepConfig
+from dmoerm.errors import DmoermError
+from dmoerm.model.heads import Head
+from dmoerm.schema import Pair
+from dmoerm.training.batches import Item, collate_vectors
+from dmoerm.training.fitting import Fit, PhaseModel, fit
+
+WIDTH = 6
+
+
+def rows(count: int, seed: int, flipped: bool = False) -> list[Item]:
+    """Pairs whose better response has the larger first entry (or the smaller one)."""
+    generator = torch.Generator().manual_seed(seed)
+    vectors = torch.randn(count, 2, WIDTH, generator=generator)
+    sign = -1 if flipped else 1
+    return [Item(v, [Pair(0, 1) if sign * (v[0, 0] - v[1, 0]) > 0 else Pair(1, 0)]) for v in vectors]
+
+
+def head(seed: int = 0, **settings: Any) -> Head:
+    torch.manual_seed(seed)
+    return Head(WIDTH, HeadConfig(**settings))
+
+
+def step(**changes: Any) -> StepConfig:
+    settings = {"epochs": 6, "learning_rate": 3e-2, "batch_groups": 8, "evaluations": 6, "patience": 6}
+    return StepConfig(**settings | changes)
+
+
+def fitted(
+    scorer: Head,
+    folder: Path,
+    train: list[Item] | None = None,
+    validation: list[Item] | None = None,
+    callbacks: tuple[TrainerCallback, ...] = (),
+    **changes: Any,
+) -> Fit:
+    settings = step(**changes)
+    torch.manual_seed(5)
+    return fit(
+        PhaseModel(scorer, settings.l2, scorer),
+        rows(32, 1) if train is None else train,
+        rows(32, 2) if validation is None else validation,
+        collate=collate_vectors,
+        step=settings,
+        folder=folder,
+        seed=3,
+        callbacks=callbacks,
+    )
+
+
+def loss_of(scorer: Head, items: list[Item]) -> float:
+    with torch.no_grad():
+        return float(PhaseModel(scorer)(**collate_vectors(items))["loss"])
+
+
+def same(one: nn.Module, other: nn.Module) -> bool:
+    state = other.state_dict()
+    return all(torch.equal(tensor, state[name]) for name, tensor in one.state_dict().items())
+
+
+def test_it_learns_the_right_way_round(tmp_path: Path) -> None:
+    scorer = head()
+    result = fitted(scorer, tmp_path, train=rows(128, 1), learning_rate=0.1)
+    assert result.consistency > 0.9
+    assert scorer.score.weight[0, 0] > 0
+    assert result.loss == pytest.approx(loss_of(scorer, rows(32, 2)), rel=1e-5)
+    assert not scorer.training
+
+
+def test_the_best_is_kept_not_the_last(tmp_path: Path) -> None:
+    """Validation wants the opposite of training: every step makes it worse, so the start is the best."""
+    scorer = head()
+    start = copy.deepcopy(scorer)
+    result = fitted(scorer, tmp_path, validation=rows(32, 2, flipped=True))
+    assert same(scorer, start)
+    assert result.loss == pytest.approx(loss_of(start, rows(32, 2, flipped=True)), rel=1e-5)
+
+
+@pytest.mark.parametrize("best_by", ["loss", "consistency"])
+def test_an_absurd_learning_rate_never_ends_worse_than_it_began(tmp_path: Path, best_by: str) -> None:
+    scorer, noise = head(), [*rows(16, 2), *rows(16, 3, flipped=True)]
+    before = loss_of(scorer, noise)
+    result = fitted(scorer, tmp_path, validation=noise, learning_rate=1e4, best_by=best_by)
+    assert torch.isfinite(scorer.score.weight).all()
+    if best_by == "loss":
+        assert result.loss == pytest.approx(loss_of(scorer, noise), rel=1e-4)
+        assert result.loss <= before + 1e-6
+
+
+class Watch(TrainerCallback):
+    """Notes every evaluation's loss, and the weights at that time."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[float, float, torch.Tensor]] = []
+
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, metrics: Any = None, model: Any = None, **_: Any
+    ) -> None:
+        weight = next(p for n, p in model.named_parameters() if n.endswith("score.weight"))
+        self.seen.append((metrics["eval_loss"], metrics["eval_consistency"], weight.detach().clone()))
+
+
+@pytest.mark.parametrize("best_by", ["loss", "consistency"])
+def test_what_is_kept_is_the_best_of_all_evaluations(tmp_path: Path, best_by: str) -> None:
+    scorer, watch = head(), Watch()
+    mixed = [*rows(24, 2), *rows(12, 4, flipped=True)]
+    result = fitted(scorer, tmp_path, validation=mixed, learning_rate=0.3, callbacks=(watch,), best_by=best_by)
+    if best_by == "loss":
+        assert result.loss == pytest.approx(min(loss for loss, _, _ in watch.seen))
+    else:
+        assert result.consistency == max(consistency for _, consistency, _ in watch.seen)
+    assert any(torch.equal(scorer.score.weight, weight) for _, _, weight in watch.seen)
+
+
+@pytest.mark.parametrize("best_by", ["loss", "consistency"])
+def test_it_stops_when_it_gets_worse_and_only_then(tmp_path: Path, best_by: str) -> None:
+    worse = fitted(head(), tmp_path / "a", validation=rows(32, 2, flipped=True), patience=1, best_by=best_by)
+    better = fitted(head(), tmp_path / "b", patience=3, learning_rate=3e-3)
+    assert worse.steps < 24
+    assert better.steps == 24  # 32 groups in batches of 8, 6 epochs
+
+
+def test_no_epochs_keep_the_start(tmp_path: Path) -> None:
+    scorer = head()
+    start = copy.deepcopy(scorer)
+    result = fitted(scorer, tmp_path, epochs=0)
+    assert same(scorer, start)
+    assert result.steps == 0
+    assert result.loss == pytest.approx(loss_of(start, rows(32, 2)), rel=1e-5)
+
+
+def test_frozen_parameters_and_statistics_stay(tmp_path: Path) -> None:
+    scorer = head(hidden=4)
+    scorer.hidden.requires_grad_(False)
+    start = copy.deepcopy(scorer)
+    fitted(scorer, tmp_path)
+    moved = {n for n, t in scorer.state_dict().items() if not torch.equal(t, start.state_dict()[n])}
+    assert moved == {"score.weight"}
+
+
+def test_the_same_twice(tmp_path: Path) -> None:
+    made = [head(dropout=0.3), head(dropout=0.3)]
+    for i, scorer in enumerate(made):
+        fitted(scorer, tmp_path / str(i))
+    assert same(*made)
+
+
+class Killed(BaseException):
+    """Ends training as a signal would."""
+
+
+class KillAt(TrainerCallback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == self.step:
+            raise Killed
+
+
+@pytest.mark.parametrize("killed_at", [2, 9, 13, 24])
+def test_a_killed_fit_goes_on_to_the_same_end(tmp_path: Path, killed_at: int) -> None:
+    unbroken, broken = head(dropout=0.3), head(dropout=0.3)
+    expected = fitted(unbroken, tmp_path / "a")
+    with pytest.raises(Killed):
+        fitted(broken, tmp_path / "b", callbacks=(KillAt(killed_at),))
+    broken = head(dropout=0.3)
+    assert fitted(broken, tmp_path / "b") == expected
+    assert same(broken, unbroken)
+
+
+@pytest.mark.parametrize("killed_at", [9, 13])
+def test_accumulation_resumes_too(tmp_path: Path, killed_at: int) -> None:
+    unbroken, broken = head(dropout=0.3), head(dropout=0.3)
+    fitted(unbroken, tmp_path / "a", gradient_accumulation=4)
+    with pytest.raises(Killed):
+        fitted(broken, tmp_path / "b", gradient_accumulation=4, callbacks=(KillAt(killed_at),))
+    broken = head(dropout=0.3)
+    fitted(broken, tmp_path / "b", gradient_accumulation=4)
+    assert same(broken, unbroken)
+
+
+def test_an_ended_fit_started_again_gives_the_same(tmp_path: Path) -> None:
+    """As when the run is killed between a fit and the file that says it is done, early stopping included."""
+    for changes in ({}, {"validation": rows(32, 2, flipped=True), "patience": 1}):
+        folder = tmp_path / str(len(changes))
+        first, again = head(dropout=0.3), head(dropout=0.3)
+        result = fitted(first, folder, **changes)
+        assert fitted(again, folder, **changes) == result
+        assert same(first, again)
+
+
+def test_accumulated_batches_are_one_large_batch(tmp_path: Path) -> None:
+    whole, parts = head(), head()
+    fitted(whole, tmp_path / "a")
+    fitted(parts, tmp_path / "b", gradient_accumulation=4)
+    torch.testing.assert_close(whole.score.weight, parts.score.weight, atol=1e-5, rtol=1e-4)
+
+
+def test_l2_pulls_to_the_start(tmp_path: Path) -> None:
+    start = head()
+    moved = []
+    for l2 in (0.0, 10.0):
+        scorer = copy.deepcopy(start)
+        fitted(scorer, tmp_path / str(l2), l2=l2)
+        moved.append(float((scorer.score.weight - start.score.weight).norm()))
+    assert moved[1] < moved[0] / 3
+
+
+def test_heads_may_have_a_rate_of_their_own(tmp_path: Path) -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head, self.body = head(), nn.Linear(WIDTH, WIDTH)
+
+        def forward(self, vectors: torch.Tensor) -> torch.Tensor:
+            return self.head(self.body(vectors))
+
+    torch.manual_seed(0)
+    scorer = Two()
+    start = copy.deepcopy(scorer)
+    fitted(scorer, tmp_path, learning_rate=1e-12, head_learning_rate=1e-2, weight_decay=0)
+    assert not torch.equal(scorer.head.score.weight, start.head.score.weight)
+    torch.testing.assert_close(scorer.body.weight, start.body.weight, atol=1e-7, rtol=0)
+
+
+def test_a_loss_that_is_not_finite_is_an_error(tmp_path: Path) -> None:
+    bad = [Item(torch.full((2, WIDTH), torch.nan), [Pair(0, 1)])]
+    with pytest.raises(DmoermError, match=r"the loss is nan.*learning_rate"):
+        fitted(head(), tmp_path / "step", train=bad, validation=bad)
+
+
+def test_a_required_margin_asks_for_more(tmp_path: Path) -> None:
+    items = [Item(item.features, item.pairs, 2.0) for item in rows(32, 1)]
+    plain, wide = head(), head()
+    fitted(plain, tmp_path / "a")
+    fitted(wide, tmp_path / "b", train=items)
+    assert wide.score.weight[0, 0] > plain.score.weight[0, 0]
+
+
+def test_a_margin_is_swapped_with_its_pair() -> None:
+    scorer = head()
+    right, wrong = ([Item(i.features, [pair]) for i in rows(8, 1) for pair in [p]] for p in (Pair(0, 1), Pair(1, 0)))
+    model = PhaseModel(scorer)
+    one, other = model(**collate_vectors(list(right))), model(**collate_vectors(list(wrong)))
+    assert torch.equal(one["margins"], -other["margins"])

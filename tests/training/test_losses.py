@@ -1,0 +1,48 @@
+"""The preference loss: −log σ of the margin, a mean over groups, without overflow."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dmoerm.training.losses import pair_loss
+
+margins = st.floats(-1e4, 1e4, width=32)
+
+
+def test_the_loss_by_hand() -> None:
+    found = pair_loss(torch.tensor([0.0, 2.0, -1.0]), torch.tensor([1.0, 0.5, 0.5]))
+    expected = (math.log(2) + 0.5 * math.log(1 + math.exp(-2)) + 0.5 * math.log(1 + math.exp(1))) / 2
+    assert float(found) == pytest.approx(expected)
+
+
+@given(margin=margins)
+def test_swapping_a_pair_negates_its_margin(margin: float) -> None:
+    one, weight = torch.tensor([margin]), torch.ones(1)
+    assert float(pair_loss(one, weight) - pair_loss(-one, weight)) == pytest.approx(-margin, abs=1e-3, rel=1e-5)
+    assert float(pair_loss(one, weight)) == pytest.approx(
+        max(-margin, 0) + math.log1p(math.exp(-abs(margin))), rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("margin", [-1e4, 1e4])
+def test_huge_margins_neither_overflow_nor_lose_their_gradient(margin: float) -> None:
+    margins = torch.tensor([margin], requires_grad=True)
+    pair_loss(margins, torch.ones(1)).backward()
+    assert margins.grad.tolist() == [-1.0 if margin < 0 else 0.0]
+
+
+@given(first=st.lists(margins, min_size=1, max_size=5), second=margins)
+def test_a_long_group_counts_no_more_than_a_pair(first: list[float], second: float) -> None:
+    weights = torch.tensor([1 / len(first)] * len(first) + [1.0])
+    whole = pair_loss(torch.tensor([*first, second]), weights)
+    groups = [pair_loss(torch.tensor(group), torch.ones(len(group))) for group in (first, [second])]
+    torch.testing.assert_close(whole, (groups[0] + groups[1]) / 2, rtol=1e-4, atol=1e-5)
+
+
+def test_half_precision_margins_are_summed_in_float32() -> None:
+    assert pair_loss(torch.ones(3, dtype=torch.bfloat16), torch.ones(3)).dtype is torch.float32

@@ -1,0 +1,144 @@
+"""Each phase trains what it says, and leaves everything else bit for bit as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from dmoerm.model import DMoERM
+from dmoerm.schema import prompt_key
+from dmoerm.training.phases import first_part, phase0, phase1, phase2, phase3, second_part
+
+TASK = "chitchat"
+
+
+def snapshot(model: DMoERM) -> dict[str, torch.Tensor]:
+    """All weights but those of experts that phase 2 has yet to make."""
+    return {name: tensor.clone() for name, tensor in model.state_dict().items() if not tensor.is_meta}
+
+
+def changed(model: DMoERM, before: dict[str, torch.Tensor]) -> set[str]:
+    after = snapshot(model)
+    return {name for name in after if name not in before or not torch.equal(after[name], before[name])}
+
+
+def trained(begun: Any, *phases: Any) -> list[set[str]]:
+    """What each phase changes."""
+    found = []
+    for phase in phases:
+        before = snapshot(begun.run.model)
+        if phase is phase0:
+            phase(begun.run, begun.train, begun.validation)
+        else:
+            phase(begun.run, TASK, *begun.of(TASK))
+        found.append(changed(begun.run.model, before))
+    return found
+
+
+@pytest.mark.parametrize("base", ["full", "lora", "frozen"])
+@pytest.mark.parametrize("rank", [0, 2])
+def test_each_phase_changes_its_own_part_alone(begun: Callable[..., Any], base: str, rank: int) -> None:
+    start = begun(base=base, phase1={"evaluations": 1}, phase2={"lora": {"rank": rank}, "learning_rate": 1e-2})
+    general, one, two, three = trained(start, phase0, phase1, phase2, phase3)
+    inner = f"tasks.{TASK}."
+    assert all(name.startswith(("general.", "general_calibration.")) for name in general)
+    assert all(name.startswith((inner + "base.", inner + "experts.branch")) for name in one)
+    if base == "frozen":
+        assert not any(".branch." in name for name in general | one)
+    allowed = [inner + "experts.heads."] + [inner + "experts.branch."] * bool(rank)
+    assert two
+    assert all(name.startswith(tuple(allowed)) for name in two)
+    if rank:  # new experts share the branch's own weights, which are as phase 1 left them
+        inner_model = start.run.model.inner(TASK)
+        shared = {p.data_ptr() for p in inner_model.base.branch.parameters()}
+        assert {n for n, p in inner_model.experts.branch.named_parameters() if p.data_ptr() not in shared} == {
+            n for n, _ in inner_model.experts.branch.named_parameters() if "lora_" in n
+        }
+    assert all(
+        name.startswith((inner + "aggregator.", inner + "calibration.", inner + "standardise.")) for name in three
+    )
+    assert any(name.startswith(inner + "aggregator.") for name in three)
+    assert not any(p.requires_grad for p in start.run.model.parameters())
+    assert not any(module.training for module in start.run.model.inner(TASK).modules())
+
+
+@pytest.mark.parametrize("base", ["full", "lora"])
+def test_a_trained_base_moves_its_branch(begun: Callable[..., Any], base: str) -> None:
+    (general,) = trained(begun(base=base, phase0={"learning_rate": 1e-2, "best_by": "consistency"}), phase0)
+    moved = {name.rpartition(".layers.")[2].split(".", 1)[-1] for name in general if ".layers." in name}
+    if base == "lora":
+        assert moved <= {"self_attn.q_proj.weight", "self_attn.v_proj.weight"}
+    assert "general.head.standardise.mean" in general
+
+
+def test_the_papers_base_trains_the_embeddings_too(begun: Callable[..., Any]) -> None:
+    settings = {"learning_rate": 3e-3, "epochs": 3, "evaluations": 3}
+    start = begun(backbone={"branch_layer": 0}, router={"kind": "own"}, phase0=settings)
+    before = snapshot(start.run.model)
+    phase0(start.run, start.train, start.train)  # so that training is sure to help
+    moved = changed(start.run.model, before)
+    assert {"general.branch.embed_tokens.weight", "general.branch.layers.0.mlp.up_proj.weight"} <= moved
+    assert not any(name.startswith(("tasks.", "router.")) for name in moved)
+
+
+@pytest.mark.parametrize("base", ["full", "frozen"])
+def test_a_warm_start_begins_from_the_general_model(begun: Callable[..., Any], base: str) -> None:
+    begins = {}
+    for warm in (False, True):
+        start = begun(base=base, warm_start=warm, phase1={"epochs": 0}, phase0={"learning_rate": 1e-2})
+        phase0(start.run, start.train, start.train)
+        phase1(start.run, TASK, *start.of(TASK))
+        base_state, general = start.run.model.inner(TASK).base.state_dict(), start.run.model.general.state_dict()
+        begins[warm] = all(torch.equal(base_state[name], general[name]) for name in general)
+    assert begins == {False: False, True: True}
+
+
+def test_a_trained_expert_is_the_same_among_the_stacked_ones(begun: Callable[..., Any]) -> None:
+    """Experts are trained one at a time and used as one batch."""
+    from dmoerm.model.heads import BranchScorer
+    from dmoerm.training.batches import share
+
+    start = begun(phase2={"learning_rate": 1e-1, "epochs": 3, "best_by": "consistency"})
+    trained(start, phase0, phase1, phase2)
+    inner, example = start.run.model.inner(TASK), start.of(TASK)[0][0]
+    inputs = share([start.run.cache.states(example)])
+    with torch.no_grad():
+        base = inner.base.embed(inputs)
+        z = inner.experts.embed(inputs, base)
+        for i, capability in enumerate(inner.experts.capabilities):
+            state = start.run.step(f"phase2/{TASK}/{capability}", pytest.fail)
+            from dmoerm.model.experts import lora_layers, with_experts
+
+            branch = with_experts(inner.base.branch, 1, start.run.config.phase2.lora).eval()
+            for name, layer in lora_layers(branch).items():
+                layer.lora_A[0], layer.lora_B[0] = state[f"lora.{name}.lora_A"], state[f"lora.{name}.lora_B"]
+            scorer = BranchScorer(branch, inner.experts.heads[i], inner.base.pooling)
+            torch.testing.assert_close(z[i], scorer.embed(inputs), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.6, 0.3])
+def test_phases_1_and_3_divide_the_prompts(begun: Callable[..., Any], fraction: float) -> None:
+    start = begun(phase3={"first_fraction": fraction})
+    train = start.of(TASK)[0]
+    first, second = first_part(start.run, train), second_part(start.run, train)
+    if fraction == 0:
+        assert list(first) == list(second) == train
+        return
+    assert len(first) + len(second) == len(train)
+    assert len(first) / len(train) == pytest.approx(fraction, abs=0.5 / len(train) + 1e-9)
+    assert not {prompt_key(e.group.prompt) for e in first} & {prompt_key(e.group.prompt) for e in second}
+
+
+@pytest.mark.parametrize("inputs", ["embeddings", "scores", "both"])
+def test_rewards_are_calibrated_whatever_the_aggregator_reads(begun: Callable[..., Any], inputs: str) -> None:
+    start = begun(base="frozen", phase2={"lora": {"rank": 0}}, phase3={"inputs": inputs, "first_fraction": 0})
+    trained(start, phase0, phase1, phase2, phase3)
+    groups = [*start.of(TASK)[0], *start.of(TASK)[1]]
+    scores = start.run.model.score([e.group.prompt for e in groups], [e.group.responses for e in groups], TASK)
+    rewards = torch.tensor([score.reward for row in scores for score in row])
+    assert float(rewards.mean()) == pytest.approx(0, abs=1e-3)
+    assert float(rewards.std(correction=0)) == pytest.approx(1, abs=1e-3)
+    assert 0.05 <= scores[0][0].temperature <= 20

@@ -1,0 +1,63 @@
+"""The router learns the tasks from the prompts, and gives unlabelled groups theirs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from dmoerm.model.dmoerm import collate_ids
+from dmoerm.training.router import assign_tasks, train_router
+
+LEARN = {"epochs": 30, "learning_rate": 3e-2}
+each_kind = pytest.mark.parametrize(
+    "changes",
+    [
+        {"router": LEARN},
+        {"router": {"kind": "own", "epochs": 6, "learning_rate": 3e-3}, "backbone": {"branch_layer": 0}},
+    ],
+    ids=["trunk", "own"],
+)
+
+
+@each_kind
+def test_it_learns_the_tasks_and_routes_what_has_none(begun: Callable[..., Any], changes: dict[str, Any]) -> None:
+    start = begun(**changes)
+    train_router(start.run, start.train, start.train)
+    unlabelled = [dataclasses.replace(e, task=None) for e in start.train]
+    found = [e.task for e in assign_tasks(start.run, unlabelled)]
+    right = [e.task for e in start.train]
+    assert sum(a == b for a, b in zip(found, right, strict=True)) / len(right) >= 0.9
+    assert [e.task for e in assign_tasks(start.run, start.train)] == right
+    model, ids = start.run.model, collate_ids([e.encoded for e in start.train])
+    assert [model.choose(row) for row in model.route(ids, model.hidden(ids))] == found  # the same choice as in use
+
+
+@each_kind
+def test_it_changes_nothing_but_the_router(begun: Callable[..., Any], changes: dict[str, Any]) -> None:
+    start = begun(**changes)
+    before = {name: tensor.clone() for name, tensor in start.run.model.state_dict().items() if not tensor.is_meta}
+    train_router(start.run, start.train, start.train)
+    moved = {n for n, t in start.run.model.state_dict().items() if n in before and not torch.equal(t, before[n])}
+    assert moved
+    assert all(name.startswith("router.") for name in moved)
+    assert not any(p.requires_grad for p in start.run.model.router.parameters())
+
+
+def test_below_the_threshold_a_group_stays_without_a_task(begun: Callable[..., Any]) -> None:
+    start = begun(router={"threshold": 1.0, "epochs": 1})
+    train_router(start.run, start.train, start.validation)
+    unlabelled = [dataclasses.replace(e, task=None) for e in start.train]
+    assert {e.task for e in assign_tasks(start.run, unlabelled)} == {None}
+
+
+def test_a_prompt_counts_once_however_many_groups_it_has(begun: Callable[..., Any]) -> None:
+    states = []
+    for times in (1, 3):
+        start = begun(output=f"{begun().run.folder}-{times}")
+        train_router(start.run, start.train * times, start.validation)
+        states.append(start.run.model.router.classify.weight)
+    assert torch.equal(*states)

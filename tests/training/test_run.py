@@ -1,0 +1,296 @@
+"""Whole runs: every form trains, twice gives the same, and a killed run ends as an unbroken one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import tiny_groups, train_quietly, write_groups
+
+from dmoerm.config import Config, dump_config, load_config
+from dmoerm.errors import ConfigError, DataError
+from dmoerm.model import DMoERM
+from dmoerm.schema import Group
+from dmoerm.training import Run
+from dmoerm.training.progress import Progress
+from dmoerm.training.run import build_model
+
+HEAD_FIRST = {"epochs": 2, "learning_rate": 1e-2, "evaluations": 4, "patience": 1}
+HEADS = {"base": "frozen", "phase2": {"lora": {"rank": 0}}}
+FORMS: dict[str, dict[str, Any]] = {
+    "lora": {"base": "lora"},
+    "frozen": HEADS,
+    "frozen with lora experts": {"base": "frozen", "phase2": {"head_first": HEAD_FIRST}},
+    "the paper's": {
+        "backbone": {"branch_layer": 0},
+        "router": {"kind": "own", "epochs": 1, "learning_rate": 1e-3},
+        "encoding": {"pooling": "last"},
+        "phase3": {"inputs": "embeddings", "hidden": None},
+    },
+    "warm start": {"warm_start": True, "phase3": {"inputs": "scores", "first_fraction": 0}},
+}
+QUICK = {"lora", "frozen"}
+
+
+def steps(run: Run | Path) -> dict[str, dict[str, torch.Tensor]]:
+    """Step → its trained tensors."""
+    root = (run.folder if isinstance(run, Run) else run) / "steps"
+    return {str(file.parent.relative_to(root)): load_file(file) for file in root.rglob("state.safetensors")}
+
+
+def assert_same(one: Run | Path, other: Run | Path) -> None:
+    found, expected = steps(one), steps(other)
+    assert found.keys() == expected.keys()
+    for step, tensors in expected.items():
+        assert found[step].keys() == tensors.keys()
+        for name, tensor in tensors.items():
+            assert torch.equal(found[step][name], tensor), f"{step}: {name}"
+
+
+def names(config: Config) -> set[str]:
+    tasks = {"chitchat": ("empathy", "proactivity"), "objective_qa": ("correctness", "logic")}
+    experts = {f"phase2/{task}/{name}" for task, capabilities in tasks.items() for name in capabilities}
+    return {"router", "phase0"} | {f"{phase}/{task}" for phase in ("phase1", "phase3") for task in tasks} | experts
+
+
+def assert_whole(run: Run) -> None:
+    """All steps are done, and the saved model scores as the one in memory."""
+    assert steps(run).keys() == names(run.config)
+    loaded = DMoERM.from_pretrained(run.folder / "model")
+    for group in tiny_groups(2):
+        memory = [score.reward for score in run.model.score(group.prompt, group.responses)]
+        disk = [score.reward for score in loaded.score(group.prompt, group.responses)]
+        assert disk == pytest.approx(memory, abs=1e-4)
+        assert all(torch.tensor(disk).isfinite())
+
+
+def test_a_run_leaves_a_whole_model(trained_run: Run) -> None:
+    assert_whole(trained_run)
+    assert load_config(trained_run.folder / "config.yaml") == trained_run.config
+    assert load_config(trained_run.folder / "model" / "run.yaml") == trained_run.config
+
+
+@pytest.mark.parametrize("form", [f if f in QUICK else pytest.param(f, marks=pytest.mark.slow) for f in FORMS])
+def test_every_form_trains(tiny_config: Callable[..., Config], form: str) -> None:
+    assert_whole(train_quietly(tiny_config(**FORMS[form])))
+
+
+@pytest.mark.slow
+def test_a_run_on_smollm2(tiny_config: Callable[..., Config], smollm2: str) -> None:
+    run = train_quietly(tiny_config(backbone={"path": smollm2, "num_layers": 6, "branch_layer": 5}))
+    assert_whole(run)
+
+
+def test_the_trunk_and_a_frozen_branch_stay_as_pretrained(trained_run: Run, tiny_config: Callable[..., Config]) -> None:
+    frozen = train_quietly(tiny_config(**HEADS))
+    pretrained = build_model(frozen.config, _taxonomy())
+    for part in ("trunk", "general.branch"):
+        whole = dict(pretrained.get_submodule(part).named_parameters())
+        for name, parameter in frozen.model.get_submodule(part).named_parameters():
+            assert torch.equal(parameter, whole[name]), name
+    for name, parameter in trained_run.model.trunk.named_parameters():
+        assert torch.equal(parameter, pretrained.trunk.get_parameter(name)), name
+
+
+def _taxonomy() -> Any:
+    from dmoerm.taxonomy import draft_taxonomy
+
+    return draft_taxonomy(tiny_groups(), "drafted")
+
+
+def test_the_same_settings_give_the_same_bits(trained_run: Run, tiny_config: Callable[..., Config]) -> None:
+    assert_same(train_quietly(tiny_config()), trained_run)
+
+
+def test_another_seed_gives_another_model(trained_run: Run, tiny_config: Callable[..., Config]) -> None:
+    other = train_quietly(tiny_config(seed=1, **HEADS))
+    mine, theirs = steps(other)["router"], steps(trained_run)["router"]
+    assert not torch.equal(mine["classify.weight"], theirs["classify.weight"])
+
+
+# --- resuming ------------------------------------------------------------------------------------------------------
+
+# More and shorter steps, so that there are several checkpoints to be killed between; dropout, so that random streams
+# must be taken up as well; experts that fit a head first.
+LONG = {"epochs": 4, "batch_groups": 2, "evaluations": 4, "learning_rate": 1e-2}
+RESUMABLE: dict[str, Any] = {
+    "phase0": {**LONG, "epochs": 2},
+    "phase1": LONG,
+    "phase2": {**LONG, "lora": {"rank": 2, "dropout": 0.2}, "head_first": HEAD_FIRST | {"batch_groups": 2}},
+    "phase3": {**LONG, "dropout": 0.2},
+    "head": {"dropout": 0.1},
+}
+
+
+@pytest.fixture(scope="module")
+def unbroken(tiny_backbone: str, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    from tiny import make_tiny_config
+
+    return train_quietly(make_tiny_config(tiny_backbone, tmp_path_factory.mktemp("unbroken"), **RESUMABLE))
+
+
+class Killed(BaseException):
+    """Ends a run at once."""
+
+
+def kill_at(step: str, at: int, how: Callable[[], Any]) -> Callable[..., None]:
+    """`Progress.on_step_end` that ends the run in the middle of a step."""
+
+    def on_step_end(self: Progress, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if str(args.output_dir).endswith(f"checkpoints/{step}") and state.global_step == at:
+            how()
+
+    return on_step_end
+
+
+def stop() -> None:
+    raise Killed
+
+
+PLACES = [
+    ("router", 5),
+    ("phase0", 6),
+    ("phase1/chitchat", 1),
+    ("phase1/chitchat", 5),
+    ("phase2/chitchat/empathy/head", 4),
+    ("phase2/chitchat/empathy/lora", 1),
+    ("phase2/chitchat/empathy/lora", 8),
+    ("phase3/objective_qa", 4),
+]
+QUICK_PLACES = {("phase1/chitchat", 5), ("phase2/chitchat/empathy/lora", 1)}
+
+
+@pytest.mark.parametrize(
+    ("step", "at"),
+    [place if place in QUICK_PLACES else pytest.param(*place, marks=pytest.mark.slow) for place in PLACES],
+)
+def test_a_broken_run_goes_on_to_the_same_end(
+    unbroken: Run, tiny_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, step: str, at: int
+) -> None:
+    config = tiny_config(**RESUMABLE)
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "on_step_end", kill_at(step, at, stop))
+        with pytest.raises(Killed):
+            train_quietly(config)
+    before = {file: file.stat().st_mtime_ns for file in Path(config.output).rglob("state.safetensors")}
+    run = train_quietly(config)
+    assert_same(run, unbroken)
+    assert {file: file.stat().st_mtime_ns for file in before} == before  # what was done is not done again
+    assert (run.folder / "model" / "model.safetensors").exists()
+
+
+KILLED_PROCESS = """
+import os, signal
+from rich.console import Console
+from dmoerm.config import load_config
+from dmoerm.training import train
+from dmoerm.training.progress import Progress
+from test_run import kill_at
+
+Progress.on_step_end = kill_at("phase1/chitchat", 5, lambda: os.kill(os.getpid(), signal.SIGKILL))
+train(load_config({config!r}), Console(quiet=True))
+"""
+
+
+def test_a_killed_process_goes_on_to_the_same_end(
+    unbroken: Run, tiny_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    config = tiny_config(**RESUMABLE)
+    file = tmp_path / "config.yaml"
+    file.write_text(dump_config(config))
+    tests = Path(__file__).parent
+    paths = {"PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)])}
+    code = KILLED_PROCESS.format(config=str(file))
+    killed = subprocess.run([sys.executable, "-c", code], env=os.environ | paths, check=False, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    output = Path(config.output)
+    assert list((output / "checkpoints" / "phase1" / "chitchat").glob("checkpoint-*"))
+    assert not (output / "model").exists()
+    assert steps(output).keys() == {"router", "phase0"}
+    assert_same(train_quietly(config), unbroken)
+
+
+def test_a_finished_run_started_again_trains_nothing(trained_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dmoerm.training import phases, router
+
+    def never(*_: Any, **__: Any) -> Any:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(phases, "fit", never)
+    monkeypatch.setattr(router, "fit", never)
+    again = train_quietly(trained_run.config)
+    prompt, responses = "How are you?", ["Fine.", "No."]
+    expected = [score.reward for score in trained_run.model.score(prompt, responses)]
+    assert [score.reward for score in again.model.score(prompt, responses)] == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_folder_with_other_settings_is_left_alone(trained_run: Run) -> None:
+    other = trained_run.config.model_copy(update={"seed": 9})
+    with pytest.raises(ConfigError, match=rf"{trained_run.folder}: holds a run with other settings"):
+        train_quietly(other)
+    assert load_config(trained_run.folder / "config.yaml") == trained_run.config
+
+
+# --- data ----------------------------------------------------------------------------------------------------------
+
+
+def without_task(group: Group) -> Group:
+    return group.model_copy(update={"task": None, "capabilities": {}})
+
+
+def test_groups_without_a_task_are_routed_and_used(
+    tiny_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dmoerm.training import run as module
+
+    groups = [without_task(g) if i % 3 == 2 else g for i, g in enumerate(tiny_groups())]
+    seen: list[str | None] = []
+    phase0 = module.phase0
+
+    def watching(run: Run, train: Any, validation: Any) -> None:
+        seen.extend(e.task for e in train if e.group.task is None)
+        phase0(run, train, validation)
+
+    monkeypatch.setattr(module, "phase0", watching)
+    files = [write_groups(groups, tmp_path / "mixed.jsonl")]
+    train_quietly(tiny_config(data={"files": files}, **HEADS))
+    assert seen
+    assert set(seen) <= {"chitchat", "objective_qa"}
+
+
+@pytest.mark.parametrize(
+    ("tasks", "message"),
+    [({"chitchat": None, "objective_qa": None}, "no group names its task|no task")],
+)
+def test_data_that_no_router_can_learn_from_is_refused(
+    tiny_config: Callable[..., Config], tmp_path: Path, tasks: dict[str, None], message: str
+) -> None:
+    files = [write_groups([without_task(g) for g in tiny_groups()], tmp_path / "none.jsonl")]
+    with pytest.raises(DataError, match=message):
+        train_quietly(tiny_config(data={"files": files}, **HEADS))
+
+
+def test_flips_change_what_is_trained_on(trained_run: Run, tiny_config: Callable[..., Config]) -> None:
+    flipped = train_quietly(tiny_config(data={"flip_scores": 0.5}))
+    assert not torch.equal(
+        steps(flipped)["phase0"]["head.score.weight"], steps(trained_run)["phase0"]["head.score.weight"]
+    )
+    assert_router_is_the_same(flipped, trained_run)
+
+
+def assert_router_is_the_same(one: Run, other: Run) -> None:
+    assert torch.equal(steps(one)["router"]["classify.weight"], steps(other)["router"]["classify.weight"])
+
+
+def test_a_trunk_router_needs_a_trunk(tiny_config: Callable[..., Config]) -> None:
+    config = tiny_config(backbone={"num_layers": 1, "branch_layer": None})
+    with pytest.raises(ConfigError, match="there is no trunk; set router.kind to own"):
+        train_quietly(config)
