@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from tiny import tiny_groups, train_quietly, write_groups
 
 from dmoerm.config import Config, dump_config, load_config
+from dmoerm.data.loading import load_data
 from dmoerm.errors import ConfigError, DataError
 from dmoerm.model import DMoERM
 from dmoerm.schema import Group
@@ -37,7 +38,6 @@ FORMS: dict[str, dict[str, Any]] = {
     },
     "warm start": {"warm_start": True, "phase3": {"inputs": "scores", "first_fraction": 0}},
 }
-QUICK = {"lora", "frozen"}
 
 
 def steps(run: Run | Path) -> dict[str, dict[str, torch.Tensor]]:
@@ -78,7 +78,8 @@ def test_a_run_leaves_a_whole_model(trained_run: Run) -> None:
     assert load_config(trained_run.folder / "model" / "run.yaml") == trained_run.config
 
 
-@pytest.mark.parametrize("form", [f if f in QUICK else pytest.param(f, marks=pytest.mark.slow) for f in FORMS])
+@pytest.mark.slow
+@pytest.mark.parametrize("form", FORMS)
 def test_every_form_trains(tiny_config: Callable[..., Config], form: str) -> None:
     assert_whole(train_quietly(tiny_config(**FORMS[form])))
 
@@ -108,12 +109,6 @@ def _taxonomy() -> Any:
 
 def test_the_same_settings_give_the_same_bits(trained_run: Run, tiny_config: Callable[..., Config]) -> None:
     assert_same(train_quietly(tiny_config()), trained_run)
-
-
-def test_another_seed_gives_another_model(trained_run: Run, tiny_config: Callable[..., Config]) -> None:
-    other = train_quietly(tiny_config(seed=1, **HEADS))
-    mine, theirs = steps(other)["router"], steps(trained_run)["router"]
-    assert not torch.equal(mine["classify.weight"], theirs["classify.weight"])
 
 
 # --- resuming ------------------------------------------------------------------------------------------------------
@@ -165,13 +160,10 @@ PLACES = [
     ("phase2/chitchat/empathy/lora", 8),
     ("phase3/objective_qa", 4),
 ]
-QUICK_PLACES = {("phase1/chitchat", 5), ("phase2/chitchat/empathy/lora", 1)}
 
 
-@pytest.mark.parametrize(
-    ("step", "at"),
-    [place if place in QUICK_PLACES else pytest.param(*place, marks=pytest.mark.slow) for place in PLACES],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("step", "at"), PLACES)
 def test_a_broken_run_goes_on_to_the_same_end(
     unbroken: Run, tiny_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, step: str, at: int
 ) -> None:
@@ -195,7 +187,7 @@ from dmoerm.training import train
 from dmoerm.training.progress import Progress
 from test_run import kill_at
 
-Progress.on_step_end = kill_at("phase1/chitchat", 5, lambda: os.kill(os.getpid(), signal.SIGKILL))
+Progress.on_step_end = kill_at("phase2/chitchat/empathy/lora", 1, lambda: os.kill(os.getpid(), signal.SIGKILL))
 train(load_config({config!r}), Console(quiet=True))
 """
 
@@ -212,9 +204,9 @@ def test_a_killed_process_goes_on_to_the_same_end(
     killed = subprocess.run([sys.executable, "-c", code], env=os.environ | paths, check=False, capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     output = Path(config.output)
-    assert list((output / "checkpoints" / "phase1" / "chitchat").glob("checkpoint-*"))
+    assert list((output / "checkpoints" / "phase2" / "chitchat" / "empathy" / "head").glob("checkpoint-*"))
     assert not (output / "model").exists()
-    assert steps(output).keys() == {"router", "phase0"}
+    assert steps(output).keys() == {"router", "phase0", "phase1/chitchat"}
     assert_same(train_quietly(config), unbroken)
 
 
@@ -252,45 +244,35 @@ def test_groups_without_a_task_are_routed_and_used(
     from dmoerm.training import run as module
 
     groups = [without_task(g) if i % 3 == 2 else g for i, g in enumerate(tiny_groups())]
-    seen: list[str | None] = []
-    phase0 = module.phase0
+    seen: list[tuple[str | None, str | None]] = []
 
-    def watching(run: Run, train: Any, validation: Any) -> None:
-        seen.extend(e.task for e in train if e.group.task is None)
-        phase0(run, train, validation)
+    def phase0(run: Run, train: Any, validation: Any) -> None:
+        seen.extend((e.group.task, e.task) for e in (*train, *validation))
+        raise Killed
 
-    monkeypatch.setattr(module, "phase0", watching)
+    monkeypatch.setattr(module, "phase0", phase0)
     files = [write_groups(groups, tmp_path / "mixed.jsonl")]
-    train_quietly(tiny_config(data={"files": files}, **HEADS))
-    assert seen
-    assert set(seen) <= {"chitchat", "objective_qa"}
+    with pytest.raises(Killed):
+        train_quietly(tiny_config(data={"files": files}, router={"threshold": 0.0}))
+    assert {task for given, task in seen if given is None} == {"chitchat", "objective_qa"}
+    assert all(task == given for given, task in seen if given)
 
 
-@pytest.mark.parametrize(
-    ("tasks", "message"),
-    [({"chitchat": None, "objective_qa": None}, "no group names its task|no task")],
-)
-def test_data_that_no_router_can_learn_from_is_refused(
-    tiny_config: Callable[..., Config], tmp_path: Path, tasks: dict[str, None], message: str
-) -> None:
+def test_data_that_no_router_can_learn_from_is_refused(tiny_config: Callable[..., Config], tmp_path: Path) -> None:
     files = [write_groups([without_task(g) for g in tiny_groups()], tmp_path / "none.jsonl")]
-    with pytest.raises(DataError, match=message):
-        train_quietly(tiny_config(data={"files": files}, **HEADS))
+    with pytest.raises(DataError, match=r"no group names its task.*label some groups"):
+        train_quietly(tiny_config(data={"files": files}, taxonomy="paper-en", **HEADS))
 
 
-def test_flips_change_what_is_trained_on(trained_run: Run, tiny_config: Callable[..., Config]) -> None:
-    flipped = train_quietly(tiny_config(data={"flip_scores": 0.5}))
-    assert not torch.equal(
-        steps(flipped)["phase0"]["head.score.weight"], steps(trained_run)["phase0"]["head.score.weight"]
-    )
-    assert_router_is_the_same(flipped, trained_run)
-
-
-def assert_router_is_the_same(one: Run, other: Run) -> None:
-    assert torch.equal(steps(one)["router"]["classify.weight"], steps(other)["router"]["classify.weight"])
+def test_flips_change_the_preferences_of_the_training_part_alone(begun: Callable[..., Any]) -> None:
+    right, flipped = begun(), begun(data={"flip_scores": 0.5})
+    pairs = [[e.pairs for e in (*start.train, *start.validation)] for start in (right, flipped)]
+    assert [p[None] for p in pairs[0]] != [p[None] for p in pairs[1]]
+    assert [p | {None: []} for p in pairs[0]] == [p | {None: []} for p in pairs[1]]
+    assert load_data(flipped.run.config).test == load_data(right.run.config).test
 
 
 def test_a_trunk_router_needs_a_trunk(tiny_config: Callable[..., Config]) -> None:
     config = tiny_config(backbone={"num_layers": 1, "branch_layer": None})
-    with pytest.raises(ConfigError, match="there is no trunk; set router.kind to own"):
+    with pytest.raises(ConfigError, match=r"there is no trunk; set router.kind to own"):
         train_quietly(config)

@@ -120,7 +120,7 @@ class Encoder:
     def _chat(self, messages: list[dict[str, str]]) -> str:
         template = self.tokenizer.get_chat_template()
         fixed = _FIXED_NOW + template if "strftime_now" in template else template
-        day = {"date_string": f"{_FIXED_DAY:%d %b %Y}"}
+        day: dict[str, Any] = {"date_string": f"{_FIXED_DAY:%d %b %Y}"}
         try:
             rendered: Any = self.tokenizer.apply_chat_template(messages, chat_template=fixed, tokenize=False, **day)
         except Exception as error:  # a template is a program of the model's authors: it may raise anything

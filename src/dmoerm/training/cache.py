@@ -1,13 +1,14 @@
 """The trunk's activations on disk: computed once for each text, read by every phase and every later run.
 
 Shards of some 50,000 tokens in safetensors, which is memory-mapped; a shard is written completely or not at all, so a
-killed run loses at most one shard's work. The folder's name fingerprints the weights, the cut and the pooling; the token ids
-(so also the template) name the entries.
+killed run loses at most one shard's work. The folder's name fingerprints the weights, the cut and the pooling; the
+token ids (so also the template) name the entries.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -123,8 +124,10 @@ class ActivationCache:
 
 
 def _fingerprint(model: DMoERM) -> str:
-    """A hash over a sample of every weight of the pretrained decoder, the cut and the pooling."""
-    digest = hashlib.sha256(f"{model.config.branch_layer}/{model.general.pooling}".encode())
+    """A hash over the decoder's configuration, a sample of every weight of it, the cut and the pooling."""
+    settings = {k: v for k, v in model.config.backbone.items() if not k.startswith("_") and "version" not in k}
+    about = [model.config.branch_layer, model.general.pooling, settings]
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode())
     for tensor in _sample(part for part in (model.trunk, model.general.branch) if part is not None):
         digest.update(tensor)
     return digest.hexdigest()[:24]

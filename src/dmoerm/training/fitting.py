@@ -118,7 +118,7 @@ def fit(
 
 def _had_stopped(checkpoint: str, patience: int) -> bool:
     """Whether early stopping ended the training at this checkpoint; by itself, Trainer would go on from there."""
-    callbacks = TrainerState.load_from_json(f"{checkpoint}/trainer_state.json").stateful_callbacks
+    callbacks: Any = TrainerState.load_from_json(f"{checkpoint}/trainer_state.json").stateful_callbacks
     return callbacks["EarlyStoppingCallback"]["attributes"]["early_stopping_patience_counter"] >= patience
 
 

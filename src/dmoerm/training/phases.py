@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from transformers import set_seed
 
 from ..config import StepConfig
 from ..data.splitting import split_by_prompt
@@ -158,6 +159,7 @@ def _train_expert(
         result = _fit_head(run, head, inner.base, capability, train, validation, step, place / "head")
     if not lora.rank:
         return {f"head.{name}": tensor for name, tensor in head.state_dict().items()}, result
+    set_seed(run.seed(f"{place.relative_to(run.folder)}/start"))  # a resumed head has drawn fewer random numbers
     branch = with_experts(inner.base.branch, 1, lora)  # pyright: ignore[reportArgumentType]
     scorer = BranchScorer(branch, head, inner.base.pooling)
     states = [items(part, run.cache.states, capability) for part in (train, validation)]

@@ -1,0 +1,77 @@
+"""Settings: shipped configs, overrides, `extends`, and what is refused."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from dmoerm.config import Config, dump_config, load_config, shipped_configs
+from dmoerm.errors import ConfigError
+
+
+@pytest.mark.parametrize("name", shipped_configs())
+def test_every_shipped_config_loads_and_survives_a_round_trip(name, tmp_path):
+    config = load_config(name)
+    file = tmp_path / "resolved.yaml"
+    file.write_text(dump_config(config), encoding="utf-8")
+    assert load_config(file) == config
+
+
+def test_shipped_configs_are_the_named_recipes():
+    assert set(shipped_configs()) >= {"paper", "fast", "warm", "frozen", "human", "demo"}
+
+
+def test_every_field_is_documented():
+    def undocumented(model):
+        for name, field in model.model_fields.items():
+            if isinstance(field.default, BaseModel):
+                yield from undocumented(type(field.default))
+            elif not field.description:
+                yield f"{model.__name__}.{name}"
+
+    assert list(undocumented(Config)) == []
+
+
+def test_an_override_changes_one_field_alone():
+    config = load_config("frozen", ["phase2.lora.rank=4", "data.files=[a.jsonl, b.jsonl]"])
+    assert config.phase2.lora.rank == 4
+    assert config.data.files == ("a.jsonl", "b.jsonl")
+    assert config.phase2.l2 == load_config("frozen").phase2.l2
+
+
+def test_extends_fills_in_what_the_file_does_not_say(tmp_path):
+    (tmp_path / "mine.yaml").write_text("extends: frozen\nphase2: {l2: 0.9}\n")
+    config, base = load_config(tmp_path / "mine.yaml"), load_config("frozen")
+    assert config.phase2.l2 == 0.9
+    assert config.phase2.steps == base.phase2.steps
+    assert config.phase1 == base.phase1
+
+
+def test_another_recipe_can_be_extended_from_the_command_line():
+    assert load_config("human", ["extends=fast"]).base == "full"
+    assert load_config("human", ["extends=fast"]).data == load_config("human").data
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["phase2.rnk=4"], "phase2.rnk"),
+        (["phase2.lora.rank=-1"], "phase2.lora.rank"),
+        (["phase2"], "a.b=value"),
+        (["base=half"], "base"),
+        (["backbone.branch_layer=0"], "router.kind"),
+        (["data.test_fraction=nan"], "data.test_fraction"),
+        (["phase0.best_by=[1"], "YAML"),
+    ],
+)
+def test_a_wrong_setting_is_named(overrides, told):
+    with pytest.raises(ConfigError, match=told):
+        load_config(None, overrides)
+
+
+@pytest.mark.parametrize("text", ["- a list", "a: [", "unknown_field: 1", "extends: nowhere"])
+def test_a_wrong_file_is_named(text, tmp_path):
+    file = Path(tmp_path / "wrong.yaml")
+    file.write_text(text)
+    with pytest.raises(ConfigError):
+        load_config(file)

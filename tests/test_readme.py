@@ -1,0 +1,65 @@
+"""The README's commands and snippets run, and its output is what they print."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from tiny import tiny_groups, write_groups
+from typer.testing import CliRunner
+
+from dmoerm.cli import app
+from dmoerm.evaluation import read_results
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def invoke(command: str):
+    return CliRunner(env={"COLUMNS": "140", "NO_COLOR": "1", "TERM": "dumb"}).invoke(app, shlex.split(command)[1:])
+
+
+def test_the_python_snippet_runs(trained_run, tmp_path, monkeypatch, capsys):
+    (tmp_path / "runs" / "demo").mkdir(parents=True)
+    (tmp_path / "runs" / "demo" / "model").symlink_to(trained_run.folder / "model")
+    monkeypatch.chdir(tmp_path)
+    (snippet,) = blocks("python")
+    exec(compile(snippet, "README.md", "exec"), {})
+    assert re.match(r"-?\d+\.\d+ \w+ \{", capsys.readouterr().out)
+
+
+def test_the_commands_for_own_data_run(tiny_backbone, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_groups(tiny_groups(), tmp_path / "mine.jsonl")
+    write_groups(tiny_groups(), tmp_path / "to_score.jsonl")
+    commands = [line for line in blocks("bash")[1].splitlines() if line.startswith("dmoerm ")]
+    assert len(commands) == 4
+    small = {"backbone.path": tiny_backbone, "backbone.num_layers": 3, "backbone.branch_layer": 2, "cache": "cache"}
+    small |= {f"phase{number}.steps": 5 for number in range(4)}
+    tiny = "".join(f" --set {name}={value}" for name, value in small.items())
+    for command in commands:
+        result = invoke(command + tiny * (" train " in command))
+        assert result.exit_code == 0, result.output
+    assert (tmp_path / "scored.jsonl").read_text().count("\n") == len(tiny_groups())
+
+
+@pytest.mark.slow
+def test_the_demo_keeps_its_promises(smollm2, tmp_path):
+    """SmolLM2 from end to end: what `make demo` runs once it has installed."""
+    result = invoke(f"dmoerm demo --output {tmp_path / 'demo'}")
+    assert result.exit_code == 0, result.output
+    found = read_results(tmp_path / "demo" / "results.json")
+    assert found.router.accuracy >= 0.95
+    assert found.paired["dmoerm - general"]["mean"].low > 0
+    assert found.peak_memory < 4 * 2**30
+    shown = next(block for block in blocks("") if "Consistency" in block)
+    printed = {shape(line) for line in result.stdout.splitlines()}
+    assert [line for line in shown.splitlines() if shape(line) not in printed] == []
+
+
+def shape(line: str) -> str:
+    """A printed line without its figures, texts and widths."""
+    return re.sub(r"[-+]?\d+(\.\d+)?|[─━═\s]+", "", line) if "│" not in line else line.split("│")[1].strip()
