@@ -22,7 +22,7 @@ from transformers import AutoModelForSequenceClassification
 from dmoerm.config import load_config
 from dmoerm.model import DMoERM
 from dmoerm.model.backbone import bundled_backbone
-from dmoerm.model.dmoerm import collate_ids
+from dmoerm.model.batching import collate_ids
 from dmoerm.model.encoding import Encoded
 from dmoerm.taxonomy import Taxonomy
 from dmoerm.training.run import build_model

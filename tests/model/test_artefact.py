@@ -18,7 +18,7 @@ from tiny import make_model, make_tiny_config
 from dmoerm.errors import ArtefactError
 from dmoerm.model import DMoERM, artefact, task_backbone
 from dmoerm.model.backbone import Shared, run_shared
-from dmoerm.model.dmoerm import collate_ids
+from dmoerm.model.batching import collate_ids
 from dmoerm.model.heads import pool
 from dmoerm.schema import Query
 

@@ -26,7 +26,7 @@ from dmoerm.model.backbone import (
     resolve_dtype,
     run_shared,
 )
-from dmoerm.model.dmoerm import pad
+from dmoerm.model.batching import pad
 
 KINDS = ["llama", "qwen2", "qwen3", "mistral"]
 each_kind = pytest.mark.parametrize("kind", KINDS)

@@ -15,7 +15,7 @@ from tiny import make_model, make_tiny_config
 
 from dmoerm.errors import DataError, DmoermError
 from dmoerm.model import DMoERM, Score
-from dmoerm.model.dmoerm import batches, pad
+from dmoerm.model.batching import batches, pad
 from dmoerm.model.encoding import Encoded
 from dmoerm.schema import Message, Query
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dmoerm.config import HeadConfig, LoRAConfig
 from dmoerm.errors import BackboneError
 from dmoerm.model.backbone import Shared
-from dmoerm.model.dmoerm import collate_ids
+from dmoerm.model.batching import collate_ids
 from dmoerm.model.encoding import Encoded
 from dmoerm.model.experts import Experts, StackedLoRALinear, lora_layers, with_experts
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dmoerm.config import HeadConfig
 from dmoerm.model.backbone import run_shared
-from dmoerm.model.dmoerm import collate_ids
+from dmoerm.model.batching import collate_ids
 from dmoerm.model.encoding import Encoded
 from dmoerm.model.heads import Head, Standardise, embedding_width, pool
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from dmoerm.model.dmoerm import collate_ids
+from dmoerm.model.batching import collate_ids
 from dmoerm.model.encoding import Encoded
 from dmoerm.model.inner import Calibration, InnerModel
 

@@ -27,7 +27,7 @@ def forbid_computing(cache: ActivationCache, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("changes", [{}, {"base": "frozen"}])
 @torch.no_grad()
 def test_it_holds_what_the_trunk_gives_alone(begun: Callable[..., Any], changes: dict[str, Any]) -> None:
-    from dmoerm.model.dmoerm import collate_ids
+    from dmoerm.model.batching import collate_ids
 
     start = begun(**changes)
     model, cache = start.run.model, start.run.cache

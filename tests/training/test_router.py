@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from dmoerm.model.dmoerm import collate_ids
+from dmoerm.model.batching import collate_ids
 from dmoerm.training.router import assign_tasks, train_router
 
 LEARN = {"epochs": 30, "learning_rate": 3e-2}

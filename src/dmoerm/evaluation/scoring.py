@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..model import DMoERM
 from ..model.backbone import Shared
-from ..model.dmoerm import batches, collate_ids
+from ..model.batching import batches, collate_ids
 from ..model.inner import InnerOutput
 from ..schema import Group, Query
 

@@ -6,7 +6,8 @@ Importing it makes `AutoConfig` and `AutoModelForSequenceClassification` know a 
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from .artefact import task_backbone
-from .dmoerm import DMoERM, DMoERMConfig, Score
+from .configuration import DMoERMConfig
+from .dmoerm import DMoERM, Score
 
 __all__ = ["DMoERM", "DMoERMConfig", "Score", "task_backbone"]
 

@@ -26,6 +26,7 @@ from ..config import EncodingConfig, LoRAConfig
 from ..errors import ArtefactError, shorten
 from ..paths import complete_folder
 from .backbone import Decoder, join, load_tokenizer
+from .configuration import DMoERMConfig
 from .encoding import Encoder
 from .experts import Experts, lora_layers
 
@@ -184,7 +185,7 @@ def _local(path: str | Path, revision: str | None) -> Path:
 
 def _empty_model(folder: Path) -> DMoERM:
     """The model that config.json describes, its weights yet to be filled in."""
-    from .dmoerm import DMoERM, DMoERMConfig
+    from .dmoerm import DMoERM
 
     file = folder / "config.json"
     settings = _read_config(file, DMoERMConfig.model_type)

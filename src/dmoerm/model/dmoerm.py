@@ -17,7 +17,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from ..config import AggregatorConfig, EncodingConfig, HeadConfig, LoRAConfig
@@ -25,63 +25,13 @@ from ..errors import DataError
 from ..schema import Message, Prompt, Query, parse_query
 from .aggregator import Aggregator
 from .backbone import Shared, cut, empty_part, run_shared
+from .batching import batches, collate_ids
+from .configuration import DMoERMConfig
 from .encoding import Encoded, Encoder
 from .experts import Experts
-from .heads import BranchScorer, Head, embedding_width
+from .heads import BranchScorer, Head
 from .inner import Calibration, InnerModel
 from .router import Router
-
-
-class DMoERMConfig(PretrainedConfig):
-    """What it takes to build a DMoERM before its weights are read.
-
-    Attributes:
-        backbone: the backbone's own configuration, as a dict, with the number of layers used.
-        branch_layer: the layer at which the trunk ends.
-        tasks: task → names of its capabilities; kept in alphabetical order.
-        shared_branch: all tasks use the general model's branch (`base: frozen`).
-        router_kind, threshold: see `RouterConfig`.
-        encoding, head, lora, aggregator: see the settings of the same names.
-        response_marker: token ids between prompt and response; tells a raw token sequence's response.
-    """
-
-    model_type = "dmoerm"
-
-    def __init__(
-        self,
-        backbone: dict[str, Any] | None = None,
-        branch_layer: int = 0,
-        tasks: Mapping[str, Sequence[str]] | None = None,
-        shared_branch: bool = False,
-        router_kind: str = "trunk",
-        threshold: float = 0.5,
-        encoding: dict[str, Any] | None = None,
-        head: dict[str, Any] | None = None,
-        lora: dict[str, Any] | None = None,
-        aggregator: dict[str, Any] | None = None,
-        response_marker: Sequence[int] = (),
-        **kwargs: Any,
-    ) -> None:
-        self.backbone, self.branch_layer = backbone or {}, branch_layer
-        # by name: config.json is written with sorted keys, and the order is that of the router's outputs
-        self.tasks = {task: list(capabilities) for task, capabilities in sorted((tasks or {}).items())}
-        self.shared_branch, self.router_kind, self.threshold = shared_branch, router_kind, threshold
-        self.encoding, self.head = encoding or {}, head or {}
-        self.lora, self.aggregator = lora or {}, aggregator or {}
-        self.response_marker = list(response_marker)
-        kwargs.setdefault("num_labels", 1)
-        super().__init__(**kwargs)
-
-    @property
-    def backbone_config(self) -> PretrainedConfig:
-        """The backbone's configuration as transformers knows it."""
-        settings = dict(self.backbone)
-        return AutoConfig.for_model(settings.pop("model_type"), **settings)
-
-    @property
-    def width(self) -> int:
-        """D, an embedding's width."""
-        return embedding_width(self.backbone["hidden_size"], EncodingConfig(**self.encoding).pooling)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -305,43 +255,6 @@ class DMoERM(PreTrainedModel):
         from .artefact import load
 
         return load(path, dtype=kwargs.get("dtype"), revision=kwargs.get("revision"))  # pyright: ignore
-
-
-def batches(encoded: Sequence[Encoded], budget: int) -> Iterator[list[int]]:
-    """Indices of queries, long with long, so that no padded batch has more than `budget` tokens (or is one query)."""
-    rows: list[int] = []
-    for i in sorted(range(len(encoded)), key=lambda i: (_shape(encoded[i]), i), reverse=True):
-        if rows and _padded([encoded[j] for j in [*rows, i]]) > budget:
-            yield rows
-            rows = []
-        rows.append(i)
-    if rows:
-        yield rows
-
-
-def _shape(query: Encoded) -> tuple[int, int]:
-    """Queries of like shape waste little padding: first by the longest response, in steps, then by the prompt."""
-    return max(map(len, query.responses)) // 32, len(query.prompt)
-
-
-def _padded(encoded: Sequence[Encoded]) -> int:
-    responses = [response for query in encoded for response in query.responses]
-    return len(encoded) * max(len(q.prompt) for q in encoded) + len(responses) * max(map(len, responses))
-
-
-def collate_ids(encoded: Sequence[Encoded]) -> Shared:
-    """Token ids of several queries, right-padded with 0 (masked: the value does not matter)."""
-    owner = [q for q, query in enumerate(encoded) for _ in query.responses]
-    prompt, prompt_mask = pad([torch.tensor(query.prompt) for query in encoded])
-    response, response_mask = pad([torch.tensor(ids) for query in encoded for ids in query.responses])
-    return Shared(prompt, prompt_mask, response, response_mask, torch.tensor(owner))
-
-
-def pad(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Rows (T_i, …) → (B, max T, …), right-padded with 0, and the mask (B, max T) of real entries."""
-    padded = nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
-    lengths = torch.tensor([len(row) for row in rows])
-    return padded, torch.arange(padded.shape[1]) < lengths[:, None]
 
 
 def _query(prompt: Any, responses: Any, task: Any) -> Query:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..data.splitting import flip_pairs
 from ..model.backbone import Shared
-from ..model.dmoerm import pad
+from ..model.batching import pad
 from ..model.encoding import Encoded
 from ..schema import Group, Pair, prompt_key
 

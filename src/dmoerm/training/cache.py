@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..model import DMoERM
 from ..model.backbone import Shared
-from ..model.dmoerm import batches, collate_ids
+from ..model.batching import batches, collate_ids
 from ..paths import write_file
 from .batches import Example
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..model.backbone import Shared
-from ..model.dmoerm import batches
+from ..model.batching import batches
 from ..model.heads import BranchScorer
 from .batches import Example, share
 from .steps import Run

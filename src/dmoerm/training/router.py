@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..model.dmoerm import pad
+from ..model.batching import pad
 from ..model.router import Router
 from .batches import Batch, Example
 from .fitting import Fit, fit
