@@ -32,6 +32,10 @@ class DataConfig(_Settings):
     """The folder of relative `files`; None: the environment variable DMOERM_DATA, else the working folder."""
     format: str = "auto"
     """The rows' format; `auto` tells it from the fields. See docs/data.md."""
+    split: str = "train"
+    """Which split of a `load_dataset` name."""
+    task: str | None = None
+    """The task of rows that name none, in public formats above all; None: the router decides."""
     testbed_prompts: int = Field(default=0, ge=0)
     """Prompts a task to draw from the built-in testbed; 0: none."""
     testbed_responses: int = Field(default=4, ge=2)
@@ -194,6 +198,12 @@ class Config(_Settings):
     phase1: StepConfig = StepConfig()
     phase2: ExpertConfig = ExpertConfig()
     phase3: AggregatorConfig = AggregatorConfig()
+
+    @model_validator(mode="after")
+    def _base_lora_has_a_rank(self) -> Config:
+        if self.base == "lora" and not self.base_lora.rank:
+            raise ValueError("base is lora but base_lora.rank is 0; give it a rank, or set base to frozen")
+        return self
 
     @model_validator(mode="after")
     def _router_has_a_trunk(self) -> Config:

@@ -5,6 +5,7 @@
     ├── TaxonomyError    a taxonomy file that cannot be used            (also a ValueError)
     ├── ConfigError      a setting that cannot be used                  (also a ValueError)
     ├── BackboneError    a backbone that cannot be cut or run           (also a ValueError)
+    ├── TrainingError    a step whose loss is no number                 (also an ArithmeticError)
     └── ArtefactError    a model directory that cannot be read, written (also an OSError)
 
 A message says what was wrong, where, the value met, and the remedy.
@@ -70,6 +71,10 @@ class ConfigError(DmoermError, ValueError):
 
 class BackboneError(DmoermError, ValueError):
     """A backbone that cannot be cut into trunk and branch, or cannot be run."""
+
+
+class TrainingError(DmoermError, ArithmeticError):
+    """A step of the training whose loss is not finite."""
 
 
 class ArtefactError(DmoermError, OSError):

@@ -21,8 +21,8 @@ from .schema import Group
 BUILT_IN = ("paper-en", "paper-zh")
 """Names that `load_taxonomy` knows without a file."""
 
-_SAFE_NAME = re.compile(r"[a-z0-9_][a-z0-9_-]{0,63}")
-_NAME_RULE = "use 1 to 64 of the characters a-z, 0-9, _ and -, not starting with -; put the wording people see in title"
+_SAFE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+_NAME_RULE = "use 1 to 64 of the characters a-z, 0-9, _ and -, letter or digit first; what people see goes in title"
 
 
 class Capability(BaseModel):
@@ -44,13 +44,13 @@ class Task(BaseModel):
     Attributes:
         title: the name that people see, in the taxonomy's language.
         description: one sentence that says which prompts belong here.
-        capabilities: capability name → capability, one or more; the order is the experts' order.
+        capabilities: capability name → capability; the order is the experts' order. None: the task has no experts.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
     title: str = Field(min_length=1)
     description: str = Field(min_length=1)
-    capabilities: dict[str, Capability] = Field(min_length=1)
+    capabilities: dict[str, Capability] = {}
 
     @field_validator("capabilities")
     @classmethod
@@ -118,8 +118,8 @@ def load_taxonomy(name_or_path: str | Path) -> Taxonomy:
 def draft_taxonomy(groups: Iterable[Group], name: str) -> Taxonomy:
     """A first taxonomy from labelled data: the tasks and graded capabilities met, by name, for the user to edit.
 
-    Groups without a task are passed over. A task on which nobody graded a capability gets the single capability
-    `overall_quality`, to be replaced. Raises `TaxonomyError` where no group has a task or a name is not safe.
+    Groups without a task are passed over. A task on which nobody graded a capability has none, and so no
+    experts. Raises `TaxonomyError` where no group has a task or a name is not safe.
     """
     met: dict[str, set[str]] = {}
     for group in groups:
@@ -138,7 +138,7 @@ def _draft_task(name: str, capabilities: list[str]) -> dict[str, Any]:
             "title": _words(capability).capitalize(),
             "rubric": f"The answer does well on {_words(capability)}. (Drafted from the name: edit this sentence.)",
         }
-        for capability in capabilities or ["overall_quality"]
+        for capability in capabilities
     }
     description = f"Prompts of the kind {words}. (Drafted from the name: edit this sentence.)"
     return {"title": words.capitalize(), "description": description, "capabilities": drafted}

@@ -108,7 +108,7 @@ def test_each_truncation_keeps_what_it_says(how: str, kept: set[str]) -> None:
     encoded = encoder(max_length=60, too_long=how, template="plain").encode(query("qzz " + "x " * 200 + "zzq"))
     text = TOKENIZER.decode(encoded.prompt)
     assert {word for word in ("qzz", "zzq") if word in text} == kept
-    assert len(encoded.prompt) + len(encoded.responses[0]) == 60
+    assert len(encoded.prompt) == 45  # three quarters; the rest is the responses'
 
 
 @pytest.mark.parametrize(("limit", "longest"), [(None, 64), (32, 32), (2048, 64)])
@@ -167,3 +167,12 @@ def test_a_template_that_refuses_one_conversation_takes_others() -> None:
 
 def test_tokens_count_the_prompt_once() -> None:
     assert Encoded([1, 2, 3], [[4], [5, 6]]).tokens == 6
+
+
+@pytest.mark.parametrize("how", ["keep_end", "keep_beginning", "keep_both"])
+def test_a_cut_text_does_not_depend_on_its_siblings(how: str) -> None:
+    cut = encoder(max_length=60, too_long=how)
+    prompt, short, long = "why " * 40, "no", "because " * 60
+    alone, beside = (cut.encode(Query(prompt=prompt, responses=texts)) for texts in ((short,), (short, long)))
+    assert (alone.prompt, alone.responses[0]) == (beside.prompt, beside.responses[0])
+    assert all(len(beside.prompt) + len(ids) <= 60 for ids in beside.responses)

@@ -171,14 +171,27 @@ class KillAt(TrainerCallback):
             raise Killed
 
 
+@pytest.mark.parametrize("best_by", ["loss", "end"])
 @pytest.mark.parametrize("killed_at", [2, 9, 24])
-def test_a_killed_fit_goes_on_to_the_same_end(tmp_path: Path, killed_at: int) -> None:
+def test_a_killed_fit_goes_on_to_the_same_end(tmp_path: Path, killed_at: int, best_by: str) -> None:
     unbroken, broken = head(dropout=0.3), head(dropout=0.3)
-    expected = fitted(unbroken, tmp_path / "a")
+    expected = fitted(unbroken, tmp_path / "a", best_by=best_by)
     with pytest.raises(Killed):
-        fitted(broken, tmp_path / "b", callbacks=(KillAt(killed_at),))
+        fitted(broken, tmp_path / "b", callbacks=(KillAt(killed_at),), best_by=best_by)
     broken = head(dropout=0.3)
-    assert fitted(broken, tmp_path / "b") == expected
+    assert fitted(broken, tmp_path / "b", best_by=best_by) == expected
+    assert same(broken, unbroken)
+
+
+def test_a_checkpoint_cut_short_is_passed_over(tmp_path: Path) -> None:
+    unbroken, broken = head(dropout=0.3), head(dropout=0.3)
+    fitted(unbroken, tmp_path / "a", best_by="end")
+    with pytest.raises(Killed):
+        fitted(broken, tmp_path / "b", callbacks=(KillAt(11),), best_by="end")
+    last = max(tmp_path.glob("b/checkpoint-*"), key=lambda folder: int(folder.name.split("-")[1]))
+    (last / "trainer_state.json").unlink()
+    broken = head(dropout=0.3)
+    fitted(broken, tmp_path / "b", best_by="end")
     assert same(broken, unbroken)
 
 

@@ -46,7 +46,7 @@ def trained(begun: Any, *phases: Any) -> list[set[str]]:
 def test_each_phase_changes_its_own_part_alone(begun: Callable[..., Any], base: str, rank: int) -> None:
     start = begun(base=base, phase1={"evaluations": 1}, phase2={"lora": {"rank": rank}, "learning_rate": 1e-2})
     general, one, two, three = trained(start, phase0, phase1, phase2, phase3)
-    inner = f"tasks.{TASK}."
+    inner = f"tasks.task:{TASK}."
     assert all(name.startswith(("general.", "general_calibration.")) for name in general)
     assert all(name.startswith((inner + "base.", inner + "experts.branch")) for name in one)
     if base == "frozen":

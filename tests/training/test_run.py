@@ -276,3 +276,36 @@ def test_a_trunk_router_needs_a_trunk(tiny_config: Callable[..., Config]) -> Non
     config = tiny_config(backbone={"num_layers": 1, "branch_layer": None})
     with pytest.raises(ConfigError, match=r"there is no trunk; set router.kind to own"):
         train_quietly(config)
+
+
+def test_groups_without_capability_grades_train_too(tiny_config: Callable[..., Config]) -> None:
+    """Plain preference rows: no capability, so no experts; the phase-1 and general scores are all there is."""
+    config = tiny_config(base="frozen", phase2={"lora": {"rank": 0}})
+    rows = [group.model_copy(update={"capabilities": {}}) for group in tiny_groups()]
+    write_groups(rows, Path(config.data.files[0]))
+    score = train_quietly(config).model.score("Hey, my dog is afraid.", ["Poor thing!", "A dog is a mammal."])[0]
+    assert (score.capabilities, score.uncertainty) == ({}, None)
+
+
+def test_a_capability_without_ordered_pairs_is_named_before_anything_is_trained(
+    tiny_config: Callable[..., Config],
+) -> None:
+    config = tiny_config()
+    first = tiny_groups()[0]
+    tied = {name: tuple(1.0 for _ in first.responses) for name in first.capabilities}
+    rows = [
+        group.model_copy(update={"capabilities": tied}) if group.task == first.task else group
+        for group in tiny_groups()
+    ]
+    write_groups(rows, Path(config.data.files[0]))
+    with pytest.raises(DataError, match="orders no two responses"):
+        train_quietly(config)
+    assert not Path(config.output).exists()
+
+
+def test_other_data_in_the_same_folder_are_refused(tiny_config: Callable[..., Config]) -> None:
+    config = tiny_config(phase1={"epochs": 0})
+    train_quietly(config)
+    write_groups(tiny_groups()[2:], Path(config.data.files[0]))
+    with pytest.raises(ConfigError, match="other data"):
+        train_quietly(config)

@@ -48,7 +48,12 @@ def command(
 def _config(path: Path, overrides: Sequence[str]) -> Config | None:
     """The settings that the model was trained with, where they lie beside it."""
     from ..config import load_config
+    from ..errors import ConfigError
 
+    if other := [override for override in overrides if not override.startswith("data.dir=")]:
+        raise ConfigError(
+            f"--set {other[0]}: eval takes data.dir alone; other settings would move prompts of the training part"
+        )
     places = (path / "config.yaml", Path(model_folder(str(path))) / "run.yaml")
     return next((load_config(place, overrides) for place in places if place.is_file()), None)
 

@@ -63,8 +63,10 @@ def _read(config: Config) -> tuple[list[Group], Counter[str]]:
     if config.data.testbed_prompts:
         groups += testbed.generate(config.data.testbed_prompts, config.data.testbed_responses, config.seed)
     for path in config.data.paths():
-        reading = read_groups(path, format=config.data.format)
-        groups += reading.groups
+        reading = read_groups(path, format=config.data.format, split=config.data.split)
+        groups += [
+            group if group.task else group.model_copy(update={"task": config.data.task}) for group in reading.groups
+        ]
         left_out += reading.left_out
     if not groups:
         raise DataError(

@@ -52,7 +52,7 @@ def save(model: DMoERM, target: Path, *, card: str | None = None, run_config: st
             for name, text in (("README.md", card), ("run.yaml", run_config)):
                 if text is not None:
                     (folder / name).write_text(text, encoding="utf-8")
-    except (OSError, SafetensorError) as error:
+    except Exception as error:  # a full disk is an OSError, a SafetensorError or a bare Exception, by who writes
         raise ArtefactError(f"{target}: the model cannot be written: {error}; nothing was changed there") from error
 
 

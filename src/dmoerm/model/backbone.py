@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -122,11 +123,11 @@ def load_backbone(config: BackboneConfig) -> tuple[Decoder, PreTrainedTokenizerB
     """
     path = str(bundled_backbone()) if config.path == BUNDLED else config.path
     try:
-        model: Decoder = AutoModel.from_pretrained(path, dtype=resolve_dtype(config.dtype)).eval()
+        model: Decoder = AutoModel.from_pretrained(path, dtype=resolve_dtype(config.dtype), use_safetensors=True).eval()
         tokenizer = load_tokenizer(path)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise BackboneError(
-            f"backbone {path!r} cannot be loaded: {str(error).splitlines()[0]}; "
+            f"backbone {path!r} cannot be loaded: {' '.join(str(error).split())[:300]}; "
             "give the folder or hub name of a Hugging Face decoder"
         ) from None
     check_decoder(model)

@@ -79,7 +79,7 @@ class DMoERM(PreTrainedModel):
         self.router = Router(list(config.tasks), backbone.hidden_size, own)
         self.general = self._scorer(branch)
         self.general_calibration = Calibration()
-        self.tasks = nn.ModuleDict({task: self._inner(names) for task, names in config.tasks.items()})
+        self.tasks = nn.ModuleDict({_key(task): self._inner(names) for task, names in config.tasks.items()})
 
     def _scorer(self, branch: Any) -> BranchScorer:
         head = Head(self.config.width, HeadConfig(**self.config.head))
@@ -99,11 +99,10 @@ class DMoERM(PreTrainedModel):
 
     def inner(self, task: str) -> InnerModel:
         """A task's inner model. Raises `DataError` if there is none of that name."""
-        if task not in self.tasks:
-            raise DataError(
-                "unknown task", field="task", value=task, remedy=f"use one of {', '.join(self.tasks)}, or null to route"
-            )
-        return self.tasks[task]  # pyright: ignore[reportReturnType]
+        if task not in self.config.tasks:
+            known = ", ".join(self.config.tasks)
+            raise DataError("unknown task", field="task", value=task, remedy=f"use one of {known}, or null to route")
+        return self.tasks[_key(task)]  # pyright: ignore[reportReturnType]
 
     # --- scoring -----------------------------------------------------------------------------------------------
 
@@ -128,6 +127,8 @@ class DMoERM(PreTrainedModel):
         Raises:
             DataError: an empty text, an unknown task, a text longer than the model takes.
         """
+        if isinstance(responses, str):
+            raise DataError("is one text", field="responses", value=responses, remedy="give a list of responses")
         if isinstance(prompt, str) or (responses and isinstance(responses[0], str)):
             return next(iter(self.score_queries([_query(prompt, responses, task)], batch_tokens)))
         tasks = [task] * len(responses) if task is None or isinstance(task, str) else list(task)
@@ -257,7 +258,19 @@ class DMoERM(PreTrainedModel):
         return load(path, dtype=kwargs.get("dtype"), revision=kwargs.get("revision"))  # pyright: ignore
 
 
+def _key(task: str) -> str:
+    """A task's name in the module tree, where names such as `values` are taken."""
+    return f"task:{task}"
+
+
 def _query(prompt: Any, responses: Any, task: Any) -> Query:
     if not isinstance(prompt, str):
+        if any(isinstance(message, str) for message in prompt):
+            raise DataError(
+                "several prompts, but one list of responses",
+                field="responses",
+                value=responses,
+                remedy="give one list of responses to each prompt",
+            )
         prompt = [m if isinstance(m, Message) else dict(m) for m in prompt]
     return parse_query({"prompt": prompt, "responses": list(responses), "task": task})

@@ -69,19 +69,19 @@ class Encoder:
         prompt = self._prompt(query.prompt)
         responses = [self._text(text) + self._end_of_turn for text in query.responses]
         longest = max(map(len, responses))
-        if len(prompt) + longest <= self.max_length:
-            return Encoded(prompt, responses)
         if self.config.too_long == "error":
+            if len(prompt) + longest <= self.max_length:
+                return Encoded(prompt, responses)
             raise DataError(
                 f"prompt and response are {len(prompt) + longest} tokens long, more than the {self.max_length} allowed",
                 field=f"query {query.id}",
                 remedy="raise encoding.max_length, or set encoding.too_long to keep_both, keep_end or keep_beginning",
             )
-        responses = [self._cut_response(ids) for ids in responses]
-        return Encoded(self._cut_prompt(prompt, self.max_length - max(map(len, responses))), responses)
+        # three quarters for the prompt, the rest for each response by itself: a score must not depend on its siblings
+        prompt = self._cut_prompt(prompt, self.max_length * 3 // 4)
+        return Encoded(prompt, [self._cut_response(ids, self.max_length - len(prompt)) for ids in responses])
 
-    def _cut_response(self, ids: list[int]) -> list[int]:
-        room = self.max_length - len(self.marker) - 2 * len(self._end_of_turn)
+    def _cut_response(self, ids: list[int], room: int) -> list[int]:
         return ids if len(ids) <= room else ids[: room - len(self._end_of_turn)] + self._end_of_turn
 
     def _cut_prompt(self, ids: list[int], room: int) -> list[int]:

@@ -31,12 +31,14 @@ def base_embeddings(run: Run, scorer: BranchScorer, examples: Sequence[Example])
 def task_vectors(run: Run, task: str, examples: Sequence[Example]) -> dict[str, Tensor]:
     """Key → (N, m·D + k + 2), what the task's aggregator gets."""
     inner, general = run.model.inner(task), run.model.general
+    found: dict[str, Tensor]
     if run.frozen and inner.experts.branch is None:
-        embeddings = {e.key: run.cache.embeddings(e) for e in examples}
-        return {
-            k: inner.vectors(z, z.expand(len(inner.experts), *z.shape), general.head(z)) for k, z in embeddings.items()
-        }
-    found: dict[str, Tensor] = {}
+        found = {}
+        for e in examples:
+            z = run.cache.embeddings(e).to(run.model.device)
+            found[e.key] = inner.vectors(z, z.expand(len(inner.experts), *z.shape), general.head(z)).cpu()
+        return found
+    found = {}
     for batch, states in _state_batches(run, examples):
         base = inner.base.embed(states)
         shared = base if run.frozen else general.embed(states)

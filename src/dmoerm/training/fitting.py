@@ -7,6 +7,8 @@ Whatever a step trains (a head on vectors, a branch, an expert, the aggregator, 
 from __future__ import annotations
 
 import contextlib
+import json
+import shutil
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,7 +30,7 @@ from transformers import (
 from transformers.trainer_utils import EvalPrediction, get_last_checkpoint
 
 from ..config import StepConfig
-from ..errors import DmoermError
+from ..errors import TrainingError
 from ..model.backbone import Shared
 from .batches import Collate
 from .losses import pair_loss
@@ -79,12 +81,14 @@ def fit(
     report_to: Sequence[str] = (),
     callbacks: Sequence[TrainerCallback] = (),
 ) -> Fit:
-    """Trains the parameters that want gradients and leaves the best ones in place (the start is a candidate too).
+    """Trains the parameters that want gradients and leaves the best ones in place.
+
+    The start is a candidate too. Where `best_by` is `end`, the last ones stay.
 
     Checkpoints lie in `folder`; if some are there, training goes on from the last.
 
     Raises:
-        DmoermError: the loss is not finite.
+        TrainingError: the loss is not finite.
     """
     trainer = _PhaseTrainer(
         model=_OnlyTrained(model),
@@ -101,7 +105,7 @@ def fit(
     with _quiet():
         found = trainer.evaluate()
         if step.epochs > 0:
-            checkpoint = get_last_checkpoint(str(folder)) if folder.exists() else None
+            checkpoint = _last_checkpoint(folder)
             if checkpoint and _had_stopped(checkpoint, step.patience):
                 trainer.args.max_steps = TrainerState.load_from_json(f"{checkpoint}/trainer_state.json").global_step
             trainer.train(resume_from_checkpoint=checkpoint)
@@ -111,7 +115,7 @@ def fit(
             else:
                 trainer.model.load_state_dict(start)  # pyright: ignore
     if not np.isfinite(found["eval_loss"]):
-        raise DmoermError(f"{folder.name}: the loss is {found['eval_loss']}; lower the step's learning_rate")
+        raise TrainingError(f"{folder.name}: the loss is {found['eval_loss']}; lower the step's learning_rate")
     model.eval()
     return Fit(float(found["eval_loss"]), float(found["eval_consistency"]), trainer.state.global_step)
 
@@ -119,7 +123,19 @@ def fit(
 def _had_stopped(checkpoint: str, patience: int) -> bool:
     """Whether early stopping ended the training at this checkpoint; by itself, Trainer would go on from there."""
     callbacks: Any = TrainerState.load_from_json(f"{checkpoint}/trainer_state.json").stateful_callbacks
-    return callbacks["EarlyStoppingCallback"]["attributes"]["early_stopping_patience_counter"] >= patience
+    stopping = callbacks.get("EarlyStoppingCallback")
+    return stopping is not None and stopping["attributes"]["early_stopping_patience_counter"] >= patience
+
+
+def _last_checkpoint(folder: Path) -> str | None:
+    """The last whole checkpoint; one that a kill or a full disk cut short is removed."""
+    while folder.exists() and (checkpoint := get_last_checkpoint(str(folder))):
+        try:
+            json.loads((Path(checkpoint) / "trainer_state.json").read_text(encoding="utf-8"))  # written last
+            return checkpoint
+        except (OSError, ValueError):
+            shutil.rmtree(checkpoint)
+    return None
 
 
 def _better(new: dict[str, float], old: dict[str, float], by: str) -> bool:

@@ -41,8 +41,10 @@ def phase0(run: Run, train: Examples, validation: Examples) -> None:
     state = run.step("phase0", lambda place: _train_base(run, general, train, validation, run.config.phase0, place))
     _apply_base(run, general, state)
     general_calibration = run.model.general_calibration
-    sample = base_embeddings(run, general, [*train[:_SAMPLE], *validation])
-    calibrate(general_calibration, {key: general.head(z) for key, z in sample.items()}, train, validation)
+    sample = base_embeddings(run, general, [*_sample(run, train), *validation])
+    with torch.no_grad():
+        rewards = {key: general.head(z.to(run.model.device)).cpu() for key, z in sample.items()}
+    calibrate(general_calibration, rewards, train, validation)
 
 
 def phase1(run: Run, task: str, train: Examples, validation: Examples) -> None:
@@ -202,7 +204,7 @@ def _train_aggregator(
     result = _fit(run, PhaseModel(inner.aggregator, step.l2, inner.aggregator), rows, collate_vectors, step, place)
     inner.aggregator.requires_grad_(False)
     with torch.no_grad():
-        rewards = {key: inner.aggregator(vector) for key, vector in vectors.items()}
+        rewards = {key: inner.aggregator(vector.to(run.model.device)).cpu() for key, vector in vectors.items()}
     calibrate(inner.calibration, rewards, train, validation)
     return kept.state_dict(), result
 
@@ -247,4 +249,5 @@ def _wants_gradients(module: nn.Module) -> bool:
 
 
 def _sample(run: Run, examples: Examples) -> Examples:
-    return examples if run.frozen else examples[:_SAMPLE]
+    """All examples where embeddings are at hand; else some, evenly spread: files come task by task."""
+    return examples if run.frozen else examples[:: -(-len(examples) // _SAMPLE)]

@@ -42,7 +42,7 @@ def train_router(run: Run, train: Sequence[Example], validation: Sequence[Exampl
     dtype = next(run.model.general.branch.parameters()).dtype
     large = {n: t.to(dtype) if "language_model." in n else t for n, t in state.items()}
     router.load_state_dict(large, assign=True)
-    router.requires_grad_(False)
+    router.requires_grad_(False).to(run.model.device)
 
 
 def assign_tasks(run: Run, examples: Sequence[Example]) -> list[Example]:
@@ -54,7 +54,7 @@ def assign_tasks(run: Run, examples: Sequence[Example]) -> list[Example]:
 def _route(run: Run, example: Example) -> str | None:
     router = run.model.router
     if router.language_model is None:
-        logits = router(run.cache.prompt(example)[None])
+        logits = router(run.cache.prompt(example)[None].to(run.model.device))
         return run.model.choose(torch.softmax(logits, -1)[0])
     ids = torch.tensor([example.encoded.prompt], device=run.model.device)
     return run.model.choose(router.probabilities(ids, torch.ones_like(ids, dtype=torch.bool))[0])

@@ -8,6 +8,7 @@ Everything lies in the run's folder; started again, the run goes on from the las
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,8 +44,11 @@ def train(config: Config, console: Console | None = None) -> Run:
         DataError: the data cannot be used.
     """
     data = load_data(config)
-    folder = _claim(config)  # once the data are known to be good, so that their settings can still be corrected
+    _check_pairs(data)
+    folder = _claim(config, data)  # once the data are known to be good, so that their settings can still be corrected
     progress = Progress(console)
+    for reason, rows in data.left_out.items():
+        progress.say(f"{rows} rows left out: {reason}")
     run = prepare(config, data.taxonomy, folder, progress)
     capabilities = sum(len(task.capabilities) for task in data.taxonomy.tasks.values())
     with progress.run(3 + 2 * len(data.taxonomy.tasks) + capabilities):
@@ -134,11 +138,30 @@ def _examples(run: Run, groups: Sequence[Group]) -> list[Example]:
     ]
 
 
-def _claim(config: Config) -> Path:
-    """The run's folder, with the resolved settings in it."""
-    folder, text = Path(config.output), dump_config(config)
-    written = folder / "config.yaml"
-    if written.exists() and written.read_text(encoding="utf-8") != text:
-        raise ConfigError(f"{folder}: holds a run with other settings; set another `output`, or delete that folder")
-    write_file(written, text)
+def _check_pairs(data: Loaded) -> None:
+    """Raises `DataError` for a task or capability on which the training part orders no two responses."""
+    if any(group.task is None for group in data.train):
+        return  # the router has yet to say which groups are whose
+    for name, task in data.taxonomy.tasks.items():
+        groups = [group for group in data.train if group.task == name]
+        for capability in (None, *task.capabilities):
+            if not any(group.pairs(capability) for group in groups):
+                raise DataError(
+                    f"the training part orders no two responses of task {name!r} on {capability or 'the whole'}",
+                    field=f"capabilities.{capability}" if capability else "scores",
+                    remedy="give it labels, or leave it out of the taxonomy",
+                )
+
+
+def _claim(config: Config, data: Loaded) -> Path:
+    """The run's folder, with the resolved settings and a digest of the data in it."""
+    folder = Path(config.output)
+    digest = hashlib.sha256(data.taxonomy.to_yaml().encode())
+    for group in data.train:
+        digest.update(group.model_dump_json().encode())
+    for name, text in (("config.yaml", dump_config(config)), ("data.sha256", digest.hexdigest())):
+        written, what = folder / name, "settings" if name == "config.yaml" else "data"
+        if written.exists() and written.read_text(encoding="utf-8") != text:
+            raise ConfigError(f"{folder}: holds a run with other {what}; set another `output`, or delete that folder")
+        write_file(written, text)
     return folder

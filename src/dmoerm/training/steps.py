@@ -11,11 +11,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import set_seed
 
 from ..config import Config
+from ..errors import ArtefactError
 from ..model import DMoERM
 from ..paths import complete_folder
 from .cache import ActivationCache
@@ -64,16 +66,22 @@ class Run:
         checkpoints, start = self.folder / "checkpoints" / name, time.monotonic()
         with self.progress.step(name):
             state, result = train(checkpoints)
-        with complete_folder(done) as folder:
-            save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, folder / "state.safetensors")
-            metrics = {**asdict(result), "seconds": time.monotonic() - start}
-            (folder / "metrics.json").write_text(json.dumps(metrics))
+        _write(done, state, {**asdict(result), "seconds": time.monotonic() - start})
         shutil.rmtree(checkpoints, ignore_errors=True)
         return state
 
     def metrics(self) -> dict[str, dict[str, float]]:
         """Step → how it ended, of all finished steps."""
         return finished_steps(self.folder)
+
+
+def _write(done: Path, state: State, metrics: dict[str, float]) -> None:
+    try:
+        with complete_folder(done) as folder:
+            save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, folder / "state.safetensors")
+            (folder / "metrics.json").write_text(json.dumps(metrics))
+    except (OSError, SafetensorError) as error:
+        raise ArtefactError(f"{done}: the step cannot be written: {error}; free some space and run again") from error
 
 
 def finished_steps(folder: Path) -> dict[str, dict[str, float]]:
