@@ -89,12 +89,13 @@ def _tokenizer(backbone: str | None) -> Tokenizer | None:
     from transformers import AutoTokenizer
 
     from ..errors import BackboneError
+    from ..model.backbone import backbone_folder
 
     try:
         if backbone.endswith(".gguf"):
             path = Path(backbone)
             return AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
-        return AutoTokenizer.from_pretrained(backbone)
+        return AutoTokenizer.from_pretrained(backbone_folder(backbone))
     except (OSError, ValueError, KeyError) as error:
         raise BackboneError(f"{backbone}: its tokenizer cannot be loaded ({error}); give a model's folder") from None
 

@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def scores_table(responses: list[str], scores: list[Score]) -> Table:
     for place in range(1, len(order) + 1):
         table.add_column(f"response {place}", overflow="fold")
     best = scores[order[0]]
-    table.add_row("text", *(_shortened(responses[i]) for i in order))
+    table.add_row("text", *(escape(_shortened(responses[i])) for i in order))
     table.add_row("reward", *(f"{scores[i].reward:+.2f}" for i in order))
     table.add_row(
         "the best one wins with", *("–" if i == order[0] else f"{best.win_probability(scores[i]):.0%}" for i in order)

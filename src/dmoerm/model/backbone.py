@@ -121,7 +121,7 @@ def load_backbone(config: BackboneConfig) -> tuple[Decoder, PreTrainedTokenizerB
     Raises:
         BackboneError: no such model, an encoder, a layout that cannot be cut, or a cut that changes the result.
     """
-    path = str(bundled_backbone()) if config.path == BUNDLED else config.path
+    path = backbone_folder(config.path)
     try:
         model: Decoder = AutoModel.from_pretrained(path, dtype=resolve_dtype(config.dtype), use_safetensors=True).eval()
         tokenizer = load_tokenizer(path)
@@ -253,6 +253,11 @@ def check_cut(model: Decoder, layer: int, tolerance: float = 1e-4) -> None:
             f"cut at layer {layer}, a backbone of type {model.config.model_type!r} gives another result "
             f"(relative error {error:.1e}); it cannot be cut: use Llama, Qwen2, Qwen3 or Mistral"
         )
+
+
+def backbone_folder(path: str) -> str:
+    """The path itself, or the folder of the bundled backbone for `smollm2`."""
+    return str(bundled_backbone()) if path == BUNDLED else path
 
 
 def bundled_backbone() -> Path:

@@ -244,11 +244,16 @@ class DMoERM(PreTrainedModel):
         start = starts[-1] if starts and marker else max(len(ids) // 2, 1)
         return Encoded(ids[:start], [ids[start:] or ids[-1:]])
 
-    def save_pretrained(self, save_directory: str | Path, **extras: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Writes the model's folder, completely or not at all. See `dmoerm.model.artefact.save`."""
+    def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, save_directory: str | Path, *, card: str | None = None, run_config: str | None = None, **_: Any
+    ) -> None:
+        """Writes the model's folder, completely or not at all; transformers' own options change nothing.
+
+        See `dmoerm.model.artefact.save`.
+        """
         from .artefact import save
 
-        save(self, Path(save_directory), **extras)
+        save(self, Path(save_directory), card=card, run_config=run_config)
 
     @classmethod
     def from_pretrained(cls, path: str | Path, *_: Any, **kwargs: Any) -> Self:
