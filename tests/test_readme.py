@@ -15,7 +15,8 @@ README = Path(__file__).parents[1] / "README.md"
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    fenced = README.read_text(encoding="utf-8").split("```")[1::2]
+    return [text for head, _, text in (block.partition("\n") for block in fenced) if head == language]
 
 
 def invoke(command: str):
