@@ -11,7 +11,6 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from ..evaluation import Results
-    from ..evaluation.results import Difference, Estimate
     from ..model import Score
 
 _WIDTH = 140  # where there is no terminal that says how wide it is
@@ -49,19 +48,11 @@ def _consistency(results: Results) -> Table:
     for name, first in next(iter(results.consistency.values())).items():
         if name == "mean":
             table.add_section()
-        cells = [_estimate(row[name]) for row in results.consistency.values()]
-        cells += [_difference(row[name]) for row in results.paired.values()]
+        cells = [row[name].percent for row in results.consistency.values()]
+        cells += [row[name].percent for row in results.paired.values()]
         label = f"{name} *" if name in results.derived_tasks else name
         table.add_row(label, str(first.pairs), *cells)
     return table
-
-
-def _estimate(found: Estimate) -> str:
-    return f"{100 * found.value:.1f} ({100 * found.low:.1f}–{100 * found.high:.1f})"
-
-
-def _difference(found: Difference) -> str:
-    return f"{100 * found.value:+.1f} ({100 * found.low:+.1f} to {100 * found.high:+.1f})"
 
 
 def _capabilities(results: Results) -> Table:
@@ -70,7 +61,7 @@ def _capabilities(results: Results) -> Table:
     table.add_column("accuracy", justify="right")
     for task, found in results.capabilities.items():
         for index, (name, estimate) in enumerate(found.items()):
-            table.add_row("" if index else task, name, str(estimate.pairs), _estimate(estimate))
+            table.add_row("" if index else task, name, str(estimate.pairs), estimate.percent)
         table.add_section()
     return table
 

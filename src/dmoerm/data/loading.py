@@ -54,7 +54,7 @@ def load_data(config: Config) -> Loaded:
 
 def with_gold(groups: Sequence[Group]) -> list[Group]:
     """Testbed groups with their gold labels in place of the simulated annotators'; others as they are."""
-    return [testbed.gold_group(group) if group.source == "testbed" else group for group in groups]
+    return [testbed.gold_group(group) if group.source == testbed.SOURCE else group for group in groups]
 
 
 def _read(config: Config) -> tuple[list[Group], Counter[str]]:

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from ..errors import ArtefactError
-from .results import Difference, Estimate, Results, write_text
+from .results import Results, write_text
 
 _TAGS = ("reward-model", "mixture-of-experts", "rlhf", "preference")
 _USE = """\
@@ -104,18 +104,10 @@ def _table(results: Results) -> str:
     header = ["task", "pairs", *methods, *paired]
     lines = [f"| {' | '.join(header)} |", f"|---|{'---:|' * (len(header) - 1)}"]
     for name, first in next(iter(methods.values())).items():
-        cells = [_estimate(row[name]) for row in methods.values()] + [_difference(row[name]) for row in paired.values()]
+        cells = [row[name].percent for row in methods.values()] + [row[name].percent for row in paired.values()]
         mark = " \\*" if name in results.derived_tasks else ""
         lines.append(f"| {name}{mark} | {first.pairs} | {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def _estimate(found: Estimate) -> str:
-    return f"{100 * found.value:.1f} ({100 * found.low:.1f}–{100 * found.high:.1f})"
-
-
-def _difference(found: Difference) -> str:
-    return f"{100 * found.value:+.1f} ({100 * found.low:+.1f} to {100 * found.high:+.1f})"
 
 
 def _remarks(results: Results) -> str:

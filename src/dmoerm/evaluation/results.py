@@ -39,6 +39,11 @@ class Estimate(_Part):
     prompts: int
     """Different prompts that these pairs belong to: what the interval resamples."""
 
+    @property
+    def percent(self) -> str:
+        """In per cent, with its interval, as people read it."""
+        return f"{100 * self.value:.1f} ({100 * self.low:.1f}–{100 * self.high:.1f})"
+
 
 class Difference(_Part):
     """A difference between two methods on the same pairs, with its 95 % interval from the same resamples."""
@@ -46,6 +51,11 @@ class Difference(_Part):
     value: float
     low: float
     high: float
+
+    @property
+    def percent(self) -> str:
+        """In points, signed, with its interval, as people read it."""
+        return f"{100 * self.value:+.1f} ({100 * self.low:+.1f} to {100 * self.high:+.1f})"
 
 
 class RouterResult(_Part):

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from ..config import Config
+from ..data import testbed
 from ..errors import DataError
 from ..model import DMoERM
 from ..schema import Group
@@ -15,9 +16,6 @@ from .consistency import RESAMPLES, capability_accuracy, compare, overall_counts
 from .diagnostics import calibration_result, length_bias, router_result
 from .results import Results, peak_memory, phase_seconds, versions
 from .scoring import score_groups
-
-TESTBED = "testbed"
-"""`Group.source` of the testbed's groups."""
 
 
 def evaluate(
@@ -60,7 +58,7 @@ def evaluate(
         seed=seed,
         versions=versions(),
         derived_tasks=tuple(derived),
-        gold_tasks=tuple(sorted({s.task for s in scored if s.group.source == TESTBED})),
+        gold_tasks=tuple(sorted({s.task for s in scored if s.group.source == testbed.SOURCE})),
         router=router_result(scored),
         consistency=consistency,
         paired=paired,

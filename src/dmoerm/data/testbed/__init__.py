@@ -21,8 +21,12 @@ from .seeds import stream
 CAPABILITIES: dict[str, tuple[str, ...]] = {task: tuple(names) for task, names in EVIDENCE.items()}
 """Task → its capabilities, in the taxonomy's order and spelling."""
 
+SOURCE = "testbed"
+"""The `source` of the groups made here; they are tested against their gold labels."""
+
 __all__ = [
     "CAPABILITIES",
+    "SOURCE",
     "TASKS",
     "PromptItem",
     "generate",
@@ -86,7 +90,7 @@ def _group(item: PromptItem, responses: int, seed: int, annotators: int, index: 
         scores=first.pop("overall"),
         capabilities={label: tuple(given) for label, given in first.items()},
         annotators={label: tuple(given) for label, given in judged.items()},
-        source="testbed",
+        source=SOURCE,
     )
 
 
