@@ -10,6 +10,7 @@ from dmoerm.evaluation import evaluate
 from dmoerm.evaluation.report import report_html
 from dmoerm.evaluation.scoring import score_groups
 from dmoerm.schema import Group
+from dmoerm.training import open_cache
 
 QUIET = Console(quiet=True)
 
@@ -60,6 +61,30 @@ def test_the_own_task_is_used_by_per_task_and_experts_alone(
         assert {n: list(v) for n, v in other.capabilities.items()} == {
             n: pytest.approx(v, abs=1e-4) for n, v in expected.items()
         }
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"base": "frozen"}, {"router": {"kind": "own"}}, {"backbone": {"branch_layer": 0}, "router": {"kind": "own"}}],
+)
+def test_a_cache_changes_no_score(
+    tiny_config: Callable[..., Any],
+    tiny_model: Callable[..., Any],
+    groups: list[Group],
+    changes: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = tiny_model(**changes)
+    config = tiny_config(**changes)
+    expected = score_groups(model, groups, console=QUIET)
+    for attempt in range(2):
+        cache = open_cache(config, model)
+        if attempt:
+            monkeypatch.setattr(cache, "_compute", None)  # all there already
+        for one, other in zip(expected, score_groups(model, groups, console=QUIET, cache=cache), strict=True):
+            assert (one.chosen, one.task) == (other.chosen, other.task)
+            for method, rewards in one.rewards.items():
+                assert other.rewards[method] == pytest.approx(rewards, abs=1e-4)
 
 
 def test_groups_that_cannot_be_measured(trained_run: Any, groups: list[Group]) -> None:

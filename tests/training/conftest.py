@@ -32,7 +32,7 @@ def begin(config: Config) -> Begun:
     data = load_data(config)
     run = prepare(config, data.taxonomy, Path(config.output), Progress(Console(quiet=True)))
     examples = _examples(run, data.train)
-    run.cache.fill(examples)
+    run.cache.fill([e.encoded for e in examples])
     held = {id(g) for g in split_by_prompt(data.train, config.data.validation_fraction, config.seed + 1)[1]}
     return Begun(run, [e for e in examples if id(e.group) not in held], [e for e in examples if id(e.group) in held])
 

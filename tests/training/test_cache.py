@@ -24,7 +24,7 @@ def forbid_computing(cache: ActivationCache, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(cache, "_compute", compute)
 
 
-@pytest.mark.parametrize("changes", [{}, {"base": "frozen"}])
+@pytest.mark.parametrize("changes", [{}, {"base": "frozen"}, {"router": {"kind": "own"}}])
 @torch.no_grad()
 def test_it_holds_what_the_trunk_gives_alone(begun: Callable[..., Any], changes: dict[str, Any]) -> None:
     from dmoerm.model.batching import collate_ids
@@ -33,22 +33,24 @@ def test_it_holds_what_the_trunk_gives_alone(begun: Callable[..., Any], changes:
     model, cache = start.run.model, start.run.cache
     for example in start.train[:4]:
         hidden = model.hidden(collate_ids([example.encoded]))
-        prompt, responses = cache.states(example)
+        prompt, responses = cache.states(example.encoded)
         torch.testing.assert_close(prompt, hidden.prompt[0], atol=1e-5, rtol=1e-4)
         for found, states, mask in zip(responses, hidden.response, hidden.response_mask, strict=True):
             torch.testing.assert_close(found, states[mask], atol=1e-5, rtol=1e-4)
-        route = model.router.embed(hidden.prompt, hidden.prompt_mask)[0]
-        torch.testing.assert_close(cache.prompt(example), route, atol=1e-5, rtol=1e-4)
-        if changes:
-            torch.testing.assert_close(cache.embeddings(example), model.general.embed(hidden), atol=1e-5, rtol=1e-4)
+        if cache.route:
+            route = model.router.embed(hidden.prompt, hidden.prompt_mask)[0]
+            torch.testing.assert_close(cache.prompt(example.encoded), route, atol=1e-5, rtol=1e-4)
+        if cache.embedding:
+            embeddings = cache.embeddings(example.encoded)
+            torch.testing.assert_close(embeddings, model.general.embed(hidden), atol=1e-5, rtol=1e-4)
 
 
 def test_a_second_run_computes_nothing(begun: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     start = begun()
     again = fresh(start)
     forbid_computing(again, monkeypatch)
-    again.fill([*start.train, *start.validation])
-    assert torch.equal(again.states(start.train[0])[0], start.run.cache.states(start.train[0])[0])
+    again.fill([e.encoded for e in (*start.train, *start.validation)])
+    assert torch.equal(again.states(start.train[0].encoded)[0], start.run.cache.states(start.train[0].encoded)[0])
 
 
 def test_only_what_is_new_is_computed(begun: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,18 +58,18 @@ def test_only_what_is_new_is_computed(begun: Callable[..., Any], monkeypatch: py
     told: list[tuple[int, int]] = []
     longer = fresh(start)
     forbid_computing(longer, monkeypatch)
-    longer.fill(start.train, lambda *progress: told.append(progress))
+    longer.fill([e.encoded for e in start.train], lambda *progress: told.append(progress))
     assert told == []
     wanting = fresh(start, embedding=True)  # the earlier run kept no embeddings
     forbid_computing(wanting, monkeypatch)
     with pytest.raises(AssertionError, match="computed again"):
-        wanting.fill(start.train)
+        wanting.fill([e.encoded for e in start.train])
 
 
 @pytest.mark.parametrize("damage", ["truncated", "emptied", "removed"])
 def test_a_damaged_shard_is_computed_again(begun: Callable[..., Any], damage: str) -> None:
     start = begun()
-    expected = start.run.cache.states(start.train[0])[0].clone()
+    expected = start.run.cache.states(start.train[0].encoded)[0].clone()
     (shard,) = start.run.cache.folder.glob("*.safetensors")
     if damage == "removed":
         shard.unlink()
@@ -77,24 +79,30 @@ def test_a_damaged_shard_is_computed_again(begun: Callable[..., Any], damage: st
         shard.write_bytes(content[: len(content) // 2 if damage == "truncated" else 0])
     again = fresh(start)
     told: list[tuple[int, int]] = []
-    again.fill(start.train, lambda *progress: told.append(progress))
+    again.fill([e.encoded for e in start.train], lambda *progress: told.append(progress))
     assert told[-1][0] == told[-1][1] > 0
-    torch.testing.assert_close(again.states(start.train[0])[0], expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(again.states(start.train[0].encoded)[0], expected, atol=1e-5, rtol=1e-4)
 
 
-def test_other_weights_cuts_and_poolings_have_other_folders(
+def test_other_backbones_and_cuts_have_other_folders(
     begun: Callable[..., Any], backbones: Callable[[str], str]
 ) -> None:
     changes: list[dict[str, Any]] = [
         {},
         {"backbone": {"branch_layer": 1}},
         {"backbone": {"path": backbones("qwen3")}},
-        {"encoding": {"pooling": "last"}},
         {"backbone": {"num_layers": 3}},
     ]
     folders = {begun(**change).run.cache.folder for change in changes}
     assert len(folders) == len(changes)
     assert begun(seed=5, output="elsewhere").run.cache.folder in folders
+
+
+def test_another_pooling_has_embeddings_of_its_own(begun: Callable[..., Any]) -> None:
+    start, other = begun(base="frozen"), begun(base="frozen", encoding={"pooling": "last"})
+    assert start.run.cache.folder == other.run.cache.folder
+    widths = [s.run.cache.embeddings(s.train[0].encoded).shape[1] for s in (start, other)]
+    assert widths[0] == 2 * widths[1]
 
 
 def test_any_changed_weight_of_the_trunk_makes_another_folder(begun: Callable[..., Any]) -> None:
@@ -106,6 +114,6 @@ def test_any_changed_weight_of_the_trunk_makes_another_folder(begun: Callable[..
 
 def test_without_a_trunk_the_states_are_the_ids(begun: Callable[..., Any]) -> None:
     start = begun(backbone={"branch_layer": 0}, router={"kind": "own"})
-    prompt, responses = start.run.cache.states(start.train[0])
+    prompt, responses = start.run.cache.states(start.train[0].encoded)
     assert prompt.tolist() == start.train[0].encoded.prompt
     assert [ids.tolist() for ids in responses] == start.train[0].encoded.responses

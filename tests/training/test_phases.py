@@ -107,7 +107,7 @@ def test_a_trained_expert_is_the_same_among_the_stacked_ones(begun: Callable[...
     start = begun(phase2={"learning_rate": 1e-1, "epochs": 3, "best_by": "consistency"})
     trained(start, phase0, phase1, phase2)
     inner, example = start.run.model.inner(TASK), start.of(TASK)[0][0]
-    inputs = share([start.run.cache.states(example)])
+    inputs = share([start.run.cache.states(example.encoded)])
     with torch.no_grad():
         base = inner.base.embed(inputs)
         z = inner.experts.embed(inputs, base)

@@ -30,13 +30,16 @@ def command(
 ) -> None:
     """Measure a model on held-out prompts, or on labelled data of your own."""
     from ..evaluation import evaluate, write_report, write_results
+    from ..training import open_cache
     from .tables import print_results, screen
 
     rm = load_model(model)
     config = _config(Path(model), overrides or ())
     groups = _read(data, format) if data else _held_out(config, model)
     _check_tasks(groups, rm)
-    results = evaluate(rm, groups, config, command="eval", steps=_steps(Path(model)), batch_tokens=batch_tokens)
+    cache = open_cache(config, rm) if config and not data else None
+    steps = _steps(Path(model))
+    results = evaluate(rm, groups, config, command="eval", steps=steps, batch_tokens=batch_tokens, cache=cache)
     if json_file is not None:
         write_results(json_file, results)
     if report is not None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ..config import Config
     from ..evaluation import Results
     from ..model import DMoERM
+    from ..training import Run
 
 
 def command(
@@ -39,26 +40,26 @@ def command(
 
 def train_and_measure(config: Config, command: str, json_file: Path | None = None) -> tuple[DMoERM, Results]:
     """Trains, evaluates on the held-out part, and writes results.json, report.html and the model's card."""
-    model, steps = _train(config)
+    run = _train(config)
     from ..data.loading import load_data
     from ..evaluation import evaluate, write_card, write_report, write_results
 
-    results = evaluate(model, load_data(config).test, config, command=command, steps=steps)
+    test = load_data(config).test
+    results = evaluate(run.model, test, config, command=command, steps=run.metrics(), cache=run.cache)
     folder = Path(config.output)
     write_results(folder / "results.json", results)
     write_report(folder / "report.html", results)
     write_card(folder / "model", results)
     if json_file is not None:
         write_results(json_file, results)
-    return model, results
+    return run.model, results
 
 
-def _train(config: Config) -> tuple[DMoERM, dict[str, dict[str, float]]]:
+def _train(config: Config) -> Run:
     from ..training import train
 
     quieten()
-    run = train(config)
-    return run.model.eval(), run.metrics()
+    return train(config)
 
 
 def places(config: Config, measured: bool) -> list[str]:

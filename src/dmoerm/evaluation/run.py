@@ -12,6 +12,7 @@ from ..data import testbed
 from ..errors import DataError
 from ..model import DMoERM
 from ..schema import Group
+from ..training.cache import ActivationCache
 from .consistency import RESAMPLES, capability_accuracy, compare, overall_counts
 from .diagnostics import calibration_result, length_bias, router_result
 from .results import Results, peak_memory, phase_seconds, versions
@@ -28,6 +29,7 @@ def evaluate(
     batch_tokens: int = 8192,
     resamples: int = RESAMPLES,
     console: Console | None = None,
+    cache: ActivationCache | None = None,
 ) -> Results:
     """Measures the model and the single models that it holds on groups that training did not see.
 
@@ -37,6 +39,7 @@ def evaluate(
         steps: step → how its training ended, from `Run.metrics()`.
         batch_tokens: most tokens of one pass, padding included.
         console: where progress is shown; None: on the standard error stream.
+        cache: keeps the trunk's activations; see `score_groups`.
 
     Raises:
         DataError: no pair that people ordered, an unknown task, a text longer than the model takes.
@@ -48,7 +51,7 @@ def evaluate(
             value=f"{len(groups)} groups",
             remedy="evaluate on groups with differing scores or ranks",
         )
-    scored = score_groups(model, groups, batch_tokens, console)
+    scored = score_groups(model, groups, batch_tokens, console, cache)
     seed = config.seed if config else 0
     derived = sorted({s.task for s in scored if s.group.scores_derived})
     consistency, paired = compare(overall_counts(scored), derived, seed, resamples)

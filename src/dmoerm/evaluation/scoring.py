@@ -10,6 +10,7 @@ Shapes: Q groups of one batch, N their responses, T tasks, D an embedding's widt
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -22,8 +23,11 @@ from torch import Tensor
 from ..model import DMoERM
 from ..model.backbone import Shared
 from ..model.batching import batches, collate_ids
+from ..model.encoding import Encoded
 from ..model.inner import InnerOutput
 from ..schema import Group, Query
+from ..training.batches import share
+from ..training.cache import ActivationCache
 
 METHODS = ("general", "per_task", "dmoerm")
 """The methods that every trained model holds."""
@@ -57,12 +61,17 @@ class ScoredGroup:
 
 
 def score_groups(
-    model: DMoERM, groups: Sequence[Group], batch_tokens: int = 8192, console: Console | None = None
+    model: DMoERM,
+    groups: Sequence[Group],
+    batch_tokens: int = 8192,
+    console: Console | None = None,
+    cache: ActivationCache | None = None,
 ) -> list[ScoredGroup]:
     """Scores all groups; the result comes in their order.
 
     Args:
         batch_tokens: most tokens of one pass, padding included.
+        cache: keeps the trunk's activations, so that a later evaluation need not compute them; None: nothing is kept.
         console: where progress is shown; None: on the standard error stream.
 
     Raises:
@@ -73,16 +82,21 @@ def score_groups(
             model.inner(group.task)
     encoded = [model.encoder.encode(Query(id=g.id, prompt=g.prompt, responses=g.responses)) for g in groups]
     found: dict[int, ScoredGroup] = {}
-    with _progress(console, sum(e.tokens for e in encoded)) as advance:
+    with _progress(console) as advance:
+        if cache is not None:
+            cache.fill(encoded, functools.partial(advance, "trunk's activations"))
+        total, done = sum(e.tokens for e in encoded), 0
         for rows in batches(encoded, batch_tokens):
-            ids = collate_ids([encoded[i] for i in rows]).to(model.device)
-            found |= dict(zip(rows, _score_batch(model, [groups[i] for i in rows], ids), strict=True))
-            advance(sum(encoded[i].tokens for i in rows))
+            batch = [encoded[i] for i in rows]
+            found |= dict(zip(rows, _score_batch(model, [groups[i] for i in rows], batch, cache), strict=True))
+            done += sum(e.tokens for e in batch)
+            advance("evaluation", done, total)
     return [found[i] for i in range(len(groups))]
 
 
 @contextlib.contextmanager
-def _progress(console: Console | None, total: int) -> Iterator[Callable[[int], None]]:
+def _progress(console: Console | None) -> Iterator[Callable[[str, int, int], None]]:
+    """What takes a stage's name, how far it is, and how far it has to go."""
     columns = (TextColumn("{task.description:44}"), BarColumn(24), TaskProgressColumn())
     console = console or Console(stderr=True)
     bars = Progress(
@@ -94,15 +108,15 @@ def _progress(console: Console | None, total: int) -> Iterator[Callable[[int], N
         disable=not console.is_terminal,
     )
     with bars:
-        bar = bars.add_task("evaluation", total=total)
-        yield lambda tokens: bars.advance(bar, tokens)
+        bar = bars.add_task("", total=None)
+        yield lambda stage, done, total: bars.update(bar, description=stage, completed=done, total=total)
 
 
 @torch.inference_mode()
-def _score_batch(model: DMoERM, groups: Sequence[Group], ids: Shared) -> list[ScoredGroup]:
-    hidden = model.hidden(ids)
-    route = model.route(ids, hidden)
-    base = model.general.embed(hidden)
+def _score_batch(
+    model: DMoERM, groups: Sequence[Group], encoded: Sequence[Encoded], cache: ActivationCache | None
+) -> list[ScoredGroup]:
+    hidden, route, base = _activations(model, encoded, cache)
     general = model.general.head(base)
     chosen = [model.choose(row) for row in route]
     own = [group.task or model.router.tasks[i] for group, i in zip(groups, route.argmax(-1).tolist(), strict=True)]
@@ -120,6 +134,24 @@ def _score_batch(model: DMoERM, groups: Sequence[Group], ids: Shared) -> list[Sc
         )
         for q, group in enumerate(groups)
     ]
+
+
+def _activations(
+    model: DMoERM, encoded: Sequence[Encoded], cache: ActivationCache | None
+) -> tuple[Shared, Tensor, Tensor]:
+    """Hidden states at the cut, task probabilities (Q, T), and the general model's embeddings (N, D)."""
+    ids = collate_ids(encoded).to(model.device)
+    if cache is None:
+        hidden = model.hidden(ids)
+        return hidden, model.route(ids, hidden), model.general.embed(hidden)
+    hidden = share([cache.states(e) for e in encoded]).to(model.device)
+    if model.router.language_model is not None:
+        route = model.route(ids, hidden)
+    else:
+        route = model.router(torch.stack([cache.prompt(e) for e in encoded]).to(model.device)).softmax(-1)
+    if not cache.embedding:
+        return hidden, route, model.general.embed(hidden)
+    return hidden, route, torch.cat([cache.embeddings(e) for e in encoded]).to(model.device)
 
 
 def _inner_outputs(

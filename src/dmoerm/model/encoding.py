@@ -10,6 +10,8 @@ end its turn or open another. Templates that print the date are given a fixed on
 from __future__ import annotations
 
 import datetime
+import functools
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +42,11 @@ class Encoded:
     def tokens(self) -> int:
         """Tokens that a forward pass runs over, the prompt counted once."""
         return len(self.prompt) + sum(map(len, self.responses))
+
+    @functools.cached_property
+    def key(self) -> str:
+        """Names these token ids wherever something is kept for them."""
+        return hashlib.sha256(repr([self.prompt, *self.responses]).encode()).hexdigest()[:32]
 
 
 class Encoder:

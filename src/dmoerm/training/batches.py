@@ -6,7 +6,6 @@ the features' tensors, and `better`, `worse`, `required` (margin), `weights`, on
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -41,9 +40,8 @@ class Example:
 
     @property
     def key(self) -> str:
-        """Names the token ids in the activation cache."""
-        ids = [self.encoded.prompt, *self.encoded.responses]
-        return hashlib.sha256(repr(ids).encode()).hexdigest()[:32]
+        """Names the token ids, as in the activation cache."""
+        return self.encoded.key
 
 
 def label(group: Group, flip_scores: float = 0.0, flip_capabilities: float = 0.0, seed: int = 0) -> dict:

@@ -1,15 +1,15 @@
 """The trunk's activations on disk: computed once for each text, read by every phase and every later run.
 
 Shards of some 50,000 tokens in safetensors, which is memory-mapped; a shard is written completely or not at all, so a
-killed run loses at most one shard's work. The folder's name fingerprints the weights, the cut and the pooling; the
-token ids (so also the template) name the entries.
+killed run loses at most one shard's work. The folder's name fingerprints the trunk; the token ids (so the template too)
+name the entries, and those of embeddings the pretrained branch and the pooling as well.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -20,8 +20,8 @@ from torch import Tensor
 from ..model import DMoERM
 from ..model.backbone import Shared
 from ..model.batching import batches, collate_ids
+from ..model.encoding import Encoded
 from ..paths import write_file
-from .batches import Example
 
 _SHARD_TOKENS = 50_000
 
@@ -36,65 +36,67 @@ class ActivationCache:
 
     def __init__(self, root: Path, model: DMoERM, *, hidden: bool, embedding: bool) -> None:
         self.model, self.hidden, self.embedding = model, hidden and model.trunk is not None, embedding
-        self.folder = root / _fingerprint(model)
+        self.route = model.router.language_model is None
+        self.folder = root / _fingerprint([model.config.branch_layer, _settings(model)], model.trunk)
+        branch = _fingerprint([model.general.pooling], model.general.branch) if embedding else ""
+        self._embedding = f"embedding-{branch}"
         self._places: dict[str, Path] = {}
         self._open: dict[Path, object] = {}
         for shard in sorted(self.folder.glob("*.safetensors")):
             self._index(shard)
 
-    def fill(self, examples: Sequence[Example], done: Callable[[int, int], None] = lambda _, __: None) -> None:
+    def fill(self, texts: Sequence[Encoded], done: Callable[[int, int], None] = lambda _, __: None) -> None:
         """Computes what is missing; `done(tokens, of)` is called after each batch."""
-        missing = list({e.key: e for e in examples if not self._has(e)}.values())
-        total, so_far, tokens = sum(e.encoded.tokens for e in missing), 0, 0
+        missing = list({text.key: text for text in texts if not self._has(text)}.values())
+        total, so_far, tokens = sum(text.tokens for text in missing), 0, 0
         waiting: dict[str, Tensor] = {}
-        for rows in batches([e.encoded for e in missing], 8192):
+        for rows in batches(missing, 8192):
             batch = [missing[i] for i in rows]
             waiting |= self._compute(batch)
-            so_far += sum(e.encoded.tokens for e in batch)
+            so_far += sum(text.tokens for text in batch)
             done(so_far, total)
-            tokens += sum(e.encoded.tokens for e in batch)
+            tokens += sum(text.tokens for text in batch)
             if tokens > _SHARD_TOKENS:
                 self._write(waiting)
                 waiting, tokens = {}, 0
         if waiting:
             self._write(waiting)
 
-    def _has(self, example: Example) -> bool:
-        needed = ["route"] * (self.model.trunk is not None) + ["embedding"] * self.embedding
+    def _has(self, text: Encoded) -> bool:
+        needed = ["route"] * self.route + [self._embedding] * self.embedding
         needed += ["prompt", "response"] * self.hidden
-        return all(f"{example.key}/{name}" in self._places for name in needed)
+        return all(f"{text.key}/{name}" in self._places for name in needed)
 
-    def states(self, example: Example) -> tuple[Tensor, list[Tensor]]:
-        """Hidden states at the cut: the prompt's (P, d), and each response's (R, d); ids where there is no trunk."""
-        encoded = example.encoded
-        if self.model.trunk is None:
-            return torch.tensor(encoded.prompt), [torch.tensor(ids) for ids in encoded.responses]
-        response = self._read(f"{example.key}/response")
-        return self._read(f"{example.key}/prompt"), list(response.split([len(ids) for ids in encoded.responses]))
+    def states(self, text: Encoded) -> tuple[Tensor, list[Tensor]]:
+        """Hidden states at the cut: the prompt's (P, d), and each response's (R, d); ids where none are kept."""
+        if not self.hidden:
+            return torch.tensor(text.prompt), [torch.tensor(ids) for ids in text.responses]
+        response = self._read(f"{text.key}/response")
+        return self._read(f"{text.key}/prompt"), list(response.split([len(ids) for ids in text.responses]))
 
-    def embeddings(self, example: Example) -> Tensor:
+    def embeddings(self, text: Encoded) -> Tensor:
         """(N, D), the responses' embeddings under the pretrained branch."""
-        return self._read(f"{example.key}/embedding")
+        return self._read(f"{text.key}/{self._embedding}")
 
-    def prompt(self, example: Example) -> Tensor:
+    def prompt(self, text: Encoded) -> Tensor:
         """(d,), the prompt's embedding at the cut, for the router."""
-        return self._read(f"{example.key}/route")
+        return self._read(f"{text.key}/route")
 
     @torch.inference_mode()
-    def _compute(self, batch: Sequence[Example]) -> dict[str, Tensor]:
-        ids = collate_ids([e.encoded for e in batch]).to(self.model.device)
+    def _compute(self, batch: Sequence[Encoded]) -> dict[str, Tensor]:
+        ids = collate_ids(batch).to(self.model.device)
         hidden = self.model.hidden(ids)
         embedding = self.model.general.embed(hidden) if self.embedding else None
-        route = None if self.model.trunk is None else self.model.router.embed(hidden.prompt, hidden.prompt_mask)
+        route = self.model.router.embed(hidden.prompt, hidden.prompt_mask) if self.route else None
         found: dict[str, Tensor] = {}
-        for q, example in enumerate(batch):
+        for q, text in enumerate(batch):
             rows = hidden.owner == q
             parts = {
                 **(self._hidden(hidden, q, rows) if self.hidden else {}),
-                **({"embedding": embedding[rows]} if embedding is not None else {}),
+                **({self._embedding: embedding[rows]} if embedding is not None else {}),
                 **({"route": route[q]} if route is not None else {}),
             }
-            found |= {f"{example.key}/{name}": tensor.cpu().contiguous() for name, tensor in parts.items()}
+            found |= {f"{text.key}/{name}": tensor.cpu().contiguous() for name, tensor in parts.items()}
         return found
 
     def _hidden(self, hidden: Shared, q: int, rows: Tensor) -> dict[str, Tensor]:
@@ -123,18 +125,14 @@ class ActivationCache:
         return self._open[self._places[name]].get_tensor(name)  # pyright: ignore
 
 
-def _fingerprint(model: DMoERM) -> str:
-    """A hash over the decoder's configuration, a sample of every weight of it, the cut and the pooling."""
-    settings = {k: v for k, v in model.config.backbone.items() if not k.startswith("_") and "version" not in k}
-    about = [model.config.branch_layer, model.general.pooling, settings]
+def _settings(model: DMoERM) -> dict[str, object]:
+    return {k: v for k, v in model.config.backbone.items() if not k.startswith("_") and "version" not in k}
+
+
+def _fingerprint(about: object, part: torch.nn.Module | None) -> str:
+    """A hash over what is said of a part of the model and a sample of every weight of it."""
     digest = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode())
-    for tensor in _sample(part for part in (model.trunk, model.general.branch) if part is not None):
-        digest.update(tensor)
+    for name, parameter in part.named_parameters() if part is not None else ():
+        digest.update(name.encode())
+        digest.update(parameter.detach().flatten()[:64].float().cpu().numpy().tobytes())
     return digest.hexdigest()[:24]
-
-
-def _sample(parts: Iterable[torch.nn.Module]) -> Iterable[bytes]:
-    for part in parts:
-        for name, parameter in part.named_parameters():
-            yield name.encode()
-            yield parameter.detach().flatten()[:64].float().cpu().numpy().tobytes()

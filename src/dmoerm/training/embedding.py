@@ -20,7 +20,7 @@ _BATCH_TOKENS = 8192
 def base_embeddings(run: Run, scorer: BranchScorer, examples: Sequence[Example]) -> dict[str, Tensor]:
     """Key → (N, D), the embeddings under a branch: from the cache where the branch is the pretrained one."""
     if run.frozen:
-        return {e.key: run.cache.embeddings(e) for e in examples}
+        return {e.key: run.cache.embeddings(e.encoded) for e in examples}
     found: dict[str, Tensor] = {}
     for batch, states in _state_batches(run, examples):
         found |= _divide(batch, scorer.embed(states))
@@ -35,7 +35,7 @@ def task_vectors(run: Run, task: str, examples: Sequence[Example]) -> dict[str, 
     if run.frozen and inner.experts.branch is None:
         found = {}
         for e in examples:
-            z = run.cache.embeddings(e).to(run.model.device)
+            z = run.cache.embeddings(e.encoded).to(run.model.device)
             found[e.key] = inner.vectors(z, z.expand(len(inner.experts), *z.shape), general.head(z)).cpu()
         return found
     found = {}
@@ -50,7 +50,7 @@ def _state_batches(run: Run, examples: Sequence[Example]) -> Iterator[tuple[list
     examples = list({e.key: e for e in examples}.values())
     for rows in batches([e.encoded for e in examples], _BATCH_TOKENS):
         batch = [examples[i] for i in rows]
-        yield batch, share([run.cache.states(e) for e in batch]).to(run.model.device)
+        yield batch, share([run.cache.states(e.encoded) for e in batch]).to(run.model.device)
 
 
 def _divide(batch: Sequence[Example], rows: Tensor) -> dict[str, Tensor]:

@@ -112,7 +112,7 @@ def _train_base(
         result = _fit_head(run, head, start, None, train, validation, step, place)
         return {f"head.{name}": tensor for name, tensor in head.state_dict().items()}, result
     scorer = BranchScorer(_trainable(run, start.branch), head, start.pooling)  # pyright: ignore[reportArgumentType]
-    states = [items(part, run.cache.states) for part in (train, validation)]
+    states = [items(part, lambda e: run.cache.states(e.encoded)) for part in (train, validation)]
     result = _fit(run, PhaseModel(scorer, step.l2, head), states, collate_states, step, place)
     scorer.branch = _merged(scorer.branch)
     return scorer.state_dict(), result
@@ -164,7 +164,7 @@ def _train_expert(
     set_seed(run.seed(f"{place.relative_to(run.folder)}/start"))  # a resumed head has drawn fewer random numbers
     branch = with_experts(inner.base.branch, 1, lora)  # pyright: ignore[reportArgumentType]
     scorer = BranchScorer(branch, head, inner.base.pooling)
-    states = [items(part, run.cache.states, capability) for part in (train, validation)]
+    states = [items(part, lambda e: run.cache.states(e.encoded), capability) for part in (train, validation)]
     result = _fit(run, PhaseModel(scorer, settings.l2, head), states, collate_states, settings, place / "lora")
     adapters = {
         f"lora.{name}.{part}": getattr(layer, part)[0]

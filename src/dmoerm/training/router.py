@@ -54,7 +54,7 @@ def assign_tasks(run: Run, examples: Sequence[Example]) -> list[Example]:
 def _route(run: Run, example: Example) -> str | None:
     router = run.model.router
     if router.language_model is None:
-        logits = router(run.cache.prompt(example)[None].to(run.model.device))
+        logits = router(run.cache.prompt(example.encoded)[None].to(run.model.device))
         return run.model.choose(torch.softmax(logits, -1)[0])
     ids = torch.tensor([example.encoded.prompt], device=run.model.device)
     return run.model.choose(router.probabilities(ids, torch.ones_like(ids, dtype=torch.bool))[0])
@@ -85,9 +85,8 @@ def _train(run: Run, train: Sequence[Example], validation: Sequence[Example], pl
 def _rows(run: Run, examples: Sequence[Example], own: bool) -> list[tuple[Tensor, int]]:
     tasks = run.model.router.tasks
     distinct = {(e.prompt, e.task): e for e in examples if e.task in tasks}.values()
-    return [
-        (torch.tensor(e.encoded.prompt) if own else run.cache.prompt(e), tasks.index(e.task or "")) for e in distinct
-    ]
+    features = [torch.tensor(e.encoded.prompt) if own else run.cache.prompt(e.encoded) for e in distinct]
+    return [(feature, tasks.index(e.task or "")) for feature, e in zip(features, distinct, strict=True)]
 
 
 def _collate_vectors(rows: Sequence[tuple[Tensor, int]]) -> Batch:

@@ -53,6 +53,7 @@ def train(config: Config, console: Console | None = None) -> Run:
     capabilities = sum(len(task.capabilities) for task in data.taxonomy.tasks.values())
     with progress.run(3 + 2 * len(data.taxonomy.tasks) + capabilities):
         train_groups(run, data)
+    run.model.eval()
     run.model.save_pretrained(folder / "model", run_config=dump_config(config))
     return run
 
@@ -63,10 +64,14 @@ def prepare(config: Config, taxonomy: Taxonomy, folder: Path, progress: Progress
     model = build_model(config, taxonomy)
     if torch.cuda.is_available():
         model.to("cuda")  # pyright: ignore[reportArgumentType]
+    return Run(config, model, open_cache(config, model), folder, progress)
+
+
+def open_cache(config: Config, model: DMoERM) -> ActivationCache:
+    """The activations that a run of these settings needs, for its training and its evaluation."""
     needs_states = config.base != "frozen" or config.phase2.lora.rank > 0
     root = Path(config.cache) if config.cache else cache_folder() / "activations"
-    cache = ActivationCache(root, model, hidden=needs_states, embedding=config.base == "frozen")
-    return Run(config, model, cache, folder, progress)
+    return ActivationCache(root, model, hidden=needs_states, embedding=config.base == "frozen")
 
 
 def build_model(config: Config, taxonomy: Taxonomy) -> DMoERM:
@@ -106,7 +111,7 @@ def train_groups(run: Run, data: Loaded) -> None:
     examples = _examples(run, data.train)
     held = {id(g) for g in split_by_prompt(data.train, run.config.data.validation_fraction, run.config.seed + 1)[1]}
     with run.progress.step("trunk's activations"):
-        run.cache.fill(examples, run.progress.count)
+        run.cache.fill([e.encoded for e in examples], run.progress.count)
     train_part = [e for e in examples if id(e.group) not in held]
     validation = [e for e in examples if id(e.group) in held]
     if not any(e.task for e in train_part):
