@@ -38,7 +38,6 @@ def main() -> None:
     capabilities = {f"c{i}": {"title": f"c{i}", "rubric": "A benchmark's capability."} for i in range(EXPERTS)}
     task = {"title": "task", "description": "A benchmark's task.", "capabilities": capabilities}
     ours = build_model(config, Taxonomy.model_validate({"name": "bench", "language": "en", "tasks": {"task": task}}))
-    ours.inner("task").experts.attach(ours.inner("task").base.branch)  # pyright: ignore[reportArgumentType]
     plain = AutoModelForSequenceClassification.from_pretrained(bundled_backbone(), num_labels=1, dtype="float32").eval()
     rows = [measure(ours, plain, *shape) for shape in SHAPES]
     file = Path(__file__).parent / "results" / "scoring.json"

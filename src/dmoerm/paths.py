@@ -1,4 +1,4 @@
-"""Where things lie on disk, and the one way to write a folder: complete or not at all."""
+"""Where things lie on disk, and the one way to write a file or a folder: complete or not at all."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+from .errors import ArtefactError
 
 CACHE_VARIABLE = "DMOERM_CACHE"
 
@@ -43,20 +45,43 @@ def complete_folder(target: Path) -> Iterator[Path]:
         raise
 
 
-def write_file(target: Path, content: str | bytes) -> None:
-    """Writes a file completely or not at all."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+@contextlib.contextmanager
+def complete_file(target: Path) -> Iterator[Path]:
+    """A new file beside `target` to write into; it takes the place of `target` once the block has ended well.
+
+    Raises:
+        ArtefactError: there can be no file in that folder.
+    """
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        os.close(handle)
+    except OSError as error:
+        raise _unwritable(target, error) from None
+    try:
+        yield Path(name)
+        with open(name, "rb") as file:
             os.fsync(file.fileno())
         Path(name).chmod(0o644)
         Path(name).replace(target)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def write_file(target: Path, content: str | bytes) -> None:
+    """Writes a file completely or not at all. Raises `ArtefactError` where it cannot be written."""
+    try:
+        with complete_file(target) as unfinished:
+            unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
+    except ArtefactError:
+        raise
+    except OSError as error:
+        raise _unwritable(target, error) from None
+
+
+def _unwritable(target: Path, error: OSError) -> ArtefactError:
+    return ArtefactError(f"{target}: cannot be written: {error.strerror or error}; nothing was changed there")
 
 
 def _sync(folder: Path) -> None:

@@ -79,6 +79,8 @@ def test_an_interrupt_is_130_and_a_fault_is_a_traceback(monkeypatch: pytest.Monk
     assert "No space left on device" in fails("train", "demo")
     monkeypatch.setattr(train, "_train", raising(ArtefactError("model: is damaged [b]")))
     assert fails("train", "demo") == "error: model: is damaged [b]"
+    monkeypatch.setattr(train, "_train", raising(BrokenPipeError()))
+    assert run("train", "demo").exit_code == 141
     fault = ZeroDivisionError("a fault")
     monkeypatch.setattr(train, "_train", raising(fault))
     assert run("train", "demo").exception is fault

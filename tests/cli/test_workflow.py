@@ -186,4 +186,4 @@ def test_a_bad_row_leaves_no_half_file(
 def test_unknown_task_option(trained: Path, write_rows: Callable[..., Path]) -> None:
     result = run("score", trained, "--input", write_rows(queries()), "--task", "strange")
     assert result.exit_code == 1
-    assert "unknown task (got 'strange')" in result.stderr
+    assert "no such task (got 'strange')" in result.stderr

@@ -24,6 +24,12 @@ def test_missing_grades_are_skipped_and_constant_ones_count_nothing() -> None:
     assert made.scores == pytest.approx((-0.5, 1 / 3))
 
 
+def test_the_scale_may_come_from_other_groups() -> None:
+    others = [group("chat", logic=(0, 2))]
+    (made,) = overall_from_capabilities([group("chat", logic=(1, 3))], scales_of=others)
+    assert made.scores == pytest.approx((0, 2))
+
+
 def test_what_people_said_is_not_touched() -> None:
     given = group("chat", scores=(1, 2), logic=(2, 1))
     ungraded = group("chat", logic=(2, None))

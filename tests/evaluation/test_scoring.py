@@ -91,5 +91,5 @@ def test_groups_that_cannot_be_measured(trained_run: Any, groups: list[Group]) -
     tied = [group.model_copy(update={"scores": (1.0,) * len(group.responses)}) for group in groups]
     with pytest.raises(DataError, match="no pair of responses"):
         evaluate(trained_run.model, tied, console=QUIET)
-    with pytest.raises(DataError, match="unknown task"):
+    with pytest.raises(DataError, match="no such task"):
         evaluate(trained_run.model, [groups[0].model_copy(update={"task": "strange"})], console=QUIET)

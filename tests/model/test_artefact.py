@@ -283,6 +283,13 @@ def full_disk_after(files: int) -> Callable[..., None]:
     return save
 
 
+def test_card_and_settings_survive_a_round_trip(tiny_model: Callable[..., DMoERM], tmp_path: Path) -> None:
+    tiny_model().save_pretrained(tmp_path / "first", card="# A card", run_config="seed: 7")
+    DMoERM.from_pretrained(tmp_path / "first").save_pretrained(tmp_path / "second", run_config="seed: 8")
+    texts = [(tmp_path / "second" / name).read_text() for name in ("README.md", "run.yaml")]
+    assert texts == ["# A card", "seed: 8"]
+
+
 @pytest.mark.parametrize("files", [0, 1, 5])
 def test_a_full_disk_leaves_the_old_model_and_nothing_else(
     copied: Path, tiny_model: Callable[..., DMoERM], monkeypatch: pytest.MonkeyPatch, files: int

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 
 from dmoerm.config import HeadConfig, StepConfig
-from dmoerm.errors import DmoermError
+from dmoerm.errors import ArtefactError, DmoermError
 from dmoerm.model.heads import Head
 from dmoerm.schema import Pair
 from dmoerm.training.batches import Item, collate_vectors
@@ -253,6 +253,25 @@ def test_a_loss_that_is_not_finite_is_an_error(tmp_path: Path) -> None:
     bad = [Item(torch.full((2, WIDTH), torch.nan), [Pair(0, 1)])]
     with pytest.raises(DmoermError, match=r"the loss is nan.*learning_rate"):
         fitted(head(), tmp_path / "step", train=bad, validation=bad)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        RuntimeError("PytorchStreamWriter failed writing file: file write failed"),
+    ],
+)
+def test_a_full_disk_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(Trainer, "_save_checkpoint", full)
+    with pytest.raises(ArtefactError, match=r"cannot be written.*free some space"):
+        fitted(head(), tmp_path / "step")
+    monkeypatch.setattr(Trainer, "_save_checkpoint", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        fitted(head(), tmp_path / "other")
 
 
 def test_a_required_margin_asks_for_more(tmp_path: Path) -> None:

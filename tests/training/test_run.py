@@ -303,6 +303,13 @@ def test_a_capability_without_ordered_pairs_is_named_before_anything_is_trained(
     assert not Path(config.output).exists()
 
 
+def test_a_tracker_that_is_not_there_is_named_before_anything_is_trained(
+    tiny_config: Callable[..., Config],
+) -> None:
+    with pytest.raises(ConfigError, match=r"report_to: .*comet"):
+        train_quietly(tiny_config(report_to=("comet_ml",)))
+
+
 def test_other_data_in_the_same_folder_are_refused(tiny_config: Callable[..., Config]) -> None:
     config = tiny_config(phase1={"epochs": 0})
     train_quietly(config)

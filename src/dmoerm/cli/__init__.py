@@ -6,8 +6,10 @@ output, progress and errors to the standard error stream.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import sys
 from typing import Any
 
 import typer
@@ -18,7 +20,7 @@ from typer.core import TyperGroup
 from ..errors import DmoermError
 from . import data, demo, eval, score, train
 
-_INTERRUPTED = 130
+_INTERRUPTED, _PIPE_CLOSED = 130, 141
 _SYSTEM_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR}
 
 
@@ -30,6 +32,10 @@ class _Commands(TyperGroup):
             return super().invoke(ctx)
         except KeyboardInterrupt:
             raise typer.Exit(_INTERRUPTED) from None
+        except BrokenPipeError:  # whoever reads our output has had enough, as `head` does
+            with contextlib.suppress(OSError):  # else the interpreter's last flush complains again
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(_PIPE_CLOSED) from None
         except (DmoermError, OSError) as error:
             if not isinstance(error, DmoermError) and error.errno not in _SYSTEM_FAULTS:
                 raise

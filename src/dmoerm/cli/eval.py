@@ -13,7 +13,6 @@ from .options import BatchTokens, JsonFile, Overrides
 
 if TYPE_CHECKING:
     from ..config import Config
-    from ..model import DMoERM
     from ..schema import Group
 
 
@@ -36,7 +35,6 @@ def command(
     rm = load_model(model)
     config = _config(Path(model), overrides or ())
     groups = _read(data, format) if data else _held_out(config, model)
-    _check_tasks(groups, rm)
     cache = open_cache(config, rm) if config and not data else None
     steps = _steps(Path(model))
     results = evaluate(rm, groups, config, command="eval", steps=steps, batch_tokens=batch_tokens, cache=cache)
@@ -83,18 +81,3 @@ def _read(files: Sequence[str], format: str) -> list[Group]:
 
     groups = [group for file in files for group in read_groups(file, format=format).groups]
     return with_gold(overall_from_capabilities(groups))
-
-
-def _check_tasks(groups: Sequence[Group], model: DMoERM) -> None:
-    """Raises `DataError` for a group whose task the model does not have."""
-    from ..errors import DataError
-
-    known = model.config.tasks
-    for group in groups:
-        if group.task is not None and group.task not in known:
-            raise DataError(
-                f"group {group.id}: the model has no such task",
-                field="task",
-                value=group.task,
-                remedy=f"use one of {', '.join(known)}, or null to let the router decide",
-            )

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from ..errors import ArtefactError, ConfigError
+from ..errors import ConfigError
+from ..paths import complete_file
 
 Write = Callable[[list[dict[str, Any]]], None]
 
@@ -34,33 +33,14 @@ def open_output(target: str) -> Iterator[Write]:
     openers = {".jsonl": _json_lines, ".parquet": _parquet}
     if path.suffix not in openers:
         raise ConfigError(f"--output {target}: ends in {path.suffix!r}; use .jsonl or .parquet, or - for the screen")
-    with _complete_file(path) as unfinished, openers[path.suffix](unfinished) as write:
+    with complete_file(path) as unfinished, openers[path.suffix](unfinished) as write:
         yield write
-
-
-@contextlib.contextmanager
-def _complete_file(target: Path) -> Iterator[Path]:
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-        os.close(handle)
-    except OSError as error:
-        raise ArtefactError(f"{target}: cannot be written: {error.strerror}") from None
-    try:
-        yield Path(name)
-        Path(name).chmod(0o644)
-        Path(name).replace(target)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 @contextlib.contextmanager
 def _json_lines(path: Path) -> Iterator[Write]:
     with path.open("w", encoding="utf-8") as file:
         yield lambda rows: _write_lines(file, rows)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _write_lines(file: TextIO, rows: list[dict[str, Any]]) -> None:

@@ -46,32 +46,16 @@ def command(
         rm = load_model(model)
         if task is not None:
             rm.inner(task)
-        queries = _for_task(read_queries(input, format=format), rm, task, input)
+        queries = read_queries(input, format=format)
+        if task is not None:
+            queries = (query.model_copy(update={"task": task}) for query in queries)
         tally = _score(rm, queries, write, batch_tokens)
     if json_file is not None:
-        from ..evaluation.results import write_text
+        from ..paths import write_file
 
         summary = {"schema": 1, "command": "score", "model": model, "input": input, "output": output, **tally}
         summary["seconds"] = round(time.monotonic() - started, 3)
-        write_text(json_file, json.dumps(summary, ensure_ascii=False, indent=2) + "\n")
-
-
-def _for_task(queries: Iterable[Query], model: DMoERM, task: str | None, source: str) -> Iterator[Query]:
-    """The queries with the task they are to be scored as. Raises `DataError` for one that the model does not have."""
-    from ..errors import DataError
-
-    for query in queries:
-        if task is not None:
-            query = query.model_copy(update={"task": task})
-        if query.task is not None and query.task not in model.config.tasks:
-            raise DataError(
-                f"query {query.id}: the model has no such task",
-                file=source,
-                field="task",
-                value=query.task,
-                remedy=f"use one of {', '.join(model.config.tasks)}, null to let the router decide, or --task",
-            )
-        yield query
+        write_file(json_file, json.dumps(summary, ensure_ascii=False, indent=2) + "\n")
 
 
 def _score(model: DMoERM, queries: Iterable[Query], write: Any, batch_tokens: int) -> dict[str, Any]:

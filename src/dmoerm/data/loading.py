@@ -44,12 +44,12 @@ def load_data(config: Config) -> Loaded:
     taxonomy = load_taxonomy(config.taxonomy) if config.taxonomy else draft_taxonomy(groups, "drafted")
     for group in groups:
         _check_names(group, taxonomy)
-    groups = overall_from_capabilities(groups)
     if config.data.groups_per_task:
         groups = take_groups(groups, config.data.groups_per_task, config.seed)
     seed = config.seed if config.data.split_seed is None else config.data.split_seed
     train, test = split_by_prompt(groups, config.data.test_fraction, seed)
-    return Loaded(train, with_gold(test), taxonomy, left_out)
+    test = overall_from_capabilities(test, scales_of=train)
+    return Loaded(overall_from_capabilities(train), with_gold(test), taxonomy, left_out)
 
 
 def with_gold(groups: Sequence[Group]) -> list[Group]:

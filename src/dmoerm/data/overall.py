@@ -11,16 +11,16 @@ from ..schema import Grades, Group
 _Scale = tuple[float, float]
 
 
-def overall_from_capabilities(groups: Sequence[Group]) -> list[Group]:
+def overall_from_capabilities(groups: Sequence[Group], scales_of: Sequence[Group] | None = None) -> list[Group]:
     """The groups, in order; where there are no overall grades, scores are made from the capability grades.
 
     A response's score is the mean of its grades, each standardised (mean 0, standard deviation 1) over all grades of
-    its task and capability in `groups`; grades that are missing are skipped, a capability on which all grades are
-    equal counts 0. Such groups have `scores_derived` set. Groups with scores or ranks are returned as they are, and so
-    are groups with a response that nobody graded on anything. Such a score favours methods that combine capabilities,
-    so report these groups apart.
+    its task and capability in `scales_of` (None: in `groups`; for a test part: the training part). Grades that are
+    missing are skipped; a capability on which all grades are equal counts 0. Such groups have `scores_derived` set.
+    Groups with scores or ranks are returned as they are, and so are groups with a response that nobody graded on
+    anything. Such a score favours methods that combine capabilities, so report these groups apart.
     """
-    scales = _scales(groups)
+    scales = _scales(groups if scales_of is None else scales_of)
     return [_with_overall(group, scales) for group in groups]
 
 

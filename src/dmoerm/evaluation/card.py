@@ -9,7 +9,8 @@ from typing import Any
 import yaml
 
 from ..errors import ArtefactError
-from .results import Results, write_text
+from ..paths import write_file
+from .results import Results
 
 _TAGS = ("reward-model", "mixture-of-experts", "rlhf", "preference")
 _USE = """\
@@ -54,7 +55,7 @@ def write_card(model_dir: str | Path, results: Results) -> None:
         tasks = dict(settings["tasks"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArtefactError(f"{folder}: is no dmoerm model, so it gets no card ({error})") from None
-    write_text(folder / "README.md", card(results, tasks))
+    write_file(folder / "README.md", card(results, tasks))
 
 
 def card(results: Results, tasks: dict[str, list[str]]) -> str:

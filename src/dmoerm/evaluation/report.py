@@ -9,8 +9,9 @@ from pathlib import Path
 
 import yaml
 
+from ..paths import write_file
 from .plots import capability_plot, confusion_plot, consistency_plot, paired_plot, reliability_plot
-from .results import SUMMARIES, Difference, Estimate, Results, write_text
+from .results import SUMMARIES, Difference, Estimate, Results
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1c2530 }
@@ -30,7 +31,7 @@ _EXPLANATIONS = {
 
 def write_report(path: str | Path, results: Results) -> None:
     """Writes the page, completely or not at all. Raises `ArtefactError` where it cannot be written."""
-    write_text(path, report_html(results))
+    write_file(Path(path), report_html(results))
 
 
 def report_html(results: Results) -> str:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ..errors import ArtefactError, DataError
+from ..errors import DataError
 from ..paths import write_file
 
 MEAN = "mean"
@@ -158,17 +158,7 @@ class Results(_Part):
 
 def write_results(path: str | Path, results: Results) -> None:
     """Writes results.json, completely or not at all. Raises `ArtefactError` where it cannot be written."""
-    write_text(path, results.to_json())
-
-
-def write_text(path: str | Path, text: str) -> None:
-    """`paths.write_file` that raises `ArtefactError`."""
-    try:
-        write_file(Path(path), text)
-    except OSError as error:
-        raise ArtefactError(
-            f"{path}: cannot be written: {error.strerror or error}; nothing was changed there"
-        ) from None
+    write_file(Path(path), results.to_json())
 
 
 def read_results(path: str | Path) -> Results:

@@ -79,7 +79,7 @@ def score_groups(
     """
     for group in groups:
         if group.task is not None:
-            model.inner(group.task)
+            model.inner(group.task, f"group {group.id}")
     encoded = [model.encoder.encode(Query(id=g.id, prompt=g.prompt, responses=g.responses)) for g in groups]
     found: dict[int, ScoredGroup] = {}
     with _progress(console) as advance:

@@ -35,13 +35,14 @@ if TYPE_CHECKING:
 
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _ADAPTER = "base_model.model."
+_TEXTS = ("README.md", "run.yaml")
 
 
 def save(model: DMoERM, target: Path, *, card: str | None = None, run_config: str | None = None) -> None:
     """Writes the model's folder. If it fails, `target` is as it was before.
 
     Args:
-        card: the text of README.md; run_config: the text of run.yaml.
+        card: the text of README.md; run_config: the text of run.yaml; None: what the model was loaded with, if any.
 
     Raises:
         ArtefactError: the folder cannot be written (a full disk, no rights).
@@ -49,11 +50,14 @@ def save(model: DMoERM, target: Path, *, card: str | None = None, run_config: st
     try:
         with complete_folder(target) as folder:
             _write(model, folder)
-            for name, text in (("README.md", card), ("run.yaml", run_config)):
-                if text is not None:
-                    (folder / name).write_text(text, encoding="utf-8")
+            for name, text in {**model.texts, **_given({"README.md": card, "run.yaml": run_config})}.items():
+                (folder / name).write_text(text, encoding="utf-8")
     except Exception as error:  # a full disk is an OSError, a SafetensorError or a bare Exception, by who writes
         raise ArtefactError(f"{target}: the model cannot be written: {error}; nothing was changed there") from error
+
+
+def _given(texts: dict[str, str | None]) -> dict[str, str]:
+    return {name: text for name, text in texts.items() if text is not None}
 
 
 def _write(model: DMoERM, folder: Path) -> None:
@@ -96,6 +100,7 @@ def load(path: str | Path, dtype: torch.dtype | str | None = None, revision: str
         tokenizer = load_tokenizer(folder)
     except Exception as error:  # tokenizers raises bare exceptions of its own
         raise ArtefactError(f"{folder}: the tokenizer cannot be read: {str(error).splitlines()[0]}") from None
+    model.texts = {name: file.read_text(encoding="utf-8") for name in _TEXTS if (file := folder / name).is_file()}
     return with_tokenizer(model, tokenizer).eval()
 
 

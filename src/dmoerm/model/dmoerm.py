@@ -72,6 +72,8 @@ class DMoERM(PreTrainedModel):
 
     def __init__(self, config: DMoERMConfig) -> None:
         super().__init__(config)
+        self.texts: dict[str, str] = {}
+        """What else lay in the folder that the model was loaded from: its card, its run's settings."""
         backbone = config.backbone_config
         whole = empty_part(backbone, backbone.num_hidden_layers)
         self.trunk, branch = cut(whole, config.branch_layer)
@@ -97,11 +99,12 @@ class DMoERM(PreTrainedModel):
         settings = AggregatorConfig(**config.aggregator)
         return InnerModel(base, experts, Aggregator(embeddings, config.width, len(capabilities) + 2, settings))
 
-    def inner(self, task: str) -> InnerModel:
-        """A task's inner model. Raises `DataError` if there is none of that name."""
+    def inner(self, task: str, asked_by: str = "") -> InnerModel:
+        """A task's inner model. Raises `DataError`, which names `asked_by`, if there is none of that name."""
         if task not in self.config.tasks:
+            problem = f"{asked_by}: the model has no such task" if asked_by else "the model has no such task"
             known = ", ".join(self.config.tasks)
-            raise DataError("unknown task", field="task", value=task, remedy=f"use one of {known}, or null to route")
+            raise DataError(problem, field="task", value=task, remedy=f"use one of {known}, or null to route")
         return self.tasks[_key(task)]  # pyright: ignore[reportReturnType]
 
     # --- scoring -----------------------------------------------------------------------------------------------
@@ -144,7 +147,7 @@ class DMoERM(PreTrainedModel):
         """Scores queries in batches of similar length; the result comes in the order of the queries."""
         for query in queries:
             if query.task is not None:
-                self.inner(query.task)
+                self.inner(query.task, f"query {query.id}" if query.id else "")
         encoded = [self.encoder.encode(query) for query in queries]
         scores: dict[int, list[Score]] = {}
         for rows in batches(encoded, batch_tokens):
@@ -230,7 +233,10 @@ class DMoERM(PreTrainedModel):
         return_dict: bool | None = None,
         **_: Any,
     ) -> SequenceClassifierOutput | tuple[Tensor]:
-        """Rewards of whole token sequences (B, T) as logits (B, 1); the last `response_marker` starts the response."""
+        """Rewards of whole token sequences (B, T) as logits (B, 1); the response follows the last `response_marker`.
+
+        Raises `DataError` where there is no marker with a response after it.
+        """
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         rows = [ids[keep.bool()].tolist() for ids, keep in zip(input_ids, mask, strict=True)]
         hidden = self.hidden(ids := collate_ids([self._split(row) for row in rows]).to(self.device))
@@ -241,8 +247,14 @@ class DMoERM(PreTrainedModel):
     def _split(self, ids: list[int]) -> Encoded:
         marker = self.config.response_marker
         starts = [i + len(marker) for i in range(len(ids) - len(marker)) if ids[i : i + len(marker)] == marker]
-        start = starts[-1] if starts and marker else max(len(ids) // 2, 1)
-        return Encoded(ids[:start], [ids[start:] or ids[-1:]])
+        if not starts:
+            raise DataError(
+                "nothing in the token ids says where the response begins",
+                field="input_ids",
+                value=ids,
+                remedy="encode with the chat template, a response after its prompt, or use DMoERM.score",
+            )
+        return Encoded(ids[: starts[-1]], [ids[starts[-1] :]])
 
     def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, save_directory: str | Path, *, card: str | None = None, run_config: str | None = None, **_: Any

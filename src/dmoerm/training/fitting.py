@@ -10,13 +10,14 @@ import contextlib
 import json
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys
 from transformers import (
@@ -30,10 +31,12 @@ from transformers import (
 from transformers.trainer_utils import EvalPrediction, get_last_checkpoint
 
 from ..config import StepConfig
-from ..errors import TrainingError
+from ..errors import ArtefactError, TrainingError
 from ..model.backbone import Shared
 from .batches import Collate
 from .losses import pair_loss
+
+_NO_ROOM = ("No space left", "file write failed", "unexpected pos", "quota exceeded")  # a full disk, by who writes
 
 
 class PhaseModel(nn.Module):
@@ -89,6 +92,7 @@ def fit(
 
     Raises:
         TrainingError: the loss is not finite.
+        ArtefactError: the disk is full.
     """
     trainer = _PhaseTrainer(
         model=_OnlyTrained(model),
@@ -108,7 +112,8 @@ def fit(
             checkpoint = _last_checkpoint(folder)
             if checkpoint and _had_stopped(checkpoint, step.patience):
                 trainer.args.max_steps = TrainerState.load_from_json(f"{checkpoint}/trainer_state.json").global_step
-            trainer.train(resume_from_checkpoint=checkpoint)
+            with _explained(folder):
+                trainer.train(resume_from_checkpoint=checkpoint)
             after = trainer.evaluate()
             if _better(after, found, step.best_by):
                 found = after
@@ -247,6 +252,20 @@ def _metrics(prediction: EvalPrediction) -> dict[str, float]:
         "loss": float((np.logaddexp(0, -margins) * weights).sum() / weights.sum()),
         "consistency": float((margins > 0).mean()),
     }
+
+
+@contextlib.contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    """A checkpoint that finds no room is one error, whoever was writing it."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if not any(sign in str(error) for sign in _NO_ROOM):
+            raise
+        raise ArtefactError(
+            f"{folder}: a checkpoint cannot be written: {str(error).splitlines()[0]}; "
+            "free some space and run again: training goes on from the last whole checkpoint"
+        ) from error
 
 
 @contextlib.contextmanager

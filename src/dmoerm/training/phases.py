@@ -64,7 +64,6 @@ def phase1(run: Run, task: str, train: Examples, validation: Examples) -> None:
 def phase2(run: Run, task: str, train: Examples, validation: Examples) -> None:
     """Trains each capability's expert on the capability labels, all else frozen."""
     inner = run.model.inner(task)
-    inner.experts.attach(inner.base.branch)  # pyright: ignore[reportArgumentType]
     for index, capability in enumerate(inner.experts.capabilities):
         name = f"phase2/{task}/{capability}"
         state = run.step(name, lambda place, c=capability: _train_expert(run, inner, c, train, validation, place))

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
 from ..config import Config, dump_config
 from ..data.loading import Loaded, load_data
@@ -43,6 +44,7 @@ def train(config: Config, console: Console | None = None) -> Run:
         ConfigError: the folder holds a run with other settings.
         DataError: the data cannot be used.
     """
+    _check_trackers(config)
     data = load_data(config)
     _check_pairs(data)
     folder = _claim(config, data)  # once the data are known to be good, so that their settings can still be corrected
@@ -101,6 +103,7 @@ def build_model(config: Config, taxonomy: Taxonomy) -> DMoERM:
     for task in settings.tasks:
         inner = model.inner(task)
         inner.base.branch = branch if settings.shared_branch else copy.deepcopy(branch)
+        inner.experts.attach(inner.base.branch)
     with_tokenizer(model, tokenizer)
     model.config.response_marker = model.encoder.marker
     return model.eval()
@@ -141,6 +144,15 @@ def _examples(run: Run, groups: Sequence[Group]) -> list[Example]:
         )
         for group in groups
     ]
+
+
+def _check_trackers(config: Config) -> None:
+    """Raises `ConfigError` for a tracker that is unknown or not installed, before an hour of training."""
+    try:
+        for callback in get_reporting_integration_callbacks(list(config.report_to)):
+            callback()
+    except (RuntimeError, ValueError, ImportError) as error:
+        raise ConfigError(f"report_to: {error}") from None
 
 
 def _check_pairs(data: Loaded) -> None:
