@@ -148,13 +148,19 @@ class LoRAConfig(_Settings):
     """Names of the linear layers that get it."""
 
 
-class ExpertConfig(StepConfig):
+class BranchStepConfig(StepConfig):
+    """Phases 0 and 1: a branch and its head."""
+
+    head_first: StepConfig | None = None
+    """How the head is fitted on the start's fixed embeddings before the branch or LoRA joins (arXiv 2202.10054); None:
+    it starts as it is: near zero, or as the phase before left it."""
+
+
+class ExpertConfig(BranchStepConfig):
     """Phase 2: one expert a capability."""
 
     lora: LoRAConfig = LoRAConfig()
     """The expert's LoRA; rank 0: the expert is a head alone."""
-    head_first: StepConfig | None = None
-    """How the head is fitted on the branch's fixed embeddings before the LoRA joins; None: it starts as phase 1's."""
 
 
 class AggregatorConfig(StepConfig):
@@ -194,8 +200,8 @@ class Config(_Settings):
     encoding: EncodingConfig = EncodingConfig()
     head: HeadConfig = HeadConfig()
     router: RouterConfig = RouterConfig()
-    phase0: StepConfig = StepConfig()
-    phase1: StepConfig = StepConfig()
+    phase0: BranchStepConfig = BranchStepConfig()
+    phase1: BranchStepConfig = BranchStepConfig()
     phase2: ExpertConfig = ExpertConfig()
     phase3: AggregatorConfig = AggregatorConfig()
 

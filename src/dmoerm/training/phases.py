@@ -12,14 +12,15 @@ With `base: frozen` the branch is never touched: phases 0 to 2 fit heads on cach
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import set_seed
 
-from ..config import StepConfig
+from ..config import BranchStepConfig, StepConfig
 from ..data.splitting import split_by_prompt
 from ..model.backbone import Decoder
 from ..model.experts import StackedLoRALinear, lora_layers, with_experts
@@ -32,6 +33,7 @@ from .fitting import Fit, PhaseModel, fit
 from .steps import Run, State
 
 Examples = Sequence[Example]
+Embeddings = Callable[[], Mapping[str, Tensor]]
 _SAMPLE = 256  # groups that standardisation statistics are taken from where an embedding costs a pass
 
 
@@ -64,9 +66,12 @@ def phase1(run: Run, task: str, train: Examples, validation: Examples) -> None:
 def phase2(run: Run, task: str, train: Examples, validation: Examples) -> None:
     """Trains each capability's expert on the capability labels, all else frozen."""
     inner = run.model.inner(task)
+    embeddings = functools.cache(lambda: base_embeddings(run, inner.base, [*train, *validation]))  # one pass for all
     for index, capability in enumerate(inner.experts.capabilities):
         name = f"phase2/{task}/{capability}"
-        state = run.step(name, lambda place, c=capability: _train_expert(run, inner, c, train, validation, place))
+        state = run.step(
+            name, lambda place, c=capability: _train_expert(run, inner, c, embeddings, train, validation, place)
+        )
         _apply_expert(inner, index, state)
 
 
@@ -102,17 +107,19 @@ def _divide(run: Run, examples: Examples) -> tuple[Examples, Examples]:
 
 
 def _train_base(
-    run: Run, start: BranchScorer, train: Examples, validation: Examples, step: StepConfig, place: Path
+    run: Run, start: BranchScorer, train: Examples, validation: Examples, step: BranchStepConfig, place: Path
 ) -> tuple[State, Fit]:
     head = copy.deepcopy(start.head).requires_grad_(True)
     if run.frozen or not run.config.warm_start or start is run.model.general:
         head.standardise.fit(torch.cat(list(base_embeddings(run, start, _sample(run, train)).values())))
-    if run.frozen:
-        result = _fit_head(run, head, start, None, train, validation, step, place)
-        return {f"head.{name}": tensor for name, tensor in head.state_dict().items()}, result
+    if first := step if run.frozen else step.head_first:
+        embeddings = base_embeddings(run, start, [*train, *validation])
+        result = _fit_head(run, head, embeddings, None, train, validation, first, place / "head")
+        if run.frozen:
+            return {f"head.{name}": tensor for name, tensor in head.state_dict().items()}, result
     scorer = BranchScorer(_trainable(run, start.branch), head, start.pooling)  # pyright: ignore[reportArgumentType]
     states = [items(part, lambda e: run.cache.states(e.encoded)) for part in (train, validation)]
-    result = _fit(run, PhaseModel(scorer, step.l2, head), states, collate_states, step, place)
+    result = _fit(run, PhaseModel(scorer, step.l2, head), states, collate_states, step, place / "branch")
     scorer.branch = _merged(scorer.branch)
     return scorer.state_dict(), result
 
@@ -149,7 +156,13 @@ def _apply_base(run: Run, scorer: BranchScorer, state: State) -> None:
 
 
 def _train_expert(
-    run: Run, inner: InnerModel, capability: str, train: Examples, validation: Examples, place: Path
+    run: Run,
+    inner: InnerModel,
+    capability: str,
+    embeddings: Embeddings,
+    train: Examples,
+    validation: Examples,
+    place: Path,
 ) -> tuple[State, Fit]:
     settings, lora = run.config.phase2, run.config.phase2.lora
     head = copy.deepcopy(inner.base.head).requires_grad_(True)
@@ -157,7 +170,7 @@ def _train_expert(
     if not lora.rank or settings.head_first:
         nn.init.normal_(head.score.weight, std=1e-3)
         step = settings.head_first if lora.rank and settings.head_first else settings
-        result = _fit_head(run, head, inner.base, capability, train, validation, step, place / "head")
+        result = _fit_head(run, head, embeddings(), capability, train, validation, step, place / "head")
     if not lora.rank:
         return {f"head.{name}": tensor for name, tensor in head.state_dict().items()}, result
     set_seed(run.seed(f"{place.relative_to(run.folder)}/start"))  # a resumed head has drawn fewer random numbers
@@ -214,15 +227,14 @@ def _train_aggregator(
 def _fit_head(
     run: Run,
     head: Head,
-    scorer: BranchScorer,
+    vectors: Mapping[str, Tensor],
     capability: str | None,
     train: Examples,
     validation: Examples,
     step: StepConfig,
     place: Path,
 ) -> Fit:
-    """Fits a head on the fixed embeddings of a branch."""
-    vectors = base_embeddings(run, scorer, [e for e in (*train, *validation) if e.pairs.get(capability)])
+    """Fits a head on the fixed embeddings of a branch; `vectors`: an example's key → (N, D)."""
     rows = [items(part, lambda e: vectors[e.key], capability) for part in (train, validation)]
     return _fit(run, PhaseModel(head, step.l2, head), rows, collate_vectors, step, place)
 
