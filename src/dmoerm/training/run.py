@@ -95,7 +95,7 @@ def build_model(config: Config, taxonomy: Taxonomy) -> DMoERM:
         lora=config.phase2.lora.model_dump(mode="json"),
         aggregator=config.phase3.model_dump(include={"inputs", "hidden", "dropout"}),
     )
-    model = DMoERM(settings).requires_grad_(False)
+    model = DMoERM(settings)
     model.trunk, branch = cut(backbone, layer)
     model.general.branch = branch
     if config.router.kind == "own":
@@ -106,7 +106,7 @@ def build_model(config: Config, taxonomy: Taxonomy) -> DMoERM:
         inner.experts.attach(inner.base.branch)
     with_tokenizer(model, tokenizer)
     model.config.response_marker = model.encoder.marker
-    return model.eval()
+    return model.requires_grad_(False).eval()
 
 
 def train_groups(run: Run, data: Loaded) -> None:
