@@ -22,7 +22,7 @@ from transformers import AutoModelForSequenceClassification
 from dmoerm.config import load_config
 from dmoerm.model import DMoERM
 from dmoerm.model.backbone import bundled_backbone
-from dmoerm.model.batching import collate_ids
+from dmoerm.model.batching import pack_ids
 from dmoerm.model.encoding import Encoded
 from dmoerm.taxonomy import Taxonomy
 from dmoerm.training.run import build_model
@@ -59,7 +59,7 @@ def measure(ours: DMoERM, plain: torch.nn.Module, prompt: int, responses: int, t
     whole = torch.tensor([query.prompt + response for response in query.responses])
 
     def score() -> None:
-        hidden = ours.hidden(ids := collate_ids([query]))
+        hidden = ours.hidden(ids := pack_ids([query]))
         ours.route(ids, hidden)
         ours.rewards(hidden, ["task"])
 

@@ -21,12 +21,11 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from torch import Tensor
 
 from ..model import DMoERM
-from ..model.backbone import Shared
-from ..model.batching import batches, collate_ids
+from ..model.batching import batches, pack_ids
 from ..model.encoding import Encoded
 from ..model.inner import InnerOutput
+from ..model.layout import Packed, pack
 from ..schema import Group, Query
-from ..training.batches import share
 from ..training.cache import ActivationCache
 
 METHODS = ("general", "per_task", "dmoerm")
@@ -118,6 +117,7 @@ def _score_batch(
 ) -> list[ScoredGroup]:
     hidden, route, base = _activations(model, encoded, cache)
     general = model.general.head(base)
+    owners = torch.tensor(hidden.layout.owner, device=base.device)
     chosen = [model.choose(row) for row in route]
     own = [group.task or model.router.tasks[i] for group, i in zip(groups, route.argmax(-1).tolist(), strict=True)]
     wanted = [{task for task in pair if task} for pair in zip(own, chosen, strict=True)]
@@ -129,7 +129,7 @@ def _score_batch(
             own[q],
             chosen[q],
             dict(zip(model.router.tasks, route[q].tolist(), strict=True)),
-            general[hidden.owner == q],
+            general[owners == q],
             {task: outputs[q, task] for task in wanted[q]},
         )
         for q, group in enumerate(groups)
@@ -138,13 +138,13 @@ def _score_batch(
 
 def _activations(
     model: DMoERM, encoded: Sequence[Encoded], cache: ActivationCache | None
-) -> tuple[Shared, Tensor, Tensor]:
+) -> tuple[Packed, Tensor, Tensor]:
     """Hidden states at the cut, task probabilities (Q, T), and the general model's embeddings (N, D)."""
-    ids = collate_ids(encoded).to(model.device)
+    ids = pack_ids(encoded).to(model.device)
     if cache is None:
         hidden = model.hidden(ids)
         return hidden, model.route(ids, hidden), model.general.embed(hidden)
-    hidden = share([cache.states(e) for e in encoded]).to(model.device)
+    hidden = pack([cache.states(e) for e in encoded]).to(model.device)
     if model.router.language_model is not None:
         route = model.route(ids, hidden)
     else:
@@ -155,17 +155,16 @@ def _activations(
 
 
 def _inner_outputs(
-    model: DMoERM, hidden: Shared, wanted: Sequence[set[str]], base: Tensor, general: Tensor
+    model: DMoERM, hidden: Packed, wanted: Sequence[set[str]], base: Tensor, general: Tensor
 ) -> dict[tuple[int, str], InnerOutput]:
     """(q, task) → what the task's inner model says of the q-th group, for all tasks wanted of it."""
     found: dict[tuple[int, str], InnerOutput] = {}
-    owners = hidden.owner.tolist()
+    owners = torch.tensor(hidden.layout.owner, device=base.device)
     for task in set().union(*wanted):
-        rows = [n for n, owner in enumerate(owners) if task in wanted[owner]]
-        index = torch.tensor(rows, device=base.device)
-        shared = base[index] if model.config.shared_branch else None
-        output = model.inner(task)(hidden.select(index), general[index], shared)
-        places = hidden.owner[index]
+        rows = [n for n, owner in enumerate(hidden.layout.owner) if task in wanted[owner]]
+        shared = base[rows] if model.config.shared_branch else None
+        output = model.inner(task)(hidden.select(rows), general[rows], shared)
+        places = owners[rows]
         for q in places.unique().tolist():
             found[q, task] = InnerOutput(*(part[places == q] for part in output))
     return found

@@ -25,9 +25,10 @@ from torch import Tensor, nn
 from ..config import EncodingConfig, LoRAConfig
 from ..errors import ArtefactError, shorten
 from ..paths import complete_folder
-from .backbone import Decoder, join, load_tokenizer
+from .backbone import join, load_tokenizer
 from .configuration import DMoERMConfig
 from .encoding import Encoder
+from .engine import Decoder
 from .experts import Experts, lora_layers
 
 if TYPE_CHECKING:

@@ -3,8 +3,7 @@
     ids (B, T) ──trunk: layers[0:b]──▶ hidden (B, T, d) ──branch: layers[b:L], norm──▶ (B, T, d)
 
 Both parts are models of the backbone's own class with fewer layers: no layer code is rewritten. With `branch_layer` 0
-there is no trunk and the branch reads the ids themselves, embeddings included. `run_shared` runs each prompt once and
-its responses against the prompt's keys and values; the result equals that of separate sequences.
+there is no trunk and the branch reads the ids themselves, embeddings included.
 """
 
 from __future__ import annotations
@@ -12,107 +11,23 @@ from __future__ import annotations
 import copy
 import importlib.util
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from torch import nn
+from transformers import AutoConfig, AutoModel, PreTrainedTokenizerBase
 
 from ..config import BackboneConfig
 from ..errors import BackboneError
 from ..paths import cache_folder, complete_folder
-
-if TYPE_CHECKING:
-
-    class Decoder(PreTrainedModel):
-        """A decoder of the common layout; see `check_decoder`."""
-
-        layers: nn.ModuleList
-        norm: nn.Module
-        embed_tokens: nn.Module | None
-        rotary_emb: Any
-else:
-    Decoder = PreTrainedModel
+from .engine import ATTENTION, Decoder, run
+from .layout import pack
 
 BUNDLED = "smollm2"
 _BUNDLED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _PARTS = ("layers", "norm", "embed_tokens", "rotary_emb")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-class Shared(NamedTuple):
-    """Prompts and their responses, right-padded, for one pass; Q prompts, N responses, P and R tokens.
-
-    Attributes:
-        prompt: ids (Q, P) or hidden states (Q, P, d).
-        prompt_mask: (Q, P), True at real tokens.
-        response: ids (N, R) or hidden states (N, R, d).
-        response_mask: (N, R), True at real tokens.
-        owner: (N,), the row of each response's prompt.
-    """
-
-    prompt: Tensor
-    prompt_mask: Tensor
-    response: Tensor
-    response_mask: Tensor
-    owner: Tensor
-
-    def repeat(self, times: int) -> Shared:
-        """The same rows `times` times, one block after the other: one block for each of the stacked experts."""
-        offsets = torch.arange(times, device=self.owner.device).repeat_interleave(len(self.owner)) * len(self.prompt)
-        tile = [tensor.repeat(times, *[1] * (tensor.dim() - 1)) for tensor in self[:4]]
-        return Shared(*tile, owner=self.owner.repeat(times) + offsets)
-
-    def select(self, rows: Tensor) -> Shared:
-        """Only these responses, and the prompts that they belong to."""
-        prompts, owner = self.owner[rows].unique(return_inverse=True)
-        return Shared(
-            self.prompt[prompts], self.prompt_mask[prompts], self.response[rows], self.response_mask[rows], owner
-        )
-
-    def to(self, device: torch.device | str) -> Shared:
-        """The same on another device."""
-        return Shared(*(tensor.to(device) for tensor in self))
-
-
-def run_shared(part: Decoder, inputs: Shared) -> tuple[Tensor, Tensor]:
-    """Runs a trunk or branch over prompts and responses: states (Q, P, d) and (N, R, d). Gradients flow.
-
-    Raises:
-        BackboneError: the backbone attends to a sliding window, and the padded texts are longer than that.
-    """
-    prompt, prompt_mask, response, response_mask, owner = inputs
-    cache = DynamicCache(config=part.config)
-    _check_window(cache, prompt.shape[1] + response.shape[1])
-    prompt_states = _run(part, prompt, attention_mask=prompt_mask.long(), cache=cache, use_cache=True)
-    cache.batch_select_indices(owner)
-    lengths = prompt_mask.sum(1)[owner]
-    response_states = _run(
-        part,
-        response,
-        attention_mask=torch.cat([prompt_mask[owner], response_mask], dim=1).long(),
-        position_ids=lengths[:, None] + torch.arange(response.shape[1], device=response.device),
-        cache=cache,
-        use_cache=True,
-    )
-    return prompt_states, response_states
-
-
-def _check_window(cache: DynamicCache, length: int) -> None:
-    """A window counts padding too, so that it would lose a padded prompt's own tokens."""
-    windows = [getattr(layer, "sliding_window", None) for layer in cache.layers]
-    narrowest = min((window for window in windows if window), default=length)
-    if length > narrowest:
-        raise BackboneError(
-            f"prompt and response are {length} tokens with padding, more than the backbone's attention window of "
-            f"{narrowest}; set encoding.max_length to at most half of it"
-        )
-
-
-def _run(part: Decoder, inputs: Tensor, **kwargs: Any) -> Tensor:
-    name = "inputs_embeds" if inputs.is_floating_point() else "input_ids"
-    return part(**{name: inputs}, **kwargs).last_hidden_state
 
 
 def load_backbone(config: BackboneConfig) -> tuple[Decoder, PreTrainedTokenizerBase]:
@@ -123,7 +38,8 @@ def load_backbone(config: BackboneConfig) -> tuple[Decoder, PreTrainedTokenizerB
     """
     path = backbone_folder(config.path)
     try:
-        model: Decoder = AutoModel.from_pretrained(path, dtype=resolve_dtype(config.dtype), use_safetensors=True).eval()
+        settings = {"dtype": resolve_dtype(config.dtype), "attn_implementation": ATTENTION}
+        model: Decoder = AutoModel.from_pretrained(path, use_safetensors=True, **settings).eval()
         tokenizer = load_tokenizer(path)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise BackboneError(
@@ -205,7 +121,7 @@ def empty_part(config: Any, layers: int, start: int = 0) -> Decoder:
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[start : start + layers]
     with torch.device("meta"):
-        part = AutoModel.from_config(config)
+        part = AutoModel.from_config(config, attn_implementation=ATTENTION)
     part.rotary_emb = type(part.rotary_emb)(config)  # computed, not stored
     return part
 
@@ -235,17 +151,15 @@ def check_decoder(model: Decoder) -> None:
 
 @torch.no_grad()
 def check_cut(model: Decoder, layer: int, tolerance: float = 1e-4) -> None:
-    """Raises `BackboneError` unless trunk + branch, prompt shared, give the whole model's result."""
+    """Raises `BackboneError` unless trunk + branch on packed tokens give the whole model's result."""
     vocabulary = int(model.config.vocab_size)
     ids = torch.arange(24, device=model.device).reshape(2, 12) * 7919 % vocabulary
-    whole = model(input_ids=ids).last_hidden_state[:, 6:].float()
-    ones = torch.ones(2, 6, dtype=torch.bool, device=model.device)
+    whole = model(input_ids=ids).last_hidden_state[:, 6:].flatten(0, 1).float()
     trunk, branch = cut(model, layer)
-    states = Shared(ids[:, :6], ones, ids[:, 6:], ones, torch.arange(2, device=model.device))
+    inputs = pack([(row[:6], [row[6:]]) for row in ids]).to(model.device)
     if trunk is not None:
-        prompt, response = run_shared(trunk, states)
-        states = states._replace(prompt=prompt, response=response)
-    error = (run_shared(branch, states)[1].float() - whole).abs().max() / whole.abs().max()
+        inputs = inputs._replace(tokens=run(trunk, inputs)[0])
+    error = (run(branch, inputs, "responses")[0].float() - whole).abs().max() / whole.abs().max()
     if model.dtype != torch.float32:
         tolerance = 5e-2  # the two ways round at different places
     if not error <= tolerance:

@@ -24,13 +24,15 @@ from ..config import AggregatorConfig, EncodingConfig, HeadConfig, LoRAConfig
 from ..errors import DataError
 from ..schema import Message, Prompt, Query, parse_query
 from .aggregator import Aggregator
-from .backbone import Shared, cut, empty_part, run_shared
-from .batching import batches, collate_ids
+from .backbone import cut, empty_part
+from .batching import batches, pack_ids, pad
 from .configuration import DMoERMConfig
 from .encoding import Encoded, Encoder
+from .engine import run
 from .experts import Experts
 from .heads import BranchScorer, Head
-from .inner import Calibration, InnerModel
+from .inner import Calibration, InnerModel, InnerOutput
+from .layout import Packed
 from .router import Router
 
 
@@ -157,51 +159,56 @@ class DMoERM(PreTrainedModel):
 
     @torch.inference_mode()
     def _score_batch(self, encoded: Sequence[Encoded], tasks: Sequence[str | None]) -> list[list[Score]]:
-        ids = collate_ids(encoded).to(self.device)
+        ids = pack_ids(encoded).to(self.device)
         hidden = self.hidden(ids)
         route = self.route(ids, hidden)
         chosen = [task or self.choose(row) for task, row in zip(tasks, route, strict=True)]
         rewards = self.rewards(hidden, chosen)
         scores: list[list[Score]] = [[] for _ in encoded]
-        for n, owner in enumerate(ids.owner.tolist()):
+        for n, owner in enumerate(ids.layout.owner):
             probabilities = dict(zip(self.router.tasks, route[owner].tolist(), strict=True))
             scores[owner].append(Score(task=chosen[owner], route=probabilities, **rewards[n]))
         return scores
 
-    def hidden(self, ids: Shared) -> Shared:
+    def hidden(self, ids: Packed) -> Packed:
         """The trunk's hidden states of token ids; the ids themselves where there is no trunk."""
-        if self.trunk is None:
-            return ids
-        prompt, response = run_shared(self.trunk, ids)
-        return ids._replace(prompt=prompt, response=response)
+        return ids if self.trunk is None else ids._replace(tokens=run(self.trunk, ids)[0])
 
-    def route(self, ids: Shared, hidden: Shared) -> Tensor:
+    def route(self, ids: Packed, hidden: Packed) -> Tensor:
         """Task probabilities (Q, T)."""
-        own = self.router.language_model is not None
-        return self.router.probabilities(ids.prompt if own else hidden.prompt, ids.prompt_mask)
+        if self.router.language_model is None:
+            return self.router.probabilities(hidden.prompt_means())
+        prompts, mask = pad([prompt for prompt, _ in ids.split()])
+        return self.router.probabilities(self.router.read(prompts, mask.to(prompts.device)))
 
     def choose(self, probabilities: Tensor) -> str | None:
         """The likeliest task, or None (the general model) below the threshold."""
         best = int(probabilities.argmax())
         return self.router.tasks[best] if probabilities[best] >= self.config.threshold else None
 
-    def rewards(self, hidden: Shared, tasks: Sequence[str | None]) -> list[dict[str, Any]]:
-        """Reward, capabilities, uncertainty and temperature of each of the N responses."""
-        base = self.general.embed(hidden)
-        general = self.general.head(base)
-        owners = hidden.owner.tolist()
+    def rewards(self, hidden: Packed, tasks: Sequence[str | None]) -> list[dict[str, Any]]:
+        """Reward, capabilities, uncertainty and temperature of each of the N responses.
+
+        Args:
+            tasks: each prompt's task; None: the general model scores.
+        """
+        owners = hidden.layout.owner
         found: list[dict[str, Any]] = [{} for _ in owners]
-        for task in set(tasks):
+        for task in dict.fromkeys(tasks):
             rows = [n for n, owner in enumerate(owners) if tasks[owner] == task]
-            index = torch.tensor(rows, dtype=torch.long, device=general.device)
-            if task is None:
-                answers = self._general_answers(general[index])
-            else:
-                shared_base = base[index] if self.config.shared_branch else None
-                answers = self._task_answers(task, hidden.select(index), general[index], shared_base)
-            for row, answer in zip(rows, answers, strict=True):
+            for row, answer in zip(rows, self._answers(task, hidden.select(rows)), strict=True):
                 found[row] = answer
         return found
+
+    def _answers(self, task: str | None, inputs: Packed) -> list[dict[str, Any]]:
+        if task is None:
+            return self._general_answers(self.general(inputs))
+        inner = self.inner(task)
+        if not inner.reads_base:
+            return self._task_answers(inner, inner.forward_experts(inputs))
+        base = self.general.embed(inputs)
+        shared = base if self.config.shared_branch else None
+        return self._task_answers(inner, inner(inputs, self.general.head(base), shared))
 
     def _general_answers(self, general: Tensor) -> list[dict[str, Any]]:
         temperature = float(self.general_calibration.temperature)
@@ -210,9 +217,7 @@ class DMoERM(PreTrainedModel):
             for reward in self.general_calibration(general).tolist()
         ]
 
-    def _task_answers(self, task: str, inputs: Shared, general: Tensor, base: Tensor | None) -> list[dict[str, Any]]:
-        inner = self.inner(task)
-        output = inner(inputs, general, base)
+    def _task_answers(self, inner: InnerModel, output: InnerOutput) -> list[dict[str, Any]]:
         columns = zip(output.reward.tolist(), output.capabilities.tolist(), output.uncertainty.tolist(), strict=True)
         return [
             {
@@ -239,7 +244,7 @@ class DMoERM(PreTrainedModel):
         """
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         rows = [ids[keep.bool()].tolist() for ids, keep in zip(input_ids, mask, strict=True)]
-        hidden = self.hidden(ids := collate_ids([self._split(row) for row in rows]).to(self.device))
+        hidden = self.hidden(ids := pack_ids([self._split(row) for row in rows]).to(self.device))
         tasks = [self.choose(row) for row in self.route(ids, hidden)]
         rewards = torch.tensor([found["reward"] for found in self.rewards(hidden, tasks)], device=self.device)
         return (rewards[:, None],) if return_dict is False else SequenceClassifierOutput(logits=rewards[:, None])

@@ -1,8 +1,8 @@
 """The inner layer's experts: one LoRA and one head a capability, all run as one batch.
 
-Shapes: k experts, N responses, R tokens, D embedding width, r LoRA rank.
+Shapes: k experts, N responses, T tokens, D embedding width, r LoRA rank.
 
-    rows (N, …) ──repeat k times──▶ (k·N, …) ──branch with stacked LoRA──▶ states (k·N, R, d) ──pool──▶ z (k, N, D)
+    tokens (T, d) ──▶ (k, T, d) ──branch with stacked LoRA──▶ states (k, …, d) ──pool──▶ z (k, N, D)
     score_i = head_i(z_i)
 
 The branch's layers are the library's own, sharing their weights with the plain branch; only the linear layers named in
@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from ..config import HeadConfig, LoRAConfig
 from ..errors import BackboneError
-from .backbone import Decoder, Shared, run_shared
-from .heads import Head, pool
+from .engine import Decoder
+from .heads import Head, embed
+from .layout import Packed
 
 
 class StackedLoRALinear(nn.Module):
@@ -42,7 +43,7 @@ class StackedLoRALinear(nn.Module):
                 nn.init.kaiming_uniform_(matrix, a=math.sqrt(5))
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = self.dropout(x).reshape(self.count, -1, x.shape[-1])  # (k, N·T, in)
+        rows = self.dropout(x).reshape(self.count, -1, x.shape[-1])  # (k, T, in)
         down = torch.bmm(rows, self.lora_A.to(x.dtype).transpose(1, 2))
         up = torch.bmm(down, self.lora_B.to(x.dtype).transpose(1, 2))
         return self.base(x) + self.scaling * up.reshape(*x.shape[:-1], -1)
@@ -94,13 +95,12 @@ class Experts(nn.Module):
     def __len__(self) -> int:
         return len(self.capabilities)
 
-    def embed(self, inputs: Shared, base: Tensor) -> Tensor:
-        """z (k, N, D) of all experts in one pass; `base` (N, D) is the plain branch's embedding."""
+    def embed(self, inputs: Packed, base: Tensor | None) -> Tensor:
+        """z (k, N, D) of all experts in one pass; `base` (N, D) is the plain branch's, for experts without LoRA."""
         if self.branch is None:
+            assert base is not None
             return base.expand(len(self), *base.shape)
-        stacked = inputs.repeat(len(self))
-        states = run_shared(self.branch, stacked)[1]
-        return pool(states, stacked.response_mask, self.pooling).unflatten(0, (len(self), -1))
+        return embed(self.branch, inputs, self.pooling, stack=len(self))
 
     def score(self, embeddings: Tensor) -> Tensor:
         """Capability scores (N, k) from embeddings z (k, N, D)."""

@@ -1,6 +1,6 @@
 """From states to one vector, and from a vector to one score.
 
-states (N, R, d) ──pool──▶ embedding (N, D) ──Head──▶ score (N,)      D = d, or 2d for pooling `both`
+tokens ──branch──▶ states ──pool──▶ embedding (N, D) ──Head──▶ score (N,)      D = d, or 2d for pooling `both`
 """
 
 from __future__ import annotations
@@ -9,25 +9,29 @@ import torch
 from torch import Tensor, nn
 
 from ..config import HeadConfig
-from .backbone import Shared, run_shared
+from .engine import Decoder, run
+from .layout import Packed, means
 
 
-def pool(states: Tensor, mask: Tensor, how: str) -> Tensor:
-    """The response's embedding (N, D), in float32: its last token, the mean over its tokens, or both side by side.
+def embed(branch: Decoder, inputs: Packed, how: str, stack: int = 1) -> Tensor:
+    """The responses' embeddings (k, N, D) under a branch, in float32.
 
-    The mask says which tokens are real: a pad token that equals the end token changes nothing.
+    Args:
+        how: pooling: a response's `last` token, the `mean` over its tokens, or `both` side by side.
+        stack: k, where the branch's linear layers hold k experts.
     """
-    states = states.float()
-    mean = (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
+    layout = inputs.layout
+    if how == "last":
+        return run(branch, inputs, "last", stack).float()
+    states = run(branch, inputs, "responses", stack)
+    mean = means(states, layout.of_response, layout.responses)
     if how == "mean":
         return mean
-    positions = torch.arange(mask.shape[1], device=mask.device)
-    last = states[torch.arange(len(states), device=mask.device), (positions * mask).argmax(1)]
-    return last if how == "last" else torch.cat([last, mean], dim=-1)
+    return torch.cat([states[:, layout.last - layout.prompt_tokens].float(), mean], -1)
 
 
 def embedding_width(hidden_size: int, how: str) -> int:
-    """D: the width of what `pool` returns."""
+    """D: the width of what `embed` returns."""
     return 2 * hidden_size if how == "both" else hidden_size
 
 
@@ -78,10 +82,9 @@ class BranchScorer(nn.Module):
         super().__init__()
         self.branch, self.head, self.pooling = branch, head, pooling
 
-    def embed(self, inputs: Shared) -> Tensor:
+    def embed(self, inputs: Packed) -> Tensor:
         """The responses' embeddings (N, D)."""
-        states = run_shared(self.branch, inputs)[1]  # pyright: ignore[reportArgumentType]
-        return pool(states, inputs.response_mask, self.pooling)
+        return embed(self.branch, inputs, self.pooling)[0]  # pyright: ignore[reportArgumentType]
 
-    def forward(self, inputs: Shared) -> Tensor:
+    def forward(self, inputs: Packed) -> Tensor:
         return self.head(self.embed(inputs))

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from .aggregator import Aggregator
-from .backbone import Shared
 from .experts import Experts
 from .heads import BranchScorer, Standardise
+from .layout import Packed
 
 
 class Calibration(nn.Module):
@@ -72,10 +72,21 @@ class InnerModel(nn.Module):
         embeddings = base[None] if self.experts.branch is None else z
         return torch.cat([*embeddings, *scores], dim=-1)
 
-    def forward(self, inputs: Shared, general: Tensor, base: Tensor | None = None) -> InnerOutput:
+    @property
+    def reads_base(self) -> bool:
+        """Whether the reward depends on the plain branch or the general model; the paper's does not."""
+        return self.aggregator.linear is not None or self.experts.branch is None
+
+    def forward(self, inputs: Packed, general: Tensor, base: Tensor | None = None) -> InnerOutput:
         """Scores N responses; `base` saves a pass where the branch is the general model's own."""
         base = self.base.embed(inputs) if base is None else base
         return self.conclude(self.vectors(base, self.experts.embed(inputs, base), general))
+
+    def forward_experts(self, inputs: Packed) -> InnerOutput:
+        """The same where the reward depends on the experts' embeddings alone; `per_task` is then not computed: 0."""
+        z = self.experts.embed(inputs, None)
+        unread = z.new_zeros(z.shape[1], 2)
+        return self.conclude(torch.cat([*z, self.experts.score(z), unread], -1))
 
     def conclude(self, vectors: Tensor) -> InnerOutput:
         """From the aggregator's input to what is reported."""

@@ -1,4 +1,7 @@
-"""The outer layer: which task a prompt belongs to, top-1 (arXiv 2403.01197, "outer layer")."""
+"""The outer layer: which task a prompt belongs to, top-1 (arXiv 2403.01197, "outer layer").
+
+A prompt's embedding is the mean over its tokens' states: the trunk's, or those of a language model of the router's own.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,7 @@ from .heads import Standardise
 
 
 class Router(nn.Module):
-    """Prompt → task probabilities. Reads the trunk's hidden states, or, given a language model of its own, the ids.
-
-    Prompts are pooled by the mean over their tokens.
-    """
+    """Prompt embeddings → tasks."""
 
     def __init__(self, tasks: Sequence[str], width: int, language_model: PreTrainedModel | None = None) -> None:
         super().__init__()
@@ -25,16 +25,16 @@ class Router(nn.Module):
         self.classify = nn.Linear(width, len(self.tasks))
         nn.init.normal_(self.classify.weight, std=1e-3)
 
-    def embed(self, prompt: Tensor, mask: Tensor) -> Tensor:
-        """Prompt embeddings (Q, d) of hidden states (Q, P, d), or of ids (Q, P) where the router has its own model."""
-        if self.language_model is not None:
-            prompt = self.language_model(input_ids=prompt, attention_mask=mask.long()).last_hidden_state
-        return (prompt.float() * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
+    def read(self, prompt: Tensor, mask: Tensor) -> Tensor:
+        """Prompt embeddings (Q, d) of ids (Q, P), right-padded, under the router's own language model."""
+        assert self.language_model is not None
+        states = self.language_model(input_ids=prompt, attention_mask=mask.long()).last_hidden_state
+        return (states.float() * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
 
     def forward(self, embedding: Tensor) -> Tensor:
         """Logits (Q, T) of prompt embeddings (Q, d)."""
         return self.classify(self.standardise(embedding))
 
-    def probabilities(self, prompt: Tensor, mask: Tensor) -> Tensor:
+    def probabilities(self, embedding: Tensor) -> Tensor:
         """(Q, T), each row summing to 1."""
-        return torch.softmax(self.forward(self.embed(prompt, mask)), dim=-1)
+        return torch.softmax(self.forward(embedding), dim=-1)

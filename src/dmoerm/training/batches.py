@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from ..data.splitting import flip_pairs
-from ..model.backbone import Shared
-from ..model.batching import pad
 from ..model.encoding import Encoded
+from ..model.layout import pack
 from ..schema import Group, Pair, prompt_key
 
 Batch = dict[str, Tensor]
@@ -79,16 +78,9 @@ def collate_vectors(batch: Sequence[Item]) -> Batch:
 
 def collate_states(batch: Sequence[Item]) -> Batch:
     """Items whose features are hidden states (or ids): the prompt's (P, d) and a list of each response's (R, d)."""
-    shared = share([item.features for item in batch])
-    return {**shared._asdict(), **_pairs(batch, [len(item.features[1]) for item in batch])}
-
-
-def share(features: Sequence[tuple[Tensor, Sequence[Tensor]]]) -> Shared:
-    """Pads prompts and responses of several groups for one pass."""
-    prompt, prompt_mask = pad([p for p, _ in features])
-    response, response_mask = pad([r for _, responses in features for r in responses])
-    owner = torch.tensor([q for q, (_, responses) in enumerate(features) for _ in responses])
-    return Shared(prompt, prompt_mask, response, response_mask, owner)
+    packed = pack([item.features for item in batch])
+    lengths = {name: torch.tensor(getattr(packed.layout, name)) for name in ("prompts", "responses", "owner")}
+    return {"tokens": packed.tokens, **lengths, **_pairs(batch, [len(item.features[1]) for item in batch])}
 
 
 def _pairs(batch: Sequence[Item], counts: Sequence[int]) -> Batch:

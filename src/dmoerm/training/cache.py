@@ -18,8 +18,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..model import DMoERM
-from ..model.backbone import Shared
-from ..model.batching import batches, collate_ids
+from ..model.batching import batches, pack_ids
 from ..model.encoding import Encoded
 from ..paths import write_file
 
@@ -84,26 +83,18 @@ class ActivationCache:
 
     @torch.inference_mode()
     def _compute(self, batch: Sequence[Encoded]) -> dict[str, Tensor]:
-        ids = collate_ids(batch).to(self.model.device)
-        hidden = self.model.hidden(ids)
-        embedding = self.model.general.embed(hidden) if self.embedding else None
-        route = self.model.router.embed(hidden.prompt, hidden.prompt_mask) if self.route else None
+        hidden = self.model.hidden(pack_ids(batch).to(self.model.device))
+        sizes = [len(text.responses) for text in batch]
         found: dict[str, Tensor] = {}
-        for q, text in enumerate(batch):
-            rows = hidden.owner == q
-            parts = {
-                **(self._hidden(hidden, q, rows) if self.hidden else {}),
-                **({self._embedding: embedding[rows]} if embedding is not None else {}),
-                **({"route": route[q]} if route is not None else {}),
-            }
-            found |= {f"{text.key}/{name}": tensor.cpu().contiguous() for name, tensor in parts.items()}
-        return found
-
-    def _hidden(self, hidden: Shared, q: int, rows: Tensor) -> dict[str, Tensor]:
-        return {
-            "prompt": hidden.prompt[q][hidden.prompt_mask[q]],
-            "response": hidden.response[rows][hidden.response_mask[rows]],
-        }
+        if self.hidden:
+            for text, (prompt, responses) in zip(batch, hidden.split(), strict=True):
+                found |= {f"{text.key}/prompt": prompt, f"{text.key}/response": torch.cat(responses)}
+        if self.embedding:
+            embeddings = self.model.general.embed(hidden).split(sizes)
+            found |= {f"{text.key}/{self._embedding}": z for text, z in zip(batch, embeddings, strict=True)}
+        if self.route:
+            found |= {f"{text.key}/route": z for text, z in zip(batch, hidden.prompt_means(), strict=True)}
+        return {name: tensor.cpu().clone() for name, tensor in found.items()}
 
     def _write(self, tensors: dict[str, Tensor]) -> None:
         name = hashlib.sha256("".join(tensors).encode()).hexdigest()[:16]

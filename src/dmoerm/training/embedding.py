@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ..model.backbone import Shared
 from ..model.batching import batches
 from ..model.heads import BranchScorer
-from .batches import Example, share
+from ..model.layout import Packed, pack
+from .batches import Example
 from .steps import Run
 
 _BATCH_TOKENS = 8192
@@ -46,11 +46,11 @@ def task_vectors(run: Run, task: str, examples: Sequence[Example]) -> dict[str, 
     return found
 
 
-def _state_batches(run: Run, examples: Sequence[Example]) -> Iterator[tuple[list[Example], Shared]]:
+def _state_batches(run: Run, examples: Sequence[Example]) -> Iterator[tuple[list[Example], Packed]]:
     examples = list({e.key: e for e in examples}.values())
     for rows in batches([e.encoded for e in examples], _BATCH_TOKENS):
         batch = [examples[i] for i in rows]
-        yield batch, share([run.cache.states(e.encoded) for e in batch]).to(run.model.device)
+        yield batch, pack([run.cache.states(e.encoded) for e in batch]).to(run.model.device)
 
 
 def _divide(batch: Sequence[Example], rows: Tensor) -> dict[str, Tensor]:

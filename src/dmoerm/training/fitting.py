@@ -32,7 +32,7 @@ from transformers.trainer_utils import EvalPrediction, get_last_checkpoint
 
 from ..config import StepConfig
 from ..errors import ArtefactError, TrainingError
-from ..model.backbone import Shared
+from ..model.layout import Layout, Packed
 from .batches import Collate
 from .losses import pair_loss
 
@@ -43,7 +43,7 @@ class PhaseModel(nn.Module):
     """A scorer under the preference loss.
 
     Args:
-        scorer: maps vectors (N, D), or `Shared` hidden states of N responses, to rewards (N,).
+        scorer: maps vectors (N, D), or the packed hidden states of N responses, to rewards (N,).
         l2, pulled: the parameters pulled to where they start, and how strongly.
     """
 
@@ -54,12 +54,16 @@ class PhaseModel(nn.Module):
         self._start = [p.detach().clone() for p in self._pulled]
 
     def forward(self, better: Tensor, worse: Tensor, required: Tensor, weights: Tensor, **features: Tensor) -> Any:
-        rewards = self.scorer(features["vectors"] if "vectors" in features else Shared(**features))
+        rewards = self.scorer(features["vectors"] if "vectors" in features else _packed(**features))
         margins = rewards[better] - rewards[worse]
         loss = pair_loss(margins - required, weights)
         for parameter, start in zip(self._pulled, self._start, strict=True):
             loss = loss + self.l2 / 2 * (parameter - start.to(parameter.device)).square().sum()
         return {"loss": loss, "margins": margins, "weights": weights}
+
+
+def _packed(tokens: Tensor, prompts: Tensor, responses: Tensor, owner: Tensor) -> Packed:
+    return Packed(tokens, Layout(prompts.tolist(), responses.tolist(), owner.tolist(), tokens.device))
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from transformers import set_seed
 
 from ..config import BranchStepConfig, StepConfig
 from ..data.splitting import split_by_prompt
-from ..model.backbone import Decoder
+from ..model.engine import Decoder
 from ..model.experts import StackedLoRALinear, lora_layers, with_experts
 from ..model.heads import BranchScorer, Head
 from ..model.inner import InnerModel

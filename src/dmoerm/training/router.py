@@ -27,7 +27,7 @@ class _RouterPhase(nn.Module):
         self.router = router
 
     def forward(self, labels: Tensor, prompt: Tensor, prompt_mask: Tensor | None = None) -> dict[str, Any]:
-        vectors = prompt if prompt_mask is None else self.router.embed(prompt, prompt_mask)
+        vectors = prompt if prompt_mask is None else self.router.read(prompt, prompt_mask)
         logits = self.router(vectors)
         true = logits.gather(1, labels[:, None]).squeeze(1)
         others = logits.scatter(1, labels[:, None], -torch.inf).amax(1) if logits.shape[1] > 1 else true - 1
@@ -57,7 +57,7 @@ def _route(run: Run, example: Example) -> str | None:
         logits = router(run.cache.prompt(example.encoded)[None].to(run.model.device))
         return run.model.choose(torch.softmax(logits, -1)[0])
     ids = torch.tensor([example.encoded.prompt], device=run.model.device)
-    return run.model.choose(router.probabilities(ids, torch.ones_like(ids, dtype=torch.bool))[0])
+    return run.model.choose(router.probabilities(router.read(ids, torch.ones_like(ids, dtype=torch.bool)))[0])
 
 
 def _train(run: Run, train: Sequence[Example], validation: Sequence[Example], place: Path) -> tuple[State, Fit]:

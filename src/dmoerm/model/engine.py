@@ -1,0 +1,193 @@
+"""One pass of packed tokens through a decoder's own layers, computing only what is wanted of it.
+
+    every layer but the last    all tokens
+    the last layer              keys and values of all tokens; queries, output projection and MLP of the wanted ones
+
+Linear layers, norms and MLPs meet no padding, and each prompt once. `attend` alone knows who sees whom: a prompt's
+token sees its prompt up to itself, a response's token sees its whole prompt and its response up to itself. The result
+equals that of separate sequences. The layers are transformers' own code; they find `attend` by its name.
+
+Shapes as in layout.py.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from ..errors import BackboneError
+from .layout import Layout, Packed
+
+if TYPE_CHECKING:
+
+    class Decoder(PreTrainedModel):
+        """A decoder of the common layout; see `backbone.check_decoder`."""
+
+        layers: nn.ModuleList
+        norm: nn.Module
+        embed_tokens: nn.Module | None
+        rotary_emb: Any
+else:
+    Decoder = PreTrainedModel
+
+ATTENTION = "dmoerm_packed"
+"""The name under which transformers' layers find `attend`."""
+
+Wanted = Literal["all", "responses", "last"]
+"""Whose states a pass gives: all T tokens', those of the responses' tokens, or of the N responses' last tokens."""
+
+
+def run(part: Decoder, inputs: Packed, wanted: Wanted = "all", stack: int = 1) -> Tensor:
+    """Runs a trunk or branch over packed tokens. Gradients flow.
+
+    Args:
+        part: layers, and embeddings where the tokens are ids.
+        wanted: whose states (k, …, d) are given.
+        stack: k, where the part's linear layers hold k experts; the same tokens go through each.
+
+    Raises:
+        BackboneError: the backbone attends to a sliding window, and a text is longer than that.
+    """
+    tokens, layout = inputs
+    states = tokens if tokens.is_floating_point() else part.embed_tokens(tokens)  # pyright: ignore
+    states = states[None].expand(stack, -1, -1)
+    rotary = part.rotary_emb(states, position_ids=layout.positions[None])
+    state = _Pass(layout, part, rotary)
+    for layer in part.layers[:-1]:  # pyright: ignore[reportGeneralTypeIssues]
+        states = state.through(layer, states)
+    return part.norm(state.through_last(part.layers[-1], states, wanted))
+
+
+class _Pass:
+    """What the layers of one pass need to know, and the keys and values kept for the last of them."""
+
+    def __init__(self, layout: Layout, part: Decoder, rotary: Sequence[Tensor]) -> None:
+        self.layout, self.rotary = layout, rotary
+        self.stage: Literal["all", "keys", "responses", "last"] = "all"
+        self.kept: tuple[Tensor, Tensor] | None = None
+
+    def through(self, layer: nn.Module, states: Tensor, places: Any = slice(None), stage: Any = "all") -> Tensor:
+        """The layer's output (k, …, d) for the tokens at `places`."""
+        self.stage = stage
+        rotary = tuple(part[:, places] for part in self.rotary)
+        return layer(states[:, places], attention_mask=None, position_embeddings=rotary, packed=self)
+
+    def through_last(self, layer: nn.Module, states: Tensor, wanted: Wanted) -> Tensor:
+        """The last layer's output for the wanted tokens alone."""
+        first = self.layout.prompt_tokens
+        if wanted == "all":
+            return self.through(layer, states)
+        if wanted == "responses":
+            self.through(_keys_only(layer), states, slice(None, first), "keys")
+            return self.through(layer, states, slice(first, None), wanted)
+        self.through(_keys_only(layer), states, stage="keys")
+        return self.through(layer, states, self.layout.last, wanted)
+
+
+def _keys_only(layer: Any) -> nn.Module:
+    """The layer without what keys and values do not need: queries, output projection, MLP."""
+    attention = layer.self_attn
+    if not all(hasattr(attention, name) for name in ("q_proj", "o_proj")) or not hasattr(layer, "mlp"):
+        return layer  # such a layer computes more than is needed, to the same result
+    queries = _Zeros(attention.config.num_attention_heads * attention.head_dim)
+    output = _Zeros(attention.config.hidden_size)
+    return _with(layer, mlp=output, self_attn=_with(attention, q_proj=queries, o_proj=output))
+
+
+def _with(module: nn.Module, **children: nn.Module) -> nn.Module:
+    """The same module, weights and all, but for some of its children."""
+    changed = copy.copy(module)
+    changed._modules = {**module._modules, **children}
+    return changed
+
+
+class _Zeros(nn.Module):
+    """A linear layer's place, at no cost."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.new_zeros(1).expand(*x.shape[:-1], self.width)
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    packed: _Pass | None = None,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention of packed tokens, (k, H, tokens, c) → (k, tokens, H, c); without `packed`, transformers' own."""
+    if packed is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    layout = packed.layout
+    if sliding_window and layout.longest > sliding_window:
+        raise BackboneError(
+            f"prompt and response are {layout.longest} tokens, more than the backbone's attention window of "
+            f"{sliding_window}; set encoding.max_length to at most that"
+        )
+    q, k, v = (x.transpose(1, 2) for x in (query, key, value))  # (k, tokens, H, c)
+    if packed.stage == "keys":
+        packed.kept = (k, v)
+        return q, None
+    if packed.stage == "last":
+        return _last(q, packed, scaling), None
+    if packed.stage == "responses":
+        assert packed.kept is not None
+        k, v = torch.cat([packed.kept[0], k], 1), torch.cat([packed.kept[1], v], 1)
+        return _responses(q, k, v, layout, scaling), None
+    first = layout.prompt_tokens
+    prompts = _prompts(q[:, :first], k[:, :first], v[:, :first], layout, scaling)
+    return torch.cat([prompts, _responses(q[:, first:], k, v, layout, scaling)], 1), None
+
+
+def _prompts(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scaling: float | None) -> Tensor:
+    """Queries, keys and values of the prompts' tokens."""
+    grid = layout.prompt_grid
+    return grid.unpad(_sdpa(grid.pad(q), grid.pad(k), grid.pad(v), None, scaling), q.shape[0])
+
+
+def _responses(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scaling: float | None) -> Tensor:
+    """Queries of the responses' tokens; keys and values of all tokens."""
+    grid, keys, stack = layout.response_grid, layout.key_grid, q.shape[0]
+    mask = layout.mask(q.dtype, last=False, k=stack)
+    return grid.unpad(_sdpa(grid.pad(q), keys.pad(k), keys.pad(v), mask, scaling), stack)
+
+
+def _last(q: Tensor, packed: _Pass, scaling: float | None) -> Tensor:
+    """Queries of the responses' last tokens (k, N, H, c)."""
+    assert packed.kept is not None
+    keys, values = map(packed.layout.key_grid.pad, packed.kept)
+    mask = packed.layout.mask(q.dtype, last=True, k=q.shape[0])
+    return _sdpa(q.flatten(0, 1)[:, None], keys, values, mask, scaling).reshape(q.shape)
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
+    """(rows, tokens, H, c) → the same; causal where there is no mask."""
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    grouped = q.shape[1] != k.shape[1]
+    found = scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=grouped
+    )
+    return found.transpose(1, 2)
+
+
+AttentionInterface.register(ATTENTION, attend)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)
