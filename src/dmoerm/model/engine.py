@@ -148,7 +148,8 @@ def attend(
         packed.kept = (k, v)
         return q, None
     if packed.stage == "last":
-        return _last(q, packed, scaling), None
+        assert packed.kept is not None
+        return _last(q, *packed.kept, layout, scaling), None
     if packed.stage == "responses":
         assert packed.kept is not None
         k, v = torch.cat([packed.kept[0], k], 1), torch.cat([packed.kept[1], v], 1)
@@ -160,23 +161,35 @@ def attend(
 
 def _prompts(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scaling: float | None) -> Tensor:
     """Queries, keys and values of the prompts' tokens."""
-    grid = layout.prompt_grid
-    return grid.unpad(_sdpa(grid.pad(q), grid.pad(k), grid.pad(v), None, scaling), q.shape[0])
+    grids = [bucket.prompt_grid for bucket in layout.buckets]
+    found = [g.unpad(_sdpa(g.pad(q), g.pad(k), g.pad(v), None, scaling), q.shape[0]) for g in grids]
+    return _in_order(found, layout.order["prompts"])
 
 
 def _responses(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scaling: float | None) -> Tensor:
     """Queries of the responses' tokens; keys and values of all tokens."""
-    grid, keys, stack = layout.response_grid, layout.key_grid, q.shape[0]
-    mask = layout.mask(q.dtype, last=False, k=stack)
-    return grid.unpad(_sdpa(grid.pad(q), keys.pad(k), keys.pad(v), mask, scaling), stack)
+    found = []
+    for bucket in layout.buckets:
+        grid, keys = bucket.response_grid, bucket.key_grid
+        mask = bucket.mask(q.dtype, last=False, k=q.shape[0])
+        found.append(grid.unpad(_sdpa(grid.pad(q), keys.pad(k), keys.pad(v), mask, scaling), q.shape[0]))
+    return _in_order(found, layout.order["responses"])
 
 
-def _last(q: Tensor, packed: _Pass, scaling: float | None) -> Tensor:
-    """Queries of the responses' last tokens (k, N, H, c)."""
-    assert packed.kept is not None
-    keys, values = map(packed.layout.key_grid.pad, packed.kept)
-    mask = packed.layout.mask(q.dtype, last=True, k=q.shape[0])
-    return _sdpa(q.flatten(0, 1)[:, None], keys, values, mask, scaling).reshape(q.shape)
+def _last(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scaling: float | None) -> Tensor:
+    """Queries of the responses' last tokens (k, N, H, c); keys and values of all tokens."""
+    found = []
+    for bucket in layout.buckets:
+        rows = q[:, bucket.last]
+        mask = bucket.mask(q.dtype, last=True, k=q.shape[0])
+        grid = bucket.key_grid
+        found.append(_sdpa(rows.flatten(0, 1)[:, None], grid.pad(k), grid.pad(v), mask, scaling).reshape(rows.shape))
+    return _in_order(found, layout.order["last"])
+
+
+def _in_order(parts: list[Tensor], order: Tensor | None) -> Tensor:
+    joined = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+    return joined if order is None else joined.index_select(1, order)
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+_WASTE, _SMALL = 1.25, 50_000  # a bucket's padded attention area: at most so many times the real one, and so much more
+
 
 class Layout:
     """Which token belongs to whom.
@@ -31,7 +33,6 @@ class Layout:
         self.prompts, self.responses, self.owner = list(prompts), list(responses), list(owner)
         self.device = torch.device(device)
         self.prompt_tokens = sum(self.prompts)
-        self._masks: dict[tuple[torch.dtype, bool, int], Tensor] = {}
 
     def to(self, device: Any) -> Layout:
         """The same on another device."""
@@ -72,30 +73,20 @@ class Layout:
         return torch.arange(len(self.responses)).repeat_interleave(torch.tensor(self.responses)).to(self.device)
 
     @functools.cached_property
-    def prompt_grid(self) -> Grid:
-        """The prompts' tokens, a row each."""
-        return Grid(_runs(self.prompts, 0), self.device)
+    def buckets(self) -> list[Bucket]:
+        """The prompts with their responses in groups of like lengths: attention pads within a bucket only."""
+        return [Bucket(self, prompts) for prompts in _alike(self)]
 
     @functools.cached_property
-    def response_grid(self) -> Grid:
-        """The responses' tokens, a row each; places count from the first response's first token."""
-        return Grid(_runs(self.responses, 0), self.device)
+    def order(self) -> dict[str, Tensor | None]:
+        """What brings the buckets' rows, one bucket after the other, back in place; None: they are in place.
 
-    @functools.cached_property
-    def key_grid(self) -> Grid:
-        """What a response's tokens may see, a row each: its prompt's tokens, then its own."""
-        prompts, responses = _runs(self.prompts, 0), _runs(self.responses, self.prompt_tokens)
-        return Grid([[*prompts[q], *own] for q, own in zip(self.owner, responses, strict=True)], self.device)
-
-    def mask(self, dtype: torch.dtype, last: bool, k: int) -> Tensor:
-        """(k · N, 1, R, P + R) for the responses' attention, added to it; with `last`, R is 1: their last tokens."""
-        if (dtype, last, k) not in self._masks:
-            steps = torch.zeros(1) if last else torch.arange(max(self.responses))
-            first = torch.tensor(self._ends()) - 1 if last else torch.tensor(self.starts)
-            hidden = torch.arange(self.key_grid.width) > (first[:, None] + steps)[:, :, None]
-            mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill(hidden, -torch.inf)[:, None]
-            self._masks[dtype, last, k] = mask.repeat(k, 1, 1, 1).to(self.device)
-        return self._masks[dtype, last, k]
+        For the prompts' tokens (`prompts`), the responses' tokens (`responses`) and the responses (`last`).
+        """
+        return {
+            name: _inverse([i for bucket in self.buckets for i in getattr(bucket, name)], self.device)
+            for name in ("prompts", "responses", "last")
+        }
 
     def select(self, rows: Sequence[int]) -> tuple[Layout, Tensor]:
         """Only these responses and the prompts that they belong to; and the places of their tokens among the T."""
@@ -108,17 +99,54 @@ class Layout:
         return layout, torch.tensor(places, dtype=torch.long, device=self.device)
 
 
-class Grid:
-    """Rows of token places, right-padded to the same width, and the way back."""
+class Bucket:
+    """Some prompts with their responses, for attention.
 
-    def __init__(self, rows: Sequence[Sequence[int]], device: torch.device) -> None:
+    Attributes:
+        prompts, responses, last: the places of their tokens among all prompts' tokens, among all responses' tokens, and
+            of the responses among the N.
+        prompt_grid, response_grid: a padded row a prompt, a response.
+        key_grid: what a response's tokens may see, a padded row a response: its prompt's tokens, then its own.
+    """
+
+    def __init__(self, layout: Layout, prompts: Sequence[int]) -> None:
+        of_prompt, of_response = _runs(layout.prompts, 0), _runs(layout.responses, 0)
+        chosen = set(prompts)
+        self.last = [n for n, q in enumerate(layout.owner) if q in chosen]
+        self.prompts = [i for q in prompts for i in of_prompt[q]]
+        self.responses = [i for n in self.last for i in of_response[n]]
+        first, others, device = layout.prompt_tokens, sum(layout.responses), layout.device
+        self.prompt_grid = Grid([of_prompt[q] for q in prompts], first, device)
+        self.response_grid = Grid([of_response[n] for n in self.last], others, device)
+        keys = [[*of_prompt[layout.owner[n]], *(first + i for i in of_response[n])] for n in self.last]
+        self.key_grid = Grid(keys, first + others, device)
+        self._starts = torch.tensor([layout.prompts[layout.owner[n]] for n in self.last])
+        self._lengths = torch.tensor([layout.responses[n] for n in self.last])
+        self._masks: dict[tuple[torch.dtype, bool, int], Tensor] = {}
+        self._device = device
+
+    def mask(self, dtype: torch.dtype, last: bool, k: int) -> Tensor:
+        """(k · rows, 1, R, P + R) for the responses' attention, added to it; with `last`, R is 1: their last tokens."""
+        if (dtype, last, k) not in self._masks:
+            steps = torch.zeros(1) if last else torch.arange(self.response_grid.width)
+            first = self._starts + self._lengths - 1 if last else self._starts
+            hidden = torch.arange(self.key_grid.width) > (first[:, None] + steps)[:, :, None]
+            mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill(hidden, -torch.inf)[:, None]
+            self._masks[dtype, last, k] = mask.repeat(k, 1, 1, 1).to(self._device)
+        return self._masks[dtype, last, k]
+
+
+class Grid:
+    """Rows of places among `total` tokens, right-padded to the same width, and the way back."""
+
+    def __init__(self, rows: Sequence[Sequence[int]], total: int, device: torch.device) -> None:
         self.width = max(map(len, rows), default=0)
         self.rows = len(rows)
         flat = [i for row in rows for i in row]
         even = all(len(row) == self.width for row in rows)
         padded = [i for row in rows for i in [*row, *[row[-1]] * (self.width - len(row))]]
-        self._in_order = even and flat == list(range(len(flat)))
-        self._places = None if self._in_order else torch.tensor(padded, dtype=torch.long, device=device)
+        whole = even and flat == list(range(total))
+        self._places = None if whole else torch.tensor(padded, dtype=torch.long, device=device)
         back = [r * self.width + c for r, row in enumerate(rows) for c in range(len(row))]
         self._back = None if even else torch.tensor(back, dtype=torch.long, device=device)
 
@@ -178,6 +206,30 @@ def means(states: Tensor, of: Tensor, lengths: Sequence[int]) -> Tensor:
     sums = torch.zeros(states.shape[0], len(lengths), states.shape[-1], device=states.device)
     sums = sums.index_add(1, of, states.float())
     return sums / torch.tensor(lengths, device=states.device)[:, None]
+
+
+def _alike(layout: Layout) -> list[list[int]]:
+    """The prompts in groups, so that attention's padded areas exceed the real ones by little."""
+    areas: list[list[tuple[int, int]]] = [[] for _ in layout.prompts]  # rows and columns of each response's attention
+    for q, n in zip(layout.owner, layout.responses, strict=True):
+        areas[q].append((n, layout.prompts[q] + n))
+    groups: list[list[int]] = []
+    held: list[tuple[int, int]] = []
+    for q in sorted(range(len(areas)), key=lambda q: max((k for _, k in areas[q]), default=0)):
+        joined = [*held, *areas[q]]
+        padded = len(joined) * max(r for r, _ in joined) * max(k for _, k in joined)
+        if not groups or padded > _WASTE * sum(r * k for r, k in joined) + _SMALL:
+            groups.append([])
+            joined = areas[q]
+        groups[-1].append(q)
+        held = joined
+    return [sorted(group) for group in groups]
+
+
+def _inverse(places: Sequence[int], device: torch.device) -> Tensor | None:
+    if list(places) == list(range(len(places))):
+        return None
+    return torch.tensor(places, dtype=torch.long, device=device).argsort()
 
 
 def _runs(lengths: Sequence[int], start: int) -> list[range]:
