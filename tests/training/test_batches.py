@@ -78,14 +78,14 @@ def test_pairs_point_at_their_own_groups_rows() -> None:
     assert torch.equal(batch["vectors"], torch.cat([torch.ones(2, 3), torch.zeros(3, 3)]))
 
 
-def test_states_are_padded_and_owned() -> None:
-    first = (torch.ones(2, 4), [torch.ones(1, 4), torch.ones(3, 4)])
-    second = (torch.ones(5, 4), [torch.ones(2, 4), torch.ones(1, 4)])
+def test_states_are_packed_and_owned() -> None:
+    first = (torch.randn(2, 4), [torch.randn(1, 4), torch.randn(3, 4)])
+    second = (torch.randn(5, 4), [torch.randn(2, 4), torch.randn(1, 4)])
     batch = collate_states([Item(first, [Pair(0, 1)]), Item(second, [Pair(1, 0)])])
     assert batch["owner"].tolist() == [0, 0, 1, 1]
-    assert batch["prompt_mask"].sum(1).tolist() == [2, 5]
-    assert batch["response_mask"].sum(1).tolist() == [1, 3, 2, 1]
-    assert batch["prompt"].shape == (2, 5, 4)
+    assert batch["prompts"].tolist() == [2, 5]
+    assert batch["responses"].tolist() == [1, 3, 2, 1]
+    assert torch.equal(batch["tokens"], torch.cat([first[0], second[0], *first[1], *second[1]]))
     assert batch["better"].tolist() == [0, 3]
 
 

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from dmoerm.model.batching import pack_ids
+from dmoerm.model.layout import pack
 from dmoerm.training.cache import ActivationCache
 
 
@@ -27,18 +29,15 @@ def forbid_computing(cache: ActivationCache, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("changes", [{}, {"base": "frozen"}, {"router": {"kind": "own"}}])
 @torch.no_grad()
 def test_it_holds_what_the_trunk_gives_alone(begun: Callable[..., Any], changes: dict[str, Any]) -> None:
-    from dmoerm.model.batching import collate_ids
-
     start = begun(**changes)
     model, cache = start.run.model, start.run.cache
     for example in start.train[:4]:
-        hidden = model.hidden(collate_ids([example.encoded]))
-        prompt, responses = cache.states(example.encoded)
-        torch.testing.assert_close(prompt, hidden.prompt[0], atol=1e-5, rtol=1e-4)
-        for found, states, mask in zip(responses, hidden.response, hidden.response_mask, strict=True):
-            torch.testing.assert_close(found, states[mask], atol=1e-5, rtol=1e-4)
+        hidden = model.hidden(pack_ids([example.encoded]))
+        found = pack([cache.states(example.encoded)])
+        assert found.layout.responses == hidden.layout.responses
+        torch.testing.assert_close(found.tokens, hidden.tokens, atol=1e-5, rtol=1e-4)
         if cache.route:
-            route = model.router.embed(hidden.prompt, hidden.prompt_mask)[0]
+            route = hidden.prompt_means()[0]
             torch.testing.assert_close(cache.prompt(example.encoded), route, atol=1e-5, rtol=1e-4)
         if cache.embedding:
             embeddings = cache.embeddings(example.encoded)

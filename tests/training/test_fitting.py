@@ -16,7 +16,8 @@ from dmoerm.errors import ArtefactError, DmoermError
 from dmoerm.model.heads import Head
 from dmoerm.schema import Pair
 from dmoerm.training.batches import Item, collate_vectors
-from dmoerm.training.fitting import Fit, PhaseModel, fit
+from dmoerm.training.fitting import Fit, fit
+from dmoerm.training.learner import PhaseModel
 
 WIDTH = 6
 
@@ -49,7 +50,7 @@ def fitted(
 ) -> Fit:
     settings = step(**changes)
     torch.manual_seed(5)
-    return fit(
+    (result,) = fit(
         PhaseModel(scorer, settings.l2, scorer),
         rows(32, 1) if train is None else train,
         rows(32, 2) if validation is None else validation,
@@ -59,6 +60,7 @@ def fitted(
         seed=3,
         callbacks=callbacks,
     )
+    return result
 
 
 def loss_of(scorer: Head, items: list[Item]) -> float:
@@ -78,6 +80,18 @@ def test_it_learns_the_right_way_round(tmp_path: Path) -> None:
     assert scorer.score.weight[0, 0] > 0
     assert result.loss == pytest.approx(loss_of(scorer, rows(32, 2)), rel=1e-5)
     assert not scorer.training
+
+
+def test_an_evaluation_counts_every_pair(tmp_path: Path) -> None:
+    """Groups have several pairs, and their number is no multiple of the batch's."""
+    listed = [Item(torch.randn(3, WIDTH), [Pair(0, 1), Pair(1, 2), Pair(0, 2)]) for _ in range(11)]
+    scorer = head()
+    result = fitted(scorer, tmp_path, validation=listed, best_by="end")
+    with torch.no_grad():
+        rewards = [scorer(item.features) for item in listed]
+    right = [float(r[p.better] > r[p.worse]) for r, item in zip(rewards, listed, strict=True) for p in item.pairs]
+    assert result.consistency == pytest.approx(sum(right) / len(right))
+    assert result.loss == pytest.approx(loss_of(scorer, listed), rel=1e-5)
 
 
 def test_the_best_is_kept_not_the_last(tmp_path: Path) -> None:
@@ -251,7 +265,7 @@ def test_heads_may_have_a_rate_of_their_own(tmp_path: Path) -> None:
 
 def test_a_loss_that_is_not_finite_is_an_error(tmp_path: Path) -> None:
     bad = [Item(torch.full((2, WIDTH), torch.nan), [Pair(0, 1)])]
-    with pytest.raises(DmoermError, match=r"the loss is nan.*learning_rate"):
+    with pytest.raises(DmoermError, match=r"not finite.*learning_rate"):
         fitted(head(), tmp_path / "step", train=bad, validation=bad)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from dmoerm.model import DMoERM
+from dmoerm.model.experts import Experts, lora_layers
 from dmoerm.schema import prompt_key
 from dmoerm.training.phases import first_part, phase0, phase1, phase2, phase3, second_part
 
@@ -99,27 +101,38 @@ def test_a_warm_start_begins_from_the_general_model(begun: Callable[..., Any], b
     assert all(torch.equal(task[name], general[name]) for name in kept) == warm
 
 
-def test_a_trained_expert_is_the_same_among_the_stacked_ones(begun: Callable[..., Any]) -> None:
-    """Experts are trained one at a time and used as one batch."""
-    from dmoerm.model.heads import BranchScorer
-    from dmoerm.training.batches import share
+def one_expert(start: Any, capability: str) -> None:
+    """Leaves the task this one expert."""
+    model = start.run.model
+    inner = model.inner(TASK)
+    settings = start.run.config
+    branch, width = inner.base.branch, model.config.width
+    inner.experts = Experts(branch, [capability], width, settings.phase2.lora, settings.head, inner.base.pooling)
 
-    start = begun(phase2={"learning_rate": 1e-1, "epochs": 3, "best_by": "consistency"})
-    trained(start, phase0, phase1, phase2)
-    inner, example = start.run.model.inner(TASK), start.of(TASK)[0][0]
-    inputs = share([start.run.cache.states(example.encoded)])
-    with torch.no_grad():
-        base = inner.base.embed(inputs)
-        z = inner.experts.embed(inputs, base)
-        for i, capability in enumerate(inner.experts.capabilities):
-            state = start.run.step(f"phase2/{TASK}/{capability}", pytest.fail)
-            from dmoerm.model.experts import lora_layers, with_experts
 
-            branch = with_experts(inner.base.branch, 1, start.run.config.phase2.lora).eval()
-            for name, layer in lora_layers(branch).items():
-                layer.lora_A[0], layer.lora_B[0] = state[f"lora.{name}.lora_A"], state[f"lora.{name}.lora_B"]
-            scorer = BranchScorer(branch, inner.experts.heads[i], inner.base.pooling)
-            torch.testing.assert_close(z[i], scorer.embed(inputs), atol=1e-5, rtol=1e-4)
+@pytest.mark.parametrize("rank", [0, 2])
+@pytest.mark.parametrize("head_first", [False, True])
+def test_experts_trained_together_are_those_trained_alone(
+    begun: Callable[..., Any], tmp_path: Path, rank: int, head_first: bool
+) -> None:
+    """Each on its own labels, with early stopping at its own time; nothing random inside the layers."""
+    step = {"learning_rate": 3e-2, "epochs": 6, "evaluations": 6, "patience": 1, "batch_groups": 2}
+    lora = {"rank": rank, "dropout": 0.0}
+    first = {"epochs": 2.0, "learning_rate": 1e-2} if head_first else None
+    settings = {"phase2": {**step, "lora": lora, "head_first": first}}
+    together = begun(**settings)
+    trained(together, phase1, phase2)
+    for i, capability in enumerate(together.run.model.inner(TASK).experts.capabilities):
+        alone = begun(**settings, output=str(tmp_path / capability))
+        one_expert(alone, capability)
+        trained(alone, phase1, phase2)
+        joint, own = (start.run.model.inner(TASK).experts for start in (together, alone))
+        torch.testing.assert_close(joint.heads[i].state_dict(), own.heads[0].state_dict(), atol=1e-5, rtol=1e-3)
+        for one, other in zip(lora_layers(joint).values(), lora_layers(own).values(), strict=True):
+            torch.testing.assert_close(one.lora_A[i], other.lora_A[0], atol=1e-5, rtol=1e-3)
+            torch.testing.assert_close(one.lora_B[i], other.lora_B[0], atol=1e-5, rtol=1e-3)
+        kept = [start.run.metrics()[f"phase2/{TASK}"][f"loss/{capability}"] for start in (together, alone)]
+        assert kept[0] == pytest.approx(kept[1], rel=1e-4)
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.6, 0.3])

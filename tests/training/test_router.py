@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from dmoerm.model.batching import collate_ids
+from dmoerm.model.batching import pack_ids
 from dmoerm.training.router import assign_tasks, train_router
 
 LEARN = {"epochs": 30, "learning_rate": 3e-2}
@@ -32,7 +32,7 @@ def test_it_learns_the_tasks_and_routes_what_has_none(begun: Callable[..., Any],
     right = [e.task for e in start.train]
     assert sum(a == b for a, b in zip(found, right, strict=True)) / len(right) >= 0.9
     assert [e.task for e in assign_tasks(start.run, start.train)] == right
-    model, ids = start.run.model, collate_ids([e.encoded for e in start.train])
+    model, ids = start.run.model, pack_ids([e.encoded for e in start.train])
     assert [model.choose(row) for row in model.route(ids, model.hidden(ids))] == found  # the same choice as in use
 
 

@@ -57,7 +57,7 @@ def assert_same(one: Run | Path, other: Run | Path) -> None:
 
 def names(config: Config) -> set[str]:
     tasks = {"chitchat": ("empathy", "proactivity"), "objective_qa": ("correctness", "logic")}
-    experts = {f"phase2/{task}/{name}" for task, capabilities in tasks.items() for name in capabilities}
+    experts = {f"phase2/{task}" for task in tasks}
     return {"router", "phase0"} | {f"{phase}/{task}" for phase in ("phase1", "phase3") for task in tasks} | experts
 
 
@@ -155,9 +155,9 @@ PLACES = [
     ("phase0", 6),
     ("phase1/chitchat", 1),
     ("phase1/chitchat", 5),
-    ("phase2/chitchat/empathy/head", 4),
-    ("phase2/chitchat/empathy/lora", 1),
-    ("phase2/chitchat/empathy/lora", 8),
+    ("phase2/chitchat/head", 4),
+    ("phase2/chitchat/lora", 1),
+    ("phase2/chitchat/lora", 8),
     ("phase3/objective_qa", 4),
 ]
 
@@ -187,7 +187,7 @@ from dmoerm.training import train
 from dmoerm.training.progress import Progress
 from test_run import kill_at
 
-Progress.on_step_end = kill_at("phase2/chitchat/empathy/lora", 1, lambda: os.kill(os.getpid(), signal.SIGKILL))
+Progress.on_step_end = kill_at("phase2/chitchat/lora", 1, lambda: os.kill(os.getpid(), signal.SIGKILL))
 train(load_config({config!r}), Console(quiet=True))
 """
 
@@ -204,7 +204,7 @@ def test_a_killed_process_goes_on_to_the_same_end(
     killed = subprocess.run([sys.executable, "-c", code], env=os.environ | paths, check=False, capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     output = Path(config.output)
-    assert list((output / "checkpoints" / "phase2" / "chitchat" / "empathy" / "head").glob("checkpoint-*"))
+    assert list((output / "checkpoints" / "phase2" / "chitchat" / "head").glob("checkpoint-*"))
     assert not (output / "model").exists()
     assert steps(output).keys() == {"router", "phase0", "phase1/chitchat"}
     assert_same(train_quietly(config), unbroken)

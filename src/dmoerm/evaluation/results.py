@@ -189,7 +189,7 @@ def versions() -> dict[str, str]:
 
 
 def phase_seconds(steps: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """Phase → seconds, summed over its steps: `phase2/chitchat/empathy` counts for `phase2`."""
+    """Phase → seconds, summed over its steps: `phase2/chitchat` counts for `phase2`."""
     found: dict[str, float] = {}
     for name, metrics in steps.items():
         phase = name.partition("/")[0]

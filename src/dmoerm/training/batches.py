@@ -1,24 +1,25 @@
 """From labelled groups to batches of ordered pairs.
 
-An item is one group's features and its ordered pairs; a collated batch is a flat dict that a `PhaseModel` takes:
-the features' tensors, and `better`, `worse`, `required` (margin), `weights`, one entry a pair.
+An item is one group's features and its ordered pairs; a collated batch is a flat dict that a `PhaseModel` takes: the
+features' tensors, and `better`, `worse`, `required` (margin), `weights`, `lane`, one entry a pair; or a list of such
+`parts`.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..data.splitting import flip_pairs
 from ..model.encoding import Encoded
 from ..model.layout import pack
 from ..schema import Group, Pair, prompt_key
 
-Batch = dict[str, Tensor]
+Batch = dict[str, Any]
 Collate = Callable[[Sequence[Any]], Batch]
 
 
@@ -59,15 +60,27 @@ class Item:
     features: Any
     pairs: Sequence[Pair]
     margin: float = 0.0
+    lanes: Sequence[int] = ()
+    """Whose label each pair is, where several scorers train together; empty: there is one."""
 
 
-def items(examples: Sequence[Example], features: Callable[[Example], Any], capability: str | None = None) -> list[Item]:
-    """The groups that order at least one pair on this capability (None: overall), with their features."""
-    return [
-        Item(features(example), pairs, (example.group.margin or 0.0) if capability is None else 0.0)
-        for example in examples
-        if (pairs := example.pairs.get(capability))
-    ]
+def items(
+    examples: Sequence[Example],
+    features: Callable[[Example], Any],
+    capabilities: Sequence[str | None] = (None,),
+) -> list[Item]:
+    """The groups that order at least one pair on one of the capabilities (None: overall), with their features.
+
+    The i-th capability's pairs are the i-th lane's.
+    """
+    found = []
+    for example in examples:
+        labels = [(pair, lane) for lane, name in enumerate(capabilities) for pair in example.pairs.get(name, ())]
+        if labels:
+            margin = (example.group.margin or 0.0) if None in capabilities else 0.0
+            pairs, lanes = zip(*labels, strict=True)
+            found.append(Item(features(example), pairs, margin, lanes))
+    return found
 
 
 def collate_vectors(batch: Sequence[Item]) -> Batch:
@@ -83,17 +96,46 @@ def collate_states(batch: Sequence[Item]) -> Batch:
     return {"tokens": packed.tokens, **lengths, **_pairs(batch, [len(item.features[1]) for item in batch])}
 
 
+def collate_parts(lanes: int, budget: int = 8192) -> Collate:
+    """As `collate_states`, in parts of at most `budget` tokens, each token counted once for each of k lanes.
+
+    A part knows the whole batch's weights, so that the parts' losses add up to the batch's.
+    """
+
+    def collate(batch: Sequence[Item]) -> Batch:
+        order = sorted(batch, key=_tokens, reverse=True)
+        parts: list[list[Item]] = [[]]
+        for item in order:
+            if parts[-1] and (sum(map(_tokens, parts[-1])) + _tokens(item)) * lanes > budget:
+                parts.append([])
+            parts[-1].append(item)
+        made = [collate_states(part) for part in parts]
+        total = sum(torch.zeros(lanes).index_add(0, part["lane"], part["weights"]) for part in made)
+        return {"parts": [{**part, "total": total, "share": torch.tensor(1 / len(made))} for part in made]}
+
+    return collate
+
+
+def _tokens(item: Item) -> int:
+    prompt, responses = item.features
+    return len(prompt) + sum(map(len, responses))
+
+
 def _pairs(batch: Sequence[Item], counts: Sequence[int]) -> Batch:
-    better, worse, required, weights, offset = [], [], [], [], 0
+    better, worse, required, weights, lane, offset = [], [], [], [], [], 0
     for item, count in zip(batch, counts, strict=True):
+        lanes = item.lanes or [0] * len(item.pairs)
+        share = Counter(lanes)
         better += [offset + pair.better for pair in item.pairs]
         worse += [offset + pair.worse for pair in item.pairs]
         required += [item.margin] * len(item.pairs)
-        weights += [1.0 / len(item.pairs)] * len(item.pairs)
+        weights += [1.0 / share[i] for i in lanes]
+        lane += lanes
         offset += count
     return {
         "better": torch.tensor(better),
         "worse": torch.tensor(worse),
         "required": torch.tensor(required),
         "weights": torch.tensor(weights),
+        "lane": torch.tensor(lane),
     }

@@ -1,7 +1,7 @@
 """One step of the training: a module, its items, and transformers' `Trainer`.
 
-Whatever a step trains (a head on vectors, a branch, an expert, the aggregator, the router), it is a module that returns
-`loss`, `margins` and `weights` for a batch; a margin above 0 is a pair (or a routed prompt) put right.
+Whatever a step trains (heads on vectors, a branch, a task's experts, the aggregator, the router), it is a module that
+returns `loss`, `margins` and `weights` for a batch; a margin above 0 is a pair (or a routed prompt) put right.
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn.modules.module import _IncompatibleKeys
 from transformers import (
-    EarlyStoppingCallback,
     PrinterCallback,
     Trainer,
     TrainerCallback,
@@ -32,43 +31,15 @@ from transformers.trainer_utils import EvalPrediction, get_last_checkpoint
 
 from ..config import StepConfig
 from ..errors import ArtefactError, TrainingError
-from ..model.layout import Layout, Packed
 from .batches import Collate
-from .losses import pair_loss
+from .learner import Learner
 
 _NO_ROOM = ("No space left", "file write failed", "unexpected pos", "quota exceeded")  # a full disk, by who writes
 
 
-class PhaseModel(nn.Module):
-    """A scorer under the preference loss.
-
-    Args:
-        scorer: maps vectors (N, D), or the packed hidden states of N responses, to rewards (N,).
-        l2, pulled: the parameters pulled to where they start, and how strongly.
-    """
-
-    def __init__(self, scorer: nn.Module, l2: float = 0.0, pulled: nn.Module | None = None) -> None:
-        super().__init__()
-        self.scorer, self.l2 = scorer, l2
-        self._pulled = [p for p in (pulled or nn.Module()).parameters() if p.requires_grad] if l2 else []
-        self._start = [p.detach().clone() for p in self._pulled]
-
-    def forward(self, better: Tensor, worse: Tensor, required: Tensor, weights: Tensor, **features: Tensor) -> Any:
-        rewards = self.scorer(features["vectors"] if "vectors" in features else _packed(**features))
-        margins = rewards[better] - rewards[worse]
-        loss = pair_loss(margins - required, weights)
-        for parameter, start in zip(self._pulled, self._start, strict=True):
-            loss = loss + self.l2 / 2 * (parameter - start.to(parameter.device)).square().sum()
-        return {"loss": loss, "margins": margins, "weights": weights}
-
-
-def _packed(tokens: Tensor, prompts: Tensor, responses: Tensor, owner: Tensor) -> Packed:
-    return Packed(tokens, Layout(prompts.tolist(), responses.tolist(), owner.tolist(), tokens.device))
-
-
 @dataclass(frozen=True)
 class Fit:
-    """How a step ended: its best validation loss and consistency, and where it stopped."""
+    """How a lane ended: its best validation loss and consistency, and the steps that were made."""
 
     loss: float
     consistency: float
@@ -87,8 +58,8 @@ def fit(
     bf16: bool = False,
     report_to: Sequence[str] = (),
     callbacks: Sequence[TrainerCallback] = (),
-) -> Fit:
-    """Trains the parameters that want gradients and leaves the best ones in place.
+) -> list[Fit]:
+    """Trains the parameters that want gradients, leaves each lane's best in place, and says how each lane ended.
 
     The start is a candidate too. Where `best_by` is `end`, the last ones stay.
 
@@ -98,42 +69,40 @@ def fit(
         TrainingError: the loss is not finite.
         ArtefactError: the disk is full.
     """
+    learner = Learner(model, step)
     trainer = _PhaseTrainer(
-        model=_OnlyTrained(model),
+        model=learner,
         args=_arguments(step, folder, len(train), seed, bf16, report_to),
         train_dataset=_Rows(train),
         eval_dataset=_Rows(validation or train),
         data_collator=collate,
-        compute_metrics=_metrics,
-        callbacks=[*([] if step.best_by == "end" else [EarlyStoppingCallback(step.patience)]), *callbacks],
-        optimizers=(_optimiser(model, step), None),
+        callbacks=list(callbacks),
+        optimizers=(_optimiser(learner, step), None),
     )
     trainer.remove_callback(PrinterCallback)
-    start = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}  # pyright: ignore
     with _quiet():
-        found = trainer.evaluate()
+        trainer.evaluate()
         if step.epochs > 0:
             checkpoint = _last_checkpoint(folder)
-            if checkpoint and _had_stopped(checkpoint, step.patience):
+            if checkpoint and _had_ended(checkpoint, step.patience):
                 trainer.args.max_steps = TrainerState.load_from_json(f"{checkpoint}/trainer_state.json").global_step
             with _explained(folder):
                 trainer.train(resume_from_checkpoint=checkpoint)
-            after = trainer.evaluate()
-            if _better(after, found, step.best_by):
-                found = after
-            else:
-                trainer.model.load_state_dict(start)  # pyright: ignore
-    if not np.isfinite(found["eval_loss"]):
-        raise TrainingError(f"{folder.name}: the loss is {found['eval_loss']}; lower the step's learning_rate")
+            trainer.evaluate()
+    learner.take_best()
     model.eval()
-    return Fit(float(found["eval_loss"]), float(found["eval_consistency"]), trainer.state.global_step)
+    fits = [
+        Fit(loss, consistency, trainer.state.global_step)
+        for loss, consistency in zip(learner.best_loss.tolist(), learner.best_consistency.tolist(), strict=True)
+    ]
+    if not all(np.isfinite(fit.loss) for fit in fits):
+        raise TrainingError(f"{folder.name}: the loss is not finite; lower the step's learning_rate")
+    return fits
 
 
-def _had_stopped(checkpoint: str, patience: int) -> bool:
+def _had_ended(checkpoint: str, patience: int) -> bool:
     """Whether early stopping ended the training at this checkpoint; by itself, Trainer would go on from there."""
-    callbacks: Any = TrainerState.load_from_json(f"{checkpoint}/trainer_state.json").stateful_callbacks
-    stopping = callbacks.get("EarlyStoppingCallback")
-    return stopping is not None and stopping["attributes"]["early_stopping_patience_counter"] >= patience
+    return bool((load_file(f"{checkpoint}/model.safetensors")["waited"] >= patience).all())
 
 
 def _last_checkpoint(folder: Path) -> str | None:
@@ -145,14 +114,6 @@ def _last_checkpoint(folder: Path) -> str | None:
         except (OSError, ValueError):
             shutil.rmtree(checkpoint)
     return None
-
-
-def _better(new: dict[str, float], old: dict[str, float], by: str) -> bool:
-    if by == "end":
-        return True
-    if by == "loss":
-        return not new["eval_loss"] >= old["eval_loss"]
-    return new["eval_consistency"] >= old["eval_consistency"]
 
 
 def _arguments(
@@ -174,10 +135,7 @@ def _arguments(
         save_strategy="steps",
         save_steps=every,
         save_total_limit=2,
-        load_best_model_at_end=step.best_by != "end",
-        metric_for_best_model="consistency" if step.best_by == "consistency" else "loss",
-        greater_is_better=step.best_by == "consistency",
-        restore_callback_states_from_checkpoint=True,
+        max_grad_norm=0,  # each lane is clipped by itself
         logging_steps=max(every // 4, 1),
         seed=seed,
         data_seed=seed,
@@ -190,52 +148,60 @@ def _arguments(
     )
 
 
-def _optimiser(model: nn.Module, step: StepConfig) -> torch.optim.Optimizer:
+def _optimiser(learner: Learner, step: StepConfig) -> torch.optim.Optimizer:
     """AdamW; heads may have a rate of their own."""
-    heads = [p for name, p in model.named_parameters() if p.requires_grad and "head" in name.split(".")]
-    known = {id(p) for p in heads}
-    others = [p for p in model.parameters() if p.requires_grad and id(p) not in known]
+    heads = [p for name, p in learner.trained() if "head" in name.split(".")]
+    others = [p for name, p in learner.trained() if "head" not in name.split(".")]
     groups = [
         {"params": others, "lr": step.learning_rate},
         {"params": heads, "lr": step.head_learning_rate or step.learning_rate},
     ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=step.weight_decay)
+    optimiser = torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=step.weight_decay)
+    optimiser.register_step_pre_hook(lambda *_: learner.clip())
+    return optimiser
 
 
 class _PhaseTrainer(Trainer):
-    """`Trainer` whose predictions are margins; the loss is a mean already, so accumulation divides it."""
+    """`Trainer` for a `Learner`: predictions are margins, an evaluation is by lane, a batch may come in parts.
+
+    The loss is a mean already, so accumulation divides it.
+    """
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.model_accepts_loss_kwargs = False
+        self.learner: Learner = kwargs["model"]
+        self.compute_metrics = self._measure
+
+    def training_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """One backward pass a part: the parts' losses add up to the batch's."""
+        parts = inputs.get("parts", [inputs])
+        return torch.stack([super(_PhaseTrainer, self).training_step(model, p, *args, **kwargs) for p in parts]).sum()
 
     def prediction_step(
         self, model: nn.Module, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None
     ) -> Any:
         with torch.no_grad(), self.compute_loss_context_manager():
-            output = model(**self._prepare_inputs(inputs))
-        return output["loss"].detach(), output["margins"].detach().float(), output["weights"].detach()
+            ready = self._prepare_inputs(inputs)
+            found = [model(**part) for part in ready.get("parts", [ready])]
+        margins, weights = (torch.cat([part[name] for part in found]) for name in ("margins", "weights"))
+        lane = torch.cat([part.get("lane", torch.zeros_like(part["margins"], dtype=torch.long)) for part in found])
+        return found[0]["loss"].detach(), margins.detach().float(), (weights.detach(), lane)
 
+    def _measure(self, prediction: EvalPrediction) -> dict[str, float]:
+        """Each lane's loss over all groups at once, and its share of margins above 0; their means are the metrics."""
+        margins, (weights, lane) = np.asarray(prediction.predictions), map(np.asarray, prediction.label_ids)
+        count = lambda values: np.bincount(lane, values, self.learner.lanes)  # noqa: E731
+        loss = count(np.logaddexp(0, -margins.astype(np.float64)) * weights) / count(weights)
+        consistency = count(margins > 0) / count(None)
+        self.learner.consider(torch.from_numpy(loss), torch.from_numpy(consistency))
+        return {"loss": float(loss.mean()), "consistency": float(consistency.mean())}
 
-class _OnlyTrained(nn.Module):
-    """Passes everything on; its state is the parameters that are trained, so that checkpoints hold nothing else."""
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, **batch: Tensor) -> Any:
-        return self.inner(**batch)
-
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        return {name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
-
-    def load_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
-        with torch.no_grad():
-            for name, parameter in self.named_parameters():
-                if parameter.requires_grad:
-                    parameter.copy_(state_dict[name])
-        return _IncompatibleKeys([], [])
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        self.gather_function = self.accelerator.gather  # the default cuts the last batch's pairs to its count of groups
+        found = super().evaluate(*args, **kwargs)
+        self.control.should_training_stop |= self.learner.ended
+        return found
 
 
 class _Rows(torch.utils.data.Dataset):
@@ -247,15 +213,6 @@ class _Rows(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> Any:
         return self.rows[index]
-
-
-def _metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """The loss over all groups at once, and the share of margins above 0."""
-    margins, weights = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
-    return {
-        "loss": float((np.logaddexp(0, -margins) * weights).sum() / weights.sum()),
-        "consistency": float((margins > 0).mean()),
-    }
 
 
 @contextlib.contextmanager

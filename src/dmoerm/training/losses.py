@@ -6,11 +6,15 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def pair_loss(margins: Tensor, weights: Tensor) -> Tensor:
-    """Bradley–Terry: the weighted mean of −log σ(r_better − r_worse), as `logsigmoid` so that it cannot overflow.
+def pair_losses(margins: Tensor, weights: Tensor, lane: Tensor, lanes: int, total: Tensor | None = None) -> Tensor:
+    """Bradley–Terry, (k,): each lane's weighted mean of −log σ(r_better − r_worse), by `logsigmoid`: no overflow.
 
     Args:
         margins: (P,), r_better − r_worse of each ordered pair.
-        weights: (P,), 1 / (number of pairs in the pair's group): a long list counts no more than one pair.
+        weights: (P,), 1 / (number of the group's pairs in the lane): a long list counts no more than one pair.
+        lane: (P,), whose pair it is, 0 … k − 1.
+        total: (k,), what the weighted sums are divided by; None: the sums of `weights`.
     """
-    return -(functional.logsigmoid(margins.float()) * weights).sum() / weights.sum().clamp(min=1e-12)
+    losses = -functional.logsigmoid(margins.float()) * weights
+    total = weights.new_zeros(lanes).index_add(0, lane, weights) if total is None else total
+    return losses.new_zeros(lanes).index_add(0, lane, losses) / total.clamp(min=1e-12)

@@ -3,7 +3,7 @@
     router    prompts → tasks
     phase 0   the general model: branch + head on all tasks together
     phase 1   per task: branch + head on the overall preferences            (the paper: on 60 % of the groups)
-    phase 2   per capability: one expert on the capability labels           all else frozen
+    phase 2   per task: one expert a capability, on its labels, side by side  all else frozen
     phase 3   per task: the aggregator on the overall preferences           (the paper: on the other 40 %), calibration
 
 With `base: frozen` the branch is never touched: phases 0 to 2 fit heads on cached embeddings.
@@ -12,28 +12,29 @@ With `base: frozen` the branch is never touched: phases 0 to 2 fit heads on cach
 from __future__ import annotations
 
 import copy
-import functools
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import set_seed
 
 from ..config import BranchStepConfig, StepConfig
 from ..data.splitting import split_by_prompt
 from ..model.engine import Decoder
-from ..model.experts import StackedLoRALinear, lora_layers, with_experts
+from ..model.experts import Experts, lora_layers, with_experts
 from ..model.heads import BranchScorer, Head
-from ..model.inner import InnerModel
-from .batches import Collate, Example, Item, collate_states, collate_vectors, items
+from .batches import Collate, Example, Item, collate_parts, collate_vectors, items
 from .calibration import calibrate
 from .embedding import base_embeddings, task_vectors
-from .fitting import Fit, PhaseModel, fit
-from .steps import Run, State
+from .fitting import Fit, fit
+from .learner import PhaseModel
+from .stacking import ExpertStack, HeadStack
+from .steps import Ended, Run, State, ended
 
 Examples = Sequence[Example]
-Embeddings = Callable[[], Mapping[str, Tensor]]
 _SAMPLE = 256  # groups that standardisation statistics are taken from where an embedding costs a pass
 
 
@@ -64,15 +65,11 @@ def phase1(run: Run, task: str, train: Examples, validation: Examples) -> None:
 
 
 def phase2(run: Run, task: str, train: Examples, validation: Examples) -> None:
-    """Trains each capability's expert on the capability labels, all else frozen."""
-    inner = run.model.inner(task)
-    embeddings = functools.cache(lambda: base_embeddings(run, inner.base, [*train, *validation]))  # one pass for all
-    for index, capability in enumerate(inner.experts.capabilities):
-        name = f"phase2/{task}/{capability}"
-        state = run.step(
-            name, lambda place, c=capability: _train_expert(run, inner, c, embeddings, train, validation, place)
-        )
-        _apply_expert(inner, index, state)
+    """Trains a task's experts on the capability labels, all else frozen: all on the same batches, each by its own."""
+    if not len(run.model.inner(task).experts):
+        return
+    state = run.step(f"phase2/{task}", lambda place: _train_experts(run, task, train, validation, place))
+    _apply_experts(run.model.inner(task).experts, state)
 
 
 def phase3(run: Run, task: str, train: Examples, validation: Examples) -> None:
@@ -108,20 +105,21 @@ def _divide(run: Run, examples: Examples) -> tuple[Examples, Examples]:
 
 def _train_base(
     run: Run, start: BranchScorer, train: Examples, validation: Examples, step: BranchStepConfig, place: Path
-) -> tuple[State, Fit]:
+) -> tuple[State, Ended]:
     head = copy.deepcopy(start.head).requires_grad_(True)
     if run.frozen or not run.config.warm_start or start is run.model.general:
         head.standardise.fit(torch.cat(list(base_embeddings(run, start, _sample(run, train)).values())))
     if first := step if run.frozen else step.head_first:
-        embeddings = base_embeddings(run, start, [*train, *validation])
-        result = _fit_head(run, head, embeddings, None, train, validation, first, place / "head")
+        vectors = base_embeddings(run, start, [*train, *validation])
+        rows = [items(part, lambda e: vectors[e.key]) for part in (train, validation)]
+        fits = _fit(run, PhaseModel(head, first.l2, head), rows, collate_vectors, first, place / "head")
         if run.frozen:
-            return {f"head.{name}": tensor for name, tensor in head.state_dict().items()}, result
+            return {f"head.{name}": tensor for name, tensor in head.state_dict().items()}, ended(fits)
     scorer = BranchScorer(_trainable(run, start.branch), head, start.pooling)  # pyright: ignore[reportArgumentType]
     states = [items(part, lambda e: run.cache.states(e.encoded)) for part in (train, validation)]
-    result = _fit(run, PhaseModel(scorer, step.l2, head), states, collate_states, step, place / "branch")
+    fits = _fit(run, PhaseModel(scorer, step.l2, head), states, collate_parts(1), step, place / "branch")
     scorer.branch = _merged(scorer.branch)
-    return scorer.state_dict(), result
+    return scorer.state_dict(), ended(fits)
 
 
 def _trainable(run: Run, branch: Decoder) -> Decoder:
@@ -155,46 +153,72 @@ def _apply_base(run: Run, scorer: BranchScorer, state: State) -> None:
 # --- phase 2 -------------------------------------------------------------------------------------------------------
 
 
-def _train_expert(
-    run: Run,
-    inner: InnerModel,
-    capability: str,
-    embeddings: Embeddings,
-    train: Examples,
-    validation: Examples,
-    place: Path,
-) -> tuple[State, Fit]:
-    settings, lora = run.config.phase2, run.config.phase2.lora
-    head = copy.deepcopy(inner.base.head).requires_grad_(True)
-    result = Fit(float("nan"), float("nan"), 0)
-    if not lora.rank or settings.head_first:
-        nn.init.normal_(head.score.weight, std=1e-3)
-        step = settings.head_first if lora.rank and settings.head_first else settings
-        result = _fit_head(run, head, embeddings(), capability, train, validation, step, place / "head")
-    if not lora.rank:
-        return {f"head.{name}": tensor for name, tensor in head.state_dict().items()}, result
-    set_seed(run.seed(f"{place.relative_to(run.folder)}/start"))  # a resumed head has drawn fewer random numbers
-    branch = with_experts(inner.base.branch, 1, lora)  # pyright: ignore[reportArgumentType]
-    scorer = BranchScorer(branch, head, inner.base.pooling)
-    states = [items(part, lambda e: run.cache.states(e.encoded), capability) for part in (train, validation)]
-    result = _fit(run, PhaseModel(scorer, settings.l2, head), states, collate_states, settings, place / "lora")
-    adapters = {
-        f"lora.{name}.{part}": getattr(layer, part)[0]
-        for name, layer in lora_layers(branch).items()
-        for part in ("lora_A", "lora_B")
-    }
-    return adapters | {f"head.{name}": tensor for name, tensor in head.state_dict().items()}, result
+def _train_experts(run: Run, task: str, train: Examples, validation: Examples, place: Path) -> tuple[State, Ended]:
+    inner, settings = run.model.inner(task), run.config.phase2
+    lora, names = settings.lora, inner.experts.capabilities
+    generators = [torch.Generator().manual_seed(run.seed(f"phase2/{task}/{name}")) for name in names]
+    heads = HeadStack(_first_heads(inner.base.head, generators, anew=not lora.rank or settings.head_first is not None))
+    fits: list[Fit] = []
+    if first := settings if not lora.rank else settings.head_first:
+        vectors = base_embeddings(run, inner.base, [*train, *validation])
+        rows = _expert_items(names, train, validation, lambda e: vectors[e.key])
+        fits = _fit(run, _lanes(heads, first, heads, names), rows, collate_vectors, first, place / "head")
+    branch: Decoder | None = None
+    if lora.rank:
+        branch = with_experts(inner.base.branch, len(names), lora)  # pyright: ignore[reportArgumentType]
+        for layer in lora_layers(branch).values():
+            for matrix, generator in zip(layer.lora_A.detach(), generators, strict=True):
+                nn.init.kaiming_uniform_(matrix, a=math.sqrt(5), generator=generator)
+        experts = ExpertStack(branch, heads, inner.base.pooling)
+        rows = _expert_items(names, train, validation, lambda e: run.cache.states(e.encoded))
+        parts = collate_parts(len(names))
+        set_seed(run.seed(f"phase2/{task}/start"))  # a resumed head has drawn fewer random numbers
+        fits = _fit(run, _lanes(experts, settings, heads, names), rows, parts, settings, place / "lora")
+    return _expert_state(names, heads, branch), ended(fits, names)
+
+
+def _first_heads(base: Head, generators: Sequence[torch.Generator], anew: bool) -> list[Head]:
+    """A head an expert: phase 1's, or with its statistics alone."""
+    heads = [copy.deepcopy(base).requires_grad_(True) for _ in generators]
+    for head, generator in zip(heads, generators, strict=True):
+        if anew:
+            nn.init.normal_(head.score.weight, std=1e-3, generator=generator)
+    return heads
+
+
+def _lanes(scorer: nn.Module, step: StepConfig, heads: HeadStack, names: Sequence[str]) -> PhaseModel:
+    return PhaseModel(scorer, step.l2, heads, lanes=len(names))
+
+
+def _expert_items(
+    names: Sequence[str], train: Examples, validation: Examples, features: Callable[[Example], Any]
+) -> list[list[Item]]:
+    """Training and validation items; a capability that no held-out prompt orders is measured on its training pairs."""
+    rows = [items(part, features, names) for part in (train, validation)]
+    measured = {lane for item in rows[1] for lane in item.lanes}
+    missing = [None if lane in measured else name for lane, name in enumerate(names)]
+    return [rows[0], rows[1] + [i for i in items(train, features, [name or "" for name in missing]) if i.pairs]]
+
+
+def _expert_state(names: Sequence[str], heads: HeadStack, branch: Decoder | None) -> State:
+    state: State = {}
+    for i, (name, head) in enumerate(zip(names, heads.states(), strict=True)):
+        state |= {f"{name}/head.{key}": tensor for key, tensor in head.items()}
+        for place, layer in lora_layers(branch or nn.Module()).items():
+            state |= {f"{name}/lora.{place}.{part}": getattr(layer, part)[i] for part in ("lora_A", "lora_B")}
+    return state
 
 
 @torch.no_grad()
-def _apply_expert(inner: InnerModel, index: int, state: State) -> None:
-    head = inner.experts.heads[index]
-    head.load_state_dict({n.removeprefix("head."): t for n, t in state.items() if n.startswith("head.")})
-    layers: dict[str, StackedLoRALinear] = lora_layers(inner.experts.branch or nn.Module())
-    for name, layer in layers.items():
-        layer.lora_A[index] = state[f"lora.{name}.lora_A"]
-        layer.lora_B[index] = state[f"lora.{name}.lora_B"]
-    inner.experts.requires_grad_(False)
+def _apply_experts(experts: Experts, state: State) -> None:
+    layers = lora_layers(experts.branch or nn.Module())
+    for i, (name, head) in enumerate(zip(experts.capabilities, experts.heads, strict=True)):
+        start = f"{name}/head."
+        head.load_state_dict({key.removeprefix(start): t for key, t in state.items() if key.startswith(start)})
+        for place, layer in layers.items():
+            layer.lora_A[i] = state[f"{name}/lora.{place}.lora_A"]
+            layer.lora_B[i] = state[f"{name}/lora.{place}.lora_B"]
+    experts.requires_grad_(False)
 
 
 # --- phase 3 -------------------------------------------------------------------------------------------------------
@@ -202,7 +226,7 @@ def _apply_expert(inner: InnerModel, index: int, state: State) -> None:
 
 def _train_aggregator(
     run: Run, task: str, kept: nn.ModuleDict, train: Examples, validation: Examples, place: Path
-) -> tuple[State, Fit]:
+) -> tuple[State, Ended]:
     inner = run.model.inner(task)
     train = second_part(run, train)
     vectors = task_vectors(run, task, [*train, *validation])
@@ -213,33 +237,20 @@ def _train_aggregator(
     inner.aggregator.requires_grad_(True)
     step = run.config.phase3
     rows = [items(part, lambda e: vectors[e.key]) for part in (train, validation)]
-    result = _fit(run, PhaseModel(inner.aggregator, step.l2, inner.aggregator), rows, collate_vectors, step, place)
+    fits = _fit(run, PhaseModel(inner.aggregator, step.l2, inner.aggregator), rows, collate_vectors, step, place)
     inner.aggregator.requires_grad_(False)
     with torch.no_grad():
         rewards = {key: inner.aggregator(vector.to(run.model.device)).cpu() for key, vector in vectors.items()}
     calibrate(inner.calibration, rewards, train, validation)
-    return kept.state_dict(), result
+    return kept.state_dict(), ended(fits)
 
 
 # --- what they share -----------------------------------------------------------------------------------------------
 
 
-def _fit_head(
-    run: Run,
-    head: Head,
-    vectors: Mapping[str, Tensor],
-    capability: str | None,
-    train: Examples,
-    validation: Examples,
-    step: StepConfig,
-    place: Path,
-) -> Fit:
-    """Fits a head on the fixed embeddings of a branch; `vectors`: an example's key → (N, D)."""
-    rows = [items(part, lambda e: vectors[e.key], capability) for part in (train, validation)]
-    return _fit(run, PhaseModel(head, step.l2, head), rows, collate_vectors, step, place)
-
-
-def _fit(run: Run, model: nn.Module, parts: list[list[Item]], collate: Collate, step: StepConfig, place: Path) -> Fit:
+def _fit(
+    run: Run, model: nn.Module, parts: list[list[Item]], collate: Collate, step: StepConfig, place: Path
+) -> list[Fit]:
     name = str(place.relative_to(run.folder / "checkpoints"))
     trains_branch = any(isinstance(m, Decoder) and _wants_gradients(m) for m in model.modules())
     return fit(

@@ -15,8 +15,8 @@ from torch.nn import functional
 from ..model.batching import pad
 from ..model.router import Router
 from .batches import Batch, Example
-from .fitting import Fit, fit
-from .steps import Run, State
+from .fitting import fit
+from .steps import Ended, Run, State, ended
 
 
 class _RouterPhase(nn.Module):
@@ -60,7 +60,7 @@ def _route(run: Run, example: Example) -> str | None:
     return run.model.choose(router.probabilities(router.read(ids, torch.ones_like(ids, dtype=torch.bool)))[0])
 
 
-def _train(run: Run, train: Sequence[Example], validation: Sequence[Example], place: Path) -> tuple[State, Fit]:
+def _train(run: Run, train: Sequence[Example], validation: Sequence[Example], place: Path) -> tuple[State, Ended]:
     router = copy.deepcopy(run.model.router).requires_grad_(True)
     own = router.language_model is not None
     if router.language_model is not None:
@@ -68,7 +68,7 @@ def _train(run: Run, train: Sequence[Example], validation: Sequence[Example], pl
     rows = [_rows(run, part, own) for part in (train, validation)]
     if not own:
         router.standardise.fit(torch.stack([vector for vector, _ in rows[0]]))
-    result = fit(
+    fits = fit(
         _RouterPhase(router),
         *rows,
         collate=_collate_ids if own else _collate_vectors,
@@ -79,7 +79,7 @@ def _train(run: Run, train: Sequence[Example], validation: Sequence[Example], pl
         report_to=run.config.report_to,
         callbacks=[run.progress],
     )
-    return router.state_dict(), result
+    return router.state_dict(), ended(fits)
 
 
 def _rows(run: Run, examples: Sequence[Example], own: bool) -> list[tuple[Tensor, int]]:

@@ -52,8 +52,7 @@ def train(config: Config, console: Console | None = None) -> Run:
     for reason, rows in data.left_out.items():
         progress.say(f"{rows} rows left out: {reason}")
     run = prepare(config, data.taxonomy, folder, progress)
-    capabilities = sum(len(task.capabilities) for task in data.taxonomy.tasks.values())
-    with progress.run(3 + 2 * len(data.taxonomy.tasks) + capabilities):
+    with progress.run(3 + 3 * len(data.taxonomy.tasks)):
         train_groups(run, data)
     run.model.eval()
     run.model.save_pretrained(folder / "model", run_config=dump_config(config))

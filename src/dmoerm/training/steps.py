@@ -6,8 +6,8 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -25,6 +25,8 @@ from .fitting import Fit
 from .progress import Progress
 
 State = dict[str, Tensor]
+Ended = dict[str, float]
+"""How a step ended: `loss`, `consistency`, `steps`; with `/capability` after the name, one capability's."""
 
 
 @dataclass
@@ -51,11 +53,11 @@ class Run:
         """A step's own seed: derived from the run's, so that a step's result does not depend on which ran before."""
         return int.from_bytes(hashlib.sha256(f"{self.config.seed}/{name}".encode()).digest()[:4], "big")
 
-    def step(self, name: str, train: Callable[[Path], tuple[State, Fit]]) -> State:
+    def step(self, name: str, train: Callable[[Path], tuple[State, Ended]]) -> State:
         """Does a step, or reads what it left when it was done before.
 
         Args:
-            name: such as `phase2/chitchat/empathy`.
+            name: such as `phase2/chitchat`.
             train: gets a folder for its checkpoints; returns the trained state and how the fit ended.
         """
         done = self.folder / "steps" / name
@@ -66,13 +68,21 @@ class Run:
         checkpoints, start = self.folder / "checkpoints" / name, time.monotonic()
         with self.progress.step(name):
             state, result = train(checkpoints)
-        _write(done, state, {**asdict(result), "seconds": time.monotonic() - start})
+        _write(done, state, {**result, "seconds": time.monotonic() - start})
         shutil.rmtree(checkpoints, ignore_errors=True)
         return state
 
     def metrics(self) -> dict[str, dict[str, float]]:
         """Step → how it ended, of all finished steps."""
         return finished_steps(self.folder)
+
+
+def ended(fits: Sequence[Fit], names: Sequence[str] = ()) -> Ended:
+    """The mean over the lanes, and, if they have names, each lane's own."""
+    mean = {key: sum(getattr(fit, key) for fit in fits) / len(fits) for key in ("loss", "consistency", "steps")}
+    for name, fit in zip(names, fits, strict=False):
+        mean |= {f"loss/{name}": fit.loss, f"consistency/{name}": fit.consistency}
+    return mean
 
 
 def _write(done: Path, state: State, metrics: dict[str, float]) -> None:
