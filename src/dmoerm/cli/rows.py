@@ -13,6 +13,7 @@ from ..errors import ConfigError
 from ..paths import complete_file
 
 Write = Callable[[list[dict[str, Any]]], None]
+_GROUP_ROWS = 256  # of a Parquet file, written at once
 
 
 @contextlib.contextmanager
@@ -65,5 +66,14 @@ def _parquet(path: Path) -> Iterator[Write]:
             ("temperature", pa.float64()),
         ]
     )
+    waiting: list[dict[str, Any]] = []
+
+    def write(rows: list[dict[str, Any]], least: int = _GROUP_ROWS) -> None:
+        waiting.extend(rows)
+        if len(waiting) >= least:
+            writer.write_table(pa.Table.from_pylist(waiting, schema=schema))
+            waiting.clear()
+
     with parquet.ParquetWriter(path, schema) as writer:
-        yield lambda rows: writer.write_table(pa.Table.from_pylist(rows, schema=schema))
+        yield write
+        write([], least=1)

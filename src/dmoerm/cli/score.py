@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -18,8 +18,6 @@ from .options import BatchTokens, JsonFile
 if TYPE_CHECKING:
     from ..model import DMoERM, Score
     from ..schema import Query
-
-_WINDOW_QUERIES, _WINDOW_CHARACTERS = 256, 1_000_000  # what is held at once, so that like lengths share a pass
 
 
 def command(
@@ -65,26 +63,12 @@ def _score(model: DMoERM, queries: Iterable[Query], write: Any, batch_tokens: in
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         shown = bar.add_task("scoring", total=None)
-        for window in _windows(queries):
-            scores = list(model.score_queries(window, batch_tokens))
-            write([_row(query, found) for query, found in zip(window, scores, strict=True)])
-            tasks.update(found[0].task or "(general model)" for found in scores)
-            responses += sum(map(len, scores))
+        for query, scores in model.score_stream(queries, batch_tokens):
+            write([_row(query, scores)])
+            tasks[scores[0].task or "(general model)"] += 1
+            responses += len(scores)
             bar.update(shown, description=f"scored {sum(tasks.values())} prompts, {responses} responses")
     return {"queries": sum(tasks.values()), "responses": responses, "tasks": dict(sorted(tasks.items()))}
-
-
-def _windows(queries: Iterable[Query]) -> Iterator[list[Query]]:
-    window: list[Query] = []
-    size = 0
-    for query in queries:
-        window.append(query)
-        size += sum(map(len, query.responses))
-        if len(window) == _WINDOW_QUERIES or size > _WINDOW_CHARACTERS:
-            yield window
-            window, size = [], 0
-    if window:
-        yield window
 
 
 def _row(query: Query, scores: list[Score]) -> dict[str, Any]:

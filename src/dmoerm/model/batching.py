@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from ..schema import Query
 from .encoding import Encoded
 from .layout import Packed, pack
+
+_WINDOW_QUERIES, _WINDOW_CHARACTERS = 256, 1_000_000
 
 
 def batches(encoded: Sequence[Encoded], budget: int) -> Iterator[list[int]]:
@@ -28,6 +31,20 @@ def batches(encoded: Sequence[Encoded], budget: int) -> Iterator[list[int]]:
 def _shape(query: Encoded) -> tuple[int, int]:
     """Queries of like shape waste little in attention: by the longest response, in steps, then by the prompt."""
     return max(map(len, query.responses)) // 32, len(query.prompt)
+
+
+def windows(queries: Iterable[Query]) -> Iterator[list[Query]]:
+    """A stream in pieces that are held at once, so that queries of like length can share a pass."""
+    window: list[Query] = []
+    size = 0
+    for query in queries:
+        window.append(query)
+        size += sum(map(len, query.responses))
+        if len(window) == _WINDOW_QUERIES or size > _WINDOW_CHARACTERS:
+            yield window
+            window, size = [], 0
+    if window:
+        yield window
 
 
 def pack_ids(encoded: Sequence[Encoded]) -> Packed:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,7 +25,7 @@ from ..errors import DataError
 from ..schema import Message, Prompt, Query, parse_query
 from .aggregator import Aggregator
 from .backbone import cut, empty_part
-from .batching import batches, pack_ids, pad
+from .batching import batches, pack_ids, pad, windows
 from .configuration import DMoERMConfig
 from .encoding import Encoded, Encoder
 from .engine import run
@@ -156,6 +156,11 @@ class DMoERM(PreTrainedModel):
             found = self._score_batch([encoded[i] for i in rows], [queries[i].task for i in rows])
             scores |= dict(zip(rows, found, strict=True))
         return (scores[i] for i in range(len(queries)))
+
+    def score_stream(self, queries: Iterable[Query], batch_tokens: int = 8192) -> Iterator[tuple[Query, list[Score]]]:
+        """Scores a stream of any length in its order, holding little of it at once: each query with its scores."""
+        for window in windows(queries):
+            yield from zip(window, self.score_queries(window, batch_tokens), strict=True)
 
     @torch.inference_mode()
     def _score_batch(self, encoded: Sequence[Encoded], tasks: Sequence[str | None]) -> list[list[Score]]:
