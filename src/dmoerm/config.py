@@ -187,6 +187,8 @@ class Config(_Settings):
     """A shipped taxonomy (`paper-en`, `paper-zh`), a YAML file, or None: drafted from the data."""
     cache: str | None = None
     """Folder of the trunk's cached activations; None: the user's cache folder."""
+    cache_limit: float = Field(default=50.0, gt=0)
+    """Gigabytes that folder may take; what has not been read for longest is removed first."""
     report_to: tuple[str, ...] = ()
     """Experiment trackers that transformers' Trainer reports to, such as `tensorboard` or `wandb`."""
     base: Literal["full", "lora", "frozen"] = "full"

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from dmoerm.model.batching import pack_ids
+from dmoerm.model.encoding import Encoded
 from dmoerm.model.layout import pack
 from dmoerm.training.cache import ActivationCache
 
@@ -109,6 +110,25 @@ def test_any_changed_weight_of_the_trunk_makes_another_folder(begun: Callable[..
     with torch.no_grad():
         start.run.model.trunk.layers[1].mlp.down_proj.weight.mul_(1.01)
     assert fresh(start).folder != start.run.cache.folder
+
+
+def test_the_folder_stays_within_its_limit(begun: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest shards go, whichever trunk they belong to; what this run reads stays."""
+    start, other = begun(), begun(backbone={"branch_layer": 1})
+    (mine,), (foreign,) = (list(s.run.cache.folder.glob("*.safetensors")) for s in (start, other))
+    again = fresh(start)
+    again._limit = 2.5 * mine.stat().st_size
+    again.fill([e.encoded for e in start.train])
+    monkeypatch.setattr("dmoerm.training.cache._SHARD_TOKENS", 50)
+    new = [Encoded([*e.encoded.prompt, 5], e.encoded.responses) for e in start.train]
+    again.fill(new)
+    assert not foreign.exists()
+    assert mine.exists()
+    for text in new:
+        again.states(text)
+    again._limit = 0
+    again.fill([Encoded([7, 8, 9], [[4, 5]])])
+    assert mine.exists()
 
 
 def test_without_a_trunk_the_states_are_the_ids(begun: Callable[..., Any]) -> None:

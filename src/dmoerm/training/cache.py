@@ -7,8 +7,10 @@ name the entries, and those of embeddings the pretrained branch and the pooling 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -31,14 +33,20 @@ class ActivationCache:
     Args:
         hidden: keep the hidden states at the cut, which trained branches and LoRA experts need.
         embedding: keep the responses' embeddings under the pretrained branch.
+        limit: bytes that all caches under `root` may take; the shards that no run has read for longest go first, but
+            none that this one has written or read.
     """
 
-    def __init__(self, root: Path, model: DMoERM, *, hidden: bool, embedding: bool) -> None:
+    def __init__(
+        self, root: Path, model: DMoERM, *, hidden: bool, embedding: bool, limit: float = float("inf")
+    ) -> None:
         self.model, self.hidden, self.embedding = model, hidden and model.trunk is not None, embedding
         self.route = model.router.language_model is None
         self.folder = root / _fingerprint([model.config.branch_layer, _settings(model)], model.trunk)
         branch = _fingerprint([model.general.pooling], model.general.branch) if embedding else ""
         self._embedding = f"embedding-{branch}"
+        self._root, self._limit = root, limit
+        self._used: set[Path] = set()
         self._places: dict[str, Path] = {}
         self._open: dict[Path, object] = {}
         for shard in sorted(self.folder.glob("*.safetensors")):
@@ -47,6 +55,8 @@ class ActivationCache:
     def fill(self, texts: Sequence[Encoded], done: Callable[[int, int], None] = lambda _, __: None) -> None:
         """Computes what is missing; `done(tokens, of)` is called after each batch."""
         missing = list({text.key: text for text in texts if not self._has(text)}.values())
+        for name in (f"{text.key}/{part}" for text in texts if self._has(text) for part in self._needed()):
+            self._use(self._places[name])  # what is wanted must not make room for what is missing
         total, so_far, tokens = sum(text.tokens for text in missing), 0, 0
         waiting: dict[str, Tensor] = {}
         for rows in batches(missing, 8192):
@@ -62,9 +72,10 @@ class ActivationCache:
             self._write(waiting)
 
     def _has(self, text: Encoded) -> bool:
-        needed = ["route"] * self.route + [self._embedding] * self.embedding
-        needed += ["prompt", "response"] * self.hidden
-        return all(f"{text.key}/{name}" in self._places for name in needed)
+        return all(f"{text.key}/{name}" in self._places for name in self._needed())
+
+    def _needed(self) -> list[str]:
+        return ["route"] * self.route + [self._embedding] * self.embedding + ["prompt", "response"] * self.hidden
 
     def states(self, text: Encoded) -> tuple[Tensor, list[Tensor]]:
         """Hidden states at the cut: the prompt's (P, d), and each response's (R, d); ids where none are kept."""
@@ -101,6 +112,21 @@ class ActivationCache:
         shard = self.folder / f"{name}.safetensors"
         write_file(shard, save(tensors))
         self._index(shard)
+        self._used.add(shard)
+        self._make_room()
+
+    def _make_room(self) -> None:
+        """Removes the shards that have not been read for longest until all fit the limit."""
+        files = [(file, file.stat()) for file in self._root.rglob("*.safetensors")]
+        excess = sum(about.st_size for _, about in files) - self._limit
+        for file, about in sorted(files, key=lambda each: each[1].st_mtime):
+            if excess <= 0:
+                return
+            if file not in self._used:
+                file.unlink(missing_ok=True)
+                self._open.pop(file, None)
+                self._places = {name: place for name, place in self._places.items() if place != file}
+                excess -= about.st_size
 
     def _index(self, shard: Path) -> None:
         try:
@@ -113,7 +139,16 @@ class ActivationCache:
             self._places[name] = shard
 
     def _read(self, name: str) -> Tensor:
-        return self._open[self._places[name]].get_tensor(name)  # pyright: ignore
+        shard = self._places[name]
+        self._use(shard)
+        return self._open[shard].get_tensor(name)  # pyright: ignore
+
+    def _use(self, shard: Path) -> None:
+        """Marks a shard as read: now for this run, and by its time for others."""
+        if shard not in self._used:
+            self._used.add(shard)
+            with contextlib.suppress(OSError):  # another run may have removed it; it is open here
+                os.utime(shard)
 
 
 def _settings(model: DMoERM) -> dict[str, object]:
