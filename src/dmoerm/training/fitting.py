@@ -182,7 +182,7 @@ class _PhaseTrainer(Trainer):
         self, model: nn.Module, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None
     ) -> Any:
         with torch.no_grad(), self.compute_loss_context_manager():
-            ready = self._prepare_inputs(inputs)
+            ready: Any = self._prepare_inputs(inputs)
             found = [model(**part) for part in ready.get("parts", [ready])]
         margins, weights = (torch.cat([part[name] for part in found]) for name in ("margins", "weights"))
         lane = torch.cat([part.get("lane", torch.zeros_like(part["margins"], dtype=torch.long)) for part in found])

@@ -72,9 +72,8 @@ def open_cache(config: Config, model: DMoERM) -> ActivationCache:
     """The activations that a run of these settings needs, for its training and its evaluation."""
     needs_states = config.base != "frozen" or config.phase2.lora.rank > 0
     root = Path(config.cache) if config.cache else cache_folder() / "activations"
-    return ActivationCache(
-        root, model, hidden=needs_states, embedding=config.base == "frozen", limit=config.cache_limit * 1e9
-    )
+    kept = {"hidden": needs_states, "embedding": config.base == "frozen"}
+    return ActivationCache(root, model, **kept, limit=config.cache_limit * 1e9)
 
 
 def build_model(config: Config, taxonomy: Taxonomy) -> DMoERM:
