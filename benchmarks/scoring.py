@@ -1,84 +1,106 @@
-"""Scoring speed as a ratio to one plain reward model on the same backbone: interleaved runs, the median of each side.
+"""Scoring speed beside the peers of models.py, on the bundled backbone: k = 5 experts on the last 6 of 30 layers.
 
-    make bench        prints the table and writes benchmarks/results/scoring.json
+    python benchmarks/scoring.py          prints the rows and writes results/scoring.json
 
-A row: {"work", "peer", "ours_s", "peer_s", "ratio": peer_s / ours_s, "runs"}; above 1, ours is faster. The weights are
-the bundled backbone's; heads and experts are untrained, which changes no time.
+`experts`: router, trunk and the five experts, the aggregator reading embeddings, as in the paper and as the peers do
+(they give five embeddings, no reward). `default`: the aggregator also reads the phase-1 and the general model's scores,
+which have branches of their own: seven passes over the last layers in place of five.
 """
 
 from __future__ import annotations
 
-import json
-import platform
+import functools
 import statistics
 import time
-from collections.abc import Callable
-from pathlib import Path
 
 import torch
-import transformers
-from transformers import AutoModelForSequenceClassification
+from measure import Row, interleaved, row, write
+from models import (
+    adapters,
+    one_by_one,
+    ours,
+    peft_loop,
+    peft_mixed,
+    plain_model,
+    plainly,
+    score,
+    sequences,
+)
+from torch import nn
 
-from dmoerm.config import load_config
-from dmoerm.model import DMoERM
 from dmoerm.model.backbone import bundled_backbone
-from dmoerm.model.batching import pack_ids
 from dmoerm.model.encoding import Encoded
-from dmoerm.taxonomy import Taxonomy
-from dmoerm.training.run import build_model
 
-RUNS = 5
 SHAPES = ((128, 4, 128), (512, 16, 128), (32, 2, 64))  # prompt tokens, responses, tokens a response
-EXPERTS = 5
+K, BRANCH_LAYER, RUNS = 5, 24, 5
 
 
 def main() -> None:
-    """Measures every shape and writes the rows."""
-    config = load_config(None, ["backbone.dtype=float32", "backbone.branch_layer=24", "base=full"])
-    capabilities = {f"c{i}": {"title": f"c{i}", "rubric": "A benchmark's capability."} for i in range(EXPERTS)}
-    task = {"title": "task", "description": "A benchmark's task.", "capabilities": capabilities}
-    ours = build_model(config, Taxonomy.model_validate({"name": "bench", "language": "en", "tasks": {"task": task}}))
-    plain = AutoModelForSequenceClassification.from_pretrained(bundled_backbone(), num_labels=1, dtype="float32").eval()
-    rows = [measure(ours, plain, *shape) for shape in SHAPES]
-    file = Path(__file__).parent / "results" / "scoring.json"
-    file.parent.mkdir(exist_ok=True)
-    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-    facts = {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
-    file.write_text(
-        json.dumps({"rows": rows, "versions": versions, **facts, "date": time.strftime("%Y-%m-%d")}, indent=1)
-    )
-    for row in rows:
-        print("{work:22} {peer:8} ours {ours_s:7.3f} s   peer {peer_s:7.3f} s   ratio {ratio:.2f}".format(**row))
+    """All shapes, peers and precisions."""
+    rows: list[Row] = []
+    shares = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        name = str(dtype).removeprefix("torch.")
+        short = {"float32": "fp32", "bfloat16": "bf16"}[name]
+        plain = plain_model(str(bundled_backbone()), dtype)
+        experts, default = (
+            ours("smollm2", name, K, BRANCH_LAYER, 1, f"phase3.inputs={inputs}") for inputs in ("embeddings", "both")
+        )
+        peft = adapters(experts, dtype)
+        for shape in SHAPES:
+            query = [drawn(*shape)]
+            texts = sequences(query)
+            work = "p{}_n{}_r{}_{}".format(*shape, short)
+            peers = {
+                "plain": plainly([plain], texts),
+                "ensemble": plainly([plain] * K, texts),
+                "peft_loop": functools.partial(peft_loop, peft, texts),
+                "peft_mixed": functools.partial(peft_mixed, peft, texts),
+                "one_by_one": functools.partial(one_by_one, peft, texts),
+            }
+            if shape[0] > 128:  # minutes for a figure that the first shape gives too
+                peers = {"plain": peers["plain"]}
+            mine = [functools.partial(score, m, query) for m in (experts, default)]
+            seconds = interleaved([*mine, *peers.values()], RUNS)
+            for label, own in zip(("experts", "default"), seconds[:2], strict=True):
+                rows += [row(f"{work}_{label}", peer, own, s, RUNS) for peer, s in zip(peers, seconds[2:], strict=True)]
+            shares[work] = share(experts, query[0], seconds[0], dtype)
+            print(work, "share of the machine's rate:", shares[work], flush=True)
+    write("scoring", "python benchmarks/scoring.py", rows, share_of_machine=shares)
 
 
-def measure(ours: DMoERM, plain: torch.nn.Module, prompt: int, responses: int, tokens: int) -> dict[str, object]:
-    """One shape: a query through trunk, router, general model and five experts; and as plain sequences."""
+def drawn(prompt: int, responses: int, tokens: int) -> Encoded:
+    """A query of random tokens."""
     generator = torch.Generator().manual_seed(0)
     draw = lambda n: torch.randint(100, 40_000, (n,), generator=generator).tolist()  # noqa: E731
-    query = Encoded(draw(prompt), [draw(tokens) for _ in range(responses)])
-    whole = torch.tensor([query.prompt + response for response in query.responses])
-
-    def score() -> None:
-        hidden = ours.hidden(ids := pack_ids([query]))
-        ours.route(ids, hidden)
-        ours.rewards(hidden, ["task"])
-
-    ours_s, peer_s = interleaved(score, lambda: plain(input_ids=whole))
-    work = f"p{prompt}_n{responses}_r{tokens}_fp32"
-    return {"work": work, "peer": "plain", "ours_s": ours_s, "peer_s": peer_s, "ratio": peer_s / ours_s, "runs": RUNS}
+    return Encoded(draw(prompt), [draw(tokens) for _ in range(responses)])
 
 
-@torch.inference_mode()
-def interleaved(first: Callable[[], object], second: Callable[[], object]) -> tuple[float, float]:
-    """The median seconds of each, run in turns after one round to warm up."""
-    times: tuple[list[float], list[float]] = ([], [])
-    for turn in range(RUNS + 1):
-        for work, seconds in zip((first, second), times, strict=True):
+def share(model: nn.Module, query: Encoded, seconds: float, dtype: torch.dtype) -> float:
+    """The rate of the linear layers' arithmetic over the whole scoring time, as a share of what the machine can do.
+
+    The machine's rate is that of single matrix products of the MLP's shape at this number of rows.
+    """
+    config = model.config.backbone_config
+    d, f, kv = config.hidden_size, config.intermediate_size, config.num_key_value_heads * config.head_dim
+    layer, keys = 2 * (2 * d * d + 2 * d * kv + 3 * d * f), 2 * 2 * d * kv
+    last = len(query.responses)
+    top = config.num_hidden_layers - BRANCH_LAYER
+    work = query.tokens * layer * BRANCH_LAYER
+    work += K * (query.tokens * (layer * (top - 1) + keys) + last * layer)
+    return round(work / seconds / rate(query.tokens, d, f, dtype), 3)
+
+
+def rate(rows: int, width: int, out: int, dtype: torch.dtype) -> float:
+    """Floating-point operations a second in a matrix product (rows, width) × (width, out), the median of many."""
+    x, layer = torch.randn(rows, width, dtype=dtype), nn.Linear(width, out, bias=False, dtype=dtype)
+    times = []
+    with torch.inference_mode():
+        for _ in range(30):
             start = time.perf_counter()
-            work()
-            if turn:
-                seconds.append(time.perf_counter() - start)
-    return statistics.median(times[0]), statistics.median(times[1])
+            layer(x)
+            times.append(time.perf_counter() - start)
+    return 2 * rows * width * out / statistics.median(times)
 
 
 if __name__ == "__main__":

@@ -17,9 +17,9 @@ from tiny import make_model, make_tiny_config
 
 from dmoerm.errors import ArtefactError
 from dmoerm.model import DMoERM, artefact, task_backbone
-from dmoerm.model.backbone import Shared, run_shared
-from dmoerm.model.batching import collate_ids
-from dmoerm.model.heads import pool
+from dmoerm.model.batching import pack_ids
+from dmoerm.model.encoding import Encoded
+from dmoerm.model.engine import run
 from dmoerm.schema import Query
 
 QUERY = Query(prompt="How are you?", responses=("Fine, and you?", "No.", "x " * 20))
@@ -94,7 +94,7 @@ def test_dtype_is_that_of_trunk_and_branches(saved: tuple[DMoERM, Path]) -> None
 @torch.no_grad()
 def assert_peft_gives_the_same_embeddings(model: DMoERM, folder: Path) -> None:
     encoded = model.encoder.encode(QUERY)
-    hidden = model.hidden(collate_ids([encoded]))
+    hidden = model.hidden(pack_ids([encoded]))
     for task in model.config.tasks:
         inner = model.inner(task)
         base = inner.base.embed(hidden)
@@ -103,8 +103,8 @@ def assert_peft_gives_the_same_embeddings(model: DMoERM, folder: Path) -> None:
             adapter = folder / "tasks" / task / "experts" / capability
             peft = PeftModel.from_pretrained(task_backbone(model, task), str(adapter)).eval()
             for n, response in enumerate(encoded.responses):
-                states = peft(input_ids=torch.tensor([[*encoded.prompt, *response]])).last_hidden_state
-                found = pool(states[:, len(encoded.prompt) :], torch.ones(1, len(response)).bool(), "both")[0]
+                states = peft(input_ids=torch.tensor([[*encoded.prompt, *response]])).last_hidden_state[0]
+                found = torch.cat([states[-1], states[len(encoded.prompt) :].mean(0)])
                 torch.testing.assert_close(found, z[i, n], atol=1e-4, rtol=1e-4)
                 assert (found - base[n]).abs().max() > 1e-2  # the adapter does something
 
@@ -138,12 +138,10 @@ def test_peft_loads_the_adapters_of_other_forms(
 @torch.no_grad()
 def test_a_tasks_backbone_is_its_trunk_and_branch(saved: tuple[DMoERM, Path]) -> None:
     model, _ = saved
-    ids = torch.tensor([[1, 5, 6, 7, 8, 9]])
-    ones = torch.ones(1, 3).bool()
-    hidden = model.hidden(Shared(ids[:, :3], ones, ids[:, 3:], ones, torch.tensor([0])))
+    hidden = model.hidden(pack_ids([Encoded([1, 5, 6], [[7, 8, 9]])]))
     for task in model.config.tasks:
-        states = run_shared(model.inner(task).base.branch, hidden)[1]
-        whole = task_backbone(model, task)(input_ids=ids).last_hidden_state[:, 3:]
+        states = run(model.inner(task).base.branch, hidden)
+        whole = task_backbone(model, task)(input_ids=torch.tensor([[1, 5, 6, 7, 8, 9]])).last_hidden_state
         torch.testing.assert_close(whole, states, atol=1e-5, rtol=1e-4)
 
 

@@ -12,19 +12,19 @@ from torch import Tensor, nn
 
 from dmoerm.config import HeadConfig, LoRAConfig
 from dmoerm.errors import BackboneError
-from dmoerm.model.backbone import Shared
-from dmoerm.model.batching import collate_ids
+from dmoerm.model.batching import pack_ids
 from dmoerm.model.encoding import Encoded
 from dmoerm.model.experts import Experts, StackedLoRALinear, lora_layers, with_experts
+from dmoerm.model.layout import Packed
 
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 each_kind = pytest.mark.parametrize("kind", ["llama", "qwen3", "mistral"])
 each_targets = pytest.mark.parametrize("targets", [("q_proj", "v_proj"), ALL_LINEAR])
 
 
-def inputs(model: Any) -> Shared:
+def inputs(model: Any) -> Packed:
     queries = [Encoded([1, 4, 5, 9, 3], [[6, 2], [7, 8, 11, 2]]), Encoded([1, 12], [[13, 14, 2]])]
-    return model.hidden(collate_ids(queries))
+    return model.hidden(pack_ids(queries))
 
 
 def random_experts(branch: Any, count: int, targets: tuple[str, ...], **lora: Any) -> Experts:

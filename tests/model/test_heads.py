@@ -1,4 +1,4 @@
-"""Pooling looks at the mask alone; a head is a linear map of what the training part's statistics standardise."""
+"""Pooling looks at a response's own tokens alone; a head is linear in what the training part's statistics scale."""
 
 from __future__ import annotations
 
@@ -7,57 +7,87 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from dmoerm.config import HeadConfig
-from dmoerm.model.backbone import run_shared
-from dmoerm.model.batching import collate_ids
+from dmoerm.model import heads
+from dmoerm.model.batching import pack_ids
 from dmoerm.model.encoding import Encoded
-from dmoerm.model.heads import Head, Standardise, embedding_width, pool
+from dmoerm.model.engine import run
+from dmoerm.model.heads import Head, Standardise, embed, embedding_width
+from dmoerm.model.layout import Packed, pack
+
+from .packing import parts
 
 POOLINGS = ["last", "mean", "both"]
 each_pooling = pytest.mark.parametrize("how", POOLINGS)
 
 
-def mask(lengths: list[int]) -> torch.Tensor:
-    return torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+def unchanged(branch: Any, inputs: Packed, wanted: str, stack: int) -> Tensor:
+    """What `run` gives of a branch that leaves hidden states as they are."""
+    tokens, layout = inputs
+    states = tokens[layout.last] if wanted == "last" else tokens[layout.prompt_tokens :]
+    return states.expand(stack, *states.shape)
 
 
-def test_pooling_by_hand() -> None:
-    states = torch.tensor([[[1.0, 0.0], [3.0, 2.0], [99.0, 99.0]], [[4.0, 4.0], [5.0, 5.0], [6.0, 9.0]]])
-    real = mask([2, 3])
-    assert pool(states, real, "last").tolist() == [[3, 2], [6, 9]]
-    assert pool(states, real, "mean").tolist() == [[2, 1], [5, 6]]
-    assert pool(states, real, "both").tolist() == [[3, 2, 2, 1], [6, 9, 5, 6]]
+@pytest.fixture
+def pooled(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Tensor]:
+    """A function from packed states and a pooling to embeddings (N, D)."""
+    monkeypatch.setattr(heads, "run", unchanged)
+    return lambda inputs, how: embed(None, inputs, how)[0]
+
+
+def by_hand(states: Tensor, how: str) -> Tensor:
+    """One response's embedding of its states (R, d)."""
+    found = {"last": [states[-1]], "mean": [states.mean(0)], "both": [states[-1], states.mean(0)]}
+    return torch.cat(found[how])
+
+
+def test_pooling_by_hand(pooled: Callable[..., Tensor]) -> None:
+    responses = [torch.tensor([[1.0, 0.0], [3.0, 2.0]]), torch.tensor([[4.0, 4.0], [5.0, 5.0], [6.0, 9.0]])]
+    inputs = pack([(torch.tensor([[99.0, 99.0]]), responses)])
+    assert pooled(inputs, "last").tolist() == [[3, 2], [6, 9]]
+    assert pooled(inputs, "mean").tolist() == [[2, 1], [5, 6]]
+    assert pooled(inputs, "both").tolist() == [[3, 2, 2, 1], [6, 9, 5, 6]]
 
 
 @each_pooling
-@given(lengths=st.lists(st.integers(1, 6), min_size=1, max_size=4), junk=st.floats(-1e4, 1e4))
-def test_padding_never_reaches_the_embedding(how: str, lengths: list[int], junk: float) -> None:
-    states, real = torch.randn(len(lengths), max(lengths), 3), mask(lengths)
-    alone = torch.cat([pool(s[None, :n], torch.ones(1, n).bool(), how) for s, n in zip(states, lengths, strict=True)])
-    filled = states.masked_fill(~real[..., None], junk)
-    torch.testing.assert_close(pool(filled, real, how), alone)
-    assert alone.shape[-1] == embedding_width(3, how)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    lengths=st.lists(
+        st.tuples(st.integers(1, 6), st.lists(st.integers(1, 6), min_size=1, max_size=3)), min_size=1, max_size=4
+    ),
+    junk=st.floats(-1e4, 1e4),
+)
+def test_no_other_text_reaches_an_embedding(
+    pooled: Callable[..., Tensor], how: str, lengths: list[tuple[int, list[int]]], junk: float
+) -> None:
+    inputs = pack([(torch.full((p, 3), junk), [torch.randn(r, 3) for r in responses]) for p, responses in lengths])
+    expected = torch.stack([by_hand(response, how) for response in parts(inputs)[1]])
+    torch.testing.assert_close(pooled(inputs, how), expected)
+    assert expected.shape[-1] == embedding_width(3, how)
 
 
 @each_pooling
 @torch.no_grad()
-def test_a_pad_token_that_is_the_end_token_is_not_taken_for_it(tiny_model: Callable[..., Any], how: str) -> None:
-    """Pooling by `ids == pad` would stop at the response's own end token, or run into the padding."""
+def test_a_pad_token_that_is_the_end_token_is_a_token_like_others(tiny_model: Callable[..., Any], how: str) -> None:
+    """Pooling by `ids == pad` would stop at the response's own end token."""
     model = tiny_model(backbone={"branch_layer": 0}, router={"kind": "own"}, encoding={"pooling": how})
     end = model.tokenizer.pad_token_id
     assert end == model.tokenizer.eos_token_id
-    inputs = collate_ids([Encoded([5, end, 7], [[8, end], [9, 10, end, end]])])
-    padded = inputs._replace(response=inputs.response.masked_fill(~inputs.response_mask, end))
-    alone = [collate_ids([Encoded([5, end, 7], [ids])]) for ids in ([8, end], [9, 10, end, end])]
-    expected = torch.cat([model.general.embed(one) for one in alone])
-    torch.testing.assert_close(model.general.embed(padded), expected, atol=1e-5, rtol=1e-5)
+    prompt, responses = [5, end, 7], [[8, end], [9, 10, end, end]]
+    embeddings = model.general.embed(pack_ids([Encoded(prompt, responses)]))
+    for found, ids in zip(embeddings, responses, strict=True):
+        states = model.general.branch(input_ids=torch.tensor([[*prompt, *ids]])).last_hidden_state[0, len(prompt) :]
+        torch.testing.assert_close(found, by_hand(states, how), atol=1e-5, rtol=1e-5)
 
 
-def test_pooling_is_in_float32() -> None:
-    assert pool(torch.ones(1, 2, 3, dtype=torch.bfloat16), mask([2]), "both").dtype is torch.float32
+@each_pooling
+def test_pooling_is_in_float32(pooled: Callable[..., Tensor], how: str) -> None:
+    states = torch.ones(2, 3, dtype=torch.bfloat16)
+    assert pooled(pack([(states, [states])]), how).dtype is torch.float32
 
 
 def test_standardised_samples_have_mean_0_and_deviation_1() -> None:
@@ -97,7 +127,7 @@ def test_a_linear_head_is_the_weighted_standardised_embedding() -> None:
 @torch.no_grad()
 def test_a_branch_scorer_is_its_head_on_its_pooled_states(tiny_model: Callable[..., Any], how: str) -> None:
     model = tiny_model(encoding={"pooling": how})
-    hidden = model.hidden(collate_ids([Encoded([1, 4, 5], [[6, 2], [7, 8, 2]])]))
-    states = run_shared(model.general.branch, hidden)[1]
-    expected = model.general.head(pool(states, hidden.response_mask, how))
-    assert torch.equal(model.general(hidden), expected)
+    hidden = model.hidden(pack_ids([Encoded([1, 4, 5], [[6, 2], [7, 8, 2]])]))
+    states = run(model.general.branch, hidden, "responses")[0].split([2, 3])
+    expected = model.general.head(torch.stack([by_hand(response, how) for response in states]))
+    torch.testing.assert_close(model.general(hidden), expected)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from dmoerm.model.batching import collate_ids
+from dmoerm.model.batching import pack_ids
 from dmoerm.model.encoding import Encoded
 from dmoerm.model.inner import Calibration, InnerModel
 
@@ -18,7 +18,7 @@ QUERIES = [Encoded([1, 4, 5, 9], [[6, 2], [7, 8, 11, 2], [12, 2]])]
 @pytest.fixture(params=[2, 0], ids=["lora", "heads"])
 def parts(request: pytest.FixtureRequest, tiny_model: Callable[..., Any]) -> tuple[Any, InnerModel]:
     model = tiny_model(phase2={"lora": {"rank": request.param}})
-    return model.hidden(collate_ids(QUERIES)), model.inner("chitchat")
+    return model.hidden(pack_ids(QUERIES)), model.inner("chitchat")
 
 
 @torch.no_grad()
@@ -46,6 +46,30 @@ def test_a_base_embedding_already_computed_gives_the_same(parts: tuple[Any, Inne
     general = torch.zeros(3)
     for one, other in zip(inner(hidden, general), inner(hidden, general, inner.base.embed(hidden)), strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("aggregator", "rank", "expected"),
+    [("embeddings", 2, False), ("scores", 2, True), ("both", 2, True), ("embeddings", 0, True)],
+)
+def test_the_papers_reward_does_not_read_the_plain_branch(
+    tiny_model: Callable[..., Any], aggregator: str, rank: int, expected: bool
+) -> None:
+    model = tiny_model(phase2={"lora": {"rank": rank}}, phase3={"inputs": aggregator})
+    hidden, inner = model.hidden(pack_ids(QUERIES)), model.inner("chitchat")
+    assert inner.reads_base == expected
+    rewards = [inner(hidden, general * torch.ones(3), general * torch.ones(3, 64)).reward for general in (0.0, 1.0)]
+    assert torch.equal(*rewards) != expected
+
+
+@torch.no_grad()
+def test_experts_alone_give_the_papers_report(tiny_model: Callable[..., Any]) -> None:
+    model = tiny_model(phase3={"inputs": "embeddings"})
+    hidden, inner = model.hidden(pack_ids(QUERIES)), model.inner("chitchat")
+    alone, whole = inner.forward_experts(hidden), inner(hidden, torch.tensor([0.3, -0.2, 1.0]))
+    for name in ("reward", "capabilities", "uncertainty"):
+        torch.testing.assert_close(getattr(alone, name), getattr(whole, name))
+    assert alone.per_task.tolist() == [0, 0, 0]
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from dmoerm.model.batching import collate_ids, pad
+from dmoerm.model.batching import pack_ids, pad
 from dmoerm.model.encoding import Encoded
 from dmoerm.model.router import Router
 
@@ -18,7 +18,7 @@ each_router = pytest.mark.parametrize(
 
 
 def routed(model: Any, *queries: Encoded) -> torch.Tensor:
-    ids = collate_ids(queries)
+    ids = pack_ids(queries)
     return model.route(ids, model.hidden(ids))
 
 
@@ -34,11 +34,19 @@ def test_probabilities_are_those_of_the_prompt_alone(tiny_model: Callable[..., A
     assert (together[0] - together[1]).abs().max() > 1e-3
 
 
-def test_an_embedding_is_the_mean_over_the_prompts_tokens() -> None:
-    states, mask = pad([torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 0.0], [3.0, 4.0]])])
-    router = Router(["a", "b", "c"], 2)
-    assert router.embed(states, mask).tolist() == [[1, 2], [2, 2]]
-    assert router.probabilities(states, mask).shape == (2, 3)
+@torch.no_grad()
+def test_an_embedding_is_the_mean_over_the_prompts_tokens(tiny_model: Callable[..., Any]) -> None:
+    router = tiny_model(router={"kind": "own"}).router
+    prompts = [torch.tensor([1]), torch.tensor([1, 9, 8, 7, 30])]
+    states = [router.language_model(input_ids=ids[None]).last_hidden_state[0] for ids in prompts]
+    expected = torch.stack([each.mean(0) for each in states])
+    torch.testing.assert_close(router.read(*pad(prompts)), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_each_embedding_has_a_probability_of_each_task() -> None:
+    probabilities = Router(["a", "b", "c"], 2).probabilities(torch.tensor([[1.0, 2.0], [2.0, 2.0]]))
+    assert probabilities.shape == (2, 3)
+    torch.testing.assert_close(probabilities.sum(1), torch.ones(2))
 
 
 @torch.no_grad()

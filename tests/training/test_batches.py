@@ -57,15 +57,15 @@ def test_groups_that_order_nothing_are_left_out() -> None:
         example(group(scores=[1, 1, 1], capabilities={"logic": [None, 1, 2]})),
     ]
     assert [len(item.pairs) for item in items(examples, lambda e: e)] == [3]
-    assert [item.pairs for item in items(examples, lambda e: e, "logic")] == [[Pair(2, 1)]]
-    assert items(examples, lambda e: e, "empathy") == []
+    assert [list(item.pairs) for item in items(examples, lambda e: e, ["logic"])] == [[Pair(2, 1)]]
+    assert items(examples, lambda e: e, ["empathy"]) == []
 
 
 def test_the_margin_belongs_to_the_overall_preference() -> None:
     two = Group(prompt="Hi", responses=("a", "b"), scores=[1, 2], margin=0.5, capabilities={"logic": [1, 2]})
     one = Example(two, Encoded([1], [[2], [3]]), None, label(two))
     assert items([one], lambda e: e)[0].margin == 0.5
-    assert items([one], lambda e: e, "logic")[0].margin == 0
+    assert items([one], lambda e: e, ["logic"])[0].margin == 0
 
 
 def test_pairs_point_at_their_own_groups_rows() -> None:

@@ -69,7 +69,7 @@ def score_groups(
     """Scores all groups; the result comes in their order.
 
     Args:
-        batch_tokens: most tokens of one pass, padding included.
+        batch_tokens: most tokens of one pass.
         cache: keeps the trunk's activations, so that a later evaluation need not compute them; None: nothing is kept.
         console: where progress is shown; None: on the standard error stream.
 

@@ -157,9 +157,18 @@ def check_cut(model: Decoder, layer: int, tolerance: float = 1e-4) -> None:
     whole = model(input_ids=ids).last_hidden_state[:, 6:].flatten(0, 1).float()
     trunk, branch = cut(model, layer)
     inputs = pack([(row[:6], [row[6:]]) for row in ids]).to(model.device)
-    if trunk is not None:
-        inputs = inputs._replace(tokens=run(trunk, inputs)[0])
-    error = (run(branch, inputs, "responses")[0].float() - whole).abs().max() / whole.abs().max()
+    try:
+        if trunk is not None:
+            inputs = inputs._replace(tokens=run(trunk, inputs)[0])
+        found = run(branch, inputs, "responses")[0].float()
+    except BackboneError:
+        raise
+    except (TypeError, ValueError, RuntimeError, AttributeError, KeyError) as error:  # layers of another make
+        raise BackboneError(
+            f"a backbone of type {model.config.model_type!r} cannot be run layer by layer ({error}); "
+            "use Llama, Qwen2, Qwen3 or Mistral"
+        ) from None
+    error = (found - whole).abs().max() / whole.abs().max()
     if model.dtype != torch.float32:
         tolerance = 5e-2  # the two ways round at different places
     if not error <= tolerance:

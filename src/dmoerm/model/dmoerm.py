@@ -124,7 +124,7 @@ class DMoERM(PreTrainedModel):
             prompt: a text or a list of chat messages; or a list of those, one for each entry of `responses`.
             responses: the responses to the prompt; or a list of such lists.
             task: skips the router; one name, or one (or None) for each prompt.
-            batch_tokens: most tokens of one pass, padding included.
+            batch_tokens: most tokens of one pass.
 
         Returns:
             A list of `Score`, one a response; for several prompts a list of such lists, in the caller's order.

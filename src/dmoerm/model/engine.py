@@ -41,6 +41,8 @@ else:
 ATTENTION = "dmoerm_packed"
 """The name under which transformers' layers find `attend`."""
 
+_How = dict[str, Any]
+
 Wanted = Literal["all", "responses", "last"]
 """Whose states a pass gives: all T tokens', those of the responses' tokens, or of the N responses' last tokens."""
 
@@ -78,7 +80,10 @@ class _Pass:
         """The layer's output (k, …, d) for the tokens at `places`."""
         self.stage = stage
         rotary = tuple(part[:, places] for part in self.rotary)
-        return layer(states[:, places], attention_mask=None, position_embeddings=rotary, packed=self)
+        positions = self.layout.positions[None, places]
+        return layer(
+            states[:, places], attention_mask=None, position_ids=positions, position_embeddings=rotary, packed=self
+        )
 
     def through_last(self, layer: nn.Module, states: Tensor, wanted: Wanted) -> Tensor:
         """The last layer's output for the wanted tokens alone."""
@@ -138,52 +143,55 @@ def attend(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
     layout = packed.layout
+    if kwargs.get("softcap"):
+        raise BackboneError("the backbone caps its attention's logits, which packed tokens do not; use another")
     if sliding_window and layout.longest > sliding_window:
         raise BackboneError(
             f"prompt and response are {layout.longest} tokens, more than the backbone's attention window of "
             f"{sliding_window}; set encoding.max_length to at most that"
         )
+    how = {"scale": scaling, "dropout_p": dropout}
     q, k, v = (x.transpose(1, 2) for x in (query, key, value))  # (k, tokens, H, c)
     if packed.stage == "keys":
         packed.kept = (k, v)
         return q, None
     if packed.stage == "last":
         assert packed.kept is not None
-        return _last(q, *packed.kept, layout, scaling), None
+        return _last(q, *packed.kept, layout, how), None
     if packed.stage == "responses":
         assert packed.kept is not None
         k, v = torch.cat([packed.kept[0], k], 1), torch.cat([packed.kept[1], v], 1)
-        return _responses(q, k, v, layout, scaling), None
+        return _responses(q, k, v, layout, how), None
     first = layout.prompt_tokens
-    prompts = _prompts(q[:, :first], k[:, :first], v[:, :first], layout, scaling)
-    return torch.cat([prompts, _responses(q[:, first:], k, v, layout, scaling)], 1), None
+    prompts = _prompts(q[:, :first], k[:, :first], v[:, :first], layout, how)
+    return torch.cat([prompts, _responses(q[:, first:], k, v, layout, how)], 1), None
 
 
-def _prompts(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scaling: float | None) -> Tensor:
+def _prompts(q: Tensor, k: Tensor, v: Tensor, layout: Layout, how: _How) -> Tensor:
     """Queries, keys and values of the prompts' tokens."""
     grids = [bucket.prompt_grid for bucket in layout.buckets]
-    found = [g.unpad(_sdpa(g.pad(q), g.pad(k), g.pad(v), None, scaling), q.shape[0]) for g in grids]
+    found = [g.unpad(_sdpa(g.pad(q), g.pad(k), g.pad(v), None, how), q.shape[0]) for g in grids]
     return _in_order(found, layout.order["prompts"])
 
 
-def _responses(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scaling: float | None) -> Tensor:
+def _responses(q: Tensor, k: Tensor, v: Tensor, layout: Layout, how: _How) -> Tensor:
     """Queries of the responses' tokens; keys and values of all tokens."""
     found = []
     for bucket in layout.buckets:
         grid, keys = bucket.response_grid, bucket.key_grid
         mask = bucket.mask(q.dtype, last=False, k=q.shape[0])
-        found.append(grid.unpad(_sdpa(grid.pad(q), keys.pad(k), keys.pad(v), mask, scaling), q.shape[0]))
+        found.append(grid.unpad(_sdpa(grid.pad(q), keys.pad(k), keys.pad(v), mask, how), q.shape[0]))
     return _in_order(found, layout.order["responses"])
 
 
-def _last(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scaling: float | None) -> Tensor:
+def _last(q: Tensor, k: Tensor, v: Tensor, layout: Layout, how: _How) -> Tensor:
     """Queries of the responses' last tokens (k, N, H, c); keys and values of all tokens."""
     found = []
     for bucket in layout.buckets:
-        rows = q[:, bucket.last]
+        rows = q[:, bucket.rows]
         mask = bucket.mask(q.dtype, last=True, k=q.shape[0])
         grid = bucket.key_grid
-        found.append(_sdpa(rows.flatten(0, 1)[:, None], grid.pad(k), grid.pad(v), mask, scaling).reshape(rows.shape))
+        found.append(_sdpa(rows.flatten(0, 1)[:, None], grid.pad(k), grid.pad(v), mask, how).reshape(rows.shape))
     return _in_order(found, layout.order["last"])
 
 
@@ -192,13 +200,11 @@ def _in_order(parts: list[Tensor], order: Tensor | None) -> Tensor:
     return joined if order is None else joined.index_select(1, order)
 
 
-def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, how: _How) -> Tensor:
     """(rows, tokens, H, c) → the same; causal where there is no mask."""
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     grouped = q.shape[1] != k.shape[1]
-    found = scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=grouped
-    )
+    found = scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped, **how)
     return found.transpose(1, 2)
 
 

@@ -103,8 +103,8 @@ class Bucket:
     """Some prompts with their responses, for attention.
 
     Attributes:
-        prompts, responses, last: the places of their tokens among all prompts' tokens, among all responses' tokens, and
-            of the responses among the N.
+        prompts, responses: the places of their tokens among all prompts' tokens, and among all responses' tokens.
+        last, rows: the places of the responses among the N, as a list and as a tensor.
         prompt_grid, response_grid: a padded row a prompt, a response.
         key_grid: what a response's tokens may see, a padded row a response: its prompt's tokens, then its own.
     """
@@ -113,6 +113,7 @@ class Bucket:
         of_prompt, of_response = _runs(layout.prompts, 0), _runs(layout.responses, 0)
         chosen = set(prompts)
         self.last = [n for n, q in enumerate(layout.owner) if q in chosen]
+        self.rows = torch.tensor(self.last, dtype=torch.long, device=layout.device)
         self.prompts = [i for q in prompts for i in of_prompt[q]]
         self.responses = [i for n in self.last for i in of_response[n]]
         first, others, device = layout.prompt_tokens, sum(layout.responses), layout.device
@@ -217,7 +218,7 @@ def _alike(layout: Layout) -> list[list[int]]:
     held: list[tuple[int, int]] = []
     for q in sorted(range(len(areas)), key=lambda q: max((k for _, k in areas[q]), default=0)):
         joined = [*held, *areas[q]]
-        padded = len(joined) * max(r for r, _ in joined) * max(k for _, k in joined)
+        padded = len(joined) * max((r for r, _ in joined), default=0) * max((k for _, k in joined), default=0)
         if not groups or padded > _WASTE * sum(r * k for r, k in joined) + _SMALL:
             groups.append([])
             joined = areas[q]

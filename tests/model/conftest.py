@@ -1,0 +1,21 @@
+"""Backbones as they are loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from dmoerm.config import BackboneConfig
+from dmoerm.model.backbone import load_backbone
+from dmoerm.model.engine import Decoder
+
+
+@pytest.fixture
+def load(backbones: Callable[[str], str]) -> Callable[..., Decoder]:
+    """A function: a kind, and changes to the backbone's settings → the tiny backbone of that kind in float32."""
+
+    def load(kind: str = "llama", **changes: object) -> Decoder:
+        return load_backbone(BackboneConfig(**{"path": backbones(kind), "dtype": "float32", **changes}))[0]
+
+    return load

@@ -1,0 +1,91 @@
+"""Prompts with their responses as packed tokens, and the same as separate sequences."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from dmoerm.model import layout as module
+from dmoerm.model.backbone import cut
+from dmoerm.model.engine import Decoder, Wanted, run
+from dmoerm.model.layout import Layout, Packed
+
+each_kind = pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "mistral"])
+Waste = tuple[int, int] | None
+each_waste = pytest.mark.parametrize("waste", [None, (1, 0)], ids=["waste as set", "no waste"])
+
+
+@contextlib.contextmanager
+def allowing(waste: Waste) -> Iterator[None]:
+    """With tiny texts, one bucket holds all unless no waste is allowed."""
+    with pytest.MonkeyPatch.context() as patch:
+        if waste is not None:
+            patch.setattr(module, "_WASTE", waste[0])
+            patch.setattr(module, "_SMALL", waste[1])
+        yield
+
+
+def sequences(lengths: Sequence[int], vocabulary: int, seed: int = 0) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(vocabulary, (length,), generator=generator) for length in lengths]
+
+
+def random_ids(layout: Layout, vocabulary: int, seed: int = 0) -> Packed:
+    return Packed(torch.cat(sequences([*layout.prompts, *layout.responses], vocabulary, seed)), layout)
+
+
+def example(model: Decoder, seed: int = 0) -> Packed:
+    """Three prompts with 2, 3 and 1 responses, all of other lengths and in no order; the longest text is 16 tokens."""
+    layout = Layout([9, 4, 13], [5, 1, 8, 3, 7, 2], [1, 0, 1, 2, 0, 1])
+    return random_ids(layout, model.config.vocab_size, seed)
+
+
+def parts(inputs: Packed) -> tuple[list[Tensor], list[Tensor]]:
+    """The prompts, and the responses."""
+    layout = inputs.layout
+    found = list(inputs.tokens.split([*layout.prompts, *layout.responses]))
+    return found[: len(layout.prompts)], found[len(layout.prompts) :]
+
+
+def texts(inputs: Packed) -> list[Tensor]:
+    """Each response after its prompt."""
+    prompts, responses = parts(inputs)
+    return [torch.cat([prompts[q], own]) for q, own in zip(inputs.layout.owner, responses, strict=True)]
+
+
+def through(model: Decoder, layer: int, ids: Packed, wanted: Wanted = "all") -> Tensor:
+    """The trunk, then the branch: the wanted states (…, d)."""
+    trunk, branch = cut(model, layer)
+    hidden = ids if trunk is None else ids._replace(tokens=run(trunk, ids)[0])
+    return run(branch, hidden, wanted)[0]
+
+
+def plain(*models: Decoder) -> Callable[[Tensor], Tensor]:
+    """One sequence (T,) or (T, d) → states (T, d), by the models' own forward, one after the other."""
+
+    def states_of(sequence: Tensor) -> Tensor:
+        for model in models:
+            name = "inputs_embeds" if sequence.is_floating_point() else "input_ids"
+            sequence = model(**{name: sequence[None]}).last_hidden_state[0]
+        return sequence
+
+    return states_of
+
+
+def separate(states_of: Callable[[Tensor], Tensor], inputs: Packed, wanted: Wanted = "all") -> Tensor:
+    """The wanted states (…, d) where each sequence is run by itself."""
+    layout = inputs.layout
+    whole = [states_of(text)[start:] for text, start in zip(texts(inputs), layout.starts, strict=True)]
+    if wanted == "last":
+        return torch.stack([states[-1] for states in whole])
+    prompts = [states_of(prompt) for prompt in parts(inputs)[0]] if wanted == "all" else []
+    return torch.cat([*prompts, *whole])
+
+
+def assert_close(found: Tensor, expected: Tensor, tolerance: float = 1e-4) -> None:
+    assert found.shape == expected.shape
+    assert (found - expected).abs().max() <= tolerance * expected.abs().max()

@@ -1,0 +1,293 @@
+"""A pass over packed tokens gives what separate sequences give: states and gradients, of stacked experts too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tiny import write_backbone
+from torch import Tensor, nn
+from transformers import AutoModel
+
+from dmoerm.config import LoRAConfig
+from dmoerm.errors import BackboneError
+from dmoerm.model.backbone import cut
+from dmoerm.model.batching import pad
+from dmoerm.model.engine import ATTENTION, Decoder, Wanted, run
+from dmoerm.model.experts import lora_layers, with_experts
+from dmoerm.model.layout import Layout, Packed
+
+from .packing import (
+    Waste,
+    allowing,
+    assert_close,
+    each_kind,
+    each_waste,
+    example,
+    parts,
+    plain,
+    random_ids,
+    separate,
+    sequences,
+    through,
+)
+
+WANTED = ["all", "responses", "last"]
+ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+each_wanted = pytest.mark.parametrize("wanted", WANTED)
+
+
+# --- states --------------------------------------------------------------------------------------------------------
+
+
+@each_kind
+@each_wanted
+@each_waste
+@torch.no_grad()
+def test_wanted_states_are_those_of_separate_sequences(
+    load: Callable[..., Decoder], kind: str, wanted: Wanted, waste: Waste
+) -> None:
+    model = load(kind)
+    ids = example(model)
+    with allowing(waste):
+        assert_close(run(model, ids, wanted)[0], separate(plain(model), ids, wanted))
+        assert len(ids.layout.buckets) == (1 if waste is None else 3)
+
+
+@each_kind
+@each_wanted
+@torch.no_grad()
+def test_hidden_states_may_be_the_input(load: Callable[..., Decoder], kind: str, wanted: Wanted) -> None:
+    model = load(kind)
+    ids, (trunk, branch) = example(model), cut(model, 2)
+    hidden = ids._replace(tokens=run(trunk, ids)[0])
+    assert_close(hidden.tokens, separate(plain(trunk), ids))
+    assert_close(run(branch, hidden, wanted)[0], separate(plain(branch), hidden, wanted))
+
+
+@torch.no_grad()
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    prompts=st.lists(st.integers(1, 20), min_size=1, max_size=3),
+    more=st.lists(st.integers(0, 2), max_size=4),
+    data=st.data(),
+    layer=st.integers(0, 3),
+    wanted=st.sampled_from(WANTED),
+    waste=st.sampled_from([None, (1, 0), (1.25, 100)]),
+)
+def test_any_shape_gives_what_separate_sequences_give(
+    load: Callable[..., Decoder],
+    prompts: list[int],
+    more: list[int],
+    data: st.DataObject,
+    layer: int,
+    wanted: Wanted,
+    waste: Waste,
+) -> None:
+    model = load()
+    owner = data.draw(st.permutations([*range(len(prompts)), *(q % len(prompts) for q in more)]))
+    responses = data.draw(st.lists(st.integers(1, 12), min_size=len(owner), max_size=len(owner)))
+    ids = random_ids(Layout(prompts, responses, owner), model.config.vocab_size)
+    with allowing(waste):
+        assert_close(through(model, layer, ids, wanted), separate(plain(model), ids, wanted))
+
+
+@each_kind
+@torch.no_grad()
+def test_company_makes_no_difference(load: Callable[..., Decoder], kind: str) -> None:
+    """Neither other prompts nor other responses to the same one."""
+    model = load(kind)
+    ids = example(model)
+    together = parts(Packed(through(model, 2, ids), ids.layout))[1]
+    for n, states in enumerate(together):
+        torch.testing.assert_close(through(model, 2, ids.select([n]), "responses"), states, atol=1e-5, rtol=1e-5)
+
+
+@each_wanted
+@torch.no_grad()
+def test_layers_with_projections_of_other_names_give_the_same(load: Callable[..., Decoder], wanted: Wanted) -> None:
+    model = load("phi3")
+    assert not hasattr(model.layers[-1].self_attn, "q_proj")
+    ids = example(model)
+    for layer in (0, 2):
+        assert_close(through(model, layer, ids, wanted), separate(plain(model), ids, wanted))
+
+
+@each_wanted
+@torch.no_grad()
+def test_attention_has_the_backbones_own_scale(load: Callable[..., Decoder], tmp_path: Path, wanted: Wanted) -> None:
+    model = load(path=write_backbone(tmp_path / "granite", "granite", attention_multiplier=0.1))
+    ids = example(model)
+    assert_close(run(model, ids, wanted)[0], separate(plain(model), ids, wanted))
+
+
+@pytest.mark.parametrize(("wanted", "tokens"), [("all", 52), ("responses", 26), ("last", 6)])
+@torch.no_grad()
+def test_the_last_layer_works_for_the_wanted_alone(load: Callable[..., Decoder], wanted: Wanted, tokens: int) -> None:
+    model, seen = load(), []
+    last = model.layers[-1]
+    for module in (last.self_attn.q_proj, last.self_attn.o_proj, last.mlp.up_proj):
+        module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[1]))
+    run(model, example(model), wanted)
+    assert seen == [tokens] * 3
+
+
+# --- a window of attention -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+@torch.no_grad()
+def test_a_window_that_holds_each_text_changes_nothing(
+    load: Callable[..., Decoder], tmp_path: Path, layer: int
+) -> None:
+    """However many tokens the pass has; the longest text has 16."""
+    model = load(path=write_backbone(tmp_path / "mistral", "mistral", sliding_window=16))
+    ids = example(model)
+    for wanted in WANTED:
+        assert_close(through(model, layer, ids, wanted), separate(plain(model), ids, wanted))
+
+
+@each_wanted
+def test_a_window_shorter_than_a_text_is_refused(load: Callable[..., Decoder], tmp_path: Path, wanted: Wanted) -> None:
+    model = load(path=write_backbone(tmp_path / "mistral", "mistral", sliding_window=15))
+    ids = example(model)
+    for part, inputs in zip(cut(model, 2), (ids, ids._replace(tokens=torch.zeros(52, 32))), strict=True):
+        with pytest.raises(BackboneError, match=r"16 tokens.*attention window of 15.*max_length"):
+            run(part, inputs, wanted)
+    run(model, ids.select([0, 1, 2, 5]), wanted)
+
+
+# --- stacked experts -----------------------------------------------------------------------------------------------
+
+
+def stacked_experts(branch: Decoder, count: int) -> Decoder:
+    """Experts that differ; the same numbers every time."""
+    stacked = with_experts(branch, count, LoRAConfig(rank=2, targets=ALL_LINEAR)).eval()
+    generator = torch.Generator().manual_seed(2)
+    for layer in lora_layers(stacked).values():
+        for matrix in (layer.lora_A, layer.lora_B):
+            nn.init.normal_(matrix, std=0.1, generator=generator)
+    return stacked
+
+
+def only(stacked: Decoder, branch: Decoder, index: int) -> Decoder:
+    """One of the experts alone."""
+    one = with_experts(branch, 1, LoRAConfig(rank=2, targets=ALL_LINEAR)).eval()
+    for single, layer in zip(lora_layers(one).values(), lora_layers(stacked).values(), strict=True):
+        single.lora_A.data.copy_(layer.lora_A[index : index + 1])
+        single.lora_B.data.copy_(layer.lora_B[index : index + 1])
+    return one
+
+
+@each_kind
+@each_wanted
+@pytest.mark.parametrize("layer", [0, 2])
+@torch.no_grad()
+def test_stacked_experts_are_each_what_it_is_alone(
+    load: Callable[..., Decoder], kind: str, wanted: Wanted, layer: int
+) -> None:
+    model = load(kind)
+    ids, (trunk, branch) = example(model), cut(model, layer)
+    hidden = ids if trunk is None else ids._replace(tokens=run(trunk, ids)[0])
+    stacked = stacked_experts(branch, 3)
+    plainly = run(branch, hidden, wanted)[0]
+    for waste in (None, (1, 0)):
+        with allowing(waste):
+            found = run(stacked, hidden, wanted, stack=3)
+        assert found.shape == (3, *plainly.shape)
+        for index, states in enumerate(found):
+            one = only(stacked, branch, index)
+            assert_close(states, run(one, hidden, wanted)[0])
+            assert_close(states, separate(plain(one), hidden, wanted))
+            assert (states - plainly).abs().max() > 1e-2  # each expert really says something else
+
+
+# --- gradients -----------------------------------------------------------------------------------------------------
+
+
+def loss(states: Tensor) -> Tensor:
+    direction = torch.randn(states.shape[-1], generator=torch.Generator().manual_seed(3))
+    return (states @ direction).square().sum()
+
+
+def assert_same_gradients(names: list[str], found: list[Tensor], expected: list[Tensor]) -> None:
+    for name, one, other in zip(names, found, expected, strict=True):
+        assert one.shape == other.shape
+        assert (one - other).norm() <= 1e-4 * other.norm(), name
+        assert other.norm() > 0, name
+
+
+@each_kind
+@each_wanted
+@each_waste
+def test_gradients_are_those_of_separate_sequences(
+    load: Callable[..., Decoder], kind: str, wanted: Wanted, waste: Waste
+) -> None:
+    model = load(kind)
+    ids = example(model)
+    names, parameters = zip(*model.requires_grad_(True).named_parameters(), strict=True)
+    with allowing(waste):
+        found = torch.autograd.grad(loss(run(model, ids, wanted)), parameters)
+    expected = torch.autograd.grad(loss(separate(plain(model), ids, wanted)), parameters)
+    assert_same_gradients(list(names), list(found), list(expected))
+
+
+@each_kind
+@each_wanted
+def test_gradients_of_stacked_experts_are_those_of_separate_sequences(
+    load: Callable[..., Decoder], kind: str, wanted: Wanted
+) -> None:
+    """The branch, which all share, gets the sum."""
+    model = load(kind)
+    ids, (trunk, branch) = example(model), cut(model, 2)
+    with torch.no_grad():
+        hidden = ids._replace(tokens=run(trunk, ids)[0])
+    branch.requires_grad_(True)
+    stacked = stacked_experts(branch, 3)
+    singles = [only(stacked, branch, index) for index in range(3)]
+
+    def gradients(total: Tensor, experts: list[Decoder]) -> list[Tensor]:
+        lora = [p for one in experts for name, p in one.named_parameters() if "lora_" in name]
+        return list(torch.autograd.grad(total, [*branch.parameters(), *lora]))
+
+    found = gradients(loss(run(stacked, hidden, wanted, stack=3)), [stacked])
+    expected = gradients(sum(loss(separate(plain(one), hidden, wanted)) for one in singles), singles)
+    shared = len(list(branch.parameters()))
+    alone = expected[shared:]
+    count = len(alone) // 3
+    expected[shared:] = [torch.cat(alone[i::count]) for i in range(count)]
+    names = [name for name, _ in branch.named_parameters()]
+    names += [name for name, _ in stacked.named_parameters() if "lora_" in name]
+    assert_same_gradients(names, found, expected)
+
+
+# --- calls without packed tokens -----------------------------------------------------------------------------------
+
+
+@each_kind
+@pytest.mark.parametrize("side", ["right", "left"])
+@torch.no_grad()
+def test_a_plain_call_is_the_librarys_own(backbones: Callable[[str], str], kind: str, side: str) -> None:
+    assert_same_plain_calls(backbones(kind), side)
+
+
+@torch.no_grad()
+def test_a_plain_call_attends_to_its_window(tmp_path: Path) -> None:
+    assert_same_plain_calls(write_backbone(tmp_path / "mistral", "mistral", sliding_window=5), "right")
+
+
+def assert_same_plain_calls(path: str, side: str) -> None:
+    ids, mask = pad(sequences([9, 4, 13], 640))
+    if side == "left":
+        ids, mask = ids.flip(1), mask.flip(1)
+    states = [
+        AutoModel.from_pretrained(path, attn_implementation=name, dtype=torch.float32)
+        .eval()(input_ids=ids, attention_mask=mask.long())
+        .last_hidden_state
+        for name in ("sdpa", ATTENTION)
+    ]
+    assert torch.equal(states[0][mask], states[1][mask])

@@ -1,0 +1,201 @@
+"""Where each token of a pass stands, and the way there and back."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from dmoerm.model.layout import Bucket, Grid, Layout, Packed, means, pack
+
+from .packing import Waste, allowing, each_waste, parts, random_ids, texts
+
+
+@st.composite
+def layouts(draw: st.DrawFn) -> Layout:
+    """Up to 4 prompts with up to 7 responses in any order."""
+    prompts = draw(st.lists(st.integers(1, 7), min_size=1, max_size=4))
+    more = draw(st.lists(st.integers(0, len(prompts) - 1), max_size=3))
+    owner = draw(st.permutations([*range(len(prompts)), *more]))
+    return Layout(prompts, draw(st.lists(st.integers(1, 7), min_size=len(owner), max_size=len(owner))), owner)
+
+
+def numbered(layout: Layout) -> Packed:
+    """Every token is its own place."""
+    return Packed(torch.arange(sum(layout.prompts) + sum(layout.responses)), layout)
+
+
+def same(found: list[Tensor], expected: list[Tensor]) -> bool:
+    return len(found) == len(expected) and all(map(torch.equal, found, expected))
+
+
+# --- who stands where ----------------------------------------------------------------------------------------------
+
+
+def test_a_layout_by_hand() -> None:
+    layout = Layout([4, 2], [3, 2, 4], [0, 0, 1])
+    assert layout.positions.tolist() == [0, 1, 2, 3, 0, 1, 4, 5, 6, 4, 5, 2, 3, 4, 5]
+    assert layout.last.tolist() == [8, 10, 14]
+    assert layout.starts == [4, 4, 2]
+    assert layout.longest == 7
+    assert layout.of_prompt.tolist() == [0, 0, 0, 0, 1, 1]
+    assert layout.of_response.tolist() == [0, 0, 0, 1, 1, 2, 2, 2, 2]
+
+
+@given(layout=layouts())
+def test_positions_count_through_each_text(layout: Layout) -> None:
+    positions = Packed(layout.positions, layout)
+    assert same(texts(positions), [torch.arange(len(text)) for text in texts(positions)])
+    assert same(parts(positions)[0], [torch.arange(n) for n in layout.prompts])
+    assert layout.longest == max(map(len, texts(positions)))
+
+
+@given(layout=layouts())
+def test_the_last_places_are_those_of_the_responses_ends(layout: Layout) -> None:
+    assert layout.last.tolist() == [int(text[-1]) for text in texts(numbered(layout))]
+
+
+# --- some of the responses -----------------------------------------------------------------------------------------
+
+
+@given(layout=layouts(), data=st.data())
+def test_select_keeps_each_response_with_its_prompt(layout: Layout, data: st.DataObject) -> None:
+    inputs = random_ids(layout, 100)
+    rows = data.draw(st.lists(st.integers(0, len(layout.responses) - 1), min_size=1, max_size=6, unique=True))
+    part = inputs.select(rows)
+    everything = texts(inputs)
+    assert same(texts(part), [everything[n] for n in rows])
+    if rows != list(range(len(layout.responses))):
+        assert len(part.layout.prompts) == len({layout.owner[n] for n in rows})
+
+
+def test_all_rows_are_the_inputs_themselves() -> None:
+    inputs = random_ids(Layout([2, 3], [1, 2, 2], [1, 0, 1]), 9)
+    assert inputs.select([0, 1, 2]) is inputs
+    assert same(texts(inputs.select([2, 1, 0])), texts(inputs)[::-1])
+
+
+# --- together and apart --------------------------------------------------------------------------------------------
+
+queries = st.lists(
+    st.tuples(st.integers(1, 7), st.lists(st.integers(1, 7), min_size=1, max_size=4)), min_size=1, max_size=4
+)
+
+
+@pytest.mark.parametrize("width", [(), (3,)], ids=["ids", "states"])
+@given(lengths=queries)
+def test_split_gives_what_pack_was_given(width: tuple[int, ...], lengths: list[tuple[int, list[int]]]) -> None:
+    given = [(torch.randn(p, *width), [torch.randn(r, *width) for r in responses]) for p, responses in lengths]
+    packed = pack(given)
+    assert packed.layout.prompts == [p for p, _ in lengths]
+    assert packed.layout.owner == [q for q, (_, responses) in enumerate(lengths) for _ in responses]
+    for (prompt, responses), (own_prompt, own_responses) in zip(packed.split(), given, strict=True):
+        assert torch.equal(prompt, own_prompt)
+        assert same(responses, own_responses)
+
+
+# --- rows for attention --------------------------------------------------------------------------------------------
+
+
+@given(rows=st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=5), min_size=1, max_size=4), k=st.integers(1, 3))
+def test_a_grid_pads_rows_and_takes_the_padding_back(rows: list[list[int]], k: int) -> None:
+    grid, states = Grid(rows, 10, torch.device("cpu")), torch.randn(k, 10, 2)
+    padded = grid.pad(states)
+    assert padded.shape == (k * len(rows), max(map(len, rows)), 2)
+    for i, row in enumerate(rows * k):
+        assert torch.equal(padded[i, : len(row)], states[i // len(rows), row])
+    assert torch.equal(grid.unpad(padded, k), states[:, [place for row in rows for place in row]])
+
+
+@each_waste
+@given(layout=layouts())
+def test_buckets_hold_every_text_once(waste: Waste, layout: Layout) -> None:
+    def rows(grid: Grid, source: Tensor, of: list[Tensor]) -> list[Tensor]:
+        padded = grid.pad(source[None])
+        return [row[: len(own)] for row, own in zip(padded, of, strict=True)]
+
+    inputs = numbered(layout)
+    responses, whole, first = parts(inputs)[1], texts(inputs), layout.prompt_tokens
+    with allowing(waste):
+        buckets = layout.buckets
+    assert sorted(i for bucket in buckets for i in bucket.prompts) == list(range(first))
+    assert sorted(n for bucket in buckets for n in bucket.last) == list(range(len(responses)))
+    for bucket in buckets:
+        own = [responses[n] for n in bucket.last]
+        assert [first + i for i in bucket.responses] == torch.cat(own).tolist()
+        assert same(rows(bucket.response_grid, inputs.tokens[first:], own), own)
+        assert same(rows(bucket.key_grid, inputs.tokens, whole_own := [whole[n] for n in bucket.last]), whole_own)
+
+
+@each_waste
+@given(layout=layouts(), k=st.integers(1, 3))
+def test_what_goes_through_the_buckets_comes_back_in_order(waste: Waste, layout: Layout, k: int) -> None:
+    first = layout.prompt_tokens
+    prompts, responses = torch.randn(k, first, 2), torch.randn(k, sum(layout.responses), 2, 3)
+    with allowing(waste):
+        buckets, order = layout.buckets, layout.order
+    there = [bucket.prompt_grid.unpad(bucket.prompt_grid.pad(prompts), k) for bucket in buckets]
+    assert torch.equal(in_order(there, order["prompts"]), prompts)
+    there = [bucket.response_grid.unpad(bucket.response_grid.pad(responses), k) for bucket in buckets]
+    assert torch.equal(in_order(there, order["responses"]), responses)
+    ends = responses[:, layout.last - first]
+    assert torch.equal(in_order([ends[:, bucket.last] for bucket in buckets], order["last"]), ends)
+
+
+def in_order(found: list[Tensor], order: Tensor | None) -> Tensor:
+    joined = torch.cat(found, 1)
+    return joined if order is None else joined[:, order]
+
+
+@each_waste
+@given(layout=layouts(), k=st.integers(1, 3))
+def test_a_responses_token_sees_its_text_up_to_itself(waste: Waste, layout: Layout, k: int) -> None:
+    def seen(bucket: Bucket, last: bool) -> Tensor:
+        mask = bucket.mask(torch.float32, last, k)
+        assert set(mask.unique().tolist()) <= {0.0, -torch.inf}
+        visible = (mask[:, 0] == 0).int()
+        assert torch.equal(visible, visible.cummin(-1).values)  # from the text's beginning, without holes
+        return visible.sum(-1)
+
+    with allowing(waste):
+        buckets = layout.buckets
+    for bucket in buckets:
+        every, ends = seen(bucket, last=False), seen(bucket, last=True)
+        for row, n in enumerate(bucket.last * k):
+            start, length = layout.starts[n], layout.responses[n]
+            assert every[row, :length].tolist() == list(range(start + 1, start + length + 1))
+            assert ends[row].tolist() == [start + length]
+
+
+def test_texts_of_unlike_length_are_in_buckets_of_their_own() -> None:
+    """A long text beside many short ones would have attention pad each of them to its length."""
+    layout = Layout([700, *[20] * 40], [60] * 41, range(41))
+    assert [len(bucket.last) for bucket in layout.buckets] == [40, 1]
+    assert [bucket.key_grid.width for bucket in layout.buckets] == [80, 760]
+
+
+# --- means ---------------------------------------------------------------------------------------------------------
+
+
+@given(layout=layouts())
+def test_prompt_means_are_over_each_prompts_own_tokens(layout: Layout) -> None:
+    states = torch.randn(sum(layout.prompts) + sum(layout.responses), 3)
+    expected = torch.stack([prompt.mean(0) for prompt in parts(Packed(states, layout))[0]])
+    torch.testing.assert_close(Packed(states, layout).prompt_means(), expected)
+
+
+def test_means_by_hand_are_in_float32() -> None:
+    states = torch.tensor([[[1.0], [3.0], [8.0]], [[0.0], [0.5], [2.0]]], dtype=torch.bfloat16)
+    found = means(states, torch.tensor([0, 0, 1]), [2, 1])
+    assert found.dtype is torch.float32
+    assert found.tolist() == [[[2.0], [8.0]], [[0.25], [2.0]]]
+
+
+def test_a_layout_goes_with_its_tokens_to_another_device() -> None:
+    inputs = random_ids(Layout([2, 3], [1, 2], [1, 0]), 9)
+    moved = inputs.to("meta")
+    assert {moved.tokens.device, moved.layout.positions.device, moved.layout.last.device} == {torch.device("meta")}
+    assert moved.layout.owner == inputs.layout.owner
+    assert inputs.layout.to("cpu") is inputs.layout
