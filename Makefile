@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install check format test test-all bench demo clean
+.PHONY: install check format test test-all bench bench-gpu demo clean
 
 install: $(STAMP)
 
@@ -30,7 +30,11 @@ test-all: install
 	$(BIN)/pytest -m "slow or not slow"
 
 bench: install
-	$(BIN)/python benchmarks/scoring.py
+	$(BIN)/pip install --quiet --group bench
+	for name in scoring scaling footprint training table; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+
+bench-gpu: install
+	$(BIN)/python benchmarks/gpu.py
 
 demo: install
 	$(BIN)/dmoerm demo

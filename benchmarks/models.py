@@ -84,7 +84,7 @@ def adapters(model: DMoERM, dtype: torch.dtype) -> PeftModel:
         found = PeftModel.from_pretrained(base, experts / names[0], adapter_name=names[0])
         for name in names[1:]:
             found.load_adapter(experts / name, adapter_name=name)
-    return found.eval()
+    return found.to(model.device).eval()
 
 
 def whole_backbone(model: DMoERM, dtype: torch.dtype) -> nn.Module:
@@ -115,12 +115,12 @@ def padded_batches(rows: Sequence[Tensor], budget: int = 8192) -> list[tuple[Ten
         if found[-1] and (len(found[-1]) + 1) * len(found[-1][0]) > budget:
             found.append([])
         found[-1].append(row)
-    return [(ids, mask.long()) for ids, mask in map(pad, found)]
+    return [(ids, mask.long().to(ids.device)) for ids, mask in map(pad, found)]
 
 
 def last_tokens(states: Tensor, mask: Tensor) -> Tensor:
     """What a head would read: the last real token's state."""
-    return states[torch.arange(len(states)), mask.sum(1) - 1]
+    return states[torch.arange(len(states), device=states.device), mask.sum(1) - 1]
 
 
 @torch.inference_mode()
@@ -145,7 +145,7 @@ def peft_mixed(model: PeftModel, rows: Sequence[Tensor]) -> Tensor:
     ids, mask = pad(rows)
     names = [name for name in model.peft_config for _ in rows]
     k = len(model.peft_config)
-    ids, mask = ids.repeat(k, 1), mask.long().repeat(k, 1)
+    ids, mask = ids.repeat(k, 1), mask.long().to(ids.device).repeat(k, 1)
     return last_tokens(model(input_ids=ids, attention_mask=mask, adapter_names=names).last_hidden_state, mask)
 
 

@@ -5,16 +5,24 @@
 `experts`: router, trunk and the five experts, the aggregator reading embeddings, as in the paper and as the peers do
 (they give five embeddings, no reward). `default`: the aggregator also reads the phase-1 and the general model's scores,
 which have branches of their own: seven passes over the last layers in place of five.
+
+`hh_rlhf`: groups of Anthropic's hh-rlhf as they come, ours in bfloat16 and PEFT's loop in float32, if the file is in
+the folder DMOERM_DATA (docs/data.md). 500 groups take the loop more than half an hour, so both are timed on the same
+25 of them, and ours alone on all 500 as well.
 """
 
 from __future__ import annotations
 
 import functools
+import os
 import statistics
 import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from measure import Row, interleaved, row, write
+from measure import Row, interleaved, row, synchronise, write
 from models import (
     adapters,
     one_by_one,
@@ -26,47 +34,102 @@ from models import (
     score,
     sequences,
 )
+from peft import PeftModel
 from torch import nn
 
+from dmoerm.data.readers import read_groups
+from dmoerm.model import DMoERM
 from dmoerm.model.backbone import bundled_backbone
 from dmoerm.model.encoding import Encoded
+from dmoerm.schema import Query
 
 SHAPES = ((128, 4, 128), (512, 16, 128), (32, 2, 64))  # prompt tokens, responses, tokens a response
 K, BRANCH_LAYER, RUNS = 5, 24, 5
+HH_GROUPS, HH_SAMPLE = 500, 25
+
+
+class Contest(NamedTuple):
+    """One backbone in one precision: ours and the peers."""
+
+    experts: DMoERM
+    default: DMoERM
+    peft: PeftModel
+    plain: nn.Module
+    dtype: torch.dtype
+
+    @property
+    def short(self) -> str:
+        return {torch.float32: "fp32", torch.bfloat16: "bf16"}[self.dtype]
 
 
 def main() -> None:
     """All shapes, peers and precisions."""
     rows: list[Row] = []
-    shares = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        name = str(dtype).removeprefix("torch.")
-        short = {"float32": "fp32", "bfloat16": "bf16"}[name]
-        plain = plain_model(str(bundled_backbone()), dtype)
-        experts, default = (
-            ours("smollm2", name, K, BRANCH_LAYER, 1, f"phase3.inputs={inputs}") for inputs in ("embeddings", "both")
-        )
-        peft = adapters(experts, dtype)
+    shares: dict[str, float] = {}
+    contests = [contest(str(bundled_backbone()), dtype, BRANCH_LAYER) for dtype in (torch.float32, torch.bfloat16)]
+    for each in contests:
         for shape in SHAPES:
-            query = [drawn(*shape)]
-            texts = sequences(query)
-            work = "p{}_n{}_r{}_{}".format(*shape, short)
-            peers = {
-                "plain": plainly([plain], texts),
-                "ensemble": plainly([plain] * K, texts),
-                "peft_loop": functools.partial(peft_loop, peft, texts),
-                "peft_mixed": functools.partial(peft_mixed, peft, texts),
-                "one_by_one": functools.partial(one_by_one, peft, texts),
-            }
-            if shape[0] > 128:  # minutes for a figure that the first shape gives too
-                peers = {"plain": peers["plain"]}
-            mine = [functools.partial(score, m, query) for m in (experts, default)]
-            seconds = interleaved([*mine, *peers.values()], RUNS)
-            for label, own in zip(("experts", "default"), seconds[:2], strict=True):
-                rows += [row(f"{work}_{label}", peer, own, s, RUNS) for peer, s in zip(peers, seconds[2:], strict=True)]
-            shares[work] = share(experts, query[0], seconds[0], dtype)
-            print(work, "share of the machine's rate:", shares[work], flush=True)
-    write("scoring", "python benchmarks/scoring.py", rows, share_of_machine=shares)
+            found, share = one_shape(each, shape)
+            rows += found
+            shares[found[0]["work"].removesuffix("_experts")] = share
+    more = {}
+    file = Path(os.environ.get("DMOERM_DATA", ".")) / "hh_rlhf.jsonl"
+    if file.exists():
+        found, more = hh_rlhf(file, contests[1].experts, contests[0].peft)
+        rows += found
+    else:
+        print(f"hh_rlhf skipped: {file} is not there; set DMOERM_DATA (docs/data.md)")
+    write("scoring", "python benchmarks/scoring.py", rows, share_of_machine=shares, **more)
+
+
+def contest(backbone: str, dtype: torch.dtype, branch_layer: int, device: str = "cpu") -> Contest:
+    """Ours and the peers on the same weights."""
+    name = str(dtype).removeprefix("torch.")
+    experts, default = (
+        ours(backbone, name, K, branch_layer, 1, f"phase3.inputs={inputs}", device=device)
+        for inputs in ("embeddings", "both")
+    )
+    return Contest(experts, default, adapters(experts, dtype), plain_model(backbone, dtype).to(device), dtype)
+
+
+def one_shape(each: Contest, shape: tuple[int, int, int]) -> tuple[list[Row], float]:
+    """All rows of a shape, and the share of the machine's rate that our experts reach."""
+    query = drawn(*shape)
+    texts = [ids.to(each.experts.device) for ids in sequences([query])]
+    work = "p{}_n{}_r{}_{}".format(*shape, each.short)
+    peers = {
+        "plain": plainly([each.plain], texts),
+        "ensemble": plainly([each.plain] * K, texts),
+        "peft_loop": functools.partial(peft_loop, each.peft, texts),
+        "peft_mixed": functools.partial(peft_mixed, each.peft, texts),
+        "one_by_one": functools.partial(one_by_one, each.peft, texts),
+    }
+    if shape[0] > 128:  # minutes for a figure that the first shape gives too
+        peers = {"plain": peers["plain"]}
+    mine = [functools.partial(score, model, [query]) for model in (each.experts, each.default)]
+    seconds = interleaved([*mine, *peers.values()], RUNS)
+    rows = [
+        row(f"{work}_{label}", peer, own, s, RUNS)
+        for label, own in zip(("experts", "default"), seconds[:2], strict=True)
+        for peer, s in zip(peers, seconds[2:], strict=True)
+    ]
+    found = share(each.experts, query, seconds[0], each.dtype)
+    print(work, [f"{r['work'].rsplit('_')[-1]} / {r['peer']} {r['ratio']}" for r in rows], "share", found, flush=True)
+    return rows, found
+
+
+def hh_rlhf(file: Path, model: DMoERM, peft: PeftModel) -> tuple[list[Row], dict[str, float]]:
+    """Real texts of mixed lengths."""
+    groups = read_groups(str(file)).groups[:HH_GROUPS]
+    queries = [model.encoder.encode(Query(prompt=g.prompt, responses=g.responses)) for g in groups]
+    sample = queries[:: len(queries) // HH_SAMPLE]
+    peer = functools.partial(peft_loop, peft, sequences(sample))
+    ours_s, peer_s = interleaved([functools.partial(score, model, sample), peer], RUNS)
+    start = time.perf_counter()
+    score(model, queries)
+    whole = {"hh_rlhf_500_groups_s": round(time.perf_counter() - start, 1)}
+    work = f"hh_rlhf_{len(sample)}_groups_ours_bf16_peer_fp32"
+    return [row(work, "peft_loop", ours_s, peer_s, RUNS)], whole
 
 
 def drawn(prompt: int, responses: int, tokens: int) -> Encoded:
@@ -76,31 +139,34 @@ def drawn(prompt: int, responses: int, tokens: int) -> Encoded:
     return Encoded(draw(prompt), [draw(tokens) for _ in range(responses)])
 
 
-def share(model: nn.Module, query: Encoded, seconds: float, dtype: torch.dtype) -> float:
+def share(model: DMoERM, query: Encoded, seconds: float, dtype: torch.dtype) -> float:
     """The rate of the linear layers' arithmetic over the whole scoring time, as a share of what the machine can do.
 
-    The machine's rate is that of single matrix products of the MLP's shape at this number of rows.
+    The machine's rate: the layers' own matrix products, each at this number of rows, weighted by its arithmetic.
     """
     config = model.config.backbone_config
     d, f, kv = config.hidden_size, config.intermediate_size, config.num_key_value_heads * config.head_dim
-    layer, keys = 2 * (2 * d * d + 2 * d * kv + 3 * d * f), 2 * 2 * d * kv
-    last = len(query.responses)
-    top = config.num_hidden_layers - BRANCH_LAYER
-    work = query.tokens * layer * BRANCH_LAYER
-    work += K * (query.tokens * (layer * (top - 1) + keys) + last * layer)
-    return round(work / seconds / rate(query.tokens, d, f, dtype), 3)
+    products = [(d, d), (d, d), (d, kv), (d, kv), (d, f), (d, f), (f, d)]
+    layer, keys = sum(2 * a * b for a, b in products), 2 * 2 * d * kv
+    last, tokens = len(query.responses), query.tokens
+    top = config.num_hidden_layers - model.config.branch_layer
+    work = tokens * layer * model.config.branch_layer + K * (tokens * (layer * (top - 1) + keys) + last * layer)
+    limit = sum(product_seconds(tokens, a, b, dtype, model.device) for a, b in products) / (tokens * layer)
+    return round(work * limit / seconds, 3)
 
 
-def rate(rows: int, width: int, out: int, dtype: torch.dtype) -> float:
-    """Floating-point operations a second in a matrix product (rows, width) × (width, out), the median of many."""
+def product_seconds(rows: int, width: int, out: int, dtype: torch.dtype, device: torch.device) -> float:
+    """Seconds of a matrix product (rows, width) × (width, out), the median of many."""
     x, layer = torch.randn(rows, width, dtype=dtype), nn.Linear(width, out, bias=False, dtype=dtype)
-    times = []
+    x, layer = x.to(device), layer.to(device)
+    times: Sequence[float] = []
     with torch.inference_mode():
         for _ in range(30):
             start = time.perf_counter()
             layer(x)
-            times.append(time.perf_counter() - start)
-    return 2 * rows * width * out / statistics.median(times)
+            synchronise()
+            times = [*times, time.perf_counter() - start]
+    return statistics.median(times)
 
 
 if __name__ == "__main__":

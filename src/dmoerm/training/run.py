@@ -111,7 +111,7 @@ def build_model(config: Config, taxonomy: Taxonomy) -> DMoERM:
 
 def train_groups(run: Run, data: Loaded) -> None:
     """All phases on the training part."""
-    examples = _examples(run, data.train)
+    examples = examples_of(run, data.train)
     held = {id(g) for g in split_by_prompt(data.train, run.config.data.validation_fraction, run.config.seed + 1)[1]}
     with run.progress.step("trunk's activations"):
         run.cache.fill([e.encoded for e in examples], run.progress.count)
@@ -133,7 +133,8 @@ def train_groups(run: Run, data: Loaded) -> None:
         phase3(run, task, *parts)
 
 
-def _examples(run: Run, groups: Sequence[Group]) -> list[Example]:
+def examples_of(run: Run, groups: Sequence[Group]) -> list[Example]:
+    """The groups as the run's phases take them: encoded, their pairs drawn up."""
     settings, seed = run.config.data, run.config.seed
     return [
         Example(

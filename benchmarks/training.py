@@ -1,0 +1,261 @@
+"""Phase 2 beside TRL: five experts together on cached activations, or one capability at a time on whole texts.
+
+    python benchmarks/training.py          prints the rows and writes results/training.json
+
+Both train a LoRA (rank 16, q and v of the last 6 layers) and a linear head on the last token's state, in bfloat16, on
+the same token ids, the same pairs, in the same number of optimiser steps of the same rate. `RewardTrainer` has one
+capability's pairs at a time; its gradient checkpointing is off, which makes it faster.
+
+    steps    a few optimiser steps on groups as they come, both ways in turns
+    epochs   three epochs, once; then how often each puts held-out pairs right. Of dialogue's six responses three are
+             kept and of rag_answer forty groups, without which TRL would need hours
+
+The data are those of docs/data.md, in the folder DMOERM_DATA.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from measure import Row, interleaved, row, write
+from peft import LoraConfig
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from trl import RewardConfig, RewardTrainer
+
+from dmoerm.config import Config, load_config
+from dmoerm.data.loading import load_data
+from dmoerm.evaluation.consistency import PairCounts, compare, count_pairs
+from dmoerm.model.backbone import bundled_backbone
+from dmoerm.model.batching import pad
+from dmoerm.model.layout import pack
+from dmoerm.schema import Group
+from dmoerm.taxonomy import Taxonomy
+from dmoerm.training.batches import Example
+from dmoerm.training.phases import phase2
+from dmoerm.training.progress import Progress
+from dmoerm.training.run import examples_of, prepare
+from dmoerm.training.steps import Run
+
+FILES = {"dialogue": "topical_chat.jsonl", "rag_answer": "cragc_pairs.jsonl"}
+BATCH = {"dialogue": 1, "rag_answer": 8}  # groups in one step
+K, RATE, EPOCHS, RUNS, STEPS = 5, 5e-4, 3, 5, 2
+
+
+@dataclass(frozen=True)
+class Work:
+    """One task's run, its capabilities, and the groups to train on and to be tested on."""
+
+    run: Run
+    task: str
+    train: Sequence[Example]
+    test: Sequence[Example]
+
+    @property
+    def capabilities(self) -> list[str]:
+        return list(self.run.model.inner(self.task).experts.capabilities)
+
+
+def main() -> None:
+    """Both tasks, steps and epochs."""
+    folder = Path(os.environ.get("DMOERM_DATA", "."))
+    missing = [file for file in FILES.values() if not (folder / file).exists()]
+    if missing:
+        print(f"skipped: {', '.join(missing)} not in {folder}; set DMOERM_DATA (docs/data.md)")
+        return
+    rows: list[Row] = []
+    counts: dict[str, PairCounts] = {}
+    times = np.zeros(2)
+    for task in FILES:
+        with tempfile.TemporaryDirectory() as place:
+            rows.append(steps(prepared(task, Path(place), groups=60), Path(place)))
+            ours_s, peer_s, found = epochs(prepared(task, Path(place) / "cut", groups=60, responses=3), Path(place))
+            rows.append(row(f"phase2_{task}_epochs", "trl", ours_s, peer_s, 1))
+            times += ours_s, peer_s
+            counts |= found
+        print(rows[-2:], flush=True)
+    rows.append(row("phase2_both_epochs", "trl", *times, 1))
+    estimates, paired = compare(counts)
+    consistency = {name: found["mean"].model_dump() for name, found in estimates.items()}
+    difference = paired["dmoerm - trl"]["mean"].model_dump()
+    print(consistency, difference)
+    write("training", "python benchmarks/training.py", rows, consistency=consistency, difference=difference)
+
+
+def prepared(task: str, place: Path, groups: int, responses: int | None = None) -> Work:
+    """The run of a task with K capabilities, its trunk's activations not yet computed."""
+    config = settings(task, place, groups)
+    data = load_data(config)
+    names = list(data.taxonomy.tasks[task].capabilities)[:K]
+    entry = data.taxonomy.tasks[task]
+    entry = entry.model_copy(update={"capabilities": {name: entry.capabilities[name] for name in names}})
+    taxonomy = Taxonomy(name="bench", language="en", tasks={task: entry})
+    run = prepare(config, taxonomy, place, Progress(quiet=True))
+    train = [cut(group, names, responses) for group in data.train]
+    return Work(run, task, examples_of(run, train), examples_of(run, [cut(g, names) for g in data.test]))
+
+
+def settings(task: str, place: Path, groups: int) -> Config:
+    """The run's settings."""
+    step = f"batch_groups: {BATCH[task]}, epochs: {EPOCHS}, learning_rate: {RATE}, best_by: end, evaluations: 1"
+    return load_config(
+        None,
+        [
+            f"data.files=[{FILES[task]}]",
+            f"data.groups_per_task={groups}",
+            "encoding={pooling: last, too_long: keep_both}",
+            "backbone.branch_layer=24",
+            f"cache={place / 'cache'}",
+            f"phase2={{{step}, lora: {{rank: 16, alpha: 16, dropout: 0}}}}",
+        ],
+    )
+
+
+def cut(group: Group, names: Sequence[str], responses: int | None = None) -> Group:
+    """The group with these capabilities alone, and the first so many responses."""
+    grades = {name: group.capabilities[name][:responses] for name in names if name in group.capabilities}
+    scores = group.scores and group.scores[:responses]
+    return group.model_copy(
+        update={"responses": group.responses[:responses], "capabilities": grades, "scores": scores, "annotators": {}}
+    )
+
+
+def steps(work: Work, place: Path) -> Row:
+    """The same few optimiser steps both ways, the trunk's activations being there."""
+    labelled = [e for e in work.train if all(map(e.pairs.get, work.capabilities))]
+    work = dataclasses.replace(work, train=labelled[: STEPS * BATCH[work.task]])
+    work.run.cache.fill([e.encoded for e in work.train])
+    fresh = (place / f"steps{i}" for i in itertools.count())
+    trainers = trl_trainers(work, STEPS, 1, place)
+
+    def peer() -> None:
+        for trainer in trainers.values():
+            trainer.train()
+
+    ours_s, peer_s = interleaved([lambda: train(work, next(fresh), STEPS), peer], RUNS)
+    return row(f"phase2_{work.task}_steps", "trl", ours_s, peer_s, RUNS)
+
+
+def train(work: Work, place: Path, steps: int | None = None) -> None:
+    """Phase 2 in a new folder; our time includes the evaluations and checkpoints that TRL is spared."""
+    phase = work.run.config.phase2.model_copy(update={"steps": steps})
+    run = dataclasses.replace(work.run, folder=place, config=work.run.config.model_copy(update={"phase2": phase}))
+    phase2(run, work.task, work.train, work.train[:1])
+
+
+def epochs(work: Work, place: Path) -> tuple[float, float, dict[str, PairCounts]]:
+    """Seconds of three epochs, ours with the trunk's activations and TRL's, and the held-out pairs put right."""
+    start = time.perf_counter()
+    work.run.cache.fill([e.encoded for e in work.train])
+    train(work, place / "ours")
+    ours_s = time.perf_counter() - start
+    count = EPOCHS * -(-len(work.train) // BATCH[work.task])
+    trainers = trl_trainers(work, count, EPOCHS, place)
+    start = time.perf_counter()
+    for trainer in trainers.values():
+        trainer.train()
+    return ours_s, time.perf_counter() - start, held_out(work, trainers)
+
+
+def held_out(work: Work, trainers: dict[str, RewardTrainer]) -> dict[str, PairCounts]:
+    """Task and capability → the held-out pairs that each puts right."""
+    mine = our_scores(work)
+    found = {}
+    for i, (name, trainer) in enumerate(trainers.items()):
+        model: Any = trainer.model.eval()
+        rows = []
+        for e in work.test:
+            scores = {"dmoerm": mine[e.key][i], "trl": trl_scores(model, e)}
+            rows.append((e.prompt, e.pairs.get(name, ()), scores))
+        if counts := count_pairs(rows):
+            found[f"{work.task}/{name}"] = counts
+    return found
+
+
+@torch.inference_mode()
+def our_scores(work: Work) -> dict[str, np.ndarray]:
+    """Each test group's capability scores (k, N)."""
+    experts = work.run.model.inner(work.task).experts
+    work.run.cache.fill([e.encoded for e in work.test])
+    found = {}
+    for example in work.test:
+        z = experts.embed(pack([work.run.cache.states(example.encoded)]), None)
+        found[example.key] = experts.score(z).T.numpy()
+    return found
+
+
+@torch.inference_mode()
+def trl_scores(model: Any, example: Example) -> np.ndarray:
+    """(N,) of one group under one capability's model."""
+    ids, mask = pad([torch.tensor(row) for row in whole(example)])
+    with torch.autocast("cpu", torch.bfloat16):
+        return model(input_ids=ids, attention_mask=mask.long()).logits[:, 0].float().numpy()
+
+
+def whole(example: Example) -> list[list[int]]:
+    """Prompt and response in one, for each response."""
+    return [[*example.encoded.prompt, *ids] for ids in example.encoded.responses]
+
+
+def trl_trainers(work: Work, steps: int, epochs: int, place: Path) -> dict[str, RewardTrainer]:
+    """Capability → a trainer whose `steps` batches make up so many passes over its pairs."""
+    found = {}
+    for name in work.capabilities:
+        texts = [(whole(e), e.pairs.get(name, ())) for e in work.train]
+        pairs = [{"chosen_ids": ids[p.better], "rejected_ids": ids[p.worse]} for ids, ps in texts for p in ps]
+        found[name] = trl_trainer(pairs, max(round(len(pairs) * epochs / steps), 1), steps, place / f"trl_{name}")
+    return found
+
+
+def trl_trainer(pairs: list[dict[str, list[int]]], batch: int, steps: int, place: Path) -> RewardTrainer:
+    """TRL on one capability."""
+    path = str(bundled_backbone())
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, dtype=torch.bfloat16)
+    model.config.pad_token_id = tokenizer.pad_token_id or 0
+    arguments = RewardConfig(
+        output_dir=str(place),
+        max_steps=steps,
+        per_device_train_batch_size=batch,
+        learning_rate=RATE,
+        weight_decay=0.01,
+        warmup_steps=round(0.1 * steps),
+        bf16=True,
+        use_cpu=True,
+        gradient_checkpointing=False,
+        max_length=None,
+        save_strategy="no",
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+    )
+    lora = LoraConfig(
+        task_type="SEQ_CLS",
+        r=16,
+        lora_alpha=16,
+        lora_dropout=0.0,
+        target_modules=r".*\.layers\.(24|25|26|27|28|29)\.self_attn\.(q_proj|v_proj)",
+        modules_to_save=["score"],
+    )
+    return RewardTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=Dataset.from_list(pairs),
+        processing_class=tokenizer,
+        peft_config=lora,
+    )
+
+
+if __name__ == "__main__":
+    main()
