@@ -67,10 +67,13 @@ def alone(model: DMoERM, prompt: Any, responses: Sequence[str], task: str | None
 def assert_batch_makes_no_difference(model: DMoERM, saved: Path, prompts: Sequence[Any] = PROMPTS) -> None:
     expected = [alone(model, *row) for row in zip(prompts, RESPONSES, strict=True)]
     loaded = DMoERM.from_pretrained(saved)
+    queries = [Query(prompt=prompt, responses=tuple(row)) for prompt, row in zip(prompts, RESPONSES, strict=True)]
     for budget in (1, 100, 300, 100_000):
         for scorer in (model, loaded):
-            for found, right in zip(scorer.score(prompts, RESPONSES, batch_tokens=budget), expected, strict=True):
-                assert_same(found, right)
+            streamed = [scores for _, scores in scorer.score_stream(iter(queries), batch_tokens=budget)]
+            for together in (scorer.score(prompts, RESPONSES, batch_tokens=budget), streamed):
+                for found, right in zip(together, expected, strict=True):
+                    assert_same(found, right)
 
 
 def test_scores_alone_batched_and_loaded_are_the_same(model: DMoERM, tmp_path: Path) -> None:
