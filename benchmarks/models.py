@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 
 from dmoerm.config import load_config
 from dmoerm.model import DMoERM
-from dmoerm.model.batching import batches, pack_ids, pad
+from dmoerm.model.batching import pack_ids, pad
 from dmoerm.model.encoding import Encoded
 from dmoerm.model.experts import lora_layers
 from dmoerm.taxonomy import Taxonomy
@@ -64,7 +64,7 @@ def score(model: DMoERM, queries: Sequence[Encoded], budget: int = 8192, task: s
     """The rewards of all responses, in order of the queries."""
     found: dict[int, list[float]] = {}
     with torch.inference_mode():
-        for rows in batches(queries, budget):
+        for rows in model.passes(queries, budget):
             ids = pack_ids([queries[i] for i in rows]).to(model.device)
             hidden = model.hidden(ids)
             model.route(ids, hidden)

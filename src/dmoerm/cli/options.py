@@ -13,4 +13,4 @@ Overrides = Annotated[
 JsonFile = Annotated[
     Path | None, typer.Option("--json", metavar="FILE", help="Also write the machine-readable result to this file.")
 ]
-BatchTokens = Annotated[int, typer.Option(min=1, help="Most tokens of one pass.")]
+BatchTokens = Annotated[int, typer.Option(min=1, help="Most tokens of one pass; a token counts once for each expert.")]

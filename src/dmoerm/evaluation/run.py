@@ -37,7 +37,7 @@ def evaluate(
         config: the settings that the model was trained with; their seed is also the bootstrap's.
         command: what asked for it, for the record.
         steps: step → how its training ended, from `Run.metrics()`.
-        batch_tokens: most tokens of one pass.
+        batch_tokens: as in `DMoERM.score`.
         console: where progress is shown; None: on the standard error stream.
         cache: keeps the trunk's activations; see `score_groups`.
 

@@ -21,7 +21,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from torch import Tensor
 
 from ..model import DMoERM
-from ..model.batching import batches, pack_ids
+from ..model.batching import pack_ids
 from ..model.encoding import Encoded
 from ..model.inner import InnerOutput
 from ..model.layout import Packed, pack
@@ -69,7 +69,7 @@ def score_groups(
     """Scores all groups; the result comes in their order.
 
     Args:
-        batch_tokens: most tokens of one pass.
+        batch_tokens: as in `DMoERM.score`.
         cache: keeps the trunk's activations, so that a later evaluation need not compute them; None: nothing is kept.
         console: where progress is shown; None: on the standard error stream.
 
@@ -85,7 +85,7 @@ def score_groups(
         if cache is not None:
             cache.fill(encoded, functools.partial(advance, "trunk's activations"))
         total, done = sum(e.tokens for e in encoded), 0
-        for rows in batches(encoded, batch_tokens):
+        for rows in model.passes(encoded, batch_tokens):
             batch = [encoded[i] for i in rows]
             found |= dict(zip(rows, _score_batch(model, [groups[i] for i in rows], batch, cache), strict=True))
             done += sum(e.tokens for e in batch)

@@ -124,7 +124,7 @@ class DMoERM(PreTrainedModel):
             prompt: a text or a list of chat messages; or a list of those, one for each entry of `responses`.
             responses: the responses to the prompt; or a list of such lists.
             task: skips the router; one name, or one (or None) for each prompt.
-            batch_tokens: most tokens of one pass.
+            batch_tokens: most tokens of one pass; a token counts once for each of a task's experts.
 
         Returns:
             A list of `Score`, one a response; for several prompts a list of such lists, in the caller's order.
@@ -152,10 +152,17 @@ class DMoERM(PreTrainedModel):
                 self.inner(query.task, f"query {query.id}" if query.id else "")
         encoded = [self.encoder.encode(query) for query in queries]
         scores: dict[int, list[Score]] = {}
-        for rows in batches(encoded, batch_tokens):
+        for rows in self.passes(encoded, batch_tokens):
             found = self._score_batch([encoded[i] for i in rows], [queries[i].task for i in rows])
             scores |= dict(zip(rows, found, strict=True))
         return (scores[i] for i in range(len(queries)))
+
+    def passes(self, encoded: Sequence[Encoded], batch_tokens: int) -> Iterator[list[int]]:
+        """Indices of the queries that share a pass; a token counts once for each expert, as it does in memory."""
+        stacks = [
+            len(inner.experts) for inner in map(self.inner, self.config.tasks) if inner.experts.branch is not None
+        ]
+        return batches(encoded, batch_tokens // max([1, *stacks]))
 
     def score_stream(self, queries: Iterable[Query], batch_tokens: int = 8192) -> Iterator[tuple[Query, list[Score]]]:
         """Scores a stream of any length in its order, holding little of it at once: each query with its scores."""
