@@ -49,7 +49,7 @@ from dmoerm.training.steps import Run
 
 FILES = {"dialogue": "topical_chat.jsonl", "rag_answer": "cragc_pairs.jsonl"}
 BATCH = {"dialogue": 1, "rag_answer": 8}  # groups in one step
-K, RATE, EPOCHS, RUNS, STEPS = 5, 5e-4, 3, 5, 2
+K, RATE, EPOCHS, RUNS, STEPS = 5, 5e-4, 3, 5, 1
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def train(work: Work, place: Path, steps: int | None = None) -> None:
     """Phase 2 in a new folder; our time includes the evaluations and checkpoints that TRL is spared."""
     phase = work.run.config.phase2.model_copy(update={"steps": steps})
     run = dataclasses.replace(work.run, folder=place, config=work.run.config.model_copy(update={"phase2": phase}))
-    phase2(run, work.task, work.train, work.train[:1])
+    phase2(run, work.task, work.train, [min(work.train, key=lambda e: e.encoded.tokens)])
 
 
 def epochs(work: Work, place: Path) -> tuple[float, float, dict[str, PairCounts]]:

@@ -11,10 +11,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny import write_backbone
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoModel
 
 from dmoerm.config import LoRAConfig
 from dmoerm.errors import BackboneError
+from dmoerm.model import engine
 from dmoerm.model.backbone import cut
 from dmoerm.model.batching import pad
 from dmoerm.model.engine import ATTENTION, Decoder, Wanted, run
@@ -39,6 +41,38 @@ from .packing import (
 WANTED = ["all", "responses", "last"]
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 each_wanted = pytest.mark.parametrize("wanted", WANTED)
+
+
+# --- attention -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("block", [1, 200, 10_000])
+@pytest.mark.parametrize("heads", [(4, 4), (6, 2)])
+@pytest.mark.parametrize("scale", [None, 0.3])
+def test_products_are_the_kernels_attention(
+    monkeypatch: pytest.MonkeyPatch, block: int, heads: tuple[int, int], scale: float | None
+) -> None:
+    """What a CPU does in bfloat16, checked in float64, gradients too."""
+    monkeypatch.setattr(engine, "_BLOCK", block)
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(3, heads[0], 5, 8), (3, heads[1], 7, 8), (3, heads[1], 7, 8)]
+    tensors = [torch.randn(s, generator=generator, dtype=torch.float64, requires_grad=True) for s in shapes]
+    hidden = torch.rand(3, 1, 5, 7, generator=generator) > 0.6
+    hidden[..., 0] = False
+    mask = torch.zeros(3, 1, 5, 7, dtype=torch.float64).masked_fill(hidden, -torch.inf)
+    kernel = scaled_dot_product_attention(*tensors, attn_mask=mask, scale=scale, enable_gqa=True)
+    found = engine._products(*tensors, mask, scale)
+    torch.testing.assert_close(found, kernel)
+    for one, other in zip(*(torch.autograd.grad(x.sin().sum(), tensors) for x in (found, kernel)), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@torch.no_grad()
+def test_bfloat16_is_near_float32(load: Callable[..., Decoder]) -> None:
+    model = load("llama")
+    ids = example(model)
+    exact = run(model, ids)
+    assert (run(model.bfloat16(), ids).float() - exact).abs().max() < 0.05 * exact.abs().max()
 
 
 # --- states --------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from dmoerm.data.splitting import split_by_prompt
 from dmoerm.training import Run
 from dmoerm.training.batches import Example
 from dmoerm.training.progress import Progress
-from dmoerm.training.run import _examples, prepare
+from dmoerm.training.run import examples_of, prepare
 
 
 class Begun(NamedTuple):
@@ -31,7 +31,7 @@ class Begun(NamedTuple):
 def begin(config: Config) -> Begun:
     data = load_data(config)
     run = prepare(config, data.taxonomy, Path(config.output), Progress(Console(quiet=True)))
-    examples = _examples(run, data.train)
+    examples = examples_of(run, data.train)
     run.cache.fill([e.encoded for e in examples])
     held = {id(g) for g in split_by_prompt(data.train, config.data.validation_fraction, config.seed + 1)[1]}
     return Begun(run, [e for e in examples if id(e.group) not in held], [e for e in examples if id(e.group) in held])

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import dropout, scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -40,6 +40,8 @@ else:
 
 ATTENTION = "dmoerm_packed"
 """The name under which transformers' layers find `attend`."""
+
+_BLOCK = 2_000_000  # attention weights held at once: as many as a processor's caches take
 
 _How = dict[str, Any]
 
@@ -170,7 +172,7 @@ def attend(
 def _prompts(q: Tensor, k: Tensor, v: Tensor, layout: Layout, how: _How) -> Tensor:
     """Queries, keys and values of the prompts' tokens."""
     grids = [bucket.prompt_grid for bucket in layout.buckets]
-    found = [g.unpad(_sdpa(g.pad(q), g.pad(k), g.pad(v), None, how), q.shape[0]) for g in grids]
+    found = [g.unpad(_attention(g.pad(q), g.pad(k), g.pad(v), None, how), q.shape[0]) for g in grids]
     return _in_order(found, layout.order["prompts"])
 
 
@@ -180,7 +182,7 @@ def _responses(q: Tensor, k: Tensor, v: Tensor, layout: Layout, how: _How) -> Te
     for bucket in layout.buckets:
         grid, keys = bucket.response_grid, bucket.key_grid
         mask = bucket.mask(q.dtype, last=False, k=q.shape[0])
-        found.append(grid.unpad(_sdpa(grid.pad(q), keys.pad(k), keys.pad(v), mask, how), q.shape[0]))
+        found.append(grid.unpad(_attention(grid.pad(q), keys.pad(k), keys.pad(v), mask, how), q.shape[0]))
     return _in_order(found, layout.order["responses"])
 
 
@@ -191,7 +193,7 @@ def _last(q: Tensor, k: Tensor, v: Tensor, layout: Layout, how: _How) -> Tensor:
         rows = q[:, bucket.rows]
         mask = bucket.mask(q.dtype, last=True, k=q.shape[0])
         grid = bucket.key_grid
-        found.append(_sdpa(rows.flatten(0, 1)[:, None], grid.pad(k), grid.pad(v), mask, how).reshape(rows.shape))
+        found.append(_attention(rows.flatten(0, 1)[:, None], grid.pad(k), grid.pad(v), mask, how).reshape(rows.shape))
     return _in_order(found, layout.order["last"])
 
 
@@ -200,12 +202,33 @@ def _in_order(parts: list[Tensor], order: Tensor | None) -> Tensor:
     return joined if order is None else joined.index_select(1, order)
 
 
-def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, how: _How) -> Tensor:
+def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, how: _How) -> Tensor:
     """(rows, tokens, H, c) → the same; causal where there is no mask."""
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    if mask is not None and q.dtype == torch.bfloat16 and q.device.type == "cpu":
+        return _products(q, k, v, mask, **how).transpose(1, 2)
     grouped = q.shape[1] != k.shape[1]
     found = scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped, **how)
     return found.transpose(1, 2)
+
+
+def _products(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float | None = None, dropout_p: float = 0.0
+) -> Tensor:
+    """The same by plain products, some rows at a time: half the time of PyTorch's kernel for bfloat16 on a CPU."""
+    q = q * (q.shape[-1] ** -0.5 if scale is None else scale)
+    rows = max(1, _BLOCK // (q.shape[1] * mask[0].numel()))
+    parts = zip(*(x.split(rows) for x in (q, k, v, mask)), strict=True)
+    return torch.cat([_product(*part, dropout_p=dropout_p) for part in parts])
+
+
+def _product(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout_p: float) -> Tensor:
+    """Queries (rows, H, R, c); keys and values (rows, G, S, c), each shared by H / G heads; mask (rows, 1, R, S)."""
+    shape, heads = q.shape, k.shape[1]
+    logits = q.reshape(len(q), heads, -1, shape[-1]) @ k.transpose(2, 3)
+    logits = logits.view(len(q), heads, -1, *mask.shape[2:]) + mask[:, :, None]
+    weights = dropout(logits.softmax(-1), dropout_p)
+    return (weights.flatten(2, 3) @ v).reshape(shape)
 
 
 AttentionInterface.register(ATTENTION, attend)

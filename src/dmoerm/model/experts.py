@@ -29,7 +29,12 @@ class StackedLoRALinear(nn.Module):
     """y = W x + (alpha / r) · B_i A_i x for the i-th of k equal blocks of rows (LoRA, arXiv 2106.09685).
 
     `lora_A` is (k, r, in), `lora_B` is (k, out, r) and starts at zero, so that an expert starts as its branch.
+
+    Attributes:
+        active: the experts that the blocks of rows belong to, where they are not all k.
     """
+
+    active: Tensor | None = None
 
     def __init__(self, base: nn.Linear, count: int, config: LoRAConfig) -> None:
         super().__init__()
@@ -43,9 +48,12 @@ class StackedLoRALinear(nn.Module):
                 nn.init.kaiming_uniform_(matrix, a=math.sqrt(5))
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = self.dropout(x).reshape(self.count, -1, x.shape[-1])  # (k, T, in)
-        down = torch.bmm(rows, self.lora_A.to(x.dtype).transpose(1, 2))
-        up = torch.bmm(down, self.lora_B.to(x.dtype).transpose(1, 2))
+        lora_A, lora_B = self.lora_A, self.lora_B
+        if self.active is not None:
+            lora_A, lora_B = lora_A[self.active], lora_B[self.active]
+        rows = self.dropout(x).reshape(len(lora_A), -1, x.shape[-1])  # (k, T, in)
+        down = torch.bmm(rows, lora_A.to(x.dtype).transpose(1, 2))
+        up = torch.bmm(down, lora_B.to(x.dtype).transpose(1, 2))
         return self.base(x) + self.scaling * up.reshape(*x.shape[:-1], -1)
 
 

@@ -97,23 +97,39 @@ def collate_states(batch: Sequence[Item]) -> Batch:
 
 
 def collate_parts(lanes: int, budget: int = 8192) -> Collate:
-    """As `collate_states`, in parts of at most `budget` tokens, each token counted once for each of k lanes.
+    """As `collate_states`, in parts of at most `budget` tokens, each token counted once for each lane that labels it.
 
-    A part knows the whole batch's weights, so that the parts' losses add up to the batch's.
+    The groups of a part are labelled by the same lanes, `active`: no other scorer runs on them. A part knows the whole
+    batch's weights, so that the parts' losses add up to the batch's.
     """
 
     def collate(batch: Sequence[Item]) -> Batch:
-        order = sorted(batch, key=_tokens, reverse=True)
-        parts: list[list[Item]] = [[]]
-        for item in order:
-            if parts[-1] and (sum(map(_tokens, parts[-1])) + _tokens(item)) * lanes > budget:
-                parts.append([])
-            parts[-1].append(item)
-        made = [collate_states(part) for part in parts]
+        made = [part for items in _by_lanes(batch) for part in _parts(items, budget)]
         total = sum(torch.zeros(lanes).index_add(0, part["lane"], part["weights"]) for part in made)
         return {"parts": [{**part, "total": total, "share": torch.tensor(1 / len(made))} for part in made]}
 
     return collate
+
+
+def _by_lanes(batch: Sequence[Item]) -> list[list[Item]]:
+    found: dict[tuple[int, ...], list[Item]] = {}
+    for item in batch:
+        found.setdefault(_active(item), []).append(item)
+    return list(found.values())
+
+
+def _active(item: Item) -> tuple[int, ...]:
+    return tuple(sorted(set(item.lanes or [0])))
+
+
+def _parts(items: Sequence[Item], budget: int) -> list[Batch]:
+    active = _active(items[0])
+    parts: list[list[Item]] = [[]]
+    for item in sorted(items, key=_tokens, reverse=True):
+        if parts[-1] and (sum(map(_tokens, parts[-1])) + _tokens(item)) * len(active) > budget:
+            parts.append([])
+        parts[-1].append(item)
+    return [{**collate_states(part), "active": torch.tensor(active)} for part in parts]
 
 
 def _tokens(item: Item) -> int:

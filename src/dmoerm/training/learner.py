@@ -49,6 +49,7 @@ class PhaseModel(nn.Module):
         lane: Tensor,
         total: Tensor | None = None,
         share: Tensor | None = None,
+        active: Tensor | None = None,
         **features: Tensor,
     ) -> dict[str, Tensor]:
         """Loss (the lanes' sum), margins, weights and lanes of a batch, or of a part of one.
@@ -57,11 +58,13 @@ class PhaseModel(nn.Module):
             better, worse, required, weights, lane: (P,), see `batches`.
             total: (k,), the weights of the whole batch by lane, of which this is a part; None: this is all of it.
             share: what part of the batch this is, for what does not depend on the data.
+            active: (a,), the lanes that label this part, ascending; None: any may.
         """
-        rewards = self.scorer(features["vectors"] if "vectors" in features else _packed(**features))
-        rewards = rewards[None] if self.lanes is None else rewards
-        margins = rewards[lane, better] - rewards[lane, worse]
-        loss = pair_losses(margins - required, weights, lane, len(rewards), total).sum()
+        inputs = features["vectors"] if "vectors" in features else _packed(**features)
+        rewards = self.scorer(inputs)[None] if self.lanes is None else self.scorer(inputs, active)
+        row = lane if active is None else torch.searchsorted(active, lane)
+        margins = rewards[row, better] - rewards[row, worse]
+        loss = pair_losses(margins - required, weights, lane, self.lanes or 1, total).sum()
         for parameter, start in zip(self._pulled, self._start, strict=True):
             pull = self.l2 / 2 * (parameter - start.to(parameter.device)).square().sum()
             loss = loss + (pull if share is None else pull * share)

@@ -13,12 +13,16 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 
 from ..model.engine import Decoder
+from ..model.experts import lora_layers
 from ..model.heads import Head, embed
 from ..model.layout import Packed
 
 
 class HeadStack(nn.Module):
-    """k heads side by side: embeddings (k, N, D), or (N, D) for all of them, → scores (k, N)."""
+    """k heads side by side: embeddings (k, N, D), or (N, D) for all of them, → scores (k, N).
+
+    `active` names the heads wanted, where they are not all k.
+    """
 
     def __init__(self, heads: Sequence[Head]) -> None:
         super().__init__()
@@ -30,8 +34,9 @@ class HeadStack(nn.Module):
         for name, tensor in buffers.items():
             self.register_buffer(self._names[name], tensor.detach().clone())
 
-    def forward(self, embeddings: Tensor) -> Tensor:
-        state = {name: getattr(self, own) for name, own in self._names.items()}
+    def forward(self, embeddings: Tensor, active: Tensor | None = None) -> Tensor:
+        wanted = slice(None) if active is None else active
+        state = {name: getattr(self, own)[wanted] for name, own in self._names.items()}
         one = self._one[0].train(self.training)
         run = torch.vmap(lambda s, z: functional_call(one, s, (z,)), (0, 0), randomness="different")
         stack = len(next(iter(state.values())))
@@ -45,12 +50,14 @@ class HeadStack(nn.Module):
 
 
 class ExpertStack(nn.Module):
-    """k experts on packed hidden states → scores (k, N)."""
+    """k experts on packed hidden states → scores (k, N); `active` as above."""
 
     def __init__(self, branch: Decoder, head: HeadStack, pooling: str) -> None:
         super().__init__()
         self.branch, self.head, self.pooling = branch, head, pooling
 
-    def forward(self, inputs: Packed) -> Tensor:
-        stack = len(next(self.head.parameters()))
-        return self.head(embed(self.branch, inputs, self.pooling, stack))
+    def forward(self, inputs: Packed, active: Tensor | None = None) -> Tensor:
+        for layer in lora_layers(self.branch).values():
+            layer.active = active
+        stack = len(next(self.head.parameters())) if active is None else len(active)
+        return self.head(embed(self.branch, inputs, self.pooling, stack), active)
