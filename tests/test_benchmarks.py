@@ -1,0 +1,33 @@
+"""What of the benchmarks can be checked without measuring: that they start, and that their table is the figures'."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: make bench-gpu measures on it")
+def test_the_gpus_rows_are_skipped_without_one():
+    done = subprocess.run([sys.executable, BENCHMARKS / "gpu.py"], capture_output=True, text=True, check=True)
+    assert done.stdout == "skipped: there is no GPU\n"
+
+
+def test_the_page_shows_the_figures(tmp_path):
+    """docs/performance.md is what table.py makes of results/*.json."""
+    root = BENCHMARKS.parent
+    for name in ("benchmarks", "docs"):
+        shutil.copytree(root / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    subprocess.run([sys.executable, tmp_path / "benchmarks" / "table.py"], check=True)
+    page = (root / "docs" / "performance.md").read_text(encoding="utf-8")
+    assert (tmp_path / "docs" / "performance.md").read_text(encoding="utf-8") == page
+    for file in (root / "benchmarks" / "results").glob("*.json"):
+        for row in json.loads(file.read_text())["rows"]:
+            assert row["ratio"] == pytest.approx(row["peer_s"] / row["ours_s"], rel=0.01)
+            assert f"**{row['ratio']:.2f}**" in page
