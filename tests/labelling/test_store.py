@@ -1,0 +1,98 @@
+"""The record of calls: nothing that was answered is lost or asked twice, whoever asks."""
+
+import multiprocessing
+import os
+import signal
+import sqlite3
+import time
+
+import pytest
+
+from dmoerm.errors import ArtefactError
+from dmoerm.labelling.store import Answer, Store, call_key
+from dmoerm.labelling.verdict import Token
+
+ANSWER = Answer(
+    "answered", '{"empathy": "A"}', (Token("A", {"A": -0.1, "B": -2.0}),), None, 120, 5, 0.0003, 0.8, attempts=2
+)
+QUESTION = {"group": "g1", "pair": [0, 1], "capabilities": ["empathy"]}
+
+
+def put(store: Store, key: str, answer: Answer = ANSWER) -> None:
+    store.put(key, "judge", QUESTION, [{"role": "user", "content": "?"}], answer)
+
+
+def test_an_answer_comes_back_as_it_was(tmp_path):
+    store = Store(tmp_path / "calls.sqlite")
+    assert store.get("k") is None
+    put(store, "k")
+    assert store.get("k") == ANSWER
+    failed = Answer("failed", reason="context too long")
+    put(store, "f", failed)
+    store.close()
+    store = Store(tmp_path / "calls.sqlite")
+    assert list(store.calls()) == [("k", "judge", QUESTION, ANSWER), ("f", "judge", QUESTION, failed)]
+
+
+def test_a_key_names_the_whole_request():
+    request = {"model": "m", "messages": [{"role": "user", "content": "é"}], "temperature": 0}
+    assert call_key(request) == call_key(dict(reversed(request.items())))
+    changed = [{**request, "model": "n"}, {**request, "temperature": 1}, {**request, "messages": []}]
+    assert len({call_key(one) for one in [request, *changed]}) == 4
+
+
+def test_a_call_is_claimed_once(tmp_path):
+    store = Store(tmp_path / "calls.sqlite")
+    assert store.claim("k")
+    put(store, "k")
+    assert not store.claim("k")
+    assert store.claim("other")
+    store.forget("other")
+    assert store.claim("other")
+
+
+def hold(path, ready, done):
+    store = Store(path)
+    ready.put(store.claim("k"))
+    done.wait(30)
+    put(store, "k")
+    store.close()
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_another_process_leaves_a_claimed_call_alone(tmp_path, killed):
+    path, spawn = tmp_path / "calls.sqlite", multiprocessing.get_context("spawn")
+    ready, done = spawn.Queue(), spawn.Event()
+    process = spawn.Process(target=hold, args=(path, ready, done))
+    process.start()
+    assert ready.get(timeout=30)
+    store = Store(path)
+    assert not store.claim("k")
+    if killed:
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        assert store.claim("k")
+        assert store.get("k") is None
+    else:
+        done.set()
+        process.join()
+        assert not store.claim("k")
+        assert store.get("k") == ANSWER
+
+
+def test_an_old_claim_of_another_host_is_void(tmp_path):
+    path = tmp_path / "calls.sqlite"
+    store, now = Store(path), time.time()
+    other = sqlite3.connect(path)
+    other.executemany("INSERT INTO claims VALUES (?, 'elsewhere/1', ?)", [("new", now), ("old", now - 7200)])
+    other.commit()
+    assert not store.claim("new")
+    assert store.claim("old")
+
+
+def test_what_is_no_store_is_said(tmp_path):
+    (tmp_path / "calls.sqlite").write_text("not a database, but long enough to be taken for one" * 100)
+    with pytest.raises(ArtefactError, match=r"calls\.sqlite: the store of calls cannot be opened"):
+        Store(tmp_path / "calls.sqlite")
+    with pytest.raises(ArtefactError, match="cannot be opened"):
+        Store(tmp_path)

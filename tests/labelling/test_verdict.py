@@ -1,0 +1,106 @@
+"""Answers are read strictly: what is in no known form is unparseable, never a tie."""
+
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dmoerm.labelling.verdict import Outcome, Token, Verdict, read_verdicts
+
+ONE, TWO = ["empathy"], ["empathy", "logic"]
+
+
+@pytest.mark.parametrize(
+    ("text", "outcome"),
+    [
+        ('{"empathy": "A"}', "first"),
+        ('{"empathy": "B"}', "second"),
+        ('{"empathy": "C"}', "tie"),
+        (' {"empathy" :  "b"} \n', "second"),
+        ('```json\n{"empathy": "A"}\n```', "first"),
+        ('```\n{"empathy": "A"}\n```', "first"),
+        ("A", "first"),
+        ('"B".', "second"),
+        ("c", "tie"),
+        ('{"empathy": "A", "more": "words"}', "first"),
+        ("", "unparseable"),
+        ("D", "unparseable"),
+        ("AB", "unparseable"),
+        ("A or B", "unparseable"),
+        ("The first is better: A", "unparseable"),
+        ('I say {"empathy": "A"}', "unparseable"),
+        ('{"empathy": "A"', "unparseable"),
+        ('{"empathy": 1}', "unparseable"),
+        ('{"empathy": null}', "unparseable"),
+        ('{"empathy": "first"}', "unparseable"),
+        ('{"Empathy": "A"}', "unparseable"),
+        ('{"empathy": "A", "empathy": "B"}', "unparseable"),
+        ('["A"]', "unparseable"),
+        ("1", "unparseable"),
+        ("[" * 100_000, "unparseable"),
+    ],
+)
+def test_one_capability(text, outcome):
+    assert read_verdicts(text, ONE) == {"empathy": Verdict(Outcome(outcome))}
+
+
+def test_several_capabilities_are_read_one_by_one():
+    found = read_verdicts('{"empathy": "B", "logic": "?"}', TWO)
+    assert [verdict.outcome for verdict in found.values()] == [Outcome.SECOND, Outcome.UNPARSEABLE]
+    assert read_verdicts("A", TWO)["logic"].outcome == Outcome.UNPARSEABLE
+
+
+@given(st.text(max_size=60))
+def test_any_text_has_one_outcome_each(text):
+    assert set(read_verdicts(text, TWO)) == set(TWO)
+
+
+def tokens(*parts: str | tuple[str, dict[str, float]]) -> list[Token]:
+    """Tokens; those that are pairs have these probabilities in their place."""
+    found = []
+    for part in parts:
+        text, masses = part if isinstance(part, tuple) else (part, {part: 1.0})
+        found.append(Token(text, {name: math.log(mass) for name, mass in masses.items()}))
+    return found
+
+
+MASSES = {"A": 0.6, "B": 0.1, "C": 0.2, "x": 0.1}
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ['{"', "empathy", '":', ' "', ("A", MASSES), '"}'],
+        ['{"empathy":', (' "A', {f' "{k}': v for k, v in MASSES.items()}), '"}'],
+        ['{"empathy": "', ('A"}', {f'{k}"}}': v for k, v in MASSES.items()})],
+        [("A", MASSES)],
+        [" ", ("a", {k.lower(): v for k, v in MASSES.items()})],
+    ],
+)
+def test_soft_verdicts_come_from_the_letters_place(parts):
+    made = tokens(*parts)
+    (verdict,) = read_verdicts("".join(token.text for token in made), ONE, made).values()
+    assert verdict.outcome == Outcome.FIRST
+    assert verdict.p_first == pytest.approx((0.6 + 0.1) / 0.9)
+
+
+def test_each_capability_has_its_own_place():
+    first, second = {"A": 0.9, "B": 0.1}, {"A": 0.2, "B": 0.8}
+    made = tokens('{"empathy": "', ("A", first), '", "logic": "', ("B", second), '"}')
+    found = read_verdicts("".join(token.text for token in made), TWO, made)
+    assert [verdict.p_first for verdict in found.values()] == pytest.approx([0.9, 0.2])
+
+
+def test_without_tokens_that_make_up_the_text_there_is_no_soft_verdict():
+    made = tokens("A", "!")
+    assert read_verdicts("A", ONE, made)["empathy"] == Verdict(Outcome.FIRST)
+    assert read_verdicts("A", ONE, [Token("A", {"q": -1.0})])["empathy"] == Verdict(Outcome.FIRST)
+
+
+def test_a_name_in_quotes_and_signs_is_found():
+    name = "a_b-c"
+    made = tokens(json.dumps(name)[:-1], '": "', ("B", {"B": 1.0}), '"')
+    text = "{" + "".join(token.text for token in made) + "}"
+    assert read_verdicts(text, [name], [Token("{", {}), *made, Token("}", {})])[name].p_first == 0.0
