@@ -6,6 +6,7 @@
     ├── ConfigError      a setting that cannot be used                  (also a ValueError)
     ├── BackboneError    a backbone that cannot be cut or run           (also a ValueError)
     ├── TrainingError    a step whose loss is no number                 (also an ArithmeticError)
+    ├── LabellingError   a judge that cannot be asked                   (also a RuntimeError)
     └── ArtefactError    a model directory that cannot be read, written (also an OSError)
 
 A message says what was wrong, where, the value met, and the remedy.
@@ -75,6 +76,10 @@ class BackboneError(DmoermError, ValueError):
 
 class TrainingError(DmoermError, ArithmeticError):
     """A step of the training whose loss is not finite."""
+
+
+class LabellingError(DmoermError, RuntimeError):
+    """A judge that cannot be asked: a wrong key, no such model, a used-up quota or budget."""
 
 
 class ArtefactError(DmoermError, OSError):

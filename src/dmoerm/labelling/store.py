@@ -99,7 +99,7 @@ class Store:
         try:
             done = self._run("SELECT 1 FROM calls WHERE key = ?", (key,)).fetchone()
             held = self._run("SELECT owner, since FROM claims WHERE key = ?", (key,)).fetchone()
-            if done or (held and held[0] != self._owner and _alive(*held, now)):
+            if done or (held and held[0] != self._owner and _alive(held[0], held[1], now)):
                 return False
             self._run("INSERT OR REPLACE INTO claims VALUES (?, ?, ?)", (key, self._owner, now))
             return True

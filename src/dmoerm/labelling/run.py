@@ -1,0 +1,196 @@
+"""A labelling run: which questions there are, what they would cost, and asking those that have no answer yet.
+
+    groups → questions (pair × capability × both orders) → claim → ask → store
+
+Started again, or beside another process with the same store, it asks what is still open and nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import LabellingError
+from ..schema import Group
+from ..taxonomy import Taxonomy
+from .client import Client, Endpoint, Unanswered
+from .prompt import VERSION, judge_messages
+from .store import Answer, Store, call_key
+
+_BYTES_PER_TOKEN = 4  # a rough mean over languages, for estimates alone
+
+
+@dataclass(frozen=True)
+class Question:
+    """One call: a pair of a group's responses in the order shown, on one capability or several at once.
+
+    Attributes:
+        first, second: indices into the group's responses, in the order shown.
+        request: what is sent.
+    """
+
+    group: str
+    task: str
+    first: int
+    second: int
+    capabilities: tuple[str, ...]
+    request: dict[str, Any]
+
+    @property
+    def key(self) -> str:
+        """The call's name in the store."""
+        return call_key({"version": VERSION, **self.request})
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What the store notes of it."""
+        pair = [self.first, self.second]
+        return {"group": self.group, "task": self.task, "pair": pair, "capabilities": list(self.capabilities)}
+
+
+@dataclass
+class Tally:
+    """How the questions of a run ended: each is counted in exactly one of the first six.
+
+    Attributes:
+        known: answered before this run, or the same as an earlier question of it.
+        elsewhere: another process is at them.
+        unanswered: every try was in vain; a later run asks again.
+        left: not asked, since the run ended before.
+    """
+
+    answered: int = 0
+    refused: int = 0
+    failed: int = 0
+    known: int = 0
+    elsewhere: int = 0
+    unanswered: int = 0
+    left: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost: float = 0.0
+    reasons: dict[str, int] = field(default_factory=dict)
+
+    def add(self, answer: Answer) -> None:
+        """Counts a call that this run has made."""
+        setattr(self, answer.status, getattr(self, answer.status) + 1)
+        self.prompt_tokens += answer.prompt_tokens
+        self.completion_tokens += answer.completion_tokens
+        self.cost += answer.cost
+        if answer.reason:
+            self.note(answer.reason)
+
+    def note(self, reason: str) -> None:
+        """Counts a reason for which no answer came."""
+        self.reasons[reason] = self.reasons.get(reason, 0) + 1
+
+
+def questions(
+    groups: Iterable[Group], taxonomy: Taxonomy, endpoint: Endpoint, together: bool = False
+) -> Iterator[Question]:
+    """All questions on the groups whose task has capabilities; both orders of a pair follow each other.
+
+    Args:
+        together: ask all capabilities of a pair in one call.
+    """
+    for group in groups:
+        if group.task is None or group.task not in taxonomy.tasks:
+            continue
+        asked = taxonomy.tasks[group.task].capabilities
+        parts = [asked] if together else [{name: one} for name, one in asked.items()]
+        for i, j in itertools.combinations(range(len(group.responses)), 2):
+            for part, (first, second) in itertools.product(parts if asked else (), ((i, j), (j, i))):
+                shown = group.responses[first], group.responses[second]
+                messages = judge_messages(group.prompt, *shown, part, taxonomy.language)
+                request = endpoint.request(messages, list(part))
+                yield Question(group.id, group.task, first, second, tuple(part), request)
+
+
+def expected_cost(question: Question, endpoint: Endpoint) -> tuple[float, float, float]:
+    """Roughly: prompt tokens, completion tokens, cost; no call costs more than its `max_tokens` allow."""
+    size = sum(len(message["content"].encode()) for message in question.request["messages"])
+    tokens = size / _BYTES_PER_TOKEN, float(question.request["max_tokens"])
+    return *tokens, endpoint.cost(*tokens)
+
+
+async def ask_all(
+    asked: Sequence[Question],
+    client: Client,
+    store: Store,
+    concurrency: int = 16,
+    max_cost: float | None = None,
+    progress: Callable[[Tally], None] = lambda _: None,
+) -> Tally:
+    """Asks what has no answer yet, some at once, and records each answer as it comes.
+
+    Args:
+        max_cost: no call is sent that may take the run's cost above this.
+
+    Raises:
+        LabellingError: no call to the endpoint can succeed; what was answered before is recorded.
+    """
+    run = _Run(asked, client, store, max_cost, progress)
+    await asyncio.gather(*(run.worker() for _ in range(concurrency)))
+    run.tally.left += sum(1 for _ in run.open)
+    if run.ended is not None:
+        raise run.ended
+    return run.tally
+
+
+class _Run:
+    """What the workers share."""
+
+    def __init__(
+        self,
+        asked: Sequence[Question],
+        client: Client,
+        store: Store,
+        max_cost: float | None,
+        progress: Callable[[Tally], None],
+    ) -> None:
+        self.open = iter(asked)
+        self.client, self.store, self.max_cost, self.progress = client, store, max_cost, progress
+        self.tally, self.spent_out = Tally(), False
+        self._seen: set[str] = set()
+        self._reserved = 0.0
+        self.ended: LabellingError | None = None
+
+    async def worker(self) -> None:
+        """Takes one question after the other until there is none, or the run has ended."""
+        while self.ended is None and not self.spent_out and (question := next(self.open, None)) is not None:
+            await self._one(question)
+            self.progress(self.tally)
+
+    async def _one(self, question: Question) -> None:
+        key = question.key
+        if key in self._seen or self.store.get(key) is not None:
+            self.tally.known += 1
+            return
+        self._seen.add(key)
+        reserved = expected_cost(question, self.client.endpoint)[2]
+        if self.max_cost is not None and self.tally.cost + self._reserved + reserved > self.max_cost:
+            self.spent_out = True
+            self.tally.left += 1
+            return
+        if not self.store.claim(key):
+            self.tally.elsewhere += 1
+            return
+        self._reserved += reserved
+        try:
+            answer = await self.client.ask(question.request)
+        except Unanswered as error:
+            self.store.forget(key)
+            self.tally.unanswered += 1
+            self.tally.note(str(error))
+        except LabellingError as error:
+            self.store.forget(key)
+            self.tally.unanswered += 1
+            self.ended = error
+        else:
+            self.store.put(key, self.client.endpoint.model, question.about, question.request["messages"], answer)
+            self.tally.add(answer)
+        finally:
+            self._reserved -= reserved

@@ -1,0 +1,192 @@
+"""A labelling run against a judge that fails: every question ends once, nothing is paid twice, the key stays secret."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dmoerm.errors import ConfigError, LabellingError
+from dmoerm.labelling.client import Client, Endpoint
+from dmoerm.labelling.run import Tally, ask_all, expected_cost, questions
+from dmoerm.labelling.store import Store
+from dmoerm.labelling.verdict import Outcome, read_verdicts
+from dmoerm.schema import Group
+from dmoerm.taxonomy import load_taxonomy
+
+from .judge_server import FINAL, TRANSIENT, JudgeServer
+
+TAXONOMY = load_taxonomy("paper-en")
+SECRET = "sk-very-secret-0123456789"
+
+
+@pytest.fixture(autouse=True)
+def _key(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", SECRET)
+
+
+def groups(count: int, responses: int = 2) -> list[Group]:
+    texts = ["Yes, of course I can." + " Really." * i for i in range(responses)]
+    return [
+        Group(
+            id=f"g{i}",
+            task="chitchat",
+            prompt=f"Can you do {i}?",
+            responses=tuple(texts),
+            scores=tuple(range(responses)),
+        )
+        for i in range(count)
+    ]
+
+
+def endpoint(server: JudgeServer, **changed) -> Endpoint:
+    return Endpoint(server.url, "judge", prompt_price=1.0, completion_price=2.0, **changed)
+
+
+def ask(asked, where: Endpoint, path: Path, **how) -> Tally:
+    async def run():
+        async with Client(where) as client:
+            return await ask_all(asked, client, store, **how)
+
+    store = Store(path)
+    try:
+        return asyncio.run(run())
+    finally:
+        store.close()
+
+
+def test_the_questions_are_all_pairs_in_both_orders():
+    where = Endpoint("http://x", "judge")
+    asked = list(questions(groups(2, responses=3), TAXONOMY, where))
+    capabilities = list(TAXONOMY.tasks["chitchat"].capabilities)
+    assert len(asked) == 2 * 3 * len(capabilities) * 2
+    assert len({question.key for question in asked}) == len(asked)
+    assert {(q.first, q.second) for q in asked} == {(i, j) for i in range(3) for j in range(3) if i != j}
+    together = list(questions(groups(2, responses=3), TAXONOMY, where, together=True))
+    assert len(together) == 2 * 3 * 2
+    assert together[0].capabilities == tuple(capabilities)
+
+
+def test_answers_are_recorded_with_their_soft_verdicts(tmp_path):
+    with JudgeServer() as server:
+        asked = list(questions(groups(3), TAXONOMY, endpoint(server)))
+        tally = ask(asked, endpoint(server), tmp_path / "calls.sqlite")
+    assert (tally.answered, tally.known, tally.left) == (len(asked), 0, 0)
+    for _, model, about, answer in Store(tmp_path / "calls.sqlite").calls():
+        (verdict,) = read_verdicts(answer.text, about["capabilities"], answer.tokens).values()
+        longer_first = about["pair"] == [1, 0]
+        assert verdict.outcome == (Outcome.FIRST if longer_first else Outcome.SECOND)
+        assert verdict.p_first == pytest.approx(0.789 if longer_first else 0.211, abs=0.01)
+        assert model == "judge"
+    assert tally.cost == pytest.approx((tally.prompt_tokens + 2 * tally.completion_tokens) / 1e6)
+
+
+@pytest.mark.parametrize("count", [40, pytest.param(200, marks=pytest.mark.slow)])
+def test_mixed_faults_end_every_question_once(tmp_path, count):
+    """20 % faults: 400 or 2,000 calls."""
+    with JudgeServer(0.2, (*TRANSIENT, *FINAL), delay=0.005) as server:
+        asked = list(questions(groups(count), TAXONOMY, endpoint(server)))
+        tally = ask(asked, endpoint(server), tmp_path / "calls.sqlite", concurrency=32)
+        assert set(server.met) == {"", *TRANSIENT, *FINAL}
+        again = ask(asked, endpoint(server), tmp_path / "calls.sqlite", concurrency=32)
+    ended = tally.answered + tally.refused + tally.failed
+    assert ended + tally.unanswered == len(asked) == count * 5 * 2
+    assert tally.known == tally.elsewhere == tally.left == 0
+    assert again.known == ended
+    assert again.answered + again.refused + again.failed + again.unanswered == tally.unanswered
+    assert max(server.paid.values()) == 1
+    calls = list(Store(tmp_path / "calls.sqlite").calls())
+    assert sum(answer.status != "failed" for *_, answer in calls) == len(server.paid) == sum(server.paid.values())
+    assert sum(answer.prompt_tokens for *_, answer in calls) == tally.prompt_tokens + again.prompt_tokens
+    assert server.most_at_once <= 32
+
+
+SCRIPT = """
+import asyncio, sys
+sys.path.insert(0, sys.argv[3])
+from pathlib import Path
+from labelling.test_labelling_run import groups, TAXONOMY
+from dmoerm.labelling.client import Client, Endpoint
+from dmoerm.labelling.run import ask_all, questions
+from dmoerm.labelling.store import Store
+async def main():
+    where = Endpoint(sys.argv[1], "judge")
+    async with Client(where) as client:
+        await ask_all(list(questions(groups(60), TAXONOMY, where)), client, Store(Path(sys.argv[2])), concurrency=8)
+asyncio.run(main())
+"""
+
+
+def test_a_killed_run_pays_again_for_what_was_in_flight_at_most(tmp_path):
+    path = tmp_path / "calls.sqlite"
+    with JudgeServer(0.2, ("429 with retry-after", "half json"), delay=0.05) as server:
+        command = [sys.executable, "-c", SCRIPT, server.url, path, Path(__file__).parents[1]]
+        for kill in range(3):
+            process = subprocess.Popen(command)
+            before = sum(server.paid.values())
+            while sum(server.paid.values()) < before + 40 + 17 * kill:
+                assert process.poll() is None
+                time.sleep(0.01)
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+        subprocess.run(command, check=True, timeout=120)
+        store = Store(path)
+        done = {key: answer.status for key, _, _, answer in store.calls()}
+        assert len(done) == 60 * 5 * 2
+        assert set(done.values()) == {"answered"}
+        assert len(server.paid) == len(done)
+        assert sum(server.paid.values()) <= len(done) + 3 * 8
+
+
+def test_a_wrong_key_ends_the_run_and_stays_secret(tmp_path):
+    with JudgeServer(fatal=401) as server:
+        asked = list(questions(groups(5), TAXONOMY, endpoint(server)))
+        with pytest.raises(LabellingError, match=r"Incorrect API key.*OPENAI_API_KEY") as raised:
+            ask(asked, endpoint(server), tmp_path / "calls.sqlite", concurrency=2)
+        assert len(server.headers) <= 2
+    assert SECRET not in str(raised.value)
+    assert SECRET[3:] not in str(raised.value)
+    assert SECRET.encode() not in (tmp_path / "calls.sqlite").read_bytes()
+
+
+def test_the_budget_is_kept(tmp_path):
+    with JudgeServer() as server:
+        where = endpoint(server)
+        asked = list(questions(groups(10), TAXONOMY, where))
+        most = 7 * max(expected_cost(question, where)[2] for question in asked)
+        tally = ask(asked, where, tmp_path / "calls.sqlite", concurrency=4, max_cost=most)
+        assert 0 < tally.cost <= most
+        assert tally.answered + tally.left == len(asked)
+        rest = ask(asked, where, tmp_path / "calls.sqlite")
+    assert rest.known == tally.answered
+    assert rest.answered == tally.left
+
+
+def test_a_server_that_is_not_there_leaves_questions_open(tmp_path):
+    where = Endpoint("http://127.0.0.1:9/v1", "judge", retries=0)
+    asked = list(questions(groups(1), TAXONOMY, where))
+    tally = ask(asked, where, tmp_path / "calls.sqlite")
+    assert tally.unanswered == len(asked)
+    assert list(Store(tmp_path / "calls.sqlite").calls()) == []
+
+
+def test_equal_questions_are_asked_once(tmp_path):
+    with JudgeServer() as server:
+        asked = list(questions([*groups(1), *groups(1)], TAXONOMY, endpoint(server)))
+        tally = ask(asked, endpoint(server), tmp_path / "calls.sqlite")
+    assert tally.known == tally.answered == len(asked) // 2
+
+
+def test_a_wrong_address_is_said():
+    with pytest.raises(ConfigError, match="base_url"):
+        Client(Endpoint("localhost:8000", "judge"))
+
+
+def test_the_request_is_json():
+    (first, *_) = questions(groups(1), TAXONOMY, Endpoint("http://x", "judge"))
+    assert json.loads(json.dumps(first.request)) == first.request
