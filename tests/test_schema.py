@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dmoerm.errors import DataError
-from dmoerm.schema import Group, Message, Pair, ordered_pairs, parse_group, parse_query, prompt_key
+from dmoerm.schema import Group, Judgement, Message, Pair, ordered_pairs, parse_group, parse_query, prompt_key
 
 GRADES = st.lists(st.none() | st.integers(0, 4).map(float), max_size=6)
 
@@ -19,7 +19,7 @@ def row(**fields: Any) -> dict[str, Any]:
 def test_pairs_put_the_better_first_and_leave_out_ties(grades: list[float | None]) -> None:
     pairs = ordered_pairs(grades)
     assert len(set(pairs)) == len(pairs)
-    for better, worse in pairs:
+    for better, worse, *_ in pairs:
         first, second = grades[better], grades[worse]
         assert first is not None
         assert second is not None
@@ -99,3 +99,20 @@ def test_groups_are_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         group.task = "chat"
     assert isinstance(group, Group)
+
+
+def test_people_go_before_a_judge() -> None:
+    judged = [Judgement(0, 1, 0.2), Judgement(0, 2, 0.9, 0.5), Judgement(1, 2, 0.5)]
+    group = parse_group(row(responses=["a", "b", "c"], scores=[1, 2, 3], capabilities={"logic": [2, 1, None]}))
+    both = group.model_copy(update={"judged": {"logic": tuple(judged), "empathy": tuple(judged)}})
+    assert both.labelled_pairs("logic") == [Pair(0, 1), Pair(0, 2, 0.9, 0.5), Pair(1, 2, 0.5)]
+    assert both.labelled_pairs("empathy") == [Pair(1, 0, 0.8), Pair(0, 2, 0.9, 0.5), Pair(1, 2, 0.5)]
+    assert both.pairs("empathy") == []
+    tied = group.model_copy(update={"capabilities": {"logic": (1, 1, None)}, "judged": {"logic": (judged[0],)}})
+    assert tied.labelled_pairs("logic") == []
+
+
+@pytest.mark.parametrize("judgement", [[0, 2, 0.5, 1], [1, 1, 0.5, 1], [-1, 1, 0.5, 1], [0, 1, 1.5, 1]])
+def test_a_judgement_on_no_pair_is_refused(judgement) -> None:
+    with pytest.raises(DataError, match="judged"):
+        parse_group(row(judged={"logic": [judgement]}))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from .errors import ConfigError, shorten
 
@@ -53,10 +53,32 @@ class DataConfig(_Settings):
     flip_capabilities: float = Field(default=0.0, ge=0, le=0.5)
     """Share of the capability pairs of the training part whose order is reversed."""
 
+    capability_labels: tuple[str, ...] = ()
+    """Label files of `dmoerm label` (Parquet; relative ones are looked for in `dir`), for the training part; people's
+    grades of a pair go before a judge's label."""
+    people_grades: bool = True
+    """Train on the capability grades that people gave; false: on `capability_labels` alone."""
+    soft_labels: bool = True
+    """Take a judge's probabilities where it gave them; false: its verdicts."""
+    inconsistent_weight: float | None = Field(default=None, ge=0, le=1)
+    """Weight of a label whose two orders disagree; None: 1 for a soft one, 0 (left out) for a hard one."""
+
+    @field_validator("capability_labels", mode="before")
+    @classmethod
+    def _one_or_more(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
     def paths(self) -> list[str]:
         """`files` with `dir` put before the relative ones that exist there."""
+        return [self._located(file) for file in self.files]
+
+    def label_paths(self) -> list[str]:
+        """`capability_labels` in the same way."""
+        return [self._located(file) for file in self.capability_labels]
+
+    def _located(self, file: str) -> str:
         folder = Path(self.dir or os.environ.get(DATA_DIR_VARIABLE) or ".")
-        return [str(folder / file) if (folder / file).exists() else file for file in self.files]
+        return str(folder / file) if (folder / file).exists() else file
 
 
 class BackboneConfig(_Settings):

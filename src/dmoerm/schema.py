@@ -31,10 +31,38 @@ class Message(BaseModel):
 
 
 class Pair(NamedTuple):
-    """Response `better` is preferred to response `worse`; both are indices into a group's responses."""
+    """Response `better` is preferred to response `worse`; both are indices into a group's responses.
+
+    Attributes:
+        probability: how sure that is, 0.5 (a tie) to 1 (as people's grades are taken).
+        weight: how much the pair counts.
+    """
 
     better: int
     worse: int
+    probability: float = 1.0
+    weight: float = 1.0
+
+
+class Judgement(NamedTuple):
+    """What a judge says of responses `first` and `second`, indices into a group's responses.
+
+    Attributes:
+        probability: that `first` is better, 0 to 1; a tie is 0.5.
+        weight: how much it counts.
+    """
+
+    first: int
+    second: int
+    probability: float
+    weight: float = 1.0
+
+    @property
+    def pair(self) -> Pair:
+        """The same, the likelier one first."""
+        if self.probability >= 0.5:
+            return Pair(self.first, self.second, self.probability, self.weight)
+        return Pair(self.second, self.first, 1 - self.probability, self.weight)
 
 
 class Query(BaseModel):
@@ -87,6 +115,7 @@ class Group(Query):
         scores: overall grades, one a response, higher is better.
         ranks: the other way to say it: 1 is best, equal ranks are ties. At most one of the two.
         capabilities: capability → one grade a response (None: not graded).
+        judged: capability → what a judge says of pairs; people's grades of a pair go before it.
         annotators: "overall" or a capability → for each response, the single grades that several people gave.
         margin: how far apart, in reward units, the best and the worst of two responses must at least be.
         scores_derived: the overall scores were computed from capability grades, no person gave them.
@@ -97,6 +126,7 @@ class Group(Query):
     scores: tuple[float, ...] | None = None
     ranks: tuple[float, ...] | None = None
     capabilities: dict[str, Grades] = {}
+    judged: dict[str, tuple[Judgement, ...]] = {}
     annotators: dict[str, tuple[Grades, ...]] = {}
     margin: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     scores_derived: bool = False
@@ -117,6 +147,10 @@ class Group(Query):
                 raise ValueError(f"annotators.{name} has {len(people)} entries for {len(self.responses)} responses")
             for grades in people:  # one column a person: agreement between people compares column with column
                 _check_grades(f"annotators.{name}", grades, len(people[0]), "annotators of the first response")
+        for name, judged in self.judged.items():
+            for one in judged:
+                if not (0 <= min(one[:2]) < max(one[:2]) < len(self.responses) and 0 <= one.probability <= 1):
+                    raise ValueError(f"judged.{name} has the value {tuple(one)}, which fits no pair of responses")
         if self.margin is not None and len(self.responses) != 2:
             raise ValueError("margin needs exactly two responses")
         return self
@@ -127,9 +161,15 @@ class Group(Query):
         return self.scores if self.ranks is None else tuple(-rank for rank in self.ranks)
 
     def pairs(self, capability: str | None = None) -> list[Pair]:
-        """The ordered (non-tied) pairs, overall or on one capability."""
+        """The pairs that people order (ties are none), overall or on one capability."""
         grades = self.grades if capability is None else self.capabilities.get(capability)
         return [] if grades is None else ordered_pairs(grades)
+
+    def labelled_pairs(self, capability: str) -> list[Pair]:
+        """The pairs that people order on a capability, and a judge's pairs of responses that they did not both grade."""
+        grades = self.capabilities.get(capability, (None,) * len(self.responses))
+        judged = [one for one in self.judged.get(capability, ()) if None in (grades[one.first], grades[one.second])]
+        return [*self.pairs(capability), *(one.pair for one in judged)]
 
 
 def ordered_pairs(grades: Sequence[float | None]) -> list[Pair]:

@@ -13,9 +13,11 @@ import pytest
 
 from dmoerm.errors import ConfigError, LabellingError
 from dmoerm.labelling.client import Client, Endpoint
-from dmoerm.labelling.run import Tally, ask_all, expected_cost, questions
+from dmoerm.labelling.questions import Form, Question, all_pairs, expected_cost, questions
+from dmoerm.labelling.run import Tally, ask_all
 from dmoerm.labelling.store import Store
-from dmoerm.labelling.verdict import Outcome, read_verdicts
+from dmoerm.labels import Outcome
+from dmoerm.labelling.verdict import read_verdicts
 from dmoerm.schema import Group
 from dmoerm.taxonomy import load_taxonomy
 
@@ -44,6 +46,10 @@ def groups(count: int, responses: int = 2) -> list[Group]:
     ]
 
 
+def on(groups: list[Group], where: Endpoint, **form) -> list[Question]:
+    return list(questions(all_pairs(groups), Form(TAXONOMY, **form), where))
+
+
 def endpoint(server: JudgeServer, **changed) -> Endpoint:
     return Endpoint(server.url, "judge", prompt_price=1.0, completion_price=2.0, **changed)
 
@@ -62,19 +68,19 @@ def ask(asked, where: Endpoint, path: Path, **how) -> Tally:
 
 def test_the_questions_are_all_pairs_in_both_orders():
     where = Endpoint("http://x", "judge")
-    asked = list(questions(groups(2, responses=3), TAXONOMY, where))
+    asked = on(groups(2, responses=3), where)
     capabilities = list(TAXONOMY.tasks["chitchat"].capabilities)
     assert len(asked) == 2 * 3 * len(capabilities) * 2
     assert len({question.key for question in asked}) == len(asked)
     assert {(q.first, q.second) for q in asked} == {(i, j) for i in range(3) for j in range(3) if i != j}
-    together = list(questions(groups(2, responses=3), TAXONOMY, where, together=True))
+    together = on(groups(2, responses=3), where, together=True)
     assert len(together) == 2 * 3 * 2
     assert together[0].capabilities == tuple(capabilities)
 
 
 def test_answers_are_recorded_with_their_soft_verdicts(tmp_path):
     with JudgeServer() as server:
-        asked = list(questions(groups(3), TAXONOMY, endpoint(server)))
+        asked = on(groups(3), endpoint(server))
         tally = ask(asked, endpoint(server), tmp_path / "calls.sqlite")
     assert (tally.answered, tally.known, tally.left) == (len(asked), 0, 0)
     for _, model, about, answer in Store(tmp_path / "calls.sqlite").calls():
@@ -90,7 +96,7 @@ def test_answers_are_recorded_with_their_soft_verdicts(tmp_path):
 def test_mixed_faults_end_every_question_once(tmp_path, count):
     """20 % faults: 400 or 2,000 calls."""
     with JudgeServer(0.2, (*TRANSIENT, *FINAL), delay=0.005) as server:
-        asked = list(questions(groups(count), TAXONOMY, endpoint(server)))
+        asked = on(groups(count), endpoint(server))
         tally = ask(asked, endpoint(server), tmp_path / "calls.sqlite", concurrency=32)
         assert set(server.met) == {"", *TRANSIENT, *FINAL}
         again = ask(asked, endpoint(server), tmp_path / "calls.sqlite", concurrency=32)
@@ -110,14 +116,14 @@ SCRIPT = """
 import asyncio, sys
 sys.path.insert(0, sys.argv[3])
 from pathlib import Path
-from labelling.test_labelling_run import groups, TAXONOMY
+from labelling.test_labelling_run import groups, on
 from dmoerm.labelling.client import Client, Endpoint
-from dmoerm.labelling.run import ask_all, questions
+from dmoerm.labelling.run import ask_all
 from dmoerm.labelling.store import Store
 async def main():
     where = Endpoint(sys.argv[1], "judge")
     async with Client(where) as client:
-        await ask_all(list(questions(groups(60), TAXONOMY, where)), client, Store(Path(sys.argv[2])), concurrency=8)
+        await ask_all(on(groups(60), where), client, Store(Path(sys.argv[2])), concurrency=8)
 asyncio.run(main())
 """
 
@@ -145,7 +151,7 @@ def test_a_killed_run_pays_again_for_what_was_in_flight_at_most(tmp_path):
 
 def test_a_wrong_key_ends_the_run_and_stays_secret(tmp_path):
     with JudgeServer(fatal=401) as server:
-        asked = list(questions(groups(5), TAXONOMY, endpoint(server)))
+        asked = on(groups(5), endpoint(server))
         with pytest.raises(LabellingError, match=r"Incorrect API key.*OPENAI_API_KEY") as raised:
             ask(asked, endpoint(server), tmp_path / "calls.sqlite", concurrency=2)
         assert len(server.headers) <= 2
@@ -157,7 +163,7 @@ def test_a_wrong_key_ends_the_run_and_stays_secret(tmp_path):
 def test_the_budget_is_kept(tmp_path):
     with JudgeServer() as server:
         where = endpoint(server)
-        asked = list(questions(groups(10), TAXONOMY, where))
+        asked = on(groups(10), where)
         most = 7 * max(expected_cost(question, where)[2] for question in asked)
         tally = ask(asked, where, tmp_path / "calls.sqlite", concurrency=4, max_cost=most)
         assert 0 < tally.cost <= most
@@ -169,7 +175,7 @@ def test_the_budget_is_kept(tmp_path):
 
 def test_a_server_that_is_not_there_leaves_questions_open(tmp_path):
     where = Endpoint("http://127.0.0.1:9/v1", "judge", retries=0)
-    asked = list(questions(groups(1), TAXONOMY, where))
+    asked = on(groups(1), where)
     tally = ask(asked, where, tmp_path / "calls.sqlite")
     assert tally.unanswered == len(asked)
     assert list(Store(tmp_path / "calls.sqlite").calls()) == []
@@ -177,7 +183,7 @@ def test_a_server_that_is_not_there_leaves_questions_open(tmp_path):
 
 def test_equal_questions_are_asked_once(tmp_path):
     with JudgeServer() as server:
-        asked = list(questions([*groups(1), *groups(1)], TAXONOMY, endpoint(server)))
+        asked = on([*groups(1), *groups(1)], endpoint(server))
         tally = ask(asked, endpoint(server), tmp_path / "calls.sqlite")
     assert tally.known == tally.answered == len(asked) // 2
 
@@ -188,5 +194,5 @@ def test_a_wrong_address_is_said():
 
 
 def test_the_request_is_json():
-    (first, *_) = questions(groups(1), TAXONOMY, Endpoint("http://x", "judge"))
+    (first, *_) = on(groups(1), Endpoint("http://x", "judge"))
     assert json.loads(json.dumps(first.request)) == first.request

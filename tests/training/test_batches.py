@@ -78,6 +78,12 @@ def test_pairs_point_at_their_own_groups_rows() -> None:
     assert torch.equal(batch["vectors"], torch.cat([torch.ones(2, 3), torch.zeros(3, 3)]))
 
 
+def test_soft_pairs_carry_how_sure_and_how_heavy_they_are() -> None:
+    batch = collate_vectors([Item(torch.ones(3, 3), [Pair(1, 0, 0.7, 0.5), Pair(2, 0)])])
+    assert batch["probability"].tolist() == pytest.approx([0.7, 1])
+    assert batch["weights"].tolist() == [0.25, 0.5]
+
+
 def test_states_are_packed_and_owned() -> None:
     first = (torch.randn(2, 4), [torch.randn(1, 4), torch.randn(3, 4)])
     second = (torch.randn(5, 4), [torch.randn(2, 4), torch.randn(1, 4)])

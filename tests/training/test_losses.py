@@ -17,7 +17,7 @@ margins = st.floats(-1e4, 1e4, width=32)
 
 def pair_loss(margins: Tensor, weights: Tensor) -> Tensor:
     """The loss of one scorer."""
-    return pair_losses(margins, weights, torch.zeros(len(margins), dtype=torch.long), 1)[0]
+    return pair_losses(margins, torch.ones(len(margins)), weights, torch.zeros(len(margins), dtype=torch.long), 1)[0]
 
 
 def test_the_loss_by_hand() -> None:
@@ -52,3 +52,17 @@ def test_a_long_group_counts_no_more_than_a_pair(first: list[float], second: flo
 
 def test_half_precision_margins_are_summed_in_float32() -> None:
     assert pair_loss(torch.ones(3, dtype=torch.bfloat16), torch.ones(3)).dtype is torch.float32
+
+
+@given(margin=st.floats(-20, 20), probability=st.floats(0, 1))
+def test_a_soft_label_is_a_mixture_of_both_orders(margin: float, probability: float) -> None:
+    one, lane = torch.tensor([margin]), torch.zeros(1, dtype=torch.long)
+    soft = pair_losses(one, torch.tensor([probability]), torch.ones(1), lane, 1)[0]
+    mixed = probability * pair_loss(one, torch.ones(1)) + (1 - probability) * pair_loss(-one, torch.ones(1))
+    torch.testing.assert_close(soft, mixed, rtol=1e-4, atol=1e-5)
+
+
+def test_a_soft_label_is_met_by_its_own_log_odds() -> None:
+    margin = torch.tensor([math.log(0.8 / 0.2)], requires_grad=True)
+    pair_losses(margin, torch.tensor([0.8]), torch.ones(1), torch.zeros(1, dtype=torch.long), 1)[0].backward()
+    assert margin.grad.tolist() == pytest.approx([0], abs=1e-6)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from ..config import Config
 from ..errors import DataError
+from ..labels import read_labels, with_judgements
 from ..schema import Group
 from ..taxonomy import Taxonomy, draft_taxonomy, load_taxonomy
 from . import testbed
@@ -41,6 +42,7 @@ def load_data(config: Config) -> Loaded:
         DataError: no data, a bad row, a task or capability that the taxonomy does not name.
     """
     groups, left_out = _read(config)
+    groups = _with_labels(config, groups)
     taxonomy = load_taxonomy(config.taxonomy) if config.taxonomy else draft_taxonomy(groups, "drafted")
     for group in groups:
         _check_names(group, taxonomy)
@@ -49,7 +51,10 @@ def load_data(config: Config) -> Loaded:
     seed = config.seed if config.data.split_seed is None else config.data.split_seed
     train, test = split_by_prompt(groups, config.data.test_fraction, seed)
     test = overall_from_capabilities(test, scales_of=train)
-    return Loaded(overall_from_capabilities(train), with_gold(test), taxonomy, left_out)
+    train = overall_from_capabilities(train)
+    if not config.data.people_grades:
+        train = [group.model_copy(update={"capabilities": {}}) for group in train]
+    return Loaded(train, with_gold(test), taxonomy, left_out)
 
 
 def with_gold(groups: Sequence[Group]) -> list[Group]:
@@ -78,6 +83,23 @@ def _read(config: Config) -> tuple[list[Group], Counter[str]]:
     return groups, left_out
 
 
+def _with_labels(config: Config, groups: list[Group]) -> list[Group]:
+    """The groups with a judge's labels."""
+    settings = config.data
+    if not settings.capability_labels:
+        return groups
+    labels = [label for path in settings.label_paths() for label in read_labels(path)]
+    found = with_judgements(groups, labels, settings.soft_labels, settings.inconsistent_weight)
+    if not any(group.judged for group in found):
+        raise DataError(
+            "no label fits a group: ids and texts must be those that were labelled",
+            field="data.capability_labels",
+            value=list(settings.capability_labels),
+            remedy="label these data, or name the data that were labelled",
+        )
+    return found
+
+
 def _check_names(group: Group, taxonomy: Taxonomy) -> None:
     if group.task is None:
         return
@@ -89,7 +111,7 @@ def _check_names(group: Group, taxonomy: Taxonomy) -> None:
             value=group.task,
             remedy=f"use one of {known}, or add the task to the taxonomy",
         )
-    for capability in group.capabilities:
+    for capability in {**group.capabilities, **group.judged}:
         if capability not in taxonomy.tasks[group.task].capabilities:
             raise DataError(
                 f"group {group.id}: the taxonomy's task {group.task!r} has no such capability",

@@ -73,7 +73,7 @@ def _round_robin(groups: Sequence[Group], prompts: dict[str, list[int]], seed: i
     """One group of every prompt, then a second of every prompt that has one, and so on."""
     turns: list[tuple[int, bytes, int]] = []
     for key, indices in prompts.items():
-        ordered = sorted(indices, key=lambda index: _digest(seed, groups[index].model_dump_json()))
+        ordered = sorted(indices, key=lambda index: _digest(seed, groups[index].model_dump_json(exclude={"judged"})))
         turns += [(turn, _digest(seed, key), index) for turn, index in enumerate(ordered)]
     return [index for _, _, index in sorted(turns)]
 
@@ -85,12 +85,15 @@ def flip_pairs(pairs: Sequence[Pair], share: float, seed_text: str) -> list[Pair
     two responses alone; a larger share swaps the same pairs and more. Raises `ConfigError` for a share outside 0 … 1.
     """
     _check_share("share", share)
-    return [Pair(pair.worse, pair.better) if _chance(pair, seed_text) < share else pair for pair in pairs]
+    return [
+        pair._replace(better=pair.worse, worse=pair.better) if _chance(pair, seed_text) < share else pair
+        for pair in pairs
+    ]
 
 
 def _chance(pair: Pair, seed_text: str) -> float:
     """A number in 0 ≤ x < 1; 53 bits, so that it is exact as a float and never rounds up to 1."""
-    digest = _digest(seed_text, f"{min(pair)} {max(pair)}")
+    digest = _digest(seed_text, f"{min(pair[:2])} {max(pair[:2])}")
     return (int.from_bytes(digest[:8], "big") >> 11) / (1 << 53)
 
 

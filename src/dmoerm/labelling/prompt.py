@@ -10,6 +10,7 @@ and the special tokens of chat formats are defused, and every mark carries a wor
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,21 @@ _SPECIAL = re.compile(
     re.IGNORECASE,
 )
 _CUT = " […] "
+
+
+@dataclass(frozen=True)
+class Example:
+    """A question with its answer, shown before the one that is asked.
+
+    Attributes:
+        first, second: the responses in the order shown.
+        letters: capability → A, B or C.
+    """
+
+    prompt: Prompt
+    first: str
+    second: str
+    letters: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -90,6 +106,7 @@ def judge_messages(
     capabilities: Mapping[str, Capability],
     language: str = "en",
     most_characters: int = 12_000,
+    examples: Sequence[Example] = (),
 ) -> list[dict[str, str]]:
     """The chat messages of one question; the same question always has the same messages.
 
@@ -99,20 +116,32 @@ def judge_messages(
         capabilities: name → what is asked; one or more.
         language: `zh`, or `en` for any other.
         most_characters: a longer conversation loses its beginning, a longer response its middle.
+        examples: each becomes a turn of the user's and the judge's answer to it.
     """
     words = _WORDINGS.get(language, _WORDINGS["en"])
-    texts = [
-        _conversation(prompt, words, most_characters),
-        *(_middle_cut(defused(text), most_characters) for text in (first, second)),
-    ]
-    word = _word(texts)
+    shown = [(one.prompt, one.first, one.second) for one in examples] + [(prompt, first, second)]
+    texts = [_texts(*one, words, most_characters) for one in shown]
+    word = _word([text for of_one in texts for text in of_one])
     rubrics = "\n".join(f"- {name} ({one.title}): {one.rubric}" for name, one in capabilities.items())
     form = "{" + ", ".join(f'"{name}": "A" | "B" | "C"' for name in capabilities) + "}"
     system = f"{words.system.format(word=word)}\n\n{rubrics}\n\n{words.form.format(form=form)}"
+    turns = [{"role": "system", "content": system}]
+    for i, of_one in enumerate(texts):
+        turns.append({"role": "user", "content": _asked(of_one, word, words, list(capabilities))})
+        if i < len(examples):
+            turns.append({"role": "assistant", "content": json.dumps(dict(examples[i].letters), ensure_ascii=False)})
+    return turns
+
+
+def _texts(prompt: Prompt, first: str, second: str, words: Wording, most: int) -> list[str]:
+    responses = (_middle_cut(defused(text), most) for text in (first, second))
+    return [_conversation(prompt, words, most), *responses]
+
+
+def _asked(texts: Sequence[str], word: str, words: Wording, names: Sequence[str]) -> str:
     labels = (words.conversation, words.first, words.second)
     shown = [f"[{word} {name}]\n{text}\n[/{word} {name}]" for name, text in zip(labels, texts, strict=True)]
-    ask = words.ask.format(names=", ".join(capabilities))
-    return [{"role": "system", "content": system}, {"role": "user", "content": "\n\n".join([*shown, ask])}]
+    return "\n\n".join([*shown, words.ask.format(names=", ".join(names))])
 
 
 def answer_schema(capabilities: Sequence[str]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""A labelling run: which questions there are, what they would cost, and asking those that have no answer yet.
+"""A labelling run: asking those questions that have no answer yet.
 
-    groups → questions (pair × capability × both orders) → claim → ask → store
+    questions → claim → ask → store
 
 Started again, or beside another process with the same store, it asks what is still open and nothing else.
 """
@@ -8,47 +8,13 @@ Started again, or beside another process with the same store, it asks what is st
 from __future__ import annotations
 
 import asyncio
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from ..errors import LabellingError
-from ..schema import Group
-from ..taxonomy import Taxonomy
-from .client import Client, Endpoint, Unanswered
-from .prompt import VERSION, judge_messages
-from .store import Answer, Store, call_key
-
-_BYTES_PER_TOKEN = 4  # a rough mean over languages, for estimates alone
-
-
-@dataclass(frozen=True)
-class Question:
-    """One call: a pair of a group's responses in the order shown, on one capability or several at once.
-
-    Attributes:
-        first, second: indices into the group's responses, in the order shown.
-        request: what is sent.
-    """
-
-    group: str
-    task: str
-    first: int
-    second: int
-    capabilities: tuple[str, ...]
-    request: dict[str, Any]
-
-    @property
-    def key(self) -> str:
-        """The call's name in the store."""
-        return call_key({"version": VERSION, **self.request})
-
-    @property
-    def about(self) -> dict[str, Any]:
-        """What the store notes of it."""
-        pair = [self.first, self.second]
-        return {"group": self.group, "task": self.task, "pair": pair, "capabilities": list(self.capabilities)}
+from .client import Client, Unanswered
+from .questions import Question, expected_cost
+from .store import Answer, Store
 
 
 @dataclass
@@ -86,34 +52,6 @@ class Tally:
     def note(self, reason: str) -> None:
         """Counts a reason for which no answer came."""
         self.reasons[reason] = self.reasons.get(reason, 0) + 1
-
-
-def questions(
-    groups: Iterable[Group], taxonomy: Taxonomy, endpoint: Endpoint, together: bool = False
-) -> Iterator[Question]:
-    """All questions on the groups whose task has capabilities; both orders of a pair follow each other.
-
-    Args:
-        together: ask all capabilities of a pair in one call.
-    """
-    for group in groups:
-        if group.task is None or group.task not in taxonomy.tasks:
-            continue
-        asked = taxonomy.tasks[group.task].capabilities
-        parts = [asked] if together else [{name: one} for name, one in asked.items()]
-        for i, j in itertools.combinations(range(len(group.responses)), 2):
-            for part, (first, second) in itertools.product(parts if asked else (), ((i, j), (j, i))):
-                shown = group.responses[first], group.responses[second]
-                messages = judge_messages(group.prompt, *shown, part, taxonomy.language)
-                request = endpoint.request(messages, list(part))
-                yield Question(group.id, group.task, first, second, tuple(part), request)
-
-
-def expected_cost(question: Question, endpoint: Endpoint) -> tuple[float, float, float]:
-    """Roughly: prompt tokens, completion tokens, cost; no call costs more than its `max_tokens` allow."""
-    size = sum(len(message["content"].encode()) for message in question.request["messages"])
-    tokens = size / _BYTES_PER_TOKEN, float(question.request["max_tokens"])
-    return *tokens, endpoint.cost(*tokens)
 
 
 async def ask_all(

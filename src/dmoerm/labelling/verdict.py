@@ -10,37 +10,20 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from enum import StrEnum
 from typing import Any, NamedTuple
 
+from ..labels import Outcome
 from .prompt import LETTERS
 
 _FENCE = re.compile(r"\s*```(?:json)?\s*\n(.*?)\n?\s*```\s*", re.S)
 _NO_LETTER = re.compile(r"[^A-Za-z]")
 
 
-class Outcome(StrEnum):
-    """How a question ended."""
-
-    FIRST = "first"
-    """The response shown first is better."""
-    SECOND = "second"
-    """The response shown second is better."""
-    TIE = "tie"
-    """Neither is."""
-    UNPARSEABLE = "unparseable"
-    """The answer is in no form that can be read."""
-    REFUSED = "refused"
-    """The judge, or a filter before it, would not answer."""
-    FAILED = "failed"
-    """No answer came: the endpoint's final error."""
-
-
 _BY_LETTER = dict(zip(LETTERS, (Outcome.FIRST, Outcome.SECOND, Outcome.TIE), strict=True))
 
 
 class Verdict(NamedTuple):
-    """One capability's verdict in the order in which the responses were shown.
+    """One capability's verdict; here `first` is the response shown first.
 
     Attributes:
         outcome: see `Outcome`.

@@ -1,8 +1,8 @@
 """From labelled groups to batches of ordered pairs.
 
 An item is one group's features and its ordered pairs; a collated batch is a flat dict that a `PhaseModel` takes: the
-features' tensors, and `better`, `worse`, `required` (margin), `weights`, `lane`, one entry a pair; or a list of such
-`parts`.
+features' tensors, and `better`, `worse`, `probability`, `required` (margin), `weights`, `lane`, one entry a pair; or
+a list of such `parts`.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ class Example:
 
 
 def label(group: Group, flip_scores: float = 0.0, flip_capabilities: float = 0.0, seed: int = 0) -> dict:
-    """The group's ordered pairs, overall (None) and by capability, a share of them reversed."""
+    """The group's pairs, overall (None) and by capability, a share of them reversed."""
     pairs: dict[str | None, Sequence[Pair]] = {None: flip_pairs(group.pairs(), flip_scores, f"{seed}/{group.id}")}
-    for capability in group.capabilities:
+    for capability in {**group.capabilities, **group.judged}:
         seed_text = f"{seed}/{group.id}/{capability}"
-        pairs[capability] = flip_pairs(group.pairs(capability), flip_capabilities, seed_text)
+        pairs[capability] = flip_pairs(group.labelled_pairs(capability), flip_capabilities, seed_text)
     return pairs
 
 
@@ -138,19 +138,21 @@ def _tokens(item: Item) -> int:
 
 
 def _pairs(batch: Sequence[Item], counts: Sequence[int]) -> Batch:
-    better, worse, required, weights, lane, offset = [], [], [], [], [], 0
+    better, worse, probability, required, weights, lane, offset = [], [], [], [], [], [], 0
     for item, count in zip(batch, counts, strict=True):
         lanes = item.lanes or [0] * len(item.pairs)
         share = Counter(lanes)
         better += [offset + pair.better for pair in item.pairs]
         worse += [offset + pair.worse for pair in item.pairs]
+        probability += [pair.probability for pair in item.pairs]
         required += [item.margin] * len(item.pairs)
-        weights += [1.0 / share[i] for i in lanes]
+        weights += [pair.weight / share[i] for pair, i in zip(item.pairs, lanes, strict=True)]
         lane += lanes
         offset += count
     return {
         "better": torch.tensor(better),
         "worse": torch.tensor(worse),
+        "probability": torch.tensor(probability),
         "required": torch.tensor(required),
         "weights": torch.tensor(weights),
         "lane": torch.tensor(lane),

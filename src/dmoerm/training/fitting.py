@@ -186,14 +186,19 @@ class _PhaseTrainer(Trainer):
             found = [model(**part) for part in ready.get("parts", [ready])]
         margins, weights = (torch.cat([part[name] for part in found]) for name in ("margins", "weights"))
         lane = torch.cat([part.get("lane", torch.zeros_like(part["margins"], dtype=torch.long)) for part in found])
-        return found[0]["loss"].detach(), margins.detach().float(), (weights.detach(), lane)
+        probability = torch.cat([part.get("probability", torch.ones_like(part["margins"])) for part in found])
+        return found[0]["loss"].detach(), margins.detach().float(), (weights.detach(), lane, probability)
 
     def _measure(self, prediction: EvalPrediction) -> dict[str, float]:
-        """Each lane's loss over all groups at once, and its share of margins above 0; their means are the metrics."""
-        margins, (weights, lane) = np.asarray(prediction.predictions), map(np.asarray, prediction.label_ids)
+        """Each lane's loss over all groups at once, and its share of margins above 0; their means are the metrics.
+
+        In the share a pair counts by how far from a tie it is.
+        """
+        margins, (weights, lane, probability) = np.asarray(prediction.predictions), map(np.asarray, prediction.label_ids)
+        margins, sure = margins.astype(np.float64), 2 * probability - 1
         count = lambda values: np.bincount(lane, values, self.learner.lanes)  # noqa: E731
-        loss = count(np.logaddexp(0, -margins.astype(np.float64)) * weights) / count(weights)
-        consistency = count(margins > 0) / count(None)
+        loss = count((np.logaddexp(0, -margins) + (1 - probability) * margins) * weights) / count(weights)
+        consistency = count((margins > 0) * sure) / count(sure).clip(min=1e-12)
         self.learner.consider(torch.from_numpy(loss), torch.from_numpy(consistency))
         return {"loss": float(loss.mean()), "consistency": float(consistency.mean())}
 

@@ -44,6 +44,7 @@ class PhaseModel(nn.Module):
         self,
         better: Tensor,
         worse: Tensor,
+        probability: Tensor,
         required: Tensor,
         weights: Tensor,
         lane: Tensor,
@@ -52,10 +53,10 @@ class PhaseModel(nn.Module):
         active: Tensor | None = None,
         **features: Tensor,
     ) -> dict[str, Tensor]:
-        """Loss (the lanes' sum), margins, weights and lanes of a batch, or of a part of one.
+        """Loss (the lanes' sum), and margins, probabilities, weights and lanes of a batch, or of a part of one.
 
         Args:
-            better, worse, required, weights, lane: (P,), see `batches`.
+            better, worse, probability, required, weights, lane: (P,), see `batches`.
             total: (k,), the weights of the whole batch by lane, of which this is a part; None: this is all of it.
             share: what part of the batch this is, for what does not depend on the data.
             active: (a,), the lanes that label this part, ascending; None: any may.
@@ -64,11 +65,11 @@ class PhaseModel(nn.Module):
         rewards = self.scorer(inputs)[None] if self.lanes is None else self.scorer(inputs, active)
         row = lane if active is None else torch.searchsorted(active, lane)
         margins = rewards[row, better] - rewards[row, worse]
-        loss = pair_losses(margins - required, weights, lane, self.lanes or 1, total).sum()
+        loss = pair_losses(margins - required, probability, weights, lane, self.lanes or 1, total).sum()
         for parameter, start in zip(self._pulled, self._start, strict=True):
             pull = self.l2 / 2 * (parameter - start.to(parameter.device)).square().sum()
             loss = loss + (pull if share is None else pull * share)
-        return {"loss": loss, "margins": margins, "weights": weights, "lane": lane}
+        return {"loss": loss, "margins": margins, "probability": probability, "weights": weights, "lane": lane}
 
 
 def _packed(tokens: Tensor, prompts: Tensor, responses: Tensor, owner: Tensor) -> Packed:
