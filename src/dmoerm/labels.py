@@ -15,7 +15,7 @@ from typing import Any
 
 from .errors import DataError
 from .paths import complete_file
-from .schema import Group, Judgement, prompt_key
+from .schema import Group, Judgement, Query, prompt_key
 
 OVERALL = "overall"
 """In place of a capability: which response is better as a whole."""
@@ -94,6 +94,11 @@ class Label:
             return None
         return (_PROBABILITIES[self.given] + _PROBABILITIES[self.swapped]) / 2
 
+    @property
+    def mean(self) -> float | None:
+        """The probability that `first` is better: `soft`, else `hard`."""
+        return self.hard if self.soft is None else self.soft
+
     def judgement(self, soft: bool = True, inconsistent_weight: float | None = None) -> Judgement | None:
         """What training takes from it; None where there is nothing to take.
 
@@ -111,7 +116,7 @@ class Label:
         return Judgement(self.first, self.second, probability, weight) if weight else None
 
 
-def content_digest(group: Group) -> str:
+def content_digest(group: Query) -> str:
     """Names a group's texts: the prompt as a reader sees it, and the responses."""
     text = "\0".join((prompt_key(group.prompt), *group.responses))
     return hashlib.sha256(text.encode()).hexdigest()[:16]

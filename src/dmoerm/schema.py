@@ -166,7 +166,7 @@ class Group(Query):
         return [] if grades is None else ordered_pairs(grades)
 
     def labelled_pairs(self, capability: str) -> list[Pair]:
-        """The pairs that people order on a capability, and a judge's pairs of responses that they did not both grade."""
+        """The pairs that people order on a capability; a judge's where they did not grade both responses."""
         grades = self.capabilities.get(capability, (None,) * len(self.responses))
         judged = [one for one in self.judged.get(capability, ()) if None in (grades[one.first], grades[one.second])]
         return [*self.pairs(capability), *(one.pair for one in judged)]

@@ -16,8 +16,8 @@ from dmoerm.labelling.client import Client, Endpoint
 from dmoerm.labelling.questions import Form, Question, all_pairs, expected_cost, questions
 from dmoerm.labelling.run import Tally, ask_all
 from dmoerm.labelling.store import Store
-from dmoerm.labels import Outcome
 from dmoerm.labelling.verdict import read_verdicts
+from dmoerm.labels import Outcome
 from dmoerm.schema import Group
 from dmoerm.taxonomy import load_taxonomy
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -11,6 +12,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from ..evaluation import Results
+    from ..labelling.quality import Quality
     from ..model import Score
 
 _WIDTH = 140  # where there is no terminal that says how wide it is
@@ -111,6 +113,46 @@ def scores_table(responses: list[str], scores: list[Score]) -> Table:
     if best.uncertainty is not None:
         table.add_row("uncertainty", *(f"{scores[i].uncertainty or 0:.2f}" for i in order))
     return table
+
+
+def quality_table(found: Iterable[Quality]) -> Iterator[Table]:
+    """A judge's labels: what they are by themselves, beside people's opinion, and what they took; a table a judge."""
+    by_judge: dict[str, list[Quality]] = {}
+    for one in found:
+        by_judge.setdefault(one.judge, []).append(one)
+    for judge, rows in by_judge.items():
+        yield _labels_alone(f"{judge}: labels, %", rows)
+        if any(one.people for one in rows):
+            yield _labels_and_people(f"{judge}: beside people", rows)
+
+
+def _labels_alone(title: str, rows: Sequence[Quality]) -> Table:
+    shares = ("consistency", "shown_first", "longer", "unparseable", "refused", "failed", "open")
+    table = Table("task", "capability", title=title, title_justify="left")
+    for name in ("pairs", *shares, "tokens", "cost"):
+        table.add_column(name.replace("_", " "), justify="right")
+    for one in rows:
+        cells = [_percent(getattr(one, name)) for name in shares]
+        tokens = f"{one.prompt_tokens + one.completion_tokens:,.0f}"
+        table.add_row(one.task, one.capability, str(one.pairs), *cells, tokens, f"{one.cost:.4f}")
+    return table
+
+
+def _labels_and_people(title: str, rows: Sequence[Quality]) -> Table:
+    caption = "agreement in % of the pairs that people order: asked in one order, both orders agreeing, mean of both"
+    table = Table("task", "capability", title=title, title_justify="left", caption=caption, caption_justify="left")
+    for name in ("ordered", "one", "both", "mean", "people longer, %", "κ one", "κ both", "95 %"):
+        table.add_column(name, justify="right")
+    for one in rows:
+        shares = (one.agreement_one, one.agreement_both, one.agreement_mean, one.longer_people)
+        kappas = ["–" if value is None else f"{value:+.2f}" for value in (one.kappa_one, one.kappa_both)]
+        interval = "–" if one.kappa_interval is None else "{:+.2f} to {:+.2f}".format(*one.kappa_interval)
+        table.add_row(one.task, one.capability, str(one.people), *map(_percent, shares), *kappas, interval)
+    return table
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f}"
 
 
 def _shortened(text: str, length: int = 300) -> str:

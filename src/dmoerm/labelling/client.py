@@ -17,14 +17,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import openai
-from openai import AsyncOpenAI
-from openai.types.chat import ChatCompletion
-
 from ..errors import ConfigError, LabellingError
 from .prompt import answer_schema
 from .store import Answer
 from .verdict import Token
+
+try:
+    import openai
+    from openai import AsyncOpenAI
+    from openai.types.chat import ChatCompletion
+except ModuleNotFoundError:
+    raise ConfigError("asking a judge needs the package openai: pip install 'dmoerm[label]'") from None
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 _SECRET = re.compile(r"\b(?:sk|key|tok)-[\w*.-]{4,}|(?i:bearer)\s+\S+")

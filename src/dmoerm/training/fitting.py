@@ -194,8 +194,9 @@ class _PhaseTrainer(Trainer):
 
         In the share a pair counts by how far from a tie it is.
         """
-        margins, (weights, lane, probability) = np.asarray(prediction.predictions), map(np.asarray, prediction.label_ids)
-        margins, sure = margins.astype(np.float64), 2 * probability - 1
+        margins = np.asarray(prediction.predictions).astype(np.float64)
+        weights, lane, probability = map(np.asarray, prediction.label_ids)
+        sure = 2 * probability - 1
         count = lambda values: np.bincount(lane, values, self.learner.lanes)  # noqa: E731
         loss = count((np.logaddexp(0, -margins) + (1 - probability) * margins) * weights) / count(weights)
         consistency = count((margins > 0) * sure) / count(sure).clip(min=1e-12)

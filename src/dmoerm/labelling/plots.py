@@ -1,0 +1,43 @@
+"""The quality of labels as a figure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from ..paths import complete_file
+from .quality import Quality
+
+_COLOURS = ("#2266cc", "#e0a030", "#55aa77", "#9955bb", "#9aa5b1")
+
+
+def quality_plot(path: Path, found: Sequence[Quality]) -> None:
+    """Consistency, position bias and κ with people by capability, a colour a judge; SVG, PNG or PDF by the suffix."""
+    judges = sorted({one.judge for one in found})
+    rows = sorted({(one.task, one.capability) for one in found}, reverse=True)
+    figure = Figure(figsize=(11, 1.6 + 0.32 * len(rows) * max(1, len(judges) / 2)), layout="constrained")
+    panels = figure.subplots(1, 3, sharey=True)
+    for j, judge in enumerate(judges):
+        offset = (j - (len(judges) - 1) / 2) * 0.7 / len(judges)
+        colour = _COLOURS[j % len(_COLOURS)]
+        for one in (one for one in found if one.judge == judge):
+            y = rows.index((one.task, one.capability)) - offset
+            for axes, value in zip(panels, (one.consistency, one.shown_first, one.kappa_both), strict=True):
+                if value is not None:
+                    axes.plot(value, y, "o", color=colour, markersize=5)
+            if one.kappa_interval is not None:
+                panels[2].plot(one.kappa_interval, (y, y), color=colour, linewidth=1.2)
+        panels[0].plot([], [], "o", color=colour, label=judge)
+    titles = ("consistency of both orders", "share for the one shown first", "κ with people, both orders agreeing")
+    for axes, title, mark in zip(panels, titles, (None, 0.5, 0.0), strict=True):
+        axes.set_title(title, fontsize=10)
+        axes.grid(axis="y", linewidth=0.3)
+        if mark is not None:
+            axes.axvline(mark, color="black", linewidth=0.7, linestyle=":")
+    panels[0].set_yticks(range(len(rows)), [f"{task} · {capability}" for task, capability in rows], fontsize=8)
+    panels[0].set_xlim(0, 1.02)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False)
+    with complete_file(path) as unfinished:
+        figure.savefig(unfinished, format=path.suffix.lstrip(".") or "svg")

@@ -1,0 +1,102 @@
+"""The quality of labels, by hand and by simulation."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from dmoerm.labelling.consensus import consensus, dawid_skene
+from dmoerm.labelling.plots import quality_plot
+from dmoerm.labelling.quality import kappa, qualities
+from dmoerm.labels import Label, Outcome, content_digest
+from dmoerm.schema import Group
+
+F, S, T, U = Outcome.FIRST, Outcome.SECOND, Outcome.TIE, Outcome.UNPARSEABLE
+
+
+def group(index: int, grades: tuple) -> Group:
+    texts = ("short", "much longer")
+    return Group(id=f"g{index}", task="t", prompt=f"p{index}", responses=texts, capabilities={"logic": grades})
+
+
+def label(of: Group, given: Outcome, swapped: Outcome, judge: str = "j") -> Label:
+    return Label(judge, of.id, content_digest(of), "t", "logic", 0, 1, given, swapped, cost=0.5)
+
+
+def test_by_hand() -> None:
+    data = [group(i, grades) for i, grades in enumerate([(2, 1), (1, 2), (1, 1), (None, 1), (2, 1)])]
+    verdicts = [(F, F), (F, S), (T, T), (S, S), (S, U)]
+    labels = [label(g, *v) for g, v in zip(data, verdicts, strict=True)]
+    one, whole = qualities(labels, data)[1], qualities(labels, data)[0]
+    assert whole.capability == "all capabilities"
+    assert (one.pairs, one.people, one.cost) == (5, 3, 2.5)
+    assert one.consistency == 3 / 4
+    assert one.shown_first == 4 / 7  # F given; F given and S swapped; S swapped; not F swapped, S given twice
+    assert one.unparseable == 1 / 10
+    assert one.agreement_one == 3 / 5
+    assert one.agreement_both == 1
+    assert one.agreement_mean == (1 + 0.5) / 2
+    assert one.kappa_both == pytest.approx(1)
+    assert one.longer == 1 / 2
+    assert one.longer_people == 1 / 3
+
+
+def test_a_known_kappa() -> None:
+    table = np.array([[20.0, 5, 0], [10, 15, 0], [0, 0, 0]])
+    assert kappa(table) == pytest.approx(0.4)
+    assert np.isnan(kappa(np.diag([7.0, 0, 0])))
+
+
+def test_nothing_to_compare_with_is_none() -> None:
+    data = [group(0, (None, None)), group(1, (1, 1))]
+    found = qualities([label(data[0], U, U), replace(label(data[1], T, T), content="other text")], data)
+    assert {(q.people, q.agreement_one, q.kappa_both, q.kappa_interval, q.longer) for q in found} == {
+        (0, None, None, None, None)
+    }
+
+
+def test_a_plot_is_drawn(tmp_path) -> None:
+    data = [group(i, (i % 2, 1 - i % 2)) for i in range(6)]
+    found = qualities([label(g, F, S, j) for g in data for j in "ab"], data)
+    quality_plot(tmp_path / "q.svg", found)
+    assert "</svg>" in (tmp_path / "q.svg").read_text()
+    quality_plot(tmp_path / "q.png", found)
+    assert (tmp_path / "q.png").read_bytes().startswith(b"\x89PNG")
+
+
+def votes(accuracies: list[float], items: int = 2000, seed: int = 0):
+    """Judges of known accuracy who err independently; the truth, and their votes (J, n, 3)."""
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(0, 2, items)
+    said = np.array([np.where(rng.random(items) < a, truth, 1 - truth) for a in accuracies])
+    return truth, np.eye(3)[said]
+
+
+def test_dawid_skene_finds_the_better_judge_and_beats_the_majority() -> None:
+    truth, tensor = votes([0.9, 0.6, 0.6])
+    posterior, tables = dawid_skene(tensor)
+    right = np.mean(posterior.argmax(1) == truth)
+    majority = np.mean(tensor.sum(0).argmax(1) == truth)
+    assert right > majority + 0.05
+    found = [float(np.diag(table)[:2].mean()) for table in tables]
+    assert found == pytest.approx([0.9, 0.6, 0.6], abs=0.08)
+    assert posterior.sum(1) == pytest.approx(np.ones(len(truth)))
+
+
+def test_judges_come_to_one_label() -> None:
+    truth, tensor = votes([0.9, 0.7, 0.7], items=400)
+    data = [group(i, (1 - int(t), int(t))) for i, t in enumerate(truth)]
+    orders = {0: F, 1: S}
+    labels = [
+        label(g, orders[v], orders[v], judge)
+        for judge, row in zip("abc", tensor.argmax(2), strict=True)
+        for g, v in zip(data, row, strict=True)
+    ]
+    merged, accuracy = consensus(labels)
+    assert len(merged) == len(data)
+    assert set(accuracy) == set("abc")
+    assert accuracy["a"] > max(accuracy["b"], accuracy["c"])
+    by_judge = {q.judge: q.agreement_mean for q in qualities([*labels, *merged], data) if q.capability == "logic"}
+    assert by_judge["consensus"] >= by_judge["a"] - 0.02
