@@ -67,6 +67,7 @@ def test_a_dry_run_asks_nothing(data, tmp_path) -> None:
     rows, taxonomy = data
     with JudgeServer() as server:
         options = ("--taxonomy", taxonomy, "--model", "judge", "--base-url", server.url, "--prompt-price", 3)
+        options += ("--out", tmp_path / "labels.parquet")
         result = run("label", rows, *options, "--dry-run", "--limit", 5, "--json", tmp_path / "run.json")
         assert not server.headers
     found = json.loads((tmp_path / "run.json").read_text())
@@ -105,14 +106,30 @@ def test_what_a_model_is_unsure_of_comes_first(data, tmp_path, trained_run) -> N
         ((), "taxonomy"),
         (("--overall", "--max-cost", 1), "--prompt-price"),
         (("--overall", "--shots", 2), "--examples"),
-        (("--taxonomy", "paper-en"), "nothing to ask"),
         (("--overall", "--sample", "uncertain"), "--reward-model"),
         (("--overall", "--base-url", "nowhere"), "base_url"),
     ],
 )
-def test_what_cannot_be_is_said(data, options, message) -> None:
+def test_what_cannot_be_is_said(data, tmp_path, options, message) -> None:
     rows, _ = data
-    assert message in run("label", rows, "--model", "judge", *options, fails=True).output
+    more = ("--model", "judge", "--out", tmp_path / "l.parquet")
+    assert message in run("label", rows, *more, *options, fails=True).output
+
+
+def test_data_of_other_tasks_than_the_taxonomys_have_nothing_to_ask(data, tmp_path) -> None:
+    rows, taxonomy = data
+    content = yaml.safe_load(taxonomy.read_text())
+    content["tasks"] = {f"other_{name}": task for name, task in content["tasks"].items()}
+    taxonomy.write_text(yaml.safe_dump(content))
+    options = ("--taxonomy", taxonomy, "--model", "judge", "--out", tmp_path / "l.parquet")
+    assert "nothing to ask" in run("label", rows, *options, fails=True).output
+
+
+def test_an_endpoint_that_never_answers_ends_the_run(data, tmp_path) -> None:
+    rows, taxonomy = data
+    options = ("--taxonomy", taxonomy, "--model", "judge", "--out", tmp_path / "l.parquet", "--retries", 0)
+    result = run("label", rows, *options, "--base-url", "http://127.0.0.1:9/v1", fails=True)
+    assert "calls in a row had no answer" in result.output
 
 
 def test_a_wrong_key_ends_with_one_line_and_what_was_answered_is_kept(data, tmp_path) -> None:

@@ -93,7 +93,7 @@ def test_of_many_responses_the_pair_must_be_named() -> None:
 
 
 def test_gpt4os_verdicts_on_real_pairs(human_data) -> None:
-    """The figures that its README states: overall, one order agrees with people on 0.60 and 0.53, both on 0.62, 0.54."""
+    """As its README says: overall, one order agrees with people on 0.60 and 0.53, both orders on 0.62 and 0.54."""
     from dmoerm.data.readers import read_groups
     from dmoerm.data.rows import open_rows
     from dmoerm.labelling.quality import qualities

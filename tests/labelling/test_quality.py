@@ -99,4 +99,4 @@ def test_judges_come_to_one_label() -> None:
     assert set(accuracy) == set("abc")
     assert accuracy["a"] > max(accuracy["b"], accuracy["c"])
     by_judge = {q.judge: q.agreement_mean for q in qualities([*labels, *merged], data) if q.capability == "logic"}
-    assert by_judge["consensus"] >= by_judge["a"] - 0.02
+    assert by_judge["consensus"] > max(by_judge["b"], by_judge["c"]) + 0.1

@@ -88,6 +88,7 @@ def run(
     schema: Annotated[bool, typer.Option(help="Hold the answer to a JSON schema.")] = True,
     logprobs: Annotated[bool, typer.Option(help="Ask for token probabilities: soft labels.")] = True,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds a try may take.")] = 120.0,
+    retries: Annotated[int, typer.Option(min=0, help="Tries after the first, with growing pauses.")] = 8,
     store: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Record of all calls (SQLite); else as the label file, .sqlite.")
     ] = None,
@@ -112,6 +113,7 @@ def run(
         schema=schema,
         logprobs=logprobs,
         timeout=timeout,
+        retries=retries,
     )
     form = Form(
         load_taxonomy(taxonomy) if taxonomy else None,

@@ -17,6 +17,9 @@ from .questions import Question, expected_cost
 from .store import Answer, Store
 
 
+_TOO_MANY = 20  # calls in a row without an answer, each after all its tries: the endpoint is down
+
+
 @dataclass
 class Tally:
     """How the questions of a run ended: each is counted in exactly one of the first six.
@@ -68,7 +71,8 @@ async def ask_all(
         max_cost: no call is sent that may take the run's cost above this.
 
     Raises:
-        LabellingError: no call to the endpoint can succeed; what was answered before is recorded.
+        LabellingError: no call to the endpoint can succeed, or many in a row had no answer; what was answered before
+            is recorded.
     """
     run = _Run(asked, client, store, max_cost, progress)
     await asyncio.gather(*(run.worker() for _ in range(concurrency)))
@@ -94,6 +98,7 @@ class _Run:
         self.tally, self.spent_out = Tally(), False
         self._seen: set[str] = set()
         self._reserved = 0.0
+        self._in_vain = 0  # calls in a row without an answer
         self.ended: LabellingError | None = None
 
     async def worker(self) -> None:
@@ -123,6 +128,9 @@ class _Run:
             self.store.forget(key)
             self.tally.unanswered += 1
             self.tally.note(str(error))
+            self._in_vain += 1
+            if self._in_vain >= _TOO_MANY:
+                self.ended = LabellingError(f"{self._in_vain} calls in a row had no answer, the last: {error}")
         except LabellingError as error:
             self.store.forget(key)
             self.tally.unanswered += 1
@@ -130,5 +138,6 @@ class _Run:
         else:
             self.store.put(key, self.client.endpoint.model, question.about, question.request["messages"], answer)
             self.tally.add(answer)
+            self._in_vain = 0
         finally:
             self._reserved -= reserved
