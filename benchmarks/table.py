@@ -1,4 +1,4 @@
-"""Puts the figures of results/*.json into docs/performance.md, between the marks `<!-- NAME -->` and `<!-- end -->`.
+"""Puts the figures of results/*.json into the pages of docs/, between the marks `<!-- NAME -->` and `<!-- end -->`.
 
 python benchmarks/table.py
 """
@@ -12,17 +12,23 @@ from typing import Any
 
 from measure import RESULTS
 
-PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
+DOCS = Path(__file__).parents[1] / "docs"
 
 
 def main() -> None:
     """Every result that there is."""
-    text = PAGE.read_text(encoding="utf-8")
+    for page in sorted(DOCS.glob("*.md")):
+        page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def filled(text: str) -> str:
+    """The page with the figures between its marks."""
     for file in sorted(RESULTS.glob("*.json")):
-        made = "\n".join([*rows(found := json.loads(file.read_text(encoding="utf-8"))), "", source(found)])
+        found = json.loads(file.read_text(encoding="utf-8"))
+        made = "\n".join([*rows(found), *tables(found), "", source(found)])
         mark = f"<!-- {file.stem} -->"
         text = re.sub(f"{mark}.*?<!-- end -->", lambda _, m=mark, t=made: f"{m}\n{t}\n<!-- end -->", text, flags=re.S)
-    PAGE.write_text(text, encoding="utf-8")
+    return text
 
 
 def rows(found: dict[str, Any]) -> list[str]:
@@ -32,9 +38,18 @@ def rows(found: dict[str, Any]) -> list[str]:
         f"| {r['work']} | {r['peer']} | {r['ours_s']:.3f} | {r['peer_s']:.3f} | **{r['ratio']:.2f}** | {r['runs']} |"
         for r in found["rows"]
     ]
-    known = ("command", "rows", "versions", "processor", "threads", "date")
+    known = ("command", "rows", "tables", "versions", "processor", "threads", "date")
     more = [f"* {name}: `{json.dumps(value)}`" for name, value in found.items() if name not in known]
     return [*(head + table if table else []), *([""] if table and more else []), *more]
+
+
+def tables(found: dict[str, Any]) -> list[str]:
+    """Title → rows, as they are."""
+    lines: list[str] = []
+    for title, table in found.get("tables", {}).items():
+        lines += ["", f"{title}:", "", f"| {' | '.join(table[0])} |", "|" + "---|" * len(table[0])]
+        lines += [f"| {' | '.join(str(value) for value in row.values())} |" for row in table]
+    return lines
 
 
 def source(found: dict[str, Any]) -> str:

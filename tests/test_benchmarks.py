@@ -20,13 +20,14 @@ def test_the_gpus_rows_are_skipped_without_one():
 
 
 def test_the_page_shows_the_figures(tmp_path):
-    """docs/performance.md is what table.py makes of results/*.json."""
+    """The pages of docs/ are what table.py makes of results/*.json."""
     root = BENCHMARKS.parent
     for name in ("benchmarks", "docs"):
         shutil.copytree(root / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     subprocess.run([sys.executable, tmp_path / "benchmarks" / "table.py"], check=True)
+    for page in (root / "docs").glob("*.md"):
+        assert (tmp_path / "docs" / page.name).read_text(encoding="utf-8") == page.read_text(encoding="utf-8")
     page = (root / "docs" / "performance.md").read_text(encoding="utf-8")
-    assert (tmp_path / "docs" / "performance.md").read_text(encoding="utf-8") == page
     for file in (root / "benchmarks" / "results").glob("*.json"):
         for row in json.loads(file.read_text())["rows"]:
             assert row["ratio"] == pytest.approx(row["peer_s"] / row["ours_s"], rel=0.01)

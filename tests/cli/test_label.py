@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from labelling.judge_server import FINAL, TRANSIENT, JudgeServer
 from tiny import make_tiny_config, tiny_groups
 from typer.testing import CliRunner
 
 from dmoerm.cli import app
 from dmoerm.config import dump_config
+from dmoerm.labelling.fake import FINAL, TRANSIENT, FakeJudge
 from dmoerm.labels import read_labels
 from dmoerm.taxonomy import draft_taxonomy
 
@@ -39,7 +39,7 @@ def data(tmp_path: Path) -> tuple[Path, Path]:
 def test_from_data_to_a_trained_model(data, tmp_path, tiny_backbone) -> None:
     rows, taxonomy = data
     out = tmp_path / "labels.parquet"
-    with JudgeServer(0.1, (*TRANSIENT, *FINAL)) as server:
+    with FakeJudge(0.1, (*TRANSIENT, *FINAL)) as server:
         options = ("--taxonomy", taxonomy, "--model", "judge", "--base-url", server.url, "--out", out)
         first = run("label", rows, *options, "--json", tmp_path / "run.json")
         paid = sum(server.paid.values())
@@ -65,7 +65,7 @@ def test_from_data_to_a_trained_model(data, tmp_path, tiny_backbone) -> None:
 
 def test_a_dry_run_asks_nothing(data, tmp_path) -> None:
     rows, taxonomy = data
-    with JudgeServer() as server:
+    with FakeJudge() as server:
         options = ("--taxonomy", taxonomy, "--model", "judge", "--base-url", server.url, "--prompt-price", 3)
         options += ("--out", tmp_path / "labels.parquet")
         result = run("label", rows, *options, "--dry-run", "--limit", 5, "--json", tmp_path / "run.json")
@@ -80,7 +80,7 @@ def test_a_dry_run_asks_nothing(data, tmp_path) -> None:
 def test_the_whole_preference_is_asked_with_examples(data, tmp_path) -> None:
     rows, _ = data
     out = tmp_path / "labels.parquet"
-    with JudgeServer() as server:
+    with FakeJudge() as server:
         options = ("--model", "judge", "--base-url", server.url, "--out", out, "--limit", 6, "--sample", "random")
         run("label", rows, "--overall", "--shots", 2, "--examples", rows, *options)
     assert {(label.judge, label.capability) for label in read_labels(out)} == {("judge/2-shot", "overall")}
@@ -89,7 +89,7 @@ def test_the_whole_preference_is_asked_with_examples(data, tmp_path) -> None:
 
 def test_what_a_model_is_unsure_of_comes_first(data, tmp_path, trained_run) -> None:
     rows, taxonomy = data
-    with JudgeServer() as server:
+    with FakeJudge() as server:
         options = ("--taxonomy", taxonomy, "--model", "judge", "--base-url", server.url)
         asked = {}
         for sample in ("given", "uncertain"):
@@ -134,9 +134,9 @@ def test_an_endpoint_that_never_answers_ends_the_run(data, tmp_path) -> None:
 
 def test_a_wrong_key_ends_with_one_line_and_what_was_answered_is_kept(data, tmp_path) -> None:
     rows, taxonomy = data
-    with JudgeServer(fatal=401) as server:
-        options = ("--taxonomy", taxonomy, "--model", "judge", "--base-url", server.url, "--out", tmp_path / "l.parquet")
-        result = run("label", rows, *options, fails=True)
+    with FakeJudge(fatal=401) as server:
+        options = ("--taxonomy", taxonomy, "--model", "judge", "--base-url", server.url)
+        result = run("label", rows, *options, "--out", tmp_path / "l.parquet", fails=True)
     assert "OPENAI_API_KEY" in result.output
     assert {label.given for label in read_labels(tmp_path / "l.parquet")} == {"open"}
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 import pytest
 
 from dmoerm.errors import ConfigError
+from dmoerm.labelling.fake import FakeJudge
 from dmoerm.labelling.judge import LLMJudge
 from dmoerm.labelling.questions import Form, all_pairs, shuffled
 from dmoerm.schema import Group
 
-from .judge_server import JudgeServer
 from .test_labelling_run import TAXONOMY, endpoint, groups
 
 
 def test_the_reward_is_how_often_a_response_wins(tmp_path) -> None:
-    with JudgeServer() as server:
+    with FakeJudge() as server:
         judge = LLMJudge(endpoint(server), tmp_path / "calls.sqlite")
-        assert judge.score("Hi", ["a", "longer", "the longest"]) == pytest.approx([0.211, 0.5, 0.789], abs=0.01)
+        assert judge.score("Hi", ["a", "longer", "the longest"]) == pytest.approx([0.2, 0.5, 0.8], abs=0.01)
         calls = sum(server.paid.values())
         assert calls == 6
         judge.score("Hi", ["a", "longer", "the longest"])

@@ -13,6 +13,7 @@ import pytest
 
 from dmoerm.errors import ConfigError, LabellingError
 from dmoerm.labelling.client import Client, Endpoint
+from dmoerm.labelling.fake import FINAL, TRANSIENT, FakeJudge
 from dmoerm.labelling.questions import Form, Question, all_pairs, expected_cost, questions
 from dmoerm.labelling.run import Tally, ask_all
 from dmoerm.labelling.store import Store
@@ -20,8 +21,6 @@ from dmoerm.labelling.verdict import read_verdicts
 from dmoerm.labels import Outcome
 from dmoerm.schema import Group
 from dmoerm.taxonomy import load_taxonomy
-
-from .judge_server import FINAL, TRANSIENT, JudgeServer
 
 TAXONOMY = load_taxonomy("paper-en")
 SECRET = "sk-very-secret-0123456789"
@@ -50,7 +49,7 @@ def on(groups: list[Group], where: Endpoint, **form) -> list[Question]:
     return list(questions(all_pairs(groups), Form(TAXONOMY, **form), where))
 
 
-def endpoint(server: JudgeServer, **changed) -> Endpoint:
+def endpoint(server: FakeJudge, **changed) -> Endpoint:
     return Endpoint(server.url, "judge", prompt_price=1.0, completion_price=2.0, **changed)
 
 
@@ -79,7 +78,7 @@ def test_the_questions_are_all_pairs_in_both_orders():
 
 
 def test_answers_are_recorded_with_their_soft_verdicts(tmp_path):
-    with JudgeServer() as server:
+    with FakeJudge() as server:
         asked = on(groups(3), endpoint(server))
         tally = ask(asked, endpoint(server), tmp_path / "calls.sqlite")
     assert (tally.answered, tally.known, tally.left) == (len(asked), 0, 0)
@@ -87,7 +86,7 @@ def test_answers_are_recorded_with_their_soft_verdicts(tmp_path):
         (verdict,) = read_verdicts(answer.text, about["capabilities"], answer.tokens).values()
         longer_first = about["pair"] == [1, 0]
         assert verdict.outcome == (Outcome.FIRST if longer_first else Outcome.SECOND)
-        assert verdict.p_first == pytest.approx(0.789 if longer_first else 0.211, abs=0.01)
+        assert verdict.p_first == pytest.approx(0.8 if longer_first else 0.2, abs=0.01)
         assert model == "judge"
     assert tally.cost == pytest.approx((tally.prompt_tokens + 2 * tally.completion_tokens) / 1e6)
 
@@ -95,7 +94,7 @@ def test_answers_are_recorded_with_their_soft_verdicts(tmp_path):
 @pytest.mark.parametrize("count", [40, pytest.param(200, marks=pytest.mark.slow)])
 def test_mixed_faults_end_every_question_once(tmp_path, count):
     """20 % faults: 400 or 2,000 calls."""
-    with JudgeServer(0.2, (*TRANSIENT, *FINAL), delay=0.005) as server:
+    with FakeJudge(0.2, (*TRANSIENT, *FINAL), delay=0.005) as server:
         asked = on(groups(count), endpoint(server))
         tally = ask(asked, endpoint(server), tmp_path / "calls.sqlite", concurrency=32)
         assert set(server.met) == {"", *TRANSIENT, *FINAL}
@@ -130,7 +129,7 @@ asyncio.run(main())
 
 def test_a_killed_run_pays_again_for_what_was_in_flight_at_most(tmp_path):
     path = tmp_path / "calls.sqlite"
-    with JudgeServer(0.2, ("429 with retry-after", "half json"), delay=0.05) as server:
+    with FakeJudge(0.2, ("429 with retry-after", "half json"), delay=0.05) as server:
         command = [sys.executable, "-c", SCRIPT, server.url, path, Path(__file__).parents[1]]
         for kill in range(3):
             process = subprocess.Popen(command)
@@ -150,7 +149,7 @@ def test_a_killed_run_pays_again_for_what_was_in_flight_at_most(tmp_path):
 
 
 def test_a_wrong_key_ends_the_run_and_stays_secret(tmp_path):
-    with JudgeServer(fatal=401) as server:
+    with FakeJudge(fatal=401) as server:
         asked = on(groups(5), endpoint(server))
         with pytest.raises(LabellingError, match=r"Incorrect API key.*OPENAI_API_KEY") as raised:
             ask(asked, endpoint(server), tmp_path / "calls.sqlite", concurrency=2)
@@ -161,7 +160,7 @@ def test_a_wrong_key_ends_the_run_and_stays_secret(tmp_path):
 
 
 def test_the_budget_is_kept(tmp_path):
-    with JudgeServer() as server:
+    with FakeJudge() as server:
         where = endpoint(server)
         asked = on(groups(10), where)
         most = 7 * max(expected_cost(question, where)[2] for question in asked)
@@ -182,7 +181,7 @@ def test_a_server_that_is_not_there_leaves_questions_open(tmp_path):
 
 
 def test_equal_questions_are_asked_once(tmp_path):
-    with JudgeServer() as server:
+    with FakeJudge() as server:
         asked = on([*groups(1), *groups(1)], endpoint(server))
         tally = ask(asked, endpoint(server), tmp_path / "calls.sqlite")
     assert tally.known == tally.answered == len(asked) // 2

@@ -1,8 +1,8 @@
 """`dmoerm label`: capability labels from an LLM judge, or recorded elsewhere, and how good they are.
 
-    dmoerm label [run] DATA… --model M --out labels.parquet       ask, and write the labels
-    dmoerm label report labels.parquet --data DATA                how good they are
-    dmoerm label import verdicts.jsonl --data DATA --out …        verdicts recorded elsewhere
+dmoerm label [run] DATA… --model M --out labels.parquet       ask, and write the labels
+dmoerm label report labels.parquet --data DATA                how good they are
+dmoerm label import verdicts.jsonl --data DATA --out …        verdicts recorded elsewhere
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """An LLM judge as a scorer of whole responses: the generative baselines, zero-shot and few-shot.
 
-    prompt, responses → all pairs in both orders → verdicts → a response's reward: how often it beats another
+prompt, responses → all pairs in both orders → verdicts → a response's reward: how often it beats another
 """
 
 from __future__ import annotations

@@ -209,4 +209,3 @@ def _interval(rows: Sequence[_Row]) -> tuple[float, float] | None:
 
 def _finite(value: Any) -> float | None:
     return float(value) if np.isfinite(value) else None
-

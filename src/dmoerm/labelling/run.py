@@ -16,7 +16,6 @@ from .client import Client, Unanswered
 from .questions import Question, expected_cost
 from .store import Answer, Store
 
-
 _TOO_MANY = 20  # calls in a row without an answer, each after all its tries: the endpoint is down
 
 

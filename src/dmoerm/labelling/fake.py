@@ -1,37 +1,55 @@
-"""A judge behind the OpenAI chat protocol, on a loopback port, that fails in every way that real ones do.
+"""A judge behind the OpenAI chat protocol, on a loopback port, that costs nothing: for tests and for trying things out.
 
-It prefers the longer response. What it is asked, what it was paid for and what it got wrong is counted.
+It may fail in every way that real ones do. What it was asked and what would have been paid for is counted.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import math
 import random
 import re
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import uvicorn
+from ..errors import ConfigError
+from .prompt import LETTERS
+
+try:
+    import uvicorn
+except ModuleNotFoundError:
+    raise ConfigError("the fake judge needs the package uvicorn: pip install uvicorn") from None
+
+Opinion = Callable[[str, str, str], float]
+"""Capability, first response, second response, as shown → the probability that the judge writes A."""
 
 TRANSIENT = ("429", "429 with retry-after", "500", "dropped", "half json", "wrong json", "empty choices", "slow")
 FINAL = ("refusal", "unreadable", "no logprobs", "too long")
 
 
-class JudgeServer:
+class FakeJudge:
     """The server; use as a context manager.
 
     Args:
+        opinion: what it thinks; it writes the likelier letter.
         rate: share of requests that meet one of `faults`.
         delay: seconds an answer takes.
         fatal: a status that every request gets, such as 401.
     """
 
     def __init__(
-        self, rate: float = 0.0, faults: Sequence[str] = (), delay: float = 0.0, fatal: int = 0, seed: int = 0
+        self,
+        rate: float = 0.0,
+        faults: Sequence[str] = (),
+        delay: float = 0.0,
+        fatal: int = 0,
+        seed: int = 0,
+        opinion: Opinion | None = None,
     ) -> None:
+        self.opinion = opinion or longer
         self.rate, self.faults, self.delay, self.fatal = rate, list(faults), delay, fatal
         self.random = random.Random(seed)
         self.paid: Counter[str] = Counter()
@@ -42,7 +60,7 @@ class JudgeServer:
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, daemon=True)
 
-    def __enter__(self) -> JudgeServer:
+    def __enter__(self) -> FakeJudge:
         self._thread.start()
         while not self._server.started:
             threading.Event().wait(0.01)
@@ -88,7 +106,7 @@ class JudgeServer:
         if fault == "dropped":
             await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"500")]})
             return await send({"type": "http.response.body", "body": b"{"})
-        text = json.dumps(completion(request, fault))
+        text = json.dumps(completion(request, self.opinion, fault))
         if fault == "half json":
             return await _send(send, 200, text[: len(text) // 2])
         if fault == "wrong json":
@@ -101,40 +119,40 @@ class JudgeServer:
         return await _send(send, 200, text)
 
 
-def completion(request: dict[str, Any], fault: str = "") -> dict[str, Any]:
-    """The longer response wins, with a probability of 0.7 for its letter."""
-    body = request["messages"][1]["content"]
-    shown = re.findall(r"^\[m\w{8} (?:first|second) response\]\n(.*?)\n\[/m", body, re.M | re.S)
-    letter = "C" if len(shown[0]) == len(shown[1]) else "AB"[len(shown[1]) > len(shown[0])]
-    names = request["response_format"]["json_schema"]["schema"]["required"]
-    parts = ["{"]
+def longer(capability: str, first: str, second: str) -> float:
+    """The longer response is better, mostly."""
+    return 0.5 if len(first) == len(second) else 0.8 if len(first) > len(second) else 0.2
+
+
+def completion(request: dict[str, Any], opinion: Opinion = longer, fault: str = "") -> dict[str, Any]:
+    """The answer to a request: a letter a capability, with the probabilities of all three."""
+    body = request["messages"][-1]["content"]
+    first, second = re.findall(r"^\[m\w{8} [^]]+\]\n(.*?)\n\[/m", body, re.M | re.S)[1:3]
+    names = re.findall(r'"([^"]+)": "A" \|', request["messages"][0]["content"])
+    parts: list[tuple[str, dict[str, float]]] = [("{", {})]
     for i, name in enumerate(names):
-        parts += [", " * (i > 0) + f'"{name}": "', letter, '"']
-    parts.append("}")
+        p = opinion(name, first, second)
+        chances = dict(zip(LETTERS, (p, 1 - p, 0.0) if p != 0.5 else (0.2, 0.2, 0.6), strict=True))
+        parts += [(", " * (i > 0) + f'"{name}": "', {}), (max(chances, key=lambda x: chances[x]), chances), ('"', {})]
+    parts.append(("}", {}))
     if fault == "unreadable":
-        parts = ["I", " cannot", " decide"]
-    top = {"A": -2.0, "B": -2.0, "C": -2.0, letter: -0.36}
-    tokens = [
-        {
-            "token": part,
-            "logprob": 0.0,
-            "bytes": None,
-            "top_logprobs": [
-                {"token": t, "logprob": p, "bytes": None} for t, p in (top if part == letter else {part: 0.0}).items()
-            ],
-        }
-        for part in parts
-    ]
-    message = {"role": "assistant", "content": "".join(parts), "refusal": None}
+        parts = [("I", {}), (" cannot", {}), (" decide", {})]
+    message: dict[str, Any] = {"role": "assistant", "content": "".join(text for text, _ in parts), "refusal": None}
     if fault == "refusal":
         message |= {"content": None, "refusal": "I would rather not."}
-    choice = {"index": 0, "finish_reason": "stop", "message": message, "logprobs": {"content": tokens}}
+    tokens = {"content": [_token(*part) for part in parts]}
+    choice = {"index": 0, "finish_reason": "stop", "message": message, "logprobs": tokens}
     if fault == "no logprobs" or not request.get("logprobs"):
         choice["logprobs"] = None
     usage = {"prompt_tokens": len(body) // 4, "completion_tokens": len(parts)}
     usage["total_tokens"] = sum(usage.values())
     about = {"id": "x", "object": "chat.completion", "created": 0, "model": request["model"]}
     return {**about, "choices": [choice], "usage": usage}
+
+
+def _token(text: str, chances: dict[str, float]) -> dict[str, Any]:
+    top = [{"token": t, "logprob": math.log(max(p, 1e-9)), "bytes": None} for t, p in (chances or {text: 1.0}).items()]
+    return {"token": text, "logprob": 0.0, "bytes": None, "top_logprobs": top}
 
 
 async def _send(send: Any, status: int, body: Any, headers: dict[str, str] | None = None) -> None:

@@ -1,0 +1,227 @@
+"""What labels of a judge of known quality are worth, and how fast they come: the testbed's gold behind a fake judge.
+
+The judge's opinion of a pair is the gold grades' difference, in logits, plus noise of its own (the same in both orders)
+and noise of the order; then the one shown first gains 0.2 in probability. It writes the likelier letter and gives the
+probabilities. From the same calls come soft labels (mean of both orders' probabilities) and hard ones (both orders
+agree, the rest left out); both train the experts of the demo's model, which are tested on gold.
+
+python benchmarks/labels.py          writes results/labels.json and docs/labels.svg
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import hashlib
+import itertools
+import math
+import multiprocessing
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+from measure import write
+
+from dmoerm.config import Config, load_config
+from dmoerm.data.loading import load_data
+from dmoerm.data.testbed import gold_group
+from dmoerm.evaluation import evaluate
+from dmoerm.labelling.client import Client, Endpoint
+from dmoerm.labelling.collect import collect
+from dmoerm.labelling.fake import FakeJudge
+from dmoerm.labelling.quality import qualities
+from dmoerm.labelling.questions import Form, Question, all_pairs, questions, shuffled
+from dmoerm.labelling.run import ask_all
+from dmoerm.labelling.store import Answer, Store
+from dmoerm.labelling.verdict import Token
+from dmoerm.labels import Label, write_labels
+from dmoerm.schema import Group
+from dmoerm.taxonomy import load_taxonomy
+from dmoerm.training import train
+
+NOISE, BIAS = (0.5, 1.0, 2.0, 4.0, 8.0), 0.2
+SPREAD = 0.25  # a difference of one step of the five-point scale is one logit
+PAIRS, IN_FLIGHT, DELAYS, CALLS = 800, 32, (0.1, 0.5), 1600
+KINDS = ("soft", "hard")
+
+
+def main() -> None:
+    """Throughput, then quality by noise."""
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        config = load_config("demo", [f"output={place / 'run'}"])
+        groups = load_data(config).train
+        speed = [throughput(groups, place, delay) for delay in DELAYS]
+        rows_per_s = store_speed(place)
+        print(speed, rows_per_s)
+        people = expert_accuracy(config, place / "people", {})
+        found = [at_noise(noise, config, groups, place) for noise in NOISE]
+    plot(found, people)
+    tables = {"Quality by the judge's noise": found, "Throughput": speed}
+    command, experts = "python benchmarks/labels.py", round(people, 4)
+    write("labels", command, [], tables=tables, store_rows_per_s=rows_per_s, experts_on_people=experts, bias=BIAS)
+
+
+def at_noise(noise: float, config: Config, groups: list[Group], place: Path) -> dict[str, Any]:
+    """One judge: its labels beside gold, and the experts that they make."""
+    with served(groups, noise) as url:
+        labels = labelled(shuffled_questions(groups, url, PAIRS), url, place / f"{noise}.sqlite")
+    gold = [gold_group(group) for group in groups]
+    one_task = [dataclasses.replace(label, task="all") for label in labels]
+    (whole,) = [one for one in qualities(one_task, gold) if one.capability == "all capabilities"]
+    row: dict[str, Any] = {"noise": noise, "calls": 2 * len(labels), "consistency": whole.consistency}
+    row |= {"one order": whole.agreement_one, "hard, kept pairs": whole.agreement_both}
+    kept = sum(label.consistent for label in labels) / len(labels)
+    row |= {"kept": kept, "hard, all pairs": hard_agreement(labels, gold), "soft, all pairs": whole.agreement_mean}
+    write_labels(place / f"{noise}.parquet", labels)
+    for kind in KINDS:
+        settings = {"capability_labels": (str(place / f"{noise}.parquet"),), "soft_labels": kind == "soft"}
+        row[f"experts, {kind}"] = expert_accuracy(config, place / f"{noise}-{kind}", settings)
+    row = {name: round(value, 4) for name, value in row.items()}
+    print(row, flush=True)
+    return row
+
+
+def hard_agreement(labels: list[Label], gold: list[Group]) -> float:
+    """Of all pairs that gold orders: those left out count half, as a guess would."""
+    by_id = {group.id: group for group in gold}
+    found = []
+    for label in labels:
+        first, second = (by_id[label.group].capabilities[label.capability][i] for i in (label.first, label.second))
+        if first != second:
+            p = label.hard if label.consistent else 0.5
+            found.append(0.5 if p in (None, 0.5) else float((p > 0.5) == (first > second)))
+    return statistics.fmean(found)
+
+
+def expert_accuracy(config: Config, output: Path, labels: dict[str, Any]) -> float:
+    """The mean over all capabilities of the experts' accuracy on gold, held-out prompts."""
+    data = config.data.model_copy(update={**labels, "people_grades": not labels})
+    run = train(config.model_copy(update={"output": str(output), "data": data}))
+    results = evaluate(run.model, load_data(config).test, config, command="labels", cache=run.cache)
+    return statistics.fmean(e.value for task in results.capabilities.values() for e in task.values())
+
+
+# --- the judge -----------------------------------------------------------------------------------------------------
+
+
+class Annotator:
+    """The opinion of a judge who sees the gold grades through noise."""
+
+    def __init__(self, groups: list[Group], noise: float) -> None:
+        self.noise = noise
+        self.above: dict[tuple[str, str], dict[str, float]] = {}
+        for group in map(gold_group, groups):
+            for i, j in itertools.permutations(range(len(group.responses)), 2):
+                above = {name: float(grades[i]) - float(grades[j]) for name, grades in group.capabilities.items()}
+                self.above[group.responses[i], group.responses[j]] = above
+
+    def __call__(self, capability: str, first: str, second: str) -> float:
+        logit = self.above[first, second][capability] / SPREAD
+        low, high = sorted((first, second))
+        logit += (1 if first == low else -1) * self.noise * normal(capability, low, high)
+        logit += self.noise / 2 * normal(capability, first, second, "order")
+        return min(0.99, max(0.01, 1 / (1 + math.exp(-max(-30.0, min(30.0, logit)))) + BIAS))
+
+
+def normal(*parts: str) -> float:
+    """A standard normal number that the texts decide."""
+    return random.Random(hashlib.sha256("\0".join(parts).encode()).digest()).gauss(0, 1)
+
+
+@contextlib.contextmanager
+def served(groups: list[Group], noise: float, delay: float = 0.0) -> Iterator[str]:
+    """A judge in a process of its own; its address."""
+    context = multiprocessing.get_context("fork")
+    address: Any = context.Queue()
+    process = context.Process(target=_serve, args=(groups, noise, delay, address), daemon=True)
+    process.start()
+    try:
+        yield address.get(timeout=60)
+    finally:
+        process.kill()
+        process.join()
+
+
+def _serve(groups: list[Group], noise: float, delay: float, address: Any) -> None:
+    with FakeJudge(delay=delay, opinion=Annotator(groups, noise)) as judge:
+        address.put(judge.url)
+        time.sleep(3600)
+
+
+def shuffled_questions(groups: list[Group], url: str, pairs: int) -> list[Question]:
+    """The questions on so many pairs."""
+    form = Form(load_taxonomy("paper-en"))
+    return list(questions(shuffled(all_pairs(groups))[:pairs], form, Endpoint(url, "annotator")))
+
+
+def labelled(asked: list[Question], url: str, path: Path) -> list[Label]:
+    """All of them asked."""
+
+    async def ask(store: Store) -> None:
+        async with Client(Endpoint(url, "annotator")) as client:
+            tally = await ask_all(asked, client, store, IN_FLIGHT)
+        assert tally.answered + tally.known == len(asked), tally
+
+    store = Store(path)
+    try:
+        asyncio.run(ask(store))
+        return collect(asked, store, "annotator")
+    finally:
+        store.close()
+
+
+# --- speed ---------------------------------------------------------------------------------------------------------
+
+
+def throughput(groups: list[Group], place: Path, delay: float) -> dict[str, Any]:
+    """Calls a second beside what a judge of this latency allows to so many callers."""
+    with served(groups, 1.0, delay) as url:
+        asked = shuffled_questions(groups, url, PAIRS)[:CALLS]
+        start = time.perf_counter()
+        labelled(asked, url, place / f"speed-{delay}.sqlite")
+        reached = len(asked) / (time.perf_counter() - start)
+    allowed = IN_FLIGHT / delay
+    figures = {"allowed, calls/s": allowed, "reached, calls/s": reached, "share": reached / allowed}
+    return {"latency, s": delay, "in flight": IN_FLIGHT} | {name: round(value, 3) for name, value in figures.items()}
+
+
+def store_speed(place: Path, rows: int = 5000) -> float:
+    """Answers recorded a second, claims included."""
+    store = Store(place / "rows.sqlite")
+    answer = Answer("answered", '{"logic": "A"}', tuple(Token(str(i), {str(i): 0.0}) for i in range(8)), None, 400, 8)
+    messages = [{"role": "user", "content": "x" * 2000}]
+    start = time.perf_counter()
+    for i in range(rows):
+        assert store.claim(str(i))
+        store.put(str(i), "judge", {"group": "g"}, messages, answer)
+    seconds = time.perf_counter() - start
+    store.close()
+    return round(rows / seconds)
+
+
+def plot(found: list[dict[str, Any]], people: float) -> None:
+    """Agreement of the labels and accuracy of the experts against the judge's noise."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    noise = [row["noise"] for row in found]
+    for name, style in (("one order", ":"), ("hard, all pairs", "--"), ("soft, all pairs", "-")):
+        axes[0].plot(noise, [row[name] for row in found], style, marker="o", label=name)
+    for kind, style in (("hard", "--"), ("soft", "-")):
+        accuracy = [row[f"experts, {kind}"] for row in found]
+        axes[1].plot([row["soft, all pairs"] for row in found], accuracy, style, marker="o", label=kind)
+    axes[1].axhline(people, color="black", linewidth=0.8, linestyle=":", label="simulated people's grades")
+    axes[0].set(xlabel="the judge's noise, logits", ylabel="labels: agreement with gold", xscale="log")
+    axes[1].set(xlabel="labels: agreement with gold (soft)", ylabel="experts: accuracy on gold")
+    for ax in axes:
+        ax.legend(frameon=False)
+    figure.savefig(Path(__file__).parents[1] / "docs" / "labels.svg")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""A real model behind the judge's protocol: `transformers serve` on the bundled SmolLM2. Its verdicts are near chance."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from dmoerm.cli import app
+from dmoerm.data.readers import read_groups
+from dmoerm.labels import read_labels
+from dmoerm.taxonomy import draft_taxonomy
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def served(smollm2: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a server with SmolLM2."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = tmp_path_factory.mktemp("serve") / "log"
+    command = [Path(sys.executable).with_name("transformers"), "serve", smollm2, "--device", "cpu"]
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [*command, "--host", "127.0.0.1", "--port", str(port)],
+            stdout=output,
+            stderr=output,
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        )
+    try:
+        _wait(f"http://127.0.0.1:{port}/health", process, log)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def _wait(url: str, process: subprocess.Popen, log: Path, seconds: float = 180) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        assert process.poll() is None, log.read_text()[-2000:]
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.5)
+    pytest.fail(f"no server after {seconds} s: {log.read_text()[-2000:]}")
+
+
+def run(*arguments: object):
+    result = CliRunner(env={"COLUMNS": "200", "TERM": "dumb"}).invoke(app, [str(a) for a in arguments])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_a_tiny_judge_labels_human_data(served: str, smollm2: str, human_data: Path, tmp_path: Path) -> None:
+    """All questions end in one outcome each, and the report stands beside people's grades, ties and gaps among them."""
+    rows, taxonomy, out = tmp_path / "data.jsonl", tmp_path / "taxonomy.yaml", tmp_path / "labels.parquet"
+    groups = read_groups(human_data / "topical_chat.jsonl").groups[:3]
+    first = groups[0].capabilities["coherence"]
+    gaps = {**groups[0].capabilities, "coherence": (None, *first[1:])}
+    groups[0] = groups[0].model_copy(update={"capabilities": gaps})
+    rows.write_text("".join(group.model_dump_json(exclude={"judged"}) + "\n" for group in groups))
+    taxonomy.write_text(draft_taxonomy(groups, "human").to_yaml())
+    options = ("--taxonomy", taxonomy, "--base-url", served, "--model", smollm2, "--out", out, "--no-schema")
+    run("label", rows, *options, "--no-logprobs", "--limit", 6, "--concurrency", 2, "--json", tmp_path / "run.json")
+    tally = json.loads((tmp_path / "run.json").read_text())["tally"]
+    labels = read_labels(out)
+    assert len(labels) == 6 * 5
+    assert tally["answered"] == 2 * len(labels), tally
+    assert not {"open", "failed", "refused"} & {outcome for label in labels for outcome in (label.given, label.swapped)}
+    assert all(label.prompt_tokens > 100 for label in labels)
+    report = run("label", "report", out, "--data", rows, "--json", tmp_path / "q.json")
+    assert "unparseable" in report
+    found = json.loads((tmp_path / "q.json").read_text())["qualities"]
+    assert any(one["people"] for one in found)
+    assert {one["capability"] for one in found} >= set(groups[0].capabilities)
