@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import logging
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import pytest
 
 from dmoerm.errors import ConfigError, LabellingError
 from dmoerm.labelling.client import Client, Endpoint
+from dmoerm.labelling.collect import collect
 from dmoerm.labelling.fake import FINAL, TRANSIENT, FakeJudge
 from dmoerm.labelling.questions import Form, Question, all_pairs, expected_cost, questions
 from dmoerm.labelling.run import Tally, ask_all
@@ -21,6 +24,8 @@ from dmoerm.labelling.verdict import read_verdicts
 from dmoerm.labels import Outcome
 from dmoerm.schema import Group
 from dmoerm.taxonomy import load_taxonomy
+
+from .test_prompt import HOSTILE
 
 TAXONOMY = load_taxonomy("paper-en")
 SECRET = "sk-very-secret-0123456789"
@@ -50,7 +55,7 @@ def on(groups: list[Group], where: Endpoint, **form) -> list[Question]:
 
 
 def endpoint(server: FakeJudge, **changed) -> Endpoint:
-    return Endpoint(server.url, "judge", prompt_price=1.0, completion_price=2.0, **changed)
+    return Endpoint(server.url, "judge", **{"prompt_price": 1.0, "completion_price": 2.0, **changed})
 
 
 def ask(asked, where: Endpoint, path: Path, **how) -> Tally:
@@ -111,6 +116,27 @@ def test_mixed_faults_end_every_question_once(tmp_path, count):
     assert server.most_at_once <= 32
 
 
+def test_hostile_responses_change_no_other_outcome(tmp_path):
+    """20 of them, each first and second of a pair, beside harmless pairs: as if they were not there."""
+    harmless = groups(5)
+    hostile = [
+        Group(id=f"h{i}", task="chitchat", prompt="Hi", responses=order, scores=(1, 2))
+        for i, text in enumerate(HOSTILE)
+        for order in (("Fine.", text), (text, "Fine."))
+    ]
+    assert len(hostile) == 40
+    found = {}
+    with FakeJudge() as server:
+        for name, data in (("without", harmless), ("with", [*hostile, *harmless])):
+            asked = on(data, endpoint(server), together=True)
+            tally = ask(asked, endpoint(server), tmp_path / name)
+            assert tally.answered + tally.known == len(asked)
+            labels = collect(asked, Store(tmp_path / name), "judge")
+            found[name] = {(label.group, label.capability): label for label in labels}
+    assert {key: found["with"][key] for key in found["without"]} == found["without"]
+    assert all(label.consistent for label in found["with"].values())
+
+
 SCRIPT = """
 import asyncio, sys
 sys.path.insert(0, sys.argv[3])
@@ -122,30 +148,36 @@ from dmoerm.labelling.store import Store
 async def main():
     where = Endpoint(sys.argv[1], "judge")
     async with Client(where) as client:
-        await ask_all(on(groups(60), where), client, Store(Path(sys.argv[2])), concurrency=8)
+        asked = on(groups(int(sys.argv[4])), where)
+        await ask_all(asked, client, Store(Path(sys.argv[2])), concurrency=8)
 asyncio.run(main())
 """
 
 
-def test_a_killed_run_pays_again_for_what_was_in_flight_at_most(tmp_path):
-    path = tmp_path / "calls.sqlite"
-    with FakeJudge(0.2, ("429 with retry-after", "half json"), delay=0.05) as server:
-        command = [sys.executable, "-c", SCRIPT, server.url, path, Path(__file__).parents[1]]
-        for kill in range(3):
+@pytest.mark.parametrize("count", [60, pytest.param(200, marks=pytest.mark.slow)])
+def test_a_killed_run_pays_again_for_what_was_in_flight_at_most(tmp_path, count):
+    """Three kill −9 at random moments of 600 or 2,000 calls with 20 % faults."""
+    path, chance = tmp_path / "calls.sqlite", random.Random(count)
+    with FakeJudge(0.2, (*TRANSIENT, *FINAL), delay=0.05) as server:
+        command = [sys.executable, "-c", SCRIPT, server.url, path, Path(__file__).parents[1], str(count)]
+        for _ in range(3):
             process = subprocess.Popen(command)
             before = sum(server.paid.values())
-            while sum(server.paid.values()) < before + 40 + 17 * kill:
+            while sum(server.paid.values()) < before + chance.randint(20, 2 * count):
                 assert process.poll() is None
                 time.sleep(0.01)
             os.kill(process.pid, signal.SIGKILL)
             process.wait()
-        subprocess.run(command, check=True, timeout=120)
-        store = Store(path)
-        done = {key: answer.status for key, _, _, answer in store.calls()}
-        assert len(done) == 60 * 5 * 2
-        assert set(done.values()) == {"answered"}
-        assert len(server.paid) == len(done)
-        assert sum(server.paid.values()) <= len(done) + 3 * 8
+        known = len(list(Store(path).calls()))
+        asked = on(groups(count), endpoint(server, prompt_price=0, completion_price=0))
+        tally = ask(asked, Endpoint(server.url, "judge"), path, concurrency=8)
+        done = {key: answer.status for key, _, _, answer in Store(path).calls()}
+    assert tally.known == known
+    assert tally.known + tally.answered + tally.refused + tally.failed + tally.unanswered == count * 5 * 2
+    assert len(done) + tally.unanswered == count * 5 * 2
+    assert set(done) <= {question.key for question in asked}
+    assert len(server.paid) == sum(status != "failed" for status in done.values())
+    assert sum(server.paid.values()) <= len(server.paid) + 3 * 8
 
 
 def test_a_wrong_key_ends_the_run_and_stays_secret(tmp_path):
@@ -157,6 +189,16 @@ def test_a_wrong_key_ends_the_run_and_stays_secret(tmp_path):
     assert SECRET not in str(raised.value)
     assert SECRET[3:] not in str(raised.value)
     assert SECRET.encode() not in (tmp_path / "calls.sqlite").read_bytes()
+
+
+def test_the_key_is_in_no_log(tmp_path, caplog):
+    caplog.set_level(logging.DEBUG)
+    with FakeJudge(0.3, TRANSIENT) as server:
+        ask(on(groups(2), endpoint(server)), endpoint(server), tmp_path / "calls.sqlite")
+        assert any(SECRET in value for headers in server.headers for value in headers.values())
+    assert caplog.text
+    assert SECRET not in caplog.text
+    assert all(SECRET.encode() not in file.read_bytes() for file in tmp_path.iterdir())
 
 
 def test_the_budget_is_kept(tmp_path):

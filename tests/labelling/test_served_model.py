@@ -1,4 +1,4 @@
-"""A real model behind the judge's protocol: `transformers serve` on the bundled SmolLM2. Its verdicts are near chance."""
+"""A real model behind the judge's protocol: `transformers serve` on the bundled SmolLM2. Near chance, of course."""
 
 from __future__ import annotations
 
