@@ -183,6 +183,23 @@ def test_a_bad_row_leaves_no_half_file(
     assert [file.name for file in output.parent.iterdir()] == [output.name]
 
 
+def test_bad_rows_can_be_left_out(trained: Path, tmp_path: Path, write_rows: Callable[..., Path]) -> None:
+    bad = [
+        {"id": "empty", "prompt": "", "responses": ["a"]},
+        {"id": "strange", "prompt": "p", "responses": ["a"], "task": "strange"},
+        {"id": "long", "prompt": "p", "responses": ["word " * 3000]},
+    ]
+    rows, output = queries(4), tmp_path / "scores.jsonl"
+    mixed = write_rows([bad[0], *rows[:2], bad[1], bad[2], *rows[2:]])
+    result = run("score", trained, "--input", mixed, "--output", output, "--skip-bad", "--json", tmp_path / "s.json")
+    assert result.exit_code == 0, result.output
+    assert [row["id"] for row in lines(output)] == [row["id"] for row in rows]
+    assert json.loads((tmp_path / "s.json").read_text())["left_out"] == 3
+    said = [line for line in result.stderr.splitlines() if line.startswith("left out: ")]
+    assert all(w in line for line, w in zip(said, ("rows.jsonl:1", "query strange", "query long"), strict=True))
+    assert "3 rows left out" in result.stderr
+
+
 def test_unknown_task_option(trained: Path, write_rows: Callable[..., Path]) -> None:
     result = run("score", trained, "--input", write_rows(queries()), "--task", "strange")
     assert result.exit_code == 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,6 +16,7 @@ from .models import load_model
 from .options import BatchTokens, JsonFile
 
 if TYPE_CHECKING:
+    from ..errors import DataError
     from ..model import DMoERM, Score
     from ..schema import Query
 
@@ -28,6 +29,10 @@ def command(
         str | None, typer.Option(help="Score everything as this task; else a row's own, else routed.")
     ] = None,
     format: Annotated[str, typer.Option(help="The rows' format; auto tells it from the first row.")] = "auto",
+    skip_bad: Annotated[
+        bool,
+        typer.Option("--skip-bad", help="Leave out rows that cannot be scored and say which."),
+    ] = False,
     batch_tokens: BatchTokens = 8192,
     json_file: JsonFile = None,
 ) -> None:
@@ -39,21 +44,52 @@ def command(
     from ..data.readers import read_queries
     from .rows import open_output
 
-    started = time.monotonic()
+    started, left_out = time.monotonic(), _LeftOut()
     with open_output(output) as write:  # first, so that a wrong name is told before the model is loaded
         rm = load_model(model)
         if task is not None:
             rm.inner(task)
-        queries = read_queries(input, format=format)
+        queries = read_queries(input, format=format, on_bad=left_out.take if skip_bad else None)
+        if skip_bad:
+            queries = left_out.scorable(rm, queries)
         if task is not None:
             queries = (query.model_copy(update={"task": task}) for query in queries)
         tally = _score(rm, queries, write, batch_tokens)
+    tally["left_out"] = left_out.count
+    if left_out.count:
+        Console(stderr=True).print(f"{left_out.count} rows left out")
     if json_file is not None:
         from ..paths import write_file
 
         summary = {"schema": 1, "command": "score", "model": model, "input": input, "output": output, **tally}
         summary["seconds"] = round(time.monotonic() - started, 3)
         write_file(json_file, json.dumps(summary, ensure_ascii=False, indent=2) + "\n")
+
+
+class _LeftOut:
+    """The rows that cannot be scored: said, counted, and passed over."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def take(self, error: DataError) -> None:
+        """Says why a row is left out."""
+        self.count += 1
+        Console(stderr=True).print(f"left out: {error}", soft_wrap=True, highlight=False, markup=False)
+
+    def scorable(self, model: DMoERM, queries: Iterable[Query]) -> Iterator[Query]:
+        """Those that the model can take: of a known task, no longer than it may be."""
+        from ..errors import DataError
+
+        for query in queries:
+            try:
+                if query.task is not None:
+                    model.inner(query.task, f"query {query.id}")
+                model.encoder.encode(query)
+            except DataError as error:
+                self.take(error)
+            else:
+                yield query
 
 
 def _score(model: DMoERM, queries: Iterable[Query], write: Any, batch_tokens: int) -> dict[str, Any]:
