@@ -1,0 +1,212 @@
+"""Best-of-n: what people (or a gold reward) think of the response that a proxy reward picks from n.
+
+From N ≥ n samples of a prompt, sorted by the proxy (1 … N, the best last), the unbiased estimate of what the best of n
+scores is Σ_{i=n..N} C(i−1, n−1) / C(N, n) · score_i; the binomials are taken by their logarithms, so that n and N may
+be large. Choosing the best of n moves the policy by KL = log n − (n−1)/n nats at most (arXiv 2210.10760; 2310.02743).
+
+Shapes: P prompts, N samples of one prompt, M values of n.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import gammaln
+
+from ..errors import DataError
+
+Array = NDArray[np.float64]
+_RESAMPLES = 1000
+
+
+def best_of_n_kl(n: ArrayLike) -> Array:
+    """log n − (n − 1) / n, in nats."""
+    n = np.asarray(n, dtype=float)
+    return np.log(n) - (n - 1) / n
+
+
+def best_of_n(proxy: ArrayLike, scores: ArrayLike, ns: Sequence[int]) -> Array:
+    """The expected score of the sample with the highest proxy reward among n drawn without replacement, (M,).
+
+    Args:
+        proxy: (N,), by which the best is chosen; samples of equal proxy are chosen alike often.
+        scores: (N,), gold, or the proxy itself.
+        ns: the values of n, each 1 … N.
+
+    Raises:
+        DataError: fewer than two samples, unequal lengths, a number that is not finite, an n that is out of range.
+    """
+    proxy, scores = _checked(proxy, scores)
+    total = len(proxy)
+    if wrong := [n for n in ns if not 1 <= n <= total]:
+        raise DataError(
+            f"cannot be estimated from {total} samples", field="n", value=wrong[0], remedy=f"use 1 to {total}"
+        )
+    order = np.argsort(proxy, kind="stable")
+    _, place, counts = np.unique(proxy[order], return_inverse=True, return_counts=True)
+    scores = (np.bincount(place, scores[order]) / counts)[place]  # equal proxies share their mean
+    return np.array([_weights(total, n) @ scores for n in ns])
+
+
+def _weights(total: int, n: int) -> Array:
+    """C(i−1, n−1) / C(N, n) for i = 1 … N; 0 below n."""
+    i = np.arange(n, total + 1, dtype=float)
+    logs = _log_choose(i - 1, n - 1) - _log_choose(np.array(float(total)), n)
+    return np.concatenate([np.zeros(n - 1), np.exp(logs)])
+
+
+def _log_choose(n: Array, k: int) -> Array:
+    return gammaln(n + 1.0) - gammaln(k + 1.0) - gammaln(n - k + 1.0)
+
+
+def _checked(proxy: ArrayLike, scores: ArrayLike) -> tuple[Array, Array]:
+    rows = {"proxy": np.asarray(proxy, dtype=float), "scores": np.asarray(scores, dtype=float)}
+    for name, row in rows.items():
+        if row.ndim != 1 or len(row) < 2:
+            raise DataError("best-of-n takes two samples or more", field=name, value=row.shape, remedy="draw more")
+        if not np.isfinite(row).all():
+            bad = int(np.flatnonzero(~np.isfinite(row))[0])
+            raise DataError(f"sample {bad} has no finite reward", field=name, value=float(row[bad]))
+    if len(rows["proxy"]) != len(rows["scores"]):
+        raise DataError(f"{len(rows['proxy'])} proxy rewards for {len(rows['scores'])} scores", field="scores")
+    return rows["proxy"], rows["scores"]
+
+
+def check_samples(responses: Sequence[str]) -> None:
+    """Raises `DataError` where a sample occurs twice: the estimate takes the samples to be drawn independently."""
+    seen: set[str] = set()
+    for index, text in enumerate(responses):
+        if text in seen:
+            remedy = "draw with a higher temperature, or leave out what was repeated"
+            raise DataError(f"sample {index} repeats an earlier one", field="responses", value=text, remedy=remedy)
+        seen.add(text)
+
+
+# --- curves --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A gold reward against d = √KL, fitted.
+
+    Attributes:
+        kind: `bon`: R(d) = d (α − β d); `rl`: R(d) = d (α − β log d).
+        alpha, beta: the fit.
+        peak: the d at which the fit is highest, and its interval (95 %, over prompts); None: it does not fall.
+        value: the fit's value there.
+    """
+
+    kind: Literal["bon", "rl"]
+    alpha: float
+    beta: float
+    peak: float | None
+    value: float | None
+    peak_interval: tuple[float, float] | None = None
+
+    def at(self, d: ArrayLike) -> Array:
+        """The fitted reward at d = √KL."""
+        return _design(self.kind, np.asarray(d, dtype=float)) @ np.array([self.alpha, self.beta])
+
+
+def fit_curve(kind: Literal["bon", "rl"], d: ArrayLike, gains: ArrayLike) -> Curve:
+    """Least squares for R(d) through the origin; `gains` are rewards above those at d = 0.
+
+    Raises:
+        DataError: fewer than three points with d > 0, or a number that is not finite.
+    """
+    d, gains = np.asarray(d, dtype=float), np.asarray(gains, dtype=float)
+    kept = d > 0
+    if kept.sum() < 3 or not np.isfinite(gains[kept]).all():
+        raise DataError("a curve takes three finite points or more with KL > 0", field="d", value=int(kept.sum()))
+    (alpha, beta), *_ = np.linalg.lstsq(_design(kind, d[kept]), gains[kept], rcond=None)
+    peak = _peak(kind, float(alpha), float(beta))
+    found = Curve(kind, float(alpha), float(beta), peak, None)
+    return found if peak is None else Curve(kind, found.alpha, found.beta, peak, float(found.at([peak])[0]))
+
+
+def _design(kind: str, d: Array) -> Array:
+    return np.stack([d, -d * d if kind == "bon" else -d * np.log(np.maximum(d, 1e-300))], axis=1)
+
+
+def _peak(kind: str, alpha: float, beta: float) -> float | None:
+    """Where dR/dd = 0: α / (2β), or exp(α/β − 1)."""
+    if beta <= 0 or alpha <= 0:
+        return None
+    return alpha / (2 * beta) if kind == "bon" else float(np.exp(min(alpha / beta - 1, 700.0)))
+
+
+@dataclass(frozen=True)
+class BestOfN:
+    """A proxy's best-of-n on many prompts.
+
+    Attributes:
+        ns, kl: (M,).
+        proxy, gold: (M,), means over prompts.
+        gold_interval: (M, 2), 95 %, by bootstrap over prompts.
+        gold_by_prompt: (P, M).
+        curve: the gain in gold over n = 1 against √KL.
+        falls_after: the n of the highest mean gold, where a later n is below it with 95 % confidence; else None.
+    """
+
+    ns: tuple[int, ...]
+    kl: Array
+    proxy: Array
+    gold: Array
+    gold_interval: Array
+    gold_by_prompt: Array
+    curve: Curve | None
+    falls_after: int | None
+
+
+def best_of_n_curve(
+    proxies: Sequence[ArrayLike], golds: Sequence[ArrayLike], ns: Sequence[int], seed: int = 0
+) -> BestOfN:
+    """Best-of-n over prompts, each with its own samples.
+
+    Args:
+        proxies, golds: P rows, one number a sample.
+        ns: ascending, at most the smallest number of samples.
+
+    Raises:
+        DataError: see `best_of_n`.
+    """
+    if not proxies or len(proxies) != len(golds):
+        raise DataError(f"{len(proxies)} prompts with proxy rewards, {len(golds)} with gold", field="proxies")
+    gold = np.stack([best_of_n(p, g, ns) for p, g in zip(proxies, golds, strict=True)])
+    proxy = np.stack([best_of_n(p, p, ns) for p in proxies])
+    count = len(gold)
+    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=_RESAMPLES) / count
+    means = drawn @ gold  # (resamples, M)
+    d = np.sqrt(best_of_n_kl(ns))
+    return BestOfN(
+        ns=tuple(ns),
+        kl=best_of_n_kl(ns),
+        proxy=proxy.mean(0),
+        gold=gold.mean(0),
+        gold_interval=np.quantile(means, [0.025, 0.975], axis=0).T,
+        gold_by_prompt=gold,
+        curve=_curve(d, gold.mean(0), means),
+        falls_after=_falls_after(ns, gold.mean(0), means),
+    )
+
+
+def _curve(d: Array, gold: Array, means: Array) -> Curve | None:
+    if (d > 0).sum() < 3:
+        return None
+    found = fit_curve("bon", d, gold - gold[0])
+    peaks = [fit_curve("bon", d, row - row[0]).peak for row in means[:200]]
+    known = [peak for peak in peaks if peak is not None]
+    if found.peak is None or len(known) < 0.95 * len(peaks):
+        return found
+    low, high = np.quantile(known, [0.025, 0.975])
+    return Curve("bon", found.alpha, found.beta, found.peak, found.value, (float(low), float(high)))
+
+
+def _falls_after(ns: Sequence[int], gold: Array, means: Array) -> int | None:
+    best = int(gold.argmax())
+    later = [k for k in range(best + 1, len(ns)) if np.quantile(means[:, k] - means[:, best], 0.975) < 0]
+    return ns[best] if later else None

@@ -1,0 +1,117 @@
+"""Best-of-n: the estimator against counting, its edges, and the curves."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dmoerm.errors import DataError
+from dmoerm.evaluation.best_of_n import best_of_n, best_of_n_curve, best_of_n_kl, check_samples, fit_curve
+
+numbers = st.floats(-10, 10).map(lambda x: round(x, 3))
+
+
+def counted(proxy, gold, n: int) -> float:
+    """The mean over all subsets of size n; samples of equal proxy share the pick."""
+    picks = []
+    for subset in itertools.combinations(range(len(proxy)), n):
+        best = max(proxy[i] for i in subset)
+        tied = [gold[i] for i in subset if proxy[i] == best]
+        picks.append(sum(tied) / len(tied))
+    return sum(picks) / len(picks)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 4), numbers), min_size=2, max_size=7))
+def test_it_is_the_mean_over_all_subsets(samples) -> None:
+    proxy, gold = zip(*samples, strict=True)
+    ns = list(range(1, len(samples) + 1))
+    assert best_of_n(proxy, gold, ns) == pytest.approx([counted(proxy, gold, n) for n in ns], abs=1e-9)
+
+
+def test_by_hand() -> None:
+    """Three samples: of {1, 2, 3} the pairs are (1 2), (1 3), (2 3), won by 2, 3, 3."""
+    assert best_of_n([1, 2, 3], [10, 20, 60], [1, 2, 3]) == pytest.approx([30, (20 + 60 + 60) / 3, 60])
+
+
+def test_many_samples_neither_overflow_nor_lose_mass() -> None:
+    rng = np.random.default_rng(0)
+    proxy = rng.normal(size=50_000)
+    found = best_of_n(proxy, np.ones(50_000), [1, 2, 1000, 12_500, 50_000])
+    assert found == pytest.approx(np.ones(5), rel=1e-6)
+    normal = best_of_n(proxy, proxy, [100])[0]
+    assert normal == pytest.approx(2.5076, abs=0.05)  # the expected maximum of 100 standard normals
+
+
+def test_the_kl_of_best_of_n() -> None:
+    assert best_of_n_kl([1, 2]) == pytest.approx([0, math.log(2) - 0.5])
+
+
+@pytest.mark.parametrize(
+    ("proxy", "gold", "ns", "message"),
+    [
+        ([1, 2], [1, 2], [3], "n: cannot be estimated from 2 samples"),
+        ([1, 2], [1, 2], [0], "n: cannot be estimated"),
+        ([1], [1], [1], "two samples or more"),
+        ([1, math.nan], [1, 2], [1], "proxy: sample 1 has no finite reward"),
+        ([1, 2], [1, math.inf], [1], "scores: sample 1 has no finite reward"),
+        ([1, 2, 3], [1, 2], [1], "3 proxy rewards for 2 scores"),
+    ],
+)
+def test_wrong_input_is_said(proxy, gold, ns, message) -> None:
+    with pytest.raises(DataError, match=message):
+        best_of_n(proxy, gold, ns)
+
+
+def test_repeated_samples_are_said() -> None:
+    check_samples(["a", "b"])
+    with pytest.raises(DataError, match="sample 2 repeats an earlier one"):
+        check_samples(["a", "b", "a"])
+
+
+@pytest.mark.parametrize(("kind", "peak"), [("bon", 2.5), ("rl", math.exp(4))])
+def test_a_curve_is_found_again(kind, peak) -> None:
+    d = np.linspace(0, 4, 9)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        gains = d * (1.0 - 0.2 * (d if kind == "bon" else np.where(d > 0, np.log(d), 0)))
+    found = fit_curve(kind, d, gains)
+    assert (found.alpha, found.beta) == pytest.approx((1.0, 0.2))
+    assert found.peak == pytest.approx(peak)
+    assert found.at(d[1:]) == pytest.approx(gains[1:])
+
+
+def test_a_curve_that_does_not_fall_has_no_peak() -> None:
+    assert fit_curve("bon", [1, 2, 3], [1, 2, 3.5]).peak is None
+    with pytest.raises(DataError, match="three finite points"):
+        fit_curve("bon", [0, 1, 2], [0, 1, 2])
+
+
+def samples(overoptimised: bool, prompts: int = 60, count: int = 400):
+    """A proxy with rare, badly wrong favourites, or a faithful one."""
+    rng = np.random.default_rng(1)
+    golds = rng.normal(size=(prompts, count))
+    proxies = golds + 0.3 * rng.normal(size=golds.shape)
+    if overoptimised:
+        wrong = rng.random(golds.shape) < 0.02
+        golds = np.where(wrong, -2.0, golds)
+        proxies = np.where(wrong, 4.0, proxies)
+    return list(proxies), list(golds)
+
+
+def test_overoptimisation_is_seen() -> None:
+    ns = [1, 2, 4, 8, 16, 32, 64, 128, 256]
+    bad, good = best_of_n_curve(*samples(True), ns), best_of_n_curve(*samples(False), ns)
+    assert good.falls_after is None
+    assert bad.falls_after in (4, 8, 16)
+    assert bad.proxy[-1] > bad.proxy[0]
+    assert bad.curve is not None
+    assert bad.curve.peak_interval is not None
+    assert bad.curve.peak_interval[0] <= bad.curve.peak <= bad.curve.peak_interval[1]
+    assert (bad.gold_interval[:, 0] <= bad.gold).all()
+    assert (bad.gold <= bad.gold_interval[:, 1]).all()
+    assert bad.gold_by_prompt.shape == (60, len(ns))
