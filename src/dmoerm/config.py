@@ -48,6 +48,10 @@ class DataConfig(_Settings):
     """Share of the training prompts held out for early stopping and calibration."""
     split_seed: int | None = None
     """Seed of the test split; None: the run's seed."""
+    merge_tasks: bool = False
+    """All tasks become one, with all their capabilities: a mixture without its outer layer."""
+    most_capabilities: int | None = Field(default=None, ge=0)
+    """At most so many capabilities of each task, the taxonomy's first; None: all."""
     flip_scores: float = Field(default=0.0, ge=0, le=0.5)
     """Share of the overall pairs of the training part whose order is reversed (simulated label noise)."""
     flip_capabilities: float = Field(default=0.0, ge=0, le=0.5)
@@ -194,6 +198,8 @@ class AggregatorConfig(StepConfig):
     """Width of the MLP; None: the embedding's width (the paper)."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
     """Dropout on the MLP's input."""
+    base_scores: tuple[Literal["per_task", "general"], ...] = ("per_task", "general")
+    """Which scores beside the capabilities' the linear map sees: phase 1's, the general model's."""
     first_fraction: float = Field(default=0.6, ge=0, lt=1)
     """Share of a task's groups that phase 1 has; phase 3 has the others. 0: both have all of them."""
 

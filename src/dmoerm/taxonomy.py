@@ -87,6 +87,20 @@ class Taxonomy(BaseModel):
             _check_name("task", name)
         return tasks
 
+    def first_capabilities(self, count: int) -> Taxonomy:
+        """The taxonomy with the first `count` capabilities of each task."""
+        tasks = {
+            name: task.model_copy(update={"capabilities": dict(list(task.capabilities.items())[:count])})
+            for name, task in self.tasks.items()
+        }
+        return self.model_copy(update={"tasks": tasks})
+
+    def merged(self, name: str) -> Taxonomy:
+        """All tasks as one of that name, with all their capabilities, each named `task_capability`."""
+        capabilities = {f"{t}_{c}": one for t, task in self.tasks.items() for c, one in task.capabilities.items()}
+        whole = Task(title=name, description="Prompts of any kind.", capabilities=capabilities)
+        return self.model_copy(update={"tasks": {name: whole}})
+
     def to_yaml(self) -> str:
         """The taxonomy as YAML text that `load_taxonomy` reads back to an equal taxonomy."""
         return yaml.safe_dump(self.model_dump(), allow_unicode=True, sort_keys=False, width=120)

@@ -16,6 +16,9 @@ from .overall import overall_from_capabilities
 from .readers import read_groups
 from .splitting import split_by_prompt, take_groups
 
+MERGED = "all"
+"""The one task of `data.merge_tasks`."""
+
 
 @dataclass(frozen=True)
 class Loaded:
@@ -46,15 +49,21 @@ def load_data(config: Config) -> Loaded:
     taxonomy = load_taxonomy(config.taxonomy) if config.taxonomy else draft_taxonomy(groups, "drafted")
     for group in groups:
         _check_names(group, taxonomy)
+    if config.data.most_capabilities is not None:
+        taxonomy = taxonomy.first_capabilities(config.data.most_capabilities)
+        groups = [_within(group, taxonomy) for group in groups]
     if config.data.groups_per_task:
         groups = take_groups(groups, config.data.groups_per_task, config.seed)
     seed = config.seed if config.data.split_seed is None else config.data.split_seed
     train, test = split_by_prompt(groups, config.data.test_fraction, seed)
     test = overall_from_capabilities(test, scales_of=train)
-    train = overall_from_capabilities(train)
+    train, test = overall_from_capabilities(train), with_gold(test)
     if not config.data.people_grades:
         train = [group.model_copy(update={"capabilities": {}}) for group in train]
-    return Loaded(train, with_gold(test), taxonomy, left_out)
+    if config.data.merge_tasks:
+        taxonomy = taxonomy.merged(MERGED)
+        train, test = ([_merged(group) for group in part] for part in (train, test))
+    return Loaded(train, test, taxonomy, left_out)
 
 
 def with_gold(groups: Sequence[Group]) -> list[Group]:
@@ -98,6 +107,22 @@ def _with_labels(config: Config, groups: list[Group]) -> list[Group]:
             remedy="label these data, or name the data that were labelled",
         )
     return found
+
+
+def _within(group: Group, taxonomy: Taxonomy) -> Group:
+    """The group without grades and labels of capabilities that the taxonomy has not."""
+    kept = taxonomy.tasks[group.task].capabilities if group.task else {}
+    labels = {"capabilities": group.capabilities, "judged": group.judged}
+    return group.model_copy(update={k: {n: v for n, v in found.items() if n in kept} for k, found in labels.items()})
+
+
+def _merged(group: Group) -> Group:
+    """The group under the one task of a merged taxonomy; a capability is another in another task."""
+    if group.task is None:
+        return group
+    labels = {"capabilities": group.capabilities, "judged": group.judged}
+    named = {k: {f"{group.task}_{n}": v for n, v in found.items()} for k, found in labels.items()}
+    return group.model_copy(update={"task": MERGED, **named})
 
 
 def _check_names(group: Group, taxonomy: Taxonomy) -> None:

@@ -92,9 +92,12 @@ def flip_pairs(pairs: Sequence[Pair], share: float, seed_text: str) -> list[Pair
 
 
 def _chance(pair: Pair, seed_text: str) -> float:
-    """A number in 0 ≤ x < 1; 53 bits, so that it is exact as a float and never rounds up to 1."""
-    digest = _digest(seed_text, f"{min(pair[:2])} {max(pair[:2])}")
-    return (int.from_bytes(digest[:8], "big") >> 11) / (1 << 53)
+    return chance(seed_text, f"{min(pair[:2])} {max(pair[:2])}")
+
+
+def chance(seed_text: str, text: str = "") -> float:
+    """A number in 0 ≤ x < 1 that the texts decide; 53 bits, so that it is exact and never rounds up to 1."""
+    return (int.from_bytes(_digest(seed_text, text)[:8], "big") >> 11) / (1 << 53)
 
 
 def _digest(seed: object, text: str) -> bytes:

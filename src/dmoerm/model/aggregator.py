@@ -7,6 +7,8 @@ both         r = their sum
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -25,7 +27,7 @@ class Aggregator(nn.Module):
         self.split = (embeddings * width, scores)
         hidden = config.hidden or width
         self.mlp = _MLP(embeddings * width, hidden, config.dropout) if config.inputs != "scores" else None
-        self.linear = _Linear(scores) if config.inputs != "embeddings" else None
+        self.linear = _Linear(_read(scores, config.base_scores)) if config.inputs != "embeddings" else None
 
     @torch.no_grad()
     def fit_standardisation(self, vectors: Tensor) -> None:
@@ -54,13 +56,21 @@ class _MLP(nn.Module):
         return self.fc2(self.activation(self.fc1(self.dropout(self.standardise(z))))).squeeze(-1)
 
 
+def _read(scores: int, base_scores: Sequence[str]) -> list[bool]:
+    """Which of the scores are read: all capabilities', and those of phase 1's and the general one's that are named."""
+    return [True] * (scores - 2) + ["per_task" in base_scores, "general" in base_scores]
+
+
 class _Linear(nn.Module):
     """Starts as the plain mean of the standardised scores, which is hard to beat where labels are noisy."""
 
-    def __init__(self, scores: int) -> None:
+    read: Tensor
+
+    def __init__(self, read: Sequence[bool]) -> None:
         super().__init__()
-        self.standardise = Standardise(scores)
-        self.weight = nn.Parameter(torch.full((scores,), 1.0 / scores))
+        self.standardise = Standardise(len(read))
+        self.weight = nn.Parameter(torch.tensor(read) / max(sum(read), 1))
+        self.register_buffer("read", torch.tensor(read), persistent=False)
 
     def forward(self, scores: Tensor) -> Tensor:
-        return self.standardise(scores) @ self.weight
+        return self.standardise(scores) @ (self.weight * self.read)

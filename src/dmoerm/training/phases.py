@@ -41,8 +41,8 @@ _SAMPLE = 256  # groups that standardisation statistics are taken from where an 
 def phase0(run: Run, train: Examples, validation: Examples) -> None:
     """Trains the general model on all tasks together."""
     general = run.model.general
-    state = run.step("phase0", lambda place: _train_base(run, general, train, validation, run.config.phase0, place))
-    _apply_base(run, general, state)
+    state = run.step("phase0", lambda place: train_base(run, general, train, validation, run.config.phase0, place))
+    apply_base(run, general, state)
     general_calibration = run.model.general_calibration
     sample = base_embeddings(run, general, [*_sample(run, train), *validation])
     with torch.no_grad():
@@ -58,10 +58,8 @@ def phase1(run: Run, task: str, train: Examples, validation: Examples) -> None:
         if not run.frozen:
             base.branch.load_state_dict(run.model.general.branch.state_dict())
     first = first_part(run, train)
-    state = run.step(
-        f"phase1/{task}", lambda place: _train_base(run, base, first, validation, run.config.phase1, place)
-    )
-    _apply_base(run, base, state)
+    state = run.step(f"phase1/{task}", lambda place: train_base(run, base, first, validation, run.config.phase1, place))
+    apply_base(run, base, state)
 
 
 def phase2(run: Run, task: str, train: Examples, validation: Examples) -> None:
@@ -103,21 +101,22 @@ def _divide(run: Run, examples: Examples) -> tuple[Examples, Examples]:
 # --- phases 0 and 1 ------------------------------------------------------------------------------------------------
 
 
-def _train_base(
+def train_base(
     run: Run, start: BranchScorer, train: Examples, validation: Examples, step: BranchStepConfig, place: Path
 ) -> tuple[State, Ended]:
+    """Trains a copy of `start`, branch and head; its state, and how the fit ended."""
     head = copy.deepcopy(start.head).requires_grad_(True)
     if run.frozen or not run.config.warm_start or start is run.model.general:
         head.standardise.fit(torch.cat(list(base_embeddings(run, start, _sample(run, train)).values())))
     if first := step if run.frozen else step.head_first:
         vectors = base_embeddings(run, start, [*train, *validation])
         rows = [items(part, lambda e: vectors[e.key]) for part in (train, validation)]
-        fits = _fit(run, PhaseModel(head, first.l2, head), rows, collate_vectors, first, place / "head")
+        fits = fit_step(run, PhaseModel(head, first.l2, head), rows, collate_vectors, first, place / "head")
         if run.frozen:
             return {f"head.{name}": tensor for name, tensor in head.state_dict().items()}, ended(fits)
     scorer = BranchScorer(_trainable(run, start.branch), head, start.pooling)  # pyright: ignore[reportArgumentType]
     states = [items(part, lambda e: run.cache.states(e.encoded)) for part in (train, validation)]
-    fits = _fit(run, PhaseModel(scorer, step.l2, head), states, collate_parts(1), step, place / "branch")
+    fits = fit_step(run, PhaseModel(scorer, step.l2, head), states, collate_parts(1), step, place / "branch")
     scorer.branch = _merged(scorer.branch)
     return scorer.state_dict(), ended(fits)
 
@@ -141,7 +140,8 @@ def _merged(branch: nn.Module) -> nn.Module:
     return branch
 
 
-def _apply_base(run: Run, scorer: BranchScorer, state: State) -> None:
+def apply_base(run: Run, scorer: BranchScorer, state: State) -> None:
+    """Puts what `train_base` has made in place."""
     dtype = next(scorer.branch.parameters()).dtype
     scorer.head.load_state_dict({n.removeprefix("head."): t for n, t in state.items() if n.startswith("head.")})
     branch = {n.removeprefix("branch."): t.to(dtype) for n, t in state.items() if n.startswith("branch.")}
@@ -162,7 +162,7 @@ def _train_experts(run: Run, task: str, train: Examples, validation: Examples, p
     if first := settings if not lora.rank else settings.head_first:
         vectors = base_embeddings(run, inner.base, [*train, *validation])
         rows = _expert_items(names, train, validation, lambda e: vectors[e.key])
-        fits = _fit(run, _lanes(heads, first, heads, names), rows, collate_vectors, first, place / "head")
+        fits = fit_step(run, _lanes(heads, first, heads, names), rows, collate_vectors, first, place / "head")
     branch: Decoder | None = None
     if lora.rank:
         branch = with_experts(inner.base.branch, len(names), lora)  # pyright: ignore[reportArgumentType]
@@ -173,7 +173,7 @@ def _train_experts(run: Run, task: str, train: Examples, validation: Examples, p
         rows = _expert_items(names, train, validation, lambda e: run.cache.states(e.encoded))
         parts = collate_parts(len(names))
         set_seed(run.seed(f"phase2/{task}/start"))  # a resumed head has drawn fewer random numbers
-        fits = _fit(run, _lanes(experts, settings, heads, names), rows, parts, settings, place / "lora")
+        fits = fit_step(run, _lanes(experts, settings, heads, names), rows, parts, settings, place / "lora")
     return _expert_state(names, heads, branch), ended(fits, names)
 
 
@@ -237,7 +237,7 @@ def _train_aggregator(
     inner.aggregator.requires_grad_(True)
     step = run.config.phase3
     rows = [items(part, lambda e: vectors[e.key]) for part in (train, validation)]
-    fits = _fit(run, PhaseModel(inner.aggregator, step.l2, inner.aggregator), rows, collate_vectors, step, place)
+    fits = fit_step(run, PhaseModel(inner.aggregator, step.l2, inner.aggregator), rows, collate_vectors, step, place)
     inner.aggregator.requires_grad_(False)
     with torch.no_grad():
         rewards = {key: inner.aggregator(vector.to(run.model.device)).cpu() for key, vector in vectors.items()}
@@ -248,7 +248,7 @@ def _train_aggregator(
 # --- what they share -----------------------------------------------------------------------------------------------
 
 
-def _fit(
+def fit_step(
     run: Run, model: nn.Module, parts: list[list[Item]], collate: Collate, step: StepConfig, place: Path
 ) -> list[Fit]:
     name = str(place.relative_to(run.folder / "checkpoints"))

@@ -93,7 +93,7 @@ def build_model(config: Config, taxonomy: Taxonomy) -> DMoERM:
         encoding=config.encoding.model_dump(mode="json"),
         head=config.head.model_dump(),
         lora=config.phase2.lora.model_dump(mode="json"),
-        aggregator=config.phase3.model_dump(include={"inputs", "hidden", "dropout"}),
+        aggregator=config.phase3.model_dump(include={"inputs", "hidden", "dropout", "base_scores"}),
     )
     model = DMoERM(settings)
     model.trunk, branch = cut(backbone, layer)
