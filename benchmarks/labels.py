@@ -45,9 +45,9 @@ from dmoerm.schema import Group
 from dmoerm.taxonomy import load_taxonomy
 from dmoerm.training import train
 
-NOISE, BIAS = (0.5, 1.0, 2.0, 4.0, 8.0), 0.2
+NOISE, BIAS = (0.5, 2.0, 4.0, 8.0), 0.2
 SPREAD = 0.25  # a difference of one step of the five-point scale is one logit
-PAIRS, IN_FLIGHT, DELAYS, CALLS = 800, 32, (0.1, 0.5), 1600
+PAIRS, IN_FLIGHT, DELAYS, CALLS = 500, 32, (0.1, 0.5), 1600
 KINDS = ("soft", "hard")
 
 
