@@ -152,10 +152,10 @@ def stop() -> None:
 
 PLACES = [
     ("router", 5),
-    ("phase0", 6),
-    ("phase1/chitchat", 1),
-    ("phase1/chitchat", 5),
-    ("phase2/chitchat/head", 4),
+    ("phase0/branch", 6),
+    ("phase1/chitchat/branch", 1),
+    ("phase1/chitchat/branch", 5),
+    ("phase2/chitchat/head", 1),
     ("phase2/chitchat/lora", 1),
     ("phase2/chitchat/lora", 8),
     ("phase3/objective_qa", 4),
