@@ -10,7 +10,6 @@ python benchmarks/labels.py          writes results/labels.json and docs/labels.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import dataclasses
 import hashlib
@@ -32,12 +31,12 @@ from dmoerm.config import Config, load_config
 from dmoerm.data.loading import load_data
 from dmoerm.data.testbed import gold_group
 from dmoerm.evaluation import evaluate
-from dmoerm.labelling.client import Client, Endpoint
+from dmoerm.labelling.client import Endpoint
 from dmoerm.labelling.collect import collect
 from dmoerm.labelling.fake import FakeJudge
 from dmoerm.labelling.quality import qualities
 from dmoerm.labelling.questions import Form, Question, all_pairs, questions, shuffled
-from dmoerm.labelling.run import ask_all
+from dmoerm.labelling.run import ask
 from dmoerm.labelling.store import Answer, Store
 from dmoerm.labelling.verdict import Token
 from dmoerm.labels import Label, write_labels
@@ -163,15 +162,10 @@ def shuffled_questions(groups: list[Group], url: str, pairs: int) -> list[Questi
 
 def labelled(asked: list[Question], url: str, path: Path) -> list[Label]:
     """All of them asked."""
-
-    async def ask(store: Store) -> None:
-        async with Client(Endpoint(url, "annotator")) as client:
-            tally = await ask_all(asked, client, store, IN_FLIGHT)
-        assert tally.answered + tally.known == len(asked), tally
-
     store = Store(path)
     try:
-        asyncio.run(ask(store))
+        tally = ask(asked, Endpoint(url, "annotator"), store, IN_FLIGHT)
+        assert tally.answered + tally.known == len(asked), tally
         return collect(asked, store, "annotator")
     finally:
         store.close()

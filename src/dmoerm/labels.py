@@ -40,9 +40,13 @@ class Outcome(StrEnum):
     """Not asked, or not answered yet."""
 
 
-_PROBABILITIES = {Outcome.FIRST: 1.0, Outcome.TIE: 0.5, Outcome.SECOND: 0.0}
-VERDICTS = frozenset(_PROBABILITIES)
-"""The outcomes that say something about the responses."""
+PROBABILITIES = {Outcome.FIRST: 1.0, Outcome.TIE: 0.5, Outcome.SECOND: 0.0}
+"""The outcomes that say something about the responses, as the probability that the first is better."""
+
+
+def likelier(probability: float) -> Outcome:
+    """The outcome that a probability comes to; exactly 0.5 is a tie."""
+    return Outcome.TIE if probability == 0.5 else Outcome.FIRST if probability > 0.5 else Outcome.SECOND
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ class Label:
     @property
     def consistent(self) -> bool:
         """Both orders have the same verdict."""
-        return self.given == self.swapped and self.given in VERDICTS
+        return self.given == self.swapped and self.given in PROBABILITIES
 
     @property
     def soft(self) -> float | None:
@@ -90,9 +94,9 @@ class Label:
     @property
     def hard(self) -> float | None:
         """The mean of both orders' verdicts as 1, 0.5 or 0; None where one of the two is none."""
-        if self.given not in VERDICTS or self.swapped not in VERDICTS:
+        if self.given not in PROBABILITIES or self.swapped not in PROBABILITIES:
             return None
-        return (_PROBABILITIES[self.given] + _PROBABILITIES[self.swapped]) / 2
+        return (PROBABILITIES[self.given] + PROBABILITIES[self.swapped]) / 2
 
     @property
     def mean(self) -> float | None:

@@ -42,6 +42,16 @@ def test_together_shares_the_cost(tmp_path) -> None:
     assert all(label.consistent and label.soft is not None for label in labels)
 
 
+def test_the_same_group_twice_is_labelled_and_paid_once(tmp_path) -> None:
+    with FakeJudge() as server:
+        where = endpoint(server)
+        asked = on([*groups(1), *groups(1)], where)
+        tally = ask(asked, where, tmp_path / "calls.sqlite")
+        labels = collect(asked, Store(tmp_path / "calls.sqlite"), "judge")
+    assert len(labels) == 5
+    assert sum(label.cost for label in labels) == pytest.approx(tally.cost)
+
+
 def test_what_has_no_answer_is_open_and_other_ends_are_kept(tmp_path) -> None:
     data = groups(1)
     with FakeJudge() as server:

@@ -1,6 +1,5 @@
 """A labelling run against a judge that fails: every question ends once, nothing is paid twice, the key stays secret."""
 
-import asyncio
 import json
 import logging
 import os
@@ -14,11 +13,12 @@ from pathlib import Path
 import pytest
 
 from dmoerm.errors import ConfigError, LabellingError
+from dmoerm.labelling import run
 from dmoerm.labelling.client import Client, Endpoint
 from dmoerm.labelling.collect import collect
 from dmoerm.labelling.fake import FINAL, TRANSIENT, FakeJudge
 from dmoerm.labelling.questions import Form, Question, all_pairs, expected_cost, questions
-from dmoerm.labelling.run import Tally, ask_all
+from dmoerm.labelling.run import Tally
 from dmoerm.labelling.store import Store
 from dmoerm.labelling.verdict import read_verdicts
 from dmoerm.labels import Outcome
@@ -59,13 +59,9 @@ def endpoint(server: FakeJudge, **changed) -> Endpoint:
 
 
 def ask(asked, where: Endpoint, path: Path, **how) -> Tally:
-    async def run():
-        async with Client(where) as client:
-            return await ask_all(asked, client, store, **how)
-
     store = Store(path)
     try:
-        return asyncio.run(run())
+        return run.ask(asked, where, store, **how)
     finally:
         store.close()
 

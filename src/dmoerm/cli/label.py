@@ -22,7 +22,6 @@ from .options import JsonFile
 if TYPE_CHECKING:
     from ..labelling.client import Endpoint
     from ..labelling.questions import Form, PairOf, Question
-    from ..labelling.run import Tally
     from ..labels import Label
     from ..schema import Group
 
@@ -258,25 +257,18 @@ def _ask(
     max_cost: float | None,
     concurrency: int,
 ) -> dict[str, Any]:
-    import asyncio
     from dataclasses import asdict
 
-    from ..labelling.client import Client
     from ..labelling.collect import collect
-    from ..labelling.run import ask_all
+    from ..labelling.run import ask
     from ..labelling.store import Store
     from ..labels import write_labels
     from .progress import Asking
 
     store = Store(place)
-
-    async def ask(progress: Asking) -> Tally:
-        async with Client(endpoint) as client:
-            return await ask_all(asked, client, store, concurrency, max_cost, progress.update)
-
     try:
         with Asking(len(asked)) as progress:
-            tally = asyncio.run(ask(progress))
+            tally = ask(asked, endpoint, store, concurrency, max_cost, progress.update)
     finally:  # what was answered before a final error is worth its labels, too
         labels = collect(asked, store, form.judge(endpoint.model))
         store.close()

@@ -15,7 +15,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ..labels import Label, Outcome
+from ..labels import Label, Outcome, likelier
 
 Array = NDArray[np.float64]
 NAME = "consensus"
@@ -53,7 +53,7 @@ def _part(labels: Sequence[Label]) -> tuple[list[Label], dict[str, float]]:
         if index == len(items):
             items.append(label)
         if label.mean is not None:
-            votes[label.judge][index] = _ORDER.index(_verdict(label.mean))
+            votes[label.judge][index] = _ORDER.index(likelier(label.mean))
     tensor = np.zeros((len(votes), len(items), 3))
     for j, cast in enumerate(votes.values()):
         for index, verdict in cast.items():
@@ -88,10 +88,6 @@ def dawid_skene(votes: Array) -> tuple[Array, Array]:
         if moved < _CLOSE:
             break
     return posterior, tables
-
-
-def _verdict(probability: float) -> Outcome:
-    return Outcome.TIE if probability == 0.5 else Outcome.FIRST if probability > 0.5 else Outcome.SECOND
 
 
 def _label(label: Label, posterior: Array) -> Label:

@@ -5,16 +5,15 @@ prompt, responses → all pairs in both orders → verdicts → a response's rew
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ..labels import Label, content_digest
 from ..schema import Group, Prompt, Query
-from .client import Client, Endpoint
+from .client import Endpoint
 from .collect import collect
 from .questions import Form, all_pairs, questions
-from .run import ask_all
+from .run import ask
 from .store import Store
 
 
@@ -54,12 +53,7 @@ class LLMJudge:
         asked = list(questions(all_pairs(queries), self.form, self.endpoint))
         store = Store(self.store)
         try:
-
-            async def ask() -> None:
-                async with Client(self.endpoint) as client:
-                    await ask_all(asked, client, store, self.concurrency)
-
-            asyncio.run(ask())
+            ask(asked, self.endpoint, store, self.concurrency)
             labels = collect(asked, store, self.form.judge(self.endpoint.model))
         finally:
             store.close()

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..labels import OVERALL, VERDICTS, Label, Outcome, content_digest
+from ..labels import OVERALL, PROBABILITIES, Label, Outcome, content_digest, likelier
 from ..schema import Group, prompt_key
 
 Array = NDArray[np.float64]
@@ -78,7 +78,7 @@ class _Row:
     def verdicts(self) -> list[tuple[Outcome, bool]]:
         """The readable verdicts, and whether `first` was shown first."""
         both = ((self.label.given, True), (self.label.swapped, False))
-        return [(outcome, given) for outcome, given in both if outcome in VERDICTS]
+        return [(outcome, given) for outcome, given in both if outcome in PROBABILITIES]
 
 
 def qualities(labels: Iterable[Label], groups: Iterable[Group]) -> list[Quality]:
@@ -130,7 +130,7 @@ def _quality(judge: str, task: str, capability: str, rows: Sequence[_Row]) -> Qu
         people=len(ordered),
         agreement_one=_share(_agrees(said, theirs) for theirs, said in one),
         agreement_both=_share(_agrees(row.label.given, row.people) for row in ordered if row.label.consistent),
-        agreement_mean=_share(_agrees(_likelier(mean), theirs) for theirs, mean in means),
+        agreement_mean=_share(_agrees(likelier(mean), theirs) for theirs, mean in means),
         kappa_one=_finite(kappa(_table((row, said) for row in rows for said, _ in row.verdicts))),
         kappa_both=_finite(kappa(_table((row, row.label.given) for row in kept))),
         kappa_interval=_interval(kept),
@@ -146,11 +146,6 @@ def _decides(outcome: Outcome) -> bool:
 
 def _agrees(said: Outcome, people: Outcome | None) -> float:
     return 0.5 if said == Outcome.TIE else float(said == people)
-
-
-def _likelier(probability: float | None) -> Outcome:
-    p = 0.5 if probability is None else probability
-    return Outcome.TIE if p == 0.5 else Outcome.FIRST if p > 0.5 else Outcome.SECOND
 
 
 def _share(values: Iterable[float]) -> float | None:

@@ -8,7 +8,7 @@ from typing import Any
 from ..errors import DataError
 from ..labels import Label, Outcome, content_digest
 from ..schema import Group
-from .collect import Key, Orders
+from .collect import Orders
 from .verdict import Verdict
 
 
@@ -28,7 +28,7 @@ def recorded(
         DataError: with the line, for a row that is no verdict, and where no row is about one of the groups.
     """
     by_id = {group.id: group for group in groups}
-    found: dict[tuple[str, Key], Orders] = {}
+    found: dict[Label, Orders] = {}
     for line, row in rows:
         try:
             if isinstance(row, DataError):
@@ -38,12 +38,10 @@ def recorded(
             raise error.at(file, line) from None
     if not found:
         raise DataError("no verdict is on one of the groups", field="id", remedy="name the data that were judged")
-    return [orders.label(name, key) for (name, key), orders in found.items()]
+    return [orders.label(about) for about, orders in found.items()]
 
 
-def _record(
-    row: Mapping[str, Any], groups: Mapping[str, Group], judge: str, found: dict[tuple[str, Key], Orders]
-) -> None:
+def _record(row: Mapping[str, Any], groups: Mapping[str, Group], judge: str, found: dict[Label, Orders]) -> None:
     preferred, order = row.get("preferred"), row.get("order")
     if not isinstance(preferred, Mapping):
         raise DataError("is no mapping", field="preferred", value=preferred, remedy="write capability → index or tie")
@@ -52,15 +50,15 @@ def _record(
     group = groups.get(str(row.get("id")))
     if group is None:
         return
-    first, second = _pair(row, group)
+    (first, second), content = _pair(row, group), content_digest(group)
     name = "/".join(str(part) for part in (row.get("judge") or judge, row.get("mode")) if part)
     for capability, winner in preferred.items():
         outcome = {first: Outcome.FIRST, second: Outcome.SECOND, "tie": Outcome.TIE}.get(winner)
         if outcome is None:
             remedy = f"write {first}, {second} or tie"
             raise DataError("is no response", field=f"preferred.{capability}", value=winner, remedy=remedy)
-        key = Key(group.id, content_digest(group), group.task or "", capability, first, second)
-        orders = found.setdefault((name, key), Orders())
+        about = Label(name, group.id, content, group.task or "", capability, first, second)
+        orders = found.setdefault(about, Orders())
         (orders.given if order == "given" else orders.swapped).append(Verdict(outcome))
 
 

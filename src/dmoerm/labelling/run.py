@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from ..errors import LabellingError
-from .client import Client, Unanswered
+from .client import Client, Endpoint, Unanswered
 from .questions import Question, expected_cost
 from .store import Answer, Store
 
@@ -54,6 +54,23 @@ class Tally:
     def note(self, reason: str) -> None:
         """Counts a reason for which no answer came."""
         self.reasons[reason] = self.reasons.get(reason, 0) + 1
+
+
+def ask(
+    asked: Sequence[Question],
+    endpoint: Endpoint,
+    store: Store,
+    concurrency: int = 16,
+    max_cost: float | None = None,
+    progress: Callable[[Tally], None] = lambda _: None,
+) -> Tally:
+    """`ask_all` for callers without an event loop, with a client of its own."""
+
+    async def run() -> Tally:
+        async with Client(endpoint) as client:
+            return await ask_all(asked, client, store, concurrency, max_cost, progress)
+
+    return asyncio.run(run())
 
 
 async def ask_all(

@@ -38,7 +38,7 @@ def train_members(run: Run, train: Examples, validation: Examples, count: int) -
         nn.init.normal_(member.head.score.weight, std=1e-3, generator=torch.Generator().manual_seed(run.seed(name)))
         start = member
         state = run.step(name, lambda place, s=start: train_base(run, s, train, validation, run.config.phase0, place))
-        apply_base(run, member, state)
+        apply_base(member, state)
         members.append(member)
     return members
 

@@ -42,7 +42,7 @@ def phase0(run: Run, train: Examples, validation: Examples) -> None:
     """Trains the general model on all tasks together."""
     general = run.model.general
     state = run.step("phase0", lambda place: train_base(run, general, train, validation, run.config.phase0, place))
-    apply_base(run, general, state)
+    apply_base(general, state)
     general_calibration = run.model.general_calibration
     sample = base_embeddings(run, general, [*_sample(run, train), *validation])
     with torch.no_grad():
@@ -59,7 +59,7 @@ def phase1(run: Run, task: str, train: Examples, validation: Examples) -> None:
             base.branch.load_state_dict(run.model.general.branch.state_dict())
     first = first_part(run, train)
     state = run.step(f"phase1/{task}", lambda place: train_base(run, base, first, validation, run.config.phase1, place))
-    apply_base(run, base, state)
+    apply_base(base, state)
 
 
 def phase2(run: Run, task: str, train: Examples, validation: Examples) -> None:
@@ -140,7 +140,7 @@ def _merged(branch: nn.Module) -> nn.Module:
     return branch
 
 
-def apply_base(run: Run, scorer: BranchScorer, state: State) -> None:
+def apply_base(scorer: BranchScorer, state: State) -> None:
     """Puts what `train_base` has made in place."""
     dtype = next(scorer.branch.parameters()).dtype
     scorer.head.load_state_dict({n.removeprefix("head."): t for n, t in state.items() if n.startswith("head.")})
