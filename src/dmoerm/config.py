@@ -7,7 +7,7 @@ written beside what they made.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -259,13 +259,15 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     own: dict[str, Any] = _read_yaml(_locate(path)) if path else {}
     for override in overrides:
         _apply(own, override)
-    settings = _extended(own, Path(path or ".").parent)
-    try:
-        return Config.model_validate(settings)
-    except ValidationError as error:
-        detail = error.errors()[0]
-        field = ".".join(str(part) for part in detail["loc"]) or "config"
-        raise ConfigError(f"{path or '--set'}: {field}: {detail['msg']} (got {shorten(detail['input'])})") from None
+    return _validated(_extended(own, Path(path or ".").parent), str(path or "--set"))
+
+
+def changed(config: Config, settings: Mapping[str, Any]) -> Config:
+    """The same settings but for some, named as in `a.b`. Raises `ConfigError` as `load_config` does."""
+    whole = config.model_dump(mode="json")
+    for name, value in settings.items():
+        _set(whole, name, value, name)
+    return _validated(whole, "settings")
 
 
 def dump_config(config: Config) -> str:
@@ -310,16 +312,29 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return settings or {}
 
 
+def _validated(settings: dict[str, Any], source: str) -> Config:
+    try:
+        return Config.model_validate(settings)
+    except ValidationError as error:
+        detail = error.errors()[0]
+        field = ".".join(str(part) for part in detail["loc"]) or "config"
+        raise ConfigError(f"{source}: {field}: {detail['msg']} (got {shorten(detail['input'])})") from None
+
+
 def _apply(settings: dict[str, Any], override: str) -> None:
     name, separator, value = override.partition("=")
     if not separator:
         raise ConfigError(f"--set {override}: write it as a.b=value")
-    *parents, last = name.strip().split(".")
+    try:
+        _set(settings, name.strip(), yaml.safe_load(value), f"--set {override}")
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {override}: {value!r} is no YAML value") from None
+
+
+def _set(settings: dict[str, Any], name: str, value: Any, source: str) -> None:
+    *parents, last = name.split(".")
     for parent in parents:
         settings = settings.setdefault(parent, {})
         if not isinstance(settings, dict):
-            raise ConfigError(f"--set {override}: {parent} is no group of settings")
-    try:
-        settings[last] = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise ConfigError(f"--set {override}: {value!r} is no YAML value") from None
+            raise ConfigError(f"{source}: {parent} is no group of settings")
+    settings[last] = value

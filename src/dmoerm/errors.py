@@ -7,6 +7,7 @@
     ├── BackboneError    a backbone that cannot be cut or run           (also a ValueError)
     ├── TrainingError    a step whose loss is no number                 (also an ArithmeticError)
     ├── LabellingError   a judge that cannot be asked                   (also a RuntimeError)
+    ├── ServerError      a reward server that cannot be asked           (also a RuntimeError)
     └── ArtefactError    a model directory that cannot be read, written (also an OSError)
 
 A message says what was wrong, where, the value met, and the remedy.
@@ -80,6 +81,10 @@ class TrainingError(DmoermError, ArithmeticError):
 
 class LabellingError(DmoermError, RuntimeError):
     """A judge that cannot be asked: a wrong key, no such model, a used-up quota or budget."""
+
+
+class ServerError(DmoermError, RuntimeError):
+    """A reward server that cannot be asked, or answers with no rewards."""
 
 
 class ArtefactError(DmoermError, OSError):

@@ -8,6 +8,7 @@ from dmoerm.evaluation.consistency import (
     capability_accuracy,
     compare,
     count_pairs,
+    join,
     overall_counts,
     resample,
     right_pairs,
@@ -57,8 +58,8 @@ def test_ties_of_people_are_left_out_and_prompts_are_joined() -> None:
         scored("r", [0, 1], [1, 0]),
     ]
     counts = overall_counts(groups)["chat"]
-    assert counts.pairs.tolist() == [3, 1]
-    assert counts.right["dmoerm"].tolist() == [2, 0]
+    assert counts.pairs.tolist() == [[3, 1]]
+    assert counts.right["dmoerm"].tolist() == [[2, 0]]
     value = compare({"chat": counts})[0]["dmoerm"]["chat"]
     assert (value.value, value.pairs, value.prompts) == (0.5, 4, 2)
 
@@ -68,8 +69,14 @@ def test_nothing_to_count() -> None:
     assert overall_counts([scored("q", [1, 1], [1, 0])]) == {}
 
 
+def counts_of(pairs: Sequence[float], **right: Sequence[float]) -> PairCounts:
+    """One seed's counts."""
+    prompts = [str(i) for i in range(len(pairs))]
+    return PairCounts(prompts, np.array([pairs], float), {name: np.array([row], float) for name, row in right.items()})
+
+
 def test_every_prompt_alike_leaves_no_doubt() -> None:
-    counts = PairCounts(np.full(9, 4.0), {"dmoerm": np.full(9, 3.0), "general": np.full(9, 2.0)})
+    counts = counts_of([4] * 9, dmoerm=[3] * 9, general=[2] * 9)
     consistency, paired = compare({"chat": counts})
     estimate, difference = consistency["dmoerm"]["chat"], paired["dmoerm - general"]["chat"]
     assert (estimate.low, estimate.value, estimate.high) == pytest.approx((0.75, 0.75, 0.75))
@@ -79,12 +86,12 @@ def test_every_prompt_alike_leaves_no_doubt() -> None:
 def random_counts(rng: np.random.Generator, prompts: int = 60, share: float = 0.7) -> PairCounts:
     pairs = rng.integers(1, 7, prompts)
     luck = rng.beta(5 * share, 5 * (1 - share), prompts)  # pairs on one prompt are alike
-    return PairCounts(pairs.astype(float), {m: rng.binomial(pairs, luck).astype(float) for m in ("dmoerm", "general")})
+    return counts_of(pairs, **{method: rng.binomial(pairs, luck) for method in ("dmoerm", "general")})
 
 
 def test_identical_methods_differ_by_nothing() -> None:
     counts = random_counts(np.random.default_rng(1))
-    same = PairCounts(counts.pairs, {"dmoerm": counts.right["dmoerm"], "general": counts.right["dmoerm"]})
+    same = PairCounts(counts.prompts, counts.pairs, dict.fromkeys(("dmoerm", "general"), counts.right["dmoerm"]))
     for difference in compare({"a": same, "b": same})[1]["dmoerm - general"].values():
         assert (difference.low, difference.value, difference.high) == (0, 0, 0)
 
@@ -113,15 +120,15 @@ def test_seeds_and_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert first != other
     beside = compare({"chat": counts, "qa": random_counts(np.random.default_rng(4))})[0]["dmoerm"]["chat"]
     assert beside == first, "another task must not change a task's interval"
-    monkeypatch.setattr("dmoerm.evaluation.consistency._BLOCK", 7 * len(counts.pairs))
+    monkeypatch.setattr("dmoerm.evaluation.consistency._BLOCK", 7 * len(counts.prompts))
     assert len(resample(counts, 0, 1000)["dmoerm"]) == 1000
 
 
 def test_means_over_tasks() -> None:
     counts = {
-        "a": PairCounts(np.array([10.0, 10.0]), {"dmoerm": np.array([10.0, 10.0])}),
-        "b": PairCounts(np.array([1.0]), {"dmoerm": np.array([0.0])}),
-        "c": PairCounts(np.array([2.0]), {"dmoerm": np.array([1.0])}),
+        "a": counts_of([10, 10], dmoerm=[10, 10]),
+        "b": counts_of([1], dmoerm=[0]),
+        "c": counts_of([2], dmoerm=[1]),
     }
     found = compare(counts)[0]["dmoerm"]
     assert found["mean"].value == pytest.approx(0.5), "a plain mean over tasks, however many pairs each has"
@@ -130,6 +137,28 @@ def test_means_over_tasks() -> None:
     assert compare(counts, derived=["c"])[0]["dmoerm"]["mean_human"].value == pytest.approx(0.5)
     assert compare(counts, derived=["b", "c"])[0]["dmoerm"]["mean_human"].value == 1
     assert "mean_human" not in compare(counts, derived=["a", "b", "c"])[0]["dmoerm"]
+
+
+def test_a_method_that_a_task_lacks_has_no_mean() -> None:
+    counts = {"a": counts_of([2], dmoerm=[2], judge=[1]), "b": counts_of([2], dmoerm=[1])}
+    consistency, paired = compare(counts)
+    assert set(consistency["dmoerm"]) == {"a", "b", "mean"}
+    assert set(consistency["judge"]) == set(paired["dmoerm - judge"]) == {"a"}
+
+
+def test_seeds_are_averaged_and_a_prompt_of_several_is_drawn_for_all() -> None:
+    first = PairCounts(["p", "q"], np.array([[3.0, 1.0]]), {"dmoerm": np.array([[3.0, 0.0]])})
+    second = PairCounts(["q", "r"], np.array([[1.0, 1.0]]), {"dmoerm": np.array([[0.0, 0.0]])})
+    both = join([first, second])
+    assert both.pairs.tolist() == [[3, 1, 0], [0, 1, 1]]
+    found = compare({"chat": both})[0]["dmoerm"]["chat"]
+    assert found.value == pytest.approx((3 / 4 + 0) / 2)
+    assert (found.pairs, found.prompts) == (6, 3)
+    counts = random_counts(np.random.default_rng(5))
+    one, twice = compare({"chat": counts})[0]["dmoerm"], compare({"chat": join([counts, counts])})[0]["dmoerm"]
+    assert (twice["chat"].low, twice["chat"].high) == pytest.approx((one["chat"].low, one["chat"].high)), (
+        "the same prompts again are no further evidence"
+    )
 
 
 def test_capability_accuracy() -> None:

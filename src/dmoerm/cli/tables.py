@@ -12,6 +12,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from ..evaluation import Results
+    from ..evaluation.comparison import Comparison, Condition
     from ..labelling.quality import Quality
     from ..model import Score
 
@@ -37,6 +38,44 @@ def print_results(console: Console, results: Results) -> None:
         console.print(_confusion(results))
     for line in _lines(results):
         console.print(line, soft_wrap=True)
+
+
+def print_comparison(console: Console, found: Comparison) -> None:
+    """Each condition's methods, best mean first, with what dmoerm is above each; and what each takes."""
+    for name, condition in found.conditions.items():
+        console.print(_methods(f"{name}: consistency on held-out prompts, %", condition, found))
+    if found.derived_tasks:
+        console.print("* Scores computed from capability grades, not given by people.", soft_wrap=True)
+    table = Table("method", "what it is", title="What each takes", title_justify="left")
+    for column in ("training, s", "parameters", "scoring, s"):
+        table.add_column(column, justify="right")
+    for method, about in found.methods.items():
+        cost = found.costs.get(method)
+        cells = [f"{cost.training_seconds:.1f}", f"{cost.parameters:,}", f"{cost.scoring_seconds:.2f}"] if cost else []
+        table.add_row(method, about, *cells)
+    console.print(table)
+
+
+def _methods(title: str, condition: Condition, found: Comparison) -> Table:
+    tasks = [name for name in condition.consistency["dmoerm"] if not name.startswith("mean")]
+    table = Table("method", title=title, title_justify="left")
+    for name in ("mean", "dmoerm − method", "ECE", *(f"{t} *" if t in found.derived_tasks else t for t in tasks)):
+        table.add_column(name, justify="right")
+    best_first = sorted(
+        condition.consistency.items(), key=lambda item: -item[1]["mean"].value if "mean" in item[1] else 0
+    )
+    for method, row in best_first:
+        paired = condition.paired.get(f"dmoerm - {method}", {})
+        calibration = condition.calibration.get(method)
+        cells = [f"{100 * row[task].value:.1f}" if task in row else "–" for task in tasks]
+        table.add_row(
+            method,
+            row["mean"].percent if "mean" in row else "–",
+            paired["mean"].percent if "mean" in paired else "–",
+            f"{calibration.ece:.3f}" if calibration else "–",
+            *cells,
+        )
+    return table
 
 
 def _consistency(results: Results) -> Table:

@@ -1,9 +1,10 @@
 """Consistency: the share of human-ordered pairs that a model orders the same way, with intervals over prompts.
 
 Pairs on one prompt are not independent, so the bootstrap resamples *prompts*, within each task; all methods are
-computed on the same resamples, which makes their differences paired.
+computed on the same resamples, which makes their differences paired. Runs of several seeds are averaged; a prompt that
+several of them hold out is drawn for all of them at once.
 
-Shapes: P prompts, B resamples.
+Shapes: S seeds, P prompts, B resamples, M methods.
 """
 
 from __future__ import annotations
@@ -32,10 +33,12 @@ class PairCounts:
     """How many pairs people ordered on each prompt, and how many of those each method orders the same way.
 
     Attributes:
-        pairs: (P,), each at least 1.
-        right: method → (P,); a tie between the method's scores counts 0.5.
+        prompts: (P,), what tells them apart.
+        pairs: (S, P); 0 where a seed does not hold the prompt out.
+        right: method → (S, P); a tie between the method's scores counts 0.5.
     """
 
+    prompts: Sequence[str]
     pairs: np.ndarray
     right: Mapping[str, np.ndarray]
 
@@ -53,8 +56,28 @@ def count_pairs(rows: Iterable[Row]) -> PairCounts | None:
     if not pairs:
         return None
     return PairCounts(
-        np.array(list(pairs.values()), dtype=float),
-        {method: np.array([found[prompt] for prompt in pairs]) for method, found in right.items()},
+        list(pairs),
+        np.array([list(pairs.values())], dtype=float),
+        {method: np.array([[found[prompt] for prompt in pairs]]) for method, found in right.items()},
+    )
+
+
+def join(seeds: Sequence[PairCounts]) -> PairCounts:
+    """The counts of several seeds as one; all with the same methods."""
+    prompts = list(dict.fromkeys(prompt for one in seeds for prompt in one.prompts))
+    places = [[prompts.index(prompt) for prompt in one.prompts] for one in seeds]
+
+    def laid_out(rows: Sequence[np.ndarray]) -> np.ndarray:
+        wide = [np.zeros((len(row), len(prompts))) for row in rows]
+        for row, place, found in zip(rows, places, wide, strict=True):
+            found[:, place] = row
+        return np.concatenate(wide)
+
+    methods = seeds[0].right
+    return PairCounts(
+        prompts,
+        laid_out([one.pairs for one in seeds]),
+        {method: laid_out([one.right[method] for one in seeds]) for method in methods},
     )
 
 
@@ -87,7 +110,7 @@ def compare(
     """Every method's consistency, and by how much `dmoerm` is above each other method.
 
     Args:
-        counts: task → its counts, at least one task; all tasks with the same methods.
+        counts: task → its counts, at least one task. A method that some task lacks has no mean.
         derived: the tasks whose overall scores no person gave; where there are some beside others, `mean_human` is
             the mean over the others.
 
@@ -97,13 +120,17 @@ def compare(
     shares = {
         task: _Shares(found, resample(found, _task_seed(task, seed), resamples)) for task, found in counts.items()
     }
-    sets = {name: [shares[task] for task in tasks] for name, tasks in _sets(list(counts), derived).items()}
-    methods = list(next(iter(counts.values())).right)
+    all_sets = {name: [shares[task] for task in tasks] for name, tasks in _sets(list(counts), derived).items()}
+    methods = list(dict.fromkeys(method for found in counts.values() for method in found.right))
+    sets = {
+        method: {name: found for name, found in all_sets.items() if all(method in task.drawn for task in found)}
+        for method in methods
+    }
     others = [method for method in methods if method != "dmoerm"] if "dmoerm" in methods else []
     return (
-        {method: {name: _estimate(method, found) for name, found in sets.items()} for method in methods},
+        {method: {name: _estimate(method, found) for name, found in sets[method].items()} for method in methods},
         {
-            f"dmoerm - {other}": {name: _difference("dmoerm", other, found) for name, found in sets.items()}
+            f"dmoerm - {other}": {name: _difference("dmoerm", other, found) for name, found in sets[other].items()}
             for other in others
         },
     )
@@ -131,16 +158,17 @@ def capability_accuracy(
 
 
 def resample(counts: PairCounts, seed: int | Sequence[int], resamples: int = RESAMPLES) -> dict[str, np.ndarray]:
-    """Method → its consistency (B,) on B samples of the P prompts, drawn with replacement."""
-    rng, prompts = np.random.default_rng(seed), len(counts.pairs)
-    columns = np.stack([counts.pairs, *counts.right.values()], axis=1)  # (P, 1 + methods)
+    """Method → its consistency (B,) on B samples of the P prompts, drawn with replacement; the mean over seeds."""
+    rng, (seeds, prompts) = np.random.default_rng(seed), counts.pairs.shape
+    columns = np.concatenate([counts.pairs, *counts.right.values()]).T  # (P, S + M S)
     block = max(1, _BLOCK // prompts)
     sums = [
         rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=min(block, resamples - start)) @ columns
         for start in range(0, resamples, block)
     ]
-    pairs, *right = np.concatenate(sums).T
-    return {method: row / pairs for method, row in zip(counts.right, right, strict=True)}
+    pairs, *right = np.concatenate(sums).T.reshape(-1, seeds, resamples)
+    with np.errstate(divide="ignore", invalid="ignore"):  # a sample may have none of a seed's few prompts
+        return {method: np.nanmean(row / pairs, axis=0) for method, row in zip(counts.right, right, strict=True)}
 
 
 def _task_seed(task: str, seed: int) -> list[int]:
@@ -156,7 +184,7 @@ class _Shares(NamedTuple):
 
     def value(self, method: str) -> float:
         """The method's consistency on the data itself."""
-        return float(self.counts.right[method].sum() / self.counts.pairs.sum())
+        return float((self.counts.right[method].sum(1) / self.counts.pairs.sum(1)).mean())
 
 
 def _estimate(method: str, tasks: Sequence[_Shares]) -> Estimate:
@@ -166,7 +194,7 @@ def _estimate(method: str, tasks: Sequence[_Shares]) -> Estimate:
         low=low,
         high=high,
         pairs=sum(int(task.counts.pairs.sum()) for task in tasks),
-        prompts=sum(len(task.counts.pairs) for task in tasks),
+        prompts=sum(len(task.counts.prompts) for task in tasks),
     )
 
 

@@ -31,23 +31,49 @@ def router_result(scored: Sequence[ScoredGroup]) -> RouterResult:
 
 
 def calibration_result(scored: Sequence[ScoredGroup], bins: int = BINS) -> CalibrationResult:
-    """Expected calibration error of `dmoerm`'s win probability over the human-ordered pairs.
+    """Expected calibration error of `dmoerm`'s win probability over the human-ordered pairs."""
+    margins = [one.rewards["dmoerm"] / one.temperature for one in scored]
+    return reliability([p for one, row in zip(scored, margins, strict=True) for p in probabilities(one, row)], bins)
+
+
+def probabilities(scored: ScoredGroup, rewards: np.ndarray) -> list[float]:
+    """σ(reward difference) of each human-ordered pair, the better response first."""
+    margins = [rewards[pair.better] - rewards[pair.worse] for pair in scored.group.pairs()]
+    return [float(1 / (1 + np.exp(-np.clip(margin, -60, 60)))) for margin in margins]
+
+
+def reliability(winner: Sequence[float], bins: int = BINS) -> CalibrationResult:
+    """The calibration of the probabilities that responses which people prefer were given.
 
     A pair's confidence is the probability of its likelier winner, 0.5 to 1; the bins divide that range evenly.
     """
-    winner = np.array([p for s in scored for p in _probabilities(s)])  # of the response that people prefer
-    confidence, right = np.maximum(winner, 1 - winner), np.where(winner == 0.5, 0.5, winner > 0.5)
+    given = np.array(winner, dtype=float)
+    confidence, right = np.maximum(given, 1 - given), np.where(given == 0.5, 0.5, given > 0.5)
     edges = np.linspace(0.5, 1, bins + 1)
     place = np.clip(np.digitize(confidence, edges) - 1, 0, bins - 1)
     found = tuple(_bin(edges[i], edges[i + 1], confidence[place == i], right[place == i]) for i in range(bins))
-    gaps = [b.pairs * abs(b.accuracy - b.confidence) for b in found if b.accuracy is not None and b.confidence]
-    return CalibrationResult(ece=float(sum(gaps) / max(len(winner), 1)), pairs=len(winner), bins=found)
+    return CalibrationResult(ece=_error(found), pairs=len(given), bins=found)
 
 
-def _probabilities(scored: ScoredGroup) -> list[float]:
-    rewards = scored.rewards["dmoerm"]
-    margins = [(rewards[pair.better] - rewards[pair.worse]) / scored.temperature for pair in scored.group.pairs()]
-    return [float(1 / (1 + np.exp(-np.clip(margin, -60, 60)))) for margin in margins]
+def pooled(found: Sequence[CalibrationResult]) -> CalibrationResult:
+    """Several results over the same bins as one."""
+    bins = tuple(_joined(together) for together in zip(*(one.bins for one in found), strict=True))
+    return CalibrationResult(ece=_error(bins), pairs=sum(b.pairs for b in bins), bins=bins)
+
+
+def _joined(bins: Sequence[Bin]) -> Bin:
+    known = [b for b in bins if b.confidence is not None and b.accuracy is not None]
+    pairs = sum(b.pairs for b in known)
+    confidence, accuracy = (
+        sum(b.pairs * (getattr(b, name) or 0.0) for b in known) / pairs if pairs else None
+        for name in ("confidence", "accuracy")
+    )
+    return bins[0].model_copy(update={"pairs": pairs, "confidence": confidence, "accuracy": accuracy})
+
+
+def _error(bins: Sequence[Bin]) -> float:
+    gaps = [b.pairs * abs(b.accuracy - b.confidence) for b in bins if b.accuracy is not None and b.confidence]
+    return float(sum(gaps) / max(sum(b.pairs for b in bins), 1))
 
 
 def _bin(low: float, high: float, confidence: np.ndarray, right: np.ndarray) -> Bin:

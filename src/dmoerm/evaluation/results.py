@@ -24,11 +24,11 @@ SUMMARIES = (MEAN, MEAN_HUMAN)
 _PACKAGES = ("torch", "transformers", "peft", "dmoerm")
 
 
-class _Part(BaseModel):
+class Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
 
 
-class Estimate(_Part):
+class Estimate(Part):
     """A share of pairs, with its 95 % bootstrap interval over prompts."""
 
     value: float = Field(ge=0, le=1)
@@ -45,7 +45,7 @@ class Estimate(_Part):
         return f"{100 * self.value:.1f} ({100 * self.low:.1f}–{100 * self.high:.1f})"
 
 
-class Difference(_Part):
+class Difference(Part):
     """A difference between two methods on the same pairs, with its 95 % interval from the same resamples."""
 
     value: float
@@ -58,7 +58,7 @@ class Difference(_Part):
         return f"{100 * self.value:+.1f} ({100 * self.low:+.1f} to {100 * self.high:+.1f})"
 
 
-class RouterResult(_Part):
+class RouterResult(Part):
     """How often the likeliest task of a prompt is its own."""
 
     accuracy: float | None
@@ -70,7 +70,7 @@ class RouterResult(_Part):
     """Own task → likeliest task → prompts."""
 
 
-class Bin(_Part):
+class Bin(Part):
     """Pairs whose likelier winner has a probability in [low, high)."""
 
     low: float
@@ -82,7 +82,7 @@ class Bin(_Part):
     """Share of the pairs whose likelier winner people prefer, too."""
 
 
-class CalibrationResult(_Part):
+class CalibrationResult(Part):
     """How far the win probability can be taken at its word."""
 
     ece: float
@@ -91,7 +91,7 @@ class CalibrationResult(_Part):
     bins: tuple[Bin, ...]
 
 
-class LengthBias(_Part):
+class LengthBias(Part):
     """Mean correlation of score and response length (in characters) over the responses to one prompt."""
 
     spearman: float
@@ -100,7 +100,17 @@ class LengthBias(_Part):
     """Groups in which both lengths and scores differ."""
 
 
-class Results(_Part):
+class Cost(Part):
+    """What a method takes."""
+
+    training_seconds: float
+    parameters: int
+    """Trained ones."""
+    scoring_seconds: float
+    """For the same texts under every method."""
+
+
+class Results(Part):
     """What `train`, `eval` and `demo` measure. `consistency` and `paired` hold each task, and `mean`."""
 
     schema_version: Literal[1] = Field(default=1, alias="schema")

@@ -4,6 +4,8 @@
     per_task   the phase-1 model of the group's own task
     dmoerm     end to end: the router alone decides which inner model scores
 
+and, where they are given, the baselines that were trained beside it.
+
 Shapes: Q groups of one batch, N their responses, T tasks, D an embedding's width.
 """
 
@@ -13,6 +15,7 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -25,16 +28,18 @@ from ..model.batching import pack_ids
 from ..model.encoding import Encoded
 from ..model.inner import InnerOutput
 from ..model.layout import Packed, pack
-from ..schema import Group, Query
+from ..schema import Query
+from ..training.baselines import Baselines
 from ..training.cache import ActivationCache
 
+Q = TypeVar("Q", bound=Query)
 METHODS = ("general", "per_task", "dmoerm")
 """The methods that every trained model holds."""
 
 
 @dataclass(frozen=True)
-class ScoredGroup:
-    """What the model says of one group.
+class ScoredGroup(Generic[Q]):
+    """What the model says of one group, or of a query without a preference.
 
     Attributes:
         task: the group's own task, or the router's likeliest one where the group names none.
@@ -45,7 +50,7 @@ class ScoredGroup:
         capabilities: capability of `task` → one score a response.
     """
 
-    group: Group
+    group: Q
     task: str
     route: Mapping[str, float]
     chosen: str | None
@@ -61,17 +66,19 @@ class ScoredGroup:
 
 def score_groups(
     model: DMoERM,
-    groups: Sequence[Group],
+    groups: Sequence[Q],
     batch_tokens: int = 8192,
     console: Console | None = None,
     cache: ActivationCache | None = None,
-) -> list[ScoredGroup]:
+    baselines: Baselines | None = None,
+) -> list[ScoredGroup[Q]]:
     """Scores all groups; the result comes in their order.
 
     Args:
         batch_tokens: as in `DMoERM.score`.
         cache: keeps the trunk's activations, so that a later evaluation need not compute them; None: nothing is kept.
         console: where progress is shown; None: on the standard error stream.
+        baselines: their methods are scored in the same pass.
 
     Raises:
         DataError: a task that the model does not have, a text longer than the model takes.
@@ -80,14 +87,15 @@ def score_groups(
         if group.task is not None:
             model.inner(group.task, f"group {group.id}")
     encoded = [model.encoder.encode(Query(id=g.id, prompt=g.prompt, responses=g.responses)) for g in groups]
-    found: dict[int, ScoredGroup] = {}
+    found: dict[int, ScoredGroup[Q]] = {}
     with _progress(console) as advance:
         if cache is not None:
             cache.fill(encoded, functools.partial(advance, "trunk's activations"))
         total, done = sum(e.tokens for e in encoded), 0
         for rows in model.passes(encoded, batch_tokens):
             batch = [encoded[i] for i in rows]
-            found |= dict(zip(rows, _score_batch(model, [groups[i] for i in rows], batch, cache), strict=True))
+            scored = _score_batch(model, [groups[i] for i in rows], batch, cache, baselines)
+            found |= dict(zip(rows, scored, strict=True))
             done += sum(e.tokens for e in batch)
             advance("evaluation", done, total)
     return [found[i] for i in range(len(groups))]
@@ -113,15 +121,21 @@ def _progress(console: Console | None) -> Iterator[Callable[[str, int, int], Non
 
 @torch.inference_mode()
 def _score_batch(
-    model: DMoERM, groups: Sequence[Group], encoded: Sequence[Encoded], cache: ActivationCache | None
-) -> list[ScoredGroup]:
-    hidden, route, base = _activations(model, encoded, cache)
-    general = model.general.head(base)
+    model: DMoERM,
+    groups: Sequence[Q],
+    encoded: Sequence[Encoded],
+    cache: ActivationCache | None,
+    baselines: Baselines | None,
+) -> list[ScoredGroup[Q]]:
+    hidden, prompts, route, base = _activations(model, encoded, cache)
     owners = torch.tensor(hidden.layout.owner, device=base.device)
+    rewards = {"general": model.general.head(base)}
+    if baselines is not None:
+        rewards |= baselines.rewards(hidden, base, None if prompts is None else prompts[owners])
     chosen = [model.choose(row) for row in route]
     own = [group.task or model.router.tasks[i] for group, i in zip(groups, route.argmax(-1).tolist(), strict=True)]
     wanted = [{task for task in pair if task} for pair in zip(own, chosen, strict=True)]
-    outputs = _inner_outputs(model, hidden, wanted, base, general)
+    outputs = _inner_outputs(model, hidden, wanted, base, rewards["general"])
     return [
         _scored(
             model,
@@ -129,7 +143,7 @@ def _score_batch(
             own[q],
             chosen[q],
             dict(zip(model.router.tasks, route[q].tolist(), strict=True)),
-            general[owners == q],
+            {method: row[owners == q] for method, row in rewards.items()},
             {task: outputs[q, task] for task in wanted[q]},
         )
         for q, group in enumerate(groups)
@@ -138,20 +152,21 @@ def _score_batch(
 
 def _activations(
     model: DMoERM, encoded: Sequence[Encoded], cache: ActivationCache | None
-) -> tuple[Packed, Tensor, Tensor]:
-    """Hidden states at the cut, task probabilities (Q, T), and the general model's embeddings (N, D)."""
+) -> tuple[Packed, Tensor | None, Tensor, Tensor]:
+    """States at the cut, the prompts' embeddings (Q, d) for the router (None: it has its own language model), task
+    probabilities (Q, T), and the general model's embeddings (N, D)."""
     ids = pack_ids(encoded).to(model.device)
-    if cache is None:
-        hidden = model.hidden(ids)
-        return hidden, model.route(ids, hidden), model.general.embed(hidden)
-    hidden = pack([cache.states(e) for e in encoded]).to(model.device)
+    hidden = model.hidden(ids) if cache is None else pack([cache.states(e) for e in encoded]).to(model.device)
     if model.router.language_model is not None:
-        route = model.route(ids, hidden)
+        prompts, route = None, model.route(ids, hidden)
+    elif cache is None:
+        prompts, route = hidden.prompt_means(), model.route(ids, hidden)
     else:
-        route = model.router(torch.stack([cache.prompt(e) for e in encoded]).to(model.device)).softmax(-1)
-    if not cache.embedding:
-        return hidden, route, model.general.embed(hidden)
-    return hidden, route, torch.cat([cache.embeddings(e) for e in encoded]).to(model.device)
+        prompts = torch.stack([cache.prompt(e) for e in encoded]).to(model.device)
+        route = model.router(prompts).softmax(-1)
+    if cache is None or not cache.embedding:
+        return hidden, prompts, route, model.general.embed(hidden)
+    return hidden, prompts, route, torch.cat([cache.embeddings(e) for e in encoded]).to(model.device)
 
 
 def _inner_outputs(
@@ -172,18 +187,17 @@ def _inner_outputs(
 
 def _scored(
     model: DMoERM,
-    group: Group,
+    group: Q,
     own: str,
     chosen: str | None,
     route: dict[str, float],
-    general: Tensor,
+    rewards: dict[str, Tensor],
     outputs: Mapping[str, InnerOutput],
-) -> ScoredGroup:
+) -> ScoredGroup[Q]:
     calibration = model.general_calibration if chosen is None else model.inner(chosen).calibration
-    rewards = {
-        "general": general,
+    rewards = rewards | {
         "per_task": outputs[own].per_task,
-        "dmoerm": calibration(general) if chosen is None else outputs[chosen].reward,
+        "dmoerm": calibration(rewards["general"]) if chosen is None else outputs[chosen].reward,
     }
     names = model.inner(own).experts.capabilities
     return ScoredGroup(
@@ -192,6 +206,12 @@ def _scored(
         route=route,
         chosen=chosen,
         temperature=float(calibration.temperature),
-        rewards={method: rewards[method].double().cpu().numpy() for method in METHODS},
+        rewards={method: row.double().cpu().numpy() for method, row in _ordered(rewards)},
         capabilities=dict(zip(names, outputs[own].capabilities.T.double().cpu().numpy(), strict=True)),
     )
+
+
+def _ordered(rewards: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """The methods that every model holds first, the others as they come."""
+    yield from ((method, rewards[method]) for method in METHODS)
+    yield from ((method, row) for method, row in rewards.items() if method not in METHODS)

@@ -1,16 +1,21 @@
 """What DMoERM is compared with, trained on the same groups by the same means.
 
-    members    further single models: phase 0 again, with another start of the head and another order of the data
-               (the ensembles of arXiv 2310.02743; their averaged weights: WARM, arXiv 2401.12187)
+    ensemble   k single models: phase 0 again, with another start of the head and another order of the data, combined by
+               their mean, their worst (WCO), or their mean less their variance (UWO); arXiv 2310.02743
+    bagged     the same, each model on its own resample of the prompts: heads on fixed embeddings are convex fits, which
+               another start and order hardly move
+    warm       one model with the mean of the ensemble's weights (arXiv 2401.12187)
     gated      one regression head an objective, weighted by a gate that reads the prompt (ArmoRM, arXiv 2406.12845)
 
-Shapes: N responses, D an embedding's width, O objectives (all capabilities of all tasks), d a prompt embedding's width.
+Shapes: Q groups of a batch, N responses, D an embedding's width, k members, O objectives (all capabilities of all
+tasks), d a prompt embedding's width.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from ..data.splitting import chance
+from ..model.backbone import cut, load_backbone
 from ..model.heads import BranchScorer, Standardise
+from ..model.layout import Packed
 from .batches import Example, collate_vectors, items
 from .embedding import base_embeddings
 from .learner import PhaseModel
@@ -26,25 +33,129 @@ from .phases import apply_base, fit_step, train_base
 from .steps import Ended, Run, State, ended
 
 Examples = Sequence[Example]
+UWO_WEIGHT = 0.5
+"""λ of UWO for best-of-n (arXiv 2310.02743)."""
 _RIDGES = (0.1, 0.3, 1.0, 3.0, 10.0)
 
 
-def train_members(run: Run, train: Examples, validation: Examples, count: int) -> list[BranchScorer]:
-    """`count` single models on all tasks together, the run's own general model the first of them."""
-    members = [run.model.general]
-    for i in range(1, count):
-        name = f"baselines/member{i}"
-        member = copy.deepcopy(run.model.general) if not run.frozen else _same_branch(run.model.general)
-        nn.init.normal_(member.head.score.weight, std=1e-3, generator=torch.Generator().manual_seed(run.seed(name)))
-        start = member
-        state = run.step(name, lambda place, s=start: train_base(run, s, train, validation, run.config.phase0, place))
-        apply_base(member, state)
-        members.append(member)
+@dataclass(frozen=True)
+class Baselines:
+    """The trained baselines of a run.
+
+    Attributes:
+        ensembles: `ensemble` and `bagged` → the members.
+        gated: None where the router has no prompt embedding that a gate could read.
+    """
+
+    ensembles: dict[str, Ensemble]
+    warm: BranchScorer
+    gated: Gated | None
+
+    @torch.no_grad()
+    def rewards(self, hidden: Packed, base: Tensor, prompts: Tensor | None) -> dict[str, Tensor]:
+        """Method → rewards (N,).
+
+        Args:
+            hidden: the hidden states at the cut.
+            base: (N, D), the pretrained branch's embeddings; read where the branch is not trained.
+            prompts: (N, d), the embedding of each response's prompt.
+        """
+        found = {}
+        for name, ensemble in self.ensembles.items():
+            found |= {f"{name}_{how}": row for how, row in combined(ensemble.rewards(hidden, base)).items()}
+        found["warm"] = self.warm.head(base if self.ensembles["ensemble"].shared else self.warm.embed(hidden))
+        if self.gated is not None and prompts is not None:
+            found["gated"] = self.gated(self.gated.vectors(base, prompts))
+        return found
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Single models; each one's rewards are standardised by the training part, so that their worst means something.
+
+    Attributes:
+        centre, scale: (k,).
+        shared: the members share the pretrained branch and differ in their heads.
+    """
+
+    members: Sequence[BranchScorer]
+    centre: Tensor
+    scale: Tensor
+    shared: bool
+
+    def rewards(self, hidden: Packed, base: Tensor) -> Tensor:
+        """(k, N), standardised."""
+        raw = [m.head(base if self.shared else m.embed(hidden)) for m in self.members]
+        return (torch.stack(raw) - self.centre[:, None]) / self.scale[:, None]
+
+
+def combined(rewards: Tensor, weight: float = UWO_WEIGHT) -> dict[str, Tensor]:
+    """(k, N) → `mean`, `wco` (min) and `uwo` (mean − weight · variance), each (N,)."""
+    mean = rewards.mean(0)
+    return {"mean": mean, "wco": rewards.amin(0), "uwo": mean - weight * rewards.var(0, correction=0)}
+
+
+def train_baselines(run: Run, train: Examples, validation: Examples, count: int) -> Baselines:
+    """Trains what has not been trained yet, ensembles of `count` members, as steps of the run."""
+    members = train_members(run, train, validation, count)
+    bagged = train_members(run, train, validation, count, bagging=True)
+    gate = run.model.router.language_model is None and any(run.model.config.tasks.values())
+    return Baselines(
+        {"ensemble": _standardised(run, members, train), "bagged": _standardised(run, bagged, train)},
+        averaged(members),
+        train_gated(run, train, validation) if gate else None,
+    )
+
+
+def train_members(
+    run: Run, train: Examples, validation: Examples, count: int, bagging: bool = False
+) -> list[BranchScorer]:
+    """`count` single models on all tasks together; without bagging the run's own general model is the first."""
+    members = [] if bagging else [run.model.general]
+    while len(members) < count:
+        name = f"baselines/{'bagged' if bagging else 'member'}{len(members)}"
+        start = _start(run, name)
+        part = _resampled(train, run.seed(name)) if bagging else train
+        state = run.step(
+            name, lambda place, s=start, p=part: train_base(run, s, p, validation, run.config.phase0, place)
+        )
+        apply_base(start, state)
+        members.append(start)
     return members
 
 
-def _same_branch(scorer: BranchScorer) -> BranchScorer:
-    return BranchScorer(scorer.branch, copy.deepcopy(scorer.head), scorer.pooling)
+def _start(run: Run, name: str) -> BranchScorer:
+    """The pretrained branch and a head of the member's own."""
+    general = run.model.general
+    branch = (
+        general.branch if run.frozen else cut(load_backbone(run.config.backbone)[0], run.model.config.branch_layer)[1]
+    )
+    head = copy.deepcopy(general.head)
+    generator = torch.Generator().manual_seed(run.seed(name))
+    for parameter in head.parameters():
+        if parameter.dim() > 1:
+            nn.init.normal_(parameter, std=1e-3 if parameter is head.score.weight else 0.02, generator=generator)
+    return BranchScorer(branch, head, general.pooling).requires_grad_(False)
+
+
+def _resampled(examples: Examples, seed: int) -> Examples:
+    """As many prompts as there are, drawn with replacement, each with all its groups."""
+    prompts: dict[str, list[Example]] = {}
+    for example in examples:
+        prompts.setdefault(f"{example.task}\0{example.prompt}", []).append(example)
+    groups = list(prompts.values())
+    drawn = np.random.default_rng(seed).integers(0, len(groups), len(groups))
+    return [example for i in drawn for example in groups[i]]
+
+
+@torch.no_grad()
+def _standardised(run: Run, members: Sequence[BranchScorer], train: Examples) -> Ensemble:
+    rewards = []
+    for member in members:
+        z = base_embeddings(run, member, train)
+        rewards.append(torch.cat([member.head(rows.to(run.model.device)) for rows in z.values()]))
+    stacked = torch.stack(rewards)
+    return Ensemble(members, stacked.mean(1), stacked.std(1, correction=0).clamp(min=1e-6), run.frozen)
 
 
 @torch.no_grad()
@@ -70,7 +181,7 @@ class Gated(nn.Module):
         nn.init.zeros_(self.gate.bias)
 
     def vectors(self, z: Tensor, prompt: Tensor) -> Tensor:
-        """What `forward` takes, of a group's embeddings (N, D) and its prompt's (d,)."""
+        """What `forward` takes, of embeddings (N, D) and their prompts' (N, d), or the one prompt's (d,)."""
         return torch.cat([self.objectives(self.embedding(z.float())), prompt.float().expand(len(z), -1)], -1)
 
     def forward(self, vectors: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ def calibrate(
     held_out = [e for e in validation if e.key in rewards and e.pairs.get(None)]
     margins, weights = _margins(held_out or [e for e in train if e.key in rewards], rewards)
     if len(margins):
-        calibration.temperature.fill_(_temperature(margins / float(calibration.scale), weights))
+        calibration.temperature.fill_(temperature(margins / float(calibration.scale), weights))
 
 
 def _margins(examples: Sequence[Example], rewards: Mapping[str, Tensor]) -> tuple[np.ndarray, np.ndarray]:
@@ -41,8 +41,8 @@ def _margins(examples: Sequence[Example], rewards: Mapping[str, Tensor]) -> tupl
     return np.array([margin for margin, _ in rows]), np.array([weight for _, weight in rows])
 
 
-def _temperature(margins: np.ndarray, weights: np.ndarray) -> float:
-    """argmin over T of the mean of −log σ(margin / T), T in [0.05, 20]."""
+def temperature(margins: np.ndarray, weights: np.ndarray) -> float:
+    """argmin over T of the weighted mean of −log σ(margin / T), T in 0.05 to 20."""
 
     def loss(log_t: float) -> float:
         return float((np.logaddexp(0, -margins / np.exp(log_t)) * weights).sum())

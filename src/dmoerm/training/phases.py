@@ -57,8 +57,8 @@ def phase1(run: Run, task: str, train: Examples, validation: Examples) -> None:
         base.head.load_state_dict(run.model.general.head.state_dict())
         if not run.frozen:
             base.branch.load_state_dict(run.model.general.branch.state_dict())
-    first = first_part(run, train)
-    state = run.step(f"phase1/{task}", lambda place: train_base(run, base, first, validation, run.config.phase1, place))
+    first, step, anew = first_part(run, train), run.config.phase1, run.frozen or not run.config.warm_start
+    state = run.step(f"phase1/{task}", lambda place: train_base(run, base, first, validation, step, place, anew))
     apply_base(base, state)
 
 
@@ -102,11 +102,21 @@ def _divide(run: Run, examples: Examples) -> tuple[Examples, Examples]:
 
 
 def train_base(
-    run: Run, start: BranchScorer, train: Examples, validation: Examples, step: BranchStepConfig, place: Path
+    run: Run,
+    start: BranchScorer,
+    train: Examples,
+    validation: Examples,
+    step: BranchStepConfig,
+    place: Path,
+    standardise: bool = True,
 ) -> tuple[State, Ended]:
-    """Trains a copy of `start`, branch and head; its state, and how the fit ended."""
+    """Trains a copy of `start`, branch and head; its state, and how the fit ended.
+
+    Args:
+        standardise: the head takes its statistics from the training part; else it keeps those of `start`.
+    """
     head = copy.deepcopy(start.head).requires_grad_(True)
-    if run.frozen or not run.config.warm_start or start is run.model.general:
+    if standardise:
         head.standardise.fit(torch.cat(list(base_embeddings(run, start, _sample(run, train)).values())))
     if first := step if run.frozen else step.head_first:
         vectors = base_embeddings(run, start, [*train, *validation])

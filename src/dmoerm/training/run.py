@@ -111,12 +111,9 @@ def build_model(config: Config, taxonomy: Taxonomy) -> DMoERM:
 
 def train_groups(run: Run, data: Loaded) -> None:
     """All phases on the training part."""
-    examples = examples_of(run, data.train)
-    held = {id(g) for g in split_by_prompt(data.train, run.config.data.validation_fraction, run.config.seed + 1)[1]}
+    train_part, validation = divide(run, data.train)
     with run.progress.step("trunk's activations"):
-        run.cache.fill([e.encoded for e in examples], run.progress.count)
-    train_part = [e for e in examples if id(e.group) not in held]
-    validation = [e for e in examples if id(e.group) in held]
+        run.cache.fill([e.encoded for e in (*train_part, *validation)], run.progress.count)
     if not any(e.task for e in train_part):
         raise DataError(
             "no group names its task", field="task", remedy="label some groups, so that the router can learn"
@@ -131,6 +128,13 @@ def train_groups(run: Run, data: Loaded) -> None:
         phase1(run, task, *parts)
         phase2(run, task, *parts)
         phase3(run, task, *parts)
+
+
+def divide(run: Run, groups: Sequence[Group]) -> tuple[list[Example], list[Example]]:
+    """The training part's groups as examples, in two: what is trained on, and what is held out for validation."""
+    held = {id(g) for g in split_by_prompt(groups, run.config.data.validation_fraction, run.config.seed + 1)[1]}
+    examples = examples_of(run, groups)
+    return [e for e in examples if id(e.group) not in held], [e for e in examples if id(e.group) in held]
 
 
 def examples_of(run: Run, groups: Sequence[Group]) -> list[Example]:

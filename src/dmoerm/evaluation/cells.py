@@ -1,0 +1,186 @@
+"""One cell of a comparison: a condition and a seed, the run with its baselines and ablations, trained and scored.
+
+A cell that is done lies beside its runs and is not measured again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+from rich.console import Console
+
+from ..config import Config, changed
+from ..data import testbed
+from ..data.loading import Loaded, load_data
+from ..paths import write_file
+from ..schema import Group, prompt_key
+from ..training import train
+from .ablations import ABLATIONS
+from .consistency import PairCounts, by_task, count_pairs
+from .costs import costs
+from .diagnostics import length_bias, probabilities, reliability, router_result
+from .panel import Method, Panel, open_panel
+from .results import CalibrationResult, Cost, LengthBias, Part, RouterResult
+from .scoring import ScoredGroup, score_groups
+
+_TIMED = 32  # groups that scoring is timed on
+
+
+@dataclass(frozen=True)
+class Outside:
+    """A method that this comparison does not train.
+
+    Attributes:
+        method: what scores a cell's test part; it may look at the cell's training part, as a few-shot judge does.
+        tasks: the tasks that it can score; None: all.
+    """
+
+    method: Callable[[Loaded], Method]
+    about: str
+    tasks: frozenset[str] | None = None
+
+
+class Counts(Part):
+    """`PairCounts` of one seed, on disk."""
+
+    prompts: tuple[str, ...]
+    pairs: tuple[float, ...]
+    right: dict[str, tuple[float, ...]]
+
+    @staticmethod
+    def of(counts: PairCounts) -> Counts:
+        """From counts of one seed; of a prompt, its hash."""
+        prompts = [hashlib.sha256(prompt.encode()).hexdigest()[:16] for prompt in counts.prompts]
+        rows = {method: row[0].tolist() for method, row in counts.right.items()}
+        return Counts.model_validate({"prompts": prompts, "pairs": counts.pairs[0].tolist(), "right": rows})
+
+    def counts(self) -> PairCounts:
+        """As the bootstrap takes them."""
+        right = {method: np.array([row]) for method, row in self.right.items()}
+        return PairCounts(self.prompts, np.array([self.pairs]), right)
+
+
+class Cell(Part):
+    """One condition and seed."""
+
+    asked: dict[str, Any]
+    """Settings and methods that it was measured with."""
+    overall: dict[str, Counts]
+    capabilities: dict[str, dict[str, Counts]]
+    router: RouterResult
+    calibration: dict[str, CalibrationResult]
+    length_bias: dict[str, LengthBias]
+    costs: dict[str, Cost]
+    derived: tuple[str, ...]
+    gold: tuple[str, ...]
+
+
+def measure(
+    config: Config,
+    folder: Path,
+    members: int,
+    ablations: Sequence[str],
+    outside: Mapping[str, Outside],
+    console: Console,
+) -> Cell:
+    """Trains and scores what is missing under `folder`."""
+    asked = {"config": config.model_dump(mode="json", exclude={"output", "cache", "cache_limit", "report_to"})}
+    asked |= {"members": members, "methods": sorted([*ablations, *outside])}
+    file = folder / "cell.json"
+    if (found := _done(file)) and found.asked == asked:
+        console.print("  done before", highlight=False)
+        return found
+    panel = open_panel(changed(config, {"output": str(folder / "dmoerm")}), members, console)
+    scored = panel.score(panel.data.test, console=console)
+    rewards = [dict(one.rewards) for one in scored]
+    for name in ablations:
+        console.print(f"  {name}", highlight=False)
+        settings = {**ABLATIONS[name].settings, "output": str(folder / name)}
+        _add(rewards, name, _ablated(changed(config, settings), console))
+    _add_outside(rewards, outside, scored, panel.data)
+    cell = _measured(panel, scored, rewards, asked, console)
+    write_file(file, cell.model_dump_json() + "\n")
+    return cell
+
+
+def _done(file: Path) -> Cell | None:
+    try:
+        return Cell.model_validate_json(file.read_text(encoding="utf-8"))
+    except (OSError, ValidationError):
+        return None
+
+
+def _ablated(config: Config, console: Console) -> list[np.ndarray]:
+    """The rewards of a run with other settings, one row a test group."""
+    run = train(config, Console(quiet=True))
+    scored = score_groups(run.model, load_data(config).test, 8192, console, run.cache)
+    return [one.rewards["dmoerm"] for one in scored]
+
+
+def _add(rewards: Sequence[dict[str, np.ndarray]], name: str, rows: Sequence[np.ndarray]) -> None:
+    for found, row in zip(rewards, rows, strict=True):
+        found[name] = row
+
+
+def _add_outside(
+    rewards: Sequence[dict[str, np.ndarray]],
+    outside: Mapping[str, Outside],
+    scored: Sequence[ScoredGroup[Group]],
+    data: Loaded,
+) -> None:
+    for name, other in outside.items():
+        places = [i for i, one in enumerate(scored) if other.tasks is None or one.task in other.tasks]
+        rows = other.method(data).score_all([scored[i].group for i in places])
+        _add([rewards[i] for i in places], name, [np.array(row, dtype=float) for row in rows])
+
+
+def _measured(
+    panel: Panel,
+    scored: Sequence[ScoredGroup[Group]],
+    rewards: Sequence[Mapping[str, np.ndarray]],
+    asked: dict[str, Any],
+    console: Console,
+) -> Cell:
+    temperatures = panel.temperatures(console)
+    complete = [_with(one, row) for one, row in zip(scored, rewards, strict=True)]
+    overall: dict[str, Counts] = {}
+    capabilities: dict[str, dict[str, Counts]] = {}
+    for task, members in by_task(complete).items():
+        if counts := count_pairs((prompt_key(s.group.prompt), s.group.pairs(), s.rewards) for s in members):
+            overall[task] = Counts.of(counts)
+        for name in members[0].capabilities:
+            rows = ((prompt_key(s.group.prompt), s.group.pairs(name), {name: s.capabilities[name]}) for s in members)
+            if counts := count_pairs(rows):
+                capabilities.setdefault(task, {})[name] = Counts.of(counts)
+    return Cell(
+        asked=asked,
+        overall=overall,
+        capabilities=capabilities,
+        router=router_result(scored),
+        calibration={method: _calibration(scored, method, temperatures) for method in panel.methods},
+        length_bias=length_bias(complete),
+        costs=costs(panel, panel.data.test[:_TIMED]),
+        derived=tuple(sorted({s.task for s in scored if s.group.scores_derived})),
+        gold=tuple(sorted({s.task for s in scored if s.group.source == testbed.SOURCE})),
+    )
+
+
+def _with(scored: ScoredGroup[Group], rewards: Mapping[str, np.ndarray]) -> ScoredGroup[Group]:
+    fields = {name: getattr(scored, name) for name in ("group", "task", "route", "chosen", "temperature")}
+    return ScoredGroup(**fields, rewards=rewards, capabilities=scored.capabilities)
+
+
+def _calibration(
+    scored: Sequence[ScoredGroup[Group]], method: str, temperatures: Mapping[tuple[str, str], float]
+) -> CalibrationResult:
+    found: list[float] = []
+    for one in scored:
+        t = one.temperature if method == "dmoerm" else temperatures.get((method, one.task), 1.0)
+        found += probabilities(one, one.rewards[method] / t)
+    return reliability(found)

@@ -1,0 +1,213 @@
+"""Every method on the same held-out prompts: what `dmoerm compare` measures, and its results.json.
+
+cells (`cells.py`) → `Comparison`: consistency with intervals over prompts, calibration, length bias, costs
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field
+from rich.console import Console
+
+from ..config import Config, changed
+from ..errors import ConfigError
+from .ablations import ABLATIONS
+from .cells import Cell, Outside, measure
+from .consistency import compare, join
+from .diagnostics import pooled
+from .results import CalibrationResult, Cost, Difference, Estimate, LengthBias, Part, RouterResult, versions
+
+ABOUT = {
+    "general": "one model trained on all tasks together: the single reward model",
+    "per_task": "one model for each task, given the task",
+    "ensemble_mean": "single models with other starts and data orders: their mean",
+    "ensemble_wco": "the same, their worst (WCO)",
+    "ensemble_uwo": "the same, mean less half the variance (UWO)",
+    "bagged_mean": "single models, each on its own resample of the prompts: their mean",
+    "bagged_wco": "the same, their worst",
+    "bagged_uwo": "the same, mean less half the variance",
+    "warm": "one model with the ensemble's mean weights (WARM)",
+    "gated": "one regression head an objective, weighted by a gate that reads the prompt (ArmoRM)",
+    "dmoerm": "router, experts and aggregator end to end: the router alone chooses the task",
+}
+BUDGET = (
+    "All methods of a seed are trained on the same groups with the same held-out prompts, from the same embeddings. "
+    "Single model, ensemble members, one model a task take the same optimiser steps as DMoERM's own heads, each kind "
+    "with the L2 that is its own best on other splits (docs/log.md); the gated model's ridge penalties are chosen on "
+    "the validation prompts."
+)
+
+
+class Condition(Part):
+    """The methods with the training labels as they come, or with a share of them reversed."""
+
+    flip_scores: float
+    flip_capabilities: float
+    consistency: dict[str, dict[str, Estimate]]
+    """Method → task (and `mean`) → share of the ordered pairs put in the same order, the mean over seeds."""
+    paired: dict[str, dict[str, Difference]]
+    """`dmoerm - method` → task → how much higher dmoerm's is, on the same pairs."""
+    by_seed: dict[str, dict[str, float]]
+    """Seed → method → mean consistency over tasks."""
+    capabilities: dict[str, dict[str, Estimate]]
+    """Task → capability → accuracy of dmoerm's expert."""
+    router: RouterResult
+    calibration: dict[str, CalibrationResult]
+    """Method → calibration of its win probabilities, at a temperature fitted on the validation prompts."""
+    length_bias: dict[str, LengthBias]
+    """Method (and `human`) → correlation with length within a prompt."""
+
+
+class Comparison(Part):
+    """results.json of `dmoerm compare`."""
+
+    schema_version: Literal[1] = Field(default=1, alias="schema")
+    kind: Literal["comparison"] = "comparison"
+    command: str
+    config: dict[str, Any]
+    seeds: tuple[int, ...]
+    members: int
+    """Models in an ensemble."""
+    budget: str = BUDGET
+    """What each method had to learn from."""
+    versions: dict[str, str]
+    methods: dict[str, str]
+    """Method → what it is."""
+    conditions: dict[str, Condition]
+    costs: dict[str, Cost]
+    """Method → what it takes, in the first cell."""
+    derived_tasks: tuple[str, ...]
+    """Tasks whose overall scores were computed from capability grades: no person gave them."""
+    gold_tasks: tuple[str, ...]
+    """Tasks of the testbed, compared with its gold reward."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="ignore", use_attribute_docstrings=True, validate_by_name=True, validate_by_alias=True
+    )
+
+    def to_json(self) -> str:
+        """The text of results.json."""
+        return self.model_dump_json(by_alias=True, indent=1) + "\n"
+
+
+def compare_methods(
+    config: Config,
+    seeds: Sequence[int] = (0, 1, 2),
+    conditions: Mapping[str, tuple[float, float]] | None = None,
+    members: int = 5,
+    ablations: Sequence[str] = (),
+    outside: Mapping[str, Outside] | None = None,
+    command: str = "compare",
+    console: Console | None = None,
+) -> Comparison:
+    """Trains and measures what is missing under `config.output`; see the module.
+
+    Args:
+        conditions: name → shares of overall and of capability pairs of the training part that are reversed.
+        members: models in an ensemble; 0: no baselines beside the single model and one a task.
+        ablations: names out of `ABLATIONS`.
+        outside: name → a method that is not trained here.
+
+    Raises:
+        ConfigError: an unknown ablation, no seed, no condition.
+        DataError: the data cannot be used.
+    """
+    conditions = conditions or {"clean": (0.0, 0.0)}
+    if unknown := [name for name in ablations if name not in ABLATIONS]:
+        raise ConfigError(f"unknown ablation {unknown[0]!r}; use some of {', '.join(ABLATIONS)}")
+    if not seeds:
+        raise ConfigError("a comparison takes a seed or more")
+    console = console or Console(stderr=True)
+    cells: dict[str, list[Cell]] = {}
+    for name, flips in conditions.items():
+        for seed in seeds:
+            console.print(f"[bold]{name}, seed {seed}[/bold]", highlight=False)
+            folder = Path(config.output) / name / f"seed{seed}"
+            settings = {"seed": seed, "data.flip_scores": flips[0], "data.flip_capabilities": flips[1]}
+            cell = measure(changed(config, settings), folder, members, ablations, outside or {}, console)
+            cells.setdefault(name, []).append(cell)
+    first = next(iter(cells.values()))[0]
+    return Comparison(
+        command=command,
+        config=config.model_dump(mode="json"),
+        seeds=tuple(seeds),
+        members=members,
+        versions=versions(),
+        methods=_about(first, outside or {}),
+        conditions={name: _condition(conditions[name], seeds, found) for name, found in cells.items()},
+        costs=first.costs,
+        derived_tasks=first.derived,
+        gold_tasks=first.gold,
+    )
+
+
+def _about(cell: Cell, outside: Mapping[str, Outside]) -> dict[str, str]:
+    known = ABOUT | {name: found.about for name, found in {**ABLATIONS, **outside}.items()}
+    methods = dict.fromkeys(method for counts in cell.overall.values() for method in counts.right)
+    return {method: known[method] for method in methods}
+
+
+# --- all cells of a condition --------------------------------------------------------------------------------------
+
+
+def _condition(flips: tuple[float, float], seeds: Sequence[int], cells: Sequence[Cell]) -> Condition:
+    tasks = list(dict.fromkeys(task for cell in cells for task in cell.overall))
+    counts = {task: join([c.overall[task].counts() for c in cells if task in c.overall]) for task in tasks}
+    consistency, paired = compare(counts, cells[0].derived)
+    alone = [compare({t: c.counts() for t, c in cell.overall.items()}, resamples=1)[0] for cell in cells]
+    return Condition(
+        flip_scores=flips[0],
+        flip_capabilities=flips[1],
+        consistency=consistency,
+        paired=paired,
+        by_seed={
+            str(seed): {method: row["mean"].value for method, row in found.items() if "mean" in row}
+            for seed, found in zip(seeds, alone, strict=True)
+        },
+        capabilities=_capabilities(cells),
+        router=_router(cells),
+        calibration={method: pooled([cell.calibration[method] for cell in cells]) for method in cells[0].calibration},
+        length_bias={method: _length([cell.length_bias for cell in cells], method) for method in cells[0].length_bias},
+    )
+
+
+def _capabilities(cells: Sequence[Cell]) -> dict[str, dict[str, Estimate]]:
+    found: dict[str, dict[str, Estimate]] = {}
+    for task, names in cells[0].capabilities.items():
+        for name in names:
+            counts = [
+                cell.capabilities[task][name].counts() for cell in cells if name in cell.capabilities.get(task, {})
+            ]
+            found.setdefault(task, {})[name] = compare({task: join(counts)})[0][name][task]
+    return found
+
+
+def _router(cells: Sequence[Cell]) -> RouterResult:
+    confusion: dict[str, dict[str, int]] = {}
+    for cell in cells:
+        for own, row in cell.router.confusion.items():
+            for likeliest, count in row.items():
+                confusion.setdefault(own, {})[likeliest] = confusion.get(own, {}).get(likeliest, 0) + count
+    prompts = sum(cell.router.prompts for cell in cells)
+    right = sum(row.get(task, 0) for task, row in confusion.items())
+    below = sum((cell.router.fallback or 0.0) * cell.router.prompts for cell in cells)
+    known = prompts > 0
+    return RouterResult(
+        accuracy=right / prompts if known else None,
+        prompts=prompts,
+        fallback=below / prompts if known else None,
+        confusion=confusion,
+    )
+
+
+def _length(cells: Sequence[Mapping[str, LengthBias]], method: str) -> LengthBias:
+    found = [cell[method] for cell in cells if method in cell]
+    return LengthBias(
+        spearman=fmean(one.spearman for one in found),
+        pearson=fmean(one.pearson for one in found),
+        groups=sum(one.groups for one in found),
+    )

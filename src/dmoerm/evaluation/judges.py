@@ -1,0 +1,57 @@
+"""LLM judges as methods of a comparison: live ones, zero-shot and few-shot, and what others have said on record."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import DataError
+from ..labelling.judge import rewards
+from ..labels import OVERALL, Label, read_labels
+from ..schema import Query
+from .cells import Outside
+
+
+@dataclass(frozen=True)
+class RecordedJudge:
+    """A judge by its labels of `overall`; a pair that has none counts 0.5."""
+
+    labels: Sequence[Label]
+
+    def score_all(self, queries: Sequence[Query]) -> list[list[float]]:
+        """See `Method`: how often a response is preferred to another."""
+        return rewards(self.labels, queries)
+
+
+def recorded(path: Path) -> dict[str, Outside]:
+    """`judge_NAME` for each judge in a label file that said which response is better as a whole.
+
+    Raises:
+        DataError: no judge did.
+    """
+    by_judge: dict[str, list[Label]] = {}
+    for label in read_labels(path):
+        if label.capability == OVERALL:
+            by_judge.setdefault(label.judge, []).append(label)
+    if not by_judge:
+        raise DataError("no label says which response is better as a whole", file=path, field="capability")
+    return {f"judge_{name}": _recorded(name, labels) for name, labels in by_judge.items()}
+
+
+def _recorded(name: str, labels: Sequence[Label]) -> Outside:
+    judge = RecordedJudge(labels)
+    return Outside(lambda _: judge, f"LLM judge, as recorded: {name}", frozenset(label.task for label in labels))
+
+
+def live(model: str, base_url: str, shots: int, store: Path) -> dict[str, Outside]:
+    """`judge_zero_shot`, and `judge_few_shot` where there are shots, drawn from a cell's training part."""
+    from ..labelling.client import Endpoint
+    from ..labelling.judge import LLMJudge
+
+    endpoint = Endpoint(base_url, model)
+    found = {"judge_zero_shot": Outside(lambda _: LLMJudge(endpoint, store), f"LLM judge {model}, zero-shot")}
+    if shots:
+        about = f"LLM judge {model}, {shots} labelled pairs shown first"
+        found["judge_few_shot"] = Outside(lambda data: LLMJudge(endpoint, store, data.train, shots), about)
+    return found

@@ -1,0 +1,113 @@
+"""All methods of one run, trained where they are missing, and scored in one pass over the texts.
+
+run        general, per_task, dmoerm                     `training.run`
+baselines  ensemble_*, bagged_*, warm, gated             `training.baselines`, on the same groups and split
+outside    any `Method`: a judge, a classifier, a server
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import numpy as np
+from rich.console import Console
+
+from ..config import Config
+from ..data.loading import Loaded, load_data
+from ..schema import Prompt, Query
+from ..training import Run, train
+from ..training.baselines import Baselines, train_baselines
+from ..training.batches import Example
+from ..training.calibration import temperature
+from ..training.router import assign_tasks
+from ..training.run import divide
+from .scoring import METHODS, ScoredGroup, score_groups
+
+Q = TypeVar("Q", bound=Query)
+
+
+class Method(Protocol):
+    """What rewards responses; higher is better. Only differences within a prompt mean something."""
+
+    def score_all(self, queries: Sequence[Query]) -> list[list[float]]:
+        """For each query a reward for each of its responses."""
+        ...
+
+
+def score(method: Method, prompt: Prompt, responses: Sequence[str]) -> list[float]:
+    """One prompt's rewards."""
+    return method.score_all([Query(prompt=prompt, responses=tuple(responses))])[0]
+
+
+@dataclass(frozen=True)
+class RunMethod:
+    """One method of a panel, live: nothing is kept of what it scores."""
+
+    panel: Panel
+    name: str
+
+    def score_all(self, queries: Sequence[Query]) -> list[list[float]]:
+        """See `Method`."""
+        return [one.rewards[self.name].tolist() for one in self.panel.score(queries, keep=False)]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A run and the baselines beside it.
+
+    Attributes:
+        train, validation: the training part as it was divided.
+    """
+
+    run: Run
+    baselines: Baselines | None
+    data: Loaded
+    train: Sequence[Example]
+    validation: Sequence[Example]
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Their names, in a report's order."""
+        if self.baselines is None:
+            return METHODS
+        names = [f"{name}_{how}" for name in self.baselines.ensembles for how in ("mean", "wco", "uwo")]
+        return ("general", "per_task", *names, "warm", *["gated"] * (self.baselines.gated is not None), "dmoerm")
+
+    def score(self, queries: Sequence[Q], keep: bool = True, console: Console | None = None) -> list[ScoredGroup[Q]]:
+        """Every method's rewards; `keep`: the activations are cached, so that another run need not compute them."""
+        cache = self.run.cache if keep else None
+        return score_groups(self.run.model, queries, 8192, console, cache, self.baselines)
+
+    def temperatures(self, console: Console | None = None) -> dict[tuple[str, str], float]:
+        """Method and task → T: σ((reward_a − reward_b) / T) fits the labels of the validation prompts best.
+
+        A task without such prompts takes its training groups. `dmoerm` has its own, saved with the model.
+        """
+        found: dict[tuple[str, str], float] = {}
+        for task in self.data.taxonomy.tasks:
+            parts = (
+                [e for e in part if e.task == task and e.pairs.get(None)] for part in (self.validation, self.train)
+            )
+            examples = next((part for part in parts if part), [])
+            scored = self.score([e.group for e in examples], console=console)
+            for method in set(self.methods) - {"dmoerm"} if examples else ():
+                margins = [
+                    (s.rewards[method][pair.better] - s.rewards[method][pair.worse], 1 / len(e.pairs[None]))
+                    for s, e in zip(scored, examples, strict=True)
+                    for pair in e.pairs[None]
+                ]
+                differences, weights = np.array(margins).T
+                unit = max(float(differences.std()), 1e-9)
+                found[method, task] = unit * temperature(differences / unit, weights)
+        return found
+
+
+def open_panel(config: Config, members: int = 5, console: Console | None = None) -> Panel:
+    """Trains what `config.output` does not hold yet, baselines with `members` single models an ensemble (0: none)."""
+    run = train(config, console)
+    data = load_data(config)
+    train_part, validation = (assign_tasks(run, part) for part in divide(run, data.train))
+    baselines = train_baselines(run, train_part, validation, members) if members else None
+    return Panel(run, baselines, data, train_part, validation)

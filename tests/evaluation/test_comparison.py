@@ -1,0 +1,117 @@
+"""`compare`: every method trained and scored on one split, cells that are not measured twice, outside methods."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+from tiny import make_tiny_config
+
+from dmoerm.config import changed
+from dmoerm.errors import ConfigError
+from dmoerm.evaluation import cells, comparison
+from dmoerm.evaluation.ablations import ABLATIONS
+from dmoerm.evaluation.cells import Outside
+from dmoerm.evaluation.comparison import Comparison, compare_methods
+from dmoerm.schema import Query
+
+CONDITIONS = {"clean": (0.0, 0.0), "noisy": (0.25, 0.15)}
+
+
+class Shortest:
+    """Likes short responses."""
+
+    def score_all(self, queries: list[Query]) -> list[list[float]]:
+        return [[-float(len(text)) for text in query.responses] for query in queries]
+
+
+def quiet_compare(config, **asked) -> Comparison:
+    shortest = Outside(lambda _: Shortest(), "the shortest", frozenset(["chitchat"]))
+    asked = {"seeds": (0, 1), "conditions": CONDITIONS, "members": 3, "outside": {"shortest": shortest}} | asked
+    return compare_methods(config, console=Console(quiet=True), **asked)
+
+
+@pytest.fixture(scope="module")
+def config(tiny_backbone, tmp_path_factory):
+    frozen = {"base": "frozen", "phase2": {"lora": {"rank": 0}}, "phase3": {"inputs": "scores", "first_fraction": 0}}
+    return make_tiny_config(tiny_backbone, tmp_path_factory.mktemp("compare"), **frozen)
+
+
+@pytest.fixture(scope="module")
+def found(config) -> Comparison:
+    return quiet_compare(config, ablations=list(ABLATIONS))
+
+
+def test_every_method_is_measured_on_the_same_pairs(found: Comparison) -> None:
+    trained = {"general", "per_task", "warm", "gated", "dmoerm"}
+    trained |= {f"{name}_{how}" for name in ("ensemble", "bagged") for how in ("mean", "wco", "uwo")}
+    for condition in found.conditions.values():
+        assert set(condition.consistency) == trained | set(ABLATIONS) | {"shortest"}
+        tasks = condition.consistency["dmoerm"]
+        for method, row in condition.consistency.items():
+            assert all((row[t].pairs, row[t].prompts) == (tasks[t].pairs, tasks[t].prompts) for t in row), method
+        assert set(condition.consistency["shortest"]) == {"chitchat"}
+        assert set(condition.calibration) == trained
+        assert set(condition.by_seed) == {"0", "1"}
+        seeds = [row["general"] for row in condition.by_seed.values()]
+        assert np.mean(seeds) == pytest.approx(condition.consistency["general"]["mean"].value)
+        assert sum(b.pairs for b in condition.calibration["general"].bins) == tasks["mean"].pairs
+    assert set(found.methods) == trained | set(ABLATIONS) | {"shortest"}
+    assert set(found.costs) == trained
+
+
+def test_noise_and_ablations_change_what_is_learnt(found: Comparison, config) -> None:
+    clean, noisy = (
+        cells.Cell.model_validate_json((Path(config.output) / name / "seed0" / "cell.json").read_text())
+        for name in CONDITIONS
+    )
+    assert clean.overall["chitchat"].pairs == noisy.overall["chitchat"].pairs, "the test part stays as it is"
+    right = {name: json.dumps(clean.overall["chitchat"].right[name]) for name in clean.overall["chitchat"].right}
+    assert len({right[name] for name in ("dmoerm", "shuffled", "no_outer", "general")}) > 1
+
+
+def test_costs_are_what_was_trained(found: Comparison) -> None:
+    costs = found.costs
+    assert costs["ensemble_mean"].parameters == 3 * costs["general"].parameters
+    assert costs["per_task"].parameters == 2 * costs["general"].parameters
+    assert costs["dmoerm"].parameters > costs["per_task"].parameters
+    assert all(cost.training_seconds > 0 and cost.scoring_seconds > 0 for cost in costs.values())
+
+
+def test_a_cell_is_measured_once(found: Comparison, config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cells, "open_panel", lambda *_: pytest.fail("measured again"))
+    again = quiet_compare(config, ablations=list(ABLATIONS))
+    assert again == found
+    with pytest.raises(pytest.fail.Exception):
+        quiet_compare(config, ablations=["no_outer"])  # another question
+
+
+def test_results_are_read_back(found: Comparison) -> None:
+    text = found.to_json()
+    assert json.loads(text)["schema"] == 1
+    assert Comparison.model_validate_json(text) == found
+
+
+def test_unknown_names(config) -> None:
+    with pytest.raises(ConfigError, match="no_outer"):
+        quiet_compare(config, ablations=["no_head"])
+    with pytest.raises(ConfigError, match="seed"):
+        quiet_compare(config, seeds=())
+    with pytest.raises(ConfigError, match=r"data\.flip_scores"):
+        quiet_compare(config, conditions={"wild": (0.9, 0.0)})
+
+
+def test_trained_branches_are_compared_too(tiny_backbone, tmp_path) -> None:
+    """Members with branches of their own start from the pretrained one."""
+    config = changed(make_tiny_config(tiny_backbone, tmp_path), {"phase0.epochs": 1})
+    found = quiet_compare(config, seeds=(0,), conditions={"clean": (0.0, 0.0)}, members=2)
+    assert found.costs["ensemble_mean"].parameters == 2 * found.costs["general"].parameters
+    clean = found.conditions["clean"]
+    assert len({json.dumps(clean.consistency[m]["mean"].value) for m in ("general", "bagged_mean", "dmoerm")}) > 1
+
+
+def test_every_method_has_a_word_in_the_report() -> None:
+    assert set(comparison.ABOUT) & set(ABLATIONS) == set()
