@@ -12,6 +12,8 @@ from .models import quieten
 from .options import JsonFile, Overrides
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ..config import Config
     from ..evaluation.cells import Outside
     from ..evaluation.panel import Method
@@ -65,7 +67,7 @@ def command(
     found = compare_methods(
         settings,
         seeds=seeds or (0, 1, 2),
-        conditions=_conditions(noise or ()),
+        conditions=conditions_of(noise or ()),
         members=members,
         ablations=list(ABLATIONS) if ablations == ["all"] else ablations or (),
         outside=_outside(settings, labels or (), judge, base_url, shots, rivals or ()),
@@ -79,7 +81,8 @@ def command(
     console.print(f"results: {place}", soft_wrap=True)
 
 
-def _conditions(noise: list[str] | tuple[str, ...]) -> dict[str, tuple[float, float]]:
+def conditions_of(noise: Sequence[str]) -> dict[str, tuple[float, float]]:
+    """Name → shares of reversed overall and capability pairs; clean and noisy where none is given."""
     from ..errors import ConfigError
 
     found = {}
@@ -95,11 +98,11 @@ def _conditions(noise: list[str] | tuple[str, ...]) -> dict[str, tuple[float, fl
 
 def _outside(
     config: Config,
-    labels: list[Path] | tuple[Path, ...],
+    labels: Sequence[Path],
     judge: str | None,
     base_url: str,
     shots: int,
-    rivals: list[str] | tuple[str, ...],
+    rivals: Sequence[str],
 ) -> dict[str, Outside]:
     """The methods that are not trained here, by name."""
     from ..errors import ConfigError

@@ -13,6 +13,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from ..evaluation import Results
     from ..evaluation.comparison import Comparison, Condition
+    from ..evaluation.overoptimisation import BestOfNResults
     from ..labelling.quality import Quality
     from ..model import Score
 
@@ -76,6 +77,25 @@ def _methods(title: str, condition: Condition, found: Comparison) -> Table:
             *cells,
         )
     return table
+
+
+def print_best_of_n(console: Console, found: BestOfNResults) -> None:
+    """Each condition's gold at some values of n, and where it is highest."""
+    last = len(found.ns) - 1
+    shown = sorted({0, last, *(round(last * share) for share in (0.25, 0.5, 0.75))})
+    for name, condition in found.conditions.items():
+        for task, curves in condition.curves.items():
+            table = Table("method", title=f"{name}, {task}: gold of the best of n", title_justify="left")
+            for column in (*(f"n = {found.ns[i]:,}" for i in shown), "peak at n", "fit's peak, √KL", "falls after"):
+                table.add_column(column, justify="right")
+            for method, curve in sorted(curves.items(), key=lambda item: -item[1].gold[-1]):
+                peak = max(range(len(curve.gold)), key=curve.gold.__getitem__)
+                fit = "–" if curve.fit is None or curve.fit.peak is None else f"{curve.fit.peak:.2f}"
+                falls = "–" if curve.falls_after is None else f"{curve.falls_after:,}"
+                cells = [f"{curve.gold[i]:.3f}" for i in shown]
+                cells[-1] += f" ({curve.low[-1]:.3f}–{curve.high[-1]:.3f})"
+                table.add_row(method, *cells, f"{found.ns[peak]:,}", fit, falls)
+            console.print(table)
 
 
 def _consistency(results: Results) -> Table:

@@ -177,7 +177,11 @@ def best_of_n_curve(
     if not proxies or len(proxies) != len(golds):
         raise DataError(f"{len(proxies)} prompts with proxy rewards, {len(golds)} with gold", field="proxies")
     gold = np.stack([best_of_n(p, g, ns) for p, g in zip(proxies, golds, strict=True)])
-    proxy = np.stack([best_of_n(p, p, ns) for p in proxies])
+    return over_prompts(np.stack([best_of_n(p, p, ns) for p in proxies]), gold, ns, seed)
+
+
+def over_prompts(proxy: Array, gold: Array, ns: Sequence[int], seed: int = 0) -> BestOfN:
+    """The same, from what the best of each n is worth on each prompt, (P, M) both."""
     count = len(gold)
     drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=_RESAMPLES) / count
     means = drawn @ gold  # (resamples, M)

@@ -46,13 +46,14 @@ class PromptItem:
     fact: Fact | None = None
 
 
-def prompts(task: str, n: int = 48, seed: int = 0) -> list[PromptItem]:
-    """`n` distinct prompts of a task; a larger `n` with the same seed only appends. Raises `DataError` if `n` is
-    more than the task has (several hundred) or the task is not one of `TASKS`."""
+def prompts(task: str, n: int | None = 48, seed: int = 0) -> list[PromptItem]:
+    """`n` distinct prompts of a task (None: all, several hundred); a larger `n` with the same seed only appends.
+
+    Raises `DataError` if `n` is more than the task has or the task is not one of `TASKS`."""
     if task not in _BUILDERS:
         raise DataError("unknown testbed task", field="task", value=task, remedy=f"use one of {', '.join(TASKS)}")
     items = list(_BUILDERS[task]())
-    if n > len(items):
+    if n is not None and n > len(items):
         raise DataError("too many prompts asked for", field="n", value=n, remedy=f"{task} has {len(items)}")
     stream("prompts", task, seed).shuffle(items)
     return items[:n]

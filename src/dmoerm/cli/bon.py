@@ -1,0 +1,91 @@
+"""`dmoerm bon`: what the best of n by each method's reward is worth to people, or to a gold reward."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .compare import conditions_of
+from .models import quieten
+from .options import JsonFile, Overrides
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from ..config import Config
+    from ..evaluation.samples import Samples
+
+
+def command(
+    config: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped config such as human or demo.")],
+    source: Annotated[
+        str,
+        typer.Option(
+            "--from",
+            help="testbed: its generator and gold reward; graded: held-out groups that people graded; a file; "
+            "policy:PATH: a causal language model's answers to testbed prompts.",
+        ),
+    ] = "testbed",
+    samples: Annotated[
+        int, typer.Option(min=2, help="Samples a prompt; of graded groups, the fewest responses.")
+    ] = 12_500,
+    prompts: Annotated[int, typer.Option(min=1, help="Testbed prompts a task, none of which training has seen.")] = 2,
+    ns: Annotated[list[int] | None, typer.Option("--n", help="May be repeated; powers of two unless given.")] = None,
+    seeds: Annotated[list[int] | None, typer.Option("--seed", help="May be repeated; 0, 1 and 2 unless given.")] = None,
+    noise: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=SCORES,CAPABILITIES", help="As for `dmoerm compare`; both conditions unless given."),
+    ] = None,
+    members: Annotated[int, typer.Option(min=2, help="Models in an ensemble.")] = 5,
+    output: Annotated[Path | None, typer.Option(help="The folder; that of `dmoerm compare`, unless given.")] = None,
+    overrides: Overrides = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Best-of-n by every method, gold against KL. Runs of `dmoerm compare` in the same folder are not trained again."""
+    from ..config import changed, load_config
+    from ..evaluation.overoptimisation import measure_best_of_n
+    from ..paths import write_file
+    from .tables import print_best_of_n, screen
+
+    quieten()
+    settings = load_config(config, overrides or ())
+    settings = changed(settings, {"output": str(output or f"{settings.output}-compare")})
+    found = measure_best_of_n(
+        settings,
+        _samples(settings, source, samples, prompts, seeds or (0, 1, 2)),
+        conditions_of(noise or ()),
+        members=members,
+        source=f"{source}, {samples} samples a prompt" if source != "graded" else "held-out groups, graded by people",
+        ns=ns,
+        command=" ".join(["dmoerm", *sys.argv[1:]]),
+    )
+    place = Path(settings.output) / "best_of_n.json"
+    for file in (place, *([json_file] if json_file else [])):
+        write_file(file, found.to_json())
+    console = screen()
+    print_best_of_n(console, found)
+    console.print(f"results: {place}", soft_wrap=True)
+
+
+def _samples(
+    config: Config, source: str, count: int, prompts: int, seeds: Sequence[int]
+) -> Mapping[int, Sequence[Samples]]:
+    """Seed → what its models score."""
+    from ..config import changed
+    from ..data.loading import load_data
+    from ..data.readers import read_groups
+    from ..evaluation.samples import from_groups, from_policy, from_testbed, unseen_prompts
+
+    loaded = {seed: load_data(changed(config, {"seed": seed})) for seed in seeds}
+    if source == "graded":
+        return {seed: from_groups(data.test, count) for seed, data in loaded.items()}
+    if source == "testbed" or source.startswith("policy:"):
+        items = unseen_prompts(prompts, [group for data in loaded.values() for group in data.train])
+        policy = source.removeprefix("policy:")
+        found = from_testbed(items, count) if source == "testbed" else from_policy(policy, items, count)
+    else:
+        found = from_groups(read_groups(source).groups, count)
+    return dict.fromkeys(seeds, found)

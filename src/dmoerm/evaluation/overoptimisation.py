@@ -1,0 +1,212 @@
+"""What each method's best of n is worth to people, or to a gold reward: what `dmoerm bon` measures.
+
+condition × seed → panel → rewards of all samples → curves over n, averaged over seeds, with intervals over prompts
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ConfigDict, Field
+from rich.console import Console
+
+from ..config import Config, changed
+from .best_of_n import BestOfN, best_of_n, best_of_n_kl, over_prompts
+from .panel import Panel, open_panel
+from .results import Difference, Part, versions
+from .samples import Samples
+
+Array = NDArray[np.float64]
+_RESAMPLES = 2000
+
+
+class Fit(Part):
+    """R(d) = d (α − β d) for best-of-n, d (α − β log d) for a policy; d = √KL, R above that at d = 0."""
+
+    alpha: float
+    beta: float
+    peak: float | None
+    """The d at which the fit is highest; None: it does not fall."""
+    peak_low: float | None = None
+    peak_high: float | None = None
+    value: float | None = None
+    """The fit at its peak."""
+
+
+class MethodCurve(Part):
+    """One method's best of n, the mean over prompts and seeds."""
+
+    proxy: tuple[float, ...]
+    """In standard deviations of the prompt's samples."""
+    gold: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    """95 %, by bootstrap over prompts."""
+    fit: Fit | None
+    falls_after: int | None
+    """The n of the highest gold, where a later n is below it with 95 % confidence."""
+
+
+class BestOfNCondition(Part):
+    """All methods under one condition."""
+
+    curves: dict[str, dict[str, MethodCurve]]
+    """Task (and `all`) → method → its curve."""
+    at_the_end: dict[str, dict[str, Difference]]
+    """Task (and `all`) → `dmoerm - method` → how much higher dmoerm's gold is at the largest n."""
+
+
+class BestOfNResults(Part):
+    """results.json of `dmoerm bon`."""
+
+    schema_version: Literal[1] = Field(default=1, alias="schema")
+    kind: Literal["best_of_n"] = "best_of_n"
+    command: str
+    config: dict[str, Any]
+    seeds: tuple[int, ...]
+    versions: dict[str, str]
+    source: str
+    """Where the samples come from."""
+    ns: tuple[int, ...]
+    kl: tuple[float, ...]
+    """log n − (n − 1) / n, nats."""
+    prompts: dict[str, int]
+    samples: int
+    """Fewest samples of a prompt."""
+    conditions: dict[str, BestOfNCondition]
+
+    model_config = ConfigDict(
+        frozen=True, extra="ignore", use_attribute_docstrings=True, validate_by_name=True, validate_by_alias=True
+    )
+
+    def to_json(self) -> str:
+        """The text of results.json."""
+        return self.model_dump_json(by_alias=True, indent=1) + "\n"
+
+
+Scored = tuple[str, Array, Mapping[str, Array]]
+"""A prompt's task, its samples' gold (N,), and method → rewards (N,)."""
+
+
+def default_ns(samples: int) -> list[int]:
+    """1, 2, 4, … and the number of samples itself."""
+    ns = [2**i for i in range(samples.bit_length()) if 2**i <= samples]
+    return ns if ns[-1] == samples else [*ns, samples]
+
+
+def measure_best_of_n(
+    config: Config,
+    samples: Mapping[int, Sequence[Samples]],
+    conditions: Mapping[str, tuple[float, float]],
+    members: int = 5,
+    source: str = "",
+    ns: Sequence[int] | None = None,
+    command: str = "bon",
+    console: Console | None = None,
+) -> BestOfNResults:
+    """Trains what is missing under `config.output`, scores the samples by every method, and draws the curves.
+
+    Args:
+        samples: seed → its prompts' samples; the same ones for every seed, or each seed's own held-out groups.
+        conditions: as in `compare_methods`.
+        ns: values of n; None: powers of two up to the fewest samples of a prompt.
+
+    Raises:
+        DataError: an n above the number of a prompt's samples, or a reward that is not finite.
+    """
+    console = console or Console(stderr=True)
+    fewest = min(len(one.place) for rows in samples.values() for one in rows)
+    ns = tuple(ns or default_ns(fewest))
+    found = {}
+    for name, flips in conditions.items():
+        rows: dict[str, list[Scored]] = {}
+        for seed, given in samples.items():
+            console.print(f"[bold]{name}, seed {seed}[/bold]", highlight=False)
+            settings = {"seed": seed, "data.flip_scores": flips[0], "data.flip_capabilities": flips[1]}
+            settings["output"] = str(Path(config.output) / name / f"seed{seed}" / "dmoerm")
+            panel = open_panel(changed(config, settings), members, console)
+            for one, scored in zip(given, score_samples(panel, given, console), strict=True):
+                rows.setdefault(one.query.id, []).append(scored)
+        found[name] = _condition(rows, ns)
+    tasks = [one.query.task or "" for one in {s.query.id: s for row in samples.values() for s in row}.values()]
+    return BestOfNResults(
+        command=command,
+        config=config.model_dump(mode="json"),
+        seeds=tuple(samples),
+        versions=versions(),
+        source=source,
+        ns=ns,
+        kl=tuple(best_of_n_kl(ns).tolist()),
+        prompts={task: tasks.count(task) for task in dict.fromkeys(tasks)},
+        samples=fewest,
+        conditions=found,
+    )
+
+
+def score_samples(panel: Panel, samples: Sequence[Samples], console: Console | None = None) -> list[Scored]:
+    """Each prompt's samples under every method of the panel; the activations are kept for the next panel."""
+    chunks = [one.chunks() for one in samples]
+    scored = iter(panel.score([chunk for row in chunks for chunk in row], console=console))
+    found: list[Scored] = []
+    for one, row in zip(samples, chunks, strict=True):
+        parts = [next(scored).rewards for _ in row]
+        rewards = {method: np.concatenate([part[method] for part in parts])[one.place] for method in panel.methods}
+        found.append((one.query.task or "", one.gold[one.place], rewards))
+    return found
+
+
+def _condition(rows: Mapping[str, Sequence[Scored]], ns: Sequence[int]) -> BestOfNCondition:
+    """From each prompt's scores under every seed's models."""
+    tasks = list(dict.fromkeys(seeds[0][0] for seeds in rows.values()))
+    sets = {task: [seeds for seeds in rows.values() if seeds[0][0] == task] for task in tasks}
+    if len(tasks) > 1:
+        sets["all"] = list(rows.values())
+    methods = list(next(iter(rows.values()))[0][2])
+    curves: dict[str, dict[str, MethodCurve]] = {}
+    ends: dict[str, dict[str, Difference]] = {}
+    for name, prompts in sets.items():
+        found = {method: _curve(prompts, method, ns) for method in methods}
+        curves[name] = {method: _summary(one) for method, one in found.items()}
+        ends[name] = {
+            f"dmoerm - {method}": _difference(found["dmoerm"].gold_by_prompt[:, -1] - one.gold_by_prompt[:, -1])
+            for method, one in found.items()
+            if method != "dmoerm"
+        }
+    return BestOfNCondition(curves=curves, at_the_end=ends)
+
+
+def _curve(prompts: Sequence[Sequence[Scored]], method: str, ns: Sequence[int]) -> BestOfN:
+    """A prompt's row is the mean over the seeds' models."""
+    proxy, gold = [], []
+    for seeds in prompts:
+        rewards = [(row[2][method] - row[2][method].mean()) / max(row[2][method].std(), 1e-9) for row in seeds]
+        proxy.append(np.mean([best_of_n(r, r, ns) for r in rewards], axis=0))
+        gold.append(np.mean([best_of_n(r, row[1], ns) for r, row in zip(rewards, seeds, strict=True)], axis=0))
+    return over_prompts(np.stack(proxy), np.stack(gold), ns)
+
+
+def _difference(by_prompt: Array) -> Difference:
+    count = len(by_prompt)
+    drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=_RESAMPLES) @ by_prompt / count
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return Difference(value=float(by_prompt.mean()), low=float(low), high=float(high))
+
+
+def _summary(found: BestOfN) -> MethodCurve:
+    curve = found.curve
+    low, high = (curve.peak_interval or (None, None)) if curve else (None, None)
+    fit = curve and Fit(
+        alpha=curve.alpha, beta=curve.beta, peak=curve.peak, peak_low=low, peak_high=high, value=curve.value
+    )
+    return MethodCurve(
+        proxy=tuple(found.proxy.tolist()),
+        gold=tuple(found.gold.tolist()),
+        low=tuple(found.gold_interval[:, 0].tolist()),
+        high=tuple(found.gold_interval[:, 1].tolist()),
+        fit=fit or None,
+        falls_after=found.falls_after,
+    )

@@ -1,0 +1,142 @@
+"""Many responses to each of some prompts, with gold: what best-of-n chooses from.
+
+testbed    its generator, as many samples as one likes, with its gold reward
+graded     held-out groups in which people graded many responses
+a file     groups in the native format, scores as gold
+a policy   a Hugging Face causal language model, answering testbed prompts
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from ..data import testbed
+from ..data.testbed.prompts import PromptItem
+from ..errors import BackboneError, DataError
+from ..schema import Group, Message, Query, prompt_key
+from .best_of_n import check_samples
+
+_CHUNK = 64  # responses scored as one query
+
+
+@dataclass(frozen=True)
+class Samples:
+    """One prompt's samples; equal texts are kept, and scored, once.
+
+    Attributes:
+        query: the prompt and the distinct responses.
+        place: (N,), each sample's response.
+        gold: one a distinct response.
+    """
+
+    query: Query
+    place: NDArray[np.int64]
+    gold: NDArray[np.float64]
+
+    def chunks(self) -> list[Query]:
+        """The query in pieces of a size that scoring likes."""
+        texts = self.query.responses
+        return [
+            self.query.model_copy(update={"responses": texts[i : i + _CHUNK]}) for i in range(0, len(texts), _CHUNK)
+        ]
+
+
+def from_testbed(prompts: Sequence[PromptItem], count: int, seed: int = 0) -> list[Samples]:
+    """`count` samples a prompt by the testbed's generator. They are drawn independently, so equal ones are right."""
+    return [_with_gold(item, testbed.sample_responses(item, count, seed)) for item in prompts]
+
+
+def from_groups(groups: Iterable[Group], least: int) -> list[Samples]:
+    """Groups of `least` responses or more, their scores as gold.
+
+    Raises:
+        DataError: none is so large, or a response occurs twice in one.
+    """
+    found = []
+    for group in groups:
+        if group.grades is not None and len(group.responses) >= least and all(g is not None for g in group.grades):
+            check_samples(group.responses)
+            gold = np.array(group.grades, dtype=float)
+            found.append(Samples(_query(group), np.arange(len(gold)), gold))
+    if not found:
+        raise DataError(f"no group has {least} graded responses or more", field="responses", remedy="lower --samples")
+    return found
+
+
+def from_policy(path: str, prompts: Sequence[PromptItem], count: int, seed: int = 0, tokens: int = 96) -> list[Samples]:
+    """`count` samples a prompt by a causal language model at temperature 1, judged by the testbed's gold reward.
+
+    An empty response is drawn again.
+
+    Raises:
+        BackboneError: there is no such model, or it has no chat template.
+    """
+    write = _writer(path, tokens)
+    torch.manual_seed(seed)
+    return [_with_gold(item, write(item, count)) for item in prompts]
+
+
+def unseen_prompts(count: int, seen: Sequence[Group], seed: int = 0) -> list[PromptItem]:
+    """`count` prompts of each testbed task that none of the groups has."""
+    known = {prompt_key(group.prompt) for group in seen}
+    found = []
+    for task in testbed.TASKS:
+        fresh = [item for item in testbed.prompts(task, None, seed) if prompt_key(item.prompt) not in known]
+        if len(fresh) < count:
+            raise DataError(f"{task} has {len(fresh)} prompts that training has not seen", field="prompts", value=count)
+        found += fresh[:count]
+    return found
+
+
+def _with_gold(item: PromptItem, texts: Sequence[str]) -> Samples:
+    distinct = list(dict.fromkeys(texts))
+    index = {text: i for i, text in enumerate(distinct)}
+    gold = np.array([testbed.gold_reward(item.task, item.prompt, text) for text in distinct])
+    query = Query(task=item.task, prompt=item.prompt, responses=tuple(distinct))
+    return Samples(query, np.array([index[text] for text in texts]), gold)
+
+
+def _query(group: Group) -> Query:
+    return Query(id=group.id, task=group.task, prompt=group.prompt, responses=group.responses)
+
+
+def _writer(path: str, tokens: int) -> Callable[[PromptItem, int], list[str]]:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
+        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype="auto")
+    except (OSError, ValueError, KeyError) as error:
+        raise BackboneError(f"policy {path!r} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
+    if not tokenizer.chat_template:
+        raise BackboneError(f"the tokenizer of {path!r} has no chat template; set one")
+
+    @torch.inference_mode()
+    def write(item: PromptItem, count: int) -> list[str]:
+        turns = [Message(role="user", content=item.prompt)] if isinstance(item.prompt, str) else item.prompt
+        ids = tokenizer.apply_chat_template(
+            [turn.model_dump() for turn in turns], add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+        length, found = ids["input_ids"].shape[1], []
+        while len(found) < count:
+            some = min(_CHUNK, count - len(found))
+            out = model.generate(
+                **ids,
+                do_sample=True,
+                temperature=1.0,
+                top_k=0,
+                max_new_tokens=tokens,
+                num_return_sequences=some,
+                pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
+            )
+            written = tokenizer.batch_decode(out[:, length:], skip_special_tokens=True)
+            found += [text for text in written if text.strip()]
+        return found
+
+    model.eval()
+    return write
