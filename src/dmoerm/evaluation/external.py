@@ -53,14 +53,14 @@ class SequenceClassifier:
             )
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
-        if self.model.config.pad_token_id is None:
+        if getattr(self.model.config, "pad_token_id", 0) is None:
             self.model.config.pad_token_id = self.tokenizer.pad_token_id
         self.tokenizer.padding_side, self.batch_tokens = "right", batch_tokens
 
     def score_all(self, queries: Sequence[Query]) -> list[list[float]]:
         """See `Method`. Raises `DataError` for a text longer than the model takes."""
         texts = [self._rendered(query, response) for query in queries for response in query.responses]
-        encoded = self.tokenizer(texts, add_special_tokens=False)["input_ids"]  # the template has written them
+        encoded = self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
         limit = getattr(self.model.config, "max_position_embeddings", None) or float("inf")
         if (longest := max(map(len, encoded), default=0)) > limit:
             raise DataError(f"a text has {longest} tokens; the model takes {limit}", field="responses")
