@@ -51,14 +51,14 @@ def test_a_classifier_scores_a_text_as_it_does_alone(classifier) -> None:
     assert method.score_all([]) == []
 
 
-def test_our_own_folder_is_a_classifier(trained_run) -> None:
-    method = SequenceClassifier(str(trained_run.folder / "model"))
-    rewards = [s.reward for s in trained_run.model.score_queries(QUERIES[:1])[0]]
-    assert method.score_all(QUERIES[:1])[0] == pytest.approx(rewards, abs=1e-3)
+def test_our_own_folder_routes_by_itself(trained_run) -> None:
+    method = method_of(str(trained_run.folder / "model"))
+    (scores,) = trained_run.model.score_queries(QUERIES[:1])
+    assert method.score_all(QUERIES[:1])[0] == pytest.approx([s.reward for s in scores], abs=1e-3)
 
 
 def test_classifiers_that_are_no_reward_models(tmp_path, classifier) -> None:
-    with pytest.raises(BackboneError, match="no sequence classifier"):
+    with pytest.raises(BackboneError, match="is no model"):
         method_of(str(tmp_path))
     two = AutoModelForSequenceClassification.from_pretrained(classifier, num_labels=2, ignore_mismatched_sizes=True)
     two.save_pretrained(tmp_path / "two")

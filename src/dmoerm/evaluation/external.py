@@ -7,17 +7,24 @@ from typing import Any
 
 import httpx2
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from ..errors import BackboneError, DataError, ServerError
+from ..model import DMoERM, DMoERMConfig
 from ..schema import Message, Query
 
 _BATCH_TOKENS = 8192
 
 
-def method_of(place: str) -> SequenceClassifier | RewardServer:
+def method_of(place: str) -> OtherDMoERM | SequenceClassifier | RewardServer:
     """The method behind a URL, a folder or a hub name; see the classes for what they raise."""
-    return RewardServer(place) if place.startswith(("http://", "https://")) else SequenceClassifier(place)
+    if place.startswith(("http://", "https://")):
+        return RewardServer(place)
+    try:
+        kind = AutoConfig.from_pretrained(place).model_type
+    except (OSError, ValueError, KeyError) as error:
+        raise BackboneError(f"{place!r} is no model: {' '.join(str(error).split())[:300]}") from None
+    return OtherDMoERM(place) if kind == DMoERMConfig.model_type else SequenceClassifier(place)
 
 
 def conversation(query: Query, response: str) -> list[dict[str, str]]:
@@ -26,8 +33,20 @@ def conversation(query: Query, response: str) -> list[dict[str, str]]:
     return [turn.model_dump() for turn in [*turns, Message(role="assistant", content=response)]]
 
 
+class OtherDMoERM:
+    """A DMoERM that another run has trained."""
+
+    def __init__(self, path: str) -> None:
+        self.model = DMoERM.from_pretrained(path)
+
+    def score_all(self, queries: Sequence[Query]) -> list[list[float]]:
+        """See `Method`; the router decides."""
+        untold = [query.model_copy(update={"task": None}) for query in queries]
+        return [[score.reward for score in scores] for scores in self.model.score_queries(untold)]
+
+
 class SequenceClassifier:
-    """A reward model with one logit, by `AutoModelForSequenceClassification`; DMoERM's own folders load as well.
+    """A reward model with one logit, by `AutoModelForSequenceClassification`.
 
     Args:
         path: a folder or hub name.
