@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ..evaluation import Results
     from ..evaluation.comparison import Comparison, Condition
     from ..evaluation.overoptimisation import BestOfNResults
+    from ..evaluation.public_benchmarks import BenchmarkResult
     from ..labelling.quality import Quality
     from ..model import Score
 
@@ -96,6 +97,22 @@ def print_best_of_n(console: Console, found: BestOfNResults) -> None:
                 cells[-1] += f" ({curve.low[-1]:.3f}–{curve.high[-1]:.3f})"
                 table.add_row(method, *cells, f"{found.ns[peak]:,}", fit, falls)
             console.print(table)
+
+
+def benchmark_table(found: Mapping[str, BenchmarkResult]) -> Table:
+    """Overall, sections and subsets of a public benchmark, a column a model, in per cent."""
+    first = next(iter(found.values()))
+    table = Table(first.name, title=f"{first.name}, %", title_justify="left")
+    for place in found:
+        table.add_column(place, justify="right", overflow="fold")
+    table.add_row("overall", *(f"{100 * one.overall:.1f}" for one in found.values()))
+    table.add_section()
+    for section in first.sections if first.sections.keys() != first.subsets.keys() else ():
+        table.add_row(section, *(f"{100 * one.sections[section]:.1f}" for one in found.values()))
+    table.add_section()
+    for subset, (_, count) in first.subsets.items():
+        table.add_row(f"{subset} ({count})", *(f"{100 * one.subsets[subset][0]:.1f}" for one in found.values()))
+    return table
 
 
 def _consistency(results: Results) -> Table:

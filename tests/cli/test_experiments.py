@@ -1,0 +1,76 @@
+"""The commands of the experiments: compare, bon, benchmark."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+from tiny import make_tiny_config
+from typer.testing import CliRunner
+
+from dmoerm.cli import app
+from dmoerm.config import dump_config
+
+
+def invoke(command: str):
+    return CliRunner(env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}).invoke(app, shlex.split(command))
+
+
+@pytest.fixture(scope="module")
+def config(tiny_backbone, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("experiments")
+    frozen = {"base": "frozen", "phase2": {"lora": {"rank": 0}}, "phase3": {"inputs": "scores", "first_fraction": 0}}
+    file = folder / "tiny.yaml"
+    file.write_text(dump_config(make_tiny_config(tiny_backbone, folder, **frozen)), encoding="utf-8")
+    return file
+
+
+def test_compare_then_best_of_n(config: Path, trained_run) -> None:
+    folder = config.parent / "run-compare"
+    asked = f"{config} --seed 0 --seed 1 --members 2"
+    rival = f"--ablation shuffled --rival other={trained_run.folder / 'model'}"
+    result = invoke(f"compare {asked} {rival} --json {config.parent / 'copy.json'}")
+    assert result.exit_code == 0, result.output
+    found = json.loads((folder / "results.json").read_text())
+    assert found == json.loads((config.parent / "copy.json").read_text())
+    assert set(found["conditions"]) == {"clean", "noisy"}
+    assert {"shuffled", "other", "gated", "dmoerm"} <= set(found["methods"])
+    for method in found["methods"]:
+        assert method in result.output
+    again = invoke(f"compare {asked} {rival}")
+    assert again.output.count("done before") == 4
+    assert "trunk's activations" not in again.output
+    result = invoke(f"bon {asked} --samples 8 --prompts 1 --from testbed --noise noisy=0.25,0.15")
+    assert result.exit_code == 1
+    assert "roleplay" in result.output, "the tiny run knows two of the testbed's tasks"
+    result = invoke(f"bon {asked} --samples 3 --from graded")
+    assert result.exit_code == 0, result.output
+    assert "falls after" in result.output
+    best = json.loads((folder / "best_of_n.json").read_text())
+    assert best["ns"] == [1, 2, 3]
+    assert set(best["conditions"]["noisy"]["curves"]) == {"chitchat", "objective_qa", "all"}
+
+
+def test_what_cannot_be_compared(config: Path) -> None:
+    assert "write it as NAME=0.25,0.15" in invoke(f"compare {config} --noise loud").output
+    assert "write it as NAME=PLACE" in invoke(f"compare {config} --rival nothing").output
+    assert "unknown ablation" in invoke(f"compare {config} --ablation head").output
+    assert "lower --samples" in invoke(f"bon {config} --from graded --samples 99").output
+
+
+def test_benchmark(trained_run, write_rows, tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "How are you?", "chosen": "Fine.", "rejected": "No.", "subset": "alpacaeval-easy", "id": 1},
+        {"prompt": "What is 1 + 1?", "chosen": "2.", "rejected": "3, of course.", "subset": "math-prm", "id": 2},
+    ]
+    file, place = write_rows(rows), trained_run.folder
+    result = invoke(f"benchmark rewardbench {place} --data {file} --json {tmp_path / 'found.json'}")
+    assert result.exit_code == 0, result.output
+    (found,) = json.loads((tmp_path / "found.json").read_text())["models"].values()
+    assert set(found["sections"]) == {"Chat", "Reasoning"}
+    scores = trained_run.model.score(rows[1]["prompt"], [rows[1]["chosen"], rows[1]["rejected"]])
+    assert found["subsets"]["math_prm"] == [float(scores[0].reward > scores[1].reward), 1]
+    assert "overall" in result.output
+    assert "three chosen" in invoke(f"benchmark rm_bench {place} --data {file}").output
