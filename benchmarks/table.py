@@ -1,4 +1,6 @@
-"""Puts the figures of results/*.json into the pages of docs/, between the marks `<!-- NAME -->` and `<!-- end -->`.
+"""Puts the figures of results/ into the pages of docs/, between the marks `<!-- NAME -->` and `<!-- end -->`.
+
+results/*.json are the benchmarks' own; results/experiments/*.json are by `dmoerm compare` and its siblings.
 
 python benchmarks/table.py
 """
@@ -10,6 +12,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import experiment_tables
 from measure import RESULTS
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -23,12 +26,17 @@ def main() -> None:
 
 def filled(text: str) -> str:
     """The page with the figures between its marks."""
-    for file in sorted(RESULTS.glob("*.json")):
+    for file in sorted(RESULTS.rglob("*.json")):
         found = json.loads(file.read_text(encoding="utf-8"))
-        made = "\n".join([*rows(found), *tables(found), "", source(found)])
+        made = "\n".join(experiment_tables.tables(found) if "kind" in found else measured(found))
         mark = f"<!-- {file.stem} -->"
         text = re.sub(f"{mark}.*?<!-- end -->", lambda _, m=mark, t=made: f"{m}\n{t}\n<!-- end -->", text, flags=re.S)
     return text
+
+
+def measured(found: dict[str, Any]) -> list[str]:
+    """What a benchmark has written."""
+    return [*rows(found), *tables(found), "", source(found)]
 
 
 def rows(found: dict[str, Any]) -> list[str]:

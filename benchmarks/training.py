@@ -108,7 +108,9 @@ def prepared(task: str, place: Path, groups: int, responses: int | None = None) 
     taxonomy = Taxonomy(name="bench", language="en", tasks={task: entry})
     run = prepare(config, taxonomy, place, Progress(quiet=True))
     train = [cut(group, names, responses) for group in data.train]
-    return Work(run, task, examples_of(run, train), examples_of(run, [cut(g, names, responses and 3) for g in data.test]))
+    return Work(
+        run, task, examples_of(run, train), examples_of(run, [cut(g, names, responses and 3) for g in data.test])
+    )
 
 
 def settings(task: str, place: Path, groups: int) -> Config:

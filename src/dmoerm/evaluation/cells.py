@@ -29,7 +29,7 @@ from .panel import Method, Panel, open_panel
 from .results import CalibrationResult, Cost, LengthBias, Part, RouterResult
 from .scoring import ScoredGroup, score_groups
 
-_TIMED = 32  # groups that scoring is timed on
+_TIMED = 8  # groups that scoring is timed on
 
 
 @dataclass(frozen=True)
