@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from dmoerm.cli import app
 from dmoerm.config import dump_config
+from dmoerm.labelling.fake import FakeJudge
 
 
 def invoke(command: str):
@@ -51,6 +52,23 @@ def test_compare_then_best_of_n(config: Path, trained_run) -> None:
     best = json.loads((folder / "best_of_n.json").read_text())
     assert best["ns"] == [1, 2, 3]
     assert set(best["conditions"]["noisy"]["curves"]) == {"chitchat", "objective_qa", "all"}
+
+
+def test_live_judges_are_methods_and_are_asked_once(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "test")
+    folder = config.parent / "judged"
+    with FakeJudge() as server:
+        asked = f"compare {config} --seed 0 --noise clean=0,0 --members 2 --output {folder} --judge fake --shots 1"
+        result = invoke(f"{asked} --base-url {server.url}")
+        assert result.exit_code == 0, result.output
+        calls = sum(server.paid.values())
+        (folder / "clean" / "seed0" / "cell.json").unlink()
+        assert invoke(f"{asked} --base-url {server.url}").exit_code == 0
+        assert sum(server.paid.values()) == calls > 0, "what was asked is in the store"
+    consistency = json.loads((folder / "results.json").read_text())["conditions"]["clean"]["consistency"]
+    assert {"judge_zero_shot", "judge_few_shot"} <= set(consistency)
+    length = json.loads((folder / "results.json").read_text())["conditions"]["clean"]["length_bias"]
+    assert length["judge_zero_shot"]["spearman"] > 0.9, "the fake judge likes the longer one"
 
 
 def test_what_cannot_be_compared(config: Path) -> None:
