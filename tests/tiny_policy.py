@@ -28,7 +28,7 @@ def tiny_settings(**changes: object) -> RLConfig:
         "steps": 12,
         "prompts_per_step": 4,
         "generations": 4,
-        "learning_rate": 3e-3,
+        "learning_rate": 1e-2,
         "max_new_tokens": 12,
         "measure_every": 6,
         "held_out": 10,
@@ -38,6 +38,6 @@ def tiny_settings(**changes: object) -> RLConfig:
     return RLConfig.model_validate(settings | changes)
 
 
-def count_the(queries: Sequence[Query]) -> list[list[float]]:
-    """A reward: how often a response says `the`."""
-    return [[float(text.lower().count("the")) for text in query.responses] for query in queries]
+def count_t(queries: Sequence[Query]) -> list[list[float]]:
+    """A reward: how often a response has the letter t."""
+    return [[float(text.lower().count("t")) for text in query.responses] for query in queries]

@@ -258,7 +258,7 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     """
     own: dict[str, Any] = _read_yaml(_locate(path)) if path else {}
     for override in overrides:
-        _apply(own, override)
+        apply_override(own, override)
     settings = _extended(own, Path(path or ".").parent)
     try:
         return Config.model_validate(settings)
@@ -310,7 +310,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return settings or {}
 
 
-def _apply(settings: dict[str, Any], override: str) -> None:
+def apply_override(settings: dict[str, Any], override: str) -> None:
+    """Puts `a.b=value`, the value in YAML, into nested settings. Raises `ConfigError` where that cannot be."""
     name, separator, value = override.partition("=")
     if not separator:
         raise ConfigError(f"--set {override}: write it as a.b=value")

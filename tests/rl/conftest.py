@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tiny_policy import TINY_POLICY
 
-from dmoerm.rl import RLPrompt, make_policy, testbed_prompts
+from dmoerm.rl import RLPrompt, draw_prompts, make_policy
 
 
 @pytest.fixture(scope="session")
@@ -19,4 +19,4 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def asked() -> list[RLPrompt]:
     """Forty prompts."""
-    return testbed_prompts(8)
+    return draw_prompts(8)

@@ -1,4 +1,4 @@
-"""The command line: `dmoerm data | label | train | eval | score | demo`, one file a command.
+"""The command line: `dmoerm data | label | train | eval | score | rl | demo`, one file a command.
 
 Torch and transformers are imported inside the commands, so that `--help` answers at once. Results go to the standard
 output, progress and errors to the standard error stream.
@@ -18,7 +18,7 @@ from rich.markup import escape
 from typer.core import TyperGroup
 
 from ..errors import DmoermError
-from . import data, demo, eval, label, score, train
+from . import data, demo, eval, label, rl, score, train
 
 _INTERRUPTED, _PIPE_CLOSED = 130, 141
 _SYSTEM_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR}
@@ -54,6 +54,7 @@ app.add_typer(label.app, name="label")
 app.command("train")(train.command)
 app.command("eval")(eval.command)
 app.command("score")(score.command)
+app.command("rl")(rl.command)
 app.command("demo")(demo.command)
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ..evaluation import Results
     from ..labelling.quality import Quality
     from ..model import Score
+    from ..rl import Trajectory
 
 _WIDTH = 140  # where there is no terminal that says how wide it is
 
@@ -148,6 +149,24 @@ def _labels_and_people(title: str, rows: Sequence[Quality]) -> Table:
         kappas = ["–" if value is None else f"{value:+.2f}" for value in (one.kappa_one, one.kappa_both)]
         interval = "–" if one.kappa_interval is None else "{:+.2f} to {:+.2f}".format(*one.kappa_interval)
         table.add_row(one.task, one.capability, str(one.people), *map(_percent, shares), *kappas, interval)
+    return table
+
+
+def trajectories_table(found: Sequence[Trajectory]) -> Table:
+    """Runs of policy optimisation, one a row: how far each went from its start, and what the gold reward did."""
+    table = Table("method", title="Policy optimisation: means on held-out prompts", title_justify="left")
+    for name in ("beta", "seed", "steps", "KL, nats", "proxy", "gold: start", "peak", "end", "fall from the peak"):
+        table.add_column(name, justify="right")
+    for one in found:
+        start, end = one.points[0], one.points[-1]
+        proxy = f"{start.proxy:+.2f} → {end.proxy:+.2f}"
+        gold = (
+            f"{start.gold:.3f}",
+            f"{one.peak.gold:.3f} (step {one.peak.step})",
+            f"{end.gold:.3f}",
+            f"{one.fall:.3f}",
+        )
+        table.add_row(one.method, f"{one.beta:g}", str(one.seed), str(end.step), f"{end.kl:.1f}", proxy, *gold)
     return table
 
 

@@ -1,15 +1,15 @@
 """Policy optimisation against a reward model, with the gold reward measured along the way.
 
-    policy.py      the small language model that is optimised, fine-tuned on the testbed's text
-    sampling.py    responses of a policy, and their log-probabilities under two policies
-    rewards.py     a reward model as TRL's reward function: normalised, checked, safe against empty responses
-    measuring.py   proxy, gold and KL on held-out prompts
-    optimise.py    the run: TRL's trainer, checkpoints, a measurement every so many steps
-    trajectory.py  what was measured, on disk
-    openrlhf.py    the same reward model as the reward-function file of OpenRLHF, for runs at full scale
+policy.py      the small language model that is optimised, fine-tuned on the testbed's text
+sampling.py    responses of a policy, and their log-probabilities under two policies
+rewards.py     a reward model as TRL's reward function: normalised, checked, safe against empty responses
+measuring.py   proxy, gold and KL on held-out prompts
+optimise.py    the run: TRL's trainer, checkpoints, a measurement every so many steps
+trajectory.py  what was measured, on disk
+openrlhf.py    the same reward model as the reward-function file of OpenRLHF, for runs at full scale
 """
 
-from .optimise import optimise, testbed_gold, testbed_prompts
+from .optimise import draw_prompts, gold_of, optimise
 from .policy import make_policy
 from .rewards import Gold, Reward, RLPrompt
 from .settings import PolicyConfig, RLConfig
@@ -23,10 +23,10 @@ __all__ = [
     "RLPrompt",
     "Reward",
     "Trajectory",
+    "draw_prompts",
+    "gold_of",
     "make_policy",
     "optimise",
     "read_trajectory",
-    "testbed_gold",
-    "testbed_prompts",
     "write_trajectory",
 ]

@@ -11,6 +11,7 @@ import json
 import random
 import shutil
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,12 +37,12 @@ _WARMUP = 10
 _FIXED = 20240501  # the seed of what is the same for every seed: which prompts are held out, the scale's samples
 
 
-def testbed_prompts(per_task: int, seed: int = 0) -> list[RLPrompt]:
-    """The testbed's prompts, so many of each task. Raises `DataError` where a task has fewer."""
-    return [RLPrompt(task, item.prompt) for task in TASKS for item in testbed_items(task, per_task, seed)]
+def draw_prompts(per_task: int, seed: int = 0, skip: int = 0) -> list[RLPrompt]:
+    """The testbed's prompts, so many of each task after the first `skip`. Raises `DataError` where a task has fewer."""
+    return [RLPrompt(task, i.prompt) for task in TASKS for i in testbed_items(task, skip + per_task, seed)[skip:]]
 
 
-def testbed_gold(task: str | None, prompt: Prompt, response: str) -> float:
+def gold_of(task: str | None, prompt: Prompt, response: str) -> float:
     """The testbed's gold reward. Raises `DataError` where the task is none of the testbed's."""
     return gold_reward(task or "", prompt, response)
 
@@ -123,12 +124,19 @@ def _claim(folder: Path, policy: Path, settings: RLConfig, method: str) -> None:
 
 
 def _split(prompts: Sequence[RLPrompt], held_out: int) -> tuple[list[RLPrompt], list[RLPrompt]]:
-    """Training and held-out prompts, in an order that is the same for every run."""
-    shuffled = list(prompts)
-    random.Random(_FIXED).shuffle(shuffled)
-    if len(shuffled) <= held_out:
-        raise ConfigError(f"held_out: {held_out} of {len(shuffled)} prompts leave none to train on; give more prompts")
-    return shuffled[held_out:], shuffled[:held_out]
+    """Training and held-out prompts, the tasks evenly in both; the same for every run."""
+    if len(prompts) <= held_out:
+        raise ConfigError(f"held_out: {held_out} of {len(prompts)} prompts leave none to train on; give more prompts")
+    shuffled = random.Random(_FIXED).sample(list(prompts), len(prompts))
+    seen: Counter[str | None] = Counter()
+    turns = []
+    for prompt in shuffled:
+        turns.append(seen[prompt.task])
+        seen[prompt.task] += 1
+    dealt = [
+        shuffled[i] for i in sorted(range(len(shuffled)), key=turns.__getitem__)
+    ]  # one of each task, again and again
+    return dealt[held_out:], dealt[:held_out]
 
 
 def _scale(
@@ -153,9 +161,7 @@ def _scale(
     return scale
 
 
-def _run(
-    model: Any, tokenizer: PreTrainedTokenizerBase, reward: TRLReward, meter: Meter, progress: Progress
-) -> None:
+def _run(model: Any, tokenizer: PreTrainedTokenizerBase, reward: TRLReward, meter: Meter, progress: Progress) -> None:
     """Trains from the last checkpoint on, or from the start, to the last measurement."""
     settings, checkpoints = meter.settings, meter.folder / "checkpoints"
     checkpoint = last_checkpoint(checkpoints)
@@ -177,7 +183,10 @@ def _trainer(
     measuring: _Measuring,
 ) -> Any:
     from datasets import Dataset
-    from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+    from trl.trainer.grpo_config import GRPOConfig
+    from trl.trainer.grpo_trainer import GRPOTrainer
+    from trl.trainer.rloo_config import RLOOConfig
+    from trl.trainer.rloo_trainer import RLOOTrainer
 
     kinds = {"rloo": (RLOOTrainer, RLOOConfig), "grpo": (GRPOTrainer, GRPOConfig)}
     trainer_class, config_class = kinds[settings.algorithm]

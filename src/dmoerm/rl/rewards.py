@@ -1,9 +1,9 @@
 """A reward model as TRL's reward function: normalised, checked, safe against empty responses.
 
 Rewards are normalised by the initial policy's: (r − mean) / std, with the mean over all samples and the standard
-deviation within prompts, because a reward model's differences mean something within a prompt alone. So one `beta` means the
-same for every reward model. A response without text gets the worst reward of its batch; where no response has text, the
-lowest reward met on the initial policy's samples.
+deviation within prompts, because a reward model's differences mean something within a prompt alone. So one `beta`
+means the same for every reward model. A response without text gets the worst reward of its batch; where no response
+has text, the lowest reward met on the initial policy's samples.
 """
 
 from __future__ import annotations
