@@ -13,6 +13,7 @@ TINY_POLICY = PolicyConfig(
     intermediate_size=64,
     layers=2,
     heads=2,
+    key_value_heads=1,
     prompts_per_task=20,
     responses=4,
     max_response_tokens=160,

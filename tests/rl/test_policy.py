@@ -27,7 +27,7 @@ def test_fine_tuning_lowers_the_loss_and_teaches_the_end_token(policy, tmp_path)
     losses = [entry["loss"] for entry in json.loads((policy / "fine_tuning.json").read_text())]
     assert losses[-1] < losses[0] - 1.5
     untrained = make_policy(TINY_POLICY.model_copy(update={"epochs": 0.0}), tmp_path)
-    assert share_that_ends(policy) > 0.5 > share_that_ends(untrained)
+    assert share_that_ends(policy) > 0.3 > share_that_ends(untrained)
 
 
 def test_the_loss_is_on_the_response_alone(policy):

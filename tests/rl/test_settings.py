@@ -14,7 +14,8 @@ from dmoerm.rl import PolicyConfig, RLConfig
         (RLConfig, {"beta": -0.1}),
         (RLConfig, {"beta": float("nan")}),
         (RLConfig, {"step": 3}),
-        (PolicyConfig, {"hidden_size": 30, "heads": 4}),
+        (PolicyConfig, {"hidden_size": 30, "heads": 4, "key_value_heads": 4}),
+        (PolicyConfig, {"heads": 8, "key_value_heads": 3}),
         (PolicyConfig, {"vocabulary": 100}),
     ],
 )

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from pydantic import TypeAdapter
 from transformers import PreTrainedTokenizerBase
 
 from ..paths import write_file
 from .policy import load_policy, render
 from .rewards import Gold, Reward, RLPrompt, Scale, raw_rewards
-from .sampling import Sample, divergence, log_probabilities, own_randomness, sample, sampling_settings
+from .sampling import Divergence, Sample, divergence, log_probabilities, own_randomness, sample, sampling_settings
 from .settings import RLConfig
 from .trajectory import Point
 
@@ -41,7 +39,7 @@ class Meter:
         self.scale, self.settings, self.folder = scale, settings, folder
         self.prompts = [prompt for prompt in prompts for _ in range(settings.samples)]
         self._texts = [render(prompt.prompt) for prompt in prompts]
-        self._reference = load_policy(policy)[0].eval().requires_grad_(False)
+        self._reference, self._policy = (load_policy(policy)[0].eval().requires_grad_(False) for _ in range(2))
         self.points: list[Point] = []
 
     def resume(self, step: int) -> bool:
@@ -53,32 +51,25 @@ class Meter:
         return bool(self.points)
 
     def measure(self, model: Any, step: int) -> Point:
-        """One measurement; it leaves the model and the random numbers of the training as they are."""
-        training = model.training
-        model.eval()
-        settings = sampling_settings(self.tokenizer, self.settings.max_new_tokens, self.settings.temperature)
-        with own_randomness(step), self._precision(model):
-            samples = sample(model, self.tokenizer, self._texts, self.settings.samples, settings)
-            policy = log_probabilities(model, samples, self.settings.temperature)
-            reference = log_probabilities(self._reference.to(model.device), samples, self.settings.temperature)
-        model.train(training)
-        point = self._point(step, samples, policy, reference)
+        """One measurement, in float32; it leaves the model and the random numbers of the training as they are."""
+        self._policy.load_state_dict(model.state_dict())
+        policy, reference = self._policy.to(model.device), self._reference.to(model.device)
+        temperature = self.settings.temperature
+        generation = sampling_settings(self.tokenizer, self.settings.max_new_tokens, temperature)
+        with own_randomness(step):
+            samples = sample(policy, self.tokenizer, self._texts, self.settings.samples, generation)
+        ratios = [log_probabilities(one, samples, temperature) for one in (policy, reference)]
+        point = self._point(step, samples, divergence(*ratios))
         self.points.append(point)
         write_file(self.folder / "points.json", _POINTS.dump_json(self.points, indent=1))
         return point
 
-    def _precision(self, model: Any) -> contextlib.AbstractContextManager[Any]:
-        return torch.autocast(model.device.type, torch.bfloat16, enabled=self.settings.bf16)
-
-    def _point(
-        self, step: int, samples: Sequence[Sample], policy: list[torch.Tensor], reference: list[torch.Tensor]
-    ) -> Point:
+    def _point(self, step: int, samples: Sequence[Sample], kl: Divergence) -> Point:
         texts = [one.text for one in samples]
         proxy = raw_rewards(self.reward, self.prompts, texts, step, self.scale.lowest)
         gold = [float(self.gold(p.task, p.prompt, text)) for p, text in zip(self.prompts, texts, strict=True)]
         self._write_samples(step, texts, proxy, gold)
         by_prompt = np.reshape(gold, (-1, self.settings.samples)).mean(axis=1)
-        kl = divergence(policy, reference)
         return Point(
             step=step,
             proxy=float(np.mean(proxy)),

@@ -29,7 +29,7 @@ from ..training.progress import Progress
 from .measuring import Meter
 from .policy import load_policy, render
 from .rewards import Gold, Reward, RLPrompt, Scale, TRLReward, measure_scale, raw_rewards
-from .sampling import own_randomness, sample, sampling_settings
+from .sampling import own_randomness, sample, sampling_settings, uses_bf16
 from .settings import RLConfig
 from .trajectory import Point, Trajectory, read_trajectory, write_trajectory
 
@@ -183,13 +183,10 @@ def _trainer(
     measuring: _Measuring,
 ) -> Any:
     from datasets import Dataset
-    from trl.trainer.grpo_config import GRPOConfig
-    from trl.trainer.grpo_trainer import GRPOTrainer
-    from trl.trainer.rloo_config import RLOOConfig
-    from trl.trainer.rloo_trainer import RLOOTrainer
 
-    kinds = {"rloo": (RLOOTrainer, RLOOConfig), "grpo": (GRPOTrainer, GRPOConfig)}
-    trainer_class, config_class = kinds[settings.algorithm]
+    from .trainers import TRAINERS
+
+    trainer_class, config_class = TRAINERS[settings.algorithm]
     order = _order(len(reward.prompts), settings)
     rows = {"prompt": [render(reward.prompts[i].prompt) for i in order], "place": order}
     trainer = trainer_class(
@@ -228,7 +225,7 @@ def _arguments(settings: RLConfig, checkpoints: Path) -> dict[str, Any]:
         "shuffle_dataset": False,  # the rows are in their order already, so that a stopped run goes on with the next
         "gradient_checkpointing": False,
         "disable_dropout": True,
-        "bf16": settings.bf16,
+        "bf16": uses_bf16(settings.bf16),
         "use_cpu": not torch.cuda.is_available(),
         "save_strategy": "steps",
         "save_steps": settings.checkpoint_every,

@@ -30,6 +30,7 @@ from ..errors import ArtefactError, ConfigError
 from ..paths import complete_folder
 from ..schema import Message, Prompt
 from ..training.fitting import last_checkpoint
+from .sampling import uses_bf16
 from .settings import PolicyConfig
 
 END, PAD = "<|end|>", "<|pad|>"
@@ -107,7 +108,7 @@ def _start(config: PolicyConfig, texts: Sequence[tuple[str, str]]) -> tuple[Any,
         intermediate_size=config.intermediate_size,
         num_hidden_layers=config.layers,
         num_attention_heads=config.heads,
-        num_key_value_heads=config.heads,
+        num_key_value_heads=config.key_value_heads,
         max_position_embeddings=_LONGEST,
         tie_word_embeddings=True,
         bos_token_id=None,
@@ -172,6 +173,7 @@ def _fine_tune(
         seed=config.seed,
         use_cpu=not torch.cuda.is_available(),
         disable_tqdm=True,
+        bf16=uses_bf16(config.bf16),
         report_to="none",
         remove_unused_columns=False,
     )

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from ..model.backbone import resolve_dtype
+
 _ROWS, _LOGITS = 128, 2**26  # responses generated side by side; logits held at once
 
 
@@ -54,6 +56,11 @@ def sampling_settings(tokenizer: PreTrainedTokenizerBase, max_new_tokens: int, t
         "pad_token_id": tokenizer.pad_token_id,
         "eos_token_id": tokenizer.eos_token_id,
     }
+
+
+def uses_bf16(wanted: bool | None) -> bool:
+    """Whether to compute in bfloat16; None: where the processor does."""
+    return resolve_dtype("auto") == torch.bfloat16 if wanted is None else wanted
 
 
 @torch.no_grad()

@@ -22,14 +22,16 @@ class PolicyConfig(_Settings):
     """A Hugging Face folder or hub name to start from; None: a random model of the shape below."""
     vocabulary: int = Field(default=3072, ge=300)
     """Entries of the byte-level BPE at most; like the shape below, without meaning where `path` is given."""
-    hidden_size: int = Field(default=320, ge=8)
+    hidden_size: int = Field(default=512, ge=8)
     """Width of the hidden states."""
-    intermediate_size: int = Field(default=864, ge=8)
+    intermediate_size: int = Field(default=1024, ge=8)
     """Width of the feed-forward layers."""
-    layers: int = Field(default=8, ge=1)
+    layers: int = Field(default=4, ge=1)
     """Decoder layers."""
-    heads: int = Field(default=5, ge=1)
-    """Attention heads; keys and values have as many."""
+    heads: int = Field(default=8, ge=1)
+    """Attention heads."""
+    key_value_heads: int = Field(default=2, ge=1)
+    """Heads of keys and values; fewer make sampling faster."""
     prompts_per_task: int = Field(default=200, ge=1)
     """Testbed prompts of each task to fine-tune on."""
     responses: int = Field(default=8, ge=1)
@@ -42,13 +44,15 @@ class PolicyConfig(_Settings):
     """Responses in one optimiser step."""
     learning_rate: float = Field(default=1e-3, gt=0)
     """AdamW's peak rate; about 2e-5 suits a pretrained model."""
+    bf16: bool | None = None
+    """Fine-tune in bfloat16, with weights kept in float32; None: where the processor computes in it."""
     seed: int = 0
     """Of the random start, the text and its order."""
 
     @model_validator(mode="after")
     def _heads_divide_the_width(self) -> PolicyConfig:
-        if self.hidden_size % (2 * self.heads):
-            raise ValueError("hidden_size must be an even multiple of heads")
+        if self.hidden_size % (2 * self.heads) or self.heads % self.key_value_heads:
+            raise ValueError("hidden_size must be an even multiple of heads, and heads a multiple of key_value_heads")
         return self
 
     @property
@@ -90,5 +94,6 @@ class RLConfig(_Settings):
     scale_prompts: int = Field(default=64, ge=1)
     """Training prompts on which the initial policy's rewards are measured, to normalise by; `generations` samples
     each."""
-    bf16: bool = False
-    """Compute in bfloat16 (weights stay in float32)."""
+    bf16: bool | None = None
+    """Sample and train in bfloat16, with weights kept in float32; None: where the processor computes in it.
+    Measurements are in float32 in any case."""

@@ -1,0 +1,55 @@
+"""TRL's trainers, without the work that a run does not need. Imports TRL, so it is imported where a run begins."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from trl.trainer.grpo_config import GRPOConfig
+from trl.trainer.grpo_trainer import GRPOTrainer
+from trl.trainer.rloo_config import RLOOConfig
+from trl.trainer.rloo_trainer import RLOOTrainer
+
+
+class _OneCast:
+    """Samples in bfloat16 with the weights converted once a batch; by itself, it is once a token."""
+
+    def _generate_single_turn(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.args.bf16):
+            return super()._generate_single_turn(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class FrugalGRPO(_OneCast, GRPOTrainer):
+    """GRPO as TRL has it."""
+
+
+class FrugalRLOO(_OneCast, RLOOTrainer):
+    """RLOO with one pass less where `beta` is 0.
+
+    A batch is used for one update, so the policy that sampled it is the policy that is updated, and the ratio of the
+    two is 1: its old log-probabilities are the new ones, not worth a pass of their own. With a penalty that pass is
+    needed, for the KL.
+    """
+
+    def _get_per_token_logps_and_entropies(
+        self, model: Any, input_ids: Any, attention_mask: Any, logits_to_keep: int, *args: Any, **kwargs: Any
+    ) -> Any:
+        if self.beta == 0.0 and not torch.is_grad_enabled():
+            return torch.zeros(len(input_ids), logits_to_keep, device=input_ids.device), None, None
+        found = super()._get_per_token_logps_and_entropies(
+            model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
+        )
+        if self.beta == 0.0:
+            self._updated["old_logps"] = (found[0].detach() * self._updated["completion_mask"]).sum(1)
+        return found
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Any:
+        self._updated = inputs
+        return super()._compute_loss(model, inputs)
+
+
+TRAINERS: dict[str, tuple[type[Any], type[Any]]] = {
+    "rloo": (FrugalRLOO, RLOOConfig),
+    "grpo": (FrugalGRPO, GRPOConfig),
+}
+"""Algorithm → trainer and its settings."""
