@@ -85,6 +85,18 @@ def test_what_cannot_be_is_said(trained_run, tmp_path: Path, options, message):
     assert message in run(trained_run.folder, "--output", tmp_path, *options, fails=True).output
 
 
+def test_options_go_over_settings():
+    from dmoerm.cli.rl import _settings
+
+    given = ["rl.algorithm=grpo", "rl.steps=7", "policy.layers=3"]
+    assert _settings(given, {"algorithm": None, "steps": 9})[1].model_dump(exclude_unset=True) == {
+        "algorithm": "grpo",
+        "steps": 9,
+    }
+    assert _settings(given, {"algorithm": "rloo"})[1].algorithm == "rloo"
+    assert _settings(given, {})[0].layers == 3
+
+
 def test_without_trl_the_remedy_is_told(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "trl", None)
     assert "pip install 'dmoerm[rl]'" in run(tmp_path, fails=True).output

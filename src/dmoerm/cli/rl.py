@@ -32,13 +32,13 @@ class Algorithm(StrEnum):
 
 
 def command(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL…", help="Runs' or models' folders.")],
+    models: Annotated[list[str], typer.Argument(metavar="MODEL", help="Runs' or models' folders.")],
     method: Annotated[
         list[str] | None, typer.Option(help="Which of their reward models; may be repeated. All of them by default.")
     ] = None,
     beta: Annotated[list[float] | None, typer.Option(help="Weight of the KL penalty; may be repeated. [0]")] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of each, with seeds 0, 1, …")] = 1,
-    algorithm: Annotated[Algorithm, typer.Option(help="Of the optimisation.")] = Algorithm.RLOO,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each, with seeds 0, 1, … (from rl.seed on).")] = 1,
+    algorithm: Annotated[Algorithm | None, typer.Option(help="Of the optimisation. [rloo]")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps of a run. [150]")] = None,
     prompts: Annotated[int, typer.Option(min=1, help="Testbed prompts of each task, held-out ones among them.")] = 160,
     output: Annotated[Path, typer.Option(metavar="FOLDER", help="Where policies and runs are kept.")] = Path("runs/rl"),
@@ -54,8 +54,9 @@ def command(
 
     require_trl()
     quieten()
-    policy, settings = _settings(overrides or (), {"algorithm": algorithm.value, "steps": steps})
-    runs = [settings.model_copy(update={"beta": b, "seed": s}) for b in beta or (0.0,) for s in range(seeds)]
+    policy, settings = _settings(overrides or (), {"algorithm": algorithm, "steps": steps})
+    every = [(b, settings.seed + i) for b in beta or (settings.beta,) for i in range(seeds)]
+    runs = [settings.model_copy(update={"beta": b, "seed": s}) for b, s in every]
     found = _optimise_all(_methods(models, method), policy, runs, prompts, output)
     from .tables import screen, trajectories_table
 
