@@ -54,7 +54,7 @@ def command(
 
     require_trl()
     quieten()
-    policy, settings = _settings(overrides or (), {"algorithm": algorithm, "steps": steps})
+    policy, settings = _settings(overrides or (), {"algorithm": algorithm and algorithm.value, "steps": steps})
     every = [(b, settings.seed + i) for b in beta or (settings.beta,) for i in range(seeds)]
     runs = [settings.model_copy(update={"beta": b, "seed": s}) for b, s in every]
     found = _optimise_all(_methods(models, method), policy, runs, prompts, output)

@@ -17,7 +17,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from ..model.backbone import resolve_dtype
 
-_ROWS, _LOGITS = 128, 2**26  # responses generated side by side; logits held at once
+_ROWS, _SCORED, _LOGITS = 128, 32, 2**26  # responses sampled, scored side by side at most; logits held at once
 
 
 @dataclass(frozen=True)
@@ -90,12 +90,13 @@ def _sample(tokenizer: PreTrainedTokenizerBase, prompt: list[int], response: lis
 @torch.no_grad()
 def log_probabilities(model: Any, samples: Sequence[Sample], temperature: float) -> list[Tensor]:
     """For each sample the log-probability of every token of its response, in float32, on the CPU."""
-    found: list[Tensor] = []
-    longest = max(len(s.prompt) + len(s.response) for s in samples)
-    rows = max(_LOGITS // (longest * model.config.vocab_size), 1)
-    for start in range(0, len(samples), rows):
-        found += _log_probabilities(model, samples[start : start + rows], temperature)
-    return found
+    length = lambda i: len(samples[i].prompt) + len(samples[i].response)  # noqa: E731
+    order, found = sorted(range(len(samples)), key=length), {}  # so that little is padded
+    rows = min(_SCORED, max(_LOGITS // (length(order[-1]) * model.config.vocab_size), 1))
+    for start in range(0, len(order), rows):
+        batch = order[start : start + rows]
+        found |= dict(zip(batch, _log_probabilities(model, [samples[i] for i in batch], temperature), strict=True))
+    return [found[i] for i in range(len(samples))]
 
 
 def _log_probabilities(model: Any, samples: Sequence[Sample], temperature: float) -> list[Tensor]:

@@ -5,25 +5,47 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.rloo_config import RLOOConfig
 from trl.trainer.rloo_trainer import RLOOTrainer
 
+_LOGITS = 2**26  # of a batch; where there are more, TRL's own way takes them chunk by chunk
 
-class _OneCast:
-    """Samples in bfloat16 with the weights converted once a batch; by itself, it is once a token."""
+
+class _Frugal:
+    """Samples with weights converted to bfloat16 once a batch, and scores the response's tokens alone."""
 
     def _generate_single_turn(self: Any, *args: Any, **kwargs: Any) -> Any:
         with torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.args.bf16):
             return super()._generate_single_turn(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
 
+    def _get_per_token_logps_and_entropies(
+        self: Any, model: Any, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, *args: Any, **kwargs: Any
+    ) -> tuple[Any, ...]:
+        """Log-probabilities of the last `logits_to_keep` tokens, (B, logits_to_keep); no entropies: nothing needs them.
 
-class FrugalGRPO(_OneCast, GRPOTrainer):
+        TRL's way computes logits at the prompts' tokens too, and again in the backward pass: on a small model that is
+        half of the training's time.
+        """
+        if len(input_ids) * logits_to_keep * model.config.vocab_size > _LOGITS:
+            scored = super()._get_per_token_logps_and_entropies  # pyright: ignore[reportAttributeAccessIssue]
+            return scored(model, input_ids, attention_mask, logits_to_keep, *args, **kwargs)
+        with self.accelerator.autocast():
+            logits = model(
+                input_ids=input_ids, attention_mask=attention_mask, use_cache=False, logits_to_keep=logits_to_keep + 1
+            ).logits
+        told = input_ids[:, -logits_to_keep:, None]
+        found = (logits[:, :-1].float() / self.temperature).log_softmax(-1).gather(-1, told)[..., 0]
+        return found, torch.zeros_like(found), None
+
+
+class FrugalGRPO(_Frugal, GRPOTrainer):
     """GRPO as TRL has it."""
 
 
-class FrugalRLOO(_OneCast, RLOOTrainer):
+class FrugalRLOO(_Frugal, RLOOTrainer):
     """RLOO with one pass less where `beta` is 0.
 
     A batch is used for one update, so the policy that sampled it is the policy that is updated, and the ratio of the
@@ -32,8 +54,8 @@ class FrugalRLOO(_OneCast, RLOOTrainer):
     """
 
     def _get_per_token_logps_and_entropies(
-        self, model: Any, input_ids: Any, attention_mask: Any, logits_to_keep: int, *args: Any, **kwargs: Any
-    ) -> Any:
+        self, model: Any, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, *args: Any, **kwargs: Any
+    ) -> tuple[Any, ...]:
         if self.beta == 0.0 and not torch.is_grad_enabled():
             return torch.zeros(len(input_ids), logits_to_keep, device=input_ids.device), None, None
         found = super()._get_per_token_logps_and_entropies(
