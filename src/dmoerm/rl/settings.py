@@ -72,7 +72,7 @@ class RLConfig(_Settings):
     """Prompts of one step."""
     generations: int = Field(default=4, ge=2)
     """Responses to each of them."""
-    learning_rate: float = Field(default=3e-4, gt=0)
+    learning_rate: float = Field(default=5e-5, gt=0)
     """AdamW's rate, constant after ten steps of warm-up."""
     beta: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """Weight of the KL penalty, in rewards of standard deviation 1 a nat. RLOO takes it off a response's reward; GRPO
