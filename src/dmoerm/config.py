@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from .errors import ConfigError, shorten
 
 DATA_DIR_VARIABLE = "DMOERM_DATA"
+S = TypeVar("S", bound=BaseModel)
 
 
 class _Settings(BaseModel):
@@ -258,8 +259,8 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     """
     own: dict[str, Any] = _read_yaml(_locate(path)) if path else {}
     for override in overrides:
-        _apply(own, override)
-    return _validated(_extended(own, Path(path or ".").parent), str(path or "--set"))
+        apply_override(own, override)
+    return validated(Config, _extended(own, Path(path or ".").parent), str(path or "--set"))
 
 
 def changed(config: Config, settings: Mapping[str, Any]) -> Config:
@@ -267,7 +268,7 @@ def changed(config: Config, settings: Mapping[str, Any]) -> Config:
     whole = config.model_dump(mode="json")
     for name, value in settings.items():
         _set(whole, name, value, name)
-    return _validated(whole, "settings")
+    return validated(Config, whole, "settings")
 
 
 def dump_config(config: Config) -> str:
@@ -312,16 +313,18 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return settings or {}
 
 
-def _validated(settings: dict[str, Any], source: str) -> Config:
+def validated(kind: type[S], settings: dict[str, Any], source: str) -> S:
+    """The settings as a model of this kind. Raises `ConfigError` that names what is wrong and where."""
     try:
-        return Config.model_validate(settings)
+        return kind.model_validate(settings)
     except ValidationError as error:
         detail = error.errors()[0]
         field = ".".join(str(part) for part in detail["loc"]) or "config"
         raise ConfigError(f"{source}: {field}: {detail['msg']} (got {shorten(detail['input'])})") from None
 
 
-def _apply(settings: dict[str, Any], override: str) -> None:
+def apply_override(settings: dict[str, Any], override: str) -> None:
+    """Puts `a.b=value`, the value in YAML, into nested settings. Raises `ConfigError` where that cannot be."""
     name, separator, value = override.partition("=")
     if not separator:
         raise ConfigError(f"--set {override}: write it as a.b=value")

@@ -18,7 +18,7 @@ from rich.markup import escape
 from typer.core import TyperGroup
 
 from ..errors import DmoermError
-from . import benchmark, bon, compare, data, demo, eval, label, score, train
+from . import benchmark, bon, compare, data, demo, eval, label, rl, score, train
 
 _INTERRUPTED, _PIPE_CLOSED = 130, 141
 _SYSTEM_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR}
@@ -57,6 +57,7 @@ app.command("score")(score.command)
 app.command("compare")(compare.command)
 app.command("bon")(bon.command)
 app.command("benchmark")(benchmark.command)
+app.command("rl")(rl.command)
 app.command("demo")(demo.command)
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ..evaluation import Results
     from ..evaluation.comparison import Comparison, Condition
     from ..evaluation.overoptimisation import BestOfNResults
+    from ..evaluation.policies import PolicyResults
     from ..evaluation.public_benchmarks import BenchmarkResult
     from ..labelling.quality import Quality
     from ..model import Score
@@ -224,6 +225,17 @@ def _labels_and_people(title: str, rows: Sequence[Quality]) -> Table:
         kappas = ["–" if value is None else f"{value:+.2f}" for value in (one.kappa_one, one.kappa_both)]
         interval = "–" if one.kappa_interval is None else "{:+.2f} to {:+.2f}".format(*one.kappa_interval)
         table.add_row(one.task, one.capability, str(one.people), *map(_percent, shares), *kappas, interval)
+    return table
+
+
+def policies_table(found: PolicyResults) -> Table:
+    """Policies by what they were optimised against: how far each went from its start, and what gold did."""
+    table = Table("method", title="Policy optimisation: means on held-out prompts, over seeds", title_justify="left")
+    for name in ("condition", "beta", "seeds", "KL, nats", "gold: start", "peak", "end", "fall from the peak"):
+        table.add_column(name, justify="right")
+    for one in found.summaries:
+        gold = (f"{one.start:.3f}", f"{one.peak:.3f} (step {one.peak_step})", f"{one.end:.3f}", f"{one.fall:.3f}")
+        table.add_row(one.method, one.condition, f"{one.beta:g}", str(one.seeds), f"{one.kl:.1f}", *gold)
     return table
 
 

@@ -50,7 +50,10 @@ class RunMethod:
 
     def score_all(self, queries: Sequence[Query]) -> list[list[float]]:
         """See `Method`."""
-        return [one.rewards[self.name].tolist() for one in self.panel.score(queries, keep=False)]
+        return [
+            one.rewards[self.name].tolist()
+            for one in self.panel.score(queries, keep=False, console=Console(quiet=True))
+        ]
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ def fit(
     with _quiet():
         trainer.evaluate()
         if step.epochs > 0:
-            checkpoint = _last_checkpoint(folder)
+            checkpoint = last_checkpoint(folder)
             if checkpoint and _had_ended(checkpoint, step.patience):
                 trainer.args.max_steps = TrainerState.load_from_json(f"{checkpoint}/trainer_state.json").global_step
             with _explained(folder):
@@ -105,7 +105,7 @@ def _had_ended(checkpoint: str, patience: int) -> bool:
     return bool((load_file(f"{checkpoint}/model.safetensors")["waited"] >= patience).all())
 
 
-def _last_checkpoint(folder: Path) -> str | None:
+def last_checkpoint(folder: Path) -> str | None:
     """The last whole checkpoint; one that a kill or a full disk cut short is removed."""
     while folder.exists() and (checkpoint := get_last_checkpoint(str(folder))):
         try:

@@ -77,15 +77,16 @@ class Progress(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         if logs and "loss" in logs:
-            self._show({"train loss": float(logs["loss"])})
+            self.show({"train loss": float(logs["loss"])})
 
     def on_evaluate(
         self, args: Any, state: Any, control: Any, metrics: dict[str, float] | None = None, **_: Any
     ) -> None:
         if metrics:
-            self._show({"loss": metrics["eval_loss"], "consistency": metrics["eval_consistency"]})
+            self.show({"loss": metrics["eval_loss"], "consistency": metrics["eval_consistency"]})
 
-    def _show(self, figures: dict[str, float]) -> None:
+    def show(self, figures: dict[str, float]) -> None:
+        """Figures of the step at hand, beside those shown before."""
         self._figures |= figures
         self._bars.update(self._step, figures=self._text())
 

@@ -1,0 +1,32 @@
+"""Policy optimisation against a reward model, with the gold reward measured along the way.
+
+policy.py      the small language model that is optimised, fine-tuned on the testbed's text
+sampling.py    responses of a policy, and their log-probabilities under two policies
+rewards.py     a reward model as TRL's reward function: normalised, checked, safe against empty responses
+measuring.py   proxy, gold and KL on held-out prompts
+optimise.py    the run: TRL's trainer, checkpoints, a measurement every so many steps
+trajectory.py  what was measured, on disk
+openrlhf.py    the same reward model as the reward-function file of OpenRLHF, for runs at full scale
+"""
+
+from .optimise import draw_prompts, gold_of, optimise
+from .policy import make_policy
+from .rewards import Gold, Reward, RLPrompt
+from .settings import PolicyConfig, RLConfig
+from .trajectory import Point, Trajectory, read_trajectory, write_trajectory
+
+__all__ = [
+    "Gold",
+    "Point",
+    "PolicyConfig",
+    "RLConfig",
+    "RLPrompt",
+    "Reward",
+    "Trajectory",
+    "draw_prompts",
+    "gold_of",
+    "make_policy",
+    "optimise",
+    "read_trajectory",
+    "write_trajectory",
+]

@@ -1,0 +1,101 @@
+"""Measurements on held-out prompts: the same prompts and, step by step, the same random numbers for every run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import TypeAdapter
+from transformers import PreTrainedTokenizerBase
+
+from ..paths import write_file
+from .policy import load_policy, render
+from .rewards import Gold, Reward, RLPrompt, Scale, raw_rewards
+from .sampling import Divergence, Sample, divergence, log_probabilities, own_randomness, sample, sampling_settings
+from .settings import RLConfig
+from .trajectory import Point
+
+_POINTS = TypeAdapter(list[Point])
+
+
+class Meter:
+    """Measures a policy, and keeps what it measured in `folder`."""
+
+    def __init__(
+        self,
+        policy: Path,
+        tokenizer: PreTrainedTokenizerBase,
+        reward: Reward,
+        gold: Gold,
+        prompts: Sequence[RLPrompt],
+        scale: Scale,
+        settings: RLConfig,
+        folder: Path,
+    ) -> None:
+        self.tokenizer, self.reward, self.gold = tokenizer, reward, gold
+        self.scale, self.settings, self.folder = scale, settings, folder
+        self.prompts = [prompt for prompt in prompts for _ in range(settings.samples)]
+        self._texts = [render(prompt.prompt) for prompt in prompts]
+        self._reference, self._policy = (load_policy(policy)[0].eval().requires_grad_(False) for _ in range(2))
+        self.points: list[Point] = []
+
+    def resume(self, step: int) -> bool:
+        """Takes up the points up to a step, or all where the last step was measured; false where there are none."""
+        file = self.folder / "points.json"
+        found = _POINTS.validate_json(file.read_bytes()) if file.is_file() else []
+        ended = bool(found) and found[-1].step == self.settings.steps
+        self.points = [point for point in found if ended or point.step <= step]
+        return bool(self.points)
+
+    def measure(self, model: Any, step: int) -> Point:
+        """One measurement, in float32; it leaves the model and the random numbers of the training as they are."""
+        self._policy.load_state_dict(model.state_dict())
+        policy, reference = self._policy.to(model.device), self._reference.to(model.device)
+        temperature = self.settings.temperature
+        generation = sampling_settings(self.tokenizer, self.settings.max_new_tokens, temperature)
+        with own_randomness(step):
+            samples = sample(policy, self.tokenizer, self._texts, self.settings.samples, generation)
+        ratios = [log_probabilities(one, samples, temperature) for one in (policy, reference)]
+        point = self._point(step, samples, divergence(*ratios))
+        self.points.append(point)
+        write_file(self.folder / "points.json", _POINTS.dump_json(self.points, indent=1))
+        return point
+
+    def _point(self, step: int, samples: Sequence[Sample], kl: Divergence) -> Point:
+        texts = [one.text for one in samples]
+        proxy = raw_rewards(self.reward, self.prompts, texts, step, self.scale.lowest)
+        gold = [float(self.gold(p.task, p.prompt, text)) for p, text in zip(self.prompts, texts, strict=True)]
+        self._write_samples(step, texts, proxy, gold)
+        by_prompt = np.reshape(gold, (-1, self.settings.samples)).mean(axis=1)
+        return Point(
+            step=step,
+            proxy=float(np.mean(proxy)),
+            gold=float(np.mean(gold)),
+            gold_error=float(by_prompt.std(ddof=1) / np.sqrt(len(by_prompt))) if len(by_prompt) > 1 else 0.0,
+            gold_by_task=self._by_task(gold),
+            kl=kl.kl,
+            kl_error=kl.kl_error,
+            kl_k3=kl.kl_k3,
+            length=float(np.mean([len(one.response) for one in samples])),
+            ended=float(np.mean([one.ended for one in samples])),
+            distinct=len(set(texts)) / len(texts),
+            empty=float(np.mean([not text for text in texts])),
+        )
+
+    def _by_task(self, gold: Sequence[float]) -> dict[str, float]:
+        tasks: dict[str, list[float]] = {}
+        for prompt, value in zip(self.prompts, gold, strict=True):
+            tasks.setdefault(prompt.task or "", []).append(value)
+        return {task: float(np.mean(values)) for task, values in sorted(tasks.items())}
+
+    def _write_samples(self, step: int, texts: Sequence[str], proxy: Sequence[float], gold: Sequence[float]) -> None:
+        """What was said, one response a line."""
+        rows = zip(self.prompts, texts, proxy, gold, strict=True)
+        lines = [
+            json.dumps({"task": p.task, "prompt": render(p.prompt), "response": t, "proxy": r, "gold": g})
+            for p, t, r, g in rows
+        ]
+        write_file(self.folder / "samples" / f"{step:05d}.jsonl", "\n".join(lines) + "\n")

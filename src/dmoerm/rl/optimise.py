@@ -1,0 +1,262 @@
+"""A run of policy optimisation: TRL's trainer, checkpoints, a measurement every so many steps.
+
+In the run's folder: `settings.json`, `scale.json`, `points.json` (grows), `samples/<step>.jsonl` (what was said),
+`checkpoints/` (removed at the end), `trajectory.json` (written at the end).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import shutil
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
+
+from ..data.testbed import TASKS, gold_reward
+from ..data.testbed import prompts as testbed_items
+from ..errors import ConfigError
+from ..paths import write_file
+from ..schema import Prompt
+from ..training.fitting import last_checkpoint
+from ..training.progress import Progress
+from .measuring import Meter
+from .policy import load_policy, render
+from .rewards import Gold, Reward, RLPrompt, Scale, TRLReward, measure_scale, raw_rewards
+from .sampling import own_randomness, sample, sampling_settings, uses_bf16
+from .settings import RLConfig
+from .trajectory import Point, Trajectory, read_trajectory, write_trajectory
+
+_WARMUP = 10
+_FIXED = 20240501  # the seed of what is the same for every seed: which prompts are held out, the scale's samples
+
+
+def draw_prompts(per_task: int, seed: int = 0, skip: int = 0) -> list[RLPrompt]:
+    """The testbed's prompts, so many of each task after the first `skip`. Raises `DataError` where a task has fewer."""
+    return [RLPrompt(task, i.prompt) for task in TASKS for i in testbed_items(task, skip + per_task, seed)[skip:]]
+
+
+def gold_of(task: str | None, prompt: Prompt, response: str) -> float:
+    """The testbed's gold reward. Raises `DataError` where the task is none of the testbed's."""
+    return gold_reward(task or "", prompt, response)
+
+
+def optimise(
+    policy: Path,
+    reward: Reward,
+    gold: Gold,
+    prompts: Sequence[RLPrompt],
+    settings: RLConfig,
+    folder: Path,
+    *,
+    method: str = "reward",
+    progress: Progress | None = None,
+) -> Trajectory:
+    """Optimises a policy against a reward, and measures proxy, gold and KL along the way.
+
+    Stopped and called again, it goes on from the last checkpoint; a finished run is read.
+
+    Args:
+        policy: the initial policy's folder; it stays as it is.
+        reward: the proxy. A response without text is never passed to it.
+        gold: what is measured beside it, of every response.
+        prompts: distinct; `settings.held_out` of them are measured on, the others trained on.
+        folder: the run's own.
+        method: the reward's name in the trajectory.
+
+    Raises:
+        ConfigError: TRL is missing, too few prompts, or the folder has a run of other settings.
+        TrainingError: a reward is not finite.
+    """
+    require_trl()
+    progress, name = progress or Progress(quiet=True), f"{method}, beta {settings.beta:g}, seed {settings.seed}"
+    _claim(folder, policy, settings, method)
+    if (folder / "trajectory.json").is_file():
+        progress.skip(name)
+        return read_trajectory(folder / "trajectory.json")
+    train, held_out = _split(prompts, settings.held_out)
+    model, tokenizer = load_policy(policy)
+    if torch.cuda.is_available():
+        model = model.to("cuda")
+    scale = _scale(model, tokenizer, reward, train, settings, folder)
+    meter = Meter(policy, tokenizer, reward, gold, held_out, scale, settings, folder)
+    with progress.step(name):
+        _run(model, tokenizer, TRLReward(reward, train, scale), meter, progress)
+    parameters = sum(p.numel() for p in model.parameters())
+    trajectory = Trajectory(
+        method=method,
+        policy=policy.name,
+        parameters=parameters,
+        settings=settings,
+        scale=scale,
+        points=tuple(meter.points),
+    )
+    write_trajectory(folder / "trajectory.json", trajectory)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return trajectory
+
+
+def require_trl() -> None:
+    """Raises `ConfigError` where TRL is not installed."""
+    try:
+        import trl  # noqa: F401
+    except ImportError:
+        raise ConfigError("policy optimisation takes TRL, which is missing; run: pip install 'dmoerm[rl]'") from None
+
+
+def _claim(folder: Path, policy: Path, settings: RLConfig, method: str) -> None:
+    """Writes the run's settings, or finds the same ones there."""
+    wanted = {"method": method, "policy": policy.name, "settings": settings.model_dump(mode="json")}
+    file = folder / "settings.json"
+    if file.is_file() and (found := json.loads(file.read_text(encoding="utf-8"))) != wanted:
+        old, new = {**found, **found["settings"]}, {**wanted, **wanted["settings"]}
+        name = next(name for name in new if name != "settings" and old.get(name) != new[name])
+        raise ConfigError(
+            f"{folder}: holds a run with {name} {old.get(name)!r}, not {new[name]!r}; give another folder, or remove it"
+        )
+    write_file(file, json.dumps(wanted, indent=1) + "\n")
+
+
+def _split(prompts: Sequence[RLPrompt], held_out: int) -> tuple[list[RLPrompt], list[RLPrompt]]:
+    """Training and held-out prompts, the tasks evenly in both; the same for every run."""
+    if len(prompts) <= held_out:
+        raise ConfigError(f"held_out: {held_out} of {len(prompts)} prompts leave none to train on; give more prompts")
+    shuffled = random.Random(_FIXED).sample(list(prompts), len(prompts))
+    seen: Counter[str | None] = Counter()
+    turns = []
+    for prompt in shuffled:
+        turns.append(seen[prompt.task])
+        seen[prompt.task] += 1
+    dealt = [
+        shuffled[i] for i in sorted(range(len(shuffled)), key=turns.__getitem__)
+    ]  # one of each task, again and again
+    return dealt[held_out:], dealt[:held_out]
+
+
+def _scale(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    reward: Reward,
+    train: Sequence[RLPrompt],
+    settings: RLConfig,
+    folder: Path,
+) -> Scale:
+    """Measured once on the initial policy's samples, then read; the samples are the same for every seed and beta."""
+    file = folder / "scale.json"
+    if file.is_file():
+        return Scale.model_validate_json(file.read_text(encoding="utf-8"))
+    prompts, count = train[: settings.scale_prompts], settings.generations
+    generation = sampling_settings(tokenizer, settings.max_new_tokens, settings.temperature)
+    with own_randomness(_FIXED):
+        samples = sample(model, tokenizer, [render(p.prompt) for p in prompts], count, generation)
+    asked = [prompt for prompt in prompts for _ in range(count)]
+    scale = measure_scale(raw_rewards(reward, asked, [s.text for s in samples], 0), count)
+    write_file(file, scale.model_dump_json(indent=1) + "\n")
+    return scale
+
+
+def _run(model: Any, tokenizer: PreTrainedTokenizerBase, reward: TRLReward, meter: Meter, progress: Progress) -> None:
+    """Trains from the last checkpoint on, or from the start, to the last measurement."""
+    settings, checkpoints = meter.settings, meter.folder / "checkpoints"
+    checkpoint = last_checkpoint(checkpoints)
+    if not meter.resume(int(checkpoint.rsplit("-", 1)[1]) if checkpoint else 0):
+        progress.show(_figures(meter.measure(model, 0)))
+    if meter.points[-1].step == settings.steps:
+        return
+    with _quiet():
+        trainer = _trainer(model, tokenizer, reward, settings, checkpoints, _Measuring(meter, progress))
+        trainer.train(resume_from_checkpoint=checkpoint)
+
+
+def _trainer(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    reward: TRLReward,
+    settings: RLConfig,
+    checkpoints: Path,
+    measuring: _Measuring,
+) -> Any:
+    from datasets import Dataset
+
+    from .trainers import TRAINERS
+
+    trainer_class, config_class = TRAINERS[settings.algorithm]
+    order = _order(len(reward.prompts), settings)
+    rows = {"prompt": [render(reward.prompts[i].prompt) for i in order], "place": order}
+    trainer = trainer_class(
+        model=model,
+        reward_funcs=reward,
+        args=config_class(**_arguments(settings, checkpoints)),
+        train_dataset=Dataset.from_dict(rows),
+        processing_class=tokenizer,
+        callbacks=[measuring, measuring.progress],
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _order(count: int, settings: RLConfig) -> list[int]:
+    """The prompt of every row of every step: all prompts in a seeded order, then all in another one, and so on."""
+    rng, order = random.Random(settings.seed), []
+    while len(order) < settings.steps * settings.prompts_per_step:
+        order += rng.sample(range(count), count)
+    return order[: settings.steps * settings.prompts_per_step]
+
+
+def _arguments(settings: RLConfig, checkpoints: Path) -> dict[str, Any]:
+    return {
+        "output_dir": str(checkpoints),
+        "max_steps": settings.steps,
+        "per_device_train_batch_size": settings.prompts_per_step * settings.generations,
+        "num_generations": settings.generations,
+        "num_iterations": 1,
+        "max_completion_length": settings.max_new_tokens,
+        "temperature": settings.temperature,
+        "beta": settings.beta,
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": "constant_with_warmup",
+        "warmup_steps": min(_WARMUP, settings.steps // 10),
+        "shuffle_dataset": False,  # the rows are in their order already, so that a stopped run goes on with the next
+        "gradient_checkpointing": False,
+        "disable_dropout": True,
+        "bf16": uses_bf16(settings.bf16),
+        "use_cpu": not torch.cuda.is_available(),
+        "save_strategy": "steps",
+        "save_steps": settings.checkpoint_every,
+        "save_total_limit": 1,
+        "logging_steps": settings.measure_every,
+        "seed": settings.seed,
+        "dataloader_num_workers": 0,
+        "dataloader_pin_memory": False,
+        "disable_tqdm": True,
+        "report_to": "none",
+    }
+
+
+class _Measuring(TrainerCallback):
+    """Measures where a measurement is due; before the checkpoint of the same step is written."""
+
+    def __init__(self, meter: Meter, progress: Progress) -> None:
+        self.meter, self.progress = meter, progress
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        settings = self.meter.settings
+        if state.global_step % settings.measure_every == 0 or state.global_step == settings.steps:
+            self.progress.show(_figures(self.meter.measure(model, state.global_step)))
+
+
+def _figures(point: Point) -> dict[str, float]:
+    return {"proxy": point.proxy, "gold": point.gold, "KL": point.kl}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

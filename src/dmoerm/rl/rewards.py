@@ -1,0 +1,123 @@
+"""A reward model as TRL's reward function: normalised, checked, safe against empty responses.
+
+Rewards are normalised by the initial policy's: (r − mean) / std, with the mean over all samples and the standard
+deviation within prompts, because a reward model's differences mean something within a prompt alone. So one `beta`
+means the same for every reward model. A response without text gets the worst reward of its batch; where no response
+has text, the lowest reward met on the initial policy's samples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from ..errors import TrainingError, shorten
+from ..schema import Prompt, Query
+
+Reward = Callable[[Sequence[Query]], list[list[float]]]
+"""Queries → for each query one reward a response; higher is better."""
+
+Gold = Callable[[str | None, Prompt, str], float]
+"""Task, prompt, response → the gold reward."""
+
+
+class RLPrompt(NamedTuple):
+    """A prompt to optimise or to measure on.
+
+    Attributes:
+        task: the task's name, or None where it is not known.
+        prompt: a text, or a conversation that ends with the user's turn.
+    """
+
+    task: str | None
+    prompt: Prompt
+
+
+class Scale(BaseModel):
+    """Rewards of the initial policy's samples.
+
+    Attributes:
+        mean: over all of them.
+        std: within prompts.
+        lowest: the smallest.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    mean: float
+    std: float
+    lowest: float
+
+    def normalise(self, reward: float) -> float:
+        """In standard deviations above the initial policy's mean."""
+        return (reward - self.mean) / self.std
+
+
+def raw_rewards(
+    reward: Reward, prompts: Sequence[RLPrompt], texts: Sequence[str], step: int, lowest: float | None = None
+) -> list[float]:
+    """One reward a response, in order; `prompts` has each response's prompt.
+
+    Args:
+        step: named in errors.
+        lowest: what a response without text gets where no response has text; None: 0.
+
+    Raises:
+        TrainingError: a reward is not finite, or there are more or fewer than responses.
+    """
+    places: dict[RLPrompt, list[int]] = {}
+    for place, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
+        if text.strip():
+            places.setdefault(prompt, []).append(place)
+    queries = [Query(task=p.task, prompt=p.prompt, responses=tuple(texts[i] for i in at)) for p, at in places.items()]
+    found: dict[int, float] = {}
+    for at, query, values in zip(places.values(), queries, reward(queries) if queries else (), strict=True):
+        if len(values) != len(at):
+            raise TrainingError(f"step {step}: {len(values)} rewards for {len(at)} responses; mend the reward function")
+        found |= dict(zip(at, (float(value) for value in values), strict=True))
+        _check(found, at, query, step)
+    worst = min(found.values(), default=0.0 if lowest is None else lowest)
+    return [found.get(place, worst) for place in range(len(texts))]
+
+
+def _check(found: dict[int, float], places: Sequence[int], query: Query, step: int) -> None:
+    for number, place in enumerate(places):
+        if not math.isfinite(found[place]):
+            raise TrainingError(
+                f"step {step}: the reward of response {number}, {shorten(query.responses[number])}, to the prompt "
+                f"{shorten(query.prompt)} is {found[place]}; mend the reward model, or lower the rate that trained it"
+            )
+
+
+def measure_scale(rewards: Sequence[float], count: int) -> Scale:
+    """From the rewards of the initial policy's samples, `count` a prompt, prompt after prompt.
+
+    Raises:
+        TrainingError: the rewards are the same within every prompt.
+    """
+    table = np.asarray(rewards, dtype=float).reshape(-1, count)
+    std = float(np.sqrt(table.var(axis=1, ddof=1).mean()))
+    if std < 1e-12:
+        raise TrainingError(
+            "step 0: the reward model gives all responses to a prompt the same reward: there is nothing to optimise; "
+            "give another reward model, or more scale_prompts"
+        )
+    return Scale(mean=float(table.mean()), std=std, lowest=float(table.min()))
+
+
+class TRLReward:
+    """What TRL's trainers take as a reward function; the dataset's column `place` says which prompt a row has."""
+
+    __name__ = "reward"
+
+    def __init__(self, reward: Reward, prompts: Sequence[RLPrompt], scale: Scale) -> None:
+        self.reward, self.prompts, self.scale = reward, prompts, scale
+
+    def __call__(self, completions: list[str], place: list[int], trainer_state: Any, **_: Any) -> list[float]:
+        """Normalised rewards of the completions."""
+        asked, texts = [self.prompts[i] for i in place], [text.strip() for text in completions]
+        raw = raw_rewards(self.reward, asked, texts, trainer_state.global_step + 1, self.scale.lowest)
+        return [self.scale.normalise(value) for value in raw]

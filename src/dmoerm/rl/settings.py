@@ -1,0 +1,99 @@
+"""The settings of policy optimisation: the policy that is optimised, and how."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class PolicyConfig(_Settings):
+    """The policy before reinforcement learning: a small language model fine-tuned on the testbed's text.
+
+    The default is a Llama of about 10 million parameters (embeddings included) over a byte-level BPE of that text.
+    """
+
+    path: str | None = None
+    """A Hugging Face folder or hub name to start from; None: a random model of the shape below."""
+    vocabulary: int = Field(default=3072, ge=300)
+    """Entries of the byte-level BPE at most; like the shape below, without meaning where `path` is given."""
+    hidden_size: int = Field(default=512, ge=8)
+    """Width of the hidden states."""
+    intermediate_size: int = Field(default=1024, ge=8)
+    """Width of the feed-forward layers."""
+    layers: int = Field(default=4, ge=1)
+    """Decoder layers."""
+    heads: int = Field(default=8, ge=1)
+    """Attention heads."""
+    key_value_heads: int = Field(default=2, ge=1)
+    """Heads of keys and values; fewer make sampling faster."""
+    prompts_per_task: int = Field(default=200, ge=1)
+    """Testbed prompts of each task to fine-tune on."""
+    responses: int = Field(default=8, ge=1)
+    """Testbed responses to each prompt; the longer ones are left out (see `max_response_tokens`)."""
+    max_response_tokens: int = Field(default=80, ge=2)
+    """Longest response to fine-tune on, its end token counted: what the policy is to say ends within its budget."""
+    epochs: float = Field(default=3.0, ge=0)
+    """Passes over that text; 0: the model is used as it is."""
+    batch_size: int = Field(default=32, ge=1)
+    """Responses in one optimiser step."""
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """AdamW's peak rate; about 2e-5 suits a pretrained model."""
+    bf16: bool | None = None
+    """Fine-tune in bfloat16, with weights kept in float32; None: where the processor computes in it."""
+    seed: int = 0
+    """Of the random start, the text and its order."""
+
+    @model_validator(mode="after")
+    def _heads_divide_the_width(self) -> PolicyConfig:
+        if self.hidden_size % (2 * self.heads) or self.heads % self.key_value_heads:
+            raise ValueError("hidden_size must be an even multiple of heads, and heads a multiple of key_value_heads")
+        return self
+
+    @property
+    def key(self) -> str:
+        """Names these settings: equal settings have an equal key."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
+
+
+class RLConfig(_Settings):
+    """One run of policy optimisation, and what is measured along the way."""
+
+    algorithm: Literal["rloo", "grpo"] = "rloo"
+    """TRL's trainer: REINFORCE leave-one-out (arXiv 2402.14740) or GRPO (arXiv 2402.03300), with TRL's defaults."""
+    steps: int = Field(default=150, ge=1)
+    """Optimiser steps."""
+    prompts_per_step: int = Field(default=16, ge=1)
+    """Prompts of one step."""
+    generations: int = Field(default=4, ge=2)
+    """Responses to each of them."""
+    learning_rate: float = Field(default=5e-5, gt=0)
+    """AdamW's rate, constant after ten steps of warm-up."""
+    beta: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """Weight of the KL penalty, in rewards of standard deviation 1 a nat. RLOO takes it off a response's reward; GRPO
+    adds a token's estimate to that token's loss. 0: no penalty, and no pass of the initial policy."""
+    max_new_tokens: int = Field(default=80, ge=1)
+    """Most tokens of a response."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Of sampling, in training and measurement; the policy whose KL is measured is the one at this temperature."""
+    seed: int = 0
+    """Of the prompts' order and the samples."""
+    measure_every: int = Field(default=10, ge=1)
+    """Steps between measurements; there is one before the first step and one after the last."""
+    held_out: int = Field(default=64, ge=1)
+    """Prompts that are measured on and never trained on; the same for every seed."""
+    samples: int = Field(default=2, ge=1)
+    """Fresh samples to each of them at every measurement."""
+    checkpoint_every: int = Field(default=25, ge=1)
+    """Steps between checkpoints, from which a stopped run goes on."""
+    scale_prompts: int = Field(default=64, ge=1)
+    """Training prompts on which the initial policy's rewards are measured, to normalise by; `generations` samples
+    each."""
+    bf16: bool | None = None
+    """Sample and train in bfloat16, with weights kept in float32; None: where the processor computes in it.
+    Measurements are in float32 in any case."""

@@ -1,0 +1,86 @@
+"""The reward-function file of OpenRLHF."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+import torch
+
+from dmoerm.errors import ConfigError, DataError
+from dmoerm.rl import openrlhf
+from dmoerm.schema import Message
+
+
+@pytest.fixture
+def loaded(trained_run, monkeypatch):
+    """The file as OpenRLHF loads it: by its path, outside of the package."""
+    spec = importlib.util.spec_from_file_location("reward_func", openrlhf.__file__)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setenv("DMOERM_MODEL", str(trained_run.folder / "model"))
+    return module
+
+
+CHATML = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+LLAMA3 = (
+    "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\n"
+)
+
+
+def test_it_gives_what_the_model_gives(loaded, trained_run):
+    prompts = [CHATML.format("Hello."), LLAMA3.format("What is the capital of France?"), CHATML.format("Hello.")]
+    texts = ["Hi, how was your day?", "It is Paris.", "Go away."]
+    queries = [f"{p}{t}{end}" for p, t, end in zip(prompts, texts, ["<|im_end|>", "<|eot_id|>", ""], strict=True)]
+    found = loaded.reward_func(queries, prompts, [None] * 3)
+    model = trained_run.model
+    expected = [model.score("Hello.", [texts[0], texts[2]]), model.score("What is the capital of France?", texts[1:2])]
+    scores = [expected[0][0], expected[1][0], expected[0][1]]
+    torch.testing.assert_close(found["rewards"], torch.tensor([s.reward for s in scores]), atol=1e-4, rtol=1e-4)
+    assert torch.equal(found["scores"], found["rewards"])
+    for name, values in found["extra_logs"].items():
+        assert values.shape == (3,), name
+    for place, score in enumerate(scores):
+        for name, value in score.capabilities.items():
+            assert float(found["extra_logs"][f"{score.task}/{name}"][place]) == pytest.approx(value, abs=1e-4)
+
+
+def test_one_query_at_a_time_gives_the_same_names(loaded):
+    names = set()
+    for text in ("Hello.", "What is the capital of France?"):
+        prompt = CHATML.format(text)
+        found = loaded.reward_func([prompt + "Yes.<|im_end|>"], [prompt], [None], extra="ignored")
+        assert all(value.item() is not None for value in found["extra_logs"].values())
+        names.add(tuple(found["extra_logs"]))
+    assert len(names) == 1
+
+
+def test_an_empty_response_gets_the_least(loaded):
+    prompt = CHATML.format("Hello.")
+    found = loaded.reward_func([f"{prompt}<|im_end|>", f"{prompt}Yes.<|im_end|>"], [prompt] * 2, None)
+    assert found["rewards"][0] <= min(loaded.EMPTY_REWARD, float(found["rewards"][1]))
+    assert loaded.reward_func([prompt], [prompt], None)["rewards"].tolist() == [loaded.EMPTY_REWARD]
+
+
+def test_prompts_become_conversations():
+    turns = "<|im_start|>system\nBe kind.<|im_end|>\n" + CHATML.format("Hello.")
+    assert openrlhf.conversation(turns) == (
+        Message(role="system", content="Be kind."),
+        Message(role="user", content="Hello."),
+    )
+    assert openrlhf.conversation(LLAMA3.format("Hello.")) == (Message(role="user", content="Hello."),)
+    assert openrlhf.conversation("<s>What is 2 < 3?") == "What is 2 < 3?"
+
+
+@pytest.mark.parametrize("text", ["a <b> c", "1 < 2", "<|x"])
+def test_text_that_looks_like_markup_stays(text):
+    assert openrlhf.response_text(f"<pad><pad>PROMPT{text}</s>", "PROMPT") == text
+
+
+def test_what_cannot_be_is_said(loaded, monkeypatch):
+    with pytest.raises(DataError, match="does not hold its prompt"):
+        openrlhf.response_text("other", "prompt")
+    monkeypatch.delenv("DMOERM_MODEL")
+    with pytest.raises(ConfigError, match="DMOERM_MODEL is not set"):
+        loaded.reward_func(["a b"], ["a"], None)

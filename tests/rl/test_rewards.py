@@ -1,0 +1,60 @@
+"""A reward model as TRL's reward function."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+from tiny_policy import count_t
+
+from dmoerm.errors import TrainingError
+from dmoerm.rl import RLPrompt
+from dmoerm.rl.rewards import Scale, TRLReward, measure_scale, raw_rewards
+
+FIRST, SECOND = RLPrompt("chitchat", "one?"), RLPrompt(None, "two?")
+
+
+def test_rewards_come_in_order_and_a_prompt_is_asked_once():
+    asked = []
+
+    def reward(queries):
+        asked.extend(queries)
+        return [[float(len(text)) for text in query.responses] for query in queries]
+
+    assert raw_rewards(reward, [FIRST, SECOND, FIRST], ["a", "bbb", "cc"], 1) == [1.0, 3.0, 2.0]
+    assert [(query.task, query.responses) for query in asked] == [("chitchat", ("a", "cc")), (None, ("bbb",))]
+
+
+def test_a_response_without_text_gets_the_worst_reward():
+    assert raw_rewards(count_t, [FIRST] * 3, ["t t", " \n", "t"], 1) == [2.0, 1.0, 1.0]
+    assert raw_rewards(count_t, [FIRST] * 2, ["", ""], 1, lowest=-7.0) == [-7.0, -7.0]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_reward_that_is_no_number_names_step_and_response(value):
+    with pytest.raises(TrainingError, match=r"step 5: the reward of response 1, 'ill', to the prompt 'one\?' is"):
+        raw_rewards(lambda queries: [[0.0, value]], [FIRST] * 2, ["well", "ill"], 5)
+
+
+def test_too_few_rewards_are_refused():
+    with pytest.raises(TrainingError, match="1 rewards for 2 responses"):
+        raw_rewards(lambda queries: [[0.0]], [FIRST] * 2, ["a", "b"], 1)
+
+
+def test_the_scale_is_not_moved_by_what_differs_between_prompts():
+    near, far = measure_scale([0, 1, 0, 1], 2), measure_scale([0, 1, 100, 101], 2)
+    assert near.std == pytest.approx(far.std)
+    assert far.mean == 50.5
+    with pytest.raises(TrainingError, match="nothing to optimise"):
+        measure_scale([1, 1, 5, 5], 2)
+
+
+@pytest.mark.parametrize(("factor", "shift"), [(1.0, 0.0), (100.0, -3.0), (0.01, 40.0)])
+def test_what_is_optimised_does_not_depend_on_a_rewards_unit(factor, shift):
+    texts = ["t", "t t", "a", ""]
+    reward = lambda queries: [[factor * x + shift for x in row] for row in count_t(queries)]  # noqa: E731
+    scale = measure_scale(raw_rewards(reward, [FIRST] * 4, texts, 0), 4)
+    found = TRLReward(reward, [FIRST], scale)(texts, [0] * 4, SimpleNamespace(global_step=3))
+    plain = measure_scale(raw_rewards(count_t, [FIRST] * 4, texts, 0), 4)
+    assert found == pytest.approx([plain.normalise(x) for x in (1, 2, 0, 0)])
+    assert isinstance(scale, Scale)

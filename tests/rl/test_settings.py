@@ -1,0 +1,33 @@
+"""Settings of policy optimisation: what is refused, and that all are told."""
+
+import pytest
+from pydantic import ValidationError
+
+from dmoerm.rl import PolicyConfig, RLConfig
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        (RLConfig, {"generations": 1}),
+        (RLConfig, {"algorithm": "ppo"}),
+        (RLConfig, {"beta": -0.1}),
+        (RLConfig, {"beta": float("nan")}),
+        (RLConfig, {"step": 3}),
+        (PolicyConfig, {"hidden_size": 30, "heads": 4, "key_value_heads": 4}),
+        (PolicyConfig, {"heads": 8, "key_value_heads": 3}),
+        (PolicyConfig, {"vocabulary": 100}),
+    ],
+)
+def test_what_cannot_be_is_refused(kind, changes):
+    with pytest.raises(ValidationError):
+        kind.model_validate(changes)
+
+
+@pytest.mark.parametrize("kind", [RLConfig, PolicyConfig])
+def test_every_field_is_documented(kind):
+    assert all(field.description for field in kind.model_fields.values())
+
+
+def test_other_settings_have_another_key():
+    assert PolicyConfig().key == PolicyConfig().key != PolicyConfig(seed=1).key

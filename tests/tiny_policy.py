@@ -1,0 +1,44 @@
+"""A tiny policy's settings, a tiny run's, and a reward by rule: whole runs take seconds. Fixtures: `rl/conftest.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dmoerm.rl.settings import PolicyConfig, RLConfig
+from dmoerm.schema import Query
+
+TINY_POLICY = PolicyConfig(
+    vocabulary=700,
+    hidden_size=32,
+    intermediate_size=64,
+    layers=2,
+    heads=2,
+    key_value_heads=1,
+    prompts_per_task=20,
+    responses=4,
+    max_response_tokens=160,
+    epochs=3,
+    batch_size=16,
+    learning_rate=5e-3,
+)
+
+
+def tiny_settings(**changes: object) -> RLConfig:
+    """A run of twelve steps."""
+    settings = {
+        "steps": 12,
+        "prompts_per_step": 4,
+        "generations": 4,
+        "learning_rate": 1e-2,
+        "max_new_tokens": 12,
+        "measure_every": 6,
+        "held_out": 10,
+        "checkpoint_every": 4,
+        "scale_prompts": 8,
+    }
+    return RLConfig.model_validate(settings | changes)
+
+
+def count_t(queries: Sequence[Query]) -> list[list[float]]:
+    """A reward: how often a response has the letter t."""
+    return [[float(text.lower().count("t")) for text in query.responses] for query in queries]
