@@ -1,28 +1,37 @@
-"""`dmoerm rl`: from a trained model to a table and trajectories."""
+"""`dmoerm rl`: from a config to trajectories, a table and rl.json."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
+from tiny import make_tiny_config
 from tiny_policy import TINY_POLICY, tiny_settings
 from typer.testing import CliRunner
 
 from dmoerm.cli import app
-from dmoerm.cli.rl import open_methods
-from dmoerm.evaluation.scoring import score_groups
+from dmoerm.config import dump_config
 from dmoerm.rl import read_trajectory
-from dmoerm.schema import Group
 
-WIDE = {"COLUMNS": "200", "TERM": "dumb"}
+WIDE = {"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
 
 
 def run(*arguments: object, fails: bool = False):
     result = CliRunner(env=WIDE).invoke(app, ["rl", *(str(argument) for argument in arguments)])
     assert (result.exit_code != 0) == fails, result.output
     return result
+
+
+@pytest.fixture(scope="module")
+def config(tiny_backbone, tmp_path_factory) -> Path:
+    """A run on all tasks of the testbed."""
+    folder = tmp_path_factory.mktemp("rl")
+    frozen = {"base": "frozen", "phase2": {"lora": {"rank": 0}}, "phase3": {"inputs": "scores", "first_fraction": 0}}
+    data = {"files": [], "testbed_prompts": 6, "testbed_responses": 3}
+    settings = make_tiny_config(tiny_backbone, folder, **frozen, data=data, taxonomy="paper-en")
+    (folder / "tiny.yaml").write_text(dump_config(settings), encoding="utf-8")
+    return folder / "tiny.yaml"
 
 
 def overrides() -> list[str]:
@@ -32,28 +41,19 @@ def overrides() -> list[str]:
     return [part for name, value in changed.items() for part in ("--set", f"{name}={value}")]
 
 
-def test_from_a_model_to_trajectories(trained_run, tmp_path):
-    options = (
-        trained_run.folder,
-        "--beta",
-        0,
-        "--beta",
-        0.1,
-        "--steps",
-        2,
-        "--prompts",
-        8,
-        "--output",
-        tmp_path / "rl",
-    )
-    options = (*options, *overrides(), "--json", tmp_path / "rl.json")
+def test_from_a_config_to_trajectories(config: Path) -> None:
+    options = (config, "--beta", 0, "--beta", 0.1, "--seed", 0, "--method", "general", "--method", "dmoerm")
+    options = (*options, "--steps", 2, "--prompts", 10, "--members", 2, *overrides())
     output = run(*options).output
-    rows = json.loads((tmp_path / "rl.json").read_text())
-    assert rows["schema"] == 1
-    found = [(one["method"], one["settings"]["beta"], one["settings"]["seed"]) for one in rows["trajectories"]]
-    assert found == [("dmoerm", 0.0, 0), ("dmoerm", 0.1, 0), ("general", 0.0, 0), ("general", 0.1, 0)]
+    folder = config.parent / "run-compare"
+    found = json.loads((folder / "rl.json").read_text())
+    assert (found["schema"], found["kind"]) == (1, "rl")
+    runs = [(one["condition"], one["method"], one["beta"], one["seed"]) for one in found["runs"]]
+    assert runs == [("noisy", m, b, 0) for m in ("general", "dmoerm") for b in (0.0, 0.1)]
+    assert all(one["points"][0]["kl"] == pytest.approx(0, abs=1e-6) for one in found["runs"])
+    assert set(found["paired"]["noisy"]) == {"dmoerm - general (0)", "dmoerm - general (0.1)"}
     assert "fall from the peak" in output
-    files = sorted((tmp_path / "rl").glob("*/*/trajectory.json"))
+    files = sorted(folder.glob("noisy/seed0/rl/*/trajectory.json"))
     assert len(files) == 4
     written = [file.stat().st_mtime_ns for file in files]
     assert run(*options).stdout in output  # the same table
@@ -61,42 +61,30 @@ def test_from_a_model_to_trajectories(trained_run, tmp_path):
     assert read_trajectory(files[0]).points[-1].step == 2
 
 
-def test_the_methods_are_those_of_the_evaluation(trained_run):
-    from tiny import tiny_groups
-
-    groups: list[Group] = tiny_groups(4)
-    methods = open_methods(str(trained_run.folder))
-    for name, reward in methods.items():
-        expected = [one.rewards[name] for one in score_groups(trained_run.model, groups)]
-        for ours, theirs in zip(reward(groups), expected, strict=True):
-            np.testing.assert_allclose(ours, theirs, atol=1e-4)
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--method", "ensemble"), "use one of dmoerm, general"),
-        (("--set", "rl.generations=1"), "rl.generations"),
-        (("--set", "policy.depth=1"), "policy.depth"),
-        (("--set", "other.depth=1"), "use policy.… or rl.…"),
+        (("--method", "ensemble"), "use some of general"),
+        (("--set", "rl.generations=1"), "generations"),
+        (("--set", "policy.depth=1"), "depth"),
+        (("--set", "other.depth=1"), "other"),
     ],
 )
-def test_what_cannot_be_is_said(trained_run, tmp_path: Path, options, message):
-    assert message in run(trained_run.folder, "--output", tmp_path, *options, fails=True).output
+def test_what_cannot_be_is_said(config: Path, options, message) -> None:
+    asked = ("--seed", 0, "--members", 2, "--prompts", 10, *overrides(), *options)
+    assert message in run(config, *asked, fails=True).output
 
 
-def test_options_go_over_settings():
+def test_options_go_over_settings(config: Path) -> None:
     from dmoerm.cli.rl import _settings
 
-    given = ["rl.algorithm=grpo", "rl.steps=7", "policy.layers=3"]
-    assert _settings(given, {"algorithm": None, "steps": 9})[1].model_dump(exclude_unset=True) == {
-        "algorithm": "grpo",
-        "steps": 9,
-    }
-    assert _settings(given, {"algorithm": "rloo"})[1].algorithm == "rloo"
-    assert _settings(given, {})[0].layers == 3
+    given = ["rl.algorithm=grpo", "rl.steps=7", "policy.layers=3", "seed=4"]
+    found = _settings(str(config), given, None, {"algorithm": None, "steps": 9})
+    assert found.rl.model_dump(exclude_unset=True) == {"algorithm": "grpo", "steps": 9}
+    assert _settings(str(config), given, None, {"algorithm": "rloo"}).rl.algorithm == "rloo"
+    assert (found.policy.layers, found.config.seed) == (3, 4)
 
 
-def test_without_trl_the_remedy_is_told(tmp_path, monkeypatch):
+def test_without_trl_the_remedy_is_told(config: Path, monkeypatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "trl", None)
-    assert "pip install 'dmoerm[rl]'" in run(tmp_path, fails=True).output
+    assert "pip install 'dmoerm[rl]'" in run(config, fails=True).output
