@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import make_tiny_config, train_quietly
+from tiny import make_tiny_config, tiny_groups, train_quietly, write_groups
 
+from dmoerm.config import changed
 from dmoerm.data.loading import MERGED, load_data
 from dmoerm.training.baselines import averaged, gated_vectors, objectives, train_gated, train_members
 from dmoerm.training.embedding import base_embeddings
@@ -85,3 +86,12 @@ def test_base_scores_can_be_left_out(tiny_backbone, tmp_path) -> None:
     assert torch.equal(inner.aggregator(vectors), inner.aggregator(other))
     other[:, -1] += 3
     assert not torch.equal(inner.aggregator(vectors), inner.aggregator(other))
+
+
+def test_derived_scores_take_all_capabilities_however_few_have_experts(tiny_backbone, tmp_path) -> None:
+    groups = [group.model_copy(update={"scores": None}) for group in tiny_groups()]
+    data = {"files": [write_groups(groups, tmp_path / "graded.jsonl")]}
+    config = make_tiny_config(tiny_backbone, tmp_path, data=data)
+    whole, none = load_data(config), load_data(changed(config, {"data.most_capabilities": 0}))
+    assert [group.scores for group in whole.train + whole.test] == [group.scores for group in none.train + none.test]
+    assert all(group.scores_derived and not group.capabilities for group in none.train + none.test)

@@ -49,15 +49,15 @@ def load_data(config: Config) -> Loaded:
     taxonomy = load_taxonomy(config.taxonomy) if config.taxonomy else draft_taxonomy(groups, "drafted")
     for group in groups:
         _check_names(group, taxonomy)
-    if config.data.most_capabilities is not None:
-        taxonomy = taxonomy.first_capabilities(config.data.most_capabilities)
-        groups = [_within(group, taxonomy) for group in groups]
     if config.data.groups_per_task:
         groups = take_groups(groups, config.data.groups_per_task, config.seed)
     seed = config.seed if config.data.split_seed is None else config.data.split_seed
     train, test = split_by_prompt(groups, config.data.test_fraction, seed)
     test = overall_from_capabilities(test, scales_of=train)
     train, test = overall_from_capabilities(train), with_gold(test)
+    if config.data.most_capabilities is not None:  # once the overall scores are derived from all of them
+        taxonomy = taxonomy.first_capabilities(config.data.most_capabilities)
+        train, test = ([_within(group, taxonomy) for group in part] for part in (train, test))
     if not config.data.people_grades:
         train = [group.model_copy(update={"capabilities": {}}) for group in train]
     if config.data.merge_tasks:
