@@ -10,7 +10,7 @@ Found = dict[str, Any]
 
 def tables(found: Found) -> list[str]:
     """The lines of a page between its marks."""
-    made = {"comparison": _comparison, "best_of_n": _best_of_n}[found["kind"]](found)
+    made = {"comparison": _comparison, "best_of_n": _best_of_n, "rl": _policies}[found["kind"]](found)
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
     return [*made, "", f"`{found['command']}`; {versions}."]
 
@@ -87,6 +87,52 @@ def _curve(method: str, curve: Found, ns: Sequence[int], shown: Sequence[int], e
         "–" if curve["falls_after"] is None else f"{curve['falls_after']:,}",
         "–" if end is None else f"{end['value']:+.3f} ({end['low']:+.3f} to {end['high']:+.3f})",
     ]
+
+
+def _policies(found: Found) -> list[str]:
+    settings = found["settings"]
+    scale = f"{settings['steps']} steps of {settings['prompts_per_step']} × {settings['generations']} samples"
+    lines = [f"Policy of {found['parameters']:,} parameters, {settings['algorithm'].upper()}, {scale}."]
+    heads = [
+        "condition",
+        "method",
+        "beta",
+        "seeds",
+        "KL, nats",
+        "gold: start",
+        "highest",
+        "end",
+        "fall",
+        "fit's peak, √KL",
+    ]
+    rows = [
+        [
+            one["condition"],
+            f"**{one['method']}**" if one["method"] == "dmoerm" else one["method"],
+            f"{one['beta']:g}",
+            str(one["seeds"]),
+            f"{one['kl']:.1f}",
+            f"{one['start']:.3f}",
+            f"{one['peak']:.3f} (step {one['peak_step']})",
+            f"{one['end']:.3f}",
+            f"{one['fall']:.3f}",
+            "–" if not one["fit"] or one["fit"]["peak"] is None else f"{one['fit']['peak']:.2f}",
+        ]
+        for one in found["summaries"]
+    ]
+    lines += [
+        "",
+        *_table(heads, rows),
+        "",
+        "Gold at the end, dmoerm less the method, seed by seed (mean and range):",
+        "",
+    ]
+    pairs = [
+        [condition, name, f"{d['value']:+.3f} ({d['low']:+.3f} to {d['high']:+.3f})"]
+        for condition, row in found["paired"].items()
+        for name, d in row.items()
+    ]
+    return [*lines, *_table(["condition", "pair", "difference"], pairs)]
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
