@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import random
 import shlex
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -92,3 +97,48 @@ def test_benchmark(trained_run, write_rows, tmp_path: Path) -> None:
     assert found["subsets"]["math_prm"] == [float(scores[0].reward > scores[1].reward), 1]
     assert "overall" in result.output
     assert "three chosen" in invoke(f"benchmark rm_bench {place} --data {file}").output
+
+
+@pytest.mark.slow
+def test_a_killed_comparison_ends_as_an_unbroken_one(config: Path) -> None:
+    """kill −9 at three random moments; then best-of-n, killed once."""
+    asked = ["--seed", "0", "--seed", "1", "--members", "2", "--ablation", "no_outer"]
+    whole, broken = config.parent / "whole", config.parent / "broken"
+
+    def begin(name: str, folder: Path, *more: str) -> subprocess.Popen:
+        command = [
+            sys.executable,
+            "-c",
+            "from dmoerm.cli import main; main()",
+            name,
+            str(config),
+            *asked,
+            "--output",
+            str(folder),
+            *more,
+        ]
+        if name == "bon":
+            command = [part for part in command if part not in ("--ablation", "no_outer")]
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+    start = time.monotonic()
+    assert begin("compare", whole).wait() == 0
+    seconds = time.monotonic() - start
+    rng = random.Random(1)
+    for _ in range(3):
+        process = begin("compare", broken)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=rng.uniform(0.3, 0.6) * seconds)
+        process.kill()
+        process.wait()
+    assert begin("compare", broken).wait() == 0
+    first, second = (json.loads((folder / "results.json").read_text()) for folder in (whole, broken))
+    assert first["conditions"] == second["conditions"]
+    more = ("--from", "graded", "--samples", "3")
+    process = begin("bon", broken, *more)
+    time.sleep(0.2 * seconds)
+    process.kill()
+    process.wait()
+    assert begin("bon", broken, *more).wait() == begin("bon", whole, *more).wait() == 0
+    first, second = (json.loads((folder / "best_of_n.json").read_text()) for folder in (whole, broken))
+    assert first["conditions"] == second["conditions"]
