@@ -1,4 +1,4 @@
-"""The command line: `dmoerm data | label | train | eval | score | compare | bon | demo`, one file a command.
+"""The command line: `dmoerm data | label | train | eval | score | compare | bon | report | demo`, one file a command.
 
 Torch and transformers are imported inside the commands, so that `--help` answers at once. Results go to the standard
 output, progress and errors to the standard error stream.
@@ -18,7 +18,7 @@ from rich.markup import escape
 from typer.core import TyperGroup
 
 from ..errors import DmoermError
-from . import bon, compare, data, demo, eval, label, score, train
+from . import bon, compare, data, demo, eval, label, report, score, train
 
 _INTERRUPTED, _PIPE_CLOSED = 130, 141
 _SYSTEM_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR}
@@ -56,6 +56,7 @@ app.command("eval")(eval.command)
 app.command("score")(score.command)
 app.command("compare")(compare.command)
 app.command("bon")(bon.command)
+app.command("report")(report.command)
 app.command("demo")(demo.command)
 
 
