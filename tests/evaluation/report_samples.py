@@ -56,8 +56,13 @@ def _condition(
             if m != "dmoerm"
         },
         "by_seed": {str(seed): {m: levels[m] + drawn.normal(0, 0.01) for m in methods} for seed in range(3)},
-        "capabilities": {t: {c: _estimate(drawn.uniform(0.5, 0.95), 0.03) for c in CAPABILITIES[:5]} for t in tasks[:4]}
-        | {tasks[-1]: {c: _estimate(drawn.uniform(0.5, 0.95), 0.03) for c in CAPABILITIES[3:]}},
+        "capabilities": {
+            task: {
+                name: _estimate(drawn.uniform(0.5, 0.95), 0.03) | {"pairs": int(drawn.integers(99, 999))}
+                for name in names
+            }
+            for task, names in zip(tasks, [CAPABILITIES[3:], *[CAPABILITIES[:5]] * len(tasks)], strict=False)
+        },
         "router": {
             "accuracy": 0.962,
             "prompts": 1234,
@@ -90,10 +95,12 @@ def _cost(drawn: np.random.Generator) -> dict[str, Any]:
 
 
 def _calibration(drawn: np.random.Generator) -> dict[str, Any]:
-    edges = np.linspace(0.5, 1, 11)
+    edges, slope = np.linspace(0.5, 1, 11), drawn.uniform(0.6, 1.1)
+    middles = (edges[1:] + edges[:-1]) / 2
+    accuracies = 0.5 + (middles - 0.5) * slope
     bins = [
-        {"low": a, "high": b, "pairs": int(900 - 80 * i), "confidence": (a + b) / 2, "accuracy": (a + b) / 2 - 0.02 * i % 0.07}
-        for i, (a, b) in enumerate(zip(edges[:-1], edges[1:], strict=True))
+        {"low": low, "high": low + 0.05, "pairs": 900 - 80 * i, "confidence": middles[i], "accuracy": accuracies[i]}
+        for i, low in enumerate(edges[:-1])
     ]
     bins[0] |= {"pairs": 0, "confidence": None, "accuracy": None}
     return {"ece": drawn.uniform(0.01, 0.09), "pairs": sum(b["pairs"] for b in bins), "bins": bins}

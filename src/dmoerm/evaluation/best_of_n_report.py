@@ -8,10 +8,10 @@ import numpy as np
 
 from .curve_plots import HIGHLIGHTED, Line, kl_plot
 from .overoptimisation import BestOfNCondition, BestOfNResults, MethodCurve
-from .page import Block, Cell, Label, Row, Section, details, heading, paragraph, plots, preformatted, table
-from .plots import NARROW, Series, colour_of, interval_plot, shared_limits
+from .page import Block, Cell, Row, Section, details, heading, paragraph, plots, preformatted, table
+from .plots import NARROW, Series, interval_plot, shared_limits
+from .report_parts import method_label, settings_part
 from .results import Difference
-from .run_report import settings_part
 
 ALL = "all"
 """The entry of all tasks together."""
@@ -35,7 +35,7 @@ def _sentence(name: str, condition: BestOfNCondition, ns: Sequence[int]) -> str:
     end = condition.at_the_end[_main(condition)].get("dmoerm - general")
     if end is None:
         return ""
-    gap = f"{end.value:+.3f} ({end.low:+.3f} … {end.high:+.3f})"
+    gap = f"{end.value:+.3f} ({end.low:+.3f} to {end.high:+.3f})"
     return f"{name}: at n = {ns[-1]:,}, the gold of dmoerm's choice is {gap} above that of the single model's."
 
 
@@ -72,7 +72,8 @@ def _overall(found: BestOfNResults) -> str:
     shown = ", ".join(method for method in HIGHLIGHTED if any(method in c.curves[_main(c)] for c in _all(found)))
     return paragraph(
         f"Highlighted: {shown}, with 95 % bands over prompts. Thin smooth lines: the fit R(d) = d (α − β d), d = √KL; "
-        "a star: its peak, with its interval. Where gold falls while the proxy rises, the reward is over-optimised."
+        "a star: its peak, with its interval. The others have their colours of the tables. Where gold falls while the "
+        "proxy rises, the reward is over-optimised."
     ) + plots(images, "Best of n against √KL", wide=True)
 
 
@@ -123,10 +124,10 @@ def _peak(found: BestOfNResults, method: str, curve: MethodCurve) -> Row:
     fit = curve.fit
     peak = fit.peak if fit else None
     ends = fit and (fit.peak_low, fit.peak_high)
-    known = "" if not ends or None in ends else "{:.2f} … {:.2f}".format(*ends)
+    known = "" if not ends or None in ends else "{:.2f} to {:.2f}".format(*ends)
     value = curve.gold[0] + fit.value if fit and fit.value is not None else None
     return [
-        Label(method, colour_of(method)),
+        method_label(method),
         _gold_cell(curve, 0),
         _gold_cell(curve, place),
         Cell(f"{found.ns[place]:,}"),
@@ -138,7 +139,7 @@ def _peak(found: BestOfNResults, method: str, curve: MethodCurve) -> Row:
 
 
 def _gold_cell(curve: MethodCurve, place: int) -> Cell:
-    return Cell(f"{curve.gold[place]:.3f}", f"{curve.low[place]:.3f} … {curve.high[place]:.3f}")
+    return Cell(f"{curve.gold[place]:.3f}", f"{curve.low[place]:.3f} to {curve.high[place]:.3f}")
 
 
 def _ends(found: BestOfNResults) -> str:
@@ -165,19 +166,19 @@ def _end_table(name: str, condition: BestOfNCondition) -> str:
     tasks = sorted(condition.at_the_end, key=lambda task: task != ALL)
     columns = {task: _named(condition.at_the_end[task]) for task in tasks}
     methods = dict.fromkeys(method for row in columns.values() for method in row)
-    rows = [[Label(m, colour_of(m)), *(_end_cell(row.get(m)) for row in columns.values())] for m in methods]
+    rows = [[method_label(m), *(_end_cell(row.get(m)) for row in columns.values())] for m in methods]
     return table(f"{name}: dmoerm − method, gold on the same prompts", ["method", *tasks], rows)
 
 
 def _end_cell(found: Difference | None) -> Cell:
-    return Cell("–") if found is None else Cell(f"{found.value:+.3f}", f"{found.low:+.3f} … {found.high:+.3f}")
+    return Cell("–") if found is None else Cell(f"{found.value:+.3f}", f"{found.low:+.3f} to {found.high:+.3f}")
 
 
 def _numbers(found: BestOfNResults, title: str, curves: Mapping[str, MethodCurve]) -> str:
     header = ["method", *(f"n = {n:,}" for n in found.ns), "α", "β"]
     gold, proxy = [], []
     for method, curve in curves.items():
-        label, fit = Label(method, colour_of(method)), curve.fit
+        label, fit = method_label(method), curve.fit
         fitted = [Cell(f"{fit.alpha:.4f}"), Cell(f"{fit.beta:.4f}")] if fit else [Cell("–"), Cell("–")]
         gold.append([label, *(_gold_cell(curve, place) for place in range(len(curve.gold))), *fitted])
         proxy.append([label, *(Cell(f"{value:.3f}") for value in curve.proxy)])

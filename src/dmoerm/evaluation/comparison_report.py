@@ -6,19 +6,20 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from .ablations import ABLATIONS
 from .comparison import ABOUT, Comparison, Condition
-from .page import Block, Cell, Label, Row, Section, details, paragraph, plots, preformatted, table
-from .plots import NARROW, Series, colour_of, interval_plot, shared_limits
-from .results import SUMMARIES, Cost, Difference, Estimate
-from .run_report import (
+from .page import Block, Cell, Row, Section, details, paragraph, plots, preformatted, table
+from .plots import NARROW, Series, interval_plot, shared_limits
+from .report_parts import (
     calibration_part,
-    capability_table,
+    capability_part,
     estimate_cell,
     interval,
     length_part,
+    method_label,
     percent,
     router_part,
     settings_part,
 )
+from .results import SUMMARIES, Cost, Difference
 
 _CALIBRATED = ("dmoerm", "general", "per_task", "ensemble_uwo")
 """Methods whose reliability is drawn; the table has all."""
@@ -42,13 +43,21 @@ def _lead(found: Comparison) -> str:
 def _sentence(name: str, condition: Condition) -> str:
     mean = condition.consistency["dmoerm"].get("mean")
     difference = condition.paired.get("dmoerm - general", {}).get("mean")
-    text = f"{name} ({percent(condition.flip_scores)} of the overall and {percent(condition.flip_capabilities)} of the "
-    text += "capability pairs reversed in training)"
+    text = f"{name} ({_labels(condition)})"
     if mean:
         text += f": dmoerm orders {percent(mean.value)} of the pairs as people do ({interval(mean)})"
     if difference:
-        text += f", {percent(difference.value, '+')} against the single model ({interval(difference, '+')})"
+        text += f", {percent(difference.value, '+')} against the single model ({interval(difference)})"
     return f"{text}."
+
+
+def _labels(condition: Condition) -> str:
+    flips = condition.flip_scores, condition.flip_capabilities
+    if not any(flips):
+        return "training labels as they come"
+    return "in training, {:g} % of the overall and {:g} % of the capability pairs reversed".format(
+        *(100 * flip for flip in flips)
+    )
 
 
 def _blocks(found: Comparison) -> Iterable[tuple[str, str]]:
@@ -58,7 +67,7 @@ def _blocks(found: Comparison) -> Iterable[tuple[str, str]]:
         yield f"Consistency: {name}", _consistency(found, name, condition)
     yield "Consistency by task", _by_task(found)
     yield "Differences of the mean", _forest(found)
-    yield "Capabilities", "".join(capability_table(name, c.capabilities) for name, c in conditions.items())
+    yield "Capabilities", capability_part({name: c.capabilities for name, c in conditions.items()})
     yield "Router", router_part({name: c.router for name, c in conditions.items()})
     yield "Win probability", calibration_part({name: c.calibration for name, c in conditions.items()}, _CALIBRATED)
     yield "Length", length_part({name: c.length_bias for name, c in conditions.items()})
@@ -68,7 +77,7 @@ def _blocks(found: Comparison) -> Iterable[tuple[str, str]]:
 
 
 def _methods(found: Comparison) -> str:
-    rows = _grouped(found.methods, lambda method: [Label(method, colour_of(method)), found.methods[method]])
+    rows = _grouped(found.methods, lambda method: [method_label(method), found.methods[method]])
     seeds = ", ".join(map(str, found.seeds))
     return (
         paragraph(found.budget)
@@ -98,12 +107,12 @@ def _consistency(found: Comparison, name: str, condition: Condition) -> str:
 
     def row(method: str) -> Row:
         measured, paired = condition.consistency[method], condition.paired.get(f"dmoerm - {method}", {})
-        mean = [estimate_cell(measured.get("mean")), estimate_cell(paired.get("mean"), "+")]
-        return [Label(method, colour_of(method)), *mean, *(estimate_cell(measured.get(column)) for column in order)]
+        mean = [estimate_cell(measured.get("mean")), estimate_cell(paired.get("mean"))]
+        return [method_label(method), *mean, *(estimate_cell(measured.get(column)) for column in order)]
 
     def difference(method: str) -> Row:
         paired = condition.paired[f"dmoerm - {method}"]
-        return [Label(method, colour_of(method)), *(estimate_cell(paired.get(column), "+") for column in columns)]
+        return [method_label(method), *(estimate_cell(paired.get(column)) for column in columns)]
 
     best = _best_first(condition)
     differences = _grouped([m for m in best if f"dmoerm - {m}" in condition.paired], difference)
@@ -131,7 +140,7 @@ def _best_first(condition: Condition) -> list[str]:
 
 
 def _marked(found: Comparison, tasks: Iterable[str]) -> list[str]:
-    return [f"{task} *" if task in found.derived_tasks else task for task in tasks]
+    return [f"{task}\N{NO-BREAK SPACE}*" if task in found.derived_tasks else task for task in tasks]
 
 
 def _remarks(found: Comparison) -> Iterable[str]:
@@ -172,21 +181,19 @@ def _panel(conditions: Mapping[str, Condition], methods: Sequence[str], column: 
 
 
 def _forest(found: Comparison) -> str:
-    rows = {name: _mean_differences(condition) for name, condition in found.conditions.items()}
+    methods = sorted(_best_first(next(iter(found.conditions.values()))), key=lambda method: method in ABLATIONS)
+    rows = {name: _mean_differences(condition, methods) for name, condition in found.conditions.items()}
     rows = {name: row for name, row in rows.items() if row}
-    if not rows:
-        return ""
     limits = shared_limits(list(rows.values()))
     images = [
         (name, interval_plot([Series(name, row)], "dmoerm − method, mean consistency", mark=0, limits=limits))
         for name, row in rows.items()
     ]
     label = "By how much dmoerm's mean consistency is above each method's"
-    return paragraph("Right of the line, dmoerm is better.") + plots(images, label, wide=True)
+    return paragraph("Right of the line, dmoerm is better.") + plots(images, label, wide=True) if images else ""
 
 
-def _mean_differences(condition: Condition) -> dict[str, Estimate | Difference]:
-    methods = sorted(_best_first(condition), key=lambda method: method in ABLATIONS)
+def _mean_differences(condition: Condition, methods: Iterable[str]) -> dict[str, Difference]:
     rows = {method: condition.paired.get(f"dmoerm - {method}", {}).get("mean") for method in methods}
     return {method: row for method, row in rows.items() if row}
 
@@ -197,7 +204,7 @@ def _mean_differences(condition: Condition) -> dict[str, Estimate | Difference]:
 def _seeds(found: Comparison) -> str:
     def row(method: str) -> Row:
         values = [by_seed.get(method) for c in found.conditions.values() for by_seed in c.by_seed.values()]
-        return [Label(method, colour_of(method)), *(Cell("–" if v is None else percent(v)) for v in values)]
+        return [method_label(method), *(Cell("–" if v is None else percent(v)) for v in values)]
 
     header = ["method", *(f"{name}, seed {seed}" for name, c in found.conditions.items() for seed in c.by_seed)]
     return table("Mean consistency over tasks by seed", header, _grouped(found.methods, row))
@@ -218,4 +225,4 @@ def _cost(method: str, cost: Cost, single: Cost | None) -> Row:
         (f"{cost.scoring_seconds:.2f}", cost.scoring_seconds, single and single.scoring_seconds),
     ]
     cells = [Cell(text, f"× {value / base:.1f}" if base else "") for text, value, base in pairs]
-    return [Label(method, colour_of(method)), *cells]
+    return [method_label(method), *cells]

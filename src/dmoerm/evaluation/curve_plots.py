@@ -85,7 +85,7 @@ def _fit(axes: Axes, line: Line, fit: Fit, colour: str) -> None:
         axes.plot(
             [fit.peak_low, min(fit.peak_high, max(line.distance))], [height] * 2, color=colour, linewidth=2.4, alpha=0.5
         )
-    axes.plot(fit.peak, height, "*", color=colour, markersize=10, markeredgecolor="white", markeredgewidth=0.6)
+    axes.plot(fit.peak, height, "*", color=colour, markersize=11, markeredgecolor="black", markeredgewidth=0.7)
 
 
 def _legend(strong: Sequence[str], thin: Sequence[str]) -> list[Line2D]:
@@ -94,6 +94,7 @@ def _legend(strong: Sequence[str], thin: Sequence[str]) -> list[Line2D]:
         for i, m in enumerate(strong)
     ]
     if thin:
-        name = shortened(thin[0]) if len(thin) == 1 else f"{len(thin)} others"
-        found.append(Line2D([], [], color=colour_of(thin[0]), linewidth=0.8, label=name))
+        alone = len(thin) == 1
+        colour, name = (colour_of(thin[0]), shortened(thin[0])) if alone else ("#888888", f"{len(thin)} others")
+        found.append(Line2D([], [], color=colour, linewidth=0.8, label=name))
     return found

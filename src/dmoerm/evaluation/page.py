@@ -53,10 +53,11 @@ class Cell:
 
 @dataclass(frozen=True)
 class Label:
-    """A row's name, with a dot of its colour in the plots."""
+    """A row's name, with a dot of its colour in the plots; a strong row stands out."""
 
     text: str
     colour: str
+    strong: bool = False
 
 
 Row = Sequence[str | Cell | Label]
@@ -172,8 +173,9 @@ def table(caption: str, header: Sequence[str], rows: Iterable[Row | str], summar
 def _line(row: Row, summaries: Sequence[str]) -> str:
     first, *others = row
     name = first if isinstance(first, str) else first.text
+    kind = "strong" if isinstance(first, Label) and first.strong else "summary" if name in summaries else ""
     cells = f'<th scope="row">{_content(first)}</th>{"".join(map(_cell, others))}'
-    return f"<tr{_class('summary' if name in summaries else '')}>{cells}</tr>"
+    return f"<tr{_class(kind)}>{cells}</tr>"
 
 
 def _cell(cell: str | Cell | Label) -> str:
@@ -199,8 +201,13 @@ def _class(name: str) -> str:
 
 
 def _heat(share: float) -> tuple[str, str]:
-    """A background and the colour of the text on it."""
-    strength = min(abs(share), 1.0)
+    """A background, and black or white for the text on it, whichever is easier to read."""
     end = _BLUE if share >= 0 else _ORANGE
-    mixed = (round(low + (high - low) * strength) for low, high in zip(_LIGHT, end, strict=True))
-    return "#{:02x}{:02x}{:02x}".format(*mixed), "#ffffff" if strength > 0.55 else "#1c2530"
+    ground = [round(low + (high - low) * min(abs(share), 1.0)) for low, high in zip(_LIGHT, end, strict=True)]
+    return "#{:02x}{:02x}{:02x}".format(*ground), "#000000" if _luminance(ground) > 0.179 else "#ffffff"
+
+
+def _luminance(colour: Sequence[int]) -> float:
+    """Relative luminance as WCAG defines it; black and white contrast equally with 0.179."""
+    red, green, blue = (c / 3294.6 if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in colour)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue

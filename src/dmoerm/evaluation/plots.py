@@ -104,7 +104,7 @@ def interval_plot(
     """
     names = list(dict.fromkeys(name for one in series for name in one.found))
     several = len(series) > 1
-    figure, axes = new_figure(0.75 + (0.16 + 0.11 * len(series)) * len(names) + 0.3 * several, width)
+    figure, axes = new_figure(0.75 + (0.14 + 0.09 * len(series)) * len(names) + 0.3 * several, width)
     offsets = np.linspace(-0.3, 0.3, len(series) + 2)[1:-1]
     for index, (offset, one) in enumerate(zip(offsets, series, strict=True)):
         for place, name in enumerate(names):

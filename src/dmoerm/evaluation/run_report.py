@@ -1,15 +1,24 @@
-"""A run's section of report.html, from the `Results` of `dmoerm train` or `eval`; and pieces that sections share."""
+"""A run's section of report.html, from the `Results` of `dmoerm train` or `eval`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-import yaml
-
-from .page import Block, Cell, Label, Section, details, paragraph, plots, preformatted, table
-from .plots import Series, colour_of, interval_plot, reliability_plot
-from .results import SUMMARIES, Bin, CalibrationResult, Difference, Estimate, LengthBias, Results, RouterResult
+from .page import Block, Cell, Section, paragraph, plots, table
+from .plots import Series, colour_of, interval_plot
+from .report_parts import (
+    calibration_part,
+    capability_part,
+    estimate_cell,
+    interval,
+    length_part,
+    method_label,
+    percent,
+    router_part,
+    settings_part,
+)
+from .results import SUMMARIES, Results
 
 _EXPLANATIONS = {
     "general": "one model trained on all tasks together (the single reward model)",
@@ -28,7 +37,7 @@ def _lead(results: Results) -> str:
     mean, difference = results.consistency["dmoerm"]["mean"], results.paired["dmoerm - general"]["mean"]
     return paragraph(
         f"Mean consistency over {len(results.tasks)} tasks: {percent(mean.value)} ({interval(mean)}), "
-        f"{percent(difference.value, '+')} against the single model ({interval(difference, '+')}). Seed {results.seed}."
+        f"{percent(difference.value, '+')} against the single model ({interval(difference)}). Seed {results.seed}."
     )
 
 
@@ -46,9 +55,7 @@ def _blocks(results: Results) -> Iterable[tuple[str, str]]:
 def _consistency(results: Results) -> str:
     methods = list(results.consistency)
     rows = [_row(results, name) for name in next(iter(results.consistency.values()))]
-    what = table(
-        "Methods", ["method", "what it is"], [[Label(m, colour_of(m)), _EXPLANATIONS.get(m, "")] for m in methods]
-    )
+    what = table("Methods", ["method", "what it is"], [[method_label(m), _EXPLANATIONS.get(m, "")] for m in methods])
     series = [Series(m, _marked(results, row), colour_of(m)) for m, row in results.consistency.items()]
     image = interval_plot(series, "consistency (0.5: chance)", mark=0.5)
     header = ["task", "pairs", "prompts", *methods, *results.paired]
@@ -64,7 +71,7 @@ def _row(results: Results, name: str) -> list[str | Cell]:
     found = [row[name] for row in results.consistency.values()]
     label = name + (" *" if name in results.derived_tasks else "")
     numbers = [Cell(str(found[0].pairs)), Cell(str(found[0].prompts))]
-    differences = [estimate_cell(row[name], "+") for row in results.paired.values()]
+    differences = [estimate_cell(row[name]) for row in results.paired.values()]
     return [label, *numbers, *map(estimate_cell, found), *differences]
 
 
@@ -84,7 +91,7 @@ def _capabilities(results: Results) -> str:
         (task, interval_plot([Series(task, found, colour_of("dmoerm"))], "accuracy of the expert (0.5: chance)", 0.5))
         for task, found in results.capabilities.items()
     ]
-    return plots(images, "Capability accuracy", wide=True) + capability_table("", results.capabilities)
+    return plots(images, "Capability accuracy", wide=True) + capability_part({"": results.capabilities})
 
 
 def _cost(results: Results) -> str:
@@ -92,120 +99,3 @@ def _cost(results: Results) -> str:
     if results.peak_memory is not None:
         rows.append(["peak memory of the process", Cell(f"{results.peak_memory / 2**30:.1f} GiB")])
     return table("Seconds of training by phase, and memory", ["what", "taken"], rows) if rows else ""
-
-
-# --- pieces that other sections are made of, too -------------------------------------------------------------------
-
-
-def percent(share: float, sign: str = "") -> str:
-    """A share in per cent; a difference of shares with `sign` = "+"."""
-    return f"{share:{sign}.1%}"
-
-
-def interval(found: Estimate | Difference, sign: str = "") -> str:
-    """Both ends of an interval, in per cent."""
-    return f"{percent(found.low, sign)} … {percent(found.high, sign)}"
-
-
-def estimate_cell(found: Estimate | Difference | None, sign: str = "") -> Cell:
-    """A number in per cent with its interval below; – where it was not measured."""
-    return Cell("–") if found is None else Cell(percent(found.value, sign), interval(found, sign))
-
-
-def capability_table(condition: str, found: Mapping[str, Mapping[str, Estimate]]) -> str:
-    """A heat map, capabilities by tasks: how often an expert orders a pair as people do on its capability."""
-    names = sorted({name for row in found.values() for name in row})
-    if not names:
-        return ""
-    rows: list[list[str | Cell]] = [[name, *(_capability(row.get(name)) for row in found.values())] for name in names]
-    title = "Accuracy of each expert on its capability (white: chance; prompts in brackets)"
-    return table(f"{condition}: {title}" if condition else title, ["capability", *found], rows)
-
-
-def _capability(found: Estimate | None) -> Cell:
-    if found is None:
-        return Cell("")
-    return Cell(f"{percent(found.value)} ({found.prompts})", interval(found), share=2 * found.value - 1)
-
-
-def router_part(routers: Mapping[str, RouterResult]) -> str:
-    """Condition → what its router does: a sentence and the confusion of tasks each."""
-    found = ""
-    for condition, router in routers.items():
-        if router.confusion:
-            accuracy, below = percent(router.accuracy or 0), percent(router.fallback or 0)
-            found += paragraph(
-                f"{condition + ': t' if condition else 'T'}he likeliest task is the prompt's own for {accuracy} of "
-                f"{router.prompts} prompts; {below} fall below the threshold and are scored by the general model."
-            )
-            found += _confusion(condition, router.confusion)
-    return found
-
-
-def _confusion(condition: str, confusion: Mapping[str, Mapping[str, int]]) -> str:
-    tasks = sorted({*confusion, *(name for row in confusion.values() for name in row)})
-    rows: list[list[str | Cell]] = []
-    for own, row in confusion.items():
-        total = max(sum(row.values()), 1)
-        rows.append([own, *(Cell(str(row.get(name, 0)), share=row.get(name, 0) / total) for name in tasks)])
-    title = "Prompts by own task (rows) and the router's likeliest task (columns)"
-    return table(f"{condition}: {title}" if condition else title, ["own task", *tasks], rows)
-
-
-def calibration_part(found: Mapping[str, Mapping[str, CalibrationResult]], shown: Sequence[str]) -> str:
-    """Condition → method → calibration: a plot a condition of the methods `shown`, errors and bins of all methods."""
-    images = [
-        (condition, reliability_plot(kept))
-        for condition, row in found.items()
-        if (kept := {m: row[m] for m in shown if m in row})
-    ]
-    methods = dict.fromkeys(m for row in found.values() for m in row)
-    if not methods:
-        return ""
-    rows = [[Label(m, colour_of(m)), *(cell for row in found.values() for cell in _error(row.get(m)))] for m in methods]
-    columns = [f"{c} {name}".strip() for c in found for name in ("ECE", "pairs")]
-    bins = [_bin(c, m, b) for c, row in found.items() for m, one in row.items() for b in one.bins if b.pairs]
-    header = ["method", "condition", "from", "to", "pairs", "confidence", "accuracy"]
-    return (
-        paragraph("On the dotted line, a probability is what it says; a mark's size is its share of the pairs.")
-        + plots(images, "Reliability of win probabilities", wide=True)
-        + table("Expected calibration error over human-ordered pairs; 0 is best", ["method", *columns], rows)
-        + details("every bin", table("The bins of the likelier winner's probability", header, bins))
-    )
-
-
-def _error(found: CalibrationResult | None) -> list[Cell]:
-    return [Cell(f"{found.ece:.3f}"), Cell(str(found.pairs))] if found else [Cell("–"), Cell("")]
-
-
-def _bin(condition: str, method: str, found: Bin) -> list[str | Cell | Label]:
-    means = [Cell("–" if mean is None else f"{mean:.3f}") for mean in (found.confidence, found.accuracy)]
-    edges = [Cell(f"{found.low:.2f}"), Cell(f"{found.high:.2f}")]
-    return [Label(method, colour_of(method)), condition, *edges, Cell(str(found.pairs)), *means]
-
-
-def length_part(found: Mapping[str, Mapping[str, LengthBias]]) -> str:
-    """Condition → method → correlation with length."""
-    methods = sorted(dict.fromkeys(m for row in found.values() for m in row), key=lambda m: m != "human")
-    if not methods:
-        return ""
-    columns = [f"{c} {name}".strip() for c in found for name in ("Spearman", "Pearson", "groups")]
-    rows = [[Label(m, colour_of(m)), *(cell for row in found.values() for cell in _bias(row.get(m)))] for m in methods]
-    return paragraph(
-        "Mean correlation of score and response length (characters) within a prompt; human is that of people's own "
-        "grades: a method's bias is what goes beyond it. Blue: longer is better; orange: shorter is."
-    ) + table("Correlation with length", ["method", *columns], rows)
-
-
-def _bias(found: LengthBias | None) -> list[Cell]:
-    if found is None:
-        return [Cell("–"), Cell("–"), Cell("")]
-    shares = (found.spearman, found.pearson)
-    return [*(Cell(f"{share:+.2f}", share=share) for share in shares), Cell(str(found.groups))]
-
-
-def settings_part(config: Mapping[str, Any], versions: Mapping[str, str]) -> str:
-    """What the numbers depend on; the settings are folded away."""
-    text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
-    rows = [[name, version] for name, version in versions.items()]
-    return table("Versions", ["what", "version"], rows) + details("resolved settings", preformatted(text))
