@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from dmoerm.cli import app
 from dmoerm.errors import DataError
 from dmoerm.evaluation import page
+from dmoerm.evaluation.ablations import ABLATIONS
 from dmoerm.evaluation.comparison import ABOUT, Comparison
 from dmoerm.evaluation.overoptimisation import BestOfNResults
 from dmoerm.evaluation.plots import colour_of
@@ -45,28 +46,54 @@ def numbers(found: Any) -> Iterator[float]:
         yield found
 
 
-def missing(found: dict[str, Any], words: set[str]) -> list[float]:
-    """Numbers that are on the page in none of the ways in which one is written."""
-    ways = ("{:.1f}", "{:+.1f}", "{:.2f}", "{:+.2f}", "{:.3f}", "{:+.3f}", "{:.4f}", "{:g}", "{:,}")
+def missing(found: Any, text: str, *ways: str, scale: int = 1) -> list[float]:
+    """Numbers that are not in the text, written in one of these ways; whole ones are written as they are."""
+    words = {word.strip("();:,") for word in re.split(r"[\s–%×]+", text)}
     return [
         number
         for number in numbers(found)
-        if not any(way.format(shown) in words for way in ways for shown in (number, 100 * number))
+        if not ({way.format(scale * number) for way in ways} | ({f"{number}", f"{number:,}"} if number >= 1 else set()))
+        & words
     ]
 
 
-def words_of(text: str) -> set[str]:
-    return {word.strip("()%;:") for word in text.replace("×", " ").split()}
+def lost_of_comparison(found: dict[str, Any], text: str) -> list[float]:
+    """What of a comparison's results.json the page does not say."""
+    lost = missing(found["seeds"] + [found["members"]], text, "{}")
+    for cost in found["costs"].values():
+        lost += missing(cost, text, "{:z,.1f}", "{:z.2f}")
+    for condition in found["conditions"].values():
+        for name in ("consistency", "capabilities", "by_seed"):
+            lost += missing(condition[name], text, "{:z.1f}", scale=100)
+        lost += missing(condition["paired"], text, "{:+z.1f}", scale=100)
+        lost += missing(condition["calibration"], text, "{:z.3f}", "{:z.2f}", "{}")
+        lost += missing(condition["length_bias"], text, "{:+z.2f}")
+        lost += missing(condition["router"], text, "{:z.1f}", "{:z.0f}", scale=100)
+    return lost
+
+
+def lost_of_best_of_n(found: dict[str, Any], text: str) -> list[float]:
+    """What of a best_of_n.json the page does not say; a fit's value is shown above the gold of n = 1."""
+    lost = missing([found["ns"], found["samples"], list(found["prompts"].values()), found["seeds"]], text, "{}")
+    lost += missing([kl**0.5 for kl in found["kl"]], text, "{:z.3f}")
+    for condition in found["conditions"].values():
+        lost += missing(condition["at_the_end"], text, "{:+z.3f}")
+        for curve in (curve for curves in condition["curves"].values() for curve in curves.values()):
+            fit = curve.pop("fit") or {}
+            if fit.get("value") is not None:
+                fit["value"] += curve["gold"][0]
+            lost += missing(curve, text, "{:z.3f}") + missing(fit, text, "{:z.2f}", "{:z.3f}", "{:z.4f}")
+    return lost
 
 
 @pytest.fixture(scope="module")
-def compared_text() -> str:
-    """What `comparison()` reads as."""
-    return text_of(report_html(comparison()))
+def compared_page() -> str:
+    """The page of `comparison()`."""
+    return report_html(comparison())
 
 
-def test_all_of_a_comparison_is_on_the_page(compared_text: str) -> None:
-    given, text = comparison(), compared_text
+def test_all_of_a_comparison_is_on_the_page(compared_page: str) -> None:
+    given, text = comparison(), text_of(compared_page)
     found = json.loads(given.to_json())
     for word in (
         *METHODS,
@@ -79,8 +106,7 @@ def test_all_of_a_comparison_is_on_the_page(compared_text: str) -> None:
         "noisy",
     ):
         assert word in text, word
-    shown = {name: found[name] for name in ("seeds", "members", "conditions", "costs")}
-    assert missing(shown, words_of(text)) == []
+    assert lost_of_comparison(found, text) == []
 
 
 def test_all_of_best_of_n_is_on_the_page() -> None:
@@ -89,32 +115,25 @@ def test_all_of_best_of_n_is_on_the_page() -> None:
     text = text_of(report_html(given))
     for word in (*given.conditions["clean"].curves["all"], *TASKS, given.source, given.command):
         assert word in text, word
-    for condition in found["conditions"].values():
-        for curves in condition["curves"].values():
-            for curve in curves.values():  # the fit's height is shown above that of n = 1
-                curve["fit"]["value"] += curve["gold"][0]
-    shown = {name: found[name] for name in ("seeds", "samples", "prompts", "ns", "conditions")}
-    shown["kl"] = [kl**0.5 for kl in found["kl"]]
-    assert missing(shown, words_of(text)) == []
+    assert lost_of_best_of_n(found, text) == []
 
 
 def test_a_real_comparison(compared: Path) -> None:
-    text = text_of((compared / "report.html").read_text())
+    text = text_of((compared / "report.html").read_text(encoding="utf-8"))
     assert "Comparison of methods" in text
     assert "Best of n" in text
-    for file, shown in (("results.json", ("conditions", "costs")), ("best_of_n.json", ("ns", "samples"))):
-        found = json.loads((compared / file).read_text())
-        assert missing({name: found[name] for name in shown}, words_of(text)) == [], file
+    assert lost_of_comparison(json.loads((compared / "results.json").read_text()), text) == []
+    assert lost_of_best_of_n(json.loads((compared / "best_of_n.json").read_text()), text) == []
 
 
-def test_the_best_mean_comes_first(compared_text: str) -> None:
+def test_the_best_mean_comes_first(compared_page: str) -> None:
     consistency = comparison().conditions["noisy"].consistency
-    table = compared_text[compared_text.index("noisy: share of held-out") :]
-    table = table[: table.index("pairs and prompts")]
-    trained = [method for method in METHODS if method in ABOUT]
-    assert sorted(trained, key=lambda m: table.index(f"{m} ")) == sorted(
-        trained, key=lambda m: -consistency[m]["mean"].value
-    )
+    (table,) = re.findall(r"<caption>noisy: share of held-out pairs.*?</table>", compared_page, re.DOTALL)
+    shown = re.findall(r'<th scope="row"><span[^>]*></span>([^<]+)', table)
+    assert set(shown) == set(METHODS)
+    for part in (set(ABOUT), set(ABLATIONS)):
+        means = [consistency[method]["mean"].value for method in shown if method in part]
+        assert means == sorted(means, reverse=True)
 
 
 def test_names_are_text_and_no_markup() -> None:

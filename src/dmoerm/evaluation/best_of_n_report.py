@@ -26,7 +26,7 @@ def best_of_n_section(found: BestOfNResults) -> Section:
 def _lead(found: BestOfNResults) -> str:
     prompts = ", ".join(f"{task or 'no task'} {count}" for task, count in found.prompts.items())
     return paragraph(
-        f"Samples: {found.source or 'not said'}; {found.samples:,} samples or more a prompt; prompts: {prompts}. "
+        f"Samples: {found.source or 'not said'}; at least {found.samples:,} of each prompt; prompts: {prompts}. "
         f"Seeds {', '.join(map(str, found.seeds))}."
     ) + "".join(paragraph(_sentence(name, c, found.ns)) for name, c in found.conditions.items())
 
@@ -35,8 +35,8 @@ def _sentence(name: str, condition: BestOfNCondition, ns: Sequence[int]) -> str:
     end = condition.at_the_end[_main(condition)].get("dmoerm - general")
     if end is None:
         return ""
-    gap = f"{end.value:+.3f} ({end.low:+.3f} to {end.high:+.3f})"
-    return f"{name}: at n = {ns[-1]:,}, the gold of dmoerm's choice is {gap} above that of the single model's."
+    gap = f"{end.value:+z.3f} ({end.low:+z.3f} to {end.high:+z.3f})"
+    return f"{name}: gold of dmoerm's choice from {ns[-1]:,} less that of the single model's: {gap}."
 
 
 def _blocks(found: BestOfNResults) -> Iterable[tuple[str, str]]:
@@ -133,13 +133,13 @@ def _peak(found: BestOfNResults, method: str, curve: MethodCurve) -> Row:
         Cell(f"{found.ns[place]:,}"),
         _gold_cell(curve, len(curve.gold) - 1),
         Cell("–" if peak is None else f"{peak:.2f}", known),
-        Cell("–" if value is None else f"{value:.3f}"),
+        Cell("–" if value is None else f"{value:z.3f}"),
         Cell("–" if curve.falls_after is None else f"{curve.falls_after:,}"),
     ]
 
 
 def _gold_cell(curve: MethodCurve, place: int) -> Cell:
-    return Cell(f"{curve.gold[place]:.3f}", f"{curve.low[place]:.3f} to {curve.high[place]:.3f}")
+    return Cell(f"{curve.gold[place]:z.3f}", f"{curve.low[place]:z.3f} to {curve.high[place]:z.3f}")
 
 
 def _ends(found: BestOfNResults) -> str:
@@ -171,7 +171,7 @@ def _end_table(name: str, condition: BestOfNCondition) -> str:
 
 
 def _end_cell(found: Difference | None) -> Cell:
-    return Cell("–") if found is None else Cell(f"{found.value:+.3f}", f"{found.low:+.3f} to {found.high:+.3f}")
+    return Cell("–") if found is None else Cell(f"{found.value:+z.3f}", f"{found.low:+z.3f} to {found.high:+z.3f}")
 
 
 def _numbers(found: BestOfNResults, title: str, curves: Mapping[str, MethodCurve]) -> str:
@@ -181,6 +181,6 @@ def _numbers(found: BestOfNResults, title: str, curves: Mapping[str, MethodCurve
         label, fit = method_label(method), curve.fit
         fitted = [Cell(f"{fit.alpha:.4f}"), Cell(f"{fit.beta:.4f}")] if fit else [Cell("–"), Cell("–")]
         gold.append([label, *(_gold_cell(curve, place) for place in range(len(curve.gold))), *fitted])
-        proxy.append([label, *(Cell(f"{value:.3f}") for value in curve.proxy)])
+        proxy.append([label, *(Cell(f"{value:z.3f}") for value in curve.proxy)])
     distances: Row = ["√KL", *(Cell(f"{kl**0.5:.3f}") for kl in found.kl), Cell(""), Cell("")]
     return table(f"{title}: gold", header, [distances, *gold]) + table(f"{title}: proxy", header[:-2], proxy)

@@ -23,13 +23,13 @@ def method_label(method: str) -> Label:
 
 def percent(share: float, sign: str = "") -> str:
     """A share in per cent; a difference of shares with `sign` = "+"."""
-    return f"{share:{sign}.1%}"
+    return f"{share:{sign}z.1%}"
 
 
 def interval(found: Estimate | Difference) -> str:
     """Both ends of an interval, in per cent (without the sign for it); those of a difference have their signs."""
     if isinstance(found, Difference):
-        return f"{100 * found.low:+.1f} to {100 * found.high:+.1f}"
+        return f"{100 * found.low:+z.1f} to {100 * found.high:+z.1f}"
     return f"{100 * found.low:.1f}–{100 * found.high:.1f}"
 
 
@@ -134,7 +134,7 @@ def _bias(found: LengthBias | None) -> list[Cell]:
     if found is None:
         return [Cell("–"), Cell("–"), Cell("")]
     shares = (found.spearman, found.pearson)
-    return [*(Cell(f"{share:+.2f}", share=share) for share in shares), Cell(str(found.groups))]
+    return [*(Cell(f"{share:+z.2f}", share=share) for share in shares), Cell(str(found.groups))]
 
 
 def settings_part(config: Mapping[str, Any], versions: Mapping[str, str]) -> str:
