@@ -24,7 +24,7 @@ def best_of_n_section(found: BestOfNResults) -> Section:
 
 
 def _lead(found: BestOfNResults) -> str:
-    prompts = ", ".join(f"{task or 'no task'} {count}" for task, count in found.prompts.items())
+    prompts = ", ".join(f"{_known(task)} {count}" for task, count in found.prompts.items())
     return paragraph(
         f"Samples: {found.source or 'not said'}; at least {found.samples:,} of each prompt; prompts: {prompts}. "
         f"Seeds {', '.join(map(str, found.seeds))}."
@@ -48,12 +48,17 @@ def _blocks(found: BestOfNResults) -> Iterable[tuple[str, str]]:
     yield (
         "Every number",
         "".join(
-            details(f"{name}, {task}", _numbers(found, f"{name}, {task}", curves))
+            details(f"{name}, {_known(task)}", _numbers(found, f"{name}, {_known(task)}", curves))
             for name, condition in found.conditions.items()
             for task, curves in condition.curves.items()
         ),
     )
     yield "Settings", preformatted(found.command) + settings_part(found.config, found.versions)
+
+
+def _known(task: str) -> str:
+    """Prompts without a task have the empty name."""
+    return task or "no task"
 
 
 def _main(condition: BestOfNCondition) -> str:
@@ -86,7 +91,7 @@ def _by_task(found: BestOfNResults) -> str:
     for name, condition in found.conditions.items():
         tasks = {task: curves for task, curves in condition.curves.items() if task != ALL}
         if len(tasks) > 1:
-            images = [(task, kl_plot(_gold(found, c), "gold", width=NARROW)) for task, c in tasks.items()]
+            images = [(_known(task), kl_plot(_gold(found, c), "gold", width=NARROW)) for task, c in tasks.items()]
             text += heading(name) + plots(images, f"{name}: gold of the best of n against √KL")
     return text
 
@@ -105,10 +110,10 @@ def _proxy(found: BestOfNResults, curves: Mapping[str, MethodCurve]) -> dict[str
 
 def _tables(found: BestOfNResults, condition: BestOfNCondition) -> str:
     main = _main(condition)
-    text = _peaks(found, f"{main}: highest gold at the largest n first", condition.curves[main])
+    text = _peaks(found, f"{_known(main)}: highest gold at the largest n first", condition.curves[main])
     for task, curves in condition.curves.items():
         if task != main:
-            text += details(task, _peaks(found, task, curves))
+            text += details(_known(task), _peaks(found, _known(task), curves))
     return text
 
 
@@ -167,7 +172,7 @@ def _end_table(name: str, condition: BestOfNCondition) -> str:
     columns = {task: _named(condition.at_the_end[task]) for task in tasks}
     methods = dict.fromkeys(method for row in columns.values() for method in row)
     rows = [[method_label(m), *(_end_cell(row.get(m)) for row in columns.values())] for m in methods]
-    return table(f"{name}: dmoerm − method, gold on the same prompts", ["method", *tasks], rows)
+    return table(f"{name}: dmoerm − method, gold on the same prompts", ["method", *map(_known, tasks)], rows)
 
 
 def _end_cell(found: Difference | None) -> Cell:

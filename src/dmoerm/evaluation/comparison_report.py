@@ -117,11 +117,12 @@ def _consistency(found: Comparison, name: str, condition: Condition) -> str:
     best = _best_first(condition)
     differences = _grouped([m for m in best if f"dmoerm - {m}" in condition.paired], difference)
     title = f"{name}: share of held-out pairs ordered as people do, best mean first"
+    by_task = table("dmoerm − method, same pairs", ["method", *columns], differences)
     return (
         table(title, header, _grouped(best, row))
         + "".join(map(paragraph, _remarks(found)))
         + details("pairs and prompts by task", _sizes(condition, columns))
-        + details("differences by task", table("dmoerm − method, same pairs", ["method", *columns], differences))
+        + (details("differences by task", by_task) if differences else "")
     )
 
 

@@ -130,7 +130,9 @@ def reliability_plot(found: Mapping[str, CalibrationResult]) -> Figure:
     axes.plot([0.5, 1], [0.5, 1], color="#333333", linewidth=0.8, linestyle=":")
     lowest = 0.5
     for index, (method, one) in enumerate(found.items()):
-        bins = [(b.confidence, b.accuracy, b.pairs) for b in one.bins if b.confidence is not None and b.accuracy]
+        bins = [
+            (b.confidence, b.accuracy, b.pairs) for b in one.bins if b.confidence is not None and b.accuracy is not None
+        ]
         confidence, accuracy, pairs = np.array(bins, dtype=float).reshape(-1, 3).T
         colour, marker = colour_of(method), _MARKERS[index % len(_MARKERS)]
         axes.plot(confidence, accuracy, color=colour, linewidth=1, alpha=0.7)
