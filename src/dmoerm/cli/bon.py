@@ -47,6 +47,7 @@ def command(
     """Best-of-n by every method, gold against KL. Runs of `dmoerm compare` in the same folder are not trained again."""
     from ..config import changed, load_config
     from ..evaluation.overoptimisation import measure_best_of_n
+    from ..evaluation.report import write_folder_report
     from ..paths import write_file
     from .tables import print_best_of_n, screen
 
@@ -65,9 +66,11 @@ def command(
     place = Path(settings.output) / "best_of_n.json"
     for file in (place, *([json_file] if json_file else [])):
         write_file(file, found.to_json())
+    page = write_folder_report(place.parent)
     console = screen()
     print_best_of_n(console, found)
-    console.print(f"results: {place}", soft_wrap=True)
+    for line in (f"results: {place}", f"report: {page}"):
+        console.print(line, soft_wrap=True)
 
 
 def _samples(

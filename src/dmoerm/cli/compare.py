@@ -58,6 +58,7 @@ def command(
     from ..config import changed, load_config
     from ..evaluation.ablations import ABLATIONS
     from ..evaluation.comparison import compare_methods
+    from ..evaluation.report import write_folder_report
     from ..paths import write_file
     from .tables import print_comparison, screen
 
@@ -76,9 +77,11 @@ def command(
     place = Path(settings.output) / "results.json"
     for file in (place, *([json_file] if json_file else [])):
         write_file(file, found.to_json())
+    page = write_folder_report(place.parent)
     console = screen()
     print_comparison(console, found)
-    console.print(f"results: {place}", soft_wrap=True)
+    for line in (f"results: {place}", f"report: {page}"):
+        console.print(line, soft_wrap=True)
 
 
 def conditions_of(noise: Sequence[str]) -> dict[str, tuple[float, float]]:

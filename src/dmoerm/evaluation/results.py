@@ -7,7 +7,7 @@ import platform
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -26,6 +26,9 @@ _PACKAGES = ("torch", "transformers", "peft", "dmoerm")
 
 class Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
+
+
+P = TypeVar("P", bound=Part)
 
 
 class Estimate(Part):
@@ -172,18 +175,22 @@ def write_results(path: str | Path, results: Results) -> None:
 
 
 def read_results(path: str | Path) -> Results:
-    """Reads a results.json.
+    """Reads the results.json of a run. Raises `DataError` where it is none; see `read_part`."""
+    return read_part(path, Results, "give the results.json that `dmoerm train` or `dmoerm eval --json` wrote")
+
+
+def read_part(path: str | Path, model: type[P], remedy: str) -> P:
+    """Reads a JSON file of this model; `remedy` says what file to give instead of a wrong one.
 
     Raises:
-        DataError: there is no such file, it is no JSON, of another schema, or not what `write_results` writes.
+        DataError: there is no such file, it is no JSON, of another schema, or not what the model describes.
     """
-    remedy = "give the results.json that `dmoerm train` or `dmoerm eval --json` wrote"
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot be read: {error}", file=path, remedy=remedy) from None
     try:
-        return Results.model_validate_json(text)
+        return model.model_validate_json(text)
     except ValidationError as error:
         detail = error.errors()[0]
     field = ".".join(str(part) for part in detail["loc"])

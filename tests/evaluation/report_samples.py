@@ -1,0 +1,155 @@
+"""Results made up for the report's tests: as many methods, tasks and values of n as a real comparison has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from dmoerm.evaluation.ablations import ABLATIONS
+from dmoerm.evaluation.best_of_n import best_of_n_kl, fit_curve
+from dmoerm.evaluation.comparison import ABOUT, Comparison
+from dmoerm.evaluation.overoptimisation import BestOfNResults
+
+TASKS = ("chitchat", "objective_qa", "role_play", "summarisation", "text_creation")
+CAPABILITIES = ("correctness", "empathy", "fluency", "helpfulness", "logic", "proactivity", "relevance")
+METHODS = (*ABOUT, "gpt-4o-mini, 3 shots", *ABLATIONS)
+_VERSIONS = {"python": "3.11.2", "torch": "2.9.0", "dmoerm": "0.1.0"}
+_CONFIG = {"name": "human", "data": {"files": ["a.jsonl", "b.jsonl"]}, "phase3": {"inputs": "scores"}}
+
+
+def comparison(methods: Sequence[str] = METHODS, tasks: Sequence[str] = TASKS, **changes: Any) -> Comparison:
+    """A comparison under two conditions, over three seeds."""
+    drawn = np.random.default_rng(0)
+    fields: dict[str, Any] = {
+        "command": "dmoerm compare human --seed 0 --seed 1 --seed 2 --ablation all --output runs/human-compare",
+        "config": _CONFIG,
+        "seeds": (0, 1, 2),
+        "members": 5,
+        "versions": _VERSIONS,
+        "methods": {m: ABOUT.get(m) or (ABLATIONS[m].about if m in ABLATIONS else "a judge") for m in methods},
+        "conditions": {
+            "clean": _condition(drawn, methods, tasks, 0.72, 0.0),
+            "noisy": _condition(drawn, methods, tasks, 0.66, 0.25),
+        },
+        "costs": {m: _cost(drawn) for m in methods if m in ABOUT},
+        "derived_tasks": tasks[:1],
+        "gold_tasks": tasks[-1:],
+    }
+    return Comparison.model_validate(fields | changes)
+
+
+def _condition(
+    drawn: np.random.Generator, methods: Sequence[str], tasks: Sequence[str], level: float, flips: float
+) -> dict[str, Any]:
+    columns = [*tasks, "mean", "mean_human"]
+    levels = {m: level + (0.03 if m == "dmoerm" else 0) + drawn.normal(0, 0.01) for m in methods}
+    consistency = {m: {c: _estimate(levels[m] + drawn.normal(0, 0.03), 0.02) for c in columns} for m in methods}
+    return {
+        "flip_scores": flips,
+        "flip_capabilities": flips / 2,
+        "consistency": consistency,
+        "paired": {
+            f"dmoerm - {m}": {c: _difference(levels["dmoerm"] - levels[m] + drawn.normal(0, 0.005)) for c in columns}
+            for m in methods
+            if m != "dmoerm"
+        },
+        "by_seed": {str(seed): {m: levels[m] + drawn.normal(0, 0.01) for m in methods} for seed in range(3)},
+        "capabilities": {
+            task: {
+                name: _estimate(drawn.uniform(0.5, 0.95), 0.03) | {"pairs": int(drawn.integers(99, 999))}
+                for name in names
+            }
+            for task, names in zip(tasks, [CAPABILITIES[3:], *[CAPABILITIES[:5]] * len(tasks)], strict=False)
+        },
+        "router": {
+            "accuracy": 0.962,
+            "prompts": 1234,
+            "fallback": 0.031,
+            "confusion": {a: {b: int(200 if a == b else drawn.integers(0, 9)) for b in tasks} for a in tasks},
+        },
+        "calibration": {m: _calibration(drawn) for m in methods if m in ABOUT},
+        "length_bias": {
+            m: {"spearman": drawn.uniform(-0.1, 0.4), "pearson": drawn.uniform(-0.1, 0.4), "groups": 812}
+            for m in (*(m for m in methods if m in ABOUT), "human")
+        },
+    }
+
+
+def _estimate(value: float, spread: float) -> dict[str, Any]:
+    value = float(np.clip(value, 0.1, 0.9))
+    return {"value": value, "low": value - spread, "high": value + spread, "pairs": 2471, "prompts": 613}
+
+
+def _difference(value: float) -> dict[str, float]:
+    return {"value": value, "low": value - 0.011, "high": value + 0.012}
+
+
+def _cost(drawn: np.random.Generator) -> dict[str, Any]:
+    return {
+        "training_seconds": drawn.uniform(3, 80),
+        "parameters": int(drawn.integers(500, 90_000)),
+        "scoring_seconds": drawn.uniform(0.5, 2),
+    }
+
+
+def _calibration(drawn: np.random.Generator) -> dict[str, Any]:
+    edges, slope = np.linspace(0.5, 1, 11), drawn.uniform(0.6, 1.1)
+    middles = (edges[1:] + edges[:-1]) / 2
+    accuracies = 0.5 + (middles - 0.5) * slope
+    bins = [
+        {"low": low, "high": low + 0.05, "pairs": 900 - 80 * i, "confidence": middles[i], "accuracy": accuracies[i]}
+        for i, low in enumerate(edges[:-1])
+    ]
+    bins[0] |= {"pairs": 0, "confidence": None, "accuracy": None}
+    return {"ece": drawn.uniform(0.01, 0.09), "pairs": sum(b["pairs"] for b in bins), "bins": bins}
+
+
+def best_of_n(
+    methods: Sequence[str] = tuple(ABOUT), tasks: Sequence[str] = TASKS, fits: bool = True, **changes: Any
+) -> BestOfNResults:
+    """Curves up to n = 4,096 under two conditions; under noise they fall."""
+    drawn = np.random.default_rng(1)
+    ns = tuple(2**i for i in range(13))
+    names = [*tasks, "all"] if len(tasks) > 1 else list(tasks)
+    fields: dict[str, Any] = {
+        "command": "dmoerm bon human --from testbed --output runs/human-compare",
+        "config": _CONFIG,
+        "seeds": (0, 1, 2),
+        "versions": _VERSIONS,
+        "source": "testbed, 4096 samples a prompt",
+        "ns": ns,
+        "kl": tuple(best_of_n_kl(ns).tolist()),
+        "prompts": dict.fromkeys(tasks, 8),
+        "samples": 4096,
+        "conditions": {
+            condition: {
+                "curves": {t: {m: _curve(drawn, m, ns, fall, fits) for m in methods} for t in names},
+                "at_the_end": {
+                    t: {f"dmoerm - {m}": _difference(drawn.normal(0.1, 0.05)) for m in methods if m != "dmoerm"}
+                    for t in names
+                },
+            }
+            for condition, fall in (("clean", 0.1), ("noisy", 0.16))
+        },
+    }
+    return BestOfNResults.model_validate(fields | changes)
+
+
+def _curve(drawn: np.random.Generator, method: str, ns: Sequence[int], fall: float, fits: bool) -> dict[str, Any]:
+    distance = np.sqrt(best_of_n_kl(ns))
+    best = 0.55 if method == "dmoerm" else drawn.uniform(0.35, 0.5)
+    gold = 0.2 + distance * (best - fall * distance) + drawn.normal(0, 0.005, len(ns))
+    fitted = fit_curve("bon", distance, gold - gold[0])
+    fit = {"alpha": fitted.alpha, "beta": fitted.beta, "peak": fitted.peak, "value": fitted.value}
+    if fitted.peak is not None:
+        fit |= {"peak_low": fitted.peak * 0.85, "peak_high": fitted.peak * 1.2}
+    return {
+        "proxy": (distance * drawn.uniform(1.2, 1.5)).tolist(),
+        "gold": gold.tolist(),
+        "low": (gold - 0.04).tolist(),
+        "high": (gold + 0.04).tolist(),
+        "fit": fit if fits else None,
+        "falls_after": int(ns[int(gold.argmax())]) if gold.argmax() < len(ns) - 1 else None,
+    }

@@ -1,0 +1,119 @@
+"""The page as people see it: in Chromium, on a wide screen and on a telephone, light and dark."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from matplotlib.image import imread
+from report_samples import best_of_n, comparison
+from test_results import example
+
+from dmoerm.evaluation import write_report
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed; run: make install")
+
+_CHROMIUM = shutil.which("chromium")
+_FLAGS = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+pytestmark = pytest.mark.skipif(_CHROMIUM is None, reason="there is no chromium; run: make browser")
+
+_VISIBLE = """selector => [...document.querySelectorAll(selector)].filter(e => !e.closest('details:not([open])'))
+    .map(e => [e.getBoundingClientRect().width, e.getBoundingClientRect().height])"""
+_FONTS = """() => [...document.querySelectorAll('body *')].filter(e => e.textContent.trim() && e.children.length == 0)
+    .map(e => parseFloat(getComputedStyle(e).fontSize))"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as running:
+        flags = [*_FLAGS.split(), "--disable-component-update", "--disable-sync"]
+        found = running.chromium.launch(executable_path=_CHROMIUM, args=flags)
+        yield found
+        found.close()
+
+
+@pytest.fixture(scope="module")
+def made_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """20 methods on 5 tasks, with names that nobody would give."""
+    place = tmp_path_factory.mktemp("page") / "report.html"
+    write_report(place, comparison(), best_of_n(), example())
+    return place
+
+
+@pytest.fixture(params=["made_up", "compared"])
+def place(request: pytest.FixtureRequest) -> Path:
+    found = request.getfixturevalue(request.param)
+    return found / "report.html" if found.is_dir() else found
+
+
+@pytest.fixture(params=[(1280, "light"), (400, "dark")], ids=lambda given: f"{given[0]} {given[1]}")
+def opened(request: pytest.FixtureRequest, browser: Any, place: Path) -> Iterator[tuple[Any, list[str]]]:
+    """The page, and what it has asked for and complained about."""
+    width, scheme = request.param
+    size = {"width": width, "height": 900}
+    page = browser.new_page(viewport=size, color_scheme=scheme, reduced_motion="reduce")
+    said: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda asked: said.append(asked.url))
+    page.on("requestfailed", lambda failed: said.append(f"failed: {failed.url}"))
+    page.goto(place.as_uri())
+    yield page, said
+    page.close()
+
+
+def test_the_page_can_be_read(opened: tuple[Any, list[str]], place: Path) -> None:
+    page, said = opened
+    width = page.viewport_size["width"]
+    assert page.evaluate("document.documentElement.scrollWidth") <= width, "the page scrolls sideways"
+    assert min(page.evaluate(_FONTS)) >= 12
+    for selector in ("h1", "h2", "h3", "figure", "img", "table"):
+        sizes = page.evaluate(_VISIBLE, selector)
+        assert sizes, selector
+        assert min(min(size) for size in sizes) > 10, selector
+        assert selector == "table" or max(size[0] for size in sizes) <= width, selector
+    images = page.evaluate("[...document.images].map(i => [i.complete, i.naturalWidth, i.width])")
+    assert all(complete and shown >= 0.75 * drawn > 0 for complete, drawn, shown in images), "text of plots too small"
+    assert said == [place.as_uri()], "the page loads something, or complains"
+
+
+def test_contents_lead_to_their_sections(opened: tuple[Any, list[str]]) -> None:
+    page, _ = opened
+    links = page.locator("nav a")
+    names = page.evaluate("[...document.querySelectorAll('main h2, main h3')].map(e => e.textContent)")
+    assert links.all_text_contents() == names
+    for link in links.all():
+        page.evaluate("scrollTo(0, 0)")
+        link.click()
+        target = page.locator(link.get_attribute("href"))
+        assert target.locator("h2, h3").first.text_content() == link.text_content()
+        box = target.bounding_box()
+        assert 0 <= box["y"] < 900, link.text_content()
+
+
+def test_wide_tables_scroll_by_keyboard(opened: tuple[Any, list[str]]) -> None:
+    page, _ = opened
+    page.evaluate("document.querySelectorAll('details').forEach(e => e.open = true)")
+    assert page.evaluate("document.documentElement.scrollWidth") <= page.viewport_size["width"]
+    wide = page.evaluate("[...document.querySelectorAll('.scroll')].findIndex(e => e.scrollWidth > e.clientWidth + 40)")
+    if wide >= 0:
+        table = page.locator(".scroll").nth(wide)
+        table.focus()
+        page.keyboard.press("ArrowRight")
+        page.wait_for_function("e => e.scrollLeft > 0", arg=table.element_handle(), timeout=3000)
+    assert page.viewport_size["width"] > 400 or wide >= 0
+
+
+def test_a_picture_of_it_is_not_blank(opened: tuple[Any, list[str]]) -> None:
+    page, _ = opened
+    pixels = imread(io.BytesIO(page.screenshot(full_page=True)))[..., :3]
+    brightness = pixels.mean(axis=2)
+    dark = page.evaluate("matchMedia('(prefers-color-scheme: dark)').matches")
+    assert (brightness[0, 0] < 0.3) == dark
+    assert brightness.std() > 0.05
+    strips = [brightness[y : y + 900] for y in range(0, len(brightness) - 900, 900)]
+    assert all(strip.std() > 0.01 for strip in strips)
