@@ -11,6 +11,7 @@ from dmoerm.evaluation.ablations import ABLATIONS
 from dmoerm.evaluation.best_of_n import best_of_n_kl, fit_curve
 from dmoerm.evaluation.comparison import ABOUT, Comparison
 from dmoerm.evaluation.overoptimisation import BestOfNResults
+from dmoerm.evaluation.policies import PolicyResults, PolicyRun, differences, summarise
 
 TASKS = ("chitchat", "objective_qa", "role_play", "summarisation", "text_creation")
 CAPABILITIES = ("correctness", "empathy", "fluency", "helpfulness", "logic", "proactivity", "relevance")
@@ -153,3 +154,37 @@ def _curve(drawn: np.random.Generator, method: str, ns: Sequence[int], fall: flo
         "fit": fit if fits else None,
         "falls_after": int(ns[int(gold.argmax())]) if gold.argmax() < len(ns) - 1 else None,
     }
+
+
+def policies(methods: Sequence[str] = ("general", "ensemble_uwo", "dmoerm"), **changes: Any) -> PolicyResults:
+    """Two seeds and two KL weights of each method under noise."""
+    drawn = np.random.default_rng(2)
+    runs = [
+        PolicyRun.model_validate(
+            {"condition": "noisy", "method": m, "beta": beta, "seed": seed, "points": _path(drawn)}
+        )
+        for m in methods
+        for beta in (0.0, 0.05)
+        for seed in (0, 1)
+    ]
+    fields: dict[str, Any] = {
+        "command": "dmoerm rl testbed --beta 0 --beta 0.05",
+        "config": _CONFIG,
+        "policy": {"layers": 4},
+        "settings": {"algorithm": "rloo", "steps": 120, "prompts_per_step": 8, "generations": 4},
+        "parameters": 10_490_368,
+        "versions": _VERSIONS,
+        "runs": runs,
+        "summaries": summarise(runs),
+        "paired": differences(runs),
+    }
+    return PolicyResults.model_validate(fields | changes)
+
+
+def _path(drawn: np.random.Generator) -> list[dict[str, float]]:
+    d = np.linspace(0, 6, 9)
+    gold = 0.3 + d * (0.05 - 0.03 * np.log(np.maximum(d, 1e-9))) + drawn.normal(0, 0.01, len(d))
+    proxy = 0.4 * d + drawn.normal(0, 0.05, len(d))
+    return [
+        {"step": 15 * i, "kl": d[i] ** 2, "proxy": proxy[i], "gold": gold[i], "length": 50.0 + i} for i in range(len(d))
+    ]

@@ -12,7 +12,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from report_samples import METHODS, TASKS, best_of_n, comparison
+from report_samples import METHODS, TASKS, best_of_n, comparison, policies
 from test_results import example
 from typer.testing import CliRunner
 
@@ -116,6 +116,23 @@ def test_all_of_best_of_n_is_on_the_page() -> None:
     for word in (*given.conditions["clean"].curves["all"], *TASKS, given.source, given.command):
         assert word in text, word
     assert lost_of_best_of_n(found, text) == []
+
+
+def test_all_of_optimised_policies_is_on_the_page() -> None:
+    given = policies()
+    found, text = json.loads(given.to_json()), text_of(report_html(given))
+    for word in ("general", "ensemble_uwo", "dmoerm", "noisy", "RLOO", "10,490,368", given.command):
+        assert word in text, word
+    for run in found["runs"]:
+        points = run["points"]
+        assert missing([[p["step"], p["gold"]] for p in points], text, "{:.3f}", "{}") == []
+        assert missing([p["kl"] for p in points], text, "{:z.2f}") == []
+        assert missing([p["proxy"] for p in points], text, "{:+z.3f}") == []
+    for one in found["summaries"]:
+        assert missing([one["start"], one["peak"], one["end"], one["fall"]], text, "{:.3f}") == []
+        assert missing([one["fit"]["alpha"], one["fit"]["beta"]], text, "{:.4f}") == []
+    assert missing(found["paired"], text, "{:+z.3f}") == []
+    assert "Differences" not in text_of(report_html(policies(("general",))))
 
 
 def test_a_real_comparison(compared: Path) -> None:

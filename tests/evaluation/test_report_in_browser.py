@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from matplotlib.image import imread
-from report_samples import best_of_n, comparison
+from report_samples import best_of_n, comparison, policies
 from test_results import example
 
 from dmoerm.evaluation import write_report
@@ -40,7 +40,7 @@ def browser() -> Iterator[Any]:
 def made_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """20 methods on 5 tasks, with names that nobody would give."""
     place = tmp_path_factory.mktemp("page") / "report.html"
-    write_report(place, comparison(), best_of_n(), example())
+    write_report(place, comparison(), best_of_n(), policies(), example())
     return place
 
 

@@ -11,7 +11,7 @@ import typer
 def command(
     files: Annotated[
         list[Path],
-        typer.Argument(metavar="RESULTS.json...", help="What train, eval, compare or bon wrote; one or more."),
+        typer.Argument(metavar="RESULTS.json...", help="What train, eval, compare, bon or rl wrote; one or more."),
     ],
     output: Annotated[Path, typer.Option(help="The page.")] = Path("report.html"),
 ) -> None:

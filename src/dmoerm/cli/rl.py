@@ -78,6 +78,7 @@ def command(
     --set changes the reward models' settings, the policy (policy.layers=4) and the optimisation
     (rl.learning_rate=1e-4). The same command again goes on where it was stopped.
     """
+    from ..evaluation.report import write_folder_report
     from ..paths import write_file
     from ..rl.optimise import require_trl
 
@@ -93,9 +94,10 @@ def command(
     found = _results(settings, ended)
     for file in (folder / "rl.json", *([json_file] if json_file else [])):
         write_file(file, found.to_json())
+    page = write_folder_report(folder)
     console = screen()
     console.print(policies_table(found))
-    console.print(f"results: {folder / 'rl.json'}", soft_wrap=True)
+    console.print(f"results: {folder / 'rl.json'}\nreport: {page}", soft_wrap=True)
 
 
 def _settings(config: str, overrides: Sequence[str], output: Path | None, options: dict[str, Any]) -> _Settings:

@@ -19,6 +19,8 @@ from .comparison import Comparison
 from .comparison_report import comparison_section
 from .overoptimisation import BestOfNResults
 from .page import Section, page
+from .policies import PolicyResults
+from .policies_report import policies_section
 from .results import Part, Results, read_part
 from .run_report import run_section
 
@@ -36,9 +38,10 @@ KINDS: dict[str | None, Kind] = {
     None: Kind(Results, run_section, "results.json"),
     "comparison": Kind(Comparison, comparison_section, "results.json"),
     "best_of_n": Kind(BestOfNResults, best_of_n_section, "best_of_n.json"),
+    "rl": Kind(PolicyResults, policies_section, "rl.json"),
 }
 """The file's `kind` → what it is; a run's results.json has none."""
-_REMEDY = "give a JSON file that `dmoerm train`, `eval`, `compare` or `bon` wrote"
+_REMEDY = "give a JSON file that `dmoerm train`, `eval`, `compare`, `bon` or `rl` wrote"
 
 
 class _Kind(Part):
