@@ -18,12 +18,11 @@ from typer.testing import CliRunner
 
 from dmoerm.cli import app
 from dmoerm.errors import DataError
-from dmoerm.evaluation import page
 from dmoerm.evaluation.ablations import ABLATIONS
 from dmoerm.evaluation.comparison import ABOUT, Comparison
 from dmoerm.evaluation.overoptimisation import BestOfNResults
-from dmoerm.evaluation.plots import colour_of
-from dmoerm.evaluation.report import read_measured, report_html, write_folder_report
+from dmoerm.evaluation.report import page, read_measured, report_html, write_folder_report
+from dmoerm.evaluation.report.plots import colour_of
 
 HOSTILE = '<script>alert("$x$")</script> & a name that is far too long for a plot'
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ..results import SUMMARIES, Results
 from .page import Block, Cell, Section, paragraph, plots, table
-from .plots import Series, colour_of, interval_plot
-from .report_parts import (
+from .parts import (
     calibration_part,
     capability_part,
     estimate_cell,
@@ -18,7 +18,7 @@ from .report_parts import (
     router_part,
     settings_part,
 )
-from .results import SUMMARIES, Results
+from .plots import Series, colour_of, interval_plot
 
 _EXPLANATIONS = {
     "general": "one model trained on all tasks together (the single reward model)",

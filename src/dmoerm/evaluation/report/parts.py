@@ -11,9 +11,9 @@ from typing import Any
 
 import yaml
 
+from ..results import Bin, CalibrationResult, Difference, Estimate, LengthBias, RouterResult
 from .page import Cell, Label, details, paragraph, plots, preformatted, table
 from .plots import colour_of, reliability_plot
-from .results import Bin, CalibrationResult, Difference, Estimate, LengthBias, RouterResult
 
 
 def method_label(method: str) -> Label:

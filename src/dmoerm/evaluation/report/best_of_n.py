@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from .curve_plots import HIGHLIGHTED, Line, kl_plot
-from .overoptimisation import BestOfNCondition, BestOfNResults, MethodCurve
+from ..overoptimisation import BestOfNCondition, BestOfNResults, MethodCurve
+from ..results import Difference
+from .curves import HIGHLIGHTED, Line, kl_plot
 from .page import Block, Cell, Row, Section, details, heading, paragraph, plots, preformatted, table
+from .parts import method_label, settings_part
 from .plots import NARROW, Series, interval_plot, shared_limits
-from .report_parts import method_label, settings_part
-from .results import Difference
 
 ALL = "all"
 """The entry of all tasks together."""

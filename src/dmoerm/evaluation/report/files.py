@@ -12,17 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError
-from ..paths import write_file
-from .best_of_n_report import best_of_n_section
-from .comparison import Comparison
-from .comparison_report import comparison_section
-from .overoptimisation import BestOfNResults
+from ...errors import DataError
+from ...paths import write_file
+from ..comparison import Comparison
+from ..overoptimisation import BestOfNResults
+from ..policies import PolicyResults
+from ..results import Part, Results, read_part
+from .best_of_n import best_of_n_section
+from .comparison import comparison_section
 from .page import Section, page
-from .policies import PolicyResults
-from .policies_report import policies_section
-from .results import Part, Results, read_part
-from .run_report import run_section
+from .policies import policies_section
+from .run import run_section
 
 
 @dataclass(frozen=True)

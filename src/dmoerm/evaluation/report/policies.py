@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import yaml
 
-from .curve_plots import HIGHLIGHTED, Line, kl_plot
+from ..policies import PolicyResults, PolicyRun, PolicySummary
+from .curves import HIGHLIGHTED, Line, kl_plot
 from .page import Block, Cell, Row, Section, details, paragraph, plots, preformatted, table
-from .policies import PolicyResults, PolicyRun, PolicySummary
-from .report_parts import method_label, settings_part
+from .parts import method_label, settings_part
 
 
 def policies_section(found: PolicyResults) -> Section:

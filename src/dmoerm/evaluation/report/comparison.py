@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from .ablations import ABLATIONS
-from .comparison import ABOUT, Comparison, Condition
+from ..ablations import ABLATIONS
+from ..comparison import ABOUT, Comparison, Condition
+from ..results import SUMMARIES, Cost, Difference
 from .page import Block, Cell, Row, Section, details, paragraph, plots, preformatted, table
-from .plots import NARROW, Series, interval_plot, shared_limits
-from .report_parts import (
+from .parts import (
     calibration_part,
     capability_part,
     estimate_cell,
@@ -19,7 +19,7 @@ from .report_parts import (
     router_part,
     settings_part,
 )
-from .results import SUMMARIES, Cost, Difference
+from .plots import NARROW, Series, interval_plot, shared_limits
 
 _CALIBRATED = ("dmoerm", "general", "per_task", "ensemble_uwo")
 """Methods whose reliability is drawn; the table has all."""
