@@ -32,17 +32,32 @@ def test_the_python_snippet_runs(trained_run, tmp_path, monkeypatch, capsys):
     assert re.match(r"-?\d+\.\d+ \w+ \{", capsys.readouterr().out)
 
 
+def small(backbone: str) -> str:
+    """Settings that make a run one of seconds."""
+    settings = {"backbone.path": backbone, "backbone.num_layers": 3, "backbone.branch_layer": 2, "cache": "cache"}
+    settings |= {f"phase{number}.steps": 5 for number in range(4)}
+    return "".join(f" --set {name}={value}" for name, value in settings.items())
+
+
+def test_the_commands_of_the_evidence_run(tiny_backbone, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_groups(tiny_groups(), tmp_path / "mine.jsonl")
+    for line in blocks("bash")[3].splitlines():
+        command = line.partition("#")[0]
+        result = invoke(f"{command} --seed 0 --members 2{small(tiny_backbone)}")
+        assert result.exit_code == 0, result.output
+    written = {file.name for file in (tmp_path / "runs" / "default-compare").iterdir()}
+    assert {"results.json", "best_of_n.json", "report.html"} <= written
+
+
 def test_the_commands_for_own_data_run(tiny_backbone, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_groups(tiny_groups(), tmp_path / "mine.jsonl")
     write_groups(tiny_groups(), tmp_path / "to_score.jsonl")
     commands = [line for line in blocks("bash")[1].splitlines() if line.startswith("dmoerm ")]
     assert len(commands) == 4
-    small = {"backbone.path": tiny_backbone, "backbone.num_layers": 3, "backbone.branch_layer": 2, "cache": "cache"}
-    small |= {f"phase{number}.steps": 5 for number in range(4)}
-    tiny = "".join(f" --set {name}={value}" for name, value in small.items())
     for command in commands:
-        result = invoke(command + tiny * (" train " in command))
+        result = invoke(command + small(tiny_backbone) * (" train " in command))
         assert result.exit_code == 0, result.output
     assert (tmp_path / "scored.jsonl").read_text().count("\n") == len(tiny_groups())
 

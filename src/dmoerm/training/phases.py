@@ -242,7 +242,8 @@ def _train_aggregator(
     vectors = task_vectors(run, task, [*train, *validation])
     known = torch.cat([vectors[e.key] for e in train])
     count = len(inner.experts)
-    inner.standardise.fit(known[:, known.shape[1] - count - 2 : known.shape[1] - 2])
+    if count:
+        inner.standardise.fit(known[:, known.shape[1] - count - 2 : known.shape[1] - 2])
     inner.aggregator.fit_standardisation(known)
     inner.aggregator.requires_grad_(True)
     step = run.config.phase3
