@@ -62,6 +62,10 @@ def test_graded_groups() -> None:
     twice = Group(prompt="p", responses=("a", "b", "a"), scores=(1, 2, 1))
     with pytest.raises(DataError, match="sample 2 repeats an earlier one"):
         from_groups([twice], 3)
+    (once,) = from_groups([twice.model_copy(update={"scores": (1, 2, 2)})], 2, once=True)
+    assert (once.query.responses, once.gold.tolist()) == (("a", "b"), [1.5, 2.0])
+    with pytest.raises(DataError, match="no group has 3 graded responses"):
+        from_groups([twice], 3, once=True)
 
 
 def test_curves_of_every_method(found: BestOfNResults) -> None:

@@ -84,7 +84,7 @@ def _samples(
 
     loaded = {seed: load_data(changed(config, {"seed": seed})) for seed in seeds}
     if source == "graded":
-        return {seed: from_groups(data.test, count) for seed, data in loaded.items()}
+        return {seed: from_groups(data.test, count, once=True) for seed, data in loaded.items()}
     if source == "testbed" or source.startswith("policy:"):
         items = unseen_prompts(prompts, [group for data in loaded.values() for group in data.train])
         policy = source.removeprefix("policy:")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -53,18 +54,27 @@ def from_testbed(prompts: Sequence[PromptItem], count: int, seed: int = 0) -> li
     return [_with_gold(item, testbed.sample_responses(item, count, seed)) for item in prompts]
 
 
-def from_groups(groups: Iterable[Group], least: int) -> list[Samples]:
+def from_groups(groups: Iterable[Group], least: int, once: bool = False) -> list[Samples]:
     """Groups of `least` responses or more, their scores as gold.
 
+    Args:
+        once: a response that occurs again, as two systems may say the same, counts once, with its mean grade.
+
     Raises:
-        DataError: none is so large, or a response occurs twice in one.
+        DataError: none is so large, or a response occurs twice in one and `once` is false.
     """
     found = []
     for group in groups:
-        if group.grades is not None and len(group.responses) >= least and all(g is not None for g in group.grades):
+        if group.grades is None or any(grade is None for grade in group.grades):
+            continue
+        if not once:
             check_samples(group.responses)
-            gold = np.array(group.grades, dtype=float)
-            found.append(Samples(_query(group), np.arange(len(gold)), gold))
+        grades: dict[str, list[float]] = {}
+        for text, grade in zip(group.responses, group.grades, strict=True):
+            grades.setdefault(text, []).append(float(grade or 0.0))
+        if len(grades) >= least:
+            gold = np.array([fmean(given) for given in grades.values()])
+            found.append(Samples(_query(group, tuple(grades)), np.arange(len(gold)), gold))
     if not found:
         raise DataError(f"no group has {least} graded responses or more", field="responses", remedy="lower --samples")
     return found
@@ -103,8 +113,8 @@ def _with_gold(item: PromptItem, texts: Sequence[str]) -> Samples:
     return Samples(query, np.array([index[text] for text in texts]), gold)
 
 
-def _query(group: Group) -> Query:
-    return Query(id=group.id, task=group.task, prompt=group.prompt, responses=group.responses)
+def _query(group: Group, responses: tuple[str, ...]) -> Query:
+    return Query(id=group.id, task=group.task, prompt=group.prompt, responses=responses)
 
 
 def _writer(path: str, tokens: int) -> Callable[[PromptItem, int], list[str]]:
