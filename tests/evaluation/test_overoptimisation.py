@@ -63,7 +63,10 @@ def test_graded_groups() -> None:
     with pytest.raises(DataError, match="sample 2 repeats an earlier one"):
         from_groups([twice], 3)
     (once,) = from_groups([twice.model_copy(update={"scores": (1, 2, 2)})], 2, once=True)
-    assert (once.query.responses, once.gold.tolist()) == (("a", "b"), [1.5, 2.0])
+    assert (once.query.responses, once.gold.tolist()) == (("a", "b"), [-1.0, 1.0]), "1.5 and 2, standardised"
+    for task in ("chitchat", "objective_qa"):
+        gold = np.concatenate([s.gold for s in from_groups(tiny_groups(9), 3, once=True) if s.query.task == task])
+        assert (gold.mean(), gold.std()) == pytest.approx((0, 1), abs=1e-9)
     with pytest.raises(DataError, match="no group has 3 graded responses"):
         from_groups([twice], 3, once=True)
 

@@ -9,7 +9,7 @@ a policy   a Hugging Face causal language model, answering testbed prompts
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
@@ -58,7 +58,8 @@ def from_groups(groups: Iterable[Group], least: int, once: bool = False) -> list
     """Groups of `least` responses or more, their scores as gold.
 
     Args:
-        once: a response that occurs again, as two systems may say the same, counts once, with its mean grade.
+        once: a response that occurs again, as two systems may say the same, counts once, with its mean grade; and gold
+            is in standard deviations of the task's grades, so that tasks of other scales can be averaged.
 
     Raises:
         DataError: none is so large, or a response occurs twice in one and `once` is false.
@@ -77,7 +78,16 @@ def from_groups(groups: Iterable[Group], least: int, once: bool = False) -> list
             found.append(Samples(_query(group, tuple(grades)), np.arange(len(gold)), gold))
     if not found:
         raise DataError(f"no group has {least} graded responses or more", field="responses", remedy="lower --samples")
-    return found
+    return _standardised(found) if once else found
+
+
+def _standardised(samples: Sequence[Samples]) -> list[Samples]:
+    """Gold of mean 0 and standard deviation 1 over each task's samples."""
+    tasks: dict[str | None, list[NDArray[np.float64]]] = {}
+    for one in samples:
+        tasks.setdefault(one.query.task, []).append(one.gold)
+    scales = {task: (np.concatenate(gold).mean(), np.concatenate(gold).std() or 1.0) for task, gold in tasks.items()}
+    return [replace(one, gold=(one.gold - scales[one.query.task][0]) / scales[one.query.task][1]) for one in samples]
 
 
 def from_policy(path: str, prompts: Sequence[PromptItem], count: int, seed: int = 0, tokens: int = 96) -> list[Samples]:
