@@ -1,6 +1,7 @@
 """Phase 2 beside TRL: five experts together on cached activations, or one capability at a time on whole texts.
 
     python benchmarks/training.py          prints the rows and writes results/training.json
+    python benchmarks/training.py steps    measures the steps alone; the epochs' rows stay as they are
 
 Both train a LoRA (rank 16, q and v of the last 6 layers) and a linear head on the last token's state, in bfloat16, on
 the same token ids, the same pairs, in the same number of optimiser steps of the same rate. `RewardTrainer` has one
@@ -18,7 +19,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -29,7 +32,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from measure import Row, interleaved, row, write
+from measure import RESULTS, Row, interleaved, row, write
 from peft import LoraConfig
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from trl import RewardConfig, RewardTrainer
@@ -70,32 +73,48 @@ class Work:
 
 
 def main() -> None:
-    """Both tasks, steps and epochs."""
+    """Both tasks, steps and epochs, or steps alone."""
     folder = Path(os.environ.get("DMOERM_DATA", "."))
     missing = [file for file in FILES.values() if not (folder / file).exists()]
     if missing:
         print(f"skipped: {', '.join(missing)} not in {folder}; set DMOERM_DATA (docs/data.md)")
         return
+    rows = [row for task, file in FILES.items() for row in all_steps(task, folder / file)]
+    times = [sum(one[side] for one in rows if "file" in one["work"]) for side in ("ours_s", "peer_s")]
+    rows.append(row("phase2_both_files_at_that_rate", "trl", *times, RUNS))
+    if sys.argv[1:] == ["steps"]:
+        before = json.loads((RESULTS / "training.json").read_text(encoding="utf-8"))
+        rows += [one for one in before["rows"] if "epochs" in one["work"]]
+        more = {name: before[name] for name in ("consistency", "difference")}
+    else:
+        found, more = all_epochs()
+        rows += found
+    write("training", "python benchmarks/training.py", rows, **more)
+
+
+def all_steps(task: str, file: Path) -> list[Row]:
+    """A step, and what three epochs over the whole file come to at that rate, our cache's filling included."""
+    with tempfile.TemporaryDirectory() as place:
+        work = prepared(task, Path(place), groups=GROUPS)
+        step = steps(work, Path(place))
+        count = len(read_groups(file).groups)
+        in_all = EPOCHS * count / BATCH[task]
+        ours_s = in_all * step["ours_s"] + count * fill_seconds(work)
+    return [step, row(f"phase2_{task}_file_at_that_rate", "trl", ours_s, in_all * step["peer_s"], RUNS)]
+
+
+def all_epochs() -> tuple[list[Row], dict[str, Any]]:
+    """Three epochs of each task, and how often both put held-out pairs right."""
     rows: list[Row] = []
     counts: dict[str, PairCounts] = {}
-    times = np.zeros(2)
-    for task, file in FILES.items():
+    for task in FILES:
         with tempfile.TemporaryDirectory() as place:
-            work = prepared(task, Path(place), groups=GROUPS)
-            rows.append(steps(work, Path(place)))
-            count = len(read_groups(folder / file).groups)
-            in_all = EPOCHS * count / BATCH[task]
-            times += in_all * rows[-1]["ours_s"] + count * fill_seconds(work), in_all * rows[-1]["peer_s"]
-            ours_s, peer_s, found = epochs(prepared(task, Path(place) / "cut", groups=GROUPS, responses=2), Path(place))
+            ours_s, peer_s, found = epochs(prepared(task, Path(place), groups=GROUPS, responses=2), Path(place))
             rows.append(row(f"phase2_{task}_epochs", "trl", ours_s, peer_s, 1))
             counts |= found
-        print(rows[-2:], flush=True)
-    rows.append(row("phase2_both_files_at_that_rate", "trl", *times.tolist(), RUNS))
     estimates, paired = compare(counts)
     consistency = {name: found["mean"].model_dump() for name, found in estimates.items()}
-    difference = paired["dmoerm - trl"]["mean"].model_dump()
-    print(consistency, difference)
-    write("training", "python benchmarks/training.py", rows, consistency=consistency, difference=difference)
+    return rows, {"consistency": consistency, "difference": paired["dmoerm - trl"]["mean"].model_dump()}
 
 
 def prepared(task: str, place: Path, groups: int, responses: int | None = None) -> Work:
