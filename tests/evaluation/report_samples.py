@@ -9,13 +9,14 @@ import numpy as np
 
 from dmoerm.evaluation.ablations import ABLATIONS
 from dmoerm.evaluation.best_of_n import best_of_n_kl, fit_curve
-from dmoerm.evaluation.comparison import ABOUT, Comparison
+from dmoerm.evaluation.cells import TRAINED
+from dmoerm.evaluation.comparison import Comparison
 from dmoerm.evaluation.overoptimisation import BestOfNResults
 from dmoerm.evaluation.policies import PolicyResults, PolicyRun, differences, summarise
 
 TASKS = ("chitchat", "objective_qa", "role_play", "summarisation", "text_creation")
 CAPABILITIES = ("correctness", "empathy", "fluency", "helpfulness", "logic", "proactivity", "relevance")
-METHODS = (*ABOUT, "gpt-4o-mini, 3 shots", *ABLATIONS)
+METHODS = (*TRAINED, "gpt-4o-mini, 3 shots", *ABLATIONS)
 _VERSIONS = {"python": "3.11.2", "torch": "2.9.0", "dmoerm": "0.1.0"}
 _CONFIG = {"name": "human", "data": {"files": ["a.jsonl", "b.jsonl"]}, "phase3": {"inputs": "scores"}}
 
@@ -29,12 +30,12 @@ def comparison(methods: Sequence[str] = METHODS, tasks: Sequence[str] = TASKS, *
         "seeds": (0, 1, 2),
         "members": 5,
         "versions": _VERSIONS,
-        "methods": {m: ABOUT.get(m) or (ABLATIONS[m].about if m in ABLATIONS else "a judge") for m in methods},
+        "methods": {m: TRAINED.get(m) or (ABLATIONS[m].about if m in ABLATIONS else "a judge") for m in methods},
         "conditions": {
             "clean": _condition(drawn, methods, tasks, 0.72, 0.0),
             "noisy": _condition(drawn, methods, tasks, 0.66, 0.25),
         },
-        "costs": {m: _cost(drawn) for m in methods if m in ABOUT},
+        "costs": {m: _cost(drawn) for m in methods if m in TRAINED},
         "derived_tasks": tasks[:1],
         "gold_tasks": tasks[-1:],
     }
@@ -70,10 +71,10 @@ def _condition(
             "fallback": 0.031,
             "confusion": {a: {b: int(200 if a == b else drawn.integers(0, 9)) for b in tasks} for a in tasks},
         },
-        "calibration": {m: _calibration(drawn) for m in methods if m in ABOUT},
+        "calibration": {m: _calibration(drawn) for m in methods if m in TRAINED},
         "length_bias": {
             m: {"spearman": drawn.uniform(-0.1, 0.4), "pearson": drawn.uniform(-0.1, 0.4), "groups": 812}
-            for m in (*(m for m in methods if m in ABOUT), "human")
+            for m in (*(m for m in methods if m in TRAINED), "human")
         },
     }
 
@@ -108,7 +109,7 @@ def _calibration(drawn: np.random.Generator) -> dict[str, Any]:
 
 
 def best_of_n(
-    methods: Sequence[str] = tuple(ABOUT), tasks: Sequence[str] = TASKS, fits: bool = True, **changes: Any
+    methods: Sequence[str] = tuple(TRAINED), tasks: Sequence[str] = TASKS, fits: bool = True, **changes: Any
 ) -> BestOfNResults:
     """Curves up to n = 4,096 under two conditions; under noise they fall."""
     drawn = np.random.default_rng(1)

@@ -81,6 +81,7 @@ def _samples(
     from ..data.loading import load_data
     from ..data.readers import read_groups
     from ..evaluation.samples import from_groups, from_policy, from_testbed, unseen_prompts
+    from ..schema import prompt_key
 
     loaded = {seed: load_data(changed(config, {"seed": seed})) for seed in seeds}
     if source == "graded":
@@ -90,5 +91,7 @@ def _samples(
         policy = source.removeprefix("policy:")
         found = from_testbed(items, count) if source == "testbed" else from_policy(policy, items, count)
     else:
-        found = from_groups(read_groups(source).groups, count)
+        known = {prompt_key(group.prompt) for data in loaded.values() for group in data.train}
+        groups = [group for group in read_groups(source).groups if prompt_key(group.prompt) not in known]
+        found = from_groups(groups, count)
     return dict.fromkeys(seeds, found)

@@ -112,15 +112,15 @@ def _outside(
     from ..evaluation.external import method_of
     from ..evaluation.judges import live, recorded
 
-    found: dict[str, Outside] = {}
-    for path in labels:
-        found |= recorded(path)
+    found = recorded(labels)
     if judge:
         found |= live(judge, base_url, shots, Path(config.output) / "judge.sqlite")
     for text in rivals:
         name, _, place = text.partition("=")
         if not place:
             raise ConfigError(f"--rival {text}: write it as NAME=PLACE")
+        if name in found:
+            raise ConfigError(f"--rival {text}: there is a method of that name; give it another")
         found[name] = _rival(method_of(place), place)
     return found
 

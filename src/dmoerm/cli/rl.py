@@ -156,7 +156,17 @@ def _optimise_all(
                         name = f"{condition}/{method}"
                         yield _Ended(
                             condition,
-                            optimise(start, reward, gold_of, asked, rl, place, method=name, progress=progress),
+                            optimise(
+                                start,
+                                reward,
+                                gold_of,
+                                asked,
+                                rl,
+                                place,
+                                method=name,
+                                depends_on=f"{members} members, {panel.run.config!r}",
+                                progress=progress,
+                            ),
                         )
 
 

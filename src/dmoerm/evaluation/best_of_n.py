@@ -21,6 +21,7 @@ from ..errors import DataError
 
 Array = NDArray[np.float64]
 _RESAMPLES = 1000
+_LEAST_PROMPTS = 3  # fewer say nothing of how prompts differ
 
 
 def best_of_n_kl(n: ArrayLike) -> Array:
@@ -149,7 +150,8 @@ class BestOfN:
         gold_interval: (M, 2), 95 %, by bootstrap over prompts.
         gold_by_prompt: (P, M).
         curve: the gain in gold over n = 1 against √KL.
-        falls_after: the n of the highest mean gold, where a later n is below it with 95 % confidence; else None.
+        falls_after: the n of the highest mean gold, where a later n is below it with 95 % confidence; else None, and
+            where there are fewer than three prompts.
     """
 
     ns: tuple[int, ...]
@@ -194,7 +196,7 @@ def over_prompts(proxy: Array, gold: Array, ns: Sequence[int], seed: int = 0) ->
         gold_interval=np.quantile(means, [0.025, 0.975], axis=0).T,
         gold_by_prompt=gold,
         curve=_curve(d, gold.mean(0), means),
-        falls_after=_falls_after(ns, gold.mean(0), means),
+        falls_after=_falls_after(ns, gold.mean(0), means) if count >= _LEAST_PROMPTS else None,
     )
 
 

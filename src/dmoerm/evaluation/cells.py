@@ -18,6 +18,7 @@ from rich.console import Console
 from ..config import Config, changed
 from ..data import testbed
 from ..data.loading import Loaded, load_data
+from ..errors import ConfigError, DataError
 from ..paths import write_file
 from ..schema import Group, prompt_key
 from ..training import train
@@ -29,6 +30,20 @@ from .panel import Method, Panel, open_panel
 from .results import CalibrationResult, Cost, LengthBias, Part, RouterResult
 from .scoring import ScoredGroup, score_groups
 
+TRAINED = {
+    "general": "one model trained on all tasks together: the single reward model",
+    "per_task": "one model for each task, given the task",
+    "ensemble_mean": "single models with other starts and data orders: their mean",
+    "ensemble_wco": "the same, their worst (WCO)",
+    "ensemble_uwo": "the same, mean less half the variance (UWO)",
+    "bagged_mean": "single models, each on its own resample of the prompts: their mean",
+    "bagged_wco": "the same, their worst",
+    "bagged_uwo": "the same, mean less half the variance",
+    "warm": "one model with the ensemble's mean weights (WARM)",
+    "gated": "one regression head an objective, weighted by a gate that reads the prompt (ArmoRM)",
+    "dmoerm": "router, experts and aggregator end to end: the router alone chooses the task",
+}
+"""The methods that a comparison trains → what they are."""
 _TIMED = 8  # groups that scoring is timed on
 
 
@@ -39,11 +54,13 @@ class Outside:
     Attributes:
         method: what scores a cell's test part; it may look at the cell's training part, as a few-shot judge does.
         tasks: the tasks that it can score; None: all.
+        key: what, beside its name and `about`, its rewards depend on; another one is measured anew.
     """
 
     method: Callable[[Loaded], Method]
     about: str
     tasks: frozenset[str] | None = None
+    key: str = ""
 
 
 class Counts(Part):
@@ -91,7 +108,10 @@ def measure(
 ) -> Cell:
     """Trains and scores what is missing under `folder`."""
     asked = {"config": config.model_dump(mode="json", exclude={"output", "cache", "cache_limit", "report_to"})}
-    asked |= {"members": members, "methods": sorted([*ablations, *outside])}
+    data = load_data(config)
+    _check(data, outside)
+    others = {name: f"{found.about}\0{found.key}" for name, found in sorted(outside.items())}
+    asked |= {"members": members, "ablations": sorted(ablations), "outside": others, "data": _digest(data)}
     file = folder / "cell.json"
     if (found := _done(file)) and found.asked == asked:
         console.print("  done before", highlight=False)
@@ -107,6 +127,21 @@ def measure(
     cell = _measured(panel, scored, rewards, asked, console)
     write_file(file, cell.model_dump_json() + "\n")
     return cell
+
+
+def _check(data: Loaded, outside: Mapping[str, Outside]) -> None:
+    """Before anything is trained: there is something to measure, and no name means two methods."""
+    if not any(group.pairs() for group in data.test):
+        raise DataError("the held-out part has no pair of responses that people ordered", field="scores")
+    if taken := sorted(TRAINED.keys() & outside.keys() | ABLATIONS.keys() & outside.keys()):
+        raise ConfigError(f"{taken[0]!r} is a method of this comparison; give the other one another name")
+
+
+def _digest(data: Loaded) -> str:
+    digest = hashlib.sha256()
+    for group in (*data.train, *data.test):
+        digest.update(group.model_dump_json().encode())
+    return digest.hexdigest()[:32]
 
 
 def _done(file: Path) -> Cell | None:

@@ -5,7 +5,7 @@ cells (`cells.py`) → `Comparison`: consistency with intervals over prompts, ca
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
@@ -16,24 +16,11 @@ from rich.console import Console
 from ..config import Config, changed
 from ..errors import ConfigError
 from .ablations import ABLATIONS
-from .cells import Cell, Outside, measure
+from .cells import TRAINED, Cell, Outside, measure
 from .consistency import compare, join
 from .diagnostics import pooled
 from .results import CalibrationResult, Cost, Difference, Estimate, LengthBias, Part, RouterResult, versions
 
-ABOUT = {
-    "general": "one model trained on all tasks together: the single reward model",
-    "per_task": "one model for each task, given the task",
-    "ensemble_mean": "single models with other starts and data orders: their mean",
-    "ensemble_wco": "the same, their worst (WCO)",
-    "ensemble_uwo": "the same, mean less half the variance (UWO)",
-    "bagged_mean": "single models, each on its own resample of the prompts: their mean",
-    "bagged_wco": "the same, their worst",
-    "bagged_uwo": "the same, mean less half the variance",
-    "warm": "one model with the ensemble's mean weights (WARM)",
-    "gated": "one regression head an objective, weighted by a gate that reads the prompt (ArmoRM)",
-    "dmoerm": "router, experts and aggregator end to end: the router alone chooses the task",
-}
 BUDGET = (
     "All methods of a seed are trained on the same groups with the same held-out prompts, from the same embeddings. "
     "Single model, ensemble members, one model a task take the same optimiser steps as DMoERM's own heads, each kind "
@@ -140,13 +127,13 @@ def compare_methods(
         methods=_about(first, outside or {}),
         conditions={name: _condition(conditions[name], seeds, found) for name, found in cells.items()},
         costs=first.costs,
-        derived_tasks=first.derived,
-        gold_tasks=first.gold,
+        derived_tasks=tuple(_union(cell.derived for row in cells.values() for cell in row)),
+        gold_tasks=tuple(_union(cell.gold for row in cells.values() for cell in row)),
     )
 
 
 def _about(cell: Cell, outside: Mapping[str, Outside]) -> dict[str, str]:
-    known = ABOUT | {name: found.about for name, found in {**ABLATIONS, **outside}.items()}
+    known = TRAINED | {name: found.about for name, found in {**ABLATIONS, **outside}.items()}
     methods = dict.fromkeys(method for counts in cell.overall.values() for method in counts.right)
     return {method: known[method] for method in methods}
 
@@ -157,7 +144,7 @@ def _about(cell: Cell, outside: Mapping[str, Outside]) -> dict[str, str]:
 def _condition(flips: tuple[float, float], seeds: Sequence[int], cells: Sequence[Cell]) -> Condition:
     tasks = list(dict.fromkeys(task for cell in cells for task in cell.overall))
     counts = {task: join([c.overall[task].counts() for c in cells if task in c.overall]) for task in tasks}
-    consistency, paired = compare(counts, cells[0].derived)
+    consistency, paired = compare(counts, _union(cell.derived for cell in cells))
     alone = [compare({t: c.counts() for t, c in cell.overall.items()}, resamples=1)[0] for cell in cells]
     return Condition(
         flip_scores=flips[0],
@@ -177,13 +164,21 @@ def _condition(flips: tuple[float, float], seeds: Sequence[int], cells: Sequence
 
 def _capabilities(cells: Sequence[Cell]) -> dict[str, dict[str, Estimate]]:
     found: dict[str, dict[str, Estimate]] = {}
-    for task, names in cells[0].capabilities.items():
+    every = {
+        task: _union(cell.capabilities.get(task, {}) for cell in cells)
+        for task in _union(c.capabilities for c in cells)
+    }
+    for task, names in every.items():
         for name in names:
             counts = [
                 cell.capabilities[task][name].counts() for cell in cells if name in cell.capabilities.get(task, {})
             ]
             found.setdefault(task, {})[name] = compare({task: join(counts)})[0][name][task]
     return found
+
+
+def _union(parts: Iterable[Iterable[str]]) -> list[str]:
+    return list(dict.fromkeys(name for part in parts for name in part))
 
 
 def _router(cells: Sequence[Cell]) -> RouterResult:

@@ -14,6 +14,7 @@ from ..model import DMoERM, DMoERMConfig
 from ..schema import Message, Query
 
 _BATCH_TOKENS = 8192
+_ITEMS = 16  # queries of one request to /v1/score
 
 
 def method_of(place: str) -> OtherDMoERM | SequenceClassifier | RewardServer:
@@ -109,6 +110,12 @@ class SequenceClassifier:
         return self.model(**padded).logits.float().squeeze(-1).tolist()
 
 
+def _only(values: Sequence[float]) -> float:
+    """The one value; a classifier of several labels is no reward model."""
+    (value,) = values
+    return float(value)
+
+
 class RewardServer:
     """A server that rewards conversations: the URL's last part says how it is asked.
 
@@ -143,11 +150,15 @@ class RewardServer:
             )
         return [[self._one(query, response) for response in query.responses] for query in queries]
 
+    def _some(self, queries: Sequence[Query]) -> list[list[float]]:
+        items = [{"prompt": conversation(q, "")[:-1], "responses": list(q.responses)} for q in queries]
+        answer = self._ask({"items": items})
+        return self._read(answer, lambda: [[float(s["reward"]) for s in item["scores"]] for item in answer["items"]])
+
     def _one(self, query: Query, response: str) -> float:
         answer = self._ask({"model": self.model, "messages": conversation(query, response), "use_activation": False})
         field = "probs" if self._end == "classify" else "data"
-        (reward,) = self._read(answer, lambda: [float(value) for value in answer["data"][0][field]])
-        return reward
+        return self._read(answer, lambda: _only(answer["data"][0][field]))
 
     def _ask(self, body: dict[str, Any]) -> Any:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,24 +25,26 @@ class RecordedJudge:
         return rewards(self.labels, queries)
 
 
-def recorded(path: Path) -> dict[str, Outside]:
-    """`judge_NAME` for each judge in a label file that said which response is better as a whole.
+def recorded(paths: Sequence[Path]) -> dict[str, Outside]:
+    """`judge_NAME` for each judge in label files that said which response is better as a whole.
 
     Raises:
         DataError: no judge did.
     """
     by_judge: dict[str, list[Label]] = {}
-    for label in read_labels(path):
+    for label in (label for path in paths for label in read_labels(path)):
         if label.capability == OVERALL:
             by_judge.setdefault(label.judge, []).append(label)
-    if not by_judge:
-        raise DataError("no label says which response is better as a whole", file=path, field="capability")
+    if paths and not by_judge:
+        raise DataError("no label says which response is better as a whole", file=paths[0], field="capability")
     return {f"judge_{name}": _recorded(name, labels) for name, labels in by_judge.items()}
 
 
 def _recorded(name: str, labels: Sequence[Label]) -> Outside:
     judge = RecordedJudge(labels)
-    return Outside(lambda _: judge, f"LLM judge, as recorded: {name}", frozenset(label.task for label in labels))
+    key = hashlib.sha256(repr(list(labels)).encode()).hexdigest()[:32]
+    tasks = frozenset(label.task for label in labels)
+    return Outside(lambda _: judge, f"LLM judge, as recorded: {name}", tasks, key)
 
 
 def live(model: str, base_url: str, shots: int, store: Path) -> dict[str, Outside]:
@@ -50,8 +53,11 @@ def live(model: str, base_url: str, shots: int, store: Path) -> dict[str, Outsid
     from ..labelling.judge import LLMJudge
 
     endpoint = Endpoint(base_url, model)
-    found = {"judge_zero_shot": Outside(lambda _: LLMJudge(endpoint, store), f"LLM judge {model}, zero-shot")}
+    zero = Outside(lambda _: LLMJudge(endpoint, store), f"LLM judge {model}, zero-shot", key=base_url)
+    found = {"judge_zero_shot": zero}
     if shots:
         about = f"LLM judge {model}, {shots} labelled pairs shown first"
-        found["judge_few_shot"] = Outside(lambda data: LLMJudge(endpoint, store, data.train, shots), about)
+        found["judge_few_shot"] = Outside(
+            lambda data: LLMJudge(endpoint, store, data.train, shots), about, key=base_url
+        )
     return found

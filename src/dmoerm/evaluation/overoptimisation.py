@@ -15,6 +15,8 @@ from pydantic import ConfigDict, Field
 from rich.console import Console
 
 from ..config import Config, changed
+from ..errors import DataError
+from ..schema import prompt_key
 from .best_of_n import BestOfN, best_of_n, best_of_n_kl, over_prompts
 from .panel import Panel, open_panel
 from .results import Difference, Part, versions
@@ -113,26 +115,30 @@ def measure_best_of_n(
     Args:
         samples: seed → its prompts' samples; the same ones for every seed, or each seed's own held-out groups.
         conditions: as in `compare_methods`.
-        ns: values of n; None: powers of two up to the fewest samples of a prompt.
+        ns: values of n, to which 1 is added; None: powers of two up to the fewest samples of a prompt.
 
     Raises:
         DataError: an n above the number of a prompt's samples, or a reward that is not finite.
     """
     console = console or Console(stderr=True)
     fewest = min(len(one.place) for rows in samples.values() for one in rows)
-    ns = tuple(ns or default_ns(fewest))
+    ns = tuple(sorted({1, *ns}) if ns else default_ns(fewest))
+    if ns[-1] > fewest or ns[0] < 1:
+        raise DataError(
+            f"cannot be estimated from {fewest} samples", field="n", value=ns[-1], remedy=f"use 1 to {fewest}"
+        )
     found = {}
     for name, flips in conditions.items():
-        rows: dict[str, list[Scored]] = {}
+        rows: dict[str, dict[int, list[Scored]]] = {}
         for seed, given in samples.items():
             console.print(f"[bold]{name}, seed {seed}[/bold]", highlight=False)
             settings = {"seed": seed, "data.flip_scores": flips[0], "data.flip_capabilities": flips[1]}
             settings["output"] = str(Path(config.output) / name / f"seed{seed}" / "dmoerm")
             panel = open_panel(changed(config, settings), members, console)
             for one, scored in zip(given, score_samples(panel, given, console), strict=True):
-                rows.setdefault(one.query.id, []).append(scored)
-        found[name] = _condition(rows, ns)
-    tasks = [one.query.task or "" for one in {s.query.id: s for row in samples.values() for s in row}.values()]
+                rows.setdefault(_prompt(one), {}).setdefault(seed, []).append(scored)
+        found[name] = _condition([list(by_seed.values()) for by_seed in rows.values()], ns)
+    tasks = [one.query.task or "" for one in {_prompt(s): s for row in samples.values() for s in row}.values()]
     return BestOfNResults(
         command=command,
         config=config.model_dump(mode="json"),
@@ -159,13 +165,18 @@ def score_samples(panel: Panel, samples: Sequence[Samples], console: Console | N
     return found
 
 
-def _condition(rows: Mapping[str, Sequence[Scored]], ns: Sequence[int]) -> BestOfNCondition:
-    """From each prompt's scores under every seed's models."""
-    tasks = list(dict.fromkeys(seeds[0][0] for seeds in rows.values()))
-    sets = {task: [seeds for seeds in rows.values() if seeds[0][0] == task] for task in tasks}
+def _prompt(samples: Samples) -> str:
+    """What makes two prompts the same."""
+    return f"{samples.query.task}\0{prompt_key(samples.query.prompt)}"
+
+
+def _condition(rows: Sequence[Sequence[Sequence[Scored]]], ns: Sequence[int]) -> BestOfNCondition:
+    """From each prompt's groups under every seed's models."""
+    tasks = list(dict.fromkeys(seeds[0][0][0] for seeds in rows))
+    sets = {task: [seeds for seeds in rows if seeds[0][0][0] == task] for task in tasks}
     if len(tasks) > 1:
-        sets["all"] = list(rows.values())
-    methods = list(next(iter(rows.values()))[0][2])
+        sets["all"] = list(rows)
+    methods = list(rows[0][0][0][2])
     curves: dict[str, dict[str, MethodCurve]] = {}
     ends: dict[str, dict[str, Difference]] = {}
     for name, prompts in sets.items():
@@ -179,14 +190,19 @@ def _condition(rows: Mapping[str, Sequence[Scored]], ns: Sequence[int]) -> BestO
     return BestOfNCondition(curves=curves, at_the_end=ends)
 
 
-def _curve(prompts: Sequence[Sequence[Scored]], method: str, ns: Sequence[int]) -> BestOfN:
-    """A prompt's row is the mean over the seeds' models."""
-    proxy, gold = [], []
-    for seeds in prompts:
-        rewards = [(row[2][method] - row[2][method].mean()) / max(row[2][method].std(), 1e-9) for row in seeds]
-        proxy.append(np.mean([best_of_n(r, r, ns) for r in rewards], axis=0))
-        gold.append(np.mean([best_of_n(r, row[1], ns) for r, row in zip(rewards, seeds, strict=True)], axis=0))
-    return over_prompts(np.stack(proxy), np.stack(gold), ns)
+def _curve(prompts: Sequence[Sequence[Sequence[Scored]]], method: str, ns: Sequence[int]) -> BestOfN:
+    """A prompt's row is the mean over its groups, then over the seeds' models."""
+    rows = np.array([np.mean([_rows(groups, method, ns) for groups in seeds], axis=0) for seeds in prompts])
+    return over_prompts(rows[:, 0], rows[:, 1], ns)
+
+
+def _rows(groups: Sequence[Scored], method: str, ns: Sequence[int]) -> Array:
+    """Proxy, in standard deviations of a group's samples, and gold of the best of each n: (2, M), over the groups."""
+    found = []
+    for _, gold, rewards in groups:
+        proxy = (rewards[method] - rewards[method].mean()) / max(rewards[method].std(), 1e-9)
+        found.append([best_of_n(proxy, proxy, ns), best_of_n(proxy, gold, ns)])
+    return np.mean(found, axis=0)
 
 
 def _difference(by_prompt: Array) -> Difference:

@@ -93,7 +93,7 @@ def _standardised(samples: Sequence[Samples]) -> list[Samples]:
 def from_policy(path: str, prompts: Sequence[PromptItem], count: int, seed: int = 0, tokens: int = 96) -> list[Samples]:
     """`count` samples a prompt by a causal language model at temperature 1, judged by the testbed's gold reward.
 
-    An empty response is drawn again.
+    An empty response is drawn again, up to ten times as many in all.
 
     Raises:
         BackboneError: there is no such model, or it has no chat template.
@@ -142,9 +142,12 @@ def _writer(path: str, tokens: int) -> Callable[[PromptItem, int], list[str]]:
         ids = tokenizer.apply_chat_template(
             [turn.model_dump() for turn in turns], add_generation_prompt=True, return_tensors="pt", return_dict=True
         )
-        length, found = ids["input_ids"].shape[1], []
+        length, found, drawn = ids["input_ids"].shape[1], [], 0
         while len(found) < count:
             some = min(_CHUNK, count - len(found))
+            drawn += some
+            if drawn > 10 * count + _CHUNK:
+                raise DataError("the policy hardly ever says anything", field="policy", value=path)
             out = model.generate(
                 **ids,
                 do_sample=True,
@@ -155,7 +158,7 @@ def _writer(path: str, tokens: int) -> Callable[[PromptItem, int], list[str]]:
                 pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
             )
             written = tokenizer.batch_decode(out[:, length:], skip_special_tokens=True)
-            found += [text for text in written if text.strip()]
+            found += [text.strip() for text in written if text.strip()]
         return found
 
     model.eval()

@@ -7,6 +7,7 @@ In the run's folder: `settings.json`, `scale.json`, `points.json` (grows), `samp
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import random
 import shutil
@@ -56,6 +57,7 @@ def optimise(
     folder: Path,
     *,
     method: str = "reward",
+    depends_on: str = "",
     progress: Progress | None = None,
 ) -> Trajectory:
     """Optimises a policy against a reward, and measures proxy, gold and KL along the way.
@@ -69,6 +71,7 @@ def optimise(
         prompts: distinct; `settings.held_out` of them are measured on, the others trained on.
         folder: the run's own.
         method: the reward's name in the trajectory.
+        depends_on: what the reward was trained with, in any form; a run of another one is refused.
 
     Raises:
         ConfigError: TRL is missing, too few prompts, or the folder has a run of other settings.
@@ -76,7 +79,7 @@ def optimise(
     """
     require_trl()
     progress, name = progress or Progress(quiet=True), f"{method}, beta {settings.beta:g}, seed {settings.seed}"
-    _claim(folder, policy, settings, method)
+    _claim(folder, policy, settings, method, _digest(prompts, depends_on))
     if (folder / "trajectory.json").is_file():
         progress.skip(name)
         return read_trajectory(folder / "trajectory.json")
@@ -110,9 +113,13 @@ def require_trl() -> None:
         raise ConfigError("policy optimisation takes TRL, which is missing; run: pip install 'dmoerm[rl]'") from None
 
 
-def _claim(folder: Path, policy: Path, settings: RLConfig, method: str) -> None:
-    """Writes the run's settings, or finds the same ones there."""
-    wanted = {"method": method, "policy": policy.name, "settings": settings.model_dump(mode="json")}
+def _digest(prompts: Sequence[RLPrompt], depends_on: str) -> str:
+    return hashlib.sha256(repr([list(prompts), depends_on]).encode()).hexdigest()[:32]
+
+
+def _claim(folder: Path, policy: Path, settings: RLConfig, method: str, inputs: str) -> None:
+    """Writes the run's settings, or finds the same ones there; `inputs` is a digest of prompts and reward model."""
+    wanted = {"method": method, "policy": policy.name, "inputs": inputs, "settings": settings.model_dump(mode="json")}
     file = folder / "settings.json"
     if file.is_file() and (found := json.loads(file.read_text(encoding="utf-8"))) != wanted:
         old, new = {**found, **found["settings"]}, {**wanted, **wanted["settings"]}

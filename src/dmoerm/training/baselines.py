@@ -44,7 +44,7 @@ class Baselines:
 
     Attributes:
         ensembles: `ensemble` and `bagged` → the members.
-        gated: None where the router has no prompt embedding that a gate could read.
+        gated: None where the router has no prompt embedding that a gate could read, or nobody graded a capability.
     """
 
     ensembles: dict[str, Ensemble]
@@ -65,7 +65,7 @@ class Baselines:
             found |= {f"{name}_{how}": row for how, row in combined(ensemble.rewards(hidden, base)).items()}
         found["warm"] = self.warm.head(base if self.ensembles["ensemble"].shared else self.warm.embed(hidden))
         if self.gated is not None and prompts is not None:
-            found["gated"] = self.gated(self.gated.vectors(base, prompts))
+            found["gated"] = self.gated(self.gated.vectors(base.cpu(), prompts.cpu())).to(base.device)
         return found
 
 
@@ -99,7 +99,8 @@ def train_baselines(run: Run, train: Examples, validation: Examples, count: int)
     """Trains what has not been trained yet, ensembles of `count` members, as steps of the run."""
     members = train_members(run, train, validation, count)
     bagged = train_members(run, train, validation, count, bagging=True)
-    gate = run.model.router.language_model is None and any(run.model.config.tasks.values())
+    graded = any(e.group.capabilities for e in train)
+    gate = run.model.router.language_model is None and graded
     return Baselines(
         {"ensemble": _standardised(run, members, train), "bagged": _standardised(run, bagged, train)},
         averaged(members),
@@ -127,14 +128,16 @@ def train_members(
 def _start(run: Run, name: str) -> BranchScorer:
     """The pretrained branch and a head of the member's own."""
     general = run.model.general
-    branch = (
-        general.branch if run.frozen else cut(load_backbone(run.config.backbone)[0], run.model.config.branch_layer)[1]
-    )
+    branch = general.branch
+    if not run.frozen:
+        branch = cut(load_backbone(run.config.backbone)[0], run.model.config.branch_layer)[1].to(run.model.device)  # pyright: ignore[reportArgumentType]
     head = copy.deepcopy(general.head)
     generator = torch.Generator().manual_seed(run.seed(name))
-    for parameter in head.parameters():
-        if parameter.dim() > 1:
-            nn.init.normal_(parameter, std=1e-3 if parameter is head.score.weight else 0.02, generator=generator)
+    with torch.no_grad():
+        for parameter in head.parameters():
+            if parameter.dim() > 1:
+                spread = 1e-3 if parameter is head.score.weight else 0.02
+                parameter.copy_(spread * torch.randn(parameter.shape, generator=generator))  # drawn on the CPU
     return BranchScorer(branch, head, general.pooling).requires_grad_(False)
 
 

@@ -178,7 +178,8 @@ def _train_experts(run: Run, task: str, train: Examples, validation: Examples, p
         branch = with_experts(inner.base.branch, len(names), lora)  # pyright: ignore[reportArgumentType]
         for layer in lora_layers(branch).values():
             for matrix, generator in zip(layer.lora_A.detach(), generators, strict=True):
-                nn.init.kaiming_uniform_(matrix, a=math.sqrt(5), generator=generator)
+                drawn = nn.init.kaiming_uniform_(torch.empty(matrix.shape), a=math.sqrt(5), generator=generator)
+                matrix.copy_(drawn)  # drawn on the CPU, where the generator is
         experts = ExpertStack(branch, heads, inner.base.pooling)
         rows = _expert_items(names, train, validation, lambda e: run.cache.states(e.encoded))
         parts = collate_parts(len(names))
@@ -192,7 +193,7 @@ def _first_heads(base: Head, generators: Sequence[torch.Generator], anew: bool) 
     heads = [copy.deepcopy(base).requires_grad_(True) for _ in generators]
     for head, generator in zip(heads, generators, strict=True):
         if anew:
-            nn.init.normal_(head.score.weight, std=1e-3, generator=generator)
+            head.score.weight.data.copy_(1e-3 * torch.randn(head.score.weight.shape, generator=generator))
     return heads
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from ..ablations import ABLATIONS
-from ..comparison import ABOUT, Comparison, Condition
+from ..cells import TRAINED
+from ..comparison import Comparison, Condition
 from ..results import SUMMARIES, Cost, Difference
 from .page import Block, Cell, Row, Section, details, paragraph, plots, preformatted, table
 from .parts import (
@@ -24,8 +25,8 @@ from .plots import NARROW, Series, interval_plot, shared_limits
 _CALIBRATED = ("dmoerm", "general", "per_task", "ensemble_uwo")
 """Methods whose reliability is drawn; the table has all."""
 _GROUPS: dict[str, Callable[[str], bool]] = {
-    "methods": lambda method: method in ABOUT,
-    "not trained here": lambda method: method not in ABOUT and method not in ABLATIONS,
+    "methods": lambda method: method in TRAINED,
+    "not trained here": lambda method: method not in TRAINED and method not in ABLATIONS,
     "dmoerm with a part taken away": lambda method: method in ABLATIONS,
 }
 
