@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
-from tiny import make_tiny_config, tiny_groups
+from tiny import make_tiny_config, tiny_groups, tiny_tokenizer
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from dmoerm.data import testbed
 from dmoerm.data.loading import load_data
-from dmoerm.errors import DataError
+from dmoerm.errors import BackboneError, DataError
 from dmoerm.evaluation import panel as panels
 from dmoerm.evaluation.overoptimisation import BestOfNResults, default_ns, measure_best_of_n, score_samples
 from dmoerm.evaluation.panel import RunMethod, open_panel
-from dmoerm.evaluation.samples import Samples, from_groups, from_testbed, unseen_prompts
+from dmoerm.evaluation.samples import Samples, from_groups, from_policy, from_testbed, unseen_prompts
 from dmoerm.schema import Group, Query, prompt_key
 
 CONDITIONS = {"clean": (0.0, 0.0), "noisy": (0.25, 0.15)}
@@ -111,3 +113,32 @@ def test_wrong_n_is_said(config, samples) -> None:
 def test_default_ns() -> None:
     assert default_ns(8) == [1, 2, 4, 8]
     assert default_ns(12_500)[-2:] == [8192, 12_500]
+
+
+def test_a_policy_answers_and_is_judged_by_gold(tiny_backbone, tmp_path) -> None:
+    config = AutoConfig.from_pretrained(tiny_backbone)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "policy")
+    tiny_tokenizer().save_pretrained(tmp_path / "policy")
+    items = testbed.prompts("chitchat", 2)
+    found = from_policy(str(tmp_path / "policy"), items, 5, tokens=8)
+    assert [len(one.place) for one in found] == [5, 5]
+    for item, one in zip(items, found, strict=True):
+        golds = [testbed.gold_reward("chitchat", item.prompt, text) for text in one.query.responses]
+        assert one.gold.tolist() == golds
+        assert all(text == text.strip() != "" for text in one.query.responses)
+    again = from_policy(str(tmp_path / "policy"), items, 5, tokens=8)
+    assert [one.query for one in again] == [one.query for one in found]
+    with pytest.raises(BackboneError, match="cannot be loaded"):
+        from_policy(str(tmp_path / "none"), items, 2)
+
+
+def test_two_groups_on_one_prompt_are_one_prompt(config) -> None:
+    groups = tiny_groups(3)
+    twice = [group for group in groups if group.task == "chitchat"][:2]
+    twice[1] = twice[1].model_copy(update={"prompt": twice[0].prompt, "id": "other"})
+    given = from_groups(twice, 3)
+    found = measure_best_of_n(config, {0: given}, {"clean": (0, 0)}, 2, console=Console(quiet=True))
+    assert found.prompts == {"chitchat": 1}
+    assert found.conditions["clean"].curves["chitchat"]["dmoerm"].falls_after is None
