@@ -8,16 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rich.console import Console
-from tiny import make_tiny_config
+from tiny import make_tiny_config, tiny_groups, write_groups
 
 from dmoerm.config import changed
-from dmoerm.errors import ConfigError
+from dmoerm.errors import ConfigError, DataError
 from dmoerm.evaluation import cells
 from dmoerm.evaluation.ablations import ABLATIONS
 from dmoerm.evaluation.cells import Outside
 from dmoerm.evaluation.comparison import Comparison, compare_methods
 from dmoerm.schema import Query
 
+SOME = ("no_outer", "shuffled")
 CONDITIONS = {"clean": (0.0, 0.0), "noisy": (0.25, 0.15)}
 
 
@@ -42,14 +43,14 @@ def config(tiny_backbone, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def found(config) -> Comparison:
-    return quiet_compare(config, ablations=list(ABLATIONS))
+    return quiet_compare(config, ablations=SOME)
 
 
 def test_every_method_is_measured_on_the_same_pairs(found: Comparison) -> None:
     trained = {"general", "per_task", "warm", "gated", "dmoerm"}
     trained |= {f"{name}_{how}" for name in ("ensemble", "bagged") for how in ("mean", "wco", "uwo")}
     for condition in found.conditions.values():
-        assert set(condition.consistency) == trained | set(ABLATIONS) | {"shortest"}
+        assert set(condition.consistency) == trained | set(SOME) | {"shortest"}
         tasks = condition.consistency["dmoerm"]
         for method, row in condition.consistency.items():
             assert all((row[t].pairs, row[t].prompts) == (tasks[t].pairs, tasks[t].prompts) for t in row), method
@@ -59,8 +60,30 @@ def test_every_method_is_measured_on_the_same_pairs(found: Comparison) -> None:
         seeds = [row["general"] for row in condition.by_seed.values()]
         assert np.mean(seeds) == pytest.approx(condition.consistency["general"]["mean"].value)
         assert sum(b.pairs for b in condition.calibration["general"].bins) == tasks["mean"].pairs
-    assert set(found.methods) == trained | set(ABLATIONS) | {"shortest"}
+    assert set(found.methods) == trained | set(SOME) | {"shortest"}
     assert set(found.costs) == trained
+
+
+def test_every_ablation_runs(config) -> None:
+    config = changed(config, {"output": f"{config.output}-all"})
+    found = quiet_compare(config, seeds=(0,), conditions={"clean": CONDITIONS["clean"]}, ablations=list(ABLATIONS))
+    consistency = found.conditions["clean"].consistency
+    assert set(ABLATIONS) <= set(consistency)
+    assert {name: found.methods[name] for name in ABLATIONS} == {name: one.about for name, one in ABLATIONS.items()}
+
+
+def test_what_would_be_measured_wrongly_is_refused(config) -> None:
+    with pytest.raises(ConfigError, match="'no_outer' is a method of this comparison"):
+        quiet_compare(config, outside={"no_outer": Outside(lambda _: Shortest(), "another")})
+    with pytest.raises(DataError, match="no pair of responses that people ordered"):
+        quiet_compare(changed(config, {"data.test_fraction": 1e-9, "data.files": [ungraded(config)]}))
+
+
+def ungraded(config) -> str:
+    """Groups whose responses tie as a whole."""
+    file = Path(config.output).parent / "ties.jsonl"
+    groups = [group.model_copy(update={"scores": (1.0,) * len(group.responses)}) for group in tiny_groups(4)]
+    return write_groups(groups, file)
 
 
 def test_noise_and_ablations_change_what_is_learnt(found: Comparison, config) -> None:
@@ -83,7 +106,7 @@ def test_costs_are_what_was_trained(found: Comparison) -> None:
 
 def test_a_cell_is_measured_once(found: Comparison, config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cells, "open_panel", lambda *_: pytest.fail("measured again"))
-    again = quiet_compare(config, ablations=list(ABLATIONS))
+    again = quiet_compare(config, ablations=SOME)
     assert again == found
     with pytest.raises(pytest.fail.Exception):
         quiet_compare(config, ablations=["no_outer"])  # another question
