@@ -7,9 +7,11 @@ import pytest
 from tiny_policy import count_t, tiny_settings
 
 from dmoerm.errors import ConfigError, TrainingError
-from dmoerm.evaluation.best_of_n import fit_curve
+from dmoerm.evaluation.policies import PolicyRun, summarise
 from dmoerm.rl import draw_prompts, gold_of, optimise, read_trajectory
 from dmoerm.rl.optimise import _order, _split
+
+ABOUT = {"condition": "clean", "method": "general", "beta": 0.0, "seed": 0}
 
 
 @pytest.fixture(scope="module", params=["rloo", "grpo"])
@@ -29,15 +31,14 @@ def test_the_reward_rises_and_the_policy_moves_away(finished):
     assert 1 <= last.length <= 12
 
 
-def test_a_trajectory_can_be_fitted_and_read_back(finished, tmp_path):
+def test_a_trajectory_can_be_summarised_and_read_back(finished, tmp_path):
     from dmoerm.rl import write_trajectory
 
     write_trajectory(tmp_path / "t.json", finished)
     assert read_trajectory(tmp_path / "t.json") == finished
-    assert finished.gains[0] == 0.0
-    assert finished.fall >= 0
-    distances = np.linspace(0, finished.distances[-1], 4)
-    assert fit_curve("rl", distances, np.interp(distances, finished.distances, finished.gains)).kind == "rl"
+    (found,) = summarise([PolicyRun.model_validate({**ABOUT, "points": [p.model_dump() for p in finished.points]})])
+    assert found.start == finished.points[0].gold
+    assert found.fall == pytest.approx(max(p.gold for p in finished.points) - finished.points[-1].gold)
 
 
 def test_a_penalty_holds_the_policy_back(policy, asked, tmp_path):

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .compare import conditions_of
+from .experiments import conditions_of, experiment_config, write_found
 from .models import quieten
-from .options import JsonFile, Overrides
+from .options import ExperimentFolder, JsonFile, Members, Noise, Overrides, Seeds
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -34,26 +34,19 @@ def command(
     ] = 12_500,
     prompts: Annotated[int, typer.Option(min=1, help="Testbed prompts a task, none of which training has seen.")] = 2,
     ns: Annotated[list[int] | None, typer.Option("--n", help="May be repeated; powers of two unless given.")] = None,
-    seeds: Annotated[list[int] | None, typer.Option("--seed", help="May be repeated; 0, 1 and 2 unless given.")] = None,
-    noise: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=SCORES,CAPABILITIES", help="As for `dmoerm compare`; both conditions unless given."),
-    ] = None,
-    members: Annotated[int, typer.Option(min=2, help="Models in an ensemble.")] = 5,
-    output: Annotated[Path | None, typer.Option(help="The folder; that of `dmoerm compare`, unless given.")] = None,
+    seeds: Seeds = None,
+    noise: Noise = None,
+    members: Members = 5,
+    output: ExperimentFolder = None,
     overrides: Overrides = None,
     json_file: JsonFile = None,
 ) -> None:
     """Best-of-n by every method, gold against KL. Runs of `dmoerm compare` in the same folder are not trained again."""
-    from ..config import changed, load_config
     from ..evaluation.overoptimisation import measure_best_of_n
-    from ..evaluation.report import write_folder_report
-    from ..paths import write_file
     from .tables import print_best_of_n, screen
 
     quieten()
-    settings = load_config(config, overrides or ())
-    settings = changed(settings, {"output": str(output or f"{settings.output}-compare")})
+    settings = experiment_config(config, overrides or (), output)
     found = measure_best_of_n(
         settings,
         _samples(settings, source, samples, prompts, seeds or (0, 1, 2)),
@@ -63,13 +56,10 @@ def command(
         ns=ns,
         command=" ".join(["dmoerm", *sys.argv[1:]]),
     )
-    place = Path(settings.output) / "best_of_n.json"
-    for file in (place, *([json_file] if json_file else [])):
-        write_file(file, found.to_json())
-    page = write_folder_report(place.parent)
+    lines = write_found(found, Path(settings.output) / "best_of_n.json", json_file)
     console = screen()
     print_best_of_n(console, found)
-    for line in (f"results: {place}", f"report: {page}"):
+    for line in lines:
         console.print(line, soft_wrap=True)
 
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .experiments import conditions_of, experiment_config, write_found
 from .models import quieten
-from .options import JsonFile, Overrides
+from .options import ExperimentFolder, JsonFile, Members, Noise, Overrides, Seeds
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,21 +19,12 @@ if TYPE_CHECKING:
     from ..evaluation.cells import Outside
     from ..evaluation.panel import Method
 
-_NOISY = (0.25, 0.15)
-
 
 def command(
     config: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped config such as human or demo.")],
-    seeds: Annotated[list[int] | None, typer.Option("--seed", help="May be repeated; 0, 1 and 2 unless given.")] = None,
-    noise: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=SCORES,CAPABILITIES",
-            help="A condition: shares of the training part's overall and capability pairs that are reversed. "
-            "May be repeated; clean=0,0 and noisy=0.25,0.15 unless given.",
-        ),
-    ] = None,
-    members: Annotated[int, typer.Option(min=2, help="Models in an ensemble.")] = 5,
+    seeds: Seeds = None,
+    noise: Noise = None,
+    members: Members = 5,
     ablations: Annotated[
         list[str] | None, typer.Option("--ablation", help="A part to take away; may be repeated; `all`: each of them.")
     ] = None,
@@ -50,21 +42,17 @@ def command(
             "--rival", metavar="NAME=PLACE", help="A sequence classifier (folder, hub name) or reward server (URL)."
         ),
     ] = None,
-    output: Annotated[Path | None, typer.Option(help="The folder; `output` of the config, unless given.")] = None,
+    output: ExperimentFolder = None,
     overrides: Overrides = None,
     json_file: JsonFile = None,
 ) -> None:
     """Train and measure every method. Started again, it goes on where it was stopped."""
-    from ..config import changed, load_config
     from ..evaluation.ablations import ABLATIONS
     from ..evaluation.comparison import compare_methods
-    from ..evaluation.report import write_folder_report
-    from ..paths import write_file
     from .tables import print_comparison, screen
 
     quieten()
-    settings = load_config(config, overrides or ())
-    settings = changed(settings, {"output": str(output or f"{settings.output}-compare")})
+    settings = experiment_config(config, overrides or (), output)
     found = compare_methods(
         settings,
         seeds=seeds or (0, 1, 2),
@@ -74,29 +62,11 @@ def command(
         outside=_outside(settings, labels or (), judge, base_url, shots, rivals or ()),
         command=" ".join(["dmoerm", *sys.argv[1:]]),
     )
-    place = Path(settings.output) / "results.json"
-    for file in (place, *([json_file] if json_file else [])):
-        write_file(file, found.to_json())
-    page = write_folder_report(place.parent)
+    lines = write_found(found, Path(settings.output) / "results.json", json_file)
     console = screen()
     print_comparison(console, found)
-    for line in (f"results: {place}", f"report: {page}"):
+    for line in lines:
         console.print(line, soft_wrap=True)
-
-
-def conditions_of(noise: Sequence[str]) -> dict[str, tuple[float, float]]:
-    """Name → shares of reversed overall and capability pairs; clean and noisy where none is given."""
-    from ..errors import ConfigError
-
-    found = {}
-    for text in noise:
-        name, _, shares = text.partition("=")
-        try:
-            scores, capabilities = map(float, shares.split(","))
-        except ValueError:
-            raise ConfigError(f"--noise {text}: write it as NAME=0.25,0.15") from None
-        found[name] = (scores, capabilities)
-    return found or {"clean": (0.0, 0.0), "noisy": _NOISY}
 
 
 def _outside(

@@ -14,3 +14,20 @@ JsonFile = Annotated[
     Path | None, typer.Option("--json", metavar="FILE", help="Also write the machine-readable result to this file.")
 ]
 BatchTokens = Annotated[int, typer.Option(min=1, help="Most tokens of one pass; a token counts once for each expert.")]
+
+# What the experiments share: compare, bon, rl.
+Seeds = Annotated[
+    list[int] | None, typer.Option("--seed", help="Of the runs; may be repeated; 0, 1 and 2 unless given.")
+]
+Members = Annotated[int, typer.Option(min=2, help="Models in an ensemble.")]
+Noise = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=SCORES,CAPABILITIES",
+        help="A condition: shares of the training part's overall and capability pairs that are reversed. "
+        "May be repeated; clean=0,0 and noisy=0.25,0.15 unless given (rl: noisy alone).",
+    ),
+]
+ExperimentFolder = Annotated[
+    Path | None, typer.Option(help="The folder, which experiments share; the config's `output`-compare, unless given.")
+]

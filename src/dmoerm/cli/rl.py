@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from .compare import conditions_of
+from .experiments import conditions_of, experiment_config, write_found
 from .models import quieten
-from .options import JsonFile, Overrides
+from .options import ExperimentFolder, JsonFile, Members, Noise, Overrides
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -61,15 +61,12 @@ def command(
         list[int] | None,
         typer.Option("--seed", help="Of reward model and policy; may be repeated. 0 and 1 unless given."),
     ] = None,
-    noise: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=SCORES,CAPABILITIES", help=f"As for `dmoerm compare`; {_NOISY} unless given."),
-    ] = None,
+    noise: Noise = None,
     algorithm: Annotated[Algorithm | None, typer.Option(help="Of the optimisation; rloo unless given.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps of a run; 150 unless given.")] = None,
     prompts: Annotated[int, typer.Option(min=1, help="Testbed prompts of each task to draw from.")] = 160,
-    members: Annotated[int, typer.Option(min=2, help="Models in an ensemble.")] = 5,
-    output: Annotated[Path | None, typer.Option(help="The folder; that of `dmoerm compare`, unless given.")] = None,
+    members: Members = 5,
+    output: ExperimentFolder = None,
     overrides: Overrides = None,
     json_file: JsonFile = None,
 ) -> None:
@@ -78,31 +75,27 @@ def command(
     --set changes the reward models' settings, the policy (policy.layers=4) and the optimisation
     (rl.learning_rate=1e-4). The same command again goes on where it was stopped.
     """
-    from ..evaluation.report import write_folder_report
-    from ..paths import write_file
     from ..rl.optimise import require_trl
 
     require_trl()
     quieten()
     settings = _settings(config, overrides or (), output, {"algorithm": algorithm and algorithm.value, "steps": steps})
-    folder = Path(settings.config.output)
     weights = [settings.rl.model_copy(update={"beta": beta}) for beta in betas or (settings.rl.beta,)]
     conditions = conditions_of(noise or (_NOISY,))
     ended = list(_optimise_all(settings, weights, conditions, seeds or (0, 1), methods or _METHODS, prompts, members))
     from .tables import policies_table, screen
 
     found = _results(settings, ended)
-    for file in (folder / "rl.json", *([json_file] if json_file else [])):
-        write_file(file, found.to_json())
-    page = write_folder_report(folder)
+    lines = write_found(found, Path(settings.config.output) / "rl.json", json_file)
     console = screen()
     console.print(policies_table(found))
-    console.print(f"results: {folder / 'rl.json'}\nreport: {page}", soft_wrap=True)
+    for line in lines:
+        console.print(line, soft_wrap=True)
 
 
 def _settings(config: str, overrides: Sequence[str], output: Path | None, options: dict[str, Any]) -> _Settings:
     """`policy.…` and `rl.…` are the policy's and the optimisation's, over which the options go; others the config's."""
-    from ..config import apply_override, changed, load_config, validated
+    from ..config import apply_override, validated
     from ..rl import PolicyConfig, RLConfig
 
     given: dict[str, Any] = {"policy": {}, "rl": {}}
@@ -113,9 +106,8 @@ def _settings(config: str, overrides: Sequence[str], output: Path | None, option
         else:
             others.append(override)
     given["rl"] |= {name: value for name, value in options.items() if value is not None}
-    loaded = load_config(config, others)
     return _Settings(
-        changed(loaded, {"output": str(output or f"{loaded.output}-compare")}),
+        experiment_config(config, others, output),
         validated(PolicyConfig, given["policy"], "--set policy"),
         validated(RLConfig, given["rl"], "--set rl"),
     )
@@ -130,9 +122,8 @@ def _optimise_all(
     prompts: int,
     members: int,
 ) -> Iterator[_Ended]:
-    from ..config import changed
     from ..errors import ConfigError
-    from ..evaluation.panel import RunMethod, open_panel
+    from ..evaluation.panel import RunMethod, open_panel, run_settings
     from ..rl import gold_of, make_policy, optimise
     from ..training.progress import Progress
 
@@ -143,15 +134,14 @@ def _optimise_all(
             start = make_policy(settings.policy, folder / "policies")
         for condition, flips in conditions.items():
             for seed in seeds:
-                noise = {"seed": seed, "data.flip_scores": flips[0], "data.flip_capabilities": flips[1]}
-                run = {"output": str(folder / condition / f"seed{seed}" / "dmoerm")}
-                panel = open_panel(changed(settings.config, noise | run), members, progress.console)
+                run = run_settings(settings.config, condition, flips, seed)
+                panel = open_panel(run, members, progress.console)
                 for method in methods:
                     if method not in panel.methods:
                         raise ConfigError(f"--method {method}: use some of {', '.join(panel.methods)}")
                     for one in weights:
                         rl = one.model_copy(update={"seed": seed})
-                        place = folder / condition / f"seed{seed}" / "rl" / f"{method}-{rl.algorithm}-beta{rl.beta:g}"
+                        place = Path(run.output).with_name("rl") / f"{method}-{rl.algorithm}-beta{rl.beta:g}"
                         reward = RunMethod(panel, method).score_all
                         name = f"{condition}/{method}"
                         yield _Ended(

@@ -100,13 +100,13 @@ class Cell(Part):
 
 def measure(
     config: Config,
-    folder: Path,
     members: int,
     ablations: Sequence[str],
     outside: Mapping[str, Outside],
     console: Console,
 ) -> Cell:
-    """Trains and scores what is missing under `folder`."""
+    """Trains and scores what is missing: the run in `config.output`, ablations and the cell itself beside it."""
+    folder = Path(config.output).parent
     asked = {"config": config.model_dump(mode="json", exclude={"output", "cache", "cache_limit", "report_to"})}
     data = load_data(config)
     _check(data, outside)
@@ -116,7 +116,7 @@ def measure(
     if (found := _done(file)) and found.asked == asked:
         console.print("  done before", highlight=False)
         return found
-    panel = open_panel(changed(config, {"output": str(folder / "dmoerm")}), members, console)
+    panel = open_panel(config, members, console)
     scored = panel.score(panel.data.test, console=console)
     rewards = [dict(one.rewards) for one in scored]
     for name in ablations:

@@ -6,20 +6,19 @@ cells (`cells.py`) → `Comparison`: consistency with intervals over prompts, ca
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field
 from rich.console import Console
 
-from ..config import Config, changed
+from ..config import Config
 from ..errors import ConfigError
 from .ablations import ABLATIONS
 from .cells import TRAINED, Cell, Outside, measure
 from .consistency import compare, join
 from .diagnostics import pooled
-from .results import CalibrationResult, Cost, Difference, Estimate, LengthBias, Part, RouterResult, versions
+from .panel import run_settings
+from .results import CalibrationResult, Cost, Difference, Document, Estimate, LengthBias, Part, RouterResult, versions
 
 BUDGET = (
     "All methods of a seed are trained on the same groups with the same held-out prompts, from the same embeddings. "
@@ -49,10 +48,9 @@ class Condition(Part):
     """Method (and `human`) → correlation with length within a prompt."""
 
 
-class Comparison(Part):
+class Comparison(Document):
     """results.json of `dmoerm compare`."""
 
-    schema_version: Literal[1] = Field(default=1, alias="schema")
     kind: Literal["comparison"] = "comparison"
     command: str
     config: dict[str, Any]
@@ -71,14 +69,6 @@ class Comparison(Part):
     """Tasks whose overall scores were computed from capability grades: no person gave them."""
     gold_tasks: tuple[str, ...]
     """Tasks of the testbed, compared with its gold reward."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="ignore", use_attribute_docstrings=True, validate_by_name=True, validate_by_alias=True
-    )
-
-    def to_json(self) -> str:
-        """The text of results.json."""
-        return self.model_dump_json(by_alias=True, indent=1) + "\n"
 
 
 def compare_methods(
@@ -113,9 +103,7 @@ def compare_methods(
     for name, flips in conditions.items():
         for seed in seeds:
             console.print(f"[bold]{name}, seed {seed}[/bold]", highlight=False)
-            folder = Path(config.output) / name / f"seed{seed}"
-            settings = {"seed": seed, "data.flip_scores": flips[0], "data.flip_capabilities": flips[1]}
-            cell = measure(changed(config, settings), folder, members, ablations, outside or {}, console)
+            cell = measure(run_settings(config, name, flips, seed), members, ablations, outside or {}, console)
             cells.setdefault(name, []).append(cell)
     first = next(iter(cells.values()))[0]
     return Comparison(

@@ -6,20 +6,18 @@ condition × seed → panel → rewards of all samples → curves over n, averag
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ConfigDict, Field
 from rich.console import Console
 
-from ..config import Config, changed
+from ..config import Config
 from ..errors import DataError
 from ..schema import prompt_key
 from .best_of_n import BestOfN, best_of_n, best_of_n_kl, over_prompts
-from .panel import Panel, open_panel
-from .results import Difference, Part, versions
+from .panel import Panel, open_panel, run_settings
+from .results import Difference, Document, Part, versions
 from .samples import Samples
 
 Array = NDArray[np.float64]
@@ -62,10 +60,9 @@ class BestOfNCondition(Part):
     """Task (and `all`) → `dmoerm - method` → how much higher dmoerm's gold is at the largest n."""
 
 
-class BestOfNResults(Part):
+class BestOfNResults(Document):
     """results.json of `dmoerm bon`."""
 
-    schema_version: Literal[1] = Field(default=1, alias="schema")
     kind: Literal["best_of_n"] = "best_of_n"
     command: str
     config: dict[str, Any]
@@ -80,14 +77,6 @@ class BestOfNResults(Part):
     samples: int
     """Fewest samples of a prompt."""
     conditions: dict[str, BestOfNCondition]
-
-    model_config = ConfigDict(
-        frozen=True, extra="ignore", use_attribute_docstrings=True, validate_by_name=True, validate_by_alias=True
-    )
-
-    def to_json(self) -> str:
-        """The text of results.json."""
-        return self.model_dump_json(by_alias=True, indent=1) + "\n"
 
 
 Scored = tuple[str, Array, Mapping[str, Array]]
@@ -132,9 +121,7 @@ def measure_best_of_n(
         rows: dict[str, dict[int, list[Scored]]] = {}
         for seed, given in samples.items():
             console.print(f"[bold]{name}, seed {seed}[/bold]", highlight=False)
-            settings = {"seed": seed, "data.flip_scores": flips[0], "data.flip_capabilities": flips[1]}
-            settings["output"] = str(Path(config.output) / name / f"seed{seed}" / "dmoerm")
-            panel = open_panel(changed(config, settings), members, console)
+            panel = open_panel(run_settings(config, name, flips, seed), members, console)
             for one, scored in zip(given, score_samples(panel, given, console), strict=True):
                 rows.setdefault(_prompt(one), {}).setdefault(seed, []).append(scored)
         found[name] = _condition([list(by_seed.values()) for by_seed in rows.values()], ns)

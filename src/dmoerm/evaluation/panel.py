@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 import numpy as np
 from rich.console import Console
 
-from ..config import Config
+from ..config import Config, changed
 from ..data.loading import Loaded, load_data
 from ..schema import Prompt, Query
 from ..training import Run, train
@@ -105,6 +106,13 @@ class Panel:
                 unit = max(float(differences.std()), 1e-9)
                 found[method, task] = unit * temperature(differences / unit, weights)
         return found
+
+
+def run_settings(config: Config, condition: str, flips: tuple[float, float], seed: int) -> Config:
+    """The run of one condition and seed: its noise, and its place under the experiments' folder `config.output`."""
+    settings = {"seed": seed, "data.flip_scores": flips[0], "data.flip_capabilities": flips[1]}
+    place = Path(config.output) / condition / f"seed{seed}" / "dmoerm"
+    return changed(config, settings | {"output": str(place)})
 
 
 def open_panel(config: Config, members: int = 5, console: Console | None = None) -> Panel:

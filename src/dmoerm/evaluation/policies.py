@@ -10,12 +10,11 @@ from statistics import fmean
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import ConfigDict, Field
 
 from ..errors import DataError
 from .best_of_n import fit_curve
 from .overoptimisation import Fit
-from .results import Difference, Part
+from .results import Difference, Document, Part
 
 
 class PolicyPoint(Part):
@@ -63,10 +62,9 @@ class PolicySummary(Part):
     """R(d) = d (α − β log d), d = √KL, over all points of all seeds."""
 
 
-class PolicyResults(Part):
+class PolicyResults(Document):
     """results.json of `dmoerm rl`."""
 
-    schema_version: Literal[1] = Field(default=1, alias="schema")
     kind: Literal["rl"] = "rl"
     command: str
     config: dict[str, Any]
@@ -83,14 +81,6 @@ class PolicyResults(Part):
     paired: dict[str, dict[str, Difference]]
     """Condition → `dmoerm - method (beta)` → how much higher dmoerm's gold is at the end, over seeds; two seeds give a
     range rather than an interval."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="ignore", use_attribute_docstrings=True, validate_by_name=True, validate_by_alias=True
-    )
-
-    def to_json(self) -> str:
-        """The text of results.json."""
-        return self.model_dump_json(by_alias=True, indent=1) + "\n"
 
 
 def summarise(runs: Sequence[PolicyRun]) -> list[PolicySummary]:

@@ -113,10 +113,23 @@ class Cost(Part):
     """For the same texts under every method."""
 
 
-class Results(Part):
-    """What `train`, `eval` and `demo` measure. `consistency` and `paired` hold each task, and `mean`."""
+class Document(Part):
+    """A results file: its schema's version first."""
 
     schema_version: Literal[1] = Field(default=1, alias="schema")
+
+    model_config = ConfigDict(
+        frozen=True, extra="ignore", use_attribute_docstrings=True, validate_by_name=True, validate_by_alias=True
+    )
+
+    def to_json(self) -> str:
+        """The file's text."""
+        return self.model_dump_json(by_alias=True, indent=2) + "\n"
+
+
+class Results(Document):
+    """What `train`, `eval` and `demo` measure. `consistency` and `paired` hold each task, and `mean`."""
+
     command: str
     config: dict[str, Any]
     """The resolved settings that the model was trained with; empty where they are not known."""
@@ -143,10 +156,6 @@ class Results(Part):
     peak_memory: int | None
     """Bytes that this process took at most; None where the system does not tell."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="ignore", use_attribute_docstrings=True, validate_by_name=True, validate_by_alias=True
-    )
-
     @property
     def tasks(self) -> list[str]:
         """The tasks that were measured."""
@@ -163,10 +172,6 @@ class Results(Part):
                 "The testbed's prompts are compared with its gold reward; the labels that training saw are simulated."
             )
         return found
-
-    def to_json(self) -> str:
-        """The text of results.json."""
-        return self.model_dump_json(by_alias=True, indent=2) + "\n"
 
 
 def write_results(path: str | Path, results: Results) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Literal
 
@@ -82,26 +81,6 @@ class Trajectory(BaseModel):
     def algorithm(self) -> str:
         """`rloo` or `grpo`."""
         return self.settings.algorithm
-
-    @property
-    def distances(self) -> list[float]:
-        """d = √KL of every point, from `kl` (a negative estimate counts as 0)."""
-        return [math.sqrt(max(point.kl, 0.0)) for point in self.points]
-
-    @property
-    def gains(self) -> list[float]:
-        """Gold reward above the initial policy's, point by point: what R(d) = d (α − β log d) is fitted to."""
-        return [point.gold - self.points[0].gold for point in self.points]
-
-    @property
-    def peak(self) -> Point:
-        """The point of the highest gold reward."""
-        return max(self.points, key=lambda point: point.gold)
-
-    @property
-    def fall(self) -> float:
-        """Gold reward lost from the peak to the end: the overoptimisation."""
-        return self.peak.gold - self.points[-1].gold
 
 
 def write_trajectory(path: Path, trajectory: Trajectory) -> None:

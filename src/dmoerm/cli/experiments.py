@@ -1,0 +1,44 @@
+"""What the commands compare, bon and rl begin and end with: their conditions and settings, their results files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..config import Config
+    from ..evaluation.results import Document
+
+
+def conditions_of(noise: Sequence[str]) -> dict[str, tuple[float, float]]:
+    """Name → shares of reversed overall and capability pairs; clean and noisy where none is given."""
+    from ..errors import ConfigError
+
+    found = {}
+    for text in noise:
+        name, _, shares = text.partition("=")
+        try:
+            scores, capabilities = map(float, shares.split(","))
+        except ValueError:
+            raise ConfigError(f"--noise {text}: write it as NAME=0.25,0.15") from None
+        found[name] = (scores, capabilities)
+    return found or {"clean": (0.0, 0.0), "noisy": (0.25, 0.15)}
+
+
+def experiment_config(config: str, overrides: Sequence[str], output: Path | None) -> Config:
+    """The settings of an experiment's runs; `output` is the folder of all of them."""
+    from ..config import changed, load_config
+
+    settings = load_config(config, overrides)
+    return changed(settings, {"output": str(output or f"{settings.output}-compare")})
+
+
+def write_found(found: Document, place: Path, copy: Path | None) -> list[str]:
+    """Writes the results file, a copy of it where one is asked for, and the folder's page; says where they are."""
+    from ..evaluation.report import write_folder_report
+    from ..paths import write_file
+
+    for file in (place, *([copy] if copy else [])):
+        write_file(file, found.to_json())
+    return [f"results: {place}", f"report: {write_folder_report(place.parent)}"]
