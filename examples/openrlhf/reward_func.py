@@ -1,5 +1,5 @@
 """The reward-function file that OpenRLHF loads; the model's folder: the environment variable DMOERM_MODEL."""
 
-from dmoerm.rl.openrlhf import reward_func
+from dmoerm.integrations.openrlhf import reward_func
 
 __all__ = ["reward_func"]

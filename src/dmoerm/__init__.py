@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 from . import _registration
 from .errors import ArtefactError, BackboneError, ConfigError, DataError, DmoermError, TaxonomyError
 from .schema import Group, Message, Query
+from .scores import Score
 
 if TYPE_CHECKING:
-    from .model import DMoERM, DMoERMConfig, Score
+    from .model import DMoERM, DMoERMConfig
 
 __version__ = "0.1.0"
 __all__ = [
@@ -38,7 +39,7 @@ _registration.when_transformers_loads()
 
 
 def __getattr__(name: str) -> Any:
-    if name in {"DMoERM", "DMoERMConfig", "Score"}:
+    if name in {"DMoERM", "DMoERMConfig"}:
         from . import model
 
         return getattr(model, name)

@@ -17,8 +17,9 @@ from .options import BatchTokens, JsonFile
 
 if TYPE_CHECKING:
     from ..errors import DataError
-    from ..model import DMoERM, Score
+    from ..model import DMoERM
     from ..schema import Query
+    from ..scores import Score
 
 
 def command(

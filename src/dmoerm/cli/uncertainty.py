@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ..labelling.questions import PairOf
-    from ..model import DMoERM, Score
+    from ..model import DMoERM
+    from ..scores import Score
 
 
 def least_sure_first(pairs: Sequence[PairOf], model: DMoERM) -> list[PairOf]:

@@ -7,9 +7,9 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from .artefact import task_backbone
 from .configuration import DMoERMConfig
-from .dmoerm import DMoERM, Score
+from .dmoerm import DMoERM
 
-__all__ = ["DMoERM", "DMoERMConfig", "Score", "task_backbone"]
+__all__ = ["DMoERM", "DMoERMConfig", "task_backbone"]
 
 AutoConfig.register(DMoERMConfig.model_type, DMoERMConfig, exist_ok=True)
 AutoModelForSequenceClassification.register(DMoERMConfig, DMoERM, exist_ok=True)

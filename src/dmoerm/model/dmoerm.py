@@ -9,8 +9,6 @@ Shapes: Q prompts, N responses, T tasks, k capabilities of a task.
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -22,7 +20,8 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from ..config import AggregatorConfig, EncodingConfig, HeadConfig, LoRAConfig
 from ..errors import DataError
-from ..schema import Message, Prompt, Query, parse_query
+from ..schema import Prompt, Query
+from ..scores import Score, as_queries
 from .aggregator import Aggregator
 from .backbone import cut, empty_part
 from .batching import batches, pack_ids, pad, windows
@@ -34,31 +33,6 @@ from .heads import BranchScorer, Head
 from .inner import Calibration, InnerModel, InnerOutput
 from .layout import Packed
 from .router import Router
-
-
-@dataclasses.dataclass(frozen=True)
-class Score:
-    """What the model says of one response.
-
-    Attributes:
-        reward: higher is better; centred and scaled per task, so that tasks compare.
-        task: the task whose inner model scored, or None for the general model.
-        route: task → probability, from the prompt alone.
-        capabilities: capability → score, in standard deviations from the training part's mean.
-        uncertainty: how far the experts disagree, in the same unit; None for the general model.
-        temperature: σ((reward_a − reward_b) / temperature) is the probability that a is better than b.
-    """
-
-    reward: float
-    task: str | None
-    route: dict[str, float]
-    capabilities: dict[str, float]
-    uncertainty: float | None
-    temperature: float
-
-    def win_probability(self, other: Score) -> float:
-        """The calibrated probability that people prefer this response to the other, for the same prompt."""
-        return 0.5 + 0.5 * math.tanh((self.reward - other.reward) / self.temperature / 2)  # σ without overflow
 
 
 class DMoERM(PreTrainedModel):
@@ -132,18 +106,9 @@ class DMoERM(PreTrainedModel):
         Raises:
             DataError: an empty text, an unknown task, a text longer than the model takes.
         """
-        if isinstance(responses, str):
-            raise DataError("is one text", field="responses", value=responses, remedy="give a list of responses")
-        if isinstance(prompt, str) or (responses and isinstance(responses[0], str)):
-            return next(iter(self.score_queries([_query(prompt, responses, task)], batch_tokens)))
-        tasks = [task] * len(responses) if task is None or isinstance(task, str) else list(task)
-        if not len(prompt) == len(responses) == len(tasks):
-            counts = f"{len(prompt)} prompts, {len(responses)} lists of responses and {len(tasks)} tasks"
-            raise DataError(
-                counts, field="responses", remedy="give one list of responses (and one task) to each prompt"
-            )
-        queries = [_query(*row) for row in zip(prompt, responses, tasks, strict=True)]
-        return list(self.score_queries(queries, batch_tokens))
+        queries, one = as_queries(prompt, responses, task)
+        scores = list(self.score_queries(queries, batch_tokens))
+        return scores[0] if one else scores
 
     def score_queries(self, queries: Sequence[Query], batch_tokens: int = 8192) -> Iterator[list[Score]]:
         """Scores queries in batches of similar length; the result comes in the order of the queries."""
@@ -153,16 +118,20 @@ class DMoERM(PreTrainedModel):
         encoded = [self.encoder.encode(query) for query in queries]
         scores: dict[int, list[Score]] = {}
         for rows in self.passes(encoded, batch_tokens):
-            found = self._score_batch([encoded[i] for i in rows], [queries[i].task for i in rows])
+            found = self.score_encoded([encoded[i] for i in rows], [queries[i].task for i in rows])
             scores |= dict(zip(rows, found, strict=True))
         return (scores[i] for i in range(len(queries)))
 
     def passes(self, encoded: Sequence[Encoded], batch_tokens: int) -> Iterator[list[int]]:
-        """Indices of the queries that share a pass; a token counts once for each expert, as it does in memory."""
+        """Indices of the queries that share a pass."""
+        return batches(encoded, self.pass_tokens(batch_tokens))
+
+    def pass_tokens(self, batch_tokens: int) -> int:
+        """Most tokens of a pass, where a token counts once for each expert, as it does in memory."""
         stacks = [
             len(inner.experts) for inner in map(self.inner, self.config.tasks) if inner.experts.branch is not None
         ]
-        return batches(encoded, batch_tokens // max([1, *stacks]))
+        return batch_tokens // max([1, *stacks])
 
     def score_stream(self, queries: Iterable[Query], batch_tokens: int = 8192) -> Iterator[tuple[Query, list[Score]]]:
         """Scores a stream of any length in its order, holding little of it at once: each query with its scores."""
@@ -170,7 +139,8 @@ class DMoERM(PreTrainedModel):
             yield from zip(window, self.score_queries(window, batch_tokens), strict=True)
 
     @torch.inference_mode()
-    def _score_batch(self, encoded: Sequence[Encoded], tasks: Sequence[str | None]) -> list[list[Score]]:
+    def score_encoded(self, encoded: Sequence[Encoded], tasks: Sequence[str | None]) -> list[list[Score]]:
+        """Scores encoded queries in one pass. `tasks`: each one's task; None: the router decides."""
         ids = pack_ids(encoded).to(self.device)
         hidden = self.hidden(ids)
         route = self.route(ids, hidden)
@@ -295,16 +265,3 @@ class DMoERM(PreTrainedModel):
 def _key(task: str) -> str:
     """A task's name in the module tree, where names such as `values` are taken."""
     return f"task:{task}"
-
-
-def _query(prompt: Any, responses: Any, task: Any) -> Query:
-    if not isinstance(prompt, str):
-        if any(isinstance(message, str) for message in prompt):
-            raise DataError(
-                "several prompts, but one list of responses",
-                field="responses",
-                value=responses,
-                remedy="give one list of responses to each prompt",
-            )
-        prompt = [m if isinstance(m, Message) else dict(m) for m in prompt]
-    return parse_query({"prompt": prompt, "responses": list(responses), "task": task})

@@ -6,7 +6,6 @@ rewards.py     a reward model as TRL's reward function: normalised, checked, saf
 measuring.py   proxy, gold and KL on held-out prompts
 optimise.py    the run: TRL's trainer, checkpoints, a measurement every so many steps
 trajectory.py  what was measured, on disk
-openrlhf.py    the same reward model as the reward-function file of OpenRLHF, for runs at full scale
 """
 
 from .optimise import draw_prompts, gold_of, optimise

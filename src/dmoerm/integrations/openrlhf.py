@@ -10,28 +10,20 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from dmoerm.errors import ConfigError, DataError
+from dmoerm.errors import ConfigError
 from dmoerm.model import DMoERM
-from dmoerm.schema import Message, Prompt, Query
+from dmoerm.rendered import conversation, response_text
+from dmoerm.schema import Query
 
 MODEL_VARIABLE = "DMOERM_MODEL"
 
 EMPTY_REWARD = -3.0
 """What a response without text gets at most; rewards are about 0 on the mean, with standard deviation 1."""
-
-_SPECIAL = r"(?:<\|[^|<>]{1,40}\|>|</?s>|<pad>|<eos>|<bos>|<start_of_turn>|<end_of_turn>)"
-_ENDS = re.compile(rf"^(?:\s*{_SPECIAL})+|(?:{_SPECIAL}\s*)+$")
-_TURN = re.compile(  # ChatML, Llama 3
-    r"(?:<\|im_start\|>|<\|start_header_id\|>)(system|user|assistant)(?:<\|end_header_id\|>)?\s*\n(.*?)"
-    r"(?:<\|im_end\|>|<\|eot_id\|>)",
-    re.DOTALL,
-)
 
 
 def reward_func(queries: Sequence[str], prompts: Sequence[str], labels: Any = None, **_: Any) -> dict[str, Any]:
@@ -64,22 +56,6 @@ def reward_func(queries: Sequence[str], prompts: Sequence[str], labels: Any = No
     worst = min([EMPTY_REWARD, *(score.reward for score in found.values())])
     rewards = torch.tensor([found[i].reward if i in found else worst for i in range(len(texts))])
     return {"rewards": rewards, "scores": rewards.clone(), "extra_logs": _logs(model, found, len(texts))}
-
-
-def response_text(query: str, prompt: str) -> str:
-    """The response without the special tokens around it. Raises `DataError` if the query does not hold the prompt."""
-    _, found, response = query.partition(prompt)
-    if not found:
-        raise DataError(
-            "the query does not hold its prompt", field="queries", value=query, remedy="pass prompts as they were read"
-        )
-    return _ENDS.sub("", response).strip()
-
-
-def conversation(prompt: str) -> Prompt:
-    """The turns of a prompt in ChatML or Llama 3's format; any other one as text, without special tokens around it."""
-    turns = tuple(Message(role=role, content=text.strip()) for role, text in _TURN.findall(prompt))  # pyright: ignore[reportArgumentType]
-    return turns or _ENDS.sub("", prompt).strip()
 
 
 def _logs(model: DMoERM, found: dict[int, Any], count: int) -> dict[str, torch.Tensor]:

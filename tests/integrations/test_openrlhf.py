@@ -7,8 +7,9 @@ import importlib.util
 import pytest
 import torch
 
+from dmoerm import rendered
 from dmoerm.errors import ConfigError, DataError
-from dmoerm.rl import openrlhf
+from dmoerm.integrations import openrlhf
 from dmoerm.schema import Message
 
 
@@ -65,22 +66,22 @@ def test_an_empty_response_gets_the_least(loaded):
 
 def test_prompts_become_conversations():
     turns = "<|im_start|>system\nBe kind.<|im_end|>\n" + CHATML.format("Hello.")
-    assert openrlhf.conversation(turns) == (
+    assert rendered.conversation(turns) == (
         Message(role="system", content="Be kind."),
         Message(role="user", content="Hello."),
     )
-    assert openrlhf.conversation(LLAMA3.format("Hello.")) == (Message(role="user", content="Hello."),)
-    assert openrlhf.conversation("<s>What is 2 < 3?") == "What is 2 < 3?"
+    assert rendered.conversation(LLAMA3.format("Hello.")) == (Message(role="user", content="Hello."),)
+    assert rendered.conversation("<s>What is 2 < 3?") == "What is 2 < 3?"
 
 
 @pytest.mark.parametrize("text", ["a <b> c", "1 < 2", "<|x"])
 def test_text_that_looks_like_markup_stays(text):
-    assert openrlhf.response_text(f"<pad><pad>PROMPT{text}</s>", "PROMPT") == text
+    assert rendered.response_text(f"<pad><pad>PROMPT{text}</s>", "PROMPT") == text
 
 
 def test_what_cannot_be_is_said(loaded, monkeypatch):
     with pytest.raises(DataError, match="does not hold its prompt"):
-        openrlhf.response_text("other", "prompt")
+        rendered.response_text("other", "prompt")
     monkeypatch.delenv("DMOERM_MODEL")
     with pytest.raises(ConfigError, match="DMOERM_MODEL is not set"):
         loaded.reward_func(["a b"], ["a"], None)

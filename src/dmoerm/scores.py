@@ -1,0 +1,78 @@
+"""What a reward model is asked and what it answers, wherever it runs: in this process, or behind a server."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from .errors import DataError
+from .schema import Message, Prompt, Query, parse_query
+
+
+@dataclass(frozen=True)
+class Score:
+    """What the model says of one response.
+
+    Attributes:
+        reward: higher is better; centred and scaled per task, so that tasks compare.
+        task: the task whose inner model scored, or None for the general model.
+        route: task → probability, from the prompt alone.
+        capabilities: capability → score, in standard deviations from the training part's mean.
+        uncertainty: how far the experts disagree, in the same unit; None for the general model.
+        temperature: σ((reward_a − reward_b) / temperature) is the probability that a is better than b.
+    """
+
+    reward: float
+    task: str | None
+    route: dict[str, float]
+    capabilities: dict[str, float]
+    uncertainty: float | None
+    temperature: float
+
+    def win_probability(self, other: Score) -> float:
+        """The calibrated probability that people prefer this response to the other, for the same prompt."""
+        return 0.5 + 0.5 * math.tanh((self.reward - other.reward) / self.temperature / 2)  # σ without overflow
+
+
+class Scorer(Protocol):
+    """Whatever scores queries: a `DMoERM`, or a `Client` of a server that has one."""
+
+    def score_queries(self, queries: Sequence[Query]) -> Iterable[list[Score]]:
+        """One list a query, one score a response, in order."""
+        ...
+
+
+def as_queries(
+    prompt: Prompt | Sequence[Mapping[str, str]] | Sequence[Any],
+    responses: Sequence[str] | Sequence[Sequence[str]],
+    task: str | Sequence[str | None] | None = None,
+) -> tuple[list[Query], bool]:
+    """What `score` is given, as queries; and whether it was one prompt with its responses, not a list of them.
+
+    Raises:
+        DataError: an empty text, or counts that do not fit.
+    """
+    if isinstance(responses, str):
+        raise DataError("is one text", field="responses", value=responses, remedy="give a list of responses")
+    if isinstance(prompt, str) or (responses and isinstance(responses[0], str)):
+        return [_query(prompt, responses, task)], True
+    tasks = [task] * len(responses) if task is None or isinstance(task, str) else list(task)
+    if not len(prompt) == len(responses) == len(tasks):
+        counts = f"{len(prompt)} prompts, {len(responses)} lists of responses and {len(tasks)} tasks"
+        raise DataError(counts, field="responses", remedy="give one list of responses (and one task) to each prompt")
+    return [_query(*row) for row in zip(prompt, responses, tasks, strict=True)], False
+
+
+def _query(prompt: Any, responses: Any, task: Any) -> Query:
+    if not isinstance(prompt, str):
+        if any(isinstance(message, str) for message in prompt):
+            raise DataError(
+                "several prompts, but one list of responses",
+                field="responses",
+                value=responses,
+                remedy="give one list of responses to each prompt",
+            )
+        prompt = [m if isinstance(m, Message) else dict(m) for m in prompt]
+    return parse_query({"prompt": prompt, "responses": list(responses), "task": task})
