@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from reward_server import RunningServer, running_server
 from tiny import make_model, make_tiny_config, train_quietly, write_backbone
 
 from dmoerm.config import Config
@@ -108,3 +109,13 @@ def trained_run(tiny_backbone: str, tmp_path_factory: pytest.TempPathFactory) ->
 def tiny_model(tiny_config: Callable[..., Config]) -> Callable[..., Any]:
     """A function: changes to the settings of a tiny run → its model, filled with random numbers instead of trained."""
     return lambda **changes: make_model(tiny_config(**changes))
+
+
+# --- a reward server -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def reward_server() -> Iterator[RunningServer]:
+    """A server by rule that runs while the tests do; do not kill it."""
+    with running_server() as server:
+        yield server

@@ -4,7 +4,7 @@
     rm = dmoerm.DMoERM.from_pretrained("runs/demo/model")
     rm.score("How are you?", ["Fine, and you?", "No."])
 
-Torch is imported at the first use of a model, so that the command line answers at once.
+Torch is imported at the first use of a model, so that the command line, and the client of a server, start at once.
 """
 
 from __future__ import annotations
@@ -12,17 +12,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from . import _registration
-from .errors import ArtefactError, BackboneError, ConfigError, DataError, DmoermError, TaxonomyError
+from .errors import ArtefactError, BackboneError, ConfigError, DataError, DmoermError, ServerError, TaxonomyError
 from .schema import Group, Message, Query
 from .scores import Score
 
 if TYPE_CHECKING:
+    from .client import AsyncClient, Client
     from .model import DMoERM, DMoERMConfig
 
 __version__ = "0.1.0"
 __all__ = [
     "ArtefactError",
+    "AsyncClient",
     "BackboneError",
+    "Client",
     "ConfigError",
     "DMoERM",
     "DMoERMConfig",
@@ -32,6 +35,7 @@ __all__ = [
     "Message",
     "Query",
     "Score",
+    "ServerError",
     "TaxonomyError",
 ]
 
@@ -43,4 +47,8 @@ def __getattr__(name: str) -> Any:
         from . import model
 
         return getattr(model, name)
+    if name in {"AsyncClient", "Client"}:
+        from . import client
+
+        return getattr(client, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,253 @@
+"""The clients of a reward server: the model's `score` over the wire, what is tried again, what is not."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import threading
+import time
+from typing import Any
+
+import httpx2
+import pytest
+from reward_server import TASKS, respond, running_server, score_by_rule
+
+import dmoerm
+from dmoerm import AsyncClient, Client
+from dmoerm.client import asking
+from dmoerm.errors import ConfigError, DataError, ServerError
+from dmoerm.schema import Message, Query
+
+TALK = [
+    {"role": "user", "content": "Hi!"},
+    {"role": "assistant", "content": "Yes?"},
+    {"role": "user", "content": "So."},
+]
+MANY = [Query(prompt=f"number {i}", responses=("t" * (i % 5) or "a", "b")) for i in range(100)]
+
+
+@pytest.fixture
+def waits(monkeypatch) -> list[float]:
+    """Grows at every wait between tries; nobody waits."""
+    waited: list[float] = []
+
+    async def sleep(seconds):
+        waited.append(seconds)
+
+    monkeypatch.setattr("dmoerm.client.clients.time.sleep", waited.append)
+    monkeypatch.setattr("dmoerm.client.clients.asyncio.sleep", sleep)
+    return waited
+
+
+def client(handler: Any = respond, **settings: Any) -> Client:
+    return Client("http://server", transport=httpx2.MockTransport(handler), **settings)
+
+
+def ask(kind: str, handler: Any, queries: Any = MANY[:1], **settings: Any) -> list[Any]:
+    """What a client of either kind gets from such a server."""
+    if kind == "sync":
+        return list(client(handler, **settings).score_queries(queries))
+    made = AsyncClient("http://server", transport=httpx2.MockTransport(handler), **settings)
+    return asyncio.run(made.score_queries(queries))
+
+
+both = pytest.mark.parametrize("kind", ["sync", "async"])
+
+
+def test_it_scores_as_a_model_does():
+    rm = client()
+    assert rm.score("why?", ["tt", "a"]) == [score_by_rule("why?", text) for text in ("tt", "a")]
+    assert rm.score(TALK, ["t"]) == [score_by_rule(TALK, "t")]
+    assert rm.score(["a", TALK], [["t"], ["b", "c"]], ["objective_qa", None]) == [
+        [score_by_rule("a", "t", "objective_qa")],
+        [score_by_rule(TALK, text) for text in ("b", "c")],
+    ]
+    assert rm.models() == {"rule": TASKS}
+    assert rm.ready()
+    with pytest.raises(DataError, match="responses: is one text"):
+        rm.score("a", "b")
+
+
+@both
+def test_many_queries_go_in_few_bounded_requests(kind):
+    sizes = []
+
+    def counted(request):
+        items = json.loads(request.content)["items"]
+        sizes.append(sum(len(item["responses"]) for item in items))
+        assert sum(len(str(item["prompt"])) + sum(map(len, item["responses"])) for item in items) < asking.CHARACTERS
+        return respond(request)
+
+    long = Query(prompt="long", responses=("t" * (asking.CHARACTERS // 2 - 10),))
+    wide = Query(prompt="wide", responses=tuple("t" * (i % 7) + "a" for i in range(3 * asking.RESPONSES + 1)))
+    queries = [*MANY, long, long, long, wide, MANY[1]]
+    found = ask(kind, counted, queries)
+    assert [[s.reward for s in row] for row in found] == [[float(r.count("t")) for r in q.responses] for q in queries]
+    assert sum(sizes) == sum(len(q.responses) for q in queries)
+    assert max(sizes) == asking.RESPONSES
+    assert len(sizes) <= sum(sizes) // asking.RESPONSES + 4
+    assert ask(kind, counted, []) == []
+
+
+def test_what_is_sent(monkeypatch):
+    seen = []
+
+    def keep(request):
+        seen.append(request)
+        return respond(request)
+
+    monkeypatch.setenv("DMOERM_API_KEY", "secret")
+    client(keep, model="mine").score(TALK, ["t"], "chitchat")
+    client(keep, api_key="").score("a", ["t"])
+    assert seen[0].headers["Authorization"] == "Bearer secret"
+    assert "Authorization" not in seen[1].headers
+    body = json.loads(seen[0].content)
+    assert (body["model"], body["win_probabilities"]) == ("mine", False)
+    (item,) = body["items"]
+    assert item | {"id": ""} == {"id": "", "prompt": TALK, "responses": ["t"], "task": "chitchat"}
+
+
+FAULTS = {
+    "refused": httpx2.ConnectError("refused"),
+    "slow": httpx2.ReadTimeout("slow"),
+    "broken": httpx2.RemoteProtocolError("peer closed connection without sending complete message body"),
+    "429": httpx2.Response(429, headers={"Retry-After": "7"}),
+    "503": httpx2.Response(503, json={"error": {"message": "busy"}}),
+}
+
+
+def failing(*outcomes: Any) -> Any:
+    """A server that has these outcomes in turn, and then answers."""
+    left = list(outcomes)
+
+    def handle(request):
+        outcome = left.pop(0) if left else respond(request)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return httpx2.Response(outcome.status_code, headers=outcome.headers, content=outcome.content)
+
+    return handle
+
+
+@both
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_passes_is_tried_again(kind, fault, waits):
+    found = ask(kind, failing(*[FAULTS[fault]] * 3))
+    assert found == [[score_by_rule(q.prompt, r) for r in q.responses] for q in MANY[:1]]
+    assert len(waits) == 3
+    if fault == "429":
+        assert all(7 <= wait < 8 for wait in waits)
+    else:
+        assert waits[0] <= asking._FIRST_WAIT
+        assert asking._FIRST_WAIT <= waits[2] <= 4 * asking._FIRST_WAIT
+
+
+@both
+def test_after_the_last_try_it_is_said_what_where_and_what_to_do(kind, waits):
+    with pytest.raises(ServerError, match=r"http://server/v1/score: status 503: busy; tried 9 times; is the"):
+        ask(kind, failing(*[FAULTS["503"]] * 9))
+    assert len(waits) == 8
+    assert sum(waits) >= 20  # seconds: a server has the time to start again
+    with pytest.raises(ServerError, match=r"ConnectError: refused; tried 1 times"):
+        ask(kind, failing(FAULTS["refused"]), retries=0)
+
+
+@both
+@pytest.mark.parametrize(
+    ("reply", "error", "message"),
+    [
+        (httpx2.Response(422, json={"error": {"message": "no such task"}}), DataError, "422: no such task"),
+        (httpx2.Response(413, text="too large"), DataError, "413: too large"),
+        (httpx2.Response(401, json={"error": {"message": "wrong key"}}), ServerError, "DMOERM_API_KEY right"),
+        (httpx2.Response(404, text="nothing here"), ServerError, "404: nothing here; is this a reward server"),
+        (httpx2.Response(500, text="out of memory"), ServerError, "500: out of memory"),
+        (httpx2.Response(307, headers={"Location": "http://elsewhere"}), ServerError, "307"),
+        (httpx2.Response(200, text="<html>"), ServerError, "no JSON .got '<html>'"),
+        (httpx2.Response(200, json=[1]), ServerError, "none of a reward server's"),
+        (httpx2.Response(200, json={"items": [{"scores": [{"reward": None}]}]}), ServerError, r"items\.0\.scores\.0"),
+        (httpx2.Response(200, json={"items": []}), ServerError, r"holds \[\] scores for \[2\] responses"),
+    ],
+)
+def test_what_does_not_pass_is_told_at_once(kind, reply, error, message, waits):
+    with pytest.raises(error, match=message):
+        ask(kind, failing(reply))
+    assert not waits
+
+
+@pytest.mark.parametrize("header", ["", "soon", "Wed, 21 Oct 2015 07:28:00 GMT", "99999"])
+def test_no_retry_after_makes_a_client_wait_for_ever_or_less_than_nothing(header, waits):
+    list(client(failing(httpx2.Response(429, headers={"Retry-After": header}))).score_queries(MANY[:1]))
+    assert 0 <= waits[0] <= 1.1 * asking._LONGEST_ASKED
+
+
+def test_urls_and_keys_that_are_none(monkeypatch):
+    for url in ("localhost:8000", "http://", "http://[::", "ftp://server"):
+        with pytest.raises(ConfigError, match="url: must be http"):
+            Client(url)
+    with pytest.raises(ConfigError, match="no header can hold") as caught:
+        Client(api_key="kéy\n")
+    assert "kéy" not in str(caught.value)
+
+
+@both
+def test_one_that_is_not_there_is_not_ready(kind):
+    if kind == "sync":
+        assert not Client("http://127.0.0.1:1").ready()
+    else:
+        assert not asyncio.run(AsyncClient("http://127.0.0.1:1").ready())
+
+
+def test_an_asynchronous_client_has_so_many_requests_on_their_way():
+    now, most = 0, 0
+
+    async def slow(request):
+        nonlocal now, most
+        now += 1
+        most = max(most, now)
+        await asyncio.sleep(0.01)
+        now -= 1
+        return respond(request)
+
+    async def score_all():
+        async with AsyncClient("http://server", concurrency=3, transport=httpx2.MockTransport(slow)) as rm:
+            return await asyncio.gather(*[rm.score(q.prompt, q.responses) for q in MANY[:20]])
+
+    found = asyncio.run(score_all())
+    assert [row[0].reward for row in found] == [q.responses[0].count("t") for q in MANY[:20]]
+    assert most == 3
+
+
+def test_a_server_that_is_killed_and_started_again_costs_only_the_wait():
+    """Four threads and an asynchronous client ask all the while; every one gets every score."""
+    found: list[Any] = []
+
+    def ask_all(url):
+        with Client(url) as rm:
+            found.append([rm.score(q.prompt, q.responses) for q in MANY])
+
+    async def ask_at_once(url):
+        async with AsyncClient(url) as rm:
+            return await asyncio.gather(*[rm.score(q.prompt, q.responses) for q in MANY * 3])
+
+    with running_server() as server:
+        asked = [threading.Thread(target=ask_all, args=(server.url,)) for _ in range(4)]
+        asked.append(threading.Thread(target=lambda: found.append(asyncio.run(ask_at_once(server.url))[:100])))
+        for one in asked:
+            one.start()
+        time.sleep(0.3)
+        server.kill()
+        time.sleep(0.3)
+        server.start()
+        for one in asked:
+            one.join(60)
+    expected = [[score_by_rule(q.prompt, r) for r in q.responses] for q in MANY]
+    assert found == [expected] * 5
+
+
+def test_the_clients_do_without_torch():
+    code = "import dmoerm, sys; dmoerm.Client, dmoerm.AsyncClient; print({'torch', 'transformers'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
+    assert set(dmoerm.__all__) >= {"Client", "AsyncClient"}
+    assert Message(role="user", content="Hi!").model_dump() == TALK[0]

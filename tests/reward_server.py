@@ -1,0 +1,121 @@
+"""A small reward server that speaks the protocol, by rule: `python reward_server.py PORT`; fixture: `reward_server`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx2
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from dmoerm.scores import Score
+
+TASKS = {"chitchat": ["empathy", "proactivity"], "objective_qa": ["correctness", "logic"]}
+
+
+def score_by_rule(prompt: Any, response: str, task: str | None = None) -> Score:
+    """Rewards how often a response has the letter t; prompts with a question mark are objective_qa."""
+    text = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+    task = task or ("objective_qa" if "?" in text else "chitchat")
+    route = {name: 0.9 if name == task else 0.1 for name in TASKS}
+    letters = float(response.lower().count("t"))
+    first, second = TASKS[task]
+    return Score(letters, task, route, {first: letters / 2, second: len(response) / 100}, 0.5, 1.5)
+
+
+def answer(body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    """Status and body of what `POST /v1/score` answers."""
+    items = []
+    for item in body["items"]:
+        if item["task"] not in (None, *TASKS):
+            error = {"message": f"the model has no such task (got {item['task']!r})", "type": "invalid_request_error"}
+            return 422, {"error": {**error, "param": "items.0.task", "code": 422}}
+        scores = [vars(score_by_rule(item["prompt"], text, item["task"])) for text in item["responses"]]
+        items.append({"id": item["id"], "scores": scores, "win_probabilities": None})
+    return 200, {"model": "rule", "items": items, "usage": {"responses": sum(len(i["scores"]) for i in items)}}
+
+
+MODELS = {"object": "list", "data": [{"id": "rule", "object": "model", "tasks": TASKS, "owned_by": "tests"}]}
+
+
+def respond(request: httpx2.Request) -> httpx2.Response:
+    """The server as a function, for `httpx2.MockTransport`."""
+    if request.url.path == "/v1/score":
+        status, found = answer(json.loads(request.content))
+        return httpx2.Response(status, json=found)
+    return httpx2.Response(200, json=MODELS if request.url.path == "/v1/models" else {})
+
+
+def free_port() -> int:
+    with contextlib.closing(socket.socket()) as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+class RunningServer:
+    """The server in a process of its own, which can be killed and started again on its port."""
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.start()
+
+    def start(self) -> None:
+        """Starts it, without waiting for it."""
+        self.process = subprocess.Popen([sys.executable, __file__, str(self.port)], env=dict(os.environ))
+
+    def wait(self) -> None:
+        """Until it answers."""
+        for _ in range(400):
+            with contextlib.suppress(httpx2.HTTPError):
+                if httpx2.get(f"{self.url}/ready").status_code == 200:
+                    return
+            time.sleep(0.05)
+        raise TimeoutError(self.url)
+
+    def kill(self) -> None:
+        """As `kill -9` does."""
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+
+@contextlib.contextmanager
+def running_server() -> Iterator[RunningServer]:
+    server = RunningServer()
+    try:
+        server.wait()
+        yield server
+    finally:
+        server.kill()
+
+
+async def score(request: Request) -> JSONResponse:
+    await asyncio.sleep(0.02)  # so that a kill meets requests that are on their way
+    status, found = answer(await request.json())
+    return JSONResponse(found, status)
+
+
+async def models(_: Request) -> JSONResponse:
+    return JSONResponse(MODELS)
+
+
+async def ready(_: Request) -> JSONResponse:
+    return JSONResponse({})
+
+
+if __name__ == "__main__":
+    routes = [Route("/v1/score", score, methods=["POST"]), Route("/v1/models", models), Route("/ready", ready)]
+    uvicorn.run(Starlette(routes=routes), port=int(sys.argv[1]), log_level="error")
