@@ -72,28 +72,33 @@ def test_classifiers_that_are_no_reward_models(tmp_path, classifier) -> None:
 def answer(request: httpx2.Request) -> httpx2.Response:
     """Rewards a conversation by the length of its last turn."""
     body = json.loads(request.content)
-    if request.url.path == "/v1/score":
-        items = [{"scores": [{"reward": len(r)} for r in item["responses"]]} for item in body["items"]]
-        return httpx2.Response(200, json={"items": items})
+    assert "Authorization" not in request.headers
     reward = [len(body["messages"][-1]["content"])]
     assert body["messages"][-1]["role"] == "assistant"
     field = "probs" if request.url.path == "/classify" else "data"
     return httpx2.Response(200, json={"data": [{"index": 0, field: reward}]})
 
 
-@pytest.mark.parametrize("path", ["/classify", "/pooling", "/v1/score"])
-def test_servers(path) -> None:
+@pytest.mark.parametrize("path", ["/classify", "/pooling"])
+def test_servers(path, monkeypatch) -> None:
+    monkeypatch.setenv("DMOERM_API_KEY", "of our own server")
     server = RewardServer(f"http://judge{path}", transport=httpx2.MockTransport(answer))
     assert server.score_all(QUERIES) == [[float(len(text)) for text in query.responses] for query in QUERIES]
+
+
+def test_our_own_server_routes_by_itself(reward_server) -> None:
+    told = [query.model_copy(update={"task": "another model's"}) for query in QUERIES]
+    expected = [[float(text.lower().count("t")) for text in query.responses] for query in QUERIES]
+    assert method_of(f"{reward_server.url}/v1/score").score_all(told) == expected
 
 
 @pytest.mark.parametrize(
     ("reply", "message"),
     [
         (httpx2.Response(500, text="out of memory"), "500"),
-        (httpx2.Response(200, text="<html>"), "is the server running"),
-        (httpx2.Response(200, json={"data": []}), "holds no rewards"),
-        (httpx2.Response(200, json=[1]), "holds no rewards"),
+        (httpx2.Response(200, text="<html>"), "no JSON"),
+        (httpx2.Response(200, json={"data": []}), "holds no reward"),
+        (httpx2.Response(200, json=[1]), "holds no reward"),
     ],
 )
 def test_servers_that_fail(reply, message) -> None:
@@ -106,7 +111,7 @@ def test_servers_that_are_not_there() -> None:
     with pytest.raises(ServerError, match="names no protocol"):
         method_of("http://127.0.0.1:1/reward")
     with pytest.raises(ServerError, match="is the server running"):
-        method_of("http://127.0.0.1:1/classify").score_all(QUERIES)
+        RewardServer("http://127.0.0.1:1/classify", retries=1).score_all(QUERIES)
 
 
 def test_recorded_judges(tmp_path) -> None:

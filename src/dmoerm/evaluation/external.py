@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import httpx2
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from ..errors import BackboneError, DataError, ServerError
+from ..client import Client
+from ..errors import BackboneError, DataError, ServerError, shorten
 from ..model import DMoERM, DMoERMConfig
 from ..schema import Message, Query
 
 _BATCH_TOKENS = 8192
-_ITEMS = 16  # queries of one request to /v1/score
 
 
 def method_of(place: str) -> OtherDMoERM | SequenceClassifier | RewardServer:
@@ -34,6 +33,11 @@ def conversation(query: Query, response: str) -> list[dict[str, str]]:
     return [turn.model_dump() for turn in [*turns, Message(role="assistant", content=response)]]
 
 
+def _untold(queries: Sequence[Query]) -> list[Query]:
+    """Without their tasks, which are the data's and maybe not the model's."""
+    return [query.model_copy(update={"task": None}) for query in queries]
+
+
 class OtherDMoERM:
     """A DMoERM that another run has trained."""
 
@@ -42,8 +46,7 @@ class OtherDMoERM:
 
     def score_all(self, queries: Sequence[Query]) -> list[list[float]]:
         """See `Method`; the router decides."""
-        untold = [query.model_copy(update={"task": None}) for query in queries]
-        return [[score.reward for score in scores] for scores in self.model.score_queries(untold)]
+        return [[score.reward for score in scores] for scores in self.model.score_queries(_untold(queries))]
 
 
 class SequenceClassifier:
@@ -110,66 +113,42 @@ class SequenceClassifier:
         return self.model(**padded).logits.float().squeeze(-1).tolist()
 
 
-def _only(values: Sequence[float]) -> float:
-    """The one value; a classifier of several labels is no reward model."""
-    (value,) = values
-    return float(value)
-
-
 class RewardServer:
     """A server that rewards conversations: the URL's last part says how it is asked.
 
         …/classify, …/pooling    vLLM's: a conversation a request, `data[0].probs` or `data[0].data`
-        …/v1/score               `{"items": [{"prompt", "responses"}]}` → `items[i].scores[j].reward`
+        …/v1/score               our own (`dmoerm serve`), by its `Client`
 
     Args:
         url: in full.
         model: the model's name, where the server has several.
-        timeout: seconds a request may take.
-        transport: in place of the network.
+        settings: of the `Client`: timeout, retries, transport.
 
     Raises:
         ServerError: the URL names none of these protocols.
     """
 
-    def __init__(self, url: str, model: str = "", timeout: float = 60.0, transport: Any = None) -> None:
-        self.url, self.model = url, model
-        self._client = httpx2.Client(timeout=timeout, transport=transport or httpx2.HTTPTransport(retries=3))
-        end = url.rstrip("/").rpartition("/")[2]
-        if end not in ("classify", "pooling", "score"):
+    def __init__(self, url: str, model: str = "", **settings: Any) -> None:
+        self.url, self.model = url.rstrip("/"), model
+        root, _, self._end = self.url.rpartition("/")
+        if self._end == "score" and root.endswith("/v1"):
+            self._client = Client(root.removesuffix("/v1"), model=model or None, **settings)
+        elif self._end in ("classify", "pooling"):
+            self._client = Client(root, api_key="", **settings)  # our server's key is none of theirs
+        else:
             raise ServerError(f"{url}: its last part names no protocol; use one of /classify, /pooling, /v1/score")
-        self._end = end
 
     def score_all(self, queries: Sequence[Query]) -> list[list[float]]:
-        """See `Method`. Raises `ServerError` where the server does not answer, or with no rewards."""
+        """See `Method`; the router decides. Raises what `Client.score` does."""
         if self._end == "score":
-            items = [{"prompt": conversation(q, "")[:-1], "responses": list(q.responses)} for q in queries]
-            answer = self._ask({"items": items})
-            return self._read(
-                answer, lambda: [[float(s["reward"]) for s in item["scores"]] for item in answer["items"]]
-            )
+            return [[score.reward for score in scores] for scores in self._client.score_queries(_untold(queries))]
         return [[self._one(query, response) for response in query.responses] for query in queries]
 
-    def _some(self, queries: Sequence[Query]) -> list[list[float]]:
-        items = [{"prompt": conversation(q, "")[:-1], "responses": list(q.responses)} for q in queries]
-        answer = self._ask({"items": items})
-        return self._read(answer, lambda: [[float(s["reward"]) for s in item["scores"]] for item in answer["items"]])
-
     def _one(self, query: Query, response: str) -> float:
-        answer = self._ask({"model": self.model, "messages": conversation(query, response), "use_activation": False})
-        field = "probs" if self._end == "classify" else "data"
-        return self._read(answer, lambda: _only(answer["data"][0][field]))
-
-    def _ask(self, body: dict[str, Any]) -> Any:
+        body = {"model": self.model, "messages": conversation(query, response), "use_activation": False}
+        answer = self._client.ask(f"/{self._end}", body)
         try:
-            found = self._client.post(self.url, json=body)
-            found.raise_for_status()
-            return found.json()
-        except (httpx2.HTTPError, ValueError) as error:
-            raise ServerError(f"{self.url}: {' '.join(str(error).split())[:300]}; is the server running?") from None
-
-    def _read(self, answer: Any, read: Any) -> Any:
-        try:
-            return read()
+            (reward,) = answer["data"][0]["probs" if self._end == "classify" else "data"]
+            return float(reward)
         except (KeyError, IndexError, TypeError, ValueError):
-            raise ServerError(f"{self.url}: the answer holds no rewards (got {str(answer)[:120]!r})") from None
+            raise ServerError(f"{self.url}: the answer holds no reward (got {shorten(answer)})") from None
