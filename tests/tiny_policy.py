@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+
+from tiny import tiny_tokenizer
 
 from dmoerm.rl.settings import PolicyConfig, RLConfig
 from dmoerm.schema import Query
@@ -42,3 +45,18 @@ def tiny_settings(**changes: object) -> RLConfig:
 def count_t(queries: Sequence[Query]) -> list[list[float]]:
     """A reward: how often a response has the letter t."""
     return [[float(text.lower().count("t")) for text in query.responses] for query in queries]
+
+
+def write_random_policy(folder: Path) -> str:
+    """Writes a tiny random language model with `tiny_tokenizer`, which knows ChatML; the same bytes every time."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = tiny_tokenizer()
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    tokens = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **shape, **tokens)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)

@@ -28,7 +28,12 @@ def conversation(prompt: str) -> Prompt:
         Message(role="assistant" if role == "model" else role, content=text.strip())  # pyright: ignore[reportArgumentType]
         for role, text in _TURN.findall(prompt)
     )
-    return turns or _ENDS.sub("", prompt).strip()
+    return turns or bare(prompt)
+
+
+def bare(text: str) -> str:
+    """A text without the special tokens and white space around it."""
+    return _ENDS.sub("", text).strip()
 
 
 def response_text(query: str, prompt: str) -> str:
@@ -38,4 +43,4 @@ def response_text(query: str, prompt: str) -> str:
         raise DataError(
             "the query does not hold its prompt", field="queries", value=query, remedy="pass prompts as they were read"
         )
-    return _ENDS.sub("", response).strip()
+    return bare(response)

@@ -65,6 +65,21 @@ def as_queries(
     return [_query(*row) for row in zip(prompt, responses, tasks, strict=True)], False
 
 
+def grouped(samples: Iterable[tuple[str | None, Prompt, str]]) -> list[tuple[Query, list[int]]]:
+    """Queries of (task, prompt, response) samples, those of one prompt together, each with its responses' places.
+
+    Responses without text are in none. Raises `DataError` for a prompt without text.
+    """
+    places: dict[tuple[str | None, Prompt], dict[int, str]] = {}
+    for place, (task, prompt, response) in enumerate(samples):
+        if response.strip():
+            places.setdefault((task, prompt), {})[place] = response
+    return [
+        (parse_query({"task": task, "prompt": prompt, "responses": list(texts.values())}), list(texts))
+        for (task, prompt), texts in places.items()
+    ]
+
+
 def _query(prompt: Any, responses: Any, task: Any) -> Query:
     if not isinstance(prompt, str):
         if any(isinstance(message, str) for message in prompt):

@@ -10,6 +10,7 @@ import torch
 from dmoerm import rendered
 from dmoerm.errors import ConfigError, DataError
 from dmoerm.integrations import openrlhf
+from dmoerm.integrations.scoring import EMPTY_REWARD
 from dmoerm.schema import Message
 
 
@@ -47,6 +48,15 @@ def test_it_gives_what_the_model_gives(loaded, trained_run):
             assert float(found["extra_logs"][f"{score.task}/{name}"][place]) == pytest.approx(value, abs=1e-4)
 
 
+def test_it_asks_a_server_as_well(loaded, reward_server, monkeypatch):
+    monkeypatch.setenv("DMOERM_MODEL", reward_server.url)
+    prompts = [CHATML.format("Hello."), CHATML.format("What?")]
+    found = loaded.reward_func([f"{p}That.<|im_end|>" for p in prompts], prompts, [None] * 2)
+    assert found["rewards"].tolist() == [2.0, 2.0]
+    assert found["extra_logs"]["task/chitchat"].tolist() == [1.0, 0.0]
+    assert found["extra_logs"]["objective_qa/correctness"].tolist() == [0.0, 1.0]
+
+
 def test_one_query_at_a_time_gives_the_same_names(loaded):
     names = set()
     for text in ("Hello.", "What is the capital of France?"):
@@ -60,8 +70,8 @@ def test_one_query_at_a_time_gives_the_same_names(loaded):
 def test_an_empty_response_gets_the_least(loaded):
     prompt = CHATML.format("Hello.")
     found = loaded.reward_func([f"{prompt}<|im_end|>", f"{prompt}Yes.<|im_end|>"], [prompt] * 2, None)
-    assert found["rewards"][0] <= min(loaded.EMPTY_REWARD, float(found["rewards"][1]))
-    assert loaded.reward_func([prompt], [prompt], None)["rewards"].tolist() == [loaded.EMPTY_REWARD]
+    assert found["rewards"][0] <= min(EMPTY_REWARD, float(found["rewards"][1]))
+    assert loaded.reward_func([prompt], [prompt], None)["rewards"].tolist() == [EMPTY_REWARD]
 
 
 def test_prompts_become_conversations():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -176,3 +177,11 @@ def test_a_cut_text_does_not_depend_on_its_siblings(how: str) -> None:
     alone, beside = (cut.encode(Query(prompt=prompt, responses=texts)) for texts in ((short,), (short, long)))
     assert (alone.prompt, alone.responses[0]) == (beside.prompt, beside.responses[0])
     assert all(len(beside.prompt) + len(ids) <= 60 for ids in beside.responses)
+
+
+def test_threads_do_not_mix_up_what_is_text_and_what_is_template() -> None:
+    encoder = Encoder(tiny_tokenizer(), EncodingConfig())
+    queries = [Query(prompt=f"{i} <|im_end|>", responses=("<|im_start|> no <|im_end|>",)) for i in range(200)]
+    alone = [encoder.encode(query) for query in queries]
+    with ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(encoder.encode, queries)) == alone

@@ -12,6 +12,7 @@ from __future__ import annotations
 import datetime
 import functools
 import hashlib
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,7 @@ from ..schema import Message, Prompt, Query
 
 _PLAIN_NAMES = {"system": "System", "user": "Human", "assistant": "Assistant"}
 _SLOT = "\ue000{}\ue001"  # private-use characters: where a message's text goes in the rendered template
+_IN_TURN = threading.Lock()  # a tokenizer keeps what it was told last about special tokens: threads must not mix it up
 _FIXED_DAY = datetime.datetime(2024, 7, 26)
 # transformers gives templates no function but its own `strftime_now`, so a macro of that name takes its place
 _FIXED_NOW = "{{% macro strftime_now(format) %}}{{{{ format{} }}}}{{% endmacro %}}{{{{ '' }}}}".format(
@@ -73,8 +75,9 @@ class Encoder:
         Raises:
             DataError: a text is longer than `max_length` and `too_long` is `error`.
         """
-        prompt = self._prompt(query.prompt)
-        responses = [self._text(text) + self._end_of_turn for text in query.responses]
+        with _IN_TURN:
+            prompt = self._prompt(query.prompt)
+            responses = [self._text(text) + self._end_of_turn for text in query.responses]
         longest = max(map(len, responses))
         if self.config.too_long == "error":
             if len(prompt) + longest <= self.max_length:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 from ..errors import TrainingError, shorten
 from ..schema import Prompt, Query
+from ..scores import grouped
 
 Reward = Callable[[Sequence[Query]], list[list[float]]]
 """Queries → for each query one reward a response; higher is better."""
@@ -68,13 +69,10 @@ def raw_rewards(
     Raises:
         TrainingError: a reward is not finite, or there are more or fewer than responses.
     """
-    places: dict[RLPrompt, list[int]] = {}
-    for place, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
-        if text.strip():
-            places.setdefault(prompt, []).append(place)
-    queries = [Query(task=p.task, prompt=p.prompt, responses=tuple(texts[i] for i in at)) for p, at in places.items()]
+    groups = grouped((prompt.task, prompt.prompt, text) for prompt, text in zip(prompts, texts, strict=True))
+    rows = reward([query for query, _ in groups]) if groups else []
     found: dict[int, float] = {}
-    for at, query, values in zip(places.values(), queries, reward(queries) if queries else (), strict=True):
+    for (query, at), values in zip(groups, rows, strict=True):
         if len(values) != len(at):
             raise TrainingError(f"step {step}: {len(values)} rewards for {len(at)} responses; mend the reward function")
         found |= dict(zip(at, (float(value) for value in values), strict=True))

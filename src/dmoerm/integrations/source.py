@@ -1,0 +1,67 @@
+"""Where a trainer's rewards come from: a model in this process, or a server that has one."""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from dmoerm.client import Client
+from dmoerm.errors import ConfigError
+from dmoerm.scores import Scorer
+
+if TYPE_CHECKING:
+    from dmoerm.model import DMoERM
+
+MODEL_VARIABLE = "DMOERM_MODEL"
+Source = str | Path | Scorer
+_OPENING = threading.Lock()
+
+
+def open_scorer(source: Source | None = None) -> Scorer:
+    """What scores queries; opened once for each source, whichever threads ask for it.
+
+    Args:
+        source: a server's URL; a model's folder or hub name; a `DMoERM` or a `Client` as it is; None: what the
+            environment variable DMOERM_MODEL names. A model goes to the accelerator if there is one.
+
+    Raises:
+        ConfigError: DMOERM_MODEL is not set.
+        ArtefactError: there is no model of that name.
+    """
+    source = source or os.environ.get(MODEL_VARIABLE)
+    if not source:
+        raise ConfigError(
+            f"{MODEL_VARIABLE} is not set; set it to the folder of a trained model, such as runs/mine/model, "
+            "or to the URL of a reward server"
+        )
+    if not isinstance(source, str | Path):
+        return source
+    with _OPENING:
+        return _opened(str(source))
+
+
+@functools.cache
+def _opened(place: str) -> Scorer:
+    return Client(place) if place.startswith(("http://", "https://")) else _loaded(place)
+
+
+def _loaded(place: str) -> Scorer:
+    import torch
+
+    from dmoerm.model import DMoERM
+
+    model = DMoERM.from_pretrained(place)
+    return model.to("cuda") if torch.cuda.is_available() else model  # pyright: ignore[reportArgumentType]
+
+
+@functools.cache
+def tasks_of(scorer: Scorer) -> Mapping[str, Sequence[str]]:
+    """Task → its capabilities; a server is asked once."""
+    if not isinstance(scorer, Client):
+        return cast("DMoERM", scorer).config.tasks
+    models = scorer.models()
+    return models[scorer.model] if scorer.model else next(iter(models.values()))

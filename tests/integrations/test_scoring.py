@@ -1,0 +1,63 @@
+"""What the plug-ins share: rewards of whole batches, their columns, prompts and completions of every form."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from reward_server import TASKS, score_by_rule
+
+from dmoerm.errors import DataError
+from dmoerm.integrations.scoring import EMPTY_REWARD, Scored, as_prompt, as_response, score_samples
+from dmoerm.schema import Message
+
+TURNS = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": [{"type": "text", "text": "Hi!"}]}]
+
+
+class ByRule:
+    """Scores as the tests' server does, and keeps what it was asked."""
+
+    def __init__(self):
+        self.asked = []
+
+    def score_queries(self, queries):
+        self.asked += queries
+        return [[score_by_rule(q.prompt, text, q.task) for text in q.responses] for q in queries]
+
+
+def test_a_prompt_is_asked_once_and_a_response_without_text_gets_the_worst():
+    scorer = ByRule()
+    samples = [(None, "a?", "t"), (None, "b", "tt"), (None, "a?", " "), ("chitchat", "a?", "ttt"), (None, "a?", "x")]
+    scored = score_samples(scorer, samples)
+    assert scored.rewards == [1.0, 2.0, EMPTY_REWARD, 3.0, 0.0]
+    assert [query.responses for query in scorer.asked] == [("t", "x"), ("tt",), ("ttt",)]
+    low = Scored([score_by_rule("a", "t"), None, replace(score_by_rule("a", "t"), reward=-9.0)])
+    assert low.rewards == [1.0, -9.0, -9.0]
+    assert score_samples(scorer, []).rewards == []
+
+
+def test_columns_have_the_same_names_whatever_was_scored():
+    general = replace(score_by_rule("a", "t"), task=None, capabilities={}, uncertainty=None)
+    batches = [[None], [general], [score_by_rule("a?", "tt"), general, None, score_by_rule("a", "b")]]
+    columns = [Scored(scores).columns(TASKS) for scores in batches]
+    assert columns[0].keys() == columns[1].keys() == columns[2].keys()
+    assert all(len(values) == 4 for values in columns[2].values())
+    assert columns[2]["task/objective_qa"] == [1.0, 0.0, 0.0, 0.0]
+    assert columns[2]["objective_qa/correctness"] == [1.0, 0.0, 0.0, 0.0]
+    assert columns[2]["uncertainty"] == [0.5, 0.0, 0.0, 0.5]
+    assert not any(value for column in columns[:2] for values in column.values() for value in values)
+
+
+def test_prompts_and_completions_of_every_form():
+    turns = (Message(role="system", content="Be kind."), Message(role="user", content="Hi!"))
+    rendered = "".join(f"<|im_start|>{turn.role}\n{turn.content}<|im_end|>\n" for turn in turns)
+    assert as_prompt(TURNS) == as_prompt(rendered + "<|im_start|>assistant\n") == turns
+    assert as_prompt("<s>Hi!") == "Hi!"
+    assert as_response(" Yes.<|im_end|>") == as_response([TURNS[1], {"role": "assistant", "content": "Yes."}]) == "Yes."
+    assert as_response([]) == as_response([{"role": "assistant", "content": None}]) == ""
+
+
+@pytest.mark.parametrize("turn", [{"role": "tool", "content": "5"}, {"role": "user"}, {"content": "x"}, "text"])
+def test_a_message_that_is_none_is_told(turn):
+    with pytest.raises(DataError, match="prompt: is no chat message"):
+        as_prompt([turn])

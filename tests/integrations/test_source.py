@@ -1,0 +1,46 @@
+"""Where rewards come from."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from reward_server import TASKS
+
+from dmoerm.client import Client
+from dmoerm.errors import ArtefactError, ConfigError
+from dmoerm.integrations import source
+from dmoerm.integrations.source import open_scorer, tasks_of
+
+
+def test_a_source_is_opened_once_whoever_asks(trained_run, monkeypatch):
+    loaded, opened = [], []
+    monkeypatch.setattr(source, "_loaded", lambda place: loaded.append(place) or object())
+    asked = [threading.Thread(target=lambda: opened.append(open_scorer("somewhere/else"))) for _ in range(8)]
+    for one in asked:
+        one.start()
+    for one in asked:
+        one.join()
+    assert loaded == ["somewhere/else"]
+    assert len({id(one) for one in opened}) == 1
+
+
+def test_every_kind_of_source(trained_run, reward_server, monkeypatch):
+    folder = trained_run.folder / "model"
+    assert tasks_of(open_scorer(folder)) == trained_run.model.config.tasks
+    assert open_scorer(str(folder)) is open_scorer(folder)
+    assert open_scorer(trained_run.model) is trained_run.model
+    client = Client(reward_server.url, model="rule")
+    assert open_scorer(client) is client
+    assert tasks_of(client) == TASKS
+    monkeypatch.setenv("DMOERM_MODEL", reward_server.url)
+    assert isinstance(open_scorer(), Client)
+    assert tasks_of(open_scorer()) == TASKS
+
+
+def test_sources_that_are_none(monkeypatch, tmp_path):
+    monkeypatch.delenv("DMOERM_MODEL", raising=False)
+    with pytest.raises(ConfigError, match="DMOERM_MODEL is not set"):
+        open_scorer()
+    with pytest.raises(ArtefactError, match="no dmoerm model"):
+        open_scorer(tmp_path)

@@ -1,0 +1,141 @@
+"""TRL's reward function: called as TRL calls it, and inside TRL's trainers."""
+
+from __future__ import annotations
+
+import math
+import pickle
+from collections import defaultdict
+from dataclasses import replace
+
+import pytest
+from datasets import Dataset
+from reward_server import score_by_rule
+from tiny_policy import write_random_policy
+
+from dmoerm.errors import DataError
+from dmoerm.integrations.scoring import EMPTY_REWARD
+from dmoerm.integrations.trl import reward_function
+
+TURNS = [{"role": "user", "content": "Why?"}]
+
+
+class Logged:
+    """What TRL gives a reward function to log with, and what was logged."""
+
+    def __init__(self):
+        self.metrics, self.extra = defaultdict(list), {}
+
+    def call(self, function, prompts, completions, **columns):
+        more = {"log_metric": lambda name, value: self.metrics[name].append(value), "log_extra": self.extra.__setitem__}
+        about = {"completion_ids": [[1]] * len(prompts), "trainer_state": None}
+        return function(prompts=prompts, completions=completions, **about, **more, **columns)
+
+
+class ByRule:
+    """Scores as the tests' server does, but for `changes`, and keeps what it was asked."""
+
+    def __init__(self, **changes):
+        self.asked, self.changes = [], changes
+
+    def score_queries(self, queries):
+        self.asked += queries
+        return [[self.scored(query, text) for text in query.responses] for query in queries]
+
+    def scored(self, query, text):
+        prompt = query.prompt if isinstance(query.prompt, str) else query.prompt[-1].content
+        return replace(score_by_rule(prompt, text, query.task), **self.changes)
+
+
+def test_texts_and_messages_a_prompt_once():
+    scorer, logged = ByRule(), Logged()
+    said = [[{"role": "assistant", "content": text}] for text in ("t", "", "tt")]
+    found = logged.call(reward_function(scorer), [TURNS] * 3, said, answer=["5"] * 3)
+    assert found == [1.0, EMPTY_REWARD, 2.0]
+    assert [query.responses for query in scorer.asked] == [("t", "tt")]
+    assert logged.call(reward_function(scorer), ["Hi.", "Hi."], ["t", "x"]) == [1.0, 0.0]
+
+
+def test_what_is_logged():
+    logged = Logged()
+    logged.call(reward_function(ByRule(), name="rm"), ["Hi.", "Why?", "Hi.", "Hi."], ["tt", "t", "tttt", ""])
+    means = {name: values for name, (values,) in logged.metrics.items()}
+    assert means["chitchat/empathy"] == 1.5
+    assert means["objective_qa/correctness"] == 0.5
+    assert means["task/chitchat"] == pytest.approx(2 / 3)
+    assert means["task/objective_qa"] == pytest.approx(1 / 3)
+    assert means["uncertainty"] == 0.5
+    assert logged.extra["rm/task"] == ["chitchat", "objective_qa", "chitchat", None]
+    assert logged.extra["rm/uncertainty"] == [0.5, 0.5, 0.5, None]
+    general = Logged()
+    general.call(reward_function(ByRule(task=None, capabilities={}, uncertainty=None)), ["Hi."], ["t"])
+    assert general.metrics == {"task/chitchat": [0.0], "task/objective_qa": [0.0]}
+
+
+def test_rows_of_other_tasks_get_none():
+    """By the column without being asked, else by the route; a response without text goes with its prompt's others."""
+    scorer = ByRule()
+    function = reward_function(scorer, tasks=["chitchat"])
+    told = ["chitchat", None, "another model's", None, None, None]
+    prompts = ["Why?", "Why?", "Hi.", "Hi.", "Hi.", "Why?"]
+    logged = Logged()
+    found = logged.call(function, prompts, ["t", "t", "t", "t", "", ""], task=told)
+    assert found == [1.0, None, None, 1.0, EMPTY_REWARD, None]
+    assert [query.task for query in scorer.asked] == ["chitchat", None, None]
+    assert not any(name.startswith("objective_qa/") for name in logged.metrics)
+
+
+def test_a_task_that_the_model_has_not_is_told(trained_run):
+    with pytest.raises(DataError, match="no such task"):
+        Logged().call(reward_function(trained_run.model), ["Hi."], ["t"], task=["none"])
+
+
+def test_it_can_be_pickled(reward_server):
+    function = pickle.loads(pickle.dumps(reward_function(reward_server.url, name="rm")))
+    assert function.__name__ == "rm"
+    assert Logged().call(function, ["Hi."], ["tt"]) == [2.0]
+
+
+def trained(algorithm, functions, folder, rows):
+    """The trainer after three steps of a random policy, and its log of them."""
+    import trl
+
+    name = {"rloo": "RLOO", "grpo": "GRPO"}[algorithm]
+    settings = getattr(trl, f"{name}Config")(
+        output_dir=str(folder / "out"),
+        per_device_train_batch_size=8,
+        num_generations=4,
+        max_completion_length=8,
+        max_steps=3,
+        logging_steps=1,
+        report_to="none",
+        use_cpu=True,
+        bf16=False,
+        learning_rate=1e-2,
+    )
+    trainer = getattr(trl, f"{name}Trainer")(
+        write_random_policy(folder / "policy"), functions, settings, Dataset.from_list(rows)
+    )
+    trainer.train()
+    return trainer, [entry for entry in trainer.state.log_history if "reward" in entry]
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
+@pytest.mark.parametrize(("source", "conversational"), [("folder", True), ("server", True), ("folder", False)])
+def test_trls_trainers_take_it(algorithm, source, conversational, trained_run, reward_server, tmp_path):
+    place = str(trained_run.folder / "model") if source == "folder" else reward_server.url
+    texts = ["How are you?", "Hi.", "Tell me more.", "What is it?"]
+    rows = [
+        {"prompt": [{"role": "user", "content": text}] if conversational else text, "task": "chitchat" if n else None}
+        for n, text in enumerate(texts)
+    ]
+    functions = [reward_function(place), reward_function(place, tasks=["chitchat"], name="chat")]
+    trainer, steps = trained(algorithm, functions, tmp_path, rows)
+    assert trainer.state.global_step == len(steps) == 3
+    for entry in steps:
+        assert math.isfinite(entry["reward"])
+        assert math.isfinite(entry["rewards/dmoerm/mean"])
+        assert "rewards/chat/mean" in entry
+        assert 0 <= entry["task/chitchat"] <= 1
+        assert "uncertainty" in entry
+    assert any(entry["rewards/dmoerm/std"] > 0 for entry in steps)
+    assert any("chitchat/empathy" in entry for entry in steps)
