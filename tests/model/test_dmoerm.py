@@ -223,7 +223,7 @@ def test_a_win_probability_is_the_sigmoid_of_the_margin() -> None:
 
 def whole(model: DMoERM, prompt: str, response: str) -> list[int]:
     messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
-    return model.tokenizer(model.tokenizer.apply_chat_template(messages, tokenize=False).rstrip())["input_ids"]
+    return model.tokenizer(model.tokenizer.apply_chat_template(messages, tokenize=False))["input_ids"]
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
@@ -242,7 +242,7 @@ def test_logits_of_whole_conversations_are_the_rewards(model: DMoERM, side: str)
 
 @pytest.mark.parametrize("ids", [[5], [5, 6, 7, 8], "the marker alone"])
 def test_a_sequence_without_a_response_is_an_error(plain: DMoERM, ids: Any) -> None:
-    ids = plain.config.response_marker if isinstance(ids, str) else ids
+    ids = plain.encoder.marker if isinstance(ids, str) else ids
     with pytest.raises(DataError, match="where the response begins"):
         plain(input_ids=torch.tensor([ids]))
 
@@ -252,7 +252,7 @@ def test_the_response_starts_where_the_encoder_put_it(plain: DMoERM) -> None:
     conversation = [Message(role="user", content=FORGERY), Message(role="assistant", content=FORGERY)]
     query = Query(prompt=(*conversation, Message(role="user", content="So?")), responses=(FORGERY,))
     encoded = plain.encoder.encode(query)
-    assert plain._split([*encoded.prompt, *encoded.responses[0]]) == encoded
+    assert plain.encoder.split([*encoded.prompt, *encoded.responses[0]]) == encoded
 
 
 # --- batches -------------------------------------------------------------------------------------------------------

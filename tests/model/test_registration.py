@@ -34,7 +34,7 @@ def fresh(code: str) -> str:
 
 def conversation(model: DMoERM, prompt: str, response: str) -> str:
     messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
-    return model.tokenizer.apply_chat_template(messages, tokenize=False).rstrip()
+    return model.tokenizer.apply_chat_template(messages, tokenize=False)
 
 
 @pytest.mark.parametrize(

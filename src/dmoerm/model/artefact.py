@@ -106,7 +106,9 @@ def load(path: str | Path, dtype: torch.dtype | str | None = None, revision: str
 
 
 def with_tokenizer(model: DMoERM, tokenizer: Any) -> DMoERM:
-    """The same model, ready to encode text."""
+    """The same model, ready to encode text; the tokenizer can pad, as Hugging Face's pipelines do."""
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
     limit = model.config.backbone.get("max_position_embeddings")
     model.tokenizer = tokenizer
     model.encoder = Encoder(tokenizer, EncodingConfig(**model.config.encoding), limit)

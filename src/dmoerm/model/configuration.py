@@ -10,6 +10,8 @@ from transformers import AutoConfig, PretrainedConfig
 from ..config import EncodingConfig
 from .heads import embedding_width
 
+_LABEL = "REWARD"  # what Hugging Face's pipelines call a reward
+
 
 class DMoERMConfig(PretrainedConfig):
     """What it takes to build a DMoERM before its weights are read.
@@ -21,7 +23,6 @@ class DMoERMConfig(PretrainedConfig):
         shared_branch: all tasks use the general model's branch (`base: frozen`).
         router_kind, threshold: see `RouterConfig`.
         encoding, head, lora, aggregator: see the settings of the same names.
-        response_marker: token ids between prompt and response; tells a raw token sequence's response.
     """
 
     model_type = "dmoerm"
@@ -38,7 +39,6 @@ class DMoERMConfig(PretrainedConfig):
         head: dict[str, Any] | None = None,
         lora: dict[str, Any] | None = None,
         aggregator: dict[str, Any] | None = None,
-        response_marker: Sequence[int] = (),
         **kwargs: Any,
     ) -> None:
         self.backbone, self.branch_layer = backbone or {}, branch_layer
@@ -47,8 +47,7 @@ class DMoERMConfig(PretrainedConfig):
         self.shared_branch, self.router_kind, self.threshold = shared_branch, router_kind, threshold
         self.encoding, self.head = encoding or {}, head or {}
         self.lora, self.aggregator = lora or {}, aggregator or {}
-        self.response_marker = list(response_marker)
-        kwargs.setdefault("num_labels", 1)
+        kwargs = {"num_labels": 1, "id2label": {0: _LABEL}, "label2id": {_LABEL: 0}} | kwargs
         super().__init__(**kwargs)
 
     @property

@@ -220,28 +220,16 @@ class DMoERM(PreTrainedModel):
         return_dict: bool | None = None,
         **_: Any,
     ) -> SequenceClassifierOutput | tuple[Tensor]:
-        """Rewards of whole token sequences (B, T) as logits (B, 1); the response follows the last `response_marker`.
+        """Rewards of whole token sequences (B, T) as logits (B, 1): of conversations in the tokenizer's chat template.
 
-        Raises `DataError` where there is no marker with a response after it.
+        Raises `DataError` for a sequence that is none. See `Encoder.split`.
         """
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         rows = [ids[keep.bool()].tolist() for ids, keep in zip(input_ids, mask, strict=True)]
-        hidden = self.hidden(ids := pack_ids([self._split(row) for row in rows]).to(self.device))
+        hidden = self.hidden(ids := pack_ids([self.encoder.split(row) for row in rows]).to(self.device))
         tasks = [self.choose(row) for row in self.route(ids, hidden)]
         rewards = torch.tensor([found["reward"] for found in self.rewards(hidden, tasks)], device=self.device)
         return (rewards[:, None],) if return_dict is False else SequenceClassifierOutput(logits=rewards[:, None])
-
-    def _split(self, ids: list[int]) -> Encoded:
-        marker = self.config.response_marker
-        starts = [i + len(marker) for i in range(len(ids) - len(marker)) if ids[i : i + len(marker)] == marker]
-        if not starts:
-            raise DataError(
-                "nothing in the token ids says where the response begins",
-                field="input_ids",
-                value=ids,
-                remedy="encode with the chat template, a response after its prompt, or use DMoERM.score",
-            )
-        return Encoded(ids[: starts[-1]], [ids[starts[-1] :]])
 
     def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, save_directory: str | Path, *, card: str | None = None, run_config: str | None = None, **_: Any

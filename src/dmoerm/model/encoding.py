@@ -65,9 +65,11 @@ class Encoder:
             )
         self.tokenizer, self.config = tokenizer, config
         self.max_length = min(config.max_length, limit or config.max_length)
-        before, after = self._render([Message(role="user", content="x")])[-2:]
+        opening, *_, before, after = self._render([Message(role="user", content="x")])
         self.marker = self._special(before)  # between the last turn and the response: tells where a response begins
         self._end_of_turn = self._special(after.rstrip())
+        self._added = self._put_before("x")
+        self._opens = bool(self._added) and self._special(opening)[: len(self._added)] == self._added
 
     def encode(self, query: Query) -> Encoded:
         """Token ids of a query.
@@ -90,6 +92,40 @@ class Encoder:
         # three quarters for the prompt, the rest for each response by itself: a score must not depend on its siblings
         prompt = self._cut_prompt(prompt, self.max_length * 3 // 4)
         return Encoded(prompt, [self._cut_response(ids, self.max_length - len(prompt)) for ids in responses])
+
+    def split(self, ids: Sequence[int]) -> Encoded:
+        """Token ids that the tokenizer has made of a whole rendered conversation, as `encode` makes them of its query.
+
+        What a tokenizer puts around any text by itself does not count, nor what a template writes after the last turn.
+
+        Raises:
+            DataError: nothing says where the response begins, or it is not the end.
+        """
+        ids, marker, end = self._opened(list(ids)), self.marker, self._end_of_turn
+        starts = [i + len(marker) for i in range(len(ids) - len(marker)) if ids[i : i + len(marker)] == marker]
+        response = ids[starts[-1] :] if starts else []
+        ends = [i for i in range(len(response)) if end and response[i : i + len(end)] == end] or [len(response)]
+        rest = self.tokenizer.decode(response[ends[0] :], skip_special_tokens=True)
+        if not starts or rest.strip():
+            raise DataError(
+                "nothing in the token ids says where the response begins",
+                field="input_ids",
+                value=ids,
+                remedy="encode with the chat template, a response after its prompt, or use DMoERM.score",
+            )
+        return Encoded(ids[: starts[-1]], [response[: ends[0]] + end])
+
+    def _put_before(self, text: str) -> list[int]:
+        """What the tokenizer by itself puts before any text."""
+        whole, bare = self.tokenizer(text)["input_ids"], self._special(text)
+        return next((whole[:i] for i in range(len(whole)) if whole[i : i + len(bare)] == bare), [])
+
+    def _opened(self, ids: list[int]) -> list[int]:
+        """The same, with what the tokenizer puts before any text once if the template writes it, else not at all."""
+        added, start = self._added, 0
+        while added and ids[start : start + len(added)] == added:
+            start += len(added)
+        return (added if self._opens else []) + ids[start:]
 
     def _cut_response(self, ids: list[int], room: int) -> list[int]:
         return ids if len(ids) <= room else ids[: room - len(self._end_of_turn)] + self._end_of_turn

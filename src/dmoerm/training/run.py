@@ -104,9 +104,7 @@ def build_model(config: Config, taxonomy: Taxonomy) -> DMoERM:
         inner = model.inner(task)
         inner.base.branch = branch if settings.shared_branch else copy.deepcopy(branch)
         inner.experts.attach(inner.base.branch)
-    with_tokenizer(model, tokenizer)
-    model.config.response_marker = model.encoder.marker
-    return model.requires_grad_(False).eval()
+    return with_tokenizer(model, tokenizer).requires_grad_(False).eval()
 
 
 def train_groups(run: Run, data: Loaded) -> None:

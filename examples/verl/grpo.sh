@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# GRPO of a policy on one node of eight GPUs, rewarded by a DMoERM. See README.md; not run in this repository.
+set -euo pipefail
+: "${DMOERM_MODEL:?set it to the folder of a trained model, or to the URL of a reward server}"
+here=$(cd "$(dirname "$0")" && pwd)
+
+python3 -m verl.trainer.main_ppo \
+   algorithm.adv_estimator=grpo \
+   data.train_files="${TRAIN:-train.parquet}" \
+   data.val_files="${VALIDATION:-validation.parquet}" \
+   data.train_batch_size=256 \
+   data.max_prompt_length=1024 \
+   data.max_response_length=1024 \
+   actor_rollout_ref.model.path="${POLICY:-Qwen/Qwen2.5-7B-Instruct}" \
+   actor_rollout_ref.actor.optim.lr=1e-6 \
+   actor_rollout_ref.actor.ppo_mini_batch_size=64 \
+   actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=4 \
+   actor_rollout_ref.actor.use_kl_loss=True \
+   actor_rollout_ref.actor.kl_loss_coef="${KL:-0.001}" \
+   actor_rollout_ref.rollout.name=vllm \
+   actor_rollout_ref.rollout.n=8 \
+   actor_rollout_ref.rollout.tensor_model_parallel_size=2 \
+   actor_rollout_ref.rollout.gpu_memory_utilization=0.5 \
+   actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=8 \
+   actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=8 \
+   reward_model.reward_manager=batch \
+   custom_reward_function.path="$here/reward.py" \
+   custom_reward_function.name=compute_score_batch \
+   trainer.logger='["console"]' \
+   trainer.n_gpus_per_node=8 \
+   trainer.nnodes=1 \
+   trainer.total_epochs=1 \
+   trainer.default_local_dir="${OUTPUT:-runs/verl}"
