@@ -18,7 +18,7 @@ from rich.markup import escape
 from typer.core import TyperGroup
 
 from ..errors import DmoermError
-from . import benchmark, bon, compare, data, demo, eval, label, report, rl, score, train
+from . import benchmark, bon, compare, data, demo, eval, label, push, report, rl, score, train
 
 _INTERRUPTED, _PIPE_CLOSED = 130, 141
 _SYSTEM_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR}
@@ -59,6 +59,7 @@ app.command("bon")(bon.command)
 app.command("benchmark")(benchmark.command)
 app.command("rl")(rl.command)
 app.command("report")(report.command)
+app.command("push")(push.command)
 app.command("demo")(demo.command)
 
 

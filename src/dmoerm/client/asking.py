@@ -18,7 +18,7 @@ import itertools
 import os
 import random
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import httpx2
@@ -30,8 +30,8 @@ from ..scores import Score
 
 KEY_VARIABLE = "DMOERM_API_KEY"
 DEFAULT_URL = "http://127.0.0.1:8000"
-RESPONSES, CHARACTERS = 128, 100_000
-"""Most responses of one request; and most characters, but for a query that by itself has more."""
+RESPONSES, CHARACTERS = 128, 32_000
+"""Most responses of one request; and most characters, but for a prompt and a response that by themselves have more."""
 
 _AGAIN, _BAD_DATA = {429, 502, 503, 504}, {400, 413, 422}
 _REMEDIES = {
@@ -146,27 +146,34 @@ class Asking:
 
 
 def chunks(queries: Sequence[Query]) -> Iterator[list[Query]]:
-    """The queries in order, in requests within the bounds; one of many responses is asked in parts."""
-    chunk: list[Query] = []
+    """The queries in order, in requests within the bounds; one that is beyond them is asked in parts."""
+    parts = (part for query in queries for part in _parts(query))
+    return _bounded(parts, lambda part: (len(part.responses), _prompt_size(part) + sum(map(len, part.responses))))
+
+
+def _parts(query: Query) -> Iterator[Query]:
+    room = CHARACTERS - _prompt_size(query)
+    for responses in _bounded(query.responses, lambda text: (1, len(text)), room):
+        yield query.model_copy(update={"responses": tuple(responses)})
+
+
+def _prompt_size(query: Query) -> int:
+    return len(str(query.prompt))
+
+
+def _bounded(items: Iterable[T], weigh: Callable[[T], tuple[int, int]], room: int = CHARACTERS) -> Iterator[list[T]]:
+    """Lists of items in order, each as long as its responses and characters allow; an item beyond them is alone."""
+    taken: list[T] = []
     count = size = 0
-    for query in _parts(queries):
-        length = len(str(query.prompt)) + sum(map(len, query.responses))
-        if chunk and (count + len(query.responses) > RESPONSES or size + length > CHARACTERS):
-            yield chunk
-            chunk, count, size = [], 0, 0
-        chunk.append(query)
-        count, size = count + len(query.responses), size + length
-    if chunk:
-        yield chunk
-
-
-def _parts(queries: Sequence[Query]) -> Iterator[Query]:
-    for query in queries:
-        if len(query.responses) <= RESPONSES:
-            yield query
-            continue
-        for start in range(0, len(query.responses), RESPONSES):
-            yield query.model_copy(update={"responses": query.responses[start : start + RESPONSES]})
+    for item in items:
+        responses, characters = weigh(item)
+        if taken and (count + responses > RESPONSES or size + characters > room):
+            yield taken
+            taken, count, size = [], 0, 0
+        taken.append(item)
+        count, size = count + responses, size + characters
+    if taken:
+        yield taken
 
 
 def joined(queries: Sequence[Query], found: Iterable[list[list[Score]]]) -> Iterator[list[Score]]:

@@ -24,7 +24,8 @@ print(better.win_probability(worse))
 ```
 
 `transformers.AutoModelForSequenceClassification.from_pretrained` loads the folder too, after `import dmoerm`; its
-logits are the rewards. Where the recipe trains adapters, every expert is a standard PEFT adapter under
+logits are the rewards. `dmoerm serve path/to/this/folder` answers over HTTP; `dmoerm.Client` asks it as a model is
+asked. Where the recipe trains adapters, every expert is a standard PEFT adapter under
 `tasks/<task>/experts/<capability>`.
 """
 _LIMITS = """\

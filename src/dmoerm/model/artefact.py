@@ -30,6 +30,7 @@ from .configuration import DMoERMConfig
 from .encoding import Encoder
 from .engine import Decoder
 from .experts import Experts, lora_layers
+from .hub import download
 
 if TYPE_CHECKING:
     from .dmoerm import DMoERM
@@ -76,16 +77,22 @@ def _write(model: DMoERM, folder: Path) -> None:
             _save_tensors(adapter_state(experts, i, model.config.branch_layer), place / "adapter_model.safetensors")
 
 
-def load(path: str | Path, dtype: torch.dtype | str | None = None, revision: str | None = None) -> DMoERM:
+def load(
+    path: str | Path,
+    dtype: torch.dtype | str | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+) -> DMoERM:
     """Reads a model's folder, or downloads it from the hub.
 
     Args:
         dtype: precision of trunk and branches; None: as saved.
+        revision, token: see `hub.download`.
 
     Raises:
         ArtefactError: no such model, a missing, truncated or foreign file.
     """
-    folder = _local(path, revision)
+    folder = _local(path, revision, token)
     model = _empty_model(folder)
     _fill(model, _tensors(folder / "model.safetensors"), folder / "model.safetensors")
     for name, part in _parts(model):
@@ -98,7 +105,7 @@ def load(path: str | Path, dtype: torch.dtype | str | None = None, revision: str
     for _, part in _parts(model):
         part.to(getattr(torch, dtype) if isinstance(dtype, str) and dtype != "auto" else None)
     try:
-        tokenizer = load_tokenizer(folder)
+        tokenizer = load_tokenizer(folder, trust_remote_code=False)
     except Exception as error:  # tokenizers raises bare exceptions of its own
         raise ArtefactError(f"{folder}: the tokenizer cannot be read: {str(error).splitlines()[0]}") from None
     model.texts = {name: file.read_text(encoding="utf-8") for name in _TEXTS if (file := folder / name).is_file()}
@@ -177,18 +184,13 @@ def _save_tensors(state: dict[str, Tensor], file: Path) -> None:
     save_file({name: t.detach().cpu().contiguous() for name, t in state.items()}, file, metadata={"format": "pt"})
 
 
-def _local(path: str | Path, revision: str | None) -> Path:
+def _local(path: str | Path, revision: str | None, token: str | None) -> Path:
     folder = Path(path)
     if (folder / "config.json").is_file():
         return folder
     if folder.exists() or str(path).count("/") != 1:
         raise ArtefactError(f"{path}: is no dmoerm model (no config.json there); give the folder that `train` wrote")
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(str(path), revision=revision))
-    except Exception as error:  # network, rights, no such name: the hub's client raises many kinds
-        raise ArtefactError(f"{path}: neither a folder here nor a model on the hub: {error}") from None
+    return download(str(path), revision, token)
 
 
 def _empty_model(folder: Path) -> DMoERM:

@@ -242,12 +242,19 @@ class DMoERM(PreTrainedModel):
 
         save(self, Path(save_directory), card=card, run_config=run_config)
 
+    def push_to_hub(self, repo_id: str, *, commit_message: str | None = None, **options: Any) -> str:  # pyright: ignore
+        """Uploads the model as one commit, returns its URL; `private`, `revision`, `token`: see `hub.push`."""
+        from .hub import push
+
+        return push(self, repo_id, message=commit_message, **options)
+
     @classmethod
     def from_pretrained(cls, path: str | Path, *_: Any, **kwargs: Any) -> Self:
-        """Reads a model's folder (or hub name). See `dmoerm.model.artefact.load`."""
+        """Reads a model's folder (or hub name); `dtype`, `revision` and `token`: see `dmoerm.model.artefact.load`."""
         from .artefact import load
 
-        return load(path, dtype=kwargs.get("dtype"), revision=kwargs.get("revision"))  # pyright: ignore
+        options = {name: kwargs.get(name) for name in ("dtype", "revision", "token")}
+        return load(path, **options)  # pyright: ignore[reportReturnType]
 
 
 def _key(task: str) -> str:

@@ -105,7 +105,7 @@ class Encoder:
         starts = [i + len(marker) for i in range(len(ids) - len(marker)) if ids[i : i + len(marker)] == marker]
         response = ids[starts[-1] :] if starts else []
         ends = [i for i in range(len(response)) if end and response[i : i + len(end)] == end] or [len(response)]
-        rest = self.tokenizer.decode(response[ends[0] :], skip_special_tokens=True)
+        rest: Any = self.tokenizer.decode(response[ends[0] :], skip_special_tokens=True)
         if not starts or rest.strip():
             raise DataError(
                 "nothing in the token ids says where the response begins",

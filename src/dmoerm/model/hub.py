@@ -1,0 +1,85 @@
+"""A model's folder on the Hugging Face hub: only the files that a model has go up, and only those come down."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import ArtefactError
+
+if TYPE_CHECKING:
+    from .dmoerm import DMoERM
+
+# Weights, settings and texts; a tokenizer's vocabulary and template. None of them is code, or a pickle.
+FILES = ("*.safetensors", "*.json", "README.md", "run.yaml", "*.jinja", "*.txt", "*.model", "*.tiktoken")
+_OWN_ALONE = ["*.safetensors", "*.json"]  # what a former model left there is deleted; people's texts are not
+_PLACES = re.compile(r'(?<=dmoerm\.DMoERM\.from_pretrained\(")[^"]+|(?<=dmoerm serve )\S+')
+_LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
+
+
+def download(name: str, revision: str | None = None, token: str | None = None) -> Path:
+    """The local folder of a model on the hub; code and pickles in its repository are not asked for.
+
+    Args:
+        revision: a branch, tag or commit; None: the main branch.
+
+    Raises:
+        ArtefactError: no such name or revision, no rights, no network.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, revision=revision, token=token, allow_patterns=list(FILES)))
+    except Exception as error:  # network, rights, no such name: the hub's client raises many kinds
+        reason = " ".join(str(error).split())[:300]
+        raise ArtefactError(f"{name}: neither a folder here nor a model on the hub: {reason}; {_LOG_IN}") from None
+
+
+def push(
+    model: DMoERM,
+    name: str,
+    *,
+    private: bool | None = None,
+    message: str | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+) -> str:
+    """Uploads a model as one commit, its card's examples under its name there; returns the commit's URL.
+
+    Args:
+        name: `me/name`; the repository is created if there is none.
+        private: of a repository that is created; None: as the account's setting is.
+        revision: the branch; None: the main one.
+        token: None: the one that the hub's client finds.
+
+    Raises:
+        ArtefactError: no rights, no network, a name that is none.
+    """
+    from huggingface_hub import HfApi
+
+    hub = HfApi(token=token)
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / "model"
+        card = model.texts.get("README.md")
+        model.save_pretrained(folder, card=card and named(card, name))
+        try:
+            hub.create_repo(name, private=private, exist_ok=True)
+            commit = hub.upload_folder(
+                repo_id=name,
+                folder_path=folder,
+                commit_message=message or "Upload a DMoERM",
+                revision=revision,
+                allow_patterns=list(FILES),
+                delete_patterns=_OWN_ALONE,
+            )
+        except Exception as error:  # as many kinds as above
+            reason = " ".join(str(error).split())[:300]
+            raise ArtefactError(f"{name}: the model cannot be uploaded: {reason}; {_LOG_IN}") from None
+    return commit.commit_url
+
+
+def named(card: str, name: str) -> str:
+    """A card whose examples load the model by this name."""
+    return _PLACES.sub(name, card)

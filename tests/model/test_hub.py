@@ -1,0 +1,143 @@
+"""A model on the hub and back, against a small hub on loopback; a hostile repository does no harm."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_hub import Hub, running_hub
+from typer.testing import CliRunner
+
+from dmoerm.cli import app
+from dmoerm.errors import ArtefactError
+from dmoerm.model import DMoERM
+from dmoerm.model.hub import named
+
+CARD = '# A model\nrm = dmoerm.DMoERM.from_pretrained("path/to/this/folder")\n`dmoerm serve path/to/this/folder`\n'
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub that huggingface_hub takes for the real one, with a cache of its own."""
+    with running_hub() as hub, monkeypatch.context() as patched:
+        patched.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+        template = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        patched.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+        patched.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+        patched.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+        patched.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        patched.setenv("HF_TOKEN", "secret")
+        yield hub
+
+
+@pytest.fixture
+def model(tiny_model: Any, tmp_path: Path) -> DMoERM:
+    tiny_model().save_pretrained(tmp_path / "model", card=CARD, run_config="seed: 0\n")
+    return DMoERM.from_pretrained(tmp_path / "model")
+
+
+def rewards(model: DMoERM) -> list[float]:
+    return [score.reward for score in model.score("How are you?", ["Fine.", "No."])]
+
+
+def test_a_model_goes_up_and_comes_down(hub: Hub, model: DMoERM) -> None:
+    url = model.push_to_hub("me/rm", private=True, commit_message="The first.")
+    repository = hub.repositories["me/rm"]
+    assert url.startswith(hub.url)
+    assert repository.private
+    assert repository.messages == ["The first."]
+    assert {Path(name).suffix for name in repository.files["main"]} <= {
+        ".safetensors",
+        ".json",
+        ".md",
+        ".yaml",
+        ".jinja",
+    }
+    card = repository.files["main"]["README.md"].decode()
+    assert 'from_pretrained("me/rm")' in card
+    assert "dmoerm serve me/rm" in card
+    again = DMoERM.from_pretrained("me/rm")
+    assert rewards(again) == pytest.approx(rewards(model), abs=1e-5)
+    assert again.texts["run.yaml"] == model.texts["run.yaml"]
+    assert "Bearer secret" in hub.keys
+
+
+def test_a_revision_is_the_model_that_it_was(hub: Hub, model: DMoERM, tiny_model: Any) -> None:
+    model.push_to_hub("me/rm")
+    first = hub.repositories["me/rm"].sha("main")
+    other = tiny_model(base="frozen", phase2={"lora": {"rank": 0}})
+    other.push_to_hub("me/rm", commit_message="Frozen heads.")
+    files = hub.repositories["me/rm"].files["main"]
+    assert not any("experts" in name for name in files)  # what the former model left there is gone
+    assert rewards(DMoERM.from_pretrained("me/rm")) == pytest.approx(rewards(other), abs=1e-5)
+    assert rewards(DMoERM.from_pretrained("me/rm", revision=first)) == pytest.approx(rewards(model), abs=1e-5)
+    with pytest.raises(ArtefactError, match="me/rm: neither a folder here nor a model on the hub"):
+        DMoERM.from_pretrained("me/rm", revision="none")
+
+
+def test_nothing_of_a_hostile_repository_is_run(hub: Hub, model: DMoERM, tmp_path: Path) -> None:
+    """Code and pickles are not even asked for; a tokenizer that names code is refused."""
+    model.push_to_hub("me/rm")
+    repository = hub.repositories["me/rm"]
+    trap = pickle.dumps(Trap(str(tmp_path / "sprung")))
+    code = f"open({str(tmp_path / 'sprung')!r}, 'w')".encode()
+    traps = {"pytorch_model.bin": trap, "model.pt": trap, "modeling_dmoerm.py": code, "tasks/x/adapter_model.bin": trap}
+    config = json.loads(repository.files["main"]["config.json"])
+    config["auto_map"] = {
+        "AutoConfig": "modeling_dmoerm.Config",
+        "AutoModelForSequenceClassification": "modeling_dmoerm.M",
+    }
+    files = repository.files["main"] | traps | {"config.json": json.dumps(config).encode()}
+    repository.commit("main", files)
+    hub.downloaded.clear()
+    assert rewards(DMoERM.from_pretrained("me/rm")) == pytest.approx(rewards(model), abs=1e-5)
+    assert not set(hub.downloaded) & set(traps)
+
+    settings = json.loads(files["tokenizer_config.json"])
+    settings |= {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["modeling_dmoerm.Own", None]}}
+    repository.commit("main", files | {"tokenizer_config.json": json.dumps(settings).encode()})
+    with pytest.raises(ArtefactError, match="tokenizer"):
+        DMoERM.from_pretrained("me/rm")
+
+    weightless = {name: content for name, content in files.items() if not name.endswith(".safetensors")}
+    repository.commit("main", weightless)
+    with pytest.raises(ArtefactError, match=r"model\.safetensors: is missing"):
+        DMoERM.from_pretrained("me/rm")
+    assert not (tmp_path / "sprung").exists()
+
+
+class Trap:
+    """Unpickled, it writes a file."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return open, (self.path, "w")
+
+
+def test_dmoerm_push(hub: Hub, model: DMoERM, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["push", str(tmp_path / "model"), "me/rm", "--private", "--message", "Mine."])
+    assert result.exit_code == 0, result.output
+    assert hub.url in result.output
+    assert hub.repositories["me/rm"].private
+    assert hub.repositories["me/rm"].messages == ["Mine."]
+
+
+def test_what_cannot_be_uploaded_is_told(hub: Hub, model: DMoERM, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ArtefactError, match="a//b: the model cannot be uploaded"):
+        model.push_to_hub("a//b")
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(ArtefactError, match="hf auth login"):
+        model.push_to_hub("me/rm")
+
+
+def test_a_card_names_where_the_model_is_now() -> None:
+    card = named(CARD, "me/rm")
+    assert card.count("me/rm") == 2
+    assert "path/to" not in card
+    assert named(card, "me/other") == named(CARD, "me/other")
