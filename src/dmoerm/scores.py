@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 from .errors import DataError
@@ -34,6 +35,45 @@ class Score:
     def win_probability(self, other: Score) -> float:
         """The calibrated probability that people prefer this response to the other, for the same prompt."""
         return 0.5 + 0.5 * math.tanh((self.reward - other.reward) / self.temperature / 2)  # σ without overflow
+
+
+EMPTY_REWARD = -3.0
+"""What a response without text gets at most; rewards are about 0 on the mean, with standard deviation 1."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A batch's scores, one a sample; None for a response without text."""
+
+    scores: list[Score | None]
+
+    @cached_property
+    def rewards(self) -> list[float]:
+        """One a sample. A response without text gets the worst of the batch, at most `EMPTY_REWARD`."""
+        worst = min([EMPTY_REWARD, *(score.reward for score in self.scores if score)])
+        return [worst if score is None else score.reward for score in self.scores]
+
+    def columns(self, tasks: Mapping[str, Sequence[str]]) -> dict[str, list[float]]:
+        """Name → one number a sample; the same names for every batch, as trainers join them over batches.
+
+        `uncertainty`; `task/NAME`, 1 where that task's inner model scored; `NAME/CAPABILITY`, the capability's score,
+        0 where another task's scored. So a capability's mean on its own task is the ratio of the two columns' means.
+        """
+        names = [f"{task}/{capability}" for task, capabilities in tasks.items() for capability in capabilities]
+        names = ["uncertainty", *(f"task/{task}" for task in tasks), *names]
+        columns = {name: [0.0] * len(self.scores) for name in names}
+        for place, score in enumerate(self.scores):
+            for name, value in _named(score).items() if score else ():
+                columns[name][place] = value
+        return columns
+
+
+def _named(score: Score) -> dict[str, float]:
+    named = {"uncertainty": score.uncertainty or 0.0}
+    if score.task is None:
+        return named
+    capabilities = {f"{score.task}/{name}": value for name, value in score.capabilities.items()}
+    return named | {f"task/{score.task}": 1.0} | capabilities
 
 
 class Scorer(Protocol):

@@ -10,8 +10,8 @@ import torch
 from dmoerm import rendered
 from dmoerm.errors import ConfigError, DataError
 from dmoerm.integrations import openrlhf
-from dmoerm.integrations.scoring import EMPTY_REWARD
 from dmoerm.schema import Message
+from dmoerm.scores import EMPTY_REWARD
 
 
 @pytest.fixture

@@ -8,8 +8,9 @@ import pytest
 from reward_server import TASKS, score_by_rule
 
 from dmoerm.errors import DataError
-from dmoerm.integrations.scoring import EMPTY_REWARD, Scored, as_prompt, as_response, score_samples
+from dmoerm.integrations.scoring import as_prompt, as_response, score_samples
 from dmoerm.schema import Message
+from dmoerm.scores import EMPTY_REWARD, Scored
 
 TURNS = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": [{"type": "text", "text": "Hi!"}]}]
 

@@ -38,9 +38,11 @@ def test_every_kind_of_source(trained_run, reward_server, monkeypatch):
     assert tasks_of(open_scorer()) == TASKS
 
 
-def test_sources_that_are_none(monkeypatch, tmp_path):
+def test_sources_that_are_none(reward_server, monkeypatch, tmp_path):
     monkeypatch.delenv("DMOERM_MODEL", raising=False)
     with pytest.raises(ConfigError, match="DMOERM_MODEL is not set"):
         open_scorer()
+    with pytest.raises(ConfigError, match="has no model 'other'; use one of rule"):
+        tasks_of(Client(reward_server.url, model="other"))
     with pytest.raises(ArtefactError, match="no dmoerm model"):
         open_scorer(tmp_path)

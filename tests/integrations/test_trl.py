@@ -13,8 +13,8 @@ from reward_server import score_by_rule
 from tiny_policy import write_random_policy
 
 from dmoerm.errors import DataError
-from dmoerm.integrations.scoring import EMPTY_REWARD
 from dmoerm.integrations.trl import reward_function
+from dmoerm.scores import EMPTY_REWARD
 
 TURNS = [{"role": "user", "content": "Why?"}]
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from dmoerm.errors import DataError
-from dmoerm.integrations.scoring import EMPTY_REWARD
 from dmoerm.integrations.verl import compute_score, compute_score_batch
+from dmoerm.scores import EMPTY_REWARD
 
 TURNS = [{"role": "user", "content": "What is the capital of France?"}]
 TEXTS = ["It is Paris.", "No idea.", ""]

@@ -60,8 +60,11 @@ def _loaded(place: str) -> Scorer:
 
 @functools.cache
 def tasks_of(scorer: Scorer) -> Mapping[str, Sequence[str]]:
-    """Task → its capabilities; a server is asked once."""
+    """Task → its capabilities; a server is asked once. Raises `ConfigError` where a server has no model of that name."""
     if not isinstance(scorer, Client):
         return cast("DMoERM", scorer).config.tasks
     models = scorer.models()
-    return models[scorer.model] if scorer.model else next(iter(models.values()))
+    if scorer.model not in (None, *models):
+        known = ", ".join(models)
+        raise ConfigError(f"{scorer.url} has no model {scorer.model!r}; use one of {known}, or none for its first")
+    return models[scorer.model or next(iter(models))]
