@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # PPO of an 8B policy on one node of eight GPUs, rewarded by a DMoERM. See README.md; not run in this repository.
 set -euo pipefail
-: "${DMOERM_MODEL:?set it to the folder of a trained model, such as runs/mine/model}"
+: "${DMOERM_MODEL:?set it to the folder of a trained model, or to the URL of a reward server}"
 here=$(cd "$(dirname "$0")" && pwd)
 
 python3 -m openrlhf.cli.train_ppo_ray \

@@ -14,10 +14,11 @@ from typer.testing import CliRunner
 
 from dmoerm.cli import app
 from dmoerm.errors import ArtefactError
+from dmoerm.evaluation.card import _USE
 from dmoerm.model import DMoERM
 from dmoerm.model.hub import named
 
-CARD = '# A model\nrm = dmoerm.DMoERM.from_pretrained("path/to/this/folder")\n`dmoerm serve path/to/this/folder`\n'
+CARD = _USE
 
 
 @pytest.fixture

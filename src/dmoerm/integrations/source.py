@@ -60,7 +60,7 @@ def _loaded(place: str) -> Scorer:
 
 @functools.cache
 def tasks_of(scorer: Scorer) -> Mapping[str, Sequence[str]]:
-    """Task → its capabilities; a server is asked once. Raises `ConfigError` where a server has no model of that name."""
+    """Task → its capabilities; a server is asked once. Raises `ConfigError` where it has no model of that name."""
     if not isinstance(scorer, Client):
         return cast("DMoERM", scorer).config.tasks
     models = scorer.models()
