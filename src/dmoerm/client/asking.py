@@ -116,14 +116,11 @@ class Asking:
     def _score(self, queries: Sequence[Query]) -> Steps[list[list[Score]]]:
         items = [query.model_dump(include={"id", "prompt", "responses", "task"}) for query in queries]
         body = {"model": self.model, "items": items, "win_probabilities": False}
-        scores = [
-            item.scores for item in self._parsed(_Answer, (yield from self._ask("POST", "/v1/score", body))).items
-        ]
-        asked = [len(query.responses) for query in queries]
-        if (found := [len(one) for one in scores]) != asked:
-            raise ServerError(
-                f"{self.url}: the answer holds {found} scores for {asked} responses; is it a reward server?"
-            )
+        answer = self._parsed(_Answer, (yield from self._ask("POST", "/v1/score", body)))
+        scores = [item.scores for item in answer.items]
+        asked, found = [len(query.responses) for query in queries], list(map(len, scores))
+        if found != asked:
+            raise ServerError(f"{self.url}: the answer holds {found} scores for {asked} responses; mend the server")
         return scores
 
     def _models(self) -> Steps[dict[str, dict[str, list[str]]]]:
