@@ -1,0 +1,166 @@
+/** The page at work: what happens when somebody scores, edits, picks an example, opens or copies a link. */
+
+import { Failure, keepKey, keptKey, models, score } from "./api.js";
+import { find, make, show } from "./dom.js";
+import * as form from "./form.js";
+import { linked, linkTo } from "./link.js";
+import { ranked, sections, summary } from "./results.js";
+import { plural, signed } from "./words.js";
+
+const BLANK = { prompt: [{ role: "user", content: "" }], responses: ["", ""], task: null };
+let scored = null; // the last scoring: what was asked, as text; the sentence about it; response → rank
+let running = null; // the scoring under way can be aborted
+
+const say = (text) => (find("status").textContent = text);
+
+// --- scoring -------------------------------------------------------------------------------------------------------
+
+async function run() {
+  if (!form.complete()) return;
+  const asked = form.asked();
+  const identities = form.identities();
+  running?.abort();
+  const mine = (running = new AbortController());
+  history.replaceState(null, "", linkTo(asked));
+  if (find("key").value) keepKey(find("key").value);
+  busy(true, `Scoring ${plural(asked.responses.length, "response")}…`);
+  try {
+    const found = await score(asked, mine.signal);
+    if (mine === running) succeeded(asked, identities, found);
+  } catch (error) {
+    if (mine === running) failed(error);
+  } finally {
+    if (mine === running) busy(false);
+  }
+}
+
+function busy(is, text) {
+  find("results").setAttribute("aria-busy", String(is));
+  find("score").textContent = is ? "Scoring…" : "Score";
+  if (!is) return;
+  find("empty").hidden = true;
+  show("failure");
+  say(text);
+}
+
+function succeeded(asked, identities, found) {
+  const { ranks } = ranked(found.scores);
+  const before = identities.map((identity) => scored?.ranks[identity]);
+  const sentence = summary(found);
+  scored = { asked: JSON.stringify(asked), sentence, ranks: Object.fromEntries(identities.map((id, i) => [id, ranks[i]])) };
+  const lost = find("key-row").contains(document.activeElement);
+  find("key-row").hidden = true;
+  if (!find("model").textContent) showModel();
+  find("found").replaceChildren(...sections(asked, found, before));
+  const texts = found.scores.map(({ reward }, i) => `${ranks.length > 1 ? `#${ranks[i]}, ` : ""}${signed(reward)}`);
+  if (JSON.stringify(form.identities()) === JSON.stringify(identities)) form.mark(texts);
+  say(sentence);
+  edited();
+  const { top, bottom } = find("results-title").getBoundingClientRect();
+  if (lost || top < 0 || bottom > innerHeight) find("results-title").focus(); // else whoever is typing goes on
+}
+
+function failed(error) {
+  const wait = error.wait === null || error.wait === undefined ? "" : ` It asks to wait ${plural(error.wait, "second")}.`;
+  const known = error instanceof Failure;
+  let message = known ? error.message : "The server’s answer does not fit this page.";
+  if (error.status === 401) message = keptKey() ? "The server does not take this key." : "This server wants a key.";
+  if (error.status === 429 || error.status === 503) message = `The server is busy.${wait}`;
+  say("Not scored.");
+  find("results").classList.toggle("stale", scored !== null);
+  if (error.status === 401) {
+    find("key-row").hidden = false;
+    show("failure", make("p", {}, message));
+    find("key").select();
+    find("key").focus();
+    return;
+  }
+  show("failure", make("p", {}, message), make("button", { type: "button", onclick: run }, "Try again"));
+}
+
+/** After an edit: an older result is said to be older, until the edit is undone. */
+function edited() {
+  const current = scored === null || scored.asked === JSON.stringify(form.asked());
+  if (find("results").classList.toggle("stale", !current)) {
+    form.mark([]);
+    say("Edited since. Score again to bring this up to date.");
+  } else if (scored) say(scored.sentence);
+}
+
+// --- links and examples --------------------------------------------------------------------------------------------
+
+/** Fills in what the address holds and scores it; without anything, the page begins empty. */
+function open() {
+  let asked = null;
+  forget();
+  try {
+    asked = linked();
+  } catch {
+    show("failure", make("p", {}, "The link is damaged: it holds no conversation. Ask for it again, or begin here."));
+  }
+  form.fill(asked ?? BLANK);
+  if (asked) run();
+}
+
+function forget() {
+  scored = null;
+  running?.abort();
+  running = null;
+  find("found").replaceChildren();
+  show("failure");
+  find("results").classList.remove("stale");
+  find("empty").hidden = false;
+  say("");
+}
+
+async function copy() {
+  history.replaceState(null, "", linkTo(form.asked()));
+  const done = navigator.clipboard?.writeText(location.href); // browsers offer it on https and localhost alone
+  const copied = await done?.then(() => true, () => false);
+  find("copy").textContent = copied ? "Copied" : "It is in the address bar";
+  setTimeout(() => (find("copy").textContent = "Copy link"), 2000);
+}
+
+function pick({ prompt, responses, task }) {
+  const asked = form.asked();
+  const written = [...asked.responses, ...asked.prompt.map(({ content }) => content)].some((text) => text.trim());
+  if (written) history.replaceState(null, "", linkTo(asked)); // the browser's Back brings it back
+  history.pushState(null, "", linkTo({ prompt, responses, task: task ?? null }));
+  open();
+}
+
+// --- the beginning -------------------------------------------------------------------------------------------------
+
+async function showModel() {
+  try {
+    const [{ id, tasks }] = await models();
+    find("model").textContent = id;
+    form.offer(Object.keys(tasks));
+  } catch (error) {
+    if (error.status === 401) find("key-row").hidden = false; // scoring says whatever else is wrong
+  }
+}
+
+async function showExamples() {
+  const examples = await (await fetch("page/examples.json")).json();
+  const buttons = examples.map((example) => make("button", { type: "button", onclick: () => pick(example) }, example.name));
+  find("examples").replaceChildren(...buttons);
+}
+
+form.setUp(edited, say);
+find("form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  run();
+});
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
+    event.preventDefault();
+    run();
+  }
+});
+find("copy").addEventListener("click", copy);
+find("shortcut").textContent = navigator.platform.startsWith("Mac") ? "⌘ Enter" : "Ctrl Enter";
+addEventListener("hashchange", open);
+showModel();
+showExamples();
+open();
