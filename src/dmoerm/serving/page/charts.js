@@ -41,7 +41,7 @@ export function capabilities(scores, order) {
     });
     return make("tr", { role: "row" }, make("th", { scope: "row", role: "rowheader" }, readable(name)), ...cells);
   });
-  const caption = `Standard deviations from the training data’s mean. Every bar runs from −${end} to +${end}.`;
+  const caption = `Standard deviations from the training data’s mean. Scale of every bar: −${end} to +${end}.`;
   return make(
     "table",
     { class: order.length > 4 ? "capabilities many" : "capabilities", role: "table" }, // roles: they outlast `display`

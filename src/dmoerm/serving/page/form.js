@@ -22,7 +22,7 @@ export function setUp(changed, said) {
   find("add-response").onclick = () => finish(fieldOf(addResponse()));
   find("form").addEventListener("input", () => finish());
   find("form").addEventListener("click", ({ target }) => target.matches(".remove") && remove(target.closest("li")));
-  find("turns").addEventListener("paste", (event) => pasted(event) && said("The pasted text was split into turns."));
+  find("turns").addEventListener("paste", (event) => pasted(event) && said("Split into turns"));
 
   function finish(focused) {
     find("problem").hidden = true;

@@ -13,6 +13,12 @@ let running = null; // the scoring under way can be aborted
 
 const say = (text) => (find("status").textContent = text);
 
+/** A word about what a button or a paste did, beside the buttons for a while. */
+function tell(text) {
+  find("told").textContent = text;
+  setTimeout(() => find("told").textContent === text && (find("told").textContent = ""), 4000);
+}
+
 // --- scoring -------------------------------------------------------------------------------------------------------
 
 async function run() {
@@ -36,7 +42,6 @@ async function run() {
 
 function busy(is, text) {
   find("results").setAttribute("aria-busy", String(is));
-  find("score").textContent = is ? "Scoring…" : "Score";
   if (!is) return;
   find("empty").hidden = true;
   show("failure");
@@ -56,18 +61,23 @@ function succeeded(asked, identities, found) {
   if (JSON.stringify(form.identities()) === JSON.stringify(identities)) form.mark(texts);
   say(sentence);
   edited();
+  reveal(lost);
+}
+
+/** Leads to the result where it is out of sight, or where the focus is lost; else whoever is typing goes on. */
+function reveal(lost = false) {
   const { top, bottom } = find("results-title").getBoundingClientRect();
-  if (lost || top < 0 || bottom > innerHeight) find("results-title").focus(); // else whoever is typing goes on
+  if (lost || top < 0 || bottom > innerHeight) find("results-title").focus();
 }
 
 function failed(error) {
-  const wait = error.wait === null || error.wait === undefined ? "" : ` It asks to wait ${plural(error.wait, "second")}.`;
-  const known = error instanceof Failure;
-  let message = known ? error.message : "The server’s answer does not fit this page.";
+  let message = error instanceof Failure ? error.message : "The server’s answer does not fit this page.";
   if (error.status === 401) message = keptKey() ? "The server does not take this key." : "This server wants a key.";
-  if (error.status === 429 || error.status === 503) message = `The server is busy.${wait}`;
-  say("Not scored.");
-  find("results").classList.toggle("stale", scored !== null);
+  if (error.status === 429) message = "The server is busy.";
+  if (error.status === 503) message = "The server is not ready.";
+  if (error.wait) message += ` It asks to wait ${plural(error.wait, "second")}.`;
+  edited();
+  say(scored ? "Not scored. Below is the scoring before." : "Not scored.");
   if (error.status === 401) {
     find("key-row").hidden = false;
     show("failure", make("p", {}, message));
@@ -76,12 +86,15 @@ function failed(error) {
     return;
   }
   show("failure", make("p", {}, message), make("button", { type: "button", onclick: run }, "Try again"));
+  reveal();
 }
 
 /** After an edit: an older result is said to be older, until the edit is undone. */
 function edited() {
-  const current = scored === null || scored.asked === JSON.stringify(form.asked());
-  if (find("results").classList.toggle("stale", !current)) {
+  const stale = scored !== null && scored.asked !== JSON.stringify(form.asked());
+  find("results").classList.toggle("stale", stale);
+  find("score").textContent = stale ? "Score again" : "Score";
+  if (stale) {
     form.mark([]);
     say("Edited since. Score again to bring this up to date.");
   } else if (scored) say(scored.sentence);
@@ -110,6 +123,7 @@ function forget() {
   show("failure");
   find("results").classList.remove("stale");
   find("empty").hidden = false;
+  find("score").textContent = "Score";
   say("");
 }
 
@@ -117,8 +131,7 @@ async function copy() {
   history.replaceState(null, "", linkTo(form.asked()));
   const done = navigator.clipboard?.writeText(location.href); // browsers offer it on https and localhost alone
   const copied = await done?.then(() => true, () => false);
-  find("copy").textContent = copied ? "Copied" : "It is in the address bar";
-  setTimeout(() => (find("copy").textContent = "Copy link"), 2000);
+  tell(copied ? "Link copied" : "The link is in the address bar");
 }
 
 function pick({ prompt, responses, task }) {
@@ -138,6 +151,7 @@ async function showModel() {
     form.offer(Object.keys(tasks));
   } catch (error) {
     if (error.status === 401) find("key-row").hidden = false; // scoring says whatever else is wrong
+    if (error.status === 503) setTimeout(showModel, 1000 * (error.wait ?? 2)); // the model is being loaded
   }
 }
 
@@ -147,7 +161,7 @@ async function showExamples() {
   find("examples").replaceChildren(...buttons);
 }
 
-form.setUp(edited, say);
+form.setUp(edited, tell);
 find("form").addEventListener("submit", (event) => {
   event.preventDefault();
   run();

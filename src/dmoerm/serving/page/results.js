@@ -2,7 +2,7 @@
 
 import { badge, capabilities, dot, matrix, reach, route } from "./charts.js";
 import { make } from "./dom.js";
-import { beats, letter, percent, readable, signed } from "./words.js";
+import { comparison, letter, percent, readable, signed } from "./words.js";
 
 /** The responses' places by reward, best first, and each one's rank: equal rewards share one. */
 export function ranked(scores) {
@@ -16,7 +16,7 @@ export function summary({ scores, win_probabilities: wins }) {
   const [first, second] = ranked(scores).order;
   if (second === undefined) return `The reward is ${signed(scores[0].reward)}.`;
   const share = wins[first][second];
-  return `${beats(letter(first), letter(second), share)} (${percent(share)}).`;
+  return `${letter(first)} comes first, ${comparison(share)} ${letter(second)} (${percent(share)}).`;
 }
 
 /**
@@ -45,8 +45,8 @@ function ranking(asked, { scores, win_probabilities: wins }, before) {
   const end = reach(scores.flatMap(({ reward, uncertainty }) => [Math.abs(reward) + (uncertainty ?? 0)]), 2);
   const lines = order.map((index) => {
     const { reward, uncertainty } = scores[index];
-    const against = index === order[0] ? null : wins[order[0]][index];
-    const said = against === null ? null : `${beats(letter(order[0]), letter(index), against)}: ${percent(against)}`;
+    const against = wins[order[0]][index];
+    const said = `${letter(order[0])} is ${comparison(against)} ${letter(index)}: ${percent(against)}`;
     const spread = uncertainty === null ? null : make("span", { class: "plus-minus" }, ` ± ${uncertainty.toFixed(2)}`);
     return make(
       "li",
@@ -56,11 +56,12 @@ function ranking(asked, { scores, win_probabilities: wins }, before) {
       make("span", { class: "snippet", dir: "auto" }, asked.responses[index].trim().slice(0, 300)),
       dot(reward, uncertainty ?? 0, end),
       make("span", { class: "reward" }, make("b", {}, signed(reward)), spread),
-      said && make("span", { class: "wins" }, said),
+      index === order[0] ? null : make("span", { class: "wins" }, said),
     );
   });
-  const spread = scores[0].uncertainty === null ? "" : ", ± how far its experts disagree";
-  const unit = `Reward in standard deviations about the task’s mean${spread}. The scale runs from −${end} to +${end}.`;
+  const spread = scores[0].uncertainty === null ? "" : " ±: how far the experts disagree.";
+  const mean = scores[0].task === null ? "higher is better" : "standard deviations about the task’s mean";
+  const unit = `Reward: ${mean}.${spread} Scale: −${end} to +${end}.`;
   const pairs = order.length > 2 ? matrix(wins, order) : null;
   return [make("ol", { class: "ranking" }, ...lines), make("p", { class: "note" }, unit), pairs];
 }

@@ -12,21 +12,20 @@ export function signed(number) {
 
 /** A share as a percentage; what is rounded to none or all is said to be close to it. */
 export function percent(share) {
-  if (share > 0 && share < 0.005) return "<1 %";
-  if (share < 1 && share > 0.995) return ">99 %";
-  return `${Math.round(share * 100)} %`;
+  if (share > 0 && share < 0.005) return "<1%";
+  if (share < 1 && share > 0.995) return ">99%";
+  return `${Math.round(share * 100)}%`;
 }
 
 /** How likely the better of two is to be preferred, in words: [lower bound, words]. */
 const CERTAINTY = [
-  [0.97, "is almost certainly better than"],
-  [0.85, "is very likely better than"],
-  [0.7, "is likely better than"],
-  [0.55, "is a little more likely better than"],
-  [0, "is about level with"],
+  [0.97, "almost certainly better than"],
+  [0.85, "very likely better than"],
+  [0.7, "likely better than"],
+  [0.55, "perhaps better than"],
+  [0, "about level with"],
 ];
 
-export const beats = (first, second, probability) =>
-  `${first} ${CERTAINTY.find(([least]) => probability >= least)[1]} ${second}`;
+export const comparison = (probability) => CERTAINTY.find(([least]) => probability >= least)[1];
 
 export const plural = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
