@@ -67,7 +67,9 @@ function succeeded(asked, identities, found) {
 /** Leads to the result where it is out of sight, or where the focus is lost; else whoever is typing goes on. */
 function reveal(lost = false) {
   const { top, bottom } = find("results-title").getBoundingClientRect();
-  if (lost || top < 0 || bottom > innerHeight) find("results-title").focus();
+  if (!lost && top >= 0 && bottom <= innerHeight) return;
+  find("results-title").focus({ preventScroll: true });
+  find("results-title").scrollIntoView();
 }
 
 function failed(error) {
