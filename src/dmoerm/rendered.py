@@ -17,18 +17,30 @@ _SPECIAL = (
 _ENDS = re.compile(rf"^(?:\s*{_SPECIAL})+|(?:{_SPECIAL}\s*)+$")
 _TURN = re.compile(
     r"(?:<\|im_start\|>|<\|start_header_id\|>|<start_of_turn>)(system|user|assistant|model)(?:<\|end_header_id\|>)?\s*\n"
-    r"(.*?)(?:<\|im_end\|>|<\|eot_id\|>|<end_of_turn>)",
+    r"(.*?)(?:<\|im_end\|>|<\|eot_id\|>|<end_of_turn>|\Z)",
     re.DOTALL,
 )
 
 
 def conversation(prompt: str) -> Prompt:
     """The turns of a prompt that a template has rendered; any other one as text, without special tokens around it."""
-    turns = tuple(
-        Message(role="assistant" if role == "model" else role, content=text.strip())  # pyright: ignore[reportArgumentType]
-        for role, text in _TURN.findall(prompt)
-    )
+    turns = _turns(prompt)
+    if turns and turns[-1].role == "assistant" and not turns[-1].content:  # where the response goes
+        turns = turns[:-1]
     return turns or _ENDS.sub("", prompt).strip()
+
+
+def split_response(text: str) -> tuple[Prompt, str]:
+    """Prompt and response of one rendered text. Raises `DataError` where nothing says where the response begins."""
+    turns = _turns(text)
+    if len(turns) < 2 or turns[-1].role != "assistant":
+        raise DataError(
+            "nothing in the text says where the response begins",
+            field="input",
+            value=text,
+            remedy="send messages, or the conversation as a chat template renders it, the response its last turn",
+        )
+    return turns[:-1], turns[-1].content
 
 
 def response_text(query: str, prompt: str) -> str:
@@ -39,3 +51,10 @@ def response_text(query: str, prompt: str) -> str:
             "the query does not hold its prompt", field="queries", value=query, remedy="pass prompts as they were read"
         )
     return _ENDS.sub("", response).strip()
+
+
+def _turns(text: str) -> tuple[Message, ...]:
+    return tuple(
+        Message(role="assistant" if role == "model" else role, content=content.strip())  # pyright: ignore[reportArgumentType]
+        for role, content in _TURN.findall(text)
+    )
