@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-from collections.abc import Callable, Iterable
+import shutil
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -108,3 +109,21 @@ def trained_run(tiny_backbone: str, tmp_path_factory: pytest.TempPathFactory) ->
 def tiny_model(tiny_config: Callable[..., Config]) -> Callable[..., Any]:
     """A function: changes to the settings of a tiny run → its model, filled with random numbers instead of trained."""
     return lambda **changes: make_model(tiny_config(**changes))
+
+
+# --- a browser -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")  # not longer: while it runs, no other test can start an event loop
+def browser() -> Iterator[Any]:
+    """The system's Chromium; tests that need it are skipped where there is none."""
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed; run: make install")
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("there is no chromium; run: make browser")
+    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    with api.sync_playwright() as running:
+        flags = [*flags.split(), "--disable-component-update", "--disable-sync"]
+        found = running.chromium.launch(executable_path=chromium, args=flags)
+        yield found
+        found.close()

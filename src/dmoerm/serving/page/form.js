@@ -152,6 +152,6 @@ function choose(task) {
 /** Writes beside each response what came of it; nothing where `texts` is empty. */
 export function mark(texts) {
   rows("responses").forEach((row, index) => {
-    row.querySelector("output").textContent = texts[index] ?? "";
+    row.querySelector(".outcome").textContent = texts[index] ?? "";
   });
 }
