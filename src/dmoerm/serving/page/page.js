@@ -66,8 +66,8 @@ function succeeded(asked, identities, found) {
 
 /** Leads to the result where it is out of sight, or where the focus is lost; else whoever is typing goes on. */
 function reveal(lost = false) {
-  const { top, bottom } = find("results-title").getBoundingClientRect();
-  if (!lost && top >= 0 && bottom <= innerHeight) return;
+  const { top } = find("results-title").getBoundingClientRect();
+  if (!lost && top >= 0 && top < innerHeight * 0.4) return;
   find("results-title").focus({ preventScroll: true });
   find("results-title").scrollIntoView();
 }
