@@ -4,7 +4,7 @@ import { copyOf, find, make } from "./dom.js";
 import { turnsOf } from "./turns.js";
 import { letter, readable } from "./words.js";
 
-export const MOST = 8;
+const MOST = 8; // responses that can be compared at a glance
 let made = 0; // responses so far: each keeps its number while others come and go
 
 const rows = (list) => [...find(list).children];

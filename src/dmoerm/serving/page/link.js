@@ -19,5 +19,6 @@ export function linked() {
   const bytes = Uint8Array.from(binary, (character) => character.charCodeAt(0));
   const asked = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(bytes));
   const turns = asked.prompt.map(({ role, content }) => ({ role: String(role), content: String(content) }));
+  if (!turns.length || !asked.responses.length) throw new Error("nothing to score");
   return { prompt: turns, responses: asked.responses.map(String), task: asked.task ? String(asked.task) : null };
 }

@@ -8,7 +8,7 @@ import { ranked, sections, summary } from "./results.js";
 import { plural, signed } from "./words.js";
 
 const BLANK = { prompt: [{ role: "user", content: "" }], responses: ["", ""], task: null };
-let scored = null; // the last scoring: what was asked, as text; the sentence about it; response → rank
+let scored = null; // the last scoring: what was asked, as text; what is said of all and of each; response → rank
 let running = null; // the scoring under way can be aborted
 
 const say = (text) => (find("status").textContent = text);
@@ -25,6 +25,7 @@ async function run() {
   if (!form.complete()) return;
   const asked = form.asked();
   const identities = form.identities();
+  const leaving = [find("failure"), find("key-row")].some((part) => part.contains(document.activeElement)); // both hide
   running?.abort();
   const mine = (running = new AbortController());
   history.replaceState(null, "", linkTo(asked));
@@ -32,7 +33,7 @@ async function run() {
   busy(true, `Scoring ${plural(asked.responses.length, "response")}…`);
   try {
     const found = await score(asked, mine.signal);
-    if (mine === running) succeeded(asked, identities, found);
+    if (mine === running) succeeded(asked, identities, found, leaving);
   } catch (error) {
     if (mine === running) failed(error);
   } finally {
@@ -48,26 +49,23 @@ function busy(is, text) {
   say(text);
 }
 
-function succeeded(asked, identities, found) {
+function succeeded(asked, identities, found, leaving) {
   const { ranks } = ranked(found.scores);
   const before = identities.map((identity) => scored?.ranks[identity]);
-  const sentence = summary(found);
-  scored = { asked: JSON.stringify(asked), sentence, ranks: Object.fromEntries(identities.map((id, i) => [id, ranks[i]])) };
-  const lost = find("key-row").contains(document.activeElement);
+  const outcomes = found.scores.map(({ reward }, i) => `${ranks.length > 1 ? `#${ranks[i]}, ` : ""}${signed(reward)}`);
+  const places = Object.fromEntries(identities.map((identity, i) => [identity, ranks[i]]));
+  scored = { asked: JSON.stringify(asked), sentence: summary(found), outcomes, ranks: places };
   find("key-row").hidden = true;
   if (!find("model").textContent) showModel();
   find("found").replaceChildren(...sections(asked, found, before));
-  const texts = found.scores.map(({ reward }, i) => `${ranks.length > 1 ? `#${ranks[i]}, ` : ""}${signed(reward)}`);
-  if (JSON.stringify(form.identities()) === JSON.stringify(identities)) form.mark(texts);
-  say(sentence);
   edited();
-  reveal(lost);
+  reveal(leaving);
 }
 
-/** Leads to the result where it is out of sight, or where the focus is lost; else whoever is typing goes on. */
-function reveal(lost = false) {
+/** Leads to the result where it is out of sight, or where the focus would be lost; else whoever is typing goes on. */
+function reveal(must = false) {
   const { top } = find("results-title").getBoundingClientRect();
-  if (!lost && top >= 0 && top < innerHeight * 0.4) return;
+  if (!must && top >= 0 && top < innerHeight * 0.4) return;
   find("results-title").focus({ preventScroll: true });
   find("results-title").scrollIntoView();
 }
@@ -79,7 +77,7 @@ function failed(error) {
   if (error.status === 503) message = "The server is not ready.";
   if (error.wait) message += ` It asks to wait ${plural(error.wait, "second")}.`;
   edited();
-  say(scored ? "Not scored. Below is the scoring before." : "Not scored.");
+  say(scored ? "Not scored. Below is the last result." : "Not scored.");
   if (error.status === 401) {
     find("key-row").hidden = false;
     show("failure", make("p", {}, message));
@@ -96,10 +94,9 @@ function edited() {
   const stale = scored !== null && scored.asked !== JSON.stringify(form.asked());
   find("results").classList.toggle("stale", stale);
   find("score").textContent = stale ? "Score again" : "Score";
-  if (stale) {
-    form.mark([]);
-    say("Edited since. Score again to bring this up to date.");
-  } else if (scored) say(scored.sentence);
+  form.mark(stale ? [] : (scored?.outcomes ?? []));
+  if (stale) say("Edited since. Score again to bring this up to date.");
+  else if (scored) say(scored.sentence);
 }
 
 // --- links and examples --------------------------------------------------------------------------------------------
@@ -121,6 +118,7 @@ function forget() {
   scored = null;
   running?.abort();
   running = null;
+  busy(false);
   find("found").replaceChildren();
   show("failure");
   find("results").classList.remove("stale");
