@@ -45,6 +45,8 @@ def split_response(text: str) -> tuple[Prompt, str]:
 
 def response_text(query: str, prompt: str) -> str:
     """The response without the special tokens around it. Raises `DataError` if the query does not hold the prompt."""
+    if not prompt:
+        raise DataError("a prompt is empty", field="prompts", remedy="pass prompts as they were read")
     _, found, response = query.partition(prompt)
     if not found:
         raise DataError(

@@ -61,10 +61,10 @@ def create_app(
     _add_state(app)
     _add_page(app)
     add_handlers(app)
-    paths = frozenset(str(path) for route in app.routes if (path := getattr(route, "path", None)))
-    if settings.allow_origins:
-        app.add_middleware(CORSMiddleware, allow_origins=settings.allow_origins, allow_headers=["*"])
+    paths = frozenset({"/", *app.openapi()["paths"]})
     app.add_middleware(Guard, settings=settings, metrics=service.metrics, paths=paths)
+    if settings.allow_origins:  # around the guard: a browser asks whether it may ask without the key
+        app.add_middleware(CORSMiddleware, allow_origins=settings.allow_origins, allow_headers=["*"])
     return app
 
 

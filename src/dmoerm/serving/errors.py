@@ -1,6 +1,6 @@
 """Every error of the server, and the one form in which clients read it: `{"error": {message, type, param, code}}`.
 
-DataError, a body that fits no protocol     422, 400 where it is no JSON
+DataError, a body that fits no protocol     422; 400 where it is no JSON, 415 where it is not said to be
 Unauthorised                                401
 TooSlow, TooLarge                           408, 413
 Overloaded                                  429 with Retry-After
@@ -75,6 +75,8 @@ def _unreadable(error: Any) -> Response:
     first = error.errors()[0]
     if first["type"] == "json_invalid":
         return _write(400, f"the body is no JSON: {first.get('ctx', {}).get('error', first['msg'])}")
+    if isinstance(first.get("input"), bytes):
+        return _write(415, "the body is not sent as JSON; send it with Content-Type: application/json")
     param = ".".join(str(part) for part in first["loc"] if part != "body") or None
     got = "" if first["type"] == "missing" else f" (got {shorten(first.get('input'))})"
     message = str(first["msg"])

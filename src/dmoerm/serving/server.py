@@ -18,6 +18,7 @@ from ..model import DMoERM
 from .app import create_app
 from .settings import ServingConfig
 
+_RECORD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message", "taskName"}
 _KEEP_ALIVE = 75  # seconds; longer than the 60 of common proxies, which else meet a connection that just closes
 
 
@@ -39,7 +40,7 @@ def serve(
             app,
             host,
             port,
-            http=_protocol(settings.receive_timeout),
+            http=protocol(settings.receive_timeout),
             log_config=None,
             access_log=False,  # the guard says more, and no query strings
             server_header=False,
@@ -62,6 +63,7 @@ def log_settings(json_logs: bool) -> dict[str, Any]:
             "()": "pythonjsonlogger.json.JsonFormatter",
             "fmt": "%(asctime)s %(levelname)s %(name)s %(message)s",
             "rename_fields": {"asctime": "time", "levelname": "level", "name": "logger"},
+            "reserved_attrs": [*_RECORD],
         },
         "text": {"()": _Text},
     }
@@ -78,14 +80,12 @@ def log_settings(json_logs: bool) -> dict[str, Any]:
 class _Text(logging.Formatter):
     """For people: time, message, and whatever was said beside it."""
 
-    _KNOWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message", "taskName"}
-
     def format(self, record: logging.LogRecord) -> str:
-        more = " ".join(f"{key}={value}" for key, value in vars(record).items() if key not in self._KNOWN)
+        more = " ".join(f"{key}={value}" for key, value in vars(record).items() if key not in _RECORD)
         return f"{self.formatTime(record, '%H:%M:%S')} {record.getMessage()} {more}".rstrip()
 
 
-def _protocol(seconds: float) -> type[H11Protocol]:
+def protocol(seconds: float) -> type[H11Protocol]:
     """HTTP/1.1 that hangs up on a client which opens a connection and does not send a request's headers in time."""
 
     class Protocol(H11Protocol):

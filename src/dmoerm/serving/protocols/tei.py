@@ -31,11 +31,12 @@ class PredictRequest(BaseModel):
 @router.post("/", include_in_schema=False)
 async def predict(request: Request, body: PredictRequest, service: Asked) -> Any:
     """One label with its score; for a list of inputs a list of those."""
+    raw = _raw(body)
     one = isinstance(body.inputs, str) or (len(body.inputs) > 0 and isinstance(body.inputs[0], str))
     asked: Any = [body.inputs] if one else body.inputs
     found = await service.rewards(request, [_conversation(text, service) for text in asked])
     rewards = [EMPTY_REWARD if score is None else score.reward for score in found]
-    if not _raw(body):
+    if not raw:
         rewards = [sigmoid(reward) for reward in rewards]
     answer = [[{"score": reward, "label": LABEL}] for reward in rewards]
     return answer[0] if one else answer
