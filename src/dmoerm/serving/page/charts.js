@@ -64,8 +64,8 @@ export function route(probabilities, scored) {
   });
   const rest = tasks.slice(shown.length);
   if (rest.length) {
-    const share = percent(rest.reduce((sum, [, each]) => sum + each, 0));
-    lines.push(make("li", {}, make("span", { class: "task" }, `${rest.length} more, together`), "", make("span", { class: "value" }, share)));
+    const share = make("span", { class: "value" }, percent(rest.reduce((sum, [, each]) => sum + each, 0)));
+    lines.push(make("li", {}, make("span", { class: "task" }, `${rest.length} more, together`), share));
   }
   return make("ul", { class: "route" }, ...lines);
 }
@@ -77,7 +77,8 @@ export function matrix(wins, order) {
     if (row === column) return make("td", { class: "self" }, "–");
     const share = wins[row][column];
     const strength = `${Math.round(Math.abs(share - 0.5) * 70)}%`; // at most 35 %: the number stays readable on it
-    return make("td", { class: share < 0.5 ? "heat below" : "heat", style: { "--strength": strength } }, String(Math.round(share * 100)));
+    const heat = { class: share < 0.5 ? "heat below" : "heat", style: { "--strength": strength } };
+    return make("td", heat, String(Math.round(share * 100)));
   };
   const body = order.map((row) => make("tr", {}, heading(row, "row"), ...order.map((column) => cell(row, column))));
   const header = make("tr", {}, make("td"), ...order.map((column) => heading(column, "col")));

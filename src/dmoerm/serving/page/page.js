@@ -157,8 +157,8 @@ async function showModel() {
 
 async function showExamples() {
   const examples = await (await fetch("page/examples.json")).json();
-  const buttons = examples.map((example) => make("button", { type: "button", onclick: () => pick(example) }, example.name));
-  find("examples").replaceChildren(...buttons);
+  const button = (example) => make("button", { type: "button", onclick: () => pick(example) }, example.name);
+  find("examples").replaceChildren(...examples.map(button));
 }
 
 form.setUp(edited, tell);

@@ -78,8 +78,9 @@ function routing(asked, { route: probabilities, task }) {
   const name = (text) => make("b", {}, readable(text));
   let said;
   if (task === null) {
-    const why = likeliest ? ["No task was likely enough: ", name(likeliest), ` came closest with ${percent(share)}. `] : [];
-    said = [...why, "So the ", make("b", {}, "general model"), " scored, which has no capabilities and no uncertainty."];
+    const closest = [name(likeliest ?? ""), ` came closest with ${percent(share ?? 0)}. So the `];
+    const why = likeliest ? ["No task was likely enough: ", ...closest] : ["The "];
+    said = [...why, name("general model"), " scored, which has no capabilities and no uncertainty."];
   } else if (asked.task) {
     said = ["You chose ", name(task), "; its experts scored."];
     if (likeliest && likeliest !== task) said.push(" The router would have taken ", name(likeliest), ".");
