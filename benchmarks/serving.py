@@ -40,8 +40,8 @@ def main() -> None:
     minutes = float(sys.argv[1]) if len(sys.argv) > 1 else 10.0
     queries = texts(TEXTS)
     with tempfile.TemporaryDirectory() as folder:
-        model = ours(str(bundled_backbone()), "float32", 5, 24)
-        model.save_pretrained(folder)
+        ours(str(bundled_backbone()), "float32", 5, 24).save_pretrained(folder)
+        model = DMoERM.from_pretrained(folder)
         with server(folder) as (url, process):
             found = asyncio.run(measure(model, queries, url, process.pid, minutes))
     write("serving", f"python benchmarks/serving.py {minutes:g}", **found)
