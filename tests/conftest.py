@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -119,3 +120,21 @@ def reward_server() -> Iterator[RunningServer]:
     """A server by rule that runs while the tests do; do not kill it."""
     with running_server() as server:
         yield server
+
+
+# --- a browser -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")  # not longer: while it runs, no other test can start an event loop
+def browser() -> Iterator[Any]:
+    """The system's Chromium; tests that need it are skipped where there is none."""
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed; run: make install")
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("there is no chromium; run: make browser")
+    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    with api.sync_playwright() as running:
+        flags = [*flags.split(), "--disable-component-update", "--disable-sync"]
+        found = running.chromium.launch(executable_path=chromium, args=flags)
+        yield found
+        found.close()

@@ -17,17 +17,16 @@ _SPECIAL = (
 _ENDS = re.compile(rf"^(?:\s*{_SPECIAL})+|(?:{_SPECIAL}\s*)+$")
 _TURN = re.compile(
     r"(?:<\|im_start\|>|<\|start_header_id\|>|<start_of_turn>)(system|user|assistant|model)(?:<\|end_header_id\|>)?\s*\n"
-    r"(.*?)(?:<\|im_end\|>|<\|eot_id\|>|<end_of_turn>)",
+    r"(.*?)(?:<\|im_end\|>|<\|eot_id\|>|<end_of_turn>|\Z)",
     re.DOTALL,
 )
 
 
 def conversation(prompt: str) -> Prompt:
     """The turns of a prompt that a template has rendered; any other one as text, without special tokens around it."""
-    turns = tuple(
-        Message(role="assistant" if role == "model" else role, content=text.strip())  # pyright: ignore[reportArgumentType]
-        for role, text in _TURN.findall(prompt)
-    )
+    turns = _turns(prompt)
+    if turns and turns[-1].role == "assistant" and not turns[-1].content:  # where the response goes
+        turns = turns[:-1]
     return turns or bare(prompt)
 
 
@@ -36,11 +35,33 @@ def bare(text: str) -> str:
     return _ENDS.sub("", text).strip()
 
 
+def split_response(text: str) -> tuple[Prompt, str]:
+    """Prompt and response of one rendered text. Raises `DataError` where nothing says where the response begins."""
+    turns = _turns(text)
+    if len(turns) < 2 or turns[-1].role != "assistant":
+        raise DataError(
+            "nothing in the text says where the response begins",
+            field="input",
+            value=text,
+            remedy="send messages, or the conversation as a chat template renders it, the response its last turn",
+        )
+    return turns[:-1], turns[-1].content
+
+
 def response_text(query: str, prompt: str) -> str:
     """The response without the special tokens around it. Raises `DataError` if the query does not hold the prompt."""
+    if not prompt:
+        raise DataError("a prompt is empty", field="prompts", remedy="pass prompts as they were read")
     _, found, response = query.partition(prompt)
     if not found:
         raise DataError(
             "the query does not hold its prompt", field="queries", value=query, remedy="pass prompts as they were read"
         )
     return bare(response)
+
+
+def _turns(text: str) -> tuple[Message, ...]:
+    return tuple(
+        Message(role="assistant" if role == "model" else role, content=content.strip())  # pyright: ignore[reportArgumentType]
+        for role, content in _TURN.findall(text)
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,25 +14,10 @@ from test_results import example
 
 from dmoerm.evaluation import write_report
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed; run: make install")
-
-_CHROMIUM = shutil.which("chromium")
-_FLAGS = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-pytestmark = pytest.mark.skipif(_CHROMIUM is None, reason="there is no chromium; run: make browser")
-
 _VISIBLE = """selector => [...document.querySelectorAll(selector)].filter(e => !e.closest('details:not([open])'))
     .map(e => [e.getBoundingClientRect().width, e.getBoundingClientRect().height])"""
 _FONTS = """() => [...document.querySelectorAll('body *')].filter(e => e.textContent.trim() && e.children.length == 0)
     .map(e => parseFloat(getComputedStyle(e).fontSize))"""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as running:
-        flags = [*_FLAGS.split(), "--disable-component-update", "--disable-sync"]
-        found = running.chromium.launch(executable_path=_CHROMIUM, args=flags)
-        yield found
-        found.close()
 
 
 @pytest.fixture(scope="module")

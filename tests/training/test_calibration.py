@@ -63,3 +63,15 @@ def test_equal_rewards_leave_finite_numbers() -> None:
     calibrate(calibration, {key: torch.ones(2) for key in rewards}, train, [])
     assert calibration(torch.ones(1)).item() == 0
     assert torch.isfinite(calibration.temperature)
+
+
+def test_a_handful_of_groups_that_disagree_do_not_make_every_pair_even() -> None:
+    rewards, train = examples(200, 1.0, 3)
+    held_out, validation = examples(6, 1.0, 4)
+    wrong = [e for e in validation if held_out[e.key][0] < held_out[e.key][1]]
+    for e in wrong:
+        e.pairs[None] = [Pair(0, 1)]
+    calibration = Calibration()
+    calibrate(calibration, rewards | held_out, train, wrong)
+    assert wrong
+    assert 1 < float(calibration.temperature) < 5

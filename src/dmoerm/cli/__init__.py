@@ -18,7 +18,7 @@ from rich.markup import escape
 from typer.core import TyperGroup
 
 from ..errors import DmoermError
-from . import benchmark, bon, compare, data, demo, eval, label, push, report, rl, score, train
+from . import benchmark, bon, compare, data, demo, eval, label, push, report, rl, score, serve, train
 
 _INTERRUPTED, _PIPE_CLOSED = 130, 141
 _SYSTEM_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR}
@@ -54,6 +54,7 @@ app.add_typer(label.app, name="label")
 app.command("train")(train.command)
 app.command("eval")(eval.command)
 app.command("score")(score.command)
+app.command("serve")(serve.command)
 app.command("compare")(compare.command)
 app.command("bon")(bon.command)
 app.command("benchmark")(benchmark.command)

@@ -65,7 +65,7 @@ class Encoder:
             )
         self.tokenizer, self.config = tokenizer, config
         self.max_length = min(config.max_length, limit or config.max_length)
-        opening, *_, before, after = self._render([Message(role="user", content="x")])
+        opening, *_, before, after = self.render([Message(role="user", content="x")])
         self.marker = self._special(before)  # between the last turn and the response: tells where a response begins
         self._end_of_turn = self._special(after.rstrip())
         self._added = self._put_before("x")
@@ -145,13 +145,18 @@ class Encoder:
         if self.config.system and messages[0].role != "system":
             messages.insert(0, Message(role="system", content=self.config.system))
         ids: list[int] = []
-        for piece, message in zip(self._render(messages)[:-1], [*messages, None], strict=True):
+        for piece, message in zip(self.render(messages)[:-1], [*messages, None], strict=True):
             ids += self._special(piece)
             ids += self._text(message.content) if message else []
         return ids
 
-    def _render(self, messages: Sequence[Message]) -> list[str]:
-        """The template's own text: before, between and after the messages' texts and the response."""
+    def render(self, messages: Sequence[Message]) -> list[str]:
+        """The template's own text: before, between and after the messages' texts and the response.
+
+        Raises:
+            DataError: the template refuses the conversation.
+            BackboneError: it drops or reorders messages.
+        """
         slots = [{"role": m.role, "content": _SLOT.format(i)} for i, m in enumerate(messages)]
         slots.append({"role": "assistant", "content": _SLOT.format(len(messages))})
         text = self._chat(slots) if self.config.template == "chat" else self._plain(slots)

@@ -1,0 +1,165 @@
+"""The server under load: its rate beside the offline engine's on the same texts, its latency, its memory.
+
+32 clients on loopback send one prompt with one response a request. SmolLM2-135M, five experts (LoRA, rank 16 on q and
+v) on the last 6 of 30 layers, float32. The clients, the server and the engine share the machine's cores.
+
+python benchmarks/serving.py [MINUTES of full load for the memory, 10]
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import random
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx2
+from measure import row, write
+from models import TASK, ours
+
+from dmoerm.data import testbed
+from dmoerm.model import DMoERM
+from dmoerm.model.backbone import bundled_backbone
+from dmoerm.schema import Query
+
+CLIENTS, TEXTS, ROUNDS, LATENCIES = 32, 128, 3, 400
+
+
+def main() -> None:
+    """All three."""
+    minutes = float(sys.argv[1]) if len(sys.argv) > 1 else 10.0
+    queries = texts(TEXTS)
+    with tempfile.TemporaryDirectory() as folder:
+        ours(str(bundled_backbone()), "float32", 5, 24).save_pretrained(folder)
+        model = DMoERM.from_pretrained(folder)
+        with server(folder) as (url, process):
+            found = asyncio.run(measure(model, queries, url, process.pid, minutes))
+    write("serving", f"python benchmarks/serving.py {minutes:g}", **found)
+
+
+def texts(count: int) -> list[Query]:
+    """One prompt and one response each, as the testbed writes them; scored as the benchmark's task."""
+    groups = testbed.generate(count // 5, 2)
+    made = [Query(prompt=group.prompt, responses=group.responses[:1], task=TASK) for group in groups]
+    return random.Random(0).sample(made, len(made))[:count]
+
+
+@contextlib.contextmanager
+def server(folder: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """`dmoerm serve` on this folder, ready."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [Path(sys.executable).with_name("dmoerm"), "serve", folder, "--port", str(port)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        while True:
+            with contextlib.suppress(httpx2.HTTPError):
+                if httpx2.get(f"{url}/ready").status_code == 200:
+                    break
+            time.sleep(0.2)
+        yield url, process
+    finally:
+        process.terminate()
+        process.wait()
+
+
+async def measure(model: DMoERM, queries: Sequence[Query], url: str, pid: int, minutes: float) -> dict[str, Any]:
+    """Rates in turns, then latency at half the server's rate, then memory under full load."""
+    times: list[tuple[float, float]] = []
+    difference = 0.0
+    for turn in range(ROUNDS + 1):
+        started = time.perf_counter()
+        offline = [scores[0].reward for scores in model.score_queries(queries)]
+        middle = time.perf_counter()
+        online, _ = await closed_loop(url, queries)
+        ended = time.perf_counter()
+        difference = max(difference, *(abs(a - b) for a, b in zip(offline, online, strict=True)))
+        if turn:  # the first is to warm up
+            times.append((ended - middle, middle - started))
+    served, engine = (statistics.median(each) for each in zip(*times, strict=True))
+    rate = len(queries) / served
+    latency = await open_loop(url, queries, rate / 2)
+    memory = await hold(url, queries, pid, minutes)
+    tokens = sum(model.encoder.encode(query).tokens for query in queries)
+    return {
+        "rows": [row(f"{CLIENTS}_clients_{TEXTS}_texts_fp32", "offline", served, engine, ROUNDS)],
+        "requests_a_second": round(rate, 1),
+        "tokens_a_text": round(tokens / len(queries)),
+        "largest_difference": float(f"{difference:.1e}"),
+        "latency_at_half_the_rate_s": latency,
+        "memory_mib": memory,
+    }
+
+
+async def closed_loop(url: str, queries: Sequence[Query]) -> tuple[list[float], list[float]]:
+    """Every client sends its next text once it has its answer: rewards and seconds, in the texts' order."""
+    todo = iter(range(len(queries)))
+    rewards, seconds = [0.0] * len(queries), [0.0] * len(queries)
+
+    async def client() -> None:
+        async with httpx2.AsyncClient(base_url=url, timeout=300) as http:
+            for i in todo:
+                rewards[i], seconds[i] = await ask(http, queries[i])
+
+    await asyncio.gather(*(client() for _ in range(CLIENTS)))
+    return rewards, seconds
+
+
+async def open_loop(url: str, queries: Sequence[Query], rate: float) -> dict[str, float]:
+    """Each client sends at random moments (a Poisson process), whether or not it has its answers."""
+    rng = random.Random(1)
+    moments = sorted(rng.uniform(0, LATENCIES / rate) for _ in range(LATENCIES))
+    started = time.perf_counter()
+    async with httpx2.AsyncClient(base_url=url, timeout=300, limits=httpx2.Limits(max_connections=CLIENTS)) as http:
+
+        async def one(moment: float, query: Query) -> float:
+            await asyncio.sleep(started + moment - time.perf_counter())
+            return (await ask(http, query))[1]
+
+        asked = [one(moment, queries[i % len(queries)]) for i, moment in enumerate(moments)]
+        seconds = sorted(await asyncio.gather(*asked))
+    median, p99 = statistics.median(seconds), seconds[int(len(seconds) * 0.99)]
+    return {"median": round(median, 3), "p99": round(p99, 3), "ratio": round(p99 / median, 2)}
+
+
+async def hold(url: str, queries: Sequence[Query], pid: int, minutes: float) -> dict[str, float]:
+    """The server's resident memory a tenth into the time, at its end, and at most."""
+    started, sizes = time.perf_counter(), []
+    while (passed := (time.perf_counter() - started) / 60) < minutes:
+        await closed_loop(url, queries)
+        sizes.append((passed, resident(pid)))
+    if not sizes:
+        return {}
+    late = [size for passed, size in sizes if passed >= minutes / 10] or [sizes[-1][1]]
+    return {"after_a_tenth": late[0], "at_the_end": late[-1], "growth": round(late[-1] / late[0] - 1, 4)}
+
+
+def resident(pid: int) -> float:
+    """MiB."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, 1)
+
+
+async def ask(http: httpx2.AsyncClient, query: Query) -> tuple[float, float]:
+    """The reward of one text, and the seconds that it took."""
+    body = {"items": [query.model_dump(include={"prompt", "responses", "task"})]}
+    started = time.perf_counter()
+    answer = await http.post("/v1/score", content=json.dumps(body), headers={"Content-Type": "application/json"})
+    answer.raise_for_status()
+    return answer.json()["items"][0]["scores"][0]["reward"], time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""`dmoerm serve`: a model behind HTTP, for trainers, programs and people."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+KEY_VARIABLE = "DMOERM_API_KEY"
+
+
+def command(
+    model: Annotated[str, typer.Argument(help="A model's or a run's folder, or a hub name.")],
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0: every network.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    name: Annotated[str, typer.Option(help="What answers call the model; else the folder's or the hub's name.")] = "",
+    api_key_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help=f"Holds the key that clients must send; else ${KEY_VARIABLE}.")
+    ] = None,
+    allow_origin: Annotated[
+        list[str] | None, typer.Option(help="A web page's origin that may ask (CORS); none by default.")
+    ] = None,
+    batch_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of one pass, counted once an expert.")] = 8192,
+    queue_tokens: Annotated[int, typer.Option(min=1, help="Most tokens that wait; beyond: 429.")] = 262_144,
+    max_body_bytes: Annotated[int, typer.Option(min=1024, help="Largest body; beyond: 413.")] = 4 * 2**20,
+    max_responses: Annotated[int, typer.Option(min=1, help="Most responses of a request; beyond: 422.")] = 256,
+    max_request_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of a request; beyond: 422.")] = 131_072,
+    log_format: Annotated[str, typer.Option(help="json, text, or auto: text on a terminal.")] = "auto",
+) -> None:
+    """Serve a model over HTTP: /v1/score, vLLM's /classify and /pooling, OpenRLHF's /get_reward, TEI's /predict.
+
+    A browser finds a page at /. docs/serving.md has the protocols, limits and security.
+    """
+    from ..errors import ConfigError
+    from .models import load_model, model_folder
+
+    if log_format not in ("auto", "json", "text"):
+        raise ConfigError(f"--log-format {log_format}: use json, text or auto")
+    try:
+        from ..serving import ServingConfig
+        from ..serving.server import serve
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"the server needs the package {error.name}: pip install 'dmoerm[serve]'") from None
+    settings = ServingConfig(
+        batch_tokens=batch_tokens,
+        queue_tokens=queue_tokens,
+        max_body_bytes=max_body_bytes,
+        max_responses=max_responses,
+        max_request_tokens=max_request_tokens,
+        api_key=_key(api_key_file),
+        allow_origins=tuple(allow_origin or ()),
+    )
+    _warn(host, settings.api_key)
+    serve(
+        lambda: load_model(model),
+        settings,
+        name=name or _name(model, model_folder(model)),
+        host=host,
+        port=port,
+        json_logs=log_format == "json" or (log_format == "auto" and not sys.stderr.isatty()),
+    )
+
+
+def _key(file: Path | None) -> str | None:
+    """The key of the file or the environment; never an argument, which every user of the machine can read."""
+    from ..errors import ConfigError
+
+    if file is None:
+        return os.environ.get(KEY_VARIABLE) or None
+    key = file.read_text(encoding="utf-8").strip()
+    if not key:
+        raise ConfigError(f"--api-key-file {file}: is empty")
+    return key
+
+
+def _warn(host: str, key: str | None) -> None:
+    try:
+        local = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        local = host == "localhost"
+    if not local and key is None:
+        Console(stderr=True).print(
+            f"[yellow]warning:[/yellow] {host} can be reached from other machines and no API key is set; "
+            f"set {KEY_VARIABLE} or --api-key-file",
+            soft_wrap=True,
+        )
+
+
+def _name(model: str, folder: str) -> str:
+    """The run's or the model's folder name; a hub name as it is."""
+    return Path(model).resolve().name if Path(folder).exists() else model

@@ -1,0 +1,93 @@
+"""A conversation that the model's own chat template has rendered, read back into prompt and response.
+
+Clients of classifiers send one text. Where it was rendered by this model's tokenizer, reading it back gives the tokens
+that the messages would have given; a text in another known format is read by `dmoerm.rendered`.
+"""
+
+from __future__ import annotations
+
+from ..errors import BackboneError, DataError
+from ..rendered import conversation, split_response
+from ..schema import Message, Prompt
+from .encoding import Encoder
+
+_USER, _ASSISTANT = Message(role="user", content="x"), Message(role="assistant", content="y")
+_SYSTEM = Message(role="system", content="z")
+
+
+class Transcript:
+    """Reads texts back by what one encoder's template writes before, between and after the turns."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._start, self._to_response, self._end = encoder.render([_USER])
+        self._to_user = _piece(encoder, [_USER, _ASSISTANT, _USER], 2)
+        self._system_start = _piece(encoder, [_SYSTEM, _USER], 0)
+        self._system_end = _piece(encoder, [_SYSTEM, _USER], 1)
+        self._bos = str(encoder.tokenizer.bos_token or "")
+
+    def read(self, text: str) -> tuple[Prompt, str]:
+        """Prompt and response. Raises `DataError` where nothing says where the response begins."""
+        turns = self._turns(text)
+        if turns is None:
+            return split_response(text)
+        if len(turns) < 2:
+            raise DataError(
+                "no response follows the prompt",
+                field="input",
+                value=text,
+                remedy="render a conversation that ends with the assistant's turn",
+            )
+        return tuple(turns[:-1]), turns[-1].content
+
+    def prompt(self, text: str) -> Prompt:
+        """The conversation of a rendered prompt; a text in no known format is the prompt itself."""
+        turns = self._turns(text)
+        if turns is None:
+            return conversation(text)
+        return tuple(turns if turns[-1].role == "user" or turns[-1].content.strip() else turns[:-1])
+
+    def _turns(self, text: str) -> list[Message] | None:
+        """The turns, the response among them; None: this template did not render the text."""
+        system, rest = self._begin(text)
+        if rest is None or not self._to_response:
+            return None
+        first, *others = rest.split(self._to_response)
+        turns = [*system, Message(role="user", content=first)]
+        for part in others[:-1]:
+            answer, found, question = part.partition(self._to_user or "\0")
+            if not found:
+                return None
+            turns += [Message(role="assistant", content=answer), Message(role="user", content=question)]
+        if others:
+            turns.append(Message(role="assistant", content=self._without_end(others[-1])))
+        return turns
+
+    def _begin(self, text: str) -> tuple[list[Message], str | None]:
+        """A system turn, if there is one, and what follows the first user turn's beginning."""
+        for start in _with_and_without(self._bos, self._start):
+            if text.startswith(start):
+                return [], text[len(start) :]
+        for start in _with_and_without(self._bos, self._system_start):
+            if text.startswith(start) and self._system_end in text:
+                system, _, rest = text[len(start) :].partition(self._system_end)
+                return [Message(role="system", content=system)], rest
+        return [], None
+
+    def _without_end(self, response: str) -> str:
+        for end in (self._end, self._end.rstrip()):
+            if end and response.endswith(end):
+                return response[: -len(end)]
+        return response
+
+
+def _with_and_without(bos: str, start: str) -> list[str]:
+    """What a text may begin with: clients whose server adds the BOS token send it without."""
+    return [one for one in (start, start.removeprefix(bos)) if one] if start else []
+
+
+def _piece(encoder: Encoder, messages: list[Message], place: int) -> str:
+    """What the template writes there; nothing where it takes no such conversation."""
+    try:
+        return encoder.render(messages)[place]
+    except (DataError, BackboneError):
+        return ""

@@ -1,0 +1,107 @@
+"""The application: protocols, health, metrics and the page over one model."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.staticfiles import StaticFiles
+
+from ..model import DMoERM
+from .errors import add_handlers
+from .guard import Guard
+from .protocols import ROUTERS
+from .service import Asked, Service
+from .settings import ServingConfig
+
+_PAGE = Path(__file__).with_name("page")
+_PAGE_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_ABOUT = """\
+Scores the responses to a prompt with a double-layer mixture-of-experts reward model. `/v1/score` says all that the
+model knows; the other protocols are those of vLLM, OpenRLHF and Text Embeddings Inference, so that trainers ask without
+a plug-in.
+"""
+
+
+def create_app(
+    model: DMoERM | Callable[[], DMoERM],
+    settings: ServingConfig | None = None,
+    name: str = "dmoerm",
+    on_failure: Callable[[], None] = lambda: None,
+) -> FastAPI:
+    """The application over one model.
+
+    Args:
+        model: a model, or what loads it once the server runs.
+        name: what the model is called in answers.
+        on_failure: called when the model cannot be loaded; `app.state.service.failure` says why.
+    """
+    settings = settings or ServingConfig()
+    load = (lambda: model) if isinstance(model, DMoERM) else model
+    service = Service(load, name, settings, on_failure)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI):
+        async with service.running():
+            yield
+
+    # FastAPI's own pages of the documentation load scripts from elsewhere; /openapi.json is enough
+    app = FastAPI(title="dmoerm", description=_ABOUT, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.service = service
+    for router in ROUTERS:
+        app.include_router(router)
+    _add_state(app)
+    _add_page(app)
+    add_handlers(app)
+    paths = frozenset({"/", *app.openapi()["paths"]})
+    app.add_middleware(Guard, settings=settings, metrics=service.metrics, paths=paths)
+    if settings.allow_origins:  # around the guard: a browser asks whether it may ask without the key
+        app.add_middleware(CORSMiddleware, allow_origins=settings.allow_origins, allow_headers=["*"])
+    return app
+
+
+def _add_state(app: FastAPI) -> None:
+    @app.get("/health", tags=["state"])
+    async def health() -> dict[str, str]:
+        """The process lives."""
+        return {"status": "live"}
+
+    @app.get("/ready", tags=["state"])
+    async def ready(service: Asked) -> Response:
+        """200 once the model is loaded and warm, 503 before."""
+        status = "ready" if service.ready else "loading"
+        return JSONResponse({"status": status}, 200 if service.ready else 503)
+
+    @app.get("/metrics", tags=["state"])
+    async def metrics(service: Asked) -> Response:
+        """Prometheus' text format."""
+        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.get("/v1/models", tags=["state"])
+    async def models(service: Asked) -> dict[str, Any]:
+        """The model, its tasks and capabilities, and what one request may hold."""
+        settings, model = service.settings, service.batcher.model
+        limits = {
+            "responses": settings.max_responses,
+            "body_bytes": settings.max_body_bytes,
+            "request_tokens": settings.max_request_tokens,
+            "text_tokens": model.encoder.max_length,
+        }
+        about = {"id": service.name, "object": "model", "created": service.now(), "owned_by": "dmoerm"}
+        return {"object": "list", "data": [{**about, "tasks": model.config.tasks, "limits": limits}]}
+
+
+def _add_page(app: FastAPI) -> None:
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        return FileResponse(_PAGE / "index.html", headers={"Content-Security-Policy": _PAGE_POLICY})
+
+    app.mount("/page", StaticFiles(directory=_PAGE), name="page")

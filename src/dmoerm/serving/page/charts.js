@@ -1,0 +1,88 @@
+/** Bars around zero, bars from zero, and the table of who beats whom: numbers always stand beside the colour. */
+
+import { make } from "./dom.js";
+import { letter, percent, readable, signed } from "./words.js";
+
+export const badge = (index) => make("span", { class: "letter" }, letter(index));
+
+/** The end of a scale that holds all values: a whole number, at least `least`. */
+export const reach = (values, least) => Math.max(least, Math.ceil(Math.max(...values.map(Math.abs))));
+
+/** Where a value stands on a scale from −end to end, as a percentage of its length. */
+const place = (value, end) => `${(50 + (50 * value) / end).toFixed(2)}%`;
+
+function bar(value, end) {
+  const [from, to] = [Math.min(value, 0), Math.max(value, 0)];
+  const style = { left: place(from, end), width: `${((50 * (to - from)) / end).toFixed(2)}%` };
+  return track(make("span", { class: value < 0 ? "fill below" : "fill", style }));
+}
+
+/** A reward as a dot, with how far the experts disagree as a line through it. */
+export function dot(value, spread, end) {
+  const width = { left: place(Math.max(-end, value - spread), end), right: place(-Math.min(end, value + spread), end) };
+  const line = spread ? make("span", { class: "spread", style: width }) : null;
+  return track(line, make("span", { class: value < 0 ? "dot below" : "dot", style: { left: place(value, end) } }));
+}
+
+const track = (...marks) => make("span", { class: "track", "aria-hidden": "true" }, ...marks);
+
+/** One row a capability, one column a response, best first, all on one scale. */
+export function capabilities(scores, order) {
+  const names = Object.keys(scores[0].capabilities);
+  const end = reach(scores.flatMap((score) => Object.values(score.capabilities)), 3);
+  const header = order.map((index) => make("th", { scope: "col", role: "columnheader" }, badge(index)));
+  const body = names.map((name) => {
+    const best = Math.max(...scores.map((score) => score.capabilities[name]));
+    const cells = order.map((index) => {
+      const value = scores[index].capabilities[name];
+      const strong = scores.length > 1 && value === best ? "value best" : "value";
+      const who = make("span", { class: "who", "aria-hidden": "true" }, letter(index));
+      return make("td", { role: "cell" }, who, bar(value, end), make("span", { class: strong }, signed(value)));
+    });
+    return make("tr", { role: "row" }, make("th", { scope: "row", role: "rowheader" }, readable(name)), ...cells);
+  });
+  const caption = `Standard deviations from the training data’s mean. Scale of every bar: −${end} to +${end}.`;
+  return make(
+    "table",
+    { class: order.length > 4 ? "capabilities many" : "capabilities", role: "table" }, // roles: they outlast `display`
+    make("caption", {}, caption),
+    make("thead", { role: "rowgroup" }, make("tr", { role: "row" }, make("td", { role: "cell" }), ...header)),
+    make("tbody", { role: "rowgroup" }, ...body),
+  );
+}
+
+/** The tasks by probability; `scored` is the one whose experts scored. */
+export function route(probabilities, scored) {
+  const tasks = Object.entries(probabilities).sort(([, first], [, second]) => second - first);
+  const shown = tasks.length > 8 ? tasks.slice(0, 6) : tasks;
+  const lines = shown.map(([task, share]) => {
+    const name = make("span", { class: "task" }, readable(task));
+    if (task === scored) name.append(" ", make("span", { class: "tag" }, "scored"));
+    const fill = make("span", { class: "fill", style: { left: "0%", width: `${(100 * share).toFixed(2)}%` } });
+    const bar = make("span", { class: "track plain", "aria-hidden": "true" }, fill);
+    return make("li", {}, name, bar, make("span", { class: "value" }, percent(share)));
+  });
+  const rest = tasks.slice(shown.length);
+  if (rest.length) {
+    const share = make("span", { class: "value" }, percent(rest.reduce((sum, [, each]) => sum + each, 0)));
+    lines.push(make("li", {}, make("span", { class: "task" }, `${rest.length} more, together`), share));
+  }
+  return make("ul", { class: "route" }, ...lines);
+}
+
+/** How probably each row's response beats each column's, folded away. */
+export function matrix(wins, order) {
+  const heading = (index, scope) => make("th", { scope }, badge(index));
+  const cell = (row, column) => {
+    if (row === column) return make("td", { class: "self" }, "–");
+    const share = wins[row][column];
+    const strength = `${Math.round(Math.abs(share - 0.5) * 70)}%`; // at most 35 %: the number stays readable on it
+    const heat = { class: share < 0.5 ? "heat below" : "heat", style: { "--strength": strength } };
+    return make("td", heat, String(Math.round(share * 100)));
+  };
+  const body = order.map((row) => make("tr", {}, heading(row, "row"), ...order.map((column) => cell(row, column))));
+  const header = make("tr", {}, make("td"), ...order.map((column) => heading(column, "col")));
+  const caption = make("caption", {}, "How probably people prefer the row’s response to the column’s, in %.");
+  const table = make("table", { class: "matrix" }, caption, make("thead", {}, header), make("tbody", {}, ...body));
+  return make("details", {}, make("summary", {}, "Every pair"), table);
+}

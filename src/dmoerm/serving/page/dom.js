@@ -1,0 +1,25 @@
+/** Makes and finds elements. Text enters the page through here, as text: markup in it stays what somebody wrote. */
+
+export const find = (id) => document.getElementById(id);
+
+/** An element with properties (`class`, `aria-…`, `role`, … as attributes; `style` as an object) and children. */
+export function make(tag, properties = {}, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(properties)) {
+    if (name === "style") Object.entries(value).forEach(([key, set]) => made.style.setProperty(key, set));
+    else if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
+    else if (value !== null && value !== false) made.setAttribute(name, value === true ? "" : value);
+  }
+  made.append(...children.filter((child) => child !== null));
+  return made;
+}
+
+/** A copy of the one element in a template. */
+export const copyOf = (id) => find(id).content.firstElementChild.cloneNode(true);
+
+/** Shows text in an element that is hidden while there is none. */
+export function show(id, ...children) {
+  const shown = children.filter((child) => child);
+  find(id).replaceChildren(...shown);
+  find(id).hidden = !shown.length;
+}

@@ -1,0 +1,31 @@
+/** How numbers, names and probabilities are written for people. */
+
+export const letter = (index) => String.fromCharCode(65 + index);
+
+export const readable = (name) => name.replaceAll("_", " ");
+
+/** +1.24 or −0.40, with a true minus sign. */
+export function signed(number) {
+  const text = Math.abs(number).toFixed(2);
+  return text === "0.00" ? text : (number < 0 ? "−" : "+") + text;
+}
+
+/** A share as a percentage; what is rounded to none or all is said to be close to it. */
+export function percent(share) {
+  if (share > 0 && share < 0.005) return "<1%";
+  if (share < 1 && share > 0.995) return ">99%";
+  return `${Math.round(share * 100)}%`;
+}
+
+/** How likely the better of two is to be preferred, in words: [lower bound, words]. */
+const CERTAINTY = [
+  [0.97, "almost certainly better than"],
+  [0.85, "very likely better than"],
+  [0.7, "likely better than"],
+  [0.55, "perhaps better than"],
+  [0, "about level with"],
+];
+
+export const comparison = (probability) => CERTAINTY.find(([least]) => probability >= least)[1];
+
+export const plural = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;

@@ -1,0 +1,176 @@
+"""The queue before the model: what shares a pass changes no score, and nobody waits for what nobody wants."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import threading
+
+import httpx2
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dmoerm.errors import DataError, ServerError
+from dmoerm.model.encoding import Encoded
+from dmoerm.schema import Query
+from dmoerm.serving import ServingConfig
+from dmoerm.serving.batching import Batcher, Overloaded, pieces
+from dmoerm.serving.metrics import Metrics
+
+QUERIES = [Query(prompt=f"What about {i}?", responses=tuple("So. " * (j + i) for j in range(1, 4))) for i in range(12)]
+
+
+@given(st.integers(1, 30), st.lists(st.integers(1, 20), min_size=1, max_size=12), st.integers(1, 80))
+def test_pieces_are_the_query_cut_to_size(prompt, lengths, budget):
+    encoded = Encoded(list(range(prompt)), [[n] * length for n, length in enumerate(lengths)])
+    found = list(pieces(encoded, budget))
+    assert [response for _, piece in found for response in piece.responses] == encoded.responses
+    assert [first for first, _ in found] == [piece.responses[0][0] for _, piece in found]
+    assert all(piece.tokens <= budget or len(piece.responses) == 1 for _, piece in found)
+    assert all(piece.prompt == encoded.prompt for _, piece in found)
+
+
+@pytest.fixture
+def batcher(trained_run):
+    def make(**settings):
+        return Batcher(trained_run.model, ServingConfig(**settings), Metrics())
+
+    return make
+
+
+def scored(batcher, *requests):
+    """The scores of requests that are there at once; an error in place of what raised it."""
+
+    async def all_at_once():
+        work = asyncio.create_task(batcher.run())
+        found = await asyncio.gather(*(batcher.score(each) for each in requests), return_exceptions=True)
+        work.cancel()
+        return found
+
+    return asyncio.run(all_at_once())
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 100, 10_000])
+def test_what_shares_a_pass_changes_no_score(batcher, trained_run, batch_tokens):
+    one = batcher(batch_tokens=batch_tokens)
+    found = scored(one, QUERIES[:1], QUERIES[1:7], QUERIES[7:])
+    expected = list(trained_run.model.score_queries(QUERIES))
+    rows = [row for scores, _ in found for row in scores]
+    for row, scores in zip(rows, expected, strict=True):
+        assert [s.reward for s in row] == pytest.approx([s.reward for s in scores], abs=1e-4)
+    count = one.metrics.registry.get_sample_value("dmoerm_batch_tokens_count")
+    assert count == 1 if batch_tokens == 10_000 else count > 1
+
+
+def test_a_large_request_delays_a_small_one_by_little(batcher):
+    one = batcher(batch_tokens=60, batch_wait=0)
+    ended = []
+
+    async def ask(name, queries):
+        await one.score(queries)
+        ended.append(name)
+
+    async def all_at_once():
+        large = asyncio.create_task(ask("large", QUERIES))
+        await asyncio.sleep(0.01)
+        small = asyncio.create_task(ask("small", QUERIES[:1]))
+        work = asyncio.create_task(one.run())
+        await asyncio.gather(large, small)
+        work.cancel()
+
+    asyncio.run(all_at_once())
+    assert ended == ["small", "large"]
+
+
+def test_a_client_that_leaves_frees_its_place(batcher):
+    one = batcher(batch_tokens=40, batch_wait=0)
+
+    async def leave():
+        left = asyncio.create_task(one.score(QUERIES))
+        await asyncio.sleep(0.2)
+        assert one._waiting_tokens > 0
+        left.cancel()
+        await asyncio.wait([left])
+        assert one._waiting_tokens == one._requests == 0
+        work = asyncio.create_task(one.run())
+        scores, _ = await one.score(QUERIES[:1])
+        work.cancel()
+        return scores
+
+    assert len(asyncio.run(leave())[0]) == 3
+    assert (
+        one.metrics.batch_tokens.collect()[0].samples[-2].value <= 200
+    )  # the sum: nothing of what was left was scored
+
+
+def test_one_bad_text_fails_alone(batcher, monkeypatch):
+    one = batcher()
+    score = one.model.score_encoded
+
+    def fragile(encoded, tasks):
+        if any(len(each.responses) == 2 for each in encoded):
+            raise RuntimeError("out of memory: a secret text")
+        return score(encoded, tasks)
+
+    monkeypatch.setattr(one.model, "score_encoded", fragile)
+    bad = QUERIES[5].model_copy(update={"responses": ("a", "b")})
+    good, failed, other = scored(one, QUERIES[:2], [bad], QUERIES[3:4])
+    assert isinstance(failed, ServerError)
+    assert "secret" not in str(failed)
+    assert len(good[0]) == 2
+    assert len(other[0]) == 1
+
+
+def test_a_reward_that_is_no_number_is_an_error(batcher, monkeypatch):
+    import dataclasses
+
+    one = batcher()
+    score = one.model.score_encoded
+
+    def broken(encoded, tasks):
+        return [[dataclasses.replace(s, reward=float("nan")) for s in row] for row in score(encoded, tasks)]
+
+    monkeypatch.setattr(one.model, "score_encoded", broken)
+    (failed,) = scored(one, QUERIES[:1])
+    assert isinstance(failed, ServerError)
+    assert "no finite number" in str(failed)
+
+
+def test_limits_are_told_before_anything_is_scored(batcher):
+    long, unknown = scored(batcher(max_request_tokens=50), QUERIES, [QUERIES[0].model_copy(update={"task": "x"})])
+    assert isinstance(long, DataError)
+    assert isinstance(unknown, DataError)
+    one = batcher(queue_requests=1)
+    _, refused = scored(one, QUERIES[:1], QUERIES[:1])
+    assert isinstance(refused, Overloaded)
+    assert refused.retry_after >= 1
+
+
+def test_a_client_that_hangs_up_is_noticed(app, url, monkeypatch):
+    """Over real sockets: a request in the queue is gone once its connection is."""
+    service = app.state.service
+    started, go = threading.Event(), threading.Event()
+    score = service.batcher._score
+
+    def held(parts):
+        started.set()
+        assert go.wait(20)
+        return score(parts)
+
+    monkeypatch.setattr(service.batcher, "_score", held)
+    body = {"items": [{"prompt": "Hi!", "responses": ["Hello."]}]}
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        stays = pool.submit(httpx2.post, f"{url}/v1/score", json=body, timeout=30)
+        assert started.wait(20)
+        with pytest.raises(httpx2.ReadTimeout):
+            httpx2.post(f"{url}/v1/score", json=body, timeout=0.3)
+        deadline = threading.Event()
+        for _ in range(200):
+            if service.batcher._requests == 1:
+                break
+            deadline.wait(0.02)
+        assert service.batcher._requests == 1
+        assert "dmoerm_client_left_total 1.0" in service.metrics.text().decode()
+        go.set()
+        assert stays.result().status_code == 200

@@ -1,0 +1,198 @@
+"""What a server must not fall over: every request gets an answer with a reason, and the next one its scores."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx2
+import pytest
+from running import served
+
+from dmoerm.serving import ServingConfig, create_app
+
+GOOD = {"items": [{"prompt": "Hi!", "responses": ["Hello.", "Go away."]}]}
+SMALL = {
+    "max_responses": 8,
+    "max_request_tokens": 600,
+    "max_body_bytes": 50_000,
+    "receive_timeout": 0.5,
+    "queue_tokens": 400,
+    "api_key": "let me in",
+}
+
+
+@pytest.fixture(scope="module")
+def small(trained_run) -> Iterator[str]:
+    """A server of small limits and with a key."""
+    with served(create_app(trained_run.model, ServingConfig(**SMALL), "small")) as url:
+        yield url
+
+
+@pytest.fixture
+def asked(small) -> Iterator[httpx2.Client]:
+    with httpx2.Client(base_url=small, headers={"Authorization": "Bearer let me in"}, timeout=20) as client:
+        yield client
+
+
+def fault(answer: httpx2.Response) -> dict[str, Any]:
+    error = answer.json()["error"]
+    assert error["code"] == answer.status_code
+    assert error["message"]
+    return error
+
+
+def item(**changes: Any) -> dict[str, Any]:
+    return {"items": [{"prompt": "Hi!", "responses": ["Hello."]} | changes]}
+
+
+MALFORMED = {
+    "no JSON": (b'{"items": [', 400, "no JSON"),
+    "no UTF-8": (b'{"items": "\xff\xfe"}', 400, ""),
+    "a number": (b"3", 422, "the body"),
+    "null": (b"null", 422, ""),
+    "empty": (b"", 422, ""),
+    "NaN": (b'{"items": [{"prompt": NaN, "responses": ["x"]}]}', 422, "prompt"),
+    "deep": (b'{"items":' + b"[" * 20_000 + b"]" * 20_000 + b"}", 400, ""),
+    "no items": (json.dumps({"items": []}).encode(), 422, "items"),
+    "no prompt": (json.dumps({"items": [{"responses": ["x"]}]}).encode(), 422, "items.0.prompt"),
+    "a wrong type": (json.dumps(item(responses="Hello.")).encode(), 422, "items.0.responses"),
+    "no responses": (json.dumps(item(responses=[])).encode(), 422, "items.0.responses"),
+    "an empty response": (json.dumps(item(responses=["Hello.", " \n"])).encode(), 422, "response 1 is empty"),
+    "an empty prompt": (json.dumps(item(prompt="")).encode(), 422, "is empty"),
+    "an unknown role": (json.dumps(item(prompt=[{"role": "tool", "content": "x"}])).encode(), 422, "role"),
+    "a lone surrogate": (b'{"items": [{"prompt": "a \\ud800 b", "responses": ["x"]}]}', 422, ""),
+    "an unknown task": (json.dumps(item(task="cooking")).encode(), 422, "no such task"),
+    "too many responses": (json.dumps(item(responses=["x"] * 9)).encode(), 422, "9 responses; the server takes 8"),
+    "too many tokens": (json.dumps(item(responses=["word " * 200] * 4)).encode(), 422, "more than 600 tokens"),
+    "a long text": (json.dumps(item(prompt="word " * 2000)).encode(), 422, "tokens long"),
+    "a large body": (json.dumps(item(prompt="x" * 60_000)).encode(), 413, "more than 50000 bytes"),
+}
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_what_cannot_be_scored_is_said(asked, name):
+    body, status, reason = MALFORMED[name]
+    answer = asked.post("/v1/score", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == status, answer.text
+    assert reason in fault(answer)["message"]
+    assert asked.post("/v1/score", json=GOOD).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "reason"),
+    [
+        ("/classify", {}, "either input or messages"),
+        ("/classify", {"input": "x", "messages": []}, "either input or messages"),
+        ("/classify", {"input": []}, "holds no text"),
+        ("/classify", {"input": "Just a text."}, "where the response begins"),
+        ("/classify", {"input": "<|im_start|>user\nHi!<|im_end|>\n"}, "response"),
+        ("/classify", {"messages": [{"role": "user", "content": "Hi!"}]}, "no response"),
+        ("/pooling", {"input": 3}, "input"),
+        ("/get_reward", {"query": ["a b"], "prompts": ["c"]}, "does not hold its prompt"),
+        ("/get_reward", {"query": ["a b"], "prompts": []}, "1 queries, but 0 prompts"),
+        ("/get_reward", {"query": []}, "query"),
+        ("/predict", {"inputs": [["a", "b", "c"]]}, "3 texts"),
+        ("/predict", {"inputs": "x", "parameters": {"function_to_apply": "softmax"}}, "not known"),
+    ],
+)
+def test_the_other_protocols_say_it_too(asked, path, body, reason):
+    answer = asked.post(path, json=body)
+    assert answer.status_code == 422
+    assert reason in fault(answer)["message"]
+
+
+def test_a_body_that_is_not_said_to_be_json(asked):
+    assert fault(asked.post("/v1/score", content=b"{}"))["code"] == 415
+
+
+def test_a_key_is_wanted(small):
+    with httpx2.Client(base_url=small) as client:
+        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Bearer let me in!"}):
+            answer = client.post("/v1/score", json=GOOD, headers=headers)
+            assert fault(answer)["type"] == "authentication_error"
+            assert answer.headers["www-authenticate"] == "Bearer"
+        assert client.get("/metrics").status_code == client.get("/v1/models").status_code == 401
+        assert client.post("/", json={"inputs": "x"}).status_code == 401
+        assert {client.get(path).status_code for path in ("/", "/health", "/ready")} == {200}
+
+
+def test_no_other_origin_may_ask_unless_named(small, trained_run):
+    headers = {"Origin": "https://page.example", "Access-Control-Request-Method": "POST"}
+    assert "access-control-allow-origin" not in httpx2.options(f"{small}/v1/score", headers=headers).headers
+    named = ServingConfig(allow_origins=("https://page.example",), api_key="k")
+    with served(create_app(trained_run.model, named)) as url:
+        answer = httpx2.options(f"{url}/v1/score", headers=headers)
+        assert answer.headers["access-control-allow-origin"] == "https://page.example"
+
+
+def raw(url: str) -> socket.socket:
+    host, _, port = url.removeprefix("http://").partition(":")
+    return socket.create_connection((host, int(port)), timeout=10)
+
+
+def test_a_body_that_trickles_is_given_up(small, asked):
+    with raw(small) as slow:
+        slow.sendall(
+            b"POST /v1/score HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer let me in\r\n"
+            b"Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n{"
+        )
+        started = time.monotonic()
+        assert asked.post("/v1/score", json=GOOD).status_code == 200
+        answer = slow.recv(4096)
+        assert b" 408 " in answer.split(b"\r\n")[0]
+        assert b"did not come within" in answer or b"did not come within" in slow.recv(4096)
+        assert time.monotonic() - started < 5
+
+
+def test_a_body_that_never_ends_is_cut(small):
+    def chunks() -> Iterator[bytes]:
+        while True:
+            yield b" " * 10_000
+
+    try:
+        answer = httpx2.post(
+            f"{small}/v1/score", content=chunks(), headers={"Authorization": "Bearer let me in"}, timeout=20
+        )
+    except httpx2.TransportError:  # the connection is closed while we still send: that ends it too
+        return
+    assert answer.status_code == 413
+
+
+def test_what_waits_is_bounded(trained_run):
+    """Beyond the queue's bound clients are told when to come again; those who got in are answered."""
+    import concurrent.futures
+
+    settings = ServingConfig(queue_tokens=200, queue_requests=6, batch_tokens=64, batch_wait=0)
+    body = {"items": [{"prompt": "Hi!", "responses": ["word " * 60] * 4}]}
+    with served(create_app(trained_run.model, settings)) as url, httpx2.Client(base_url=url, timeout=30) as client:
+        with concurrent.futures.ThreadPoolExecutor(24) as pool:
+            answers = list(pool.map(lambda _: client.post("/v1/score", json=body), range(48)))
+        statuses = {answer.status_code for answer in answers}
+        assert statuses == {200, 429}
+        refused = next(answer for answer in answers if answer.status_code == 429)
+        assert 1 <= int(refused.headers["retry-after"]) <= 60
+        assert "ask again in" in fault(refused)["message"]
+        assert client.post("/v1/score", json=GOOD).status_code == 200
+        text = client.get("/metrics").text
+        assert "dmoerm_queue_tokens 0.0" in text
+        assert "dmoerm_queue_requests 0.0" in text
+
+
+def test_metrics_and_logs_tell_numbers_alone(http, caplog):
+    secret = "a sentence that nobody else may read"
+    caplog.set_level("INFO", "dmoerm")
+    http.post("/v1/score", json={"items": [{"prompt": secret, "responses": [secret]}]})
+    http.post("/v1/score", json={"items": [{"prompt": secret, "responses": [secret], "task": secret}]})
+    http.get(f"/{secret}")
+    text = http.get("/metrics").text
+    for name in ("requests_total", "request_seconds", "queue_tokens", "batch_tokens", "reward", "route_confidence"):
+        assert f"dmoerm_{name}" in text
+    assert 'path="/v1/score",status="200"' in text
+    records = [record for record in caplog.records if record.name == "dmoerm.access"]
+    assert {record.status for record in records} >= {200, 422, 404}
+    assert any(getattr(record, "tokens", 0) > 0 for record in records)
+    assert secret not in text + "".join(str(vars(record)) for record in caplog.records)

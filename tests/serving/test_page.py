@@ -1,0 +1,174 @@
+"""The page at / as people use it: in Chromium, against the real server, by mouse and by keyboard."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from running import served
+
+from dmoerm.serving import ServingConfig, create_app
+
+from .driving import FOLDER, PROMPT, RESPONSES, order, score, write
+
+_FOCUSED = """() => {
+    const e = document.activeElement;
+    return [e.getAttribute('aria-label') ?? e.labels?.[0]?.innerText.split('\\n').at(-1) ?? e.innerText,
+            getComputedStyle(e).outlineStyle];
+}"""
+
+
+def test_score_edit_and_score_again(visit: Callable[..., Any], trained_run: Any) -> None:
+    page, model = visit(), trained_run.model
+    task, capabilities = next(iter(model.config.tasks.items()))
+    write(page, *RESPONSES)
+    page.get_by_label("Task").select_option(task)
+    score(page)
+    scores = model.score(PROMPT, RESPONSES, task)
+    places = sorted(range(3), key=lambda i: -scores[i].reward)
+    assert order(page) == "".join("ABC"[i] for i in places)
+    first, last = scores[places[0]], scores[places[-1]]
+    shown = page.locator(".reward b").all_text_contents()
+    assert [float(text.replace("−", "-")) for text in shown] == pytest.approx(
+        [scores[i].reward for i in places], abs=0.01
+    )
+    wins = page.locator(".wins").last.text_content()
+    assert re.match(r"[ABC] is .* [ABC]: \d+%$", wins)
+    assert int(re.findall(r"\d+", wins)[0]) == pytest.approx(100 * first.win_probability(last), abs=1)
+    assert page.locator(".capabilities tbody tr").count() == len(capabilities)
+    assert page.locator(".capabilities .value").count() == 3 * len(capabilities)
+    assert task.replace("_", " ") in page.get_by_role("region", name="Route").inner_text()
+
+    swapped = list(RESPONSES)
+    best, worst = places[0], places[-1]
+    swapped[best], swapped[worst] = swapped[worst], swapped[best]
+    write(page, *swapped)
+    assert "Edited since" in page.locator("#status").text_content()
+    write(page, *RESPONSES)
+    assert "Edited since" not in page.locator("#status").text_content()  # the edit is undone
+    write(page, *swapped)
+    score(page)
+    assert order(page)[0] == "ABC"[worst]
+    assert order(page)[-1] == "ABC"[best]
+    assert page.locator(".up").inner_text().startswith("▲2")
+    assert page.locator(".down").inner_text().startswith("▼2")
+
+
+def test_by_keyboard_alone(visit: Callable[..., Any]) -> None:
+    page = visit(width=400)
+    keys = page.keyboard
+
+    def reach(name: str, key: str = "Tab") -> None:
+        for _ in range(40):
+            keys.press(key)
+            focused, outline = page.evaluate(_FOCUSED)
+            assert focused, "something without a name takes the focus"
+            assert outline != "none", f"the focus on {focused} cannot be seen"
+            if focused.startswith(name):
+                return
+        raise AssertionError(f"no way to {name}")
+
+    reach("Turn 1, user")
+    keys.type(PROMPT)
+    reach("Response A")
+    keys.type("The exam took place.")
+    reach("Response B")
+    keys.press("Control+Enter")
+    assert "Response B is empty" in page.get_by_role("alert").first.text_content()
+    keys.type("Oh no, I am so sorry!")
+    reach("Add response")
+    keys.press("Enter")
+    keys.type("What happened?")
+    reach("Remove response C", "Shift+Tab")
+    keys.press("Enter")
+    assert page.evaluate(_FOCUSED)[0].endswith("Response B")
+    reach("Task")
+    keys.press("ArrowDown")
+    reach("Score")
+    keys.press("Enter")
+    page.locator(".ranking").wait_for()
+    page.locator("#results-title:focus").wait_for()
+    assert sorted(order(page)) == ["A", "B"]
+    assert page.get_by_label("Task").input_value()
+
+
+def test_a_link_reproduces_the_view(visit: Callable[..., Any]) -> None:
+    page = visit()
+    write(page, *RESPONSES)
+    score(page)
+    page.get_by_role("button", name="Copy link").click()
+    page.get_by_text("Link copied").wait_for()
+    link = page.evaluate("navigator.clipboard.readText()")
+    assert link == page.url
+    again = visit(link[link.index("#") :])
+    again.locator(".ranking").wait_for()
+    assert again.locator("#results").inner_text() == page.locator("#results").inner_text()
+    assert again.get_by_role("textbox", name="Response C").input_value() == RESPONSES[2]
+    assert "damaged" in visit("#bm90IGEgbGluaw").get_by_role("alert").last.inner_text()
+
+
+def test_examples_and_the_way_back(visit: Callable[..., Any]) -> None:
+    page = visit()
+    write(page, *RESPONSES)
+    for example in json.loads((FOLDER / "examples.json").read_text(encoding="utf-8")):
+        page.get_by_role("button", name=example["name"]).click()
+        page.locator(".snippet", has_text=example["responses"][0][:30]).wait_for()
+        assert page.get_by_role("textbox", name="Turn").count() == len(example["prompt"])
+        page.go_back()
+        page.locator(".snippet", has_text=RESPONSES[0]).wait_for()
+
+
+@pytest.mark.parametrize(
+    ("text", "turns", "answer"),
+    [
+        ("\n\nHuman: Hi\n\nAssistant: Hello.\n\nHuman: How are you?\n\nAssistant: Fine.", 3, "Fine."),
+        ("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n", 2, ""),
+        ("Ask the\nHuman: who?", 1, ""),
+    ],
+)
+def test_pasted_conversations_are_split(visit: Callable[..., Any], text: str, turns: int, answer: str) -> None:
+    page = visit()
+    page.evaluate("text => navigator.clipboard.writeText(text)", text)
+    page.get_by_role("textbox", name="Turn 1, user").press("Control+v")
+    assert page.get_by_role("textbox", name="Turn").count() == turns
+    assert page.get_by_role("textbox", name="Response A").input_value() == answer
+
+
+def test_a_key_is_asked_for_and_kept_out_of_the_link(visit: Callable[..., Any], trained_run: Any) -> None:
+    with served(create_app(trained_run.model, ServingConfig(api_key="open-sesame"), "tiny")) as url:
+        page = visit(at=url)
+        write(page, *RESPONSES[:2])
+        for key, said in ("", "wants a key"), ("wrong", "does not take this key"), ("open-sesame", None):
+            page.get_by_label("Key").fill(key)
+            page.keyboard.press("Enter")
+            if said:
+                page.locator("#failure", has_text=said).wait_for()
+        page.locator(".ranking").wait_for()
+        assert not page.get_by_label("Key").is_visible()
+        page.locator("#task option").nth(1).wait_for(state="attached")
+        assert "sesame" not in page.url
+
+
+def test_a_busy_server_and_the_general_model(visit: Callable[..., Any]) -> None:
+    page = visit()
+    busy = {"error": {"message": "busy", "type": "overloaded_error", "param": None, "code": None}}
+    one = {"reward": 1.0, "task": None, "route": {"chitchat": 0.4, "roleplay": 0.3}, "capabilities": {}}
+    items = [{"id": "1", "scores": [{**one, "uncertainty": None, "temperature": 1.0}], "win_probabilities": [[0.5]]}]
+    answers = [(429, busy), (200, {"model": "tiny", "items": items, "usage": {"tokens": 1}})]
+
+    def fulfil(route: Any) -> None:
+        status, body = answers.pop(0)
+        route.fulfill(status=status, json=body, headers={"Retry-After": "7"})
+
+    page.route("**/v1/score", fulfil)
+    write(page, "One answer.")
+    page.get_by_role("button", name="Remove response B").click()
+    page.get_by_role("button", name="Score", exact=True).click()
+    assert "It asks to wait 7 seconds." in page.locator("#failure").inner_text()
+    page.get_by_role("button", name="Try again").click()
+    page.get_by_text("the general model scored", exact=False).wait_for()
+    assert "chitchat came closest with 40%" in page.get_by_role("region", name="Route").inner_text()
+    assert page.get_by_role("region", name="Capabilities").count() == 0

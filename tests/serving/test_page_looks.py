@@ -1,0 +1,111 @@
+"""What the page looks like with texts that are hard to lay out, wide and narrow, light and dark; and what it weighs."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from running import served
+
+import dmoerm
+from dmoerm.serving import ServingConfig, create_app
+
+from .driving import FOLDER, score, write
+
+PICTURES_VARIABLE = "DMOERM_PAGE_PICTURES"  # a model's folder: the pictures in docs/ are made again with it
+HARD = [
+    "<b>bold</b> <img src=x onerror='window.broken = 1'> <script>window.broken = 1</script>",
+    "这是一个很长的回答，" * 60,
+    "مرحبا بك، هذا نص طويل يُكتب من اليمين إلى اليسار. " * 8,
+    "👩‍👩‍👧🎉 " * 60,
+    "x" * 900,
+    "two\n\n\nlines",
+    "short",
+    "plain words, many of them " * 40,
+]
+_LEAVES = "[...document.querySelectorAll('body *')].filter(e => e.checkVisibility() && !e.children.length"
+_FONTS = f"() => {_LEAVES} && e.textContent.trim()).map(e => parseFloat(getComputedStyle(e).fontSize))"
+_BEYOND = f"""() => {_LEAVES}).filter(e => !e.closest('.track') && e.getBoundingClientRect().right > innerWidth + 0.5)
+    .map(e => e.outerHTML.slice(0, 200))"""
+_CONTRASTS = f"""() => {{
+    const pen = new OffscreenCanvas(1, 1).getContext('2d', {{willReadFrequently: true}});
+    const luminance = (colours) => {{
+        pen.clearRect(0, 0, 1, 1);
+        for (const colour of colours) {{ pen.fillStyle = colour; pen.fillRect(0, 0, 1, 1) }}
+        const parts = [...pen.getImageData(0, 0, 1, 1).data].slice(0, 3).map(c => c / 255)
+            .map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+        return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2];
+    }};
+    return {_LEAVES} && e.textContent.trim() && !e.matches('option, .unseen, .unseen *')).map(e => {{
+        const grounds = [];
+        for (let up = e; up; up = up.parentElement) grounds.unshift(getComputedStyle(up).backgroundColor);
+        const pair = [luminance(grounds), luminance([...grounds, getComputedStyle(e).color])].sort((a, b) => b - a);
+        return [(pair[0] + 0.05) / (pair[1] + 0.05), e.outerHTML.slice(0, 120)];
+    }}).filter(([ratio]) => ratio < 4.5);
+}}"""
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (400, "dark"), (400, "light"), (1280, "dark")])
+def test_hard_texts_break_nothing(visit: Callable[..., Any], width: int, scheme: str) -> None:
+    page = visit(width=width, scheme=scheme)
+    page.route("**/v1/score", _answer_with_long_names)
+    write(page, *HARD, prompt="prompt " * 300)
+    score(page)
+    page.locator("summary").click()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width, "the page scrolls sideways"
+    assert page.evaluate(_BEYOND) == []
+    assert min(page.evaluate(_FONTS)) >= 12
+    assert page.evaluate(_CONTRASTS) == []
+    page.get_by_role("textbox", name="Response G").fill("edited")
+    assert page.evaluate(_CONTRASTS) == []  # what is stale can still be read
+    dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, re.findall(r"\d+", dark))) < 200) == (scheme == "dark")
+    assert page.locator(".snippet", has_text="<script>").inner_text().startswith("<b>bold</b> <img src=x")
+    assert page.locator("#found").locator("img, script, b b").count() == 0
+    assert page.evaluate("window.broken === undefined")
+
+
+def _answer_with_long_names(route: Any) -> None:
+    (item,) = route.request.post_data_json["items"]
+    names = ["n" * 40, "another_name_that_has_as_many_letters_as"]
+    about = {"task": names[0], "route": dict.fromkeys(names, 0.5), "uncertainty": 0.5, "temperature": 1.0}
+    rewards = range(len(item["responses"]))
+    scores = [{"reward": 4 - r, "capabilities": dict.fromkeys(names, r / 2 - 7.5), **about} for r in rewards]
+    wins = [[0.5 + (b - a) / 20 for b in rewards] for a in rewards]
+    found = [{"id": "1", "scores": scores, "win_probabilities": wins}]
+    route.fulfill(json={"model": "tiny", "items": found, "usage": {"tokens": 1}})
+
+
+def test_it_is_light_and_loads_nothing_from_elsewhere() -> None:
+    files = [path for path in FOLDER.iterdir() if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 60_000
+    texts = {path.name: path.read_text(encoding="utf-8") for path in files}
+    assert not [
+        name for name, text in texts.items() if re.search(r"https?:|@import|innerHTML|insertAdjacentHTML", text)
+    ]
+    assert not re.search(r"\sstyle=|\son\w+=|<script>", texts["index.html"])
+
+
+@pytest.mark.skipif(PICTURES_VARIABLE not in os.environ, reason=f"{PICTURES_VARIABLE} names no model")
+def test_pictures_for_the_docs(visit: Callable[..., Any]) -> None:
+    docs = Path(__file__).resolve().parents[2] / "docs"
+    model = dmoerm.DMoERM.from_pretrained(os.environ[PICTURES_VARIABLE])
+    with served(create_app(model, ServingConfig(), "demo")) as url:
+        for width, scheme, name in (1280, "light", "page.png"), (400, "dark", "page-400.png"):
+            page = visit(width=width, scheme=scheme, at=url)
+            page.get_by_role("button", name="Several turns").click()
+            page.locator(".ranking").wait_for()
+            page.mouse.move(0, 0)
+            page.set_viewport_size({"width": width, "height": page.evaluate("document.body.scrollHeight")})
+            page.evaluate("document.activeElement.blur()")
+            start = 0 if width > 400 else page.locator(".bar").bounding_box()["y"] - 12  # a telephone's: the result
+            clip = {"x": 0, "y": start, "width": width, "height": page.viewport_size["height"] - start}
+            picture = Image.open(io.BytesIO(page.screenshot(clip=clip)))
+            picture.quantize(128).save(docs / name, optimize=True)
+            assert (docs / name).stat().st_size < 250_000

@@ -1,0 +1,169 @@
+"""Each protocol gives the model's own numbers, in the form that its clients parse."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from huggingface_hub import InferenceClient
+
+from dmoerm.schema import Message, Query
+from dmoerm.serving.service import EMPTY_REWARD
+
+TALK = [
+    {"role": "user", "content": "Hi!"},
+    {"role": "assistant", "content": "Yes?"},
+    {"role": "user", "content": "I failed my exam."},
+]
+RESPONSES = ["Oh no. What happened?", "The exam took place."]
+
+
+@pytest.fixture
+def expected(trained_run) -> list[Any]:
+    return trained_run.model.score(TALK, RESPONSES)
+
+
+@pytest.fixture
+def texts(trained_run) -> list[str]:
+    """The conversations as the model's own template renders them."""
+    tokenizer = trained_run.model.tokenizer
+    turns = [[*TALK, {"role": "assistant", "content": text}] for text in RESPONSES]
+    return [tokenizer.apply_chat_template(each, tokenize=False) for each in turns]
+
+
+def rewards(scores) -> Any:
+    return pytest.approx([score.reward for score in scores], abs=1e-4)
+
+
+def test_our_own_says_all_that_the_model_says(http, expected, trained_run):
+    answer = http.post("/v1/score", json={"items": [{"id": "a", "prompt": TALK, "responses": RESPONSES}]}).json()
+    (item,) = answer["items"]
+    assert item["id"] == "a"
+    for found, score in zip(item["scores"], expected, strict=True):
+        assert found["reward"] == pytest.approx(score.reward, abs=1e-4)
+        assert (found["task"], found["temperature"]) == (score.task, score.temperature)
+        assert found["route"] == pytest.approx(score.route, abs=1e-5)
+        assert found["capabilities"] == pytest.approx(score.capabilities, abs=1e-4)
+        assert found["uncertainty"] == pytest.approx(score.uncertainty, abs=1e-4)
+    for i, one in enumerate(expected):
+        chances = pytest.approx([one.win_probability(other) for other in expected], abs=1e-4)
+        assert item["win_probabilities"][i] == chances
+    encoded = trained_run.model.encoder.encode(Query(prompt=[Message(**turn) for turn in TALK], responses=RESPONSES))
+    assert answer["usage"]["tokens"] == encoded.tokens
+
+
+def test_a_task_can_be_forced(http, trained_run):
+    for task in trained_run.model.config.tasks:
+        body = {"items": [{"prompt": "Hi!", "responses": ["Hello."], "task": task}], "win_probabilities": False}
+        (item,) = http.post("/v1/score", json=body).json()["items"]
+        (score,) = trained_run.model.score("Hi!", ["Hello."], task=task)
+        assert item["scores"][0]["task"] == task
+        assert item["scores"][0]["reward"] == pytest.approx(score.reward, abs=1e-4)
+        assert item["win_probabilities"] is None
+
+
+def test_prompts_may_be_many(http, trained_run):
+    queries = [Query(prompt=f"Question {i}?", responses=("Yes.", "No, " * (i + 1))) for i in range(9)]
+    items = [{"prompt": query.prompt, "responses": query.responses} for query in queries]
+    answer = http.post("/v1/score", json={"items": items}).json()
+    for item, query, scores in zip(answer["items"], queries, trained_run.model.score_queries(queries), strict=True):
+        assert item["id"] == query.id
+        assert [one["reward"] for one in item["scores"]] == rewards(scores)
+
+
+def test_vllms_client_reads_a_reward(http, expected, texts):
+    messages = [*TALK, {"role": "assistant", "content": RESPONSES[0]}]
+    answer = http.post("/classify", json={"model": "any", "messages": messages, "use_activation": False}).json()
+    assert answer["object"] == "list"
+    assert answer["data"][0]["probs"] == rewards(expected[:1])
+    assert answer["data"][0]["num_classes"] == 1
+    assert answer["usage"]["total_tokens"] == answer["usage"]["prompt_tokens"] > 0
+    answer = http.post("/classify", json={"input": texts}).json()
+    assert [one["index"] for one in answer["data"]] == [0, 1]
+    assert [one["probs"][-1] for one in answer["data"]] == rewards(expected)
+    answer = http.post("/pooling", json={"input": texts[1]}).json()
+    assert answer["data"][0]["data"] == rewards(expected[1:])
+    assert answer["data"][0]["object"] == "pooling"
+
+
+def test_an_activated_reward_is_its_sigmoid(http, expected, texts):
+    for name in ("use_activation", "activation"):
+        (found,) = http.post("/classify", json={"input": texts[0], name: True}).json()["data"]
+        assert found["probs"] == pytest.approx([1 / (1 + math.exp(-expected[0].reward))], abs=1e-4)
+
+
+def test_verls_client_strips_the_first_token(http, expected, texts, trained_run):
+    """It renders with the reward model's template, takes the BOS token off, and reads the last of `probs`."""
+    bos = trained_run.model.tokenizer.bos_token
+    assert texts[0].startswith(bos)
+    body = {"model": "m", "input": texts[0][len(bos) :], "activation": False, "add_special_tokens": False}
+    assert http.post("/classify", json=body).json()["data"][-1]["probs"][-1] == rewards(expected[:1]).expected[0]
+
+
+def test_openrlhfs_client_reads_rewards_and_logs(http, expected, texts, trained_run):
+    prompts = [text[: text.index(answer)] for text, answer in zip(texts, RESPONSES, strict=True)]
+    answer = http.post("/get_reward", json={"query": texts, "prompts": prompts, "labels": [None, ""]}).json()
+    assert answer["rewards"] == answer["scores"] == rewards(expected)
+    tasks = trained_run.model.config.tasks
+    names = {"uncertainty", *(f"task/{t}" for t in tasks), *(f"{t}/{c}" for t, each in tasks.items() for c in each)}
+    assert set(answer["extra_logs"]) == names
+    assert {len(values) for values in answer["extra_logs"].values()} == {2}
+    for name, value in expected[1].capabilities.items():
+        assert answer["extra_logs"][f"{expected[1].task}/{name}"][1] == pytest.approx(value, abs=1e-4)
+    older = http.post("/get_reward", json={"query": texts}).json()
+    assert older["rewards"] == rewards(expected)
+
+
+def test_a_policy_of_another_family_is_understood(http, trained_run):
+    prompt = (
+        "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nHi!<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n"
+    )
+    answer = http.post("/get_reward", json={"query": [f"{prompt}Hello.<|eot_id|>"], "prompts": [prompt]}).json()
+    assert answer["rewards"] == rewards(trained_run.model.score([{"role": "user", "content": "Hi!"}], ["Hello."]))
+
+
+def test_a_response_without_text_gets_the_least(http, texts):
+    prompt = texts[0][: texts[0].index(RESPONSES[0])]
+    answer = http.post("/get_reward", json={"query": [f"{prompt}<|im_end|>", texts[0]], "prompts": [prompt] * 2}).json()
+    assert answer["rewards"][0] <= min(EMPTY_REWARD, answer["rewards"][1])
+    assert http.post("/classify", json={"input": f"{prompt}<|im_end|>"}).json()["data"][0]["probs"] == [EMPTY_REWARD]
+
+
+def test_teis_client_reads_a_score(http, url, expected, texts):
+    client = InferenceClient(model=f"{url}/predict")
+    found: Any = client.text_classification(texts[0], function_to_apply="none")
+    assert found.score == pytest.approx(expected[0].reward, abs=1e-4)
+    assert found.label == "reward"
+    found = InferenceClient(model=url).text_classification(texts[0])
+    assert found.score == pytest.approx(1 / (1 + math.exp(-expected[0].reward)), abs=1e-4)
+
+
+def test_tei_takes_texts_and_pairs(http, expected, texts, trained_run):
+    one = http.post("/predict", json={"inputs": texts[0], "raw_scores": True}).json()
+    assert [each["score"] for each in one] == rewards(expected[:1])
+    several = http.post("/predict", json={"inputs": [[text] for text in texts], "raw_scores": True, "truncate": True})
+    assert [each[0]["score"] for each in several.json()] == rewards(expected)
+    (score,) = trained_run.model.score("Hi!", ["Hello."])
+    for inputs, at in ((["Hi!", "Hello."], lambda a: a[0]), ([["Hi!", "Hello."]], lambda a: a[0][0])):
+        answer = http.post("/predict", json={"inputs": inputs, "raw_scores": True}).json()
+        assert at(answer)["score"] == pytest.approx(score.reward, abs=1e-4)
+
+
+def test_the_model_and_its_state(http, trained_run):
+    (model,) = http.get("/v1/models").json()["data"]
+    assert model["id"] == "tiny"
+    assert model["tasks"] == trained_run.model.config.tasks
+    assert http.get("/health").json() == {"status": "live"}
+    assert http.get("/ready").status_code == 200
+
+
+def test_system_turns_and_long_talks_read_back(http, trained_run):
+    talk = [{"role": "system", "content": "Be kind."}, *TALK]
+    scores = trained_run.model.score([Message(**turn) for turn in talk], RESPONSES[:1])
+    text = trained_run.model.tokenizer.apply_chat_template(
+        [*talk, {"role": "assistant", "content": RESPONSES[0]}], tokenize=False
+    )
+    (found,) = http.post("/classify", json={"input": text}).json()["data"]
+    assert found["probs"] == rewards(scores)

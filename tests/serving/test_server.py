@@ -1,0 +1,95 @@
+"""`dmoerm serve` as a process: it starts, says what is wrong, answers what it took before it ends, and holds out."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import signal
+import socket
+import time
+
+import httpx2
+import pytest
+from running import command, free_port
+from typer.testing import CliRunner
+
+from dmoerm.cli import app
+
+LARGE = {"items": [{"prompt": f"Question {i}?", "responses": ["word " * 150] * 4} for i in range(8)]}
+
+
+def test_every_accepted_request_is_answered_before_the_end(trained_run, tmp_path):
+    """SIGTERM with 12 requests in the queue: 12 answers, no new connection, and the process ends."""
+    port, log = free_port(), tmp_path / "log"
+    with command(trained_run.folder / "model", port, "--batch-tokens", "500", log=log) as process:
+        url = f"http://127.0.0.1:{port}"
+        with concurrent.futures.ThreadPoolExecutor(12) as pool:
+            asked = [pool.submit(httpx2.post, f"{url}/v1/score", json=LARGE, timeout=60) for _ in range(12)]
+            while "dmoerm_queue_requests 12.0" not in httpx2.get(f"{url}/metrics").text:
+                assert not any(one.done() for one in asked), "too fast to be caught"
+                time.sleep(0.005)
+            process.send_signal(signal.SIGTERM)
+            answers = [one.result() for one in asked]
+        assert [answer.status_code for answer in answers] == [200] * 12
+        assert process.wait(30) in (0, -signal.SIGTERM)
+        with pytest.raises(httpx2.ConnectError):
+            httpx2.get(f"{url}/health")
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    served = [line for line in lines if line.get("path") == "/v1/score"]
+    assert [line["status"] for line in served] == [200] * 12
+    assert all(line["responses"] == 32 and line["seconds"] > 0 for line in served)
+
+
+def test_slow_headers_are_given_up(trained_run):
+    """Connections that say nothing, or half a request, are closed; the server goes on."""
+    import threading
+
+    import uvicorn
+    from running import wait_until_ready
+
+    from dmoerm.serving import ServingConfig, create_app
+    from dmoerm.serving.server import protocol
+
+    config = uvicorn.Config(
+        create_app(trained_run.model, ServingConfig()), port=0, log_level="critical", http=protocol(0.3)
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    wait_until_ready(f"http://127.0.0.1:{port}")
+    quiet = [socket.create_connection(("127.0.0.1", port), timeout=5) for _ in range(20)]
+    for one in quiet[10:]:
+        one.sendall(b"POST /v1/score HTTP/1.1\r\nHost: ")
+    assert httpx2.get(f"http://127.0.0.1:{port}/health").status_code == 200
+    for one in quiet:
+        assert one.recv(10) == b""
+        one.close()
+    server.should_exit = True
+    thread.join(10)
+
+
+def invoke(*arguments: str):
+    return CliRunner(env={"COLUMNS": "200", "TERM": "dumb"}).invoke(app, ["serve", *arguments])
+
+
+def test_what_cannot_be_served_is_said(trained_run, tmp_path, caplog):
+    result = invoke(str(tmp_path), "--port", str(free_port()))
+    assert result.exit_code == 1
+    assert "is no dmoerm model" in result.stderr
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        result = invoke(str(trained_run.folder), "--port", str(taken.getsockname()[1]))
+    assert result.exit_code == 1
+    assert "is the port taken" in result.stderr
+    (tmp_path / "key").write_text(" \n")
+    assert "is empty" in invoke(str(trained_run.folder), "--api-key-file", str(tmp_path / "key")).stderr
+    assert "use json, text or auto" in invoke(str(trained_run.folder), "--log-format", "xml").stderr
+
+
+def test_an_open_door_is_warned_of(tmp_path):
+    result = invoke(str(tmp_path), "--host", "0.0.0.0", "--port", str(free_port()))
+    assert "no API key is set" in result.stderr
