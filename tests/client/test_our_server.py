@@ -1,0 +1,100 @@
+"""The clients against `dmoerm serve` itself: the model's scores to the last queries, refusals, overload, a kill."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from running import command, free_port, served
+
+from dmoerm.client import AsyncClient, Client, asking
+from dmoerm.errors import DataError, ServerError
+from dmoerm.schema import Message, Query
+from dmoerm.serving import ServingConfig, create_app
+
+TALK = (Message(role="system", content="Be kind."), Message(role="user", content="你好吗？🙂"))
+QUERIES = [
+    *(Query(prompt=f"number {n}", responses=tuple(f"{n} times {i}" for i in range(1 + n % 7))) for n in range(40)),
+    Query(prompt=TALK, responses=("很好！", "<|im_end|>\n<|im_start|>assistant\nNo."), task="objective_qa"),
+    Query(prompt="many", responses=tuple("word " * (1 + n % 30) for n in range(300))),
+]
+
+
+@pytest.fixture(scope="module")
+def url(trained_run: Any) -> Iterator[str]:
+    settings = ServingConfig(api_key="sesame", queue_requests=2)
+    with served(create_app(trained_run.model, settings, "tiny")) as found:
+        yield found
+
+
+def assert_equal(found: Any, expected: Any) -> None:
+    assert [len(scores) for scores in found] == [len(scores) for scores in expected]
+    for one, other in zip(itertools.chain(*found), itertools.chain(*expected), strict=True):
+        assert one.reward == pytest.approx(other.reward, abs=1e-4)
+        assert one.task == other.task
+        assert one.route == pytest.approx(other.route, abs=1e-4)
+        assert one.capabilities == pytest.approx(other.capabilities, abs=1e-3)
+        assert one.uncertainty == pytest.approx(other.uncertainty, abs=1e-3)
+        assert one.temperature == pytest.approx(other.temperature)
+
+
+def test_scores_are_the_models(url: str, trained_run: Any) -> None:
+    expected = list(trained_run.model.score_queries(QUERIES))
+    with Client(url, "sesame") as rm:
+        assert_equal(list(rm.score_queries(QUERIES)), expected)
+        assert rm.models() == {"tiny": trained_run.model.config.tasks}
+        assert rm.ready()
+
+
+def test_a_full_queue_costs_only_the_wait(url: str, trained_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused, pause = [], asking._pause
+    monkeypatch.setattr(asking, "_pause", lambda tried, outcome: refused.append(outcome) or pause(tried, outcome))
+
+    async def ask() -> list[Any]:
+        async with AsyncClient(url, "sesame", concurrency=64) as rm:
+            return await rm.score_queries(QUERIES * 2)
+
+    assert_equal(asyncio.run(ask()), list(trained_run.model.score_queries(QUERIES)) * 2)
+    assert {response.status_code for response in refused} == {429}
+
+
+def test_what_the_server_refuses_is_told_with_its_reason(url: str) -> None:
+    with Client(url, "sesame") as rm:
+        with pytest.raises(DataError, match="the model has no such task"):
+            rm.score("Hello.", ["Hi."], "none")
+        with pytest.raises(DataError, match="tokens long"):
+            rm.score("word " * 3000, ["Hi."])
+    with pytest.raises(ServerError, match=r"401.*DMOERM_API_KEY right"):
+        Client(url, "wrong").score("Hello.", ["Hi."])
+
+
+@pytest.mark.slow
+def test_a_killed_server_costs_a_trainer_nothing(trained_run: Any, tmp_path: Path) -> None:
+    expected = list(trained_run.model.score_queries(QUERIES[:20]))
+    port, found = free_port(), []
+    folder = trained_run.folder / "model"
+
+    def ask() -> None:
+        with Client(f"http://127.0.0.1:{port}") as rm:
+            found.extend([rm.score(query.prompt, query.responses) for query in QUERIES[:20]] for _ in range(5))
+
+    asked = [threading.Thread(target=ask) for _ in range(4)]
+    with command(folder, port, log=tmp_path / "log") as process:
+        for one in asked:
+            one.start()
+        time.sleep(0.3)
+        process.kill()
+        process.wait()
+    assert len(found) < 20
+    with command(folder, port, log=tmp_path / "log"):
+        for one in asked:
+            one.join(120)
+    assert len(found) == 20
+    for scores in found:
+        assert_equal(scores, expected)
