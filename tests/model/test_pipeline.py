@@ -49,6 +49,7 @@ TOKENIZERS = {
     "bos in the template alone": lambda: with_added(f"{{{{ '{BOS}' }}}}" + CHATML, "$A"),
     "bos and eos added": lambda: with_added(CHATML, f"{BOS} $A <|im_end|>"),
     "no padding token": without_padding,
+    "today's date": lambda: with_added("{{ strftime_now('%d %b %Y at %H:%M:%S') }}" + CHATML, "$A"),
 }
 
 

@@ -27,7 +27,7 @@ from ..errors import ArtefactError, shorten
 from ..paths import complete_folder
 from .backbone import join, load_tokenizer
 from .configuration import DMoERMConfig
-from .encoding import Encoder
+from .encoding import Encoder, on_a_fixed_day
 from .engine import Decoder
 from .experts import Experts, lora_layers
 from .hub import download
@@ -113,9 +113,11 @@ def load(
 
 
 def with_tokenizer(model: DMoERM, tokenizer: Any) -> DMoERM:
-    """The same model, ready to encode text; the tokenizer can pad, as Hugging Face's pipelines do."""
+    """The same model, ready to encode text. Its tokenizer pads, and renders as the model reads on any day: pipelines."""
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if isinstance(tokenizer.chat_template, str):
+        tokenizer.chat_template = on_a_fixed_day(tokenizer.chat_template)
     limit = model.config.backbone.get("max_position_embeddings")
     model.tokenizer = tokenizer
     model.encoder = Encoder(tokenizer, EncodingConfig(**model.config.encoding), limit)

@@ -33,6 +33,11 @@ _FIXED_NOW = "{{% macro strftime_now(format) %}}{{{{ format{} }}}}{{% endmacro %
 )
 
 
+def on_a_fixed_day(template: str) -> str:
+    """A chat template that prints a fixed date where this one prints today's."""
+    return template if "strftime_now" not in template or template.startswith(_FIXED_NOW) else _FIXED_NOW + template
+
+
 @dataclass(frozen=True)
 class Encoded:
     """A query's token ids: the prompt's once, and each response's."""
@@ -169,8 +174,7 @@ class Encoder:
         return [*pieces, text]
 
     def _chat(self, messages: list[dict[str, str]]) -> str:
-        template = self.tokenizer.get_chat_template()
-        fixed = _FIXED_NOW + template if "strftime_now" in template else template
+        fixed = on_a_fixed_day(self.tokenizer.get_chat_template())
         day: dict[str, Any] = {"date_string": f"{_FIXED_DAY:%d %b %Y}"}
         try:
             rendered: Any = self.tokenizer.apply_chat_template(messages, chat_template=fixed, tokenize=False, **day)
