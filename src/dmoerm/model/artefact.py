@@ -78,10 +78,7 @@ def _write(model: DMoERM, folder: Path) -> None:
 
 
 def load(
-    path: str | Path,
-    dtype: torch.dtype | str | None = None,
-    revision: str | None = None,
-    token: str | None = None,
+    path: str | Path, dtype: torch.dtype | str | None = None, revision: str | None = None, token: str | None = None
 ) -> DMoERM:
     """Reads a model's folder, or downloads it from the hub.
 
@@ -113,7 +110,7 @@ def load(
 
 
 def with_tokenizer(model: DMoERM, tokenizer: Any) -> DMoERM:
-    """The same model, ready to encode text. Its tokenizer pads, and renders as the model reads on any day: pipelines."""
+    """The same model, ready to encode text; its tokenizer pads, and renders what the model reads on any day."""
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if isinstance(tokenizer.chat_template, str):
