@@ -70,11 +70,10 @@ def test_the_pipeline_gives_the_score(kind: str, tmp_path: Path) -> None:
     model = make_model(make_tiny_config(str(tmp_path / "backbone"), tmp_path))
     model.save_pretrained(tmp_path / "model")
     expected = rewards(model, TALKS)
-    for settings in ({}, {"batch_size": 3}, {"batch_size": 3, "padding_side": "left"}):
-        side = settings.pop("padding_side", "right")
-        classify: Any = pipeline("text-classification", str(tmp_path / "model"), function_to_apply="none", **settings)
+    classify: Any = pipeline("text-classification", str(tmp_path / "model"), function_to_apply="none")
+    for size, side in ((1, "right"), (3, "right"), (3, "left")):
         classify.tokenizer.padding_side = side
-        found = classify(rendered(classify.tokenizer))
+        found = classify(rendered(classify.tokenizer), batch_size=size)
         assert [row["score"] for row in found] == pytest.approx(expected, abs=1e-4)
         assert {row["label"] for row in found} == {"REWARD"}
 
