@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub import InferenceClient
 
 from dmoerm.schema import Message, Query
-from dmoerm.serving.service import EMPTY_REWARD
+from dmoerm.scores import EMPTY_REWARD
 
 TALK = [
     {"role": "user", "content": "Hi!"},
@@ -135,7 +135,7 @@ def test_teis_client_reads_a_score(http, url, expected, texts):
     client = InferenceClient(model=f"{url}/predict")
     found: Any = client.text_classification(texts[0], function_to_apply="none")
     assert found.score == pytest.approx(expected[0].reward, abs=1e-4)
-    assert found.label == "reward"
+    assert found.label == "REWARD"
     found = InferenceClient(model=url).text_classification(texts[0])
     assert found.score == pytest.approx(1 / (1 + math.exp(-expected[0].reward)), abs=1e-4)
 

@@ -14,17 +14,14 @@ from fastapi import Depends, Request
 from ..errors import DataError, ServerError
 from ..model import DMoERM
 from ..model.transcript import Transcript
-from ..schema import Message, Prompt, Query, parse_query
-from ..scores import Score
+from ..schema import Message, Prompt, Query
+from ..scores import Score, Scored, grouped
 from .batching import Batcher
 from .metrics import Metrics
 from .settings import ServingConfig
 
 _LOG = logging.getLogger("dmoerm.serving")
 _WARM_UP = Query(prompt="How are you?", responses=("Fine, thank you. And you?", "No."))
-
-EMPTY_REWARD = -3.0
-"""What a policy's response without text gets; rewards are about 0 on the mean, with standard deviation 1."""
 
 
 class NotReady(ServerError):
@@ -135,28 +132,14 @@ class Service:
         request.state.tokens, request.state.responses = tokens, responses
         return scores
 
-    async def rewards(self, request: Request, texts: Sequence[tuple[Prompt, str]]) -> list[Score | None]:
-        """A score a prompt and response, in order; None for a response without text, which has no reward of its own.
-
-        Prompts that are the same run once.
-        """
-        places: dict[Prompt, list[int]] = {}
-        for place, (prompt, response) in enumerate(texts):
-            if response.strip():
-                places.setdefault(prompt, []).append(place)
-        queries = [query_of(p, [texts[i][1] for i in at]) for p, at in places.items()]
-        found: list[Score | None] = [None] * len(texts)
-        scored = await self.score(request, queries) if queries else []
-        for at, scores in zip(places.values(), scored, strict=True):
-            for place, score in zip(at, scores, strict=True):
-                found[place] = score
-        return found
-
-
-def query_of(prompt: Prompt, responses: Sequence[str]) -> Query:
-    """A query. Raises `DataError` for texts that are none."""
-    turns = prompt if isinstance(prompt, str) else [turn.model_dump() for turn in prompt]
-    return parse_query({"prompt": turns, "responses": list(responses)})
+    async def score_texts(self, request: Request, texts: Sequence[tuple[Prompt, str]]) -> Scored:
+        """A score a prompt and response, in order; prompts that are the same run once. Raises as `score` does."""
+        groups = grouped((None, prompt, response) for prompt, response in texts)
+        found: dict[int, Score] = {}
+        scored = await self.score(request, [query for query, _ in groups]) if groups else []
+        for (_, places), scores in zip(groups, scored, strict=True):
+            found |= dict(zip(places, scores, strict=True))
+        return Scored([found.get(place) for place in range(len(texts))])
 
 
 def conversation_of(messages: Sequence[Message]) -> tuple[Prompt, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -11,8 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ...errors import DataError
 from ...rendered import response_text
 from ...schema import Prompt
-from ...scores import Score
-from ..service import EMPTY_REWARD, Asked, Service
+from ..service import Asked, Service
 from .examples import REWARD_REQUEST
 
 router = APIRouter(tags=["OpenRLHF"])
@@ -38,10 +36,9 @@ class RewardResponse(BaseModel):
 @router.post("/get_reward")
 async def get_reward(request: Request, body: RewardRequest, service: Asked) -> RewardResponse:
     """Rewards, with capability scores as logs: 0 where another task's experts scored."""
-    found = await service.rewards(request, _texts(body, service))
-    least = min([EMPTY_REWARD, *(score.reward for score in found if score is not None)])
-    rewards = [least if score is None else score.reward for score in found]
-    return RewardResponse(rewards=rewards, scores=rewards, extra_logs=logs(service.batcher.model.config.tasks, found))
+    found = await service.score_texts(request, _texts(body, service))
+    logs = found.columns(service.batcher.model.config.tasks)
+    return RewardResponse(rewards=found.rewards, scores=found.rewards, extra_logs=logs)
 
 
 def _texts(body: RewardRequest, service: Service) -> list[tuple[Prompt, str]]:
@@ -53,17 +50,3 @@ def _texts(body: RewardRequest, service: Service) -> list[tuple[Prompt, str]]:
         (service.transcript.prompt(prompt), response_text(query, prompt))
         for query, prompt in zip(body.query, body.prompts, strict=True)
     ]
-
-
-def logs(tasks: Mapping[str, Sequence[str]], scores: Sequence[Score | None]) -> dict[str, list[float]]:
-    """The same names for every batch, as OpenRLHF joins them over batches."""
-    names = [f"{task}/{name}" for task, capabilities in tasks.items() for name in capabilities]
-    found = {n: [0.0] * len(scores) for n in ("uncertainty", *(f"task/{task}" for task in tasks), *names)}
-    for place, score in enumerate(scores):
-        if score is None or score.task is None:
-            continue
-        found["uncertainty"][place] = score.uncertainty or 0.0
-        found[f"task/{score.task}"][place] = 1.0
-        for name, value in score.capabilities.items():
-            found[f"{score.task}/{name}"][place] = value
-    return found

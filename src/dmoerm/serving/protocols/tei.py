@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ...errors import DataError
 from ...schema import Prompt
-from ..service import EMPTY_REWARD, Asked, Service
+from ..service import Asked, Service
 from .examples import PREDICT_REQUESTS
 from .vllm import LABEL, sigmoid
 
@@ -34,8 +34,7 @@ async def predict(request: Request, body: PredictRequest, service: Asked) -> Any
     raw = _raw(body)
     one = isinstance(body.inputs, str) or (len(body.inputs) > 0 and isinstance(body.inputs[0], str))
     asked: Any = [body.inputs] if one else body.inputs
-    found = await service.rewards(request, [_conversation(text, service) for text in asked])
-    rewards = [EMPTY_REWARD if score is None else score.reward for score in found]
+    rewards = (await service.score_texts(request, [_conversation(text, service) for text in asked])).rewards
     if not raw:
         rewards = [sigmoid(reward) for reward in rewards]
     answer = [[{"score": reward, "label": LABEL}] for reward in rewards]

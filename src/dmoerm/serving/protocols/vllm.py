@@ -12,11 +12,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ...errors import DataError
 from ...schema import Message, Prompt
-from ..service import EMPTY_REWARD, Asked, Service, conversation_of
+from ..service import Asked, Service, conversation_of
 from .examples import CONVERSATION_REQUESTS
 
 router = APIRouter(tags=["vLLM"])
-LABEL = "reward"
+LABEL = "REWARD"
 
 
 class ConversationRequest(BaseModel):
@@ -47,8 +47,7 @@ async def pooling(request: Request, body: ConversationRequest, service: Asked) -
 
 
 async def _rewards(request: Request, body: ConversationRequest, service: Service) -> list[float]:
-    scores = await service.rewards(request, _conversations(body, service))
-    rewards = [EMPTY_REWARD if score is None else score.reward for score in scores]
+    rewards = (await service.score_texts(request, _conversations(body, service))).rewards
     activate = body.activation if body.use_activation is None else body.use_activation
     return [sigmoid(reward) for reward in rewards] if activate else rewards
 
