@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import uvicorn
-from reward_server import free_port
+from running import free_port
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response

@@ -5,17 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
-import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import httpx2
 import uvicorn
+from running import free_port, wait_until_ready
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
@@ -59,12 +56,6 @@ def respond(request: httpx2.Request) -> httpx2.Response:
     return httpx2.Response(200, json=MODELS if request.url.path == "/v1/models" else {})
 
 
-def free_port() -> int:
-    with contextlib.closing(socket.socket()) as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
-
-
 class RunningServer:
     """The server in a process of its own, which can be killed and started again on its port."""
 
@@ -75,20 +66,11 @@ class RunningServer:
 
     def start(self) -> None:
         """Starts it, without waiting for it."""
-        self.process = subprocess.Popen([sys.executable, __file__, str(self.port)], env=dict(os.environ))
-
-    def wait(self) -> None:
-        """Until it answers."""
-        for _ in range(400):
-            with contextlib.suppress(httpx2.HTTPError):
-                if httpx2.get(f"{self.url}/ready").status_code == 200:
-                    return
-            time.sleep(0.05)
-        raise TimeoutError(self.url)
+        self.process = subprocess.Popen([sys.executable, __file__, str(self.port)])
 
     def kill(self) -> None:
         """As `kill -9` does."""
-        self.process.send_signal(signal.SIGKILL)
+        self.process.kill()
         self.process.wait()
 
 
@@ -96,7 +78,7 @@ class RunningServer:
 def running_server() -> Iterator[RunningServer]:
     server = RunningServer()
     try:
-        server.wait()
+        wait_until_ready(server.url, server.process)
         yield server
     finally:
         server.kill()
