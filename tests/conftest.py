@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from reward_server import RunningServer, running_server
+from running import served
 from tiny import make_model, make_tiny_config, train_quietly, write_backbone
 
 from dmoerm.config import Config
@@ -113,6 +114,21 @@ def tiny_model(tiny_config: Callable[..., Config]) -> Callable[..., Any]:
 
 
 # --- a reward server -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def served_app(trained_run: Any) -> Any:
+    """The server's application over the tiny run's model."""
+    from dmoerm.serving import ServingConfig, create_app
+
+    return create_app(trained_run.model, ServingConfig(), "tiny")
+
+
+@pytest.fixture(scope="session")
+def served_url(served_app: Any) -> Iterator[str]:
+    """Where `served_app` listens."""
+    with served(served_app) as url:
+        yield url
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import runpy
@@ -31,11 +32,11 @@ def model(trained_run):
     return str(trained_run.folder / "model")
 
 
-@pytest.mark.parametrize(("algorithm", "source"), [("grpo", "folder"), ("rloo", "server")])
-def test_trl_policy(run, algorithm, source, model, reward_server, tmp_path):
+@pytest.mark.parametrize(("algorithm", "source"), list(itertools.product(["grpo", "rloo"], ["folder", "server"])))
+def test_trl_policy(run, algorithm, source, model, served_url, tmp_path):
     prompts = [{"prompt": [{"role": "user", "content": f"Tell me of {n}."}], "task": "chitchat"} for n in range(8)]
     (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, prompts)))
-    places = {"folder": model, "server": reward_server.url}
+    places = {"folder": model, "server": served_url}
     arguments = {"reward": places[source], "policy": write_random_policy(tmp_path / "policy"), "algorithm": algorithm}
     arguments |= {"prompts": tmp_path / "prompts.jsonl", "steps": 3, "tokens": 8, "output": tmp_path / "out"}
     run("trl_policy.py", *[part for name, value in arguments.items() for part in (f"--{name}", value)])
@@ -61,20 +62,20 @@ def test_pipeline(run, model, trained_run, capsys):
     assert lines[0].startswith("REWARD ")
 
 
-def test_client(run, reward_server, capsys):
-    run("client.py", reward_server.url)
+def test_client(run, served_url, capsys):
+    run("client.py", served_url)
     found = capsys.readouterr().out
-    assert "models: rule" in found
+    assert "models: tiny" in found
     assert "20 prompts, mean reward" in found
 
 
 @pytest.mark.parametrize("source", ["folder", "server"])
-def test_verl(run, source, model, reward_server, tmp_path, monkeypatch):
+def test_verl(run, source, model, served_url, tmp_path, monkeypatch):
     rows = [{"prompt": "Hello.", "task": None}, {"prompt": "What is it?", "task": "chitchat"}]
     (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
     run("verl/prepare.py", tmp_path / "prompts.jsonl", tmp_path / "train.parquet")
     written = load_dataset("parquet", data_files=str(tmp_path / "train.parquet"))["train"].to_pandas()
-    monkeypatch.setenv("DMOERM_MODEL", {"folder": model, "server": reward_server.url}[source])
+    monkeypatch.setenv("DMOERM_MODEL", {"folder": model, "server": served_url}[source])
     functions = run("verl/reward.py")
     about = {"data_sources": written["data_source"].to_numpy(), "extra_infos": written["extra_info"].to_numpy()}
     first, second = functions["compute_score_batch"](solution_strs=["that", "a"], ground_truths=["", ""], **about)

@@ -1,4 +1,4 @@
-"""A served model that many tests ask."""
+"""What asks the served model: a client, a browser."""
 
 from __future__ import annotations
 
@@ -8,37 +8,23 @@ from typing import Any
 
 import httpx2
 import pytest
-from running import served
-
-from dmoerm.serving import ServingConfig, create_app
 
 _REFUSED = re.compile(r"\b(401|429) \(")  # browsers say it on the console, whatever the page does
 
 
 @pytest.fixture(scope="session")
-def app(trained_run: Any) -> Any:
-    return create_app(trained_run.model, ServingConfig(), "tiny")
-
-
-@pytest.fixture(scope="session")
-def url(app: Any) -> Iterator[str]:
-    with served(app) as found:
-        yield found
-
-
-@pytest.fixture(scope="session")
-def http(url: str) -> Iterator[httpx2.Client]:
-    with httpx2.Client(base_url=url, timeout=30) as found:
+def http(served_url: str) -> Iterator[httpx2.Client]:
+    with httpx2.Client(base_url=served_url, timeout=30) as found:
         yield found
 
 
 @pytest.fixture
-def visit(browser: Any, url: str) -> Iterator[Callable[..., Any]]:
+def visit(browser: Any, served_url: str) -> Iterator[Callable[..., Any]]:
     """A function that opens the page; at the end nothing may have failed, complained or asked anybody else."""
     said: list[str] = []
     contexts: list[Any] = []
 
-    def open_page(fragment: str = "", width: int = 1280, scheme: str = "light", at: str = url) -> Any:
+    def open_page(fragment: str = "", width: int = 1280, scheme: str = "light", at: str = served_url) -> Any:
         size = {"width": width, "height": 900}
         context = browser.new_context(viewport=size, color_scheme=scheme, reduced_motion="reduce")
         context.grant_permissions(["clipboard-read", "clipboard-write"], origin=at)

@@ -147,9 +147,9 @@ def test_limits_are_told_before_anything_is_scored(batcher):
     assert refused.retry_after >= 1
 
 
-def test_a_client_that_hangs_up_is_noticed(app, url, monkeypatch):
+def test_a_client_that_hangs_up_is_noticed(served_app, served_url, monkeypatch):
     """Over real sockets: a request in the queue is gone once its connection is."""
-    service = app.state.service
+    service = served_app.state.service
     started, go = threading.Event(), threading.Event()
     score = service.batcher._score
 
@@ -161,10 +161,10 @@ def test_a_client_that_hangs_up_is_noticed(app, url, monkeypatch):
     monkeypatch.setattr(service.batcher, "_score", held)
     body = {"items": [{"prompt": "Hi!", "responses": ["Hello."]}]}
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        stays = pool.submit(httpx2.post, f"{url}/v1/score", json=body, timeout=30)
+        stays = pool.submit(httpx2.post, f"{served_url}/v1/score", json=body, timeout=30)
         assert started.wait(20)
         with pytest.raises(httpx2.ReadTimeout):
-            httpx2.post(f"{url}/v1/score", json=body, timeout=0.3)
+            httpx2.post(f"{served_url}/v1/score", json=body, timeout=0.3)
         deadline = threading.Event()
         for _ in range(200):
             if service.batcher._requests == 1:

@@ -131,12 +131,12 @@ def test_a_response_without_text_gets_the_least(http, texts):
     assert http.post("/classify", json={"input": f"{prompt}<|im_end|>"}).json()["data"][0]["probs"] == [EMPTY_REWARD]
 
 
-def test_teis_client_reads_a_score(http, url, expected, texts):
-    client = InferenceClient(model=f"{url}/predict")
+def test_teis_client_reads_a_score(http, served_url, expected, texts):
+    client = InferenceClient(model=f"{served_url}/predict")
     found: Any = client.text_classification(texts[0], function_to_apply="none")
     assert found.score == pytest.approx(expected[0].reward, abs=1e-4)
     assert found.label == "REWARD"
-    found = InferenceClient(model=url).text_classification(texts[0])
+    found = InferenceClient(model=served_url).text_classification(texts[0])
     assert found.score == pytest.approx(1 / (1 + math.exp(-expected[0].reward)), abs=1e-4)
 
 
