@@ -42,14 +42,14 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def command(model: Path, port: int, *options: str, log: Path, **variables: str) -> Iterator[subprocess.Popen[bytes]]:
+def command(model: Path | str, port: int, *options: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """`dmoerm serve` as a process, once it is ready; killed at the end if it still runs."""
     with log.open("ab") as output:
         process = subprocess.Popen(
             [Path(sys.executable).with_name("dmoerm"), "serve", model, "--port", str(port), *options],
             stdout=output,
             stderr=output,
-            env={**os.environ, "OMP_NUM_THREADS": "1", **variables},
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
     try:
         wait_until_ready(f"http://127.0.0.1:{port}", process, log)

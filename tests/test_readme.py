@@ -4,7 +4,9 @@ import re
 import shlex
 from pathlib import Path
 
+import httpx2
 import pytest
+from running import command, free_port
 from tiny import tiny_groups, write_groups
 from typer.testing import CliRunner
 
@@ -56,10 +58,21 @@ def test_the_commands_for_own_data_run(tiny_backbone, tmp_path, monkeypatch):
     write_groups(tiny_groups(), tmp_path / "to_score.jsonl")
     commands = [line for line in blocks("bash")[1].splitlines() if line.startswith("dmoerm ")]
     assert len(commands) == 4
-    for command in commands:
-        result = invoke(command + small(tiny_backbone) * (" train " in command))
+    for line in commands:
+        result = invoke(line + small(tiny_backbone) * (" train " in line))
         assert result.exit_code == 0, result.output
     assert (tmp_path / "scored.jsonl").read_text().count("\n") == len(tiny_groups())
+
+
+def test_the_server_command_runs(trained_run, tmp_path, monkeypatch):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "demo").symlink_to(trained_run.folder)
+    monkeypatch.chdir(tmp_path)
+    (line,) = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("dmoerm serve ")]
+    model, *options = shlex.split(line.partition("#")[0])[2:]
+    port = free_port()
+    with command(model, port, *options, log=tmp_path / "log"):
+        assert "<title>dmoerm" in httpx2.get(f"http://127.0.0.1:{port}/").text
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import json
+import logging
 import signal
 import socket
 import time
@@ -69,6 +70,16 @@ def test_slow_headers_are_given_up(trained_run):
         one.close()
     server.should_exit = True
     thread.join(10)
+
+
+@pytest.fixture(autouse=True)
+def own_logs():
+    """The command sets up the process's logs: for a test's own time, when it runs in the tests' process."""
+    loggers = [logging.getLogger(name) for name in ("dmoerm", "uvicorn")]
+    before = [(list(logger.handlers), logger.level) for logger in loggers]
+    yield
+    for logger, (handlers, level) in zip(loggers, before, strict=True):
+        logger.handlers, logger.level = handlers, level
 
 
 def invoke(*arguments: str):
