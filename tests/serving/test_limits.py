@@ -82,6 +82,19 @@ def test_what_cannot_be_scored_is_said(asked, name):
     assert asked.post("/v1/score", json=GOOD).status_code == 200
 
 
+def test_the_usual_limits_hold(http):
+    """10 MB, 10,000 responses, and a text that would be 10,000 tokens: refused before anything is scored."""
+    for changes, status in (
+        ({"prompt": "x" * 10_000_000}, 413),
+        ({"responses": ["Hello."] * 10_000}, 422),
+        ({"prompt": "word " * 10_000}, 422),
+    ):
+        answer = http.post("/v1/score", json=item(**changes))
+        assert answer.status_code == status
+        assert fault(answer)["message"]
+        assert http.post("/v1/score", json=GOOD).status_code == 200
+
+
 @pytest.mark.parametrize(
     ("path", "body", "reason"),
     [
