@@ -64,10 +64,10 @@ def branch_layer(settings: dict) -> int:
     return settings["num_hidden_layers"] * 4 // 5
 
 
-def random_backbone(settings: dict, folder: Path) -> str:
+def random_backbone(settings: dict, folder: Path, device: str = "cuda") -> str:
     """A backbone of that shape with random weights, and the bundled tokenizer, in a folder."""
     config = AutoConfig.for_model(**settings)
-    with torch.device("cuda"):
+    with torch.device(device):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(str(bundled_backbone())).save_pretrained(folder)

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import numpy as np
 from measure import row, write
 from models import TASK, ours
 
@@ -76,7 +77,7 @@ def server(folder: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
 
 
 async def measure(model: DMoERM, queries: Sequence[Query], url: str, pid: int, minutes: float) -> dict[str, Any]:
-    """Rates in turns, then latency at half the server's rate, then memory under full load."""
+    """Rates in turns, then latency at half that load, then memory under full load."""
     times: list[tuple[float, float]] = []
     difference = 0.0
     for turn in range(ROUNDS + 1):
@@ -90,7 +91,8 @@ async def measure(model: DMoERM, queries: Sequence[Query], url: str, pid: int, m
             times.append((ended - middle, middle - started))
     served, engine = (statistics.median(each) for each in zip(*times, strict=True))
     rate = len(queries) / served
-    latency = await open_loop(url, queries, rate / 2)
+    _, waited = await closed_loop(url, [*queries, *queries], CLIENTS // 2)
+    latency = {"half_the_clients": quantiles(waited), "at_random": quantiles(await open_loop(url, queries, rate / 2))}
     memory = await hold(url, queries, pid, minutes)
     tokens = sum(model.encoder.encode(query).tokens for query in queries)
     return {
@@ -98,12 +100,12 @@ async def measure(model: DMoERM, queries: Sequence[Query], url: str, pid: int, m
         "requests_a_second": round(rate, 1),
         "tokens_a_text": round(tokens / len(queries)),
         "largest_difference": float(f"{difference:.1e}"),
-        "latency_at_half_the_rate_s": latency,
+        "latency_at_half_the_load_s": latency,
         "memory_mib": memory,
     }
 
 
-async def closed_loop(url: str, queries: Sequence[Query]) -> tuple[list[float], list[float]]:
+async def closed_loop(url: str, queries: Sequence[Query], clients: int = CLIENTS) -> tuple[list[float], list[float]]:
     """Every client sends its next text once it has its answer: rewards and seconds, in the texts' order."""
     todo = iter(range(len(queries)))
     rewards, seconds = [0.0] * len(queries), [0.0] * len(queries)
@@ -113,25 +115,28 @@ async def closed_loop(url: str, queries: Sequence[Query]) -> tuple[list[float], 
             for i in todo:
                 rewards[i], seconds[i] = await ask(http, queries[i])
 
-    await asyncio.gather(*(client() for _ in range(CLIENTS)))
+    await asyncio.gather(*(client() for _ in range(clients)))
     return rewards, seconds
 
 
-async def open_loop(url: str, queries: Sequence[Query], rate: float) -> dict[str, float]:
-    """Each client sends at random moments (a Poisson process), whether or not it has its answers."""
+async def open_loop(url: str, queries: Sequence[Query], rate: float) -> list[float]:
+    """Requests at random moments (a Poisson process), whether or not there are answers: seconds each."""
     rng = random.Random(1)
     moments = sorted(rng.uniform(0, LATENCIES / rate) for _ in range(LATENCIES))
     started = time.perf_counter()
-    async with httpx2.AsyncClient(base_url=url, timeout=300, limits=httpx2.Limits(max_connections=CLIENTS)) as http:
+    async with httpx2.AsyncClient(base_url=url, timeout=300) as http:
 
         async def one(moment: float, query: Query) -> float:
             await asyncio.sleep(started + moment - time.perf_counter())
             return (await ask(http, query))[1]
 
-        asked = [one(moment, queries[i % len(queries)]) for i, moment in enumerate(moments)]
-        seconds = sorted(await asyncio.gather(*asked))
-    median, p99 = statistics.median(seconds), seconds[int(len(seconds) * 0.99)]
-    return {"median": round(median, 3), "p99": round(p99, 3), "ratio": round(p99 / median, 2)}
+        return await asyncio.gather(*(one(moment, queries[i % len(queries)]) for i, moment in enumerate(moments)))
+
+
+def quantiles(seconds: Sequence[float]) -> dict[str, float]:
+    """The median, the 99th percentile, and the one over the other."""
+    median, p99 = np.quantile(seconds, [0.5, 0.99])
+    return {"median": round(float(median), 3), "p99": round(float(p99), 3), "ratio": round(float(p99 / median), 2)}
 
 
 async def hold(url: str, queries: Sequence[Query], pid: int, minutes: float) -> dict[str, float]:

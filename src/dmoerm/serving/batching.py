@@ -172,15 +172,19 @@ class Batcher:
         self.metrics.waiting_tokens.set(self._waiting_tokens)
 
     def _take(self) -> list[tuple[Job, Part]]:
-        """The next pass: a part of each job in turn, as long as they fit."""
+        """The next pass: a part of each job in turn, as long as they fit; of a short queue half.
+
+        Whoever comes meanwhile waits for the pass that is under way, so that a short one is worth more than a full one.
+        """
         taken: list[tuple[Job, Part]] = []
         tokens, now = 0, time.monotonic()
+        room = min(self._budget, self._waiting_tokens // 2)
         while self._jobs:
             job = self._jobs[0]
             if not job.parts:
                 self._jobs.popleft()
                 continue
-            if taken and tokens + job.parts[0].encoded.tokens > self._budget:
+            if taken and tokens + job.parts[0].encoded.tokens > room:
                 break
             if len(job.parts) == job.open:
                 self.metrics.queued.observe(now - job.arrived)
