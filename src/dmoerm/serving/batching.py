@@ -172,13 +172,9 @@ class Batcher:
         self.metrics.waiting_tokens.set(self._waiting_tokens)
 
     def _take(self) -> list[tuple[Job, Part]]:
-        """The next pass: a part of each job in turn, as long as they fit; of a short queue half.
-
-        Whoever comes meanwhile waits for the pass that is under way, so that a short one is worth more than a full one.
-        """
+        """The next pass: a part of each job in turn, as long as they fit."""
         taken: list[tuple[Job, Part]] = []
-        tokens, now = 0, time.monotonic()
-        room = min(self._budget, self._waiting_tokens // 2)
+        tokens, now, room = 0, time.monotonic(), self._room()
         while self._jobs:
             job = self._jobs[0]
             if not job.parts:
@@ -196,6 +192,15 @@ class Batcher:
             self._arrived.clear()
         self._count(-tokens)
         return taken
+
+    def _room(self) -> int:
+        """Tokens of the next pass: of a short queue half, since whoever comes meanwhile waits for the pass under way.
+
+        A request that is alone is not cut, nor is what is small beside a full pass.
+        """
+        if len(self._jobs) == 1:
+            return self._budget
+        return min(self._budget, max(self._waiting_tokens // 2, self._budget // 8))
 
     async def _pass(self, taken: Sequence[tuple[Job, Part]]) -> None:
         started = time.monotonic()
