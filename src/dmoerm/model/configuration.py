@@ -10,6 +10,13 @@ from transformers import AutoConfig, PretrainedConfig
 from ..config import EncodingConfig
 from .heads import embedding_width
 
+_NOT_TAKEN = (
+    "_",
+    "attn_implementation",
+    "experts_implementation",
+    "auto_map",
+    "quantization_config",
+)  # how, not what; or code
 _LABEL = "REWARD"  # what Hugging Face's pipelines call a reward
 
 
@@ -53,7 +60,7 @@ class DMoERMConfig(PretrainedConfig):
     @property
     def backbone_config(self) -> PretrainedConfig:
         """The backbone's configuration as transformers knows it."""
-        settings = dict(self.backbone)
+        settings = {name: value for name, value in self.backbone.items() if not name.startswith(_NOT_TAKEN)}
         return AutoConfig.for_model(settings.pop("model_type"), **settings)
 
     @property
