@@ -10,13 +10,8 @@ from transformers import AutoConfig, PretrainedConfig
 from ..config import EncodingConfig
 from .heads import embedding_width
 
-_NOT_TAKEN = (
-    "_",
-    "attn_implementation",
-    "experts_implementation",
-    "auto_map",
-    "quantization_config",
-)  # how, not what; or code
+# What says how a backbone is run, not what it is, or names code.
+_NOT_TAKEN = ("_", "attn_implementation", "experts_implementation", "auto_map", "quantization_config")
 _LABEL = "REWARD"  # what Hugging Face's pipelines call a reward
 
 

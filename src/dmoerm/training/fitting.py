@@ -91,11 +91,10 @@ def fit(
             trainer.evaluate()
     learner.take_best()
     model.eval()
-    fits = [
+    return [
         Fit(loss, consistency, trainer.state.global_step)
         for loss, consistency in zip(learner.best_loss.tolist(), learner.best_consistency.tolist(), strict=True)
     ]
-    return fits
 
 
 def _not_finite(folder: Path) -> TrainingError:
@@ -211,9 +210,8 @@ class _PhaseTrainer(Trainer):
         count = lambda values: np.bincount(lane, values, self.learner.lanes)  # noqa: E731
         loss = count((np.logaddexp(0, -margins) + (1 - probability) * margins) * weights) / count(weights)
         consistency = count((margins > 0) * sure) / count(sure).clip(min=1e-12)
-        if not np.isfinite(
-            loss[self.learner.open]
-        ).all():  # at once: else the step would end with an earlier state as its best
+        # At once: else the step would end with an earlier state as its best.
+        if not np.isfinite(loss[self.learner.open]).all():
             raise _not_finite(Path(str(self.args.output_dir)))
         self.learner.consider(torch.from_numpy(loss), torch.from_numpy(consistency))
         return {"loss": float(loss.mean()), "consistency": float(consistency.mean())}
