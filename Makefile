@@ -3,7 +3,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 APT := DEBIAN_FRONTEND=noninteractive timeout 600 apt-get -qq --yes --no-install-recommends -o Acquire::Retries=1
 
-.PHONY: install browser check format test test-all bench bench-gpu demo clean
+.PHONY: install browser check format test test-all bench bench-gpu demo chaos fuzz audit lock clean
 
 install: $(STAMP)
 
@@ -41,6 +41,15 @@ bench: install
 
 bench-gpu: install
 	$(BIN)/python benchmarks/gpu.py
+
+# Kills, full disks, jumping clocks, damaged and hostile files: docs/reliability.md.
+chaos: install
+	PYTHONPATH=tests $(BIN)/python -m chaos
+
+SECONDS ?= 60
+fuzz: install
+	$(BIN)/pip install --quiet --group fuzz
+	PYTHONPATH=tests $(BIN)/python -m fuzz $(SECONDS)
 
 demo: install
 	$(BIN)/dmoerm demo

@@ -13,7 +13,7 @@ import pytest
 
 from dmoerm import paths
 from dmoerm.errors import ArtefactError
-from dmoerm.paths import complete_file, complete_folder, write_file
+from dmoerm.paths import complete_folder, write_file
 
 DIE = """
 import os, signal, sys
@@ -51,14 +51,12 @@ def test_a_killed_writer_changes_nothing_and_is_cleared_up_after(
 
 
 def test_what_another_is_writing_is_left_alone(tmp_path: Path) -> None:
-    with complete_folder(tmp_path / "x") as first, complete_file(tmp_path / "x") as second:
-        write_folder(tmp_path / "x", "third")
-        assert first.is_dir()
-        second.unlink()
+    with complete_folder(tmp_path / "x") as first:
         (first / "a").write_text("first")
-        second.write_text("")
-        first_name = first
-    assert not first_name.exists()
+        write_folder(tmp_path / "x", "second")
+        assert (first / "a").read_text() == "first"
+    assert (tmp_path / "x" / "a").read_text() == "first"
+    assert names(tmp_path) == ["x"]
 
 
 def test_a_system_that_cannot_exchange_folders_moves_one_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,20 +87,25 @@ def link(name: str, target: str) -> Callable[[Path], None]:
     """A folder in which one file is a link."""
 
     def linked(folder: Path) -> None:
-        (folder / name).unlink()
+        (folder / name).unlink(missing_ok=True)
         (folder / name).symlink_to(target)
 
     return linked
 
 
 def pipe(folder: Path) -> None:
-    (folder / "README.md").unlink()
+    (folder / "README.md").unlink(missing_ok=True)
     os.mkfifo(folder / "README.md")
 
 
 def huge(name: str, size: int = 1 << 33) -> Callable[[Path], None]:
     """A folder with one file of eight gigabytes, which take no room."""
-    return lambda folder: os.truncate(folder / name, size)
+
+    def grown(folder: Path) -> None:
+        (folder / name).touch()
+        os.truncate(folder / name, size)
+
+    return grown
 
 
 def header(size: int) -> bytes:

@@ -14,46 +14,18 @@ from hypothesis import strategies as st
 
 from fuzz import targets
 
-FIELDS = [
-    "prompt",
-    "responses",
-    "scores",
-    "ranks",
-    "capabilities",
-    "chosen",
-    "rejected",
-    "messages",
-    "instruction",
-    "completions",
-    "response",
-    "helpfulness",
-    "preference",
-    "task",
-    "id",
-    "margin",
-    "annotators",
-    "role",
-    "content",
-    "score_chosen",
-    "winner",
-    "judged",
-    "source",
-    "conversation",
-]
+_NAMES = """prompt responses scores ranks capabilities chosen rejected messages instruction completions response
+helpfulness preference task id margin annotators role content score_chosen winner judged source conversation"""
+FIELDS = _NAMES.split()
+_SMALL = st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=9)
+_FIELD = st.sampled_from(FIELDS) | st.text(max_size=5)
 JSON = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers(-9, 9)
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(max_size=9),
-    lambda inner: (
-        st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(FIELDS) | st.text(max_size=5), inner, max_size=5)
-    ),
+    st.none() | st.booleans() | st.integers(-9, 9) | _SMALL,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(_FIELD, inner, max_size=5),
     max_leaves=12,
 )
-TURN = st.fixed_dictionaries(
-    {"role": st.sampled_from(["user", "assistant", "system", "tool"]), "content": st.text(max_size=9)}
-)
+_ROLE = st.sampled_from(["user", "assistant", "system", "tool"])
+TURN = st.fixed_dictionaries({"role": _ROLE, "content": st.text(max_size=9)})
 NEARLY: dict[str, Any] = {
     "prompt": st.text(max_size=9) | st.lists(TURN, max_size=3),
     "chosen": st.text(max_size=9) | st.lists(TURN, max_size=3),

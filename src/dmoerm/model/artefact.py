@@ -118,6 +118,7 @@ def with_tokenizer(model: DMoERM, tokenizer: Any) -> DMoERM:
     """The same model, ready to encode text; its tokenizer pads, and renders what the model reads on any day."""
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.init_kwargs.pop("local_files_only", None)  # how it was found; it would be saved as if it were a setting
     if isinstance(tokenizer.chat_template, str):
         tokenizer.chat_template = on_a_fixed_day(tokenizer.chat_template)
     limit = model.config.backbone.get("max_position_embeddings")
@@ -152,14 +153,15 @@ def _adapter_config(experts: Experts, first_layer: int) -> Any:
 
     config: LoRAConfig = experts.config
     names = [_renumber(name, first_layer) for name in lora_layers(experts.branch or nn.Module())]
-    return LoraConfig(
+    written = LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,  # pyright: ignore[reportArgumentType]
         lora_dropout=config.dropout,
-        target_modules=names,
         task_type=TaskType.FEATURE_EXTRACTION,
         inference_mode=True,
     )
+    written.target_modules = names  # given above, it would become a set, whose order differs between processes
+    return written
 
 
 def _renumber(name: str, first_layer: int) -> str:

@@ -81,7 +81,7 @@ def missing(file: Path) -> ArtefactError:
     return ArtefactError(f"{file}: is missing{hint}; write the model again with save_pretrained")
 
 
-def damaged(file: Path, error: Exception) -> ArtefactError:
+def damaged(file: Path, error: object) -> ArtefactError:
     """What is said of a file that holds no tensors."""
     return ArtefactError(f"{file}: is no safetensors file, or is damaged: {error}")
 
@@ -151,13 +151,14 @@ def _root(folder: Path) -> Path:
 
 
 def _check_size(file: Path) -> None:
-    size = file.stat().st_size
+    size, most, what = file.stat().st_size, _MOST_BYTES.get(file.name, _MOST_ELSE), "it"
     if file.suffix == ".safetensors":
         with file.open("rb") as opened:
-            size = int.from_bytes(opened.read(8), "little")
-    most = _MOST_HEADER if file.suffix == ".safetensors" else _MOST_BYTES.get(file.name, _MOST_ELSE)
+            header = int.from_bytes(opened.read(8), "little")
+        if header > size:
+            raise damaged(file, "it says that its header is longer than itself")
+        size, most, what = header, _MOST_HEADER, "its header"
     if size > most:
-        what = "its header" if file.suffix == ".safetensors" else "it"
         raise ArtefactError(f"{file}: {what} takes {size} bytes, more than the {most} that a model needs")
 
 
