@@ -51,6 +51,14 @@ def test_texts_are_peoples_to_edit_and_other_files_to_add(copied: Path) -> None:
     assert DMoERM.from_pretrained(copied).texts["README.md"].startswith("Sch")
 
 
+def test_the_check_can_be_left_out(copied: Path) -> None:
+    with (copied / "config.json").open("a") as file:
+        file.write(" ")
+    DMoERM.from_pretrained(copied, check=False)
+    with pytest.raises(ArtefactError, match="not what was written"):
+        DMoERM.from_pretrained(copied)
+
+
 def test_a_folder_without_sums_loads(copied: Path) -> None:
     (copied / "SHA256SUMS").unlink()
     DMoERM.from_pretrained(copied)

@@ -12,14 +12,14 @@ tasks/<task>/experts/<capability>/           a PEFT adapter: adapter_config.json
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..config import EncodingConfig, LoRAConfig
@@ -30,7 +30,7 @@ from .encoding import Encoder, on_a_fixed_day
 from .engine import Decoder
 from .experts import Experts, lora_layers
 from .hub import download
-from .integrity import TEXTS, check_files, check_sums, damaged, missing, write_sums
+from .integrity import TEXTS, check_files, read_tensors, sums_checked, write_sums
 from .stored import read_config
 
 if TYPE_CHECKING:
@@ -78,24 +78,33 @@ def _write(model: DMoERM, folder: Path) -> None:
 
 
 def load(
-    path: str | Path, dtype: torch.dtype | str | None = None, revision: str | None = None, token: str | None = None
+    path: str | Path,
+    dtype: torch.dtype | str | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    check: bool = True,
 ) -> DMoERM:
     """Reads a model's folder, or downloads it from the hub.
 
     Args:
         dtype: precision of trunk and branches; None: as saved.
         revision, token: see `hub.download`.
+        check: compare the files with their checksums, where the folder has some.
 
     Raises:
         ArtefactError: no such model, a missing, truncated, changed or foreign file.
     """
     folder = _local(path, revision, token)
     check_files(folder)
-    check_sums(folder)
+    with sums_checked(folder) if check else contextlib.nullcontext():
+        return _read(folder, dtype)
+
+
+def _read(folder: Path, dtype: torch.dtype | str | None) -> DMoERM:
     model = _empty_model(folder)
-    _fill(model, _tensors(folder / "model.safetensors"), folder / "model.safetensors")
+    _fill(model, read_tensors(folder / "model.safetensors"), folder / "model.safetensors")
     for name, part in _parts(model):
-        _fill(part, _tensors(folder / name), folder / name)
+        _fill(part, read_tensors(folder / name), folder / name)
     for task, experts in _experts(model):
         places = [folder / "tasks" / task / "experts" / capability for capability in experts.capabilities]
         states = [_adapter(experts, i, place, model.config.branch_layer) for i, place in enumerate(places)]
@@ -211,15 +220,6 @@ def _empty_model(folder: Path) -> DMoERM:
         raise ArtefactError(f"{folder / 'config.json'}: describes no model: {shorten(str(error))}") from None
 
 
-def _tensors(file: Path) -> dict[str, Tensor]:
-    if not file.is_file():
-        raise missing(file)
-    try:
-        return load_file(file)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise damaged(file, error) from None
-
-
 def _fill(module: nn.Module, state: dict[str, Tensor], file: Path) -> None:
     expected = small_state(module) if file.name == "model.safetensors" else module.state_dict()
     if wrong := sorted(set(expected) ^ set(state)):
@@ -232,7 +232,7 @@ def _fill(module: nn.Module, state: dict[str, Tensor], file: Path) -> None:
 
 def _adapter(experts: Experts, index: int, place: Path, first_layer: int) -> dict[str, Tensor]:
     file = place / "adapter_model.safetensors"
-    state, expected = _tensors(file), adapter_state(experts, index, first_layer)
+    state, expected = read_tensors(file), adapter_state(experts, index, first_layer)
     if {n: t.shape for n, t in expected.items()} != {n: t.shape for n, t in state.items()}:
         raise ArtefactError(f"{file}: its tensors do not fit config.json")
     return state

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import hashlib
 import json
@@ -18,6 +19,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
 
 from ..errors import ArtefactError
 
@@ -74,6 +77,16 @@ def count_tensors(file: Path) -> int:
         raise damaged(file, error) from None
 
 
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """A safetensors file. Raises `ArtefactError` where it is missing, or none."""
+    if not file.is_file():
+        raise missing(file)
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise damaged(file, error) from None
+
+
 def missing(file: Path) -> ArtefactError:
     """What is said of a file that is not there."""
     pickles = [p.name for p in file.parent.glob("*") if p.suffix in {".bin", ".pt", ".pth", ".pkl"}]
@@ -92,6 +105,20 @@ def write_sums(folder: Path) -> None:
     names = [name for name in names if name not in (*TEXTS, SUMS)]
     lines = (f"{found}  {name}\n" for name, found in _sums(folder, names).items())
     (folder / SUMS).write_text("".join(lines), encoding="utf-8")
+
+
+@contextlib.contextmanager
+def sums_checked(folder: Path) -> Iterator[None]:
+    """`check_sums` while the block reads the files, on another core; what it finds goes before the block's error."""
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(check_sums, folder)
+        try:
+            yield
+        except Exception:
+            if (error := found.exception()) is not None:
+                raise error from None
+            raise
+        found.result()
 
 
 def check_sums(folder: Path) -> None:
