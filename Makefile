@@ -3,7 +3,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 APT := DEBIAN_FRONTEND=noninteractive timeout 600 apt-get -qq --yes --no-install-recommends -o Acquire::Retries=1
 
-.PHONY: install browser check format test test-all bench bench-gpu demo clean
+.PHONY: install browser check format test test-all bench bench-gpu demo chaos fuzz audit lock clean
 
 install: $(STAMP)
 
@@ -41,6 +41,27 @@ bench: install
 
 bench-gpu: install
 	$(BIN)/python benchmarks/gpu.py
+
+# Kills, full disks, jumping clocks, damaged and hostile files: docs/reliability.md.
+chaos: install
+	PYTHONPATH=tests $(BIN)/python -m chaos
+
+SECONDS ?= 60
+fuzz: install
+	$(BIN)/pip install --quiet --group fuzz
+	PYTHONPATH=tests $(BIN)/python -m fuzz $(SECONDS)
+
+# Every package against the advisories of PyPI; fails, too, where they cannot be reached.
+audit: install
+	$(BIN)/pip install --quiet --group audit
+	$(BIN)/pip-audit --strict --disable-pip --require-hashes --requirement requirements.lock
+
+# The versions that are installed here, so those that the tests ran with, with the hashes of their files.
+lock: install
+	$(BIN)/pip install --quiet --group audit
+	$(BIN)/pip freeze --exclude-editable | sed 's/+[^ ]*//' > $(STAMP).versions
+	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes --no-annotate --quiet \
+	  --constraint $(STAMP).versions --custom-compile-command "make lock" --output-file requirements.lock
 
 demo: install
 	$(BIN)/dmoerm demo

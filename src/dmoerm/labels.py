@@ -148,7 +148,7 @@ def read_labels(path: str | Path) -> list[Label]:
         return [_label(row) for row in rows]
     except FileNotFoundError:
         raise DataError("there is no such label file", file=path, remedy="make it with `dmoerm label`") from None
-    except (pyarrow.ArrowInvalid, OSError, TypeError, ValueError) as error:
+    except (pyarrow.ArrowInvalid, OSError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"is no label file: {error}", file=path, remedy="make it with `dmoerm label`") from None
 
 

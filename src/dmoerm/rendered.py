@@ -14,7 +14,7 @@ from .schema import Message, Prompt
 _SPECIAL = (
     r"(?:<\|[^|<>]{1,40}\|>|</?s>|<pad>|<eos>|<bos>|<start_of_turn>|<end_of_turn>)"  # what tokenizers add around texts
 )
-_ENDS = re.compile(rf"^(?:\s*{_SPECIAL})+|(?:{_SPECIAL}\s*)+$")
+_BEGINNING, _TOKEN = re.compile(rf"(?:\s*{_SPECIAL})*"), re.compile(_SPECIAL)
 _TURN = re.compile(
     r"(?:<\|im_start\|>|<\|start_header_id\|>|<start_of_turn>)(system|user|assistant|model)(?:<\|end_header_id\|>)?\s*\n"
     r"(.*?)(?:<\|im_end\|>|<\|eot_id\|>|<end_of_turn>|\Z)",
@@ -32,7 +32,14 @@ def conversation(prompt: str) -> Prompt:
 
 def bare(text: str) -> str:
     """A text without the special tokens and white space around it."""
-    return _ENDS.sub("", text).strip()
+    beginning = _BEGINNING.match(text)
+    text = text[beginning.end() if beginning else 0 :]
+    end = len(text)
+    for token in reversed(list(_TOKEN.finditer(text))):  # one pattern for it would take n² steps on n tokens
+        if text[token.end() : end].strip():
+            break
+        end = token.start()
+    return text[:end].strip()
 
 
 def split_response(text: str) -> tuple[Prompt, str]:

@@ -60,15 +60,22 @@ def test_the_folder_is_as_designed(saved: tuple[DMoERM, Path]) -> None:
         for name in ("adapter_model.safetensors", "adapter_config.json")
     }
     branches = {f"tasks/{task}/branch.safetensors" for task in model.config.tasks} | {"general/branch.safetensors"}
-    top = {"config.json", "model.safetensors", "trunk.safetensors", "tokenizer.json", "tokenizer_config.json"}
-    assert files == top | adapters | branches | {"chat_template.jinja", "README.md", "run.yaml"}
+    top = {
+        "SHA256SUMS",
+        "config.json",
+        "model.safetensors",
+        "trunk.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+    assert files == top | adapters | branches | {"SHA256SUMS", "chat_template.jinja", "README.md", "run.yaml"}
     assert (folder / "README.md").read_text() == "# A card"
     assert json.loads((folder / "config.json").read_text())["model_type"] == "dmoerm"
 
 
 def test_a_loaded_model_is_saved_as_the_same_bytes(saved: tuple[DMoERM, Path], tmp_path: Path) -> None:
     DMoERM.from_pretrained(saved[1]).save_pretrained(tmp_path / "again")
-    for file in saved[1].rglob("*.safetensors"):
+    for file in (file for file in saved[1].rglob("*") if file.is_file()):
         assert file.read_bytes() == (tmp_path / "again" / file.relative_to(saved[1])).read_bytes()
 
 
@@ -177,8 +184,12 @@ FILES = [
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("damage", [Path.unlink, truncate, drop_tensor, reshape, fill_with_text])
-def test_a_damaged_file_is_named(copied: Path, name: str, damage: Callable[[Path], None]) -> None:
+@pytest.mark.parametrize("checked", [True, False])
+def test_a_damaged_file_is_named(copied: Path, name: str, damage: Callable[[Path], None], checked: bool) -> None:
+    """By its checksum, and in a folder without checksums by what it holds."""
     damage(copied / name)
+    if not checked:
+        (copied / "SHA256SUMS").unlink()
     with pytest.raises(ArtefactError) as caught:
         DMoERM.from_pretrained(copied)
     assert str(copied / name) in str(caught.value)
@@ -202,6 +213,7 @@ def test_a_pickle_is_never_read(copied: Path, tmp_path: Path, name: str) -> None
     with pytest.raises(ArtefactError, match=rf"model.safetensors: is missing; {name} is a pickle, which is never read"):
         DMoERM.from_pretrained(copied)
     torch.save(Bomb(trace), copied / "model.safetensors")
+    (copied / "SHA256SUMS").unlink()
     with pytest.raises(ArtefactError, match=r"model.safetensors: is no safetensors file"):
         DMoERM.from_pretrained(copied)
     assert not trace.exists()
@@ -221,6 +233,9 @@ def test_a_missing_tokenizer_is_named(copied: Path) -> None:
         DMoERM.from_pretrained(copied)
 
 
+FOREIGN = '{"model_type": "dmoerm", "branch_layer": 2, "tasks": {}, "backbone": {"model_type": "no-such-kind"}}'
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -230,11 +245,15 @@ def test_a_missing_tokenizer_is_named(copied: Path) -> None:
         ("{}", "model_type is None"),
         ('{"model_type": "dmoerm"}', "describes no model"),
         ('{"model_type": "dmoerm", "tasks": ["a"]}', "describes no model"),
-        ('{"model_type": "dmoerm", "backbone": {"model_type": "no-such-kind"}}', "describes no model.*no-such-kind"),
+        (
+            FOREIGN,
+            "describes no model.*no-such-kind",
+        ),
     ],
 )
 def test_a_foreign_config_is_named(copied: Path, content: str, message: str) -> None:
     (copied / "config.json").write_text(content)
+    (copied / "SHA256SUMS").unlink()
     with pytest.raises(ArtefactError, match=message) as caught:
         DMoERM.from_pretrained(copied)
     assert str(copied / "config.json") in str(caught.value)
@@ -242,6 +261,7 @@ def test_a_foreign_config_is_named(copied: Path, content: str, message: str) -> 
 
 def edited(folder: Path, **settings: Any) -> Path:
     config = json.loads((folder / "config.json").read_text())
+    (folder / "SHA256SUMS").unlink(missing_ok=True)
     (folder / "config.json").write_text(json.dumps(config | settings))
     return folder
 
@@ -249,7 +269,7 @@ def edited(folder: Path, **settings: Any) -> Path:
 @pytest.mark.parametrize("name", ["../../etc", "a/b", "..", ".", "", "/etc", "a\\b", "a\0b"])
 def test_names_that_would_leave_the_folder_are_refused(copied: Path, name: str) -> None:
     for tasks in ({name: []}, {"chitchat": [name]}):
-        with pytest.raises(ArtefactError, match=r"config.json.*no safe name"):
+        with pytest.raises(ArtefactError, match=r"config.json: describes no model: tasks"):
             DMoERM.from_pretrained(edited(copied, tasks=tasks))
 
 

@@ -132,7 +132,7 @@ class Client:
     def _answer(self, completion: ChatCompletion, seconds: float, attempts: int) -> Answer:
         choice = completion.choices[0]
         usage = completion.usage
-        spent = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
+        spent = [max(int(n), 0) for n in (usage.prompt_tokens, usage.completion_tokens)] if usage else [0, 0]
         about = {
             "prompt_tokens": spent[0],
             "completion_tokens": spent[1],
@@ -141,10 +141,16 @@ class Client:
             "attempts": attempts,
         }
         if choice.message.refusal or choice.finish_reason == "content_filter":
-            return Answer("refused", reason=choice.message.refusal or "content filter", **about)
+            return Answer("refused", reason=str(choice.message.refusal or "content filter"), **about)
         content = (choice.logprobs and choice.logprobs.content) or ()
-        tokens = tuple(Token(token.token, {top.token: top.logprob for top in token.top_logprobs}) for token in content)
-        return Answer("answered", choice.message.content or "", tokens, **about)
+        tokens = tuple(
+            Token(str(token.token), {str(top.token): float(top.logprob) for top in token.top_logprobs})
+            for token in content
+        )
+        text = choice.message.content or ""
+        if not isinstance(text, str):  # the client library lets any type through
+            raise TypeError("the content is no text")
+        return Answer("answered", text, tokens, **about)
 
     def _final(self, error: openai.APIStatusError) -> LabellingError:
         hint = f"; is the key in ${self.endpoint.key_variable} right?" if error.status_code in (401, 403) else ""

@@ -2,7 +2,8 @@
 
 A call's key is a hash over all that decides its answer (model, messages, settings): a changed rubric, wording or model
 is a new question, and an unchanged one is never paid for twice. Before a call is sent it is claimed: a second process
-leaves claimed calls alone. A claim whose process is dead, or that is older than `_STALE` seconds, is void.
+leaves claimed calls alone. A claim is void when its process is dead; one of another host, of which that cannot be told,
+when it is more than `_STALE` seconds away, to whichever side: clocks jump.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ class Store:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._owner = f"{socket.gethostname()}/{os.getpid()}"
+        self._owner = f"{socket.gethostname()}/{os.getpid()}:{_born(os.getpid())}"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(path, timeout=60, isolation_level=None)
@@ -173,16 +174,24 @@ def _answer(row: Sequence[Any]) -> Answer:
 
 
 def _alive(owner: str, since: float, now: float) -> bool:
-    """Whether a claim still holds: its process lives, as far as can be told from here, and it is not too old."""
+    """Whether a claim still holds."""
     host, _, process = owner.rpartition("/")
-    if now - since > _STALE:
-        return False
     if host != socket.gethostname():
-        return True
+        return abs(now - since) <= _STALE
+    number, _, born = process.partition(":")
     try:
-        os.kill(int(process), 0)
-    except ProcessLookupError:
+        os.kill(int(number), 0)
+    except (ProcessLookupError, ValueError):
         return False
-    except (PermissionError, ValueError):
-        return True
-    return True
+    except PermissionError:
+        pass
+    return born == _born(int(number))
+
+
+def _born(process: int) -> str:
+    """When a process began, in ticks since the system did: of a number given again, another. Empty: it has ended."""
+    try:
+        about = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""  # or the system does not tell
+    return "" if about[0] == "Z" else about[19]

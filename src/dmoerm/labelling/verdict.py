@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from ..labels import Outcome
 from .prompt import LETTERS
 
-_FENCE = re.compile(r"\s*```(?:json)?\s*\n(.*?)\n?\s*```\s*", re.S)
+_FENCE = re.compile(r"```(?:json)?[ \t]*\r?\n(.*)```", re.S)
 _NO_LETTER = re.compile(r"[^A-Za-z]")
 
 
@@ -56,7 +56,7 @@ def read_verdicts(text: str, capabilities: Sequence[str], tokens: Sequence[Token
 
 def _letters(text: str, capabilities: Sequence[str]) -> dict[str, str] | None:
     """Capability → letter; None where the answer has another form altogether."""
-    fenced = _FENCE.fullmatch(text)
+    fenced = _FENCE.fullmatch(text.strip())
     body = (fenced[1] if fenced else text).strip()
     bare = body.strip('".').upper()
     if len(capabilities) == 1 and bare in LETTERS:
@@ -85,8 +85,8 @@ def _p_first(text: str, name: str, letter: str | None, tokens: Sequence[Token]) 
         return None
     masses: dict[str, float] = dict.fromkeys(LETTERS, 0.0)
     for alternative, logprob in token.top.items():
-        if (bare := _NO_LETTER.sub("", alternative).upper()) in LETTERS:
-            masses[bare] += math.exp(logprob)
+        if (bare := _NO_LETTER.sub("", alternative).upper()) in LETTERS and not math.isnan(logprob):
+            masses[bare] += math.exp(min(logprob, 0.0))
     total = sum(masses.values())
     return (masses["A"] + masses["C"] / 2) / total if total and masses[letter or ""] else None
 

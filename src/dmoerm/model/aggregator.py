@@ -70,7 +70,7 @@ class _Linear(nn.Module):
         super().__init__()
         self.standardise = Standardise(len(read))
         self.weight = nn.Parameter(torch.tensor(read) / max(sum(read), 1))
-        self.register_buffer("read", torch.tensor(read), persistent=False)
+        self.register_buffer("read", torch.tensor(read, device="cpu"), persistent=False)
 
     def forward(self, scores: Tensor) -> Tensor:
         return self.standardise(scores) @ (self.weight * self.read)

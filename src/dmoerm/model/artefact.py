@@ -1,6 +1,7 @@
 """A model's folder: written completely or not at all, read without ever unpickling anything.
 
 config.json  README.md  run.yaml  tokenizer files
+SHA256SUMS                                   of all files but README.md and run.yaml
 model.safetensors                            router, heads, aggregators, calibration
 trunk.safetensors                            the shared layers (none with branch_layer 0)
 router/language_model.safetensors            where the router has its own
@@ -11,33 +12,31 @@ tasks/<task>/experts/<capability>/           a PEFT adapter: adapter_config.json
 
 from __future__ import annotations
 
-import json
+import contextlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..config import EncodingConfig, LoRAConfig
 from ..errors import ArtefactError, shorten
 from ..paths import complete_folder
 from .backbone import join, load_tokenizer
-from .configuration import DMoERMConfig
 from .encoding import Encoder, on_a_fixed_day
 from .engine import Decoder
 from .experts import Experts, lora_layers
 from .hub import download
+from .integrity import TEXTS, check_files, read_tensors, sums_checked, write_sums
+from .stored import read_config
 
 if TYPE_CHECKING:
     from .dmoerm import DMoERM
 
-_SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _ADAPTER = "base_model.model."
-_TEXTS = ("README.md", "run.yaml")
 
 
 def save(model: DMoERM, target: Path, *, card: str | None = None, run_config: str | None = None) -> None:
@@ -52,6 +51,7 @@ def save(model: DMoERM, target: Path, *, card: str | None = None, run_config: st
     try:
         with complete_folder(target) as folder:
             _write(model, folder)
+            write_sums(folder)
             for name, text in {**model.texts, **_given({"README.md": card, "run.yaml": run_config})}.items():
                 (folder / name).write_text(text, encoding="utf-8")
     except Exception as error:  # a full disk is an OSError, a SafetensorError or a bare Exception, by who writes
@@ -78,34 +78,48 @@ def _write(model: DMoERM, folder: Path) -> None:
 
 
 def load(
-    path: str | Path, dtype: torch.dtype | str | None = None, revision: str | None = None, token: str | None = None
+    path: str | Path,
+    dtype: torch.dtype | str | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    check: bool = True,
 ) -> DMoERM:
     """Reads a model's folder, or downloads it from the hub.
 
     Args:
         dtype: precision of trunk and branches; None: as saved.
         revision, token: see `hub.download`.
+        check: compare the files with their checksums, where the folder has some.
 
     Raises:
-        ArtefactError: no such model, a missing, truncated or foreign file.
+        ArtefactError: no such model, a missing, truncated, changed or foreign file.
     """
     folder = _local(path, revision, token)
+    check_files(folder)
+    with sums_checked(folder) if check else contextlib.nullcontext():
+        return _read(folder, dtype)
+
+
+def _read(folder: Path, dtype: torch.dtype | str | None) -> DMoERM:
     model = _empty_model(folder)
-    _fill(model, _tensors(folder / "model.safetensors"), folder / "model.safetensors")
+    _fill(model, read_tensors(folder / "model.safetensors"), folder / "model.safetensors")
     for name, part in _parts(model):
-        _fill(part, _tensors(folder / name), folder / name)
+        _fill(part, read_tensors(folder / name), folder / name)
     for task, experts in _experts(model):
+        places = [folder / "tasks" / task / "experts" / capability for capability in experts.capabilities]
+        states = [_adapter(experts, i, place, model.config.branch_layer) for i, place in enumerate(places)]
         experts.attach(model.inner(task).base.branch)  # pyright: ignore[reportArgumentType]
-        for i, capability in enumerate(experts.capabilities):
-            file = folder / "tasks" / task / "experts" / capability / "adapter_model.safetensors"
-            _fill_adapter(experts, i, _tensors(file), file, model.config.branch_layer)
+        for i, state in enumerate(states):
+            _fill_adapter(experts, i, state, model.config.branch_layer)
     for _, part in _parts(model):
         part.to(getattr(torch, dtype) if isinstance(dtype, str) and dtype != "auto" else None)
     try:
         tokenizer = load_tokenizer(folder, trust_remote_code=False)
     except Exception as error:  # tokenizers raises bare exceptions of its own
         raise ArtefactError(f"{folder}: the tokenizer cannot be read: {str(error).splitlines()[0]}") from None
-    model.texts = {name: file.read_text(encoding="utf-8") for name in _TEXTS if (file := folder / name).is_file()}
+    model.texts = {
+        name: file.read_text(encoding="utf-8", errors="replace") for name in TEXTS if (file := folder / name).is_file()
+    }
     return with_tokenizer(model, tokenizer).eval()
 
 
@@ -113,6 +127,7 @@ def with_tokenizer(model: DMoERM, tokenizer: Any) -> DMoERM:
     """The same model, ready to encode text; its tokenizer pads, and renders what the model reads on any day."""
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.init_kwargs.pop("local_files_only", None)  # how it was found; it would be saved as if it were a setting
     if isinstance(tokenizer.chat_template, str):
         tokenizer.chat_template = on_a_fixed_day(tokenizer.chat_template)
     limit = model.config.backbone.get("max_position_embeddings")
@@ -147,14 +162,15 @@ def _adapter_config(experts: Experts, first_layer: int) -> Any:
 
     config: LoRAConfig = experts.config
     names = [_renumber(name, first_layer) for name in lora_layers(experts.branch or nn.Module())]
-    return LoraConfig(
+    written = LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,  # pyright: ignore[reportArgumentType]
         lora_dropout=config.dropout,
-        target_modules=names,
         task_type=TaskType.FEATURE_EXTRACTION,
         inference_mode=True,
     )
+    written.target_modules = names  # given above, it would become a set, whose order differs between processes
+    return written
 
 
 def _renumber(name: str, first_layer: int) -> str:
@@ -193,41 +209,15 @@ def _local(path: str | Path, revision: str | None, token: str | None) -> Path:
 
 
 def _empty_model(folder: Path) -> DMoERM:
-    """The model that config.json describes, its weights yet to be filled in."""
+    """The model that config.json describes, without memory for its weights until they are read."""
     from .dmoerm import DMoERM
 
-    file = folder / "config.json"
-    settings = _read_config(file, DMoERMConfig.model_type)
+    config = read_config(folder)
     try:
-        config = DMoERMConfig.from_dict(settings)
-        names = [*config.tasks, *(name for capabilities in config.tasks.values() for name in capabilities)]
-        if unsafe := [name for name in names if not _SAFE_NAME.fullmatch(name)]:
-            raise ArtefactError(f"{file}: {shorten(unsafe[0])} is no safe name of a task or capability")
-        return DMoERM(config)
-    except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
-        raise ArtefactError(f"{file}: describes no model: {shorten(str(error))}") from None
-
-
-def _read_config(file: Path, expected: str) -> dict[str, Any]:
-    try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
-        kind = settings.get("model_type")
-    except (ValueError, OSError, AttributeError) as error:
-        raise ArtefactError(f"{file}: cannot be read: {error}") from None
-    if kind != expected:
-        raise ArtefactError(f"{file}: model_type is {kind!r}, not {expected!r}; give the folder that `train` wrote")
-    return settings
-
-
-def _tensors(file: Path) -> dict[str, Tensor]:
-    if not file.is_file():
-        pickles = [p.name for p in file.parent.glob("*") if p.suffix in {".bin", ".pt", ".pth", ".pkl"}]
-        hint = f"; {pickles[0]} is a pickle, which is never read" if pickles else ""
-        raise ArtefactError(f"{file}: is missing{hint}; write the model again with save_pretrained")
-    try:
-        return load_file(file)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ArtefactError(f"{file}: is no safetensors file, or is damaged: {error}") from None
+        with torch.device("meta"):
+            return DMoERM(config)
+    except Exception as error:  # settings of a backbone that is none: transformers raises many kinds
+        raise ArtefactError(f"{folder / 'config.json'}: describes no model: {shorten(str(error))}") from None
 
 
 def _fill(module: nn.Module, state: dict[str, Tensor], file: Path) -> None:
@@ -240,10 +230,15 @@ def _fill(module: nn.Module, state: dict[str, Tensor], file: Path) -> None:
         raise ArtefactError(f"{file}: does not fit config.json: {str(error).splitlines()[-1].strip()}") from None
 
 
-def _fill_adapter(experts: Experts, index: int, state: dict[str, Tensor], file: Path, first_layer: int) -> None:
-    expected = adapter_state(experts, index, first_layer)
+def _adapter(experts: Experts, index: int, place: Path, first_layer: int) -> dict[str, Tensor]:
+    file = place / "adapter_model.safetensors"
+    state, expected = read_tensors(file), adapter_state(experts, index, first_layer)
     if {n: t.shape for n, t in expected.items()} != {n: t.shape for n, t in state.items()}:
         raise ArtefactError(f"{file}: its tensors do not fit config.json")
+    return state
+
+
+def _fill_adapter(experts: Experts, index: int, state: dict[str, Tensor], first_layer: int) -> None:
     with torch.no_grad():
-        for name, tensor in expected.items():
+        for name, tensor in adapter_state(experts, index, first_layer).items():
             tensor.copy_(state[name])

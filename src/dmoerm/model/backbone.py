@@ -122,7 +122,8 @@ def empty_part(config: Any, layers: int, start: int = 0) -> Decoder:
         config.layer_types = config.layer_types[start : start + layers]
     with torch.device("meta"):
         part = AutoModel.from_config(config, attn_implementation=ATTENTION)
-    part.rotary_emb = type(part.rotary_emb)(config)  # computed, not stored
+    with torch.device("cpu"):  # whatever surrounds this
+        part.rotary_emb = type(part.rotary_emb)(config)  # computed, not stored
     return part
 
 

@@ -10,6 +10,8 @@ from transformers import AutoConfig, PretrainedConfig
 from ..config import EncodingConfig
 from .heads import embedding_width
 
+# What says how a backbone is run, not what it is, or names code.
+_NOT_TAKEN = ("_", "attn_implementation", "experts_implementation", "auto_map", "quantization_config")
 _LABEL = "REWARD"  # what Hugging Face's pipelines call a reward
 
 
@@ -53,7 +55,7 @@ class DMoERMConfig(PretrainedConfig):
     @property
     def backbone_config(self) -> PretrainedConfig:
         """The backbone's configuration as transformers knows it."""
-        settings = dict(self.backbone)
+        settings = {name: value for name, value in self.backbone.items() if not name.startswith(_NOT_TAKEN)}
         return AutoConfig.for_model(settings.pop("model_type"), **settings)
 
     @property

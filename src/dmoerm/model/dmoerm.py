@@ -250,11 +250,11 @@ class DMoERM(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, path: str | Path, *_: Any, **kwargs: Any) -> Self:
-        """Reads a model's folder (or hub name); `dtype`, `revision` and `token`: see `dmoerm.model.artefact.load`."""
+        """Reads a model's folder (or hub name); `dtype`, `revision`, `token`, `check`: see `model.artefact.load`."""
         from .artefact import load
 
         options = {name: kwargs.get(name) for name in ("dtype", "revision", "token")}
-        return load(path, **options)  # pyright: ignore[reportReturnType]
+        return load(path, check=kwargs.get("check", True), **options)  # pyright: ignore[reportReturnType]
 
 
 def _key(task: str) -> str:

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ArtefactError
+from .integrity import FILES, SUMS
 
 if TYPE_CHECKING:
     from .dmoerm import DMoERM
 
-# Weights, settings and texts; a tokenizer's vocabulary and template. None of them is code, or a pickle.
-FILES = ("*.safetensors", "*.json", "README.md", "run.yaml", "*.jinja", "*.txt", "*.model", "*.tiktoken")
-_OWN_ALONE = ["*.safetensors", "*.json"]  # what a former model left there is deleted; people's texts are not
+_OWN_ALONE = ["*.safetensors", "*.json", SUMS]  # what a former model left there is deleted; people's texts are not
 _PLACES = re.compile(r'(?<=dmoerm\.DMoERM\.from_pretrained\(")[^"]+|(?<=dmoerm serve )\S+')
 _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 

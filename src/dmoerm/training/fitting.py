@@ -27,7 +27,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from transformers.trainer_utils import EvalPrediction, get_last_checkpoint
+from transformers.trainer_utils import EvalPrediction, get_last_checkpoint, rotate_checkpoints
 
 from ..config import StepConfig
 from ..errors import ArtefactError, TrainingError
@@ -76,7 +76,7 @@ def fit(
         train_dataset=_Rows(train),
         eval_dataset=_Rows(validation or train),
         data_collator=collate,
-        callbacks=list(callbacks),
+        callbacks=[*callbacks, _KeepTheLast()],
         optimizers=(_optimiser(learner, step), None),
     )
     trainer.remove_callback(PrinterCallback)
@@ -91,13 +91,16 @@ def fit(
             trainer.evaluate()
     learner.take_best()
     model.eval()
-    fits = [
+    return [
         Fit(loss, consistency, trainer.state.global_step)
         for loss, consistency in zip(learner.best_loss.tolist(), learner.best_consistency.tolist(), strict=True)
     ]
-    if not all(np.isfinite(fit.loss) for fit in fits):
-        raise TrainingError(f"{folder.name}: the loss is not finite; lower the step's learning_rate")
-    return fits
+
+
+def _not_finite(folder: Path) -> TrainingError:
+    """What is said of the step whose checkpoints lie there."""
+    step = str(folder).rpartition("checkpoints/")[2]
+    return TrainingError(f"{step}: the loss is not finite; lower the step's learning_rate")
 
 
 def _had_ended(checkpoint: str, patience: int) -> bool:
@@ -134,7 +137,6 @@ def _arguments(
         eval_steps=every,
         save_strategy="steps",
         save_steps=every,
-        save_total_limit=2,
         max_grad_norm=0,  # each lane is clipped by itself
         logging_steps=max(every // 4, 1),
         seed=seed,
@@ -159,6 +161,14 @@ def _optimiser(learner: Learner, step: StepConfig) -> torch.optim.Optimizer:
     optimiser = torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=step.weight_decay)
     optimiser.register_step_pre_hook(lambda *_: learner.clip())
     return optimiser
+
+
+class _KeepTheLast(TrainerCallback):
+    """Removes all checkpoints but the last two. Trainer itself would go by their times, so by a clock that may jump."""
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: Any, **_: Any) -> None:
+        if state.is_world_process_zero:
+            rotate_checkpoints(str(args.output_dir), save_total_limit=2)
 
 
 class _PhaseTrainer(Trainer):
@@ -200,13 +210,16 @@ class _PhaseTrainer(Trainer):
         count = lambda values: np.bincount(lane, values, self.learner.lanes)  # noqa: E731
         loss = count((np.logaddexp(0, -margins) + (1 - probability) * margins) * weights) / count(weights)
         consistency = count((margins > 0) * sure) / count(sure).clip(min=1e-12)
+        # At once: else the step would end with an earlier state as its best.
+        if not np.isfinite(loss[self.learner.open]).all():
+            raise _not_finite(Path(str(self.args.output_dir)))
         self.learner.consider(torch.from_numpy(loss), torch.from_numpy(consistency))
         return {"loss": float(loss.mean()), "consistency": float(consistency.mean())}
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         self.gather_function = self.accelerator.gather  # the default cuts the last batch's pairs to its count of groups
         found = super().evaluate(*args, **kwargs)
-        self.control.should_training_stop |= self.learner.ended
+        self.control.should_training_stop |= not self.learner.open
         return found
 
 

@@ -129,9 +129,9 @@ class Learner(nn.Module):
         return int(self.waited[lane]) >= self._step.patience
 
     @property
-    def ended(self) -> bool:
-        """Whether no lane may still get better."""
-        return all(self._ended(lane) for lane in range(self.lanes))
+    def open(self) -> list[int]:
+        """The lanes that may still get better."""
+        return [lane for lane in range(self.lanes) if not self._ended(lane)]
 
     @torch.no_grad()
     def take_best(self) -> None:

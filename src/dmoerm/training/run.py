@@ -7,8 +7,10 @@ Everything lies in the run's folder; started again, the run goes on from the las
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from ..config import Config, dump_config
 from ..data.loading import Loaded, load_data
 from ..data.splitting import split_by_prompt
 from ..errors import ConfigError, DataError
+from ..locking import only_one
 from ..model import DMoERM, DMoERMConfig
 from ..model.artefact import with_tokenizer
 from ..model.backbone import cut, load_backbone, resolve_cut
@@ -43,12 +46,22 @@ def train(config: Config, console: Console | None = None) -> Run:
     Raises:
         ConfigError: the folder holds a run with other settings.
         DataError: the data cannot be used.
+        ArtefactError: another process trains in that folder, or it cannot be written.
+        TrainingError: a loss is not finite.
     """
     _check_trackers(config)
     data = load_data(config)
     _check_pairs(data)
-    folder = _claim(config, data)  # once the data are known to be good, so that their settings can still be corrected
-    progress = Progress(console)
+    with _alone(Path(config.output)):  # once the data are known to be good, so that they can still be corrected
+        return _train(config, data, _claim(config, data), Progress(console))
+
+
+def _alone(folder: Path) -> contextlib.AbstractContextManager[None]:
+    """The folder for this launch: its first process holds the lock for the others."""
+    return only_one(folder) if os.environ.get("RANK", "0") == "0" else contextlib.nullcontext()
+
+
+def _train(config: Config, data: Loaded, folder: Path, progress: Progress) -> Run:
     for reason, rows in data.left_out.items():
         progress.say(f"{rows} rows left out: {reason}")
     run = prepare(config, data.taxonomy, folder, progress)

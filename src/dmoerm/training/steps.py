@@ -60,12 +60,13 @@ class Run:
             name: such as `phase2/chitchat`.
             train: gets a folder for its checkpoints; returns the trained state and how the fit ended.
         """
-        done = self.folder / "steps" / name
+        done, checkpoints = self.folder / "steps" / name, self.folder / "checkpoints" / name
         if (done / "state.safetensors").exists():
             self.progress.skip(name)
-            return load_file(done / "state.safetensors")
+            shutil.rmtree(checkpoints, ignore_errors=True)  # a kill may have come before
+            return _read(done / "state.safetensors")
         set_seed(self.seed(name))
-        checkpoints, start = self.folder / "checkpoints" / name, time.monotonic()
+        start = time.monotonic()
         with self.progress.step(name):
             state, result = train(checkpoints)
         _write(done, state, {**result, "seconds": time.monotonic() - start})
@@ -94,8 +95,17 @@ def _write(done: Path, state: State, metrics: dict[str, float]) -> None:
         raise ArtefactError(f"{done}: the step cannot be written: {error}; free some space and run again") from error
 
 
+def _read(file: Path) -> State:
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise ArtefactError(
+            f"{file}: is damaged: {error}; delete the folder {file.parent} and run again: this step is then done anew"
+        ) from None
+
+
 def finished_steps(folder: Path) -> dict[str, dict[str, float]]:
-    """Step → how it ended, of all finished steps in a run's folder."""
+    """Step → how it ended, of all finished steps in a run's folder: the router's first, then by name."""
     root = folder / "steps"
-    found = sorted(root.rglob("metrics.json"), key=lambda file: file.stat().st_mtime)
-    return {str(file.parent.relative_to(root)): json.loads(file.read_text()) for file in found}
+    found = {str(file.parent.relative_to(root)): file for file in root.rglob("metrics.json")}
+    return {name: json.loads(found[name].read_text()) for name in sorted(found, key=lambda n: (n != "router", n))}

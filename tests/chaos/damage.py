@@ -1,0 +1,193 @@
+"""Artefacts that were damaged on the way, or made to harm: each is refused with its reason, or is as good as whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from chaos.world import Ended
+from dmoerm.errors import ArtefactError
+from dmoerm.model import DMoERM
+from dmoerm.model.integrity import SUMS, TEXTS
+
+MEMORY, SECONDS = 3 << 30, 60  # what reading a hostile folder may take
+_LOAD = (
+    "import sys; from dmoerm.model import DMoERM; from dmoerm.errors import DmoermError\n"
+    "try: DMoERM.from_pretrained(sys.argv[1]); print('loaded')\n"
+    "except DmoermError as error: sys.exit(f'error: {error}')"
+)
+
+
+def remove(file: Path, chance: random.Random) -> None:
+    file.unlink()
+
+
+def empty(file: Path, chance: random.Random) -> None:
+    file.write_bytes(b"")
+
+
+def truncate(file: Path, chance: random.Random) -> None:
+    content = file.read_bytes()
+    file.write_bytes(content[: chance.randrange(len(content))])
+
+
+def flip(file: Path, chance: random.Random) -> None:
+    content = bytearray(file.read_bytes())
+    content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+    file.write_bytes(content)
+
+
+DAMAGES = {"missing": remove, "empty": empty, "truncated": truncate, "bit-flipped": flip}
+
+
+def damaged(
+    model: Path, name: str, how: Callable[[Path, random.Random], None], place: Path, chance: random.Random
+) -> str:
+    """One file of a copy is damaged: it is named. A text, or the list of sums itself, may be missing or other."""
+    copy = Path(shutil.copytree(model, place / "model"))
+    how(copy / name, chance)
+    try:
+        DMoERM.from_pretrained(copy)
+    except ArtefactError as error:
+        return "" if str(copy / name) in str(error) else f"{name}: the file is not named: {error}"
+    return "" if name in (*TEXTS, SUMS) else f"{name}: loads as if it were whole"
+
+
+def edit(**changes: Any) -> Callable[[Path], None]:
+    """A folder whose config.json says something else, a name with dots the part of a part."""
+
+    def changed(folder: Path) -> None:
+        settings = json.loads((folder / "config.json").read_text())
+        for name, value in changes.items():
+            part, _, last = name.rpartition("__")
+            (settings[part] if part else settings)[last] = value
+        (folder / "config.json").write_text(json.dumps(settings))
+
+    return changed
+
+
+def put(name: str, content: bytes | str) -> Callable[[Path], None]:
+    """A folder with this in one of its files."""
+
+    def written(folder: Path) -> None:
+        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+
+    return written
+
+
+def link(name: str, target: str) -> Callable[[Path], None]:
+    """A folder in which one file is a link."""
+
+    def linked(folder: Path) -> None:
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to(target)
+
+    return linked
+
+
+def pipe(folder: Path) -> None:
+    (folder / "README.md").unlink(missing_ok=True)
+    os.mkfifo(folder / "README.md")
+
+
+def huge(name: str, size: int = 1 << 33) -> Callable[[Path], None]:
+    """A folder with one file of eight gigabytes, which take no room."""
+
+    def grown(folder: Path) -> None:
+        (folder / name).touch()
+        os.truncate(folder / name, size)
+
+    return grown
+
+
+def header(size: int) -> bytes:
+    return size.to_bytes(8, "little") + b'{"x":'
+
+
+_DEEP = '{"model_type": "dmoerm", "tasks": {}, "branch_layer": 1, "backbone": ' + '{"a":' * 900 + "1" + "}" * 901
+_OWN = '{"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["code.Own", null]}}'
+
+HOSTILE: dict[str, Callable[[Path], None]] = {
+    "a task outside": edit(tasks={"../../../tmp/x": []}),
+    "an absolute capability": edit(tasks={"chitchat": ["/etc"]}),
+    "sums that name a file outside": put(SUMS, f"{'0' * 64}  ../../../etc/passwd\n"),
+    "sums that name an absolute file": put(SUMS, f"{'0' * 64}  /etc/passwd\n"),
+    "weights linked outside": link("model.safetensors", "/etc/passwd"),
+    "a card linked outside": link("README.md", "/etc/passwd"),
+    "settings linked to a device": link("config.json", "/dev/zero"),
+    "a link to itself": link("trunk.safetensors", "trunk.safetensors"),
+    "a card that is a pipe": pipe,
+    "a header of an exabyte": put("model.safetensors", header(1 << 60)),
+    "a header of a gigabyte": put("trunk.safetensors", header(1 << 30)),
+    "settings of gigabytes": huge("config.json"),
+    "a tokenizer of gigabytes": huge("tokenizer.json"),
+    "sums of gigabytes": lambda folder: put(SUMS, "x")(folder) or huge(SUMS)(folder),
+    "a card of gigabytes": huge("README.md"),
+    "10¹² wide": edit(backbone__hidden_size=10**12),
+    "10¹² layers": edit(backbone__num_hidden_layers=10**12),
+    "4,000 layers": edit(backbone__num_hidden_layers=4000),
+    "10¹² words": edit(backbone__vocab_size=10**12),
+    "10¹² heads": edit(backbone__num_attention_heads=10**12),
+    "no heads": edit(backbone__num_attention_heads=0),
+    "a negative width": edit(backbone__hidden_size=-32),
+    "LoRA of rank 10¹²": edit(lora__rank=10**12),
+    "LoRA of rank 10⁷": edit(lora__rank=10**7),
+    "an aggregator 10¹² wide": edit(aggregator__hidden=10**12),
+    "a head 10⁹ wide": edit(head__hidden=10**9),
+    "40,000 capabilities": edit(tasks={"chitchat": [f"c{i}" for i in range(40_000)]}),
+    "settings nested deeply": put("config.json", "[" * 200_000),
+    "a backbone nested deeply": put("config.json", _DEEP),
+    "a tokenizer nested deeply": put("tokenizer.json", '{"a":' * 100_000),
+    "tasks that are a text": edit(tasks="chitchat"),
+    "a threshold that is a text": edit(threshold="high"),
+    "a threshold that is no number": put("config.json", '{"model_type": "dmoerm", "threshold": NaN}'),
+    "a backbone that is a list": edit(backbone=[1, 2]),
+    "a backbone of another kind": edit(backbone__model_type="timm_wrapper"),
+    "an attention from the hub": edit(attn_implementation="me/kernel", backbone__attn_implementation="me/kernel"),
+    "code for its classes": edit(auto_map={"AutoConfig": "code.C"}, backbone__auto_map={"AutoModel": "code.M"}),
+    "a tokenizer class of its own": put("tokenizer_config.json", _OWN),
+}  # fmt: skip
+HARMLESS = {"an attention from the hub", "code for its classes"}  # passed over: the model loads as it is
+
+
+def hostile(model: Path, name: str, place: Path) -> str:
+    """A made-up folder is refused in a line, within bounds of time and memory, and nothing beside it is touched."""
+    copy = Path(shutil.copytree(model, place / "model"))
+    (copy / SUMS).unlink()
+    (copy / "code.py").write_text(f"open({str(place / 'sprung')!r}, 'w')")
+    HOSTILE[name](copy)
+    ended = _load(copy)
+    if sorted(file.name for file in place.iterdir()) != ["model"]:
+        return "something was written beside it"
+    if ended.code == 0:
+        return "" if name in HARMLESS else "it loads"
+    said = ended.said.strip()
+    clear = said.startswith("error:") and "\n" not in said
+    return "" if ended.code == 1 and clear and str(copy) in said else f"it ended with {ended.code}: {said[-300:]}"
+
+
+def _load(folder: Path) -> Ended:
+    def bound() -> None:
+        resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _LOAD, str(folder)],
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            check=False,
+            preexec_fn=bound,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        )
+    except subprocess.TimeoutExpired:
+        return Ended(-9, "it hangs")
+    return Ended(done.returncode, done.stderr)

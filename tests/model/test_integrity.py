@@ -1,0 +1,96 @@
+"""A model's folder is what was written, of sane sizes, and inside itself."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from tiny import make_model, make_tiny_config
+
+from dmoerm.errors import ArtefactError
+from dmoerm.model import DMoERM
+from dmoerm.model.integrity import check_files, check_sums, write_sums
+
+
+@pytest.fixture(scope="module")
+def saved(tiny_backbone: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved")
+    make_model(make_tiny_config(tiny_backbone, folder)).save_pretrained(folder / "model", card="# A card")
+    return folder / "model"
+
+
+@pytest.fixture
+def copied(saved: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(saved, tmp_path / "model"))
+
+
+def test_the_sums_are_the_standard_ones(saved: Path) -> None:
+    subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=saved, check=True, capture_output=True)
+    listed = {line.split("  ")[1] for line in (saved / "SHA256SUMS").read_text().splitlines()}
+    files = {str(file.relative_to(saved)) for file in saved.rglob("*") if file.is_file()}
+    assert listed == files - {"README.md", "run.yaml", "SHA256SUMS"}
+
+
+def test_a_flipped_bit_of_any_file_is_found(copied: Path) -> None:
+    for file in [file for file in copied.rglob("*") if file.is_file() and file.name not in ("README.md", "SHA256SUMS")]:
+        content = file.read_bytes()
+        file.write_bytes(content[:-9] + bytes([content[-9] ^ 4]) + content[-8:])
+        with pytest.raises(ArtefactError, match=rf"{file}: not what was written.*copy the model again"):
+            DMoERM.from_pretrained(copied)
+        file.write_bytes(content)
+    check_sums(copied)
+
+
+def test_texts_are_peoples_to_edit_and_other_files_to_add(copied: Path) -> None:
+    (copied / "README.md").write_bytes("Schöner".encode("latin-1"))
+    (copied / "run.yaml").write_text("seed: 3")
+    (copied / "notes.txt").write_text("mine")
+    assert DMoERM.from_pretrained(copied).texts["README.md"].startswith("Sch")
+
+
+def test_the_check_can_be_left_out(copied: Path) -> None:
+    with (copied / "config.json").open("a") as file:
+        file.write(" ")
+    DMoERM.from_pretrained(copied, check=False)
+    with pytest.raises(ArtefactError, match="not what was written"):
+        DMoERM.from_pretrained(copied)
+
+
+def test_a_folder_without_sums_loads(copied: Path) -> None:
+    (copied / "SHA256SUMS").unlink()
+    DMoERM.from_pretrained(copied)
+
+
+@pytest.mark.parametrize(
+    "content", ["x", f"{'0' * 64}  ../x\n", f"{'0' * 64}  /etc/passwd\n", f"{'0' * 63}  config.json"]
+)
+def test_sums_that_are_none_are_named(copied: Path, content: str) -> None:
+    (copied / "SHA256SUMS").write_text(content)
+    with pytest.raises(ArtefactError, match=r"SHA256SUMS: is damaged, or names files outside"):
+        check_sums(copied)
+
+
+def test_links_inside_and_into_the_hubs_cache_are_followed(saved: Path, tmp_path: Path) -> None:
+    """The hub's cache holds a folder of links: snapshots/COMMIT/FILE → blobs/HASH."""
+    snapshot, blobs = tmp_path / "models--me--rm" / "snapshots" / "c0ffee", tmp_path / "models--me--rm" / "blobs"
+    shutil.copytree(saved, snapshot)
+    blobs.mkdir()
+    for number, file in enumerate(sorted(file for file in snapshot.rglob("*") if file.is_file())):
+        shutil.move(file, blobs / str(number))
+        file.symlink_to(os.path.relpath(blobs / str(number), file.parent))
+    DMoERM.from_pretrained(snapshot)
+    (blobs / "0").rename(tmp_path / "outside")
+    (blobs / "0").symlink_to(tmp_path / "outside")
+    with pytest.raises(ArtefactError, match="leads out of the model's folder, to"):
+        DMoERM.from_pretrained(snapshot)
+
+
+def test_what_is_hidden_is_not_looked_at(copied: Path) -> None:
+    (copied / ".git").mkdir()
+    (copied / ".git" / "link").symlink_to("/etc/passwd")
+    check_files(copied)
+    write_sums(copied)
+    assert ".git" not in (copied / "SHA256SUMS").read_text()

@@ -1,0 +1,89 @@
+"""Complete or not at all, whenever the writer dies; what it leaves is removed by the next one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dmoerm import paths
+from dmoerm.errors import ArtefactError
+from dmoerm.paths import complete_folder, write_file
+
+DIE = """
+import os, signal, sys
+from pathlib import Path
+from dmoerm.paths import complete_file, complete_folder
+with {how}(Path(sys.argv[1])) as unfinished:
+    (unfinished / "a" if unfinished.is_dir() else unfinished).write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def write_folder(target: Path, text: str) -> None:
+    with complete_folder(target) as folder:
+        (folder / "a").write_text(text)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(file.name for file in folder.iterdir())
+
+
+@pytest.mark.parametrize(("how", "write"), [("complete_folder", write_folder), ("complete_file", write_file)])
+def test_a_killed_writer_changes_nothing_and_is_cleared_up_after(
+    tmp_path: Path, how: str, write: Callable[[Path, str], None]
+) -> None:
+    target = tmp_path / "na[m]e"
+    write(target, "old")
+    (tmp_path / ".na[m]e.settings").write_text("not ours")
+    died = subprocess.run([sys.executable, "-c", DIE.format(how=how), target], check=False)
+    assert died.returncode == -signal.SIGKILL
+    assert (target / "a" if target.is_dir() else target).read_text() == "old"
+    assert len(names(tmp_path)) == 3
+    write(target, "new")
+    assert names(tmp_path) == [".na[m]e.settings", "na[m]e"]
+    assert (target / "a" if target.is_dir() else target).read_text() == "new"
+
+
+def test_what_another_is_writing_is_left_alone(tmp_path: Path) -> None:
+    with complete_folder(tmp_path / "x") as first:
+        (first / "a").write_text("first")
+        write_folder(tmp_path / "x", "second")
+        assert (first / "a").read_text() == "first"
+    assert (tmp_path / "x" / "a").read_text() == "first"
+    assert names(tmp_path) == ["x"]
+
+
+def test_a_system_that_cannot_exchange_folders_moves_one_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paths.ctypes, "CDLL", lambda *_, **__: object())
+    write_folder(tmp_path / "x", "old")
+    write_folder(tmp_path / "x", "new")
+    assert (tmp_path / "x" / "a").read_text() == "new"
+    assert names(tmp_path) == ["x"]
+    (tmp_path / "x").rename(tmp_path / ".x.abcdefgh.unfinished.aside")  # a kill between the two moves
+    with pytest.raises(ZeroDivisionError), complete_folder(tmp_path / "x"):
+        raise ZeroDivisionError
+    assert (tmp_path / "x" / "a").read_text() == "new"
+
+
+def test_a_link_is_followed_and_stays(tmp_path: Path) -> None:
+    write_folder(tmp_path / "real", "old")
+    (tmp_path / "link").symlink_to("real")
+    write_folder(tmp_path / "link", "new")
+    assert os.readlink(tmp_path / "link") == "real"
+    assert (tmp_path / "real" / "a").read_text() == "new"
+    assert names(tmp_path) == ["link", "real"]
+
+
+def test_a_file_in_a_folders_place_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "x").write_text("mine")
+    with pytest.raises(NotADirectoryError), complete_folder(tmp_path / "x"):
+        pass
+    assert (tmp_path / "x").read_text() == "mine"
+    with pytest.raises(ArtefactError, match="cannot be written"):
+        write_file(tmp_path / "x" / "y", "text")
