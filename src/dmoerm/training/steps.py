@@ -22,6 +22,7 @@ from ..model import DMoERM
 from ..paths import complete_folder
 from .cache import ActivationCache
 from .fitting import Fit
+from .processes import agreed, barrier, is_main
 from .progress import Progress
 
 State = dict[str, Tensor]
@@ -61,16 +62,18 @@ class Run:
             train: gets a folder for its checkpoints; returns the trained state and how the fit ended.
         """
         done = self.folder / "steps" / name
-        if (done / "state.safetensors").exists():
+        if agreed((done / "state.safetensors").exists()):
             self.progress.skip(name)
             return load_file(done / "state.safetensors")
         set_seed(self.seed(name))
         checkpoints, start = self.folder / "checkpoints" / name, time.monotonic()
         with self.progress.step(name):
             state, result = train(checkpoints)
-        _write(done, state, {**result, "seconds": time.monotonic() - start})
-        shutil.rmtree(checkpoints, ignore_errors=True)
-        return state
+        if is_main():
+            _write(done, state, {**result, "seconds": time.monotonic() - start})
+            shutil.rmtree(checkpoints, ignore_errors=True)
+        barrier()
+        return state if is_main() else load_file(done / "state.safetensors")
 
     def metrics(self) -> dict[str, dict[str, float]]:
         """Step → how it ended, of all finished steps."""
