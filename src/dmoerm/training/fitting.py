@@ -87,6 +87,9 @@ def fit(
     with _quiet():
         trainer.evaluate()
         if step.epochs > 0:
+            vars(learner).pop(
+                "_is_accelerate_prepared", None
+            )  # for evaluation alone; to train, it must meet the others
             checkpoint = agreed(last_checkpoint(folder) if is_main() else None)
             if checkpoint and had_ended(checkpoint, step.patience):
                 trainer.args.max_steps = TrainerState.load_from_json(f"{checkpoint}/trainer_state.json").global_step
@@ -125,11 +128,12 @@ def _arguments(
         save_total_limit=2,
         max_grad_norm=0,  # each lane is clipped by itself
         logging_steps=max(every // 4, 1),
-        seed=seed + rank() * shared,
+        seed=(seed + rank() * shared) % 2**32,
         data_seed=seed,
         use_cpu=not torch.cuda.is_available(),
         bf16=bf16,
         ddp_broadcast_buffers=False,  # statistics, which no step changes
+        ddp_find_unused_parameters=False,  # every part of a batch uses all that is trained
         disable_tqdm=True,
         remove_unused_columns=False,
         report_to=list(report_to) or "none",

@@ -8,6 +8,7 @@ Every process runs the same program on the same settings. Work is dealt out with
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -17,13 +18,24 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather, gather_object, pad_across_processes
 from torch import Tensor
 
+from ..errors import ConfigError
+
 T = TypeVar("T")
 _PATIENCE = timedelta(hours=2)  # a process may wait so long for the slowest; one that has died ends all others at once
 
 
 def join() -> PartialState:
-    """This process among the others; from the first call on, `cuda` is its own GPU. Without a GPU, as Trainer does it,
-    the processes share the CPU."""
+    """This process among the others; from the first call on, `cuda` is its own GPU. Without a GPU they share the CPU.
+
+    Raises:
+        ConfigError: the launcher asks for weights in pieces.
+    """
+    for kind in ("FSDP", "DEEPSPEED"):
+        if os.environ.get(f"ACCELERATE_USE_{kind}", "false").lower() == "true":
+            raise ConfigError(
+                f"accelerate launch: {kind} divides weights, of which a lane's clipping and best state need the whole; "
+                "launch with distributed_type MULTI_GPU (configs/accelerate/ddp.yaml)"
+            )
     return PartialState(cpu=not torch.cuda.is_available(), timeout=_PATIENCE)
 
 
