@@ -1,11 +1,9 @@
-"""Several processes end as one does: the shares of a batch add up to it, and whole runs, also killed ones, agree."""
+"""Two processes train and measure as one does, and go on where one of them was killed."""
 
 from __future__ import annotations
 
-import copy
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,120 +14,12 @@ import pytest
 import torch
 from accelerate.commands.config import load_config_from_file
 from safetensors.torch import load_file
-from tiny import train_quietly
+from tiny import make_tiny_config
 
-from dmoerm.config import Config, HeadConfig, dump_config, load_config
-from dmoerm.errors import ConfigError
-from dmoerm.model.heads import Head
-from dmoerm.schema import Pair
-from dmoerm.training import batches, router, run
-from dmoerm.training.batches import Item, collate_parts
-from dmoerm.training.learner import PhaseModel
-from dmoerm.training.stacking import HeadStack
+from dmoerm import training
+from dmoerm.config import Config, dump_config
 
-WIDTH, LANES = 6, 2
-CONFIGS = Path(run.__file__).parents[1] / "configs" / "accelerate"
-
-
-# --- shares --------------------------------------------------------------------------------------------------------
-
-
-class Pooled(torch.nn.Module):
-    """Heads on the mean of a response's states: the smallest scorer of packed states."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.heads = HeadStack([Head(WIDTH, HeadConfig()) for _ in range(LANES)])
-
-    def forward(self, inputs: Any, active: torch.Tensor | None) -> torch.Tensor:
-        layout = inputs.layout
-        responses = inputs.tokens[layout.prompt_tokens :].split(layout.responses)
-        return self.heads(torch.stack([states.mean(0) for states in responses]), active)
-
-
-def groups(count: int) -> list[Item]:
-    """Groups of different lengths, with other lanes and other numbers of pairs each."""
-    generator = torch.Generator().manual_seed(count)
-    made = []
-    for i in range(count):
-        prompt = torch.randn(2 + i, WIDTH, generator=generator)
-        responses = [torch.randn(1 + (i + n) % 3, WIDTH, generator=generator) for n in range(3)]
-        pairs = [Pair(0, 1), Pair(1, 2, 0.7, 0.5), Pair(2, 0)][: 1 + i % 3]
-        made.append(Item((prompt, responses), pairs, 0.0, [(i + n) % LANES for n in range(len(pairs))]))
-    return made
-
-
-def seat(monkeypatch: pytest.MonkeyPatch, rank: int, world: int, *modules: Any) -> None:
-    """This process takes part as the one of `world`."""
-    for module in modules:
-        monkeypatch.setattr(module, "world", lambda: world)
-        monkeypatch.setattr(module, "own", lambda rows: rows[rank::world])
-
-
-def gradient(model: PhaseModel, batch: dict[str, Any]) -> list[torch.Tensor]:
-    model = copy.deepcopy(model)
-    for part in batch["parts"]:
-        model(**part)["loss"].backward()
-    return [p.grad.clone() for p in model.parameters() if p.grad is not None]
-
-
-@pytest.mark.parametrize(("count", "world"), [(8, 2), (7, 2), (7, 3), (1, 2), (2, 4)])
-@pytest.mark.parametrize("budget", [8192, 8])
-def test_the_shares_of_a_batch_add_up_to_it(
-    monkeypatch: pytest.MonkeyPatch, count: int, world: int, budget: int
-) -> None:
-    """The mean of the processes' gradients is the batch's, whoever has how many groups, pairs and parts."""
-    scorer = Pooled()
-    model = PhaseModel(scorer, 0.1, scorer.heads, lanes=LANES)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.1  # away from the start, so that the pull to it has a gradient
-    whole = gradient(model, collate_parts(LANES, budget)(groups(count)))
-    shares = []
-    for rank in range(world):
-        seat(monkeypatch, rank, world, batches)
-        shares.append(gradient(model, collate_parts(LANES, budget)(groups(count))))
-    for found, expected in zip(zip(*shares, strict=True), whole, strict=True):
-        torch.testing.assert_close(torch.stack(found).mean(0), expected, atol=1e-6, rtol=1e-5)
-
-
-def test_a_process_without_groups_changes_no_measure(monkeypatch: pytest.MonkeyPatch) -> None:
-    seat(monkeypatch, 1, 2, batches)
-    (part,) = collate_parts(LANES)(groups(1))["parts"]
-    assert not part["weights"].any()
-    assert (part["probability"] == 0.5).all()
-
-
-@pytest.mark.parametrize("count", [5, 1])
-def test_the_routers_shares_add_up_too(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
-    rows = [(torch.arange(1, 4 + i), i % 3) for i in range(count)]
-    logits = torch.randn(8, 3, generator=torch.Generator().manual_seed(1))
-
-    class Read(torch.nn.Module):
-        def read(self, prompt: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-            return (logits[prompt] * mask[..., None]).sum(1)
-
-        def forward(self, found: torch.Tensor) -> torch.Tensor:
-            return found
-
-    phase = router._RouterPhase(Read())  # pyright: ignore[reportArgumentType]
-    losses = []
-    for rank, world in ((0, 1), (0, 2), (1, 2)):
-        seat(monkeypatch, rank, world, router)
-        (part,) = router._collate_ids(rows)["parts"]
-        losses.append(phase(**part)["loss"])
-    torch.testing.assert_close((losses[1] + losses[2]) / 2, losses[0])
-
-
-def test_a_batch_with_too_few_groups_is_refused(
-    tiny_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(run, "world", lambda: 4)
-    config = tiny_config(phase1={"batch_groups": 8, "gradient_accumulation": 4})
-    with pytest.raises(ConfigError, match=r"phase1.batch_groups: 8 in 4 accumulated passes leave 2 .* 4 processes"):
-        train_quietly(config)
-    assert not Path(config.output).exists()
+CONFIGS = Path(training.__file__).parents[1] / "configs" / "accelerate"
 
 
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)
@@ -262,27 +152,34 @@ train(load_config(sys.argv[1]))
 """
 
 
+LONG = {"epochs": 4, "batch_groups": 2, "evaluations": 4, "learning_rate": 1e-2}
+RESUMABLE = {"phase0": LONG, "phase2": {**LONG, "lora": {"rank": 2, "dropout": 0.2}}, "phase3": LONG}
+
+
+def finished(config: Config, folder: Path) -> Config:
+    file, own = written(config, folder)
+    done = launch("-m", "dmoerm.cli", "train", str(file), "--no-eval")
+    assert done.returncode == 0, done.stderr[-3000:]
+    return own
+
+
+@pytest.fixture(scope="module")
+def unbroken(tiny_backbone: str, tmp_path_factory: pytest.TempPathFactory) -> Config:
+    folder = tmp_path_factory.mktemp("unbroken")
+    return finished(make_tiny_config(tiny_backbone, folder, **RESUMABLE), folder)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("step", "at"), [("phase0/branch", 6), ("phase2/chitchat/lora", 5), ("phase3/chitchat", 3)])
+@pytest.mark.parametrize(("step", "at"), [("phase0/branch", 14), ("phase2/chitchat/lora", 7), ("phase3/chitchat", 3)])
 def test_a_run_of_which_one_process_was_killed_goes_on_to_the_same_end(
-    tiny_config: Callable[..., Config], tmp_path: Path, step: str, at: int
+    unbroken: Config, tiny_config: Callable[..., Config], tmp_path: Path, step: str, at: int
 ) -> None:
-    long = {"epochs": 4, "batch_groups": 2, "evaluations": 4, "learning_rate": 1e-2}
-    changes = {"phase0": long, "phase2": {**long, "lora": {"rank": 2, "dropout": 0.2}}, "phase3": long}
-    config = tiny_config(**changes)
-    ends = []
-    for name in ("unbroken", "broken"):
-        file, own = written(config, tmp_path / name)
-        if name == "broken":
-            script = tmp_path / "killed.py"
-            script.write_text(KILLED.format(step=step, at=at))
-            killed = launch(str(script), str(file))
-            assert killed.returncode != 0
-            assert str(-signal.SIGKILL) in killed.stderr
-            assert not (Path(own.output) / "model").exists()
-            assert list((Path(own.output) / "checkpoints" / step).glob("checkpoint-*"))
-        done = launch("-m", "dmoerm.cli", "train", str(file), "--no-eval")
-        assert done.returncode == 0, done.stderr[-3000:]
-        ends.append(own)
-    assert_close(*ends, tolerance=1e-6)
-    assert load_config(Path(ends[1].output) / "config.yaml") == ends[1]
+    file, broken = written(tiny_config(**RESUMABLE), tmp_path)
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED.format(step=step, at=at))
+    killed = launch(str(script), str(file))
+    assert killed.returncode != 0
+    assert "Signal 9" in killed.stderr, killed.stderr[-3000:]
+    assert not (Path(broken.output) / "model").exists()
+    assert list((Path(broken.output) / "checkpoints" / step).glob("checkpoint-*"))
+    assert_close(finished(broken, tmp_path), unbroken, tolerance=1e-6)

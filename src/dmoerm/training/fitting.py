@@ -87,9 +87,7 @@ def fit(
     with _quiet():
         trainer.evaluate()
         if step.epochs > 0:
-            vars(learner).pop(
-                "_is_accelerate_prepared", None
-            )  # for evaluation alone; to train, it must meet the others
+            vars(learner).pop("_is_accelerate_prepared", None)  # it was, but for evaluation alone: without DDP
             checkpoint = agreed(last_checkpoint(folder) if is_main() else None)
             if checkpoint and had_ended(checkpoint, step.patience):
                 trainer.args.max_steps = TrainerState.load_from_json(f"{checkpoint}/trainer_state.json").global_step
@@ -208,7 +206,15 @@ class _PhaseTrainer(Trainer):
         self.control.should_training_stop |= self.learner.ended
         return found
 
-    def _get_dataloader(self, dataset: Any, description: str, batch_size: int, sampler_fn: Any = None, **_: Any) -> Any:
+    def _get_dataloader(
+        self,
+        dataset: Any,
+        description: str,
+        batch_size: int,
+        sampler_fn: Any = None,
+        is_training: bool = False,
+        dataloader_key: str | None = None,
+    ) -> Any:
         """Whole batches for every process; Trainer's own would give each process rows of its own."""
         sampler = sampler_fn(dataset) if sampler_fn else None
         loader = DataLoader(dataset, batch_size, sampler=sampler, collate_fn=self.data_collator, pin_memory=True)

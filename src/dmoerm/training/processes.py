@@ -56,7 +56,7 @@ def is_main() -> bool:
 
 def device() -> torch.device:
     """This process's own GPU, or the CPU where there is none."""
-    return join().device
+    return torch.device(join().device or "cpu")
 
 
 def barrier() -> None:
@@ -87,4 +87,5 @@ def gathered_rows(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     if world() == 1:
         return tensors
     padded: Any = pad_across_processes(tensors, dim=0)
-    return gather(padded)
+    found: Any = gather(padded)
+    return found
