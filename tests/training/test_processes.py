@@ -18,6 +18,8 @@ from tiny import make_tiny_config
 
 from dmoerm import training
 from dmoerm.config import Config, dump_config
+from dmoerm.data.loading import load_data
+from dmoerm.training import Run
 
 CONFIGS = Path(training.__file__).parents[1] / "configs" / "accelerate"
 
@@ -31,7 +33,7 @@ def test_accelerate_reads_the_shipped_configs(file: Path) -> None:
 # --- whole runs ----------------------------------------------------------------------------------------------------
 
 # Dropout in a LoRA is drawn by each process for its own groups, so that runs with it agree on average alone. What is
-# kept is the end, which is all of the training; but in the last form it is the best.
+# kept is the end, which is all of the training; in the last form, for some steps, the best.
 LORA = {"rank": 2, "dropout": 0.0}
 END = {"best_by": "end"}
 ENDS = {"router": END, "phase0": END, "phase1": END, "phase2": {**END, "lora": LORA}, "phase3": END}
@@ -42,8 +44,8 @@ FORMS: dict[str, dict[str, Any]] = {
     "head first, uneven": {
         "router": {"kind": "own", "epochs": 2, "learning_rate": 1e-3, "batch_groups": 5},
         "phase0": {"batch_groups": 3, "head_first": {"epochs": 2, "batch_groups": 5}},
-        "phase1": {"batch_groups": 4, "gradient_accumulation": 2},
-        "phase2": {"batch_groups": 3, "lora": LORA},
+        "phase1": {"batch_groups": 4, "gradient_accumulation": 2, **END},
+        "phase2": {"batch_groups": 3, "lora": LORA, **END},
         "warm_start": True,
     },
 }
@@ -97,8 +99,8 @@ def assert_close(one: Config, other: Config, tolerance: float = 1e-4) -> None:
     assert apart[worst] <= tolerance, f"{worst}: {apart[worst]:.2g}"
 
 
-def measured(config: Config) -> dict[str, Any]:
-    results = json.loads((Path(config.output) / "results.json").read_text())
+def measured(folder: Path) -> dict[str, Any]:
+    results = json.loads((folder / "results.json").read_text())
     return {name: results[name] for name in ("consistency", "paired", "capabilities", "router", "calibration")}
 
 
@@ -115,7 +117,7 @@ def assert_same_run(config: Config, folder: Path) -> None:
     _, one = written(config, folder / "one")
     train_and_measure(one, "train")
     assert_close(two, one)
-    assert approximately(measured(two), measured(one))
+    assert approximately(measured(Path(two.output)), measured(Path(one.output)))
     shards = list((folder / "two" / "cache").rglob("*.safetensors"))
     assert len(shards) == 4  # for the training and for the evaluation, one by each
 
@@ -136,6 +138,20 @@ def test_two_processes_train_and_measure_as_one(tiny_config: Callable[..., Confi
 @pytest.mark.parametrize("form", [form for form in FORMS if form != "all weights"])
 def test_every_form_does(tiny_config: Callable[..., Config], tmp_path: Path, form: str) -> None:
     assert_same_run(tiny_config(**FORMS[form]), tmp_path)
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_as_one(trained_run: Run, tmp_path: Path) -> None:
+    from dmoerm.evaluation import evaluate, write_results
+
+    script = tmp_path / "command.py"
+    script.write_text(COMMAND)
+    done = launch(str(script), "eval", str(trained_run.folder), "--report", str(tmp_path / "two"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("Consistency on held-out prompts") == 1
+    test = load_data(trained_run.config).test
+    write_results(tmp_path / "one" / "results.json", evaluate(trained_run.model, test, trained_run.config))
+    assert approximately(measured(tmp_path / "two"), measured(tmp_path / "one"))
 
 
 KILLED = """
