@@ -45,3 +45,14 @@ def begun(tiny_config: Callable[..., Config]) -> Callable[..., Begun]:
         return begin(tiny_config(**changes))
 
     return make
+
+
+@pytest.fixture
+def seat(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any, int, int], None]:
+    """A function: a module, a number, how many → in that module, this process is one of so many."""
+
+    def take(module: Any, rank: int, world: int) -> None:
+        monkeypatch.setattr(module, "world", lambda: world)
+        monkeypatch.setattr(module, "own", lambda rows: rows[rank::world])
+
+    return take

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from tiny import tiny_groups
 
+from dmoerm.config import HeadConfig
 from dmoerm.model.encoding import Encoded
+from dmoerm.model.heads import Head
 from dmoerm.schema import Group, Pair
-from dmoerm.training.batches import Example, Item, collate_states, collate_vectors, items, label
+from dmoerm.training import batches
+from dmoerm.training.batches import Example, Item, collate_parts, collate_states, collate_vectors, items, label
+from dmoerm.training.learner import PhaseModel
+from dmoerm.training.stacking import HeadStack
 
 
 def group(**labels: object) -> Group:
@@ -102,3 +111,66 @@ def test_keys_name_the_ids_and_prompts_fold_white_space() -> None:
     assert first.key == other.key != moved.key
     spaced = Group(prompt=" Hi\n", responses=("a", "b"), scores=[1, 2])
     assert first.prompt == Example(spaced, Encoded([], []), None).prompt
+
+
+# --- several processes ---------------------------------------------------------------------------------------------
+
+WIDTH, LANES = 6, 2
+
+
+class Pooled(torch.nn.Module):
+    """Heads on the mean of a response's states: the smallest scorer of packed states."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.heads = HeadStack([Head(WIDTH, HeadConfig()) for _ in range(LANES)])
+
+    def forward(self, inputs: Any, active: torch.Tensor | None) -> torch.Tensor:
+        layout = inputs.layout
+        responses = inputs.tokens[layout.prompt_tokens :].split(layout.responses)
+        return self.heads(torch.stack([states.mean(0) for states in responses]), active)
+
+
+def groups(count: int) -> list[Item]:
+    """Groups of different lengths, with other lanes and other numbers of pairs each."""
+    generator = torch.Generator().manual_seed(count)
+    made = []
+    for i in range(count):
+        prompt = torch.randn(2 + i, WIDTH, generator=generator)
+        responses = [torch.randn(1 + (i + n) % 3, WIDTH, generator=generator) for n in range(3)]
+        pairs = [Pair(0, 1), Pair(1, 2, 0.7, 0.5), Pair(2, 0)][: 1 + i % 3]
+        made.append(Item((prompt, responses), pairs, 0.0, [(i + n) % LANES for n in range(len(pairs))]))
+    return made
+
+
+def gradient(model: PhaseModel, batch: dict[str, Any]) -> list[torch.Tensor]:
+    model = copy.deepcopy(model)
+    for part in batch["parts"]:
+        model(**part)["loss"].backward()
+    return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+
+@pytest.mark.parametrize(("count", "world"), [(8, 2), (7, 2), (7, 3), (1, 2), (2, 4)])
+@pytest.mark.parametrize("budget", [8192, 8])
+def test_the_shares_of_a_batch_add_up_to_it(seat: Callable[..., None], count: int, world: int, budget: int) -> None:
+    """The mean of the processes' gradients is the batch's, whoever has how many groups, pairs and parts."""
+    scorer = Pooled()
+    model = PhaseModel(scorer, 0.1, scorer.heads, lanes=LANES)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1  # away from the start, so that the pull to it has a gradient
+    whole = gradient(model, collate_parts(LANES, budget)(groups(count)))
+    shares = []
+    for rank in range(world):
+        seat(batches, rank, world)
+        shares.append(gradient(model, collate_parts(LANES, budget)(groups(count))))
+    for found, expected in zip(zip(*shares, strict=True), whole, strict=True):
+        torch.testing.assert_close(torch.stack(found).mean(0), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_a_process_without_groups_changes_no_measure(seat: Callable[..., None]) -> None:
+    seat(batches, 1, 2)
+    (part,) = collate_parts(LANES)(groups(1))["parts"]
+    assert not part["weights"].any()
+    assert (part["probability"] == 0.5).all()

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from dmoerm.model.batching import pack_ids
+from dmoerm.training import router
 from dmoerm.training.router import assign_tasks, train_router
 
 LEARN = {"epochs": 30, "learning_rate": 3e-2}
@@ -61,3 +62,24 @@ def test_a_prompt_counts_once_however_many_groups_it_has(begun: Callable[..., An
         train_router(start.run, start.train * times, start.validation)
         states.append(start.run.model.router.classify.weight)
     assert torch.equal(*states)
+
+
+@pytest.mark.parametrize("count", [5, 1])
+def test_the_shares_of_a_batch_add_up_to_it(seat: Callable[..., None], count: int) -> None:
+    rows = [(torch.arange(1, 4 + i), i % 3) for i in range(count)]
+    logits = torch.randn(8, 3, generator=torch.Generator().manual_seed(1))
+
+    class Read(torch.nn.Module):
+        def read(self, prompt: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            return (logits[prompt] * mask[..., None]).sum(1)
+
+        def forward(self, found: torch.Tensor) -> torch.Tensor:
+            return found
+
+    phase = router._RouterPhase(Read())  # pyright: ignore[reportArgumentType]
+    losses = []
+    for rank, world in ((0, 1), (0, 2), (1, 2)):
+        seat(router, rank, world)
+        (part,) = router._collate_ids(rows)["parts"]
+        losses.append(phase(**part)["loss"])
+    torch.testing.assert_close((losses[1] + losses[2]) / 2, losses[0])

@@ -13,6 +13,7 @@ from .options import BatchTokens, JsonFile, Overrides
 
 if TYPE_CHECKING:
     from ..config import Config
+    from ..evaluation import Results
     from ..schema import Group
 
 
@@ -28,16 +29,25 @@ def command(
     batch_tokens: BatchTokens = 8192,
 ) -> None:
     """Measure a model on held-out prompts, or on labelled data of your own."""
-    from ..evaluation import evaluate, write_report, write_results
+    from ..evaluation import evaluate
     from ..training import open_cache
-    from .tables import print_results, screen
+    from ..training.processes import is_main, join
 
+    join()
     rm = load_model(model)
     config = _config(Path(model), overrides or ())
     groups = _read(data, format) if data else _held_out(config, model)
     cache = open_cache(config, rm) if config and not data else None
     steps = _steps(Path(model))
     results = evaluate(rm, groups, config, command="eval", steps=steps, batch_tokens=batch_tokens, cache=cache)
+    if is_main():
+        _tell(results, json_file, report)
+
+
+def _tell(results: Results, json_file: Path | None, report: Path | None) -> None:
+    from ..evaluation import write_report, write_results
+    from .tables import print_results, screen
+
     if json_file is not None:
         write_results(json_file, results)
     if report is not None:

@@ -25,34 +25,54 @@ def command(
 ) -> None:
     """Train a model and evaluate it on held-out prompts. Started again, it goes on where it was stopped."""
     from ..config import load_config
-    from .tables import print_results, screen
 
-    settings = load_config(config, overrides or ())
-    console = screen()
+    settings, results = load_config(config, overrides or ()), None
     if no_eval:
         _train(settings)
     else:
         _, results = train_and_measure(settings, "train", json_file)
+    _print(settings, results)
+
+
+def _print(settings: Config, results: Results | None) -> None:
+    """The main process says what was measured and where it lies."""
+    from ..training.processes import is_main
+    from .tables import print_results, screen
+
+    if not is_main():
+        return
+    console = screen()
+    if results is not None:
         print_results(console, results)
-    for line in places(settings, measured=not no_eval):
+    for line in places(settings, measured=results is not None):
         console.print(line, soft_wrap=True)
 
 
 def train_and_measure(config: Config, command: str, json_file: Path | None = None) -> tuple[DMoERM, Results]:
-    """Trains, evaluates on the held-out part, and writes results.json, report.html and the model's card."""
+    """Trains, evaluates on the held-out part, and writes results.json, report.html and the model's card.
+
+    Of several processes the main one writes; all get the same results.
+    """
     run = _train(config)
     from ..data.loading import load_data
-    from ..evaluation import evaluate, write_card, write_report, write_results
+    from ..evaluation import evaluate
+    from ..training.processes import is_main
 
     test = load_data(config).test
     results = evaluate(run.model, test, config, command=command, steps=run.metrics(), cache=run.cache)
-    folder = Path(config.output)
-    write_results(folder / "results.json", results)
+    if is_main():
+        _write(Path(config.output), results, json_file)
+    return run.model, results
+
+
+def _write(folder: Path, results: Results, json_file: Path | None) -> None:
+    from ..evaluation import write_card, write_report, write_results
+
+    for file in (folder / "results.json", json_file):
+        if file is not None:
+            write_results(file, results)
     write_report(folder / "report.html", results)
     write_card(folder / "model", results)
-    if json_file is not None:
-        write_results(json_file, results)
-    return run.model, results
 
 
 def _train(config: Config) -> Run:

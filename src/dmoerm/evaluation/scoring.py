@@ -31,6 +31,7 @@ from ..model.layout import Packed, pack
 from ..schema import Query
 from ..training.baselines import Baselines
 from ..training.cache import ActivationCache
+from ..training.processes import is_main, own, rejoined
 
 Q = TypeVar("Q", bound=Query)
 METHODS = ("general", "per_task", "dmoerm")
@@ -72,7 +73,7 @@ def score_groups(
     cache: ActivationCache | None = None,
     baselines: Baselines | None = None,
 ) -> list[ScoredGroup[Q]]:
-    """Scores all groups; the result comes in their order.
+    """Scores all groups; the result comes in their order. Several processes share the passes, and each gets all.
 
     Args:
         batch_tokens: as in `DMoERM.score`.
@@ -87,17 +88,19 @@ def score_groups(
         if group.task is not None:
             model.inner(group.task, f"group {group.id}")
     encoded = [model.encoder.encode(Query(id=g.id, prompt=g.prompt, responses=g.responses)) for g in groups]
-    found: dict[int, ScoredGroup[Q]] = {}
+    made: list[dict[int, ScoredGroup[Q]]] = []
     with _progress(console) as advance:
         if cache is not None:
             cache.fill(encoded, functools.partial(advance, "trunk's activations"))
-        total, done = sum(e.tokens for e in encoded), 0
-        for rows in model.passes(encoded, batch_tokens):
+        passes, done = own(list(model.passes(encoded, batch_tokens))), 0
+        total = sum(encoded[i].tokens for rows in passes for i in rows)
+        for rows in passes:
             batch = [encoded[i] for i in rows]
             scored = _score_batch(model, [groups[i] for i in rows], batch, cache, baselines)
-            found |= dict(zip(rows, scored, strict=True))
+            made.append(dict(zip(rows, scored, strict=True)))
             done += sum(e.tokens for e in batch)
             advance("evaluation", done, total)
+    found = {i: scored for part in rejoined(made) for i, scored in part.items()}
     return [found[i] for i in range(len(groups))]
 
 
@@ -105,7 +108,7 @@ def score_groups(
 def _progress(console: Console | None) -> Iterator[Callable[[str, int, int], None]]:
     """What takes a stage's name, how far it is, and how far it has to go."""
     columns = (TextColumn("{task.description:44}"), BarColumn(24), TaskProgressColumn())
-    console = console or Console(stderr=True)
+    console = console or Console(stderr=True, quiet=not is_main())
     bars = Progress(
         *columns,
         TimeElapsedColumn(),

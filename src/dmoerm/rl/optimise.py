@@ -25,7 +25,7 @@ from ..data.testbed import prompts as testbed_items
 from ..errors import ConfigError
 from ..paths import write_file
 from ..schema import Prompt
-from ..training.fitting import last_checkpoint
+from ..training.checkpoints import last_checkpoint
 from ..training.progress import Progress
 from .measuring import Meter
 from .policy import load_policy, render

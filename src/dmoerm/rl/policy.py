@@ -29,7 +29,7 @@ from ..data.testbed import TASKS, prompts, sample_responses
 from ..errors import ArtefactError, ConfigError
 from ..paths import complete_folder
 from ..schema import Message, Prompt
-from ..training.fitting import last_checkpoint
+from ..training.checkpoints import last_checkpoint
 from .sampling import uses_bf16
 from .settings import PolicyConfig
 

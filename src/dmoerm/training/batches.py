@@ -2,14 +2,14 @@
 
 An item is one group's features and its ordered pairs; a collated batch is a flat dict that a `PhaseModel` takes: the
 features' tensors, and `better`, `worse`, `probability`, `required` (margin), `weights`, `lane`, one entry a pair; or
-a list of such `parts`.
+a list of such `parts`, of the groups that this process has of the batch.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from ..data.splitting import flip_pairs
 from ..model.encoding import Encoded
 from ..model.layout import pack
 from ..schema import Group, Pair, prompt_key
+from .processes import own, world
 
 Batch = dict[str, Any]
 Collate = Callable[[Sequence[Any]], Batch]
@@ -100,15 +101,23 @@ def collate_parts(lanes: int, budget: int = 8192) -> Collate:
     """As `collate_states`, in parts of at most `budget` tokens, each token counted once for each lane that labels it.
 
     The groups of a part are labelled by the same lanes, `active`: no other scorer runs on them. A part knows the whole
-    batch's weights, so that the parts' losses add up to the batch's.
+    batch's weights, so that the parts' losses add up to the batch's: over all processes, whose mean is taken, however
+    many groups each of them has.
     """
 
     def collate(batch: Sequence[Item]) -> Batch:
-        made = [part for items in _by_lanes(batch) for part in _parts(items, budget)]
-        total = sum(torch.zeros(lanes).index_add(0, part["lane"], part["weights"]) for part in made)
+        mine = own(batch) or [_silent(min(batch, key=_tokens))]
+        made = [part for items in _by_lanes(mine) for part in _parts(items, budget)]
+        pairs = _pairs(batch, [len(item.features[1]) for item in batch])
+        total = torch.zeros(lanes).index_add(0, pairs["lane"], pairs["weights"]) / world()
         return {"parts": [{**part, "total": total, "share": torch.tensor(1 / len(made))} for part in made]}
 
     return collate
+
+
+def _silent(item: Item) -> Item:
+    """The item without its labels: what a process computes that has no group of a batch, so that no other waits."""
+    return replace(item, pairs=[pair._replace(probability=0.5, weight=0.0) for pair in item.pairs])
 
 
 def _by_lanes(batch: Sequence[Item]) -> list[list[Item]]:

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from ..model import DMoERM
 from ..model.batching import batches, pack_ids
 from ..model.encoding import Encoded
 from ..paths import write_file
+from .processes import agreed, barrier, is_main, own
 
 _SHARD_TOKENS = 50_000
 
@@ -49,17 +51,19 @@ class ActivationCache:
         self._used: set[Path] = set()
         self._places: dict[str, Path] = {}
         self._open: dict[Path, object] = {}
-        for shard in sorted(self.folder.glob("*.safetensors")):
-            self._index(shard)
+        self._opened = time.time()
+        self._index_all()
 
     def fill(self, texts: Sequence[Encoded], done: Callable[[int, int], None] = lambda _, __: None) -> None:
-        """Computes what is missing; `done(tokens, of)` is called after each batch."""
-        missing = list({text.key: text for text in texts if not self._has(text)}.values())
+        """Computes what is missing, each process its share; `done(tokens, of)` is called after each batch of it."""
+        known = agreed({text.key for text in texts if self._has(text)})
+        missing = list({text.key: text for text in texts if text.key not in known}.values())
         for name in (f"{text.key}/{part}" for text in texts if self._has(text) for part in self._needed()):
             self._use(self._places[name])  # what is wanted must not make room for what is missing
-        total, so_far, tokens = sum(text.tokens for text in missing), 0, 0
+        mine = own(list(batches(missing, 8192)))
+        total, so_far, tokens = sum(missing[i].tokens for rows in mine for i in rows), 0, 0
         waiting: dict[str, Tensor] = {}
-        for rows in batches(missing, 8192):
+        for rows in mine:
             batch = [missing[i] for i in rows]
             waiting |= self._compute(batch)
             so_far += sum(text.tokens for text in batch)
@@ -70,6 +74,8 @@ class ActivationCache:
                 waiting, tokens = {}, 0
         if waiting:
             self._write(waiting)
+        barrier()
+        self._index_all()
 
     def _has(self, text: Encoded) -> bool:
         return all(f"{text.key}/{name}" in self._places for name in self._needed())
@@ -116,17 +122,24 @@ class ActivationCache:
         self._make_room()
 
     def _make_room(self) -> None:
-        """Removes the shards that have not been read for longest until all fit the limit."""
+        """Removes the shards that have not been read for longest until all fit the limit; the main process does it."""
+        if not is_main():
+            return
         files = [(file, file.stat()) for file in self._root.rglob("*.safetensors")]
         excess = sum(about.st_size for _, about in files) - self._limit
         for file, about in sorted(files, key=lambda each: each[1].st_mtime):
             if excess <= 0:
                 return
-            if file not in self._used:
+            if file not in self._used and about.st_mtime < self._opened:  # a younger one is another process's
                 file.unlink(missing_ok=True)
                 self._open.pop(file, None)
                 self._places = {name: place for name, place in self._places.items() if place != file}
                 excess -= about.st_size
+
+    def _index_all(self) -> None:
+        for shard in sorted(self.folder.glob("*.safetensors")):
+            if shard not in self._open:
+                self._index(shard)
 
     def _index(self, shard: Path) -> None:
         try:

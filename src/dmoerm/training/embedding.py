@@ -1,8 +1,11 @@
-"""What finished parts of the model say of the examples: embeddings and the aggregator's inputs, in batches."""
+"""What finished parts of the model say of the examples: embeddings and the aggregator's inputs, in batches.
+
+Where an embedding costs a pass, each process makes some of the passes, and all get what all have made.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -11,6 +14,7 @@ from ..model.batching import batches
 from ..model.heads import BranchScorer
 from ..model.layout import Packed, pack
 from .batches import Example
+from .processes import own, rejoined
 from .steps import Run
 
 _BATCH_TOKENS = 8192
@@ -21,38 +25,36 @@ def base_embeddings(run: Run, scorer: BranchScorer, examples: Sequence[Example])
     """Key → (N, D), the embeddings under a branch: from the cache where the branch is the pretrained one."""
     if run.frozen:
         return {e.key: run.cache.embeddings(e.encoded) for e in examples}
-    found: dict[str, Tensor] = {}
-    for batch, states in _state_batches(run, examples):
-        found |= _divide(batch, scorer.embed(states))
-    return found
+    return _passed(run, examples, scorer.embed)
 
 
 @torch.no_grad()
 def task_vectors(run: Run, task: str, examples: Sequence[Example]) -> dict[str, Tensor]:
     """Key → (N, m·D + k + 2), what the task's aggregator gets."""
     inner, general = run.model.inner(task), run.model.general
-    found: dict[str, Tensor]
     if run.frozen and inner.experts.branch is None:
-        found = {}
+        found: dict[str, Tensor] = {}
         for e in examples:
             z = run.cache.embeddings(e.encoded).to(run.model.device)
             found[e.key] = inner.vectors(z, z.expand(len(inner.experts), *z.shape), general.head(z)).cpu()
         return found
-    found = {}
-    for batch, states in _state_batches(run, examples):
+
+    def vectors(states: Packed) -> Tensor:
         base = inner.base.embed(states)
         shared = base if run.frozen else general.embed(states)
-        found |= _divide(batch, inner.vectors(base, inner.experts.embed(states, base), general.head(shared)))
-    return found
+        return inner.vectors(base, inner.experts.embed(states, base), general.head(shared))
+
+    return _passed(run, examples, vectors)
 
 
-def _state_batches(run: Run, examples: Sequence[Example]) -> Iterator[tuple[list[Example], Packed]]:
+def _passed(run: Run, examples: Sequence[Example], make: Callable[[Packed], Tensor]) -> dict[str, Tensor]:
+    """Key → the example's rows of what `make` gives for a pass's hidden states, a row a response."""
     examples = list({e.key: e for e in examples}.values())
-    for rows in batches([e.encoded for e in examples], _BATCH_TOKENS):
-        batch = [examples[i] for i in rows]
-        yield batch, pack([run.cache.states(e.encoded) for e in batch]).to(run.model.device)
-
-
-def _divide(batch: Sequence[Example], rows: Tensor) -> dict[str, Tensor]:
-    parts = rows.cpu().split([len(e.encoded.responses) for e in batch])
-    return {e.key: part for e, part in zip(batch, parts, strict=True)}
+    passes = [[examples[i] for i in rows] for rows in batches([e.encoded for e in examples], _BATCH_TOKENS)]
+    inputs = (pack([run.cache.states(e.encoded) for e in batch]).to(run.model.device) for batch in own(passes))
+    made = rejoined([make(states).cpu() for states in inputs])
+    found: dict[str, Tensor] = {}
+    for batch, rows in zip(passes, made, strict=True):
+        parts = rows.split([len(e.encoded.responses) for e in batch])
+        found |= {e.key: part for e, part in zip(batch, parts, strict=True)}
+    return found

@@ -7,19 +7,18 @@ returns `loss`, `margins` and `weights` for a batch; a margin above 0 is a pair 
 from __future__ import annotations
 
 import contextlib
-import json
-import shutil
+import functools
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from accelerate.data_loader import prepare_data_loader
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from transformers import (
     PrinterCallback,
     Trainer,
@@ -27,14 +26,14 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from transformers.trainer_utils import EvalPrediction, get_last_checkpoint, rotate_checkpoints
+from transformers.trainer_utils import EvalPrediction, rotate_checkpoints
 
 from ..config import StepConfig
-from ..errors import ArtefactError, TrainingError
+from ..errors import TrainingError
 from .batches import Collate
+from .checkpoints import had_ended, last_checkpoint, room
 from .learner import Learner
-
-_NO_ROOM = ("No space left", "file write failed", "unexpected pos", "quota exceeded")  # a full disk, by who writes
+from .processes import agreed, barrier, gathered_rows, is_main, rank
 
 
 @dataclass(frozen=True)
@@ -56,6 +55,7 @@ def fit(
     folder: Path,
     seed: int,
     bf16: bool = False,
+    shared: bool = False,
     report_to: Sequence[str] = (),
     callbacks: Sequence[TrainerCallback] = (),
 ) -> list[Fit]:
@@ -65,6 +65,10 @@ def fit(
 
     Checkpoints lie in `folder`; if some are there, training goes on from the last.
 
+    Args:
+        shared: `collate` gives each process its groups of a batch, and so each draws its own dropout; else each
+            computes the whole batch, which for heads on vectors takes less time than to divide it.
+
     Raises:
         TrainingError: the loss is not finite.
         ArtefactError: the disk is full.
@@ -72,7 +76,7 @@ def fit(
     learner = Learner(model, step)
     trainer = _PhaseTrainer(
         model=learner,
-        args=_arguments(step, folder, len(train), seed, bf16, report_to),
+        args=_arguments(step, folder, len(train), seed, bf16, shared, report_to),
         train_dataset=_Rows(train),
         eval_dataset=_Rows(validation or train),
         data_collator=collate,
@@ -83,10 +87,11 @@ def fit(
     with _quiet():
         trainer.evaluate()
         if step.epochs > 0:
-            checkpoint = last_checkpoint(folder)
-            if checkpoint and _had_ended(checkpoint, step.patience):
+            vars(learner).pop("_is_accelerate_prepared", None)  # it was, but for evaluation alone: without DDP
+            checkpoint = agreed(last_checkpoint(folder) if is_main() else None)
+            if checkpoint and had_ended(checkpoint, step.patience):
                 trainer.args.max_steps = TrainerState.load_from_json(f"{checkpoint}/trainer_state.json").global_step
-            with _explained(folder):
+            with room(folder):
                 trainer.train(resume_from_checkpoint=checkpoint)
             trainer.evaluate()
     learner.take_best()
@@ -103,24 +108,8 @@ def _not_finite(folder: Path) -> TrainingError:
     return TrainingError(f"{step}: the loss is not finite; lower the step's learning_rate")
 
 
-def _had_ended(checkpoint: str, patience: int) -> bool:
-    """Whether early stopping ended the training at this checkpoint; by itself, Trainer would go on from there."""
-    return bool((load_file(f"{checkpoint}/model.safetensors")["waited"] >= patience).all())
-
-
-def last_checkpoint(folder: Path) -> str | None:
-    """The last whole checkpoint; one that a kill or a full disk cut short is removed."""
-    while folder.exists() and (checkpoint := get_last_checkpoint(str(folder))):
-        try:
-            json.loads((Path(checkpoint) / "trainer_state.json").read_text(encoding="utf-8"))  # written last
-            return checkpoint
-        except (OSError, ValueError):
-            shutil.rmtree(checkpoint)
-    return None
-
-
 def _arguments(
-    step: StepConfig, folder: Path, count: int, seed: int, bf16: bool, report_to: Sequence[str]
+    step: StepConfig, folder: Path, count: int, seed: int, bf16: bool, shared: bool, report_to: Sequence[str]
 ) -> TrainingArguments:
     per_device = max(step.batch_groups // step.gradient_accumulation, 1)
     batches = -(-count // per_device)
@@ -139,10 +128,12 @@ def _arguments(
         save_steps=every,
         max_grad_norm=0,  # each lane is clipped by itself
         logging_steps=max(every // 4, 1),
-        seed=seed,
+        seed=(seed + rank() * shared) % 2**32,
         data_seed=seed,
         use_cpu=not torch.cuda.is_available(),
         bf16=bf16,
+        ddp_broadcast_buffers=False,  # statistics, which no step changes
+        ddp_find_unused_parameters=False,  # every part of a batch uses all that is trained
         disable_tqdm=True,
         remove_unused_columns=False,
         report_to=list(report_to) or "none",
@@ -174,7 +165,8 @@ class _KeepTheLast(TrainerCallback):
 class _PhaseTrainer(Trainer):
     """`Trainer` for a `Learner`: predictions are margins, an evaluation is by lane, a batch may come in parts.
 
-    The loss is a mean already, so accumulation divides it.
+    The loss is a mean already, so accumulation divides it. Every process is given the batches that a single one would
+    have, whole and in the same order; `collate` divides them, and the gradients' mean is the batch's.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -185,8 +177,11 @@ class _PhaseTrainer(Trainer):
 
     def training_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
         """One backward pass a part: the parts' losses add up to the batch's."""
-        parts = inputs.get("parts", [inputs])
-        return torch.stack([super(_PhaseTrainer, self).training_step(model, p, *args, **kwargs) for p in parts]).sum()
+        *parts, last = inputs.get("parts", [inputs])
+        one = functools.partial(super().training_step, model)
+        with self.accelerator.no_sync(model):  # others may have more parts or fewer: gradients meet at the last one
+            losses = [one(part, *args, **kwargs) for part in parts]
+        return torch.stack([*losses, one(last, *args, **kwargs)]).sum()
 
     def prediction_step(
         self, model: nn.Module, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None
@@ -197,7 +192,9 @@ class _PhaseTrainer(Trainer):
         margins, weights = (torch.cat([part[name] for part in found]) for name in ("margins", "weights"))
         lane = torch.cat([part.get("lane", torch.zeros_like(part["margins"], dtype=torch.long)) for part in found])
         probability = torch.cat([part.get("probability", torch.ones_like(part["margins"])) for part in found])
-        return found[0]["loss"].detach(), margins.detach().float(), (weights.detach(), lane, probability)
+        rows = (margins.float(), weights, lane, 2 * probability - 1)
+        margins, *labels = gathered_rows(rows) if "parts" in ready else rows  # zeros are ties of weight 0
+        return found[0]["loss"], margins, tuple(labels)
 
     def _measure(self, prediction: EvalPrediction) -> dict[str, float]:
         """Each lane's loss over all groups at once, and its share of margins above 0; their means are the metrics.
@@ -205,11 +202,11 @@ class _PhaseTrainer(Trainer):
         In the share a pair counts by how far from a tie it is.
         """
         margins = np.asarray(prediction.predictions).astype(np.float64)
-        weights, lane, probability = map(np.asarray, prediction.label_ids)
-        sure = 2 * probability - 1
+        weights, lane, sure = map(np.asarray, prediction.label_ids)
         count = lambda values: np.bincount(lane, values, self.learner.lanes)  # noqa: E731
-        loss = count((np.logaddexp(0, -margins) + (1 - probability) * margins) * weights) / count(weights)
+        loss = count((np.logaddexp(0, -margins) + (1 - sure) / 2 * margins) * weights) / count(weights)
         consistency = count((margins > 0) * sure) / count(sure).clip(min=1e-12)
+        loss, consistency = agreed((loss, consistency))  # whether to stop is decided once
         # At once: else the step would end with an earlier state as its best.
         if not np.isfinite(loss[self.learner.open]).all():
             raise _not_finite(Path(str(self.args.output_dir)))
@@ -217,10 +214,30 @@ class _PhaseTrainer(Trainer):
         return {"loss": float(loss.mean()), "consistency": float(consistency.mean())}
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        self.gather_function = self.accelerator.gather  # the default cuts the last batch's pairs to its count of groups
+        self.gather_function = lambda rows: rows  # they are all here; the default cuts pairs to the count of groups
         found = super().evaluate(*args, **kwargs)
         self.control.should_training_stop |= not self.learner.open
         return found
+
+    def _get_dataloader(
+        self,
+        dataset: Any,
+        description: str,
+        batch_size: int,
+        sampler_fn: Any = None,
+        is_training: bool = False,
+        dataloader_key: str | None = None,
+    ) -> Any:
+        """Whole batches for every process; Trainer's own would give each process rows of its own."""
+        sampler = sampler_fn(dataset) if sampler_fn else None
+        loader = DataLoader(dataset, batch_size, sampler=sampler, collate_fn=self.data_collator, pin_memory=True)
+        single = {"num_processes": 1, "process_index": 0, "put_on_device": True}
+        seeded = {"use_seedable_sampler": True, "data_seed": self.args.data_seed}
+        return prepare_data_loader(loader, self.accelerator.device, **single, **seeded)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        barrier()  # the main process writes what makes a checkpoint whole only when each process's part is there
 
 
 class _Rows(torch.utils.data.Dataset):
@@ -232,20 +249,6 @@ class _Rows(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> Any:
         return self.rows[index]
-
-
-@contextlib.contextmanager
-def _explained(folder: Path) -> Iterator[None]:
-    """A checkpoint that finds no room is one error, whoever was writing it."""
-    try:
-        yield
-    except (OSError, RuntimeError, SafetensorError) as error:
-        if not any(sign in str(error) for sign in _NO_ROOM):
-            raise
-        raise ArtefactError(
-            f"{folder}: a checkpoint cannot be written: {str(error).splitlines()[0]}; "
-            "free some space and run again: training goes on from the last whole checkpoint"
-        ) from error
 
 
 @contextlib.contextmanager

@@ -273,6 +273,7 @@ def fit_step(
         folder=place,
         seed=run.seed(name),
         bf16=run.bf16 and trains_branch and run.config.base == "full",
+        shared=trains_branch,
         report_to=run.config.report_to,
         callbacks=[run.progress],
     )

@@ -12,6 +12,8 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainin
 from rich.progress import Progress as RichProgress
 from transformers import TrainerCallback
 
+from .processes import is_main
+
 _SECONDS_BETWEEN_LINES = 20  # where there is no terminal to draw bars on
 
 
@@ -19,11 +21,11 @@ class Progress(TrainerCallback):
     """A bar for the whole run and one for the step at hand; a line for each step that ends.
 
     Args:
-        console: where to write; quiet: write nothing.
+        console: where to write; quiet: write nothing. Only the main process writes.
     """
 
     def __init__(self, console: Console | None = None, quiet: bool = False) -> None:
-        self.console = console or Console(stderr=True, quiet=quiet)
+        self.console = console if console and is_main() else Console(stderr=True, quiet=quiet or not is_main())
         columns = (TextColumn("{task.description:44}"), BarColumn(24), TextColumn("{task.fields[figures]}"))
         self._bars = RichProgress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self.console)
         self._all = self._bars.add_task("all steps", total=None, figures="")

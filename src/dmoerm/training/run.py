@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
-from ..config import Config, dump_config
+from ..config import Config, StepConfig, dump_config
 from ..data.loading import Loaded, load_data
 from ..data.splitting import split_by_prompt
 from ..errors import ConfigError, DataError
@@ -32,6 +32,7 @@ from ..taxonomy import Taxonomy
 from .batches import Example, label
 from .cache import ActivationCache
 from .phases import phase0, phase1, phase2, phase3
+from .processes import barrier, device, is_main, world
 from .progress import Progress
 from .router import assign_tasks, train_router
 from .steps import Run
@@ -44,12 +45,13 @@ def train(config: Config, console: Console | None = None) -> Run:
         The finished run: its model, its folder, and how each step ended.
 
     Raises:
-        ConfigError: the folder holds a run with other settings.
+        ConfigError: the folder holds a run with other settings; a batch has too few groups for the processes.
         DataError: the data cannot be used.
         ArtefactError: another process trains in that folder, or it cannot be written.
         TrainingError: a loss is not finite.
     """
     _check_trackers(config)
+    _check_batches(config)
     data = load_data(config)
     _check_pairs(data)
     with _alone(Path(config.output)):  # once the data are known to be good, so that they can still be corrected
@@ -68,16 +70,16 @@ def _train(config: Config, data: Loaded, folder: Path, progress: Progress) -> Ru
     with progress.run(3 + 3 * len(data.taxonomy.tasks)):
         train_groups(run, data)
     run.model.eval()
-    run.model.save_pretrained(folder / "model", run_config=dump_config(config))
+    if is_main():
+        run.model.save_pretrained(folder / "model", run_config=dump_config(config))
+    barrier()
     return run
 
 
 def prepare(config: Config, taxonomy: Taxonomy, folder: Path, progress: Progress) -> Run:
     """The untrained model around the pretrained backbone, and its activation cache."""
     torch.manual_seed(config.seed)  # what no step trains, and what every step starts from
-    model = build_model(config, taxonomy)
-    if torch.cuda.is_available():
-        model.to("cuda")  # pyright: ignore[reportArgumentType]
+    model = build_model(config, taxonomy).to(device())  # pyright: ignore[reportArgumentType]
     return Run(config, model, open_cache(config, model), folder, progress)
 
 
@@ -171,6 +173,20 @@ def _check_trackers(config: Config) -> None:
         raise ConfigError(f"report_to: {error}") from None
 
 
+def _check_batches(config: Config) -> None:
+    """Raises `ConfigError` where a step's batches have fewer groups than there are processes to divide them over."""
+    steps: dict[str, StepConfig] = {"router": config.router} if config.router.kind == "own" else {}
+    steps |= {"phase0": config.phase0, "phase1": config.phase1} if config.base != "frozen" else {}
+    steps |= {"phase2": config.phase2} if config.phase2.lora.rank else {}
+    for name, step in steps.items():
+        at_once = step.batch_groups // step.gradient_accumulation
+        if at_once < world():
+            raise ConfigError(
+                f"{name}.batch_groups: {step.batch_groups} in {step.gradient_accumulation} accumulated passes leave "
+                f"{at_once} groups a pass for {world()} processes; start fewer, or give a pass a group a process"
+            )
+
+
 def _check_pairs(data: Loaded) -> None:
     """Raises `DataError` for a task or capability on which the training part orders no two responses."""
     if any(group.task is None for group in data.train):
@@ -196,5 +212,6 @@ def _claim(config: Config, data: Loaded) -> Path:
         written, what = folder / name, "settings" if name == "config.yaml" else "data"
         if written.exists() and written.read_text(encoding="utf-8") != text:
             raise ConfigError(f"{folder}: holds a run with other {what}; set another `output`, or delete that folder")
-        write_file(written, text)
+        if is_main():
+            write_file(written, text)
     return folder

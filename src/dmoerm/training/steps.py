@@ -22,6 +22,7 @@ from ..model import DMoERM
 from ..paths import complete_folder
 from .cache import ActivationCache
 from .fitting import Fit
+from .processes import agreed, barrier, is_main
 from .progress import Progress
 
 State = dict[str, Tensor]
@@ -61,17 +62,20 @@ class Run:
             train: gets a folder for its checkpoints; returns the trained state and how the fit ended.
         """
         done, checkpoints = self.folder / "steps" / name, self.folder / "checkpoints" / name
-        if (done / "state.safetensors").exists():
+        if agreed((done / "state.safetensors").exists()):
             self.progress.skip(name)
-            shutil.rmtree(checkpoints, ignore_errors=True)  # a kill may have come before
+            if is_main():
+                shutil.rmtree(checkpoints, ignore_errors=True)  # a kill may have come before
             return _read(done / "state.safetensors")
         set_seed(self.seed(name))
         start = time.monotonic()
         with self.progress.step(name):
             state, result = train(checkpoints)
-        _write(done, state, {**result, "seconds": time.monotonic() - start})
-        shutil.rmtree(checkpoints, ignore_errors=True)
-        return state
+        if is_main():
+            _write(done, state, {**result, "seconds": time.monotonic() - start})
+            shutil.rmtree(checkpoints, ignore_errors=True)
+        barrier()
+        return state if is_main() else _read(done / "state.safetensors")
 
     def metrics(self) -> dict[str, dict[str, float]]:
         """Step → how it ended, of all finished steps."""

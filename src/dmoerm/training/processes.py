@@ -1,0 +1,91 @@
+"""The processes that work on one run together: how many, which one this is, and what they give each other.
+
+Under `accelerate launch` or `torchrun` they are several, one an accelerator; else there is one, and all here is free.
+Every process runs the same program on the same settings. Work is dealt out with `own` and put together with
+`rejoined`; the main process alone writes what all read. Whoever calls one of `barrier`, `agreed`, `rejoined` and
+`gathered_rows` waits for the others: all must call it, in the same order.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather, gather_object, pad_across_processes
+from torch import Tensor
+
+from ..errors import ConfigError
+
+T = TypeVar("T")
+_PATIENCE = timedelta(hours=2)  # a process may wait so long for the slowest; one that has died ends all others at once
+
+
+def join() -> PartialState:
+    """This process among the others; from the first call on, `cuda` is its own GPU. Without a GPU they share the CPU.
+
+    Raises:
+        ConfigError: the launcher asks for weights in pieces.
+    """
+    for kind in ("FSDP", "DEEPSPEED"):
+        if os.environ.get(f"ACCELERATE_USE_{kind}", "false").lower() == "true":
+            raise ConfigError(
+                f"accelerate launch: {kind} divides weights, of which a lane's clipping and best state need the whole; "
+                "launch with distributed_type MULTI_GPU (configs/accelerate/ddp.yaml)"
+            )
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=_PATIENCE)
+
+
+def world() -> int:
+    """The number of processes."""
+    return join().num_processes
+
+
+def rank() -> int:
+    """This process's number, from 0."""
+    return join().process_index
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes and speaks."""
+    return rank() == 0
+
+
+def device() -> torch.device:
+    """This process's own GPU, or the CPU where there is none."""
+    return torch.device(join().device or "cpu")
+
+
+def barrier() -> None:
+    """Waits until every process has come here."""
+    join().wait_for_everyone()
+
+
+def own(rows: Sequence[T]) -> Sequence[T]:
+    """This process's share of what all have in the same order: every `world()`-th."""
+    return rows[rank() :: world()] if world() > 1 else rows
+
+
+def rejoined(shares: Sequence[T]) -> list[T]:
+    """What the processes have made of their `own` rows, in the order of all rows, on every process."""
+    if world() == 1:
+        return list(shares)
+    dealt: list[Sequence[T]] = gather_object([shares])
+    return [each[i] for i in range(max(map(len, dealt))) for each in dealt if i < len(each)]
+
+
+def agreed(value: T) -> T:
+    """The main process's value, on every process: what would otherwise be decided by each for itself."""
+    return broadcast_object_list([value])[0] if world() > 1 else value
+
+
+def gathered_rows(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """All processes' rows; where a process has fewer than another, rows of zeros come with them."""
+    if world() == 1:
+        return tensors
+    padded: Any = pad_across_processes(tensors, dim=0)
+    found: Any = gather(padded)
+    return found
