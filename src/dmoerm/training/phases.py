@@ -274,7 +274,7 @@ def fit_step(
         seed=run.seed(name),
         bf16=run.bf16 and trains_branch and run.config.base == "full",
         report_to=run.config.report_to,
-        callbacks=[run.progress],
+        callbacks=run.callbacks,
     )
 
 

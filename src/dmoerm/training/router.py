@@ -77,7 +77,7 @@ def _train(run: Run, train: Sequence[Example], validation: Sequence[Example], pl
         seed=run.seed("router"),
         bf16=run.bf16 and own,
         report_to=run.config.report_to,
-        callbacks=[run.progress],
+        callbacks=run.callbacks,
     )
     return router.state_dict(), ended(fits)
 

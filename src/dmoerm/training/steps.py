@@ -9,17 +9,19 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import set_seed
+from transformers import TrainerCallback, set_seed
 
 from ..config import Config
 from ..errors import ArtefactError
 from ..model import DMoERM
 from ..paths import complete_folder
+from ..storage import Mirror
 from .cache import ActivationCache
 from .fitting import Fit
 from .progress import Progress
@@ -27,6 +29,7 @@ from .progress import Progress
 State = dict[str, Tensor]
 Ended = dict[str, float]
 """How a step ended: `loss`, `consistency`, `steps`; with `/capability` after the name, one capability's."""
+_STATE = "state.safetensors"
 
 
 @dataclass
@@ -49,6 +52,22 @@ class Run:
         """Trained weights are kept in float32 and computed in bfloat16 (mixed precision)."""
         return next(self.model.general.branch.parameters()).dtype == torch.bfloat16
 
+    @property
+    def mirror(self) -> Mirror:
+        """The storage that finished steps and checkpoints are copied to, if `storage` names one."""
+        return Mirror(self.config.storage, self.folder)
+
+    @property
+    def callbacks(self) -> list[TrainerCallback]:
+        """What every fit tells of its course."""
+        return [self.progress, _KeepCheckpoints(self.mirror)]
+
+    def finished(self, name: str) -> bool:
+        """Whether a step has been done, here or by whoever shares the storage."""
+        done = self.folder / "steps" / name
+        self.mirror.fetch(done, _STATE)
+        return (done / _STATE).exists()
+
     def seed(self, name: str) -> int:
         """A step's own seed: derived from the run's, so that a step's result does not depend on which ran before."""
         return int.from_bytes(hashlib.sha256(f"{self.config.seed}/{name}".encode()).digest()[:4], "big")
@@ -61,20 +80,36 @@ class Run:
             train: gets a folder for its checkpoints; returns the trained state and how the fit ended.
         """
         done = self.folder / "steps" / name
-        if (done / "state.safetensors").exists():
+        if self.finished(name):
             self.progress.skip(name)
-            return load_file(done / "state.safetensors")
+            self.mirror.keep(done, _STATE)
+            return load_file(done / _STATE)
         set_seed(self.seed(name))
         checkpoints, start = self.folder / "checkpoints" / name, time.monotonic()
+        self.mirror.fetch(checkpoints)
         with self.progress.step(name):
             state, result = train(checkpoints)
         _write(done, state, {**result, "seconds": time.monotonic() - start})
+        self.mirror.keep(done)
         shutil.rmtree(checkpoints, ignore_errors=True)
+        self.mirror.prune(checkpoints)
         return state
 
     def metrics(self) -> dict[str, dict[str, float]]:
         """Step → how it ended, of all finished steps."""
         return finished_steps(self.folder)
+
+
+class _KeepCheckpoints(TrainerCallback):
+    """Copies each checkpoint to the storage, and removes there those that are removed here."""
+
+    def __init__(self, mirror: Mirror) -> None:
+        self._mirror = mirror
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        folder = Path(args.output_dir)
+        self._mirror.keep(folder / f"checkpoint-{state.global_step}")
+        self._mirror.prune(folder)
 
 
 def ended(fits: Sequence[Fit], names: Sequence[str] = ()) -> Ended:
@@ -88,7 +123,7 @@ def ended(fits: Sequence[Fit], names: Sequence[str] = ()) -> Ended:
 def _write(done: Path, state: State, metrics: dict[str, float]) -> None:
     try:
         with complete_folder(done) as folder:
-            save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, folder / "state.safetensors")
+            save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, folder / _STATE)
             (folder / "metrics.json").write_text(json.dumps(metrics))
     except (OSError, SafetensorError) as error:
         raise ArtefactError(f"{done}: the step cannot be written: {error}; free some space and run again") from error
