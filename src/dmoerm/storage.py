@@ -42,7 +42,7 @@ def filesystem(place: str) -> tuple[AbstractFileSystem, str]:
 
 
 def matching(pattern: str) -> list[str]:
-    """The files that a pattern (`*`, `?`, `[…]`, `**`) names, by name; what is no pattern, or exists, stands for itself.
+    """The files that a pattern (`*`, `?`, `[…]`, `**`) names, in their names' order; what is no pattern names itself.
 
     Raises `DataError` where no file matches.
     """
@@ -126,7 +126,7 @@ class Mirror:
         return f"{(self.place or '').rstrip('/')}/{local.relative_to(self._folder).as_posix()}"
 
     def _found(self, local: Path) -> dict[Path, str]:
-        """Path on this machine → path in the storage's file system, of every file that the storage has under `local`."""
+        """Path here → path in the storage's file system, of every file that the storage has under `local`."""
         files, root = filesystem(self._at(local))
         files.invalidate_cache()
         names = files.find(root) if files.exists(root) else []

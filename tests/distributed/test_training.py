@@ -30,11 +30,11 @@ pytestmark = pytest.mark.slow
 # Long enough to be killed in, with checkpoints to go on from.
 LONG: dict[str, Any] = {
     "phase2": {
-        "epochs": 12,
+        "epochs": 150,
         "batch_groups": 2,
-        "evaluations": 12,
+        "evaluations": 15,
         "learning_rate": 1e-3,
-        "patience": 12,
+        "patience": 15,
         "lora": {"rank": 2, "dropout": 0.2},
     }
 }

@@ -68,10 +68,7 @@ def command(
     """
     started = time.monotonic()
     asked = _Asked(model, input, output, task, format, skip_bad, batch_tokens)
-    if engine == "ray":
-        found = _score_on_ray(asked, actors, cpus, gpus, shard_rows)
-    else:
-        found = _score_here(asked)
+    found = _score_on_ray(asked, actors, cpus, gpus, shard_rows) if engine == "ray" else _score_here(asked)
     if found["left_out"]:
         Console(stderr=True).print(f"{found['left_out']} rows left out")
     if json_file is not None:

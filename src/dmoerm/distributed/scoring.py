@@ -30,7 +30,7 @@ from ..storage import complete_at, exists, matching, open_binary
 from .cluster import cluster
 
 OpenScorer = Callable[[], RowScorer]
-"""Loads what scores; called once in each actor, so it must travel there: a function of a module, or a partial of one."""
+"""Loads what scores; called once in each actor, so it must travel: a function of a module, or a partial of one."""
 
 
 @dataclass(frozen=True)
