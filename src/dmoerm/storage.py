@@ -59,7 +59,7 @@ def matching(pattern: str) -> list[str]:
 @contextlib.contextmanager
 def open_binary(place: str) -> Iterator[IO[bytes]]:
     """A file to read, from its beginning. Raises `OSError` where it cannot be read."""
-    local = _local(place)
+    local = local_path(place)
     files, path = (None, "") if local else filesystem(place)
     with local.open("rb") if local else files.open(path, "rb") as file:  # pyright: ignore
         yield file  # pyright: ignore[reportReturnType]
@@ -79,7 +79,7 @@ def complete_at(place: str) -> Iterator[Path]:
     Raises:
         ArtefactError: nothing can be written there.
     """
-    if local := _local(place):
+    if local := local_path(place):
         with complete_file(local) as unfinished:
             yield unfinished
         return
@@ -91,7 +91,7 @@ def complete_at(place: str) -> Iterator[Path]:
 
 def upload(file: Path, place: str) -> None:
     """Copies a local file. Raises `ArtefactError` where it cannot be written."""
-    if local := _local(place):
+    if local := local_path(place):
         with complete_file(local) as unfinished:
             shutil.copyfile(file, unfinished)
         return
@@ -103,8 +103,8 @@ def upload(file: Path, place: str) -> None:
         raise ArtefactError(f"{place}: cannot be written: {error}; nothing was changed there") from error
 
 
-def _local(place: str) -> Path | None:
-    """The path of a place on this machine."""
+def local_path(place: str) -> Path | None:
+    """The path of a place on this machine; None: it is elsewhere."""
     protocol, separator, path = place.partition("://")
     if not separator:
         return Path(place)
