@@ -231,6 +231,9 @@ class Config(_Settings):
     """Folder of the trunk's cached activations; None: the user's cache folder."""
     cache_limit: float = Field(default=50.0, gt=0)
     """Gigabytes that folder may take; what has not been read for longest is removed first."""
+    experts_a_step: int | None = Field(default=None, ge=1)
+    """Most experts of a task that one step trains; None: all, in one pass. Fewer are for workers that share a task; the
+    result is the same, but for what dropout draws."""
     storage: str | None = None
     """Where finished steps and checkpoints are kept too, for workers that do not reach `output`: a folder, or any URL
     that fsspec knows, such as `s3://bucket/run`; None: `output` alone."""

@@ -42,6 +42,12 @@ def test_a_path_holds_what_is_needed_and_no_more(tiny_config: Callable[..., Conf
     assert [s.name for s in path_to("phase3/objective_qa", cold)] == whole
 
 
+def test_a_tasks_experts_may_be_several_steps(tiny_config: Callable[..., Config]) -> None:
+    found = {step.name: step.needs for step in steps(tiny_config(experts_a_step=1))}
+    assert {"phase2/chitchat/0", "phase2/chitchat/1"} <= found.keys()
+    assert {"phase2/chitchat/0", "phase2/chitchat/1"} <= set(found["phase3/chitchat"])
+
+
 def test_a_task_without_capabilities_has_no_phase_2(tiny_config: Callable[..., Config]) -> None:
     bare = [group.model_copy(update={"capabilities": {}}) for group in tiny_groups()]
     found = graph(tiny_config(), draft_taxonomy(bare, "drafted"))

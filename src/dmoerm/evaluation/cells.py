@@ -45,7 +45,8 @@ TRAINED = {
 }
 """The methods that a comparison trains → what they are."""
 _TIMED = 8  # groups that scoring is timed on
-_ELSEWHERE = {"output", "cache", "cache_limit", "storage", "ray", "report_to"}  # settings that change no result
+_ELSEWHERE = {"output", "cache", "cache_limit", "experts_a_step", "storage", "ray", "report_to"}
+"""Settings that change no result."""
 
 
 @dataclass(frozen=True)

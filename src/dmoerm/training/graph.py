@@ -9,16 +9,16 @@ that is gone over again puts in place what it left in the run's folder, and trai
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..config import Config
 from ..data.loading import Loaded
 from ..errors import DataError
 from ..taxonomy import Taxonomy
 from .batches import Example
-from .phases import phase0, phase1, phase2, phase3
+from .phases import expert_parts, phase0, phase1, phase2, phase3
 from .router import assign_tasks, train_router
 from .steps import Run
 
@@ -62,12 +62,10 @@ def graph(config: Config, taxonomy: Taxonomy) -> list[Step]:
     """The steps, each after those that it needs."""
     found = [Step("router", (), _router), Step("phase0", ("router",), _phase0)]
     for task, about in taxonomy.tasks.items():
-        first, experts, last = (f"{phase}/{task}" for phase in ("phase1", "phase2", "phase3"))
+        first, parts = f"phase1/{task}", expert_parts(task, list(about.capabilities), config.experts_a_step)
         found.append(Step(first, ("router", *["phase0"] * config.warm_start), _of(phase1, task)))
-        if about.capabilities:
-            found.append(Step(experts, ("router", first), _of(phase2, task)))
-        needs = ("router", "phase0", first, *[experts] * bool(about.capabilities))
-        found.append(Step(last, needs, _of(phase3, task)))
+        found += [Step(part[0], ("router", first), _of(phase2, task, part)) for part in parts.items()]
+        found.append(Step(f"phase3/{task}", ("router", "phase0", first, *parts), _of(phase3, task)))
     return found
 
 
@@ -90,9 +88,5 @@ def _phase0(training: Training) -> None:
     phase0(training.run, training.train, training.validation)
 
 
-def _of(phase: Callable[..., None], task: str) -> Callable[[Training], None]:
-    return functools.partial(_task_phase, phase, task)
-
-
-def _task_phase(phase: Callable[..., None], task: str, training: Training) -> None:
-    phase(training.run, task, *training.of(task))
+def _of(phase: Callable[..., None], task: str, *rest: Any) -> Callable[[Training], None]:
+    return lambda training: phase(training.run, task, *training.of(task), *rest)
