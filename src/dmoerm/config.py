@@ -205,6 +205,19 @@ class AggregatorConfig(StepConfig):
     """Share of a task's groups that phase 1 has; phase 3 has the others. 0: both have all of them."""
 
 
+class RayConfig(_Settings):
+    """`train --engine ray`: what each step asks of the cluster."""
+
+    address: str | None = None
+    """The cluster's address; None: that of the environment variable RAY_ADDRESS, else one on this machine."""
+    cpus: float = Field(default=1.0, ge=0)
+    """Processors of a step."""
+    gpus: float = Field(default=0.0, ge=0)
+    """Accelerators of a step, or a share of one."""
+    retries: int = Field(default=3, ge=0)
+    """How often a step is begun again whose worker or node is lost."""
+
+
 class Config(_Settings):
     """All settings of one run."""
 
@@ -218,6 +231,13 @@ class Config(_Settings):
     """Folder of the trunk's cached activations; None: the user's cache folder."""
     cache_limit: float = Field(default=50.0, gt=0)
     """Gigabytes that folder may take; what has not been read for longest is removed first."""
+    experts_a_step: int | None = Field(default=None, ge=1)
+    """Most experts of a task that one step trains; None: all, in one pass. Fewer are for workers that share a task; the
+    result is the same, but for what dropout draws."""
+    storage: str | None = None
+    """Where finished steps and checkpoints are kept too, for workers that do not reach `output`: a folder, or any URL
+    that fsspec knows, such as `s3://bucket/run`; None: `output` alone."""
+    ray: RayConfig = RayConfig()
     report_to: tuple[str, ...] = ()
     """Experiment trackers that transformers' Trainer reports to, such as `tensorboard` or `wandb`."""
     base: Literal["full", "lora", "frozen"] = "full"

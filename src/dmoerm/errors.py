@@ -8,6 +8,7 @@
     ├── TrainingError    a step whose loss is no number                 (also an ArithmeticError)
     ├── LabellingError   a judge that cannot be asked                   (also a RuntimeError)
     ├── ServerError      a reward server that cannot be asked           (also a RuntimeError)
+    ├── ClusterError     a Ray cluster that cannot be used, lost work   (also a RuntimeError)
     └── ArtefactError    a model directory that cannot be read, written (also an OSError)
 
 A message says what was wrong, where, the value met, and the remedy.
@@ -85,6 +86,10 @@ class LabellingError(DmoermError, RuntimeError):
 
 class ServerError(DmoermError, RuntimeError):
     """A reward server that cannot be asked, or answers with no rewards."""
+
+
+class ClusterError(DmoermError, RuntimeError):
+    """A Ray cluster that cannot be reached, or that lost the same work more often than it may."""
 
 
 class ArtefactError(DmoermError, OSError):

@@ -34,7 +34,7 @@ def fails(*arguments: object) -> str:
 
 
 def test_every_help_does_without_the_heavy_libraries() -> None:
-    heavy = ("torch", "transformers", "datasets", "pyarrow", "matplotlib", "scipy", "numpy")
+    heavy = ("torch", "transformers", "datasets", "pyarrow", "matplotlib", "scipy", "numpy", "ray", "fsspec")
     code = f"""
 import sys
 from typer.testing import CliRunner

@@ -12,7 +12,7 @@ import torch
 from dmoerm.model import DMoERM
 from dmoerm.model.experts import Experts, lora_layers
 from dmoerm.schema import prompt_key
-from dmoerm.training.phases import first_part, phase0, phase1, phase2, phase3, second_part
+from dmoerm.training.phases import expert_parts, first_part, phase0, phase1, phase2, phase3, second_part
 
 TASK = "chitchat"
 
@@ -108,6 +108,25 @@ def one_expert(start: Any, capability: str) -> None:
     settings = start.run.config
     branch, width = inner.base.branch, model.config.width
     inner.experts = Experts(branch, [capability], width, settings.phase2.lora, settings.head, inner.base.pooling)
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_experts_of_several_steps_are_those_of_one(begun: Callable[..., Any], tmp_path: Path, rank: int) -> None:
+    """Though the groups are not all labelled on all capabilities."""
+    step = {"learning_rate": 3e-2, "epochs": 6, "evaluations": 6, "patience": 1, "batch_groups": 1}
+    settings = {"phase2": {**step, "lora": {"rank": rank, "dropout": 0.0}}}
+    one, several = (begun(**settings, output=str(tmp_path / name)) for name in ("one", "several"))
+    names = one.run.model.inner(TASK).experts.capabilities
+    for start in (one, several):
+        for i, example in enumerate(start.of(TASK)[0]):
+            example.pairs[names[i % 2]] = []  # pyright: ignore[reportIndexIssue]
+        trained(start, phase1)
+    phase2(one.run, TASK, *one.of(TASK))
+    for part in expert_parts(TASK, names, 1).items():
+        phase2(several.run, TASK, *several.of(TASK), part)
+    assert {f"phase2/{TASK}/0", f"phase2/{TASK}/1"} <= several.run.metrics().keys()
+    states = [start.run.model.inner(TASK).experts.state_dict() for start in (one, several)]
+    torch.testing.assert_close(states[1], states[0], atol=1e-5, rtol=1e-3)
 
 
 @pytest.mark.parametrize("rank", [0, 2])

@@ -241,7 +241,7 @@ def without_task(group: Group) -> Group:
 def test_groups_without_a_task_are_routed_and_used(
     tiny_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dmoerm.training import run as module
+    from dmoerm.training import graph as module
 
     groups = [without_task(g) if i % 3 == 2 else g for i, g in enumerate(tiny_groups())]
     seen: list[tuple[str | None, str | None]] = []

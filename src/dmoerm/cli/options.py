@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -12,6 +12,10 @@ Overrides = Annotated[
 ]
 JsonFile = Annotated[
     Path | None, typer.Option("--json", metavar="FILE", help="Also write the machine-readable result to this file.")
+]
+Engine = Annotated[
+    Literal["local", "ray"],
+    typer.Option(help="local: in this process; ray: on the cluster of RAY_ADDRESS, or one that starts here."),
 ]
 BatchTokens = Annotated[int, typer.Option(min=1, help="Most tokens of one pass; a token counts once for each expert.")]
 

@@ -1,31 +1,47 @@
-"""`dmoerm score`: rewards for a file of prompts and responses, in a stream: memory does not grow with the file."""
+"""`dmoerm score`: rewards for files of prompts and responses, in a stream: memory does not grow with the files."""
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import itertools
 import json
 import time
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from .models import load_model
-from .options import BatchTokens, JsonFile
+from ..storage import is_url
+from .models import load_model, model_folder
+from .options import BatchTokens, Engine, JsonFile
 
 if TYPE_CHECKING:
     from ..errors import DataError
-    from ..model import DMoERM
-    from ..schema import Query
-    from ..scores import Score
+    from ..scoring.rows import ModelRows
 
 
 def command(
     model: Annotated[str, typer.Argument(help="A model's or a run's folder, or a hub name.")],
-    input: Annotated[str, typer.Option(metavar="FILE", help="JSON Lines or Parquet; - is standard input, JSON Lines.")],
-    output: Annotated[str, typer.Option(metavar="FILE", help="A .jsonl or .parquet file; - is standard output.")] = "-",
+    input: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE",
+            help="JSON Lines or Parquet: a file, a pattern such as 'rows/*.parquet', a URL such as s3://…; "
+            "- is standard input, JSON Lines.",
+        ),
+    ],
+    output: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE", help="A .jsonl or .parquet file; - is standard output; with --engine ray a folder of parts."
+        ),
+    ] = "-",
     task: Annotated[
         str | None, typer.Option(help="Score everything as this task; else a row's own, else routed.")
     ] = None,
@@ -35,87 +51,128 @@ def command(
         typer.Option("--skip-bad", help="Leave out rows that cannot be scored and say which."),
     ] = False,
     batch_tokens: BatchTokens = 8192,
+    engine: Engine = "local",
+    actors: Annotated[
+        int | None, typer.Option(min=1, help="Ray: most models at work; as many as there is room for, unless given.")
+    ] = None,
+    cpus: Annotated[float, typer.Option(min=0, help="Ray: processors of each.")] = 1.0,
+    gpus: Annotated[float, typer.Option(min=0, help="Ray: accelerators of each.")] = 0.0,
+    shard_rows: Annotated[int, typer.Option(min=1, help="Ray: most rows of a part.")] = 1000,
     json_file: JsonFile = None,
 ) -> None:
     """Score every response of a file: one output row an input row, in order.
 
     A row has: id, task (null: the general model scored), route (task → probability), rewards, capabilities, uncertainty
-    (each with one number a response) and temperature. An output file is written completely or not at all.
+    (each with one number a response) and temperature. An output file is written completely or not at all. With
+    --engine ray a folder of such files and their manifest is; started again, it goes on where it was stopped.
     """
-    from ..data.readers import read_queries
-    from .rows import open_output
-
-    started, left_out = time.monotonic(), _LeftOut()
-    with open_output(output) as write:  # first, so that a wrong name is told before the model is loaded
-        rm = load_model(model)
-        if task is not None:
-            rm.inner(task)
-        queries = read_queries(input, format=format, on_bad=left_out.take if skip_bad else None)
-        if skip_bad:
-            queries = left_out.scorable(rm, queries)
-        if task is not None:
-            queries = (query.model_copy(update={"task": task}) for query in queries)
-        tally = _score(rm, queries, write, batch_tokens)
-    tally["left_out"] = left_out.count
-    if left_out.count:
-        Console(stderr=True).print(f"{left_out.count} rows left out")
+    started = time.monotonic()
+    asked = _Asked(model, input, output, task, format, skip_bad, batch_tokens)
+    found = _score_on_ray(asked, actors, cpus, gpus, shard_rows) if engine == "ray" else _score_here(asked)
+    if found["left_out"]:
+        Console(stderr=True).print(f"{found['left_out']} rows left out")
     if json_file is not None:
         from ..paths import write_file
 
-        summary = {"schema": 1, "command": "score", "model": model, "input": input, "output": output, **tally}
+        summary = {"schema": 1, "command": "score", "model": model, "input": input, "output": output, **found}
         summary["seconds"] = round(time.monotonic() - started, 3)
         write_file(json_file, json.dumps(summary, ensure_ascii=False, indent=2) + "\n")
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """The command's options, whatever the engine."""
+
+    model: str
+    input: str
+    output: str
+    task: str | None
+    format: str
+    skip_bad: bool
+    batch_tokens: int
+
+
+def _score_here(asked: _Asked) -> dict[str, Any]:
+    from ..data.readers import read_queries
+    from ..scoring.output import open_output
+    from ..scoring.rows import ModelRows, Tally
+    from ..storage import matching
+
+    tally, left_out = Tally(), _LeftOut()
+    on_bad = left_out.take if asked.skip_bad else None
+    with open_output(asked.output) as write:  # first, so that a wrong name is told before the model is loaded
+        scorer = ModelRows(load_model(asked.model), asked.batch_tokens, asked.task)
+        files = (read_queries(file, format=asked.format, on_bad=on_bad) for file in matching(asked.input))
+        with _progress() as show:
+            for row in scorer.rows(itertools.chain.from_iterable(files), on_bad):
+                write([row])
+                tally.take(row["task"], len(row["rewards"]))
+                show(f"scored {tally.queries} prompts, {tally.responses} responses")
+    return tally.figures() | {"left_out": left_out.count}
+
+
 class _LeftOut:
-    """The rows that cannot be scored: said, counted, and passed over."""
+    """The rows that cannot be scored: said and counted."""
 
     def __init__(self) -> None:
         self.count = 0
 
-    def take(self, error: DataError) -> None:
+    def take(self, error: DataError | str) -> None:
         """Says why a row is left out."""
         self.count += 1
         Console(stderr=True).print(f"left out: {error}", soft_wrap=True, highlight=False, markup=False)
 
-    def scorable(self, model: DMoERM, queries: Iterable[Query]) -> Iterator[Query]:
-        """Those that the model can take: of a known task, no longer than it may be."""
-        from ..errors import DataError
 
-        for query in queries:
-            try:
-                if query.task is not None:
-                    model.inner(query.task, f"query {query.id}")
-                model.encoder.encode(query)
-            except DataError as error:
-                self.take(error)
-            else:
-                yield query
-
-
-def _score(model: DMoERM, queries: Iterable[Query], write: Any, batch_tokens: int) -> dict[str, Any]:
-    tasks: Counter[str] = Counter()
-    responses = 0
+@contextmanager
+def _progress() -> Iterator[Callable[[str], None]]:
+    """A line that says how far it is, on a terminal."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         shown = bar.add_task("scoring", total=None)
-        for query, scores in model.score_stream(queries, batch_tokens):
-            write([_row(query, scores)])
-            tasks[scores[0].task or "(general model)"] += 1
-            responses += len(scores)
-            bar.update(shown, description=f"scored {sum(tasks.values())} prompts, {responses} responses")
-    return {"queries": sum(tasks.values()), "responses": responses, "tasks": dict(sorted(tasks.items()))}
+        yield lambda text: bar.update(shown, description=text)
 
 
-def _row(query: Query, scores: list[Score]) -> dict[str, Any]:
-    first = scores[0]
-    return {
-        "id": query.id,
-        "task": first.task,
-        "route": first.route,
-        "rewards": [score.reward for score in scores],
-        "capabilities": {name: [score.capabilities[name] for score in scores] for name in first.capabilities},
-        "uncertainty": None if first.uncertainty is None else [score.uncertainty for score in scores],
-        "temperature": first.temperature,
-    }
+# --- on Ray --------------------------------------------------------------------------------------------------------
+
+
+def _score_on_ray(asked: _Asked, actors: int | None, cpus: float, gpus: float, shard_rows: int) -> dict[str, Any]:
+    from ..distributed.scoring import Ended, Job, Pool, score_on_ray
+    from ..errors import ConfigError
+
+    if asked.output == "-" or PurePosixPath(asked.output).suffix in (".jsonl", ".parquet"):
+        raise ConfigError(f"--output {asked.output}: with --engine ray, name the folder of the parts")
+    folder = model_folder(asked.model)
+    folder = _absolute(folder) if Path(folder).is_dir() else folder
+    scorer = f"{_named(folder)}, task {asked.task}" if asked.task else _named(folder)
+    places = _absolute(asked.input), _absolute(asked.output)
+    job = Job(scorer, *places, asked.format, asked.skip_bad, shard_rows)
+    left_out = _LeftOut()
+    with _progress() as show:
+
+        def told(done: int, total: int, ended: Ended) -> None:
+            show(f"scored {done} of {total} prompts")
+            for reason in ended.left_out:
+                left_out.take(reason)
+
+        opened = functools.partial(open_model, folder, asked.batch_tokens, asked.task)
+        found = score_on_ray(job, opened, Pool(actors, cpus, gpus), told)
+    return {name: found[name] for name in ("queries", "responses", "tasks", "left_out")}
+
+
+def open_model(folder: str, batch_tokens: int, task: str | None) -> ModelRows:
+    """The model as what scores rows; in an actor."""
+    from ..scoring.rows import ModelRows
+
+    return ModelRows(load_model(folder), batch_tokens, task)
+
+
+def _absolute(place: str) -> str:
+    """The place as a process in another folder finds it."""
+    return place if is_url(place) else str(Path(place).absolute())
+
+
+def _named(folder: str) -> str:
+    """The model's folder, with a digest of what was trained: another model in the same folder is another one."""
+    file = Path(folder) / "model.safetensors"
+    return f"{folder} {hashlib.sha256(file.read_bytes()).hexdigest()[:16]}" if file.is_file() else folder

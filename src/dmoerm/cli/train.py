@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .models import quieten
-from .options import JsonFile, Overrides
+from .options import Engine, JsonFile, Overrides
 
 if TYPE_CHECKING:
     from ..config import Config
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 def command(
     config: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped config such as human or fast.")],
     overrides: Overrides = None,
+    engine: Engine = "local",
     json_file: JsonFile = None,
     no_eval: Annotated[bool, typer.Option("--no-eval", help="Do not evaluate on the held-out prompts.")] = False,
 ) -> None:
@@ -28,9 +29,9 @@ def command(
 
     settings, results = load_config(config, overrides or ()), None
     if no_eval:
-        _train(settings)
+        _train(settings, engine)
     else:
-        _, results = train_and_measure(settings, "train", json_file)
+        _, results = train_and_measure(settings, "train", json_file, engine)
     _print(settings, results)
 
 
@@ -48,12 +49,14 @@ def _print(settings: Config, results: Results | None) -> None:
         console.print(line, soft_wrap=True)
 
 
-def train_and_measure(config: Config, command: str, json_file: Path | None = None) -> tuple[DMoERM, Results]:
+def train_and_measure(
+    config: Config, command: str, json_file: Path | None = None, engine: str = "local"
+) -> tuple[DMoERM, Results]:
     """Trains, evaluates on the held-out part, and writes results.json, report.html and the model's card.
 
     Of several processes the main one writes; all get the same results.
     """
-    run = _train(config)
+    run = _train(config, engine)
     from ..data.loading import load_data
     from ..evaluation import evaluate
     from ..training.processes import is_main
@@ -75,11 +78,17 @@ def _write(folder: Path, results: Results, json_file: Path | None) -> None:
     write_card(folder / "model", results)
 
 
-def _train(config: Config) -> Run:
+def _train(config: Config, engine: str = "local") -> Run:
     from ..training import train
 
     quieten()
-    return train(config)
+    if engine == "local":
+        return train(config)
+    from ..distributed.cluster import import_ray
+    from ..distributed.training import on_ray
+
+    import_ray()  # first: that it is missing must not be told after the data are read
+    return train(config, engine=on_ray)
 
 
 def places(config: Config, measured: bool) -> list[str]:

@@ -8,7 +8,7 @@ No row vanishes: it becomes a group, or part of one, or an error in `bad`, or a 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -21,7 +21,7 @@ from .graded_rows import join_drafts
 from .overall import overall_from_capabilities
 from .rows import PlacedRow, open_rows
 
-__all__ = ["FORMAT_NAMES", "Reading", "overall_from_capabilities", "read_groups", "read_queries"]
+__all__ = ["FORMAT_NAMES", "Reading", "overall_from_capabilities", "queries_of", "read_groups", "read_queries"]
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,19 @@ def read_queries(
     before rejected), and each HelpSteer row is a query of its own. A bad row is given to `on_bad` with its place;
     without `on_bad` it raises `DataError`. Here a row whose responses cannot be told from its prompt is a bad row.
     """
+    return queries_of(_rows_of(source, split, streaming=True), source, format=format, on_bad=on_bad)
+
+
+def queries_of(
+    rows: Iterable[PlacedRow],
+    source: str | Path,
+    *,
+    format: str = "auto",
+    on_bad: Callable[[DataError], None] | None = None,
+) -> Iterator[Query]:
+    """The same of rows of `source` that are at hand."""
     row_format = named_format(format)
-    for line, row in _rows_of(source, split, streaming=True):
+    for line, row in rows:
         try:
             row_format, draft = _draft(row, row_format)
             query = parse_query(draft.fields)

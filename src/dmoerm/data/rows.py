@@ -7,16 +7,18 @@ itself (missing, empty, no Parquet file) is raised.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import re
 import sys
 import zlib
 from collections.abc import Iterable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 
 from ..errors import DataError
+from ..storage import is_url, open_binary
 
 PlacedRow = tuple[int, dict[str, Any] | DataError]
 """A row's line (in Parquet, in a JSON array and in a dataset: its number) from 1, and the row."""
@@ -30,38 +32,46 @@ _BATCH_ROWS = 256
 def open_rows(source: str | Path, split: str = "train", *, streaming: bool = False) -> Iterator[PlacedRow]:
     """The rows of a .jsonl, .json (both also .gz) or .parquet file, of a dataset directory, or of `org/name[:config]`.
 
-    `-` is the standard input, as JSON Lines.
+    `-` is the standard input, as JSON Lines. A file may be a URL that fsspec knows.
     `split` counts for datasets alone. Raises `DataError` where there is no such source or it cannot be read.
     """
     if str(source) == "-":
-        return _line_rows(sys.stdin.buffer)
+        return line_rows(sys.stdin.buffer)
     path = Path(source)
-    suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+    suffix = file_kind(str(source))
     if path.is_dir():
         return _dataset_rows(str(source), split, streaming)
-    if path.is_file():
+    if path.is_file() or is_url(str(source)):
         if suffix not in _SUFFIXES:
             remedy = f"give a file that ends in {', '.join(_SUFFIXES)}"
-            raise DataError("is of no kind that can be read", file=path, value=path.suffix, remedy=remedy)
-        return _parquet_rows(path) if suffix == ".parquet" else _json_rows(path, whole=suffix == ".json")
+            raise DataError("is of no kind that can be read", file=source, value=path.suffix, remedy=remedy)
+        return parquet_rows(str(source)) if suffix == ".parquet" else _json_rows(str(source), whole=suffix == ".json")
     if suffix in _SUFFIXES or not _DATASET_NAME.fullmatch(str(source)):
         raise DataError("there is no such file", file=path, remedy="correct the path")
     return _dataset_rows(str(source), split, streaming)
 
 
-def _json_rows(path: Path, whole: bool) -> Iterator[PlacedRow]:
+def file_kind(file: str) -> str:
+    """The suffix that says what a file holds; what `.gz` stands after."""
+    return PurePosixPath(file.removesuffix(".gz")).suffix
+
+
+def _json_rows(path: str, whole: bool) -> Iterator[PlacedRow]:
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        with contextlib.ExitStack() as stack:
+            file: Any = stack.enter_context(open_binary(path))
+            file = stack.enter_context(gzip.open(file)) if path.endswith(".gz") else file
             start = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
             file.seek(0)
             # Many `.json` files hold one object a line; only an array must be read whole.
-            yield from _array_rows(path, file.read()) if whole and start.startswith(b"[") else _line_rows(file)
+            yield from _array_rows(path, file.read()) if whole and start.startswith(b"[") else line_rows(file)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"cannot be read: {error}", file=path, remedy="check the file") from None
 
 
-def _line_rows(file: Iterable[bytes]) -> Iterator[PlacedRow]:
-    for line, content in enumerate(file, 1):
+def line_rows(lines: Iterable[bytes], first: int = 1) -> Iterator[PlacedRow]:
+    """The rows of JSON Lines, of which the first is line number `first`."""
+    for line, content in enumerate(lines, first):
         if line == 1:
             content = content.removeprefix(b"\xef\xbb\xbf")
         if content.strip():
@@ -75,7 +85,7 @@ def _attempt(content: bytes) -> dict[str, Any] | DataError:
         return error
 
 
-def _array_rows(path: Path, content: bytes) -> Iterator[PlacedRow]:
+def _array_rows(path: str, content: bytes) -> Iterator[PlacedRow]:
     try:
         entries = _decode(content)
     except DataError as error:
@@ -132,20 +142,37 @@ def _as_row(value: Any) -> dict[str, Any]:
     return value
 
 
-def _parquet_rows(path: Path) -> Iterator[PlacedRow]:
+def parquet_rows(path: str, start: int = 0, stop: int = sys.maxsize) -> Iterator[PlacedRow]:
+    """The rows of a Parquet file, or those at `start` (from 0) to before `stop`; only their row groups are read."""
     import pyarrow as pa
     import pyarrow.parquet as parquet
 
-    number = 0
+    number = start
     try:
-        with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=_BATCH_ROWS):
-                for row in batch.to_pylist(maps_as_pydicts="strict"):
+        with open_binary(path) as source, parquet.ParquetFile(source) as file:
+            before, groups = _row_groups(file.metadata, start, stop)
+            for batch in file.iter_batches(batch_size=_BATCH_ROWS, row_groups=groups):
+                wanted = batch.slice(max(start - before, 0), max(stop - max(start, before), 0))
+                for row in wanted.to_pylist(maps_as_pydicts="strict"):
                     number += 1
                     yield number, row
+                before += batch.num_rows
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         problem = f"cannot be read as Parquet after row {number}: {error}"
         raise DataError(problem, file=path, remedy="check that the file is complete") from None
+
+
+def _row_groups(about: Any, start: int, stop: int) -> tuple[int, list[int]]:
+    """How many rows stand before the row groups that hold the rows `start` to `stop`; those groups."""
+    before, groups, row = 0, [], 0
+    for group in range(about.num_row_groups):
+        end = row + about.row_group(group).num_rows
+        if end <= start:
+            before = end
+        elif row < stop:
+            groups.append(group)
+        row = end
+    return before, groups
 
 
 def _dataset_rows(name: str, split: str, streaming: bool) -> Iterator[PlacedRow]:

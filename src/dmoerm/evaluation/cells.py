@@ -45,6 +45,8 @@ TRAINED = {
 }
 """The methods that a comparison trains → what they are."""
 _TIMED = 8  # groups that scoring is timed on
+_ELSEWHERE = {"output", "cache", "cache_limit", "experts_a_step", "storage", "ray", "report_to"}
+"""Settings that change no result."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ def measure(
 ) -> Cell:
     """Trains and scores what is missing: the run in `config.output`, ablations and the cell itself beside it."""
     folder = Path(config.output).parent
-    asked = {"config": config.model_dump(mode="json", exclude={"output", "cache", "cache_limit", "report_to"})}
+    asked = {"config": config.model_dump(mode="json", exclude=_ELSEWHERE)}
     data = load_data(config)
     _check(data, outside)
     others = {name: f"{found.about}\0{found.key}" for name, found in sorted(outside.items())}

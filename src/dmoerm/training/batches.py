@@ -69,17 +69,19 @@ def items(
     examples: Sequence[Example],
     features: Callable[[Example], Any],
     capabilities: Sequence[str | None] = (None,),
+    beside: Sequence[str] = (),
 ) -> list[Item]:
     """The groups that order at least one pair on one of the capabilities (None: overall), with their features.
 
-    The i-th capability's pairs are the i-th lane's.
+    The i-th capability's pairs are the i-th lane's. Groups labelled on a capability of `beside` come too, without those
+    pairs: so batches are the same whichever of the capabilities are trained.
     """
     found = []
     for example in examples:
         labels = [(pair, lane) for lane, name in enumerate(capabilities) for pair in example.pairs.get(name, ())]
-        if labels:
+        if labels or any(example.pairs.get(name) for name in beside):
             margin = (example.group.margin or 0.0) if None in capabilities else 0.0
-            pairs, lanes = zip(*labels, strict=True)
+            pairs, lanes = [pair for pair, _ in labels], [lane for _, lane in labels]
             found.append(Item(features(example), pairs, margin, lanes))
     return found
 
@@ -159,10 +161,10 @@ def _pairs(batch: Sequence[Item], counts: Sequence[int]) -> Batch:
         lane += lanes
         offset += count
     return {
-        "better": torch.tensor(better),
-        "worse": torch.tensor(worse),
+        "better": torch.tensor(better, dtype=torch.long),  # there may be none
+        "worse": torch.tensor(worse, dtype=torch.long),
         "probability": torch.tensor(probability),
         "required": torch.tensor(required),
         "weights": torch.tensor(weights),
-        "lane": torch.tensor(lane),
+        "lane": torch.tensor(lane, dtype=torch.long),
     }

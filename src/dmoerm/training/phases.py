@@ -62,12 +62,27 @@ def phase1(run: Run, task: str, train: Examples, validation: Examples) -> None:
     apply_base(base, state)
 
 
-def phase2(run: Run, task: str, train: Examples, validation: Examples) -> None:
-    """Trains a task's experts on the capability labels, all else frozen: all on the same batches, each by its own."""
-    if not len(run.model.inner(task).experts):
+def phase2(
+    run: Run, task: str, train: Examples, validation: Examples, part: tuple[str, Sequence[str]] | None = None
+) -> None:
+    """Trains a task's experts on the capability labels, all else frozen: all on the same batches, each by its own.
+
+    Args:
+        part: name of the step and capabilities, where the step trains some of the experts; None: it trains all.
+    """
+    experts = run.model.inner(task).experts
+    name, capabilities = part or (f"phase2/{task}", experts.capabilities)
+    if not capabilities:
         return
-    state = run.step(f"phase2/{task}", lambda place: _train_experts(run, task, train, validation, place))
-    _apply_experts(run.model.inner(task).experts, state)
+    state = run.step(name, lambda place: _train_experts(run, task, capabilities, train, validation, place))
+    _apply_experts(experts, capabilities, state)
+
+
+def expert_parts(task: str, capabilities: Sequence[str], most: int | None) -> dict[str, list[str]]:
+    """Name → capabilities of the steps of a task's phase 2, each with at most `most` experts (None: all in one)."""
+    size = most or max(len(capabilities), 1)
+    parts = [list(capabilities[i : i + size]) for i in range(0, len(capabilities), size)]
+    return {f"phase2/{task}/{i}" if len(parts) > 1 else f"phase2/{task}": part for i, part in enumerate(parts)}
 
 
 def phase3(run: Run, task: str, train: Examples, validation: Examples) -> None:
@@ -163,16 +178,19 @@ def apply_base(scorer: BranchScorer, state: State) -> None:
 # --- phase 2 -------------------------------------------------------------------------------------------------------
 
 
-def _train_experts(run: Run, task: str, train: Examples, validation: Examples, place: Path) -> tuple[State, Ended]:
+def _train_experts(
+    run: Run, task: str, names: Sequence[str], train: Examples, validation: Examples, place: Path
+) -> tuple[State, Ended]:
     inner, settings = run.model.inner(task), run.config.phase2
-    lora, names = settings.lora, inner.experts.capabilities
+    lora, everyone = settings.lora, inner.experts.capabilities
     generators = [torch.Generator().manual_seed(run.seed(f"phase2/{task}/{name}")) for name in names]
     heads = HeadStack(_first_heads(inner.base.head, generators, anew=not lora.rank or settings.head_first is not None))
     fits: list[Fit] = []
     if first := settings if not lora.rank else settings.head_first:
         vectors = base_embeddings(run, inner.base, [*train, *validation])
-        rows = _expert_items(names, train, validation, lambda e: vectors[e.key])
-        fits = fit_step(run, _lanes(heads, first, heads, names), rows, collate_vectors, first, place / "head")
+        rows = _expert_items(names, everyone, train, validation, lambda e: vectors[e.key])
+        model, seed = _lanes(heads, first, heads, names), f"phase2/{task}/head"
+        fits = fit_step(run, model, rows, collate_vectors, first, place / "head", seed)
     branch: Decoder | None = None
     if lora.rank:
         branch = with_experts(inner.base.branch, len(names), lora)  # pyright: ignore[reportArgumentType]
@@ -181,10 +199,11 @@ def _train_experts(run: Run, task: str, train: Examples, validation: Examples, p
                 drawn = nn.init.kaiming_uniform_(torch.empty(matrix.shape), a=math.sqrt(5), generator=generator)
                 matrix.copy_(drawn)  # drawn on the CPU, where the generator is
         experts = ExpertStack(branch, heads, inner.base.pooling)
-        rows = _expert_items(names, train, validation, lambda e: run.cache.states(e.encoded))
+        rows = _expert_items(names, everyone, train, validation, lambda e: run.cache.states(e.encoded))
         parts = collate_parts(len(names))
         set_seed(run.seed(f"phase2/{task}/start"))  # a resumed head has drawn fewer random numbers
-        fits = fit_step(run, _lanes(experts, settings, heads, names), rows, parts, settings, place / "lora")
+        model, seed = _lanes(experts, settings, heads, names), f"phase2/{task}/lora"
+        fits = fit_step(run, model, rows, parts, settings, place / "lora", seed)
     return _expert_state(names, heads, branch), ended(fits, names)
 
 
@@ -202,10 +221,17 @@ def _lanes(scorer: nn.Module, step: StepConfig, heads: HeadStack, names: Sequenc
 
 
 def _expert_items(
-    names: Sequence[str], train: Examples, validation: Examples, features: Callable[[Example], Any]
+    names: Sequence[str],
+    everyone: Sequence[str],
+    train: Examples,
+    validation: Examples,
+    features: Callable[[Example], Any],
 ) -> list[list[Item]]:
-    """Training and validation items; a capability that no held-out prompt orders is measured on its training pairs."""
-    rows = [items(part, features, names) for part in (train, validation)]
+    """Training and validation items; a capability that no held-out prompt orders is measured on its training pairs.
+
+    The training items are the groups that are labelled on any capability of `everyone`, with the pairs of `names`.
+    """
+    rows = [items(train, features, names, everyone), items(validation, features, names)]
     measured = {lane for item in rows[1] for lane in item.lanes}
     missing = [None if lane in measured else name for lane, name in enumerate(names)]
     return [rows[0], rows[1] + [i for i in items(train, features, [name or "" for name in missing]) if i.pairs]]
@@ -221,9 +247,11 @@ def _expert_state(names: Sequence[str], heads: HeadStack, branch: Decoder | None
 
 
 @torch.no_grad()
-def _apply_experts(experts: Experts, state: State) -> None:
+def _apply_experts(experts: Experts, capabilities: Sequence[str], state: State) -> None:
     layers = lora_layers(experts.branch or nn.Module())
     for i, (name, head) in enumerate(zip(experts.capabilities, experts.heads, strict=True)):
+        if name not in capabilities:
+            continue
         start = f"{name}/head."
         head.load_state_dict({key.removeprefix(start): t for key, t in state.items() if key.startswith(start)})
         for place, layer in layers.items():
@@ -261,9 +289,15 @@ def _train_aggregator(
 
 
 def fit_step(
-    run: Run, model: nn.Module, parts: list[list[Item]], collate: Collate, step: StepConfig, place: Path
+    run: Run,
+    model: nn.Module,
+    parts: list[list[Item]],
+    collate: Collate,
+    step: StepConfig,
+    place: Path,
+    seed: str | None = None,
 ) -> list[Fit]:
-    name = str(place.relative_to(run.folder / "checkpoints"))
+    name = seed or str(place.relative_to(run.folder / "checkpoints"))
     trains_branch = any(isinstance(m, Decoder) and _wants_gradients(m) for m in model.modules())
     return fit(
         model,
@@ -275,7 +309,7 @@ def fit_step(
         bf16=run.bf16 and trains_branch and run.config.base == "full",
         shared=trains_branch,
         report_to=run.config.report_to,
-        callbacks=[run.progress],
+        callbacks=run.callbacks,
     )
 
 

@@ -50,10 +50,10 @@ class Progress(TrainerCallback):
         self._bars.advance(self._all)
         self.say(f"{name:44} {self._text()}")
 
-    def skip(self, name: str) -> None:
-        """A step that was done before."""
+    def skip(self, name: str, how: str = "done before") -> None:
+        """A step that was done before, or by another process."""
         self._bars.advance(self._all)
-        self.say(f"{name:44} done before")
+        self.say(f"{name:44} {how}")
 
     def say(self, line: str) -> None:
         """A line that stays."""

@@ -95,7 +95,7 @@ def _train(run: Run, train: Sequence[Example], validation: Sequence[Example], pl
         bf16=run.bf16 and reads,
         shared=reads,
         report_to=run.config.report_to,
-        callbacks=[run.progress],
+        callbacks=run.callbacks,
     )
     return router.state_dict(), ended(fits)
 

@@ -1,6 +1,6 @@
 """One training run, from preference data to a saved DMoERM.
 
-    data → encode → trunk's activations (cached) → router → phase 0 → per task: phases 1, 2, 3 → save
+    data → encode → trunk's activations (cached) → the graph's steps → save
 
 Everything lies in the run's folder; started again, the run goes on from the last checkpoint of the last step.
 """
@@ -12,6 +12,7 @@ import copy
 import hashlib
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -28,18 +29,21 @@ from ..model.artefact import with_tokenizer
 from ..model.backbone import cut, load_backbone, resolve_cut
 from ..paths import cache_folder, write_file
 from ..schema import Group, Query
+from ..storage import Mirror
 from ..taxonomy import Taxonomy
 from .batches import Example, label
 from .cache import ActivationCache
-from .phases import phase0, phase1, phase2, phase3
+from .graph import Engine, Training, graph
 from .processes import barrier, device, is_main, world
 from .progress import Progress
-from .router import assign_tasks, train_router
 from .steps import Run
 
 
-def train(config: Config, console: Console | None = None) -> Run:
+def train(config: Config, console: Console | None = None, engine: Engine | None = None) -> Run:
     """Trains and saves a DMoERM under `config.output`; goes on with what an earlier, killed call has left there.
+
+    Args:
+        engine: where the steps are done; None: here, one after the other.
 
     Returns:
         The finished run: its model, its folder, and how each step ended.
@@ -55,7 +59,7 @@ def train(config: Config, console: Console | None = None) -> Run:
     data = load_data(config)
     _check_pairs(data)
     with _alone(Path(config.output)):  # once the data are known to be good, so that they can still be corrected
-        return _train(config, data, _claim(config, data), Progress(console))
+        return _train(config, data, _claim(config, data), Progress(console), engine)
 
 
 def _alone(folder: Path) -> contextlib.AbstractContextManager[None]:
@@ -63,12 +67,11 @@ def _alone(folder: Path) -> contextlib.AbstractContextManager[None]:
     return only_one(folder) if os.environ.get("RANK", "0") == "0" else contextlib.nullcontext()
 
 
-def _train(config: Config, data: Loaded, folder: Path, progress: Progress) -> Run:
+def _train(config: Config, data: Loaded, folder: Path, progress: Progress, engine: Engine | None) -> Run:
     for reason, rows in data.left_out.items():
         progress.say(f"{rows} rows left out: {reason}")
     run = prepare(config, data.taxonomy, folder, progress)
-    with progress.run(3 + 3 * len(data.taxonomy.tasks)):
-        train_groups(run, data)
+    train_groups(run, data, engine)
     run.model.eval()
     if is_main():
         run.model.save_pretrained(folder / "model", run_config=dump_config(config))
@@ -122,25 +125,28 @@ def build_model(config: Config, taxonomy: Taxonomy) -> DMoERM:
     return with_tokenizer(model, tokenizer).requires_grad_(False).eval()
 
 
-def train_groups(run: Run, data: Loaded) -> None:
-    """All phases on the training part."""
+def train_groups(run: Run, data: Loaded, engine: Engine | None = None) -> None:
+    """All steps on the training part."""
+    steps = graph(run.config, data.taxonomy)
+    with run.progress.run(1 + len(steps)):
+        if engine is not None:
+            engine(run, data, steps)
+            run = replace(run, progress=Progress(quiet=True))  # it has told of each step
+        training = begin(run, data)
+        for step in steps:
+            step.do(training)
+
+
+def begin(run: Run, data: Loaded) -> Training:
+    """What the steps go over: the training part, with its activations in the cache."""
     train_part, validation = divide(run, data.train)
-    with run.progress.step("trunk's activations"):
-        run.cache.fill([e.encoded for e in (*train_part, *validation)], run.progress.count)
     if not any(e.task for e in train_part):
         raise DataError(
             "no group names its task", field="task", remedy="label some groups, so that the router can learn"
         )
-    train_router(run, train_part, validation)
-    train_part, validation = assign_tasks(run, train_part), assign_tasks(run, validation)
-    phase0(run, train_part, validation)
-    for task in data.taxonomy.tasks:
-        parts = [[e for e in part if e.task == task] for part in (train_part, validation)]
-        if not parts[0]:
-            raise DataError("no group of the training part has this task", field="task", value=task)
-        phase1(run, task, *parts)
-        phase2(run, task, *parts)
-        phase3(run, task, *parts)
+    with run.progress.step("trunk's activations"):
+        run.cache.fill([e.encoded for e in (*train_part, *validation)], run.progress.count)
+    return Training(run, train_part, validation)
 
 
 def divide(run: Run, groups: Sequence[Group]) -> tuple[list[Example], list[Example]]:
@@ -208,10 +214,13 @@ def _claim(config: Config, data: Loaded) -> Path:
     digest = hashlib.sha256(data.taxonomy.to_yaml().encode())
     for group in data.train:
         digest.update(group.model_dump_json().encode())
+    mirror = Mirror(config.storage, folder)
     for name, text in (("config.yaml", dump_config(config)), ("data.sha256", digest.hexdigest())):
         written, what = folder / name, "settings" if name == "config.yaml" else "data"
+        mirror.fetch(written)
         if written.exists() and written.read_text(encoding="utf-8") != text:
             raise ConfigError(f"{folder}: holds a run with other {what}; set another `output`, or delete that folder")
         if is_main():
             write_file(written, text)
+            mirror.keep(written)
     return folder

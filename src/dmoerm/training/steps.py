@@ -9,17 +9,19 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import set_seed
+from transformers import TrainerCallback, set_seed
 
 from ..config import Config
 from ..errors import ArtefactError
 from ..model import DMoERM
 from ..paths import complete_folder
+from ..storage import Mirror
 from .cache import ActivationCache
 from .fitting import Fit
 from .processes import agreed, barrier, is_main
@@ -28,6 +30,7 @@ from .progress import Progress
 State = dict[str, Tensor]
 Ended = dict[str, float]
 """How a step ended: `loss`, `consistency`, `steps`; with `/capability` after the name, one capability's."""
+_STATE = "state.safetensors"
 
 
 @dataclass
@@ -50,6 +53,22 @@ class Run:
         """Trained weights are kept in float32 and computed in bfloat16 (mixed precision)."""
         return next(self.model.general.branch.parameters()).dtype == torch.bfloat16
 
+    @property
+    def mirror(self) -> Mirror:
+        """The storage that finished steps and checkpoints are copied to, if `storage` names one."""
+        return Mirror(self.config.storage, self.folder)
+
+    @property
+    def callbacks(self) -> list[TrainerCallback]:
+        """What every fit tells of its course."""
+        return [self.progress, _KeepCheckpoints(self.mirror)]
+
+    def finished(self, name: str) -> bool:
+        """Whether a step has been done, here or by whoever shares the storage."""
+        done = self.folder / "steps" / name
+        self.mirror.fetch(done, _STATE)
+        return (done / _STATE).exists()
+
     def seed(self, name: str) -> int:
         """A step's own seed: derived from the run's, so that a step's result does not depend on which ran before."""
         return int.from_bytes(hashlib.sha256(f"{self.config.seed}/{name}".encode()).digest()[:4], "big")
@@ -62,24 +81,46 @@ class Run:
             train: gets a folder for its checkpoints; returns the trained state and how the fit ended.
         """
         done, checkpoints = self.folder / "steps" / name, self.folder / "checkpoints" / name
-        if agreed((done / "state.safetensors").exists()):
+        if agreed(is_main() and self.finished(name)):
             self.progress.skip(name)
             if is_main():
+                self.mirror.keep(done, _STATE)
                 shutil.rmtree(checkpoints, ignore_errors=True)  # a kill may have come before
-            return _read(done / "state.safetensors")
+            return _read(done / _STATE)
         set_seed(self.seed(name))
         start = time.monotonic()
+        if is_main():
+            self.mirror.fetch(checkpoints)
+        barrier()
         with self.progress.step(name):
             state, result = train(checkpoints)
         if is_main():
-            _write(done, state, {**result, "seconds": time.monotonic() - start})
-            shutil.rmtree(checkpoints, ignore_errors=True)
+            self._finish(done, checkpoints, state, {**result, "seconds": time.monotonic() - start})
         barrier()
-        return state if is_main() else _read(done / "state.safetensors")
+        return state if is_main() else _read(done / _STATE)
+
+    def _finish(self, done: Path, checkpoints: Path, state: State, metrics: Ended) -> None:
+        """Keeps a step's result, here and on the storage, and removes its checkpoints."""
+        _write(done, state, metrics)
+        self.mirror.keep(done)
+        shutil.rmtree(checkpoints, ignore_errors=True)
+        self.mirror.prune(checkpoints)
 
     def metrics(self) -> dict[str, dict[str, float]]:
         """Step → how it ended, of all finished steps."""
         return finished_steps(self.folder)
+
+
+class _KeepCheckpoints(TrainerCallback):
+    """Copies each checkpoint to the storage, and removes there those that are removed here."""
+
+    def __init__(self, mirror: Mirror) -> None:
+        self._mirror = mirror
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        folder = Path(args.output_dir)
+        self._mirror.keep(folder / f"checkpoint-{state.global_step}")
+        self._mirror.prune(folder)
 
 
 def ended(fits: Sequence[Fit], names: Sequence[str] = ()) -> Ended:
@@ -93,7 +134,7 @@ def ended(fits: Sequence[Fit], names: Sequence[str] = ()) -> Ended:
 def _write(done: Path, state: State, metrics: dict[str, float]) -> None:
     try:
         with complete_folder(done) as folder:
-            save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, folder / "state.safetensors")
+            save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, folder / _STATE)
             (folder / "metrics.json").write_text(json.dumps(metrics))
     except (OSError, SafetensorError) as error:
         raise ArtefactError(f"{done}: the step cannot be written: {error}; free some space and run again") from error

@@ -6,11 +6,11 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, TextIO
 
 from ..errors import ConfigError
-from ..paths import complete_file
+from ..storage import complete_at
 
 Write = Callable[[list[dict[str, Any]]], None]
 _GROUP_ROWS = 256  # of a Parquet file, written at once
@@ -18,7 +18,7 @@ _GROUP_ROWS = 256  # of a Parquet file, written at once
 
 @contextlib.contextmanager
 def open_output(target: str) -> Iterator[Write]:
-    """A function that writes rows to `target` (`-`: standard output, as JSON Lines).
+    """A function that writes rows to `target`: a path, a URL, or `-` for the standard output, as JSON Lines.
 
     A file takes its name once the block has ended well; until then, and if the block raises, whatever was there stays.
 
@@ -30,11 +30,11 @@ def open_output(target: str) -> Iterator[Write]:
         yield lambda rows: _write_lines(sys.stdout, rows)
         sys.stdout.flush()
         return
-    path = Path(target)
+    suffix = PurePosixPath(target).suffix
     openers = {".jsonl": _json_lines, ".parquet": _parquet}
-    if path.suffix not in openers:
-        raise ConfigError(f"--output {target}: ends in {path.suffix!r}; use .jsonl or .parquet, or - for the screen")
-    with complete_file(path) as unfinished, openers[path.suffix](unfinished) as write:
+    if suffix not in openers:
+        raise ConfigError(f"--output {target}: ends in {suffix!r}; use .jsonl or .parquet, or - for the screen")
+    with complete_at(target) as unfinished, openers[suffix](unfinished) as write:
         yield write
 
 

@@ -1,0 +1,86 @@
+"""The training graph on Ray: a step is a task, which Ray begins once the tasks of the steps that it needs have ended.
+
+A worker builds the run anew, puts in place what those steps have left on the storage, and does its own. If it or its
+node is lost, Ray begins the task again elsewhere, and the step goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..config import Config, changed
+from ..data.loading import Loaded
+from ..training.graph import Step, graph, path_to
+from ..training.progress import Progress
+from ..training.run import begin, prepare
+from ..training.steps import Ended, Run
+from .cluster import cluster
+
+
+def on_ray(run: Run, data: Loaded, steps: Sequence[Step]) -> None:
+    """Does the steps that are not finished on the cluster of `ray.address`; an `Engine`.
+
+    Raises:
+        ConfigError: ray is not installed.
+        ClusterError: there is no such cluster, or a step was lost more often than `ray.retries`.
+    """
+    with cluster(run.config.ray.address) as ray:
+        _follow(ray, run, _submit(ray, run, data, steps))
+
+
+def _submit(ray: Any, run: Run, data: Loaded, steps: Sequence[Step]) -> dict[Any, str]:
+    """Reference → name of each step's task."""
+    settings, config = run.config.ray, _reachable(run.config)
+    task = ray.remote(num_cpus=settings.cpus, num_gpus=settings.gpus, max_retries=settings.retries)(do_step)
+    shared = ray.put(data)  # so that the data's files need be on this machine alone
+    found: dict[str, Any] = {}
+    for step in steps:
+        if run.finished(step.name):
+            run.progress.skip(step.name)
+            continue
+        needed = [found[name] for name in step.needs if name in found]
+        found[step.name] = task.options(name=step.name).remote(config, shared, step.name, *needed)
+    return {reference: name for name, reference in found.items()}
+
+
+def _follow(ray: Any, run: Run, names: Mapping[Any, str]) -> None:
+    """Tells of each step as it ends. Raises what the first one raised that failed."""
+    waiting = list(names)
+    while waiting:
+        (ended,), waiting = ray.wait(waiting, num_returns=1)
+        figures: Ended = ray.get(ended)
+        told = "  ".join(f"{name} {figures[name]:.3f}" for name in ("loss", "consistency") if name in figures)
+        run.progress.skip(names[ended], f"{told}  {figures['seconds']:.1f} s")
+
+
+def do_step(config: Config, data: Loaded, name: str, *_needed: Ended) -> Ended:
+    """In a worker: does one step, and says how it ended.
+
+    Args:
+        _needed: what the tasks of the steps that it needs returned; Ray waits for them.
+    """
+    with contextlib.ExitStack() as stack:
+        folder = Path(config.output)
+        if config.storage is not None:  # what this machine has of the run is a copy
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        run = prepare(config, data.taxonomy, folder, Progress(quiet=True))
+        training = begin(run, data)
+        for step in path_to(name, graph(config, data.taxonomy)):
+            step.do(training)
+        return run.metrics()[name]
+
+
+def _reachable(config: Config) -> Config:
+    """The settings with absolute paths: a worker runs in another folder."""
+    places = {name: getattr(config, name) for name in ("output", "cache", "storage")}
+    places["backbone.path"] = config.backbone.path
+    made = {name: str(Path(place).absolute()) for name, place in places.items() if place and _is_local(name, place)}
+    return changed(config, made)
+
+
+def _is_local(name: str, place: str) -> bool:
+    return "://" not in place and (name != "backbone.path" or Path(place).exists())

@@ -1,0 +1,89 @@
+"""Files in pieces that are scored apart, each of which can be read without what stands before it.
+
+JSON Lines are cut at lines, Parquet at rows; a compressed file and a `.json` array are one piece each.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+from pydantic import BaseModel, ConfigDict
+
+from ..data.rows import PlacedRow, file_kind, line_rows, open_rows, parquet_rows
+from ..errors import DataError
+from ..storage import open_binary
+
+
+class Shard(BaseModel):
+    """Consecutive rows of one file.
+
+    Attributes:
+        first: the number of its first line, from 1.
+        start: the byte where that begins; 0 where lines are no lines of bytes.
+        lines: how many lines, blank ones among them.
+        rows: how many rows.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    file: str
+    first: int = 1
+    start: int = 0
+    lines: int = 0
+    rows: int
+
+
+def shards_of(file: str, most: int) -> list[Shard]:
+    """A file in pieces of at most `most` rows, in order; reads it once, of Parquet the footer alone.
+
+    Raises:
+        DataError: there is no such file, it cannot be read or holds no rows.
+    """
+    rows = open_rows(file)  # says what is wrong with the name
+    cuts = {".parquet": _parquet_shards, ".jsonl": _line_shards}
+    if file.endswith(".gz") or file_kind(file) not in cuts:
+        found = [Shard(file=file, rows=sum(1 for _ in rows))]
+    else:
+        try:
+            found = list(cuts[file_kind(file)](file, most))
+        except (OSError, ValueError) as error:
+            raise DataError(f"cannot be read: {error}", file=file, remedy="check the file") from None
+    if not sum(shard.rows for shard in found):
+        raise DataError("holds no rows", file=file, remedy="leave it out")
+    return found
+
+
+def shard_rows(shard: Shard) -> Iterator[PlacedRow]:
+    """The rows of a piece, placed as in the whole file."""
+    kind = "" if shard.file.endswith(".gz") else file_kind(shard.file)
+    if kind == ".parquet":
+        yield from parquet_rows(shard.file, shard.first - 1, shard.first - 1 + shard.rows)
+    elif kind == ".jsonl":
+        with open_binary(shard.file) as file:
+            file.seek(shard.start)
+            yield from line_rows(itertools.islice(file, shard.lines), shard.first)
+    else:
+        yield from open_rows(shard.file)
+
+
+def _parquet_shards(file: str, most: int) -> Iterator[Shard]:
+    import pyarrow.parquet as parquet
+
+    with open_binary(file) as source:
+        total = parquet.read_metadata(source).num_rows
+    for start in range(0, total, most):
+        yield Shard(file=file, first=start + 1, rows=min(most, total - start))
+
+
+def _line_shards(file: str, most: int) -> Iterator[Shard]:
+    first, start, lines, rows, place = 1, 0, 0, 0, 0
+    with open_binary(file) as source:
+        for line in source:
+            if rows == most:
+                yield Shard(file=file, first=first, start=start, lines=lines, rows=rows)
+                first, start, lines, rows = first + lines, place, 0, 0
+            place += len(line)
+            lines += 1
+            rows += bool(line.strip())
+    if rows:
+        yield Shard(file=file, first=first, start=start, lines=lines, rows=rows)

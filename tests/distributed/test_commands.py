@@ -1,0 +1,67 @@
+"""The commands with `--engine ray`, on a cluster that they start and end themselves."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as parquet
+import pytest
+from tiny import tiny_groups
+
+from dmoerm.config import Config, dump_config
+
+pytest.importorskip("ray", reason="ray is not installed; run: make install")
+pytestmark = pytest.mark.slow
+
+SMALL = {"RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES": "200000000", "OMP_NUM_THREADS": "1"}
+
+
+def run(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
+    main = [sys.executable, "-c", "from dmoerm.cli import main; main()"]
+    words = [*main, *map(str, arguments)]
+    done = subprocess.run(words, env={**os.environ, **SMALL}, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == code, done.stderr
+    return done
+
+
+def test_train_on_ray_leaves_a_run(tiny_config: Callable[..., Config], tmp_path: Path) -> None:
+    config, file = tiny_config(base="frozen", phase2={"lora": {"rank": 0}}), tmp_path / "mine.yaml"
+    file.write_text(dump_config(config))
+    run("train", file, "--engine", "ray")
+    assert (Path(config.output) / "report.html").exists()
+    steps = json.loads((Path(config.output) / "results.json").read_text())["time"]
+    assert {"router", "phase0", "phase1", "phase2", "phase3"} <= steps.keys()
+
+
+def test_both_engines_score_to_the_same_rows(trained_run: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    for number, group in enumerate(tiny_groups(6)):
+        row = {"id": f"row {number}", "prompt": group.prompt, "responses": list(group.responses)}
+        (folder / f"{number:02}.jsonl").write_text(json.dumps(row) + "\n")
+    asked = ("score", trained_run.folder, "--input", folder / "*.jsonl", "--json", tmp_path / "found.json")
+    run(*asked, "--output", tmp_path / "here.parquet")
+    here = json.loads((tmp_path / "found.json").read_text())
+    run(*asked, "--output", tmp_path / "there", "--engine", "ray", "--actors", 1)
+    there = json.loads((tmp_path / "found.json").read_text())
+    kept = ("queries", "responses", "tasks", "left_out")
+    assert {name: here[name] for name in kept} == {name: there[name] for name in kept}
+    parts = [part["part"] for part in json.loads((tmp_path / "there" / "manifest.json").read_text())["parts"]]
+    tables = [parquet.read_table(tmp_path / "there" / part) for part in parts]
+    one = parquet.read_table(tmp_path / "here.parquet")
+    assert {table.schema for table in tables} == {one.schema}
+    rows = [row for table in tables for row in table.to_pylist()]
+    for found, expected in zip(rows, one.to_pylist(), strict=True):
+        assert found["id"] == expected["id"]
+        assert found["rewards"] == pytest.approx(expected["rewards"], abs=1e-4)
+
+
+def test_ray_writes_a_folder(tmp_path: Path) -> None:
+    done = run("score", "m", "--input", "x.jsonl", "--output", tmp_path / "y.jsonl", "--engine", "ray", code=1)
+    assert "name the folder of the parts" in done.stderr

@@ -1,0 +1,155 @@
+"""Batch scoring on a cluster gives what the stream gives, each row once, whatever is killed meanwhile."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as parquet
+import pytest
+from tiny import tiny_groups
+
+from dmoerm.cli.score import open_model
+from dmoerm.data.readers import read_queries
+from dmoerm.errors import ConfigError, DataError
+from dmoerm.storage import matching
+
+from .conftest import Nodes, wait_until
+
+pytest.importorskip("ray", reason="ray is not installed; run: make install")
+
+Write = Callable[..., Path]
+
+
+def write_inputs(folder: Path, count: int, files: int = 4) -> str:
+    """`count` short rows over some files, blank lines among them; the files' pattern."""
+    texts = [(group.prompt, list(group.responses)[:2]) for group in tiny_groups(12)]
+    folder.mkdir()
+    for number in range(files):
+        rows = range(number * count // files, (number + 1) * count // files)
+        found = [texts[i % len(texts)] for i in rows]
+        lines = [
+            json.dumps(
+                {"id": f"row {i}", "prompt": f"{i} {str(prompt)[:40]}", "responses": [r[:40] for r in responses]}
+            )
+            for i, (prompt, responses) in zip(rows, found, strict=True)
+        ]
+        (folder / f"{number}.jsonl").write_text("\n\n".join(lines) + "\n")
+    return str(folder / "*.jsonl")
+
+
+def streamed(model: Path, pattern: str) -> Iterator[dict[str, Any]]:
+    """The rows of the streaming path."""
+    for file in matching(pattern):
+        yield from open_model(str(model), 8192, None).rows(read_queries(file))
+
+
+def written(output: Path) -> list[dict[str, Any]]:
+    """The rows of all parts, in order."""
+    manifest = json.loads((output / "manifest.json").read_text())
+    tables = [parquet.read_table(output / part["part"]) for part in manifest["parts"]]
+    return [row for table in tables for row in table.to_pylist(maps_as_pydicts="strict")]
+
+
+def assert_same_rows(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
+    assert [row["id"] for row in found] == [row["id"] for row in expected]
+    for one, other in zip(found, expected, strict=True):
+        assert list(one) == list(other)
+        assert one["task"] == other["task"]
+        assert one["rewards"] == pytest.approx(other["rewards"], abs=1e-4)
+        assert one["route"] == pytest.approx(other["route"], abs=1e-4)
+        assert one["capabilities"].keys() == other["capabilities"].keys()
+
+
+def job(pattern: str, output: Path, **settings: Any) -> Any:
+    from dmoerm.distributed.scoring import Job
+
+    return Job("tiny", pattern, str(output), **settings)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2_000, 20_000])
+def test_a_killed_actor_costs_no_row_and_doubles_none(
+    nodes: Nodes, trained_run: Any, tmp_path: Path, count: int
+) -> None:
+    from dmoerm.distributed.scoring import score_on_ray
+
+    model, output = trained_run.folder / "model", tmp_path / "out"
+    pattern = write_inputs(tmp_path / "rows", count)
+    killed: list[int] = []
+
+    def kill() -> None:
+        wait_until(lambda: len(list(output.glob("part-*"))) >= 4, "no part")
+        killed.extend(wait_until(lambda: nodes.running("MapWorker(MapBatches(_Actor)).submit"), "no actor"))
+        os.kill(killed[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    start = time.monotonic()
+    manifest = score_on_ray(job(pattern, output, shard_rows=100), functools.partial(open_model, str(model), 8192, None))
+    print(f"{count} rows: {time.monotonic() - start:.1f} s")
+    killer.join()
+    assert killed
+    assert (manifest["queries"], manifest["left_out"]) == (count, 0)
+    parts = {f"part-{i:05}.parquet" for i in range(count // 100)}
+    assert {file.name for file in output.iterdir()} == parts | {"plan.json", "manifest.json"}
+    assert_same_rows(written(output), list(streamed(model, pattern)))
+
+
+DRIVER = """
+import functools, ray
+from dmoerm.cli.score import open_model
+from dmoerm.distributed.scoring import Job, score_on_ray
+
+ray.init(address={address!r}, log_to_driver=False)
+job = Job("tiny", {pattern!r}, {output!r}, shard_rows=50)
+score_on_ray(job, functools.partial(open_model, {model!r}, 8192, None))
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_driver_costs_no_finished_part(nodes: Nodes, trained_run: Any, tmp_path: Path) -> None:
+    from dmoerm.distributed.scoring import score_on_ray
+
+    model, output = trained_run.folder / "model", tmp_path / "out"
+    pattern = write_inputs(tmp_path / "rows", 2_000)
+    code = DRIVER.format(address=nodes.address, pattern=pattern, output=str(output), model=str(model))
+    driver = subprocess.Popen([sys.executable, "-c", code])
+    wait_until(lambda: len(list(output.glob("part-*"))) >= 3 or driver.poll(), "no part")
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    wait_until(lambda: not nodes.running("MapWorker"), "the killed driver's actors go on")
+    assert not (output / "manifest.json").exists()
+    before = {part: part.stat().st_mtime_ns for part in output.glob("part-*")}
+    score_on_ray(job(pattern, output, shard_rows=50), functools.partial(open_model, str(model), 8192, None))
+    assert {part: part.stat().st_mtime_ns for part in before} == before
+    assert_same_rows(written(output), list(streamed(model, pattern)))
+
+
+@pytest.mark.slow
+def test_bad_rows_end_the_job_or_are_left_out(nodes: Nodes, trained_run: Any, tmp_path: Path) -> None:
+    from dmoerm.distributed.scoring import Ended, score_on_ray
+
+    pattern = write_inputs(tmp_path / "rows", 40, files=1)
+    with (tmp_path / "rows" / "0.jsonl").open("a") as file:
+        file.write(json.dumps({"prompt": "p", "responses": ["a", ""]}) + "\n")
+    opened = functools.partial(open_model, str(trained_run.folder / "model"), 8192, None)
+    with pytest.raises(DataError, match=r"0\.jsonl:80: responses: response 1 is empty"):
+        score_on_ray(job(pattern, tmp_path / "out", shard_rows=20), opened)
+    with pytest.raises(ConfigError, match="scores of another job"):
+        score_on_ray(job(pattern, tmp_path / "out", shard_rows=20, skip_bad=True), opened)
+    told: list[Ended] = []
+    skipping = job(pattern, tmp_path / "other", shard_rows=20, skip_bad=True)
+    manifest = score_on_ray(skipping, opened, told=lambda done, total, ended: told.append(ended))
+    assert (manifest["queries"], manifest["left_out"]) == (40, 1)
+    (reason,) = [reason for ended in told for reason in ended.left_out]
+    assert "0.jsonl:80" in reason

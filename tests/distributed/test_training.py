@@ -1,0 +1,147 @@
+"""The graph on a cluster: a lost node costs the step that ran there, a killed driver none that is finished."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+from tiny import make_tiny_config, train_quietly
+
+from dmoerm.config import Config, dump_config
+from dmoerm.errors import ClusterError, DataError
+from dmoerm.model import DMoERM
+from dmoerm.training import Run, train
+
+from .conftest import Nodes, wait_until
+
+pytest.importorskip("ray", reason="ray is not installed; run: make install")
+pytestmark = pytest.mark.slow
+
+# Long enough to be killed in, with checkpoints to go on from.
+LONG: dict[str, Any] = {
+    "phase2": {
+        "epochs": 150,
+        "batch_groups": 2,
+        "evaluations": 15,
+        "learning_rate": 1e-3,
+        "patience": 15,
+        "lora": {"rank": 2, "dropout": 0.2},
+    }
+}
+
+
+@pytest.fixture(scope="module")
+def in_process(tiny_backbone: str, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return train_quietly(make_tiny_config(tiny_backbone, tmp_path_factory.mktemp("local"), **LONG))
+
+
+def train_on_ray(config: Config) -> Run:
+    from dmoerm.distributed.training import on_ray
+
+    return train(config, Console(quiet=True), on_ray)
+
+
+def tensors(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
+    """File → its tensors, of an artefact."""
+    return {str(file.relative_to(folder)): load_file(file) for file in folder.rglob("*.safetensors")}
+
+
+def assert_equal(run: Run, expected: Run) -> None:
+    """The saved models are equal to 1e-4, in every tensor and in what they say."""
+    found, wanted = tensors(run.folder / "model"), tensors(expected.folder / "model")
+    assert found.keys() == wanted.keys()
+    for file, parts in wanted.items():
+        torch.testing.assert_close(found[file], parts, atol=1e-4, rtol=1e-4, msg=lambda text, f=file: f"{f}: {text}")
+    prompt, responses = "Hey, my dog is afraid.", ["Poor thing!", "A dog is a mammal."]
+    scores = [DMoERM.from_pretrained(one.folder / "model").score(prompt, responses) for one in (run, expected)]
+    assert [s.reward for s in scores[0]] == pytest.approx([s.reward for s in scores[1]], abs=1e-4)
+
+
+def times(folder: Path) -> dict[Path, int]:
+    """Finished step → when it was written."""
+    return {file: file.stat().st_mtime_ns for file in folder.rglob("state.safetensors")}
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_a_node_that_dies_in_phase_2_costs_its_step_alone(
+    nodes: Nodes, in_process: Run, tiny_config: Callable[..., Config], tmp_path: Path, stored: bool
+) -> None:
+    config = tiny_config(**LONG, storage=f"file://{tmp_path}/stored" if stored else None)
+    shared = tmp_path / "stored" if stored else Path(config.output)
+    killed: list[str] = []
+
+    def midway() -> list[str]:
+        """The phase-2 steps that run on the second node and have left a checkpoint."""
+        tasks = [task for task in ("chitchat", "objective_qa") if nodes.running(f"phase2/{task}", nodes.second)]
+        places = [shared / "checkpoints" / "phase2" / task / "lora" for task in tasks]
+        return [str(place) for place in places if any(place.glob("checkpoint-*/trainer_state.json"))]
+
+    def kill() -> None:
+        killed.extend(wait_until(midway, "no phase 2 on the second node"))
+        nodes.kill(nodes.second)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    run = train_on_ray(config)
+    killer.join()
+    nodes.second = nodes.add()
+    assert len(killed) == 1
+    assert_equal(run, in_process)
+    assert not list(shared.rglob("trainer_state.json"))
+
+
+DRIVER = """
+import ray
+from rich.console import Console
+from dmoerm.config import load_config
+from dmoerm.distributed.training import on_ray
+from dmoerm.training import train
+
+ray.init(address={address!r}, log_to_driver=False)
+train(load_config({config!r}), Console(quiet=True), on_ray)
+"""
+
+
+def test_a_killed_driver_costs_no_finished_step(
+    nodes: Nodes, in_process: Run, tiny_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    config, file = tiny_config(**LONG), tmp_path / "config.yaml"
+    file.write_text(dump_config(config))
+    code = DRIVER.format(address=nodes.address, config=str(file))
+    driver = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "OMP_NUM_THREADS": "1"})
+    wait_until(lambda: nodes.running("phase2/") or driver.poll(), "no phase 2")
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    wait_until(lambda: not nodes.running("phase"), "the killed driver's tasks go on")
+    before = times(Path(config.output))
+    assert before
+    run = train_on_ray(config)
+    after = times(run.folder)
+    assert {file: after[file] for file in before} == before
+    assert len(after) > len(before)
+    assert_equal(run, in_process)
+
+
+def test_what_a_worker_raises_on_purpose_is_raised_here(nodes: Nodes, tiny_config: Callable[..., Config]) -> None:
+    with pytest.raises(DataError, match="longer than"):
+        train_on_ray(tiny_config(encoding={"max_length": 16}))
+
+
+def test_a_cluster_that_is_not_there_is_named() -> None:
+    from dmoerm.distributed.cluster import cluster
+
+    code = "from dmoerm.distributed.cluster import cluster\nwith cluster('127.0.0.1:1'): pass"
+    assert cluster
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    assert ClusterError.__name__ in done.stderr
+    assert "127.0.0.1:1" in done.stderr

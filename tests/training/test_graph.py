@@ -1,0 +1,72 @@
+"""The graph holds each step once, after what it needs; each can be done in a process of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import tiny_groups
+
+from dmoerm.config import Config
+from dmoerm.taxonomy import draft_taxonomy
+from dmoerm.training.graph import Training, graph, path_to
+
+from .conftest import begin
+
+TASKS = ("chitchat", "objective_qa")
+
+
+def steps(config: Config) -> Any:
+    return graph(config, draft_taxonomy(tiny_groups(), "drafted"))
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_a_step_stands_after_what_it_needs(tiny_config: Callable[..., Config], warm: bool) -> None:
+    found = steps(tiny_config(warm_start=warm))
+    names = [step.name for step in found]
+    assert names[:2] == ["router", "phase0"]
+    assert set(names[2:]) == {f"{phase}/{task}" for phase in ("phase1", "phase2", "phase3") for task in TASKS}
+    for place, step in enumerate(found):
+        assert set(step.needs) <= set(names[:place])
+
+
+def test_a_path_holds_what_is_needed_and_no_more(tiny_config: Callable[..., Config]) -> None:
+    cold, warm = steps(tiny_config()), steps(tiny_config(warm_start=True))
+    assert [s.name for s in path_to("phase2/chitchat", cold)] == ["router", "phase1/chitchat", "phase2/chitchat"]
+    assert "phase0" in [s.name for s in path_to("phase2/chitchat", warm)]
+    whole = ["router", "phase0", *(f"{phase}/objective_qa" for phase in ("phase1", "phase2", "phase3"))]
+    assert [s.name for s in path_to("phase3/objective_qa", cold)] == whole
+
+
+def test_a_tasks_experts_may_be_several_steps(tiny_config: Callable[..., Config]) -> None:
+    found = {step.name: step.needs for step in steps(tiny_config(experts_a_step=1))}
+    assert {"phase2/chitchat/0", "phase2/chitchat/1"} <= found.keys()
+    assert {"phase2/chitchat/0", "phase2/chitchat/1"} <= set(found["phase3/chitchat"])
+
+
+def test_a_task_without_capabilities_has_no_phase_2(tiny_config: Callable[..., Config]) -> None:
+    bare = [group.model_copy(update={"capabilities": {}}) for group in tiny_groups()]
+    found = graph(tiny_config(), draft_taxonomy(bare, "drafted"))
+    assert not [step.name for step in found if step.name.startswith("phase2")]
+    assert "phase1/chitchat" in next(step for step in found if step.name == "phase3/chitchat").needs
+
+
+def test_steps_done_by_machines_that_share_a_storage_alone(
+    trained_run: Any, tiny_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    """Each machine has a folder of its own; the result is the run's that one process made."""
+    storage = f"file://{tmp_path}/stored"
+    for step in steps(tiny_config()):
+        begun = begin(tiny_config(storage=storage, output=str(tmp_path / "machines" / step.name)))
+        training = Training(begun.run, begun.train, begun.validation)
+        for one in path_to(step.name, steps(begun.run.config)):
+            one.do(training)
+        assert [s.name for s in steps(tiny_config()) if begun.run.finished(s.name)][-1] == step.name
+    for file in (trained_run.folder / "steps").rglob("state.safetensors"):
+        found = load_file(tmp_path / "stored" / "steps" / file.relative_to(trained_run.folder / "steps"))
+        torch.testing.assert_close(found, load_file(file), atol=1e-6, rtol=1e-6)
+    assert not list((tmp_path / "stored").rglob("trainer_state.json"))
