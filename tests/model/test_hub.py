@@ -51,13 +51,8 @@ def test_a_model_goes_up_and_comes_down(hub: Hub, model: DMoERM) -> None:
     assert url.startswith(hub.url)
     assert repository.private
     assert repository.messages == ["The first."]
-    assert {Path(name).suffix for name in repository.files["main"]} <= {
-        ".safetensors",
-        ".json",
-        ".md",
-        ".yaml",
-        ".jinja",
-    }
+    kinds = {Path(name).suffix or name for name in repository.files["main"]}
+    assert kinds <= {".safetensors", ".json", ".md", ".yaml", ".jinja", "SHA256SUMS"}
     card = repository.files["main"]["README.md"].decode()
     assert 'from_pretrained("me/rm")' in card
     assert "dmoerm serve me/rm" in card
@@ -93,6 +88,7 @@ def test_nothing_of_a_hostile_repository_is_run(hub: Hub, model: DMoERM, tmp_pat
         "AutoModelForSequenceClassification": "modeling_dmoerm.M",
     }
     files = repository.files["main"] | traps | {"config.json": json.dumps(config).encode()}
+    del files["SHA256SUMS"]  # whoever means harm leaves it out
     repository.commit("main", files)
     hub.downloaded.clear()
     assert rewards(DMoERM.from_pretrained("me/rm")) == pytest.approx(rewards(model), abs=1e-5)
