@@ -12,7 +12,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback
 
 from dmoerm.config import HeadConfig, StepConfig
-from dmoerm.errors import ArtefactError, DmoermError
+from dmoerm.errors import ArtefactError, DmoermError, TrainingError
 from dmoerm.model.heads import Head
 from dmoerm.schema import Pair
 from dmoerm.training.batches import Item, collate_vectors
@@ -267,6 +267,12 @@ def test_a_loss_that_is_not_finite_is_an_error(tmp_path: Path) -> None:
     bad = [Item(torch.full((2, WIDTH), torch.nan), [Pair(0, 1)])]
     with pytest.raises(DmoermError, match=r"not finite.*learning_rate"):
         fitted(head(), tmp_path / "step", train=bad, validation=bad)
+
+
+def test_a_loss_that_is_not_finite_later_on_is_one_too(tmp_path: Path) -> None:
+    """The start's loss is fine: it must not be taken for the best of a step that went astray."""
+    with pytest.raises(TrainingError, match=r"^phase1/x: the loss is not finite; lower"):
+        fitted(head(), tmp_path / "checkpoints" / "phase1" / "x", learning_rate=1e30)
 
 
 @pytest.mark.parametrize(
