@@ -33,7 +33,7 @@ class Fault:
     def row(self) -> dict[str, object]:
         """Of the table."""
         lost = len(self.lost)
-        what = self.skipped or "; ".join(self.lost)[:200]
+        what = self.skipped or " ".join("; ".join(self.lost).split())[:200].replace("|", "/")
         return {"fault": self.name, "tried": self.tried, "survived": self.tried - lost, "lost": lost, "what": what}
 
 
