@@ -33,7 +33,7 @@ class Fault:
     def row(self) -> dict[str, object]:
         """Of the table."""
         lost = len(self.lost)
-        what = self.skipped or "; ".join(self.lost)[:200]
+        what = self.skipped or " ".join("; ".join(self.lost).split())[:200].replace("|", "/")
         return {"fault": self.name, "tried": self.tried, "survived": self.tried - lost, "lost": lost, "what": what}
 
 
@@ -41,15 +41,17 @@ Trial = tuple[str, Callable[[Path], str]]
 """The fault's name, and what tries it in a folder of its own."""
 
 
-def campaign(root: Path, seed: int, say: Callable[[str], None], only: str = "", workers: int = 2) -> list[Fault]:
-    """Runs all trials whose fault's name begins with `only`.
+def campaign(
+    root: Path, seed: int, say: Callable[[str], None], only: Sequence[str] = ("",), workers: int = 2
+) -> list[Fault]:
+    """Runs all trials whose fault's name begins with one of `only`.
 
     Args:
         say: is told of each trial that ends.
         workers: trials at once.
     """
     world = World(root / "world")
-    trials = [trial for trial in _trials(world, random.Random(seed), workers) if trial[0].startswith(only)]
+    trials = [trial for trial in _trials(world, random.Random(seed), workers) if trial[0].startswith(tuple(only))]
     faults = {name: Fault(name) for name, _ in trials}
     with ThreadPoolExecutor(workers) as pool:
         for (name, _), lost in zip(trials, pool.map(lambda each: _tried(root, *each), enumerate(trials)), strict=True):

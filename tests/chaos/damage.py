@@ -57,7 +57,7 @@ def damaged(
     try:
         DMoERM.from_pretrained(copy)
     except ArtefactError as error:
-        return "" if str(copy / name) in str(error) else f"{name}: the file is not named: {error}"
+        return "" if str(copy) in str(error) and name in str(error) else f"{name}: the file is not named: {error}"
     return "" if name in (*TEXTS, SUMS) else f"{name}: loads as if it were whole"
 
 

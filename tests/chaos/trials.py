@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -90,7 +91,7 @@ def two_at_once(world: World, expected: Unbroken, place: Path) -> str:
 
 def no_number(world: World, step: str, place: Path) -> str:
     """A learning rate that makes this step's loss infinite: one line, and neither the step nor the model is there."""
-    ended = run(world.train(place, f"{step}.learning_rate=1e38", f"{step}.head_learning_rate=1e38"))
+    ended = run(world.train(place, f"{step}.learning_rate=1e30", f"{step}.head_learning_rate=1e30"))
     if not ended.clearly or "the loss is not finite" not in ended.said:
         return f"ended with {ended.code}: {ended.said[-300:]}"
     done = any(file.relative_to(place / "run" / "steps").parts[0] == step for file in place.rglob("state.safetensors"))
@@ -109,8 +110,12 @@ def small_disk(place: Path, size: str) -> Iterator[None]:
 
 
 def full_disk(work: Work, expected: Unbroken, place: Path, kilobytes: int) -> str:
-    """Room for so much, then for all: a clear error, then the right result."""
-    with small_disk(place, f"{kilobytes}k"):
+    """Room for so much more than lies there, then for all: a clear error, then the right result."""
+    with small_disk(place, "256m"):
+        with work.prepared(place):
+            pass  # what must lie there before
+        used = shutil.disk_usage(place).used // 1024
+        _mount("-o", f"remount,size={used + kilobytes}k", str(place))
         with work.prepared(place) as command:
             first = run(command)
         if not first.clearly:

@@ -6,7 +6,6 @@ python -m fuzz TARGET OPTIONS…    one target with libFuzzer's options
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
@@ -18,6 +17,7 @@ import atheris
 with atheris.instrument_imports(include=["dmoerm"]):
     from fuzz.targets import TARGETS
 
+ROOT = Path(__file__).parents[2]
 SEEDS = [
     b'{"prompt": "Hi", "responses": ["a", "b"], "scores": [1, 0]}\n',
     b'{"prompt": "Hi", "chosen": "a", "rejected": "b"}\n',
@@ -38,7 +38,12 @@ def main(arguments: list[str]) -> int:
         atheris.Fuzz()
         return 0
     rows = [_fuzzed(name, int(arguments[0]) if arguments else 60) for name in TARGETS]
-    print(json.dumps(rows, indent=1))
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    import measure
+    import table
+
+    measure.write("fuzz", "make fuzz", [], tables={"Targets": rows})
+    table.main()
     return int(any(row["findings"] for row in rows))
 
 

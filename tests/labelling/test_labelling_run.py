@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from dmoerm.errors import ConfigError, LabellingError
-from dmoerm.labelling import run
+from dmoerm.labelling import fake, run
 from dmoerm.labelling.client import Client, Endpoint
 from dmoerm.labelling.collect import collect
 from dmoerm.labelling.fake import FINAL, TRANSIENT, FakeJudge
@@ -223,6 +223,42 @@ def test_equal_questions_are_asked_once(tmp_path):
         asked = on([*groups(1), *groups(1)], endpoint(server))
         tally = ask(asked, endpoint(server), tmp_path / "calls.sqlite")
     assert tally.known == tally.answered == len(asked) // 2
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("choices", 0, "message", "content"), ["A"]),
+        (("choices", 0, "logprobs", "content", 0, "top_logprobs", 0, "logprob"), "high"),
+        (("choices", 0, "logprobs", "content"), 3),
+        (("usage", "prompt_tokens"), float("nan")),
+    ],
+)
+def test_an_answer_of_wrong_types_is_none(tmp_path, monkeypatch, place, value):
+    whole = fake.completion
+
+    def wrong(*arguments):
+        answer = whole(*arguments)
+        inner = answer
+        for step in place[:-1]:
+            inner = inner[step]
+        inner[place[-1]] = value
+        return answer
+
+    monkeypatch.setattr(fake, "completion", wrong)
+    with FakeJudge() as server:
+        tally = ask(on(groups(1), endpoint(server))[:1], endpoint(server), tmp_path / "calls.sqlite")
+    assert (tally.answered, tally.unanswered) == (0, 1)
+
+
+def test_a_usage_below_nothing_gives_no_budget_back(tmp_path, monkeypatch):
+    whole = fake.completion
+    below = {"prompt_tokens": -(10**9), "completion_tokens": -(10**9), "total_tokens": 0}
+    monkeypatch.setattr(fake, "completion", lambda *arguments: {**whole(*arguments), "usage": below})
+    with FakeJudge() as server:
+        tally = ask(on(groups(1), endpoint(server)), endpoint(server), tmp_path / "calls.sqlite")
+    assert tally.answered
+    assert tally.cost == 0
 
 
 def test_a_wrong_address_is_said():

@@ -3,12 +3,14 @@
 import multiprocessing
 import os
 import signal
+import socket
 import sqlite3
 import time
 
 import pytest
 
 from dmoerm.errors import ArtefactError
+from dmoerm.labelling import store
 from dmoerm.labelling.store import Answer, Store, call_key
 from dmoerm.labelling.verdict import Token
 
@@ -88,6 +90,23 @@ def test_an_old_claim_of_another_host_is_void(tmp_path):
     other.commit()
     assert not store.claim("new")
     assert store.claim("old")
+
+
+@pytest.mark.parametrize("jump", [-10 * 365 * 86_400, 10 * 365 * 86_400])
+def test_a_clock_that_jumps_frees_no_call_of_a_living_process(tmp_path, monkeypatch, jump):
+    """And the number of a dead process, given again to another, holds none."""
+    path = tmp_path / "calls.sqlite"
+    alive, now = f"{socket.gethostname()}/{os.getppid()}:{store._born(os.getppid())}", time.time()
+    mine = Store(path)
+    again = alive.rpartition(":")[0] + ":1"
+    with sqlite3.connect(path) as other:
+        other.executemany("INSERT INTO claims VALUES (?, ?, ?)", [("alive", alive, now), ("again", again, now)])
+        other.execute("INSERT INTO claims VALUES ('elsewhere', 'elsewhere/1:1', ?)", (now + jump,))
+    monkeypatch.setattr(time, "time", lambda: now + jump)
+    assert not mine.claim("alive")
+    assert mine.claim("again")
+    monkeypatch.setattr(time, "time", lambda: now)
+    assert mine.claim("elsewhere")
 
 
 def test_what_is_no_store_is_said(tmp_path):

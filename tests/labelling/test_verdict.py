@@ -104,3 +104,10 @@ def test_a_name_in_quotes_and_signs_is_found():
     made = tokens(json.dumps(name)[:-1], '": "', ("B", {"B": 1.0}), '"')
     text = "{" + "".join(token.text for token in made) + "}"
     assert read_verdicts(text, [name], [Token("{", {}), *made, Token("}", {})])[name].p_first == 0.0
+
+
+@pytest.mark.parametrize("logprob", [math.nan, math.inf, 1e6, -math.inf])
+def test_a_log_probability_that_is_none_makes_no_chance_that_is_none(logprob):
+    found = read_verdicts("A", ONE, [Token("A", {"A": logprob, "B": -1.0})])["empathy"]
+    assert found.outcome is Outcome.FIRST
+    assert found.p_first is None or 0 <= found.p_first <= 1

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback
 
 from dmoerm.config import HeadConfig, StepConfig
-from dmoerm.errors import ArtefactError, DmoermError
+from dmoerm.errors import ArtefactError, DmoermError, TrainingError
 from dmoerm.model.heads import Head
 from dmoerm.schema import Pair
 from dmoerm.training.batches import Item, collate_vectors
@@ -107,7 +107,7 @@ def test_the_best_is_kept_not_the_last(tmp_path: Path) -> None:
 def test_an_absurd_learning_rate_never_ends_worse_than_it_began(tmp_path: Path, best_by: str) -> None:
     scorer, noise = head(), [*rows(16, 2), *rows(16, 3, flipped=True)]
     before = loss_of(scorer, noise)
-    result = fitted(scorer, tmp_path, validation=noise, learning_rate=1e4, best_by=best_by)
+    result = fitted(scorer, tmp_path, validation=noise, learning_rate=50, best_by=best_by)
     assert torch.isfinite(scorer.score.weight).all()
     if best_by == "loss":
         assert result.loss == pytest.approx(loss_of(scorer, noise), rel=1e-4)
@@ -267,6 +267,12 @@ def test_a_loss_that_is_not_finite_is_an_error(tmp_path: Path) -> None:
     bad = [Item(torch.full((2, WIDTH), torch.nan), [Pair(0, 1)])]
     with pytest.raises(DmoermError, match=r"not finite.*learning_rate"):
         fitted(head(), tmp_path / "step", train=bad, validation=bad)
+
+
+def test_a_loss_that_is_not_finite_later_on_is_one_too(tmp_path: Path) -> None:
+    """The start's loss is fine: it must not be taken for the best of a step that went astray."""
+    with pytest.raises(TrainingError, match=r"^phase1/x: the loss is not finite; lower"):
+        fitted(head(), tmp_path / "checkpoints" / "phase1" / "x", learning_rate=1e30)
 
 
 @pytest.mark.parametrize(

@@ -19,13 +19,7 @@ import torch
 from accelerate.data_loader import prepare_data_loader
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import (
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_utils import EvalPrediction, rotate_checkpoints
 
 from ..config import StepConfig
@@ -100,12 +94,6 @@ def fit(
         Fit(loss, consistency, trainer.state.global_step)
         for loss, consistency in zip(learner.best_loss.tolist(), learner.best_consistency.tolist(), strict=True)
     ]
-
-
-def _not_finite(folder: Path) -> TrainingError:
-    """What is said of the step whose checkpoints lie there."""
-    step = str(folder).rpartition("checkpoints/")[2]
-    return TrainingError(f"{step}: the loss is not finite; lower the step's learning_rate")
 
 
 def _arguments(
@@ -209,7 +197,8 @@ class _PhaseTrainer(Trainer):
         loss, consistency = agreed((loss, consistency))  # whether to stop is decided once
         # At once: else the step would end with an earlier state as its best.
         if not np.isfinite(loss[self.learner.open]).all():
-            raise _not_finite(Path(str(self.args.output_dir)))
+            step = str(self.args.output_dir).rpartition("checkpoints/")[2]
+            raise TrainingError(f"{step}: the loss is not finite; lower the step's learning_rate")
         self.learner.consider(torch.from_numpy(loss), torch.from_numpy(consistency))
         return {"loss": float(loss.mean()), "consistency": float(consistency.mean())}
 
