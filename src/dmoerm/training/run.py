@@ -29,7 +29,7 @@ from ..taxonomy import Taxonomy
 from .batches import Example, label
 from .cache import ActivationCache
 from .phases import phase0, phase1, phase2, phase3
-from .processes import barrier, device, is_main, world
+from .processes import barrier, check_whole, device, is_main, world
 from .progress import Progress
 from .router import assign_tasks, train_router
 from .steps import Run
@@ -42,10 +42,12 @@ def train(config: Config, console: Console | None = None) -> Run:
         The finished run: its model, its folder, and how each step ended.
 
     Raises:
-        ConfigError: the folder holds a run with other settings; a batch has too few groups for the processes.
+        ConfigError: the folder holds a run with other settings; a batch has too few groups for the processes; the
+            launcher would divide the weights.
         DataError: the data cannot be used.
     """
     _check_trackers(config)
+    check_whole()
     _check_batches(config)
     data = load_data(config)
     _check_pairs(data)
@@ -166,7 +168,7 @@ def _check_batches(config: Config) -> None:
     steps |= {"phase0": config.phase0, "phase1": config.phase1} if config.base != "frozen" else {}
     steps |= {"phase2": config.phase2} if config.phase2.lora.rank else {}
     for name, step in steps.items():
-        at_once = step.batch_groups // step.gradient_accumulation
+        at_once = max(step.batch_groups // step.gradient_accumulation, 1)
         if at_once < world():
             raise ConfigError(
                 f"{name}.batch_groups: {step.batch_groups} in {step.gradient_accumulation} accumulated passes leave "
