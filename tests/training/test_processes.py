@@ -19,9 +19,19 @@ from tiny import make_tiny_config, train_quietly
 from dmoerm import training
 from dmoerm.config import Config, dump_config
 from dmoerm.data.loading import load_data
+from dmoerm.errors import ConfigError
 from dmoerm.training import Run
 
 CONFIGS = Path(training.__file__).parents[1] / "configs" / "accelerate"
+
+
+@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED"])
+def test_weights_in_pieces_are_refused(
+    tiny_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setenv(f"ACCELERATE_USE_{kind}", "true")
+    with pytest.raises(ConfigError, match=rf"{kind} divides weights.*MULTI_GPU"):
+        train_quietly(tiny_config())
 
 
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)

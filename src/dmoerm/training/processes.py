@@ -25,18 +25,18 @@ _PATIENCE = timedelta(hours=2)  # a process may wait so long for the slowest; on
 
 
 def join() -> PartialState:
-    """This process among the others; from the first call on, `cuda` is its own GPU. Without a GPU they share the CPU.
+    """This process among the others; from the first call on, `cuda` is its own GPU. Without GPUs they share the CPU."""
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=_PATIENCE)
 
-    Raises:
-        ConfigError: the launcher asks for weights in pieces.
-    """
+
+def check_whole() -> None:
+    """Raises `ConfigError` where the launcher wants each process to hold a piece of every weight."""
     for kind in ("FSDP", "DEEPSPEED"):
         if os.environ.get(f"ACCELERATE_USE_{kind}", "false").lower() == "true":
             raise ConfigError(
                 f"accelerate launch: {kind} divides weights, of which a lane's clipping and best state need the whole; "
                 "launch with distributed_type MULTI_GPU (configs/accelerate/ddp.yaml)"
             )
-    return PartialState(cpu=not torch.cuda.is_available(), timeout=_PATIENCE)
 
 
 def world() -> int:

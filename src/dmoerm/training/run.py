@@ -34,7 +34,7 @@ from ..taxonomy import Taxonomy
 from .batches import Example, label
 from .cache import ActivationCache
 from .graph import Engine, Training, graph
-from .processes import barrier, device, is_main, world
+from .processes import barrier, check_whole, device, is_main, world
 from .progress import Progress
 from .steps import Run
 
@@ -49,12 +49,14 @@ def train(config: Config, console: Console | None = None, engine: Engine | None 
         The finished run: its model, its folder, and how each step ended.
 
     Raises:
-        ConfigError: the folder holds a run with other settings; a batch has too few groups for the processes.
+        ConfigError: the folder holds a run with other settings; a batch has too few groups for the processes; the
+            launcher would divide the weights.
         DataError: the data cannot be used.
         ArtefactError: another process trains in that folder, or it cannot be written.
         TrainingError: a loss is not finite.
     """
     _check_trackers(config)
+    check_whole()
     _check_batches(config)
     data = load_data(config)
     _check_pairs(data)
@@ -185,7 +187,7 @@ def _check_batches(config: Config) -> None:
     steps |= {"phase0": config.phase0, "phase1": config.phase1} if config.base != "frozen" else {}
     steps |= {"phase2": config.phase2} if config.phase2.lora.rank else {}
     for name, step in steps.items():
-        at_once = step.batch_groups // step.gradient_accumulation
+        at_once = max(step.batch_groups // step.gradient_accumulation, 1)
         if at_once < world():
             raise ConfigError(
                 f"{name}.batch_groups: {step.batch_groups} in {step.gradient_accumulation} accumulated passes leave "
