@@ -43,7 +43,7 @@ def test_both_engines_score_to_the_same_rows(trained_run: Any, tmp_path: Path) -
     folder = tmp_path / "rows"
     folder.mkdir()
     for number, group in enumerate(tiny_groups(6)):
-        row = {"id": f"row {number}", "prompt": group.prompt, "responses": list(group.responses)}
+        row = {"id": f"row {number}", **group.model_dump(mode="json", include={"prompt", "responses"})}
         (folder / f"{number:02}.jsonl").write_text(json.dumps(row) + "\n")
     asked = ("score", trained_run.folder, "--input", folder / "*.jsonl", "--json", tmp_path / "found.json")
     run(*asked, "--output", tmp_path / "here.parquet")

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,8 @@ from .conftest import Nodes, wait_until
 
 pytest.importorskip("ray", reason="ray is not installed; run: make install")
 
-Write = Callable[..., Path]
+ACTOR = "MapWorker(MapBatches(_Actor)).submit"
+"""A process that scores, as Ray names it."""
 
 
 def write_inputs(folder: Path, count: int, files: int = 4) -> str:
@@ -89,7 +90,7 @@ def test_a_killed_actor_costs_no_row_and_doubles_none(
 
     def kill() -> None:
         wait_until(lambda: len(list(output.glob("part-*"))) >= 4, "no part")
-        killed.extend(wait_until(lambda: nodes.running("MapWorker(MapBatches(_Actor)).submit"), "no actor"))
+        killed.extend(wait_until(lambda: nodes.running(ACTOR), "no actor at work"))
         os.kill(killed[0], signal.SIGKILL)
 
     killer = threading.Thread(target=kill)
@@ -132,6 +133,26 @@ def test_a_killed_driver_costs_no_finished_part(nodes: Nodes, trained_run: Any, 
     before = {part: part.stat().st_mtime_ns for part in output.glob("part-*")}
     score_on_ray(job(pattern, output, shard_rows=50), functools.partial(open_model, str(model), 8192, None))
     assert {part: part.stat().st_mtime_ns for part in before} == before
+    assert_same_rows(written(output), list(streamed(model, pattern)))
+
+
+@pytest.mark.slow
+def test_a_killed_node_costs_no_row(nodes: Nodes, trained_run: Any, tmp_path: Path) -> None:
+    """The one that is left has room for one actor, and takes over what the other one had."""
+    from dmoerm.distributed.scoring import score_on_ray
+
+    model, output = trained_run.folder / "model", tmp_path / "out"
+    pattern = write_inputs(tmp_path / "rows", 4_000)
+
+    def kill() -> None:
+        wait_until(lambda: nodes.running(ACTOR, nodes.second), "no actor on the second node")
+        nodes.kill(nodes.second)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    score_on_ray(job(pattern, output, shard_rows=50), functools.partial(open_model, str(model), 8192, None))
+    killer.join()
+    nodes.second = nodes.add()
     assert_same_rows(written(output), list(streamed(model, pattern)))
 
 

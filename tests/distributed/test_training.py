@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from tiny import make_tiny_config, train_quietly
 
 from dmoerm.config import Config, dump_config
-from dmoerm.errors import ClusterError, DataError
+from dmoerm.errors import DataError
 from dmoerm.model import DMoERM
 from dmoerm.training import Run, train
 
@@ -133,15 +133,11 @@ def test_a_killed_driver_costs_no_finished_step(
 
 
 def test_what_a_worker_raises_on_purpose_is_raised_here(nodes: Nodes, tiny_config: Callable[..., Config]) -> None:
-    with pytest.raises(DataError, match="longer than"):
+    with pytest.raises(DataError, match="more than the 16 allowed"):
         train_on_ray(tiny_config(encoding={"max_length": 16}))
 
 
 def test_a_cluster_that_is_not_there_is_named() -> None:
-    from dmoerm.distributed.cluster import cluster
-
     code = "from dmoerm.distributed.cluster import cluster\nwith cluster('127.0.0.1:1'): pass"
-    assert cluster
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
-    assert ClusterError.__name__ in done.stderr
-    assert "127.0.0.1:1" in done.stderr
+    assert "ClusterError: Ray cluster 127.0.0.1:1: " in done.stderr

@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from typing import Any
 
 from ..errors import ClusterError, ConfigError, DmoermError
+
+_PATIENCE = 10  # seconds
 
 
 def import_ray() -> Any:
@@ -48,9 +51,17 @@ def cluster(address: str | None = None) -> Iterator[Any]:
 
 def _connect(ray: Any, address: str | None) -> None:
     try:
+        _knock(address or os.environ.get("RAY_ADDRESS", ""))
         ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise ClusterError(f"Ray cluster {address or 'here'}: {error}; correct ray.address, or start it") from error
+
+
+def _knock(address: str) -> None:
+    """Raises `OSError` where nobody listens at HOST:PORT; by itself, Ray would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit() and "/" not in host:
+        socket.create_connection((host, int(port)), _PATIENCE).close()
 
 
 def _told(error: Any) -> Exception:
