@@ -87,8 +87,8 @@ def test_nothing_of_a_hostile_repository_is_run(hub: Hub, model: DMoERM, tmp_pat
         "AutoConfig": "modeling_dmoerm.Config",
         "AutoModelForSequenceClassification": "modeling_dmoerm.M",
     }
+    repository.files["main"].pop("SHA256SUMS")  # whoever can change a file can change its sum
     files = repository.files["main"] | traps | {"config.json": json.dumps(config).encode()}
-    del files["SHA256SUMS"]  # whoever means harm leaves it out
     repository.commit("main", files)
     hub.downloaded.clear()
     assert rewards(DMoERM.from_pretrained("me/rm")) == pytest.approx(rewards(model), abs=1e-5)
