@@ -22,7 +22,8 @@ from dmoerm.model.integrity import check_sums, read_json
 from dmoerm.rendered import bare, conversation, response_text, split_response
 from dmoerm.taxonomy import load_taxonomy
 
-_FOLDER = Path(tempfile.mkdtemp(prefix="fuzz-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None))
+_PLACE = tempfile.TemporaryDirectory(prefix="fuzz-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None)
+_FOLDER = Path(_PLACE.name)
 _CAPABILITIES = ("empathy", "logic")
 
 
