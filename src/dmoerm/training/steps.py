@@ -118,9 +118,10 @@ class _KeepCheckpoints(TrainerCallback):
         self._mirror = mirror
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        folder = Path(args.output_dir)
-        self._mirror.keep(folder / f"checkpoint-{state.global_step}")
-        self._mirror.prune(folder)
+        if state.is_world_process_zero:
+            folder = Path(args.output_dir)
+            self._mirror.keep(folder / f"checkpoint-{state.global_step}")
+            self._mirror.prune(folder)
 
 
 def ended(fits: Sequence[Fit], names: Sequence[str] = ()) -> Ended:
