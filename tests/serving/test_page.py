@@ -167,7 +167,7 @@ def test_a_busy_server_and_the_general_model(visit: Callable[..., Any]) -> None:
     write(page, "One answer.")
     page.get_by_role("button", name="Remove response B").click()
     page.get_by_role("button", name="Score", exact=True).click()
-    assert "It asks to wait 7 seconds." in page.locator("#failure").inner_text()
+    page.locator("#failure", has_text="It asks to wait 7 seconds.").wait_for()
     page.get_by_role("button", name="Try again").click()
     page.get_by_text("the general model scored", exact=False).wait_for()
     assert "chitchat came closest with 40%" in page.get_by_role("region", name="Route").inner_text()
