@@ -31,6 +31,12 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dmoerm"
 
 
+def model_folder(path: str) -> str:
+    """The model's folder of a run's folder; a model's folder or hub name as it is."""
+    inside = Path(path) / "model"
+    return str(inside) if (inside / "config.json").is_file() else path
+
+
 @contextlib.contextmanager
 def complete_folder(target: Path) -> Iterator[Path]:
     """A new folder beside `target` to write into; it takes the place of `target` once the block has ended well.

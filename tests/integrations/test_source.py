@@ -29,6 +29,7 @@ def test_every_kind_of_source(trained_run, reward_server, monkeypatch):
     folder = trained_run.folder / "model"
     assert tasks_of(open_scorer(folder)) == trained_run.model.config.tasks
     assert open_scorer(str(folder)) is open_scorer(folder)
+    assert tasks_of(open_scorer(trained_run.folder)) == trained_run.model.config.tasks
     assert open_scorer(trained_run.model) is trained_run.model
     client = Client(reward_server.url, model="rule")
     assert open_scorer(client) is client

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import inspect
 import json
 import logging
 import signal
@@ -14,7 +15,8 @@ import pytest
 from running import command, free_port
 from typer.testing import CliRunner
 
-from dmoerm.cli import app
+from dmoerm.cli import app, serve
+from dmoerm.serving import ServingConfig
 
 LARGE = {"items": [{"prompt": f"Question {i}?", "responses": ["word " * 150] * 4} for i in range(8)]}
 
@@ -48,7 +50,7 @@ def test_slow_headers_are_given_up(trained_run):
     import uvicorn
     from running import wait_until_ready
 
-    from dmoerm.serving import ServingConfig, create_app
+    from dmoerm.serving import create_app
     from dmoerm.serving.server import protocol
 
     config = uvicorn.Config(
@@ -104,3 +106,10 @@ def test_what_cannot_be_served_is_said(trained_run, tmp_path, caplog):
 def test_an_open_door_is_warned_of(tmp_path):
     result = invoke(str(tmp_path), "--host", "0.0.0.0", "--port", str(free_port()))
     assert "no API key is set" in result.stderr
+
+
+def test_the_command_and_the_settings_have_the_same_defaults():
+    given = {name: one.default for name, one in inspect.signature(serve.command).parameters.items()}
+    for name, field in ServingConfig.model_fields.items():
+        assert name not in given or given[name] == field.default, name
+    assert len(given.keys() & ServingConfig.model_fields.keys()) == 5

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .models import load_model, model_folder
+from ..paths import model_folder
+from .models import load_model
 from .options import BatchTokens, JsonFile, Overrides
 
 if TYPE_CHECKING:

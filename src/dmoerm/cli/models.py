@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from ..paths import model_folder
 
 if TYPE_CHECKING:
     from ..model import DMoERM
@@ -15,12 +16,6 @@ def quieten() -> None:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-
-
-def model_folder(path: str) -> str:
-    """The model's folder of a run's folder; a model's folder or hub name as it is."""
-    inside = Path(path) / "model"
-    return str(inside) if (inside / "config.json").is_file() else path
 
 
 def load_model(path: str) -> DMoERM:

@@ -17,8 +17,9 @@ import typer
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from ..paths import model_folder
 from ..storage import is_url
-from .models import load_model, model_folder
+from .models import load_model
 from .options import BatchTokens, Engine, JsonFile
 
 if TYPE_CHECKING:

@@ -11,8 +11,6 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-KEY_VARIABLE = "DMOERM_API_KEY"
-
 
 def command(
     model: Annotated[str, typer.Argument(help="A model's or a run's folder, or a hub name.")],
@@ -20,7 +18,7 @@ def command(
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
     name: Annotated[str, typer.Option(help="What answers call the model; else the folder's or the hub's name.")] = "",
     api_key_file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help=f"Holds the key that clients must send; else ${KEY_VARIABLE}.")
+        Path | None, typer.Option(metavar="FILE", help="Holds the key that clients must send; else $DMOERM_API_KEY.")
     ] = None,
     allow_origin: Annotated[
         list[str] | None, typer.Option(help="A web page's origin that may ask (CORS); none by default.")
@@ -37,7 +35,8 @@ def command(
     A browser finds a page at /. docs/serving.md has the protocols, limits and security.
     """
     from ..errors import ConfigError
-    from .models import load_model, model_folder
+    from ..paths import model_folder
+    from .models import load_model
 
     if log_format not in ("auto", "json", "text"):
         raise ConfigError(f"--log-format {log_format}: use json, text or auto")
@@ -68,6 +67,7 @@ def command(
 
 def _key(file: Path | None) -> str | None:
     """The key of the file or the environment; never an argument, which every user of the machine can read."""
+    from ..client.asking import KEY_VARIABLE
     from ..errors import ConfigError
 
     if file is None:
@@ -86,7 +86,7 @@ def _warn(host: str, key: str | None) -> None:
     if not local and key is None:
         Console(stderr=True).print(
             f"[yellow]warning:[/yellow] {host} can be reached from other machines and no API key is set; "
-            f"set {KEY_VARIABLE} or --api-key-file",
+            "set DMOERM_API_KEY or --api-key-file",
             soft_wrap=True,
         )
 

@@ -26,7 +26,7 @@ from ..errors import ConfigError, DmoermError
 from ..scoring.output import open_output
 from ..scoring.rows import RowScorer, Tally
 from ..scoring.shards import Shard, shard_rows, shards_of
-from ..storage import complete_at, exists, local_path, matching, open_binary
+from ..storage import complete_at, exists, matching, open_binary
 from .cluster import cluster
 
 OpenScorer = Callable[[], RowScorer]
@@ -123,7 +123,6 @@ def score_on_ray(
             done += shards[ended.number].rows
             tally.add(Tally(ended.queries, ended.responses, Counter(ended.tasks)))
             told(done, total, ended)
-    _sweep(job)
     return _write_manifest(job, shards, tally)
 
 
@@ -209,13 +208,6 @@ def _tally_of(part: str) -> Tally:
     for task, rewards in zip(columns["task"], columns["rewards"], strict=True):
         tally.take(task, len(rewards))
     return tally
-
-
-def _sweep(job: Job) -> None:
-    """Removes what killed actors have left half written; none is at work any more."""
-    folder = local_path(job.output)
-    for stray in folder.glob(".part-*.parquet.*") if folder else ():
-        stray.unlink()
 
 
 def _write_manifest(job: Job, shards: Sequence[Shard], tally: Tally) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, cast
 
 from dmoerm.client import Client
 from dmoerm.errors import ConfigError
+from dmoerm.paths import model_folder
 from dmoerm.scores import Scorer
 
 if TYPE_CHECKING:
@@ -25,8 +26,8 @@ def open_scorer(source: Source | None = None) -> Scorer:
     """What scores queries; opened once for each source, whichever threads ask for it.
 
     Args:
-        source: a server's URL; a model's folder or hub name; a `DMoERM` or a `Client` as it is; None: what the
-            environment variable DMOERM_MODEL names. A model goes to the accelerator if there is one.
+        source: a server's URL; a run's or a model's folder, or a hub name; a `DMoERM` or a `Client` as it is; None:
+            what the environment variable DMOERM_MODEL names. A model goes to the accelerator if there is one.
 
     Raises:
         ConfigError: DMOERM_MODEL is not set.
@@ -54,7 +55,7 @@ def _loaded(place: str) -> Scorer:
 
     from dmoerm.model import DMoERM
 
-    model = DMoERM.from_pretrained(place)
+    model = DMoERM.from_pretrained(model_folder(place))
     return model.to("cuda") if torch.cuda.is_available() else model  # pyright: ignore[reportArgumentType]
 
 
