@@ -32,12 +32,13 @@ MANY = [Query(prompt=f"number {i}", responses=("t" * (i % 5) or "a", "b")) for i
 def waits(monkeypatch) -> list[float]:
     """Grows at every wait between tries; nobody waits."""
     waited: list[float] = []
+    pause = asking._pause
 
-    async def sleep(seconds):
-        waited.append(seconds)
+    def none(tried, outcome):
+        waited.append(pause(tried, outcome))
+        return 0.0
 
-    monkeypatch.setattr("dmoerm.client.clients.time.sleep", waited.append)
-    monkeypatch.setattr("dmoerm.client.clients.asyncio.sleep", sleep)
+    monkeypatch.setattr(asking, "_pause", none)
     return waited
 
 
