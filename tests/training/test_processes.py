@@ -84,11 +84,12 @@ def written(config: Config, folder: Path) -> tuple[Path, Config]:
     return file, other
 
 
-def launch(*command: str) -> subprocess.CompletedProcess[str]:
-    """Two processes on the CPU by the shipped config."""
+def launch(*command: str, how: str = "ddp_cpu") -> subprocess.CompletedProcess[str]:
+    """Two processes on the CPU by a shipped config."""
     tests = Path(__file__).parent
     paths = os.pathsep.join([str(tests), str(tests.parent), os.environ.get("PYTHONPATH", "")])
-    start = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / "ddp_cpu.yaml")]
+    start = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / f"{how}.yaml")]
+    start += ["--num_processes", "2", "--main_process_port", "0"]
     environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     return subprocess.run([*start, *command], env=environment, check=False, capture_output=True, text=True, timeout=300)
 
@@ -114,13 +115,13 @@ def measured(folder: Path) -> dict[str, Any]:
     return {name: results[name] for name in ("consistency", "paired", "capabilities", "router", "calibration")}
 
 
-def trained(config: Config, folder: Path, *options: str) -> Config:
+def trained(config: Config, folder: Path, *options: str, how: str = "ddp_cpu") -> Config:
     """The settings of the run, which two processes have trained."""
     file, two = written(config, folder)
     script = folder / "command.py"
     script.write_text(COMMAND)
-    done = launch(str(script), "train", str(file), *options)
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = launch(str(script), "train", str(file), *options, how=how)
+    assert done.returncode == 0, done.stderr[-9000:]
     assert done.stdout.count("model: ") == 1
     return two
 
@@ -154,6 +155,19 @@ def test_they_measure_the_same_too(tiny_config: Callable[..., Config], tmp_path:
     assert approximately(measured(Path(two.output)), measured(Path(one.output)))
 
 
+PIECES = {"base": "frozen", **ENDS}
+
+
+def test_with_weights_in_pieces_two_processes_train_as_one(tiny_config: Callable[..., Config], tmp_path: Path) -> None:
+    from dmoerm.cli.train import train_and_measure
+
+    config = tiny_config(**PIECES)
+    two, one = trained(config, tmp_path / "two", how="fsdp2"), written(config, tmp_path / "one")[1]
+    train_and_measure(one, "train")
+    assert_close(two, one)
+    assert approximately(measured(Path(two.output)), measured(Path(one.output)))
+
+
 @pytest.mark.slow
 def test_two_processes_evaluate_as_one(trained_run: Run, tmp_path: Path) -> None:
     from dmoerm.evaluation import evaluate, write_results
@@ -161,7 +175,7 @@ def test_two_processes_evaluate_as_one(trained_run: Run, tmp_path: Path) -> None
     script = tmp_path / "command.py"
     script.write_text(COMMAND)
     done = launch(str(script), "eval", str(trained_run.folder), "--report", str(tmp_path / "two"))
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stderr[-9000:]
     assert done.stdout.count("Consistency on held-out prompts") == 1
     test = load_data(trained_run.config).test
     write_results(tmp_path / "one" / "results.json", evaluate(trained_run.model, test, trained_run.config))
@@ -189,7 +203,7 @@ RESUMABLE = {"phase0": LONG, "phase2": {**LONG, "lora": {"rank": 2, "dropout": 0
 def finished(config: Config, folder: Path) -> Config:
     file, own = written(config, folder)
     done = launch("-m", "dmoerm.cli", "train", str(file), "--no-eval")
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stderr[-9000:]
     return own
 
 

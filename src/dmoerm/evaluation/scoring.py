@@ -31,7 +31,7 @@ from ..model.layout import Packed, pack
 from ..schema import Query
 from ..training.baselines import Baselines
 from ..training.cache import ActivationCache
-from ..training.processes import is_main, own, rejoined
+from ..training.processes import is_main, own, rejoined, sharded
 
 Q = TypeVar("Q", bound=Query)
 METHODS = ("general", "per_task", "dmoerm")
@@ -92,7 +92,9 @@ def score_groups(
     with _progress(console) as advance:
         if cache is not None:
             cache.fill(encoded, functools.partial(advance, "trunk's activations"))
-        passes, done = own(list(model.passes(encoded, batch_tokens))), 0
+        passes, done = list(model.passes(encoded, batch_tokens)), 0
+        if not sharded():  # else all make all: how often a pass goes through the branch hangs on its tasks
+            passes = own(passes)
         total = sum(encoded[i].tokens for rows in passes for i in rows)
         for rows in passes:
             batch = [encoded[i] for i in rows]
@@ -122,7 +124,7 @@ def _progress(console: Console | None) -> Iterator[Callable[[str, int, int], Non
         yield lambda stage, done, total: bars.update(bar, description=stage, completed=done, total=total)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _score_batch(
     model: DMoERM,
     groups: Sequence[Q],

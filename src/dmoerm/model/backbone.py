@@ -30,8 +30,11 @@ _PARTS = ("layers", "norm", "embed_tokens", "rotary_emb")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def load_backbone(config: BackboneConfig) -> tuple[Decoder, PreTrainedTokenizerBase]:
+def load_backbone(config: BackboneConfig, empty: bool = False) -> tuple[Decoder, PreTrainedTokenizerBase]:
     """The pretrained decoder, with `num_layers` layers and without its vocabulary head, and its tokenizer.
+
+    Args:
+        empty: its weights are on `meta`: another process gives them.
 
     Raises:
         BackboneError: no such model, an encoder, a layout that cannot be cut, or a cut that changes the result.
@@ -39,7 +42,12 @@ def load_backbone(config: BackboneConfig) -> tuple[Decoder, PreTrainedTokenizerB
     path = backbone_folder(config.path)
     try:
         settings = {"dtype": resolve_dtype(config.dtype), "attn_implementation": ATTENTION}
-        model: Decoder = AutoModel.from_pretrained(path, use_safetensors=True, **settings).eval()
+        about = AutoConfig.from_pretrained(path, dtype=settings["dtype"]) if empty else None
+        model: Decoder = (
+            empty_part(about, about.num_hidden_layers)
+            if about
+            else AutoModel.from_pretrained(path, use_safetensors=True, **settings).eval()
+        )
         tokenizer = load_tokenizer(path)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise BackboneError(
@@ -51,7 +59,8 @@ def load_backbone(config: BackboneConfig) -> tuple[Decoder, PreTrainedTokenizerB
     if config.num_layers and config.num_layers > layers:
         raise BackboneError(f"backbone.num_layers is {config.num_layers}, but {path!r} has {layers} layers")
     model = slice_layers(model, 0, config.num_layers or layers, embed=True, norm=True)
-    check_cut(model, resolve_cut(config, model))
+    if not empty:
+        check_cut(model, resolve_cut(config, model))
     return model, tokenizer
 
 

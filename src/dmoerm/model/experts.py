@@ -58,12 +58,13 @@ class StackedLoRALinear(nn.Module):
 
 
 def with_experts(branch: Decoder, count: int, config: LoRAConfig) -> Decoder:
-    """The branch with stacked LoRA in its target layers; all other weights are the branch's own, not copies.
+    """The branch with stacked LoRA in its target layers; its linear layers and all weights are the branch's own.
 
     Raises:
         BackboneError: no linear layer has one of the target names.
     """
-    expert_branch = copy.deepcopy(branch, {id(p): p for p in branch.parameters()})
+    linear = (module for module in branch.modules() if isinstance(module, nn.Linear))
+    expert_branch = copy.deepcopy(branch, {id(own): own for own in (*branch.parameters(), *linear)})
     found = [
         (parent, name, child)
         for parent in expert_branch.modules()

@@ -18,7 +18,7 @@ from ..data.splitting import flip_pairs
 from ..model.encoding import Encoded
 from ..model.layout import pack
 from ..schema import Group, Pair, prompt_key
-from .processes import own, world
+from .processes import own, sharded, world
 
 Batch = dict[str, Any]
 Collate = Callable[[Sequence[Any]], Batch]
@@ -108,8 +108,12 @@ def collate_parts(lanes: int, budget: int = 8192) -> Collate:
     """
 
     def collate(batch: Sequence[Item]) -> Batch:
-        mine = own(batch) or [_silent(min(batch, key=_tokens))]
-        made = [part for items in _by_lanes(mine) for part in _parts(items, budget)]
+        silent = _silent(min(batch, key=_tokens))
+        parts = _parts(own(batch) or [silent], budget)
+        if sharded():  # no process may go through the layers more often than another
+            most = max(len(_parts(batch[other :: world()], budget)) for other in range(world()))
+            parts += [[silent]] * (most - len(parts))
+        made = [{**collate_states(part), "active": torch.tensor(_active(part[0]))} for part in parts]
         pairs = _pairs(batch, [len(item.features[1]) for item in batch])
         total = torch.zeros(lanes).index_add(0, pairs["lane"], pairs["weights"]) / world()
         return {"parts": [{**part, "total": total, "share": torch.tensor(1 / len(made))} for part in made]}
@@ -133,14 +137,17 @@ def _active(item: Item) -> tuple[int, ...]:
     return tuple(sorted(set(item.lanes or [0])))
 
 
-def _parts(items: Sequence[Item], budget: int) -> list[Batch]:
-    active = _active(items[0])
+def _parts(batch: Sequence[Item], budget: int) -> list[list[Item]]:
+    return [part for items in _by_lanes(batch) for part in _cut(items, budget // len(_active(items[0])))]
+
+
+def _cut(items: Sequence[Item], budget: int) -> list[list[Item]]:
     parts: list[list[Item]] = [[]]
     for item in sorted(items, key=_tokens, reverse=True):
-        if parts[-1] and (sum(map(_tokens, parts[-1])) + _tokens(item)) * len(active) > budget:
+        if parts[-1] and sum(map(_tokens, parts[-1])) + _tokens(item) > budget:
             parts.append([])
         parts[-1].append(item)
-    return [{**collate_states(part), "active": torch.tensor(active)} for part in parts]
+    return parts
 
 
 def _tokens(item: Item) -> int:

@@ -24,7 +24,8 @@ from ..model import DMoERM
 from ..model.batching import batches, pack_ids
 from ..model.encoding import Encoded
 from ..paths import write_file
-from .processes import agreed, barrier, is_main, own
+from .processes import agreed, barrier, is_main, own_evenly
+from .sharding import whole
 
 _SHARD_TOKENS = 50_000
 
@@ -60,7 +61,7 @@ class ActivationCache:
         missing = list({text.key: text for text in texts if text.key not in known}.values())
         for name in (f"{text.key}/{part}" for text in texts if self._has(text) for part in self._needed()):
             self._use(self._places[name])  # what is wanted must not make room for what is missing
-        mine = own(list(batches(missing, 8192)))
+        mine = own_evenly(list(batches(missing, 8192)))
         total, so_far, tokens = sum(missing[i].tokens for rows in mine for i in rows), 0, 0
         waiting: dict[str, Tensor] = {}
         for rows in mine:
@@ -98,7 +99,7 @@ class ActivationCache:
         """(d,), the prompt's embedding at the cut, for the router."""
         return self._read(f"{text.key}/route")
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode: weights that are put together in it could not be trained through later
     def _compute(self, batch: Sequence[Encoded]) -> dict[str, Tensor]:
         hidden = self.model.hidden(pack_ids(batch).to(self.model.device))
         sizes = [len(text.responses) for text in batch]
@@ -173,5 +174,5 @@ def _fingerprint(about: object, part: torch.nn.Module | None) -> str:
     digest = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode())
     for name, parameter in part.named_parameters() if part is not None else ():
         digest.update(name.encode())
-        digest.update(parameter.detach().flatten()[:64].float().cpu().numpy().tobytes())
+        digest.update(whole(parameter).flatten()[:64].float().cpu().numpy().tobytes())
     return digest.hexdigest()[:24]

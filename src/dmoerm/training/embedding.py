@@ -14,7 +14,7 @@ from ..model.batching import batches
 from ..model.heads import BranchScorer
 from ..model.layout import Packed, pack
 from .batches import Example
-from .processes import own, rejoined
+from .processes import own_evenly, rejoined
 from .steps import Run
 
 _BATCH_TOKENS = 8192
@@ -51,8 +51,8 @@ def _passed(run: Run, examples: Sequence[Example], make: Callable[[Packed], Tens
     """Key → the example's rows of what `make` gives for a pass's hidden states, a row a response."""
     examples = list({e.key: e for e in examples}.values())
     passes = [[examples[i] for i in rows] for rows in batches([e.encoded for e in examples], _BATCH_TOKENS)]
-    inputs = (pack([run.cache.states(e.encoded) for e in batch]).to(run.model.device) for batch in own(passes))
-    made = rejoined([make(states).cpu() for states in inputs])
+    inputs = (pack([run.cache.states(e.encoded) for e in batch]).to(run.model.device) for batch in own_evenly(passes))
+    made = rejoined([make(states).cpu() for states in inputs])[: len(passes)]
     found: dict[str, Tensor] = {}
     for batch, rows in zip(passes, made, strict=True):
         parts = rows.split([len(e.encoded.responses) for e in batch])

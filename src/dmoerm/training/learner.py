@@ -101,6 +101,10 @@ class Learner(nn.Module):
     def forward(self, **batch: Any) -> dict[str, Tensor]:
         return self.inner(**batch)
 
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        """Those that are trained. The others are the same on every process, or in pieces: DDP has nothing to do there."""
+        return ((name, p) for name, p in super().named_parameters(*args, **kwargs) if p.requires_grad)
+
     def trained(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The parameters that want gradients, by name."""
         return ((name, p) for name, p in self.inner.named_parameters() if p.requires_grad)

@@ -8,6 +8,7 @@ Every process runs the same program on the same settings. Work is dealt out with
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Sequence
 from datetime import timedelta
@@ -18,8 +19,6 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather, gather_object, pad_across_processes
 from torch import Tensor
 
-from ..errors import ConfigError
-
 T = TypeVar("T")
 _PATIENCE = timedelta(hours=2)  # a process may wait so long for the slowest; one that has died ends all others at once
 
@@ -29,14 +28,11 @@ def join() -> PartialState:
     return PartialState(cpu=not torch.cuda.is_available(), timeout=_PATIENCE)
 
 
-def check_whole() -> None:
-    """Raises `ConfigError` where the launcher wants each process to hold a piece of every weight."""
-    for kind in ("FSDP", "DEEPSPEED"):
-        if os.environ.get(f"ACCELERATE_USE_{kind}", "false").lower() == "true":
-            raise ConfigError(
-                f"accelerate launch: {kind} divides weights, of which a lane's clipping and best state need the whole; "
-                "launch with distributed_type MULTI_GPU (configs/accelerate/ddp.yaml)"
-            )
+@functools.cache
+def sharded() -> bool:
+    """Whether frozen weights are in pieces, one a process: the launcher asks for FSDP; see `sharding`."""
+    join()
+    return os.environ.pop("ACCELERATE_USE_FSDP", "false").lower() == "true"  # or Trainer would divide what is trained
 
 
 def world() -> int:
@@ -67,6 +63,15 @@ def barrier() -> None:
 def own(rows: Sequence[T]) -> Sequence[T]:
     """This process's share of what all have in the same order: every `world()`-th."""
     return rows[rank() :: world()] if world() > 1 else rows
+
+
+def own_evenly(rows: Sequence[T]) -> Sequence[T]:
+    """As `own`, of passes through layers that may be in pieces: then all processes must make as many.
+
+    What stands behind the process's own is made for the others' sake, and nobody looks at it.
+    """
+    mine = own(rows)
+    return [*mine, *rows[:1]] if sharded() and len(mine) < -(-len(rows) // world()) else mine
 
 
 def rejoined(shares: Sequence[T]) -> list[T]:

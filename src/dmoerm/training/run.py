@@ -34,8 +34,9 @@ from ..taxonomy import Taxonomy
 from .batches import Example, label
 from .cache import ActivationCache
 from .graph import Engine, Training, graph
-from .processes import barrier, check_whole, device, is_main, world
+from .processes import barrier, device, is_main, sharded, world
 from .progress import Progress
+from .sharding import check_sharding, gathered, shard
 from .steps import Run
 
 
@@ -56,7 +57,7 @@ def train(config: Config, console: Console | None = None, engine: Engine | None 
         TrainingError: a loss is not finite.
     """
     _check_trackers(config)
-    check_whole()
+    check_sharding(config)
     _check_batches(config)
     data = load_data(config)
     _check_pairs(data)
@@ -75,16 +76,19 @@ def _train(config: Config, data: Loaded, folder: Path, progress: Progress, engin
     run = prepare(config, data.taxonomy, folder, progress)
     train_groups(run, data, engine)
     run.model.eval()
-    if is_main():
-        run.model.save_pretrained(folder / "model", run_config=dump_config(config))
+    with gathered(run.model):
+        if is_main():
+            run.model.save_pretrained(folder / "model", run_config=dump_config(config))
     barrier()
     return run
 
 
 def prepare(config: Config, taxonomy: Taxonomy, folder: Path, progress: Progress) -> Run:
     """The untrained model around the pretrained backbone, and its activation cache."""
-    torch.manual_seed(config.seed)  # what no step trains, and what every step starts from
-    model = build_model(config, taxonomy).to(device())  # pyright: ignore[reportArgumentType]
+    model = build_model(config, taxonomy)
+    if sharded():
+        shard(model)
+    model.to(device())  # pyright: ignore[reportArgumentType]
     return Run(config, model, open_cache(config, model), folder, progress)
 
 
@@ -98,8 +102,9 @@ def open_cache(config: Config, model: DMoERM) -> ActivationCache:
 
 def build_model(config: Config, taxonomy: Taxonomy) -> DMoERM:
     """A DMoERM whose branches are the pretrained ones and whose experts have learnt nothing."""
-    backbone, tokenizer = load_backbone(config.backbone)
+    backbone, tokenizer = load_backbone(config.backbone, empty=sharded() and not is_main())
     backbone.requires_grad_(False)
+    torch.manual_seed(config.seed)  # what no step trains, and what every step starts from
     layer = resolve_cut(config.backbone, backbone)
     if layer == 0 and config.router.kind == "trunk":
         raise ConfigError("router.kind is trunk but branch_layer is 0: there is no trunk; set router.kind to own")
