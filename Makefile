@@ -32,7 +32,9 @@ format: install
 test: install browser
 	$(BIN)/pytest
 
+# DeepSpeed lies beside the packages: among them, whatever imports accelerate would import it, which takes seconds.
 test-all: install browser
+	$(BIN)/pip install --quiet --no-deps --upgrade --target .venv/deepspeed deepspeed einops hjson msgpack ninja py-cpuinfo
 	$(BIN)/pytest -m "slow or not slow"
 
 bench: install

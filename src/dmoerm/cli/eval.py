@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..paths import model_folder
-from .models import load_model
+from .models import quieten
 from .options import BatchTokens, JsonFile, Overrides
 
 if TYPE_CHECKING:
     from ..config import Config
     from ..evaluation import Results
+    from ..model import DMoERM
     from ..schema import Group
 
 
@@ -32,10 +33,9 @@ def command(
     """Measure a model on held-out prompts, or on labelled data of your own."""
     from ..evaluation import evaluate
     from ..training import open_cache
-    from ..training.processes import is_main, join
+    from ..training.processes import is_main
 
-    join()
-    rm = load_model(model)
+    rm = _load(model)
     config = _config(Path(model), overrides or ())
     groups = _read(data, format) if data else _held_out(config, model)
     cache = open_cache(config, rm) if config and not data else None
@@ -43,6 +43,17 @@ def command(
     results = evaluate(rm, groups, config, command="eval", steps=steps, batch_tokens=batch_tokens, cache=cache)
     if is_main():
         _tell(results, json_file, report)
+
+
+def _load(path: str) -> DMoERM:
+    """The model on this process's device, in pieces where the launcher asks for it."""
+    from ..model import DMoERM
+    from ..training.sharding import check_sharding, place
+
+    quieten()
+    found = DMoERM.from_pretrained(model_folder(path))
+    check_sharding(found.config.shared_branch, found.config.router_kind == "own")
+    return place(found)
 
 
 def _tell(results: Results, json_file: Path | None, report: Path | None) -> None:

@@ -102,7 +102,7 @@ class Learner(nn.Module):
         return self.inner(**batch)
 
     def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
-        """Those that are trained. The others are the same on every process, or in pieces: DDP has nothing to do there."""
+        """Those that are trained: the others, the same on every process or in pieces, are not for DDP to look at."""
         return ((name, p) for name, p in super().named_parameters(*args, **kwargs) if p.requires_grad)
 
     def trained(self) -> Iterator[tuple[str, nn.Parameter]]:

@@ -12,7 +12,7 @@ import functools
 import os
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from accelerate import PartialState
@@ -20,19 +20,29 @@ from accelerate.utils import broadcast_object_list, gather, gather_object, pad_a
 from torch import Tensor
 
 T = TypeVar("T")
+Sharding = Literal["FSDP", "DEEPSPEED"]
 _PATIENCE = timedelta(hours=2)  # a process may wait so long for the slowest; one that has died ends all others at once
 
 
 def join() -> PartialState:
     """This process among the others; from the first call on, `cuda` is its own GPU. Without GPUs they share the CPU."""
+    sharding()  # first: what it takes would make the processes others
     return PartialState(cpu=not torch.cuda.is_available(), timeout=_PATIENCE)
 
 
 @functools.cache
+def sharding() -> Sharding | None:
+    """Whether, and by what, the launcher wants weights in pieces, one a process.
+
+    It is taken from the environment, where accelerate would find it and divide what is trained, too; see `sharding.py`.
+    """
+    asked = {kind: os.environ.pop(f"ACCELERATE_USE_{kind}", "false").lower() == "true" for kind in get_args(Sharding)}
+    return next((kind for kind, wanted in asked.items() if wanted), None)
+
+
 def sharded() -> bool:
-    """Whether frozen weights are in pieces, one a process: the launcher asks for FSDP; see `sharding`."""
-    join()
-    return os.environ.pop("ACCELERATE_USE_FSDP", "false").lower() == "true"  # or Trainer would divide what is trained
+    """Whether frozen weights are in pieces."""
+    return sharding() is not None
 
 
 def world() -> int:

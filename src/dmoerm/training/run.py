@@ -34,9 +34,9 @@ from ..taxonomy import Taxonomy
 from .batches import Example, label
 from .cache import ActivationCache
 from .graph import Engine, Training, graph
-from .processes import barrier, device, is_main, sharded, world
+from .processes import barrier, is_main, sharded, world
 from .progress import Progress
-from .sharding import check_sharding, gathered, shard
+from .sharding import check_sharding, gathered, place
 from .steps import Run
 
 
@@ -57,7 +57,7 @@ def train(config: Config, console: Console | None = None, engine: Engine | None 
         TrainingError: a loss is not finite.
     """
     _check_trackers(config)
-    check_sharding(config)
+    check_sharding(shared_branch=config.base == "frozen", own_router=config.router.kind == "own")
     _check_batches(config)
     data = load_data(config)
     _check_pairs(data)
@@ -85,10 +85,7 @@ def _train(config: Config, data: Loaded, folder: Path, progress: Progress, engin
 
 def prepare(config: Config, taxonomy: Taxonomy, folder: Path, progress: Progress) -> Run:
     """The untrained model around the pretrained backbone, and its activation cache."""
-    model = build_model(config, taxonomy)
-    if sharded():
-        shard(model)
-    model.to(device())  # pyright: ignore[reportArgumentType]
+    model = place(build_model(config, taxonomy))
     return Run(config, model, open_cache(config, model), folder, progress)
 
 

@@ -1,79 +1,90 @@
-"""Frozen weights in pieces, for a backbone that no accelerator holds whole: FSDP2 (ZeRO's third stage) without its half.
+"""Frozen weights in pieces, for a backbone that no accelerator holds whole: by FSDP2, or by ZeRO's third stage.
 
-    a linear layer or the embeddings, frozen    each process holds a piece; all get the whole for one call at a time
-    what is trained, norms, heads, statistics   whole on every process, as without
+    linear layers and embeddings of the backbone   each process holds a piece; all get the whole for a call, one by one
+    what is trained, norms, heads, statistics      whole on every process, and gradients meet by DDP, as without
 
-A lane's clipping and its best state need whole weights, and what is trained beside a large frozen backbone is small. So
-PyTorch's `fully_shard` is put on the frozen layers alone, and gradients meet by DDP. Each layer's call is a collective
-of all processes: all must make the same calls in the same order (`batches.collate_parts`, `processes.own_evenly`).
+A lane's clipping and its best state need whole weights, and what is trained beside a large frozen backbone is small.
+So PyTorch's `fully_shard`, or DeepSpeed's `zero.Init`, is put on the frozen layers alone. Each call of a layer is a
+collective of all processes: all must make the same ones in the same order (`batches.collate_parts`,
+`processes.own_evenly`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed import broadcast
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from ..config import Config
 from ..errors import ConfigError
 from ..model import DMoERM
-from .processes import device, is_main, sharded, world
+from .processes import device, is_main, sharded, sharding, world
+
+_CAN = {  # of what the launcher may ask: kind → variable → what it is unless given, what it must be, its name in a file
+    "FSDP": {
+        "FSDP_VERSION": ("1", "2", "fsdp_version"),
+        "FSDP_OFFLOAD_PARAMS": ("false", "false", "fsdp_offload_params"),
+    },
+    "DEEPSPEED": {
+        "ACCELERATE_DEEPSPEED_ZERO_STAGE": ("2", "3", "zero_stage"),
+        "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": ("none", "none", "offload_param_device"),
+        "ACCELERATE_DEEPSPEED_CONFIG_FILE": ("none", "none", "deepspeed_config_file"),
+    },
+}
 
 
-def check_sharding(config: Config) -> None:
-    """Raises `ConfigError` where the launcher asks for pieces that these settings, or this project, cannot have."""
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
-        raise ConfigError(
-            "accelerate launch: DeepSpeed flattens all that is trained, of which a lane's clipping and best state need "
-            "the whole; launch with FSDP, which divides the frozen weights as ZeRO-3 does (configs/accelerate/fsdp2.yaml)"
-        )
-    if not sharded():
-        return
-    for name, value, needed in (("version", "1", "2"), ("offload_params", "false", "false")):
-        if (given := os.environ.get(f"FSDP_{name.upper()}", value)) != needed:
-            raise ConfigError(
-                f"accelerate launch: fsdp_{name} is {given}; set it to {needed} (configs/accelerate/fsdp2.yaml)"
-            )
-    for name, value, needed in (("base", config.base, "frozen"), ("router.kind", config.router.kind, "trunk")):
-        if value != needed:
-            raise ConfigError(
-                f"{name} is {value}: FSDP divides frozen weights alone; set {name} to {needed}, or launch with "
-                "configs/accelerate/ddp.yaml"
-            )
-
-
-def shard(model: DMoERM) -> None:
-    """Gives each process its piece of every layer of the backbone, and the main process's values of all else.
+def check_sharding(shared_branch: bool, own_router: bool) -> None:
+    """Raises `ConfigError` where the launcher asks for pieces that it cannot have.
 
     Args:
-        model: one branch serves all its tasks. The main process's has its weights; the others' may be on `meta`.
+        shared_branch: one frozen branch serves all tasks; own_router: the router has a language model of its own.
     """
-    mesh, parts = init_device_mesh(device().type, (world(),)), [model.trunk, model.general.branch]
-    for module in [module for part in parts if part is not None for module in part.modules()]:
-        if isinstance(module, nn.Linear | nn.Embedding):
-            _spread(module)
-            fully_shard(module, mesh=mesh, reshard_after_forward=_reshards())
+    if (kind := sharding()) is None:
+        return
+    for variable, (usual, needed, name) in _CAN[kind].items():
+        if (given := os.environ.get(variable, usual).lower()) != needed:
+            raise ConfigError(f"accelerate launch: {name} is {given}; set it to {needed}: see configs/accelerate")
+    for wrong, setting in ((not shared_branch, "base to frozen"), (own_router, "router.kind to trunk")):
+        if wrong:
+            raise ConfigError(
+                f"accelerate launch: {kind} divides the weights that stay frozen, and nothing else; set {setting}, "
+                "or launch with configs/accelerate/ddp.yaml"
+            )
+
+
+def place(model: DMoERM) -> DMoERM:
+    """Puts the model on this process's device: whole, or its piece of every layer of the backbone.
+
+    Args:
+        model: of one whose weights go in pieces, the main process's values count; the others' may be on `meta`.
+    """
+    if (kind := sharding()) is None:
+        return model.to(device())  # pyright: ignore[reportArgumentType, reportReturnType]
+    layers = _layers(model)
+    _DIVIDE[kind](layers)
+    done = {id(layer) for layer in layers}
     for module in model.modules():
-        if not isinstance(module, FSDPModule):
+        if id(module) not in done:
             _spread(module)
+    return model
 
 
 @contextlib.contextmanager
-def gathered(model: nn.Module) -> Iterator[None]:
+def gathered(model: DMoERM) -> Iterator[None]:
     """Within this, the main process's `state_dict` has whole weights, in its memory outside the accelerator.
 
     All processes must come here.
     """
     hooks = []
-    for layer in (module for module in model.modules() if isinstance(module, FSDPModule)):
+    for layer in _layers(model) if sharded() else ():
         put_together = ((name, whole(p)) for name, p in layer.named_parameters())
         kept = {name: weight.cpu() for name, weight in put_together if is_main()}
         hooks.append(layer.register_state_dict_post_hook(_instead(kept)))
@@ -84,7 +95,12 @@ def gathered(model: nn.Module) -> Iterator[None]:
 
 def whole(weight: Tensor) -> Tensor:
     """The weight itself, put together where it is in pieces; then all processes must come here."""
-    return weight.detach().full_tensor() if isinstance(weight, DTensor) else weight.detach()
+    if isinstance(weight, DTensor):
+        return weight.full_tensor().detach()
+    if hasattr(weight, "ds_tensor"):
+        with _deepspeed().zero.GatheredParameters([weight]):
+            return weight.detach().clone()
+    return weight.detach()
 
 
 def _instead(kept: dict[str, Tensor]) -> Any:
@@ -94,6 +110,12 @@ def _instead(kept: dict[str, Tensor]) -> Any:
     return replace
 
 
+def _layers(model: DMoERM) -> list[nn.Module]:
+    """The frozen layers that have nearly all weights; the experts' branches share them."""
+    parts = [part for part in (model.trunk, model.general.branch) if part is not None]
+    return [module for part in parts for module in part.modules() if isinstance(module, nn.Linear | nn.Embedding)]
+
+
 @torch.no_grad()
 def _spread(module: nn.Module) -> None:
     """Puts the main process's values of a module's own weights on this process's device."""
@@ -101,7 +123,45 @@ def _spread(module: nn.Module) -> None:
         value = weight.detach().to(device()) if is_main() else torch.empty_like(weight, device=device())
         broadcast(value, src=0)
         setattr(module, name, nn.Parameter(value, requires_grad=weight.requires_grad))
+    for name, buffer in module.named_buffers(recurse=False):
+        setattr(module, name, buffer.to(device()))
 
 
-def _reshards() -> bool:
-    return os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() != "false"
+# --- the two ways --------------------------------------------------------------------------------------------------
+
+
+def _by_fsdp(layers: Sequence[nn.Module]) -> None:
+    mesh = init_device_mesh(device().type, (world(),))
+    reshards = os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() != "false"
+    for layer in layers:
+        _spread(layer)
+        fully_shard(layer, mesh=mesh, reshard_after_forward=reshards)
+
+
+def _by_zero(layers: Sequence[nn.Module]) -> None:
+    """DeepSpeed without an optimiser, as in its inference: it puts a layer together before a call, forward or back."""
+    deepspeed = _deepspeed()
+    deepspeed.init_distributed()
+    dtype = next(layers[0].parameters()).dtype
+    settings = {
+        "zero_optimization": {"stage": 3},
+        "train_micro_batch_size_per_gpu": 1,
+        "bf16": {"enabled": dtype == torch.bfloat16},
+    }
+    for layer in layers:
+        _spread(layer)
+        # Its own linear function would replace PyTorch's in the whole process.
+        deepspeed.zero.Init(module=layer, config_dict_or_path=settings, dtype=dtype, mem_efficient_linear=False)
+    deepspeed.initialize(model=nn.ModuleList(layers), config=settings)
+
+
+_DIVIDE: dict[str, Callable[[Sequence[nn.Module]], None]] = {"FSDP": _by_fsdp, "DEEPSPEED": _by_zero}
+
+
+def _deepspeed() -> Any:
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    try:
+        import deepspeed  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise ConfigError("ZeRO needs DeepSpeed: pip install 'dmoerm[deepspeed]'") from None
+    return deepspeed
