@@ -47,7 +47,7 @@ from dmoerm.model.layout import pack
 from dmoerm.schema import Group
 from dmoerm.taxonomy import Taxonomy
 from dmoerm.training.batches import Example
-from dmoerm.training.phases import phase2
+from dmoerm.training.experts import phase2
 from dmoerm.training.progress import Progress
 from dmoerm.training.run import examples_of, prepare
 from dmoerm.training.steps import Run

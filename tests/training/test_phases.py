@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from dmoerm.model import DMoERM
-from dmoerm.model.experts import Experts, lora_layers
 from dmoerm.schema import prompt_key
-from dmoerm.training.phases import expert_parts, first_part, phase0, phase1, phase2, phase3, second_part
+from dmoerm.training.experts import phase2
+from dmoerm.training.phases import first_part, phase0, phase1, phase3, second_part
 
 TASK = "chitchat"
 
@@ -99,59 +98,6 @@ def test_a_warm_start_begins_from_the_general_model(begun: Callable[..., Any], b
     # fixed embeddings are standardised by the task's own statistics
     kept = {name for name in general if base == "full" or "standardise" not in name}
     assert all(torch.equal(task[name], general[name]) for name in kept) == warm
-
-
-def one_expert(start: Any, capability: str) -> None:
-    """Leaves the task this one expert."""
-    model = start.run.model
-    inner = model.inner(TASK)
-    settings = start.run.config
-    branch, width = inner.base.branch, model.config.width
-    inner.experts = Experts(branch, [capability], width, settings.phase2.lora, settings.head, inner.base.pooling)
-
-
-@pytest.mark.parametrize("rank", [0, 2])
-def test_experts_of_several_steps_are_those_of_one(begun: Callable[..., Any], tmp_path: Path, rank: int) -> None:
-    """Though the groups are not all labelled on all capabilities."""
-    step = {"learning_rate": 3e-2, "epochs": 6, "evaluations": 6, "patience": 1, "batch_groups": 1}
-    settings = {"phase2": {**step, "lora": {"rank": rank, "dropout": 0.0}}}
-    one, several = (begun(**settings, output=str(tmp_path / name)) for name in ("one", "several"))
-    names = one.run.model.inner(TASK).experts.capabilities
-    for start in (one, several):
-        for i, example in enumerate(start.of(TASK)[0]):
-            example.pairs[names[i % 2]] = []  # pyright: ignore[reportIndexIssue]
-        trained(start, phase1)
-    phase2(one.run, TASK, *one.of(TASK))
-    for part in expert_parts(TASK, names, 1).items():
-        phase2(several.run, TASK, *several.of(TASK), part)
-    assert {f"phase2/{TASK}/0", f"phase2/{TASK}/1"} <= several.run.metrics().keys()
-    states = [start.run.model.inner(TASK).experts.state_dict() for start in (one, several)]
-    torch.testing.assert_close(states[1], states[0], atol=1e-5, rtol=1e-3)
-
-
-@pytest.mark.parametrize("rank", [0, 2])
-@pytest.mark.parametrize("head_first", [False, True])
-def test_experts_trained_together_are_those_trained_alone(
-    begun: Callable[..., Any], tmp_path: Path, rank: int, head_first: bool
-) -> None:
-    """Each on its own labels, with early stopping at its own time; nothing random inside the layers."""
-    step = {"learning_rate": 3e-2, "epochs": 6, "evaluations": 6, "patience": 1, "batch_groups": 2}
-    lora = {"rank": rank, "dropout": 0.0}
-    first = {"epochs": 2.0, "learning_rate": 1e-2} if head_first else None
-    settings = {"phase2": {**step, "lora": lora, "head_first": first}}
-    together = begun(**settings)
-    trained(together, phase1, phase2)
-    for i, capability in enumerate(together.run.model.inner(TASK).experts.capabilities):
-        alone = begun(**settings, output=str(tmp_path / capability))
-        one_expert(alone, capability)
-        trained(alone, phase1, phase2)
-        joint, own = (start.run.model.inner(TASK).experts for start in (together, alone))
-        torch.testing.assert_close(joint.heads[i].state_dict(), own.heads[0].state_dict(), atol=1e-5, rtol=1e-3)
-        for one, other in zip(lora_layers(joint).values(), lora_layers(own).values(), strict=True):
-            torch.testing.assert_close(one.lora_A[i], other.lora_A[0], atol=1e-5, rtol=1e-3)
-            torch.testing.assert_close(one.lora_B[i], other.lora_B[0], atol=1e-5, rtol=1e-3)
-        kept = [start.run.metrics()[f"phase2/{TASK}"][f"loss/{capability}"] for start in (together, alone)]
-        assert kept[0] == pytest.approx(kept[1], rel=1e-4)
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.6, 0.3])

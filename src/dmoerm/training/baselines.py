@@ -29,8 +29,8 @@ from ..model.layout import Packed
 from .batches import Example, collate_vectors, items
 from .embedding import base_embeddings
 from .learner import PhaseModel
-from .phases import apply_base, fit_step, train_base
-from .steps import Ended, Run, State, ended
+from .phases import apply_base, train_base
+from .steps import Ended, Run, State, ended, fit_step
 
 Examples = Sequence[Example]
 UWO_WEIGHT = 0.5

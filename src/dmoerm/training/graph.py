@@ -18,7 +18,8 @@ from ..data.loading import Loaded
 from ..errors import DataError
 from ..taxonomy import Taxonomy
 from .batches import Example
-from .phases import expert_parts, phase0, phase1, phase2, phase3
+from .experts import expert_parts, phase2
+from .phases import phase0, phase1, phase3
 from .router import assign_tasks, train_router
 from .steps import Run
 

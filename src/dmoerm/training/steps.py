@@ -14,16 +14,18 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import TrainerCallback, set_seed
 
-from ..config import Config
+from ..config import Config, StepConfig
 from ..errors import ArtefactError
 from ..model import DMoERM
+from ..model.engine import Decoder
 from ..paths import complete_folder
 from ..storage import Mirror
+from .batches import Collate, Item
 from .cache import ActivationCache
-from .fitting import Fit
+from .fitting import Fit, fit
 from .processes import agreed, barrier, is_main
 from .progress import Progress
 
@@ -124,11 +126,46 @@ class _KeepCheckpoints(TrainerCallback):
             self._mirror.prune(folder)
 
 
+def fit_step(
+    run: Run,
+    model: nn.Module,
+    parts: list[list[Item]],
+    collate: Collate,
+    step: StepConfig,
+    place: Path,
+    seed: str | None = None,
+) -> list[Fit]:
+    """Fits a module of a run's step, with what the run's settings say of every fit.
+
+    Args:
+        parts: training and validation items.
+        place: where its checkpoints lie; seed: what its random streams hang on, if not its place.
+    """
+    name = seed or str(place.relative_to(run.folder / "checkpoints"))
+    trains_branch = any(isinstance(m, Decoder) and _wants_gradients(m) for m in model.modules())
+    return fit(
+        model,
+        *parts,
+        collate=collate,
+        step=step,
+        folder=place,
+        seed=run.seed(name),
+        bf16=run.bf16 and trains_branch and run.config.base == "full",
+        shared=trains_branch,
+        report_to=run.config.report_to,
+        callbacks=run.callbacks,
+    )
+
+
+def _wants_gradients(module: nn.Module) -> bool:
+    return any(p.requires_grad for p in module.parameters())
+
+
 def ended(fits: Sequence[Fit], names: Sequence[str] = ()) -> Ended:
     """The mean over the lanes, and, if they have names, each lane's own."""
-    mean = {key: sum(getattr(fit, key) for fit in fits) / len(fits) for key in ("loss", "consistency", "steps")}
-    for name, fit in zip(names, fits, strict=False):
-        mean |= {f"loss/{name}": fit.loss, f"consistency/{name}": fit.consistency}
+    mean = {key: sum(getattr(one, key) for one in fits) / len(fits) for key in ("loss", "consistency", "steps")}
+    for name, one in zip(names, fits, strict=False):
+        mean |= {f"loss/{name}": one.loss, f"consistency/{name}": one.consistency}
     return mean
 
 
