@@ -6,6 +6,8 @@ import importlib.util
 import json
 import os
 import shutil
+import urllib.request
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -136,6 +138,36 @@ def reward_server() -> Iterator[RunningServer]:
     """A server by rule that runs while the tests do; do not kill it."""
     with running_server() as server:
         yield server
+
+
+# --- an object store -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def object_store() -> Iterator[str]:
+    """Where a server listens that speaks S3 and keeps all in its memory."""
+    server = pytest.importorskip("moto.server", reason="moto is not installed; run: make install")
+    running = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    running.start()
+    host, port = running.get_host_and_port()
+    yield f"http://{host}:{port}"
+    running.stop()
+
+
+@pytest.fixture
+def bucket(object_store: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URL of an empty bucket; the processes that a test starts find the store, too."""
+    about = {
+        "ENDPOINT_URL": object_store,
+        "ACCESS_KEY_ID": "x",
+        "SECRET_ACCESS_KEY": "x",
+        "DEFAULT_REGION": "eu-west-1",
+    }
+    for name, value in about.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    name = uuid.uuid4().hex
+    urllib.request.urlopen(urllib.request.Request(f"{object_store}/{name}", method="PUT")).close()
+    return f"s3://{name}"
 
 
 # --- a browser -----------------------------------------------------------------------------------------------------

@@ -11,12 +11,14 @@ from dmoerm.errors import ConfigError, DataError
 from dmoerm.storage import Mirror, complete_at, exists, matching, open_binary
 
 
-@pytest.fixture(params=["memory", "file", "path"])
+@pytest.fixture(params=["memory", "file", "path", "s3"])
 def place(request: Any, tmp_path: Path) -> Iterator[str]:
     """A storage of each kind, empty."""
-    yield {"memory": "memory://kept/run", "file": f"file://{tmp_path}/kept", "path": str(tmp_path / "kept")}[
-        request.param
-    ]
+    if request.param == "s3":
+        yield f"{request.getfixturevalue('bucket')}/kept/run"
+        return
+    places = {"memory": "memory://kept/run", "file": f"file://{tmp_path}/kept", "path": str(tmp_path / "kept")}
+    yield places[request.param]
     fsspec.filesystem("memory").store.clear()
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fsspec
+import pyarrow
 import pyarrow.parquet as parquet
 import pytest
 from tiny import tiny_groups
@@ -60,6 +63,48 @@ def test_both_engines_score_to_the_same_rows(trained_run: Any, tmp_path: Path) -
     for found, expected in zip(rows, one.to_pylist(), strict=True):
         assert found["id"] == expected["id"]
         assert found["rewards"] == pytest.approx(expected["rewards"], abs=1e-4)
+
+
+def test_rows_and_scores_may_lie_in_an_object_store(trained_run: Any, bucket: str) -> None:
+    store = fsspec.filesystem("s3")
+    for number, group in enumerate(tiny_groups(6)):
+        row = {"id": f"row {number}", **group.model_dump(mode="json", include={"prompt", "responses"})}
+        with store.open(f"{bucket}/rows/{number:02}.parquet", "wb") as file:
+            parquet.write_table(pyarrow.Table.from_pylist([row]), file)
+    asked = ("score", trained_run.folder, "--input", f"{bucket}/rows/*.parquet")
+    run(*asked, "--output", f"{bucket}/here.parquet")
+    run(*asked, "--output", f"{bucket}/there", "--engine", "ray", "--actors", 1)
+    expected = rows_of(store, f"{bucket}/here.parquet")
+    found = [row for part in manifest(store, f"{bucket}/there") for row in rows_of(store, f"{bucket}/there/{part}")]
+    assert [row["id"] for row in found] == [row["id"] for row in expected] == [f"row {i}" for i in range(6)]
+    for one, other in zip(found, expected, strict=True):
+        assert one["rewards"] == pytest.approx(other["rewards"], abs=1e-4)
+
+
+def rows_of(store: Any, place: str) -> list[dict[str, Any]]:
+    with store.open(place, "rb") as file:
+        return parquet.read_table(file).to_pylist()
+
+
+def manifest(store: Any, place: str) -> list[str]:
+    with store.open(f"{place}/manifest.json", "rb") as file:
+        return [part["part"] for part in json.load(file)["parts"]]
+
+
+def test_finished_steps_may_lie_in_an_object_store(
+    tiny_config: Callable[..., Config], tmp_path: Path, bucket: str
+) -> None:
+    """A second machine, which has nothing of the run but its settings, trains no step again."""
+    config, file = tiny_config(base="frozen", phase2={"lora": {"rank": 0}}), tmp_path / "mine.yaml"
+    file.write_text(dump_config(config))
+    asked = ("train", file, "--no-eval", "--set", f"storage={bucket}/run")
+    run(*asked, "--engine", "ray")
+    steps = [name for name in fsspec.filesystem("s3").find(f"{bucket}/run/steps") if name.endswith(".safetensors")]
+    assert len(steps) == len(list(Path(config.output).rglob("steps/**/state.safetensors"))) > 3
+    sums = (Path(config.output) / "model" / "SHA256SUMS").read_text()
+    shutil.rmtree(config.output)
+    run(*asked)
+    assert (Path(config.output) / "model" / "SHA256SUMS").read_text() == sums
 
 
 def test_ray_writes_a_folder(tmp_path: Path) -> None:
