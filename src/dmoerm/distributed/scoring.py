@@ -221,7 +221,8 @@ def _write_manifest(job: Job, shards: Sequence[Shard], tally: Tally) -> dict[str
     ]
     left_out = sum(shard.rows for shard in shards) - tally.queries
     manifest = {"schema": 1, "scorer": job.scorer, "input": job.input, **tally.figures(), "left_out": left_out}
-    _write(f"{job.output.rstrip('/')}/manifest.json", json.dumps(manifest | {"parts": parts}, ensure_ascii=False))
+    manifest["parts"] = parts
+    _write(f"{job.output.rstrip('/')}/manifest.json", json.dumps(manifest, ensure_ascii=False))
     return manifest
 
 
