@@ -206,14 +206,14 @@ class AggregatorConfig(StepConfig):
 
 
 class RayConfig(_Settings):
-    """`train --engine ray`: what each step asks of the cluster."""
+    """`--engine ray` of train, compare and bon: what each step asks of the cluster, and each actor that scores."""
 
     address: str | None = None
     """The cluster's address; None: that of the environment variable RAY_ADDRESS, else one on this machine."""
     cpus: float = Field(default=1.0, ge=0)
-    """Processors of a step."""
+    """Processors of a step or an actor."""
     gpus: float = Field(default=0.0, ge=0)
-    """Accelerators of a step, or a share of one."""
+    """Accelerators of a step or an actor, or a share of one."""
     retries: int = Field(default=3, ge=0)
     """How often a step is begun again whose worker or node is lost."""
 

@@ -21,7 +21,8 @@ class Score:
         task: the task whose inner model scored, or None for the general model.
         route: task → probability, from the prompt alone.
         capabilities: capability → score, in standard deviations from the training part's mean.
-        uncertainty: how far the experts disagree, in the same unit; None for the general model.
+        uncertainty: how far the experts disagree, in the same unit; None for the general model. Of an ensemble: how far
+            its members do, in the reward's unit.
         temperature: σ((reward_a − reward_b) / temperature) is the probability that a is better than b.
     """
 

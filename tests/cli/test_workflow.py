@@ -124,9 +124,42 @@ def test_score_writes_one_row_a_row_in_order(
             assert all(len(values) == len(row["responses"]) for values in score["capabilities"].values())
             assert len(score["uncertainty"]) == len(row["responses"])
     summary = json.loads((tmp_path / "sum.json").read_text())
+    assert (summary["models"], summary["ensemble"]) == ([str(trained)], None)
     assert (summary["queries"], summary["responses"]) == (7, sum(len(row["responses"]) for row in rows))
     assert sum(summary["tasks"].values()) == 7
     assert [file.name for file in output.parent.iterdir()] == ["scores.jsonl"]
+
+
+@pytest.mark.parametrize("how", ["mean", "wco", "uwo"])
+def test_score_by_several_models_names_the_best(
+    trained: Path, tmp_path: Path, write_rows: Callable[..., Path], tiny_model: Callable[..., Any], how: str
+) -> None:
+    import dmoerm
+    from dmoerm.model.ensemble import joined
+
+    tiny_model().save_pretrained(tmp_path / "other")
+    members, rows, output = [trained, tmp_path / "other"], queries(), tmp_path / "scores.jsonl"
+    asked = (
+        "--input",
+        write_rows(rows),
+        "--output",
+        output,
+        "--ensemble",
+        how,
+        "--best",
+        "--json",
+        tmp_path / "s.json",
+    )
+    result = run("score", *members, *asked)
+    assert result.exit_code == 0, result.output
+    models = [dmoerm.DMoERM.from_pretrained(place) for place in (trained / "model", tmp_path / "other")]
+    for row, found in zip(rows, lines(output), strict=True):
+        apart = [model.score(row["prompt"], row["responses"], task=row.get("task")) for model in models]
+        assert found["rewards"] == pytest.approx([score.reward for score in joined(apart, how)], abs=1e-3)
+        assert found["best"] == found["rewards"].index(max(found["rewards"]))
+        assert found["chosen"] == row["responses"][found["best"]]
+    summary = json.loads((tmp_path / "s.json").read_text())
+    assert (summary["models"], summary["ensemble"]) == ([str(place) for place in members], how)
 
 
 def test_score_reads_and_writes_parquet(trained: Path, tmp_path: Path, write_rows: Callable[..., Path]) -> None:

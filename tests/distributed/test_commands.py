@@ -42,18 +42,43 @@ def test_train_on_ray_leaves_a_run(tiny_config: Callable[..., Config], tmp_path:
     assert {"router", "phase0", "phase1", "phase2", "phase3"} <= steps.keys()
 
 
-def test_both_engines_score_to_the_same_rows(trained_run: Any, tmp_path: Path) -> None:
-    folder = tmp_path / "rows"
+def test_compare_and_best_of_n_share_their_runs_on_ray(tiny_config: Callable[..., Config], tmp_path: Path) -> None:
+    config, file, folder = (
+        tiny_config(base="frozen", phase2={"lora": {"rank": 0}}),
+        tmp_path / "mine.yaml",
+        tmp_path / "x",
+    )
+    file.write_text(dump_config(config))
+    asked = (file, "--engine", "ray", "--seed", 0, "--noise", "clean=0,0", "--members", 2, "--output", folder)
+    run("compare", *asked)
+    assert "dmoerm" in json.loads((folder / "results.json").read_text())["methods"]
+    steps = {state: state.stat().st_mtime_ns for state in folder.rglob("state.safetensors")}
+    run("bon", *asked, "--from", "graded", "--samples", 3)
+    assert json.loads((folder / "best_of_n.json").read_text())["ns"] == [1, 2, 3]
+    assert {state: state.stat().st_mtime_ns for state in folder.rglob("state.safetensors")} == steps
+    assert list((folder / "clean" / "seed0" / "dmoerm" / "samples").rglob("part-*.parquet"))
+
+
+@pytest.mark.parametrize("more", [(), ("--ensemble", "uwo", "--best")])
+def test_both_engines_score_to_the_same_rows(
+    trained_run: Any, tiny_model: Callable[..., Any], tmp_path: Path, more: tuple[str, ...]
+) -> None:
+    """By one model; by two, with the best response."""
+    folder, models = tmp_path / "rows", [trained_run.folder]
     folder.mkdir()
+    if more:
+        tiny_model().save_pretrained(tmp_path / "other")
+        models.append(tmp_path / "other")
     for number, group in enumerate(tiny_groups(6)):
         row = {"id": f"row {number}", **group.model_dump(mode="json", include={"prompt", "responses"})}
         (folder / f"{number:02}.jsonl").write_text(json.dumps(row) + "\n")
-    asked = ("score", trained_run.folder, "--input", folder / "*.jsonl", "--json", tmp_path / "found.json")
+    asked = ("score", *models, "--input", folder / "*.jsonl", "--json", tmp_path / "found.json", *more)
     run(*asked, "--output", tmp_path / "here.parquet")
     here = json.loads((tmp_path / "found.json").read_text())
-    run(*asked, "--output", tmp_path / "there", "--engine", "ray", "--actors", 1)
+    on_ray = ("--output", tmp_path / "there", "--engine", "ray", "--actors", 1)
+    run(*asked, *on_ray)
     there = json.loads((tmp_path / "found.json").read_text())
-    kept = ("queries", "responses", "tasks", "left_out")
+    kept = ("models", "ensemble", "queries", "responses", "tasks", "left_out")
     assert {name: here[name] for name in kept} == {name: there[name] for name in kept}
     parts = [part["part"] for part in json.loads((tmp_path / "there" / "manifest.json").read_text())["parts"]]
     tables = [parquet.read_table(tmp_path / "there" / part) for part in parts]
@@ -63,6 +88,10 @@ def test_both_engines_score_to_the_same_rows(trained_run: Any, tmp_path: Path) -
     for found, expected in zip(rows, one.to_pylist(), strict=True):
         assert found["id"] == expected["id"]
         assert found["rewards"] == pytest.approx(expected["rewards"], abs=1e-4)
+        assert found.get("chosen") == expected.get("chosen")
+    for other in (("--ensemble", "wco", "--best"), ("--ensemble", "uwo")) if more else ():
+        done = run(*asked[:-3], *other, *on_ray, code=1)
+        assert "scores of another job" in done.stderr
 
 
 def test_rows_and_scores_may_lie_in_an_object_store(trained_run: Any, bucket: str) -> None:

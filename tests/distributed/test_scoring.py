@@ -18,9 +18,10 @@ import pyarrow.parquet as parquet
 import pytest
 from tiny import tiny_groups
 
-from dmoerm.cli.score import open_model
+from dmoerm.cli.score import open_models
 from dmoerm.data.readers import read_queries
 from dmoerm.errors import ConfigError, DataError
+from dmoerm.scoring.rows import written_rows
 from dmoerm.storage import matching
 
 from .conftest import Nodes, wait_until
@@ -51,7 +52,7 @@ def write_inputs(folder: Path, count: int, files: int = 4) -> str:
 def streamed(model: Path, pattern: str) -> Iterator[dict[str, Any]]:
     """The rows of the streaming path."""
     for file in matching(pattern):
-        yield from open_model(str(model), 8192, None).rows(read_queries(file))
+        yield from written_rows(open_models([str(model)]), read_queries(file))
 
 
 def written(output: Path) -> list[dict[str, Any]]:
@@ -96,7 +97,7 @@ def test_a_killed_actor_costs_no_row_and_doubles_none(
     killer = threading.Thread(target=kill)
     killer.start()
     start = time.monotonic()
-    manifest = score_on_ray(job(pattern, output, shard_rows=100), functools.partial(open_model, str(model), 8192, None))
+    manifest = score_on_ray(job(pattern, output, shard_rows=100), functools.partial(open_models, [str(model)]))
     print(f"{count} rows: {time.monotonic() - start:.1f} s")
     killer.join()
     assert killed
@@ -108,12 +109,12 @@ def test_a_killed_actor_costs_no_row_and_doubles_none(
 
 DRIVER = """
 import functools, ray
-from dmoerm.cli.score import open_model
+from dmoerm.cli.score import open_models
 from dmoerm.distributed.scoring import Job, score_on_ray
 
 ray.init(address={address!r}, log_to_driver=False)
 job = Job("tiny", {pattern!r}, {output!r}, shard_rows=50)
-score_on_ray(job, functools.partial(open_model, {model!r}, 8192, None))
+score_on_ray(job, functools.partial(open_models, [{model!r}]))
 """
 
 
@@ -131,7 +132,7 @@ def test_a_killed_driver_costs_no_finished_part(nodes: Nodes, trained_run: Any, 
     wait_until(lambda: not nodes.running("MapWorker"), "the killed driver's actors go on")
     assert not (output / "manifest.json").exists()
     before = {part: part.stat().st_mtime_ns for part in output.glob("part-*")}
-    score_on_ray(job(pattern, output, shard_rows=50), functools.partial(open_model, str(model), 8192, None))
+    score_on_ray(job(pattern, output, shard_rows=50), functools.partial(open_models, [str(model)]))
     assert {part: part.stat().st_mtime_ns for part in before} == before
     assert_same_rows(written(output), list(streamed(model, pattern)))
 
@@ -150,7 +151,7 @@ def test_a_killed_node_costs_no_row(nodes: Nodes, trained_run: Any, tmp_path: Pa
 
     killer = threading.Thread(target=kill)
     killer.start()
-    score_on_ray(job(pattern, output, shard_rows=50), functools.partial(open_model, str(model), 8192, None))
+    score_on_ray(job(pattern, output, shard_rows=50), functools.partial(open_models, [str(model)]))
     killer.join()
     nodes.second = nodes.add()
     assert_same_rows(written(output), list(streamed(model, pattern)))
@@ -163,7 +164,7 @@ def test_bad_rows_end_the_job_or_are_left_out(nodes: Nodes, trained_run: Any, tm
     pattern = write_inputs(tmp_path / "rows", 40, files=1)
     with (tmp_path / "rows" / "0.jsonl").open("a") as file:
         file.write(json.dumps({"prompt": "p", "responses": ["a", ""]}) + "\n")
-    opened = functools.partial(open_model, str(trained_run.folder / "model"), 8192, None)
+    opened = functools.partial(open_models, [str(trained_run.folder / "model")])
     with pytest.raises(DataError, match=r"0\.jsonl:80: responses: response 1 is empty"):
         score_on_ray(job(pattern, tmp_path / "out", shard_rows=20), opened)
     with pytest.raises(ConfigError, match="scores of another job"):

@@ -15,7 +15,7 @@ from tiny import make_model, make_tiny_config
 
 from dmoerm.errors import DataError, DmoermError
 from dmoerm.model import DMoERM
-from dmoerm.model.batching import batches, pad
+from dmoerm.model.batching import batches, pad, pieces
 from dmoerm.model.encoding import Encoded
 from dmoerm.model.inner import InnerModel
 from dmoerm.schema import Message, Query
@@ -268,6 +268,38 @@ def test_batches_hold_every_query_once_within_the_budget(shapes: list[Any], budg
     assert sorted(i for rows in found for i in rows) == list(range(len(encoded)))
     for rows in found:
         assert len(rows) == 1 or sum(encoded[i].tokens for i in rows) <= budget
+
+
+@given(
+    prompt=st.integers(1, 30),
+    lengths=st.lists(st.integers(1, 20), min_size=1, max_size=12),
+    budget=st.integers(1, 80),
+)
+def test_pieces_are_the_query_cut_to_size(prompt: int, lengths: list[int], budget: int) -> None:
+    encoded = Encoded(list(range(prompt)), [[n] * length for n, length in enumerate(lengths)])
+    found = list(pieces(encoded, budget))
+    assert [response for _, piece in found for response in piece.responses] == encoded.responses
+    assert [first for first, _ in found] == [piece.responses[0][0] for _, piece in found]
+    assert all(piece.tokens <= max(budget, 2 * prompt) or len(piece.responses) == 1 for _, piece in found)
+    assert all(piece.prompt == encoded.prompt for _, piece in found)
+    whole = encoded.tokens + 20 * len(found)  # a piece wastes less than a response's length
+    assert sum(piece.tokens for _, piece in found) <= 2 * whole
+
+
+def test_any_number_of_responses_is_scored_by_one_route(plain: DMoERM, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [f"Answer {i}, {'and more ' * (i % 7)}" for i in range(300)]
+    (query,) = [Query(prompt="Which one?", responses=tuple(texts))]
+    expected = next(iter(plain.score_queries([query], 1_000_000)))
+    passes: list[int] = []
+    real = plain.hidden
+    monkeypatch.setattr(plain, "hidden", lambda ids: (passes.append(len(ids.tokens)), real(ids))[1])
+    routed: list[Any] = []
+    monkeypatch.setattr(plain, "route", lambda *given: routed.append(1) or DMoERM.route(plain, *given))
+    found = next(iter(plain.score_queries([query], 400)))
+    assert_same(found, expected)
+    assert len(passes) > 10
+    assert max(passes) <= plain.pass_tokens(400)
+    assert len(routed) == 1, "a decision near the threshold must not differ between the pieces of one row"
 
 
 def test_all_errors_are_ours() -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as parquet
@@ -8,9 +10,10 @@ import pytest
 from tiny import tiny_groups
 
 from dmoerm.errors import DataError
+from dmoerm.model.ensemble import joined
 from dmoerm.schema import Query
 from dmoerm.scoring.output import open_output
-from dmoerm.scoring.rows import MethodRows, ModelRows, Tally
+from dmoerm.scoring.rows import MethodRows, ModelRows, RowScorer, Tally, written_rows
 
 QUERIES = [Query(prompt=group.prompt, responses=group.responses) for group in tiny_groups(3)]
 
@@ -22,26 +25,87 @@ class ByLength:
         return [[float(len(text)) for text in query.responses] for query in queries]
 
 
-def test_a_model_and_a_method_fill_the_same_columns(tiny_model: Callable[..., Any], tmp_path: Any) -> None:
-    model = list(ModelRows(tiny_model()).rows(QUERIES))
-    method = list(MethodRows(ByLength()).rows(QUERIES))
-    assert [list(row) for row in model] == [list(row) for row in method]
-    assert [row["id"] for row in method] == [query.id for query in QUERIES]
+class Given:
+    """A scorer whose rewards are given."""
+
+    def __init__(self, *rewards: list[float]) -> None:
+        self.rewards = rewards
+
+    def rows(self, queries: Iterable[Query], on_bad: Any = None) -> Iterator[tuple[Query, dict[str, Any]]]:
+        yield from ((query, {"rewards": row}) for query, row in zip(queries, self.rewards, strict=True))
+
+
+def rows(scorer: RowScorer, queries: Iterable[Query] = QUERIES, on_bad: Any = None) -> list[dict[str, Any]]:
+    return list(written_rows(scorer, queries, on_bad))
+
+
+@pytest.fixture
+def two(tiny_model: Callable[..., Any]) -> list[Any]:
+    """Two models that rate differently, one of which is never sure of the task."""
+    return [tiny_model(), tiny_model(base="frozen", router={"threshold": 1.0})]
+
+
+def test_a_model_an_ensemble_and_a_method_fill_the_same_columns(two: list[Any], tmp_path: Path) -> None:
+    model, ensemble, method = rows(ModelRows(two[:1])), rows(ModelRows(two)), rows(MethodRows(ByLength()))
+    assert [list(row) for row in model] == [list(row) for row in method] == [list(row) for row in ensemble]
+    for found in (model, ensemble, method):
+        assert [row["id"] for row in found] == [query.id for query in QUERIES]
     assert [row["rewards"] for row in method] == ByLength().score_all(QUERIES)
     with open_output(str(tmp_path / "out.parquet")) as write:
-        write([*model, *method])
-    assert parquet.read_table(tmp_path / "out.parquet").num_rows == 2 * len(QUERIES)
+        write([*model, *ensemble, *method])
+    assert parquet.read_table(tmp_path / "out.parquet").num_rows == 3 * len(QUERIES)
+
+
+@pytest.mark.parametrize("how", ["mean", "wco", "uwo"])
+def test_an_ensemble_joins_what_its_members_say(two: list[Any], how: str) -> None:
+    apart = [list(model.score_queries(QUERIES)) for model in two]
+    for row, *members in zip(rows(ModelRows(two, ensemble=how)), *apart, strict=True):
+        expected = joined(members, how)
+        assert row["rewards"] == [score.reward for score in expected]
+        assert row["uncertainty"] == [score.uncertainty for score in expected]
+        assert min(row["uncertainty"]) > 0
+        assert (row["task"], row["route"], row["temperature"]) == (
+            expected[0].task,
+            expected[0].route,
+            expected[0].temperature,
+        )
+
+
+def test_the_best_is_the_first_of_the_highest(tmp_path: Path) -> None:
+    queries = [Query(id=str(i), prompt="p", responses=("a", "b", "c")) for i in range(3)]
+    scorer = Given([0.0, 2.0, 1.0], [1.0, 0.0, 1.0], [-3.0, -2.0, -1.0])
+    found = list(written_rows(scorer, queries, best=True))
+    assert [(row["best"], row["chosen"]) for row in found] == [(1, "b"), (0, "a"), (2, "c")]
+    assert all(row.keys() == {"rewards"} for row in rows(scorer, queries))
+    for name in ("out.parquet", "out.jsonl"):
+        with open_output(str(tmp_path / name), best=True) as write:
+            write(found)
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    for read in (parquet.read_table(tmp_path / "out.parquet").to_pylist(), lines):
+        assert [(row["best"], row["chosen"]) for row in read] == [(1, "b"), (0, "a"), (2, "c")]
+    with pytest.raises(DataError, match=r"query 0: no response is the best \(got nan\)"):
+        list(written_rows(Given([1.0, float("nan"), 0.0]), queries[:1], best=True))
 
 
 def test_a_task_for_all_goes_before_the_rows_own(tiny_model: Callable[..., Any]) -> None:
+    models = [tiny_model()]
     queries = [query.model_copy(update={"task": "strange"}) for query in QUERIES]
     bad: list[DataError] = []
-    assert {row["task"] for row in ModelRows(tiny_model(), task="chitchat").rows(queries, bad.append)} == {"chitchat"}
+    assert {row["task"] for row in rows(ModelRows(models, task="chitchat"), queries, bad.append)} == {"chitchat"}
     assert not bad
-    assert not list(ModelRows(tiny_model()).rows(queries, bad.append))
+    assert not rows(ModelRows(models), queries, bad.append)
     assert len(bad) == len(queries)
     with pytest.raises(DataError, match="no such task"):
-        ModelRows(tiny_model(), task="strange").rows(queries)
+        ModelRows(models, task="strange").rows(queries)
+
+
+def test_what_one_member_cannot_score_is_left_out(tiny_model: Callable[..., Any]) -> None:
+    members = [tiny_model(), tiny_model(encoding={"max_length": 40})]
+    queries = [Query(id=name, prompt="How?", responses=("So. " * n, "No.")) for name, n in (("short", 2), ("long", 60))]
+    bad: list[DataError] = []
+    assert [row["id"] for row in rows(ModelRows(members), queries, bad.append)] == ["short"]
+    assert "query long" in str(bad[0])
+    assert len(bad) == 1
 
 
 def test_tallies_add_up() -> None:

@@ -8,27 +8,14 @@ import threading
 
 import httpx2
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from dmoerm.errors import DataError, ServerError
-from dmoerm.model.encoding import Encoded
 from dmoerm.schema import Query
 from dmoerm.serving import ServingConfig
-from dmoerm.serving.batching import Batcher, Overloaded, pieces
+from dmoerm.serving.batching import Batcher, Overloaded
 from dmoerm.serving.metrics import Metrics
 
 QUERIES = [Query(prompt=f"What about {i}?", responses=tuple("So. " * (j + i) for j in range(1, 4))) for i in range(12)]
-
-
-@given(st.integers(1, 30), st.lists(st.integers(1, 20), min_size=1, max_size=12), st.integers(1, 80))
-def test_pieces_are_the_query_cut_to_size(prompt, lengths, budget):
-    encoded = Encoded(list(range(prompt)), [[n] * length for n, length in enumerate(lengths)])
-    found = list(pieces(encoded, budget))
-    assert [response for _, piece in found for response in piece.responses] == encoded.responses
-    assert [first for first, _ in found] == [piece.responses[0][0] for _, piece in found]
-    assert all(piece.tokens <= budget or len(piece.responses) == 1 for _, piece in found)
-    assert all(piece.prompt == encoded.prompt for _, piece in found)
 
 
 @pytest.fixture

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .experiments import conditions_of, experiment_config, write_found
+from .experiments import conditions_of, engine_of, experiment_config, write_found
 from .models import quieten
-from .options import ExperimentFolder, JsonFile, Members, Noise, Overrides, Seeds
+from .options import Engine, ExperimentFolder, JsonFile, Members, Noise, Overrides, Seeds
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from ..config import Config
+    from ..evaluation.panel import Scoring
     from ..evaluation.samples import Samples
 
 
@@ -37,6 +38,7 @@ def command(
     seeds: Seeds = None,
     noise: Noise = None,
     members: Members = 5,
+    engine: Engine = "local",
     output: ExperimentFolder = None,
     overrides: Overrides = None,
     json_file: JsonFile = None,
@@ -47,20 +49,35 @@ def command(
 
     quieten()
     settings = experiment_config(config, overrides or (), output)
-    found = measure_best_of_n(
-        settings,
-        _samples(settings, source, samples, prompts, seeds or (0, 1, 2)),
-        conditions_of(noise or ()),
-        members=members,
-        source=f"{source}, {samples} samples a prompt" if source != "graded" else "held-out groups, graded by people",
-        ns=ns,
-        command=" ".join(["dmoerm", *sys.argv[1:]]),
-    )
+    with engine_of(engine, settings) as training:
+        found = measure_best_of_n(
+            settings,
+            _samples(settings, source, samples, prompts, seeds or (0, 1, 2)),
+            conditions_of(noise or ()),
+            members=members,
+            source=f"{source}, {samples} samples a prompt"
+            if source != "graded"
+            else "held-out groups, graded by people",
+            ns=ns,
+            command=" ".join(["dmoerm", *sys.argv[1:]]),
+            engine=training,
+            scoring=_scoring(engine),
+        )
     lines = write_found(found, Path(settings.output) / "best_of_n.json", json_file)
     console = screen()
     print_best_of_n(console, found)
     for line in lines:
         console.print(line, soft_wrap=True)
+
+
+def _scoring(engine: str) -> Scoring:
+    if engine == "local":
+        from ..evaluation.panel import score_here
+
+        return score_here
+    from ..distributed.panel import score_there
+
+    return score_there
 
 
 def _samples(

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .experiments import conditions_of, experiment_config, write_found
+from .experiments import conditions_of, engine_of, experiment_config, write_found
 from .models import quieten
-from .options import ExperimentFolder, JsonFile, Members, Noise, Overrides, Seeds
+from .options import Engine, ExperimentFolder, JsonFile, Members, Noise, Overrides, Seeds
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,6 +42,7 @@ def command(
             "--rival", metavar="NAME=PLACE", help="A sequence classifier (folder, hub name) or reward server (URL)."
         ),
     ] = None,
+    engine: Engine = "local",
     output: ExperimentFolder = None,
     overrides: Overrides = None,
     json_file: JsonFile = None,
@@ -53,15 +54,17 @@ def command(
 
     quieten()
     settings = experiment_config(config, overrides or (), output)
-    found = compare_methods(
-        settings,
-        seeds=seeds or (0, 1, 2),
-        conditions=conditions_of(noise or ()),
-        members=members,
-        ablations=list(ABLATIONS) if ablations == ["all"] else ablations or (),
-        outside=_outside(settings, labels or (), judge, base_url, shots, rivals or ()),
-        command=" ".join(["dmoerm", *sys.argv[1:]]),
-    )
+    with engine_of(engine, settings) as training:
+        found = compare_methods(
+            settings,
+            seeds=seeds or (0, 1, 2),
+            conditions=conditions_of(noise or ()),
+            members=members,
+            ablations=list(ABLATIONS) if ablations == ["all"] else ablations or (),
+            outside=_outside(settings, labels or (), judge, base_url, shots, rivals or ()),
+            command=" ".join(["dmoerm", *sys.argv[1:]]),
+            engine=training,
+        )
     lines = write_found(found, Path(settings.output) / "results.json", json_file)
     console = screen()
     print_comparison(console, found)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ..config import Config
     from ..evaluation.results import Document
+    from ..training.graph import Engine
 
 
 def conditions_of(noise: Sequence[str]) -> dict[str, tuple[float, float]]:
@@ -32,6 +34,19 @@ def experiment_config(config: str, overrides: Sequence[str], output: Path | None
 
     settings = load_config(config, overrides)
     return changed(settings, {"output": str(output or f"{settings.output}-compare")})
+
+
+@contextlib.contextmanager
+def engine_of(name: str, config: Config) -> Iterator[Engine | None]:
+    """Where the runs' steps are done; on Ray, one cluster for all of them while the block lasts."""
+    if name == "local":
+        yield None
+        return
+    from ..distributed.cluster import cluster
+    from ..distributed.training import on_ray
+
+    with cluster(config.ray.address):
+        yield on_ray
 
 
 def write_found(found: Document, place: Path, copy: Path | None) -> list[str]:

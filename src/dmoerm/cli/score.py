@@ -7,11 +7,11 @@ import hashlib
 import itertools
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 
 
 def command(
-    model: Annotated[str, typer.Argument(help="A model's or a run's folder, or a hub name.")],
+    models: Annotated[
+        list[str],
+        typer.Argument(metavar="MODEL", help="A model's or a run's folder, or a hub name; several are an ensemble."),
+    ],
     input: Annotated[
         str,
         typer.Option(
@@ -47,6 +50,13 @@ def command(
         str | None, typer.Option(help="Score everything as this task; else a row's own, else routed.")
     ] = None,
     format: Annotated[str, typer.Option(help="The rows' format; auto tells it from the first row.")] = "auto",
+    ensemble: Annotated[
+        Literal["mean", "wco", "uwo"],
+        typer.Option(help="Several models' reward: their mean, their worst, or their mean less half their variance."),
+    ] = "mean",
+    best: Annotated[
+        bool, typer.Option("--best", help="Also write the place (best) and text (chosen) of the best response.")
+    ] = False,
     skip_bad: Annotated[
         bool,
         typer.Option("--skip-bad", help="Leave out rows that cannot be scored and say which."),
@@ -64,18 +74,20 @@ def command(
     """Score every response of a file: one output row an input row, in order.
 
     A row has: id, task (null: the general model scored), route (task → probability), rewards, capabilities, uncertainty
-    (each with one number a response) and temperature. An output file is written completely or not at all. With
-    --engine ray a folder of such files and their manifest is; started again, it goes on where it was stopped.
+    (each with one number a response) and temperature; with --best also best and chosen. An output file is written
+    completely or not at all. With --engine ray a folder of such files and their manifest is; started again, it goes on
+    where it was stopped.
     """
     started = time.monotonic()
-    asked = _Asked(model, input, output, task, format, skip_bad, batch_tokens)
+    asked = _Asked(tuple(models), input, output, task, format, ensemble, best, skip_bad, batch_tokens)
     found = _score_on_ray(asked, actors, cpus, gpus, shard_rows) if engine == "ray" else _score_here(asked)
     if found["left_out"]:
         Console(stderr=True).print(f"{found['left_out']} rows left out")
     if json_file is not None:
         from ..paths import write_file
 
-        summary = {"schema": 1, "command": "score", "model": model, "input": input, "output": output, **found}
+        summary = {"schema": 1, "command": "score", "models": models, "ensemble": ensemble if models[1:] else None}
+        summary |= {"input": input, "output": output, **found}
         summary["seconds"] = round(time.monotonic() - started, 3)
         write_file(json_file, json.dumps(summary, ensure_ascii=False, indent=2) + "\n")
 
@@ -84,11 +96,13 @@ def command(
 class _Asked:
     """The command's options, whatever the engine."""
 
-    model: str
+    models: tuple[str, ...]
     input: str
     output: str
     task: str | None
     format: str
+    ensemble: str
+    best: bool
     skip_bad: bool
     batch_tokens: int
 
@@ -96,20 +110,29 @@ class _Asked:
 def _score_here(asked: _Asked) -> dict[str, Any]:
     from ..data.readers import read_queries
     from ..scoring.output import open_output
-    from ..scoring.rows import ModelRows, Tally
+    from ..scoring.rows import Tally, written_rows
     from ..storage import matching
 
     tally, left_out = Tally(), _LeftOut()
     on_bad = left_out.take if asked.skip_bad else None
-    with open_output(asked.output) as write:  # first, so that a wrong name is told before the model is loaded
-        scorer = ModelRows(load_model(asked.model), asked.batch_tokens, asked.task)
+    with open_output(asked.output, asked.best) as write:  # first, so that a wrong name is told before a model is loaded
+        scorer = open_models(asked.models, asked.batch_tokens, asked.task, asked.ensemble)
         files = (read_queries(file, format=asked.format, on_bad=on_bad) for file in matching(asked.input))
         with _progress() as show:
-            for row in scorer.rows(itertools.chain.from_iterable(files), on_bad):
+            for row in written_rows(scorer, itertools.chain.from_iterable(files), on_bad, asked.best):
                 write([row])
                 tally.take(row["task"], len(row["rewards"]))
                 show(f"scored {tally.queries} prompts, {tally.responses} responses")
     return tally.figures() | {"left_out": left_out.count}
+
+
+def open_models(
+    folders: Sequence[str], batch_tokens: int = 8192, task: str | None = None, ensemble: str = "mean"
+) -> ModelRows:
+    """The models as what scores rows; here or in an actor. See `ModelRows`."""
+    from ..scoring.rows import ModelRows
+
+    return ModelRows([load_model(folder) for folder in folders], batch_tokens, task, ensemble)
 
 
 class _LeftOut:
@@ -143,11 +166,11 @@ def _score_on_ray(asked: _Asked, actors: int | None, cpus: float, gpus: float, s
 
     if asked.output == "-" or PurePosixPath(asked.output).suffix in (".jsonl", ".parquet"):
         raise ConfigError(f"--output {asked.output}: with --engine ray, name the folder of the parts")
-    folder = model_folder(asked.model)
-    folder = _absolute(folder) if Path(folder).is_dir() else folder
-    scorer = f"{_named(folder)}, task {asked.task}" if asked.task else _named(folder)
+    folders = [_reachable(model_folder(model)) for model in asked.models]
+    scorer = ", ".join([*map(_named, folders), *([asked.ensemble] if folders[1:] else [])])
+    scorer += f", task {asked.task}" if asked.task else ""
     places = _absolute(asked.input), _absolute(asked.output)
-    job = Job(scorer, *places, asked.format, asked.skip_bad, shard_rows)
+    job = Job(scorer, *places, asked.format, asked.skip_bad, shard_rows, asked.best)
     left_out = _LeftOut()
     with _progress() as show:
 
@@ -156,16 +179,14 @@ def _score_on_ray(asked: _Asked, actors: int | None, cpus: float, gpus: float, s
             for reason in ended.left_out:
                 left_out.take(reason)
 
-        opened = functools.partial(open_model, folder, asked.batch_tokens, asked.task)
+        opened = functools.partial(open_models, folders, asked.batch_tokens, asked.task, asked.ensemble)
         found = score_on_ray(job, opened, Pool(actors, cpus, gpus), told)
     return {name: found[name] for name in ("queries", "responses", "tasks", "left_out")}
 
 
-def open_model(folder: str, batch_tokens: int, task: str | None) -> ModelRows:
-    """The model as what scores rows; in an actor."""
-    from ..scoring.rows import ModelRows
-
-    return ModelRows(load_model(folder), batch_tokens, task)
+def _reachable(folder: str) -> str:
+    """A folder with its whole path; a hub name as it is."""
+    return _absolute(folder) if Path(folder).is_dir() else folder
 
 
 def _absolute(place: str) -> str:

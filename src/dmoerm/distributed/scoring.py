@@ -24,7 +24,7 @@ from .. import errors
 from ..data.readers import queries_of
 from ..errors import ConfigError, DmoermError
 from ..scoring.output import open_output
-from ..scoring.rows import RowScorer, Tally
+from ..scoring.rows import RowScorer, Tally, written_rows
 from ..scoring.shards import Shard, shard_rows, shards_of
 from ..storage import complete_at, exists, matching, open_binary
 from .cluster import cluster
@@ -44,6 +44,7 @@ class Job:
         format: the rows' format.
         skip_bad: leave out rows that cannot be scored.
         shard_rows: most rows of a part.
+        best: each row also says which response has the highest reward.
     """
 
     scorer: str
@@ -52,6 +53,7 @@ class Job:
     format: str = "auto"
     skip_bad: bool = False
     shard_rows: int = 1000
+    best: bool = False
 
     def part(self, number: int) -> str:
         """The file of the piece of this number."""
@@ -94,6 +96,7 @@ class _Plan(BaseModel):
     format: str
     skip_bad: bool
     shard_rows: int
+    best: bool = False
     shards: tuple[Shard, ...] = ()
 
 
@@ -196,8 +199,8 @@ class _Actor:
         self._scorer = self._scorer or self._open()
         on_bad = (lambda error: left_out.append(str(error))) if self._job.skip_bad else None
         queries = queries_of(shard_rows(shard), shard.file, format=self._job.format, on_bad=on_bad)
-        with open_output(part) as write:
-            for row in self._scorer.rows(queries, on_bad):
+        with open_output(part, self._job.best) as write:
+            for row in written_rows(self._scorer, queries, on_bad, self._job.best):
                 write([row])
 
 
@@ -218,7 +221,8 @@ def _write_manifest(job: Job, shards: Sequence[Shard], tally: Tally) -> dict[str
     ]
     left_out = sum(shard.rows for shard in shards) - tally.queries
     manifest = {"schema": 1, "scorer": job.scorer, "input": job.input, **tally.figures(), "left_out": left_out}
-    _write(f"{job.output.rstrip('/')}/manifest.json", json.dumps(manifest | {"parts": parts}, ensure_ascii=False))
+    manifest["parts"] = parts
+    _write(f"{job.output.rstrip('/')}/manifest.json", json.dumps(manifest, ensure_ascii=False))
     return manifest
 
 

@@ -34,7 +34,7 @@ def on_ray(run: Run, data: Loaded, steps: Sequence[Step]) -> None:
 
 def _submit(ray: Any, run: Run, data: Loaded, steps: Sequence[Step]) -> dict[Any, str]:
     """Reference → name of each step's task."""
-    settings, config = run.config.ray, _reachable(run.config)
+    settings, config = run.config.ray, reachable(run.config)
     task = ray.remote(num_cpus=settings.cpus, num_gpus=settings.gpus, max_retries=settings.retries)(do_step)
     shared = ray.put(data)  # so that the data's files need be on this machine alone
     found: dict[str, Any] = {}
@@ -74,7 +74,7 @@ def do_step(config: Config, data: Loaded, name: str, *_needed: Ended) -> Ended:
         return run.metrics()[name]
 
 
-def _reachable(config: Config) -> Config:
+def reachable(config: Config) -> Config:
     """The settings with absolute paths: a worker runs in another folder."""
     places = {name: getattr(config, name) for name in ("output", "cache", "storage")}
     places["backbone.path"] = config.backbone.path

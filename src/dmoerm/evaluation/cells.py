@@ -22,6 +22,7 @@ from ..errors import ConfigError, DataError
 from ..paths import write_file
 from ..schema import Group, prompt_key
 from ..training import train
+from ..training.graph import Engine
 from .ablations import ABLATIONS
 from .consistency import PairCounts, by_task, count_pairs
 from .costs import costs
@@ -106,6 +107,7 @@ def measure(
     ablations: Sequence[str],
     outside: Mapping[str, Outside],
     console: Console,
+    engine: Engine | None = None,
 ) -> Cell:
     """Trains and scores what is missing: the run in `config.output`, ablations and the cell itself beside it."""
     folder = Path(config.output).parent
@@ -118,13 +120,13 @@ def measure(
     if (found := _done(file)) and found.asked == asked:
         console.print("  done before", highlight=False)
         return found
-    panel = open_panel(config, members, console)
+    panel = open_panel(config, members, console, engine)
     scored = panel.score(panel.data.test, console=console)
     rewards = [dict(one.rewards) for one in scored]
     for name in ablations:
         console.print(f"  {name}", highlight=False)
         settings = {**ABLATIONS[name].settings, "output": str(folder / name)}
-        _add(rewards, name, _ablated(changed(config, settings), console))
+        _add(rewards, name, _ablated(changed(config, settings), console, engine))
     _add_outside(rewards, outside, scored, panel.data)
     cell = _measured(panel, scored, rewards, asked, console)
     write_file(file, cell.model_dump_json() + "\n")
@@ -153,9 +155,9 @@ def _done(file: Path) -> Cell | None:
         return None
 
 
-def _ablated(config: Config, console: Console) -> list[np.ndarray]:
+def _ablated(config: Config, console: Console, engine: Engine | None) -> list[np.ndarray]:
     """The rewards of a run with other settings, one row a test group."""
-    run = train(config, Console(quiet=True))
+    run = train(config, Console(quiet=True), engine)
     scored = score_groups(run.model, load_data(config).test, 8192, console, run.cache)
     return [one.rewards["dmoerm"] for one in scored]
 

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from ..config import Config
 from ..errors import ConfigError
+from ..training.graph import Engine
 from .ablations import ABLATIONS
 from .cells import TRAINED, Cell, Outside, measure
 from .consistency import compare, join
@@ -80,6 +81,7 @@ def compare_methods(
     outside: Mapping[str, Outside] | None = None,
     command: str = "compare",
     console: Console | None = None,
+    engine: Engine | None = None,
 ) -> Comparison:
     """Trains and measures what is missing under `config.output`; see the module.
 
@@ -88,6 +90,7 @@ def compare_methods(
         members: models in an ensemble; 0: no baselines beside the single model and one a task.
         ablations: names out of `ABLATIONS`.
         outside: name → a method that is not trained here.
+        engine: where the runs' steps are done; None: here.
 
     Raises:
         ConfigError: an unknown ablation, no seed, no condition.
@@ -103,7 +106,7 @@ def compare_methods(
     for name, flips in conditions.items():
         for seed in seeds:
             console.print(f"[bold]{name}, seed {seed}[/bold]", highlight=False)
-            cell = measure(run_settings(config, name, flips, seed), members, ablations, outside or {}, console)
+            cell = measure(run_settings(config, name, flips, seed), members, ablations, outside or {}, console, engine)
             cells.setdefault(name, []).append(cell)
     first = next(iter(cells.values()))[0]
     return Comparison(

@@ -15,8 +15,9 @@ from rich.console import Console
 from ..config import Config
 from ..errors import DataError
 from ..schema import prompt_key
+from ..training.graph import Engine
 from .best_of_n import BestOfN, best_of_n, best_of_n_kl, over_prompts
-from .panel import Panel, open_panel, run_settings
+from .panel import Panel, Scoring, open_panel, run_settings, score_here
 from .results import Difference, Document, Part, versions
 from .samples import Samples
 
@@ -98,6 +99,8 @@ def measure_best_of_n(
     ns: Sequence[int] | None = None,
     command: str = "bon",
     console: Console | None = None,
+    engine: Engine | None = None,
+    scoring: Scoring = score_here,
 ) -> BestOfNResults:
     """Trains what is missing under `config.output`, scores the samples by every method, and draws the curves.
 
@@ -105,6 +108,8 @@ def measure_best_of_n(
         samples: seed → its prompts' samples; the same ones for every seed, or each seed's own held-out groups.
         conditions: as in `compare_methods`.
         ns: values of n, to which 1 is added; None: powers of two up to the fewest samples of a prompt.
+        engine: where the runs' steps are done; None: here.
+        scoring: where the samples are scored; the results are the same.
 
     Raises:
         DataError: an n above the number of a prompt's samples, or a reward that is not finite.
@@ -121,8 +126,8 @@ def measure_best_of_n(
         rows: dict[str, dict[int, list[Scored]]] = {}
         for seed, given in samples.items():
             console.print(f"[bold]{name}, seed {seed}[/bold]", highlight=False)
-            panel = open_panel(run_settings(config, name, flips, seed), members, console)
-            for one, scored in zip(given, score_samples(panel, given, console), strict=True):
+            panel = open_panel(run_settings(config, name, flips, seed), members, console, engine)
+            for one, scored in zip(given, score_samples(panel, given, console, scoring), strict=True):
                 rows.setdefault(_prompt(one), {}).setdefault(seed, []).append(scored)
         found[name] = _condition([list(by_seed.values()) for by_seed in rows.values()], ns)
     tasks = [one.query.task or "" for one in {_prompt(s): s for row in samples.values() for s in row}.values()]
@@ -140,13 +145,15 @@ def measure_best_of_n(
     )
 
 
-def score_samples(panel: Panel, samples: Sequence[Samples], console: Console | None = None) -> list[Scored]:
-    """Each prompt's samples under every method of the panel; the activations are kept for the next panel."""
+def score_samples(
+    panel: Panel, samples: Sequence[Samples], console: Console, scoring: Scoring = score_here
+) -> list[Scored]:
+    """Each prompt's samples under every method of the panel."""
     chunks = [one.chunks() for one in samples]
-    scored = iter(panel.score([chunk for row in chunks for chunk in row], console=console))
+    scored = iter(scoring(panel, [chunk for row in chunks for chunk in row], console))
     found: list[Scored] = []
     for one, row in zip(samples, chunks, strict=True):
-        parts = [next(scored).rewards for _ in row]
+        parts = [next(scored) for _ in row]
         rewards = {method: np.concatenate([part[method] for part in parts])[one.place] for method in panel.methods}
         found.append((one.query.task or "", one.gold[one.place], rewards))
     return found

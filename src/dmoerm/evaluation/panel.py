@@ -7,13 +7,14 @@ outside    any `Method`: a judge, a classifier, a server
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 import numpy as np
 from rich.console import Console
+from rich.progress import track
 
 from ..config import Config, changed
 from ..data.loading import Loaded, load_data
@@ -22,11 +23,17 @@ from ..training import Run, train
 from ..training.baselines import Baselines, train_baselines
 from ..training.batches import Example
 from ..training.calibration import temperature
+from ..training.graph import Engine
+from ..training.progress import Progress
 from ..training.router import assign_tasks
-from ..training.run import divide
+from ..training.run import divide, prepare, train_groups
 from .scoring import METHODS, ScoredGroup, score_groups
 
 Q = TypeVar("Q", bound=Query)
+Rewards = Mapping[str, np.ndarray]
+"""Method → one reward a response."""
+SHARD_QUERIES = 32
+"""Queries scored together, wherever that is: the last digits of a reward hang on what shares its passes."""
 
 
 class Method(Protocol):
@@ -72,6 +79,11 @@ class Panel:
     validation: Sequence[Example]
 
     @property
+    def members(self) -> int:
+        """Single models of an ensemble; 0: there are no baselines."""
+        return len(self.baselines.ensembles["ensemble"].members) if self.baselines else 0
+
+    @property
     def methods(self) -> tuple[str, ...]:
         """Their names, in a report's order."""
         if self.baselines is None:
@@ -115,10 +127,37 @@ def run_settings(config: Config, condition: str, flips: tuple[float, float], see
     return changed(config, settings | {"output": str(place)})
 
 
-def open_panel(config: Config, members: int = 5, console: Console | None = None) -> Panel:
-    """Trains what `config.output` does not hold yet, baselines with `members` single models an ensemble (0: none)."""
-    run = train(config, console)
-    data = load_data(config)
+def open_panel(config: Config, members: int = 5, console: Console | None = None, engine: Engine | None = None) -> Panel:
+    """Trains what `config.output` does not hold yet, baselines with `members` single models an ensemble (0: none).
+
+    Args:
+        engine: where the run's steps are done; None: here. The baselines are trained here.
+    """
+    return _panel(train(config, console, engine), load_data(config), members)
+
+
+def reopen_panel(config: Config, data: Loaded, members: int) -> Panel:
+    """The panel that `open_panel` has left, for as many readers at once as there are."""
+    run = prepare(config, data.taxonomy, Path(config.output), Progress(quiet=True))
+    train_groups(run, data)
+    run.model.eval()
+    return _panel(run, data, members)
+
+
+def _panel(run: Run, data: Loaded, members: int) -> Panel:
     train_part, validation = (assign_tasks(run, part) for part in divide(run, data.train))
     baselines = train_baselines(run, train_part, validation, members) if members else None
     return Panel(run, baselines, data, train_part, validation)
+
+
+Scoring = Callable[[Panel, Sequence[Query], Console], list[Rewards]]
+"""Gives each query's rewards, of a panel that is trained, `SHARD_QUERIES` queries at a time."""
+
+
+def score_here(panel: Panel, queries: Sequence[Query], console: Console) -> list[Rewards]:
+    """The `Scoring` of this process; the activations are kept for the next panel."""
+    found: list[Rewards] = []
+    shards = [queries[i : i + SHARD_QUERIES] for i in range(0, len(queries), SHARD_QUERIES)]
+    for shard in track(shards, "scoring", console=console, transient=True, disable=not console.is_terminal):
+        found += [one.rewards for one in panel.score(shard, console=Console(quiet=True))]
+    return found

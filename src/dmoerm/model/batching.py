@@ -28,6 +28,21 @@ def batches(encoded: Sequence[Encoded], budget: int) -> Iterator[list[int]]:
         yield rows
 
 
+def pieces(encoded: Encoded, budget: int) -> Iterator[tuple[int, Encoded]]:
+    """A query in parts, the prompt again in each: each part's first response, and the part.
+
+    A part has at most `budget` tokens (or is one response); beside a long prompt as many again as the prompt has, so
+    that prompts gone over again at most double the work.
+    """
+    first, tokens, most = 0, len(encoded.prompt), max(budget, 2 * len(encoded.prompt))
+    for i, response in enumerate(encoded.responses):
+        if i > first and tokens + len(response) > most:
+            yield first, Encoded(encoded.prompt, encoded.responses[first:i])
+            first, tokens = i, len(encoded.prompt)
+        tokens += len(response)
+    yield first, Encoded(encoded.prompt, encoded.responses[first:])
+
+
 def _shape(query: Encoded) -> tuple[int, int]:
     """Queries of like shape waste little in attention: by the longest response, in steps, then by the prompt."""
     return max(map(len, query.responses)) // 32, len(query.prompt)

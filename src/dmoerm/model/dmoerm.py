@@ -24,7 +24,7 @@ from ..schema import Prompt, Query
 from ..scores import Score, as_queries
 from .aggregator import Aggregator
 from .backbone import cut, empty_part
-from .batching import batches, pack_ids, pad, windows
+from .batching import batches, pack_ids, pad, pieces, windows
 from .configuration import DMoERMConfig
 from .encoding import Encoded, Encoder
 from .engine import run
@@ -111,16 +111,30 @@ class DMoERM(PreTrainedModel):
         return scores[0] if one else scores
 
     def score_queries(self, queries: Sequence[Query], batch_tokens: int = 8192) -> Iterator[list[Score]]:
-        """Scores queries in batches of similar length; the result comes in the order of the queries."""
+        """Scores queries in batches of similar length; the result comes in the order of the queries.
+
+        A query that is more than a pass is scored in pieces, so that it may have any number of responses.
+        """
         for query in queries:
             if query.task is not None:
                 self.inner(query.task, f"query {query.id}" if query.id else "")
         encoded = [self.encoder.encode(query) for query in queries]
         scores: dict[int, list[Score]] = {}
         for rows in self.passes(encoded, batch_tokens):
-            found = self.score_encoded([encoded[i] for i in rows], [queries[i].task for i in rows])
+            tasks = [queries[i].task for i in rows]
+            if len(rows) == 1:
+                found = [self._in_pieces(encoded[rows[0]], tasks[0], batch_tokens)]
+            else:
+                found = self.score_encoded([encoded[i] for i in rows], tasks)
             scores |= dict(zip(rows, found, strict=True))
         return (scores[i] for i in range(len(queries)))
+
+    def _in_pieces(self, encoded: Encoded, task: str | None, batch_tokens: int) -> list[Score]:
+        """One query's scores, a pass a piece: the first one's route is that of all, however close the decision is."""
+        scores: list[Score] = []
+        for _, piece in pieces(encoded, self.pass_tokens(batch_tokens)):
+            scores += self.score_encoded([piece], [task], scores[0] if scores else None)[0]
+        return scores
 
     def passes(self, encoded: Sequence[Encoded], batch_tokens: int) -> Iterator[list[int]]:
         """Indices of the queries that share a pass."""
@@ -139,17 +153,27 @@ class DMoERM(PreTrainedModel):
             yield from zip(window, self.score_queries(window, batch_tokens), strict=True)
 
     @torch.inference_mode()
-    def score_encoded(self, encoded: Sequence[Encoded], tasks: Sequence[str | None]) -> list[list[Score]]:
-        """Scores encoded queries in one pass. `tasks`: each one's task; None: the router decides."""
+    def score_encoded(
+        self, encoded: Sequence[Encoded], tasks: Sequence[str | None], like: Score | None = None
+    ) -> list[list[Score]]:
+        """Scores encoded queries in one pass.
+
+        Args:
+            tasks: each one's task; None: the router decides.
+            like: of the one query's prompt, what was scored before: the router is not asked again.
+        """
         ids = pack_ids(encoded).to(self.device)
         hidden = self.hidden(ids)
-        route = self.route(ids, hidden)
-        chosen = [task or self.choose(row) for task, row in zip(tasks, route, strict=True)]
+        if like is None:
+            found = self.route(ids, hidden)
+            chosen = [task or self.choose(row) for task, row in zip(tasks, found, strict=True)]
+            routes = [dict(zip(self.router.tasks, row, strict=True)) for row in found.tolist()]
+        else:
+            chosen, routes = [like.task], [like.route]
         rewards = self.rewards(hidden, chosen)
         scores: list[list[Score]] = [[] for _ in encoded]
         for n, owner in enumerate(ids.layout.owner):
-            probabilities = dict(zip(self.router.tasks, route[owner].tolist(), strict=True))
-            scores[owner].append(Score(task=chosen[owner], route=probabilities, **rewards[n]))
+            scores[owner].append(Score(task=chosen[owner], route=routes[owner], **rewards[n]))
         return scores
 
     def hidden(self, ids: Packed) -> Packed:

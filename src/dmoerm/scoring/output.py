@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -17,10 +18,13 @@ _GROUP_ROWS = 256  # of a Parquet file, written at once
 
 
 @contextlib.contextmanager
-def open_output(target: str) -> Iterator[Write]:
+def open_output(target: str, best: bool = False) -> Iterator[Write]:
     """A function that writes rows to `target`: a path, a URL, or `-` for the standard output, as JSON Lines.
 
     A file takes its name once the block has ended well; until then, and if the block raises, whatever was there stays.
+
+    Args:
+        best: the rows have the columns `best` and `chosen`.
 
     Raises:
         ConfigError: the name ends in neither .jsonl nor .parquet.
@@ -31,7 +35,7 @@ def open_output(target: str) -> Iterator[Write]:
         sys.stdout.flush()
         return
     suffix = PurePosixPath(target).suffix
-    openers = {".jsonl": _json_lines, ".parquet": _parquet}
+    openers = {".jsonl": _json_lines, ".parquet": functools.partial(_parquet, best=best)}
     if suffix not in openers:
         raise ConfigError(f"--output {target}: ends in {suffix!r}; use .jsonl or .parquet, or - for the screen")
     with complete_at(target) as unfinished, openers[suffix](unfinished) as write:
@@ -50,7 +54,7 @@ def _write_lines(file: TextIO, rows: list[dict[str, Any]]) -> None:
 
 
 @contextlib.contextmanager
-def _parquet(path: Path) -> Iterator[Write]:
+def _parquet(path: Path, best: bool) -> Iterator[Write]:
     import pyarrow as pa
     import pyarrow.parquet as parquet
 
@@ -64,6 +68,7 @@ def _parquet(path: Path) -> Iterator[Write]:
             ("capabilities", pa.map_(pa.string(), numbers)),
             ("uncertainty", numbers),
             ("temperature", pa.float64()),
+            *([("best", pa.int64()), ("chosen", pa.string())] if best else []),
         ]
     )
     waiting: list[dict[str, Any]] = []

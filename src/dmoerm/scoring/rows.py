@@ -1,11 +1,13 @@
 """From queries to the rows that `score` writes, in a stream, whatever scores them.
 
 A row has: id, task (null: the general model scored), route (task → probability), rewards, capabilities, uncertainty
-(each with one number a response) and temperature. What only rewards leaves the others empty.
+(each with one number a response) and temperature. What only rewards leaves the others empty. Where the best response is
+asked for, it also has: best (its place) and chosen (its text).
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +16,7 @@ from typing import Any, Protocol
 from ..errors import DataError
 from ..model import DMoERM
 from ..model.batching import windows
+from ..model.ensemble import joined
 from ..schema import Query
 from ..scores import Score
 
@@ -24,40 +27,76 @@ OnBad = Callable[[DataError], None]
 class RowScorer(Protocol):
     """Scores a stream: one row a query, in order."""
 
-    def rows(self, queries: Iterable[Query], on_bad: OnBad | None = None) -> Iterator[Row]:
-        """A query that cannot be scored is given to `on_bad` and passed over; without it, `DataError` is raised."""
+    def rows(self, queries: Iterable[Query], on_bad: OnBad | None = None) -> Iterator[tuple[Query, Row]]:
+        """Each query with its row. One that cannot be scored is given to `on_bad` and passed over; without it,
+        `DataError` is raised."""
         ...
+
+
+def written_rows(
+    scorer: RowScorer, queries: Iterable[Query], on_bad: OnBad | None = None, best: bool = False
+) -> Iterator[Row]:
+    """The rows that are written of a stream.
+
+    Args:
+        best: each row also says which response has the highest reward.
+
+    Raises:
+        DataError: a query that cannot be scored, without `on_bad`; with `best`, a reward that is no finite number.
+    """
+    for query, row in scorer.rows(queries, on_bad):
+        yield row | _best(query, row["rewards"]) if best else row
+
+
+def _best(query: Query, rewards: Sequence[float]) -> Row:
+    """Of equal rewards the first one's."""
+    if wrong := [reward for reward in rewards if not math.isfinite(reward)]:
+        remedy = "score the text alone to see why"
+        raise DataError("no response is the best", field=f"query {query.id}", value=wrong[0], remedy=remedy)
+    place = max(range(len(rewards)), key=rewards.__getitem__)
+    return {"best": place, "chosen": query.responses[place]}
 
 
 @dataclass(frozen=True)
 class ModelRows:
-    """A DMoERM as a `RowScorer`.
+    """A DMoERM as a `RowScorer`, or several as an ensemble.
 
     Attributes:
+        models: one, or the ensemble's members, which may have other tasks and be trained on other data.
         batch_tokens: as in `DMoERM.score`.
-        task: scores everything as this task; None: a row's own, else routed.
+        task: scores everything as this task; None: a row's own, else routed, by each model itself.
+        ensemble: how several are combined: `mean`, `wco` or `uwo`; see `dmoerm.model.ensemble`.
     """
 
-    model: DMoERM
+    models: Sequence[DMoERM]
     batch_tokens: int = 8192
     task: str | None = None
+    ensemble: str = "mean"
 
-    def rows(self, queries: Iterable[Query], on_bad: OnBad | None = None) -> Iterator[Row]:
-        """See `RowScorer`. Raises `DataError` where the model has no such task."""
+    def rows(self, queries: Iterable[Query], on_bad: OnBad | None = None) -> Iterator[tuple[Query, Row]]:
+        """See `RowScorer`. Raises `DataError` where a model has no such task."""
         if self.task is not None:
-            self.model.inner(self.task)
+            for model in self.models:
+                model.inner(self.task)
             queries = (query.model_copy(update={"task": self.task}) for query in queries)
         if on_bad is not None:
             queries = self._scorable(queries, on_bad)
-        return (_row(query, scores) for query, scores in self.model.score_stream(queries, self.batch_tokens))
+        return ((query, _row(query, scores)) for query, scores in self._scored(queries))
+
+    def _scored(self, queries: Iterable[Query]) -> Iterator[tuple[Query, list[Score]]]:
+        for window in windows(queries):
+            members = [model.score_queries(window, self.batch_tokens) for model in self.models]
+            for query, *scores in zip(window, *members, strict=True):
+                yield query, scores[0] if len(scores) == 1 else joined(scores, self.ensemble)
 
     def _scorable(self, queries: Iterable[Query], on_bad: OnBad) -> Iterator[Query]:
-        """Those that the model can take: of a known task, no longer than it may be."""
+        """Those that every model can take: of a known task, no longer than they may be."""
         for query in queries:
             try:
-                if query.task is not None:
-                    self.model.inner(query.task, f"query {query.id}")
-                self.model.encoder.encode(query)
+                for model in self.models:
+                    if query.task is not None:
+                        model.inner(query.task, f"query {query.id}")
+                    model.encoder.encode(query)
             except DataError as error:
                 on_bad(error)
             else:
@@ -74,11 +113,11 @@ class MethodRows:
 
     method: _Method
 
-    def rows(self, queries: Iterable[Query], on_bad: OnBad | None = None) -> Iterator[Row]:
+    def rows(self, queries: Iterable[Query], on_bad: OnBad | None = None) -> Iterator[tuple[Query, Row]]:
         """See `RowScorer`; what the method cannot score is always raised."""
         for window in windows(queries):
             for query, rewards in zip(window, self.method.score_all(window), strict=True):
-                yield _columns(query, None) | {"rewards": list(rewards)}
+                yield query, _columns(query, None) | {"rewards": list(rewards)}
 
 
 def _row(query: Query, scores: Sequence[Score]) -> Row:

@@ -14,13 +14,14 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ..errors import DataError, ServerError
 from ..model import DMoERM
+from ..model.batching import pieces
 from ..model.encoding import Encoded
 from ..schema import Query
 from ..scores import Score
@@ -235,14 +236,3 @@ class Batcher:
         else:
             ((job, _),) = taken
             job.fail(ServerError(f"the model failed: {type(error).__name__}"))
-
-
-def pieces(encoded: Encoded, budget: int) -> Iterator[tuple[int, Encoded]]:
-    """A query in parts of at most `budget` tokens (or one response): each part's first response, and the part."""
-    first, tokens = 0, len(encoded.prompt)
-    for i, response in enumerate(encoded.responses):
-        if i > first and tokens + len(response) > budget:
-            yield first, Encoded(encoded.prompt, encoded.responses[first:i])
-            first, tokens = i, len(encoded.prompt)
-        tokens += len(response)
-    yield first, Encoded(encoded.prompt, encoded.responses[first:])

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from ..data.splitting import chance
 from ..model.backbone import cut, load_backbone
+from ..model.ensemble import combined
 from ..model.heads import BranchScorer, Standardise
 from ..model.layout import Packed
 from .batches import Example, collate_vectors, items
@@ -33,8 +34,6 @@ from .phases import apply_base, train_base
 from .steps import Ended, Run, State, ended, fit_step
 
 Examples = Sequence[Example]
-UWO_WEIGHT = 0.5
-"""λ of UWO for best-of-n (arXiv 2310.02743)."""
 _RIDGES = (0.1, 0.3, 1.0, 3.0, 10.0)
 
 
@@ -87,12 +86,6 @@ class Ensemble:
         """(k, N), standardised."""
         raw = [m.head(base if self.shared else m.embed(hidden)) for m in self.members]
         return (torch.stack(raw) - self.centre[:, None]) / self.scale[:, None]
-
-
-def combined(rewards: Tensor, weight: float = UWO_WEIGHT) -> dict[str, Tensor]:
-    """(k, N) → `mean`, `wco` (min) and `uwo` (mean − weight · variance), each (N,)."""
-    mean = rewards.mean(0)
-    return {"mean": mean, "wco": rewards.amin(0), "uwo": mean - weight * rewards.var(0, correction=0)}
 
 
 def train_baselines(run: Run, train: Examples, validation: Examples, count: int) -> Baselines:

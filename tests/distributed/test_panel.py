@@ -1,0 +1,52 @@
+"""Best-of-n on a cluster is best-of-n in one process: the same document, and what is scored is not scored again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from tiny import TINY_TASKS, make_tiny_config
+
+from dmoerm.config import Config
+from dmoerm.data.loading import load_data
+from dmoerm.evaluation import panel
+from dmoerm.evaluation.overoptimisation import BestOfNResults, measure_best_of_n
+from dmoerm.evaluation.samples import Samples, from_testbed, unseen_prompts
+
+from .conftest import Nodes
+
+pytest.importorskip("ray", reason="ray is not installed; run: make install")
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("changes", [{"base": "frozen", "phase2": {"lora": {"rank": 0}}}, {}])
+def test_best_of_n_is_the_same_on_a_cluster(
+    nodes: Nodes, tiny_backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    from dmoerm.distributed import panel as there
+    from dmoerm.distributed.training import on_ray
+
+    for module in (panel, there):  # several shards of few samples
+        monkeypatch.setattr(module, "SHARD_QUERIES", 2)
+    configs = []
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        configs.append(make_tiny_config(tiny_backbone, tmp_path / name, **changes))
+    items = [item for item in unseen_prompts(1, load_data(configs[0]).train) if item.task in TINY_TASKS]
+    samples = from_testbed(items, 400)
+    assert min(len(one.chunks()) for one in samples) > 2
+
+    expected = measured(configs[0], samples)
+    found = measured(configs[1], samples, engine=on_ray, scoring=there.score_there)
+    assert found.model_dump(exclude={"config"}) == expected.model_dump(exclude={"config"})
+    parts = {file: file.stat().st_mtime_ns for file in (tmp_path / "there").rglob("part-*.parquet")}
+    assert len(parts) > 3
+    assert measured(configs[1], samples, engine=on_ray, scoring=there.score_there) == found
+    assert {file: file.stat().st_mtime_ns for file in parts} == parts
+
+
+def measured(config: Config, samples: list[Samples], **how: Any) -> BestOfNResults:
+    given = {0: samples}
+    return measure_best_of_n(config, given, {"noisy": (0.25, 0.15)}, 2, console=Console(quiet=True), **how)
