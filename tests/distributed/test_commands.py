@@ -105,7 +105,7 @@ def test_rows_and_scores_may_lie_in_an_object_store(trained_run: Any, bucket: st
     run(*asked, "--output", f"{bucket}/there", "--engine", "ray", "--actors", 1)
     expected = rows_of(store, f"{bucket}/here.parquet")
     found = [row for part in manifest(store, f"{bucket}/there") for row in rows_of(store, f"{bucket}/there/{part}")]
-    assert [row["id"] for row in found] == [row["id"] for row in expected] == [f"row {i}" for i in range(6)]
+    assert [row["id"] for row in found] == [row["id"] for row in expected] == [f"row {i}" for i in range(12)]
     for one, other in zip(found, expected, strict=True):
         assert one["rewards"] == pytest.approx(other["rewards"], abs=1e-4)
 
