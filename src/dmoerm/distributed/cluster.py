@@ -49,6 +49,13 @@ def cluster(address: str | None = None) -> Iterator[Any]:
             ray.shutdown()
 
 
+def room(ray: Any, cpus: float, gpus: float) -> int:
+    """How many tasks or actors that ask for so much the cluster has room for; one at least."""
+    whole = ray.cluster_resources()
+    asked = {"CPU": cpus, "GPU": gpus}
+    return max(1, min((int(whole.get(name, 0) / need) for name, need in asked.items() if need), default=1))
+
+
 def _connect(ray: Any, address: str | None) -> None:
     try:
         _knock(address or os.environ.get("RAY_ADDRESS", ""))

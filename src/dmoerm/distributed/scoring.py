@@ -27,7 +27,7 @@ from ..scoring.output import open_output
 from ..scoring.rows import RowScorer, Tally, written_rows
 from ..scoring.shards import Shard, shard_rows, shards_of
 from ..storage import complete_at, exists, matching, open_binary
-from .cluster import cluster
+from .cluster import cluster, room
 
 OpenScorer = Callable[[], RowScorer]
 """Loads what scores; called once in each actor, so it must travel: a function of a module, or a partial of one."""
@@ -153,7 +153,7 @@ def _run(ray: Any, job: Job, open_scorer: OpenScorer, shards: Sequence[Shard], p
     ray_data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     rows = [{"number": number, "shard": shard.model_dump_json()} for number, shard in enumerate(shards)]
-    actors = min(pool.actors or _room(ray, pool), len(shards))
+    actors = min(pool.actors or room(ray, pool.cpus, pool.gpus), len(shards))
     dataset = ray_data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         _Actor,
         fn_constructor_args=(job, open_scorer),
@@ -164,13 +164,6 @@ def _run(ray: Any, job: Job, open_scorer: OpenScorer, shards: Sequence[Shard], p
     )
     for row in dataset.iter_rows():
         yield Ended.model_validate_json(row["ended"])
-
-
-def _room(ray: Any, pool: Pool) -> int:
-    """How many actors the cluster has room for."""
-    whole = ray.cluster_resources()
-    asked = {"CPU": pool.cpus, "GPU": pool.gpus}
-    return max(1, min((int(whole.get(name, 0) / need) for name, need in asked.items() if need), default=1))
 
 
 class _Actor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,11 @@ from ..config import Config, changed
 from ..data.loading import Loaded
 from ..training.graph import Step, graph, path_to
 from ..training.progress import Progress
-from ..training.run import begin, prepare
+from ..training.run import begin, examples_of, prepare
 from ..training.steps import Ended, Run
-from .cluster import cluster
+from .cluster import cluster, room
+
+_SHARE = 256  # fewest groups whose activations are worth a worker of their own
 
 
 def on_ray(run: Run, data: Loaded, steps: Sequence[Step]) -> None:
@@ -35,15 +37,19 @@ def on_ray(run: Run, data: Loaded, steps: Sequence[Step]) -> None:
 def _submit(ray: Any, run: Run, data: Loaded, steps: Sequence[Step]) -> dict[Any, str]:
     """Reference → name of each step's task."""
     settings, config = run.config.ray, reachable(run.config)
-    task = ray.remote(num_cpus=settings.cpus, num_gpus=settings.gpus, max_retries=settings.retries)(do_step)
+    remote = ray.remote(num_cpus=settings.cpus, num_gpus=settings.gpus, max_retries=settings.retries)
     shared = ray.put(data)  # so that the data's files need be on this machine alone
+    shares = min(room(ray, settings.cpus, settings.gpus), len(data.train) // _SHARE)
     found: dict[str, Any] = {}
     for step in steps:
         if run.finished(step.name):
             run.progress.skip(step.name)
             continue
         needed = [found[name] for name in step.needs if name in found]
-        found[step.name] = task.options(name=step.name).remote(config, shared, step.name, *needed)
+        if not step.needs and shares > 1:
+            fill = remote(fill_share)
+            needed = [fill.options(name=f"activations/{i}").remote(config, shared, i, shares) for i in range(shares)]
+        found[step.name] = remote(do_step).options(name=step.name).remote(config, shared, step.name, *needed)
     return {reference: name for name, reference in found.items()}
 
 
@@ -57,21 +63,33 @@ def _follow(ray: Any, run: Run, names: Mapping[Any, str]) -> None:
         run.progress.skip(names[ended], f"{told}  {figures['seconds']:.1f} s")
 
 
-def do_step(config: Config, data: Loaded, name: str, *_needed: Ended) -> Ended:
+def fill_share(config: Config, data: Loaded, share: int, of: int) -> None:
+    """In a worker: computes a share of the trunk's activations, into a cache that, at best, all machines reach."""
+    with _prepared(config, data) as run:
+        run.cache.fill([example.encoded for example in examples_of(run, data.train[share::of])])
+
+
+def do_step(config: Config, data: Loaded, name: str, *_needed: Ended | None) -> Ended:
     """In a worker: does one step, and says how it ended.
 
     Args:
-        _needed: what the tasks of the steps that it needs returned; Ray waits for them.
+        _needed: what the tasks that it needs returned; Ray waits for them.
     """
-    with contextlib.ExitStack() as stack:
-        folder = Path(config.output)
-        if config.storage is not None:  # what this machine has of the run is a copy
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        run = prepare(config, data.taxonomy, folder, Progress(quiet=True))
+    with _prepared(config, data) as run:
         training = begin(run, data)
         for step in path_to(name, graph(config, data.taxonomy)):
             step.do(training)
         return run.metrics()[name]
+
+
+@contextlib.contextmanager
+def _prepared(config: Config, data: Loaded) -> Iterator[Run]:
+    """The run on a worker; with a storage, what this machine has of its folder is a copy."""
+    with contextlib.ExitStack() as stack:
+        folder = Path(config.output)
+        if config.storage is not None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        yield prepare(config, data.taxonomy, folder, Progress(quiet=True))
 
 
 def reachable(config: Config) -> Config:

@@ -57,6 +57,7 @@ class ActivationCache:
 
     def fill(self, texts: Sequence[Encoded], done: Callable[[int, int], None] = lambda _, __: None) -> None:
         """Computes what is missing, each process its share; `done(tokens, of)` is called after each batch of it."""
+        self._index_all()  # what others have written since
         known = agreed({text.key for text in texts if self._has(text)})
         missing = list({text.key: text for text in texts if text.key not in known}.values())
         for name in (f"{text.key}/{part}" for text in texts if self._has(text) for part in self._needed()):
