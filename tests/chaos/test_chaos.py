@@ -13,7 +13,7 @@ import pytest
 from chaos.campaign import campaign
 from chaos.damage import DAMAGES, HOSTILE, Read, damaged, hostile
 from chaos.trials import killed, two_at_once, unbroken
-from chaos.works import Saving, Unbroken
+from chaos.works import Labelling, Saving, Unbroken
 from chaos.world import Nursery, World, artefact_hash, run
 
 
@@ -33,6 +33,15 @@ def test_a_kill_while_saving_loses_no_model(world: World, tmp_path: Path) -> Non
     work = Saving(world)
     expected = unbroken(work, world.place("unbroken"))
     assert killed(work, expected, tmp_path, random.Random(1)) == ""
+
+
+@pytest.mark.slow
+def test_a_command_that_ends_before_the_kill_is_killed_sooner(world: World, tmp_path: Path) -> None:
+    work = Labelling(world)
+    expected = unbroken(work, world.place("unbroken label"))
+    assert killed(work, Unbroken(expected.result, 60), tmp_path, random.Random(1)) == ""
+    (place,) = work.killed
+    assert place.name == "sooner"
 
 
 def test_the_same_seed_makes_the_same_bytes_in_any_process(world: World, tmp_path: Path) -> None:
