@@ -3,7 +3,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 APT := DEBIAN_FRONTEND=noninteractive timeout 600 apt-get -qq --yes --no-install-recommends -o Acquire::Retries=1
 
-.PHONY: install browser check format test test-all bench bench-gpu demo chaos fuzz audit lock clean
+.PHONY: install browser check format test test-all bench bench-gpu demo chaos fuzz audit nightly lock clean
 
 install: $(STAMP)
 
@@ -57,6 +57,12 @@ fuzz: install
 audit: install
 	$(BIN)/pip install --quiet --group audit
 	$(BIN)/pip-audit --strict --disable-pip --require-hashes --requirement requirements.lock
+
+# All that takes long, one after the other; what failed is named at the end.
+NIGHTLY ?= test-all chaos fuzz audit
+nightly:
+	@failed=; for part in $(NIGHTLY); do $(MAKE) $$part || failed="$$failed $$part"; done; \
+	  test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
 
 # The versions that are installed here, so those that the tests ran with, with the hashes of their files.
 lock: install

@@ -61,6 +61,13 @@ def test_another_recipe_can_be_extended_from_the_command_line():
         (["base=half"], "base"),
         (["backbone.branch_layer=0"], "router.kind"),
         (["data.test_fraction=nan"], "data.test_fraction"),
+        (["phase1.learning_rate=1e38"], "phase1.learning_rate: .*less than or equal to"),
+        (["phase2.head_learning_rate=1e38"], "phase2.head_learning_rate"),
+        (["phase0.epochs=.inf"], "phase0.epochs"),
+        (["phase2.lora.rank=1000000000"], "phase2.lora.rank"),
+        (["head.hidden=1000000000"], "head.hidden"),
+        (["phase3.hidden=1000000000"], "phase3.hidden"),
+        (["router.batch_groups=1000000000"], "router.batch_groups"),
         (["phase0.best_by=[1"], "YAML"),
     ],
 )

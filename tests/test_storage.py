@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import fsspec
 import pytest
 
 from dmoerm.errors import ConfigError, DataError
-from dmoerm.storage import Mirror, complete_at, exists, matching, open_binary
+from dmoerm.storage import Mirror, complete_at, exists, matching, open_binary, version
 
 
 @pytest.fixture(params=["memory", "file", "path", "s3"])
@@ -55,6 +56,17 @@ def test_patterns_name_files_in_order(place: str) -> None:
     assert matching(f"{place}/none.jsonl") == [f"{place}/none.jsonl"]
     with pytest.raises(DataError, match="matches no file"):
         matching(f"{place}/*.parquet")
+
+
+def test_a_file_that_is_written_anew_is_another_version(place: str) -> None:
+    file = f"{place}/a.txt"
+    assert version(file) == "no such file"
+    write(file, "one")
+    first = version(file)
+    assert version(file) == first
+    time.sleep(0.01)  # else its time may be the same
+    write(file, "two")
+    assert version(file) != first
 
 
 def test_a_name_that_looks_like_a_pattern(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -18,10 +18,12 @@ from .errors import ConfigError, shorten
 
 DATA_DIR_VARIABLE = "DMOERM_DATA"
 S = TypeVar("S", bound=BaseModel)
+LearningRate = Annotated[float, Field(gt=0, le=1e30)]  # beyond, a step's size is no float32 any more
+Width = Annotated[int, Field(le=1 << 16)]  # wider ones fit no memory
 
 
 class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class DataConfig(_Settings):
@@ -121,11 +123,11 @@ class StepConfig(_Settings):
     """Passes over the step's groups; 0: the step keeps its start."""
     steps: int | None = Field(default=None, ge=1)
     """Optimiser steps, in place of `epochs`: what a convex fit needs does not grow with the data."""
-    learning_rate: float = Field(default=1e-4, gt=0)
+    learning_rate: LearningRate = 1e-4
     """AdamW's peak rate."""
-    head_learning_rate: float | None = Field(default=None, gt=0)
+    head_learning_rate: LearningRate | None = None
     """The heads' own peak rate; None: the same."""
-    batch_groups: int = Field(default=8, ge=1)
+    batch_groups: int = Field(default=8, ge=1, le=1 << 20)
     """Groups in one optimiser step (`gradient_accumulation` × what is run at once)."""
     gradient_accumulation: int = Field(default=1, ge=1)
     """Backward passes an optimiser step is divided into."""
@@ -147,7 +149,7 @@ class StepConfig(_Settings):
 class HeadConfig(_Settings):
     """The map from an embedding to a score; embeddings are standardised by the training part's statistics first."""
 
-    hidden: int = Field(default=0, ge=0)
+    hidden: Width = Field(default=0, ge=0)
     """Width of a hidden layer; 0: linear."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of the embedding's entries dropped in training."""
@@ -165,7 +167,7 @@ class RouterConfig(StepConfig):
 class LoRAConfig(_Settings):
     """A low-rank addition to some of the branch's linear layers (arXiv 2106.09685)."""
 
-    rank: int = Field(default=32, ge=0)
+    rank: Width = Field(default=32, ge=0)
     """Rank; 0: none."""
     alpha: float = Field(default=32.0, gt=0)
     """The addition is scaled by alpha / rank."""
@@ -195,7 +197,7 @@ class AggregatorConfig(StepConfig):
 
     inputs: Literal["embeddings", "scores", "both"] = "both"
     """The paper's MLP over embeddings, a linear map of capability, phase-1 and general scores, or their sum."""
-    hidden: int | None = Field(default=None, ge=1)
+    hidden: Width | None = Field(default=None, ge=1)
     """Width of the MLP; None: the embedding's width (the paper)."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
     """Dropout on the MLP's input."""

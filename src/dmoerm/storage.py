@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 _LAST = ("state.safetensors", "trainer_state.json")
 """Files that say that those beside them are whole: they are written last and removed first."""
 
+_TAGS = ("ETag", "etag", "Last-Modified", "LastModified", "last_modified", "updated", "mtime", "blob_id", "created")
+"""What file systems call what changes when a file is written anew; the surer ones first."""
+
 
 def is_url(place: str) -> bool:
     """Whether a place is no path of this machine, but for `fsspec` to open."""
@@ -70,6 +73,19 @@ def exists(place: str) -> bool:
     files, path = filesystem(place)
     files.invalidate_cache()
     return files.exists(path)
+
+
+def version(place: str) -> str:
+    """A file's size, and what its file system changes when it is written anew: a tag, else a time. Both may be missing.
+
+    Equal for as long as nobody writes the file; from whichever machine one looks.
+    """
+    files, path = filesystem(place)
+    try:
+        about = files.info(path)
+    except FileNotFoundError:
+        return "no such file"
+    return ", ".join([f"{about.get('size')} bytes", *[str(about[tag]) for tag in _TAGS if tag in about][:1]])
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from chaos.campaign import campaign
 
@@ -23,14 +24,15 @@ def main() -> int:
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
         faults = campaign(Path(folder), chosen.seed, lambda line: print(line, flush=True), chosen.only or [""])
-    rows = [fault.row() for fault in faults]
-    for row in rows:
+    rows, minutes = [fault.row() for fault in faults], (time.monotonic() - began) / 60
+    whole = {name: sum(row[name] for row in rows) for name in ("tried", "survived", "lost")}
+    for row in [*rows, {"fault": f"all, in {minutes:.1f} minutes"} | whole]:
         print(f"{row['fault']:40} tried {row['tried']:3}  survived {row['survived']:3}  lost {row['lost']:3}")
-    _write(rows, (time.monotonic() - began) / 60, chosen.seed, bool(chosen.only))
+    _write(rows, minutes, chosen.seed, bool(chosen.only))
     return int(any(fault.lost for fault in faults))
 
 
-def _write(rows: list[dict[str, object]], minutes: float, seed: int, only: bool) -> None:
+def _write(rows: list[dict[str, Any]], minutes: float, seed: int, only: bool) -> None:
     """Into benchmarks/results/chaos.json and docs/reliability.md."""
     sys.path.insert(0, str(ROOT / "benchmarks"))
     import measure

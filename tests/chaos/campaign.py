@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from chaos.damage import DAMAGES, HOSTILE, damaged, hostile
+from chaos.damage import DAMAGES, HOSTILE, Read, damaged, hostile
 from chaos.trials import full_disk, killed, no_number, read_only, two_at_once, unbroken
 from chaos.works import Labelling, Saving, Scoring, Work
-from chaos.world import World
+from chaos.world import Nursery, World
 from dmoerm.model.integrity import SUMS
 
 KILLS = {"train": 8, "label": 8, "score": 6, "save": 8}
@@ -30,7 +31,7 @@ class Fault:
     lost: list[str] = field(default_factory=list)
     skipped: str = ""
 
-    def row(self) -> dict[str, object]:
+    def row(self) -> dict[str, Any]:
         """Of the table."""
         lost = len(self.lost)
         what = self.skipped or " ".join("; ".join(self.lost).split())[:200].replace("|", "/")
@@ -50,10 +51,10 @@ def campaign(
         say: is told of each trial that ends.
         workers: trials at once.
     """
-    world = World(root / "world")
-    trials = [trial for trial in _trials(world, random.Random(seed), workers) if trial[0].startswith(tuple(only))]
-    faults = {name: Fault(name) for name, _ in trials}
-    with ThreadPoolExecutor(workers) as pool:
+    world, chance = World(root / "world"), random.Random(seed)
+    with Nursery() as nursery, ThreadPoolExecutor(workers) as pool:
+        trials = [trial for trial in _trials(world, nursery, chance, workers) if trial[0].startswith(tuple(only))]
+        faults = {name: Fault(name) for name, _ in trials}
         for (name, _), lost in zip(trials, pool.map(lambda each: _tried(root, *each), enumerate(trials)), strict=True):
             _note(faults[name], lost)
             say(f"{name}: {lost or 'survived'}")
@@ -82,7 +83,7 @@ def _note(fault: Fault, lost: str) -> None:
         fault.lost.append(lost)
 
 
-def _trials(world: World, chance: random.Random, workers: int) -> Iterator[Trial]:
+def _trials(world: World, nursery: Nursery, chance: random.Random, workers: int) -> Iterator[Trial]:
     train, label, saving = Work(world), Labelling(world), Saving(world)
     model = world.root / "train" / "run" / "model"
     score = Scoring(world, model)
@@ -109,14 +110,14 @@ def _trials(world: World, chance: random.Random, workers: int) -> Iterator[Trial
         yield "two trainings of one run", lambda p: two_at_once(world, expected["train"], p)
     for step in STEPS:
         yield "a loss that is no number", lambda p, s=step: no_number(world, s, p)
-    yield from _artefacts(model, chance)
+    yield from _artefacts(lambda folder: nursery.run(world.score(folder)), model, chance)
 
 
 def _killed(work: Work, expected: object, seed: float, clock: bool = False) -> Callable[[Path], str]:
     return lambda place: killed(work, expected, place, random.Random(seed), clock)  # pyright: ignore[reportArgumentType]
 
 
-def _artefacts(model: Path, chance: random.Random) -> Iterator[Trial]:
+def _artefacts(read: Read, model: Path, chance: random.Random) -> Iterator[Trial]:
     files = sorted(str(file.relative_to(model)) for file in model.rglob("*") if file.is_file())
     assert SUMS in files
     for how, damage in DAMAGES.items():
@@ -124,7 +125,7 @@ def _artefacts(model: Path, chance: random.Random) -> Iterator[Trial]:
             seed = chance.random()
             yield (
                 f"a file of an artefact is {how}",
-                lambda p, n=name, d=damage, s=seed: damaged(model, n, d, p, random.Random(s)),
+                lambda p, n=name, d=damage, s=seed: damaged(read, model, n, d, p, random.Random(s)),
             )
     for name in HOSTILE:
-        yield "a hostile artefact", lambda p, n=name: "".join(f"{n}: {lost}" for lost in [hostile(model, n, p)] if lost)
+        yield "a hostile artefact", lambda p, n=name: hostile(read, model, n, p)

@@ -5,25 +5,17 @@ from __future__ import annotations
 import json
 import os
 import random
-import resource
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from chaos.world import Ended
-from dmoerm.errors import ArtefactError
-from dmoerm.model import DMoERM
 from dmoerm.model.integrity import SUMS, TEXTS
 
-MEMORY, SECONDS = 3 << 30, 60  # what reading a hostile folder may take
-_LOAD = (
-    "import sys; from dmoerm.model import DMoERM; from dmoerm.errors import DmoermError\n"
-    "try: DMoERM.from_pretrained(sys.argv[1]); print('loaded')\n"
-    "except DmoermError as error: sys.exit(f'error: {error}')"
-)
+Damage = Callable[[Path, random.Random], None]
+Read = Callable[[Path], Ended]
+"""How a command ends that reads the model of a folder."""
 
 
 def remove(file: Path, chance: random.Random) -> None:
@@ -45,20 +37,18 @@ def flip(file: Path, chance: random.Random) -> None:
     file.write_bytes(content)
 
 
-DAMAGES = {"missing": remove, "empty": empty, "truncated": truncate, "bit-flipped": flip}
+DAMAGES: dict[str, Damage] = {"missing": remove, "empty": empty, "truncated": truncate, "bit-flipped": flip}
 
 
-def damaged(
-    model: Path, name: str, how: Callable[[Path, random.Random], None], place: Path, chance: random.Random
-) -> str:
+def damaged(read: Read, model: Path, name: str, how: Damage, place: Path, chance: random.Random) -> str:
     """One file of a copy is damaged: it is named. A text, or the list of sums itself, may be missing or other."""
     copy = Path(shutil.copytree(model, place / "model"))
     how(copy / name, chance)
-    try:
-        DMoERM.from_pretrained(copy)
-    except ArtefactError as error:
-        return "" if str(copy) in str(error) and name in str(error) else f"{name}: the file is not named: {error}"
-    return "" if name in (*TEXTS, SUMS) else f"{name}: loads as if it were whole"
+    ended = read(copy)
+    if ended.well:
+        return "" if name in (*TEXTS, SUMS) else f"{name}: loads as if it were whole"
+    named = ended.clearly and str(copy) in ended.said and name in ended.said
+    return "" if named else f"{name}: it ended with {ended.code}: {ended.said[-300:]}"
 
 
 def edit(**changes: Any) -> Callable[[Path], None]:
@@ -158,36 +148,16 @@ HOSTILE: dict[str, Callable[[Path], None]] = {
 HARMLESS = {"an attention from the hub", "code for its classes"}  # passed over: the model loads as it is
 
 
-def hostile(model: Path, name: str, place: Path) -> str:
+def hostile(read: Read, model: Path, name: str, place: Path) -> str:
     """A made-up folder is refused in a line, within bounds of time and memory, and nothing beside it is touched."""
     copy = Path(shutil.copytree(model, place / "model"))
     (copy / SUMS).unlink()
     (copy / "code.py").write_text(f"open({str(place / 'sprung')!r}, 'w')")
     HOSTILE[name](copy)
-    ended = _load(copy)
+    ended = read(copy)
     if sorted(file.name for file in place.iterdir()) != ["model"]:
-        return "something was written beside it"
-    if ended.code == 0:
-        return "" if name in HARMLESS else "it loads"
-    said = ended.said.strip()
-    clear = said.startswith("error:") and "\n" not in said
-    return "" if ended.code == 1 and clear and str(copy) in said else f"it ended with {ended.code}: {said[-300:]}"
-
-
-def _load(folder: Path) -> Ended:
-    def bound() -> None:
-        resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
-
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", _LOAD, str(folder)],
-            capture_output=True,
-            text=True,
-            timeout=SECONDS,
-            check=False,
-            preexec_fn=bound,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        )
-    except subprocess.TimeoutExpired:
-        return Ended(-9, "it hangs")
-    return Ended(done.returncode, done.stderr)
+        return f"{name}: something was written beside it"
+    if ended.well:
+        return "" if name in HARMLESS else f"{name}: it loads"
+    alone = ended.clearly and "\n" not in ended.said.strip()
+    return "" if alone and str(copy) in ended.said else f"{name}: it ended with {ended.code}: {ended.said[-300:]}"

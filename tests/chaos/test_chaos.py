@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from chaos.campaign import campaign
-from chaos.damage import DAMAGES, HARMLESS, HOSTILE, damaged, hostile
+from chaos.damage import DAMAGES, HOSTILE, Read, damaged, hostile
 from chaos.trials import killed, two_at_once, unbroken
-from chaos.works import Saving, Unbroken
-from chaos.world import World, artefact_hash, run
-
-QUICK = (
-    "a task outside",
-    "a card that is a pipe",
-    "a header of a gigabyte",
-    "10¹² wide",
-    "LoRA of rank 10⁷",
-    *HARMLESS,
-)
+from chaos.works import Labelling, Saving, Unbroken
+from chaos.world import Nursery, World, artefact_hash, run
 
 
 @pytest.fixture(scope="module")
@@ -30,10 +22,26 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return World(tmp_path_factory.mktemp("chaos"))
 
 
+@pytest.fixture(scope="module")
+def read(world: World) -> Iterator[Read]:
+    """In a process that the tests share."""
+    with Nursery() as nursery:
+        yield lambda model: nursery.run(world.score(model))
+
+
 def test_a_kill_while_saving_loses_no_model(world: World, tmp_path: Path) -> None:
     work = Saving(world)
     expected = unbroken(work, world.place("unbroken"))
     assert killed(work, expected, tmp_path, random.Random(1)) == ""
+
+
+@pytest.mark.slow
+def test_a_command_that_ends_before_the_kill_is_killed_sooner(world: World, tmp_path: Path) -> None:
+    work = Labelling(world)
+    expected = unbroken(work, world.place("unbroken label"))
+    assert killed(work, Unbroken(expected.result, 60), tmp_path, random.Random(1)) == ""
+    (place,) = work.killed
+    assert place.name == "sooner"
 
 
 def test_the_same_seed_makes_the_same_bytes_in_any_process(world: World, tmp_path: Path) -> None:
@@ -49,14 +57,20 @@ def test_the_same_seed_makes_the_same_bytes_in_any_process(world: World, tmp_pat
 
 
 @pytest.mark.parametrize("how", DAMAGES)
-def test_a_damaged_file_is_found(trained_run: Any, tmp_path: Path, how: str) -> None:
-    assert damaged(trained_run.folder / "model", "trunk.safetensors", DAMAGES[how], tmp_path, random.Random(3)) == ""
+def test_a_damaged_file_is_found(read: Read, trained_run: Any, tmp_path: Path, how: str) -> None:
+    model = trained_run.folder / "model"
+    assert damaged(read, model, "trunk.safetensors", DAMAGES[how], tmp_path, random.Random(3)) == ""
 
 
-@pytest.mark.parametrize("name", [*QUICK, *sorted(HARMLESS)])
-def test_a_hostile_artefact_is_refused_or_harmless(trained_run: Any, tmp_path: Path, name: str) -> None:
-    assert name in HOSTILE
-    assert hostile(trained_run.folder / "model", name, tmp_path) == ""
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_artefact_is_refused_or_harmless(read: Read, trained_run: Any, tmp_path: Path, name: str) -> None:
+    assert hostile(read, trained_run.folder / "model", name, tmp_path) == ""
+
+
+def test_a_command_that_takes_too_long_is_killed_and_the_next_one_runs(world: World, tmp_path: Path) -> None:
+    with Nursery(seconds=3) as nursery:
+        assert nursery.run(world.train(tmp_path, "phase0.epochs=100000")).code == -signal.SIGKILL
+        assert nursery.run(["data", "check", str(world.groups)]).well
 
 
 def test_a_trial_that_loses_something_is_counted(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,14 +37,10 @@ def killed(work: Work, expected: Unbroken, place: Path, chance: random.Random, c
         clock: the clock runs ten years ahead before the kill and ten years back after it; files' times are shuffled.
     """
     moment = chance.uniform(0, expected.seconds)
-    with work.prepared(place) as command:
-        process = start(command, clock_of(_YEARS) if clock else None)
-        seconds_to(place / work.begins, process)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(moment)
-        ended = process.poll()
-        kill(process) if ended is None else process.communicate()
-    work.kills[place] = int(ended is None)
+    while not _killed_at(moment, work, place, clock):  # it was quicker than the unbroken one
+        moment, place = moment / 2, place / "sooner"
+        place.mkdir()
+    work.killed.add(place)
     if wrong := work.broken(place):
         return f"after {moment:.2f} s: {wrong}"
     if clock:
@@ -52,6 +48,18 @@ def killed(work: Work, expected: Unbroken, place: Path, chance: random.Random, c
     with work.prepared(place) as command:
         again = run(command, clock_of(-_YEARS) if clock else None)
     return _compared(work, expected, place, again)
+
+
+def _killed_at(moment: float, work: Work, place: Path, clock: bool) -> bool:
+    """Whether the command still ran so many seconds after its first file."""
+    with work.prepared(place) as command:
+        process = start(command, clock_of(_YEARS) if clock else None)
+        seconds_to(place / work.begins, process)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(moment)
+        said = kill(process) if process.poll() is None else process.communicate()[0]
+    assert process.returncode in (0, -signal.SIGKILL), said
+    return process.returncode != 0
 
 
 def _compared(work: Work, expected: Unbroken, place: Path, ended: Ended) -> str:

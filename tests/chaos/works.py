@@ -31,7 +31,7 @@ class Work:
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self.kills: dict[Path, int] = {}
+        self.killed: set[Path] = set()
 
     @contextlib.contextmanager
     def prepared(self, place: Path) -> Iterator[list[str]]:
@@ -134,7 +134,7 @@ class Labelling(Work):
 
     def rest(self, place: Path) -> str:
         twice = self.paid[place].total() - len(self.paid[place])
-        in_flight = CONCURRENCY * self.kills.get(place, 0)
+        in_flight = CONCURRENCY * (place in self.killed)
         return f"{twice} calls paid twice" if twice > in_flight else super().rest(place)
 
 

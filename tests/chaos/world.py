@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -68,6 +70,8 @@ class World:
         self.taxonomy.write_text(draft_taxonomy(tiny_groups(), "tiny").to_yaml())
         self.queries = root / "queries.jsonl"
         write_groups(tiny_groups(60), self.queries)
+        self.query = root / "query.jsonl"
+        write_groups(tiny_groups()[:1], self.query)
 
     def place(self, name: str) -> Path:
         """A trial's own folder."""
@@ -79,6 +83,44 @@ class World:
         """The command that trains in `place/run`."""
         own = (f"output={place / 'run'}", f"cache={place / 'cache'}", *settings)
         return ["train", str(self.config), *(part for setting in own for part in ("--set", setting))]
+
+    def score(self, model: Path) -> list[str]:
+        """The command that reads a model and scores one row."""
+        return ["score", str(model), "--input", str(self.query)]
+
+
+class Nursery:
+    """Runs commands that read a model, one at a time, each in a fork of a process that has imported what that takes.
+
+    Args:
+        seconds, memory: what a command may take; bytes.
+    """
+
+    def __init__(self, seconds: float = 60, memory: int = 3 << 30) -> None:
+        self._one = threading.Lock()
+        self._process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("nursery.py")), str(seconds), str(memory)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **_ENVIRONMENT},
+        )
+
+    def __enter__(self) -> Nursery:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._process as process:
+            process.kill()
+
+    def run(self, arguments: list[str]) -> Ended:
+        """How `dmoerm` ended with these arguments; with -9 where it took too long."""
+        asked, told = self._process.stdin, self._process.stdout
+        assert asked is not None
+        assert told is not None
+        with self._one:
+            print(json.dumps(arguments), file=asked, flush=True)
+            return Ended(*json.loads(told.readline()))
 
 
 def start(arguments: list[str], environment: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+import types
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -175,3 +177,47 @@ def test_bad_rows_end_the_job_or_are_left_out(nodes: Nodes, trained_run: Any, tm
     assert (manifest["queries"], manifest["left_out"]) == (40, 1)
     (reason,) = [reason for ended in told for reason in ended.left_out]
     assert "0.jsonl:80" in reason
+
+
+class Here:
+    """In Ray's place: a task runs at once, in this process."""
+
+    get = staticmethod(list)
+
+    @staticmethod
+    def remote(function: Any) -> Any:
+        return types.SimpleNamespace(remote=function)
+
+
+def other_text(folder: Path) -> None:
+    file = folder / "1.jsonl"
+    file.write_text(file.read_text() * 2)
+
+
+def same_size(folder: Path) -> None:
+    file = folder / "1.jsonl"
+    file.write_text(file.read_text().replace("row", "ROW"))
+    os.utime(file, (1, 1))
+
+
+def one_more(folder: Path) -> None:
+    shutil.copy(folder / "0.jsonl", folder / "1a.jsonl")
+
+
+def one_less(folder: Path) -> None:
+    (folder / "1.jsonl").unlink()
+
+
+@pytest.mark.parametrize("change", [other_text, same_size, one_more, one_less])
+@pytest.mark.parametrize("prefix", ["", "file://"])
+def test_what_was_begun_goes_on_with_the_same_files_alone(
+    tmp_path: Path, prefix: str, change: Callable[[Path], None]
+) -> None:
+    from dmoerm.distributed.scoring import _planned
+
+    asked = job(prefix + write_inputs(tmp_path / "rows", 12, files=3), tmp_path / "out")
+    shards = _planned(Here, asked)
+    assert _planned(Here, asked) == shards
+    change(tmp_path / "rows")
+    with pytest.raises(ConfigError, match=r"rows/1a?\.jsonl: has changed since .*out was begun"):
+        _planned(Here, asked)

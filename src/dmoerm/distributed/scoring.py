@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from ..errors import ConfigError, DmoermError
 from ..scoring.output import open_output
 from ..scoring.rows import RowScorer, Tally, written_rows
 from ..scoring.shards import Shard, shard_rows, shards_of
-from ..storage import complete_at, exists, matching, open_binary
+from ..storage import complete_at, exists, matching, open_binary, version
 from .cluster import cluster, room
 
 OpenScorer = Callable[[], RowScorer]
@@ -98,6 +98,7 @@ class _Plan(BaseModel):
     shard_rows: int
     best: bool = False
     shards: tuple[Shard, ...] = ()
+    files: dict[str, str] = {}
 
 
 def score_on_ray(
@@ -130,20 +131,33 @@ def score_on_ray(
 
 
 def _planned(ray: Any, job: Job) -> Sequence[Shard]:
-    """The pieces: those of `plan.json`, or cut now, each file by a task of its own."""
+    """The pieces: those of `plan.json` if the files are as they were, or cut now, each file by a task of its own."""
     place = f"{job.output.rstrip('/')}/plan.json"
-    asked = _Plan(**{name: getattr(job, name) for name in _Plan.model_fields if name != "shards"})
+    asked = _Plan(**{name: getattr(job, name) for name in _Plan.model_fields if hasattr(job, name)})
+    files = {file: version(file) for file in matching(job.input)}
     if exists(place):
         with open_binary(place) as file:
             found = _Plan.model_validate_json(file.read())
-        if found.model_copy(update={"shards": ()}) != asked:
+        if found.model_copy(update={"shards": (), "files": {}}) != asked:
             raise ConfigError(f"{job.output}: holds the scores of another job; set another --output, or delete it")
+        _unchanged(job, found.files, files)
         return found.shards
     cut = ray.remote(shards_of)
-    pieces = ray.get([cut.remote(file, job.shard_rows) for file in matching(job.input)])
+    pieces = ray.get([cut.remote(file, job.shard_rows) for file in files])
     shards = tuple(shard for file in pieces for shard in file)
-    _write(place, asked.model_copy(update={"shards": shards}).model_dump_json())
+    _write(place, asked.model_copy(update={"shards": shards, "files": files}).model_dump_json())
     return shards
+
+
+def _unchanged(job: Job, then: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Raises `ConfigError` where the input is not what the pieces were cut from."""
+    for file in sorted(then.keys() | now.keys()):
+        was, found = then.get(file, "not among the input"), now.get(file, "not among the input")
+        if was != found:
+            raise ConfigError(
+                f"{file}: has changed since {job.output} was begun (was: {was}; is: {found}); set another --output, "
+                "or delete it"
+            )
 
 
 def _run(ray: Any, job: Job, open_scorer: OpenScorer, shards: Sequence[Shard], pool: Pool) -> Iterator[Ended]:

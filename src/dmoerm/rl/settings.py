@@ -7,9 +7,11 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from ..config import LearningRate
+
 
 class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class PolicyConfig(_Settings):
@@ -42,7 +44,7 @@ class PolicyConfig(_Settings):
     """Passes over that text; 0: the model is used as it is."""
     batch_size: int = Field(default=32, ge=1)
     """Responses in one optimiser step."""
-    learning_rate: float = Field(default=1e-3, gt=0)
+    learning_rate: LearningRate = 1e-3
     """AdamW's peak rate; about 2e-5 suits a pretrained model."""
     bf16: bool | None = None
     """Fine-tune in bfloat16, with weights kept in float32; None: where the processor computes in it."""
@@ -72,9 +74,9 @@ class RLConfig(_Settings):
     """Prompts of one step."""
     generations: int = Field(default=4, ge=2)
     """Responses to each of them."""
-    learning_rate: float = Field(default=5e-5, gt=0)
+    learning_rate: LearningRate = 5e-5
     """AdamW's rate, constant after ten steps of warm-up."""
-    beta: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    beta: float = Field(default=0.0, ge=0)
     """Weight of the KL penalty, in rewards of standard deviation 1 a nat. RLOO takes it off a response's reward; GRPO
     adds a token's estimate to that token's loss. 0: no penalty, and no pass of the initial policy."""
     max_new_tokens: int = Field(default=80, ge=1)

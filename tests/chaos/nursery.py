@@ -1,0 +1,66 @@
+"""Forks a command for each line of its input, its arguments, and answers with its exit code and output.
+
+What reading a model takes is imported before: no command pays for that, and none meets what another has done. It is
+started by `chaos.world.Nursery` as nursery.py SECONDS MEMORY: what a command may take.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import os
+import resource
+import signal
+import sys
+import tempfile
+import threading
+import time
+
+_IMPORTED = ("dmoerm.model", "dmoerm.scoring.rows", "transformers.models.llama.modeling_llama")
+
+
+def next_command(seconds: float, memory: int) -> list[str] | None:
+    """Returns in the process of each command, with its arguments; in this one once the input ends, with None."""
+    for line in sys.stdin:
+        with tempfile.TemporaryFile() as screen:
+            process = os.fork()
+            if not process:
+                _begin(screen.fileno(), memory)
+                return json.loads(line)
+            code = _code(process, seconds)
+            screen.seek(0)
+            print(json.dumps([code, screen.read().decode(errors="replace")]), flush=True)
+    return None
+
+
+def _begin(screen: int, memory: int) -> None:
+    os.setsid()
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(screen, 1)
+    os.dup2(screen, 2)
+    resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
+
+
+def _code(process: int, seconds: float) -> int:
+    """The exit code; -9 of one that hangs, which is killed with all that it has started."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        ended, status = os.waitpid(process, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.005)
+    os.killpg(process, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+if __name__ == "__main__":
+    from dmoerm.cli import main
+
+    for name in _IMPORTED:
+        importlib.import_module(name)
+    gc.freeze()  # else the end of each command goes over all that was imported, which takes a second
+    assert threading.active_count() == 1, "a fork copies one thread only"
+    if (arguments := next_command(float(sys.argv[1]), int(sys.argv[2]))) is not None:
+        sys.argv[1:] = arguments
+        main()
