@@ -1,0 +1,109 @@
+"""Settings from YAML and from `--set a.b=value`, and back to YAML."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from ..errors import ConfigError, shorten
+from .settings import Config
+
+S = TypeVar("S", bound=BaseModel)
+
+
+def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Reads a YAML file (or the shipped config of that name) and applies `a.b=value` overrides.
+
+    A file may name another in `extends`: that one's settings hold wherever the file says nothing.
+
+    Raises:
+        ConfigError: no such file, broken YAML, an unknown field, a value out of range.
+    """
+    own: dict[str, Any] = _read_yaml(_locate(path)) if path else {}
+    for override in overrides:
+        apply_override(own, override)
+    return validated(Config, _extended(own, Path(path or ".").parent), str(path or "--set"))
+
+
+def changed(config: Config, settings: Mapping[str, Any]) -> Config:
+    """The same settings but for some, named as in `a.b`. Raises `ConfigError` as `load_config` does."""
+    whole = config.model_dump(mode="json")
+    for name, value in settings.items():
+        _set(whole, name, value, name)
+    return validated(Config, whole, "settings")
+
+
+def dump_config(config: Config) -> str:
+    """The resolved settings as YAML that `load_config` reads back."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def shipped_configs() -> dict[str, Path]:
+    """Name → file of the configs that ship with the package."""
+    return {file.stem: file for file in sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))}
+
+
+def _locate(path: str | Path) -> Path:
+    """The file itself, or the shipped config of that name."""
+    return Path(path) if Path(path).is_file() else shipped_configs().get(str(path), Path(path))
+
+
+def _extended(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The settings laid over those that they extend."""
+    base = settings.pop("extends", None)
+    if base is None:
+        return settings
+    beside = folder / str(base)
+    return _merged(_extended(_read_yaml(beside if beside.is_file() else _locate(str(base))), folder), settings)
+
+
+def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    nested = {k: _merged(base[k], v) for k, v in over.items() if isinstance(v, dict) and isinstance(base.get(k), dict)}
+    return base | over | nested
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        known = ", ".join(shipped_configs())
+        raise ConfigError(f"{path}: no such file; give a YAML file or one of the shipped configs {known}") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(settings or {}, dict):
+        raise ConfigError(f"{path}: must be a mapping of settings (got {shorten(settings)})")
+    return settings or {}
+
+
+def validated(kind: type[S], settings: dict[str, Any], source: str) -> S:
+    """The settings as a model of this kind. Raises `ConfigError` that names what is wrong and where."""
+    try:
+        return kind.model_validate(settings)
+    except ValidationError as error:
+        detail = error.errors()[0]
+        field = ".".join(str(part) for part in detail["loc"]) or "config"
+        raise ConfigError(f"{source}: {field}: {detail['msg']} (got {shorten(detail['input'])})") from None
+
+
+def apply_override(settings: dict[str, Any], override: str) -> None:
+    """Puts `a.b=value`, the value in YAML, into nested settings. Raises `ConfigError` where that cannot be."""
+    name, separator, value = override.partition("=")
+    if not separator:
+        raise ConfigError(f"--set {override}: write it as a.b=value")
+    try:
+        _set(settings, name.strip(), yaml.safe_load(value), f"--set {override}")
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {override}: {value!r} is no YAML value") from None
+
+
+def _set(settings: dict[str, Any], name: str, value: Any, source: str) -> None:
+    *parents, last = name.split(".")
+    for parent in parents:
+        settings = settings.setdefault(parent, {})
+        if not isinstance(settings, dict):
+            raise ConfigError(f"{source}: {parent} is no group of settings")
+    settings[last] = value
