@@ -78,13 +78,16 @@ def exists(place: str) -> bool:
 def version(place: str) -> str:
     """A file's size, and what its file system changes when it is written anew: a tag, else a time. Both may be missing.
 
-    Equal for as long as nobody writes the file; from whichever machine one looks.
+    Equal for as long as nobody writes the file; from whichever machine one looks. Raises `DataError` where one may not.
     """
     files, path = filesystem(place)
+    files.invalidate_cache()
     try:
         about = files.info(path)
     except FileNotFoundError:
         return "no such file"
+    except OSError as error:
+        raise DataError(f"cannot be read: {error}", file=place, remedy="correct the place or its rights") from None
     return ", ".join([f"{about.get('size')} bytes", *[str(about[tag]) for tag in _TAGS if tag in about][:1]])
 
 

@@ -24,6 +24,8 @@ def main() -> int:
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
         faults = campaign(Path(folder), chosen.seed, lambda line: print(line, flush=True), chosen.only or [""])
+    if not any(fault.tried for fault in faults):
+        parser.error("nothing was tried: --only names no fault")
     rows, minutes = [fault.row() for fault in faults], (time.monotonic() - began) / 60
     whole = {name: sum(row[name] for row in rows) for name in ("tried", "survived", "lost")}
     for row in [*rows, {"fault": f"all, in {minutes:.1f} minutes"} | whole]:

@@ -83,6 +83,14 @@ def test_what_cannot_be_compared(config: Path) -> None:
     assert "lower --samples" in invoke(f"bon {config} --from graded --samples 99").output
 
 
+def test_an_experiment_takes_one_process(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for command in ("compare", "bon", "rl"):
+        result = invoke(f"{command} {config}")
+        assert result.exit_code == 1
+        assert "2 processes: an experiment takes one" in result.output
+
+
 def test_benchmark(trained_run, write_rows, tmp_path: Path) -> None:
     rows = [
         {"prompt": "How are you?", "chosen": "Fine.", "rejected": "No.", "subset": "alpacaeval-easy", "id": 1},

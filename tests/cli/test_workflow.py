@@ -162,6 +162,12 @@ def test_score_by_several_models_names_the_best(
     assert (summary["models"], summary["ensemble"]) == ([str(place) for place in members], how)
 
 
+def test_one_model_is_no_ensemble(trained: Path, write_rows: Callable[..., Path]) -> None:
+    result = run("score", trained, "--input", write_rows(queries()), "--ensemble", "uwo")
+    assert result.exit_code == 1
+    assert "--ensemble uwo: there is one model" in result.output
+
+
 def test_score_reads_and_writes_parquet(trained: Path, tmp_path: Path, write_rows: Callable[..., Path]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as parquet

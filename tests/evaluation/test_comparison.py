@@ -16,6 +16,7 @@ from dmoerm.evaluation import cells
 from dmoerm.evaluation.ablations import ABLATIONS
 from dmoerm.evaluation.cells import Outside
 from dmoerm.evaluation.comparison import Comparison, compare_methods
+from dmoerm.evaluation.panel import run_settings
 from dmoerm.schema import Query
 
 SOME = ("no_outer", "shuffled")
@@ -62,6 +63,15 @@ def test_every_method_is_measured_on_the_same_pairs(found: Comparison) -> None:
         assert sum(b.pairs for b in condition.calibration["general"].bins) == tasks["mean"].pairs
     assert set(found.methods) == trained | set(SOME) | {"shortest"}
     assert set(found.costs) == trained
+
+
+def test_each_run_has_a_storage_of_its_own(config, tmp_path) -> None:
+    stored = changed(config, {"output": str(tmp_path / "stored"), "storage": f"file://{tmp_path}/kept"})
+    places = [run_settings(stored, "clean", (0, 0), seed).storage for seed in (0, 1)]
+    assert places == [f"file://{tmp_path}/kept/clean/seed{seed}/dmoerm" for seed in (0, 1)]
+    quiet_compare(stored, seeds=(0,), conditions={"clean": CONDITIONS["clean"]}, ablations=["shuffled"])
+    for run in ("dmoerm", "shuffled"):
+        assert (tmp_path / "kept" / "clean" / "seed0" / run / "config.yaml").exists()
 
 
 def test_every_ablation_runs(config) -> None:

@@ -37,6 +37,7 @@ def test_members_are_other_single_models_and_are_trained_once(run, examples) -> 
     assert all(torch.equal(a.head(z), b.head(z)) for a, b in zip(members, again, strict=True))
     mean = torch.stack([member.head.score.weight for member in members]).mean(0)
     torch.testing.assert_close(averaged(members).head.score.weight, mean)
+    assert averaged(members).branch is run.model.general.branch
     assert not torch.allclose(run.model.general.head.score.weight, mean)  # it is a copy
 
 

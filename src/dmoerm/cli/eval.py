@@ -48,10 +48,11 @@ def command(
 def _load(path: str) -> DMoERM:
     """The model on this process's device, in pieces where the launcher asks for it."""
     from ..model import DMoERM
+    from ..training.processes import is_main
     from ..training.sharding import check_sharding, place
 
     quieten()
-    found = DMoERM.from_pretrained(model_folder(path))
+    found = DMoERM.from_pretrained(model_folder(path), check=is_main())
     check_sharding(found.config.shared_branch, found.config.router_kind == "own")
     return place(found)
 

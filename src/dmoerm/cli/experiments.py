@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,7 +32,10 @@ def conditions_of(noise: Sequence[str]) -> dict[str, tuple[float, float]]:
 def experiment_config(config: str, overrides: Sequence[str], output: Path | None) -> Config:
     """The settings of an experiment's runs; `output` is the folder of all of them."""
     from ..config import changed, load_config
+    from ..errors import ConfigError
 
+    if (count := os.environ.get("WORLD_SIZE", "1")) != "1":
+        raise ConfigError(f"{count} processes: an experiment takes one; only train and eval divide their work")
     settings = load_config(config, overrides)
     return changed(settings, {"output": str(output or f"{settings.output}-compare")})
 

@@ -51,9 +51,11 @@ def command(
     ] = None,
     format: Annotated[str, typer.Option(help="The rows' format; auto tells it from the first row.")] = "auto",
     ensemble: Annotated[
-        Literal["mean", "wco", "uwo"],
-        typer.Option(help="Several models' reward: their mean, their worst, or their mean less half their variance."),
-    ] = "mean",
+        Literal["mean", "wco", "uwo"] | None,
+        typer.Option(
+            help="Several models' reward: their mean (unless given), the worst, or the mean less half the variance."
+        ),
+    ] = None,
     best: Annotated[
         bool, typer.Option("--best", help="Also write the place (best) and text (chosen) of the best response.")
     ] = False,
@@ -78,15 +80,19 @@ def command(
     completely or not at all. With --engine ray a folder of such files and their manifest is; started again, it goes on
     where it was stopped.
     """
-    started = time.monotonic()
-    asked = _Asked(tuple(models), input, output, task, format, ensemble, best, skip_bad, batch_tokens)
+    from ..errors import ConfigError
+
+    if ensemble and not models[1:]:
+        raise ConfigError(f"--ensemble {ensemble}: there is one model; name the others, or leave this out")
+    started, how = time.monotonic(), ensemble or "mean"
+    asked = _Asked(tuple(models), input, output, task, format, how, best, skip_bad, batch_tokens)
     found = _score_on_ray(asked, actors, cpus, gpus, shard_rows) if engine == "ray" else _score_here(asked)
     if found["left_out"]:
         Console(stderr=True).print(f"{found['left_out']} rows left out")
     if json_file is not None:
         from ..paths import write_file
 
-        summary = {"schema": 1, "command": "score", "models": models, "ensemble": ensemble if models[1:] else None}
+        summary = {"schema": 1, "command": "score", "models": models, "ensemble": how if models[1:] else None}
         summary |= {"input": input, "output": output, **found}
         summary["seconds"] = round(time.monotonic() - started, 3)
         write_file(json_file, json.dumps(summary, ensure_ascii=False, indent=2) + "\n")

@@ -41,14 +41,15 @@ def _submit(ray: Any, run: Run, data: Loaded, steps: Sequence[Step]) -> dict[Any
     shared = ray.put(data)  # so that the data's files need be on this machine alone
     shares = min(room(ray, settings.cpus, settings.gpus), len(data.train) // _SHARE)
     found: dict[str, Any] = {}
+    filled: list[Any] = []
     for step in steps:
         if run.finished(step.name):
             run.progress.skip(step.name)
             continue
-        needed = [found[name] for name in step.needs if name in found]
-        if not step.needs and shares > 1:
+        if shares > 1 and not filled:
             fill = remote(fill_share)
-            needed = [fill.options(name=f"activations/{i}").remote(config, shared, i, shares) for i in range(shares)]
+            filled = [fill.options(name=f"activations/{i}").remote(config, shared, i, shares) for i in range(shares)]
+        needed = [found[name] for name in step.needs if name in found] or filled
         found[step.name] = remote(do_step).options(name=step.name).remote(config, shared, step.name, *needed)
     return {reference: name for name, reference in found.items()}
 

@@ -126,6 +126,8 @@ def measure(
     for name in ablations:
         console.print(f"  {name}", highlight=False)
         settings = {**ABLATIONS[name].settings, "output": str(folder / name)}
+        if config.storage is not None:
+            settings["storage"] = f"{config.storage.rpartition('/')[0]}/{name}"
         _add(rewards, name, _ablated(changed(config, settings), console, engine))
     _add_outside(rewards, outside, scored, panel.data)
     cell = _measured(panel, scored, rewards, asked, console)

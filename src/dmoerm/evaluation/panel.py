@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from rich.console import Console
@@ -18,12 +18,13 @@ from rich.progress import track
 
 from ..config import Config, changed
 from ..data.loading import Loaded, load_data
+from ..errors import ArtefactError
 from ..schema import Prompt, Query
 from ..training import Run, train
 from ..training.baselines import Baselines, train_baselines
 from ..training.batches import Example
 from ..training.calibration import temperature
-from ..training.graph import Engine
+from ..training.graph import Engine, graph
 from ..training.progress import Progress
 from ..training.router import assign_tasks
 from ..training.run import divide, prepare, train_groups
@@ -123,8 +124,15 @@ class Panel:
 def run_settings(config: Config, condition: str, flips: tuple[float, float], seed: int) -> Config:
     """The run of one condition and seed: its noise, and its place under the experiments' folder `config.output`."""
     settings = {"seed": seed, "data.flip_scores": flips[0], "data.flip_capabilities": flips[1]}
-    place = Path(config.output) / condition / f"seed{seed}" / "dmoerm"
-    return changed(config, settings | {"output": str(place)})
+    return placed(config, f"{condition}/seed{seed}/dmoerm", settings)
+
+
+def placed(config: Config, name: str, settings: Mapping[str, Any]) -> Config:
+    """The settings of a run in a folder of its own, under the output and the storage of `config`."""
+    places = {"output": str(Path(config.output) / name)}
+    if config.storage is not None:
+        places["storage"] = f"{config.storage.rstrip('/')}/{name}"
+    return changed(config, {**settings, **places})
 
 
 def open_panel(config: Config, members: int = 5, console: Console | None = None, engine: Engine | None = None) -> Panel:
@@ -137,8 +145,13 @@ def open_panel(config: Config, members: int = 5, console: Console | None = None,
 
 
 def reopen_panel(config: Config, data: Loaded, members: int) -> Panel:
-    """The panel that `open_panel` has left, for as many readers at once as there are."""
+    """The panel that `open_panel` has left, for as many readers at once as there are.
+
+    Raises `ArtefactError` where a step is missing.
+    """
     run = prepare(config, data.taxonomy, Path(config.output), Progress(quiet=True))
+    if missing := [step.name for step in graph(config, data.taxonomy) if not run.finished(step.name)]:
+        raise ArtefactError(f"{config.output}: its step {missing[0]} is not there; let all machines reach the folder")
     train_groups(run, data)
     run.model.eval()
     return _panel(run, data, members)

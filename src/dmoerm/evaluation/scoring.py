@@ -31,7 +31,7 @@ from ..model.layout import Packed, pack
 from ..schema import Query
 from ..training.baselines import Baselines
 from ..training.cache import ActivationCache
-from ..training.processes import is_main, own, rejoined, sharded
+from ..training.processes import agreed, is_main, own, rejoined, sharded
 
 Q = TypeVar("Q", bound=Query)
 METHODS = ("general", "per_task", "dmoerm")
@@ -137,7 +137,7 @@ def _score_batch(
     rewards = {"general": model.general.head(base)}
     if baselines is not None:
         rewards |= baselines.rewards(hidden, base, None if prompts is None else prompts[owners])
-    chosen = [model.choose(row) for row in route]
+    chosen = agreed([model.choose(row) for row in route]) if sharded() else [model.choose(row) for row in route]
     own = [group.task or model.router.tasks[i] for group, i in zip(groups, route.argmax(-1).tolist(), strict=True)]
     wanted = [{task for task in pair if task} for pair in zip(own, chosen, strict=True)]
     outputs = _inner_outputs(model, hidden, wanted, base, rewards["general"])
@@ -180,7 +180,7 @@ def _inner_outputs(
     """(q, task) → what the task's inner model says of the q-th group, for all tasks wanted of it."""
     found: dict[tuple[int, str], InnerOutput] = {}
     owners = torch.tensor(hidden.layout.owner, device=base.device)
-    for task in set().union(*wanted):
+    for task in sorted(set().union(*wanted)):
         rows = [n for n, owner in enumerate(hidden.layout.owner) if task in wanted[owner]]
         shared = base[rows] if model.config.shared_branch else None
         output = model.inner(task)(hidden.select(rows), general[rows], shared)

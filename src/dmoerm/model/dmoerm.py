@@ -98,7 +98,8 @@ class DMoERM(PreTrainedModel):
             prompt: a text or a list of chat messages; or a list of those, one for each entry of `responses`.
             responses: the responses to the prompt; or a list of such lists.
             task: skips the router; one name, or one (or None) for each prompt.
-            batch_tokens: most tokens of one pass; a token counts once for each of a task's experts.
+            batch_tokens: most tokens of one pass (twice a prompt's, where that is more); a token counts once for each
+                of a task's experts.
 
         Returns:
             A list of `Score`, one a response; for several prompts a list of such lists, in the caller's order.

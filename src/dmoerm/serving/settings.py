@@ -11,7 +11,7 @@ class ServingConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     batch_tokens: int = Field(default=8192, ge=1)
-    """Most tokens of one pass; a token counts once for each of a task's experts."""
+    """Most tokens of one pass (twice a prompt's, where that is more); one counts once for each of a task's experts."""
     batch_wait: float = Field(default=0.002, ge=0, le=1)
     """Seconds that an idle engine waits for more requests to share a pass."""
     queue_tokens: int = Field(default=262_144, ge=1)

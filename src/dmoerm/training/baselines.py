@@ -156,10 +156,13 @@ def _standardised(run: Run, members: Sequence[BranchScorer], train: Examples) ->
 
 @torch.no_grad()
 def averaged(members: Sequence[BranchScorer]) -> BranchScorer:
-    """One model with the mean of the members' weights."""
-    found = copy.deepcopy(members[0])
-    for name, tensor in found.state_dict().items():
-        tensor.copy_(torch.stack([member.state_dict()[name].float() for member in members]).mean(0))
+    """One model with the mean of the members' weights; a branch that is the same in all is shared."""
+    branch = members[0].branch
+    shared = all(member.branch is branch for member in members)
+    found = copy.deepcopy(members[0], {id(branch): branch} if shared else {})
+    states = [(member.head if shared else member).state_dict() for member in members]
+    for name, tensor in (found.head if shared else found).state_dict().items():
+        tensor.copy_(torch.stack([state[name].float() for state in states]).mean(0))
     return found
 
 

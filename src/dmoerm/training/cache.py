@@ -24,7 +24,7 @@ from ..model import DMoERM
 from ..model.batching import batches, pack_ids
 from ..model.encoding import Encoded
 from ..paths import write_file
-from .processes import agreed, barrier, is_main, own_evenly
+from .processes import agreed, barrier, is_main, own, own_evenly
 from .sharding import whole
 
 _SHARD_TOKENS = 50_000
@@ -62,12 +62,16 @@ class ActivationCache:
         missing = list({text.key: text for text in texts if text.key not in known}.values())
         for name in (f"{text.key}/{part}" for text in texts if self._has(text) for part in self._needed()):
             self._use(self._places[name])  # what is wanted must not make room for what is missing
-        mine = own_evenly(list(batches(missing, 8192)))
+        passes = list(batches(missing, 8192))
+        mine = own(passes)
         total, so_far, tokens = sum(missing[i].tokens for rows in mine for i in rows), 0, 0
         waiting: dict[str, Tensor] = {}
-        for rows in mine:
+        for number, rows in enumerate(own_evenly(passes)):
             batch = [missing[i] for i in rows]
-            waiting |= self._compute(batch)
+            computed = self._compute(batch)
+            if number == len(mine):
+                break
+            waiting |= computed
             so_far += sum(text.tokens for text in batch)
             done(so_far, total)
             tokens += sum(text.tokens for text in batch)

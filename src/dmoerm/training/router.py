@@ -16,7 +16,7 @@ from ..model.batching import pad
 from ..model.router import Router
 from .batches import Batch, Example
 from .fitting import fit
-from .processes import own, world
+from .processes import agreed, own, world
 from .steps import Ended, Run, State, ended
 
 
@@ -64,7 +64,8 @@ def train_router(run: Run, train: Sequence[Example], validation: Sequence[Exampl
 
 def assign_tasks(run: Run, examples: Sequence[Example]) -> list[Example]:
     """The examples with a task each: their own, or else the likeliest by the router (None below its threshold)."""
-    return [e if e.task else dataclasses.replace(e, task=_route(run, e)) for e in examples]
+    tasks = agreed([e.task or _route(run, e) for e in examples])  # else the processes' batches might differ
+    return [dataclasses.replace(e, task=task) for e, task in zip(examples, tasks, strict=True)]
 
 
 @torch.no_grad()

@@ -15,29 +15,39 @@ import contextlib
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.distributed import broadcast
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
-from ..errors import ConfigError
+from ..errors import BackboneError, ConfigError
 from ..model import DMoERM
 from .processes import device, is_main, sharded, sharding, world
 
-_CAN = {  # of what the launcher may ask: kind → variable → what it is unless given, what it must be, its name in a file
-    "FSDP": {
-        "FSDP_VERSION": ("1", "2", "fsdp_version"),
-        "FSDP_OFFLOAD_PARAMS": ("false", "false", "fsdp_offload_params"),
-    },
-    "DEEPSPEED": {
-        "ACCELERATE_DEEPSPEED_ZERO_STAGE": ("2", "3", "zero_stage"),
-        "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": ("none", "none", "offload_param_device"),
-        "ACCELERATE_DEEPSPEED_CONFIG_FILE": ("none", "none", "deepspeed_config_file"),
-    },
+
+class _Asked(NamedTuple):
+    """A setting of accelerate's, as it hands it on."""
+
+    name: str
+    variable: str
+    needed: str
+    usual: str
+
+
+_ASKED = {
+    "FSDP": [
+        _Asked("fsdp_version", "FSDP_VERSION", needed="2", usual="1"),
+        _Asked("fsdp_offload_params", "FSDP_OFFLOAD_PARAMS", needed="false", usual="false"),
+    ],
+    "DEEPSPEED": [
+        _Asked("zero_stage", "ACCELERATE_DEEPSPEED_ZERO_STAGE", needed="3", usual="2"),
+        _Asked("offload_param_device", "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE", needed="none", usual="none"),
+        _Asked("deepspeed_config_file", "ACCELERATE_DEEPSPEED_CONFIG_FILE", needed="none", usual="none"),
+    ],
 }
 
 
@@ -49,10 +59,11 @@ def check_sharding(shared_branch: bool, own_router: bool) -> None:
     """
     if (kind := sharding()) is None:
         return
-    for variable, (usual, needed, name) in _CAN[kind].items():
+    for name, variable, needed, usual in _ASKED[kind]:
         if (given := os.environ.get(variable, usual).lower()) != needed:
             raise ConfigError(f"accelerate launch: {name} is {given}; set it to {needed}: see configs/accelerate")
-    for wrong, setting in ((not shared_branch, "base to frozen"), (own_router, "router.kind to trunk")):
+    router = "router.kind to trunk, with a backbone.branch_layer above 0"
+    for wrong, setting in ((not shared_branch, "base to frozen"), (own_router, router)):
         if wrong:
             raise ConfigError(
                 f"accelerate launch: {kind} divides the weights that stay frozen, and nothing else; set {setting}, "
@@ -69,6 +80,7 @@ def place(model: DMoERM) -> DMoERM:
     if (kind := sharding()) is None:
         return model.to(device())  # pyright: ignore[reportArgumentType, reportReturnType]
     layers = _layers(model)
+    _check_layers(model, layers)
     _DIVIDE[kind](layers)
     done = {id(layer) for layer in layers}
     for module in model.modules():
@@ -83,14 +95,14 @@ def gathered(model: DMoERM) -> Iterator[None]:
 
     All processes must come here.
     """
-    hooks = []
-    for layer in _layers(model) if sharded() else ():
-        put_together = ((name, whole(p)) for name, p in layer.named_parameters())
-        kept = {name: weight.cpu() for name, weight in put_together if is_main()}
-        hooks.append(layer.register_state_dict_post_hook(_instead(kept)))
-    yield
-    for hook in hooks:
-        hook.remove()
+    with contextlib.ExitStack() as hooks:
+        for layer in _layers(model) if sharded() else ():
+            if isinstance(layer, FSDPModule):
+                layer.reshard()  # where it stays whole, `state_dict` would divide it, on the main process alone
+            put_together = ((name, whole(p)) for name, p in layer.named_parameters())
+            kept = {name: weight.cpu() for name, weight in put_together if is_main()}
+            hooks.callback(layer.register_state_dict_post_hook(_instead(kept)).remove)
+        yield
 
 
 def whole(weight: Tensor) -> Tensor:
@@ -116,15 +128,25 @@ def _layers(model: DMoERM) -> list[nn.Module]:
     return [module for part in parts for module in part.modules() if isinstance(module, nn.Linear | nn.Embedding)]
 
 
+def _check_layers(model: DMoERM, layers: Sequence[nn.Module]) -> None:
+    """Raises `BackboneError` for a backbone much of whose weights is elsewhere, such as in stacked experts."""
+    parts = [part for part in (model.trunk, model.general.branch) if part is not None]
+    inside, all_of_it = ({p: p.numel() for m in of for p in m.parameters()} for of in (layers, parts))
+    if sum(inside.values()) < 0.9 * sum(all_of_it.values()):
+        raise BackboneError(
+            f"a backbone of type {model.config.backbone['model_type']!r} keeps weights outside linear layers and "
+            "embeddings, and these alone go in pieces; launch with configs/accelerate/ddp.yaml, or use another"
+        )
+
+
 @torch.no_grad()
 def _spread(module: nn.Module) -> None:
-    """Puts the main process's values of a module's own weights on this process's device."""
-    for name, weight in module.named_parameters(recurse=False):
+    """Puts the main process's values of a module's own weights and buffers on this process's device."""
+    for name, weight in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
         value = weight.detach().to(device()) if is_main() else torch.empty_like(weight, device=device())
         broadcast(value, src=0)
-        setattr(module, name, nn.Parameter(value, requires_grad=weight.requires_grad))
-    for name, buffer in module.named_buffers(recurse=False):
-        setattr(module, name, buffer.to(device()))
+        trained = isinstance(weight, nn.Parameter)
+        setattr(module, name, nn.Parameter(value, requires_grad=weight.requires_grad) if trained else value)
 
 
 # --- the two ways --------------------------------------------------------------------------------------------------

@@ -1,0 +1,133 @@
+"""Runs by two processes, as `accelerate launch` starts them, and what they leave."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dmoerm import training
+from dmoerm.config import Config, dump_config
+
+CONFIGS = Path(training.__file__).parents[1] / "configs" / "accelerate"
+DEEPSPEED = Path(sys.prefix) / "deepspeed"  # not among the packages: whatever imports accelerate would import it
+
+# Dropout in a LoRA is drawn by each process for its own groups, so that runs with it agree on average alone. What is
+# kept is the end, which is all of the training; in the last form, for some steps, the best.
+LORA = {"rank": 2, "dropout": 0.0}
+END = {"best_by": "end"}
+ENDS = {"router": END, "phase0": END, "phase1": END, "phase2": {**END, "lora": LORA}, "phase3": END}
+
+
+# Passes and parts of batches so small that both processes have some, though not equally many.
+SMALL = """
+from dmoerm.cli import main
+from dmoerm.model import DMoERM
+from dmoerm.model.batching import batches
+from dmoerm.training import batches as groups, cache, embedding, run
+
+cut = groups._cut
+groups._cut = lambda items, budget: cut(items, 256)
+cache.batches = lambda texts, budget: batches(texts, 256)
+embedding._BATCH_TOKENS = 256
+DMoERM.pass_tokens = lambda self, tokens: 256
+"""
+COMMAND = SMALL + "main()\n"
+
+
+def written(config: Config, folder: Path) -> tuple[Path, Config]:
+    """The settings with an output and a cache of their own, as a file."""
+    other = config.model_copy(update={"output": str(folder / "run"), "cache": str(folder / "cache")})
+    folder.mkdir(exist_ok=True)
+    file = folder / "config.yaml"
+    file.write_text(dump_config(other))
+    return file, other
+
+
+def launch(*command: str, how: str = "ddp_cpu") -> subprocess.CompletedProcess[str]:
+    """Two processes on the CPU by a shipped config."""
+    tests = Path(__file__).parent
+    paths = os.pathsep.join(
+        [str(tests), str(tests.parent), *[str(DEEPSPEED)] * (how == "zero3"), os.environ.get("PYTHONPATH", "")]
+    )
+    start = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / f"{how}.yaml")]
+    start += ["--num_processes", "2", "--main_process_port", "0"]
+    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    return subprocess.run([*start, *command], env=environment, check=False, capture_output=True, text=True, timeout=300)
+
+
+def artefacts(config: Config) -> dict[str, torch.Tensor]:
+    """Every tensor that the run has left, of its steps and of its model."""
+    root = Path(config.output)
+    files = [*root.glob("steps/**/*.safetensors"), *root.glob("model/**/*.safetensors")]
+    return {f"{file.relative_to(root)}: {name}": t for file in files for name, t in load_file(file).items()}
+
+
+def assert_close(one: Config, other: Config, tolerance: float = 1e-4) -> None:
+    found, expected = artefacts(one), artefacts(other)
+    assert found.keys() == expected.keys()
+    assert any(name.startswith("model/") for name in found)
+    apart = {name: float((found[name].float() - t.float()).abs().max()) for name, t in expected.items() if t.numel()}
+    worst = max(apart, key=lambda name: apart[name])
+    assert apart[worst] <= tolerance, f"{worst}: {apart[worst]:.2g}"
+
+
+def measured(folder: Path) -> dict[str, Any]:
+    results = json.loads((folder / "results.json").read_text())
+    return {name: results[name] for name in ("consistency", "paired", "capabilities", "router", "calibration")}
+
+
+def trained(config: Config, folder: Path, *options: str, how: str = "ddp_cpu", command: str = COMMAND) -> Config:
+    """The settings of the run, which two processes have trained."""
+    file, two = written(config, folder)
+    script = folder / "command.py"
+    script.write_text(command)
+    done = launch(str(script), "train", str(file), *options, how=how)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("model: ") == 1
+    return two
+
+
+def approximately(found: Any, expected: Any) -> bool:
+    if isinstance(expected, dict):
+        return found.keys() == expected.keys() and all(approximately(found[k], v) for k, v in expected.items())
+    if isinstance(expected, list):
+        return len(found) == len(expected) and all(map(approximately, found, expected))
+    return found == (pytest.approx(expected, abs=1e-3) if isinstance(expected, float) else expected)
+
+
+KILLED = """
+import os, signal, sys
+from dmoerm.config import load_config
+from dmoerm.training import train
+from dmoerm.training.processes import rank
+from dmoerm.training.progress import Progress
+from test_run import kill_at
+
+if rank() == 1:
+    Progress.on_step_end = kill_at({step!r}, {at}, lambda: os.kill(os.getpid(), signal.SIGKILL))
+train(load_config(sys.argv[1]))
+"""
+
+
+def killed(config: Config, folder: Path, step: str, at: int, how: str = "ddp_cpu") -> Config:
+    """The settings of a run of which one process was killed in that step."""
+    file, broken = written(config, folder)
+    script = folder / "killed.py"
+    script.write_text(KILLED.format(step=step, at=at))
+    ended = launch(str(script), str(file), how=how)
+    assert ended.returncode != 0
+    assert "Signal 9" in ended.stderr, ended.stderr[-3000:]
+    assert not (Path(broken.output) / "model").exists()
+    assert list((Path(broken.output) / "checkpoints" / step).glob("checkpoint-*"))
+    return broken
+
+
+LONG = {"epochs": 4, "batch_groups": 2, "evaluations": 4, "learning_rate": 1e-2}
