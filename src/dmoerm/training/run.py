@@ -51,7 +51,7 @@ def train(config: Config, console: Console | None = None, engine: Engine | None 
 
     Raises:
         ConfigError: the folder holds a run with other settings; a batch has too few groups for the processes; the
-            launcher would divide the weights.
+            launcher asks for weights in pieces, of which these settings have none.
         DataError: the data cannot be used.
         ArtefactError: another process trains in that folder, or it cannot be written.
         TrainingError: a loss is not finite.

@@ -122,17 +122,21 @@ def _instead(kept: dict[str, Tensor]) -> Any:
     return replace
 
 
+def _backbone(model: DMoERM) -> list[nn.Module]:
+    """Its frozen parts."""
+    return [part for part in (model.trunk, model.general.branch) if part is not None]
+
+
 def _layers(model: DMoERM) -> list[nn.Module]:
     """The frozen layers that have nearly all weights; the experts' branches share them."""
-    parts = [part for part in (model.trunk, model.general.branch) if part is not None]
-    return [module for part in parts for module in part.modules() if isinstance(module, nn.Linear | nn.Embedding)]
+    modules = (module for part in _backbone(model) for module in part.modules())
+    return [module for module in modules if isinstance(module, nn.Linear | nn.Embedding)]
 
 
 def _check_layers(model: DMoERM, layers: Sequence[nn.Module]) -> None:
     """Raises `BackboneError` for a backbone much of whose weights is elsewhere, such as in stacked experts."""
-    parts = [part for part in (model.trunk, model.general.branch) if part is not None]
-    inside, all_of_it = ({p: p.numel() for m in of for p in m.parameters()} for of in (layers, parts))
-    if sum(inside.values()) < 0.9 * sum(all_of_it.values()):
+    inside, whole_backbone = ({p for m in of for p in m.parameters()} for of in (layers, _backbone(model)))
+    if sum(p.numel() for p in inside) < 0.9 * sum(p.numel() for p in whole_backbone):
         raise BackboneError(
             f"a backbone of type {model.config.backbone['model_type']!r} keeps weights outside linear layers and "
             "embeddings, and these alone go in pieces; launch with configs/accelerate/ddp.yaml, or use another"
@@ -145,8 +149,8 @@ def _spread(module: nn.Module) -> None:
     for name, weight in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
         value = weight.detach().to(device()) if is_main() else torch.empty_like(weight, device=device())
         broadcast(value, src=0)
-        trained = isinstance(weight, nn.Parameter)
-        setattr(module, name, nn.Parameter(value, requires_grad=weight.requires_grad) if trained else value)
+        is_weight = isinstance(weight, nn.Parameter)
+        setattr(module, name, nn.Parameter(value, requires_grad=weight.requires_grad) if is_weight else value)
 
 
 # --- the two ways --------------------------------------------------------------------------------------------------
