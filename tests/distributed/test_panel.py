@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 from tiny import TINY_TASKS, make_tiny_config
 
@@ -21,6 +23,16 @@ pytest.importorskip("ray", reason="ray is not installed; run: make install")
 pytestmark = pytest.mark.slow
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As Ray gives a worker of one processor: last digits hang on the number of threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("changes", [{"base": "frozen", "phase2": {"lora": {"rank": 0}}}, {}])
 def test_best_of_n_is_the_same_on_a_cluster(
     nodes: Nodes, tiny_backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
