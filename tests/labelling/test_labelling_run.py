@@ -172,8 +172,9 @@ def test_a_killed_run_pays_again_for_what_was_in_flight_at_most(tmp_path, count)
     assert tally.known + tally.answered + tally.refused + tally.failed + tally.unanswered == count * 5 * 2
     assert len(done) + tally.unanswered == count * 5 * 2
     assert set(done) <= {question.key for question in asked}
-    assert len(server.paid) == sum(status != "failed" for status in done.values())
-    assert sum(server.paid.values()) <= len(server.paid) + 3 * 8
+    kept, lost = sum(status != "failed" for status in done.values()), 3 * 8
+    assert kept <= len(server.paid) <= kept + lost  # what was lost may be refused when it is asked again
+    assert sum(server.paid.values()) <= len(server.paid) + lost
 
 
 def test_a_wrong_key_ends_the_run_and_stays_secret(tmp_path):
