@@ -211,12 +211,12 @@ def test_a_killed_process_goes_on_to_the_same_end(
 
 
 def test_a_finished_run_started_again_trains_nothing(trained_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dmoerm.training import phases, router
+    from dmoerm.training import router, steps
 
     def never(*_: Any, **__: Any) -> Any:
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(phases, "fit", never)
+    monkeypatch.setattr(steps, "fit", never)
     monkeypatch.setattr(router, "fit", never)
     again = train_quietly(trained_run.config)
     prompt, responses = "How are you?", ["Fine.", "No."]
