@@ -145,16 +145,19 @@ def test_a_killed_node_costs_no_row(nodes: Nodes, trained_run: Any, tmp_path: Pa
     from dmoerm.distributed.scoring import score_on_ray
 
     model, output = trained_run.folder / "model", tmp_path / "out"
-    pattern = write_inputs(tmp_path / "rows", 4_000)
+    pattern = write_inputs(tmp_path / "rows", 12_000)  # long enough for a second actor to begin
+    killed: list[Any] = []
 
     def kill() -> None:
         wait_until(lambda: nodes.running(ACTOR, nodes.second), "no actor on the second node")
         nodes.kill(nodes.second)
+        killed.append(nodes.second)
 
     killer = threading.Thread(target=kill)
     killer.start()
     score_on_ray(job(pattern, output, shard_rows=50), functools.partial(open_models, [str(model)]))
     killer.join()
+    assert killed
     nodes.second = nodes.add()
     assert_same_rows(written(output), list(streamed(model, pattern)))
 
