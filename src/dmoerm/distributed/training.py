@@ -86,11 +86,9 @@ def do_step(config: Config, data: Loaded, name: str, *_needed: Ended | None) -> 
 @contextlib.contextmanager
 def _prepared(config: Config, data: Loaded) -> Iterator[Run]:
     """The run on a worker; with a storage, what this machine has of its folder is a copy."""
-    with contextlib.ExitStack() as stack:
-        folder = Path(config.output)
-        if config.storage is not None:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        yield prepare(config, data.taxonomy, folder, Progress(quiet=True))
+    place = contextlib.nullcontext(config.output) if config.storage is None else tempfile.TemporaryDirectory()
+    with place as folder:
+        yield prepare(config, data.taxonomy, Path(folder), Progress(quiet=True))
 
 
 def reachable(config: Config) -> Config:

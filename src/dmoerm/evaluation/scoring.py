@@ -137,7 +137,9 @@ def _score_batch(
     rewards = {"general": model.general.head(base)}
     if baselines is not None:
         rewards |= baselines.rewards(hidden, base, None if prompts is None else prompts[owners])
-    chosen = agreed([model.choose(row) for row in route]) if sharded() else [model.choose(row) for row in route]
+    chosen = [model.choose(row) for row in route]
+    if sharded():  # all make this pass, and must go through the branch equally often
+        chosen = agreed(chosen)
     own = [group.task or model.router.tasks[i] for group, i in zip(groups, route.argmax(-1).tolist(), strict=True)]
     wanted = [{task for task in pair if task} for pair in zip(own, chosen, strict=True)]
     outputs = _inner_outputs(model, hidden, wanted, base, rewards["general"])
