@@ -29,7 +29,6 @@ from measure import write
 
 from dmoerm.config import Config, load_config
 from dmoerm.data.loading import load_data
-from dmoerm.data.testbed import gold_group
 from dmoerm.evaluation import evaluate
 from dmoerm.labelling.client import Endpoint
 from dmoerm.labelling.collect import collect
@@ -42,6 +41,7 @@ from dmoerm.labelling.verdict import Token
 from dmoerm.labels import Label, write_labels
 from dmoerm.schema import Group
 from dmoerm.taxonomy import load_taxonomy
+from dmoerm.testbed import gold_group
 from dmoerm.training import train
 
 NOISE, BIAS = (0.5, 2.0, 4.0, 8.0), 0.2

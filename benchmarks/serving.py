@@ -28,7 +28,7 @@ import numpy as np
 from measure import row, write
 from models import TASK, ours
 
-from dmoerm.data import testbed
+from dmoerm import testbed
 from dmoerm.model import DMoERM
 from dmoerm.model.backbone import bundled_backbone
 from dmoerm.schema import Query

@@ -17,7 +17,7 @@ import torch
 from datasets import Dataset, load_dataset
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
-from dmoerm.data import testbed
+from dmoerm import testbed
 from dmoerm.integrations.trl import reward_function
 from dmoerm.schema import Prompt
 

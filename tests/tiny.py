@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from dmoerm import testbed
 from dmoerm.config import Config
-from dmoerm.data import testbed
 from dmoerm.schema import Group
 
 CHATML = (

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import DataError
-from .paths import complete_file
+from .io.paths import complete_file
 from .schema import Group, Judgement, Query, prompt_key
 
 OVERALL = "overall"

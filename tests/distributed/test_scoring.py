@@ -23,8 +23,8 @@ from tiny import tiny_groups
 from dmoerm.cli.score import open_models
 from dmoerm.data.readers import read_queries
 from dmoerm.errors import ConfigError, DataError
+from dmoerm.io.storage import matching
 from dmoerm.scoring.rows import written_rows
-from dmoerm.storage import matching
 
 from .conftest import Nodes, wait_until
 

@@ -8,9 +8,9 @@ import pytest
 from tiny import TINY_TASKS, make_tiny_config, write_groups
 from typer.testing import CliRunner
 
+from dmoerm import testbed
 from dmoerm.cli import app
 from dmoerm.config import dump_config
-from dmoerm.data import testbed
 
 
 @pytest.fixture(scope="session")

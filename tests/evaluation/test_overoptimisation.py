@@ -9,7 +9,7 @@ from rich.console import Console
 from tiny import make_tiny_config, tiny_groups, tiny_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from dmoerm.data import testbed
+from dmoerm import testbed
 from dmoerm.data.loading import load_data
 from dmoerm.errors import BackboneError, DataError
 from dmoerm.evaluation import panel as panels

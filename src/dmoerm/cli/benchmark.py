@@ -41,7 +41,7 @@ def command(
     from ..data.readers import read_groups
     from ..evaluation import public_benchmarks
     from ..evaluation.external import method_of
-    from ..paths import model_folder, write_file
+    from ..io.paths import model_folder, write_file
     from .tables import benchmark_table, screen
 
     quieten()

@@ -34,7 +34,7 @@ def check(
     """Count, measure and check the data; exit with 1 if any row is bad."""
     from ..data.checking import check_data
     from ..errors import DmoermError
-    from ..paths import write_file
+    from ..io.paths import write_file
 
     console = Console()
     try:
@@ -62,7 +62,7 @@ def taxonomy(
     """Draft a taxonomy from the tasks and capabilities met in the data. Edit its rubrics before you use it."""
     from ..data.readers import read_groups
     from ..errors import DmoermError
-    from ..paths import write_file
+    from ..io.paths import write_file
     from ..taxonomy import draft_taxonomy
 
     try:

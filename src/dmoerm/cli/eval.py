@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..paths import model_folder
+from ..io.paths import model_folder
 from .models import quieten
 from .options import BatchTokens, JsonFile, Overrides
 

@@ -56,7 +56,7 @@ def engine_of(name: str, config: Config) -> Iterator[Engine | None]:
 def write_found(found: Document, place: Path, copy: Path | None) -> list[str]:
     """Writes the results file, a copy of it where one is asked for, and the folder's page; says where they are."""
     from ..evaluation.report import write_folder_report
-    from ..paths import write_file
+    from ..io.paths import write_file
 
     for file in (place, *([copy] if copy else [])):
         write_file(file, found.to_json())

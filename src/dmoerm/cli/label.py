@@ -285,6 +285,6 @@ def _say_labels(labels: Sequence[Label], out: Path) -> None:
 
 
 def _write_json(path: Path, result: dict[str, Any]) -> None:
-    from ..paths import write_file
+    from ..io.paths import write_file
 
     write_file(path, json.dumps(result, ensure_ascii=False, indent=2) + "\n")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..paths import model_folder
+from ..io.paths import model_folder
 
 if TYPE_CHECKING:
     from ..model import DMoERM

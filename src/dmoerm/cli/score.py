@@ -17,8 +17,8 @@ import typer
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from ..paths import model_folder
-from ..storage import is_url
+from ..io.paths import model_folder
+from ..io.storage import is_url
 from .models import load_model
 from .options import BatchTokens, Engine, JsonFile
 
@@ -90,7 +90,7 @@ def command(
     if found["left_out"]:
         Console(stderr=True).print(f"{found['left_out']} rows left out")
     if json_file is not None:
-        from ..paths import write_file
+        from ..io.paths import write_file
 
         summary = {"schema": 1, "command": "score", "models": models, "ensemble": how if models[1:] else None}
         summary |= {"input": input, "output": output, **found}
@@ -115,9 +115,9 @@ class _Asked:
 
 def _score_here(asked: _Asked) -> dict[str, Any]:
     from ..data.readers import read_queries
+    from ..io.storage import matching
     from ..scoring.output import open_output
     from ..scoring.rows import Tally, written_rows
-    from ..storage import matching
 
     tally, left_out = Tally(), _LeftOut()
     on_bad = left_out.take if asked.skip_bad else None

@@ -35,7 +35,7 @@ def command(
     A browser finds a page at /. docs/serving.md has the protocols, limits and security.
     """
     from ..errors import ConfigError
-    from ..paths import model_folder
+    from ..io.paths import model_folder
     from .models import load_model
 
     if log_format not in ("auto", "json", "text"):

@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from .. import testbed
 from ..config import Config
 from ..errors import DataError
 from ..labels import read_labels, with_judgements
 from ..schema import Group
 from ..taxonomy import Taxonomy, draft_taxonomy, load_taxonomy
-from . import testbed
 from .overall import overall_from_capabilities
 from .readers import read_groups
 from .splitting import split_by_prompt, take_groups

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 
 from ..errors import DataError
-from ..storage import is_url, open_binary
+from ..io.storage import is_url, open_binary
 
 PlacedRow = tuple[int, dict[str, Any] | DataError]
 """A row's line (in Parquet, in a JSON array and in a dataset: its number) from 1, and the row."""

@@ -22,7 +22,7 @@ from rich.progress import Progress
 from ..config import Config
 from ..data.loading import Loaded
 from ..evaluation.panel import SHARD_QUERIES, Panel, Rewards, reopen_panel
-from ..paths import write_file
+from ..io.paths import write_file
 from ..schema import Query
 from ..scoring.rows import OnBad, Row
 from .scoring import Job, Pool, score_on_ray

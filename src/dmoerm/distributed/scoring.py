@@ -23,10 +23,10 @@ from pydantic import BaseModel
 from .. import errors
 from ..data.readers import queries_of
 from ..errors import ConfigError, DmoermError
+from ..io.storage import complete_at, exists, matching, open_binary, version
 from ..scoring.output import open_output
 from ..scoring.rows import RowScorer, Tally, written_rows
 from ..scoring.shards import Shard, shard_rows, shards_of
-from ..storage import complete_at, exists, matching, open_binary, version
 from .cluster import cluster, room
 
 OpenScorer = Callable[[], RowScorer]

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from ..errors import ArtefactError
-from ..paths import write_file
+from ..io.paths import write_file
 from .results import Results
 
 _TAGS = ("reward-model", "mixture-of-experts", "rlhf", "preference")
@@ -147,7 +147,7 @@ def _training(results: Results) -> str:
 def _data(data: dict[str, Any]) -> str:
     files = [_name(file) for file in data["files"]]
     if data["testbed_prompts"]:
-        files.append(f"the testbed of `dmoerm.data.testbed` ({data['testbed_prompts']} prompts a task)")
+        files.append(f"the testbed of `dmoerm.testbed` ({data['testbed_prompts']} prompts a task)")
     return ", ".join(files) or "not named"
 
 

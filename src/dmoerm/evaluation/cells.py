@@ -15,11 +15,11 @@ import numpy as np
 from pydantic import ValidationError
 from rich.console import Console
 
+from .. import testbed
 from ..config import Config, changed
-from ..data import testbed
 from ..data.loading import Loaded, load_data
 from ..errors import ConfigError, DataError
-from ..paths import write_file
+from ..io.paths import write_file
 from ..schema import Group, prompt_key
 from ..training import train
 from ..training.graph import Engine

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..errors import DataError
-from ..paths import write_file
+from ..io.paths import write_file
 
 MEAN = "mean"
 """The entry that is the plain mean over the tasks."""

@@ -7,8 +7,8 @@ from typing import Any
 
 from rich.console import Console
 
+from .. import testbed
 from ..config import Config
-from ..data import testbed
 from ..errors import DataError
 from ..model import DMoERM
 from ..schema import Group

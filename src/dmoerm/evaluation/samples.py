@@ -18,10 +18,10 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ..data import testbed
-from ..data.testbed.prompts import PromptItem
+from .. import testbed
 from ..errors import BackboneError, DataError
 from ..schema import Group, Message, Query, prompt_key
+from ..testbed.prompts import PromptItem
 from .best_of_n import check_samples
 
 _CHUNK = 64  # responses scored as one query

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 
 from dmoerm.client import Client
 from dmoerm.errors import ConfigError
-from dmoerm.paths import model_folder
+from dmoerm.io.paths import model_folder
 from dmoerm.scores import Scorer
 
 if TYPE_CHECKING:

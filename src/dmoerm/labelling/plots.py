@@ -7,7 +7,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from ..paths import complete_file
+from ..io.paths import complete_file
 from .quality import Quality
 
 _COLOURS = ("#2266cc", "#e0a030", "#55aa77", "#9955bb", "#9aa5b1")

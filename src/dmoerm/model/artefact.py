@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from ..config import EncodingConfig, LoRAConfig
 from ..errors import ArtefactError, shorten
-from ..paths import complete_folder
+from ..io.paths import complete_folder
 from .backbone import join, load_tokenizer
 from .encoding import Encoder, on_a_fixed_day
 from .engine import Decoder

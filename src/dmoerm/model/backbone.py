@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedTokenizerBase
 
 from ..config import BackboneConfig
 from ..errors import BackboneError
-from ..paths import cache_folder, complete_folder
+from ..io.paths import cache_folder, complete_folder
 from .engine import ATTENTION, Decoder, run
 from .layout import pack
 

@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import TypeAdapter
 from transformers import PreTrainedTokenizerBase
 
-from ..paths import write_file
+from ..io.paths import write_file
 from .policy import load_policy, render
 from .rewards import Gold, Reward, RLPrompt, Scale, raw_rewards
 from .sampling import Divergence, Sample, divergence, log_probabilities, own_randomness, sample, sampling_settings

@@ -20,11 +20,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 
-from ..data.testbed import TASKS, gold_reward
-from ..data.testbed import prompts as testbed_items
 from ..errors import ConfigError
-from ..paths import write_file
+from ..io.paths import write_file
 from ..schema import Prompt
+from ..testbed import TASKS, gold_reward
+from ..testbed import prompts as testbed_items
 from ..training.checkpoints import last_checkpoint
 from ..training.progress import Progress
 from .measuring import Meter

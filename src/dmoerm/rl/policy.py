@@ -25,10 +25,10 @@ from transformers import (
     set_seed,
 )
 
-from ..data.testbed import TASKS, prompts, sample_responses
 from ..errors import ArtefactError, ConfigError
-from ..paths import complete_folder
+from ..io.paths import complete_folder
 from ..schema import Message, Prompt
+from ..testbed import TASKS, prompts, sample_responses
 from ..training.checkpoints import last_checkpoint
 from .sampling import uses_bf16
 from .settings import PolicyConfig

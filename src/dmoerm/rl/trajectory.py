@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..errors import DataError
-from ..paths import write_file
+from ..io.paths import write_file
 from .rewards import Scale
 from .settings import RLConfig
 

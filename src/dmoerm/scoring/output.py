@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TextIO
 
 from ..errors import ConfigError
-from ..storage import complete_at
+from ..io.storage import complete_at
 
 Write = Callable[[list[dict[str, Any]]], None]
 _GROUP_ROWS = 256  # of a Parquet file, written at once

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from ..data.rows import PlacedRow, file_kind, line_rows, open_rows, parquet_rows
 from ..errors import DataError
-from ..storage import open_binary
+from ..io.storage import open_binary
 
 
 class Shard(BaseModel):

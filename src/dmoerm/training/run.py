@@ -23,13 +23,13 @@ from ..config import Config, StepConfig, dump_config
 from ..data.loading import Loaded, load_data
 from ..data.splitting import split_by_prompt
 from ..errors import ConfigError, DataError
-from ..locking import only_one
+from ..io.locking import only_one
+from ..io.paths import cache_folder, write_file
+from ..io.storage import Mirror
 from ..model import DMoERM, DMoERMConfig
 from ..model.artefact import with_tokenizer
 from ..model.backbone import cut, load_backbone, resolve_cut
-from ..paths import cache_folder, write_file
 from ..schema import Group, Query
-from ..storage import Mirror
 from ..taxonomy import Taxonomy
 from .batches import Example, label
 from .cache import ActivationCache

@@ -19,10 +19,10 @@ from transformers import TrainerCallback, set_seed
 
 from ..config import Config, StepConfig
 from ..errors import ArtefactError
+from ..io.paths import complete_folder
+from ..io.storage import Mirror
 from ..model import DMoERM
 from ..model.engine import Decoder
-from ..paths import complete_folder
-from ..storage import Mirror
 from .batches import Collate, Item
 from .cache import ActivationCache
 from .fitting import Fit, fit

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import DataError
-from ...paths import write_file
+from ...io.paths import write_file
 from ..comparison import Comparison
 from ..overoptimisation import BestOfNResults
 from ..policies import PolicyResults

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from .errors import ArtefactError, ConfigError, DataError
+from ..errors import ArtefactError, ConfigError, DataError
 from .paths import complete_file, complete_folder
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import fsspec
 import pytest
 
 from dmoerm.errors import ConfigError, DataError
-from dmoerm.storage import Mirror, complete_at, exists, matching, open_binary, version
+from dmoerm.io.storage import Mirror, complete_at, exists, matching, open_binary, version
 
 
 @pytest.fixture(params=["memory", "file", "path", "s3"])

@@ -11,7 +11,9 @@ from random import Random
 import numpy as np
 import pytest
 
-from dmoerm.data.testbed import (
+from dmoerm.errors import DataError
+from dmoerm.schema import Group, parse_group, prompt_key
+from dmoerm.testbed import (
     CAPABILITIES,
     TASKS,
     generate,
@@ -21,13 +23,11 @@ from dmoerm.data.testbed import (
     prompts,
     sample_responses,
 )
-from dmoerm.data.testbed.annotators import TEMPERATURES, agreement, calibrate, overall_grade
-from dmoerm.data.testbed.compose import fill
-from dmoerm.data.testbed.evidence import COUNTED_WORDS, evidence, families_of
-from dmoerm.data.testbed.gold import WEIGHTS
-from dmoerm.data.testbed.phrases import FAMILIES
-from dmoerm.errors import DataError
-from dmoerm.schema import Group, parse_group, prompt_key
+from dmoerm.testbed.annotators import TEMPERATURES, agreement, calibrate, overall_grade
+from dmoerm.testbed.compose import fill
+from dmoerm.testbed.evidence import COUNTED_WORDS, evidence, families_of
+from dmoerm.testbed.gold import WEIGHTS
+from dmoerm.testbed.phrases import FAMILIES
 
 each_task = pytest.mark.parametrize("task", TASKS)
 
@@ -68,7 +68,7 @@ def test_same_seed_same_groups_and_another_seed_others():
 
 
 def test_python_hash_salt_changes_nothing():
-    program = "from dmoerm.data.testbed import generate; print([g.model_dump_json() for g in generate(3, 2)])"
+    program = "from dmoerm.testbed import generate; print([g.model_dump_json() for g in generate(3, 2)])"
     runs = {
         subprocess.run([sys.executable, "-c", program], env=os.environ | {"PYTHONHASHSEED": salt}, capture_output=True)
         .stdout.decode()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from ...schema import Prompt
+from ..schema import Prompt
 from .facts import FACTS, Fact
 from .phrases import FAMILIES
 

@@ -6,8 +6,8 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from ...errors import DataError
-from ...schema import Message, Prompt
+from ..errors import DataError
+from ..schema import Message, Prompt
 from .facts import FACTS, Fact
 from .seeds import stream
 from .subjects import (

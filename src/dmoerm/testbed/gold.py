@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
-from ...errors import DataError
-from ...schema import Prompt
+from ..errors import DataError
+from ..schema import Prompt
 from .evidence import correctness, evidence, workmanship
 
 Weights = dict[str, float]

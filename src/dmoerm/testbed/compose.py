@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from random import Random
 
-from ...schema import prompt_key
+from ..schema import prompt_key
 from .phrases import ANSWERS, FAMILIES
 from .prompts import PromptItem
 from .seeds import stream

@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from .errors import ArtefactError
+from ..errors import ArtefactError
 from .locking import abandoned, free
 
 CACHE_VARIABLE = "DMOERM_CACHE"

@@ -9,7 +9,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from .errors import ArtefactError
+from ..errors import ArtefactError
 
 _LOCK = ".lock"
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from dmoerm.errors import ArtefactError
-from dmoerm.locking import only_one
+from dmoerm.io.locking import only_one
 
 HOLD = """
 import pathlib, sys
-from dmoerm.locking import only_one
+from dmoerm.io.locking import only_one
 
 with only_one(pathlib.Path(sys.argv[1])):
     print("held", flush=True)

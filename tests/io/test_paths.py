@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from dmoerm import paths
 from dmoerm.errors import ArtefactError
-from dmoerm.paths import complete_folder, write_file
+from dmoerm.io import paths
+from dmoerm.io.paths import complete_folder, write_file
 
 DIE = """
 import os, signal, sys
 from pathlib import Path
-from dmoerm.paths import complete_file, complete_folder
+from dmoerm.io.paths import complete_file, complete_folder
 with {how}(Path(sys.argv[1])) as unfinished:
     (unfinished / "a" if unfinished.is_dir() else unfinished).write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from ...errors import DataError
-from ...schema import Group, Prompt
+from ..errors import DataError
+from ..schema import Group, Prompt
 from .annotators import capability_grade, overall_grade
 from .compose import EVIDENCE, sample_responses
 from .gold import gold_reward, grade

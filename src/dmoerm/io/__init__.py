@@ -1,0 +1,1 @@
+"""Reading and writing files: complete writes, locks, remote storage. No torch here."""
