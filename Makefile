@@ -3,7 +3,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 APT := DEBIAN_FRONTEND=noninteractive timeout 600 apt-get -qq --yes --no-install-recommends -o Acquire::Retries=1
 
-.PHONY: install browser check format test test-all bench bench-gpu demo chaos fuzz audit nightly lock clean
+.PHONY: install browser facts check format test test-all bench bench-gpu demo chaos fuzz audit nightly lock clean
 
 install: $(STAMP)
 
@@ -18,6 +18,9 @@ $(STAMP): pyproject.toml
 browser:
 	@command -v chromium >/dev/null || { command -v apt-get >/dev/null && { $(APT) update; $(APT) install chromium; } \
 	  >/dev/null 2>&1; } || echo "no Chromium here: the pages are not tested in a browser"
+
+facts: install
+	$(BIN)/python tools/facts.py
 
 check: install
 	$(BIN)/ruff check src tests benchmarks examples
