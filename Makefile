@@ -42,7 +42,7 @@ test-all: install browser
 
 bench: install
 	$(BIN)/pip install --quiet --group bench
-	for name in scoring scaling footprint training labels serving scale table; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+	for name in scoring scaling footprint training labels serving scale table; do PYTHONPATH=tests $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 bench-gpu: install
 	$(BIN)/python benchmarks/gpu.py

@@ -5,7 +5,7 @@ and noise of the order; then the one shown first gains 0.2 in probability. It wr
 probabilities. From the same calls come soft labels (mean of both orders' probabilities) and hard ones (both orders
 agree, the rest left out); both train the experts of the demo's model, which are tested on gold.
 
-python benchmarks/labels.py          writes results/labels.json and docs/labels.svg
+PYTHONPATH=tests python benchmarks/labels.py    writes results/labels.json and docs/labels.svg
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+from fake_judge import FakeJudge
 from measure import write
 
 from dmoerm.config import Config, load_config
 from dmoerm.data.loading import load_data
 from dmoerm.evaluation import evaluate
-from dmoerm.labelling.client import Endpoint
-from dmoerm.labelling.collect import collect
-from dmoerm.labelling.fake import FakeJudge
-from dmoerm.labelling.quality import qualities
-from dmoerm.labelling.questions import Form, Question, all_pairs, questions, shuffled
-from dmoerm.labelling.run import ask
-from dmoerm.labelling.store import Answer, Store
-from dmoerm.labelling.verdict import Token
+from dmoerm.labeling.client import Endpoint
+from dmoerm.labeling.collect import collect
+from dmoerm.labeling.quality import qualities
+from dmoerm.labeling.questions import Form, Question, all_pairs, questions, shuffled
+from dmoerm.labeling.run import ask
+from dmoerm.labeling.store import Answer, Store
+from dmoerm.labeling.verdict import Token
 from dmoerm.labels import Label, write_labels
 from dmoerm.schema import Group
 from dmoerm.taxonomy import load_taxonomy
@@ -63,14 +63,14 @@ def main() -> None:
         found = [at_noise(noise, config, groups, place) for noise in NOISE]
     plot(found, people)
     tables = {"Quality by the judge's noise": found, "Throughput": speed}
-    command, experts = "python benchmarks/labels.py", round(people, 4)
+    command, experts = "PYTHONPATH=tests python benchmarks/labels.py", round(people, 4)
     write("labels", command, [], tables=tables, store_rows_per_s=rows_per_s, experts_on_people=experts, bias=BIAS)
 
 
 def at_noise(noise: float, config: Config, groups: list[Group], place: Path) -> dict[str, Any]:
     """One judge: its labels beside gold, and the experts that they make."""
     with served(groups, noise) as url:
-        labels = labelled(shuffled_questions(groups, url, PAIRS), url, place / f"{noise}.sqlite")
+        labels = labeled(shuffled_questions(groups, url, PAIRS), url, place / f"{noise}.sqlite")
     gold = [gold_group(group) for group in groups]
     one_task = [dataclasses.replace(label, task="all") for label in labels]
     (whole,) = [one for one in qualities(one_task, gold) if one.capability == "all capabilities"]
@@ -160,7 +160,7 @@ def shuffled_questions(groups: list[Group], url: str, pairs: int) -> list[Questi
     return list(questions(shuffled(all_pairs(groups))[:pairs], form, Endpoint(url, "annotator")))
 
 
-def labelled(asked: list[Question], url: str, path: Path) -> list[Label]:
+def labeled(asked: list[Question], url: str, path: Path) -> list[Label]:
     """All of them asked."""
     store = Store(path)
     try:
@@ -179,7 +179,7 @@ def throughput(groups: list[Group], place: Path, delay: float) -> dict[str, Any]
     with served(groups, 1.0, delay) as url:
         asked = shuffled_questions(groups, url, PAIRS)[:CALLS]
         start = time.perf_counter()
-        labelled(asked, url, place / f"speed-{delay}.sqlite")
+        labeled(asked, url, place / f"speed-{delay}.sqlite")
         reached = len(asked) / (time.perf_counter() - start)
     allowed = IN_FLIGHT / delay
     figures = {"allowed, calls/s": allowed, "reached, calls/s": reached, "share": reached / allowed}

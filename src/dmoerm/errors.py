@@ -6,7 +6,7 @@
     ├── ConfigError      a setting that cannot be used                  (also a ValueError)
     ├── BackboneError    a backbone that cannot be cut or run           (also a ValueError)
     ├── TrainingError    a step whose loss is no number                 (also an ArithmeticError)
-    ├── LabellingError   a judge that cannot be asked                   (also a RuntimeError)
+    ├── LabelingError   a judge that cannot be asked                   (also a RuntimeError)
     ├── ServerError      a reward server that cannot be asked           (also a RuntimeError)
     ├── ClusterError     a Ray cluster that cannot be used, lost work   (also a RuntimeError)
     └── ArtefactError    a model directory that cannot be read, written (also an OSError)
@@ -80,7 +80,7 @@ class TrainingError(DmoermError, ArithmeticError):
     """A step of the training whose loss is not finite."""
 
 
-class LabellingError(DmoermError, RuntimeError):
+class LabelingError(DmoermError, RuntimeError):
     """A judge that cannot be asked: a wrong key, no such model, a used-up quota or budget."""
 
 

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from fake_judge import FakeJudge
 from tiny import make_model, make_tiny_config
 
 from chaos.world import World, artefact_hash, left_overs
 from dmoerm.errors import DmoermError
-from dmoerm.labelling.fake import FakeJudge
 from dmoerm.labels import read_labels
 from dmoerm.model.integrity import check_sums
 

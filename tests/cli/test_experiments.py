@@ -12,12 +12,12 @@ import time
 from pathlib import Path
 
 import pytest
+from fake_judge import FakeJudge
 from tiny import make_tiny_config
 from typer.testing import CliRunner
 
 from dmoerm.cli import app
 from dmoerm.config import dump_config
-from dmoerm.labelling.fake import FakeJudge
 
 
 def invoke(command: str):

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from fake_judge import FINAL, TRANSIENT, FakeJudge
 from tiny import make_tiny_config, tiny_groups
 from typer.testing import CliRunner
 
 from dmoerm.cli import app
 from dmoerm.config import dump_config
-from dmoerm.labelling.fake import FINAL, TRANSIENT, FakeJudge
 from dmoerm.labels import read_labels
 from dmoerm.taxonomy import draft_taxonomy
 

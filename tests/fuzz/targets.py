@@ -16,7 +16,7 @@ from pathlib import Path
 from dmoerm.config import Config, apply_override, validated
 from dmoerm.data.readers import read_groups, read_queries
 from dmoerm.errors import ArtefactError, ConfigError, DataError, TaxonomyError
-from dmoerm.labelling.verdict import Token, read_verdicts
+from dmoerm.labeling.verdict import Token, read_verdicts
 from dmoerm.labels import read_labels
 from dmoerm.model.integrity import check_sums, read_json
 from dmoerm.rendered import bare, conversation, response_text, split_response

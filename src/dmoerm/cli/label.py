@@ -20,8 +20,8 @@ from typer.core import TyperGroup
 from .options import JsonFile
 
 if TYPE_CHECKING:
-    from ..labelling.client import Endpoint
-    from ..labelling.questions import Form, PairOf, Question
+    from ..labeling.client import Endpoint
+    from ..labeling.questions import Form, PairOf, Question
     from ..labels import Label
     from ..schema import Group
 
@@ -51,7 +51,7 @@ class Sample(StrEnum):
 
 
 Files = Annotated[list[str], typer.Argument(metavar="DATA…", help="Preference data, as for `dmoerm train`.")]
-Data = Annotated[list[str], typer.Option(metavar="DATA", help="The data that were labelled; may be repeated.")]
+Data = Annotated[list[str], typer.Option(metavar="DATA", help="The data that were labeled; may be repeated.")]
 Format = Annotated[str, typer.Option(help="The rows' format; auto tells it from the first row.")]
 Out = Annotated[Path, typer.Option(metavar="FILE", help="The label file (Parquet).")]
 
@@ -71,8 +71,8 @@ def run(
     group_capabilities: Annotated[
         bool, typer.Option("--group-capabilities", help="Ask all capabilities of a pair in one call: cheaper.")
     ] = False,
-    shots: Annotated[int, typer.Option(min=0, help="Show so many labelled pairs before each question.")] = 0,
-    examples: Annotated[list[str] | None, typer.Option(metavar="DATA", help="Labelled data for --shots.")] = None,
+    shots: Annotated[int, typer.Option(min=0, help="Show so many labeled pairs before each question.")] = 0,
+    examples: Annotated[list[str] | None, typer.Option(metavar="DATA", help="Labeled data for --shots.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Ask about so many pairs at most.")] = None,
     sample: Annotated[
         Sample, typer.Option(help="Pairs as given, in random order, or first those --reward-model is least sure of.")
@@ -96,14 +96,14 @@ def run(
 ) -> None:
     """Ask a judge, in both orders, and write the labels. Started again, it asks only what has no answer yet."""
     from ..errors import ConfigError
-    from ..labelling.client import Endpoint
-    from ..labelling.questions import Form, questions
+    from ..labeling.client import Endpoint
+    from ..labeling.questions import Form, questions
     from ..taxonomy import load_taxonomy
 
     if max_cost is not None and not (prompt_price or completion_price):
         raise ConfigError("--max-cost: what a call costs is not known; give --prompt-price and --completion-price")
     if shots and not examples:
-        raise ConfigError("--shots: give labelled data to draw them from with --examples")
+        raise ConfigError("--shots: give labeled data to draw them from with --examples")
     endpoint = Endpoint(
         base_url,
         model,
@@ -147,8 +147,8 @@ def report(
     """Consistency, position and length bias, agreement and κ with people, tokens and cost, by capability."""
     from dataclasses import asdict
 
-    from ..labelling import consensus as several
-    from ..labelling.quality import qualities
+    from ..labeling import consensus as several
+    from ..labeling.quality import qualities
     from ..labels import read_labels, write_labels
     from .tables import quality_table, screen
 
@@ -167,7 +167,7 @@ def report(
     if 0 < len(voters) < 3:
         console.print("fewer than three judges: their agreement does not tell which is the better one", soft_wrap=True)
     if plot is not None:
-        from ..labelling.plots import quality_plot
+        from ..labeling.plots import quality_plot
 
         quality_plot(plot, rows)
     if json_file is not None:
@@ -186,7 +186,7 @@ def import_(
     """Make a label file of verdicts that were recorded elsewhere."""
     from ..data.rows import open_rows
     from ..errors import DataError
-    from ..labelling.recorded import recorded
+    from ..labeling.recorded import recorded
     from ..labels import write_labels
 
     rows = (
@@ -210,7 +210,7 @@ def _pairs(
 ) -> list[PairOf]:
     """The pairs to ask about, in the order in which they are asked."""
     from ..errors import ConfigError
-    from ..labelling.questions import all_pairs, shuffled
+    from ..labeling.questions import all_pairs, shuffled
 
     pairs = [pair for pair in all_pairs(groups) if form.asked(pair.group.task)]
     if sample is Sample.RANDOM:
@@ -227,8 +227,8 @@ def _pairs(
 
 def _estimate(asked: Sequence[Question], endpoint: Endpoint, place: Path) -> dict[str, Any]:
     """What is open, and what it would take."""
-    from ..labelling.questions import expected_cost
-    from ..labelling.store import Store
+    from ..labeling.questions import expected_cost
+    from ..labeling.store import Store
 
     known: set[str] = set()
     if place.exists():
@@ -259,9 +259,9 @@ def _ask(
 ) -> dict[str, Any]:
     from dataclasses import asdict
 
-    from ..labelling.collect import collect
-    from ..labelling.run import ask
-    from ..labelling.store import Store
+    from ..labeling.collect import collect
+    from ..labeling.run import ask
+    from ..labeling.store import Store
     from ..labels import write_labels
     from .progress import Asking
 

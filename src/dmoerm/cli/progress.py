@@ -1,4 +1,4 @@
-"""What a labelling run shows while it asks: how far, how fast, how much it has spent, and the time left."""
+"""What a labeling run shows while it asks: how far, how fast, how much it has spent, and the time left."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
-    from ..labelling.run import Tally
+    from ..labeling.run import Tally
 
 
 class Asking:

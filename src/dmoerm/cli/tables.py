@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..evaluation.overoptimisation import BestOfNResults
     from ..evaluation.policies import PolicyResults
     from ..evaluation.public_benchmarks import BenchmarkResult
-    from ..labelling.quality import Quality
+    from ..labeling.quality import Quality
     from ..scores import Score
 
 _WIDTH = 140  # where there is no terminal that says how wide it is

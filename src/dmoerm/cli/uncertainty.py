@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..labelling.questions import PairOf
+    from ..labeling.questions import PairOf
     from ..model import DMoERM
     from ..scores import Score
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import DataError
-from ..labelling.judge import rewards
+from ..labeling.judge import rewards
 from ..labels import OVERALL, Label, read_labels
 from ..schema import Query
 from .cells import Outside
@@ -49,8 +49,8 @@ def _recorded(name: str, labels: Sequence[Label]) -> Outside:
 
 def live(model: str, base_url: str, shots: int, store: Path) -> dict[str, Outside]:
     """`judge_zero_shot`, and `judge_few_shot` where there are shots, drawn from a cell's training part."""
-    from ..labelling.client import Endpoint
-    from ..labelling.judge import LLMJudge
+    from ..labeling.client import Endpoint
+    from ..labeling.judge import LLMJudge
 
     endpoint = Endpoint(base_url, model)
     zero = Outside(lambda _: LLMJudge(endpoint, store), f"LLM judge {model}, zero-shot", key=base_url)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import pytest
+from fake_judge import FakeJudge
 
 from dmoerm.errors import DataError
-from dmoerm.labelling.collect import collect
-from dmoerm.labelling.fake import FakeJudge
-from dmoerm.labelling.recorded import recorded
-from dmoerm.labelling.store import Answer, Store
+from dmoerm.labeling.collect import collect
+from dmoerm.labeling.recorded import recorded
+from dmoerm.labeling.store import Answer, Store
 from dmoerm.labels import Outcome, content_digest
 from dmoerm.schema import Group
 
-from .test_labelling_run import ask, endpoint, groups, on
+from .test_labeling_run import ask, endpoint, groups, on
 
 
 def test_both_orders_stand_side_by_side(tmp_path) -> None:
@@ -42,7 +42,7 @@ def test_together_shares_the_cost(tmp_path) -> None:
     assert all(label.consistent and label.soft is not None for label in labels)
 
 
-def test_the_same_group_twice_is_labelled_and_paid_once(tmp_path) -> None:
+def test_the_same_group_twice_is_labeled_and_paid_once(tmp_path) -> None:
     with FakeJudge() as server:
         where = endpoint(server)
         asked = on([*groups(1), *groups(1)], where)
@@ -106,7 +106,7 @@ def test_gpt4os_verdicts_on_real_pairs(human_data) -> None:
     """As its README says: overall, one order agrees with people on 0.60 and 0.53, both orders on 0.62 and 0.54."""
     from dmoerm.data.readers import read_groups
     from dmoerm.data.rows import open_rows
-    from dmoerm.labelling.quality import qualities
+    from dmoerm.labeling.quality import qualities
 
     data: list[Group] = read_groups(human_data / "cragc_pairs.jsonl").groups
     labels = recorded(open_rows(human_data / "cragc_llm_verdicts.jsonl"), data, "gpt-4o")

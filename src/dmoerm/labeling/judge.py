@@ -23,7 +23,7 @@ class LLMJudge:
     Args:
         endpoint: the judge.
         store: the SQLite file of all calls.
-        examples, shots: so many pairs of labelled groups of the same task are shown before each question.
+        examples, shots: so many pairs of labeled groups of the same task are shown before each question.
         language: of the question.
         concurrency: calls in flight.
     """
@@ -48,7 +48,7 @@ class LLMJudge:
         """For each query its responses' mean probability to be preferred to another; unanswered pairs count 0.5.
 
         Raises:
-            LabellingError: no call to the endpoint can succeed.
+            LabelingError: no call to the endpoint can succeed.
         """
         asked = list(questions(all_pairs(queries), self.form, self.endpoint))
         store = Store(self.store)

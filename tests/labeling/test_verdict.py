@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dmoerm.labelling.verdict import Outcome, Token, Verdict, read_verdicts
+from dmoerm.labeling.verdict import Outcome, Token, Verdict, read_verdicts
 
 ONE, TWO = ["empathy"], ["empathy", "logic"]
 

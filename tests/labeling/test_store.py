@@ -10,9 +10,9 @@ import time
 import pytest
 
 from dmoerm.errors import ArtefactError
-from dmoerm.labelling import store
-from dmoerm.labelling.store import Answer, Store, call_key
-from dmoerm.labelling.verdict import Token
+from dmoerm.labeling import store
+from dmoerm.labeling.store import Answer, Store, call_key
+from dmoerm.labeling.verdict import Token
 
 ANSWER = Answer(
     "answered", '{"empathy": "A"}', (Token("A", {"A": -0.1, "B": -2.0}),), None, 120, 5, 0.0003, 0.8, attempts=2

@@ -1,4 +1,4 @@
-"""One label out of several judges': the Dawid–Skene model (Applied Statistics 28, 1979), by expectation maximisation.
+"""One label out of several judges': the Dawid–Skene model (Applied Statistics 28, 1979), by expectation maximization.
 
 A judge is one voter, by the mean of its two orders: the model takes voters to err independently of one another, and
 two orders of one judge do not. It takes three judges to tell which of them is the better one.

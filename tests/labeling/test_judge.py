@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import pytest
+from fake_judge import FakeJudge
 
 from dmoerm.errors import ConfigError
-from dmoerm.labelling.fake import FakeJudge
-from dmoerm.labelling.judge import LLMJudge
-from dmoerm.labelling.questions import Form, all_pairs, shuffled
+from dmoerm.labeling.judge import LLMJudge
+from dmoerm.labeling.questions import Form, all_pairs, shuffled
 from dmoerm.schema import Group
 
-from .test_labelling_run import TAXONOMY, endpoint, groups
+from .test_labeling_run import TAXONOMY, endpoint, groups
 
 
 def test_the_reward_is_how_often_a_response_wins(tmp_path) -> None:

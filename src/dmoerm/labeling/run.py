@@ -1,4 +1,4 @@
-"""A labelling run: asking those questions that have no answer yet.
+"""A labeling run: asking those questions that have no answer yet.
 
     questions → claim → ask → store
 
@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from ..errors import LabellingError
+from ..errors import LabelingError
 from .client import Client, Endpoint, Unanswered
 from .questions import Question, expected_cost
 from .store import Answer, Store
@@ -87,7 +87,7 @@ async def ask_all(
         max_cost: no call is sent that may take the run's cost above this.
 
     Raises:
-        LabellingError: no call to the endpoint can succeed, or many in a row had no answer; what was answered before
+        LabelingError: no call to the endpoint can succeed, or many in a row had no answer; what was answered before
             is recorded.
     """
     run = _Run(asked, client, store, max_cost, progress)
@@ -115,7 +115,7 @@ class _Run:
         self._seen: set[str] = set()
         self._reserved = 0.0
         self._in_vain = 0  # calls in a row without an answer
-        self.ended: LabellingError | None = None
+        self.ended: LabelingError | None = None
 
     async def worker(self) -> None:
         """Takes one question after the other until there is none, or the run has ended."""
@@ -146,8 +146,8 @@ class _Run:
             self.tally.note(str(error))
             self._in_vain += 1
             if self._in_vain >= _TOO_MANY:
-                self.ended = LabellingError(f"{self._in_vain} calls in a row had no answer, the last: {error}")
-        except LabellingError as error:
+                self.ended = LabelingError(f"{self._in_vain} calls in a row had no answer, the last: {error}")
+        except LabelingError as error:
             self.store.forget(key)
             self.tally.unanswered += 1
             self.ended = error

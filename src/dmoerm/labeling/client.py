@@ -3,7 +3,7 @@
     429, 5xx, timeouts, lost connections     tried again by the `openai` client: backoff, jitter, `Retry-After`
     a body that is no chat completion        tried again here
     400, 422 (a context too long …)          this call has failed, for good
-    401, 403, 404, a used-up quota           the run ends: `LabellingError`
+    401, 403, 404, a used-up quota           the run ends: `LabelingError`
 
 The key comes from the environment; it is in no message, error or record.
 """
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import ConfigError, LabellingError
+from ..errors import ConfigError, LabelingError
 from .prompt import answer_schema
 from .store import Answer
 from .verdict import Token
@@ -106,7 +106,7 @@ class Client:
 
         Raises:
             Unanswered: every try was in vain.
-            LabellingError: no call to this endpoint can succeed.
+            LabelingError: no call to this endpoint can succeed.
         """
         started, attempts = time.monotonic(), 0
         for _ in range(_TRIES):
@@ -152,9 +152,9 @@ class Client:
             raise TypeError("the content is no text")
         return Answer("answered", text, tokens, **about)
 
-    def _final(self, error: openai.APIStatusError) -> LabellingError:
+    def _final(self, error: openai.APIStatusError) -> LabelingError:
         hint = f"; is the key in ${self.endpoint.key_variable} right?" if error.status_code in (401, 403) else ""
-        return LabellingError(f"{self.endpoint.base_url}: {self.scrubbed(error)}{hint}")
+        return LabelingError(f"{self.endpoint.base_url}: {self.scrubbed(error)}{hint}")
 
     def scrubbed(self, error: Exception) -> str:
         """What the error says, in one line, without the key."""

@@ -44,7 +44,7 @@ class Form:
         together: all capabilities of a pair in one call.
         overall: which response is better as a whole, in place of the capabilities.
         language: of the question; None: the taxonomy's, else English.
-        examples: groups that people have labelled; pairs of them are shown, answered, before the question.
+        examples: groups that people have labeled; pairs of them are shown, answered, before the question.
         shots: how many such pairs.
     """
 

@@ -1,4 +1,4 @@
-"""A judge behind the OpenAI chat protocol, on a loopback port, that costs nothing: for tests and for trying things out.
+"""A judge behind the OpenAI chat protocol, on a loopback port.
 
 It may fail in every way that real ones do. What it was asked and what would have been paid for is counted.
 """
@@ -15,13 +15,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..errors import ConfigError
-from .prompt import LETTERS
+import uvicorn
 
-try:
-    import uvicorn
-except ModuleNotFoundError:
-    raise ConfigError("the fake judge needs the package uvicorn: pip install uvicorn") from None
+from dmoerm.labeling.prompt import LETTERS
 
 Opinion = Callable[[str, str, str], float]
 """Capability, first response, second response, as shown → the probability that the judge writes A."""

@@ -10,26 +10,26 @@ from matplotlib.figure import Figure
 from ..io.paths import complete_file
 from .quality import Quality
 
-_COLOURS = ("#2266cc", "#e0a030", "#55aa77", "#9955bb", "#9aa5b1")
+_COLORS = ("#2266cc", "#e0a030", "#55aa77", "#9955bb", "#9aa5b1")
 
 
 def quality_plot(path: Path, found: Sequence[Quality]) -> None:
-    """Consistency, position bias and κ with people by capability, a colour a judge; SVG, PNG or PDF by the suffix."""
+    """Consistency, position bias and κ with people by capability, a color a judge; SVG, PNG or PDF by the suffix."""
     judges = sorted({one.judge for one in found})
     rows = sorted({(one.task, one.capability) for one in found}, reverse=True)
     figure = Figure(figsize=(11, 1.6 + 0.32 * len(rows) * max(1, len(judges) / 2)), layout="constrained")
     panels = figure.subplots(1, 3, sharey=True)
     for j, judge in enumerate(judges):
         offset = (j - (len(judges) - 1) / 2) * 0.7 / len(judges)
-        colour = _COLOURS[j % len(_COLOURS)]
+        color = _COLORS[j % len(_COLORS)]
         for one in (one for one in found if one.judge == judge):
             y = rows.index((one.task, one.capability)) - offset
             for axes, value in zip(panels, (one.consistency, one.shown_first, one.kappa_both), strict=True):
                 if value is not None:
-                    axes.plot(value, y, "o", color=colour, markersize=5)
+                    axes.plot(value, y, "o", color=color, markersize=5)
             if one.kappa_interval is not None:
-                panels[2].plot(one.kappa_interval, (y, y), color=colour, linewidth=1.2)
-        panels[0].plot([], [], "o", color=colour, label=judge)
+                panels[2].plot(one.kappa_interval, (y, y), color=color, linewidth=1.2)
+        panels[0].plot([], [], "o", color=color, label=judge)
     titles = ("consistency of both orders", "share for the one shown first", "κ with people, both orders agreeing")
     for axes, title, mark in zip(panels, titles, (None, 0.5, 0.0), strict=True):
         axes.set_title(title, fontsize=10)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dmoerm.labelling.prompt import answer_schema, defused, judge_messages
+from dmoerm.labeling.prompt import answer_schema, defused, judge_messages
 from dmoerm.schema import Message
 from dmoerm.taxonomy import load_taxonomy
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dmoerm.labelling.consensus import consensus, dawid_skene
-from dmoerm.labelling.plots import quality_plot
-from dmoerm.labelling.quality import kappa, qualities
+from dmoerm.labeling.consensus import consensus, dawid_skene
+from dmoerm.labeling.plots import quality_plot
+from dmoerm.labeling.quality import kappa, qualities
 from dmoerm.labels import Label, Outcome, content_digest
 from dmoerm.schema import Group
 

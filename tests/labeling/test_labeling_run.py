@@ -1,4 +1,4 @@
-"""A labelling run against a judge that fails: every question ends once, nothing is paid twice, the key stays secret."""
+"""A labeling run against a judge that fails: every question ends once, nothing is paid twice, the key stays secret."""
 
 import json
 import logging
@@ -10,17 +10,18 @@ import sys
 import time
 from pathlib import Path
 
+import fake_judge
 import pytest
+from fake_judge import FINAL, TRANSIENT, FakeJudge
 
-from dmoerm.errors import ConfigError, LabellingError
-from dmoerm.labelling import fake, run
-from dmoerm.labelling.client import Client, Endpoint
-from dmoerm.labelling.collect import collect
-from dmoerm.labelling.fake import FINAL, TRANSIENT, FakeJudge
-from dmoerm.labelling.questions import Form, Question, all_pairs, expected_cost, questions
-from dmoerm.labelling.run import Tally
-from dmoerm.labelling.store import Store
-from dmoerm.labelling.verdict import read_verdicts
+from dmoerm.errors import ConfigError, LabelingError
+from dmoerm.labeling import run
+from dmoerm.labeling.client import Client, Endpoint
+from dmoerm.labeling.collect import collect
+from dmoerm.labeling.questions import Form, Question, all_pairs, expected_cost, questions
+from dmoerm.labeling.run import Tally
+from dmoerm.labeling.store import Store
+from dmoerm.labeling.verdict import read_verdicts
 from dmoerm.labels import Outcome
 from dmoerm.schema import Group
 from dmoerm.taxonomy import load_taxonomy
@@ -137,10 +138,10 @@ SCRIPT = """
 import asyncio, sys
 sys.path.insert(0, sys.argv[3])
 from pathlib import Path
-from labelling.test_labelling_run import groups, on
-from dmoerm.labelling.client import Client, Endpoint
-from dmoerm.labelling.run import ask_all
-from dmoerm.labelling.store import Store
+from labeling.test_labeling_run import groups, on
+from dmoerm.labeling.client import Client, Endpoint
+from dmoerm.labeling.run import ask_all
+from dmoerm.labeling.store import Store
 async def main():
     where = Endpoint(sys.argv[1], "judge")
     async with Client(where) as client:
@@ -180,7 +181,7 @@ def test_a_killed_run_pays_again_for_what_was_in_flight_at_most(tmp_path, count)
 def test_a_wrong_key_ends_the_run_and_stays_secret(tmp_path):
     with FakeJudge(fatal=401) as server:
         asked = on(groups(5), endpoint(server))
-        with pytest.raises(LabellingError, match=r"Incorrect API key.*OPENAI_API_KEY") as raised:
+        with pytest.raises(LabelingError, match=r"Incorrect API key.*OPENAI_API_KEY") as raised:
             ask(asked, endpoint(server), tmp_path / "calls.sqlite", concurrency=2)
         assert len(server.headers) <= 2
     assert SECRET not in str(raised.value)
@@ -236,7 +237,7 @@ def test_equal_questions_are_asked_once(tmp_path):
     ],
 )
 def test_an_answer_of_wrong_types_is_none(tmp_path, monkeypatch, place, value):
-    whole = fake.completion
+    whole = fake_judge.completion
 
     def wrong(*arguments):
         answer = whole(*arguments)
@@ -246,16 +247,16 @@ def test_an_answer_of_wrong_types_is_none(tmp_path, monkeypatch, place, value):
         inner[place[-1]] = value
         return answer
 
-    monkeypatch.setattr(fake, "completion", wrong)
+    monkeypatch.setattr(fake_judge, "completion", wrong)
     with FakeJudge() as server:
         tally = ask(on(groups(1), endpoint(server))[:1], endpoint(server), tmp_path / "calls.sqlite")
     assert (tally.answered, tally.unanswered) == (0, 1)
 
 
 def test_a_usage_below_nothing_gives_no_budget_back(tmp_path, monkeypatch):
-    whole = fake.completion
+    whole = fake_judge.completion
     below = {"prompt_tokens": -(10**9), "completion_tokens": -(10**9), "total_tokens": 0}
-    monkeypatch.setattr(fake, "completion", lambda *arguments: {**whole(*arguments), "usage": below})
+    monkeypatch.setattr(fake_judge, "completion", lambda *arguments: {**whole(*arguments), "usage": below})
     with FakeJudge() as server:
         tally = ask(on(groups(1), endpoint(server)), endpoint(server), tmp_path / "calls.sqlite")
     assert tally.answered
