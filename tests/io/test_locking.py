@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from dmoerm.errors import ArtefactError
-from dmoerm.io.locking import only_one
+from dmoerm.io.locking import exclusive_folder, try_lock_file
 
 HOLD = """
 import pathlib, sys
-from dmoerm.io.locking import only_one
+from dmoerm.io.locking import exclusive_folder
 
-with only_one(pathlib.Path(sys.argv[1])):
+with exclusive_folder(pathlib.Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -29,23 +29,44 @@ def test_a_second_one_is_told_who_the_first_is(tmp_path: Path) -> None:
     )
     assert holder.stdout is not None
     holder.stdout.readline()
-    said = rf"{tmp_path / 'run'}: process {holder.pid} on {os.uname().nodename} is at work there; wait"
-    with pytest.raises(ArtefactError, match=said), only_one(tmp_path / "run"):
+    said = rf"{tmp_path / 'run'}: process {holder.pid} on {os.uname().nodename} is already running there; wait"
+    with pytest.raises(ArtefactError, match=said), exclusive_folder(tmp_path / "run"):
         pass
     os.kill(holder.pid, signal.SIGKILL)
     holder.communicate()
-    with only_one(tmp_path / "run"):
+    with exclusive_folder(tmp_path / "run"):
         pass
 
 
 def test_it_is_free_again_after_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), only_one(tmp_path):
+    with pytest.raises(ZeroDivisionError), exclusive_folder(tmp_path):
         raise ZeroDivisionError
-    with only_one(tmp_path), pytest.raises(ArtefactError, match=f"process {os.getpid()}"), only_one(tmp_path):
+    with exclusive_folder(tmp_path), pytest.raises(ArtefactError, match=f"process {os.getpid()}"), exclusive_folder(tmp_path):
         pass
 
 
 def test_a_place_that_can_be_no_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(ArtefactError, match="cannot be written"), only_one(tmp_path / "file" / "run"):
+    with pytest.raises(ArtefactError, match="cannot be written"), exclusive_folder(tmp_path / "file" / "run"):
         pass
+
+
+def test_a_lock_file_that_was_removed_in_the_meantime_protects_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lock_and_lose(descriptor: int, *, blocking: bool) -> bool:
+        (tmp_path / "x.lock").unlink()
+        return True
+
+    monkeypatch.setattr("dmoerm.io.locking.lock_descriptor", lock_and_lose)
+    assert try_lock_file(tmp_path / "x.lock") is None
+
+
+def test_a_held_file_is_not_locked_twice(tmp_path: Path) -> None:
+    first = try_lock_file(tmp_path / "x.lock")
+    assert first is not None
+    assert try_lock_file(tmp_path / "x.lock") is None
+    os.close(first)
+    second = try_lock_file(tmp_path / "x.lock")
+    assert second is not None
+    os.close(second)

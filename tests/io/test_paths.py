@@ -44,7 +44,7 @@ def test_a_killed_writer_changes_nothing_and_is_cleared_up_after(
     died = subprocess.run([sys.executable, "-c", DIE.format(how=how), target], check=False)
     assert died.returncode == -signal.SIGKILL
     assert (target / "a" if target.is_dir() else target).read_text() == "old"
-    assert len(names(tmp_path)) == 3
+    assert len(names(tmp_path)) == 4  # the unfinished one and its lock
     write(target, "new")
     assert names(tmp_path) == [".na[m]e.settings", "na[m]e"]
     assert (target / "a" if target.is_dir() else target).read_text() == "new"

@@ -1,66 +1,75 @@
-"""Locks that end with the process that holds them, whatever ends it: a kill −9 leaves nothing to clear away."""
+"""Locks that the operating system releases when the process that holds them ends, even by `kill -9`."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+from filelock import lock_descriptor
+
 from ..errors import ArtefactError
 
 _LOCK = ".lock"
+_HOLDER_OFFSET = 1  # Windows locks byte 0 against reading, too, so the holder's name comes after it
+_HOLDER_LENGTH = 256
 
 
 @contextlib.contextmanager
-def only_one(folder: Path) -> Iterator[None]:
-    """While the block runs, no other block of the same folder does, in this process or another.
+def exclusive_folder(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder while the block runs; create the folder if it does not exist.
 
-    Where the file system knows no locks, nobody is kept out.
+    On a file system without locks, nothing is locked.
 
     Raises:
-        ArtefactError: another block runs, in which process and on which host; or the folder cannot be written.
+        ArtefactError: another block holds the lock (the message names its process and host), or the folder cannot be
+            written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise ArtefactError(f"{folder}: cannot be written: {error.strerror or error}") from None
     try:
-        if not free(handle):
-            holder = os.pread(handle, 256, 0).decode(errors="replace").strip() or "another process"
-            raise ArtefactError(f"{folder}: {holder} is at work there; wait until it has ended, or name another folder")
-        with contextlib.suppress(OSError):  # a full disk: the lock holds without the name of its holder
-            os.truncate(handle, 0)
-            os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        if not _lock(descriptor):
+            holder = _read_holder(descriptor)
+            raise ArtefactError(
+                f"{folder}: {holder} is already running there; wait for it to finish, or name another folder"
+            )
+        with contextlib.suppress(OSError):  # on a full disk the lock is held without its holder's name
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, f" process {os.getpid()} on {socket.gethostname()}\n".encode())
         yield
     finally:
-        os.close(handle)
+        os.close(descriptor)
 
 
-def free(handle: int) -> bool:
-    """Takes the lock of an open file or folder; False where another process, or another open file, has it."""
+def try_lock_file(path: Path) -> int | None:
+    """Create and lock a file. Return the descriptor whose closing releases the lock, or None if another holds it."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
+        # A file that another process has unlinked in the meantime protects nothing.
+        if _lock(descriptor) and os.fstat(descriptor).st_nlink:
+            return descriptor
+    except BaseException:
+        os.close(descriptor)
+        raise
+    os.close(descriptor)
+    return None
+
+
+def _lock(descriptor: int) -> bool:
+    try:
+        return lock_descriptor(descriptor, blocking=False)
     except OSError:  # a file system without locks
         return True
-    return True
 
 
-def abandoned(path: Path) -> bool:
-    """Whether nobody has the lock of this file or folder any more. False where that cannot be told."""
+def _read_holder(descriptor: int) -> str:
     try:
-        handle = os.open(path, os.O_RDONLY)
+        os.lseek(descriptor, _HOLDER_OFFSET, os.SEEK_SET)
+        return os.read(descriptor, _HOLDER_LENGTH).decode(errors="replace").strip() or "another process"
     except OSError:
-        return False
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    finally:
-        os.close(handle)
-    return True
+        return "another process"

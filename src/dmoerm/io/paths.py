@@ -1,7 +1,7 @@
-"""Where things lie on disk, and the one way to write a file or a folder: complete or not at all.
+"""Well-known folders, and atomic writes of files and folders.
 
-What is being written lies beside its target as `.NAME.XXXXXXXX.unfinished` and is locked by its writer. What a killed
-writer has left is removed by the next one.
+A file or folder is written beside its target as `.NAME.XXXXXXXX.unfinished`, under a lock file of the same name plus
+`.lock`. The next writer of the same target removes what a killed writer left behind.
 """
 
 from __future__ import annotations
@@ -11,87 +11,84 @@ import ctypes
 import errno
 import glob
 import os
+import secrets
 import shutil
-import tempfile
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import ArtefactError
-from .locking import abandoned, free
+from .locking import try_lock_file
 
 CACHE_VARIABLE = "DMOERM_CACHE"
-_UNFINISHED, _ASIDE = ".unfinished", ".aside"
-_HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
+_UNFINISHED, _ASIDE, _LOCK = ".unfinished", ".aside", ".lock"
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # constants of Linux's renameat2
+_SYNC_MODE = "rb" if os.name == "posix" else "r+b"  # Windows synchronizes only files that are open for writing
 
 
 def cache_folder() -> Path:
-    """The user's cache folder: `$DMOERM_CACHE`, else `$XDG_CACHE_HOME/dmoerm`, else `~/.cache/dmoerm`."""
+    """Return the user's cache folder: `$DMOERM_CACHE`, else `$XDG_CACHE_HOME/dmoerm`, else `~/.cache/dmoerm`."""
     if CACHE_VARIABLE in os.environ:
         return Path(os.environ[CACHE_VARIABLE])
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dmoerm"
 
 
 def model_folder(path: str) -> str:
-    """The model's folder of a run's folder; a model's folder or hub name as it is."""
+    """Return the model folder inside a run folder; return a model folder or a hub name unchanged."""
     inside = Path(path) / "model"
     return str(inside) if (inside / "config.json").is_file() else path
 
 
 @contextlib.contextmanager
 def complete_folder(target: Path) -> Iterator[Path]:
-    """A new folder beside `target` to write into; it takes the place of `target` once the block has ended well.
+    """Yield a new folder to write into; it replaces `target` when the block ends without an error.
 
-    If the block raises (a full disk) or its process is killed, `target` is as it was before. A link is followed.
+    If the block raises (for example on a full disk) or the process is killed, `target` is unchanged. Links are
+    followed.
     """
     target = Path(os.path.realpath(target))
     if target.exists() and not target.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(target))
     target.parent.mkdir(parents=True, exist_ok=True)
-    _clear(target)
-    folder = Path(tempfile.mkdtemp(_UNFINISHED, f".{target.name}.", target.parent))
-    handle = os.open(folder, os.O_RDONLY)
-    free(handle)
-    try:
-        yield folder
-        folder.chmod(0o755)
-        _sync(folder)
-        _exchange(folder, target) if target.exists() else folder.rename(target)
-        _sync_names(target.parent)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)  # what was written in vain, or what was there before
-        os.close(handle)
+    with _unfinished_path(target) as folder:
+        folder.mkdir(0o700)
+        try:
+            yield folder
+            folder.chmod(0o755)
+            _sync_files(folder)
+            _exchange(folder, target) if target.exists() else folder.rename(target)
+            _sync_names(target.parent)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)  # the failed attempt, or the folder that was replaced
 
 
 @contextlib.contextmanager
 def complete_file(target: Path) -> Iterator[Path]:
-    """A new file beside `target` to write into; it takes the place of `target` once the block has ended well.
+    """Yield a new file to write to; it replaces `target` when the block ends without an error.
 
     Raises:
-        ArtefactError: there can be no file in that folder.
+        ArtefactError: no file can be created in that folder.
     """
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _clear(target)
-        handle, name = tempfile.mkstemp(_UNFINISHED, f".{target.name}.", target.parent)
-    except OSError as error:
-        raise _unwritable(target, error) from None
-    free(handle)
-    try:
-        yield Path(name)
-        with open(name, "rb") as file:
-            os.fsync(file.fileno())
-        Path(name).chmod(0o644)
-        Path(name).replace(target)
-        _sync_names(target.parent)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    finally:
-        os.close(handle)
+    with contextlib.ExitStack() as stack:
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(_unfinished_path(target))
+            file.touch(0o600)
+        except OSError as error:
+            raise _unwritable(target, error) from None
+        try:
+            yield file
+            _sync_file(file)
+            file.chmod(0o644)
+            file.replace(target)
+            _sync_names(target.parent)
+        except BaseException:
+            file.unlink(missing_ok=True)
+            raise
 
 
 def write_file(target: Path, content: str | bytes) -> None:
-    """Writes a file completely or not at all. Raises `ArtefactError` where it cannot be written."""
+    """Write a file completely or not at all. Raise `ArtefactError` if it cannot be written."""
     try:
         with complete_file(target) as unfinished:
             unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
@@ -105,40 +102,79 @@ def _unwritable(target: Path, error: OSError) -> ArtefactError:
     return ArtefactError(f"{target}: cannot be written: {error.strerror or error}; nothing was changed there")
 
 
-def _clear(target: Path) -> None:
-    """Removes what killed writers of `target` have left; puts back what one had put aside."""
-    left_by_any = f".{glob.escape(target.name)}.????????{_UNFINISHED}"
-    for aside in target.parent.glob(left_by_any + _ASIDE):
-        with contextlib.suppress(OSError):
+@contextlib.contextmanager
+def _unfinished_path(target: Path) -> Iterator[Path]:
+    """Yield a free path beside `target` that no other writer uses or removes while the block runs."""
+    _remove_leftovers(target)
+    descriptor = None
+    while descriptor is None:  # a name is taken only by chance, or while another writer removes leftovers
+        path = target.with_name(f".{target.name}.{secrets.token_hex(4)}{_UNFINISHED}")
+        lock = Path(f"{path}{_LOCK}")
+        descriptor = try_lock_file(lock)
+    try:
+        yield path
+    finally:
+        _release(lock, descriptor)
+
+
+def _release(lock: Path, descriptor: int) -> None:
+    if os.name == "posix":  # while the lock is held, so that nobody locks a file that is about to vanish
+        lock.unlink(missing_ok=True)
+    os.close(descriptor)
+    with contextlib.suppress(OSError):  # Windows removes no open file
+        lock.unlink(missing_ok=True)
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Remove what killed writers of `target` left behind; put back a folder that one of them had moved aside."""
+    pattern = f".{glob.escape(target.name)}.????????{_UNFINISHED}"
+    files = [path for suffix in ("", _ASIDE, _LOCK) for path in target.parent.glob(pattern + suffix)]
+    for leftover in {path.with_name(path.name.removesuffix(_ASIDE).removesuffix(_LOCK)) for path in files}:
+        lock = Path(f"{leftover}{_LOCK}")
+        try:
+            descriptor = try_lock_file(lock)
+        except OSError:
+            continue
+        if descriptor is not None:
+            _remove_leftover(leftover, target)
+            _release(lock, descriptor)
+
+
+def _remove_leftover(leftover: Path, target: Path) -> None:
+    with contextlib.suppress(OSError):
+        aside = Path(f"{leftover}{_ASIDE}")
+        if aside.exists():
             shutil.rmtree(aside) if target.exists() else aside.rename(target)
-    for left in target.parent.glob(left_by_any):
-        if abandoned(left):
-            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
 
 
 def _exchange(new: Path, old: Path) -> None:
-    """Two folders change places: at once on Linux; elsewhere, and on file systems that cannot, one after the other."""
-    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if rename and rename(_HERE, os.fsencode(new), _HERE, os.fsencode(old), _EXCHANGE) == 0:
+    """Exchange two folders: atomically on Linux; elsewhere, and on file systems without support, in three renames."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform == "linux" else None
+    if rename and rename(_AT_FDCWD, os.fsencode(new), _AT_FDCWD, os.fsencode(old), _RENAME_EXCHANGE) == 0:
         return
-    aside = new.with_name(new.name + _ASIDE)
+    aside = Path(f"{new}{_ASIDE}")
     old.rename(aside)
     new.rename(old)
     aside.rename(new)
 
 
-def _sync(folder: Path) -> None:
+def _sync_files(folder: Path) -> None:
     for path in folder.rglob("*"):
         if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+            _sync_file(path)
+
+
+def _sync_file(path: Path) -> None:
+    with path.open(_SYNC_MODE) as file:
+        os.fsync(file.fileno())
 
 
 def _sync_names(folder: Path) -> None:
-    """A new name is on the disk, too; where folders cannot be synchronised, nothing is done."""
+    """Flush a folder's new names to the disk, where the system can do so."""
     with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
+        descriptor = os.open(folder, os.O_RDONLY)
         try:
-            os.fsync(handle)
+            os.fsync(descriptor)
         finally:
-            os.close(handle)
+            os.close(descriptor)

@@ -23,7 +23,7 @@ from ..config import Config, StepConfig, dump_config
 from ..data.loading import Loaded, load_data
 from ..data.splitting import split_by_prompt
 from ..errors import ConfigError, DataError
-from ..io.locking import only_one
+from ..io.locking import exclusive_folder
 from ..io.paths import cache_folder, write_file
 from ..io.storage import Mirror
 from ..model import DMoERM, DMoERMConfig
@@ -67,7 +67,7 @@ def train(config: Config, console: Console | None = None, engine: Engine | None 
 
 def _alone(folder: Path) -> contextlib.AbstractContextManager[None]:
     """The folder for this launch: its first process holds the lock for the others."""
-    return only_one(folder) if os.environ.get("RANK", "0") == "0" else contextlib.nullcontext()
+    return exclusive_folder(folder) if os.environ.get("RANK", "0") == "0" else contextlib.nullcontext()
 
 
 def _train(config: Config, data: Loaded, folder: Path, progress: Progress, engine: Engine | None) -> Run:
