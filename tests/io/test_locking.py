@@ -41,7 +41,11 @@ def test_a_second_one_is_told_who_the_first_is(tmp_path: Path) -> None:
 def test_it_is_free_again_after_an_error(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), exclusive_folder(tmp_path):
         raise ZeroDivisionError
-    with exclusive_folder(tmp_path), pytest.raises(ArtefactError, match=f"process {os.getpid()}"), exclusive_folder(tmp_path):
+    with (
+        exclusive_folder(tmp_path),
+        pytest.raises(ArtefactError, match=f"process {os.getpid()}"),
+        exclusive_folder(tmp_path),
+    ):
         pass
 
 
