@@ -7,8 +7,8 @@ from rich.console import Console
 from dmoerm.data.loading import load_data
 from dmoerm.errors import DataError
 from dmoerm.evaluation import evaluate
-from dmoerm.evaluation.report import report_html
 from dmoerm.evaluation.scoring import score_groups
+from dmoerm.report import report_html
 from dmoerm.schema import Group
 from dmoerm.training import open_cache
 

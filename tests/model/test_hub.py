@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 
 from dmoerm.cli import app
 from dmoerm.errors import ArtefactError
-from dmoerm.evaluation.card import _USE
 from dmoerm.model import DMoERM
 from dmoerm.model.hub import named
+from dmoerm.report.card import _USE
 
 CARD = _USE
 

@@ -58,7 +58,8 @@ def _load(path: str) -> DMoERM:
 
 
 def _tell(results: Results, json_file: Path | None, report: Path | None) -> None:
-    from ..evaluation import write_report, write_results
+    from ..evaluation import write_results
+    from ..report import write_report
     from .tables import print_results, screen
 
     if json_file is not None:

@@ -55,8 +55,8 @@ def engine_of(name: str, config: Config) -> Iterator[Engine | None]:
 
 def write_found(found: Document, place: Path, copy: Path | None) -> list[str]:
     """Writes the results file, a copy of it where one is asked for, and the folder's page; says where they are."""
-    from ..evaluation.report import write_folder_report
     from ..io.paths import write_file
+    from ..report import write_folder_report
 
     for file in (place, *([copy] if copy else [])):
         write_file(file, found.to_json())

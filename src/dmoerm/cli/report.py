@@ -16,7 +16,7 @@ def command(
     output: Annotated[Path, typer.Option(help="The page.")] = Path("report.html"),
 ) -> None:
     """Write results as one self-contained HTML page, a section a file. It loads nothing from anywhere."""
-    from ..evaluation.report import write_file_report
+    from ..report import write_file_report
     from .tables import screen
 
     screen().print(f"report: {write_file_report(files, output)}", soft_wrap=True)

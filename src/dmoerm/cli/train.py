@@ -69,7 +69,8 @@ def train_and_measure(
 
 
 def _write(folder: Path, results: Results, json_file: Path | None) -> None:
-    from ..evaluation import write_card, write_report, write_results
+    from ..evaluation import write_results
+    from ..report import write_card, write_report
 
     for file in (folder / "results.json", json_file):
         if file is not None:

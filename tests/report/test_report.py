@@ -5,12 +5,11 @@ from typing import Any
 
 import pytest
 import yaml
-from test_results import DIFFERENCE, ESTIMATE, NAMES, example
+from sample_results import DIFFERENCE, ESTIMATE, NAMES, example
 
 from dmoerm.config import Config
 from dmoerm.errors import ArtefactError
-from dmoerm.evaluation import write_card, write_report
-from dmoerm.evaluation.report import report_html
+from dmoerm.report import report_html, write_card, write_report
 
 TASKS = {"chitchat": ["empathy", "logic"], "objective_qa": ["logic"]}
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from ..overoptimisation import BestOfNCondition, BestOfNResults, MethodCurve
-from ..results import Difference
+from ..evaluation.overoptimisation import BestOfNCondition, BestOfNResults, MethodCurve
+from ..evaluation.results import Difference
 from .curves import HIGHLIGHTED, Line, kl_plot
 from .page import Block, Cell, Row, Section, details, heading, paragraph, plots, preformatted, table
 from .parts import method_label, settings_part

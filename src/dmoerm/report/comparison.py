@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from ..ablations import ABLATIONS
-from ..cells import TRAINED
-from ..comparison import Comparison, Condition
-from ..results import SUMMARIES, Cost, Difference
+from ..evaluation.ablations import ABLATIONS
+from ..evaluation.cells import TRAINED
+from ..evaluation.comparison import Comparison, Condition
+from ..evaluation.results import SUMMARIES, Cost, Difference
 from .page import Block, Cell, Row, Section, details, paragraph, plots, preformatted, table
 from .parts import (
     calibration_part,

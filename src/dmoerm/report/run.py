@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ..results import SUMMARIES, Results
+from ..evaluation.results import SUMMARIES, Results
 from .page import Block, Cell, Section, paragraph, plots, table
 from .parts import (
     calibration_part,

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from matplotlib.image import imread
 from report_samples import best_of_n, comparison, policies
-from test_results import example
+from sample_results import example
 
-from dmoerm.evaluation import write_report
+from dmoerm.report import write_report
 
 _VISIBLE = """selector => [...document.querySelectorAll(selector)].filter(e => !e.closest('details:not([open])'))
     .map(e => [e.getBoundingClientRect().width, e.getBoundingClientRect().height])"""

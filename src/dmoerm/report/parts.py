@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from ..results import Bin, CalibrationResult, Difference, Estimate, LengthBias, RouterResult
+from ..evaluation.results import Bin, CalibrationResult, Difference, Estimate, LengthBias, RouterResult
 from .page import Cell, Label, details, paragraph, plots, preformatted, table
 from .plots import colour_of, reliability_plot
 

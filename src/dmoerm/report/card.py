@@ -9,8 +9,8 @@ from typing import Any
 import yaml
 
 from ..errors import ArtefactError
+from ..evaluation.results import Results
 from ..io.paths import write_file
-from .results import Results
 
 _TAGS = ("reward-model", "mixture-of-experts", "rlhf", "preference")
 _USE = """\

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...errors import DataError
-from ...io.paths import write_file
-from ..comparison import Comparison
-from ..overoptimisation import BestOfNResults
-from ..policies import PolicyResults
-from ..results import Part, Results, read_part
+from ..errors import DataError
+from ..evaluation.comparison import Comparison
+from ..evaluation.overoptimisation import BestOfNResults
+from ..evaluation.policies import PolicyResults
+from ..evaluation.results import Part, Results, read_part
+from ..io.paths import write_file
 from .best_of_n import best_of_n_section
 from .comparison import comparison_section
 from .page import Section, page

@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 
 import pytest
 from report_samples import METHODS, TASKS, best_of_n, comparison, policies
-from test_results import example
+from sample_results import example
 from typer.testing import CliRunner
 
 from dmoerm.cli import app
@@ -22,8 +22,8 @@ from dmoerm.evaluation.ablations import ABLATIONS
 from dmoerm.evaluation.cells import TRAINED
 from dmoerm.evaluation.comparison import Comparison
 from dmoerm.evaluation.overoptimisation import BestOfNResults
-from dmoerm.evaluation.report import page, read_measured, report_html, write_folder_report
-from dmoerm.evaluation.report.plots import colour_of
+from dmoerm.report import page, read_measured, report_html, write_folder_report
+from dmoerm.report.plots import colour_of
 
 HOSTILE = '<script>alert("$x$")</script> & a name that is far too long for a plot'
 

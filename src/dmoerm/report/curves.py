@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ..best_of_n import Curve
-from ..overoptimisation import Fit
+from ..evaluation.best_of_n import Curve
+from ..evaluation.overoptimisation import Fit
 from .plots import WIDE, as_svg, colour_of, new_figure, shortened
 
 HIGHLIGHTED = ("dmoerm", "per_task", "ensemble_uwo", "general")
