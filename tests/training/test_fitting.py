@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from dmoerm.config import HeadConfig, StepConfig
 from dmoerm.errors import ArtefactError, DmoermError, TrainingError
@@ -80,6 +80,20 @@ def test_it_learns_the_right_way_round(tmp_path: Path) -> None:
     assert scorer.score.weight[0, 0] > 0
     assert result.loss == pytest.approx(loss_of(scorer, rows(32, 2)), rel=1e-5)
     assert not scorer.training
+
+
+def test_with_several_gpus_the_model_is_not_wrapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine with two GPUs, where transformers' Trainer would use `DataParallel`."""
+
+    finish = TrainingArguments.__post_init__
+
+    def with_two(self: TrainingArguments) -> None:
+        finish(self)
+        self._n_gpu = 2
+
+    monkeypatch.setattr(TrainingArguments, "__post_init__", with_two)
+    monkeypatch.setattr(nn.DataParallel, "__init__", lambda *_: pytest.fail("the model is wrapped in DataParallel"))
+    assert fitted(head(), tmp_path, train=rows(128, 1), learning_rate=0.1).consistency > 0.9
 
 
 def test_an_evaluation_counts_every_pair(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 from tiny import tiny_groups, train_quietly, write_groups
 
@@ -20,7 +22,7 @@ from dmoerm.data.loading import load_data
 from dmoerm.errors import ConfigError, DataError
 from dmoerm.model import DMoERM
 from dmoerm.schema import Group
-from dmoerm.training import Run
+from dmoerm.training import Run, train
 from dmoerm.training.progress import Progress
 from dmoerm.training.run import build_model
 
@@ -222,6 +224,19 @@ def test_a_finished_run_started_again_trains_nothing(trained_run: Run, monkeypat
     prompt, responses = "How are you?", ["Fine.", "No."]
     expected = [score.reward for score in trained_run.model.score(prompt, responses)]
     assert [score.reward for score in again.model.score(prompt, responses)] == pytest.approx(expected, abs=1e-6)
+
+
+def test_of_several_gpus_one_is_used_and_the_command_for_all_is_printed(
+    trained_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    console = Console(file=io.StringIO())
+    train(trained_run.config, console)
+    assert "accelerate launch --multi_gpu --num_processes 4 -m dmoerm.cli train" in console.file.getvalue()
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    console = Console(file=io.StringIO())
+    train(trained_run.config, console)
+    assert "accelerate" not in console.file.getvalue()
 
 
 def test_a_folder_with_other_settings_is_left_alone(trained_run: Run) -> None:

@@ -30,6 +30,8 @@ def on_ray(run: Run, data: Loaded, steps: Sequence[Step]) -> None:
         ConfigError: ray is not installed.
         ClusterError: there is no such cluster, or a step was lost more often than `ray.retries`.
     """
+    if run.config.ray.gpus >= 2:
+        run.progress.say(f"ray.gpus is {run.config.ray.gpus:g}, but a step uses one GPU; set ray.gpus to 1")
     with cluster(run.config.ray.address) as ray:
         _follow(ray, run, _submit(ray, run, data, steps))
 

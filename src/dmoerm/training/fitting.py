@@ -103,7 +103,7 @@ def _arguments(
     batches = -(-count // per_device)
     total = step.steps or max(round(-(-batches // step.gradient_accumulation) * step.epochs), 1)
     every = max(total // step.evaluations, 1)
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=total,
         per_device_train_batch_size=per_device,
@@ -127,6 +127,8 @@ def _arguments(
         report_to=list(report_to) or "none",
         run_name=folder.parent.name,
     )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # with more, `Trainer` wraps the model in `DataParallel`
+    return arguments
 
 
 def _optimiser(learner: Learner, step: StepConfig) -> torch.optim.Optimizer:

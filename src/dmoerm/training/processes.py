@@ -65,6 +65,17 @@ def device() -> torch.device:
     return torch.device(join().device or "cpu")
 
 
+def idle_gpus() -> str | None:
+    """Return a message if this machine has more GPUs than this run has processes, else None."""
+    gpus = torch.cuda.device_count()
+    if gpus < 2 or world() > 1:
+        return None
+    return (
+        f"{gpus} GPUs are visible, and one process uses one of them; to use all, run "
+        f"accelerate launch --multi_gpu --num_processes {gpus} -m dmoerm.cli train …"
+    )
+
+
 def barrier() -> None:
     """Waits until every process has come here."""
     join().wait_for_everyone()

@@ -34,7 +34,7 @@ from ..taxonomy import Taxonomy
 from .batches import Example, label
 from .cache import ActivationCache
 from .graph import Engine, Training, graph
-from .processes import barrier, is_main, sharded, world
+from .processes import barrier, idle_gpus, is_main, sharded, world
 from .progress import Progress
 from .sharding import check_sharding, gathered, place
 from .steps import Run
@@ -73,6 +73,8 @@ def _alone(folder: Path) -> contextlib.AbstractContextManager[None]:
 def _train(config: Config, data: Loaded, folder: Path, progress: Progress, engine: Engine | None) -> Run:
     for reason, rows in data.left_out.items():
         progress.say(f"{rows} rows left out: {reason}")
+    if engine is None and (hint := idle_gpus()):
+        progress.say(hint)
     run = prepare(config, data.taxonomy, folder, progress)
     train_groups(run, data, engine)
     run.model.eval()
