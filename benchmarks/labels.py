@@ -29,7 +29,7 @@ from fake_judge import FakeJudge
 from measure import write
 
 from dmoerm.config import Config, load_config
-from dmoerm.data.loading import load_data
+from dmoerm.data.splits import load_splits
 from dmoerm.evaluation import evaluate
 from dmoerm.labeling.client import Endpoint
 from dmoerm.labeling.collect import collect
@@ -55,7 +55,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         config = load_config("demo", [f"output={place / 'run'}"])
-        groups = load_data(config).train
+        groups = load_splits(config).train
         speed = [throughput(groups, place, delay) for delay in DELAYS]
         rows_per_s = store_speed(place)
         print(speed, rows_per_s)
@@ -103,7 +103,7 @@ def expert_accuracy(config: Config, output: Path, labels: dict[str, Any]) -> flo
     """The mean over all capabilities of the experts' accuracy on gold, held-out prompts."""
     data = config.data.model_copy(update={**labels, "people_grades": not labels})
     run = train(config.model_copy(update={"output": str(output), "data": data}))
-    results = evaluate(run.model, load_data(config).test, config, command="labels", cache=run.cache)
+    results = evaluate(run.model, load_splits(config).test, config, command="labels", cache=run.cache)
     return statistics.fmean(e.value for task in results.capabilities.values() for e in task.values())
 
 

@@ -38,8 +38,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from trl import RewardConfig, RewardTrainer
 
 from dmoerm.config import Config, load_config
-from dmoerm.data.loading import load_data
 from dmoerm.data.readers import read_groups
+from dmoerm.data.splits import load_splits
 from dmoerm.evaluation.consistency import PairCounts, compare, count_pairs
 from dmoerm.model.backbone import bundled_backbone
 from dmoerm.model.batching import pad
@@ -120,7 +120,7 @@ def all_epochs() -> tuple[list[Row], dict[str, Any]]:
 def prepared(task: str, place: Path, groups: int, responses: int | None = None) -> Work:
     """The run of a task with K capabilities, its trunk's activations not yet computed."""
     config = settings(task, place, groups)
-    data = load_data(config)
+    data = load_splits(config)
     names = list(data.taxonomy.tasks[task].capabilities)[:K]
     entry = data.taxonomy.tasks[task]
     entry = entry.model_copy(update={"capabilities": {name: entry.capabilities[name] for name in names}})

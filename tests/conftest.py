@@ -58,7 +58,7 @@ def read_one(read_rows: Callable[..., Reading]) -> Callable[..., Group]:
 
     def read(*rows: Any, format: str = "auto") -> Group:
         reading = read_rows(*rows, format=format)
-        assert not reading.left_out
+        assert not reading.skipped
         (group,) = reading.groups
         return group
 

@@ -11,7 +11,7 @@
     ├── ClusterError     a Ray cluster that cannot be used, lost work   (also a RuntimeError)
     └── ArtefactError    a model directory that cannot be read, written (also an OSError)
 
-A message says what was wrong, where, the value met, and the remedy.
+A message says what was wrong, where, the value met, and the hint.
 """
 
 from __future__ import annotations
@@ -29,39 +29,39 @@ class DataError(DmoermError, ValueError):
     """A row, a label or a text that cannot be used.
 
     Attributes:
-        problem: what is wrong, in one clause.
+        message: what is wrong, in one clause.
         file, line: where; `line` counts from 1.
         field: the field's dotted name.
         value: the value met.
-        remedy: what the caller can do about it.
+        hint: what the caller can do about it.
     """
 
     def __init__(
         self,
-        problem: str,
+        message: str,
         *,
         file: str | Path | None = None,
         line: int | None = None,
         field: str | None = None,
         value: object = None,
-        remedy: str | None = None,
+        hint: str | None = None,
     ) -> None:
-        self.problem, self.file, self.line = problem, file, line
-        self.field, self.value, self.remedy = field, value, remedy
+        self.message, self.file, self.line = message, file, line
+        self.field, self.value, self.hint = field, value, hint
         super().__init__(self._message())
 
     def _message(self) -> str:
         place = ":".join(str(part) for part in (self.file, self.line) if part is not None)
-        parts = [f"{place}: " if place else "", f"{self.field}: " if self.field else "", self.problem]
+        parts = [f"{place}: " if place else "", f"{self.field}: " if self.field else "", self.message]
         if self.value is not None:
             parts.append(f" (got {shorten(self.value)})")
-        if self.remedy:
-            parts.append(f"; {self.remedy}")
+        if self.hint:
+            parts.append(f"; {self.hint}")
         return "".join(parts)
 
     def at(self, file: str | Path, line: int) -> DataError:
         """The same error with its place filled in."""
-        return DataError(self.problem, file=file, line=line, field=self.field, value=self.value, remedy=self.remedy)
+        return DataError(self.message, file=file, line=line, field=self.field, value=self.value, hint=self.hint)
 
 
 class TaxonomyError(DmoermError, ValueError):

@@ -147,9 +147,9 @@ def read_labels(path: str | Path) -> list[Label]:
         rows = parquet.read_table(path).to_pylist()
         return [_label(row) for row in rows]
     except FileNotFoundError:
-        raise DataError("there is no such label file", file=path, remedy="make it with `dmoerm label`") from None
+        raise DataError("there is no such label file", file=path, hint="make it with `dmoerm label`") from None
     except (pyarrow.ArrowInvalid, OSError, KeyError, TypeError, ValueError) as error:
-        raise DataError(f"is no label file: {error}", file=path, remedy="make it with `dmoerm label`") from None
+        raise DataError(f"is no label file: {error}", file=path, hint="make it with `dmoerm label`") from None
 
 
 def _label(row: dict[str, Any]) -> Label:

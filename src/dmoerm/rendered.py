@@ -50,7 +50,7 @@ def split_response(text: str) -> tuple[Prompt, str]:
             "nothing in the text says where the response begins",
             field="input",
             value=text,
-            remedy="send messages, or the conversation as a chat template renders it, the response its last turn",
+            hint="send messages, or the conversation as a chat template renders it, the response its last turn",
         )
     return turns[:-1], turns[-1].content
 
@@ -58,11 +58,11 @@ def split_response(text: str) -> tuple[Prompt, str]:
 def response_text(query: str, prompt: str) -> str:
     """The response without the special tokens around it. Raises `DataError` if the query does not hold the prompt."""
     if not prompt:
-        raise DataError("a prompt is empty", field="prompts", remedy="pass prompts as they were read")
+        raise DataError("a prompt is empty", field="prompts", hint="pass prompts as they were read")
     _, found, response = query.partition(prompt)
     if not found:
         raise DataError(
-            "the query does not hold its prompt", field="queries", value=query, remedy="pass prompts as they were read"
+            "the query does not hold its prompt", field="queries", value=query, hint="pass prompts as they were read"
         )
     return bare(response)
 

@@ -195,12 +195,12 @@ def prompt_key(prompt: Prompt) -> str:
 
 
 def parse_query(row: Mapping[str, Any]) -> Query:
-    """A native row → `Query`; unknown fields are ignored. Raises `DataError` naming field, value and remedy."""
+    """A native row → `Query`; unknown fields are ignored. Raises `DataError` naming field, value and hint."""
     return _parse(Query, row)
 
 
 def parse_group(row: Mapping[str, Any]) -> Group:
-    """A native row → `Group`; unknown fields are ignored. Raises `DataError` naming field, value and remedy."""
+    """A native row → `Group`; unknown fields are ignored. Raises `DataError` naming field, value and hint."""
     return _parse(Group, row)
 
 
@@ -217,7 +217,7 @@ def _telling(details: Sequence[Any], row: Mapping[str, Any]) -> Any:
     return next((d for d in details if whole or tuple(d["loc"]) != ("prompt", "str")), details[0])
 
 
-_REMEDIES = {
+_HINTS = {
     "missing": "add the field",
     "too_short": "give at least two responses to a group, one to a query",
     "is empty": "give a text or leave the row out",
@@ -241,14 +241,14 @@ def _value_at(row: Mapping[str, Any], location: Sequence[str]) -> object:
 
 def _data_error(detail: Any, row: Mapping[str, Any]) -> DataError:
     location = [str(part) for part in detail["loc"] if not _UNION_BRANCH.fullmatch(str(part))]
-    problem = str(detail["msg"]).removeprefix("Value error, ")
-    if not location and (named := _NAMED_LABEL.match(problem)):
-        location, problem = named[1].split(".", 1), named[2]
-    remedy = _REMEDIES.get(detail["type"]) or next(
-        (text for word, text in _REMEDIES.items() if word in problem), "see docs/data.md for the format"
+    message = str(detail["msg"]).removeprefix("Value error, ")
+    if not location and (named := _NAMED_LABEL.match(message)):
+        location, message = named[1].split(".", 1), named[2]
+    hint = _HINTS.get(detail["type"]) or next(
+        (text for word, text in _HINTS.items() if word in message), "see docs/data.md for the format"
     )
     value = _value_at(row, location) if location and detail["type"] != "missing" else None
-    return DataError(problem[0].lower() + problem[1:], field=".".join(location) or None, value=value, remedy=remedy)
+    return DataError(message[0].lower() + message[1:], field=".".join(location) or None, value=value, hint=hint)
 
 
 def _check_grades(name: str, grades: Iterable[float | None] | None, count: int, what: str = "responses") -> None:

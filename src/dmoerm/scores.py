@@ -96,13 +96,13 @@ def as_queries(
         DataError: an empty text, or counts that do not fit.
     """
     if isinstance(responses, str):
-        raise DataError("is one text", field="responses", value=responses, remedy="give a list of responses")
+        raise DataError("is one text", field="responses", value=responses, hint="give a list of responses")
     if isinstance(prompt, str) or (responses and isinstance(responses[0], str)):
         return [_query(prompt, responses, task)], True
     tasks = [task] * len(responses) if task is None or isinstance(task, str) else list(task)
     if not len(prompt) == len(responses) == len(tasks):
         counts = f"{len(prompt)} prompts, {len(responses)} lists of responses and {len(tasks)} tasks"
-        raise DataError(counts, field="responses", remedy="give one list of responses (and one task) to each prompt")
+        raise DataError(counts, field="responses", hint="give one list of responses (and one task) to each prompt")
     return [_query(*row) for row in zip(prompt, responses, tasks, strict=True)], False
 
 
@@ -128,7 +128,7 @@ def _query(prompt: Any, responses: Any, task: Any) -> Query:
                 "several prompts, but one list of responses",
                 field="responses",
                 value=responses,
-                remedy="give one list of responses to each prompt",
+                hint="give one list of responses to each prompt",
             )
         prompt = [m if isinstance(m, Message) else dict(m) for m in prompt]
     return parse_query({"prompt": prompt, "responses": list(responses), "task": task})

@@ -109,7 +109,7 @@ class Taxonomy(BaseModel):
 def load_taxonomy(name_or_path: str | Path) -> Taxonomy:
     """A built-in taxonomy by its name, or one from a YAML file.
 
-    Raises `TaxonomyError` that says where in the file, what is wrong, the value met and the remedy.
+    Raises `TaxonomyError` that says where in the file, what is wrong, the value met and the hint.
     """
     if str(name_or_path) in BUILT_IN:
         file = resources.files("dmoerm") / "taxonomies" / f"{name_or_path}.yaml"
@@ -118,8 +118,8 @@ def load_taxonomy(name_or_path: str | Path) -> Taxonomy:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        remedy = f"give a path to a YAML file or one of {', '.join(BUILT_IN)}"
-        raise TaxonomyError(f"{path}: there is no such taxonomy; {remedy}") from None
+        hint = f"give a path to a YAML file or one of {', '.join(BUILT_IN)}"
+        raise TaxonomyError(f"{path}: there is no such taxonomy; {hint}") from None
     except UnicodeDecodeError as error:
         raise TaxonomyError(
             f"{path}: is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
@@ -174,7 +174,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         for key in keys:
             if keys.count(key) > 1:
-                raise yaml.MarkedYAMLError(problem=f"the key {key!r} is given twice", problem_mark=node.start_mark)
+                raise yaml.MarkedYAMLError(message=f"the key {key!r} is given twice", problem_mark=node.start_mark)
         return super().construct_mapping(node, deep)
 
 
@@ -183,12 +183,12 @@ def _parse(text: str, where: str) -> Taxonomy:
         content = yaml.load(text, Loader=_UniqueKeyLoader)
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise TaxonomyError(f"{where}{line}: is not valid YAML ({error.problem}); correct the file there") from None
+        raise TaxonomyError(f"{where}{line}: is not valid YAML ({error.message}); correct the file there") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise TaxonomyError(f"{where}: is not valid YAML ({error}); correct the file") from None
     if not isinstance(content, dict):
-        remedy = "start from `dmoerm data taxonomy` or a copy of paper-en"
-        raise TaxonomyError(f"{where}: must hold name, language and tasks (got {shorten(content)}); {remedy}")
+        hint = "start from `dmoerm data taxonomy` or a copy of paper-en"
+        raise TaxonomyError(f"{where}: must hold name, language and tasks (got {shorten(content)}); {hint}")
     return _validate(content, where)
 
 
@@ -198,13 +198,13 @@ def _validate(content: dict[Any, Any], where: str) -> Taxonomy:
     except ValidationError as error:
         detail = error.errors()[0]
     field = ".".join(str(part) for part in detail["loc"])
-    problem = detail["msg"].removeprefix("Value error, ")
+    message = detail["msg"].removeprefix("Value error, ")
     value = f" (got {shorten(detail['input'])})" if detail["type"] != "value_error" else ""
-    remedy = _REMEDIES.get(detail["type"], "")
-    raise TaxonomyError(f"{where}: {field}: {problem}{value}{remedy}")
+    hint = _HINTS.get(detail["type"], "")
+    raise TaxonomyError(f"{where}: {field}: {message}{value}{hint}")
 
 
-_REMEDIES = {
+_HINTS = {
     "missing": "; add the field",
     "too_short": "; name at least one",
     "string_too_short": "; write a text",

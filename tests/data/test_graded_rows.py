@@ -74,7 +74,7 @@ def test_ultrafeedback_overall_scores(read_rows: ReadRows) -> None:
     assert [group.scores for group in reading.groups] == [(4.5, 2), (5, 7), None]
     assert reading.groups[1].capabilities == {"helpfulness": (4, 3)}
     assert reading.groups[2].capabilities == {"helpfulness": (4, None)}
-    assert reading.left_out == {"response: no overall score": 1}
+    assert reading.skipped == {"response: no overall score": 1}
 
 
 def test_an_empty_completion_is_left_out_and_counted(read_rows: ReadRows) -> None:
@@ -82,7 +82,7 @@ def test_an_empty_completion_is_left_out_and_counted(read_rows: ReadRows) -> Non
     reading = read_rows({"instruction": "Hi", "completions": rows})
     assert reading.groups[0].responses == ("a", "c")
     assert reading.groups[0].scores == (5, 7)
-    assert reading.left_out == {"response: empty": 1}
+    assert reading.skipped == {"response: empty": 1}
 
 
 def test_helpsteer_rows_of_one_prompt_are_one_group(read_rows: ReadRows) -> None:
@@ -94,7 +94,7 @@ def test_helpsteer_rows_of_one_prompt_are_one_group(read_rows: ReadRows) -> None
     assert reading.groups[0].responses == ("a", "b")
     assert reading.groups[0].scores == (4, 3)
     assert reading.groups[0].capabilities == {"correctness": (1, 1), "verbosity": (2, 0)}
-    assert reading.left_out == {"row: fewer than two usable responses to the prompt": 1}
+    assert reading.skipped == {"row: fewer than two usable responses to the prompt": 1}
 
 
 def test_helpsteer2_conversations_are_split(read_one: ReadOne) -> None:

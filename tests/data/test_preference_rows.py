@@ -76,7 +76,7 @@ def test_trl_leaves_out_what_holds_no_preference(read_rows: ReadRows) -> None:
     )
     assert reading.groups == []
     assert reading.rows == 3
-    assert reading.left_out == {
+    assert reading.skipped == {
         "row: the responses are the same text": 1,
         "row: fewer than two usable responses to the prompt": 1,
         "row: chosen and rejected differ in more than one last answer": 1,
@@ -103,7 +103,7 @@ def test_hh_leaves_out_transcripts_without_a_shared_prompt(read_rows: ReadRows) 
         {"chosen": start + "a", "rejected": "\n\nHuman: Ho\n\nAssistant: b"},
         {"chosen": start + "a", "rejected": start + "b\n\nHuman: And?"},
     )
-    assert sum(reading.left_out.values()) == 2
+    assert sum(reading.skipped.values()) == 2
     with pytest.raises(DataError, match="chosen: is no transcript"):
         read_rows({"chosen": "Hi", "rejected": "Ho"}, format="hh")
 

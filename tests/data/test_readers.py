@@ -180,5 +180,5 @@ def only_dmoerm_errors(path: Path, format: str) -> None:
 
 def test_the_human_data_is_read_whole(human_data: Path) -> None:
     reading = read_groups(human_data / "topical_chat.jsonl")
-    assert (len(reading.groups), reading.rows, reading.bad, reading.left_out) == (38, 38, [], {})
+    assert (len(reading.groups), reading.rows, reading.bad, reading.skipped) == (38, 38, [], {})
     assert {len(group.capabilities) for group in reading.groups} == {5}

@@ -16,7 +16,7 @@ LINE = json.dumps(ROW).encode()
 
 def rows_of(path: Path, content: bytes) -> list[tuple[int, object]]:
     path.write_bytes(content)
-    return [(line, row.problem if isinstance(row, DataError) else row) for line, row in open_rows(path)]
+    return [(line, row.message if isinstance(row, DataError) else row) for line, row in open_rows(path)]
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_a_line_separator_in_a_text_ends_no_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "problem"),
+    ("content", "message"),
     [
         (b'{"a": 1', "is not valid JSON: Expecting"),
         (b'{"a": NaN}', "is not valid JSON: not a number"),
@@ -57,9 +57,9 @@ def test_a_line_separator_in_a_text_ends_no_line(tmp_path: Path) -> None:
         (LINE.decode().encode("utf-16"), "is not UTF-8"),
     ],
 )
-def test_a_bad_line_is_yielded_and_the_next_is_read(content: bytes, problem: str, tmp_path: Path) -> None:
+def test_a_bad_line_is_yielded_and_the_next_is_read(content: bytes, message: str, tmp_path: Path) -> None:
     found = rows_of(tmp_path / "a.jsonl", content + b"\n" + LINE)
-    assert str(found[0][1]).startswith(problem)
+    assert str(found[0][1]).startswith(message)
     assert found[-1] in [(2, ROW), (2, "is not UTF-8 at byte 0"), (2, "is not valid JSON: Expecting value at column 1")]
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from tiny import TINY_TASKS, make_tiny_config
 
 from dmoerm.config import Config
-from dmoerm.data.loading import load_data
+from dmoerm.data.splits import load_splits
 from dmoerm.evaluation import panel
 from dmoerm.evaluation.overoptimisation import BestOfNResults, measure_best_of_n
 from dmoerm.evaluation.samples import Samples, from_testbed, unseen_prompts
@@ -46,7 +46,7 @@ def test_best_of_n_is_the_same_on_a_cluster(
     for name in ("here", "there"):
         (tmp_path / name).mkdir()
         configs.append(make_tiny_config(tiny_backbone, tmp_path / name, **changes))
-    items = [item for item in unseen_prompts(1, load_data(configs[0]).train) if item.task in TINY_TASKS]
+    items = [item for item in unseen_prompts(1, load_splits(configs[0]).train) if item.task in TINY_TASKS]
     samples = from_testbed(items, 400)
     assert min(len(one.chunks()) for one in samples) > 2
 

@@ -10,7 +10,7 @@ from tiny import make_tiny_config, tiny_groups, tiny_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from dmoerm import testbed
-from dmoerm.data.loading import load_data
+from dmoerm.data.splits import load_splits
 from dmoerm.errors import BackboneError, DataError
 from dmoerm.evaluation import panel as panels
 from dmoerm.evaluation.overoptimisation import BestOfNResults, default_ns, measure_best_of_n, score_samples
@@ -29,7 +29,7 @@ def config(tiny_backbone, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def samples(config) -> list[Samples]:
-    items = [item for item in unseen_prompts(2, load_data(config).train) if item.task in ("chitchat", "objective_qa")]
+    items = [item for item in unseen_prompts(2, load_splits(config).train) if item.task in ("chitchat", "objective_qa")]
     return from_testbed(items, 100)
 
 
@@ -40,8 +40,8 @@ def found(config, samples) -> BestOfNResults:
 
 
 def test_prompts_are_new(config) -> None:
-    train = {prompt_key(group.prompt) for group in load_data(config).train}
-    items = unseen_prompts(3, load_data(config).train)
+    train = {prompt_key(group.prompt) for group in load_splits(config).train}
+    items = unseen_prompts(3, load_splits(config).train)
     assert len(items) == 3 * len(testbed.TASKS)
     assert train.isdisjoint(prompt_key(item.prompt) for item in items)
     with pytest.raises(DataError, match="that training has not seen"):

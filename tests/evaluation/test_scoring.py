@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from dmoerm.data.loading import load_data
+from dmoerm.data.splits import load_splits
 from dmoerm.errors import DataError
 from dmoerm.evaluation import evaluate
 from dmoerm.evaluation.scoring import score_groups
@@ -18,7 +18,7 @@ QUIET = Console(quiet=True)
 @pytest.fixture(scope="module")
 def groups(trained_run: Any) -> list[Group]:
     """The tiny run's held-out groups."""
-    return load_data(trained_run.config).test
+    return load_splits(trained_run.config).test
 
 
 def test_everything_is_measured(trained_run: Any, groups: list[Group]) -> None:

@@ -32,7 +32,7 @@ def rows(data: bytes, suffix: str = ".jsonl") -> None:
     file = _written(data, f"rows{suffix}")
     with contextlib.suppress(DataError):
         found = read_groups(file, on_error="collect")
-        refused = len(found.bad) + sum(n for why, n in found.left_out.items() if why.startswith("row: "))
+        refused = len(found.bad) + sum(n for why, n in found.skipped.items() if why.startswith("row: "))
         assert len(found.groups) + refused <= found.rows
         assert found.groups or refused
     bad: list[DataError] = []

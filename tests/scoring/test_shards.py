@@ -33,7 +33,7 @@ def columns(folder: Path) -> Path:
 
 
 def placed(rows: Any) -> list[tuple[int, Any]]:
-    return [(line, row.problem if isinstance(row, DataError) else row) for line, row in rows]
+    return [(line, row.message if isinstance(row, DataError) else row) for line, row in rows]
 
 
 @pytest.mark.parametrize("make", [jsonl, compressed, columns])

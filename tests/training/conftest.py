@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from dmoerm.config import Config
-from dmoerm.data.loading import load_data
+from dmoerm.data.splits import load_splits
 from dmoerm.data.splitting import split_by_prompt
 from dmoerm.training import Run
 from dmoerm.training.batches import Example
@@ -29,7 +29,7 @@ class Begun(NamedTuple):
 
 
 def begin(config: Config) -> Begun:
-    data = load_data(config)
+    data = load_splits(config)
     run = prepare(config, data.taxonomy, Path(config.output), Progress(Console(quiet=True)))
     examples = examples_of(run, data.train)
     run.cache.fill([e.encoded for e in examples])

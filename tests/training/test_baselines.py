@@ -7,7 +7,7 @@ import torch
 from tiny import make_tiny_config, tiny_groups, train_quietly, write_groups
 
 from dmoerm.config import changed
-from dmoerm.data.loading import MERGED, load_data
+from dmoerm.data.splits import MERGED, load_splits
 from dmoerm.training.baselines import averaged, gated_vectors, objectives, train_gated, train_members
 from dmoerm.training.embedding import base_embeddings
 from dmoerm.training.run import examples_of
@@ -23,7 +23,7 @@ def run(tiny_backbone, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def examples(run):
-    return examples_of(run, load_data(run.config).train)
+    return examples_of(run, load_splits(run.config).train)
 
 
 def test_members_are_other_single_models_and_are_trained_once(run, examples) -> None:
@@ -57,9 +57,9 @@ def test_the_gated_model_learns_its_objectives_and_weighs_them(run, examples) ->
 
 def test_merged_tasks_are_one_with_all_capabilities(tiny_backbone, tmp_path) -> None:
     config = make_tiny_config(tiny_backbone, tmp_path, base="frozen", phase2={"lora": {"rank": 0}})
-    apart = load_data(config)
+    apart = load_splits(config)
     config = config.model_copy(update={"data": config.data.model_copy(update={"merge_tasks": True})})
-    data = load_data(config)
+    data = load_splits(config)
     assert list(data.taxonomy.tasks) == [MERGED]
     names = {f"{task}_{c}" for task, found in apart.taxonomy.tasks.items() for c in found.capabilities}
     assert set(data.taxonomy.tasks[MERGED].capabilities) == names
@@ -93,6 +93,6 @@ def test_derived_scores_take_all_capabilities_however_few_have_experts(tiny_back
     groups = [group.model_copy(update={"scores": None}) for group in tiny_groups()]
     data = {"files": [write_groups(groups, tmp_path / "graded.jsonl")]}
     config = make_tiny_config(tiny_backbone, tmp_path, data=data)
-    whole, none = load_data(config), load_data(changed(config, {"data.most_capabilities": 0}))
+    whole, none = load_splits(config), load_splits(changed(config, {"data.most_capabilities": 0}))
     assert [group.scores for group in whole.train + whole.test] == [group.scores for group in none.train + none.test]
     assert all(group.scores_derived and not group.capabilities for group in none.train + none.test)

@@ -11,7 +11,7 @@ from accelerate.commands.config import load_config_from_file
 from tiny import make_tiny_config, train_quietly
 
 from dmoerm.config import Config
-from dmoerm.data.loading import load_data
+from dmoerm.data.splits import load_splits
 from dmoerm.training import Run
 
 from .launching import (
@@ -81,7 +81,7 @@ def test_two_processes_evaluate_as_one(trained_run: Run, tmp_path: Path) -> None
     done = launch(str(script), "eval", str(trained_run.folder), "--report", str(tmp_path / "two"))
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("Consistency on held-out prompts") == 1
-    test = load_data(trained_run.config).test
+    test = load_splits(trained_run.config).test
     write_results(tmp_path / "one" / "results.json", evaluate(trained_run.model, test, trained_run.config))
     assert approximately(measured(tmp_path / "two"), measured(tmp_path / "one"))
 

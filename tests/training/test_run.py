@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from tiny import tiny_groups, train_quietly, write_groups
 
 from dmoerm.config import Config, dump_config, load_config
-from dmoerm.data.loading import load_data
+from dmoerm.data.splits import load_splits
 from dmoerm.errors import ConfigError, DataError
 from dmoerm.model import DMoERM
 from dmoerm.schema import Group
@@ -284,7 +284,7 @@ def test_flips_change_the_preferences_of_the_training_part_alone(begun: Callable
     pairs = [[e.pairs for e in (*start.train, *start.validation)] for start in (right, flipped)]
     assert [p[None] for p in pairs[0]] != [p[None] for p in pairs[1]]
     assert [p | {None: []} for p in pairs[0]] == [p | {None: []} for p in pairs[1]]
-    assert load_data(flipped.run.config).test == load_data(right.run.config).test
+    assert load_splits(flipped.run.config).test == load_splits(right.run.config).test
 
 
 def test_a_trunk_router_needs_a_trunk(tiny_config: Callable[..., Config]) -> None:

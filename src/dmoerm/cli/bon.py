@@ -85,12 +85,12 @@ def _samples(
 ) -> Mapping[int, Sequence[Samples]]:
     """Seed → what its models score."""
     from ..config import changed
-    from ..data.loading import load_data
     from ..data.readers import read_groups
+    from ..data.splits import load_splits
     from ..evaluation.samples import from_groups, from_policy, from_testbed, unseen_prompts
     from ..schema import prompt_key
 
-    loaded = {seed: load_data(changed(config, {"seed": seed})) for seed in seeds}
+    loaded = {seed: load_splits(changed(config, {"seed": seed})) for seed in seeds}
     if source == "graded":
         return {seed: from_groups(data.test, count, once=True) for seed, data in loaded.items()}
     if source == "testbed" or source.startswith("policy:"):

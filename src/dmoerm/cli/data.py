@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from ..data.checking import Tokenizer
+    from ..data.statistics import Tokenizer
 
 app = typer.Typer(no_args_is_help=True, help="Look at preference data, and draft a taxonomy from it.")
 
@@ -32,13 +32,13 @@ def check(
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the result to this file.")] = None,
 ) -> None:
     """Count, measure and check the data; exit with 1 if any row is bad."""
-    from ..data.checking import check_data
+    from ..data.statistics import data_statistics
     from ..errors import DmoermError
     from ..io.paths import write_file
 
     console = Console()
     try:
-        result = check_data(files, _tokenizer(backbone), format=format, split=split)
+        result = data_statistics(files, _tokenizer(backbone), format=format, split=split)
         if json_file is not None:
             write_file(json_file, json.dumps(result, ensure_ascii=False, indent=2) + "\n")
     except (DmoermError, OSError) as error:
@@ -59,7 +59,7 @@ def taxonomy(
     split: Split = "train",
     out: Annotated[Path | None, typer.Option(help="Write to this new file instead of the screen.")] = None,
 ) -> None:
-    """Draft a taxonomy from the tasks and capabilities met in the data. Edit its rubrics before you use it."""
+    """RawExample a taxonomy from the tasks and capabilities met in the data. Edit its rubrics before you use it."""
     from ..data.readers import read_groups
     from ..errors import DmoermError
     from ..io.paths import write_file
@@ -111,7 +111,7 @@ def _tables(result: dict[str, Any]) -> list[Table]:
         ),
         _table(f"Lengths in {lengths['unit']}", ["task", "of", "p50", "p95", "max"], _length_rows(lengths)),
         _table("Overall agreement of two annotators", ["task", "pairs", "comparisons", "agreement"], _overall(result)),
-        _table("Bad rows", ["place", "field", "problem", "value", "remedy"], _bad_rows(result)),
+        _table("Bad rows", ["place", "field", "message", "value", "hint"], _bad_rows(result)),
     ]
 
 
@@ -144,7 +144,7 @@ def _reason_rows(result: dict[str, Any]) -> list[list[Any]]:
     return [
         [found["source"], f"{kind}: {reason}", count]
         for found in result["sources"]
-        for kind, reasons in (("left out", found["left_out"]), ("noted", found["notes"]))
+        for kind, reasons in (("left out", found["skipped"]), ("noted", found["notes"]))
         for reason, count in reasons.items()
     ]
 
@@ -189,7 +189,7 @@ def _bad_rows(result: dict[str, Any]) -> list[list[Any]]:
 
 
 def _told(bad: dict[str, Any]) -> list[str | None]:
-    return [bad[name] for name in ("field", "problem", "value", "remedy")]
+    return [bad[name] for name in ("field", "message", "value", "hint")]
 
 
 def _print_repetitions(console: Console, found: dict[str, int]) -> None:

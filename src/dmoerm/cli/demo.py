@@ -42,9 +42,9 @@ def command(
 
 def _example(config: Config) -> Group:
     """The first held-out group with a plain text as its prompt, best response and worst alone."""
-    from ..data.loading import load_data
+    from ..data.splits import load_splits
 
-    groups = load_data(config).test
+    groups = load_splits(config).test
     group = next((group for group in groups if isinstance(group.prompt, str)), groups[0])
     order = sorted(range(len(group.responses)), key=lambda i: (group.grades or (0,) * len(group.responses))[i] or 0)
     kept = [order[-1], order[0]]

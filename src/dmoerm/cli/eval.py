@@ -91,17 +91,17 @@ def _steps(path: Path) -> dict[str, Any]:
 
 def _held_out(config: Config | None, model: str) -> list[Group]:
     """The run's test part: it follows from the settings alone."""
-    from ..data.loading import load_data
+    from ..data.splits import load_splits
     from ..errors import ConfigError
 
     if config is None:
         raise ConfigError(f"{model}: no settings lie beside this model, so its held-out part is not known; give --data")
-    return load_data(config).test
+    return load_splits(config).test
 
 
 def _read(files: Sequence[str], format: str) -> list[Group]:
-    from ..data.loading import with_gold
     from ..data.readers import overall_from_capabilities, read_groups
+    from ..data.splits import with_gold
 
     groups = [group for file in files for group in read_groups(file, format=format).groups]
     return with_gold(overall_from_capabilities(groups))

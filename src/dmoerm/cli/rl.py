@@ -163,11 +163,11 @@ def _optimise_all(
 def _prompts(settings: _Settings, seeds: Sequence[int], count: int) -> list[RLPrompt]:
     """Prompts that neither the policy was fine-tuned on nor any seed's reward models."""
     from ..config import changed
-    from ..data.loading import load_data
+    from ..data.splits import load_splits
     from ..rl import draw_prompts
     from ..schema import prompt_key
 
-    parts = [load_data(changed(settings.config, {"seed": seed})).train for seed in seeds]
+    parts = [load_splits(changed(settings.config, {"seed": seed})).train for seed in seeds]
     known = {prompt_key(group.prompt) for part in parts for group in part}
     drawn = draw_prompts(count, settings.policy.seed, skip=settings.policy.prompts_per_task)
     return [prompt for prompt in drawn if prompt_key(prompt.prompt) not in known]

@@ -57,11 +57,11 @@ def train_and_measure(
     Of several processes the main one writes; all get the same results.
     """
     run = _train(config, engine)
-    from ..data.loading import load_data
+    from ..data.splits import load_splits
     from ..evaluation import evaluate
     from ..training.processes import is_main
 
-    test = load_data(config).test
+    test = load_splits(config).test
     results = evaluate(run.model, test, config, command=command, steps=run.metrics(), cache=run.cache)
     if is_main():
         _write(Path(config.output), results, json_file)

@@ -34,7 +34,7 @@ RESPONSES, CHARACTERS = 128, 32_000
 """Most responses of one request; and most characters, but for a prompt and a response that by themselves have more."""
 
 _AGAIN, _BAD_DATA = {429, 502, 503, 504}, {400, 413, 422}
-_REMEDIES = {
+_HINTS = {
     401: f"is the key in {KEY_VARIABLE} right?",
     403: f"is the key in {KEY_VARIABLE} right?",
     404: "is this a reward server, and does it have that model?",
@@ -96,8 +96,8 @@ class Asking:
         if status in _BAD_DATA:
             raise DataError(f"{where}: {self._reason(response)}")
         if status != 200:
-            remedy = _REMEDIES.get(status, "see the server's log")
-            raise ServerError(f"{where}: {self._reason(response)}; {remedy}")
+            hint = _HINTS.get(status, "see the server's log")
+            raise ServerError(f"{where}: {self._reason(response)}; {hint}")
         try:
             return response.json()
         except ValueError:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ConfigError, DataError
-from .draft import Draft, Row
-from .graded_rows import helpsteer3_draft, helpsteer_draft, mtmc_draft, ultrafeedback_draft
-from .preference_rows import hh_draft, is_transcript, rewardbench_draft, trl_draft
+from .graded_rows import read_helpsteer, read_helpsteer3, read_mtmc, read_ultrafeedback
+from .preference_rows import is_transcript, read_hh, read_rewardbench, read_trl
+from .raw_example import RawExample, Row
 
 
 @dataclass(frozen=True)
@@ -19,19 +19,19 @@ class RowFormat:
     Attributes:
         name: the name for `format=`.
         fits: whether a row (its null fields removed) looks like this format.
-        draft: row → draft; raises `DataError` for a bad row and `LeftOut` for one without a usable preference.
+        read: parses a row; raises `DataError` for a bad row and `SkippedRow` for one without a usable preference.
         one_response: a row holds a single response, so that the rows of one prompt are joined into a group.
         strict: an empty response is an error; elsewhere it is left out and counted, since public files hold some.
     """
 
     name: str
     fits: Callable[[Row], bool]
-    draft: Callable[[Row], Draft]
+    read: Callable[[Row], RawExample]
     one_response: bool = False
     strict: bool = False
 
 
-def native_draft(row: Row) -> Draft:
+def read_native(row: Row) -> RawExample:
     """A row in the native format; `response` or `completion` is accepted for a query's only response.
 
     Parquet and `datasets` write every column and every capability met in the file into every row, so nulls are absent
@@ -46,7 +46,7 @@ def native_draft(row: Row) -> Draft:
     for name in ("response", "completion"):
         if "responses" not in fields and isinstance(fields.get(name), str):
             fields["responses"] = [fields[name]]
-    return Draft(fields)
+    return RawExample(fields)
 
 
 def _has(*names: str) -> Callable[[Row], bool]:
@@ -67,14 +67,14 @@ def _is_rewardbench(row: Row) -> bool:
 
 
 FORMATS = (
-    RowFormat("native", _has("prompt", "responses"), native_draft, strict=True),
-    RowFormat("mtmc", _has("src", "response", "rank"), mtmc_draft),
-    RowFormat("ultrafeedback", _has("instruction", "completions"), ultrafeedback_draft),
-    RowFormat("helpsteer3", _has("context", "response1", "response2"), helpsteer3_draft),
-    RowFormat("helpsteer", _has("prompt", "response", "helpfulness"), helpsteer_draft, one_response=True),
-    RowFormat("rewardbench", _is_rewardbench, rewardbench_draft),
-    RowFormat("hh", _is_hh, hh_draft),
-    RowFormat("trl", _has("chosen", "rejected"), trl_draft),
+    RowFormat("native", _has("prompt", "responses"), read_native, strict=True),
+    RowFormat("mtmc", _has("src", "response", "rank"), read_mtmc),
+    RowFormat("ultrafeedback", _has("instruction", "completions"), read_ultrafeedback),
+    RowFormat("helpsteer3", _has("context", "response1", "response2"), read_helpsteer3),
+    RowFormat("helpsteer", _has("prompt", "response", "helpfulness"), read_helpsteer, one_response=True),
+    RowFormat("rewardbench", _is_rewardbench, read_rewardbench),
+    RowFormat("hh", _is_hh, read_hh),
+    RowFormat("trl", _has("chosen", "rejected"), read_trl),
 )
 """In the order in which they are tried."""
 
@@ -99,5 +99,5 @@ def detect_format(row: Row) -> RowFormat:
             return row_format
     if "prompt" in given and ("response" in given or "completion" in given):
         return _BY_NAME["native"]
-    remedy = f"see docs/data.md for the fields of {', '.join(FORMAT_NAMES[1:])}"
-    raise DataError("the row is in no format that is known", value=list(row), remedy=remedy)
+    hint = f"see docs/data.md for the fields of {', '.join(FORMAT_NAMES[1:])}"
+    raise DataError("the row is in no format that is known", value=list(row), hint=hint)

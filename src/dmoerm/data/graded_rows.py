@@ -10,8 +10,8 @@ from typing import Any
 
 from ..errors import DataError
 from ..taxonomy import load_taxonomy
-from .draft import (
-    Draft,
+from .raw_example import (
+    RawExample,
     Row,
     as_text,
     grade,
@@ -32,7 +32,7 @@ HELPSTEER_CAPABILITIES = ("correctness", "coherence", "complexity", "verbosity")
 _HELPSTEER_TURN = re.compile(r"\s*<extra_id_1>(User|Assistant)\n")
 
 
-def mtmc_draft(row: Row) -> Draft:
+def read_mtmc(row: Row) -> RawExample:
     """An mtmc-rlhf row: a conversation (`src`, `tgt`), the candidates for its last turn and their ranks (1 is best).
 
     `label` is the paper's task, in Chinese or as our name; another label gives no task, so that the router decides.
@@ -40,15 +40,15 @@ def mtmc_draft(row: Row) -> Draft:
     user = [row["src"]] if isinstance(row.get("src"), str) else texts_in(row, "src")
     model = texts_in(row, "tgt") if row.get("tgt") else []
     if len(model) != len(user) - 1:
-        remedy = "give the model's turns but the last: one fewer than src"
-        raise DataError(f"has {len(model)} turns where src has {len(user)}", field="tgt", remedy=remedy)
+        hint = "give the model's turns but the last: one fewer than src"
+        raise DataError(f"has {len(model)} turns where src has {len(user)}", field="tgt", hint=hint)
     fields = origin(row) | {"prompt": _alternate(user, model), "responses": texts_in(row, "response")}
     if row.get("rank") is not None:
         fields["ranks"] = [number(rank, f"rank.{index}") for index, rank in enumerate(list_in(row, "rank"))]
     task = _paper_tasks().get(str(row.get("label", "")).strip())
     if task is None:
-        return Draft(fields, ("label is none of the five tasks: kept without a task, the router decides",))
-    return Draft(fields | {"task": task})
+        return RawExample(fields, ("label is none of the five tasks: kept without a task, the router decides",))
+    return RawExample(fields | {"task": task})
 
 
 @cache
@@ -68,7 +68,7 @@ def _alternate(user: list[str], model: list[str]) -> Any:
     return turns
 
 
-def ultrafeedback_draft(row: Row) -> Draft:
+def read_ultrafeedback(row: Row) -> RawExample:
     """An UltraFeedback row: completions with an overall score and ratings that become capability grades.
 
     `overall_score` is taken where every completion has it, else `fine-grained_score`; where only some completions
@@ -81,9 +81,9 @@ def ultrafeedback_draft(row: Row) -> Draft:
     scores = _overall_scores(completions)
     kept = [index for index, score in enumerate(scores) if score is not None]
     if not kept:
-        return Draft(fields)
+        return RawExample(fields)
     reasons = ("response: no overall score",) * (len(scores) - len(kept))
-    return Draft(keep_responses(fields | {"scores": scores}, kept), left_out=reasons)
+    return RawExample(keep_responses(fields | {"scores": scores}, kept), skipped=reasons)
 
 
 def _overall_scores(completions: list[Row]) -> list[float | None]:
@@ -113,11 +113,11 @@ def _rating(annotation: Any, name: str) -> float | None:
 
 def _mapping(value: Any, field: str) -> Row:
     if not isinstance(value, Mapping):
-        raise DataError("must be an object", field=field, value=value, remedy="write a JSON object")
+        raise DataError("must be an object", field=field, value=value, hint="write a JSON object")
     return value
 
 
-def helpsteer_draft(row: Row) -> Draft:
+def read_helpsteer(row: Row) -> RawExample:
     """A HelpSteer 1 or 2 row: one response to a prompt, graded 0 to 4. The reader joins the rows of one prompt.
 
     `helpfulness` is the overall score; correctness, coherence, complexity and verbosity are capabilities.
@@ -128,7 +128,7 @@ def helpsteer_draft(row: Row) -> Draft:
         "scores": [number(need(row, "helpfulness"), "helpfulness")],
     }
     capabilities = {name: [grade(row.get(name), name)] for name in HELPSTEER_CAPABILITIES}
-    return Draft(fields | {"capabilities": capabilities})
+    return RawExample(fields | {"capabilities": capabilities})
 
 
 def _helpsteer_prompt(text: str) -> Any:
@@ -143,18 +143,20 @@ def _helpsteer_prompt(text: str) -> Any:
     return turns
 
 
-def join_drafts(drafts: list[Draft]) -> Draft:
-    """Drafts of single responses to one prompt → one draft with all of them; id, task and source are the first's."""
-    fields = dict(drafts[0].fields)
-    fields["responses"] = [text for draft in drafts for text in draft.fields["responses"]]
-    fields["scores"] = [score for draft in drafts for score in draft.fields["scores"]]
-    names = drafts[0].fields["capabilities"]
-    joined = {name: [g for draft in drafts for g in draft.fields["capabilities"][name]] for name in names}
+def join_raw_examples(examples: list[RawExample]) -> RawExample:
+    """Join single responses to one prompt into one example; `id`, `task` and `source` are those of the first."""
+    fields = dict(examples[0].fields)
+    fields["responses"] = [text for example in examples for text in example.fields["responses"]]
+    fields["scores"] = [score for example in examples for score in example.fields["scores"]]
+    names = examples[0].fields["capabilities"]
+    joined = {name: [grade for e in examples for grade in e.fields["capabilities"][name]] for name in names}
     fields["capabilities"] = {name: grades for name, grades in joined.items() if any(g is not None for g in grades)}
-    return Draft(fields, tuple(n for d in drafts for n in d.notes), tuple(r for d in drafts for r in d.left_out))
+    return RawExample(
+        fields, tuple(n for e in examples for n in e.notes), tuple(r for e in examples for r in e.skipped)
+    )
 
 
-def helpsteer3_draft(row: Row) -> Draft:
+def read_helpsteer3(row: Row) -> RawExample:
     """A HelpSteer 3 preference row: `overall_preference` from -3 (response1 is much better) to 3; `domain` is the task.
 
     The two scores differ by the preference; `individual_preference` gives the single annotators' grades.
@@ -174,7 +176,7 @@ def helpsteer3_draft(row: Row) -> Draft:
     ]
     if people:
         fields["annotators"] = {"overall": [list(grades) for grades in zip(*people, strict=True)]}
-    return Draft(fields)
+    return RawExample(fields)
 
 
 def _halves(preference: float) -> list[float]:

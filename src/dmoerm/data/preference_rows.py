@@ -6,14 +6,26 @@ import re
 from typing import Any
 
 from ..errors import DataError
-from .draft import Draft, LeftOut, Row, as_text, messages, need, number, origin, task_name, text_in, texts_in
+from .raw_example import (
+    RawExample,
+    Row,
+    SkippedRow,
+    as_text,
+    messages,
+    need,
+    number,
+    origin,
+    task_name,
+    text_in,
+    texts_in,
+)
 
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 _SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 _NO_SHARED_PROMPT = "chosen and rejected do not answer the same prompt"
 
 
-def trl_draft(row: Row) -> Draft:
+def read_trl(row: Row) -> RawExample:
     """A TRL preference row, standard or conversational, with its prompt given or implicit.
 
     An implicit prompt is the shared beginning of chosen and rejected: whole messages, or whole words of a text.
@@ -25,7 +37,7 @@ def trl_draft(row: Row) -> Draft:
     else:
         prompt, responses = _conversation_parts(row.get("prompt"), chosen, rejected)
     labels, notes = _choice_labels(row)
-    return Draft(origin(row) | {"prompt": prompt, "responses": responses} | labels, notes)
+    return RawExample(origin(row) | {"prompt": prompt, "responses": responses} | labels, notes)
 
 
 def _text_parts(prompt: Any, chosen: str, rejected: str) -> tuple[Any, list[str]]:
@@ -33,8 +45,8 @@ def _text_parts(prompt: Any, chosen: str, rejected: str) -> tuple[Any, list[str]
         return (prompt if isinstance(prompt, str) else messages(prompt, "prompt")), [chosen, rejected]
     end = _shared_words(chosen, rejected)
     if not chosen[:end].strip():
-        remedy = "give the prompt in a field of its own"
-        raise DataError("is missing, and chosen and rejected share no beginning", field="prompt", remedy=remedy)
+        hint = "give the prompt in a field of its own"
+        raise DataError("is missing, and chosen and rejected share no beginning", field="prompt", hint=hint)
     return chosen[:end].strip(), [chosen[end:], rejected[end:]]
 
 
@@ -54,7 +66,7 @@ def _conversation_parts(prompt: Any, chosen: Any, rejected: Any) -> tuple[Any, l
     shared = next((i for i in range(longest) if sides[0][i] != sides[1][i]), longest)
     tails = [side[shared:] for side in sides]
     if any(len(tail) != 1 or tail[0]["role"] != "assistant" for tail in tails):
-        raise LeftOut("chosen and rejected differ in more than one last answer", field="chosen")
+        raise SkippedRow("chosen and rejected differ in more than one last answer", field="chosen")
     return _history(prompt, sides[0][:shared]), [tail[0]["content"] for tail in tails]
 
 
@@ -62,7 +74,7 @@ def _history(prompt: Any, shared: list[dict[str, str]]) -> Any:
     """The prompt, from the prompt field and the turns that chosen and rejected share; many files give it in both."""
     if prompt is None:
         if not shared:
-            raise DataError("is missing, and chosen and rejected share no turn", field="prompt", remedy="add the field")
+            raise DataError("is missing, and chosen and rejected share no turn", field="prompt", hint="add the field")
         return shared
     if not shared:
         return prompt if isinstance(prompt, str) else messages(prompt, "prompt")
@@ -84,16 +96,16 @@ def _choice_labels(row: Row) -> tuple[dict[str, Any], tuple[str, ...]]:
     return labels | {"scores": scores}, notes
 
 
-def hh_draft(row: Row) -> Draft:
+def read_hh(row: Row) -> RawExample:
     """An hh-rlhf row: two transcripts that share everything but the assistant's last turn."""
     sides = [_transcript(text_in(row, field), field) for field in ("chosen", "rejected")]
     if any(side[-1]["role"] != "assistant" for side in sides):
-        raise LeftOut("a transcript does not end with the assistant's turn", field="chosen")
+        raise SkippedRow("a transcript does not end with the assistant's turn", field="chosen")
     if sides[0][:-1] != sides[1][:-1]:
-        raise LeftOut(_NO_SHARED_PROMPT, field="chosen")
+        raise SkippedRow(_NO_SHARED_PROMPT, field="chosen")
     labels, notes = _choice_labels(row)
     responses = [side[-1]["content"] for side in sides]
-    return Draft(origin(row) | {"prompt": sides[0][:-1], "responses": responses} | labels, notes)
+    return RawExample(origin(row) | {"prompt": sides[0][:-1], "responses": responses} | labels, notes)
 
 
 def is_transcript(text: object) -> bool:
@@ -104,15 +116,15 @@ def is_transcript(text: object) -> bool:
 def _transcript(text: str, field: str) -> list[dict[str, str]]:
     before, *parts = _TURN.split("\n\n" + text.lstrip())
     if before.strip() or not parts:
-        remedy = 'begin it with "\\n\\nHuman: "'
-        raise DataError("is no transcript", field=field, value=text, remedy=remedy)
+        hint = 'begin it with "\\n\\nHuman: "'
+        raise DataError("is no transcript", field=field, value=text, hint=hint)
     return [
         {"role": _SPEAKERS[speaker], "content": content.strip()}
         for speaker, content in zip(parts[::2], parts[1::2], strict=True)
     ]
 
 
-def rewardbench_draft(row: Row) -> Draft:
+def read_rewardbench(row: Row) -> RawExample:
     """A row of RewardBench 1 (one chosen, one rejected), RewardBench 2 or RM-Bench (lists of both).
 
     All chosen responses share rank 1, all rejected rank 2; `subset` (RM-Bench: `domain`) is the task.
@@ -126,7 +138,7 @@ def rewardbench_draft(row: Row) -> Draft:
     fields["prompt"] = prompt if isinstance(prompt, str) else messages(prompt, "prompt")
     fields["responses"] = chosen + rejected
     fields["ranks"] = [1] * len(chosen) + [2] * len(rejected)
-    return Draft(fields)
+    return RawExample(fields)
 
 
 def _one_or_more(row: Row, field: str) -> list[str]:

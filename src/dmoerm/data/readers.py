@@ -1,8 +1,8 @@
 """Preference data from files and datasets: groups for training and evaluation, queries for scoring.
 
-    rows (a file, a dataset)  →  drafts (native fields, by the row's format)  →  groups, validated
+    rows (a file, a dataset)  →  examples (native fields, by the row's format)  →  groups, validated
 
-No row vanishes: it becomes a group, or part of one, or an error in `bad`, or a count in `left_out`.
+No row vanishes: it becomes a group, or part of one, or an error in `bad`, or a count in `skipped`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Literal
 
 from ..errors import DataError
 from ..schema import Group, Query, parse_group, parse_query, prompt_key
-from .draft import Draft, LeftOut, keep_responses
 from .formats import FORMAT_NAMES, RowFormat, detect_format, named_format
-from .graded_rows import join_drafts
+from .graded_rows import join_raw_examples
 from .overall import overall_from_capabilities
+from .raw_example import RawExample, SkippedRow, keep_responses
 from .rows import PlacedRow, open_rows
 
 __all__ = ["FORMAT_NAMES", "Reading", "overall_from_capabilities", "queries_of", "read_groups", "read_queries"]
@@ -31,7 +31,7 @@ class Reading:
     Attributes:
         groups: the groups, in the order of their (first) rows.
         bad: one error, with file and line, for each row that is wrong.
-        left_out: reason → how often: rows without a usable preference and, where the reason begins with
+        skipped: reason → how often: rows without a usable preference and, where the reason begins with
             "response:", single responses.
         notes: decision → number of rows that were kept but for which the reader had to decide something.
         rows: number of rows, blank lines not counted.
@@ -39,7 +39,7 @@ class Reading:
 
     groups: list[Group] = field(default_factory=list)
     bad: list[DataError] = field(default_factory=list)
-    left_out: Counter[str] = field(default_factory=Counter)
+    skipped: Counter[str] = field(default_factory=Counter)
     notes: Counter[str] = field(default_factory=Counter)
     rows: int = 0
 
@@ -91,8 +91,8 @@ def queries_of(
     row_format = named_format(format)
     for line, row in rows:
         try:
-            row_format, draft = _draft(row, row_format)
-            query = parse_query(draft.fields)
+            row_format, example = _read(row, row_format)
+            query = parse_query(example.fields)
         except DataError as error:
             if on_bad is None:
                 raise error.at(source, line) from None
@@ -107,14 +107,14 @@ def _rows_of(source: str | Path, split: str, *, streaming: bool) -> Iterator[Pla
         empty = False
         yield placed
     if empty:
-        raise DataError("holds no rows", file=source, remedy="give a file with one group a line")
+        raise DataError("holds no rows", file=source, hint="give a file with one group a line")
 
 
-def _draft(row: dict | DataError, row_format: RowFormat | None) -> tuple[RowFormat, Draft]:
+def _read(row: dict | DataError, row_format: RowFormat | None) -> tuple[RowFormat, RawExample]:
     if isinstance(row, DataError):
         raise row
     row_format = row_format or detect_format(row)
-    return row_format, row_format.draft(row)
+    return row_format, row_format.read(row)
 
 
 class _GroupReader:
@@ -124,57 +124,58 @@ class _GroupReader:
         self._source, self._format, self._collect = source, row_format, collect
         self._rows = 0
         self._reading = Reading()
-        self._joined: dict[str, tuple[int, list[Draft]]] = {}  # prompt → first line, drafts of one response each
+        self._joined: dict[str, tuple[int, list[RawExample]]] = {}  # prompt → first line, single responses
 
     def take(self, line: int, row: dict | DataError) -> None:
         self._rows += 1
         try:
-            self._format, draft = _draft(row, self._format)
+            self._format, example = _read(row, self._format)
             if self._format.one_response:
-                key = prompt_key(parse_query(draft.fields | {"responses": ["…"]}).prompt)  # the response may be empty
-                self._joined.setdefault(key, (line, []))[1].append(draft)
+                # The response may be empty, which only the joined group decides about.
+                key = prompt_key(parse_query(example.fields | {"responses": ["…"]}).prompt)
+                self._joined.setdefault(key, (line, []))[1].append(example)
             else:
-                self._add(draft)
+                self._add(example)
         except DataError as error:
             self._fail(error, line)
 
     def finish(self) -> Reading:
-        for line, drafts in self._joined.values():
+        for line, examples in self._joined.values():
             try:
-                self._add(join_drafts(drafts))
+                self._add(join_raw_examples(examples))
             except DataError as error:
                 self._fail(error, line)
         return replace(self._reading, rows=self._rows)
 
     def _fail(self, error: DataError, line: int) -> None:
-        if isinstance(error, LeftOut):
-            self._reading.left_out[f"row: {error.problem}"] += 1
+        if isinstance(error, SkippedRow):
+            self._reading.skipped[f"row: {error.message}"] += 1
         elif self._collect:
             self._reading.bad.append(error.at(self._source, line))
         else:
             raise error.at(self._source, line) from None
 
-    def _add(self, draft: Draft) -> None:
-        draft = draft if self._format is None or self._format.strict else _usable(draft)
-        self._reading.groups.append(parse_group(draft.fields))
-        self._reading.left_out.update(draft.left_out)
-        self._reading.notes.update(draft.notes)
+    def _add(self, example: RawExample) -> None:
+        example = example if self._format is None or self._format.strict else _usable(example)
+        self._reading.groups.append(parse_group(example.fields))
+        self._reading.skipped.update(example.skipped)
+        self._reading.notes.update(example.notes)
 
 
-def _usable(draft: Draft) -> Draft:
-    """The draft without empty responses. Raises `LeftOut` where no preference between two texts remains."""
-    fields = draft.fields
+def _usable(example: RawExample) -> RawExample:
+    """The example without empty responses. Raises `SkippedRow` where no preference between two texts remains."""
+    fields = example.fields
     _check_label_lengths(fields)
     kept = [index for index, text in enumerate(fields["responses"]) if text.strip()]
-    reasons = draft.left_out + ("response: empty",) * (len(fields["responses"]) - len(kept))
+    reasons = example.skipped + ("response: empty",) * (len(fields["responses"]) - len(kept))
     if len(kept) < 2:
-        raise LeftOut("fewer than two usable responses to the prompt", field="responses")
+        raise SkippedRow("fewer than two usable responses to the prompt", field="responses")
     fields = keep_responses(fields, kept)
     if len(set(fields["responses"])) == 1:
-        raise LeftOut("the responses are the same text", field="responses")
+        raise SkippedRow("the responses are the same text", field="responses")
     if not any(fields.get(label) for label in ("scores", "ranks", "capabilities")):
-        raise LeftOut("no preference is given", field="responses")
-    return Draft(fields, draft.notes, reasons)
+        raise SkippedRow("no preference is given", field="responses")
+    return RawExample(fields, example.notes, reasons)
 
 
 def _check_label_lengths(fields: dict) -> None:
@@ -182,5 +183,5 @@ def _check_label_lengths(fields: dict) -> None:
     labels = {name: fields.get(name) for name in ("scores", "ranks")} | fields.get("capabilities", {})
     for name, grades in labels.items():
         if grades is not None and len(grades) != len(fields["responses"]):
-            problem = f"has {len(grades)} entries for {len(fields['responses'])} responses"
-            raise DataError(problem, field=name, value=grades, remedy="give one number for each response")
+            message = f"has {len(grades)} entries for {len(fields['responses'])} responses"
+            raise DataError(message, field=name, value=grades, hint="give one number for each response")

@@ -43,11 +43,11 @@ def open_rows(source: str | Path, split: str = "train", *, streaming: bool = Fal
         return _dataset_rows(str(source), split, streaming)
     if path.is_file() or is_url(str(source)):
         if suffix not in _SUFFIXES:
-            remedy = f"give a file that ends in {', '.join(_SUFFIXES)}"
-            raise DataError("is of no kind that can be read", file=source, value=path.suffix, remedy=remedy)
+            hint = f"give a file that ends in {', '.join(_SUFFIXES)}"
+            raise DataError("is of no kind that can be read", file=source, value=path.suffix, hint=hint)
         return parquet_rows(str(source)) if suffix == ".parquet" else _json_rows(str(source), whole=suffix == ".json")
     if suffix in _SUFFIXES or not _DATASET_NAME.fullmatch(str(source)):
-        raise DataError("there is no such file", file=path, remedy="correct the path")
+        raise DataError("there is no such file", file=path, hint="correct the path")
     return _dataset_rows(str(source), split, streaming)
 
 
@@ -66,7 +66,7 @@ def _json_rows(path: str, whole: bool) -> Iterator[PlacedRow]:
             # Many `.json` files hold one object a line; only an array must be read whole.
             yield from _array_rows(path, file.read()) if whole and start.startswith(b"[") else line_rows(file)
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"cannot be read: {error}", file=path, remedy="check the file") from None
+        raise DataError(f"cannot be read: {error}", file=path, hint="check the file") from None
 
 
 def line_rows(lines: Iterable[bytes], first: int = 1) -> Iterator[PlacedRow]:
@@ -89,7 +89,7 @@ def _array_rows(path: str, content: bytes) -> Iterator[PlacedRow]:
     try:
         entries = _decode(content)
     except DataError as error:
-        raise DataError(error.problem, file=path, line=error.line, value=error.value, remedy=error.remedy) from None
+        raise DataError(error.message, file=path, line=error.line, value=error.value, hint=error.hint) from None
     for number, entry in enumerate(entries, 1):
         try:
             yield number, _as_row(entry)
@@ -103,24 +103,24 @@ def _decode(content: bytes) -> Any:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         near = content[max(0, error.start - 10) : error.start + 10]
-        raise DataError(f"is not UTF-8 at byte {error.start}", value=near, remedy="save the file as UTF-8") from None
+        raise DataError(f"is not UTF-8 at byte {error.start}", value=near, hint="save the file as UTF-8") from None
     try:
         value = json.loads(text, parse_constant=_refuse_constant)
     except DataError:
         raise
     except json.JSONDecodeError as error:
         near = text[max(0, error.pos - 20) : error.pos + 20]
-        problem = f"is not valid JSON: {error.msg} at column {error.colno}"
-        raise DataError(problem, line=error.lineno, value=near, remedy="write one JSON object a line") from None
+        message = f"is not valid JSON: {error.msg} at column {error.colno}"
+        raise DataError(message, line=error.lineno, value=near, hint="write one JSON object a line") from None
     except (ValueError, RecursionError) as error:  # a number of thousands of digits; nesting thousands deep
-        raise DataError(f"cannot be read as JSON: {error}", remedy="write one JSON object a line") from None
+        raise DataError(f"cannot be read as JSON: {error}", hint="write one JSON object a line") from None
     if _SURROGATE_ESCAPE.search(text):
         _refuse_surrogates(value)
     return value
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise DataError("is not valid JSON: not a number", value=name, remedy="write null for a missing grade")
+    raise DataError("is not valid JSON: not a number", value=name, hint="write null for a missing grade")
 
 
 def _refuse_surrogates(value: Any) -> None:
@@ -129,16 +129,16 @@ def _refuse_surrogates(value: Any) -> None:
         text = json.dumps(value, ensure_ascii=False)
         text.encode()
     except RecursionError:
-        raise DataError("is nested too deeply", remedy="write one JSON object a line") from None
+        raise DataError("is nested too deeply", hint="write one JSON object a line") from None
     except UnicodeEncodeError as error:
         near = text[max(0, error.start - 20) : error.start + 20]
-        remedy = "write the text as valid Unicode"
-        raise DataError("holds a lone surrogate, which is not valid Unicode", value=near, remedy=remedy) from None
+        hint = "write the text as valid Unicode"
+        raise DataError("holds a lone surrogate, which is not valid Unicode", value=near, hint=hint) from None
 
 
 def _as_row(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise DataError("is not a JSON object", value=value, remedy='write each row as {"prompt": …, …}')
+        raise DataError("is not a JSON object", value=value, hint='write each row as {"prompt": …, …}')
     return value
 
 
@@ -158,8 +158,8 @@ def parquet_rows(path: str, start: int = 0, stop: int = sys.maxsize) -> Iterator
                     yield number, row
                 before += batch.num_rows
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-        problem = f"cannot be read as Parquet after row {number}: {error}"
-        raise DataError(problem, file=path, remedy="check that the file is complete") from None
+        message = f"cannot be read as Parquet after row {number}: {error}"
+        raise DataError(message, file=path, hint="check that the file is complete") from None
 
 
 def _row_groups(about: Any, start: int, stop: int) -> tuple[int, list[int]]:
@@ -179,10 +179,10 @@ def _dataset_rows(name: str, split: str, streaming: bool) -> Iterator[PlacedRow]
     try:
         yield from enumerate(_load_dataset(name, split, streaming), 1)
     except Exception as error:  # the library, the hub client and the network below it raise dozens of kinds
-        remedy = "give the path of an existing file, or the name and split of a dataset that can be reached"
+        hint = "give the path of an existing file, or the name and split of a dataset that can be reached"
         reason = (str(error).splitlines() or [""])[0]
-        problem = f"split {split!r} cannot be loaded: {type(error).__name__}: {reason}"
-        raise DataError(problem, file=name, remedy=remedy) from error
+        message = f"split {split!r} cannot be loaded: {type(error).__name__}: {reason}"
+        raise DataError(message, file=name, hint=hint) from error
 
 
 def _load_dataset(name: str, split: str, streaming: bool) -> Iterable[Any]:

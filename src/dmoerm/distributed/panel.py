@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from ..config import Config
-from ..data.loading import Loaded
+from ..data.splits import Splits
 from ..evaluation.panel import SHARD_QUERIES, Panel, Rewards, reopen_panel
 from ..io.paths import write_file
 from ..schema import Query
@@ -42,7 +42,7 @@ class PanelRows:
             yield one.group, {"id": one.group.id, "rewards": methods["dmoerm"], "capabilities": methods}
 
 
-def open_rows(config: Config, data: Loaded, members: int) -> PanelRows:
+def open_rows(config: Config, data: Splits, members: int) -> PanelRows:
     """The panel as what scores rows; in an actor."""
     return PanelRows(reopen_panel(config, data, members))
 

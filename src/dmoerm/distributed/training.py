@@ -13,17 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from ..config import Config, changed
-from ..data.loading import Loaded
+from ..data.splits import Splits
 from ..training.graph import Step, graph, path_to
 from ..training.progress import Progress
-from ..training.run import begin, examples_of, prepare
+from ..training.run import examples_of, prepare, prepare_examples
 from ..training.steps import Ended, Run
 from .cluster import cluster, room
 
 _SHARE = 256  # fewest groups whose activations are worth a worker of their own
 
 
-def on_ray(run: Run, data: Loaded, steps: Sequence[Step]) -> None:
+def on_ray(run: Run, data: Splits, steps: Sequence[Step]) -> None:
     """Does the steps that are not finished on the cluster of `ray.address`; an `Engine`.
 
     Raises:
@@ -36,7 +36,7 @@ def on_ray(run: Run, data: Loaded, steps: Sequence[Step]) -> None:
         _follow(ray, run, _submit(ray, run, data, steps))
 
 
-def _submit(ray: Any, run: Run, data: Loaded, steps: Sequence[Step]) -> dict[Any, str]:
+def _submit(ray: Any, run: Run, data: Splits, steps: Sequence[Step]) -> dict[Any, str]:
     """Reference → name of each step's task."""
     settings, config = run.config.ray, reachable(run.config)
     remote = ray.remote(num_cpus=settings.cpus, num_gpus=settings.gpus, max_retries=settings.retries)
@@ -66,27 +66,27 @@ def _follow(ray: Any, run: Run, names: Mapping[Any, str]) -> None:
         run.progress.skip(names[ended], f"{told}  {figures['seconds']:.1f} s")
 
 
-def fill_share(config: Config, data: Loaded, share: int, of: int) -> None:
+def fill_share(config: Config, data: Splits, share: int, of: int) -> None:
     """In a worker: computes a share of the trunk's activations, into a cache that, at best, all machines reach."""
     with _prepared(config, data) as run:
         run.cache.fill([example.encoded for example in examples_of(run, data.train[share::of])])
 
 
-def do_step(config: Config, data: Loaded, name: str, *_needed: Ended | None) -> Ended:
+def do_step(config: Config, data: Splits, name: str, *_needed: Ended | None) -> Ended:
     """In a worker: does one step, and says how it ended.
 
     Args:
         _needed: what the tasks that it needs returned; Ray waits for them.
     """
     with _prepared(config, data) as run:
-        training = begin(run, data)
+        training = prepare_examples(run, data)
         for step in path_to(name, graph(config, data.taxonomy)):
             step.do(training)
         return run.metrics()[name]
 
 
 @contextlib.contextmanager
-def _prepared(config: Config, data: Loaded) -> Iterator[Run]:
+def _prepared(config: Config, data: Splits) -> Iterator[Run]:
     """The run on a worker; with a storage, what this machine has of its folder is a copy."""
     place = contextlib.nullcontext(config.output) if config.storage is None else tempfile.TemporaryDirectory()
     with place as folder:

@@ -45,7 +45,7 @@ def best_of_n(proxy: ArrayLike, scores: ArrayLike, ns: Sequence[int]) -> Array:
     total = len(proxy)
     if wrong := [n for n in ns if not 1 <= n <= total]:
         raise DataError(
-            f"cannot be estimated from {total} samples", field="n", value=wrong[0], remedy=f"use 1 to {total}"
+            f"cannot be estimated from {total} samples", field="n", value=wrong[0], hint=f"use 1 to {total}"
         )
     order = np.argsort(proxy, kind="stable")
     _, place, counts = np.unique(proxy[order], return_inverse=True, return_counts=True)
@@ -68,7 +68,7 @@ def _checked(proxy: ArrayLike, scores: ArrayLike) -> tuple[Array, Array]:
     rows = {"proxy": np.asarray(proxy, dtype=float), "scores": np.asarray(scores, dtype=float)}
     for name, row in rows.items():
         if row.ndim != 1 or len(row) < 2:
-            raise DataError("best-of-n takes two samples or more", field=name, value=row.shape, remedy="draw more")
+            raise DataError("best-of-n takes two samples or more", field=name, value=row.shape, hint="draw more")
         if not np.isfinite(row).all():
             bad = int(np.flatnonzero(~np.isfinite(row))[0])
             raise DataError(f"sample {bad} has no finite reward", field=name, value=float(row[bad]))
@@ -82,8 +82,8 @@ def check_samples(responses: Sequence[str]) -> None:
     seen: set[str] = set()
     for index, text in enumerate(responses):
         if text in seen:
-            remedy = "draw with a higher temperature, or leave out what was repeated"
-            raise DataError(f"sample {index} repeats an earlier one", field="responses", value=text, remedy=remedy)
+            hint = "draw with a higher temperature, or leave out what was repeated"
+            raise DataError(f"sample {index} repeats an earlier one", field="responses", value=text, hint=hint)
         seen.add(text)
 
 

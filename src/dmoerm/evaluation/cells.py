@@ -17,7 +17,7 @@ from rich.console import Console
 
 from .. import testbed
 from ..config import Config, changed
-from ..data.loading import Loaded, load_data
+from ..data.splits import Splits, load_splits
 from ..errors import ConfigError, DataError
 from ..io.paths import write_file
 from ..schema import Group, prompt_key
@@ -60,7 +60,7 @@ class Outside:
         key: what, beside its name and `about`, its rewards depend on; another one is measured anew.
     """
 
-    method: Callable[[Loaded], Method]
+    method: Callable[[Splits], Method]
     about: str
     tasks: frozenset[str] | None = None
     key: str = ""
@@ -112,7 +112,7 @@ def measure(
     """Trains and scores what is missing: the run in `config.output`, ablations and the cell itself beside it."""
     folder = Path(config.output).parent
     asked = {"config": config.model_dump(mode="json", exclude=_ELSEWHERE)}
-    data = load_data(config)
+    data = load_splits(config)
     _check(data, outside)
     others = {name: f"{found.about}\0{found.key}" for name, found in sorted(outside.items())}
     asked |= {"members": members, "ablations": sorted(ablations), "outside": others, "data": _digest(data)}
@@ -135,7 +135,7 @@ def measure(
     return cell
 
 
-def _check(data: Loaded, outside: Mapping[str, Outside]) -> None:
+def _check(data: Splits, outside: Mapping[str, Outside]) -> None:
     """Before anything is trained: there is something to measure, and no name means two methods."""
     if not any(group.pairs() for group in data.test):
         raise DataError("the held-out part has no pair of responses that people ordered", field="scores")
@@ -143,7 +143,7 @@ def _check(data: Loaded, outside: Mapping[str, Outside]) -> None:
         raise ConfigError(f"{taken[0]!r} is a method of this comparison; give the other one another name")
 
 
-def _digest(data: Loaded) -> str:
+def _digest(data: Splits) -> str:
     digest = hashlib.sha256()
     for group in (*data.train, *data.test):
         digest.update(group.model_dump_json().encode())
@@ -160,7 +160,7 @@ def _done(file: Path) -> Cell | None:
 def _ablated(config: Config, console: Console, engine: Engine | None) -> list[np.ndarray]:
     """The rewards of a run with other settings, one row a test group."""
     run = train(config, Console(quiet=True), engine)
-    scored = score_groups(run.model, load_data(config).test, 8192, console, run.cache)
+    scored = score_groups(run.model, load_splits(config).test, 8192, console, run.cache)
     return [one.rewards["dmoerm"] for one in scored]
 
 
@@ -173,7 +173,7 @@ def _add_outside(
     rewards: Sequence[dict[str, np.ndarray]],
     outside: Mapping[str, Outside],
     scored: Sequence[ScoredGroup[Group]],
-    data: Loaded,
+    data: Splits,
 ) -> None:
     for name, other in outside.items():
         places = [i for i, one in enumerate(scored) if other.tasks is None or one.task in other.tasks]

@@ -119,7 +119,7 @@ def measure_best_of_n(
     ns = tuple(sorted({1, *ns}) if ns else default_ns(fewest))
     if ns[-1] > fewest or ns[0] < 1:
         raise DataError(
-            f"cannot be estimated from {fewest} samples", field="n", value=ns[-1], remedy=f"use 1 to {fewest}"
+            f"cannot be estimated from {fewest} samples", field="n", value=ns[-1], hint=f"use 1 to {fewest}"
         )
     found = {}
     for name, flips in conditions.items():

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import track
 
 from ..config import Config, changed
-from ..data.loading import Loaded, load_data
+from ..data.splits import Splits, load_splits
 from ..errors import ArtefactError
 from ..schema import Prompt, Query
 from ..training import Run, train
@@ -27,7 +27,7 @@ from ..training.calibration import temperature
 from ..training.graph import Engine, graph
 from ..training.progress import Progress
 from ..training.router import assign_tasks
-from ..training.run import divide, prepare, train_groups
+from ..training.run import prepare, split_examples, train_groups
 from .scoring import METHODS, ScoredGroup, score_groups
 
 Q = TypeVar("Q", bound=Query)
@@ -75,7 +75,7 @@ class Panel:
 
     run: Run
     baselines: Baselines | None
-    data: Loaded
+    data: Splits
     train: Sequence[Example]
     validation: Sequence[Example]
 
@@ -141,10 +141,10 @@ def open_panel(config: Config, members: int = 5, console: Console | None = None,
     Args:
         engine: where the run's steps are done; None: here. The baselines are trained here.
     """
-    return _panel(train(config, console, engine), load_data(config), members)
+    return _panel(train(config, console, engine), load_splits(config), members)
 
 
-def reopen_panel(config: Config, data: Loaded, members: int) -> Panel:
+def reopen_panel(config: Config, data: Splits, members: int) -> Panel:
     """The panel that `open_panel` has left, for as many readers at once as there are.
 
     Raises `ArtefactError` where a step is missing.
@@ -157,8 +157,8 @@ def reopen_panel(config: Config, data: Loaded, members: int) -> Panel:
     return _panel(run, data, members)
 
 
-def _panel(run: Run, data: Loaded, members: int) -> Panel:
-    train_part, validation = (assign_tasks(run, part) for part in divide(run, data.train))
+def _panel(run: Run, data: Splits, members: int) -> Panel:
+    train_part, validation = (assign_tasks(run, part) for part in split_examples(run, data.train))
     baselines = train_baselines(run, train_part, validation, members) if members else None
     return Panel(run, baselines, data, train_part, validation)
 

@@ -125,7 +125,7 @@ def ties_score(scored: Scored) -> float:
     ref, tied = found["ref"], found["tied"]
     both = sorted(ref.keys() & tied.keys())
     if not both:
-        raise DataError("no tied prompt has its ref prompt", field="id", remedy="give the whole subset")
+        raise DataError("no tied prompt has its ref prompt", field="id", hint="give the whole subset")
     spread = np.array([tied[n][1] for n in both])
     gap = np.array([tied[n][0] for n in both])
     narrower = np.minimum(gap, [ref[n][0] for n in both])

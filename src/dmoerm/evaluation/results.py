@@ -184,8 +184,8 @@ def read_results(path: str | Path) -> Results:
     return read_part(path, Results, "give the results.json that `dmoerm train` or `dmoerm eval --json` wrote")
 
 
-def read_part(path: str | Path, model: type[P], remedy: str) -> P:
-    """Reads a JSON file of this model; `remedy` says what file to give instead of a wrong one.
+def read_part(path: str | Path, model: type[P], hint: str) -> P:
+    """Reads a JSON file of this model; `hint` says what file to give instead of a wrong one.
 
     Raises:
         DataError: there is no such file, it is no JSON, of another schema, or not what the model describes.
@@ -193,16 +193,16 @@ def read_part(path: str | Path, model: type[P], remedy: str) -> P:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot be read: {error}", file=path, remedy=remedy) from None
+        raise DataError(f"cannot be read: {error}", file=path, hint=hint) from None
     try:
         return model.model_validate_json(text)
     except ValidationError as error:
         detail = error.errors()[0]
     field = ".".join(str(part) for part in detail["loc"])
     if field == "schema":
-        remedy = "this version reads schema 1; install the version of dmoerm that wrote the file"
+        hint = "this version reads schema 1; install the version of dmoerm that wrote the file"
     value = None if detail["type"] in {"missing", "json_invalid"} else detail["input"]
-    raise DataError(detail["msg"], file=path, field=field or None, value=value, remedy=remedy)
+    raise DataError(detail["msg"], file=path, field=field or None, value=value, hint=hint)
 
 
 def versions() -> dict[str, str]:

@@ -49,7 +49,7 @@ def evaluate(
             "there is no pair of responses that people ordered",
             field="scores",
             value=f"{len(groups)} groups",
-            remedy="evaluate on groups with differing scores or ranks",
+            hint="evaluate on groups with differing scores or ranks",
         )
     scored = score_groups(model, groups, batch_tokens, console, cache)
     seed = config.seed if config else 0

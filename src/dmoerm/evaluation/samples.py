@@ -77,7 +77,7 @@ def from_groups(groups: Iterable[Group], least: int, once: bool = False) -> list
             gold = np.array([fmean(given) for given in grades.values()])
             found.append(Samples(_query(group, tuple(grades)), np.arange(len(gold)), gold))
     if not found:
-        raise DataError(f"no group has {least} graded responses or more", field="responses", remedy="lower --samples")
+        raise DataError(f"no group has {least} graded responses or more", field="responses", hint="lower --samples")
     return _standardised(found) if once else found
 
 

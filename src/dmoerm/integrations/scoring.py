@@ -49,8 +49,8 @@ def _turn(message: Mapping[str, Any]) -> Message:
     try:
         return Message.model_validate({"role": message["role"], "content": _text(message["content"])})
     except (KeyError, TypeError, ValidationError):
-        remedy = "give role (system, user or assistant) and content to every message"
-        raise DataError("is no chat message", field="prompt", value=message, remedy=remedy) from None
+        hint = "give role (system, user or assistant) and content to every message"
+        raise DataError("is no chat message", field="prompt", value=message, hint=hint) from None
 
 
 def _text(content: Any) -> str:

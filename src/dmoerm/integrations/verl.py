@@ -69,6 +69,6 @@ def _prompt(extra_info: Mapping[str, Any] | None) -> Prompt:
             "verl tells a reward function no prompt, and there is none here",
             field="extra_info",
             value=extra_info,
-            remedy='add {"prompt": the text or the chat messages} to extra_info where the data set is made',
+            hint='add {"prompt": the text or the chat messages} to extra_info where the data set is made',
         )
     return as_prompt(prompt)

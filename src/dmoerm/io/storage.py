@@ -55,7 +55,7 @@ def matching(pattern: str) -> list[str]:
     found: Any = files.glob(path, detail=True)
     names = sorted(name for name, about in found.items() if about["type"] == "file")
     if not names:
-        raise DataError("matches no file", file=pattern, remedy="correct the pattern")
+        raise DataError("matches no file", file=pattern, hint="correct the pattern")
     return [files.unstrip_protocol(name) if is_url(pattern) else name for name in names]
 
 
@@ -87,7 +87,7 @@ def version(place: str) -> str:
     except FileNotFoundError:
         return "no such file"
     except OSError as error:
-        raise DataError(f"cannot be read: {error}", file=place, remedy="correct the place or its rights") from None
+        raise DataError(f"cannot be read: {error}", file=place, hint="correct the place or its rights") from None
     return ", ".join([f"{about.get('size')} bytes", *[str(about[tag]) for tag in _TAGS if tag in about][:1]])
 
 

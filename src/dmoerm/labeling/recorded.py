@@ -37,16 +37,16 @@ def recorded(
         except DataError as error:
             raise error.at(file, line) from None
     if not found:
-        raise DataError("no verdict is on one of the groups", field="id", remedy="name the data that were judged")
+        raise DataError("no verdict is on one of the groups", field="id", hint="name the data that were judged")
     return [orders.label(about) for about, orders in found.items()]
 
 
 def _record(row: Mapping[str, Any], groups: Mapping[str, Group], judge: str, found: dict[Label, Orders]) -> None:
     preferred, order = row.get("preferred"), row.get("order")
     if not isinstance(preferred, Mapping):
-        raise DataError("is no mapping", field="preferred", value=preferred, remedy="write capability → index or tie")
+        raise DataError("is no mapping", field="preferred", value=preferred, hint="write capability → index or tie")
     if order not in ("given", "swapped"):
-        raise DataError("is neither given nor swapped", field="order", value=order, remedy="say how they were shown")
+        raise DataError("is neither given nor swapped", field="order", value=order, hint="say how they were shown")
     group = groups.get(str(row.get("id")))
     if group is None:
         return
@@ -55,8 +55,8 @@ def _record(row: Mapping[str, Any], groups: Mapping[str, Group], judge: str, fou
     for capability, winner in preferred.items():
         outcome = {first: Outcome.FIRST, second: Outcome.SECOND, "tie": Outcome.TIE}.get(winner)
         if outcome is None:
-            remedy = f"write {first}, {second} or tie"
-            raise DataError("is no response", field=f"preferred.{capability}", value=winner, remedy=remedy)
+            hint = f"write {first}, {second} or tie"
+            raise DataError("is no response", field=f"preferred.{capability}", value=winner, hint=hint)
         about = Label(name, group.id, content, group.task or "", capability, first, second)
         orders = found.setdefault(about, Orders())
         (orders.given if order == "given" else orders.swapped).append(Verdict(outcome))
@@ -70,4 +70,4 @@ def _pair(row: Mapping[str, Any], group: Group) -> tuple[int, int]:
             return first, second
     except (TypeError, ValueError):
         pass
-    raise DataError("is no pair of responses", field="pair", value=pair, remedy="write two indices, the lower first")
+    raise DataError("is no pair of responses", field="pair", value=pair, hint="write two indices, the lower first")

@@ -80,7 +80,7 @@ class DMoERM(PreTrainedModel):
         if task not in self.config.tasks:
             problem = f"{asked_by}: the model has no such task" if asked_by else "the model has no such task"
             known = ", ".join(self.config.tasks)
-            raise DataError(problem, field="task", value=task, remedy=f"use one of {known}, or null to route")
+            raise DataError(problem, field="task", value=task, hint=f"use one of {known}, or null to route")
         return self.tasks[_key(task)]  # pyright: ignore[reportReturnType]
 
     # --- scoring -----------------------------------------------------------------------------------------------

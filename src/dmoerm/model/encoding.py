@@ -92,7 +92,7 @@ class Encoder:
             raise DataError(
                 f"prompt and response are {len(prompt) + longest} tokens long, more than the {self.max_length} allowed",
                 field=f"query {query.id}",
-                remedy="raise encoding.max_length, or set encoding.too_long to keep_both, keep_end or keep_beginning",
+                hint="raise encoding.max_length, or set encoding.too_long to keep_both, keep_end or keep_beginning",
             )
         # three quarters for the prompt, the rest for each response by itself: a score must not depend on its siblings
         prompt = self._cut_prompt(prompt, self.max_length * 3 // 4)
@@ -116,7 +116,7 @@ class Encoder:
                 "nothing in the token ids says where the response begins",
                 field="input_ids",
                 value=ids,
-                remedy="encode with the chat template, a response after its prompt, or use DMoERM.score",
+                hint="encode with the chat template, a response after its prompt, or use DMoERM.score",
             )
         return Encoded(ids[: starts[-1]], [response[: ends[0]] + end])
 
@@ -183,7 +183,7 @@ class Encoder:
                 f"the chat template refuses the conversation: {error}",
                 field="prompt",
                 value=[message["role"] for message in messages[:-1]],
-                remedy="reorder the turns (user first, then alternating) or set encoding.template to plain",
+                hint="reorder the turns (user first, then alternating) or set encoding.template to plain",
             ) from None
         return rendered
 

@@ -35,7 +35,7 @@ class Transcript:
                 "no response follows the prompt",
                 field="input",
                 value=text,
-                remedy="render a conversation that ends with the assistant's turn",
+                hint="render a conversation that ends with the assistant's turn",
             )
         return tuple(turns[:-1]), turns[-1].content
 

@@ -56,7 +56,7 @@ def read_measured(path: str | Path) -> Part:
     """
     kind = read_part(path, _Kind, _REMEDY).kind
     if kind not in KINDS:
-        raise DataError("there is no section for such results", file=path, field="kind", value=kind, remedy=_REMEDY)
+        raise DataError("there is no section for such results", file=path, field="kind", value=kind, hint=_REMEDY)
     return read_part(path, KINDS[kind].model, _REMEDY)
 
 

@@ -90,14 +90,14 @@ def write_trajectory(path: Path, trajectory: Trajectory) -> None:
 
 def read_trajectory(path: Path) -> Trajectory:
     """Reads a trajectory. Raises `DataError` where there is none, or one of another schema."""
-    remedy = "give the trajectory.json that `dmoerm rl` wrote"
+    hint = "give the trajectory.json that `dmoerm rl` wrote"
     try:
         return Trajectory.model_validate_json(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot be read: {error}", file=path, remedy=remedy) from None
+        raise DataError(f"cannot be read: {error}", file=path, hint=hint) from None
     except ValidationError as error:
         detail = error.errors()[0]
         field = ".".join(str(part) for part in detail["loc"])
         if field == "schema":
-            remedy = "this version reads schema 1; install the version of dmoerm that wrote the file"
-        raise DataError(detail["msg"], file=path, field=field or None, remedy=remedy) from None
+            hint = "this version reads schema 1; install the version of dmoerm that wrote the file"
+        raise DataError(detail["msg"], file=path, field=field or None, hint=hint) from None

@@ -51,8 +51,8 @@ def written_rows(
 def _best(query: Query, rewards: Sequence[float]) -> Row:
     """Of equal rewards the first one's."""
     if wrong := [reward for reward in rewards if not math.isfinite(reward)]:
-        remedy = "score the text alone to see why"
-        raise DataError("no response is the best", field=f"query {query.id}", value=wrong[0], remedy=remedy)
+        hint = "score the text alone to see why"
+        raise DataError("no response is the best", field=f"query {query.id}", value=wrong[0], hint=hint)
     place = max(range(len(rewards)), key=rewards.__getitem__)
     return {"best": place, "chosen": query.responses[place]}
 

@@ -47,9 +47,9 @@ def shards_of(file: str, most: int) -> list[Shard]:
         try:
             found = list(cuts[file_kind(file)](file, most))
         except (OSError, ValueError) as error:
-            raise DataError(f"cannot be read: {error}", file=file, remedy="check the file") from None
+            raise DataError(f"cannot be read: {error}", file=file, hint="check the file") from None
     if not sum(shard.rows for shard in found):
-        raise DataError("holds no rows", file=file, remedy="leave it out")
+        raise DataError("holds no rows", file=file, hint="leave it out")
     return found
 
 

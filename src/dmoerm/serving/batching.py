@@ -138,7 +138,7 @@ class Batcher:
             encoded.append(self.model.encoder.encode(query))
             tokens += encoded[-1].tokens
             if tokens > limit:
-                raise DataError(f"the request has more than {limit} tokens", remedy="send it in several requests")
+                raise DataError(f"the request has more than {limit} tokens", hint="send it in several requests")
         return encoded
 
     async def _queue(self, queries: Sequence[Query], encoded: Sequence[Encoded], tokens: int) -> list[list[Score]]:

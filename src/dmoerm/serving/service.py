@@ -116,7 +116,7 @@ class Service:
         if responses > limit:
             raise DataError(
                 f"the request has {responses} responses; the server takes {limit} at once",
-                remedy="send them in several requests",
+                hint="send them in several requests",
             )
         batcher = self.batcher
         found = asyncio.ensure_future(batcher.score(queries))
@@ -149,7 +149,7 @@ def conversation_of(messages: Sequence[Message]) -> tuple[Prompt, str]:
             "the last message is no response",
             field="messages",
             value=[message.role for message in messages],
-            remedy="end with the assistant's message, which is scored; the others are its prompt",
+            hint="end with the assistant's message, which is scored; the others are its prompt",
         )
     return tuple(messages[:-1]), messages[-1].content
 

@@ -51,10 +51,10 @@ def generate(
     Raises `DataError` for another language than English, fewer than two responses or no annotator.
     """
     if language != "en":
-        raise DataError("unknown testbed language", field="language", value=language, remedy="use en")
+        raise DataError("unknown testbed language", field="language", value=language, hint="use en")
     if responses < 2 or annotators < 1:
         raise DataError(
-            "too few", field="responses, annotators", value=(responses, annotators), remedy="use 2, 1 or more"
+            "too few", field="responses, annotators", value=(responses, annotators), hint="use 2, 1 or more"
         )
     return [
         _group(item, responses, seed, annotators, index)

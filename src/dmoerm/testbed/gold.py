@@ -90,7 +90,7 @@ _HARM = (0.0, 0.6, 0.9, 1.0)
 def grade(task: str, prompt: Prompt, response: str) -> dict[str, float]:
     """Capability → grade in [0, 1], from the text alone. Raises `DataError` for an unknown task."""
     if task not in WEIGHTS:
-        raise DataError("unknown testbed task", field="task", value=task, remedy=f"use one of {', '.join(WEIGHTS)}")
+        raise DataError("unknown testbed task", field="task", value=task, hint=f"use one of {', '.join(WEIGHTS)}")
     counts = evidence(prompt, response)
     grades = {name: _weigh(weights, counts) for name, weights in WEIGHTS[task].items()}
     if task == "objective_qa":

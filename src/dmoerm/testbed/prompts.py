@@ -51,10 +51,10 @@ def prompts(task: str, n: int | None = 48, seed: int = 0) -> list[PromptItem]:
 
     Raises `DataError` if `n` is more than the task has or the task is not one of `TASKS`."""
     if task not in _BUILDERS:
-        raise DataError("unknown testbed task", field="task", value=task, remedy=f"use one of {', '.join(TASKS)}")
+        raise DataError("unknown testbed task", field="task", value=task, hint=f"use one of {', '.join(TASKS)}")
     items = list(_BUILDERS[task]())
     if n is not None and n > len(items):
-        raise DataError("too many prompts asked for", field="n", value=n, remedy=f"{task} has {len(items)}")
+        raise DataError("too many prompts asked for", field="n", value=n, hint=f"{task} has {len(items)}")
     stream("prompts", task, seed).shuffle(items)
     return items[:n]
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..config import Config
-from ..data.loading import Loaded
+from ..data.splits import Splits
 from ..errors import DataError
 from ..taxonomy import Taxonomy
 from .batches import Example
@@ -55,7 +55,7 @@ class Step:
     do: Callable[[Training], None]
 
 
-Engine = Callable[[Run, Loaded, Sequence[Step]], None]
+Engine = Callable[[Run, Splits, Sequence[Step]], None]
 """Sees to it that the steps' results lie in the run's folder."""
 
 

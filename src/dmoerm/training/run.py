@@ -20,7 +20,7 @@ from rich.console import Console
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
 from ..config import Config, StepConfig, dump_config
-from ..data.loading import Loaded, load_data
+from ..data.splits import Splits, load_splits
 from ..data.splitting import split_by_prompt
 from ..errors import ConfigError, DataError
 from ..io.locking import exclusive_folder
@@ -59,7 +59,7 @@ def train(config: Config, console: Console | None = None, engine: Engine | None 
     _check_trackers(config)
     check_sharding(shared_branch=config.base == "frozen", own_router=config.router.kind == "own")
     _check_batches(config)
-    data = load_data(config)
+    data = load_splits(config)
     _check_pairs(data)
     with _alone(Path(config.output)):  # once the data are known to be good, so that they can still be corrected
         return _train(config, data, _claim(config, data), Progress(console), engine)
@@ -70,8 +70,8 @@ def _alone(folder: Path) -> contextlib.AbstractContextManager[None]:
     return exclusive_folder(folder) if os.environ.get("RANK", "0") == "0" else contextlib.nullcontext()
 
 
-def _train(config: Config, data: Loaded, folder: Path, progress: Progress, engine: Engine | None) -> Run:
-    for reason, rows in data.left_out.items():
+def _train(config: Config, data: Splits, folder: Path, progress: Progress, engine: Engine | None) -> Run:
+    for reason, rows in data.skipped.items():
         progress.say(f"{rows} rows left out: {reason}")
     if engine is None and (hint := idle_gpus()):
         progress.say(hint)
@@ -131,31 +131,29 @@ def build_model(config: Config, taxonomy: Taxonomy) -> DMoERM:
     return with_tokenizer(model, tokenizer).requires_grad_(False).eval()
 
 
-def train_groups(run: Run, data: Loaded, engine: Engine | None = None) -> None:
+def train_groups(run: Run, data: Splits, engine: Engine | None = None) -> None:
     """All steps on the training part."""
     steps = graph(run.config, data.taxonomy)
     with run.progress.run(1 + len(steps)):
         if engine is not None:
             engine(run, data, steps)
             run = replace(run, progress=Progress(quiet=True))  # it has told of each step
-        training = begin(run, data)
+        training = prepare_examples(run, data)
         for step in steps:
             step.do(training)
 
 
-def begin(run: Run, data: Loaded) -> Training:
+def prepare_examples(run: Run, data: Splits) -> Training:
     """What the steps go over: the training part, with its activations in the cache."""
-    train_part, validation = divide(run, data.train)
+    train_part, validation = split_examples(run, data.train)
     if not any(e.task for e in train_part):
-        raise DataError(
-            "no group names its task", field="task", remedy="label some groups, so that the router can learn"
-        )
+        raise DataError("no group names its task", field="task", hint="label some groups, so that the router can learn")
     with run.progress.step("trunk's activations"):
         run.cache.fill([e.encoded for e in (*train_part, *validation)], run.progress.count)
     return Training(run, train_part, validation)
 
 
-def divide(run: Run, groups: Sequence[Group]) -> tuple[list[Example], list[Example]]:
+def split_examples(run: Run, groups: Sequence[Group]) -> tuple[list[Example], list[Example]]:
     """The training part's groups as examples, in two: what is trained on, and what is held out for validation."""
     held = {id(g) for g in split_by_prompt(groups, run.config.data.validation_fraction, run.config.seed + 1)[1]}
     examples = examples_of(run, groups)
@@ -199,7 +197,7 @@ def _check_batches(config: Config) -> None:
             )
 
 
-def _check_pairs(data: Loaded) -> None:
+def _check_pairs(data: Splits) -> None:
     """Raises `DataError` for a task or capability on which the training part orders no two responses."""
     if any(group.task is None for group in data.train):
         return  # the router has yet to say which groups are whose
@@ -210,11 +208,11 @@ def _check_pairs(data: Loaded) -> None:
                 raise DataError(
                     f"the training part orders no two responses of task {name!r} on {capability or 'the whole'}",
                     field=f"capabilities.{capability}" if capability else "scores",
-                    remedy="give it labels, or leave it out of the taxonomy",
+                    hint="give it labels, or leave it out of the taxonomy",
                 )
 
 
-def _claim(config: Config, data: Loaded) -> Path:
+def _claim(config: Config, data: Splits) -> Path:
     """The run's folder, with the resolved settings and a digest of the data in it."""
     folder = Path(config.output)
     digest = hashlib.sha256(data.taxonomy.to_yaml().encode())

@@ -47,11 +47,11 @@ def _conversation(text: str | list[str], service: Service) -> tuple[Prompt, str]
         return service.transcript.read(parts[0])
     if len(parts) == 2:
         return parts[0], parts[1]
-    raise DataError(f"an input has {len(parts)} texts", field="inputs", remedy="give one text, or prompt and response")
+    raise DataError(f"an input has {len(parts)} texts", field="inputs", hint="give one text, or prompt and response")
 
 
 def _raw(body: PredictRequest) -> bool:
     function = body.parameters.get("function_to_apply")
     if function not in (None, "none", "sigmoid"):
-        raise DataError("is not known", field="parameters.function_to_apply", value=function, remedy="none or sigmoid")
+        raise DataError("is not known", field="parameters.function_to_apply", value=function, hint="none or sigmoid")
     return body.raw_scores if function is None else function == "none"

@@ -59,7 +59,7 @@ def _conversations(body: ConversationRequest, service: Service) -> Sequence[tupl
         return [conversation_of(body.messages)]
     texts = [body.input] if isinstance(body.input, str) else body.input or []
     if not texts:
-        raise DataError("holds no text", field="input", remedy="give one text or more")
+        raise DataError("holds no text", field="input", hint="give one text or more")
     return [service.transcript.read(text) for text in texts]
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dmoerm.data.checking import NO_TASK, check_data
+from dmoerm.data.statistics import NO_TASK, data_statistics
 
 Write = Callable[..., Path]
 ROW = {"task": "chat", "prompt": "How are you", "responses": ["fine", "bad day", "so so"], "scores": [2, 1, 1]}
@@ -19,7 +19,7 @@ class Letters:
 
 def test_counts(write_rows: Write) -> None:
     other = {"prompt": "Why", "responses": ["a", "b"], "capabilities": {"logic": [1, None]}}
-    found = check_data([write_rows([ROW, ROW, other])])
+    found = data_statistics([write_rows([ROW, ROW, other])])
     assert found["tasks"]["chat"] == {
         "groups": 2,
         "prompts": 1,
@@ -35,27 +35,27 @@ def test_counts(write_rows: Write) -> None:
 
 def test_lengths_in_words_and_tokens(write_rows: Write) -> None:
     path = write_rows([ROW, {"task": "zh", "prompt": "你好 world", "responses": ["好", "不好"], "scores": [1, 0]}])
-    words = check_data([path])["lengths"]
+    words = data_statistics([path])["lengths"]
     assert words["unit"] == "words"
     assert words["tasks"]["chat"] == {
         "prompt": {"p50": 3, "p95": 3, "max": 3},
         "response": {"p50": 2, "p95": 2, "max": 2},
     }
     assert words["tasks"]["zh"]["prompt"]["max"] == 3
-    tokens = check_data([path], Letters())["lengths"]
+    tokens = data_statistics([path], Letters())["lengths"]
     assert (tokens["unit"], tokens["tasks"]["chat"]["prompt"]["max"]) == ("tokens", 11)
 
 
 def test_agreement_is_exact_over_pairs_of_annotators(write_rows: Write) -> None:
     people = {"overall": [[1, 1, 0, 1, None], [0, 0, 1, 1, 1]], "logic": [[1, 1], [1, 0]]}
     row = {"prompt": "p", "responses": ["a", "b"], "scores": [1, 0], "annotators": people}
-    found = check_data([write_rows([row])])["agreement"][NO_TASK]
+    found = data_statistics([write_rows([row])])["agreement"][NO_TASK]
     assert found == {"overall": {"value": pytest.approx(1 / 3), "pairs": 1, "comparisons": 3}}
 
 
 def test_repetitions(write_rows: Write) -> None:
     rows = [ROW, ROW | {"responses": ROW["responses"][::-1]}, ROW | {"task": "qa", "responses": ["x", "y", "z"]}]
-    assert check_data([write_rows(rows)])["duplicates"] == {
+    assert data_statistics([write_rows(rows)])["duplicates"] == {
         "repeated_prompts": 1,
         "groups_on_them": 3,
         "repeated_groups": 1,
@@ -65,20 +65,20 @@ def test_repetitions(write_rows: Write) -> None:
 
 def test_every_fault_is_listed(write_rows: Write, tmp_path: Path) -> None:
     path = write_rows([ROW | {"scores": [1]}, ROW, {"prompt": "p"}, {"chosen": "a", "rejected": "a", "prompt": "p"}])
-    found = check_data([path, tmp_path / "none.jsonl"])
+    found = data_statistics([path, tmp_path / "none.jsonl"])
     assert [(bad["file"], bad["line"]) for bad in found["bad"]] == [
         *((str(path), 1), (str(path), 3), (str(path), 4)),
         (str(tmp_path / "none.jsonl"), None),
     ]
-    assert all(bad["problem"] and bad["remedy"] for bad in found["bad"])
+    assert all(bad["message"] and bad["hint"] for bad in found["bad"])
 
 
 def test_the_result_is_json(write_rows: Write) -> None:
-    found = check_data([write_rows([ROW, {"prompt": 3}])])
+    found = data_statistics([write_rows([ROW, {"prompt": 3}])])
     assert json.loads(json.dumps(found)) == found
 
 
 def test_agreement_of_the_human_data(human_data: Path) -> None:
-    found = check_data([human_data / "cragc_pairs.jsonl"])["agreement"]["rag_answer"]
+    found = data_statistics([human_data / "cragc_pairs.jsonl"])["agreement"]["rag_answer"]
     assert 0.55 < found["overall"]["value"] < 0.62
     assert found["overall"]["comparisons"] == 10 * found["overall"]["pairs"]

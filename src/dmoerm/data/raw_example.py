@@ -1,7 +1,7 @@
-"""What every row format is turned into, and the checks that reading a foreign row needs.
+"""The form that every row format is converted to, and functions that read single fields.
 
-A *draft* is a row in the native format that has not been validated yet; `dmoerm.schema` does that. The functions here
-read one field each and raise `DataError` with the field, the value and a remedy.
+A raw example is a row in the native format before validation, which is the task of `dmoerm.schema`. Each function here
+reads one field and raises `DataError` with the field, the value and a hint.
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ _ROLES = ("system", "user", "assistant")
 
 
 @dataclass(frozen=True)
-class Draft:
+class RawExample:
     """A row in the native format, not yet validated.
 
     Attributes:
         fields: the native row; its labels may be missing.
         notes: what the reader decided about the row and the user should know (counted in `Reading.notes`).
-        left_out: one reason for each response of the row that was left out (counted in `Reading.left_out`).
+        skipped: one reason for each response of the row that was left out (counted in `Reading.skipped`).
     """
 
     fields: dict[str, Any]
     notes: tuple[str, ...] = ()
-    left_out: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
 
 
-class LeftOut(DataError):
-    """A well-formed row that holds no usable preference: counted by its `problem`, not an error of the file."""
+class SkippedRow(DataError):
+    """A well-formed row that holds no usable preference: counted by its `message`, not an error of the file."""
 
 
 def need(row: Row, field: str) -> Any:
     """The field's value. Raises `DataError` where it is missing or null."""
     value = row.get(field)
     if value is None:
-        raise DataError("is missing", field=field, remedy="add the field, or name the format of the rows")
+        raise DataError("is missing", field=field, hint="add the field, or name the format of the rows")
     return value
 
 
@@ -54,7 +54,7 @@ def text_in(row: Row, field: str) -> str:
 def as_text(value: Any, field: str) -> str:
     """The value, which must be a text."""
     if not isinstance(value, str):
-        raise DataError("must be a text", field=field, value=value, remedy="write a JSON string")
+        raise DataError("must be a text", field=field, value=value, hint="write a JSON string")
     return value
 
 
@@ -67,7 +67,7 @@ def list_in(row: Row, field: str) -> list[Any]:
     """The field's value, which must be a list."""
     value = need(row, field)
     if not isinstance(value, list | tuple):
-        raise DataError("must be a list", field=field, value=value, remedy="write a JSON array")
+        raise DataError("must be a list", field=field, value=value, hint="write a JSON array")
     return list(value)
 
 
@@ -78,7 +78,7 @@ def number(value: Any, field: str) -> float:
     except (ValueError, OverflowError):
         result = math.nan
     if not math.isfinite(result):
-        raise DataError("must be a finite number", field=field, value=value, remedy="correct the value")
+        raise DataError("must be a finite number", field=field, value=value, hint="correct the value")
     return result
 
 
@@ -90,16 +90,16 @@ def grade(value: Any, field: str) -> float | None:
 def messages(value: Any, field: str) -> list[dict[str, str]]:
     """The value as a conversation: a list of {"role", "content"}; further keys are dropped."""
     if not isinstance(value, list | tuple) or not value:
-        raise DataError("must be a list of messages", field=field, value=value, remedy='give [{"role", "content"}, …]')
+        raise DataError("must be a list of messages", field=field, value=value, hint='give [{"role", "content"}, …]')
     return [_message(turn, f"{field}.{index}") for index, turn in enumerate(value)]
 
 
 def _message(turn: Any, field: str) -> dict[str, str]:
     if not isinstance(turn, Mapping):
-        raise DataError("must be a message", field=field, value=turn, remedy='give {"role": "user", "content": "…"}')
+        raise DataError("must be a message", field=field, value=turn, hint='give {"role": "user", "content": "…"}')
     role = turn.get("role")
     if role not in _ROLES:
-        raise DataError("is no role", field=f"{field}.role", value=role, remedy=f"use {', '.join(_ROLES)}")
+        raise DataError("is no role", field=f"{field}.role", value=role, hint=f"use {', '.join(_ROLES)}")
     return {"role": role, "content": as_text(turn.get("content"), f"{field}.content")}
 
 

@@ -21,22 +21,22 @@ MERGED = "all"
 
 
 @dataclass(frozen=True)
-class Loaded:
+class Splits:
     """The groups of a run.
 
     Attributes:
         train, test: the two parts; no prompt is in both.
         taxonomy: the tasks and capabilities in use.
-        left_out: reason → rows that the readers left out.
+        skipped: reason → rows that the readers left out.
     """
 
     train: list[Group]
     test: list[Group]
     taxonomy: Taxonomy
-    left_out: Counter[str]
+    skipped: Counter[str]
 
 
-def load_data(config: Config) -> Loaded:
+def load_splits(config: Config) -> Splits:
     """Reads, completes and divides the run's data.
 
     Testbed groups are tested against their gold reward and gold grades; all others against what people gave.
@@ -44,7 +44,7 @@ def load_data(config: Config) -> Loaded:
     Raises:
         DataError: no data, a bad row, a task or capability that the taxonomy does not name.
     """
-    groups, left_out = _read(config)
+    groups, skipped = _read(config)
     groups = _with_labels(config, groups)
     taxonomy = load_taxonomy(config.taxonomy) if config.taxonomy else draft_taxonomy(groups, "drafted")
     for group in groups:
@@ -63,7 +63,7 @@ def load_data(config: Config) -> Loaded:
     if config.data.merge_tasks:
         taxonomy = taxonomy.merged(MERGED)
         train, test = ([_merged(group) for group in part] for part in (train, test))
-    return Loaded(train, test, taxonomy, left_out)
+    return Splits(train, test, taxonomy, skipped)
 
 
 def with_gold(groups: Sequence[Group]) -> list[Group]:
@@ -73,7 +73,7 @@ def with_gold(groups: Sequence[Group]) -> list[Group]:
 
 def _read(config: Config) -> tuple[list[Group], Counter[str]]:
     groups: list[Group] = []
-    left_out: Counter[str] = Counter()
+    skipped: Counter[str] = Counter()
     if config.data.testbed_prompts:
         groups += testbed.generate(config.data.testbed_prompts, config.data.testbed_responses, config.seed)
     for path in config.data.paths():
@@ -81,15 +81,15 @@ def _read(config: Config) -> tuple[list[Group], Counter[str]]:
         groups += [
             group if group.task else group.model_copy(update={"task": config.data.task}) for group in reading.groups
         ]
-        left_out += reading.left_out
+        skipped += reading.skipped
     if not groups:
         raise DataError(
             "there is no group to train on",
             field="data.files",
             value=list(config.data.files),
-            remedy="name at least one file, or set data.testbed_prompts",
+            hint="name at least one file, or set data.testbed_prompts",
         )
-    return groups, left_out
+    return groups, skipped
 
 
 def _with_labels(config: Config, groups: list[Group]) -> list[Group]:
@@ -104,7 +104,7 @@ def _with_labels(config: Config, groups: list[Group]) -> list[Group]:
             "no label fits a group: ids and texts must be those that were labelled",
             field="data.capability_labels",
             value=list(settings.capability_labels),
-            remedy="label these data, or name the data that were labelled",
+            hint="label these data, or name the data that were labelled",
         )
     return found
 
@@ -134,7 +134,7 @@ def _check_names(group: Group, taxonomy: Taxonomy) -> None:
             f"group {group.id}: the taxonomy has no such task",
             field="task",
             value=group.task,
-            remedy=f"use one of {known}, or add the task to the taxonomy",
+            hint=f"use one of {known}, or add the task to the taxonomy",
         )
     for capability in {**group.capabilities, **group.judged}:
         if capability not in taxonomy.tasks[group.task].capabilities:
@@ -142,5 +142,5 @@ def _check_names(group: Group, taxonomy: Taxonomy) -> None:
                 f"group {group.id}: the taxonomy's task {group.task!r} has no such capability",
                 field="capabilities",
                 value=capability,
-                remedy="add it to the taxonomy or leave it out of the data",
+                hint="add it to the taxonomy or leave it out of the data",
             )

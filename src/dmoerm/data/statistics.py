@@ -27,7 +27,7 @@ class Tokenizer(Protocol):
     def encode(self, text: str, *, add_special_tokens: bool = True) -> Sequence[int]: ...
 
 
-def check_data(
+def data_statistics(
     sources: Iterable[str | Path],
     tokenizer: Tokenizer | None = None,
     *,
@@ -42,7 +42,7 @@ def check_data(
         lengths       unit (tokens, or words without a tokenizer), task → prompt and response → p50, p95, max
         agreement     task → "overall" or capability → value (0 … 1 or None), pairs, comparisons
         duplicates    repeated_prompts, groups_on_them, repeated_groups, prompts_in_several_tasks
-        bad           every bad row: file, line, field, problem, value, remedy
+        bad           every bad row: file, line, field, message, value, hint
 
     Never raises `DataError`: a source that cannot be read is in `bad`, too.
     """
@@ -80,7 +80,7 @@ def _summary(source: str | Path, reading: Reading) -> dict[str, Any]:
         "rows": reading.rows,
         "groups": len(reading.groups),
         "bad": len(reading.bad),
-        "left_out": dict(reading.left_out),
+        "skipped": dict(reading.skipped),
         "notes": dict(reading.notes),
     }
 
@@ -90,9 +90,9 @@ def _bad_row(error: DataError) -> dict[str, Any]:
         "file": None if error.file is None else str(error.file),
         "line": error.line,
         "field": error.field,
-        "problem": error.problem,
+        "message": error.message,
         "value": None if error.value is None else shorten(error.value),
-        "remedy": error.remedy,
+        "hint": error.hint,
     }
 
 
