@@ -40,7 +40,7 @@ from trl import RewardConfig, RewardTrainer
 from dmoerm.config import Config, load_config
 from dmoerm.data.readers import read_groups
 from dmoerm.data.splits import load_splits
-from dmoerm.evaluation.consistency import PairCounts, compare, count_pairs
+from dmoerm.evaluation.accuracy import PairCounts, compare, count_pairs
 from dmoerm.model.backbone import bundled_backbone
 from dmoerm.model.batching import pad
 from dmoerm.model.layout import pack

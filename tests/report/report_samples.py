@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from dmoerm.evaluation.ablations import ABLATIONS
 from dmoerm.evaluation.best_of_n import best_of_n_kl, fit_curve
-from dmoerm.evaluation.cells import TRAINED
-from dmoerm.evaluation.comparison import Comparison
-from dmoerm.evaluation.overoptimisation import BestOfNResults
-from dmoerm.evaluation.policies import PolicyResults, PolicyRun, differences, summarise
+from dmoerm.evaluation.experiment_results import BestOfNResults, Comparison, PolicyResults, PolicyRun
+from dmoerm.experiments.ablations import ABLATIONS
+from dmoerm.experiments.policies import differences, summarise
+from dmoerm.experiments.runs import TRAINED
 
 TASKS = ("chitchat", "objective_qa", "role_play", "summarisation", "text_creation")
 CAPABILITIES = ("correctness", "empathy", "fluency", "helpfulness", "logic", "proactivity", "relevance")

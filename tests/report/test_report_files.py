@@ -18,10 +18,9 @@ from typer.testing import CliRunner
 
 from dmoerm.cli import app
 from dmoerm.errors import DataError
-from dmoerm.evaluation.ablations import ABLATIONS
-from dmoerm.evaluation.cells import TRAINED
-from dmoerm.evaluation.comparison import Comparison
-from dmoerm.evaluation.overoptimisation import BestOfNResults
+from dmoerm.evaluation.experiment_results import BestOfNResults, Comparison
+from dmoerm.experiments.ablations import ABLATIONS
+from dmoerm.experiments.runs import TRAINED
 from dmoerm.report import page, read_measured, report_html, write_folder_report
 from dmoerm.report.plots import colour_of
 

@@ -7,7 +7,8 @@ import pytest
 from tiny_policy import count_t, tiny_settings
 
 from dmoerm.errors import ConfigError, TrainingError
-from dmoerm.evaluation.policies import PolicyRun, summarise
+from dmoerm.evaluation.experiment_results import PolicyRun
+from dmoerm.experiments.policies import summarise
 from dmoerm.rl import draw_prompts, gold_of, optimise, read_trajectory
 from dmoerm.rl.optimise import _order, _split
 

@@ -14,7 +14,7 @@ from .models import quieten
 from .options import JsonFile
 
 if TYPE_CHECKING:
-    from ..evaluation.public_benchmarks import BenchmarkResult
+    from ..experiments.public_benchmarks import BenchmarkResult
 
 
 class Name(StrEnum):
@@ -39,8 +39,8 @@ def command(
 ) -> None:
     """Score a public benchmark: its subsets, its sections, and the one figure that is compared."""
     from ..data.readers import read_groups
-    from ..evaluation import public_benchmarks
-    from ..evaluation.external import method_of
+    from ..experiments import public_benchmarks
+    from ..experiments.external import method_of
     from ..io.paths import model_folder, write_file
     from .tables import benchmark_table, screen
 

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from ..config import Config
-    from ..evaluation.panel import Scoring
-    from ..evaluation.samples import Samples
+    from ..experiments.method_suite import Scoring
+    from ..experiments.samples import Samples
 
 
 def command(
@@ -44,7 +44,7 @@ def command(
     json_file: JsonFile = None,
 ) -> None:
     """Best-of-n by every method, gold against KL. Runs of `dmoerm compare` in the same folder are not trained again."""
-    from ..evaluation.overoptimisation import measure_best_of_n
+    from ..experiments.best_of_n import measure_best_of_n
     from .tables import print_best_of_n, screen
 
     quieten()
@@ -72,7 +72,7 @@ def command(
 
 def _scoring(engine: str) -> Scoring:
     if engine == "local":
-        from ..evaluation.panel import score_here
+        from ..experiments.method_suite import score_here
 
         return score_here
     from ..distributed.panel import score_there
@@ -87,7 +87,7 @@ def _samples(
     from ..config import changed
     from ..data.readers import read_groups
     from ..data.splits import load_splits
-    from ..evaluation.samples import from_groups, from_policy, from_testbed, unseen_prompts
+    from ..experiments.samples import from_groups, from_policy, from_testbed, unseen_prompts
     from ..schema import prompt_key
 
     loaded = {seed: load_splits(changed(config, {"seed": seed})) for seed in seeds}

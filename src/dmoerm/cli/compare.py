@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ..config import Config
-    from ..evaluation.cells import Outside
-    from ..evaluation.panel import Method
+    from ..experiments.method_suite import Method
+    from ..experiments.runs import Outside
 
 
 def command(
@@ -48,8 +48,8 @@ def command(
     json_file: JsonFile = None,
 ) -> None:
     """Train and measure every method. Started again, it goes on where it was stopped."""
-    from ..evaluation.ablations import ABLATIONS
-    from ..evaluation.comparison import compare_methods
+    from ..experiments.ablations import ABLATIONS
+    from ..experiments.compare import compare_methods
     from .tables import print_comparison, screen
 
     quieten()
@@ -82,8 +82,8 @@ def _outside(
 ) -> dict[str, Outside]:
     """The methods that are not trained here, by name."""
     from ..errors import ConfigError
-    from ..evaluation.external import method_of
-    from ..evaluation.judges import live, recorded
+    from ..experiments.external import method_of
+    from ..experiments.judges import live, recorded
 
     found = recorded(labels)
     if judge:
@@ -99,6 +99,6 @@ def _outside(
 
 
 def _rival(method: Method, place: str) -> Outside:
-    from ..evaluation.cells import Outside
+    from ..experiments.runs import Outside
 
     return Outside(lambda _: method, f"trained elsewhere: {place}")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from ..config import Config
-    from ..evaluation.policies import PolicyResults
+    from ..evaluation.experiment_results import PolicyResults
     from ..rl import PolicyConfig, RLConfig, RLPrompt, Trajectory
 
 _METHODS = ("general", "ensemble_uwo", "dmoerm")
@@ -123,7 +123,7 @@ def _optimise_all(
     members: int,
 ) -> Iterator[_Ended]:
     from ..errors import ConfigError
-    from ..evaluation.panel import RunMethod, open_panel, run_settings
+    from ..experiments.method_suite import RunMethod, open_panel, run_settings
     from ..rl import gold_of, make_policy, optimise
     from ..training.progress import Progress
 
@@ -174,8 +174,9 @@ def _prompts(settings: _Settings, seeds: Sequence[int], count: int) -> list[RLPr
 
 
 def _results(settings: _Settings, ended: Sequence[_Ended]) -> PolicyResults:
-    from ..evaluation.policies import PolicyResults, PolicyRun, differences, summarise
+    from ..evaluation.experiment_results import PolicyResults, PolicyRun
     from ..evaluation.results import versions
+    from ..experiments.policies import differences, summarise
 
     runs = [
         PolicyRun.model_validate(

@@ -12,10 +12,8 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from ..evaluation import Results
-    from ..evaluation.comparison import Comparison, Condition
-    from ..evaluation.overoptimisation import BestOfNResults
-    from ..evaluation.policies import PolicyResults
-    from ..evaluation.public_benchmarks import BenchmarkResult
+    from ..evaluation.experiment_results import BestOfNResults, Comparison, Condition, PolicyResults
+    from ..experiments.public_benchmarks import BenchmarkResult
     from ..labeling.quality import Quality
     from ..scores import Score
 

@@ -9,7 +9,7 @@ from scipy.stats import rankdata
 
 from ..schema import prompt_key
 from .results import Bin, CalibrationResult, LengthBias, RouterResult
-from .scoring import ScoredGroup
+from .scored_groups import ScoredGroup
 
 BINS = 10
 

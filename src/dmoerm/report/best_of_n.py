@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from ..evaluation.overoptimisation import BestOfNCondition, BestOfNResults, MethodCurve
+from ..evaluation.experiment_results import BestOfNCondition, BestOfNResults, MethodCurve
 from ..evaluation.results import Difference
 from .curves import HIGHLIGHTED, Line, kl_plot
 from .page import Block, Cell, Row, Section, details, heading, paragraph, plots, preformatted, table

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from ..evaluation.ablations import ABLATIONS
-from ..evaluation.cells import TRAINED
-from ..evaluation.comparison import Comparison, Condition
+from ..evaluation.experiment_results import Comparison, Condition
 from ..evaluation.results import SUMMARIES, Cost, Difference
+from ..experiments.ablations import ABLATIONS
+from ..experiments.runs import TRAINED
 from .page import Block, Cell, Row, Section, details, paragraph, plots, preformatted, table
 from .parts import (
     calibration_part,

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ..evaluation.best_of_n import Curve
-from ..evaluation.overoptimisation import Fit
+from ..evaluation.experiment_results import Fit
 from .plots import WIDE, as_svg, colour_of, new_figure, shortened
 
 HIGHLIGHTED = ("dmoerm", "per_task", "ensemble_uwo", "general")

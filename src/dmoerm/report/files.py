@@ -13,9 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
-from ..evaluation.comparison import Comparison
-from ..evaluation.overoptimisation import BestOfNResults
-from ..evaluation.policies import PolicyResults
+from ..evaluation.experiment_results import BestOfNResults, Comparison, PolicyResults
 from ..evaluation.results import Part, Results, read_part
 from ..io.paths import write_file
 from .best_of_n import best_of_n_section

@@ -20,8 +20,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ..evaluation.ablations import ABLATIONS
 from ..evaluation.results import CalibrationResult, Difference, Estimate
+from ..experiments.ablations import ABLATIONS
 
 NARROW, WIDE = 3.5, 4.5
 """Widths of a plot, inches: three or two fit side by side."""

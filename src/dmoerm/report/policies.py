@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import yaml
 
-from ..evaluation.policies import PolicyResults, PolicyRun, PolicySummary
+from ..evaluation.experiment_results import PolicyResults, PolicyRun, PolicySummary
 from .curves import HIGHLIGHTED, Line, kl_plot
 from .page import Block, Cell, Row, Section, details, paragraph, plots, preformatted, table
 from .parts import method_label, settings_part

@@ -3,7 +3,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from dmoerm.evaluation.consistency import (
+from dmoerm.evaluation.accuracy import (
     PairCounts,
     capability_accuracy,
     compare,
@@ -14,7 +14,7 @@ from dmoerm.evaluation.consistency import (
     right_pairs,
 )
 from dmoerm.evaluation.diagnostics import calibration_result, length_bias, router_result
-from dmoerm.evaluation.scoring import ScoredGroup
+from dmoerm.evaluation.scored_groups import ScoredGroup
 from dmoerm.schema import Group, Pair
 
 

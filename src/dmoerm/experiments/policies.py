@@ -7,80 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import fmean
-from typing import Any, Literal
 
 import numpy as np
 
 from ..errors import DataError
-from .best_of_n import fit_curve
-from .overoptimisation import Fit
-from .results import Difference, Document, Part
-
-
-class PolicyPoint(Part):
-    """One measurement on held-out prompts."""
-
-    step: int
-    kl: float
-    """To the initial policy, nats a response."""
-    proxy: float
-    """The reward optimised, in standard deviations of its rewards of the initial policy."""
-    gold: float
-    length: float
-    """Tokens of a response."""
-
-
-class PolicyRun(Part):
-    """One policy."""
-
-    condition: str
-    method: str
-    beta: float
-    """Weight of the KL penalty."""
-    seed: int
-    points: tuple[PolicyPoint, ...]
-
-
-class PolicySummary(Part):
-    """A method under one condition and KL weight, the mean over seeds at the same steps."""
-
-    condition: str
-    method: str
-    beta: float
-    seeds: int
-    start: float
-    """Gold of the initial policy."""
-    peak: float
-    """Highest gold."""
-    peak_step: int
-    end: float
-    kl: float
-    """At the end."""
-    fall: float
-    """From the peak to the end: the overoptimisation."""
-    fit: Fit | None
-    """R(d) = d (α − β log d), d = √KL, over all points of all seeds."""
-
-
-class PolicyResults(Document):
-    """results.json of `dmoerm rl`."""
-
-    kind: Literal["rl"] = "rl"
-    command: str
-    config: dict[str, Any]
-    """The reward models' settings."""
-    policy: dict[str, Any]
-    """The policy's settings."""
-    settings: dict[str, Any]
-    """The optimisation's settings."""
-    parameters: int
-    """Of the policy, embeddings included."""
-    versions: dict[str, str]
-    runs: tuple[PolicyRun, ...]
-    summaries: tuple[PolicySummary, ...]
-    paired: dict[str, dict[str, Difference]]
-    """Condition → `dmoerm - method (beta)` → how much higher dmoerm's gold is at the end, over seeds; two seeds give a
-    range rather than an interval."""
+from ..evaluation.best_of_n import fit_curve
+from ..evaluation.experiment_results import Fit, PolicyRun, PolicySummary
+from ..evaluation.results import Difference
 
 
 def summarise(runs: Sequence[PolicyRun]) -> list[PolicySummary]:

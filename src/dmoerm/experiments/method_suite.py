@@ -19,6 +19,7 @@ from rich.progress import track
 from ..config import Config, changed
 from ..data.splits import Splits, load_splits
 from ..errors import ArtefactError
+from ..evaluation.scored_groups import METHODS, ScoredGroup, score_groups
 from ..schema import Prompt, Query
 from ..training import Run, train
 from ..training.baselines import Baselines, train_baselines
@@ -28,7 +29,6 @@ from ..training.graph import Engine, graph
 from ..training.progress import Progress
 from ..training.router import assign_tasks
 from ..training.run import prepare, split_examples, train_groups
-from .scoring import METHODS, ScoredGroup, score_groups
 
 Q = TypeVar("Q", bound=Query)
 Rewards = Mapping[str, np.ndarray]

@@ -13,9 +13,10 @@ from tiny import TINY_TASKS, make_tiny_config
 
 from dmoerm.config import Config
 from dmoerm.data.splits import load_splits
-from dmoerm.evaluation import panel
-from dmoerm.evaluation.overoptimisation import BestOfNResults, measure_best_of_n
-from dmoerm.evaluation.samples import Samples, from_testbed, unseen_prompts
+from dmoerm.evaluation.experiment_results import BestOfNResults
+from dmoerm.experiments import method_suite as panel
+from dmoerm.experiments.best_of_n import measure_best_of_n
+from dmoerm.experiments.samples import Samples, from_testbed, unseen_prompts
 
 from .conftest import Nodes
 

@@ -21,7 +21,7 @@ from rich.progress import Progress
 
 from ..config import Config
 from ..data.splits import Splits
-from ..evaluation.panel import SHARD_QUERIES, Panel, Rewards, reopen_panel
+from ..experiments.method_suite import SHARD_QUERIES, Panel, Rewards, reopen_panel
 from ..io.paths import write_file
 from ..schema import Query
 from ..scoring.rows import OnBad, Row

@@ -13,10 +13,10 @@ from ..errors import DataError
 from ..model import DMoERM
 from ..schema import Group
 from ..training.cache import ActivationCache
-from .consistency import RESAMPLES, capability_accuracy, compare, overall_counts
+from .accuracy import RESAMPLES, capability_accuracy, compare, overall_counts
 from .diagnostics import calibration_result, length_bias, router_result
 from .results import Results, peak_memory, phase_seconds, versions
-from .scoring import score_groups
+from .scored_groups import score_groups
 
 
 def evaluate(

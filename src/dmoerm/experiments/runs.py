@@ -19,17 +19,17 @@ from .. import testbed
 from ..config import Config, changed
 from ..data.splits import Splits, load_splits
 from ..errors import ConfigError, DataError
+from ..evaluation.accuracy import PairCounts, by_task, count_pairs
+from ..evaluation.diagnostics import length_bias, probabilities, reliability, router_result
+from ..evaluation.results import CalibrationResult, Cost, LengthBias, Part, RouterResult
+from ..evaluation.scored_groups import ScoredGroup, score_groups
 from ..io.paths import write_file
 from ..schema import Group, prompt_key
 from ..training import train
 from ..training.graph import Engine
 from .ablations import ABLATIONS
-from .consistency import PairCounts, by_task, count_pairs
 from .costs import costs
-from .diagnostics import length_bias, probabilities, reliability, router_result
-from .panel import Method, Panel, open_panel
-from .results import CalibrationResult, Cost, LengthBias, Part, RouterResult
-from .scoring import ScoredGroup, score_groups
+from .method_suite import Method, Panel, open_panel
 
 TRAINED = {
     "general": "one model trained on all tasks together: the single reward model",

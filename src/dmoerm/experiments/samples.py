@@ -20,9 +20,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from .. import testbed
 from ..errors import BackboneError, DataError
+from ..evaluation.best_of_n import check_samples
 from ..schema import Group, Message, Query, prompt_key
 from ..testbed.prompts import PromptItem
-from .best_of_n import check_samples
 
 _CHUNK = 64  # responses scored as one query
 

@@ -7,7 +7,8 @@ import math
 import pytest
 
 from dmoerm.errors import DataError
-from dmoerm.evaluation.policies import PolicyPoint, PolicyRun, differences, summarise
+from dmoerm.evaluation.experiment_results import PolicyPoint, PolicyRun
+from dmoerm.experiments.policies import differences, summarise
 
 
 def run(method: str, seed: int, gold: list[float], beta: float = 0.0, kl: list[float] | None = None) -> PolicyRun:

@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
+from ..evaluation.results import Cost
 from ..model.batching import pack_ids
 from ..model.encoding import Encoded
 from ..model.heads import BranchScorer
 from ..schema import Query
-from .panel import Panel
-from .results import Cost
+from .method_suite import Panel
 
 _PHASES = ("router", "phase0", "phase1", "phase2", "phase3")
 _REPEATS = 3

@@ -7,7 +7,7 @@ from rich.console import Console
 from dmoerm.data.splits import load_splits
 from dmoerm.errors import DataError
 from dmoerm.evaluation import evaluate
-from dmoerm.evaluation.scoring import score_groups
+from dmoerm.evaluation.scored_groups import score_groups
 from dmoerm.report import report_html
 from dmoerm.schema import Group
 from dmoerm.training import open_cache

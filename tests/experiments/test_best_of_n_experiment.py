@@ -12,10 +12,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from dmoerm import testbed
 from dmoerm.data.splits import load_splits
 from dmoerm.errors import BackboneError, DataError
-from dmoerm.evaluation import panel as panels
-from dmoerm.evaluation.overoptimisation import BestOfNResults, default_ns, measure_best_of_n, score_samples
-from dmoerm.evaluation.panel import RunMethod, open_panel
-from dmoerm.evaluation.samples import Samples, from_groups, from_policy, from_testbed, unseen_prompts
+from dmoerm.evaluation.experiment_results import BestOfNResults
+from dmoerm.experiments import method_suite as panels
+from dmoerm.experiments.best_of_n import default_ns, measure_best_of_n, score_samples
+from dmoerm.experiments.method_suite import RunMethod, open_panel
+from dmoerm.experiments.samples import Samples, from_groups, from_policy, from_testbed, unseen_prompts
 from dmoerm.schema import Group, Query, prompt_key
 
 CONDITIONS = {"clean": (0.0, 0.0), "noisy": (0.25, 0.15)}

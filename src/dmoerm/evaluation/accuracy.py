@@ -19,7 +19,7 @@ import numpy as np
 
 from ..schema import Pair, prompt_key
 from .results import MEAN, MEAN_HUMAN, Difference, Estimate
-from .scoring import ScoredGroup
+from .scored_groups import ScoredGroup
 
 RESAMPLES = 2000
 _BLOCK = 2_000_000  # entries of one block of resampled counts: 16 MB

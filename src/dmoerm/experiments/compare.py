@@ -7,19 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
-from typing import Any, Literal
 
 from rich.console import Console
 
 from ..config import Config
 from ..errors import ConfigError
+from ..evaluation.accuracy import compare, join
+from ..evaluation.diagnostics import pooled
+from ..evaluation.experiment_results import Comparison, Condition
+from ..evaluation.results import (
+    Estimate,
+    LengthBias,
+    RouterResult,
+    versions,
+)
 from ..training.graph import Engine
 from .ablations import ABLATIONS
-from .cells import TRAINED, Cell, Outside, measure
-from .consistency import compare, join
-from .diagnostics import pooled
-from .panel import run_settings
-from .results import CalibrationResult, Cost, Difference, Document, Estimate, LengthBias, Part, RouterResult, versions
+from .method_suite import run_settings
+from .runs import TRAINED, Cell, Outside, measure
 
 BUDGET = (
     "All methods of a seed are trained on the same groups with the same held-out prompts, from the same embeddings. "
@@ -27,49 +32,6 @@ BUDGET = (
     "with the L2 that is its own best on other splits (docs/log.md); the gated model's ridge penalties are chosen on "
     "the validation prompts."
 )
-
-
-class Condition(Part):
-    """The methods with the training labels as they come, or with a share of them reversed."""
-
-    flip_scores: float
-    flip_capabilities: float
-    consistency: dict[str, dict[str, Estimate]]
-    """Method → task (and `mean`) → share of the ordered pairs put in the same order, the mean over seeds."""
-    paired: dict[str, dict[str, Difference]]
-    """`dmoerm - method` → task → how much higher dmoerm's is, on the same pairs."""
-    by_seed: dict[str, dict[str, float]]
-    """Seed → method → mean consistency over tasks."""
-    capabilities: dict[str, dict[str, Estimate]]
-    """Task → capability → accuracy of dmoerm's expert."""
-    router: RouterResult
-    calibration: dict[str, CalibrationResult]
-    """Method → calibration of its win probabilities, at a temperature fitted on the validation prompts."""
-    length_bias: dict[str, LengthBias]
-    """Method (and `human`) → correlation with length within a prompt."""
-
-
-class Comparison(Document):
-    """results.json of `dmoerm compare`."""
-
-    kind: Literal["comparison"] = "comparison"
-    command: str
-    config: dict[str, Any]
-    seeds: tuple[int, ...]
-    members: int
-    """Models in an ensemble."""
-    budget: str = BUDGET
-    """What each method had to learn from."""
-    versions: dict[str, str]
-    methods: dict[str, str]
-    """Method → what it is."""
-    conditions: dict[str, Condition]
-    costs: dict[str, Cost]
-    """Method → what it takes, in the first cell."""
-    derived_tasks: tuple[str, ...]
-    """Tasks whose overall scores were computed from capability grades: no person gave them."""
-    gold_tasks: tuple[str, ...]
-    """Tasks of the testbed, compared with its gold reward."""
 
 
 def compare_methods(
@@ -114,6 +76,7 @@ def compare_methods(
         config=config.model_dump(mode="json"),
         seeds=tuple(seeds),
         members=members,
+        budget=BUDGET,
         versions=versions(),
         methods=_about(first, outside or {}),
         conditions={name: _condition(conditions[name], seeds, found) for name, found in cells.items()},

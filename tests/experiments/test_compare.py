@@ -12,11 +12,12 @@ from tiny import make_tiny_config, tiny_groups, write_groups
 
 from dmoerm.config import changed
 from dmoerm.errors import ConfigError, DataError
-from dmoerm.evaluation import cells
-from dmoerm.evaluation.ablations import ABLATIONS
-from dmoerm.evaluation.cells import Outside
-from dmoerm.evaluation.comparison import Comparison, compare_methods
-from dmoerm.evaluation.panel import run_settings
+from dmoerm.evaluation.experiment_results import Comparison
+from dmoerm.experiments import runs as cells
+from dmoerm.experiments.ablations import ABLATIONS
+from dmoerm.experiments.compare import compare_methods
+from dmoerm.experiments.method_suite import run_settings
+from dmoerm.experiments.runs import Outside
 from dmoerm.schema import Query
 
 SOME = ("no_outer", "shuffled")

@@ -6,7 +6,6 @@ condition × seed → panel → rewards of all samples → curves over n, averag
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,70 +13,16 @@ from rich.console import Console
 
 from ..config import Config
 from ..errors import DataError
+from ..evaluation.best_of_n import BestOfN, best_of_n, best_of_n_kl, over_prompts
+from ..evaluation.experiment_results import BestOfNCondition, BestOfNResults, Fit, MethodCurve
+from ..evaluation.results import Difference, versions
 from ..schema import prompt_key
 from ..training.graph import Engine
-from .best_of_n import BestOfN, best_of_n, best_of_n_kl, over_prompts
-from .panel import Panel, Scoring, open_panel, run_settings, score_here
-from .results import Difference, Document, Part, versions
+from .method_suite import Panel, Scoring, open_panel, run_settings, score_here
 from .samples import Samples
 
 Array = NDArray[np.float64]
 _RESAMPLES = 2000
-
-
-class Fit(Part):
-    """R(d) = d (α − β d) for best-of-n, d (α − β log d) for a policy; d = √KL, R above that at d = 0."""
-
-    alpha: float
-    beta: float
-    peak: float | None
-    """The d at which the fit is highest; None: it does not fall."""
-    peak_low: float | None = None
-    peak_high: float | None = None
-    value: float | None = None
-    """The fit at its peak."""
-
-
-class MethodCurve(Part):
-    """One method's best of n, the mean over prompts and seeds."""
-
-    proxy: tuple[float, ...]
-    """In standard deviations of the prompt's samples."""
-    gold: tuple[float, ...]
-    low: tuple[float, ...]
-    high: tuple[float, ...]
-    """95 %, by bootstrap over prompts."""
-    fit: Fit | None
-    falls_after: int | None
-    """The n of the highest gold, where a later n is below it with 95 % confidence."""
-
-
-class BestOfNCondition(Part):
-    """All methods under one condition."""
-
-    curves: dict[str, dict[str, MethodCurve]]
-    """Task (and `all`) → method → its curve."""
-    at_the_end: dict[str, dict[str, Difference]]
-    """Task (and `all`) → `dmoerm - method` → how much higher dmoerm's gold is at the largest n."""
-
-
-class BestOfNResults(Document):
-    """results.json of `dmoerm bon`."""
-
-    kind: Literal["best_of_n"] = "best_of_n"
-    command: str
-    config: dict[str, Any]
-    seeds: tuple[int, ...]
-    versions: dict[str, str]
-    source: str
-    """Where the samples come from."""
-    ns: tuple[int, ...]
-    kl: tuple[float, ...]
-    """log n − (n − 1) / n, nats."""
-    prompts: dict[str, int]
-    samples: int
-    """Fewest samples of a prompt."""
-    conditions: dict[str, BestOfNCondition]
 
 
 Scored = tuple[str, Array, Mapping[str, Array]]

@@ -11,8 +11,8 @@ from tiny import tiny_tokenizer, write_backbone
 from transformers import AutoModelForSequenceClassification
 
 from dmoerm.errors import BackboneError, DataError, ServerError
-from dmoerm.evaluation.external import RewardServer, SequenceClassifier, conversation, method_of
-from dmoerm.evaluation.judges import recorded
+from dmoerm.experiments.external import RewardServer, SequenceClassifier, conversation, method_of
+from dmoerm.experiments.judges import recorded
 from dmoerm.labels import Label, Outcome, content_digest, write_labels
 from dmoerm.schema import Message, Query
 

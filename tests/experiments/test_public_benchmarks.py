@@ -7,7 +7,7 @@ import math
 import pytest
 
 from dmoerm.errors import DataError
-from dmoerm.evaluation.public_benchmarks import SECTIONS, rewardbench, rewardbench2, rm_bench, ties_score
+from dmoerm.experiments.public_benchmarks import SECTIONS, rewardbench, rewardbench2, rm_bench, ties_score
 from dmoerm.schema import Group
 
 

@@ -11,7 +11,7 @@ from ..errors import DataError
 from ..labeling.judge import rewards
 from ..labels import OVERALL, Label, read_labels
 from ..schema import Query
-from .cells import Outside
+from .runs import Outside
 
 
 @dataclass(frozen=True)
