@@ -28,6 +28,7 @@ def comparison(methods: Sequence[str] = METHODS, tasks: Sequence[str] = TASKS, *
         "config": _CONFIG,
         "seeds": (0, 1, 2),
         "members": 5,
+        "budget": "All methods see the same groups.",
         "versions": _VERSIONS,
         "methods": {m: TRAINED.get(m) or (ABLATIONS[m].about if m in ABLATIONS else "a judge") for m in methods},
         "conditions": {

@@ -75,7 +75,7 @@ def _scoring(engine: str) -> Scoring:
         from ..experiments.method_suite import score_here
 
         return score_here
-    from ..distributed.panel import score_there
+    from ..distributed.method_suite import score_there
 
     return score_there
 

@@ -3,7 +3,7 @@
     run/samples/DIGEST/samples.jsonl        the queries
     run/samples/DIGEST/rewards-MEMBERS/     their rewards, as parts; what is there is not scored again
 
-All machines must reach the run's folder. What is computed is what `evaluation.panel.score_here` computes.
+All machines must reach the run's folder. What is computed is what `experiments.method_suite.score_here` computes.
 """
 
 from __future__ import annotations

@@ -109,7 +109,7 @@ class _Method(Protocol):
 
 @dataclass(frozen=True)
 class MethodRows:
-    """Any `dmoerm.evaluation.panel.Method` as a `RowScorer`: an ensemble, a judge, a classifier, a server."""
+    """Any `dmoerm.experiments.method_suite.Method` as a `RowScorer`: an ensemble, a judge, a classifier, a server."""
 
     method: _Method
 
