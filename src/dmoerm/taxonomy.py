@@ -174,7 +174,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         for key in keys:
             if keys.count(key) > 1:
-                raise yaml.MarkedYAMLError(message=f"the key {key!r} is given twice", problem_mark=node.start_mark)
+                raise yaml.MarkedYAMLError(problem=f"the key {key!r} is given twice", problem_mark=node.start_mark)
         return super().construct_mapping(node, deep)
 
 
@@ -183,7 +183,7 @@ def _parse(text: str, where: str) -> Taxonomy:
         content = yaml.load(text, Loader=_UniqueKeyLoader)
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise TaxonomyError(f"{where}{line}: is not valid YAML ({error.message}); correct the file there") from None
+        raise TaxonomyError(f"{where}{line}: is not valid YAML ({error.problem}); correct the file there") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise TaxonomyError(f"{where}: is not valid YAML ({error}); correct the file") from None
     if not isinstance(content, dict):

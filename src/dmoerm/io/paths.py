@@ -106,11 +106,12 @@ def _unwritable(target: Path, error: OSError) -> ArtefactError:
 def _unfinished_path(target: Path) -> Iterator[Path]:
     """Yield a free path beside `target` that no other writer uses or removes while the block runs."""
     _remove_leftovers(target)
-    descriptor = None
-    while descriptor is None:  # a name is taken only by chance, or while another writer removes leftovers
+    while True:  # a name is taken only by chance, or while another writer removes leftovers
         path = target.with_name(f".{target.name}.{secrets.token_hex(4)}{_UNFINISHED}")
         lock = Path(f"{path}{_LOCK}")
         descriptor = try_lock_file(lock)
+        if descriptor is not None:
+            break
     try:
         yield path
     finally:
