@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from dmoerm.scores import Score
+from dmoerm.scores import MIN_REWARD, Score
 
 TASKS = {"chitchat": ["empathy", "proactivity"], "objective_qa": ["correctness", "logic"]}
 
@@ -28,6 +28,8 @@ def score_by_rule(prompt: Any, response: str, task: str | None = None) -> Score:
     text = prompt if isinstance(prompt, str) else prompt[-1]["content"]
     task = task or ("objective_qa" if "?" in text else "chitchat")
     route = {name: 0.9 if name == task else 0.1 for name in TASKS}
+    if not response.strip():
+        return Score(MIN_REWARD, task, route, {}, None, 1.5)
     letters = float(response.lower().count("t"))
     first, second = TASKS[task]
     return Score(letters, task, route, {first: letters / 2, second: len(response) / 100}, 0.5, 1.5)

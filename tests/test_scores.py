@@ -1,31 +1,79 @@
-"""What a reward model is asked, before it is asked."""
+"""The range of rewards, win probabilities, and the queries that `score` makes of its arguments."""
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dmoerm.errors import DataError
 from dmoerm.schema import Message
-from dmoerm.scores import grouped
+from dmoerm.scores import MIN_REWARD, Score, bound_reward, group_by_prompt, unbound_reward
 
 SAMPLES = st.lists(
     st.tuples(st.sampled_from([None, "a", "b"]), st.sampled_from(["p", "q"]), st.sampled_from(["", " \n", "x", "y"]))
 )
+VALUES = st.floats(-1e4, 1e4)
+
+
+def score(value: float, temperature: float = 1.5) -> Score:
+    return Score(bound_reward(value), "chat", {"chat": 1.0}, {}, None, temperature)
+
+
+@given(VALUES)
+def test_the_bound_has_an_exact_inverse_and_keeps_what_is_within_ten(value):
+    assert unbound_reward(bound_reward(value)) == pytest.approx(value, rel=1e-9, abs=1e-12)
+    if abs(value) <= 10:
+        assert bound_reward(value) == value
+
+
+@given(VALUES, VALUES)
+def test_the_bound_keeps_the_order_in_float32(one, other):
+    low, high = sorted((one, other))
+    assert bound_reward(low) <= bound_reward(high)
+    if high - low > 1e-2 * max(1.0, abs(high), abs(low)):
+        assert np.float32(bound_reward(low)) < np.float32(bound_reward(high))
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_no_reward_but_an_empty_responses_is_the_least(value):
+    assert MIN_REWARD < np.float32(bound_reward(value)) < -MIN_REWARD
+    assert not score(value).empty
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_value_that_is_not_finite_stays_so(value):
+    assert not math.isfinite(bound_reward(value))
+
+
+@given(VALUES, VALUES, st.floats(0.05, 20))
+def test_win_probabilities_are_those_of_the_unbounded_values(one, other, temperature):
+    expected = 0.5 + 0.5 * math.tanh((one - other) / temperature / 2)
+    found = score(one, temperature).win_probability(score(other, temperature))
+    assert found == pytest.approx(expected, abs=1e-6)
+
+
+def test_an_empty_response_loses_to_any_other():
+    empty, worst = Score(MIN_REWARD, "chat", {}, {}, None, 1.0), score(-1e9)
+    assert empty.empty
+    assert (worst.win_probability(empty), empty.win_probability(worst)) == (1.0, 0.0)
+    assert empty.win_probability(empty) == 0.5
 
 
 @given(SAMPLES)
-def test_every_response_with_text_is_in_the_one_query_of_its_prompt(samples):
-    groups = grouped(samples)
+def test_every_response_is_in_the_one_query_of_its_prompt(samples):
+    groups = group_by_prompt(samples)
     assert len({(query.task, query.prompt) for query, _ in groups}) == len(groups)
-    placed = {at: (q.task, q.prompt, r) for q, places in groups for at, r in zip(places, q.responses, strict=True)}
-    assert placed == {at: sample for at, sample in enumerate(samples) if sample[2].strip()}
+    placed = {at: (q.task, q.prompt, r) for q, indices in groups for at, r in zip(indices, q.responses, strict=True)}
+    assert placed == dict(enumerate(samples))
 
 
 def test_conversations_that_are_equal_are_one_prompt():
     turns = [(Message(role="user", content="Hi!"),) for _ in range(2)]
-    ((query, places),) = grouped([(None, turns[0], "a"), (None, turns[1], "b")])
-    assert (query.prompt, query.responses, places) == (turns[0], ("a", "b"), [0, 1])
+    ((query, indices),) = group_by_prompt([(None, turns[0], "a"), (None, turns[1], "b")])
+    assert (query.prompt, query.responses, indices) == (turns[0], ("a", "b"), [0, 1])
     with pytest.raises(DataError, match="prompt: is empty"):
-        grouped([(None, "", "a")])
+        group_by_prompt([(None, "", "a")])

@@ -72,7 +72,7 @@ class Query(BaseModel):
         id: unique in its file; made from the content when the data has none.
         task: the task's name, or None where it is not known (the router decides).
         prompt: a text, or a conversation whose last turn is the user's.
-        responses: one or more candidate answers.
+        responses: one or more candidate answers; an empty one has the lowest score.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -93,10 +93,8 @@ class Query(BaseModel):
 
     @field_validator("responses")
     @classmethod
-    def _responses_have_text(cls, responses: tuple[str, ...]) -> tuple[str, ...]:
-        for index, text in enumerate(responses):
-            if not text.strip():
-                raise ValueError(f"response {index} is empty")
+    def _responses_are_encodable(cls, responses: tuple[str, ...]) -> tuple[str, ...]:
+        for text in responses:
             _check_encodable(text)
         return responses
 
@@ -131,6 +129,14 @@ class Group(Query):
     margin: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     scores_derived: bool = False
     source: str | None = None
+
+    @field_validator("responses")
+    @classmethod
+    def _responses_have_text(cls, responses: tuple[str, ...]) -> tuple[str, ...]:
+        for index, text in enumerate(responses):
+            if is_empty(text):
+                raise ValueError(f"response {index} is empty")
+        return responses
 
     @model_validator(mode="after")
     def _labels_fit(self) -> Self:
@@ -170,6 +176,11 @@ class Group(Query):
         grades = self.capabilities.get(capability, (None,) * len(self.responses))
         judged = [one for one in self.judged.get(capability, ()) if None in (grades[one.first], grades[one.second])]
         return [*self.pairs(capability), *(one.pair for one in judged)]
+
+
+def is_empty(response: str) -> bool:
+    """Whether a response has no text but white space."""
+    return not response.strip()
 
 
 def ordered_pairs(grades: Sequence[float | None]) -> list[Pair]:

@@ -1,29 +1,64 @@
-"""What a reward model is asked and what it answers, wherever it runs: in this process, or behind a server."""
+"""The scores of a reward model, from this process or from a server, and the range of its rewards.
+
+Rewards are centered and scaled (standard deviation 1) and then bounded to (−20, 20): values within ±10 stay as they
+are, values beyond it approach ±20 without reaching it. An empty response (no text but white space) has exactly
+`MIN_REWARD`, which no other response has, so it is below every response to any prompt. Win probabilities are computed
+on the unbounded values, so the bound changes neither the order nor the probabilities of responses with text.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Protocol
 
 from .errors import DataError
 from .schema import Message, Prompt, Query, parse_query
 
+MIN_REWARD = -20.0
+"""The reward of an empty response, and the lower end of the range; no other response reaches it."""
+
+_IDENTITY = 10.0  # rewards within ± this value are not changed
+_LOWEST = -19.999998092651367  # the float32 value next to MIN_REWARD: logits are float32
+
+
+def bound_reward(value: float) -> float:
+    """Map a calibrated reward into (−20, 20), strictly above `MIN_REWARD` in float32 too.
+
+    f(x) = x for |x| ≤ 10, else sign(x) · (10 + 10 · u / (1 + u)) with u = (|x| − 10) / 10. A value that is not finite
+    stays as it is, so that callers can report it.
+    """
+    if abs(value) <= _IDENTITY or not math.isfinite(value):
+        return value
+    excess = (abs(value) - _IDENTITY) / _IDENTITY
+    bounded = _IDENTITY + _IDENTITY * (excess / (1 + excess))
+    return math.copysign(min(bounded, -_LOWEST), value)
+
+
+def unbound_reward(reward: float) -> float:
+    """Invert `bound_reward`; −inf for `MIN_REWARD`."""
+    if abs(reward) <= _IDENTITY or not math.isfinite(reward):
+        return reward
+    share = (abs(reward) - _IDENTITY) / _IDENTITY
+    return math.copysign(_IDENTITY + _IDENTITY * share / (1 - share) if share < 1 else math.inf, reward)
+
 
 @dataclass(frozen=True)
 class Score:
-    """What the model says of one response.
+    """The score of one response.
 
     Attributes:
-        reward: higher is better; centred and scaled per task, so that tasks compare.
-        task: the task whose inner model scored, or None for the general model.
+        reward: higher is better; centered and scaled per task, so that tasks compare, and bounded to (−20, 20). An
+            empty response has `MIN_REWARD`.
+        task: the task whose model scored, or None for the general model.
         route: task → probability, from the prompt alone.
-        capabilities: capability → score, in standard deviations from the training part's mean.
-        uncertainty: how far the experts disagree, in the same unit; None for the general model. Of an ensemble: how far
-            its members do, in the reward's unit.
-        temperature: σ((reward_a − reward_b) / temperature) is the probability that a is better than b.
+        capabilities: capability → score, in standard deviations from the training part's mean. Empty for the general
+            model and for an empty response.
+        uncertainty: how far the experts disagree, in the same unit; None for the general model and for an empty
+            response. For an ensemble: how far its members disagree, in the reward's unit.
+        temperature: σ((a − b) / temperature) is the probability that a is better than b, for unbounded rewards a and b.
+        truncated: the prompt or the response was longer than the model reads, and part of it did not count.
     """
 
     reward: float
@@ -32,56 +67,47 @@ class Score:
     capabilities: dict[str, float]
     uncertainty: float | None
     temperature: float
+    truncated: bool = False
+
+    @property
+    def empty(self) -> bool:
+        """Whether this is the score of an empty response."""
+        return self.reward == MIN_REWARD
 
     def win_probability(self, other: Score) -> float:
-        """The calibrated probability that people prefer this response to the other, for the same prompt."""
-        return 0.5 + 0.5 * math.tanh((self.reward - other.reward) / self.temperature / 2)  # σ without overflow
+        """Return the calibrated probability that people prefer this response to the other, for the same prompt."""
+        if self.reward == other.reward:
+            return 0.5
+        margin = unbound_reward(self.reward) - unbound_reward(other.reward)
+        return 0.5 + 0.5 * math.tanh(margin / self.temperature / 2)  # σ without overflow
 
 
-EMPTY_REWARD = -3.0
-"""What a response without text gets at most; rewards are about 0 on the mean, with standard deviation 1."""
+def log_columns(scores: Sequence[Score], tasks: Mapping[str, Sequence[str]]) -> dict[str, list[float]]:
+    """Return name → one number per score; the same names for every batch, since trainers join batches.
 
-
-@dataclass(frozen=True)
-class Scored:
-    """A batch's scores, one a sample; None for a response without text."""
-
-    scores: list[Score | None]
-
-    @cached_property
-    def rewards(self) -> list[float]:
-        """One a sample. A response without text gets the worst of the batch, at most `EMPTY_REWARD`."""
-        worst = min([EMPTY_REWARD, *(score.reward for score in self.scores if score)])
-        return [worst if score is None else score.reward for score in self.scores]
-
-    def columns(self, tasks: Mapping[str, Sequence[str]]) -> dict[str, list[float]]:
-        """Name → one number a sample; the same names for every batch, as trainers join them over batches.
-
-        `uncertainty`; `task/NAME`, 1 where that task's inner model scored; `NAME/CAPABILITY`, the capability's score,
-        0 where another task's scored. So a capability's mean on its own task is the ratio of the two columns' means.
-        """
-        names = [f"{task}/{capability}" for task, capabilities in tasks.items() for capability in capabilities]
-        names = ["uncertainty", *(f"task/{task}" for task in tasks), *names]
-        columns = {name: [0.0] * len(self.scores) for name in names}
-        for place, score in enumerate(self.scores):
-            for name, value in _named(score).items() if score else ():
-                columns[name][place] = value
-        return columns
-
-
-def _named(score: Score) -> dict[str, float]:
-    named = {"uncertainty": score.uncertainty or 0.0}
-    if score.task is None:
-        return named
-    capabilities = {f"{score.task}/{name}": value for name, value in score.capabilities.items()}
-    return named | {f"task/{score.task}": 1.0} | capabilities
+    `uncertainty`; `truncated`, 1 where part of the text did not count; `task/NAME`, 1 where that task's model scored;
+    `NAME/CAPABILITY`, the capability's score. A value that a score does not have is 0, so the mean of a capability
+    over its own task is the ratio of the means of `NAME/CAPABILITY` and `task/NAME`.
+    """
+    names = [f"{task}/{capability}" for task, capabilities in tasks.items() for capability in capabilities]
+    columns = {
+        name: [0.0] * len(scores) for name in ("uncertainty", "truncated", *(f"task/{t}" for t in tasks), *names)
+    }
+    for index, score in enumerate(scores):
+        values = {"uncertainty": score.uncertainty or 0.0, "truncated": float(score.truncated)}
+        if score.task is not None:
+            values[f"task/{score.task}"] = 1.0
+            values |= {f"{score.task}/{name}": value for name, value in score.capabilities.items()}
+        for name, value in values.items():
+            columns[name][index] = value
+    return columns
 
 
 class Scorer(Protocol):
-    """Whatever scores queries: a `DMoERM`, or a `Client` of a server that has one."""
+    """Anything that scores queries: a `DMoERM`, or a `Client` of a server."""
 
     def score_queries(self, queries: Sequence[Query]) -> Iterable[list[Score]]:
-        """One list a query, one score a response, in order."""
+        """Return one list per query with one score per response, in order."""
         ...
 
 
@@ -90,10 +116,13 @@ def as_queries(
     responses: Sequence[str] | Sequence[Sequence[str]],
     task: str | Sequence[str | None] | None = None,
 ) -> tuple[list[Query], bool]:
-    """What `score` is given, as queries; and whether it was one prompt with its responses, not a list of them.
+    """Convert the arguments of `score` to queries.
+
+    Returns:
+        The queries, and whether the arguments were a single prompt with its responses instead of a list of prompts.
 
     Raises:
-        DataError: an empty text, or counts that do not fit.
+        DataError: a prompt is empty, or the counts do not match.
     """
     if isinstance(responses, str):
         raise DataError("is one text", field="responses", value=responses, hint="give a list of responses")
@@ -106,18 +135,21 @@ def as_queries(
     return [_query(*row) for row in zip(prompt, responses, tasks, strict=True)], False
 
 
-def grouped(samples: Iterable[tuple[str | None, Prompt, str]]) -> list[tuple[Query, list[int]]]:
-    """Queries of (task, prompt, response) samples, those of one prompt together, each with its responses' places.
+def group_by_prompt(samples: Iterable[tuple[str | None, Prompt, str]]) -> list[tuple[Query, list[int]]]:
+    """Group (task, prompt, response) samples into one query per task and prompt.
 
-    Responses without text are in none. Raises `DataError` for a prompt without text.
+    Returns:
+        Each query with the indices of its responses among the samples.
+
+    Raises:
+        DataError: a prompt is empty.
     """
-    places: dict[tuple[str | None, Prompt], dict[int, str]] = {}
-    for place, (task, prompt, response) in enumerate(samples):
-        if response.strip():
-            places.setdefault((task, prompt), {})[place] = response
+    groups: dict[tuple[str | None, Prompt], dict[int, str]] = {}
+    for index, (task, prompt, response) in enumerate(samples):
+        groups.setdefault((task, prompt), {})[index] = response
     return [
         (parse_query({"task": task, "prompt": prompt, "responses": list(texts.values())}), list(texts))
-        for (task, prompt), texts in places.items()
+        for (task, prompt), texts in groups.items()
     ]
 
 

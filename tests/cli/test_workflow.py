@@ -193,7 +193,7 @@ def test_score_as_a_filter(trained: Path, monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize(
     ("bad", "words"),
     [
-        ({"prompt": "p", "responses": ["a", ""]}, "rows.jsonl:8: responses: response 1 is empty"),
+        ({"prompt": " ", "responses": ["a"]}, "rows.jsonl:8: prompt: is empty"),
         ({"prompt": "p"}, "rows.jsonl:8"),
         ({"prompt": "p", "responses": ["a"], "task": "strange"}, "no such task (got 'strange')"),
         ({"id": "long", "prompt": "p", "responses": ["word " * 3000]}, "query long"),

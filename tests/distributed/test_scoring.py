@@ -168,9 +168,9 @@ def test_bad_rows_end_the_job_or_are_left_out(nodes: Nodes, trained_run: Any, tm
 
     pattern = write_inputs(tmp_path / "rows", 40, files=1)
     with (tmp_path / "rows" / "0.jsonl").open("a") as file:
-        file.write(json.dumps({"prompt": "p", "responses": ["a", ""]}) + "\n")
+        file.write(json.dumps({"prompt": " ", "responses": ["a"]}) + "\n")
     opened = functools.partial(open_models, [str(trained_run.folder / "model")])
-    with pytest.raises(DataError, match=r"0\.jsonl:80: responses: response 1 is empty"):
+    with pytest.raises(DataError, match=r"0\.jsonl:80: prompt: is empty"):
         score_on_ray(job(pattern, tmp_path / "out", shard_rows=20), opened)
     with pytest.raises(ConfigError, match="scores of another job"):
         score_on_ray(job(pattern, tmp_path / "out", shard_rows=20, skip_bad=True), opened)

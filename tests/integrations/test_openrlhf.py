@@ -11,7 +11,7 @@ from dmoerm import rendered
 from dmoerm.errors import ConfigError, DataError
 from dmoerm.integrations import openrlhf
 from dmoerm.schema import Message
-from dmoerm.scores import EMPTY_REWARD
+from dmoerm.scores import MIN_REWARD
 
 
 @pytest.fixture
@@ -70,8 +70,8 @@ def test_one_query_at_a_time_gives_the_same_names(loaded):
 def test_an_empty_response_gets_the_least(loaded):
     prompt = CHATML.format("Hello.")
     found = loaded.reward_func([f"{prompt}<|im_end|>", f"{prompt}Yes.<|im_end|>"], [prompt] * 2, None)
-    assert found["rewards"][0] <= min(EMPTY_REWARD, float(found["rewards"][1]))
-    assert loaded.reward_func([prompt], [prompt], None)["rewards"].tolist() == [EMPTY_REWARD]
+    assert found["rewards"][0] == MIN_REWARD < found["rewards"][1]
+    assert loaded.reward_func([prompt], [prompt], None)["rewards"].tolist() == [MIN_REWARD]
 
 
 def test_prompts_become_conversations():

@@ -10,7 +10,7 @@ from reward_server import TASKS, score_by_rule
 from dmoerm.errors import DataError
 from dmoerm.integrations.scoring import as_prompt, as_response, score_samples
 from dmoerm.schema import Message
-from dmoerm.scores import EMPTY_REWARD, Scored
+from dmoerm.scores import log_columns
 
 TURNS = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": [{"type": "text", "text": "Hi!"}]}]
 
@@ -26,27 +26,25 @@ class ByRule:
         return [[score_by_rule(q.prompt, text, q.task) for text in q.responses] for q in queries]
 
 
-def test_a_prompt_is_asked_once_and_a_response_without_text_gets_the_worst():
+def test_a_prompt_is_asked_once():
     scorer = ByRule()
-    samples = [(None, "a?", "t"), (None, "b", "tt"), (None, "a?", " "), ("chitchat", "a?", "ttt"), (None, "a?", "x")]
-    scored = score_samples(scorer, samples)
-    assert scored.rewards == [1.0, 2.0, EMPTY_REWARD, 3.0, 0.0]
+    samples = [(None, "a?", "t"), (None, "b", "tt"), ("chitchat", "a?", "ttt"), (None, "a?", "x")]
+    scores = score_samples(scorer, samples)
+    assert [score.reward for score in scores] == [1.0, 2.0, 3.0, 0.0]
     assert [query.responses for query in scorer.asked] == [("t", "x"), ("tt",), ("ttt",)]
-    low = Scored([score_by_rule("a", "t"), None, replace(score_by_rule("a", "t"), reward=-9.0)])
-    assert low.rewards == [1.0, -9.0, -9.0]
-    assert score_samples(scorer, []).rewards == []
+    assert score_samples(scorer, []) == []
 
 
 def test_columns_have_the_same_names_whatever_was_scored():
     general = replace(score_by_rule("a", "t"), task=None, capabilities={}, uncertainty=None)
-    batches = [[None], [general], [score_by_rule("a?", "tt"), general, None, score_by_rule("a", "b")]]
-    columns = [Scored(scores).columns(TASKS) for scores in batches]
-    assert columns[0].keys() == columns[1].keys() == columns[2].keys()
-    assert all(len(values) == 4 for values in columns[2].values())
-    assert columns[2]["task/objective_qa"] == [1.0, 0.0, 0.0, 0.0]
-    assert columns[2]["objective_qa/correctness"] == [1.0, 0.0, 0.0, 0.0]
-    assert columns[2]["uncertainty"] == [0.5, 0.0, 0.0, 0.5]
-    assert not any(value for column in columns[:2] for values in column.values() for value in values)
+    batches = [[general], [score_by_rule("a?", "tt"), general, score_by_rule("a", "b")]]
+    columns = [log_columns(scores, TASKS) for scores in batches]
+    assert columns[0].keys() == columns[1].keys()
+    assert all(len(values) == 3 for values in columns[1].values())
+    assert columns[1]["task/objective_qa"] == [1.0, 0.0, 0.0]
+    assert columns[1]["objective_qa/correctness"] == [1.0, 0.0, 0.0]
+    assert columns[1]["uncertainty"] == [0.5, 0.0, 0.5]
+    assert not any(value for values in columns[0].values() for value in values)
 
 
 def test_prompts_and_completions_of_every_form():

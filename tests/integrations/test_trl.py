@@ -14,7 +14,7 @@ from tiny_policy import write_random_policy
 
 from dmoerm.errors import DataError
 from dmoerm.integrations.trl import reward_function
-from dmoerm.scores import EMPTY_REWARD
+from dmoerm.scores import MIN_REWARD
 
 TURNS = [{"role": "user", "content": "Why?"}]
 
@@ -43,15 +43,16 @@ class ByRule:
 
     def scored(self, query, text):
         prompt = query.prompt if isinstance(query.prompt, str) else query.prompt[-1].content
-        return replace(score_by_rule(prompt, text, query.task), **self.changes)
+        score = score_by_rule(prompt, text, query.task)
+        return score if score.empty else replace(score, **self.changes)
 
 
 def test_texts_and_messages_a_prompt_once():
     scorer, logged = ByRule(), Logged()
     said = [[{"role": "assistant", "content": text}] for text in ("t", "", "tt")]
     found = logged.call(reward_function(scorer), [TURNS] * 3, said, answer=["5"] * 3)
-    assert found == [1.0, EMPTY_REWARD, 2.0]
-    assert [query.responses for query in scorer.asked] == [("t", "tt")]
+    assert found == [1.0, MIN_REWARD, 2.0]
+    assert [query.responses for query in scorer.asked] == [("t", "", "tt")]
     assert logged.call(reward_function(scorer), ["Hi.", "Hi."], ["t", "x"]) == [1.0, 0.0]
 
 
@@ -61,14 +62,14 @@ def test_what_is_logged():
     means = {name: values for name, (values,) in logged.metrics.items()}
     assert means["chitchat/empathy"] == 1.5
     assert means["objective_qa/correctness"] == 0.5
-    assert means["task/chitchat"] == pytest.approx(2 / 3)
-    assert means["task/objective_qa"] == pytest.approx(1 / 3)
-    assert means["uncertainty"] == 0.5
-    assert logged.extra["rm/task"] == ["chitchat", "objective_qa", "chitchat", None]
+    assert means["task/chitchat"] == pytest.approx(3 / 4)
+    assert means["task/objective_qa"] == pytest.approx(1 / 4)
+    assert (means["uncertainty"], means["truncated"]) == (0.5, 0.0)
+    assert logged.extra["rm/task"] == ["chitchat", "objective_qa", "chitchat", "chitchat"]
     assert logged.extra["rm/uncertainty"] == [0.5, 0.5, 0.5, None]
     general = Logged()
     general.call(reward_function(ByRule(task=None, capabilities={}, uncertainty=None)), ["Hi."], ["t"])
-    assert general.metrics == {"task/chitchat": [0.0], "task/objective_qa": [0.0]}
+    assert general.metrics == {"task/chitchat": [0.0], "task/objective_qa": [0.0], "truncated": [0.0]}
 
 
 def test_rows_of_other_tasks_get_none():
@@ -79,7 +80,7 @@ def test_rows_of_other_tasks_get_none():
     prompts = ["Why?", "Why?", "Hi.", "Hi.", "Hi.", "Why?"]
     logged = Logged()
     found = logged.call(function, prompts, ["t", "t", "t", "t", "", ""], task=told)
-    assert found == [1.0, None, None, 1.0, EMPTY_REWARD, None]
+    assert found == [1.0, None, None, 1.0, MIN_REWARD, None]
     assert [query.task for query in scorer.asked] == ["chitchat", None, None]
     assert not any(name.startswith("objective_qa/") for name in logged.metrics)
 

@@ -7,7 +7,7 @@ import pytest
 
 from dmoerm.errors import DataError
 from dmoerm.integrations.verl import compute_score, compute_score_batch
-from dmoerm.scores import EMPTY_REWARD
+from dmoerm.scores import MIN_REWARD
 
 TURNS = [{"role": "user", "content": "What is the capital of France?"}]
 TEXTS = ["It is Paris.", "No idea.", ""]
@@ -37,9 +37,7 @@ def test_it_gives_what_the_model_gives(trained_run, folder, monkeypatch):
     monkeypatch.setenv("DMOERM_MODEL", folder)
     found = columns_of(batch([np.array(TURNS, dtype=object), "Hello.", TURNS], TEXTS))
     expected = [trained_run.model.score(TURNS, TEXTS[:1])[0], trained_run.model.score("Hello.", TEXTS[1:2])[0]]
-    assert found["score"] == pytest.approx(
-        [*(s.reward for s in expected), min(EMPTY_REWARD, *found["score"])], abs=1e-4
-    )
+    assert found["score"] == pytest.approx([*(s.reward for s in expected), MIN_REWARD], abs=1e-4)
     assert {len(values) for values in found.values()} == {3}
     for place, score in enumerate(expected):
         for name, value in score.capabilities.items():

@@ -25,9 +25,13 @@ def test_rewards_come_in_order_and_a_prompt_is_asked_once():
     assert [(query.task, query.responses) for query in asked] == [("chitchat", ("a", "cc")), (None, ("bbb",))]
 
 
-def test_a_response_without_text_gets_the_worst_reward():
-    assert raw_rewards(count_t, [FIRST] * 3, ["t t", " \n", "t"], 1) == [2.0, 1.0, 1.0]
-    assert raw_rewards(count_t, [FIRST] * 2, ["", ""], 1, lowest=-7.0) == [-7.0, -7.0]
+def test_an_empty_response_is_below_every_other():
+    assert raw_rewards(count_t, [FIRST] * 3, ["t t", " \n", "t"], 0) == [2.0, 0.5, 1.0]
+    scale = Scale(mean=0.0, std=3.0, lowest=-7.0)
+    assert raw_rewards(count_t, [FIRST] * 2, ["", ""], 1, scale) == [-10.0, -10.0]
+    assert raw_rewards(count_t, [FIRST] * 2, ["t", ""], 1, scale) == [1.0, -10.0]
+    low = raw_rewards(lambda queries: [[-50.0]], [FIRST] * 2, ["x", ""], 1, scale)
+    assert low == [-50.0, -53.0]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -56,5 +60,5 @@ def test_what_is_optimised_does_not_depend_on_a_rewards_unit(factor, shift):
     scale = measure_scale(raw_rewards(reward, [FIRST] * 4, texts, 0), 4)
     found = TRLReward(reward, [FIRST], scale)(texts, [0] * 4, SimpleNamespace(global_step=3))
     plain = measure_scale(raw_rewards(count_t, [FIRST] * 4, texts, 0), 4)
-    assert found == pytest.approx([plain.normalise(x) for x in (1, 2, 0, 0)])
+    assert found == pytest.approx([plain.normalise(x) for x in (1, 2, 0, plain.lowest - plain.std)])
     assert isinstance(scale, Scale)

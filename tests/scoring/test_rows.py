@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,9 @@ from dmoerm.errors import DataError
 from dmoerm.model.ensemble import joined
 from dmoerm.schema import Query
 from dmoerm.scoring.output import open_output
-from dmoerm.scoring.rows import MethodRows, ModelRows, RowScorer, Tally, written_rows
+from dmoerm.scoring.rows import ModelRows, RowScorer, Tally, written_rows
 
 QUERIES = [Query(prompt=group.prompt, responses=group.responses) for group in tiny_groups(3)]
-
-
-class ByLength:
-    """A method that rewards long responses."""
-
-    def score_all(self, queries: Sequence[Query]) -> list[list[float]]:
-        return [[float(len(text)) for text in query.responses] for query in queries]
 
 
 class Given:
@@ -45,15 +38,14 @@ def two(tiny_model: Callable[..., Any]) -> list[Any]:
     return [tiny_model(), tiny_model(base="frozen", router={"threshold": 1.0})]
 
 
-def test_a_model_an_ensemble_and_a_method_fill_the_same_columns(two: list[Any], tmp_path: Path) -> None:
-    model, ensemble, method = rows(ModelRows(two[:1])), rows(ModelRows(two)), rows(MethodRows(ByLength()))
-    assert [list(row) for row in model] == [list(row) for row in method] == [list(row) for row in ensemble]
-    for found in (model, ensemble, method):
+def test_a_model_and_an_ensemble_fill_the_same_columns(two: list[Any], tmp_path: Path) -> None:
+    model, ensemble = rows(ModelRows(two[:1])), rows(ModelRows(two))
+    assert [list(row) for row in model] == [list(row) for row in ensemble]
+    for found in (model, ensemble):
         assert [row["id"] for row in found] == [query.id for query in QUERIES]
-    assert [row["rewards"] for row in method] == ByLength().score_all(QUERIES)
     with open_output(str(tmp_path / "out.parquet")) as write:
-        write([*model, *ensemble, *method])
-    assert parquet.read_table(tmp_path / "out.parquet").num_rows == 3 * len(QUERIES)
+        write([*model, *ensemble])
+    assert parquet.read_table(tmp_path / "out.parquet").num_rows == 2 * len(QUERIES)
 
 
 @pytest.mark.parametrize("how", ["mean", "wco", "uwo"])

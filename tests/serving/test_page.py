@@ -172,3 +172,21 @@ def test_a_busy_server_and_the_general_model(visit: Callable[..., Any]) -> None:
     page.get_by_text("the general model scored", exact=False).wait_for()
     assert "chitchat came closest with 40%" in page.get_by_role("region", name="Route").inner_text()
     assert page.get_by_role("region", name="Capabilities").count() == 0
+
+
+def test_truncated_texts_are_not_called_level(visit: Callable[..., Any]) -> None:
+    page = visit()
+    one = {"reward": 1.0, "task": "chitchat", "route": {"chitchat": 1.0}, "capabilities": {"empathy": 1.0}}
+    scores = [
+        {**one, "uncertainty": 0.1, "temperature": 1.0, "truncated": truncated} for truncated in (True, False, True)
+    ]
+    item = {"id": "1", "scores": scores, "win_probabilities": [[0.5] * 3] * 3}
+    page.route(
+        "**/v1/score", lambda route: route.fulfill(json={"model": "tiny", "items": [item], "usage": {"tokens": 1}})
+    )
+    write(page, *RESPONSES)
+    score(page)
+    assert "level" not in page.locator("#results").inner_text()
+    lines = page.locator(".ranking li").all_inner_texts()
+    assert ["Truncated: part of this text was too long" in line for line in lines] == [True, False, True]
+    assert "too long to be read" in page.locator("#status").text_content()

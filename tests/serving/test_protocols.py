@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import httpx2
 import pytest
 from huggingface_hub import InferenceClient
+from running import served
 
+import dmoerm
 from dmoerm.schema import Message, Query
-from dmoerm.scores import EMPTY_REWARD
+from dmoerm.scores import MIN_REWARD
+from dmoerm.serving import ServingConfig, create_app
 
 TALK = [
     {"role": "user", "content": "Hi!"},
@@ -106,7 +110,12 @@ def test_openrlhfs_client_reads_rewards_and_logs(http, expected, texts, trained_
     answer = http.post("/get_reward", json={"query": texts, "prompts": prompts, "labels": [None, ""]}).json()
     assert answer["rewards"] == answer["scores"] == rewards(expected)
     tasks = trained_run.model.config.tasks
-    names = {"uncertainty", *(f"task/{t}" for t in tasks), *(f"{t}/{c}" for t, each in tasks.items() for c in each)}
+    names = {
+        "uncertainty",
+        "truncated",
+        *(f"task/{t}" for t in tasks),
+        *(f"{t}/{c}" for t, each in tasks.items() for c in each),
+    }
     assert set(answer["extra_logs"]) == names
     assert {len(values) for values in answer["extra_logs"].values()} == {2}
     for name, value in expected[1].capabilities.items():
@@ -127,8 +136,15 @@ def test_a_policy_of_another_family_is_understood(http, trained_run):
 def test_a_response_without_text_gets_the_least(http, texts):
     prompt = texts[0][: texts[0].index(RESPONSES[0])]
     answer = http.post("/get_reward", json={"query": [f"{prompt}<|im_end|>", texts[0]], "prompts": [prompt] * 2}).json()
-    assert answer["rewards"][0] <= min(EMPTY_REWARD, answer["rewards"][1])
-    assert http.post("/classify", json={"input": f"{prompt}<|im_end|>"}).json()["data"][0]["probs"] == [EMPTY_REWARD]
+    assert answer["rewards"][0] == MIN_REWARD < answer["rewards"][1]
+    assert http.post("/classify", json={"input": f"{prompt}<|im_end|>"}).json()["data"][0]["probs"] == [MIN_REWARD]
+    assert http.post("/pooling", json={"input": f"{prompt}<|im_end|>"}).json()["data"][0]["data"] == [MIN_REWARD]
+    predicted = http.post("/predict", json={"inputs": [["Hi!", " "], ["Hi!", "x"]], "raw_scores": True}).json()
+    assert predicted[0][0]["score"] == MIN_REWARD < predicted[1][0]["score"]
+    (item,) = http.post("/v1/score", json={"items": [{"prompt": "Hi!", "responses": ["", "x"]}]}).json()["items"]
+    assert item["scores"][0]["reward"] == MIN_REWARD < item["scores"][1]["reward"]
+    assert (item["scores"][0]["capabilities"], item["scores"][0]["uncertainty"]) == ({}, None)
+    assert item["win_probabilities"] == [[0.5, 0.0], [1.0, 0.5]]
 
 
 def test_teis_client_reads_a_score(http, served_url, expected, texts):
@@ -167,3 +183,30 @@ def test_system_turns_and_long_talks_read_back(http, trained_run):
     )
     (found,) = http.post("/classify", json={"input": text}).json()["data"]
     assert found["probs"] == rewards(scores)
+
+
+@pytest.fixture
+def cutting(tiny_model) -> Any:
+    """A client of a server whose model reads at most 60 tokens."""
+    model = tiny_model(encoding={"max_length": 60, "too_long": "keep_both"})
+    with (
+        served(create_app(model, ServingConfig(), "cutting")) as url,
+        httpx2.Client(base_url=url, timeout=30) as client,
+    ):
+        yield client
+
+
+def test_a_truncated_text_is_flagged_and_counted(cutting):
+    long = "because " * 60
+    (item,) = cutting.post("/v1/score", json={"items": [{"prompt": "Hi!", "responses": ["No.", long, ""]}]}).json()[
+        "items"
+    ]
+    assert [score["truncated"] for score in item["scores"]] == [False, True, False]
+    with dmoerm.Client(str(cutting.base_url)) as client:
+        assert [score.truncated for score in client.score("Hi!", ["No.", long])] == [False, True]
+    prompt = "<|im_start|>user\nHi!<|im_end|>\n<|im_start|>assistant\n"
+    body = {"query": [f"{prompt}{text}<|im_end|>" for text in ("No.", long)], "prompts": [prompt] * 2}
+    assert cutting.post("/get_reward", json=body).json()["extra_logs"]["truncated"] == [0.0, 1.0]
+    metrics = cutting.get("/metrics").text
+    assert "dmoerm_truncated_responses_total 3.0" in metrics
+    assert "dmoerm_empty_responses_total 1.0" in metrics

@@ -75,9 +75,9 @@ def command(
 ) -> None:
     """Score every response of a file: one output row an input row, in order.
 
-    A row has: id, task (null: the general model scored), route (task → probability), rewards, capabilities, uncertainty
-    (each with one number a response) and temperature; with --best also best and chosen. An output file is written
-    completely or not at all. With --engine ray a folder of such files and their manifest is; started again, it goes on
+    A row has: id, task (null: the general model scored), route (task → probability), rewards, capabilities, uncertainty,
+    truncated (each with one value per response) and temperature; with --best also best and chosen. An empty response
+    has the least reward, −20. An output file is written completely or not at all. With --engine ray a folder of such files and their manifest is; started again, it goes on
     where it was stopped.
     """
     from ..errors import ConfigError

@@ -184,7 +184,8 @@ def scores_table(responses: list[str], scores: list[Score]) -> Table:
         "the best one wins with", *("–" if i == order[0] else f"{best.win_probability(scores[i]):.0%}" for i in order)
     )
     for name in best.capabilities:
-        table.add_row(name, *(f"{scores[i].capabilities[name]:+.2f}" for i in order))
+        values = [scores[i].capabilities.get(name) for i in order]
+        table.add_row(name, *("–" if value is None else f"{value:+.2f}" for value in values))
     if best.uncertainty is not None:
         table.add_row("uncertainty", *(f"{scores[i].uncertainty or 0:.2f}" for i in order))
     return table

@@ -17,6 +17,7 @@ import torch
 from dmoerm.integrations.scoring import as_prompt, score_samples
 from dmoerm.integrations.source import open_scorer, tasks_of
 from dmoerm.rendered import response_text
+from dmoerm.scores import log_columns
 
 
 def reward_func(queries: Sequence[str], prompts: Sequence[str], labels: Any = None, **_: Any) -> dict[str, Any]:
@@ -28,7 +29,7 @@ def reward_func(queries: Sequence[str], prompts: Sequence[str], labels: Any = No
         labels: not looked at.
 
     Returns:
-        `rewards` and `scores`: (n,), the reward. `extra_logs`: name → (n,), see `Scored.columns`.
+        `rewards` and `scores`: (n,), the reward. `extra_logs`: name → (n,), see `dmoerm.scores.log_columns`.
 
     Raises:
         DataError: a query does not hold its prompt.
@@ -36,7 +37,7 @@ def reward_func(queries: Sequence[str], prompts: Sequence[str], labels: Any = No
     """
     scorer = open_scorer()
     texts = [response_text(query, prompt) for query, prompt in zip(queries, prompts, strict=True)]
-    scored = score_samples(scorer, [(None, as_prompt(p), text) for p, text in zip(prompts, texts, strict=True)])
-    rewards = torch.tensor(scored.rewards)
-    logs = {name: torch.tensor(column) for name, column in scored.columns(tasks_of(scorer)).items()}
+    scores = score_samples(scorer, [(None, as_prompt(p), text) for p, text in zip(prompts, texts, strict=True)])
+    rewards = torch.tensor([score.reward for score in scores])
+    logs = {name: torch.tensor(column) for name, column in log_columns(scores, tasks_of(scorer)).items()}
     return {"rewards": rewards, "scores": rewards.clone(), "extra_logs": logs}

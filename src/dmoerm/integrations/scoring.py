@@ -10,21 +10,21 @@ from pydantic import ValidationError
 from dmoerm.errors import DataError
 from dmoerm.rendered import bare, conversation
 from dmoerm.schema import Message, Prompt
-from dmoerm.scores import Score, Scored, Scorer, grouped
+from dmoerm.scores import Score, Scorer, group_by_prompt
 
 
-def score_samples(scorer: Scorer, samples: Iterable[tuple[str | None, Prompt, str]]) -> Scored:
-    """Scores samples of task (None: routed), prompt and response; a prompt is run once for all its responses.
+def score_samples(scorer: Scorer, samples: Iterable[tuple[str | None, Prompt, str]]) -> list[Score]:
+    """Score samples of task (None: routed), prompt and response, in order; a prompt is run once for all its responses.
 
-    Raises `DataError` for a prompt without text, an unknown task, a text longer than the model takes.
+    Raises:
+        DataError: a prompt is empty, a task is unknown, or a text is longer than the model reads.
     """
-    samples = list(samples)
-    groups = grouped(samples)
-    found: dict[int, Score] = {}
+    groups = group_by_prompt(samples)
+    by_index: dict[int, Score] = {}
     scored = scorer.score_queries([query for query, _ in groups]) if groups else ()
-    for (_, places), scores in zip(groups, scored, strict=True):
-        found |= dict(zip(places, scores, strict=True))
-    return Scored([found.get(place) for place in range(len(samples))])
+    for (_, indices), scores in zip(groups, scored, strict=True):
+        by_index |= dict(zip(indices, scores, strict=True))
+    return [by_index[index] for index in range(len(by_index))]
 
 
 def as_prompt(prompt: str | Iterable[Mapping[str, Any]]) -> Prompt:

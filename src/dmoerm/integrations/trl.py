@@ -43,9 +43,9 @@ class RewardFunction:
         Args:
             prompts, completions: texts, or chat messages; a text that a chat template has rendered is read back.
             task: the data set's column of that name, if it has one: each row's task; None in it: routed.
-            log_metric: is told the batch's means: `uncertainty`, `task/TASK` (the share that the task's inner model
-                scored), `TASK/CAPABILITY` (over that task's completions).
-            log_extra: is told each completion's task and uncertainty, for TRL's table of completions.
+            log_metric: is told the batch's means: `truncated`, `uncertainty`, `task/TASK` (the share that the task's
+                inner model scored), `TASK/CAPABILITY` (over that task's completions).
+            log_extra: is told each completion's task, uncertainty and `truncated`, for TRL's table of completions.
 
         Raises:
             DataError: a prompt without text, no chat message, an unknown task, a text longer than the model takes.
@@ -54,18 +54,15 @@ class RewardFunction:
         turns = [as_prompt(prompt) for prompt in prompts]
         asked = [row for row, name in enumerate(told) if name is None or self._takes(name)]
         samples = [(told[row], turns[row], as_response(completions[row])) for row in asked]
-        scored = score_samples(open_scorer(self.source), samples)
-        routed = {turns[row]: score.task for row, score in zip(asked, scored.scores, strict=True) if score}
-        ours = {row for row in asked if self._takes(told[row] or routed.get(turns[row]))}
-        rewards = {row: reward for row, reward in zip(asked, scored.rewards, strict=True) if row in ours}
-        scores = {row: score for row, score in zip(asked, scored.scores, strict=True) if row in ours and score}
+        scored = dict(zip(asked, score_samples(open_scorer(self.source), samples), strict=True))
+        scores = {row: score for row, score in scored.items() if self._takes(told[row] or score.task)}
         if log_metric is not None:
             for metric, values in _metrics(list(scores.values())).items():
                 log_metric(metric, statistics.fmean(values))
         if log_extra is not None:
             for column, values in _columns(scores, len(prompts)).items():
                 log_extra(f"{self.__name__}/{column}", values)
-        return [rewards.get(row) for row in range(len(prompts))]
+        return [scores[row].reward if row in scores else None for row in range(len(prompts))]
 
     def _takes(self, task: str | None) -> bool:
         return self.tasks is None or task in self.tasks
@@ -75,6 +72,7 @@ def _metrics(scores: Sequence[Score]) -> dict[str, list[float]]:
     """Metric → what its mean is taken of."""
     metrics: dict[str, list[float]] = {}
     for score in scores:
+        metrics.setdefault("truncated", []).append(float(score.truncated))
         if score.uncertainty is not None:
             metrics.setdefault("uncertainty", []).append(score.uncertainty)
         for task in score.route:
@@ -90,4 +88,5 @@ def _columns(scores: Mapping[int, Score], rows: int) -> dict[str, list[Any]]:
     return {
         "task": [score and score.task for score in found],
         "uncertainty": [score and score.uncertainty for score in found],
+        "truncated": [score and score.truncated for score in found],
     }

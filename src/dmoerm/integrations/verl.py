@@ -14,6 +14,7 @@ from dmoerm.errors import DataError
 from dmoerm.integrations.scoring import as_prompt, as_response, score_samples
 from dmoerm.integrations.source import open_scorer, tasks_of
 from dmoerm.schema import Prompt
+from dmoerm.scores import log_columns
 
 
 def compute_score(
@@ -47,7 +48,7 @@ def compute_score_batch(
             `custom_reward_function.reward_kwargs`.
 
     Returns:
-        For each response `score`, the reward, and what `Scored.columns` has: the same names for every response.
+        For each response `score`, the reward, and what `dmoerm.scores.log_columns` gives: the same names for all.
 
     Raises:
         DataError: `extra_info` has no prompt.
@@ -57,8 +58,8 @@ def compute_score_batch(
     prompts = [_prompt(info) for info in extra_infos]
     tasks = [(info or {}).get("task") for info in extra_infos]
     samples = zip(tasks, prompts, map(as_response, solution_strs), strict=True)
-    scored = score_samples(scorer, samples)
-    columns = {"score": scored.rewards, **scored.columns(tasks_of(scorer))}
+    scores = score_samples(scorer, samples)
+    columns = {"score": [score.reward for score in scores], **log_columns(scores, tasks_of(scorer))}
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 

@@ -37,10 +37,10 @@ def pieces(encoded: Encoded, budget: int) -> Iterator[tuple[int, Encoded]]:
     first, tokens, most = 0, len(encoded.prompt), max(budget, 2 * len(encoded.prompt))
     for i, response in enumerate(encoded.responses):
         if i > first and tokens + len(response) > most:
-            yield first, Encoded(encoded.prompt, encoded.responses[first:i])
+            yield first, encoded.part(first, i)
             first, tokens = i, len(encoded.prompt)
         tokens += len(response)
-    yield first, Encoded(encoded.prompt, encoded.responses[first:])
+    yield first, encoded.part(first, len(encoded.responses))
 
 
 def _shape(query: Encoded) -> tuple[int, int]:

@@ -21,7 +21,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from ..config import AggregatorConfig, EncodingConfig, HeadConfig, LoRAConfig
 from ..errors import DataError
 from ..schema import Prompt, Query
-from ..scores import Score, as_queries
+from ..scores import MIN_REWARD, Score, as_queries, bound_reward
 from .aggregator import Aggregator
 from .backbone import cut, empty_part
 from .batching import batches, pack_ids, pad, pieces, windows
@@ -33,6 +33,8 @@ from .heads import BranchScorer, Head
 from .inner import Calibration, InnerModel, InnerOutput
 from .layout import Packed
 from .router import Router
+
+_EMPTY: dict[str, Any] = {"reward": MIN_REWARD, "capabilities": {}, "uncertainty": None}  # of an empty response
 
 
 class DMoERM(PreTrainedModel):
@@ -105,7 +107,7 @@ class DMoERM(PreTrainedModel):
             A list of `Score`, one a response; for several prompts a list of such lists, in the caller's order.
 
         Raises:
-            DataError: an empty text, an unknown task, a text longer than the model takes.
+            DataError: an empty prompt, an unknown task, a text longer than the model takes.
         """
         queries, one = as_queries(prompt, responses, task)
         scores = list(self.score_queries(queries, batch_tokens))
@@ -174,7 +176,10 @@ class DMoERM(PreTrainedModel):
         rewards = self.rewards(hidden, chosen)
         scores: list[list[Score]] = [[] for _ in encoded]
         for n, owner in enumerate(ids.layout.owner):
-            scores[owner].append(Score(task=chosen[owner], route=routes[owner], **rewards[n]))
+            index = len(scores[owner])
+            values = rewards[n] | (_EMPTY if index in encoded[owner].empty_at else {})
+            truncated = index in encoded[owner].truncated_at
+            scores[owner].append(Score(task=chosen[owner], route=routes[owner], truncated=truncated, **values))
         return scores
 
     def hidden(self, ids: Packed) -> Packed:
@@ -220,7 +225,7 @@ class DMoERM(PreTrainedModel):
     def _general_answers(self, general: Tensor) -> list[dict[str, Any]]:
         temperature = float(self.general_calibration.temperature)
         return [
-            {"reward": reward, "capabilities": {}, "uncertainty": None, "temperature": temperature}
+            {"reward": bound_reward(reward), "capabilities": {}, "uncertainty": None, "temperature": temperature}
             for reward in self.general_calibration(general).tolist()
         ]
 
@@ -228,7 +233,7 @@ class DMoERM(PreTrainedModel):
         columns = zip(output.reward.tolist(), output.capabilities.tolist(), output.uncertainty.tolist(), strict=True)
         return [
             {
-                "reward": reward,
+                "reward": bound_reward(reward),
                 "capabilities": dict(zip(inner.experts.capabilities, capabilities, strict=True)),
                 "uncertainty": uncertainty if len(inner.experts) else None,
                 "temperature": float(inner.calibration.temperature),
@@ -251,9 +256,10 @@ class DMoERM(PreTrainedModel):
         """
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         rows = [ids[keep.bool()].tolist() for ids, keep in zip(input_ids, mask, strict=True)]
-        hidden = self.hidden(ids := pack_ids([self.encoder.split(row) for row in rows]).to(self.device))
-        tasks = [self.choose(row) for row in self.route(ids, hidden)]
-        rewards = torch.tensor([found["reward"] for found in self.rewards(hidden, tasks)], device=self.device)
+        encoded = [self.encoder.split(row) for row in rows]
+        rewards = torch.tensor(
+            [s.reward for (s,) in self.score_encoded(encoded, [None] * len(rows))], device=self.device
+        )
         return (rewards[:, None],) if return_dict is False else SequenceClassifierOutput(logits=rewards[:, None])
 
     def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]

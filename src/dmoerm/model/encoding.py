@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..config import EncodingConfig
 from ..errors import BackboneError, DataError
-from ..schema import Message, Prompt, Query
+from ..schema import Message, Prompt, Query, is_empty
 
 _PLAIN_NAMES = {"system": "System", "user": "Human", "assistant": "Assistant"}
 _SLOT = "\ue000{}\ue001"  # private-use characters: where a message's text goes in the rendered template
@@ -40,19 +40,36 @@ def on_a_fixed_day(template: str) -> str:
 
 @dataclass(frozen=True)
 class Encoded:
-    """A query's token ids: the prompt's once, and each response's."""
+    """The token ids of a query: the prompt's once, and each response's.
+
+    Attributes:
+        truncated_at: the indices of the responses that were cut, or of all responses where the prompt was.
+        empty_at: the indices of the empty responses; each is only an end-of-turn token, and its score is `MIN_REWARD`.
+    """
 
     prompt: list[int]
     responses: list[list[int]]
+    truncated_at: frozenset[int] = frozenset()
+    empty_at: frozenset[int] = frozenset()
+
+    @property
+    def truncated(self) -> bool:
+        """Whether the prompt or any response was cut."""
+        return bool(self.truncated_at)
 
     @property
     def tokens(self) -> int:
         """Tokens that a forward pass runs over, the prompt counted once."""
         return len(self.prompt) + sum(map(len, self.responses))
 
+    def part(self, first: int, end: int) -> Encoded:
+        """Return the same prompt with responses `first` to `end` − 1."""
+        cut, empty = (frozenset(i - first for i in at if first <= i < end) for at in (self.truncated_at, self.empty_at))
+        return Encoded(self.prompt, self.responses[first:end], cut, empty)
+
     @functools.cached_property
     def key(self) -> str:
-        """Names these token ids wherever something is kept for them."""
+        """A digest of the token ids: the key of cached values."""
         return hashlib.sha256(repr([self.prompt, *self.responses]).encode()).hexdigest()[:32]
 
 
@@ -77,26 +94,29 @@ class Encoder:
         self._opens = bool(self._added) and self._special(opening)[: len(self._added)] == self._added
 
     def encode(self, query: Query) -> Encoded:
-        """Token ids of a query.
+        """Return the token ids of a query.
 
         Raises:
             DataError: a text is longer than `max_length` and `too_long` is `error`.
         """
         with _IN_TURN:
             prompt = self._prompt(query.prompt)
-            responses = [self._text(text) + self._end_of_turn for text in query.responses]
+            responses = [self._response(text) for text in query.responses]
+        empty = frozenset(i for i, text in enumerate(query.responses) if is_empty(text))
         longest = max(map(len, responses))
         if self.config.too_long == "error":
             if len(prompt) + longest <= self.max_length:
-                return Encoded(prompt, responses)
+                return Encoded(prompt, responses, empty_at=empty)
             raise DataError(
                 f"prompt and response are {len(prompt) + longest} tokens long, more than the {self.max_length} allowed",
                 field=f"query {query.id}",
                 hint="raise encoding.max_length, or set encoding.too_long to keep_both, keep_end or keep_beginning",
             )
         # three quarters for the prompt, the rest for each response by itself: a score must not depend on its siblings
-        prompt = self._cut_prompt(prompt, self.max_length * 3 // 4)
-        return Encoded(prompt, [self._cut_response(ids, self.max_length - len(prompt)) for ids in responses])
+        kept = self._cut_prompt(prompt, self.max_length * 3 // 4)
+        room = self.max_length - len(kept)
+        cut = frozenset(i for i, ids in enumerate(responses) if len(kept) < len(prompt) or len(ids) > room)
+        return Encoded(kept, [self._cut_response(ids, room) for ids in responses], cut, empty)
 
     def split(self, ids: Sequence[int]) -> Encoded:
         """Token ids that the tokenizer has made of a whole rendered conversation, as `encode` makes them of its query.
@@ -110,7 +130,7 @@ class Encoder:
         starts = [i + len(marker) for i in range(len(ids) - len(marker)) if ids[i : i + len(marker)] == marker]
         response = ids[starts[-1] :] if starts else []
         ends = [i for i in range(len(response)) if end and response[i : i + len(end)] == end] or [len(response)]
-        rest: Any = self.tokenizer.decode(response[ends[0] :], skip_special_tokens=True)
+        text, rest = (self._decode(part) for part in (response[: ends[0]], response[ends[0] :]))
         if not starts or rest.strip():
             raise DataError(
                 "nothing in the token ids says where the response begins",
@@ -118,7 +138,13 @@ class Encoder:
                 value=ids,
                 hint="encode with the chat template, a response after its prompt, or use DMoERM.score",
             )
+        if is_empty(text):
+            return Encoded(ids[: starts[-1]], [self._response("")], empty_at=frozenset({0}))
         return Encoded(ids[: starts[-1]], [response[: ends[0]] + end])
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        text: Any = self.tokenizer.decode(ids, skip_special_tokens=True)
+        return text
 
     def _put_before(self, text: str) -> list[int]:
         """What the tokenizer by itself puts before any text."""
@@ -144,6 +170,12 @@ class Encoder:
             return body[:room] + marker
         tail = room if self.config.too_long == "keep_end" else room - room // 2
         return body[: room - tail] + body[len(body) - tail :] + marker
+
+    def _response(self, text: str) -> list[int]:
+        """A response's ids; an empty one has at least one, as every response of a pass must."""
+        if not is_empty(text):
+            return self._text(text) + self._end_of_turn
+        return self._end_of_turn or [self.tokenizer.eos_token_id or 0]
 
     def _prompt(self, prompt: Prompt) -> list[int]:
         messages = [Message(role="user", content=prompt)] if isinstance(prompt, str) else list(prompt)

@@ -19,7 +19,7 @@ from statistics import fmean, harmonic_mean
 import torch
 from torch import Tensor
 
-from ..scores import Score
+from ..scores import MIN_REWARD, Score, bound_reward, unbound_reward
 
 UWO_WEIGHT = 0.5
 """λ of UWO for best-of-n (arXiv 2310.02743)."""
@@ -32,13 +32,14 @@ def combined(rewards: Tensor, weight: float = UWO_WEIGHT) -> dict[str, Tensor]:
 
 
 def joined(members: Sequence[Sequence[Score]], how: str) -> list[Score]:
-    """What several models say of one prompt's responses, as one model would say it.
+    """Combine the scores that several models give the responses to one prompt.
 
     `reward` is the combination in the common unit; by `mean`, σ((reward_a − reward_b) / temperature) has the mean of
     the models' log-odds. `task` is the one that most of them scored as (of equally many the first one's);
     `capabilities` are the mean over those models, of the names that all of these have; `route` is the mean over all.
-    `uncertainty` is the models' standard deviation, in the reward's unit; None for a single response, of which it says
-    nothing, and which every combination gives the mean.
+    `uncertainty` is the models' standard deviation, in the reward's unit; None for a single response, where every
+    combination is the mean. A response is `truncated` if it was for any model. Unbounded rewards are combined; an
+    empty response has no part in it and keeps `MIN_REWARD`.
 
     Args:
         members: each model's scores, in the responses' order.
@@ -46,30 +47,45 @@ def joined(members: Sequence[Sequence[Score]], how: str) -> list[Score]:
     """
     firsts = [scores[0] for scores in members]
     temperature = harmonic_mean([first.temperature for first in firsts])
-    rewards, spread = _rewards(members, temperature, how)
     tasks = [first.task for first in firsts]
     task = max(tasks, key=tasks.count)
-    agreeing = [scores for scores in members if scores[0].task == task]
-    names = [name for name in agreeing[0][0].capabilities if all(name in each[0].capabilities for each in agreeing)]
     routed = dict.fromkeys(name for first in firsts for name in first.route)
     route = {name: fmean(first.route.get(name, 0.0) for first in firsts) for name in routed}
-    return [
-        Score(
-            reward=reward,
-            task=task,
-            route=route,
-            capabilities={name: fmean(each[n].capabilities[name] for each in agreeing) for name in names},
-            uncertainty=spread[n] if len(rewards) > 1 else None,
-            temperature=temperature,
+    columns = list(zip(*members, strict=True))
+    with_text = [column for column in columns if not column[0].empty]
+    rewards, spread = _rewards(with_text, temperature, how) if with_text else ([], [])
+    values = iter(zip(rewards, spread, strict=True))
+    scores = []
+    for column in columns:
+        reward, deviation = (MIN_REWARD, None) if column[0].empty else next(values)
+        scores.append(
+            Score(
+                reward=reward,
+                task=task,
+                route=route,
+                capabilities=_capabilities([score for score in column if score.task == task]),
+                uncertainty=deviation if len(with_text) > 1 else None,
+                temperature=temperature,
+                truncated=any(score.truncated for score in column),
+            )
         )
-        for n, reward in enumerate(rewards)
-    ]
+    return scores
 
 
-def _rewards(members: Sequence[Sequence[Score]], temperature: float, how: str) -> tuple[list[float], list[float]]:
-    """The combined rewards and the members' standard deviation, one a response."""
-    rows = [[score.reward * temperature / score.temperature for score in scores] for scores in members]
-    rewards = torch.tensor(rows, dtype=torch.float64)
-    centres = rewards.mean(1, keepdim=True)
-    found = combined(rewards - centres)[how] + centres.mean()
-    return found.tolist(), (rewards - centres).std(0, correction=0).tolist()
+def _capabilities(scores: Sequence[Score]) -> dict[str, float]:
+    """The mean over models of each capability that all of them have."""
+    names = [name for name in scores[0].capabilities if all(name in score.capabilities for score in scores)]
+    return {name: fmean(score.capabilities[name] for score in scores) for name in names}
+
+
+def _rewards(columns: Sequence[Sequence[Score]], temperature: float, how: str) -> tuple[list[float], list[float]]:
+    """Return the combined rewards and the members' standard deviations, one per response.
+
+    Args:
+        columns: for each response the members' scores.
+    """
+    rows = [[unbound_reward(score.reward) * temperature / score.temperature for score in column] for column in columns]
+    rewards = torch.tensor(rows, dtype=torch.float64).T
+    centers = rewards.mean(1, keepdim=True)
+    values = combined(rewards - centers)[how] + centers.mean()
+    return [bound_reward(value) for value in values.tolist()], (rewards - centers).std(0, correction=0).tolist()

@@ -66,7 +66,7 @@ class Meter:
 
     def _point(self, step: int, samples: Sequence[Sample], kl: Divergence) -> Point:
         texts = [one.text for one in samples]
-        proxy = raw_rewards(self.reward, self.prompts, texts, step, self.scale.lowest)
+        proxy = raw_rewards(self.reward, self.prompts, texts, step, self.scale)
         gold = [float(self.gold(p.task, p.prompt, text)) for p, text in zip(self.prompts, texts, strict=True)]
         self._write_samples(step, texts, proxy, gold)
         by_prompt = np.reshape(gold, (-1, self.settings.samples)).mean(axis=1)

@@ -2,8 +2,9 @@
 
 Rewards are normalised by the initial policy's: (r − mean) / std, with the mean over all samples and the standard
 deviation within prompts, because a reward model's differences mean something within a prompt alone. So one `beta`
-means the same for every reward model. A response without text gets the worst reward of its batch; where no response
-has text, the lowest reward met on the initial policy's samples.
+means the same for every reward model. An empty response is below every other: these rewards have no common unit (any
+method may give them), so it gets one standard deviation less than the lowest reward of its batch and of the initial
+policy's samples.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from ..errors import TrainingError, shorten
-from ..schema import Prompt, Query
-from ..scores import grouped
+from ..schema import Prompt, Query, is_empty
+from ..scores import group_by_prompt
 
 Reward = Callable[[Sequence[Query]], list[list[float]]]
 """Queries → for each query one reward a response; higher is better."""
@@ -58,27 +59,36 @@ class Scale(BaseModel):
 
 
 def raw_rewards(
-    reward: Reward, prompts: Sequence[RLPrompt], texts: Sequence[str], step: int, lowest: float | None = None
+    reward: Reward, prompts: Sequence[RLPrompt], texts: Sequence[str], step: int, scale: Scale | None = None
 ) -> list[float]:
-    """One reward a response, in order; `prompts` has each response's prompt.
+    """Return one reward per response, in order; `prompts` has each response's prompt.
 
     Args:
-        step: named in errors.
-        lowest: what a response without text gets where no response has text; None: 0.
+        step: the step that errors name.
+        scale: of the initial policy's samples; None: these are its samples.
 
     Raises:
         TrainingError: a reward is not finite, or there are more or fewer than responses.
     """
-    groups = grouped((prompt.task, prompt.prompt, text) for prompt, text in zip(prompts, texts, strict=True))
+    with_text = [index for index, text in enumerate(texts) if not is_empty(text)]
+    groups = group_by_prompt((prompts[i].task, prompts[i].prompt, texts[i]) for i in with_text)
     rows = reward([query for query, _ in groups]) if groups else []
     found: dict[int, float] = {}
-    for (query, at), values in zip(groups, rows, strict=True):
+    for (query, indices), values in zip(groups, rows, strict=True):
+        at = [with_text[index] for index in indices]
         if len(values) != len(at):
-            raise TrainingError(f"step {step}: {len(values)} rewards for {len(at)} responses; mend the reward function")
+            raise TrainingError(f"step {step}: {len(values)} rewards for {len(at)} responses; fix the reward function")
         found |= dict(zip(at, (float(value) for value in values), strict=True))
         _check(found, at, query, step)
-    worst = min(found.values(), default=0.0 if lowest is None else lowest)
-    return [found.get(place, worst) for place in range(len(texts))]
+    least = _below(list(found.values()), scale)
+    return [found.get(index, least) for index in range(len(texts))]
+
+
+def _below(rewards: Sequence[float], scale: Scale | None) -> float:
+    """The reward of an empty response: one standard deviation below all others."""
+    if scale is not None:
+        return min([*rewards, scale.lowest]) - scale.std
+    return min(rewards) - float(np.std(rewards) or 1.0) if rewards else 0.0
 
 
 def _check(found: dict[int, float], places: Sequence[int], query: Query, step: int) -> None:
@@ -117,5 +127,5 @@ class TRLReward:
     def __call__(self, completions: list[str], place: list[int], trainer_state: Any, **_: Any) -> list[float]:
         """Normalised rewards of the completions."""
         asked, texts = [self.prompts[i] for i in place], [text.strip() for text in completions]
-        raw = raw_rewards(self.reward, asked, texts, trainer_state.global_step + 1, self.scale.lowest)
+        raw = raw_rewards(self.reward, asked, texts, trainer_state.global_step + 1, self.scale)
         return [self.scale.normalise(value) for value in raw]

@@ -68,6 +68,7 @@ def _parquet(path: Path, best: bool) -> Iterator[Write]:
             ("capabilities", pa.map_(pa.string(), numbers)),
             ("uncertainty", numbers),
             ("temperature", pa.float64()),
+            ("truncated", pa.list_(pa.bool_())),
             *([("best", pa.int64()), ("chosen", pa.string())] if best else []),
         ]
     )

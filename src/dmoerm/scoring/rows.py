@@ -1,8 +1,9 @@
-"""From queries to the rows that `score` writes, in a stream, whatever scores them.
+"""The rows that `score` writes, as a stream, for one model or an ensemble.
 
-A row has: id, task (null: the general model scored), route (task → probability), rewards, capabilities, uncertainty
-(each with one number a response) and temperature. What only rewards leaves the others empty. Where the best response is
-asked for, it also has: best (its place) and chosen (its text).
+A row has: id, task (null: the general model scored), route (task → probability), rewards, capabilities, uncertainty,
+truncated (each with one value per response) and temperature. An empty response has the least reward, and null for
+capabilities and uncertainty. Scorers that give only rewards leave the other columns empty. With `best`, a row also has
+best (the index of the best response) and chosen (its text).
 """
 
 from __future__ import annotations
@@ -103,37 +104,20 @@ class ModelRows:
                 yield query
 
 
-class _Method(Protocol):
-    def score_all(self, queries: Sequence[Query]) -> list[list[float]]: ...
-
-
-@dataclass(frozen=True)
-class MethodRows:
-    """Any `dmoerm.experiments.method_suite.Method` as a `RowScorer`: an ensemble, a judge, a classifier, a server."""
-
-    method: _Method
-
-    def rows(self, queries: Iterable[Query], on_bad: OnBad | None = None) -> Iterator[tuple[Query, Row]]:
-        """See `RowScorer`; what the method cannot score is always raised."""
-        for window in windows(queries):
-            for query, rewards in zip(window, self.method.score_all(window), strict=True):
-                yield query, _columns(query, None) | {"rewards": list(rewards)}
-
-
 def _row(query: Query, scores: Sequence[Score]) -> Row:
     first = scores[0]
-    return _columns(query, first.task) | {
+    names = dict.fromkeys(name for score in scores for name in score.capabilities)
+    known = any(score.uncertainty is not None for score in scores)
+    return {
+        "id": query.id,
+        "task": first.task,
         "route": first.route,
         "rewards": [score.reward for score in scores],
-        "capabilities": {name: [score.capabilities[name] for score in scores] for name in first.capabilities},
-        "uncertainty": None if first.uncertainty is None else [score.uncertainty for score in scores],
+        "capabilities": {name: [score.capabilities.get(name) for score in scores] for name in names},
+        "uncertainty": [score.uncertainty for score in scores] if known else None,
         "temperature": first.temperature,
+        "truncated": [score.truncated for score in scores],
     }
-
-
-def _columns(query: Query, task: str | None) -> Row:
-    empty: Row = {"rewards": [], "capabilities": {}, "uncertainty": None, "temperature": None}
-    return {"id": query.id, "task": task, "route": {}, **empty}
 
 
 @dataclass

@@ -35,17 +35,22 @@ class Metrics:
         self.batch_tokens = Histogram("dmoerm_batch_tokens", "Tokens of a pass.", buckets=_TOKENS, registry=one)
         self.batch_seconds = Histogram("dmoerm_batch_seconds", "Seconds of a pass.", buckets=_SECONDS, registry=one)
         self.responses = Counter("dmoerm_responses", "Responses scored.", ["task"], registry=one)
+        self.empty = Counter("dmoerm_empty_responses", "Empty responses scored.", registry=one)
+        self.truncated = Counter("dmoerm_truncated_responses", "Responses scored on part of the text.", registry=one)
         self.reward = Histogram("dmoerm_reward", "Rewards.", ["task"], buckets=_REWARDS, registry=one)
         self.confidence = Histogram(
             "dmoerm_route_confidence", "The likeliest task's probability.", ["task"], buckets=_SHARES, registry=one
         )
 
     def scored(self, scores: Sequence[Score]) -> None:
-        """Counts one query's scores."""
+        """Count one query's scores; the histogram of rewards leaves out empty responses."""
         task = scores[0].task or GENERAL
         self.responses.labels(task).inc(len(scores))
         for score in scores:
-            self.reward.labels(task).observe(score.reward)
+            self.empty.inc(score.empty)
+            self.truncated.inc(score.truncated)
+            if not score.empty:
+                self.reward.labels(task).observe(score.reward)
         self.confidence.labels(task).observe(max(scores[0].route.values(), default=0.0))
 
     def text(self) -> bytes:

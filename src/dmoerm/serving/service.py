@@ -15,7 +15,7 @@ from ..errors import DataError, ServerError
 from ..model import DMoERM
 from ..model.transcript import Transcript
 from ..schema import Message, Prompt, Query
-from ..scores import Score, Scored, grouped
+from ..scores import Score, group_by_prompt
 from .batching import Batcher
 from .metrics import Metrics
 from .settings import ServingConfig
@@ -132,14 +132,14 @@ class Service:
         request.state.tokens, request.state.responses = tokens, responses
         return scores
 
-    async def score_texts(self, request: Request, texts: Sequence[tuple[Prompt, str]]) -> Scored:
-        """A score a prompt and response, in order; prompts that are the same run once. Raises as `score` does."""
-        groups = grouped((None, prompt, response) for prompt, response in texts)
-        found: dict[int, Score] = {}
+    async def score_texts(self, request: Request, texts: Sequence[tuple[Prompt, str]]) -> list[Score]:
+        """Return one score per prompt and response, in order; equal prompts run once. Raises as `score` does."""
+        groups = group_by_prompt((None, prompt, response) for prompt, response in texts)
+        by_index: dict[int, Score] = {}
         scored = await self.score(request, [query for query, _ in groups]) if groups else []
-        for (_, places), scores in zip(groups, scored, strict=True):
-            found |= dict(zip(places, scores, strict=True))
-        return Scored([found.get(place) for place in range(len(texts))])
+        for (_, indices), scores in zip(groups, scored, strict=True):
+            by_index |= dict(zip(indices, scores, strict=True))
+        return [by_index[index] for index in range(len(texts))]
 
 
 def conversation_of(messages: Sequence[Message]) -> tuple[Prompt, str]:

@@ -14,9 +14,16 @@ export function ranked(scores) {
 /** The result in a sentence. */
 export function summary({ scores, win_probabilities: wins }) {
   const [first, second] = ranked(scores).order;
-  if (second === undefined) return `The reward is ${signed(scores[0].reward)}.`;
+  const note = scores.some(({ truncated }) => truncated) ? " Part of the text was too long to be read." : "";
+  if (second === undefined) return `The reward is ${signed(scores[0].reward)}.${note}`;
   const share = wins[first][second];
-  return `${letter(first)} comes first, ${comparison(share)} ${letter(second)} (${percent(share)}).`;
+  return `${letter(first)} comes first, ${compared(scores, first, second, share)} (${percent(share)}).${note}`;
+}
+
+/** “likely better than B”; for a truncated text only how often it wins, as nothing is known of the part that was cut. */
+function compared(scores, first, other, share) {
+  const truncated = scores[first].truncated || scores[other].truncated;
+  return truncated ? `compared with ${letter(other)} by the part that was read` : `${comparison(share)} ${letter(other)}`;
 }
 
 /**
@@ -46,7 +53,8 @@ function ranking(asked, { scores, win_probabilities: wins }, before) {
   const lines = order.map((index) => {
     const { reward, uncertainty } = scores[index];
     const against = wins[order[0]][index];
-    const said = `${letter(order[0])} is ${comparison(against)} ${letter(index)}: ${percent(against)}`;
+    const said = `${letter(order[0])} is ${compared(scores, order[0], index, against)}: ${percent(against)}`;
+    const notice = "Truncated: part of this text was too long to be read.";
     const spread = uncertainty === null ? null : make("span", { class: "plus-minus" }, ` ± ${uncertainty.toFixed(2)}`);
     return make(
       "li",
@@ -57,6 +65,7 @@ function ranking(asked, { scores, win_probabilities: wins }, before) {
       dot(reward, uncertainty ?? 0, end),
       make("span", { class: "reward" }, make("b", {}, signed(reward)), spread),
       index === order[0] ? null : make("span", { class: "wins" }, said),
+      scores[index].truncated ? make("span", { class: "truncated" }, notice) : null,
     );
   });
   const spread = scores[0].uncertainty === null ? "" : " ±: how far the experts disagree.";

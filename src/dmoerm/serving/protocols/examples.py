@@ -37,6 +37,7 @@ SCORE_RESPONSE: Any = {
                     "capabilities": {"empathy": 1.3, "proactivity": 0.4},
                     "uncertainty": 0.45,
                     "temperature": 1.2,
+                    "truncated": False,
                 },
                 {
                     "reward": -0.9,
@@ -45,6 +46,7 @@ SCORE_RESPONSE: Any = {
                     "capabilities": {"empathy": -1.1, "proactivity": -0.7},
                     "uncertainty": 0.2,
                     "temperature": 1.2,
+                    "truncated": False,
                 },
             ],
             "win_probabilities": [[0.5, 0.805], [0.195, 0.5]],

@@ -38,12 +38,16 @@ class ScoreRequest(BaseModel):
 class ScoreOut(BaseModel):
     """What the model says of one response."""
 
-    reward: float = Field(description="Higher is better; about 0 on the mean of the task, standard deviation about 1.")
+    reward: float = Field(
+        description="Higher is better; about 0 on the mean of the task, standard deviation about 1, within (−20, 20). "
+        "−20: the response is empty."
+    )
     task: str | None = Field(description="The task whose experts scored; null: the general model.")
     route: dict[str, float] = Field(description="Task → probability, from the prompt alone.")
     capabilities: dict[str, float] = Field(description="Capability → score, in standard deviations.")
     uncertainty: float | None = Field(description="How far the experts disagree; null for the general model.")
     temperature: float = Field(description="σ((reward_a − reward_b) / temperature): how likely a is better than b.")
+    truncated: bool = Field(description="Whether part of the prompt or the response was too long to be read.")
 
 
 class ItemOut(BaseModel):

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ...errors import DataError
 from ...rendered import response_text
 from ...schema import Prompt
+from ...scores import log_columns
 from ..service import Asked, Service
 from .examples import REWARD_REQUEST
 
@@ -36,9 +37,10 @@ class RewardResponse(BaseModel):
 @router.post("/get_reward")
 async def get_reward(request: Request, body: RewardRequest, service: Asked) -> RewardResponse:
     """Rewards, with capability scores as logs: 0 where another task's experts scored."""
-    found = await service.score_texts(request, _texts(body, service))
-    logs = found.columns(service.batcher.model.config.tasks)
-    return RewardResponse(rewards=found.rewards, scores=found.rewards, extra_logs=logs)
+    scores = await service.score_texts(request, _texts(body, service))
+    rewards = [score.reward for score in scores]
+    logs = log_columns(scores, service.batcher.model.config.tasks)
+    return RewardResponse(rewards=rewards, scores=rewards, extra_logs=logs)
 
 
 def _texts(body: RewardRequest, service: Service) -> list[tuple[Prompt, str]]:

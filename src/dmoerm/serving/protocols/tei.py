@@ -34,7 +34,8 @@ async def predict(request: Request, body: PredictRequest, service: Asked) -> Any
     raw = _raw(body)
     one = isinstance(body.inputs, str) or (len(body.inputs) > 0 and isinstance(body.inputs[0], str))
     asked: Any = [body.inputs] if one else body.inputs
-    rewards = (await service.score_texts(request, [_conversation(text, service) for text in asked])).rewards
+    scores = await service.score_texts(request, [_conversation(text, service) for text in asked])
+    rewards = [score.reward for score in scores]
     if not raw:
         rewards = [sigmoid(reward) for reward in rewards]
     answer = [[{"score": reward, "label": LABEL}] for reward in rewards]

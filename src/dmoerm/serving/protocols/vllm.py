@@ -47,7 +47,8 @@ async def pooling(request: Request, body: ConversationRequest, service: Asked) -
 
 
 async def _rewards(request: Request, body: ConversationRequest, service: Service) -> list[float]:
-    rewards = (await service.score_texts(request, _conversations(body, service))).rewards
+    scores = await service.score_texts(request, _conversations(body, service))
+    rewards = [score.reward for score in scores]
     activate = body.activation if body.use_activation is None else body.use_activation
     return [sigmoid(reward) for reward in rewards] if activate else rewards
 

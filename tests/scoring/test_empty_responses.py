@@ -1,0 +1,110 @@
+"""An empty response is below every other on every path, alone or in a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pyarrow.parquet as parquet
+import pytest
+import torch
+
+from dmoerm.integrations.scoring import score_samples
+from dmoerm.model.ensemble import joined
+from dmoerm.schema import Query
+from dmoerm.scores import MIN_REWARD, Score
+from dmoerm.scoring.output import open_output
+from dmoerm.scoring.rows import ModelRows, written_rows
+
+RESPONSES = ["I am sorry to hear that.", "", "The exam took place.", " \n\t"]
+TALK = [{"role": "user", "content": "Hi!"}]
+
+
+@pytest.fixture
+def model(tiny_model: Callable[..., Any]) -> Any:
+    """A model whose rewards of real responses are far below the usual range, as an outlier's are."""
+    found = tiny_model()
+    for calibration in [found.general_calibration, *(found.inner(task).calibration for task in found.config.tasks)]:
+        calibration.centre.fill_(1e5)
+    return found
+
+
+def check(rewards: list[float]) -> None:
+    """Rewards of `RESPONSES`."""
+    assert rewards[1] == rewards[3] == MIN_REWARD
+    assert min(rewards[0], rewards[2]) > MIN_REWARD
+
+
+def test_in_process_alone_and_in_a_batch(model: Any) -> None:
+    scores = model.score("Hi!", RESPONSES)
+    check([score.reward for score in scores])
+    (alone,) = model.score("Hi!", [""])
+    assert alone.reward == MIN_REWARD
+    assert (alone.task, alone.capabilities, alone.uncertainty) == (scores[0].task, {}, None)
+    assert alone.route == pytest.approx(scores[0].route, abs=1e-6)
+    assert scores[1].capabilities == {}
+    queries = [Query(prompt="Hi!", responses=tuple(RESPONSES)), Query(prompt="So?", responses=("",))]
+    (_, first), (_, second) = model.score_stream(queries)
+    check([score.reward for score in first])
+    assert second[0].reward == MIN_REWARD
+    assert scores[0].win_probability(scores[1]) == 1.0
+
+
+def test_it_changes_no_other_score(model: Any) -> None:
+    scores, without = model.score("Hi!", RESPONSES), model.score("Hi!", [RESPONSES[0], RESPONSES[2]])
+    assert [scores[i].reward for i in (0, 2)] == pytest.approx([score.reward for score in without], abs=1e-4)
+
+
+def test_queries_in_pieces(model: Any) -> None:
+    check([score.reward for score in model.score("Hi!", RESPONSES, batch_tokens=1)])
+
+
+def test_forward_and_pipeline(model: Any) -> None:
+    texts = [
+        model.tokenizer.apply_chat_template([*TALK, {"role": "assistant", "content": text}], tokenize=False)
+        for text in RESPONSES
+    ]
+    inputs = model.tokenizer(texts, return_tensors="pt", padding=True)
+    logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
+    assert logits.dtype == torch.float32
+    check(logits[:, 0].tolist())
+
+
+@pytest.mark.parametrize("how", ["mean", "wco", "uwo"])
+def test_ensembles(model: Any, tiny_model: Callable[..., Any], how: str) -> None:
+    other = tiny_model(base="frozen", router={"threshold": 1.0})
+    scores = joined([each.score("Hi!", RESPONSES) for each in (model, other)], how)
+    check([score.reward for score in scores])
+    assert [score.uncertainty is None for score in scores] == [False, True, False, True]
+    assert all(score.capabilities == {} for score in (scores[1], scores[3]))
+    alone = joined([each.score("Hi!", ["", ""]) for each in (model, other)], how)
+    assert [score.reward for score in alone] == [MIN_REWARD] * 2
+
+
+def test_an_empty_response_has_no_part_in_an_ensembles_offsets() -> None:
+    def member(*rewards: float) -> list[Score]:
+        return [Score(reward, "chat", {}, {}, 0.5, 1.0) for reward in rewards]
+
+    for how in ("mean", "wco", "uwo"):
+        whole = joined([member(1.0, MIN_REWARD, -2.0), member(0.5, MIN_REWARD, 3.0)], how)
+        without = joined([member(1.0, -2.0), member(0.5, 3.0)], how)
+        assert [whole[0], whole[2]] == without
+
+
+def test_files_name_another_response_the_best(model: Any, tiny_model: Callable[..., Any], tmp_path: Any) -> None:
+    queries = [Query(prompt="Hi!", responses=tuple(RESPONSES)), Query(prompt="Hi!", responses=("", " ", "x"))]
+    for scorer in (ModelRows([model]), ModelRows([model, tiny_model()], ensemble="wco")):
+        rows = list(written_rows(scorer, queries, best=True))
+        check(rows[0]["rewards"])
+        assert all(values[1] is None for values in rows[0]["capabilities"].values())
+        assert (rows[0]["best"] in (0, 2), rows[1]["best"]) == (True, 2)
+        with open_output(str(tmp_path / "rows.parquet"), best=True) as write:
+            write(rows)
+        assert parquet.read_table(tmp_path / "rows.parquet").to_pylist(maps_as_pydicts="strict") == rows
+
+
+def test_the_trainers_integrations(model: Any) -> None:
+    scores = score_samples(model, [(None, "Hi!", text) for text in RESPONSES])
+    check([score.reward for score in scores])
+    assert score_samples(model, [(None, "Hi!", "")])[0].reward == MIN_REWARD
+    assert score_samples(model, []) == []

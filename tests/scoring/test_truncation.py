@@ -1,0 +1,69 @@
+"""A text that was cut is flagged wherever its score is shown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pyarrow.parquet as parquet
+import pytest
+
+from dmoerm.model.ensemble import joined
+from dmoerm.schema import Query
+from dmoerm.scores import log_columns
+from dmoerm.scoring.output import open_output
+from dmoerm.scoring.rows import ModelRows, written_rows
+
+LONG = "because " * 60
+
+
+@pytest.fixture
+def model(tiny_model: Callable[..., Any]) -> Any:
+    return tiny_model(encoding={"max_length": 60, "too_long": "keep_both"})
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 8192])
+def test_a_cut_response_is_flagged_alone_and_a_cut_prompt_flags_all(model: Any, batch_tokens: int) -> None:
+    def flags(prompt: str, *responses: str) -> list[bool]:
+        return [score.truncated for score in model.score(prompt, list(responses), batch_tokens=batch_tokens)]
+
+    assert flags("Why?", "No.", LONG, "Yes.") == [False, True, False]
+    assert flags(LONG, "No.", "", "Yes.") == [True, True, True]
+    assert flags("Why?", "No.", "") == [False, False]
+
+
+def test_texts_that_differ_in_what_was_cut_tie_and_say_so(model: Any) -> None:
+    first, second = model.score("Why?", [LONG + "it rains.", LONG + "it snows."])
+    assert first.reward == pytest.approx(second.reward, abs=1e-5)
+    assert first.truncated
+    assert second.truncated
+
+
+def test_encoded_counts_it(model: Any) -> None:
+    encoded = model.encoder.encode(Query(prompt="Why?", responses=("No.", LONG, LONG)))
+    assert encoded.truncated
+    assert encoded.truncated_at == {1, 2}
+    assert encoded.part(1, 2).truncated_at == {0}
+    assert not model.encoder.encode(Query(prompt="Why?", responses=("No.",))).truncated
+
+
+def test_files_and_ensembles_have_the_column(model: Any, tiny_model: Callable[..., Any], tmp_path: Any) -> None:
+    queries = [Query(prompt="Why?", responses=("No.", LONG))]
+    reads_all = tiny_model()
+    assert not any(score.truncated for score in reads_all.score("Why?", ["No.", LONG]))
+    for scorer in (ModelRows([model]), ModelRows([reads_all, model])):
+        (row,) = written_rows(scorer, queries)
+        assert row["truncated"] == [False, True]
+        for name in ("rows.jsonl", "rows.parquet"):
+            with open_output(str(tmp_path / name)) as write:
+                write([row])
+        assert json.loads((tmp_path / "rows.jsonl").read_text())["truncated"] == [False, True]
+        assert parquet.read_table(tmp_path / "rows.parquet").to_pylist()[0]["truncated"] == [False, True]
+    members = [each.score("Why?", ["No.", LONG]) for each in (reads_all, model)]
+    assert [score.truncated for score in joined(members, "mean")] == [False, True]
+
+
+def test_trainers_logs_have_the_column(model: Any) -> None:
+    columns = log_columns(model.score("Why?", ["No.", LONG]), model.config.tasks)
+    assert columns["truncated"] == [0.0, 1.0]
