@@ -63,6 +63,12 @@ def test_an_empty_response_loses_to_any_other():
     assert empty.win_probability(empty) == 0.5
 
 
+def test_rewards_outside_the_range_compare_too():
+    """A server of an older version sends them."""
+    first, second = (Score(reward, None, {}, {}, None, 1.0) for reward in (-24.0, -25.0))
+    assert first.win_probability(second) == pytest.approx(1 / (1 + math.exp(-1)))
+
+
 @given(SAMPLES)
 def test_every_response_is_in_the_one_query_of_its_prompt(samples):
     groups = group_by_prompt(samples)

@@ -37,8 +37,8 @@ def bound_reward(value: float) -> float:
 
 
 def unbound_reward(reward: float) -> float:
-    """Invert `bound_reward`; −inf for `MIN_REWARD`."""
-    if abs(reward) <= _IDENTITY or not math.isfinite(reward):
+    """Invert `bound_reward`; ±inf at the ends of the range, and the value itself outside it (an older server's)."""
+    if abs(reward) <= _IDENTITY or not abs(reward) <= -MIN_REWARD:
         return reward
     share = (abs(reward) - _IDENTITY) / _IDENTITY
     return math.copysign(_IDENTITY + _IDENTITY * share / (1 - share) if share < 1 else math.inf, reward)
