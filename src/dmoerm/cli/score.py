@@ -73,12 +73,12 @@ def command(
     shard_rows: Annotated[int, typer.Option(min=1, help="Ray: most rows of a part.")] = 1000,
     json_file: JsonFile = None,
 ) -> None:
-    """Score every response of a file: one output row an input row, in order.
+    """Score every response in a file: one output row per input row, in order.
 
-    A row has: id, task (null: the general model scored), route (task → probability), rewards, capabilities, uncertainty,
-    truncated (each with one value per response) and temperature; with --best also best and chosen. An empty response
-    has the least reward, −20. An output file is written completely or not at all. With --engine ray a folder of such files and their manifest is; started again, it goes on
-    where it was stopped.
+    A row has: id, task (null: the general model scored), route (task → probability), temperature, and with one value
+    per response rewards, capabilities, uncertainty and truncated; with --best also best and chosen. An empty response
+    has the lowest reward, −20. An output file is written completely or not at all. With --engine ray the output is a
+    folder of such files with a manifest; a run that was stopped continues when it is started again.
     """
     from ..errors import ConfigError
 
