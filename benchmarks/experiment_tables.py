@@ -31,14 +31,14 @@ def _comparison(found: Found) -> list[str]:
 
 
 def _methods(condition: Found, found: Found) -> list[str]:
-    consistency, paired = condition["consistency"], condition["paired"]
-    tasks = [task for task in consistency["dmoerm"] if not task.startswith("mean")]
-    human = ["mean_human"] if "mean_human" in consistency["dmoerm"] else []
+    accuracy, paired = condition["accuracy"], condition["paired"]
+    tasks = [task for task in accuracy["dmoerm"] if not task.startswith("mean")]
+    human = ["mean_human"] if "mean_human" in accuracy["dmoerm"] else []
     heads = ["method", "mean", "dmoerm − method", *(["tasks scored by people", "dmoerm − method"] if human else [])]
     heads += [f"{task} \\*" if task in found["derived_tasks"] else task for task in tasks] + ["ECE", "length"]
     rows = []
-    for method in sorted(consistency, key=lambda m: -consistency[m].get("mean", {"value": 0})["value"]):
-        row, difference = consistency[method], paired.get(f"dmoerm - {method}", {})
+    for method in sorted(accuracy, key=lambda m: -accuracy[m].get("mean", {"value": 0})["value"]):
+        row, difference = accuracy[method], paired.get(f"dmoerm - {method}", {})
         cells = [text for name in ["mean", *human] for text in (_share(row.get(name)), _points(difference.get(name)))]
         cells += [f"{100 * row[task]['value']:.1f}" if task in row else "–" for task in tasks]
         ece, length = condition["calibration"].get(method), condition["length_bias"].get(method)

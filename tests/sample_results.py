@@ -19,13 +19,14 @@ def example(**changes: Any) -> Results:
         "seed": 3,
         "versions": versions(),
         "derived_tasks": [],
+        "overlap": {"known": True, "groups": 0, "prompts": 0, "included": False},
         "router": {
             "accuracy": 0.98,
             "prompts": 50,
             "fallback": 0.02,
             "confusion": {"chitchat": {"chitchat": 24, "objective_qa": 1}, "objective_qa": {"objective_qa": 25}},
         },
-        "consistency": {m: dict.fromkeys(NAMES, ESTIMATE) for m in ("general", "per_task", "dmoerm")},
+        "accuracy": {m: dict.fromkeys(NAMES, ESTIMATE) for m in ("general", "per_task", "dmoerm")},
         "paired": {f"dmoerm - {m}": dict.fromkeys(NAMES, DIFFERENCE) for m in ("general", "per_task")},
         "capabilities": {"chitchat": {"empathy": ESTIMATE, "logic": ESTIMATE}},
         "calibration": {

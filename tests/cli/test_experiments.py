@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from dmoerm.cli import app
 from dmoerm.config import dump_config
+from dmoerm.data.splits import load_splits
 
 
 def invoke(command: str):
@@ -70,8 +71,8 @@ def test_live_judges_are_methods_and_are_asked_once(config: Path, monkeypatch: p
         (folder / "clean" / "seed0" / "cell.json").unlink()
         assert invoke(f"{asked} --base-url {server.url}").exit_code == 0
         assert sum(server.paid.values()) == calls > 0, "what was asked is in the store"
-    consistency = json.loads((folder / "results.json").read_text())["conditions"]["clean"]["consistency"]
-    assert {"judge_zero_shot", "judge_few_shot"} <= set(consistency)
+    accuracy = json.loads((folder / "results.json").read_text())["conditions"]["clean"]["accuracy"]
+    assert {"judge_zero_shot", "judge_few_shot"} <= set(accuracy)
     length = json.loads((folder / "results.json").read_text())["conditions"]["clean"]["length_bias"]
     assert length["judge_zero_shot"]["spearman"] > 0.9, "the fake judge likes the longer one"
 
@@ -105,6 +106,25 @@ def test_benchmark(trained_run, write_rows, tmp_path: Path) -> None:
     assert found["subsets"]["math_prm"] == [float(scores[0].reward > scores[1].reward), 1]
     assert "overall" in result.output
     assert "three chosen" in invoke(f"benchmark rm_bench {place} --data {file}").output
+
+
+def test_a_benchmark_leaves_out_training_prompts(trained_run, write_rows, tmp_path: Path) -> None:
+    trained = load_splits(trained_run.config).train[0].prompt
+    assert isinstance(trained, str)
+    rows = [
+        {"prompt": prompt, "chosen": "Fine.", "rejected": "No.", "subset": "alpacaeval-easy", "id": i}
+        for i, prompt in enumerate(["How are you?", trained])
+    ]
+    command = f"benchmark rewardbench {trained_run.folder} --data {write_rows(rows)} --json {tmp_path / 'found.json'}"
+    result = invoke(command)
+    assert result.exit_code == 0, result.output
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["overlap"][str(trained_run.folder)]["prompts"] == 1
+    assert found["models"][str(trained_run.folder)]["subsets"]["alpacaeval_easy"][1] == 1
+    assert "left out" in result.output
+    assert "included: accuracy on them is too high" in invoke(f"{command} --include-trained").output
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["models"][str(trained_run.folder)]["subsets"]["alpacaeval_easy"][1] == 2
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -43,9 +44,9 @@ def test_train_leaves_model_results_report_and_card(trained: Path) -> None:
     card = (trained / "model" / "README.md").read_text()
     assert "library_name: dmoerm" in card
     said = (trained.parent / "said").read_text()
-    for words in ("Consistency", "objective_qa", "dmoerm - general", "empathy", "router:", "results.json"):
+    for words in ("Accuracy", "objective_qa", "dmoerm - general", "empathy", "router:", "results.json"):
         assert words in said
-    assert f"{100 * results.consistency['dmoerm']['mean'].value:.1f}" in said
+    assert f"{100 * results.accuracy['dmoerm']['mean'].value:.1f}" in said
     assert "\x1b[" not in said, "no colours where there is no terminal"
 
 
@@ -65,7 +66,7 @@ def test_eval_gives_what_train_gave(trained: Path, tmp_path: Path, place: str) -
     result = run("eval", trained / place, "--json", tmp_path / "found.json", "--report", tmp_path / "report")
     assert result.exit_code == 0, result.output
     before, found = read_results(trained / "results.json"), read_results(tmp_path / "found.json")
-    assert found.consistency == before.consistency
+    assert found.accuracy == before.accuracy
     assert found.capabilities == before.capabilities
     assert (found.router, found.time) == (before.router, before.time)
     assert read_results(tmp_path / "report" / "results.json") == found
@@ -76,13 +77,43 @@ def test_eval_on_other_data(trained: Path, tmp_path: Path) -> None:
     groups = tiny_groups(3)
     free = [group.model_copy(update={"task": None}) for group in groups[:2]]
     data = write_groups([*groups, *free], tmp_path / "groups.jsonl")
-    result = run("eval", trained, "--data", data, "--json", tmp_path / "found.json")
+    result = run("eval", trained, "--data", data, "--include-trained", "--json", tmp_path / "found.json")
     assert result.exit_code == 0, result.output
     assert read_results(tmp_path / "found.json").router.prompts == len(groups)
     strange = write_groups([groups[0].model_copy(update={"task": "strange"})], tmp_path / "strange.jsonl")
-    result = run("eval", trained, "--data", strange)
+    result = run("eval", trained, "--data", strange, "--include-trained")
     assert result.exit_code == 1
     assert "the model has no such task (got 'strange'); use one of chitchat, objective_qa" in result.stderr
+
+
+def test_eval_on_training_data_does_not_call_it_held_out(trained: Path, tmp_path: Path) -> None:
+    """The model folder alone is enough to know which prompts were trained on."""
+    data = write_groups(tiny_groups(), tmp_path / "groups.jsonl")
+    alone = tmp_path / "alone"
+    shutil.copytree(trained / "model", alone)
+    before = read_results(trained / "results.json")
+    result = run("eval", alone, "--data", data, "--json", tmp_path / "found.json")
+    assert result.exit_code == 0, result.output
+    found = read_results(tmp_path / "found.json")
+    assert found.overlap.groups > 0
+    assert found.accuracy["dmoerm"]["mean"].prompts == before.accuracy["dmoerm"]["mean"].prompts
+    assert "left out" in result.stdout
+    result = run("eval", alone, "--data", data, "--include-trained")
+    assert f"Accuracy on prompts, {found.overlap.prompts} of which the model was trained on" in result.stdout
+
+
+def test_eval_of_an_old_folder_looks_at_the_runs_data(trained: Path, tmp_path: Path) -> None:
+    data = write_groups(tiny_groups(), tmp_path / "groups.jsonl")
+    old = tmp_path / "old"
+    shutil.copytree(trained / "model", old)
+    for name in ("training_prompts.txt", "SHA256SUMS"):
+        (old / name).unlink()
+    result = run("eval", old, "--data", data, "--json", tmp_path / "found.json")
+    assert result.exit_code == 0, result.output
+    assert read_results(tmp_path / "found.json").overlap.groups > 0
+    (old / "run.yaml").unlink()
+    result = run("eval", old, "--data", data)
+    assert "overlap with the training prompts is unknown" in result.stdout
 
 
 # --- score ---------------------------------------------------------------------------------------------------------

@@ -77,8 +77,8 @@ def counts_of(pairs: Sequence[float], **right: Sequence[float]) -> PairCounts:
 
 def test_every_prompt_alike_leaves_no_doubt() -> None:
     counts = counts_of([4] * 9, dmoerm=[3] * 9, general=[2] * 9)
-    consistency, paired = compare({"chat": counts})
-    estimate, difference = consistency["dmoerm"]["chat"], paired["dmoerm - general"]["chat"]
+    accuracy, paired = compare({"chat": counts})
+    estimate, difference = accuracy["dmoerm"]["chat"], paired["dmoerm - general"]["chat"]
     assert (estimate.low, estimate.value, estimate.high) == pytest.approx((0.75, 0.75, 0.75))
     assert (difference.low, difference.value, difference.high) == pytest.approx((0.25, 0.25, 0.25))
 
@@ -141,9 +141,9 @@ def test_means_over_tasks() -> None:
 
 def test_a_method_that_a_task_lacks_has_no_mean() -> None:
     counts = {"a": counts_of([2], dmoerm=[2], judge=[1]), "b": counts_of([2], dmoerm=[1])}
-    consistency, paired = compare(counts)
-    assert set(consistency["dmoerm"]) == {"a", "b", "mean"}
-    assert set(consistency["judge"]) == set(paired["dmoerm - judge"]) == {"a"}
+    accuracy, paired = compare(counts)
+    assert set(accuracy["dmoerm"]) == {"a", "b", "mean"}
+    assert set(accuracy["judge"]) == set(paired["dmoerm - judge"]) == {"a"}
 
 
 def test_seeds_are_averaged_and_a_prompt_of_several_is_drawn_for_all() -> None:

@@ -18,12 +18,24 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert [file.name for file in path.parent.iterdir()] == ["results.json"]
 
 
-def test_the_layout_of_schema_1() -> None:
+def test_schema_1_is_translated(tmp_path: Path) -> None:
+    old = json.loads(example().to_json())
+    old["consistency"] = old.pop("accuracy")
+    del old["overlap"]
+    (tmp_path / "results.json").write_text(json.dumps(old | {"schema": 1}))
+    found = read_results(tmp_path / "results.json")
+    assert found.accuracy == example().accuracy
+    assert (found.schema_version, found.overlap) == (2, example().overlap)
+    (tmp_path / "results.json").write_text(json.dumps(old | {"schema": 1, "command": "eval"}))
+    assert not read_results(tmp_path / "results.json").overlap.known
+
+
+def test_the_layout_of_schema_2() -> None:
     found = json.loads(example().to_json())
-    assert found["schema"] == 1
-    promised = "command config seed versions router consistency paired capabilities time peak_memory"
+    assert found["schema"] == 2
+    promised = "command config seed versions overlap router accuracy paired capabilities time peak_memory"
     assert set(promised.split()) <= set(found)
-    assert set(found["consistency"]["dmoerm"]["mean"]) == {"value", "low", "high", "pairs", "prompts"}
+    assert set(found["accuracy"]["dmoerm"]["mean"]) == {"value", "low", "high", "pairs", "prompts"}
     assert set(found["paired"]["dmoerm - general"]["chitchat"]) == {"value", "low", "high"}
     assert {"value", "pairs"} <= set(found["capabilities"]["chitchat"]["empathy"])
     assert {"accuracy", "confusion"} <= set(found["router"])
@@ -44,9 +56,9 @@ def broken(change: dict[str, Any]) -> str:
     ("text", "words"),
     [
         ("{", "results.json"),
-        (broken({"schema": 2}), "schema: .*got 2.*reads schema 1"),
+        (broken({"schema": 3}), "schema: .*got 3.*reads schemas 1 and 2"),
         (broken({"seed": "x"}), "seed: .*'x'"),
-        (broken({"consistency": {"dmoerm": {"chitchat": {"value": 7}}}}), "consistency.dmoerm.chitchat.value"),
+        (broken({"accuracy": {"dmoerm": {"chitchat": {"value": 7}}}}), "accuracy.dmoerm.chitchat.value"),
         ("[]", "results.json that"),
     ],
 )

@@ -52,15 +52,15 @@ def test_every_method_is_measured_on_the_same_pairs(found: Comparison) -> None:
     trained = {"general", "per_task", "warm", "gated", "dmoerm"}
     trained |= {f"{name}_{how}" for name in ("ensemble", "bagged") for how in ("mean", "wco", "uwo")}
     for condition in found.conditions.values():
-        assert set(condition.consistency) == trained | set(SOME) | {"shortest"}
-        tasks = condition.consistency["dmoerm"]
-        for method, row in condition.consistency.items():
+        assert set(condition.accuracy) == trained | set(SOME) | {"shortest"}
+        tasks = condition.accuracy["dmoerm"]
+        for method, row in condition.accuracy.items():
             assert all((row[t].pairs, row[t].prompts) == (tasks[t].pairs, tasks[t].prompts) for t in row), method
-        assert set(condition.consistency["shortest"]) == {"chitchat"}
+        assert set(condition.accuracy["shortest"]) == {"chitchat"}
         assert set(condition.calibration) == trained
         assert set(condition.by_seed) == {"0", "1"}
         seeds = [row["general"] for row in condition.by_seed.values()]
-        assert np.mean(seeds) == pytest.approx(condition.consistency["general"]["mean"].value)
+        assert np.mean(seeds) == pytest.approx(condition.accuracy["general"]["mean"].value)
         assert sum(b.pairs for b in condition.calibration["general"].bins) == tasks["mean"].pairs
     assert set(found.methods) == trained | set(SOME) | {"shortest"}
     assert set(found.costs) == trained
@@ -78,8 +78,8 @@ def test_each_run_has_a_storage_of_its_own(config, tmp_path) -> None:
 def test_every_ablation_runs(config) -> None:
     config = changed(config, {"output": f"{config.output}-all"})
     found = quiet_compare(config, seeds=(0,), conditions={"clean": CONDITIONS["clean"]}, ablations=list(ABLATIONS))
-    consistency = found.conditions["clean"].consistency
-    assert set(ABLATIONS) <= set(consistency)
+    accuracy = found.conditions["clean"].accuracy
+    assert set(ABLATIONS) <= set(accuracy)
     assert {name: found.methods[name] for name in ABLATIONS} == {name: one.about for name, one in ABLATIONS.items()}
 
 
@@ -125,7 +125,7 @@ def test_a_cell_is_measured_once(found: Comparison, config, monkeypatch: pytest.
 
 def test_results_are_read_back(found: Comparison) -> None:
     text = found.to_json()
-    assert json.loads(text)["schema"] == 1
+    assert json.loads(text)["schema"] == 2
     assert Comparison.model_validate_json(text) == found
 
 
@@ -144,7 +144,7 @@ def test_trained_branches_are_compared_too(tiny_backbone, tmp_path) -> None:
     found = quiet_compare(config, seeds=(0,), conditions={"clean": (0.0, 0.0)}, members=2)
     assert found.costs["ensemble_mean"].parameters == 2 * found.costs["general"].parameters
     clean = found.conditions["clean"]
-    assert len({json.dumps(clean.consistency[m]["mean"].value) for m in ("general", "bagged_mean", "dmoerm")}) > 1
+    assert len({json.dumps(clean.accuracy[m]["mean"].value) for m in ("general", "bagged_mean", "dmoerm")}) > 1
 
 
 def test_every_method_has_a_word_in_the_report() -> None:

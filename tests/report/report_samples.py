@@ -47,11 +47,11 @@ def _condition(
 ) -> dict[str, Any]:
     columns = [*tasks, "mean", "mean_human"]
     levels = {m: level + (0.03 if m == "dmoerm" else 0) + drawn.normal(0, 0.01) for m in methods}
-    consistency = {m: {c: _estimate(levels[m] + drawn.normal(0, 0.03), 0.02) for c in columns} for m in methods}
+    accuracy = {m: {c: _estimate(levels[m] + drawn.normal(0, 0.03), 0.02) for c in columns} for m in methods}
     return {
         "flip_scores": flips,
         "flip_capabilities": flips / 2,
-        "consistency": consistency,
+        "accuracy": accuracy,
         "paired": {
             f"dmoerm - {m}": {c: _difference(levels["dmoerm"] - levels[m] + drawn.normal(0, 0.005)) for c in columns}
             for m in methods

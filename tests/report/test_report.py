@@ -36,7 +36,7 @@ def test_the_page_is_self_contained_and_says_the_numbers(tmp_path: Path) -> None
 def test_the_page_does_without_what_was_not_measured() -> None:
     one = {m: {"chitchat": ESTIMATE, "mean": ESTIMATE} for m in ("general", "dmoerm")}
     sparse: dict[str, Any] = {
-        "consistency": one,
+        "accuracy": one,
         "paired": {"dmoerm - general": {"chitchat": DIFFERENCE, "mean": DIFFERENCE}},
         "capabilities": {},
         "router": {"accuracy": None, "prompts": 0, "fallback": None, "confusion": {}},
@@ -52,7 +52,7 @@ def test_the_page_does_without_what_was_not_measured() -> None:
 def test_derived_tasks_are_marked(model_dir: Path) -> None:
     changes = {m: dict.fromkeys([*NAMES, "mean_human"], ESTIMATE) for m in ("general", "dmoerm")}
     paired = {"dmoerm - general": dict.fromkeys([*NAMES, "mean_human"], DIFFERENCE)}
-    results = example(derived_tasks=["chitchat"], consistency=changes, paired=paired)
+    results = example(derived_tasks=["chitchat"], accuracy=changes, paired=paired)
     assert "chitchat *" in report_html(results)
     assert "not given by people" in report_html(results)
     write_card(model_dir, results)

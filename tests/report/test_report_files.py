@@ -62,7 +62,7 @@ def lost_of_comparison(found: dict[str, Any], text: str) -> list[float]:
     for cost in found["costs"].values():
         lost += missing(cost, text, "{:z,.1f}", "{:z.2f}")
     for condition in found["conditions"].values():
-        for name in ("consistency", "capabilities", "by_seed"):
+        for name in ("accuracy", "capabilities", "by_seed"):
             lost += missing(condition[name], text, "{:z.1f}", scale=100)
         lost += missing(condition["paired"], text, "{:+z.1f}", scale=100)
         lost += missing(condition["calibration"], text, "{:z.3f}", "{:z.2f}", "{}")
@@ -143,12 +143,12 @@ def test_a_real_comparison(compared: Path) -> None:
 
 
 def test_the_best_mean_comes_first(compared_page: str) -> None:
-    consistency = comparison().conditions["noisy"].consistency
+    accuracy = comparison().conditions["noisy"].accuracy
     (table,) = re.findall(r"<caption>noisy: share of held-out pairs.*?</table>", compared_page, re.DOTALL)
     shown = re.findall(r'<th scope="row"><span[^>]*></span>([^<]+)', table)
     assert set(shown) == set(METHODS)
     for part in (set(TRAINED), set(ABLATIONS)):
-        means = [consistency[method]["mean"].value for method in shown if method in part]
+        means = [accuracy[method]["mean"].value for method in shown if method in part]
         assert means == sorted(means, reverse=True)
 
 
@@ -168,7 +168,7 @@ def test_parts_that_were_not_measured_are_left_out() -> None:
     text = text_of(report_html(Comparison.model_validate(given)))
     for word in ("Capabilities", "Router", "Win probability", "Length", "Cost", "Differences of the mean"):
         assert word not in text
-    assert "Consistency: noisy" in text
+    assert "Accuracy: noisy" in text
 
 
 def test_one_task_without_fits() -> None:

@@ -81,7 +81,7 @@ def assert_close(one: Config, other: Config, tolerance: float = 1e-4) -> None:
 
 def measured(folder: Path) -> dict[str, Any]:
     results = json.loads((folder / "results.json").read_text())
-    return {name: results[name] for name in ("consistency", "paired", "capabilities", "router", "calibration")}
+    return {name: results[name] for name in ("accuracy", "paired", "capabilities", "router", "calibration")}
 
 
 def trained(config: Config, folder: Path, *options: str, how: str = "ddp_cpu", command: str = COMMAND) -> Config:

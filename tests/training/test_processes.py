@@ -80,7 +80,7 @@ def test_two_processes_evaluate_as_one(trained_run: Run, tmp_path: Path) -> None
     script.write_text(COMMAND)
     done = launch(str(script), "eval", str(trained_run.folder), "--report", str(tmp_path / "two"))
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("Consistency on held-out prompts") == 1
+    assert done.stdout.count("Accuracy on held-out prompts") == 1
     test = load_splits(trained_run.config).test
     write_results(tmp_path / "one" / "results.json", evaluate(trained_run.model, test, trained_run.config))
     assert approximately(measured(tmp_path / "two"), measured(tmp_path / "one"))

@@ -6,15 +6,12 @@ import json
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from .models import quieten
 from .options import JsonFile
-
-if TYPE_CHECKING:
-    from ..experiments.public_benchmarks import BenchmarkResult
 
 
 class Name(StrEnum):
@@ -35,28 +32,28 @@ def command(
     ],
     data: Annotated[list[str], typer.Option(metavar="DATA", help="A file of its rows, or a `load_dataset` name.")],
     split: Annotated[str, typer.Option(help="Of a `load_dataset` name: `filtered` for RewardBench 1.")] = "train",
+    include_trained: Annotated[
+        bool, typer.Option("--include-trained", help="Keep prompts that one of the models was trained on.")
+    ] = False,
     json_file: JsonFile = None,
 ) -> None:
     """Score a public benchmark: its subsets, its sections, and the one figure that is compared."""
     from ..data.readers import read_groups
-    from ..experiments import public_benchmarks
     from ..experiments.external import method_of
+    from ..experiments.public_benchmarks import run_benchmark
     from ..io.paths import model_folder, write_file
     from .tables import benchmark_table, screen
 
     quieten()
     groups = [group for file in data for group in read_groups(file, split=split).groups]
-    ways = {
-        Name.REWARDBENCH: public_benchmarks.rewardbench,
-        Name.REWARDBENCH2: public_benchmarks.rewardbench2,
-        Name.RM_BENCH: public_benchmarks.rm_bench,
-    }
-    found: dict[str, BenchmarkResult] = {}
-    for place in model:
-        rewards = method_of(model_folder(place)).score_all(groups)
-        found[place] = ways[name](list(zip(groups, rewards, strict=True)))
-    screen().print(benchmark_table(found))
+    models = {path: method_of(model_folder(path)) for path in model}
+    run = run_benchmark(name.value, models, groups, include_trained)
+    console = screen()
+    console.print(benchmark_table(run.results))
+    for remark in run.remarks:
+        console.print(remark, soft_wrap=True)
     if json_file is not None:
-        result = {"schema": 1, "kind": "benchmark", "benchmark": name.value, "data": data}
-        result["models"] = {place: asdict(one) for place, one in found.items()}
-        write_file(Path(json_file), json.dumps(result, indent=2) + "\n")
+        document = {"schema": 2, "kind": "benchmark", "benchmark": name.value, "data": data}
+        document["models"] = {path: asdict(result) for path, result in run.results.items()}
+        document["overlap"] = {path: overlap.model_dump() for path, overlap in run.overlap.items()}
+        write_file(Path(json_file), json.dumps(document, indent=2) + "\n")

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ..config import Config
     from ..evaluation import Results
     from ..model import DMoERM
+    from ..model.training_prompts import TrainingPrompts
     from ..schema import Group
 
 
@@ -25,6 +26,9 @@ def command(
         list[str] | None, typer.Option(help="Evaluate on these groups; else on the run's own held-out prompts.")
     ] = None,
     format: Annotated[str, typer.Option(help="The rows' format; auto tells it from the first row.")] = "auto",
+    include_trained: Annotated[
+        bool, typer.Option("--include-trained", help="With --data: also measure prompts that the model was trained on.")
+    ] = False,
     overrides: Overrides = None,
     json_file: JsonFile = None,
     report: Annotated[Path | None, typer.Option(metavar="DIR", help="Write results.json and report.html here.")] = None,
@@ -38,9 +42,20 @@ def command(
     rm = _load(model)
     config = _config(Path(model), overrides or ())
     groups = _read(data, format) if data else _held_out(config, model)
+    if rm.training_prompts is None and config is not None:
+        rm.training_prompts = _training_prompts(config)
     cache = open_cache(config, rm) if config and not data else None
     steps = _steps(Path(model))
-    results = evaluate(rm, groups, config, command="eval", steps=steps, batch_tokens=batch_tokens, cache=cache)
+    results = evaluate(
+        rm,
+        groups,
+        config,
+        command="eval",
+        steps=steps,
+        batch_tokens=batch_tokens,
+        cache=cache,
+        include_trained=include_trained,
+    )
     if is_main():
         _tell(results, json_file, report)
 
@@ -81,6 +96,18 @@ def _config(path: Path, overrides: Sequence[str]) -> Config | None:
         )
     places = (path / "config.yaml", Path(model_folder(str(path))) / "run.yaml")
     return next((load_config(place, overrides) for place in places if place.is_file()), None)
+
+
+def _training_prompts(config: Config) -> TrainingPrompts | None:
+    """The training prompts of a checkpoint that does not list them, from its run's data; None if the data is gone."""
+    from ..data.splits import load_splits
+    from ..errors import DmoermError
+    from ..model.training_prompts import TrainingPrompts
+
+    try:
+        return TrainingPrompts.of(group.prompt for group in load_splits(config).train)
+    except (DmoermError, OSError):
+        return None
 
 
 def _steps(path: Path) -> dict[str, Any]:

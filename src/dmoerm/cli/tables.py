@@ -29,8 +29,8 @@ def screen() -> Console:
 
 
 def print_results(console: Console, results: Results) -> None:
-    """Consistency, capabilities and router as tables, and what else was measured in a few lines."""
-    console.print(_consistency(results))
+    """Accuracy, capabilities and router as tables, and what else was measured in a few lines."""
+    console.print(_accuracy(results))
     for remark in results.remarks:
         console.print(remark, soft_wrap=True)
     if results.capabilities:
@@ -44,7 +44,7 @@ def print_results(console: Console, results: Results) -> None:
 def print_comparison(console: Console, found: Comparison) -> None:
     """Each condition's methods, best mean first, with what dmoerm is above each; and what each takes."""
     for name, condition in found.conditions.items():
-        console.print(_methods(f"{name}: consistency on held-out prompts, %", condition, found))
+        console.print(_methods(f"{name}: accuracy on held-out prompts, %", condition, found))
     if found.derived_tasks:
         console.print("* Scores computed from capability grades, not given by people.", soft_wrap=True)
     table = Table("method", "what it is", title="What each takes", title_justify="left")
@@ -58,13 +58,11 @@ def print_comparison(console: Console, found: Comparison) -> None:
 
 
 def _methods(title: str, condition: Condition, found: Comparison) -> Table:
-    tasks = [name for name in condition.consistency["dmoerm"] if not name.startswith("mean")]
+    tasks = [name for name in condition.accuracy["dmoerm"] if not name.startswith("mean")]
     table = Table("method", title=title, title_justify="left")
     for name in ("mean", "dmoerm − method", "ECE", *(f"{t} *" if t in found.derived_tasks else t for t in tasks)):
         table.add_column(name, justify="right")
-    best_first = sorted(
-        condition.consistency.items(), key=lambda item: -item[1]["mean"].value if "mean" in item[1] else 0
-    )
+    best_first = sorted(condition.accuracy.items(), key=lambda item: -item[1]["mean"].value if "mean" in item[1] else 0)
     for method, row in best_first:
         paired = condition.paired.get(f"dmoerm - {method}", {})
         calibration = condition.calibration.get(method)
@@ -114,18 +112,18 @@ def benchmark_table(found: Mapping[str, BenchmarkResult]) -> Table:
     return table
 
 
-def _consistency(results: Results) -> Table:
+def _accuracy(results: Results) -> Table:
     table = Table(
-        title="Consistency on held-out prompts, % (95 % intervals over prompts)",
+        title=f"Accuracy on {results.overlap.description}, % (95 % intervals over prompts)",
         title_justify="left",
         caption_justify="left",
     )
-    for name in ("task", "pairs", *results.consistency, *results.paired):
+    for name in ("task", "pairs", *results.accuracy, *results.paired):
         table.add_column(name, justify="left" if name == "task" else "right")
-    for name, first in next(iter(results.consistency.values())).items():
+    for name, first in next(iter(results.accuracy.values())).items():
         if name == "mean":
             table.add_section()
-        cells = [row[name].percent for row in results.consistency.values()]
+        cells = [row[name].percent for row in results.accuracy.values()]
         cells += [row[name].percent for row in results.paired.values()]
         label = f"{name} *" if name in results.derived_tasks else name
         table.add_row(label, str(first.pairs), *cells)

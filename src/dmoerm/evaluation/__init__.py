@@ -1,4 +1,4 @@
-"""Evaluation: consistency with people and its intervals, what the router and the experts know."""
+"""Evaluation: accuracy with people and its intervals, what the router and the experts know."""
 
 from .measure import evaluate
 from .results import Results, read_results, write_results

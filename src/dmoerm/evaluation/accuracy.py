@@ -1,4 +1,4 @@
-"""Consistency: the share of human-ordered pairs that a model orders the same way, with intervals over prompts.
+"""Accuracy: the share of human-ordered pairs that a model orders the same way, with intervals over prompts.
 
 Pairs on one prompt are not independent, so the bootstrap resamples *prompts*, within each task; all methods are
 computed on the same resamples, which makes their differences paired. Runs of several seeds are averaged; a prompt that
@@ -107,7 +107,7 @@ def by_task(scored: Sequence[ScoredGroup]) -> dict[str, list[ScoredGroup]]:
 def compare(
     counts: Mapping[str, PairCounts], derived: Sequence[str] = (), seed: int = 0, resamples: int = RESAMPLES
 ) -> tuple[dict[str, dict[str, Estimate]], dict[str, dict[str, Difference]]]:
-    """Every method's consistency, and by how much `dmoerm` is above each other method.
+    """Every method's accuracy, and by how much `dmoerm` is above each other method.
 
     Args:
         counts: task → its counts, at least one task. A method that some task lacks has no mean.
@@ -158,7 +158,7 @@ def capability_accuracy(
 
 
 def resample(counts: PairCounts, seed: int | Sequence[int], resamples: int = RESAMPLES) -> dict[str, np.ndarray]:
-    """Method → its consistency (B,) on B samples of the P prompts, drawn with replacement; the mean over seeds."""
+    """Method → its accuracy (B,) on B samples of the P prompts, drawn with replacement; the mean over seeds."""
     rng, (seeds, prompts) = np.random.default_rng(seed), counts.pairs.shape
     columns = np.concatenate([counts.pairs, *counts.right.values()]).T  # (P, S + M S)
     block = max(1, _BLOCK // prompts)
@@ -177,13 +177,13 @@ def _task_seed(task: str, seed: int) -> list[int]:
 
 
 class _Shares(NamedTuple):
-    """One task's counts, and method → its consistency on each of the resamples (B,)."""
+    """One task's counts, and method → its accuracy on each of the resamples (B,)."""
 
     counts: PairCounts
     drawn: Mapping[str, np.ndarray]
 
     def value(self, method: str) -> float:
-        """The method's consistency on the data itself."""
+        """The method's accuracy on the data itself."""
         return float((self.counts.right[method].sum(1) / self.counts.pairs.sum(1)).mean())
 
 

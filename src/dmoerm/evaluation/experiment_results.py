@@ -12,12 +12,12 @@ class Condition(Part):
 
     flip_scores: float
     flip_capabilities: float
-    consistency: dict[str, dict[str, Estimate]]
+    accuracy: dict[str, dict[str, Estimate]]
     """Method → task (and `mean`) → share of the ordered pairs put in the same order, the mean over seeds."""
     paired: dict[str, dict[str, Difference]]
     """`dmoerm - method` → task → how much higher dmoerm's is, on the same pairs."""
     by_seed: dict[str, dict[str, float]]
-    """Seed → method → mean consistency over tasks."""
+    """Seed → method → mean accuracy over tasks."""
     capabilities: dict[str, dict[str, Estimate]]
     """Task → capability → accuracy of dmoerm's expert."""
     router: RouterResult

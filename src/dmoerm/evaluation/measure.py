@@ -11,10 +11,12 @@ from .. import testbed
 from ..config import Config
 from ..errors import DataError
 from ..model import DMoERM
+from ..model.training_prompts import TrainingPrompts
 from ..schema import Group
 from ..training.cache import ActivationCache
 from .accuracy import RESAMPLES, capability_accuracy, compare, overall_counts
 from .diagnostics import calibration_result, length_bias, router_result
+from .overlap import split_overlap
 from .results import Results, peak_memory, phase_seconds, versions
 from .scored_groups import score_groups
 
@@ -30,6 +32,8 @@ def evaluate(
     resamples: int = RESAMPLES,
     console: Console | None = None,
     cache: ActivationCache | None = None,
+    training_prompts: TrainingPrompts | None = None,
+    include_trained: bool = False,
 ) -> Results:
     """Measures the model and the single models that it holds on groups that training did not see.
 
@@ -40,10 +44,13 @@ def evaluate(
         batch_tokens: as in `DMoERM.score`.
         console: where progress is shown; None: on the standard error stream.
         cache: keeps the trunk's activations; see `score_groups`.
+        training_prompts: the prompts that the model was trained on; None: those that its checkpoint lists.
+        include_trained: measure on groups with such a prompt, too.
 
     Raises:
         DataError: no pair that people ordered, an unknown task, a text longer than the model takes.
     """
+    groups, overlap = split_overlap(groups, training_prompts or model.training_prompts, include_trained)
     if not any(group.pairs() for group in groups):
         raise DataError(
             "there is no pair of responses that people ordered",
@@ -54,7 +61,7 @@ def evaluate(
     scored = score_groups(model, groups, batch_tokens, console, cache)
     seed = config.seed if config else 0
     derived = sorted({s.task for s in scored if s.group.scores_derived})
-    consistency, paired = compare(overall_counts(scored), derived, seed, resamples)
+    accuracy, paired = compare(overall_counts(scored), derived, seed, resamples)
     return Results(
         command=command,
         config=config.model_dump(mode="json") if config else {},
@@ -62,8 +69,9 @@ def evaluate(
         versions=versions(),
         derived_tasks=tuple(derived),
         gold_tasks=tuple(sorted({s.task for s in scored if s.group.source == testbed.SOURCE})),
+        overlap=overlap,
         router=router_result(scored),
-        consistency=consistency,
+        accuracy=accuracy,
         paired=paired,
         capabilities=capability_accuracy(scored, seed, resamples),
         calibration=calibration_result(scored),

@@ -1,8 +1,9 @@
-"""results.json: the one machine-readable result of a run or an evaluation, schema 1, and how it is written and read."""
+"""results.json: the machine-readable result of a run or an evaluation (schema 2), written and read."""
 
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import platform
 import sys
 from collections.abc import Mapping
@@ -61,6 +62,41 @@ class Difference(Part):
         return f"{100 * self.value:+.1f} ({100 * self.low:+.1f} to {100 * self.high:+.1f})"
 
 
+class Overlap(Part):
+    """Evaluation data whose prompts the model was trained on."""
+
+    known: bool
+    """False: neither the checkpoint nor its run's data says which prompts the model was trained on."""
+    groups: int
+    """Groups of the data with such a prompt."""
+    prompts: int
+    """Their distinct prompts."""
+    included: bool
+    """Whether those groups are among the measured ones."""
+
+    @property
+    def description(self) -> str:
+        """Name the prompts that were measured, for a title."""
+        if not self.known:
+            return "prompts whose overlap with the training prompts is unknown"
+        if self.included and self.groups:
+            return f"prompts, {self.prompts} of which the model was trained on"
+        return "held-out prompts"
+
+    @property
+    def remark(self) -> str | None:
+        """Say what a reader must know about the overlap."""
+        if not self.known:
+            return (
+                "It is not known which prompts the model was trained on; accuracy on trained prompts is too high. "
+                "Models trained with this version carry a list of them."
+            )
+        if not self.groups:
+            return None
+        state = "included: accuracy on them is too high" if self.included else "left out"
+        return f"The model was trained on {self.prompts} of the prompts ({self.groups} groups); they are {state}."
+
+
 class RouterResult(Part):
     """How often the likeliest task of a prompt is its own."""
 
@@ -116,7 +152,7 @@ class Cost(Part):
 class Document(Part):
     """A results file: its schema's version first."""
 
-    schema_version: Literal[1] = Field(default=1, alias="schema")
+    schema_version: Literal[2] = Field(default=2, alias="schema")
 
     model_config = ConfigDict(
         frozen=True, extra="ignore", use_attribute_docstrings=True, validate_by_name=True, validate_by_alias=True
@@ -128,7 +164,7 @@ class Document(Part):
 
 
 class Results(Document):
-    """What `train`, `eval` and `demo` measure. `consistency` and `paired` hold each task, and `mean`."""
+    """What `train`, `eval` and `demo` measure. `accuracy` and `paired` hold each task, and `mean`."""
 
     command: str
     config: dict[str, Any]
@@ -139,11 +175,13 @@ class Results(Document):
     """Tasks whose overall scores were computed from capability grades: no person gave them."""
     gold_tasks: tuple[str, ...] = ()
     """Tasks of the testbed, which are compared with its gold reward instead of with people."""
+    overlap: Overlap
+    """Measured prompts that the model was trained on."""
     router: RouterResult
-    consistency: dict[str, dict[str, Estimate]]
+    accuracy: dict[str, dict[str, Estimate]]
     """Method → task → share of human-ordered pairs that the method orders the same way."""
     paired: dict[str, dict[str, Difference]]
-    """`a - b` → task → how much higher a's consistency is."""
+    """`a - b` → task → how much higher a's accuracy is."""
     capabilities: dict[str, dict[str, Estimate]]
     """Task → capability → share of the capability's ordered pairs that its expert orders the same way."""
     calibration: CalibrationResult
@@ -159,12 +197,12 @@ class Results(Document):
     @property
     def tasks(self) -> list[str]:
         """The tasks that were measured."""
-        return [task for task in next(iter(self.consistency.values()), {}) if task not in SUMMARIES]
+        return [task for task in next(iter(self.accuracy.values()), {}) if task not in SUMMARIES]
 
     @property
     def remarks(self) -> list[str]:
-        """What a reader of the consistency table must know about its tasks."""
-        found = []
+        """What a reader of the accuracy table must know about its tasks."""
+        found = [self.overlap.remark] if self.overlap.remark else []
         if self.derived_tasks:
             found.append("* Scores computed from capability grades, not given by people; mean_human leaves them out.")
         if self.gold_tasks:
@@ -195,14 +233,39 @@ def read_part(path: str | Path, model: type[P], hint: str) -> P:
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot be read: {error}", file=path, hint=hint) from None
     try:
-        return model.model_validate_json(text)
+        return model.model_validate(upgrade(json.loads(text)))
+    except json.JSONDecodeError as error:
+        raise DataError(f"is not valid JSON: {error}", file=path, hint=hint) from None
     except ValidationError as error:
         detail = error.errors()[0]
     field = ".".join(str(part) for part in detail["loc"])
     if field == "schema":
-        hint = "this version reads schema 1; install the version of dmoerm that wrote the file"
-    value = None if detail["type"] in {"missing", "json_invalid"} else detail["input"]
+        hint = "this version reads schemas 1 and 2; install the version of dmoerm that wrote the file"
+    value = None if detail["type"] == "missing" else detail["input"]
     raise DataError(detail["msg"], file=path, field=field or None, value=value, hint=hint)
+
+
+def upgrade(document: Any) -> Any:
+    """Translate a results document of schema 1 into schema 2; others are returned as they are.
+
+    Schema 1 called accuracy `consistency`, and did not say whether the model was trained on the measured prompts: it
+    was not in `train`, which measures its own held-out prompts; of other commands it is unknown.
+    """
+    if not isinstance(document, dict) or document.get("schema") != 1:
+        return document
+    upgraded = _renamed(document)
+    if isinstance(conditions := document.get("conditions"), dict):
+        upgraded["conditions"] = {name: _renamed(condition) for name, condition in conditions.items()}
+    if "router" in document and "kind" not in document:
+        known = document.get("command") in ("train", "demo")
+        upgraded["overlap"] = {"known": known, "groups": 0, "prompts": 0, "included": not known}
+    return upgraded | {"schema": 2}
+
+
+def _renamed(fields: Any) -> Any:
+    if not isinstance(fields, dict):
+        return fields
+    return {"accuracy" if name == "consistency" else name: value for name, value in fields.items()}
 
 
 def versions() -> dict[str, str]:

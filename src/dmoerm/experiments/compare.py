@@ -1,6 +1,6 @@
 """Every method on the same held-out prompts: what `dmoerm compare` measures, and its results.json.
 
-cells (`cells.py`) → `Comparison`: consistency with intervals over prompts, calibration, length bias, costs
+cells (`cells.py`) → `Comparison`: accuracy with intervals over prompts, calibration, length bias, costs
 """
 
 from __future__ import annotations
@@ -98,12 +98,12 @@ def _about(cell: Cell, outside: Mapping[str, Outside]) -> dict[str, str]:
 def _condition(flips: tuple[float, float], seeds: Sequence[int], cells: Sequence[Cell]) -> Condition:
     tasks = list(dict.fromkeys(task for cell in cells for task in cell.overall))
     counts = {task: join([c.overall[task].counts() for c in cells if task in c.overall]) for task in tasks}
-    consistency, paired = compare(counts, _union(cell.derived for cell in cells))
+    accuracy, paired = compare(counts, _union(cell.derived for cell in cells))
     alone = [compare({t: c.counts() for t, c in cell.overall.items()}, resamples=1)[0] for cell in cells]
     return Condition(
         flip_scores=flips[0],
         flip_capabilities=flips[1],
-        consistency=consistency,
+        accuracy=accuracy,
         paired=paired,
         by_seed={
             str(seed): {method: row["mean"].value for method, row in found.items() if "mean" in row}

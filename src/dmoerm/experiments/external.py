@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from ..client import Client
 from ..errors import BackboneError, DataError, ServerError, shorten
 from ..model import DMoERM, DMoERMConfig
+from ..model.training_prompts import TrainingPrompts
 from ..schema import Message, Query
 
 _BATCH_TOKENS = 8192
@@ -43,6 +44,11 @@ class OtherDMoERM:
 
     def __init__(self, path: str) -> None:
         self.model = DMoERM.from_pretrained(path)
+
+    @property
+    def training_prompts(self) -> TrainingPrompts | None:
+        """The prompts that it was trained on; None if its checkpoint does not list them."""
+        return self.model.training_prompts
 
     def score_all(self, queries: Sequence[Query]) -> list[list[float]]:
         """See `Method`; the router decides."""

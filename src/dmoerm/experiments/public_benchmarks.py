@@ -9,17 +9,22 @@ Counts and weights are those of the benchmarks' published scoring code.
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
 import numpy as np
 
 from ..errors import DataError
+from ..evaluation.overlap import split_overlap
+from ..evaluation.results import Overlap
 from ..schema import Group
+from .method_suite import Method as Scorer
 
 Scored = Sequence[tuple[Group, Sequence[float]]]
 """Groups, each with its responses' rewards."""
@@ -75,6 +80,49 @@ class BenchmarkResult:
     subsets: dict[str, tuple[float, int]]
     sections: dict[str, float]
     overall: float
+
+
+@dataclass(frozen=True)
+class BenchmarkRun:
+    """Several models on one benchmark.
+
+    Attributes:
+        results: model → its scores, all on the same groups.
+        overlap: model → the groups whose prompts it was trained on; those are left out for all models, or included.
+    """
+
+    results: dict[str, BenchmarkResult]
+    overlap: dict[str, Overlap]
+
+    @property
+    def remarks(self) -> list[str]:
+        """What a reader must know about each model's training prompts."""
+        return [f"{model}: {overlap.remark}" for model, overlap in self.overlap.items() if overlap.remark]
+
+
+def run_benchmark(
+    name: str, models: Mapping[str, Scorer], groups: Sequence[Group], include_trained: bool = False
+) -> BenchmarkRun:
+    """Score models on a benchmark's groups.
+
+    Args:
+        name: of `BENCHMARKS`.
+        models: name → what scores the groups. Its attribute `training_prompts`, if it has one, is compared with them.
+        include_trained: keep the groups whose prompts one of the models was trained on.
+
+    Raises:
+        DataError: the groups are not the benchmark's, or none is left.
+    """
+    known = {model: getattr(scorer, "training_prompts", None) for model, scorer in models.items()}
+    overlap = {model: split_overlap(groups, prompts, include_trained)[1] for model, prompts in known.items()}
+    listed = [prompts for prompts in known.values() if prompts is not None]
+    if listed:
+        groups, _ = split_overlap(groups, functools.reduce(operator.or_, listed), include_trained)
+    results = {
+        model: BENCHMARKS[name](list(zip(groups, scorer.score_all(groups), strict=True)))
+        for model, scorer in models.items()
+    }
+    return BenchmarkRun(results, overlap)
 
 
 def rewardbench(scored: Scored) -> BenchmarkResult:
@@ -160,6 +208,14 @@ def rm_bench(scored: Scored) -> BenchmarkResult:
         for domain, mean in means.items()
     }
     return BenchmarkResult("RM-Bench", subsets, sections, fmean(score for score, _ in subsets.values()))
+
+
+BENCHMARKS: dict[str, Callable[[Scored], BenchmarkResult]] = {
+    "rewardbench": rewardbench,
+    "rewardbench2": rewardbench2,
+    "rm_bench": rm_bench,
+}
+"""Name → its arithmetic."""
 
 
 def _by_subset(scored: Scored, right: Callable[[Group, Sequence[float]], float]) -> dict[str, tuple[float, int]]:

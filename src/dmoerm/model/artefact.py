@@ -2,6 +2,7 @@
 
 config.json  README.md  run.yaml  tokenizer files
 SHA256SUMS                                   of all files but README.md and run.yaml
+training_prompts.txt                         digests of the prompts of the training part (see training_prompts.py)
 model.safetensors                            router, heads, aggregators, calibration
 trunk.safetensors                            the shared layers (none with branch_layer 0)
 router/language_model.safetensors            where the router has its own
@@ -32,6 +33,7 @@ from .experts import Experts, lora_layers
 from .hub import download
 from .integrity import TEXTS, check_files, read_tensors, sums_checked, write_sums
 from .stored import read_config
+from .training_prompts import TrainingPrompts
 
 if TYPE_CHECKING:
     from .dmoerm import DMoERM
@@ -66,6 +68,8 @@ def _write(model: DMoERM, folder: Path) -> None:
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
     model.tokenizer.save_pretrained(folder)
+    if model.training_prompts is not None:
+        model.training_prompts.write(folder)
     _save_tensors(small_state(model), folder / "model.safetensors")
     for path, part in _parts(model):
         _save_tensors(part.state_dict(), folder / path)
@@ -117,6 +121,7 @@ def _read(folder: Path, dtype: torch.dtype | str | None) -> DMoERM:
         tokenizer = load_tokenizer(folder, trust_remote_code=False)
     except Exception as error:  # tokenizers raises bare exceptions of its own
         raise ArtefactError(f"{folder}: the tokenizer cannot be read: {str(error).splitlines()[0]}") from None
+    model.training_prompts = TrainingPrompts.read(folder)
     model.texts = {
         name: file.read_text(encoding="utf-8", errors="replace") for name in TEXTS if (file := folder / name).is_file()
     }

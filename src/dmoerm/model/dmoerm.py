@@ -33,6 +33,7 @@ from .heads import BranchScorer, Head
 from .inner import Calibration, InnerModel, InnerOutput
 from .layout import Packed
 from .router import Router
+from .training_prompts import TrainingPrompts
 
 _EMPTY: dict[str, Any] = {"reward": MIN_REWARD, "capabilities": {}, "uncertainty": None}  # of an empty response
 
@@ -52,6 +53,8 @@ class DMoERM(PreTrainedModel):
         super().__init__(config)
         self.texts: dict[str, str] = {}
         """What else lay in the folder that the model was loaded from: its card, its run's settings."""
+        self.training_prompts: TrainingPrompts | None = None
+        """The prompts that the model was trained on; None if they are not known."""
         backbone = config.backbone_config
         whole = empty_part(backbone, backbone.num_hidden_layers)
         self.trunk, branch = cut(whole, config.branch_layer)

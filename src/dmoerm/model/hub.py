@@ -9,11 +9,17 @@ from typing import TYPE_CHECKING
 
 from ..errors import ArtefactError
 from .integrity import FILES, SUMS
+from .training_prompts import FILE as TRAINING_PROMPTS
 
 if TYPE_CHECKING:
     from .dmoerm import DMoERM
 
-_OWN_ALONE = ["*.safetensors", "*.json", SUMS]  # what a former model left there is deleted; people's texts are not
+_OWN_ALONE = [
+    "*.safetensors",
+    "*.json",
+    SUMS,
+    TRAINING_PROMPTS,
+]  # what a former model left there is deleted; people's texts are not
 _PLACES = re.compile(r'(?<=dmoerm\.DMoERM\.from_pretrained\(")[^"]+|(?<=dmoerm serve )\S+')
 _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 

@@ -102,7 +102,7 @@ def _front_matter() -> dict[str, Any]:
 
 
 def _table(results: Results) -> str:
-    methods, paired = results.consistency, results.paired
+    methods, paired = results.accuracy, results.paired
     header = ["task", "pairs", *methods, *paired]
     lines = [f"| {' | '.join(header)} |", f"|---|{'---:|' * (len(header) - 1)}"]
     for name, first in next(iter(methods.values())).items():

@@ -42,7 +42,7 @@ def _lead(found: Comparison) -> str:
 
 
 def _sentence(name: str, condition: Condition) -> str:
-    mean = condition.consistency["dmoerm"].get("mean")
+    mean = condition.accuracy["dmoerm"].get("mean")
     difference = condition.paired.get("dmoerm - general", {}).get("mean")
     text = f"{name} ({_labels(condition)})"
     if mean:
@@ -65,8 +65,8 @@ def _blocks(found: Comparison) -> Iterable[tuple[str, str]]:
     conditions = found.conditions
     yield "What is compared", _methods(found)
     for name, condition in conditions.items():
-        yield f"Consistency: {name}", _consistency(found, name, condition)
-    yield "Consistency by task", _by_task(found)
+        yield f"Accuracy: {name}", _accuracy(found, name, condition)
+    yield "Accuracy by task", _by_task(found)
     yield "Differences of the mean", _forest(found)
     yield "Capabilities", capability_part({name: c.capabilities for name, c in conditions.items()})
     yield "Router", router_part({name: c.router for name, c in conditions.items()})
@@ -97,17 +97,17 @@ def _grouped(methods: Iterable[str], row: Callable[[str], Row]) -> list[Row | st
     return [line for title, names in parts.items() for line in (title, *map(row, names))]
 
 
-# --- consistency ---------------------------------------------------------------------------------------------------
+# --- accuracy ---------------------------------------------------------------------------------------------------
 
 
-def _consistency(found: Comparison, name: str, condition: Condition) -> str:
+def _accuracy(found: Comparison, name: str, condition: Condition) -> str:
     columns = _columns(condition)
     tasks = [column for column in columns if column not in SUMMARIES]
     header = ["method", "mean", "dmoerm − method", *(c for c in columns if c in SUMMARIES[1:]), *_marked(found, tasks)]
     order = [*(c for c in columns if c in SUMMARIES[1:]), *tasks]
 
     def row(method: str) -> Row:
-        measured, paired = condition.consistency[method], condition.paired.get(f"dmoerm - {method}", {})
+        measured, paired = condition.accuracy[method], condition.paired.get(f"dmoerm - {method}", {})
         mean = [estimate_cell(measured.get("mean")), estimate_cell(paired.get("mean"))]
         return [method_label(method), *mean, *(estimate_cell(measured.get(column)) for column in order)]
 
@@ -129,16 +129,16 @@ def _consistency(found: Comparison, name: str, condition: Condition) -> str:
 
 def _columns(condition: Condition) -> list[str]:
     """`mean` first, then the tasks."""
-    names = dict.fromkeys(name for row in condition.consistency.values() for name in row)
+    names = dict.fromkeys(name for row in condition.accuracy.values() for name in row)
     return sorted(names, key=lambda name: name not in SUMMARIES)
 
 
 def _best_first(condition: Condition) -> list[str]:
     def mean(method: str) -> float:
-        found = condition.consistency[method].get("mean")
+        found = condition.accuracy[method].get("mean")
         return found.value if found else 0.0
 
-    return sorted(condition.consistency, key=lambda method: -mean(method))
+    return sorted(condition.accuracy, key=lambda method: -mean(method))
 
 
 def _marked(found: Comparison, tasks: Iterable[str]) -> list[str]:
@@ -153,7 +153,7 @@ def _remarks(found: Comparison) -> Iterable[str]:
 
 
 def _sizes(condition: Condition, columns: Sequence[str]) -> str:
-    measured = {c: next(row[c] for row in condition.consistency.values() if c in row) for c in columns}
+    measured = {c: next(row[c] for row in condition.accuracy.values() if c in row) for c in columns}
     rows = [[name, Cell(str(one.pairs)), Cell(str(one.prompts))] for name, one in measured.items()]
     return table("What is held out", ["task", "pairs", "prompts"], rows)
 
@@ -165,21 +165,21 @@ def _by_task(found: Comparison) -> str:
     main = [method for method in methods if method not in ABLATIONS]
     ablated = ["dmoerm", *(method for method in methods if method in ABLATIONS)]
     text = paragraph("The scale is each task's own; the dotted line is what dmoerm reaches under the first condition.")
-    text += plots(((c, _panel(conditions, main, c)) for c in columns), "Consistency of each method")
+    text += plots(((c, _panel(conditions, main, c)) for c in columns), "Accuracy of each method")
     if len(ablated) > 1:
         text += paragraph("The same of dmoerm with a part taken away:")
-        text += plots(((c, _panel(conditions, ablated, c)) for c in columns), "Consistency of each ablation")
+        text += plots(((c, _panel(conditions, ablated, c)) for c in columns), "Accuracy of each ablation")
     return text
 
 
 def _panel(conditions: Mapping[str, Condition], methods: Sequence[str], column: str) -> str:
-    """Methods by one task's (or the mean's) consistency, a mark a condition."""
+    """Methods by one task's (or the mean's) accuracy, a mark a condition."""
     series = [
-        Series(name, {m: c.consistency[m][column] for m in methods if column in c.consistency.get(m, {})})
+        Series(name, {m: c.accuracy[m][column] for m in methods if column in c.accuracy.get(m, {})})
         for name, c in conditions.items()
     ]
     reference = series[0].found.get("dmoerm")
-    return interval_plot(series, "consistency", mark=reference and reference.value, width=NARROW)
+    return interval_plot(series, "accuracy", mark=reference and reference.value, width=NARROW)
 
 
 def _forest(found: Comparison) -> str:
@@ -188,10 +188,10 @@ def _forest(found: Comparison) -> str:
     rows = {name: row for name, row in rows.items() if row}
     limits = shared_limits(list(rows.values()))
     images = [
-        (name, interval_plot([Series(name, row)], "dmoerm − method, mean consistency", mark=0, limits=limits))
+        (name, interval_plot([Series(name, row)], "dmoerm − method, mean accuracy", mark=0, limits=limits))
         for name, row in rows.items()
     ]
-    label = "By how much dmoerm's mean consistency is above each method's"
+    label = "By how much dmoerm's mean accuracy is above each method's"
     return paragraph("Right of the line, dmoerm is better.") + plots(images, label, wide=True) if images else ""
 
 
@@ -209,7 +209,7 @@ def _seeds(found: Comparison) -> str:
         return [method_label(method), *(Cell("–" if v is None else percent(v)) for v in values)]
 
     header = ["method", *(f"{name}, seed {seed}" for name, c in found.conditions.items() for seed in c.by_seed)]
-    return table("Mean consistency over tasks by seed", header, _grouped(found.methods, row))
+    return table("Mean accuracy over tasks by seed", header, _grouped(found.methods, row))
 
 
 def _costs(found: Comparison) -> str:

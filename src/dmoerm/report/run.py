@@ -34,15 +34,15 @@ def run_section(results: Results) -> Section:
 
 
 def _lead(results: Results) -> str:
-    mean, difference = results.consistency["dmoerm"]["mean"], results.paired["dmoerm - general"]["mean"]
+    mean, difference = results.accuracy["dmoerm"]["mean"], results.paired["dmoerm - general"]["mean"]
     return paragraph(
-        f"Mean consistency over {len(results.tasks)} tasks: {percent(mean.value)} ({interval(mean)}), "
+        f"Mean accuracy over {len(results.tasks)} tasks: {percent(mean.value)} ({interval(mean)}), "
         f"{percent(difference.value, '+')} against the single model ({interval(difference)}). Seed {results.seed}."
     )
 
 
 def _blocks(results: Results) -> Iterable[tuple[str, str]]:
-    yield "Consistency with people, on held-out prompts", _consistency(results)
+    yield f"Accuracy on {results.overlap.description}", _accuracy(results)
     yield "Differences on the same pairs", _differences(results)
     yield "Capabilities", _capabilities(results)
     yield "Router", router_part({"": results.router})
@@ -52,23 +52,23 @@ def _blocks(results: Results) -> Iterable[tuple[str, str]]:
     yield "Settings", settings_part(results.config, results.versions)
 
 
-def _consistency(results: Results) -> str:
-    methods = list(results.consistency)
-    rows = [_row(results, name) for name in next(iter(results.consistency.values()))]
+def _accuracy(results: Results) -> str:
+    methods = list(results.accuracy)
+    rows = [_row(results, name) for name in next(iter(results.accuracy.values()))]
     what = table("Methods", ["method", "what it is"], [[method_label(m), _EXPLANATIONS.get(m, "")] for m in methods])
-    series = [Series(m, _marked(results, row), colour_of(m)) for m, row in results.consistency.items()]
-    image = interval_plot(series, "consistency (0.5: chance)", mark=0.5)
+    series = [Series(m, _marked(results, row), colour_of(m)) for m, row in results.accuracy.items()]
+    image = interval_plot(series, "accuracy (0.5: chance)", mark=0.5)
     header = ["task", "pairs", "prompts", *methods, *results.paired]
     return (
         what
-        + plots([("", image)], "Consistency of each method by task", wide=True)
+        + plots([("", image)], "Accuracy of each method by task", wide=True)
         + table("Share of human-ordered pairs that a method orders the same way", header, rows, SUMMARIES)
         + "".join(map(paragraph, results.remarks))
     )
 
 
 def _row(results: Results, name: str) -> list[str | Cell]:
-    found = [row[name] for row in results.consistency.values()]
+    found = [row[name] for row in results.accuracy.values()]
     label = name + (" *" if name in results.derived_tasks else "")
     numbers = [Cell(str(found[0].pairs)), Cell(str(found[0].prompts))]
     differences = [estimate_cell(row[name]) for row in results.paired.values()]
@@ -82,7 +82,7 @@ def _marked(results: Results, row: Mapping[str, Any]) -> dict[str, Any]:
 def _differences(results: Results) -> str:
     rows = results.paired.items()
     series = [Series(pair, _marked(results, row), colour_of(pair.removeprefix("dmoerm - "))) for pair, row in rows]
-    image = interval_plot(series, "difference of consistency", mark=0)
+    image = interval_plot(series, "difference of accuracy", mark=0)
     return plots([("", image)], "By how much dmoerm is above each other method, by task", wide=True)
 
 

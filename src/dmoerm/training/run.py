@@ -29,6 +29,7 @@ from ..io.storage import Mirror
 from ..model import DMoERM, DMoERMConfig
 from ..model.artefact import with_tokenizer
 from ..model.backbone import cut, load_backbone, resolve_cut
+from ..model.training_prompts import TrainingPrompts
 from ..schema import Group, Query
 from ..taxonomy import Taxonomy
 from .batches import Example, label
@@ -78,6 +79,7 @@ def _train(config: Config, data: Splits, folder: Path, progress: Progress, engin
     run = prepare(config, data.taxonomy, folder, progress)
     train_groups(run, data, engine)
     run.model.eval()
+    run.model.training_prompts = TrainingPrompts.of(group.prompt for group in data.train)
     with gathered(run.model):
         if is_main():
             run.model.save_pretrained(folder / "model", run_config=dump_config(config))
