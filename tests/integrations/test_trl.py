@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import pickle
+import shutil
 from collections import defaultdict
 from dataclasses import replace
 
@@ -96,8 +98,8 @@ def test_it_can_be_pickled(reward_server):
     assert Logged().call(function, ["Hi."], ["tt"]) == [2.0]
 
 
-def trained(algorithm, functions, folder, rows):
-    """The trainer after three steps of a random policy, and its log of them."""
+def trained(algorithm, functions, folder, rows, steps=3):
+    """The trainer after some steps of a random policy, and its log of them."""
     import trl
 
     name = {"rloo": "RLOO", "grpo": "GRPO"}[algorithm]
@@ -106,7 +108,7 @@ def trained(algorithm, functions, folder, rows):
         per_device_train_batch_size=8,
         num_generations=4,
         max_completion_length=8,
-        max_steps=3,
+        max_steps=steps,
         logging_steps=1,
         report_to="none",
         use_cpu=True,
@@ -140,3 +142,19 @@ def test_trls_trainers_take_it(algorithm, source, conversational, trained_run, r
         assert "uncertainty" in entry
     assert any(entry["rewards/dmoerm/std"] > 0 for entry in steps)
     assert any("chitchat/empathy" in entry for entry in steps)
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
+def test_trls_trainers_take_a_models_folder(algorithm, trained_run, tmp_path):
+    """As any classifier's: TRL's own code loads model and tokenizer, pads, and reads the logits."""
+    folder = shutil.copytree(trained_run.folder / "model", tmp_path / "model")
+    if algorithm == "rloo":  # a folder that was saved before config.json had the field
+        settings = json.loads((folder / "config.json").read_text())
+        del settings["pad_token_id"]
+        (folder / "config.json").write_text(json.dumps(settings))
+        (folder / "SHA256SUMS").unlink()
+    rows = [{"prompt": [{"role": "user", "content": text}]} for text in ("How are you?", "Hi.")]
+    trainer, (entry,) = trained(algorithm, str(folder), tmp_path, rows, steps=1)
+    assert trainer.reward_func_names == ["model"]
+    assert math.isfinite(entry["rewards/model/mean"])
+    assert entry["rewards/model/std"] > 0

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,7 @@ from .engine import Decoder
 from .experts import Experts, lora_layers
 from .hub import download
 from .integrity import TEXTS, check_files, read_tensors, sums_checked, write_sums
+from .loading import LoadOptions
 from .stored import read_config
 from .training_prompts import TrainingPrompts
 
@@ -81,30 +82,24 @@ def _write(model: DMoERM, folder: Path) -> None:
             _save_tensors(adapter_state(experts, i, model.config.branch_layer), place / "adapter_model.safetensors")
 
 
-def load(
-    path: str | Path,
-    dtype: torch.dtype | str | None = None,
-    revision: str | None = None,
-    token: str | None = None,
-    check: bool = True,
-) -> DMoERM:
-    """Reads a model's folder, or downloads it from the hub.
-
-    Args:
-        dtype: precision of trunk and branches; None: as saved.
-        revision, token: see `hub.download`.
-        check: compare the files with their checksums, where the folder has some.
+def load(path: str | Path, options: LoadOptions | None = None) -> DMoERM:
+    """Read a model's folder, or download it from the hub.
 
     Raises:
         ArtefactError: no such model, a missing, truncated, changed or foreign file.
+        ConfigError: the options hold a configuration that differs from the folder's.
     """
-    folder = _local(path, revision, token)
+    options = options or LoadOptions()
+    folder = _local(path, options.hub)
     check_files(folder)
-    with sums_checked(folder) if check else contextlib.nullcontext():
-        return _read(folder, dtype)
+    with sums_checked(folder) if options.check else contextlib.nullcontext():
+        model = _read(folder, options.dtype)
+        options.check_config(folder)
+    model.config.name_or_path = str(path)  # where TRL looks for the tokenizer
+    return model if options.device is None else model.to(options.device)  # pyright: ignore[reportArgumentType]
 
 
-def _read(folder: Path, dtype: torch.dtype | str | None) -> DMoERM:
+def _read(folder: Path, dtype: torch.dtype | None) -> DMoERM:
     model = _empty_model(folder)
     _fill(model, read_tensors(folder / "model.safetensors"), folder / "model.safetensors")
     for name, part in _parts(model):
@@ -116,7 +111,7 @@ def _read(folder: Path, dtype: torch.dtype | str | None) -> DMoERM:
         for i, state in enumerate(states):
             _fill_adapter(experts, i, state, model.config.branch_layer)
     for _, part in _parts(model):
-        part.to(getattr(torch, dtype) if isinstance(dtype, str) and dtype != "auto" else None)
+        part.to(dtype)
     try:
         tokenizer = load_tokenizer(folder, trust_remote_code=False)
     except Exception as error:  # tokenizers raises bare exceptions of its own
@@ -136,7 +131,7 @@ def with_tokenizer(model: DMoERM, tokenizer: Any) -> DMoERM:
     if isinstance(tokenizer.chat_template, str):
         tokenizer.chat_template = on_a_fixed_day(tokenizer.chat_template)
     limit = model.config.backbone.get("max_position_embeddings")
-    model.tokenizer = tokenizer
+    model.tokenizer, model.config.pad_token_id = tokenizer, tokenizer.pad_token_id
     model.encoder = Encoder(tokenizer, EncodingConfig(**model.config.encoding), limit)
     return model
 
@@ -204,13 +199,13 @@ def _save_tensors(state: dict[str, Tensor], file: Path) -> None:
     save_file({name: t.detach().cpu().contiguous() for name, t in state.items()}, file, metadata={"format": "pt"})
 
 
-def _local(path: str | Path, revision: str | None, token: str | None) -> Path:
+def _local(path: str | Path, hub: Mapping[str, Any]) -> Path:
     folder = Path(path)
     if (folder / "config.json").is_file():
         return folder
     if folder.exists() or str(path).count("/") != 1:
         raise ArtefactError(f"{path}: is no dmoerm model (no config.json there); give the folder that `train` wrote")
-    return download(str(path), revision, token)
+    return download(str(path), **hub)
 
 
 def _empty_model(folder: Path) -> DMoERM:

@@ -25,6 +25,7 @@ class DMoERMConfig(PretrainedConfig):
         shared_branch: all tasks use the general model's branch (`base: frozen`).
         router_kind, threshold: see `RouterConfig`.
         encoding, head, lora, aggregator: see the settings of the same names.
+        pad_token_id: the tokenizer's; tools that pad batches look for it here.
     """
 
     model_type = "dmoerm"
@@ -41,6 +42,7 @@ class DMoERMConfig(PretrainedConfig):
         head: dict[str, Any] | None = None,
         lora: dict[str, Any] | None = None,
         aggregator: dict[str, Any] | None = None,
+        pad_token_id: int | None = None,
         **kwargs: Any,
     ) -> None:
         self.backbone, self.branch_layer = backbone or {}, branch_layer
@@ -49,6 +51,7 @@ class DMoERMConfig(PretrainedConfig):
         self.shared_branch, self.router_kind, self.threshold = shared_branch, router_kind, threshold
         self.encoding, self.head = encoding or {}, head or {}
         self.lora, self.aggregator = lora or {}, aggregator or {}
+        self.pad_token_id = pad_token_id
         kwargs = {"num_labels": 1, "id2label": {0: _LABEL}, "label2id": {_LABEL: 0}} | kwargs
         super().__init__(**kwargs)
 

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from ..config import AggregatorConfig, EncodingConfig, HeadConfig, LoRAConfig
-from ..errors import DataError
+from ..errors import ConfigError, DataError, shorten
 from ..schema import Prompt, Query
 from ..scores import MIN_REWARD, Score, as_queries, bound_reward
 from .aggregator import Aggregator
@@ -46,6 +46,7 @@ class DMoERM(PreTrainedModel):
 
     config_class = DMoERMConfig
     base_model_prefix = "dmoerm"
+    _supports_sdpa = True  # else transformers would note "eager" in the configuration
     tokenizer: PreTrainedTokenizerBase
     encoder: Encoder
 
@@ -283,12 +284,26 @@ class DMoERM(PreTrainedModel):
         return push(self, repo_id, message=commit_message, **options)
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, *_: Any, **kwargs: Any) -> Self:
-        """Reads a model's folder (or hub name); `dtype`, `revision`, `token`, `check`: see `model.artefact.load`."""
-        from .artefact import load
+    def from_pretrained(cls, path: str | Path, *model_args: Any, **options: Any) -> Self:
+        """Read a model's folder, or a model on the hub.
 
-        options = {name: kwargs.get(name) for name in ("dtype", "revision", "token")}
-        return load(path, check=kwargs.get("check", True), **options)  # pyright: ignore[reportReturnType]
+        Args:
+            path: the folder that `train` wrote, or a name such as `me/my-reward-model`.
+            options: `dtype` (or `torch_dtype`): precision of trunk and branches, as saved if it is not given.
+                `device_map`: the one device of the whole model; "auto" is the GPU if there is one.
+                `check=False`: do not compare the files with their checksums.
+                `revision`, `token`, `cache_dir`, `force_download`, `local_files_only`: as for any model on the hub.
+
+        Raises:
+            ConfigError: an option that is unknown, or that a DMoERM does not support.
+            ArtefactError: no such model; a missing, truncated, changed or foreign file.
+        """
+        from .artefact import load
+        from .loading import load_options
+
+        if model_args:
+            raise ConfigError(f"from_pretrained: takes options by name only (got {shorten(model_args[0])})")
+        return load(path, load_options(options))  # pyright: ignore[reportReturnType]
 
 
 def _key(task: str) -> str:

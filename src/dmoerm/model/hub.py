@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ArtefactError
 from .integrity import FILES, SUMS
@@ -24,11 +24,12 @@ _PLACES = re.compile(r'(?<=dmoerm\.DMoERM\.from_pretrained\(")[^"]+|(?<=dmoerm s
 _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 
 
-def download(name: str, revision: str | None = None, token: str | None = None) -> Path:
-    """The local folder of a model on the hub; code and pickles in its repository are not asked for.
+def download(name: str, **options: Any) -> Path:
+    """The local folder of a model on the hub; code and pickles in its repository are not downloaded.
 
     Args:
-        revision: a branch, tag or commit; None: the main branch.
+        options: `revision` (a branch, tag or commit; the main branch if it is not given), `token`, `cache_dir`,
+            `force_download`, `local_files_only`, as `huggingface_hub.snapshot_download` takes them.
 
     Raises:
         ArtefactError: no such name or revision, no rights, no network.
@@ -36,7 +37,7 @@ def download(name: str, revision: str | None = None, token: str | None = None) -
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, revision=revision, token=token, allow_patterns=list(FILES)))
+        return Path(snapshot_download(name, allow_patterns=list(FILES), **options))
     except Exception as error:  # network, rights, no such name: the hub's client raises many kinds
         reason = " ".join(str(error).split())[:300]
         raise ArtefactError(f"{name}: neither a folder here nor a model on the hub: {reason}; {_LOG_IN}") from None

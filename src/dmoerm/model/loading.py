@@ -1,0 +1,146 @@
+"""The options of `from_pretrained`: those that act, and those that are refused.
+
+Callers such as RewardBench and TRL pass transformers' options on. Each one either has its effect here, asks for what
+happens anyway, or is named in one `ConfigError`; none is ignored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import ConfigError, shorten
+from .configuration import DMoERMConfig
+
+_HUB = ("revision", "token", "cache_dir", "force_download", "local_files_only")
+# Options whose named values ask for what happens anyway; every other value is refused.
+_ANYWAY: dict[str, tuple[Any, ...]] = {
+    "trust_remote_code": (True, False),  # a model's folder holds no code
+    "use_safetensors": (True,),
+    "weights_only": (True,),
+    "low_cpu_mem_usage": (True, False),
+    "num_labels": (1,),
+    "attn_implementation": ("sdpa", "dmoerm_packed"),
+}
+_QUANTIZED = "quantized weights are not supported; use dtype=torch.bfloat16 to halve the memory"
+_REASONS = {
+    "quantization_config": _QUANTIZED,
+    "load_in_8bit": f"{_QUANTIZED} (RewardBench: --not_quantized)",
+    "load_in_4bit": _QUANTIZED,
+    "attn_implementation": "packed tokens run on PyTorch's SDPA alone; leave it out",
+    "num_labels": "a reward model has one label",
+}
+# Options of transformers that ask for nothing when they are None or False.
+_OFF = (
+    *("quantization_config", "load_in_8bit", "load_in_4bit", "output_loading_info", "ignore_mismatched_sizes"),
+    *("state_dict", "variant", "subfolder", "proxies", "gguf_file", "max_memory", "offload_folder", "tp_plan"),
+    *("key_mapping", "use_kernels", "code_revision", "experts_implementation"),
+)
+_ACTING = ("dtype", "torch_dtype", "device_map", "check", *_HUB)
+_FROM_AUTO = ("adapter_kwargs", "config", "_from_auto", "_from_pipeline", "_commit_hash")  # not the caller's
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+# What loading itself, or `AutoModelForSequenceClassification`, puts into the configuration.
+_NOT_COMPARED = {"dtype", "torch_dtype", "transformers_version", "_name_or_path", "architectures", "pad_token_id"}
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """What `from_pretrained` is asked for.
+
+    Attributes:
+        dtype: precision of trunk and branches; None: as saved.
+        device: where the whole model goes; None: the CPU.
+        check: compare the files with their checksums, where the folder has some.
+        hub: `revision`, `token` and the like: see `hub.download`.
+        config: the configuration as `AutoModelForSequenceClassification` has read it, with the caller's changes.
+    """
+
+    dtype: torch.dtype | None = None
+    device: torch.device | None = None
+    check: bool = True
+    hub: Mapping[str, Any] = field(default_factory=dict)
+    config: DMoERMConfig | None = None
+
+    def check_config(self, folder: Path) -> None:
+        """Raise `ConfigError` if the caller's configuration differs from the folder's: it would have no effect."""
+        if self.config is None:
+            return
+        stored, given = DMoERMConfig.from_pretrained(folder).to_dict(), self.config.to_dict()
+        names = sorted(name for name in stored.keys() | given.keys() if stored.get(name) != given.get(name))
+        if changed := [name for name in names if name not in _NOT_COMPARED]:
+            raise ConfigError(
+                f"from_pretrained: {', '.join(changed)}: cannot be changed at loading; edit {folder / 'config.json'}, "
+                "or the loaded model's `config`"
+            )
+
+
+def load_options(options: Mapping[str, Any]) -> LoadOptions:
+    """Read the keyword arguments of `from_pretrained`. Raise one `ConfigError` that names all it cannot honor."""
+    options = {name: value for name, value in options.items() if value is not None}
+    config = options.get("config")
+    attention = getattr(config, "_attn_implementation", None)  # `AutoConfig` moves it there
+    given = {name: value for name, value in options.items() if name not in _FROM_AUTO}
+    given |= {"attn_implementation": attention} if attention else {}
+    problems = [problem for name, value in given.items() if (problem := _problem(name, value))]
+    dtype = device = None
+    try:
+        dtype = _dtype(given.get("dtype"), given.get("torch_dtype"))
+        device = _device(given.get("device_map"))
+    except ConfigError as error:
+        problems.append(str(error))
+    if problems:
+        raise ConfigError(f"from_pretrained: {'; '.join(problems)}")
+    hub = {name: given[name] for name in _HUB if name in given}
+    return LoadOptions(dtype, device, bool(given.get("check", True)), hub, config)
+
+
+def _problem(name: str, value: Any) -> str | None:
+    """What is wrong with an option; None: it acts, or it asks for what happens anyway."""
+    if name in _ACTING or (name in _OFF and value in (False, "")):
+        return None
+    if name in _ANYWAY and isinstance(value, str | int) and value in _ANYWAY[name]:
+        return None
+    if name in _OFF or name in _ANYWAY:
+        reason = f": {_REASONS[name]}" if name in _REASONS else ""
+        return f"{name}={' '.join(shorten(value).split())} is not supported{reason}"
+    return f"{name} is unknown (known: {', '.join(_ACTING)})"
+
+
+def _dtype(*given: Any) -> torch.dtype | None:
+    """The precision that `dtype` or its old name `torch_dtype` asks for."""
+    asked = {_one_dtype(value) for value in given if value is not None}
+    if len(asked) > 1:
+        raise ConfigError(f"dtype={given[0]} and torch_dtype={given[1]} differ; give dtype alone")
+    return next(iter(asked), None)
+
+
+def _one_dtype(value: Any) -> torch.dtype | None:
+    if value == "auto":
+        return None
+    dtype = getattr(torch, value.removeprefix("torch."), None) if isinstance(value, str) else value
+    if dtype not in _DTYPES:
+        known = ", ".join(str(each).removeprefix("torch.") for each in _DTYPES)
+        raise ConfigError(f"dtype={shorten(value)} is not supported: use {known} or auto")
+    return dtype
+
+
+def _device(value: Any) -> torch.device | None:
+    """The one device that `device_map` asks for: "auto" is the GPU if there is one."""
+    if value is None:
+        return None
+    if value == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if isinstance(value, dict) and list(value) == [""]:
+        value = value[""]
+    hint = 'a model lies on one device: use "auto", "cpu", "cuda:0" or the like'
+    try:
+        device = torch.device("cuda", value) if isinstance(value, int) else torch.device(value)
+    except (TypeError, RuntimeError):
+        raise ConfigError(f"device_map={shorten(value)} is not supported: {hint}") from None
+    if device.type == "meta" or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
+        raise ConfigError(f"device_map={shorten(value)} is not available here: {hint}")
+    return device

@@ -1,0 +1,133 @@
+"""Every option of `from_pretrained` acts or is refused by name, through DMoERM and through the auto class."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig
+
+from dmoerm.errors import ConfigError
+from dmoerm.model import DMoERM, DMoERMConfig
+
+LOADERS: list[Any] = [DMoERM.from_pretrained, AutoModelForSequenceClassification.from_pretrained]
+each_loader = pytest.mark.parametrize("load", LOADERS, ids=["DMoERM", "auto"])
+
+
+@pytest.fixture(scope="module")
+def folder(trained_run: Any) -> str:
+    return str(trained_run.folder / "model")
+
+
+def dtypes(model: Any) -> set[torch.dtype]:
+    """The precision of what is as large as the backbone."""
+    return {parameter.dtype for parameter in model.trunk.parameters()}
+
+
+@each_loader
+@pytest.mark.parametrize("name", ["dtype", "torch_dtype"])
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (torch.bfloat16, torch.bfloat16),
+        ("bfloat16", torch.bfloat16),
+        (torch.float64, torch.float64),
+        ("auto", torch.float32),
+        (None, torch.float32),
+    ],
+)
+def test_dtype_acts(load: Callable[..., Any], folder: str, name: str, value: Any, expected: torch.dtype) -> None:
+    assert dtypes(load(folder, **{name: value})) == {expected}
+
+
+@each_loader
+@pytest.mark.parametrize("place", ["cpu", "auto", {"": "cpu"}, torch.device("cpu"), None])
+def test_a_device_map_of_one_device_acts(load: Callable[..., Any], folder: str, place: Any) -> None:
+    model = load(folder, device_map=place)
+    expected = "cuda" if place == "auto" and torch.cuda.is_available() else "cpu"
+    assert {parameter.device.type for parameter in model.parameters()} == {expected}
+
+
+def test_a_device_map_moves_the_model(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    moved: list[Any] = []
+    monkeypatch.setattr(DMoERM, "to", lambda self, device: moved.append(device) or self)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for place in ("auto", 0, {"": 0}, "cuda:0"):
+        DMoERM.from_pretrained(folder, device_map=place)
+    assert [device.type for device in moved] == ["cuda"] * 4
+    with pytest.raises(ConfigError, match="device_map=1 is not available here"):
+        DMoERM.from_pretrained(folder, device_map=1)
+
+
+@each_loader
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}, "quantization_config=.*quantized weights"),
+        ({"load_in_8bit": True}, "load_in_8bit=True is not supported: quantized weights .*--not_quantized"),
+        ({"load_in_4bit": True}, "load_in_4bit=True is not supported"),
+        ({"attn_implementation": "flash_attention_2"}, "attn_implementation='flash_attention_2' is not supported"),
+        ({"attn_implementation": "eager"}, "attn_implementation='eager' is not supported: packed tokens run on"),
+        ({"device_map": {"trunk": 0, "general": "cpu"}}, "device_map=.* is not supported: a model lies on one device"),
+        ({"device_map": "balanced"}, "device_map='balanced' is not supported"),
+        ({"device_map": "meta"}, "device_map='meta' is not available"),
+        ({"dtype": "int8"}, "dtype='int8' is not supported: use float32, bfloat16, float16, float64 or auto"),
+        ({"dtype": torch.bfloat16, "torch_dtype": torch.float16}, "give dtype alone"),
+        ({"ignore_mismatched_sizes": True}, "ignore_mismatched_sizes=True is not supported"),
+        ({"use_safetensors": False}, "use_safetensors=False is not supported"),
+        ({"num_labels": 2}, r"num_labels=2 is not supported|num_labels|id2label"),
+        ({"threshold": 0.9}, "threshold"),
+        ({"batch_tokens": 5}, "batch_tokens is unknown"),
+        ({"batch_tokens": 5, "load_in_8bit": True}, "batch_tokens is unknown .*load_in_8bit|load_in_8bit.*batch_tokens"),
+    ],
+    ids=lambda value: "+".join(value) if isinstance(value, dict) else "",
+)
+def test_what_is_not_supported_is_named(
+    load: Callable[..., Any], folder: str, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"from_pretrained: .*({message})"):
+        load(folder, **options)
+
+
+@each_loader
+def test_options_that_ask_for_what_happens_anyway_change_nothing(load: Callable[..., Any], folder: str) -> None:
+    asked = {"trust_remote_code": False, "use_safetensors": True, "low_cpu_mem_usage": True, "num_labels": 1}
+    off = {"load_in_8bit": False, "quantization_config": None, "revision": None, "token": None, "subfolder": ""}
+    model, expected = load(folder, attn_implementation="sdpa", **asked, **off), DMoERM.from_pretrained(folder)
+    assert model.score("Hi", ["Yes.", "No."]) == expected.score("Hi", ["Yes.", "No."])
+
+
+def test_positional_options_are_refused(folder: str) -> None:
+    with pytest.raises(ConfigError, match="by name only"):
+        DMoERM.from_pretrained(folder, torch.bfloat16)
+
+
+def test_a_configuration_may_be_given_but_not_changed(folder: str) -> None:
+    config = DMoERMConfig.from_pretrained(folder)
+    assert DMoERM.from_pretrained(folder, config=config).config.tasks == config.tasks
+    assert DMoERM.from_pretrained(folder, config=DMoERM.from_pretrained(folder).config).config.tasks == config.tasks
+    config.threshold = 0.99
+    with pytest.raises(ConfigError, match=r"threshold: cannot be changed at loading; edit .*config\.json"):
+        DMoERM.from_pretrained(folder, config=config)
+
+
+@each_loader
+def test_the_configuration_says_where_it_lay_and_how_it_pads(
+    load: Callable[..., Any], folder: str, tmp_path: Path
+) -> None:
+    """Of a folder that was saved without these fields, too."""
+    old = Path(shutil.copytree(folder, tmp_path / "old"))
+    (old / "SHA256SUMS").unlink()
+    settings = json.loads((old / "config.json").read_text())
+    assert settings.pop("pad_token_id") is not None
+    (old / "config.json").write_text(json.dumps(settings))
+    for path in (folder, str(old)):
+        model = load(path)
+        assert model.config.pad_token_id == model.tokenizer.pad_token_id
+        assert model.config.name_or_path == path
