@@ -75,5 +75,5 @@ def test_a_tokenizer_without_a_padding_token_gets_its_end_token(trained_run: Any
 
 
 def test_its_default_of_quantized_weights_is_refused_with_the_option_that_works(trained_run: Any) -> None:
-    with pytest.raises(ConfigError, match="load_in_8bit.*--not_quantized"):
+    with pytest.raises(ConfigError, match=r"load_in_8bit.*--not_quantized"):
         rewardbench(str(trained_run.folder / "model"), quantized=True)
