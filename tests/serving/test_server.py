@@ -112,4 +112,4 @@ def test_the_command_and_the_settings_have_the_same_defaults():
     given = {name: one.default for name, one in inspect.signature(serve.command).parameters.items()}
     for name, field in ServingConfig.model_fields.items():
         assert name not in given or given[name] == field.default, name
-    assert len(given.keys() & ServingConfig.model_fields.keys()) == 5
+    assert len(given.keys() & ServingConfig.model_fields.keys()) == 6

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from ..io.paths import model_folder
@@ -18,12 +19,22 @@ def quieten() -> None:
     logging.disable_progress_bar()
 
 
-def load_model(path: str) -> DMoERM:
-    """The model of a run's folder, a model's folder, or a hub name. Raises `ArtefactError` if there is none."""
+def load_model(path: str, dtype: str | None = None, deterministic: bool = False) -> DMoERM:
+    """Load the model of a run's folder, a model's folder, or a hub name.
+
+    Args:
+        dtype: precision of trunk and branches, such as float32; None: as saved.
+        deterministic: prepares CUDA for deterministic matrix products.
+
+    Raises:
+        ArtefactError: there is no model of that name.
+    """
     import torch
 
     from ..model import DMoERM
 
     quieten()
-    model = DMoERM.from_pretrained(model_folder(path))
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+    model = DMoERM.from_pretrained(model_folder(path), dtype=dtype)
     return model.to("cuda") if torch.cuda.is_available() else model  # pyright: ignore[reportArgumentType, reportReturnType]

@@ -17,6 +17,13 @@ Engine = Annotated[
     Literal["local", "ray"],
     typer.Option(help="local: in this process; ray: on the cluster of RAY_ADDRESS, or one that starts here."),
 ]
+Dtype = Annotated[
+    Literal["float32", "bfloat16"] | None, typer.Option(help="Precision of the computation; as saved unless given.")
+]
+Deterministic = Annotated[
+    bool,
+    typer.Option("--deterministic", help="Score each response in a pass of its own, so that batches change no bit."),
+]
 BatchTokens = Annotated[int, typer.Option(min=1, help="Most tokens of one pass; a token counts once for each expert.")]
 
 # What the experiments share: compare, bon, rl.

@@ -20,7 +20,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from ..io.paths import model_folder
 from ..io.storage import is_url
 from .models import load_model
-from .options import BatchTokens, Engine, JsonFile
+from .options import BatchTokens, Deterministic, Dtype, Engine, JsonFile
 
 if TYPE_CHECKING:
     from ..errors import DataError
@@ -63,6 +63,8 @@ def command(
         bool,
         typer.Option("--skip-bad", help="Leave out rows that cannot be scored and say which."),
     ] = False,
+    dtype: Dtype = None,
+    deterministic: Deterministic = False,
     batch_tokens: BatchTokens = 8192,
     engine: Engine = "local",
     actors: Annotated[
@@ -85,8 +87,10 @@ def command(
     if ensemble and not models[1:]:
         raise ConfigError(f"--ensemble {ensemble}: there is one model; name the others, or leave this out")
     started, how = time.monotonic(), ensemble or "mean"
-    asked = _Asked(tuple(models), input, output, task, format, how, best, skip_bad, batch_tokens)
-    found = _score_on_ray(asked, actors, cpus, gpus, shard_rows) if engine == "ray" else _score_here(asked)
+    options = _Options(
+        tuple(models), input, output, task, format, how, best, skip_bad, batch_tokens, dtype, deterministic
+    )
+    found = _score_on_ray(options, actors, cpus, gpus, shard_rows) if engine == "ray" else _score_here(options)
     if found["left_out"]:
         Console(stderr=True).print(f"{found['left_out']} rows left out")
     if json_file is not None:
@@ -99,8 +103,8 @@ def command(
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """The command's options, whatever the engine."""
+class _Options:
+    """The options that both engines share."""
 
     models: tuple[str, ...]
     input: str
@@ -111,21 +115,30 @@ class _Asked:
     best: bool
     skip_bad: bool
     batch_tokens: int
+    dtype: str | None
+    deterministic: bool
+
+    def model_options(self) -> dict[str, Any]:
+        """The arguments of `open_models` beside the folders."""
+        names = ("batch_tokens", "task", "ensemble", "dtype", "deterministic")
+        return {name: getattr(self, name) for name in names}
 
 
-def _score_here(asked: _Asked) -> dict[str, Any]:
+def _score_here(options: _Options) -> dict[str, Any]:
     from ..data.readers import read_queries
     from ..io.storage import matching
     from ..scoring.output import open_output
     from ..scoring.rows import Tally, written_rows
 
     tally, left_out = Tally(), _LeftOut()
-    on_bad = left_out.take if asked.skip_bad else None
-    with open_output(asked.output, asked.best) as write:  # first, so that a wrong name is told before a model is loaded
-        scorer = open_models(asked.models, asked.batch_tokens, asked.task, asked.ensemble)
-        files = (read_queries(file, format=asked.format, on_bad=on_bad) for file in matching(asked.input))
+    on_bad = left_out.take if options.skip_bad else None
+    with open_output(
+        options.output, options.best
+    ) as write:  # first, so that a wrong name is told before a model is loaded
+        scorer = open_models(options.models, **options.model_options())
+        files = (read_queries(file, format=options.format, on_bad=on_bad) for file in matching(options.input))
         with _progress() as show:
-            for row in written_rows(scorer, itertools.chain.from_iterable(files), on_bad, asked.best):
+            for row in written_rows(scorer, itertools.chain.from_iterable(files), on_bad, options.best):
                 write([row])
                 tally.take(row["task"], len(row["rewards"]))
                 show(f"scored {tally.queries} prompts, {tally.responses} responses")
@@ -133,12 +146,13 @@ def _score_here(asked: _Asked) -> dict[str, Any]:
 
 
 def open_models(
-    folders: Sequence[str], batch_tokens: int = 8192, task: str | None = None, ensemble: str = "mean"
+    folders: Sequence[str], dtype: str | None = None, deterministic: bool = False, **options: Any
 ) -> ModelRows:
-    """The models as what scores rows; here or in an actor. See `ModelRows`."""
+    """Load the models as a `RowScorer`, in this process or in an actor; see `ModelRows` for the options."""
     from ..scoring.rows import ModelRows
 
-    return ModelRows([load_model(folder) for folder in folders], batch_tokens, task, ensemble)
+    models = [load_model(folder, dtype, deterministic) for folder in folders]
+    return ModelRows(models, deterministic=deterministic, **options)
 
 
 class _LeftOut:
@@ -166,17 +180,19 @@ def _progress() -> Iterator[Callable[[str], None]]:
 # --- on Ray --------------------------------------------------------------------------------------------------------
 
 
-def _score_on_ray(asked: _Asked, actors: int | None, cpus: float, gpus: float, shard_rows: int) -> dict[str, Any]:
+def _score_on_ray(options: _Options, actors: int | None, cpus: float, gpus: float, shard_rows: int) -> dict[str, Any]:
     from ..distributed.scoring import Ended, Job, Pool, score_on_ray
     from ..errors import ConfigError
 
-    if asked.output == "-" or PurePosixPath(asked.output).suffix in (".jsonl", ".parquet"):
-        raise ConfigError(f"--output {asked.output}: with --engine ray, name the folder of the parts")
-    folders = [_reachable(model_folder(model)) for model in asked.models]
-    scorer = ", ".join([*map(_named, folders), *([asked.ensemble] if folders[1:] else [])])
-    scorer += f", task {asked.task}" if asked.task else ""
-    places = _absolute(asked.input), _absolute(asked.output)
-    job = Job(scorer, *places, asked.format, asked.skip_bad, shard_rows, asked.best)
+    if options.output == "-" or PurePosixPath(options.output).suffix in (".jsonl", ".parquet"):
+        raise ConfigError(f"--output {options.output}: with --engine ray, name the folder of the parts")
+    folders = [_reachable(model_folder(model)) for model in options.models]
+    scorer = ", ".join([*map(_named, folders), *([options.ensemble] if folders[1:] else [])])
+    scorer += f", task {options.task}" if options.task else ""
+    scorer += f", {options.dtype}" if options.dtype else ""
+    scorer += ", deterministic" if options.deterministic else ""
+    places = _absolute(options.input), _absolute(options.output)
+    job = Job(scorer, *places, options.format, options.skip_bad, shard_rows, options.best)
     left_out = _LeftOut()
     with _progress() as show:
 
@@ -185,7 +201,7 @@ def _score_on_ray(asked: _Asked, actors: int | None, cpus: float, gpus: float, s
             for reason in ended.left_out:
                 left_out.take(reason)
 
-        opened = functools.partial(open_models, folders, asked.batch_tokens, asked.task, asked.ensemble)
+        opened = functools.partial(open_models, folders, **options.model_options())
         found = score_on_ray(job, opened, Pool(actors, cpus, gpus), told)
     return {name: found[name] for name in ("queries", "responses", "tasks", "left_out")}
 

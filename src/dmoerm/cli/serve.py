@@ -11,6 +11,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from .options import Deterministic, Dtype
+
 
 def command(
     model: Annotated[str, typer.Argument(help="A model's or a run's folder, or a hub name.")],
@@ -23,6 +25,8 @@ def command(
     allow_origin: Annotated[
         list[str] | None, typer.Option(help="A web page's origin that may ask (CORS); none by default.")
     ] = None,
+    dtype: Dtype = None,
+    deterministic: Deterministic = False,
     batch_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of one pass, counted once an expert.")] = 8192,
     queue_tokens: Annotated[int, typer.Option(min=1, help="Most tokens that wait; beyond: 429.")] = 262_144,
     max_body_bytes: Annotated[int, typer.Option(min=1024, help="Largest body; beyond: 413.")] = 4 * 2**20,
@@ -46,6 +50,7 @@ def command(
     except ModuleNotFoundError as error:
         raise ConfigError(f"the server needs the package {error.name}: pip install 'dmoerm[serve]'") from None
     settings = ServingConfig(
+        deterministic=deterministic,
         batch_tokens=batch_tokens,
         queue_tokens=queue_tokens,
         max_body_bytes=max_body_bytes,
@@ -56,7 +61,7 @@ def command(
     )
     _warn(host, settings.api_key)
     serve(
-        lambda: load_model(model),
+        lambda: load_model(model, dtype, deterministic),
         settings,
         name=name or _name(model, model_folder(model)),
         host=host,

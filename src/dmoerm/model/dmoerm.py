@@ -9,6 +9,7 @@ Shapes: Q prompts, N responses, T tasks, k capabilities of a task.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -97,6 +98,7 @@ class DMoERM(PreTrainedModel):
         responses: Sequence[str] | Sequence[Sequence[str]],
         task: str | Sequence[str | None] | None = None,
         batch_tokens: int = 8192,
+        deterministic: bool = False,
     ) -> Any:
         """Scores the responses to one prompt, or to each of several prompts.
 
@@ -106,6 +108,7 @@ class DMoERM(PreTrainedModel):
             task: skips the router; one name, or one (or None) for each prompt.
             batch_tokens: most tokens of one pass (twice a prompt's, where that is more); a token counts once for each
                 of a task's experts.
+            deterministic: makes scores independent of the batch to the last bit; see `score_separately`.
 
         Returns:
             A list of `Score`, one a response; for several prompts a list of such lists, in the caller's order.
@@ -114,10 +117,12 @@ class DMoERM(PreTrainedModel):
             DataError: an empty prompt, an unknown task, a text longer than the model takes.
         """
         queries, one = as_queries(prompt, responses, task)
-        scores = list(self.score_queries(queries, batch_tokens))
+        scores = list(self.score_queries(queries, batch_tokens, deterministic))
         return scores[0] if one else scores
 
-    def score_queries(self, queries: Sequence[Query], batch_tokens: int = 8192) -> Iterator[list[Score]]:
+    def score_queries(
+        self, queries: Sequence[Query], batch_tokens: int = 8192, deterministic: bool = False
+    ) -> Iterator[list[Score]]:
         """Scores queries in batches of similar length; the result comes in the order of the queries.
 
         A query that is more than a pass is scored in pieces, so that it may have any number of responses.
@@ -126,6 +131,8 @@ class DMoERM(PreTrainedModel):
             if query.task is not None:
                 self.inner(query.task, f"query {query.id}" if query.id else "")
         encoded = [self.encoder.encode(query) for query in queries]
+        if deterministic:
+            return (self.score_separately(e, query.task) for e, query in zip(encoded, queries, strict=True))
         scores: dict[int, list[Score]] = {}
         for rows in self.passes(encoded, batch_tokens):
             tasks = [queries[i].task for i in rows]
@@ -143,6 +150,19 @@ class DMoERM(PreTrainedModel):
             scores += self.score_encoded([piece], [task], scores[0] if scores else None)[0]
         return scores
 
+    def score_separately(self, encoded: Encoded, task: str | None) -> list[Score]:
+        """Score each response of a query in a pass of its own, so that its score depends on no other text.
+
+        The shapes of a pass, and so the order in which numbers are added, follow from prompt and response alone. The
+        router runs on the prompt with an empty response, for all responses alike. Scores are the same to the last bit
+        on the same machine with the same number of threads. The prompt runs once per response and once more.
+        """
+        with _deterministic_algorithms():
+            prompt = Encoded(encoded.prompt, [self.encoder.empty_response])
+            ((route,),) = self.score_encoded([prompt], [task])
+            parts = [encoded.part(i, i + 1) for i in range(len(encoded.responses))]
+            return [self.score_encoded([part], [task], route)[0][0] for part in parts]
+
     def passes(self, encoded: Sequence[Encoded], batch_tokens: int) -> Iterator[list[int]]:
         """Indices of the queries that share a pass."""
         return batches(encoded, self.pass_tokens(batch_tokens))
@@ -154,10 +174,12 @@ class DMoERM(PreTrainedModel):
         ]
         return batch_tokens // max([1, *stacks])
 
-    def score_stream(self, queries: Iterable[Query], batch_tokens: int = 8192) -> Iterator[tuple[Query, list[Score]]]:
+    def score_stream(
+        self, queries: Iterable[Query], batch_tokens: int = 8192, deterministic: bool = False
+    ) -> Iterator[tuple[Query, list[Score]]]:
         """Scores a stream of any length in its order, holding little of it at once: each query with its scores."""
         for window in windows(queries):
-            yield from zip(window, self.score_queries(window, batch_tokens), strict=True)
+            yield from zip(window, self.score_queries(window, batch_tokens, deterministic), strict=True)
 
     @torch.inference_mode()
     def score_encoded(
@@ -304,6 +326,20 @@ class DMoERM(PreTrainedModel):
         if model_args:
             raise ConfigError(f"from_pretrained: takes options by name only (got {shorten(model_args[0])})")
         return load(path, load_options(options))  # pyright: ignore[reportReturnType]
+
+
+@contextlib.contextmanager
+def _deterministic_algorithms() -> Iterator[None]:
+    """PyTorch's own deterministic kernels: on an accelerator, sums by `index_add` otherwise have no fixed order."""
+    before, warn_only = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warn_only)
 
 
 def _key(task: str) -> str:

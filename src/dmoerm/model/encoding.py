@@ -91,6 +91,9 @@ class Encoder:
         self.marker = self._special(before)  # between the last turn and the response: tells where a response begins
         self._end_of_turn = self._special(after.rstrip())
         self._added = self._put_before("x")
+        self.empty_response = self._end_of_turn or [
+            tokenizer.eos_token_id or 0
+        ]  # a pass needs at least one token of each
         self._opens = bool(self._added) and self._special(opening)[: len(self._added)] == self._added
 
     def encode(self, query: Query) -> Encoded:
@@ -139,7 +142,7 @@ class Encoder:
                 hint="encode with the chat template, a response after its prompt, or use DMoERM.score",
             )
         if is_empty(text):
-            return Encoded(ids[: starts[-1]], [self._response("")], empty_at=frozenset({0}))
+            return Encoded(ids[: starts[-1]], [self.empty_response], empty_at=frozenset({0}))
         return Encoded(ids[: starts[-1]], [response[: ends[0]] + end])
 
     def _decode(self, ids: Sequence[int]) -> str:
@@ -172,10 +175,7 @@ class Encoder:
         return body[: room - tail] + body[len(body) - tail :] + marker
 
     def _response(self, text: str) -> list[int]:
-        """A response's ids; an empty one has at least one, as every response of a pass must."""
-        if not is_empty(text):
-            return self._text(text) + self._end_of_turn
-        return self._end_of_turn or [self.tokenizer.eos_token_id or 0]
+        return self.empty_response if is_empty(text) else self._text(text) + self._end_of_turn
 
     def _prompt(self, prompt: Prompt) -> list[int]:
         messages = [Message(role="user", content=prompt)] if isinstance(prompt, str) else list(prompt)

@@ -67,12 +67,14 @@ class ModelRows:
         batch_tokens: as in `DMoERM.score`.
         task: scores everything as this task; None: a row's own, else routed, by each model itself.
         ensemble: how several are combined: `mean`, `wco` or `uwo`; see `dmoerm.model.ensemble`.
+        deterministic: makes scores independent of the batch; see `DMoERM.score_separately`.
     """
 
     models: Sequence[DMoERM]
     batch_tokens: int = 8192
     task: str | None = None
     ensemble: str = "mean"
+    deterministic: bool = False
 
     def rows(self, queries: Iterable[Query], on_bad: OnBad | None = None) -> Iterator[tuple[Query, Row]]:
         """See `RowScorer`. Raises `DataError` where a model has no such task."""
@@ -86,7 +88,7 @@ class ModelRows:
 
     def _scored(self, queries: Iterable[Query]) -> Iterator[tuple[Query, list[Score]]]:
         for window in windows(queries):
-            members = [model.score_queries(window, self.batch_tokens) for model in self.models]
+            members = [model.score_queries(window, self.batch_tokens, self.deterministic) for model in self.models]
             for query, *scores in zip(window, *members, strict=True):
                 yield query, scores[0] if len(scores) == 1 else joined(scores, self.ensemble)
 

@@ -2,8 +2,9 @@
 
     request ──▶ encode (one thread) ──▶ queue ──▶ a pass of at most so many tokens (one thread) ──▶ scores
 
-A request is cut into parts that fit a pass, the prompt again in each; a score does not depend on what shares its pass.
-The passes take one part of each waiting request in turn, the oldest first: large requests delay small ones by little.
+A request is split into parts that fit in a pass; each part repeats the prompt. A pass takes one part of each waiting
+request in turn, oldest first, so large requests delay small ones only a little. What shares a pass changes rewards by
+rounding only; `ServingConfig.deterministic` removes that too.
 """
 
 from __future__ import annotations
@@ -218,6 +219,8 @@ class Batcher:
             self._settle(job, part, scores)
 
     def _score(self, parts: Sequence[Part]) -> list[list[Score]]:
+        if self.settings.deterministic:
+            return [self.model.score_separately(part.encoded, part.task) for part in parts]
         return self.model.score_encoded([part.encoded for part in parts], [part.task for part in parts])
 
     def _settle(self, job: Job, part: Part, scores: list[Score]) -> None:

@@ -12,6 +12,8 @@ class ServingConfig(BaseModel):
 
     batch_tokens: int = Field(default=8192, ge=1)
     """Most tokens of one pass (twice a prompt's, where that is more); one counts once for each of a task's experts."""
+    deterministic: bool = False
+    """Score each response in a pass of its own: scores do not depend on other requests; slower."""
     batch_wait: float = Field(default=0.002, ge=0, le=1)
     """Seconds that an idle engine waits for more requests to share a pass."""
     queue_tokens: int = Field(default=262_144, ge=1)
