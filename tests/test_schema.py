@@ -60,7 +60,6 @@ def test_pairs_of_a_capability() -> None:
         ({"capabilities": {"logic": [1, math.inf]}}, "not finite"),
         ({"capabilities": {"structure": ["x", 1]}}, r"capabilities\.structure\.0: input should be"),
         ({"annotators": {"overall": [[1]]}}, r"annotators\.overall: has 1 entries"),
-        ({"annotators": {"overall": [[1, 2], [1]]}}, "1 entries for 2 annotators"),
         ({"annotators": {"overall": [[math.inf], [1]]}}, "not finite"),
         ({"margin": math.inf}, "margin"),
         ({"margin": -1}, "margin"),
@@ -79,6 +78,11 @@ def test_a_missing_field_is_named() -> None:
 
 def test_unknown_fields_are_ignored() -> None:
     assert parse_group(row(colour="red")).responses == ("a", "b")
+
+
+def test_annotators_may_grade_one_response_more_often_than_another() -> None:
+    people = {"overall": [[4, 5, None], [2]], "logic": [[], [1]]}
+    assert parse_group(row(annotators=people)).annotators == {"overall": ((4, 5, None), (2,)), "logic": ((), (1,))}
 
 
 def test_ids_follow_from_the_content() -> None:
@@ -110,6 +114,16 @@ def test_people_go_before_a_judge() -> None:
     assert both.pairs("empathy") == []
     tied = group.model_copy(update={"capabilities": {"logic": (1, 1, None)}, "judged": {"logic": (judged[0],)}})
     assert tied.labelled_pairs("logic") == []
+
+
+def test_identical_responses_are_no_pair_whatever_their_grades() -> None:
+    labels = {"scores": [3, 1, 2], "capabilities": {"logic": [1, 2, None]}}
+    group = parse_group(row(responses=["a", "a", "b"], **labels))
+    assert group.pairs() == [Pair(0, 2), Pair(2, 1)]
+    assert group.pairs("logic") == []
+    assert group.identical_pairs() == 2
+    judged = group.model_copy(update={"judged": {"wit": (Judgement(0, 1, 0.9), Judgement(1, 2, 0.8))}})
+    assert judged.labelled_pairs("wit") == [Pair(1, 2, 0.8)]
 
 
 @pytest.mark.parametrize("judgement", [[0, 2, 0.5, 1], [1, 1, 0.5, 1], [-1, 1, 0.5, 1], [0, 1, 1.5, 1]])

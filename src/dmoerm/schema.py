@@ -10,7 +10,7 @@ import hashlib
 import math
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -114,7 +114,7 @@ class Group(Query):
         ranks: the other way to say it: 1 is best, equal ranks are ties. At most one of the two.
         capabilities: capability → one grade a response (None: not graded).
         judged: capability → what a judge says of pairs; people's grades of a pair go before it.
-        annotators: "overall" or a capability → for each response, the single grades that several people gave.
+        annotators: "overall" or a capability → for each response, the grades of single people, as many as there are.
         margin: how far apart, in reward units, the best and the worst of two responses must at least be.
         scores_derived: the overall scores were computed from capability grades, no person gave them.
         source: where the row comes from.
@@ -151,8 +151,8 @@ class Group(Query):
         for name, people in self.annotators.items():
             if len(people) != len(self.responses):
                 raise ValueError(f"annotators.{name} has {len(people)} entries for {len(self.responses)} responses")
-            for grades in people:  # one column a person: agreement between people compares column with column
-                _check_grades(f"annotators.{name}", grades, len(people[0]), "annotators of the first response")
+            for grades in people:
+                _check_finite(f"annotators.{name}", grades)
         for name, judged in self.judged.items():
             for one in judged:
                 if not (0 <= min(one[:2]) < max(one[:2]) < len(self.responses) and 0 <= one.probability <= 1):
@@ -167,15 +167,28 @@ class Group(Query):
         return self.scores if self.ranks is None else tuple(-rank for rank in self.ranks)
 
     def pairs(self, capability: str | None = None) -> list[Pair]:
-        """The pairs that people order (ties are none), overall or on one capability."""
+        """Return the pairs that people order, overall or on one capability, without ties and identical responses."""
         grades = self.grades if capability is None else self.capabilities.get(capability)
-        return [] if grades is None else ordered_pairs(grades)
+        return [] if grades is None else [pair for pair in ordered_pairs(grades) if self.differ(*pair[:2])]
 
     def labelled_pairs(self, capability: str) -> list[Pair]:
-        """The pairs that people order on a capability; a judge's where they did not grade both responses."""
+        """Return the pairs that people order on a capability, then a judge's pairs that people did not grade."""
         grades = self.capabilities.get(capability, (None,) * len(self.responses))
-        judged = [one for one in self.judged.get(capability, ()) if None in (grades[one.first], grades[one.second])]
-        return [*self.pairs(capability), *(one.pair for one in judged)]
+        judged = [
+            judgement.pair
+            for judgement in self.judged.get(capability, ())
+            if None in (grades[judgement.first], grades[judgement.second]) and self.differ(*judgement[:2])
+        ]
+        return [*self.pairs(capability), *judged]
+
+    def differ(self, first: int, second: int) -> bool:
+        """Return whether two responses are different texts; no model can order identical ones."""
+        return self.responses[first] != self.responses[second]
+
+    def identical_pairs(self) -> int:
+        """Count the pairs of identical responses that have different grades, overall or on a capability."""
+        graded = [grades for grades in (self.grades, *self.capabilities.values()) if grades is not None]
+        return sum(not self.differ(*pair[:2]) for grades in graded for pair in ordered_pairs(grades))
 
 
 def is_empty(response: str) -> bool:
@@ -262,12 +275,15 @@ def _data_error(detail: Any, row: Mapping[str, Any]) -> DataError:
     return DataError(message[0].lower() + message[1:], field=".".join(location) or None, value=value, hint=hint)
 
 
-def _check_grades(name: str, grades: Iterable[float | None] | None, count: int, what: str = "responses") -> None:
+def _check_grades(name: str, grades: Sequence[float | None] | None, count: int) -> None:
     if grades is None:
         return
-    grades = tuple(grades)
     if len(grades) != count:
-        raise ValueError(f"{name} has {len(grades)} entries for {count} {what}")
+        raise ValueError(f"{name} has {len(grades)} entries for {count} responses")
+    _check_finite(name, grades)
+
+
+def _check_finite(name: str, grades: Sequence[float | None]) -> None:
     for grade in grades:
         if grade is not None and not math.isfinite(grade):
             raise ValueError(f"{name} has the value {grade}, which is not finite")

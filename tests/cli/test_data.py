@@ -38,6 +38,19 @@ def test_bad_rows_are_all_shown_and_exit_with_1(write_rows: Write) -> None:
     assert "rows.jsonl:3" in folded
 
 
+def test_ten_bad_rows_are_shown_and_the_others_counted(write_rows: Write, tmp_path: Path) -> None:
+    result = run("check", write_rows([ROW, *[{"prompt": 3}] * 13]), "--json", tmp_path / "found.json")
+    assert result.output.count("rows.jsonl:") == 10
+    assert "and 3 more bad rows" in result.output
+    assert len(json.loads((tmp_path / "found.json").read_text())["bad"]) == 13
+
+
+def test_unknown_columns_are_named_and_counted(write_rows: Write) -> None:
+    result = run("check", write_rows([ROW | {"colour": "red"}, ROW | {"colour": None}, ROW | {"colour": 1}]))
+    assert result.exit_code == 0
+    assert [line.split()[-2] for line in result.output.splitlines() if "unknown column: colour" in line] == ["2"]
+
+
 def test_what_was_left_out_is_shown(write_rows: Write) -> None:
     result = run("check", write_rows([{"prompt": "p", "chosen": "a", "rejected": "a"}]))
     assert "the responses are the same text" in result.output

@@ -40,7 +40,7 @@ def test_the_first_response_is_better_in_every_row_above(name: str, read_one: Re
 def test_unknown_formats_and_rows() -> None:
     with pytest.raises(ConfigError, match="'csv' is not known; use one of auto, native"):
         named_format("csv")
-    with pytest.raises(DataError, match=r"no format that is known \(got \['question', 'answer'\]\)"):
+    with pytest.raises(DataError, match=r"has an unknown format \(got \['question', 'answer'\]\)"):
         detect_format({"question": "Why?", "answer": "So."})
 
 
@@ -50,3 +50,28 @@ def test_native_takes_nulls_as_absent(read_one: ReadOne) -> None:
     assert group.id == "3"
     assert group.capabilities == {"logic": (1.0, None)}
     assert group.pairs() == [Pair(1, 0)]
+
+
+@pytest.mark.parametrize(
+    ("row", "misspelled", "meant"),
+    [
+        (ROWS["native"] | {"capabilites": {"logic": [1, 0]}}, "capabilites", "capabilities"),
+        ({**ROWS["native"], "scores": None, "score": [1, 0]}, "score", "scores"),
+        (ROWS["trl"] | {"Task": "chat"}, "Task", "task"),
+    ],
+)
+def test_a_misspelled_column_is_an_error_with_a_hint(row: dict, misspelled: str, meant: str, read_rows) -> None:
+    with pytest.raises(DataError, match=rf"{misspelled}: is an unknown column; did you mean '{meant}'"):
+        read_rows(row)
+    with pytest.raises(DataError, match=r"unknown format.*did you mean 'responses'"):
+        read_rows({"prompt": "Hi", "reponses": ["a", "b"], "scores": [1, 0]})
+
+
+def test_unknown_columns_are_counted_where_they_hold_a_value(read_rows) -> None:
+    extra = {"colour": "red", "empty": None, "score": 3}
+    assert read_rows(ROWS["native"] | extra, ROWS["native"] | {"colour": 1}).unknown_columns == {
+        "colour": 2,
+        "score": 1,
+    }
+    published = read_rows(ROWS["ultrafeedback"] | {"models": ["x"], "instructions": "y"})
+    assert published.unknown_columns == {"models": 1, "instructions": 1}

@@ -124,3 +124,21 @@ def test_reward_benchmarks(read_one: ReadOne) -> None:
     group = read_one(third)
     assert group.task == "safety-refuse"
     assert len(group.pairs()) == 9
+
+
+def test_the_system_column_of_a_trl_row_is_the_system_message(read_one: Callable[..., Group]) -> None:
+    system = Message(role="system", content="Be brief.")
+    row = {"system": "Be brief.", "prompt": "Hi", "chosen": "a", "rejected": "b"}
+    assert read_one(row).prompt == (system, Message(role="user", content="Hi"))
+    assert read_one(row | {"system": ""}).prompt == "Hi"
+    turns = [{"role": "user", "content": "Hi"}]
+    sides = {name: [*turns, {"role": "assistant", "content": name}] for name in ("chosen", "rejected")}
+    for prompt in (None, turns, [{"role": "system", "content": "Be brief."}, *turns]):
+        assert read_one(row | sides | {"prompt": prompt}).prompt == (system, Message(role="user", content="Hi"))
+
+
+def test_a_system_message_in_the_prompt_goes_before_the_column(read_rows: Callable[..., Reading]) -> None:
+    prompt = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}]
+    reading = read_rows({"system": "Be brief.", "prompt": prompt, "chosen": "a", "rejected": "b"})
+    assert reading.groups[0].prompt[0] == Message(role="system", content="Be kind.")
+    assert reading.notes == {"the column system differs from the prompt's system message; the message was kept": 1}

@@ -182,3 +182,26 @@ def test_the_human_data_is_read_whole(human_data: Path) -> None:
     reading = read_groups(human_data / "topical_chat.jsonl")
     assert (len(reading.groups), reading.rows, reading.bad, reading.skipped) == (38, 38, [], {})
     assert {len(group.capabilities) for group in reading.groups} == {5}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Hi", "responses": ["a", "a", "b"], "scores": [3, 1, 2]},
+        {"prompt": "Hi", "chosen": ["a", "a"], "rejected": ["a", "b"], "subset": "x"},
+        {"src": ["Hi"], "response": ["a", "a", "b"], "rank": [1, 2, 3], "label": "chitchat"},
+    ],
+)
+def test_identical_responses_with_different_grades_are_counted_and_make_no_pair(
+    row: dict[str, Any], read_rows: Callable[..., Any]
+) -> None:
+    reading = read_rows(row)
+    (group,) = reading.groups
+    assert reading.skipped["pair: identical responses with different grades"] == group.identical_pairs() > 0
+    assert all(group.responses[pair.better] != group.responses[pair.worse] for pair in group.pairs())
+
+
+def test_a_native_group_of_one_text_is_left_out_and_counted(read_rows: Callable[..., Any]) -> None:
+    reading = read_rows(ROW | {"responses": ["a", "a"]}, ROW)
+    assert len(reading.groups) == 1
+    assert reading.skipped == {"row: the responses are the same text": 1}

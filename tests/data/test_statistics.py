@@ -50,7 +50,14 @@ def test_agreement_is_exact_over_pairs_of_annotators(write_rows: Write) -> None:
     people = {"overall": [[1, 1, 0, 1, None], [0, 0, 1, 1, 1]], "logic": [[1, 1], [1, 0]]}
     row = {"prompt": "p", "responses": ["a", "b"], "scores": [1, 0], "annotators": people}
     found = data_statistics([write_rows([row])])["agreement"][NO_TASK]
-    assert found == {"overall": {"value": pytest.approx(1 / 3), "pairs": 1, "comparisons": 3}}
+    assert found == {"overall": {"value": pytest.approx(1 / 3), "pairs": 1, "comparisons": 3, "unaligned_pairs": 0}}
+
+
+def test_annotators_of_different_number_cannot_be_compared(write_rows: Write) -> None:
+    row = {"prompt": "p", "responses": ["a", "b", "c"], "scores": [2, 1, 0]}
+    people = {"overall": [[3, 3], [2, 2], [1]]}
+    found = data_statistics([write_rows([row | {"annotators": people}])])["agreement"][NO_TASK]["overall"]
+    assert found == {"value": 1.0, "pairs": 1, "comparisons": 1, "unaligned_pairs": 2}
 
 
 def test_repetitions(write_rows: Write) -> None:
@@ -82,3 +89,11 @@ def test_agreement_of_the_human_data(human_data: Path) -> None:
     found = data_statistics([human_data / "cragc_pairs.jsonl"])["agreement"]["rag_answer"]
     assert 0.55 < found["overall"]["value"] < 0.62
     assert found["overall"]["comparisons"] == 10 * found["overall"]["pairs"]
+
+
+def test_pairs_of_identical_responses_are_counted_apart(write_rows: Write) -> None:
+    row = {"task": "chat", "prompt": "p", "responses": ["a", "a", "b"], "scores": [3, 1, 2]}
+    found = data_statistics([write_rows([row | {"capabilities": {"logic": [1, 2, None]}}])])
+    assert found["tasks"]["chat"]["pairs"] == 2
+    assert found["capabilities"]["chat"]["logic"]["pairs"] == 0
+    assert found["sources"][0]["skipped"] == {"pair: identical responses with different grades": 2}

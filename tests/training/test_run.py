@@ -240,9 +240,11 @@ def test_of_several_gpus_one_is_used_and_the_command_for_all_is_printed(
 
 
 def test_a_folder_with_other_settings_is_left_alone(trained_run: Run) -> None:
-    other = trained_run.config.model_copy(update={"seed": 9})
-    with pytest.raises(ConfigError, match=rf"{trained_run.folder}: holds a run with other settings"):
+    other = changed(trained_run.config, {"seed": 9, "phase2.lora.alpha": 3.5})
+    alpha = trained_run.config.phase2.lora.alpha
+    with pytest.raises(ConfigError, match=rf"{trained_run.folder}: holds a run with other settings") as caught:
         train_quietly(other)
+    assert f"(seed was {trained_run.config.seed}, now 9; phase2.lora.alpha was {alpha}, now 3.5)" in str(caught.value)
     assert load_config(trained_run.folder / "config.yaml") == trained_run.config
 
 

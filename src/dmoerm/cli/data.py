@@ -14,6 +14,8 @@ from rich.table import Table
 if TYPE_CHECKING:
     from ..data.statistics import Tokenizer
 
+SHOWN_BAD_ROWS = 10
+
 app = typer.Typer(no_args_is_help=True, help="Look at preference data, and draft a taxonomy from it.")
 
 Files = Annotated[list[str], typer.Argument(metavar="FILE…", help="JSON Lines, JSON or Parquet files, or datasets.")]
@@ -46,6 +48,8 @@ def check(
     for table in _tables(result):
         if table.row_count:
             console.print(table)
+    if (more := len(result["bad"]) - SHOWN_BAD_ROWS) > 0:
+        console.print(f"… and {more} more bad rows; --json FILE writes all of them", soft_wrap=True)
     _print_repetitions(console, result["duplicates"])
     if result["bad"]:
         raise typer.Exit(1)
@@ -104,13 +108,17 @@ def _tables(result: dict[str, Any]) -> list[Table]:
     lengths = result["lengths"]
     return [
         _table("Sources", ["source", "rows", "groups", "bad"], _source_rows(result)),
-        _table("Left out and noted", ["source", "what", "count"], _reason_rows(result)),
+        _table("Left out, ignored and noted", ["source", "what", "count"], _reason_rows(result)),
         _table("Tasks", ["task", "groups", "prompts", "responses", "pairs", "ties"], _task_rows(result)),
         _table(
             "Capabilities", ["task", "capability", "groups", "pairs", "ties", "agreement"], _capability_rows(result)
         ),
         _table(f"Lengths in {lengths['unit']}", ["task", "of", "p50", "p95", "max"], _length_rows(lengths)),
-        _table("Overall agreement of two annotators", ["task", "pairs", "comparisons", "agreement"], _overall(result)),
+        _table(
+            "Overall agreement of two annotators",
+            ["task", "pairs", "comparisons", "agreement", "unaligned pairs"],
+            _overall(result),
+        ),
         _table("Bad rows", ["place", "field", "message", "value", "hint"], _bad_rows(result)),
     ]
 
@@ -144,7 +152,11 @@ def _reason_rows(result: dict[str, Any]) -> list[list[Any]]:
     return [
         [found["source"], f"{kind}: {reason}", count]
         for found in result["sources"]
-        for kind, reasons in (("left out", found["skipped"]), ("noted", found["notes"]))
+        for kind, reasons in (
+            ("left out", found["skipped"]),
+            ("ignored: unknown column", found["unknown_columns"]),
+            ("noted", found["notes"]),
+        )
         for reason, count in reasons.items()
     ]
 
@@ -176,7 +188,7 @@ def _length_rows(lengths: dict[str, Any]) -> list[list[Any]]:
 
 def _overall(result: dict[str, Any]) -> list[list[Any]]:
     return [
-        [task, found["overall"]["pairs"], found["overall"]["comparisons"], found["overall"]["value"]]
+        [task, *(found["overall"][name] for name in ("pairs", "comparisons", "value", "unaligned_pairs"))]
         for task, found in result["agreement"].items()
         if "overall" in found
     ]
@@ -184,12 +196,12 @@ def _overall(result: dict[str, Any]) -> list[list[Any]]:
 
 def _bad_rows(result: dict[str, Any]) -> list[list[Any]]:
     return [
-        [":".join(str(p) for p in (bad["file"], bad["line"]) if p is not None), *_told(bad)] for bad in result["bad"]
+        [
+            ":".join(str(part) for part in (bad["file"], bad["line"]) if part is not None),
+            *(bad[name] for name in ("field", "message", "value", "hint")),
+        ]
+        for bad in result["bad"][:SHOWN_BAD_ROWS]
     ]
-
-
-def _told(bad: dict[str, Any]) -> list[str | None]:
-    return [bad[name] for name in ("field", "message", "value", "hint")]
 
 
 def _print_repetitions(console: Console, found: dict[str, int]) -> None:

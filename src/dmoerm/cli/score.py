@@ -155,6 +155,9 @@ def open_models(
     return ModelRows(models, deterministic=deterministic, **options)
 
 
+_SHOWN_BAD_ROWS = 10
+
+
 class _LeftOut:
     """The rows that cannot be scored: said and counted."""
 
@@ -162,8 +165,10 @@ class _LeftOut:
         self.count = 0
 
     def take(self, error: DataError | str) -> None:
-        """Says why a row is left out."""
+        """Count a row that is left out; print the reasons of the first ten."""
         self.count += 1
+        if self.count > _SHOWN_BAD_ROWS:
+            return
         Console(stderr=True).print(f"left out: {error}", soft_wrap=True, highlight=False, markup=False)
 
 

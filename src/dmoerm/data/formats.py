@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import difflib
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ConfigError, DataError
-from .graded_rows import read_helpsteer, read_helpsteer3, read_mtmc, read_ultrafeedback
+from ..schema import Group
+from .graded_rows import HELPSTEER_CAPABILITIES, read_helpsteer, read_helpsteer3, read_mtmc, read_ultrafeedback
 from .preference_rows import is_transcript, read_hh, read_rewardbench, read_trl
 from .raw_example import RawExample, Row
 
@@ -20,6 +22,9 @@ class RowFormat:
         name: the name for `format=`.
         fits: whether a row (its null fields removed) looks like this format.
         read: parses a row; raises `DataError` for a bad row and `SkippedRow` for one without a usable preference.
+        columns: the columns that are read.
+        handwritten: people write such rows themselves, so a misspelled column is an error; published files may have
+            any further columns, which are counted.
         one_response: a row holds a single response, so that the rows of one prompt are joined into a group.
         strict: an empty response is an error; elsewhere it is left out and counted, since public files hold some.
     """
@@ -27,6 +32,8 @@ class RowFormat:
     name: str
     fits: Callable[[Row], bool]
     read: Callable[[Row], RawExample]
+    columns: frozenset[str]
+    handwritten: bool = False
     one_response: bool = False
     strict: bool = False
 
@@ -49,6 +56,17 @@ def read_native(row: Row) -> RawExample:
     return RawExample(fields)
 
 
+_ORIGIN = {"id", "prompt_id", "task", "source"}
+_CHOICE = {"chosen", "rejected", "margin", "score_chosen", "score_rejected"}
+_ALIASES = {"response", "completion"}  # of `responses`, for queries
+_INTERNAL = {"judged", "scores_derived"}  # nobody writes them by hand, and `judge` is a likely column of its own
+_SIMILARITY = 0.85  # `capabilites` and `score` are misspelled, `prompt_id` and `source_id` are other columns
+
+
+def _columns(*names: str) -> frozenset[str]:
+    return frozenset(names) | _ORIGIN
+
+
 def _has(*names: str) -> Callable[[Row], bool]:
     return lambda row: all(name in row for name in names)
 
@@ -66,15 +84,32 @@ def _is_rewardbench(row: Row) -> bool:
     return isinstance(chosen, list | tuple) and bool(chosen) and isinstance(chosen[0], str)
 
 
+NATIVE_COLUMNS = frozenset(Group.model_fields)
+
 FORMATS = (
-    RowFormat("native", _has("prompt", "responses"), read_native, strict=True),
-    RowFormat("mtmc", _has("src", "response", "rank"), read_mtmc),
-    RowFormat("ultrafeedback", _has("instruction", "completions"), read_ultrafeedback),
-    RowFormat("helpsteer3", _has("context", "response1", "response2"), read_helpsteer3),
-    RowFormat("helpsteer", _has("prompt", "response", "helpfulness"), read_helpsteer, one_response=True),
-    RowFormat("rewardbench", _is_rewardbench, read_rewardbench),
-    RowFormat("hh", _is_hh, read_hh),
-    RowFormat("trl", _has("chosen", "rejected"), read_trl),
+    RowFormat("native", _has("prompt", "responses"), read_native, NATIVE_COLUMNS, handwritten=True, strict=True),
+    RowFormat("mtmc", _has("src", "response", "rank"), read_mtmc, _columns("src", "tgt", "response", "rank", "label")),
+    RowFormat(
+        "ultrafeedback", _has("instruction", "completions"), read_ultrafeedback, _columns("instruction", "completions")
+    ),
+    RowFormat(
+        "helpsteer3",
+        _has("context", "response1", "response2"),
+        read_helpsteer3,
+        _columns("context", "response1", "response2", "domain", "overall_preference", "individual_preference"),
+    ),
+    RowFormat(
+        "helpsteer",
+        _has("prompt", "response", "helpfulness"),
+        read_helpsteer,
+        _columns("prompt", "response", "helpfulness", *HELPSTEER_CAPABILITIES),
+        one_response=True,
+    ),
+    RowFormat(
+        "rewardbench", _is_rewardbench, read_rewardbench, _columns("prompt", "chosen", "rejected", "subset", "domain")
+    ),
+    RowFormat("hh", _is_hh, read_hh, _columns(*_CHOICE)),
+    RowFormat("trl", _has("chosen", "rejected"), read_trl, _columns("prompt", "system", *_CHOICE), handwritten=True),
 )
 """In the order in which they are tried."""
 
@@ -99,5 +134,30 @@ def detect_format(row: Row) -> RowFormat:
             return row_format
     if "prompt" in given and ("response" in given or "completion" in given):
         return _BY_NAME["native"]
-    hint = f"see docs/data.md for the fields of {', '.join(FORMAT_NAMES[1:])}"
-    raise DataError("the row is in no format that is known", value=list(row), hint=hint)
+    hint = _did_you_mean(given, NATIVE_COLUMNS | _BY_NAME["trl"].columns)
+    hint = hint or f"see docs/data.md for the columns of {', '.join(FORMAT_NAMES[1:])}"
+    raise DataError("the row has an unknown format", value=list(row), hint=hint)
+
+
+def unknown_columns(row: Row, row_format: RowFormat) -> list[str]:
+    """Return the columns that the format does not read.
+
+    Raises:
+        DataError: in a format that people write themselves, a column is a misspelling of one that the row lacks.
+    """
+    given = {name: value for name, value in row.items() if value is not None}
+    unknown = [name for name in given if name not in row_format.columns and name not in _ALIASES]
+    if row_format.handwritten:
+        for name in unknown:
+            if hint := _did_you_mean({name}, row_format.columns - set(given) - _INTERNAL):
+                raise DataError("is an unknown column", field=name, hint=hint)
+    return unknown
+
+
+def _did_you_mean(names: Iterable[str], known: Iterable[str]) -> str | None:
+    """Return a hint for the first misspelled name."""
+    for name in names:
+        close = difflib.get_close_matches(name.lower(), sorted(known), n=1, cutoff=_SIMILARITY)
+        if close and close[0] != name:
+            return f"did you mean {close[0]!r}? correct the name {name!r}, or remove the column"
+    return None

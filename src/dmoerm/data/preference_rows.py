@@ -29,7 +29,8 @@ def read_trl(row: Row) -> RawExample:
     """A TRL preference row, standard or conversational, with its prompt given or implicit.
 
     An implicit prompt is the shared beginning of chosen and rejected: whole messages, or whole words of a text.
-    `score_chosen` and `score_rejected` become scores (equal: a tie) unless they contradict the choice.
+    A text in `system` becomes the system message. `score_chosen` and `score_rejected` become scores (equal: a tie)
+    unless they contradict the choice.
     """
     chosen, rejected = need(row, "chosen"), need(row, "rejected")
     if isinstance(chosen, str) and isinstance(rejected, str):
@@ -37,7 +38,21 @@ def read_trl(row: Row) -> RawExample:
     else:
         prompt, responses = _conversation_parts(row.get("prompt"), chosen, rejected)
     labels, notes = _choice_labels(row)
-    return RawExample(origin(row) | {"prompt": prompt, "responses": responses} | labels, notes)
+    prompt, system_notes = _with_system(prompt, row)
+    return RawExample(origin(row) | {"prompt": prompt, "responses": responses} | labels, notes + system_notes)
+
+
+def _with_system(prompt: Any, row: Row) -> tuple[Any, tuple[str, ...]]:
+    """Put the text of the column `system` before the prompt, unless the prompt has a system message of its own."""
+    if not row.get("system"):
+        return prompt, ()
+    system = {"role": "system", "content": text_in(row, "system")}
+    turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    if turns[0]["role"] != "system":
+        return [system, *turns], ()
+    if turns[0] == system:
+        return turns, ()
+    return turns, ("the column system differs from the prompt's system message; the message was kept",)
 
 
 def _text_parts(prompt: Any, chosen: str, rejected: str) -> tuple[Any, list[str]]:
@@ -79,6 +94,8 @@ def _history(prompt: Any, shared: list[dict[str, str]]) -> Any:
     if not shared:
         return prompt if isinstance(prompt, str) else messages(prompt, "prompt")
     given = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else messages(prompt, "prompt")
+    if given[-len(shared) :] == shared:
+        return given
     return shared if all(turn in shared for turn in given) else given + shared
 
 

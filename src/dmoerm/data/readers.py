@@ -15,7 +15,7 @@ from typing import Literal
 
 from ..errors import DataError
 from ..schema import Group, Query, parse_group, parse_query, prompt_key
-from .formats import FORMAT_NAMES, RowFormat, detect_format, named_format
+from .formats import FORMAT_NAMES, RowFormat, detect_format, named_format, unknown_columns
 from .graded_rows import join_raw_examples
 from .overall import overall_from_capabilities
 from .raw_example import RawExample, SkippedRow, keep_responses
@@ -31,9 +31,10 @@ class Reading:
     Attributes:
         groups: the groups, in the order of their (first) rows.
         bad: one error, with file and line, for each row that is wrong.
-        skipped: reason → how often: rows without a usable preference and, where the reason begins with
-            "response:", single responses.
+        skipped: reason → count. The first word says what is counted: "row:" rows without a usable preference,
+            "response:" single responses, "pair:" pairs of responses.
         notes: decision → number of rows that were kept but for which the reader had to decide something.
+        unknown_columns: column that is not read → number of rows that have it.
         rows: number of rows, blank lines not counted.
     """
 
@@ -41,6 +42,7 @@ class Reading:
     bad: list[DataError] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)
     notes: Counter[str] = field(default_factory=Counter)
+    unknown_columns: Counter[str] = field(default_factory=Counter)
     rows: int = 0
 
 
@@ -91,8 +93,10 @@ def queries_of(
     row_format = named_format(format)
     for line, row in rows:
         try:
-            row_format, example = _read(row, row_format)
-            query = parse_query(example.fields)
+            if isinstance(row, DataError):
+                raise row
+            row_format = row_format or detect_format(row)
+            query = parse_query(row_format.read(row).fields)
         except DataError as error:
             if on_bad is None:
                 raise error.at(source, line) from None
@@ -110,13 +114,6 @@ def _rows_of(source: str | Path, split: str, *, streaming: bool) -> Iterator[Pla
         raise DataError("holds no rows", file=source, hint="give a file with one group a line")
 
 
-def _read(row: dict | DataError, row_format: RowFormat | None) -> tuple[RowFormat, RawExample]:
-    if isinstance(row, DataError):
-        raise row
-    row_format = row_format or detect_format(row)
-    return row_format, row_format.read(row)
-
-
 class _GroupReader:
     """Gathers one source's rows into a `Reading`."""
 
@@ -129,7 +126,11 @@ class _GroupReader:
     def take(self, line: int, row: dict | DataError) -> None:
         self._rows += 1
         try:
-            self._format, example = _read(row, self._format)
+            if isinstance(row, DataError):
+                raise row
+            self._format = self._format or detect_format(row)
+            self._reading.unknown_columns.update(unknown_columns(row, self._format))
+            example = self._format.read(row)
             if self._format.one_response:
                 # The response may be empty, which only the joined group decides about.
                 key = prompt_key(parse_query(example.fields | {"responses": ["…"]}).prompt)
@@ -157,7 +158,12 @@ class _GroupReader:
 
     def _add(self, example: RawExample) -> None:
         example = example if self._format is None or self._format.strict else _usable(example)
-        self._reading.groups.append(parse_group(example.fields))
+        group = parse_group(example.fields)
+        if len(set(group.responses)) == 1:
+            raise SkippedRow("the responses are the same text", field="responses")
+        if identical := group.identical_pairs():
+            self._reading.skipped["pair: identical responses with different grades"] += identical
+        self._reading.groups.append(group)
         self._reading.skipped.update(example.skipped)
         self._reading.notes.update(example.notes)
 
@@ -171,8 +177,6 @@ def _usable(example: RawExample) -> RawExample:
     if len(kept) < 2:
         raise SkippedRow("fewer than two usable responses to the prompt", field="responses")
     fields = keep_responses(fields, kept)
-    if len(set(fields["responses"])) == 1:
-        raise SkippedRow("the responses are the same text", field="responses")
     if not any(fields.get(label) for label in ("scores", "ranks", "capabilities")):
         raise SkippedRow("no preference is given", field="responses")
     return RawExample(fields, example.notes, reasons)

@@ -27,13 +27,15 @@ class Splits:
     Attributes:
         train, test: the two parts; no prompt is in both.
         taxonomy: the tasks and capabilities in use.
-        skipped: reason → rows that the readers left out.
+        skipped: reason → count of what the readers left out.
+        unknown_columns: column that is not read → number of rows that have it.
     """
 
     train: list[Group]
     test: list[Group]
     taxonomy: Taxonomy
     skipped: Counter[str]
+    unknown_columns: Counter[str]
 
 
 def load_splits(config: Config) -> Splits:
@@ -44,7 +46,7 @@ def load_splits(config: Config) -> Splits:
     Raises:
         DataError: no data, a bad row, a task or capability that the taxonomy does not name.
     """
-    groups, skipped = _read(config)
+    groups, skipped, unknown_columns = _read(config)
     groups = _with_labels(config, groups)
     taxonomy = load_taxonomy(config.taxonomy) if config.taxonomy else draft_taxonomy(groups, "drafted")
     for group in groups:
@@ -63,7 +65,7 @@ def load_splits(config: Config) -> Splits:
     if config.data.merge_tasks:
         taxonomy = taxonomy.merged(MERGED)
         train, test = ([_merged(group) for group in part] for part in (train, test))
-    return Splits(train, test, taxonomy, skipped)
+    return Splits(train, test, taxonomy, skipped, unknown_columns)
 
 
 def with_gold(groups: Sequence[Group]) -> list[Group]:
@@ -71,9 +73,10 @@ def with_gold(groups: Sequence[Group]) -> list[Group]:
     return [testbed.gold_group(group) if group.source == testbed.SOURCE else group for group in groups]
 
 
-def _read(config: Config) -> tuple[list[Group], Counter[str]]:
+def _read(config: Config) -> tuple[list[Group], Counter[str], Counter[str]]:
     groups: list[Group] = []
     skipped: Counter[str] = Counter()
+    unknown_columns: Counter[str] = Counter()
     if config.data.testbed_prompts:
         groups += testbed.generate(config.data.testbed_prompts, config.data.testbed_responses, config.seed)
     for path in config.data.paths():
@@ -82,6 +85,7 @@ def _read(config: Config) -> tuple[list[Group], Counter[str]]:
             group if group.task else group.model_copy(update={"task": config.data.task}) for group in reading.groups
         ]
         skipped += reading.skipped
+        unknown_columns += reading.unknown_columns
     if not groups:
         raise DataError(
             "there is no group to train on",
@@ -89,7 +93,7 @@ def _read(config: Config) -> tuple[list[Group], Counter[str]]:
             value=list(config.data.files),
             hint="name at least one file, or set data.testbed_prompts",
         )
-    return groups, skipped
+    return groups, skipped, unknown_columns
 
 
 def _with_labels(config: Config, groups: list[Group]) -> list[Group]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from itertools import combinations
+from math import comb
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -40,7 +42,7 @@ def data_statistics(
         tasks         task → groups, prompts, responses, ordered pairs, tied pairs, tie_share (None: no overall grades)
         capabilities  task → capability → groups, ordered pairs, tied pairs, tie_share
         lengths       unit (tokens, or words without a tokenizer), task → prompt and response → p50, p95, max
-        agreement     task → "overall" or capability → value (0 … 1 or None), pairs, comparisons
+        agreement     task → "overall" or capability → value (0 … 1 or None), pairs, comparisons, unaligned_pairs
         duplicates    repeated_prompts, groups_on_them, repeated_groups, prompts_in_several_tasks
         bad           every bad row: file, line, field, message, value, hint
 
@@ -82,6 +84,7 @@ def _summary(source: str | Path, reading: Reading) -> dict[str, Any]:
         "bad": len(reading.bad),
         "skipped": dict(reading.skipped),
         "notes": dict(reading.notes),
+        "unknown_columns": dict(reading.unknown_columns),
     }
 
 
@@ -108,29 +111,25 @@ def _task_counts(groups: list[Group]) -> dict[str, Any]:
         "groups": len(groups),
         "prompts": len({prompt_key(group.prompt) for group in groups}),
         "responses": sum(len(group.responses) for group in groups),
-        **_pair_counts(group.grades for group in groups),
+        **_pair_counts((group, group.grades) for group in groups),
     }
 
 
 def _capability_counts(groups: list[Group]) -> dict[str, Any]:
     names = sorted({name for group in groups for name in group.capabilities})
-    graded = {name: [g.capabilities[name] for g in groups if name in g.capabilities] for name in names}
+    graded = {name: [(g, g.capabilities[name]) for g in groups if name in g.capabilities] for name in names}
     return {name: {"groups": len(grades), **_pair_counts(grades)} for name, grades in graded.items()}
 
 
-def _pair_counts(graded: Iterable[Grades | None]) -> dict[str, Any]:
+def _pair_counts(graded: Iterable[tuple[Group, Grades | None]]) -> dict[str, Any]:
     ordered = tied = 0
-    for grades in graded:
-        for first, second in _graded_pairs(grades or ()):
-            ordered += first != second
+    for group, grades in graded:
+        present = [(index, grade) for index, grade in enumerate(grades or ()) if grade is not None]
+        for (i, first), (j, second) in combinations(present, 2):
+            ordered += first != second and group.differ(i, j)
             tied += first == second
     share = tied / (ordered + tied) if ordered + tied else None
     return {"pairs": ordered, "tied_pairs": tied, "tie_share": share}
-
-
-def _graded_pairs(grades: Grades) -> Iterable[tuple[float, float]]:
-    present = [grade for grade in grades if grade is not None]
-    return ((first, second) for i, first in enumerate(present) for second in present[i + 1 :])
 
 
 def _lengths(by_task: dict[str, list[Group]], tokenizer: Tokenizer | None) -> dict[str, Any]:
@@ -162,33 +161,42 @@ def _spread(lengths: list[int]) -> dict[str, int]:
 
 
 def _agreement(groups: list[Group]) -> dict[str, Any]:
-    """Share of comparisons (a pair of responses, two annotators who both prefer one of them) with the same choice."""
+    """Compute the share of comparisons (two annotators, each preferring one of two responses) with the same choice.
+
+    The i-th grades of two responses are taken as one person's. If the responses have different numbers of grades, this
+    cannot be known, and the pair is counted as unaligned.
+    """
     agreeing: Counter[str] = Counter()
     comparisons: Counter[str] = Counter()
     pairs: Counter[str] = Counter()
+    unaligned: Counter[str] = Counter()
     for group in groups:
         for name, people in group.annotators.items():
-            for first, second in _votes(people):
-                same, total = (
-                    (first * (first - 1) + second * (second - 1)) // 2,
-                    (first + second) * (first + second - 1) // 2,
-                )
+            for first, second in combinations(people, 2):
+                if len(first) != len(second):
+                    unaligned[name] += 1
+                    continue
+                same, total = _agreeing(first, second)
                 agreeing[name] += same
                 comparisons[name] += total
                 pairs[name] += total > 0
     return {
-        name: {"value": agreeing[name] / comparisons[name], "pairs": pairs[name], "comparisons": comparisons[name]}
-        for name in sorted(comparisons)
-        if comparisons[name]
+        name: {
+            "value": agreeing[name] / comparisons[name] if comparisons[name] else None,
+            "pairs": pairs[name],
+            "comparisons": comparisons[name],
+            "unaligned_pairs": unaligned[name],
+        }
+        for name in sorted(comparisons.keys() | unaligned.keys())
+        if comparisons[name] or unaligned[name]
     }
 
 
-def _votes(people: tuple[Grades, ...]) -> Iterable[tuple[int, int]]:
-    """For each pair of responses: how many annotators prefer the first, how many the second."""
-    for i, first in enumerate(people):
-        for second in people[i + 1 :]:
-            both = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
-            yield sum(a > b for a, b in both), sum(b > a for a, b in both)
+def _agreeing(first: Grades, second: Grades) -> tuple[int, int]:
+    """Return how many pairs of annotators prefer the same of two responses, and how many prefer one at all."""
+    both = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
+    votes = sum(a > b for a, b in both), sum(b > a for a, b in both)
+    return comb(votes[0], 2) + comb(votes[1], 2), comb(sum(votes), 2)
 
 
 def _duplicates(groups: list[Group]) -> dict[str, int]:

@@ -97,7 +97,7 @@ def qualities(labels: Iterable[Label], groups: Iterable[Group]) -> list[Quality]
 
 
 def _people(label: Label, group: Group | None) -> Outcome | None:
-    if group is None:
+    if group is None or not group.differ(label.first, label.second):
         return None
     grades = group.grades if label.capability == OVERALL else group.capabilities.get(label.capability)
     first, second = (None, None) if grades is None else (grades[label.first], grades[label.second])

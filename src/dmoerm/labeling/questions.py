@@ -136,10 +136,11 @@ class Question:
 
 
 def all_pairs(groups: Iterable[Query]) -> Iterator[PairOf]:
-    """Every pair of responses of every group."""
+    """Yield every pair of different responses of every group."""
     for group in groups:
         for first, second in itertools.combinations(range(len(group.responses)), 2):
-            yield PairOf(group, first, second)
+            if group.responses[first] != group.responses[second]:
+                yield PairOf(group, first, second)
 
 
 def shuffled(pairs: Iterable[PairOf], seed: int = 0) -> list[PairOf]:

@@ -11,11 +11,13 @@ import contextlib
 import copy
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
+import yaml
 from rich.console import Console
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
@@ -39,6 +41,9 @@ from .processes import barrier, idle_gpus, is_main, sharded, world
 from .progress import Progress
 from .sharding import check_sharding, gathered, place
 from .steps import Run
+
+
+_UNSET = "unset"
 
 
 def train(config: Config, console: Console | None = None, engine: Engine | None = None) -> Run:
@@ -73,7 +78,9 @@ def _alone(folder: Path) -> contextlib.AbstractContextManager[None]:
 
 def _train(config: Config, data: Splits, folder: Path, progress: Progress, engine: Engine | None) -> Run:
     for reason, rows in data.skipped.items():
-        progress.say(f"{rows} rows left out: {reason}")
+        progress.say(f"left out: {reason} ({rows})")
+    for column, rows in data.unknown_columns.items():
+        progress.say(f"ignored: unknown column {column!r} ({rows} rows)")
     if engine is None and (hint := idle_gpus()):
         progress.say(hint)
     run = prepare(config, data.taxonomy, folder, progress)
@@ -222,11 +229,30 @@ def _claim(config: Config, data: Splits) -> Path:
         digest.update(group.model_dump_json().encode())
     mirror = Mirror(config.storage, folder)
     for name, text in (("config.yaml", dump_config(config)), ("data.sha256", digest.hexdigest())):
-        written, what = folder / name, "settings" if name == "config.yaml" else "data"
+        written = folder / name
         mirror.fetch(written)
-        if written.exists() and written.read_text(encoding="utf-8") != text:
+        if written.exists() and (before := written.read_text(encoding="utf-8")) != text:
+            what = f"settings ({_differences(before, text)})" if name == "config.yaml" else "data"
             raise ConfigError(f"{folder}: holds a run with other {what}; set another `output`, or delete that folder")
         if is_main():
             write_file(written, text)
             mirror.keep(written)
     return folder
+
+
+def _differences(before: str, now: str) -> str:
+    """Name the settings in which two dumped configs differ, with both values."""
+    try:
+        old, new = (dict(_flatten(yaml.safe_load(text))) for text in (before, now))
+    except (yaml.YAMLError, AttributeError):
+        return "its config.yaml is not valid YAML"
+    names = [name for name in dict.fromkeys([*new, *old]) if old.get(name, _UNSET) != new.get(name, _UNSET)]
+    return "; ".join(f"{name} was {old.get(name, _UNSET)}, now {new.get(name, _UNSET)}" for name in names)
+
+
+def _flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
