@@ -17,7 +17,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 from tiny import tiny_groups, train_quietly, write_groups
 
-from dmoerm.config import Config, dump_config, load_config
+from dmoerm.config import Config, changed, dump_config, load_config
 from dmoerm.data.splits import load_splits
 from dmoerm.errors import ConfigError, DataError
 from dmoerm.model import DMoERM

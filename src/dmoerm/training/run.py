@@ -42,7 +42,6 @@ from .progress import Progress
 from .sharding import check_sharding, gathered, place
 from .steps import Run
 
-
 _UNSET = "unset"
 
 
