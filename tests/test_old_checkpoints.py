@@ -1,0 +1,24 @@
+"""Checkpoints of an early version load, and score as they did."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import dmoerm
+
+FOLDER = Path(__file__).parent / "checkpoints"
+
+
+@pytest.mark.parametrize("name", ["frozen_bf16", "full_bf16"])
+def test_scores_of_an_early_checkpoint_are_the_same(name):
+    rm = dmoerm.DMoERM.from_pretrained(FOLDER / name)
+    for row in json.loads((FOLDER / f"{name}.json").read_text()):
+        scores = rm.score(row["prompt"], row["responses"])
+        for score, before in zip(scores, row["scores"], strict=True):
+            assert score.task == before["task"]
+            assert score.reward == pytest.approx(before["reward"], abs=1e-4)
+            assert score.temperature == pytest.approx(before["temperature"], abs=1e-6)
+            assert score.uncertainty == pytest.approx(before["uncertainty"], abs=1e-4)
+            assert score.capabilities == pytest.approx(before["capabilities"], abs=1e-4)
+            assert score.route == pytest.approx(before["route"], abs=1e-4)
