@@ -14,6 +14,7 @@ tasks/<task>/experts/<capability>/           a PEFT adapter: adapter_config.json
 from __future__ import annotations
 
 import contextlib
+import copy
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from ..config import EncodingConfig, LoRAConfig
 from ..errors import ArtefactError, shorten
@@ -32,7 +34,7 @@ from .engine import Decoder
 from .experts import Experts, lora_layers
 from .hub import download
 from .integrity import TEXTS, check_files, read_tensors, sums_checked, write_sums
-from .loading import LoadOptions
+from .loading import LoadOptions, as_dtype
 from .stored import read_config
 from .training_prompts import TrainingPrompts
 
@@ -42,18 +44,27 @@ if TYPE_CHECKING:
 _ADAPTER = "base_model.model."
 
 
-def save(model: DMoERM, target: Path, *, card: str | None = None, run_config: str | None = None) -> None:
+def save(
+    model: DMoERM,
+    target: Path,
+    *,
+    card: str | None = None,
+    run_config: str | None = None,
+    dtype: torch.dtype | str | None = None,
+) -> None:
     """Writes the model's folder. If it fails, `target` is as it was before.
 
     Args:
         card: the text of README.md; run_config: the text of run.yaml; None: what the model was loaded with, if any.
+        dtype: dtype of trunk, branches and the router's language model; None: as in memory, where trained weights are
+            float32. `bfloat16` halves the folder and rounds the training's small changes away (docs/training.md).
 
     Raises:
         ArtefactError: the folder cannot be written (a full disk, no rights).
     """
     try:
         with complete_folder(target) as folder:
-            _write(model, folder)
+            _write(model, folder, as_dtype(dtype))
             write_sums(folder)
             for name, text in {**model.texts, **_given({"README.md": card, "run.yaml": run_config})}.items():
                 (folder / name).write_text(text, encoding="utf-8")
@@ -65,15 +76,17 @@ def _given(texts: dict[str, str | None]) -> dict[str, str]:
     return {name: text for name, text in texts.items() if text is not None}
 
 
-def _write(model: DMoERM, folder: Path) -> None:
+def _write(model: DMoERM, folder: Path, dtype: torch.dtype | None) -> None:
     model.config.architectures = [type(model).__name__]
-    model.config.save_pretrained(folder)
+    config = copy.deepcopy(model.config)
+    config.backbone = _with_dtype(config.backbone, dtype)
+    config.save_pretrained(folder)
     model.tokenizer.save_pretrained(folder)
     if model.training_prompts is not None:
         model.training_prompts.write(folder)
     _save_tensors(small_state(model), folder / "model.safetensors")
     for path, part in _parts(model):
-        _save_tensors(part.state_dict(), folder / path)
+        _save_tensors({name: tensor.to(dtype) for name, tensor in part.state_dict().items()}, folder / path)
     for task, experts in _experts(model):
         for i, capability in enumerate(experts.capabilities):
             place = folder / "tasks" / task / "experts" / capability
@@ -110,8 +123,7 @@ def _read(folder: Path, dtype: torch.dtype | None) -> DMoERM:
         experts.attach(model.inner(task).base.branch)  # pyright: ignore[reportArgumentType]
         for i, state in enumerate(states):
             _fill_adapter(experts, i, state, model.config.branch_layer)
-    for _, part in _parts(model):
-        part.to(dtype)
+    convert(model, dtype)
     try:
         tokenizer = load_tokenizer(folder, trust_remote_code=False)
     except Exception as error:  # tokenizers raises bare exceptions of its own
@@ -121,6 +133,22 @@ def _read(folder: Path, dtype: torch.dtype | None) -> DMoERM:
         name: file.read_text(encoding="utf-8", errors="replace") for name in TEXTS if (file := folder / name).is_file()
     }
     return with_tokenizer(model, tokenizer).eval()
+
+
+def convert(model: DMoERM, dtype: torch.dtype | None) -> None:
+    """Gives trunk, branches and the router's language model this dtype, trained weights too, and computes in it."""
+    if dtype is None:
+        return
+    model.config.backbone = _with_dtype(model.config.backbone, dtype)
+    for _, part in _parts(model):
+        part.to(dtype)
+    for part in model.modules():
+        if part is not model and isinstance(part, PreTrainedModel):  # the experts' branches, too
+            part.config.dtype = dtype
+
+
+def _with_dtype(backbone: dict[str, Any], dtype: torch.dtype | None) -> dict[str, Any]:
+    return backbone if dtype is None else {**backbone, "dtype": str(dtype).removeprefix("torch.")}
 
 
 def with_tokenizer(model: DMoERM, tokenizer: Any) -> DMoERM:

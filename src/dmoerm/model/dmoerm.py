@@ -289,7 +289,13 @@ class DMoERM(PreTrainedModel):
         return (rewards[:, None],) if return_dict is False else SequenceClassifierOutput(logits=rewards[:, None])
 
     def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, save_directory: str | Path, *, card: str | None = None, run_config: str | None = None, **_: Any
+        self,
+        save_directory: str | Path,
+        *,
+        card: str | None = None,
+        run_config: str | None = None,
+        dtype: torch.dtype | str | None = None,
+        **_: Any,
     ) -> None:
         """Writes the model's folder, completely or not at all; transformers' own options change nothing.
 
@@ -297,7 +303,7 @@ class DMoERM(PreTrainedModel):
         """
         from .artefact import save
 
-        save(self, Path(save_directory), card=card, run_config=run_config)
+        save(self, Path(save_directory), card=card, run_config=run_config, dtype=dtype)
 
     def push_to_hub(self, repo_id: str, *, commit_message: str | None = None, **options: Any) -> str:  # pyright: ignore
         """Uploads the model as one commit, returns its URL; `private`, `revision`, `token`: see `hub.push`."""

@@ -60,6 +60,22 @@ def run(part: Decoder, inputs: Packed, wanted: Wanted = "all", stack: int = 1) -
     Raises:
         BackboneError: the backbone attends to a sliding window, and a text is longer than that.
     """
+    with computing(part):
+        return _run(part, inputs, wanted, stack)
+
+
+def computing(part: PreTrainedModel) -> torch.autocast:
+    """The context in which a part's layers run: autocast to its compute dtype, `config.dtype`.
+
+    Weights that were trained are float32 and weights that were not have the compute dtype. Training, validation and
+    scoring run in the same context, so that they give the same rewards.
+    """
+    dtype = part.config.dtype
+    half = dtype in (torch.bfloat16, torch.float16)
+    return torch.autocast(part.device.type, dtype if half else torch.bfloat16, enabled=half)
+
+
+def _run(part: Decoder, inputs: Packed, wanted: Wanted, stack: int) -> Tensor:
     tokens, layout = inputs
     states = tokens if tokens.is_floating_point() else part.embed_tokens(tokens)  # pyright: ignore
     states = states[None].expand(stack, -1, -1)
@@ -153,6 +169,7 @@ def attend(
             f"{sliding_window}; set encoding.max_length to at most that"
         )
     how = {"scale": scaling, "dropout_p": dropout}
+    query, key = query.to(value.dtype), key.to(value.dtype)  # under autocast, norms and rotations give float32
     q, k, v = (x.transpose(1, 2) for x in (query, key, value))  # (k, tokens, H, c)
     if packed.stage == "keys":
         packed.kept = (k, v)

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ..config import HeadConfig, LoRAConfig
 from ..errors import BackboneError
@@ -57,7 +58,25 @@ class StackedLoRALinear(nn.Module):
         return self.base(x) + self.scaling * up.reshape(*x.shape[:-1], -1)
 
 
-def with_experts(branch: Decoder, count: int, config: LoRAConfig) -> Decoder:
+class MergedLoRALinear(StackedLoRALinear):
+    """y = (W + (alpha / r) · B A) x: a single LoRA that becomes part of the layer's weight after training.
+
+    In eval mode the layer computes with the sum, as the saved layer does; in training mode the LoRA stands beside the
+    layer, so that dropout can act on its input.
+    """
+
+    def merged(self) -> Tensor:
+        """The layer's weight (out, in) with the LoRA added, in float32."""
+        with torch.autocast(self.lora_A.device.type, enabled=False):
+            return self.base.weight.float() + self.scaling * self.lora_B[0] @ self.lora_A[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if self.training else functional.linear(x, self.merged(), self.base.bias)
+
+
+def with_experts(
+    branch: Decoder, count: int, config: LoRAConfig, kind: type[StackedLoRALinear] = StackedLoRALinear
+) -> Decoder:
     """The branch with stacked LoRA in its target layers; its linear layers and all weights are the branch's own.
 
     Raises:
@@ -74,7 +93,7 @@ def with_experts(branch: Decoder, count: int, config: LoRAConfig) -> Decoder:
     if not found:
         raise BackboneError(f"phase2.targets {list(config.targets)} name no linear layer of this backbone")
     for parent, name, child in found:
-        setattr(parent, name, StackedLoRALinear(child, count, config))
+        setattr(parent, name, kind(child, count, config))
     return expert_branch
 
 

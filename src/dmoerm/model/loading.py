@@ -112,14 +112,15 @@ def _problem(name: str, value: Any) -> str | None:
 
 def _dtype(*given: Any) -> torch.dtype | None:
     """The precision that `dtype` or its old name `torch_dtype` asks for."""
-    asked = {_one_dtype(value) for value in given if value is not None}
+    asked = {as_dtype(value) for value in given if value is not None}
     if len(asked) > 1:
         raise ConfigError(f"dtype={given[0]} and torch_dtype={given[1]} differ; give dtype alone")
     return next(iter(asked), None)
 
 
-def _one_dtype(value: Any) -> torch.dtype | None:
-    if value == "auto":
+def as_dtype(value: Any) -> torch.dtype | None:
+    """The dtype of that name; None for None and "auto": as saved. Raise `ConfigError` if it is not supported."""
+    if value is None or value == "auto":
         return None
     dtype = getattr(torch, value.removeprefix("torch."), None) if isinstance(value, str) else value
     if dtype not in _DTYPES:

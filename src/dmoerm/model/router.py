@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from .engine import computing
 from .heads import Standardise
 
 
@@ -28,7 +29,8 @@ class Router(nn.Module):
     def read(self, prompt: Tensor, mask: Tensor) -> Tensor:
         """Prompt embeddings (Q, d) of ids (Q, P), right-padded, under the router's own language model."""
         assert self.language_model is not None
-        states = self.language_model(input_ids=prompt, attention_mask=mask.long()).last_hidden_state
+        with computing(self.language_model):
+            states = self.language_model(input_ids=prompt, attention_mask=mask.long()).last_hidden_state
         return (states.float() * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
 
     def forward(self, embedding: Tensor) -> Tensor:

@@ -48,7 +48,6 @@ def fit(
     step: StepConfig,
     folder: Path,
     seed: int,
-    bf16: bool = False,
     shared: bool = False,
     report_to: Sequence[str] = (),
     callbacks: Sequence[TrainerCallback] = (),
@@ -70,7 +69,7 @@ def fit(
     learner = Learner(model, step)
     trainer = _PhaseTrainer(
         model=learner,
-        args=_arguments(step, folder, len(train), seed, bf16, shared, report_to),
+        args=_arguments(step, folder, len(train), seed, shared, report_to),
         train_dataset=_Rows(train),
         eval_dataset=_Rows(validation or train),
         data_collator=collate,
@@ -97,7 +96,7 @@ def fit(
 
 
 def _arguments(
-    step: StepConfig, folder: Path, count: int, seed: int, bf16: bool, shared: bool, report_to: Sequence[str]
+    step: StepConfig, folder: Path, count: int, seed: int, shared: bool, report_to: Sequence[str]
 ) -> TrainingArguments:
     per_device = max(step.batch_groups // step.gradient_accumulation, 1)
     batches = -(-count // per_device)
@@ -119,7 +118,6 @@ def _arguments(
         seed=(seed + rank() * shared) % 2**32,
         data_seed=seed,
         use_cpu=not torch.cuda.is_available(),
-        bf16=bf16,
         ddp_broadcast_buffers=False,  # statistics, which no step changes
         ddp_find_unused_parameters=False,  # every part of a batch uses all that is trained
         disable_tqdm=True,

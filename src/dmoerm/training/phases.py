@@ -21,7 +21,7 @@ from torch import nn
 from ..config import BranchStepConfig
 from ..data.splitting import split_by_prompt
 from ..model.engine import Decoder
-from ..model.experts import lora_layers, with_experts
+from ..model.experts import MergedLoRALinear, lora_layers, with_experts
 from ..model.heads import BranchScorer
 from .batches import Example, collate_parts, collate_vectors, items
 from .calibration import calibrate
@@ -47,11 +47,11 @@ def phase0(run: Run, train: Examples, validation: Examples) -> None:
 
 def phase1(run: Run, task: str, train: Examples, validation: Examples) -> None:
     """Trains a task's branch and head on the overall preferences."""
-    base = run.model.inner(task).base
+    base, general = run.model.inner(task).base, run.model.general
     if run.config.warm_start:
-        base.head.load_state_dict(run.model.general.head.state_dict())
+        base.head.load_state_dict(general.head.state_dict())
         if not run.frozen:
-            base.branch.load_state_dict(run.model.general.branch.state_dict())
+            _fill(base.branch, general.branch.state_dict())
     first, step, anew = first_part(run, train), run.config.phase1, run.frozen or not run.config.warm_start
     state = run.step(f"phase1/{task}", lambda place: train_base(run, base, first, validation, step, place, anew))
     apply_base(base, state)
@@ -122,29 +122,34 @@ def _trainable(run: Run, branch: Decoder) -> Decoder:
     """A copy to train: all weights in float32, or frozen with a LoRA."""
     branch = copy.deepcopy(branch)
     if run.config.base == "lora":
-        return with_experts(branch.requires_grad_(False), 1, run.config.base_lora)
+        return with_experts(branch.requires_grad_(False), 1, run.config.base_lora, MergedLoRALinear)
     return branch.float().requires_grad_(True)
 
 
 @torch.no_grad()
 def _merged(branch: nn.Module) -> nn.Module:
-    """The branch with its LoRA, if it has one, added into its weights."""
+    """The branch with its LoRA, if it has one, added into its weights; these are then float32."""
     for name, layer in lora_layers(branch).items():
-        parent, _, last = name.rpartition(".")
-        addition = layer.scaling * layer.lora_B[0] @ layer.lora_A[0]
-        layer.base.weight += addition.to(layer.base.weight.dtype)
-        setattr(branch.get_submodule(parent), last, layer.base)
+        if isinstance(layer, MergedLoRALinear):
+            parent, _, last = name.rpartition(".")
+            layer.base.weight = nn.Parameter(layer.merged(), requires_grad=False)
+            setattr(branch.get_submodule(parent), last, layer.base)
     return branch
 
 
 def apply_base(scorer: BranchScorer, state: State) -> None:
-    """Puts what `train_base` has made in place."""
-    dtype = next(scorer.branch.parameters()).dtype
+    """Puts what `train_base` has made in place, as it is: what was trained is float32."""
     scorer.head.load_state_dict({n.removeprefix("head."): t for n, t in state.items() if n.startswith("head.")})
-    branch = {n.removeprefix("branch."): t.to(dtype) for n, t in state.items() if n.startswith("branch.")}
+    branch = {n.removeprefix("branch."): t for n, t in state.items() if n.startswith("branch.")}
     if branch:
-        scorer.branch.load_state_dict(branch)
+        _fill(scorer.branch, branch)
     scorer.requires_grad_(False)
+
+
+def _fill(branch: nn.Module, state: State) -> None:
+    """Copies a state into a branch and takes over its dtypes; modules that share the parameters see the new values."""
+    for name, parameter in branch.named_parameters():
+        parameter.data = state[name].detach().to(parameter.device, copy=True)
 
 
 # --- phase 3 -------------------------------------------------------------------------------------------------------

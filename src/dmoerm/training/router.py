@@ -56,9 +56,7 @@ def train_router(run: Run, train: Sequence[Example], validation: Sequence[Exampl
     """Trains the router on the distinct prompts whose task is known."""
     state = run.step("router", lambda place: _train(run, train, validation, place))
     router = run.model.router
-    dtype = next(run.model.general.branch.parameters()).dtype
-    large = {n: t.to(dtype) if "language_model." in n else t for n, t in state.items()}
-    router.load_state_dict(large, assign=True)
+    router.load_state_dict(state, assign=True)
     router.requires_grad_(False).to(run.model.device)
 
 
@@ -93,7 +91,6 @@ def _train(run: Run, train: Sequence[Example], validation: Sequence[Example], pl
         step=run.config.router,
         folder=place,
         seed=run.seed("router"),
-        bf16=run.bf16 and reads,
         shared=reads,
         report_to=run.config.report_to,
         callbacks=run.callbacks,

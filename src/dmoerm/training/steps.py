@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -49,11 +48,6 @@ class Run:
     def frozen(self) -> bool:
         """The branch stays as pretrained; heads alone are trained on cached embeddings (but for LoRA experts)."""
         return self.config.base == "frozen"
-
-    @property
-    def bf16(self) -> bool:
-        """Trained weights are kept in float32 and computed in bfloat16 (mixed precision)."""
-        return next(self.model.general.branch.parameters()).dtype == torch.bfloat16
 
     @property
     def mirror(self) -> Mirror:
@@ -150,7 +144,6 @@ def fit_step(
         step=step,
         folder=place,
         seed=run.seed(name),
-        bf16=run.bf16 and trains_branch and run.config.base == "full",
         shared=trains_branch,
         report_to=run.config.report_to,
         callbacks=run.callbacks,
