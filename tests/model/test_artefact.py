@@ -95,6 +95,24 @@ def test_dtype_is_that_of_trunk_and_branches(saved: tuple[DMoERM, Path]) -> None
     assert rewards(loaded) == pytest.approx(rewards(saved[0]), abs=0.5)
 
 
+def test_a_bfloat16_export_is_smaller_and_scores_as_its_rounded_weights(
+    tiny_model: Callable[..., DMoERM], tmp_path: Path
+) -> None:
+    model = tiny_model()
+    model.save_pretrained(tmp_path / "half", dtype="bfloat16")
+    half = DMoERM.from_pretrained(tmp_path / "half")
+    assert {p.dtype for part in (half.trunk, half.general.branch) for p in part.parameters()} == {torch.bfloat16}
+    assert half.config.backbone["dtype"] == "bfloat16"
+    assert model.config.backbone["dtype"] == "float32"
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    rounded = DMoERM.from_pretrained(tmp_path / "half", dtype="float32")
+    assert torch.equal(rounded.general.branch.norm.weight, model.general.branch.norm.weight.bfloat16().float())
+    assert rewards(half) != rewards(rounded)
+    assert rewards(half) == pytest.approx(rewards(rounded), abs=0.5)
+    rounded.save_pretrained(tmp_path / "whole")
+    assert rewards(DMoERM.from_pretrained(tmp_path / "whole")) == rewards(rounded)
+
+
 # --- PEFT ----------------------------------------------------------------------------------------------------------
 
 
