@@ -12,7 +12,7 @@ import torch
 from tiny import make_tiny_config, train_quietly
 from torch import Tensor, nn
 
-from dmoerm.data.loading import load_data
+from  import load_data
 from dmoerm.model import DMoERM
 from dmoerm.model.batching import pack_ids
 from dmoerm.model.experts import StackedLoRALinear, lora_layers
