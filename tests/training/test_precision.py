@@ -12,7 +12,7 @@ import torch
 from tiny import make_tiny_config, train_quietly
 from torch import Tensor, nn
 
-from  import load_data
+from dmoerm.data.splits import load_splits
 from dmoerm.model import DMoERM
 from dmoerm.model.batching import pack_ids
 from dmoerm.model.experts import StackedLoRALinear, lora_layers
@@ -20,7 +20,8 @@ from dmoerm.training import experts, phases, router
 from dmoerm.training.run import examples_of
 
 TASK = "chitchat"
-SLOW = {"epochs": 1, "learning_rate": 2e-4, "best_by": "end", "evaluations": 1}  # most changes are smaller than bfloat16's steps
+# Most changes are smaller than bfloat16's steps.
+SLOW = {"epochs": 1, "learning_rate": 2e-4, "best_by": "end", "evaluations": 1}
 HEAD = {"head_first": {"epochs": 1, "learning_rate": 1e-3}}
 FAST: dict[str, Any] = {"phase0": SLOW | HEAD, "phase1": SLOW | HEAD, "phase2": SLOW | HEAD}
 RECIPES: dict[str, dict[str, Any]] = {
@@ -101,7 +102,7 @@ def test_what_was_selected_is_what_is_saved(trained: Any) -> None:
 @torch.no_grad()
 def test_rewards_after_loading_are_those_at_selection(trained: Any) -> None:
     run, selected, loaded = trained
-    ids = pack_ids([e.encoded for e in examples_of(run, load_data(run.config).train[:6])])
+    ids = pack_ids([e.encoded for e in examples_of(run, load_splits(run.config).train[:6])])
     inputs = loaded.hidden(ids)
     inner = loaded.inner(TASK)
     pairs: dict[str, tuple[Tensor, Tensor]] = {
