@@ -1,10 +1,10 @@
-"""From a conversation and a response to token ids: the one encoding of training, evaluation and serving.
+"""Encode a conversation and a response as token ids: the same way in training, evaluation and serving.
 
     prompt    <|im_start|>user ⏎ How are you?<|im_end|> ⏎ <|im_start|>assistant ⏎      shared by all its responses
     response  Fine, thanks.<|im_end|>                                                  ends with the end-of-turn token
 
-The chat template's own text may become special tokens; what people or models wrote never does, so that no response can
-end its turn or open another. Templates that print the date are given a fixed one.
+Only the chat template's own text can become special tokens. The texts of messages and responses cannot, so a response
+cannot end its turn or start another. Templates that print the date get a fixed one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ from ..schema import Message, Prompt, Query, is_empty
 
 _PLAIN_NAMES = {"system": "System", "user": "Human", "assistant": "Assistant"}
 _SLOT = "\ue000{}\ue001"  # private-use characters: where a message's text goes in the rendered template
-_IN_TURN = threading.Lock()  # a tokenizer keeps what it was told last about special tokens: threads must not mix it up
+_TOKENIZER_LOCK = (
+    threading.Lock()
+)  # a tokenizer keeps the last call's `split_special_tokens`, which threads would mix up
 _FIXED_DAY = datetime.datetime(2024, 7, 26)
 # transformers gives templates no function but its own `strftime_now`, so a macro of that name takes its place
 _FIXED_NOW = "{{% macro strftime_now(format) %}}{{{{ format{} }}}}{{% endmacro %}}{{{{ '' }}}}".format(
@@ -34,7 +36,7 @@ _FIXED_NOW = "{{% macro strftime_now(format) %}}{{{{ format{} }}}}{{% endmacro %
 
 
 def on_a_fixed_day(template: str) -> str:
-    """A chat template that prints a fixed date where this one prints today's."""
+    """Return a chat template that prints a fixed date instead of today's."""
     return template if "strftime_now" not in template or template.startswith(_FIXED_NOW) else _FIXED_NOW + template
 
 
@@ -74,7 +76,10 @@ class Encoded:
 
 
 class Encoder:
-    """Encodes queries with one tokenizer, template and length limit.
+    """Encode queries with one tokenizer, template and length limit.
+
+    Args:
+        limit: the longest sequence that the backbone accepts; None: only `config.max_length` applies.
 
     Raises:
         BackboneError: the tokenizer has no chat template and `template` is `chat`.
@@ -88,13 +93,13 @@ class Encoder:
         self.tokenizer, self.config = tokenizer, config
         self.max_length = min(config.max_length, limit or config.max_length)
         opening, *_, before, after = self.render([Message(role="user", content="x")])
-        self.marker = self._special(before)  # between the last turn and the response: tells where a response begins
+        self.marker = self._special(before)  # between the last turn and the response: marks where a response starts
         self._end_of_turn = self._special(after.rstrip())
-        self._added = self._put_before("x")
+        self._added = self._leading_tokens("x")
         self.empty_response = self._end_of_turn or [
             tokenizer.eos_token_id or 0
         ]  # a pass needs at least one token of each
-        self._opens = bool(self._added) and self._special(opening)[: len(self._added)] == self._added
+        self._template_adds = bool(self._added) and self._special(opening)[: len(self._added)] == self._added
 
     def encode(self, query: Query) -> Encoded:
         """Return the token ids of a query.
@@ -102,7 +107,7 @@ class Encoder:
         Raises:
             DataError: a text is longer than `max_length` and `too_long` is `error`.
         """
-        with _IN_TURN:
+        with _TOKENIZER_LOCK:
             prompt = self._prompt(query.prompt)
             responses = [self._response(text) for text in query.responses]
         empty = frozenset(i for i, text in enumerate(query.responses) if is_empty(text))
@@ -115,28 +120,29 @@ class Encoder:
                 field=f"query {query.id}",
                 hint="raise encoding.max_length, or set encoding.too_long to keep_both, keep_end or keep_beginning",
             )
-        # three quarters for the prompt, the rest for each response by itself: a score must not depend on its siblings
+        # three quarters for the prompt, the rest for each response by itself: a score must not depend on others
         kept = self._cut_prompt(prompt, self.max_length * 3 // 4)
-        room = self.max_length - len(kept)
-        cut = frozenset(i for i, ids in enumerate(responses) if len(kept) < len(prompt) or len(ids) > room)
-        return Encoded(kept, [self._cut_response(ids, room) for ids in responses], cut, empty)
+        limit = self.max_length - len(kept)
+        cut = frozenset(i for i, ids in enumerate(responses) if len(kept) < len(prompt) or len(ids) > limit)
+        return Encoded(kept, [self._cut_response(ids, limit) for ids in responses], cut, empty)
 
     def split(self, ids: Sequence[int]) -> Encoded:
-        """Token ids that the tokenizer has made of a whole rendered conversation, as `encode` makes them of its query.
+        """Split the token ids of a rendered conversation into prompt and response, as `encode` gives them.
 
-        What a tokenizer puts around any text by itself does not count, nor what a template writes after the last turn.
+        Special tokens that the tokenizer adds by itself and text that the template writes after the last turn are
+        ignored.
 
         Raises:
-            DataError: nothing says where the response begins, or it is not the end.
+            DataError: the ids do not show where the response begins, or text follows it.
         """
-        ids, marker, end = self._opened(list(ids)), self.marker, self._end_of_turn
+        ids, marker, end = self._with_leading_tokens(list(ids)), self.marker, self._end_of_turn
         starts = [i + len(marker) for i in range(len(ids) - len(marker)) if ids[i : i + len(marker)] == marker]
         response = ids[starts[-1] :] if starts else []
         ends = [i for i in range(len(response)) if end and response[i : i + len(end)] == end] or [len(response)]
         text, rest = (self._decode(part) for part in (response[: ends[0]], response[ends[0] :]))
         if not starts or rest.strip():
             raise DataError(
-                "nothing in the token ids says where the response begins",
+                "the token ids do not show where the response begins",
                 field="input_ids",
                 value=ids,
                 hint="encode with the chat template, a response after its prompt, or use DMoERM.score",
@@ -149,30 +155,30 @@ class Encoder:
         text: Any = self.tokenizer.decode(ids, skip_special_tokens=True)
         return text
 
-    def _put_before(self, text: str) -> list[int]:
-        """What the tokenizer by itself puts before any text."""
+    def _leading_tokens(self, text: str) -> list[int]:
+        """The special tokens that the tokenizer by itself adds before a text."""
         whole, bare = self.tokenizer(text)["input_ids"], self._special(text)
         return next((whole[:i] for i in range(len(whole)) if whole[i : i + len(bare)] == bare), [])
 
-    def _opened(self, ids: list[int]) -> list[int]:
-        """The same, with what the tokenizer puts before any text once if the template writes it, else not at all."""
+    def _with_leading_tokens(self, ids: list[int]) -> list[int]:
+        """The ids with the leading special tokens once if the template writes them, else without them."""
         added, start = self._added, 0
         while added and ids[start : start + len(added)] == added:
             start += len(added)
-        return (added if self._opens else []) + ids[start:]
+        return (added if self._template_adds else []) + ids[start:]
 
-    def _cut_response(self, ids: list[int], room: int) -> list[int]:
-        return ids if len(ids) <= room else ids[: room - len(self._end_of_turn)] + self._end_of_turn
+    def _cut_response(self, ids: list[int], limit: int) -> list[int]:
+        return ids if len(ids) <= limit else ids[: limit - len(self._end_of_turn)] + self._end_of_turn
 
-    def _cut_prompt(self, ids: list[int], room: int) -> list[int]:
-        if len(ids) <= room:
+    def _cut_prompt(self, ids: list[int], limit: int) -> list[int]:
+        if len(ids) <= limit:
             return ids
         body, marker = ids[: -len(self.marker)], self.marker
-        room -= len(marker)
+        limit -= len(marker)
         if self.config.too_long == "keep_beginning":
-            return body[:room] + marker
-        tail = room if self.config.too_long == "keep_end" else room - room // 2
-        return body[: room - tail] + body[len(body) - tail :] + marker
+            return body[:limit] + marker
+        tail = limit if self.config.too_long == "keep_end" else limit - limit // 2
+        return body[: limit - tail] + body[len(body) - tail :] + marker
 
     def _response(self, text: str) -> list[int]:
         return self.empty_response if is_empty(text) else self._text(text) + self._end_of_turn
@@ -182,37 +188,37 @@ class Encoder:
         if self.config.system and messages[0].role != "system":
             messages.insert(0, Message(role="system", content=self.config.system))
         ids: list[int] = []
-        for piece, message in zip(self.render(messages)[:-1], [*messages, None], strict=True):
-            ids += self._special(piece)
+        for text, message in zip(self.render(messages)[:-1], [*messages, None], strict=True):
+            ids += self._special(text)
             ids += self._text(message.content) if message else []
         return ids
 
     def render(self, messages: Sequence[Message]) -> list[str]:
-        """The template's own text: before, between and after the messages' texts and the response.
+        """Return the template's own texts: before, between and after the messages and the response.
 
         Raises:
-            DataError: the template refuses the conversation.
-            BackboneError: it drops or reorders messages.
+            DataError: the template rejects the conversation.
+            BackboneError: the template drops or reorders messages.
         """
         slots = [{"role": m.role, "content": _SLOT.format(i)} for i, m in enumerate(messages)]
         slots.append({"role": "assistant", "content": _SLOT.format(len(messages))})
         text = self._chat(slots) if self.config.template == "chat" else self._plain(slots)
-        pieces = []
+        texts = []
         for slot in slots:
-            before, found, text = text.partition(slot["content"])
-            if not found:
+            before, separator, text = text.partition(slot["content"])
+            if not separator:
                 raise BackboneError("the chat template drops or reorders messages; set encoding.template to plain")
-            pieces.append(before)
-        return [*pieces, text]
+            texts.append(before)
+        return [*texts, text]
 
     def _chat(self, messages: list[dict[str, str]]) -> str:
         fixed = on_a_fixed_day(self.tokenizer.get_chat_template())
         day: dict[str, Any] = {"date_string": f"{_FIXED_DAY:%d %b %Y}"}
         try:
             rendered: Any = self.tokenizer.apply_chat_template(messages, chat_template=fixed, tokenize=False, **day)
-        except Exception as error:  # a template is a program of the model's authors: it may raise anything
+        except Exception as error:  # a template is a program of the model's authors and may raise anything
             raise DataError(
-                f"the chat template refuses the conversation: {error}",
+                f"the chat template rejects the conversation: {error}",
                 field="prompt",
                 value=[message["role"] for message in messages[:-1]],
                 hint="reorder the turns (user first, then alternating) or set encoding.template to plain",

@@ -1,12 +1,12 @@
-"""Several models' rewards as one: their mean, worst (WCO), or mean less their variance (UWO); arXiv 2310.02743.
+"""Combine several models' rewards: their mean, worst (WCO), or mean minus variance (UWO); arXiv 2310.02743.
 
-Models that were trained apart mean different things by a reward of 1, so before they are combined
+A reward of 1 means different things to models that were trained separately, so before they are combined
 
-    scale     each model's rewards are divided by its temperature: σ of a difference is then its probability, whichever
-              model's it is. Times a common temperature (the models' harmonic mean) they are rewards again, of standard
-              deviation 1 or so, in which the variance of UWO has the weight that it was given for
-    offset    where models are held against each other (worst, variance), each one's mean over the prompt's responses is
-              taken off: only differences within a prompt mean something, and one model's level is not another's
+    scale     each model's rewards are divided by its temperature: σ of a difference is then its probability for every
+              model. Times a common temperature (the models' harmonic mean) they are rewards again, of standard
+              deviation about 1, in which the variance of UWO has the weight given for it
+    offset    where models are compared with each other (worst, variance), each model's mean over the prompt's responses
+              is subtracted: only differences within a prompt have a meaning, and models differ in level
 
 Shapes: k members, N responses of one prompt.
 """
@@ -26,24 +26,24 @@ UWO_WEIGHT = 0.5
 
 
 def combined(rewards: Tensor, weight: float = UWO_WEIGHT) -> dict[str, Tensor]:
-    """(k, N) → `mean`, `wco` (min) and `uwo` (mean − weight · variance), each (N,)."""
+    """Map rewards (k, N) to `mean`, `wco` (min) and `uwo` (mean − weight · variance), each (N,)."""
     mean = rewards.mean(0)
     return {"mean": mean, "wco": rewards.amin(0), "uwo": mean - weight * rewards.var(0, correction=0)}
 
 
-def joined(members: Sequence[Sequence[Score]], how: str) -> list[Score]:
+def joined(members: Sequence[Sequence[Score]], method: str) -> list[Score]:
     """Combine the scores that several models give the responses to one prompt.
 
-    `reward` is the combination in the common unit; by `mean`, σ((reward_a − reward_b) / temperature) has the mean of
-    the models' log-odds. `task` is the one that most of them scored as (of equally many the first one's);
-    `capabilities` are the mean over those models, of the names that all of these have; `route` is the mean over all.
-    `uncertainty` is the models' standard deviation, in the reward's unit; None for a single response, where every
-    combination is the mean. A response is `truncated` if it was for any model. Unbounded rewards are combined; an
-    empty response has no part in it and keeps `MIN_REWARD`.
+    `reward` is the combination in the common unit; with `mean`, σ((reward_a − reward_b) / temperature) has the mean of
+    the models' log-odds. `task` is the task that most models chose (in a tie, the first model's); `capabilities` are
+    means over those models, for the names that all of them have; `route` is the mean over all models. `uncertainty` is
+    the models' standard deviation, in the reward's unit; None for a single response, where every combination is the
+    mean. A response is `truncated` if any model truncated it. Unbounded rewards are combined; an empty response does
+    not take part and keeps `MIN_REWARD`.
 
     Args:
         members: each model's scores, in the responses' order.
-        how: `mean`, `wco` or `uwo`.
+        method: `mean`, `wco` or `uwo`.
     """
     firsts = [scores[0] for scores in members]
     temperature = harmonic_mean([first.temperature for first in firsts])
@@ -53,7 +53,7 @@ def joined(members: Sequence[Sequence[Score]], how: str) -> list[Score]:
     route = {name: fmean(first.route.get(name, 0.0) for first in firsts) for name in routed}
     columns = list(zip(*members, strict=True))
     with_text = [column for column in columns if not column[0].empty]
-    rewards, spread = _rewards(with_text, temperature, how) if with_text else ([], [])
+    rewards, spread = _rewards(with_text, temperature, method) if with_text else ([], [])
     values = iter(zip(rewards, spread, strict=True))
     scores = []
     for column in columns:
@@ -78,7 +78,7 @@ def _capabilities(scores: Sequence[Score]) -> dict[str, float]:
     return {name: fmean(score.capabilities[name] for score in scores) for name in names}
 
 
-def _rewards(columns: Sequence[Sequence[Score]], temperature: float, how: str) -> tuple[list[float], list[float]]:
+def _rewards(columns: Sequence[Sequence[Score]], temperature: float, method: str) -> tuple[list[float], list[float]]:
     """Return the combined rewards and the members' standard deviations, one per response.
 
     Args:
@@ -87,5 +87,5 @@ def _rewards(columns: Sequence[Sequence[Score]], temperature: float, how: str) -
     rows = [[unbound_reward(score.reward) * temperature / score.temperature for score in column] for column in columns]
     rewards = torch.tensor(rows, dtype=torch.float64).T
     centers = rewards.mean(1, keepdim=True)
-    values = combined(rewards - centers)[how] + centers.mean()
+    values = combined(rewards - centers)[method] + centers.mean()
     return [bound_reward(value) for value in values.tolist()], (rewards - centers).std(0, correction=0).tolist()

@@ -1,7 +1,7 @@
-"""A conversation that the model's own chat template has rendered, read back into prompt and response.
+"""Parse a conversation that the model's own chat template has rendered into prompt and response.
 
-Clients of classifiers send one text. Where it was rendered by this model's tokenizer, reading it back gives the tokens
-that the messages would have given; a text in another known format is read by `dmoerm.rendered`.
+Clients of classifiers send a single text. If this model's tokenizer rendered it, the parsed messages have the tokens
+that the original messages had; a text in another known format is parsed by `dmoerm.rendered`.
 """
 
 from __future__ import annotations
@@ -16,17 +16,21 @@ _SYSTEM = Message(role="system", content="z")
 
 
 class Transcript:
-    """Reads texts back by what one encoder's template writes before, between and after the turns."""
+    """Parse texts by what an encoder's template writes before, between and after the turns."""
 
     def __init__(self, encoder: Encoder) -> None:
         self._start, self._to_response, self._end = encoder.render([_USER])
-        self._to_user = _piece(encoder, [_USER, _ASSISTANT, _USER], 2)
-        self._system_start = _piece(encoder, [_SYSTEM, _USER], 0)
-        self._system_end = _piece(encoder, [_SYSTEM, _USER], 1)
+        self._to_user = _template_text(encoder, [_USER, _ASSISTANT, _USER], 2)
+        self._system_start = _template_text(encoder, [_SYSTEM, _USER], 0)
+        self._system_end = _template_text(encoder, [_SYSTEM, _USER], 1)
         self._bos = str(encoder.tokenizer.bos_token or "")
 
     def read(self, text: str) -> tuple[Prompt, str]:
-        """Prompt and response. Raises `DataError` where nothing says where the response begins."""
+        """Return prompt and response.
+
+        Raises:
+            DataError: the text does not show where the response begins.
+        """
         turns = self._turns(text)
         if turns is None:
             return split_response(text)
@@ -40,22 +44,22 @@ class Transcript:
         return tuple(turns[:-1]), turns[-1].content
 
     def prompt(self, text: str) -> Prompt:
-        """The conversation of a rendered prompt; a text in no known format is the prompt itself."""
+        """Return the conversation of a rendered prompt; a text in an unknown format is the prompt itself."""
         turns = self._turns(text)
         if turns is None:
             return conversation(text)
         return tuple(turns if turns[-1].role == "user" or turns[-1].content.strip() else turns[:-1])
 
     def _turns(self, text: str) -> list[Message] | None:
-        """The turns, the response among them; None: this template did not render the text."""
+        """Return all turns with the response, or None if this template did not render the text."""
         system, rest = self._begin(text)
         if rest is None or not self._to_response:
             return None
         first, *others = rest.split(self._to_response)
         turns = [*system, Message(role="user", content=first)]
         for part in others[:-1]:
-            answer, found, question = part.partition(self._to_user or "\0")
-            if not found:
+            answer, separator, question = part.partition(self._to_user or "\0")
+            if not separator:
                 return None
             turns += [Message(role="assistant", content=answer), Message(role="user", content=question)]
         if others:
@@ -63,7 +67,7 @@ class Transcript:
         return turns
 
     def _begin(self, text: str) -> tuple[list[Message], str | None]:
-        """A system turn, if there is one, and what follows the first user turn's beginning."""
+        """Return the system turn, if there is one, and the text after the start of the first user turn."""
         for start in _with_and_without(self._bos, self._start):
             if text.startswith(start):
                 return [], text[len(start) :]
@@ -81,13 +85,13 @@ class Transcript:
 
 
 def _with_and_without(bos: str, start: str) -> list[str]:
-    """What a text may begin with: clients whose server adds the BOS token send it without."""
-    return [one for one in (start, start.removeprefix(bos)) if one] if start else []
+    """The starts that a text may have: clients whose server adds the BOS token leave it out."""
+    return [text for text in (start, start.removeprefix(bos)) if text] if start else []
 
 
-def _piece(encoder: Encoder, messages: list[Message], place: int) -> str:
-    """What the template writes there; nothing where it takes no such conversation."""
+def _template_text(encoder: Encoder, messages: list[Message], index: int) -> str:
+    """The template's text at this index; empty if the template rejects such a conversation."""
     try:
-        return encoder.render(messages)[place]
+        return encoder.render(messages)[index]
     except (DataError, BackboneError):
         return ""
