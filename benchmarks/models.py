@@ -18,10 +18,10 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
+from dmoerm.chat.encoding import Encoded
 from dmoerm.config import load_config
 from dmoerm.model import DMoERM
 from dmoerm.model.batching import pack_ids, pad
-from dmoerm.model.encoding import Encoded
 from dmoerm.model.experts import lora_layers
 from dmoerm.taxonomy import Taxonomy
 from dmoerm.training.run import build_model

@@ -37,10 +37,10 @@ from models import (
 from peft import PeftModel
 from torch import nn
 
+from dmoerm.chat.encoding import Encoded
 from dmoerm.data.readers import read_groups
 from dmoerm.model import DMoERM
 from dmoerm.model.backbone import bundled_backbone
-from dmoerm.model.encoding import Encoded
 from dmoerm.schema import Query
 
 SHAPES = ((128, 4, 128), (512, 16, 128), (32, 2, 64))  # prompt tokens, responses, tokens a response

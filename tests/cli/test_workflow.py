@@ -58,7 +58,7 @@ def test_train_again_changes_nothing(trained: Path) -> None:
     assert after.model_dump(exclude={"peak_memory"}) == before.model_dump(exclude={"peak_memory"})
     other = run("train", trained / "config.yaml", "--set", "seed=2")
     assert other.exit_code == 1
-    assert "holds a run with other settings (seed was 0, now 2)" in other.stderr
+    assert "holds a run with other settings (seed was 1, now 2)" in other.stderr
 
 
 @pytest.mark.parametrize("place", ["", "model"])

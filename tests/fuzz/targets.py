@@ -13,13 +13,13 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from dmoerm.chat.rendered import bare, conversation, response_text, split_response
 from dmoerm.config import Config, apply_override, validated
 from dmoerm.data.readers import read_groups, read_queries
 from dmoerm.errors import ArtefactError, ConfigError, DataError, TaxonomyError
 from dmoerm.labeling.verdict import Token, read_verdicts
 from dmoerm.labels import read_labels
 from dmoerm.model.integrity import check_sums, read_json
-from dmoerm.rendered import bare, conversation, response_text, split_response
 from dmoerm.taxonomy import load_taxonomy
 
 _PLACE = tempfile.TemporaryDirectory(prefix="fuzz-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None)

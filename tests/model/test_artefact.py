@@ -15,10 +15,10 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from tiny import make_model, make_tiny_config
 
+from dmoerm.chat.encoding import Encoded
 from dmoerm.errors import ArtefactError
 from dmoerm.model import DMoERM, artefact, task_backbone
 from dmoerm.model.batching import pack_ids
-from dmoerm.model.encoding import Encoded
 from dmoerm.model.engine import run
 from dmoerm.schema import Query
 

@@ -13,10 +13,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tiny import make_model, make_tiny_config
 
+from dmoerm.chat.encoding import Encoded
 from dmoerm.errors import DataError, DmoermError
 from dmoerm.model import DMoERM
 from dmoerm.model.batching import batches, pad, pieces
-from dmoerm.model.encoding import Encoded
 from dmoerm.model.inner import InnerModel
 from dmoerm.schema import Message, Query
 from dmoerm.scores import Score

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dmoerm.chat.encoding import Encoded
 from dmoerm.config import HeadConfig, LoRAConfig
 from dmoerm.errors import BackboneError
 from dmoerm.model.batching import pack_ids
-from dmoerm.model.encoding import Encoded
 from dmoerm.model.experts import Experts, StackedLoRALinear, lora_layers, with_experts
 from dmoerm.model.layout import Packed
 

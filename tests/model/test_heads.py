@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from dmoerm.chat.encoding import Encoded
 from dmoerm.config import HeadConfig
 from dmoerm.model import heads
 from dmoerm.model.batching import pack_ids
-from dmoerm.model.encoding import Encoded
 from dmoerm.model.engine import run
 from dmoerm.model.heads import Head, Standardise, embed, embedding_width
 from dmoerm.model.layout import Packed, pack

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from dmoerm.chat.encoding import Encoded
 from dmoerm.model.batching import pack_ids
-from dmoerm.model.encoding import Encoded
 from dmoerm.model.inner import Calibration, InnerModel
 
 QUERIES = [Encoded([1, 4, 5, 9], [[6, 2], [7, 8, 11, 2], [12, 2]])]

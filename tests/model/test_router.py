@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from dmoerm.chat.encoding import Encoded
 from dmoerm.model.batching import pack_ids, pad
-from dmoerm.model.encoding import Encoded
 from dmoerm.model.router import Router
 
 each_router = pytest.mark.parametrize(

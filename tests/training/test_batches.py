@@ -10,8 +10,8 @@ import pytest
 import torch
 from tiny import tiny_groups
 
+from dmoerm.chat.encoding import Encoded
 from dmoerm.config import HeadConfig
-from dmoerm.model.encoding import Encoded
 from dmoerm.model.heads import Head
 from dmoerm.schema import Group, Pair
 from dmoerm.training import batches

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from dmoerm.chat.encoding import Encoded
 from dmoerm.model.batching import pack_ids
-from dmoerm.model.encoding import Encoded
 from dmoerm.model.layout import pack
 from dmoerm.training.cache import ActivationCache
 

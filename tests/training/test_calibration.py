@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dmoerm.model.encoding import Encoded
+from dmoerm.chat.encoding import Encoded
 from dmoerm.model.inner import Calibration
 from dmoerm.schema import Group, Pair
 from dmoerm.training.batches import Example

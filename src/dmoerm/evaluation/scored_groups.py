@@ -23,9 +23,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
+from ..chat.encoding import Encoded
 from ..model import DMoERM
 from ..model.batching import pack_ids
-from ..model.encoding import Encoded
 from ..model.inner import InnerOutput
 from ..model.layout import Packed, pack
 from ..schema import Query

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
+from ..chat.encoding import Encoded
 from ..evaluation.results import Cost
 from ..model.batching import pack_ids
-from ..model.encoding import Encoded
 from ..model.heads import BranchScorer
 from ..schema import Query
 from .method_suite import Panel

@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from dmoerm.chat.rendered import bare, conversation
 from dmoerm.errors import DataError
-from dmoerm.rendered import bare, conversation
 from dmoerm.schema import Message, Prompt
 from dmoerm.scores import Score, Scorer, group_by_prompt
 

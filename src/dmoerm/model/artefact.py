@@ -25,11 +25,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..chat.encoding import Encoder, on_a_fixed_day
 from ..config import EncodingConfig, LoRAConfig
 from ..errors import ArtefactError, shorten
 from ..io.paths import complete_folder
 from .backbone import join, load_tokenizer
-from .encoding import Encoder, on_a_fixed_day
 from .engine import Decoder
 from .experts import Experts, lora_layers
 from .hub import download

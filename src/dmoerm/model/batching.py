@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from ..chat.encoding import Encoded
 from ..schema import Query
-from .encoding import Encoded
 from .layout import Packed, pack
 
 _WINDOW_QUERIES, _WINDOW_CHARACTERS = 256, 1_000_000

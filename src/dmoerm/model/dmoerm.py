@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from ..chat.encoding import Encoded, Encoder
 from ..config import AggregatorConfig, EncodingConfig, HeadConfig, LoRAConfig
 from ..errors import ConfigError, DataError, shorten
 from ..schema import Prompt, Query
@@ -27,7 +28,6 @@ from .aggregator import Aggregator
 from .backbone import cut, empty_part
 from .batching import batches, pack_ids, pad, pieces, windows
 from .configuration import DMoERMConfig
-from .encoding import Encoded, Encoder
 from .engine import run
 from .experts import Experts
 from .heads import BranchScorer, Head

@@ -20,10 +20,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from ..chat.encoding import Encoded
 from ..errors import DataError, ServerError
 from ..model import DMoERM
 from ..model.batching import pieces
-from ..model.encoding import Encoded
 from ..schema import Query
 from ..scores import Score
 from .metrics import Metrics

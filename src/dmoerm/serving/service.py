@@ -11,9 +11,9 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from ..chat.transcript import Transcript
 from ..errors import DataError, ServerError
 from ..model import DMoERM
-from ..model.transcript import Transcript
 from ..schema import Message, Prompt, Query
 from ..scores import Score, group_by_prompt
 from .batching import Batcher

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
+from ..chat.encoding import Encoded
 from ..data.splitting import flip_pairs
-from ..model.encoding import Encoded
 from ..model.layout import pack
 from ..schema import Group, Pair, prompt_key
 from .processes import own, sharded, world

@@ -20,10 +20,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from ..chat.encoding import Encoded
 from ..io.paths import write_file
 from ..model import DMoERM
 from ..model.batching import batches, pack_ids
-from ..model.encoding import Encoded
 from .processes import agreed, barrier, is_main, own, own_evenly
 from .sharding import whole
 

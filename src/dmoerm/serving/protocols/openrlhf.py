@@ -7,8 +7,8 @@ from typing import Any
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
+from ...chat.rendered import response_text
 from ...errors import DataError
-from ...rendered import response_text
 from ...schema import Prompt
 from ...scores import log_columns
 from ..service import Asked, Service

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 
-from .errors import DataError
-from .schema import Message, Prompt
+from ..errors import DataError
+from ..schema import Message, Prompt
 
 _SPECIAL = (
     r"(?:<\|[^|<>]{1,40}\|>|</?s>|<pad>|<eos>|<bos>|<start_of_turn>|<end_of_turn>)"  # what tokenizers add around texts

@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import CHATML, tiny_tokenizer
 
+from dmoerm.chat.encoding import Encoder
+from dmoerm.chat.rendered import conversation, response_text, split_response
+from dmoerm.chat.transcript import Transcript
 from dmoerm.config import EncodingConfig
 from dmoerm.errors import DataError
-from dmoerm.model.encoding import Encoder
-from dmoerm.model.transcript import Transcript
-from dmoerm.rendered import conversation, response_text, split_response
 from dmoerm.schema import Message, Query
 
 GEMMA = "<start_of_turn>user\nHi!<end_of_turn>\n<start_of_turn>model\nHello.<end_of_turn>\n"

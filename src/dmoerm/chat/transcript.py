@@ -1,15 +1,15 @@
 """Parse a conversation that the model's own chat template has rendered into prompt and response.
 
 Clients of classifiers send a single text. If this model's tokenizer rendered it, the parsed messages have the tokens
-that the original messages had; a text in another known format is parsed by `dmoerm.rendered`.
+that the original messages had; a text in another known format is parsed by `dmoerm.chat.rendered`.
 """
 
 from __future__ import annotations
 
 from ..errors import BackboneError, DataError
-from ..rendered import conversation, split_response
 from ..schema import Message, Prompt
 from .encoding import Encoder
+from .rendered import conversation, split_response
 
 _USER, _ASSISTANT = Message(role="user", content="x"), Message(role="assistant", content="y")
 _SYSTEM = Message(role="system", content="z")

@@ -10,9 +10,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tiny import CHATML, tiny_tokenizer
 
+from dmoerm.chat.encoding import Encoded, Encoder
 from dmoerm.config import EncodingConfig
 from dmoerm.errors import BackboneError, DataError
-from dmoerm.model.encoding import Encoded, Encoder
 from dmoerm.schema import Message, Query
 
 TOKENIZER = tiny_tokenizer()

@@ -1,0 +1,1 @@
+"""Conversations: chat templates, token ids, and texts that a template has rendered."""
