@@ -1,12 +1,14 @@
-"""Capability labels by a judge: what it said of a pair of responses in either order, and what training makes of it.
+"""Capability labels from a judge: its verdicts on a pair of responses in both orders, and what training takes from them.
 
-A label file is Parquet with a row for each judge, pair and capability; the columns are the fields of `Label`. Verdicts
-are about the responses, not about the places in which they were shown: `first` is the response of the lower index.
+A label file is Parquet with one row per judge, pair and capability; its columns are the fields of `CapabilityLabel`.
+Verdicts are about the responses, not about the positions in which they were shown: `first` is the response with the
+lower index.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
@@ -18,49 +20,51 @@ from .io.paths import complete_file
 from .schema import Group, Judgement, Query, prompt_key
 
 OVERALL = "overall"
-"""In place of a capability: which response is better as a whole."""
+"""Takes the place of a capability's name: which response is better overall."""
 
 
 class Outcome(StrEnum):
-    """How a question ended."""
+    """The result of a question."""
 
     FIRST = "first"
     """The first response is better."""
     SECOND = "second"
     """The second response is better."""
     TIE = "tie"
-    """Neither is."""
+    """The responses are equally good."""
     UNPARSEABLE = "unparseable"
-    """The answer is in no form that can be read."""
+    """The answer does not have the required format."""
     REFUSED = "refused"
-    """The judge, or a filter before it, would not answer."""
+    """The judge, or a content filter, refused to answer."""
     FAILED = "failed"
-    """No answer came: the endpoint's final error."""
+    """The endpoint rejected the request."""
     OPEN = "open"
-    """Not asked, or not answered yet."""
+    """Not sent, or not answered yet."""
 
 
 PROBABILITIES = {Outcome.FIRST: 1.0, Outcome.TIE: 0.5, Outcome.SECOND: 0.0}
-"""The outcomes that say something about the responses, as the probability that the first is better."""
+"""The outcomes that are verdicts, as the probability that the first response is better."""
 
 
 def likelier(probability: float) -> Outcome:
-    """The outcome that a probability comes to; exactly 0.5 is a tie."""
+    """Return the more likely verdict; exactly 0.5 is a tie."""
     return Outcome.TIE if probability == 0.5 else Outcome.FIRST if probability > 0.5 else Outcome.SECOND
 
 
 @dataclass(frozen=True)
-class Label:
-    """What a judge says of a pair of responses on one capability.
+class CapabilityLabel:
+    """A judge's verdicts on a pair of responses on one capability.
 
     Attributes:
-        judge: its name.
-        group, content: the group's id, and a digest of its texts: a label for other texts under the same id is none.
-        task, capability: names of the taxonomy, or `overall`.
+        judge: name of the judge.
+        group: id of the group.
+        content: digest of the group's texts; a label is ignored if its texts differ from the group's.
+        task: name of the task; empty if the group has none.
+        capability: name of the capability, or `overall`.
         first, second: indices into the group's responses, first < second.
-        given, swapped: the outcome with `first` shown first, and with `second` shown first.
-        p_given, p_swapped: the probability that `first` is better, by the judge's token probabilities (or by the
-            share of several answers to the same question); None where it gave none.
+        given, swapped: outcome with `first` shown first, and with `second` shown first.
+        p_given, p_swapped: probability that `first` is better, from the judge's token probabilities or from the share
+            of repeated answers to the same question; None if the judge gives neither.
         prompt_tokens, completion_tokens, cost: this label's share of its calls.
     """
 
@@ -81,35 +85,35 @@ class Label:
 
     @property
     def consistent(self) -> bool:
-        """Both orders have the same verdict."""
+        """Whether both orders have the same verdict."""
         return self.given == self.swapped and self.given in PROBABILITIES
 
     @property
     def soft(self) -> float | None:
-        """The mean of both orders' probabilities: a judge's leaning to a place cancels out."""
+        """The mean probability of both orders, in which position bias cancels out."""
         if self.p_given is None or self.p_swapped is None:
             return None
         return (self.p_given + self.p_swapped) / 2
 
     @property
     def hard(self) -> float | None:
-        """The mean of both orders' verdicts as 1, 0.5 or 0; None where one of the two is none."""
+        """The mean of both orders' verdicts as 1, 0.5 or 0; None if one order has no verdict."""
         if self.given not in PROBABILITIES or self.swapped not in PROBABILITIES:
             return None
         return (PROBABILITIES[self.given] + PROBABILITIES[self.swapped]) / 2
 
     @property
     def mean(self) -> float | None:
-        """The probability that `first` is better: `soft`, else `hard`."""
+        """The probability that `first` is better: `soft`, or `hard` if there is no soft one."""
         return self.hard if self.soft is None else self.soft
 
-    def judgement(self, soft: bool = True, inconsistent_weight: float | None = None) -> Judgement | None:
-        """What training takes from it; None where there is nothing to take.
+    def training_target(self, soft: bool = True, inconsistent_weight: float | None = None) -> Judgement | None:
+        """Return what training takes from the label; None if it takes nothing.
 
         Args:
-            soft: use the probabilities where both orders have one.
-            inconsistent_weight: the weight of a pair on which the two orders disagree; None: 1 for a soft label, in
-                which the disagreement is counted already, and 0 for a hard one.
+            soft: use the probabilities if both orders have one.
+            inconsistent_weight: weight of a pair on which the orders disagree. None selects 1 for a soft label, whose
+                probability reflects the disagreement, and 0 for a hard label.
         """
         probability = self.soft if soft else None
         default = 0.0 if probability is None else 1.0
@@ -121,60 +125,146 @@ class Label:
 
 
 def content_digest(group: Query) -> str:
-    """Names a group's texts: the prompt as a reader sees it, and the responses."""
+    """Return a digest of a group's texts: the normalized prompt and the responses."""
     text = "\0".join((prompt_key(group.prompt), *group.responses))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def write_labels(path: Path, labels: Sequence[Label]) -> None:
-    """Writes a label file, completely or not at all."""
+# --- files ---------------------------------------------------------------------------------------------------------
+
+
+def write_labels(path: Path, labels: Sequence[CapabilityLabel]) -> None:
+    """Write a label file atomically."""
     import pyarrow
     from pyarrow import parquet
 
-    kinds = {"str": pyarrow.string(), "int": pyarrow.int32(), "Outcome": pyarrow.string()}
-    schema = pyarrow.schema([(f.name, kinds.get(str(f.type), pyarrow.float64())) for f in fields(Label)])
+    types = {"str": pyarrow.string(), "int": pyarrow.int32(), "Outcome": pyarrow.string()}
+    schema = pyarrow.schema([(f.name, types.get(str(f.type), pyarrow.float64())) for f in fields(CapabilityLabel)])
     table = pyarrow.Table.from_pylist([asdict(label) for label in labels], schema=schema)
     with complete_file(path) as unfinished:
         parquet.write_table(table, unfinished)
 
 
-def read_labels(path: str | Path) -> list[Label]:
-    """Reads a label file. Raises `DataError` where it is none."""
+def read_labels(path: str | Path) -> list[CapabilityLabel]:
+    """Read a label file.
+
+    Raises:
+        DataError: the file does not exist, cannot be read or is not a valid label file.
+    """
     import pyarrow
     from pyarrow import parquet
 
+    hint = "create one with `dmoerm label`"
     try:
         rows = parquet.read_table(path).to_pylist()
         return [_label(row) for row in rows]
     except FileNotFoundError:
-        raise DataError("there is no such label file", file=path, hint="make it with `dmoerm label`") from None
-    except (pyarrow.ArrowInvalid, OSError, KeyError, TypeError, ValueError) as error:
-        raise DataError(f"is no label file: {error}", file=path, hint="make it with `dmoerm label`") from None
+        raise DataError("the label file does not exist", file=path, remedy=hint) from None
+    except (pyarrow.ArrowInvalid, KeyError, TypeError, ValueError) as error:
+        raise DataError(f"is not a valid label file: {error}", file=path, remedy=hint) from None
+    except OSError as error:
+        if error.errno is None:  # a damaged Parquet file
+            raise DataError(f"is not a valid label file: {error}", file=path, remedy=hint) from None
+        raise DataError(f"cannot read the label file: {error.strerror or error}", file=path) from None
 
 
-def _label(row: dict[str, Any]) -> Label:
-    label = Label(**{**row, "given": Outcome(row["given"]), "swapped": Outcome(row["swapped"])})
+def _label(row: dict[str, Any]) -> CapabilityLabel:
+    names = [f.name for f in fields(CapabilityLabel)]
+    if missing := [name for name in names if name not in row]:
+        raise ValueError(f"missing columns: {', '.join(missing)}")
+    label = CapabilityLabel(**{**row, "given": Outcome(row["given"]), "swapped": Outcome(row["swapped"])})
     if not 0 <= label.first < label.second:
-        raise ValueError(f"first {label.first} and second {label.second} are not in order")
+        raise ValueError(f"first ({label.first}) is not less than second ({label.second})")
     for probability in (label.p_given, label.p_swapped):
         if probability is not None and not 0 <= probability <= 1:
             raise ValueError(f"a probability is {probability}")
     return label
 
 
-def with_judgements(
-    groups: Iterable[Group], labels: Iterable[Label], soft: bool = True, inconsistent_weight: float | None = None
+# --- labels and groups ---------------------------------------------------------------------------------------------
+
+
+def attach_labels(
+    groups: Iterable[Group],
+    labels: Iterable[CapabilityLabel],
+    soft: bool = True,
+    inconsistent_weight: float | None = None,
 ) -> list[Group]:
-    """The groups with what the labels say of them; several judges' on one pair stand side by side."""
-    found: dict[tuple[str, str], dict[str, list[Judgement]]] = {}
+    """Return the groups with the judges' labels; a group keeps the labels of several judges on one pair side by side.
+
+    Labels are ignored if they are about the overall preference, or if no group has their id and texts.
+
+    Args:
+        groups: the groups.
+        labels: labels of capabilities.
+        soft, inconsistent_weight: see `CapabilityLabel.training_target`.
+
+    Raises:
+        DataError: a label names a response that its group does not have.
+    """
+    targets: dict[tuple[str, str], dict[str, list[Judgement]]] = {}
     for label in labels:
-        judgement = label.judgement(soft, inconsistent_weight)
-        if judgement is not None and label.capability != OVERALL:
-            of_group = found.setdefault((label.group, label.content), {})
-            of_group.setdefault(label.capability, []).append(judgement)
-    return [_judged(group, found) for group in groups] if found else list(groups)
+        target = label.training_target(soft, inconsistent_weight)
+        if target is not None and label.capability != OVERALL:
+            by_capability = targets.setdefault((label.group, label.content), {})
+            by_capability.setdefault(label.capability, []).append(target)
+    return [_with_targets(group, targets) for group in groups] if targets else list(groups)
 
 
-def _judged(group: Group, found: dict[tuple[str, str], dict[str, list[Judgement]]]) -> Group:
-    judged = found.get((group.id, content_digest(group)))
-    return group if judged is None else group.model_copy(update={"judged": {k: tuple(v) for k, v in judged.items()}})
+def _with_targets(group: Group, targets: dict[tuple[str, str], dict[str, list[Judgement]]]) -> Group:
+    by_capability = targets.get((group.id, content_digest(group)))
+    if by_capability is None:
+        return group
+    last = max(max(target[:2]) for judged in by_capability.values() for target in judged)
+    if last >= len(group.responses):
+        count = len(group.responses)
+        raise DataError(f"a label of group {group.id} is about response {last}, but the group has {count} responses")
+    return group.model_copy(update={"judged": {name: tuple(judged) for name, judged in by_capability.items()}})
+
+
+def mismatch(
+    queries: Iterable[Query],
+    labels: Sequence[CapabilityLabel],
+    soft: bool = True,
+    inconsistent_weight: float | None = None,
+) -> tuple[str, str]:
+    """Return why none of the labels is usable for one of the groups, and a hint.
+
+    Args:
+        queries: the groups.
+        labels: the labels, none of which is usable.
+        soft, inconsistent_weight: see `CapabilityLabel.training_target`.
+    """
+    if not labels:
+        return "there are no labels", "create them with `dmoerm label`"
+    digests: dict[str, set[str]] = {}
+    for query in queries:
+        digests.setdefault(query.id, set()).add(content_digest(query))
+    known = [label for label in labels if label.group in digests]
+    if not known:
+        ids = f"the labels have ids like {labels[0].group!r}, the data like {next(iter(digests), '')!r}"
+        return f"no label has the id of a group ({ids})", "pass the data that were labeled"
+    matching = [label for label in known if label.content in digests[label.group]]
+    if not matching:
+        cause = f"{len(known)} labels have the id of a group, but the group's texts differ from those that were labeled"
+        return cause, "label the changed data, or pass the data that were labeled"
+    counts = Counter(_obstacle(label, soft, inconsistent_weight) for label in matching)
+    return ", ".join(f"{count} {reason}" for reason, count in counts.most_common()), _HINTS[counts.most_common(1)[0][0]]
+
+
+_HINTS = {
+    "inconsistent (the two orders disagree)": "set inconsistent_weight above 0, or use labels with probabilities",
+    "open (not answered yet)": "finish the run with `dmoerm label`",
+    "without a readable answer": "look at the answers with `dmoerm label report`",
+    "of the overall preference": "label capabilities with `dmoerm label --taxonomy`",
+}
+
+
+def _obstacle(label: CapabilityLabel, soft: bool, inconsistent_weight: float | None) -> str:
+    """Return why a label is not usable; one of the keys of `_HINTS`."""
+    inconsistent, unanswered, unreadable, overall = _HINTS
+    if label.training_target(soft, inconsistent_weight) is not None:
+        return overall
+    if label.hard is not None:
+        return inconsistent
+    return unanswered if Outcome.OPEN in (label.given, label.swapped) else unreadable

@@ -1,1 +1,1 @@
-"""Capability labels by an LLM judge: the question, its answer, and the record of everything that was asked."""
+"""Capability labels from an LLM judge: the question, its answer, the record of all calls, the labels' quality."""

@@ -1,10 +1,10 @@
-"""The question that a judge is asked: which of two responses is better on one capability, or on several at once.
+"""Build the question for a judge: which of two responses is better on one capability, or on several at once.
 
-    system    what a judge does, the capabilities' rubrics, the form of the answer
-    user      conversation, first response, second response, each between marks that its text cannot contain
+    system    the judge's task, the rubrics of the capabilities, the answer format
+    user      conversation, first response, second response, each between delimiters that its text cannot contain
 
-Nothing in a prompt or a response reaches the judge as an instruction, a mark or a turn of its own: control characters
-and the special tokens of chat formats are defused, and every mark carries a word drawn from a hash over all the texts.
+A prompt or a response cannot add an instruction, a delimiter or a turn: control characters are removed, special tokens
+of chat formats are broken up, and every delimiter contains a word that is derived from a hash of all texts.
 """
 
 from __future__ import annotations
@@ -20,24 +20,25 @@ from ..schema import Message, Prompt
 from ..taxonomy import Capability
 
 VERSION = "1"
-"""Changes with any change of wording: an old answer is no answer to a new question."""
+"""Version of the wording. It is part of each call's key, so that a reworded question is a new question."""
 
 LETTERS: tuple[str, ...] = ("A", "B", "C")
-"""What a judge answers: the first response is better, the second is, neither is."""
+"""The letters of an answer: the first response is better, the second is better, they are equally good."""
 
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
 _SPECIAL = re.compile(
     r"<(?=[|｜])|<(?=/?(?:s|bos|eos|pad|unk|think|start_of_turn|end_of_turn)>)|<(?=</?SYS>>)|\[(?=/?INST\])",
     re.IGNORECASE,
 )
-_CUT = " […] "
+_ELLIPSIS = " […] "
 
 
 @dataclass(frozen=True)
-class Example:
-    """A question with its answer, shown before the one that is asked.
+class FewShotExample:
+    """A question with its answer, shown before the actual question.
 
     Attributes:
+        prompt: the conversation.
         first, second: the responses in the order shown.
         letters: capability → A, B or C.
     """
@@ -50,7 +51,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Wording:
-    """A language's sentences."""
+    """The sentences of a question in one language."""
 
     system: str
     form: str
@@ -105,47 +106,47 @@ def judge_messages(
     second: str,
     capabilities: Mapping[str, Capability],
     language: str = "en",
-    most_characters: int = 12_000,
-    examples: Sequence[Example] = (),
+    max_characters: int = 12_000,
+    examples: Sequence[FewShotExample] = (),
 ) -> list[dict[str, str]]:
-    """The chat messages of one question; the same question always has the same messages.
+    """Return the chat messages of one question. Equal arguments give equal messages.
 
     Args:
         prompt: the whole conversation.
         first, second: the responses in the order in which they are shown.
-        capabilities: name → what is asked; one or more.
-        language: `zh`, or `en` for any other.
-        most_characters: a longer conversation loses its beginning, a longer response its middle.
-        examples: each becomes a turn of the user's and the judge's answer to it.
+        capabilities: name → title and rubric, for one or more capabilities.
+        language: `zh`; any other value selects English.
+        max_characters: limit per text. A longer conversation is cut at its beginning, a longer response in its middle.
+        examples: each becomes a user turn and an assistant turn.
     """
     words = _WORDINGS.get(language, _WORDINGS["en"])
-    shown = [(one.prompt, one.first, one.second) for one in examples] + [(prompt, first, second)]
-    texts = [_texts(*one, words, most_characters) for one in shown]
-    word = _word([text for of_one in texts for text in of_one])
-    rubrics = "\n".join(f"- {name} ({one.title}): {one.rubric}" for name, one in capabilities.items())
+    shown = [(example.prompt, example.first, example.second) for example in examples] + [(prompt, first, second)]
+    texts = [_texts(*parts, words, max_characters) for parts in shown]
+    word = _delimiter_word([text for parts in texts for text in parts])
+    rubrics = "\n".join(f"- {name} ({capability.title}): {capability.rubric}" for name, capability in capabilities.items())
     form = "{" + ", ".join(f'"{name}": "A" | "B" | "C"' for name in capabilities) + "}"
     system = f"{words.system.format(word=word)}\n\n{rubrics}\n\n{words.form.format(form=form)}"
     turns = [{"role": "system", "content": system}]
-    for i, of_one in enumerate(texts):
-        turns.append({"role": "user", "content": _asked(of_one, word, words, list(capabilities))})
+    for i, parts in enumerate(texts):
+        turns.append({"role": "user", "content": _user_message(parts, word, words, list(capabilities))})
         if i < len(examples):
             turns.append({"role": "assistant", "content": json.dumps(dict(examples[i].letters), ensure_ascii=False)})
     return turns
 
 
-def _texts(prompt: Prompt, first: str, second: str, words: Wording, most: int) -> list[str]:
-    responses = (_middle_cut(defused(text), most) for text in (first, second))
-    return [_conversation(prompt, words, most), *responses]
+def _texts(prompt: Prompt, first: str, second: str, words: Wording, limit: int) -> list[str]:
+    responses = (_cut_middle(neutralize(text), limit) for text in (first, second))
+    return [_conversation(prompt, words, limit), *responses]
 
 
-def _asked(texts: Sequence[str], word: str, words: Wording, names: Sequence[str]) -> str:
+def _user_message(texts: Sequence[str], word: str, words: Wording, names: Sequence[str]) -> str:
     labels = (words.conversation, words.first, words.second)
     shown = [f"[{word} {name}]\n{text}\n[/{word} {name}]" for name, text in zip(labels, texts, strict=True)]
     return "\n\n".join([*shown, words.ask.format(names=", ".join(names))])
 
 
 def answer_schema(capabilities: Sequence[str]) -> dict[str, Any]:
-    """The JSON schema of the answer, for endpoints that hold a model to one."""
+    """Return the JSON schema of the answer, for endpoints with structured output."""
     return {
         "type": "object",
         "properties": {name: {"type": "string", "enum": list(LETTERS)} for name in capabilities},
@@ -154,23 +155,23 @@ def answer_schema(capabilities: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def defused(text: str) -> str:
-    """The text without control and direction characters, and with the special tokens of chat formats spelt apart."""
+def neutralize(text: str) -> str:
+    """Remove control and direction characters, and break up the special tokens of chat formats."""
     text = _CONTROLS.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
-    return _SPECIAL.sub(lambda found: f"{found[0]} ", text)
+    return _SPECIAL.sub(lambda match: f"{match[0]} ", text)
 
 
-def _conversation(prompt: Prompt, words: Wording, most: int) -> str:
+def _conversation(prompt: Prompt, words: Wording, limit: int) -> str:
     turns = [Message(role="user", content=prompt)] if isinstance(prompt, str) else prompt
-    text = "\n".join(f"{words.roles[turn.role]}: {defused(turn.content)}" for turn in turns)
-    return text if len(text) <= most else _CUT + text[-most:]
+    text = "\n".join(f"{words.roles[turn.role]}: {neutralize(turn.content)}" for turn in turns)
+    return text if len(text) <= limit else _ELLIPSIS + text[-limit:]
 
 
-def _middle_cut(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most // 2] + _CUT + text[-(most // 2) :]
+def _cut_middle(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit // 2] + _ELLIPSIS + text[-(limit // 2) :]
 
 
-def _word(texts: Sequence[str]) -> str:
-    """A word that is in none of the texts, and that none could hold on purpose: it depends on all of them."""
+def _delimiter_word(texts: Sequence[str]) -> str:
+    """Return a word that occurs in no text. No text can contain it on purpose, because it depends on all texts."""
     digest = hashlib.sha256("\0".join(texts).encode("utf-8", "surrogatepass")).hexdigest()
     return next(word for i in range(56) if not any((word := f"m{digest[i : i + 8]}") in text for text in texts))

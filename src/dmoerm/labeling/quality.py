@@ -1,6 +1,6 @@
-"""How good labels are, by judge, task and capability: consistent, unbiased, and of people's opinion?
+"""Measure labels by judge, task and capability: consistency, position and length bias, agreement with people.
 
-Tables are of people's verdict (row) and the judge's (column): first, second, tie.
+Contingency tables have people's verdict in rows and the judge's in columns: first, second, tie.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..labels import OVERALL, PROBABILITIES, Label, Outcome, content_digest, likelier
+from ..labels import OVERALL, PROBABILITIES, CapabilityLabel, Outcome, content_digest, likelier
 from ..schema import Group, prompt_key
 
 Array = NDArray[np.float64]
@@ -22,24 +22,26 @@ _RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
-class Quality:
-    """What there is to say of one judge's labels on one capability; a share of nothing is None.
+class LabelQuality:
+    """Statistics of one judge's labels on one capability. A share of an empty set is None.
 
     Attributes:
-        pairs: labels.
-        consistency: share of those with a verdict in both orders whose two verdicts are the same.
-        shown_first: share of the verdicts for one of the two that are for the one shown first; 0.5: no position bias.
+        judge, task, capability: what the statistics are about.
+        pairs: number of labels.
+        consistency: share of labels with equal verdicts in both orders, among those with a verdict in both.
+        shown_first: share of verdicts in favor of the response shown first, ties left out; 0.5 without position bias.
         unparseable, refused, failed, open: shares of all calls.
-        longer, longer_people: how often the longer response is preferred (both orders taken together; by people,
-            on the same pairs).
-        people: pairs that people order.
-        agreement_one: share of those on which a single order's verdict is theirs; a tie counts half.
+        longer, longer_people: share of pairs on which the longer response is preferred, by the judge (mean of both
+            orders) and by people.
+        people: number of pairs that people order.
+        agreement_one: share of these on which the verdict of a single order equals people's; a tie counts half.
         agreement_both: the same for pairs on which both orders agree.
-        agreement_mean: the same for the mean of both orders, on all pairs that have one.
+        agreement_mean: the same for the mean of both orders, on all pairs with a mean.
         kappa_one, kappa_both: Cohen's κ with people over first, second and tie, for a single order and for pairs on
-            which both agree.
-        kappa_interval: 95 %, of `kappa_both`, by bootstrap over prompts.
-        prompt_tokens, completion_tokens, cost: of all calls.
+            which both orders agree.
+        kappa_interval: 95 % interval of `kappa_both`, by bootstrap over prompts.
+        prompt_tokens, completion_tokens, cost: totals of all calls.
+        unmatched: number of labels whose group is not among the groups, or has other texts.
     """
 
     judge: str
@@ -64,39 +66,40 @@ class Quality:
     prompt_tokens: float
     completion_tokens: float
     cost: float
+    unmatched: int
 
 
 @dataclass(frozen=True)
-class _Row:
-    """A label beside what people say of the same pair."""
+class _ComparedLabel:
+    """A label and people's verdict on the same pair."""
 
-    label: Label
+    label: CapabilityLabel
     group: Group | None
     people: Outcome | None
 
     @property
     def verdicts(self) -> list[tuple[Outcome, bool]]:
-        """The readable verdicts, and whether `first` was shown first."""
+        """The readable verdicts, each with whether `first` was shown first."""
         both = ((self.label.given, True), (self.label.swapped, False))
         return [(outcome, given) for outcome, given in both if outcome in PROBABILITIES]
 
 
-def qualities(labels: Iterable[Label], groups: Iterable[Group]) -> list[Quality]:
-    """One entry for each judge, task and capability, and one over all capabilities of a judge and task."""
+def label_quality(labels: Iterable[CapabilityLabel], groups: Iterable[Group]) -> list[LabelQuality]:
+    """Return an entry per judge, task and capability, and one over all capabilities of a judge and task."""
     by_id = {(group.id, content_digest(group)): group for group in groups}
-    found: dict[tuple[str, str, str], list[_Row]] = defaultdict(list)
+    compared: dict[tuple[str, str, str], list[_ComparedLabel]] = defaultdict(list)
     for label in labels:
         group = by_id.get((label.group, label.content))
-        row = _Row(label, group, _people(label, group))
-        found[label.judge, label.task, label.capability].append(row)
-    wholes: dict[tuple[str, str, str], list[_Row]] = defaultdict(list)
-    for (judge, task, capability), rows in found.items():
+        row = _ComparedLabel(label, group, _people(label, group))
+        compared[label.judge, label.task, label.capability].append(row)
+    totals: dict[tuple[str, str, str], list[_ComparedLabel]] = defaultdict(list)
+    for (judge, task, capability), rows in compared.items():
         if capability != OVERALL:
-            wholes[judge, task, "all capabilities"] += rows
-    return [_quality(*name, rows) for name, rows in sorted([*found.items(), *wholes.items()])]
+            totals[judge, task, "all capabilities"] += rows
+    return [_quality(*key, rows) for key, rows in sorted([*compared.items(), *totals.items()])]
 
 
-def _people(label: Label, group: Group | None) -> Outcome | None:
+def _people(label: CapabilityLabel, group: Group | None) -> Outcome | None:
     if group is None or not group.differ(label.first, label.second):
         return None
     grades = group.grades if label.capability == OVERALL else group.capabilities.get(label.capability)
@@ -106,15 +109,15 @@ def _people(label: Label, group: Group | None) -> Outcome | None:
     return Outcome.TIE if first == second else Outcome.FIRST if first > second else Outcome.SECOND
 
 
-def _quality(judge: str, task: str, capability: str, rows: Sequence[_Row]) -> Quality:
+def _quality(judge: str, task: str, capability: str, rows: Sequence[_ComparedLabel]) -> LabelQuality:
     calls = [outcome for row in rows for outcome in (row.label.given, row.label.swapped)]
     both = [row for row in rows if len(row.verdicts) == 2]
     decided = [(outcome, given) for row in rows for outcome, given in row.verdicts if _decides(outcome)]
     ordered = [row for row in rows if row.people is not None and _decides(row.people)]
-    one = [(row.people, outcome) for row in ordered for outcome, _ in row.verdicts]
+    single = [(row.people, outcome) for row in ordered for outcome, _ in row.verdicts]
     kept = [row for row in rows if row.label.consistent and row.people is not None]
     means = [(row.people, row.label.mean) for row in ordered if row.label.mean is not None]
-    return Quality(
+    return LabelQuality(
         judge=judge,
         task=task,
         capability=capability,
@@ -128,7 +131,7 @@ def _quality(judge: str, task: str, capability: str, rows: Sequence[_Row]) -> Qu
         longer=_longer(rows, lambda row: row.label.mean),
         longer_people=_longer(rows, lambda row: {Outcome.FIRST: 1.0, Outcome.SECOND: 0.0}.get(row.people)),  # pyright: ignore
         people=len(ordered),
-        agreement_one=_share(_agrees(said, theirs) for theirs, said in one),
+        agreement_one=_share(_agrees(said, theirs) for theirs, said in single),
         agreement_both=_share(_agrees(row.label.given, row.people) for row in ordered if row.label.consistent),
         agreement_mean=_share(_agrees(likelier(mean), theirs) for theirs, mean in means),
         kappa_one=_finite(kappa(_table((row, said) for row in rows for said, _ in row.verdicts))),
@@ -137,6 +140,7 @@ def _quality(judge: str, task: str, capability: str, rows: Sequence[_Row]) -> Qu
         prompt_tokens=sum(row.label.prompt_tokens for row in rows),
         completion_tokens=sum(row.label.completion_tokens for row in rows),
         cost=sum(row.label.cost for row in rows),
+        unmatched=sum(row.group is None for row in rows),
     )
 
 
@@ -149,28 +153,28 @@ def _agrees(said: Outcome, people: Outcome | None) -> float:
 
 
 def _share(values: Iterable[float]) -> float | None:
-    found = list(values)
-    return sum(found) / len(found) if found else None
+    items = list(values)
+    return sum(items) / len(items) if items else None
 
 
-def _longer(rows: Sequence[_Row], leaning: Callable[[_Row], float | None]) -> float | None:
-    """How often the longer of two responses of unlike length is the preferred one."""
-    found = []
+def _longer(rows: Sequence[_ComparedLabel], preference: Callable[[_ComparedLabel], float | None]) -> float | None:
+    """Return the share of pairs of unequal length on which the longer response is preferred."""
+    longer_wins = []
     for row in rows:
-        p = leaning(row)
+        p = preference(row)
         if row.group is None or p is None or p == 0.5:
             continue
         lengths = [len(row.group.responses[i]) for i in (row.label.first, row.label.second)]
         if lengths[0] != lengths[1]:
-            found.append((p > 0.5) == (lengths[0] > lengths[1]))
-    return _share(found)
+            longer_wins.append((p > 0.5) == (lengths[0] > lengths[1]))
+    return _share(longer_wins)
 
 
 # --- Cohen's κ -----------------------------------------------------------------------------------------------------
 
 
 def kappa(tables: Array) -> Array:
-    """Cohen's κ of tables (…, 3, 3) of two raters' verdicts: (p_o − p_e) / (1 − p_e); nan where that is 0 / 0."""
+    """Return Cohen's κ, (p_o − p_e) / (1 − p_e), of tables (…, 3, 3) of two raters' verdicts; nan if it is 0 / 0."""
     total = tables.sum((-2, -1))
     with np.errstate(invalid="ignore", divide="ignore"):
         observed = np.trace(tables, axis1=-2, axis2=-1) / total
@@ -178,7 +182,7 @@ def kappa(tables: Array) -> Array:
         return np.where(expected < 1, (observed - expected) / (1 - expected), np.nan)
 
 
-def _table(pairs: Iterable[tuple[_Row, Outcome]]) -> Array:
+def _table(pairs: Iterable[tuple[_ComparedLabel, Outcome]]) -> Array:
     table = np.zeros((3, 3))
     for row, said in pairs:
         if row.people is not None:
@@ -186,9 +190,9 @@ def _table(pairs: Iterable[tuple[_Row, Outcome]]) -> Array:
     return table
 
 
-def _interval(rows: Sequence[_Row]) -> tuple[float, float] | None:
-    """By resampling prompts: the pairs of one prompt are not independent."""
-    by_prompt: dict[str, list[_Row]] = defaultdict(list)
+def _interval(rows: Sequence[_ComparedLabel]) -> tuple[float, float] | None:
+    """Return the bootstrap interval over prompts, because the pairs of one prompt are not independent."""
+    by_prompt: dict[str, list[_ComparedLabel]] = defaultdict(list)
     for row in rows:
         if row.group is not None:
             by_prompt[prompt_key(row.group.prompt)].append(row)
@@ -196,10 +200,10 @@ def _interval(rows: Sequence[_Row]) -> tuple[float, float] | None:
         return None
     tables = np.stack([_table((row, row.label.given) for row in members) for members in by_prompt.values()])
     rng, count = np.random.default_rng(0), len(tables)
-    drawn = rng.multinomial(count, np.full(count, 1 / count), size=_RESAMPLES)
-    found = kappa(np.einsum("rp,pij->rij", drawn, tables))
-    found = found[np.isfinite(found)]
-    return tuple(np.quantile(found, [0.025, 0.975]).tolist()) if len(found) else None  # pyright: ignore
+    weights = rng.multinomial(count, np.full(count, 1 / count), size=_RESAMPLES)
+    kappas = kappa(np.einsum("rp,pij->rij", weights, tables))
+    kappas = kappas[np.isfinite(kappas)]
+    return tuple(np.quantile(kappas, [0.025, 0.975]).tolist()) if len(kappas) else None  # pyright: ignore
 
 
 def _finite(value: Any) -> float | None:

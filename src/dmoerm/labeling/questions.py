@@ -1,7 +1,7 @@
-"""What a judge is asked about preference data: pair × capability × both orders, a call each.
+"""Build the questions for a judge: one call per pair of responses, capability and order.
 
-With `together` a call asks all capabilities of a pair; with `overall` it asks which response is better as a whole (the
-paper's generative baselines: zero-shot, or few-shot with pairs that people have ordered).
+With `group_capabilities` a call covers all capabilities of a pair. With `overall` it covers the overall preference (the
+paper's generative baselines: zero-shot, or few-shot with pairs ordered by people).
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from ..errors import ConfigError
 from ..labels import OVERALL
 from ..schema import Group, Query, prompt_key
 from ..taxonomy import Capability, Taxonomy
-from .client import Endpoint
-from .prompt import LETTERS, VERSION, Example, judge_messages
+from .client import Endpoint, token_limit
+from .prompt import LETTERS, VERSION, FewShotExample, judge_messages
 from .store import call_key
 
-_BYTES_PER_TOKEN = 4  # a rough mean over languages, for estimates alone
+_BYTES_PER_TOKEN = 4  # a rough mean over languages, used only for estimates
 _OVERALL = {
     "en": Capability(title="Overall", rubric="Taken as a whole, the response serves the user better."),
     "zh": Capability(title="总体", rubric="总的来说，该回答对用户更有帮助。"),
 }
 
 
-class PairOf(NamedTuple):
-    """Two responses to one prompt: indices first < second."""
+class ResponsePair(NamedTuple):
+    """Two responses of a group, as indices; `first` is shown first."""
 
     group: Query
     first: int
@@ -36,20 +36,23 @@ class PairOf(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Form:
-    """How pairs are asked about.
+class QuestionFormat:
+    """What a question contains.
 
     Attributes:
-        taxonomy: tasks with their capabilities and rubrics; None: there is `overall` alone to ask.
-        together: all capabilities of a pair in one call.
-        overall: which response is better as a whole, in place of the capabilities.
-        language: of the question; None: the taxonomy's, else English.
-        examples: groups that people have labeled; pairs of them are shown, answered, before the question.
-        shots: how many such pairs.
+        taxonomy: tasks with their capabilities and rubrics; required unless `overall` is set.
+        group_capabilities: put all capabilities of a pair into one call.
+        overall: ask which response is better overall instead of asking about capabilities.
+        language: language of the question; None selects the taxonomy's, or English without a taxonomy.
+        examples: groups labeled by people, from which few-shot examples are drawn.
+        shots: number of few-shot examples shown before a question.
+
+    Raises:
+        ConfigError: there is neither a taxonomy nor `overall`.
     """
 
     taxonomy: Taxonomy | None = None
-    together: bool = False
+    group_capabilities: bool = False
     overall: bool = False
     language: str | None = None
     examples: Sequence[Group] = ()
@@ -57,52 +60,55 @@ class Form:
 
     def __post_init__(self) -> None:
         if self.taxonomy is None and not self.overall:
-            raise ConfigError("there is no taxonomy: give one, or ask for the overall preference")
+            raise ConfigError("questions about capabilities require a taxonomy; set a taxonomy, or ask for the overall preference")
 
-    def asked(self, task: str | None) -> list[dict[str, Capability]]:
-        """What is asked of a task's pairs, a call each; nothing of a task without capabilities."""
+    def capability_sets(self, task: str | None) -> list[dict[str, Capability]]:
+        """Return the capabilities of each call on a pair of this task; empty if the taxonomy has none for it."""
         if self.overall:
             return [{OVERALL: _OVERALL.get(self._language, _OVERALL["en"])}]
-        found = self.taxonomy.tasks.get(task or "") if self.taxonomy else None
-        if found is None or not found.capabilities:
+        entry = self.taxonomy.tasks.get(task or "") if self.taxonomy else None
+        if entry is None or not entry.capabilities:
             return []
-        return [found.capabilities] if self.together else [{name: one} for name, one in found.capabilities.items()]
+        if self.group_capabilities:
+            return [entry.capabilities]
+        return [{name: capability} for name, capability in entry.capabilities.items()]
 
     @property
     def _language(self) -> str:
         return self.language or (self.taxonomy.language if self.taxonomy else "en")
 
-    def judge(self, model: str) -> str:
-        """The judge's name in its labels: the same model asked in another form is another judge."""
-        parts = [model, "together" * (self.together and not self.overall), f"{self.shots}-shot" * bool(self.shots)]
-        return "/".join(part for part in parts if part)
+    def judge_name(self, model: str) -> str:
+        """Return the judge's name in its labels; the same model with another question format is another judge."""
+        together = "together" if self.group_capabilities and not self.overall else ""
+        shots = f"{self.shots}-shot" if self.shots else ""
+        return "/".join(part for part in (model, together, shots) if part)
 
-    def messages(self, pair: PairOf, capabilities: Mapping[str, Capability]) -> list[dict[str, str]]:
-        """The chat messages of one question, `pair.first` shown first."""
+    def messages(self, pair: ResponsePair, capabilities: Mapping[str, Capability]) -> list[dict[str, str]]:
+        """Return the chat messages of one question; `pair.first` is shown first."""
         shown = pair.group.responses[pair.first], pair.group.responses[pair.second]
         examples = self._examples(pair.group, list(capabilities)) if self.shots else ()
         return judge_messages(pair.group.prompt, *shown, capabilities, self._language, examples=examples)
 
-    def _examples(self, asked: Query, names: Sequence[str]) -> list[Example]:
-        """Pairs of other prompts of the same task; the better response is first in every second of them."""
-        found: list[Example] = []
+    def _examples(self, query: Query, names: Sequence[str]) -> list[FewShotExample]:
+        """Return pairs of other prompts of the same task; the better response alternates between first and second."""
+        examples: list[FewShotExample] = []
         for group in self.examples:
-            if len(found) == self.shots:
+            if len(examples) == self.shots:
                 break
-            if group.task != asked.task or prompt_key(group.prompt) == prompt_key(asked.prompt):
+            if group.task != query.task or prompt_key(group.prompt) == prompt_key(query.prompt):
                 continue
             pairs = group.pairs(None if names[0] == OVERALL else names[0])
             if pairs:
                 better, worse = pairs[0][:2]
-                shown = (better, worse) if len(found) % 2 == 0 else (worse, better)
+                shown = (better, worse) if len(examples) % 2 == 0 else (worse, better)
                 letters = {name: _letter(group, name, *shown) for name in names}
                 first, second = (group.responses[i] for i in shown)
-                found.append(Example(group.prompt, first, second, letters))
-        return found
+                examples.append(FewShotExample(group.prompt, first, second, letters))
+        return examples
 
 
 def _letter(group: Group, name: str, first: int, second: int) -> str:
-    """What people say of a pair; a pair that they did not grade is a tie."""
+    """Return the human label of a pair; an ungraded pair is a tie."""
     grades = group.grades if name == OVERALL else group.capabilities.get(name)
     a, b = (None, None) if grades is None else (grades[first], grades[second])
     return LETTERS[2] if a is None or b is None or a == b else LETTERS[0 if a > b else 1]
@@ -110,11 +116,13 @@ def _letter(group: Group, name: str, first: int, second: int) -> str:
 
 @dataclass(frozen=True)
 class Question:
-    """One call: a pair of a group's responses in the order shown, on one capability or several at once.
+    """One call.
 
     Attributes:
+        group: the prompt and its responses.
         first, second: indices into the group's responses, in the order shown.
-        request: what is sent.
+        capabilities: names of the capabilities that the call covers.
+        request: the JSON body.
     """
 
     group: Query
@@ -125,42 +133,44 @@ class Question:
 
     @property
     def key(self) -> str:
-        """The call's name in the store."""
+        """The call's key in the answer store."""
         return call_key({"version": VERSION, **self.request})
 
     @property
-    def about(self) -> dict[str, Any]:
-        """What the store notes of it."""
+    def description(self) -> dict[str, Any]:
+        """The description that the answer store records."""
         pair, names = [self.first, self.second], list(self.capabilities)
         return {"group": self.group.id, "task": self.group.task, "pair": pair, "capabilities": names}
 
 
-def all_pairs(groups: Iterable[Query]) -> Iterator[PairOf]:
+def all_pairs(groups: Iterable[Query]) -> Iterator[ResponsePair]:
     """Yield every pair of different responses of every group."""
     for group in groups:
         for first, second in itertools.combinations(range(len(group.responses)), 2):
             if group.responses[first] != group.responses[second]:
-                yield PairOf(group, first, second)
+                yield ResponsePair(group, first, second)
 
 
-def shuffled(pairs: Iterable[PairOf], seed: int = 0) -> list[PairOf]:
-    """The pairs in random order."""
-    found = list(pairs)
-    random.Random(seed).shuffle(found)
-    return found
+def shuffled(pairs: Iterable[ResponsePair], seed: int = 0) -> list[ResponsePair]:
+    """Return the pairs in random order."""
+    shuffled_pairs = list(pairs)
+    random.Random(seed).shuffle(shuffled_pairs)
+    return shuffled_pairs
 
 
-def questions(pairs: Iterable[PairOf], form: Form, endpoint: Endpoint) -> Iterator[Question]:
-    """All questions on the pairs; both orders of a question follow each other."""
+def build_questions(
+    pairs: Iterable[ResponsePair], question_format: QuestionFormat, endpoint: Endpoint
+) -> Iterator[Question]:
+    """Yield all questions on the pairs; the two orders of a question are adjacent."""
     for pair in pairs:
-        for part in form.asked(pair.group.task):
-            for shown in (pair, PairOf(pair.group, pair.second, pair.first)):
-                request = endpoint.request(form.messages(shown, part), list(part))
-                yield Question(*shown, tuple(part), request)
+        for capabilities in question_format.capability_sets(pair.group.task):
+            for shown in (pair, ResponsePair(pair.group, pair.second, pair.first)):
+                request = endpoint.request(question_format.messages(shown, capabilities), list(capabilities))
+                yield Question(*shown, tuple(capabilities), request)
 
 
-def expected_cost(question: Question, endpoint: Endpoint) -> tuple[float, float, float]:
-    """Roughly: prompt tokens, completion tokens, cost; no call costs more than its `max_tokens` allow."""
+def estimate_cost(question: Question, endpoint: Endpoint) -> tuple[float, float, float]:
+    """Estimate a call: prompt tokens, largest number of completion tokens (0 if the request has no limit), cost."""
     size = sum(len(message["content"].encode()) for message in question.request["messages"])
-    tokens = size / _BYTES_PER_TOKEN, float(question.request["max_tokens"])
+    tokens = size / _BYTES_PER_TOKEN, float(token_limit(question.request) or 0)
     return *tokens, endpoint.cost(*tokens)

@@ -1,9 +1,9 @@
-"""Everything that was asked, in one SQLite file: a row a call, written before the next is sent.
+"""Record every call in one SQLite file: one row per call, written before the next call is sent.
 
-A call's key is a hash over all that decides its answer (model, messages, settings): a changed rubric, wording or model
-is a new question, and an unchanged one is never paid for twice. Before a call is sent it is claimed: a second process
-leaves claimed calls alone. A claim is void when its process is dead; one of another host, of which that cannot be told,
-when it is more than `_STALE` seconds away, to whichever side: clocks jump.
+A call's key is a hash over the request (model, messages, settings). A changed rubric, wording, model or setting is a
+new question, and an unchanged one is never paid for twice. A process claims a call before it sends it, and other
+processes skip claimed calls. A claim expires when its process has ended. Whether a process on another host has ended
+is unknown, so its claims expire after `_STALE` seconds, measured in both directions because clocks jump.
 """
 
 from __future__ import annotations
@@ -35,16 +35,18 @@ CREATE TABLE IF NOT EXISTS claims (key TEXT PRIMARY KEY, owner TEXT NOT NULL, si
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What came of a call.
+class JudgeAnswer:
+    """The result of a call.
 
     Attributes:
         status: `answered`, `refused` or `failed`.
-        text: the answer; None where there is none.
-        tokens: its tokens with their log-probabilities, where the endpoint gave them.
-        reason: why it was refused or failed.
-        cost: in the currency of the prices given.
-        seconds, attempts: how long it took, tries that failed included.
+        text: the answer; None if there is no answer.
+        tokens: the answer's tokens with log-probabilities; empty if the endpoint returns none.
+        reason: why the call was refused or failed, or why the answer is incomplete.
+        prompt_tokens, completion_tokens: usage as reported by the endpoint.
+        cost: in the currency of the endpoint's prices.
+        seconds: duration, including failed attempts.
+        attempts: number of attempts.
     """
 
     status: str
@@ -59,21 +61,21 @@ class Answer:
 
 
 def call_key(request: Mapping[str, Any]) -> str:
-    """The name of a request: a hash over everything that is sent."""
+    """Return the key of a request: a hash over the whole request."""
     text = json.dumps(request, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-class Store:
-    """The record of all calls; several processes may have one file open.
+class AnswerStore:
+    """The record of all calls. Several processes may open one file at the same time.
 
     Raises:
-        ArtefactError: the file cannot be opened, is no such store, or the disk is full.
+        ArtefactError: the file cannot be opened or is not an answer store, or the disk is full.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._owner = f"{socket.gethostname()}/{os.getpid()}:{_born(os.getpid())}"
+        self._owner = f"{socket.gethostname()}/{os.getpid()}:{_start_time(os.getpid())}"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(path, timeout=60, isolation_level=None)
@@ -81,20 +83,20 @@ class Store:
             self._db.execute("PRAGMA synchronous=NORMAL")
             self._db.executescript(_SCHEMA)
         except (sqlite3.Error, OSError) as error:
-            raise self._error("cannot be opened", error) from None
+            raise self._error("cannot open the answer store", error) from None
 
     def close(self) -> None:
-        """Gives up this process's claims and closes the file."""
+        """Release the claims of this process and close the file."""
         self._run("DELETE FROM claims WHERE owner = ?", (self._owner,))
         self._db.close()
 
-    def get(self, key: str) -> Answer | None:
-        """The answer of a call that has ended; None where it has not."""
+    def get(self, key: str) -> JudgeAnswer | None:
+        """Return the recorded answer of a call; None if there is none."""
         row = self._run(f"SELECT {', '.join(_COLUMNS)} FROM calls WHERE key = ?", (key,)).fetchone()
         return _answer(row) if row else None
 
     def claim(self, key: str) -> bool:
-        """Takes a call for this process; False where it has ended or another process is at it."""
+        """Claim a call for this process. Return False if it is recorded or claimed by another process."""
         now = time.time()
         self._run("BEGIN IMMEDIATE")
         try:
@@ -107,11 +109,15 @@ class Store:
         finally:
             self._run("COMMIT")
 
-    def put(self, key: str, model: str, question: Mapping[str, Any], messages: Any, answer: Answer) -> None:
-        """Records an ended call and gives up its claim.
+    def put(self, key: str, model: str, question: Mapping[str, Any], messages: Any, answer: JudgeAnswer) -> None:
+        """Record a call and release its claim.
 
         Args:
-            question: what the call is about, for the report: group, pair, order, capabilities.
+            key: see `call_key`.
+            model: the judge's model.
+            question: description of the call: group, task, pair in the order shown, capabilities.
+            messages: the chat messages.
+            answer: the result.
         """
         row = (
             key,
@@ -130,12 +136,12 @@ class Store:
             raise
         self._run("COMMIT")
 
-    def forget(self, key: str) -> None:
-        """Gives up a claim without an answer."""
+    def release(self, key: str) -> None:
+        """Release a claim without an answer."""
         self._run("DELETE FROM claims WHERE key = ?", (key,))
 
-    def calls(self) -> Iterator[tuple[str, str, dict[str, Any], Answer]]:
-        """Key, model, question and answer of every ended call."""
+    def calls(self) -> Iterator[tuple[str, str, dict[str, Any], JudgeAnswer]]:
+        """Yield key, model, question and answer of every recorded call."""
         for key, model, question, *row in self._run(f"SELECT key, model, question, {', '.join(_COLUMNS)} FROM calls"):
             yield key, model, json.loads(question), _answer(row)
 
@@ -143,10 +149,10 @@ class Store:
         try:
             return self._db.execute(statement, values)
         except sqlite3.Error as error:
-            raise self._error("cannot be read or written", error) from None
+            raise self._error("cannot read or write the answer store", error) from None
 
     def _error(self, what: str, error: Exception) -> ArtefactError:
-        return ArtefactError(f"{self.path}: the store of calls {what}: {error}")
+        return ArtefactError(f"{self.path}: {what}: {error}")
 
 
 _COLUMNS = (
@@ -162,36 +168,39 @@ _COLUMNS = (
 )
 
 
-def _values(answer: Answer) -> tuple[Any, ...]:
+def _values(answer: JudgeAnswer) -> tuple[Any, ...]:
     tokens = json.dumps([[token.text, dict(token.top)] for token in answer.tokens]) if answer.tokens else None
     return tuple(tokens if name == "tokens" else getattr(answer, name) for name in _COLUMNS)
 
 
-def _answer(row: Sequence[Any]) -> Answer:
+def _answer(row: Sequence[Any]) -> JudgeAnswer:
     values = dict(zip(_COLUMNS, row, strict=True))
     values["tokens"] = tuple(Token(text, top) for text, top in json.loads(values["tokens"] or "[]"))
-    return Answer(**values)
+    return JudgeAnswer(**values)
 
 
 def _alive(owner: str, since: float, now: float) -> bool:
-    """Whether a claim still holds."""
+    """Return whether a claim is still valid."""
     host, _, process = owner.rpartition("/")
     if host != socket.gethostname():
         return abs(now - since) <= _STALE
-    number, _, born = process.partition(":")
+    number, _, start_time = process.partition(":")
     try:
         os.kill(int(number), 0)
     except (ProcessLookupError, ValueError):
         return False
     except PermissionError:
         pass
-    return born == _born(int(number))
+    return start_time == _start_time(int(number))
 
 
-def _born(process: int) -> str:
-    """When a process began, in ticks since the system did: of a number given again, another. Empty: it has ended."""
+def _start_time(process: int) -> str:
+    """Return when a process started, in clock ticks since boot; empty if it has ended or the system has no /proc.
+
+    The start time distinguishes a process from a later one with the same number.
+    """
     try:
-        about = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     except OSError:
-        return ""  # or the system does not tell
-    return "" if about[0] == "Z" else about[19]
+        return ""
+    return "" if fields[0] == "Z" else fields[19]

@@ -1,0 +1,244 @@
+"""Send the questions that have no recorded answer yet.
+
+    questions → claim → send → record
+
+A run that is started again, or beside another process with the same store, sends only the remaining questions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from ..errors import ConfigError, LabelingError
+from .client import Endpoint, JudgeClient, UnansweredError, token_limit
+from .collect import is_usable
+from .questions import Question, estimate_cost
+from .store import AnswerStore, JudgeAnswer
+
+MAX_UNUSABLE = 20
+"""Default of `max_unusable`: unusable answers in a row after which a run stops."""
+
+_MAX_UNANSWERED = 20  # consecutive questions without an answer, each after all its attempts: the endpoint is down
+_MIN_GROUPS = 3  # a content filter may refuse every question on one group; that is no reason to stop
+_SHOWN_CHARACTERS = 300
+
+
+@dataclass
+class RunStatistics:
+    """The number of questions by result; each question is counted in exactly one of the first seven.
+
+    Attributes:
+        answered: the judge answered, readably or not.
+        refused: the judge or a content filter refused to answer.
+        failed: the endpoint rejected the request permanently.
+        known: recorded before this run, or equal to an earlier question of this run.
+        elsewhere: claimed by another process.
+        unanswered: all attempts failed; a later run sends the question again.
+        left: not sent, because the run ended first.
+        unusable: answered, refused or failed questions whose answer contains no verdict.
+        prompt_tokens, completion_tokens, cost: usage of this run.
+        reasons: reason of a refusal or failure → number of questions.
+    """
+
+    answered: int = 0
+    refused: int = 0
+    failed: int = 0
+    known: int = 0
+    elsewhere: int = 0
+    unanswered: int = 0
+    left: int = 0
+    unusable: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost: float = 0.0
+    reasons: dict[str, int] = field(default_factory=dict)
+
+    def add(self, answer: JudgeAnswer) -> None:
+        """Count a call of this run."""
+        setattr(self, answer.status, getattr(self, answer.status) + 1)
+        self.prompt_tokens += answer.prompt_tokens
+        self.completion_tokens += answer.completion_tokens
+        self.cost += answer.cost
+        if answer.reason:
+            self.add_reason(answer.reason)
+
+    def add_reason(self, reason: str) -> None:
+        """Count the reason of a refusal or failure."""
+        self.reasons[reason] = self.reasons.get(reason, 0) + 1
+
+
+@dataclass(frozen=True)
+class RunLimits:
+    """When a run stops or waits.
+
+    Attributes:
+        concurrency: maximum number of calls in flight.
+        max_cost: no call is sent that could raise the cost of the run above this; None for no limit.
+        max_unusable: the run stops after this many unusable answers in a row, from at least three groups.
+    """
+
+    concurrency: int = 16
+    max_cost: float | None = None
+    max_unusable: int = MAX_UNUSABLE
+
+
+DEFAULT_LIMITS = RunLimits()
+
+
+def ask(
+    questions: Sequence[Question],
+    endpoint: Endpoint,
+    store: AnswerStore,
+    limits: RunLimits = DEFAULT_LIMITS,
+    on_progress: Callable[[RunStatistics], None] = lambda _: None,
+) -> RunStatistics:
+    """Run `ask_async` with a new client in a new event loop."""
+
+    async def run() -> RunStatistics:
+        async with JudgeClient(endpoint) as client:
+            return await ask_async(questions, client, store, limits, on_progress)
+
+    return asyncio.run(run())
+
+
+async def ask_async(
+    questions: Sequence[Question],
+    client: JudgeClient,
+    store: AnswerStore,
+    limits: RunLimits = DEFAULT_LIMITS,
+    on_progress: Callable[[RunStatistics], None] = lambda _: None,
+) -> RunStatistics:
+    """Send the questions that have no recorded answer, several at once, and record each answer when it arrives.
+
+    Args:
+        questions: all questions of the run.
+        client: the endpoint's client.
+        store: the record of all calls.
+        limits: see `RunLimits`.
+        on_progress: called after each question.
+
+    Raises:
+        LabelingError: no call to the endpoint can succeed; too many questions in a row have no usable answer; or not
+            one question has. Answers that arrived before the error are recorded.
+        ConfigError: there is a budget, and a request without a token limit could exceed it.
+    """
+    if limits.max_cost is not None and any(token_limit(question.request) is None for question in questions):
+        raise ConfigError("a budget requires a token limit in each request; set max_tokens or max_completion_tokens")
+    run = _Run(questions, client, store, limits, on_progress)
+    await asyncio.gather(*(run.work() for _ in range(limits.concurrency)))
+    run.statistics.left += sum(1 for _ in run.remaining)
+    if error := run.error or run.nothing_usable():
+        raise error
+    return run.statistics
+
+
+class _Run:
+    """The state that the workers of a run share."""
+
+    def __init__(
+        self,
+        questions: Sequence[Question],
+        client: JudgeClient,
+        store: AnswerStore,
+        limits: RunLimits,
+        on_progress: Callable[[RunStatistics], None],
+    ) -> None:
+        self.remaining = iter(questions)
+        self.client, self.store, self.limits, self.on_progress = client, store, limits, on_progress
+        self.statistics = RunStatistics()
+        self.error: LabelingError | None = None
+        self._budget_exhausted = self._any_usable = False
+        self._keys: set[str] = set()
+        self._reserved_cost = 0.0
+        self._unanswered_in_a_row = self._unusable_in_a_row = 0
+        self._unusable_groups: set[str] = set()
+        self._example = ""  # the last unusable answer, or why there is none
+
+    async def work(self) -> None:
+        """Send one question after another until none remains or the run has ended."""
+        while self.error is None and not self._budget_exhausted and (question := next(self.remaining, None)):
+            if self._may_send(question):
+                await self._send(question)
+            self.on_progress(self.statistics)
+
+    def _may_send(self, question: Question) -> bool:
+        """Claim a question. Return False, and count it, if it must not be sent."""
+        key, statistics = question.key, self.statistics
+        answer = None if key in self._keys else self.store.get(key)
+        if key in self._keys or answer is not None:
+            statistics.known += 1
+            if answer is not None and not self._any_usable:
+                self._any_usable = is_usable(answer, question.capabilities)
+                self._example = _description(answer)
+            return False
+        self._keys.add(key)
+        cost, budget = estimate_cost(question, self.client.endpoint)[2], self.limits.max_cost
+        if budget is not None and statistics.cost + self._reserved_cost + cost > budget:
+            self._budget_exhausted = True
+            statistics.left += 1
+            return False
+        if not self.store.claim(key):
+            statistics.elsewhere += 1
+            return False
+        return True
+
+    async def _send(self, question: Question) -> None:
+        cost = estimate_cost(question, self.client.endpoint)[2]
+        self._reserved_cost += cost
+        try:
+            answer = await self.client.ask(question.request)
+        except (UnansweredError, LabelingError) as error:
+            self.store.release(question.key)
+            self._count_unanswered(error)
+        else:
+            model, messages = self.client.endpoint.model, question.request["messages"]
+            self.store.put(question.key, model, question.description, messages, answer)
+            self._count_answered(question, answer)
+        finally:
+            self._reserved_cost -= cost
+
+    def _count_unanswered(self, error: UnansweredError | LabelingError) -> None:
+        self.statistics.unanswered += 1
+        if isinstance(error, LabelingError):
+            self.error = error
+            return
+        self._example = str(error)
+        self.statistics.add_reason(self._example)
+        self._unanswered_in_a_row += 1
+        if self._unanswered_in_a_row >= _MAX_UNANSWERED:
+            self.error = LabelingError(f"{self._unanswered_in_a_row} calls in a row have no answer; the last: {error}")
+
+    def _count_answered(self, question: Question, answer: JudgeAnswer) -> None:
+        self.statistics.add(answer)
+        self._unanswered_in_a_row = 0
+        if is_usable(answer, question.capabilities):
+            self._any_usable, self._unusable_in_a_row = True, 0
+            self._unusable_groups.clear()
+            return
+        self.statistics.unusable += 1
+        self._unusable_in_a_row += 1
+        self._unusable_groups.add(question.group.id)
+        self._example = _description(answer)
+        if self._unusable_in_a_row >= self.limits.max_unusable and len(self._unusable_groups) >= _MIN_GROUPS:
+            self.error = LabelingError(f"{self._unusable_in_a_row} answers in a row are unusable; {self._example}")
+
+    def nothing_usable(self) -> LabelingError | None:
+        """Return an error if the run is over and no question has a usable answer."""
+        statistics = self.statistics
+        if self._any_usable or statistics.elsewhere or not self._example:
+            return None
+        total = statistics.answered + statistics.refused + statistics.failed + statistics.known + statistics.unanswered
+        return LabelingError(f"none of {total} questions has a usable answer; {self._example}")
+
+
+def _description(answer: JudgeAnswer) -> str:
+    """Describe an unusable answer and what can be done about it."""
+    if answer.status != "answered":
+        return f"the last call {'was refused' if answer.status == 'refused' else 'failed'}: {answer.reason}"
+    text = answer.text or ""
+    shown = repr(text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…")
+    if answer.reason:
+        return f"the last one is {shown}: {answer.reason}; raise it with --max-tokens or max_completion_tokens"
+    return f"the last one is {shown}; expected a JSON object with A, B or C for each capability"
