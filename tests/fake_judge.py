@@ -34,6 +34,8 @@ class FakeJudge:
         rate: share of requests that meet one of `faults`.
         delay: seconds an answer takes.
         fatal: a status that every request gets, such as 401.
+        rejects: request fields that are answered with an error, in the words of OpenAI's reasoning models.
+        reasoning: text in front of each answer.
     """
 
     def __init__(
@@ -44,9 +46,13 @@ class FakeJudge:
         fatal: int = 0,
         seed: int = 0,
         opinion: Opinion | None = None,
+        rejects: Sequence[str] = (),
+        reasoning: str = "",
     ) -> None:
         self.opinion = opinion or longer
         self.rate, self.faults, self.delay, self.fatal = rate, list(faults), delay, fatal
+        self.rejects, self.reasoning = rejects, reasoning
+        self.bodies: list[dict[str, Any]] = []
         self.random = random.Random(seed)
         self.paid: Counter[str] = Counter()
         self.met: Counter[str] = Counter()
@@ -88,6 +94,10 @@ class FakeJudge:
         await asyncio.sleep(self.delay)
         fault = self.random.choice(self.faults) if self.random.random() < self.rate else ""
         self.met[fault] += 1
+        self.bodies.append(request)
+        for name in self.rejects:
+            if name in request:
+                return await _send(send, *rejection(name, request[name]))
         if self.fatal:
             message = f"Incorrect API key provided: {self.headers[-1].get('authorization')}"
             return await _send(send, self.fatal, {"error": {"message": message, "code": "invalid_api_key"}})
@@ -102,7 +112,7 @@ class FakeJudge:
         if fault == "dropped":
             await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"500")]})
             return await send({"type": "http.response.body", "body": b"{"})
-        text = json.dumps(completion(request, self.opinion, fault))
+        text = json.dumps(completion(request, self.opinion, fault, self.reasoning))
         if fault == "half json":
             return await _send(send, 200, text[: len(text) // 2])
         if fault == "wrong json":
@@ -115,12 +125,34 @@ class FakeJudge:
         return await _send(send, 200, text)
 
 
+def rejection(field: str, value: Any) -> tuple[int, dict[str, Any]]:
+    """Status and body with which OpenAI's reasoning models, and others, reject a field."""
+    error: dict[str, Any] = {"type": "invalid_request_error", "param": field, "code": "unsupported_parameter"}
+    message = f"Unsupported parameter: '{field}' is not supported with this model."
+    if field == "max_tokens":
+        message += " Use 'max_completion_tokens' instead."
+    if field == "temperature":
+        message = f"Unsupported value: 'temperature' does not support {value} with this model. Only 1 is supported."
+        error["code"] = "unsupported_value"
+    if field == "logprobs":
+        error |= {"param": None, "code": None}
+        return 403, {"error": {**error, "message": "You are not allowed to request logprobs from this model."}}
+    if field == "response_format":
+        message = "Invalid parameter: 'response_format' of type 'json_schema' is not supported with this model."
+        error["code"] = None
+    if field == "top_k":  # a strict server's words
+        return 422, {"error": {"message": "[{'type': 'extra_forbidden', 'loc': ['body', 'top_k']}] Extra inputs"}}
+    return 400, {"error": {**error, "message": message}}
+
+
 def longer(capability: str, first: str, second: str) -> float:
     """The longer response is better, mostly."""
     return 0.5 if len(first) == len(second) else 0.8 if len(first) > len(second) else 0.2
 
 
-def completion(request: dict[str, Any], opinion: Opinion = longer, fault: str = "") -> dict[str, Any]:
+def completion(
+    request: dict[str, Any], opinion: Opinion = longer, fault: str = "", reasoning: str = ""
+) -> dict[str, Any]:
     """The answer to a request: a letter a capability, with the probabilities of all three."""
     body = request["messages"][-1]["content"]
     first, second = re.findall(r"^\[m\w{8} [^]]+\]\n(.*?)\n\[/m", body, re.M | re.S)[1:3]
@@ -133,11 +165,15 @@ def completion(request: dict[str, Any], opinion: Opinion = longer, fault: str = 
     parts.append(("}", {}))
     if fault == "unreadable":
         parts = [("I", {}), (" cannot", {}), (" decide", {})]
+    parts = [(word, {}) for word in re.findall(r"\S+\s*", reasoning)] + parts
+    cut = fault == "cut off"
+    if cut:
+        parts = parts[:2]
     message: dict[str, Any] = {"role": "assistant", "content": "".join(text for text, _ in parts), "refusal": None}
     if fault == "refusal":
         message |= {"content": None, "refusal": "I would rather not."}
     tokens = {"content": [_token(*part) for part in parts]}
-    choice = {"index": 0, "finish_reason": "stop", "message": message, "logprobs": tokens}
+    choice = {"index": 0, "finish_reason": "length" if cut else "stop", "message": message, "logprobs": tokens}
     if fault == "no logprobs" or not request.get("logprobs"):
         choice["logprobs"] = None
     usage = {"prompt_tokens": len(body) // 4, "completion_tokens": len(parts)}

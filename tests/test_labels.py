@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dmoerm.errors import DataError
-from dmoerm.labels import OVERALL, Label, Outcome, content_digest, read_labels, with_judgements, write_labels
+from dmoerm.labels import (
+    OVERALL,
+    CapabilityLabel,
+    Outcome,
+    attach_labels,
+    content_digest,
+    mismatch,
+    read_labels,
+    unmatched_labels,
+    write_labels,
+)
 from dmoerm.schema import Group, Judgement
 
 GROUP = Group(id="g", task="chitchat", prompt="Hi", responses=("a", "b", "c"), scores=(1, 2, 3))
-LABEL = Label("judge", "g", content_digest(GROUP), "chitchat", "empathy", 0, 1)
+LABEL = CapabilityLabel("judge", "g", content_digest(GROUP), "chitchat", "empathy", 0, 1)
 
 probabilities = st.none() | st.floats(0, 1)
 outcomes = st.sampled_from(list(Outcome))
 labels = st.builds(
-    Label,
+    CapabilityLabel,
     *(st.text(st.characters(exclude_categories=("Cs",)), max_size=5) for _ in range(5)),
     first=st.just(0),
     second=st.integers(1, 9),
@@ -46,21 +57,21 @@ labels = st.builds(
 )
 def test_hard_labels_are_those_on_which_both_orders_agree(given, swapped, hard) -> None:
     label = replace(LABEL, given=Outcome(given), swapped=Outcome(swapped))
-    assert label.judgement() == hard
+    assert label.training_target() == hard
     assert label.consistent == (hard is not None)
 
 
 def test_inconsistent_labels_can_count_less() -> None:
     label = replace(LABEL, given=Outcome.FIRST, swapped=Outcome.TIE)
-    assert label.judgement(inconsistent_weight=0.25) == Judgement(0, 1, 0.75, 0.25)
+    assert label.training_target(inconsistent_weight=0.25) == Judgement(0, 1, 0.75, 0.25)
 
 
 def test_soft_labels_are_the_mean_of_both_orders() -> None:
     label = replace(LABEL, given=Outcome.FIRST, swapped=Outcome.SECOND, p_given=0.9, p_swapped=0.4)
-    assert label.judgement() == Judgement(0, 1, 0.65)
-    assert label.judgement(soft=False) is None
-    assert label.judgement(inconsistent_weight=0.5) == Judgement(0, 1, 0.65, 0.5)
-    assert replace(label, p_swapped=None).judgement() is None
+    assert label.training_target() == Judgement(0, 1, 0.65)
+    assert label.training_target(soft=False) is None
+    assert label.training_target(inconsistent_weight=0.5) == Judgement(0, 1, 0.65, 0.5)
+    assert replace(label, p_swapped=None).training_target() is None
 
 
 @given(p=st.floats(0, 1), bias=st.floats(0, 0.4))
@@ -71,6 +82,7 @@ def test_a_leaning_to_a_place_cancels_out(p: float, bias: float) -> None:
     assert label.soft == pytest.approx(p)
 
 
+@settings(deadline=None, max_examples=30)
 @given(found=st.lists(labels, max_size=4))
 def test_a_file_reads_back_as_written(found, tmp_path_factory) -> None:
     path = tmp_path_factory.mktemp("labels") / "labels.parquet"
@@ -80,10 +92,10 @@ def test_a_file_reads_back_as_written(found, tmp_path_factory) -> None:
 
 def test_what_is_no_label_file_is_said(tmp_path) -> None:
     path = tmp_path / "labels.parquet"
-    with pytest.raises(DataError, match="no such label file"):
+    with pytest.raises(DataError, match="the label file does not exist"):
         read_labels(path)
     path.write_text("{}")
-    with pytest.raises(DataError, match="is no label file"):
+    with pytest.raises(DataError, match="is not a valid label file"):
         read_labels(path)
     write_labels(path, [replace(LABEL, p_given=1.5)])
     with pytest.raises(DataError, match=r"a probability is 1\.5"):
@@ -93,8 +105,58 @@ def test_what_is_no_label_file_is_said(tmp_path) -> None:
 def test_labels_find_their_group_by_id_and_text() -> None:
     good = replace(LABEL, given=Outcome.FIRST, swapped=Outcome.FIRST)
     others = [replace(good, group="h"), replace(good, content="0"), replace(good, capability=OVERALL)]
-    (found,) = with_judgements([GROUP], [good, *others])
+    (found,) = attach_labels([GROUP], [good, *others])
     assert found.judged == {"empathy": (Judgement(0, 1, 1.0),)}
-    assert with_judgements([GROUP], others) == [GROUP]
-    (twice,) = with_judgements([GROUP], [good, replace(good, judge="other", given=Outcome.TIE, swapped=Outcome.TIE)])
+    assert attach_labels([GROUP], others) == [GROUP]
+    (twice,) = attach_labels([GROUP], [good, replace(good, judge="other", given=Outcome.TIE, swapped=Outcome.TIE)])
     assert twice.judged["empathy"] == (Judgement(0, 1, 1.0), Judgement(0, 1, 0.5))
+
+
+def test_a_label_of_a_response_that_is_not_there_is_refused() -> None:
+    label = replace(LABEL, second=3, given=Outcome.FIRST, swapped=Outcome.FIRST)
+    with pytest.raises(DataError, match="a label of group g is about response 3, but the group has 3 responses"):
+        attach_labels([GROUP], [label])
+
+
+AGREED = replace(LABEL, given=Outcome.FIRST, swapped=Outcome.FIRST)
+DISAGREED = replace(LABEL, given=Outcome.FIRST, swapped=Outcome.SECOND)
+REFUSED = replace(LABEL, given=Outcome.FIRST, swapped=Outcome.REFUSED)
+UNREADABLE = replace(LABEL, given=Outcome.UNPARSEABLE, swapped=Outcome.FAILED)
+
+
+@pytest.mark.parametrize(
+    ("labels", "cause", "hint"),
+    [
+        ([], "there are no labels", "dmoerm label"),
+        ([replace(AGREED, group="h")], r"no label has the id of a group .*'h'.*'g'", "pass the data that were labeled"),
+        ([replace(AGREED, content="0")], "texts differ from those that were labeled", "label the changed data"),
+        ([replace(AGREED, capability=OVERALL)], "1 of the overall preference", "--taxonomy"),
+        ([DISAGREED], r"1 inconsistent \(the two orders disagree\)", "inconsistent_weight"),
+        ([LABEL, replace(LABEL, second=2)], r"2 open \(not answered yet\)", "finish the run"),
+        ([REFUSED, UNREADABLE, LABEL, replace(LABEL, group="h")], "2 without a readable answer, 1 open", "report"),
+    ],
+)
+def test_why_no_label_is_usable(labels, cause, hint) -> None:
+    """Each is the cause that `attach_labels` met."""
+    assert attach_labels([GROUP], labels) == [GROUP]
+    found = mismatch([GROUP], labels)
+    assert re.search(cause, found[0])
+    assert hint in found[1]
+
+
+def test_labels_that_match_no_group_are_counted() -> None:
+    assert unmatched_labels([GROUP], [LABEL, replace(LABEL, group="h"), replace(LABEL, content="0")]) == 2
+
+
+def test_a_file_that_cannot_be_read_or_lacks_a_column_is_said(tmp_path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    path = tmp_path / "labels.parquet"
+    write_labels(path, [AGREED])
+    parquet.write_table(parquet.read_table(path).drop_columns(["p_given", "judge"]), path)
+    with pytest.raises(DataError, match="is not a valid label file: missing columns: judge, p_given"):
+        read_labels(path)
+    parquet.write_table(pyarrow.table({"x": [1]}), path)
+    with pytest.raises(DataError, match="missing columns: judge, group"):
+        read_labels(path)

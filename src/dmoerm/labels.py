@@ -1,4 +1,4 @@
-"""Capability labels from a judge: its verdicts on a pair of responses in both orders, and what training takes from them.
+"""Capability labels from a judge: its verdicts on a pair of responses in both orders, and their use in training.
 
 A label file is Parquet with one row per judge, pair and capability; its columns are the fields of `CapabilityLabel`.
 Verdicts are about the responses, not about the positions in which they were shown: `first` is the response with the
@@ -159,12 +159,12 @@ def read_labels(path: str | Path) -> list[CapabilityLabel]:
         rows = parquet.read_table(path).to_pylist()
         return [_label(row) for row in rows]
     except FileNotFoundError:
-        raise DataError("the label file does not exist", file=path, remedy=hint) from None
+        raise DataError("the label file does not exist", file=path, hint=hint) from None
     except (pyarrow.ArrowInvalid, KeyError, TypeError, ValueError) as error:
-        raise DataError(f"is not a valid label file: {error}", file=path, remedy=hint) from None
+        raise DataError(f"is not a valid label file: {error}", file=path, hint=hint) from None
     except OSError as error:
         if error.errno is None:  # a damaged Parquet file
-            raise DataError(f"is not a valid label file: {error}", file=path, remedy=hint) from None
+            raise DataError(f"is not a valid label file: {error}", file=path, hint=hint) from None
         raise DataError(f"cannot read the label file: {error.strerror or error}", file=path) from None
 
 
@@ -222,6 +222,12 @@ def _with_targets(group: Group, targets: dict[tuple[str, str], dict[str, list[Ju
     return group.model_copy(update={"judged": {name: tuple(judged) for name, judged in by_capability.items()}})
 
 
+def unmatched_labels(queries: Iterable[Query], labels: Iterable[CapabilityLabel]) -> int:
+    """Return the number of labels for which no group has the same id and texts."""
+    known = {(query.id, content_digest(query)) for query in queries}
+    return sum((label.group, label.content) not in known for label in labels)
+
+
 def mismatch(
     queries: Iterable[Query],
     labels: Sequence[CapabilityLabel],
@@ -246,7 +252,7 @@ def mismatch(
         return f"no label has the id of a group ({ids})", "pass the data that were labeled"
     matching = [label for label in known if label.content in digests[label.group]]
     if not matching:
-        cause = f"{len(known)} labels have the id of a group, but the group's texts differ from those that were labeled"
+        cause = "labels and groups have the same ids, but the groups' texts differ from those that were labeled"
         return cause, "label the changed data, or pass the data that were labeled"
     counts = Counter(_obstacle(label, soft, inconsistent_weight) for label in matching)
     return ", ".join(f"{count} {reason}" for reason, count in counts.most_common()), _HINTS[counts.most_common(1)[0][0]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -103,7 +104,10 @@ def test_what_a_model_is_unsure_of_comes_first(data, tmp_path, trained_run) -> N
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ((), "taxonomy"),
+        ((), "require a taxonomy"),
+        (("--overall", "--request-field", "top_k"), "'top_k' is invalid; write NAME=JSON, for example 'top_k=1'"),
+        (("--overall", "--request-field", "effort=low"), "for example 'effort=1' or 'effort=\"text\"'"),
+        (("--overall", "--request-field", "model=1"), "the request field 'model' cannot be set"),
         (("--overall", "--max-cost", 1), "--prompt-price"),
         (("--overall", "--shots", 2), "--examples"),
         (("--overall", "--sample", "uncertain"), "--reward-model"),
@@ -116,20 +120,112 @@ def test_what_cannot_be_is_said(data, tmp_path, options, message) -> None:
     assert message in run("label", rows, *more, *options, fails=True).output
 
 
-def test_data_of_other_tasks_than_the_taxonomys_have_nothing_to_ask(data, tmp_path) -> None:
+def without_task(row: dict) -> dict:
+    return {**row, "task": None}
+
+
+@pytest.mark.parametrize(
+    ("change_row", "change_tasks", "cause"),
+    [
+        (
+            None,
+            lambda tasks: {f"other_{k}": v for k, v in tasks.items()},
+            "12 of 24 groups have the task 'chitchat', which is",
+        ),
+        (without_task, lambda tasks: tasks, "24 of 24 groups have no task; add the field task, or ask with --overall"),
+        (
+            None,
+            lambda tasks: {**tasks, **{k: {**v, "capabilities": {}} for k, v in tasks.items()}},
+            "12 of 24 groups have the task 'chitchat', for which the taxonomy lists no capabilities",
+        ),
+    ],
+)
+def test_why_there_are_no_questions(data, tmp_path, change_row, change_tasks, cause) -> None:
     rows, taxonomy = data
     content = yaml.safe_load(taxonomy.read_text())
-    content["tasks"] = {f"other_{name}": task for name, task in content["tasks"].items()}
+    content["tasks"] = change_tasks(content["tasks"])
     taxonomy.write_text(yaml.safe_dump(content))
+    if change_row:
+        changed = [change_row(json.loads(line)) for line in rows.read_text().splitlines()]
+        rows.write_text("".join(json.dumps(row) + "\n" for row in changed))
     options = ("--taxonomy", taxonomy, "--model", "judge", "--out", tmp_path / "l.parquet")
-    assert "nothing to ask" in run("label", rows, *options, fails=True).output
+    assert f"there are no questions: {cause}" in run("label", rows, *options, fails=True).output
+
+
+def test_groups_without_questions_are_counted(data, tmp_path) -> None:
+    rows, taxonomy = data
+    content = yaml.safe_load(taxonomy.read_text())
+    content["tasks"].pop("chitchat")
+    taxonomy.write_text(yaml.safe_dump(content))
+    options = ("--taxonomy", taxonomy, "--model", "judge", "--out", tmp_path / "l.parquet", "--dry-run")
+    assert "12 of 24 groups have the task 'chitchat', which is not in" in run("label", rows, *options).output
+
+
+def test_a_judge_that_answers_in_prose_stops_the_run_and_one_answer_is_shown(data, tmp_path) -> None:
+    rows, taxonomy = data
+    with FakeJudge(1.0, ["unreadable"]) as server:
+        options = ("--taxonomy", taxonomy, "--model", "judge", "--base-url", server.url, "--concurrency", 2)
+        options += ("--out", tmp_path / "l.parquet")
+        result = run("label", rows, *options, "--max-unusable", 30, fails=True)
+        assert result.exit_code == 1
+        calls = len(server.bodies)
+        assert 30 <= calls <= 32
+        assert re.search(r"error: \d+ answers in a row are unusable; the last one is 'I cannot decide'", result.output)
+        assert "0 of them usable" in result.output
+        server.faults, server.rate = [], 0
+        run("label", rows, *options, "--json", tmp_path / "run.json")
+    assert json.loads((tmp_path / "run.json").read_text())["tally"]["known"] == calls
+
+
+def test_a_reasoning_model_is_asked_with_the_fields_that_it_accepts(data, tmp_path) -> None:
+    rows, taxonomy = data
+    with FakeJudge(rejects=["max_tokens", "temperature", "logprobs"], reasoning="<think>x</think>") as server:
+        options = ("--taxonomy", taxonomy, "--model", "o", "--base-url", server.url, "--out", tmp_path / "l.parquet")
+        result = run("label", rows, *options, "--limit", 3, fails=True)
+        assert "--no-logprobs" in result.output or "--request-field" in result.output
+        fields = ("--request-field", "temperature=null", "--request-field", "max_completion_tokens=4096")
+        run(
+            "label", rows, *options, "--limit", 3, "--no-logprobs", *fields, "--request-field", 'reasoning_effort="low"'
+        )
+        assert server.bodies[-1]["reasoning_effort"] == "low"
+    assert all(label.consistent for label in read_labels(tmp_path / "l.parquet"))
+
+
+def test_token_limit_and_temperature_are_options(data, tmp_path) -> None:
+    rows, taxonomy = data
+    with FakeJudge() as server:
+        options = (
+            "--taxonomy",
+            taxonomy,
+            "--model",
+            "judge",
+            "--base-url",
+            server.url,
+            "--out",
+            tmp_path / "l.parquet",
+        )
+        run("label", rows, *options, "--limit", 1, "--max-tokens", 99, "--temperature", 0.5)
+        assert (server.bodies[0]["max_tokens"], server.bodies[0]["temperature"]) == (99, 0.5)
+
+
+def test_a_report_on_other_data_names_the_cause(data, tmp_path, write_rows) -> None:
+    rows, _ = data
+    group = tiny_groups()[0]
+    verdict = {"id": group.id, "order": "given", "preferred": {"logic": 0}, "pair": [0, 1]}
+    out = tmp_path / "labels.parquet"
+    verdicts = write_rows([verdict, {**verdict, "id": "x"}], "verdicts.jsonl")
+    imported = run("label", "import", verdicts, "--data", rows, "--out", out)
+    assert "skipped 1 verdicts: their group is not in the data" in imported.output
+    other = write_rows([{**json.loads(rows.read_text().splitlines()[0]), "prompt": "Another."}], "other.jsonl")
+    result = run("label", "report", out, "--data", other)
+    assert "1 of 1 labels do not match a group in the data: labels and groups have the same ids, but" in result.output
 
 
 def test_an_endpoint_that_never_answers_ends_the_run(data, tmp_path) -> None:
     rows, taxonomy = data
     options = ("--taxonomy", taxonomy, "--model", "judge", "--out", tmp_path / "l.parquet", "--retries", 0)
     result = run("label", rows, *options, "--base-url", "http://127.0.0.1:9/v1", fails=True)
-    assert "calls in a row had no answer" in result.output
+    assert "20 calls in a row have no answer; the last: Connection error. All" in result.output
 
 
 def test_a_wrong_key_ends_with_one_line_and_what_was_answered_is_kept(data, tmp_path) -> None:
@@ -143,12 +239,15 @@ def test_a_wrong_key_ends_with_one_line_and_what_was_answered_is_kept(data, tmp_
 
 def test_labels_of_other_data_are_refused(data, tmp_path, write_rows, tiny_backbone) -> None:
     rows, _ = data
-    verdicts = write_rows([{"id": tiny_groups()[0].id, "order": "given", "preferred": {"logic": 0}}], "verdicts.jsonl")
     out = tmp_path / "labels.parquet"
     pair = {"pair": [0, 1]} if len(tiny_groups()[0].responses) > 2 else {}
-    write_rows([{"id": tiny_groups()[0].id, "order": "given", "preferred": {"logic": 0}, **pair}], "verdicts.jsonl")
+    row = {"id": tiny_groups()[0].id, "order": "given", "preferred": {"logic": 0}, **pair}
+    verdicts = write_rows([row], "verdicts.jsonl")
     run("label", "import", verdicts, "--data", rows, "--out", out)
     settings = yaml.safe_load(dump_config(make_tiny_config(tiny_backbone, tmp_path)))
     settings["data"] |= {"testbed_prompts": 4, "files": [], "capability_labels": [str(out)]}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
-    assert "no label fits a group" in run("train", tmp_path / "run.yaml", fails=True).output
+    assert (
+        "no label is usable: labels and groups have the same ids, but the groups' texts differ"
+        in run("train", tmp_path / "run.yaml", fails=True).output
+    )

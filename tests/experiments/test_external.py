@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification
 from dmoerm.errors import BackboneError, DataError, ServerError
 from dmoerm.experiments.external import RewardServer, SequenceClassifier, conversation, method_of
 from dmoerm.experiments.judges import recorded
-from dmoerm.labels import Label, Outcome, content_digest, write_labels
+from dmoerm.labels import CapabilityLabel, Outcome, content_digest, write_labels
 from dmoerm.schema import Message, Query
 
 TALK = (
@@ -118,8 +118,8 @@ def test_recorded_judges(tmp_path) -> None:
     query = Query(id="q", task="chat", prompt="p", responses=("a", "b"))
     about = ("q", content_digest(query), "chat")
     labels = [
-        Label("gpt/one", *about, "overall", 0, 1, Outcome.SECOND, Outcome.SECOND),
-        Label("gpt/one", *about, "logic", 0, 1, Outcome.FIRST, Outcome.FIRST),
+        CapabilityLabel("gpt/one", *about, "overall", 0, 1, Outcome.SECOND, Outcome.SECOND),
+        CapabilityLabel("gpt/one", *about, "logic", 0, 1, Outcome.FIRST, Outcome.FIRST),
     ]
     write_labels(tmp_path / "labels.parquet", labels)
     ((name, judge),) = recorded([tmp_path / "labels.parquet"]).items()
@@ -128,5 +128,5 @@ def test_recorded_judges(tmp_path) -> None:
     other = Query(id="other", prompt="p", responses=("a", "b"))
     assert judge.method(None).score_all([query, other]) == [[0.0, 1.0], [0.5, 0.5]]
     write_labels(tmp_path / "labels.parquet", labels[1:])
-    with pytest.raises(DataError, match="no label says which response is better"):
+    with pytest.raises(DataError, match="no label is about the overall preference"):
         recorded([tmp_path / "labels.parquet"])

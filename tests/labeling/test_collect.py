@@ -6,9 +6,9 @@ import pytest
 from fake_judge import FakeJudge
 
 from dmoerm.errors import DataError
-from dmoerm.labeling.collect import collect
-from dmoerm.labeling.recorded import recorded
-from dmoerm.labeling.store import Answer, Store
+from dmoerm.labeling.collect import collect_labels
+from dmoerm.labeling.recorded import import_verdicts
+from dmoerm.labeling.store import AnswerStore, JudgeAnswer
 from dmoerm.labels import Outcome, content_digest
 from dmoerm.schema import Group
 
@@ -20,7 +20,7 @@ def test_both_orders_stand_side_by_side(tmp_path) -> None:
     with FakeJudge() as server:
         asked = on(data, endpoint(server))
         ask(asked, endpoint(server), tmp_path / "calls.sqlite")
-        labels = collect(asked, Store(tmp_path / "calls.sqlite"), "judge")
+        labels = collect_labels(asked, AnswerStore(tmp_path / "calls.sqlite"), "judge")
     assert len(labels) == len(asked) // 2
     for label in labels:
         assert (label.given, label.swapped) == (Outcome.SECOND, Outcome.SECOND)  # the longer one
@@ -34,9 +34,9 @@ def test_both_orders_stand_side_by_side(tmp_path) -> None:
 def test_together_shares_the_cost(tmp_path) -> None:
     with FakeJudge() as server:
         where = endpoint(server)
-        asked = on(groups(1), where, together=True)
+        asked = on(groups(1), where, group_capabilities=True)
         tally = ask(asked, where, tmp_path / "calls.sqlite")
-        labels = collect(asked, Store(tmp_path / "calls.sqlite"), "judge/together")
+        labels = collect_labels(asked, AnswerStore(tmp_path / "calls.sqlite"), "judge/together")
     assert len(labels) == 5
     assert sum(label.cost for label in labels) == pytest.approx(tally.cost)
     assert all(label.consistent and label.soft is not None for label in labels)
@@ -47,7 +47,7 @@ def test_the_same_group_twice_is_labeled_and_paid_once(tmp_path) -> None:
         where = endpoint(server)
         asked = on([*groups(1), *groups(1)], where)
         tally = ask(asked, where, tmp_path / "calls.sqlite")
-        labels = collect(asked, Store(tmp_path / "calls.sqlite"), "judge")
+        labels = collect_labels(asked, AnswerStore(tmp_path / "calls.sqlite"), "judge")
     assert len(labels) == 5
     assert sum(label.cost for label in labels) == pytest.approx(tally.cost)
 
@@ -56,10 +56,10 @@ def test_what_has_no_answer_is_open_and_other_ends_are_kept(tmp_path) -> None:
     data = groups(1)
     with FakeJudge() as server:
         asked = on(data, endpoint(server))
-    store = Store(tmp_path / "calls.sqlite")
-    store.put(asked[0].key, "judge", {}, [], Answer("refused", reason="no"))
-    store.put(asked[1].key, "judge", {}, [], Answer("answered", text="Well …"))
-    first, *others = collect(asked, store, "judge")
+    store = AnswerStore(tmp_path / "calls.sqlite")
+    store.put(asked[0].key, "judge", {}, [], JudgeAnswer("refused", reason="no"))
+    store.put(asked[1].key, "judge", {}, [], JudgeAnswer("answered", text="Well …"))
+    first, *others = collect_labels(asked, store, "judge")
     assert (first.given, first.swapped) == (Outcome.REFUSED, Outcome.UNPARSEABLE)
     assert {label.given for label in others} == {Outcome.OPEN}
 
@@ -72,7 +72,7 @@ def test_recorded_verdicts_become_labels() -> None:
     rows = [verdict(), verdict(order="swapped", mode="m", preferred={"empathy": "tie"}), verdict(id="elsewhere")]
     rows += [verdict(order="swapped", preferred={"empathy": 1}), verdict(order="swapped", preferred={"empathy": 0})]
     rows += [verdict(order="swapped", preferred={"empathy": 0})]
-    plain, mode = recorded(enumerate(rows, 1), groups(1), "gpt")
+    plain, mode = import_verdicts(enumerate(rows, 1), groups(1), "gpt").labels
     assert (plain.judge, plain.given, plain.swapped) == ("gpt", Outcome.FIRST, Outcome.FIRST)
     assert (plain.p_given, plain.p_swapped) == (None, pytest.approx(2 / 3))  # three answers to one question
     assert (mode.judge, mode.given, mode.swapped) == ("gpt/m", Outcome.OPEN, Outcome.TIE)
@@ -82,23 +82,38 @@ def test_recorded_verdicts_become_labels() -> None:
     ("row", "message"),
     [
         (verdict(order="left"), "verdicts:7: order: is neither given nor swapped"),
-        (verdict(preferred=None), "verdicts:7: preferred: is no mapping"),
-        (verdict(preferred={"empathy": 2}), r"verdicts:7: preferred\.empathy: is no response"),
-        (verdict(pair=[1, 0]), "verdicts:7: pair: is no pair"),
-        (verdict(pair="ab"), "verdicts:7: pair: is no pair"),
+        (verdict(preferred=None), "verdicts:7: preferred: is not an object"),
+        (verdict(preferred={"empathy": 2}), r"verdicts:7: preferred\.empathy: is not one of the pair"),
+        (verdict(pair=[1, 0]), "verdicts:7: pair: is not a pair"),
+        (verdict(pair="ab"), "verdicts:7: pair: is not a pair"),
         (DataError("broken"), "verdicts:7: broken"),
-        (verdict(id="x"), "no verdict is on one of the groups"),
+        (verdict(order=["given"]), "verdicts:7: order: is neither given nor swapped"),
+        (verdict(preferred={"empathy": [0]}), r"verdicts:7: preferred\.empathy: is not one of the pair"),
+        (verdict(id="x"), r"verdicts: id: none of the 1 verdicts is about a group in the data.*like 'g0'.*got 'x'"),
+        (verdict(preferred={}), "verdicts: preferred: preferred is empty in every row"),
     ],
 )
 def test_bad_verdicts_are_said(row, message) -> None:
     with pytest.raises(DataError, match=message):
-        recorded([(7, row)], groups(1), "gpt")
+        import_verdicts([(7, row)], groups(1), "gpt")
+
+
+def test_verdicts_or_data_that_are_missing_are_said() -> None:
+    with pytest.raises(DataError, match="verdicts: contains no verdicts; check the file, and --mode"):
+        import_verdicts([], groups(1), "gpt")
+    with pytest.raises(DataError, match="the data contain no groups"):
+        import_verdicts([(1, verdict())], [], "gpt")
+
+
+def test_verdicts_on_other_groups_are_counted() -> None:
+    imported = import_verdicts(enumerate([verdict(), verdict(id="x"), verdict(id="y")]), groups(1), "gpt")
+    assert (len(imported.labels), imported.unmatched) == (1, 2)
 
 
 def test_of_many_responses_the_pair_must_be_named() -> None:
-    with pytest.raises(DataError, match="pair: is no pair"):
-        recorded([(1, verdict())], groups(1, responses=3), "gpt")
-    (label,) = recorded([(1, verdict(pair=[0, 2]))], groups(1, responses=3), "gpt")
+    with pytest.raises(DataError, match="pair: is not a pair"):
+        import_verdicts([(1, verdict())], groups(1, responses=3), "gpt")
+    (label,) = import_verdicts([(1, verdict(pair=[0, 2]))], groups(1, responses=3), "gpt").labels
     assert (label.first, label.second) == (0, 2)
 
 
@@ -106,11 +121,11 @@ def test_gpt4os_verdicts_on_real_pairs(human_data) -> None:
     """As its README says: overall, one order agrees with people on 0.60 and 0.53, both orders on 0.62 and 0.54."""
     from dmoerm.data.readers import read_groups
     from dmoerm.data.rows import open_rows
-    from dmoerm.labeling.quality import qualities
+    from dmoerm.labeling.quality import label_quality
 
     data: list[Group] = read_groups(human_data / "cragc_pairs.jsonl").groups
-    labels = recorded(open_rows(human_data / "cragc_llm_verdicts.jsonl"), data, "gpt-4o")
-    found = {(q.judge, q.capability): q for q in qualities(labels, data)}
+    labels = import_verdicts(open_rows(human_data / "cragc_llm_verdicts.jsonl"), data, "gpt-4o").labels
+    found = {(q.judge, q.capability): q for q in label_quality(labels, data)}
     together, single = found["gpt-4o/combined", "overall"], found["gpt-4o/individual", "overall"]
     assert together.agreement_one == pytest.approx(0.60, abs=0.02)
     assert single.agreement_one == pytest.approx(0.53, abs=0.02)

@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dmoerm.labeling.consensus import consensus, dawid_skene
-from dmoerm.labeling.plots import quality_plot
-from dmoerm.labeling.quality import kappa, qualities
-from dmoerm.labels import Label, Outcome, content_digest
+from dmoerm.labeling.consensus import dawid_skene, merge_judges
+from dmoerm.labeling.plots import plot_quality
+from dmoerm.labeling.quality import kappa, label_quality
+from dmoerm.labels import CapabilityLabel, Outcome, content_digest
 from dmoerm.schema import Group
 
 F, S, T, U = Outcome.FIRST, Outcome.SECOND, Outcome.TIE, Outcome.UNPARSEABLE
@@ -21,15 +21,15 @@ def group(index: int, grades: tuple) -> Group:
     return Group(id=f"g{index}", task="t", prompt=f"p{index}", responses=texts, capabilities={"logic": grades})
 
 
-def label(of: Group, given: Outcome, swapped: Outcome, judge: str = "j") -> Label:
-    return Label(judge, of.id, content_digest(of), "t", "logic", 0, 1, given, swapped, cost=0.5)
+def label(of: Group, given: Outcome, swapped: Outcome, judge: str = "j") -> CapabilityLabel:
+    return CapabilityLabel(judge, of.id, content_digest(of), "t", "logic", 0, 1, given, swapped, cost=0.5)
 
 
 def test_by_hand() -> None:
     data = [group(i, grades) for i, grades in enumerate([(2, 1), (1, 2), (1, 1), (None, 1), (2, 1)])]
     verdicts = [(F, F), (F, S), (T, T), (S, S), (S, U)]
     labels = [label(g, *v) for g, v in zip(data, verdicts, strict=True)]
-    one, whole = qualities(labels, data)[1], qualities(labels, data)[0]
+    one, whole = label_quality(labels, data)[1], label_quality(labels, data)[0]
     assert whole.capability == "all capabilities"
     assert (one.pairs, one.people, one.cost) == (5, 3, 2.5)
     assert one.consistency == 3 / 4
@@ -51,7 +51,7 @@ def test_a_known_kappa() -> None:
 
 def test_nothing_to_compare_with_is_none() -> None:
     data = [group(0, (None, None)), group(1, (1, 1))]
-    found = qualities([label(data[0], U, U), replace(label(data[1], T, T), content="other text")], data)
+    found = label_quality([label(data[0], U, U), replace(label(data[1], T, T), content="other text")], data)
     assert {(q.people, q.agreement_one, q.kappa_both, q.kappa_interval, q.longer) for q in found} == {
         (0, None, None, None, None)
     }
@@ -59,10 +59,10 @@ def test_nothing_to_compare_with_is_none() -> None:
 
 def test_a_plot_is_drawn(tmp_path) -> None:
     data = [group(i, (i % 2, 1 - i % 2)) for i in range(6)]
-    found = qualities([label(g, F, S, j) for g in data for j in "ab"], data)
-    quality_plot(tmp_path / "q.svg", found)
+    found = label_quality([label(g, F, S, j) for g in data for j in "ab"], data)
+    plot_quality(tmp_path / "q.svg", found)
     assert "</svg>" in (tmp_path / "q.svg").read_text()
-    quality_plot(tmp_path / "q.png", found)
+    plot_quality(tmp_path / "q.png", found)
     assert (tmp_path / "q.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -94,9 +94,9 @@ def test_judges_come_to_one_label() -> None:
         for judge, row in zip("abc", tensor.argmax(2), strict=True)
         for g, v in zip(data, row, strict=True)
     ]
-    merged, accuracy = consensus(labels)
+    merged, accuracy = merge_judges(labels)
     assert len(merged) == len(data)
     assert set(accuracy) == set("abc")
     assert accuracy["a"] > max(accuracy["b"], accuracy["c"])
-    by_judge = {q.judge: q.agreement_mean for q in qualities([*labels, *merged], data) if q.capability == "logic"}
+    by_judge = {q.judge: q.agreement_mean for q in label_quality([*labels, *merged], data) if q.capability == "logic"}
     assert by_judge["consensus"] > max(by_judge["b"], by_judge["c"]) + 0.1

@@ -11,28 +11,28 @@ import pytest
 
 from dmoerm.errors import ArtefactError
 from dmoerm.labeling import store
-from dmoerm.labeling.store import Answer, Store, call_key
+from dmoerm.labeling.store import AnswerStore, JudgeAnswer, call_key
 from dmoerm.labeling.verdict import Token
 
-ANSWER = Answer(
+ANSWER = JudgeAnswer(
     "answered", '{"empathy": "A"}', (Token("A", {"A": -0.1, "B": -2.0}),), None, 120, 5, 0.0003, 0.8, attempts=2
 )
 QUESTION = {"group": "g1", "pair": [0, 1], "capabilities": ["empathy"]}
 
 
-def put(store: Store, key: str, answer: Answer = ANSWER) -> None:
+def put(store: AnswerStore, key: str, answer: JudgeAnswer = ANSWER) -> None:
     store.put(key, "judge", QUESTION, [{"role": "user", "content": "?"}], answer)
 
 
 def test_an_answer_comes_back_as_it_was(tmp_path):
-    store = Store(tmp_path / "calls.sqlite")
+    store = AnswerStore(tmp_path / "calls.sqlite")
     assert store.get("k") is None
     put(store, "k")
     assert store.get("k") == ANSWER
-    failed = Answer("failed", reason="context too long")
+    failed = JudgeAnswer("failed", reason="context too long")
     put(store, "f", failed)
     store.close()
-    store = Store(tmp_path / "calls.sqlite")
+    store = AnswerStore(tmp_path / "calls.sqlite")
     assert list(store.calls()) == [("k", "judge", QUESTION, ANSWER), ("f", "judge", QUESTION, failed)]
 
 
@@ -44,17 +44,17 @@ def test_a_key_names_the_whole_request():
 
 
 def test_a_call_is_claimed_once(tmp_path):
-    store = Store(tmp_path / "calls.sqlite")
+    store = AnswerStore(tmp_path / "calls.sqlite")
     assert store.claim("k")
     put(store, "k")
     assert not store.claim("k")
     assert store.claim("other")
-    store.forget("other")
+    store.release("other")
     assert store.claim("other")
 
 
 def hold(path, ready, done):
-    store = Store(path)
+    store = AnswerStore(path)
     ready.put(store.claim("k"))
     done.wait(30)
     put(store, "k")
@@ -68,7 +68,7 @@ def test_another_process_leaves_a_claimed_call_alone(tmp_path, killed):
     process = spawn.Process(target=hold, args=(path, ready, done))
     process.start()
     assert ready.get(timeout=30)
-    store = Store(path)
+    store = AnswerStore(path)
     assert not store.claim("k")
     if killed:
         os.kill(process.pid, signal.SIGKILL)
@@ -84,7 +84,7 @@ def test_another_process_leaves_a_claimed_call_alone(tmp_path, killed):
 
 def test_an_old_claim_of_another_host_is_void(tmp_path):
     path = tmp_path / "calls.sqlite"
-    store, now = Store(path), time.time()
+    store, now = AnswerStore(path), time.time()
     other = sqlite3.connect(path)
     other.executemany("INSERT INTO claims VALUES (?, 'elsewhere/1', ?)", [("new", now), ("old", now - 7200)])
     other.commit()
@@ -96,8 +96,8 @@ def test_an_old_claim_of_another_host_is_void(tmp_path):
 def test_a_clock_that_jumps_frees_no_call_of_a_living_process(tmp_path, monkeypatch, jump):
     """And the number of a dead process, given again to another, holds none."""
     path = tmp_path / "calls.sqlite"
-    alive, now = f"{socket.gethostname()}/{os.getppid()}:{store._born(os.getppid())}", time.time()
-    mine = Store(path)
+    alive, now = f"{socket.gethostname()}/{os.getppid()}:{store._start_time(os.getppid())}", time.time()
+    mine = AnswerStore(path)
     again = alive.rpartition(":")[0] + ":1"
     with sqlite3.connect(path) as other:
         other.executemany("INSERT INTO claims VALUES (?, ?, ?)", [("alive", alive, now), ("again", again, now)])
@@ -111,7 +111,7 @@ def test_a_clock_that_jumps_frees_no_call_of_a_living_process(tmp_path, monkeypa
 
 def test_what_is_no_store_is_said(tmp_path):
     (tmp_path / "calls.sqlite").write_text("not a database, but long enough to be taken for one" * 100)
-    with pytest.raises(ArtefactError, match=r"calls\.sqlite: the store of calls cannot be opened"):
-        Store(tmp_path / "calls.sqlite")
-    with pytest.raises(ArtefactError, match="cannot be opened"):
-        Store(tmp_path)
+    with pytest.raises(ArtefactError, match=r"calls\.sqlite: cannot open the answer store"):
+        AnswerStore(tmp_path / "calls.sqlite")
+    with pytest.raises(ArtefactError, match="cannot open"):
+        AnswerStore(tmp_path)

@@ -46,6 +46,41 @@ def test_one_capability(text, outcome):
     assert read_verdicts(text, ONE) == {"empathy": Verdict(Outcome(outcome))}
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        '<think>A? No, B is empty.</think>{"empathy": "A"}',
+        '<think>\nLong.\n\n{"empathy": "B"}\n</think>\n\n{"empathy": "A"}',
+        'I compare "A" with "B".</think> A',
+        "<think>one</think><think>two</think>A",
+        '<THINKING>x</THINKING>```json\n{"empathy": "A"}\n```',
+        '[THINK]x[/THINK]{"empathy": "A"}',
+        "◁think▷x◁/think▷A",
+        '<|channel|>analysis<|message|>x<|end|><|start|>assistant<|channel|>final<|message|>{"empathy": "A"}',
+        "<think></think>A",
+    ],
+)
+def test_reasoning_in_front_of_the_answer_is_ignored(text):
+    assert read_verdicts(text, ONE)["empathy"].outcome == Outcome.FIRST
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['<think>I would say {"empathy": "A"}', "  <think>A", "<think>x</think>", "A</think>", "<think>x</think>So A."],
+)
+def test_reasoning_without_an_answer_is_unparseable(text):
+    assert read_verdicts(text, ONE)["empathy"].outcome == Outcome.UNPARSEABLE
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_soft_verdicts_are_found_behind_reasoning(shown):
+    """Whether the endpoint leaves the reasoning in the text, or removes it there but not from the tokens."""
+    answer = ['{"', "empathy", '":', ' "', ("A", MASSES), '"}']
+    made = tokens("<think>", ' "empathy": "', ("B", {"B": 1.0}), "</think>", *answer)
+    text = "".join(token.text for token in (made if shown else made[4:]))
+    assert read_verdicts(text, ONE, made)["empathy"].p_first == pytest.approx((0.6 + 0.1) / 0.9)
+
+
 def test_several_capabilities_are_read_one_by_one():
     found = read_verdicts('{"empathy": "B", "logic": "?"}', TWO)
     assert [verdict.outcome for verdict in found.values()] == [Outcome.SECOND, Outcome.UNPARSEABLE]

@@ -1,14 +1,15 @@
-"""`dmoerm label`: capability labels from an LLM judge, or recorded elsewhere, and how good they are.
+"""`dmoerm label`: create capability labels with an LLM judge, import them, and measure their quality.
 
-dmoerm label [run] DATA… --model M --out labels.parquet       ask, and write the labels
-dmoerm label report labels.parquet --data DATA                how good they are
-dmoerm label import verdicts.jsonl --data DATA --out …        verdicts recorded elsewhere
+dmoerm label [run] DATA… --model M --out labels.parquet       ask a judge and write the labels
+dmoerm label report labels.parquet --data DATA                measure the labels' quality
+dmoerm label import verdicts.jsonl --data DATA --out …        import verdicts recorded by other tools
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,13 +22,16 @@ from .options import JsonFile
 
 if TYPE_CHECKING:
     from ..labeling.client import Endpoint
-    from ..labeling.questions import Form, PairOf, Question
-    from ..labels import Label
+    from ..labeling.questions import Question, QuestionFormat, ResponsePair
+    from ..labeling.runner import RunLimits, RunStatistics
+    from ..labels import CapabilityLabel
     from ..schema import Group
 
+_SHOWN_REASONS = 5
 
-class _RunUnlessNamed(TyperGroup):
-    """`dmoerm label DATA` is `dmoerm label run DATA`."""
+
+class _RunByDefault(TyperGroup):
+    """Runs `dmoerm label run DATA` for `dmoerm label DATA`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
@@ -36,14 +40,14 @@ class _RunUnlessNamed(TyperGroup):
 
 
 app = typer.Typer(
-    cls=_RunUnlessNamed,
+    cls=_RunByDefault,
     no_args_is_help=True,
-    help="Capability labels from an LLM judge: ask for them (the default command), import them, look at their quality.",
+    help="Create capability labels with an LLM judge (the default command), import them, or measure their quality.",
 )
 
 
-class Sample(StrEnum):
-    """Which pairs are asked first."""
+class PairOrder(StrEnum):
+    """The order in which pairs are labeled."""
 
     GIVEN = "given"
     RANDOM = "random"
@@ -51,59 +55,76 @@ class Sample(StrEnum):
 
 
 Files = Annotated[list[str], typer.Argument(metavar="DATA…", help="Preference data, as for `dmoerm train`.")]
-Data = Annotated[list[str], typer.Option(metavar="DATA", help="The data that were labeled; may be repeated.")]
-Format = Annotated[str, typer.Option(help="The rows' format; auto tells it from the first row.")]
+Data = Annotated[list[str], typer.Option(metavar="DATA", help="The labeled data; may be repeated.")]
+Format = Annotated[str, typer.Option(help="Format of the rows; auto detects it from the first row.")]
 Out = Annotated[Path, typer.Option(metavar="FILE", help="The label file (Parquet).")]
 
 
 @app.command("run")
 def run(
     data: Files,
-    model: Annotated[str, typer.Option(help="The judge's name at the endpoint.")],
+    model: Annotated[str, typer.Option(help="Name of the judge's model at the endpoint.")],
     out: Out = Path("labels.parquet"),
     base_url: Annotated[
-        str, typer.Option(envvar="OPENAI_BASE_URL", help="An OpenAI-compatible endpoint. The key: $OPENAI_API_KEY.")
+        str,
+        typer.Option(envvar="OPENAI_BASE_URL", help="An OpenAI-compatible endpoint; its key: $OPENAI_API_KEY."),
     ] = "https://api.openai.com/v1",
     taxonomy: Annotated[
-        str | None, typer.Option(help="paper-en, paper-zh or a YAML file, with rubrics. Needed unless --overall.")
+        str | None, typer.Option(help="paper-en, paper-zh or a YAML file with rubrics. Required without --overall.")
     ] = None,
-    overall: Annotated[bool, typer.Option("--overall", help="Ask which response is better as a whole.")] = False,
+    overall: Annotated[bool, typer.Option("--overall", help="Ask which response is better overall.")] = False,
     group_capabilities: Annotated[
-        bool, typer.Option("--group-capabilities", help="Ask all capabilities of a pair in one call: cheaper.")
+        bool, typer.Option("--group-capabilities", help="Put all capabilities of a pair into one call: cheaper.")
     ] = False,
-    shots: Annotated[int, typer.Option(min=0, help="Show so many labeled pairs before each question.")] = 0,
+    shots: Annotated[int, typer.Option(min=0, help="Number of labeled pairs shown before each question.")] = 0,
     examples: Annotated[list[str] | None, typer.Option(metavar="DATA", help="Labeled data for --shots.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Ask about so many pairs at most.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Label at most this many pairs.")] = None,
     sample: Annotated[
-        Sample, typer.Option(help="Pairs as given, in random order, or first those --reward-model is least sure of.")
-    ] = Sample.GIVEN,
-    reward_model: Annotated[str | None, typer.Option(metavar="MODEL", help="A trained model, for --sample.")] = None,
-    seed: Annotated[int, typer.Option(help="Of --sample random.")] = 0,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would take, and ask nothing.")] = False,
-    max_cost: Annotated[float | None, typer.Option(min=0, help="Send no call that may cost more in all.")] = None,
-    prompt_price: Annotated[float, typer.Option(min=0, help="Of a million prompt tokens.")] = 0.0,
-    completion_price: Annotated[float, typer.Option(min=0, help="Of a million completion tokens.")] = 0.0,
-    concurrency: Annotated[int, typer.Option(min=1, help="Calls in flight.")] = 16,
-    schema: Annotated[bool, typer.Option(help="Hold the answer to a JSON schema.")] = True,
-    logprobs: Annotated[bool, typer.Option(help="Ask for token probabilities: soft labels.")] = True,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds a try may take.")] = 120.0,
-    retries: Annotated[int, typer.Option(min=0, help="Tries after the first, with growing pauses.")] = 8,
+        PairOrder,
+        typer.Option(help="Order of pairs: as given, random, or the least certain of --reward-model first."),
+    ] = PairOrder.GIVEN,
+    reward_model: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="A trained model, for --sample uncertain.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of --sample random.")] = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the number and cost of calls; send none.")] = False,
+    max_cost: Annotated[float | None, typer.Option(min=0, help="Do not exceed this cost.")] = None,
+    prompt_price: Annotated[float, typer.Option(min=0, help="Price of a million prompt tokens.")] = 0.0,
+    completion_price: Annotated[float, typer.Option(min=0, help="Price of a million completion tokens.")] = 0.0,
+    max_unusable: Annotated[
+        int, typer.Option(min=1, help="Stop after this many answers without a verdict in a row.")
+    ] = 20,
+    concurrency: Annotated[int, typer.Option(min=1, help="Maximum number of calls in flight.")] = 16,
+    schema: Annotated[bool, typer.Option(help="Constrain the answer to a JSON schema (response_format).")] = True,
+    logprobs: Annotated[bool, typer.Option(help="Request token probabilities, which give soft labels.")] = True,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Token limit of an answer; by default 16 plus 24 per capability.")
+    ] = None,
+    temperature: Annotated[float, typer.Option(min=0, help="Sampling temperature.")] = 0.0,
+    request_field: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=JSON", help="Add a field to each request, or remove it with null; may be repeated."),
+    ] = None,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds until an attempt is abandoned.")] = 120.0,
+    retries: Annotated[int, typer.Option(min=0, help="Attempts after the first, with growing pauses.")] = 8,
     store: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Record of all calls (SQLite); else as the label file, .sqlite.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Record of all calls (SQLite); default: the label file's name with .sqlite."),
     ] = None,
     format: Format = "auto",
     json_file: JsonFile = None,
 ) -> None:
-    """Ask a judge, in both orders, and write the labels. Started again, it asks only what has no answer yet."""
+    """Ask a judge about each pair in both orders and write the labels. A second run sends only what is unanswered."""
     from ..errors import ConfigError
     from ..labeling.client import Endpoint
-    from ..labeling.questions import Form, questions
+    from ..labeling.questions import QuestionFormat, build_questions
+    from ..labeling.runner import RunLimits
     from ..taxonomy import load_taxonomy
 
     if max_cost is not None and not (prompt_price or completion_price):
-        raise ConfigError("--max-cost: what a call costs is not known; give --prompt-price and --completion-price")
+        raise ConfigError("--max-cost requires prices; set --prompt-price and --completion-price")
     if shots and not examples:
-        raise ConfigError("--shots: give labeled data to draw them from with --examples")
+        raise ConfigError("--shots requires labeled data; set --examples")
     endpoint = Endpoint(
         base_url,
         model,
@@ -111,82 +132,93 @@ def run(
         completion_price=completion_price,
         schema=schema,
         logprobs=logprobs,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        request_fields=_request_fields(request_field or ()),
         timeout=timeout,
         retries=retries,
     )
-    form = Form(
+    question_format = QuestionFormat(
         load_taxonomy(taxonomy) if taxonomy else None,
-        together=group_capabilities,
+        group_capabilities=group_capabilities,
         overall=overall,
         examples=_read(examples or (), format),
         shots=shots,
     )
-    pairs = _pairs(_read(data, format), form, sample, reward_model, seed, limit)
-    asked = list(questions(pairs, form, endpoint))
-    if not asked:
-        raise ConfigError("there is nothing to ask: no group's task has capabilities in the taxonomy")
-    place = store or out.with_suffix(".sqlite")
-    result = _estimate(asked, endpoint, place)
+    groups = _read(data, format)
+    pairs = _pairs(groups, question_format, sample, reward_model, seed, limit)
+    questions = list(build_questions(pairs, question_format, endpoint))
+    for reason in _unlabeled(groups, question_format, data):
+        if not questions:
+            raise ConfigError(f"there are no questions: {reason}")
+        _print_error_line(reason)
+    store = store or out.with_suffix(".sqlite")
+    result = _estimate(questions, endpoint, store)
     if not dry_run:
-        result |= _ask(asked, endpoint, form, place, out, max_cost, concurrency)
+        limits = RunLimits(concurrency, max_cost, max_unusable)
+        result |= _ask(questions, endpoint, question_format.judge_name(model), store, out, limits)
     if json_file is not None:
         _write_json(json_file, result)
 
 
 @app.command("report")
 def report(
-    labels: Annotated[list[Path], typer.Argument(metavar="LABELS…", help="Label files, of one judge or several.")],
+    labels: Annotated[list[Path], typer.Argument(metavar="LABELS…", help="Label files of one judge or several.")],
     data: Data,
-    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw it too (.svg, .png or .pdf).")] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a plot (.svg, .png or .pdf).")] = None,
     consensus: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write what several judges come to (Dawid–Skene) as labels.")
+        Path | None, typer.Option(metavar="FILE", help="Write merged labels of several judges (Dawid–Skene).")
     ] = None,
     format: Format = "auto",
     json_file: JsonFile = None,
 ) -> None:
-    """Consistency, position and length bias, agreement and κ with people, tokens and cost, by capability."""
+    """Print consistency, position and length bias, agreement and κ with people, tokens and cost, by capability."""
     from dataclasses import asdict
 
-    from ..labeling import consensus as several
-    from ..labeling.quality import qualities
-    from ..labels import read_labels, write_labels
+    from ..labeling.consensus import merge_judges
+    from ..labeling.quality import label_quality
+    from ..labels import mismatch, read_labels, unmatched_labels, write_labels
     from .tables import quality_table, screen
 
-    found = [label for path in labels for label in read_labels(path)]
-    voters: dict[str, float] = {}
+    groups = _read(data, format)
+    rows = [label for path in labels for label in read_labels(path)]
+    if unmatched := unmatched_labels(groups, rows):
+        cause = f": {mismatch(groups, rows)[0]}" if unmatched == len(rows) else ""
+        _print_error_line(f"{unmatched} of {len(rows)} labels do not match a group in the data{cause}")
+    accuracies: dict[str, float] = {}
     if consensus is not None:
-        merged, voters = several.consensus(found)
+        merged, accuracies = merge_judges(rows)
         write_labels(consensus, merged)
-        found += merged
-    rows = qualities(found, _read(data, format))
+        rows += merged
+    qualities = label_quality(rows, groups)
     console = screen()
-    for table in quality_table(rows):
+    for table in quality_table(qualities):
         console.print(table)
-    for voter, accuracy in voters.items():
-        console.print(f"{voter}: right on {accuracy:.1%}, by the judges' own agreement (Dawid–Skene)", soft_wrap=True)
-    if 0 < len(voters) < 3:
-        console.print("fewer than three judges: their agreement does not tell which is the better one", soft_wrap=True)
+    for judge, accuracy in accuracies.items():
+        console.print(f"{judge}: estimated accuracy {accuracy:.1%} (Dawid–Skene)", soft_wrap=True)
+    if 0 < len(accuracies) < 3:
+        console.print("with fewer than three judges the estimates do not rank the judges", soft_wrap=True)
     if plot is not None:
-        from ..labeling.plots import quality_plot
+        from ..labeling.plots import plot_quality
 
-        quality_plot(plot, rows)
+        plot_quality(plot, qualities)
     if json_file is not None:
-        _write_json(json_file, {"qualities": [asdict(row) for row in rows], "voters": voters})
+        _write_json(json_file, {"qualities": [asdict(quality) for quality in qualities], "voters": accuracies})
 
 
 @app.command("import")
 def import_(
-    verdicts: Annotated[Path, typer.Argument(metavar="VERDICTS", help="JSON Lines; docs/labels.md has the fields.")],
+    verdicts: Annotated[Path, typer.Argument(metavar="VERDICTS", help="JSON Lines; docs/labels.md lists the fields.")],
     data: Data,
     out: Out = Path("labels.parquet"),
-    judge: Annotated[str, typer.Option(help="The judge's name, where the rows do not tell.")] = "recorded",
-    mode: Annotated[str | None, typer.Option(help="Take only the rows of this `mode`.")] = None,
+    judge: Annotated[str, typer.Option(help="Name of the judge for rows without one.")] = "recorded",
+    mode: Annotated[str | None, typer.Option(help="Import only rows with this `mode`.")] = None,
     format: Format = "auto",
 ) -> None:
-    """Make a label file of verdicts that were recorded elsewhere."""
+    """Create a label file from verdicts that were recorded by other tools."""
     from ..data.rows import open_rows
     from ..errors import DataError
-    from ..labeling.recorded import recorded
+    from ..labeling.recorded import import_verdicts
     from ..labels import write_labels
 
     rows = (
@@ -194,9 +226,28 @@ def import_(
         for line, row in open_rows(verdicts)
         if mode is None or isinstance(row, DataError) or row.get("mode") == mode
     )
-    labels = recorded(rows, _read(data, format), judge, str(verdicts))
-    write_labels(out, labels)
-    _say_labels(labels, out)
+    imported = import_verdicts(rows, _read(data, format), judge, str(verdicts))
+    if imported.unmatched:
+        _print_error_line(f"skipped {imported.unmatched} verdicts: their group is not in the data")
+    write_labels(out, imported.labels)
+    _print_labels(imported.labels, out)
+
+
+def _request_fields(options: Sequence[str]) -> dict[str, Any]:
+    """Parse the values of --request-field."""
+    from ..errors import ConfigError
+
+    fields: dict[str, Any] = {}
+    for option in options:
+        name, separator, value = option.partition("=")
+        try:
+            fields[name] = json.loads(value)
+        except ValueError:
+            separator = ""
+        if not (name and separator):
+            hint = f"write NAME=JSON, for example '{name or 'seed'}=1' or '{name or 'user'}=\"text\"'"
+            raise ConfigError(f"--request-field: {option!r} is invalid; {hint}") from None
+    return fields
 
 
 def _read(files: Sequence[str], format: str) -> list[Group]:
@@ -206,18 +257,23 @@ def _read(files: Sequence[str], format: str) -> list[Group]:
 
 
 def _pairs(
-    groups: list[Group], form: Form, sample: Sample, reward_model: str | None, seed: int, limit: int | None
-) -> list[PairOf]:
-    """The pairs to ask about, in the order in which they are asked."""
+    groups: list[Group],
+    question_format: QuestionFormat,
+    order: PairOrder,
+    reward_model: str | None,
+    seed: int,
+    limit: int | None,
+) -> list[ResponsePair]:
+    """Return the pairs to label, in order."""
     from ..errors import ConfigError
     from ..labeling.questions import all_pairs, shuffled
 
-    pairs = [pair for pair in all_pairs(groups) if form.asked(pair.group.task)]
-    if sample is Sample.RANDOM:
+    pairs = [pair for pair in all_pairs(groups) if question_format.capability_sets(pair.group.task)]
+    if order is PairOrder.RANDOM:
         pairs = shuffled(pairs, seed)
-    elif sample is Sample.UNCERTAIN:
+    elif order is PairOrder.UNCERTAIN:
         if reward_model is None:
-            raise ConfigError("--sample uncertain: give the model that is unsure with --reward-model")
+            raise ConfigError("--sample uncertain requires a trained model; set --reward-model")
         from .models import load_model
         from .uncertainty import least_sure_first
 
@@ -225,62 +281,94 @@ def _pairs(
     return pairs[:limit]
 
 
-def _estimate(asked: Sequence[Question], endpoint: Endpoint, place: Path) -> dict[str, Any]:
-    """What is open, and what it would take."""
-    from ..labeling.questions import expected_cost
-    from ..labeling.store import Store
+def _unlabeled(groups: Sequence[Group], question_format: QuestionFormat, files: Sequence[str]) -> Iterator[str]:
+    """Yield why groups have no questions, with their number, most frequent reason first."""
+    if not groups:
+        yield f"the data contain no groups ({', '.join(files)})"
+    taxonomy = question_format.taxonomy
+    tasks = taxonomy.tasks if taxonomy else {}
+    reasons: Counter[str] = Counter()
+    for group in groups:
+        if question_format.capability_sets(group.task):
+            continue
+        if group.task is None:
+            reasons["have no task; add the field task, or ask with --overall"] += 1
+        elif group.task not in tasks:
+            known = ", ".join(tasks)
+            reasons[f"have the task {group.task!r}, which is not in the taxonomy (its tasks: {known})"] += 1
+        else:
+            reasons[f"have the task {group.task!r}, for which the taxonomy lists no capabilities"] += 1
+    for reason, count in reasons.most_common():
+        yield f"{count} of {len(groups)} groups {reason}"
+
+
+def _estimate(questions: Sequence[Question], endpoint: Endpoint, path: Path) -> dict[str, Any]:
+    """Print and return how many calls remain, and their estimated tokens and cost."""
+    from ..labeling.client import token_limit
+    from ..labeling.questions import estimate_cost
+    from ..labeling.store import AnswerStore
 
     known: set[str] = set()
-    if place.exists():
-        store = Store(place)
-        known = {question.key for question in asked if store.get(question.key) is not None}
+    if path.exists():
+        store = AnswerStore(path)
+        known = {question.key for question in questions if store.get(question.key) is not None}
         store.close()
-    still = [expected_cost(question, endpoint) for question in asked if question.key not in known]
-    prompt, completion, cost = (sum(column) for column in zip(*still, strict=True)) if still else (0, 0, 0)
-    found = {"calls": len(asked), "open": len(still), "expected_prompt_tokens": prompt, "expected_cost": cost}
-    price = f", {cost:.2f} at most" if cost else ""
-    Console(stderr=True).print(
-        f"{len(asked)} calls, {len(asked) - len(still)} of them answered already; {len(still)} to ask: "
-        f"about {prompt:,.0f} prompt tokens and at most {completion:,.0f} completion tokens{price}",
-        soft_wrap=True,
-        highlight=False,
+    remaining = [question for question in questions if question.key not in known]
+    costs = [estimate_cost(question, endpoint) for question in remaining]
+    prompt, completion, cost = (sum(column) for column in zip(*costs, strict=True)) if costs else (0, 0, 0)
+    bounded = all(token_limit(question.request) is not None for question in remaining)
+    tokens = f"at most {completion:,.0f} completion tokens" if bounded else "completion tokens without a limit"
+    price = f", at most {cost:.2f}" if cost and bounded else ""
+    _print_error_line(
+        f"{len(questions)} calls, {len(questions) - len(remaining)} of them already answered; {len(remaining)} remain: "
+        f"about {prompt:,.0f} prompt tokens and {tokens}{price}"
     )
-    return found
+    counts = {"calls": len(questions), "open": len(remaining)}
+    return counts | {"expected_prompt_tokens": prompt, "expected_cost": cost}
 
 
 def _ask(
-    asked: Sequence[Question],
-    endpoint: Endpoint,
-    form: Form,
-    place: Path,
-    out: Path,
-    max_cost: float | None,
-    concurrency: int,
+    questions: Sequence[Question], endpoint: Endpoint, judge: str, store_path: Path, out: Path, limits: RunLimits
 ) -> dict[str, Any]:
+    """Ask the judge and write the labels, also if the run stops early."""
     from dataclasses import asdict
 
-    from ..labeling.collect import collect
-    from ..labeling.run import ask
-    from ..labeling.store import Store
+    from ..labeling.collect import collect_labels
+    from ..labeling.runner import ask
+    from ..labeling.store import AnswerStore
     from ..labels import write_labels
-    from .progress import Asking
+    from .progress import LabelingProgress
 
-    store = Store(place)
+    store = AnswerStore(store_path)
     try:
-        with Asking(len(asked)) as progress:
-            tally = ask(asked, endpoint, store, concurrency, max_cost, progress.update)
-    finally:  # what was answered before a final error is worth its labels, too
-        labels = collect(asked, store, form.judge(endpoint.model))
+        with LabelingProgress(len(questions)) as progress:
+            statistics = ask(questions, endpoint, store, limits, progress.update)
+    finally:
+        labels = collect_labels(questions, store, judge)
         store.close()
         write_labels(out, labels)
-    _say_labels(labels, out)
-    for reason, count in sorted(tally.reasons.items(), key=lambda item: -item[1])[:5]:
-        Console(stderr=True).print(f"{count} × {reason}", soft_wrap=True, highlight=False, markup=False)
-    return {"tally": asdict(tally), "labels": len(labels), "out": str(out), "store": str(place)}
+        _print_labels(labels, out)
+    _print_statistics(statistics)
+    return {"tally": asdict(statistics), "labels": len(labels), "out": str(out), "store": str(store_path)}
 
 
-def _say_labels(labels: Sequence[Label], out: Path) -> None:
-    usable = sum(label.judgement() is not None for label in labels)
+def _print_statistics(statistics: RunStatistics) -> None:
+    """Print what a run left open, and the most frequent reasons of failures."""
+    if statistics.unusable:
+        sent = statistics.answered + statistics.refused + statistics.failed
+        _print_error_line(f"{statistics.unusable} of {sent} answers are unusable")
+    if statistics.left:
+        _print_error_line(f"{statistics.left} calls were not sent: the budget (--max-cost) is exhausted")
+    for reason, count in sorted(statistics.reasons.items(), key=lambda item: -item[1])[:_SHOWN_REASONS]:
+        _print_error_line(f"{count} × {reason}")
+
+
+def _print_error_line(line: str) -> None:
+    Console(stderr=True).print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def _print_labels(labels: Sequence[CapabilityLabel], out: Path) -> None:
+    usable = sum(label.training_target() is not None for label in labels)
     typer.echo(f"{len(labels)} labels, {usable} of them usable: {out}")
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ..evaluation import Results
     from ..evaluation.experiment_results import BestOfNResults, Comparison, Condition, PolicyResults
     from ..experiments.public_benchmarks import BenchmarkResult
-    from ..labeling.quality import Quality
+    from ..labeling.quality import LabelQuality
     from ..scores import Score
 
 _WIDTH = 140  # where there is no terminal that says how wide it is
@@ -189,39 +189,48 @@ def scores_table(responses: list[str], scores: list[Score]) -> Table:
     return table
 
 
-def quality_table(found: Iterable[Quality]) -> Iterator[Table]:
-    """A judge's labels: what they are by themselves, beside people's opinion, and what they took; a table a judge."""
-    by_judge: dict[str, list[Quality]] = {}
-    for one in found:
-        by_judge.setdefault(one.judge, []).append(one)
+def quality_table(qualities: Iterable[LabelQuality]) -> Iterator[Table]:
+    """Yield, per judge, a table of its labels and one of their agreement with people."""
+    by_judge: dict[str, list[LabelQuality]] = {}
+    for quality in qualities:
+        by_judge.setdefault(quality.judge, []).append(quality)
     for judge, rows in by_judge.items():
-        yield _labels_alone(f"{judge}: labels, %", rows)
-        if any(one.people for one in rows):
-            yield _labels_and_people(f"{judge}: beside people", rows)
+        yield _label_table(f"{judge}: labels, %", rows)
+        if any(row.people for row in rows):
+            yield _agreement_table(f"{judge}: agreement with people", rows)
 
 
-def _labels_alone(title: str, rows: Sequence[Quality]) -> Table:
+def _label_table(title: str, rows: Sequence[LabelQuality]) -> Table:
     shares = ("consistency", "shown_first", "longer", "unparseable", "refused", "failed", "open")
     table = Table("task", "capability", title=title, title_justify="left")
     for name in ("pairs", *shares, "tokens", "cost"):
         table.add_column(name.replace("_", " "), justify="right")
-    for one in rows:
-        cells = [_percent(getattr(one, name)) for name in shares]
-        tokens = f"{one.prompt_tokens + one.completion_tokens:,.0f}"
-        table.add_row(one.task, one.capability, str(one.pairs), *cells, tokens, f"{one.cost:.4f}")
+    for row in rows:
+        cells = [_percent(getattr(row, name)) for name in shares]
+        tokens = f"{row.prompt_tokens + row.completion_tokens:,.0f}"
+        table.add_row(row.task, row.capability, str(row.pairs), *cells, tokens, f"{row.cost:.4f}")
     return table
 
 
-def _labels_and_people(title: str, rows: Sequence[Quality]) -> Table:
-    caption = "agreement in % of the pairs that people order: asked in one order, both orders agreeing, mean of both"
+def _agreement_table(title: str, rows: Sequence[LabelQuality]) -> Table:
+    caption = "agreement in % of the pairs that people order: single order, both orders agreeing, mean of both orders"
     table = Table("task", "capability", title=title, title_justify="left", caption=caption, caption_justify="left")
-    for name in ("ordered", "one", "both", "mean", "people longer, %", "κ one", "κ both", "95 %"):
+    for name in (
+        "ordered",
+        "single order",
+        "both agree",
+        "mean",
+        "people longer, %",
+        "κ single order",
+        "κ both agree",
+        "95 %",
+    ):
         table.add_column(name, justify="right")
-    for one in rows:
-        shares = (one.agreement_one, one.agreement_both, one.agreement_mean, one.longer_people)
-        kappas = ["–" if value is None else f"{value:+.2f}" for value in (one.kappa_one, one.kappa_both)]
-        interval = "–" if one.kappa_interval is None else "{:+.2f} to {:+.2f}".format(*one.kappa_interval)
-        table.add_row(one.task, one.capability, str(one.people), *map(_percent, shares), *kappas, interval)
+    for row in rows:
+        shares = (row.agreement_one, row.agreement_both, row.agreement_mean, row.longer_people)
+        kappas = ["–" if value is None else f"{value:+.2f}" for value in (row.kappa_one, row.kappa_both)]
+        interval = "–" if row.kappa_interval is None else "{:+.2f} to {:+.2f}".format(*row.kappa_interval)
+        table.add_row(row.task, row.capability, str(row.people), *map(_percent, shares), *kappas, interval)
     return table
 
 

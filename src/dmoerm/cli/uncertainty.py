@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..labeling.questions import PairOf
+    from ..labeling.questions import ResponsePair
     from ..model import DMoERM
     from ..scores import Score
 
 
-def least_sure_first(pairs: Sequence[PairOf], model: DMoERM) -> list[PairOf]:
+def least_sure_first(pairs: Sequence[ResponsePair], model: DMoERM) -> list[ResponsePair]:
     """The pairs by the mean over capabilities of p (1 − p), highest first, p = σ(difference of capability scores)."""
     groups = {id(pair.group): pair.group for pair in pairs}
     scores = dict(zip(groups, model.score_queries(list(groups.values())), strict=True))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from .. import testbed
 from ..config import Config
 from ..errors import DataError
-from ..labels import read_labels, with_judgements
+from ..labels import attach_labels, mismatch, read_labels
 from ..schema import Group
 from ..taxonomy import Taxonomy, draft_taxonomy, load_taxonomy
 from .overall import overall_from_capabilities
@@ -97,20 +97,18 @@ def _read(config: Config) -> tuple[list[Group], Counter[str], Counter[str]]:
 
 
 def _with_labels(config: Config, groups: list[Group]) -> list[Group]:
-    """The groups with a judge's labels."""
+    """Return the groups with the judges' labels."""
     settings = config.data
     if not settings.capability_labels:
         return groups
     labels = [label for path in settings.label_paths() for label in read_labels(path)]
-    found = with_judgements(groups, labels, settings.soft_labels, settings.inconsistent_weight)
-    if not any(group.judged for group in found):
-        raise DataError(
-            "no label fits a group: ids and texts must be those that were labelled",
-            field="data.capability_labels",
-            value=list(settings.capability_labels),
-            hint="label these data, or name the data that were labelled",
-        )
-    return found
+    options = (settings.soft_labels, settings.inconsistent_weight)
+    labeled = attach_labels(groups, labels, *options)
+    if not any(group.judged for group in labeled):
+        cause, hint = mismatch(groups, labels, *options)
+        paths = list(settings.capability_labels)
+        raise DataError(f"no label is usable: {cause}", field="data.capability_labels", value=paths, hint=hint)
+    return labeled
 
 
 def _within(group: Group, taxonomy: Taxonomy) -> Group:
@@ -142,9 +140,10 @@ def _check_names(group: Group, taxonomy: Taxonomy) -> None:
         )
     for capability in {**group.capabilities, **group.judged}:
         if capability not in taxonomy.tasks[group.task].capabilities:
+            graded = capability in group.capabilities
             raise DataError(
                 f"group {group.id}: the taxonomy's task {group.task!r} has no such capability",
-                field="capabilities",
+                field="capabilities" if graded else "data.capability_labels",
                 value=capability,
-                hint="add it to the taxonomy or leave it out of the data",
+                hint=f"add it to the taxonomy or leave it out of the {'data' if graded else 'label files'}",
             )

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import DataError
-from ..labeling.judge import rewards
-from ..labels import OVERALL, Label, read_labels
+from ..labeling.judge import rewards_from_labels
+from ..labels import OVERALL, CapabilityLabel, read_labels
 from ..schema import Query
 from .runs import Outside
 
@@ -18,11 +18,11 @@ from .runs import Outside
 class RecordedJudge:
     """A judge by its labels of `overall`; a pair that has none counts 0.5."""
 
-    labels: Sequence[Label]
+    labels: Sequence[CapabilityLabel]
 
     def score_all(self, queries: Sequence[Query]) -> list[list[float]]:
         """See `Method`: how often a response is preferred to another."""
-        return rewards(self.labels, queries)
+        return rewards_from_labels(self.labels, queries)
 
 
 def recorded(paths: Sequence[Path]) -> dict[str, Outside]:
@@ -31,16 +31,17 @@ def recorded(paths: Sequence[Path]) -> dict[str, Outside]:
     Raises:
         DataError: no judge did.
     """
-    by_judge: dict[str, list[Label]] = {}
+    by_judge: dict[str, list[CapabilityLabel]] = {}
     for label in (label for path in paths for label in read_labels(path)):
         if label.capability == OVERALL:
             by_judge.setdefault(label.judge, []).append(label)
     if paths and not by_judge:
-        raise DataError("no label says which response is better as a whole", file=paths[0], field="capability")
+        hint = "label the overall preference with `dmoerm label --overall`"
+        raise DataError("no label is about the overall preference", file=paths[0], field="capability", hint=hint)
     return {f"judge_{name}": _recorded(name, labels) for name, labels in by_judge.items()}
 
 
-def _recorded(name: str, labels: Sequence[Label]) -> Outside:
+def _recorded(name: str, labels: Sequence[CapabilityLabel]) -> Outside:
     judge = RecordedJudge(labels)
     key = hashlib.sha256(repr(list(labels)).encode()).hexdigest()[:32]
     tasks = frozenset(label.task for label in labels)

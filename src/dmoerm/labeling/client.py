@@ -207,7 +207,9 @@ class JudgeClient:
         reason = self.scrub(error)
         if (name := self._unsupported_field(error, fields)) is not None:
             hint = _REMOVE_FIELD.get(name, f"remove --request-field {name}")
-            raise LabelingError(f"{self.endpoint.base_url} rejects the request field {name!r}: {reason}; {hint}") from None
+            raise LabelingError(
+                f"{self.endpoint.base_url} rejects the request field {name!r}: {reason}; {hint}"
+            ) from None
         if isinstance(error, _FAILS_ONE_CALL):
             return
         if isinstance(error, _FATAL):

@@ -79,7 +79,7 @@ def rewards_from_labels(labels: Iterable[CapabilityLabel], queries: Sequence[Que
     matches = [by_group.get((query.id, content_digest(query)), {}) for query in queries]
     if not any(matches) and any(len(query.responses) > 1 for query in queries):
         cause, hint = mismatch(queries, labels)
-        raise DataError(f"no label of the judge is usable: {cause}", remedy=hint)
+        raise DataError(f"no label of the judge is usable: {cause}", hint=hint)
     return [_rewards(len(query.responses), pairs) for query, pairs in zip(queries, matches, strict=True)]
 
 

@@ -33,7 +33,11 @@ def plot_quality(path: Path, qualities: Sequence[LabelQuality]) -> None:
             if quality.kappa_interval is not None:
                 panels[2].plot(quality.kappa_interval, (y, y), color=color, linewidth=1.2)
         panels[0].plot([], [], "o", color=color, label=judge)
-    titles = ("consistency of both orders", "share in favor of the response shown first", "κ with people, both orders agreeing")
+    titles = (
+        "consistency of both orders",
+        "share for the response shown first",
+        "κ with people (both orders agree)",
+    )
     for axes, title, mark in zip(panels, titles, (None, 0.5, 0.0), strict=True):
         axes.set_title(title, fontsize=10)
         axes.grid(axis="y", linewidth=0.3)

@@ -123,7 +123,9 @@ def judge_messages(
     shown = [(example.prompt, example.first, example.second) for example in examples] + [(prompt, first, second)]
     texts = [_texts(*parts, words, max_characters) for parts in shown]
     word = _delimiter_word([text for parts in texts for text in parts])
-    rubrics = "\n".join(f"- {name} ({capability.title}): {capability.rubric}" for name, capability in capabilities.items())
+    rubrics = "\n".join(
+        f"- {name} ({capability.title}): {capability.rubric}" for name, capability in capabilities.items()
+    )
     form = "{" + ", ".join(f'"{name}": "A" | "B" | "C"' for name in capabilities) + "}"
     system = f"{words.system.format(word=word)}\n\n{rubrics}\n\n{words.form.format(form=form)}"
     turns = [{"role": "system", "content": system}]

@@ -41,7 +41,6 @@ class LabelQuality:
             which both orders agree.
         kappa_interval: 95 % interval of `kappa_both`, by bootstrap over prompts.
         prompt_tokens, completion_tokens, cost: totals of all calls.
-        unmatched: number of labels whose group is not among the groups, or has other texts.
     """
 
     judge: str
@@ -66,7 +65,6 @@ class LabelQuality:
     prompt_tokens: float
     completion_tokens: float
     cost: float
-    unmatched: int
 
 
 @dataclass(frozen=True)
@@ -140,7 +138,6 @@ def _quality(judge: str, task: str, capability: str, rows: Sequence[_ComparedLab
         prompt_tokens=sum(row.label.prompt_tokens for row in rows),
         completion_tokens=sum(row.label.completion_tokens for row in rows),
         cost=sum(row.label.cost for row in rows),
-        unmatched=sum(row.group is None for row in rows),
     )
 
 

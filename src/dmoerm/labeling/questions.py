@@ -60,7 +60,9 @@ class QuestionFormat:
 
     def __post_init__(self) -> None:
         if self.taxonomy is None and not self.overall:
-            raise ConfigError("questions about capabilities require a taxonomy; set a taxonomy, or ask for the overall preference")
+            raise ConfigError(
+                "questions about capabilities require a taxonomy; set one, or ask about the overall preference"
+            )
 
     def capability_sets(self, task: str | None) -> list[dict[str, Capability]]:
         """Return the capabilities of each call on a pair of this task; empty if the taxonomy has none for it."""

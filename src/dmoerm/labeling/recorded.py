@@ -55,17 +55,17 @@ def import_verdicts(
 
 def _no_labels(file: str, count: int, unknown: Sequence[str], groups: Mapping[str, Group]) -> DataError:
     if not count:
-        return DataError("contains no verdicts", file=file, remedy="check the file, and --mode if it is set")
+        return DataError("contains no verdicts", file=file, hint="check the file, and --mode if it is set")
     if not groups:
-        return DataError("the data contain no groups", remedy="check the files passed with --data")
+        return DataError("the data contain no groups", hint="check the files passed with --data")
     if len(unknown) < count:
-        return DataError("preferred is empty in every row", file=file, field="preferred", remedy="add a capability")
+        return DataError("preferred is empty in every row", file=file, field="preferred", hint="add a capability")
     return DataError(
         f"none of the {count} verdicts is about a group in the data, whose ids are like {shorten(next(iter(groups)))}",
         file=file,
         field="id",
         value=unknown[0],
-        remedy="pass the data that were judged with --data",
+        hint="pass the data that were judged with --data",
     )
 
 
@@ -79,9 +79,9 @@ def _add(
     preferred, order = row.get("preferred"), row.get("order")
     if not isinstance(preferred, Mapping):
         hint = "write an object: capability → index or tie"
-        raise DataError("is not an object", field="preferred", value=preferred, remedy=hint)
+        raise DataError("is not an object", field="preferred", value=preferred, hint=hint)
     if order not in ("given", "swapped"):
-        raise DataError("is neither given nor swapped", field="order", value=order, remedy="state the order shown")
+        raise DataError("is neither given nor swapped", field="order", value=order, hint="state the order shown")
     group = groups.get(str(row.get("id")))
     if group is None:
         return False
@@ -92,7 +92,7 @@ def _add(
         outcome = outcomes.get(winner) if isinstance(winner, int | str) else None
         if outcome is None:
             hint = f"write {first}, {second} or tie"
-            raise DataError("is not one of the pair", field=f"preferred.{capability}", value=winner, remedy=hint)
+            raise DataError("is not one of the pair", field=f"preferred.{capability}", value=winner, hint=hint)
         key = CapabilityLabel(name, group.id, content, group.task or "", capability, first, second)
         orders = verdicts.setdefault(key, OrderVerdicts())
         (orders.given if order == "given" else orders.swapped).append(Verdict(outcome))
@@ -108,4 +108,4 @@ def _pair(row: Mapping[str, Any], group: Group) -> tuple[int, int]:
     except (TypeError, ValueError):
         pass
     hint = "write two indices of responses, the lower one first"
-    raise DataError("is not a pair of responses", field="pair", value=pair, remedy=hint)
+    raise DataError("is not a pair of responses", field="pair", value=pair, hint=hint)

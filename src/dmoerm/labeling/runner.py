@@ -207,8 +207,8 @@ class _Run:
         self._example = str(error)
         self.statistics.add_reason(self._example)
         self._unanswered_in_a_row += 1
-        if self._unanswered_in_a_row >= _MAX_UNANSWERED:
-            self.error = LabelingError(f"{self._unanswered_in_a_row} calls in a row have no answer; the last: {error}")
+        if self._unanswered_in_a_row == _MAX_UNANSWERED:
+            self.error = LabelingError(f"{_MAX_UNANSWERED} calls in a row have no answer; the last: {error}")
 
     def _count_answered(self, question: Question, answer: JudgeAnswer) -> None:
         self.statistics.add(answer)
@@ -221,7 +221,8 @@ class _Run:
         self._unusable_in_a_row += 1
         self._unusable_groups.add(question.group.id)
         self._example = _description(answer)
-        if self._unusable_in_a_row >= self.limits.max_unusable and len(self._unusable_groups) >= _MIN_GROUPS:
+        stop = self._unusable_in_a_row >= self.limits.max_unusable and len(self._unusable_groups) >= _MIN_GROUPS
+        if stop and self.error is None:
             self.error = LabelingError(f"{self._unusable_in_a_row} answers in a row are unusable; {self._example}")
 
     def nothing_usable(self) -> LabelingError | None:

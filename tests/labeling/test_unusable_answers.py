@@ -1,0 +1,216 @@
+"""Answers without a verdict end a run, reasoning models get the fields they accept, and errors name the true cause."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_judge import FakeJudge
+
+from dmoerm.errors import ConfigError, LabelingError
+from dmoerm.labeling.client import Endpoint, JudgeClient, UnansweredError
+from dmoerm.labeling.runner import RunLimits, RunStatistics, ask_async
+from dmoerm.labeling.store import AnswerStore, JudgeAnswer
+
+from .test_labeling_run import ask, endpoint, groups, on
+
+NOWHERE = Endpoint("http://127.0.0.1:9/v1", "judge")
+GOOD, BAD = JudgeAnswer("answered", '{"overall": "A"}'), JudgeAnswer("answered", "Well, both are fine.")
+REFUSED = JudgeAnswer("refused", reason="content filter")
+
+
+class Scripted:
+    """A client whose answer to a question depends on the number of the group."""
+
+    endpoint = NOWHERE
+
+    def __init__(self, answer: Callable[[int], JudgeAnswer]) -> None:
+        self.answer, self.calls = answer, 0
+
+    async def ask(self, request: dict[str, Any]) -> JudgeAnswer:
+        self.calls += 1
+        number = request["messages"][-1]["content"].partition("Can you do ")[2].partition("?")[0]
+        return self.answer(int(number))
+
+
+def run(client: Scripted, path: Path, count: int = 20, responses: int = 2, **limits: Any) -> RunStatistics:
+    questions = on(groups(count, responses), NOWHERE, overall=True)
+    store = AnswerStore(path)
+    try:
+        return asyncio.run(ask_async(questions, client, store, RunLimits(1, **limits)))  # pyright: ignore
+    finally:
+        store.close()
+
+
+def test_unusable_answers_in_a_row_end_a_run_which_continues_afterwards(tmp_path):
+    path, bad = tmp_path / "calls.sqlite", Scripted(lambda _: BAD)
+    with pytest.raises(LabelingError, match="7 answers in a row are unusable; the last one is 'Well, both are fine"):
+        run(bad, path, max_unusable=7)
+    assert bad.calls == 7
+    assert len(list(AnswerStore(path).calls())) == 7  # recorded, with their cost
+    rest = run(Scripted(lambda _: GOOD), path, max_unusable=7)
+    assert (rest.known, rest.answered, rest.unusable) == (7, 33, 0)
+
+
+def test_a_usable_answer_starts_the_count_again(tmp_path):
+    statistics = run(Scripted(lambda i: GOOD if i % 4 == 3 else BAD), tmp_path / "calls.sqlite", max_unusable=7)
+    assert (statistics.answered, statistics.unusable) == (40, 30)
+
+
+def test_one_group_that_a_filter_refuses_ends_no_run(tmp_path):
+    client = Scripted(lambda i: REFUSED if i in (4, 5) else GOOD)
+    statistics = run(client, tmp_path / "calls.sqlite", responses=5, max_unusable=7)
+    assert (statistics.refused, statistics.unusable) == (2 * 20, 2 * 20)
+    with pytest.raises(LabelingError, match="7 answers in a row are unusable; the last call was refused: content filt"):
+        run(Scripted(lambda _: REFUSED), tmp_path / "other.sqlite", max_unusable=7)
+
+
+def test_a_short_run_without_a_usable_answer_is_an_error(tmp_path):
+    path = tmp_path / "calls.sqlite"
+    for calls in (2, 0):  # also when it is started again, and all is known
+        client = Scripted(lambda _: BAD)
+        with pytest.raises(LabelingError, match="none of 2 questions has a usable answer; the last one is 'Well"):
+            run(client, path, count=1)
+        assert client.calls == calls
+    assert run(Scripted(lambda i: GOOD if i == 1 else BAD), path, count=2).unusable == 0
+
+
+def test_a_server_that_is_not_there_is_named_with_the_cause(tmp_path):
+    questions = on(groups(1), NOWHERE)
+    where = Endpoint(NOWHERE.base_url, "judge", retries=0)
+    with pytest.raises(LabelingError, match=r"none of 10 questions has a usable answer; Connection error\. .*failed"):
+        ask(questions, where, tmp_path / "calls.sqlite")
+    assert list(AnswerStore(tmp_path / "calls.sqlite").calls()) == []
+
+
+def test_an_answer_that_reaches_the_token_limit_names_the_option(tmp_path):
+    with FakeJudge(1.0, ["cut off"], reasoning="<think> Long thoughts") as server:
+        questions = on(groups(3), endpoint(server), group_capabilities=True)
+        message = r"the last one is '<think> Long ': the answer reached the token limit; raise it with --max-tokens"
+        with pytest.raises(LabelingError, match=message):
+            ask(questions, endpoint(server), tmp_path / "calls.sqlite", concurrency=1, max_unusable=5)
+
+
+def test_reasoning_is_ignored_and_soft_labels_remain(tmp_path):
+    with FakeJudge(reasoning="<think>\nA is shorter, so B.\n</think>\n\n") as server:
+        questions = on(groups(1), endpoint(server), group_capabilities=True)
+        assert ask(questions, endpoint(server), tmp_path / "calls.sqlite").unusable == 0
+
+
+# --- request fields ------------------------------------------------------------------------------------------------
+
+FIXES: dict[str, tuple[dict[str, Any], str]] = {
+    "max_tokens": ({"request_fields": {"max_completion_tokens": 4096}}, "--request-field max_completion_tokens=N"),
+    "temperature": ({"request_fields": {"temperature": None}}, "--request-field temperature=null"),
+    "logprobs": ({"logprobs": False}, "--no-logprobs"),
+    "response_format": ({"schema": False}, "--no-schema"),
+    "top_k": ({"request_fields": {}}, "remove --request-field top_k"),
+}
+
+
+@pytest.mark.parametrize("field", FIXES)
+def test_a_rejected_field_ends_the_run_and_the_message_names_the_option(tmp_path, field):
+    """Nothing is paid or recorded before, and with the option all is answered."""
+    fix, option = FIXES[field]
+    with FakeJudge(rejects=[field]) as server:
+        where = endpoint(server, **({"request_fields": {"top_k": 1}} if field == "top_k" else {}))
+        with pytest.raises(LabelingError, match=f"rejects the request field '{field}': .*; .*{option}"):
+            ask(on(groups(2), where), where, tmp_path / "calls.sqlite", concurrency=1)
+        assert len(server.bodies) == 1
+        assert list(AnswerStore(tmp_path / "calls.sqlite").calls()) == []
+        where = endpoint(server, **fix)
+        assert ask(on(groups(2), where), where, tmp_path / "calls.sqlite").answered == 20
+
+
+def test_a_reasoning_model_is_asked_with_what_it_accepts(tmp_path):
+    fields = {"max_completion_tokens": 4096, "temperature": None, "reasoning_effort": "low"}
+    with FakeJudge(rejects=["max_tokens", "temperature", "logprobs"], reasoning="thoughts </think>") as server:
+        where = endpoint(server, logprobs=False, request_fields=fields)
+        statistics = ask(on(groups(1), where), where, tmp_path / "calls.sqlite")
+        assert (statistics.answered, statistics.unusable) == (10, 0)
+        body = server.bodies[0]
+    assert body.keys() == {"model", "messages", "max_completion_tokens", "reasoning_effort", "response_format"}
+    assert (body["max_completion_tokens"], body["reasoning_effort"]) == (4096, "low")
+
+
+def test_a_text_that_is_too_long_fails_alone_after_an_accepted_request(tmp_path):
+    """Its message may contain the name of a field."""
+    with FakeJudge() as server:
+        where = endpoint(server)
+
+        async def send():
+            async with JudgeClient(where) as client:
+                first, second, *_ = on(groups(1), where)
+                answers = [await client.ask(first.request)]
+                server.rejects = ["max_tokens"]
+                return [*answers, await client.ask(second.request)]
+
+        assert [answer.status for answer in asyncio.run(send())] == ["answered", "failed"]
+
+
+def test_settings_are_part_of_the_key_and_the_default_keys_stay():
+    """A store that was filled before these options existed is still valid."""
+    key = "88c3164b952df8f6cfbab8338e3254e1ff906d87a6c6d0a276d1e470237b644b"
+    assert on(groups(1), Endpoint("http://x", "judge"))[0].key == key
+    assert on(groups(1), Endpoint("http://x", "judge", temperature=0.0, retries=1))[0].key == key
+    changed = [
+        {"max_tokens": 100},
+        {"temperature": 0.5},
+        {"request_fields": {"temperature": None}},
+        {"request_fields": {"top_k": 1}},
+        {"request_fields": {"top_k": 2}},
+        {"request_fields": {"max_completion_tokens": 40}},
+        {"schema": False},
+        {"logprobs": False},
+    ]
+    keys = [on(groups(1), Endpoint("http://x", "judge", **settings))[0].key for settings in changed]
+    assert len({key, *keys}) == len(changed) + 1
+
+
+@pytest.mark.parametrize("name", ["model", "messages", "stream", "n"])
+def test_fields_that_dmoerm_sets_are_refused(name):
+    with pytest.raises(ConfigError, match=f"the request field '{name}' cannot be set"):
+        Endpoint("http://x", "judge", request_fields={name: 1})
+
+
+def test_a_budget_requires_a_token_limit(tmp_path):
+    where = Endpoint("http://x", "judge", prompt_price=1, request_fields={"max_tokens": None})
+    with pytest.raises(ConfigError, match="a budget requires a token limit"):
+        ask(on(groups(1), where), where, tmp_path / "calls.sqlite", max_cost=1)
+
+
+# --- causes --------------------------------------------------------------------------------------------------------
+
+
+def test_a_key_that_no_header_can_contain_is_named(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "kéy\n")
+    with pytest.raises(ConfigError, match=r"\$OPENAI_API_KEY contains characters") as caught:
+        JudgeClient(NOWHERE)
+    assert "kéy" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["localhost:8000", "http://", "http://[::", "ftp://server"])
+def test_an_invalid_url_is_named(url):
+    with pytest.raises(ConfigError, match="base_url must be an http:// or https:// URL"):
+        JudgeClient(Endpoint(url, "judge"))
+
+
+def test_a_body_that_is_not_a_chat_completion_is_shown():
+    async def send() -> None:
+        async with JudgeClient(Endpoint(server.url, "judge", retries=0)) as client:
+            await client.ask(on(groups(1), NOWHERE)[0].request)
+
+    with FakeJudge(1.0, ["wrong json"]) as server, pytest.raises(UnansweredError, match=r"completions \(got .*list"):
+        asyncio.run(send())
+
+
+def test_a_timeout_names_the_option():
+    async def send() -> None:
+        async with JudgeClient(Endpoint(server.url, "judge", timeout=0.05, retries=0)) as client:
+            await client.ask(on(groups(1), NOWHERE)[0].request)
+
+    with FakeJudge(delay=0.3) as server, pytest.raises(UnansweredError, match=r"timed out.*--timeout 0\.05"):
+        asyncio.run(send())
