@@ -23,6 +23,7 @@ def test_the_reward_is_how_often_a_response_wins(tmp_path) -> None:
         judge.score("Hi", ["a", "longer", "the longest"])
         assert sum(server.paid.values()) == calls
         assert judge.score("Hi", ["alone"]) == [0.5]
+        assert judge.score("Hi", ["same", "same"]) == [0.5, 0.5]
 
 
 def test_a_judge_without_a_usable_answer_gives_no_rewards(tmp_path) -> None:

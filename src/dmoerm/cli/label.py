@@ -298,6 +298,8 @@ def _unlabeled(groups: Sequence[Group], question_format: QuestionFormat, files: 
             reasons[f"have the task {group.task!r}, which is not in the taxonomy (its tasks: {known})"] += 1
         else:
             reasons[f"have the task {group.task!r}, for which the taxonomy lists no capabilities"] += 1
+    if identical := sum(len(set(group.responses)) < 2 for group in groups):
+        reasons["have only identical responses"] = identical
     for reason, count in reasons.most_common():
         yield f"{count} of {len(groups)} groups {reason}"
 

@@ -77,7 +77,7 @@ def rewards_from_labels(labels: Iterable[CapabilityLabel], queries: Sequence[Que
             pairs = by_group.setdefault((label.group, label.content), {})
             pairs[label.first, label.second], pairs[label.second, label.first] = label.mean, 1 - label.mean
     matches = [by_group.get((query.id, content_digest(query)), {}) for query in queries]
-    if not any(matches) and any(len(query.responses) > 1 for query in queries):
+    if not any(matches) and any(len(set(query.responses)) > 1 for query in queries):
         cause, hint = mismatch(queries, labels)
         raise DataError(f"no label of the judge is usable: {cause}", hint=hint)
     return [_rewards(len(query.responses), pairs) for query, pairs in zip(queries, matches, strict=True)]
