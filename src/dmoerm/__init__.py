@@ -4,7 +4,7 @@
     rm = dmoerm.DMoERM.from_pretrained("runs/demo/model")
     rm.score("How are you?", ["Fine, and you?", "No."])
 
-Torch is imported at the first use of a model, so that the command line, and the client of a server, start at once.
+Torch is imported at the first use of a model, so that the command line and the server's client start quickly.
 """
 
 from __future__ import annotations

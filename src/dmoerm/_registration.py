@@ -1,7 +1,7 @@
-"""`AutoModelForSequenceClassification` knows DMoERM after `import dmoerm`, without that import paying for torch.
+"""Register DMoERM with `AutoModelForSequenceClassification` on `import dmoerm`, without importing torch.
 
-`dmoerm.model` enters itself into transformers' lists when it is imported. Those lists live in `modeling_auto`; this
-waits until somebody imports that module, and then imports `dmoerm.model`.
+`dmoerm.model` registers itself in transformers' auto mappings when it is imported. The mappings are in `modeling_auto`;
+an import hook waits until that module is imported and then imports `dmoerm.model`.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
-_LISTS = "transformers.models.auto.modeling_auto"
+_AUTO_MODULE = "transformers.models.auto.modeling_auto"
 _MODEL = f"{__package__}.model"
 
 
 def when_transformers_loads() -> None:
-    """Imports `dmoerm.model` now if transformers' lists are loaded, else as soon as they are."""
-    if _LISTS in sys.modules:
+    """Import `dmoerm.model` now if transformers' auto mappings are loaded, else as soon as they are."""
+    if _AUTO_MODULE in sys.modules:
         importlib.import_module(_MODEL)
     else:
         sys.meta_path.insert(0, _Finder())
@@ -29,7 +29,7 @@ class _Finder(importlib.abc.MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if fullname != _LISTS:
+        if fullname != _AUTO_MODULE:
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
         if spec is not None and spec.loader is not None:
@@ -38,13 +38,13 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 
 class _Loader(importlib.abc.Loader):
-    def __init__(self, inner: importlib.abc.Loader) -> None:
-        self.inner = inner
+    def __init__(self, loader: importlib.abc.Loader) -> None:
+        self.loader = loader
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
-        return self.inner.create_module(spec)
+        return self.loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
-        self.inner.exec_module(module)
-        if _MODEL not in sys.modules:  # else that import is what brought us here
+        self.loader.exec_module(module)
+        if _MODEL not in sys.modules:  # otherwise that import triggered this one
             importlib.import_module(_MODEL)

@@ -1,7 +1,7 @@
-"""The command line `dmoerm`, one file a command; `dmoerm --help` lists them.
+"""The command line `dmoerm`, one module per command; `dmoerm --help` lists them.
 
-Torch and transformers are imported inside the commands, so that `--help` answers at once. Results go to the standard
-output, progress and errors to the standard error stream.
+Torch and transformers are imported inside the commands, so that `--help` answers quickly. Results are printed to the
+standard output, progress and errors to the standard error stream.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from ..errors import DmoermError
 from . import benchmark, bon, compare, data, demo, eval, label, push, report, rl, score, serve, train
 
 _INTERRUPTED, _PIPE_CLOSED = 130, 141
-_SYSTEM_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR}
+_SYSTEM_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR}
 
 
 class _Commands(TyperGroup):
-    """Ends a command that fails on purpose with one line and exit code 1; anything else is a fault and a traceback."""
+    """Print an expected error as one line and exit with code 1; any other exception keeps its traceback."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
             raise typer.Exit(_INTERRUPTED) from None
-        except BrokenPipeError:  # whoever reads our output has had enough, as `head` does
-            with contextlib.suppress(OSError):  # else the interpreter's last flush complains again
+        except BrokenPipeError:  # the reader of our output has exited, as `head` does
+            with contextlib.suppress(OSError):  # otherwise the interpreter's last flush raises again
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(_PIPE_CLOSED) from None
         except (DmoermError, OSError) as error:
-            if not isinstance(error, DmoermError) and error.errno not in _SYSTEM_FAULTS:
+            if not isinstance(error, DmoermError) and error.errno not in _SYSTEM_ERRORS:
                 raise
             Console(stderr=True).print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True, highlight=False)
             raise typer.Exit(1) from None
@@ -65,6 +65,6 @@ app.command("demo")(demo.command)
 
 
 def main() -> None:
-    """The `dmoerm` command."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # before transformers is imported: its import talks
+    """Run the `dmoerm` command."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # before transformers is imported, because its import prints
     app(prog_name="dmoerm")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .options import JsonFile, Overrides
-from .train import places, train_and_measure
+from .train import output_paths, train_and_measure
 
 if TYPE_CHECKING:
     from ..config import Config
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def command(
-    output: Annotated[Path | None, typer.Option(help="The run's folder; runs/demo unless given.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/demo.")] = None,
     overrides: Overrides = None,
     json_file: JsonFile = None,
 ) -> None:
@@ -36,12 +36,12 @@ def command(
     route = sorted(scores[0].route.items(), key=lambda item: -item[1])[:2]
     console.print(f"route: {', '.join(f'{task} {probability:.1%}' for task, probability in route)}")
     console.print(scores_table(list(group.responses), scores))
-    for line in places(config, measured=True):
+    for line in output_paths(config, measured=True):
         console.print(line, soft_wrap=True)
 
 
 def _example(config: Config) -> Group:
-    """The first held-out group with a plain text as its prompt, best response and worst alone."""
+    """Return the first held-out group whose prompt is plain text, with its best and worst response only."""
     from ..data.splits import load_splits
 
     groups = load_splits(config).test

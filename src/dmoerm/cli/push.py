@@ -1,4 +1,4 @@
-"""`dmoerm push`: a trained model to the Hugging Face hub."""
+"""`dmoerm push`: upload a trained model to the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import typer
 
 
 def command(
-    model: Annotated[str, typer.Argument(help="A model's or a run's folder.")],
-    repo: Annotated[str, typer.Argument(help="Its name on the hub, such as me/name; created if there is none.")],
-    private: Annotated[bool, typer.Option("--private", help="A repository that is created is private.")] = False,
-    message: Annotated[str | None, typer.Option(help="The commit's message.")] = None,
-    revision: Annotated[str | None, typer.Option(help="The branch; the main one unless given.")] = None,
+    model: Annotated[str, typer.Argument(help="The folder of a model or a run.")],
+    repo: Annotated[str, typer.Argument(help="Repository on the hub, such as me/name; created if it does not exist.")],
+    private: Annotated[bool, typer.Option("--private", help="Create the repository as private.")] = False,
+    message: Annotated[str | None, typer.Option(help="Commit message.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch. Default: main.")] = None,
 ) -> None:
     """Upload a model to the Hugging Face hub: weights as safetensors, settings, tokenizer and card.
 
-    Log in with `hf auth login` first, or set HF_TOKEN. run.yaml goes along; look at the paths in it.
+    Log in with `hf auth login` first, or set HF_TOKEN. run.yaml is uploaded too; check the paths in it.
     """
     from .models import load_model
 

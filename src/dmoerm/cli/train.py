@@ -1,4 +1,4 @@
-"""`dmoerm train`: from a config to a saved model, its measured results, the report and the card."""
+"""`dmoerm train`: train from a config; write the model, its results, the report and the model card."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 
 def command(
-    config: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped config such as human or fast.")],
+    config: Annotated[str, typer.Argument(help="YAML file, or name of a shipped config such as human or fast.")],
     overrides: Overrides = None,
     engine: Engine = "local",
     json_file: JsonFile = None,
-    no_eval: Annotated[bool, typer.Option("--no-eval", help="Do not evaluate on the held-out prompts.")] = False,
+    no_eval: Annotated[bool, typer.Option("--no-eval", help="Skip the evaluation on held-out prompts.")] = False,
 ) -> None:
-    """Train a model and evaluate it on held-out prompts. Started again, it goes on where it was stopped."""
+    """Train a model and evaluate it on held-out prompts. Run the command again to resume an interrupted run."""
     from ..config import load_config
 
     settings, results = load_config(config, overrides or ()), None
@@ -36,7 +36,7 @@ def command(
 
 
 def _print(settings: Config, results: Results | None) -> None:
-    """The main process says what was measured and where it lies."""
+    """Print the results and the output paths, in the main process only."""
     from ..training.processes import is_main
     from .tables import print_results, screen
 
@@ -45,16 +45,16 @@ def _print(settings: Config, results: Results | None) -> None:
     console = screen()
     if results is not None:
         print_results(console, results)
-    for line in places(settings, measured=results is not None):
+    for line in output_paths(settings, measured=results is not None):
         console.print(line, soft_wrap=True)
 
 
 def train_and_measure(
     config: Config, command: str, json_file: Path | None = None, engine: str = "local"
 ) -> tuple[DMoERM, Results]:
-    """Trains, evaluates on the held-out part, and writes results.json, report.html and the model's card.
+    """Train, evaluate on the held-out part, and write results.json, report.html and the model card.
 
-    Of several processes the main one writes; all get the same results.
+    The main process writes; all processes return the same results.
     """
     run = _train(config, engine)
     from ..data.splits import load_splits
@@ -88,12 +88,12 @@ def _train(config: Config, engine: str = "local") -> Run:
     from ..distributed.cluster import import_ray
     from ..distributed.training import on_ray
 
-    import_ray()  # first: that it is missing must not be told after the data are read
+    import_ray()  # first, so that a missing package is reported before the data is read
     return train(config, engine=on_ray)
 
 
-def places(config: Config, measured: bool) -> list[str]:
-    """Where the run has left what."""
+def output_paths(config: Config, measured: bool) -> list[str]:
+    """Return lines that name the files which the run has written."""
     folder = Path(config.output)
     lines = [f"model: {folder / 'model'}"]
     return [*lines, f"results: {folder / 'results.json'}", f"report: {folder / 'report.html'}"] if measured else lines

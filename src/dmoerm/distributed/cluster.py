@@ -1,4 +1,4 @@
-"""The connection to a Ray cluster, and what went wrong on it."""
+"""Connect to a Ray cluster and translate its errors."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 
 from ..errors import ClusterError, ConfigError, DmoermError
 
-_PATIENCE = 10  # seconds
+_CONNECT_TIMEOUT = 10  # seconds
 
 
 def import_ray() -> Any:
-    """The package ray. Raises `ConfigError` where it is not installed."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when a cluster starts: nothing is sent anywhere
+    """Import and return the package ray. Raises `ConfigError` if it is not installed."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when a cluster starts; no usage statistics are sent
     try:
         import ray
     except ImportError:
@@ -26,15 +26,14 @@ def import_ray() -> Any:
 
 @contextlib.contextmanager
 def cluster(address: str | None = None) -> Iterator[Any]:
-    """The package ray, connected; at the end the connection is closed, unless it was there before.
+    """Connect to a cluster and yield the package ray; close the connection on exit unless it existed before.
 
     Args:
-        address: of the cluster; None: that of the environment variable RAY_ADDRESS, else one starts on this machine.
+        address: the cluster's address; None: the environment variable RAY_ADDRESS, else a new cluster on this machine.
 
     Raises:
         ConfigError: ray is not installed.
-        ClusterError: the cluster cannot be reached, or lost what ran on it; errors that a worker raised on purpose are
-            raised as they are.
+        ClusterError: the cluster cannot be reached, or it lost a worker. A `DmoermError` of a worker is raised as it is.
     """
     ray = import_ray()
     ours = not ray.is_initialized()
@@ -43,39 +42,39 @@ def cluster(address: str | None = None) -> Iterator[Any]:
             _connect(ray, address)
         yield ray
     except ray.exceptions.RayError as error:
-        raise _told(error) from error
+        raise _translated(error) from error
     finally:
         if ours:
             ray.shutdown()
 
 
-def room(ray: Any, cpus: float, gpus: float) -> int:
-    """How many tasks or actors that ask for so much the cluster has room for; one at least."""
-    whole = ray.cluster_resources()
-    asked = {"CPU": cpus, "GPU": gpus}
-    return max(1, min((int(whole.get(name, 0) / need) for name, need in asked.items() if need), default=1))
+def worker_slots(ray: Any, cpus: float, gpus: float) -> int:
+    """Return how many tasks or actors with these requirements fit on the cluster at once, at least 1."""
+    resources = ray.cluster_resources()
+    required = {"CPU": cpus, "GPU": gpus}
+    return max(1, min((int(resources.get(name, 0) / need) for name, need in required.items() if need), default=1))
 
 
 def _connect(ray: Any, address: str | None) -> None:
     try:
-        _knock(address or os.environ.get("RAY_ADDRESS", ""))
+        _check_reachable(address or os.environ.get("RAY_ADDRESS", ""))
         ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, ValueError, RuntimeError) as error:
-        raise ClusterError(f"Ray cluster {address or 'here'}: {error}; correct ray.address, or start it") from error
+        raise ClusterError(f"Ray cluster {address or 'on this machine'}: {error}; correct ray.address or start the cluster") from error
 
 
-def _knock(address: str) -> None:
-    """Raises `OSError` where nobody listens at HOST:PORT; by itself, Ray would try for minutes."""
+def _check_reachable(address: str) -> None:
+    """Raise `OSError` if nothing listens at HOST:PORT; Ray itself would retry for minutes."""
     host, _, port = address.rpartition(":")
     if host and port.isdigit() and "/" not in host:
-        socket.create_connection((host, int(port)), _PATIENCE).close()
+        socket.create_connection((host, int(port)), _CONNECT_TIMEOUT).close()
 
 
-def _told(error: Any) -> Exception:
+def _translated(error: Any) -> Exception:
     cause = getattr(error, "cause", None)
     if isinstance(cause, DmoermError):
         return cause
     if cause is not None:
-        return error  # a fault in our code: its traceback is what helps
+        return error  # a bug in our code: the traceback helps
     reason = " ".join(str(error).split())[:300]
-    return ClusterError(f"the cluster lost what ran on it: {reason}; run again: what is finished is not done again")
+    return ClusterError(f"the cluster lost a running task: {reason}; run the command again to resume from the finished steps")

@@ -27,7 +27,7 @@ from ..io.storage import complete_at, exists, matching, open_binary, version
 from ..scoring.output import open_output
 from ..scoring.rows import RowScorer, Tally, written_rows
 from ..scoring.shards import Shard, shard_rows, shards_of
-from .cluster import cluster, room
+from .cluster import cluster, worker_slots
 
 OpenScorer = Callable[[], RowScorer]
 """Loads what scores; called once in each actor, so it must travel: a function of a module, or a partial of one."""
@@ -167,7 +167,7 @@ def _run(ray: Any, job: Job, open_scorer: OpenScorer, shards: Sequence[Shard], p
     ray_data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     rows = [{"number": number, "shard": shard.model_dump_json()} for number, shard in enumerate(shards)]
-    actors = min(pool.actors or room(ray, pool.cpus, pool.gpus), len(shards))
+    actors = min(pool.actors or worker_slots(ray, pool.cpus, pool.gpus), len(shards))
     dataset = ray_data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         _Actor,
         fn_constructor_args=(job, open_scorer),

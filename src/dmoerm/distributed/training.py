@@ -1,7 +1,7 @@
-"""The training graph on Ray: a step is a task, which Ray begins once the tasks of the steps that it needs have ended.
+"""Run the training graph on Ray: each step is a task that starts when the tasks it depends on have finished.
 
-A worker builds the run anew, puts in place what those steps have left on the storage, and does its own. If it or its
-node is lost, Ray begins the task again elsewhere, and the step goes on from its last checkpoint.
+A worker rebuilds the run, loads the results of those steps from the storage and trains its own step. If the worker or
+its node is lost, Ray restarts the task on another worker, and the step resumes from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from ..training.graph import Step, graph, path_to
 from ..training.progress import Progress
 from ..training.run import examples_of, prepare, prepare_examples
 from ..training.steps import Ended, Run
-from .cluster import cluster, room
+from .cluster import cluster, worker_slots
 
-_SHARE = 256  # fewest groups whose activations are worth a worker of their own
+_MIN_SHARE = 256  # groups; fewer are not worth a worker of their own
 
 
 def on_ray(run: Run, data: Splits, steps: Sequence[Step]) -> None:
-    """Does the steps that are not finished on the cluster of `ray.address`; an `Engine`.
+    """Train the unfinished steps on the cluster at `ray.address`; an `Engine`.
 
     Raises:
         ConfigError: ray is not installed.
-        ClusterError: there is no such cluster, or a step was lost more often than `ray.retries`.
+        ClusterError: the cluster cannot be reached, or a step was lost more than `ray.retries` times.
     """
     if run.config.ray.gpus >= 2:
         run.progress.say(f"ray.gpus is {run.config.ray.gpus:g}, but a step uses one GPU; set ray.gpus to 1")
@@ -37,12 +37,12 @@ def on_ray(run: Run, data: Splits, steps: Sequence[Step]) -> None:
 
 
 def _submit(ray: Any, run: Run, data: Splits, steps: Sequence[Step]) -> dict[Any, str]:
-    """Reference → name of each step's task."""
+    """Submit a task for each unfinished step; return reference → step name."""
     settings, config = run.config.ray, reachable(run.config)
     remote = ray.remote(num_cpus=settings.cpus, num_gpus=settings.gpus, max_retries=settings.retries)
-    shared = ray.put(data)  # so that the data's files need be on this machine alone
-    shares = min(room(ray, settings.cpus, settings.gpus), len(data.train) // _SHARE)
-    found: dict[str, Any] = {}
+    shared = ray.put(data)  # the data files are needed on this machine only
+    shares = min(worker_slots(ray, settings.cpus, settings.gpus), len(data.train) // _MIN_SHARE)
+    references: dict[str, Any] = {}
     filled: list[Any] = []
     for step in steps:
         if run.finished(step.name):
@@ -51,32 +51,32 @@ def _submit(ray: Any, run: Run, data: Splits, steps: Sequence[Step]) -> dict[Any
         if shares > 1 and not filled:
             fill = remote(fill_share)
             filled = [fill.options(name=f"activations/{i}").remote(config, shared, i, shares) for i in range(shares)]
-        needed = [found[name] for name in step.needs if name in found] or filled
-        found[step.name] = remote(do_step).options(name=step.name).remote(config, shared, step.name, *needed)
-    return {reference: name for name, reference in found.items()}
+        needed = [references[name] for name in step.needs if name in references] or filled
+        references[step.name] = remote(do_step).options(name=step.name).remote(config, shared, step.name, *needed)
+    return {reference: name for name, reference in references.items()}
 
 
 def _follow(ray: Any, run: Run, names: Mapping[Any, str]) -> None:
-    """Tells of each step as it ends. Raises what the first one raised that failed."""
+    """Report each step when it finishes. Raises the error of the first step that fails."""
     waiting = list(names)
     while waiting:
         (ended,), waiting = ray.wait(waiting, num_returns=1)
         figures: Ended = ray.get(ended)
-        told = "  ".join(f"{name} {figures[name]:.3f}" for name in ("loss", "consistency") if name in figures)
-        run.progress.skip(names[ended], f"{told}  {figures['seconds']:.1f} s")
+        summary = "  ".join(f"{name} {figures[name]:.3f}" for name in ("loss", "consistency") if name in figures)
+        run.progress.skip(names[ended], f"{summary}  {figures['seconds']:.1f} s")
 
 
 def fill_share(config: Config, data: Splits, share: int, of: int) -> None:
-    """In a worker: computes a share of the trunk's activations, into a cache that, at best, all machines reach."""
+    """Compute a share of the trunk's activations in a worker and store them in the cache, shared where possible."""
     with _prepared(config, data) as run:
         run.cache.fill([example.encoded for example in examples_of(run, data.train[share::of])])
 
 
 def do_step(config: Config, data: Splits, name: str, *_needed: Ended | None) -> Ended:
-    """In a worker: does one step, and says how it ended.
+    """Train one step in a worker and return its metrics.
 
     Args:
-        _needed: what the tasks that it needs returned; Ray waits for them.
+        _needed: results of the tasks that the step depends on; Ray waits for them.
     """
     with _prepared(config, data) as run:
         training = prepare_examples(run, data)
@@ -87,19 +87,19 @@ def do_step(config: Config, data: Splits, name: str, *_needed: Ended | None) -> 
 
 @contextlib.contextmanager
 def _prepared(config: Config, data: Splits) -> Iterator[Run]:
-    """The run on a worker; with a storage, what this machine has of its folder is a copy."""
-    place = contextlib.nullcontext(config.output) if config.storage is None else tempfile.TemporaryDirectory()
-    with place as folder:
+    """Prepare the run on a worker; with a storage, its folder on this machine is a temporary copy."""
+    output = contextlib.nullcontext(config.output) if config.storage is None else tempfile.TemporaryDirectory()
+    with output as folder:
         yield prepare(config, data.taxonomy, Path(folder), Progress(quiet=True))
 
 
 def reachable(config: Config) -> Config:
-    """The settings with absolute paths: a worker runs in another folder."""
-    places = {name: getattr(config, name) for name in ("output", "cache", "storage")}
-    places["backbone.path"] = config.backbone.path
-    made = {name: str(Path(place).absolute()) for name, place in places.items() if place and _is_local(name, place)}
-    return changed(config, made)
+    """Return the settings with absolute paths, because a worker runs in another folder."""
+    paths = {name: getattr(config, name) for name in ("output", "cache", "storage")}
+    paths["backbone.path"] = config.backbone.path
+    absolute = {name: str(Path(path).absolute()) for name, path in paths.items() if path and _is_local(name, path)}
+    return changed(config, absolute)
 
 
-def _is_local(name: str, place: str) -> bool:
-    return "://" not in place and (name != "backbone.path" or Path(place).exists())
+def _is_local(name: str, path: str) -> bool:
+    return "://" not in path and (name != "backbone.path" or Path(path).exists())
