@@ -66,5 +66,5 @@ app.command("demo")(demo.command)
 
 def main() -> None:
     """Run the `dmoerm` command."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # before transformers is imported, because its import prints
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # before the import, which prints
     app(prog_name="dmoerm")

@@ -33,7 +33,7 @@ def cluster(address: str | None = None) -> Iterator[Any]:
 
     Raises:
         ConfigError: ray is not installed.
-        ClusterError: the cluster cannot be reached, or it lost a worker. A `DmoermError` of a worker is raised as it is.
+        ClusterError: the cluster cannot be reached, or it lost a worker. A worker's `DmoermError` is raised unchanged.
     """
     ray = import_ray()
     ours = not ray.is_initialized()
@@ -60,7 +60,8 @@ def _connect(ray: Any, address: str | None) -> None:
         _check_reachable(address or os.environ.get("RAY_ADDRESS", ""))
         ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, ValueError, RuntimeError) as error:
-        raise ClusterError(f"Ray cluster {address or 'on this machine'}: {error}; correct ray.address or start the cluster") from error
+        cluster_name = f"Ray cluster {address or 'on this machine'}"
+        raise ClusterError(f"{cluster_name}: {error}; correct ray.address or start the cluster") from error
 
 
 def _check_reachable(address: str) -> None:
@@ -77,4 +78,4 @@ def _translated(error: Any) -> Exception:
     if cause is not None:
         return error  # a bug in our code: the traceback helps
     reason = " ".join(str(error).split())[:300]
-    return ClusterError(f"the cluster lost a running task: {reason}; run the command again to resume from the finished steps")
+    return ClusterError(f"a running task was lost: {reason}; run the command again to resume")
