@@ -1,4 +1,4 @@
-"""`dmoerm report`: results files as one page for people."""
+"""`dmoerm report`: a page from results files."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import typer
 def command(
     files: Annotated[
         list[Path],
-        typer.Argument(metavar="RESULTS.json...", help="What train, eval, compare, bon or rl wrote; one or more."),
+        typer.Argument(metavar="RESULTS.json...", help="Files written by train, eval, compare, bon or rl."),
     ],
-    output: Annotated[Path, typer.Option(help="The page.")] = Path("report.html"),
+    output: Annotated[Path, typer.Option(help="Path of the page.")] = Path("report.html"),
 ) -> None:
-    """Write results as one self-contained HTML page, a section a file. It loads nothing from anywhere."""
+    """Write one self-contained HTML page with a section for each results file."""
     from ..report import write_file_report
     from .tables import screen
 

@@ -1,11 +1,13 @@
-"""report.html: one self-contained page from results files.
+"""report.html, one self-contained page from results files, and the model card.
 
-files.py     which file is what; the page of some files, of a folder
-card.py      the model card: README.md of a model's folder
-page.py      the page itself: sections, tables, style (report.css)
-parts.py     what sections share: cells, capabilities, router, probabilities, length
-plots.py     intervals and reliability;  curves.py  rewards against √KL
-run.py, comparison.py, best_of_n.py, policies.py      a section each
+files.py       read results files; write the page
+registry.py    the kinds of results files
+sections/      the section of each kind; a new kind is one new file
+parts.py       contents that several sections share
+view.py        the view data: tables, plots, texts
+plots.py, curves.py    plots as SVG
+page.py        render templates/
+card.py        README.md of a checkpoint
 """
 
 from .card import write_card

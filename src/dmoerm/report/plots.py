@@ -1,8 +1,7 @@
-"""The report's plots, each from numbers to an SVG text, the same bytes each time. Drawn without a display.
+"""The report's plots: each function turns numbers into an SVG text, with the same bytes each time, without a display.
 
-A plot is as wide as a telephone's screen or little more, so that its text stays legible there; the page lays several
-side by side. A method has the same colour in all of them (`colour_of`); the colours are told apart by those who are
-colour-blind, too, and no plot tells methods apart by colour alone.
+A plot is about as wide as a phone screen, so that its text is legible there. A method has the same color in all plots
+(`color_of`). The colors are distinguishable with color blindness, and markers or line styles distinguish methods too.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from ..experiments.ablations import ABLATIONS
 NARROW, WIDE = 3.5, 4.5
 """Widths of a plot, inches: three or two fit side by side."""
 
-_COLOURS = {
+_COLORS = {
     "dmoerm": "#0066b3",
     "general": "#333333",
     "per_task": "#e69f00",
@@ -35,9 +34,9 @@ _COLOURS = {
     "human": "#000000",
 }
 _FAMILIES = {"ensemble": "#009e73", "bagged": "#56b4e9"}
-_ABLATION, _OUTSIDE = "#8a94a0", "#7b5ea7"
+_ABLATION, _EXTERNAL = "#8a94a0", "#7b5ea7"
 _MARKERS = "osD^v"
-_LONGEST = 22  # characters of a row's name; the tables have the whole of it
+_LONGEST = 22  # characters of a row's name; the tables show all of it
 _STYLE = {
     "font.size": 9,
     "legend.fontsize": 8.5,
@@ -47,7 +46,7 @@ _STYLE = {
     "axes.edgecolor": "#6b7682",
     "grid.linewidth": 0.4,
     "grid.color": "#c9d0d8",
-    "text.parse_math": False,  # names are not ours: a $ in one is a $
+    "text.parse_math": False,  # a $ in a name is a plain character
 }
 
 Arguments = ParamSpec("Arguments")
@@ -55,28 +54,28 @@ Arguments = ParamSpec("Arguments")
 
 @dataclass(frozen=True)
 class Series:
-    """Numbers that one legend entry stands for.
+    """The estimates of one legend entry.
 
     Attributes:
-        label: in the legend.
-        found: row → its number.
-        colour: of all rows; None: each row's name is a method, and has its colour.
+        label: the text in the legend.
+        estimates: row → its estimate.
+        color: the color of all rows; None: each row's name is a method, whose color it has.
     """
 
     label: str
-    found: Mapping[str, Estimate | Difference]
-    colour: str | None = None
+    estimates: Mapping[str, Estimate | Difference]
+    color: str | None = None
 
 
-def colour_of(method: str) -> str:
-    """A method's colour on the whole page; members of a family, ablations, and outside methods share one each."""
+def color_of(method: str) -> str:
+    """Return a method's color; members of a family, ablations and external methods share one each."""
     if method in ABLATIONS:
         return _ABLATION
-    return _COLOURS.get(method) or _FAMILIES.get(method.partition("_")[0], _OUTSIDE)
+    return _COLORS.get(method) or _FAMILIES.get(method.partition("_")[0], _EXTERNAL)
 
 
 def as_svg(draw: Callable[Arguments, Figure]) -> Callable[Arguments, str]:
-    """Makes a function that draws a figure one that returns its SVG text, in the report's style and no other."""
+    """Turn a function that draws a figure into one that returns its SVG text in the report's style."""
 
     @functools.wraps(draw)
     def drawn(*args: Arguments.args, **kwargs: Arguments.kwargs) -> str:
@@ -96,21 +95,21 @@ def interval_plot(
     limits: tuple[float, float] | None = None,
     width: float = WIDE,
 ) -> Figure:
-    """A row a name, a dot and its interval a series.
+    """Draw a row for each name, with a dot and its interval for each series.
 
     Args:
-        mark: a value that a line is drawn at, such as that of chance.
-        limits: of the values; None: as the numbers ask.
+        mark: a value at which a line is drawn, such as chance level.
+        limits: the range of values; None: chosen from the numbers.
     """
-    names = list(dict.fromkeys(name for one in series for name in one.found))
+    names = list(dict.fromkeys(name for entry in series for name in entry.estimates))
     several = len(series) > 1
     figure, axes = new_figure(0.75 + (0.14 + 0.09 * len(series)) * len(names) + 0.3 * several, width)
     offsets = np.linspace(-0.3, 0.3, len(series) + 2)[1:-1]
-    for index, (offset, one) in enumerate(zip(offsets, series, strict=True)):
-        for place, name in enumerate(names):
-            if name in one.found:
-                colour = one.colour or colour_of(name)
-                _interval(axes, one.found[name], place + offset, colour, *_marker(index, one.colour is None))
+    for index, (offset, entry) in enumerate(zip(offsets, series, strict=True)):
+        for row, name in enumerate(names):
+            if name in entry.estimates:
+                color = entry.color or color_of(name)
+                _interval(axes, entry.estimates[name], row + offset, color, *_marker(index, entry.color is None))
     if mark is not None:
         axes.axvline(mark, color="#333333", linewidth=0.8, linestyle=":")
     if limits:
@@ -118,41 +117,39 @@ def interval_plot(
     name_rows(axes, names)
     axes.set_xlabel(xlabel)
     if several:
-        handles = [_handle(index, one) for index, one in enumerate(series)]
+        handles = [_handle(index, entry) for index, entry in enumerate(series)]
         figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(series)), frameon=False)
     return figure
 
 
 @as_svg
-def reliability_plot(found: Mapping[str, CalibrationResult]) -> Figure:
-    """Method → its win probability against how often the likelier winner is the one that people prefer."""
+def reliability_plot(calibrations: Mapping[str, CalibrationResult]) -> Figure:
+    """Draw, for each method, the win probability of the likelier winner against the share that people prefer."""
     figure, axes = new_figure(3.5, WIDE)
     axes.plot([0.5, 1], [0.5, 1], color="#333333", linewidth=0.8, linestyle=":")
     lowest = 0.5
-    for index, (method, one) in enumerate(found.items()):
-        bins = [
-            (b.confidence, b.accuracy, b.pairs) for b in one.bins if b.confidence is not None and b.accuracy is not None
-        ]
+    for index, (method, calibration) in enumerate(calibrations.items()):
+        bins = [(b.confidence, b.accuracy, b.pairs) for b in calibration.bins if None not in (b.confidence, b.accuracy)]
         confidence, accuracy, pairs = np.array(bins, dtype=float).reshape(-1, 3).T
-        colour, marker = colour_of(method), _MARKERS[index % len(_MARKERS)]
-        axes.plot(confidence, accuracy, color=colour, linewidth=1, alpha=0.7)
+        color, marker = color_of(method), _MARKERS[index % len(_MARKERS)]
+        axes.plot(confidence, accuracy, color=color, linewidth=1, alpha=0.7)
         axes.scatter(
-            confidence, accuracy, s=12 + 130 * pairs / max(one.pairs, 1), color=colour, marker=marker, alpha=0.8
+            confidence, accuracy, s=12 + 130 * pairs / max(calibration.pairs, 1), color=color, marker=marker, alpha=0.8
         )
-        axes.plot([], [], marker, color=colour, label=method)
+        axes.plot([], [], marker, color=color, label=method)
         lowest = min([lowest, *accuracy])
     axes.set_xlim(0.48, 1.02)
     axes.set_ylim(lowest - 0.05, 1.05)
     axes.grid()
-    axes.set_xlabel("win probability that the method gives")
-    axes.set_ylabel("share that people prefer, too")
+    axes.set_xlabel("win probability of the method")
+    axes.set_ylabel("share that people prefer")
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 
 def shared_limits(rows: Sequence[Mapping[str, Estimate | Difference]]) -> tuple[float, float]:
-    """From the lowest end of an interval to the highest, 0 included, for plots that stand side by side."""
-    ends = [end for row in rows for found in row.values() for end in (found.low, found.high)]
+    """Return limits that hold all intervals and 0, for plots that stand side by side."""
+    ends = [end for row in rows for estimate in row.values() for end in (estimate.low, estimate.high)]
     low, high = min([0.0, *ends]), max([0.0, *ends])
     margin = 0.04 * (high - low or 1.0)
     return low - margin, high + margin
@@ -162,13 +159,13 @@ def shared_limits(rows: Sequence[Mapping[str, Estimate | Difference]]) -> tuple[
 
 
 def new_figure(height: float, width: float) -> tuple[Figure, Axes]:
-    """An empty plot, inches."""
+    """Create an empty plot; the sizes are in inches."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots()
 
 
 def name_rows(axes: Axes, names: Sequence[str]) -> None:
-    """The names of the rows, from above; dmoerm's stands out."""
+    """Label the rows from the top; the name dmoerm is bold."""
     axes.set_yticks(range(len(names)), [shortened(name) for name in names])
     for name, text in zip(names, axes.get_yticklabels(), strict=True):
         text.set_fontweight("bold" if name == "dmoerm" else "normal")
@@ -179,23 +176,23 @@ def name_rows(axes: Axes, names: Sequence[str]) -> None:
 
 
 def shortened(name: str) -> str:
-    """A name that leaves room for the plot beside it."""
+    """Cut a name so that the plot beside it has room."""
     return name if len(name) <= _LONGEST else name[: _LONGEST - 1] + "…"
 
 
-def _interval(axes: Axes, found: Estimate | Difference, place: float, colour: str, marker: str, filled: bool) -> None:
-    axes.plot([found.low, found.high], [place, place], color=colour, linewidth=1.5, solid_capstyle="butt")
-    face = colour if filled else "white"
-    axes.plot(found.value, place, marker, color=colour, markerfacecolor=face, markersize=4.8, markeredgewidth=1.3)
+def _interval(axes: Axes, estimate: Estimate | Difference, y: float, color: str, marker: str, filled: bool) -> None:
+    axes.plot([estimate.low, estimate.high], [y, y], color=color, linewidth=1.5, solid_capstyle="butt")
+    face = color if filled else "white"
+    axes.plot(estimate.value, y, marker, color=color, markerfacecolor=face, markersize=4.8, markeredgewidth=1.3)
 
 
 def _marker(index: int, by_row: bool) -> tuple[str, bool]:
-    """Series whose rows have their own colours are told apart by a filled dot, an open one, and other shapes."""
+    """Return a marker and whether it is filled; both vary if the rows have colors of their own (`by_row`)."""
     return (_MARKERS[index // 2 % len(_MARKERS)], index % 2 == 0) if by_row else (_MARKERS[index % len(_MARKERS)], True)
 
 
-def _handle(index: int, one: Series) -> Line2D:
-    colour = one.colour or "#444444"
-    marker, filled = _marker(index, one.colour is None)
-    face = colour if filled else "white"
-    return Line2D([], [], color=colour, marker=marker, markerfacecolor=face, markersize=5, label=shortened(one.label))
+def _handle(index: int, entry: Series) -> Line2D:
+    color = entry.color or "#444444"
+    marker, filled = _marker(index, entry.color is None)
+    face = color if filled else "white"
+    return Line2D([], [], color=color, marker=marker, markerfacecolor=face, markersize=5, label=shortened(entry.label))

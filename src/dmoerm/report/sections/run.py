@@ -1,0 +1,89 @@
+"""The section of one run, from the results.json of `dmoerm train` or `dmoerm eval`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from ...evaluation.results import SUMMARIES, Results
+from .. import parts
+from ..plots import Series, color_of, interval_plot
+from ..registry import shows
+from ..view import Content, Number, PlotGrid, Section, Table, TableRow, make_section
+
+_DESCRIPTIONS = {
+    "general": "one model trained on all tasks together (the single reward model)",
+    "per_task": "one model for each task, given the task",
+    "dmoerm": "router, experts and aggregator end to end: the router alone chooses the task",
+}
+
+
+@shows(Results, "results.json")
+def run_section(results: Results) -> Section:
+    """Show what one run and its evaluation measured."""
+    mean, difference = results.accuracy["dmoerm"]["mean"], results.paired["dmoerm - general"]["mean"]
+    lead = (
+        f"Mean accuracy over {len(results.tasks)} tasks: {parts.percent(mean.value)} ({parts.interval(mean)}). "
+        f"Difference to the single model: {parts.percent(difference.value, '+')} ({parts.interval(difference)}). "
+        f"Seed: {results.seed}."
+    )
+    return make_section(f"Run: {results.command}", [lead], _blocks(results))
+
+
+def _blocks(results: Results) -> Iterator[tuple[str, Iterable[Content]]]:
+    yield f"Accuracy on {results.overlap.description}", _accuracy(results)
+    yield "Differences on the same pairs", _differences(results)
+    yield "Capabilities", _capabilities(results)
+    yield "Router", parts.router_contents({"": results.router})
+    yield "Win probability", parts.calibration_contents({"": {"dmoerm": results.calibration}}, ["dmoerm"])
+    yield "Correlation of reward with length", parts.length_contents({"": results.length_bias})
+    yield "Time and memory", [_costs(results)]
+    yield "Settings", parts.settings_contents(results.config, results.versions)
+
+
+def _accuracy(results: Results) -> Iterator[Content]:
+    methods = list(results.accuracy)
+    descriptions = [[parts.method_name(m), _DESCRIPTIONS.get(m, "")] for m in methods]
+    yield Table("Methods", ["method", "description"], descriptions)
+    series = [Series(m, _marked(results, row), color_of(m)) for m, row in results.accuracy.items()]
+    plot = interval_plot(series, "accuracy (0.5: chance)", mark=0.5)
+    yield PlotGrid("Accuracy of each method by task", {"": plot}, wide=True)
+    header = ["task", "pairs", "prompts", *methods, *results.paired]
+    rows = [_row(results, name) for name in next(iter(results.accuracy.values()))]
+    yield Table("Share of human-ordered pairs that a method orders the same way", header, rows, SUMMARIES)
+    yield from results.remarks
+
+
+def _row(results: Results, name: str) -> TableRow:
+    columns = [*results.accuracy.values(), *results.paired.values()]
+    sizes = parts.numbers(columns[0][name], pairs="", prompts="")
+    return [_mark(results, name), *sizes, *(parts.estimate_number(column[name]) for column in columns)]
+
+
+def _mark(results: Results, name: str) -> str:
+    return f"{name} *" if name in results.derived_tasks else name
+
+
+def _marked(results: Results, row: Mapping[str, Any]) -> dict[str, Any]:
+    return {_mark(results, name): value for name, value in row.items()}
+
+
+def _differences(results: Results) -> Iterator[Content]:
+    rows = results.paired.items()
+    series = [Series(pair, _marked(results, row), color_of(pair.removeprefix("dmoerm - "))) for pair, row in rows]
+    plot = interval_plot(series, "difference of accuracy", mark=0)
+    yield PlotGrid("Difference between dmoerm and each other method by task", {"": plot}, wide=True)
+
+
+def _capabilities(results: Results) -> Iterator[Content]:
+    label, color = "accuracy of the expert (0.5: chance)", color_of("dmoerm")
+    plots = {task: interval_plot([Series(task, row, color)], label, 0.5) for task, row in results.capabilities.items()}
+    yield PlotGrid("Capability accuracy", plots, wide=True)
+    yield from parts.capability_contents({"": results.capabilities})
+
+
+def _costs(results: Results) -> Table:
+    rows: list[TableRow] = [[phase, Number(f"{seconds:.0f} s")] for phase, seconds in results.time.items()]
+    if results.peak_memory is not None:
+        rows.append(["peak memory of the process", Number(f"{results.peak_memory / 2**30:.1f} GiB")])
+    return Table("Training time of each phase, and peak memory", ["quantity", "value"], rows)
