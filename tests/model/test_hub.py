@@ -10,15 +10,16 @@ from typing import Any
 
 import pytest
 from fake_hub import Hub, running_hub
+from sample_results import example
 from typer.testing import CliRunner
 
 from dmoerm.cli import app
 from dmoerm.errors import ArtefactError
 from dmoerm.model import DMoERM
 from dmoerm.model.hub import named
-from dmoerm.report.card import _USE
+from dmoerm.report.card import card
 
-CARD = _USE
+CARD = card(example(), {"chitchat": ["empathy"]})
 
 
 @pytest.fixture
@@ -53,9 +54,9 @@ def test_a_model_goes_up_and_comes_down(hub: Hub, model: DMoERM) -> None:
     assert repository.messages == ["The first."]
     kinds = {Path(name).suffix or name for name in repository.files["main"]}
     assert kinds <= {".safetensors", ".json", ".md", ".yaml", ".jinja", "SHA256SUMS"}
-    card = repository.files["main"]["README.md"].decode()
-    assert 'from_pretrained("me/rm")' in card
-    assert "dmoerm serve me/rm" in card
+    text = repository.files["main"]["README.md"].decode()
+    assert 'from_pretrained("me/rm")' in text
+    assert "dmoerm serve me/rm" in text
     again = DMoERM.from_pretrained("me/rm")
     assert rewards(again) == pytest.approx(rewards(model), abs=1e-5)
     assert again.texts["run.yaml"] == model.texts["run.yaml"]
@@ -134,7 +135,7 @@ def test_what_cannot_be_uploaded_is_told(hub: Hub, model: DMoERM, monkeypatch: p
 
 
 def test_a_card_names_where_the_model_is_now() -> None:
-    card = named(CARD, "me/rm")
-    assert card.count("me/rm") == 2
-    assert "path/to" not in card
-    assert named(card, "me/other") == named(CARD, "me/other")
+    text = named(CARD, "me/rm")
+    assert text.count("me/rm") == 2
+    assert "path/to" not in text
+    assert named(text, "me/other") == named(CARD, "me/other")

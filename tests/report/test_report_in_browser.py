@@ -1,4 +1,4 @@
-"""The page as people see it: in Chromium, on a wide screen and on a telephone, light and dark."""
+"""The page in Chromium: on a wide screen and on a phone, light and dark."""
 
 from __future__ import annotations
 
@@ -22,36 +22,36 @@ _FONTS = """() => [...document.querySelectorAll('body *')].filter(e => e.textCon
 
 @pytest.fixture(scope="module")
 def made_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """20 methods on 5 tasks, with names that nobody would give."""
-    place = tmp_path_factory.mktemp("page") / "report.html"
-    write_report(place, comparison(), best_of_n(), policies(), example())
-    return place
+    """A page of every kind of results, with 20 methods on 5 tasks."""
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    write_report(path, comparison(), best_of_n(), policies(), example())
+    return path
 
 
-@pytest.fixture(params=["made_up", "compared"])
-def place(request: pytest.FixtureRequest) -> Path:
-    found = request.getfixturevalue(request.param)
-    return found / "report.html" if found.is_dir() else found
+@pytest.fixture(params=["made_up", pytest.param("compared", marks=pytest.mark.slow)])
+def report(request: pytest.FixtureRequest) -> Path:
+    path = request.getfixturevalue(request.param)
+    return path / "report.html" if path.is_dir() else path
 
 
-@pytest.fixture(params=[(1280, "light"), (400, "dark")], ids=lambda given: f"{given[0]} {given[1]}")
-def opened(request: pytest.FixtureRequest, browser: Any, place: Path) -> Iterator[tuple[Any, list[str]]]:
-    """The page, and what it has asked for and complained about."""
+@pytest.fixture(params=[(1280, "light"), (400, "dark")], ids=lambda param: f"{param[0]} {param[1]}")
+def opened(request: pytest.FixtureRequest, browser: Any, report: Path) -> Iterator[tuple[Any, list[str]]]:
+    """The open page, and its requests and console messages."""
     width, scheme = request.param
     size = {"width": width, "height": 900}
     page = browser.new_page(viewport=size, color_scheme=scheme, reduced_motion="reduce")
-    said: list[str] = []
-    page.on("console", lambda message: said.append(message.text))
-    page.on("pageerror", lambda error: said.append(str(error)))
-    page.on("request", lambda asked: said.append(asked.url))
-    page.on("requestfailed", lambda failed: said.append(f"failed: {failed.url}"))
-    page.goto(place.as_uri())
-    yield page, said
+    messages: list[str] = []
+    page.on("console", lambda message: messages.append(message.text))
+    page.on("pageerror", lambda error: messages.append(str(error)))
+    page.on("request", lambda request: messages.append(request.url))
+    page.on("requestfailed", lambda failed: messages.append(f"failed: {failed.url}"))
+    page.goto(report.as_uri())
+    yield page, messages
     page.close()
 
 
-def test_the_page_can_be_read(opened: tuple[Any, list[str]], place: Path) -> None:
-    page, said = opened
+def test_the_page_can_be_read(opened: tuple[Any, list[str]], report: Path) -> None:
+    page, messages = opened
     width = page.viewport_size["width"]
     assert page.evaluate("document.documentElement.scrollWidth") <= width, "the page scrolls sideways"
     assert min(page.evaluate(_FONTS)) >= 12
@@ -62,7 +62,7 @@ def test_the_page_can_be_read(opened: tuple[Any, list[str]], place: Path) -> Non
         assert selector == "table" or max(size[0] for size in sizes) <= width, selector
     images = page.evaluate("[...document.images].map(i => [i.complete, i.naturalWidth, i.width])")
     assert all(complete and shown >= 0.75 * drawn > 0 for complete, drawn, shown in images), "text of plots too small"
-    assert said == [place.as_uri()], "the page loads something, or complains"
+    assert messages == [report.as_uri()], "the page loads something or logs an error"
 
 
 def test_contents_lead_to_their_sections(opened: tuple[Any, list[str]]) -> None:

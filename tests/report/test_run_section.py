@@ -1,0 +1,44 @@
+"""The section of one run."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from sample_results import DIFFERENCE, ESTIMATE, NAMES, example
+
+from dmoerm.report import report_html, write_report
+
+
+def test_the_page_is_self_contained_and_says_the_numbers(tmp_path: Path) -> None:
+    write_report(tmp_path / "report.html", example(config={"name": "<b>"}))
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<img") == 4
+    assert {link[:5] for link in re.findall(r'(?:src|href)="([^"#]+)', page)} == {"data:"}
+    assert "http" not in page
+    for words in ("70.0%", "60.0–80.0", "+3.0%", "98.0%", "objective_qa", "name: &lt;b&gt;", "1.0 GiB"):
+        assert words in page
+
+
+def test_the_page_does_without_what_was_not_measured() -> None:
+    one = {m: {"chitchat": ESTIMATE, "mean": ESTIMATE} for m in ("general", "dmoerm")}
+    sparse: dict[str, Any] = {
+        "accuracy": one,
+        "paired": {"dmoerm - general": {"chitchat": DIFFERENCE, "mean": DIFFERENCE}},
+        "capabilities": {},
+        "router": {"accuracy": None, "prompts": 0, "fallback": None, "confusion": {}},
+        "length_bias": {},
+        "time": {},
+        "peak_memory": None,
+    }
+    page = report_html(example(**sparse))
+    assert "Router" not in page
+    assert "Capabilities" not in page
+
+
+def test_derived_tasks_are_marked() -> None:
+    changes = {m: dict.fromkeys([*NAMES, "mean_human"], ESTIMATE) for m in ("general", "dmoerm")}
+    paired = {"dmoerm - general": dict.fromkeys([*NAMES, "mean_human"], DIFFERENCE)}
+    results = example(derived_tasks=["chitchat"], accuracy=changes, paired=paired)
+    page = report_html(results)
+    assert "chitchat *" in page
+    assert "not given by people" in page
