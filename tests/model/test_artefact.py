@@ -296,6 +296,20 @@ def test_a_config_that_does_not_fit_the_weights_is_named(copied: Path) -> None:
         DMoERM.from_pretrained(edited(copied, tasks={"chitchat": ["empathy"]}))
 
 
+@pytest.mark.parametrize("kind", ["gemma", "gemma2"])
+def test_a_model_that_was_saved_on_an_unsupported_backbone_is_refused_at_loading(copied: Path, kind: str) -> None:
+    backbone = json.loads((copied / "config.json").read_text())["backbone"] | {"model_type": kind}
+    with pytest.raises(ArtefactError, match=rf"config\.json: this model cannot score: .*'{kind}' is not supported"):
+        DMoERM.from_pretrained(edited(copied, backbone=backbone))
+
+
+def test_a_value_that_no_file_holds_is_named(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dmoerm.model.stored.check_config", lambda _: None)
+    backbone = json.loads((copied / "config.json").read_text())["backbone"] | {"model_type": "gemma"}
+    with pytest.raises(ArtefactError, match="has no value for .*embed_scale|do(es)? not fit"):
+        DMoERM.from_pretrained(edited(copied, backbone=backbone))
+
+
 @pytest.mark.parametrize("name", ["", "no/such/folder", "file"])
 def test_a_path_that_holds_no_model_is_named(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_text("x")

@@ -96,6 +96,44 @@ def test_a_backbone_that_cannot_be_cut_is_named(tmp_path: Path, kind: str) -> No
         load_backbone(BackboneConfig(path=path, dtype="float32"))
 
 
+TINY_TEXT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+TINY_TEXT |= {"num_key_value_heads": 1, "head_dim": 8, "vocab_size": 640}
+UNSUPPORTED = {
+    "gemma": "the scale of its embeddings",
+    "gemma2": "it caps its attention logits",
+    "gemma3_text": "several rotary embeddings",
+    "gemma3n_text": "every layer reads an embedding",
+    "gpt_oss": "its attention has sinks",
+    "gemma3": "a composite of several models",
+    "gemma3n": "a composite of several models",
+    "llava": "a composite of several models",
+    "qwen2_vl": "a composite of several models",
+    "qwen3_5": "a composite of several models",
+    "llama4": "a composite of several models",
+}
+
+
+@pytest.mark.parametrize("kind", UNSUPPORTED)
+def test_a_family_that_is_not_supported_is_refused_before_its_weights_are_read(tmp_path: Path, kind: str) -> None:
+    """The folder holds the configuration alone."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.for_model(kind, **TINY_TEXT) if kind in module._UNSUPPORTED else AutoConfig.for_model(kind)
+    config.save_pretrained(tmp_path)
+    with pytest.raises(BackboneError, match=f"type '{kind}' is not supported: .*{UNSUPPORTED[kind]}.*; use a decoder"):
+        load_backbone(BackboneConfig(path=str(tmp_path), dtype="float32"))
+
+
+@pytest.mark.parametrize("kind", ["gemma", "gemma2", "gemma3_text", "gpt_oss"])
+def test_such_a_family_is_refused_under_an_unknown_name_too(
+    backbones: Callable[[str], str], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a family is refused for shows in the model itself, so that its relatives are refused as well."""
+    monkeypatch.setattr(module, "_UNSUPPORTED", {})
+    with pytest.raises(BackboneError, match=f"type '{kind}' .*; use a decoder such as Llama"):
+        load_backbone(BackboneConfig(path=backbones(kind), dtype="float32"))
+
+
 def test_a_backbone_whose_cut_changes_the_result_is_refused(load: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     model = load()
     real_cut = module.cut

@@ -19,7 +19,7 @@ from tiny import tiny_groups, train_quietly, write_groups
 
 from dmoerm.config import Config, changed, dump_config, load_config
 from dmoerm.data.splits import load_splits
-from dmoerm.errors import ConfigError, DataError
+from dmoerm.errors import BackboneError, ConfigError, DataError
 from dmoerm.model import DMoERM
 from dmoerm.schema import Group
 from dmoerm.training import Run, train
@@ -273,6 +273,15 @@ def test_groups_without_a_task_are_routed_and_used(
         train_quietly(tiny_config(data={"files": files}, router={"threshold": 0.0}))
     assert {task for given, task in seen if given is None} == {"chitchat", "objective_qa"}
     assert all(task == given for given, task in seen if given)
+
+
+def test_a_backbone_that_is_not_supported_is_refused_before_anything_is_read_or_written(
+    tiny_config: Callable[..., Config], backbones: Callable[[str], str]
+) -> None:
+    config = tiny_config(backbone={"path": backbones("gemma")}, data={"files": ["no/such/file.jsonl"]})
+    with pytest.raises(BackboneError, match="type 'gemma' is not supported"):
+        train_quietly(config)
+    assert not Path(config.output).exists()
 
 
 def test_data_that_no_router_can_learn_from_is_refused(tiny_config: Callable[..., Config], tmp_path: Path) -> None:

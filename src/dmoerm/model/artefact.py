@@ -123,6 +123,8 @@ def _read(folder: Path, dtype: torch.dtype | None) -> DMoERM:
         experts.attach(model.inner(task).base.branch)  # pyright: ignore[reportArgumentType]
         for i, state in enumerate(states):
             _fill_adapter(experts, i, state, model.config.branch_layer)
+    if unread := [name for name, value in (*model.named_parameters(), *model.named_buffers()) if value.is_meta]:
+        raise ArtefactError(f"{folder}: has no value for {unread[0]}; this backbone is not supported")
     convert(model, dtype)
     try:
         tokenizer = load_tokenizer(folder, trust_remote_code=False)

@@ -8,8 +8,10 @@ there is no trunk and the branch reads the ids themselves, embeddings included.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,15 @@ from .layout import pack
 BUNDLED = "smollm2"
 _BUNDLED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _PARTS = ("layers", "norm", "embed_tokens", "rotary_emb")
+_KNOWN = "use a decoder such as Llama, Qwen2, Qwen3 or Mistral"
+# Families whose layers cannot be run one by one on packed tokens as they are, and why.
+_UNSUPPORTED = {
+    "gemma": "the scale of its embeddings is not stored with its weights",
+    "gemma2": "it caps its attention logits",
+    "gemma3_text": "its layers use several rotary embeddings",
+    "gemma3n_text": "every layer reads an embedding of its own",
+    "gpt_oss": "its attention has sinks",
+}
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -40,20 +51,16 @@ def load_backbone(config: BackboneConfig, empty: bool = False) -> tuple[Decoder,
         BackboneError: no such model, an encoder, a layout that cannot be cut, or a cut that changes the result.
     """
     path = backbone_folder(config.path)
-    try:
+    with _readable(path):
         settings = {"dtype": resolve_dtype(config.dtype), "attn_implementation": ATTENTION}
-        about = AutoConfig.from_pretrained(path, dtype=settings["dtype"]) if empty else None
+        model_config = AutoConfig.from_pretrained(path, dtype=settings["dtype"])
+        check_config(model_config)
         model: Decoder = (
-            empty_part(about, about.num_hidden_layers)
-            if about
+            empty_part(model_config, model_config.num_hidden_layers)
+            if empty
             else AutoModel.from_pretrained(path, use_safetensors=True, **settings).eval()
         )
         tokenizer = load_tokenizer(path)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise BackboneError(
-            f"backbone {path!r} cannot be loaded: {' '.join(str(error).split())[:300]}; "
-            "give the folder or hub name of a Hugging Face decoder"
-        ) from None
     check_decoder(model)
     layers = len(model.layers)
     if config.num_layers and config.num_layers > layers:
@@ -62,6 +69,27 @@ def load_backbone(config: BackboneConfig, empty: bool = False) -> tuple[Decoder,
     if not empty:
         check_cut(model, resolve_cut(config, model))
     return model, tokenizer
+
+
+def check_backbone(config: BackboneConfig) -> None:
+    """Raise `BackboneError` if there is no such backbone or its kind is not supported; its weights are not read."""
+    path = backbone_folder(config.path)
+    with _readable(path):
+        check_config(AutoConfig.from_pretrained(path))
+
+
+@contextlib.contextmanager
+def _readable(path: str) -> Iterator[None]:
+    """Turn what transformers raises for a folder or hub name that it cannot read into a `BackboneError`."""
+    try:
+        yield
+    except BackboneError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise BackboneError(
+            f"backbone {path!r} cannot be loaded: {' '.join(str(error).split())[:300]}; "
+            "give the folder or hub name of a Hugging Face decoder"
+        ) from None
 
 
 def load_tokenizer(path: str | Path, **kwargs: Any) -> PreTrainedTokenizerBase:
@@ -146,45 +174,59 @@ def _numbered(layers: list[nn.Module]) -> nn.ModuleList:
     return nn.ModuleList(copies)
 
 
+def check_config(config: Any) -> None:
+    """Raise `BackboneError` if a backbone's configuration shows, before any weight is read, that it cannot be used."""
+    kind = config.model_type
+    reason = _UNSUPPORTED.get(kind)
+    if reason is None and config.get_text_config() is not config and not config.is_encoder_decoder:
+        reason = "it is a composite of several models, not a text decoder"
+    if reason:
+        raise BackboneError(f"a backbone of type {kind!r} is not supported: {reason}; {_KNOWN}")
+
+
 def check_decoder(model: Decoder) -> None:
-    """Raises `BackboneError` if the model is not a decoder of the common layout (Llama, Qwen2/3, Mistral, …)."""
+    """Raise `BackboneError` if the model is not a decoder of the common layout (Llama, Qwen2/3, Mistral, …)."""
     missing = [part for part in _PARTS if not hasattr(model, part)]
     name = model.config.model_type
     if missing:
         raise BackboneError(
             f"backbone of type {name!r} has no {', '.join(missing)}: encoders and decoders of another layout "
-            "cannot be cut into trunk and branch; use a decoder such as Llama, Qwen2, Qwen3 or Mistral"
+            f"cannot be split into trunk and branch; {_KNOWN}"
         )
     if getattr(model.config, "is_encoder_decoder", False) or getattr(model.config, "use_bidirectional_attention", None):
-        raise BackboneError(f"backbone of type {name!r} is no causal decoder; use Llama, Qwen2, Qwen3 or Mistral")
+        raise BackboneError(f"backbone of type {name!r} is not a causal decoder; {_KNOWN}")
+    stored = model.state_dict().keys()
+    unstored = [n for n, _ in model.named_buffers() if n not in stored and not n.startswith("rotary_emb.")]
+    if unstored:
+        raise BackboneError(f"a backbone of type {name!r} computes {unstored[0]}, which is not saved; {_KNOWN}")
 
 
 @torch.no_grad()
 def check_cut(model: Decoder, layer: int, tolerance: float = 1e-4) -> None:
-    """Raises `BackboneError` unless trunk + branch on packed tokens give the whole model's result."""
+    """Raise `BackboneError` unless trunk + branch on packed tokens give the whole model's result."""
     vocabulary = int(model.config.vocab_size)
     ids = torch.arange(24, device=model.device).reshape(2, 12) * 7919 % vocabulary
-    whole = model(input_ids=ids).last_hidden_state[:, 6:].flatten(0, 1).float()
     trunk, branch = cut(model, layer)
     inputs = pack([(row[:6], [row[6:]]) for row in ids]).to(model.device)
     try:
+        whole = model(input_ids=ids).last_hidden_state[:, 6:].flatten(0, 1).float()
         if trunk is not None:
             inputs = inputs._replace(tokens=run(trunk, inputs)[0])
         found = run(branch, inputs, "responses")[0].float()
     except BackboneError:
         raise
-    except (TypeError, ValueError, RuntimeError, AttributeError, KeyError) as error:  # layers of another make
+    except Exception as error:  # layers that expect other inputs raise many kinds
+        reason = str(error).partition("\n")[0] or type(error).__name__
         raise BackboneError(
-            f"a backbone of type {model.config.model_type!r} cannot be run layer by layer ({error}); "
-            "use Llama, Qwen2, Qwen3 or Mistral"
+            f"a backbone of type {model.config.model_type!r} cannot be run layer by layer ({reason}); {_KNOWN}"
         ) from None
     error = (found - whole).abs().max() / whole.abs().max()
     if model.dtype != torch.float32:
         tolerance = 5e-2  # the two ways round at different places
     if not error <= tolerance:
         raise BackboneError(
-            f"cut at layer {layer}, a backbone of type {model.config.model_type!r} gives another result "
-            f"(relative error {error:.1e}); it cannot be cut: use Llama, Qwen2, Qwen3 or Mistral"
+            f"split at layer {layer}, a backbone of type {model.config.model_type!r} gives another result "
+            f"(relative error {error:.1e}); it cannot be used: {_KNOWN}"
         )
 
 

@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from ..config import AggregatorConfig, EncodingConfig, HeadConfig, LoRAConfig
-from ..errors import ArtefactError, shorten
+from ..errors import ArtefactError, BackboneError, shorten
+from .backbone import check_config
 from .configuration import DMoERMConfig
 from .integrity import count_tensors, read_json
 
@@ -62,7 +63,14 @@ def read_config(folder: Path) -> DMoERMConfig:
         _check_backbone(file, stored)
     except RecursionError:
         raise _no_model(file, "backbone: is nested too deeply") from None
-    return DMoERMConfig(**stored.model_dump())
+    config = DMoERMConfig(**stored.model_dump())
+    try:
+        check_config(config.backbone_config)
+    except BackboneError as error:
+        raise ArtefactError(f"{file}: this model cannot score: {error}; train it again") from None
+    except Exception as error:  # transformers raises many kinds for a configuration that is not valid
+        raise _no_model(file, shorten(str(error))) from None
+    return config
 
 
 def _check_backbone(file: Path, stored: _Stored) -> None:

@@ -30,7 +30,7 @@ from ..io.paths import cache_folder, write_file
 from ..io.storage import Mirror
 from ..model import DMoERM, DMoERMConfig
 from ..model.artefact import with_tokenizer
-from ..model.backbone import cut, load_backbone, resolve_cut
+from ..model.backbone import check_backbone, cut, load_backbone, resolve_cut
 from ..model.training_prompts import TrainingPrompts
 from ..schema import Group, Query
 from ..taxonomy import Taxonomy
@@ -64,6 +64,7 @@ def train(config: Config, console: Console | None = None, engine: Engine | None 
     _check_trackers(config)
     check_sharding(shared_branch=config.base == "frozen", own_router=config.router.kind == "own")
     _check_batches(config)
+    check_backbone(config.backbone)
     data = load_splits(config)
     _check_pairs(data)
     with _alone(Path(config.output)):  # once the data are known to be good, so that they can still be corrected
