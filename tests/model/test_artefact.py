@@ -306,7 +306,7 @@ def test_a_model_that_was_saved_on_an_unsupported_backbone_is_refused_at_loading
 def test_a_value_that_no_file_holds_is_named(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dmoerm.model.stored.check_config", lambda _: None)
     backbone = json.loads((copied / "config.json").read_text())["backbone"] | {"model_type": "gemma"}
-    with pytest.raises(ArtefactError, match="has no value for .*embed_scale|do(es)? not fit"):
+    with pytest.raises(ArtefactError, match=r"has no value for .*embed_scale|do(es)? not fit"):
         DMoERM.from_pretrained(edited(copied, backbone=backbone))
 
 
