@@ -101,7 +101,7 @@ def hard_agreement(labels: list[CapabilityLabel], gold: list[Group]) -> float:
 
 def expert_accuracy(config: Config, output: Path, labels: dict[str, Any]) -> float:
     """Return the experts' accuracy on gold labels of held-out prompts, averaged over all capabilities."""
-    data = config.data.model_copy(update={**labels, "people_grades": not labels})
+    data = config.data.model_copy(update={**labels, "human_labels": not labels})
     run = train(config.model_copy(update={"output": str(output), "data": data}))
     results = evaluate(run.model, load_splits(config).test, config, command="labels", cache=run.cache)
     return statistics.fmean(e.value for task in results.capabilities.values() for e in task.values())

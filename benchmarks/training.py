@@ -134,14 +134,15 @@ def prepared(task: str, place: Path, groups: int, responses: int | None = None) 
 
 def settings(task: str, place: Path, groups: int) -> Config:
     """The run's settings."""
-    step = f"batch_groups: {BATCH[task]}, epochs: {EPOCHS}, learning_rate: {RATE}, best_by: end, evaluations: 1"
+    step = f"batch_groups: {BATCH[task]}, epochs: {EPOCHS}, learning_rate: {RATE}"
+    step += ", metric_for_best_model: end, evaluations: 1"
     return load_config(
         None,
         [
             f"data.files=[{FILES[task]}]",
             f"data.groups_per_task={groups}",
             "data.test_fraction=0.5",
-            "encoding={pooling: last, too_long: keep_both}",
+            "encoding={pooling: last, truncation: keep_both}",
             "backbone.branch_layer=24",
             f"cache={place / 'cache'}",
             f"phase2={{{step}, lora: {{rank: 16, alpha: 16, dropout: 0}}}}",

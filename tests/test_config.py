@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 from pydantic import BaseModel
 
 from dmoerm.config import Config, dump_config, load_config, shipped_configs
@@ -68,7 +69,17 @@ def test_another_recipe_can_be_extended_from_the_command_line():
         (["head.hidden=1000000000"], "head.hidden"),
         (["phase3.hidden=1000000000"], "phase3.hidden"),
         (["router.batch_groups=1000000000"], "router.batch_groups"),
-        (["phase0.best_by=[1"], "YAML"),
+        (["phase0.metric_for_best_model=[1"], "YAML"),
+        (["router.l2=0.1"], "router.l2: unknown setting"),
+        (["router.head_learning_rate=0.1"], "router.head_learning_rate: unknown setting"),
+        (["phase3.head_learning_rate=0.1"], "phase3.head_learning_rate: unknown setting"),
+        (["phase0.head_first={head_learning_rate: 0.1}"], "phase0.head_first.head_learning_rate: unknown setting"),
+        (["base=frozen", "phase0.head_learning_rate=0.1"], "phase0.head_learning_rate has no effect"),
+        (["base=frozen", "phase1.head_first={}"], "phase1.head_first has no effect"),
+        (["phase2.lora.rank=0", "phase2.head_learning_rate=0.1"], "phase2.head_learning_rate has no effect"),
+        (["base_lora.rank=2"], "base_lora has no effect"),
+        (["extends=frozen", "phase0.best_by=end"], "phase0.best_by: is now metric_for_best_model"),
+        (["phase2.first_fraction=0"], "is now phase1.phase1_fraction"),
     ],
 )
 def test_a_wrong_setting_is_named(overrides, told):
@@ -82,3 +93,25 @@ def test_a_wrong_file_is_named(text, tmp_path):
     file.write_text(text)
     with pytest.raises(ConfigError):
         load_config(file)
+
+
+def test_settings_under_their_old_names_are_read(tmp_path):
+    """As in the run configs and model folders of earlier versions."""
+    old = {
+        "experts_a_step": 2,
+        "data": {"people_grades": False, "most_capabilities": 3},
+        "encoding": {"too_long": "keep_both"},
+        "router": {"l2": 0.0, "head_learning_rate": None},
+        "phase0": {"best_by": "consistency", "head_first": {"head_learning_rate": None, "best_by": "end"}},
+        "phase3": {"first_fraction": 0.25, "head_learning_rate": None},
+    }
+    (tmp_path / "old.yaml").write_text(yaml.safe_dump(old))
+    config = load_config(tmp_path / "old.yaml")
+    assert config.experts_per_step == 2
+    assert (config.data.human_labels, config.data.max_capabilities) == (False, 3)
+    assert config.encoding.truncation == "keep_both"
+    assert config.phase0.metric_for_best_model == "accuracy"
+    assert config.phase0.head_first is not None
+    assert config.phase0.head_first.metric_for_best_model == "end"
+    assert config.phase1.phase1_fraction == 0.25
+    assert load_config(None, ["phase3.first_fraction=0.25"]) == load_config(None, ["phase1.phase1_fraction=0.25"])

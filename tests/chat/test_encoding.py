@@ -94,7 +94,7 @@ def test_truncation_never_exceeds_the_limit_and_keeps_the_frame(
     template: str, words: int, answer: int, room: int, data: st.DataObject
 ) -> None:
     how = data.draw(st.sampled_from(["keep_end", "keep_beginning", "keep_both"]))
-    made = encoder(template=template, max_length=room, too_long=how)
+    made = encoder(template=template, max_length=room, truncation=how)
     encoded = made.encode(query("yes " * words, "no " * answer, "Fine."))
     assert all(len(encoded.prompt) + len(ids) <= room for ids in encoded.responses)
     assert encoded.prompt[-len(made.marker) :] == made.marker
@@ -106,7 +106,7 @@ def test_truncation_never_exceeds_the_limit_and_keeps_the_frame(
     ("how", "kept"), [("keep_end", {"zzq"}), ("keep_beginning", {"qzz"}), ("keep_both", {"qzz", "zzq"})]
 )
 def test_each_truncation_keeps_what_it_says(how: str, kept: set[str]) -> None:
-    encoded = encoder(max_length=60, too_long=how, template="plain").encode(query("qzz " + "x " * 200 + "zzq"))
+    encoded = encoder(max_length=60, truncation=how, template="plain").encode(query("qzz " + "x " * 200 + "zzq"))
     text = TOKENIZER.decode(encoded.prompt)
     assert {word for word in ("qzz", "zzq") if word in text} == kept
     assert len(encoded.prompt) == 45  # three quarters; the rest is the responses'
@@ -172,7 +172,7 @@ def test_tokens_count_the_prompt_once() -> None:
 
 @pytest.mark.parametrize("how", ["keep_end", "keep_beginning", "keep_both"])
 def test_a_cut_text_does_not_depend_on_its_siblings(how: str) -> None:
-    cut = encoder(max_length=60, too_long=how)
+    cut = encoder(max_length=60, truncation=how)
     prompt, short, long = "why " * 40, "no", "because " * 60
     alone, beside = (cut.encode(Query(prompt=prompt, responses=texts)) for texts in ((short,), (short, long)))
     assert (alone.prompt, alone.responses[0]) == (beside.prompt, beside.responses[0])

@@ -28,7 +28,12 @@ def invoke(command: str):
 @pytest.fixture(scope="module")
 def config(tiny_backbone, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("experiments")
-    frozen = {"base": "frozen", "phase2": {"lora": {"rank": 0}}, "phase3": {"inputs": "scores", "first_fraction": 0}}
+    frozen = {
+        "base": "frozen",
+        "phase2": {"lora": {"rank": 0}},
+        "phase1": {"phase1_fraction": 0},
+        "phase3": {"inputs": "scores"},
+    }
     file = folder / "tiny.yaml"
     file.write_text(dump_config(make_tiny_config(tiny_backbone, folder, **frozen)), encoding="utf-8")
     return file

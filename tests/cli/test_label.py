@@ -57,7 +57,7 @@ def test_from_data_to_a_trained_model(data, tmp_path, tiny_backbone) -> None:
     assert sum(q["pairs"] for q in quality if q["capability"] != "all capabilities") == len(labels)
 
     settings = yaml.safe_load(dump_config(make_tiny_config(tiny_backbone, tmp_path)))
-    settings["data"] |= {"files": [str(rows)], "capability_labels": str(out), "people_grades": False}
+    settings["data"] |= {"files": [str(rows)], "capability_labels": str(out), "human_labels": False}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
     run("train", tmp_path / "run.yaml")
     results = json.loads((Path(settings["output"]) / "results.json").read_text())

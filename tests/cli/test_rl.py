@@ -27,7 +27,12 @@ def run(*arguments: object, fails: bool = False):
 def config(tiny_backbone, tmp_path_factory) -> Path:
     """A run on all tasks of the testbed."""
     folder = tmp_path_factory.mktemp("rl")
-    frozen = {"base": "frozen", "phase2": {"lora": {"rank": 0}}, "phase3": {"inputs": "scores", "first_fraction": 0}}
+    frozen = {
+        "base": "frozen",
+        "phase2": {"lora": {"rank": 0}},
+        "phase1": {"phase1_fraction": 0},
+        "phase3": {"inputs": "scores"},
+    }
     data = {"files": [], "testbed_prompts": 6, "testbed_responses": 3}
     settings = make_tiny_config(tiny_backbone, folder, **frozen, data=data, taxonomy="paper-en")
     (folder / "tiny.yaml").write_text(dump_config(settings), encoding="utf-8")

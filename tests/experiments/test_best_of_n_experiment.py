@@ -24,7 +24,12 @@ CONDITIONS = {"clean": (0.0, 0.0), "noisy": (0.25, 0.15)}
 
 @pytest.fixture(scope="module")
 def config(tiny_backbone, tmp_path_factory):
-    frozen = {"base": "frozen", "phase2": {"lora": {"rank": 0}}, "phase3": {"inputs": "scores", "first_fraction": 0}}
+    frozen = {
+        "base": "frozen",
+        "phase2": {"lora": {"rank": 0}},
+        "phase1": {"phase1_fraction": 0},
+        "phase3": {"inputs": "scores"},
+    }
     return make_tiny_config(tiny_backbone, tmp_path_factory.mktemp("bon"), **frozen)
 
 

@@ -39,7 +39,12 @@ def quiet_compare(config, **asked) -> Comparison:
 
 @pytest.fixture(scope="module")
 def config(tiny_backbone, tmp_path_factory):
-    frozen = {"base": "frozen", "phase2": {"lora": {"rank": 0}}, "phase3": {"inputs": "scores", "first_fraction": 0}}
+    frozen = {
+        "base": "frozen",
+        "phase2": {"lora": {"rank": 0}},
+        "phase1": {"phase1_fraction": 0},
+        "phase3": {"inputs": "scores"},
+    }
     return make_tiny_config(tiny_backbone, tmp_path_factory.mktemp("compare"), **frozen)
 
 

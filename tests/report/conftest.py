@@ -18,7 +18,12 @@ from dmoerm.config import dump_config
 def compared(tiny_backbone: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output folder of `compare` and `bon`; it takes half a minute, so only slow tests use it."""
     folder = tmp_path_factory.mktemp("compared")
-    frozen = {"base": "frozen", "phase2": {"lora": {"rank": 0}}, "phase3": {"inputs": "scores", "first_fraction": 0}}
+    frozen = {
+        "base": "frozen",
+        "phase2": {"lora": {"rank": 0}},
+        "phase1": {"phase1_fraction": 0},
+        "phase3": {"inputs": "scores"},
+    }
     (folder / "mine.yaml").write_text(dump_config(make_tiny_config(tiny_backbone, folder, **frozen)))
     graded = [group for group in testbed.generate(4, 8) if group.task in TINY_TASKS]
     samples = write_groups(graded, folder / "samples.jsonl")

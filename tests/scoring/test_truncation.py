@@ -20,7 +20,7 @@ LONG = "because " * 60
 
 @pytest.fixture
 def model(tiny_model: Callable[..., Any]) -> Any:
-    return tiny_model(encoding={"max_length": 60, "too_long": "keep_both"})
+    return tiny_model(encoding={"max_length": 60, "truncation": "keep_both"})
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 8192])

@@ -188,7 +188,7 @@ def test_system_turns_and_long_talks_read_back(http, trained_run):
 @pytest.fixture
 def cutting(tiny_model) -> Any:
     """A client of a server whose model reads at most 60 tokens."""
-    model = tiny_model(encoding={"max_length": 60, "too_long": "keep_both"})
+    model = tiny_model(encoding={"max_length": 60, "truncation": "keep_both"})
     with (
         served(create_app(model, ServingConfig(), "cutting")) as url,
         httpx2.Client(base_url=url, timeout=30) as client,

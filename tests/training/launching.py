@@ -22,7 +22,7 @@ DEEPSPEED = Path(sys.prefix) / "deepspeed"  # not among the packages: whatever i
 # Dropout in a LoRA is drawn by each process for its own groups, so that runs with it agree on average alone. What is
 # kept is the end, which is all of the training; in the last form, for some steps, the best.
 LORA = {"rank": 2, "dropout": 0.0}
-END = {"best_by": "end"}
+END = {"metric_for_best_model": "end"}
 ENDS = {"router": END, "phase0": END, "phase1": END, "phase2": {**END, "lora": LORA}, "phase3": END}
 
 

@@ -71,14 +71,14 @@ def test_merged_tasks_are_one_with_all_capabilities(tiny_backbone, tmp_path) -> 
 @pytest.mark.parametrize("count", [0, 1])
 def test_fewer_capabilities_are_fewer_experts(tiny_backbone, tmp_path, count) -> None:
     config = make_tiny_config(tiny_backbone, tmp_path, base="frozen", phase2={"lora": {"rank": 0}})
-    data = config.data.model_copy(update={"most_capabilities": count})
+    data = config.data.model_copy(update={"max_capabilities": count})
     run = train_quietly(config.model_copy(update={"data": data}))
     assert all(len(names) == count for names in run.model.config.tasks.values())
 
 
 def test_base_scores_can_be_left_out(tiny_backbone, tmp_path) -> None:
-    phase3 = {"inputs": "scores", "base_scores": ["general"], "first_fraction": 0}
-    config = make_tiny_config(tiny_backbone, tmp_path, base="frozen", phase2={"lora": {"rank": 0}}, phase3=phase3)
+    phases = {"phase1": {"phase1_fraction": 0}, "phase3": {"inputs": "scores", "base_scores": ["general"]}}
+    config = make_tiny_config(tiny_backbone, tmp_path, base="frozen", phase2={"lora": {"rank": 0}}, **phases)
     run = train_quietly(config)
     inner = run.model.inner(next(iter(run.model.config.tasks)))
     vectors = torch.randn(5, sum(inner.aggregator.split))
@@ -93,6 +93,6 @@ def test_derived_scores_take_all_capabilities_however_few_have_experts(tiny_back
     groups = [group.model_copy(update={"scores": None}) for group in tiny_groups()]
     data = {"files": [write_groups(groups, tmp_path / "graded.jsonl")]}
     config = make_tiny_config(tiny_backbone, tmp_path, data=data)
-    whole, none = load_splits(config), load_splits(changed(config, {"data.most_capabilities": 0}))
+    whole, none = load_splits(config), load_splits(changed(config, {"data.max_capabilities": 0}))
     assert [group.scores for group in whole.train + whole.test] == [group.scores for group in none.train + none.test]
     assert all(group.scores_derived and not group.capabilities for group in none.train + none.test)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from dmoerm.config import HeadConfig, StepConfig
+from dmoerm.config import BranchStepConfig, HeadConfig
 from dmoerm.errors import ArtefactError, DmoermError, TrainingError
 from dmoerm.model.heads import Head
 from dmoerm.schema import Pair
@@ -35,9 +35,9 @@ def head(seed: int = 0, **settings: Any) -> Head:
     return Head(WIDTH, HeadConfig(**settings))
 
 
-def step(**changes: Any) -> StepConfig:
+def step(**changes: Any) -> BranchStepConfig:
     settings = {"epochs": 6, "learning_rate": 3e-2, "batch_groups": 8, "evaluations": 6, "patience": 6}
-    return StepConfig(**settings | changes)
+    return BranchStepConfig(**settings | changes)
 
 
 def fitted(
@@ -100,7 +100,7 @@ def test_an_evaluation_counts_every_pair(tmp_path: Path) -> None:
     """Groups have several pairs, and their number is no multiple of the batch's."""
     listed = [Item(torch.randn(3, WIDTH), [Pair(0, 1), Pair(1, 2), Pair(0, 2)]) for _ in range(11)]
     scorer = head()
-    result = fitted(scorer, tmp_path, validation=listed, best_by="end")
+    result = fitted(scorer, tmp_path, validation=listed, metric_for_best_model="end")
     with torch.no_grad():
         rewards = [scorer(item.features) for item in listed]
     right = [float(r[p.better] > r[p.worse]) for r, item in zip(rewards, listed, strict=True) for p in item.pairs]
@@ -117,13 +117,13 @@ def test_the_best_is_kept_not_the_last(tmp_path: Path) -> None:
     assert result.loss == pytest.approx(loss_of(start, rows(32, 2, flipped=True)), rel=1e-5)
 
 
-@pytest.mark.parametrize("best_by", ["loss", "consistency"])
-def test_an_absurd_learning_rate_never_ends_worse_than_it_began(tmp_path: Path, best_by: str) -> None:
+@pytest.mark.parametrize("metric", ["loss", "accuracy"])
+def test_an_absurd_learning_rate_never_ends_worse_than_it_began(tmp_path: Path, metric: str) -> None:
     scorer, noise = head(), [*rows(16, 2), *rows(16, 3, flipped=True)]
     before = loss_of(scorer, noise)
-    result = fitted(scorer, tmp_path, validation=noise, learning_rate=50, best_by=best_by)
+    result = fitted(scorer, tmp_path, validation=noise, learning_rate=50, metric_for_best_model=metric)
     assert torch.isfinite(scorer.score.weight).all()
-    if best_by == "loss":
+    if metric == "loss":
         assert result.loss == pytest.approx(loss_of(scorer, noise), rel=1e-4)
         assert result.loss <= before + 1e-6
 
@@ -141,21 +141,34 @@ class Watch(TrainerCallback):
         self.seen.append((metrics["eval_loss"], metrics["eval_consistency"], weight.detach().clone()))
 
 
-@pytest.mark.parametrize("best_by", ["loss", "consistency"])
-def test_what_is_kept_is_the_best_of_all_evaluations(tmp_path: Path, best_by: str) -> None:
+@pytest.mark.parametrize("metric", ["loss", "accuracy"])
+def test_what_is_kept_is_the_best_of_all_evaluations(tmp_path: Path, metric: str) -> None:
     scorer, watch = head(), Watch()
     mixed = [*rows(24, 2), *rows(12, 4, flipped=True)]
-    result = fitted(scorer, tmp_path, validation=mixed, learning_rate=0.3, callbacks=(watch,), best_by=best_by)
-    if best_by == "loss":
+    result = fitted(
+        scorer,
+        tmp_path,
+        validation=mixed,
+        learning_rate=0.3,
+        callbacks=(watch,),
+        metric_for_best_model=metric,
+    )
+    if metric == "loss":
         assert result.loss == pytest.approx(min(loss for loss, _, _ in watch.seen))
     else:
         assert result.consistency == max(consistency for _, consistency, _ in watch.seen)
     assert any(torch.equal(scorer.score.weight, weight) for _, _, weight in watch.seen)
 
 
-@pytest.mark.parametrize("best_by", ["loss", "consistency"])
-def test_it_stops_when_it_gets_worse_and_only_then(tmp_path: Path, best_by: str) -> None:
-    worse = fitted(head(), tmp_path / "a", validation=rows(32, 2, flipped=True), patience=1, best_by=best_by)
+@pytest.mark.parametrize("metric", ["loss", "accuracy"])
+def test_it_stops_when_it_gets_worse_and_only_then(tmp_path: Path, metric: str) -> None:
+    worse = fitted(
+        head(),
+        tmp_path / "a",
+        validation=rows(32, 2, flipped=True),
+        patience=1,
+        metric_for_best_model=metric,
+    )
     better = fitted(head(), tmp_path / "b", patience=3, learning_rate=3e-3)
     assert worse.steps < 24
     assert better.steps == 24  # 32 groups in batches of 8, 6 epochs
@@ -199,27 +212,27 @@ class KillAt(TrainerCallback):
             raise Killed
 
 
-@pytest.mark.parametrize("best_by", ["loss", "end"])
+@pytest.mark.parametrize("metric", ["loss", "end"])
 @pytest.mark.parametrize("killed_at", [2, 9, 24])
-def test_a_killed_fit_goes_on_to_the_same_end(tmp_path: Path, killed_at: int, best_by: str) -> None:
+def test_a_killed_fit_goes_on_to_the_same_end(tmp_path: Path, killed_at: int, metric: str) -> None:
     unbroken, broken = head(dropout=0.3), head(dropout=0.3)
-    expected = fitted(unbroken, tmp_path / "a", best_by=best_by)
+    expected = fitted(unbroken, tmp_path / "a", metric_for_best_model=metric)
     with pytest.raises(Killed):
-        fitted(broken, tmp_path / "b", callbacks=(KillAt(killed_at),), best_by=best_by)
+        fitted(broken, tmp_path / "b", callbacks=(KillAt(killed_at),), metric_for_best_model=metric)
     broken = head(dropout=0.3)
-    assert fitted(broken, tmp_path / "b", best_by=best_by) == expected
+    assert fitted(broken, tmp_path / "b", metric_for_best_model=metric) == expected
     assert same(broken, unbroken)
 
 
 def test_a_checkpoint_cut_short_is_passed_over(tmp_path: Path) -> None:
     unbroken, broken = head(dropout=0.3), head(dropout=0.3)
-    fitted(unbroken, tmp_path / "a", best_by="end")
+    fitted(unbroken, tmp_path / "a", metric_for_best_model="end")
     with pytest.raises(Killed):
-        fitted(broken, tmp_path / "b", callbacks=(KillAt(11),), best_by="end")
+        fitted(broken, tmp_path / "b", callbacks=(KillAt(11),), metric_for_best_model="end")
     last = max(tmp_path.glob("b/checkpoint-*"), key=lambda folder: int(folder.name.split("-")[1]))
     (last / "trainer_state.json").unlink()
     broken = head(dropout=0.3)
-    fitted(broken, tmp_path / "b", best_by="end")
+    fitted(broken, tmp_path / "b", metric_for_best_model="end")
     assert same(broken, unbroken)
 
 

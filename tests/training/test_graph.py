@@ -43,7 +43,7 @@ def test_a_path_holds_what_is_needed_and_no_more(tiny_config: Callable[..., Conf
 
 
 def test_a_tasks_experts_may_be_several_steps(tiny_config: Callable[..., Config]) -> None:
-    found = {step.name: step.needs for step in steps(tiny_config(experts_a_step=1))}
+    found = {step.name: step.needs for step in steps(tiny_config(experts_per_step=1))}
     assert {"phase2/chitchat/0", "phase2/chitchat/1"} <= found.keys()
     assert {"phase2/chitchat/0", "phase2/chitchat/1"} <= set(found["phase3/chitchat"])
 

@@ -71,7 +71,7 @@ def test_each_phase_changes_its_own_part_alone(begun: Callable[..., Any], base: 
 
 @pytest.mark.parametrize("base", ["full", "lora"])
 def test_a_trained_base_moves_its_branch(begun: Callable[..., Any], base: str) -> None:
-    (general,) = trained(begun(base=base, phase0={"learning_rate": 1e-2, "best_by": "consistency"}), phase0)
+    (general,) = trained(begun(base=base, phase0={"learning_rate": 1e-2, "metric_for_best_model": "accuracy"}), phase0)
     moved = {name.rpartition(".layers.")[2].split(".", 1)[-1] for name in general if ".layers." in name}
     if base == "lora":
         assert moved <= {"self_attn.q_proj.weight", "self_attn.v_proj.weight"}
@@ -102,7 +102,7 @@ def test_a_warm_start_begins_from_the_general_model(begun: Callable[..., Any], b
 
 @pytest.mark.parametrize("fraction", [0.0, 0.6, 0.3])
 def test_phases_1_and_3_divide_the_prompts(begun: Callable[..., Any], fraction: float) -> None:
-    start = begun(phase3={"first_fraction": fraction})
+    start = begun(phase1={"phase1_fraction": fraction})
     train = start.of(TASK)[0]
     first, second = first_part(start.run, train), second_part(start.run, train)
     if fraction == 0:
@@ -117,7 +117,8 @@ def test_phases_1_and_3_divide_the_prompts(begun: Callable[..., Any], fraction: 
     "inputs", ["both", *(pytest.param(name, marks=pytest.mark.slow) for name in ("embeddings", "scores"))]
 )
 def test_rewards_are_calibrated_whatever_the_aggregator_reads(begun: Callable[..., Any], inputs: str) -> None:
-    start = begun(base="frozen", phase2={"lora": {"rank": 0}}, phase3={"inputs": inputs, "first_fraction": 0})
+    settings = {"phase1": {"phase1_fraction": 0}, "phase2": {"lora": {"rank": 0}}, "phase3": {"inputs": inputs}}
+    start = begun(base="frozen", **settings)
     trained(start, phase0, phase1, phase2, phase3)
     groups = [*start.of(TASK)[0], *start.of(TASK)[1]]
     scores = start.run.model.score([e.group.prompt for e in groups], [e.group.responses for e in groups], TASK)

@@ -21,7 +21,7 @@ from dmoerm.training.run import examples_of
 
 TASK = "chitchat"
 # Most changes are smaller than bfloat16's steps.
-SLOW = {"epochs": 1, "learning_rate": 2e-4, "best_by": "end", "evaluations": 1}
+SLOW = {"epochs": 1, "learning_rate": 2e-4, "metric_for_best_model": "end", "evaluations": 1}
 HEAD = {"head_first": {"epochs": 1, "learning_rate": 1e-3}}
 FAST: dict[str, Any] = {"phase0": SLOW | HEAD, "phase1": SLOW | HEAD, "phase2": SLOW | HEAD}
 RECIPES: dict[str, dict[str, Any]] = {

@@ -38,7 +38,7 @@ FORMS: dict[str, dict[str, Any]] = {
         "encoding": {"pooling": "last"},
         "phase3": {"inputs": "embeddings", "hidden": None},
     },
-    "warm start": {"warm_start": True, "phase3": {"inputs": "scores", "first_fraction": 0}},
+    "warm start": {"warm_start": True, "phase1": {"phase1_fraction": 0}, "phase3": {"inputs": "scores"}},
 }
 
 

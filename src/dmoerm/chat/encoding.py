@@ -105,20 +105,20 @@ class Encoder:
         """Return the token ids of a query.
 
         Raises:
-            DataError: a text is longer than `max_length` and `too_long` is `error`.
+            DataError: a text is longer than `max_length` and `truncation` is `error`.
         """
         with _TOKENIZER_LOCK:
             prompt = self._prompt(query.prompt)
             responses = [self._response(text) for text in query.responses]
         empty = frozenset(i for i, text in enumerate(query.responses) if is_empty(text))
         longest = max(map(len, responses))
-        if self.config.too_long == "error":
+        if self.config.truncation == "error":
             if len(prompt) + longest <= self.max_length:
                 return Encoded(prompt, responses, empty_at=empty)
             raise DataError(
                 f"prompt and response are {len(prompt) + longest} tokens long, more than the {self.max_length} allowed",
                 field=f"query {query.id}",
-                hint="raise encoding.max_length, or set encoding.too_long to keep_both, keep_end or keep_beginning",
+                hint="raise encoding.max_length, or set encoding.truncation to keep_both, keep_end or keep_beginning",
             )
         # three quarters for the prompt, the rest for each response by itself: a score must not depend on others
         kept = self._cut_prompt(prompt, self.max_length * 3 // 4)
@@ -175,9 +175,9 @@ class Encoder:
             return ids
         body, marker = ids[: -len(self.marker)], self.marker
         limit -= len(marker)
-        if self.config.too_long == "keep_beginning":
+        if self.config.truncation == "keep_beginning":
             return body[:limit] + marker
-        tail = limit if self.config.too_long == "keep_end" else limit - limit // 2
+        tail = limit if self.config.truncation == "keep_end" else limit - limit // 2
         return body[: limit - tail] + body[len(body) - tail :] + marker
 
     def _response(self, text: str) -> list[int]:

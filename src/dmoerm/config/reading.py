@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from ..errors import ConfigError, shorten
+from .renames import NOW
 from .settings import Config
 
 S = TypeVar("S", bound=BaseModel)
@@ -86,7 +87,9 @@ def validated(kind: type[S], settings: dict[str, Any], source: str) -> S:
     except ValidationError as error:
         detail = error.errors()[0]
         field = ".".join(str(part) for part in detail["loc"]) or "config"
-        raise ConfigError(f"{source}: {field}: {detail['msg']} (got {shorten(detail['input'])})") from None
+        what = "unknown setting" if detail["type"] == "extra_forbidden" else detail["msg"]
+        what = f"is now {NOW[str(detail['loc'][-1])]}" if detail["loc"] and detail["loc"][-1] in NOW else what
+        raise ConfigError(f"{source}: {field}: {what} (got {shorten(detail['input'])})") from None
 
 
 def apply_override(settings: dict[str, Any], override: str) -> None:

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from .renames import current_names
+
 DATA_DIR_VARIABLE = "DMOERM_DATA"
 LearningRate = Annotated[float, Field(gt=0, le=1e30)]  # beyond, a step's size is no float32 any more
 Width = Annotated[int, Field(le=1 << 16)]  # wider ones fit no memory
@@ -15,6 +17,11 @@ Width = Annotated[int, Field(le=1 << 16)]  # wider ones fit no memory
 
 class _Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_old_names(cls, settings: Any) -> Any:
+        return current_names(settings, cls.model_fields) if isinstance(settings, dict) else settings
 
 
 class DataConfig(_Settings):
@@ -44,7 +51,7 @@ class DataConfig(_Settings):
     """Seed of the test split; None: the run's seed."""
     merge_tasks: bool = False
     """All tasks become one, with all their capabilities: a mixture without its outer layer."""
-    most_capabilities: int | None = Field(default=None, ge=0)
+    max_capabilities: int | None = Field(default=None, ge=0)
     """At most so many capabilities of each task, the taxonomy's first; None: all."""
     flip_scores: float = Field(default=0.0, ge=0, le=0.5)
     """Share of the overall pairs of the training part whose order is reversed (simulated label noise)."""
@@ -54,7 +61,7 @@ class DataConfig(_Settings):
     capability_labels: tuple[str, ...] = ()
     """Label files of `dmoerm label` (Parquet; relative ones are looked for in `dir`), for the training part; people's
     grades of a pair go before a judge's label."""
-    people_grades: bool = True
+    human_labels: bool = True
     """Train on the capability grades that people gave; false: on `capability_labels` alone."""
     soft_labels: bool = True
     """Take a judge's probabilities where it gave them; false: its verdicts."""
@@ -101,7 +108,7 @@ class EncodingConfig(_Settings):
     """A system message put before every conversation that has none; None: what the template does by itself."""
     max_length: int = Field(default=1024, ge=16)
     """Most tokens of prompt and response together."""
-    too_long: Literal["error", "keep_end", "keep_beginning", "keep_both"] = "error"
+    truncation: Literal["error", "keep_end", "keep_beginning", "keep_both"] = "error"
     """A longer text is an error, or its prompt loses its beginning, its end or its middle."""
     pooling: Literal["last", "mean", "both"] = "both"
     """The response's embedding: its last token, the mean over its tokens, or both side by side."""
@@ -116,25 +123,28 @@ class StepConfig(_Settings):
     """Optimiser steps, in place of `epochs`: what a convex fit needs does not grow with the data."""
     learning_rate: LearningRate = 1e-4
     """AdamW's peak rate."""
-    head_learning_rate: LearningRate | None = None
-    """The heads' own peak rate; None: the same."""
     batch_groups: int = Field(default=8, ge=1, le=1 << 20)
     """Groups in one optimiser step (`gradient_accumulation` × what is run at once)."""
     gradient_accumulation: int = Field(default=1, ge=1)
     """Backward passes an optimiser step is divided into."""
     weight_decay: float = Field(default=0.01, ge=0)
     """AdamW's decoupled decay."""
-    l2: float = Field(default=0.0, ge=0)
-    """Pull of the head (in phase 3: the aggregator) to its start: l2/2 · squared distance is added to the loss."""
     warmup: float = Field(default=0.1, ge=0, lt=1)
     """Share of the steps in which the rate rises; then it falls linearly."""
     evaluations: int = Field(default=10, ge=1)
     """Evaluations (and checkpoints) over the whole step, evenly spread."""
     patience: int = Field(default=4, ge=1)
     """Evaluations without gain after which the step stops."""
-    best_by: Literal["loss", "consistency", "end"] = "loss"
+    metric_for_best_model: Literal["loss", "accuracy", "end"] = "loss"
     """What early stopping and the choice of the best checkpoint go by, on the validation prompts; `end`: the step runs
     to its end and keeps that, which suits convex fits under a strong `l2`."""
+
+
+class HeadStepConfig(StepConfig):
+    """A step that trains a head or the aggregator, alone or with more."""
+
+    l2: float = Field(default=0.0, ge=0)
+    """Pull of the head (in phase 3: the aggregator) to its start: l2/2 · squared distance is added to the loss."""
 
 
 class HeadConfig(_Settings):
@@ -168,12 +178,21 @@ class LoRAConfig(_Settings):
     """Names of the linear layers that get it."""
 
 
-class BranchStepConfig(StepConfig):
-    """Phases 0 and 1: a branch and its head."""
+class BranchStepConfig(HeadStepConfig):
+    """Phase 0: a branch and its head."""
 
-    head_first: StepConfig | None = None
+    head_learning_rate: LearningRate | None = None
+    """The head's own peak rate; None: the same."""
+    head_first: HeadStepConfig | None = None
     """How the head is fitted on the start's fixed embeddings before the branch or LoRA joins (arXiv 2202.10054); None:
     it starts as it is: near zero, or as the phase before left it."""
+
+
+class Phase1Config(BranchStepConfig):
+    """Phase 1: a task's branch and its head."""
+
+    phase1_fraction: float = Field(default=0.6, ge=0, lt=1)
+    """Share of a task's groups that phase 1 has; phase 3 has the others. 0: both have all of them."""
 
 
 class ExpertConfig(BranchStepConfig):
@@ -183,7 +202,7 @@ class ExpertConfig(BranchStepConfig):
     """The expert's LoRA; rank 0: the expert is a head alone."""
 
 
-class AggregatorConfig(StepConfig):
+class AggregatorConfig(HeadStepConfig):
     """Phase 3: from the experts to one reward."""
 
     inputs: Literal["embeddings", "scores", "both"] = "both"
@@ -194,8 +213,6 @@ class AggregatorConfig(StepConfig):
     """Dropout on the MLP's input."""
     base_scores: tuple[Literal["per_task", "general"], ...] = ("per_task", "general")
     """Which scores beside the capabilities' the linear map sees: phase 1's, the general model's."""
-    first_fraction: float = Field(default=0.6, ge=0, lt=1)
-    """Share of a task's groups that phase 1 has; phase 3 has the others. 0: both have all of them."""
 
 
 class RayConfig(_Settings):
@@ -224,7 +241,7 @@ class Config(_Settings):
     """Folder of the trunk's cached activations; None: the user's cache folder."""
     cache_limit: float = Field(default=50.0, gt=0)
     """Gigabytes that folder may take; what has not been read for longest is removed first."""
-    experts_a_step: int | None = Field(default=None, ge=1)
+    experts_per_step: int | None = Field(default=None, ge=1)
     """Most experts of a task that one step trains; None: all, in one pass. Fewer are for workers that share a task; the
     result is the same, but for what dropout draws."""
     storage: str | None = None
@@ -245,7 +262,7 @@ class Config(_Settings):
     head: HeadConfig = HeadConfig()
     router: RouterConfig = RouterConfig()
     phase0: BranchStepConfig = BranchStepConfig()
-    phase1: BranchStepConfig = BranchStepConfig()
+    phase1: Phase1Config = Phase1Config()
     phase2: ExpertConfig = ExpertConfig()
     phase3: AggregatorConfig = AggregatorConfig()
 
@@ -253,6 +270,19 @@ class Config(_Settings):
     def _base_lora_has_a_rank(self) -> Config:
         if self.base == "lora" and not self.base_lora.rank:
             raise ValueError("base is lora but base_lora.rank is 0; give it a rank, or set base to frozen")
+        return self
+
+    @model_validator(mode="after")
+    def _every_setting_acts(self) -> Config:
+        """Refuse what has no effect on a step that trains a head alone."""
+        alone = {"phase0": "base is frozen", "phase1": "base is frozen"} if self.base == "frozen" else {}
+        alone |= {"phase2": "phase2.lora.rank is 0"} if not self.phase2.lora.rank else {}
+        for phase, reason in alone.items():
+            for name in ("head_first", "head_learning_rate"):
+                if getattr(getattr(self, phase), name) is not None:
+                    raise ValueError(f"{phase}.{name} has no effect while {reason}: the step trains a head alone")
+        if self.base != "lora" and self.base_lora != LoRAConfig():
+            raise ValueError(f"base_lora has no effect while base is {self.base}; set base to lora")
         return self
 
     @model_validator(mode="after")

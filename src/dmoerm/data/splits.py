@@ -57,10 +57,10 @@ def load_splits(config: Config) -> Splits:
     train, test = split_by_prompt(groups, config.data.test_fraction, seed)
     test = overall_from_capabilities(test, scales_of=train)
     train, test = overall_from_capabilities(train), with_gold(test)
-    if config.data.most_capabilities is not None:  # once the overall scores are derived from all of them
-        taxonomy = taxonomy.first_capabilities(config.data.most_capabilities)
+    if config.data.max_capabilities is not None:  # once the overall scores are derived from all of them
+        taxonomy = taxonomy.first_capabilities(config.data.max_capabilities)
         train, test = ([_within(group, taxonomy) for group in part] for part in (train, test))
-    if not config.data.people_grades:
+    if not config.data.human_labels:
         train = [group.model_copy(update={"capabilities": {}}) for group in train]
     if config.data.merge_tasks:
         taxonomy = taxonomy.merged(MERGED)

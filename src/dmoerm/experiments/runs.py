@@ -46,7 +46,7 @@ TRAINED = {
 }
 """The methods that a comparison trains → what they are."""
 _TIMED = 8  # groups that scoring is timed on
-_ELSEWHERE = {"output", "cache", "cache_limit", "experts_a_step", "storage", "ray", "report_to"}
+_ELSEWHERE = {"output", "cache", "cache_limit", "experts_per_step", "storage", "ray", "report_to"}
 """Settings that change no result."""
 
 

@@ -54,7 +54,7 @@ def fit(
 ) -> list[Fit]:
     """Trains the parameters that want gradients, leaves each lane's best in place, and says how each lane ended.
 
-    The start is a candidate too. Where `best_by` is `end`, the last ones stay.
+    The start is a candidate too. Where `metric_for_best_model` is `end`, the last ones stay.
 
     Checkpoints lie in `folder`; if some are there, training goes on from the last.
 
@@ -135,7 +135,7 @@ def _optimiser(learner: Learner, step: StepConfig) -> torch.optim.Optimizer:
     others = [p for name, p in learner.trained() if "head" not in name.split(".")]
     groups = [
         {"params": others, "lr": step.learning_rate},
-        {"params": heads, "lr": step.head_learning_rate or step.learning_rate},
+        {"params": heads, "lr": getattr(step, "head_learning_rate", None) or step.learning_rate},
     ]
     optimiser = torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=step.weight_decay)
     optimiser.register_step_pre_hook(lambda *_: learner.clip())

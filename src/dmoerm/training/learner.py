@@ -123,9 +123,9 @@ class Learner(nn.Module):
                 self.waited[lane] += 1
 
     def _better(self, loss: float, consistency: float, lane: int) -> bool:
-        if self._step.best_by == "end":
+        if self._step.metric_for_best_model == "end":
             return True
-        if self._step.best_by == "loss":
+        if self._step.metric_for_best_model == "loss":
             return loss < float(self.best_loss[lane])
         return consistency > float(self.best_consistency[lane])
 

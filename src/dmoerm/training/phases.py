@@ -77,7 +77,7 @@ def second_part(run: Run, examples: Examples) -> Examples:
 
 
 def _divide(run: Run, examples: Examples) -> tuple[Examples, Examples]:
-    fraction = run.config.phase3.first_fraction
+    fraction = run.config.phase1.phase1_fraction
     if 1 - fraction == 1:  # 0, or too little to be told from it
         return examples, examples
     held = {id(group) for group in split_by_prompt([e.group for e in examples], 1 - fraction, run.config.seed)[1]}
