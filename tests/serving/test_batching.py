@@ -121,7 +121,7 @@ def test_a_reward_that_is_no_number_is_an_error(batcher, monkeypatch):
     monkeypatch.setattr(one.model, "score_encoded", broken)
     (failed,) = scored(one, QUERIES[:1])
     assert isinstance(failed, ServerError)
-    assert "no finite number" in str(failed)
+    assert "not finite" in str(failed)
 
 
 def test_limits_are_told_before_anything_is_scored(batcher):

@@ -50,7 +50,7 @@ def item(**changes: Any) -> dict[str, Any]:
 
 
 MALFORMED = {
-    "no JSON": (b'{"items": [', 400, "no JSON"),
+    "no JSON": (b'{"items": [', 400, "not valid JSON"),
     "no UTF-8": (b'{"items": "\xff\xfe"}', 400, ""),
     "a number": (b"3", 422, "the body"),
     "null": (b"null", 422, ""),
@@ -65,7 +65,7 @@ MALFORMED = {
     "an unknown role": (json.dumps(item(prompt=[{"role": "tool", "content": "x"}])).encode(), 422, "role"),
     "a lone surrogate": (b'{"items": [{"prompt": "a \\ud800 b", "responses": ["x"]}]}', 422, ""),
     "an unknown task": (json.dumps(item(task="cooking")).encode(), 422, "no such task"),
-    "too many responses": (json.dumps(item(responses=["x"] * 9)).encode(), 422, "9 responses; the server takes 8"),
+    "too many responses": (json.dumps(item(responses=["x"] * 9)).encode(), 422, "9 responses; the limit is 8"),
     "too many tokens": (json.dumps(item(responses=["word " * 200] * 4)).encode(), 422, "more than 600 tokens"),
     "a long text": (json.dumps(item(prompt="word " * 2000)).encode(), 422, "tokens long"),
     "a large body": (json.dumps(item(prompt="x" * 60_000)).encode(), 413, "more than 50000 bytes"),
@@ -99,16 +99,16 @@ def test_the_usual_limits_hold(http):
     [
         ("/classify", {}, "either input or messages"),
         ("/classify", {"input": "x", "messages": []}, "either input or messages"),
-        ("/classify", {"input": []}, "holds no text"),
+        ("/classify", {"input": []}, "has no texts"),
         ("/classify", {"input": "Just a text."}, "where the response begins"),
         ("/classify", {"input": "<|im_start|>user\nHi!<|im_end|>\n"}, "response"),
-        ("/classify", {"messages": [{"role": "user", "content": "Hi!"}]}, "no response"),
+        ("/classify", {"messages": [{"role": "user", "content": "Hi!"}]}, "not a response"),
         ("/pooling", {"input": 3}, "input"),
         ("/get_reward", {"query": ["a b"], "prompts": ["c"]}, "does not hold its prompt"),
         ("/get_reward", {"query": ["a b"], "prompts": []}, "1 queries, but 0 prompts"),
         ("/get_reward", {"query": []}, "query"),
         ("/predict", {"inputs": [["a", "b", "c"]]}, "3 texts"),
-        ("/predict", {"inputs": "x", "parameters": {"function_to_apply": "softmax"}}, "not known"),
+        ("/predict", {"inputs": "x", "parameters": {"function_to_apply": "softmax"}}, "unknown function"),
     ],
 )
 def test_the_other_protocols_say_it_too(asked, path, body, reason):
@@ -156,7 +156,7 @@ def test_a_body_that_trickles_is_given_up(small, asked):
         assert asked.post("/v1/score", json=GOOD).status_code == 200
         answer = slow.recv(4096)
         assert b" 408 " in answer.split(b"\r\n")[0]
-        assert b"did not come within" in answer or b"did not come within" in slow.recv(4096)
+        assert b"did not arrive within" in answer or b"did not arrive within" in slow.recv(4096)
         assert time.monotonic() - started < 5
 
 
@@ -187,7 +187,7 @@ def test_what_waits_is_bounded(trained_run):
         assert statuses == {200, 429}
         refused = next(answer for answer in answers if answer.status_code == 429)
         assert 1 <= int(refused.headers["retry-after"]) <= 60
-        assert "ask again in" in fault(refused)["message"]
+        assert "try again in" in fault(refused)["message"]
         assert client.post("/v1/score", json=GOOD).status_code == 200
         text = client.get("/metrics").text
         assert "dmoerm_queue_tokens 0.0" in text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 import httpx2
@@ -13,7 +14,7 @@ from running import served
 import dmoerm
 from dmoerm.schema import Message, Query
 from dmoerm.scores import MIN_REWARD
-from dmoerm.serving import ServingConfig, create_app
+from dmoerm.serving import ServingConfig, create_app, protocols
 
 TALK = [
     {"role": "user", "content": "Hi!"},
@@ -165,6 +166,43 @@ def test_tei_takes_texts_and_pairs(http, expected, texts, trained_run):
     for inputs, at in ((["Hi!", "Hello."], lambda a: a[0]), ([["Hi!", "Hello."]], lambda a: a[0][0])):
         answer = http.post("/predict", json={"inputs": inputs, "raw_scores": True}).json()
         assert at(answer)["score"] == pytest.approx(score.reward, abs=1e-4)
+
+
+def test_no_input_gives_no_answer(http):
+    assert http.post("/predict", json={"inputs": []}).json() == []
+
+
+NEW_PROTOCOL = """
+from fastapi import APIRouter, Request
+from pydantic import BaseModel
+
+from ..service import CurrentService
+
+router = APIRouter()
+
+
+class Body(BaseModel):
+    prompt: str
+    response: str
+
+
+@router.post("/dummy")
+async def dummy(request: Request, body: Body, service: CurrentService) -> float:
+    (score,) = await service.score_texts(request, [(body.prompt, body.response)])
+    return score.reward
+"""
+
+
+def test_a_new_protocol_is_one_file(trained_run, tmp_path, monkeypatch):
+    (tmp_path / "dummy.py").write_text(NEW_PROTOCOL)
+    with monkeypatch.context() as patch:
+        patch.setattr(protocols, "__path__", [*protocols.__path__, str(tmp_path)])
+        app = create_app(trained_run.model)
+    sys.modules.pop("dmoerm.serving.protocols.dummy")
+    with served(app) as url:
+        answer = httpx2.post(f"{url}/dummy", json={"prompt": "Hi!", "response": "Hello."}).json()
+    assert answer == pytest.approx(trained_run.model.score("Hi!", ["Hello."])[0].reward, abs=1e-4)
+    assert "/dummy" not in create_app(trained_run.model).openapi()["paths"]
 
 
 def test_the_model_and_its_state(http, trained_run):

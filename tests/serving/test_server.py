@@ -97,7 +97,7 @@ def test_what_cannot_be_served_is_said(trained_run, tmp_path, caplog):
         taken.listen()
         result = invoke(str(trained_run.folder), "--port", str(taken.getsockname()[1]))
     assert result.exit_code == 1
-    assert "is the port taken" in result.stderr
+    assert "is the port in use" in result.stderr
     (tmp_path / "key").write_text(" \n")
     assert "is empty" in invoke(str(trained_run.folder), "--api-key-file", str(tmp_path / "key")).stderr
     assert "use json, text or auto" in invoke(str(trained_run.folder), "--log-format", "xml").stderr

@@ -1,15 +1,28 @@
 """The reward server: several protocols over one model.
 
 app.py         the application: routes, errors, the page
-protocols/     what clients of each kind send and read
-service.py     the model behind them: loaded in the background, asked by whoever still waits
-batching.py    requests of many clients scored together
-guard.py       the key, the limits, the log and the metrics of every request
-server.py      the process: uvicorn, its logs, its end
-page/          what a browser sees at /
+guard.py       middleware: the API key, limits, log and metrics of every request
+protocols/     one file per protocol; a new file there is a new protocol
+service.py     the model behind the protocols, loaded in the background
+batching.py    the queue and the passes that requests of several clients share
+limits.py      the settings
+server.py      the process: uvicorn, its logs, its shutdown
+page/          the page that a browser gets at /
+
+A request reaches its scores in seven hops:
+
+1. `Guard.__call__`           checks the key, reads the body within its limits
+2. the protocol's route       turns the body into queries, or into prompts and responses
+3. `Service.score`            checks the number of responses, cancels when the client disconnects
+4. `Batcher.score`            encodes, and queues the query's parts
+5. `Batcher.run`              takes parts from the queue until a pass is full
+6. `Batcher._run_pass`        runs the pass in the engine's thread
+7. `DMoERM.score_encoded`     scores
+
+Forms on the way: request body → Query → QueuedPart (with its Encoded) → Score.
 """
 
 from .app import create_app
-from .settings import ServingConfig
+from .limits import ServingConfig
 
 __all__ = ["ServingConfig", "create_app"]

@@ -15,19 +15,19 @@ from starlette.staticfiles import StaticFiles
 from ..model import DMoERM
 from .errors import add_handlers
 from .guard import Guard
-from .protocols import ROUTERS
-from .service import Asked, Service
-from .settings import ServingConfig
+from .limits import ServingConfig
+from .protocols import find_routers
+from .service import CurrentService, Service
 
 _PAGE = Path(__file__).with_name("page")
 _PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-_ABOUT = """\
-Scores the responses to a prompt with a double-layer mixture-of-experts reward model. `/v1/score` says all that the
-model knows; the other protocols are those of vLLM, OpenRLHF and Text Embeddings Inference, so that trainers ask without
-a plug-in.
+_DESCRIPTION = """\
+Scores the responses to a prompt with a double-layer mixture-of-experts reward model. `/v1/score` returns everything
+that the model computes; the other protocols are those of vLLM, OpenRLHF and Text Embeddings Inference, so that trainers
+can use the server without a plug-in.
 """
 
 
@@ -37,12 +37,12 @@ def create_app(
     name: str = "dmoerm",
     on_failure: Callable[[], None] = lambda: None,
 ) -> FastAPI:
-    """The application over one model.
+    """Create the application over one model.
 
     Args:
-        model: a model, or what loads it once the server runs.
-        name: what the model is called in answers.
-        on_failure: called when the model cannot be loaded; `app.state.service.failure` says why.
+        model: a model, or a function that loads it once the server runs.
+        name: the model's name in answers.
+        on_failure: called when the model cannot be loaded; `app.state.service.failure` is the error.
     """
     settings = settings or ServingConfig()
     load = (lambda: model) if isinstance(model, DMoERM) else model
@@ -53,17 +53,17 @@ def create_app(
         async with service.running():
             yield
 
-    # FastAPI's own pages of the documentation load scripts from elsewhere; /openapi.json is enough
-    app = FastAPI(title="dmoerm", description=_ABOUT, lifespan=lifespan, docs_url=None, redoc_url=None)
+    # FastAPI's own documentation pages load scripts from other hosts; /openapi.json is enough
+    app = FastAPI(title="dmoerm", description=_DESCRIPTION, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.service = service
-    for router in ROUTERS:
+    for router in find_routers():
         app.include_router(router)
     _add_state(app)
     _add_page(app)
     add_handlers(app)
     paths = frozenset({"/", *app.openapi()["paths"]})
     app.add_middleware(Guard, settings=settings, metrics=service.metrics, paths=paths)
-    if settings.allow_origins:  # around the guard: a browser asks whether it may ask without the key
+    if settings.allow_origins:  # around the guard: a browser's preflight request has no key
         app.add_middleware(CORSMiddleware, allow_origins=settings.allow_origins, allow_headers=["*"])
     return app
 
@@ -71,23 +71,23 @@ def create_app(
 def _add_state(app: FastAPI) -> None:
     @app.get("/health", tags=["state"])
     async def health() -> dict[str, str]:
-        """The process lives."""
+        """The process is alive."""
         return {"status": "live"}
 
     @app.get("/ready", tags=["state"])
-    async def ready(service: Asked) -> Response:
+    async def ready(service: CurrentService) -> Response:
         """200 once the model is loaded and warm, 503 before."""
         status = "ready" if service.ready else "loading"
         return JSONResponse({"status": status}, 200 if service.ready else 503)
 
     @app.get("/metrics", tags=["state"])
-    async def metrics(service: Asked) -> Response:
-        """Prometheus' text format."""
+    async def metrics(service: CurrentService) -> Response:
+        """Metrics in Prometheus' text format."""
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @app.get("/v1/models", tags=["state"])
-    async def models(service: Asked) -> dict[str, Any]:
-        """The model, its tasks and capabilities, and what one request may hold."""
+    async def models(service: CurrentService) -> dict[str, Any]:
+        """The model, its tasks and capabilities, and the limits of a request."""
         settings, model = service.settings, service.batcher.model
         limits = {
             "responses": settings.max_responses,
@@ -95,8 +95,8 @@ def _add_state(app: FastAPI) -> None:
             "request_tokens": settings.max_request_tokens,
             "text_tokens": model.encoder.max_length,
         }
-        about = {"id": service.name, "object": "model", "created": service.now(), "owned_by": "dmoerm"}
-        return {"object": "list", "data": [{**about, "tasks": model.config.tasks, "limits": limits}]}
+        card = {"id": service.name, "object": "model", "created": service.now(), "owned_by": "dmoerm"}
+        return {"object": "list", "data": [{**card, "tasks": model.config.tasks, "limits": limits}]}
 
 
 def _add_page(app: FastAPI) -> None:

@@ -1,6 +1,6 @@
-"""Requests of many clients scored together.
+"""Score requests of several clients together.
 
-    request ──▶ encode (one thread) ──▶ queue ──▶ a pass of at most so many tokens (one thread) ──▶ scores
+    request ──▶ encode (one thread) ──▶ queue ──▶ pass of at most `batch_tokens` tokens (one thread) ──▶ scores
 
 A request is split into parts that fit in a pass; each part repeats the prompt. A pass takes one part of each waiting
 request in turn, oldest first, so large requests delay small ones only a little. What shares a pass changes rewards by
@@ -26,26 +26,30 @@ from ..model import DMoERM
 from ..model.batching import pieces
 from ..schema import Query
 from ..scores import Score
+from .limits import ServingConfig
 from .metrics import Metrics
-from .settings import ServingConfig
 
 _LOG = logging.getLogger("dmoerm.serving")
 
 
 class Overloaded(ServerError):
-    """Too much waits already.
+    """The queue is full.
 
     Attributes:
-        retry_after: seconds until the queue may have room.
+        retry_after: seconds until the queue may have space.
     """
 
-    def __init__(self, waiting: str, retry_after: int) -> None:
+    def __init__(self, requests: int, tokens: int, retry_after: int) -> None:
         self.retry_after = retry_after
-        super().__init__(f"{waiting} wait already; ask again in {retry_after} s")
+        super().__init__(f"the queue is full ({requests} requests, {tokens} tokens); try again in {retry_after} s")
 
 
-class Part(NamedTuple):
-    """Some responses to one query's prompt: what a pass takes whole."""
+class QueuedPart(NamedTuple):
+    """Consecutive responses to one query's prompt, which run in the same pass.
+
+    Attributes:
+        query, first: the query's index in the request, and its first response's index in the query.
+    """
 
     query: int
     first: int
@@ -54,82 +58,98 @@ class Part(NamedTuple):
 
 
 @dataclass(eq=False)
-class Job:
-    """A request's parts, and where its scores come together."""
+class QueuedRequest:
+    """A request in the queue: its waiting parts, and the scores it has so far.
 
-    parts: collections.deque[Part]
+    Attributes:
+        done: is set once all scores are there, or by an error.
+        open: how many parts have no scores yet.
+    """
+
+    parts: collections.deque[QueuedPart]
     scores: list[list[Score | None]]
     done: asyncio.Future[None]
+    open: int
     arrived: float = field(default_factory=time.monotonic)
-    open: int = 0
 
-    def take(self, part: Part, scores: Sequence[Score]) -> None:
-        """Puts a part's scores in place; the last one ends the job."""
+    def add(self, part: QueuedPart, scores: Sequence[Score]) -> None:
+        """Store a part's scores; the last part completes the request."""
         self.scores[part.query][part.first : part.first + len(scores)] = scores
         self.open -= 1
         if self.open == 0 and not self.done.done():
             self.done.set_result(None)
 
     def fail(self, error: Exception) -> None:
-        """Ends the job by an error; its other parts leave the queue with it."""
+        """End the request by an error; its other parts leave the queue with it."""
         if not self.done.done():
             self.done.set_exception(error)
 
 
+_Pass = Sequence[tuple[QueuedRequest, QueuedPart]]
+
+
 class Batcher:
-    """The queue before one model. `run` must be running for `score` to return."""
+    """The queue of one model. `score` returns only while `run` is running."""
 
     def __init__(self, model: DMoERM, settings: ServingConfig, metrics: Metrics) -> None:
         self.model, self.settings, self.metrics = model, settings, metrics
         self._budget = model.pass_tokens(settings.batch_tokens)
-        self._jobs: collections.deque[Job] = collections.deque()
+        self._queue: collections.deque[QueuedRequest] = collections.deque()
         self._waiting_tokens = self._requests = 0
-        self._tokens_a_second = 1000.0
+        self._tokens_per_second = 1000.0
         self._arrived = asyncio.Event()
-        self._encoding = ThreadPoolExecutor(1, "encode")
-        self._engine = ThreadPoolExecutor(1, "engine")
+        self._encoding_thread = ThreadPoolExecutor(1, "encode")
+        self._engine_thread = ThreadPoolExecutor(1, "engine")
 
     async def score(self, queries: Sequence[Query]) -> tuple[list[list[Score]], int]:
-        """The scores of one request's queries, and its number of tokens.
+        """Score one request's queries; return the scores and the number of tokens.
 
-        A cancelled call leaves the queue; what is in a pass already is scored in vain.
+        A cancelled call leaves the queue; only a part that is already in a pass is still scored.
 
         Raises:
-            Overloaded: too much waits already.
-            DataError: an unknown task, a text or a request too long.
-            ServerError: the model gave no finite reward.
+            Overloaded: the queue is full.
+            DataError: a task is unknown, or a text or the request is too long.
+            ServerError: the model fails, or gives a reward that is not finite.
         """
-        self._admit()
-        self._requests += 1
-        self.metrics.waiting_requests.set(self._requests)
+        self._check_queue()
+        self._count_requests(1)
         try:
-            encoded = await asyncio.get_running_loop().run_in_executor(self._encoding, self._encode, queries)
-            tokens = sum(one.tokens for one in encoded)
-            return await self._queue(queries, encoded, tokens), tokens
+            encoded = await asyncio.get_running_loop().run_in_executor(self._encoding_thread, self._encode, queries)
+            request = self._enqueue(queries, encoded)
+            try:
+                await request.done
+            except asyncio.CancelledError:
+                self.metrics.left.inc()
+                raise
+            finally:
+                self._remove(request)
         finally:
-            self._requests -= 1
-            self.metrics.waiting_requests.set(self._requests)
+            self._count_requests(-1)
+        scores = [[score for score in row if score is not None] for row in request.scores]
+        return scores, sum(each.tokens for each in encoded)
 
     async def run(self) -> None:
-        """Scores what waits, pass by pass, until cancelled."""
+        """Score waiting requests, pass by pass, until cancelled."""
         while True:
             await self._arrived.wait()
             if self._waiting_tokens < self._budget and self.settings.batch_wait:
                 await asyncio.sleep(self.settings.batch_wait)
-            if taken := self._take():
-                await self._pass(taken)
+            if parts := self._next_pass():
+                await self._run_pass(parts)
 
     def close(self) -> None:
-        """Ends the threads once their work is done."""
-        self._encoding.shutdown(wait=False, cancel_futures=True)
-        self._engine.shutdown(wait=False, cancel_futures=True)
+        """End the threads once their current work is done."""
+        self._encoding_thread.shutdown(wait=False, cancel_futures=True)
+        self._engine_thread.shutdown(wait=False, cancel_futures=True)
 
-    def _admit(self) -> None:
-        full = self._requests >= self.settings.queue_requests or self._waiting_tokens >= self.settings.queue_tokens
-        if full:
+    # --- requests ----------------------------------------------------------------------------------------------
+
+    def _check_queue(self) -> None:
+        """Raise `Overloaded` if the queue is full."""
+        if self._requests >= self.settings.queue_requests or self._waiting_tokens >= self.settings.queue_tokens:
             self.metrics.refused.inc()
-            seconds = math.ceil(self._waiting_tokens / self._tokens_a_second)
-            raise Overloaded(f"{self._requests} requests of {self._waiting_tokens} tokens", max(1, min(60, seconds)))
+            seconds = math.ceil(self._waiting_tokens / self._tokens_per_second)
+            raise Overloaded(self._requests, self._waiting_tokens, max(1, min(60, seconds)))
 
     def _encode(self, queries: Sequence[Query]) -> list[Encoded]:
         limit, encoded, tokens = self.settings.max_request_tokens, [], 0
@@ -142,100 +162,98 @@ class Batcher:
                 raise DataError(f"the request has more than {limit} tokens", hint="send it in several requests")
         return encoded
 
-    async def _queue(self, queries: Sequence[Query], encoded: Sequence[Encoded], tokens: int) -> list[list[Score]]:
+    def _enqueue(self, queries: Sequence[Query], encoded: Sequence[Encoded]) -> QueuedRequest:
         parts = collections.deque(
-            Part(i, first, piece, query.task)
-            for i, (query, one) in enumerate(zip(queries, encoded, strict=True))
-            for first, piece in pieces(one, self._budget)
+            QueuedPart(index, first, part, query.task)
+            for index, (query, ids) in enumerate(zip(queries, encoded, strict=True))
+            for first, part in pieces(ids, self._budget)
         )
-        done = asyncio.get_running_loop().create_future()
-        job = Job(parts, [[None] * len(query.responses) for query in queries], done, open=len(parts))
-        self._jobs.append(job)
-        self._count(sum(part.encoded.tokens for part in parts))
+        scores: list[list[Score | None]] = [[None] * len(query.responses) for query in queries]
+        request = QueuedRequest(parts, scores, asyncio.get_running_loop().create_future(), open=len(parts))
+        if not parts:
+            request.done.set_result(None)
+        self._queue.append(request)
+        self._count_tokens(sum(part.encoded.tokens for part in parts))
         self._arrived.set()
-        try:
-            await done
-        except asyncio.CancelledError:
-            self.metrics.left.inc()
-            raise
-        finally:
-            self._forget(job)
-        return [[score for score in row if score is not None] for row in job.scores]
+        return request
 
-    def _forget(self, job: Job) -> None:
-        """Takes out of the queue what is left of a job that has ended or whose client went away."""
-        self._count(-sum(part.encoded.tokens for part in job.parts))
-        job.parts.clear()
+    def _remove(self, request: QueuedRequest) -> None:
+        """Remove from the queue what is left of a request that has ended or whose client has disconnected."""
+        self._count_tokens(-sum(part.encoded.tokens for part in request.parts))
+        request.parts.clear()
         with contextlib.suppress(ValueError):
-            self._jobs.remove(job)
+            self._queue.remove(request)
 
-    def _count(self, tokens: int) -> None:
-        self._waiting_tokens += tokens
+    def _count_requests(self, change: int) -> None:
+        self._requests += change
+        self.metrics.waiting_requests.set(self._requests)
+
+    def _count_tokens(self, change: int) -> None:
+        self._waiting_tokens += change
         self.metrics.waiting_tokens.set(self._waiting_tokens)
 
-    def _take(self) -> list[tuple[Job, Part]]:
-        """The next pass: a part of each job in turn, as long as they fit."""
-        taken: list[tuple[Job, Part]] = []
-        tokens, now, room = 0, time.monotonic(), self._room()
-        while self._jobs:
-            job = self._jobs[0]
-            if not job.parts:
-                self._jobs.popleft()
+    # --- passes ------------------------------------------------------------------------------------------------
+
+    def _next_pass(self) -> _Pass:
+        """Take the next pass from the queue: one part of each request in turn, as long as they fit."""
+        taken: list[tuple[QueuedRequest, QueuedPart]] = []
+        tokens, now, limit = 0, time.monotonic(), self._pass_limit()
+        while self._queue:
+            request = self._queue[0]
+            if not request.parts:
+                self._queue.popleft()
                 continue
-            if taken and tokens + job.parts[0].encoded.tokens > room:
+            if taken and tokens + request.parts[0].encoded.tokens > limit:
                 break
-            if len(job.parts) == job.open:
-                self.metrics.queued.observe(now - job.arrived)
-            part = job.parts.popleft()
+            if len(request.parts) == request.open:
+                self.metrics.queued.observe(now - request.arrived)
+            part = request.parts.popleft()
             tokens += part.encoded.tokens
-            taken.append((job, part))
-            self._jobs.rotate(-1)
-        if not self._jobs:
+            taken.append((request, part))
+            self._queue.rotate(-1)
+        if not self._queue:
             self._arrived.clear()
-        self._count(-tokens)
+        self._count_tokens(-tokens)
         return taken
 
-    def _room(self) -> int:
-        """Tokens of the next pass: of a short queue half, since whoever comes meanwhile waits for the pass under way.
+    def _pass_limit(self) -> int:
+        """Tokens of the next pass: half of a short queue, since requests that arrive in the meantime wait for the pass.
 
-        A request that is alone is not cut, nor is what is small beside a full pass.
+        A single request is not split, nor is a queue that is small compared with a full pass.
         """
-        if len(self._jobs) == 1:
+        if len(self._queue) == 1:
             return self._budget
         return min(self._budget, max(self._waiting_tokens // 2, self._budget // 8))
 
-    async def _pass(self, taken: Sequence[tuple[Job, Part]]) -> None:
-        started = time.monotonic()
+    async def _run_pass(self, taken: _Pass) -> None:
+        started, loop = time.monotonic(), asyncio.get_running_loop()
         try:
-            scored = await asyncio.get_running_loop().run_in_executor(self._engine, self._score, [p for _, p in taken])
-        except Exception as error:  # whatever the model or the device raises: the others' work goes on
-            await self._fail(taken, error)
+            scores = await loop.run_in_executor(self._engine_thread, self._score, [part for _, part in taken])
+        except Exception as error:  # whatever the model or the device raises: other requests continue
+            await self._handle_failure(taken, error)
             return
         seconds, tokens = time.monotonic() - started, sum(part.encoded.tokens for _, part in taken)
         self.metrics.batch_tokens.observe(tokens)
         self.metrics.batch_seconds.observe(seconds)
-        self._tokens_a_second = 0.9 * self._tokens_a_second + 0.1 * tokens / max(seconds, 1e-6)
-        for (job, part), scores in zip(taken, scored, strict=True):
-            self._settle(job, part, scores)
+        self._tokens_per_second = 0.9 * self._tokens_per_second + 0.1 * tokens / max(seconds, 1e-6)
+        for (request, part), part_scores in zip(taken, scores, strict=True):
+            if all(math.isfinite(score.reward) for score in part_scores):
+                self.metrics.scored(part_scores)
+                request.add(part, part_scores)
+            else:
+                request.fail(ServerError("the model returned a reward that is not finite; score the text alone"))
 
-    def _score(self, parts: Sequence[Part]) -> list[list[Score]]:
+    def _score(self, parts: Sequence[QueuedPart]) -> list[list[Score]]:
         if self.settings.deterministic:
             return [self.model.score_separately(part.encoded, part.task) for part in parts]
         return self.model.score_encoded([part.encoded for part in parts], [part.task for part in parts])
 
-    def _settle(self, job: Job, part: Part, scores: list[Score]) -> None:
-        if all(math.isfinite(score.reward) for score in scores):
-            self.metrics.scored(scores)
-            job.take(part, scores)
-        else:
-            job.fail(ServerError("the model gave a reward that is no finite number; score the text alone to see why"))
-
-    async def _fail(self, taken: Sequence[tuple[Job, Part]], error: Exception) -> None:
-        """Scores the parts of a failed pass one by one, so that only what cannot be scored fails."""
+    async def _handle_failure(self, taken: _Pass, error: Exception) -> None:
+        """Score the parts of a failed pass one by one, so that only the part at fault fails."""
         _LOG.error("a pass failed", extra={"error": type(error).__name__, "parts": len(taken)})
         if len(taken) > 1:
-            for one in taken:
-                await self._pass([one])
+            for part in taken:
+                await self._run_pass([part])
         else:
-            ((job, _),) = taken
-            job.fail(ServerError(f"the model failed: {type(error).__name__}"))
+            ((request, _),) = taken
+            request.fail(ServerError(f"the model failed: {type(error).__name__}"))

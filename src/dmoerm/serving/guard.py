@@ -1,6 +1,6 @@
-"""What every request passes before any route sees it: the key, the size and the patience; and what is said of it after.
+"""Middleware for every request: the API key, the size and time limits of the body, and the log and metrics afterwards.
 
-Nothing of a request's texts is logged: method, path, status, sizes and times are.
+The log has method, path, status, sizes and times; never a text.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from ..errors import DmoermError
-from .errors import TooLarge, TooSlow, Unauthorised, answer
+from .errors import BodyTimeout, BodyTooLarge, Unauthorized, answer
+from .limits import ServingConfig
 from .metrics import Metrics
 from .service import ClientLeft
-from .settings import ServingConfig
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -26,7 +26,8 @@ Send = Callable[[Message], Awaitable[None]]
 
 _LOG = logging.getLogger("dmoerm.access")
 OPEN = ("/", "/health", "/ready")
-"""What a browser and a load balancer may fetch without a key; and all of /page/."""
+"""Paths that a browser and a load balancer may fetch without a key, beside /page/."""
+_CLIENT_CLOSED = 499  # the status that nginx logs
 
 
 class Guard:
@@ -36,25 +37,26 @@ class Guard:
         self.app, self.settings, self.metrics, self.paths = app, settings, metrics, paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers a request; passes on everything else."""
+        """Handle a request; pass other events on."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        seen = _Seen(scope, send)
+        exchange = _Exchange(scope, send)
         try:
             self._check_key(scope)
-            await self.app(scope, _replay(await self._body(scope, receive), receive), seen.send)
+            await self.app(scope, _replay(await self._body(scope, receive), receive), exchange.send)
         except ClientLeft:
-            seen.status = 499  # as nginx writes it
+            exchange.status = _CLIENT_CLOSED
         except DmoermError as error:
-            await answer(error)(scope, receive, seen.send)
-        except Exception as error:  # a fault of ours: said without its message, which may hold a text
+            await answer(error)(scope, receive, exchange.send)
+        except Exception as error:  # a bug: logged without its message, which may contain a text
             frame = traceback.extract_tb(error.__traceback__)[-1]
-            where = f"{frame.filename.rpartition('/')[2]}:{frame.lineno}"
-            logging.getLogger("dmoerm.serving").error("a fault", extra={"error": type(error).__name__, "where": where})
-            if not seen.status:
-                await answer(error)(scope, receive, seen.send)
+            position = f"{frame.filename.rpartition('/')[2]}:{frame.lineno}"
+            fields = {"error": type(error).__name__, "where": position}
+            logging.getLogger("dmoerm.serving").error("internal server error", extra=fields)
+            if not exchange.status:
+                await answer(error)(scope, receive, exchange.send)
         finally:
-            self._say(seen)
+            self._record(exchange)
 
     def _check_key(self, scope: Scope) -> None:
         key, path = self.settings.api_key, scope["path"]
@@ -62,32 +64,34 @@ class Guard:
             return
         given = _header(scope, b"authorization").removeprefix(b"Bearer ")
         if not hmac.compare_digest(given, key.encode()):
-            raise Unauthorised("the API key is missing or wrong; send it as Authorization: Bearer KEY")
+            raise Unauthorized("the API key is missing or wrong; send it as Authorization: Bearer KEY")
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
         limit = self.settings.max_body_bytes
-        told = _header(scope, b"content-length")
-        if told.isdigit() and int(told) > limit:
-            raise TooLarge(limit)
+        length = _header(scope, b"content-length")
+        if length.isdigit() and int(length) > limit:
+            raise BodyTooLarge(limit)
         try:
             async with asyncio.timeout(self.settings.receive_timeout):
                 return await _read(receive, limit)
         except TimeoutError:
-            raise TooSlow(self.settings.receive_timeout) from None
+            raise BodyTimeout(self.settings.receive_timeout) from None
 
-    def _say(self, seen: _Seen) -> None:
-        path = seen.scope["path"] if seen.scope["path"] in self.paths else "other"
-        seconds = time.monotonic() - seen.started
-        self.metrics.requests.labels(path, seen.status).inc()
+    def _record(self, exchange: _Exchange) -> None:
+        """Log the request and count it."""
+        scope, status = exchange.scope, exchange.status
+        path = scope["path"] if scope["path"] in self.paths else "other"
+        seconds = time.monotonic() - exchange.started
+        self.metrics.requests.labels(path, status).inc()
         self.metrics.latency.labels(path).observe(seconds)
-        state = seen.scope.get("state", {})
+        state = scope.get("state", {})
         sizes = {name: state[name] for name in ("responses", "tokens") if name in state}
-        about = {"method": seen.scope["method"], "path": path, "status": seen.status, "seconds": round(seconds, 4)}
-        _LOG.info("request", extra={**about, **sizes})
+        fields = {"method": scope["method"], "path": path, "status": status, "seconds": round(seconds, 4)}
+        _LOG.info("request", extra={**fields, **sizes})
 
 
-class _Seen:
-    """What becomes of one request."""
+class _Exchange:
+    """One request and its answer's status."""
 
     def __init__(self, scope: Scope, send: Send) -> None:
         self.scope, self._send = scope, send
@@ -107,23 +111,23 @@ async def _read(receive: Receive, limit: int) -> bytes:
             raise ClientLeft
         body += message.get("body", b"")
         if len(body) > limit:
-            raise TooLarge(limit)
+            raise BodyTooLarge(limit)
         if not message.get("more_body"):
             return bytes(body)
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """Gives the body that has been read, then whatever comes from the client: its going away."""
+    """Return a `receive` that first gives the body, which has been read, and then the client's further messages."""
     given = False
 
-    async def again() -> Message:
+    async def replay() -> Message:
         nonlocal given
         if given:
             return await receive()
         given = True
         return {"type": "http.request", "body": body, "more_body": False}
 
-    return again
+    return replay
 
 
 def _header(scope: Scope, name: bytes) -> bytes:

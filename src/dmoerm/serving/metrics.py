@@ -1,4 +1,4 @@
-"""What Prometheus reads at /metrics."""
+"""The metrics that Prometheus reads at /metrics."""
 
 from __future__ import annotations
 
@@ -16,34 +16,38 @@ GENERAL = "(general)"
 
 
 class Metrics:
-    """One server's counters, in a registry of their own."""
+    """The metrics of one server, in their own registry."""
 
     def __init__(self) -> None:
-        self.registry = one = CollectorRegistry()
-        ProcessCollector(registry=one)
-        self.requests = Counter("dmoerm_requests", "Requests answered.", ["path", "status"], registry=one)
-        self.latency = Histogram(
-            "dmoerm_request_seconds", "From the first byte to the answer.", ["path"], buckets=_SECONDS, registry=one
-        )
-        self.waiting_requests = Gauge("dmoerm_queue_requests", "Requests that wait or are being scored.", registry=one)
-        self.waiting_tokens = Gauge("dmoerm_queue_tokens", "Tokens that wait for a pass.", registry=one)
-        self.queued = Histogram(
-            "dmoerm_queue_seconds", "From a request's arrival to its first pass.", buckets=_SECONDS, registry=one
-        )
-        self.refused = Counter("dmoerm_refused", "Requests answered 429.", registry=one)
-        self.left = Counter("dmoerm_client_left", "Requests whose client went away before the answer.", registry=one)
-        self.batch_tokens = Histogram("dmoerm_batch_tokens", "Tokens of a pass.", buckets=_TOKENS, registry=one)
-        self.batch_seconds = Histogram("dmoerm_batch_seconds", "Seconds of a pass.", buckets=_SECONDS, registry=one)
-        self.responses = Counter("dmoerm_responses", "Responses scored.", ["task"], registry=one)
-        self.empty = Counter("dmoerm_empty_responses", "Empty responses scored.", registry=one)
-        self.truncated = Counter("dmoerm_truncated_responses", "Responses scored on part of the text.", registry=one)
-        self.reward = Histogram("dmoerm_reward", "Rewards.", ["task"], buckets=_REWARDS, registry=one)
-        self.confidence = Histogram(
-            "dmoerm_route_confidence", "The likeliest task's probability.", ["task"], buckets=_SHARES, registry=one
-        )
+        registry = self.registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"dmoerm_{name}", text, labels, registry=registry)
+
+        def gauge(name: str, text: str) -> Gauge:
+            return Gauge(f"dmoerm_{name}", text, registry=registry)
+
+        def histogram(name: str, text: str, buckets: Sequence[float], *labels: str) -> Histogram:
+            return Histogram(f"dmoerm_{name}", text, labels, buckets=buckets, registry=registry)
+
+        self.requests = counter("requests", "Answered requests.", "path", "status")
+        self.latency = histogram("request_seconds", "Time from the first byte to the answer.", _SECONDS, "path")
+        self.waiting_requests = gauge("queue_requests", "Requests that wait or are being scored.")
+        self.waiting_tokens = gauge("queue_tokens", "Tokens that wait for a pass.")
+        self.queued = histogram("queue_seconds", "Time from a request's arrival to its first pass.", _SECONDS)
+        self.refused = counter("refused", "Requests answered with 429.")
+        self.left = counter("client_left", "Requests whose client disconnected before the answer.")
+        self.batch_tokens = histogram("batch_tokens", "Tokens of a pass.", _TOKENS)
+        self.batch_seconds = histogram("batch_seconds", "Duration of a pass.", _SECONDS)
+        self.responses = counter("responses", "Scored responses.", "task")
+        self.empty = counter("empty_responses", "Empty responses among the scored ones.")
+        self.truncated = counter("truncated_responses", "Scored responses whose text was truncated.")
+        self.reward = histogram("reward", "Rewards, without those of empty responses.", _REWARDS, "task")
+        self.confidence = histogram("route_confidence", "Probability of the likeliest task.", _SHARES, "task")
 
     def scored(self, scores: Sequence[Score]) -> None:
-        """Count one query's scores; the histogram of rewards leaves out empty responses."""
+        """Count the scores of one query."""
         task = scores[0].task or GENERAL
         self.responses.labels(task).inc(len(scores))
         for score in scores:
@@ -54,5 +58,5 @@ class Metrics:
         self.confidence.labels(task).observe(max(scores[0].route.values(), default=0.0))
 
     def text(self) -> bytes:
-        """Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self.registry)

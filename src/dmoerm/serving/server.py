@@ -1,6 +1,6 @@
-"""The process around the application: uvicorn, its logs, and its end.
+"""The process around the application: uvicorn, its logs, its shutdown.
 
-On SIGTERM or Ctrl-C no new connection is taken, what was accepted is answered, and the process ends.
+On SIGTERM or Ctrl-C the server accepts no new connections, answers the requests it has accepted, and exits.
 """
 
 from __future__ import annotations
@@ -16,22 +16,23 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from ..errors import ServerError
 from ..model import DMoERM
 from .app import create_app
-from .settings import ServingConfig
+from .limits import ServingConfig
 
 _RECORD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message", "taskName"}
-_KEEP_ALIVE = 75  # seconds; longer than the 60 of common proxies, which else meet a connection that just closes
+_KEEP_ALIVE = 75  # seconds; longer than the 60 of common proxies, which would otherwise reuse a closing connection
 
 
 def serve(
     load: Callable[[], DMoERM], settings: ServingConfig, *, name: str, host: str, port: int, json_logs: bool = True
 ) -> None:
-    """Serves until it is told to end.
+    """Serve until the process is asked to stop.
 
     Args:
-        load: gives the model; called once the server answers /health.
+        load: returns the model; called once the server answers /health.
 
     Raises:
-        ServerError: the address is taken, or whatever `load` raises.
+        ServerError: the address is in use.
+        DmoermError: an error of `load`.
     """
     logging.config.dictConfig(log_settings(json_logs))
     app = create_app(load, settings, name, on_failure=lambda: setattr(server, "should_exit", True))
@@ -42,7 +43,7 @@ def serve(
             port,
             http=protocol(settings.receive_timeout),
             log_config=None,
-            access_log=False,  # the guard says more, and no query strings
+            access_log=False,  # the guard logs more, and no query strings
             server_header=False,
             timeout_keep_alive=_KEEP_ALIVE,
             limit_concurrency=settings.max_connections,
@@ -51,13 +52,13 @@ def serve(
     try:
         server.run()
     except SystemExit:
-        raise ServerError(f"{host}:{port} cannot be served on; is the port taken? Set another by --port") from None
+        raise ServerError(f"cannot listen on {host}:{port}; is the port in use? Choose another with --port") from None
     if app.state.service.failure is not None:
         raise app.state.service.failure
 
 
 def log_settings(json_logs: bool) -> dict[str, Any]:
-    """One line a request and an event, to the standard error stream; never a text that was scored."""
+    """Return the logging configuration: one line per request and event on standard error, never with a text."""
     formats = {
         "json": {
             "()": "pythonjsonlogger.json.JsonFormatter",
@@ -65,7 +66,7 @@ def log_settings(json_logs: bool) -> dict[str, Any]:
             "rename_fields": {"asctime": "time", "levelname": "level", "name": "logger"},
             "reserved_attrs": [*_RECORD],
         },
-        "text": {"()": _Text},
+        "text": {"()": _TextFormatter},
     }
     handler = {"class": "logging.StreamHandler", "formatter": "json" if json_logs else "text"}
     return {
@@ -77,31 +78,31 @@ def log_settings(json_logs: bool) -> dict[str, Any]:
     }
 
 
-class _Text(logging.Formatter):
-    """For people: time, message, and whatever was said beside it."""
+class _TextFormatter(logging.Formatter):
+    """For terminals: time, message and extra fields."""
 
     def format(self, record: logging.LogRecord) -> str:
-        more = " ".join(f"{key}={value}" for key, value in vars(record).items() if key not in _RECORD)
-        return f"{self.formatTime(record, '%H:%M:%S')} {record.getMessage()} {more}".rstrip()
+        fields = " ".join(f"{key}={value}" for key, value in vars(record).items() if key not in _RECORD)
+        return f"{self.formatTime(record, '%H:%M:%S')} {record.getMessage()} {fields}".rstrip()
 
 
 def protocol(seconds: float) -> type[H11Protocol]:
-    """HTTP/1.1 that hangs up on a client which opens a connection and does not send a request's headers in time."""
+    """Return HTTP/1.1 that closes a connection whose first request's headers do not arrive in time."""
 
     class Protocol(H11Protocol):
-        _waiting: asyncio.TimerHandle | None = None
+        _timer: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
-            self._waiting = self.loop.call_later(seconds, self._hang_up)
+            self._timer = self.loop.call_later(seconds, self._close_idle)
 
-        def _hang_up(self) -> None:
+        def _close_idle(self) -> None:
             if self.cycle is None:
                 self.transport.close()
 
         def connection_lost(self, exc: Exception | None) -> None:
-            if self._waiting is not None:
-                self._waiting.cancel()
+            if self._timer is not None:
+                self._timer.cancel()
             super().connection_lost(exc)
 
     return Protocol

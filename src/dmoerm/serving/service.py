@@ -1,4 +1,4 @@
-"""One model behind all protocols: loaded in the background, asked by whoever still waits for the answer."""
+"""The model behind all protocols: loaded in the background, and used only while a client waits for the answer."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from ..model import DMoERM
 from ..schema import Message, Prompt, Query
 from ..scores import Score, group_by_prompt
 from .batching import Batcher
+from .limits import ServingConfig
 from .metrics import Metrics
-from .settings import ServingConfig
 
 _LOG = logging.getLogger("dmoerm.serving")
 _WARM_UP = Query(prompt="How are you?", responses=("Fine, thank you. And you?", "No."))
@@ -27,18 +27,24 @@ _WARM_UP = Query(prompt="How are you?", responses=("Fine, thank you. And you?", 
 class NotReady(ServerError):
     """The model is not loaded yet."""
 
+    def __init__(self) -> None:
+        super().__init__("the model is loading; try again in 1 s")
+
 
 class ClientLeft(Exception):
-    """Nobody waits for the answer."""
+    """The client has disconnected."""
 
 
 class Service:
-    """What the protocols ask.
+    """The interface of the protocols.
 
     Args:
-        load: gives the model; called in a thread once the server runs.
-        name: what the model is called in answers.
+        load: returns the model; called in a thread once the server runs.
+        name: the model's name in answers.
         on_failure: called when the model cannot be loaded.
+
+    Attributes:
+        failure: why the model could not be loaded, or None.
     """
 
     def __init__(
@@ -52,21 +58,21 @@ class Service:
 
     @contextlib.asynccontextmanager
     async def running(self):
-        """Loads the model and scores, until the block ends."""
-        work = asyncio.create_task(self._run())
+        """Load the model and score requests until the block ends."""
+        task = asyncio.create_task(self._run())
         try:
             yield
         finally:
-            work.cancel()
+            task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await work
+                await task
             if self._batcher is not None:
                 self._batcher.close()
 
     async def _run(self) -> None:
         try:
             batcher = await asyncio.to_thread(self._warm)
-        except Exception as error:  # whatever a file, a device or a library raises: the server ends and says it
+        except Exception as error:  # whatever a file, a device or a library raises: the server stops and reports it
             self.failure = error
             self._on_failure()
             return
@@ -77,7 +83,7 @@ class Service:
 
     def _warm(self) -> Batcher:
         model = self._load()
-        for _ in range(2):  # the first pass also picks the kernels
+        for _ in range(2):  # the first pass also selects kernels
             model.score(_WARM_UP.prompt, list(_WARM_UP.responses))
         return Batcher(model, self.settings, self.metrics)
 
@@ -93,76 +99,78 @@ class Service:
 
     @property
     def batcher(self) -> Batcher:
-        """The model's queue. Raises `NotReady` as long as there is none."""
+        """The model's queue. Raises `NotReady` until the model is loaded."""
         if self._batcher is None:
-            raise NotReady("the model is being loaded; ask again in 1 s")
+            raise NotReady
         return self._batcher
 
     @property
     def transcript(self) -> Transcript:
-        """Reads rendered conversations. Raises `NotReady` as long as there is no model."""
+        """The parser of rendered conversations. Raises `NotReady` until the model is loaded."""
         if self._transcript is None:
-            raise NotReady("the model is being loaded; ask again in 1 s")
+            raise NotReady
         return self._transcript
 
     async def score(self, request: Request, queries: Sequence[Query]) -> list[list[Score]]:
-        """One list a query, as long as the client is there.
+        """Score queries as long as the client is connected; return one list per query.
 
         Raises:
-            ClientLeft: it is not.
-            DataError: too many responses; and what `Batcher.score` raises.
+            ClientLeft: the client has disconnected.
+            DataError: the request has too many responses, and as `Batcher.score`.
+            ServerError: as `Batcher.score`.
         """
         responses, limit = sum(len(query.responses) for query in queries), self.settings.max_responses
         if responses > limit:
-            raise DataError(
-                f"the request has {responses} responses; the server takes {limit} at once",
-                hint="send them in several requests",
-            )
-        batcher = self.batcher
-        found = asyncio.ensure_future(batcher.score(queries))
-        leaving = asyncio.ensure_future(_left(request))
+            message = f"the request has {responses} responses; the limit is {limit}"
+            raise DataError(message, hint="send them in several requests")
+        scoring = asyncio.ensure_future(self.batcher.score(queries))
+        disconnect = asyncio.ensure_future(_disconnected(request))
         try:
-            await asyncio.wait((found, leaving), return_when=asyncio.FIRST_COMPLETED)
-            if not found.done():
+            await asyncio.wait((scoring, disconnect), return_when=asyncio.FIRST_COMPLETED)
+            if not scoring.done():
                 raise ClientLeft
-            scores, tokens = found.result()
+            scores, request.state.tokens = scoring.result()
         finally:
-            for task in (found, leaving):
+            for task in (scoring, disconnect):
                 task.cancel()
-        request.state.tokens, request.state.responses = tokens, responses
+        request.state.responses = responses
         return scores
 
     async def score_texts(self, request: Request, texts: Sequence[tuple[Prompt, str]]) -> list[Score]:
         """Return one score per prompt and response, in order; equal prompts run once. Raises as `score` does."""
         groups = group_by_prompt((None, prompt, response) for prompt, response in texts)
         by_index: dict[int, Score] = {}
-        scored = await self.score(request, [query for query, _ in groups]) if groups else []
+        scored = await self.score(request, [query for query, _ in groups])
         for (_, indices), scores in zip(groups, scored, strict=True):
             by_index |= dict(zip(indices, scores, strict=True))
         return [by_index[index] for index in range(len(texts))]
 
 
 def conversation_of(messages: Sequence[Message]) -> tuple[Prompt, str]:
-    """Prompt and response of messages. Raises `DataError` if they do not end with the assistant's."""
+    """Split messages into prompt and response.
+
+    Raises:
+        DataError: the last message is not the assistant's, or there is only one.
+    """
     if len(messages) < 2 or messages[-1].role != "assistant":
         raise DataError(
-            "the last message is no response",
+            "the last message is not a response",
             field="messages",
             value=[message.role for message in messages],
-            hint="end with the assistant's message, which is scored; the others are its prompt",
+            hint="end with the assistant's message, which is scored; the messages before it are its prompt",
         )
     return tuple(messages[:-1]), messages[-1].content
 
 
-async def _left(request: Request) -> None:
-    """Returns once the client has gone away; the body has been read already."""
+async def _disconnected(request: Request) -> None:
+    """Return once the client has disconnected; the body has been read already."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
 
-def _service(request: Request) -> Service:
+def _current_service(request: Request) -> Service:
     return request.app.state.service
 
 
-Asked = Annotated[Service, Depends(_service)]
-"""The service, as a route's argument."""
+CurrentService = Annotated[Service, Depends(_current_service)]
+"""The service, as an argument of a route."""

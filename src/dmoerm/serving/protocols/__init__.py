@@ -1,7 +1,18 @@
-"""One file a protocol: what a client of its kind sends, and what it reads in the answer."""
+"""The protocols that clients speak, one file each: a module of this package with a `router` is a protocol.
 
-from . import native, openrlhf, tei, vllm
+A protocol turns a request's body into queries for `Service.score`, or into prompts and responses for
+`Service.score_texts`, and the scores into its answer.
+"""
 
-ROUTERS = (native.router, vllm.router, openrlhf.router, tei.router)
+from __future__ import annotations
 
-__all__ = ["ROUTERS"]
+import importlib
+import pkgutil
+
+from fastapi import APIRouter
+
+
+def find_routers() -> list[APIRouter]:
+    """Import all modules of this package, by name, and return their routers."""
+    modules = [importlib.import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__)]
+    return [module.router for module in modules if hasattr(module, "router")]

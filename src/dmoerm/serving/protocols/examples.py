@@ -1,4 +1,4 @@
-"""What the OpenAPI description shows of each protocol."""
+"""Examples of each protocol's requests and answers, for the OpenAPI description."""
 
 from __future__ import annotations
 

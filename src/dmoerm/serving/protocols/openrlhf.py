@@ -1,4 +1,4 @@
-"""OpenRLHF's remote reward model (`--reward.remote_url http://…/get_reward`): one query a request, as a rule."""
+"""OpenRLHF's remote reward model (`--reward.remote_url http://…/get_reward`), which sends one query per request."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from ...chat.rendered import response_text
 from ...errors import DataError
 from ...schema import Prompt
 from ...scores import log_columns
-from ..service import Asked, Service
+from ..service import CurrentService, Service
 from .examples import REWARD_REQUEST
 
 router = APIRouter(tags=["OpenRLHF"])
 
 
 class RewardRequest(BaseModel):
-    """Texts as the policy read and wrote them, special tokens kept."""
+    """Texts as the policy read and wrote them, with special tokens."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [REWARD_REQUEST]})
     query: list[str] = Field(min_length=1, description="Prompt and response as one text.")
-    prompts: list[str] | None = Field(None, description="The prompts, where a response begins is what follows them.")
-    labels: list[Any] | None = Field(None, description="Not looked at.")
+    prompts: list[str] | None = Field(None, description="The prompts; a response is the text after its prompt.")
+    labels: list[Any] | None = Field(None, description="Ignored.")
 
 
 class RewardResponse(BaseModel):
-    """One number a query; `extra_logs`: name → one number a query, for the trainer's charts."""
+    """One number per query; `extra_logs`: name → one number per query, for the trainer's charts."""
 
     rewards: list[float]
     scores: list[float]
@@ -35,7 +35,7 @@ class RewardResponse(BaseModel):
 
 
 @router.post("/get_reward")
-async def get_reward(request: Request, body: RewardRequest, service: Asked) -> RewardResponse:
+async def get_reward(request: Request, body: RewardRequest, service: CurrentService) -> RewardResponse:
     """Rewards, with capability scores as logs: 0 where another task's experts scored."""
     scores = await service.score_texts(request, _texts(body, service))
     rewards = [score.reward for score in scores]

@@ -1,0 +1,36 @@
+"""The settings of the server: batching, and limits on what a client can request."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class ServingConfig(BaseModel):
+    """Batching and limits. Sizes are checked before anything is scored, so that no request can take the server down."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    batch_tokens: int = Field(default=8192, ge=1)
+    """Maximum tokens of a pass (twice the prompt's tokens if that is more); a token counts once per expert."""
+    deterministic: bool = False
+    """Score each response in a pass of its own: scores do not depend on other requests; slower."""
+    batch_wait: float = Field(default=0.002, ge=0, le=1)
+    """Seconds that an idle engine waits for more requests to share a pass."""
+    queue_tokens: int = Field(default=262_144, ge=1)
+    """Maximum tokens in the queue; further requests are answered with 429."""
+    queue_requests: int = Field(default=1024, ge=1)
+    """Maximum requests in the queue; further requests are answered with 429."""
+    max_connections: int = Field(default=2048, ge=1)
+    """Maximum open connections; further connections are answered with 503."""
+    max_body_bytes: int = Field(default=4 * 2**20, ge=1024)
+    """Maximum size of a request's body; a larger body is answered with 413."""
+    max_responses: int = Field(default=256, ge=1)
+    """Maximum responses of a request, over all its items; more are answered with 422."""
+    max_request_tokens: int = Field(default=131_072, ge=1)
+    """Maximum tokens of a request; more are answered with 422."""
+    receive_timeout: float = Field(default=30.0, gt=0)
+    """Seconds that a client has to send a request's headers, and again for its body."""
+    api_key: str | None = Field(default=None, min_length=1, repr=False)
+    """The key that clients must send as `Authorization: Bearer KEY`; None: no key is required."""
+    allow_origins: tuple[str, ...] = ()
+    """Origins of web pages that browsers allow to send requests (CORS)."""
