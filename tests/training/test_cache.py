@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tiny import train_quietly
 
 from dmoerm.chat.encoding import Encoded
+from dmoerm.config import Config
 from dmoerm.model.batching import pack_ids
 from dmoerm.model.layout import pack
 from dmoerm.training.cache import ActivationCache
@@ -126,9 +129,53 @@ def test_the_folder_stays_within_its_limit(begun: Callable[..., Any], monkeypatc
     assert mine.exists()
     for text in new:
         again.states(text)
-    again._limit = 0
-    again.fill([Encoded([7, 8, 9], [[4, 5]])])
-    assert mine.exists()
+
+
+def disk(folder: Path) -> int:
+    """The bytes that a cache's root takes."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+@pytest.mark.parametrize("changes", [{}, {"base": "frozen"}])
+def test_what_does_not_fit_the_limit_is_computed_when_it_is_read(
+    begun: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    monkeypatch.setattr("dmoerm.training.cache._SHARD_TOKENS", 50)
+    start = begun(**changes)
+    whole, texts = start.run.cache, [e.encoded for e in start.train]
+    kept = {"hidden": whole.hidden, "embedding": whole.embedding}
+    limit = disk(whole.folder) // 3
+    for root, limit in (("some", limit), ("none", 1000)):
+        cache = ActivationCache(tmp_path / root, start.run.model, **kept, limit=limit)
+        left = cache.fill(texts)
+        assert disk(tmp_path / root) <= limit
+        assert 0 < left <= len(texts)
+        assert left == len(texts) or root == "some"
+        for text in texts:
+            torch.testing.assert_close(cache.states(text), whole.states(text), atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(cache.prompt(text), whole.prompt(text), atol=1e-5, rtol=1e-4)
+            if cache.embedding:
+                torch.testing.assert_close(cache.embeddings(text), whole.embeddings(text), atol=1e-5, rtol=1e-4)
+
+
+def test_a_lower_limit_holds_for_what_lies_there(begun: Callable[..., Any]) -> None:
+    start = begun()
+    folder, text = start.run.cache.folder, start.train[0].encoded
+    expected = start.run.cache.prompt(text)
+    lower = fresh(start)
+    lower._limit = 1000
+    assert lower.fill([text]) == 1
+    assert disk(folder) <= 1000
+    torch.testing.assert_close(lower.prompt(text), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_run_within_a_tiny_limit_gives_the_same_model(trained_run: Any, tiny_config: Callable[..., Config]) -> None:
+    config = tiny_config(cache_limit=1e-6)
+    run = train_quietly(config)
+    assert disk(Path(config.cache)) <= 1000
+    prompt, responses = "How are you?", ["Fine.", "No."]
+    expected = [score.reward for score in trained_run.model.score(prompt, responses)]
+    assert [score.reward for score in run.model.score(prompt, responses)] == pytest.approx(expected, abs=1e-3)
 
 
 def test_without_a_trunk_the_states_are_the_ids(begun: Callable[..., Any]) -> None:

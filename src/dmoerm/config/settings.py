@@ -240,7 +240,7 @@ class Config(_Settings):
     cache: str | None = None
     """Folder of the trunk's cached activations; None: the user's cache folder."""
     cache_limit: float = Field(default=50.0, gt=0)
-    """Gigabytes that folder may take; what has not been read for longest is removed first."""
+    """Most gigabytes of that folder. Least recently used activations are evicted; the rest is computed when needed."""
     experts_per_step: int | None = Field(default=None, ge=1)
     """Most experts of a task that one step trains; None: all, in one pass. Fewer are for workers that share a task; the
     result is the same, but for what dropout draws."""

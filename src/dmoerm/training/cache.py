@@ -3,6 +3,8 @@
 Shards of some 50,000 tokens in safetensors, which is memory-mapped; a shard is written completely or not at all, so a
 killed run loses at most one shard's work. The folder's name fingerprints the trunk; the token ids (so the template too)
 name the entries, and those of embeddings the pretrained branch and the pooling as well.
+
+The folder never takes more than its limit. What does not fit is computed each time it is read.
 """
 
 from __future__ import annotations
@@ -14,8 +16,10 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -24,10 +28,11 @@ from ..chat.encoding import Encoded
 from ..io.paths import write_file
 from ..model import DMoERM
 from ..model.batching import batches, pack_ids
-from .processes import agreed, barrier, is_main, own, own_evenly
+from .processes import agreed, barrier, is_main, own, own_evenly, sharded
 from .sharding import whole
 
 _SHARD_TOKENS = 50_000
+_LOCK_SECONDS = 600  # a shard takes a fraction of a second to write; a stuck file system must not hang a run
 
 
 class ActivationCache:
@@ -36,8 +41,8 @@ class ActivationCache:
     Args:
         hidden: keep the hidden states at the cut, which trained branches and LoRA experts need.
         embedding: keep the responses' embeddings under the pretrained branch.
-        limit: bytes that all caches under `root` may take; the shards that no run has read for longest go first, but
-            none that this one has written or read.
+        limit: bytes that the shards of all caches under `root` may take. Least recently used shards are removed for
+            new ones, but not those that this run uses.
     """
 
     def __init__(
@@ -50,18 +55,29 @@ class ActivationCache:
         self._embedding = f"embedding-{branch}"
         self._root, self._limit = root, limit
         self._used: set[Path] = set()
-        self._places: dict[str, Path] = {}
+        self._paths: dict[str, Path] = {}
         self._open: dict[Path, object] = {}
         self._opened = time.time()
+        self._computed: tuple[str, dict[str, Tensor]] = ("", {})
         self._index_all()
 
-    def fill(self, texts: Sequence[Encoded], done: Callable[[int, int], None] = lambda _, __: None) -> None:
-        """Computes what is missing, each process its share; `done(tokens, of)` is called after each batch of it."""
+    def fill(self, texts: Sequence[Encoded], done: Callable[[int, int], None] = lambda _, __: None) -> int:
+        """Compute what is missing, each process its share, until the folder is full.
+
+        Args:
+            done: called with the tokens done and their total after each batch.
+
+        Returns:
+            The number of texts that do not fit.
+        """
+        if is_main():
+            self._shrink()
+        barrier()
         self._index_all()  # what others have written since
         known = agreed({text.key for text in texts if self._has(text)})
         missing = list({text.key: text for text in texts if text.key not in known}.values())
         for name in (f"{text.key}/{part}" for text in texts if self._has(text) for part in self._needed()):
-            self._use(self._places[name])  # what is wanted must not make room for what is missing
+            self._use(self._paths[name])  # what is wanted must not make room for what is missing
         passes = list(batches(missing, 8192))
         mine = own(passes)
         total, so_far, tokens = sum(missing[i].tokens for rows in mine for i in rows), 0, 0
@@ -76,15 +92,18 @@ class ActivationCache:
             done(so_far, total)
             tokens += sum(text.tokens for text in batch)
             if tokens > _SHARD_TOKENS:
-                self._write(waiting)
+                full = not self._write(waiting)
                 waiting, tokens = {}, 0
+                if full and not sharded():  # processes that share weights make as many passes each
+                    break
         if waiting:
             self._write(waiting)
         barrier()
         self._index_all()
+        return len({text.key for text in texts if not self._has(text)})
 
     def _has(self, text: Encoded) -> bool:
-        return all(f"{text.key}/{name}" in self._places for name in self._needed())
+        return all(f"{text.key}/{name}" in self._paths for name in self._needed())
 
     def _needed(self) -> list[str]:
         return ["route"] * self.route + [self._embedding] * self.embedding + ["prompt", "response"] * self.hidden
@@ -93,16 +112,16 @@ class ActivationCache:
         """Hidden states at the cut: the prompt's (P, d), and each response's (R, d); ids where none are kept."""
         if not self.hidden:
             return torch.tensor(text.prompt), [torch.tensor(ids) for ids in text.responses]
-        response = self._read(f"{text.key}/response")
-        return self._read(f"{text.key}/prompt"), list(response.split([len(ids) for ids in text.responses]))
+        response = self._read(text, "response")
+        return self._read(text, "prompt"), list(response.split([len(ids) for ids in text.responses]))
 
     def embeddings(self, text: Encoded) -> Tensor:
         """(N, D), the responses' embeddings under the pretrained branch."""
-        return self._read(f"{text.key}/{self._embedding}")
+        return self._read(text, self._embedding)
 
     def prompt(self, text: Encoded) -> Tensor:
         """(d,), the prompt's embedding at the cut, for the router."""
-        return self._read(f"{text.key}/route")
+        return self._read(text, "route")
 
     @torch.no_grad()  # not inference_mode: weights that are put together in it could not be trained through later
     def _compute(self, batch: Sequence[Encoded]) -> dict[str, Tensor]:
@@ -119,30 +138,70 @@ class ActivationCache:
             found |= {f"{text.key}/route": z for text, z in zip(batch, hidden.prompt_means(), strict=True)}
         return {name: tensor.cpu().clone() for name, tensor in found.items()}
 
-    def _write(self, tensors: dict[str, Tensor]) -> None:
+    def _write(self, tensors: dict[str, Tensor]) -> bool:
+        """Write a shard if it fits the limit, and return whether it does."""
         name = hashlib.sha256("".join(tensors).encode()).hexdigest()[:16]
-        shard = self.folder / f"{name}.safetensors"
-        write_file(shard, save(tensors))
+        shard, content = self.folder / f"{name}.safetensors", save(tensors)
+        with self._alone():
+            if self._make_room(len(content)) > 0:
+                return False
+            write_file(shard, content)
         self._index(shard)
         self._used.add(shard)
-        self._make_room()
+        return True
 
-    def _make_room(self) -> None:
-        """Removes the shards that have not been read for longest until all fit the limit; the main process does it."""
-        if not is_main():
-            return
-        files = [(file, file.stat()) for file in self._root.rglob("*.safetensors")]
-        excess = sum(about.st_size for _, about in files) - self._limit
-        for file, about in sorted(files, key=lambda each: each[1].st_mtime):
+    def _alone(self) -> contextlib.AbstractContextManager[Any]:
+        """The root's lock: who writes must know what all others have written."""
+        if self._limit == float("inf"):
+            return contextlib.nullcontext()
+        self._root.mkdir(parents=True, exist_ok=True)
+        return FileLock(self._root / ".lock", timeout=_LOCK_SECONDS)
+
+    def _make_room(self, size: int) -> float:
+        """Remove least recently used shards of other runs until `size` bytes fit; return the bytes that still do not."""
+        excess, shards = self._excess(size)
+        for shard, modified, taken in shards:
             if excess <= 0:
-                return
-            if file not in self._used and about.st_mtime < self._opened:  # a younger one is another process's
-                file.unlink(missing_ok=True)
-                self._open.pop(file, None)
-                self._places = {name: place for name, place in self._places.items() if place != file}
-                excess -= about.st_size
+                break
+            if shard not in self._used and modified < self._opened:  # a younger one is in use elsewhere
+                excess -= self._remove(shard, taken)
+        return excess
+
+    def _shrink(self) -> None:
+        """Bring the folder below a limit that was higher before, by this run's own shards if need be."""
+        with self._alone():
+            excess, shards = self._excess(0)
+            for shard, _, taken in shards:
+                if excess <= 0:
+                    break
+                excess -= self._remove(shard, taken)
+
+    def _excess(self, size: int) -> tuple[float, list[tuple[Path, float, int]]]:
+        """By how much the shards and `size` bytes exceed the limit; each shard, its time and size, oldest first."""
+        shards: list[tuple[Path, float, int]] = []
+        for file in self._root.rglob("*.safetensors"):
+            with contextlib.suppress(FileNotFoundError):  # another process has removed it
+                stat = file.stat()
+                shards.append((file, stat.st_mtime, stat.st_size))
+        return sum(taken for *_, taken in shards) + size - self._limit, sorted(shards, key=lambda each: each[1])
+
+    def _remove(self, shard: Path, size: int) -> int:
+        """Remove a shard; return the bytes that this frees."""
+        try:
+            shard.unlink(missing_ok=True)
+        except PermissionError:  # on Windows a file that is open stays
+            return 0
+        self._forget(shard)
+        return size
+
+    def _forget(self, shard: Path) -> None:
+        self._open.pop(shard, None)
+        self._used.discard(shard)
+        self._paths = {name: path for name, path in self._paths.items() if path != shard}
 
     def _index_all(self) -> None:
+        for shard in [shard for shard in self._open if not shard.exists()]:
+            self._forget(shard)
         for shard in sorted(self.folder.glob("*.safetensors")):
             if shard not in self._open:
                 self._index(shard)
@@ -155,12 +214,16 @@ class ActivationCache:
             return
         self._open[shard] = file
         for name in file.keys():  # noqa: SIM118 (no mapping)
-            self._places[name] = shard
+            self._paths[name] = shard
 
-    def _read(self, name: str) -> Tensor:
-        shard = self._places[name]
-        self._use(shard)
-        return self._open[shard].get_tensor(name)  # pyright: ignore
+    def _read(self, text: Encoded, part: str) -> Tensor:
+        name = f"{text.key}/{part}"
+        if (shard := self._paths.get(name)) is not None:
+            self._use(shard)
+            return self._open[shard].get_tensor(name)  # pyright: ignore
+        if self._computed[0] != text.key:  # kept, since the parts of a text are read one after the other
+            self._computed = (text.key, self._compute([text]))
+        return self._computed[1][name]
 
     def _use(self, shard: Path) -> None:
         """Marks a shard as read: now for this run, and by its time for others."""

@@ -158,7 +158,11 @@ def prepare_examples(run: Run, data: Splits) -> Training:
     if not any(e.task for e in train_part):
         raise DataError("no group names its task", field="task", hint="label some groups, so that the router can learn")
     with run.progress.step("trunk's activations"):
-        run.cache.fill([e.encoded for e in (*train_part, *validation)], run.progress.count)
+        left = run.cache.fill([e.encoded for e in (*train_part, *validation)], run.progress.count)
+    if left and sharded():
+        raise ConfigError(f"cache_limit: the activations of {left} texts do not fit; set a larger limit")
+    if left:
+        run.progress.say(f"cache_limit: the activations of {left} texts do not fit; they are computed for each step")
     return Training(run, train_part, validation)
 
 
