@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from dmoerm.errors import DataError
 from dmoerm.schema import Message
-from dmoerm.scores import MIN_REWARD, Score, bound_reward, group_by_prompt, unbound_reward
+from dmoerm.scores import MIN_REWARD, Score, as_queries, bound_reward, group_by_prompt, unbound_reward
 
 SAMPLES = st.lists(
     st.tuples(st.sampled_from([None, "a", "b"]), st.sampled_from(["p", "q"]), st.sampled_from(["", " \n", "x", "y"]))
@@ -83,3 +83,24 @@ def test_conversations_that_are_equal_are_one_prompt():
     assert (query.prompt, query.responses, indices) == (turns[0], ("a", "b"), [0, 1])
     with pytest.raises(DataError, match="prompt: is empty"):
         group_by_prompt([(None, "", "a")])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "responses", "field"),
+    [
+        (None, ["a", "b"], "prompt"),
+        (7, ["a"], "prompt"),
+        ([None], ["a"], "prompt"),
+        ("Hi", None, "responses"),
+        ("Hi", 3.5, "responses"),
+        ("Hi", [None], "responses"),
+        ("Hi", ["a", 5], "responses"),
+        (["Hi", None], [["a"], ["b"]], "prompt"),
+        (["Hi", "Ho"], [["a"], None], "responses"),
+        ({"role": "user", "content": "Hi"}, ["a"], "prompt"),
+    ],
+)
+def test_arguments_of_another_type_are_a_data_error(prompt, responses, field):
+    with pytest.raises(DataError) as caught:
+        as_queries(prompt, responses)
+    assert (caught.value.field or "").startswith(field)

@@ -126,6 +126,8 @@ def as_queries(
     """
     if isinstance(responses, str):
         raise DataError("is one text", field="responses", value=responses, hint="give a list of responses")
+    _check_list("prompt", prompt, "give a text, a list of chat messages, or a list of those")
+    _check_list("responses", responses, "give a list of responses, or a list of such lists")
     if isinstance(prompt, str) or (responses and isinstance(responses[0], str)):
         return [_query(prompt, responses, task)], True
     tasks = [task] * len(responses) if task is None or isinstance(task, str) else list(task)
@@ -153,8 +155,16 @@ def group_by_prompt(samples: Iterable[tuple[str | None, Prompt, str]]) -> list[t
     ]
 
 
+def _check_list(field: str, value: Any, hint: str) -> None:
+    if not isinstance(value, Sequence) or isinstance(value, bytes):
+        raise DataError(f"is {type(value).__name__}, not a list", field=field, value=value, hint=hint)
+
+
 def _query(prompt: Any, responses: Any, task: Any) -> Query:
+    _check_list("responses", responses, "give a list of responses to each prompt")
     if not isinstance(prompt, str):
+        hint = "give a text, or a list of chat messages with role and content"
+        _check_list("prompt", prompt, hint)
         if any(isinstance(message, str) for message in prompt):
             raise DataError(
                 "several prompts, but one list of responses",
@@ -162,5 +172,8 @@ def _query(prompt: Any, responses: Any, task: Any) -> Query:
                 value=responses,
                 hint="give one list of responses to each prompt",
             )
+        for message in prompt:
+            if not isinstance(message, Message | Mapping):
+                raise DataError("is not a chat message", field="prompt", value=message, hint=hint)
         prompt = [m if isinstance(m, Message) else dict(m) for m in prompt]
     return parse_query({"prompt": prompt, "responses": list(responses), "task": task})

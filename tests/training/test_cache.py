@@ -144,8 +144,7 @@ def test_what_does_not_fit_the_limit_is_computed_when_it_is_read(
     start = begun(**changes)
     whole, texts = start.run.cache, [e.encoded for e in start.train]
     kept = {"hidden": whole.hidden, "embedding": whole.embedding}
-    limit = disk(whole.folder) // 3
-    for root, limit in (("some", limit), ("none", 1000)):
+    for root, limit in (("some", disk(whole.folder) // 3), ("none", 1000)):
         cache = ActivationCache(tmp_path / root, start.run.model, **kept, limit=limit)
         left = cache.fill(texts)
         assert disk(tmp_path / root) <= limit

@@ -158,7 +158,7 @@ class ActivationCache:
         return FileLock(self._root / ".lock", timeout=_LOCK_SECONDS)
 
     def _make_room(self, size: int) -> float:
-        """Remove least recently used shards of other runs until `size` bytes fit; return the bytes that still do not."""
+        """Remove least recently used shards of other runs until `size` bytes fit; return the bytes that do not."""
         excess, shards = self._excess(size)
         for shard, modified, taken in shards:
             if excess <= 0:
