@@ -5,7 +5,10 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import shutil
+import subprocess
+import threading
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -173,16 +176,43 @@ def bucket(object_store: str, monkeypatch: pytest.MonkeyPatch) -> str:
 # --- a browser -----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")  # not longer: while it runs, no other test can start an event loop
-def browser() -> Iterator[Any]:
-    """The system's Chromium; tests that need it are skipped where there is none."""
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed; run: make install")
-    chromium = shutil.which("chromium")
-    if chromium is None:
+_CHROMIUM = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--remote-debugging-port=0",
+]
+
+
+@pytest.fixture(scope="session")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The DevTools URL of one Chromium for the whole session; skips if the system has none."""
+    path = shutil.which("chromium")
+    if path is None:
         pytest.skip("there is no chromium; run: make browser")
-    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-    with api.sync_playwright() as running:
-        flags = [*flags.split(), "--disable-component-update", "--disable-sync"]
-        found = running.chromium.launch(executable_path=chromium, args=flags)
-        yield found
-        found.close()
+    profile = f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"
+    with subprocess.Popen([path, *_CHROMIUM, profile], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        lines = (re.search(r"DevTools listening on (ws://\S+)", line) for line in process.stderr)
+        url = next((match[1] for match in lines if match), None)
+        drain = threading.Thread(target=process.stderr.read)  # a full pipe would block the browser
+        drain.start()
+        assert url, "chromium ended before it listened"
+        yield url
+        process.terminate()
+        drain.join()
+
+
+@pytest.fixture(scope="module")  # while playwright runs, no other test can start an event loop
+def browser(chromium: str) -> Iterator[Any]:
+    """A connection to the session's browser."""
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed; run: make install")
+    with api.sync_playwright() as playwright:
+        connection = playwright.chromium.connect_over_cdp(chromium)
+        yield connection
+        connection.close()
