@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx2
@@ -16,7 +17,7 @@ from reward_server import TASKS, respond, running_server, score_by_rule
 
 import dmoerm
 from dmoerm import AsyncClient, Client
-from dmoerm.client import asking
+from dmoerm.client import base, chunks
 from dmoerm.errors import ConfigError, DataError, ServerError
 from dmoerm.schema import Message, Query
 
@@ -31,15 +32,15 @@ MANY = [Query(prompt=f"number {i}", responses=("t" * (i % 5) or "a", "b")) for i
 @pytest.fixture
 def waits(monkeypatch) -> list[float]:
     """Grows at every wait between tries; nobody waits."""
-    waited: list[float] = []
-    pause = asking._pause
+    seconds: list[float] = []
+    wait_seconds = base.wait_seconds
 
-    def none(tried, outcome):
-        waited.append(pause(tried, outcome))
+    def no_wait(state):
+        seconds.append(wait_seconds(state))
         return 0.0
 
-    monkeypatch.setattr(asking, "_pause", none)
-    return waited
+    monkeypatch.setattr(base, "wait_seconds", no_wait)
+    return seconds
 
 
 def client(handler: Any = respond, **settings: Any) -> Client:
@@ -78,18 +79,20 @@ def test_many_queries_go_in_few_bounded_requests(kind):
     def counted(request):
         items = json.loads(request.content)["items"]
         sizes.append(sum(len(item["responses"]) for item in items))
-        assert sum(len(str(item["prompt"])) + sum(map(len, item["responses"])) for item in items) < asking.CHARACTERS
+        assert (
+            sum(len(str(item["prompt"])) + sum(map(len, item["responses"])) for item in items) < chunks.MAX_CHARACTERS
+        )
         return respond(request)
 
-    long = Query(prompt="long", responses=("t" * (asking.CHARACTERS // 2 - 10),))
-    wide = Query(prompt="wide", responses=tuple("t" * (i % 7) + "a" for i in range(3 * asking.RESPONSES + 1)))
-    both = Query(prompt="both", responses=tuple("t" * (asking.CHARACTERS // 3 - i) for i in range(9)))
+    long = Query(prompt="long", responses=("t" * (chunks.MAX_CHARACTERS // 2 - 10),))
+    wide = Query(prompt="wide", responses=tuple("t" * (i % 7) + "a" for i in range(3 * chunks.MAX_RESPONSES + 1)))
+    both = Query(prompt="both", responses=tuple("t" * (chunks.MAX_CHARACTERS // 3 - i) for i in range(9)))
     queries = [*MANY, long, long, long, wide, both, MANY[1]]
     found = ask(kind, counted, queries)
     assert [[s.reward for s in row] for row in found] == [[float(r.count("t")) for r in q.responses] for q in queries]
     assert sum(sizes) == sum(len(q.responses) for q in queries)
-    assert max(sizes) == asking.RESPONSES
-    assert len(sizes) <= sum(sizes) // asking.RESPONSES + 8
+    assert max(sizes) == chunks.MAX_RESPONSES
+    assert len(sizes) <= sum(sizes) // chunks.MAX_RESPONSES + 8
     assert ask(kind, counted, []) == []
 
 
@@ -142,17 +145,22 @@ def test_what_passes_is_tried_again(kind, fault, waits):
     if fault == "429":
         assert all(7 <= wait < 8 for wait in waits)
     else:
-        assert waits[0] <= asking._FIRST_WAIT
-        assert asking._FIRST_WAIT <= waits[2] <= 4 * asking._FIRST_WAIT
+        assert waits[0] <= base._FIRST_WAIT
+        assert base._FIRST_WAIT <= waits[2] <= 4 * base._FIRST_WAIT
 
 
 @both
 def test_after_the_last_try_it_is_said_what_where_and_what_to_do(kind, waits):
-    with pytest.raises(ServerError, match=r"http://server/v1/score: status 503: busy; tried 9 times; is the"):
+    with pytest.raises(
+        ServerError, match=r"http://server/v1/score: status 503: busy \(after 9 attempts\); the server is busy"
+    ):
         ask(kind, failing(*[FAULTS["503"]] * 9))
-    assert len(waits) == 8
-    assert sum(waits) >= 20  # seconds: a server has the time to start again
-    with pytest.raises(ServerError, match=r"ConnectError: refused; tried 1 times"):
+    *pauses, _ = waits  # tenacity computes one more after the last attempt, and does not wait
+    assert len(pauses) == 8
+    assert sum(pauses) >= 20  # seconds: a server has the time to start again
+    with pytest.raises(
+        ServerError, match=r"ConnectError: refused \(after 1 attempt\); check that the server is running"
+    ):
         ask(kind, failing(FAULTS["refused"]), retries=0)
 
 
@@ -162,14 +170,22 @@ def test_after_the_last_try_it_is_said_what_where_and_what_to_do(kind, waits):
     [
         (httpx2.Response(422, json={"error": {"message": "no such task"}}), DataError, "422: no such task"),
         (httpx2.Response(413, text="too large"), DataError, "413: too large"),
-        (httpx2.Response(401, json={"error": {"message": "wrong key"}}), ServerError, "DMOERM_API_KEY right"),
-        (httpx2.Response(404, text="nothing here"), ServerError, "404: nothing here; is this a reward server"),
+        (
+            httpx2.Response(401, json={"error": {"message": "wrong key"}}),
+            ServerError,
+            r"check the key in \$DMOERM",
+        ),
+        (
+            httpx2.Response(404, text="nothing here"),
+            ServerError,
+            "404: nothing here; check that the URL",
+        ),
         (httpx2.Response(500, text="out of memory"), ServerError, "500: out of memory"),
         (httpx2.Response(307, headers={"Location": "http://elsewhere"}), ServerError, "307"),
-        (httpx2.Response(200, text="<html>"), ServerError, "no JSON .got '<html>'"),
-        (httpx2.Response(200, json=[1]), ServerError, "none of a reward server's"),
+        (httpx2.Response(200, text="<html>"), ServerError, "not JSON .got '<html>'"),
+        (httpx2.Response(200, json=[1]), ServerError, "not that of a reward server"),
         (httpx2.Response(200, json={"items": [{"scores": [{"reward": None}]}]}), ServerError, r"items\.0\.scores\.0"),
-        (httpx2.Response(200, json={"items": []}), ServerError, r"holds \[\] scores for \[2\] responses"),
+        (httpx2.Response(200, json={"items": []}), ServerError, r"returned \[\] scores for \[2\] responses"),
     ],
 )
 def test_what_does_not_pass_is_told_at_once(kind, reply, error, message, waits):
@@ -181,14 +197,14 @@ def test_what_does_not_pass_is_told_at_once(kind, reply, error, message, waits):
 @pytest.mark.parametrize("header", ["", "soon", "Wed, 21 Oct 2015 07:28:00 GMT", "99999"])
 def test_no_retry_after_makes_a_client_wait_for_ever_or_less_than_nothing(header, waits):
     list(client(failing(httpx2.Response(429, headers={"Retry-After": header}))).score_queries(MANY[:1]))
-    assert 0 <= waits[0] <= 1.1 * asking._LONGEST_ASKED
+    assert 0 <= waits[0] <= 1.1 * base._MAX_RETRY_AFTER
 
 
 def test_urls_and_keys_that_are_none(monkeypatch):
     for url in ("localhost:8000", "http://", "http://[::", "ftp://server"):
-        with pytest.raises(ConfigError, match="url: must be http"):
+        with pytest.raises(ConfigError, match="url must be an http"):
             Client(url)
-    with pytest.raises(ConfigError, match="no header can hold") as caught:
+    with pytest.raises(ConfigError, match="an HTTP header cannot contain") as caught:
         Client(api_key="kéy\n")
     assert "kéy" not in str(caught.value)
 
@@ -199,6 +215,32 @@ def test_one_that_is_not_there_is_not_ready(kind):
         assert not Client("http://127.0.0.1:1").ready()
     else:
         assert not asyncio.run(AsyncClient("http://127.0.0.1:1").ready())
+
+
+@both
+def test_a_request_that_cannot_be_sent_is_not_sent_again(kind, waits):
+    with pytest.raises(ServerError, match="LocalProtocolError: bad header; the request cannot be sent"):
+        ask(kind, failing(httpx2.LocalProtocolError("bad header")))
+    assert not waits
+
+
+def test_threads_share_the_slots_of_a_client():
+    now, most, lock = 0, 0, threading.Lock()
+
+    def slow(request):
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+        time.sleep(0.01)
+        with lock:
+            now -= 1
+        return respond(request)
+
+    with client(slow, concurrency=2) as rm, ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda q: rm.score(q.prompt, q.responses), MANY[:16]))
+    assert [row[0].reward for row in found] == [q.responses[0].count("t") for q in MANY[:16]]
+    assert most == 2
 
 
 def test_an_asynchronous_client_has_so_many_requests_on_their_way():

@@ -96,7 +96,7 @@ def test_our_own_server_routes_by_itself(reward_server) -> None:
     ("reply", "message"),
     [
         (httpx2.Response(500, text="out of memory"), "500"),
-        (httpx2.Response(200, text="<html>"), "no JSON"),
+        (httpx2.Response(200, text="<html>"), "not JSON"),
         (httpx2.Response(200, json={"data": []}), "holds no reward"),
         (httpx2.Response(200, json=[1]), "holds no reward"),
     ],
@@ -110,7 +110,7 @@ def test_servers_that_fail(reply, message) -> None:
 def test_servers_that_are_not_there() -> None:
     with pytest.raises(ServerError, match="names no protocol"):
         method_of("http://127.0.0.1:1/reward")
-    with pytest.raises(ServerError, match="is the server running"):
+    with pytest.raises(ServerError, match="check that the server is running"):
         RewardServer("http://127.0.0.1:1/classify", retries=1).score_all(QUERIES)
 
 

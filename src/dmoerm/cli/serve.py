@@ -72,7 +72,7 @@ def command(
 
 def _key(file: Path | None) -> str | None:
     """The key of the file or the environment; never an argument, which every user of the machine can read."""
-    from ..client.asking import KEY_VARIABLE
+    from ..client.base import KEY_VARIABLE
     from ..errors import ConfigError
 
     if file is None:

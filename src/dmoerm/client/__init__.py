@@ -1,4 +1,4 @@
-"""Asking a reward server (`dmoerm serve`) for scores."""
+"""Clients of a reward server (`dmoerm serve`)."""
 
 from .clients import AsyncClient, Client
 

@@ -1,45 +1,32 @@
-"""A reward server's two clients: the same `score` as the model's, here and asynchronously."""
+"""The synchronous and the asynchronous client of a reward server, with the same `score` as a model."""
 
 from __future__ import annotations
 
 import asyncio
-import time
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
 import httpx2
+from tenacity import AsyncRetrying, Retrying
 
 from ..schema import Query
 from ..scores import Score, as_queries
-from .asking import DEFAULT_URL, Asking, Outcome, Steps, T, chunks, joined
+from .base import BaseClient, TransientError
+from .chunks import join_scores, split_queries
 
 
-class Client(Asking):
-    """A reward server, asked one request at a time; use as a context manager, from as many threads as you like.
+class Client(BaseClient):
+    """A client of a reward server. Use it as a context manager, from any number of threads.
 
-    Args:
-        url: where the server is, without a path of the protocol's own.
-        api_key: sent as `Authorization: Bearer KEY`; None: what the environment's DMOERM_API_KEY holds, if anything.
-        model: the model's name, where the server has several; None: its first.
-        timeout: seconds a try may take to connect, and to go on answering.
-        retries: tries after the first.
-        transport: in place of the network.
+    See `BaseClient` for the arguments.
 
-    Raises:
-        ConfigError: the URL or the key is none.
+    Example:
+        with Client("http://127.0.0.1:8000") as client:
+            scores = client.score("Why is the sky blue?", ["Rayleigh scattering.", "Because."])
     """
 
-    def __init__(
-        self,
-        url: str = DEFAULT_URL,
-        api_key: str | None = None,
-        model: str | None = None,
-        timeout: float = 60.0,
-        retries: int = 8,
-        transport: httpx2.BaseTransport | None = None,
-    ) -> None:
-        super().__init__(url, api_key, model, timeout, retries)
-        self._http = httpx2.Client(**self._settings, transport=transport)
+    _http_type, _semaphore_type = httpx2.Client, threading.Semaphore
 
     def __enter__(self) -> Self:
         return self
@@ -48,61 +35,61 @@ class Client(Asking):
         self._http.close()
 
     def score(self, prompt: Any, responses: Any, task: Any = None) -> Any:
-        """As `DMoERM.score`: `Score`s of the responses to one prompt, or to each of several prompts.
+        """Score the responses to one prompt, or to each of several prompts, as `DMoERM.score` does.
 
         Raises:
-            DataError: an empty text, or what the server refuses: an unknown task, a text longer than the model takes.
-            ServerError: no answer after all tries, or one without scores.
+            DataError: a text is empty, or the server rejects the query (unknown task, text too long).
+            ServerError: the server does not respond after all attempts, or its response contains no scores.
         """
-        queries, one = as_queries(prompt, responses, task)
+        queries, single = as_queries(prompt, responses, task)
         scores = list(self.score_queries(queries))
-        return scores[0] if one else scores
+        return scores[0] if single else scores
 
     def score_queries(self, queries: Sequence[Query]) -> Iterator[list[Score]]:
-        """As `DMoERM.score_queries`, several queries a request, asked as they are read. Raises as `score` does."""
-        return joined(queries, (self._run(self._score(chunk)) for chunk in chunks(queries)))
+        """Yield the scores of each query, several queries per request, sent as the iterator is read. See `score`."""
+        return join_scores(queries, map(self._score, split_queries(queries)))
 
     def models(self) -> dict[str, dict[str, list[str]]]:
-        """The server's models, the default one first: name → task → its capabilities. Raises `ServerError`."""
-        return self._run(self._models())
+        """Return the server's models, the default first: name → task → capabilities. Raises `ServerError`."""
+        return self._models(self._call("GET", "/v1/models"))
 
     def ready(self) -> bool:
-        """Whether the server answers, and has its model; asked once."""
-        return self._run(self._ready())
+        """Return whether the server responds and has loaded its model. A single attempt."""
+        try:
+            return self._http.get("/ready").status_code == 200
+        except httpx2.RequestError:
+            return False
 
-    def ask(self, path: str, body: Any) -> Any:
-        """The answer to a request of any other protocol, its retries and errors those of `score`."""
-        return self._run(self._ask("POST", path, body))
+    def post(self, path: str, body: Any) -> Any:
+        """Send a request of another protocol and return its response, with the retries and errors of `score`."""
+        return self._call("POST", path, body)
 
-    def _run(self, steps: Steps[T]) -> T:
-        outcome: Outcome = None
-        while True:
-            try:
-                step = steps.send(outcome)
-            except StopIteration as end:
-                return end.value
-            try:
-                outcome = self._http.send(step) if isinstance(step, httpx2.Request) else time.sleep(step)
-            except httpx2.RequestError as error:
-                outcome = error
+    def _score(self, queries: list[Query]) -> list[list[Score]]:
+        return self._scores(queries, self._call("POST", "/v1/score", self._score_body(queries)))
+
+    def _call(self, method: str, path: str, body: Any = None) -> Any:
+        request = self._http.build_request(method, path, json=body)
+        try:
+            return Retrying(**self._retry_policy())(self._attempt, request)
+        except TransientError as error:
+            raise self._give_up(error) from None
+
+    def _attempt(self, request: httpx2.Request) -> Any:
+        try:
+            with self._slots:
+                response = self._http.send(request)
+        except httpx2.RequestError as error:
+            raise self._send_error(request, error) from None
+        return self._read(response)
 
 
-class AsyncClient(Asking):
-    """The same, asynchronously: all requests of a call at once, `concurrency` of them on their way."""
+class AsyncClient(BaseClient):
+    """The asynchronous client of a reward server. All requests of a call are sent at once, up to `concurrency`.
 
-    def __init__(
-        self,
-        url: str = DEFAULT_URL,
-        api_key: str | None = None,
-        model: str | None = None,
-        timeout: float = 60.0,
-        retries: int = 8,
-        concurrency: int = 16,
-        transport: httpx2.AsyncBaseTransport | None = None,
-    ) -> None:
-        super().__init__(url, api_key, model, timeout, retries)
-        self._http = httpx2.AsyncClient(**self._settings, transport=transport)
-        self._free = asyncio.Semaphore(concurrency)
+    See `BaseClient` for the arguments.
+    """
+
+    _http_type, _semaphore_type = httpx2.AsyncClient, asyncio.Semaphore
 
     async def __aenter__(self) -> Self:
         return self
@@ -111,40 +98,49 @@ class AsyncClient(Asking):
         await self._http.aclose()
 
     async def score(self, prompt: Any, responses: Any, task: Any = None) -> Any:
-        """See `Client.score`."""
-        queries, one = as_queries(prompt, responses, task)
+        """Score the responses to one prompt, or to each of several prompts. See `Client.score`."""
+        queries, single = as_queries(prompt, responses, task)
         scores = await self.score_queries(queries)
-        return scores[0] if one else scores
+        return scores[0] if single else scores
 
     async def score_queries(self, queries: Sequence[Query]) -> list[list[Score]]:
-        """One list a query, in order. See `Client.score`."""
-        asked = [asyncio.ensure_future(self._run(self._score(chunk))) for chunk in chunks(queries)]
+        """Return the scores of each query, in order. See `Client.score`."""
+        requests = [asyncio.ensure_future(self._score(chunk)) for chunk in split_queries(queries)]
         try:
-            return list(joined(queries, await asyncio.gather(*asked)))
+            return list(join_scores(queries, await asyncio.gather(*requests)))
         finally:
-            for one in asked:  # where one has failed, the others are of no use
-                one.cancel()
+            for request in requests:  # after an error, the other requests are of no use
+                request.cancel()
 
     async def models(self) -> dict[str, dict[str, list[str]]]:
-        """See `Client.models`."""
-        return await self._run(self._models())
+        """Return the server's models. See `Client.models`."""
+        return self._models(await self._call("GET", "/v1/models"))
 
     async def ready(self) -> bool:
-        """See `Client.ready`."""
-        return await self._run(self._ready())
+        """Return whether the server is ready. See `Client.ready`."""
+        try:
+            return (await self._http.get("/ready")).status_code == 200
+        except httpx2.RequestError:
+            return False
 
-    async def _run(self, steps: Steps[T]) -> T:
-        outcome: Outcome = None
-        while True:
-            try:
-                step = steps.send(outcome)
-            except StopIteration as end:
-                return end.value
-            try:
-                outcome = await (self._send(step) if isinstance(step, httpx2.Request) else asyncio.sleep(step))
-            except httpx2.RequestError as error:
-                outcome = error
+    async def post(self, path: str, body: Any) -> Any:
+        """Send a request of another protocol. See `Client.post`."""
+        return await self._call("POST", path, body)
 
-    async def _send(self, request: httpx2.Request) -> httpx2.Response:
-        async with self._free:
-            return await self._http.send(request)
+    async def _score(self, queries: list[Query]) -> list[list[Score]]:
+        return self._scores(queries, await self._call("POST", "/v1/score", self._score_body(queries)))
+
+    async def _call(self, method: str, path: str, body: Any = None) -> Any:
+        request = self._http.build_request(method, path, json=body)
+        try:
+            return await AsyncRetrying(**self._retry_policy())(self._attempt, request)
+        except TransientError as error:
+            raise self._give_up(error) from None
+
+    async def _attempt(self, request: httpx2.Request) -> Any:
+        try:
+            async with self._slots:
+                response = await self._http.send(request)
+        except httpx2.RequestError as error:
+            raise self._send_error(request, error) from None
+        return self._read(response)

@@ -152,7 +152,7 @@ class RewardServer:
 
     def _one(self, query: Query, response: str) -> float:
         body = {"model": self.model, "messages": conversation(query, response), "use_activation": False}
-        answer = self._client.ask(f"/{self._end}", body)
+        answer = self._client.post(f"/{self._end}", body)
         try:
             (reward,) = answer["data"][0]["probs" if self._end == "classify" else "data"]
             return float(reward)

@@ -1,0 +1,213 @@
+"""What the synchronous and the asynchronous client share: settings, requests, responses and the retry policy.
+
+    connection errors, timeouts, incomplete responses, 429, 502, 503, 504    retried: backoff, jitter, `Retry-After`
+    400, 413, 422                                                            `DataError` with the server's message
+    any other response but 200                                               `ServerError`
+
+Scoring has no side effects, so that a request can be sent again. The default retries span more than half a minute:
+clients do not notice the restart of a server.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import os
+import random
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import httpx2
+from pydantic import BaseModel, ConfigDict, ValidationError
+from tenacity import RetryCallState, retry_if_exception_type, stop_after_attempt, wait_exponential
+
+from ..errors import ConfigError, DataError, ServerError, shorten
+from ..schema import Query
+from ..scores import Score
+
+KEY_VARIABLE = "DMOERM_API_KEY"
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+_TRANSIENT_STATUS, _DATA_STATUS = {429, 502, 503, 504}, {400, 413, 422}
+_KEY_HINT = f"check the key in ${KEY_VARIABLE}"
+_HINTS = {
+    401: _KEY_HINT,
+    403: _KEY_HINT,
+    404: "check that the URL is that of a reward server, and that it serves the model",
+}
+_FIRST_WAIT, _MAX_WAIT, _MAX_RETRY_AFTER = 0.25, 16.0, 120.0  # seconds
+_BACKOFF = wait_exponential(multiplier=_FIRST_WAIT, max=_MAX_WAIT)
+
+
+class TransientError(Exception):
+    """An attempt that failed and is retried.
+
+    Attributes:
+        retry_after: seconds that the server asks to wait; None if it does not say.
+        hint: what to check if all attempts fail.
+    """
+
+    def __init__(self, reason: str, hint: str, retry_after: float | None = None) -> None:
+        super().__init__(reason)
+        self.hint, self.retry_after = hint, retry_after
+
+
+class _ScoredItem(BaseModel):
+    scores: list[Score]
+
+
+class _ScoreResponse(BaseModel):
+    items: list[_ScoredItem]
+
+
+class _ModelEntry(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+    id: str
+    tasks: dict[str, list[str]]
+
+
+class _ModelsResponse(BaseModel):
+    data: list[_ModelEntry]
+
+
+class BaseClient:
+    """The settings of a client.
+
+    Args:
+        url: URL of the server, without a path.
+        api_key: sent as `Authorization: Bearer KEY`; None selects $DMOERM_API_KEY, and an empty key sends no header.
+        model: name of the model; None selects the server's default.
+        timeout: seconds until an attempt is abandoned, each for connecting and between parts of the response.
+        retries: attempts after the first.
+        concurrency: maximum number of requests in flight, over all threads or tasks that use the client.
+        transport: an httpx2 transport that replaces the network.
+
+    Raises:
+        ConfigError: the URL or the key is invalid.
+    """
+
+    _http_type: type[Any]
+    _semaphore_type: type[Any]
+
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        api_key: str | None = None,
+        model: str | None = None,
+        timeout: float = 60.0,
+        retries: int = 8,
+        concurrency: int = 16,
+        transport: Any = None,
+    ) -> None:
+        _check_url(url)
+        key = os.environ.get(KEY_VARIABLE, "") if api_key is None else api_key
+        if not (key.isascii() and (key + " ").isprintable()):
+            raise ConfigError(f"the API key contains characters that an HTTP header cannot contain; {_KEY_HINT}")
+        self.url, self.model, self.retries = url.rstrip("/"), model, retries
+        self._slots = self._semaphore_type(concurrency)
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._http = self._http_type(base_url=self.url, headers=headers, timeout=timeout, transport=transport)
+
+    # --- attempts --------------------------------------------------------------------------------------------------
+
+    def _retry_policy(self) -> dict[str, Any]:
+        """Return the arguments of tenacity's `Retrying` and `AsyncRetrying`."""
+        stop, retry = stop_after_attempt(self.retries + 1), retry_if_exception_type(TransientError)
+        return {"stop": stop, "retry": retry, "wait": wait_seconds, "reraise": True}
+
+    def _read(self, response: httpx2.Response) -> Any:
+        """Return the content of a response, or raise the error that it stands for."""
+        where, status = str(response.request.url), response.status_code
+        reason = f"{where}: {_reason(response)}"
+        if status in _TRANSIENT_STATUS:
+            raise TransientError(reason, "the server is busy or starting", _retry_after(response))
+        if status in _DATA_STATUS:
+            raise DataError(reason)
+        if status != 200:
+            raise ServerError(f"{reason}; {_HINTS.get(status, 'see the log of the server')}")
+        try:
+            return response.json()
+        except ValueError:
+            raise ServerError(
+                f"{where}: the response is not JSON (got {shorten(response.text)}); check the URL"
+            ) from None
+
+    def _send_error(self, request: httpx2.Request, error: httpx2.RequestError) -> Exception:
+        """Return the error for a request without a response."""
+        reason = f"{request.url}: {type(error).__name__}: {_line(error)}"
+        if isinstance(error, httpx2.UnsupportedProtocol | httpx2.LocalProtocolError):
+            return ServerError(f"{reason}; the request cannot be sent")
+        return TransientError(reason, "check that the server is running")
+
+    def _give_up(self, error: TransientError) -> ServerError:
+        attempts = f"{self.retries + 1} attempt{'s' if self.retries else ''}"
+        return ServerError(f"{error} (after {attempts}); {error.hint}")
+
+    # --- requests and their responses ------------------------------------------------------------------------------
+
+    def _score_body(self, queries: Sequence[Query]) -> dict[str, Any]:
+        items = [query.model_dump(include={"id", "prompt", "responses", "task"}) for query in queries]
+        return {"model": self.model, "items": items, "win_probabilities": False}
+
+    def _scores(self, queries: Sequence[Query], content: Any) -> list[list[Score]]:
+        scores = [item.scores for item in self._parsed(_ScoreResponse, content).items]
+        expected, received = [len(query.responses) for query in queries], list(map(len, scores))
+        if received != expected:
+            message = f"the server returned {received} scores for {expected} responses"
+            raise ServerError(f"{self.url}: {message}; this is an error of the server")
+        return scores
+
+    def _models(self, content: Any) -> dict[str, dict[str, list[str]]]:
+        return {entry.id: entry.tasks for entry in self._parsed(_ModelsResponse, content).data}
+
+    def _parsed(self, kind: type[Any], content: Any) -> Any:
+        try:
+            return kind.model_validate(content)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(map(str, first["loc"]))
+            raise ServerError(
+                f"{self.url}: the response is not that of a reward server: "
+                f"{field}: {first['msg']} (got {shorten(content)})"
+            ) from None
+
+
+def wait_seconds(state: RetryCallState) -> float:
+    """Return the pause before the next attempt: the server's `Retry-After`, or exponential backoff with jitter."""
+    error = state.outcome.exception() if state.outcome else None
+    if isinstance(error, TransientError) and error.retry_after is not None:
+        return min(error.retry_after, _MAX_RETRY_AFTER) * random.uniform(1.0, 1.1)
+    return _BACKOFF(state) * random.uniform(0.5, 1.0)
+
+
+def _retry_after(response: httpx2.Response) -> float | None:
+    """Return the seconds in `Retry-After`, a number or a date; None if there is no valid value."""
+    header = response.headers.get("Retry-After", "")
+    if header.strip().isdigit():
+        return float(header)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(header).timestamp() - time.time())
+    except (ValueError, TypeError):
+        return None
+
+
+def _reason(response: httpx2.Response) -> str:
+    """Return the status and the server's message in one line."""
+    try:
+        message = response.json()["error"]["message"]
+    except (ValueError, KeyError, TypeError):
+        message = response.text
+    return f"status {response.status_code}: {_line(message)}"
+
+
+def _line(value: object) -> str:
+    return " ".join(str(value).split())[:300]
+
+
+def _check_url(url: str) -> None:
+    try:
+        valid = url.startswith(("http://", "https://")) and httpx2.URL(url).host
+    except httpx2.InvalidURL:
+        valid = False
+    if not valid:
+        raise ConfigError(f"url must be an http:// or https:// URL with a host (got {url!r})")
