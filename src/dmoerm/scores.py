@@ -85,16 +85,20 @@ class Score:
 def log_columns(scores: Sequence[Score], tasks: Mapping[str, Sequence[str]]) -> dict[str, list[float]]:
     """Return name → one number per score; the same names for every batch, since trainers join batches.
 
-    `uncertainty`; `truncated`, 1 where part of the text did not count; `task/NAME`, 1 where that task's model scored;
-    `NAME/CAPABILITY`, the capability's score. A value that a score does not have is 0, so the mean of a capability
-    over its own task is the ratio of the means of `NAME/CAPABILITY` and `task/NAME`.
+    `has_uncertainty`, 1 where the score has one; `uncertainty`; `truncated`, 1 where part of the text did not count;
+    `task/NAME`, 1 where that task's model scored; `NAME/CAPABILITY`, the capability's score.
+
+    A value that a score does not have is 0: OpenRLHF and verl want the same names for every response, and average a
+    column without looking, so that one NaN would hide the others. The mean over the scores that have an uncertainty
+    is the ratio of the means of `uncertainty` and `has_uncertainty`; that of a capability over its own task the ratio
+    of `NAME/CAPABILITY` and `task/NAME`.
     """
     names = [f"{task}/{capability}" for task, capabilities in tasks.items() for capability in capabilities]
-    columns = {
-        name: [0.0] * len(scores) for name in ("uncertainty", "truncated", *(f"task/{t}" for t in tasks), *names)
-    }
+    names = ["has_uncertainty", "uncertainty", "truncated", *(f"task/{task}" for task in tasks), *names]
+    columns = {name: [0.0] * len(scores) for name in names}
     for index, score in enumerate(scores):
-        values = {"uncertainty": score.uncertainty or 0.0, "truncated": float(score.truncated)}
+        values = {"has_uncertainty": float(score.uncertainty is not None), "truncated": float(score.truncated)}
+        values["uncertainty"] = score.uncertainty or 0.0
         if score.task is not None:
             values[f"task/{score.task}"] = 1.0
             values |= {f"{score.task}/{name}": value for name, value in score.capabilities.items()}

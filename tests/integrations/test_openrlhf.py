@@ -7,7 +7,7 @@ import importlib.util
 import pytest
 import torch
 
-from dmoerm import rendered
+from dmoerm.chat import rendered
 from dmoerm.errors import ConfigError, DataError
 from dmoerm.integrations import openrlhf
 from dmoerm.schema import Message

@@ -44,6 +44,7 @@ def test_columns_have_the_same_names_whatever_was_scored():
     assert columns[1]["task/objective_qa"] == [1.0, 0.0, 0.0]
     assert columns[1]["objective_qa/correctness"] == [1.0, 0.0, 0.0]
     assert columns[1]["uncertainty"] == [0.5, 0.0, 0.5]
+    assert columns[1]["has_uncertainty"] == [1.0, 0.0, 1.0]
     assert not any(value for values in columns[0].values() for value in values)
 
 

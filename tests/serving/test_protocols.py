@@ -112,6 +112,7 @@ def test_openrlhfs_client_reads_rewards_and_logs(http, expected, texts, trained_
     assert answer["rewards"] == answer["scores"] == rewards(expected)
     tasks = trained_run.model.config.tasks
     names = {
+        "has_uncertainty",
         "uncertainty",
         "truncated",
         *(f"task/{t}" for t in tasks),
