@@ -127,7 +127,7 @@ UNREADABLE = replace(LABEL, given=Outcome.UNPARSEABLE, swapped=Outcome.FAILED)
 @pytest.mark.parametrize(
     ("labels", "cause", "hint"),
     [
-        ([], "there are no labels", "dmoerm label"),
+        ([], "the labels are empty", "dmoerm label"),
         ([replace(AGREED, group="h")], r"no label has the id of a group .*'h'.*'g'", "pass the data that were labeled"),
         ([replace(AGREED, content="0")], "texts differ from those that were labeled", "label the changed data"),
         ([replace(AGREED, capability=OVERALL)], "1 of the overall preference", "--taxonomy"),

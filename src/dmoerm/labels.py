@@ -104,7 +104,7 @@ class CapabilityLabel:
 
     @property
     def mean(self) -> float | None:
-        """The probability that `first` is better: `soft`, or `hard` if there is no soft one."""
+        """The probability that `first` is better: `soft`, or `hard` without probabilities."""
         return self.hard if self.soft is None else self.soft
 
     def training_target(self, soft: bool = True, inconsistent_weight: float | None = None) -> Judgement | None:
@@ -242,7 +242,7 @@ def mismatch(
         soft, inconsistent_weight: see `CapabilityLabel.training_target`.
     """
     if not labels:
-        return "there are no labels", "create them with `dmoerm label`"
+        return "the labels are empty", "create them with `dmoerm label`"
     digests: dict[str, set[str]] = {}
     for query in queries:
         digests.setdefault(query.id, set()).add(content_digest(query))

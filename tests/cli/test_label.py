@@ -149,7 +149,7 @@ def test_why_there_are_no_questions(data, tmp_path, change_row, change_tasks, ca
         changed = [change_row(json.loads(line)) for line in rows.read_text().splitlines()]
         rows.write_text("".join(json.dumps(row) + "\n" for row in changed))
     options = ("--taxonomy", taxonomy, "--model", "judge", "--out", tmp_path / "l.parquet")
-    assert f"there are no questions: {cause}" in run("label", rows, *options, fails=True).output
+    assert f"no questions to ask: {cause}" in run("label", rows, *options, fails=True).output
 
 
 def test_groups_without_questions_are_counted(data, tmp_path) -> None:

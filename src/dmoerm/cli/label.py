@@ -150,7 +150,7 @@ def run(
     questions = list(build_questions(pairs, question_format, endpoint))
     for reason in _unlabeled(groups, question_format, data):
         if not questions:
-            raise ConfigError(f"there are no questions: {reason}")
+            raise ConfigError(f"no questions to ask: {reason}")
         _print_error_line(reason)
     store = store or out.with_suffix(".sqlite")
     result = _estimate(questions, endpoint, store)

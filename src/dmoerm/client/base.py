@@ -181,7 +181,7 @@ def wait_seconds(state: RetryCallState) -> float:
 
 
 def _retry_after(response: httpx2.Response) -> float | None:
-    """Return the seconds in `Retry-After`, a number or a date; None if there is no valid value."""
+    """Return the seconds in `Retry-After`, a number or a date; None without a valid value."""
     header = response.headers.get("Retry-After", "")
     if header.strip().isdigit():
         return float(header)

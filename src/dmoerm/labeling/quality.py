@@ -23,7 +23,7 @@ _RESAMPLES = 1000
 
 @dataclass(frozen=True)
 class LabelQuality:
-    """Statistics of one judge's labels on one capability. A share of an empty set is None.
+    """Statistics of one judge's labels on one capability. Shares of an empty set are None.
 
     Attributes:
         judge, task, capability: what the statistics are about.

@@ -21,7 +21,7 @@ MAX_UNUSABLE = 20
 """Default of `max_unusable`: unusable answers in a row after which a run stops."""
 
 _MAX_UNANSWERED = 20  # consecutive questions without an answer, each after all its attempts: the endpoint is down
-_MIN_GROUPS = 3  # a content filter may refuse every question on one group; that is no reason to stop
+_MIN_GROUPS = 3  # a content filter may refuse every question on one group, which must not stop the run
 _SHOWN_CHARACTERS = 300
 
 
@@ -154,7 +154,7 @@ class _Run:
         self._reserved_cost = 0.0
         self._unanswered_in_a_row = self._unusable_in_a_row = 0
         self._unusable_groups: set[str] = set()
-        self._example = ""  # the last unusable answer, or why there is none
+        self._example = ""  # the last unusable answer, or the last error
 
     async def work(self) -> None:
         """Send one question after another until none remains or the run has ended."""

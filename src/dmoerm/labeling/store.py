@@ -40,7 +40,7 @@ class JudgeAnswer:
 
     Attributes:
         status: `answered`, `refused` or `failed`.
-        text: the answer; None if there is no answer.
+        text: the answer; None after a refusal or a failure.
         tokens: the answer's tokens with log-probabilities; empty if the endpoint returns none.
         reason: why the call was refused or failed, or why the answer is incomplete.
         prompt_tokens, completion_tokens: usage as reported by the endpoint.
@@ -91,7 +91,7 @@ class AnswerStore:
         self._db.close()
 
     def get(self, key: str) -> JudgeAnswer | None:
-        """Return the recorded answer of a call; None if there is none."""
+        """Return the recorded answer of a call; None if it is not recorded."""
         row = self._run(f"SELECT {', '.join(_COLUMNS)} FROM calls WHERE key = ?", (key,)).fetchone()
         return _answer(row) if row else None
 
