@@ -41,7 +41,7 @@ def test_the_card(model_dir: Path) -> None:
     assert "DMoERM.from_pretrained" in text
     assert "`tiny`" in text
     assert "b.jsonl" in text
-    assert "/home" not in text, "a card that is published must not tell a machine's folders"
+    assert "/home" not in text, "a published card must not name folders of the machine"
     assert sorted(file.name for file in model_dir.iterdir()) == ["README.md", "config.json"]
 
 

@@ -22,12 +22,12 @@ def method_name(method: str) -> MethodName:
 
 
 def number(value: float | None, spec: str = "", detail: str = "") -> Number:
-    """Format a number; a dash if it is None."""
+    """Format a number; a dash if the value is missing."""
     return Number("–" if value is None else format(value, spec), detail)
 
 
 def numbers(record: Any, **specs: str) -> list[Number]:
-    """Format fields of a record, each with its format; dashes if the record is None."""
+    """Format fields of a record, each with its format; dashes if the record is missing."""
     return [number(None if record is None else getattr(record, field), spec) for field, spec in specs.items()]
 
 
@@ -99,7 +99,7 @@ def router_contents(routers: Mapping[str, RouterResult]) -> Iterator[Content]:
                 "the general model scores them.",
             )
         tasks = sorted({*router.confusion, *(name for row in router.confusion.values() for name in row)})
-        rows = [[own, *(_confusion(row, name) for name in tasks)] for own, row in router.confusion.items()]
+        rows = [[task, *(_confusion(row, name) for name in tasks)] for task, row in router.confusion.items()]
         title = titled(condition, "prompts by own task (rows) and the router's most likely task (columns)")
         yield Table(title, ["own task", *tasks], rows)
 
