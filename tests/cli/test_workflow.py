@@ -196,7 +196,7 @@ def test_score_by_several_models_names_the_best(
 def test_one_model_is_no_ensemble(trained: Path, write_rows: Callable[..., Path]) -> None:
     result = run("score", trained, "--input", write_rows(queries()), "--ensemble", "uwo")
     assert result.exit_code == 1
-    assert "--ensemble uwo: there is one model" in result.output
+    assert "--ensemble uwo: needs several models" in result.output
 
 
 def test_score_reads_and_writes_parquet(trained: Path, tmp_path: Path, write_rows: Callable[..., Path]) -> None:
@@ -265,9 +265,9 @@ def test_bad_rows_can_be_left_out(trained: Path, tmp_path: Path, write_rows: Cal
     assert result.exit_code == 0, result.output
     assert [row["id"] for row in lines(output)] == [row["id"] for row in rows]
     assert json.loads((tmp_path / "s.json").read_text())["left_out"] == 3
-    said = [line for line in result.stderr.splitlines() if line.startswith("left out: ")]
+    said = [line for line in result.stderr.splitlines() if line.startswith("skipped: ")]
     assert all(w in line for line, w in zip(said, ("rows.jsonl:1", "query strange", "query long"), strict=True))
-    assert "3 rows left out" in result.stderr
+    assert "3 rows skipped" in result.stderr
 
 
 def test_unknown_task_option(trained: Path, write_rows: Callable[..., Path]) -> None:

@@ -13,7 +13,7 @@ from dmoerm.errors import DataError
 from dmoerm.model.ensemble import joined
 from dmoerm.schema import Query
 from dmoerm.scoring.output import open_output
-from dmoerm.scoring.rows import ModelRows, RowScorer, Tally, written_rows
+from dmoerm.scoring.rows import ModelRows, RowScorer, ScoreCounts, written_rows
 
 QUERIES = [Query(prompt=group.prompt, responses=group.responses) for group in tiny_groups(3)]
 
@@ -75,7 +75,7 @@ def test_the_best_is_the_first_of_the_highest(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     for read in (parquet.read_table(tmp_path / "out.parquet").to_pylist(), lines):
         assert [(row["best"], row["chosen"]) for row in read] == [(1, "b"), (0, "a"), (2, "c")]
-    with pytest.raises(DataError, match=r"query 0: no response is the best \(got nan\)"):
+    with pytest.raises(DataError, match=r"query 0: cannot choose the best .* not finite \(got nan\)"):
         list(written_rows(Given([1.0, float("nan"), 0.0]), queries[:1], best=True))
 
 
@@ -101,8 +101,8 @@ def test_what_one_member_cannot_score_is_left_out(tiny_model: Callable[..., Any]
 
 
 def test_tallies_add_up() -> None:
-    one, other = Tally(), Tally()
-    one.take("chat", 2)
-    other.take(None, 3)
-    one.add(other)
-    assert one.figures() == {"queries": 2, "responses": 5, "tasks": {"(general model)": 1, "chat": 1}}
+    one, other = ScoreCounts(), ScoreCounts()
+    one.add("chat", 2)
+    other.add(None, 3)
+    one.merge(other)
+    assert one.summary() == {"queries": 2, "responses": 5, "tasks": {"(general model)": 1, "chat": 1}}

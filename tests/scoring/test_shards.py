@@ -57,7 +57,7 @@ def test_files_that_cannot_be_cut(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="there is no such file"):
         shards_of(str(tmp_path / "none.jsonl"), 3)
     (tmp_path / "empty.jsonl").write_text("\n\n")
-    with pytest.raises(DataError, match="holds no rows"):
+    with pytest.raises(DataError, match="has no rows"):
         shards_of(str(tmp_path / "empty.jsonl"), 3)
     (tmp_path / "broken.parquet").write_text("PAR1 is more than this")
     with pytest.raises(DataError, match="cannot be read"):

@@ -1,4 +1,4 @@
-"""`dmoerm score`: rewards for files of prompts and responses, in a stream: memory does not grow with the files."""
+"""`dmoerm score`: score files of prompts and responses as a stream, in memory that does not grow with the files."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ from ..io.storage import is_url
 from .models import load_model
 from .options import BatchTokens, Deterministic, Dtype, Engine, JsonFile
 
+_SHOWN_BAD_ROWS = 10
+
 if TYPE_CHECKING:
     from ..errors import DataError
     from ..scoring.rows import ModelRows
@@ -30,49 +32,51 @@ if TYPE_CHECKING:
 def command(
     models: Annotated[
         list[str],
-        typer.Argument(metavar="MODEL", help="A model's or a run's folder, or a hub name; several are an ensemble."),
+        typer.Argument(metavar="MODEL", help="A model's or a run's folder, or a hub name; several form an ensemble."),
     ],
     input: Annotated[
         str,
         typer.Option(
             metavar="FILE",
-            help="JSON Lines or Parquet: a file, a pattern such as 'rows/*.parquet', a URL such as s3://…; "
+            help="JSON Lines or Parquet: a file, a pattern such as 'rows/*.parquet', or a URL such as s3://…; "
             "- is standard input, JSON Lines.",
         ),
     ],
     output: Annotated[
         str,
         typer.Option(
-            metavar="FILE", help="A .jsonl or .parquet file; - is standard output; with --engine ray a folder of parts."
+            metavar="FILE",
+            help="A .jsonl or .parquet file; - is standard output; with --engine ray a folder for the parts.",
         ),
     ] = "-",
     task: Annotated[
-        str | None, typer.Option(help="Score everything as this task; else a row's own, else routed.")
+        str | None,
+        typer.Option(help="Score all rows as this task; otherwise as the row's own task, or as the router decides."),
     ] = None,
-    format: Annotated[str, typer.Option(help="The rows' format; auto tells it from the first row.")] = "auto",
+    format: Annotated[str, typer.Option(help="The rows' format; auto detects it from the first row.")] = "auto",
     ensemble: Annotated[
         Literal["mean", "wco", "uwo"] | None,
         typer.Option(
-            help="Several models' reward: their mean (unless given), the worst, or the mean less half the variance."
+            help="How several models are combined: mean (default), worst (wco), or mean minus half the variance (uwo)."
         ),
     ] = None,
     best: Annotated[
-        bool, typer.Option("--best", help="Also write the place (best) and text (chosen) of the best response.")
+        bool, typer.Option("--best", help="Add the index (best) and the text (chosen) of the best response.")
     ] = False,
     skip_bad: Annotated[
         bool,
-        typer.Option("--skip-bad", help="Leave out rows that cannot be scored and say which."),
+        typer.Option("--skip-bad", help="Skip rows that cannot be scored and print the reasons."),
     ] = False,
     dtype: Dtype = None,
     deterministic: Deterministic = False,
     batch_tokens: BatchTokens = 8192,
     engine: Engine = "local",
     actors: Annotated[
-        int | None, typer.Option(min=1, help="Ray: most models at work; as many as there is room for, unless given.")
+        int | None, typer.Option(min=1, help="Ray: maximum number of actors; by default as many as fit in the cluster.")
     ] = None,
-    cpus: Annotated[float, typer.Option(min=0, help="Ray: processors of each.")] = 1.0,
-    gpus: Annotated[float, typer.Option(min=0, help="Ray: accelerators of each.")] = 0.0,
-    shard_rows: Annotated[int, typer.Option(min=1, help="Ray: most rows of a part.")] = 1000,
+    cpus: Annotated[float, typer.Option(min=0, help="Ray: CPUs per actor.")] = 1.0,
+    gpus: Annotated[float, typer.Option(min=0, help="Ray: GPUs per actor.")] = 0.0,
+    shard_rows: Annotated[int, typer.Option(min=1, help="Ray: maximum rows of a part.")] = 1000,
     json_file: JsonFile = None,
 ) -> None:
     """Score every response in a file: one output row per input row, in order.
@@ -85,19 +89,19 @@ def command(
     from ..errors import ConfigError
 
     if ensemble and not models[1:]:
-        raise ConfigError(f"--ensemble {ensemble}: there is one model; name the others, or leave this out")
-    started, how = time.monotonic(), ensemble or "mean"
+        raise ConfigError(f"--ensemble {ensemble}: needs several models, but only one is given")
+    started, method = time.monotonic(), ensemble or "mean"
     options = _Options(
-        tuple(models), input, output, task, format, how, best, skip_bad, batch_tokens, dtype, deterministic
+        tuple(models), input, output, task, format, method, best, skip_bad, batch_tokens, dtype, deterministic
     )
-    found = _score_on_ray(options, actors, cpus, gpus, shard_rows) if engine == "ray" else _score_here(options)
-    if found["left_out"]:
-        Console(stderr=True).print(f"{found['left_out']} rows left out")
+    result = _score_on_ray(options, actors, cpus, gpus, shard_rows) if engine == "ray" else _score_here(options)
+    if result["left_out"]:
+        Console(stderr=True).print(f"{result['left_out']} rows skipped")
     if json_file is not None:
         from ..io.paths import write_file
 
-        summary = {"schema": 1, "command": "score", "models": models, "ensemble": how if models[1:] else None}
-        summary |= {"input": input, "output": output, **found}
+        summary = {"schema": 1, "command": "score", "models": models, "ensemble": method if models[1:] else None}
+        summary |= {"input": input, "output": output, **result}
         summary["seconds"] = round(time.monotonic() - started, 3)
         write_file(json_file, json.dumps(summary, ensure_ascii=False, indent=2) + "\n")
 
@@ -128,21 +132,19 @@ def _score_here(options: _Options) -> dict[str, Any]:
     from ..data.readers import read_queries
     from ..io.storage import matching
     from ..scoring.output import open_output
-    from ..scoring.rows import Tally, written_rows
+    from ..scoring.rows import ScoreCounts, written_rows
 
-    tally, left_out = Tally(), _LeftOut()
-    on_bad = left_out.take if options.skip_bad else None
-    with open_output(
-        options.output, options.best
-    ) as write:  # first, so that a wrong name is told before a model is loaded
+    counts, skipped = ScoreCounts(), _SkippedRows()
+    on_bad = skipped.add if options.skip_bad else None
+    with open_output(options.output, options.best) as write:  # first, to report a wrong name before a model is loaded
         scorer = open_models(options.models, **options.model_options())
         files = (read_queries(file, format=options.format, on_bad=on_bad) for file in matching(options.input))
         with _progress() as show:
             for row in written_rows(scorer, itertools.chain.from_iterable(files), on_bad, options.best):
                 write([row])
-                tally.take(row["task"], len(row["rewards"]))
-                show(f"scored {tally.queries} prompts, {tally.responses} responses")
-    return tally.figures() | {"left_out": left_out.count}
+                counts.add(row["task"], len(row["rewards"]))
+                show(f"scored {counts.queries} prompts, {counts.responses} responses")
+    return counts.summary() | {"left_out": skipped.count}
 
 
 def open_models(
@@ -155,73 +157,75 @@ def open_models(
     return ModelRows(models, deterministic=deterministic, **options)
 
 
-_SHOWN_BAD_ROWS = 10
-
-
-class _LeftOut:
-    """The rows that cannot be scored: said and counted."""
+class _SkippedRows:
+    """Counts the rows that cannot be scored, and prints the reasons of the first ones."""
 
     def __init__(self) -> None:
         self.count = 0
 
-    def take(self, error: DataError | str) -> None:
-        """Count a row that is left out; print the reasons of the first ten."""
+    def add(self, error: DataError | str) -> None:
+        """Count a skipped row; print the reason if it is one of the first."""
         self.count += 1
         if self.count > _SHOWN_BAD_ROWS:
             return
-        Console(stderr=True).print(f"left out: {error}", soft_wrap=True, highlight=False, markup=False)
+        Console(stderr=True).print(f"skipped: {error}", soft_wrap=True, highlight=False, markup=False)
 
 
 @contextmanager
 def _progress() -> Iterator[Callable[[str], None]]:
-    """A line that says how far it is, on a terminal."""
+    """Show a progress line on a terminal; yields a function that sets its text."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        shown = bar.add_task("scoring", total=None)
-        yield lambda text: bar.update(shown, description=text)
+        line = bar.add_task("scoring", total=None)
+        yield lambda text: bar.update(line, description=text)
 
 
 # --- on Ray --------------------------------------------------------------------------------------------------------
 
 
 def _score_on_ray(options: _Options, actors: int | None, cpus: float, gpus: float, shard_rows: int) -> dict[str, Any]:
-    from ..distributed.scoring import Ended, Job, Pool, score_on_ray
+    from ..distributed.batch_scoring import ActorPool, ScoringJob, ShardResult, score_on_ray
     from ..errors import ConfigError
 
     if options.output == "-" or PurePosixPath(options.output).suffix in (".jsonl", ".parquet"):
-        raise ConfigError(f"--output {options.output}: with --engine ray, name the folder of the parts")
-    folders = [_reachable(model_folder(model)) for model in options.models]
-    scorer = ", ".join([*map(_named, folders), *([options.ensemble] if folders[1:] else [])])
-    scorer += f", task {options.task}" if options.task else ""
-    scorer += f", {options.dtype}" if options.dtype else ""
-    scorer += ", deterministic" if options.deterministic else ""
-    places = _absolute(options.input), _absolute(options.output)
-    job = Job(scorer, *places, options.format, options.skip_bad, shard_rows, options.best)
-    left_out = _LeftOut()
+        raise ConfigError(f"--output {options.output}: with --engine ray, give a folder for the parts")
+    folders = [_absolute_folder(model_folder(model)) for model in options.models]
+    paths = _absolute(options.input), _absolute(options.output)
+    job = ScoringJob(_description(options, folders), *paths, options.format, options.skip_bad, shard_rows, options.best)
+    skipped = _SkippedRows()
     with _progress() as show:
 
-        def told(done: int, total: int, ended: Ended) -> None:
+        def on_shard(done: int, total: int, result: ShardResult) -> None:
             show(f"scored {done} of {total} prompts")
-            for reason in ended.left_out:
-                left_out.take(reason)
+            for reason in result.left_out:
+                skipped.add(reason)
 
-        opened = functools.partial(open_models, folders, **options.model_options())
-        found = score_on_ray(job, opened, Pool(actors, cpus, gpus), told)
-    return {name: found[name] for name in ("queries", "responses", "tasks", "left_out")}
+        open_scorer = functools.partial(open_models, folders, **options.model_options())
+        manifest = score_on_ray(job, open_scorer, ActorPool(actors, cpus, gpus), on_shard)
+    return {name: manifest[name] for name in ("queries", "responses", "tasks", "left_out")}
 
 
-def _reachable(folder: str) -> str:
-    """A folder with its whole path; a hub name as it is."""
+def _description(options: _Options, folders: Sequence[str]) -> str:
+    """The scorer's description in the plan: a run that continues must have the same."""
+    parts = [*map(_with_digest, folders), *([options.ensemble] if folders[1:] else [])]
+    parts += [f"task {options.task}"] if options.task else []
+    parts += [options.dtype] if options.dtype else []
+    parts += ["deterministic"] if options.deterministic else []
+    return ", ".join(parts)
+
+
+def _absolute_folder(folder: str) -> str:
+    """The absolute path of a folder; a hub name unchanged."""
     return _absolute(folder) if Path(folder).is_dir() else folder
 
 
-def _absolute(place: str) -> str:
-    """The place as a process in another folder finds it."""
-    return place if is_url(place) else str(Path(place).absolute())
+def _absolute(path: str) -> str:
+    """The absolute path, for processes in other folders; a URL unchanged."""
+    return path if is_url(path) else str(Path(path).absolute())
 
 
-def _named(folder: str) -> str:
-    """The model's folder, with a digest of what was trained: another model in the same folder is another one."""
+def _with_digest(folder: str) -> str:
+    """The model's folder with a digest of its weights, so that a different model in the same folder is noticed."""
     file = Path(folder) / "model.safetensors"
     return f"{folder} {hashlib.sha256(file.read_bytes()).hexdigest()[:16]}" if file.is_file() else folder

@@ -16,27 +16,32 @@ from .options import Deterministic, Dtype
 
 def command(
     model: Annotated[str, typer.Argument(help="A model's or a run's folder, or a hub name.")],
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0: every network.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0: all networks.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
-    name: Annotated[str, typer.Option(help="What answers call the model; else the folder's or the hub's name.")] = "",
+    name: Annotated[
+        str, typer.Option(help="The model's name in answers; by default the folder's or the hub's name.")
+    ] = "",
     api_key_file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Holds the key that clients must send; else $DMOERM_API_KEY.")
+        Path | None,
+        typer.Option(metavar="FILE", help="The key that clients must send; otherwise $DMOERM_API_KEY."),
     ] = None,
     allow_origin: Annotated[
-        list[str] | None, typer.Option(help="A web page's origin that may ask (CORS); none by default.")
+        list[str] | None, typer.Option(help="Origin of a web page that may send requests (CORS); none by default.")
     ] = None,
     dtype: Dtype = None,
     deterministic: Deterministic = False,
-    batch_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of one pass, counted once an expert.")] = 8192,
-    queue_tokens: Annotated[int, typer.Option(min=1, help="Most tokens that wait; beyond: 429.")] = 262_144,
-    max_body_bytes: Annotated[int, typer.Option(min=1024, help="Largest body; beyond: 413.")] = 4 * 2**20,
-    max_responses: Annotated[int, typer.Option(min=1, help="Most responses of a request; beyond: 422.")] = 256,
-    max_request_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of a request; beyond: 422.")] = 131_072,
+    batch_tokens: Annotated[int, typer.Option(min=1, help="Maximum tokens of a pass, counted once per expert.")] = 8192,
+    queue_tokens: Annotated[int, typer.Option(min=1, help="Maximum tokens in the queue; beyond it: 429.")] = 262_144,
+    max_body_bytes: Annotated[int, typer.Option(min=1024, help="Maximum bytes of a body; beyond it: 413.")] = 4 * 2**20,
+    max_responses: Annotated[int, typer.Option(min=1, help="Maximum responses of a request; beyond it: 422.")] = 256,
+    max_request_tokens: Annotated[
+        int, typer.Option(min=1, help="Maximum tokens per request; beyond it: 422.")
+    ] = 131_072,
     log_format: Annotated[str, typer.Option(help="json, text, or auto: text on a terminal.")] = "auto",
 ) -> None:
     """Serve a model over HTTP: /v1/score, vLLM's /classify and /pooling, OpenRLHF's /get_reward, TEI's /predict.
 
-    A browser finds a page at /. docs/serving.md has the protocols, limits and security.
+    A browser gets a page at /. docs/serving.md describes the protocols, limits and security.
     """
     from ..errors import ConfigError
     from ..io.paths import model_folder
@@ -71,7 +76,7 @@ def command(
 
 
 def _key(file: Path | None) -> str | None:
-    """The key of the file or the environment; never an argument, which every user of the machine can read."""
+    """Read the key from the file or the environment; arguments are visible to all users of the machine."""
     from ..client.base import KEY_VARIABLE
     from ..errors import ConfigError
 
@@ -90,12 +95,12 @@ def _warn(host: str, key: str | None) -> None:
         local = host == "localhost"
     if not local and key is None:
         Console(stderr=True).print(
-            f"[yellow]warning:[/yellow] {host} can be reached from other machines and no API key is set; "
+            f"[yellow]warning:[/yellow] other machines can reach {host} and no API key is set; "
             "set DMOERM_API_KEY or --api-key-file",
             soft_wrap=True,
         )
 
 
 def _name(model: str, folder: str) -> str:
-    """The run's or the model's folder name; a hub name as it is."""
+    """The run's or the model's folder name; a hub name unchanged."""
     return Path(model).resolve().name if Path(folder).exists() else model

@@ -24,8 +24,8 @@ from ..data.splits import Splits
 from ..experiments.method_suite import SHARD_QUERIES, Panel, Rewards, reopen_panel
 from ..io.paths import write_file
 from ..schema import Query
-from ..scoring.rows import OnBad, Row
-from .scoring import Job, Pool, score_on_ray
+from ..scoring.rows import OnBad, ScoreRow
+from .batch_scoring import ActorPool, ScoringJob, score_on_ray
 from .training import reachable
 
 
@@ -35,7 +35,7 @@ class PanelRows:
 
     panel: Panel
 
-    def rows(self, queries: Iterable[Query], on_bad: OnBad | None = None) -> Iterator[tuple[Query, Row]]:
+    def rows(self, queries: Iterable[Query], on_bad: OnBad | None = None) -> Iterator[tuple[Query, ScoreRow]]:
         """See `RowScorer`; all queries share their passes, and what cannot be scored is always raised."""
         for one in self.panel.score(list(queries), console=Console(quiet=True)):
             methods = {method: rewards.tolist() for method, rewards in one.rewards.items()}
@@ -58,11 +58,11 @@ def score_there(panel: Panel, queries: Sequence[Query], console: Console) -> lis
     file, rewards = folder / "samples.jsonl", folder / f"rewards-{panel.members}"  # baselines of so many members
     if not file.exists():
         write_file(file, text)
-    job = Job(config.output, str(file), str(rewards), "native", shard_rows=SHARD_QUERIES)
+    job = ScoringJob(config.output, str(file), str(rewards), "native", shard_rows=SHARD_QUERIES)
     opened = functools.partial(open_rows, config, panel.data, panel.members)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bars:
         bar = bars.add_task("scoring")
-        pool = Pool(cpus=config.ray.cpus, gpus=config.ray.gpus)
+        pool = ActorPool(cpus=config.ray.cpus, gpus=config.ray.gpus)
         manifest = score_on_ray(job, opened, pool, lambda done, total, _: bars.update(bar, completed=done, total=total))
     return [row for part in manifest["parts"] for row in _rewards(rewards / part["part"])]
 

@@ -1,1 +1,1 @@
-"""Scoring of whole files: the rows that are written, where they are written, and files in pieces."""
+"""Scoring of whole files: the rows, the output formats, and shards of the input."""

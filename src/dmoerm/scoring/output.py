@@ -1,4 +1,4 @@
-"""Where `score` writes its rows: JSON Lines or Parquet, a file completely or not at all."""
+"""Write the rows of `score` as JSON Lines or Parquet; a file is complete or absent."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from ..errors import ConfigError
 from ..io.storage import complete_at
 
 Write = Callable[[list[dict[str, Any]]], None]
-_GROUP_ROWS = 256  # of a Parquet file, written at once
+_GROUP_ROWS = 256  # of a Parquet row group
 
 
 @contextlib.contextmanager
 def open_output(target: str, best: bool = False) -> Iterator[Write]:
-    """A function that writes rows to `target`: a path, a URL, or `-` for the standard output, as JSON Lines.
+    """Open `target` for rows: a path, a URL, or `-` for JSON Lines on standard output; yields a function that writes.
 
-    A file takes its name once the block has ended well; until then, and if the block raises, whatever was there stays.
+    The file gets its name when the block ends without an error; until then, an existing file stays.
 
     Args:
         best: the rows have the columns `best` and `chosen`.
@@ -72,14 +72,14 @@ def _parquet(path: Path, best: bool) -> Iterator[Write]:
             *([("best", pa.int64()), ("chosen", pa.string())] if best else []),
         ]
     )
-    waiting: list[dict[str, Any]] = []
+    buffer: list[dict[str, Any]] = []
 
-    def write(rows: list[dict[str, Any]], least: int = _GROUP_ROWS) -> None:
-        waiting.extend(rows)
-        if len(waiting) >= least:
-            writer.write_table(pa.Table.from_pylist(waiting, schema=schema))
-            waiting.clear()
+    def write(rows: list[dict[str, Any]], minimum: int = _GROUP_ROWS) -> None:
+        buffer.extend(rows)
+        if len(buffer) >= minimum:
+            writer.write_table(pa.Table.from_pylist(buffer, schema=schema))
+            buffer.clear()
 
     with parquet.ParquetWriter(path, schema) as writer:
         yield write
-        write([], least=1)
+        write([], minimum=1)

@@ -1,6 +1,6 @@
-"""Files in pieces that are scored apart, each of which can be read without what stands before it.
+"""Split files into shards that are scored separately, each of which can be read without the rows before it.
 
-JSON Lines are cut at lines, Parquet at rows; a compressed file and a `.json` array are one piece each.
+JSON Lines are split at lines, Parquet at rows; a compressed file and a `.json` array are one shard each.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ class Shard(BaseModel):
 
     Attributes:
         first: the number of its first line, from 1.
-        start: the byte where that begins; 0 where lines are no lines of bytes.
-        lines: how many lines, blank ones among them.
-        rows: how many rows.
+        start: the byte offset of the first line; 0 for formats without lines.
+        lines: the number of lines, including blank ones.
+        rows: the number of rows.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -34,27 +34,27 @@ class Shard(BaseModel):
 
 
 def shards_of(file: str, most: int) -> list[Shard]:
-    """A file in pieces of at most `most` rows, in order; reads it once, of Parquet the footer alone.
+    """Split a file into shards of at most `most` rows, in order; reads the file once, for Parquet only the footer.
 
     Raises:
-        DataError: there is no such file, it cannot be read or holds no rows.
+        DataError: the file does not exist, cannot be read or has no rows.
     """
-    rows = open_rows(file)  # says what is wrong with the name
-    cuts = {".parquet": _parquet_shards, ".jsonl": _line_shards}
-    if file.endswith(".gz") or file_kind(file) not in cuts:
-        found = [Shard(file=file, rows=sum(1 for _ in rows))]
+    rows = open_rows(file)  # raises if the name is invalid
+    splitters = {".parquet": _parquet_shards, ".jsonl": _line_shards}
+    if file.endswith(".gz") or file_kind(file) not in splitters:
+        shards = [Shard(file=file, rows=sum(1 for _ in rows))]
     else:
         try:
-            found = list(cuts[file_kind(file)](file, most))
+            shards = list(splitters[file_kind(file)](file, most))
         except (OSError, ValueError) as error:
             raise DataError(f"cannot be read: {error}", file=file, hint="check the file") from None
-    if not sum(shard.rows for shard in found):
-        raise DataError("holds no rows", file=file, hint="leave it out")
-    return found
+    if not sum(shard.rows for shard in shards):
+        raise DataError("has no rows", file=file, hint="remove it from the input")
+    return shards
 
 
 def shard_rows(shard: Shard) -> Iterator[PlacedRow]:
-    """The rows of a piece, placed as in the whole file."""
+    """Yield the rows of a shard with their line numbers in the file."""
     kind = "" if shard.file.endswith(".gz") else file_kind(shard.file)
     if kind == ".parquet":
         yield from parquet_rows(shard.file, shard.first - 1, shard.first - 1 + shard.rows)
@@ -76,13 +76,13 @@ def _parquet_shards(file: str, most: int) -> Iterator[Shard]:
 
 
 def _line_shards(file: str, most: int) -> Iterator[Shard]:
-    first, start, lines, rows, place = 1, 0, 0, 0, 0
+    first, start, lines, rows, offset = 1, 0, 0, 0, 0
     with open_binary(file) as source:
         for line in source:
             if rows == most:
                 yield Shard(file=file, first=first, start=start, lines=lines, rows=rows)
-                first, start, lines, rows = first + lines, place, 0, 0
-            place += len(line)
+                first, start, lines, rows = first + lines, offset, 0, 0
+            offset += len(line)
             lines += 1
             rows += bool(line.strip())
     if rows:

@@ -75,9 +75,9 @@ def assert_same_rows(found: list[dict[str, Any]], expected: list[dict[str, Any]]
 
 
 def job(pattern: str, output: Path, **settings: Any) -> Any:
-    from dmoerm.distributed.scoring import Job
+    from dmoerm.distributed.batch_scoring import ScoringJob
 
-    return Job("tiny", pattern, str(output), **settings)
+    return ScoringJob("tiny", pattern, str(output), **settings)
 
 
 @pytest.mark.slow
@@ -85,7 +85,7 @@ def job(pattern: str, output: Path, **settings: Any) -> Any:
 def test_a_killed_actor_costs_no_row_and_doubles_none(
     nodes: Nodes, trained_run: Any, tmp_path: Path, count: int
 ) -> None:
-    from dmoerm.distributed.scoring import score_on_ray
+    from dmoerm.distributed.batch_scoring import score_on_ray
 
     model, output = trained_run.folder / "model", tmp_path / "out"
     pattern = write_inputs(tmp_path / "rows", count)
@@ -112,17 +112,17 @@ def test_a_killed_actor_costs_no_row_and_doubles_none(
 DRIVER = """
 import functools, ray
 from dmoerm.cli.score import open_models
-from dmoerm.distributed.scoring import Job, score_on_ray
+from dmoerm.distributed.batch_scoring import ScoringJob, score_on_ray
 
 ray.init(address={address!r}, log_to_driver=False)
-job = Job("tiny", {pattern!r}, {output!r}, shard_rows=50)
+job = ScoringJob("tiny", {pattern!r}, {output!r}, shard_rows=50)
 score_on_ray(job, functools.partial(open_models, [{model!r}]))
 """
 
 
 @pytest.mark.slow
 def test_a_killed_driver_costs_no_finished_part(nodes: Nodes, trained_run: Any, tmp_path: Path) -> None:
-    from dmoerm.distributed.scoring import score_on_ray
+    from dmoerm.distributed.batch_scoring import score_on_ray
 
     model, output = trained_run.folder / "model", tmp_path / "out"
     pattern = write_inputs(tmp_path / "rows", 2_000)
@@ -142,7 +142,7 @@ def test_a_killed_driver_costs_no_finished_part(nodes: Nodes, trained_run: Any, 
 @pytest.mark.slow
 def test_a_killed_node_costs_no_row(nodes: Nodes, trained_run: Any, tmp_path: Path) -> None:
     """The one that is left has room for one actor, and takes over what the other one had."""
-    from dmoerm.distributed.scoring import score_on_ray
+    from dmoerm.distributed.batch_scoring import score_on_ray
 
     model, output = trained_run.folder / "model", tmp_path / "out"
     pattern = write_inputs(tmp_path / "rows", 12_000)  # long enough for a second actor to begin
@@ -164,7 +164,7 @@ def test_a_killed_node_costs_no_row(nodes: Nodes, trained_run: Any, tmp_path: Pa
 
 @pytest.mark.slow
 def test_bad_rows_end_the_job_or_are_left_out(nodes: Nodes, trained_run: Any, tmp_path: Path) -> None:
-    from dmoerm.distributed.scoring import Ended, score_on_ray
+    from dmoerm.distributed.batch_scoring import ShardResult, score_on_ray
 
     pattern = write_inputs(tmp_path / "rows", 40, files=1)
     with (tmp_path / "rows" / "0.jsonl").open("a") as file:
@@ -174,11 +174,11 @@ def test_bad_rows_end_the_job_or_are_left_out(nodes: Nodes, trained_run: Any, tm
         score_on_ray(job(pattern, tmp_path / "out", shard_rows=20), opened)
     with pytest.raises(ConfigError, match="scores of another job"):
         score_on_ray(job(pattern, tmp_path / "out", shard_rows=20, skip_bad=True), opened)
-    told: list[Ended] = []
+    results: list[ShardResult] = []
     skipping = job(pattern, tmp_path / "other", shard_rows=20, skip_bad=True)
-    manifest = score_on_ray(skipping, opened, told=lambda done, total, ended: told.append(ended))
+    manifest = score_on_ray(skipping, opened, on_shard=lambda done, total, result: results.append(result))
     assert (manifest["queries"], manifest["left_out"]) == (40, 1)
-    (reason,) = [reason for ended in told for reason in ended.left_out]
+    (reason,) = [reason for result in results for reason in result.left_out]
     assert "0.jsonl:80" in reason
 
 
@@ -216,11 +216,11 @@ def one_less(folder: Path) -> None:
 def test_what_was_begun_goes_on_with_the_same_files_alone(
     tmp_path: Path, prefix: str, change: Callable[[Path], None]
 ) -> None:
-    from dmoerm.distributed.scoring import _planned
+    from dmoerm.distributed.batch_scoring import _plan_shards
 
     asked = job(prefix + write_inputs(tmp_path / "rows", 12, files=3), tmp_path / "out")
-    shards = _planned(Here, asked)
-    assert _planned(Here, asked) == shards
+    shards = _plan_shards(Here, asked)
+    assert _plan_shards(Here, asked) == shards
     change(tmp_path / "rows")
-    with pytest.raises(ConfigError, match=r"rows/1a?\.jsonl: has changed since .*out was begun"):
-        _planned(Here, asked)
+    with pytest.raises(ConfigError, match=r"rows/1a?\.jsonl: has changed since .*out was started"):
+        _plan_shards(Here, asked)
