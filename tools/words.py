@@ -48,7 +48,9 @@ SENTENCES = {
     r"\banew\b": "again",
     r"\bartefacts?\b": "checkpoint, file",
     r"\blabell(ed|ing|er)s?\b": "American spelling: labeled, labeling",
-    r"\b(behaviour|colour|centre[ds]?|favour|normalis\w+|standardis\w+|optimis\w+|initialis\w+|serialis\w+)\b": "American spelling",
+    r"\b(behaviour|colour|centre[ds]?|favour|(normal|standard|optim|initial|serial)is(e[ds]?|ing|ation|ers?)\w*)\b": (
+        "American spelling"
+    ),
     r"\bis none\b(?! of)": "does not exist, is missing, is None",
     r"\b(is|are) no [a-z]+\b(?! (longer|more))": "is not a …",
     r"\bwhoever\b": "a client, a caller",
@@ -61,7 +63,7 @@ SENTENCES = {
     r"\bat hand\b": "available",
     r"\bgo(es)? on (where|with|from)\b": "continue",
     r"\bgone (on|over)\b": "continued, repeated",
-    r"\b(one|two) an? (response|prompt|task|capability|expert|pair|line|row|group|sample|query|item|process|step|command)\b": "per",
+    r"\b(one|two) an? (response|prompt|task|capability|expert|pair|line|row|group|sample|query|process|step)\b": "per",
     r"\bso many\b": "the number itself",
     r"\bwants? gradients\b": "is trainable",
     r"\bhas? come here\b": "reached this point",
