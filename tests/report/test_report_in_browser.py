@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hostile import HOSTILE, with_markup
 from PIL import Image
 from report_samples import best_of_n, comparison, policies
 from sample_results import example
@@ -104,3 +105,19 @@ def test_a_picture_of_it_is_not_blank(opened: tuple[Any, list[str]]) -> None:
     assert brightness.std() > 0.05
     strips = [brightness[y : y + 900] for y in range(0, len(brightness) - 900, 900)]
     assert all(strip.std() > 0.01 for strip in strips)
+
+
+def test_markup_in_names_runs_nothing(browser: Any, tmp_path: Path, undrawn: None) -> None:
+    small = ("general", "dmoerm", "other"), ("chitchat", "objective_qa")
+    path = tmp_path / "report.html"
+    write_report(path, *map(with_markup, (comparison(*small), best_of_n(*small), policies(("general",)), example())))
+    page = browser.new_page()
+    events: list[str] = []
+    page.on("dialog", lambda dialog: (events.append(dialog.message), dialog.dismiss()))
+    page.on("console", lambda message: events.append(message.text))
+    page.on("request", lambda request: events.append(request.url))
+    page.goto(path.as_uri())
+    assert page.evaluate("document.scripts.length") == 0
+    assert HOSTILE in page.text_content("main")
+    assert events == [path.as_uri()]
+    page.close()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import base64
 import html
-import json
 import re
 from html.parser import HTMLParser
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from hostile import HOSTILE, with_markup
 from jinja2 import UndefinedError
 from report_samples import best_of_n, comparison, policies
 from sample_results import DIFFERENCE, ESTIMATE, example
@@ -18,37 +18,6 @@ from sample_results import DIFFERENCE, ESTIMATE, example
 from dmoerm.report import report_html
 from dmoerm.report.page import template_environment
 from dmoerm.report.view import Block, Code, Fold, PlotGrid, Section, Table, make_section
-
-HOSTILE = """<script>alert("$x$")</script> & ' {{ 1/0 }} {% raw %} a name that is too long for a plot"""
-_KEYS = {"dmoerm", "general", "mean", "mean_human", "all", "human"}
-"""Keys with a meaning, beside the names of fields."""
-_SETTINGS = {"algorithm", "steps", "prompts_per_step", "generations", "parameters"}
-
-
-def hostile(value: Any, fields: set[str]) -> Any:
-    """Append markup to all strings of a JSON value and to all keys that are names of methods, tasks and the like."""
-    if isinstance(value, list):
-        return [hostile(item, fields) for item in value]
-    if isinstance(value, dict):
-        return {_key(key, fields): item if key == "kind" else hostile(item, fields) for key, item in value.items()}
-    return f"{value} {HOSTILE}" if isinstance(value, str) else value
-
-
-def _key(key: str, fields: set[str]) -> str:
-    if key.startswith("dmoerm - "):
-        return f"dmoerm - {_key(key.removeprefix('dmoerm - '), fields)}"
-    return key if key in fields | _KEYS | _SETTINGS else f"{key} {HOSTILE}"
-
-
-def field_names(schema: Any) -> set[str]:
-    """Return the names of all fields in a JSON schema."""
-    if isinstance(schema, list):
-        return set().union(*map(field_names, schema))
-    if not isinstance(schema, dict):
-        return set()
-    own = set(schema["properties"]) if isinstance(schema.get("properties"), dict) else set()
-    return own.union(*map(field_names, schema.values()))
-
 
 _DOCUMENT = "html head meta title link style body header nav main section h1 h2 h3 h4 p ul li a"
 _PARTS = "table caption thead tbody tr th td span small details summary pre div figure figcaption img"
@@ -88,10 +57,8 @@ SMALL = ("general", "dmoerm", "other"), ("chitchat", "objective_qa")
     ids=lambda results: type(results).__name__,
 )
 def test_every_string_of_a_results_file_is_escaped(results: Any, undrawn: None) -> None:
-    fields = field_names(type(results).model_json_schema())
-    document = hostile(json.loads(results.to_json()), fields)
     page = Tags()
-    markup = report_html(type(results).model_validate(document))
+    markup = report_html(with_markup(results))
     page.feed(markup)
     assert "<script" not in markup
     assert markup.count(html.escape(HOSTILE).replace("&#x27;", "&#39;").replace("&quot;", "&#34;")) > 10
