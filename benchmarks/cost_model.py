@@ -107,7 +107,7 @@ def plain_flops(backbone: Backbone, work: Work) -> float:
     return work.responses * backbone.layers * one
 
 
-def artefact_bytes(backbone: Backbone, trunk: int, tasks: int, experts: int, rank: int, size: int = 4) -> float:
+def checkpoint_bytes(backbone: Backbone, trunk: int, tasks: int, experts: int, rank: int, size: int = 4) -> float:
     """A saved model: embedding and trunk once, the branch for the general model and each task, adapters."""
     top = backbone.layers - trunk
     adapter = top * rank * (2 * backbone.width + backbone.queries + backbone.keys)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cost_model import Backbone, Work, artefact_bytes, cached_bytes, flops, plain_flops
+from cost_model import Backbone, Work, checkpoint_bytes, cached_bytes, flops, plain_flops
 from gpu import BACKBONES, random_backbone
 from measure import RESULTS, interleaved, write
 from models import ours, score
@@ -128,8 +128,8 @@ def sizes(backbone: Backbone) -> list[dict[str, Any]]:
     made = {1: measured["one_task"], 5: measured["five_tasks"]}
     return [
         {
-            "artefact": f"SmolLM2-135M, {tasks} × 5 experts, float32",
-            "formula": round(artefact_bytes(backbone, BRANCH_LAYER, tasks, 5, RANK) / 1e9, 3),
+            "checkpoint": f"SmolLM2-135M, {tasks} × 5 experts, float32",
+            "formula": round(checkpoint_bytes(backbone, BRANCH_LAYER, tasks, 5, RANK) / 1e9, 3),
             "measured": round(size / 1e9, 3),
         }
         for tasks, size in made.items()
@@ -143,7 +143,7 @@ def projections() -> list[dict[str, Any]]:
         trunk = shape.layers * 4 // 5
         work = Work(512, 4, 256, trunk)
         each = sum(flops(shape, work).values()) / work.responses
-        weights = artefact_bytes(shape, trunk, 5, 5, RANK, size=2)
+        weights = checkpoint_bytes(shape, trunk, 5, 5, RANK, size=2)
         for count in (1e6, 1e9):
             hours = count * each / (H100 * SHARE) / 3600
             cache = cached_bytes(shape, count / work.responses * work.all_tokens)

@@ -107,9 +107,9 @@ def _trials(world: World, nursery: Nursery, chance: random.Random, workers: int)
             yield f"full disk: {work.name}", lambda p, w=work, k=kilobytes: full_disk(w, expected[w.name], p, k)
         yield f"read-only disk: {work.name}", lambda p, w=work: read_only(w, p)
     for _ in range(2):
-        yield "two trainings of one run", lambda p: two_at_once(world, expected["train"], p)
+        yield "two training processes, one run folder", lambda p: two_at_once(world, expected["train"], p)
     for step in STEPS:
-        yield "a loss that is no number", lambda p, s=step: no_number(world, s, p)
+        yield "a loss that is not finite", lambda p, s=step: no_number(world, s, p)
     yield from _artefacts(lambda folder: nursery.run(world.score(folder)), model, chance)
 
 
@@ -124,8 +124,8 @@ def _artefacts(read: Read, model: Path, chance: random.Random) -> Iterator[Trial
         for name in files:
             seed = chance.random()
             yield (
-                f"a file of an artefact is {how}",
+                f"a checkpoint file is {how}",
                 lambda p, n=name, d=damage, s=seed: damaged(read, model, n, d, p, random.Random(s)),
             )
     for name in HOSTILE:
-        yield "a hostile artefact", lambda p, n=name: hostile(read, model, n, p)
+        yield "a hostile checkpoint", lambda p, n=name: hostile(read, model, n, p)
