@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cost_model import Backbone, Work, checkpoint_bytes, cached_bytes, flops, plain_flops
+from cost_model import Backbone, Work, cached_bytes, checkpoint_bytes, flops, plain_flops
 from gpu import BACKBONES, random_backbone
 from measure import RESULTS, interleaved, write
 from models import ours, score
