@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from .errors import DataError
+from .names import check_name
 
 Grades = tuple[float | None, ...]
 Prompt = str | tuple["Message", ...]
@@ -81,6 +82,11 @@ class Query(BaseModel):
     prompt: Prompt
     responses: tuple[str, ...] = Field(min_length=1)
 
+    @field_validator("task")
+    @classmethod
+    def _check_task(cls, task: str | None) -> str | None:
+        return check_name("task", task) if task else None
+
     @field_validator("prompt")
     @classmethod
     def _prompt_has_text(cls, prompt: Prompt) -> Prompt:
@@ -144,6 +150,8 @@ class Group(Query):
             raise ValueError("scores and ranks are both given; keep one")
         if self.scores is None and self.ranks is None and not self.capabilities:
             raise ValueError("neither scores, ranks nor capabilities are given")
+        for name in {**self.capabilities, **self.annotators, **self.judged}:
+            check_name("capability", name)
         labels: dict[str, Sequence[float | None] | None] = {"scores": self.scores, "ranks": self.ranks}
         labels |= {f"capabilities.{name}": grades for name, grades in self.capabilities.items()}
         for name, grades in labels.items():

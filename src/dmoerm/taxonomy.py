@@ -1,7 +1,7 @@
 """The taxonomy: which tasks there are, on which capabilities an answer to each is judged, and a rubric for each.
 
 A taxonomy is a small YAML file. Two ship with the package: `paper-en` and `paper-zh`, the five tasks of the paper.
-Task and capability names become folder names of a saved model, so they are limited to `a-z 0-9 _ -`.
+Task and capability names may be any text of one line; see `dmoerm.names`.
 """
 
 from __future__ import annotations
@@ -16,13 +16,11 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from .errors import TaxonomyError, shorten
+from .names import check_name
 from .schema import Group
 
 BUILT_IN = ("paper-en", "paper-zh")
 """Names that `load_taxonomy` knows without a file."""
-
-_SAFE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
-_NAME_RULE = "use 1 to 64 of the characters a-z, 0-9, _ and -, letter or digit first; what people see goes in title"
 
 
 class Capability(BaseModel):
@@ -54,9 +52,9 @@ class Task(BaseModel):
 
     @field_validator("capabilities")
     @classmethod
-    def _capability_names_are_safe(cls, capabilities: dict[str, Capability]) -> dict[str, Capability]:
+    def _check_capability_names(cls, capabilities: dict[str, Capability]) -> dict[str, Capability]:
         for name in capabilities:
-            _check_name("capability", name)
+            check_name("capability", name)
         return capabilities
 
 
@@ -76,15 +74,14 @@ class Taxonomy(BaseModel):
 
     @field_validator("name")
     @classmethod
-    def _name_is_safe(cls, name: str) -> str:
-        _check_name("taxonomy", name)
-        return name
+    def _check_own_name(cls, name: str) -> str:
+        return check_name("taxonomy", name)
 
     @field_validator("tasks")
     @classmethod
-    def _task_names_are_safe(cls, tasks: dict[str, Task]) -> dict[str, Task]:
+    def _check_task_names(cls, tasks: dict[str, Task]) -> dict[str, Task]:
         for name in tasks:
-            _check_name("task", name)
+            check_name("task", name)
         return tasks
 
     def first_capabilities(self, count: int) -> Taxonomy:
@@ -133,7 +130,7 @@ def draft_taxonomy(groups: Iterable[Group], name: str) -> Taxonomy:
     """A first taxonomy from labelled data: the tasks and graded capabilities met, by name, for the user to edit.
 
     Groups without a task are passed over. A task on which nobody graded a capability has none, and so no
-    experts. Raises `TaxonomyError` where no group has a task or a name is not safe.
+    experts. Raises `TaxonomyError` if no group has a task.
     """
     met: dict[str, set[str]] = {}
     for group in groups:
@@ -160,11 +157,6 @@ def _draft_task(name: str, capabilities: list[str]) -> dict[str, Any]:
 
 def _words(name: str) -> str:
     return re.sub(r"[_-]+", " ", name).strip() or name
-
-
-def _check_name(kind: str, name: str) -> None:
-    if not _SAFE_NAME.fullmatch(name):
-        raise ValueError(f"the {kind} name {shorten(name)} is not safe as a folder name; {_NAME_RULE}")
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):

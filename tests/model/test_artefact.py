@@ -284,11 +284,21 @@ def edited(folder: Path, **settings: Any) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", ["../../etc", "a/b", "..", ".", "", "/etc", "a\\b", "a\0b"])
-def test_names_that_would_leave_the_folder_are_refused(copied: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["", " a", "a\0b", "a\nb", "x" * 257])
+def test_invalid_names_are_refused(copied: Path, name: str) -> None:
     for tasks in ({name: []}, {"chitchat": [name]}):
         with pytest.raises(ArtefactError, match=r"config.json: describes no model: tasks"):
             DMoERM.from_pretrained(edited(copied, tasks=tasks))
+
+
+@pytest.mark.parametrize("name", ["../../etc", "a/b", "..", ".", "/etc", "a\\b"])
+def test_no_name_leads_out_of_the_folder(copied: Path, name: str) -> None:
+    for tasks in ({name: []}, {"chitchat": [name]}):
+        with pytest.raises(ArtefactError) as caught:
+            DMoERM.from_pretrained(edited(copied, tasks=tasks))
+        file = Path(str(caught.value).partition(": ")[0])
+        assert file.is_relative_to(copied)
+        assert ".." not in file.parts
 
 
 def test_a_config_that_does_not_fit_the_weights_is_named(copied: Path) -> None:

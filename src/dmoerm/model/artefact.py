@@ -9,6 +9,8 @@ router/language_model.safetensors            where the router has its own
 general/branch.safetensors                   the general model's branch
 tasks/<task>/branch.safetensors              a task's branch (none where all share the general one)
 tasks/<task>/experts/<capability>/           a PEFT adapter: adapter_config.json, adapter_model.safetensors
+
+<task> and <capability> are folder names; see `dmoerm.names`.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from ..chat.encoding import Encoder, on_a_fixed_day
 from ..config import EncodingConfig, LoRAConfig
 from ..errors import ArtefactError, shorten
 from ..io.paths import complete_folder
+from ..names import folder_name
 from .backbone import join, load_tokenizer
 from .engine import Decoder
 from .experts import Experts, lora_layers
@@ -89,7 +92,7 @@ def _write(model: DMoERM, folder: Path, dtype: torch.dtype | None) -> None:
         _save_tensors({name: tensor.to(dtype) for name, tensor in part.state_dict().items()}, folder / path)
     for task, experts in _experts(model):
         for i, capability in enumerate(experts.capabilities):
-            place = folder / "tasks" / task / "experts" / capability
+            place = folder / _expert_path(task, capability)
             place.mkdir(parents=True)
             _adapter_config(experts, model.config.branch_layer).save_pretrained(str(place))
             _save_tensors(adapter_state(experts, i, model.config.branch_layer), place / "adapter_model.safetensors")
@@ -118,7 +121,7 @@ def _read(folder: Path, dtype: torch.dtype | None) -> DMoERM:
     for name, part in _parts(model):
         _fill(part, read_tensors(folder / name), folder / name)
     for task, experts in _experts(model):
-        places = [folder / "tasks" / task / "experts" / capability for capability in experts.capabilities]
+        places = [folder / _expert_path(task, capability) for capability in experts.capabilities]
         states = [_adapter(experts, i, place, model.config.branch_layer) for i, place in enumerate(places)]
         experts.attach(model.inner(task).base.branch)  # pyright: ignore[reportArgumentType]
         for i, state in enumerate(states):
@@ -215,7 +218,11 @@ def _parts(model: DMoERM) -> Iterator[tuple[str, nn.Module]]:
     yield "general/branch.safetensors", model.general.branch
     if not model.config.shared_branch:
         for task in model.config.tasks:
-            yield f"tasks/{task}/branch.safetensors", model.inner(task).base.branch
+            yield f"tasks/{folder_name(task)}/branch.safetensors", model.inner(task).base.branch
+
+
+def _expert_path(task: str, capability: str) -> str:
+    return f"tasks/{folder_name(task)}/experts/{folder_name(capability)}"
 
 
 def _experts(model: DMoERM) -> Iterator[tuple[str, Experts]]:

@@ -22,6 +22,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from ..chat.encoding import Encoded, Encoder
 from ..config import AggregatorConfig, EncodingConfig, HeadConfig, LoRAConfig
 from ..errors import ConfigError, DataError, shorten
+from ..names import folder_name
 from ..schema import Prompt, Query
 from ..scores import MIN_REWARD, Score, as_queries, bound_reward
 from .aggregator import Aggregator
@@ -350,4 +351,4 @@ def _deterministic_algorithms() -> Iterator[None]:
 
 def _key(task: str) -> str:
     """A task's name in the module tree, where names such as `values` are taken."""
-    return f"task:{task}"
+    return f"task:{folder_name(task)}"

@@ -10,16 +10,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from ..config import AggregatorConfig, EncodingConfig, HeadConfig, LoRAConfig
 from ..errors import ArtefactError, BackboneError, shorten
+from ..names import check_name
 from .backbone import check_config
 from .configuration import DMoERMConfig
 from .integrity import count_tensors, read_json
 
-_Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=200)]
+_Name = Annotated[str, AfterValidator(lambda name: check_name("stored", name, _MOST_CHARACTERS))]
+_MOST_CHARACTERS = 256  # merged tasks name capabilities `task_capability`
 _MOST_LAYERS = 16_384  # of all tasks together
 # What a backbone's numbers may be, by words of their names: beyond any that there is, and built in seconds.
 _MOST = {"layers": 4096, "experts": 4096, "heads": 4096, "head_dim": 1 << 16, "size": 1 << 24}

@@ -20,12 +20,13 @@ from ..config import StepConfig
 from ..model.engine import Decoder
 from ..model.experts import Experts, lora_layers, with_experts
 from ..model.heads import Head
+from ..names import folder_name
 from .batches import Example, Item, collate_parts, collate_vectors, items
 from .embedding import base_embeddings
 from .fitting import Fit
 from .learner import PhaseModel
 from .stacking import ExpertStack, HeadStack
-from .steps import Ended, Run, State, ended, fit_step
+from .steps import Ended, Run, State, ended, fit_step, step_name
 
 Examples = Sequence[Example]
 
@@ -39,7 +40,7 @@ def phase2(
         part: name of the step and capabilities, where the step trains some of the experts; None: it trains all.
     """
     experts = run.model.inner(task).experts
-    name, capabilities = part or (f"phase2/{task}", experts.capabilities)
+    name, capabilities = part or (step_name("phase2", task), experts.capabilities)
     if not capabilities:
         return
     state = run.step(name, lambda place: _train_experts(run, task, capabilities, train, validation, place))
@@ -50,7 +51,8 @@ def expert_parts(task: str, capabilities: Sequence[str], most: int | None) -> di
     """Name → capabilities of the steps of a task's phase 2, each with at most `most` experts (None: all in one)."""
     size = most or max(len(capabilities), 1)
     parts = [list(capabilities[i : i + size]) for i in range(0, len(capabilities), size)]
-    return {f"phase2/{task}/{i}" if len(parts) > 1 else f"phase2/{task}": part for i, part in enumerate(parts)}
+    step = step_name("phase2", task)
+    return {f"{step}/{i}" if len(parts) > 1 else step: part for i, part in enumerate(parts)}
 
 
 def _train_experts(
@@ -114,7 +116,7 @@ def _expert_items(
 
 def _expert_state(names: Sequence[str], heads: HeadStack, branch: Decoder | None) -> State:
     state: State = {}
-    for i, (name, head) in enumerate(zip(names, heads.states(), strict=True)):
+    for i, (name, head) in enumerate(zip(map(folder_name, names), heads.states(), strict=True)):
         state |= {f"{name}/head.{key}": tensor for key, tensor in head.items()}
         for place, layer in lora_layers(branch or nn.Module()).items():
             state |= {f"{name}/lora.{place}.{part}": getattr(layer, part)[i] for part in ("lora_A", "lora_B")}
@@ -127,9 +129,10 @@ def _apply_experts(experts: Experts, capabilities: Sequence[str], state: State) 
     for i, (name, head) in enumerate(zip(experts.capabilities, experts.heads, strict=True)):
         if name not in capabilities:
             continue
-        start = f"{name}/head."
-        head.load_state_dict({key.removeprefix(start): t for key, t in state.items() if key.startswith(start)})
+        key = folder_name(name)
+        start = f"{key}/head."
+        head.load_state_dict({k.removeprefix(start): t for k, t in state.items() if k.startswith(start)})
         for place, layer in layers.items():
-            layer.lora_A[i] = state[f"{name}/lora.{place}.lora_A"]
-            layer.lora_B[i] = state[f"{name}/lora.{place}.lora_B"]
+            layer.lora_A[i] = state[f"{key}/lora.{place}.lora_A"]
+            layer.lora_B[i] = state[f"{key}/lora.{place}.lora_B"]
     experts.requires_grad_(False)

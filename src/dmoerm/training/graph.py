@@ -21,7 +21,7 @@ from .batches import Example
 from .experts import expert_parts, phase2
 from .phases import phase0, phase1, phase3
 from .router import assign_tasks, train_router
-from .steps import Run
+from .steps import Run, step_name
 
 
 @dataclass
@@ -63,10 +63,11 @@ def graph(config: Config, taxonomy: Taxonomy) -> list[Step]:
     """The steps, each after those that it needs."""
     found = [Step("router", (), _router), Step("phase0", ("router",), _phase0)]
     for task, about in taxonomy.tasks.items():
-        first, parts = f"phase1/{task}", expert_parts(task, list(about.capabilities), config.experts_per_step)
+        first = step_name("phase1", task)
+        parts = expert_parts(task, list(about.capabilities), config.experts_per_step)
         found.append(Step(first, ("router", *["phase0"] * config.warm_start), _of(phase1, task)))
         found += [Step(part[0], ("router", first), _of(phase2, task, part)) for part in parts.items()]
-        found.append(Step(f"phase3/{task}", ("router", "phase0", first, *parts), _of(phase3, task)))
+        found.append(Step(step_name("phase3", task), ("router", "phase0", first, *parts), _of(phase3, task)))
     return found
 
 

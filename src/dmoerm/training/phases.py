@@ -27,7 +27,7 @@ from .batches import Example, collate_parts, collate_vectors, items
 from .calibration import calibrate
 from .embedding import base_embeddings, task_vectors
 from .learner import PhaseModel
-from .steps import Ended, Run, State, ended, fit_step
+from .steps import Ended, Run, State, ended, fit_step, step_name
 
 Examples = Sequence[Example]
 _SAMPLE = 256  # groups that standardisation statistics are taken from where an embedding costs a pass
@@ -53,7 +53,9 @@ def phase1(run: Run, task: str, train: Examples, validation: Examples) -> None:
         if not run.frozen:
             _fill(base.branch, general.branch.state_dict())
     first, step, anew = first_part(run, train), run.config.phase1, run.frozen or not run.config.warm_start
-    state = run.step(f"phase1/{task}", lambda place: train_base(run, base, first, validation, step, place, anew))
+    state = run.step(
+        step_name("phase1", task), lambda place: train_base(run, base, first, validation, step, place, anew)
+    )
     apply_base(base, state)
 
 
@@ -62,7 +64,9 @@ def phase3(run: Run, task: str, train: Examples, validation: Examples) -> None:
     inner = run.model.inner(task)
     modules = {"aggregator": inner.aggregator, "standardise": inner.standardise, "calibration": inner.calibration}
     kept = nn.ModuleDict(modules)
-    state = run.step(f"phase3/{task}", lambda place: _train_aggregator(run, task, kept, train, validation, place))
+    state = run.step(
+        step_name("phase3", task), lambda place: _train_aggregator(run, task, kept, train, validation, place)
+    )
     kept.load_state_dict(state)
 
 

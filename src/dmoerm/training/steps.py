@@ -22,6 +22,7 @@ from ..io.paths import complete_folder
 from ..io.storage import Mirror
 from ..model import DMoERM
 from ..model.engine import Decoder
+from ..names import folder_name
 from .batches import Collate, Item
 from .cache import ActivationCache
 from .fitting import Fit, fit
@@ -178,6 +179,11 @@ def _read(file: Path) -> State:
         raise ArtefactError(
             f"{file}: is damaged: {error}; delete the folder {file.parent} and run again: this step is then done anew"
         ) from None
+
+
+def step_name(phase: str, task: str) -> str:
+    """Return the name of a task's step, which is also its path under `steps/`."""
+    return f"{phase}/{folder_name(task)}"
 
 
 def finished_steps(folder: Path) -> dict[str, dict[str, float]]:

@@ -1,0 +1,53 @@
+"""Names of tasks and capabilities: which ones are valid, and the folder names derived from them."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+
+from .errors import shorten
+
+MAX_LENGTH = 100
+"""Most characters of a name."""
+
+_PLAIN = re.compile(r"[a-z0-9][a-z0-9_-]*")
+_MAX_PLAIN, _MAX_SLUG, _DIGEST = 200, 40, 12
+_FORBIDDEN = {"Cc": "a control character", "Cs": "a lone surrogate", "Zl": "a line break", "Zp": "a line break"}
+
+
+def check_name(kind: str, name: str, max_length: int = MAX_LENGTH) -> str:
+    """Return a valid name unchanged: any text of one line without white space around it.
+
+    Args:
+        kind: what is named, for the message.
+
+    Raises:
+        ValueError: the name is empty, too long, has white space around it, or contains a forbidden character.
+    """
+    fault = ""
+    if not name.strip():
+        fault = "is empty; give it a name"
+    elif name != name.strip():
+        fault = "begins or ends with white space; remove it"
+    elif len(name) > max_length:
+        fault = f"has {len(name)} characters; use at most {max_length}"
+    elif found := next((c for c in name if unicodedata.category(c) in _FORBIDDEN), None):
+        fault = f"contains {_FORBIDDEN[unicodedata.category(found)]}; remove it"
+    if fault:
+        raise ValueError(f"the {kind} name {shorten(name)} {fault}")
+    return name
+
+
+def folder_name(name: str) -> str:
+    """Return the name for use in paths and module trees; different names have different ones.
+
+    A name of `a-z 0-9 _ -` is its own folder name. Any other becomes a readable part and a digest, joined by `=`, which
+    no plain name contains: `Code & Math` → `code_math=d8f5abfb4f97`. The result is safe on every file system, also on
+    those that ignore case, in object stores, and as the name of a torch module.
+    """
+    if len(name) <= _MAX_PLAIN and _PLAIN.fullmatch(name):
+        return name
+    ascii_text = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
+    slug = re.sub(r"[^a-z0-9]+", "_", ascii_text.lower()).strip("_")[:_MAX_SLUG].strip("_") or "name"
+    return f"{slug}={hashlib.sha256(name.encode()).hexdigest()[:_DIGEST]}"
