@@ -141,7 +141,7 @@ def test_a_key_is_asked_for_and_kept_out_of_the_link(visit: Callable[..., Any], 
     with served(create_app(trained_run.model, ServingConfig(api_key="open-sesame"), "tiny")) as url:
         page = visit(at=url)
         write(page, *RESPONSES[:2])
-        for key, said in ("", "wants a key"), ("wrong", "does not take this key"), ("open-sesame", None):
+        for key, said in ("", "requires a key"), ("wrong", "rejects this key"), ("open-sesame", None):
             page.get_by_label("Key").fill(key)
             page.keyboard.press("Enter")
             if said:
@@ -167,7 +167,7 @@ def test_a_busy_server_and_the_general_model(visit: Callable[..., Any]) -> None:
     write(page, "One answer.")
     page.get_by_role("button", name="Remove response B").click()
     page.get_by_role("button", name="Score", exact=True).click()
-    page.locator("#failure", has_text="It asks to wait 7 seconds.").wait_for()
+    page.locator("#failure", has_text="Try again in 7 seconds.").wait_for()
     page.get_by_role("button", name="Try again").click()
     page.get_by_text("the general model scored", exact=False).wait_for()
     assert "chitchat came closest with 40%" in page.get_by_role("region", name="Route").inner_text()

@@ -35,9 +35,9 @@ _BEYOND = f"""() => {_LEAVES}).filter(e => !e.closest('.track') && e.getBounding
     .map(e => e.outerHTML.slice(0, 200))"""
 _CONTRASTS = f"""() => {{
     const pen = new OffscreenCanvas(1, 1).getContext('2d', {{willReadFrequently: true}});
-    const luminance = (colours) => {{
+    const luminance = (colors) => {{
         pen.clearRect(0, 0, 1, 1);
-        for (const colour of colours) {{ pen.fillStyle = colour; pen.fillRect(0, 0, 1, 1) }}
+        for (const color of colors) {{ pen.fillStyle = color; pen.fillRect(0, 0, 1, 1) }}
         const parts = [...pen.getImageData(0, 0, 1, 1).data].slice(0, 3).map(c => c / 255)
             .map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
         return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2];
@@ -67,7 +67,7 @@ def test_hard_texts_break_nothing(visit: Callable[..., Any], width: int, scheme:
     dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, re.findall(r"\d+", dark))) < 200) == (scheme == "dark")
     assert page.locator(".snippet", has_text="<script>").inner_text().startswith("<b>bold</b> <img src=x")
-    assert page.locator("#found").locator("img, script, b b").count() == 0
+    assert page.locator("#sections").locator("img, script, b b").count() == 0
     assert page.evaluate("window.broken === undefined")
 
 

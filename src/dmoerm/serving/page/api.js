@@ -1,9 +1,9 @@
-/** Asks the server. Whatever goes wrong becomes a `Failure` with a message for people. */
+/** Sends requests to the server. Every error becomes a `Failure` with a message for people. */
 
 const KEY = "dmoerm-key";
 
 export class Failure extends Error {
-  /** status: HTTP's, 0 where no answer came; wait: seconds the server asks to wait, or null. */
+  /** status: the HTTP status, 0 without an answer; wait: the server's Retry-After in seconds, or null. */
   constructor(message, status = 0, wait = null) {
     super(message);
     Object.assign(this, { status, wait });
@@ -13,29 +13,29 @@ export class Failure extends Error {
 export const keepKey = (key) => sessionStorage.setItem(KEY, key);
 export const keptKey = () => sessionStorage.getItem(KEY) ?? "";
 
-/** The models that are served, the first of them the one that scores. */
-export const models = async () => (await ask("v1/models")).data;
+/** The served models; the first one scores. */
+export const models = async () => (await send("v1/models")).data;
 
-/** One prompt's responses, scored: {scores, win_probabilities}. */
-export async function score(asked, signal) {
-  const body = JSON.stringify({ items: [asked], win_probabilities: true });
-  const found = await ask("v1/score", { method: "POST", body, signal });
-  return found.items[0];
+/** Scores the responses to one prompt: {scores, win_probabilities}. */
+export async function score(item, signal) {
+  const body = JSON.stringify({ items: [item], win_probabilities: true });
+  const answer = await send("v1/score", { method: "POST", body, signal });
+  return answer.items[0];
 }
 
-async function ask(address, request = {}) {
+async function send(address, request = {}) {
   const headers = { "Content-Type": "application/json" };
   if (keptKey()) headers.Authorization = `Bearer ${keptKey()}`;
-  let answer;
+  let response;
   try {
-    answer = await fetch(address, { ...request, headers });
+    response = await fetch(address, { ...request, headers });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Failure("The server cannot be reached.");
   }
-  const found = await answer.json().catch(() => null); // a proxy in between may answer with something else
-  if (answer.ok && found) return found;
-  const wait = Number.parseInt(answer.headers.get("Retry-After") ?? "", 10);
-  const message = found?.error?.message ?? `The server's answer cannot be read (status ${answer.status}).`;
-  throw new Failure(message, answer.status, Number.isNaN(wait) ? null : wait);
+  const answer = await response.json().catch(() => null); // a proxy may answer in another format
+  if (response.ok && answer) return answer;
+  const wait = Number.parseInt(response.headers.get("Retry-After") ?? "", 10);
+  const message = answer?.error?.message ?? `The server's answer cannot be read (status ${response.status}).`;
+  throw new Failure(message, response.status, Number.isNaN(wait) ? null : wait);
 }

@@ -1,32 +1,32 @@
-/** Bars around zero, bars from zero, and the table of who beats whom: numbers always stand beside the colour. */
+/** Bars around zero, bars from zero, and the table of win probabilities. Every color has its number beside it. */
 
 import { make } from "./dom.js";
 import { letter, percent, readable, signed } from "./words.js";
 
 export const badge = (index) => make("span", { class: "letter" }, letter(index));
 
-/** The end of a scale that holds all values: a whole number, at least `least`. */
+/** The end of a scale for all values: a whole number, at least `least`. */
 export const reach = (values, least) => Math.max(least, Math.ceil(Math.max(...values.map(Math.abs))));
 
-/** Where a value stands on a scale from −end to end, as a percentage of its length. */
-const place = (value, end) => `${(50 + (50 * value) / end).toFixed(2)}%`;
+/** The position of a value on a scale from −end to end, in percent. */
+const position = (value, end) => `${(50 + (50 * value) / end).toFixed(2)}%`;
 
 function bar(value, end) {
   const [from, to] = [Math.min(value, 0), Math.max(value, 0)];
-  const style = { left: place(from, end), width: `${((50 * (to - from)) / end).toFixed(2)}%` };
+  const style = { left: position(from, end), width: `${((50 * (to - from)) / end).toFixed(2)}%` };
   return track(make("span", { class: value < 0 ? "fill below" : "fill", style }));
 }
 
-/** A reward as a dot, with how far the experts disagree as a line through it. */
+/** A reward as a dot, with the uncertainty as a line through it. */
 export function dot(value, spread, end) {
-  const width = { left: place(Math.max(-end, value - spread), end), right: place(-Math.min(end, value + spread), end) };
+  const width = { left: position(Math.max(-end, value - spread), end), right: position(-Math.min(end, value + spread), end) };
   const line = spread ? make("span", { class: "spread", style: width }) : null;
-  return track(line, make("span", { class: value < 0 ? "dot below" : "dot", style: { left: place(value, end) } }));
+  return track(line, make("span", { class: value < 0 ? "dot below" : "dot", style: { left: position(value, end) } }));
 }
 
 const track = (...marks) => make("span", { class: "track", "aria-hidden": "true" }, ...marks);
 
-/** One row a capability, one column a response, best first, all on one scale. */
+/** One row per capability and one column per response, best first, all on the same scale. */
 export function capabilities(scores, order) {
   const names = Object.keys(scores[0].capabilities);
   const end = reach(scores.flatMap((score) => Object.values(score.capabilities)), 3);
@@ -44,7 +44,7 @@ export function capabilities(scores, order) {
   const caption = `Standard deviations from the training data’s mean. Scale of every bar: −${end} to +${end}.`;
   return make(
     "table",
-    { class: order.length > 4 ? "capabilities many" : "capabilities", role: "table" }, // roles: they outlast `display`
+    { class: order.length > 4 ? "capabilities many" : "capabilities", role: "table" }, // roles: they survive `display`
     make("caption", {}, caption),
     make("thead", { role: "rowgroup" }, make("tr", { role: "row" }, make("td", { role: "cell" }), ...header)),
     make("tbody", { role: "rowgroup" }, ...body),
@@ -65,24 +65,24 @@ export function route(probabilities, scored) {
   const rest = tasks.slice(shown.length);
   if (rest.length) {
     const share = make("span", { class: "value" }, percent(rest.reduce((sum, [, each]) => sum + each, 0)));
-    lines.push(make("li", {}, make("span", { class: "task" }, `${rest.length} more, together`), share));
+    lines.push(make("li", {}, make("span", { class: "task" }, `${rest.length} more, in total`), share));
   }
   return make("ul", { class: "route" }, ...lines);
 }
 
-/** How probably each row's response beats each column's, folded away. */
+/** The probability that each row’s response beats each column’s, collapsed. */
 export function matrix(wins, order) {
   const heading = (index, scope) => make("th", { scope }, badge(index));
   const cell = (row, column) => {
     if (row === column) return make("td", { class: "self" }, "–");
     const share = wins[row][column];
-    const strength = `${Math.round(Math.abs(share - 0.5) * 70)}%`; // at most 35 %: the number stays readable on it
+    const strength = `${Math.round(Math.abs(share - 0.5) * 70)}%`; // at most 35 %, so that the number stays readable
     const heat = { class: share < 0.5 ? "heat below" : "heat", style: { "--strength": strength } };
     return make("td", heat, String(Math.round(share * 100)));
   };
   const body = order.map((row) => make("tr", {}, heading(row, "row"), ...order.map((column) => cell(row, column))));
   const header = make("tr", {}, make("td"), ...order.map((column) => heading(column, "col")));
-  const caption = make("caption", {}, "How probably people prefer the row’s response to the column’s, in %.");
+  const caption = make("caption", {}, "Probability that people prefer the row’s response to the column’s, in %.");
   const table = make("table", { class: "matrix" }, caption, make("thead", {}, header), make("tbody", {}, ...body));
-  return make("details", {}, make("summary", {}, "Every pair"), table);
+  return make("details", {}, make("summary", {}, "All pairs"), table);
 }

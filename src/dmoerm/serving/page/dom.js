@@ -1,4 +1,4 @@
-/** Makes and finds elements. Text enters the page through here, as text: markup in it stays what somebody wrote. */
+/** Creates and finds elements. All text enters the page here, as text: markup in it is not interpreted. */
 
 export const find = (id) => document.getElementById(id);
 
@@ -14,10 +14,10 @@ export function make(tag, properties = {}, ...children) {
   return made;
 }
 
-/** A copy of the one element in a template. */
+/** A copy of the element in a template. */
 export const copyOf = (id) => find(id).content.firstElementChild.cloneNode(true);
 
-/** Shows text in an element that is hidden while there is none. */
+/** Shows content in an element, and hides the element without content. */
 export function show(id, ...children) {
   const shown = children.filter((child) => child);
   find(id).replaceChildren(...shown);

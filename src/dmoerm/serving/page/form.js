@@ -1,17 +1,17 @@
-/** The conversation, the responses and the task as a person edits them. The page's own fields hold them. */
+/** The form: conversation, responses and task. Its fields hold the state. */
 
 import { copyOf, find, make } from "./dom.js";
 import { turnsOf } from "./turns.js";
 import { letter, readable } from "./words.js";
 
-const MOST = 8; // responses that can be compared at a glance
+const MAX_RESPONSES = 8; // more cannot be compared at a glance
 let made = 0; // responses so far: each keeps its number while others come and go
 
 const rows = (list) => [...find(list).children];
 const fieldOf = (row) => row.querySelector("textarea");
 
-/** Makes the buttons work; `changed` is called after every edit, `said` with what should be told. */
-export function setUp(changed, said) {
+/** Connects the buttons. `changed` is called after every edit, `notify` with messages for people. */
+export function setUp(changed, notify) {
   find("add-turns").onclick = () => {
     const last = rows("turns").at(-1)?.querySelector(".role").value;
     const first = addTurn(last === "user" ? "assistant" : "user");
@@ -22,7 +22,7 @@ export function setUp(changed, said) {
   find("add-response").onclick = () => finish(fieldOf(addResponse()));
   find("form").addEventListener("input", () => finish());
   find("form").addEventListener("click", ({ target }) => target.matches(".remove") && remove(target.closest("li")));
-  find("turns").addEventListener("paste", (event) => pasted(event) && said("Split into turns"));
+  find("turns").addEventListener("paste", (event) => pasted(event) && notify("Split into turns"));
 
   function finish(focused) {
     find("problem").hidden = true;
@@ -72,14 +72,14 @@ function addResponse(text = "") {
   return row;
 }
 
-/** Names every field and button by its place, and hides the buttons that have nothing to do. */
+/** Numbers the labels of fields and buttons, and hides buttons without a function. */
 function number() {
   rows("turns").forEach((row, index, all) => {
     const role = row.querySelector(".role");
     row.dataset.role = role.value;
     role.setAttribute("aria-label", `Role of turn ${index + 1}`);
     fieldOf(row).setAttribute("aria-label", `Turn ${index + 1}, ${role.value}`);
-    fieldOf(row).placeholder = role.value === "user" ? "What the user says, or a whole conversation to split" : "";
+    fieldOf(row).placeholder = role.value === "user" ? "The user’s message, or a whole conversation to split" : "";
     row.querySelector(".remove").setAttribute("aria-label", `Remove turn ${index + 1}`);
     row.querySelector(".remove").hidden = all.length === 1;
   });
@@ -90,30 +90,30 @@ function number() {
     row.querySelector(".remove").hidden = all.length === 1;
   });
   find("add-system").hidden = rows("turns")[0]?.dataset.role === "system";
-  find("add-response").hidden = rows("responses").length >= MOST;
+  find("add-response").hidden = rows("responses").length >= MAX_RESPONSES;
 }
 
-/** Puts what is to be scored into the fields. */
+/** Fills the fields. */
 export function fill({ prompt, responses, task }) {
   find("turns").replaceChildren();
   find("responses").replaceChildren();
   for (const { role, content } of prompt) addTurn(role, content);
-  for (const text of responses.slice(0, MOST)) addResponse(text);
+  for (const text of responses.slice(0, MAX_RESPONSES)) addResponse(text);
   choose(task ?? "");
   number();
 }
 
-/** What the fields hold, as the server is asked. */
-export const asked = () => ({
+/** The fields’ content, as an item of a request. */
+export const item = () => ({
   prompt: rows("turns").map((row) => ({ role: row.querySelector(".role").value, content: fieldOf(row).value })),
   responses: rows("responses").map((row) => fieldOf(row).value),
   task: find("task").value || null,
 });
 
-/** The responses' numbers, which stay when their places or texts change. */
+/** The responses’ ids, which do not change when responses are moved or edited. */
 export const identities = () => rows("responses").map((row) => row.dataset.id);
 
-/** What keeps the fields from being scored: shown, and the field to blame focused. True where nothing does. */
+/** Whether the fields can be scored; otherwise shows the reason and focuses the field. */
 export function complete() {
   for (const field of document.querySelectorAll("#form textarea")) field.removeAttribute("aria-invalid");
   const turns = rows("turns");
@@ -124,7 +124,7 @@ export function complete() {
   if (last.dataset.role !== "user") problem = [last, "The conversation must end with a user turn."];
   else if (emptyTurn) problem = [emptyTurn, `${fieldOf(emptyTurn).getAttribute("aria-label")}, is empty.`];
   else if (emptyResponse) {
-    problem = [emptyResponse, `${emptyResponse.querySelector(".name").textContent} is empty: write it or remove it.`];
+    problem = [emptyResponse, `${emptyResponse.querySelector(".name").textContent} is empty: write a text or remove it.`];
   }
   find("problem").textContent = problem?.[1] ?? "";
   find("problem").hidden = !problem;
@@ -134,7 +134,7 @@ export function complete() {
   return false;
 }
 
-/** Offers the served model's tasks. */
+/** Adds the served model’s tasks to the menu. */
 export function offer(tasks) {
   const chosen = find("task").value;
   find("task").append(...tasks.map((task) => make("option", { value: task }, readable(task))));
@@ -145,11 +145,11 @@ export function offer(tasks) {
 function choose(task) {
   const known = [...find("task").options].filter(({ value }) => value === task);
   if (!known.length) find("task").append(make("option", { value: task }, readable(task)));
-  if (known.length > 1) known.slice(1).forEach((option) => option.remove()); // a link named it before the server did
+  if (known.length > 1) known.slice(1).forEach((option) => option.remove()); // a link added it before the server did
   find("task").value = task;
 }
 
-/** Writes beside each response what came of it; nothing where `texts` is empty. */
+/** Shows a result beside each response; without texts, nothing. */
 export function mark(texts) {
   rows("responses").forEach((row, index) => {
     row.querySelector(".outcome").textContent = texts[index] ?? "";

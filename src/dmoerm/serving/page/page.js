@@ -1,4 +1,4 @@
-/** The page at work: what happens when somebody scores, edits, picks an example, opens or copies a link. */
+/** The page’s events: scoring, editing, choosing an example, opening and copying a link. */
 
 import { Failure, keepKey, keptKey, models, score } from "./api.js";
 import { find, make, show } from "./dom.js";
@@ -8,32 +8,32 @@ import { ranked, sections, summary } from "./results.js";
 import { plural, signed } from "./words.js";
 
 const BLANK = { prompt: [{ role: "user", content: "" }], responses: ["", ""], task: null };
-let scored = null; // the last scoring: what was asked, as text; what is said of all and of each; response → rank
-let running = null; // the scoring under way can be aborted
+let scored = null; // the last result: its item as text, its sentence, each response’s outcome, and response id → rank
+let running = null; // the abort controller of the current request
 
-const say = (text) => (find("status").textContent = text);
+const setStatus = (text) => (find("status").textContent = text);
 
-/** A word about what a button or a paste did, beside the buttons for a while. */
-function tell(text) {
-  find("told").textContent = text;
-  setTimeout(() => find("told").textContent === text && (find("told").textContent = ""), 4000);
+/** Shows a short message beside the buttons for four seconds. */
+function notify(text) {
+  find("notice").textContent = text;
+  setTimeout(() => find("notice").textContent === text && (find("notice").textContent = ""), 4000);
 }
 
 // --- scoring -------------------------------------------------------------------------------------------------------
 
 async function run() {
   if (!form.complete()) return;
-  const asked = form.asked();
+  const item = form.item();
   const identities = form.identities();
   const leaving = [find("failure"), find("key-row")].some((part) => part.contains(document.activeElement)); // both hide
   running?.abort();
   const mine = (running = new AbortController());
-  history.replaceState(null, "", linkTo(asked));
+  history.replaceState(null, "", linkTo(item));
   if (find("key").value) keepKey(find("key").value);
-  busy(true, `Scoring ${plural(asked.responses.length, "response")}…`);
+  busy(true, `Scoring ${plural(item.responses.length, "response")}…`);
   try {
-    const found = await score(asked, mine.signal);
-    if (mine === running) succeeded(asked, identities, found, leaving);
+    const result = await score(item, mine.signal);
+    if (mine === running) succeeded(item, identities, result, leaving);
   } catch (error) {
     if (mine === running) failed(error);
   } finally {
@@ -46,23 +46,23 @@ function busy(is, text) {
   if (!is) return;
   find("empty").hidden = true;
   show("failure");
-  say(text);
+  setStatus(text);
 }
 
-function succeeded(asked, identities, found, leaving) {
-  const { ranks } = ranked(found.scores);
+function succeeded(item, identities, result, leaving) {
+  const { ranks } = ranked(result.scores);
   const before = identities.map((identity) => scored?.ranks[identity]);
-  const outcomes = found.scores.map(({ reward }, i) => `${ranks.length > 1 ? `#${ranks[i]}, ` : ""}${signed(reward)}`);
-  const places = Object.fromEntries(identities.map((identity, i) => [identity, ranks[i]]));
-  scored = { asked: JSON.stringify(asked), sentence: summary(found), outcomes, ranks: places };
+  const outcomes = result.scores.map(({ reward }, i) => `${ranks.length > 1 ? `#${ranks[i]}, ` : ""}${signed(reward)}`);
+  const ranksById = Object.fromEntries(identities.map((identity, i) => [identity, ranks[i]]));
+  scored = { item: JSON.stringify(item), sentence: summary(result), outcomes, ranks: ranksById };
   find("key-row").hidden = true;
   if (!find("model").textContent) showModel();
-  find("found").replaceChildren(...sections(asked, found, before));
+  find("sections").replaceChildren(...sections(item, result, before));
   edited();
   reveal(leaving);
 }
 
-/** Leads to the result where it is out of sight, or where the focus would be lost; else whoever is typing goes on. */
+/** Focuses the result if it is out of sight or the focus would be lost; otherwise typing is not interrupted. */
 function reveal(must = false) {
   const { top } = find("results-title").getBoundingClientRect();
   if (!must && top >= 0 && top < innerHeight * 0.4) return;
@@ -71,13 +71,13 @@ function reveal(must = false) {
 }
 
 function failed(error) {
-  let message = error instanceof Failure ? error.message : "The server’s answer does not fit this page.";
-  if (error.status === 401) message = keptKey() ? "The server does not take this key." : "This server wants a key.";
+  let message = error instanceof Failure ? error.message : "The server’s answer does not match this page.";
+  if (error.status === 401) message = keptKey() ? "The server rejects this key." : "This server requires a key.";
   if (error.status === 429) message = "The server is busy.";
   if (error.status === 503) message = "The server is not ready.";
-  if (error.wait) message += ` It asks to wait ${plural(error.wait, "second")}.`;
+  if (error.wait) message += ` Try again in ${plural(error.wait, "second")}.`;
   edited();
-  say(scored ? "Not scored. Below is the last result." : "Not scored.");
+  setStatus(scored ? "Not scored. The last result is below." : "Not scored.");
   if (error.status === 401) {
     find("key-row").hidden = false;
     show("failure", make("p", {}, message));
@@ -89,29 +89,29 @@ function failed(error) {
   reveal();
 }
 
-/** After an edit: an older result is said to be older, until the edit is undone. */
+/** Marks the result as outdated after an edit, until the edit is undone. */
 function edited() {
-  const stale = scored !== null && scored.asked !== JSON.stringify(form.asked());
+  const stale = scored !== null && scored.item !== JSON.stringify(form.item());
   find("results").classList.toggle("stale", stale);
   find("score").textContent = stale ? "Score again" : "Score";
   form.mark(stale ? [] : (scored?.outcomes ?? []));
-  if (stale) say("Edited since. Score again to bring this up to date.");
-  else if (scored) say(scored.sentence);
+  if (stale) setStatus("Edited since then. Score again to update the result.");
+  else if (scored) setStatus(scored.sentence);
 }
 
 // --- links and examples --------------------------------------------------------------------------------------------
 
-/** Fills in what the address holds and scores it; without anything, the page begins empty. */
+/** Fills in the item of the address and scores it; without one, the form is empty. */
 function open() {
-  let asked = null;
+  let item = null;
   forget();
   try {
-    asked = linked();
+    item = linked();
   } catch {
-    show("failure", make("p", {}, "The link is damaged: it holds no conversation. Ask for it again, or begin here."));
+    show("failure", make("p", {}, "The link is damaged and has no conversation. Copy it again, or write a prompt here."));
   }
-  form.fill(asked ?? BLANK);
-  if (asked) run();
+  form.fill(item ?? BLANK);
+  if (item) run();
 }
 
 function forget() {
@@ -119,30 +119,30 @@ function forget() {
   running?.abort();
   running = null;
   busy(false);
-  find("found").replaceChildren();
+  find("sections").replaceChildren();
   show("failure");
   find("results").classList.remove("stale");
   find("empty").hidden = false;
   find("score").textContent = "Score";
-  say("");
+  setStatus("");
 }
 
 async function copy() {
-  history.replaceState(null, "", linkTo(form.asked()));
-  const done = navigator.clipboard?.writeText(location.href); // browsers offer it on https and localhost alone
+  history.replaceState(null, "", linkTo(form.item()));
+  const done = navigator.clipboard?.writeText(location.href); // available on https and localhost only
   const copied = await done?.then(() => true, () => false);
-  tell(copied ? "Link copied" : "The link is in the address bar");
+  notify(copied ? "Link copied" : "The link is in the address bar");
 }
 
 function pick({ prompt, responses, task }) {
-  const asked = form.asked();
-  const written = [...asked.responses, ...asked.prompt.map(({ content }) => content)].some((text) => text.trim());
-  if (written) history.replaceState(null, "", linkTo(asked)); // the browser's Back brings it back
+  const item = form.item();
+  const written = [...item.responses, ...item.prompt.map(({ content }) => content)].some((text) => text.trim());
+  if (written) history.replaceState(null, "", linkTo(item)); // so that the browser’s Back restores it
   history.pushState(null, "", linkTo({ prompt, responses, task: task ?? null }));
   open();
 }
 
-// --- the beginning -------------------------------------------------------------------------------------------------
+// --- start -------------------------------------------------------------------------------------------------
 
 async function showModel() {
   try {
@@ -150,8 +150,8 @@ async function showModel() {
     find("model").textContent = id;
     form.offer(Object.keys(tasks));
   } catch (error) {
-    if (error.status === 401) find("key-row").hidden = false; // scoring says whatever else is wrong
-    if (error.status === 503) setTimeout(showModel, 1000 * (error.wait ?? 2)); // the model is being loaded
+    if (error.status === 401) find("key-row").hidden = false; // scoring reports other errors
+    if (error.status === 503) setTimeout(showModel, 1000 * (error.wait ?? 2)); // the model is loading
   }
 }
 
@@ -161,7 +161,7 @@ async function showExamples() {
   find("examples").replaceChildren(...examples.map(button));
 }
 
-form.setUp(edited, tell);
+form.setUp(edited, notify);
 find("form").addEventListener("submit", (event) => {
   event.preventDefault();
   run();

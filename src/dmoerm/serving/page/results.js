@@ -1,10 +1,10 @@
-/** What a scoring found: who comes first and how surely, what each response is good at, which task it was taken for. */
+/** The sections of a result: ranking with win probabilities, capabilities, route. */
 
 import { badge, capabilities, dot, matrix, reach, route } from "./charts.js";
 import { make } from "./dom.js";
 import { comparison, letter, percent, readable, signed } from "./words.js";
 
-/** The responses' places by reward, best first, and each one's rank: equal rewards share one. */
+/** The responses’ indices by reward, best first, and each response’s rank; equal rewards share a rank. */
 export function ranked(scores) {
   const order = scores.map((_, index) => index).sort((first, second) => scores[second].reward - scores[first].reward);
   const ranks = scores.map(({ reward }) => 1 + scores.filter((other) => other.reward > reward).length);
@@ -29,16 +29,16 @@ function compared(scores, first, other, share) {
 /**
  * The sections of a result.
  *
- * asked: what was scored. found: {scores, win_probabilities}. before: each response's rank in the scoring before, or
- * undefined. chosen: whether a person chose the task.
+ * item: the request’s item. result: {scores, win_probabilities}. before: each response’s rank in the previous result, or
+ * undefined.
  */
-export function sections(asked, found, before) {
-  const { order } = ranked(found.scores);
-  const shown = [section("Ranking", ...ranking(asked, found, before))];
-  if (Object.keys(found.scores[0].capabilities).length) {
-    shown.push(section("Capabilities", capabilities(found.scores, order)));
+export function sections(item, result, before) {
+  const { order } = ranked(result.scores);
+  const shown = [section("Ranking", ...ranking(item, result, before))];
+  if (Object.keys(result.scores[0].capabilities).length) {
+    shown.push(section("Capabilities", capabilities(result.scores, order)));
   }
-  shown.push(section("Route", ...routing(asked, found.scores[0])));
+  shown.push(section("Route", ...routing(item, result.scores[0])));
   return shown;
 }
 
@@ -47,13 +47,13 @@ function section(title, ...content) {
   return make("section", { "aria-labelledby": id, class: "card" }, make("h3", { id }, title), ...content);
 }
 
-function ranking(asked, { scores, win_probabilities: wins }, before) {
+function ranking(item, { scores, win_probabilities: wins }, before) {
   const { order, ranks } = ranked(scores);
   const end = reach(scores.flatMap(({ reward, uncertainty }) => [Math.abs(reward) + (uncertainty ?? 0)]), 2);
   const lines = order.map((index) => {
     const { reward, uncertainty } = scores[index];
     const against = wins[order[0]][index];
-    const said = `${letter(order[0])} is ${compared(scores, order[0], index, against)}: ${percent(against)}`;
+    const comparisonText = `${letter(order[0])} is ${compared(scores, order[0], index, against)}: ${percent(against)}`;
     const notice = "Truncated: part of this text was too long to be read.";
     const spread = uncertainty === null ? null : make("span", { class: "plus-minus" }, ` ± ${uncertainty.toFixed(2)}`);
     return make(
@@ -61,10 +61,10 @@ function ranking(asked, { scores, win_probabilities: wins }, before) {
       { class: index === order[0] && order.length > 1 ? "first" : null },
       make("span", { class: "rank" }, `${ranks[index]}`, moved(ranks[index], before[index])),
       badge(index),
-      make("span", { class: "snippet", dir: "auto" }, asked.responses[index].trim().slice(0, 300)),
+      make("span", { class: "snippet", dir: "auto" }, item.responses[index].trim().slice(0, 300)),
       dot(reward, uncertainty ?? 0, end),
       make("span", { class: "reward" }, make("b", {}, signed(reward)), spread),
-      index === order[0] ? null : make("span", { class: "wins" }, said),
+      index === order[0] ? null : make("span", { class: "wins" }, comparisonText),
       scores[index].truncated ? make("span", { class: "truncated" }, notice) : null,
     );
   });
@@ -82,18 +82,18 @@ function moved(rank, before) {
   return make("span", { class: `moved ${way}` }, steps, make("span", { class: "unseen" }, `, ${way} from ${before}`));
 }
 
-function routing(asked, { route: probabilities, task }) {
+function routing(item, { route: probabilities, task }) {
   const [[likeliest, share] = []] = Object.entries(probabilities).sort(([, first], [, second]) => second - first);
   const name = (text) => make("b", {}, readable(text));
-  let said;
+  let sentence;
   if (task === null) {
-    const closest = [name(likeliest ?? ""), ` came closest with ${percent(share ?? 0)}. So the `];
+    const closest = [name(likeliest ?? ""), ` came closest with ${percent(share ?? 0)}. The `];
     const why = likeliest ? ["No task was likely enough: ", ...closest] : ["The "];
-    said = [...why, name("general model"), " scored, which has no capabilities and no uncertainty."];
-  } else if (asked.task) {
-    said = ["You chose ", name(task), "; its experts scored."];
-    if (likeliest && likeliest !== task) said.push(" The router would have taken ", name(likeliest), ".");
-  } else said = ["The router took the prompt for ", name(task), "; the experts of that task scored."];
+    sentence = [...why, name("general model"), " scored; it has no capabilities and no uncertainty."];
+  } else if (item.task) {
+    sentence = ["You chose ", name(task), "; its experts scored."];
+    if (likeliest && likeliest !== task) sentence.push(" The router would have chosen ", name(likeliest), ".");
+  } else sentence = ["The router chose ", name(task), "; its experts scored."];
   const bars = likeliest ? route(probabilities, task) : null;
-  return [make("p", {}, ...said), bars];
+  return [make("p", {}, ...sentence), bars];
 }

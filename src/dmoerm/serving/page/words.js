@@ -1,4 +1,4 @@
-/** How numbers, names and probabilities are written for people. */
+/** Formats numbers, names and probabilities for people. */
 
 export const letter = (index) => String.fromCharCode(65 + index);
 
@@ -10,14 +10,14 @@ export function signed(number) {
   return text === "0.00" ? text : (number < 0 ? "−" : "+") + text;
 }
 
-/** A share as a percentage; what is rounded to none or all is said to be close to it. */
+/** A share as a percentage; <1% and >99% instead of rounding to 0 % and 100 %. */
 export function percent(share) {
   if (share > 0 && share < 0.005) return "<1%";
   if (share < 1 && share > 0.995) return ">99%";
   return `${Math.round(share * 100)}%`;
 }
 
-/** How likely the better of two is to be preferred, in words: [lower bound, words]. */
+/** The probability that the better response is preferred, in words: [lower bound, words]. */
 const CERTAINTY = [
   [0.97, "almost certainly better than"],
   [0.85, "very likely better than"],
