@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -24,7 +25,7 @@ def render_page(title: str, sections: Sequence[Section]) -> str:
     return environment.get_template("page.html").render(title=title, sections=numbered)
 
 
-def template_environment(**options: object) -> Environment:
+def template_environment(**options: Any) -> Environment:
     """Create an environment for this package's templates in which an undefined name is an error."""
     return Environment(
         loader=PackageLoader("dmoerm.report"),
@@ -32,7 +33,7 @@ def template_environment(**options: object) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        **options,  # type: ignore[arg-type]
+        **options,
     )
 
 
