@@ -6,8 +6,10 @@ It may fail in every way that real ones do. What it was asked and what would hav
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import math
+import os
 import random
 import re
 import threading
@@ -27,7 +29,7 @@ FINAL = ("refusal", "unreadable", "no logprobs", "too long")
 
 
 class FakeJudge:
-    """The server; use as a context manager.
+    """A judge behind the server of this process; use as a context manager.
 
     Args:
         opinion: what it thinks; it writes the likelier letter.
@@ -58,24 +60,21 @@ class FakeJudge:
         self.met: Counter[str] = Counter()
         self.headers: list[dict[str, str]] = []
         self.most_at_once = self._now = 0
-        config = uvicorn.Config(self.app, port=0, log_level="critical", lifespan="off", interface="asgi3")
-        self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._server.run, daemon=True)
+        self._server: _Server | None = None
 
     def __enter__(self) -> FakeJudge:
-        self._thread.start()
-        while not self._server.started:
-            threading.Event().wait(0.01)
+        self._server = _server(os.getpid())
+        self._server.judges[id(self)] = self
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._server.should_exit = True
-        self._thread.join()
+        assert self._server is not None
+        del self._server.judges[id(self)]
 
     @property
     def url(self) -> str:
-        port = self._server.servers[0].sockets[0].getsockname()[1]
-        return f"http://127.0.0.1:{port}/v1"
+        assert self._server is not None
+        return f"http://127.0.0.1:{self._server.port}/{id(self)}/v1"
 
     async def app(self, scope: Any, receive: Any, send: Any) -> None:
         body, more = b"", True
@@ -123,6 +122,31 @@ class FakeJudge:
             await asyncio.sleep(0.2)
         self.paid[json.dumps(request, sort_keys=True)] += 1
         return await _send(send, 200, text)
+
+
+class _Server:
+    """One server for all judges of a process, each under a path of its own: to start and stop one each takes longer."""
+
+    def __init__(self) -> None:
+        self.judges: dict[int, FakeJudge] = {}
+        config = uvicorn.Config(self.app, port=0, log_level="critical", lifespan="off", interface="asgi3")
+        server = uvicorn.Server(config)
+        threading.Thread(target=server.run, daemon=True).start()
+        while not server.started:
+            threading.Event().wait(0.01)
+        self.port = server.servers[0].sockets[0].getsockname()[1]
+
+    async def app(self, scope: Any, receive: Any, send: Any) -> None:
+        judge = self.judges.get(int(scope["path"].split("/")[1]))
+        if judge is None:
+            return await _send(send, 503, {"error": {"message": "the judge has ended"}})
+        return await judge.app(scope, receive, send)
+
+
+@functools.cache
+def _server(process: int) -> _Server:
+    """The server of this process; a forked process has none of its parent's threads."""
+    return _Server()
 
 
 def rejection(field: str, value: Any) -> tuple[int, dict[str, Any]]:

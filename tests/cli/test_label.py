@@ -13,7 +13,8 @@ from tiny import make_tiny_config, tiny_groups
 from typer.testing import CliRunner
 
 from dmoerm.cli import app
-from dmoerm.config import dump_config
+from dmoerm.config import Config, dump_config
+from dmoerm.data.splits import load_splits
 from dmoerm.labels import read_labels
 from dmoerm.taxonomy import draft_taxonomy
 
@@ -37,15 +38,22 @@ def data(tmp_path: Path) -> tuple[Path, Path]:
     return rows, taxonomy
 
 
-def test_from_data_to_a_trained_model(data, tmp_path, tiny_backbone) -> None:
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Retries of the openai library without its pauses."""
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
+
+
+def test_from_data_to_labels_and_their_report(data, tmp_path) -> None:
     rows, taxonomy = data
     out = tmp_path / "labels.parquet"
     with FakeJudge(0.1, (*TRANSIENT, *FINAL)) as server:
         options = ("--taxonomy", taxonomy, "--model", "judge", "--base-url", server.url, "--out", out)
+        options += ("--limit", 40)
         first = run("label", rows, *options, "--json", tmp_path / "run.json")
         paid = sum(server.paid.values())
         run("label", "run", rows, *options)
-        assert sum(server.paid.values()) <= paid + first.output.count("tries")
+        assert sum(server.paid.values()) == paid
     tally = json.loads((tmp_path / "run.json").read_text())["tally"]
     labels = read_labels(out)
     assert tally["answered"] + tally["refused"] + tally["failed"] + tally["unanswered"] == 2 * len(labels)
@@ -56,11 +64,31 @@ def test_from_data_to_a_trained_model(data, tmp_path, tiny_backbone) -> None:
     quality = json.loads((tmp_path / "q.json").read_text())["qualities"]
     assert sum(q["pairs"] for q in quality if q["capability"] != "all capabilities") == len(labels)
 
-    settings = yaml.safe_load(dump_config(make_tiny_config(tiny_backbone, tmp_path)))
-    settings["data"] |= {"files": [str(rows)], "capability_labels": str(out), "human_labels": False}
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
+
+@pytest.fixture
+def labeled_config(data, tmp_path, tiny_backbone) -> Config:
+    """Settings whose capability labels are a judge's alone."""
+    rows, taxonomy = data
+    out = tmp_path / "labels.parquet"
+    with FakeJudge() as server:
+        options = ("--model", "judge", "--base-url", server.url, "--out", out, "--limit", 40)
+        run("label", rows, "--taxonomy", taxonomy, *options, "--sample", "random")
+    config = make_tiny_config(tiny_backbone, tmp_path)
+    labels = {"files": (str(rows),), "capability_labels": (str(out),), "human_labels": False}
+    return config.model_copy(update={"data": config.data.model_copy(update=labels)})
+
+
+def test_training_reads_the_labels(labeled_config) -> None:
+    splits = load_splits(labeled_config)
+    assert any(group.judged for group in splits.train)
+    assert not any(group.capabilities for group in splits.train)
+
+
+@pytest.mark.slow
+def test_a_model_is_trained_on_the_labels(labeled_config, tmp_path) -> None:
+    (tmp_path / "run.yaml").write_text(dump_config(labeled_config))
     run("train", tmp_path / "run.yaml")
-    results = json.loads((Path(settings["output"]) / "results.json").read_text())
+    results = json.loads((Path(labeled_config.output) / "results.json").read_text())
     assert results["capabilities"]
 
 
@@ -86,6 +114,15 @@ def test_the_whole_preference_is_asked_with_examples(data, tmp_path) -> None:
         run("label", rows, "--overall", "--shots", 2, "--examples", rows, *options)
     assert {(label.judge, label.capability) for label in read_labels(out)} == {("judge/2-shot", "overall")}
     assert len(read_labels(out)) == 6
+
+
+def test_questions_with_fewer_examples_than_shots_are_counted(data, tmp_path) -> None:
+    rows, _ = data
+    options = ("--model", "judge", "--out", tmp_path / "l.parquet", "--limit", 2, "--dry-run")
+    few = tmp_path / "few.jsonl"
+    few.write_text("".join(rows.read_text().splitlines(keepends=True)[:2]))
+    result = run("label", rows, "--overall", "--shots", 3, "--examples", few, *options)
+    assert "4 of 4 questions have fewer than 3 examples of their task" in result.output
 
 
 def test_what_a_model_is_unsure_of_comes_first(data, tmp_path, trained_run) -> None:
@@ -165,6 +202,7 @@ def test_a_judge_that_answers_in_prose_stops_the_run_and_one_answer_is_shown(dat
     rows, taxonomy = data
     with FakeJudge(1.0, ["unreadable"]) as server:
         options = ("--taxonomy", taxonomy, "--model", "judge", "--base-url", server.url, "--concurrency", 2)
+        options += ("--limit", 30)
         options += ("--out", tmp_path / "l.parquet")
         result = run("label", rows, *options, "--max-unusable", 30, fails=True)
         assert result.exit_code == 1

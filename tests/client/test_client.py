@@ -263,6 +263,7 @@ def test_an_asynchronous_client_has_so_many_requests_on_their_way():
     assert most == 3
 
 
+@pytest.mark.slow
 def test_a_server_that_is_killed_and_started_again_costs_only_the_wait():
     """Four threads and an asynchronous client ask all the while; every one gets every score."""
     found: list[Any] = []

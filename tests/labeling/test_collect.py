@@ -12,16 +12,16 @@ from dmoerm.labeling.store import AnswerStore, JudgeAnswer
 from dmoerm.labels import Outcome, content_digest
 from dmoerm.schema import Group
 
-from .test_labeling_run import ask, endpoint, groups, on
+from .question_data import ask, endpoint, groups, questions_on
 
 
 def test_both_orders_stand_side_by_side(tmp_path) -> None:
     data = groups(2, responses=3)
     with FakeJudge() as server:
-        asked = on(data, endpoint(server))
-        ask(asked, endpoint(server), tmp_path / "calls.sqlite")
-        labels = collect_labels(asked, AnswerStore(tmp_path / "calls.sqlite"), "judge")
-    assert len(labels) == len(asked) // 2
+        questions = questions_on(data, endpoint(server))
+        ask(questions, endpoint(server), tmp_path / "calls.sqlite")
+        labels = collect_labels(questions, AnswerStore(tmp_path / "calls.sqlite"), "judge")
+    assert len(labels) == len(questions) // 2
     for label in labels:
         assert (label.given, label.swapped) == (Outcome.SECOND, Outcome.SECOND)  # the longer one
         assert label.p_given == pytest.approx(0.2, abs=0.01)
@@ -34,9 +34,9 @@ def test_both_orders_stand_side_by_side(tmp_path) -> None:
 def test_together_shares_the_cost(tmp_path) -> None:
     with FakeJudge() as server:
         where = endpoint(server)
-        asked = on(groups(1), where, group_capabilities=True)
-        tally = ask(asked, where, tmp_path / "calls.sqlite")
-        labels = collect_labels(asked, AnswerStore(tmp_path / "calls.sqlite"), "judge/together")
+        questions = questions_on(groups(1), where, group_capabilities=True)
+        tally = ask(questions, where, tmp_path / "calls.sqlite")
+        labels = collect_labels(questions, AnswerStore(tmp_path / "calls.sqlite"), "judge/together")
     assert len(labels) == 5
     assert sum(label.cost for label in labels) == pytest.approx(tally.cost)
     assert all(label.consistent and label.soft is not None for label in labels)
@@ -45,9 +45,9 @@ def test_together_shares_the_cost(tmp_path) -> None:
 def test_the_same_group_twice_is_labeled_and_paid_once(tmp_path) -> None:
     with FakeJudge() as server:
         where = endpoint(server)
-        asked = on([*groups(1), *groups(1)], where)
-        tally = ask(asked, where, tmp_path / "calls.sqlite")
-        labels = collect_labels(asked, AnswerStore(tmp_path / "calls.sqlite"), "judge")
+        questions = questions_on([*groups(1), *groups(1)], where)
+        tally = ask(questions, where, tmp_path / "calls.sqlite")
+        labels = collect_labels(questions, AnswerStore(tmp_path / "calls.sqlite"), "judge")
     assert len(labels) == 5
     assert sum(label.cost for label in labels) == pytest.approx(tally.cost)
 
@@ -55,11 +55,11 @@ def test_the_same_group_twice_is_labeled_and_paid_once(tmp_path) -> None:
 def test_what_has_no_answer_is_open_and_other_ends_are_kept(tmp_path) -> None:
     data = groups(1)
     with FakeJudge() as server:
-        asked = on(data, endpoint(server))
+        questions = questions_on(data, endpoint(server))
     store = AnswerStore(tmp_path / "calls.sqlite")
-    store.put(asked[0].key, "judge", {}, [], JudgeAnswer("refused", reason="no"))
-    store.put(asked[1].key, "judge", {}, [], JudgeAnswer("answered", text="Well …"))
-    first, *others = collect_labels(asked, store, "judge")
+    store.put(questions[0].key, "judge", {}, [], JudgeAnswer("refused", reason="no"))
+    store.put(questions[1].key, "judge", {}, [], JudgeAnswer("answered", text="Well …"))
+    first, *others = collect_labels(questions, store, "judge")
     assert (first.given, first.swapped) == (Outcome.REFUSED, Outcome.UNPARSEABLE)
     assert {label.given for label in others} == {Outcome.OPEN}
 

@@ -1,4 +1,4 @@
-"""LLM judges as scorers, zero-shot and few-shot, and the form of what they are asked."""
+"""LLM judges as scorers, zero-shot and few-shot, and the form of what they are questions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dmoerm.labeling.questions import QuestionFormat, all_pairs, shuffled
 from dmoerm.labels import OVERALL, CapabilityLabel, Outcome, content_digest
 from dmoerm.schema import Group
 
-from .test_labeling_run import TAXONOMY, endpoint, groups
+from .question_data import TAXONOMY, endpoint, groups
 
 
 def test_the_reward_is_how_often_a_response_wins(tmp_path) -> None:
@@ -54,8 +54,8 @@ def example(index: int, capabilities: dict | None = None) -> Group:
 def test_examples_are_turns_with_their_answers() -> None:
     form = QuestionFormat(overall=True, examples=[example(i) for i in range(3)], shots=2)
     (pair,) = all_pairs(groups(1))
-    (asked,) = form.capability_sets("chitchat")
-    turns = form.messages(pair, asked)
+    (questions,) = form.capability_sets("chitchat")
+    turns = form.messages(pair, questions)
     assert [turn["role"] for turn in turns] == ["system", "user", "assistant", "user", "assistant", "user"]
     assert [turns[2]["content"], turns[4]["content"]] == ['{"overall": "A"}', '{"overall": "B"}']
     assert "good 0" in turns[1]["content"]

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dmoerm.labeling.prompt import answer_schema, judge_messages, neutralize
@@ -54,6 +54,7 @@ def test_a_text_adds_no_mark_and_no_turn(hostile):
     assert hostile not in messages[0]["content"]
 
 
+@settings(deadline=None, max_examples=40)
 @given(st.lists(st.text(max_size=200), min_size=3, max_size=3))
 def test_any_texts_stay_between_their_marks(texts):
     prompt, first, second = texts

@@ -15,7 +15,7 @@ from dmoerm.labeling.client import Endpoint, JudgeClient, UnansweredError
 from dmoerm.labeling.runner import RunLimits, RunStatistics, ask_async
 from dmoerm.labeling.store import AnswerStore, JudgeAnswer
 
-from .test_labeling_run import ask, endpoint, groups, on
+from .question_data import ask, endpoint, groups, questions_on
 
 NOWHERE = Endpoint("http://127.0.0.1:9/v1", "judge")
 GOOD, BAD = JudgeAnswer("answered", '{"overall": "A"}'), JudgeAnswer("answered", "Well, both are fine.")
@@ -37,7 +37,7 @@ class Scripted:
 
 
 def run(client: Scripted, path: Path, count: int = 20, responses: int = 2, **limits: Any) -> RunStatistics:
-    questions = on(groups(count, responses), NOWHERE, overall=True)
+    questions = questions_on(groups(count, responses), NOWHERE, overall=True)
     store = AnswerStore(path)
     try:
         return asyncio.run(ask_async(questions, client, store, RunLimits(1, **limits)))  # pyright: ignore
@@ -79,7 +79,7 @@ def test_a_short_run_without_a_usable_answer_is_an_error(tmp_path):
 
 
 def test_a_server_that_is_not_there_is_named_with_the_cause(tmp_path):
-    questions = on(groups(1), NOWHERE)
+    questions = questions_on(groups(1), NOWHERE)
     where = Endpoint(NOWHERE.base_url, "judge", retries=0)
     with pytest.raises(LabelingError, match=r"none of 10 questions has a usable answer; Connection error\. .*failed"):
         ask(questions, where, tmp_path / "calls.sqlite")
@@ -88,7 +88,7 @@ def test_a_server_that_is_not_there_is_named_with_the_cause(tmp_path):
 
 def test_an_answer_that_reaches_the_token_limit_names_the_option(tmp_path):
     with FakeJudge(1.0, ["cut off"], reasoning="<think> Long thoughts") as server:
-        questions = on(groups(3), endpoint(server), group_capabilities=True)
+        questions = questions_on(groups(3), endpoint(server), group_capabilities=True)
         message = r"the last one is '<think> Long ': the answer reached the token limit; raise it with --max-tokens"
         with pytest.raises(LabelingError, match=message):
             ask(questions, endpoint(server), tmp_path / "calls.sqlite", concurrency=1, max_unusable=5)
@@ -96,7 +96,7 @@ def test_an_answer_that_reaches_the_token_limit_names_the_option(tmp_path):
 
 def test_reasoning_is_ignored_and_soft_labels_remain(tmp_path):
     with FakeJudge(reasoning="<think>\nA is shorter, so B.\n</think>\n\n") as server:
-        questions = on(groups(1), endpoint(server), group_capabilities=True)
+        questions = questions_on(groups(1), endpoint(server), group_capabilities=True)
         assert ask(questions, endpoint(server), tmp_path / "calls.sqlite").unusable == 0
 
 
@@ -118,18 +118,18 @@ def test_a_rejected_field_ends_the_run_and_the_message_names_the_option(tmp_path
     with FakeJudge(rejects=[field]) as server:
         where = endpoint(server, **({"request_fields": {"top_k": 1}} if field == "top_k" else {}))
         with pytest.raises(LabelingError, match=f"rejects the request field '{field}': .*; .*{option}"):
-            ask(on(groups(2), where), where, tmp_path / "calls.sqlite", concurrency=1)
+            ask(questions_on(groups(2), where), where, tmp_path / "calls.sqlite", concurrency=1)
         assert len(server.bodies) == 1
         assert list(AnswerStore(tmp_path / "calls.sqlite").calls()) == []
         where = endpoint(server, **fix)
-        assert ask(on(groups(2), where), where, tmp_path / "calls.sqlite").answered == 20
+        assert ask(questions_on(groups(2), where), where, tmp_path / "calls.sqlite").answered == 20
 
 
 def test_a_reasoning_model_is_asked_with_what_it_accepts(tmp_path):
     fields = {"max_completion_tokens": 4096, "temperature": None, "reasoning_effort": "low"}
     with FakeJudge(rejects=["max_tokens", "temperature", "logprobs"], reasoning="thoughts </think>") as server:
         where = endpoint(server, logprobs=False, request_fields=fields)
-        statistics = ask(on(groups(1), where), where, tmp_path / "calls.sqlite")
+        statistics = ask(questions_on(groups(1), where), where, tmp_path / "calls.sqlite")
         assert (statistics.answered, statistics.unusable) == (10, 0)
         body = server.bodies[0]
     assert body.keys() == {"model", "messages", "max_completion_tokens", "reasoning_effort", "response_format"}
@@ -143,7 +143,7 @@ def test_a_text_that_is_too_long_fails_alone_after_an_accepted_request(tmp_path)
 
         async def send():
             async with JudgeClient(where) as client:
-                first, second, *_ = on(groups(1), where)
+                first, second, *_ = questions_on(groups(1), where)
                 answers = [await client.ask(first.request)]
                 server.rejects = ["max_tokens"]
                 return [*answers, await client.ask(second.request)]
@@ -154,8 +154,8 @@ def test_a_text_that_is_too_long_fails_alone_after_an_accepted_request(tmp_path)
 def test_settings_are_part_of_the_key_and_the_default_keys_stay():
     """A store that was filled before these options existed is still valid."""
     key = "88c3164b952df8f6cfbab8338e3254e1ff906d87a6c6d0a276d1e470237b644b"
-    assert on(groups(1), Endpoint("http://x", "judge"))[0].key == key
-    assert on(groups(1), Endpoint("http://x", "judge", temperature=0.0, retries=1))[0].key == key
+    assert questions_on(groups(1), Endpoint("http://x", "judge"))[0].key == key
+    assert questions_on(groups(1), Endpoint("http://x", "judge", temperature=0.0, retries=1))[0].key == key
     changed = [
         {"max_tokens": 100},
         {"temperature": 0.5},
@@ -166,7 +166,7 @@ def test_settings_are_part_of_the_key_and_the_default_keys_stay():
         {"schema": False},
         {"logprobs": False},
     ]
-    keys = [on(groups(1), Endpoint("http://x", "judge", **settings))[0].key for settings in changed]
+    keys = [questions_on(groups(1), Endpoint("http://x", "judge", **settings))[0].key for settings in changed]
     assert len({key, *keys}) == len(changed) + 1
 
 
@@ -179,7 +179,7 @@ def test_fields_that_dmoerm_sets_are_refused(name):
 def test_a_budget_requires_a_token_limit(tmp_path):
     where = Endpoint("http://x", "judge", prompt_price=1, request_fields={"max_tokens": None})
     with pytest.raises(ConfigError, match="a budget requires a token limit"):
-        ask(on(groups(1), where), where, tmp_path / "calls.sqlite", max_cost=1)
+        ask(questions_on(groups(1), where), where, tmp_path / "calls.sqlite", max_cost=1)
 
 
 # --- causes --------------------------------------------------------------------------------------------------------
@@ -201,7 +201,7 @@ def test_an_invalid_url_is_named(url):
 def test_a_body_that_is_not_a_chat_completion_is_shown():
     async def send() -> None:
         async with JudgeClient(Endpoint(server.url, "judge", retries=0)) as client:
-            await client.ask(on(groups(1), NOWHERE)[0].request)
+            await client.ask(questions_on(groups(1), NOWHERE)[0].request)
 
     with FakeJudge(1.0, ["wrong json"]) as server, pytest.raises(UnansweredError, match=r"completions \(got .*list"):
         asyncio.run(send())
@@ -210,7 +210,7 @@ def test_a_body_that_is_not_a_chat_completion_is_shown():
 def test_a_timeout_names_the_option():
     async def send() -> None:
         async with JudgeClient(Endpoint(server.url, "judge", timeout=0.05, retries=0)) as client:
-            await client.ask(on(groups(1), NOWHERE)[0].request)
+            await client.ask(questions_on(groups(1), NOWHERE)[0].request)
 
     with FakeJudge(delay=0.3) as server, pytest.raises(UnansweredError, match=r"timed out.*--timeout 0\.05"):
         asyncio.run(send())

@@ -152,6 +152,8 @@ def run(
         if not questions:
             raise ConfigError(f"no questions to ask: {reason}")
         _print_error_line(reason)
+    if count := sum(len(question.request["messages"]) < 2 + 2 * shots for question in questions):
+        _print_error_line(f"{count} of {len(questions)} questions have fewer than {shots} examples of their task")
     store = store or out.with_suffix(".sqlite")
     result = _estimate(questions, endpoint, store)
     if not dry_run:

@@ -15,20 +15,17 @@ import pytest
 from fake_judge import FINAL, TRANSIENT, FakeJudge
 
 from dmoerm.errors import LabelingError
-from dmoerm.labeling import runner
 from dmoerm.labeling.client import Endpoint
 from dmoerm.labeling.collect import collect_labels
-from dmoerm.labeling.questions import Question, QuestionFormat, all_pairs, build_questions, estimate_cost
-from dmoerm.labeling.runner import RunLimits, RunStatistics
+from dmoerm.labeling.questions import estimate_cost
 from dmoerm.labeling.store import AnswerStore
 from dmoerm.labeling.verdict import read_verdicts
 from dmoerm.labels import Outcome
 from dmoerm.schema import Group
-from dmoerm.taxonomy import load_taxonomy
 
+from .question_data import TAXONOMY, ask, endpoint, groups, questions_on
 from .test_prompt import HOSTILE
 
-TAXONOMY = load_taxonomy("paper-en")
 SECRET = "sk-very-secret-0123456789"
 
 
@@ -37,53 +34,23 @@ def _key(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", SECRET)
 
 
-def groups(count: int, responses: int = 2) -> list[Group]:
-    texts = ["Yes, of course I can." + " Really." * i for i in range(responses)]
-    return [
-        Group(
-            id=f"g{i}",
-            task="chitchat",
-            prompt=f"Can you do {i}?",
-            responses=tuple(texts),
-            scores=tuple(range(responses)),
-        )
-        for i in range(count)
-    ]
-
-
-def on(groups: list[Group], where: Endpoint, **form) -> list[Question]:
-    return list(build_questions(all_pairs(groups), QuestionFormat(TAXONOMY, **form), where))
-
-
-def endpoint(server: FakeJudge, **changed) -> Endpoint:
-    return Endpoint(server.url, "judge", **{"prompt_price": 1.0, "completion_price": 2.0, **changed})
-
-
-def ask(asked, where: Endpoint, path: Path, **how) -> RunStatistics:
-    store = AnswerStore(path)
-    try:
-        return runner.ask(asked, where, store, RunLimits(**how))
-    finally:
-        store.close()
-
-
 def test_the_questions_are_all_pairs_in_both_orders():
     where = Endpoint("http://x", "judge")
-    asked = on(groups(2, responses=3), where)
+    questions = questions_on(groups(2, responses=3), where)
     capabilities = list(TAXONOMY.tasks["chitchat"].capabilities)
-    assert len(asked) == 2 * 3 * len(capabilities) * 2
-    assert len({question.key for question in asked}) == len(asked)
-    assert {(q.first, q.second) for q in asked} == {(i, j) for i in range(3) for j in range(3) if i != j}
-    together = on(groups(2, responses=3), where, group_capabilities=True)
+    assert len(questions) == 2 * 3 * len(capabilities) * 2
+    assert len({question.key for question in questions}) == len(questions)
+    assert {(q.first, q.second) for q in questions} == {(i, j) for i in range(3) for j in range(3) if i != j}
+    together = questions_on(groups(2, responses=3), where, group_capabilities=True)
     assert len(together) == 2 * 3 * 2
     assert together[0].capabilities == tuple(capabilities)
 
 
 def test_answers_are_recorded_with_their_soft_verdicts(tmp_path):
     with FakeJudge() as server:
-        asked = on(groups(3), endpoint(server))
-        tally = ask(asked, endpoint(server), tmp_path / "calls.sqlite")
-    assert (tally.answered, tally.known, tally.left) == (len(asked), 0, 0)
+        questions = questions_on(groups(3), endpoint(server))
+        tally = ask(questions, endpoint(server), tmp_path / "calls.sqlite")
+    assert (tally.answered, tally.known, tally.left) == (len(questions), 0, 0)
     for _, model, about, answer in AnswerStore(tmp_path / "calls.sqlite").calls():
         (verdict,) = read_verdicts(answer.text, about["capabilities"], answer.tokens).values()
         longer_first = about["pair"] == [1, 0]
@@ -93,16 +60,16 @@ def test_answers_are_recorded_with_their_soft_verdicts(tmp_path):
     assert tally.cost == pytest.approx((tally.prompt_tokens + 2 * tally.completion_tokens) / 1e6)
 
 
-@pytest.mark.parametrize("count", [40, pytest.param(200, marks=pytest.mark.slow)])
-def test_mixed_faults_end_every_question_once(tmp_path, count):
-    """20 % faults: 400 or 2,000 calls."""
-    with FakeJudge(0.2, (*TRANSIENT, *FINAL), delay=0.005) as server:
-        asked = on(groups(count), endpoint(server))
-        tally = ask(asked, endpoint(server), tmp_path / "calls.sqlite", concurrency=32)
+@pytest.mark.parametrize(("count", "rate"), [(12, 0.4), pytest.param(200, 0.2, marks=pytest.mark.slow)])
+def test_mixed_faults_end_every_question_once(tmp_path, count, rate):
+    """120 calls with 40 % faults, or 2,000 with 20 %."""
+    with FakeJudge(rate, (*TRANSIENT, *FINAL), delay=0.005) as server:
+        questions = questions_on(groups(count), endpoint(server))
+        tally = ask(questions, endpoint(server), tmp_path / "calls.sqlite", concurrency=32)
         assert set(server.met) == {"", *TRANSIENT, *FINAL}
-        again = ask(asked, endpoint(server), tmp_path / "calls.sqlite", concurrency=32)
+        again = ask(questions, endpoint(server), tmp_path / "calls.sqlite", concurrency=32)
     ended = tally.answered + tally.refused + tally.failed
-    assert ended + tally.unanswered == len(asked) == count * 5 * 2
+    assert ended + tally.unanswered == len(questions) == count * 5 * 2
     assert tally.known == tally.elsewhere == tally.left == 0
     assert again.known == ended
     assert again.answered + again.refused + again.failed + again.unanswered == tally.unanswered
@@ -125,10 +92,10 @@ def test_hostile_responses_change_no_other_outcome(tmp_path):
     found = {}
     with FakeJudge() as server:
         for name, data in (("without", harmless), ("with", [*hostile, *harmless])):
-            asked = on(data, endpoint(server), group_capabilities=True)
-            tally = ask(asked, endpoint(server), tmp_path / name)
-            assert tally.answered + tally.known == len(asked)
-            labels = collect_labels(asked, AnswerStore(tmp_path / name), "judge")
+            questions = questions_on(data, endpoint(server), group_capabilities=True)
+            tally = ask(questions, endpoint(server), tmp_path / name)
+            assert tally.answered + tally.known == len(questions)
+            labels = collect_labels(questions, AnswerStore(tmp_path / name), "judge")
             found[name] = {(label.group, label.capability): label for label in labels}
     assert {key: found["with"][key] for key in found["without"]} == found["without"]
     assert all(label.consistent for label in found["with"].values())
@@ -138,26 +105,28 @@ SCRIPT = """
 import asyncio, sys
 sys.path.insert(0, sys.argv[3])
 from pathlib import Path
-from labeling.test_labeling_run import groups, on
+import openai._base_client
+from labeling.question_data import groups, questions_on
 from dmoerm.labeling.client import Endpoint, JudgeClient
-from dmoerm.labeling.runner import ask_async, RunLimits
+from dmoerm.labeling.runner import RunLimits, ask_async
 from dmoerm.labeling.store import AnswerStore
+openai._base_client.INITIAL_RETRY_DELAY = 0.01
 async def main():
     where = Endpoint(sys.argv[1], "judge")
     async with JudgeClient(where) as client:
-        asked = on(groups(int(sys.argv[4])), where)
-        await ask_async(asked, client, AnswerStore(Path(sys.argv[2])), RunLimits(8))
+        questions = questions_on(groups(int(sys.argv[4])), where)
+        await ask_async(questions, client, AnswerStore(Path(sys.argv[2])), RunLimits(8))
 asyncio.run(main())
 """
 
 
-@pytest.mark.parametrize("count", [60, pytest.param(200, marks=pytest.mark.slow)])
-def test_a_killed_run_pays_again_for_what_was_in_flight_at_most(tmp_path, count):
-    """Three kill −9 at random moments of 600 or 2,000 calls with 20 % faults."""
+@pytest.mark.parametrize(("count", "kills"), [(12, 1), pytest.param(200, 3, marks=pytest.mark.slow)])
+def test_a_killed_run_pays_again_for_what_was_in_flight_at_most(tmp_path, count, kills):
+    """kill −9 at random moments of 120 or 2,000 calls with 20 % faults."""
     path, chance = tmp_path / "calls.sqlite", random.Random(count)
-    with FakeJudge(0.2, (*TRANSIENT, *FINAL), delay=0.05) as server:
+    with FakeJudge(0.2, (*TRANSIENT, *FINAL), delay=0.02) as server:
         command = [sys.executable, "-c", SCRIPT, server.url, path, Path(__file__).parents[1], str(count)]
-        for _ in range(3):
+        for _ in range(kills):
             process = subprocess.Popen(command)
             before = sum(server.paid.values())
             while sum(server.paid.values()) < before + chance.randint(20, 2 * count):
@@ -166,23 +135,24 @@ def test_a_killed_run_pays_again_for_what_was_in_flight_at_most(tmp_path, count)
             os.kill(process.pid, signal.SIGKILL)
             process.wait()
         known = len(list(AnswerStore(path).calls()))
-        asked = on(groups(count), endpoint(server, prompt_price=0, completion_price=0))
-        tally = ask(asked, Endpoint(server.url, "judge"), path, concurrency=8)
+        questions = questions_on(groups(count), endpoint(server, prompt_price=0, completion_price=0))
+        statistics = ask(questions, Endpoint(server.url, "judge"), path, concurrency=8)
         done = {key: answer.status for key, _, _, answer in AnswerStore(path).calls()}
-    assert tally.known == known
-    assert tally.known + tally.answered + tally.refused + tally.failed + tally.unanswered == count * 5 * 2
-    assert len(done) + tally.unanswered == count * 5 * 2
-    assert set(done) <= {question.key for question in asked}
-    kept, lost = sum(status != "failed" for status in done.values()), 3 * 8
-    assert kept <= len(server.paid) <= kept + lost  # what was lost may be refused when it is asked again
+    ended = statistics.known + statistics.answered + statistics.refused + statistics.failed
+    assert statistics.known == known > 0
+    assert ended + statistics.unanswered == count * 5 * 2
+    assert len(done) + statistics.unanswered == count * 5 * 2
+    assert set(done) <= {question.key for question in questions}
+    kept, lost = sum(status != "failed" for status in done.values()), kills * 8
+    assert kept <= len(server.paid) <= kept + lost  # a lost call may be refused when it is sent again
     assert sum(server.paid.values()) <= len(server.paid) + lost
 
 
 def test_a_wrong_key_ends_the_run_and_stays_secret(tmp_path):
     with FakeJudge(fatal=401) as server:
-        asked = on(groups(5), endpoint(server))
+        questions = questions_on(groups(5), endpoint(server))
         with pytest.raises(LabelingError, match=r"Incorrect API key.*OPENAI_API_KEY") as raised:
-            ask(asked, endpoint(server), tmp_path / "calls.sqlite", concurrency=2)
+            ask(questions, endpoint(server), tmp_path / "calls.sqlite", concurrency=2)
         assert len(server.headers) <= 2
     assert SECRET not in str(raised.value)
     assert SECRET[3:] not in str(raised.value)
@@ -192,7 +162,7 @@ def test_a_wrong_key_ends_the_run_and_stays_secret(tmp_path):
 def test_the_key_is_in_no_log(tmp_path, caplog):
     caplog.set_level(logging.DEBUG)
     with FakeJudge(0.3, TRANSIENT) as server:
-        ask(on(groups(2), endpoint(server)), endpoint(server), tmp_path / "calls.sqlite")
+        ask(questions_on(groups(2), endpoint(server)), endpoint(server), tmp_path / "calls.sqlite")
         assert any(SECRET in value for headers in server.headers for value in headers.values())
     assert caplog.text
     assert SECRET not in caplog.text
@@ -202,21 +172,21 @@ def test_the_key_is_in_no_log(tmp_path, caplog):
 def test_the_budget_is_kept(tmp_path):
     with FakeJudge() as server:
         where = endpoint(server)
-        asked = on(groups(10), where)
-        most = 7 * max(estimate_cost(question, where)[2] for question in asked)
-        tally = ask(asked, where, tmp_path / "calls.sqlite", concurrency=4, max_cost=most)
+        questions = questions_on(groups(10), where)
+        most = 7 * max(estimate_cost(question, where)[2] for question in questions)
+        tally = ask(questions, where, tmp_path / "calls.sqlite", concurrency=4, max_cost=most)
         assert 0 < tally.cost <= most
-        assert tally.answered + tally.left == len(asked)
-        rest = ask(asked, where, tmp_path / "calls.sqlite")
+        assert tally.answered + tally.left == len(questions)
+        rest = ask(questions, where, tmp_path / "calls.sqlite")
     assert rest.known == tally.answered
     assert rest.answered == tally.left
 
 
 def test_equal_questions_are_asked_once(tmp_path):
     with FakeJudge() as server:
-        asked = on([*groups(1), *groups(1)], endpoint(server))
-        tally = ask(asked, endpoint(server), tmp_path / "calls.sqlite")
-    assert tally.known == tally.answered == len(asked) // 2
+        questions = questions_on([*groups(1), *groups(1)], endpoint(server))
+        tally = ask(questions, endpoint(server), tmp_path / "calls.sqlite")
+    assert tally.known == tally.answered == len(questions) // 2
 
 
 @pytest.mark.parametrize(
@@ -241,7 +211,7 @@ def test_an_answer_of_wrong_types_is_none(tmp_path, monkeypatch, place, value):
 
     monkeypatch.setattr(fake_judge, "completion", wrong)
     with FakeJudge() as server, pytest.raises(LabelingError, match="not chat completions"):
-        ask(on(groups(1), endpoint(server))[:1], endpoint(server), tmp_path / "calls.sqlite")
+        ask(questions_on(groups(1), endpoint(server))[:1], endpoint(server), tmp_path / "calls.sqlite")
     assert list(AnswerStore(tmp_path / "calls.sqlite").calls()) == []
 
 
@@ -250,11 +220,11 @@ def test_a_usage_below_nothing_gives_no_budget_back(tmp_path, monkeypatch):
     below = {"prompt_tokens": -(10**9), "completion_tokens": -(10**9), "total_tokens": 0}
     monkeypatch.setattr(fake_judge, "completion", lambda *arguments: {**whole(*arguments), "usage": below})
     with FakeJudge() as server:
-        tally = ask(on(groups(1), endpoint(server)), endpoint(server), tmp_path / "calls.sqlite")
+        tally = ask(questions_on(groups(1), endpoint(server)), endpoint(server), tmp_path / "calls.sqlite")
     assert tally.answered
     assert tally.cost == 0
 
 
 def test_the_request_is_json():
-    (first, *_) = on(groups(1), Endpoint("http://x", "judge"))
+    (first, *_) = questions_on(groups(1), Endpoint("http://x", "judge"))
     assert json.loads(json.dumps(first.request)) == first.request
