@@ -14,17 +14,15 @@ export function ranked(scores) {
 /** The result in a sentence. */
 export function summary({ scores, win_probabilities: wins }) {
   const [first, second] = ranked(scores).order;
-  const note = scores.some(({ truncated }) => truncated) ? " Part of the text was too long to be read." : "";
+  const note = scores.some(({ truncated }) => truncated) ? " A text is too long, and part of it was not read." : "";
   if (second === undefined) return `The reward is ${signed(scores[0].reward)}.${note}`;
   const share = wins[first][second];
-  return `${letter(first)} comes first, ${compared(scores, first, second, share)} (${percent(share)}).${note}`;
+  if (eitherTruncated(scores, first, second)) return `${letter(first)} comes first (${percent(share)}).${note}`;
+  return `${letter(first)} comes first, ${comparison(share)} ${letter(second)} (${percent(share)}).${note}`;
 }
 
-/** “likely better than B”; for a truncated text only how often it wins, as nothing is known of the part that was cut. */
-function compared(scores, first, other, share) {
-  const truncated = scores[first].truncated || scores[other].truncated;
-  return truncated ? `compared with ${letter(other)} by the part that was read` : `${comparison(share)} ${letter(other)}`;
-}
+/** Whether words such as “about level with” would be wrong, since the model did not read all of both texts. */
+const eitherTruncated = (scores, first, second) => scores[first].truncated || scores[second].truncated;
 
 /**
  * The sections of a result.
@@ -53,8 +51,9 @@ function ranking(item, { scores, win_probabilities: wins }, before) {
   const lines = order.map((index) => {
     const { reward, uncertainty } = scores[index];
     const against = wins[order[0]][index];
-    const comparisonText = `${letter(order[0])} is ${compared(scores, order[0], index, against)}: ${percent(against)}`;
-    const notice = "Truncated: part of this text was too long to be read.";
+    const words = eitherTruncated(scores, order[0], index) ? "compared by what was read with" : comparison(against);
+    const sentence = `${letter(order[0])} is ${words} ${letter(index)}: ${percent(against)}`;
+    const notice = "Truncated: the prompt or the response is too long, and part of it was not read.";
     const spread = uncertainty === null ? null : make("span", { class: "plus-minus" }, ` ± ${uncertainty.toFixed(2)}`);
     return make(
       "li",
@@ -64,7 +63,7 @@ function ranking(item, { scores, win_probabilities: wins }, before) {
       make("span", { class: "snippet", dir: "auto" }, item.responses[index].trim().slice(0, 300)),
       dot(reward, uncertainty ?? 0, end),
       make("span", { class: "reward" }, make("b", {}, signed(reward)), spread),
-      index === order[0] ? null : make("span", { class: "wins" }, comparisonText),
+      index === order[0] ? null : make("span", { class: "wins" }, sentence),
       scores[index].truncated ? make("span", { class: "truncated" }, notice) : null,
     );
   });
