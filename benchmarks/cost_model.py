@@ -1,11 +1,11 @@
-"""What scoring costs, counted: arithmetic and bytes against the backbone's shape, b, k, N, P and R.
+"""Count the operations and bytes of scoring from the backbone's shape, b, k, N, P and R.
 
     b  layers of the trunk, of L        P  tokens of the prompt
     k  experts of a task                N  responses to a prompt, R tokens each
 
-A token of the prompt and of each response passes the trunk once and the branch once an expert (and once for each plain
-pass of the branch: phase 1's and the general model's). In the last layer only the response's last token is needed
-beyond the keys and values. Seconds are arithmetic over rates, which `scale.py` fits to measurements.
+Each token of the prompt and of each response passes through the trunk once, and through the branch once per expert and
+once per plain pass of the branch (phase 1 and the general model). The last layer computes keys and values for all
+tokens, and the rest for the last token of each response. `scale.py` fits the seconds per operation to measurements.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Backbone:
 
     @classmethod
     def of(cls, config: Any) -> Backbone:
-        """From a transformers configuration."""
+        """Return the shape of a transformers configuration."""
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         return cls(
             config.num_hidden_layers,
@@ -42,12 +42,12 @@ class Backbone:
 
     @property
     def queries(self) -> int:
-        """Width of all query heads."""
+        """The width of all query heads."""
         return self.heads * self.head_dim
 
     @property
     def keys(self) -> int:
-        """Width of all key heads, and of all value heads."""
+        """The width of all key heads, and of all value heads."""
         return self.kv_heads * self.head_dim
 
     @property
@@ -85,7 +85,7 @@ class Work:
 
 
 def flops(backbone: Backbone, work: Work) -> dict[str, float]:
-    """Operations (two a multiplication with its addition) by kind: linear, lora, attention."""
+    """Return the operations by kind (linear, lora, attention); a multiplication with its addition counts as two."""
     top, passes = backbone.layers - work.trunk, work.experts + work.plain
     keys = 2 * backbone.width * backbone.keys
     whole = work.trunk + passes * (top - 1)  # layers that every token passes
@@ -101,14 +101,14 @@ def flops(backbone: Backbone, work: Work) -> dict[str, float]:
 
 
 def plain_flops(backbone: Backbone, work: Work) -> float:
-    """The same of one plain reward model, which reads the prompt again with every response."""
+    """Return the operations of one plain reward model, which reads the prompt again with every response."""
     length = work.prompt + work.tokens
-    one = 2.0 * length * backbone.layer + 4.0 * backbone.queries * length**2 / 2
-    return work.responses * backbone.layers * one
+    per_layer = 2.0 * length * backbone.layer + 4.0 * backbone.queries * length**2 / 2
+    return work.responses * backbone.layers * per_layer
 
 
 def checkpoint_bytes(backbone: Backbone, trunk: int, tasks: int, experts: int, rank: int, size: int = 4) -> float:
-    """A saved model: embedding and trunk once, the branch for the general model and each task, adapters."""
+    """Return the size of a checkpoint: embedding, trunk, a branch for the general model and each task, adapters."""
     top = backbone.layers - trunk
     adapter = top * rank * (2 * backbone.width + backbone.queries + backbone.keys)
     shared = backbone.vocabulary * backbone.width + trunk * backbone.layer
@@ -116,5 +116,5 @@ def checkpoint_bytes(backbone: Backbone, trunk: int, tasks: int, experts: int, r
 
 
 def cached_bytes(backbone: Backbone, tokens: float, size: int = 2) -> float:
-    """The trunk's activations of so many tokens, on disk."""
+    """Return the size on disk of the trunk's activations of `tokens` tokens."""
     return tokens * backbone.width * size

@@ -1,41 +1,41 @@
-"""Markdown tables of what `dmoerm compare`, `dmoerm bon` and `dmoerm rl` have written: see table.py."""
+"""Format the results of `dmoerm compare`, `dmoerm bon` and `dmoerm rl` as Markdown tables for table.py."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-Found = dict[str, Any]
+Results = dict[str, Any]
 
 
-def tables(found: Found) -> list[str]:
-    """The lines of a page between its marks."""
-    made = {"comparison": _comparison, "best_of_n": _best_of_n, "rl": _policies}[found["kind"]](found)
-    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
-    return [*made, "", f"`{found['command']}`; {versions}."]
+def tables(results: Results) -> list[str]:
+    """Return the lines between the marks of a page."""
+    lines = {"comparison": _comparison, "best_of_n": _best_of_n, "rl": _policies}[results["kind"]](results)
+    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    return [*lines, "", f"`{results['command']}`; {versions}."]
 
 
-def _comparison(found: Found) -> list[str]:
+def _comparison(results: Results) -> list[str]:
     lines: list[str] = []
-    for name, condition in found["conditions"].items():
+    for name, condition in results["conditions"].items():
         flips = f"{condition['flip_scores']:.0%} overall, {condition['flip_capabilities']:.0%} by capability"
         seeds = ", ".join(condition["by_seed"])
         lines += ["", f"**{name}** (reversed pairs: {flips}), seeds {seeds}:", ""]
-        lines += _methods(condition, found)
+        lines += _methods(condition, results)
     costs = [
         [m, f"{c['training_seconds']:.1f}", f"{c['parameters']:,}", f"{c['scoring_seconds']:.2f}"]
-        for m, c in found["costs"].items()
+        for m, c in results["costs"].items()
     ]
     lines += ["", "What each takes:", "", *_table(["method", "training, s", "trained parameters", "scoring, s"], costs)]
     return lines
 
 
-def _methods(condition: Found, found: Found) -> list[str]:
+def _methods(condition: Results, results: Results) -> list[str]:
     accuracy, paired = condition["accuracy"], condition["paired"]
     tasks = [task for task in accuracy["dmoerm"] if not task.startswith("mean")]
     human = ["mean_human"] if "mean_human" in accuracy["dmoerm"] else []
     heads = ["method", "mean", "dmoerm − method", *(["tasks scored by people", "dmoerm − method"] if human else [])]
-    heads += [f"{task} \\*" if task in found["derived_tasks"] else task for task in tasks] + ["ECE", "length"]
+    heads += [f"{task} \\*" if task in results["derived_tasks"] else task for task in tasks] + ["ECE", "length"]
     rows = []
     for method in sorted(accuracy, key=lambda m: -accuracy[m].get("mean", {"value": 0})["value"]):
         row, difference = accuracy[method], paired.get(f"dmoerm - {method}", {})
@@ -47,19 +47,23 @@ def _methods(condition: Found, found: Found) -> list[str]:
     return _table(heads, rows)
 
 
-def _share(found: Found | None) -> str:
-    return f"{100 * found['value']:.1f} ({100 * found['low']:.1f}–{100 * found['high']:.1f})" if found else "–"
+def _share(results: Results | None) -> str:
+    return f"{100 * results['value']:.1f} ({100 * results['low']:.1f}–{100 * results['high']:.1f})" if results else "–"
 
 
-def _points(found: Found | None) -> str:
-    return f"{100 * found['value']:+.1f} ({100 * found['low']:+.1f} to {100 * found['high']:+.1f})" if found else "–"
+def _points(results: Results | None) -> str:
+    return (
+        f"{100 * results['value']:+.1f} ({100 * results['low']:+.1f} to {100 * results['high']:+.1f})"
+        if results
+        else "–"
+    )
 
 
-def _best_of_n(found: Found) -> list[str]:
+def _best_of_n(results: Results) -> list[str]:
     lines: list[str] = []
-    ns = found["ns"]
+    ns = results["ns"]
     shown = sorted({0, *(round((len(ns) - 1) * share) for share in (0.25, 0.5, 0.75)), len(ns) - 1})
-    for name, condition in found["conditions"].items():
+    for name, condition in results["conditions"].items():
         for task, curves in condition["curves"].items():
             if task != "all" and "all" in condition["curves"] and len(condition["curves"]) > 3:
                 continue
@@ -73,7 +77,7 @@ def _best_of_n(found: Found) -> list[str]:
     return lines
 
 
-def _curve(method: str, curve: Found, ns: Sequence[int], shown: Sequence[int], end: Found | None) -> list[str]:
+def _curve(method: str, curve: Results, ns: Sequence[int], shown: Sequence[int], end: Results | None) -> list[str]:
     gold, fit = curve["gold"], curve["fit"] or {"peak": None}
     peak = max(range(len(gold)), key=gold.__getitem__)
     interval = f" ({fit['peak_low']:.2f}–{fit['peak_high']:.2f})" if fit.get("peak_low") is not None else ""
@@ -89,10 +93,10 @@ def _curve(method: str, curve: Found, ns: Sequence[int], shown: Sequence[int], e
     ]
 
 
-def _policies(found: Found) -> list[str]:
-    settings = found["settings"]
+def _policies(results: Results) -> list[str]:
+    settings = results["settings"]
     scale = f"{settings['steps']} steps of {settings['prompts_per_step']} × {settings['generations']} samples"
-    lines = [f"Policy of {found['parameters']:,} parameters, {settings['algorithm'].upper()}, {scale}."]
+    lines = [f"Policy of {results['parameters']:,} parameters, {settings['algorithm'].upper()}, {scale}."]
     heads = [
         "condition",
         "method",
@@ -107,18 +111,18 @@ def _policies(found: Found) -> list[str]:
     ]
     rows = [
         [
-            one["condition"],
-            f"**{one['method']}**" if one["method"] == "dmoerm" else one["method"],
-            f"{one['beta']:g}",
-            str(one["seeds"]),
-            f"{one['kl']:.1f}",
-            f"{one['start']:.3f}",
-            f"{one['peak']:.3f} (step {one['peak_step']})",
-            f"{one['end']:.3f}",
-            f"{one['fall']:.3f}",
-            "–" if not one["fit"] or one["fit"]["peak"] is None else f"{one['fit']['peak']:.2f}",
+            summary["condition"],
+            f"**{summary['method']}**" if summary["method"] == "dmoerm" else summary["method"],
+            f"{summary['beta']:g}",
+            str(summary["seeds"]),
+            f"{summary['kl']:.1f}",
+            f"{summary['start']:.3f}",
+            f"{summary['peak']:.3f} (step {summary['peak_step']})",
+            f"{summary['end']:.3f}",
+            f"{summary['fall']:.3f}",
+            "–" if not summary["fit"] or summary["fit"]["peak"] is None else f"{summary['fit']['peak']:.2f}",
         ]
-        for one in found["summaries"]
+        for summary in results["summaries"]
     ]
     lines += [
         "",
@@ -129,7 +133,7 @@ def _policies(found: Found) -> list[str]:
     ]
     pairs = [
         [condition, name, f"{d['value']:+.3f} ({d['low']:+.3f} to {d['high']:+.3f})"]
-        for condition, row in found["paired"].items()
+        for condition, row in results["paired"].items()
         for name, d in row.items()
     ]
     return [*lines, *_table(["condition", "pair", "difference"], pairs)]

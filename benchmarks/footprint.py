@@ -1,8 +1,9 @@
-"""Peak memory while scoring, loading time and size on disk, each in a process of its own, float32.
+"""Measure peak memory while scoring, loading time and size on disk in float32, each in a separate process.
 
     python benchmarks/footprint.py          prints the rows and writes results/footprint.json
 
-The plain model is one `AutoModelForSequenceClassification`; ours has five experts a task, for one task and for five.
+The plain model is one `AutoModelForSequenceClassification`. The DMoERM models have five experts per task, with one task
+and with five tasks.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ RUNS = 5
 
 
 def main() -> None:
-    """Memory at each shape; loading; size."""
-    with tempfile.TemporaryDirectory() as place:
-        folders = {name: Path(place) / name for name in ("plain", "one_task", "five_tasks")}
+    """Measure memory at each shape, loading time and size."""
+    with tempfile.TemporaryDirectory() as root:
+        folders = {name: Path(root) / name for name in ("plain", "one_task", "five_tasks")}
         plain_model(str(bundled_backbone()), torch.float32).save_pretrained(folders["plain"])
         ours("smollm2", "float32", K, BRANCH_LAYER, 1, "phase3.inputs=both").save_pretrained(folders["one_task"])
         ours("smollm2", "float32", K, BRANCH_LAYER, 5, "phase3.inputs=both").save_pretrained(folders["five_tasks"])
         memory = [{"work": "p{}_n{}_r{}_fp32".format(*shape)} | peaks(folders, shape) for shape in SHAPES]
-        seconds = {name: float(alone("load", name, folder)) for name, folder in folders.items()}
+        seconds = {name: float(in_new_process("load", name, folder)) for name, folder in folders.items()}
         sizes = {
             name: sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) for name, folder in folders.items()
         }
@@ -47,20 +48,20 @@ def main() -> None:
 
 
 def peaks(folders: dict[str, Path], shape: tuple[int, int, int]) -> dict[str, float]:
-    """The peak in bytes of each, and the ratios to the plain model's."""
-    bytes_ = {name: int(alone("score", name, folder, *shape)) for name, folder in folders.items()}
+    """Return the peak memory of each model in bytes, and its ratio to the plain model's."""
+    bytes_ = {name: int(in_new_process("score", name, folder, *shape)) for name, folder in folders.items()}
     ratios = {f"{name}_ratio": round(bytes_[name] / bytes_["plain"], 3) for name in ("one_task", "five_tasks")}
     return bytes_ | ratios
 
 
-def alone(*arguments: Any) -> str:
-    """What a new process of this file prints."""
+def in_new_process(*arguments: Any) -> str:
+    """Run this file in a new process with `arguments` and return the last word that it prints."""
     command = [sys.executable, __file__, *map(str, arguments)]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1]
 
 
 def scored(name: str, folder: str, *shape: str) -> int:
-    """Peak resident bytes of a process that loads a model and scores."""
+    """Load a model, score, and return the peak resident bytes of this process."""
     prompt, responses, tokens = map(int, shape)
     query = drawn(prompt, responses, tokens)
     if name == "plain":
@@ -73,7 +74,7 @@ def scored(name: str, folder: str, *shape: str) -> int:
 
 
 def loaded(name: str, folder: str) -> float:
-    """Median seconds to load, the files being in the system's cache."""
+    """Return the median seconds to load a model whose files are in the system's cache."""
     load = AutoModelForSequenceClassification.from_pretrained if name == "plain" else dmoerm.DMoERM.from_pretrained
     times = []
     for _ in range(RUNS + 1):

@@ -1,6 +1,6 @@
-"""The rows of scoring.py on a GPU in bfloat16, on random backbones of the shape of Qwen3-0.6B and of Llama-3-8B.
+"""Measure the rows of scoring.py on a GPU in bfloat16, on random backbones of the shapes of Qwen3-0.6B and Llama-3-8B.
 
-python benchmarks/gpu.py          prints the rows and writes results/gpu.json; without a GPU it says so and ends
+python benchmarks/gpu.py          prints the rows and writes results/gpu.json; without a GPU, says so and exits
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from measure import Row, write
-from scoring import SHAPES, contest, one_shape
+from scoring import SHAPES, contest, measure_shape
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from dmoerm.model.backbone import bundled_backbone
@@ -41,31 +41,31 @@ BACKBONES = {
 
 
 def main() -> None:
-    """Both backbones, all shapes."""
+    """Measure both backbones at all shapes."""
     if not torch.cuda.is_available():
         print("skipped: there is no GPU")
         return
     rows: list[Row] = []
     shares: dict[str, float] = {}
     for name, settings in BACKBONES.items():
-        with tempfile.TemporaryDirectory() as place:
-            each = contest(random_backbone(settings, Path(place)), torch.bfloat16, branch_layer(settings), "cuda")
+        with tempfile.TemporaryDirectory() as root:
+            each = contest(random_backbone(settings, Path(root)), torch.bfloat16, branch_layer(settings), "cuda")
         for shape in SHAPES:
-            found, share = one_shape(each, shape)
-            shares[f"{name}_{found[0]['work']}"] = share
-            rows += [{**row, "work": f"{name}_{row['work']}"} for row in found]
+            shape_rows, share = measure_shape(each, shape)
+            shares[f"{name}_{shape_rows[0]['work']}"] = share
+            rows += [{**row, "work": f"{name}_{row['work']}"} for row in shape_rows]
         del each
         torch.cuda.empty_cache()
     write("gpu", "python benchmarks/gpu.py", rows, share_of_machine=shares)
 
 
 def branch_layer(settings: dict) -> int:
-    """Four fifths of the layers."""
+    """Return four fifths of the number of layers."""
     return settings["num_hidden_layers"] * 4 // 5
 
 
 def random_backbone(settings: dict, folder: Path, device: str = "cuda") -> str:
-    """A backbone of that shape with random weights, and the bundled tokenizer, in a folder."""
+    """Save a backbone of this shape with random weights and the bundled tokenizer to `folder`; return its path."""
     config = AutoConfig.for_model(**settings)
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)

@@ -51,7 +51,7 @@ KINDS = ("soft", "hard")
 
 
 def main() -> None:
-    """Throughput, then quality by noise."""
+    """Measure throughput, then quality by noise."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         config = load_config("demo", [f"output={root / 'run'}"])
@@ -202,7 +202,7 @@ def store_speed(root: Path, rows: int = 5000) -> float:
 
 
 def plot(rows: list[dict[str, Any]], people: float) -> None:
-    """Agreement of the labels and accuracy of the experts against the judge's noise."""
+    """Plot agreement of the labels and accuracy of the experts against the judge's noise."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
     noise = [row["noise"] for row in rows]
     for name, style in (("one order", ":"), ("hard, all pairs", "--"), ("soft, all pairs", "-")):

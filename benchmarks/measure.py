@@ -1,4 +1,4 @@
-"""How every figure here is taken: two ways of doing the same work, run in turns, the median of each, their ratio."""
+"""Compare ways of doing the same work: run them in turns, take the median of each, and return the ratios."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ Row = dict[str, Any]
 
 
 def interleaved(works: Sequence[Callable[[], object]], runs: int) -> list[float]:
-    """The median seconds of each, run in turns after one round to warm up."""
+    """Run the works in turns after one warm-up round; return the median seconds of each."""
     times: list[list[float]] = [[] for _ in works]
     for turn in range(runs + 1):
         for work, seconds in zip(works, times, strict=True):
             start = time.perf_counter()
             work()
-            synchronise()
+            synchronize()
             if turn:
                 seconds.append(time.perf_counter() - start)
     return [statistics.median(each) for each in times]
 
 
-def synchronise() -> None:
-    """Waits for a GPU to finish what it was given."""
+def synchronize() -> None:
+    """Wait for the GPU, if there is one, to finish its queued work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def row(work: str, peer: str, ours_s: float, peer_s: float, runs: int) -> Row:
-    """One figure; a ratio above 1: ours is faster."""
+    """Return one row; a ratio above 1 means that dmoerm is faster."""
     seconds = {"ours_s": round(ours_s, 4), "peer_s": round(peer_s, 4)}
     return {"work": work, "peer": peer, **seconds, "ratio": round(peer_s / ours_s, 3), "runs": runs}
 
 
 def write(name: str, command: str, rows: Sequence[Row], **more: Any) -> None:
-    """Prints the rows and writes results/NAME.json."""
+    """Print the rows and write results/NAME.json."""
     for each in rows:
         print("  ".join(f"{value:.3f}" if isinstance(value, float) else str(value) for value in each.values()))
     RESULTS.mkdir(exist_ok=True)
@@ -53,7 +53,7 @@ def write(name: str, command: str, rows: Sequence[Row], **more: Any) -> None:
 
 
 def facts() -> dict[str, Any]:
-    """What the figures depend on."""
+    """Return the versions, processor, number of threads and date of the measurement."""
     names = ("torch", "transformers", "peft")
     return {
         "versions": {"python": platform.python_version()} | {name: version(name) for name in names},
@@ -64,7 +64,7 @@ def facts() -> dict[str, Any]:
 
 
 def processor() -> str:
-    """The processor's name, where the system tells it."""
+    """Return the processor's name, or its architecture if the system does not report a name."""
     file = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*: (.*)", file.read_text()) if file.exists() else None
-    return found[1] if found else platform.machine()
+    match = re.search(r"model name\s*: (.*)", file.read_text()) if file.exists() else None
+    return match[1] if match else platform.machine()

@@ -1,4 +1,4 @@
-"""Ours and its peers on one backbone: the same weights, the same LoRA experts, heads that have learnt nothing.
+"""Build DMoERM and its peers on one backbone, with the same weights, the same LoRA experts and untrained heads.
 
 one_by_one   one adapter and one response at a time, as the paper's release scores
 peft_loop    PEFT `set_adapter` in a loop, the responses batched
@@ -32,9 +32,10 @@ TASK = "task"
 def ours(
     backbone: str, dtype: str, k: int, branch_layer: int, tasks: int = 1, *settings: str, device: str = "cpu"
 ) -> DMoERM:
-    """A model with k LoRA experts a task (rank 16 on q and v); the aggregator reads embeddings, as the paper's.
+    """Build a model with k LoRA experts per task (rank 16 on q and v) and the paper's aggregator over embeddings.
 
-    `settings`: more of the run's settings, such as `phase3.inputs=both`.
+    Args:
+        settings: further settings of the run, such as `phase3.inputs=both`.
     """
     config = load_config(
         None,
@@ -61,8 +62,8 @@ def ours(
 
 
 def score(model: DMoERM, queries: Sequence[Encoded], budget: int = 8192, task: str = TASK) -> list[float]:
-    """The rewards of all responses, in order of the queries."""
-    found: dict[int, list[float]] = {}
+    """Return the rewards of all responses, in order of the queries."""
+    rewards_by_query: dict[int, list[float]] = {}
     with torch.inference_mode():
         for rows in model.passes(queries, budget):
             ids = pack_ids([queries[i] for i in rows]).to(model.device)
@@ -70,25 +71,25 @@ def score(model: DMoERM, queries: Sequence[Encoded], budget: int = 8192, task: s
             model.route(ids, hidden)
             rewards = [answer["reward"] for answer in model.rewards(hidden, [task] * len(rows))]
             for q, owner in enumerate(ids.layout.owner):
-                found.setdefault(rows[owner], []).append(rewards[q])
-    return [reward for i in range(len(queries)) for reward in found[i]]
+                rewards_by_query.setdefault(rows[owner], []).append(rewards[q])
+    return [reward for i in range(len(queries)) for reward in rewards_by_query[i]]
 
 
 def adapters(model: DMoERM, dtype: torch.dtype) -> PeftModel:
-    """The task's experts as PEFT loads them, onto the whole backbone with transformers' own attention."""
+    """Load the task's experts with PEFT onto the whole backbone, with transformers' own attention."""
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         experts = Path(folder) / "tasks" / TASK / "experts"
         base = whole_backbone(model, dtype)
-        names = [place.name for place in sorted(experts.iterdir())]
-        found = PeftModel.from_pretrained(base, experts / names[0], adapter_name=names[0])
+        names = [path.name for path in sorted(experts.iterdir())]
+        model_with_adapters = PeftModel.from_pretrained(base, experts / names[0], adapter_name=names[0])
         for name in names[1:]:
-            found.load_adapter(experts / name, adapter_name=name)
-    return found.to(model.device).eval()
+            model_with_adapters.load_adapter(experts / name, adapter_name=name)
+    return model_with_adapters.to(model.device).eval()
 
 
 def whole_backbone(model: DMoERM, dtype: torch.dtype) -> nn.Module:
-    """Trunk and branch as one plain decoder."""
+    """Return trunk and branch as one plain decoder."""
     from dmoerm.model.artefact import task_backbone
 
     joined = task_backbone(model, TASK)
@@ -99,49 +100,49 @@ def whole_backbone(model: DMoERM, dtype: torch.dtype) -> nn.Module:
 
 
 def plain_model(backbone: str, dtype: torch.dtype) -> nn.Module:
-    """A plain reward model: one score from the last token."""
+    """Load a plain reward model, which reads one score from the last token."""
     return AutoModelForSequenceClassification.from_pretrained(backbone, num_labels=1, dtype=dtype).eval()
 
 
 def sequences(queries: Sequence[Encoded]) -> list[Tensor]:
-    """Prompt and response of every response, as a plain model reads them."""
+    """Return prompt and response of every response as one sequence, as a plain model reads them."""
     return [torch.tensor([*query.prompt, *ids]) for query in queries for ids in query.responses]
 
 
 def padded_batches(rows: Sequence[Tensor], budget: int = 8192) -> list[tuple[Tensor, Tensor]]:
-    """Sequences of like length together, right-padded, at most `budget` tokens a batch with padding."""
-    found: list[list[Tensor]] = [[]]
+    """Batch sequences of similar length, right-padded, with at most `budget` tokens per batch including padding."""
+    batches: list[list[Tensor]] = [[]]
     for row in sorted(rows, key=len, reverse=True):
-        if found[-1] and (len(found[-1]) + 1) * len(found[-1][0]) > budget:
-            found.append([])
-        found[-1].append(row)
-    return [(ids, mask.long().to(ids.device)) for ids, mask in map(pad, found)]
+        if batches[-1] and (len(batches[-1]) + 1) * len(batches[-1][0]) > budget:
+            batches.append([])
+        batches[-1].append(row)
+    return [(ids, mask.long().to(ids.device)) for ids, mask in map(pad, batches)]
 
 
 def last_tokens(states: Tensor, mask: Tensor) -> Tensor:
-    """What a head would read: the last real token's state."""
+    """Return the state of the last token that is not padding, which a head would read."""
     return states[torch.arange(len(states), device=states.device), mask.sum(1) - 1]
 
 
 @torch.inference_mode()
 def peft_loop(model: PeftModel, rows: Sequence[Tensor], budget: int = 8192) -> list[Tensor]:
-    """Each adapter in turn over all batches: k lists of embeddings."""
-    found = []
+    """Run each adapter in turn over all batches; return the embeddings batch by batch."""
+    embeddings = []
     for name in list(model.peft_config):
         model.set_adapter(name)
         for ids, mask in padded_batches(rows, budget):
-            found.append(last_tokens(model(input_ids=ids, attention_mask=mask).last_hidden_state, mask))
-    return found
+            embeddings.append(last_tokens(model(input_ids=ids, attention_mask=mask).last_hidden_state, mask))
+    return embeddings
 
 
 def one_by_one(model: PeftModel, rows: Sequence[Tensor]) -> list[Tensor]:
-    """One adapter and one response at a time."""
+    """Run one adapter and one response at a time."""
     return [state for row in rows for state in peft_loop(model, [row])]
 
 
 @torch.inference_mode()
 def peft_mixed(model: PeftModel, rows: Sequence[Tensor]) -> Tensor:
-    """All adapters in one batch: each row is there once for each adapter."""
+    """Run all adapters in one batch, which holds each row once per adapter."""
     ids, mask = pad(rows)
     names = [name for name in model.peft_config for _ in rows]
     k = len(model.peft_config)
@@ -150,7 +151,7 @@ def peft_mixed(model: PeftModel, rows: Sequence[Tensor]) -> Tensor:
 
 
 def plainly(models: Sequence[nn.Module], rows: Sequence[Tensor], budget: int = 8192) -> Callable[[], None]:
-    """A plain reward model, or an ensemble of them, over all batches."""
+    """Return a function that runs a plain reward model, or an ensemble of them, over all batches."""
 
     @torch.inference_mode()
     def work() -> None:

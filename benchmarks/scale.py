@@ -1,7 +1,7 @@
-"""The cost model against measurements on one machine, and what it says of larger ones.
+"""Check the cost model against measurements on one machine, and project it to larger ones.
 
-Rates are fitted on SmolLM2-135M at some shapes, and checked at others and on two random backbones, of the shapes of
-Qwen3-0.6B and Llama-3.2-1B: float32, two cores. Larger machines are projected from stated assumptions, not measured.
+Rates are fitted to SmolLM2-135M at some shapes and checked at other shapes and on two random backbones with the shapes
+of Qwen3-0.6B and Llama-3.2-1B, in float32 on two cores. Larger machines are projected from stated assumptions.
 
 python benchmarks/scale.py            writes results/scale.json; docs/scale.md shows it
 """
@@ -42,12 +42,12 @@ LARGER = [(64, 4, 32, 5), (128, 4, 64, 5), (256, 2, 128, 2)]
 LLAMA_8B = Backbone(32, 4096, 14336, 32, 8, 128, 128256)
 LLAMA_70B = Backbone(80, 8192, 28672, 64, 8, 128, 128256)
 QWEN_06B = Backbone(28, 1024, 3072, 16, 8, 128, 151936)
-H100, SHARE, DOLLARS = 989e12, 0.4, 2.5  # bf16 operations a second; how much of them; an hour
-ROW_BYTES = 600  # of a scored row's JSON, a response
+H100, UTILIZATION, DOLLARS = 989e12, 0.4, 2.5  # bf16 operations per second; utilization; price per hour
+ROW_BYTES = 600  # per response, of a scored row's JSON
 
 
 def main() -> None:
-    """Fit, check, project."""
+    """Fit, check and project."""
     small = seconds_of("smollm2", BRANCH_LAYER, [*FITTED, *CHECKED])
     shape = small.pop("backbone")
     rates = fit(shape, [(key, small["seconds"][key]) for key in FITTED])
@@ -56,16 +56,16 @@ def main() -> None:
     }
     for title, settings in (("Qwen3-0.6B's shape", BACKBONES["qwen3_0.6b"]), ("Llama-3.2-1B's shape", LLAMA_1B)):
         layer = settings["num_hidden_layers"] * 4 // 5
-        with tempfile.TemporaryDirectory() as place:
-            found = seconds_of(random_backbone(settings, Path(place), "cpu"), layer, LARGER)
-        tables[f"{title}, random weights"] = rows(found["backbone"], layer, LARGER, found["seconds"], rates)
+        with tempfile.TemporaryDirectory() as root:
+            larger = seconds_of(random_backbone(settings, Path(root), "cpu"), layer, LARGER)
+        tables[f"{title}, random weights"] = rows(larger["backbone"], layer, LARGER, larger["seconds"], rates)
     tables |= {"Sizes on disk, GB": sizes(shape), "What 10⁶ and 10⁹ responses need": projections()}
     rates = {name: float(f"{value:.3g}") for name, value in rates.items()}
     write("scale", "python benchmarks/scale.py", [], tables=tables, rates=rates, runs=RUNS)
 
 
 def seconds_of(backbone: str, layer: int, shapes: Sequence[tuple[int, ...]]) -> dict[str, Any]:
-    """The median seconds of every shape, and the backbone's own."""
+    """Return the median seconds of every shape, and the backbone's shape."""
     models = {k: ours(backbone, "float32", k, layer, 1, "phase3.inputs=both") for k in sorted({k for *_, k in shapes})}
     works = [functools.partial(score, models[k], [drawn(*query)], 1 << 20) for *query, k in shapes]
     shape = Backbone.of(next(iter(models.values())).config.backbone_config)
@@ -73,20 +73,20 @@ def seconds_of(backbone: str, layer: int, shapes: Sequence[tuple[int, ...]]) -> 
 
 
 def work_of(key: tuple[int, ...], layer: int) -> Work:
-    """A shape as the model counts it, in the default recipe."""
+    """Return a shape's work in the default recipe."""
     prompt, responses, tokens, experts = key
     return Work(prompt, responses, tokens, layer, experts, 2, RANK)
 
 
 def terms(backbone: Backbone, work: Work) -> list[float]:
-    """What each rate is of: linear, attention and LoRA arithmetic, and layers called, whatever their size."""
+    """Return the quantity for each rate: linear, attention and LoRA operations, and layer calls of any size."""
     count = flops(backbone, work)
     calls = work.trunk + (backbone.layers - work.trunk) * (1 + work.plain)  # experts are stacked: one call
     return [count["linear"], count["attention"], count["lora"], calls]
 
 
 def fit(backbone: Backbone, measured: Sequence[tuple[tuple[int, ...], float]]) -> dict[str, float]:
-    """Non-negative costs of each term, by relative error; as rates (operations a second) and seconds a layer."""
+    """Fit the non-negative seconds of each term (per operation, per layer call) by relative error."""
     seconds = np.array([s for _, s in measured])
     matrix = np.array([terms(backbone, work_of(key, BRANCH_LAYER)) for key, _ in measured])
     scale = matrix.max(axis=0)
@@ -102,12 +102,12 @@ def rows(
     seconds: dict[tuple[int, ...], float],
     rates: dict[str, float],
 ) -> list[dict[str, Any]]:
-    """Measured and predicted."""
-    found = []
+    """Return a row per shape with measured and predicted seconds."""
+    table = []
     for key in shapes:
-        told = float(np.dot(list(rates.values()), terms(backbone, work_of(key, layer))))
+        predicted = float(np.dot(list(rates.values()), terms(backbone, work_of(key, layer))))
         count = sum(flops(backbone, work_of(key, layer)).values())
-        found.append(
+        table.append(
             {
                 "P": key[0],
                 "N": key[1],
@@ -115,43 +115,43 @@ def rows(
                 "k": key[3],
                 "GFLOP": round(count / 1e9),
                 "measured, s": round(seconds[key], 3),
-                "predicted, s": round(told, 3),
-                "predicted / measured": round(told / seconds[key], 2),
+                "predicted, s": round(predicted, 3),
+                "predicted / measured": round(predicted / seconds[key], 2),
             }
         )
-    return found
+    return table
 
 
 def sizes(backbone: Backbone) -> list[dict[str, Any]]:
-    """The formula beside what footprint.py has measured."""
+    """Return the size by the formula beside the size that footprint.py has measured."""
     measured = json.loads((RESULTS / "footprint.json").read_text(encoding="utf-8"))["bytes"]
-    made = {1: measured["one_task"], 5: measured["five_tasks"]}
+    bytes_by_tasks = {1: measured["one_task"], 5: measured["five_tasks"]}
     return [
         {
             "checkpoint": f"SmolLM2-135M, {tasks} × 5 experts, float32",
             "formula": round(checkpoint_bytes(backbone, BRANCH_LAYER, tasks, 5, RANK) / 1e9, 3),
             "measured": round(size / 1e9, 3),
         }
-        for tasks, size in made.items()
+        for tasks, size in bytes_by_tasks.items()
     ]
 
 
 def projections() -> list[dict[str, Any]]:
-    """P = 512, N = 4, R = 256, k = 5, five tasks, four fifths of the layers shared; H100s at the assumed share."""
-    found = []
+    """Project P = 512, N = 4, R = 256, k = 5, five tasks and four fifths of the layers shared to H100s."""
+    table = []
     for name, shape in (("0.6B", QWEN_06B), ("8B", LLAMA_8B), ("70B", LLAMA_70B)):
         trunk = shape.layers * 4 // 5
         work = Work(512, 4, 256, trunk)
         each = sum(flops(shape, work).values()) / work.responses
         weights = checkpoint_bytes(shape, trunk, 5, 5, RANK, size=2)
         for count in (1e6, 1e9):
-            hours = count * each / (H100 * SHARE) / 3600
+            hours = count * each / (H100 * UTILIZATION) / 3600
             cache = cached_bytes(shape, count / work.responses * work.all_tokens)
-            found.append(
+            table.append(
                 {
                     "backbone": name,
                     "responses": f"10^{round(np.log10(count))}",
-                    "TFLOP a response": round(each / 1e12, 2),
+                    "TFLOP per response": round(each / 1e12, 2),
                     "of a plain model's": round(each * work.responses / plain_flops(shape, work), 2),
                     "H100 hours": f"{hours:,.1f}" if hours < 100 else f"{hours:,.0f}",
                     "dollars": f"{hours * DOLLARS:,.0f}",
@@ -160,7 +160,7 @@ def projections() -> list[dict[str, Any]]:
                     "scores, GB": f"{count * ROW_BYTES / 1e9:,.1f}",
                 }
             )
-    return found
+    return table
 
 
 if __name__ == "__main__":

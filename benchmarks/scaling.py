@@ -1,4 +1,4 @@
-"""How scoring time grows with the number of experts and of responses: prompt 128, responses of 64 tokens, float32.
+"""Measure how scoring time grows with the number of experts and responses (prompt 128, responses of 64, float32).
 
 python benchmarks/scaling.py          writes results/scaling.json and docs/scaling.svg
 """
@@ -21,7 +21,7 @@ PROMPT, TOKENS, RUNS = 128, 64, 5
 
 
 def main() -> None:
-    """Both curves, their fits, the plot."""
+    """Measure both curves, fit them and plot them."""
     models = {k: ours("smollm2", "float32", k, BRANCH_LAYER) for k in sorted({*EXPERTS, 5})}
     query = drawn(PROMPT, 4, TOKENS)
     by_k = interleaved([functools.partial(score, models[k], [query]) for k in EXPERTS], RUNS)
@@ -38,15 +38,15 @@ def main() -> None:
 
 
 def fit(counts: tuple[int, ...], seconds: list[float]) -> dict[str, float]:
-    """A straight line, how well it fits, and the exponent: the slope of log time over log count."""
+    """Fit a straight line; return it with its R² and the slope of log time over log count (`exponent`)."""
     line = linregress(counts, seconds)
     power = linregress(np.log(counts), np.log(seconds))
-    found: dict[str, Any] = {"a": line.intercept, "b": line.slope, "r2": line.rvalue**2, "exponent": power.slope}
-    return {name: round(float(value), 4) for name, value in found.items()}
+    fitted: dict[str, Any] = {"a": line.intercept, "b": line.slope, "r2": line.rvalue**2, "exponent": power.slope}
+    return {name: round(float(value), 4) for name, value in fitted.items()}
 
 
 def plot(by_k: list[float], by_n: list[float], fits: dict[str, dict[str, float]]) -> None:
-    """Both curves with their lines."""
+    """Plot both curves with their fitted lines to docs/scaling.svg."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
     for axis, name, counts, seconds in zip(
         axes, ("experts", "responses"), (EXPERTS, RESPONSES), (by_k, by_n), strict=True

@@ -1,14 +1,14 @@
-"""Scoring speed beside the peers of models.py, on the bundled backbone: k = 5 experts on the last 6 of 30 layers.
+"""Compare scoring speed with the peers of models.py on the bundled backbone (k = 5 experts on the last 6 of 30 layers).
 
     python benchmarks/scoring.py          prints the rows and writes results/scoring.json
 
-`experts`: router, trunk and the five experts, the aggregator reading embeddings, as in the paper and as the peers do
-(they give five embeddings, no reward). `default`: the aggregator also reads the phase-1 and the general model's scores,
-which have branches of their own: seven passes over the last layers in place of five.
+`experts` runs the router, the trunk, the five experts and the paper's aggregator over embeddings; the peers compute the
+five embeddings without a reward. `default` also computes the phase-1 and the general model's scores. Each of them has
+its own branch, so it runs seven passes over the last layers instead of five.
 
-`hh_rlhf`: groups of Anthropic's hh-rlhf as they come, ours in bfloat16 and PEFT's loop in float32, if the file is in
-the folder DMOERM_DATA (docs/data.md). 500 groups take the loop more than half an hour, so both are timed on the same
-10 of them, evenly spread, and ours alone on all 500 as well.
+`hh_rlhf` scores groups of Anthropic's hh-rlhf, in bfloat16 with dmoerm and in float32 with PEFT's loop, if the file is
+in the folder DMOERM_DATA (docs/data.md). The loop takes more than half an hour for 500 groups, so both are timed on
+the same 10 of them, evenly spread, and dmoerm on all 500 as well.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from measure import Row, interleaved, row, synchronise, write
+from measure import Row, interleaved, row, synchronize, write
 from models import (
     adapters,
     one_by_one,
@@ -43,13 +43,13 @@ from dmoerm.model import DMoERM
 from dmoerm.model.backbone import bundled_backbone
 from dmoerm.schema import Query
 
-SHAPES = ((128, 4, 128), (512, 16, 128), (32, 2, 64))  # prompt tokens, responses, tokens a response
+SHAPES = ((128, 4, 128), (512, 16, 128), (32, 2, 64))  # prompt tokens, responses, tokens per response
 K, BRANCH_LAYER, RUNS = 5, 24, 5
 HH_GROUPS, HH_SAMPLE = 500, 10
 
 
 class Contest(NamedTuple):
-    """One backbone in one precision: ours and the peers."""
+    """DMoERM and its peers on one backbone in one precision."""
 
     experts: DMoERM
     default: DMoERM
@@ -63,27 +63,27 @@ class Contest(NamedTuple):
 
 
 def main() -> None:
-    """All shapes, peers and precisions."""
+    """Measure all shapes, peers and precisions."""
     rows: list[Row] = []
     shares: dict[str, float] = {}
     contests = [contest(str(bundled_backbone()), dtype, BRANCH_LAYER) for dtype in (torch.float32, torch.bfloat16)]
     for each in contests:
         for shape in SHAPES:
-            found, share = one_shape(each, shape)
-            rows += found
-            shares[found[0]["work"].removesuffix("_experts")] = share
+            shape_rows, share = measure_shape(each, shape)
+            rows += shape_rows
+            shares[shape_rows[0]["work"].removesuffix("_experts")] = share
     more = {}
     file = Path(os.environ.get("DMOERM_DATA", ".")) / "hh_rlhf.jsonl"
     if file.exists():
-        found, more = hh_rlhf(file, contests[1].experts, contests[0].peft)
-        rows += found
+        hh_rows, more = hh_rlhf(file, contests[1].experts, contests[0].peft)
+        rows += hh_rows
     else:
-        print(f"hh_rlhf skipped: {file} is not there; set DMOERM_DATA (docs/data.md)")
+        print(f"hh_rlhf skipped: {file} does not exist; set DMOERM_DATA (docs/data.md)")
     write("scoring", "python benchmarks/scoring.py", rows, share_of_machine=shares, **more)
 
 
 def contest(backbone: str, dtype: torch.dtype, branch_layer: int, device: str = "cpu") -> Contest:
-    """Ours and the peers on the same weights."""
+    """Build DMoERM and its peers on the same weights."""
     name = str(dtype).removeprefix("torch.")
     experts, default = (
         ours(backbone, name, K, branch_layer, 1, f"phase3.inputs={inputs}", device=device)
@@ -92,8 +92,8 @@ def contest(backbone: str, dtype: torch.dtype, branch_layer: int, device: str = 
     return Contest(experts, default, adapters(experts, dtype), plain_model(backbone, dtype).to(device), dtype)
 
 
-def one_shape(each: Contest, shape: tuple[int, int, int]) -> tuple[list[Row], float]:
-    """All rows of a shape, and the share of the machine's rate that our experts reach."""
+def measure_shape(each: Contest, shape: tuple[int, int, int]) -> tuple[list[Row], float]:
+    """Return all rows of a shape, and the share of the machine's rate that `experts` reaches."""
     query = drawn(*shape)
     texts = [ids.to(each.experts.device) for ids in sequences([query])]
     work = "p{}_n{}_r{}_{}".format(*shape, each.short)
@@ -104,22 +104,22 @@ def one_shape(each: Contest, shape: tuple[int, int, int]) -> tuple[list[Row], fl
         "peft_mixed": functools.partial(peft_mixed, each.peft, texts),
         "one_by_one": functools.partial(one_by_one, each.peft, texts),
     }
-    if shape[0] > 128:  # minutes for a figure that the first shape gives too
+    if shape[0] > 128:  # saves minutes; the first shape has these figures
         peers = {"plain": peers["plain"]}
-    mine = [functools.partial(score, model, [query]) for model in (each.experts, each.default)]
-    seconds = interleaved([*mine, *peers.values()], RUNS)
+    works = [functools.partial(score, model, [query]) for model in (each.experts, each.default)]
+    seconds = interleaved([*works, *peers.values()], RUNS)
     rows = [
-        row(f"{work}_{label}", peer, own, s, RUNS)
-        for label, own in zip(("experts", "default"), seconds[:2], strict=True)
+        row(f"{work}_{label}", peer, ours_s, s, RUNS)
+        for label, ours_s in zip(("experts", "default"), seconds[:2], strict=True)
         for peer, s in zip(peers, seconds[2:], strict=True)
     ]
-    found = share(each.experts, query, seconds[0], each.dtype)
-    print(work, [f"{r['work'].rsplit('_')[-1]} / {r['peer']} {r['ratio']}" for r in rows], "share", found, flush=True)
-    return rows, found
+    reached = share(each.experts, query, seconds[0], each.dtype)
+    print(work, [f"{r['work'].rsplit('_')[-1]} / {r['peer']} {r['ratio']}" for r in rows], "share", reached, flush=True)
+    return rows, reached
 
 
 def hh_rlhf(file: Path, model: DMoERM, peft: PeftModel) -> tuple[list[Row], dict[str, float]]:
-    """Real texts of mixed lengths."""
+    """Time real texts of mixed lengths."""
     groups = read_groups(str(file)).groups[:HH_GROUPS]
     queries = [model.encoder.encode(Query(prompt=g.prompt, responses=g.responses)) for g in groups]
     sample = queries[:: len(queries) // HH_SAMPLE]
@@ -133,16 +133,16 @@ def hh_rlhf(file: Path, model: DMoERM, peft: PeftModel) -> tuple[list[Row], dict
 
 
 def drawn(prompt: int, responses: int, tokens: int) -> Encoded:
-    """A query of random tokens."""
+    """Return a query of random tokens."""
     generator = torch.Generator().manual_seed(0)
     draw = lambda n: torch.randint(100, 40_000, (n,), generator=generator).tolist()  # noqa: E731
     return Encoded(draw(prompt), [draw(tokens) for _ in range(responses)])
 
 
 def share(model: DMoERM, query: Encoded, seconds: float, dtype: torch.dtype) -> float:
-    """The rate of the linear layers' arithmetic over the whole scoring time, as a share of what the machine can do.
+    """Return the rate of the linear layers' operations over the scoring time, as a share of the machine's rate.
 
-    The machine's rate: the layers' own matrix products, each at this number of rows, weighted by its arithmetic.
+    The machine's rate is that of the layers' matrix products alone with this number of rows, weighted by operations.
     """
     config = model.config.backbone_config
     d, f, kv = config.hidden_size, config.intermediate_size, config.num_key_value_heads * config.head_dim
@@ -156,7 +156,7 @@ def share(model: DMoERM, query: Encoded, seconds: float, dtype: torch.dtype) -> 
 
 
 def product_seconds(rows: int, width: int, out: int, dtype: torch.dtype, device: torch.device) -> float:
-    """Seconds of a matrix product (rows, width) × (width, out), the median of many."""
+    """Return the median seconds of a matrix product (rows, width) × (width, out)."""
     x, layer = torch.randn(rows, width, dtype=dtype), nn.Linear(width, out, bias=False, dtype=dtype)
     x, layer = x.to(device), layer.to(device)
     times: Sequence[float] = []
@@ -164,7 +164,7 @@ def product_seconds(rows: int, width: int, out: int, dtype: torch.dtype, device:
         for _ in range(30):
             start = time.perf_counter()
             layer(x)
-            synchronise()
+            synchronize()
             times = [*times, time.perf_counter() - start]
     return statistics.median(times)
 

@@ -1,7 +1,7 @@
-"""The server under load: its rate beside the offline engine's on the same texts, its latency, its memory.
+"""Measure the server under load: rate against offline scoring of the same texts, latency and memory.
 
-32 clients on loopback send one prompt with one response a request. SmolLM2-135M, five experts (LoRA, rank 16 on q and
-v) on the last 6 of 30 layers, float32. The clients, the server and the engine share the machine's cores.
+32 clients on loopback send one prompt with one response per request. SmolLM2-135M, five experts (LoRA, rank 16 on q and
+v) on the last 6 of 30 layers, float32. Clients, server and offline scoring share the cores.
 
 python benchmarks/serving.py [MINUTES of full load for the memory, 10]
 """
@@ -37,27 +37,27 @@ CLIENTS, TEXTS, ROUNDS, LATENCIES = 32, 128, 3, 400
 
 
 def main() -> None:
-    """All three."""
+    """Measure rate, latency and memory."""
     minutes = float(sys.argv[1]) if len(sys.argv) > 1 else 10.0
     queries = texts(TEXTS)
     with tempfile.TemporaryDirectory() as folder:
         ours(str(bundled_backbone()), "float32", 5, 24).save_pretrained(folder)
         model = DMoERM.from_pretrained(folder)
         with server(folder) as (url, process):
-            found = asyncio.run(measure(model, queries, url, process.pid, minutes))
-    write("serving", f"python benchmarks/serving.py {minutes:g}", **found)
+            figures = asyncio.run(measure(model, queries, url, process.pid, minutes))
+    write("serving", f"python benchmarks/serving.py {minutes:g}", **figures)
 
 
 def texts(count: int) -> list[Query]:
-    """One prompt and one response each, as the testbed writes them; scored as the benchmark's task."""
+    """Return queries of one testbed prompt and one response each, with the benchmark's task."""
     groups = testbed.generate(count // 5, 2)
-    made = [Query(prompt=group.prompt, responses=group.responses[:1], task=TASK) for group in groups]
-    return random.Random(0).sample(made, len(made))[:count]
+    queries = [Query(prompt=group.prompt, responses=group.responses[:1], task=TASK) for group in groups]
+    return random.Random(0).sample(queries, len(queries))[:count]
 
 
 @contextlib.contextmanager
 def server(folder: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """`dmoerm serve` on this folder, ready."""
+    """Run `dmoerm serve` on this folder; yield its URL and process once it is ready."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -77,7 +77,7 @@ def server(folder: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
 
 
 async def measure(model: DMoERM, queries: Sequence[Query], url: str, pid: int, minutes: float) -> dict[str, Any]:
-    """Rates in turns, then latency at half that load, then memory under full load."""
+    """Measure the rates in turns, then latency at half of that load, then memory under full load."""
     times: list[tuple[float, float]] = []
     difference = 0.0
     for turn in range(ROUNDS + 1):
@@ -87,7 +87,7 @@ async def measure(model: DMoERM, queries: Sequence[Query], url: str, pid: int, m
         online, _ = await closed_loop(url, queries)
         ended = time.perf_counter()
         difference = max(difference, *(abs(a - b) for a, b in zip(offline, online, strict=True)))
-        if turn:  # the first is to warm up
+        if turn:  # the first turn warms up
             times.append((ended - middle, middle - started))
     served, engine = (statistics.median(each) for each in zip(*times, strict=True))
     rate = len(queries) / served
@@ -106,7 +106,7 @@ async def measure(model: DMoERM, queries: Sequence[Query], url: str, pid: int, m
 
 
 async def closed_loop(url: str, queries: Sequence[Query], clients: int = CLIENTS) -> tuple[list[float], list[float]]:
-    """Every client sends its next text once it has its answer: rewards and seconds, in the texts' order."""
+    """Let every client send its next text once it has its answer; return rewards and seconds in the texts' order."""
     todo = iter(range(len(queries)))
     rewards, seconds = [0.0] * len(queries), [0.0] * len(queries)
 
@@ -120,27 +120,27 @@ async def closed_loop(url: str, queries: Sequence[Query], clients: int = CLIENTS
 
 
 async def open_loop(url: str, queries: Sequence[Query], rate: float) -> list[float]:
-    """Requests at random moments (a Poisson process), whether or not there are answers: seconds each."""
+    """Send requests at random times (a Poisson process) without waiting for answers; return the seconds of each."""
     rng = random.Random(1)
     moments = sorted(rng.uniform(0, LATENCIES / rate) for _ in range(LATENCIES))
     started = time.perf_counter()
     async with httpx2.AsyncClient(base_url=url, timeout=300) as http:
 
-        async def one(moment: float, query: Query) -> float:
+        async def send(moment: float, query: Query) -> float:
             await asyncio.sleep(started + moment - time.perf_counter())
             return (await ask(http, query))[1]
 
-        return await asyncio.gather(*(one(moment, queries[i % len(queries)]) for i, moment in enumerate(moments)))
+        return await asyncio.gather(*(send(moment, queries[i % len(queries)]) for i, moment in enumerate(moments)))
 
 
 def quantiles(seconds: Sequence[float]) -> dict[str, float]:
-    """The median, the 99th percentile, and the one over the other."""
+    """Return the median, the 99th percentile and their ratio."""
     median, p99 = np.quantile(seconds, [0.5, 0.99])
     return {"median": round(float(median), 3), "p99": round(float(p99), 3), "ratio": round(float(p99 / median), 2)}
 
 
 async def hold(url: str, queries: Sequence[Query], pid: int, minutes: float) -> dict[str, float]:
-    """The server's resident memory a tenth into the time, at its end, and at most."""
+    """Return the server's resident memory after a tenth of the time and at its end, and the growth."""
     started, sizes = time.perf_counter(), []
     while (passed := (time.perf_counter() - started) / 60) < minutes:
         await closed_loop(url, queries)
@@ -152,13 +152,13 @@ async def hold(url: str, queries: Sequence[Query], pid: int, minutes: float) -> 
 
 
 def resident(pid: int) -> float:
-    """MiB."""
+    """Return the resident memory of a process in MiB."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, 1)
 
 
 async def ask(http: httpx2.AsyncClient, query: Query) -> tuple[float, float]:
-    """The reward of one text, and the seconds that it took."""
+    """Request the reward of one text; return it with the seconds that it took."""
     body = {"items": [query.model_dump(include={"prompt", "responses", "task"})]}
     started = time.perf_counter()
     answer = await http.post("/v1/score", content=json.dumps(body), headers={"Content-Type": "application/json"})

@@ -1,16 +1,16 @@
-"""Phase 2 beside TRL: five experts together on cached activations, or one capability at a time on whole texts.
+"""Compare phase 2 with TRL: five experts together on cached activations, or one capability at a time on whole texts.
 
     python benchmarks/training.py          prints the rows and writes results/training.json
-    python benchmarks/training.py steps    measures the steps alone; the epochs' rows stay as they are
+    python benchmarks/training.py steps    measures only the steps; the rows of the epochs are kept
 
 Both train a LoRA (rank 16, q and v of the last 6 layers) and a linear head on the last token's state, in bfloat16, on
-the same token ids, the same pairs, in the same number of optimiser steps of the same rate. `RewardTrainer` has one
-capability's pairs at a time; its gradient checkpointing is off, which makes it faster.
+the same token ids and the same pairs, with the same number of optimizer steps and the same learning rate.
+`RewardTrainer` gets the pairs of one capability at a time; its gradient checkpointing is off, which makes it faster.
 
-    steps    one optimiser step, both ways in turns: a group of dialogue, four of rag_answer, as they come; and what
-             three epochs over both files come to at that rate, with the time that our cache takes to fill
-    epochs   three epochs, once; then how often each puts held-out pairs right. 40 groups a task, half of them held out,
-             and of dialogue's responses two to train on and three to be tested on, without which TRL would need hours
+    steps    one optimizer step, both ways in turns, on one group of dialogue or four groups of rag_answer; and three
+             epochs over both files extrapolated from that rate, with the time to fill dmoerm's cache
+    epochs   three epochs, once, and the accuracy of both on held-out pairs. 40 groups per task, half of them held out;
+             two of dialogue's responses for training and three for the test, because TRL would need hours otherwise
 
 The data are those of docs/data.md, in the folder DMOERM_DATA.
 """
@@ -53,14 +53,14 @@ from dmoerm.training.run import examples_of, prepare
 from dmoerm.training.steps import Run
 
 FILES = {"dialogue": "topical_chat.jsonl", "rag_answer": "cragc_pairs.jsonl"}
-BATCH = {"dialogue": 1, "rag_answer": 4}  # groups in one step
+BATCH = {"dialogue": 1, "rag_answer": 4}  # groups per step
 GROUPS = 40
 K, RATE, EPOCHS, RUNS, STEPS = 5, 5e-4, 3, 5, 1
 
 
 @dataclass(frozen=True)
 class Work:
-    """One task's run, its capabilities, and the groups to train on and to be tested on."""
+    """One task's run, and the examples for training and test."""
 
     run: Run
     task: str
@@ -73,30 +73,30 @@ class Work:
 
 
 def main() -> None:
-    """Both tasks, steps and epochs, or steps alone."""
+    """Measure both tasks: steps and epochs, or only steps."""
     folder = Path(os.environ.get("DMOERM_DATA", "."))
     missing = [file for file in FILES.values() if not (folder / file).exists()]
     if missing:
         print(f"skipped: {', '.join(missing)} not in {folder}; set DMOERM_DATA (docs/data.md)")
         return
-    rows = [row for task, file in FILES.items() for row in all_steps(task, folder / file)]
-    times = [sum(one[side] for one in rows if "file" in one["work"]) for side in ("ours_s", "peer_s")]
+    rows = [r for task, file in FILES.items() for r in all_steps(task, folder / file)]
+    times = [sum(r[side] for r in rows if "file" in r["work"]) for side in ("ours_s", "peer_s")]
     rows.append(row("phase2_both_files_at_that_rate", "trl", *times, RUNS))
     if sys.argv[1:] == ["steps"]:
         before = json.loads((RESULTS / "training.json").read_text(encoding="utf-8"))
-        rows += [one for one in before["rows"] if "epochs" in one["work"]]
-        more = {name: before[name] for name in ("consistency", "difference")}
+        rows += [r for r in before["rows"] if "epochs" in r["work"]]
+        more = {name: before[name] for name in ("accuracy", "difference")}
     else:
-        found, more = all_epochs()
-        rows += found
+        epoch_rows, more = all_epochs()
+        rows += epoch_rows
     write("training", "python benchmarks/training.py", rows, **more)
 
 
 def all_steps(task: str, file: Path) -> list[Row]:
-    """A step, and what three epochs over the whole file come to at that rate, our cache's filling included."""
-    with tempfile.TemporaryDirectory() as place:
-        work = prepared(task, Path(place), groups=GROUPS)
-        step = steps(work, Path(place))
+    """Measure a step; extrapolate three epochs over the whole file from it, including the time to fill the cache."""
+    with tempfile.TemporaryDirectory() as root:
+        work = prepared(task, Path(root), groups=GROUPS)
+        step = steps(work, Path(root))
         count = len(read_groups(file).groups)
         in_all = EPOCHS * count / BATCH[task]
         ours_s = in_all * step["ours_s"] + count * fill_seconds(work)
@@ -104,36 +104,36 @@ def all_steps(task: str, file: Path) -> list[Row]:
 
 
 def all_epochs() -> tuple[list[Row], dict[str, Any]]:
-    """Three epochs of each task, and how often both put held-out pairs right."""
+    """Train three epochs of each task; return the rows and the accuracy of both on held-out pairs."""
     rows: list[Row] = []
     counts: dict[str, PairCounts] = {}
     for task in FILES:
-        with tempfile.TemporaryDirectory() as place:
-            ours_s, peer_s, found = epochs(prepared(task, Path(place), groups=GROUPS, responses=2), Path(place))
+        with tempfile.TemporaryDirectory() as root:
+            ours_s, peer_s, task_counts = epochs(prepared(task, Path(root), groups=GROUPS, responses=2), Path(root))
             rows.append(row(f"phase2_{task}_epochs", "trl", ours_s, peer_s, 1))
-            counts |= found
+            counts |= task_counts
     estimates, paired = compare(counts)
-    consistency = {name: found["mean"].model_dump() for name, found in estimates.items()}
-    return rows, {"consistency": consistency, "difference": paired["dmoerm - trl"]["mean"].model_dump()}
+    accuracy = {name: estimate["mean"].model_dump() for name, estimate in estimates.items()}
+    return rows, {"accuracy": accuracy, "difference": paired["dmoerm - trl"]["mean"].model_dump()}
 
 
-def prepared(task: str, place: Path, groups: int, responses: int | None = None) -> Work:
-    """The run of a task with K capabilities, its trunk's activations not yet computed."""
-    config = settings(task, place, groups)
+def prepared(task: str, folder: Path, groups: int, responses: int | None = None) -> Work:
+    """Prepare the run of a task with K capabilities, with an empty cache."""
+    config = settings(task, folder, groups)
     data = load_splits(config)
     names = list(data.taxonomy.tasks[task].capabilities)[:K]
     entry = data.taxonomy.tasks[task]
     entry = entry.model_copy(update={"capabilities": {name: entry.capabilities[name] for name in names}})
     taxonomy = Taxonomy(name="bench", language="en", tasks={task: entry})
-    run = prepare(config, taxonomy, place, Progress(quiet=True))
+    run = prepare(config, taxonomy, folder, Progress(quiet=True))
     train = [cut(group, names, responses) for group in data.train]
     return Work(
         run, task, examples_of(run, train), examples_of(run, [cut(g, names, responses and 3) for g in data.test])
     )
 
 
-def settings(task: str, place: Path, groups: int) -> Config:
-    """The run's settings."""
+def settings(task: str, folder: Path, groups: int) -> Config:
+    """Return the run's settings."""
     step = f"batch_groups: {BATCH[task]}, epochs: {EPOCHS}, learning_rate: {RATE}"
     step += ", metric_for_best_model: end, evaluations: 1"
     return load_config(
@@ -144,14 +144,14 @@ def settings(task: str, place: Path, groups: int) -> Config:
             "data.test_fraction=0.5",
             "encoding={pooling: last, truncation: keep_both}",
             "backbone.branch_layer=24",
-            f"cache={place / 'cache'}",
+            f"cache={folder / 'cache'}",
             f"phase2={{{step}, lora: {{rank: 16, alpha: 16, dropout: 0}}}}",
         ],
     )
 
 
 def cut(group: Group, names: Sequence[str], responses: int | None = None) -> Group:
-    """The group with these capabilities alone, and the first so many responses."""
+    """Return the group with only these capabilities and its first `responses` responses."""
     grades = {name: group.capabilities[name][:responses] for name in names if name in group.capabilities}
     scores = group.scores and group.scores[:responses]
     return group.model_copy(
@@ -159,13 +159,13 @@ def cut(group: Group, names: Sequence[str], responses: int | None = None) -> Gro
     )
 
 
-def steps(work: Work, place: Path) -> Row:
-    """The same few optimiser steps both ways, the trunk's activations being there."""
-    labelled = [e for e in work.train if all(map(e.pairs.get, work.capabilities))] or work.train
-    work = dataclasses.replace(work, train=labelled[: STEPS * BATCH[work.task]])
+def steps(work: Work, folder: Path) -> Row:
+    """Time the same few optimizer steps both ways, with cached activations."""
+    labeled = [e for e in work.train if all(map(e.pairs.get, work.capabilities))] or work.train
+    work = dataclasses.replace(work, train=labeled[: STEPS * BATCH[work.task]])
     work.run.cache.fill([e.encoded for e in work.train])
-    fresh = (place / f"steps{i}" for i in itertools.count())
-    trainers = trl_trainers(work, STEPS, 1, place)
+    fresh = (folder / f"steps{i}" for i in itertools.count())
+    trainers = trl_trainers(work, STEPS, 1, folder)
 
     def peer() -> None:
         for trainer in trainers.values():
@@ -176,16 +176,16 @@ def steps(work: Work, place: Path) -> Row:
 
 
 def fill_seconds(work: Work) -> float:
-    """Seconds that a group's activations take, by the test part's, which are not there yet."""
+    """Return the seconds to compute one group's activations, measured on the test part, which is not cached yet."""
     start = time.perf_counter()
     work.run.cache.fill([e.encoded for e in work.test])
     return (time.perf_counter() - start) / len(work.test)
 
 
-def train(work: Work, place: Path, steps: int | None = None) -> None:
-    """Phase 2 in a new folder; our time includes the evaluations and checkpoints that TRL is spared."""
+def train(work: Work, folder: Path, steps: int | None = None) -> None:
+    """Run phase 2 in a new folder, including evaluations and checkpoints, which TRL does not run."""
     phase = work.run.config.phase2.model_copy(update={"steps": steps})
-    run = dataclasses.replace(work.run, folder=place, config=work.run.config.model_copy(update={"phase2": phase}))
+    run = dataclasses.replace(work.run, folder=folder, config=work.run.config.model_copy(update={"phase2": phase}))
     phase2(
         run,
         work.task,
@@ -194,14 +194,14 @@ def train(work: Work, place: Path, steps: int | None = None) -> None:
     )
 
 
-def epochs(work: Work, place: Path) -> tuple[float, float, dict[str, PairCounts]]:
-    """Seconds of three epochs, ours with the trunk's activations and TRL's, and the held-out pairs put right."""
+def epochs(work: Work, folder: Path) -> tuple[float, float, dict[str, PairCounts]]:
+    """Time three epochs of dmoerm (with the trunk's activations) and of TRL; return both and the held-out counts."""
     start = time.perf_counter()
     work.run.cache.fill([e.encoded for e in work.train])
-    train(work, place / "ours")
+    train(work, folder / "ours")
     ours_s = time.perf_counter() - start
     count = EPOCHS * -(-len(work.train) // BATCH[work.task])
-    trainers = trl_trainers(work, count, EPOCHS, place)
+    trainers = trl_trainers(work, count, EPOCHS, folder)
     start = time.perf_counter()
     for trainer in trainers.values():
         trainer.train()
@@ -209,63 +209,63 @@ def epochs(work: Work, place: Path) -> tuple[float, float, dict[str, PairCounts]
 
 
 def held_out(work: Work, trainers: dict[str, RewardTrainer]) -> dict[str, PairCounts]:
-    """Task and capability → the held-out pairs that each puts right."""
-    mine = our_scores(work)
-    found = {}
+    """Return task and capability → the held-out pairs that each orders correctly."""
+    ours = our_scores(work)
+    counts_by_capability = {}
     for i, (name, trainer) in enumerate(trainers.items()):
         model: Any = trainer.model.eval()
         rows = []
         for e in work.test:
-            scores = {"dmoerm": mine[e.key][i], "trl": trl_scores(model, e)}
+            scores = {"dmoerm": ours[e.key][i], "trl": trl_scores(model, e)}
             rows.append((e.prompt, e.pairs.get(name, ()), scores))
         if counts := count_pairs(rows):
-            found[f"{work.task}/{name}"] = counts
-    return found
+            counts_by_capability[f"{work.task}/{name}"] = counts
+    return counts_by_capability
 
 
 @torch.inference_mode()
 def our_scores(work: Work) -> dict[str, np.ndarray]:
-    """Each test group's capability scores (k, N)."""
+    """Return each test group's capability scores (k, N)."""
     experts = work.run.model.inner(work.task).experts
     work.run.cache.fill([e.encoded for e in work.test])
-    found = {}
+    scores = {}
     for example in work.test:
         z = experts.embed(pack([work.run.cache.states(example.encoded)]), None)
-        found[example.key] = experts.score(z).T.numpy()
-    return found
+        scores[example.key] = experts.score(z).T.numpy()
+    return scores
 
 
 @torch.inference_mode()
 def trl_scores(model: Any, example: Example) -> np.ndarray:
-    """(N,) of one group under one capability's model."""
+    """Return the scores (N,) of one group by one capability's model."""
     ids, mask = pad([torch.tensor(row) for row in whole(example)])
     with torch.autocast("cpu", torch.bfloat16):
         return model(input_ids=ids, attention_mask=mask.long()).logits[:, 0].float().numpy()
 
 
 def whole(example: Example) -> list[list[int]]:
-    """Prompt and response in one, for each response."""
+    """Return prompt and response as one sequence, for each response."""
     return [[*example.encoded.prompt, *ids] for ids in example.encoded.responses]
 
 
-def trl_trainers(work: Work, steps: int, epochs: int, place: Path) -> dict[str, RewardTrainer]:
-    """Capability → a trainer whose `steps` batches make up so many passes over its pairs."""
-    found = {}
+def trl_trainers(work: Work, steps: int, epochs: int, folder: Path) -> dict[str, RewardTrainer]:
+    """Return capability → a trainer whose `steps` batches make up `epochs` passes over its pairs."""
+    trainers = {}
     for name in work.capabilities:
         texts = [(whole(e), e.pairs.get(name, ())) for e in work.train]
         pairs = [{"chosen_ids": ids[p.better], "rejected_ids": ids[p.worse]} for ids, ps in texts for p in ps]
-        found[name] = trl_trainer(pairs, max(round(len(pairs) * epochs / steps), 1), steps, place / f"trl_{name}")
-    return found
+        trainers[name] = trl_trainer(pairs, max(round(len(pairs) * epochs / steps), 1), steps, folder / f"trl_{name}")
+    return trainers
 
 
-def trl_trainer(pairs: list[dict[str, list[int]]], batch: int, steps: int, place: Path) -> RewardTrainer:
-    """TRL on one capability."""
+def trl_trainer(pairs: list[dict[str, list[int]]], batch: int, steps: int, folder: Path) -> RewardTrainer:
+    """Return TRL's trainer for one capability."""
     path = str(bundled_backbone())
     tokenizer = AutoTokenizer.from_pretrained(path)
     model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, dtype=torch.bfloat16)
     model.config.pad_token_id = tokenizer.pad_token_id or 0
     arguments = RewardConfig(
-        output_dir=str(place),
+        output_dir=str(folder),
         max_steps=steps,
         per_device_train_batch_size=batch,
         learning_rate=RATE,

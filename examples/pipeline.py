@@ -1,4 +1,4 @@
-"""Rewards by the Hugging Face pipeline, where only that fits; `DMoERM.score` also says what each capability got.
+"""Get rewards from a Hugging Face pipeline. `DMoERM.score` also returns the capability scores.
 
 python examples/pipeline.py runs/demo/model
 """
@@ -9,7 +9,7 @@ import sys
 
 from transformers import pipeline
 
-import dmoerm  # noqa: F401  makes transformers know the model
+import dmoerm  # noqa: F401  registers the model with transformers
 
 
 def main(model: str) -> None:
@@ -20,8 +20,8 @@ def main(model: str) -> None:
         classify.tokenizer.apply_chat_template([prompt, {"role": "assistant", "content": answer}], tokenize=False)
         for answer in answers
     ]
-    for answer, found in zip(answers, classify(texts), strict=True):
-        print(f"{found['label']} {found['score']:+.3f}  {answer}")
+    for answer, result in zip(answers, classify(texts), strict=True):
+        print(f"{result['label']} {result['score']:+.3f}  {answer}")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Optimises a policy against a DMoERM by TRL's GRPO or RLOO.
+"""Optimize a policy against a DMoERM with TRL's GRPO or RLOO.
 
     pip install 'dmoerm[rl]'
     python examples/trl_policy.py --reward runs/demo/model                 # the model in this process
     dmoerm serve runs/demo/model &
     python examples/trl_policy.py --reward http://127.0.0.1:8000           # the same through a server
 
-Prompts are the built-in testbed's; give `--prompts FILE`, JSON Lines with `prompt` (a text or chat messages) and, where
-it is known, `task`, for your own. TRL logs the reward, `task/TASK`, `TASK/CAPABILITY` and `uncertainty`.
+Without `--prompts FILE`, the prompts come from the built-in testbed. The file holds JSON Lines with `prompt` (a text or
+chat messages) and optionally `task`. TRL logs the reward, `task/TASK`, `TASK/CAPABILITY` and `uncertainty`.
 """
 
 from __future__ import annotations
@@ -25,32 +25,32 @@ TRAINERS = {"grpo": (GRPOTrainer, GRPOConfig), "rloo": (RLOOTrainer, RLOOConfig)
 
 
 def draw_prompts(per_task: int) -> Dataset:
-    """Prompts of all tasks, as chat messages."""
+    """Return prompts of all tasks as chat messages."""
     rows = [(task, item.prompt) for task in testbed.TASKS for item in testbed.prompts(task, per_task)]
     return Dataset.from_list([{"task": task, "prompt": as_messages(prompt)} for task, prompt in rows])
 
 
 def as_messages(prompt: Prompt) -> list[dict[str, str]]:
-    """Chat messages, which TRL renders by the policy's own template."""
+    """Return chat messages, which TRL renders with the policy's template."""
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [m.model_dump() for m in prompt]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--reward", required=True, help="a model's folder or hub name, or a reward server's URL")
-    parser.add_argument("--policy", default="HuggingFaceTB/SmolLM2-135M-Instruct", help="a folder or hub name")
-    parser.add_argument("--prompts", help="a JSON Lines file; the testbed's unless given")
+    parser.add_argument("--reward", required=True, help="checkpoint folder, hub name or URL of a reward server")
+    parser.add_argument("--policy", default="HuggingFaceTB/SmolLM2-135M-Instruct", help="folder or hub name")
+    parser.add_argument("--prompts", help="JSON Lines file (default: testbed prompts)")
     parser.add_argument("--algorithm", choices=TRAINERS, default="grpo")
     parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--tokens", type=int, default=256, help="most tokens of a completion")
+    parser.add_argument("--tokens", type=int, default=256, help="maximum number of tokens per completion")
     parser.add_argument("--output", default="runs/trl")
-    given = parser.parse_args()
+    options = parser.parse_args()
 
-    trainer_class, settings_class = TRAINERS[given.algorithm]
+    trainer_class, settings_class = TRAINERS[options.algorithm]
     settings = settings_class(
-        output_dir=given.output,
-        max_steps=given.steps,
-        max_completion_length=given.tokens,
+        output_dir=options.output,
+        max_steps=options.steps,
+        max_completion_length=options.tokens,
         per_device_train_batch_size=16,
         num_generations=4,
         learning_rate=1e-6,
@@ -60,10 +60,12 @@ def main() -> None:
         report_to="none",
     )
     trainer = trainer_class(
-        model=given.policy,
-        reward_funcs=reward_function(given.reward),
+        model=options.policy,
+        reward_funcs=reward_function(options.reward),
         args=settings,
-        train_dataset=load_dataset("json", data_files=given.prompts)["train"] if given.prompts else draw_prompts(40),
+        train_dataset=load_dataset("json", data_files=options.prompts)["train"]
+        if options.prompts
+        else draw_prompts(40),
     )
     trainer.train()
     trainer.save_model()

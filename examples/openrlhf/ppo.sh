@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# PPO of an 8B policy on one node of eight GPUs, rewarded by a DMoERM. See README.md; not run in this repository.
+# Train an 8B policy with PPO on one node with eight GPUs and a DMoERM as the reward. See README.md. This script has not been run.
 set -euo pipefail
-: "${DMOERM_MODEL:?set it to the folder of a trained model, or to the URL of a reward server}"
+: "${DMOERM_MODEL:?set DMOERM_MODEL to a checkpoint folder or to the URL of a reward server}"
 here=$(cd "$(dirname "$0")" && pwd)
 
 python3 -m openrlhf.cli.train_ppo_ray \

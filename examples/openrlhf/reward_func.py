@@ -1,4 +1,4 @@
-"""The reward-function file that OpenRLHF loads; the model's folder: the environment variable DMOERM_MODEL."""
+"""The reward-function file that OpenRLHF loads. DMOERM_MODEL names the checkpoint folder or a server's URL."""
 
 from dmoerm.integrations.openrlhf import reward_func
 

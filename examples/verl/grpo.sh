@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# GRPO of a policy on one node of eight GPUs, rewarded by a DMoERM. See README.md; not run in this repository.
+# Train a policy with GRPO on one node with eight GPUs and a DMoERM as the reward. See README.md. This script has not been run.
 set -euo pipefail
-: "${DMOERM_MODEL:?set it to the folder of a trained model, or to the URL of a reward server}"
+: "${DMOERM_MODEL:?set DMOERM_MODEL to a checkpoint folder or to the URL of a reward server}"
 here=$(cd "$(dirname "$0")" && pwd)
 
 python3 -m verl.trainer.main_ppo \

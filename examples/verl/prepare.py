@@ -1,8 +1,8 @@
-"""Writes a data set as verl reads it, with what the reward function needs: the prompt inside `extra_info`.
+"""Write a data set in verl's format, with the prompt in `extra_info` for the reward function.
 
     python examples/verl/prepare.py prompts.jsonl train.parquet
 
-Rows of the input have `prompt` (a text or chat messages) and, where it is known, `task`.
+Input rows have `prompt` (a text or chat messages) and optionally `task`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from datasets import load_dataset
 
 
 def row_for_verl(row: dict[str, Any], index: int) -> dict[str, Any]:
-    """verl's columns; `reward_model` is verl's name for how a row is judged, and its ground truth is not needed."""
+    """Return verl's columns. `reward_model` is verl's name for how a row is judged; no ground truth is needed."""
     prompt = row["prompt"]
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     return {

@@ -1,4 +1,4 @@
-"""The file that verl's `custom_reward_function.path` names; the model's folder or a server's URL: DMOERM_MODEL."""
+"""The file for verl's `custom_reward_function.path`. DMOERM_MODEL names the checkpoint folder or a server's URL."""
 
 from dmoerm.integrations.verl import compute_score, compute_score_batch
 
