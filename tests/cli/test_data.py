@@ -71,6 +71,18 @@ def test_wrong_settings_are_said_in_a_sentence(write_rows: Write, tmp_path: Path
     assert "tokenizer cannot be loaded" in result.output
 
 
+def test_what_a_config_would_truncate_is_counted(write_rows: Write, tmp_path: Path, tiny_backbone: str) -> None:
+    long = "because " * 60
+    rows = [ROW, ROW | {"responses": [long + "it rains.", long + "it snows."]}]
+    (tmp_path / "run.yaml").write_text(f"backbone: {{path: {tiny_backbone}}}\nencoding: {{max_length: 60}}\n")
+    result = run("check", write_rows(rows), "--config", tmp_path / "run.yaml", "--json", tmp_path / "found.json")
+    assert result.exit_code == 0, result.output
+    assert "Too long for the model" in result.output
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["truncation"] == {"chat": {"responses": 4, "truncated": 2, "identical_pairs": 1}}
+    assert found["lengths"]["unit"] == "tokens"
+
+
 def test_a_taxonomy_is_drafted(write_rows: Write, tmp_path: Path) -> None:
     out = tmp_path / "mine.yaml"
     result = run("taxonomy", write_rows([ROW]), "--name", "mine", "--out", out)

@@ -50,6 +50,18 @@ def test_train_leaves_model_results_report_and_card(trained: Path) -> None:
     assert "\x1b[" not in said, "no colours where there is no terminal"
 
 
+def test_truncated_texts_are_counted_in_what_train_prints_and_writes(tiny_backbone: str, tmp_path: Path) -> None:
+    encoding = {"max_length": 40, "truncation": "keep_both"}
+    config = make_tiny_config(tiny_backbone, tmp_path, base="frozen", phase2={"lora": {"rank": 0}}, encoding=encoding)
+    (tmp_path / "mine.yaml").write_text(dump_config(config))
+    result = run("train", tmp_path / "mine.yaml")
+    assert result.exit_code == 0, result.output
+    counts = read_results(tmp_path / "run" / "results.json").truncation
+    for part, place in (("training", "to train on"), ("evaluation", "to measure on")):
+        assert 0 < counts[part].truncated <= counts[part].responses
+        assert f"{counts[part].truncated} of {counts[part].responses} responses {place} are truncated" in result.stdout
+
+
 def test_train_again_changes_nothing(trained: Path) -> None:
     before = read_results(trained / "results.json")
     result = run("train", trained / "config.yaml")

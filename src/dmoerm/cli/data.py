@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from ..data.statistics import Tokenizer
+    from ..chat.encoding import Encoder
 
 SHOWN_BAD_ROWS = 10
 
@@ -28,31 +28,40 @@ def check(
     files: Files,
     format: Format = "auto",
     split: Split = "train",
+    config: Annotated[
+        str | None, typer.Option(help="Count what a run with this config would truncate: a YAML file or shipped name.")
+    ] = None,
     backbone: Annotated[
-        str | None, typer.Option(help="Measure lengths with this model's tokenizer (a folder, a .gguf file, a name).")
+        str | None, typer.Option(help="The same, with this model's tokenizer (a folder, a .gguf file, a name).")
     ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the result to this file.")] = None,
 ) -> None:
-    """Count, measure and check the data; exit with 1 if any row is bad."""
+    """Count and check the data. Exits with 1 if any row is bad."""
     from ..data.statistics import data_statistics
     from ..errors import DmoermError
     from ..io.paths import write_file
 
     console = Console()
     try:
-        result = data_statistics(files, _tokenizer(backbone), format=format, split=split)
+        encoder = _encoder(config, backbone)
+        tokenizer, encode = (None, None) if encoder is None else (encoder.tokenizer, encoder.encode)
+        result = data_statistics(files, tokenizer, encode=encode, format=format, split=split)
         if json_file is not None:
             write_file(json_file, json.dumps(result, ensure_ascii=False, indent=2) + "\n")
     except (DmoermError, OSError) as error:
         raise _failure(error) from None
+    _print_result(console, result)
+    if result["bad"]:
+        raise typer.Exit(1)
+
+
+def _print_result(console: Console, result: dict[str, Any]) -> None:
     for table in _tables(result):
         if table.row_count:
             console.print(table)
     if (more := len(result["bad"]) - SHOWN_BAD_ROWS) > 0:
         console.print(f"… and {more} more bad rows; --json FILE writes all of them", soft_wrap=True)
     _print_repetitions(console, result["duplicates"])
-    if result["bad"]:
-        raise typer.Exit(1)
 
 
 @app.command()
@@ -87,21 +96,32 @@ def _failure(error: Exception) -> typer.Exit:
     return typer.Exit(1)
 
 
-def _tokenizer(backbone: str | None) -> Tokenizer | None:
-    if backbone is None:
+def _encoder(config: str | None, backbone: str | None) -> Encoder | None:
+    """Return the encoder of a config or a backbone; one that truncates what `truncation: error` would reject."""
+    if config is None and backbone is None:
         return None
-    from transformers import AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
+    from ..chat.encoding import Encoder
+    from ..config import Config, load_config
     from ..errors import BackboneError
     from ..model.backbone import backbone_folder
 
+    settings = load_config(config) if config else Config()
+    path = backbone or settings.backbone.path
+    if path.endswith(".gguf"):
+        place, options = str(Path(path).parent), {"gguf_file": Path(path).name}
+    else:
+        place, options = backbone_folder(path), {}
     try:
-        if backbone.endswith(".gguf"):
-            path = Path(backbone)
-            return AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
-        return AutoTokenizer.from_pretrained(backbone_folder(backbone))
+        tokenizer = AutoTokenizer.from_pretrained(place, **options)
+        limit = getattr(AutoConfig.from_pretrained(place, **options), "max_position_embeddings", None)
     except (OSError, ValueError, KeyError) as error:
-        raise BackboneError(f"{backbone}: its tokenizer cannot be loaded ({error}); give a model's folder") from None
+        raise BackboneError(f"{path}: its tokenizer cannot be loaded ({error}); give a model's folder") from None
+    changes: dict[str, Any] = {"truncation": "keep_both"} if settings.encoding.truncation == "error" else {}
+    if config is None and not tokenizer.chat_template:
+        changes["template"] = "plain"
+    return Encoder(tokenizer, settings.encoding.model_copy(update=changes), limit)
 
 
 def _tables(result: dict[str, Any]) -> list[Table]:
@@ -114,6 +134,11 @@ def _tables(result: dict[str, Any]) -> list[Table]:
             "Capabilities", ["task", "capability", "groups", "pairs", "ties", "agreement"], _capability_rows(result)
         ),
         _table(f"Lengths in {lengths['unit']}", ["task", "of", "p50", "p95", "max"], _length_rows(lengths)),
+        _table(
+            "Too long for the model",
+            ["task", "responses", "truncated", "pairs that differ only in what is cut"],
+            _truncation_rows(result),
+        ),
         _table(
             "Overall agreement of two annotators",
             ["task", "pairs", "comparisons", "agreement", "unaligned pairs"],
@@ -183,6 +208,13 @@ def _length_rows(lengths: dict[str, Any]) -> list[list[Any]]:
         [task, part, *(spread[name] for name in ("p50", "p95", "max"))]
         for task, parts in lengths["tasks"].items()
         for part, spread in parts.items()
+    ]
+
+
+def _truncation_rows(result: dict[str, Any]) -> list[list[Any]]:
+    return [
+        [task, counts["responses"], counts["truncated"], counts["identical_pairs"]]
+        for task, counts in (result["truncation"] or {}).items()
     ]
 
 

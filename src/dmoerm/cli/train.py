@@ -62,7 +62,9 @@ def train_and_measure(
     from ..training.processes import is_main
 
     test = load_splits(config).test
-    results = evaluate(run.model, test, config, command=command, steps=run.metrics(), cache=run.cache)
+    results = evaluate(
+        run.model, test, config, command=command, steps=run.metrics(), cache=run.cache, trained=run.truncation
+    )
     if is_main():
         _write(Path(config.output), results, json_file)
     return run.model, results

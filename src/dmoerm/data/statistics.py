@@ -5,16 +5,21 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
 from itertools import combinations
 from math import comb
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from ..chat.truncation import count_truncation
 from ..errors import DataError, shorten
-from ..schema import Grades, Group, Prompt, prompt_key
+from ..schema import Grades, Group, Prompt, Query, prompt_key
 from .readers import Reading, read_groups
+
+if TYPE_CHECKING:
+    from ..chat.encoding import Encoded
 
 NO_TASK = "(no task)"
 """How groups without a task are named in the result."""
@@ -33,6 +38,7 @@ def data_statistics(
     sources: Iterable[str | Path],
     tokenizer: Tokenizer | None = None,
     *,
+    encode: Callable[[Query], Encoded] | None = None,
     format: str = "auto",
     split: str = "train",
 ) -> dict[str, Any]:
@@ -43,6 +49,7 @@ def data_statistics(
         capabilities  task → capability → groups, ordered pairs, tied pairs, tie_share
         lengths       unit (tokens, or words without a tokenizer), task → prompt and response → p50, p95, max
         agreement     task → "overall" or capability → value (0 … 1 or None), pairs, comparisons, unaligned_pairs
+        truncation    task → responses, truncated, identical_pairs (see `TruncationCounts`; None without `encode`)
         duplicates    repeated_prompts, groups_on_them, repeated_groups, prompts_in_several_tasks
         bad           every bad row: file, line, field, message, value, hint
 
@@ -64,6 +71,7 @@ def data_statistics(
         "capabilities": {task: _capability_counts(members) for task, members in by_task.items()},
         "lengths": _lengths(by_task, tokenizer),
         "agreement": {task: found for task, members in by_task.items() if (found := _agreement(members))},
+        "truncation": None if encode is None else _truncation(by_task, encode, bad),
         "duplicates": _duplicates(groups),
         "bad": [_bad_row(error) for error in bad],
     }
@@ -142,6 +150,21 @@ def _lengths(by_task: dict[str, list[Group]], tokenizer: Tokenizer | None) -> di
             "response": _spread([measure(text) for group in groups for text in group.responses]),
         }
     return {"unit": "words" if tokenizer is None else "tokens", "tasks": tasks}
+
+
+def _truncation(
+    by_task: dict[str, list[Group]], encode: Callable[[Query], Encoded], bad: list[DataError]
+) -> dict[str, dict[str, int]]:
+    """Count per task; a group that cannot be encoded (its roles do not fit the chat template) is appended to `bad`."""
+
+    def encoded(groups: list[Group]) -> Iterable[tuple[Query, Encoded]]:
+        for group in groups:
+            try:
+                yield group, encode(group)
+            except DataError as error:
+                bad.append(error)
+
+    return {task: asdict(count_truncation(encoded(groups))) for task, groups in by_task.items()}
 
 
 def _measure(tokenizer: Tokenizer | None) -> Callable[[str], int]:

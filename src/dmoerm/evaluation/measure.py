@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from .. import testbed
+from ..chat.truncation import TruncationCounts, count_truncation
 from ..config import Config
 from ..errors import DataError
 from ..model import DMoERM
@@ -34,6 +35,7 @@ def evaluate(
     cache: ActivationCache | None = None,
     training_prompts: TrainingPrompts | None = None,
     include_trained: bool = False,
+    trained: TruncationCounts | None = None,
 ) -> Results:
     """Measures the model and the single models that it holds on groups that training did not see.
 
@@ -46,6 +48,7 @@ def evaluate(
         cache: keeps the trunk's activations; see `score_groups`.
         training_prompts: the prompts that the model was trained on; None: those that its checkpoint lists.
         include_trained: measure on groups with such a prompt, too.
+        trained: what was truncated in the training part, for the record.
 
     Raises:
         DataError: no pair that people ordered, an unknown task, a text longer than the model takes.
@@ -58,6 +61,9 @@ def evaluate(
             value=f"{len(groups)} groups",
             hint="evaluate on groups with differing scores or ranks",
         )
+    truncation = {"evaluation": count_truncation((group, model.encoder.encode(group)) for group in groups)}
+    if trained is not None:
+        truncation["training"] = trained
     scored = score_groups(model, groups, batch_tokens, console, cache)
     seed = config.seed if config else 0
     derived = sorted({s.task for s in scored if s.group.scores_derived})
@@ -70,6 +76,7 @@ def evaluate(
         derived_tasks=tuple(derived),
         gold_tasks=tuple(sorted({s.task for s in scored if s.group.source == testbed.SOURCE})),
         overlap=overlap,
+        truncation=truncation,
         router=router_result(scored),
         accuracy=accuracy,
         paired=paired,

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ..chat.truncation import TruncationCounts
 from ..errors import DataError
 from ..io.paths import write_file
 
@@ -177,6 +178,8 @@ class Results(Document):
     """Tasks of the testbed, which are compared with its gold reward instead of with people."""
     overlap: Overlap
     """Measured prompts that the model was trained on."""
+    truncation: dict[str, TruncationCounts] = {}
+    """`evaluation` (the measured groups) and, after training, `training` → responses that were truncated."""
     router: RouterResult
     accuracy: dict[str, dict[str, Estimate]]
     """Method → task → share of human-ordered pairs that the method orders the same way."""
@@ -203,6 +206,11 @@ class Results(Document):
     def remarks(self) -> list[str]:
         """What a reader of the accuracy table must know about its tasks."""
         found = [self.overlap.remark] if self.overlap.remark else []
+        places = {"training": "to train on", "evaluation": "to measure on"}
+        remarks = [
+            self.truncation[part].description(place) for part, place in places.items() if part in self.truncation
+        ]
+        found += [remark for remark in remarks if remark]
         if self.derived_tasks:
             found.append("* Scores computed from capability grades, not given by people; mean_human leaves them out.")
         if self.gold_tasks:

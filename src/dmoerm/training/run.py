@@ -21,6 +21,7 @@ import yaml
 from rich.console import Console
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
+from ..chat.truncation import count_truncation
 from ..config import Config, StepConfig, dump_config
 from ..data.splits import Splits, load_splits
 from ..data.splitting import split_by_prompt
@@ -84,6 +85,10 @@ def _train(config: Config, data: Splits, folder: Path, progress: Progress, engin
     if engine is None and (hint := idle_gpus()):
         progress.say(hint)
     run = prepare(config, data.taxonomy, folder, progress)
+    if config.encoding.truncation != "error":
+        run.truncation = count_truncation((group, run.model.encoder.encode(group)) for group in data.train)
+    if remark := run.truncation.description("to train on"):
+        progress.say(remark)
     train_groups(run, data, engine)
     run.model.eval()
     run.model.training_prompts = TrainingPrompts.of(group.prompt for group in data.train)

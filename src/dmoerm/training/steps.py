@@ -7,7 +7,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import TrainerCallback, set_seed
 
+from ..chat.truncation import TruncationCounts
 from ..config import Config, StepConfig
 from ..errors import ArtefactError
 from ..io.paths import complete_folder
@@ -44,6 +45,7 @@ class Run:
     cache: ActivationCache
     folder: Path
     progress: Progress
+    truncation: TruncationCounts = field(default_factory=TruncationCounts)
 
     @property
     def frozen(self) -> bool:
