@@ -1,6 +1,6 @@
 """A judge behind the OpenAI chat protocol, on a loopback port.
 
-It may fail in every way that real ones do. What it was asked and what would have been paid for is counted.
+It can fail in every way that real endpoints do, and counts the requests and what would have been paid for.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class FakeJudge:
 
 
 class _Server:
-    """One server for all judges of a process, each under a path of its own: to start and stop one each takes longer."""
+    """One server for all judges of a process, each with its path; a server per judge would start and stop slowly."""
 
     def __init__(self) -> None:
         self.judges: dict[int, FakeJudge] = {}

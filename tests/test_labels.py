@@ -75,22 +75,22 @@ def test_soft_labels_are_the_mean_of_both_orders() -> None:
 
 
 @given(p=st.floats(0, 1), bias=st.floats(0, 0.4))
-def test_a_leaning_to_a_place_cancels_out(p: float, bias: float) -> None:
-    """The one shown first gains as much in either order."""
+def test_position_bias_cancels_out(p: float, bias: float) -> None:
+    """The response shown first gains equally in both orders."""
     p = 0.4 + 0.2 * p
     label = replace(LABEL, p_given=p + bias, p_swapped=p - bias)
     assert label.soft == pytest.approx(p)
 
 
 @settings(deadline=None, max_examples=30)
-@given(found=st.lists(labels, max_size=4))
-def test_a_file_reads_back_as_written(found, tmp_path_factory) -> None:
+@given(results=st.lists(labels, max_size=4))
+def test_a_file_reads_back_as_written(results, tmp_path_factory) -> None:
     path = tmp_path_factory.mktemp("labels") / "labels.parquet"
-    write_labels(path, found)
-    assert read_labels(path) == found
+    write_labels(path, results)
+    assert read_labels(path) == results
 
 
-def test_what_is_no_label_file_is_said(tmp_path) -> None:
+def test_an_invalid_label_file_is_refused(tmp_path) -> None:
     path = tmp_path / "labels.parquet"
     with pytest.raises(DataError, match="the label file does not exist"):
         read_labels(path)
@@ -105,8 +105,8 @@ def test_what_is_no_label_file_is_said(tmp_path) -> None:
 def test_labels_find_their_group_by_id_and_text() -> None:
     good = replace(LABEL, given=Outcome.FIRST, swapped=Outcome.FIRST)
     others = [replace(good, group="h"), replace(good, content="0"), replace(good, capability=OVERALL)]
-    (found,) = attach_labels([GROUP], [good, *others])
-    assert found.judged == {"empathy": (Judgement(0, 1, 1.0),)}
+    (results,) = attach_labels([GROUP], [good, *others])
+    assert results.judged == {"empathy": (Judgement(0, 1, 1.0),)}
     assert attach_labels([GROUP], others) == [GROUP]
     (twice,) = attach_labels([GROUP], [good, replace(good, judge="other", given=Outcome.TIE, swapped=Outcome.TIE)])
     assert twice.judged["empathy"] == (Judgement(0, 1, 1.0), Judgement(0, 1, 0.5))
@@ -139,9 +139,9 @@ UNREADABLE = replace(LABEL, given=Outcome.UNPARSEABLE, swapped=Outcome.FAILED)
 def test_why_no_label_is_usable(labels, cause, hint) -> None:
     """Each is the cause that `attach_labels` met."""
     assert attach_labels([GROUP], labels) == [GROUP]
-    found = mismatch([GROUP], labels)
-    assert re.search(cause, found[0])
-    assert hint in found[1]
+    results = mismatch([GROUP], labels)
+    assert re.search(cause, results[0])
+    assert hint in results[1]
 
 
 def test_labels_that_match_no_group_are_counted() -> None:

@@ -99,9 +99,9 @@ def test_a_dry_run_asks_nothing(data, tmp_path) -> None:
         options += ("--out", tmp_path / "labels.parquet")
         result = run("label", rows, *options, "--dry-run", "--limit", 5, "--json", tmp_path / "run.json")
         assert not server.headers
-    found = json.loads((tmp_path / "run.json").read_text())
-    assert found["calls"] == found["open"] > 0
-    assert found["expected_cost"] > 0
+    results = json.loads((tmp_path / "run.json").read_text())
+    assert results["calls"] == results["open"] > 0
+    assert results["expected_cost"] > 0
     assert "prompt tokens" in result.output
     assert not (tmp_path / "labels.parquet").exists()
 
@@ -125,17 +125,17 @@ def test_questions_with_fewer_examples_than_shots_are_counted(data, tmp_path) ->
     assert "4 of 4 questions have fewer than 3 examples of their task" in result.output
 
 
-def test_what_a_model_is_unsure_of_comes_first(data, tmp_path, trained_run) -> None:
+def test_pairs_of_which_a_model_is_uncertain_come_first(data, tmp_path, trained_run) -> None:
     rows, taxonomy = data
     with FakeJudge() as server:
         options = ("--taxonomy", taxonomy, "--model", "judge", "--base-url", server.url)
-        asked = {}
+        labeled = {}
         for sample in ("given", "uncertain"):
             out = tmp_path / f"{sample}.parquet"
             more = ("--sample", sample, "--reward-model", trained_run.folder, "--limit", 4, "--out", out)
             run("label", rows, *options, *more)
-            asked[sample] = {(label.group, label.first, label.second) for label in read_labels(out)}
-    assert asked["given"] != asked["uncertain"]
+            labeled[sample] = {(label.group, label.first, label.second) for label in read_labels(out)}
+    assert labeled["given"] != labeled["uncertain"]
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_what_a_model_is_unsure_of_comes_first(data, tmp_path, trained_run) -> N
         (("--overall", "--base-url", "nowhere"), "base_url"),
     ],
 )
-def test_what_cannot_be_is_said(data, tmp_path, options, message) -> None:
+def test_invalid_options_are_refused(data, tmp_path, options, message) -> None:
     rows, _ = data
     more = ("--model", "judge", "--out", tmp_path / "l.parquet")
     assert message in run("label", rows, *more, *options, fails=True).output

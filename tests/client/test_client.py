@@ -1,4 +1,4 @@
-"""The clients of a reward server: the model's `score` over the wire, what is tried again, what is not."""
+"""The clients of a reward server: the model's `score` over HTTP, and which errors are retried."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MANY = [Query(prompt=f"number {i}", responses=("t" * (i % 5) or "a", "b")) for i
 
 @pytest.fixture
 def waits(monkeypatch) -> list[float]:
-    """Grows at every wait between tries; nobody waits."""
+    """The pauses between attempts, which are skipped."""
     seconds: list[float] = []
     wait_seconds = base.wait_seconds
 
@@ -48,7 +48,7 @@ def client(handler: Any = respond, **settings: Any) -> Client:
 
 
 def ask(kind: str, handler: Any, queries: Any = MANY[:1], **settings: Any) -> list[Any]:
-    """What a client of either kind gets from such a server."""
+    """The scores that a client of this kind receives from a server."""
     if kind == "sync":
         return list(client(handler, **settings).score_queries(queries))
     made = AsyncClient("http://server", transport=httpx2.MockTransport(handler), **settings)
@@ -88,8 +88,8 @@ def test_many_queries_go_in_few_bounded_requests(kind):
     wide = Query(prompt="wide", responses=tuple("t" * (i % 7) + "a" for i in range(3 * chunks.MAX_RESPONSES + 1)))
     both = Query(prompt="both", responses=tuple("t" * (chunks.MAX_CHARACTERS // 3 - i) for i in range(9)))
     queries = [*MANY, long, long, long, wide, both, MANY[1]]
-    found = ask(kind, counted, queries)
-    assert [[s.reward for s in row] for row in found] == [[float(r.count("t")) for r in q.responses] for q in queries]
+    results = ask(kind, counted, queries)
+    assert [[s.reward for s in row] for row in results] == [[float(r.count("t")) for r in q.responses] for q in queries]
     assert sum(sizes) == sum(len(q.responses) for q in queries)
     assert max(sizes) == chunks.MAX_RESPONSES
     assert len(sizes) <= sum(sizes) // chunks.MAX_RESPONSES + 8
@@ -124,7 +124,7 @@ FAULTS = {
 
 
 def failing(*outcomes: Any) -> Any:
-    """A server that has these outcomes in turn, and then answers."""
+    """A server with these outcomes in turn, which then responds."""
     left = list(outcomes)
 
     def handle(request):
@@ -138,9 +138,9 @@ def failing(*outcomes: Any) -> Any:
 
 @both
 @pytest.mark.parametrize("fault", FAULTS)
-def test_what_passes_is_tried_again(kind, fault, waits):
-    found = ask(kind, failing(*[FAULTS[fault]] * 3))
-    assert found == [[score_by_rule(q.prompt, r) for r in q.responses] for q in MANY[:1]]
+def test_transient_errors_are_retried(kind, fault, waits):
+    results = ask(kind, failing(*[FAULTS[fault]] * 3))
+    assert results == [[score_by_rule(q.prompt, r) for r in q.responses] for q in MANY[:1]]
     assert len(waits) == 3
     if fault == "429":
         assert all(7 <= wait < 8 for wait in waits)
@@ -150,7 +150,7 @@ def test_what_passes_is_tried_again(kind, fault, waits):
 
 
 @both
-def test_after_the_last_try_it_is_said_what_where_and_what_to_do(kind, waits):
+def test_after_the_last_attempt_the_error_names_url_reason_and_hint(kind, waits):
     with pytest.raises(
         ServerError, match=r"http://server/v1/score: status 503: busy \(after 9 attempts\); the server is busy"
     ):
@@ -188,19 +188,19 @@ def test_after_the_last_try_it_is_said_what_where_and_what_to_do(kind, waits):
         (httpx2.Response(200, json={"items": []}), ServerError, r"returned \[\] scores for \[2\] responses"),
     ],
 )
-def test_what_does_not_pass_is_told_at_once(kind, reply, error, message, waits):
+def test_other_errors_are_not_retried(kind, reply, error, message, waits):
     with pytest.raises(error, match=message):
         ask(kind, failing(reply))
     assert not waits
 
 
 @pytest.mark.parametrize("header", ["", "soon", "Wed, 21 Oct 2015 07:28:00 GMT", "99999"])
-def test_no_retry_after_makes_a_client_wait_for_ever_or_less_than_nothing(header, waits):
+def test_every_retry_after_gives_a_bounded_pause(header, waits):
     list(client(failing(httpx2.Response(429, headers={"Retry-After": header}))).score_queries(MANY[:1]))
     assert 0 <= waits[0] <= 1.1 * base._MAX_RETRY_AFTER
 
 
-def test_urls_and_keys_that_are_none(monkeypatch):
+def test_invalid_urls_and_keys_are_refused(monkeypatch):
     for url in ("localhost:8000", "http://", "http://[::", "ftp://server"):
         with pytest.raises(ConfigError, match="url must be an http"):
             Client(url)
@@ -210,7 +210,7 @@ def test_urls_and_keys_that_are_none(monkeypatch):
 
 
 @both
-def test_one_that_is_not_there_is_not_ready(kind):
+def test_a_server_that_is_not_running_is_not_ready(kind):
     if kind == "sync":
         assert not Client("http://127.0.0.1:1").ready()
     else:
@@ -238,12 +238,12 @@ def test_threads_share_the_slots_of_a_client():
         return respond(request)
 
     with client(slow, concurrency=2) as rm, ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda q: rm.score(q.prompt, q.responses), MANY[:16]))
-    assert [row[0].reward for row in found] == [q.responses[0].count("t") for q in MANY[:16]]
+        results = list(pool.map(lambda q: rm.score(q.prompt, q.responses), MANY[:16]))
+    assert [row[0].reward for row in results] == [q.responses[0].count("t") for q in MANY[:16]]
     assert most == 2
 
 
-def test_an_asynchronous_client_has_so_many_requests_on_their_way():
+def test_an_asynchronous_client_bounds_its_requests_in_flight():
     now, most = 0, 0
 
     async def slow(request):
@@ -258,37 +258,37 @@ def test_an_asynchronous_client_has_so_many_requests_on_their_way():
         async with AsyncClient("http://server", concurrency=3, transport=httpx2.MockTransport(slow)) as rm:
             return await asyncio.gather(*[rm.score(q.prompt, q.responses) for q in MANY[:20]])
 
-    found = asyncio.run(score_all())
-    assert [row[0].reward for row in found] == [q.responses[0].count("t") for q in MANY[:20]]
+    results = asyncio.run(score_all())
+    assert [row[0].reward for row in results] == [q.responses[0].count("t") for q in MANY[:20]]
     assert most == 3
 
 
 @pytest.mark.slow
 def test_a_server_that_is_killed_and_started_again_costs_only_the_wait():
-    """Four threads and an asynchronous client ask all the while; every one gets every score."""
-    found: list[Any] = []
+    """Four threads and an asynchronous client send requests throughout; all receive all scores."""
+    results: list[Any] = []
 
     def ask_all(url):
         with Client(url) as rm:
-            found.append([rm.score(q.prompt, q.responses) for q in MANY])
+            results.append([rm.score(q.prompt, q.responses) for q in MANY])
 
     async def ask_at_once(url):
         async with AsyncClient(url) as rm:
             return await asyncio.gather(*[rm.score(q.prompt, q.responses) for q in MANY * 3])
 
     with running_server() as server:
-        asked = [threading.Thread(target=ask_all, args=(server.url,)) for _ in range(4)]
-        asked.append(threading.Thread(target=lambda: found.append(asyncio.run(ask_at_once(server.url))[:100])))
-        for one in asked:
-            one.start()
+        threads = [threading.Thread(target=ask_all, args=(server.url,)) for _ in range(4)]
+        threads.append(threading.Thread(target=lambda: results.append(asyncio.run(ask_at_once(server.url))[:100])))
+        for thread in threads:
+            thread.start()
         time.sleep(0.3)
         server.kill()
         time.sleep(0.3)
         server.start()
-        for one in asked:
-            one.join(60)
+        for thread in threads:
+            thread.join(60)
     expected = [[score_by_rule(q.prompt, r) for r in q.responses] for q in MANY]
-    assert found == [expected] * 5
+    assert results == [expected] * 5
 
 
 def test_the_clients_do_without_torch():

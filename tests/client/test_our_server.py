@@ -29,19 +29,19 @@ QUERIES = [
 @pytest.fixture(scope="module")
 def url(trained_run: Any) -> Iterator[str]:
     settings = ServingConfig(api_key="sesame", queue_requests=2)
-    with served(create_app(trained_run.model, settings, "tiny")) as found:
-        yield found
+    with served(create_app(trained_run.model, settings, "tiny")) as results:
+        yield results
 
 
-def assert_equal(found: Any, expected: Any) -> None:
-    assert [len(scores) for scores in found] == [len(scores) for scores in expected]
-    for one, other in zip(itertools.chain(*found), itertools.chain(*expected), strict=True):
-        assert one.reward == pytest.approx(other.reward, abs=1e-4)
-        assert one.task == other.task
-        assert one.route == pytest.approx(other.route, abs=1e-4)
-        assert one.capabilities == pytest.approx(other.capabilities, abs=1e-3)
-        assert one.uncertainty == pytest.approx(other.uncertainty, abs=1e-3)
-        assert one.temperature == pytest.approx(other.temperature)
+def assert_equal(results: Any, expected: Any) -> None:
+    assert [len(scores) for scores in results] == [len(scores) for scores in expected]
+    for score, reference in zip(itertools.chain(*results), itertools.chain(*expected), strict=True):
+        assert score.reward == pytest.approx(reference.reward, abs=1e-4)
+        assert score.task == reference.task
+        assert score.route == pytest.approx(reference.route, abs=1e-4)
+        assert score.capabilities == pytest.approx(reference.capabilities, abs=1e-3)
+        assert score.uncertainty == pytest.approx(reference.uncertainty, abs=1e-3)
+        assert score.temperature == pytest.approx(reference.temperature)
 
 
 def test_scores_are_the_models(url: str, trained_run: Any) -> None:
@@ -70,7 +70,7 @@ def test_a_full_queue_costs_only_the_wait(url: str, trained_run: Any, monkeypatc
     assert all("status 429" in reason for reason in refused)
 
 
-def test_what_the_server_refuses_is_told_with_its_reason(url: str) -> None:
+def test_errors_of_the_server_keep_their_message(url: str) -> None:
     with Client(url, "sesame") as rm:
         with pytest.raises(DataError, match="the model has no such task"):
             rm.score("Hello.", ["Hi."], "none")
@@ -83,24 +83,24 @@ def test_what_the_server_refuses_is_told_with_its_reason(url: str) -> None:
 @pytest.mark.slow
 def test_a_killed_server_costs_a_trainer_nothing(trained_run: Any, tmp_path: Path) -> None:
     expected = list(trained_run.model.score_queries(QUERIES[:20]))
-    port, found = free_port(), []
+    port, results = free_port(), []
     folder = trained_run.folder / "model"
 
     def ask() -> None:
         with Client(f"http://127.0.0.1:{port}") as rm:
-            found.extend([rm.score(query.prompt, query.responses) for query in QUERIES[:20]] for _ in range(5))
+            results.extend([rm.score(query.prompt, query.responses) for query in QUERIES[:20]] for _ in range(5))
 
-    asked = [threading.Thread(target=ask) for _ in range(4)]
+    threads = [threading.Thread(target=ask) for _ in range(4)]
     with command(folder, port, log=tmp_path / "log") as process:
-        for one in asked:
-            one.start()
+        for thread in threads:
+            thread.start()
         time.sleep(0.3)
         process.kill()
         process.wait()
-    assert len(found) < 20
+    assert len(results) < 20
     with command(folder, port, log=tmp_path / "log"):
-        for one in asked:
-            one.join(120)
-    assert len(found) == 20
-    for scores in found:
+        for thread in threads:
+            thread.join(120)
+    assert len(results) == 20
+    for scores in results:
         assert_equal(scores, expected)

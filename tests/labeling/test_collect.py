@@ -125,10 +125,10 @@ def test_gpt4os_verdicts_on_real_pairs(human_data) -> None:
 
     data: list[Group] = read_groups(human_data / "cragc_pairs.jsonl").groups
     labels = import_verdicts(open_rows(human_data / "cragc_llm_verdicts.jsonl"), data, "gpt-4o").labels
-    found = {(q.judge, q.capability): q for q in label_quality(labels, data)}
-    together, single = found["gpt-4o/combined", "overall"], found["gpt-4o/individual", "overall"]
+    results = {(q.judge, q.capability): q for q in label_quality(labels, data)}
+    together, single = results["gpt-4o/combined", "overall"], results["gpt-4o/individual", "overall"]
     assert together.agreement_one == pytest.approx(0.60, abs=0.02)
     assert single.agreement_one == pytest.approx(0.53, abs=0.02)
     assert together.agreement_both == pytest.approx(0.62, abs=0.02)
     assert single.agreement_both == pytest.approx(0.54, abs=0.02)
-    assert found["gpt-4o/combined", "coverage_deep"].shown_first == pytest.approx(0.65, abs=0.02)
+    assert results["gpt-4o/combined", "coverage_deep"].shown_first == pytest.approx(0.65, abs=0.02)

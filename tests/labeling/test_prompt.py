@@ -78,17 +78,17 @@ def test_a_long_conversation_keeps_its_end():
 
 
 def test_the_order_shown_is_the_order_given():
-    one, other = (judge_messages("Hi", *pair, CAPABILITIES) for pair in (("left", "right"), ("right", "left")))
-    assert one[1]["content"].index("left") < one[1]["content"].index("right")
-    assert other[1]["content"].index("right") < other[1]["content"].index("left")
-    assert one == judge_messages("Hi", "left", "right", CAPABILITIES)
+    given, swapped = (judge_messages("Hi", *pair, CAPABILITIES) for pair in (("left", "right"), ("right", "left")))
+    assert given[1]["content"].index("left") < given[1]["content"].index("right")
+    assert swapped[1]["content"].index("right") < swapped[1]["content"].index("left")
+    assert given == judge_messages("Hi", "left", "right", CAPABILITIES)
 
 
 def test_chinese_is_asked_in_chinese():
     capabilities = load_taxonomy("paper-zh").tasks["chitchat"].capabilities
     messages = judge_messages("你好", "好", "不好", capabilities, "zh")
     assert all(re.search(r"[\u4e00-\u9fff]", message["content"]) for message in messages)
-    assert all(one.rubric in messages[0]["content"] for one in capabilities.values())
+    assert all(entry.rubric in messages[0]["content"] for entry in capabilities.values())
     assert "better" not in messages[0]["content"] + messages[1]["content"]
 
 

@@ -29,18 +29,18 @@ def test_by_hand() -> None:
     data = [group(i, grades) for i, grades in enumerate([(2, 1), (1, 2), (1, 1), (None, 1), (2, 1)])]
     verdicts = [(F, F), (F, S), (T, T), (S, S), (S, U)]
     labels = [label(g, *v) for g, v in zip(data, verdicts, strict=True)]
-    one, whole = label_quality(labels, data)[1], label_quality(labels, data)[0]
-    assert whole.capability == "all capabilities"
-    assert (one.pairs, one.people, one.cost) == (5, 3, 2.5)
-    assert one.consistency == 3 / 4
-    assert one.shown_first == 4 / 7  # F given; F given and S swapped; S swapped; not F swapped, S given twice
-    assert one.unparseable == 1 / 10
-    assert one.agreement_one == 3 / 5
-    assert one.agreement_both == 1
-    assert one.agreement_mean == (1 + 0.5) / 2
-    assert one.kappa_both == pytest.approx(1)
-    assert one.longer == 1 / 2
-    assert one.longer_people == 1 / 3
+    logic, total = label_quality(labels, data)[1], label_quality(labels, data)[0]
+    assert total.capability == "all capabilities"
+    assert (logic.pairs, logic.people, logic.cost) == (5, 3, 2.5)
+    assert logic.consistency == 3 / 4
+    assert logic.shown_first == 4 / 7  # F given; F given and S swapped; S swapped; not F swapped, S given twice
+    assert logic.unparseable == 1 / 10
+    assert logic.agreement_one == 3 / 5
+    assert logic.agreement_both == 1
+    assert logic.agreement_mean == (1 + 0.5) / 2
+    assert logic.kappa_both == pytest.approx(1)
+    assert logic.longer == 1 / 2
+    assert logic.longer_people == 1 / 3
 
 
 def test_a_known_kappa() -> None:
@@ -51,18 +51,18 @@ def test_a_known_kappa() -> None:
 
 def test_nothing_to_compare_with_is_none() -> None:
     data = [group(0, (None, None)), group(1, (1, 1))]
-    found = label_quality([label(data[0], U, U), replace(label(data[1], T, T), content="other text")], data)
-    assert {(q.people, q.agreement_one, q.kappa_both, q.kappa_interval, q.longer) for q in found} == {
+    results = label_quality([label(data[0], U, U), replace(label(data[1], T, T), content="other text")], data)
+    assert {(q.people, q.agreement_one, q.kappa_both, q.kappa_interval, q.longer) for q in results} == {
         (0, None, None, None, None)
     }
 
 
 def test_a_plot_is_drawn(tmp_path) -> None:
     data = [group(i, (i % 2, 1 - i % 2)) for i in range(6)]
-    found = label_quality([label(g, F, S, j) for g in data for j in "ab"], data)
-    plot_quality(tmp_path / "q.svg", found)
+    results = label_quality([label(g, F, S, j) for g in data for j in "ab"], data)
+    plot_quality(tmp_path / "q.svg", results)
     assert "</svg>" in (tmp_path / "q.svg").read_text()
-    plot_quality(tmp_path / "q.png", found)
+    plot_quality(tmp_path / "q.png", results)
     assert (tmp_path / "q.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -80,8 +80,8 @@ def test_dawid_skene_finds_the_better_judge_and_beats_the_majority() -> None:
     right = np.mean(posterior.argmax(1) == truth)
     majority = np.mean(tensor.sum(0).argmax(1) == truth)
     assert right > majority + 0.05
-    found = [float(np.diag(table)[:2].mean()) for table in tables]
-    assert found == pytest.approx([0.9, 0.6, 0.6], abs=0.08)
+    results = [float(np.diag(table)[:2].mean()) for table in tables]
+    assert results == pytest.approx([0.9, 0.6, 0.6], abs=0.08)
     assert posterior.sum(1) == pytest.approx(np.ones(len(truth)))
 
 

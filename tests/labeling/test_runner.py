@@ -49,15 +49,15 @@ def test_the_questions_are_all_pairs_in_both_orders():
 def test_answers_are_recorded_with_their_soft_verdicts(tmp_path):
     with FakeJudge() as server:
         questions = questions_on(groups(3), endpoint(server))
-        tally = ask(questions, endpoint(server), tmp_path / "calls.sqlite")
-    assert (tally.answered, tally.known, tally.left) == (len(questions), 0, 0)
+        statistics = ask(questions, endpoint(server), tmp_path / "calls.sqlite")
+    assert (statistics.answered, statistics.known, statistics.left) == (len(questions), 0, 0)
     for _, model, about, answer in AnswerStore(tmp_path / "calls.sqlite").calls():
         (verdict,) = read_verdicts(answer.text, about["capabilities"], answer.tokens).values()
         longer_first = about["pair"] == [1, 0]
         assert verdict.outcome == (Outcome.FIRST if longer_first else Outcome.SECOND)
         assert verdict.p_first == pytest.approx(0.8 if longer_first else 0.2, abs=0.01)
         assert model == "judge"
-    assert tally.cost == pytest.approx((tally.prompt_tokens + 2 * tally.completion_tokens) / 1e6)
+    assert statistics.cost == pytest.approx((statistics.prompt_tokens + 2 * statistics.completion_tokens) / 1e6)
 
 
 @pytest.mark.parametrize(("count", "rate"), [(12, 0.4), pytest.param(200, 0.2, marks=pytest.mark.slow)])
@@ -65,18 +65,18 @@ def test_mixed_faults_end_every_question_once(tmp_path, count, rate):
     """120 calls with 40 % faults, or 2,000 with 20 %."""
     with FakeJudge(rate, (*TRANSIENT, *FINAL), delay=0.005) as server:
         questions = questions_on(groups(count), endpoint(server))
-        tally = ask(questions, endpoint(server), tmp_path / "calls.sqlite", concurrency=32)
+        statistics = ask(questions, endpoint(server), tmp_path / "calls.sqlite", concurrency=32)
         assert set(server.met) == {"", *TRANSIENT, *FINAL}
         again = ask(questions, endpoint(server), tmp_path / "calls.sqlite", concurrency=32)
-    ended = tally.answered + tally.refused + tally.failed
-    assert ended + tally.unanswered == len(questions) == count * 5 * 2
-    assert tally.known == tally.elsewhere == tally.left == 0
+    ended = statistics.answered + statistics.refused + statistics.failed
+    assert ended + statistics.unanswered == len(questions) == count * 5 * 2
+    assert statistics.known == statistics.elsewhere == statistics.left == 0
     assert again.known == ended
-    assert again.answered + again.refused + again.failed + again.unanswered == tally.unanswered
+    assert again.answered + again.refused + again.failed + again.unanswered == statistics.unanswered
     assert max(server.paid.values()) == 1
     calls = list(AnswerStore(tmp_path / "calls.sqlite").calls())
     assert sum(answer.status != "failed" for *_, answer in calls) == len(server.paid) == sum(server.paid.values())
-    assert sum(answer.prompt_tokens for *_, answer in calls) == tally.prompt_tokens + again.prompt_tokens
+    assert sum(answer.prompt_tokens for *_, answer in calls) == statistics.prompt_tokens + again.prompt_tokens
     assert server.most_at_once <= 32
 
 
@@ -89,16 +89,16 @@ def test_hostile_responses_change_no_other_outcome(tmp_path):
         for order in (("Fine.", text), (text, "Fine."))
     ]
     assert len(hostile) == 40
-    found = {}
+    results = {}
     with FakeJudge() as server:
         for name, data in (("without", harmless), ("with", [*hostile, *harmless])):
             questions = questions_on(data, endpoint(server), group_capabilities=True)
-            tally = ask(questions, endpoint(server), tmp_path / name)
-            assert tally.answered + tally.known == len(questions)
+            statistics = ask(questions, endpoint(server), tmp_path / name)
+            assert statistics.answered + statistics.known == len(questions)
             labels = collect_labels(questions, AnswerStore(tmp_path / name), "judge")
-            found[name] = {(label.group, label.capability): label for label in labels}
-    assert {key: found["with"][key] for key in found["without"]} == found["without"]
-    assert all(label.consistent for label in found["with"].values())
+            results[name] = {(label.group, label.capability): label for label in labels}
+    assert {key: results["with"][key] for key in results["without"]} == results["without"]
+    assert all(label.consistent for label in results["with"].values())
 
 
 SCRIPT = """
@@ -159,7 +159,7 @@ def test_a_wrong_key_ends_the_run_and_stays_secret(tmp_path):
     assert SECRET.encode() not in (tmp_path / "calls.sqlite").read_bytes()
 
 
-def test_the_key_is_in_no_log(tmp_path, caplog):
+def test_the_key_is_not_logged(tmp_path, caplog):
     caplog.set_level(logging.DEBUG)
     with FakeJudge(0.3, TRANSIENT) as server:
         ask(questions_on(groups(2), endpoint(server)), endpoint(server), tmp_path / "calls.sqlite")
@@ -174,23 +174,23 @@ def test_the_budget_is_kept(tmp_path):
         where = endpoint(server)
         questions = questions_on(groups(10), where)
         most = 7 * max(estimate_cost(question, where)[2] for question in questions)
-        tally = ask(questions, where, tmp_path / "calls.sqlite", concurrency=4, max_cost=most)
-        assert 0 < tally.cost <= most
-        assert tally.answered + tally.left == len(questions)
+        statistics = ask(questions, where, tmp_path / "calls.sqlite", concurrency=4, max_cost=most)
+        assert 0 < statistics.cost <= most
+        assert statistics.answered + statistics.left == len(questions)
         rest = ask(questions, where, tmp_path / "calls.sqlite")
-    assert rest.known == tally.answered
-    assert rest.answered == tally.left
+    assert rest.known == statistics.answered
+    assert rest.answered == statistics.left
 
 
 def test_equal_questions_are_asked_once(tmp_path):
     with FakeJudge() as server:
         questions = questions_on([*groups(1), *groups(1)], endpoint(server))
-        tally = ask(questions, endpoint(server), tmp_path / "calls.sqlite")
-    assert tally.known == tally.answered == len(questions) // 2
+        statistics = ask(questions, endpoint(server), tmp_path / "calls.sqlite")
+    assert statistics.known == statistics.answered == len(questions) // 2
 
 
 @pytest.mark.parametrize(
-    ("place", "value"),
+    ("path", "value"),
     [
         (("choices", 0, "message", "content"), ["A"]),
         (("choices", 0, "logprobs", "content", 0, "top_logprobs", 0, "logprob"), "high"),
@@ -198,15 +198,15 @@ def test_equal_questions_are_asked_once(tmp_path):
         (("usage", "prompt_tokens"), float("nan")),
     ],
 )
-def test_an_answer_of_wrong_types_is_none(tmp_path, monkeypatch, place, value):
+def test_an_answer_of_wrong_types_is_not_accepted(tmp_path, monkeypatch, path, value):
     whole = fake_judge.completion
 
     def wrong(*arguments):
         answer = whole(*arguments)
         inner = answer
-        for step in place[:-1]:
+        for step in path[:-1]:
             inner = inner[step]
-        inner[place[-1]] = value
+        inner[path[-1]] = value
         return answer
 
     monkeypatch.setattr(fake_judge, "completion", wrong)
@@ -215,14 +215,14 @@ def test_an_answer_of_wrong_types_is_none(tmp_path, monkeypatch, place, value):
     assert list(AnswerStore(tmp_path / "calls.sqlite").calls()) == []
 
 
-def test_a_usage_below_nothing_gives_no_budget_back(tmp_path, monkeypatch):
+def test_negative_usage_does_not_increase_the_budget(tmp_path, monkeypatch):
     whole = fake_judge.completion
     below = {"prompt_tokens": -(10**9), "completion_tokens": -(10**9), "total_tokens": 0}
     monkeypatch.setattr(fake_judge, "completion", lambda *arguments: {**whole(*arguments), "usage": below})
     with FakeJudge() as server:
-        tally = ask(questions_on(groups(1), endpoint(server)), endpoint(server), tmp_path / "calls.sqlite")
-    assert tally.answered
-    assert tally.cost == 0
+        statistics = ask(questions_on(groups(1), endpoint(server)), endpoint(server), tmp_path / "calls.sqlite")
+    assert statistics.answered
+    assert statistics.cost == 0
 
 
 def test_the_request_is_json():

@@ -1,4 +1,4 @@
-"""A real model behind the judge's protocol: `transformers serve` on the bundled SmolLM2. Near chance, of course."""
+"""A real model as the judge: `transformers serve` with the bundled SmolLM2, whose verdicts are near chance."""
 
 from __future__ import annotations
 
@@ -96,6 +96,6 @@ def test_a_tiny_judge_labels_human_data(served: str, causal: str, human_data: Pa
     assert all(label.prompt_tokens > 100 for label in labels)
     report = run("label", "report", out, "--data", rows, "--json", tmp_path / "q.json")
     assert "unparseable" in report
-    found = json.loads((tmp_path / "q.json").read_text())["qualities"]
-    assert any(one["people"] for one in found)
-    assert {one["capability"] for one in found} >= set(groups[0].capabilities)
+    results = json.loads((tmp_path / "q.json").read_text())["qualities"]
+    assert any(row["people"] for row in results)
+    assert {row["capability"] for row in results} >= set(groups[0].capabilities)

@@ -1,4 +1,4 @@
-"""The record of calls: nothing that was answered is lost or asked twice, whoever asks."""
+"""The answer store: no answer is lost or paid for twice, also with several processes."""
 
 import multiprocessing
 import os
@@ -40,7 +40,7 @@ def test_a_key_names_the_whole_request():
     request = {"model": "m", "messages": [{"role": "user", "content": "é"}], "temperature": 0}
     assert call_key(request) == call_key(dict(reversed(request.items())))
     changed = [{**request, "model": "n"}, {**request, "temperature": 1}, {**request, "messages": []}]
-    assert len({call_key(one) for one in [request, *changed]}) == 4
+    assert len({call_key(body) for body in [request, *changed]}) == 4
 
 
 def test_a_call_is_claimed_once(tmp_path):
@@ -109,7 +109,7 @@ def test_a_clock_that_jumps_frees_no_call_of_a_living_process(tmp_path, monkeypa
     assert mine.claim("elsewhere")
 
 
-def test_what_is_no_store_is_said(tmp_path):
+def test_a_file_that_is_not_a_store_is_refused(tmp_path):
     (tmp_path / "calls.sqlite").write_text("not a database, but long enough to be taken for one" * 100)
     with pytest.raises(ArtefactError, match=r"calls\.sqlite: cannot open the answer store"):
         AnswerStore(tmp_path / "calls.sqlite")

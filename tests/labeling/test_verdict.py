@@ -1,4 +1,4 @@
-"""Answers are read strictly: what is in no known form is unparseable, never a tie."""
+"""Parsing is strict: an answer in an unknown format is unparseable, never a tie."""
 
 import json
 import math
@@ -82,8 +82,8 @@ def test_soft_verdicts_are_found_behind_reasoning(shown):
 
 
 def test_several_capabilities_are_read_one_by_one():
-    found = read_verdicts('{"empathy": "B", "logic": "?"}', TWO)
-    assert [verdict.outcome for verdict in found.values()] == [Outcome.SECOND, Outcome.UNPARSEABLE]
+    results = read_verdicts('{"empathy": "B", "logic": "?"}', TWO)
+    assert [verdict.outcome for verdict in results.values()] == [Outcome.SECOND, Outcome.UNPARSEABLE]
     assert read_verdicts("A", TWO)["logic"].outcome == Outcome.UNPARSEABLE
 
 
@@ -93,12 +93,12 @@ def test_any_text_has_one_outcome_each(text):
 
 
 def tokens(*parts: str | tuple[str, dict[str, float]]) -> list[Token]:
-    """Tokens; those that are pairs have these probabilities in their place."""
-    found = []
+    """Tokens; a pair states the probabilities at its position."""
+    results = []
     for part in parts:
         text, masses = part if isinstance(part, tuple) else (part, {part: 1.0})
-        found.append(Token(text, {name: math.log(mass) for name, mass in masses.items()}))
-    return found
+        results.append(Token(text, {name: math.log(mass) for name, mass in masses.items()}))
+    return results
 
 
 MASSES = {"A": 0.6, "B": 0.1, "C": 0.2, "x": 0.1}
@@ -114,18 +114,18 @@ MASSES = {"A": 0.6, "B": 0.1, "C": 0.2, "x": 0.1}
         [" ", ("a", {k.lower(): v for k, v in MASSES.items()})],
     ],
 )
-def test_soft_verdicts_come_from_the_letters_place(parts):
+def test_soft_verdicts_come_from_the_position_of_the_letter(parts):
     made = tokens(*parts)
     (verdict,) = read_verdicts("".join(token.text for token in made), ONE, made).values()
     assert verdict.outcome == Outcome.FIRST
     assert verdict.p_first == pytest.approx((0.6 + 0.1) / 0.9)
 
 
-def test_each_capability_has_its_own_place():
+def test_each_capability_has_a_position():
     first, second = {"A": 0.9, "B": 0.1}, {"A": 0.2, "B": 0.8}
     made = tokens('{"empathy": "', ("A", first), '", "logic": "', ("B", second), '"}')
-    found = read_verdicts("".join(token.text for token in made), TWO, made)
-    assert [verdict.p_first for verdict in found.values()] == pytest.approx([0.9, 0.2])
+    results = read_verdicts("".join(token.text for token in made), TWO, made)
+    assert [verdict.p_first for verdict in results.values()] == pytest.approx([0.9, 0.2])
 
 
 def test_without_tokens_that_make_up_the_text_there_is_no_soft_verdict():
@@ -142,7 +142,7 @@ def test_a_name_in_quotes_and_signs_is_found():
 
 
 @pytest.mark.parametrize("logprob", [math.nan, math.inf, 1e6, -math.inf])
-def test_a_log_probability_that_is_none_makes_no_chance_that_is_none(logprob):
-    found = read_verdicts("A", ONE, [Token("A", {"A": logprob, "B": -1.0})])["empathy"]
-    assert found.outcome is Outcome.FIRST
-    assert found.p_first is None or 0 <= found.p_first <= 1
+def test_an_invalid_log_probability_gives_no_invalid_probability(logprob):
+    results = read_verdicts("A", ONE, [Token("A", {"A": logprob, "B": -1.0})])["empathy"]
+    assert results.outcome is Outcome.FIRST
+    assert results.p_first is None or 0 <= results.p_first <= 1
