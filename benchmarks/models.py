@@ -56,7 +56,7 @@ def ours(
     model = build_model(config, taxonomy)
     generator = torch.Generator().manual_seed(0)
     for name in names:
-        for layer in lora_layers(model.inner(name).experts).values():
+        for layer in lora_layers(model.task_model(name).experts).values():
             layer.lora_B.copy_(torch.randn(layer.lora_B.shape, generator=generator) * 0.02)
     return model.to(device)  # pyright: ignore[reportArgumentType]
 
@@ -70,7 +70,7 @@ def score(model: DMoERM, queries: Sequence[Encoded], budget: int = 8192, task: s
             hidden = model.hidden(ids)
             model.route(ids, hidden)
             rewards = [answer["reward"] for answer in model.rewards(hidden, [task] * len(rows))]
-            for q, owner in enumerate(ids.layout.owner):
+            for q, owner in enumerate(ids.packing.owner):
                 rewards_by_query.setdefault(rows[owner], []).append(rewards[q])
     return [reward for i in range(len(queries)) for reward in rewards_by_query[i]]
 
@@ -90,7 +90,7 @@ def adapters(model: DMoERM, dtype: torch.dtype) -> PeftModel:
 
 def whole_backbone(model: DMoERM, dtype: torch.dtype) -> nn.Module:
     """Return trunk and branch as one plain decoder."""
-    from dmoerm.model.artefact import task_backbone
+    from dmoerm.model.checkpoint import task_backbone
 
     joined = task_backbone(model, TASK)
     config = AutoConfig.for_model(**joined.config.to_dict())

@@ -43,7 +43,7 @@ from dmoerm.data.splits import load_splits
 from dmoerm.evaluation.accuracy import PairCounts, compare, count_pairs
 from dmoerm.model.backbone import bundled_backbone
 from dmoerm.model.batching import pad
-from dmoerm.model.layout import pack
+from dmoerm.model.packing import pack
 from dmoerm.schema import Group
 from dmoerm.taxonomy import Taxonomy
 from dmoerm.training.batches import Example
@@ -69,7 +69,7 @@ class Work:
 
     @property
     def capabilities(self) -> list[str]:
-        return list(self.run.model.inner(self.task).experts.capabilities)
+        return list(self.run.model.task_model(self.task).experts.capabilities)
 
 
 def main() -> None:
@@ -226,7 +226,7 @@ def held_out(work: Work, trainers: dict[str, RewardTrainer]) -> dict[str, PairCo
 @torch.inference_mode()
 def our_scores(work: Work) -> dict[str, np.ndarray]:
     """Return each test group's capability scores (k, N)."""
-    experts = work.run.model.inner(work.task).experts
+    experts = work.run.model.task_model(work.task).experts
     work.run.cache.fill([e.encoded for e in work.test])
     scores = {}
     for example in work.test:

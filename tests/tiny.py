@@ -134,7 +134,7 @@ def make_model(config: Config) -> Any:
     """The model of these settings with random numbers in everything that training would fill; tasks differ."""
     import torch
 
-    from dmoerm.model.artefact import small_state
+    from dmoerm.model.checkpoint import small_state
     from dmoerm.model.experts import lora_layers
     from dmoerm.taxonomy import draft_taxonomy
     from dmoerm.training.run import build_model
@@ -146,11 +146,11 @@ def make_model(config: Config) -> Any:
             positive = name.endswith(("scale", "temperature"))
             tensor.uniform_(0.5, 1.5) if positive else tensor.normal_(std=0.3)
         for task in model.config.tasks:
-            inner = model.inner(task)
+            task_model = model.task_model(task)
             if not model.config.shared_branch:
-                for parameter in inner.base.branch.parameters():
+                for parameter in task_model.base.branch.parameters():
                     parameter += torch.randn_like(parameter) * 0.05
-            inner.experts.attach(inner.base.branch)
-            for layer in lora_layers(inner.experts).values():
+            task_model.experts.attach(task_model.base.branch)
+            for layer in lora_layers(task_model.experts).values():
                 layer.lora_B.normal_(std=0.3)
     return model.requires_grad_(False).eval()

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from . import _registration
-from .errors import ArtefactError, BackboneError, ConfigError, DataError, DmoermError, ServerError, TaxonomyError
+from .errors import BackboneError, CheckpointError, ConfigError, DataError, DmoermError, ServerError, TaxonomyError
 from .schema import Group, Message, Query
 from .scores import Score
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "ArtefactError",
     "AsyncClient",
     "BackboneError",
+    "CheckpointError",
     "Client",
     "ConfigError",
     "DMoERM",

@@ -9,7 +9,7 @@
     ├── LabelingError   a judge that cannot be asked                   (also a RuntimeError)
     ├── ServerError      a reward server that cannot be asked           (also a RuntimeError)
     ├── ClusterError     a Ray cluster that cannot be used, lost work   (also a RuntimeError)
-    └── ArtefactError    a model directory that cannot be read, written (also an OSError)
+    └── CheckpointError    a model directory that cannot be read, written (also an OSError)
 
 A message says what was wrong, where, the value met, and the hint.
 """
@@ -92,7 +92,7 @@ class ClusterError(DmoermError, RuntimeError):
     """A Ray cluster that cannot be reached, or that lost the same work more often than it may."""
 
 
-class ArtefactError(DmoermError, OSError):
+class CheckpointError(DmoermError, OSError):
     """A model directory that cannot be read or written."""
 
 

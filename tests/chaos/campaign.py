@@ -110,14 +110,14 @@ def _trials(world: World, nursery: Nursery, chance: random.Random, workers: int)
         yield "two training processes, one run folder", lambda p: two_at_once(world, expected["train"], p)
     for step in STEPS:
         yield "a loss that is not finite", lambda p, s=step: no_number(world, s, p)
-    yield from _artefacts(lambda folder: nursery.run(world.score(folder)), model, chance)
+    yield from _checkpoints(lambda folder: nursery.run(world.score(folder)), model, chance)
 
 
 def _killed(work: Work, expected: object, seed: float, clock: bool = False) -> Callable[[Path], str]:
     return lambda place: killed(work, expected, place, random.Random(seed), clock)  # pyright: ignore[reportArgumentType]
 
 
-def _artefacts(read: Read, model: Path, chance: random.Random) -> Iterator[Trial]:
+def _checkpoints(read: Read, model: Path, chance: random.Random) -> Iterator[Trial]:
     files = sorted(str(file.relative_to(model)) for file in model.rglob("*") if file.is_file())
     assert SUMS in files
     for how, damage in DAMAGES.items():

@@ -1,4 +1,4 @@
-"""Artefacts that were damaged on the way, or made to harm: each is refused with its reason, or is as good as whole."""
+"""Checkpoints that were damaged, or made to harm: each is refused with its reason, or is as good as whole."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from chaos.campaign import campaign
 from chaos.damage import DAMAGES, HOSTILE, Read, damaged, hostile
 from chaos.trials import killed, two_at_once, unbroken
 from chaos.works import Labelling, Saving, Unbroken
-from chaos.world import Nursery, World, artefact_hash, run
+from chaos.world import Nursery, World, checkpoint_hash, run
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_the_same_seed_makes_the_same_bytes_in_any_process(world: World, tmp_pat
         place = world.place(f"seed {seed}")
         ended = run(world.train(place), {"PYTHONHASHSEED": seed})
         assert ended.well, ended.said
-        hashes.add(artefact_hash(place / "run" / "model"))
+        hashes.add(checkpoint_hash(place / "run" / "model"))
     (only,) = hashes
     assert two_at_once(world, Unbroken(only, 0), tmp_path) == ""
 
@@ -63,7 +63,7 @@ def test_a_damaged_file_is_found(read: Read, trained_run: Any, tmp_path: Path, h
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_artefact_is_refused_or_harmless(read: Read, trained_run: Any, tmp_path: Path, name: str) -> None:
+def test_a_hostile_checkpoint_is_refused_or_harmless(read: Read, trained_run: Any, tmp_path: Path, name: str) -> None:
     assert hostile(read, trained_run.folder / "model", name, tmp_path) == ""
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from chaos.works import Unbroken, Work
-from chaos.world import Ended, World, artefact_hash, kill, run, seconds_to, start, wait
+from chaos.world import Ended, World, checkpoint_hash, kill, run, seconds_to, start, wait
 
 CLOCK = Path(__file__).with_name("clock")
 _YEARS = 10 * 365 * 86_400
@@ -94,7 +94,7 @@ def two_at_once(world: World, expected: Unbroken, place: Path) -> str:
         return f"the second ended with {second.code}: {second.said[-300:]}"
     if not ended.well:
         return f"the first ended with {ended.code}: {ended.said[-300:]}"
-    return "" if artefact_hash(place / "run" / "model") == expected.result else "the first made something else"
+    return "" if checkpoint_hash(place / "run" / "model") == expected.result else "the first made something else"
 
 
 def no_number(world: World, step: str, place: Path) -> str:

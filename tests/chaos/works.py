@@ -14,7 +14,7 @@ from pathlib import Path
 from fake_judge import FakeJudge
 from tiny import make_model, make_tiny_config
 
-from chaos.world import World, artefact_hash, left_overs
+from chaos.world import World, checkpoint_hash, left_overs
 from dmoerm.errors import DmoermError
 from dmoerm.labels import read_labels
 from dmoerm.model.integrity import check_sums
@@ -45,7 +45,7 @@ class Work:
     def result(self, place: Path) -> str:
         """What the command has made, as one text."""
         assert (place / "run" / "report.html").is_file()
-        return artefact_hash(place / "run" / "model") if not _damage(place / "run" / "model") else "damaged"
+        return checkpoint_hash(place / "run" / "model") if not _damage(place / "run" / "model") else "damaged"
 
     def rest(self, place: Path) -> str:
         """What should not be left; empty: nothing."""
@@ -99,11 +99,11 @@ class Saving(Work):
     def broken(self, place: Path) -> str:
         if not (place / "model").is_dir():
             return "there is no model any more"
-        known = {artefact_hash(model) for model in self.models}
-        return _damage(place / "model") or ("" if artefact_hash(place / "model") in known else "neither of the two")
+        known = {checkpoint_hash(model) for model in self.models}
+        return _damage(place / "model") or ("" if checkpoint_hash(place / "model") in known else "neither of the two")
 
     def result(self, place: Path) -> str:
-        return artefact_hash(place / "model") + _damage(place / "model")
+        return checkpoint_hash(place / "model") + _damage(place / "model")
 
 
 class Labelling(Work):

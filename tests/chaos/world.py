@@ -164,7 +164,7 @@ def seconds_to(file: Path, process: subprocess.Popen[bytes]) -> float:
     return time.monotonic() - began
 
 
-def artefact_hash(model: Path) -> str:
+def checkpoint_hash(model: Path) -> str:
     """A model's name by its bytes: the hash over its checksums."""
     return hashlib.sha256((model / "SHA256SUMS").read_bytes()).hexdigest()[:16]
 

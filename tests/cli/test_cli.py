@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from dmoerm.cli import app, train
 from dmoerm.config import load_config, shipped_configs
-from dmoerm.errors import ArtefactError, ConfigError
+from dmoerm.errors import CheckpointError, ConfigError
 
 Write = Callable[..., Path]
 WIDE = {"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"}
@@ -77,7 +77,7 @@ def test_an_interrupt_is_130_and_a_fault_is_a_traceback(monkeypatch: pytest.Monk
     assert run("train", "demo").exit_code == 130
     monkeypatch.setattr(train, "_train", raising(OSError(errno.ENOSPC, "No space left on device", "model")))
     assert "No space left on device" in fails("train", "demo")
-    monkeypatch.setattr(train, "_train", raising(ArtefactError("model: is damaged [b]")))
+    monkeypatch.setattr(train, "_train", raising(CheckpointError("model: is damaged [b]")))
     assert fails("train", "demo") == "error: model: is damaged [b]"
     monkeypatch.setattr(train, "_train", raising(BrokenPipeError()))
     assert run("train", "demo").exit_code == 141

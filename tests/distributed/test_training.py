@@ -52,7 +52,7 @@ def train_on_ray(config: Config) -> Run:
 
 
 def tensors(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
-    """File → its tensors, of an artefact."""
+    """File → its tensors, of a checkpoint."""
     return {str(file.relative_to(folder)): load_file(file) for file in folder.rglob("*.safetensors")}
 
 

@@ -11,7 +11,7 @@ from sample_results import example
 from tiny import tiny_groups
 
 from dmoerm.data.splits import load_splits
-from dmoerm.errors import ArtefactError, DataError
+from dmoerm.errors import CheckpointError, DataError
 from dmoerm.evaluation import evaluate
 from dmoerm.evaluation.overlap import split_overlap
 from dmoerm.model import DMoERM
@@ -89,5 +89,5 @@ def test_the_report_says_what_was_measured() -> None:
 @pytest.mark.parametrize("text", ["xyz\n", "0123456789abcdef", "0123456789ABCDEF\n"])
 def test_a_damaged_list_is_an_error(tmp_path: Path, text: str) -> None:
     (tmp_path / FILE).write_text(text)
-    with pytest.raises(ArtefactError, match="not a list of prompt digests"):
+    with pytest.raises(CheckpointError, match="not a list of prompt digests"):
         TrainingPrompts.read(tmp_path)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from sample_results import example
 
-from dmoerm.errors import ArtefactError, DataError
+from dmoerm.errors import CheckpointError, DataError
 from dmoerm.evaluation import read_results, write_results
 from dmoerm.evaluation.results import phase_seconds
 
@@ -76,7 +76,7 @@ def test_a_file_that_is_missing(tmp_path: Path) -> None:
 
 def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ArtefactError, match="cannot be written"):
+    with pytest.raises(CheckpointError, match="cannot be written"):
         write_results(tmp_path / "file" / "results.json", example())
 
 

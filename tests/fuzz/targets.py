@@ -16,7 +16,7 @@ from pathlib import Path
 from dmoerm.chat.rendered import bare, conversation, response_text, split_response
 from dmoerm.config import Config, apply_override, validated
 from dmoerm.data.readers import read_groups, read_queries
-from dmoerm.errors import ArtefactError, ConfigError, DataError, TaxonomyError
+from dmoerm.errors import CheckpointError, ConfigError, DataError, TaxonomyError
 from dmoerm.labeling.verdict import Token, read_verdicts
 from dmoerm.labels import read_labels
 from dmoerm.model.integrity import check_sums, read_json
@@ -93,9 +93,9 @@ def settings(data: bytes) -> None:
         whole: dict[str, object] = {}
         apply_override(whole, text)
         validated(Config, whole, "fuzz")
-    with contextlib.suppress(ArtefactError):
+    with contextlib.suppress(CheckpointError):
         json.dumps(read_json(_written(data, "config.json")))
-    with contextlib.suppress(ArtefactError):
+    with contextlib.suppress(CheckpointError):
         _written(data, "SHA256SUMS")
         check_sums(_FOLDER)
 

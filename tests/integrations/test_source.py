@@ -8,7 +8,7 @@ import pytest
 from reward_server import TASKS
 
 from dmoerm.client import Client
-from dmoerm.errors import ArtefactError, ConfigError
+from dmoerm.errors import CheckpointError, ConfigError
 from dmoerm.integrations import source
 from dmoerm.integrations.source import open_scorer, tasks_of
 
@@ -45,5 +45,5 @@ def test_sources_that_are_none(reward_server, monkeypatch, tmp_path):
         open_scorer()
     with pytest.raises(ConfigError, match="has no model 'other'; use one of rule"):
         tasks_of(Client(reward_server.url, model="other"))
-    with pytest.raises(ArtefactError, match="no dmoerm model"):
+    with pytest.raises(CheckpointError, match="no dmoerm model"):
         open_scorer(tmp_path)

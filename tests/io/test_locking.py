@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dmoerm.errors import ArtefactError
+from dmoerm.errors import CheckpointError
 from dmoerm.io.locking import exclusive_folder, try_lock_file
 
 HOLD = """
@@ -30,7 +30,7 @@ def test_a_second_one_is_told_who_the_first_is(tmp_path: Path) -> None:
     assert holder.stdout is not None
     holder.stdout.readline()
     said = rf"{tmp_path / 'run'}: process {holder.pid} on {os.uname().nodename} is already running there; wait"
-    with pytest.raises(ArtefactError, match=said), exclusive_folder(tmp_path / "run"):
+    with pytest.raises(CheckpointError, match=said), exclusive_folder(tmp_path / "run"):
         pass
     os.kill(holder.pid, signal.SIGKILL)
     holder.communicate()
@@ -43,7 +43,7 @@ def test_it_is_free_again_after_an_error(tmp_path: Path) -> None:
         raise ZeroDivisionError
     with (
         exclusive_folder(tmp_path),
-        pytest.raises(ArtefactError, match=f"process {os.getpid()}"),
+        pytest.raises(CheckpointError, match=f"process {os.getpid()}"),
         exclusive_folder(tmp_path),
     ):
         pass
@@ -51,7 +51,7 @@ def test_it_is_free_again_after_an_error(tmp_path: Path) -> None:
 
 def test_a_place_that_can_be_no_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(ArtefactError, match="cannot be written"), exclusive_folder(tmp_path / "file" / "run"):
+    with pytest.raises(CheckpointError, match="cannot be written"), exclusive_folder(tmp_path / "file" / "run"):
         pass
 
 

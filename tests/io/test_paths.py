@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dmoerm.errors import ArtefactError
+from dmoerm.errors import CheckpointError
 from dmoerm.io import paths
 from dmoerm.io.paths import complete_folder, write_file
 
@@ -85,5 +85,5 @@ def test_a_file_in_a_folders_place_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(NotADirectoryError), complete_folder(tmp_path / "x"):
         pass
     assert (tmp_path / "x").read_text() == "mine"
-    with pytest.raises(ArtefactError, match="cannot be written"):
+    with pytest.raises(CheckpointError, match="cannot be written"):
         write_file(tmp_path / "x" / "y", "text")

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from dmoerm.errors import ArtefactError
+from dmoerm.errors import CheckpointError
 from dmoerm.labeling import store
 from dmoerm.labeling.store import AnswerStore, JudgeAnswer, call_key
 from dmoerm.labeling.verdict import Token
@@ -111,7 +111,7 @@ def test_a_clock_that_jumps_frees_no_call_of_a_living_process(tmp_path, monkeypa
 
 def test_a_file_that_is_not_a_store_is_refused(tmp_path):
     (tmp_path / "calls.sqlite").write_text("not a database, but long enough to be taken for one" * 100)
-    with pytest.raises(ArtefactError, match=r"calls\.sqlite: cannot open the answer store"):
+    with pytest.raises(CheckpointError, match=r"calls\.sqlite: cannot open the answer store"):
         AnswerStore(tmp_path / "calls.sqlite")
-    with pytest.raises(ArtefactError, match="cannot open"):
+    with pytest.raises(CheckpointError, match="cannot open"):
         AnswerStore(tmp_path)

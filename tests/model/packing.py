@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from dmoerm.model import layout as module
-from dmoerm.model.backbone import cut
-from dmoerm.model.engine import Decoder, Wanted, run
-from dmoerm.model.layout import Layout, Packed
+from dmoerm.model import packing as module
+from dmoerm.model.backbone import split_layers
+from dmoerm.model.packed_attention import Decoder, Outputs, run
+from dmoerm.model.packing import Packed, Packing
 
 each_kind = pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "mistral"])
 Waste = tuple[int, int] | None
@@ -34,34 +34,34 @@ def sequences(lengths: Sequence[int], vocabulary: int, seed: int = 0) -> list[Te
     return [torch.randint(vocabulary, (length,), generator=generator) for length in lengths]
 
 
-def random_ids(layout: Layout, vocabulary: int, seed: int = 0) -> Packed:
-    return Packed(torch.cat(sequences([*layout.prompts, *layout.responses], vocabulary, seed)), layout)
+def random_ids(packing: Packing, vocabulary: int, seed: int = 0) -> Packed:
+    return Packed(torch.cat(sequences([*packing.prompts, *packing.responses], vocabulary, seed)), packing)
 
 
 def example(model: Decoder, seed: int = 0) -> Packed:
     """Three prompts with 2, 3 and 1 responses, all of other lengths and in no order; the longest text is 16 tokens."""
-    layout = Layout([9, 4, 13], [5, 1, 8, 3, 7, 2], [1, 0, 1, 2, 0, 1])
-    return random_ids(layout, model.config.vocab_size, seed)
+    packing = Packing([9, 4, 13], [5, 1, 8, 3, 7, 2], [1, 0, 1, 2, 0, 1])
+    return random_ids(packing, model.config.vocab_size, seed)
 
 
 def parts(inputs: Packed) -> tuple[list[Tensor], list[Tensor]]:
     """The prompts, and the responses."""
-    layout = inputs.layout
-    found = list(inputs.tokens.split([*layout.prompts, *layout.responses]))
-    return found[: len(layout.prompts)], found[len(layout.prompts) :]
+    packing = inputs.packing
+    found = list(inputs.tokens.split([*packing.prompts, *packing.responses]))
+    return found[: len(packing.prompts)], found[len(packing.prompts) :]
 
 
 def texts(inputs: Packed) -> list[Tensor]:
     """Each response after its prompt."""
     prompts, responses = parts(inputs)
-    return [torch.cat([prompts[q], own]) for q, own in zip(inputs.layout.owner, responses, strict=True)]
+    return [torch.cat([prompts[q], own]) for q, own in zip(inputs.packing.owner, responses, strict=True)]
 
 
-def through(model: Decoder, layer: int, ids: Packed, wanted: Wanted = "all") -> Tensor:
-    """The trunk, then the branch: the wanted states (…, d)."""
-    trunk, branch = cut(model, layer)
+def through(model: Decoder, layer: int, ids: Packed, outputs: Outputs = "all") -> Tensor:
+    """The trunk, then the branch: the states asked for (…, d)."""
+    trunk, branch = split_layers(model, layer)
     hidden = ids if trunk is None else ids._replace(tokens=run(trunk, ids)[0])
-    return run(branch, hidden, wanted)[0]
+    return run(branch, hidden, outputs)[0]
 
 
 def plain(*models: Decoder) -> Callable[[Tensor], Tensor]:
@@ -76,13 +76,13 @@ def plain(*models: Decoder) -> Callable[[Tensor], Tensor]:
     return states_of
 
 
-def separate(states_of: Callable[[Tensor], Tensor], inputs: Packed, wanted: Wanted = "all") -> Tensor:
-    """The wanted states (…, d) where each sequence is run by itself."""
-    layout = inputs.layout
-    whole = [states_of(text)[start:] for text, start in zip(texts(inputs), layout.starts, strict=True)]
-    if wanted == "last":
+def separate(states_of: Callable[[Tensor], Tensor], inputs: Packed, outputs: Outputs = "all") -> Tensor:
+    """The outputs states (…, d) where each sequence is run by itself."""
+    packing = inputs.packing
+    whole = [states_of(text)[start:] for text, start in zip(texts(inputs), packing.starts, strict=True)]
+    if outputs == "last":
         return torch.stack([states[-1] for states in whole])
-    prompts = [states_of(prompt) for prompt in parts(inputs)[0]] if wanted == "all" else []
+    prompts = [states_of(prompt) for prompt in parts(inputs)[0]] if outputs == "all" else []
     return torch.cat([*prompts, *whole])
 
 

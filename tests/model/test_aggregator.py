@@ -1,4 +1,4 @@
-"""The aggregator: the paper's MLP, a linear map of standardised scores, or their sum."""
+"""The aggregator: the paper's MLP, a linear map of normalized scores, or their sum."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ def aggregator(inputs: str) -> Aggregator:
     made = Aggregator(2, 5, 4, AggregatorConfig(inputs=inputs, hidden=3)).eval()
     if made.mlp is not None:
         torch.nn.init.normal_(made.mlp.fc2.weight)
-    made.fit_standardisation(VECTORS)
+    made.fit_normalizers(VECTORS)
     return made
 
 
-def standardised(columns: torch.Tensor) -> torch.Tensor:
+def normalized(columns: torch.Tensor) -> torch.Tensor:
     return (columns - columns.mean(0)) / columns.std(0, correction=0)
 
 
 def test_the_papers_aggregator_by_hand() -> None:
     made = aggregator("embeddings")
-    hidden = standardised(VECTORS[:, :10]) @ made.mlp.fc1.weight.T + made.mlp.fc1.bias
+    hidden = normalized(VECTORS[:, :10]) @ made.mlp.fc1.weight.T + made.mlp.fc1.bias
     bent = torch.where(hidden > 0, hidden, made.mlp.activation.weight * hidden)
     torch.testing.assert_close(made(VECTORS), (bent @ made.mlp.fc2.weight.T)[:, 0])
 
 
 def test_scores_start_as_their_standardised_mean() -> None:
-    torch.testing.assert_close(aggregator("scores")(VECTORS), standardised(VECTORS[:, 10:]).mean(1))
+    torch.testing.assert_close(aggregator("scores")(VECTORS), normalized(VECTORS[:, 10:]).mean(1))
 
 
 def test_both_is_the_sum() -> None:

@@ -11,8 +11,8 @@ import torch
 from dmoerm.config import BackboneConfig
 from dmoerm.errors import BackboneError
 from dmoerm.model import backbone as module
-from dmoerm.model.backbone import check_cut, cut, join, load_backbone, resolve_cut, resolve_dtype
-from dmoerm.model.engine import Decoder
+from dmoerm.model.backbone import check_split, join, load_backbone, resolve_branch_layer, resolve_dtype, split_layers
+from dmoerm.model.packed_attention import Decoder
 
 from .packing import assert_close, each_kind, example, plain, separate, texts, through
 
@@ -39,7 +39,7 @@ def test_trunk_and_branch_are_the_whole_smollm2_at_every_cut(smollm2: str) -> No
 
 def test_parts_share_the_models_weights(load: Callable) -> None:
     model = load()
-    trunk, branch = cut(model, 2)
+    trunk, branch = split_layers(model, 2)
     own = {p.data_ptr() for p in model.parameters()}
     parts = {p.data_ptr() for part in (trunk, branch) for p in part.parameters()}
     assert parts == own
@@ -51,7 +51,7 @@ def test_joined_parts_are_the_whole_model(load: Callable) -> None:
     model = load("qwen3")
     ids = texts(example(model))[0][None]
     for layer in range(4):
-        assert torch.equal(join(*cut(model, layer))(ids).last_hidden_state, model(ids).last_hidden_state)
+        assert torch.equal(join(*split_layers(model, layer))(ids).last_hidden_state, model(ids).last_hidden_state)
 
 
 @torch.no_grad()
@@ -64,7 +64,7 @@ def test_num_layers_uses_the_first_layers_and_the_final_norm(load: Callable) -> 
 
 @pytest.mark.parametrize(("layers", "asked", "expected"), [(4, None, 3), (4, 0, 0), (4, 3, 3), (2, None, 1)])
 def test_the_cut_is_at_four_fifths_unless_asked(load: Callable, layers: int, asked: int | None, expected: int) -> None:
-    assert resolve_cut(BackboneConfig(branch_layer=asked), load(num_layers=layers)) == expected
+    assert resolve_branch_layer(BackboneConfig(branch_layer=asked), load(num_layers=layers)) == expected
 
 
 @pytest.mark.parametrize(
@@ -136,10 +136,10 @@ def test_such_a_family_is_refused_under_an_unknown_name_too(
 
 def test_a_backbone_whose_cut_changes_the_result_is_refused(load: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     model = load()
-    real_cut = module.cut
-    monkeypatch.setattr(module, "cut", lambda model, layer: (real_cut(model, 1)[0], real_cut(model, 3)[1]))
+    real_split = module.split_layers
+    monkeypatch.setattr(module, "split_layers", lambda model, layer: (real_split(model, 1)[0], real_split(model, 3)[1]))
     with pytest.raises(BackboneError, match="another result"):
-        check_cut(model, 2)
+        check_split(model, 2)
 
 
 @pytest.mark.parametrize("content", [None, "not json"])

@@ -16,8 +16,8 @@ from tiny import make_model, make_tiny_config
 from dmoerm.chat.encoding import Encoded
 from dmoerm.errors import DataError, DmoermError
 from dmoerm.model import DMoERM
-from dmoerm.model.batching import batches, pad, pieces
-from dmoerm.model.inner import InnerModel
+from dmoerm.model.batching import batches, chunks, pad
+from dmoerm.model.task_model import TaskModel
 from dmoerm.schema import Message, Query
 from dmoerm.scores import Score
 
@@ -110,7 +110,7 @@ def test_any_texts_score_alone_as_together(plain: DMoERM, prompt: str, responses
 
 
 def test_the_routes_and_forms_are_all_met(plain: DMoERM, tiny_model: Callable[..., DMoERM]) -> None:
-    """What the tests above rest on: both inner models score, and so does the general one; responses differ."""
+    """What the tests above rest on: both task models score, and so does the general one; responses differ."""
     scores = plain.score(PROMPTS, RESPONSES)
     assert len({score.reward for row in scores for score in row}) == 6
     unsure = tiny_model(router={"threshold": 1.0}).score(PROMPTS, RESPONSES)
@@ -141,9 +141,9 @@ def test_the_papers_form_scores_by_its_experts_alone(
 ) -> None:
     model = tiny_model(phase3={"inputs": "embeddings"})
     with monkeypatch.context() as patch:
-        patch.setattr(InnerModel, "reads_base", True)
+        patch.setattr(TaskModel, "reads_base", True)
         expected = model.score(PROMPTS, RESPONSES)
-    scorers = [model.general, *(model.inner(task).base for task in model.config.tasks)]
+    scorers = [model.general, *(model.task_model(task).base for task in model.config.tasks)]
     for scorer in scorers:
         monkeypatch.setattr(scorer, "embed", lambda inputs: pytest.fail("a branch without experts is run"))
     for found, right in zip(model.score(PROMPTS, RESPONSES), expected, strict=True):
@@ -276,7 +276,7 @@ def test_batches_hold_every_query_once_within_the_budget(shapes: list[Any], budg
 )
 def test_pieces_are_the_query_cut_to_size(prompt: int, lengths: list[int], budget: int) -> None:
     encoded = Encoded(list(range(prompt)), [[n] * length for n, length in enumerate(lengths)])
-    found = list(pieces(encoded, budget))
+    found = list(chunks(encoded, budget))
     assert [response for _, piece in found for response in piece.responses] == encoded.responses
     assert [first for first, _ in found] == [piece.responses[0][0] for _, piece in found]
     assert all(piece.tokens <= max(budget, 2 * prompt) or len(piece.responses) == 1 for _, piece in found)

@@ -15,7 +15,7 @@ from dmoerm.config import HeadConfig, LoRAConfig
 from dmoerm.errors import BackboneError
 from dmoerm.model.batching import pack_ids
 from dmoerm.model.experts import Experts, StackedLoRALinear, lora_layers, with_experts
-from dmoerm.model.layout import Packed
+from dmoerm.model.packing import Packed
 
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 each_kind = pytest.mark.parametrize("kind", ["llama", "qwen3", "mistral"])

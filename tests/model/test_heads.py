@@ -15,9 +15,9 @@ from dmoerm.chat.encoding import Encoded
 from dmoerm.config import HeadConfig
 from dmoerm.model import heads
 from dmoerm.model.batching import pack_ids
-from dmoerm.model.engine import run
-from dmoerm.model.heads import Head, Standardise, embed, embedding_width
-from dmoerm.model.layout import Packed, pack
+from dmoerm.model.heads import Head, Normalizer, embed, embedding_width
+from dmoerm.model.packed_attention import run
+from dmoerm.model.packing import Packed, pack
 
 from .packing import parts
 
@@ -25,11 +25,11 @@ POOLINGS = ["last", "mean", "both"]
 each_pooling = pytest.mark.parametrize("how", POOLINGS)
 
 
-def unchanged(branch: Any, inputs: Packed, wanted: str, stack: int) -> Tensor:
+def unchanged(branch: Any, inputs: Packed, outputs: str, num_experts: int) -> Tensor:
     """What `run` gives of a branch that leaves hidden states as they are."""
-    tokens, layout = inputs
-    states = tokens[layout.last] if wanted == "last" else tokens[layout.prompt_tokens :]
-    return states.expand(stack, *states.shape)
+    tokens, packing = inputs
+    states = tokens[packing.last] if outputs == "last" else tokens[packing.prompt_tokens :]
+    return states.expand(num_experts, *states.shape)
 
 
 @pytest.fixture
@@ -92,18 +92,18 @@ def test_pooling_is_in_float32(pooled: Callable[..., Tensor], how: str) -> None:
 
 def test_standardised_samples_have_mean_0_and_deviation_1() -> None:
     samples = torch.randn(200, 4) * torch.tensor([0.1, 1.0, 10.0, 100.0]) + 5
-    standardise = Standardise(4)
-    assert torch.equal(standardise(samples), samples)
-    standardise.fit(samples)
-    after = standardise(samples)
+    normalizer = Normalizer(4)
+    assert torch.equal(normalizer(samples), samples)
+    normalizer.fit(samples)
+    after = normalizer(samples)
     torch.testing.assert_close(after.mean(0), torch.zeros(4), atol=1e-4, rtol=0)
     torch.testing.assert_close(after.std(0, correction=0), torch.ones(4))
 
 
 def test_a_column_that_never_changes_stays_finite() -> None:
-    standardise = Standardise(2)
-    standardise.fit(torch.ones(5, 2))
-    assert standardise(torch.ones(1, 2)).tolist() == [[0, 0]]
+    normalizer = Normalizer(2)
+    normalizer.fit(torch.ones(5, 2))
+    assert normalizer(torch.ones(1, 2)).tolist() == [[0, 0]]
 
 
 @pytest.mark.parametrize("hidden", [0, 6])
@@ -118,7 +118,7 @@ def test_a_head_maps_each_embedding_to_one_score(hidden: int) -> None:
 
 def test_a_linear_head_is_the_weighted_standardised_embedding() -> None:
     head = Head(3, HeadConfig())
-    head.standardise.fit(samples := torch.randn(50, 3))
+    head.normalizer.fit(samples := torch.randn(50, 3))
     z = (samples[0] - samples.mean(0)) / samples.std(0, correction=0)
     torch.testing.assert_close(head(samples[:1])[0], head.score.weight[0] @ z)
 

@@ -14,7 +14,7 @@ from sample_results import example
 from typer.testing import CliRunner
 
 from dmoerm.cli import app
-from dmoerm.errors import ArtefactError
+from dmoerm.errors import CheckpointError
 from dmoerm.model import DMoERM
 from dmoerm.model.hub import named
 from dmoerm.report.card import card
@@ -72,7 +72,7 @@ def test_a_revision_is_the_model_that_it_was(hub: Hub, model: DMoERM, tiny_model
     assert not any("experts" in name for name in files)  # what the former model left there is gone
     assert rewards(DMoERM.from_pretrained("me/rm")) == pytest.approx(rewards(other), abs=1e-5)
     assert rewards(DMoERM.from_pretrained("me/rm", revision=first)) == pytest.approx(rewards(model), abs=1e-5)
-    with pytest.raises(ArtefactError, match="me/rm: neither a folder here nor a model on the hub"):
+    with pytest.raises(CheckpointError, match="me/rm: neither a folder here nor a model on the hub"):
         DMoERM.from_pretrained("me/rm", revision="none")
 
 
@@ -98,12 +98,12 @@ def test_nothing_of_a_hostile_repository_is_run(hub: Hub, model: DMoERM, tmp_pat
     settings = json.loads(files["tokenizer_config.json"])
     settings |= {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["modeling_dmoerm.Own", None]}}
     repository.commit("main", files | {"tokenizer_config.json": json.dumps(settings).encode()})
-    with pytest.raises(ArtefactError, match="tokenizer"):
+    with pytest.raises(CheckpointError, match="tokenizer"):
         DMoERM.from_pretrained("me/rm")
 
     weightless = {name: content for name, content in files.items() if not name.endswith(".safetensors")}
     repository.commit("main", weightless)
-    with pytest.raises(ArtefactError, match=r"\.safetensors: is missing"):
+    with pytest.raises(CheckpointError, match=r"\.safetensors: is missing"):
         DMoERM.from_pretrained("me/rm")
     assert not (tmp_path / "sprung").exists()
 
@@ -127,10 +127,10 @@ def test_dmoerm_push(hub: Hub, model: DMoERM, tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_uploaded_is_told(hub: Hub, model: DMoERM, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ArtefactError, match="a//b: the model cannot be uploaded"):
+    with pytest.raises(CheckpointError, match="a//b: the model cannot be uploaded"):
         model.push_to_hub("a//b")
     monkeypatch.delenv("HF_TOKEN")
-    with pytest.raises(ArtefactError, match="hf auth login"):
+    with pytest.raises(CheckpointError, match="hf auth login"):
         model.push_to_hub("me/rm")
 
 

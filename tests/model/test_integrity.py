@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tiny import make_model, make_tiny_config
 
-from dmoerm.errors import ArtefactError
+from dmoerm.errors import CheckpointError
 from dmoerm.model import DMoERM
 from dmoerm.model.integrity import check_files, check_sums, write_sums
 
@@ -38,7 +38,7 @@ def test_a_flipped_bit_of_any_file_is_found(copied: Path) -> None:
     for file in [file for file in copied.rglob("*") if file.is_file() and file.name not in ("README.md", "SHA256SUMS")]:
         content = file.read_bytes()
         file.write_bytes(content[:-9] + bytes([content[-9] ^ 4]) + content[-8:])
-        with pytest.raises(ArtefactError, match=rf"{file}: not what was written.*copy the model again"):
+        with pytest.raises(CheckpointError, match=rf"{file}: not what was written.*copy the model again"):
             DMoERM.from_pretrained(copied)
         file.write_bytes(content)
     check_sums(copied)
@@ -55,7 +55,7 @@ def test_the_check_can_be_left_out(copied: Path) -> None:
     with (copied / "config.json").open("a") as file:
         file.write(" ")
     DMoERM.from_pretrained(copied, check=False)
-    with pytest.raises(ArtefactError, match="not what was written"):
+    with pytest.raises(CheckpointError, match="not what was written"):
         DMoERM.from_pretrained(copied)
 
 
@@ -69,7 +69,7 @@ def test_a_folder_without_sums_loads(copied: Path) -> None:
 )
 def test_sums_that_are_none_are_named(copied: Path, content: str) -> None:
     (copied / "SHA256SUMS").write_text(content)
-    with pytest.raises(ArtefactError, match=r"SHA256SUMS: is damaged, or names files outside"):
+    with pytest.raises(CheckpointError, match=r"SHA256SUMS: is damaged, or names files outside"):
         check_sums(copied)
 
 
@@ -84,7 +84,7 @@ def test_links_inside_and_into_the_hubs_cache_are_followed(saved: Path, tmp_path
     DMoERM.from_pretrained(snapshot)
     (blobs / "0").rename(tmp_path / "outside")
     (blobs / "0").symlink_to(tmp_path / "outside")
-    with pytest.raises(ArtefactError, match="leads out of the model's folder, to"):
+    with pytest.raises(CheckpointError, match="leads out of the model's folder, to"):
         DMoERM.from_pretrained(snapshot)
 
 

@@ -10,7 +10,7 @@ import yaml
 from sample_results import DIFFERENCE, ESTIMATE, NAMES, example
 
 from dmoerm.config import Config
-from dmoerm.errors import ArtefactError
+from dmoerm.errors import CheckpointError
 from dmoerm.report import write_card
 from dmoerm.report.card import card
 
@@ -51,7 +51,7 @@ def test_the_card_without_settings(model_dir: Path) -> None:
 
 
 def test_a_folder_without_a_model_gets_no_card(tmp_path: Path) -> None:
-    with pytest.raises(ArtefactError, match="is not a dmoerm checkpoint"):
+    with pytest.raises(CheckpointError, match="is not a dmoerm checkpoint"):
         write_card(tmp_path, example())
     assert not list(tmp_path.iterdir())
 

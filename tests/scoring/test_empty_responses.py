@@ -24,7 +24,10 @@ TALK = [{"role": "user", "content": "Hi!"}]
 def model(tiny_model: Callable[..., Any]) -> Any:
     """A model whose rewards of real responses are far below the usual range, as an outlier's are."""
     found = tiny_model()
-    for calibration in [found.general_calibration, *(found.inner(task).calibration for task in found.config.tasks)]:
+    for calibration in [
+        found.general_calibration,
+        *(found.task_model(task).calibration for task in found.config.tasks),
+    ]:
         calibration.centre.fill_(1e5)
     return found
 

@@ -63,7 +63,7 @@ def launch(*command: str, how: str = "ddp_cpu") -> subprocess.CompletedProcess[s
     return subprocess.run([*start, *command], env=environment, check=False, capture_output=True, text=True, timeout=300)
 
 
-def artefacts(config: Config) -> dict[str, torch.Tensor]:
+def checkpoints(config: Config) -> dict[str, torch.Tensor]:
     """Every tensor that the run has left, of its steps and of its model."""
     root = Path(config.output)
     files = [*root.glob("steps/**/*.safetensors"), *root.glob("model/**/*.safetensors")]
@@ -71,7 +71,7 @@ def artefacts(config: Config) -> dict[str, torch.Tensor]:
 
 
 def assert_close(one: Config, other: Config, tolerance: float = 1e-4) -> None:
-    found, expected = artefacts(one), artefacts(other)
+    found, expected = checkpoints(one), checkpoints(other)
     assert found.keys() == expected.keys()
     assert any(name.startswith("model/") for name in found)
     apart = {name: float((found[name].float() - t.float()).abs().max()) for name, t in expected.items() if t.numel()}

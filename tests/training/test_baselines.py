@@ -80,13 +80,13 @@ def test_base_scores_can_be_left_out(tiny_backbone, tmp_path) -> None:
     phases = {"phase1": {"phase1_fraction": 0}, "phase3": {"inputs": "scores", "base_scores": ["general"]}}
     config = make_tiny_config(tiny_backbone, tmp_path, base="frozen", phase2={"lora": {"rank": 0}}, **phases)
     run = train_quietly(config)
-    inner = run.model.inner(next(iter(run.model.config.tasks)))
-    vectors = torch.randn(5, sum(inner.aggregator.split))
+    task_model = run.model.task_model(next(iter(run.model.config.tasks)))
+    vectors = torch.randn(5, sum(task_model.aggregator.split))
     other = vectors.clone()
     other[:, -2] += 3  # phase 1's score
-    assert torch.equal(inner.aggregator(vectors), inner.aggregator(other))
+    assert torch.equal(task_model.aggregator(vectors), task_model.aggregator(other))
     other[:, -1] += 3
-    assert not torch.equal(inner.aggregator(vectors), inner.aggregator(other))
+    assert not torch.equal(task_model.aggregator(vectors), task_model.aggregator(other))
 
 
 def test_derived_scores_take_all_capabilities_however_few_have_experts(tiny_backbone, tmp_path) -> None:

@@ -127,8 +127,8 @@ class Pooled(torch.nn.Module):
         self.heads = HeadStack([Head(WIDTH, HeadConfig()) for _ in range(LANES)])
 
     def forward(self, inputs: Any, active: torch.Tensor | None) -> torch.Tensor:
-        layout = inputs.layout
-        responses = inputs.tokens[layout.prompt_tokens :].split(layout.responses)
+        packing = inputs.packing
+        responses = inputs.tokens[packing.prompt_tokens :].split(packing.responses)
         return self.heads(torch.stack([states.mean(0) for states in responses]), active)
 
 

@@ -13,7 +13,7 @@ from tiny import train_quietly
 from dmoerm.chat.encoding import Encoded
 from dmoerm.config import Config
 from dmoerm.model.batching import pack_ids
-from dmoerm.model.layout import pack
+from dmoerm.model.packing import pack
 from dmoerm.training.cache import ActivationCache
 
 
@@ -38,7 +38,7 @@ def test_it_holds_what_the_trunk_gives_alone(begun: Callable[..., Any], changes:
     for example in start.train[:4]:
         hidden = model.hidden(pack_ids([example.encoded]))
         found = pack([cache.states(example.encoded)])
-        assert found.layout.responses == hidden.layout.responses
+        assert found.packing.responses == hidden.packing.responses
         torch.testing.assert_close(found.tokens, hidden.tokens, atol=1e-5, rtol=1e-4)
         if cache.route:
             route = hidden.prompt_means()[0]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dmoerm.chat.encoding import Encoded
-from dmoerm.model.inner import Calibration
+from dmoerm.model.task_model import Calibration
 from dmoerm.schema import Group, Pair
 from dmoerm.training.batches import Example
 from dmoerm.training.calibration import calibrate

@@ -24,10 +24,12 @@ def trained(start: Any) -> None:
 def one_expert(start: Any, capability: str) -> None:
     """Leaves the task this one expert."""
     model = start.run.model
-    inner = model.inner(TASK)
+    task_model = model.task_model(TASK)
     settings = start.run.config
-    branch, width = inner.base.branch, model.config.width
-    inner.experts = Experts(branch, [capability], width, settings.phase2.lora, settings.head, inner.base.pooling)
+    branch, width = task_model.base.branch, model.config.width
+    task_model.experts = Experts(
+        branch, [capability], width, settings.phase2.lora, settings.head, task_model.base.pooling
+    )
 
 
 @pytest.mark.parametrize("rank", [0, 2])
@@ -36,7 +38,7 @@ def test_experts_of_several_steps_are_those_of_one(begun: Callable[..., Any], tm
     step = {"learning_rate": 3e-2, "epochs": 6, "evaluations": 6, "patience": 1, "batch_groups": 1}
     settings = {"phase2": {**step, "lora": {"rank": rank, "dropout": 0.0}}}
     one, several = (begun(**settings, output=str(tmp_path / name)) for name in ("one", "several"))
-    names = one.run.model.inner(TASK).experts.capabilities
+    names = one.run.model.task_model(TASK).experts.capabilities
     for start in (one, several):
         for i, example in enumerate(start.of(TASK)[0]):
             example.pairs[names[i % 2]] = []  # pyright: ignore[reportIndexIssue]
@@ -45,7 +47,7 @@ def test_experts_of_several_steps_are_those_of_one(begun: Callable[..., Any], tm
     for part in expert_parts(TASK, names, 1).items():
         phase2(several.run, TASK, *several.of(TASK), part)
     assert {f"phase2/{TASK}/0", f"phase2/{TASK}/1"} <= several.run.metrics().keys()
-    states = [start.run.model.inner(TASK).experts.state_dict() for start in (one, several)]
+    states = [start.run.model.task_model(TASK).experts.state_dict() for start in (one, several)]
     torch.testing.assert_close(states[1], states[0], atol=1e-5, rtol=1e-3)
 
 
@@ -60,11 +62,11 @@ def test_experts_trained_together_are_those_trained_alone(
     settings = {"phase2": {**step, "lora": lora, "head_first": first}}
     together = begun(**settings)
     trained(together)
-    for i, capability in enumerate(together.run.model.inner(TASK).experts.capabilities):
+    for i, capability in enumerate(together.run.model.task_model(TASK).experts.capabilities):
         alone = begun(**settings, output=str(tmp_path / capability))
         one_expert(alone, capability)
         trained(alone)
-        joint, own = (start.run.model.inner(TASK).experts for start in (together, alone))
+        joint, own = (start.run.model.task_model(TASK).experts for start in (together, alone))
         torch.testing.assert_close(joint.heads[i].state_dict(), own.heads[0].state_dict(), atol=1e-5, rtol=1e-3)
         for one, other in zip(lora_layers(joint).values(), lora_layers(own).values(), strict=True):
             torch.testing.assert_close(one.lora_A[i], other.lora_A[0], atol=1e-5, rtol=1e-3)

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from dmoerm.config import BranchStepConfig, HeadConfig
-from dmoerm.errors import ArtefactError, DmoermError, TrainingError
+from dmoerm.errors import CheckpointError, DmoermError, TrainingError
 from dmoerm.model.heads import Head
 from dmoerm.schema import Pair
 from dmoerm.training.batches import Item, collate_vectors
@@ -314,7 +314,7 @@ def test_a_full_disk_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         raise error
 
     monkeypatch.setattr(Trainer, "_save_checkpoint", full)
-    with pytest.raises(ArtefactError, match=r"cannot be written.*free some space"):
+    with pytest.raises(CheckpointError, match=r"cannot be written.*free some space"):
         fitted(head(), tmp_path / "step")
     monkeypatch.setattr(Trainer, "_save_checkpoint", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):

@@ -47,26 +47,27 @@ def trained(begun: Any, *phases: Any) -> list[set[str]]:
 def test_each_phase_changes_its_own_part_alone(begun: Callable[..., Any], base: str, rank: int) -> None:
     start = begun(base=base, phase1={"evaluations": 1}, phase2={"lora": {"rank": rank}, "learning_rate": 1e-2})
     general, one, two, three = trained(start, phase0, phase1, phase2, phase3)
-    inner = f"tasks.task:{TASK}."
+    task_model = f"tasks.task:{TASK}."
     assert all(name.startswith(("general.", "general_calibration.")) for name in general)
-    assert all(name.startswith((inner + "base.", inner + "experts.branch")) for name in one)
+    assert all(name.startswith((task_model + "base.", task_model + "experts.branch")) for name in one)
     if base == "frozen":
         assert not any(".branch." in name for name in general | one)
-    allowed = [inner + "experts.heads."] + [inner + "experts.branch."] * bool(rank)
+    allowed = [task_model + "experts.heads."] + [task_model + "experts.branch."] * bool(rank)
     assert two
     assert all(name.startswith(tuple(allowed)) for name in two)
     if rank:  # new experts share the branch's own weights, which are as phase 1 left them
-        inner_model = start.run.model.inner(TASK)
+        inner_model = start.run.model.task_model(TASK)
         shared = {p.data_ptr() for p in inner_model.base.branch.parameters()}
         assert {n for n, p in inner_model.experts.branch.named_parameters() if p.data_ptr() not in shared} == {
             n for n, _ in inner_model.experts.branch.named_parameters() if "lora_" in n
         }
     assert all(
-        name.startswith((inner + "aggregator.", inner + "calibration.", inner + "standardise.")) for name in three
+        name.startswith((task_model + "aggregator.", task_model + "calibration.", task_model + "normalizer."))
+        for name in three
     )
-    assert any(name.startswith(inner + "aggregator.") for name in three)
+    assert any(name.startswith(task_model + "aggregator.") for name in three)
     assert not any(p.requires_grad for p in start.run.model.parameters())
-    assert not any(module.training for module in start.run.model.inner(TASK).modules())
+    assert not any(module.training for module in start.run.model.task_model(TASK).modules())
 
 
 @pytest.mark.parametrize("base", ["full", "lora"])
@@ -75,7 +76,7 @@ def test_a_trained_base_moves_its_branch(begun: Callable[..., Any], base: str) -
     moved = {name.rpartition(".layers.")[2].split(".", 1)[-1] for name in general if ".layers." in name}
     if base == "lora":
         assert moved <= {"self_attn.q_proj.weight", "self_attn.v_proj.weight"}
-    assert "general.head.standardise.mean" in general
+    assert "general.head.normalizer.mean" in general
 
 
 def test_the_papers_base_trains_the_embeddings_too(begun: Callable[..., Any]) -> None:
@@ -94,9 +95,9 @@ def test_a_warm_start_begins_from_the_general_model(begun: Callable[..., Any], b
     start = begun(base=base, warm_start=warm, phase1={"epochs": 0}, phase0={"learning_rate": 1e-2})
     phase0(start.run, start.train, start.train)
     phase1(start.run, TASK, *start.of(TASK))
-    task, general = start.run.model.inner(TASK).base.state_dict(), start.run.model.general.state_dict()
-    # fixed embeddings are standardised by the task's own statistics
-    kept = {name for name in general if base == "full" or "standardise" not in name}
+    task, general = start.run.model.task_model(TASK).base.state_dict(), start.run.model.general.state_dict()
+    # fixed embeddings are normalized by the task's own statistics
+    kept = {name for name in general if base == "full" or "normalizer" not in name}
     assert all(torch.equal(task[name], general[name]) for name in kept) == warm
 
 

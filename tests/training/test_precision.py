@@ -88,11 +88,11 @@ def assert_same(found: nn.Module, selected: nn.Module) -> None:
 
 def test_what_was_selected_is_what_is_saved(trained: Any) -> None:
     _, selected, loaded = trained
-    base = loaded.inner(TASK).base
+    base = loaded.task_model(TASK).base
     assert_same(loaded.general, selected["phase0/branch"].scorer)
     assert_same(base, selected[f"phase1/{TASK}/branch"].scorer)
     chosen = selected[f"phase2/{TASK}/lora"].scorer
-    for name, layer in lora_layers(loaded.inner(TASK).experts.branch).items():
+    for name, layer in lora_layers(loaded.task_model(TASK).experts.branch).items():
         assert torch.equal(layer.lora_A, lora_layers(chosen.branch)[name].lora_A)
         assert torch.equal(layer.lora_B, lora_layers(chosen.branch)[name].lora_B)
     if loaded.router.language_model is not None:
@@ -104,13 +104,13 @@ def test_rewards_after_loading_are_those_at_selection(trained: Any) -> None:
     run, selected, loaded = trained
     ids = pack_ids([e.encoded for e in examples_of(run, load_splits(run.config).train[:6])])
     inputs = loaded.hidden(ids)
-    inner = loaded.inner(TASK)
+    task_model = loaded.task_model(TASK)
     pairs: dict[str, tuple[Tensor, Tensor]] = {
         "phase0": (selected["phase0/branch"].scorer(inputs), loaded.general(inputs)),
-        "phase1": (selected[f"phase1/{TASK}/branch"].scorer(inputs), inner.base(inputs)),
+        "phase1": (selected[f"phase1/{TASK}/branch"].scorer(inputs), task_model.base(inputs)),
         "phase2": (
             selected[f"phase2/{TASK}/lora"].scorer(inputs).T,
-            inner.experts.score(inner.experts.embed(inputs, None)),
+            task_model.experts.score(task_model.experts.embed(inputs, None)),
         ),
     }
     for name, (before, after) in pairs.items():

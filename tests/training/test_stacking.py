@@ -10,7 +10,7 @@ from tiny import make_model, make_tiny_config
 
 from dmoerm.config import HeadConfig, LoRAConfig
 from dmoerm.model.experts import lora_layers, with_experts
-from dmoerm.model.layout import pack
+from dmoerm.model.packing import pack
 from dmoerm.schema import Pair
 from dmoerm.training.batches import Item, collate_parts
 from dmoerm.training.learner import PhaseModel

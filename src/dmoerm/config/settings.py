@@ -148,7 +148,7 @@ class HeadStepConfig(StepConfig):
 
 
 class HeadConfig(_Settings):
-    """The map from an embedding to a score; embeddings are standardised by the training part's statistics first."""
+    """The map from an embedding to a score; embeddings are normalized by the training part's statistics first."""
 
     hidden: Width = Field(default=0, ge=0)
     """Width of a hidden layer; 0: linear."""

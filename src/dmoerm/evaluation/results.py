@@ -221,7 +221,7 @@ class Results(Document):
 
 
 def write_results(path: str | Path, results: Results) -> None:
-    """Writes results.json, completely or not at all. Raises `ArtefactError` where it cannot be written."""
+    """Writes results.json, completely or not at all. Raises `CheckpointError` where it cannot be written."""
     write_file(Path(path), results.to_json())
 
 

@@ -2,7 +2,7 @@
 
     general    phase 0's model of all tasks together: the single reward model
     per_task   the phase-1 model of the group's own task
-    dmoerm     end to end: the router alone decides which inner model scores
+    dmoerm     end to end: the router alone decides which task model scores
 
 and, where they are given, the baselines that were trained beside it.
 
@@ -26,8 +26,8 @@ from torch import Tensor
 from ..chat.encoding import Encoded
 from ..model import DMoERM
 from ..model.batching import pack_ids
-from ..model.inner import InnerOutput
-from ..model.layout import Packed, pack
+from ..model.packing import Packed, pack
+from ..model.task_model import TaskOutput
 from ..schema import Query
 from ..training.baselines import Baselines
 from ..training.cache import ActivationCache
@@ -45,7 +45,7 @@ class ScoredGroup(Generic[Q]):
     Attributes:
         task: the group's own task, or the router's likeliest one where the group names none.
         route: task → probability, from the prompt alone.
-        chosen: the task whose inner model gave the `dmoerm` rewards; None: the general model did.
+        chosen: the task whose model gave the `dmoerm` rewards; None: the general model did.
         temperature: σ((reward_a − reward_b) / temperature) is `dmoerm`'s probability that a is better than b.
         rewards: method → one score a response; only differences within the group and method mean something.
         capabilities: capability of `task` → one score a response.
@@ -86,7 +86,7 @@ def score_groups(
     """
     for group in groups:
         if group.task is not None:
-            model.inner(group.task, f"group {group.id}")
+            model.task_model(group.task, f"group {group.id}")
     encoded = [model.encoder.encode(Query(id=g.id, prompt=g.prompt, responses=g.responses)) for g in groups]
     made: list[dict[int, ScoredGroup[Q]]] = []
     with _progress(console) as advance:
@@ -133,7 +133,7 @@ def _score_batch(
     baselines: Baselines | None,
 ) -> list[ScoredGroup[Q]]:
     hidden, prompts, route, base = _activations(model, encoded, cache)
-    owners = torch.tensor(hidden.layout.owner, device=base.device)
+    owners = torch.tensor(hidden.packing.owner, device=base.device)
     rewards = {"general": model.general.head(base)}
     if baselines is not None:
         rewards |= baselines.rewards(hidden, base, None if prompts is None else prompts[owners])
@@ -142,7 +142,7 @@ def _score_batch(
         chosen = agreed(chosen)
     own = [group.task or model.router.tasks[i] for group, i in zip(groups, route.argmax(-1).tolist(), strict=True)]
     wanted = [{task for task in pair if task} for pair in zip(own, chosen, strict=True)]
-    outputs = _inner_outputs(model, hidden, wanted, base, rewards["general"])
+    outputs = _task_outputs(model, hidden, wanted, base, rewards["general"])
     return [
         _scored(
             model,
@@ -176,19 +176,19 @@ def _activations(
     return hidden, prompts, route, torch.cat([cache.embeddings(e) for e in encoded]).to(model.device)
 
 
-def _inner_outputs(
+def _task_outputs(
     model: DMoERM, hidden: Packed, wanted: Sequence[set[str]], base: Tensor, general: Tensor
-) -> dict[tuple[int, str], InnerOutput]:
-    """(q, task) → what the task's inner model says of the q-th group, for all tasks wanted of it."""
-    found: dict[tuple[int, str], InnerOutput] = {}
-    owners = torch.tensor(hidden.layout.owner, device=base.device)
+) -> dict[tuple[int, str], TaskOutput]:
+    """(q, task) → what the task's model says of the q-th group, for all tasks wanted of it."""
+    found: dict[tuple[int, str], TaskOutput] = {}
+    owners = torch.tensor(hidden.packing.owner, device=base.device)
     for task in sorted(set().union(*wanted)):
-        rows = [n for n, owner in enumerate(hidden.layout.owner) if task in wanted[owner]]
+        rows = [n for n, owner in enumerate(hidden.packing.owner) if task in wanted[owner]]
         shared = base[rows] if model.config.shared_branch else None
-        output = model.inner(task)(hidden.select(rows), general[rows], shared)
+        output = model.task_model(task)(hidden.select(rows), general[rows], shared)
         places = owners[rows]
         for q in places.unique().tolist():
-            found[q, task] = InnerOutput(*(part[places == q] for part in output))
+            found[q, task] = TaskOutput(*(part[places == q] for part in output))
     return found
 
 
@@ -199,14 +199,14 @@ def _scored(
     chosen: str | None,
     route: dict[str, float],
     rewards: dict[str, Tensor],
-    outputs: Mapping[str, InnerOutput],
+    outputs: Mapping[str, TaskOutput],
 ) -> ScoredGroup[Q]:
-    calibration = model.general_calibration if chosen is None else model.inner(chosen).calibration
+    calibration = model.general_calibration if chosen is None else model.task_model(chosen).calibration
     rewards = rewards | {
         "per_task": outputs[own].per_task,
         "dmoerm": calibration(rewards["general"]) if chosen is None else outputs[chosen].reward,
     }
-    names = model.inner(own).experts.capabilities
+    names = model.task_model(own).experts.capabilities
     return ScoredGroup(
         group=group,
         task=own,

@@ -65,9 +65,9 @@ def _training(panel: Panel) -> dict[str, float]:
 def _parameters(panel: Panel) -> dict[str, int]:
     model, tasks = panel.run.model, list(panel.data.taxonomy.tasks)
     single = _count(model.general.head) + (0 if panel.run.frozen else _count(model.general.branch))
-    inner = [part for task in tasks for part in (model.inner(task).experts, model.inner(task).aggregator)]
+    parts = [part for task in tasks for part in (model.task_model(task).experts, model.task_model(task).aggregator)]
     found = {"general": single, "warm": single, "per_task": single * len(tasks)}
-    found["dmoerm"] = found["general"] + found["per_task"] + sum(map(_count, [model.router, *inner]))
+    found["dmoerm"] = found["general"] + found["per_task"] + sum(map(_count, [model.router, *parts]))
     if panel.baselines is not None:
         found |= {name: single * len(e.members) for name, e in panel.baselines.ensembles.items()}
         found["gated"] = _count(panel.baselines.gated or nn.Module())

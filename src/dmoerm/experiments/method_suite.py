@@ -18,7 +18,7 @@ from rich.progress import track
 
 from ..config import Config, changed
 from ..data.splits import Splits, load_splits
-from ..errors import ArtefactError
+from ..errors import CheckpointError
 from ..evaluation.scored_groups import METHODS, ScoredGroup, score_groups
 from ..schema import Prompt, Query
 from ..training import Run, train
@@ -147,11 +147,11 @@ def open_panel(config: Config, members: int = 5, console: Console | None = None,
 def reopen_panel(config: Config, data: Splits, members: int) -> Panel:
     """The panel that `open_panel` has left, for as many readers at once as there are.
 
-    Raises `ArtefactError` where a step is missing.
+    Raises `CheckpointError` where a step is missing.
     """
     run = prepare(config, data.taxonomy, Path(config.output), Progress(quiet=True))
     if missing := [step.name for step in graph(config, data.taxonomy) if not run.finished(step.name)]:
-        raise ArtefactError(f"{config.output}: its step {missing[0]} is not there; let all machines reach the folder")
+        raise CheckpointError(f"{config.output}: its step {missing[0]} is not there; let all machines reach the folder")
     train_groups(run, data)
     run.model.eval()
     return _panel(run, data, members)

@@ -31,7 +31,7 @@ def open_scorer(source: Source | None = None) -> Scorer:
 
     Raises:
         ConfigError: DMOERM_MODEL is not set.
-        ArtefactError: there is no model of that name.
+        CheckpointError: there is no model of that name.
     """
     source = source or os.environ.get(MODEL_VARIABLE)
     if not source:

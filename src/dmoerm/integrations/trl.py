@@ -44,7 +44,7 @@ class RewardFunction:
             prompts, completions: texts, or chat messages; a text that a chat template has rendered is read back.
             task: the data set's column of that name, if it has one: each row's task; None in it: routed.
             log_metric: is told the batch's means: `truncated`, `uncertainty`, `task/TASK` (the share that the task's
-                inner model scored), `TASK/CAPABILITY` (over that task's completions).
+                task model scored), `TASK/CAPABILITY` (over that task's completions).
             log_extra: is told each completion's task, uncertainty and `truncated`, for TRL's table of completions.
 
         Raises:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from filelock import lock_descriptor
 
-from ..errors import ArtefactError
+from ..errors import CheckpointError
 
 _LOCK = ".lock"
 _HOLDER_OFFSET = 1  # Windows locks byte 0 against reading, too, so the holder's name comes after it
@@ -24,18 +24,18 @@ def exclusive_folder(folder: Path) -> Iterator[None]:
     On a file system without locks, nothing is locked.
 
     Raises:
-        ArtefactError: another block holds the lock (the message names its process and host), or the folder cannot be
+        CheckpointError: another block holds the lock (the message names its process and host), or the folder cannot be
             written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
-        raise ArtefactError(f"{folder}: cannot be written: {error.strerror or error}") from None
+        raise CheckpointError(f"{folder}: cannot be written: {error.strerror or error}") from None
     try:
         if not _lock(descriptor):
             holder = _read_holder(descriptor)
-            raise ArtefactError(
+            raise CheckpointError(
                 f"{folder}: {holder} is already running there; wait for it to finish, or name another folder"
             )
         with contextlib.suppress(OSError):  # on a full disk the lock is held without its holder's name

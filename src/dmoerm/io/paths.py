@@ -17,7 +17,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..errors import ArtefactError
+from ..errors import CheckpointError
 from .locking import try_lock_file
 
 CACHE_VARIABLE = "DMOERM_CACHE"
@@ -67,7 +67,7 @@ def complete_file(target: Path) -> Iterator[Path]:
     """Yield a new file to write to; it replaces `target` when the block ends without an error.
 
     Raises:
-        ArtefactError: no file can be created in that folder.
+        CheckpointError: no file can be created in that folder.
     """
     with contextlib.ExitStack() as stack:
         try:
@@ -88,18 +88,18 @@ def complete_file(target: Path) -> Iterator[Path]:
 
 
 def write_file(target: Path, content: str | bytes) -> None:
-    """Write a file completely or not at all. Raise `ArtefactError` if it cannot be written."""
+    """Write a file completely or not at all. Raise `CheckpointError` if it cannot be written."""
     try:
         with complete_file(target) as unfinished:
             unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
-    except ArtefactError:
+    except CheckpointError:
         raise
     except OSError as error:
         raise _unwritable(target, error) from None
 
 
-def _unwritable(target: Path, error: OSError) -> ArtefactError:
-    return ArtefactError(f"{target}: cannot be written: {error.strerror or error}; nothing was changed there")
+def _unwritable(target: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(f"{target}: cannot be written: {error.strerror or error}; nothing was changed there")
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from ..errors import ArtefactError, ConfigError, DataError
+from ..errors import CheckpointError, ConfigError, DataError
 from .paths import complete_file, complete_folder
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def complete_at(place: str) -> Iterator[Path]:
     """A local file to write to; its content is at `place` once the block has ended well.
 
     Raises:
-        ArtefactError: nothing can be written there.
+        CheckpointError: nothing can be written there.
     """
     if local := local_path(place):
         with complete_file(local) as unfinished:
@@ -109,7 +109,7 @@ def complete_at(place: str) -> Iterator[Path]:
 
 
 def upload(file: Path, place: str) -> None:
-    """Copies a local file. Raises `ArtefactError` where it cannot be written."""
+    """Copies a local file. Raises `CheckpointError` where it cannot be written."""
     if local := local_path(place):
         with complete_file(local) as unfinished:
             shutil.copyfile(file, unfinished)
@@ -119,7 +119,7 @@ def upload(file: Path, place: str) -> None:
         files.makedirs(path.rpartition("/")[0], exist_ok=True)
         files.put_file(str(file), path)
     except OSError as error:
-        raise ArtefactError(f"{place}: cannot be written: {error}; nothing was changed there") from error
+        raise CheckpointError(f"{place}: cannot be written: {error}; nothing was changed there") from error
 
 
 def local_path(place: str) -> Path | None:

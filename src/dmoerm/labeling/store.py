@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import ArtefactError
+from ..errors import CheckpointError
 from .verdict import Token
 
 _STALE = 3600.0
@@ -70,7 +70,7 @@ class AnswerStore:
     """The record of all calls. Several processes may open one file at the same time.
 
     Raises:
-        ArtefactError: the file cannot be opened or is not an answer store, or the disk is full.
+        CheckpointError: the file cannot be opened or is not an answer store, or the disk is full.
     """
 
     def __init__(self, path: Path) -> None:
@@ -131,7 +131,7 @@ class AnswerStore:
         try:
             self._run(f"INSERT OR REPLACE INTO calls VALUES ({', '.join('?' * len(row))})", row)
             self._run("DELETE FROM claims WHERE key = ?", (key,))
-        except ArtefactError:
+        except CheckpointError:
             self._db.execute("ROLLBACK")
             raise
         self._run("COMMIT")
@@ -151,8 +151,8 @@ class AnswerStore:
         except sqlite3.Error as error:
             raise self._error("cannot read or write the answer store", error) from None
 
-    def _error(self, what: str, error: Exception) -> ArtefactError:
-        return ArtefactError(f"{self.path}: {what}: {error}")
+    def _error(self, what: str, error: Exception) -> CheckpointError:
+        return CheckpointError(f"{self.path}: {what}: {error}")
 
 
 _COLUMNS = (

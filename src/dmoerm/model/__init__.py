@@ -5,7 +5,7 @@ Importing it makes `AutoConfig` and `AutoModelForSequenceClassification` know a 
 
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from .artefact import task_backbone
+from .checkpoint import task_backbone
 from .configuration import DMoERMConfig
 from .dmoerm import DMoERM
 

@@ -1,7 +1,7 @@
 """Phase 3's aggregator: the experts' embeddings and scores → one reward (the inner layer of arXiv 2403.01197).
 
 embeddings   r = FC2(PReLU(FC1(z_1 ⊕ … ⊕ z_k)))            the paper
-scores       r = w · (r_1 … r_k, r_phase1, r_general)       linear, on standardised scores
+scores       r = w · (r_1 … r_k, r_phase1, r_general)       linear, on normalized scores
 both         r = their sum
 """
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import AggregatorConfig
-from .heads import Standardise
+from .heads import Normalizer
 
 
 class Aggregator(nn.Module):
@@ -30,13 +30,13 @@ class Aggregator(nn.Module):
         self.linear = _Linear(_read(scores, config.base_scores)) if config.inputs != "embeddings" else None
 
     @torch.no_grad()
-    def fit_standardisation(self, vectors: Tensor) -> None:
+    def fit_normalizers(self, vectors: Tensor) -> None:
         """Takes the statistics of the training part's vectors."""
         z, scores = vectors.split(self.split, dim=-1)
         if self.mlp is not None:
-            self.mlp.standardise.fit(z)
+            self.mlp.normalizer.fit(z)
         if self.linear is not None:
-            self.linear.standardise.fit(scores)
+            self.linear.normalizer.fit(scores)
 
     def forward(self, vectors: Tensor) -> Tensor:
         z, scores = vectors.float().split(self.split, dim=-1)
@@ -47,13 +47,13 @@ class Aggregator(nn.Module):
 class _MLP(nn.Module):
     def __init__(self, width: int, hidden: int, dropout: float) -> None:
         super().__init__()
-        self.standardise = Standardise(width)
+        self.normalizer = Normalizer(width)
         self.dropout = nn.Dropout(dropout)
         self.fc1, self.activation, self.fc2 = nn.Linear(width, hidden), nn.PReLU(), nn.Linear(hidden, 1, bias=False)
         nn.init.normal_(self.fc2.weight, std=1e-3)
 
     def forward(self, z: Tensor) -> Tensor:
-        return self.fc2(self.activation(self.fc1(self.dropout(self.standardise(z))))).squeeze(-1)
+        return self.fc2(self.activation(self.fc1(self.dropout(self.normalizer(z))))).squeeze(-1)
 
 
 def _read(scores: int, base_scores: Sequence[str]) -> list[bool]:
@@ -62,15 +62,15 @@ def _read(scores: int, base_scores: Sequence[str]) -> list[bool]:
 
 
 class _Linear(nn.Module):
-    """Starts as the plain mean of the standardised scores, which is hard to beat where labels are noisy."""
+    """Starts as the plain mean of the normalized scores, which is hard to beat where labels are noisy."""
 
     read: Tensor
 
     def __init__(self, read: Sequence[bool]) -> None:
         super().__init__()
-        self.standardise = Standardise(len(read))
+        self.normalizer = Normalizer(len(read))
         self.weight = nn.Parameter(torch.tensor(read) / max(sum(read), 1))
         self.register_buffer("read", torch.tensor(read, device="cpu"), persistent=False)
 
     def forward(self, scores: Tensor) -> Tensor:
-        return self.standardise(scores) @ (self.weight * self.read)
+        return self.normalizer(scores) @ (self.weight * self.read)

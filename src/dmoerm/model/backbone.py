@@ -23,8 +23,8 @@ from transformers import AutoConfig, AutoModel, PreTrainedTokenizerBase
 from ..config import BackboneConfig
 from ..errors import BackboneError
 from ..io.paths import cache_folder, complete_folder
-from .engine import ATTENTION, Decoder, run
-from .layout import pack
+from .packed_attention import ATTENTION, Decoder, run
+from .packing import pack
 
 BUNDLED = "smollm2"
 _BUNDLED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -67,7 +67,7 @@ def load_backbone(config: BackboneConfig, empty: bool = False) -> tuple[Decoder,
         raise BackboneError(f"backbone.num_layers is {config.num_layers}, but {path!r} has {layers} layers")
     model = slice_layers(model, 0, config.num_layers or layers, embed=True, norm=True)
     if not empty:
-        check_cut(model, resolve_cut(config, model))
+        check_split(model, resolve_branch_layer(config, model))
     return model, tokenizer
 
 
@@ -100,13 +100,13 @@ def load_tokenizer(path: str | Path, **kwargs: Any) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(path, **kwargs)
 
 
-def resolve_cut(config: BackboneConfig, model: Decoder) -> int:
+def resolve_branch_layer(config: BackboneConfig, model: Decoder) -> int:
     """The layer at which the trunk ends: `branch_layer`, or four fifths of the layers."""
     layers = len(model.layers)
-    cut = layers * 4 // 5 if config.branch_layer is None else config.branch_layer
-    if cut >= layers:
-        raise BackboneError(f"backbone.branch_layer is {cut}, but only layers below {layers} can start a branch")
-    return cut
+    layer = layers * 4 // 5 if config.branch_layer is None else config.branch_layer
+    if layer >= layers:
+        raise BackboneError(f"backbone.branch_layer is {layer}, but only layers below {layers} can start a branch")
+    return layer
 
 
 def resolve_dtype(name: str) -> torch.dtype:
@@ -119,7 +119,7 @@ def resolve_dtype(name: str) -> torch.dtype:
     return torch.bfloat16 if "avx512_bf16" in flags or "amx_bf16" in flags else torch.float32
 
 
-def cut(model: Decoder, layer: int) -> tuple[Decoder | None, Decoder]:
+def split_layers(model: Decoder, layer: int) -> tuple[Decoder | None, Decoder]:
     """Trunk and branch of a decoder. They hold the model's own weights, not copies; no trunk if `layer` is 0."""
     count = len(model.layers)
     if layer == 0:
@@ -202,11 +202,11 @@ def check_decoder(model: Decoder) -> None:
 
 
 @torch.no_grad()
-def check_cut(model: Decoder, layer: int, tolerance: float = 1e-4) -> None:
+def check_split(model: Decoder, layer: int, tolerance: float = 1e-4) -> None:
     """Raise `BackboneError` unless trunk + branch on packed tokens give the whole model's result."""
     vocabulary = int(model.config.vocab_size)
     ids = torch.arange(24, device=model.device).reshape(2, 12) * 7919 % vocabulary
-    trunk, branch = cut(model, layer)
+    trunk, branch = split_layers(model, layer)
     inputs = pack([(row[:6], [row[6:]]) for row in ids]).to(model.device)
     try:
         whole = model(input_ids=ids).last_hidden_state[:, 6:].flatten(0, 1).float()

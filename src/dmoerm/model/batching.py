@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..chat.encoding import Encoded
 from ..schema import Query
-from .layout import Packed, pack
+from .packing import Packed, pack
 
 _WINDOW_QUERIES, _WINDOW_CHARACTERS = 256, 1_000_000
 
@@ -28,7 +28,7 @@ def batches(encoded: Sequence[Encoded], budget: int) -> Iterator[list[int]]:
         yield rows
 
 
-def pieces(encoded: Encoded, budget: int) -> Iterator[tuple[int, Encoded]]:
+def chunks(encoded: Encoded, budget: int) -> Iterator[tuple[int, Encoded]]:
     """A query in parts, the prompt again in each: each part's first response, and the part.
 
     A part has at most `budget` tokens (or is one response); beside a long prompt as many again as the prompt has, so
@@ -49,7 +49,7 @@ def _shape(query: Encoded) -> tuple[int, int]:
 
 
 def windows(queries: Iterable[Query]) -> Iterator[list[Query]]:
-    """A stream in pieces that are held at once, so that queries of like length can share a pass."""
+    """A stream in chunks that are held at once, so that queries of like length can share a pass."""
     window: list[Query] = []
     size = 0
     for query in queries:

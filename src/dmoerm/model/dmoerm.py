@@ -26,15 +26,15 @@ from ..names import folder_name
 from ..schema import Prompt, Query
 from ..scores import MIN_REWARD, Score, as_queries, bound_reward
 from .aggregator import Aggregator
-from .backbone import cut, empty_part
-from .batching import batches, pack_ids, pad, pieces, windows
+from .backbone import empty_part, split_layers
+from .batching import batches, chunks, pack_ids, pad, windows
 from .configuration import DMoERMConfig
-from .engine import run
 from .experts import Experts
 from .heads import BranchScorer, Head
-from .inner import Calibration, InnerModel, InnerOutput
-from .layout import Packed
+from .packed_attention import run
+from .packing import Packed
 from .router import Router
+from .task_model import Calibration, TaskModel, TaskOutput
 from .training_prompts import TrainingPrompts
 
 _EMPTY: dict[str, Any] = {"reward": MIN_REWARD, "capabilities": {}, "uncertainty": None}  # of an empty response
@@ -60,31 +60,31 @@ class DMoERM(PreTrainedModel):
         """The prompts that the model was trained on; None if they are not known."""
         backbone = config.backbone_config
         whole = empty_part(backbone, backbone.num_hidden_layers)
-        self.trunk, branch = cut(whole, config.branch_layer)
+        self.trunk, branch = split_layers(whole, config.branch_layer)
         own = empty_part(backbone, backbone.num_hidden_layers) if config.router_kind == "own" else None
         self.router = Router(list(config.tasks), backbone.hidden_size, own)
         self.general = self._scorer(branch)
         self.general_calibration = Calibration()
-        self.tasks = nn.ModuleDict({_key(task): self._inner(names) for task, names in config.tasks.items()})
+        self.tasks = nn.ModuleDict({_key(task): self._new_task_model(names) for task, names in config.tasks.items()})
 
     def _scorer(self, branch: Any) -> BranchScorer:
         head = Head(self.config.width, HeadConfig(**self.config.head))
         return BranchScorer(branch, head, EncodingConfig(**self.config.encoding).pooling)
 
-    def _inner(self, capabilities: Sequence[str]) -> InnerModel:
+    def _new_task_model(self, capabilities: Sequence[str]) -> TaskModel:
         config = self.config
         branch: Any = self.general.branch
         if not config.shared_branch:
             backbone = config.backbone_config
-            branch = cut(empty_part(backbone, backbone.num_hidden_layers), config.branch_layer)[1]
+            branch = split_layers(empty_part(backbone, backbone.num_hidden_layers), config.branch_layer)[1]
         base, lora = self._scorer(branch), LoRAConfig(**config.lora)
         experts = Experts(branch, capabilities, config.width, lora, HeadConfig(**config.head), base.pooling)
         embeddings = 1 if experts.branch is None else len(capabilities)
         settings = AggregatorConfig(**config.aggregator)
-        return InnerModel(base, experts, Aggregator(embeddings, config.width, len(capabilities) + 2, settings))
+        return TaskModel(base, experts, Aggregator(embeddings, config.width, len(capabilities) + 2, settings))
 
-    def inner(self, task: str, asked_by: str = "") -> InnerModel:
-        """A task's inner model. Raises `DataError`, which names `asked_by`, if there is none of that name."""
+    def task_model(self, task: str, asked_by: str = "") -> TaskModel:
+        """A task's model. Raises `DataError`, which names `asked_by`, if there is none of that name."""
         if task not in self.config.tasks:
             problem = f"{asked_by}: the model has no such task" if asked_by else "the model has no such task"
             known = ", ".join(self.config.tasks)
@@ -126,11 +126,11 @@ class DMoERM(PreTrainedModel):
     ) -> Iterator[list[Score]]:
         """Scores queries in batches of similar length; the result comes in the order of the queries.
 
-        A query that is more than a pass is scored in pieces, so that it may have any number of responses.
+        A query that is more than a pass is scored in chunks, so that it may have any number of responses.
         """
         for query in queries:
             if query.task is not None:
-                self.inner(query.task, f"query {query.id}" if query.id else "")
+                self.task_model(query.task, f"query {query.id}" if query.id else "")
         encoded = [self.encoder.encode(query) for query in queries]
         if deterministic:
             return (self.score_separately(e, query.task) for e, query in zip(encoded, queries, strict=True))
@@ -138,17 +138,17 @@ class DMoERM(PreTrainedModel):
         for rows in self.passes(encoded, batch_tokens):
             tasks = [queries[i].task for i in rows]
             if len(rows) == 1:
-                found = [self._in_pieces(encoded[rows[0]], tasks[0], batch_tokens)]
+                found = [self._in_chunks(encoded[rows[0]], tasks[0], batch_tokens)]
             else:
                 found = self.score_encoded([encoded[i] for i in rows], tasks)
             scores |= dict(zip(rows, found, strict=True))
         return (scores[i] for i in range(len(queries)))
 
-    def _in_pieces(self, encoded: Encoded, task: str | None, batch_tokens: int) -> list[Score]:
-        """One query's scores, a pass a piece: the first one's route is that of all, however close the decision is."""
+    def _in_chunks(self, encoded: Encoded, task: str | None, batch_tokens: int) -> list[Score]:
+        """One query's scores, a pass a chunk: the first one's route is that of all, however close the decision is."""
         scores: list[Score] = []
-        for _, piece in pieces(encoded, self.pass_tokens(batch_tokens)):
-            scores += self.score_encoded([piece], [task], scores[0] if scores else None)[0]
+        for _, chunk in chunks(encoded, self.pass_tokens(batch_tokens)):
+            scores += self.score_encoded([chunk], [task], scores[0] if scores else None)[0]
         return scores
 
     def score_separately(self, encoded: Encoded, task: str | None) -> list[Score]:
@@ -170,10 +170,8 @@ class DMoERM(PreTrainedModel):
 
     def pass_tokens(self, batch_tokens: int) -> int:
         """Most tokens of a pass, where a token counts once for each expert, as it does in memory."""
-        stacks = [
-            len(inner.experts) for inner in map(self.inner, self.config.tasks) if inner.experts.branch is not None
-        ]
-        return batch_tokens // max([1, *stacks])
+        task_experts = [self.task_model(task).experts for task in self.config.tasks]
+        return batch_tokens // max([1, *(len(experts) for experts in task_experts if experts.branch is not None)])
 
     def score_stream(
         self, queries: Iterable[Query], batch_tokens: int = 8192, deterministic: bool = False
@@ -202,7 +200,7 @@ class DMoERM(PreTrainedModel):
             chosen, routes = [like.task], [like.route]
         rewards = self.rewards(hidden, chosen)
         scores: list[list[Score]] = [[] for _ in encoded]
-        for n, owner in enumerate(ids.layout.owner):
+        for n, owner in enumerate(ids.packing.owner):
             index = len(scores[owner])
             values = rewards[n] | (_EMPTY if index in encoded[owner].empty_at else {})
             truncated = index in encoded[owner].truncated_at
@@ -231,7 +229,7 @@ class DMoERM(PreTrainedModel):
         Args:
             tasks: each prompt's task; None: the general model scores.
         """
-        owners = hidden.layout.owner
+        owners = hidden.packing.owner
         found: list[dict[str, Any]] = [{} for _ in owners]
         for task in dict.fromkeys(tasks):
             rows = [n for n, owner in enumerate(owners) if tasks[owner] == task]
@@ -242,12 +240,12 @@ class DMoERM(PreTrainedModel):
     def _answers(self, task: str | None, inputs: Packed) -> list[dict[str, Any]]:
         if task is None:
             return self._general_answers(self.general(inputs))
-        inner = self.inner(task)
-        if not inner.reads_base:
-            return self._task_answers(inner, inner.forward_experts(inputs))
+        task_model = self.task_model(task)
+        if not task_model.reads_base:
+            return self._task_answers(task_model, task_model.forward_experts(inputs))
         base = self.general.embed(inputs)
         shared = base if self.config.shared_branch else None
-        return self._task_answers(inner, inner(inputs, self.general.head(base), shared))
+        return self._task_answers(task_model, task_model(inputs, self.general.head(base), shared))
 
     def _general_answers(self, general: Tensor) -> list[dict[str, Any]]:
         temperature = float(self.general_calibration.temperature)
@@ -256,14 +254,14 @@ class DMoERM(PreTrainedModel):
             for reward in self.general_calibration(general).tolist()
         ]
 
-    def _task_answers(self, inner: InnerModel, output: InnerOutput) -> list[dict[str, Any]]:
+    def _task_answers(self, task_model: TaskModel, output: TaskOutput) -> list[dict[str, Any]]:
         columns = zip(output.reward.tolist(), output.capabilities.tolist(), output.uncertainty.tolist(), strict=True)
         return [
             {
                 "reward": bound_reward(reward),
-                "capabilities": dict(zip(inner.experts.capabilities, capabilities, strict=True)),
-                "uncertainty": uncertainty if len(inner.experts) else None,
-                "temperature": float(inner.calibration.temperature),
+                "capabilities": dict(zip(task_model.experts.capabilities, capabilities, strict=True)),
+                "uncertainty": uncertainty if len(task_model.experts) else None,
+                "temperature": float(task_model.calibration.temperature),
             }
             for reward, capabilities, uncertainty in columns
         ]
@@ -300,9 +298,9 @@ class DMoERM(PreTrainedModel):
     ) -> None:
         """Writes the model's folder, completely or not at all; transformers' own options change nothing.
 
-        See `dmoerm.model.artefact.save`.
+        See `dmoerm.model.checkpoint.save`.
         """
-        from .artefact import save
+        from .checkpoint import save
 
         save(self, Path(save_directory), card=card, run_config=run_config, dtype=dtype)
 
@@ -325,9 +323,9 @@ class DMoERM(PreTrainedModel):
 
         Raises:
             ConfigError: an option that is unknown, or that a DMoERM does not support.
-            ArtefactError: no such model; a missing, truncated, changed or foreign file.
+            CheckpointError: no such model; a missing, truncated, changed or foreign file.
         """
-        from .artefact import load
+        from .checkpoint import load
         from .loading import load_options
 
         if model_args:

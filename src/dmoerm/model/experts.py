@@ -21,9 +21,9 @@ from torch.nn import functional
 
 from ..config import HeadConfig, LoRAConfig
 from ..errors import BackboneError
-from .engine import Decoder
 from .heads import Head, embed
-from .layout import Packed
+from .packed_attention import Decoder
+from .packing import Packed
 
 
 class StackedLoRALinear(nn.Module):
@@ -128,7 +128,7 @@ class Experts(nn.Module):
         if self.branch is None:
             assert base is not None
             return base.expand(len(self), *base.shape)
-        return embed(self.branch, inputs, self.pooling, stack=len(self))
+        return embed(self.branch, inputs, self.pooling, num_experts=len(self))
 
     def score(self, embeddings: Tensor) -> Tensor:
         """Capability scores (N, k) from embeddings z (k, N, D)."""

@@ -9,33 +9,33 @@ import torch
 from torch import Tensor, nn
 
 from ..config import HeadConfig
-from .engine import Decoder, run
-from .layout import Packed, means
+from .packed_attention import Decoder, run
+from .packing import Packed, means
 
 
-def embed(branch: Decoder, inputs: Packed, how: str, stack: int = 1) -> Tensor:
+def embed(branch: Decoder, inputs: Packed, pooling: str, num_experts: int = 1) -> Tensor:
     """The responses' embeddings (k, N, D) under a branch, in float32.
 
     Args:
-        how: pooling: a response's `last` token, the `mean` over its tokens, or `both` side by side.
-        stack: k, where the branch's linear layers hold k experts.
+        pooling: a response's `last` token, the `mean` over its tokens, or `both` side by side.
+        num_experts: k, where the branch's linear layers hold k experts.
     """
-    layout = inputs.layout
-    if how == "last":
-        return run(branch, inputs, "last", stack).float()
-    states = run(branch, inputs, "responses", stack)
-    mean = means(states, layout.of_response, layout.responses)
-    if how == "mean":
+    packing = inputs.packing
+    if pooling == "last":
+        return run(branch, inputs, "last", num_experts).float()
+    states = run(branch, inputs, "responses", num_experts)
+    mean = means(states, packing.of_response, packing.responses)
+    if pooling == "mean":
         return mean
-    return torch.cat([states[:, layout.last - layout.prompt_tokens].float(), mean], -1)
+    return torch.cat([states[:, packing.last - packing.prompt_tokens].float(), mean], -1)
 
 
-def embedding_width(hidden_size: int, how: str) -> int:
+def embedding_width(hidden_size: int, pooling: str) -> int:
     """D: the width of what `embed` returns."""
-    return 2 * hidden_size if how == "both" else hidden_size
+    return 2 * hidden_size if pooling == "both" else hidden_size
 
 
-class Standardise(nn.Module):
+class Normalizer(nn.Module):
     """(x − mean) / scale with statistics taken once from the training part and kept with the weights."""
 
     mean: Tensor
@@ -64,14 +64,14 @@ class Head(nn.Module):
 
     def __init__(self, width: int, config: HeadConfig) -> None:
         super().__init__()
-        self.standardise = Standardise(width)
+        self.normalizer = Normalizer(width)
         self.dropout = nn.Dropout(config.dropout)
         self.hidden = nn.Sequential(nn.Linear(width, config.hidden), nn.PReLU()) if config.hidden else nn.Identity()
         self.score = nn.Linear(config.hidden or width, 1, bias=False)  # a bias cancels in every difference
         nn.init.normal_(self.score.weight, std=1e-3)
 
     def forward(self, embedding: Tensor) -> Tensor:
-        x = self.dropout(self.standardise(embedding.float()))
+        x = self.dropout(self.normalizer(embedding.float()))
         return self.score(self.hidden(x)).squeeze(-1)
 
 

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ArtefactError
+from ..errors import CheckpointError
 from .integrity import FILES, SUMS
 from .training_prompts import FILE as TRAINING_PROMPTS
 
@@ -32,7 +32,7 @@ def download(name: str, **options: Any) -> Path:
             `force_download`, `local_files_only`, as `huggingface_hub.snapshot_download` takes them.
 
     Raises:
-        ArtefactError: no such name or revision, no rights, no network.
+        CheckpointError: no such name or revision, no rights, no network.
     """
     from huggingface_hub import snapshot_download
 
@@ -40,7 +40,7 @@ def download(name: str, **options: Any) -> Path:
         return Path(snapshot_download(name, allow_patterns=list(FILES), **options))
     except Exception as error:  # network, rights, no such name: the hub's client raises many kinds
         reason = " ".join(str(error).split())[:300]
-        raise ArtefactError(f"{name}: neither a folder here nor a model on the hub: {reason}; {_LOG_IN}") from None
+        raise CheckpointError(f"{name}: neither a folder here nor a model on the hub: {reason}; {_LOG_IN}") from None
 
 
 def push(
@@ -61,7 +61,7 @@ def push(
         token: None: the one that the hub's client finds.
 
     Raises:
-        ArtefactError: no rights, no network, a name that is none.
+        CheckpointError: no rights, no network, a name that is none.
     """
     from huggingface_hub import HfApi
 
@@ -82,7 +82,7 @@ def push(
             )
         except Exception as error:  # as many kinds as above
             reason = " ".join(str(error).split())[:300]
-            raise ArtefactError(f"{name}: the model cannot be uploaded: {reason}; {_LOG_IN}") from None
+            raise CheckpointError(f"{name}: the model cannot be uploaded: {reason}; {_LOG_IN}") from None
     return commit.commit_url
 
 

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..errors import ArtefactError
+from ..errors import CheckpointError
 
 SUMS = "SHA256SUMS"
 TEXTS = ("README.md", "run.yaml")
@@ -36,38 +36,38 @@ _MOST_HEADER = 1 << 25  # of a safetensors file, some 200,000 tensors
 
 
 def check_files(folder: Path) -> None:
-    """Raises `ArtefactError` for a file that is a device, too large, or a link that leads out of the folder."""
+    """Raises `CheckpointError` for a file that is a device, too large, or a link that leads out of the folder."""
     root = _root(folder)
     for count, file in enumerate(_files(folder)):
         if count == _MOST_FILES:
-            raise ArtefactError(f"{folder}: holds more than {_MOST_FILES} files; give the folder that `train` wrote")
+            raise CheckpointError(f"{folder}: holds more than {_MOST_FILES} files; give the folder that `train` wrote")
         place = Path(os.path.realpath(file))
         if not place.is_relative_to(root):
-            raise ArtefactError(f"{file}: leads out of the model's folder, to {place}; put the file itself there")
+            raise CheckpointError(f"{file}: leads out of the model's folder, to {place}; put the file itself there")
         if place.exists() and not place.is_file() and not place.is_dir():
-            raise ArtefactError(f"{file}: is a device or a pipe, which is never read; delete it")
+            raise CheckpointError(f"{file}: is a device or a pipe, which is never read; delete it")
         if place.is_file() and any(fnmatch.fnmatch(file.name, kind) for kind in FILES):
             _check_size(file)
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object of a size that settings have. Raises `ArtefactError` where there is none."""
+    """A JSON object of a size that settings have. Raises `CheckpointError` where there is none."""
     try:
         if file.exists() and not file.is_file():
-            raise ArtefactError(f"{file}: is no file")
+            raise CheckpointError(f"{file}: is no file")
         _check_size(file)
         found = json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
-    except ArtefactError:
+    except CheckpointError:
         raise
     except (ValueError, OSError, RecursionError) as error:
-        raise ArtefactError(f"{file}: cannot be read: {error}") from None
+        raise CheckpointError(f"{file}: cannot be read: {error}") from None
     if not isinstance(found, dict):
-        raise ArtefactError(f"{file}: cannot be read: it holds no JSON object")
+        raise CheckpointError(f"{file}: cannot be read: it holds no JSON object")
     return found
 
 
 def count_tensors(file: Path) -> int:
-    """How many tensors a safetensors file holds. Raises `ArtefactError` where it is missing, or none."""
+    """How many tensors a safetensors file holds. Raises `CheckpointError` where it is missing, or none."""
     if not file.is_file():
         raise missing(file)
     try:
@@ -78,7 +78,7 @@ def count_tensors(file: Path) -> int:
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
-    """A safetensors file. Raises `ArtefactError` where it is missing, or none."""
+    """A safetensors file. Raises `CheckpointError` where it is missing, or none."""
     if not file.is_file():
         raise missing(file)
     try:
@@ -87,16 +87,16 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         raise damaged(file, error) from None
 
 
-def missing(file: Path) -> ArtefactError:
+def missing(file: Path) -> CheckpointError:
     """What is said of a file that is not there."""
     pickles = [p.name for p in file.parent.glob("*") if p.suffix in {".bin", ".pt", ".pth", ".pkl"}]
     hint = f"; {pickles[0]} is a pickle, which is never read" if pickles else ""
-    return ArtefactError(f"{file}: is missing{hint}; write the model again with save_pretrained")
+    return CheckpointError(f"{file}: is missing{hint}; write the model again with save_pretrained")
 
 
-def damaged(file: Path, error: object) -> ArtefactError:
+def damaged(file: Path, error: object) -> CheckpointError:
     """What is said of a file that holds no tensors."""
-    return ArtefactError(f"{file}: is no safetensors file, or is damaged: {error}")
+    return CheckpointError(f"{file}: is no safetensors file, or is damaged: {error}")
 
 
 def write_sums(folder: Path) -> None:
@@ -122,7 +122,7 @@ def sums_checked(folder: Path) -> Iterator[None]:
 
 
 def check_sums(folder: Path) -> None:
-    """Raises `ArtefactError` that names the files which are missing, or are not what was written."""
+    """Raises `CheckpointError` that names the files which are missing, or are not what was written."""
     if not (folder / SUMS).is_file():
         return
     written = _read_sums(folder / SUMS)
@@ -132,7 +132,7 @@ def check_sums(folder: Path) -> None:
     found = _sums(folder, list(written))
     if changed := [str(folder / name) for name in written if found[name] != written[name]]:
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-        raise ArtefactError(
+        raise CheckpointError(
             f"{', '.join(changed[:3])}{more}: not what was written (by {SUMS}); copy the model again, or, if it was "
             f"changed on purpose, delete {SUMS}"
         )
@@ -142,11 +142,11 @@ def _read_sums(file: Path) -> dict[str, str]:
     try:
         lines = [_LINE.fullmatch(line) for line in file.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError) as error:
-        raise ArtefactError(f"{file}: cannot be read: {error}") from None
+        raise CheckpointError(f"{file}: cannot be read: {error}") from None
     found = {line[2]: line[1] for line in lines if line}
     outside = [name for name in found if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts]
     if len(found) != len(lines) or outside:
-        raise ArtefactError(f"{file}: is damaged, or names files outside the folder; copy the model again")
+        raise CheckpointError(f"{file}: is damaged, or names files outside the folder; copy the model again")
     return found
 
 
@@ -160,7 +160,7 @@ def _sum(file: Path) -> str:
         with file.open("rb") as opened:
             return hashlib.file_digest(opened, "sha256").hexdigest()
     except OSError as error:
-        raise ArtefactError(f"{file}: cannot be read: {error.strerror or error}") from None
+        raise CheckpointError(f"{file}: cannot be read: {error.strerror or error}") from None
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -186,7 +186,7 @@ def _check_size(file: Path) -> None:
             raise damaged(file, "it says that its header is longer than itself")
         size, most, what = header, _MOST_HEADER, "its header"
     if size > most:
-        raise ArtefactError(f"{file}: {what} takes {size} bytes, more than the {most} that a model needs")
+        raise CheckpointError(f"{file}: {what} takes {size} bytes, more than the {most} that a model needs")
 
 
 def _refuse_constant(name: str) -> None:

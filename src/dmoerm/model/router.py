@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .engine import computing
-from .heads import Standardise
+from .heads import Normalizer
+from .packed_attention import computing
 
 
 class Router(nn.Module):
@@ -22,7 +22,7 @@ class Router(nn.Module):
         super().__init__()
         self.tasks = tuple(tasks)
         self.language_model = language_model
-        self.standardise = Standardise(width)
+        self.normalizer = Normalizer(width)
         self.classify = nn.Linear(width, len(self.tasks))
         nn.init.normal_(self.classify.weight, std=1e-3)
 
@@ -35,7 +35,7 @@ class Router(nn.Module):
 
     def forward(self, embedding: Tensor) -> Tensor:
         """Logits (Q, T) of prompt embeddings (Q, d)."""
-        return self.classify(self.standardise(embedding))
+        return self.classify(self.normalizer(embedding))
 
     def probabilities(self, embedding: Tensor) -> Tensor:
         """(Q, T), each row summing to 1."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from ..errors import ArtefactError
+from ..errors import CheckpointError
 from ..schema import Prompt, prompt_key
 
 FILE = "training_prompts.txt"
@@ -41,14 +41,14 @@ class TrainingPrompts:
         """Read a checkpoint's set; None if the checkpoint has none, as those of older versions.
 
         Raises:
-            ArtefactError: the file is not a list of digests.
+            CheckpointError: the file is not a list of digests.
         """
         file = folder / FILE
         if not file.is_file():
             return None
         text = file.read_text(encoding="ascii", errors="replace")
         if not _VALID.fullmatch(text):
-            raise ArtefactError(f"{file}: is not a list of prompt digests; train again, or delete the file")
+            raise CheckpointError(f"{file}: is not a list of prompt digests; train again, or delete the file")
         return cls(frozenset(text.split()))
 
     def write(self, folder: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from ..errors import ArtefactError
+from ..errors import CheckpointError
 from ..evaluation.results import Results
 from ..io.paths import write_file
 from .page import template_environment
@@ -27,14 +27,14 @@ def write_card(model_dir: str | Path, results: Results) -> None:
     """Write README.md of the checkpoint, completely or not at all.
 
     Raises:
-        ArtefactError: the folder contains no model, or the file cannot be written.
+        CheckpointError: the folder contains no model, or the file cannot be written.
     """
     folder = Path(model_dir)
     try:
         settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         tasks = dict(settings["tasks"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtefactError(f"{folder} is not a dmoerm checkpoint, so no model card is written ({error})") from None
+        raise CheckpointError(f"{folder} is not a dmoerm checkpoint, so no model card is written ({error})") from None
     write_file(folder / "README.md", card(results, tasks))
 
 

@@ -41,7 +41,7 @@ def report_html(*results: Part) -> str:
 
 
 def write_report(path: str | Path, *results: Part) -> None:
-    """Write the page, completely or not at all. Raises `ArtefactError` if it cannot be written."""
+    """Write the page, completely or not at all. Raises `CheckpointError` if it cannot be written."""
     write_file(Path(path), report_html(*results))
 
 
@@ -49,7 +49,7 @@ def write_folder_report(folder: Path) -> Path:
     """Write report.html from the results files in a command's output folder, and return its path.
 
     Raises:
-        ArtefactError: the page cannot be written.
+        CheckpointError: the page cannot be written.
         DataError: see `read_measured`.
     """
     files = [folder / name for name in file_names() if (folder / name).is_file()]

@@ -25,7 +25,7 @@ from transformers import (
     set_seed,
 )
 
-from ..errors import ArtefactError, ConfigError
+from ..errors import CheckpointError, ConfigError
 from ..io.paths import complete_folder
 from ..schema import Message, Prompt
 from ..testbed import TASKS, prompts, sample_responses
@@ -54,7 +54,7 @@ def make_policy(config: PolicyConfig, folder: Path) -> Path:
 
     Raises:
         ConfigError: `config.path` is no language model.
-        ArtefactError: the policy cannot be written.
+        CheckpointError: the policy cannot be written.
     """
     target = folder / f"policy-{config.key}"
     if (target / "config.json").is_file():
@@ -72,7 +72,9 @@ def make_policy(config: PolicyConfig, folder: Path) -> Path:
             (unfinished / "policy.json").write_text(config.model_dump_json(indent=1))
             (unfinished / "fine_tuning.json").write_text(metrics)
     except OSError as error:
-        raise ArtefactError(f"{target}: the policy cannot be written: {error}; free some space and run again") from None
+        raise CheckpointError(
+            f"{target}: the policy cannot be written: {error}; free some space and run again"
+        ) from None
     shutil.rmtree(checkpoints, ignore_errors=True)
     return target
 

@@ -84,7 +84,7 @@ class Trajectory(BaseModel):
 
 
 def write_trajectory(path: Path, trajectory: Trajectory) -> None:
-    """Writes a trajectory as JSON, completely or not at all. Raises `ArtefactError` where it cannot be written."""
+    """Writes a trajectory as JSON, completely or not at all. Raises `CheckpointError` where it cannot be written."""
     write_file(path, trajectory.model_dump_json(by_alias=True, indent=1) + "\n")
 
 

@@ -28,7 +28,7 @@ def open_output(target: str, best: bool = False) -> Iterator[Write]:
 
     Raises:
         ConfigError: the name ends in neither .jsonl nor .parquet.
-        ArtefactError: the file cannot be written.
+        CheckpointError: the file cannot be written.
     """
     if target == "-":
         yield lambda rows: _write_lines(sys.stdout, rows)

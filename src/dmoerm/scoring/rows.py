@@ -86,7 +86,7 @@ class ModelRows:
         """
         if self.task is not None:
             for model in self.models:
-                model.inner(self.task)
+                model.task_model(self.task)
             queries = (query.model_copy(update={"task": self.task}) for query in queries)
         if on_bad is not None:
             queries = self._scorable(queries, on_bad)
@@ -104,7 +104,7 @@ class ModelRows:
             try:
                 for model in self.models:
                     if query.task is not None:
-                        model.inner(query.task, f"query {query.id}")
+                        model.task_model(query.task, f"query {query.id}")
                     model.encoder.encode(query)
             except DataError as error:
                 on_bad(error)

@@ -23,7 +23,7 @@ from typing import NamedTuple
 from ..chat.encoding import Encoded
 from ..errors import DataError, ServerError
 from ..model import DMoERM
-from ..model.batching import pieces
+from ..model.batching import chunks
 from ..schema import Query
 from ..scores import Score
 from .limits import ServingConfig
@@ -155,7 +155,7 @@ class Batcher:
         limit, encoded, tokens = self.settings.max_request_tokens, [], 0
         for query in queries:
             if query.task is not None:
-                self.model.inner(query.task)
+                self.model.task_model(query.task)
             encoded.append(self.model.encoder.encode(query))
             tokens += encoded[-1].tokens
             if tokens > limit:
@@ -166,7 +166,7 @@ class Batcher:
         parts = collections.deque(
             QueuedPart(index, first, part, query.task)
             for index, (query, ids) in enumerate(zip(queries, encoded, strict=True))
-            for first, part in pieces(ids, self._budget)
+            for first, part in chunks(ids, self._budget)
         )
         scores: list[list[Score | None]] = [[None] * len(query.responses) for query in queries]
         request = QueuedRequest(parts, scores, asyncio.get_running_loop().create_future(), open=len(parts))

@@ -23,10 +23,10 @@ import torch
 from torch import Tensor, nn
 
 from ..data.splitting import chance
-from ..model.backbone import cut, load_backbone
+from ..model.backbone import load_backbone, split_layers
 from ..model.ensemble import combined
-from ..model.heads import BranchScorer, Standardise
-from ..model.layout import Packed
+from ..model.heads import BranchScorer, Normalizer
+from ..model.packing import Packed
 from .batches import Example, collate_vectors, items
 from .embedding import base_embeddings
 from .learner import PhaseModel
@@ -70,7 +70,7 @@ class Baselines:
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Single models; each one's rewards are standardised by the training part, so that their worst means something.
+    """Single models; each one's rewards are normalized by the training part, so that their worst means something.
 
     Attributes:
         centre, scale: (k,).
@@ -83,7 +83,7 @@ class Ensemble:
     shared: bool
 
     def rewards(self, hidden: Packed, base: Tensor) -> Tensor:
-        """(k, N), standardised."""
+        """(k, N), normalized."""
         raw = [m.head(base if self.shared else m.embed(hidden)) for m in self.members]
         return (torch.stack(raw) - self.centre[:, None]) / self.scale[:, None]
 
@@ -95,7 +95,7 @@ def train_baselines(run: Run, train: Examples, validation: Examples, count: int)
     graded = any(e.group.capabilities for e in train)
     gate = run.model.router.language_model is None and graded
     return Baselines(
-        {"ensemble": _standardised(run, members, train), "bagged": _standardised(run, bagged, train)},
+        {"ensemble": _normalized(run, members, train), "bagged": _normalized(run, bagged, train)},
         averaged(members),
         train_gated(run, train, validation) if gate else None,
     )
@@ -123,7 +123,9 @@ def _start(run: Run, name: str) -> BranchScorer:
     general = run.model.general
     branch = general.branch
     if not run.frozen:
-        branch = cut(load_backbone(run.config.backbone)[0], run.model.config.branch_layer)[1].to(run.model.device)  # pyright: ignore[reportArgumentType]
+        branch = split_layers(load_backbone(run.config.backbone)[0], run.model.config.branch_layer)[1].to(
+            run.model.device
+        )  # pyright: ignore[reportArgumentType]
     head = copy.deepcopy(general.head)
     generator = torch.Generator().manual_seed(run.seed(name))
     with torch.no_grad():
@@ -145,7 +147,7 @@ def _resampled(examples: Examples, seed: int) -> Examples:
 
 
 @torch.no_grad()
-def _standardised(run: Run, members: Sequence[BranchScorer], train: Examples) -> Ensemble:
+def _normalized(run: Run, members: Sequence[BranchScorer], train: Examples) -> Ensemble:
     rewards = []
     for member in members:
         z = base_embeddings(run, member, train)
@@ -173,7 +175,7 @@ class Gated(nn.Module):
         super().__init__()
         self.split = (objectives, prompt_width)
         self.objectives = nn.Linear(width, objectives, bias=False)
-        self.embedding, self.prompt = Standardise(width), Standardise(prompt_width)
+        self.embedding, self.prompt = Normalizer(width), Normalizer(prompt_width)
         self.gate = nn.Linear(prompt_width, objectives)
         self.sharpness = nn.Parameter(torch.ones(1))
         nn.init.zeros_(self.gate.weight)
@@ -191,7 +193,7 @@ class Gated(nn.Module):
 def train_gated(run: Run, train: Examples, validation: Examples) -> Gated:
     """Ridge regressions on the grades, then the gate on the overall preferences with all else frozen."""
     general, names = run.model.general, objectives(run)
-    width, prompts = len(general.head.standardise.mean), len(run.cache.prompt(train[0].encoded))
+    width, prompts = len(general.head.normalizer.mean), len(run.cache.prompt(train[0].encoded))
     gated = Gated(width, len(names), prompts)
     gated.load_state_dict(run.step("baselines/gated", lambda place: _train_gated(run, gated, train, validation, place)))
     return gated.requires_grad_(False).eval()
@@ -230,7 +232,7 @@ def _train_gated(run: Run, start: Gated, train: Examples, validation: Examples, 
 def _graded(
     run: Run, gated: Gated, z: dict[str, Tensor], examples: Examples, task: str, name: str
 ) -> tuple[Tensor, Tensor]:
-    """Standardised embeddings and grades of all graded responses; noise reverses a share of the groups' grades."""
+    """Normalized embeddings and grades of all graded responses; noise reverses a share of the groups' grades."""
     rows, grades = [], []
     for e in examples:
         given = e.group.capabilities.get(name) if e.task == task else None
@@ -248,7 +250,7 @@ def _graded(
 
 
 def _ridge(train: tuple[Tensor, Tensor], validation: tuple[Tensor, Tensor]) -> Tensor:
-    """The weights (D,) for standardised grades; the penalty is the best of a few on the validation part."""
+    """The weights (D,) for normalized grades; the penalty is the best of a few on the validation part."""
     x, y = train
     if len(y) < 2 or float(y.std()) == 0:
         return torch.zeros(x.shape[1])

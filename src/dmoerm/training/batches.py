@@ -16,7 +16,7 @@ import torch
 
 from ..chat.encoding import Encoded
 from ..data.splitting import flip_pairs
-from ..model.layout import pack
+from ..model.packing import pack
 from ..schema import Group, Pair, prompt_key
 from .processes import own, sharded, world
 
@@ -95,7 +95,7 @@ def collate_vectors(batch: Sequence[Item]) -> Batch:
 def collate_states(batch: Sequence[Item]) -> Batch:
     """Items whose features are hidden states (or ids): the prompt's (P, d) and a list of each response's (R, d)."""
     packed = pack([item.features for item in batch])
-    lengths = {name: torch.tensor(getattr(packed.layout, name)) for name in ("prompts", "responses", "owner")}
+    lengths = {name: torch.tensor(getattr(packed.packing, name)) for name in ("prompts", "responses", "owner")}
     return {"tokens": packed.tokens, **lengths, **_pairs(batch, [len(item.features[1]) for item in batch])}
 
 

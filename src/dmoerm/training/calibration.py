@@ -10,7 +10,7 @@ import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-from ..model.inner import Calibration
+from ..model.task_model import Calibration
 from .batches import Example
 
 _PRIOR_WIDTH = 0.5  # of log T

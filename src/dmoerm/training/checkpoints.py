@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers.trainer_utils import get_last_checkpoint
 
-from ..errors import ArtefactError
+from ..errors import CheckpointError
 
 _NO_ROOM = ("No space left", "file write failed", "unexpected pos", "quota exceeded")  # a full disk, by who writes
 
@@ -35,13 +35,13 @@ def had_ended(checkpoint: str, patience: int) -> bool:
 
 @contextlib.contextmanager
 def room(folder: Path) -> Iterator[None]:
-    """A checkpoint that finds no room is one error, whoever was writing it: `ArtefactError`."""
+    """A checkpoint that finds no room is one error, whoever was writing it: `CheckpointError`."""
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
         if not any(sign in str(error) for sign in _NO_ROOM):
             raise
-        raise ArtefactError(
+        raise CheckpointError(
             f"{folder}: a checkpoint cannot be written: {str(error).splitlines()[0]}; "
             "free some space and run again: training goes on from the last whole checkpoint"
         ) from error

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..model.batching import batches
 from ..model.heads import BranchScorer
-from ..model.layout import Packed, pack
+from ..model.packing import Packed, pack
 from .batches import Example
 from .processes import own_evenly, rejoined
 from .steps import Run
@@ -31,18 +31,18 @@ def base_embeddings(run: Run, scorer: BranchScorer, examples: Sequence[Example])
 @torch.no_grad()
 def task_vectors(run: Run, task: str, examples: Sequence[Example]) -> dict[str, Tensor]:
     """Key → (N, m·D + k + 2), what the task's aggregator gets."""
-    inner, general = run.model.inner(task), run.model.general
-    if run.frozen and inner.experts.branch is None:
+    task_model, general = run.model.task_model(task), run.model.general
+    if run.frozen and task_model.experts.branch is None:
         found: dict[str, Tensor] = {}
         for e in examples:
             z = run.cache.embeddings(e.encoded).to(run.model.device)
-            found[e.key] = inner.vectors(z, z.expand(len(inner.experts), *z.shape), general.head(z)).cpu()
+            found[e.key] = task_model.vectors(z, z.expand(len(task_model.experts), *z.shape), general.head(z)).cpu()
         return found
 
     def vectors(states: Packed) -> Tensor:
-        base = inner.base.embed(states)
+        base = task_model.base.embed(states)
         shared = base if run.frozen else general.embed(states)
-        return inner.vectors(base, inner.experts.embed(states, base), general.head(shared))
+        return task_model.vectors(base, task_model.experts.embed(states, base), general.head(shared))
 
     return _passed(run, examples, vectors)
 

@@ -17,9 +17,9 @@ from torch import nn
 from transformers import set_seed
 
 from ..config import StepConfig
-from ..model.engine import Decoder
 from ..model.experts import Experts, lora_layers, with_experts
 from ..model.heads import Head
+from ..model.packed_attention import Decoder
 from ..names import folder_name
 from .batches import Example, Item, collate_parts, collate_vectors, items
 from .embedding import base_embeddings
@@ -39,7 +39,7 @@ def phase2(
     Args:
         part: name of the step and capabilities, where the step trains some of the experts; None: it trains all.
     """
-    experts = run.model.inner(task).experts
+    experts = run.model.task_model(task).experts
     name, capabilities = part or (step_name("phase2", task), experts.capabilities)
     if not capabilities:
         return
@@ -58,24 +58,26 @@ def expert_parts(task: str, capabilities: Sequence[str], most: int | None) -> di
 def _train_experts(
     run: Run, task: str, names: Sequence[str], train: Examples, validation: Examples, place: Path
 ) -> tuple[State, Ended]:
-    inner, settings = run.model.inner(task), run.config.phase2
-    lora, everyone = settings.lora, inner.experts.capabilities
+    task_model, settings = run.model.task_model(task), run.config.phase2
+    lora, everyone = settings.lora, task_model.experts.capabilities
     generators = [torch.Generator().manual_seed(run.seed(f"phase2/{task}/{name}")) for name in names]
-    heads = HeadStack(_first_heads(inner.base.head, generators, anew=not lora.rank or settings.head_first is not None))
+    heads = HeadStack(
+        _first_heads(task_model.base.head, generators, anew=not lora.rank or settings.head_first is not None)
+    )
     fits: list[Fit] = []
     if first := settings if not lora.rank else settings.head_first:
-        vectors = base_embeddings(run, inner.base, [*train, *validation])
+        vectors = base_embeddings(run, task_model.base, [*train, *validation])
         rows = _expert_items(names, everyone, train, validation, lambda e: vectors[e.key])
         model, seed = _lanes(heads, first, heads, names), f"phase2/{task}/head"
         fits = fit_step(run, model, rows, collate_vectors, first, place / "head", seed)
     branch: Decoder | None = None
     if lora.rank:
-        branch = with_experts(inner.base.branch, len(names), lora)  # pyright: ignore[reportArgumentType]
+        branch = with_experts(task_model.base.branch, len(names), lora)  # pyright: ignore[reportArgumentType]
         for layer in lora_layers(branch).values():
             for matrix, generator in zip(layer.lora_A.detach(), generators, strict=True):
                 drawn = nn.init.kaiming_uniform_(torch.empty(matrix.shape), a=math.sqrt(5), generator=generator)
                 matrix.copy_(drawn)  # drawn on the CPU, where the generator is
-        experts = ExpertStack(branch, heads, inner.base.pooling)
+        experts = ExpertStack(branch, heads, task_model.base.pooling)
         rows = _expert_items(names, everyone, train, validation, lambda e: run.cache.states(e.encoded))
         parts = collate_parts(len(names))
         set_seed(run.seed(f"phase2/{task}/start"))  # a resumed head has drawn fewer random numbers

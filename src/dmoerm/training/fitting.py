@@ -64,7 +64,7 @@ def fit(
 
     Raises:
         TrainingError: the loss is not finite.
-        ArtefactError: the disk is full.
+        CheckpointError: the disk is full.
     """
     learner = Learner(model, step)
     trainer = _PhaseTrainer(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys
 
 from ..config import StepConfig
-from ..model.layout import Layout, Packed
+from ..model.packing import Packed, Packing
 from .losses import pair_losses
 
 _MAX_NORM = 1.0  # of a lane's gradient
@@ -73,7 +73,7 @@ class PhaseModel(nn.Module):
 
 
 def _packed(tokens: Tensor, prompts: Tensor, responses: Tensor, owner: Tensor) -> Packed:
-    return Packed(tokens, Layout(prompts.tolist(), responses.tolist(), owner.tolist(), tokens.device))
+    return Packed(tokens, Packing(prompts.tolist(), responses.tolist(), owner.tolist(), tokens.device))
 
 
 class Learner(nn.Module):

@@ -20,9 +20,9 @@ from torch import nn
 
 from ..config import BranchStepConfig
 from ..data.splitting import split_by_prompt
-from ..model.engine import Decoder
 from ..model.experts import MergedLoRALinear, lora_layers, with_experts
 from ..model.heads import BranchScorer
+from ..model.packed_attention import Decoder
 from .batches import Example, collate_parts, collate_vectors, items
 from .calibration import calibrate
 from .embedding import base_embeddings, task_vectors
@@ -30,7 +30,7 @@ from .learner import PhaseModel
 from .steps import Ended, Run, State, ended, fit_step, step_name
 
 Examples = Sequence[Example]
-_SAMPLE = 256  # groups that standardisation statistics are taken from where an embedding costs a pass
+_SAMPLE = 256  # groups that normalization statistics are taken from where an embedding costs a pass
 
 
 def phase0(run: Run, train: Examples, validation: Examples) -> None:
@@ -47,7 +47,7 @@ def phase0(run: Run, train: Examples, validation: Examples) -> None:
 
 def phase1(run: Run, task: str, train: Examples, validation: Examples) -> None:
     """Trains a task's branch and head on the overall preferences."""
-    base, general = run.model.inner(task).base, run.model.general
+    base, general = run.model.task_model(task).base, run.model.general
     if run.config.warm_start:
         base.head.load_state_dict(general.head.state_dict())
         if not run.frozen:
@@ -61,8 +61,12 @@ def phase1(run: Run, task: str, train: Examples, validation: Examples) -> None:
 
 def phase3(run: Run, task: str, train: Examples, validation: Examples) -> None:
     """Trains the aggregator on the experts' outputs and calibrates the task's rewards."""
-    inner = run.model.inner(task)
-    modules = {"aggregator": inner.aggregator, "standardise": inner.standardise, "calibration": inner.calibration}
+    task_model = run.model.task_model(task)
+    modules = {
+        "aggregator": task_model.aggregator,
+        "normalizer": task_model.normalizer,
+        "calibration": task_model.calibration,
+    }
     kept = nn.ModuleDict(modules)
     state = run.step(
         step_name("phase3", task), lambda place: _train_aggregator(run, task, kept, train, validation, place)
@@ -99,16 +103,16 @@ def train_base(
     validation: Examples,
     step: BranchStepConfig,
     place: Path,
-    standardise: bool = True,
+    fit_normalizer: bool = True,
 ) -> tuple[State, Ended]:
     """Trains a copy of `start`, branch and head; its state, and how the fit ended.
 
     Args:
-        standardise: the head takes its statistics from the training part; else it keeps those of `start`.
+        fit_normalizer: the head takes its statistics from the training part; else it keeps those of `start`.
     """
     head = copy.deepcopy(start.head).requires_grad_(True)
-    if standardise:
-        head.standardise.fit(torch.cat(list(base_embeddings(run, start, _sample(run, train)).values())))
+    if fit_normalizer:
+        head.normalizer.fit(torch.cat(list(base_embeddings(run, start, _sample(run, train)).values())))
     if first := step if run.frozen else step.head_first:
         vectors = base_embeddings(run, start, [*train, *validation])
         rows = [items(part, lambda e: vectors[e.key]) for part in (train, validation)]
@@ -162,22 +166,24 @@ def _fill(branch: nn.Module, state: State) -> None:
 def _train_aggregator(
     run: Run, task: str, kept: nn.ModuleDict, train: Examples, validation: Examples, place: Path
 ) -> tuple[State, Ended]:
-    inner = run.model.inner(task)
+    task_model = run.model.task_model(task)
     train = second_part(run, train)
     vectors = task_vectors(run, task, [*train, *validation])
     known = torch.cat([vectors[e.key] for e in train])
-    count = len(inner.experts)
+    count = len(task_model.experts)
     if count:
-        inner.standardise.fit(known[:, known.shape[1] - count - 2 : known.shape[1] - 2])
-    inner.aggregator.fit_standardisation(known)
-    inner.aggregator.requires_grad_(True)
+        task_model.normalizer.fit(known[:, known.shape[1] - count - 2 : known.shape[1] - 2])
+    task_model.aggregator.fit_normalizers(known)
+    task_model.aggregator.requires_grad_(True)
     step = run.config.phase3
     rows = [items(part, lambda e: vectors[e.key]) for part in (train, validation)]
-    fits = fit_step(run, PhaseModel(inner.aggregator, step.l2, inner.aggregator), rows, collate_vectors, step, place)
-    inner.aggregator.requires_grad_(False)
+    fits = fit_step(
+        run, PhaseModel(task_model.aggregator, step.l2, task_model.aggregator), rows, collate_vectors, step, place
+    )
+    task_model.aggregator.requires_grad_(False)
     with torch.no_grad():
-        rewards = {key: inner.aggregator(vector.to(run.model.device)).cpu() for key, vector in vectors.items()}
-    calibrate(inner.calibration, rewards, train, validation)
+        rewards = {key: task_model.aggregator(vector.to(run.model.device)).cpu() for key, vector in vectors.items()}
+    calibrate(task_model.calibration, rewards, train, validation)
     return kept.state_dict(), ended(fits)
 
 

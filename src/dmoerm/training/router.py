@@ -83,7 +83,7 @@ def _train(run: Run, train: Sequence[Example], validation: Sequence[Example], pl
         router.language_model = copy.deepcopy(router.language_model).float()
     rows = [_rows(run, part, reads) for part in (train, validation)]
     if not reads:
-        router.standardise.fit(torch.stack([vector for vector, _ in rows[0]]))
+        router.normalizer.fit(torch.stack([vector for vector, _ in rows[0]]))
     fits = fit(
         _RouterPhase(router),
         *rows,

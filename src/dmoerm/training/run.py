@@ -30,8 +30,8 @@ from ..io.locking import exclusive_folder
 from ..io.paths import cache_folder, write_file
 from ..io.storage import Mirror
 from ..model import DMoERM, DMoERMConfig
-from ..model.artefact import with_tokenizer
-from ..model.backbone import check_backbone, cut, load_backbone, resolve_cut
+from ..model.backbone import check_backbone, load_backbone, resolve_branch_layer, split_layers
+from ..model.checkpoint import with_tokenizer
 from ..model.training_prompts import TrainingPrompts
 from ..schema import Group, Query
 from ..taxonomy import Taxonomy
@@ -59,7 +59,7 @@ def train(config: Config, console: Console | None = None, engine: Engine | None 
         ConfigError: the folder holds a run with other settings; a batch has too few groups for the processes; the
             launcher asks for weights in pieces, of which these settings have none.
         DataError: the data cannot be used.
-        ArtefactError: another process trains in that folder, or it cannot be written.
+        CheckpointError: another process trains in that folder, or it cannot be written.
         TrainingError: a loss is not finite.
     """
     _check_trackers(config)
@@ -118,7 +118,7 @@ def build_model(config: Config, taxonomy: Taxonomy) -> DMoERM:
     backbone, tokenizer = load_backbone(config.backbone, empty=sharded() and not is_main())
     backbone.requires_grad_(False)
     torch.manual_seed(config.seed)  # what no step trains, and what every step starts from
-    layer = resolve_cut(config.backbone, backbone)
+    layer = resolve_branch_layer(config.backbone, backbone)
     if layer == 0 and config.router.kind == "trunk":
         raise ConfigError("router.kind is trunk but branch_layer is 0: there is no trunk; set router.kind to own")
     settings = DMoERMConfig(
@@ -134,14 +134,14 @@ def build_model(config: Config, taxonomy: Taxonomy) -> DMoERM:
         aggregator=config.phase3.model_dump(include={"inputs", "hidden", "dropout", "base_scores"}),
     )
     model = DMoERM(settings)
-    model.trunk, branch = cut(backbone, layer)
+    model.trunk, branch = split_layers(backbone, layer)
     model.general.branch = branch
     if config.router.kind == "own":
         model.router.language_model = copy.deepcopy(backbone)
     for task in settings.tasks:
-        inner = model.inner(task)
-        inner.base.branch = branch if settings.shared_branch else copy.deepcopy(branch)
-        inner.experts.attach(inner.base.branch)
+        task_model = model.task_model(task)
+        task_model.base.branch = branch if settings.shared_branch else copy.deepcopy(branch)
+        task_model.experts.attach(task_model.base.branch)
     return with_tokenizer(model, tokenizer).requires_grad_(False).eval()
 
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 
-from ..model.engine import Decoder
 from ..model.experts import lora_layers
 from ..model.heads import Head, embed
-from ..model.layout import Packed
+from ..model.packed_attention import Decoder
+from ..model.packing import Packed
 
 
 class HeadStack(nn.Module):

@@ -18,11 +18,12 @@ from transformers import TrainerCallback, set_seed
 
 from ..chat.truncation import TruncationCounts
 from ..config import Config, StepConfig
-from ..errors import ArtefactError
+from ..errors import CheckpointError
 from ..io.paths import complete_folder
 from ..io.storage import Mirror
 from ..model import DMoERM
-from ..model.engine import Decoder
+from ..model.checkpoint import current_names
+from ..model.packed_attention import Decoder
 from ..names import folder_name
 from .batches import Collate, Item
 from .cache import ActivationCache
@@ -171,14 +172,14 @@ def _write(done: Path, state: State, metrics: dict[str, float]) -> None:
             save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, folder / _STATE)
             (folder / "metrics.json").write_text(json.dumps(metrics))
     except (OSError, SafetensorError) as error:
-        raise ArtefactError(f"{done}: the step cannot be written: {error}; free some space and run again") from error
+        raise CheckpointError(f"{done}: the step cannot be written: {error}; free some space and run again") from error
 
 
 def _read(file: Path) -> State:
     try:
-        return load_file(file)
+        return current_names(load_file(file))
     except (OSError, SafetensorError) as error:
-        raise ArtefactError(
+        raise CheckpointError(
             f"{file}: is damaged: {error}; delete the folder {file.parent} and run again: this step is then done anew"
         ) from None
 

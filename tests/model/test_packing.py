@@ -8,23 +8,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dmoerm.model.layout import Bucket, Grid, Layout, Packed, means, pack
+from dmoerm.model.packing import AttentionGroup, Packed, Packing, PaddedRows, means, pack
 
 from .packing import Waste, allowing, each_waste, parts, random_ids, texts
 
 
 @st.composite
-def layouts(draw: st.DrawFn) -> Layout:
+def packings(draw: st.DrawFn) -> Packing:
     """Up to 4 prompts with up to 7 responses in any order."""
     prompts = draw(st.lists(st.integers(1, 7), min_size=1, max_size=4))
     more = draw(st.lists(st.integers(0, len(prompts) - 1), max_size=3))
     owner = draw(st.permutations([*range(len(prompts)), *more]))
-    return Layout(prompts, draw(st.lists(st.integers(1, 7), min_size=len(owner), max_size=len(owner))), owner)
+    return Packing(prompts, draw(st.lists(st.integers(1, 7), min_size=len(owner), max_size=len(owner))), owner)
 
 
-def numbered(layout: Layout) -> Packed:
+def numbered(packing: Packing) -> Packed:
     """Every token is its own place."""
-    return Packed(torch.arange(sum(layout.prompts) + sum(layout.responses)), layout)
+    return Packed(torch.arange(sum(packing.prompts) + sum(packing.responses)), packing)
 
 
 def same(found: list[Tensor], expected: list[Tensor]) -> bool:
@@ -35,44 +35,44 @@ def same(found: list[Tensor], expected: list[Tensor]) -> bool:
 
 
 def test_a_layout_by_hand() -> None:
-    layout = Layout([4, 2], [3, 2, 4], [0, 0, 1])
-    assert layout.positions.tolist() == [0, 1, 2, 3, 0, 1, 4, 5, 6, 4, 5, 2, 3, 4, 5]
-    assert layout.last.tolist() == [8, 10, 14]
-    assert layout.starts == [4, 4, 2]
-    assert layout.longest == 7
-    assert layout.of_prompt.tolist() == [0, 0, 0, 0, 1, 1]
-    assert layout.of_response.tolist() == [0, 0, 0, 1, 1, 2, 2, 2, 2]
+    packing = Packing([4, 2], [3, 2, 4], [0, 0, 1])
+    assert packing.positions.tolist() == [0, 1, 2, 3, 0, 1, 4, 5, 6, 4, 5, 2, 3, 4, 5]
+    assert packing.last.tolist() == [8, 10, 14]
+    assert packing.starts == [4, 4, 2]
+    assert packing.longest == 7
+    assert packing.of_prompt.tolist() == [0, 0, 0, 0, 1, 1]
+    assert packing.of_response.tolist() == [0, 0, 0, 1, 1, 2, 2, 2, 2]
 
 
-@given(layout=layouts())
-def test_positions_count_through_each_text(layout: Layout) -> None:
-    positions = Packed(layout.positions, layout)
+@given(packing=packings())
+def test_positions_count_through_each_text(packing: Packing) -> None:
+    positions = Packed(packing.positions, packing)
     assert same(texts(positions), [torch.arange(len(text)) for text in texts(positions)])
-    assert same(parts(positions)[0], [torch.arange(n) for n in layout.prompts])
-    assert layout.longest == max(map(len, texts(positions)))
+    assert same(parts(positions)[0], [torch.arange(n) for n in packing.prompts])
+    assert packing.longest == max(map(len, texts(positions)))
 
 
-@given(layout=layouts())
-def test_the_last_places_are_those_of_the_responses_ends(layout: Layout) -> None:
-    assert layout.last.tolist() == [int(text[-1]) for text in texts(numbered(layout))]
+@given(packing=packings())
+def test_the_last_places_are_those_of_the_responses_ends(packing: Packing) -> None:
+    assert packing.last.tolist() == [int(text[-1]) for text in texts(numbered(packing))]
 
 
 # --- some of the responses -----------------------------------------------------------------------------------------
 
 
-@given(layout=layouts(), data=st.data())
-def test_select_keeps_each_response_with_its_prompt(layout: Layout, data: st.DataObject) -> None:
-    inputs = random_ids(layout, 100)
-    rows = data.draw(st.lists(st.integers(0, len(layout.responses) - 1), min_size=1, max_size=6, unique=True))
+@given(packing=packings(), data=st.data())
+def test_select_keeps_each_response_with_its_prompt(packing: Packing, data: st.DataObject) -> None:
+    inputs = random_ids(packing, 100)
+    rows = data.draw(st.lists(st.integers(0, len(packing.responses) - 1), min_size=1, max_size=6, unique=True))
     part = inputs.select(rows)
     everything = texts(inputs)
     assert same(texts(part), [everything[n] for n in rows])
-    if rows != list(range(len(layout.responses))):
-        assert len(part.layout.prompts) == len({layout.owner[n] for n in rows})
+    if rows != list(range(len(packing.responses))):
+        assert len(part.packing.prompts) == len({packing.owner[n] for n in rows})
 
 
 def test_all_rows_are_the_inputs_themselves() -> None:
-    inputs = random_ids(Layout([2, 3], [1, 2, 2], [1, 0, 1]), 9)
+    inputs = random_ids(Packing([2, 3], [1, 2, 2], [1, 0, 1]), 9)
     assert inputs.select([0, 1, 2]) is inputs
     assert same(texts(inputs.select([2, 1, 0])), texts(inputs)[::-1])
 
@@ -89,8 +89,8 @@ queries = st.lists(
 def test_split_gives_what_pack_was_given(width: tuple[int, ...], lengths: list[tuple[int, list[int]]]) -> None:
     given = [(torch.randn(p, *width), [torch.randn(r, *width) for r in responses]) for p, responses in lengths]
     packed = pack(given)
-    assert packed.layout.prompts == [p for p, _ in lengths]
-    assert packed.layout.owner == [q for q, (_, responses) in enumerate(lengths) for _ in responses]
+    assert packed.packing.prompts == [p for p, _ in lengths]
+    assert packed.packing.owner == [q for q, (_, responses) in enumerate(lengths) for _ in responses]
     for (prompt, responses), (own_prompt, own_responses) in zip(packed.split(), given, strict=True):
         assert torch.equal(prompt, own_prompt)
         assert same(responses, own_responses)
@@ -101,7 +101,7 @@ def test_split_gives_what_pack_was_given(width: tuple[int, ...], lengths: list[t
 
 @given(rows=st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=5), min_size=1, max_size=4), k=st.integers(1, 3))
 def test_a_grid_pads_rows_and_takes_the_padding_back(rows: list[list[int]], k: int) -> None:
-    grid, states = Grid(rows, 10, torch.device("cpu")), torch.randn(k, 10, 2)
+    grid, states = PaddedRows(rows, 10, torch.device("cpu")), torch.randn(k, 10, 2)
     padded = grid.pad(states)
     assert padded.shape == (k * len(rows), max(map(len, rows)), 2)
     for i, row in enumerate(rows * k):
@@ -110,37 +110,37 @@ def test_a_grid_pads_rows_and_takes_the_padding_back(rows: list[list[int]], k: i
 
 
 @each_waste
-@given(layout=layouts())
-def test_buckets_hold_every_text_once(waste: Waste, layout: Layout) -> None:
-    def rows(grid: Grid, source: Tensor, of: list[Tensor]) -> list[Tensor]:
+@given(packing=packings())
+def test_buckets_hold_every_text_once(waste: Waste, packing: Packing) -> None:
+    def rows(grid: PaddedRows, source: Tensor, of: list[Tensor]) -> list[Tensor]:
         padded = grid.pad(source[None])
         return [row[: len(own)] for row, own in zip(padded, of, strict=True)]
 
-    inputs = numbered(layout)
-    responses, whole, first = parts(inputs)[1], texts(inputs), layout.prompt_tokens
+    inputs = numbered(packing)
+    responses, whole, first = parts(inputs)[1], texts(inputs), packing.prompt_tokens
     with allowing(waste):
-        buckets = layout.buckets
+        buckets = packing.groups
     assert sorted(i for bucket in buckets for i in bucket.prompts) == list(range(first))
     assert sorted(n for bucket in buckets for n in bucket.last) == list(range(len(responses)))
     for bucket in buckets:
         own = [responses[n] for n in bucket.last]
         assert [first + i for i in bucket.responses] == torch.cat(own).tolist()
-        assert same(rows(bucket.response_grid, inputs.tokens[first:], own), own)
-        assert same(rows(bucket.key_grid, inputs.tokens, whole_own := [whole[n] for n in bucket.last]), whole_own)
+        assert same(rows(bucket.padded_responses, inputs.tokens[first:], own), own)
+        assert same(rows(bucket.padded_keys, inputs.tokens, whole_own := [whole[n] for n in bucket.last]), whole_own)
 
 
 @each_waste
-@given(layout=layouts(), k=st.integers(1, 3))
-def test_what_goes_through_the_buckets_comes_back_in_order(waste: Waste, layout: Layout, k: int) -> None:
-    first = layout.prompt_tokens
-    prompts, responses = torch.randn(k, first, 2), torch.randn(k, sum(layout.responses), 2, 3)
+@given(packing=packings(), k=st.integers(1, 3))
+def test_what_goes_through_the_buckets_comes_back_in_order(waste: Waste, packing: Packing, k: int) -> None:
+    first = packing.prompt_tokens
+    prompts, responses = torch.randn(k, first, 2), torch.randn(k, sum(packing.responses), 2, 3)
     with allowing(waste):
-        buckets, order = layout.buckets, layout.order
-    there = [bucket.prompt_grid.unpad(bucket.prompt_grid.pad(prompts), k) for bucket in buckets]
+        buckets, order = packing.groups, packing.order
+    there = [bucket.padded_prompts.unpad(bucket.padded_prompts.pad(prompts), k) for bucket in buckets]
     assert torch.equal(in_order(there, order["prompts"]), prompts)
-    there = [bucket.response_grid.unpad(bucket.response_grid.pad(responses), k) for bucket in buckets]
+    there = [bucket.padded_responses.unpad(bucket.padded_responses.pad(responses), k) for bucket in buckets]
     assert torch.equal(in_order(there, order["responses"]), responses)
-    ends = responses[:, layout.last - first]
+    ends = responses[:, packing.last - first]
     assert torch.equal(in_order([ends[:, bucket.last] for bucket in buckets], order["last"]), ends)
 
 
@@ -150,9 +150,9 @@ def in_order(found: list[Tensor], order: Tensor | None) -> Tensor:
 
 
 @each_waste
-@given(layout=layouts(), k=st.integers(1, 3))
-def test_a_responses_token_sees_its_text_up_to_itself(waste: Waste, layout: Layout, k: int) -> None:
-    def seen(bucket: Bucket, last: bool) -> Tensor:
+@given(packing=packings(), k=st.integers(1, 3))
+def test_a_responses_token_sees_its_text_up_to_itself(waste: Waste, packing: Packing, k: int) -> None:
+    def seen(bucket: AttentionGroup, last: bool) -> Tensor:
         mask = bucket.mask(torch.float32, last, k)
         assert set(mask.unique().tolist()) <= {0.0, -torch.inf}
         visible = (mask[:, 0] == 0).int()
@@ -160,30 +160,30 @@ def test_a_responses_token_sees_its_text_up_to_itself(waste: Waste, layout: Layo
         return visible.sum(-1)
 
     with allowing(waste):
-        buckets = layout.buckets
+        buckets = packing.groups
     for bucket in buckets:
         every, ends = seen(bucket, last=False), seen(bucket, last=True)
         for row, n in enumerate(bucket.last * k):
-            start, length = layout.starts[n], layout.responses[n]
+            start, length = packing.starts[n], packing.responses[n]
             assert every[row, :length].tolist() == list(range(start + 1, start + length + 1))
             assert ends[row].tolist() == [start + length]
 
 
 def test_texts_of_unlike_length_are_in_buckets_of_their_own() -> None:
     """A long text beside many short ones would have attention pad each of them to its length."""
-    layout = Layout([700, *[20] * 40], [60] * 41, range(41))
-    assert [len(bucket.last) for bucket in layout.buckets] == [40, 1]
-    assert [bucket.key_grid.width for bucket in layout.buckets] == [80, 760]
+    packing = Packing([700, *[20] * 40], [60] * 41, range(41))
+    assert [len(bucket.last) for bucket in packing.groups] == [40, 1]
+    assert [bucket.padded_keys.width for bucket in packing.groups] == [80, 760]
 
 
 # --- means ---------------------------------------------------------------------------------------------------------
 
 
-@given(layout=layouts())
-def test_prompt_means_are_over_each_prompts_own_tokens(layout: Layout) -> None:
-    states = torch.randn(sum(layout.prompts) + sum(layout.responses), 3)
-    expected = torch.stack([prompt.mean(0) for prompt in parts(Packed(states, layout))[0]])
-    torch.testing.assert_close(Packed(states, layout).prompt_means(), expected)
+@given(packing=packings())
+def test_prompt_means_are_over_each_prompts_own_tokens(packing: Packing) -> None:
+    states = torch.randn(sum(packing.prompts) + sum(packing.responses), 3)
+    expected = torch.stack([prompt.mean(0) for prompt in parts(Packed(states, packing))[0]])
+    torch.testing.assert_close(Packed(states, packing).prompt_means(), expected)
 
 
 def test_means_by_hand_are_in_float32() -> None:
@@ -194,8 +194,8 @@ def test_means_by_hand_are_in_float32() -> None:
 
 
 def test_a_layout_goes_with_its_tokens_to_another_device() -> None:
-    inputs = random_ids(Layout([2, 3], [1, 2], [1, 0]), 9)
+    inputs = random_ids(Packing([2, 3], [1, 2], [1, 0]), 9)
     moved = inputs.to("meta")
-    assert {moved.tokens.device, moved.layout.positions.device, moved.layout.last.device} == {torch.device("meta")}
-    assert moved.layout.owner == inputs.layout.owner
-    assert inputs.layout.to("cpu") is inputs.layout
+    assert {moved.tokens.device, moved.packing.positions.device, moved.packing.last.device} == {torch.device("meta")}
+    assert moved.packing.owner == inputs.packing.owner
+    assert inputs.packing.to("cpu") is inputs.packing

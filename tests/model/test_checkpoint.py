@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from tiny import make_model, make_tiny_config
 
 from dmoerm.chat.encoding import Encoded
-from dmoerm.errors import ArtefactError
-from dmoerm.model import DMoERM, artefact, task_backbone
+from dmoerm.errors import CheckpointError
+from dmoerm.model import DMoERM, checkpoint, task_backbone
 from dmoerm.model.batching import pack_ids
-from dmoerm.model.engine import run
+from dmoerm.model.packed_attention import run
 from dmoerm.schema import Query
 
 QUERY = Query(prompt="How are you?", responses=("Fine, and you?", "No.", "x " * 20))
@@ -82,15 +82,15 @@ def test_a_loaded_model_is_saved_as_the_same_bytes(saved: tuple[DMoERM, Path], t
 def test_a_loaded_model_is_ready_to_score_and_to_train_on(saved: tuple[DMoERM, Path]) -> None:
     loaded = DMoERM.from_pretrained(saved[1])
     assert not loaded.training
-    experts = loaded.inner("chitchat").experts
-    branch = {p.data_ptr() for p in loaded.inner("chitchat").base.branch.parameters()}
+    experts = loaded.task_model("chitchat").experts
+    branch = {p.data_ptr() for p in loaded.task_model("chitchat").base.branch.parameters()}
     assert branch <= {p.data_ptr() for p in experts.parameters()}  # still shared, not twice in memory
 
 
 def test_dtype_is_that_of_trunk_and_branches(saved: tuple[DMoERM, Path]) -> None:
     loaded = DMoERM.from_pretrained(saved[1], dtype="bfloat16")
     assert {p.dtype for p in loaded.trunk.parameters()} == {torch.bfloat16}
-    assert {p.dtype for p in loaded.inner("chitchat").base.branch.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in loaded.task_model("chitchat").base.branch.parameters()} == {torch.bfloat16}
     assert loaded.general.head.score.weight.dtype is torch.float32
     assert rewards(loaded) == pytest.approx(rewards(saved[0]), abs=0.5)
 
@@ -121,10 +121,10 @@ def assert_peft_gives_the_same_embeddings(model: DMoERM, folder: Path) -> None:
     encoded = model.encoder.encode(QUERY)
     hidden = model.hidden(pack_ids([encoded]))
     for task in model.config.tasks:
-        inner = model.inner(task)
-        base = inner.base.embed(hidden)
-        z = inner.experts.embed(hidden, base)
-        for i, capability in enumerate(inner.experts.capabilities):
+        task_model = model.task_model(task)
+        base = task_model.base.embed(hidden)
+        z = task_model.experts.embed(hidden, base)
+        for i, capability in enumerate(task_model.experts.capabilities):
             adapter = folder / "tasks" / task / "experts" / capability
             peft = PeftModel.from_pretrained(task_backbone(model, task), str(adapter)).eval()
             for n, response in enumerate(encoded.responses):
@@ -165,7 +165,7 @@ def test_a_tasks_backbone_is_its_trunk_and_branch(saved: tuple[DMoERM, Path]) ->
     model, _ = saved
     hidden = model.hidden(pack_ids([Encoded([1, 5, 6], [[7, 8, 9]])]))
     for task in model.config.tasks:
-        states = run(model.inner(task).base.branch, hidden)
+        states = run(model.task_model(task).base.branch, hidden)
         whole = task_backbone(model, task)(input_ids=torch.tensor([[1, 5, 6, 7, 8, 9]])).last_hidden_state
         torch.testing.assert_close(whole, states, atol=1e-5, rtol=1e-4)
 
@@ -208,7 +208,7 @@ def test_a_damaged_file_is_named(copied: Path, name: str, damage: Callable[[Path
     damage(copied / name)
     if not checked:
         (copied / "SHA256SUMS").unlink()
-    with pytest.raises(ArtefactError) as caught:
+    with pytest.raises(CheckpointError) as caught:
         DMoERM.from_pretrained(copied)
     assert str(copied / name) in str(caught.value)
 
@@ -228,11 +228,13 @@ def test_a_pickle_is_never_read(copied: Path, tmp_path: Path, name: str) -> None
     trace = tmp_path / "unpickled"
     torch.save(Bomb(trace), copied / name)
     (copied / "model.safetensors").unlink()
-    with pytest.raises(ArtefactError, match=rf"model.safetensors: is missing; {name} is a pickle, which is never read"):
+    with pytest.raises(
+        CheckpointError, match=rf"model.safetensors: is missing; {name} is a pickle, which is never read"
+    ):
         DMoERM.from_pretrained(copied)
     torch.save(Bomb(trace), copied / "model.safetensors")
     (copied / "SHA256SUMS").unlink()
-    with pytest.raises(ArtefactError, match=r"model.safetensors: is no safetensors file"):
+    with pytest.raises(CheckpointError, match=r"model.safetensors: is no safetensors file"):
         DMoERM.from_pretrained(copied)
     assert not trace.exists()
 
@@ -240,14 +242,14 @@ def test_a_pickle_is_never_read(copied: Path, tmp_path: Path, name: str) -> None
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
 def test_a_missing_or_broken_tokenizer_is_named(copied: Path, name: str) -> None:
     (copied / name).write_text("{")
-    with pytest.raises(ArtefactError, match=f"{copied}.*tokenizer"):
+    with pytest.raises(CheckpointError, match=f"{copied}.*tokenizer"):
         DMoERM.from_pretrained(copied)
 
 
 def test_a_missing_tokenizer_is_named(copied: Path) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (copied / name).unlink()
-    with pytest.raises(ArtefactError, match=f"{copied}.*tokenizer"):
+    with pytest.raises(CheckpointError, match=f"{copied}.*tokenizer"):
         DMoERM.from_pretrained(copied)
 
 
@@ -272,7 +274,7 @@ FOREIGN = '{"model_type": "dmoerm", "branch_layer": 2, "tasks": {}, "backbone": 
 def test_a_foreign_config_is_named(copied: Path, content: str, message: str) -> None:
     (copied / "config.json").write_text(content)
     (copied / "SHA256SUMS").unlink()
-    with pytest.raises(ArtefactError, match=message) as caught:
+    with pytest.raises(CheckpointError, match=message) as caught:
         DMoERM.from_pretrained(copied)
     assert str(copied / "config.json") in str(caught.value)
 
@@ -287,14 +289,14 @@ def edited(folder: Path, **settings: Any) -> Path:
 @pytest.mark.parametrize("name", ["", " a", "a\0b", "a\nb", "x" * 257])
 def test_invalid_names_are_refused(copied: Path, name: str) -> None:
     for tasks in ({name: []}, {"chitchat": [name]}):
-        with pytest.raises(ArtefactError, match=r"config.json: describes no model: tasks"):
+        with pytest.raises(CheckpointError, match=r"config.json: describes no model: tasks"):
             DMoERM.from_pretrained(edited(copied, tasks=tasks))
 
 
 @pytest.mark.parametrize("name", ["../../etc", "a/b", "..", ".", "/etc", "a\\b"])
 def test_no_name_leads_out_of_the_folder(copied: Path, name: str) -> None:
     for tasks in ({name: []}, {"chitchat": [name]}):
-        with pytest.raises(ArtefactError) as caught:
+        with pytest.raises(CheckpointError) as caught:
             DMoERM.from_pretrained(edited(copied, tasks=tasks))
         file = Path(str(caught.value).partition(": ")[0])
         assert file.is_relative_to(copied)
@@ -302,28 +304,28 @@ def test_no_name_leads_out_of_the_folder(copied: Path, name: str) -> None:
 
 
 def test_a_config_that_does_not_fit_the_weights_is_named(copied: Path) -> None:
-    with pytest.raises(ArtefactError, match=r"model.safetensors.*do(es)? not fit config.json"):
+    with pytest.raises(CheckpointError, match=r"model.safetensors.*do(es)? not fit config.json"):
         DMoERM.from_pretrained(edited(copied, tasks={"chitchat": ["empathy"]}))
 
 
 @pytest.mark.parametrize("kind", ["gemma", "gemma2"])
 def test_a_model_that_was_saved_on_an_unsupported_backbone_is_refused_at_loading(copied: Path, kind: str) -> None:
     backbone = json.loads((copied / "config.json").read_text())["backbone"] | {"model_type": kind}
-    with pytest.raises(ArtefactError, match=rf"config\.json: this model cannot score: .*'{kind}' is not supported"):
+    with pytest.raises(CheckpointError, match=rf"config\.json: this model cannot score: .*'{kind}' is not supported"):
         DMoERM.from_pretrained(edited(copied, backbone=backbone))
 
 
 def test_a_value_that_no_file_holds_is_named(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dmoerm.model.stored.check_config", lambda _: None)
+    monkeypatch.setattr("dmoerm.model.config_file.check_config", lambda _: None)
     backbone = json.loads((copied / "config.json").read_text())["backbone"] | {"model_type": "gemma"}
-    with pytest.raises(ArtefactError, match=r"has no value for .*embed_scale|do(es)? not fit"):
+    with pytest.raises(CheckpointError, match=r"has no value for .*embed_scale|do(es)? not fit"):
         DMoERM.from_pretrained(edited(copied, backbone=backbone))
 
 
 @pytest.mark.parametrize("name", ["", "no/such/folder", "file"])
 def test_a_path_that_holds_no_model_is_named(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(ArtefactError, match=f"{tmp_path / name}: is no dmoerm model"):
+    with pytest.raises(CheckpointError, match=f"{tmp_path / name}: is no dmoerm model"):
         DMoERM.from_pretrained(tmp_path / name)
 
 
@@ -356,9 +358,9 @@ def test_a_full_disk_leaves_the_old_model_and_nothing_else(
 ) -> None:
     before, new = rewards(DMoERM.from_pretrained(copied)), tiny_model(head={"hidden": 3})
     beside = sorted(copied.parent.iterdir())
-    monkeypatch.setattr(artefact, "save_file", full_disk_after(files))
+    monkeypatch.setattr(checkpoint, "save_file", full_disk_after(files))
     said = f"{copied}: the model cannot be written.*No space left.*nothing was changed"
-    with pytest.raises(ArtefactError, match=said):
+    with pytest.raises(CheckpointError, match=said):
         new.save_pretrained(copied)
     assert sorted(copied.parent.iterdir()) == beside
     assert rewards(DMoERM.from_pretrained(copied)) == before
@@ -367,8 +369,8 @@ def test_a_full_disk_leaves_the_old_model_and_nothing_else(
 def test_a_full_disk_leaves_no_folder_where_none_was(
     saved: tuple[DMoERM, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(artefact, "save_file", full_disk_after(2))
-    with pytest.raises(ArtefactError):
+    monkeypatch.setattr(checkpoint, "save_file", full_disk_after(2))
+    with pytest.raises(CheckpointError):
         saved[0].save_pretrained(tmp_path / "new")
     assert list(tmp_path.iterdir()) == []
 
@@ -385,5 +387,5 @@ def test_a_new_model_takes_the_old_ones_place(
 
 def test_a_place_that_cannot_be_written_is_named(saved: tuple[DMoERM, Path], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(ArtefactError, match=f"{tmp_path / 'file' / 'model'}: the model cannot be written"):
+    with pytest.raises(CheckpointError, match=f"{tmp_path / 'file' / 'model'}: the model cannot be written"):
         saved[0].save_pretrained(tmp_path / "file" / "model")

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from ..config import AggregatorConfig, EncodingConfig, HeadConfig, LoRAConfig
-from ..errors import ArtefactError, BackboneError, shorten
+from ..errors import BackboneError, CheckpointError, shorten
 from ..names import check_name
 from .backbone import check_config
 from .configuration import DMoERMConfig
@@ -44,12 +44,12 @@ class _Stored(BaseModel):
 
 
 def read_config(folder: Path) -> DMoERMConfig:
-    """The configuration of a model's folder. Raises `ArtefactError` where it describes none that could lie there."""
+    """The configuration of a model's folder. Raises `CheckpointError` where it describes none that could lie there."""
     file = folder / "config.json"
     settings = read_json(file)
     if (kind := settings.get("model_type")) != DMoERMConfig.model_type:
         expected = repr(DMoERMConfig.model_type)
-        raise ArtefactError(
+        raise CheckpointError(
             f"{file}: model_type is {shorten(kind)}, not {expected}; give the folder that `train` wrote"
         )
     try:
@@ -69,7 +69,7 @@ def read_config(folder: Path) -> DMoERMConfig:
     try:
         check_config(config.backbone_config)
     except BackboneError as error:
-        raise ArtefactError(f"{file}: this model cannot score: {error}; train it again") from None
+        raise CheckpointError(f"{file}: this model cannot score: {error}; train it again") from None
     except Exception as error:  # transformers raises many kinds for a configuration that is not valid
         raise _no_model(file, shorten(str(error))) from None
     return config
@@ -99,5 +99,5 @@ def _numbers(settings: dict[str, Any]) -> Iterator[tuple[str, int]]:
             yield name, value
 
 
-def _no_model(file: Path, why: str) -> ArtefactError:
-    return ArtefactError(f"{file}: describes no model: {why}")
+def _no_model(file: Path, why: str) -> CheckpointError:
+    return CheckpointError(f"{file}: describes no model: {why}")

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from .aggregator import Aggregator
 from .experts import Experts
-from .heads import BranchScorer, Standardise
-from .layout import Packed
+from .heads import BranchScorer, Normalizer
+from .packing import Packed
 
 
 class Calibration(nn.Module):
@@ -35,12 +35,12 @@ class Calibration(nn.Module):
         return (reward - self.centre) / self.scale
 
 
-class InnerOutput(NamedTuple):
-    """What the inner layer says of N responses.
+class TaskOutput(NamedTuple):
+    """A task model's scores of N responses.
 
     Attributes:
         reward: (N,), centred and scaled.
-        capabilities: (N, k), each standardised over the training part's responses.
+        capabilities: (N, k), each normalized over the training part's responses.
         uncertainty: (N,), the standard deviation of the capability scores: how far the experts disagree.
         per_task: (N,), the phase-1 model's own score, not calibrated.
     """
@@ -51,13 +51,13 @@ class InnerOutput(NamedTuple):
     per_task: Tensor
 
 
-class InnerModel(nn.Module):
-    """One task's inner model."""
+class TaskModel(nn.Module):
+    """Branch, experts and aggregator of one task (the paper's inner layer)."""
 
     def __init__(self, base: BranchScorer, experts: Experts, aggregator: Aggregator) -> None:
         super().__init__()
         self.base, self.experts, self.aggregator = base, experts, aggregator
-        self.standardise = Standardise(len(experts))
+        self.normalizer = Normalizer(len(experts))
         self.calibration = Calibration()
 
     def vectors(self, base: Tensor, z: Tensor, general: Tensor) -> Tensor:
@@ -77,23 +77,23 @@ class InnerModel(nn.Module):
         """Whether the reward depends on the plain branch or the general model; the paper's does not."""
         return self.aggregator.linear is not None or self.experts.branch is None
 
-    def forward(self, inputs: Packed, general: Tensor, base: Tensor | None = None) -> InnerOutput:
+    def forward(self, inputs: Packed, general: Tensor, base: Tensor | None = None) -> TaskOutput:
         """Scores N responses; `base` saves a pass where the branch is the general model's own."""
         base = self.base.embed(inputs) if base is None else base
         return self.conclude(self.vectors(base, self.experts.embed(inputs, base), general))
 
-    def forward_experts(self, inputs: Packed) -> InnerOutput:
+    def forward_experts(self, inputs: Packed) -> TaskOutput:
         """The same where the reward depends on the experts' embeddings alone; `per_task` is then not computed: 0."""
         z = self.experts.embed(inputs, None)
         unread = z.new_zeros(z.shape[1], 2)
         return self.conclude(torch.cat([*z, self.experts.score(z), unread], -1))
 
-    def conclude(self, vectors: Tensor) -> InnerOutput:
+    def conclude(self, vectors: Tensor) -> TaskOutput:
         """From the aggregator's input to what is reported."""
         count = len(self.experts)
         scores = vectors[:, vectors.shape[1] - count - 2 :]
-        capabilities = self.standardise(scores[:, :count])
-        return InnerOutput(
+        capabilities = self.normalizer(scores[:, :count])
+        return TaskOutput(
             self.calibration(self.aggregator(vectors)),
             capabilities,
             capabilities.std(-1, correction=0) if count else capabilities.new_zeros(len(capabilities)),

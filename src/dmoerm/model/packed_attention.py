@@ -1,13 +1,13 @@
-"""One pass of packed tokens through a decoder's own layers, computing only what is wanted of it.
+"""One pass of packed tokens through a decoder's own layers, computing only the states that are asked for.
 
     every layer but the last    all tokens
-    the last layer              keys and values of all tokens; queries, output projection and MLP of the wanted ones
+    the last layer              keys and values of all tokens; queries, output projection and MLP of the outputs
 
 Linear layers, norms and MLPs meet no padding, and each prompt once. `attend` alone knows who sees whom: a prompt's
 token sees its prompt up to itself, a response's token sees its whole prompt and its response up to itself. The result
 equals that of separate sequences. The layers are transformers' own code; they find `attend` by its name.
 
-Shapes as in layout.py.
+Shapes as in packing.py.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from ..errors import BackboneError
-from .layout import Layout, Packed
+from .packing import Packed, Packing
 
 if TYPE_CHECKING:
 
@@ -43,25 +43,25 @@ ATTENTION = "dmoerm_packed"
 
 _BLOCK = 2_000_000  # attention weights held at once: as many as a processor's caches take
 
-_How = dict[str, Any]
+_SdpaOptions = dict[str, Any]
 
-Wanted = Literal["all", "responses", "last"]
+Outputs = Literal["all", "responses", "last"]
 """Whose states a pass gives: all T tokens', those of the responses' tokens, or of the N responses' last tokens."""
 
 
-def run(part: Decoder, inputs: Packed, wanted: Wanted = "all", stack: int = 1) -> Tensor:
+def run(part: Decoder, inputs: Packed, outputs: Outputs = "all", num_experts: int = 1) -> Tensor:
     """Runs a trunk or branch over packed tokens. Gradients flow.
 
     Args:
         part: layers, and embeddings where the tokens are ids.
-        wanted: whose states (k, …, d) are given.
-        stack: k, where the part's linear layers hold k experts; the same tokens go through each.
+        outputs: whose states (k, …, d) are given.
+        num_experts: k, where the part's linear layers hold k experts; the same tokens go through each.
 
     Raises:
         BackboneError: the backbone attends to a sliding window, and a text is longer than that.
     """
     with computing(part):
-        return _run(part, inputs, wanted, stack)
+        return _run(part, inputs, outputs, num_experts)
 
 
 def computing(part: PreTrainedModel) -> torch.autocast:
@@ -75,22 +75,22 @@ def computing(part: PreTrainedModel) -> torch.autocast:
     return torch.autocast(part.device.type, dtype if half else torch.bfloat16, enabled=half)
 
 
-def _run(part: Decoder, inputs: Packed, wanted: Wanted, stack: int) -> Tensor:
-    tokens, layout = inputs
+def _run(part: Decoder, inputs: Packed, outputs: Outputs, num_experts: int) -> Tensor:
+    tokens, packing = inputs
     states = tokens if tokens.is_floating_point() else part.embed_tokens(tokens)  # pyright: ignore
-    states = states[None].expand(stack, -1, -1)
-    rotary = part.rotary_emb(states, position_ids=layout.positions[None])
-    state = _Pass(layout, part, rotary)
+    states = states[None].expand(num_experts, -1, -1)
+    rotary = part.rotary_emb(states, position_ids=packing.positions[None])
+    state = _Pass(packing, part, rotary)
     for layer in part.layers[:-1]:  # pyright: ignore[reportGeneralTypeIssues]
         states = state.through(layer, states)
-    return part.norm(state.through_last(part.layers[-1], states, wanted))
+    return part.norm(state.through_last(part.layers[-1], states, outputs))
 
 
 class _Pass:
     """What the layers of one pass need to know, and the keys and values kept for the last of them."""
 
-    def __init__(self, layout: Layout, part: Decoder, rotary: Sequence[Tensor]) -> None:
-        self.layout, self.rotary = layout, rotary
+    def __init__(self, packing: Packing, part: Decoder, rotary: Sequence[Tensor]) -> None:
+        self.packing, self.rotary = packing, rotary
         self.stage: Literal["all", "keys", "responses", "last"] = "all"
         self.kept: tuple[Tensor, Tensor] | None = None
 
@@ -98,21 +98,21 @@ class _Pass:
         """The layer's output (k, …, d) for the tokens at `places`."""
         self.stage = stage
         rotary = tuple(part[:, places] for part in self.rotary)
-        positions = self.layout.positions[None, places]
+        positions = self.packing.positions[None, places]
         return layer(
             states[:, places], attention_mask=None, position_ids=positions, position_embeddings=rotary, packed=self
         )
 
-    def through_last(self, layer: nn.Module, states: Tensor, wanted: Wanted) -> Tensor:
-        """The last layer's output for the wanted tokens alone."""
-        first = self.layout.prompt_tokens
-        if wanted == "all":
+    def through_last(self, layer: nn.Module, states: Tensor, outputs: Outputs) -> Tensor:
+        """The last layer's output for the tokens asked for alone."""
+        first = self.packing.prompt_tokens
+        if outputs == "all":
             return self.through(layer, states)
-        if wanted == "responses":
+        if outputs == "responses":
             self.through(_keys_only(layer), states, slice(None, first), "keys")
-            return self.through(layer, states, slice(first, None), wanted)
+            return self.through(layer, states, slice(first, None), outputs)
         self.through(_keys_only(layer), states, stage="keys")
-        return self.through(layer, states, self.layout.last, wanted)
+        return self.through(layer, states, self.packing.last, outputs)
 
 
 def _keys_only(layer: Any) -> nn.Module:
@@ -160,15 +160,15 @@ def attend(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
-    layout = packed.layout
+    packing = packed.packing
     if kwargs.get("softcap"):
         raise BackboneError("the backbone caps its attention's logits, which packed tokens do not; use another")
-    if sliding_window and layout.longest > sliding_window:
+    if sliding_window and packing.longest > sliding_window:
         raise BackboneError(
-            f"prompt and response are {layout.longest} tokens, more than the backbone's attention window of "
+            f"prompt and response are {packing.longest} tokens, more than the backbone's attention window of "
             f"{sliding_window}; set encoding.max_length to at most that"
         )
-    how = {"scale": scaling, "dropout_p": dropout}
+    options = {"scale": scaling, "dropout_p": dropout}
     query, key = query.to(value.dtype), key.to(value.dtype)  # under autocast, norms and rotations give float32
     q, k, v = (x.transpose(1, 2) for x in (query, key, value))  # (k, tokens, H, c)
     if packed.stage == "keys":
@@ -176,42 +176,44 @@ def attend(
         return q, None
     if packed.stage == "last":
         assert packed.kept is not None
-        return _last(q, *packed.kept, layout, how), None
+        return _last(q, *packed.kept, packing, options), None
     if packed.stage == "responses":
         assert packed.kept is not None
         k, v = torch.cat([packed.kept[0], k], 1), torch.cat([packed.kept[1], v], 1)
-        return _responses(q, k, v, layout, how), None
-    first = layout.prompt_tokens
-    prompts = _prompts(q[:, :first], k[:, :first], v[:, :first], layout, how)
-    return torch.cat([prompts, _responses(q[:, first:], k, v, layout, how)], 1), None
+        return _responses(q, k, v, packing, options), None
+    first = packing.prompt_tokens
+    prompts = _prompts(q[:, :first], k[:, :first], v[:, :first], packing, options)
+    return torch.cat([prompts, _responses(q[:, first:], k, v, packing, options)], 1), None
 
 
-def _prompts(q: Tensor, k: Tensor, v: Tensor, layout: Layout, how: _How) -> Tensor:
+def _prompts(q: Tensor, k: Tensor, v: Tensor, packing: Packing, options: _SdpaOptions) -> Tensor:
     """Queries, keys and values of the prompts' tokens."""
-    grids = [bucket.prompt_grid for bucket in layout.buckets]
-    found = [g.unpad(_attention(g.pad(q), g.pad(k), g.pad(v), None, how), q.shape[0]) for g in grids]
-    return _in_order(found, layout.order["prompts"])
+    padded = [group.padded_prompts for group in packing.groups]
+    found = [g.unpad(_attention(g.pad(q), g.pad(k), g.pad(v), None, options), q.shape[0]) for g in padded]
+    return _in_order(found, packing.order["prompts"])
 
 
-def _responses(q: Tensor, k: Tensor, v: Tensor, layout: Layout, how: _How) -> Tensor:
+def _responses(q: Tensor, k: Tensor, v: Tensor, packing: Packing, options: _SdpaOptions) -> Tensor:
     """Queries of the responses' tokens; keys and values of all tokens."""
     found = []
-    for bucket in layout.buckets:
-        grid, keys = bucket.response_grid, bucket.key_grid
-        mask = bucket.mask(q.dtype, last=False, k=q.shape[0])
-        found.append(grid.unpad(_attention(grid.pad(q), keys.pad(k), keys.pad(v), mask, how), q.shape[0]))
-    return _in_order(found, layout.order["responses"])
+    for group in packing.groups:
+        padded, keys = group.padded_responses, group.padded_keys
+        mask = group.mask(q.dtype, last=False, k=q.shape[0])
+        found.append(padded.unpad(_attention(padded.pad(q), keys.pad(k), keys.pad(v), mask, options), q.shape[0]))
+    return _in_order(found, packing.order["responses"])
 
 
-def _last(q: Tensor, k: Tensor, v: Tensor, layout: Layout, how: _How) -> Tensor:
+def _last(q: Tensor, k: Tensor, v: Tensor, packing: Packing, options: _SdpaOptions) -> Tensor:
     """Queries of the responses' last tokens (k, N, H, c); keys and values of all tokens."""
     found = []
-    for bucket in layout.buckets:
-        rows = q[:, bucket.rows]
-        mask = bucket.mask(q.dtype, last=True, k=q.shape[0])
-        grid = bucket.key_grid
-        found.append(_attention(rows.flatten(0, 1)[:, None], grid.pad(k), grid.pad(v), mask, how).reshape(rows.shape))
-    return _in_order(found, layout.order["last"])
+    for group in packing.groups:
+        rows = q[:, group.rows]
+        mask = group.mask(q.dtype, last=True, k=q.shape[0])
+        padded = group.padded_keys
+        found.append(
+            _attention(rows.flatten(0, 1)[:, None], padded.pad(k), padded.pad(v), mask, options).reshape(rows.shape)
+        )
+    return _in_order(found, packing.order["last"])
 
 
 def _in_order(parts: list[Tensor], order: Tensor | None) -> Tensor:
@@ -219,13 +221,13 @@ def _in_order(parts: list[Tensor], order: Tensor | None) -> Tensor:
     return joined if order is None else joined.index_select(1, order)
 
 
-def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, how: _How) -> Tensor:
+def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, options: _SdpaOptions) -> Tensor:
     """(rows, tokens, H, c) → the same; causal where there is no mask."""
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     if mask is not None and q.dtype == torch.bfloat16 and q.device.type == "cpu":
-        return _products(q, k, v, mask, **how).transpose(1, 2)
+        return _products(q, k, v, mask, **options).transpose(1, 2)
     grouped = q.shape[1] != k.shape[1]
-    found = scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped, **how)
+    found = scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped, **options)
     return found.transpose(1, 2)
 
 

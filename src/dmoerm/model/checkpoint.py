@@ -29,16 +29,16 @@ from transformers import PreTrainedModel
 
 from ..chat.encoding import Encoder, on_a_fixed_day
 from ..config import EncodingConfig, LoRAConfig
-from ..errors import ArtefactError, shorten
+from ..errors import CheckpointError, shorten
 from ..io.paths import complete_folder
 from ..names import folder_name
 from .backbone import join, load_tokenizer
-from .engine import Decoder
+from .config_file import read_config
 from .experts import Experts, lora_layers
 from .hub import download
 from .integrity import TEXTS, check_files, read_tensors, sums_checked, write_sums
 from .loading import LoadOptions, as_dtype
-from .stored import read_config
+from .packed_attention import Decoder
 from .training_prompts import TrainingPrompts
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def save(
             float32. `bfloat16` halves the folder and rounds the training's small changes away (docs/training.md).
 
     Raises:
-        ArtefactError: the folder cannot be written (a full disk, no rights).
+        CheckpointError: the folder cannot be written (a full disk, no rights).
     """
     try:
         with complete_folder(target) as folder:
@@ -72,7 +72,7 @@ def save(
             for name, text in {**model.texts, **_given({"README.md": card, "run.yaml": run_config})}.items():
                 (folder / name).write_text(text, encoding="utf-8")
     except Exception as error:  # a full disk is an OSError, a SafetensorError or a bare Exception, by who writes
-        raise ArtefactError(f"{target}: the model cannot be written: {error}; nothing was changed there") from error
+        raise CheckpointError(f"{target}: the model cannot be written: {error}; nothing was changed there") from error
 
 
 def _given(texts: dict[str, str | None]) -> dict[str, str]:
@@ -102,7 +102,7 @@ def load(path: str | Path, options: LoadOptions | None = None) -> DMoERM:
     """Read a model's folder, or download it from the hub.
 
     Raises:
-        ArtefactError: no such model, a missing, truncated, changed or foreign file.
+        CheckpointError: no such model, a missing, truncated, changed or foreign file.
         ConfigError: the options hold a configuration that differs from the folder's.
     """
     options = options or LoadOptions()
@@ -123,16 +123,16 @@ def _read(folder: Path, dtype: torch.dtype | None) -> DMoERM:
     for task, experts in _experts(model):
         places = [folder / _expert_path(task, capability) for capability in experts.capabilities]
         states = [_adapter(experts, i, place, model.config.branch_layer) for i, place in enumerate(places)]
-        experts.attach(model.inner(task).base.branch)  # pyright: ignore[reportArgumentType]
+        experts.attach(model.task_model(task).base.branch)  # pyright: ignore[reportArgumentType]
         for i, state in enumerate(states):
             _fill_adapter(experts, i, state, model.config.branch_layer)
     if unread := [name for name, value in (*model.named_parameters(), *model.named_buffers()) if value.is_meta]:
-        raise ArtefactError(f"{folder}: has no value for {unread[0]}; this backbone is not supported")
+        raise CheckpointError(f"{folder}: has no value for {unread[0]}; this backbone is not supported")
     convert(model, dtype)
     try:
         tokenizer = load_tokenizer(folder, trust_remote_code=False)
     except Exception as error:  # tokenizers raises bare exceptions of its own
-        raise ArtefactError(f"{folder}: the tokenizer cannot be read: {str(error).splitlines()[0]}") from None
+        raise CheckpointError(f"{folder}: the tokenizer cannot be read: {str(error).splitlines()[0]}") from None
     model.training_prompts = TrainingPrompts.read(folder)
     model.texts = {
         name: file.read_text(encoding="utf-8", errors="replace") for name in TEXTS if (file := folder / name).is_file()
@@ -171,7 +171,7 @@ def with_tokenizer(model: DMoERM, tokenizer: Any) -> DMoERM:
 
 def task_backbone(model: DMoERM, task: str) -> Decoder:
     """Trunk and the task's branch as one plain decoder: what PEFT loads the task's adapters onto."""
-    return join(model.trunk, model.inner(task).base.branch)  # pyright: ignore[reportArgumentType]
+    return join(model.trunk, model.task_model(task).base.branch)  # pyright: ignore[reportArgumentType]
 
 
 def small_state(model: nn.Module) -> dict[str, Tensor]:
@@ -218,7 +218,7 @@ def _parts(model: DMoERM) -> Iterator[tuple[str, nn.Module]]:
     yield "general/branch.safetensors", model.general.branch
     if not model.config.shared_branch:
         for task in model.config.tasks:
-            yield f"tasks/{folder_name(task)}/branch.safetensors", model.inner(task).base.branch
+            yield f"tasks/{folder_name(task)}/branch.safetensors", model.task_model(task).base.branch
 
 
 def _expert_path(task: str, capability: str) -> str:
@@ -227,7 +227,7 @@ def _expert_path(task: str, capability: str) -> str:
 
 def _experts(model: DMoERM) -> Iterator[tuple[str, Experts]]:
     for task in model.config.tasks:
-        if (experts := model.inner(task).experts).branch is not None:
+        if (experts := model.task_model(task).experts).branch is not None:
             yield task, experts
 
 
@@ -241,7 +241,7 @@ def _local(path: str | Path, hub: Mapping[str, Any]) -> Path:
     if (folder / "config.json").is_file():
         return folder
     if folder.exists() or str(path).count("/") != 1:
-        raise ArtefactError(f"{path}: is no dmoerm model (no config.json there); give the folder that `train` wrote")
+        raise CheckpointError(f"{path}: is no dmoerm model (no config.json there); give the folder that `train` wrote")
     return download(str(path), **hub)
 
 
@@ -254,24 +254,30 @@ def _empty_model(folder: Path) -> DMoERM:
         with torch.device("meta"):
             return DMoERM(config)
     except Exception as error:  # settings of a backbone that is none: transformers raises many kinds
-        raise ArtefactError(f"{folder / 'config.json'}: describes no model: {shorten(str(error))}") from None
+        raise CheckpointError(f"{folder / 'config.json'}: describes no model: {shorten(str(error))}") from None
+
+
+def current_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors under today's names; older files have `standardise` where the module is now `normalizer`."""
+    return {re.sub(r"\bstandardise(?=\.)", "normalizer", name): tensor for name, tensor in state.items()}
 
 
 def _fill(module: nn.Module, state: dict[str, Tensor], file: Path) -> None:
+    state = current_names(state)
     expected = small_state(module) if file.name == "model.safetensors" else module.state_dict()
     if wrong := sorted(set(expected) ^ set(state)):
-        raise ArtefactError(f"{file}: its tensors do not fit config.json (first difference: {wrong[0]})")
+        raise CheckpointError(f"{file}: its tensors do not fit config.json (first difference: {wrong[0]})")
     try:
         module.load_state_dict(state, strict=False, assign=True)
     except RuntimeError as error:
-        raise ArtefactError(f"{file}: does not fit config.json: {str(error).splitlines()[-1].strip()}") from None
+        raise CheckpointError(f"{file}: does not fit config.json: {str(error).splitlines()[-1].strip()}") from None
 
 
 def _adapter(experts: Experts, index: int, place: Path, first_layer: int) -> dict[str, Tensor]:
     file = place / "adapter_model.safetensors"
     state, expected = read_tensors(file), adapter_state(experts, index, first_layer)
     if {n: t.shape for n, t in expected.items()} != {n: t.shape for n, t in state.items()}:
-        raise ArtefactError(f"{file}: its tensors do not fit config.json")
+        raise CheckpointError(f"{file}: its tensors do not fit config.json")
     return state
 
 

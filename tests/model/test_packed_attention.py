@@ -16,12 +16,12 @@ from transformers import AutoModel
 
 from dmoerm.config import LoRAConfig
 from dmoerm.errors import BackboneError
-from dmoerm.model import engine
-from dmoerm.model.backbone import cut
+from dmoerm.model import packed_attention
+from dmoerm.model.backbone import split_layers
 from dmoerm.model.batching import pad
-from dmoerm.model.engine import ATTENTION, Decoder, Wanted, run
 from dmoerm.model.experts import lora_layers, with_experts
-from dmoerm.model.layout import Layout, Packed
+from dmoerm.model.packed_attention import ATTENTION, Decoder, Outputs, run
+from dmoerm.model.packing import Packed, Packing
 
 from .packing import (
     Waste,
@@ -38,9 +38,9 @@ from .packing import (
     through,
 )
 
-WANTED = ["all", "responses", "last"]
+OUTPUTS = ["all", "responses", "last"]
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-each_wanted = pytest.mark.parametrize("wanted", WANTED)
+each_wanted = pytest.mark.parametrize("outputs", OUTPUTS)
 
 
 # --- attention -----------------------------------------------------------------------------------------------------
@@ -53,7 +53,7 @@ def test_products_are_the_kernels_attention(
     monkeypatch: pytest.MonkeyPatch, block: int, heads: tuple[int, int], scale: float | None
 ) -> None:
     """What a CPU does in bfloat16, checked in float64, gradients too."""
-    monkeypatch.setattr(engine, "_BLOCK", block)
+    monkeypatch.setattr(packed_attention, "_BLOCK", block)
     generator = torch.Generator().manual_seed(0)
     shapes = [(3, heads[0], 5, 8), (3, heads[1], 7, 8), (3, heads[1], 7, 8)]
     tensors = [torch.randn(s, generator=generator, dtype=torch.float64, requires_grad=True) for s in shapes]
@@ -61,7 +61,7 @@ def test_products_are_the_kernels_attention(
     hidden[..., 0] = False
     mask = torch.zeros(3, 1, 5, 7, dtype=torch.float64).masked_fill(hidden, -torch.inf)
     kernel = scaled_dot_product_attention(*tensors, attn_mask=mask, scale=scale, enable_gqa=True)
-    found = engine._products(*tensors, mask, scale)
+    found = packed_attention._products(*tensors, mask, scale)
     torch.testing.assert_close(found, kernel)
     for one, other in zip(*(torch.autograd.grad(x.sin().sum(), tensors) for x in (found, kernel)), strict=True):
         torch.testing.assert_close(one, other)
@@ -83,24 +83,24 @@ def test_bfloat16_is_near_float32(load: Callable[..., Decoder]) -> None:
 @each_waste
 @torch.no_grad()
 def test_wanted_states_are_those_of_separate_sequences(
-    load: Callable[..., Decoder], kind: str, wanted: Wanted, waste: Waste
+    load: Callable[..., Decoder], kind: str, outputs: Outputs, waste: Waste
 ) -> None:
     model = load(kind)
     ids = example(model)
     with allowing(waste):
-        assert_close(run(model, ids, wanted)[0], separate(plain(model), ids, wanted))
-        assert len(ids.layout.buckets) == (1 if waste is None else 3)
+        assert_close(run(model, ids, outputs)[0], separate(plain(model), ids, outputs))
+        assert len(ids.packing.groups) == (1 if waste is None else 3)
 
 
 @each_kind
 @each_wanted
 @torch.no_grad()
-def test_hidden_states_may_be_the_input(load: Callable[..., Decoder], kind: str, wanted: Wanted) -> None:
+def test_hidden_states_may_be_the_input(load: Callable[..., Decoder], kind: str, outputs: Outputs) -> None:
     model = load(kind)
-    ids, (trunk, branch) = example(model), cut(model, 2)
+    ids, (trunk, branch) = example(model), split_layers(model, 2)
     hidden = ids._replace(tokens=run(trunk, ids)[0])
     assert_close(hidden.tokens, separate(plain(trunk), ids))
-    assert_close(run(branch, hidden, wanted)[0], separate(plain(branch), hidden, wanted))
+    assert_close(run(branch, hidden, outputs)[0], separate(plain(branch), hidden, outputs))
 
 
 @torch.no_grad()
@@ -110,7 +110,7 @@ def test_hidden_states_may_be_the_input(load: Callable[..., Decoder], kind: str,
     more=st.lists(st.integers(0, 2), max_size=4),
     data=st.data(),
     layer=st.integers(0, 3),
-    wanted=st.sampled_from(WANTED),
+    outputs=st.sampled_from(OUTPUTS),
     waste=st.sampled_from([None, (1, 0), (1.25, 100)]),
 )
 def test_any_shape_gives_what_separate_sequences_give(
@@ -119,15 +119,15 @@ def test_any_shape_gives_what_separate_sequences_give(
     more: list[int],
     data: st.DataObject,
     layer: int,
-    wanted: Wanted,
+    outputs: Outputs,
     waste: Waste,
 ) -> None:
     model = load()
     owner = data.draw(st.permutations([*range(len(prompts)), *(q % len(prompts) for q in more)]))
     responses = data.draw(st.lists(st.integers(1, 12), min_size=len(owner), max_size=len(owner)))
-    ids = random_ids(Layout(prompts, responses, owner), model.config.vocab_size)
+    ids = random_ids(Packing(prompts, responses, owner), model.config.vocab_size)
     with allowing(waste):
-        assert_close(through(model, layer, ids, wanted), separate(plain(model), ids, wanted))
+        assert_close(through(model, layer, ids, outputs), separate(plain(model), ids, outputs))
 
 
 @each_kind
@@ -136,37 +136,39 @@ def test_company_makes_no_difference(load: Callable[..., Decoder], kind: str) ->
     """Neither other prompts nor other responses to the same one."""
     model = load(kind)
     ids = example(model)
-    together = parts(Packed(through(model, 2, ids), ids.layout))[1]
+    together = parts(Packed(through(model, 2, ids), ids.packing))[1]
     for n, states in enumerate(together):
         torch.testing.assert_close(through(model, 2, ids.select([n]), "responses"), states, atol=1e-5, rtol=1e-5)
 
 
 @each_wanted
 @torch.no_grad()
-def test_layers_with_projections_of_other_names_give_the_same(load: Callable[..., Decoder], wanted: Wanted) -> None:
+def test_layers_with_projections_of_other_names_give_the_same(load: Callable[..., Decoder], outputs: Outputs) -> None:
     model = load("phi3")
     assert not hasattr(model.layers[-1].self_attn, "q_proj")
     ids = example(model)
     for layer in (0, 2):
-        assert_close(through(model, layer, ids, wanted), separate(plain(model), ids, wanted))
+        assert_close(through(model, layer, ids, outputs), separate(plain(model), ids, outputs))
 
 
 @each_wanted
 @torch.no_grad()
-def test_attention_has_the_backbones_own_scale(load: Callable[..., Decoder], tmp_path: Path, wanted: Wanted) -> None:
+def test_attention_has_the_backbones_own_scale(load: Callable[..., Decoder], tmp_path: Path, outputs: Outputs) -> None:
     model = load(path=write_backbone(tmp_path / "granite", "granite", attention_multiplier=0.1))
     ids = example(model)
-    assert_close(run(model, ids, wanted)[0], separate(plain(model), ids, wanted))
+    assert_close(run(model, ids, outputs)[0], separate(plain(model), ids, outputs))
 
 
-@pytest.mark.parametrize(("wanted", "tokens"), [("all", 52), ("responses", 26), ("last", 6)])
+@pytest.mark.parametrize(("outputs", "tokens"), [("all", 52), ("responses", 26), ("last", 6)])
 @torch.no_grad()
-def test_the_last_layer_works_for_the_wanted_alone(load: Callable[..., Decoder], wanted: Wanted, tokens: int) -> None:
+def test_the_last_layer_works_for_its_outputs_alone(
+    load: Callable[..., Decoder], outputs: Outputs, tokens: int
+) -> None:
     model, seen = load(), []
     last = model.layers[-1]
     for module in (last.self_attn.q_proj, last.self_attn.o_proj, last.mlp.up_proj):
         module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[1]))
-    run(model, example(model), wanted)
+    run(model, example(model), outputs)
     assert seen == [tokens] * 3
 
 
@@ -181,18 +183,20 @@ def test_a_window_that_holds_each_text_changes_nothing(
     """However many tokens the pass has; the longest text has 16."""
     model = load(path=write_backbone(tmp_path / "mistral", "mistral", sliding_window=16))
     ids = example(model)
-    for wanted in WANTED:
-        assert_close(through(model, layer, ids, wanted), separate(plain(model), ids, wanted))
+    for outputs in OUTPUTS:
+        assert_close(through(model, layer, ids, outputs), separate(plain(model), ids, outputs))
 
 
 @each_wanted
-def test_a_window_shorter_than_a_text_is_refused(load: Callable[..., Decoder], tmp_path: Path, wanted: Wanted) -> None:
+def test_a_window_shorter_than_a_text_is_refused(
+    load: Callable[..., Decoder], tmp_path: Path, outputs: Outputs
+) -> None:
     model = load(path=write_backbone(tmp_path / "mistral", "mistral", sliding_window=15))
     ids = example(model)
-    for part, inputs in zip(cut(model, 2), (ids, ids._replace(tokens=torch.zeros(52, 32))), strict=True):
+    for part, inputs in zip(split_layers(model, 2), (ids, ids._replace(tokens=torch.zeros(52, 32))), strict=True):
         with pytest.raises(BackboneError, match=r"16 tokens.*attention window of 15.*max_length"):
-            run(part, inputs, wanted)
-    run(model, ids.select([0, 1, 2, 5]), wanted)
+            run(part, inputs, outputs)
+    run(model, ids.select([0, 1, 2, 5]), outputs)
 
 
 # --- stacked experts -----------------------------------------------------------------------------------------------
@@ -222,21 +226,21 @@ def only(stacked: Decoder, branch: Decoder, index: int) -> Decoder:
 @pytest.mark.parametrize("layer", [0, 2])
 @torch.no_grad()
 def test_stacked_experts_are_each_what_it_is_alone(
-    load: Callable[..., Decoder], kind: str, wanted: Wanted, layer: int
+    load: Callable[..., Decoder], kind: str, outputs: Outputs, layer: int
 ) -> None:
     model = load(kind)
-    ids, (trunk, branch) = example(model), cut(model, layer)
+    ids, (trunk, branch) = example(model), split_layers(model, layer)
     hidden = ids if trunk is None else ids._replace(tokens=run(trunk, ids)[0])
     stacked = stacked_experts(branch, 3)
-    plainly = run(branch, hidden, wanted)[0]
+    plainly = run(branch, hidden, outputs)[0]
     for waste in (None, (1, 0)):
         with allowing(waste):
-            found = run(stacked, hidden, wanted, stack=3)
+            found = run(stacked, hidden, outputs, num_experts=3)
         assert found.shape == (3, *plainly.shape)
         for index, states in enumerate(found):
             one = only(stacked, branch, index)
-            assert_close(states, run(one, hidden, wanted)[0])
-            assert_close(states, separate(plain(one), hidden, wanted))
+            assert_close(states, run(one, hidden, outputs)[0])
+            assert_close(states, separate(plain(one), hidden, outputs))
             assert (states - plainly).abs().max() > 1e-2  # each expert really says something else
 
 
@@ -259,25 +263,25 @@ def assert_same_gradients(names: list[str], found: list[Tensor], expected: list[
 @each_wanted
 @each_waste
 def test_gradients_are_those_of_separate_sequences(
-    load: Callable[..., Decoder], kind: str, wanted: Wanted, waste: Waste
+    load: Callable[..., Decoder], kind: str, outputs: Outputs, waste: Waste
 ) -> None:
     model = load(kind)
     ids = example(model)
     names, parameters = zip(*model.requires_grad_(True).named_parameters(), strict=True)
     with allowing(waste):
-        found = torch.autograd.grad(loss(run(model, ids, wanted)), parameters)
-    expected = torch.autograd.grad(loss(separate(plain(model), ids, wanted)), parameters)
+        found = torch.autograd.grad(loss(run(model, ids, outputs)), parameters)
+    expected = torch.autograd.grad(loss(separate(plain(model), ids, outputs)), parameters)
     assert_same_gradients(list(names), list(found), list(expected))
 
 
 @each_kind
 @each_wanted
 def test_gradients_of_stacked_experts_are_those_of_separate_sequences(
-    load: Callable[..., Decoder], kind: str, wanted: Wanted
+    load: Callable[..., Decoder], kind: str, outputs: Outputs
 ) -> None:
     """The branch, which all share, gets the sum."""
     model = load(kind)
-    ids, (trunk, branch) = example(model), cut(model, 2)
+    ids, (trunk, branch) = example(model), split_layers(model, 2)
     with torch.no_grad():
         hidden = ids._replace(tokens=run(trunk, ids)[0])
     branch.requires_grad_(True)
@@ -288,8 +292,8 @@ def test_gradients_of_stacked_experts_are_those_of_separate_sequences(
         lora = [p for one in experts for name, p in one.named_parameters() if "lora_" in name]
         return list(torch.autograd.grad(total, [*branch.parameters(), *lora]))
 
-    found = gradients(loss(run(stacked, hidden, wanted, stack=3)), [stacked])
-    expected = gradients(sum(loss(separate(plain(one), hidden, wanted)) for one in singles), singles)
+    found = gradients(loss(run(stacked, hidden, outputs, num_experts=3)), [stacked])
+    expected = gradients(sum(loss(separate(plain(one), hidden, outputs)) for one in singles), singles)
     shared = len(list(branch.parameters()))
     alone = expected[shared:]
     count = len(alone) // 3
