@@ -88,10 +88,10 @@ def log_columns(scores: Sequence[Score], tasks: Mapping[str, Sequence[str]]) -> 
     `has_uncertainty`, 1 where the score has one; `uncertainty`; `truncated`, 1 where part of the text did not count;
     `task/NAME`, 1 where that task's model scored; `NAME/CAPABILITY`, the capability's score.
 
-    A value that a score does not have is 0: OpenRLHF and verl want the same names for every response, and average a
-    column without looking, so that one NaN would hide the others. The mean over the scores that have an uncertainty
-    is the ratio of the means of `uncertainty` and `has_uncertainty`; that of a capability over its own task the ratio
-    of `NAME/CAPABILITY` and `task/NAME`.
+    A value that a score does not have is 0: OpenRLHF and verl require the same names for every response and average
+    whole columns, where a NaN would hide the other values. The mean over the scores that have an uncertainty is the
+    ratio of the means of `uncertainty` and `has_uncertainty`; the mean of a capability over its own task is the ratio
+    of the means of `NAME/CAPABILITY` and `task/NAME`.
     """
     names = [f"{task}/{capability}" for task, capabilities in tasks.items() for capability in capabilities]
     names = ["has_uncertainty", "uncertainty", "truncated", *(f"task/{task}" for task in tasks), *names]

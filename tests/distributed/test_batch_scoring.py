@@ -24,7 +24,7 @@ from dmoerm.cli.score import open_models
 from dmoerm.data.readers import read_queries
 from dmoerm.errors import ConfigError, DataError
 from dmoerm.io.storage import matching
-from dmoerm.scoring.rows import written_rows
+from dmoerm.scoring.score_rows import written_rows
 
 from .conftest import Nodes, wait_until
 

@@ -14,7 +14,7 @@ from dmoerm.model.ensemble import joined
 from dmoerm.schema import Query
 from dmoerm.scores import MIN_REWARD, Score
 from dmoerm.scoring.output import open_output
-from dmoerm.scoring.rows import ModelRows, written_rows
+from dmoerm.scoring.score_rows import ModelRows, written_rows
 
 RESPONSES = ["I am sorry to hear that.", "", "The exam took place.", " \n\t"]
 TALK = [{"role": "user", "content": "Hi!"}]

@@ -13,7 +13,7 @@ from dmoerm.model.ensemble import joined
 from dmoerm.schema import Query
 from dmoerm.scores import log_columns
 from dmoerm.scoring.output import open_output
-from dmoerm.scoring.rows import ModelRows, written_rows
+from dmoerm.scoring.score_rows import ModelRows, written_rows
 
 LONG = "because " * 60
 

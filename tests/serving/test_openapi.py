@@ -24,7 +24,7 @@ def test_the_examples_are_real(http):
         for example in examples:
             answer = http.post(path, json=example)
             assert answer.status_code == 200, (path, answer.text)
-    (shown,) = components["ScoreResponse"]["examples"]
+    (shown,) = components["ScoreAnswer"]["examples"]
     found = http.post("/v1/score", json=components["ScoreRequest"]["examples"][0]).json()
     assert shape(found) == shape(shown)
 

@@ -26,7 +26,7 @@ _SHOWN_BAD_ROWS = 10
 
 if TYPE_CHECKING:
     from ..errors import DataError
-    from ..scoring.rows import ModelRows
+    from ..scoring.score_rows import ModelRows
 
 
 def command(
@@ -132,7 +132,7 @@ def _score_here(options: _Options) -> dict[str, Any]:
     from ..data.readers import read_queries
     from ..io.storage import matching
     from ..scoring.output import open_output
-    from ..scoring.rows import ScoreCounts, written_rows
+    from ..scoring.score_rows import ScoreCounts, written_rows
 
     counts, skipped = ScoreCounts(), _SkippedRows()
     on_bad = skipped.add if options.skip_bad else None
@@ -151,7 +151,7 @@ def open_models(
     folders: Sequence[str], dtype: str | None = None, deterministic: bool = False, **options: Any
 ) -> ModelRows:
     """Load the models as a `RowScorer`, in this process or in an actor; see `ModelRows` for the options."""
-    from ..scoring.rows import ModelRows
+    from ..scoring.score_rows import ModelRows
 
     models = [load_model(folder, dtype, deterministic) for folder in folders]
     return ModelRows(models, deterministic=deterministic, **options)

@@ -25,7 +25,7 @@ from ..data.readers import queries_of
 from ..errors import ConfigError, DmoermError
 from ..io.storage import complete_at, exists, matching, open_binary, version
 from ..scoring.output import open_output
-from ..scoring.rows import RowScorer, ScoreCounts, written_rows
+from ..scoring.score_rows import RowScorer, ScoreCounts, written_rows
 from ..scoring.shards import Shard, shard_rows, shards_of
 from .cluster import cluster, worker_slots
 

@@ -24,7 +24,7 @@ from ..data.splits import Splits
 from ..experiments.method_suite import SHARD_QUERIES, Panel, Rewards, reopen_panel
 from ..io.paths import write_file
 from ..schema import Query
-from ..scoring.rows import OnBad, ScoreRow
+from ..scoring.score_rows import OnBad, ScoreRow
 from .batch_scoring import ActorPool, ScoringJob, score_on_ray
 from .training import reachable
 

@@ -4,7 +4,7 @@ app.py         the application: routes, errors, the page
 guard.py       middleware: the API key, limits, log and metrics of every request
 protocols/     one file per protocol; a new file there is a new protocol
 service.py     the model behind the protocols, loaded in the background
-batching.py    the queue and the passes that requests of several clients share
+batcher.py     the queue and the passes that requests of several clients share
 limits.py      the settings
 server.py      the process: uvicorn, its logs, its shutdown
 page/          the page that a browser gets at /

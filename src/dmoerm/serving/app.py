@@ -13,7 +13,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from ..model import DMoERM
-from .errors import add_handlers
+from .error_answers import add_handlers
 from .guard import Guard
 from .limits import ServingConfig
 from .protocols import find_routers

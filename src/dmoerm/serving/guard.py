@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from ..errors import DmoermError
-from .errors import BodyTimeout, BodyTooLarge, Unauthorized, answer
+from .error_answers import BodyTimeout, BodyTooLarge, Unauthorized, answer
 from .limits import ServingConfig
 from .metrics import Metrics
 from .service import ClientLeft

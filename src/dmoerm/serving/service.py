@@ -16,7 +16,7 @@ from ..errors import DataError, ServerError
 from ..model import DMoERM
 from ..schema import Message, Prompt, Query
 from ..scores import Score, group_by_prompt
-from .batching import Batcher
+from .batcher import Batcher
 from .limits import ServingConfig
 from .metrics import Metrics
 

@@ -58,7 +58,7 @@ class ItemScores(BaseModel):
     win_probabilities: list[list[float]] | None = Field(description="[i][j]: probability that people prefer i to j.")
 
 
-class ScoreResponse(BaseModel):
+class ScoreAnswer(BaseModel):
     """The items, in order."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [SCORE_RESPONSE]})
@@ -67,7 +67,7 @@ class ScoreResponse(BaseModel):
     usage: dict[str, int]
 
 
-@router.post("/v1/score", response_model=ScoreResponse)
+@router.post("/v1/score", response_model=ScoreAnswer)
 async def score(request: Request, body: ScoreRequest, service: CurrentService) -> dict[str, Any]:
     """Rewards, routes, capability scores, uncertainty and win probabilities."""
     queries = [parse_query(item.model_dump(exclude_none=True)) for item in body.items]

@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from ..errors import DataError, ServerError, shorten
-from .batching import Overloaded
+from .batcher import Overloaded
 from .service import NotReady
 
 

@@ -13,7 +13,7 @@ from dmoerm.errors import DataError
 from dmoerm.model.ensemble import joined
 from dmoerm.schema import Query
 from dmoerm.scoring.output import open_output
-from dmoerm.scoring.rows import ModelRows, RowScorer, ScoreCounts, written_rows
+from dmoerm.scoring.score_rows import ModelRows, RowScorer, ScoreCounts, written_rows
 
 QUERIES = [Query(prompt=group.prompt, responses=group.responses) for group in tiny_groups(3)]
 

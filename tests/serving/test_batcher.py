@@ -12,7 +12,7 @@ import pytest
 from dmoerm.errors import DataError, ServerError
 from dmoerm.schema import Query
 from dmoerm.serving import ServingConfig
-from dmoerm.serving.batching import Batcher, Overloaded
+from dmoerm.serving.batcher import Batcher, Overloaded
 from dmoerm.serving.metrics import Metrics
 
 QUERIES = [Query(prompt=f"What about {i}?", responses=tuple("So. " * (j + i) for j in range(1, 4))) for i in range(12)]
