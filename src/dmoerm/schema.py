@@ -90,7 +90,7 @@ class Query(BaseModel):
     @field_validator("prompt")
     @classmethod
     def _prompt_has_text(cls, prompt: Prompt) -> Prompt:
-        texts = [prompt] if isinstance(prompt, str) else [message.content for message in prompt]
+        texts = [message.content for message in messages_of(prompt)]
         if not texts or not any(text.strip() for text in texts):
             raise ValueError("is empty")
         for text in texts:
@@ -214,6 +214,11 @@ def ordered_pairs(grades: Sequence[float | None]) -> list[Pair]:
                 continue
             pairs.append(Pair(i, j) if first > second else Pair(j, i))
     return pairs
+
+
+def messages_of(prompt: Prompt) -> list[Message]:
+    """Return a prompt as messages; a text becomes the user's only message."""
+    return [Message(role="user", content=prompt)] if isinstance(prompt, str) else list(prompt)
 
 
 def prompt_key(prompt: Prompt) -> str:

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..config import EncodingConfig
 from ..errors import BackboneError, DataError
-from ..schema import Message, Prompt, Query, is_empty
+from ..schema import Message, Prompt, Query, is_empty, messages_of
 
 _PLAIN_NAMES = {"system": "System", "user": "Human", "assistant": "Assistant"}
 _SLOT = "\ue000{}\ue001"  # private-use characters: where a message's text goes in the rendered template
@@ -184,7 +184,7 @@ class Encoder:
         return self.empty_response if is_empty(text) else self._text(text) + self._end_of_turn
 
     def _prompt(self, prompt: Prompt) -> list[int]:
-        messages = [Message(role="user", content=prompt)] if isinstance(prompt, str) else list(prompt)
+        messages = messages_of(prompt)
         if self.config.system and messages[0].role != "system":
             messages.insert(0, Message(role="system", content=self.config.system))
         ids: list[int] = []

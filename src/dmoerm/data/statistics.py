@@ -15,7 +15,7 @@ import numpy as np
 
 from ..chat.truncation import count_truncation
 from ..errors import DataError, shorten
-from ..schema import Grades, Group, Prompt, Query, prompt_key
+from ..schema import Grades, Group, Prompt, Query, messages_of, prompt_key
 from .readers import Reading, read_groups
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ def _measure(tokenizer: Tokenizer | None) -> Callable[[str], int]:
 
 def _text(prompt: Prompt) -> str:
     """The prompt's words without a chat template's marks, which add some tokens a turn."""
-    return prompt if isinstance(prompt, str) else "\n".join(message.content for message in prompt)
+    return "\n".join(message.content for message in messages_of(prompt))
 
 
 def _spread(lengths: list[int]) -> dict[str, int]:

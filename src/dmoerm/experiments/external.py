@@ -12,7 +12,7 @@ from ..client import Client
 from ..errors import BackboneError, DataError, ServerError, shorten
 from ..model import DMoERM, DMoERMConfig
 from ..model.training_prompts import TrainingPrompts
-from ..schema import Message, Query
+from ..schema import Message, Query, messages_of
 
 _BATCH_TOKENS = 8192
 
@@ -30,7 +30,7 @@ def method_of(place: str) -> OtherDMoERM | SequenceClassifier | RewardServer:
 
 def conversation(query: Query, response: str) -> list[dict[str, str]]:
     """Prompt and response as chat messages."""
-    turns = [Message(role="user", content=query.prompt)] if isinstance(query.prompt, str) else list(query.prompt)
+    turns = messages_of(query.prompt)
     return [turn.model_dump() for turn in [*turns, Message(role="assistant", content=response)]]
 
 

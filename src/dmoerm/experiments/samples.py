@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from .. import testbed
 from ..errors import BackboneError, DataError
 from ..evaluation.best_of_n import check_samples
-from ..schema import Group, Message, Query, prompt_key
+from ..schema import Group, Query, messages_of, prompt_key
 from ..testbed.prompts import PromptItem
 
 _CHUNK = 64  # responses scored as one query
@@ -138,7 +138,7 @@ def _writer(path: str, tokens: int) -> Callable[[PromptItem, int], list[str]]:
 
     @torch.inference_mode()
     def write(item: PromptItem, count: int) -> list[str]:
-        turns = [Message(role="user", content=item.prompt)] if isinstance(item.prompt, str) else item.prompt
+        turns = messages_of(item.prompt)
         ids = tokenizer.apply_chat_template(
             [turn.model_dump() for turn in turns], add_generation_prompt=True, return_tensors="pt", return_dict=True
         )

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..schema import Message, Prompt
+from ..schema import Prompt, messages_of
 from ..taxonomy import Capability
 
 VERSION = "1"
@@ -164,7 +164,7 @@ def neutralize(text: str) -> str:
 
 
 def _conversation(prompt: Prompt, words: Wording, limit: int) -> str:
-    turns = [Message(role="user", content=prompt)] if isinstance(prompt, str) else prompt
+    turns = messages_of(prompt)
     text = "\n".join(f"{words.roles[turn.role]}: {neutralize(turn.content)}" for turn in turns)
     return text if len(text) <= limit else _ELLIPSIS + text[-limit:]
 

@@ -27,7 +27,7 @@ from transformers import (
 
 from ..errors import CheckpointError, ConfigError
 from ..io.paths import complete_folder
-from ..schema import Message, Prompt
+from ..schema import Prompt, messages_of
 from ..testbed import TASKS, prompts, sample_responses
 from ..training.checkpoints import last_checkpoint
 from .sampling import uses_bf16
@@ -40,7 +40,7 @@ _WARMUP, _LONGEST = 0.05, 1024
 
 def render(prompt: Prompt) -> str:
     """The text that the policy continues, up to and with `Assistant:`."""
-    messages = [Message(role="user", content=prompt)] if isinstance(prompt, str) else prompt
+    messages = messages_of(prompt)
     return "".join(f"{_NAMES[message.role]}: {message.content}\n" for message in messages) + "Assistant:"
 
 
