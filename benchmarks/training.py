@@ -46,7 +46,7 @@ from dmoerm.model.batching import pad
 from dmoerm.model.packing import pack
 from dmoerm.schema import Group
 from dmoerm.taxonomy import Taxonomy
-from dmoerm.training.batches import Example
+from dmoerm.training.batches import PreferenceExample
 from dmoerm.training.experts import phase2
 from dmoerm.training.progress import Progress
 from dmoerm.training.run import examples_of, prepare
@@ -64,8 +64,8 @@ class Work:
 
     run: Run
     task: str
-    train: Sequence[Example]
-    test: Sequence[Example]
+    train: Sequence[PreferenceExample]
+    test: Sequence[PreferenceExample]
 
     @property
     def capabilities(self) -> list[str]:
@@ -236,14 +236,14 @@ def our_scores(work: Work) -> dict[str, np.ndarray]:
 
 
 @torch.inference_mode()
-def trl_scores(model: Any, example: Example) -> np.ndarray:
+def trl_scores(model: Any, example: PreferenceExample) -> np.ndarray:
     """Return the scores (N,) of one group by one capability's model."""
     ids, mask = pad([torch.tensor(row) for row in whole(example)])
     with torch.autocast("cpu", torch.bfloat16):
         return model(input_ids=ids, attention_mask=mask.long()).logits[:, 0].float().numpy()
 
 
-def whole(example: Example) -> list[list[int]]:
+def whole(example: PreferenceExample) -> list[list[int]]:
     """Return prompt and response as one sequence, for each response."""
     return [[*example.encoded.prompt, *ids] for ids in example.encoded.responses]
 

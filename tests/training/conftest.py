@@ -13,17 +13,17 @@ from dmoerm.config import Config
 from dmoerm.data.splits import load_splits
 from dmoerm.data.splitting import split_by_prompt
 from dmoerm.training import Run
-from dmoerm.training.batches import Example
+from dmoerm.training.batches import PreferenceExample
 from dmoerm.training.progress import Progress
 from dmoerm.training.run import examples_of, prepare
 
 
 class Begun(NamedTuple):
     run: Run
-    train: list[Example]
-    validation: list[Example]
+    train: list[PreferenceExample]
+    validation: list[PreferenceExample]
 
-    def of(self, task: str) -> tuple[list[Example], list[Example]]:
+    def of(self, task: str) -> tuple[list[PreferenceExample], list[PreferenceExample]]:
         """A task's examples."""
         return [e for e in self.train if e.task == task], [e for e in self.validation if e.task == task]
 

@@ -15,17 +15,19 @@ from dmoerm.config import HeadConfig
 from dmoerm.model.heads import Head
 from dmoerm.schema import Group, Pair
 from dmoerm.training import batches
-from dmoerm.training.batches import Example, Item, collate_parts, collate_states, collate_vectors, items, label
-from dmoerm.training.learner import PhaseModel
+from dmoerm.training.batches import PackedCollator, PreferenceBatch, PreferenceExample, VectorCollator, label, labeled
+from dmoerm.training.losses import PreferenceLossModule
 from dmoerm.training.stacking import HeadStack
+
+from .made import features, made
 
 
 def group(**labels: object) -> Group:
     return Group(prompt="Hi", responses=("a", "b", "c"), **labels)
 
 
-def example(of: Group, **flips: float) -> Example:
-    return Example(of, Encoded([1], [[2], [3], [4]]), of.task, label(of, **flips))
+def example(of: Group, **flips: float) -> PreferenceExample:
+    return PreferenceExample(of, Encoded([1], [[2], [3], [4]]), of.task, label(of, **flips))
 
 
 def test_labels_are_the_ordered_pairs() -> None:
@@ -65,57 +67,79 @@ def test_groups_that_order_nothing_are_left_out() -> None:
         example(group(scores=[1, 2, 3], capabilities={"logic": [1, 1, 1]})),
         example(group(scores=[1, 1, 1], capabilities={"logic": [None, 1, 2]})),
     ]
-    assert [len(item.pairs) for item in items(examples, lambda e: e)] == [3]
-    assert [list(item.pairs) for item in items(examples, lambda e: e, ["logic"])] == [[Pair(2, 1)]]
-    assert items(examples, lambda e: e, ["empathy"]) == []
+    assert labeled(examples) == examples[:1]
+    assert labeled(examples, ["logic"]) == examples[1:]
+    assert labeled(examples, ["logic", None]) == examples
+    assert labeled(examples, ["empathy"]) == []
+
+
+def collate(*examples: PreferenceExample, capabilities: Any = (None,)) -> PreferenceBatch:
+    (batch,) = VectorCollator(features, capabilities)(examples)
+    return batch
 
 
 def test_the_margin_belongs_to_the_overall_preference() -> None:
-    two = Group(prompt="Hi", responses=("a", "b"), scores=[1, 2], margin=0.5, capabilities={"logic": [1, 2]})
-    one = Example(two, Encoded([1], [[2], [3]]), None, label(two))
-    assert items([one], lambda e: e)[0].margin == 0.5
-    assert items([one], lambda e: e, ["logic"])[0].margin == 0
+    one = made(torch.ones(2, 3), {None: [Pair(1, 0)], "logic": [Pair(1, 0)]}, 0.5)
+    assert collate(one).margin.tolist() == [0.5]
+    assert collate(one, capabilities=["logic"]).margin.tolist() == [0]
 
 
 def test_pairs_point_at_their_own_groups_rows() -> None:
-    rows = [Item(torch.ones(2, 3), [Pair(1, 0)], 0.5), Item(torch.zeros(3, 3), [Pair(0, 2), Pair(1, 2)])]
-    batch = collate_vectors(rows)
-    assert batch["better"].tolist() == [1, 2, 3]
-    assert batch["worse"].tolist() == [0, 4, 4]
-    assert batch["required"].tolist() == [0.5, 0, 0]
-    assert batch["weights"].tolist() == [1, 0.5, 0.5]
-    assert torch.equal(batch["vectors"], torch.cat([torch.ones(2, 3), torch.zeros(3, 3)]))
+    batch = collate(made(torch.ones(2, 3), [Pair(1, 0)], 0.5), made(torch.zeros(3, 3), [Pair(0, 2), Pair(1, 2)]))
+    assert batch.better.tolist() == [1, 2, 3]
+    assert batch.worse.tolist() == [0, 4, 4]
+    assert batch.margin.tolist() == [0.5, 0, 0]
+    assert batch.weight.tolist() == [1, 0.5, 0.5]
+    assert torch.equal(batch.inputs, torch.cat([torch.ones(2, 3), torch.zeros(3, 3)]))
 
 
 def test_soft_pairs_carry_how_sure_and_how_heavy_they_are() -> None:
-    batch = collate_vectors([Item(torch.ones(3, 3), [Pair(1, 0, 0.7, 0.5), Pair(2, 0)])])
-    assert batch["probability"].tolist() == pytest.approx([0.7, 1])
-    assert batch["weights"].tolist() == [0.25, 0.5]
+    batch = collate(made(torch.ones(3, 3), [Pair(1, 0, 0.7, 0.5), Pair(2, 0)]))
+    assert batch.target.tolist() == pytest.approx([0.7, 1])
+    assert batch.weight.tolist() == [0.25, 0.5]
+
+
+def test_a_capabilitys_pairs_are_its_experts() -> None:
+    one = made(torch.ones(3, 3), {"a": [Pair(0, 1)], "b": [Pair(1, 2), Pair(2, 0)], None: [Pair(0, 2)]})
+    batch = collate(one, capabilities=["b", "a", "c"])
+    assert batch.expert.tolist() == [0, 0, 1]
+    assert batch.better.tolist() == [1, 2, 0]
+    assert batch.weight.tolist() == [0.5, 0.5, 1]
+
+
+def test_a_batch_moves_as_a_whole() -> None:
+    first = (torch.randn(2, 4), [torch.randn(1, 4), torch.randn(3, 4)])
+    (batch,) = PackedCollator(features)([made(first, [Pair(0, 1)])])
+    moved = batch.to("meta", non_blocking=True)
+    tensors = [moved.inputs.tokens, *(value for value in vars(moved).values() if isinstance(value, torch.Tensor))]
+    assert len(tensors) == 9
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
 
 
 def test_states_are_packed_and_owned() -> None:
     first = (torch.randn(2, 4), [torch.randn(1, 4), torch.randn(3, 4)])
     second = (torch.randn(5, 4), [torch.randn(2, 4), torch.randn(1, 4)])
-    batch = collate_states([Item(first, [Pair(0, 1)]), Item(second, [Pair(1, 0)])])
-    assert batch["owner"].tolist() == [0, 0, 1, 1]
-    assert batch["prompts"].tolist() == [2, 5]
-    assert batch["responses"].tolist() == [1, 3, 2, 1]
-    assert torch.equal(batch["tokens"], torch.cat([first[0], second[0], *first[1], *second[1]]))
-    assert batch["better"].tolist() == [0, 3]
+    (batch,) = PackedCollator(features)([made(first, [Pair(0, 1)]), made(second, [Pair(1, 0)])])
+    packing = batch.inputs.packing
+    assert packing.owner == [0, 0, 1, 1]
+    assert packing.prompts == [5, 2]  # the longest first
+    assert packing.responses == [2, 1, 1, 3]
+    assert torch.equal(batch.inputs.tokens, torch.cat([second[0], first[0], *second[1], *first[1]]))
+    assert batch.better.tolist() == [1, 2]
 
 
 def test_keys_name_the_ids_and_prompts_fold_white_space() -> None:
-    first = Example(group(scores=[1, 2, 3]), Encoded([1], [[2], [3], [4]]), None)
-    other = Example(group(scores=[3, 2, 1]), Encoded([1], [[2], [3], [4]]), "x")
-    moved = Example(group(scores=[1, 2, 3]), Encoded([1, 2], [[3], [4], []]), None)
+    first = PreferenceExample(group(scores=[1, 2, 3]), Encoded([1], [[2], [3], [4]]), None)
+    other = PreferenceExample(group(scores=[3, 2, 1]), Encoded([1], [[2], [3], [4]]), "x")
+    moved = PreferenceExample(group(scores=[1, 2, 3]), Encoded([1, 2], [[3], [4], []]), None)
     assert first.key == other.key != moved.key
     spaced = Group(prompt=" Hi\n", responses=("a", "b"), scores=[1, 2])
-    assert first.prompt == Example(spaced, Encoded([], []), None).prompt
+    assert first.prompt == PreferenceExample(spaced, Encoded([], []), None).prompt
 
 
 # --- several processes ---------------------------------------------------------------------------------------------
 
-WIDTH, LANES = 6, 2
+WIDTH, NAMES = 6, ("a", "b")
 
 
 class Pooled(torch.nn.Module):
@@ -124,7 +148,7 @@ class Pooled(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.heads = HeadStack([Head(WIDTH, HeadConfig()) for _ in range(LANES)])
+        self.heads = HeadStack([Head(WIDTH, HeadConfig()) for _ in NAMES])
 
     def forward(self, inputs: Any, active: torch.Tensor | None) -> torch.Tensor:
         packing = inputs.packing
@@ -132,22 +156,23 @@ class Pooled(torch.nn.Module):
         return self.heads(torch.stack([states.mean(0) for states in responses]), active)
 
 
-def groups(count: int) -> list[Item]:
-    """Groups of different lengths, with other lanes and other numbers of pairs each."""
+def groups(count: int) -> list[PreferenceExample]:
+    """Groups of different lengths, labeled by other experts and with other numbers of pairs each."""
     generator = torch.Generator().manual_seed(count)
-    made = []
+    found = []
     for i in range(count):
         prompt = torch.randn(2 + i, WIDTH, generator=generator)
         responses = [torch.randn(1 + (i + n) % 3, WIDTH, generator=generator) for n in range(3)]
         pairs = [Pair(0, 1), Pair(1, 2, 0.7, 0.5), Pair(2, 0)][: 1 + i % 3]
-        made.append(Item((prompt, responses), pairs, 0.0, [(i + n) % LANES for n in range(len(pairs))]))
-    return made
+        of = {name: [pair for n, pair in enumerate(pairs) if (i + n) % 2 == k] for k, name in enumerate(NAMES)}
+        found.append(made((prompt, responses), of))
+    return found
 
 
-def gradient(model: PhaseModel, batch: dict[str, Any]) -> list[torch.Tensor]:
+def gradient(model: PreferenceLossModule, parts: list[PreferenceBatch]) -> list[torch.Tensor]:
     model = copy.deepcopy(model)
-    for part in batch["parts"]:
-        model(**part)["loss"].backward()
+    for part in parts:
+        model(part).loss.backward()
     return [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
 
@@ -156,21 +181,22 @@ def gradient(model: PhaseModel, batch: dict[str, Any]) -> list[torch.Tensor]:
 def test_the_shares_of_a_batch_add_up_to_it(seat: Callable[..., None], count: int, world: int, budget: int) -> None:
     """The mean of the processes' gradients is the batch's, whoever has how many groups, pairs and parts."""
     scorer = Pooled()
-    model = PhaseModel(scorer, 0.1, scorer.heads, lanes=LANES)
+    model = PreferenceLossModule(scorer, 0.1, scorer.heads, num_experts=len(NAMES))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.1  # away from the start, so that the pull to it has a gradient
-    whole = gradient(model, collate_parts(LANES, budget)(groups(count)))
+    collate = PackedCollator(features, NAMES, budget)
+    whole = gradient(model, collate(groups(count)))
     shares = []
     for rank in range(world):
         seat(batches, rank, world)
-        shares.append(gradient(model, collate_parts(LANES, budget)(groups(count))))
+        shares.append(gradient(model, collate(groups(count))))
     for found, expected in zip(zip(*shares, strict=True), whole, strict=True):
         torch.testing.assert_close(torch.stack(found).mean(0), expected, atol=1e-6, rtol=1e-5)
 
 
 def test_a_process_without_groups_changes_no_measure(seat: Callable[..., None]) -> None:
     seat(batches, 1, 2)
-    (part,) = collate_parts(LANES)(groups(1))["parts"]
-    assert not part["weights"].any()
-    assert (part["probability"] == 0.5).all()
+    (part,) = PackedCollator(features, NAMES)(groups(1))
+    assert not part.weight.any()
+    assert (part.target == 0.5).all()

@@ -9,11 +9,11 @@ import torch
 from dmoerm.chat.encoding import Encoded
 from dmoerm.model.task_model import Calibration
 from dmoerm.schema import Group, Pair
-from dmoerm.training.batches import Example
+from dmoerm.training.batches import PreferenceExample
 from dmoerm.training.calibration import calibrate
 
 
-def examples(count: int, temperature: float, seed: int) -> tuple[dict[str, torch.Tensor], list[Example]]:
+def examples(count: int, temperature: float, seed: int) -> tuple[dict[str, torch.Tensor], list[PreferenceExample]]:
     """Pairs of rewards, and labels that follow σ(margin / temperature)."""
     rng = np.random.default_rng(seed)
     rewards, made = {}, []
@@ -22,7 +22,7 @@ def examples(count: int, temperature: float, seed: int) -> tuple[dict[str, torch
         first_wins = rng.random() < 1 / (1 + np.exp(-(pair[0] - pair[1]) / temperature))
         group = Group(prompt=f"{seed} {i}", responses=("a", "b"), scores=[1, 0])
         order = [Pair(0, 1) if first_wins else Pair(1, 0)]
-        one = Example(group, Encoded([seed, i], [[1], [2]]), None, {None: order})
+        one = PreferenceExample(group, Encoded([seed, i], [[1], [2]]), None, {None: order})
         rewards[one.key] = torch.tensor(pair, dtype=torch.float32)
         made.append(one)
     return rewards, made

@@ -15,19 +15,22 @@ from dmoerm.config import BranchStepConfig, HeadConfig
 from dmoerm.errors import CheckpointError, DmoermError, TrainingError
 from dmoerm.model.heads import Head
 from dmoerm.schema import Pair
-from dmoerm.training.batches import Item, collate_vectors
-from dmoerm.training.fitting import Fit, fit
-from dmoerm.training.learner import PhaseModel
+from dmoerm.training.batches import PreferenceExample, VectorCollator
+from dmoerm.training.fitting import FitResult, fit
+from dmoerm.training.losses import PreferenceLossModule
+
+from .made import features, made
 
 WIDTH = 6
+COLLATE = VectorCollator(features)
 
 
-def rows(count: int, seed: int, flipped: bool = False) -> list[Item]:
+def rows(count: int, seed: int, flipped: bool = False) -> list[PreferenceExample]:
     """Pairs whose better response has the larger first entry (or the smaller one)."""
     generator = torch.Generator().manual_seed(seed)
     vectors = torch.randn(count, 2, WIDTH, generator=generator)
     sign = -1 if flipped else 1
-    return [Item(v, [Pair(0, 1) if sign * (v[0, 0] - v[1, 0]) > 0 else Pair(1, 0)]) for v in vectors]
+    return [made(v, [Pair(0, 1) if sign * (v[0, 0] - v[1, 0]) > 0 else Pair(1, 0)]) for v in vectors]
 
 
 def head(seed: int = 0, **settings: Any) -> Head:
@@ -43,18 +46,18 @@ def step(**changes: Any) -> BranchStepConfig:
 def fitted(
     scorer: Head,
     folder: Path,
-    train: list[Item] | None = None,
-    validation: list[Item] | None = None,
+    train: list[PreferenceExample] | None = None,
+    validation: list[PreferenceExample] | None = None,
     callbacks: tuple[TrainerCallback, ...] = (),
     **changes: Any,
-) -> Fit:
+) -> FitResult:
     settings = step(**changes)
     torch.manual_seed(5)
     (result,) = fit(
-        PhaseModel(scorer, settings.l2, scorer),
+        PreferenceLossModule(scorer, settings.l2, scorer),
         rows(32, 1) if train is None else train,
         rows(32, 2) if validation is None else validation,
-        collate=collate_vectors,
+        collate=COLLATE,
         step=settings,
         folder=folder,
         seed=3,
@@ -63,9 +66,9 @@ def fitted(
     return result
 
 
-def loss_of(scorer: Head, items: list[Item]) -> float:
+def loss_of(scorer: Head, items: list[PreferenceExample]) -> float:
     with torch.no_grad():
-        return float(PhaseModel(scorer)(**collate_vectors(items))["loss"])
+        return float(PreferenceLossModule(scorer)(*COLLATE(items)).loss)
 
 
 def same(one: nn.Module, other: nn.Module) -> bool:
@@ -76,7 +79,7 @@ def same(one: nn.Module, other: nn.Module) -> bool:
 def test_it_learns_the_right_way_round(tmp_path: Path) -> None:
     scorer = head()
     result = fitted(scorer, tmp_path, train=rows(128, 1), learning_rate=0.1)
-    assert result.consistency > 0.9
+    assert result.accuracy > 0.9
     assert scorer.score.weight[0, 0] > 0
     assert result.loss == pytest.approx(loss_of(scorer, rows(32, 2)), rel=1e-5)
     assert not scorer.training
@@ -93,18 +96,18 @@ def test_with_several_gpus_the_model_is_not_wrapped(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(TrainingArguments, "__post_init__", with_two)
     monkeypatch.setattr(nn.DataParallel, "__init__", lambda *_: pytest.fail("the model is wrapped in DataParallel"))
-    assert fitted(head(), tmp_path, train=rows(128, 1), learning_rate=0.1).consistency > 0.9
+    assert fitted(head(), tmp_path, train=rows(128, 1), learning_rate=0.1).accuracy > 0.9
 
 
 def test_an_evaluation_counts_every_pair(tmp_path: Path) -> None:
     """Groups have several pairs, and their number is no multiple of the batch's."""
-    listed = [Item(torch.randn(3, WIDTH), [Pair(0, 1), Pair(1, 2), Pair(0, 2)]) for _ in range(11)]
+    listed = [made(torch.randn(3, WIDTH), [Pair(0, 1), Pair(1, 2), Pair(0, 2)]) for _ in range(11)]
     scorer = head()
     result = fitted(scorer, tmp_path, validation=listed, metric_for_best_model="end")
     with torch.no_grad():
-        rewards = [scorer(item.features) for item in listed]
-    right = [float(r[p.better] > r[p.worse]) for r, item in zip(rewards, listed, strict=True) for p in item.pairs]
-    assert result.consistency == pytest.approx(sum(right) / len(right))
+        rewards = [scorer(features(item)) for item in listed]
+    right = [float(r[p.better] > r[p.worse]) for r, item in zip(rewards, listed, strict=True) for p in item.pairs[None]]
+    assert result.accuracy == pytest.approx(sum(right) / len(right))
     assert result.loss == pytest.approx(loss_of(scorer, listed), rel=1e-5)
 
 
@@ -138,7 +141,7 @@ class Watch(TrainerCallback):
         self, args: Any, state: Any, control: Any, metrics: Any = None, model: Any = None, **_: Any
     ) -> None:
         weight = next(p for n, p in model.named_parameters() if n.endswith("score.weight"))
-        self.seen.append((metrics["eval_loss"], metrics["eval_consistency"], weight.detach().clone()))
+        self.seen.append((metrics["eval_loss"], metrics["eval_accuracy"], weight.detach().clone()))
 
 
 @pytest.mark.parametrize("metric", ["loss", "accuracy"])
@@ -156,7 +159,7 @@ def test_what_is_kept_is_the_best_of_all_evaluations(tmp_path: Path, metric: str
     if metric == "loss":
         assert result.loss == pytest.approx(min(loss for loss, _, _ in watch.seen))
     else:
-        assert result.consistency == max(consistency for _, consistency, _ in watch.seen)
+        assert result.accuracy == max(consistency for _, consistency, _ in watch.seen)
     assert any(torch.equal(scorer.score.weight, weight) for _, _, weight in watch.seen)
 
 
@@ -291,7 +294,7 @@ def test_heads_may_have_a_rate_of_their_own(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite_is_an_error(tmp_path: Path) -> None:
-    bad = [Item(torch.full((2, WIDTH), torch.nan), [Pair(0, 1)])]
+    bad = [made(torch.full((2, WIDTH), torch.nan), [Pair(0, 1)])]
     with pytest.raises(DmoermError, match=r"not finite.*learning_rate"):
         fitted(head(), tmp_path / "step", train=bad, validation=bad)
 
@@ -322,16 +325,29 @@ def test_a_full_disk_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_required_margin_asks_for_more(tmp_path: Path) -> None:
-    items = [Item(item.features, item.pairs, 2.0) for item in rows(32, 1)]
+    items = [made(features(item), item.pairs, 2.0) for item in rows(32, 1)]
     plain, wide = head(), head()
     fitted(plain, tmp_path / "a")
     fitted(wide, tmp_path / "b", train=items)
     assert wide.score.weight[0, 0] > plain.score.weight[0, 0]
 
 
-def test_a_margin_is_swapped_with_its_pair() -> None:
+def test_validation_requires_the_margin_as_training_does(tmp_path: Path) -> None:
+    wide = [made(features(item), item.pairs, 2.0) for item in rows(32, 2)]
     scorer = head()
-    right, wrong = ([Item(i.features, [pair]) for i in rows(8, 1) for pair in [p]] for p in (Pair(0, 1), Pair(1, 0)))
-    model = PhaseModel(scorer)
-    one, other = model(**collate_vectors(list(right))), model(**collate_vectors(list(wrong)))
-    assert torch.equal(one["margins"], -other["margins"])
+    result = fitted(scorer, tmp_path, validation=wide)
+    with torch.no_grad():
+        rewards = [scorer(features(item)) for item in wide]
+    margins = [float(r[p.better] - r[p.worse]) for r, item in zip(rewards, wide, strict=True) for p in item.pairs[None]]
+    expected = torch.nn.functional.softplus(2.0 - torch.tensor(margins)).mean()
+    assert result.loss == pytest.approx(float(expected), rel=1e-5)
+    assert result.loss == pytest.approx(loss_of(scorer, wide), rel=1e-5)
+
+
+def test_the_order_counts_as_right_without_the_margin() -> None:
+    scorer = head()
+    right, wrong = ([made(features(i), [pair]) for i in rows(8, 1)] for pair in (Pair(0, 1), Pair(1, 0)))
+    one, other = (PreferenceLossModule(scorer)(*COLLATE(items)) for items in (right, wrong))
+    assert torch.equal(one.correct, 1 - other.correct)
+    wide = [made(features(i), [Pair(0, 1)], 9.0) for i in rows(8, 1)]
+    assert torch.equal(PreferenceLossModule(scorer)(*COLLATE(wide)).correct, one.correct)

@@ -10,14 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dmoerm.training.losses import pair_losses
+from dmoerm.training.losses import mean_by_expert, preference_losses
 
 margins = st.floats(-1e4, 1e4, width=32)
 
 
 def pair_loss(margins: Tensor, weights: Tensor) -> Tensor:
     """The loss of one scorer."""
-    return pair_losses(margins, torch.ones(len(margins)), weights, torch.zeros(len(margins), dtype=torch.long), 1)[0]
+    return soft_loss(margins, torch.ones(len(margins)), weights)
+
+
+def soft_loss(margins: Tensor, target: Tensor, weights: Tensor) -> Tensor:
+    expert = torch.zeros(len(margins), dtype=torch.long)
+    return mean_by_expert(preference_losses(margins, target), weights, expert, 1)[0]
 
 
 def test_the_loss_by_hand() -> None:
@@ -56,13 +61,22 @@ def test_half_precision_margins_are_summed_in_float32() -> None:
 
 @given(margin=st.floats(-20, 20), probability=st.floats(0, 1))
 def test_a_soft_label_is_a_mixture_of_both_orders(margin: float, probability: float) -> None:
-    one, lane = torch.tensor([margin]), torch.zeros(1, dtype=torch.long)
-    soft = pair_losses(one, torch.tensor([probability]), torch.ones(1), lane, 1)[0]
+    one = torch.tensor([margin])
+    soft = soft_loss(one, torch.tensor([probability]), torch.ones(1))
     mixed = probability * pair_loss(one, torch.ones(1)) + (1 - probability) * pair_loss(-one, torch.ones(1))
     torch.testing.assert_close(soft, mixed, rtol=1e-4, atol=1e-5)
 
 
 def test_a_soft_label_is_met_by_its_own_log_odds() -> None:
     margin = torch.tensor([math.log(0.8 / 0.2)], requires_grad=True)
-    pair_losses(margin, torch.tensor([0.8]), torch.ones(1), torch.zeros(1, dtype=torch.long), 1)[0].backward()
+    soft_loss(margin, torch.tensor([0.8]), torch.ones(1)).backward()
     assert margin.grad.tolist() == pytest.approx([0], abs=1e-6)
+
+
+def test_each_expert_has_the_mean_of_its_own_rows() -> None:
+    values, weights = torch.tensor([1.0, 2.0, 4.0]), torch.tensor([1.0, 1.0, 3.0])
+    expert = torch.tensor([0, 2, 2])
+    assert mean_by_expert(values, weights, expert, 3).tolist() == pytest.approx([1, 0, 3.5])
+    assert mean_by_expert(values, weights, expert, 3, torch.tensor([2.0, 1, 4])).tolist() == pytest.approx(
+        [0.5, 0, 3.5]
+    )

@@ -76,10 +76,32 @@ def test_the_shares_of_a_batch_add_up_to_it(seat: Callable[..., None], count: in
         def forward(self, found: torch.Tensor) -> torch.Tensor:
             return found
 
-    phase = router._RouterPhase(Read())  # pyright: ignore[reportArgumentType]
+    module = router.RoutingLossModule(Read())  # pyright: ignore[reportArgumentType]
     losses = []
     for rank, world in ((0, 1), (0, 2), (1, 2)):
         seat(router, rank, world)
-        (part,) = router._collate_ids(rows)["parts"]
-        losses.append(phase(**part)["loss"])
+        (part,) = router._collate_ids(rows)
+        losses.append(module(part).loss)
     torch.testing.assert_close((losses[1] + losses[2]) / 2, losses[0])
+
+
+def test_the_best_state_is_chosen_by_the_loss_that_is_trained(begun: Callable[..., Any]) -> None:
+    """With three tasks or more, cross-entropy and the margin to the best other task order states differently."""
+    start = begun(router={"epochs": 0})
+    train_router(start.run, start.train, start.validation)
+    trained, model = start.run.metrics()["router"], start.run.model
+    examples = {(e.prompt, e.task): e for e in start.validation}.values()
+    logits = torch.stack([model.router(start.run.cache.prompt(e.encoded)[None])[0] for e in examples])
+    labels = torch.tensor([model.router.tasks.index(e.task) for e in examples])
+    assert trained["loss"] == pytest.approx(float(torch.nn.functional.cross_entropy(logits, labels)), rel=1e-5)
+
+
+def test_the_routers_rows_are_cross_entropies() -> None:
+    logits = torch.tensor([[2.0, 1.0, 1.0], [0.0, 3.0, 1.0]])
+    module = router.RoutingLossModule(torch.nn.Identity())  # pyright: ignore[reportArgumentType]
+    (batch,) = router._collate_vectors([(logits[0], 0), (logits[1], 2)])
+    found = module(batch)
+    expected = torch.nn.functional.cross_entropy(logits, torch.tensor([0, 2]), reduction="none")
+    torch.testing.assert_close(found.rows, expected)
+    torch.testing.assert_close(found.loss, expected.mean())
+    assert found.correct.tolist() == [1, 0]

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from dmoerm.training.fitting import Fit
+from dmoerm.training.fitting import FitResult
 from dmoerm.training.steps import Ended, ended
 
 
 def done(place: Path) -> tuple[dict[str, torch.Tensor], Ended]:
     place.mkdir(parents=True)
-    return {"w": torch.rand(3)}, ended([Fit(0.5, 0.75, 7)])
+    return {"w": torch.rand(3)}, ended([FitResult(0.5, 0.75, 7)])
 
 
 def test_a_finished_step_is_read_not_repeated(begun: Callable[..., Any]) -> None:

@@ -23,7 +23,7 @@ from ..evaluation.scored_groups import METHODS, ScoredGroup, score_groups
 from ..schema import Prompt, Query
 from ..training import Run, train
 from ..training.baselines import Baselines, train_baselines
-from ..training.batches import Example
+from ..training.batches import PreferenceExample
 from ..training.calibration import temperature
 from ..training.graph import Engine, graph
 from ..training.progress import Progress
@@ -76,8 +76,8 @@ class Panel:
     run: Run
     baselines: Baselines | None
     data: Splits
-    train: Sequence[Example]
-    validation: Sequence[Example]
+    train: Sequence[PreferenceExample]
+    validation: Sequence[PreferenceExample]
 
     @property
     def members(self) -> int:

@@ -60,7 +60,7 @@ def save(
     Args:
         card: the text of README.md; run_config: the text of run.yaml; None: what the model was loaded with, if any.
         dtype: dtype of trunk, branches and the router's language model; None: as in memory, where trained weights are
-            float32. `bfloat16` halves the folder and rounds the training's small changes away (docs/training.md).
+            float32. `bfloat16` halves the branches' files and rounds small changes away (docs/training.md).
 
     Raises:
         CheckpointError: the folder cannot be written (a full disk, no rights).

@@ -27,13 +27,13 @@ from ..model.backbone import load_backbone, split_layers
 from ..model.ensemble import combined
 from ..model.heads import BranchScorer, Normalizer
 from ..model.packing import Packed
-from .batches import Example, collate_vectors, items
+from .batches import PreferenceExample, VectorCollator, labeled
 from .embedding import base_embeddings
-from .learner import PhaseModel
+from .losses import PreferenceLossModule
 from .phases import apply_base, train_base
 from .steps import Ended, Run, State, ended, fit_step
 
-Examples = Sequence[Example]
+Examples = Sequence[PreferenceExample]
 _RIDGES = (0.1, 0.3, 1.0, 3.0, 10.0)
 
 
@@ -138,7 +138,7 @@ def _start(run: Run, name: str) -> BranchScorer:
 
 def _resampled(examples: Examples, seed: int) -> Examples:
     """As many prompts as there are, drawn with replacement, each with all its groups."""
-    prompts: dict[str, list[Example]] = {}
+    prompts: dict[str, list[PreferenceExample]] = {}
     for example in examples:
         prompts.setdefault(f"{example.task}\0{example.prompt}", []).append(example)
     groups = list(prompts.values())
@@ -223,9 +223,10 @@ def _train_gated(run: Run, start: Gated, train: Examples, validation: Examples, 
     for part in (gated.gate, gated.sharpness):
         part.requires_grad_(True)
     vectors = gated_vectors(run, gated, [*train, *validation])
-    rows = [items(part, lambda e: vectors[e.key]) for part in (train, validation)]
+    collate = VectorCollator(lambda e: vectors[e.key])
     step = run.config.phase1.head_first or run.config.phase1
-    fits = fit_step(run, PhaseModel(gated, step.l2, gated.gate), rows, collate_vectors, step, place)
+    module = PreferenceLossModule(gated, step.l2, gated.gate)
+    fits = fit_step(run, module, [labeled(train), labeled(validation)], collate, step, place)
     return gated.state_dict(), ended(fits)
 
 

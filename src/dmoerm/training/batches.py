@@ -1,8 +1,8 @@
-"""From labelled groups to batches of ordered pairs.
+"""From labeled groups to batches of ordered pairs.
 
-An item is one group's features and its ordered pairs; a collated batch is a flat dict that a `PhaseModel` takes: the
-features' tensors, and `better`, `worse`, `probability`, `required` (margin), `weights`, `lane`, one entry a pair; or
-a list of such `parts`, of the groups that this process has of the batch.
+    Group → PreferenceExample (encoded, its pairs drawn up) → PreferenceBatch (one pass's features and pairs)
+
+A collator makes a list of batches: the parts of one optimizer step that this process computes, one pass each.
 """
 
 from __future__ import annotations
@@ -13,26 +13,30 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..chat.encoding import Encoded
 from ..data.splitting import flip_pairs
-from ..model.packing import pack
+from ..model.packing import Packed, pack
 from ..schema import Group, Pair, prompt_key
 from .processes import own, sharded, world
 
-Batch = dict[str, Any]
-Collate = Callable[[Sequence[Any]], Batch]
+Collate = Callable[[Sequence[Any]], list[Any]]
+Labels = Mapping[str | None, Sequence[Pair]]
 
 
 @dataclass(frozen=True)
-class Example:
-    """A group as training sees it: encoded, its pairs drawn up (and some reversed, where noise is asked for)."""
+class PreferenceExample:
+    """A group as training sees it.
+
+    Attributes:
+        pairs: capability (None: overall) → ordered pairs, a share of them reversed where noise is asked for.
+    """
 
     group: Group
     encoded: Encoded
     task: str | None
-    pairs: Mapping[str | None, Sequence[Pair]] = field(default_factory=dict)
-    """Capability (None: overall) → ordered pairs."""
+    pairs: Labels = field(default_factory=dict)
 
     @property
     def prompt(self) -> str:
@@ -41,12 +45,12 @@ class Example:
 
     @property
     def key(self) -> str:
-        """Names the token ids, as in the activation cache."""
+        """The name of the token ids, as in the activation cache."""
         return self.encoded.key
 
 
-def label(group: Group, flip_scores: float = 0.0, flip_capabilities: float = 0.0, seed: int = 0) -> dict:
-    """The group's pairs, overall (None) and by capability, a share of them reversed."""
+def label(group: Group, flip_scores: float = 0.0, flip_capabilities: float = 0.0, seed: int = 0) -> Labels:
+    """Return the group's pairs, overall (None) and by capability, a share of them reversed."""
     pairs: dict[str | None, Sequence[Pair]] = {None: flip_pairs(group.pairs(), flip_scores, f"{seed}/{group.id}")}
     for capability in {**group.capabilities, **group.judged}:
         seed_text = f"{seed}/{group.id}/{capability}"
@@ -54,124 +58,145 @@ def label(group: Group, flip_scores: float = 0.0, flip_capabilities: float = 0.0
     return pairs
 
 
+def labeled(
+    examples: Sequence[PreferenceExample], capabilities: Sequence[str | None] = (None,)
+) -> list[PreferenceExample]:
+    """Return the examples that order at least one pair on one of the capabilities (None: overall)."""
+    return [example for example in examples if any(example.pairs.get(name) for name in capabilities)]
+
+
+@dataclass(frozen=True, eq=False)
+class PreferenceBatch:
+    """N responses and P ordered pairs of them, for one pass of k experts.
+
+    Attributes:
+        inputs: vectors (N, D), or packed hidden states or ids.
+        better, worse: (P,), the responses' numbers, 0 … N − 1.
+        target: (P,), the probability that the better one is better: 1 for people's order, 0.5 for a tie.
+        margin: (P,), how far apart the label requires the rewards to be.
+        weight: (P,), the pair's own / number of the group's pairs of its expert; a long list counts as one pair does.
+        expert: (P,), the expert whose label each pair is, 0 … k − 1.
+        active: (a,), the experts that label this batch, ascending; None: any may.
+        total: (k,), the weights by expert of the whole batch of which this is a part; None: this is all of it.
+        share: what part of the batch this is, for what does not depend on the data.
+    """
+
+    inputs: Tensor | Packed
+    better: Tensor
+    worse: Tensor
+    target: Tensor
+    margin: Tensor
+    weight: Tensor
+    expert: Tensor
+    active: Tensor | None = None
+    total: Tensor | None = None
+    share: float = 1.0
+
+    def to(self, device: Any, **_: Any) -> PreferenceBatch:
+        """Return the batch on a device; accelerate's data loader calls it."""
+        return replace(self, **{name: value.to(device) for name, value in vars(self).items() if hasattr(value, "to")})
+
+    def without_labels(self) -> PreferenceBatch:
+        """Return a dummy that keeps the processes in step: all pairs are ties of weight 0."""
+        return replace(self, weight=torch.zeros_like(self.weight), target=torch.full_like(self.target, 0.5))
+
+
 @dataclass(frozen=True)
-class Item:
-    """One group's features and ordered pairs."""
+class VectorCollator:
+    """Collate examples whose features are vectors (N, D), one a response, into one batch.
 
-    features: Any
-    pairs: Sequence[Pair]
-    margin: float = 0.0
-    lanes: Sequence[int] = ()
-    """Whose label each pair is, where several scorers train together; empty: there is one."""
-
-
-def items(
-    examples: Sequence[Example],
-    features: Callable[[Example], Any],
-    capabilities: Sequence[str | None] = (None,),
-    beside: Sequence[str] = (),
-) -> list[Item]:
-    """The groups that order at least one pair on one of the capabilities (None: overall), with their features.
-
-    The i-th capability's pairs are the i-th lane's. Groups labelled on a capability of `beside` come too, without those
-    pairs: so batches are the same whichever of the capabilities are trained.
-    """
-    found = []
-    for example in examples:
-        labels = [(pair, lane) for lane, name in enumerate(capabilities) for pair in example.pairs.get(name, ())]
-        if labels or any(example.pairs.get(name) for name in beside):
-            margin = (example.group.margin or 0.0) if None in capabilities else 0.0
-            pairs, lanes = [pair for pair, _ in labels], [lane for _, lane in labels]
-            found.append(Item(features(example), pairs, margin, lanes))
-    return found
-
-
-def collate_vectors(batch: Sequence[Item]) -> Batch:
-    """Items whose features are vectors (N, D), one a response."""
-    vectors = [item.features for item in batch]
-    return {"vectors": torch.cat(vectors), **_pairs(batch, [len(v) for v in vectors])}
-
-
-def collate_states(batch: Sequence[Item]) -> Batch:
-    """Items whose features are hidden states (or ids): the prompt's (P, d) and a list of each response's (R, d)."""
-    packed = pack([item.features for item in batch])
-    lengths = {name: torch.tensor(getattr(packed.packing, name)) for name in ("prompts", "responses", "owner")}
-    return {"tokens": packed.tokens, **lengths, **_pairs(batch, [len(item.features[1]) for item in batch])}
-
-
-def collate_parts(lanes: int, budget: int = 8192) -> Collate:
-    """As `collate_states`, in parts of at most `budget` tokens, each token counted once for each lane that labels it.
-
-    The groups of a part are labelled by the same lanes, `active`: no other scorer runs on them. A part knows the whole
-    batch's weights, so that the parts' losses add up to the batch's: over all processes, whose mean is taken, however
-    many groups each of them has.
+    Args:
+        features: example → features.
+        capabilities: the i-th one's pairs are labels of the i-th expert; None: the overall preferences.
     """
 
-    def collate(batch: Sequence[Item]) -> Batch:
-        silent = _silent(min(batch, key=_tokens))
-        parts = _parts(own(batch) or [silent], budget)
+    features: Callable[[PreferenceExample], Tensor]
+    capabilities: Sequence[str | None] = (None,)
+
+    def __call__(self, batch: Sequence[PreferenceExample]) -> list[PreferenceBatch]:
+        vectors = torch.cat([self.features(example) for example in batch])
+        return [PreferenceBatch(vectors, **_pairs(batch, self.capabilities))]
+
+
+@dataclass(frozen=True)
+class PackedCollator:
+    """Collate examples whose features are hidden states or ids into the parts that this process computes.
+
+    The examples of a part are labeled by the same experts, `active`: no other expert runs on them. A part knows the
+    whole batch's weights, so that the parts' losses add up to the batch's over all processes (DDP takes their mean),
+    however many examples each process has.
+
+    Args:
+        features: example → the prompt's (P, d) and a list of each response's (R, d).
+        capabilities: see `VectorCollator`.
+        budget: most tokens of a part, each counted once for each expert that labels it.
+    """
+
+    features: Callable[[PreferenceExample], tuple[Tensor, list[Tensor]]]
+    capabilities: Sequence[str | None] = (None,)
+    budget: int = 8192
+
+    def __call__(self, batch: Sequence[PreferenceExample]) -> list[PreferenceBatch]:
+        parts = [self._part(examples) for examples in self._divided(own(batch))]
+        count = max(len(parts), 1)
         if sharded():  # no process may go through the layers more often than another
-            most = max(len(_parts(batch[other :: world()], budget)) for other in range(world()))
-            parts += [[silent]] * (most - len(parts))
-        made = [{**collate_states(part), "active": torch.tensor(_active(part[0]))} for part in parts]
-        pairs = _pairs(batch, [len(item.features[1]) for item in batch])
-        total = torch.zeros(lanes).index_add(0, pairs["lane"], pairs["weights"]) / world()
-        return {"parts": [{**part, "total": total, "share": torch.tensor(1 / len(made))} for part in made]}
+            count = max(len(self._divided(batch[other :: world()])) for other in range(world()))
+        if len(parts) < count:
+            dummy = self._part([min(batch, key=lambda example: example.encoded.tokens)]).without_labels()
+            parts += [dummy] * (count - len(parts))
+        pairs = _pairs(batch, self.capabilities)
+        total = torch.zeros(len(self.capabilities)).index_add(0, pairs["expert"], pairs["weight"]) / world()
+        return [replace(part, total=total, share=1 / len(parts)) for part in parts]
 
-    return collate
+    def _part(self, examples: Sequence[PreferenceExample]) -> PreferenceBatch:
+        inputs = pack([self.features(example) for example in examples])
+        active = torch.tensor(self._active(examples[0]))
+        return PreferenceBatch(inputs, **_pairs(examples, self.capabilities), active=active)
 
+    def _divided(self, batch: Sequence[PreferenceExample]) -> list[list[PreferenceExample]]:
+        """Return the examples by the experts that label them, each in parts within the budget."""
+        by_experts: dict[tuple[int, ...], list[PreferenceExample]] = {}
+        for example in batch:
+            by_experts.setdefault(self._active(example), []).append(example)
+        return [part for active, some in by_experts.items() for part in _within(some, self.budget // len(active))]
 
-def _silent(item: Item) -> Item:
-    """The item without its labels: what a process computes that has no group of a batch, so that no other waits."""
-    return replace(item, pairs=[pair._replace(probability=0.5, weight=0.0) for pair in item.pairs])
-
-
-def _by_lanes(batch: Sequence[Item]) -> list[list[Item]]:
-    found: dict[tuple[int, ...], list[Item]] = {}
-    for item in batch:
-        found.setdefault(_active(item), []).append(item)
-    return list(found.values())
-
-
-def _active(item: Item) -> tuple[int, ...]:
-    return tuple(sorted(set(item.lanes or [0])))
-
-
-def _parts(batch: Sequence[Item], budget: int) -> list[list[Item]]:
-    return [part for items in _by_lanes(batch) for part in _cut(items, budget // len(_active(items[0])))]
+    def _active(self, example: PreferenceExample) -> tuple[int, ...]:
+        found = [expert for expert, name in enumerate(self.capabilities) if example.pairs.get(name)]
+        return tuple(found) or (0,)
 
 
-def _cut(items: Sequence[Item], budget: int) -> list[list[Item]]:
-    parts: list[list[Item]] = [[]]
-    for item in sorted(items, key=_tokens, reverse=True):
-        if parts[-1] and sum(map(_tokens, parts[-1])) + _tokens(item) > budget:
+def _within(examples: Sequence[PreferenceExample], budget: int) -> list[list[PreferenceExample]]:
+    """Return the examples in parts of at most `budget` tokens, or of one example."""
+    parts: list[list[PreferenceExample]] = []
+    tokens = 0
+    for example in sorted(examples, key=lambda example: example.encoded.tokens, reverse=True):
+        tokens += example.encoded.tokens
+        if not parts or tokens > budget:
             parts.append([])
-        parts[-1].append(item)
+            tokens = example.encoded.tokens
+        parts[-1].append(example)
     return parts
 
 
-def _tokens(item: Item) -> int:
-    prompt, responses = item.features
-    return len(prompt) + sum(map(len, responses))
-
-
-def _pairs(batch: Sequence[Item], counts: Sequence[int]) -> Batch:
-    better, worse, probability, required, weights, lane, offset = [], [], [], [], [], [], 0
-    for item, count in zip(batch, counts, strict=True):
-        lanes = item.lanes or [0] * len(item.pairs)
-        share = Counter(lanes)
-        better += [offset + pair.better for pair in item.pairs]
-        worse += [offset + pair.worse for pair in item.pairs]
-        probability += [pair.probability for pair in item.pairs]
-        required += [item.margin] * len(item.pairs)
-        weights += [pair.weight / share[i] for pair, i in zip(item.pairs, lanes, strict=True)]
-        lane += lanes
-        offset += count
+def _pairs(batch: Sequence[PreferenceExample], capabilities: Sequence[str | None]) -> dict[str, Tensor]:
+    """Return the pairs' fields of a `PreferenceBatch`."""
+    rows: list[tuple[int, int, float, float, float, int]] = []
+    offset = 0
+    for example in batch:
+        labels = [(expert, pair) for expert, name in enumerate(capabilities) for pair in example.pairs.get(name, ())]
+        count = Counter(expert for expert, _ in labels)
+        for expert, pair in labels:
+            margin = (example.group.margin or 0.0) if capabilities[expert] is None else 0.0
+            weight = pair.weight / count[expert]
+            rows.append((offset + pair.better, offset + pair.worse, pair.probability, margin, weight, expert))
+        offset += len(example.encoded.responses)
+    better, worse, target, margin, weight, expert = zip(*rows, strict=True) if rows else ((),) * 6
+    whole, real = torch.long, torch.float32
     return {
-        "better": torch.tensor(better, dtype=torch.long),  # there may be none
-        "worse": torch.tensor(worse, dtype=torch.long),
-        "probability": torch.tensor(probability),
-        "required": torch.tensor(required),
-        "weights": torch.tensor(weights),
-        "lane": torch.tensor(lane, dtype=torch.long),
+        "better": torch.tensor(better, dtype=whole),
+        "worse": torch.tensor(worse, dtype=whole),
+        "target": torch.tensor(target, dtype=real),
+        "margin": torch.tensor(margin, dtype=real),
+        "weight": torch.tensor(weight, dtype=real),
+        "expert": torch.tensor(expert, dtype=whole),
     }

@@ -11,13 +11,16 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from ..model.task_model import Calibration
-from .batches import Example
+from .batches import PreferenceExample
 
 _PRIOR_WIDTH = 0.5  # of log T
 
 
 def calibrate(
-    calibration: Calibration, rewards: Mapping[str, Tensor], train: Sequence[Example], validation: Sequence[Example]
+    calibration: Calibration,
+    rewards: Mapping[str, Tensor],
+    train: Sequence[PreferenceExample],
+    validation: Sequence[PreferenceExample],
 ) -> None:
     """Rewards get mean 0 and standard deviation 1 over the training part; the temperature fits the held-out pairs.
 
@@ -33,7 +36,7 @@ def calibrate(
         calibration.temperature.fill_(temperature(margins / float(calibration.scale), weights))
 
 
-def _margins(examples: Sequence[Example], rewards: Mapping[str, Tensor]) -> tuple[np.ndarray, np.ndarray]:
+def _margins(examples: Sequence[PreferenceExample], rewards: Mapping[str, Tensor]) -> tuple[np.ndarray, np.ndarray]:
     rows = [
         (float(rewards[e.key][pair.better] - rewards[e.key][pair.worse]), 1 / len(pairs))
         for e in examples

@@ -30,7 +30,7 @@ def last_checkpoint(folder: Path) -> str | None:
 
 def had_ended(checkpoint: str, patience: int) -> bool:
     """Whether early stopping ended the training at this checkpoint; by itself, Trainer would go on from there."""
-    return bool((load_file(f"{checkpoint}/model.safetensors")["waited"] >= patience).all())
+    return bool((load_file(f"{checkpoint}/model.safetensors")["patience_count"] >= patience).all())
 
 
 @contextlib.contextmanager

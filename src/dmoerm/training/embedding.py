@@ -13,7 +13,7 @@ from torch import Tensor
 from ..model.batching import batches
 from ..model.heads import BranchScorer
 from ..model.packing import Packed, pack
-from .batches import Example
+from .batches import PreferenceExample
 from .processes import own_evenly, rejoined
 from .steps import Run
 
@@ -21,15 +21,20 @@ _BATCH_TOKENS = 8192
 
 
 @torch.no_grad()
-def base_embeddings(run: Run, scorer: BranchScorer, examples: Sequence[Example]) -> dict[str, Tensor]:
+def base_embeddings(run: Run, scorer: BranchScorer, examples: Sequence[PreferenceExample]) -> dict[str, Tensor]:
     """Key → (N, D), the embeddings under a branch: from the cache where the branch is the pretrained one."""
     if run.frozen:
         return {e.key: run.cache.embeddings(e.encoded) for e in examples}
     return _passed(run, examples, scorer.embed)
 
 
+def cached_states(run: Run, examples: Sequence[PreferenceExample]) -> dict[str, tuple[Tensor, list[Tensor]]]:
+    """Key → hidden states at the cut; every process reads all of them, since what is not cached takes a joint pass."""
+    return {e.key: run.cache.states(e.encoded) for e in examples}
+
+
 @torch.no_grad()
-def task_vectors(run: Run, task: str, examples: Sequence[Example]) -> dict[str, Tensor]:
+def task_vectors(run: Run, task: str, examples: Sequence[PreferenceExample]) -> dict[str, Tensor]:
     """Key → (N, m·D + k + 2), what the task's aggregator gets."""
     task_model, general = run.model.task_model(task), run.model.general
     if run.frozen and task_model.experts.branch is None:
@@ -47,7 +52,7 @@ def task_vectors(run: Run, task: str, examples: Sequence[Example]) -> dict[str, 
     return _passed(run, examples, vectors)
 
 
-def _passed(run: Run, examples: Sequence[Example], make: Callable[[Packed], Tensor]) -> dict[str, Tensor]:
+def _passed(run: Run, examples: Sequence[PreferenceExample], make: Callable[[Packed], Tensor]) -> dict[str, Tensor]:
     """Key → the example's rows of what `make` gives for a pass's hidden states, a row a response."""
     examples = list({e.key: e for e in examples}.values())
     passes = [[examples[i] for i in rows] for rows in batches([e.encoded for e in examples], _BATCH_TOKENS)]

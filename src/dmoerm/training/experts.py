@@ -8,27 +8,27 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 from transformers import set_seed
 
-from ..config import StepConfig
+from ..config import HeadStepConfig
 from ..model.experts import Experts, lora_layers, with_experts
 from ..model.heads import Head
 from ..model.packed_attention import Decoder
 from ..names import folder_name
-from .batches import Example, Item, collate_parts, collate_vectors, items
-from .embedding import base_embeddings
-from .fitting import Fit
-from .learner import PhaseModel
+from .batches import Labels, PackedCollator, PreferenceExample, VectorCollator, labeled
+from .embedding import base_embeddings, cached_states
+from .fitting import FitResult
+from .losses import PreferenceLossModule
 from .stacking import ExpertStack, HeadStack
 from .steps import Ended, Run, State, ended, fit_step, step_name
 
-Examples = Sequence[Example]
+Examples = Sequence[PreferenceExample]
 
 
 def phase2(
@@ -64,12 +64,13 @@ def _train_experts(
     heads = HeadStack(
         _first_heads(task_model.base.head, generators, anew=not lora.rank or settings.head_first is not None)
     )
-    fits: list[Fit] = []
+    parts = labeled(train, everyone), _validation(names, train, validation)
+    fits: list[FitResult] = []
     if first := settings if not lora.rank else settings.head_first:
         vectors = base_embeddings(run, task_model.base, [*train, *validation])
-        rows = _expert_items(names, everyone, train, validation, lambda e: vectors[e.key])
-        model, seed = _lanes(heads, first, heads, names), f"phase2/{task}/head"
-        fits = fit_step(run, model, rows, collate_vectors, first, place / "head", seed)
+        collate = VectorCollator(lambda e: vectors[e.key], names)
+        module, seed = _loss_module(heads, first, heads, names), f"phase2/{task}/head"
+        fits = fit_step(run, module, parts, collate, first, place / "head", seed)
     branch: Decoder | None = None
     if lora.rank:
         branch = with_experts(task_model.base.branch, len(names), lora)  # pyright: ignore[reportArgumentType]
@@ -78,11 +79,11 @@ def _train_experts(
                 drawn = nn.init.kaiming_uniform_(torch.empty(matrix.shape), a=math.sqrt(5), generator=generator)
                 matrix.copy_(drawn)  # drawn on the CPU, where the generator is
         experts = ExpertStack(branch, heads, task_model.base.pooling)
-        rows = _expert_items(names, everyone, train, validation, lambda e: run.cache.states(e.encoded))
-        parts = collate_parts(len(names))
+        states = cached_states(run, [*parts[0], *parts[1]])
+        collate = PackedCollator(lambda e: states[e.key], names)
         set_seed(run.seed(f"phase2/{task}/start"))  # a resumed head has drawn fewer random numbers
-        model, seed = _lanes(experts, settings, heads, names), f"phase2/{task}/lora"
-        fits = fit_step(run, model, rows, parts, settings, place / "lora", seed)
+        module, seed = _loss_module(experts, settings, heads, names), f"phase2/{task}/lora"
+        fits = fit_step(run, module, parts, collate, settings, place / "lora", seed)
     return _expert_state(names, heads, branch), ended(fits, names)
 
 
@@ -95,25 +96,20 @@ def _first_heads(base: Head, generators: Sequence[torch.Generator], anew: bool) 
     return heads
 
 
-def _lanes(scorer: nn.Module, step: StepConfig, heads: HeadStack, names: Sequence[str]) -> PhaseModel:
-    return PhaseModel(scorer, step.l2, heads, lanes=len(names))
+def _loss_module(
+    scorer: nn.Module, step: HeadStepConfig, heads: HeadStack, names: Sequence[str]
+) -> PreferenceLossModule:
+    return PreferenceLossModule(scorer, step.l2, heads, num_experts=len(names))
 
 
-def _expert_items(
-    names: Sequence[str],
-    everyone: Sequence[str],
-    train: Examples,
-    validation: Examples,
-    features: Callable[[Example], Any],
-) -> list[list[Item]]:
-    """Training and validation items; a capability that no held-out prompt orders is measured on its training pairs.
+def _validation(names: Sequence[str], train: Examples, validation: Examples) -> Examples:
+    """Return the validation examples; a capability that no held-out prompt orders is measured on its training pairs."""
+    missing = [name for name in names if not labeled(validation, [name])]
+    return [*labeled(validation, names), *(replace(e, pairs=_only(e.pairs, missing)) for e in labeled(train, missing))]
 
-    The training items are the groups that are labelled on any capability of `everyone`, with the pairs of `names`.
-    """
-    rows = [items(train, features, names, everyone), items(validation, features, names)]
-    measured = {lane for item in rows[1] for lane in item.lanes}
-    missing = [None if lane in measured else name for lane, name in enumerate(names)]
-    return [rows[0], rows[1] + [i for i in items(train, features, [name or "" for name in missing]) if i.pairs]]
+
+def _only(pairs: Labels, names: Sequence[str]) -> Labels:
+    return {name: pairs[name] for name in names if name in pairs}
 
 
 def _expert_state(names: Sequence[str], heads: HeadStack, branch: Decoder | None) -> State:

@@ -17,7 +17,7 @@ from ..config import Config
 from ..data.splits import Splits
 from ..errors import DataError
 from ..taxonomy import Taxonomy
-from .batches import Example
+from .batches import PreferenceExample
 from .experts import expert_parts, phase2
 from .phases import phase0, phase1, phase3
 from .router import assign_tasks, train_router
@@ -29,10 +29,10 @@ class Training:
     """A run and its examples; the router's step gives a task to those that name none."""
 
     run: Run
-    train: Sequence[Example]
-    validation: Sequence[Example]
+    train: Sequence[PreferenceExample]
+    validation: Sequence[PreferenceExample]
 
-    def of(self, task: str) -> tuple[list[Example], list[Example]]:
+    def of(self, task: str) -> tuple[list[PreferenceExample], list[PreferenceExample]]:
         """A task's training and validation examples. Raises `DataError` where it has none to train on."""
         train, validation = ([e for e in part if e.task == task] for part in (self.train, self.validation))
         if not train:

@@ -1,24 +1,103 @@
-"""The preference loss."""
+"""The losses, for training and validation alike: a module maps a batch to its rows' losses, and one function averages.
+
+    preference   a row is an ordered pair:   −p log σ(m) − (1 − p) log σ(−m),  m = r_better − r_worse − margin
+    routing      a row is a prompt:          cross-entropy of the router's logits
+
+Shapes: k experts, N responses, P pairs of a batch, Q prompts, T tasks.
+"""
 
 from __future__ import annotations
 
-from torch import Tensor
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
 from torch.nn import functional
 
+from .batches import PreferenceBatch
 
-def pair_losses(
-    margins: Tensor, probability: Tensor, weights: Tensor, lane: Tensor, lanes: int, total: Tensor | None = None
-) -> Tensor:
-    """Bradley–Terry, (k,): each lane's weighted mean of −p log σ(m) − (1 − p) log σ(−m), by `logsigmoid`: no overflow.
+
+@dataclass(frozen=True, eq=False)
+class RowLosses:
+    """The loss of a batch, or of a part of one, and its rows.
+
+    Attributes:
+        loss: what is minimized: the sum over the experts of their mean loss, and the pull of `l2`.
+        rows: (P,), each row's own loss.
+        weights: (P,), each row's weight in the mean.
+        correct: (P,), 1 where the pair is in the labeled order or the prompt's task is the likeliest one, else 0.
+        certainty: (P,), each row's weight in the accuracy: 2 p − 1.
+        expert: (P,), the expert that the row trains.
+    """
+
+    loss: Tensor
+    rows: Tensor
+    weights: Tensor
+    correct: Tensor
+    certainty: Tensor
+    expert: Tensor
+
+
+def preference_losses(margins: Tensor, target: Tensor) -> Tensor:
+    """Return each pair's Bradley–Terry loss (P,), by `logsigmoid`: no overflow.
 
     Args:
-        margins: (P,), m = r_better − r_worse of each pair.
-        probability: (P,), p, how sure it is that the better one is better: 1 for people's order, 0.5 for a tie.
-        weights: (P,), the pair's own / (number of the group's pairs in the lane): a long list counts no more than one.
-        lane: (P,), whose pair it is, 0 … k − 1.
-        total: (k,), what the weighted sums are divided by; None: the sums of `weights`.
+        margins: (P,), r_better − r_worse less the margin that the label requires.
+        target: (P,), p, the probability that the better one is better: 1 for people's order, 0.5 for a tie.
     """
     margins = margins.float()
-    losses = ((1 - probability) * margins - functional.logsigmoid(margins)) * weights  # log σ(−m) = log σ(m) − m
-    total = weights.new_zeros(lanes).index_add(0, lane, weights) if total is None else total
-    return losses.new_zeros(lanes).index_add(0, lane, losses) / total.clamp(min=1e-12)
+    return (1 - target) * margins - functional.logsigmoid(margins)  # log σ(−m) = log σ(m) − m
+
+
+def routing_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return each prompt's cross-entropy (Q,) of logits (Q, T) and tasks (Q,)."""
+    return functional.cross_entropy(logits.float(), labels, reduction="none")
+
+
+def mean_by_expert(
+    values: Tensor, weights: Tensor, expert: Tensor, num_experts: int, total: Tensor | None = None
+) -> Tensor:
+    """Return each expert's weighted mean (k,) of its rows' values.
+
+    Args:
+        values, weights, expert: (P,).
+        total: (k,), what the weighted sums are divided by; None: the sums of `weights`.
+    """
+    sums = torch.zeros(num_experts, dtype=values.dtype, device=values.device)
+    total = sums.index_add(0, expert, weights.to(values.dtype)) if total is None else total
+    return sums.index_add(0, expert, values * weights) / total.clamp(min=1e-12)
+
+
+class PreferenceLossModule(nn.Module):
+    """A scorer, or k of them side by side, under the preference loss.
+
+    Args:
+        scorer: maps vectors (N, D), or the packed hidden states of N responses, to rewards (N,), or (k, N).
+        l2: strength of the pull of `pulled` to where it starts: l2 / 2 · squared distance is added to the loss.
+        pulled: the module whose trained parameters are pulled.
+        num_experts: k where the scorer is k scorers, every trained parameter of it a stack of k; None: it is one.
+    """
+
+    def __init__(
+        self, scorer: nn.Module, l2: float = 0.0, pulled: nn.Module | None = None, num_experts: int | None = None
+    ) -> None:
+        super().__init__()
+        self.scorer, self.l2, self.num_experts = scorer, l2, num_experts
+        self._pulled = [p for p in (pulled or nn.Module()).parameters() if p.requires_grad] if l2 else []
+        self._start = [p.detach().clone() for p in self._pulled]
+
+    def forward(self, batch: PreferenceBatch) -> RowLosses:
+        expert, active = batch.expert, batch.active
+        rewards = self.scorer(batch.inputs)[None] if self.num_experts is None else self.scorer(batch.inputs, active)
+        row = expert if active is None else torch.searchsorted(active, expert)
+        margins = rewards[row, batch.better] - rewards[row, batch.worse]
+        rows = preference_losses(margins - batch.margin, batch.target)
+        loss = mean_by_expert(rows, batch.weight, expert, self.num_experts or 1, batch.total).sum()
+        correct = (margins > 0).to(rows.dtype)
+        return RowLosses(loss + self._pull(batch.share), rows, batch.weight, correct, 2 * batch.target - 1, expert)
+
+    def _pull(self, share: float) -> Tensor | float:
+        """Return the pull's part of a batch's loss: it does not depend on the data."""
+        starts = zip(self._pulled, self._start, strict=True)
+        pulls = [(parameter - start.to(parameter.device)).square().sum() for parameter, start in starts]
+        return share * self.l2 / 2 * torch.stack(pulls).sum() if pulls else 0.0

@@ -23,13 +23,13 @@ from ..data.splitting import split_by_prompt
 from ..model.experts import MergedLoRALinear, lora_layers, with_experts
 from ..model.heads import BranchScorer
 from ..model.packed_attention import Decoder
-from .batches import Example, collate_parts, collate_vectors, items
+from .batches import PackedCollator, PreferenceExample, VectorCollator, labeled
 from .calibration import calibrate
-from .embedding import base_embeddings, task_vectors
-from .learner import PhaseModel
+from .embedding import base_embeddings, cached_states, task_vectors
+from .losses import PreferenceLossModule
 from .steps import Ended, Run, State, ended, fit_step, step_name
 
-Examples = Sequence[Example]
+Examples = Sequence[PreferenceExample]
 _SAMPLE = 256  # groups that normalization statistics are taken from where an embedding costs a pass
 
 
@@ -113,15 +113,17 @@ def train_base(
     head = copy.deepcopy(start.head).requires_grad_(True)
     if fit_normalizer:
         head.normalizer.fit(torch.cat(list(base_embeddings(run, start, _sample(run, train)).values())))
+    parts = [labeled(train), labeled(validation)]
     if first := step if run.frozen else step.head_first:
         vectors = base_embeddings(run, start, [*train, *validation])
-        rows = [items(part, lambda e: vectors[e.key]) for part in (train, validation)]
-        fits = fit_step(run, PhaseModel(head, first.l2, head), rows, collate_vectors, first, place / "head")
+        collate = VectorCollator(lambda e: vectors[e.key])
+        fits = fit_step(run, PreferenceLossModule(head, first.l2, head), parts, collate, first, place / "head")
         if run.frozen:
             return {f"head.{name}": tensor for name, tensor in head.state_dict().items()}, ended(fits)
     scorer = BranchScorer(_trainable(run, start.branch), head, start.pooling)  # pyright: ignore[reportArgumentType]
-    states = [items(part, lambda e: run.cache.states(e.encoded)) for part in (train, validation)]
-    fits = fit_step(run, PhaseModel(scorer, step.l2, head), states, collate_parts(1), step, place / "branch")
+    states = cached_states(run, [*parts[0], *parts[1]])
+    collate = PackedCollator(lambda e: states[e.key])
+    fits = fit_step(run, PreferenceLossModule(scorer, step.l2, head), parts, collate, step, place / "branch")
     scorer.branch = _merged(scorer.branch)
     return scorer.state_dict(), ended(fits)
 
@@ -176,10 +178,9 @@ def _train_aggregator(
     task_model.aggregator.fit_normalizers(known)
     task_model.aggregator.requires_grad_(True)
     step = run.config.phase3
-    rows = [items(part, lambda e: vectors[e.key]) for part in (train, validation)]
-    fits = fit_step(
-        run, PhaseModel(task_model.aggregator, step.l2, task_model.aggregator), rows, collate_vectors, step, place
-    )
+    module = PreferenceLossModule(task_model.aggregator, step.l2, task_model.aggregator)
+    parts = [labeled(train), labeled(validation)]
+    fits = fit_step(run, module, parts, VectorCollator(lambda e: vectors[e.key]), step, place)
     task_model.aggregator.requires_grad_(False)
     with torch.no_grad():
         rewards = {key: task_model.aggregator(vector.to(run.model.device)).cpu() for key, vector in vectors.items()}

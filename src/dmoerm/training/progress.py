@@ -85,7 +85,7 @@ class Progress(TrainerCallback):
         self, args: Any, state: Any, control: Any, metrics: dict[str, float] | None = None, **_: Any
     ) -> None:
         if metrics:
-            self.show({"loss": metrics["eval_loss"], "consistency": metrics["eval_consistency"]})
+            self.show({"loss": metrics["eval_loss"], "accuracy": metrics["eval_accuracy"]})
 
     def show(self, figures: dict[str, float]) -> None:
         """Figures of the step at hand, beside those shown before."""

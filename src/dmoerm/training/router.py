@@ -10,49 +10,58 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ..model.batching import pad
 from ..model.router import Router
-from .batches import Batch, Example
+from .batches import PreferenceExample
 from .fitting import fit
+from .losses import RowLosses, mean_by_expert, routing_losses
 from .processes import agreed, own, world
 from .steps import Ended, Run, State, ended
 
+Examples = Sequence[PreferenceExample]
 
-class _RouterPhase(nn.Module):
-    """The router under cross-entropy on the logits; a margin is the true task's logit less the best other's.
 
-    `weights` and `total` are those of a batch of which this process has some rows, as in `batches.collate_parts`.
+@dataclasses.dataclass(frozen=True, eq=False)
+class RoutingBatch:
+    """Q prompts with their tasks.
+
+    Attributes:
+        prompt: embeddings (Q, d), or ids (Q, P) with their `mask`.
+        labels: (Q,), each prompt's task.
+        weights: (Q,), 0 for a dummy that keeps the processes in step.
+        total: the weights of the whole batch of which this process has some rows; None: the sum of `weights`.
     """
+
+    prompt: Tensor
+    mask: Tensor | None
+    labels: Tensor
+    weights: Tensor
+    total: Tensor | None = None
+
+    def to(self, device: Any, **_: Any) -> RoutingBatch:
+        """Return the batch on a device; accelerate's data loader calls it."""
+        moved = {name: value.to(device) for name, value in vars(self).items() if value is not None}
+        return dataclasses.replace(self, **moved)
+
+
+class RoutingLossModule(nn.Module):
+    """The router under cross-entropy on its logits."""
 
     def __init__(self, router: Router) -> None:
         super().__init__()
         self.router = router
 
-    def forward(
-        self,
-        labels: Tensor,
-        prompt: Tensor,
-        prompt_mask: Tensor | None = None,
-        weights: Tensor | None = None,
-        total: Tensor | None = None,
-    ) -> dict[str, Any]:
-        vectors = prompt if prompt_mask is None else self.router.read(prompt, prompt_mask)
+    def forward(self, batch: RoutingBatch) -> RowLosses:
+        vectors = batch.prompt if batch.mask is None else self.router.read(batch.prompt, batch.mask)
         logits = self.router(vectors)
-        true = logits.gather(1, labels[:, None]).squeeze(1)
-        others = logits.scatter(1, labels[:, None], -torch.inf).amax(1) if logits.shape[1] > 1 else true - 1
-        weights = torch.ones_like(true) if weights is None else weights
-        loss = (functional.cross_entropy(logits, labels, reduction="none") * weights).sum()
-        return {
-            "loss": loss / (len(labels) if total is None else total),
-            "margins": (true - others).clamp(-30, 30),
-            "weights": weights,
-            "probability": (1 + weights) / 2,  # a row of weight 0 counts for nothing
-        }
+        rows, expert = routing_losses(logits, batch.labels), torch.zeros_like(batch.labels)
+        loss = mean_by_expert(rows, batch.weights, expert, 1, batch.total).sum()
+        correct = (logits.argmax(1) == batch.labels).to(rows.dtype)
+        return RowLosses(loss, rows, batch.weights, correct, batch.weights, expert)
 
 
-def train_router(run: Run, train: Sequence[Example], validation: Sequence[Example]) -> None:
+def train_router(run: Run, train: Examples, validation: Examples) -> None:
     """Trains the router on the distinct prompts whose task is known."""
     state = run.step("router", lambda place: _train(run, train, validation, place))
     router = run.model.router
@@ -60,14 +69,14 @@ def train_router(run: Run, train: Sequence[Example], validation: Sequence[Exampl
     router.requires_grad_(False).to(run.model.device)
 
 
-def assign_tasks(run: Run, examples: Sequence[Example]) -> list[Example]:
+def assign_tasks(run: Run, examples: Examples) -> list[PreferenceExample]:
     """The examples with a task each: their own, or else the likeliest by the router (None below its threshold)."""
     tasks = agreed([e.task or _route(run, e) for e in examples])  # else the processes' batches might differ
     return [dataclasses.replace(e, task=task) for e, task in zip(examples, tasks, strict=True)]
 
 
 @torch.no_grad()
-def _route(run: Run, example: Example) -> str | None:
+def _route(run: Run, example: PreferenceExample) -> str | None:
     router = run.model.router
     if router.language_model is None:
         logits = router(run.cache.prompt(example.encoded)[None].to(run.model.device))
@@ -76,7 +85,7 @@ def _route(run: Run, example: Example) -> str | None:
     return run.model.choose(router.probabilities(router.read(ids, torch.ones_like(ids, dtype=torch.bool)))[0])
 
 
-def _train(run: Run, train: Sequence[Example], validation: Sequence[Example], place: Path) -> tuple[State, Ended]:
+def _train(run: Run, train: Examples, validation: Examples, place: Path) -> tuple[State, Ended]:
     router = copy.deepcopy(run.model.router).requires_grad_(True)
     reads = router.language_model is not None
     if router.language_model is not None:
@@ -85,7 +94,7 @@ def _train(run: Run, train: Sequence[Example], validation: Sequence[Example], pl
     if not reads:
         router.normalizer.fit(torch.stack([vector for vector, _ in rows[0]]))
     fits = fit(
-        _RouterPhase(router),
+        RoutingLossModule(router),
         *rows,
         collate=_collate_ids if reads else _collate_vectors,
         step=run.config.router,
@@ -98,22 +107,22 @@ def _train(run: Run, train: Sequence[Example], validation: Sequence[Example], pl
     return router.state_dict(), ended(fits)
 
 
-def _rows(run: Run, examples: Sequence[Example], reads: bool) -> list[tuple[Tensor, int]]:
+def _rows(run: Run, examples: Examples, reads: bool) -> list[tuple[Tensor, int]]:
     tasks = run.model.router.tasks
     distinct = {(e.prompt, e.task): e for e in examples if e.task in tasks}.values()
     features = [torch.tensor(e.encoded.prompt) if reads else run.cache.prompt(e.encoded) for e in distinct]
     return [(feature, tasks.index(e.task or "")) for feature, e in zip(features, distinct, strict=True)]
 
 
-def _collate_vectors(rows: Sequence[tuple[Tensor, int]]) -> Batch:
-    return {"prompt": torch.stack([vector for vector, _ in rows]), "labels": torch.tensor([t for _, t in rows])}
+def _collate_vectors(rows: Sequence[tuple[Tensor, int]]) -> list[RoutingBatch]:
+    prompt, labels = torch.stack([vector for vector, _ in rows]), torch.tensor([task for _, task in rows])
+    return [RoutingBatch(prompt, None, labels, torch.ones(len(rows)))]
 
 
-def _collate_ids(rows: Sequence[tuple[Tensor, int]]) -> Batch:
-    """This process's rows of the batch; if it has none, one of weight 0."""
+def _collate_ids(rows: Sequence[tuple[Tensor, int]]) -> list[RoutingBatch]:
+    """Collate this process's rows of the batch; if it has none, one of weight 0."""
     mine = own(rows)
     prompt, mask = pad([ids for ids, _ in mine or rows[:1]])
     labels = torch.tensor([task for _, task in mine or rows[:1]])
     weights = torch.full((len(labels),), float(bool(mine)))
-    part = {"prompt": prompt, "prompt_mask": mask, "labels": labels, "weights": weights}
-    return {"parts": [{**part, "total": torch.tensor(len(rows) / world())}]}
+    return [RoutingBatch(prompt, mask, labels, weights, torch.tensor([len(rows) / world()]))]

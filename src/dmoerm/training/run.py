@@ -35,7 +35,7 @@ from ..model.checkpoint import with_tokenizer
 from ..model.training_prompts import TrainingPrompts
 from ..schema import Group, Query
 from ..taxonomy import Taxonomy
-from .batches import Example, label
+from .batches import PreferenceExample, label
 from .cache import ActivationCache
 from .graph import Engine, Training, graph
 from .processes import barrier, idle_gpus, is_main, sharded, world
@@ -171,18 +171,18 @@ def prepare_examples(run: Run, data: Splits) -> Training:
     return Training(run, train_part, validation)
 
 
-def split_examples(run: Run, groups: Sequence[Group]) -> tuple[list[Example], list[Example]]:
+def split_examples(run: Run, groups: Sequence[Group]) -> tuple[list[PreferenceExample], list[PreferenceExample]]:
     """The training part's groups as examples, in two: what is trained on, and what is held out for validation."""
     held = {id(g) for g in split_by_prompt(groups, run.config.data.validation_fraction, run.config.seed + 1)[1]}
     examples = examples_of(run, groups)
     return [e for e in examples if id(e.group) not in held], [e for e in examples if id(e.group) in held]
 
 
-def examples_of(run: Run, groups: Sequence[Group]) -> list[Example]:
+def examples_of(run: Run, groups: Sequence[Group]) -> list[PreferenceExample]:
     """The groups as the run's phases take them: encoded, their pairs drawn up."""
     settings, seed = run.config.data, run.config.seed
     return [
-        Example(
+        PreferenceExample(
             group,
             run.model.encoder.encode(Query(id=group.id, prompt=group.prompt, responses=group.responses)),
             group.task,

@@ -5,7 +5,7 @@
 
 A lane's clipping and its best state need whole weights, and what is trained beside a large frozen backbone is small.
 So PyTorch's `fully_shard`, or DeepSpeed's `zero.Init`, is put on the frozen layers alone. Each call of a layer is a
-collective of all processes: all must make the same ones in the same order (`batches.collate_parts`,
+collective of all processes: all must make the same ones in the same order (`batches.PackedCollator`,
 `processes.own_evenly`).
 """
 

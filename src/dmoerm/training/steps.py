@@ -25,9 +25,9 @@ from ..model import DMoERM
 from ..model.checkpoint import current_names
 from ..model.packed_attention import Decoder
 from ..names import folder_name
-from .batches import Collate, Item
+from .batches import Collate, PreferenceExample
 from .cache import ActivationCache
-from .fitting import Fit, fit
+from .fitting import FitResult, fit
 from .processes import agreed, barrier, is_main
 from .progress import Progress
 
@@ -127,16 +127,16 @@ class _KeepCheckpoints(TrainerCallback):
 def fit_step(
     run: Run,
     model: nn.Module,
-    parts: list[list[Item]],
+    parts: Sequence[Sequence[PreferenceExample]],
     collate: Collate,
     step: StepConfig,
     place: Path,
     seed: str | None = None,
-) -> list[Fit]:
+) -> list[FitResult]:
     """Fits a module of a run's step, with what the run's settings say of every fit.
 
     Args:
-        parts: training and validation items.
+        parts: training and validation examples.
         place: where its checkpoints lie; seed: what its random streams hang on, if not its place.
     """
     name = seed or str(place.relative_to(run.folder / "checkpoints"))
@@ -158,11 +158,12 @@ def _wants_gradients(module: nn.Module) -> bool:
     return any(p.requires_grad for p in module.parameters())
 
 
-def ended(fits: Sequence[Fit], names: Sequence[str] = ()) -> Ended:
+def ended(fits: Sequence[FitResult], names: Sequence[str] = ()) -> Ended:
     """The mean over the lanes, and, if they have names, each lane's own."""
-    mean = {key: sum(getattr(one, key) for one in fits) / len(fits) for key in ("loss", "consistency", "steps")}
-    for name, one in zip(names, fits, strict=False):
-        mean |= {f"loss/{name}": one.loss, f"consistency/{name}": one.consistency}
+    columns = {"loss": "loss", "consistency": "accuracy", "steps": "steps"}
+    mean = {key: sum(getattr(result, field) for result in fits) / len(fits) for key, field in columns.items()}
+    for name, result in zip(names, fits, strict=False):
+        mean |= {f"loss/{name}": result.loss, f"consistency/{name}": result.accuracy}
     return mean
 
 

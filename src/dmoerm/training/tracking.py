@@ -1,0 +1,109 @@
+"""The best state of each expert in training.
+
+The k experts of a task train side by side on the same batches. Each has its own labels, its own slice of every trained
+parameter (so of the optimizer's state), its own clipping, best state and patience: it becomes what it would alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import _IncompatibleKeys
+
+from ..config import StepConfig
+from .losses import RowLosses
+
+_MAX_NORM = 1.0  # of an expert's gradient
+
+
+class BestTracker(nn.Module):
+    """A loss module in training; its state, and so a checkpoint, is what is trained and the best that it has been.
+
+    Args:
+        module: maps a batch to `RowLosses`; `num_experts`: k where its trained parameters are stacks of k.
+        step: which evaluations are better, and after how many without gain an expert ends.
+    """
+
+    best_loss: Tensor
+    best_accuracy: Tensor
+    patience_count: Tensor
+
+    def __init__(self, module: nn.Module, step: StepConfig) -> None:
+        super().__init__()
+        self.module, self._step = module, step
+        self._stacked = getattr(module, "num_experts", None) is not None
+        self.num_experts: int = getattr(module, "num_experts", None) or 1
+        self._best = {name: p.detach().clone() for name, p in self.trained()}
+        self.register_buffer("best_loss", torch.full((self.num_experts,), torch.inf, dtype=torch.float64))
+        self.register_buffer("best_accuracy", torch.full((self.num_experts,), -torch.inf, dtype=torch.float64))
+        self.register_buffer("patience_count", torch.zeros(self.num_experts, dtype=torch.long))
+
+    def forward(self, batch: Any) -> RowLosses:
+        return self.module(batch)
+
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield the trained parameters: DDP must not see the others, which may be in pieces."""
+        return ((name, p) for name, p in super().named_parameters(*args, **kwargs) if p.requires_grad)
+
+    def trained(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield the trainable parameters by name."""
+        return ((name, p) for name, p in self.module.named_parameters() if p.requires_grad)
+
+    @torch.no_grad()
+    def update(self, loss: Tensor, accuracy: Tensor) -> None:
+        """Note an evaluation, (k,) and (k,): experts that are better than ever are kept as they are now."""
+        for expert in self.open:
+            if self._better(float(loss[expert]), float(accuracy[expert]), expert):
+                self.best_loss[expert], self.best_accuracy[expert] = loss[expert], accuracy[expert]
+                self.patience_count[expert] = 0
+                for name, parameter in self.trained():
+                    self._slice(self._best[name], expert).copy_(self._slice(parameter, expert))
+            else:
+                self.patience_count[expert] += 1
+
+    def _better(self, loss: float, accuracy: float, expert: int) -> bool:
+        if self._step.metric_for_best_model == "end":
+            return True
+        if self._step.metric_for_best_model == "loss":
+            return loss < float(self.best_loss[expert])
+        return accuracy > float(self.best_accuracy[expert])
+
+    @property
+    def open(self) -> list[int]:
+        """The experts that may still get better."""
+        return [e for e in range(self.num_experts) if int(self.patience_count[e]) < self._step.patience]
+
+    @torch.no_grad()
+    def restore_best(self) -> None:
+        """Give each expert its best state."""
+        for name, parameter in self.trained():
+            parameter.copy_(self._best[name])
+
+    @torch.no_grad()
+    def clip(self) -> None:
+        """Scale each expert's gradient to a norm of 1 at most."""
+        gradients = [p.grad for _, p in self.trained() if p.grad is not None]
+        if gradients:
+            rows = self.num_experts if self._stacked else 1
+            norms = sum(g.reshape(rows, -1).float().square().sum(1) for g in gradients).sqrt()  # pyright: ignore
+            scale = (_MAX_NORM / (norms + 1e-6)).clamp(max=1)
+            for g in gradients:
+                g.mul_(scale.to(g.dtype).reshape(rows, *[1] * (g.dim() - 1)) if self._stacked else scale.to(g.dtype))
+
+    def _slice(self, tensor: Tensor, expert: int) -> Tensor:
+        return tensor[expert] if self._stacked else tensor
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Return what is trained, the best of it, and how good that was."""
+        trained = {name: p.detach() for name, p in self.trained()}
+        noted = {name: getattr(self, name) for name in ("best_loss", "best_accuracy", "patience_count")}
+        return trained | {f"best:{name}": tensor for name, tensor in self._best.items()} | noted
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
+        for name, tensor in self.state_dict().items():
+            tensor.copy_(state_dict[name])
+        return _IncompatibleKeys([], [])
