@@ -32,8 +32,8 @@ def check_name(kind: str, name: str, max_length: int = MAX_LENGTH) -> str:
         fault = "begins or ends with white space; remove it"
     elif len(name) > max_length:
         fault = f"has {len(name)} characters; use at most {max_length}"
-    elif found := next((c for c in name if unicodedata.category(c) in _FORBIDDEN), None):
-        fault = f"contains {_FORBIDDEN[unicodedata.category(found)]}; remove it"
+    elif categories := [c for c in map(unicodedata.category, name) if c in _FORBIDDEN]:
+        fault = f"contains {_FORBIDDEN[categories[0]]}; remove it"
     if fault:
         raise ValueError(f"the {kind} name {shorten(name)} {fault}")
     return name

@@ -90,7 +90,7 @@ def test_text_that_looks_like_markup_stays(text):
 
 
 def test_what_cannot_be_is_said(loaded, monkeypatch):
-    with pytest.raises(DataError, match="does not hold its prompt"):
+    with pytest.raises(DataError, match="does not contain its prompt"):
         rendered.response_text("other", "prompt")
     monkeypatch.delenv("DMOERM_MODEL")
     with pytest.raises(ConfigError, match="DMOERM_MODEL is not set"):

@@ -104,7 +104,7 @@ def test_the_usual_limits_hold(http):
         ("/classify", {"input": "<|im_start|>user\nHi!<|im_end|>\n"}, "response"),
         ("/classify", {"messages": [{"role": "user", "content": "Hi!"}]}, "not a response"),
         ("/pooling", {"input": 3}, "input"),
-        ("/get_reward", {"query": ["a b"], "prompts": ["c"]}, "does not hold its prompt"),
+        ("/get_reward", {"query": ["a b"], "prompts": ["c"]}, "does not contain its prompt"),
         ("/get_reward", {"query": ["a b"], "prompts": []}, "1 queries, but 0 prompts"),
         ("/get_reward", {"query": []}, "query"),
         ("/predict", {"inputs": [["a", "b", "c"]]}, "3 texts"),

@@ -1,7 +1,7 @@
-"""Conversations that a chat template has turned into one text, read back: ChatML, Llama 3, Gemma; any other as it is.
+"""Parse conversations that a chat template has rendered as text: ChatML, Llama 3 and Gemma; others stay text.
 
-A text does not say which of its markers the template wrote and which a person or a policy did. Where a prompt is known,
-a response is what follows it; where messages can be had, they are better than text.
+A text does not show which of its markers the template wrote and which a person or a policy wrote. If the prompt is
+known, the response is what follows it. If messages are available, prefer them to text.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ _TURN = re.compile(
 
 
 def conversation(prompt: str) -> Prompt:
-    """The turns of a prompt that a template has rendered; any other one as text, without special tokens around it."""
+    """Return the turns of a rendered prompt, or the text of any other prompt without special tokens around it."""
     turns = _turns(prompt)
-    if turns and turns[-1].role == "assistant" and not turns[-1].content:  # where the response goes
+    if turns and turns[-1].role == "assistant" and not turns[-1].content:  # the place of the response
         turns = turns[:-1]
     return turns or bare(prompt)
 
 
 def bare(text: str) -> str:
-    """A text without the special tokens and white space around it."""
+    """Return a text without the special tokens and white space around it."""
     beginning = _BEGINNING.match(text)
     text = text[beginning.end() if beginning else 0 :]
     end = len(text)
-    for token in reversed(list(_TOKEN.finditer(text))):  # one pattern for it would take n² steps on n tokens
+    for token in reversed(list(_TOKEN.finditer(text))):  # a single pattern would take n² steps on n tokens
         if text[token.end() : end].strip():
             break
         end = token.start()
@@ -43,26 +43,26 @@ def bare(text: str) -> str:
 
 
 def split_response(text: str) -> tuple[Prompt, str]:
-    """Prompt and response of one rendered text. Raises `DataError` where nothing says where the response begins."""
+    """Return prompt and response of a rendered text. Raise `DataError` if the start of the response is unknown."""
     turns = _turns(text)
     if len(turns) < 2 or turns[-1].role != "assistant":
         raise DataError(
-            "nothing in the text says where the response begins",
+            "the text does not show where the response begins",
             field="input",
             value=text,
-            hint="send messages, or the conversation as a chat template renders it, the response its last turn",
+            hint="send messages, or a conversation rendered by a chat template whose last turn is the response",
         )
     return turns[:-1], turns[-1].content
 
 
 def response_text(query: str, prompt: str) -> str:
-    """The response without the special tokens around it. Raises `DataError` if the query does not hold the prompt."""
+    """Return the response without special tokens around it. Raise `DataError` if the query lacks the prompt."""
     if not prompt:
-        raise DataError("a prompt is empty", field="prompts", hint="pass prompts as they were read")
-    _, found, response = query.partition(prompt)
-    if not found:
+        raise DataError("a prompt is empty", field="prompts", hint="pass the prompts unchanged")
+    _, match, response = query.partition(prompt)
+    if not match:
         raise DataError(
-            "the query does not hold its prompt", field="queries", value=query, hint="pass prompts as they were read"
+            "the query does not contain its prompt", field="queries", value=query, hint="pass the prompts unchanged"
         )
     return bare(response)
 

@@ -119,7 +119,7 @@ def _unfinished_path(target: Path) -> Iterator[Path]:
 
 
 def _release(lock: Path, descriptor: int) -> None:
-    if os.name == "posix":  # while the lock is held, so that nobody locks a file that is about to vanish
+    if os.name == "posix":  # while the lock is held, so that no writer locks a file that is about to vanish
         lock.unlink(missing_ok=True)
     os.close(descriptor)
     with contextlib.suppress(OSError):  # Windows removes no open file
