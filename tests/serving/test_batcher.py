@@ -138,14 +138,15 @@ def test_a_client_that_hangs_up_is_noticed(served_app, served_url, monkeypatch):
     """Over real sockets: a request in the queue is gone once its connection is."""
     service = served_app.state.service
     started, go = threading.Event(), threading.Event()
-    score = service.batcher._score
+    model = service.batcher.model
+    score = model.score_encoded
 
-    def held(parts):
+    def held(encoded, tasks):
         started.set()
         assert go.wait(20)
-        return score(parts)
+        return score(encoded, tasks)
 
-    monkeypatch.setattr(service.batcher, "_score", held)
+    monkeypatch.setattr(model, "score_encoded", held)
     body = {"items": [{"prompt": "Hi!", "responses": ["Hello."]}]}
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         stays = pool.submit(httpx2.post, f"{served_url}/v1/score", json=body, timeout=30)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from typing import Any
 
@@ -12,6 +13,7 @@ from huggingface_hub import InferenceClient
 from running import served
 
 import dmoerm
+from dmoerm import serving
 from dmoerm.schema import Message, Query
 from dmoerm.scores import MIN_REWARD
 from dmoerm.serving import ServingConfig, create_app, protocols
@@ -249,3 +251,36 @@ def test_a_truncated_text_is_flagged_and_counted(cutting):
     metrics = cutting.get("/metrics").text
     assert "dmoerm_truncated_responses_total 3.0" in metrics
     assert "dmoerm_empty_responses_total 1.0" in metrics
+
+
+def stack() -> list[str]:
+    """The package's functions on the stack, outermost first."""
+    names, frame = [], sys._getframe()
+    while frame is not None:
+        if "/dmoerm/" in frame.f_code.co_filename:
+            names.append(frame.f_code.co_qualname)
+        frame = frame.f_back
+    return names[::-1]
+
+
+def test_a_request_reaches_its_scores_in_at_most_eight_hops(http, served_app, monkeypatch, texts):
+    """Every function of the package on a stack between the socket and the pass is a hop."""
+    batcher, hops = served_app.state.service.batcher, []
+
+    def recorded(function):
+        def record(*arguments):
+            hops.extend([*stack(), function.__qualname__])
+            return function(*arguments)
+
+        return record
+
+    for owner, name in [(batcher, "score"), (batcher, "_run_pass"), (batcher.model, "score_encoded")]:
+        monkeypatch.setattr(owner, name, recorded(getattr(owner, name)))
+    http.post("/classify", json={"input": texts[0]}).raise_for_status()
+    hops.remove("Service._run")  # started the loop of `Batcher.run` when the server started
+    texts_in_queries = ["Guard.__call__", "classify", "Service.score_texts", "Service.score", "Batcher.score"]
+    assert hops == [*texts_in_queries, "Batcher.run", "Batcher._run_pass", "DMoERM.score_encoded"]
+    assert len(hops) <= 8
+    monkeypatch.undo()
+    listed = re.findall(r"^\d\. `([\w.]+)`", serving.__doc__, re.MULTILINE)
+    assert listed == [name for name in hops if name != "classify"], "the list in the package's docstring"

@@ -133,7 +133,7 @@ class DMoERM(PreTrainedModel):
                 self.task_model(query.task, f"query {query.id}" if query.id else "")
         encoded = [self.encoder.encode(query) for query in queries]
         if deterministic:
-            return (self.score_separately(e, query.task) for e, query in zip(encoded, queries, strict=True))
+            return iter(self.score_separately(encoded, [query.task for query in queries]))
         scores: dict[int, list[Score]] = {}
         for rows in self.passes(encoded, batch_tokens):
             tasks = [queries[i].task for i in rows]
@@ -151,18 +151,20 @@ class DMoERM(PreTrainedModel):
             scores += self.score_encoded([chunk], [task], scores[0] if scores else None)[0]
         return scores
 
-    def score_separately(self, encoded: Encoded, task: str | None) -> list[Score]:
-        """Score each response of a query in a pass of its own, so that its score depends on no other text.
+    def score_separately(self, encoded: Sequence[Encoded], tasks: Sequence[str | None]) -> list[list[Score]]:
+        """Score each response of encoded queries in a pass of its own, so that its score depends on no other text.
 
         The shapes of a pass, and so the order in which numbers are added, follow from prompt and response alone. The
         router runs on the prompt with an empty response, for all responses alike. Scores are the same to the last bit
         on the same machine with the same number of threads. The prompt runs once per response and once more.
         """
+        scores: list[list[Score]] = []
         with _deterministic_algorithms():
-            prompt = Encoded(encoded.prompt, [self.encoder.empty_response])
-            ((route,),) = self.score_encoded([prompt], [task])
-            parts = [encoded.part(i, i + 1) for i in range(len(encoded.responses))]
-            return [self.score_encoded([part], [task], route)[0][0] for part in parts]
+            for query, task in zip(encoded, tasks, strict=True):
+                ((route,),) = self.score_encoded([Encoded(query.prompt, [self.encoder.empty_response])], [task])
+                parts = [query.part(i, i + 1) for i in range(len(query.responses))]
+                scores.append([self.score_encoded([part], [task], route)[0][0] for part in parts])
+        return scores
 
     def passes(self, encoded: Sequence[Encoded], batch_tokens: int) -> Iterator[list[int]]:
         """Indices of the queries that share a pass."""

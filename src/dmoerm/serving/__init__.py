@@ -9,15 +9,16 @@ limits.py      the settings
 server.py      the process: uvicorn, its logs, its shutdown
 page/          the page that a browser gets at /
 
-A request reaches its scores in seven hops:
+A request reaches its scores in at most eight hops:
 
 1. `Guard.__call__`           checks the key, reads the body within its limits
 2. the protocol's route       turns the body into queries, or into prompts and responses
-3. `Service.score`            checks the number of responses, cancels when the client disconnects
-4. `Batcher.score`            encodes, and queues the query's parts
-5. `Batcher.run`              takes parts from the queue until a pass is full
-6. `Batcher._run_pass`        runs the pass in the engine's thread
-7. `DMoERM.score_encoded`     scores
+3. `Service.score_texts`      groups prompts and responses into queries (not for queries)
+4. `Service.score`            checks the number of responses, cancels when the client disconnects
+5. `Batcher.score`            encodes, and queues the queries' parts
+6. `Batcher.run`              takes parts from the queue until a pass is full
+7. `Batcher._run_pass`        runs the pass in the engine's thread
+8. `DMoERM.score_encoded`     scores
 
 Forms on the way: request body → Query → QueuedPart (with its Encoded) → Score.
 """

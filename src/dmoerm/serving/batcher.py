@@ -227,8 +227,10 @@ class Batcher:
 
     async def _run_pass(self, taken: _Pass) -> None:
         started, loop = time.monotonic(), asyncio.get_running_loop()
+        encoded, tasks = [part.encoded for _, part in taken], [part.task for _, part in taken]
+        score = self.model.score_separately if self.settings.deterministic else self.model.score_encoded
         try:
-            scores = await loop.run_in_executor(self._engine_thread, self._score, [part for _, part in taken])
+            scores = await loop.run_in_executor(self._engine_thread, score, encoded, tasks)
         except Exception as error:  # whatever the model or the device raises: other requests continue
             await self._handle_failure(taken, error)
             return
@@ -242,11 +244,6 @@ class Batcher:
                 request.add(part, part_scores)
             else:
                 request.fail(ServerError("the model returned a reward that is not finite; score the text alone"))
-
-    def _score(self, parts: Sequence[QueuedPart]) -> list[list[Score]]:
-        if self.settings.deterministic:
-            return [self.model.score_separately(part.encoded, part.task) for part in parts]
-        return self.model.score_encoded([part.encoded for part in parts], [part.task for part in parts])
 
     async def _handle_failure(self, taken: _Pass, error: Exception) -> None:
         """Score the parts of a failed pass one by one, so that only the part at fault fails."""

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ...errors import DataError
 from ...schema import Message, Prompt
+from ...scores import Score
 from ..service import CurrentService, Service, conversation_of
 from .examples import CONVERSATION_REQUESTS
 
@@ -33,7 +34,7 @@ class ConversationRequest(BaseModel):
 @router.post("/classify")
 async def classify(request: Request, body: ConversationRequest, service: CurrentService) -> dict[str, Any]:
     """The reward as a classifier's only class."""
-    rewards = await _rewards(request, body, service)
+    rewards = _rewards(body, await service.score_texts(request, _conversations(body, service)))
     data = [{"index": i, "label": LABEL, "probs": [reward], "num_classes": 1} for i, reward in enumerate(rewards)]
     return _answer("classify", data, request, service)
 
@@ -41,13 +42,12 @@ async def classify(request: Request, body: ConversationRequest, service: Current
 @router.post("/pooling")
 async def pooling(request: Request, body: ConversationRequest, service: CurrentService) -> dict[str, Any]:
     """The reward as a pooled output of width 1."""
-    rewards = await _rewards(request, body, service)
+    rewards = _rewards(body, await service.score_texts(request, _conversations(body, service)))
     data = [{"index": i, "object": "pooling", "data": [reward]} for i, reward in enumerate(rewards)]
     return _answer("pool", data, request, service)
 
 
-async def _rewards(request: Request, body: ConversationRequest, service: Service) -> list[float]:
-    scores = await service.score_texts(request, _conversations(body, service))
+def _rewards(body: ConversationRequest, scores: Sequence[Score]) -> list[float]:
     activate = body.activation if body.use_activation is None else body.use_activation
     return [sigmoid(score.reward) if activate else score.reward for score in scores]
 
