@@ -70,6 +70,8 @@ class FakeJudge:
     def __exit__(self, *_: object) -> None:
         assert self._server is not None
         del self._server.judges[id(self)]
+        while self._now:  # requests of a killed client still count
+            threading.Event().wait(0.005)
 
     @property
     def url(self) -> str:

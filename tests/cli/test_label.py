@@ -13,9 +13,13 @@ from tiny import make_tiny_config, tiny_groups
 from typer.testing import CliRunner
 
 from dmoerm.cli import app
+from dmoerm.cli.labeling import least_certain_first
 from dmoerm.config import Config, dump_config
 from dmoerm.data.splits import load_splits
+from dmoerm.labeling.questions import ResponsePair
 from dmoerm.labels import read_labels
+from dmoerm.schema import Query
+from dmoerm.scores import Score
 from dmoerm.taxonomy import draft_taxonomy
 
 WIDE = {"COLUMNS": "200", "TERM": "dumb", "OPENAI_API_KEY": "sk-very-secret-0123456789"}
@@ -136,6 +140,19 @@ def test_pairs_of_which_a_model_is_uncertain_come_first(data, tmp_path, trained_
             run("label", rows, *options, *more)
             labeled[sample] = {(label.group, label.first, label.second) for label in read_labels(out)}
     assert labeled["given"] != labeled["uncertain"]
+
+
+def test_an_empty_response_which_has_no_capability_scores_is_compared_by_reward() -> None:
+    def score(reward: float, **capabilities: float) -> Score:
+        return Score(reward, None, {}, capabilities, None, 1.0)
+
+    class Model:
+        def score_queries(self, queries):
+            return [[score(-20.0), score(0.0, logic=0.0), score(1.0, logic=0.2)] for _ in queries]
+
+    group = Query(prompt="Hi", responses=("", "a", "b"))
+    pairs = [ResponsePair(group, 0, 1), ResponsePair(group, 1, 2), ResponsePair(group, 1, 0)]
+    assert least_certain_first(pairs, Model())[0] == pairs[1]  # pyright: ignore
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from dmoerm.labeling.consensus import dawid_skene, merge_judges
-from dmoerm.labeling.plots import plot_quality
 from dmoerm.labeling.quality import kappa, label_quality
+from dmoerm.labeling.quality_plot import plot_quality
 from dmoerm.labels import CapabilityLabel, Outcome, content_digest
 from dmoerm.schema import Group
 

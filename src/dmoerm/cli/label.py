@@ -8,26 +8,26 @@ dmoerm label import verdicts.jsonl --data DATA --out …        import verdicts 
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from enum import StrEnum
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from typer.core import TyperGroup
 
+from .labeling import (
+    PairOrder,
+    estimate,
+    groups_without_questions,
+    label_questions,
+    print_error_line,
+    print_labels,
+    select_pairs,
+)
 from .options import JsonFile
 
 if TYPE_CHECKING:
-    from ..labeling.client import Endpoint
-    from ..labeling.questions import Question, QuestionFormat, ResponsePair
-    from ..labeling.runner import RunLimits, RunStatistics
-    from ..labels import CapabilityLabel
     from ..schema import Group
-
-_SHOWN_REASONS = 5
 
 
 class _RunByDefault(TyperGroup):
@@ -44,14 +44,6 @@ app = typer.Typer(
     no_args_is_help=True,
     help="Create capability labels with an LLM judge (the default command), import them, or measure their quality.",
 )
-
-
-class PairOrder(StrEnum):
-    """The order in which pairs are labeled."""
-
-    GIVEN = "given"
-    RANDOM = "random"
-    UNCERTAIN = "uncertain"
 
 
 Files = Annotated[list[str], typer.Argument(metavar="DATA…", help="Preference data, as for `dmoerm train`.")]
@@ -146,19 +138,19 @@ def run(
         shots=shots,
     )
     groups = _read(data, format)
-    pairs = _pairs(groups, question_format, sample, reward_model, seed, limit)
+    pairs = select_pairs(groups, question_format, sample, reward_model, seed, limit)
     questions = list(build_questions(pairs, question_format, endpoint))
-    for reason in _unlabeled(groups, question_format, data):
+    for reason in groups_without_questions(groups, question_format, data):
         if not questions:
             raise ConfigError(f"no questions to ask: {reason}")
-        _print_error_line(reason)
+        print_error_line(reason)
     if count := sum(len(question.request["messages"]) < 2 + 2 * shots for question in questions):
-        _print_error_line(f"{count} of {len(questions)} questions have fewer than {shots} examples of their task")
+        print_error_line(f"{count} of {len(questions)} questions have fewer than {shots} examples of their task")
     store = store or out.with_suffix(".sqlite")
-    result = _estimate(questions, endpoint, store)
+    result = estimate(questions, endpoint, store)
     if not dry_run:
         limits = RunLimits(concurrency, max_cost, max_unusable)
-        result |= _ask(questions, endpoint, question_format.judge_name(model), store, out, limits)
+        result |= label_questions(questions, endpoint, question_format.judge_name(model), store, out, limits)
     if json_file is not None:
         _write_json(json_file, result)
 
@@ -186,7 +178,7 @@ def report(
     rows = [label for path in labels for label in read_labels(path)]
     if unmatched := unmatched_labels(groups, rows):
         cause = f": {mismatch(groups, rows)[0]}" if unmatched == len(rows) else ""
-        _print_error_line(f"{unmatched} of {len(rows)} labels do not match a group in the data{cause}")
+        print_error_line(f"{unmatched} of {len(rows)} labels do not match a group in the data{cause}")
     accuracies: dict[str, float] = {}
     if consensus is not None:
         merged, accuracies = merge_judges(rows)
@@ -201,7 +193,7 @@ def report(
     if 0 < len(accuracies) < 3:
         console.print("with fewer than three judges the estimates do not rank the judges", soft_wrap=True)
     if plot is not None:
-        from ..labeling.plots import plot_quality
+        from ..labeling.quality_plot import plot_quality
 
         plot_quality(plot, qualities)
     if json_file is not None:
@@ -230,9 +222,9 @@ def import_(
     )
     imported = import_verdicts(rows, _read(data, format), judge, str(verdicts))
     if imported.unmatched:
-        _print_error_line(f"skipped {imported.unmatched} verdicts: their group is not in the data")
+        print_error_line(f"skipped {imported.unmatched} verdicts: their group is not in the data")
     write_labels(out, imported.labels)
-    _print_labels(imported.labels, out)
+    print_labels(imported.labels, out)
 
 
 def _request_fields(options: Sequence[str]) -> dict[str, Any]:
@@ -256,124 +248,6 @@ def _read(files: Sequence[str], format: str) -> list[Group]:
     from ..data.readers import read_groups
 
     return [group for file in files for group in read_groups(file, format=format).groups]
-
-
-def _pairs(
-    groups: list[Group],
-    question_format: QuestionFormat,
-    order: PairOrder,
-    reward_model: str | None,
-    seed: int,
-    limit: int | None,
-) -> list[ResponsePair]:
-    """Return the pairs to label, in order."""
-    from ..errors import ConfigError
-    from ..labeling.questions import all_pairs, shuffled
-
-    pairs = [pair for pair in all_pairs(groups) if question_format.capability_sets(pair.group.task)]
-    if order is PairOrder.RANDOM:
-        pairs = shuffled(pairs, seed)
-    elif order is PairOrder.UNCERTAIN:
-        if reward_model is None:
-            raise ConfigError("--sample uncertain requires a trained model; set --reward-model")
-        from .models import load_model
-        from .uncertainty import least_sure_first
-
-        pairs = least_sure_first(pairs, load_model(reward_model))
-    return pairs[:limit]
-
-
-def _unlabeled(groups: Sequence[Group], question_format: QuestionFormat, files: Sequence[str]) -> Iterator[str]:
-    """Yield why groups have no questions, with their number, most frequent reason first."""
-    if not groups:
-        yield f"the data contain no groups ({', '.join(files)})"
-    taxonomy = question_format.taxonomy
-    tasks = taxonomy.tasks if taxonomy else {}
-    reasons: Counter[str] = Counter()
-    for group in groups:
-        if question_format.capability_sets(group.task):
-            continue
-        if group.task is None:
-            reasons["have no task; add the field task, or ask with --overall"] += 1
-        elif group.task not in tasks:
-            known = ", ".join(tasks)
-            reasons[f"have the task {group.task!r}, which is not in the taxonomy (its tasks: {known})"] += 1
-        else:
-            reasons[f"have the task {group.task!r}, for which the taxonomy lists no capabilities"] += 1
-    if identical := sum(len(set(group.responses)) < 2 for group in groups):
-        reasons["have only identical responses"] = identical
-    for reason, count in reasons.most_common():
-        yield f"{count} of {len(groups)} groups {reason}"
-
-
-def _estimate(questions: Sequence[Question], endpoint: Endpoint, path: Path) -> dict[str, Any]:
-    """Print and return how many calls remain, and their estimated tokens and cost."""
-    from ..labeling.client import token_limit
-    from ..labeling.questions import estimate_cost
-    from ..labeling.store import AnswerStore
-
-    known: set[str] = set()
-    if path.exists():
-        store = AnswerStore(path)
-        known = {question.key for question in questions if store.get(question.key) is not None}
-        store.close()
-    remaining = [question for question in questions if question.key not in known]
-    costs = [estimate_cost(question, endpoint) for question in remaining]
-    prompt, completion, cost = (sum(column) for column in zip(*costs, strict=True)) if costs else (0, 0, 0)
-    bounded = all(token_limit(question.request) is not None for question in remaining)
-    tokens = f"at most {completion:,.0f} completion tokens" if bounded else "completion tokens without a limit"
-    price = f", at most {cost:.2f}" if cost and bounded else ""
-    _print_error_line(
-        f"{len(questions)} calls, {len(questions) - len(remaining)} of them already answered; {len(remaining)} remain: "
-        f"about {prompt:,.0f} prompt tokens and {tokens}{price}"
-    )
-    counts = {"calls": len(questions), "open": len(remaining)}
-    return counts | {"expected_prompt_tokens": prompt, "expected_cost": cost}
-
-
-def _ask(
-    questions: Sequence[Question], endpoint: Endpoint, judge: str, store_path: Path, out: Path, limits: RunLimits
-) -> dict[str, Any]:
-    """Ask the judge and write the labels, also if the run stops early."""
-    from dataclasses import asdict
-
-    from ..labeling.collect import collect_labels
-    from ..labeling.runner import ask
-    from ..labeling.store import AnswerStore
-    from ..labels import write_labels
-    from .progress import LabelingProgress
-
-    store = AnswerStore(store_path)
-    try:
-        with LabelingProgress(len(questions)) as progress:
-            statistics = ask(questions, endpoint, store, limits, progress.update)
-    finally:
-        labels = collect_labels(questions, store, judge)
-        store.close()
-        write_labels(out, labels)
-        _print_labels(labels, out)
-    _print_statistics(statistics)
-    return {"tally": asdict(statistics), "labels": len(labels), "out": str(out), "store": str(store_path)}
-
-
-def _print_statistics(statistics: RunStatistics) -> None:
-    """Print what a run left open, and the most frequent reasons of failures."""
-    if statistics.unusable:
-        sent = statistics.answered + statistics.refused + statistics.failed
-        _print_error_line(f"{statistics.unusable} of {sent} answers are unusable")
-    if statistics.left:
-        _print_error_line(f"{statistics.left} calls were not sent: the budget (--max-cost) is exhausted")
-    for reason, count in sorted(statistics.reasons.items(), key=lambda item: -item[1])[:_SHOWN_REASONS]:
-        _print_error_line(f"{count} × {reason}")
-
-
-def _print_error_line(line: str) -> None:
-    Console(stderr=True).print(line, soft_wrap=True, highlight=False, markup=False)
-
-
-def _print_labels(labels: Sequence[CapabilityLabel], out: Path) -> None:
-    usable = sum(label.training_target() is not None for label in labels)
-    typer.echo(f"{len(labels)} labels, {usable} of them usable: {out}")
 
 
 def _write_json(path: Path, result: dict[str, Any]) -> None:

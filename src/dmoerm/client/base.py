@@ -52,12 +52,12 @@ class TransientError(Exception):
         self.hint, self.retry_after = hint, retry_after
 
 
-class _ScoredItem(BaseModel):
+class _ItemContent(BaseModel):
     scores: list[Score]
 
 
-class _ScoreResponse(BaseModel):
-    items: list[_ScoredItem]
+class _ScoreContent(BaseModel):
+    items: list[_ItemContent]
 
 
 class _ModelEntry(BaseModel):
@@ -66,7 +66,7 @@ class _ModelEntry(BaseModel):
     tasks: dict[str, list[str]]
 
 
-class _ModelsResponse(BaseModel):
+class _ModelsContent(BaseModel):
     data: list[_ModelEntry]
 
 
@@ -150,7 +150,7 @@ class BaseClient:
         return {"model": self.model, "items": items, "win_probabilities": False}
 
     def _scores(self, queries: Sequence[Query], content: Any) -> list[list[Score]]:
-        scores = [item.scores for item in self._parsed(_ScoreResponse, content).items]
+        scores = [item.scores for item in self._parsed(_ScoreContent, content).items]
         expected, received = [len(query.responses) for query in queries], list(map(len, scores))
         if received != expected:
             message = f"the server returned {received} scores for {expected} responses"
@@ -158,7 +158,7 @@ class BaseClient:
         return scores
 
     def _models(self, content: Any) -> dict[str, dict[str, list[str]]]:
-        return {entry.id: entry.tasks for entry in self._parsed(_ModelsResponse, content).data}
+        return {entry.id: entry.tasks for entry in self._parsed(_ModelsContent, content).data}
 
     def _parsed(self, kind: type[Any], content: Any) -> Any:
         try:

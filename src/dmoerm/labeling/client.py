@@ -102,7 +102,7 @@ class Endpoint:
 
     def request(self, messages: Any, capabilities: Sequence[str]) -> dict[str, Any]:
         """Return the JSON body of a request. The call's key is a hash of it, so that settings are never mixed."""
-        temperature = int(self.temperature) if self.temperature == int(self.temperature) else self.temperature
+        temperature = int(self.temperature) if float(self.temperature).is_integer() else self.temperature
         body: dict[str, Any] = {"model": self.model, "messages": messages, "temperature": temperature}
         if self.max_tokens is not None or self.request_fields.get("max_completion_tokens") is None:
             body["max_tokens"] = self.max_tokens or 16 + 24 * len(capabilities)

@@ -126,7 +126,7 @@ async def ask_async(
     """
     if limits.max_cost is not None and any(token_limit(question.request) is None for question in questions):
         raise ConfigError("a budget requires a token limit in each request; set max_tokens or max_completion_tokens")
-    run = _Run(questions, client, store, limits, on_progress)
+    run = _LabelingRun(questions, client, store, limits, on_progress)
     await asyncio.gather(*(run.work() for _ in range(limits.concurrency)))
     run.statistics.left += sum(1 for _ in run.remaining)
     if error := run.error or run.nothing_usable():
@@ -134,7 +134,7 @@ async def ask_async(
     return run.statistics
 
 
-class _Run:
+class _LabelingRun:
     """The state that the workers of a run share."""
 
     def __init__(
