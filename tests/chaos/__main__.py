@@ -1,4 +1,4 @@
-"""The whole campaign, its table, and its figures in docs/reliability.md: `make chaos`."""
+"""Run all trials, print their table, and write it to docs/reliability.md: `make chaos`."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ ROOT = Path(__file__).parents[2]
 
 
 def main() -> int:
-    """Exit code 1 where anything is lost."""
+    """Run the trials; return 1 if anything is lost."""
     parser = argparse.ArgumentParser(prog="python -m chaos", description=__doc__)
-    parser.add_argument("--seed", type=int, default=0, help="Of the moments and the damage.")
-    parser.add_argument("--only", action="append", help="The beginning of a fault's name; other rows stay as they are.")
-    chosen = parser.parse_args()
-    began = time.monotonic()
+    parser.add_argument("--seed", type=int, default=0, help="Random seed of the kill times and the damage.")
+    parser.add_argument("--only", action="append", help="Prefix of the faults to try; other rows are kept.")
+    options = parser.parse_args()
+    started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
-        faults = campaign(Path(folder), chosen.seed, lambda line: print(line, flush=True), chosen.only or [""])
+        faults = campaign(Path(folder), options.seed, lambda line: print(line, flush=True), options.only or [""])
     if not any(fault.tried for fault in faults):
-        parser.error("nothing was tried: --only names no fault")
-    rows, minutes = [fault.row() for fault in faults], (time.monotonic() - began) / 60
-    whole = {name: sum(row[name] for row in rows) for name in ("tried", "survived", "lost")}
-    for row in [*rows, {"fault": f"all, in {minutes:.1f} minutes"} | whole]:
+        parser.error("no fault starts with the name given to --only")
+    rows, minutes = [fault.row() for fault in faults], (time.monotonic() - started) / 60
+    totals = {name: sum(row[name] for row in rows) for name in ("tried", "survived", "lost")}
+    for row in [*rows, {"fault": f"all, in {minutes:.1f} minutes"} | totals]:
         print(f"{row['fault']:40} tried {row['tried']:3}  survived {row['survived']:3}  lost {row['lost']:3}")
-    _write(rows, minutes, chosen.seed, bool(chosen.only))
+    _write(rows, minutes, options.seed, bool(options.only))
     return int(any(fault.lost for fault in faults))
 
 
 def _write(rows: list[dict[str, Any]], minutes: float, seed: int, only: bool) -> None:
-    """Into benchmarks/results/chaos.json and docs/reliability.md."""
+    """Write benchmarks/results/chaos.json and docs/reliability.md."""
     sys.path.insert(0, str(ROOT / "benchmarks"))
     import measure
     import table

@@ -1,4 +1,4 @@
-"""Checkpoints that were damaged, or made to harm: each is refused with its reason, or is as good as whole."""
+"""Damaged and hostile checkpoints. Each must be refused with its reason or load without effect on the result."""
 
 from __future__ import annotations
 
@@ -10,49 +10,49 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from chaos.world import Ended
+from chaos.workspace import CommandResult
 from dmoerm.model.integrity import SUMS, TEXTS
 
 Damage = Callable[[Path, random.Random], None]
-Read = Callable[[Path], Ended]
-"""How a command ends that reads the model of a folder."""
+Read = Callable[[Path], CommandResult]
+"""Run a command that reads a checkpoint folder; return its result."""
 
 
-def remove(file: Path, chance: random.Random) -> None:
+def remove(file: Path, rng: random.Random) -> None:
     file.unlink()
 
 
-def empty(file: Path, chance: random.Random) -> None:
+def empty(file: Path, rng: random.Random) -> None:
     file.write_bytes(b"")
 
 
-def truncate(file: Path, chance: random.Random) -> None:
+def truncate(file: Path, rng: random.Random) -> None:
     content = file.read_bytes()
-    file.write_bytes(content[: chance.randrange(len(content))])
+    file.write_bytes(content[: rng.randrange(len(content))])
 
 
-def flip(file: Path, chance: random.Random) -> None:
+def flip(file: Path, rng: random.Random) -> None:
     content = bytearray(file.read_bytes())
-    content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+    content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
     file.write_bytes(content)
 
 
 DAMAGES: dict[str, Damage] = {"missing": remove, "empty": empty, "truncated": truncate, "bit-flipped": flip}
 
 
-def damaged(read: Read, model: Path, name: str, how: Damage, place: Path, chance: random.Random) -> str:
-    """One file of a copy is damaged: it is named. A text, or the list of sums itself, may be missing or other."""
-    copy = Path(shutil.copytree(model, place / "model"))
-    how(copy / name, chance)
-    ended = read(copy)
-    if ended.well:
-        return "" if name in (*TEXTS, SUMS) else f"{name}: loads as if it were whole"
-    named = ended.clearly and str(copy) in ended.said and name in ended.said
-    return "" if named else f"{name}: it ended with {ended.code}: {ended.said[-300:]}"
+def damage_file(read: Read, model: Path, name: str, damage: Damage, folder: Path, rng: random.Random) -> str:
+    """Damage one file of a copy; the error must name it. Texts and the checksums may be missing or changed."""
+    copy = Path(shutil.copytree(model, folder / "model"))
+    damage(copy / name, rng)
+    result = read(copy)
+    if result.succeeded:
+        return "" if name in (*TEXTS, SUMS) else f"{name}: loads without an error"
+    named = result.failed_cleanly and str(copy) in result.output and name in result.output
+    return "" if named else f"{name}: it ended with {result.code}: {result.output[-300:]}"
 
 
 def edit(**changes: Any) -> Callable[[Path], None]:
-    """A folder whose config.json says something else, a name with dots the part of a part."""
+    """Return a function that changes settings in config.json; `a__b` names field b of a."""
 
     def changed(folder: Path) -> None:
         settings = json.loads((folder / "config.json").read_text())
@@ -65,7 +65,7 @@ def edit(**changes: Any) -> Callable[[Path], None]:
 
 
 def put(name: str, content: bytes | str) -> Callable[[Path], None]:
-    """A folder with this in one of its files."""
+    """Return a function that replaces the content of a file."""
 
     def written(folder: Path) -> None:
         (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -74,7 +74,7 @@ def put(name: str, content: bytes | str) -> Callable[[Path], None]:
 
 
 def link(name: str, target: str) -> Callable[[Path], None]:
-    """A folder in which one file is a link."""
+    """Return a function that replaces a file by a link."""
 
     def linked(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
@@ -89,7 +89,7 @@ def pipe(folder: Path) -> None:
 
 
 def huge(name: str, size: int = 1 << 33) -> Callable[[Path], None]:
-    """A folder with one file of eight gigabytes, which take no room."""
+    """Return a function that extends a file to eight gigabytes without using disk space."""
 
     def grown(folder: Path) -> None:
         (folder / name).touch()
@@ -138,26 +138,30 @@ HOSTILE: dict[str, Callable[[Path], None]] = {
     "a tokenizer nested deeply": put("tokenizer.json", '{"a":' * 100_000),
     "tasks that are a text": edit(tasks="chitchat"),
     "a threshold that is a text": edit(threshold="high"),
-    "a threshold that is no number": put("config.json", '{"model_type": "dmoerm", "threshold": NaN}'),
+    "a threshold that is NaN": put("config.json", '{"model_type": "dmoerm", "threshold": NaN}'),
     "a backbone that is a list": edit(backbone=[1, 2]),
     "a backbone of another kind": edit(backbone__model_type="timm_wrapper"),
     "an attention from the hub": edit(attn_implementation="me/kernel", backbone__attn_implementation="me/kernel"),
     "code for its classes": edit(auto_map={"AutoConfig": "code.C"}, backbone__auto_map={"AutoModel": "code.M"}),
     "a tokenizer class of its own": put("tokenizer_config.json", _OWN),
 }  # fmt: skip
-HARMLESS = {"an attention from the hub", "code for its classes"}  # passed over: the model loads as it is
+HARMLESS = {"an attention from the hub", "code for its classes"}  # ignored: the model loads unchanged
 
 
-def hostile(read: Read, model: Path, name: str, place: Path) -> str:
-    """A made-up folder is refused in a line, within bounds of time and memory, and nothing beside it is touched."""
-    copy = Path(shutil.copytree(model, place / "model"))
+def load_hostile(read: Read, model: Path, name: str, folder: Path) -> str:
+    """Load a hostile folder: it must be refused in one line, within the limits, and nothing outside it may change."""
+    copy = Path(shutil.copytree(model, folder / "model"))
     (copy / SUMS).unlink()
-    (copy / "code.py").write_text(f"open({str(place / 'sprung')!r}, 'w')")
+    (copy / "code.py").write_text(f"open({str(folder / 'executed')!r}, 'w')")
     HOSTILE[name](copy)
-    ended = read(copy)
-    if sorted(file.name for file in place.iterdir()) != ["model"]:
-        return f"{name}: something was written beside it"
-    if ended.well:
+    result = read(copy)
+    if sorted(file.name for file in folder.iterdir()) != ["model"]:
+        return f"{name}: something was written outside the folder"
+    if result.succeeded:
         return "" if name in HARMLESS else f"{name}: it loads"
-    alone = ended.clearly and "\n" not in ended.said.strip()
-    return "" if alone and str(copy) in ended.said else f"{name}: it ended with {ended.code}: {ended.said[-300:]}"
+    one_line = result.failed_cleanly and "\n" not in result.output.strip()
+    return (
+        ""
+        if one_line and str(copy) in result.output
+        else f"{name}: it ended with {result.code}: {result.output[-300:]}"
+    )

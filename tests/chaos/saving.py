@@ -1,4 +1,4 @@
-"""Saves two models over one another, in turns: saving.py FIRST SECOND TARGET TIMES; the second is the last."""
+"""Save two models over one another in turns, the second one last: saving.py FIRST SECOND TARGET TIMES."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from dmoerm.model import DMoERM
 
 def main(first: str, second: str, target: str, times: str) -> int:
     models = [DMoERM.from_pretrained(second), DMoERM.from_pretrained(first)]
-    with contextlib.suppress(OSError):  # a disk that is full, or cannot be written: that is for the models to find
-        Path(target).parent.joinpath("began").touch()
+    with contextlib.suppress(OSError):  # on a full or read-only disk, saving the models must report it
+        Path(target).parent.joinpath("started").touch()
     try:
         for left in reversed(range(int(times))):
             models[left % 2].save_pretrained(target)

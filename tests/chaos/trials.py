@@ -1,4 +1,4 @@
-"""What can be tried: each trial breaks one thing and says in a line what was lost; an empty line: nothing was."""
+"""Trials: each causes one fault and returns what was lost in one line, or an empty string if nothing was."""
 
 from __future__ import annotations
 
@@ -12,142 +12,148 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from chaos.works import Unbroken, Work
-from chaos.world import Ended, World, checkpoint_hash, kill, run, seconds_to, start, wait
+from chaos.workloads import Reference, Workload
+from chaos.workspace import CommandResult, Workspace, checkpoint_hash, kill, run, start, wait, wait_for_file
 
 CLOCK = Path(__file__).with_name("clock")
 _YEARS = 10 * 365 * 86_400
 
 
-def unbroken(work: Work, place: Path) -> Unbroken:
-    """The work without a fault: all others must end with the same."""
-    with work.prepared(place) as command:
+def reference(workload: Workload, folder: Path) -> Reference:
+    """Run the command without a fault; all trials must end with the same result."""
+    with workload.prepared(folder) as command:
         process = start(command)
-        seconds_to(place / work.begins, process)
-        began = time.monotonic()
-        ended = wait(process)
-    assert ended.well, ended.said
-    return Unbroken(work.result(place), time.monotonic() - began)
+        wait_for_file(folder / workload.first_file, process)
+        started = time.monotonic()
+        result = wait(process)
+    assert result.succeeded, result.output
+    return Reference(workload.result(folder), time.monotonic() - started)
 
 
-def killed(work: Work, expected: Unbroken, place: Path, chance: random.Random, clock: bool = False) -> str:
-    """Kill −9 at a random moment of its writing, then the same command again.
+def kill_and_rerun(
+    workload: Workload, expected: Reference, folder: Path, rng: random.Random, clock: bool = False
+) -> str:
+    """Kill the command with SIGKILL at a random time after its first write, then run it again.
 
     Args:
-        clock: the clock runs ten years ahead before the kill and ten years back after it; files' times are shuffled.
+        clock: set the clock ten years ahead before the kill and ten years back after it; shuffle the files' times.
     """
-    moment = chance.uniform(0, expected.seconds)
-    while not _killed_at(moment, work, place, clock):  # it was quicker than the unbroken one
-        moment, place = moment / 2, place / "sooner"
-        place.mkdir()
-    work.killed.add(place)
-    if wrong := work.broken(place):
+    moment = rng.uniform(0, expected.seconds)
+    while not _killed_at(moment, workload, folder, clock):  # it finished earlier than the reference run
+        moment, folder = moment / 2, folder / "sooner"
+        folder.mkdir()
+    workload.killed.add(folder)
+    if wrong := workload.damage(folder):
         return f"after {moment:.2f} s: {wrong}"
     if clock:
-        _shuffle_times(place, chance)
-    with work.prepared(place) as command:
+        _shuffle_times(folder, rng)
+    with workload.prepared(folder) as command:
         again = run(command, clock_of(-_YEARS) if clock else None)
-    return _compared(work, expected, place, again)
+    return _compared(workload, expected, folder, again)
 
 
-def _killed_at(moment: float, work: Work, place: Path, clock: bool) -> bool:
-    """Whether the command still ran so many seconds after its first file."""
-    with work.prepared(place) as command:
+def _killed_at(moment: float, workload: Workload, folder: Path, clock: bool) -> bool:
+    """Kill the command `moment` seconds after its first file; return whether it was still running."""
+    with workload.prepared(folder) as command:
         process = start(command, clock_of(_YEARS) if clock else None)
-        seconds_to(place / work.begins, process)
+        wait_for_file(folder / workload.first_file, process)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(moment)
-        said = kill(process) if process.poll() is None else process.communicate()[0]
-    assert process.returncode in (0, -signal.SIGKILL), said
+        output = kill(process) if process.poll() is None else process.communicate()[0]
+    assert process.returncode in (0, -signal.SIGKILL), output
     return process.returncode != 0
 
 
-def _compared(work: Work, expected: Unbroken, place: Path, ended: Ended) -> str:
-    if not ended.well:
-        return f"the second run ended with {ended.code}: {ended.said[-300:]}"
-    if work.result(place) != expected.result:
-        return "the second run made something else"
-    return work.rest(place)
+def _compared(workload: Workload, expected: Reference, folder: Path, result: CommandResult) -> str:
+    if not result.succeeded:
+        return f"the second run ended with {result.code}: {result.output[-300:]}"
+    if workload.result(folder) != expected.result:
+        return "the second run gave a different result"
+    return workload.leftovers(folder)
 
 
 def clock_of(offset: float) -> dict[str, str]:
-    """An environment in which a command's clock is off by so many seconds, and jumps to and fro by a day."""
+    """Return an environment in which the clock is off by `offset` seconds and jumps by a day in both directions."""
     paths = [str(CLOCK), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {"CHAOS_CLOCK": str(offset), "PYTHONPATH": os.pathsep.join(paths)}
 
 
-def _shuffle_times(place: Path, chance: random.Random) -> None:
-    for file in place.rglob("*"):
-        seconds = time.time() + chance.uniform(-_YEARS, _YEARS)
+def _shuffle_times(folder: Path, rng: random.Random) -> None:
+    for file in folder.rglob("*"):
+        seconds = time.time() + rng.uniform(-_YEARS, _YEARS)
         os.utime(file, (seconds, seconds))
 
 
-def two_at_once(world: World, expected: Unbroken, place: Path) -> str:
-    """A second training on the same folder: locked out, and the first one ends as if it were alone."""
-    first = start(world.train(place))
-    seconds_to(place / "run" / "config.yaml", first)
-    first.send_signal(signal.SIGSTOP)  # so that it has not ended before the second begins
-    second = run(world.train(place))
+def concurrent_training(workspace: Workspace, expected: Reference, folder: Path) -> str:
+    """Start a second training in the same folder: it must be locked out and must not change the result of the first."""
+    first = start(workspace.train(folder))
+    wait_for_file(folder / "run" / "config.yaml", first)
+    first.send_signal(signal.SIGSTOP)  # so that it does not finish before the second starts
+    second = run(workspace.train(folder))
     first.send_signal(signal.SIGCONT)
-    ended = wait(first)
-    if not second.clearly or f"process {first.pid} on " not in second.said:
-        return f"the second ended with {second.code}: {second.said[-300:]}"
-    if not ended.well:
-        return f"the first ended with {ended.code}: {ended.said[-300:]}"
-    return "" if checkpoint_hash(place / "run" / "model") == expected.result else "the first made something else"
+    result = wait(first)
+    if not second.failed_cleanly or f"process {first.pid} on " not in second.output:
+        return f"the second ended with {second.code}: {second.output[-300:]}"
+    if not result.succeeded:
+        return f"the first ended with {result.code}: {result.output[-300:]}"
+    return "" if checkpoint_hash(folder / "run" / "model") == expected.result else "the first gave a different result"
 
 
-def no_number(world: World, step: str, place: Path) -> str:
-    """A learning rate that makes this step's loss infinite: one line, and neither the step nor the model is there."""
-    ended = run(world.train(place, f"{step}.learning_rate=1e30", f"{step}.head_learning_rate=1e30"))
-    if not ended.clearly or "the loss is not finite" not in ended.said:
-        return f"ended with {ended.code}: {ended.said[-300:]}"
-    done = any(file.relative_to(place / "run" / "steps").parts[0] == step for file in place.rglob("state.safetensors"))
-    return "it was saved as finished" if done or (place / "run" / "model").exists() else ""
+def non_finite_loss(workspace: Workspace, step: str, folder: Path) -> str:
+    """Train with an infinite loss in this step: one error line, and neither the step nor a model is saved."""
+    result = run(workspace.train(folder, f"{step}.learning_rate=1e30", f"{step}.head_learning_rate=1e30"))
+    if not result.failed_cleanly or "the loss is not finite" not in result.output:
+        return f"ended with {result.code}: {result.output[-300:]}"
+    done = any(
+        file.relative_to(folder / "run" / "steps").parts[0] == step for file in folder.rglob("state.safetensors")
+    )
+    return "it was saved as finished" if done or (folder / "run" / "model").exists() else ""
 
 
 @contextlib.contextmanager
-def small_disk(place: Path, size: str) -> Iterator[None]:
-    """A file system in memory at `place`. Raises `PermissionError` where none may be mounted."""
-    if _mount("-t", "tmpfs", "-o", f"size={size}", "none", str(place)):
-        raise PermissionError("no file system may be mounted here")
+def small_disk(folder: Path, size: str) -> Iterator[None]:
+    """Mount a file system in memory at `folder`. Raises `PermissionError` if mounting is not permitted."""
+    if _mount("-t", "tmpfs", "-o", f"size={size}", "none", str(folder)):
+        raise PermissionError("mounting a file system is not permitted")
     try:
         yield
     finally:
-        subprocess.run(["umount", "--lazy", str(place)], check=True)
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def full_disk(work: Work, expected: Unbroken, place: Path, kilobytes: int) -> str:
-    """Room for so much more than lies there, then for all: a clear error, then the right result."""
-    with small_disk(place, "256m"):
-        with work.prepared(place):
-            pass  # what must lie there before
-        used = shutil.disk_usage(place).used // 1024
-        _mount("-o", f"remount,size={used + kilobytes}k", str(place))
-        with work.prepared(place) as command:
+def full_disk(workload: Workload, expected: Reference, folder: Path, kilobytes: int) -> str:
+    """Run with `kilobytes` of free space, then with enough: a clear error first, then the right result."""
+    with small_disk(folder, "256m"):
+        with workload.prepared(folder):
+            pass  # writes the files that the command expects
+        used = shutil.disk_usage(folder).used // 1024
+        _mount("-o", f"remount,size={used + kilobytes}k", str(folder))
+        with workload.prepared(folder) as command:
             first = run(command)
-        if not first.clearly:
-            return f"with {kilobytes} kB it ended with {first.code}: {first.said[-400:]}"
-        if wrong := work.broken(place):
+        if not first.failed_cleanly:
+            return f"with {kilobytes} kB it ended with {first.code}: {first.output[-400:]}"
+        if wrong := workload.damage(folder):
             return f"with {kilobytes} kB: {wrong}"
-        _mount("-o", "remount,size=256m", str(place))
-        with work.prepared(place) as command:
+        _mount("-o", "remount,size=256m", str(folder))
+        with workload.prepared(folder) as command:
             again = run(command)
-        return _compared(work, expected, place, again)
+        return _compared(workload, expected, folder, again)
 
 
-def read_only(work: Work, place: Path) -> str:
-    """A disk that cannot be written: a clear error, and what was there is there."""
-    with small_disk(place, "256m"):
-        with work.prepared(place):
-            pass  # what must lie there before
-        _mount("-o", "remount,ro", str(place))
+def read_only(workload: Workload, folder: Path) -> str:
+    """Run on a read-only disk: a clear error, and existing files are unchanged."""
+    with small_disk(folder, "256m"):
+        with workload.prepared(folder):
+            pass  # writes the files that the command expects
+        _mount("-o", "remount,ro", str(folder))
         try:
-            with work.prepared(place) as command:
-                ended = run(command)
+            with workload.prepared(folder) as command:
+                result = run(command)
         finally:
-            _mount("-o", "remount,rw", str(place))
-        return work.broken(place) if ended.clearly else f"it ended with {ended.code}: {ended.said[-400:]}"
+            _mount("-o", "remount,rw", str(folder))
+        return (
+            workload.damage(folder) if result.failed_cleanly else f"it ended with {result.code}: {result.output[-400:]}"
+        )
 
 
 def _mount(*options: str) -> int:

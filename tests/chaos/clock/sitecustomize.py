@@ -1,4 +1,4 @@
-"""A clock that is off by $CHAOS_CLOCK seconds and jumps a day to and fro every tenth of a second."""
+"""Set the clock off by $CHAOS_CLOCK seconds, with jumps of a day in both directions every tenth of a second."""
 
 import os
 import time

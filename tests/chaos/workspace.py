@@ -1,4 +1,4 @@
-"""Where the campaign happens: a tiny backbone, data, settings, and what unbroken commands make of them."""
+"""The files that all trials share (a tiny backbone, data, settings), and how commands are run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "OPENAI_API_KEY": "none",
 }
-LIMIT = 300.0  # seconds that a command may take: beyond, it hangs
+LIMIT = 300.0  # seconds after which a command counts as hanging
 _STEP = {"epochs": 3, "batch_groups": 4, "evaluations": 3, "learning_rate": 1e-2}
 _SETTINGS = {
     "phase0": _STEP,
@@ -38,26 +38,26 @@ _SETTINGS = {
 
 
 @dataclass(frozen=True)
-class Ended:
-    """How a command ended, and all that it wrote to the screen."""
+class CommandResult:
+    """A command's exit code and all of its output."""
 
     code: int
-    said: str
+    output: str
 
     @property
-    def well(self) -> bool:
+    def succeeded(self) -> bool:
         return self.code == 0
 
     @property
-    def clearly(self) -> bool:
-        """With exit code 1 and one line that says why."""
-        lines = [line for line in self.said.splitlines() if line.strip()]
+    def failed_cleanly(self) -> bool:
+        """Whether the exit code is 1 and the output ends with one error line, without a traceback."""
+        lines = [line for line in self.output.splitlines() if line.strip()]
         errors = [line for line in lines if line.startswith("error:")]
-        return self.code == 1 and len(errors) == 1 and lines[-1] == errors[0] and "Traceback" not in self.said
+        return self.code == 1 and len(errors) == 1 and lines[-1] == errors[0] and "Traceback" not in self.output
 
 
-class World:
-    """What all trials read; each writes into a folder of its own."""
+class Workspace:
+    """The files that all trials read. Each trial writes into a separate folder."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -73,58 +73,59 @@ class World:
         self.query = root / "query.jsonl"
         write_groups(tiny_groups()[:1], self.query)
 
-    def place(self, name: str) -> Path:
-        """A trial's own folder."""
+    def subfolder(self, name: str) -> Path:
+        """Create a trial's folder."""
         folder = self.root / name.replace(" ", "-")
         folder.mkdir(parents=True)
         return folder
 
-    def train(self, place: Path, *settings: str) -> list[str]:
-        """The command that trains in `place/run`."""
-        own = (f"output={place / 'run'}", f"cache={place / 'cache'}", *settings)
-        return ["train", str(self.config), *(part for setting in own for part in ("--set", setting))]
+    def train(self, folder: Path, *settings: str) -> list[str]:
+        """Return the command that trains in `folder/run`."""
+        settings = (f"output={folder / 'run'}", f"cache={folder / 'cache'}", *settings)
+        return ["train", str(self.config), *(part for setting in settings for part in ("--set", setting))]
 
     def score(self, model: Path) -> list[str]:
-        """The command that reads a model and scores one row."""
+        """Return the command that loads a checkpoint and scores one row."""
         return ["score", str(model), "--input", str(self.query)]
 
 
-class Nursery:
-    """Runs commands that read a model, one at a time, each in a fork of a process that has imported what that takes.
+class ForkServer:
+    """Run commands that load a checkpoint, one at a time, each in a fork of a process that has imported the packages.
 
     Args:
-        seconds, memory: what a command may take; bytes.
+        seconds: time limit of a command.
+        memory: memory limit of a command in bytes.
     """
 
     def __init__(self, seconds: float = 60, memory: int = 3 << 30) -> None:
-        self._one = threading.Lock()
+        self._lock = threading.Lock()
         self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("nursery.py")), str(seconds), str(memory)],
+            [sys.executable, str(Path(__file__).with_name("fork_server.py")), str(seconds), str(memory)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             env={**os.environ, **_ENVIRONMENT},
         )
 
-    def __enter__(self) -> Nursery:
+    def __enter__(self) -> ForkServer:
         return self
 
     def __exit__(self, *_: object) -> None:
         with self._process as process:
             process.kill()
 
-    def run(self, arguments: list[str]) -> Ended:
-        """How `dmoerm` ended with these arguments; with -9 where it took too long."""
-        asked, told = self._process.stdin, self._process.stdout
-        assert asked is not None
-        assert told is not None
-        with self._one:
-            print(json.dumps(arguments), file=asked, flush=True)
-            return Ended(*json.loads(told.readline()))
+    def run(self, arguments: list[str]) -> CommandResult:
+        """Run `dmoerm` with these arguments. A command that exceeds the time limit is killed (exit code -9)."""
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None
+        assert stdout is not None
+        with self._lock:
+            print(json.dumps(arguments), file=stdin, flush=True)
+            return CommandResult(*json.loads(stdout.readline()))
 
 
 def start(arguments: list[str], environment: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
-    """Starts `dmoerm`, or with a first argument that ends in .py a script, with its output in one stream."""
+    """Start `dmoerm`, or a script if the first argument ends in .py, with all output in one stream."""
     script = arguments[0].endswith(".py")
     command = [sys.executable] if script else [str(Path(sys.executable).with_name("dmoerm"))]
     return subprocess.Popen(
@@ -136,39 +137,39 @@ def start(arguments: list[str], environment: Mapping[str, str] | None = None) ->
     )
 
 
-def wait(process: subprocess.Popen[bytes]) -> Ended:
-    """Its end; one that hangs is killed, and has ended with -9."""
+def wait(process: subprocess.Popen[bytes]) -> CommandResult:
+    """Wait for the command. A hanging command is killed (exit code -9)."""
     try:
-        said, _ = process.communicate(timeout=LIMIT)
+        output, _ = process.communicate(timeout=LIMIT)
     except subprocess.TimeoutExpired:
-        said = kill(process)
-    return Ended(process.returncode, said.decode(errors="replace"))
+        output = kill(process)
+    return CommandResult(process.returncode, output.decode(errors="replace"))
 
 
-def run(arguments: list[str], environment: Mapping[str, str] | None = None) -> Ended:
-    """Starts a command and waits for its end."""
+def run(arguments: list[str], environment: Mapping[str, str] | None = None) -> CommandResult:
+    """Start a command and wait for it."""
     return wait(start(arguments, environment))
 
 
 def kill(process: subprocess.Popen[bytes]) -> bytes:
-    """Kill −9 of the command and all that it has started; what it had said."""
+    """Kill the command and its children with SIGKILL; return the output so far."""
     os.killpg(process.pid, signal.SIGKILL)
     return process.communicate()[0]
 
 
-def seconds_to(file: Path, process: subprocess.Popen[bytes]) -> float:
-    """Waits until something matches `file` (its name may be a pattern), or the command has ended."""
-    began = time.monotonic()
+def wait_for_file(file: Path, process: subprocess.Popen[bytes]) -> float:
+    """Wait until a file matches `file` (its name may be a pattern) or the command has ended; return the seconds."""
+    started = time.monotonic()
     while process.poll() is None and not any(file.parent.glob(file.name)):
         time.sleep(0.005)
-    return time.monotonic() - began
+    return time.monotonic() - started
 
 
 def checkpoint_hash(model: Path) -> str:
-    """A model's name by its bytes: the hash over its checksums."""
+    """Return a hash of the checkpoint's bytes: that of its checksums."""
     return hashlib.sha256((model / "SHA256SUMS").read_bytes()).hexdigest()[:16]
 
 
-def left_overs(folder: Path) -> list[Path]:
-    """What writers that were killed have left there."""
+def leftover_files(folder: Path) -> list[Path]:
+    """Return the leftover partial files of killed writers."""
     return list(folder.rglob(".*.unfinished*"))

@@ -1,7 +1,7 @@
-"""Forks a command for each line of its input, its arguments, and answers with its exit code and output.
+"""Fork a command for each line of input (its arguments), and print its exit code and output.
 
-What reading a model takes is imported before: no command pays for that, and none meets what another has done. It is
-started by `chaos.world.Nursery` as nursery.py SECONDS MEMORY: what a command may take.
+The packages that loading a checkpoint needs are imported before, so a command does not pay for imports, and commands
+do not affect each other. `chaos.workspace.ForkServer` starts it as fork_server.py SECONDS MEMORY (limits of a command).
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ _IMPORTED = ("dmoerm.model", "dmoerm.scoring.score_rows", "transformers.models.l
 
 
 def next_command(seconds: float, memory: int) -> list[str] | None:
-    """Returns in the process of each command, with its arguments; in this one once the input ends, with None."""
+    """Return the arguments in the process of each command, and None in this process when the input ends."""
     for line in sys.stdin:
         with tempfile.TemporaryFile() as screen:
             process = os.fork()
             if not process:
-                _begin(screen.fileno(), memory)
+                _redirect(screen.fileno(), memory)
                 return json.loads(line)
             code = _code(process, seconds)
             screen.seek(0)
@@ -34,7 +34,7 @@ def next_command(seconds: float, memory: int) -> list[str] | None:
     return None
 
 
-def _begin(screen: int, memory: int) -> None:
+def _redirect(screen: int, memory: int) -> None:
     os.setsid()
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(screen, 1)
@@ -43,7 +43,7 @@ def _begin(screen: int, memory: int) -> None:
 
 
 def _code(process: int, seconds: float) -> int:
-    """The exit code; -9 of one that hangs, which is killed with all that it has started."""
+    """Return the exit code. A command that exceeds the time limit is killed with its children (-9)."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         ended, status = os.waitpid(process, os.WNOHANG)
@@ -59,7 +59,7 @@ if __name__ == "__main__":
 
     for name in _IMPORTED:
         importlib.import_module(name)
-    gc.freeze()  # else the end of each command goes over all that was imported, which takes a second
+    gc.freeze()  # otherwise the exit of each command collects all imported objects, which takes a second
     assert threading.active_count() == 1, "a fork copies one thread only"
     if (arguments := next_command(float(sys.argv[1]), int(sys.argv[2]))) is not None:
         sys.argv[1:] = arguments
