@@ -1,7 +1,7 @@
-"""The preference data's vocabulary: messages, queries, groups and ordered pairs.
+"""The types of preference data: messages, queries, groups and ordered pairs.
 
-A *group* is one prompt with two or more responses and a preference over them; a *query* is the same without a
-preference, and may have a single response. Scores: higher is better. Ranks: 1 is best, equal ranks are ties.
+A *group* is one prompt with two or more responses and a preference over them. A *query* has no preference and may have
+a single response. Scores: higher is better. Ranks: 1 is best, equal ranks are ties.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Pair(NamedTuple):
     """Response `better` is preferred to response `worse`; both are indices into a group's responses.
 
     Attributes:
-        probability: how sure that is, 0.5 (a tie) to 1 (as people's grades are taken).
-        weight: how much the pair counts.
+        probability: its probability, 0.5 (a tie) to 1 (people's grades).
+        weight: the weight of the pair.
     """
 
     better: int
@@ -46,11 +46,11 @@ class Pair(NamedTuple):
 
 
 class Judgement(NamedTuple):
-    """What a judge says of responses `first` and `second`, indices into a group's responses.
+    """A judge's opinion on the responses at the indices `first` and `second`.
 
     Attributes:
         probability: that `first` is better, 0 to 1; a tie is 0.5.
-        weight: how much it counts.
+        weight: the weight of the judgement.
     """
 
     first: int
@@ -60,7 +60,7 @@ class Judgement(NamedTuple):
 
     @property
     def pair(self) -> Pair:
-        """The same, the likelier one first."""
+        """The pair, with the response that is more likely better first."""
         if self.probability >= 0.5:
             return Pair(self.first, self.second, self.probability, self.weight)
         return Pair(self.second, self.first, 1 - self.probability, self.weight)
@@ -71,7 +71,7 @@ class Query(BaseModel):
 
     Attributes:
         id: unique in its file; made from the content when the data has none.
-        task: the task's name, or None where it is not known (the router decides).
+        task: the name of the task, or None if it is unknown (the router decides).
         prompt: a text, or a conversation whose last turn is the user's.
         responses: one or more candidate answers; an empty one has the lowest score.
     """
@@ -113,17 +113,17 @@ class Query(BaseModel):
 
 
 class Group(Query):
-    """One prompt, two or more responses, and what people (or a judge) think of them.
+    """One prompt, two or more responses, and the preferences of people or a judge over them.
 
     Attributes:
-        scores: overall grades, one a response, higher is better.
-        ranks: the other way to say it: 1 is best, equal ranks are ties. At most one of the two.
-        capabilities: capability → one grade a response (None: not graded).
-        judged: capability → what a judge says of pairs; people's grades of a pair go before it.
+        scores: overall grades, one per response, higher is better.
+        ranks: an alternative to `scores`: 1 is best, equal ranks are ties.
+        capabilities: capability → one grade per response (None: not graded).
+        judged: capability → judgements; people's grades of a pair take precedence.
         annotators: "overall" or a capability → for each response, the grades of single people, as many as there are.
-        margin: how far apart, in reward units, the best and the worst of two responses must at least be.
-        scores_derived: the overall scores were computed from capability grades, no person gave them.
-        source: where the row comes from.
+        margin: the minimum difference between the rewards of two responses.
+        scores_derived: the overall scores were computed from capability grades.
+        source: the origin of the row.
     """
 
     responses: tuple[str, ...] = Field(min_length=2)
@@ -161,17 +161,18 @@ class Group(Query):
                 raise ValueError(f"annotators.{name} has {len(people)} entries for {len(self.responses)} responses")
             for grades in people:
                 _check_finite(f"annotators.{name}", grades)
-        for name, judged in self.judged.items():
-            for one in judged:
-                if not (0 <= min(one[:2]) < max(one[:2]) < len(self.responses) and 0 <= one.probability <= 1):
-                    raise ValueError(f"judged.{name} has the value {tuple(one)}, which fits no pair of responses")
+        for name, judgements in self.judged.items():
+            for judgement in judgements:
+                indices = sorted(judgement[:2])
+                if not (0 <= indices[0] < indices[1] < len(self.responses) and 0 <= judgement.probability <= 1):
+                    raise ValueError(f"judged.{name} has the invalid value {tuple(judgement)}")
         if self.margin is not None and len(self.responses) != 2:
             raise ValueError("margin needs exactly two responses")
         return self
 
     @property
     def grades(self) -> Grades | None:
-        """The overall grades, higher is better, whether given as scores or as ranks; None where there are none."""
+        """The overall grades from scores or ranks, higher is better; None if there are none."""
         return self.scores if self.ranks is None else tuple(-rank for rank in self.ranks)
 
     def pairs(self, capability: str | None = None) -> list[Pair]:
@@ -205,7 +206,7 @@ def is_empty(response: str) -> bool:
 
 
 def ordered_pairs(grades: Sequence[float | None]) -> list[Pair]:
-    """All pairs of responses whose grades differ, the better one first. Ungraded responses are in none."""
+    """Return all pairs of graded responses whose grades differ, the better one first."""
     pairs = []
     for i, first in enumerate(grades):
         for j in range(i + 1, len(grades)):
@@ -222,7 +223,7 @@ def messages_of(prompt: Prompt) -> list[Message]:
 
 
 def prompt_key(prompt: Prompt) -> str:
-    """A text equal for prompts that are the same to a reader: Unicode-normalised, white space folded."""
+    """Return a text that is equal for prompts that look the same: Unicode-normalized, white space folded."""
     if isinstance(prompt, str):
         return _fold(prompt)
     turns = [(message.role, _fold(message.content)) for message in prompt]
@@ -232,12 +233,12 @@ def prompt_key(prompt: Prompt) -> str:
 
 
 def parse_query(row: Mapping[str, Any]) -> Query:
-    """A native row → `Query`; unknown fields are ignored. Raises `DataError` naming field, value and hint."""
+    """Validate a native row as a `Query`; unknown fields are ignored. Raise `DataError` with field, value and hint."""
     return _parse(Query, row)
 
 
 def parse_group(row: Mapping[str, Any]) -> Group:
-    """A native row → `Group`; unknown fields are ignored. Raises `DataError` naming field, value and hint."""
+    """Validate a native row as a `Group`; unknown fields are ignored. Raise `DataError` with field, value and hint."""
     return _parse(Group, row)
 
 
@@ -249,7 +250,7 @@ def _parse(kind: type[T], row: Mapping[str, Any]) -> T:
 
 
 def _telling(details: Sequence[Any], row: Mapping[str, Any]) -> Any:
-    """The first fault; of a prompt that is no text, its fault as a conversation, not that it is no text."""
+    """Select the first error; for a prompt that is a list, the error in the conversation."""
     whole = not isinstance(row.get("prompt"), Sequence) or isinstance(row.get("prompt"), str)
     return next((d for d in details if whole or tuple(d["loc"]) != ("prompt", "str")), details[0])
 
@@ -306,7 +307,7 @@ def _check_encodable(text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ValueError("holds a lone surrogate, which is not valid Unicode") from None
+        raise ValueError("contains a lone surrogate, which is not valid Unicode") from None
 
 
 def _fold(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The taxonomy: which tasks there are, on which capabilities an answer to each is judged, and a rubric for each.
+"""The taxonomy: the tasks, the capabilities on which responses to each task are judged, and a rubric for each.
 
 A taxonomy is a small YAML file. Two ship with the package: `paper-en` and `paper-zh`, the five tasks of the paper.
 Task and capability names may be any text of one line; see `dmoerm.names`.
@@ -20,15 +20,15 @@ from .names import check_name
 from .schema import Group
 
 BUILT_IN = ("paper-en", "paper-zh")
-"""Names that `load_taxonomy` knows without a file."""
+"""Names of the taxonomies that are part of the package."""
 
 
 class Capability(BaseModel):
-    """One dimension on which an answer to a task is judged.
+    """One dimension on which a response to a task is judged.
 
     Attributes:
-        title: the name that people see, in the taxonomy's language.
-        rubric: one sentence that says what a good answer does on this capability; a judge is shown it as it stands.
+        title: the displayed name, in the language of the taxonomy.
+        rubric: one sentence that describes a good response; judges see it unchanged.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
@@ -40,9 +40,9 @@ class Task(BaseModel):
     """A kind of prompt.
 
     Attributes:
-        title: the name that people see, in the taxonomy's language.
-        description: one sentence that says which prompts belong here.
-        capabilities: capability name → capability; the order is the experts' order. None: the task has no experts.
+        title: the displayed name, in the language of the taxonomy.
+        description: one sentence that describes the prompts of this task.
+        capabilities: capability name → capability; the order is the experts' order. Empty: the task has no experts.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
@@ -85,7 +85,7 @@ class Taxonomy(BaseModel):
         return tasks
 
     def first_capabilities(self, count: int) -> Taxonomy:
-        """The taxonomy with the first `count` capabilities of each task."""
+        """Return the taxonomy with only the first `count` capabilities of each task."""
         tasks = {
             name: task.model_copy(update={"capabilities": dict(list(task.capabilities.items())[:count])})
             for name, task in self.tasks.items()
@@ -93,20 +93,21 @@ class Taxonomy(BaseModel):
         return self.model_copy(update={"tasks": tasks})
 
     def merged(self, name: str) -> Taxonomy:
-        """All tasks as one of that name, with all their capabilities, each named `task_capability`."""
-        capabilities = {f"{t}_{c}": one for t, task in self.tasks.items() for c, one in task.capabilities.items()}
+        """Merge all tasks into one of this name; their capabilities are named `task_capability`."""
+        capabilities = {f"{t}_{c}": value for t, task in self.tasks.items() for c, value in task.capabilities.items()}
         whole = Task(title=name, description="Prompts of any kind.", capabilities=capabilities)
         return self.model_copy(update={"tasks": {name: whole}})
 
     def to_yaml(self) -> str:
-        """The taxonomy as YAML text that `load_taxonomy` reads back to an equal taxonomy."""
+        """Return the taxonomy as YAML text that `load_taxonomy` reads."""
         return yaml.safe_dump(self.model_dump(), allow_unicode=True, sort_keys=False, width=120)
 
 
 def load_taxonomy(name_or_path: str | Path) -> Taxonomy:
-    """A built-in taxonomy by its name, or one from a YAML file.
+    """Load a built-in taxonomy by its name, or a taxonomy from a YAML file.
 
-    Raises `TaxonomyError` that says where in the file, what is wrong, the value met and the hint.
+    Raises:
+        TaxonomyError: the file does not exist or is invalid; the message has the position, the value and a hint.
     """
     if str(name_or_path) in BUILT_IN:
         file = resources.files("dmoerm") / "taxonomies" / f"{name_or_path}.yaml"
@@ -116,7 +117,7 @@ def load_taxonomy(name_or_path: str | Path) -> Taxonomy:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         hint = f"give a path to a YAML file or one of {', '.join(BUILT_IN)}"
-        raise TaxonomyError(f"{path}: there is no such taxonomy; {hint}") from None
+        raise TaxonomyError(f"{path}: the taxonomy does not exist; {hint}") from None
     except UnicodeDecodeError as error:
         raise TaxonomyError(
             f"{path}: is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
@@ -127,10 +128,12 @@ def load_taxonomy(name_or_path: str | Path) -> Taxonomy:
 
 
 def draft_taxonomy(groups: Iterable[Group], name: str) -> Taxonomy:
-    """A first taxonomy from labelled data: the tasks and graded capabilities met, by name, for the user to edit.
+    """Draft a taxonomy from the tasks and graded capabilities of labeled data, for the user to edit.
 
-    Groups without a task are passed over. A task on which nobody graded a capability has none, and so no
-    experts. Raises `TaxonomyError` if no group has a task.
+    Groups without a task are ignored. A task without capability grades has no capabilities, so it gets no experts.
+
+    Raises:
+        TaxonomyError: no group has a task.
     """
     met: dict[str, set[str]] = {}
     for group in groups:
@@ -160,7 +163,7 @@ def _words(name: str) -> str:
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """Plain YAML would keep the last of two equal keys, and a whole task could vanish unnoticed."""
+    """Reject duplicate keys; plain YAML keeps the last one, so a whole task could be lost unnoticed."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]

@@ -119,7 +119,7 @@ def test_data_that_cannot_be_used(write_rows: Write, tmp_path: Path) -> None:
         settings = [f"output={tmp_path / 'run'}", f"data.files=[{path}]", "data.testbed_prompts=0"]
         return fails("train", "demo", *(word for setting in settings for word in ("--set", setting)))
 
-    assert "there is no such file" in train_on(tmp_path / "none.jsonl")
+    assert "the file does not exist" in train_on(tmp_path / "none.jsonl")
     (tmp_path / "broken.jsonl").write_text(json.dumps(GROUP) + "\n{")
     assert "broken.jsonl:2: is not valid JSON" in train_on(tmp_path / "broken.jsonl")
     one = write_rows([GROUP | {"responses": ["a"], "scores": [1]}], "one.jsonl")

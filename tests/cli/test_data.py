@@ -59,13 +59,13 @@ def test_what_was_left_out_is_shown(write_rows: Write) -> None:
 def test_a_missing_file_is_a_bad_source(tmp_path: Path) -> None:
     result = run("check", tmp_path / "none.jsonl")
     assert result.exit_code == 1
-    assert "there is no such file" in result.output
+    assert "the file does not exist" in result.output
 
 
 def test_wrong_settings_are_said_in_a_sentence(write_rows: Write, tmp_path: Path) -> None:
     result = run("check", write_rows([ROW]), "--format", "csv")
     assert result.exit_code == 1
-    assert "format 'csv' is not known" in result.output
+    assert "format 'csv' is unknown" in result.output
     result = run("check", write_rows([ROW]), "--backbone", tmp_path / "none")
     assert result.exit_code == 1
     assert "tokenizer cannot be loaded" in result.output
@@ -91,7 +91,7 @@ def test_a_taxonomy_is_drafted(write_rows: Write, tmp_path: Path) -> None:
     before = out.read_text()
     result = run("taxonomy", write_rows([ROW]), "--out", out)
     assert result.exit_code == 1
-    assert "exists already" in result.output
+    assert "already exists" in result.output
     assert out.read_text() == before
     assert "title: Logic" in run("taxonomy", write_rows([ROW])).output
 

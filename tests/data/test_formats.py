@@ -38,7 +38,7 @@ def test_the_first_response_is_better_in_every_row_above(name: str, read_one: Re
 
 
 def test_unknown_formats_and_rows() -> None:
-    with pytest.raises(ConfigError, match="'csv' is not known; use one of auto, native"):
+    with pytest.raises(ConfigError, match="'csv' is unknown; use one of auto, native"):
         named_format("csv")
     with pytest.raises(DataError, match=r"has an unknown format \(got \['question', 'answer'\]\)"):
         detect_format({"question": "Why?", "answer": "So."})

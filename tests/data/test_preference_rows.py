@@ -104,7 +104,7 @@ def test_hh_leaves_out_transcripts_without_a_shared_prompt(read_rows: ReadRows) 
         {"chosen": start + "a", "rejected": start + "b\n\nHuman: And?"},
     )
     assert sum(reading.skipped.values()) == 2
-    with pytest.raises(DataError, match="chosen: is no transcript"):
+    with pytest.raises(DataError, match="chosen: is not a transcript"):
         read_rows({"chosen": "Hi", "rejected": "Ho"}, format="hh")
 
 

@@ -70,7 +70,7 @@ def test_native_rows_survive_reading(write_rows: Write) -> None:
 
 def test_a_source_without_rows_is_an_error(write_rows: Write) -> None:
     for on_error in ("raise", "collect"):
-        with pytest.raises(DataError, match=r"rows\.jsonl: holds no rows"):
+        with pytest.raises(DataError, match=r"rows\.jsonl: contains no rows"):
             read_groups(write_rows([]), on_error=on_error)
 
 

@@ -50,8 +50,8 @@ def test_a_line_separator_in_a_text_ends_no_line(tmp_path: Path) -> None:
         (b"[1, 2]", "is not a JSON object"),
         (b"null", "is not a JSON object"),
         (b'{"a": "caf\xe9"}', "is not UTF-8 at byte 10"),
-        (b'{"a": "\\ud83d"}', "holds a lone surrogate"),
-        (b'{"\\uDC00": 1}', "holds a lone surrogate"),
+        (b'{"a": "\\ud83d"}', "contains a lone surrogate"),
+        (b'{"\\uDC00": 1}', "contains a lone surrogate"),
         (b'{"a": ' + b"1" * 5000 + b"}", "cannot be read as JSON"),
         (b"[" * 100_000, "cannot be read as JSON"),
         (LINE.decode().encode("utf-16"), "is not UTF-8"),
@@ -106,9 +106,9 @@ def test_a_dataset_directory(tmp_path: Path) -> None:
 
 
 def test_sources_that_are_not_there(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no such file"):
+    with pytest.raises(DataError, match="the file does not exist"):
         open_rows(tmp_path / "none.jsonl")
-    with pytest.raises(DataError, match="no such file"):
+    with pytest.raises(DataError, match="the file does not exist"):
         open_rows("data/none.jsonl")
     (tmp_path / "a.csv").write_text("a,b")
     with pytest.raises(DataError, match=r"no kind that can be read \(got '.csv'\)"):

@@ -54,7 +54,7 @@ def test_a_piece_travels_as_text(tmp_path: Path) -> None:
 
 
 def test_files_that_cannot_be_cut(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="there is no such file"):
+    with pytest.raises(DataError, match="the file does not exist"):
         shards_of(str(tmp_path / "none.jsonl"), 3)
     (tmp_path / "empty.jsonl").write_text("\n\n")
     with pytest.raises(DataError, match="has no rows"):

@@ -1,4 +1,4 @@
-"""`dmoerm data`: look at preference data before training on it, and draft a taxonomy from it."""
+"""`dmoerm data`: check preference data before training, and draft a taxonomy from it."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 SHOWN_BAD_ROWS = 10
 
-app = typer.Typer(no_args_is_help=True, help="Look at preference data, and draft a taxonomy from it.")
+app = typer.Typer(no_args_is_help=True, help="Check preference data, and draft a taxonomy from it.")
 
 Files = Annotated[list[str], typer.Argument(metavar="FILE…", help="JSON Lines, JSON or Parquet files, or datasets.")]
-Format = Annotated[str, typer.Option(help="The rows' format; auto tells it from the first row.")]
-Split = Annotated[str, typer.Option(help="The split to read, for datasets alone.")]
+Format = Annotated[str, typer.Option(help="Format of the rows; auto detects it from the first row.")]
+Split = Annotated[str, typer.Option(help="Split to read, for datasets only.")]
 
 
 @app.command()
@@ -67,10 +67,10 @@ def _print_result(console: Console, result: dict[str, Any]) -> None:
 @app.command()
 def taxonomy(
     files: Files,
-    name: Annotated[str, typer.Option(help="The taxonomy's name (a-z, 0-9, _ and -).")] = "my-taxonomy",
+    name: Annotated[str, typer.Option(help="Name of the taxonomy.")] = "my-taxonomy",
     format: Format = "auto",
     split: Split = "train",
-    out: Annotated[Path | None, typer.Option(help="Write to this new file instead of the screen.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write to this new file instead of standard output.")] = None,
 ) -> None:
     """RawExample a taxonomy from the tasks and capabilities met in the data. Edit its rubrics before you use it."""
     from ..data.readers import read_groups
@@ -83,7 +83,7 @@ def taxonomy(
         text = "# Drafted from data: edit the titles, descriptions and rubrics.\n"
         text += draft_taxonomy(groups, name).to_yaml()
         if out is not None and out.exists():
-            raise FileExistsError(f"{out}: exists already, and may hold rubrics of yours; name another file")
+            raise FileExistsError(f"{out}: already exists and may contain edited rubrics; name another file")
         if out is not None:
             write_file(out, text)
     except (DmoermError, OSError) as error:
@@ -110,12 +110,12 @@ def _encoder(config: str | None, backbone: str | None) -> Encoder | None:
     settings = load_config(config) if config else Config()
     path = backbone or settings.backbone.path
     if path.endswith(".gguf"):
-        place, options = str(Path(path).parent), {"gguf_file": Path(path).name}
+        folder, options = str(Path(path).parent), {"gguf_file": Path(path).name}
     else:
-        place, options = backbone_folder(path), {}
+        folder, options = backbone_folder(path), {}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place, **options)
-        limit = getattr(AutoConfig.from_pretrained(place, **options), "max_position_embeddings", None)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+        limit = getattr(AutoConfig.from_pretrained(folder, **options), "max_position_embeddings", None)
     except (OSError, ValueError, KeyError) as error:
         raise BackboneError(f"{path}: its tokenizer cannot be loaded ({error}); give a model's folder") from None
     changes: dict[str, Any] = {"truncation": "keep_both"} if settings.encoding.truncation == "error" else {}
@@ -170,17 +170,17 @@ def _cell(value: Any) -> str:
 
 
 def _source_rows(result: dict[str, Any]) -> list[list[Any]]:
-    return [[found[name] for name in ("source", "rows", "groups", "bad")] for found in result["sources"]]
+    return [[source[name] for name in ("source", "rows", "groups", "bad")] for source in result["sources"]]
 
 
 def _reason_rows(result: dict[str, Any]) -> list[list[Any]]:
     return [
-        [found["source"], f"{kind}: {reason}", count]
-        for found in result["sources"]
+        [source["source"], f"{kind}: {reason}", count]
+        for source in result["sources"]
         for kind, reasons in (
-            ("left out", found["skipped"]),
-            ("ignored: unknown column", found["unknown_columns"]),
-            ("noted", found["notes"]),
+            ("left out", source["skipped"]),
+            ("ignored: unknown column", source["unknown_columns"]),
+            ("noted", source["notes"]),
         )
         for reason, count in reasons.items()
     ]
@@ -220,9 +220,9 @@ def _truncation_rows(result: dict[str, Any]) -> list[list[Any]]:
 
 def _overall(result: dict[str, Any]) -> list[list[Any]]:
     return [
-        [task, *(found["overall"][name] for name in ("pairs", "comparisons", "value", "unaligned_pairs"))]
-        for task, found in result["agreement"].items()
-        if "overall" in found
+        [task, *(values["overall"][name] for name in ("pairs", "comparisons", "value", "unaligned_pairs"))]
+        for task, values in result["agreement"].items()
+        if "overall" in values
     ]
 
 
@@ -236,10 +236,11 @@ def _bad_rows(result: dict[str, Any]) -> list[list[Any]]:
     ]
 
 
-def _print_repetitions(console: Console, found: dict[str, int]) -> None:
+def _print_repetitions(console: Console, duplicates: dict[str, int]) -> None:
     console.print(
-        f"{found['repeated_prompts']} prompts occur in more than one group ({found['groups_on_them']} groups); "
-        f"{found['repeated_groups']} groups repeat an earlier one; "
-        f"{found['prompts_in_several_tasks']} prompts occur under several tasks.",
+        f"{duplicates['repeated_prompts']} prompts occur in more than one group "
+        f"({duplicates['groups_on_them']} groups); "
+        f"{duplicates['repeated_groups']} groups repeat an earlier one; "
+        f"{duplicates['prompts_in_several_tasks']} prompts occur under several tasks.",
         soft_wrap=True,
     )

@@ -1,4 +1,4 @@
-"""The row formats that the readers know, and how the format of a file is told from its first row."""
+"""The supported row formats, and the detection of a file's format from its first row."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .raw_example import RawExample, Row
 
 @dataclass(frozen=True)
 class RowFormat:
-    """One way in which rows are written.
+    """A row format.
 
     Attributes:
         name: the name for `format=`.
@@ -25,8 +25,8 @@ class RowFormat:
         columns: the columns that are read.
         handwritten: people write such rows themselves, so a misspelled column is an error; published files may have
             any further columns, which are counted.
-        one_response: a row holds a single response, so that the rows of one prompt are joined into a group.
-        strict: an empty response is an error; elsewhere it is left out and counted, since public files hold some.
+        one_response: a row has a single response; the rows of one prompt are joined into a group.
+        strict: an empty response is an error; in other formats it is left out and counted.
     """
 
     name: str
@@ -39,10 +39,9 @@ class RowFormat:
 
 
 def read_native(row: Row) -> RawExample:
-    """A row in the native format; `response` or `completion` is accepted for a query's only response.
+    """Read a row in the native format; a query's only response may be in `response` or `completion`.
 
-    Parquet and `datasets` write every column and every capability met in the file into every row, so nulls are absent
-    values here.
+    Parquet and `datasets` write all columns and capabilities of a file into every row, so null means absent.
     """
     fields = {name: value for name, value in row.items() if value is not None}
     for name in ("capabilities", "annotators"):
@@ -59,7 +58,7 @@ def read_native(row: Row) -> RawExample:
 _ORIGIN = {"id", "prompt_id", "task", "source"}
 _CHOICE = {"chosen", "rejected", "margin", "score_chosen", "score_rejected"}
 _ALIASES = {"response", "completion"}  # of `responses`, for queries
-_INTERNAL = {"judged", "scores_derived"}  # nobody writes them by hand, and `judge` is a likely column of its own
+_INTERNAL = {"judged", "scores_derived"}  # not written by hand; `judge` is a likely column with another meaning
 _SIMILARITY = 0.85  # `capabilites` and `score` are misspelled, `prompt_id` and `source_id` are other columns
 
 
@@ -111,23 +110,23 @@ FORMATS = (
     RowFormat("hh", _is_hh, read_hh, _columns(*_CHOICE)),
     RowFormat("trl", _has("chosen", "rejected"), read_trl, _columns("prompt", "system", *_CHOICE), handwritten=True),
 )
-"""In the order in which they are tried."""
+"""All formats, in the order in which they are tried."""
 
 FORMAT_NAMES = ("auto", *(row_format.name for row_format in FORMATS))
-"""What `format=` accepts."""
+"""Valid values of `format=`."""
 
 _BY_NAME = {row_format.name: row_format for row_format in FORMATS}
 
 
 def named_format(name: str) -> RowFormat | None:
-    """The format of that name; None for `auto`. Raises `ConfigError` for a name that is not known."""
+    """Return the format of this name, or None for `auto`. Raise `ConfigError` for an unknown name."""
     if name not in FORMAT_NAMES:
-        raise ConfigError(f"format {name!r} is not known; use one of {', '.join(FORMAT_NAMES)}")
+        raise ConfigError(f"format {name!r} is unknown; use one of {', '.join(FORMAT_NAMES)}")
     return _BY_NAME.get(name)
 
 
 def detect_format(row: Row) -> RowFormat:
-    """The format that a row looks like. Raises `DataError` where none fits."""
+    """Return the format that matches a row. Raise `DataError` if none matches."""
     given = {name: value for name, value in row.items() if value is not None}
     for row_format in FORMATS:
         if row_format.fits(given):

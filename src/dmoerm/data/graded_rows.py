@@ -27,15 +27,15 @@ from .raw_example import (
 )
 
 HELPSTEER_CAPABILITIES = ("correctness", "coherence", "complexity", "verbosity")
-"""HelpSteer's grades beside `helpfulness`, which is taken as the overall score."""
+"""HelpSteer's grades other than `helpfulness`, which is the overall score."""
 
 _HELPSTEER_TURN = re.compile(r"\s*<extra_id_1>(User|Assistant)\n")
 
 
 def read_mtmc(row: Row) -> RawExample:
-    """An mtmc-rlhf row: a conversation (`src`, `tgt`), the candidates for its last turn and their ranks (1 is best).
+    """Read an mtmc-rlhf row: a conversation (`src`, `tgt`), candidates for its last turn and their ranks (1 is best).
 
-    `label` is the paper's task, in Chinese or as our name; another label gives no task, so that the router decides.
+    `label` is one of the paper's tasks, in Chinese or in English. Any other label means no task, so the router decides.
     """
     user = [row["src"]] if isinstance(row.get("src"), str) else texts_in(row, "src")
     model = texts_in(row, "tgt") if row.get("tgt") else []
@@ -47,7 +47,7 @@ def read_mtmc(row: Row) -> RawExample:
         fields["ranks"] = [number(rank, f"rank.{index}") for index, rank in enumerate(list_in(row, "rank"))]
     task = _paper_tasks().get(str(row.get("label", "")).strip())
     if task is None:
-        return RawExample(fields, ("label is none of the five tasks: kept without a task, the router decides",))
+        return RawExample(fields, ("label is not one of the five tasks: kept without a task, the router decides",))
     return RawExample(fields | {"task": task})
 
 
@@ -61,18 +61,18 @@ def _alternate(user: list[str], model: list[str]) -> Any:
     if not model:
         return user[0]
     turns = []
-    for asked, answered in zip_longest(user, model):
-        turns.append({"role": "user", "content": asked})
-        if answered is not None:
-            turns.append({"role": "assistant", "content": answered})
+    for question, answer in zip_longest(user, model):
+        turns.append({"role": "user", "content": question})
+        if answer is not None:
+            turns.append({"role": "assistant", "content": answer})
     return turns
 
 
 def read_ultrafeedback(row: Row) -> RawExample:
-    """An UltraFeedback row: completions with an overall score and ratings that become capability grades.
+    """Read an UltraFeedback row: completions with an overall score, and ratings that become capability grades.
 
-    `overall_score` is taken where every completion has it, else `fine-grained_score`; where only some completions
-    have a score, the others are left out. "N/A" ratings are capabilities that were not graded.
+    The score is `overall_score` if every completion has it, else `fine-grained_score`. If only some completions have a
+    score, the others are left out. "N/A" ratings are missing grades.
     """
     completions = [_mapping(entry, f"completions.{i}") for i, entry in enumerate(list_in(row, "completions"))]
     responses = [as_text(need(entry, "response"), f"completions.{i}.response") for i, entry in enumerate(completions)]
@@ -118,7 +118,7 @@ def _mapping(value: Any, field: str) -> Row:
 
 
 def read_helpsteer(row: Row) -> RawExample:
-    """A HelpSteer 1 or 2 row: one response to a prompt, graded 0 to 4. The reader joins the rows of one prompt.
+    """Read a HelpSteer 1 or 2 row: one response, graded 0 to 4. The rows of one prompt are joined into a group.
 
     `helpfulness` is the overall score; correctness, coherence, complexity and verbosity are capabilities.
     """
@@ -132,7 +132,7 @@ def read_helpsteer(row: Row) -> RawExample:
 
 
 def _helpsteer_prompt(text: str) -> Any:
-    """HelpSteer 2 writes a conversation into one text, with `<extra_id_1>User` and `<extra_id_1>Assistant` lines."""
+    """Split HelpSteer 2's text of a conversation at its `<extra_id_1>User` and `<extra_id_1>Assistant` lines."""
     first, *rest = _HELPSTEER_TURN.split(text)
     if not rest:
         return text
@@ -157,9 +157,9 @@ def join_raw_examples(examples: list[RawExample]) -> RawExample:
 
 
 def read_helpsteer3(row: Row) -> RawExample:
-    """A HelpSteer 3 preference row: `overall_preference` from -3 (response1 is much better) to 3; `domain` is the task.
+    """Read a HelpSteer 3 row: `overall_preference` from −3 (response1 is much better) to 3; `domain` is the task.
 
-    The two scores differ by the preference; `individual_preference` gives the single annotators' grades.
+    The scores differ by the preference. `individual_preference` has the grades of the annotators.
     """
     context = need(row, "context")
     fields = origin(row) | {

@@ -1,4 +1,4 @@
-"""Overall scores for groups on which people graded single capabilities only."""
+"""Overall scores for groups with capability grades only."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ _Scale = tuple[float, float]
 
 
 def overall_from_capabilities(groups: Sequence[Group], scales_of: Sequence[Group] | None = None) -> list[Group]:
-    """The groups, in order; where there are no overall grades, scores are made from the capability grades.
+    """Return the groups in order; groups without overall grades get scores computed from their capability grades.
 
-    A response's score is the mean of its grades, each standardised (mean 0, standard deviation 1) over all grades of
-    its task and capability in `scales_of` (None: in `groups`; for a test part: the training part). Grades that are
-    missing are skipped; a capability on which all grades are equal counts 0. Such groups have `scores_derived` set.
-    Groups with scores or ranks are returned as they are, and so are groups with a response that nobody graded on
-    anything. Such a score favours methods that combine capabilities, so report these groups apart.
+    A response's score is the mean of its grades, each standardized (mean 0, standard deviation 1) over all grades of
+    its task and capability. Missing grades are skipped; a capability whose grades are all equal counts as 0. These
+    groups have `scores_derived` set. Report them separately: such a score favors methods that combine capabilities.
+    Groups with scores or ranks, and groups with a response that has no grade at all, are returned unchanged.
+
+    Args:
+        scales_of: the groups that define mean and standard deviation, such as the training part; None: `groups`.
     """
     scales = _scales(groups if scales_of is None else scales_of)
     return [_with_overall(group, scales) for group in groups]
@@ -36,7 +38,7 @@ def _with_overall(group: Group, scales: dict[tuple[str | None, str], _Scale]) ->
     if group.grades is not None:
         return group
     columns = [
-        _standardised(grades, scales[group.task, name])
+        _standardized(grades, scales[group.task, name])
         for name, grades in group.capabilities.items()
         if (group.task, name) in scales
     ]
@@ -47,7 +49,7 @@ def _with_overall(group: Group, scales: dict[tuple[str | None, str], _Scale]) ->
     return group.model_copy(update={"scores": scores, "scores_derived": True})
 
 
-def _standardised(grades: Grades, scale: _Scale) -> Grades:
+def _standardized(grades: Grades, scale: _Scale) -> Grades:
     mean, deviation = scale
     if math.isclose(deviation, 0.0, abs_tol=1e-12):
         return tuple(None if value is None else 0.0 for value in grades)

@@ -1,4 +1,4 @@
-"""Row formats that hold a chosen and a rejected response: TRL, hh-rlhf, RewardBench 1 and 2, RM-Bench."""
+"""Row formats with a chosen and a rejected response: TRL, hh-rlhf, RewardBench 1 and 2, RM-Bench."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _NO_SHARED_PROMPT = "chosen and rejected do not answer the same prompt"
 
 
 def read_trl(row: Row) -> RawExample:
-    """A TRL preference row, standard or conversational, with its prompt given or implicit.
+    """Read a TRL preference row, standard or conversational, with an explicit or implicit prompt.
 
     An implicit prompt is the shared beginning of chosen and rejected: whole messages, or whole words of a text.
     A text in `system` becomes the system message. `score_chosen` and `score_rejected` become scores (equal: a tie)
@@ -66,7 +66,7 @@ def _text_parts(prompt: Any, chosen: str, rejected: str) -> tuple[Any, list[str]
 
 
 def _shared_words(first: str, second: str) -> int:
-    """Length of the shared beginning up to a word's end; of all shared characters where words have no spaces."""
+    """Return the length of the shared beginning up to the end of a word, or of all shared characters without spaces."""
     end = next((i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second)))
     shared = first[:end]
     words = len(shared)
@@ -86,7 +86,7 @@ def _conversation_parts(prompt: Any, chosen: Any, rejected: Any) -> tuple[Any, l
 
 
 def _history(prompt: Any, shared: list[dict[str, str]]) -> Any:
-    """The prompt, from the prompt field and the turns that chosen and rejected share; many files give it in both."""
+    """Combine the prompt field with the turns that chosen and rejected share; many files repeat the prompt there."""
     if prompt is None:
         if not shared:
             raise DataError("is missing, and chosen and rejected share no turn", field="prompt", hint="add the field")
@@ -114,7 +114,7 @@ def _choice_labels(row: Row) -> tuple[dict[str, Any], tuple[str, ...]]:
 
 
 def read_hh(row: Row) -> RawExample:
-    """An hh-rlhf row: two transcripts that share everything but the assistant's last turn."""
+    """Read an hh-rlhf row: two transcripts that differ only in the assistant's last turn."""
     sides = [_transcript(text_in(row, field), field) for field in ("chosen", "rejected")]
     if any(side[-1]["role"] != "assistant" for side in sides):
         raise SkippedRow("a transcript does not end with the assistant's turn", field="chosen")
@@ -126,7 +126,7 @@ def read_hh(row: Row) -> RawExample:
 
 
 def is_transcript(text: object) -> bool:
-    """Whether the text looks like an hh-rlhf transcript."""
+    """Return whether the text looks like an hh-rlhf transcript."""
     return isinstance(text, str) and text.lstrip().startswith("Human:") and "\n\nAssistant:" in text
 
 
@@ -134,7 +134,7 @@ def _transcript(text: str, field: str) -> list[dict[str, str]]:
     before, *parts = _TURN.split("\n\n" + text.lstrip())
     if before.strip() or not parts:
         hint = 'begin it with "\\n\\nHuman: "'
-        raise DataError("is no transcript", field=field, value=text, hint=hint)
+        raise DataError("is not a transcript", field=field, value=text, hint=hint)
     return [
         {"role": _SPEAKERS[speaker], "content": content.strip()}
         for speaker, content in zip(parts[::2], parts[1::2], strict=True)
@@ -142,7 +142,7 @@ def _transcript(text: str, field: str) -> list[dict[str, str]]:
 
 
 def read_rewardbench(row: Row) -> RawExample:
-    """A row of RewardBench 1 (one chosen, one rejected), RewardBench 2 or RM-Bench (lists of both).
+    """Read a row of RewardBench 1 (one chosen, one rejected), RewardBench 2 or RM-Bench (lists of both).
 
     All chosen responses share rank 1, all rejected rank 2; `subset` (RM-Bench: `domain`) is the task.
     """

@@ -21,12 +21,12 @@ _ROLES = ("system", "user", "assistant")
 
 @dataclass(frozen=True)
 class RawExample:
-    """A row in the native format, not yet validated.
+    """A row in the native format before validation.
 
     Attributes:
         fields: the native row; its labels may be missing.
-        notes: what the reader decided about the row and the user should know (counted in `Reading.notes`).
-        skipped: one reason for each response of the row that was left out (counted in `Reading.skipped`).
+        notes: decisions of the reader that the user should know about (counted in `Reading.notes`).
+        skipped: one reason for each response that was left out (counted in `Reading.skipped`).
     """
 
     fields: dict[str, Any]
@@ -35,11 +35,11 @@ class RawExample:
 
 
 class SkippedRow(DataError):
-    """A well-formed row that holds no usable preference: counted by its `message`, not an error of the file."""
+    """A well-formed row without a usable preference: it is counted under its `message` and is not an error."""
 
 
 def need(row: Row, field: str) -> Any:
-    """The field's value. Raises `DataError` where it is missing or null."""
+    """Return the value of a field. Raise `DataError` if it is missing or null."""
     value = row.get(field)
     if value is None:
         raise DataError("is missing", field=field, hint="add the field, or name the format of the rows")
@@ -47,24 +47,24 @@ def need(row: Row, field: str) -> Any:
 
 
 def text_in(row: Row, field: str) -> str:
-    """The field's value, which must be a text."""
+    """Return the value of a field, which must be a text."""
     return as_text(need(row, field), field)
 
 
 def as_text(value: Any, field: str) -> str:
-    """The value, which must be a text."""
+    """Return the value, which must be a text."""
     if not isinstance(value, str):
         raise DataError("must be a text", field=field, value=value, hint="write a JSON string")
     return value
 
 
 def texts_in(row: Row, field: str) -> list[str]:
-    """The field's value, which must be a list of texts."""
+    """Return the value of a field, which must be a list of texts."""
     return [as_text(text, f"{field}.{index}") for index, text in enumerate(list_in(row, field))]
 
 
 def list_in(row: Row, field: str) -> list[Any]:
-    """The field's value, which must be a list."""
+    """Return the value of a field, which must be a list."""
     value = need(row, field)
     if not isinstance(value, list | tuple):
         raise DataError("must be a list", field=field, value=value, hint="write a JSON array")
@@ -72,7 +72,7 @@ def list_in(row: Row, field: str) -> list[Any]:
 
 
 def number(value: Any, field: str) -> float:
-    """The value as a finite number; numbers written as text are accepted."""
+    """Return the value as a finite number; numbers written as text are accepted."""
     try:
         result = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else math.nan
     except (ValueError, OverflowError):
@@ -83,12 +83,12 @@ def number(value: Any, field: str) -> float:
 
 
 def grade(value: Any, field: str) -> float | None:
-    """The value as a grade: a finite number, or None for null, an empty text and "N/A"."""
+    """Return the value as a grade: a finite number, or None for null, an empty text and "N/A"."""
     return None if isinstance(value, str | None) and value in _NOT_GRADED else number(value, field)
 
 
 def messages(value: Any, field: str) -> list[dict[str, str]]:
-    """The value as a conversation: a list of {"role", "content"}; further keys are dropped."""
+    """Return the value as a conversation: a list of {"role", "content"}; other keys are dropped."""
     if not isinstance(value, list | tuple) or not value:
         raise DataError("must be a list of messages", field=field, value=value, hint='give [{"role", "content"}, …]')
     return [_message(turn, f"{field}.{index}") for index, turn in enumerate(value)]
@@ -99,12 +99,12 @@ def _message(turn: Any, field: str) -> dict[str, str]:
         raise DataError("must be a message", field=field, value=turn, hint='give {"role": "user", "content": "…"}')
     role = turn.get("role")
     if role not in _ROLES:
-        raise DataError("is no role", field=f"{field}.role", value=role, hint=f"use {', '.join(_ROLES)}")
+        raise DataError("is not a valid role", field=f"{field}.role", value=role, hint=f"use {', '.join(_ROLES)}")
     return {"role": role, "content": as_text(turn.get("content"), f"{field}.content")}
 
 
 def origin(row: Row) -> dict[str, Any]:
-    """The native fields `id`, `task` and `source`, as far as a foreign row has them."""
+    """Return the native fields `id`, `task` and `source` that a row of another format has."""
     fields: dict[str, Any] = {}
     for name in ("prompt_id", "id"):
         if isinstance(row.get(name), str | int):
@@ -116,12 +116,12 @@ def origin(row: Row) -> dict[str, Any]:
 
 
 def task_name(label: str) -> str:
-    """A dataset's own label as a task name that is safe as a folder name: "Precise IF" → "precise_if"."""
+    """Return a dataset's own label as a plain task name: "Precise IF" → "precise_if"."""
     return re.sub(r"[^a-z0-9_-]+", "_", label.lower()).strip("_-")[:64].strip("_-") or "unnamed"
 
 
 def keep_responses(fields: Mapping[str, Any], kept: Sequence[int]) -> dict[str, Any]:
-    """The native row with the responses at the indices `kept` alone, and their labels."""
+    """Return the native row with only the responses at the indices `kept`, and their labels."""
 
     def at_kept(labels: Iterable[Any]) -> list[Any]:
         labels = list(labels)

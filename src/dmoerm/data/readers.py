@@ -1,8 +1,8 @@
-"""Preference data from files and datasets: groups for training and evaluation, queries for scoring.
+"""Read preference data from files and datasets: groups for training and evaluation, queries for scoring.
 
-    rows (a file, a dataset)  →  examples (native fields, by the row's format)  →  groups, validated
+    rows (of a file or dataset)  →  raw examples (native fields)  →  groups, validated
 
-No row vanishes: it becomes a group, or part of one, or an error in `bad`, or a count in `skipped`.
+No row is dropped silently: it becomes a group or a part of one, an error in `bad`, or a count in `skipped`.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ __all__ = ["FORMAT_NAMES", "Reading", "overall_from_capabilities", "queries_of",
 
 @dataclass(frozen=True)
 class Reading:
-    """What one source held.
+    """The content of one source.
 
     Attributes:
         groups: the groups, in the order of their (first) rows.
-        bad: one error, with file and line, for each row that is wrong.
+        bad: one error, with file and line, for each invalid row.
         skipped: reason → count. The first word says what is counted: "row:" rows without a usable preference,
             "response:" single responses, "pair:" pairs of responses.
-        notes: decision → number of rows that were kept but for which the reader had to decide something.
+        notes: decision of the reader → number of rows; these rows were kept.
         unknown_columns: column that is not read → number of rows that have it.
         rows: number of rows, blank lines not counted.
     """
@@ -53,12 +53,16 @@ def read_groups(
     split: str = "train",
     on_error: Literal["raise", "collect"] = "raise",
 ) -> Reading:
-    """All groups of a file (.jsonl, .json, .parquet), a dataset directory or a dataset `org/name[:config]`.
+    """Read all groups of a file (.jsonl, .json, .parquet), a dataset directory or a dataset `org/name[:config]`.
 
-    `format` is one of `FORMAT_NAMES`; `auto` tells it from the first row. `split` counts for datasets alone.
-    With `on_error="raise"` the first bad row raises `DataError` at its file and line; with `"collect"` bad rows are
-    gathered in `Reading.bad`. A source that is missing, unreadable or empty always raises `DataError`; a format that
-    is not known raises `ConfigError`.
+    Args:
+        format: one of `FORMAT_NAMES`; `auto` detects the format from the first row.
+        split: the split of a dataset; ignored for files.
+        on_error: `raise` raises an error at the first bad row; `collect` appends bad rows to `Reading.bad`.
+
+    Raises:
+        DataError: the source is missing, unreadable or empty, or (with `raise`) a row is bad.
+        ConfigError: the format is unknown.
     """
     reader = _GroupReader(str(source), named_format(format), collect=on_error == "collect")
     for line, row in _rows_of(source, split, streaming=False):
@@ -73,11 +77,17 @@ def read_queries(
     split: str = "train",
     on_bad: Callable[[DataError], None] | None = None,
 ) -> Iterator[Query]:
-    """The queries of a source, one at a time, in constant memory (a `.json` array excepted).
+    """Yield the queries of a source one at a time, in constant memory (except for a `.json` array).
 
-    Every format of `read_groups` is accepted: preferences are dropped, responses are kept in the row's order (chosen
-    before rejected), and each HelpSteer row is a query of its own. A bad row is given to `on_bad` with its place;
-    without `on_bad` it raises `DataError`. Here a row whose responses cannot be told from its prompt is a bad row.
+    All formats of `read_groups` are supported. Preferences are dropped, responses stay in the order of the row (chosen
+    before rejected), and each HelpSteer row is a separate query. A row whose responses cannot be separated from its
+    prompt is a bad row.
+
+    Args:
+        on_bad: called with each bad row's error.
+
+    Raises:
+        DataError: a row is bad and `on_bad` is None, or the source cannot be read.
     """
     return queries_of(_rows_of(source, split, streaming=True), source, format=format, on_bad=on_bad)
 
@@ -89,7 +99,7 @@ def queries_of(
     format: str = "auto",
     on_bad: Callable[[DataError], None] | None = None,
 ) -> Iterator[Query]:
-    """The same of rows of `source` that are at hand."""
+    """Yield the queries of rows that were read from `source`; see `read_queries`."""
     row_format = named_format(format)
     for line, row in rows:
         try:
@@ -111,11 +121,11 @@ def _rows_of(source: str | Path, split: str, *, streaming: bool) -> Iterator[Pla
         empty = False
         yield placed
     if empty:
-        raise DataError("holds no rows", file=source, hint="give a file with one group a line")
+        raise DataError("contains no rows", file=source, hint="give a file with one group per line")
 
 
 class _GroupReader:
-    """Gathers one source's rows into a `Reading`."""
+    """Collect the rows of one source in a `Reading`."""
 
     def __init__(self, source: str, row_format: RowFormat | None, *, collect: bool) -> None:
         self._source, self._format, self._collect = source, row_format, collect
@@ -132,7 +142,7 @@ class _GroupReader:
             self._reading.unknown_columns.update(unknown_columns(row, self._format))
             example = self._format.read(row)
             if self._format.one_response:
-                # The response may be empty, which only the joined group decides about.
+                # The response may be empty; that is checked for the joined group.
                 key = prompt_key(parse_query(example.fields | {"responses": ["…"]}).prompt)
                 self._joined.setdefault(key, (line, []))[1].append(example)
             else:
@@ -169,7 +179,7 @@ class _GroupReader:
 
 
 def _usable(example: RawExample) -> RawExample:
-    """The example without empty responses. Raises `SkippedRow` where no preference between two texts remains."""
+    """Return the example without empty responses. Raise `SkippedRow` if no preference between two texts remains."""
     fields = example.fields
     _check_label_lengths(fields)
     kept = [index for index, text in enumerate(fields["responses"]) if text.strip()]
@@ -183,7 +193,7 @@ def _usable(example: RawExample) -> RawExample:
 
 
 def _check_label_lengths(fields: dict) -> None:
-    """Before responses are taken out, every label must be of their number; the schema can only check it afterwards."""
+    """Check that every label has one entry per response, before empty responses are removed."""
     labels = {name: fields.get(name) for name in ("scores", "ranks")} | fields.get("capabilities", {})
     for name, grades in labels.items():
         if grades is not None and len(grades) != len(fields["responses"]):

@@ -1,8 +1,8 @@
-"""From a file or a dataset's name to its rows, as plain objects with their place, one at a time.
+"""Read the rows of a file or a dataset one at a time, with their positions.
 
-JSON Lines and Parquet are streamed in constant memory, a `.json` array is read whole. A row that cannot be read is
-yielded as the `DataError` that says why, so that the rows after it can still be read; what is wrong with the source
-itself (missing, empty, no Parquet file) is raised.
+JSON Lines and Parquet are streamed in constant memory; a `.json` array is read whole. A row that cannot be read is
+yielded as a `DataError`, so that the rows after it can still be read. An error of the source itself (a missing file, an
+invalid Parquet file) is raised.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..errors import DataError
 from ..io.storage import is_url, open_binary
 
 PlacedRow = tuple[int, dict[str, Any] | DataError]
-"""A row's line (in Parquet, in a JSON array and in a dataset: its number) from 1, and the row."""
+"""The line of a row, from 1 (in Parquet files, JSON arrays and datasets: the number of the row), and the row."""
 
 _SUFFIXES = (".jsonl", ".json", ".parquet")
 _DATASET_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
@@ -30,10 +30,12 @@ _BATCH_ROWS = 256
 
 
 def open_rows(source: str | Path, split: str = "train", *, streaming: bool = False) -> Iterator[PlacedRow]:
-    """The rows of a .jsonl, .json (both also .gz) or .parquet file, of a dataset directory, or of `org/name[:config]`.
+    """Yield the rows of a .jsonl, .json (both also .gz) or .parquet file, a dataset directory or `org/name[:config]`.
 
-    `-` is the standard input, as JSON Lines. A file may be a URL that fsspec knows.
-    `split` counts for datasets alone. Raises `DataError` where there is no such source or it cannot be read.
+    `-` is the standard input, as JSON Lines. A file may be a URL that fsspec supports. `split` is for datasets only.
+
+    Raises:
+        DataError: the source does not exist or cannot be read.
     """
     if str(source) == "-":
         return line_rows(sys.stdin.buffer)
@@ -44,15 +46,15 @@ def open_rows(source: str | Path, split: str = "train", *, streaming: bool = Fal
     if path.is_file() or is_url(str(source)):
         if suffix not in _SUFFIXES:
             hint = f"give a file that ends in {', '.join(_SUFFIXES)}"
-            raise DataError("is of no kind that can be read", file=source, value=path.suffix, hint=hint)
+            raise DataError("has an unsupported format", file=source, value=path.suffix, hint=hint)
         return parquet_rows(str(source)) if suffix == ".parquet" else _json_rows(str(source), whole=suffix == ".json")
     if suffix in _SUFFIXES or not _DATASET_NAME.fullmatch(str(source)):
-        raise DataError("there is no such file", file=path, hint="correct the path")
+        raise DataError("the file does not exist", file=path, hint="correct the path")
     return _dataset_rows(str(source), split, streaming)
 
 
 def file_kind(file: str) -> str:
-    """The suffix that says what a file holds; what `.gz` stands after."""
+    """Return the suffix that names the format of a file, without `.gz`."""
     return PurePosixPath(file.removesuffix(".gz")).suffix
 
 
@@ -70,7 +72,7 @@ def _json_rows(path: str, whole: bool) -> Iterator[PlacedRow]:
 
 
 def line_rows(lines: Iterable[bytes], first: int = 1) -> Iterator[PlacedRow]:
-    """The rows of JSON Lines, of which the first is line number `first`."""
+    """Yield the rows of JSON Lines; `first` is the number of the first line."""
     for line, content in enumerate(lines, first):
         if line == 1:
             content = content.removeprefix(b"\xef\xbb\xbf")
@@ -98,7 +100,7 @@ def _array_rows(path: str, content: bytes) -> Iterator[PlacedRow]:
 
 
 def _decode(content: bytes) -> Any:
-    """JSON text → value. Raises `DataError` for bytes that are not UTF-8, broken JSON, NaN and lone surrogates."""
+    """Decode JSON text. Raise `DataError` for bytes that are not UTF-8, invalid JSON, NaN and lone surrogates."""
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -133,7 +135,7 @@ def _refuse_surrogates(value: Any) -> None:
     except UnicodeEncodeError as error:
         near = text[max(0, error.start - 20) : error.start + 20]
         hint = "write the text as valid Unicode"
-        raise DataError("holds a lone surrogate, which is not valid Unicode", value=near, hint=hint) from None
+        raise DataError("contains a lone surrogate, which is not valid Unicode", value=near, hint=hint) from None
 
 
 def _as_row(value: Any) -> dict[str, Any]:
@@ -143,7 +145,7 @@ def _as_row(value: Any) -> dict[str, Any]:
 
 
 def parquet_rows(path: str, start: int = 0, stop: int = sys.maxsize) -> Iterator[PlacedRow]:
-    """The rows of a Parquet file, or those at `start` (from 0) to before `stop`; only their row groups are read."""
+    """Yield the rows `start` (from 0) to `stop` − 1 of a Parquet file; only their row groups are read."""
     import pyarrow as pa
     import pyarrow.parquet as parquet
 
@@ -152,8 +154,8 @@ def parquet_rows(path: str, start: int = 0, stop: int = sys.maxsize) -> Iterator
         with open_binary(path) as source, parquet.ParquetFile(source) as file:
             before, groups = _row_groups(file.metadata, start, stop)
             for batch in file.iter_batches(batch_size=_BATCH_ROWS, row_groups=groups):
-                wanted = batch.slice(max(start - before, 0), max(stop - max(start, before), 0))
-                for row in wanted.to_pylist(maps_as_pydicts="strict"):
+                rows = batch.slice(max(start - before, 0), max(stop - max(start, before), 0))
+                for row in rows.to_pylist(maps_as_pydicts="strict"):
                     number += 1
                     yield number, row
                 before += batch.num_rows
@@ -162,11 +164,11 @@ def parquet_rows(path: str, start: int = 0, stop: int = sys.maxsize) -> Iterator
         raise DataError(message, file=path, hint="check that the file is complete") from None
 
 
-def _row_groups(about: Any, start: int, stop: int) -> tuple[int, list[int]]:
-    """How many rows stand before the row groups that hold the rows `start` to `stop`; those groups."""
+def _row_groups(metadata: Any, start: int, stop: int) -> tuple[int, list[int]]:
+    """Return the number of rows before the row groups that contain rows `start` to `stop` − 1, and these row groups."""
     before, groups, row = 0, [], 0
-    for group in range(about.num_row_groups):
-        end = row + about.row_group(group).num_rows
+    for group in range(metadata.num_row_groups):
+        end = row + metadata.row_group(group).num_rows
         if end <= start:
             before = end
         elif row < stop:
@@ -178,8 +180,8 @@ def _row_groups(about: Any, start: int, stop: int) -> tuple[int, list[int]]:
 def _dataset_rows(name: str, split: str, streaming: bool) -> Iterator[PlacedRow]:
     try:
         yield from enumerate(_load_dataset(name, split, streaming), 1)
-    except Exception as error:  # the library, the hub client and the network below it raise dozens of kinds
-        hint = "give the path of an existing file, or the name and split of a dataset that can be reached"
+    except Exception as error:  # datasets, the hub client and the network raise many kinds of exceptions
+        hint = "give the path of an existing file, or the name and split of an existing dataset"
         reason = (str(error).splitlines() or [""])[0]
         message = f"split {split!r} cannot be loaded: {type(error).__name__}: {reason}"
         raise DataError(message, file=name, hint=hint) from error

@@ -1,4 +1,4 @@
-"""The groups of a run, and the part of them that training never sees: both follow from the settings alone."""
+"""The groups of a run and their split into a training and a test part; both follow from the settings alone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .readers import read_groups
 from .splitting import split_by_prompt, take_groups
 
 MERGED = "all"
-"""The one task of `data.merge_tasks`."""
+"""The task that `data.merge_tasks` puts all groups in."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,12 @@ class Splits:
 
 
 def load_splits(config: Config) -> Splits:
-    """Reads, completes and divides the run's data.
+    """Read, complete and split the data of a run.
 
-    Testbed groups are tested against their gold reward and gold grades; all others against what people gave.
+    The test part of the testbed has its gold grades; the test part of other data has people's grades.
 
     Raises:
-        DataError: no data, a bad row, a task or capability that the taxonomy does not name.
+        DataError: there is no data, a row is bad, or the taxonomy lacks a task or capability.
     """
     groups, skipped, unknown_columns = _read(config)
     groups = _with_labels(config, groups)
@@ -69,7 +69,7 @@ def load_splits(config: Config) -> Splits:
 
 
 def with_gold(groups: Sequence[Group]) -> list[Group]:
-    """Testbed groups with their gold labels in place of the simulated annotators'; others as they are."""
+    """Replace the simulated labels of testbed groups with gold labels; return other groups unchanged."""
     return [testbed.gold_group(group) if group.source == testbed.SOURCE else group for group in groups]
 
 
@@ -88,7 +88,7 @@ def _read(config: Config) -> tuple[list[Group], Counter[str], Counter[str]]:
         unknown_columns += reading.unknown_columns
     if not groups:
         raise DataError(
-            "there is no group to train on",
+            "the data contain no groups",
             field="data.files",
             value=list(config.data.files),
             hint="name at least one file, or set data.testbed_prompts",
@@ -112,18 +112,18 @@ def _with_labels(config: Config, groups: list[Group]) -> list[Group]:
 
 
 def _within(group: Group, taxonomy: Taxonomy) -> Group:
-    """The group without grades and labels of capabilities that the taxonomy has not."""
+    """Remove grades and labels of capabilities that the taxonomy lacks."""
     kept = taxonomy.tasks[group.task].capabilities if group.task else {}
     labels = {"capabilities": group.capabilities, "judged": group.judged}
-    return group.model_copy(update={k: {n: v for n, v in found.items() if n in kept} for k, found in labels.items()})
+    return group.model_copy(update={k: {n: v for n, v in grades.items() if n in kept} for k, grades in labels.items()})
 
 
 def _merged(group: Group) -> Group:
-    """The group under the one task of a merged taxonomy; a capability is another in another task."""
+    """Move the group to the task of a merged taxonomy; capabilities of different tasks stay different."""
     if group.task is None:
         return group
     labels = {"capabilities": group.capabilities, "judged": group.judged}
-    named = {k: {f"{group.task}_{n}": v for n, v in found.items()} for k, found in labels.items()}
+    named = {k: {f"{group.task}_{n}": v for n, v in grades.items()} for k, grades in labels.items()}
     return group.model_copy(update={"task": MERGED, **named})
 
 

@@ -1,8 +1,8 @@
-"""Which prompts are held out, which groups are taken, which labels are made noisy: decided by hashes alone.
+"""Hold out prompts, subsample groups and flip labels, decided by hashes only.
 
-Everything here is by *prompt* (`schema.prompt_key`), since two groups on one prompt are not independent. A prompt's
-place follows from the seed and its text, so it does not depend on the order of the rows, on the process or on the
-version of a random number generator.
+All decisions are made per *prompt* (`schema.prompt_key`), since two groups on one prompt are not independent. They
+follow from the seed and the prompt's text, so they do not depend on the order of the rows, the process or the version
+of a random number generator.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ from ..schema import Group, Pair, prompt_key
 
 
 def split_by_prompt(groups: Sequence[Group], fraction: float, seed: int = 0) -> tuple[list[Group], list[Group]]:
-    """The groups in two parts, (rest, held out); about `fraction` of each task's prompts is held out.
+    """Split the groups into (rest, held out); about `fraction` of each task's prompts is held out.
 
-    All groups on one prompt fall on the same side, under whatever task they occur. For 0 < fraction < 1 each task
-    with two or more prompts has at least one on each side (as far as prompts that several tasks share allow), and a
-    task's only prompt stays in the rest. Both parts keep the order of `groups`. Raises `ConfigError` for a fraction
-    outside 0 … 1.
+    All groups on one prompt are in the same part, whatever their tasks. For 0 < fraction < 1, each task with two or
+    more prompts has at least one in each part (if prompts shared between tasks allow it), and the only prompt of a task
+    stays in the rest. Both parts keep the order of `groups`.
+
+    Raises:
+        ConfigError: the fraction is outside 0 … 1.
     """
     _check_share("fraction", fraction)
     keys = [prompt_key(group.prompt) for group in groups]
@@ -35,14 +37,14 @@ def split_by_prompt(groups: Sequence[Group], fraction: float, seed: int = 0) -> 
 
 
 def _held_out(prompts: dict[str, set[str]], fraction: float, seed: int) -> set[str]:
-    """Tasks with the fewest prompts choose first: they have the least room where prompts are shared."""
+    """Choose for tasks with the fewest prompts first: shared prompts constrain them most."""
     held: set[str] = set()
     placed: set[str] = set()
     for task in sorted(prompts, key=lambda name: (len(prompts[name]), name)):
         keys = prompts[task]
-        wanted = _count(len(keys), fraction) - len(keys & held)
+        missing = _count(len(keys), fraction) - len(keys & held)
         free = sorted(keys - placed, key=lambda key: _digest(seed, key))
-        held.update(free[: max(0, wanted)])
+        held.update(free[: max(0, missing)])
         placed |= keys
     return held
 
@@ -56,9 +58,12 @@ def _count(prompts: int, fraction: float) -> int:
 
 
 def take_groups(groups: Sequence[Group], per_task: int, seed: int = 0) -> list[Group]:
-    """At most `per_task` groups of each task, on as many different prompts as possible, in the order of `groups`.
+    """Return at most `per_task` groups of each task, on as many prompts as possible, in the order of `groups`.
 
-    A larger `per_task` takes the same groups and more. Raises `ConfigError` for a negative number.
+    A larger `per_task` returns the same groups and more.
+
+    Raises:
+        ConfigError: `per_task` is negative.
     """
     if per_task < 0:
         raise ConfigError(f"per_task must not be negative (got {per_task}); give the number of groups to keep")
@@ -70,7 +75,7 @@ def take_groups(groups: Sequence[Group], per_task: int, seed: int = 0) -> list[G
 
 
 def _round_robin(groups: Sequence[Group], prompts: dict[str, list[int]], seed: int) -> list[int]:
-    """One group of every prompt, then a second of every prompt that has one, and so on."""
+    """Return one group of every prompt, then a second of every prompt that has two, and so on."""
     turns: list[tuple[int, bytes, int]] = []
     for key, indices in prompts.items():
         ordered = sorted(indices, key=lambda index: _digest(seed, groups[index].model_dump_json(exclude={"judged"})))
@@ -79,10 +84,13 @@ def _round_robin(groups: Sequence[Group], prompts: dict[str, list[int]], seed: i
 
 
 def flip_pairs(pairs: Sequence[Pair], share: float, seed_text: str) -> list[Pair]:
-    """The pairs in order, better and worse swapped with probability `share`, each pair by itself.
+    """Return the pairs in order, with better and worse swapped independently with probability `share`.
 
-    Whether a pair is swapped follows from `seed_text` (name the seed, the group and the capability in it) and the
-    two responses alone; a larger share swaps the same pairs and more. Raises `ConfigError` for a share outside 0 … 1.
+    The swaps follow from `seed_text` (which should name the seed, the group and the capability) and the indices of the
+    two responses. A larger share swaps the same pairs and more.
+
+    Raises:
+        ConfigError: the share is outside 0 … 1.
     """
     _check_share("share", share)
     return [
@@ -96,7 +104,7 @@ def _chance(pair: Pair, seed_text: str) -> float:
 
 
 def chance(seed_text: str, text: str = "") -> float:
-    """A number in 0 ≤ x < 1 that the texts decide; 53 bits, so that it is exact and never rounds up to 1."""
+    """Return a number in [0, 1) that follows from the texts; its 53 bits are exact, so it never rounds up to 1."""
     return (int.from_bytes(_digest(seed_text, text)[:8], "big") >> 11) / (1 << 53)
 
 
@@ -106,4 +114,4 @@ def _digest(seed: object, text: str) -> bytes:
 
 def _check_share(name: str, share: float) -> None:
     if not 0 <= share <= 1:
-        raise ConfigError(f"{name} must be between 0 and 1 (got {share}); 0.2 stands for 20 %")
+        raise ConfigError(f"{name} must be between 0 and 1 (got {share}); 0.2 is 20 %")

@@ -1,4 +1,4 @@
-"""What preference data holds, before anything is trained on it: counts, ties, lengths, agreement, faults."""
+"""Statistics of preference data: counts, ties, lengths, agreement, truncation and bad rows."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from ..chat.encoding import Encoded
 
 NO_TASK = "(no task)"
-"""How groups without a task are named in the result."""
+"""The name of groups without a task in the result."""
 
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff"
-_WORD = re.compile(f"[{_CJK}]|[^\\s{_CJK}]+")  # Chinese and Japanese have no spaces: a character counts as a word
+_WORD = re.compile(f"[{_CJK}]|[^\\s{_CJK}]+")  # Chinese and Japanese have no spaces, so a character counts as a word
 
 
 class Tokenizer(Protocol):
-    """What is needed of a tokenizer; those of `transformers` have it."""
+    """The method of a tokenizer that is used; tokenizers of `transformers` have it."""
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> Sequence[int]: ...
 
@@ -42,9 +42,9 @@ def data_statistics(
     format: str = "auto",
     split: str = "train",
 ) -> dict[str, Any]:
-    """What the sources hold, as a dictionary that JSON can write.
+    """Return statistics of the sources as a dictionary that can be written as JSON.
 
-        sources       per source: rows, groups, bad rows, what was left out and what was noted, by reason
+        sources       per source: rows, groups, number of bad rows; skipped, notes and unknown_columns with counts
         tasks         task → groups, prompts, responses, ordered pairs, tied pairs, tie_share (None: no overall grades)
         capabilities  task → capability → groups, ordered pairs, tied pairs, tie_share
         lengths       unit (tokens, or words without a tokenizer), task → prompt and response → p50, p95, max
@@ -53,7 +53,7 @@ def data_statistics(
         duplicates    repeated_prompts, groups_on_them, repeated_groups, prompts_in_several_tasks
         bad           every bad row: file, line, field, message, value, hint
 
-    Never raises `DataError`: a source that cannot be read is in `bad`, too.
+    No `DataError` is raised: a source that cannot be read is in `bad`, too.
     """
     groups: list[Group] = []
     bad: list[DataError] = []
@@ -70,7 +70,7 @@ def data_statistics(
         "tasks": {task: _task_counts(members) for task, members in by_task.items()},
         "capabilities": {task: _capability_counts(members) for task, members in by_task.items()},
         "lengths": _lengths(by_task, tokenizer),
-        "agreement": {task: found for task, members in by_task.items() if (found := _agreement(members))},
+        "agreement": {task: values for task, members in by_task.items() if (values := _agreement(members))},
         "truncation": None if encode is None else _truncation(by_task, encode, bad),
         "duplicates": _duplicates(groups),
         "bad": [_bad_row(error) for error in bad],
@@ -108,10 +108,10 @@ def _bad_row(error: DataError) -> dict[str, Any]:
 
 
 def _by_task(groups: Iterable[Group]) -> dict[str, list[Group]]:
-    found: dict[str, list[Group]] = {}
+    by_task: dict[str, list[Group]] = {}
     for group in groups:
-        found.setdefault(group.task or NO_TASK, []).append(group)
-    return dict(sorted(found.items()))
+        by_task.setdefault(group.task or NO_TASK, []).append(group)
+    return dict(sorted(by_task.items()))
 
 
 def _task_counts(groups: list[Group]) -> dict[str, Any]:
@@ -174,7 +174,7 @@ def _measure(tokenizer: Tokenizer | None) -> Callable[[str], int]:
 
 
 def _text(prompt: Prompt) -> str:
-    """The prompt's words without a chat template's marks, which add some tokens a turn."""
+    """Return the text of a prompt without the tokens that a chat template adds per turn."""
     return "\n".join(message.content for message in messages_of(prompt))
 
 
