@@ -111,7 +111,7 @@ def test_sources_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="the file does not exist"):
         open_rows("data/none.jsonl")
     (tmp_path / "a.csv").write_text("a,b")
-    with pytest.raises(DataError, match=r"no kind that can be read \(got '.csv'\)"):
+    with pytest.raises(DataError, match=r"has an unsupported format \(got '.csv'\)"):
         open_rows(tmp_path / "a.csv")
 
 
