@@ -135,11 +135,10 @@ def _device(value: Any) -> torch.device | None:
         return None
     if value == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if isinstance(value, dict) and list(value) == [""]:
-        value = value[""]
+    asked: Any = value[""] if isinstance(value, dict) and list(value) == [""] else value
     hint = 'a model lies on one device: use "auto", "cpu", "cuda:0" or the like'
     try:
-        device = torch.device("cuda", value) if isinstance(value, int) else torch.device(value)
+        device = torch.device("cuda", asked) if isinstance(asked, int) else torch.device(asked)
     except (TypeError, RuntimeError):
         raise ConfigError(f"device_map={shorten(value)} is not supported: {hint}") from None
     if device.type == "meta" or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
