@@ -27,7 +27,7 @@ def load_model(path: str, dtype: str | None = None, deterministic: bool = False)
         deterministic: prepares CUDA for deterministic matrix products.
 
     Raises:
-        CheckpointError: there is no model of that name.
+        CheckpointError: the model does not exist.
     """
     import torch
 
