@@ -30,7 +30,7 @@ from .losses import RowLosses, mean_by_expert
 from .processes import agreed, barrier, gathered_rows, rank
 from .tracking import BestTracker
 
-TESTED = "transformers 5.24"
+TESTED = "transformers 5.20.2 and 5.24.0"
 
 
 class StepTrainer(Trainer):
