@@ -42,7 +42,7 @@ def config(tiny_backbone, tmp_path_factory) -> Path:
 def test_compare_then_best_of_n(config: Path, trained_run) -> None:
     folder = config.parent / "run-compare"
     asked = f"{config} --seed 0 --seed 1 --members 2"
-    rival = f"--ablation shuffled --rival other={trained_run.folder / 'model'}"
+    rival = f"--ablation shuffled --include-trained --external other={trained_run.folder / 'model'}"
     result = invoke(f"compare {asked} {rival} --json {config.parent / 'copy.json'}")
     assert result.exit_code == 0, result.output
     found = json.loads((folder / "results.json").read_text())
@@ -73,7 +73,7 @@ def test_live_judges_are_methods_and_are_asked_once(config: Path, monkeypatch: p
         result = invoke(f"{asked} --base-url {server.url}")
         assert result.exit_code == 0, result.output
         calls = sum(server.paid.values())
-        (folder / "clean" / "seed0" / "cell.json").unlink()
+        (folder / "clean" / "seed0" / "run.json").unlink()
         assert invoke(f"{asked} --base-url {server.url}").exit_code == 0
         assert sum(server.paid.values()) == calls > 0, "what was asked is in the store"
     accuracy = json.loads((folder / "results.json").read_text())["conditions"]["clean"]["accuracy"]
@@ -84,7 +84,7 @@ def test_live_judges_are_methods_and_are_asked_once(config: Path, monkeypatch: p
 
 def test_what_cannot_be_compared(config: Path) -> None:
     assert "write it as NAME=0.25,0.15" in invoke(f"compare {config} --noise loud").output
-    assert "write it as NAME=PLACE" in invoke(f"compare {config} --rival nothing").output
+    assert "write it as NAME=SOURCE" in invoke(f"compare {config} --external nothing").output
     assert "unknown ablation" in invoke(f"compare {config} --ablation head").output
     assert "lower --samples" in invoke(f"bon {config} --from graded --samples 99").output
 

@@ -14,7 +14,7 @@ from tiny import TINY_TASKS, make_tiny_config
 from dmoerm.config import Config
 from dmoerm.data.splits import load_splits
 from dmoerm.evaluation.experiment_results import BestOfNResults
-from dmoerm.experiments import method_suite as panel
+from dmoerm.experiments import method_suite as here
 from dmoerm.experiments.best_of_n import measure_best_of_n
 from dmoerm.experiments.samples import Samples, from_testbed, unseen_prompts
 
@@ -41,7 +41,7 @@ def test_best_of_n_is_the_same_on_a_cluster(
     from dmoerm.distributed import method_suite as there
     from dmoerm.distributed.training import on_ray
 
-    for module in (panel, there):  # several shards of few samples
+    for module in (here, there):  # several shards of few samples
         monkeypatch.setattr(module, "SHARD_QUERIES", 2)
     configs = []
     for name in ("here", "there"):
@@ -52,11 +52,11 @@ def test_best_of_n_is_the_same_on_a_cluster(
     assert min(len(one.chunks()) for one in samples) > 2
 
     expected = measured(configs[0], samples)
-    found = measured(configs[1], samples, engine=on_ray, scoring=there.score_there)
+    found = measured(configs[1], samples, engine=on_ray, scoring=there.score_on_cluster)
     assert found.model_dump(exclude={"config"}) == expected.model_dump(exclude={"config"})
     parts = {file: file.stat().st_mtime_ns for file in (tmp_path / "there").rglob("part-*.parquet")}
     assert len(parts) > 3
-    assert measured(configs[1], samples, engine=on_ray, scoring=there.score_there) == found
+    assert measured(configs[1], samples, engine=on_ray, scoring=there.score_on_cluster) == found
     assert {file: file.stat().st_mtime_ns for file in parts} == parts
 
 

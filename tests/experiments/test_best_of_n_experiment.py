@@ -13,11 +13,10 @@ from dmoerm import testbed
 from dmoerm.data.splits import load_splits
 from dmoerm.errors import BackboneError, DataError
 from dmoerm.evaluation.experiment_results import BestOfNResults
-from dmoerm.experiments import method_suite as panels
 from dmoerm.experiments.best_of_n import default_ns, measure_best_of_n, score_samples
-from dmoerm.experiments.method_suite import RunMethod, open_panel
+from dmoerm.experiments.method_suite import SuiteScorer, open_suite
 from dmoerm.experiments.samples import Samples, from_groups, from_policy, from_testbed, unseen_prompts
-from dmoerm.schema import Group, Query, prompt_key
+from dmoerm.schema import Group, prompt_key
 
 CONDITIONS = {"clean": (0.0, 0.0), "noisy": (0.25, 0.15)}
 
@@ -50,21 +49,21 @@ def test_prompts_are_new(config) -> None:
     items = unseen_prompts(3, load_splits(config).train)
     assert len(items) == 3 * len(testbed.TASKS)
     assert train.isdisjoint(prompt_key(item.prompt) for item in items)
-    with pytest.raises(DataError, match="that training has not seen"):
+    with pytest.raises(DataError, match="that no training part has"):
         unseen_prompts(10_000, [])
 
 
 def test_equal_samples_are_scored_once_and_counted_as_drawn() -> None:
     (one,) = from_testbed(testbed.prompts("chitchat", 1), 300)
     drawn = testbed.sample_responses(testbed.prompts("chitchat", 1)[0], 300)
-    assert [one.query.responses[i] for i in one.place] == drawn
+    assert [one.query.responses[i] for i in one.index] == drawn
     assert len(set(one.query.responses)) == len(one.query.responses)
     assert [text for chunk in one.chunks() for text in chunk.responses] == list(one.query.responses)
 
 
 def test_graded_groups() -> None:
     groups = tiny_groups(2)
-    assert [len(one.place) for one in from_groups(groups, 3)] == [3] * len(groups)
+    assert [len(one.index) for one in from_groups(groups, 3)] == [3] * len(groups)
     with pytest.raises(DataError, match="no group has 4 graded responses"):
         from_groups(groups, 4)
     twice = Group(prompt="p", responses=("a", "b", "a"), scores=(1, 2, 1))
@@ -99,16 +98,14 @@ def test_curves_of_every_method(found: BestOfNResults) -> None:
 
 def test_chunks_score_as_one_query_does(config, samples, found) -> None:
     settings = config.model_copy(update={"output": f"{config.output}/clean/seed0/dmoerm"})
-    panel = open_panel(settings, 3, Console(quiet=True))
-    ((_, gold, rewards),) = score_samples(panel, samples[:1], Console(quiet=True))
+    suite = open_suite(settings, 3, Console(quiet=True))
+    (scored,) = score_samples(suite, samples[:1], Console(quiet=True))
+    gold, rewards = scored.gold, scored.rewards
     assert len(gold) == len(rewards["dmoerm"]) == 100
     query = samples[0].query
-    for method in ("general", "gated", "ensemble_uwo", "dmoerm"):
-        alone = RunMethod(panel, method).score_all([query])[0]
-        np.testing.assert_allclose(np.array(alone)[samples[0].place], rewards[method], rtol=1e-3, atol=1e-4)
-    assert panels.score(RunMethod(panel, "general"), query.prompt, query.responses[:2]) == pytest.approx(
-        RunMethod(panel, "general").score_all([Query(prompt=query.prompt, responses=query.responses[:2])])[0]
-    )
+    for method in ("general", "gated", "ensemble_uwo", "ensemble_wco", "all_labels", "dmoerm"):
+        alone = SuiteScorer(suite, method).score_all([query])[0]
+        np.testing.assert_allclose(np.array(alone)[samples[0].index], rewards[method], rtol=1e-3, atol=1e-4)
 
 
 def test_wrong_n_is_said(config, samples) -> None:
@@ -129,7 +126,7 @@ def test_a_policy_answers_and_is_judged_by_gold(tiny_backbone, tmp_path) -> None
     tiny_tokenizer().save_pretrained(tmp_path / "policy")
     items = testbed.prompts("chitchat", 2)
     found = from_policy(str(tmp_path / "policy"), items, 5, tokens=8)
-    assert [len(one.place) for one in found] == [5, 5]
+    assert [len(one.index) for one in found] == [5, 5]
     for item, one in zip(items, found, strict=True):
         golds = [testbed.gold_reward("chitchat", item.prompt, text) for text in one.query.responses]
         assert one.gold.tolist() == golds

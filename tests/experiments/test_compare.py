@@ -1,7 +1,8 @@
-"""`compare`: every method trained and scored on one split, cells that are not measured twice, outside methods."""
+"""`compare`: every method trained and scored on one split, runs that are not measured twice, external methods."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -13,11 +14,11 @@ from tiny import make_tiny_config, tiny_groups, write_groups
 from dmoerm.config import changed
 from dmoerm.errors import ConfigError, DataError
 from dmoerm.evaluation.experiment_results import Comparison
-from dmoerm.experiments import runs as cells
-from dmoerm.experiments.ablations import ABLATIONS
+from dmoerm.experiments import runs
 from dmoerm.experiments.compare import compare_methods
+from dmoerm.experiments.external import external_method
 from dmoerm.experiments.method_suite import run_settings
-from dmoerm.experiments.runs import Outside
+from dmoerm.experiments.methods import ablation_methods
 from dmoerm.schema import Query
 
 SOME = ("no_outer", "shuffled")
@@ -32,8 +33,10 @@ class Shortest:
 
 
 def quiet_compare(config, **asked) -> Comparison:
-    shortest = Outside(lambda _: Shortest(), "the shortest", frozenset(["chitchat"]))
-    asked = {"seeds": (0, 1), "conditions": CONDITIONS, "members": 3, "outside": {"shortest": shortest}} | asked
+    shortest = dataclasses.replace(
+        external_method("shortest", Shortest(), "the shortest"), tasks=frozenset(["chitchat"])
+    )
+    asked = {"seeds": (0, 1), "conditions": CONDITIONS, "members": 3, "external": [shortest]} | asked
     return compare_methods(config, console=Console(quiet=True), **asked)
 
 
@@ -54,7 +57,7 @@ def found(config) -> Comparison:
 
 
 def test_every_method_is_measured_on_the_same_pairs(found: Comparison) -> None:
-    trained = {"general", "per_task", "warm", "gated", "dmoerm"}
+    trained = {"general", "per_task", "all_labels", "warm", "gated", "dmoerm"}
     trained |= {f"{name}_{how}" for name in ("ensemble", "bagged") for how in ("mean", "wco", "uwo")}
     for condition in found.conditions.values():
         assert set(condition.accuracy) == trained | set(SOME) | {"shortest"}
@@ -82,15 +85,17 @@ def test_each_run_has_a_storage_of_its_own(config, tmp_path) -> None:
 
 def test_every_ablation_runs(config) -> None:
     config = changed(config, {"output": f"{config.output}-all"})
-    found = quiet_compare(config, seeds=(0,), conditions={"clean": CONDITIONS["clean"]}, ablations=list(ABLATIONS))
+    found = quiet_compare(
+        config, seeds=(0,), conditions={"clean": CONDITIONS["clean"]}, ablations=list(ablation_methods())
+    )
     accuracy = found.conditions["clean"].accuracy
-    assert set(ABLATIONS) <= set(accuracy)
-    assert {name: found.methods[name] for name in ABLATIONS} == {name: one.about for name, one in ABLATIONS.items()}
+    assert set(ablation_methods()) <= set(accuracy)
+    assert all(found.methods[name] == method.description for name, method in ablation_methods().items())
 
 
 def test_what_would_be_measured_wrongly_is_refused(config) -> None:
     with pytest.raises(ConfigError, match="'no_outer' is a method of this comparison"):
-        quiet_compare(config, outside={"no_outer": Outside(lambda _: Shortest(), "another")})
+        quiet_compare(config, external=[external_method("no_outer", Shortest(), "another")])
     with pytest.raises(DataError, match="no pair of responses that people ordered"):
         quiet_compare(changed(config, {"data.test_fraction": 1e-9, "data.files": [ungraded(config)]}))
 
@@ -104,7 +109,7 @@ def ungraded(config) -> str:
 
 def test_noise_and_ablations_change_what_is_learnt(found: Comparison, config) -> None:
     clean, noisy = (
-        cells.Cell.model_validate_json((Path(config.output) / name / "seed0" / "cell.json").read_text())
+        runs.RunResult.model_validate_json((Path(config.output) / name / "seed0" / "run.json").read_text())
         for name in CONDITIONS
     )
     assert clean.overall["chitchat"].pairs == noisy.overall["chitchat"].pairs, "the test part stays as it is"
@@ -115,13 +120,13 @@ def test_noise_and_ablations_change_what_is_learnt(found: Comparison, config) ->
 def test_costs_are_what_was_trained(found: Comparison) -> None:
     costs = found.costs
     assert costs["ensemble_mean"].parameters == 3 * costs["general"].parameters
-    assert costs["per_task"].parameters == 2 * costs["general"].parameters
+    assert costs["per_task"].parameters == costs["all_labels"].parameters == 2 * costs["general"].parameters
     assert costs["dmoerm"].parameters > costs["per_task"].parameters
     assert all(cost.training_seconds > 0 and cost.scoring_seconds > 0 for cost in costs.values())
 
 
 def test_a_cell_is_measured_once(found: Comparison, config, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cells, "open_panel", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(runs, "open_suite", lambda *_: pytest.fail("measured again"))
     again = quiet_compare(config, ablations=SOME)
     assert again == found
     with pytest.raises(pytest.fail.Exception):
@@ -150,7 +155,3 @@ def test_trained_branches_are_compared_too(tiny_backbone, tmp_path) -> None:
     assert found.costs["ensemble_mean"].parameters == 2 * found.costs["general"].parameters
     clean = found.conditions["clean"]
     assert len({json.dumps(clean.accuracy[m]["mean"].value) for m in ("general", "bagged_mean", "dmoerm")}) > 1
-
-
-def test_every_method_has_a_word_in_the_report() -> None:
-    assert set(cells.TRAINED) & set(ABLATIONS) == set()

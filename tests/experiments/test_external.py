@@ -11,7 +11,7 @@ from tiny import tiny_tokenizer, write_backbone
 from transformers import AutoModelForSequenceClassification
 
 from dmoerm.errors import BackboneError, DataError, ServerError
-from dmoerm.experiments.external import RewardServer, SequenceClassifier, conversation, method_of
+from dmoerm.experiments.external import RewardServer, SequenceClassifier, conversation, open_scorer
 from dmoerm.experiments.judges import recorded
 from dmoerm.labels import CapabilityLabel, Outcome, content_digest, write_labels
 from dmoerm.schema import Message, Query
@@ -52,14 +52,14 @@ def test_a_classifier_scores_a_text_as_it_does_alone(classifier) -> None:
 
 
 def test_our_own_folder_routes_by_itself(trained_run) -> None:
-    method = method_of(str(trained_run.folder / "model"))
+    method = open_scorer(str(trained_run.folder / "model"))
     (scores,) = trained_run.model.score_queries(QUERIES[:1])
     assert method.score_all(QUERIES[:1])[0] == pytest.approx([s.reward for s in scores], abs=1e-3)
 
 
 def test_classifiers_that_are_no_reward_models(tmp_path, classifier) -> None:
     with pytest.raises(BackboneError, match="is no model"):
-        method_of(str(tmp_path))
+        open_scorer(str(tmp_path))
     two = AutoModelForSequenceClassification.from_pretrained(classifier, num_labels=2, ignore_mismatched_sizes=True)
     two.save_pretrained(tmp_path / "two")
     tiny_tokenizer().save_pretrained(tmp_path / "two")
@@ -89,7 +89,7 @@ def test_servers(path, monkeypatch) -> None:
 def test_our_own_server_routes_by_itself(reward_server) -> None:
     told = [query.model_copy(update={"task": "another model's"}) for query in QUERIES]
     expected = [[float(text.lower().count("t")) for text in query.responses] for query in QUERIES]
-    assert method_of(f"{reward_server.url}/v1/score").score_all(told) == expected
+    assert open_scorer(f"{reward_server.url}/v1/score").score_all(told) == expected
 
 
 @pytest.mark.parametrize(
@@ -108,8 +108,8 @@ def test_servers_that_fail(reply, message) -> None:
 
 
 def test_servers_that_are_not_there() -> None:
-    with pytest.raises(ServerError, match="names no protocol"):
-        method_of("http://127.0.0.1:1/reward")
+    with pytest.raises(ServerError, match="must be a protocol"):
+        open_scorer("http://127.0.0.1:1/reward")
     with pytest.raises(ServerError, match="check that the server is running"):
         RewardServer("http://127.0.0.1:1/classify", retries=1).score_all(QUERIES)
 

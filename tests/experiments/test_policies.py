@@ -8,7 +8,7 @@ import pytest
 
 from dmoerm.errors import DataError
 from dmoerm.evaluation.experiment_results import PolicyPoint, PolicyRun
-from dmoerm.experiments.policies import differences, summarise
+from dmoerm.experiments.policies import differences, summarize
 
 
 def run(method: str, seed: int, gold: list[float], beta: float = 0.0, kl: list[float] | None = None) -> PolicyRun:
@@ -21,7 +21,7 @@ def run(method: str, seed: int, gold: list[float], beta: float = 0.0, kl: list[f
 
 
 def test_seeds_are_averaged_step_by_step() -> None:
-    (found,) = summarise([run("general", 0, [0.2, 0.6, 0.3]), run("general", 1, [0.2, 0.4, 0.5])])
+    (found,) = summarize([run("general", 0, [0.2, 0.6, 0.3]), run("general", 1, [0.2, 0.4, 0.5])])
     assert (found.start, found.peak, found.peak_step, found.end) == pytest.approx((0.2, 0.5, 10, 0.4))
     assert found.fall == pytest.approx(0.1)
     assert (found.seeds, found.kl) == (2, 4.0)
@@ -31,7 +31,7 @@ def test_the_curve_of_reinforcement_learning_is_found_again() -> None:
     """R(d) = d (0.3 − 0.1 log d) has its peak at exp(2)."""
     d = [0.0, 1.0, 2.0, 4.0, 8.0, 16.0]
     gold = [0.5 + (x * (0.3 - 0.1 * math.log(x)) if x else 0.0) for x in d]
-    (found,) = summarise([run("general", 0, gold, kl=[x * x for x in d])])
+    (found,) = summarize([run("general", 0, gold, kl=[x * x for x in d])])
     assert found.fit is not None
     assert (found.fit.alpha, found.fit.beta, found.fit.peak) == pytest.approx((0.3, 0.1, math.exp(2)))
 
@@ -46,8 +46,8 @@ def test_differences_are_taken_seed_by_seed_at_the_same_weight() -> None:
 
 def test_unlike_steps_are_said() -> None:
     with pytest.raises(DataError, match="different steps"):
-        summarise([run("general", 0, [0, 1.0]), run("general", 1, [0, 1.0, 2.0])])
+        summarize([run("general", 0, [0, 1.0]), run("general", 1, [0, 1.0, 2.0])])
 
 
 def test_too_few_points_have_no_fit() -> None:
-    assert summarise([run("general", 0, [0.1, 0.2])])[0].fit is None
+    assert summarize([run("general", 0, [0.1, 0.2])])[0].fit is None

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dmoerm.model.ensemble import UWO_WEIGHT, combined, joined
+from dmoerm.model.ensemble import UWO_WEIGHT, combine_members, joined
 from dmoerm.scores import Score
 
 WAYS = ("mean", "wco", "uwo")
@@ -37,12 +37,19 @@ def log_odds(a: Score, b: Score) -> float:
 
 
 def test_the_formulas() -> None:
-    found = combined(torch.tensor([[1.0, 2.0], [3.0, 2.0]]))
-    assert {how: row.tolist() for how, row in found.items()} == {
-        "mean": [2, 2],
-        "wco": [1, 2],
-        "uwo": [2 - UWO_WEIGHT * 1, 2],
-    }
+    rewards = torch.tensor([[1.0, 2.0], [5.0, 2.0]])  # centered: −0.5, 0.5 and 1.5, −1.5; the centers' mean is 2.5
+    assert combine_members(rewards, "mean").tolist() == [3.0, 2.0]
+    assert combine_members(rewards, "wco").tolist() == [2.0, 1.0]
+    assert combine_members(rewards, "uwo").tolist() == [3.0 - UWO_WEIGHT, 2.0 - UWO_WEIGHT]
+
+
+@pytest.mark.parametrize("combination", ["mean", "wco", "uwo"])
+def test_a_members_level_on_a_prompt_decides_nothing(combination: str) -> None:
+    """Preferences determine a member's rewards up to a constant per prompt."""
+    rewards = torch.randn(4, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    shifted = rewards + torch.tensor([[3.0], [-5.0], [0.0], [2.0]])
+    one, other = combine_members(rewards, combination), combine_members(shifted, combination)
+    torch.testing.assert_close(one - one.mean(), other - other.mean())
 
 
 @given(st.lists(REWARDS, min_size=1, max_size=4), st.lists(st.floats(0.1, 10), min_size=4, max_size=4))

@@ -9,12 +9,13 @@ import numpy as np
 
 from dmoerm.evaluation.best_of_n import best_of_n_kl, fit_curve
 from dmoerm.evaluation.experiment_results import BestOfNResults, Comparison, PolicyResults, PolicyRun
-from dmoerm.experiments.ablations import ABLATIONS
-from dmoerm.experiments.policies import differences, summarise
-from dmoerm.experiments.runs import TRAINED
+from dmoerm.experiments.methods import ablation_methods, default_methods
+from dmoerm.experiments.policies import differences, summarize
 
 TASKS = ("chitchat", "objective_qa", "role_play", "summarisation", "text_creation")
 CAPABILITIES = ("correctness", "empathy", "fluency", "helpfulness", "logic", "proactivity", "relevance")
+TRAINED = {method.name: method.description for method in default_methods()}
+ABLATIONS = {name: method.description for name, method in ablation_methods().items()}
 METHODS = (*TRAINED, "gpt-4o-mini, 3 shots", *ABLATIONS)
 _VERSIONS = {"python": "3.11.2", "torch": "2.9.0", "dmoerm": "0.1.0"}
 _CONFIG = {"name": "human", "data": {"files": ["a.jsonl", "b.jsonl"]}, "phase3": {"inputs": "scores"}}
@@ -30,7 +31,7 @@ def comparison(methods: Sequence[str] = METHODS, tasks: Sequence[str] = TASKS, *
         "members": 5,
         "budget": "All methods see the same groups.",
         "versions": _VERSIONS,
-        "methods": {m: TRAINED.get(m) or (ABLATIONS[m].about if m in ABLATIONS else "a judge") for m in methods},
+        "methods": {m: TRAINED.get(m) or ABLATIONS.get(m, "a judge") for m in methods},
         "conditions": {
             "clean": _condition(drawn, methods, tasks, 0.72, 0.0),
             "noisy": _condition(drawn, methods, tasks, 0.66, 0.25),
@@ -176,7 +177,7 @@ def policies(methods: Sequence[str] = ("general", "ensemble_uwo", "dmoerm"), **c
         "parameters": 10_490_368,
         "versions": _VERSIONS,
         "runs": runs,
-        "summaries": summarise(runs),
+        "summaries": summarize(runs),
         "paired": differences(runs),
     }
     return PolicyResults.model_validate(fields | changes)

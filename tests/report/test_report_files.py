@@ -18,8 +18,7 @@ from typer.testing import CliRunner
 from dmoerm.cli import app
 from dmoerm.errors import DataError
 from dmoerm.evaluation.experiment_results import Comparison
-from dmoerm.experiments.ablations import ABLATIONS
-from dmoerm.experiments.runs import TRAINED
+from dmoerm.experiments.methods import ablation_methods, default_methods
 from dmoerm.report import read_measured, report_html, write_folder_report
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -150,7 +149,7 @@ def test_the_best_mean_comes_first(comparison_page: str) -> None:
     (table,) = re.findall(r"<caption>noisy: share of held-out pairs.*?</table>", comparison_page, re.DOTALL)
     shown = re.findall(r'<th scope="row"><span[^>]*></span>([^<]+)', table)
     assert set(shown) == set(METHODS)
-    for part in (set(TRAINED), set(ABLATIONS)):
+    for part in ({method.name for method in default_methods()}, set(ablation_methods())):
         means = [accuracy[method]["mean"].value for method in shown if method in part]
         assert means == sorted(means, reverse=True)
 

@@ -1,4 +1,4 @@
-"""Fixtures of policy optimisation; runs of them take seconds."""
+"""Fixtures of policy optimization; runs of them take seconds."""
 
 from __future__ import annotations
 

@@ -49,16 +49,16 @@ def test_the_scale_is_not_moved_by_what_differs_between_prompts():
     near, far = measure_scale([0, 1, 0, 1], 2), measure_scale([0, 1, 100, 101], 2)
     assert near.std == pytest.approx(far.std)
     assert far.mean == 50.5
-    with pytest.raises(TrainingError, match="nothing to optimise"):
+    with pytest.raises(TrainingError, match="nothing to optimize"):
         measure_scale([1, 1, 5, 5], 2)
 
 
 @pytest.mark.parametrize(("factor", "shift"), [(1.0, 0.0), (100.0, -3.0), (0.01, 40.0)])
-def test_what_is_optimised_does_not_depend_on_a_rewards_unit(factor, shift):
+def test_what_is_optimized_does_not_depend_on_a_rewards_unit(factor, shift):
     texts = ["t", "t t", "a", ""]
     reward = lambda queries: [[factor * x + shift for x in row] for row in count_t(queries)]  # noqa: E731
     scale = measure_scale(raw_rewards(reward, [FIRST] * 4, texts, 0), 4)
     found = TRLReward(reward, [FIRST], scale)(texts, [0] * 4, SimpleNamespace(global_step=3))
     plain = measure_scale(raw_rewards(count_t, [FIRST] * 4, texts, 0), 4)
-    assert found == pytest.approx([plain.normalise(x) for x in (1, 2, 0, plain.lowest - plain.std)])
+    assert found == pytest.approx([plain.normalize(x) for x in (1, 2, 0, plain.lowest - plain.std)])
     assert isinstance(scale, Scale)

@@ -1,4 +1,4 @@
-"""Settings of policy optimisation: what is refused, and that all are told."""
+"""Settings of policy optimization: what is refused, and that all are told."""
 
 import pytest
 from pydantic import ValidationError

@@ -9,7 +9,7 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.rloo_config import RLOOConfig
 from trl.trainer.rloo_trainer import RLOOTrainer
 
-from dmoerm.rl import gold_of, optimise
+from dmoerm.rl import gold_of, optimize
 from dmoerm.rl.trainers import TRAINERS, _Frugal
 
 
@@ -39,11 +39,11 @@ def test_the_same_updates_as_trls_in_the_passes_that_are_needed(
     algorithm, beta, expected, policy, asked, tmp_path, passes, monkeypatch
 ):
     settings = tiny_settings(algorithm=algorithm, beta=beta, steps=3, bf16=False, temperature=0.8)
-    frugal = optimise(policy, count_t, gold_of, asked, settings, tmp_path / "frugal")
+    frugal = optimize(policy, count_t, gold_of, asked, settings, tmp_path / "frugal")
     assert passes == expected * 3
     own = {"rloo": (RLOOTrainer, RLOOConfig), "grpo": (GRPOTrainer, GRPOConfig)}
     monkeypatch.setitem(TRAINERS, algorithm, own[algorithm])
-    plain = optimise(policy, count_t, gold_of, asked, settings, tmp_path / "plain")
+    plain = optimize(policy, count_t, gold_of, asked, settings, tmp_path / "plain")
     assert len(passes) == 3 * len(expected)
     assert frugal.points[-1].kl == pytest.approx(plain.points[-1].kl, rel=1e-3)
     assert frugal.points[-1].kl > 0

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from dmoerm.training.baselines import averaged, gated_vectors, objectives, train_gated, train_members
 from tiny import make_tiny_config, tiny_groups, train_quietly, write_groups
 
 from dmoerm.config import changed
 from dmoerm.data.splits import MERGED, load_splits
-from dmoerm.training.baselines import averaged, gated_vectors, objectives, train_gated, train_members
 from dmoerm.training.embedding import base_embeddings
 from dmoerm.training.run import examples_of
 

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from .models import quieten
-from .options import JsonFile
+from .options import IncludeTrained, JsonFile
 
 
 class Name(StrEnum):
@@ -32,21 +32,19 @@ def command(
     ],
     data: Annotated[list[str], typer.Option(metavar="DATA", help="A file of its rows, or a `load_dataset` name.")],
     split: Annotated[str, typer.Option(help="Of a `load_dataset` name: `filtered` for RewardBench 1.")] = "train",
-    include_trained: Annotated[
-        bool, typer.Option("--include-trained", help="Keep prompts that one of the models was trained on.")
-    ] = False,
+    include_trained: IncludeTrained = False,
     json_file: JsonFile = None,
 ) -> None:
     """Score a public benchmark: its subsets, its sections, and the one figure that is compared."""
     from ..data.readers import read_groups
-    from ..experiments.external import method_of
+    from ..experiments.external import open_scorer
     from ..experiments.public_benchmarks import run_benchmark
     from ..io.paths import model_folder, write_file
     from .tables import benchmark_table, screen
 
     quieten()
     groups = [group for file in data for group in read_groups(file, split=split).groups]
-    models = {path: method_of(model_folder(path)) for path in model}
+    models = {path: open_scorer(model_folder(path)) for path in model}
     run = run_benchmark(name.value, models, groups, include_trained)
     console = screen()
     console.print(benchmark_table(run.results))

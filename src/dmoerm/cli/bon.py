@@ -1,23 +1,16 @@
-"""`dmoerm bon`: what the best of n by each method's reward is worth to people, or to a gold reward."""
+"""`dmoerm bon`: the gold reward of the best of n samples by each method's reward."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from .experiments import conditions_of, engine_of, experiment_config, write_found
+from .experiments import conditions_of, engine_of, experiment_config, scoring_of, write_results
 from .models import quieten
-from .options import Engine, ExperimentFolder, JsonFile, Members, Noise, Overrides, Seeds
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from ..config import Config
-    from ..experiments.method_suite import Scoring
-    from ..experiments.samples import Samples
+from .options import Engine, ExperimentFolder, IncludeTrained, JsonFile, Members, Noise, Overrides, Seeds
 
 
 def command(
@@ -26,79 +19,48 @@ def command(
         str,
         typer.Option(
             "--from",
-            help="testbed: its generator and gold reward; graded: held-out groups that people graded; a file; "
-            "policy:PATH: a causal language model's answers to testbed prompts.",
+            help="testbed: its generator and gold reward; graded: held-out groups graded by people; a file of groups; "
+            "policy:PATH: a causal language model that answers testbed prompts.",
         ),
     ] = "testbed",
     samples: Annotated[
-        int, typer.Option(min=2, help="Samples a prompt; of graded groups, the fewest responses.")
+        int, typer.Option(min=2, help="Samples per prompt; of graded groups, the fewest responses.")
     ] = 12_500,
-    prompts: Annotated[int, typer.Option(min=1, help="Testbed prompts a task, none of which training has seen.")] = 2,
+    prompts: Annotated[int, typer.Option(min=1, help="Testbed prompts per task; none is a training prompt.")] = 2,
     ns: Annotated[list[int] | None, typer.Option("--n", help="May be repeated; powers of two unless given.")] = None,
     seeds: Seeds = None,
     noise: Noise = None,
     members: Members = 5,
+    include_trained: IncludeTrained = False,
     engine: Engine = "local",
     output: ExperimentFolder = None,
     overrides: Overrides = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Best-of-n by every method, gold against KL. Runs of `dmoerm compare` in the same folder are not trained again."""
+    """Measure best-of-n by every method, gold against KL. Runs of `dmoerm compare` in the same folder are reused."""
     from ..experiments.best_of_n import measure_best_of_n
+    from ..experiments.samples import open_source
     from .tables import print_best_of_n, screen
 
     quieten()
     settings = experiment_config(config, overrides or (), output)
+    chosen = seeds or (0, 1, 2)
     with engine_of(engine, settings) as training:
-        found = measure_best_of_n(
+        opened = open_source(source, settings, chosen, samples, prompts, include_trained)
+        results = measure_best_of_n(
             settings,
-            _samples(settings, source, samples, prompts, seeds or (0, 1, 2)),
+            opened.samples,
             conditions_of(noise or ()),
             members=members,
-            source=f"{source}, {samples} samples a prompt"
-            if source != "graded"
-            else "held-out groups, graded by people",
+            source=opened.description,
+            overlap=opened.overlap,
             ns=ns,
             command=" ".join(["dmoerm", *sys.argv[1:]]),
             engine=training,
-            scoring=_scoring(engine),
+            scoring=scoring_of(engine),
         )
-    lines = write_found(found, Path(settings.output) / "best_of_n.json", json_file)
+    lines = write_results(results, Path(settings.output) / "best_of_n.json", json_file)
     console = screen()
-    print_best_of_n(console, found)
+    print_best_of_n(console, results)
     for line in lines:
         console.print(line, soft_wrap=True)
-
-
-def _scoring(engine: str) -> Scoring:
-    if engine == "local":
-        from ..experiments.method_suite import score_here
-
-        return score_here
-    from ..distributed.method_suite import score_there
-
-    return score_there
-
-
-def _samples(
-    config: Config, source: str, count: int, prompts: int, seeds: Sequence[int]
-) -> Mapping[int, Sequence[Samples]]:
-    """Seed → what its models score."""
-    from ..config import changed
-    from ..data.readers import read_groups
-    from ..data.splits import load_splits
-    from ..experiments.samples import from_groups, from_policy, from_testbed, unseen_prompts
-    from ..schema import prompt_key
-
-    loaded = {seed: load_splits(changed(config, {"seed": seed})) for seed in seeds}
-    if source == "graded":
-        return {seed: from_groups(data.test, count, once=True) for seed, data in loaded.items()}
-    if source == "testbed" or source.startswith("policy:"):
-        items = unseen_prompts(prompts, [group for data in loaded.values() for group in data.train])
-        policy = source.removeprefix("policy:")
-        found = from_testbed(items, count) if source == "testbed" else from_policy(policy, items, count)
-    else:
-        known = {prompt_key(group.prompt) for data in loaded.values() for group in data.train}
-        groups = [group for group in read_groups(source).groups if prompt_key(group.prompt) not in known]
-        found = from_groups(groups, count)
-    return dict.fromkeys(seeds, found)

@@ -10,7 +10,7 @@ import typer
 
 from ..io.paths import model_folder
 from .models import quieten
-from .options import BatchTokens, JsonFile, Overrides
+from .options import BatchTokens, IncludeTrained, JsonFile, Overrides
 
 if TYPE_CHECKING:
     from ..config import Config
@@ -26,9 +26,7 @@ def command(
         list[str] | None, typer.Option(help="Evaluate on these groups; else on the run's own held-out prompts.")
     ] = None,
     format: Annotated[str, typer.Option(help="The rows' format; auto tells it from the first row.")] = "auto",
-    include_trained: Annotated[
-        bool, typer.Option("--include-trained", help="With --data: also measure prompts that the model was trained on.")
-    ] = False,
+    include_trained: IncludeTrained = False,
     overrides: Overrides = None,
     json_file: JsonFile = None,
     report: Annotated[Path | None, typer.Option(metavar="DIR", help="Write results.json and report.html here.")] = None,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ..config import Config
     from ..evaluation.results import Document
+    from ..experiments.method_suite import Scoring
     from ..training.graph import Engine
 
 
@@ -53,11 +54,22 @@ def engine_of(name: str, config: Config) -> Iterator[Engine | None]:
         yield on_ray
 
 
-def write_found(found: Document, place: Path, copy: Path | None) -> list[str]:
-    """Writes the results file, a copy of it where one is asked for, and the folder's page; says where they are."""
+def scoring_of(engine: str) -> Scoring:
+    """Where samples are scored."""
+    if engine == "local":
+        from ..experiments.method_suite import score_here
+
+        return score_here
+    from ..distributed.method_suite import score_on_cluster
+
+    return score_on_cluster
+
+
+def write_results(results: Document, path: Path, copy: Path | None) -> list[str]:
+    """Write the results file, a copy if one is asked for, and the folder's report; return lines that say where."""
     from ..io.paths import write_file
     from ..report import write_folder_report
 
-    for file in (place, *([copy] if copy else [])):
-        write_file(file, found.to_json())
-    return [f"results: {place}", f"report: {write_folder_report(place.parent)}"]
+    for file in (path, *([copy] if copy else [])):
+        write_file(file, results.to_json())
+    return [f"results: {path}", f"report: {write_folder_report(path.parent)}"]

@@ -26,6 +26,11 @@ Deterministic = Annotated[
 ]
 BatchTokens = Annotated[int, typer.Option(min=1, help="Most tokens of one pass; a token counts once for each expert.")]
 
+IncludeTrained = Annotated[
+    bool,
+    typer.Option("--include-trained", help="Keep prompts that a model was trained on."),
+]
+
 # What the experiments share: compare, bon, rl.
 Seeds = Annotated[
     list[int] | None, typer.Option("--seed", help="Of the runs; may be repeated; 0, 1 and 2 unless given.")

@@ -235,8 +235,8 @@ def _agreement_table(title: str, rows: Sequence[LabelQuality]) -> Table:
 
 
 def policies_table(found: PolicyResults) -> Table:
-    """Policies by what they were optimised against: how far each went from its start, and what gold did."""
-    table = Table("method", title="Policy optimisation: means on held-out prompts, over seeds", title_justify="left")
+    """Policies by what they were optimized against: how far each went from its start, and what gold did."""
+    table = Table("method", title="Policy optimization: means on held-out prompts, over seeds", title_justify="left")
     for name in ("condition", "beta", "seeds", "KL, nats", "gold: start", "peak", "end", "fall from the peak"):
         table.add_column(name, justify="right")
     for one in found.summaries:

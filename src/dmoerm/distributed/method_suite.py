@@ -1,9 +1,10 @@
-"""Every method's rewards of many samples on Ray: a pool of actors that each hold a finished run and its baselines.
+"""Every method's rewards of many samples on Ray: a pool of actors that each hold a finished run and its methods.
 
     run/samples/DIGEST/samples.jsonl        the queries
-    run/samples/DIGEST/rewards-MEMBERS/     their rewards, as parts; what is there is not scored again
+    run/samples/DIGEST/members-K/           their rewards under ensembles of K, as parts; a part is scored once
 
-All machines must reach the run's folder. What is computed is what `experiments.method_suite.score_here` computes.
+All machines must reach the run's folder. The rewards are those of `experiments.method_suite.score_here`. An actor has
+the built-in methods and those of entry points.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from rich.progress import Progress
 
 from ..config import Config
 from ..data.splits import Splits
-from ..experiments.method_suite import SHARD_QUERIES, Panel, Rewards, reopen_panel
+from ..experiments.method_suite import SHARD_QUERIES, MemberRewards, MethodSuite, reopen_suite
 from ..io.paths import write_file
 from ..schema import Query
 from ..scoring.score_rows import OnBad, ScoreRow
@@ -30,36 +31,38 @@ from .training import reachable
 
 
 @dataclass(frozen=True)
-class PanelRows:
-    """A panel as a `RowScorer`: `rewards` are dmoerm's, and `capabilities` has every method's by its name."""
+class SuiteRows:
+    """A method suite as a `RowScorer`: `rewards` are dmoerm's, `capabilities` has every method's members by name."""
 
-    panel: Panel
+    suite: MethodSuite
 
     def rows(self, queries: Iterable[Query], on_bad: OnBad | None = None) -> Iterator[tuple[Query, ScoreRow]]:
-        """See `RowScorer`; all queries share their passes, and what cannot be scored is always raised."""
-        for one in self.panel.score(list(queries), console=Console(quiet=True)):
-            methods = {method: rewards.tolist() for method, rewards in one.rewards.items()}
-            yield one.group, {"id": one.group.id, "rewards": methods["dmoerm"], "capabilities": methods}
+        """See `RowScorer`; all queries share their passes, and a query that cannot be scored always raises."""
+        queries = list(queries)
+        rewards = self.suite.member_rewards(queries, console=Console(quiet=True))
+        for query, members in zip(queries, rewards, strict=True):
+            rows = {f"{name}/{i}": row.tolist() for name, table in members.items() for i, row in enumerate(table)}
+            yield query, {"id": query.id, "rewards": rows["dmoerm/0"], "capabilities": rows}
 
 
-def open_rows(config: Config, data: Splits, members: int) -> PanelRows:
-    """The panel as what scores rows; in an actor."""
-    return PanelRows(reopen_panel(config, data, members))
+def open_rows(config: Config, data: Splits, members: int) -> SuiteRows:
+    """Open the suite in an actor."""
+    return SuiteRows(reopen_suite(config, data, members))
 
 
-def score_there(panel: Panel, queries: Sequence[Query], console: Console) -> list[Rewards]:
-    """The `Scoring` of a cluster; the run's `ray.cpus` and `ray.gpus` are an actor's.
+def score_on_cluster(suite: MethodSuite, queries: Sequence[Query], console: Console) -> list[MemberRewards]:
+    """The `Scoring` of a cluster; the run's `ray.cpus` and `ray.gpus` are one actor's.
 
     Raises what `score_on_ray` does.
     """
-    config = reachable(panel.run.config)
+    config, members = reachable(suite.run.config), suite.context.members
     text = "".join(query.model_dump_json() + "\n" for query in queries)
     folder = Path(config.output) / "samples" / hashlib.sha256(text.encode()).hexdigest()[:16]
-    file, rewards = folder / "samples.jsonl", folder / f"rewards-{panel.members}"  # baselines of so many members
+    file, rewards = folder / "samples.jsonl", folder / f"members-{members}"  # of ensembles of this size
     if not file.exists():
         write_file(file, text)
     job = ScoringJob(config.output, str(file), str(rewards), "native", shard_rows=SHARD_QUERIES)
-    opened = functools.partial(open_rows, config, panel.data, panel.members)
+    opened = functools.partial(open_rows, config, suite.data, members)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bars:
         bar = bars.add_task("scoring")
         pool = ActorPool(cpus=config.ray.cpus, gpus=config.ray.gpus)
@@ -67,6 +70,9 @@ def score_there(panel: Panel, queries: Sequence[Query], console: Console) -> lis
     return [row for part in manifest["parts"] for row in _rewards(rewards / part["part"])]
 
 
-def _rewards(part: Path) -> Iterator[Rewards]:
+def _rewards(part: Path) -> Iterator[MemberRewards]:
     for row in parquet.read_table(part, columns=["capabilities"]).to_pylist(maps_as_pydicts="strict"):
-        yield {method: np.array(rewards) for method, rewards in row["capabilities"].items()}
+        members: dict[str, list[list[float]]] = {}
+        for name, rewards in row["capabilities"].items():  # members in their order
+            members.setdefault(name.rpartition("/")[0], []).append(rewards)
+        yield {method: np.array(rows) for method, rows in members.items()}

@@ -18,11 +18,9 @@ from typing import NamedTuple
 import numpy as np
 
 from ..schema import Pair, prompt_key
+from .bootstrap import RESAMPLES, interval, resampled_sums
 from .results import MEAN, MEAN_HUMAN, Difference, Estimate
 from .scored_groups import ScoredGroup
-
-RESAMPLES = 2000
-_BLOCK = 2_000_000  # entries of one block of resampled counts: 16 MB
 
 Row = tuple[str, Sequence[Pair], Mapping[str, np.ndarray]]
 """A group's prompt, its human-ordered pairs, and method → its scores."""
@@ -159,14 +157,9 @@ def capability_accuracy(
 
 def resample(counts: PairCounts, seed: int | Sequence[int], resamples: int = RESAMPLES) -> dict[str, np.ndarray]:
     """Method → its accuracy (B,) on B samples of the P prompts, drawn with replacement; the mean over seeds."""
-    rng, (seeds, prompts) = np.random.default_rng(seed), counts.pairs.shape
+    seeds = len(counts.pairs)
     columns = np.concatenate([counts.pairs, *counts.right.values()]).T  # (P, S + M S)
-    block = max(1, _BLOCK // prompts)
-    sums = [
-        rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=min(block, resamples - start)) @ columns
-        for start in range(0, resamples, block)
-    ]
-    pairs, *right = np.concatenate(sums).T.reshape(-1, seeds, resamples)
+    pairs, *right = resampled_sums(columns, seed, resamples).T.reshape(-1, seeds, resamples)
     with np.errstate(divide="ignore", invalid="ignore"):  # a sample may have none of a seed's few prompts
         return {method: np.nanmean(row / pairs, axis=0) for method, row in zip(counts.right, right, strict=True)}
 
@@ -188,22 +181,16 @@ class _Shares(NamedTuple):
 
 
 def _estimate(method: str, tasks: Sequence[_Shares]) -> Estimate:
-    low, high = _interval(np.mean([task.drawn[method] for task in tasks], axis=0))
+    low, high = interval(np.mean([task.drawn[method] for task in tasks], axis=0))
     return Estimate(
         value=fmean(task.value(method) for task in tasks),
-        low=low,
-        high=high,
+        low=float(low),
+        high=float(high),
         pairs=sum(int(task.counts.pairs.sum()) for task in tasks),
         prompts=sum(len(task.counts.prompts) for task in tasks),
     )
 
 
 def _difference(first: str, second: str, tasks: Sequence[_Shares]) -> Difference:
-    low, high = _interval(np.mean([task.drawn[first] - task.drawn[second] for task in tasks], axis=0))
-    return Difference(value=fmean(t.value(first) - t.value(second) for t in tasks), low=low, high=high)
-
-
-def _interval(samples: np.ndarray) -> tuple[float, float]:
-    """The middle 95 % of the samples."""
-    low, high = np.quantile(samples, [0.025, 0.975])
-    return float(low), float(high)
+    low, high = interval(np.mean([task.drawn[first] - task.drawn[second] for task in tasks], axis=0))
+    return Difference(value=fmean(t.value(first) - t.value(second) for t in tasks), low=float(low), high=float(high))

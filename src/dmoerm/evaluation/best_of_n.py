@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import gammaln
 
 from ..errors import DataError
+from .bootstrap import interval, resampled_means
 
 Array = NDArray[np.float64]
 _RESAMPLES = 1000
@@ -184,19 +185,17 @@ def best_of_n_curve(
 
 def over_prompts(proxy: Array, gold: Array, ns: Sequence[int], seed: int = 0) -> BestOfN:
     """The same, from what the best of each n is worth on each prompt, (P, M) both."""
-    count = len(gold)
-    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=_RESAMPLES) / count
-    means = drawn @ gold  # (resamples, M)
+    means = resampled_means(gold, seed, _RESAMPLES)
     d = np.sqrt(best_of_n_kl(ns))
     return BestOfN(
         ns=tuple(ns),
         kl=best_of_n_kl(ns),
         proxy=proxy.mean(0),
         gold=gold.mean(0),
-        gold_interval=np.quantile(means, [0.025, 0.975], axis=0).T,
+        gold_interval=interval(means),
         gold_by_prompt=gold,
         curve=_curve(d, gold.mean(0), means),
-        falls_after=_falls_after(ns, gold.mean(0), means) if count >= _LEAST_PROMPTS else None,
+        falls_after=_falls_after(ns, gold.mean(0), means) if len(gold) >= _LEAST_PROMPTS else None,
     )
 
 
@@ -208,7 +207,7 @@ def _curve(d: Array, gold: Array, means: Array) -> Curve | None:
     known = [peak for peak in peaks if peak is not None]
     if found.peak is None or len(known) < 0.95 * len(peaks):
         return found
-    low, high = np.quantile(known, [0.025, 0.975])
+    low, high = interval(np.array(known))
     return Curve("bon", found.alpha, found.beta, found.peak, found.value, (float(low), float(high)))
 
 

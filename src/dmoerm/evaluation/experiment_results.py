@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from .results import CalibrationResult, Cost, Difference, Document, Estimate, LengthBias, Part, RouterResult
+from .results import (
+    CalibrationResult,
+    Cost,
+    Difference,
+    Document,
+    Estimate,
+    LengthBias,
+    Overlap,
+    ResultModel,
+    RouterResult,
+)
 
 
-class Condition(Part):
+class Condition(ResultModel):
     """The methods with the training labels as they come, or with a share of them reversed."""
 
     flip_scores: float
@@ -39,6 +49,8 @@ class Comparison(Document):
     budget: str
     """What each method had to learn from."""
     versions: dict[str, str]
+    overlap: Overlap | None = None
+    """Held-out prompts that a method trained elsewhere was trained on; of the run with most of them."""
     methods: dict[str, str]
     """Method → what it is."""
     conditions: dict[str, Condition]
@@ -50,7 +62,7 @@ class Comparison(Document):
     """Tasks of the testbed, compared with its gold reward."""
 
 
-class Fit(Part):
+class CurveFit(ResultModel):
     """R(d) = d (α − β d) for best-of-n, d (α − β log d) for a policy; d = √KL, R above that at d = 0."""
 
     alpha: float
@@ -63,7 +75,7 @@ class Fit(Part):
     """The fit at its peak."""
 
 
-class MethodCurve(Part):
+class MethodCurve(ResultModel):
     """One method's best of n, the mean over prompts and seeds."""
 
     proxy: tuple[float, ...]
@@ -72,12 +84,12 @@ class MethodCurve(Part):
     low: tuple[float, ...]
     high: tuple[float, ...]
     """95 %, by bootstrap over prompts."""
-    fit: Fit | None
+    fit: CurveFit | None
     falls_after: int | None
     """The n of the highest gold, where a later n is below it with 95 % confidence."""
 
 
-class BestOfNCondition(Part):
+class BestOfNCondition(ResultModel):
     """All methods under one condition."""
 
     curves: dict[str, dict[str, MethodCurve]]
@@ -96,6 +108,8 @@ class BestOfNResults(Document):
     versions: dict[str, str]
     source: str
     """Where the samples come from."""
+    overlap: Overlap | None = None
+    """Prompts of the source that were trained on; None: it has none by construction."""
     ns: tuple[int, ...]
     kl: tuple[float, ...]
     """log n − (n − 1) / n, nats."""
@@ -105,7 +119,7 @@ class BestOfNResults(Document):
     conditions: dict[str, BestOfNCondition]
 
 
-class PolicyPoint(Part):
+class PolicyPoint(ResultModel):
     """One measurement on held-out prompts."""
 
     step: int
@@ -118,7 +132,7 @@ class PolicyPoint(Part):
     """Tokens of a response."""
 
 
-class PolicyRun(Part):
+class PolicyRun(ResultModel):
     """One policy."""
 
     condition: str
@@ -129,7 +143,7 @@ class PolicyRun(Part):
     points: tuple[PolicyPoint, ...]
 
 
-class PolicySummary(Part):
+class PolicySummary(ResultModel):
     """A method under one condition and KL weight, the mean over seeds at the same steps."""
 
     condition: str
@@ -146,7 +160,7 @@ class PolicySummary(Part):
     """At the end."""
     fall: float
     """From the peak to the end: the overoptimisation."""
-    fit: Fit | None
+    fit: CurveFit | None
     """R(d) = d (α − β log d), d = √KL, over all points of all seeds."""
 
 

@@ -15,7 +15,8 @@ from ..model import DMoERM
 from ..model.training_prompts import TrainingPrompts
 from ..schema import Group
 from ..training.cache import ActivationCache
-from .accuracy import RESAMPLES, capability_accuracy, compare, overall_counts
+from .accuracy import capability_accuracy, compare, overall_counts
+from .bootstrap import RESAMPLES
 from .diagnostics import calibration_result, length_bias, router_result
 from .overlap import split_overlap
 from .results import Results, peak_memory, phase_seconds, versions

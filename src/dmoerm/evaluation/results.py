@@ -26,14 +26,16 @@ SUMMARIES = (MEAN, MEAN_HUMAN)
 _PACKAGES = ("torch", "transformers", "peft", "dmoerm")
 
 
-class Part(BaseModel):
+class ResultModel(BaseModel):
+    """A part of a results file: fields that a later version adds are ignored."""
+
     model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
 
 
-P = TypeVar("P", bound=Part)
+P = TypeVar("P", bound=ResultModel)
 
 
-class Estimate(Part):
+class Estimate(ResultModel):
     """A share of pairs, with its 95 % bootstrap interval over prompts."""
 
     value: float = Field(ge=0, le=1)
@@ -50,7 +52,7 @@ class Estimate(Part):
         return f"{100 * self.value:.1f} ({100 * self.low:.1f}–{100 * self.high:.1f})"
 
 
-class Difference(Part):
+class Difference(ResultModel):
     """A difference between two methods on the same pairs, with its 95 % interval from the same resamples."""
 
     value: float
@@ -63,7 +65,7 @@ class Difference(Part):
         return f"{100 * self.value:+.1f} ({100 * self.low:+.1f} to {100 * self.high:+.1f})"
 
 
-class Overlap(Part):
+class Overlap(ResultModel):
     """Evaluation data whose prompts the model was trained on."""
 
     known: bool
@@ -98,7 +100,7 @@ class Overlap(Part):
         return f"The model was trained on {self.prompts} of the prompts ({self.groups} groups); they are {state}."
 
 
-class RouterResult(Part):
+class RouterResult(ResultModel):
     """How often the likeliest task of a prompt is its own."""
 
     accuracy: float | None
@@ -110,7 +112,7 @@ class RouterResult(Part):
     """Own task → likeliest task → prompts."""
 
 
-class Bin(Part):
+class Bin(ResultModel):
     """Pairs whose likelier winner has a probability in [low, high)."""
 
     low: float
@@ -122,7 +124,7 @@ class Bin(Part):
     """Share of the pairs whose likelier winner people prefer, too."""
 
 
-class CalibrationResult(Part):
+class CalibrationResult(ResultModel):
     """How far the win probability can be taken at its word."""
 
     ece: float
@@ -131,7 +133,7 @@ class CalibrationResult(Part):
     bins: tuple[Bin, ...]
 
 
-class LengthBias(Part):
+class LengthBias(ResultModel):
     """Mean correlation of score and response length (in characters) over the responses to one prompt."""
 
     spearman: float
@@ -140,7 +142,7 @@ class LengthBias(Part):
     """Groups in which both lengths and scores differ."""
 
 
-class Cost(Part):
+class Cost(ResultModel):
     """What a method takes."""
 
     training_seconds: float
@@ -150,7 +152,7 @@ class Cost(Part):
     """For the same texts under every method."""
 
 
-class Document(Part):
+class Document(ResultModel):
     """A results file: its schema's version first."""
 
     schema_version: Literal[2] = Field(default=2, alias="schema")

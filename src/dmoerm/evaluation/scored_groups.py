@@ -1,12 +1,12 @@
-"""A model's scores of labelled groups under every method that it holds, in one pass over the texts.
+"""A model's scores of labeled groups under every method that it holds, in one pass over the texts.
 
     general    phase 0's model of all tasks together: the single reward model
     per_task   the phase-1 model of the group's own task
-    dmoerm     end to end: the router alone decides which task model scores
+    dmoerm     end to end: the router alone decides which task's model scores
 
-and, where they are given, the baselines that were trained beside it.
+Other methods, such as baselines, score in the same pass (`scorers`).
 
-Shapes: Q groups of one batch, N their responses, T tasks, D an embedding's width.
+Shapes: N responses to one prompt, k members of a method.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -23,16 +23,15 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
-from ..chat.encoding import Encoded
 from ..model import DMoERM
-from ..model.batching import pack_ids
-from ..model.packing import Packed, pack
-from ..model.task_model import TaskOutput
 from ..schema import Query
-from ..training.baselines import Baselines
+from ..scores import MIN_REWARD, bound_reward
 from ..training.cache import ActivationCache
-from ..training.processes import agreed, is_main, own, rejoined, sharded
+from ..training.processes import is_main, own, rejoined, sharded
+from .scoring_batch import ScoringBatch
 
+BatchScorer = Callable[[ScoringBatch], Tensor]
+"""Scores the N responses of a pass: (k, N), a row for each of its k members."""
 Q = TypeVar("Q", bound=Query)
 METHODS = ("general", "per_task", "dmoerm")
 """The methods that every trained model holds."""
@@ -49,6 +48,8 @@ class ScoredGroup(Generic[Q]):
         temperature: σ((reward_a − reward_b) / temperature) is `dmoerm`'s probability that a is better than b.
         rewards: method → one score a response; only differences within the group and method mean something.
         capabilities: capability of `task` → one score a response.
+        members: scorer → (k, N), the rewards of each of its k members, as they are.
+        empty: the responses without text.
     """
 
     group: Q
@@ -58,6 +59,12 @@ class ScoredGroup(Generic[Q]):
     temperature: float
     rewards: Mapping[str, np.ndarray]
     capabilities: Mapping[str, np.ndarray]
+    members: Mapping[str, np.ndarray] = field(default_factory=dict)
+    empty: Sequence[int] = ()
+
+    def with_rewards(self, rewards: Mapping[str, np.ndarray]) -> ScoredGroup[Q]:
+        """The same group with other rewards."""
+        return replace(self, rewards=rewards)
 
     @property
     def likeliest(self) -> str:
@@ -71,7 +78,7 @@ def score_groups(
     batch_tokens: int = 8192,
     console: Console | None = None,
     cache: ActivationCache | None = None,
-    baselines: Baselines | None = None,
+    scorers: Mapping[str, BatchScorer] | None = None,
 ) -> list[ScoredGroup[Q]]:
     """Scores all groups; the result comes in their order. Several processes share the passes, and each gets all.
 
@@ -79,7 +86,7 @@ def score_groups(
         batch_tokens: as in `DMoERM.score`.
         cache: keeps the trunk's activations, so that a later evaluation need not compute them; None: nothing is kept.
         console: where progress is shown; None: on the standard error stream.
-        baselines: their methods are scored in the same pass.
+        scorers: name → what scores the responses of each pass, too; see `ScoredGroup.members`.
 
     Raises:
         DataError: a task that the model does not have, a text longer than the model takes.
@@ -97,10 +104,9 @@ def score_groups(
             passes = own(passes)
         total = sum(encoded[i].tokens for rows in passes for i in rows)
         for rows in passes:
-            batch = [encoded[i] for i in rows]
-            scored = _score_batch(model, [groups[i] for i in rows], batch, cache, baselines)
-            made.append(dict(zip(rows, scored, strict=True)))
-            done += sum(e.tokens for e in batch)
+            batch = ScoringBatch(model, [groups[i] for i in rows], [encoded[i] for i in rows], cache)
+            made.append(dict(zip(rows, _score_batch(batch, scorers or {}), strict=True)))
+            done += sum(e.tokens for e in batch.encoded)
             advance("evaluation", done, total)
     found = {i: scored for part in rejoined(made) for i, scored in part.items()}
     return [found[i] for i in range(len(groups))]
@@ -125,100 +131,42 @@ def _progress(console: Console | None) -> Iterator[Callable[[str, int, int], Non
 
 
 @torch.no_grad()
-def _score_batch(
-    model: DMoERM,
-    groups: Sequence[Q],
-    encoded: Sequence[Encoded],
-    cache: ActivationCache | None,
-    baselines: Baselines | None,
-) -> list[ScoredGroup[Q]]:
-    hidden, prompts, route, base = _activations(model, encoded, cache)
-    owners = torch.tensor(hidden.packing.owner, device=base.device)
-    rewards = {"general": model.general.head(base)}
-    if baselines is not None:
-        rewards |= baselines.rewards(hidden, base, None if prompts is None else prompts[owners])
-    chosen = [model.choose(row) for row in route]
-    if sharded():  # all make this pass, and must go through the branch equally often
-        chosen = agreed(chosen)
-    own = [group.task or model.router.tasks[i] for group, i in zip(groups, route.argmax(-1).tolist(), strict=True)]
-    wanted = [{task for task in pair if task} for pair in zip(own, chosen, strict=True)]
-    outputs = _task_outputs(model, hidden, wanted, base, rewards["general"])
-    return [
-        _scored(
-            model,
-            group,
-            own[q],
-            chosen[q],
-            dict(zip(model.router.tasks, route[q].tolist(), strict=True)),
-            {method: row[owners == q] for method, row in rewards.items()},
-            {task: outputs[q, task] for task in wanted[q]},
-        )
-        for q, group in enumerate(groups)
-    ]
-
-
-def _activations(
-    model: DMoERM, encoded: Sequence[Encoded], cache: ActivationCache | None
-) -> tuple[Packed, Tensor | None, Tensor, Tensor]:
-    """States at the cut, the prompts' embeddings (Q, d) for the router (None: it has its own language model), task
-    probabilities (Q, T), and the general model's embeddings (N, D)."""
-    ids = pack_ids(encoded).to(model.device)
-    hidden = model.hidden(ids) if cache is None else pack([cache.states(e) for e in encoded]).to(model.device)
-    if model.router.language_model is not None:
-        prompts, route = None, model.route(ids, hidden)
-    elif cache is None:
-        prompts, route = hidden.prompt_means(), model.route(ids, hidden)
-    else:
-        prompts = torch.stack([cache.prompt(e) for e in encoded]).to(model.device)
-        route = model.router(prompts).softmax(-1)
-    if cache is None or not cache.embedding:
-        return hidden, prompts, route, model.general.embed(hidden)
-    return hidden, prompts, route, torch.cat([cache.embeddings(e) for e in encoded]).to(model.device)
-
-
-def _task_outputs(
-    model: DMoERM, hidden: Packed, wanted: Sequence[set[str]], base: Tensor, general: Tensor
-) -> dict[tuple[int, str], TaskOutput]:
-    """(q, task) → what the task's model says of the q-th group, for all tasks wanted of it."""
-    found: dict[tuple[int, str], TaskOutput] = {}
-    owners = torch.tensor(hidden.packing.owner, device=base.device)
-    for task in sorted(set().union(*wanted)):
-        rows = [n for n, owner in enumerate(hidden.packing.owner) if task in wanted[owner]]
-        shared = base[rows] if model.config.shared_branch else None
-        output = model.task_model(task)(hidden.select(rows), general[rows], shared)
-        places = owners[rows]
-        for q in places.unique().tolist():
-            found[q, task] = TaskOutput(*(part[places == q] for part in output))
-    return found
+def _score_batch(batch: ScoringBatch[Q], scorers: Mapping[str, BatchScorer]) -> list[ScoredGroup[Q]]:
+    rewards = {"general": batch.output.general, "per_task": batch.per_task, "dmoerm": batch.output.reward}
+    members = {name: scorer(batch) for name, scorer in scorers.items()}
+    return [_scored(batch, q, rewards, members) for q in range(len(batch.groups))]
 
 
 def _scored(
-    model: DMoERM,
-    group: Q,
-    own: str,
-    chosen: str | None,
-    route: dict[str, float],
-    rewards: dict[str, Tensor],
-    outputs: Mapping[str, TaskOutput],
+    batch: ScoringBatch[Q], q: int, rewards: Mapping[str, Tensor], members: Mapping[str, Tensor]
 ) -> ScoredGroup[Q]:
-    calibration = model.general_calibration if chosen is None else model.task_model(chosen).calibration
-    rewards = rewards | {
-        "per_task": outputs[own].per_task,
-        "dmoerm": calibration(rewards["general"]) if chosen is None else outputs[chosen].reward,
-    }
-    names = model.task_model(own).experts.capabilities
+    model, task, chosen, rows = batch.model, batch.tasks[q], batch.chosen[q], batch.owner == q
+    capabilities = batch.output.of(q, task).capabilities
+    found = {method: _array(row[rows]) for method, row in rewards.items()}
+    found["dmoerm"] = np.array([bound_reward(reward) for reward in found["dmoerm"].tolist()])
+    empty = list(batch.encoded[q].empty_at)
     return ScoredGroup(
-        group=group,
-        task=own,
-        route=route,
+        group=batch.groups[q],
+        task=task,
+        route=dict(zip(model.router.tasks, batch.route[q].tolist(), strict=True)),
         chosen=chosen,
-        temperature=float(calibration.temperature),
-        rewards={method: row.double().cpu().numpy() for method, row in _ordered(rewards)},
-        capabilities=dict(zip(names, outputs[own].capabilities.T.double().cpu().numpy(), strict=True)),
+        temperature=float(model.calibration(chosen).temperature),
+        rewards={method: with_empty_lowest(row, empty) for method, row in found.items()},
+        capabilities=dict(zip(model.task_model(task).experts.capabilities, _array(capabilities.T), strict=True)),
+        members={name: _array(row[:, rows]) for name, row in members.items()},
+        empty=empty,
     )
 
 
-def _ordered(rewards: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """The methods that every model holds first, the others as they come."""
-    yield from ((method, rewards[method]) for method in METHODS)
-    yield from ((method, row) for method, row in rewards.items() if method not in METHODS)
+def with_empty_lowest(rewards: np.ndarray, empty: Sequence[int]) -> np.ndarray:
+    """Put the rewards of empty responses below all others, as every path of the model does."""
+    if not len(empty):
+        return rewards
+    others = np.delete(rewards, empty)
+    rewards = rewards.copy()
+    rewards[empty] = min(MIN_REWARD, others.min() - 1 if len(others) else MIN_REWARD)
+    return rewards
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    return tensor.double().cpu().numpy()

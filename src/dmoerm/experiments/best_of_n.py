@@ -1,11 +1,14 @@
-"""What each method's best of n is worth to people, or to a gold reward: what `dmoerm bon` measures.
+"""The gold reward of each method's best of n samples: what `dmoerm bon` measures.
 
-condition × seed → panel → rewards of all samples → curves over n, averaged over seeds, with intervals over prompts
+condition × seed → method suite → rewards of all samples → curves over n: means over seeds, intervals over prompts
+
+Shapes: N samples of a prompt, M values of n.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,19 +17,29 @@ from rich.console import Console
 from ..config import Config
 from ..errors import DataError
 from ..evaluation.best_of_n import BestOfN, best_of_n, best_of_n_kl, over_prompts
-from ..evaluation.experiment_results import BestOfNCondition, BestOfNResults, Fit, MethodCurve
-from ..evaluation.results import Difference, versions
+from ..evaluation.bootstrap import mean_interval
+from ..evaluation.experiment_results import BestOfNCondition, BestOfNResults, CurveFit, MethodCurve
+from ..evaluation.results import Difference, Overlap, versions
 from ..schema import prompt_key
 from ..training.graph import Engine
-from .method_suite import Panel, Scoring, open_panel, run_settings, score_here
+from .method_suite import MethodSuite, Scoring, empty_responses, open_suite, run_settings, score_here
 from .samples import Samples
 
 Array = NDArray[np.float64]
-_RESAMPLES = 2000
 
 
-Scored = tuple[str, Array, Mapping[str, Array]]
-"""A prompt's task, its samples' gold (N,), and method → rewards (N,)."""
+@dataclass(frozen=True)
+class ScoredSamples:
+    """One prompt's samples under every method.
+
+    Attributes:
+        gold: (N,).
+        rewards: method → (N,).
+    """
+
+    task: str
+    gold: Array
+    rewards: Mapping[str, Array]
 
 
 def default_ns(samples: int) -> list[int]:
@@ -41,16 +54,18 @@ def measure_best_of_n(
     conditions: Mapping[str, tuple[float, float]],
     members: int = 5,
     source: str = "",
+    overlap: Overlap | None = None,
     ns: Sequence[int] | None = None,
     command: str = "bon",
     console: Console | None = None,
     engine: Engine | None = None,
     scoring: Scoring = score_here,
 ) -> BestOfNResults:
-    """Trains what is missing under `config.output`, scores the samples by every method, and draws the curves.
+    """Train what is missing under `config.output`, score the samples by every method, and fit the curves.
 
     Args:
         samples: seed → its prompts' samples; the same ones for every seed, or each seed's own held-out groups.
+        overlap: the prompts of `source` that were trained on.
         conditions: as in `compare_methods`.
         ns: values of n, to which 1 is added; None: powers of two up to the fewest samples of a prompt.
         engine: where the runs' steps are done; None: here.
@@ -60,21 +75,21 @@ def measure_best_of_n(
         DataError: an n above the number of a prompt's samples, or a reward that is not finite.
     """
     console = console or Console(stderr=True)
-    fewest = min(len(one.place) for rows in samples.values() for one in rows)
+    fewest = min(len(one.index) for rows in samples.values() for one in rows)
     ns = tuple(sorted({1, *ns}) if ns else default_ns(fewest))
     if ns[-1] > fewest or ns[0] < 1:
         raise DataError(
             f"cannot be estimated from {fewest} samples", field="n", value=ns[-1], hint=f"use 1 to {fewest}"
         )
-    found = {}
+    measured = {}
     for name, flips in conditions.items():
-        rows: dict[str, dict[int, list[Scored]]] = {}
+        rows: dict[str, dict[int, list[ScoredSamples]]] = {}
         for seed, given in samples.items():
             console.print(f"[bold]{name}, seed {seed}[/bold]", highlight=False)
-            panel = open_panel(run_settings(config, name, flips, seed), members, console, engine)
-            for one, scored in zip(given, score_samples(panel, given, console, scoring), strict=True):
+            suite = open_suite(run_settings(config, name, flips, seed), members, console, engine)
+            for one, scored in zip(given, score_samples(suite, given, console, scoring), strict=True):
                 rows.setdefault(_prompt(one), {}).setdefault(seed, []).append(scored)
-        found[name] = _condition([list(by_seed.values()) for by_seed in rows.values()], ns)
+        measured[name] = _condition([list(by_seed.values()) for by_seed in rows.values()], ns)
     tasks = [one.query.task or "" for one in {_prompt(s): s for row in samples.values() for s in row}.values()]
     return BestOfNResults(
         command=command,
@@ -86,22 +101,28 @@ def measure_best_of_n(
         kl=tuple(best_of_n_kl(ns).tolist()),
         prompts={task: tasks.count(task) for task in dict.fromkeys(tasks)},
         samples=fewest,
-        conditions=found,
+        conditions=measured,
+        overlap=overlap,
     )
 
 
 def score_samples(
-    panel: Panel, samples: Sequence[Samples], console: Console, scoring: Scoring = score_here
-) -> list[Scored]:
-    """Each prompt's samples under every method of the panel."""
+    suite: MethodSuite, samples: Sequence[Samples], console: Console, scoring: Scoring = score_here
+) -> list[ScoredSamples]:
+    """Score each prompt's samples by every method of the suite.
+
+    A prompt's samples are scored in chunks; members are combined once all of them are scored.
+    """
     chunks = [one.chunks() for one in samples]
-    scored = iter(scoring(panel, [chunk for row in chunks for chunk in row], console))
-    found: list[Scored] = []
+    scored = iter(scoring(suite, [chunk for row in chunks for chunk in row], console))
+    results: list[ScoredSamples] = []
     for one, row in zip(samples, chunks, strict=True):
         parts = [next(scored) for _ in row]
-        rewards = {method: np.concatenate([part[method] for part in parts])[one.place] for method in panel.methods}
-        found.append((one.query.task or "", one.gold[one.place], rewards))
-    return found
+        members = {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
+        rewards = suite.combine(members, empty_responses(one.query.responses))
+        by_sample = {method: values[one.index] for method, values in rewards.items()}
+        results.append(ScoredSamples(one.query.task or "", one.gold[one.index], by_sample))
+    return results
 
 
 def _prompt(samples: Samples) -> str:
@@ -109,13 +130,13 @@ def _prompt(samples: Samples) -> str:
     return f"{samples.query.task}\0{prompt_key(samples.query.prompt)}"
 
 
-def _condition(rows: Sequence[Sequence[Sequence[Scored]]], ns: Sequence[int]) -> BestOfNCondition:
+def _condition(rows: Sequence[Sequence[Sequence[ScoredSamples]]], ns: Sequence[int]) -> BestOfNCondition:
     """From each prompt's groups under every seed's models."""
-    tasks = list(dict.fromkeys(seeds[0][0][0] for seeds in rows))
-    sets = {task: [seeds for seeds in rows if seeds[0][0][0] == task] for task in tasks}
+    tasks = list(dict.fromkeys(seeds[0][0].task for seeds in rows))
+    sets = {task: [seeds for seeds in rows if seeds[0][0].task == task] for task in tasks}
     if len(tasks) > 1:
         sets["all"] = list(rows)
-    methods = list(rows[0][0][0][2])
+    methods = list(rows[0][0][0].rewards)
     curves: dict[str, dict[str, MethodCurve]] = {}
     ends: dict[str, dict[str, Difference]] = {}
     for name, prompts in sets.items():
@@ -129,32 +150,31 @@ def _condition(rows: Sequence[Sequence[Sequence[Scored]]], ns: Sequence[int]) ->
     return BestOfNCondition(curves=curves, at_the_end=ends)
 
 
-def _curve(prompts: Sequence[Sequence[Sequence[Scored]]], method: str, ns: Sequence[int]) -> BestOfN:
+def _curve(prompts: Sequence[Sequence[Sequence[ScoredSamples]]], method: str, ns: Sequence[int]) -> BestOfN:
     """A prompt's row is the mean over its groups, then over the seeds' models."""
     rows = np.array([np.mean([_rows(groups, method, ns) for groups in seeds], axis=0) for seeds in prompts])
     return over_prompts(rows[:, 0], rows[:, 1], ns)
 
 
-def _rows(groups: Sequence[Scored], method: str, ns: Sequence[int]) -> Array:
+def _rows(groups: Sequence[ScoredSamples], method: str, ns: Sequence[int]) -> Array:
     """Proxy, in standard deviations of a group's samples, and gold of the best of each n: (2, M), over the groups."""
-    found = []
-    for _, gold, rewards in groups:
-        proxy = (rewards[method] - rewards[method].mean()) / max(rewards[method].std(), 1e-9)
-        found.append([best_of_n(proxy, proxy, ns), best_of_n(proxy, gold, ns)])
-    return np.mean(found, axis=0)
+    rows = []
+    for group in groups:
+        rewards = group.rewards[method]
+        proxy = (rewards - rewards.mean()) / max(rewards.std(), 1e-9)
+        rows.append([best_of_n(proxy, proxy, ns), best_of_n(proxy, group.gold, ns)])
+    return np.mean(rows, axis=0)
 
 
 def _difference(by_prompt: Array) -> Difference:
-    count = len(by_prompt)
-    drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=_RESAMPLES) @ by_prompt / count
-    low, high = np.quantile(drawn, [0.025, 0.975])
+    low, high = mean_interval(by_prompt[:, None])[0]
     return Difference(value=float(by_prompt.mean()), low=float(low), high=float(high))
 
 
 def _summary(found: BestOfN) -> MethodCurve:
     curve = found.curve
     low, high = (curve.peak_interval or (None, None)) if curve else (None, None)
-    fit = curve and Fit(
+    fit = curve and CurveFit(
         alpha=curve.alpha, beta=curve.beta, peak=curve.peak, peak_low=low, peak_high=high, value=curve.value
     )
     return MethodCurve(

@@ -1,6 +1,6 @@
-"""Every method on the same held-out prompts: what `dmoerm compare` measures, and its results.json.
+"""Every method on the same held-out prompts: what `dmoerm compare` measures.
 
-cells (`cells.py`) → `Comparison`: accuracy with intervals over prompts, calibration, length bias, costs
+runs (`runs.py`) → `Comparison`: accuracy with intervals over prompts, calibration, length bias, costs
 """
 
 from __future__ import annotations
@@ -18,19 +18,21 @@ from ..evaluation.experiment_results import Comparison, Condition
 from ..evaluation.results import (
     Estimate,
     LengthBias,
+    Overlap,
     RouterResult,
     versions,
 )
+from ..model.training_prompts import TrainingPrompts
 from ..training.graph import Engine
-from .ablations import ABLATIONS
 from .method_suite import run_settings
-from .runs import TRAINED, Cell, Outside, measure
+from .methods import Method, ablation_methods, default_methods
+from .runs import RunResult, measure_run
 
 BUDGET = (
-    "All methods of a seed are trained on the same groups with the same held-out prompts, from the same embeddings. "
-    "Single model, ensemble members, one model a task take the same optimiser steps as DMoERM's own heads, each kind "
-    "with the L2 that is its own best on other splits (docs/log.md); the gated model's ridge penalties are chosen on "
-    "the validation prompts."
+    "All methods of a seed are trained on the same groups, from the same embeddings, and tested on the same held-out "
+    "prompts. The single model, ensemble members and one model per task take as many optimizer steps as DMoERM's own "
+    "heads, each kind with its best L2 on other splits (docs/log.md); the gated model's ridge penalties and the "
+    "strength of its gate are chosen on the validation prompts."
 )
 
 
@@ -40,37 +42,40 @@ def compare_methods(
     conditions: Mapping[str, tuple[float, float]] | None = None,
     members: int = 5,
     ablations: Sequence[str] = (),
-    outside: Mapping[str, Outside] | None = None,
+    external: Sequence[Method] = (),
     command: str = "compare",
     console: Console | None = None,
     engine: Engine | None = None,
+    include_trained: bool = False,
+    training_prompts: Sequence[TrainingPrompts] = (),
 ) -> Comparison:
-    """Trains and measures what is missing under `config.output`; see the module.
+    """Train and measure what is missing under `config.output`: all registered methods, ablations and external methods.
 
     Args:
         conditions: name → shares of overall and of capability pairs of the training part that are reversed.
-        members: models in an ensemble; 0: no baselines beside the single model and one a task.
-        ablations: names out of `ABLATIONS`.
-        outside: name → a method that is not trained here.
-        engine: where the runs' steps are done; None: here.
+        members: models in an ensemble; 0: only the methods that a run itself holds, and external ones.
+        ablations: names of registered ablations.
+        external: methods that are not trained here.
+        engine: where the runs' steps are done; None: in this process.
+        include_trained, training_prompts: see `measure_run`.
 
     Raises:
-        ConfigError: an unknown ablation, no seed, no condition.
+        ConfigError: an unknown ablation, no seed.
         DataError: the data cannot be used.
     """
     conditions = conditions or {"clean": (0.0, 0.0)}
-    if unknown := [name for name in ablations if name not in ABLATIONS]:
-        raise ConfigError(f"unknown ablation {unknown[0]!r}; use some of {', '.join(ABLATIONS)}")
+    chosen = _methods(ablations, external)
     if not seeds:
-        raise ConfigError("a comparison takes a seed or more")
+        raise ConfigError("a comparison needs at least one seed")
     console = console or Console(stderr=True)
-    cells: dict[str, list[Cell]] = {}
+    runs: dict[str, list[RunResult]] = {}
     for name, flips in conditions.items():
         for seed in seeds:
             console.print(f"[bold]{name}, seed {seed}[/bold]", highlight=False)
-            cell = measure(run_settings(config, name, flips, seed), members, ablations, outside or {}, console, engine)
-            cells.setdefault(name, []).append(cell)
-    first = next(iter(cells.values()))[0]
+            settings = run_settings(config, name, flips, seed)
+            run = measure_run(settings, members, chosen, console, engine, include_trained, training_prompts)
+            runs.setdefault(name, []).append(run)
+    every = [run for row in runs.values() for run in row]
     return Comparison(
         command=command,
         config=config.model_dump(mode="json"),
@@ -78,28 +83,41 @@ def compare_methods(
         members=members,
         budget=BUDGET,
         versions=versions(),
-        methods=_about(first, outside or {}),
-        conditions={name: _condition(conditions[name], seeds, found) for name, found in cells.items()},
-        costs=first.costs,
-        derived_tasks=tuple(_union(cell.derived for row in cells.values() for cell in row)),
-        gold_tasks=tuple(_union(cell.gold for row in cells.values() for cell in row)),
+        overlap=_overlap([run.overlap for run in every]),
+        methods=_descriptions(every[0], chosen),
+        conditions={name: _condition(conditions[name], seeds, row) for name, row in runs.items()},
+        costs=every[0].costs,
+        derived_tasks=tuple(_union(run.derived for run in every)),
+        gold_tasks=tuple(_union(run.gold for run in every)),
     )
 
 
-def _about(cell: Cell, outside: Mapping[str, Outside]) -> dict[str, str]:
-    known = TRAINED | {name: found.about for name, found in {**ABLATIONS, **outside}.items()}
-    methods = dict.fromkeys(method for counts in cell.overall.values() for method in counts.right)
-    return {method: known[method] for method in methods}
+def _methods(ablations: Sequence[str], external: Sequence[Method]) -> list[Method]:
+    known = ablation_methods()
+    if unknown := [name for name in ablations if name not in known]:
+        raise ConfigError(f"unknown ablation {unknown[0]!r}; use some of {', '.join(known)}")
+    return [*default_methods(), *(known[name] for name in ablations), *external]
 
 
-# --- all cells of a condition --------------------------------------------------------------------------------------
+def _descriptions(run: RunResult, chosen: Sequence[Method]) -> dict[str, str]:
+    measured = dict.fromkeys(method for counts in run.overall.values() for method in counts.right)
+    descriptions = {method.name: method.description for method in chosen}
+    return {method: descriptions[method] for method in measured}
 
 
-def _condition(flips: tuple[float, float], seeds: Sequence[int], cells: Sequence[Cell]) -> Condition:
-    tasks = list(dict.fromkeys(task for cell in cells for task in cell.overall))
-    counts = {task: join([c.overall[task].counts() for c in cells if task in c.overall]) for task in tasks}
-    accuracy, paired = compare(counts, _union(cell.derived for cell in cells))
-    alone = [compare({t: c.counts() for t, c in cell.overall.items()}, resamples=1)[0] for cell in cells]
+def _overlap(overlaps: Sequence[Overlap]) -> Overlap:
+    """The largest overlap of any run."""
+    return max(overlaps, key=lambda overlap: overlap.groups)
+
+
+# --- all runs of a condition --------------------------------------------------------------------------------------
+
+
+def _condition(flips: tuple[float, float], seeds: Sequence[int], runs: Sequence[RunResult]) -> Condition:
+    tasks = list(dict.fromkeys(task for run in runs for task in run.overall))
+    counts = {task: join([c.overall[task].counts() for c in runs if task in c.overall]) for task in tasks}
+    accuracy, paired = compare(counts, _union(run.derived for run in runs))
+    alone = [compare({t: c.counts() for t, c in run.overall.items()}, resamples=1)[0] for run in runs]
     return Condition(
         flip_scores=flips[0],
         flip_capabilities=flips[1],
@@ -109,24 +127,21 @@ def _condition(flips: tuple[float, float], seeds: Sequence[int], cells: Sequence
             str(seed): {method: row["mean"].value for method, row in found.items() if "mean" in row}
             for seed, found in zip(seeds, alone, strict=True)
         },
-        capabilities=_capabilities(cells),
-        router=_router(cells),
-        calibration={method: pooled([cell.calibration[method] for cell in cells]) for method in cells[0].calibration},
-        length_bias={method: _length([cell.length_bias for cell in cells], method) for method in cells[0].length_bias},
+        capabilities=_capabilities(runs),
+        router=_router(runs),
+        calibration={method: pooled([run.calibration[method] for run in runs]) for method in runs[0].calibration},
+        length_bias={method: _length([run.length_bias for run in runs], method) for method in runs[0].length_bias},
     )
 
 
-def _capabilities(cells: Sequence[Cell]) -> dict[str, dict[str, Estimate]]:
+def _capabilities(runs: Sequence[RunResult]) -> dict[str, dict[str, Estimate]]:
     found: dict[str, dict[str, Estimate]] = {}
     every = {
-        task: _union(cell.capabilities.get(task, {}) for cell in cells)
-        for task in _union(c.capabilities for c in cells)
+        task: _union(run.capabilities.get(task, {}) for run in runs) for task in _union(c.capabilities for c in runs)
     }
     for task, names in every.items():
         for name in names:
-            counts = [
-                cell.capabilities[task][name].counts() for cell in cells if name in cell.capabilities.get(task, {})
-            ]
+            counts = [run.capabilities[task][name].counts() for run in runs if name in run.capabilities.get(task, {})]
             found.setdefault(task, {})[name] = compare({task: join(counts)})[0][name][task]
     return found
 
@@ -135,15 +150,15 @@ def _union(parts: Iterable[Iterable[str]]) -> list[str]:
     return list(dict.fromkeys(name for part in parts for name in part))
 
 
-def _router(cells: Sequence[Cell]) -> RouterResult:
+def _router(runs: Sequence[RunResult]) -> RouterResult:
     confusion: dict[str, dict[str, int]] = {}
-    for cell in cells:
-        for own, row in cell.router.confusion.items():
+    for run in runs:
+        for own, row in run.router.confusion.items():
             for likeliest, count in row.items():
                 confusion.setdefault(own, {})[likeliest] = confusion.get(own, {}).get(likeliest, 0) + count
-    prompts = sum(cell.router.prompts for cell in cells)
+    prompts = sum(run.router.prompts for run in runs)
     right = sum(row.get(task, 0) for task, row in confusion.items())
-    below = sum((cell.router.fallback or 0.0) * cell.router.prompts for cell in cells)
+    below = sum((run.router.fallback or 0.0) * run.router.prompts for run in runs)
     known = prompts > 0
     return RouterResult(
         accuracy=right / prompts if known else None,
@@ -153,8 +168,8 @@ def _router(cells: Sequence[Cell]) -> RouterResult:
     )
 
 
-def _length(cells: Sequence[Mapping[str, LengthBias]], method: str) -> LengthBias:
-    found = [cell[method] for cell in cells if method in cell]
+def _length(runs: Sequence[Mapping[str, LengthBias]], method: str) -> LengthBias:
+    found = [run[method] for run in runs if method in run]
     return LengthBias(
         spearman=fmean(one.spearman for one in found),
         pearson=fmean(one.pearson for one in found),

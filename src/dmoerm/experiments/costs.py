@@ -1,107 +1,50 @@
-"""What each method of a panel takes: seconds of training, trained parameters, seconds of scoring."""
+"""What each method of a suite takes: seconds of training, trained parameters, seconds of scoring."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from torch import nn
 
-from ..chat.encoding import Encoded
 from ..evaluation.results import Cost
-from ..model.batching import pack_ids
-from ..model.heads import BranchScorer
+from ..evaluation.scoring_batch import ScoringBatch
 from ..schema import Query
-from .method_suite import Panel
+from .method_suite import MethodSuite
 
-_PHASES = ("router", "phase0", "phase1", "phase2", "phase3")
 _REPEATS = 3
 
 
-def costs(panel: Panel, queries: Sequence[Query]) -> dict[str, Cost]:
+def costs(suite: MethodSuite, queries: Sequence[Query]) -> dict[str, Cost]:
     """Method → its cost; scoring is timed on the queries from texts to rewards, nothing cached, the best of three.
 
-    The trunk's activations of the training part, which all methods share, are in nobody's training time.
+    The trunk's activations of the training part, which all methods share, are in no method's training time.
     """
-    training, parameters, scoring = _training(panel), _parameters(panel), _scoring(panel, queries)
+    metrics = suite.run.metrics()
+    timed = {name: suite.trained[name].timed or suite.trained[name].score for name in suite.in_pass}
+    seconds = {scorer: _seconds(suite, scorer, queries) for scorer in dict.fromkeys(timed.values()) if scorer}
     return {
-        method: Cost(
-            training_seconds=training[_kind(method)],
-            parameters=parameters[_kind(method)],
-            scoring_seconds=scoring[_KINDS_OF_PASS.get(_kind(method), "single")],
+        name: Cost(
+            training_seconds=_training_seconds(metrics, suite.trained[name].steps),
+            parameters=suite.trained[name].parameters,
+            scoring_seconds=seconds[scorer],
         )
-        for method in panel.methods
+        for name, scorer in timed.items()
+        if scorer
     }
 
 
-_KINDS_OF_PASS = {"ensemble": "members", "bagged": "members", "dmoerm": "dmoerm"}
-
-
-def _kind(method: str) -> str:
-    """`ensemble_wco` → `ensemble`: what an ensemble is combined by costs nothing."""
-    start = method.partition("_")[0]
-    return start if start in ("ensemble", "bagged") else method
-
-
-def _training(panel: Panel) -> dict[str, float]:
-    steps = panel.run.metrics()
-
-    def seconds(start: str) -> float:
-        return sum(metrics["seconds"] for name, metrics in steps.items() if name.startswith(start))
-
-    members = seconds("phase0") + seconds("baselines/member")
-    return {
-        "general": seconds("phase0"),
-        "per_task": seconds("phase1"),
-        "ensemble": members,
-        "warm": members,
-        "bagged": seconds("baselines/bagged"),
-        "gated": seconds("baselines/gated"),
-        "dmoerm": sum(map(seconds, _PHASES)),
-    }
-
-
-def _parameters(panel: Panel) -> dict[str, int]:
-    model, tasks = panel.run.model, list(panel.data.taxonomy.tasks)
-    single = _count(model.general.head) + (0 if panel.run.frozen else _count(model.general.branch))
-    parts = [part for task in tasks for part in (model.task_model(task).experts, model.task_model(task).aggregator)]
-    found = {"general": single, "warm": single, "per_task": single * len(tasks)}
-    found["dmoerm"] = found["general"] + found["per_task"] + sum(map(_count, [model.router, *parts]))
-    if panel.baselines is not None:
-        found |= {name: single * len(e.members) for name, e in panel.baselines.ensembles.items()}
-        found["gated"] = _count(panel.baselines.gated or nn.Module())
-    return found
-
-
-def _count(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-def _scoring(panel: Panel, queries: Sequence[Query]) -> dict[str, float]:
-    model = panel.run.model
-    members = panel.baselines.ensembles["ensemble"].members if panel.baselines else ()
-    encoded = [model.encoder.encode(query) for query in queries]
-    ways: dict[str, Callable[[], object]] = {
-        "single": lambda: _score(panel, encoded, [model.general]),
-        "members": lambda: _score(panel, encoded, members),
-        "dmoerm": lambda: model.score_queries(queries),
-    }
-    found = dict.fromkeys(ways, float("inf"))
-    for _ in range(_REPEATS):
-        for name, way in ways.items():
-            start = time.perf_counter()
-            way()
-            found[name] = min(found[name], time.perf_counter() - start)
-    return found
+def _training_seconds(metrics: Mapping[str, Mapping[str, float]], steps: Sequence[str]) -> float:
+    return sum(result["seconds"] for name, result in metrics.items() if name.startswith(tuple(steps)))
 
 
 @torch.inference_mode()
-def _score(panel: Panel, encoded: Sequence[Encoded], members: Sequence[BranchScorer]) -> None:
-    """The members' rewards: one pass over the branch for all where they share it, else one each."""
-    model = panel.run.model
-    for rows in model.passes(encoded, 8192):
-        hidden = model.hidden(pack_ids([encoded[i] for i in rows]).to(model.device))
-        shared = model.general.embed(hidden) if panel.run.frozen else None
-        for member in members:
-            member.head(member.embed(hidden) if shared is None else shared)
+def _seconds(suite: MethodSuite, scorer: Callable[[ScoringBatch], object], queries: Sequence[Query]) -> float:
+    model, fastest = suite.run.model, float("inf")
+    for _ in range(_REPEATS):
+        start = time.perf_counter()
+        encoded = [model.encoder.encode(query) for query in queries]
+        for rows in model.passes(encoded, 8192):
+            scorer(ScoringBatch(model, [queries[i] for i in rows], [encoded[i] for i in rows]))
+        fastest = min(fastest, time.perf_counter() - start)
+    return fastest

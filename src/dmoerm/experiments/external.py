@@ -3,29 +3,74 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from ..client import Client
-from ..errors import BackboneError, DataError, ServerError, shorten
+from ..errors import BackboneError, ConfigError, DataError, ServerError, shorten
 from ..model import DMoERM, DMoERMConfig
 from ..model.training_prompts import TrainingPrompts
 from ..schema import Message, Query, messages_of
+from .judges import live, recorded
+from .methods import Method, Scorer, TrainedMethod
+from .methods.registry import EXTERNAL_COLOR
 
 _BATCH_TOKENS = 8192
 
 
-def method_of(place: str) -> OtherDMoERM | SequenceClassifier | RewardServer:
-    """The method behind a URL, a folder or a hub name; see the classes for what they raise."""
-    if place.startswith(("http://", "https://")):
-        return RewardServer(place)
+def open_scorer(source: str) -> OtherDMoERM | SequenceClassifier | RewardServer:
+    """Open the scorer at a URL, in a folder or under a hub name; see the classes for what they raise."""
+    if source.startswith(("http://", "https://")):
+        return RewardServer(source)
     try:
-        kind = AutoConfig.from_pretrained(place).model_type
+        kind = AutoConfig.from_pretrained(source).model_type
     except (OSError, ValueError, KeyError) as error:
-        raise BackboneError(f"{place!r} is no model: {' '.join(str(error).split())[:300]}") from None
-    return OtherDMoERM(place) if kind == DMoERMConfig.model_type else SequenceClassifier(place)
+        raise BackboneError(f"{source!r} is not a model: {' '.join(str(error).split())[:300]}") from None
+    return OtherDMoERM(source) if kind == DMoERMConfig.model_type else SequenceClassifier(source)
+
+
+def external_method(name: str, scorer: Scorer, description: str) -> Method:
+    """Make a method of a comparison from a scorer that was trained elsewhere."""
+    trained = TrainedMethod(score_all=scorer.score_all)
+    return Method(name, description, "external", EXTERNAL_COLOR, lambda _: trained)
+
+
+def external_methods(
+    sources: Sequence[str],
+    labels: Sequence[Path] = (),
+    judge: tuple[str, str, int] | None = None,
+    store: Path | None = None,
+) -> tuple[list[Method], list[TrainingPrompts]]:
+    """Open all methods of a comparison that are not trained in it.
+
+    Args:
+        sources: NAME=SOURCE, a URL, folder or hub name each; see `open_scorer`.
+        labels: files with recorded labels of LLM judges.
+        judge: model, base URL and number of shots of a live LLM judge; store: the file that keeps its answers.
+
+    Returns:
+        The methods, and the training prompts of those that list theirs.
+
+    Raises:
+        ConfigError: a source without a name, or a name that occurs twice.
+    """
+    methods, training_prompts = recorded(labels), []
+    if judge is not None and store is not None:
+        methods += live(*judge, store)
+    for text in sources:
+        name, _, source = text.partition("=")
+        if not source:
+            raise ConfigError(f"--external {text}: write it as NAME=SOURCE")
+        if name in {method.name for method in methods}:
+            raise ConfigError(f"--external {text}: there is a method of that name; choose another")
+        scorer = open_scorer(source)
+        methods.append(external_method(name, scorer, f"trained elsewhere: {source}"))
+        if (known := getattr(scorer, "training_prompts", None)) is not None:
+            training_prompts.append(known)
+    return methods, training_prompts
 
 
 def conversation(query: Query, response: str) -> list[dict[str, str]]:
@@ -34,8 +79,8 @@ def conversation(query: Query, response: str) -> list[dict[str, str]]:
     return [turn.model_dump() for turn in [*turns, Message(role="assistant", content=response)]]
 
 
-def _untold(queries: Sequence[Query]) -> list[Query]:
-    """Without their tasks, which are the data's and maybe not the model's."""
+def _without_tasks(queries: Sequence[Query]) -> list[Query]:
+    """Remove the tasks: they are the data's and the model may not know them."""
     return [query.model_copy(update={"task": None}) for query in queries]
 
 
@@ -51,8 +96,8 @@ class OtherDMoERM:
         return self.model.training_prompts
 
     def score_all(self, queries: Sequence[Query]) -> list[list[float]]:
-        """See `Method`; the router decides."""
-        return [[score.reward for score in scores] for scores in self.model.score_queries(_untold(queries))]
+        """See `Scorer`; the router decides."""
+        return [[score.reward for score in scores] for scores in self.model.score_queries(_without_tasks(queries))]
 
 
 class SequenceClassifier:
@@ -72,13 +117,13 @@ class SequenceClassifier:
             self.model: Any = AutoModelForSequenceClassification.from_pretrained(path, dtype="auto").eval()
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise BackboneError(
-                f"{path!r} is no sequence classifier that can be loaded: {' '.join(str(error).split())[:300]}"
+                f"{path!r} cannot be loaded as a sequence classifier: {' '.join(str(error).split())[:300]}"
             ) from None
         if (labels := self.model.config.num_labels) != 1:
             raise BackboneError(f"{path!r} has {labels} labels; a reward model has one")
         if not self.tokenizer.chat_template:
             raise BackboneError(
-                f"the tokenizer of {path!r} has no chat template; set one, so that turns are told apart"
+                f"the tokenizer of {path!r} has no chat template; set one, so that turns can be told apart"
             )
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
@@ -87,7 +132,7 @@ class SequenceClassifier:
         self.tokenizer.padding_side, self.batch_tokens = "right", batch_tokens
 
     def score_all(self, queries: Sequence[Query]) -> list[list[float]]:
-        """See `Method`. Raises `DataError` for a text longer than the model takes."""
+        """See `Scorer`. Raises `DataError` for a text longer than the model takes."""
         texts = [self._rendered(query, response) for query in queries for response in query.responses]
         encoded = self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
         limit = getattr(self.model.config, "max_position_embeddings", None) or float("inf")
@@ -120,7 +165,7 @@ class SequenceClassifier:
 
 
 class RewardServer:
-    """A server that rewards conversations: the URL's last part says how it is asked.
+    """A server that rewards conversations: the last part of its URL says which protocol it speaks.
 
         …/classify, …/pooling    vLLM's: a conversation a request, `data[0].probs` or `data[0].data`
         …/v1/score               our own (`dmoerm serve`), by its `Client`
@@ -140,21 +185,23 @@ class RewardServer:
         if self._end == "score" and root.endswith("/v1"):
             self._client = Client(root.removesuffix("/v1"), model=model or None, **settings)
         elif self._end in ("classify", "pooling"):
-            self._client = Client(root, api_key="", **settings)  # our server's key is none of theirs
+            self._client = Client(root, api_key="", **settings)  # our server's key must not reach other servers
         else:
-            raise ServerError(f"{url}: its last part names no protocol; use one of /classify, /pooling, /v1/score")
+            raise ServerError(f"{url}: its last part must be a protocol: one of /classify, /pooling, /v1/score")
 
     def score_all(self, queries: Sequence[Query]) -> list[list[float]]:
-        """See `Method`; the router decides. Raises what `Client.score` does."""
+        """See `Scorer`; the router decides. Raises what `Client.score` does."""
         if self._end == "score":
-            return [[score.reward for score in scores] for scores in self._client.score_queries(_untold(queries))]
-        return [[self._one(query, response) for response in query.responses] for query in queries]
+            return [
+                [score.reward for score in scores] for scores in self._client.score_queries(_without_tasks(queries))
+            ]
+        return [[self._reward(query, response) for response in query.responses] for query in queries]
 
-    def _one(self, query: Query, response: str) -> float:
+    def _reward(self, query: Query, response: str) -> float:
         body = {"model": self.model, "messages": conversation(query, response), "use_activation": False}
         answer = self._client.post(f"/{self._end}", body)
         try:
             (reward,) = answer["data"][0]["probs" if self._end == "classify" else "data"]
             return float(reward)
         except (KeyError, IndexError, TypeError, ValueError):
-            raise ServerError(f"{self.url}: the answer holds no reward (got {shorten(answer)})") from None
+            raise ServerError(f"{self.url}: the response has no reward (got {shorten(answer)})") from None

@@ -1,16 +1,11 @@
-"""All methods of one run, trained where they are missing, and scored in one pass over the texts.
-
-run        general, per_task, dmoerm                     `training.run`
-baselines  ensemble_*, bagged_*, warm, gated             `training.baselines`, on the same groups and split
-outside    any `Method`: a judge, a classifier, a server
-"""
+"""All methods of one run: trained where they are missing, and scored in one pass over the texts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from rich.console import Console
@@ -18,98 +13,111 @@ from rich.progress import track
 
 from ..config import Config, changed
 from ..data.splits import Splits, load_splits
-from ..errors import CheckpointError
-from ..evaluation.scored_groups import METHODS, ScoredGroup, score_groups
-from ..schema import Prompt, Query
+from ..errors import CheckpointError, ConfigError
+from ..evaluation.scored_groups import ScoredGroup, score_groups, with_empty_lowest
+from ..schema import Query, is_empty
 from ..training import Run, train
-from ..training.baselines import Baselines, train_baselines
-from ..training.batches import PreferenceExample
 from ..training.calibration import temperature
 from ..training.graph import Engine, graph
 from ..training.progress import Progress
 from ..training.router import assign_tasks
 from ..training.run import prepare, split_examples, train_groups
+from .methods import Method, MethodContext, TrainedMethod, default_methods
 
 Q = TypeVar("Q", bound=Query)
+MemberRewards = Mapping[str, np.ndarray]
+"""Method → (k, N), the rewards of its k members for the responses of one query."""
 Rewards = Mapping[str, np.ndarray]
-"""Method → one reward a response."""
+"""Method → one reward per response."""
 SHARD_QUERIES = 32
-"""Queries scored together, wherever that is: the last digits of a reward hang on what shares its passes."""
-
-
-class Method(Protocol):
-    """What rewards responses; higher is better. Only differences within a prompt mean something."""
-
-    def score_all(self, queries: Sequence[Query]) -> list[list[float]]:
-        """For each query a reward for each of its responses."""
-        ...
-
-
-def score(method: Method, prompt: Prompt, responses: Sequence[str]) -> list[float]:
-    """One prompt's rewards."""
-    return method.score_all([Query(prompt=prompt, responses=tuple(responses))])[0]
+"""Queries scored together, in one process or on a cluster: rewards differ in the last digits with batch composition."""
 
 
 @dataclass(frozen=True)
-class RunMethod:
-    """One method of a panel, live: nothing is kept of what it scores."""
+class SuiteScorer:
+    """One method of a suite as a `Scorer`; activations are not cached."""
 
-    panel: Panel
+    suite: MethodSuite
     name: str
 
     def score_all(self, queries: Sequence[Query]) -> list[list[float]]:
-        """See `Method`."""
-        return [
-            one.rewards[self.name].tolist()
-            for one in self.panel.score(queries, keep=False, console=Console(quiet=True))
-        ]
+        """See `Scorer`."""
+        scored = self.suite.score(queries, keep=False, console=Console(quiet=True))
+        return [one.rewards[self.name].tolist() for one in scored]
 
 
 @dataclass(frozen=True)
-class Panel:
-    """A run and the baselines beside it.
+class MethodSuite:
+    """A run and the methods beside it.
 
     Attributes:
-        train, validation: the training part as it was divided.
+        trained: method → what it has trained.
     """
 
-    run: Run
-    baselines: Baselines | None
-    data: Splits
-    train: Sequence[PreferenceExample]
-    validation: Sequence[PreferenceExample]
+    context: MethodContext
+    methods: Mapping[str, Method]
+    trained: Mapping[str, TrainedMethod]
 
     @property
-    def members(self) -> int:
-        """Single models of an ensemble; 0: there are no baselines."""
-        return len(self.baselines.ensembles["ensemble"].members) if self.baselines else 0
+    def run(self) -> Run:
+        """The run that the methods belong to."""
+        return self.context.run
 
     @property
-    def methods(self) -> tuple[str, ...]:
-        """Their names, in a report's order."""
-        if self.baselines is None:
-            return METHODS
-        names = [f"{name}_{how}" for name in self.baselines.ensembles for how in ("mean", "wco", "uwo")]
-        return ("general", "per_task", *names, "warm", *["gated"] * (self.baselines.gated is not None), "dmoerm")
+    def data(self) -> Splits:
+        """The run's data."""
+        return self.context.data
+
+    @property
+    def in_pass(self) -> list[str]:
+        """The methods that score in the run's own passes, in a report's order."""
+        return [name for name, method in self.trained.items() if method.score is not None]
 
     def score(self, queries: Sequence[Q], keep: bool = True, console: Console | None = None) -> list[ScoredGroup[Q]]:
-        """Every method's rewards; `keep`: the activations are cached, so that another run need not compute them."""
+        """Score queries by every method of `in_pass`.
+
+        Args:
+            keep: cache the activations, so that another run need not compute them.
+        """
         cache = self.run.cache if keep else None
-        return score_groups(self.run.model, queries, 8192, console, cache, self.baselines)
+        scorers = self._scorers()
+        scored = score_groups(self.run.model, queries, 8192, console, cache, scorers)
+        return [one.with_rewards(self.combine(self.by_method(one.members), one.empty)) for one in scored]
+
+    def member_rewards(self, queries: Sequence[Query], console: Console | None = None) -> list[MemberRewards]:
+        """Each query's rewards by every member of every method of `in_pass`, not combined yet."""
+        scored = score_groups(self.run.model, queries, 8192, console, self.run.cache, self._scorers())
+        return [self.by_method(one.members) for one in scored]
+
+    def combine(self, members: MemberRewards, empty: Sequence[int] = ()) -> dict[str, np.ndarray]:
+        """Combine the members' rewards (k, N) of all responses to one prompt to the methods' rewards (N,).
+
+        Args:
+            empty: the responses without text; they take no part and get less than all others.
+        """
+        rewards: dict[str, np.ndarray] = {}
+        for name, rows in members.items():
+            kept = np.setdiff1d(np.arange(rows.shape[1]), np.array(empty, dtype=int))
+            row = np.zeros(rows.shape[1])
+            if len(kept):
+                row[kept] = self.methods[name].combine(rows[:, kept])
+            rewards[name] = with_empty_lowest(row, empty)
+        return rewards
 
     def temperatures(self, console: Console | None = None) -> dict[tuple[str, str], float]:
         """Method and task → T: σ((reward_a − reward_b) / T) fits the labels of the validation prompts best.
 
         A task without such prompts takes its training groups. `dmoerm` has its own, saved with the model.
         """
-        found: dict[tuple[str, str], float] = {}
+        temperatures: dict[tuple[str, str], float] = {}
         for task in self.data.taxonomy.tasks:
             parts = (
-                [e for e in part if e.task == task and e.pairs.get(None)] for part in (self.validation, self.train)
+                [e for e in part if e.task == task and e.pairs.get(None)]
+                for part in (self.context.validation, self.context.train)
             )
             examples = next((part for part in parts if part), [])
             scored = self.score([e.group for e in examples], console=console)
-            for method in set(self.methods) - {"dmoerm"} if examples else ():
+            for method in set(self.in_pass) - {"dmoerm"} if examples else ():
                 margins = [
                     (s.rewards[method][pair.better] - s.rewards[method][pair.worse], 1 / len(e.pairs[None]))
                     for s, e in zip(scored, examples, strict=True)
@@ -117,60 +125,98 @@ class Panel:
                 ]
                 differences, weights = np.array(margins).T
                 unit = max(float(differences.std()), 1e-9)
-                found[method, task] = unit * temperature(differences / unit, weights)
-        return found
+                temperatures[method, task] = unit * temperature(differences / unit, weights)
+        return temperatures
+
+    def _scorers(self) -> dict[str, Any]:
+        """Method → its scorer; methods that have the same trained part share the name of the first."""
+        return {name: self.trained[name].score for name in dict.fromkeys(self._sources().values())}
+
+    def _sources(self) -> dict[str, str]:
+        first: dict[int, str] = {}
+        return {name: first.setdefault(id(self.trained[name]), name) for name in self.in_pass}
+
+    def by_method(self, members: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """From the rewards of the distinct scorers to those of all methods of `in_pass`."""
+        return {name: members[source] for name, source in self._sources().items()}
 
 
 def run_settings(config: Config, condition: str, flips: tuple[float, float], seed: int) -> Config:
-    """The run of one condition and seed: its noise, and its place under the experiments' folder `config.output`."""
+    """The run of one condition and seed: its noise, and its folder under the experiments' folder `config.output`."""
     settings = {"seed": seed, "data.flip_scores": flips[0], "data.flip_capabilities": flips[1]}
-    return placed(config, f"{condition}/seed{seed}/dmoerm", settings)
+    return in_subfolder(config, f"{condition}/seed{seed}/dmoerm", settings)
 
 
-def placed(config: Config, name: str, settings: Mapping[str, Any]) -> Config:
+def in_subfolder(config: Config, name: str, settings: Mapping[str, Any]) -> Config:
     """The settings of a run in a folder of its own, under the output and the storage of `config`."""
-    places = {"output": str(Path(config.output) / name)}
+    folders = {"output": str(Path(config.output) / name)}
     if config.storage is not None:
-        places["storage"] = f"{config.storage.rstrip('/')}/{name}"
-    return changed(config, {**settings, **places})
+        folders["storage"] = f"{config.storage.rstrip('/')}/{name}"
+    return changed(config, {**settings, **folders})
 
 
-def open_panel(config: Config, members: int = 5, console: Console | None = None, engine: Engine | None = None) -> Panel:
-    """Trains what `config.output` does not hold yet, baselines with `members` single models an ensemble (0: none).
+def open_suite(
+    config: Config,
+    members: int = 5,
+    console: Console | None = None,
+    engine: Engine | None = None,
+    methods: Sequence[Method] | None = None,
+) -> MethodSuite:
+    """Train what `config.output` does not hold yet.
 
     Args:
-        engine: where the run's steps are done; None: here. The baselines are trained here.
+        members: single models in an ensemble; 0: only the methods that the run itself holds.
+        engine: where the runs' steps are done; None: here. Baselines are trained here.
+        methods: None: the default ones.
     """
-    return _panel(train(config, console, engine), load_splits(config), members)
+    return _suite(train(config, console, engine), load_splits(config), members, console, engine, methods)
 
 
-def reopen_panel(config: Config, data: Splits, members: int) -> Panel:
-    """The panel that `open_panel` has left, for as many readers at once as there are.
+def reopen_suite(config: Config, data: Splits, members: int) -> MethodSuite:
+    """Open what `open_suite` has left with the default methods; any number of processes may read it at once.
 
     Raises `CheckpointError` where a step is missing.
     """
     run = prepare(config, data.taxonomy, Path(config.output), Progress(quiet=True))
     if missing := [step.name for step in graph(config, data.taxonomy) if not run.finished(step.name)]:
-        raise CheckpointError(f"{config.output}: its step {missing[0]} is not there; let all machines reach the folder")
+        raise CheckpointError(f"{config.output}: step {missing[0]} is missing; let all machines reach the folder")
     train_groups(run, data)
     run.model.eval()
-    return _panel(run, data, members)
+    return _suite(run, data, members)
 
 
-def _panel(run: Run, data: Splits, members: int) -> Panel:
+def _suite(
+    run: Run,
+    data: Splits,
+    members: int,
+    console: Console | None = None,
+    engine: Engine | None = None,
+    methods: Sequence[Method] | None = None,
+) -> MethodSuite:
     train_part, validation = (assign_tasks(run, part) for part in split_examples(run, data.train))
-    baselines = train_baselines(run, train_part, validation, members) if members else None
-    return Panel(run, baselines, data, train_part, validation)
+    console = console or Console(quiet=True)
+    context = MethodContext(run, data, train_part, validation, members, console, engine)
+    chosen = default_methods() if methods is None else methods
+    kept = {method.name: method for method in chosen if members or method.family == "run"}
+    if len(kept) < len({id(method) for method in chosen if members or method.family == "run"}):
+        raise ConfigError("two methods have the same name; give one of them another")
+    trained = {name: context.once(method.train) for name, method in kept.items()}
+    return MethodSuite(context, kept, {name: result for name, result in trained.items() if result is not None})
 
 
-Scoring = Callable[[Panel, Sequence[Query], Console], list[Rewards]]
-"""Gives each query's rewards, of a panel that is trained, `SHARD_QUERIES` queries at a time."""
+Scoring = Callable[[MethodSuite, Sequence[Query], Console], list[MemberRewards]]
+"""Gives each query's member rewards, of a trained suite, `SHARD_QUERIES` queries at a time."""
 
 
-def score_here(panel: Panel, queries: Sequence[Query], console: Console) -> list[Rewards]:
-    """The `Scoring` of this process; the activations are kept for the next panel."""
-    found: list[Rewards] = []
+def score_here(suite: MethodSuite, queries: Sequence[Query], console: Console) -> list[MemberRewards]:
+    """The `Scoring` of this process; the activations are kept for the next suite."""
+    rewards: list[MemberRewards] = []
     shards = [queries[i : i + SHARD_QUERIES] for i in range(0, len(queries), SHARD_QUERIES)]
     for shard in track(shards, "scoring", console=console, transient=True, disable=not console.is_terminal):
-        found += [one.rewards for one in panel.score(shard, console=Console(quiet=True))]
-    return found
+        rewards += suite.member_rewards(shard, console=Console(quiet=True))
+    return rewards
+
+
+def empty_responses(responses: Sequence[str]) -> list[int]:
+    """The responses without text."""
+    return [i for i, text in enumerate(responses) if is_empty(text)]

@@ -1,22 +1,122 @@
-"""Policies that were optimised against each method: what `dmoerm rl` reports.
+"""Policies that are optimized against each method: what `dmoerm rl` measures.
 
-trajectories (`dmoerm.rl`) → each method's gold reward at the start, at its highest and at the end; fits over √KL
+condition × seed → method suite → a policy per method and KL weight (`dmoerm.rl`) → gold at the start, peak and end
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean
 
 import numpy as np
 
-from ..errors import DataError
+from ..config import Config, changed
+from ..data.splits import load_splits
+from ..errors import ConfigError, DataError
 from ..evaluation.best_of_n import fit_curve
-from ..evaluation.experiment_results import Fit, PolicyRun, PolicySummary
-from ..evaluation.results import Difference
+from ..evaluation.experiment_results import CurveFit, PolicyResults, PolicyRun, PolicySummary
+from ..evaluation.results import Difference, versions
+from ..rl import PolicyConfig, RLConfig, RLPrompt, Trajectory, draw_prompts, gold_of, make_policy, optimize
+from ..schema import prompt_key
+from ..training.progress import Progress
+from .method_suite import MethodSuite, SuiteScorer, open_suite, run_settings
 
 
-def summarise(runs: Sequence[PolicyRun]) -> list[PolicySummary]:
+@dataclass(frozen=True)
+class PolicySettings:
+    """Settings of the reward models, of the policy and of its optimization."""
+
+    config: Config
+    policy: PolicyConfig
+    rl: RLConfig
+
+
+def optimize_policies(
+    settings: PolicySettings,
+    conditions: Mapping[str, tuple[float, float]],
+    seeds: Sequence[int],
+    methods: Sequence[str],
+    betas: Sequence[float] = (),
+    prompts: int = 160,
+    members: int = 5,
+    command: str = "rl",
+) -> PolicyResults:
+    """Train the reward models and optimize a policy against each; finished ones under `config.output` are read.
+
+    Args:
+        methods: names of trained methods.
+        betas: weights of the KL penalty; empty: the one of `settings.rl`.
+        prompts: testbed prompts per task to draw from.
+        members: models in an ensemble.
+
+    Raises:
+        ConfigError: an unknown method, or TRL is missing.
+    """
+    folder, progress = Path(settings.config.output), Progress()
+    drawn = _prompts(settings, seeds, prompts)
+    weights = [settings.rl.model_copy(update={"beta": beta}) for beta in betas] or [settings.rl]
+    runs: list[PolicyRun] = []
+    parameters = 0
+    with progress.run(1 + len(conditions) * len(seeds) * len(methods) * len(weights)):
+        with progress.step("policy"):
+            start = make_policy(settings.policy, folder / "policies")
+        for condition, flips in conditions.items():
+            for seed in seeds:
+                run = run_settings(settings.config, condition, flips, seed)
+                suite = open_suite(run, members, progress.console)
+                _check_methods(methods, suite)
+                for method in methods:
+                    for weight in weights:
+                        rl = weight.model_copy(update={"seed": seed})
+                        trajectory = optimize(
+                            start,
+                            SuiteScorer(suite, method).score_all,
+                            gold_of,
+                            drawn,
+                            rl,
+                            Path(run.output).with_name("rl") / f"{method}-{rl.algorithm}-beta{rl.beta:g}",
+                            method=f"{condition}/{method}",
+                            depends_on=f"{members} members, {suite.run.config!r}",
+                            progress=progress,
+                        )
+                        runs.append(_policy_run(condition, method, trajectory))
+                        parameters = trajectory.parameters
+    return PolicyResults(
+        command=command,
+        config=settings.config.model_dump(mode="json"),
+        policy=settings.policy.model_dump(mode="json"),
+        settings=settings.rl.model_dump(mode="json"),
+        parameters=parameters,
+        versions=versions(),
+        runs=tuple(runs),
+        summaries=tuple(summarize(runs)),
+        paired=differences(runs),
+    )
+
+
+def _check_methods(methods: Sequence[str], suite: MethodSuite) -> None:
+    for method in methods:
+        if method not in suite.in_pass:
+            raise ConfigError(f"--method {method}: use some of {', '.join(suite.in_pass)}")
+
+
+def _prompts(settings: PolicySettings, seeds: Sequence[int], count: int) -> list[RLPrompt]:
+    """Prompts that neither the policy was fine-tuned on nor any seed's reward models."""
+    parts = [load_splits(changed(settings.config, {"seed": seed})).train for seed in seeds]
+    known = {prompt_key(group.prompt) for part in parts for group in part}
+    drawn = draw_prompts(count, settings.policy.seed, skip=settings.policy.prompts_per_task)
+    return [prompt for prompt in drawn if prompt_key(prompt.prompt) not in known]
+
+
+def _policy_run(condition: str, method: str, trajectory: Trajectory) -> PolicyRun:
+    points = [{**point.model_dump(), "proxy": trajectory.scale.normalize(point.proxy)} for point in trajectory.points]
+    fields = {"condition": condition, "method": method, "beta": trajectory.beta, "seed": trajectory.seed}
+    return PolicyRun.model_validate({**fields, "points": points})
+
+
+def summarize(runs: Sequence[PolicyRun]) -> list[PolicySummary]:
     """Each condition, method and KL weight, in the order in which they come.
 
     Raises:
@@ -49,13 +149,13 @@ def _summary(runs: Sequence[PolicyRun]) -> PolicySummary:
     )
 
 
-def _fit(runs: Sequence[PolicyRun]) -> Fit | None:
+def _fit(runs: Sequence[PolicyRun]) -> CurveFit | None:
     d = [float(np.sqrt(max(point.kl, 0.0))) for run in runs for point in run.points]
     gains = [point.gold - run.points[0].gold for run in runs for point in run.points]
     if sum(value > 0 for value in d) < 3:
         return None
     found = fit_curve("rl", d, gains)
-    return Fit(alpha=found.alpha, beta=found.beta, peak=found.peak, value=found.value)
+    return CurveFit(alpha=found.alpha, beta=found.beta, peak=found.peak, value=found.value)
 
 
 def differences(runs: Sequence[PolicyRun]) -> dict[str, dict[str, Difference]]:

@@ -24,7 +24,7 @@ from ..errors import DataError
 from ..evaluation.overlap import split_overlap
 from ..evaluation.results import Overlap
 from ..schema import Group
-from .method_suite import Method as Scorer
+from .methods import Scorer
 
 Scored = Sequence[tuple[Group, Sequence[float]]]
 """Groups, each with its responses' rewards."""

@@ -1,13 +1,15 @@
-"""One cell of a comparison: a condition and a seed, the run with its baselines and ablations, trained and scored.
+"""One run of a comparison: a condition and a seed, with all methods trained and scored on its held-out prompts.
 
-A cell that is done lies beside its runs and is not measured again.
+A measured run lies beside its models as run.json and is not measured again.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import operator
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,57 +18,28 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from .. import testbed
-from ..config import Config, changed
+from ..config import Config
 from ..data.splits import Splits, load_splits
 from ..errors import ConfigError, DataError
 from ..evaluation.accuracy import PairCounts, by_task, count_pairs
 from ..evaluation.diagnostics import length_bias, probabilities, reliability, router_result
-from ..evaluation.results import CalibrationResult, Cost, LengthBias, Part, RouterResult
-from ..evaluation.scored_groups import ScoredGroup, score_groups
+from ..evaluation.overlap import split_overlap
+from ..evaluation.results import CalibrationResult, Cost, LengthBias, Overlap, ResultModel, RouterResult
+from ..evaluation.scored_groups import ScoredGroup
 from ..io.paths import write_file
+from ..model.training_prompts import TrainingPrompts
 from ..schema import Group, prompt_key
-from ..training import train
 from ..training.graph import Engine
-from .ablations import ABLATIONS
 from .costs import costs
-from .method_suite import Method, Panel, open_panel
+from .method_suite import MethodSuite, open_suite
+from .methods import Method, registered
 
-TRAINED = {
-    "general": "one model trained on all tasks together: the single reward model",
-    "per_task": "one model for each task, given the task",
-    "ensemble_mean": "single models with other starts and data orders: their mean",
-    "ensemble_wco": "the same, their worst (WCO)",
-    "ensemble_uwo": "the same, mean less half the variance (UWO)",
-    "bagged_mean": "single models, each on its own resample of the prompts: their mean",
-    "bagged_wco": "the same, their worst",
-    "bagged_uwo": "the same, mean less half the variance",
-    "warm": "one model with the ensemble's mean weights (WARM)",
-    "gated": "one regression head an objective, weighted by a gate that reads the prompt (ArmoRM)",
-    "dmoerm": "router, experts and aggregator end to end: the router alone chooses the task",
-}
-"""The methods that a comparison trains → what they are."""
 _TIMED = 8  # groups that scoring is timed on
-_ELSEWHERE = {"output", "cache", "cache_limit", "experts_per_step", "storage", "ray", "report_to"}
+_WITHOUT_EFFECT = {"output", "cache", "cache_limit", "experts_per_step", "storage", "ray", "report_to"}
 """Settings that change no result."""
 
 
-@dataclass(frozen=True)
-class Outside:
-    """A method that this comparison does not train.
-
-    Attributes:
-        method: what scores a cell's test part; it may look at the cell's training part, as a few-shot judge does.
-        tasks: the tasks that it can score; None: all.
-        key: what, beside its name and `about`, its rewards depend on; another one is measured anew.
-    """
-
-    method: Callable[[Splits], Method]
-    about: str
-    tasks: frozenset[str] | None = None
-    key: str = ""
-
-
-class Counts(Part):
+class StoredCounts(ResultModel):
     """`PairCounts` of one seed, on disk."""
 
     prompts: tuple[str, ...]
@@ -74,154 +47,156 @@ class Counts(Part):
     right: dict[str, tuple[float, ...]]
 
     @staticmethod
-    def of(counts: PairCounts) -> Counts:
-        """From counts of one seed; of a prompt, its hash."""
+    def of(counts: PairCounts) -> StoredCounts:
+        """Convert counts of one seed; a prompt is stored as its hash."""
         prompts = [hashlib.sha256(prompt.encode()).hexdigest()[:16] for prompt in counts.prompts]
         rows = {method: row[0].tolist() for method, row in counts.right.items()}
-        return Counts.model_validate({"prompts": prompts, "pairs": counts.pairs[0].tolist(), "right": rows})
+        return StoredCounts.model_validate({"prompts": prompts, "pairs": counts.pairs[0].tolist(), "right": rows})
 
     def counts(self) -> PairCounts:
-        """As the bootstrap takes them."""
+        """Convert back to the counts that the bootstrap takes."""
         right = {method: np.array([row]) for method, row in self.right.items()}
         return PairCounts(self.prompts, np.array([self.pairs]), right)
 
 
-class Cell(Part):
-    """One condition and seed."""
+class RunResult(ResultModel):
+    """run.json: what one condition and seed gave."""
 
-    asked: dict[str, Any]
+    inputs: dict[str, Any]
     """Settings and methods that it was measured with."""
-    overall: dict[str, Counts]
-    capabilities: dict[str, dict[str, Counts]]
+    overall: dict[str, StoredCounts]
+    capabilities: dict[str, dict[str, StoredCounts]]
     router: RouterResult
     calibration: dict[str, CalibrationResult]
     length_bias: dict[str, LengthBias]
     costs: dict[str, Cost]
     derived: tuple[str, ...]
     gold: tuple[str, ...]
+    overlap: Overlap
 
 
-def measure(
+def measure_run(
     config: Config,
     members: int,
-    ablations: Sequence[str],
-    outside: Mapping[str, Outside],
+    methods: Sequence[Method],
     console: Console,
     engine: Engine | None = None,
-) -> Cell:
-    """Trains and scores what is missing: the run in `config.output`, ablations and the cell itself beside it."""
-    folder = Path(config.output).parent
-    asked = {"config": config.model_dump(mode="json", exclude=_ELSEWHERE)}
+    include_trained: bool = False,
+    training_prompts: Sequence[TrainingPrompts] = (),
+) -> RunResult:
+    """Train and score what is missing: the run in `config.output`, other methods and run.json beside it.
+
+    Args:
+        training_prompts: the prompts that methods trained elsewhere were trained on; held-out groups with such a prompt
+            are left out for all methods, or kept with `include_trained`.
+
+    Raises:
+        ConfigError: two methods have the same name.
+        DataError: no held-out pair is ordered, or all are left out.
+    """
     data = load_splits(config)
-    _check(data, outside)
-    others = {name: f"{found.about}\0{found.key}" for name, found in sorted(outside.items())}
-    asked |= {"members": members, "ablations": sorted(ablations), "outside": others, "data": _digest(data)}
-    file = folder / "cell.json"
-    if (found := _done(file)) and found.asked == asked:
+    known = functools.reduce(operator.or_, training_prompts, TrainingPrompts(frozenset()))
+    test, overlap = split_overlap(data.test, known, include_trained)
+    _check(test, methods)
+    inputs = _inputs(config, dataclasses.replace(data, test=test), members, methods)
+    file = Path(config.output).parent / "run.json"
+    if (stored := _read(file)) and stored.inputs == inputs:
         console.print("  done before", highlight=False)
-        return found
-    panel = open_panel(config, members, console, engine)
-    scored = panel.score(panel.data.test, console=console)
-    rewards = [dict(one.rewards) for one in scored]
-    for name in ablations:
-        console.print(f"  {name}", highlight=False)
-        settings = {**ABLATIONS[name].settings, "output": str(folder / name)}
-        if config.storage is not None:
-            settings["storage"] = f"{config.storage.rpartition('/')[0]}/{name}"
-        _add(rewards, name, _ablated(changed(config, settings), console, engine))
-    _add_outside(rewards, outside, scored, panel.data)
-    cell = _measured(panel, scored, rewards, asked, console)
-    write_file(file, cell.model_dump_json() + "\n")
-    return cell
+        return stored
+    suite = open_suite(config, members, console, engine, methods)
+    scored = _with_standalone(suite, suite.score(test, console=console))
+    result = _result(suite, scored, test, console, inputs, overlap)
+    write_file(file, result.model_dump_json() + "\n")
+    return result
 
 
-def _check(data: Splits, outside: Mapping[str, Outside]) -> None:
+def _check(test: Sequence[Group], methods: Sequence[Method]) -> None:
     """Before anything is trained: there is something to measure, and no name means two methods."""
-    if not any(group.pairs() for group in data.test):
+    if not any(group.pairs() for group in test):
         raise DataError("the held-out part has no pair of responses that people ordered", field="scores")
-    if taken := sorted(TRAINED.keys() & outside.keys() | ABLATIONS.keys() & outside.keys()):
-        raise ConfigError(f"{taken[0]!r} is a method of this comparison; give the other one another name")
+    known = registered()
+    for method in methods:
+        if known.get(method.name, method) != method:
+            raise ConfigError(f"{method.name!r} is a method of this comparison; give the other one another name")
 
 
-def _digest(data: Splits) -> str:
+def _inputs(config: Config, data: Splits, members: int, methods: Sequence[Method]) -> dict[str, Any]:
+    """What the result depends on."""
     digest = hashlib.sha256()
     for group in (*data.train, *data.test):
         digest.update(group.model_dump_json().encode())
-    return digest.hexdigest()[:32]
+    return {
+        "config": config.model_dump(mode="json", exclude=_WITHOUT_EFFECT),
+        "members": members,
+        "methods": {method.name: f"{method.description}\0{method.key}" for method in methods},
+        "data": digest.hexdigest()[:32],
+    }
 
 
-def _done(file: Path) -> Cell | None:
+def _read(file: Path) -> RunResult | None:
     try:
-        return Cell.model_validate_json(file.read_text(encoding="utf-8"))
+        return RunResult.model_validate_json(file.read_text(encoding="utf-8"))
     except (OSError, ValidationError):
         return None
 
 
-def _ablated(config: Config, console: Console, engine: Engine | None) -> list[np.ndarray]:
-    """The rewards of a run with other settings, one row a test group."""
-    run = train(config, Console(quiet=True), engine)
-    scored = score_groups(run.model, load_splits(config).test, 8192, console, run.cache)
-    return [one.rewards["dmoerm"] for one in scored]
+def _with_standalone(suite: MethodSuite, scored: Sequence[ScoredGroup[Group]]) -> list[ScoredGroup[Group]]:
+    """The scored groups with the rewards of the methods that score by themselves."""
+    rewards = [dict(one.rewards) for one in scored]
+    for name, trained in suite.trained.items():
+        if trained.score_all is None:
+            continue
+        tasks = suite.methods[name].tasks
+        kept = [i for i, one in enumerate(scored) if tasks is None or one.task in tasks]
+        for i, row in zip(kept, trained.score_all([scored[i].group for i in kept]), strict=True):
+            rewards[i][name] = np.array(row, dtype=float)
+    return [one.with_rewards(row) for one, row in zip(scored, rewards, strict=True)]
 
 
-def _add(rewards: Sequence[dict[str, np.ndarray]], name: str, rows: Sequence[np.ndarray]) -> None:
-    for found, row in zip(rewards, rows, strict=True):
-        found[name] = row
-
-
-def _add_outside(
-    rewards: Sequence[dict[str, np.ndarray]],
-    outside: Mapping[str, Outside],
+def _result(
+    suite: MethodSuite,
     scored: Sequence[ScoredGroup[Group]],
-    data: Splits,
-) -> None:
-    for name, other in outside.items():
-        places = [i for i, one in enumerate(scored) if other.tasks is None or one.task in other.tasks]
-        rows = other.method(data).score_all([scored[i].group for i in places])
-        _add([rewards[i] for i in places], name, [np.array(row, dtype=float) for row in rows])
-
-
-def _measured(
-    panel: Panel,
-    scored: Sequence[ScoredGroup[Group]],
-    rewards: Sequence[Mapping[str, np.ndarray]],
-    asked: dict[str, Any],
+    test: Sequence[Group],
     console: Console,
-) -> Cell:
-    temperatures = panel.temperatures(console)
-    complete = [_with(one, row) for one, row in zip(scored, rewards, strict=True)]
-    overall: dict[str, Counts] = {}
-    capabilities: dict[str, dict[str, Counts]] = {}
-    for task, members in by_task(complete).items():
-        if counts := count_pairs((prompt_key(s.group.prompt), s.group.pairs(), s.rewards) for s in members):
-            overall[task] = Counts.of(counts)
-        for name in members[0].capabilities:
-            rows = ((prompt_key(s.group.prompt), s.group.pairs(name), {name: s.capabilities[name]}) for s in members)
-            if counts := count_pairs(rows):
-                capabilities.setdefault(task, {})[name] = Counts.of(counts)
-    return Cell(
-        asked=asked,
+    inputs: dict[str, Any],
+    overlap: Overlap,
+) -> RunResult:
+    temperatures = suite.temperatures(console)
+    overall, capabilities = _counts(scored)
+    return RunResult(
+        inputs=inputs,
         overall=overall,
         capabilities=capabilities,
         router=router_result(scored),
-        calibration={method: _calibration(scored, method, temperatures) for method in panel.methods},
-        length_bias=length_bias(complete),
-        costs=costs(panel, panel.data.test[:_TIMED]),
+        calibration={method: _calibration(scored, method, temperatures) for method in suite.in_pass},
+        length_bias=length_bias(scored),
+        costs=costs(suite, test[:_TIMED]),
         derived=tuple(sorted({s.task for s in scored if s.group.scores_derived})),
         gold=tuple(sorted({s.task for s in scored if s.group.source == testbed.SOURCE})),
+        overlap=overlap,
     )
 
 
-def _with(scored: ScoredGroup[Group], rewards: Mapping[str, np.ndarray]) -> ScoredGroup[Group]:
-    fields = {name: getattr(scored, name) for name in ("group", "task", "route", "chosen", "temperature")}
-    return ScoredGroup(**fields, rewards=rewards, capabilities=scored.capabilities)
+def _counts(
+    scored: Sequence[ScoredGroup[Group]],
+) -> tuple[dict[str, StoredCounts], dict[str, dict[str, StoredCounts]]]:
+    overall: dict[str, StoredCounts] = {}
+    capabilities: dict[str, dict[str, StoredCounts]] = {}
+    for task, members in by_task(scored).items():
+        if counts := count_pairs((prompt_key(s.group.prompt), s.group.pairs(), s.rewards) for s in members):
+            overall[task] = StoredCounts.of(counts)
+        for name in members[0].capabilities:
+            rows = ((prompt_key(s.group.prompt), s.group.pairs(name), {name: s.capabilities[name]}) for s in members)
+            if counts := count_pairs(rows):
+                capabilities.setdefault(task, {})[name] = StoredCounts.of(counts)
+    return overall, capabilities
 
 
 def _calibration(
     scored: Sequence[ScoredGroup[Group]], method: str, temperatures: Mapping[tuple[str, str], float]
 ) -> CalibrationResult:
-    found: list[float] = []
+    winners: list[float] = []
     for one in scored:
         t = one.temperature if method == "dmoerm" else temperatures.get((method, one.task), 1.0)
-        found += probabilities(one, one.rewards[method] / t)
-    return reliability(found)
+        winners += probabilities(one, one.rewards[method] / t)
+    return reliability(winners)

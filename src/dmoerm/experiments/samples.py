@@ -1,6 +1,6 @@
-"""Many responses to each of some prompts, with gold: what best-of-n chooses from.
+"""Many responses per prompt with gold rewards: what best-of-n chooses from.
 
-testbed    its generator, as many samples as one likes, with its gold reward
+testbed    its generator, any number of samples, with its gold reward
 graded     held-out groups in which people graded many responses
 a file     groups in the native format, scores as gold
 a policy   a Hugging Face causal language model, answering testbed prompts
@@ -8,7 +8,7 @@ a policy   a Hugging Face causal language model, answering testbed prompts
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
@@ -19,8 +19,14 @@ from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from .. import testbed
+from ..config import Config, changed
+from ..data.readers import read_groups
+from ..data.splits import load_splits
 from ..errors import BackboneError, DataError
 from ..evaluation.best_of_n import check_samples
+from ..evaluation.overlap import split_overlap
+from ..evaluation.results import Overlap
+from ..model.training_prompts import TrainingPrompts
 from ..schema import Group, Query, messages_of, prompt_key
 from ..testbed.prompts import PromptItem
 
@@ -33,24 +39,66 @@ class Samples:
 
     Attributes:
         query: the prompt and the distinct responses.
-        place: (N,), each sample's response.
+        index: (N,), each sample's response.
         gold: one a distinct response.
     """
 
     query: Query
-    place: NDArray[np.int64]
+    index: NDArray[np.int64]
     gold: NDArray[np.float64]
 
     def chunks(self) -> list[Query]:
-        """The query in pieces of a size that scoring likes."""
+        """The query in chunks that fit a scoring pass."""
         texts = self.query.responses
         return [
             self.query.model_copy(update={"responses": texts[i : i + _CHUNK]}) for i in range(0, len(texts), _CHUNK)
         ]
 
 
+@dataclass(frozen=True)
+class SampleSource:
+    """Where samples come from.
+
+    Attributes:
+        samples: seed → the samples that its models score.
+        description: for the results.
+        overlap: the prompts of a file that a seed was trained on; None: the source has none by construction.
+    """
+
+    samples: Mapping[int, Sequence[Samples]]
+    description: str
+    overlap: Overlap | None = None
+
+
+def open_source(
+    source: str, config: Config, seeds: Sequence[int], count: int, prompts: int, include_trained: bool = False
+) -> SampleSource:
+    """Open a source of samples by its name on the command line.
+
+    Args:
+        source: `testbed`, `graded`, `policy:PATH`, or a file.
+        seeds: of the runs whose training prompts are avoided.
+        count: samples per prompt; of graded groups and files, the fewest responses.
+        prompts: testbed prompts per task.
+        include_trained: keep a file's prompts that a seed was trained on.
+    """
+    splits = {seed: load_splits(changed(config, {"seed": seed})) for seed in seeds}
+    if source == "graded":
+        samples = {seed: from_groups(data.test, count, once=True) for seed, data in splits.items()}
+        return SampleSource(samples, "held-out groups, graded by people")
+    description, train = f"{source}, {count} samples per prompt", [g for data in splits.values() for g in data.train]
+    if source == "testbed" or source.startswith("policy:"):
+        items = unseen_prompts(prompts, train)
+        policy = source.removeprefix("policy:")
+        drawn = from_testbed(items, count) if source == "testbed" else from_policy(policy, items, count)
+        return SampleSource(dict.fromkeys(seeds, drawn), description)
+    known = TrainingPrompts.of(group.prompt for group in train)
+    groups, overlap = split_overlap(read_groups(source).groups, known, include_trained)
+    return SampleSource(dict.fromkeys(seeds, from_groups(groups, count)), description, overlap)
+
+
 def from_testbed(prompts: Sequence[PromptItem], count: int, seed: int = 0) -> list[Samples]:
-    """`count` samples a prompt by the testbed's generator. They are drawn independently, so equal ones are right."""
+    """`count` samples a prompt by the testbed's generator. They are drawn independently, so equal samples are kept."""
     return [_with_gold(item, testbed.sample_responses(item, count, seed)) for item in prompts]
 
 
@@ -62,7 +110,7 @@ def from_groups(groups: Iterable[Group], least: int, once: bool = False) -> list
             is in standard deviations of the task's grades, so that tasks of other scales can be averaged.
 
     Raises:
-        DataError: none is so large, or a response occurs twice in one and `once` is false.
+        DataError: no group is so large, or a response occurs twice in one and `once` is false.
     """
     found = []
     for group in groups:
@@ -78,10 +126,10 @@ def from_groups(groups: Iterable[Group], least: int, once: bool = False) -> list
             found.append(Samples(_query(group, tuple(grades)), np.arange(len(gold)), gold))
     if not found:
         raise DataError(f"no group has {least} graded responses or more", field="responses", hint="lower --samples")
-    return _standardised(found) if once else found
+    return _standardized(found) if once else found
 
 
-def _standardised(samples: Sequence[Samples]) -> list[Samples]:
+def _standardized(samples: Sequence[Samples]) -> list[Samples]:
     """Gold of mean 0 and standard deviation 1 over each task's samples."""
     tasks: dict[str | None, list[NDArray[np.float64]]] = {}
     for one in samples:
@@ -110,7 +158,7 @@ def unseen_prompts(count: int, seen: Sequence[Group], seed: int = 0) -> list[Pro
     for task in testbed.TASKS:
         fresh = [item for item in testbed.prompts(task, None, seed) if prompt_key(item.prompt) not in known]
         if len(fresh) < count:
-            raise DataError(f"{task} has {len(fresh)} prompts that training has not seen", field="prompts", value=count)
+            raise DataError(f"{task} has {len(fresh)} prompts that no training part has", field="prompts", value=count)
         found += fresh[:count]
     return found
 
@@ -147,7 +195,7 @@ def _writer(path: str, tokens: int) -> Callable[[PromptItem, int], list[str]]:
             some = min(_CHUNK, count - len(found))
             drawn += some
             if drawn > 10 * count + _CHUNK:
-                raise DataError("the policy hardly ever says anything", field="policy", value=path)
+                raise DataError("the policy's responses are almost all empty", field="policy", value=path)
             out = model.generate(
                 **ids,
                 do_sample=True,

@@ -31,6 +31,7 @@ from .batching import batches, chunks, pack_ids, pad, windows
 from .configuration import DMoERMConfig
 from .experts import Experts
 from .heads import BranchScorer, Head
+from .output import PassOutput, TaskRows
 from .packed_attention import run
 from .packing import Packed
 from .router import Router
@@ -231,42 +232,92 @@ class DMoERM(PreTrainedModel):
         Args:
             tasks: each prompt's task; None: the general model scores.
         """
-        owners = hidden.packing.owner
-        found: list[dict[str, Any]] = [{} for _ in owners]
-        for task in dict.fromkeys(tasks):
-            rows = [n for n, owner in enumerate(owners) if tasks[owner] == task]
-            for row, answer in zip(rows, self._answers(task, hidden.select(rows)), strict=True):
-                found[row] = answer
-        return found
-
-    def _answers(self, task: str | None, inputs: Packed) -> list[dict[str, Any]]:
-        if task is None:
-            return self._general_answers(self.general(inputs))
-        task_model = self.task_model(task)
-        if not task_model.reads_base:
-            return self._task_answers(task_model, task_model.forward_experts(inputs))
-        base = self.general.embed(inputs)
-        shared = base if self.config.shared_branch else None
-        return self._task_answers(task_model, task_model(inputs, self.general.head(base), shared))
-
-    def _general_answers(self, general: Tensor) -> list[dict[str, Any]]:
-        temperature = float(self.general_calibration.temperature)
-        return [
-            {"reward": bound_reward(reward), "capabilities": {}, "uncertainty": None, "temperature": temperature}
-            for reward in self.general_calibration(general).tolist()
-        ]
-
-    def _task_answers(self, task_model: TaskModel, output: TaskOutput) -> list[dict[str, Any]]:
-        columns = zip(output.reward.tolist(), output.capabilities.tolist(), output.uncertainty.tolist(), strict=True)
-        return [
+        output = self.outputs(hidden, tasks)
+        fields: list[dict[str, Any]] = [
             {
                 "reward": bound_reward(reward),
-                "capabilities": dict(zip(task_model.experts.capabilities, capabilities, strict=True)),
-                "uncertainty": uncertainty if len(task_model.experts) else None,
-                "temperature": float(task_model.calibration.temperature),
+                "capabilities": {},
+                "uncertainty": None,
+                "temperature": float(self.calibration(tasks[owner]).temperature),
             }
-            for reward, capabilities, uncertainty in columns
+            for owner, reward in zip(output.owner, output.reward.tolist(), strict=True)
         ]
+        for task, part in output.tasks.items():
+            names = self.task_model(task).experts.capabilities
+            columns = zip(part.rows, part.scores.capabilities.tolist(), part.scores.uncertainty.tolist(), strict=True)
+            for row, scores, uncertainty in columns:
+                fields[row]["capabilities"] = dict(zip(names, scores, strict=True))
+                fields[row]["uncertainty"] = uncertainty if names else None
+        return fields
+
+    def outputs(
+        self,
+        hidden: Packed,
+        tasks: Sequence[str | None],
+        also: Sequence[str] | None = None,
+        embeddings: Tensor | None = None,
+    ) -> PassOutput:
+        """Compute the rewards of a pass and the scores that lead to them.
+
+        Args:
+            hidden: the trunk's states of Q prompts and N responses.
+            tasks: each prompt's task; None: the general model scores.
+            also: for each prompt one more task whose scores are computed. With it all intermediate scores are; without
+                it, those that the rewards depend on.
+            embeddings: (N, D), the responses under the general branch, where they are known.
+        """
+        owner = hidden.packing.owner
+        scored_by = [{task} if also is None else {task, also[q]} for q, task in enumerate(tasks)]
+        rows = {
+            task: [n for n, q in enumerate(owner) if task in scored_by[q]]
+            for task in sorted(set().union(*scored_by), key=str)
+        }
+        alone = {task for task in rows if task and also is None and not self.task_model(task).reads_base}
+        read = sorted({n for task, numbers in rows.items() if task not in alone for n in numbers})
+        if embeddings is None:
+            embeddings = self._general_embeddings(hidden, read)
+        general = hidden.tokens.new_full((len(owner),), torch.nan, dtype=torch.float32)
+        if read:
+            general[read] = self.general.head(embeddings[read]).float()
+        parts = {
+            task: TaskRows(numbers, self._task_scores(task, hidden, numbers, general, embeddings, task in alone))
+            for task, numbers in rows.items()
+            if task is not None
+        }
+        return PassOutput(owner, tasks, general, parts, self._chosen_rewards(owner, tasks, general, parts))
+
+    def _general_embeddings(self, hidden: Packed, rows: Sequence[int]) -> Tensor:
+        """(N, D): the responses under the general branch; those of other rows are not computed."""
+        embeddings = hidden.tokens.new_zeros(len(hidden.packing.owner), self.config.width, dtype=torch.float32)
+        if rows:
+            embeddings[rows] = self.general.embed(hidden.select(rows)).float()
+        return embeddings
+
+    def _task_scores(
+        self, task: str, hidden: Packed, rows: list[int], general: Tensor, embeddings: Tensor, alone: bool
+    ) -> TaskOutput:
+        task_model = self.task_model(task)
+        if alone:
+            return task_model.forward_experts(hidden.select(rows))
+        return task_model(hidden.select(rows), general[rows], embeddings[rows] if self.config.shared_branch else None)
+
+    def _chosen_rewards(
+        self,
+        owner: Sequence[int],
+        tasks: Sequence[str | None],
+        general: Tensor,
+        parts: Mapping[str, TaskRows],
+    ) -> Tensor:
+        """(N,): each response's reward by its prompt's task."""
+        rewards = self.general_calibration(general)
+        for task, part in parts.items():
+            kept = [i for i, n in enumerate(part.rows) if tasks[owner[n]] == task]
+            rewards[[part.rows[i] for i in kept]] = part.scores.reward[kept].float()
+        return rewards
+
+    def calibration(self, task: str | None) -> Calibration:
+        """The calibration of a task's rewards; None: of the general model's."""
+        return self.general_calibration if task is None else self.task_model(task).calibration
 
     # --- what Hugging Face code expects -------------------------------------------------------------------------
 

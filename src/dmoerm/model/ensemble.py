@@ -25,10 +25,25 @@ UWO_WEIGHT = 0.5
 """λ of UWO for best-of-n (arXiv 2310.02743)."""
 
 
-def combined(rewards: Tensor, weight: float = UWO_WEIGHT) -> dict[str, Tensor]:
-    """Map rewards (k, N) to `mean`, `wco` (min) and `uwo` (mean − weight · variance), each (N,)."""
-    mean = rewards.mean(0)
-    return {"mean": mean, "wco": rewards.amin(0), "uwo": mean - weight * rewards.var(0, correction=0)}
+def combine_members(rewards: Tensor, combination: str, weight: float = UWO_WEIGHT) -> Tensor:
+    """Combine k members' rewards (k, N) of the responses to one prompt into rewards (N,).
+
+    Each member is centered over the responses first: preferences determine a member's rewards up to a constant per
+    prompt, so members' levels must not decide which of them is the worst, or how far they disagree. The mean of the
+    centers is added back.
+
+    Args:
+        combination: `mean`, `wco` (the worst member) or `uwo` (mean − weight · variance).
+    """
+    centers = rewards.mean(1, keepdim=True)
+    centered = rewards - centers
+    mean = centered.mean(0)
+    combined = {
+        "mean": mean,
+        "wco": centered.amin(0),
+        "uwo": mean - weight * centered.var(0, correction=0),
+    }
+    return combined[combination] + centers.mean()
 
 
 def joined(members: Sequence[Sequence[Score]], method: str) -> list[Score]:
@@ -86,6 +101,5 @@ def _rewards(columns: Sequence[Sequence[Score]], temperature: float, method: str
     """
     rows = [[unbound_reward(score.reward) * temperature / score.temperature for score in column] for column in columns]
     rewards = torch.tensor(rows, dtype=torch.float64).T
-    centers = rewards.mean(1, keepdim=True)
-    values = combined(rewards - centers)[method] + centers.mean()
-    return [bound_reward(value) for value in values.tolist()], (rewards - centers).std(0, correction=0).tolist()
+    spread = (rewards - rewards.mean(1, keepdim=True)).std(0, correction=0)
+    return [bound_reward(value) for value in combine_members(rewards, method).tolist()], spread.tolist()

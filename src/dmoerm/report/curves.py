@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ..evaluation.best_of_n import Curve
-from ..evaluation.experiment_results import Fit
+from ..evaluation.experiment_results import CurveFit
 from .plots import WIDE, as_svg, color_of, new_figure, shortened
 
 HIGHLIGHTED = ("dmoerm", "per_task", "ensemble_uwo", "general")
@@ -37,7 +37,7 @@ class Line:
     values: Sequence[float]
     low: Sequence[float] = ()
     high: Sequence[float] = ()
-    fit: Fit | None = None
+    fit: CurveFit | None = None
     kind: Literal["bon", "rl"] = "bon"
 
 
@@ -74,7 +74,7 @@ def _strong(axes: Axes, method: str, line: Line, index: int) -> None:
         _fit(axes, line, line.fit, color)
 
 
-def _fit(axes: Axes, line: Line, fit: Fit, color: str) -> None:
+def _fit(axes: Axes, line: Line, fit: CurveFit, color: str) -> None:
     curve = Curve(line.kind, fit.alpha, fit.beta, fit.peak, fit.value)
     grid = np.linspace(0, max(line.distance), 100)
     axes.plot(grid, line.values[0] + curve.at(grid), color=color, linewidth=0.8, alpha=0.8)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import DataError
-from ..evaluation.results import Part, read_part
+from ..evaluation.results import ResultModel, read_part
 from ..io.paths import write_file
 from . import sections  # noqa: F401  (registers the kinds)
 from .page import render_page
@@ -18,11 +18,11 @@ from .registry import KINDS, file_names, section_of
 _HINT = "give a JSON file that `dmoerm train`, `eval`, `compare`, `bon` or `rl` wrote"
 
 
-class _FileKind(Part):
+class _FileKind(ResultModel):
     kind: str | None = None
 
 
-def read_measured(path: str | Path) -> Part:
+def read_measured(path: str | Path) -> ResultModel:
     """Read a results file of any kind.
 
     Raises:
@@ -34,13 +34,13 @@ def read_measured(path: str | Path) -> Part:
     return read_part(path, KINDS[kind].model, _HINT)
 
 
-def report_html(*results: Part) -> str:
+def report_html(*results: ResultModel) -> str:
     """Return the page: one section for each of the results, in this order. The same results give the same text."""
     shown = [section_of(result) for result in results]
     return render_page(f"dmoerm: {shown[0].title if len(shown) == 1 else 'results'}", shown)
 
 
-def write_report(path: str | Path, *results: Part) -> None:
+def write_report(path: str | Path, *results: ResultModel) -> None:
     """Write the page, completely or not at all. Raises `CheckpointError` if it cannot be written."""
     write_file(Path(path), report_html(*results))
 

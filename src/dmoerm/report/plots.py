@@ -20,21 +20,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ..evaluation.results import CalibrationResult, Difference, Estimate
-from ..experiments.ablations import ABLATIONS
+from ..experiments.methods import color_of as method_color
 
 NARROW, WIDE = 3.5, 4.5
 """Widths of a plot, inches: three or two fit side by side."""
 
-_COLORS = {
-    "dmoerm": "#0066b3",
-    "general": "#333333",
-    "per_task": "#e69f00",
-    "warm": "#cc79a7",
-    "gated": "#d55e00",
-    "human": "#000000",
-}
-_FAMILIES = {"ensemble": "#009e73", "bagged": "#56b4e9"}
-_ABLATION, _EXTERNAL = "#8a94a0", "#7b5ea7"
+_HUMAN = "#000000"
 _MARKERS = "osD^v"
 _LONGEST = 22  # characters of a row's name; the tables show all of it
 _STYLE = {
@@ -68,10 +59,8 @@ class Series:
 
 
 def color_of(method: str) -> str:
-    """Return a method's color; members of a family, ablations and external methods share one each."""
-    if method in ABLATIONS:
-        return _ABLATION
-    return _COLORS.get(method) or _FAMILIES.get(method.partition("_")[0], _EXTERNAL)
+    """Return a method's color: the registry's."""
+    return _HUMAN if method == "human" else method_color(method)
 
 
 def as_svg(draw: Callable[Arguments, Figure]) -> Callable[Arguments, str]:

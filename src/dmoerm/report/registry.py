@@ -6,17 +6,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from ..evaluation.results import Part
+from ..evaluation.results import ResultModel
 from .view import Section
 
-Results = TypeVar("Results", bound=Part)
+Results = TypeVar("Results", bound=ResultModel)
 
 
 @dataclass(frozen=True)
 class ResultsKind:
     """What a results file contains, the function that makes its section, and its usual file name."""
 
-    model: type[Part]
+    model: type[ResultModel]
     section: Callable[[Any], Section]
     file: str
 
@@ -46,7 +46,7 @@ def file_names() -> list[str]:
     return sorted({kind.file for kind in KINDS.values()}, key=lambda name: (name != "results.json", name))
 
 
-def section_of(results: Part) -> Section:
+def section_of(results: ResultModel) -> Section:
     """Make the section of these results."""
     (kind,) = (kind for kind in KINDS.values() if type(results) is kind.model)
     return kind.section(results)

@@ -1,14 +1,14 @@
-"""Policy optimisation against a reward model, with the gold reward measured along the way.
+"""Policy optimization against a reward model, with the gold reward measured along the way.
 
-policy.py      the small language model that is optimised, fine-tuned on the testbed's text
+policy.py      the small language model that is optimized, fine-tuned on the testbed's text
 sampling.py    responses of a policy, and their log-probabilities under two policies
-rewards.py     a reward model as TRL's reward function: normalised, checked, safe against empty responses
+rewards.py     a reward model as TRL's reward function: normalized, checked, safe against empty responses
 measuring.py   proxy, gold and KL on held-out prompts
-optimise.py    the run: TRL's trainer, checkpoints, a measurement every so many steps
+optimize.py    the run: TRL's trainer, checkpoints, a measurement every so many steps
 trajectory.py  what was measured, on disk
 """
 
-from .optimise import draw_prompts, gold_of, optimise
+from .optimize import draw_prompts, gold_of, optimize
 from .policy import make_policy
 from .rewards import Gold, Reward, RLPrompt
 from .settings import PolicyConfig, RLConfig
@@ -25,7 +25,7 @@ __all__ = [
     "draw_prompts",
     "gold_of",
     "make_policy",
-    "optimise",
+    "optimize",
     "read_trajectory",
     "write_trajectory",
 ]

@@ -1,6 +1,6 @@
-"""A reward model as TRL's reward function: normalised, checked, safe against empty responses.
+"""A reward model as TRL's reward function: normalized, checked, safe against empty responses.
 
-Rewards are normalised by the initial policy's: (r − mean) / std, with the mean over all samples and the standard
+Rewards are normalized by the initial policy's: (r − mean) / std, with the mean over all samples and the standard
 deviation within prompts, because a reward model's differences mean something within a prompt alone. So one `beta`
 means the same for every reward model. An empty response is below every other: these rewards have no common unit (any
 method may give them), so it gets one standard deviation less than the lowest reward of its batch and of the initial
@@ -28,7 +28,7 @@ Gold = Callable[[str | None, Prompt, str], float]
 
 
 class RLPrompt(NamedTuple):
-    """A prompt to optimise or to measure on.
+    """A prompt to optimize or to measure on.
 
     Attributes:
         task: the task's name, or None where it is not known.
@@ -53,7 +53,7 @@ class Scale(BaseModel):
     std: float
     lowest: float
 
-    def normalise(self, reward: float) -> float:
+    def normalize(self, reward: float) -> float:
         """In standard deviations above the initial policy's mean."""
         return (reward - self.mean) / self.std
 
@@ -110,7 +110,7 @@ def measure_scale(rewards: Sequence[float], count: int) -> Scale:
     std = float(np.sqrt(table.var(axis=1, ddof=1).mean()))
     if std < 1e-12:
         raise TrainingError(
-            "step 0: the reward model gives all responses to a prompt the same reward: there is nothing to optimise; "
+            "step 0: the reward model gives all responses to a prompt the same reward: there is nothing to optimize; "
             "give another reward model, or more scale_prompts"
         )
     return Scale(mean=float(table.mean()), std=std, lowest=float(table.min()))
@@ -128,4 +128,4 @@ class TRLReward:
         """Normalised rewards of the completions."""
         asked, texts = [self.prompts[i] for i in place], [text.strip() for text in completions]
         raw = raw_rewards(self.reward, asked, texts, trainer_state.global_step + 1, self.scale)
-        return [self.scale.normalise(value) for value in raw]
+        return [self.scale.normalize(value) for value in raw]

@@ -1,4 +1,4 @@
-"""The settings of policy optimisation: the policy that is optimised, and how."""
+"""The settings of policy optimization: the policy that is optimized, and how."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class PolicyConfig(_Settings):
     epochs: float = Field(default=3.0, ge=0)
     """Passes over that text; 0: the model is used as it is."""
     batch_size: int = Field(default=32, ge=1)
-    """Responses in one optimiser step."""
+    """Responses in one optimizer step."""
     learning_rate: LearningRate = 1e-3
     """AdamW's peak rate; about 2e-5 suits a pretrained model."""
     bf16: bool | None = None
@@ -64,12 +64,12 @@ class PolicyConfig(_Settings):
 
 
 class RLConfig(_Settings):
-    """One run of policy optimisation, and what is measured along the way."""
+    """One run of policy optimization, and what is measured along the way."""
 
     algorithm: Literal["rloo", "grpo"] = "rloo"
     """TRL's trainer: REINFORCE leave-one-out (arXiv 2402.14740) or GRPO (arXiv 2402.03300), with TRL's defaults."""
     steps: int = Field(default=150, ge=1)
-    """Optimiser steps."""
+    """optimizer steps."""
     prompts_per_step: int = Field(default=16, ge=1)
     """Prompts of one step."""
     generations: int = Field(default=4, ge=2)
@@ -94,7 +94,7 @@ class RLConfig(_Settings):
     checkpoint_every: int = Field(default=25, ge=1)
     """Steps between checkpoints, from which a stopped run goes on."""
     scale_prompts: int = Field(default=64, ge=1)
-    """Training prompts on which the initial policy's rewards are measured, to normalise by; `generations` samples
+    """Training prompts on which the initial policy's rewards are measured, to normalize by; `generations` samples
     each."""
     bf16: bool | None = None
     """Sample and train in bfloat16, with weights kept in float32; None: where the processor computes in it.

@@ -1,4 +1,4 @@
-"""What a run of policy optimisation measured along the way, on disk as JSON of a versioned schema."""
+"""What a run of policy optimization measured along the way, on disk as JSON of a versioned schema."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Point(BaseModel):
     """One measurement: fresh samples to the held-out prompts.
 
     Attributes:
-        step: optimiser steps made.
-        proxy: mean reward of the reward model optimised against, as it gives it.
+        step: optimizer steps made.
+        proxy: mean reward of the reward model optimized against, as it gives it.
         gold: mean gold reward; `gold_error` is its standard error over prompts.
         gold_by_task: the same for each task.
         kl: KL to the initial policy in nats a response, from the log-ratio of the sampled tokens (unbiased, may be
@@ -54,7 +54,7 @@ class Trajectory(BaseModel):
         policy: the initial policy's folder name.
         parameters: the policy's parameters, embeddings included.
         settings: of the run.
-        scale: what rewards were normalised by before optimisation.
+        scale: what rewards were normalized by before optimization.
         points: in the order of their steps, the first before the first step.
     """
 

@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from ...evaluation.experiment_results import Comparison, Condition
 from ...evaluation.results import SUMMARIES, Cost, Difference
-from ...experiments.ablations import ABLATIONS
-from ...experiments.runs import TRAINED
+from ...experiments.methods import family_of
 from .. import parts
 from ..plots import NARROW, Series, interval_plot
 from ..registry import shows
@@ -16,9 +15,9 @@ from ..view import Code, Content, Fold, Number, PlotGrid, Section, Table, TableR
 _CALIBRATED = ("dmoerm", "general", "per_task", "ensemble_uwo")
 """Methods whose reliability is drawn; the table has all methods."""
 _GROUPS: dict[str, Callable[[str], bool]] = {
-    "methods": lambda method: method in TRAINED,
-    "external methods": lambda method: method not in TRAINED and method not in ABLATIONS,
-    "ablations of dmoerm": lambda method: method in ABLATIONS,
+    "methods": lambda method: family_of(method) in ("run", "baseline"),
+    "external methods": lambda method: family_of(method) == "external",
+    "ablations of dmoerm": lambda method: family_of(method) == "ablation",
 }
 
 
@@ -143,9 +142,9 @@ def _by_task(conditions: Mapping[str, Condition]) -> Iterator[Content]:
     methods = dict.fromkeys(m for condition in conditions.values() for m in _best_first(condition))
     columns = dict.fromkeys(column for condition in conditions.values() for column in _columns(condition))
     yield "Each task has its own scale. The dotted line is the accuracy of dmoerm under the first condition."
-    compared = [method for method in methods if method not in ABLATIONS]
+    compared = [method for method in methods if family_of(method) != "ablation"]
     yield PlotGrid("Accuracy of each method", {c: _task_plot(conditions, compared, c) for c in columns})
-    if ablations := [method for method in methods if method in ABLATIONS]:
+    if ablations := [method for method in methods if family_of(method) == "ablation"]:
         yield "The ablations of dmoerm:"
         plots = {c: _task_plot(conditions, ["dmoerm", *ablations], c) for c in columns}
         yield PlotGrid("Accuracy of each ablation", plots)
@@ -162,7 +161,7 @@ def _task_plot(conditions: Mapping[str, Condition], methods: Sequence[str], colu
 
 
 def _mean_differences(conditions: Mapping[str, Condition]) -> Iterator[Content]:
-    methods = sorted(_best_first(next(iter(conditions.values()))), key=lambda method: method in ABLATIONS)
+    methods = sorted(_best_first(next(iter(conditions.values()))), key=lambda m: family_of(m) == "ablation")
     rows = {name: _paired_means(condition, methods) for name, condition in conditions.items()}
     yield "To the right of the line, dmoerm is better."
     label = "Difference in mean accuracy between dmoerm and each method"

@@ -8,9 +8,9 @@ from tiny_policy import count_t, tiny_settings
 
 from dmoerm.errors import ConfigError, TrainingError
 from dmoerm.evaluation.experiment_results import PolicyRun
-from dmoerm.experiments.policies import summarise
-from dmoerm.rl import draw_prompts, gold_of, optimise, read_trajectory
-from dmoerm.rl.optimise import _order, _split
+from dmoerm.experiments.policies import summarize
+from dmoerm.rl import draw_prompts, gold_of, optimize, read_trajectory
+from dmoerm.rl.optimize import _order, _split
 
 ABOUT = {"condition": "clean", "method": "general", "beta": 0.0, "seed": 0}
 
@@ -18,7 +18,7 @@ ABOUT = {"condition": "clean", "method": "general", "beta": 0.0, "seed": 0}
 @pytest.fixture(scope="module", params=["rloo", "grpo"])
 def finished(request, policy, asked, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
-    return optimise(policy, count_t, gold_of, asked, tiny_settings(algorithm=request.param), folder, method="the")
+    return optimize(policy, count_t, gold_of, asked, tiny_settings(algorithm=request.param), folder, method="the")
 
 
 def test_the_reward_rises_and_the_policy_moves_away(finished):
@@ -37,14 +37,14 @@ def test_a_trajectory_can_be_summarised_and_read_back(finished, tmp_path):
 
     write_trajectory(tmp_path / "t.json", finished)
     assert read_trajectory(tmp_path / "t.json") == finished
-    (found,) = summarise([PolicyRun.model_validate({**ABOUT, "points": [p.model_dump() for p in finished.points]})])
+    (found,) = summarize([PolicyRun.model_validate({**ABOUT, "points": [p.model_dump() for p in finished.points]})])
     assert found.start == finished.points[0].gold
     assert found.fall == pytest.approx(max(p.gold for p in finished.points) - finished.points[-1].gold)
 
 
 def test_a_penalty_holds_the_policy_back(policy, asked, tmp_path):
     free, held = (
-        optimise(policy, count_t, gold_of, asked, tiny_settings(beta=beta, steps=8), tmp_path / str(beta))
+        optimize(policy, count_t, gold_of, asked, tiny_settings(beta=beta, steps=8), tmp_path / str(beta))
         for beta in (0.0, 2.0)
     )
     assert held.points[-1].kl < free.points[-1].kl / 2
@@ -54,7 +54,7 @@ def test_a_penalty_holds_the_policy_back(policy, asked, tmp_path):
 def test_a_killed_run_ends_as_if_it_had_not_been(beta, policy, asked, tmp_path):
     """Killed after the measurement of step 6 and before its checkpoint: it goes on from the one of step 4."""
     settings, calls = tiny_settings(beta=beta, steps=8, measure_every=3), 0
-    whole = optimise(policy, count_t, gold_of, asked, settings, tmp_path / "whole")
+    whole = optimize(policy, count_t, gold_of, asked, settings, tmp_path / "whole")
 
     def killing(queries):
         nonlocal calls
@@ -64,12 +64,12 @@ def test_a_killed_run_ends_as_if_it_had_not_been(beta, policy, asked, tmp_path):
         return count_t(queries)
 
     with pytest.raises(KeyboardInterrupt):
-        optimise(policy, killing, gold_of, asked, settings, tmp_path / "killed")
+        optimize(policy, killing, gold_of, asked, settings, tmp_path / "killed")
     assert (tmp_path / "killed" / "samples" / "00006.jsonl").exists()
-    again = optimise(policy, count_t, gold_of, asked, settings, tmp_path / "killed")
+    again = optimize(policy, count_t, gold_of, asked, settings, tmp_path / "killed")
     assert [point.step for point in again.points] == [0, 3, 6, 8]
     assert again == whole
-    assert optimise(policy, None, None, asked, settings, tmp_path / "killed") == whole  # read, not run
+    assert optimize(policy, None, None, asked, settings, tmp_path / "killed") == whole  # read, not run
 
 
 def test_a_reward_that_is_no_number_ends_the_run(policy, asked, tmp_path):
@@ -81,7 +81,7 @@ def test_a_reward_that_is_no_number_ends_the_run(policy, asked, tmp_path):
         return [[float("nan")] * len(q.responses) for q in queries] if calls == 4 else count_t(queries)
 
     with pytest.raises(TrainingError, match="step 2: the reward of response 0"):
-        optimise(policy, failing, gold_of, asked, tiny_settings(steps=4), tmp_path)
+        optimize(policy, failing, gold_of, asked, tiny_settings(steps=4), tmp_path)
 
 
 def test_a_policy_that_says_nothing_is_measured(policy, asked, tmp_path):
@@ -91,15 +91,15 @@ def test_a_policy_that_says_nothing_is_measured(policy, asked, tmp_path):
         assert all(text.strip() for query in queries for text in query.responses)
         return [[-float(len(text)) for text in query.responses] for query in queries]
 
-    found = optimise(policy, short, gold_of, asked, tiny_settings(max_new_tokens=1, steps=4), tmp_path)
+    found = optimize(policy, short, gold_of, asked, tiny_settings(max_new_tokens=1, steps=4), tmp_path)
     assert all(np.isfinite(point.proxy) for point in found.points)
     assert found.points[-1].length == 1
 
 
 def test_a_folder_of_another_run_is_refused(policy, asked, tmp_path):
-    optimise(policy, count_t, gold_of, asked, tiny_settings(steps=1), tmp_path)
+    optimize(policy, count_t, gold_of, asked, tiny_settings(steps=1), tmp_path)
     with pytest.raises(ConfigError, match=r"holds a run with beta 0\.0, not 0\.5"):
-        optimise(policy, count_t, gold_of, asked, tiny_settings(steps=1, beta=0.5), tmp_path)
+        optimize(policy, count_t, gold_of, asked, tiny_settings(steps=1, beta=0.5), tmp_path)
 
 
 def test_held_out_prompts_are_of_all_tasks_and_never_trained_on():
@@ -124,4 +124,4 @@ def test_every_step_has_its_prompts():
 def test_a_missing_trl_is_told_with_its_remedy(policy, asked, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "trl", None)
     with pytest.raises(ConfigError, match=r"pip install 'dmoerm\[rl\]'"):
-        optimise(policy, count_t, gold_of, asked, tiny_settings(), tmp_path)
+        optimize(policy, count_t, gold_of, asked, tiny_settings(), tmp_path)

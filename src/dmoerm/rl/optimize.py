@@ -1,4 +1,4 @@
-"""A run of policy optimisation: TRL's trainer, checkpoints, a measurement every so many steps.
+"""A run of policy optimization: TRL's trainer, checkpoints, a measurement every so many steps.
 
 In the run's folder: `settings.json`, `scale.json`, `points.json` (grows), `samples/<step>.jsonl` (what was said),
 `checkpoints/` (removed at the end), `trajectory.json` (written at the end).
@@ -48,7 +48,7 @@ def gold_of(task: str | None, prompt: Prompt, response: str) -> float:
     return gold_reward(task or "", prompt, response)
 
 
-def optimise(
+def optimize(
     policy: Path,
     reward: Reward,
     gold: Gold,
@@ -60,7 +60,7 @@ def optimise(
     depends_on: str = "",
     progress: Progress | None = None,
 ) -> Trajectory:
-    """Optimises a policy against a reward, and measures proxy, gold and KL along the way.
+    """Optimizes a policy against a reward, and measures proxy, gold and KL along the way.
 
     Stopped and called again, it goes on from the last checkpoint; a finished run is read.
 
@@ -110,7 +110,7 @@ def require_trl() -> None:
     try:
         import trl  # noqa: F401
     except ImportError:
-        raise ConfigError("policy optimisation takes TRL, which is missing; run: pip install 'dmoerm[rl]'") from None
+        raise ConfigError("policy optimization takes TRL, which is missing; run: pip install 'dmoerm[rl]'") from None
 
 
 def _digest(prompts: Sequence[RLPrompt], depends_on: str) -> str:

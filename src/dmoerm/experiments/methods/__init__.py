@@ -1,0 +1,17 @@
+"""The methods of a comparison, one file each, and their registry."""
+
+from .method import Method, MethodContext, Scorer, TrainedMethod
+from .registry import ablation_methods, color_of, default_methods, family_of, register, registered
+
+__all__ = [
+    "Method",
+    "MethodContext",
+    "Scorer",
+    "TrainedMethod",
+    "ablation_methods",
+    "color_of",
+    "default_methods",
+    "family_of",
+    "register",
+    "registered",
+]

@@ -1,0 +1,48 @@
+"""What the model computes in one pass, intermediate scores included. Shapes: Q prompts, N responses, k capabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .task_model import TaskOutput
+
+
+@dataclass(frozen=True)
+class TaskRows:
+    """One task's scores of some of the responses.
+
+    Attributes:
+        rows: the responses that it scored, ascending, M of the N.
+        scores: reward, capabilities, uncertainty and phase-1 score, M rows each.
+    """
+
+    rows: Sequence[int]
+    scores: TaskOutput
+
+
+@dataclass(frozen=True)
+class PassOutput:
+    """All scores of the N responses to Q prompts.
+
+    Attributes:
+        owner: (N,), each response's prompt.
+        chosen: (Q,), the task whose model gives the reward; None: the general model does.
+        general: (N,), the general model's score, not calibrated; nan for a response that needs none.
+        tasks: task → its scores; of a prompt's responses there are those of every task that was asked for.
+        reward: (N,), calibrated; not bounded yet, and without the rule for empty responses.
+    """
+
+    owner: Sequence[int]
+    chosen: Sequence[str | None]
+    general: Tensor
+    tasks: Mapping[str, TaskRows]
+    reward: Tensor
+
+    def of(self, prompt: int, task: str) -> TaskOutput:
+        """A task's scores of the responses to one prompt."""
+        output = self.tasks[task]
+        kept = [i for i, row in enumerate(output.rows) if self.owner[row] == prompt]
+        return TaskOutput(*(part[kept] for part in output.scores))
