@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 from rich.console import Console
 from tiny import make_tiny_config, tiny_groups, write_groups
 
+from dmoerm.cli.tables import print_comparison
 from dmoerm.config import changed
 from dmoerm.errors import ConfigError, DataError
 from dmoerm.evaluation.experiment_results import Comparison
@@ -18,7 +21,8 @@ from dmoerm.experiments import runs
 from dmoerm.experiments.compare import compare_methods
 from dmoerm.experiments.external import external_method
 from dmoerm.experiments.method_suite import run_settings
-from dmoerm.experiments.methods import ablation_methods
+from dmoerm.experiments.methods import ablation_methods, registry
+from dmoerm.report import report_html
 from dmoerm.schema import Query
 
 SOME = ("no_outer", "shuffled")
@@ -40,6 +44,34 @@ def quiet_compare(config, **asked) -> Comparison:
     return compare_methods(config, console=Console(quiet=True), **asked)
 
 
+NEW_METHOD = """
+import torch
+from dmoerm.experiments.methods import Method, TrainedMethod, register
+
+def train(context):
+    def score(batch):
+        lengths = [float(len(text)) for group in batch.groups for text in group.responses]
+        return torch.tensor([lengths])
+    return TrainedMethod(score=score, parameters=1)
+
+register(Method("longest", "prefers long responses", "baseline", "#12ab34", train))
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def new_method(tmp_path_factory) -> Iterator[None]:
+    """A method in one new file, which a package names as an entry point."""
+    folder = tmp_path_factory.mktemp("package")
+    (folder / "longest_method.py").write_text(NEW_METHOD)
+    entry = EntryPoint("longest", "longest_method", registry.ENTRY_POINTS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        patch.setattr(registry, "entry_points", lambda group: [entry] if group == entry.group else [])
+        registry._load.cache_clear()
+        yield
+    registry._methods.pop("longest", None)
+
+
 @pytest.fixture(scope="module")
 def config(tiny_backbone, tmp_path_factory):
     frozen = {
@@ -57,7 +89,7 @@ def found(config) -> Comparison:
 
 
 def test_every_method_is_measured_on_the_same_pairs(found: Comparison) -> None:
-    trained = {"general", "per_task", "all_labels", "warm", "gated", "dmoerm"}
+    trained = {"general", "per_task", "all_labels", "warm", "gated", "longest", "dmoerm"}
     trained |= {f"{name}_{how}" for name in ("ensemble", "bagged") for how in ("mean", "wco", "uwo")}
     for condition in found.conditions.values():
         assert set(condition.accuracy) == trained | set(SOME) | {"shortest"}
@@ -72,6 +104,17 @@ def test_every_method_is_measured_on_the_same_pairs(found: Comparison) -> None:
         assert sum(b.pairs for b in condition.calibration["general"].bins) == tasks["mean"].pairs
     assert set(found.methods) == trained | set(SOME) | {"shortest"}
     assert set(found.costs) == trained
+
+
+def test_a_method_in_one_new_file_is_everywhere(found: Comparison, capsys: pytest.CaptureFixture[str]) -> None:
+    page = report_html(found)
+    assert "prefers long responses" in page
+    assert "#12ab34" in page
+    print_comparison(Console(width=200), found)
+    assert "prefers long responses" in capsys.readouterr().out
+    assert found.costs["longest"].parameters == 1
+    longest = {name: found.conditions["clean"].accuracy[name]["chitchat"].value for name in ("longest", "shortest")}
+    assert sum(longest.values()) == pytest.approx(1)
 
 
 def test_each_run_has_a_storage_of_its_own(config, tmp_path) -> None:
@@ -122,7 +165,8 @@ def test_costs_are_what_was_trained(found: Comparison) -> None:
     assert costs["ensemble_mean"].parameters == 3 * costs["general"].parameters
     assert costs["per_task"].parameters == costs["all_labels"].parameters == 2 * costs["general"].parameters
     assert costs["dmoerm"].parameters > costs["per_task"].parameters
-    assert all(cost.training_seconds > 0 and cost.scoring_seconds > 0 for cost in costs.values())
+    assert all(cost.training_seconds > 0 for method, cost in costs.items() if method != "longest")
+    assert all(cost.scoring_seconds > 0 for cost in costs.values())
 
 
 def test_a_cell_is_measured_once(found: Comparison, config, monkeypatch: pytest.MonkeyPatch) -> None:

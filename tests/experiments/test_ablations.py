@@ -1,58 +1,13 @@
-"""The models that DMoERM is compared with: trained on the same groups, each another, resumable."""
+"""The settings that ablations change."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from dmoerm.training.baselines import averaged, gated_vectors, objectives, train_gated, train_members
 from tiny import make_tiny_config, tiny_groups, train_quietly, write_groups
 
 from dmoerm.config import changed
 from dmoerm.data.splits import MERGED, load_splits
-from dmoerm.training.embedding import base_embeddings
-from dmoerm.training.run import examples_of
-
-
-@pytest.fixture(scope="module")
-def run(tiny_backbone, tmp_path_factory):
-    config = make_tiny_config(
-        tiny_backbone, tmp_path_factory.mktemp("baselines"), base="frozen", phase2={"lora": {"rank": 0}}
-    )
-    return train_quietly(config)
-
-
-@pytest.fixture(scope="module")
-def examples(run):
-    return examples_of(run, load_splits(run.config).train)
-
-
-def test_members_are_other_single_models_and_are_trained_once(run, examples) -> None:
-    members = train_members(run, examples, examples[:4], 3)
-    assert members[0] is run.model.general
-    z = next(iter(base_embeddings(run, run.model.general, examples).values()))
-    scores = [member.head(z) for member in members]
-    assert not torch.allclose(scores[0], scores[1])
-    assert not torch.allclose(scores[1], scores[2])
-    again = train_members(run, examples, examples[:4], 3)
-    assert all(torch.equal(a.head(z), b.head(z)) for a, b in zip(members, again, strict=True))
-    mean = torch.stack([member.head.score.weight for member in members]).mean(0)
-    torch.testing.assert_close(averaged(members).head.score.weight, mean)
-    assert averaged(members).branch is run.model.general.branch
-    assert not torch.allclose(run.model.general.head.score.weight, mean)  # it is a copy
-
-
-def test_the_gated_model_learns_its_objectives_and_weighs_them(run, examples) -> None:
-    gated = train_gated(run, examples, examples[:4])
-    assert gated.objectives.weight.shape[0] == len(objectives(run)) == 4
-    vectors = gated_vectors(run, gated, examples)
-    right, total = 0, 0
-    for row, (task, name) in enumerate(objectives(run)):
-        for e in examples:
-            for pair in e.pairs.get(name, ()) if e.task == task else ():
-                right += int(vectors[e.key][pair.better, row] > vectors[e.key][pair.worse, row])
-                total += 1
-    assert right / total > 0.7  # on what it was trained on
-    assert all(torch.isfinite(gated(v)).all() for v in vectors.values())
 
 
 def test_merged_tasks_are_one_with_all_capabilities(tiny_backbone, tmp_path) -> None:
