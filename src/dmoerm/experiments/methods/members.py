@@ -47,8 +47,6 @@ def fresh_scorer(run: Run, name: str) -> BranchScorer:
     if not run.frozen:
         decoder = load_backbone(run.config.backbone)[0]
         branch = split_layers(decoder, run.model.config.branch_layer)[1].to(run.model.device)  # pyright: ignore[reportArgumentType]
-            run.model.device
-        )  # pyright: ignore[reportArgumentType]
     head = copy.deepcopy(general.head)
     generator = torch.Generator().manual_seed(run.seed(name))
     with torch.no_grad():
