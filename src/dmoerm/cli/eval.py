@@ -32,7 +32,7 @@ def command(
     report: Annotated[Path | None, typer.Option(metavar="DIR", help="Write results.json and report.html here.")] = None,
     batch_tokens: BatchTokens = 8192,
 ) -> None:
-    """Measure a model on held-out prompts, or on labelled data of your own."""
+    """Measure a model on held-out prompts, or on labeled data of your own."""
     from ..evaluation import evaluate
     from ..training import open_cache
     from ..training.processes import is_main
@@ -55,7 +55,7 @@ def command(
         include_trained=include_trained,
     )
     if is_main():
-        _tell(results, json_file, report)
+        _report(results, json_file, report)
 
 
 def _load(path: str) -> DMoERM:
@@ -65,12 +65,12 @@ def _load(path: str) -> DMoERM:
     from ..training.sharding import check_sharding, place
 
     quieten()
-    found = DMoERM.from_pretrained(model_folder(path), check=is_main())
-    check_sharding(found.config.shared_branch, found.config.router_kind == "own")
-    return place(found)
+    model = DMoERM.from_pretrained(model_folder(path), check=is_main())
+    check_sharding(model.config.shared_branch, model.config.router_kind == "own")
+    return place(model)
 
 
-def _tell(results: Results, json_file: Path | None, report: Path | None) -> None:
+def _report(results: Results, json_file: Path | None, report: Path | None) -> None:
     from ..evaluation import write_results
     from ..report import write_report
     from .tables import print_results, screen
@@ -84,16 +84,16 @@ def _tell(results: Results, json_file: Path | None, report: Path | None) -> None
 
 
 def _config(path: Path, overrides: Sequence[str]) -> Config | None:
-    """The settings that the model was trained with, where they lie beside it."""
+    """The settings that the model was trained with, from its run's folder or its own."""
     from ..config import load_config
     from ..errors import ConfigError
 
     if other := [override for override in overrides if not override.startswith("data.dir=")]:
         raise ConfigError(
-            f"--set {other[0]}: eval takes data.dir alone; other settings would move prompts of the training part"
+            f"--set {other[0]}: eval accepts data.dir only; other settings would change the training part"
         )
-    places = (path / "config.yaml", Path(model_folder(str(path))) / "run.yaml")
-    return next((load_config(place, overrides) for place in places if place.is_file()), None)
+    files = (path / "config.yaml", Path(model_folder(str(path))) / "run.yaml")
+    return next((load_config(file, overrides) for file in files if file.is_file()), None)
 
 
 def _training_prompts(config: Config) -> TrainingPrompts | None:
@@ -120,7 +120,7 @@ def _held_out(config: Config | None, model: str) -> list[Group]:
     from ..errors import ConfigError
 
     if config is None:
-        raise ConfigError(f"{model}: no settings lie beside this model, so its held-out part is not known; give --data")
+        raise ConfigError(f"{model}: this model has no settings, so its held-out part is unknown; give --data")
     return load_splits(config).test
 
 

@@ -19,15 +19,15 @@ def conditions_of(noise: Sequence[str]) -> dict[str, tuple[float, float]]:
     """Name → shares of reversed overall and capability pairs; clean and noisy where none is given."""
     from ..errors import ConfigError
 
-    found = {}
+    conditions = {}
     for text in noise:
         name, _, shares = text.partition("=")
         try:
             scores, capabilities = map(float, shares.split(","))
         except ValueError:
             raise ConfigError(f"--noise {text}: write it as NAME=0.25,0.15") from None
-        found[name] = (scores, capabilities)
-    return found or {"clean": (0.0, 0.0), "noisy": (0.25, 0.15)}
+        conditions[name] = (scores, capabilities)
+    return conditions or {"clean": (0.0, 0.0), "noisy": (0.25, 0.15)}
 
 
 def experiment_config(config: str, overrides: Sequence[str], output: Path | None) -> Config:

@@ -41,26 +41,26 @@ def print_results(console: Console, results: Results) -> None:
         console.print(line, soft_wrap=True)
 
 
-def print_comparison(console: Console, found: Comparison) -> None:
-    """Each condition's methods, best mean first, with what dmoerm is above each; and what each takes."""
-    for name, condition in found.conditions.items():
-        console.print(_methods(f"{name}: accuracy on held-out prompts, %", condition, found))
-    if found.derived_tasks:
+def print_comparison(console: Console, comparison: Comparison) -> None:
+    """Each condition's methods, best mean first, the difference of dmoerm to each, and each one's cost."""
+    for name, condition in comparison.conditions.items():
+        console.print(_methods(f"{name}: accuracy on held-out prompts, %", condition, comparison))
+    if comparison.derived_tasks:
         console.print("* Scores computed from capability grades, not given by people.", soft_wrap=True)
-    table = Table("method", "what it is", title="What each takes", title_justify="left")
+    table = Table("method", "what it is", title="Cost", title_justify="left")
     for column in ("training, s", "parameters", "scoring, s"):
         table.add_column(column, justify="right")
-    for method, about in found.methods.items():
-        cost = found.costs.get(method)
+    for method, description in comparison.methods.items():
+        cost = comparison.costs.get(method)
         cells = [f"{cost.training_seconds:.1f}", f"{cost.parameters:,}", f"{cost.scoring_seconds:.2f}"] if cost else []
-        table.add_row(method, about, *cells)
+        table.add_row(method, description, *cells)
     console.print(table)
 
 
-def _methods(title: str, condition: Condition, found: Comparison) -> Table:
+def _methods(title: str, condition: Condition, comparison: Comparison) -> Table:
     tasks = [name for name in condition.accuracy["dmoerm"] if not name.startswith("mean")]
     table = Table("method", title=title, title_justify="left")
-    for name in ("mean", "dmoerm − method", "ECE", *(f"{t} *" if t in found.derived_tasks else t for t in tasks)):
+    for name in ("mean", "dmoerm − method", "ECE", *(f"{t} *" if t in comparison.derived_tasks else t for t in tasks)):
         table.add_column(name, justify="right")
     best_first = sorted(condition.accuracy.items(), key=lambda item: -item[1]["mean"].value if "mean" in item[1] else 0)
     for method, row in best_first:
@@ -77,14 +77,14 @@ def _methods(title: str, condition: Condition, found: Comparison) -> Table:
     return table
 
 
-def print_best_of_n(console: Console, found: BestOfNResults) -> None:
+def print_best_of_n(console: Console, results: BestOfNResults) -> None:
     """Each condition's gold at some values of n, and where it is highest."""
-    last = len(found.ns) - 1
+    last = len(results.ns) - 1
     shown = sorted({0, last, *(round(last * share) for share in (0.25, 0.5, 0.75))})
-    for name, condition in found.conditions.items():
+    for name, condition in results.conditions.items():
         for task, curves in condition.curves.items():
             table = Table("method", title=f"{name}, {task}: gold of the best of n", title_justify="left")
-            for column in (*(f"n = {found.ns[i]:,}" for i in shown), "peak at n", "fit's peak, √KL", "falls after"):
+            for column in (*(f"n = {results.ns[i]:,}" for i in shown), "peak at n", "fit's peak, √KL", "falls after"):
                 table.add_column(column, justify="right")
             for method, curve in sorted(curves.items(), key=lambda item: -item[1].gold[-1]):
                 peak = max(range(len(curve.gold)), key=curve.gold.__getitem__)
@@ -92,23 +92,23 @@ def print_best_of_n(console: Console, found: BestOfNResults) -> None:
                 falls = "–" if curve.falls_after is None else f"{curve.falls_after:,}"
                 cells = [f"{curve.gold[i]:.3f}" for i in shown]
                 cells[-1] += f" ({curve.low[-1]:.3f}–{curve.high[-1]:.3f})"
-                table.add_row(method, *cells, f"{found.ns[peak]:,}", fit, falls)
+                table.add_row(method, *cells, f"{results.ns[peak]:,}", fit, falls)
             console.print(table)
 
 
-def benchmark_table(found: Mapping[str, BenchmarkResult]) -> Table:
-    """Overall, sections and subsets of a public benchmark, a column a model, in per cent."""
-    first = next(iter(found.values()))
+def benchmark_table(results: Mapping[str, BenchmarkResult]) -> Table:
+    """Overall, sections and subsets of a public benchmark, one column per model, in percent."""
+    first = next(iter(results.values()))
     table = Table(first.name, title=f"{first.name}, %", title_justify="left")
-    for place in found:
-        table.add_column(place, justify="right", overflow="fold")
-    table.add_row("overall", *(f"{100 * one.overall:.1f}" for one in found.values()))
+    for model in results:
+        table.add_column(model, justify="right", overflow="fold")
+    table.add_row("overall", *(f"{100 * result.overall:.1f}" for result in results.values()))
     table.add_section()
     for section in first.sections if first.sections.keys() != first.subsets.keys() else ():
-        table.add_row(section, *(f"{100 * one.sections[section]:.1f}" for one in found.values()))
+        table.add_row(section, *(f"{100 * result.sections[section]:.1f}" for result in results.values()))
     table.add_section()
     for subset, (_, count) in first.subsets.items():
-        table.add_row(f"{subset} ({count})", *(f"{100 * one.subsets[subset][0]:.1f}" for one in found.values()))
+        table.add_row(f"{subset} ({count})", *(f"{100 * result.subsets[subset][0]:.1f}" for result in results.values()))
     return table
 
 
@@ -134,8 +134,8 @@ def _capabilities(results: Results) -> Table:
     table = Table("task", "capability", title="Capabilities: accuracy of the experts, %", title_justify="left")
     table.add_column("pairs", justify="right")
     table.add_column("accuracy", justify="right")
-    for task, found in results.capabilities.items():
-        for index, (name, estimate) in enumerate(found.items()):
+    for task, estimates in results.capabilities.items():
+        for index, (name, estimate) in enumerate(estimates.items()):
             table.add_row("" if index else task, name, str(estimate.pairs), estimate.percent)
         table.add_section()
     return table
@@ -144,11 +144,11 @@ def _capabilities(results: Results) -> Table:
 def _confusion(results: Results) -> Table:
     confusion = results.router.confusion
     columns = sorted({*confusion, *(name for row in confusion.values() for name in row)})
-    table = Table("own task", title="Router: prompts by own task and likeliest task", title_justify="left")
+    table = Table("task task", title="Router: prompts by task task and likeliest task", title_justify="left")
     for name in columns:
         table.add_column(name, justify="right", overflow="fold")
-    for own, row in confusion.items():
-        table.add_row(own, *(str(row.get(name, 0) or "·") for name in columns))
+    for task, row in confusion.items():
+        table.add_row(task, *(str(row.get(name, 0) or "·") for name in columns))
     return table
 
 
@@ -161,7 +161,7 @@ def _lines(results: Results) -> list[str]:
         )
     lines.append(f"win probability: expected calibration error {results.calibration.ece:.3f}")
     if bias := results.length_bias:
-        parts = ", ".join(f"{method} {found.spearman:+.2f}" for method, found in bias.items())
+        parts = ", ".join(f"{method} {correlation.spearman:+.2f}" for method, correlation in bias.items())
         lines.append(f"rank correlation with length: {parts}")
     if results.time:
         parts = ", ".join(f"{phase} {seconds:.0f} s" for phase, seconds in results.time.items())
@@ -234,14 +234,21 @@ def _agreement_table(title: str, rows: Sequence[LabelQuality]) -> Table:
     return table
 
 
-def policies_table(found: PolicyResults) -> Table:
+def policies_table(results: PolicyResults) -> Table:
     """Policies by what they were optimized against: how far each went from its start, and what gold did."""
     table = Table("method", title="Policy optimization: means on held-out prompts, over seeds", title_justify="left")
     for name in ("condition", "beta", "seeds", "KL, nats", "gold: start", "peak", "end", "fall from the peak"):
         table.add_column(name, justify="right")
-    for one in found.summaries:
-        gold = (f"{one.start:.3f}", f"{one.peak:.3f} (step {one.peak_step})", f"{one.end:.3f}", f"{one.fall:.3f}")
-        table.add_row(one.method, one.condition, f"{one.beta:g}", str(one.seeds), f"{one.kl:.1f}", *gold)
+    for summary in results.summaries:
+        gold = (
+            f"{summary.start:.3f}",
+            f"{summary.peak:.3f} (step {summary.peak_step})",
+            f"{summary.end:.3f}",
+            f"{summary.fall:.3f}",
+        )
+        table.add_row(
+            summary.method, summary.condition, f"{summary.beta:g}", str(summary.seeds), f"{summary.kl:.1f}", *gold
+        )
     return table
 
 

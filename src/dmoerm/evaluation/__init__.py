@@ -1,4 +1,4 @@
-"""Evaluation: accuracy with people and its intervals, what the router and the experts know."""
+"""Evaluation: accuracy with intervals over prompts, diagnostics, result files."""
 
 from .measure import evaluate
 from .results import Results, read_results, write_results

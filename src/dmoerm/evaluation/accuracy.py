@@ -42,93 +42,91 @@ class PairCounts:
 
 
 def count_pairs(rows: Iterable[Row]) -> PairCounts | None:
-    """Counts by prompt; rows without an ordered pair are passed over. None where no row has one."""
+    """Count pairs by prompt; rows without an ordered pair are skipped. None if no row has one."""
     pairs: dict[str, int] = {}
     right: dict[str, dict[str, float]] = {}
     for prompt, ordered, scores in rows:
         if ordered:
             pairs[prompt] = pairs.get(prompt, 0) + len(ordered)
             for method, values in scores.items():
-                found = right.setdefault(method, {})
-                found[prompt] = found.get(prompt, 0.0) + right_pairs(ordered, values)
+                by_prompt = right.setdefault(method, {})
+                by_prompt[prompt] = by_prompt.get(prompt, 0.0) + right_pairs(ordered, values)
     if not pairs:
         return None
     return PairCounts(
         list(pairs),
         np.array([list(pairs.values())], dtype=float),
-        {method: np.array([[found[prompt] for prompt in pairs]]) for method, found in right.items()},
+        {method: np.array([[by_prompt[prompt] for prompt in pairs]]) for method, by_prompt in right.items()},
     )
 
 
 def join(seeds: Sequence[PairCounts]) -> PairCounts:
-    """The counts of several seeds as one; all with the same methods."""
-    prompts = list(dict.fromkeys(prompt for one in seeds for prompt in one.prompts))
-    places = [[prompts.index(prompt) for prompt in one.prompts] for one in seeds]
+    """The counts of several seeds as counts; all with the same methods."""
+    prompts = list(dict.fromkeys(prompt for counts in seeds for prompt in counts.prompts))
+    columns = [[prompts.index(prompt) for prompt in counts.prompts] for counts in seeds]
 
-    def laid_out(rows: Sequence[np.ndarray]) -> np.ndarray:
+    def aligned(rows: Sequence[np.ndarray]) -> np.ndarray:
         wide = [np.zeros((len(row), len(prompts))) for row in rows]
-        for row, place, found in zip(rows, places, wide, strict=True):
-            found[:, place] = row
+        for row, column, filled in zip(rows, columns, wide, strict=True):
+            filled[:, column] = row
         return np.concatenate(wide)
 
     methods = seeds[0].right
     return PairCounts(
         prompts,
-        laid_out([one.pairs for one in seeds]),
-        {method: laid_out([one.right[method] for one in seeds]) for method in methods},
+        aligned([counts.pairs for counts in seeds]),
+        {method: aligned([counts.right[method] for counts in seeds]) for method in methods},
     )
 
 
 def right_pairs(pairs: Sequence[Pair], scores: np.ndarray) -> float:
-    """How many of the pairs the scores order as people do; a tie counts 0.5."""
+    """Count the pairs that the scores order as people do; a tie counts 0.5."""
     margins = np.array([scores[pair.better] - scores[pair.worse] for pair in pairs])
     return float((margins > 0).sum() + 0.5 * (margins == 0).sum())
 
 
 def overall_counts(scored: Sequence[ScoredGroup]) -> dict[str, PairCounts]:
     """Task → counts of its overall pairs under every method; tasks without an ordered pair are left out."""
-    found = {
+    counts_by_task = {
         task: count_pairs((prompt_key(s.group.prompt), s.group.pairs(), s.rewards) for s in members)
         for task, members in by_task(scored).items()
     }
-    return {task: counts for task, counts in found.items() if counts is not None}
+    return {task: counts for task, counts in counts_by_task.items() if counts is not None}
 
 
 def by_task(scored: Sequence[ScoredGroup]) -> dict[str, list[ScoredGroup]]:
     """The groups of each task, tasks in alphabetical order."""
-    found: dict[str, list[ScoredGroup]] = {}
-    for one in scored:
-        found.setdefault(one.task, []).append(one)
-    return dict(sorted(found.items()))
+    groups: dict[str, list[ScoredGroup]] = {}
+    for group in scored:
+        groups.setdefault(group.task, []).append(group)
+    return dict(sorted(groups.items()))
 
 
 def compare(
     counts: Mapping[str, PairCounts], derived: Sequence[str] = (), seed: int = 0, resamples: int = RESAMPLES
 ) -> tuple[dict[str, dict[str, Estimate]], dict[str, dict[str, Difference]]]:
-    """Every method's accuracy, and by how much `dmoerm` is above each other method.
+    """Estimate every method's accuracy, and by how much `dmoerm` is above each other method.
 
     Args:
         counts: task → its counts, at least one task. A method that some task lacks has no mean.
-        derived: the tasks whose overall scores no person gave; where there are some beside others, `mean_human` is
-            the mean over the others.
+        derived: the tasks whose overall scores no person gave; if only some tasks are derived, `mean_human`
+            is the mean over the others.
 
     Returns:
         method → task → estimate, and `dmoerm - method` → task → difference; with an entry `mean` each.
     """
-    shares = {
-        task: _Shares(found, resample(found, _task_seed(task, seed), resamples)) for task, found in counts.items()
-    }
+    shares = {task: _Shares(each, resample(each, _task_seed(task, seed), resamples)) for task, each in counts.items()}
     all_sets = {name: [shares[task] for task in tasks] for name, tasks in _sets(list(counts), derived).items()}
-    methods = list(dict.fromkeys(method for found in counts.values() for method in found.right))
+    methods = list(dict.fromkeys(method for each in counts.values() for method in each.right))
     sets = {
-        method: {name: found for name, found in all_sets.items() if all(method in task.drawn for task in found)}
+        method: {name: part for name, part in all_sets.items() if all(method in task.drawn for task in part)}
         for method in methods
     }
     others = [method for method in methods if method != "dmoerm"] if "dmoerm" in methods else []
     return (
-        {method: {name: _estimate(method, found) for name, found in sets[method].items()} for method in methods},
+        {method: {name: _estimate(method, part) for name, part in sets[method].items()} for method in methods},
         {
-            f"dmoerm - {other}": {name: _difference("dmoerm", other, found) for name, found in sets[other].items()}
+            f"dmoerm - {other}": {name: _difference("dmoerm", other, part) for name, part in sets[other].items()}
             for other in others
         },
     )
@@ -145,14 +143,14 @@ def capability_accuracy(
     scored: Sequence[ScoredGroup], seed: int = 0, resamples: int = RESAMPLES
 ) -> dict[str, dict[str, Estimate]]:
     """Task → capability → how often its expert orders a pair as people do; ungraded capabilities are left out."""
-    found: dict[str, dict[str, Estimate]] = {}
+    estimates: dict[str, dict[str, Estimate]] = {}
     for task, members in by_task(scored).items():
         for name in members[0].capabilities:
             rows = ((prompt_key(s.group.prompt), s.group.pairs(name), {name: s.capabilities[name]}) for s in members)
             if counts := count_pairs(rows):
                 drawn = resample(counts, _task_seed(f"{task}/{name}", seed), resamples)
-                found.setdefault(task, {})[name] = _estimate(name, [_Shares(counts, drawn)])
-    return found
+                estimates.setdefault(task, {})[name] = _estimate(name, [_Shares(counts, drawn)])
+    return estimates
 
 
 def resample(counts: PairCounts, seed: int | Sequence[int], resamples: int = RESAMPLES) -> dict[str, np.ndarray]:

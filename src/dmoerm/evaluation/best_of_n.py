@@ -49,8 +49,8 @@ def best_of_n(proxy: ArrayLike, scores: ArrayLike, ns: Sequence[int]) -> Array:
             f"cannot be estimated from {total} samples", field="n", value=wrong[0], hint=f"use 1 to {total}"
         )
     order = np.argsort(proxy, kind="stable")
-    _, place, counts = np.unique(proxy[order], return_inverse=True, return_counts=True)
-    scores = (np.bincount(place, scores[order]) / counts)[place]  # equal proxies share their mean
+    _, index, counts = np.unique(proxy[order], return_inverse=True, return_counts=True)
+    scores = (np.bincount(index, scores[order]) / counts)[index]  # equal proxies share their mean
     return np.array([_weights(total, n) @ scores for n in ns])
 
 
@@ -126,8 +126,8 @@ def fit_curve(kind: Literal["bon", "rl"], d: ArrayLike, gains: ArrayLike) -> Cur
         raise DataError("a curve takes three finite points or more with KL > 0", field="d", value=int(kept.sum()))
     (alpha, beta), *_ = np.linalg.lstsq(_design(kind, d[kept]), gains[kept], rcond=None)
     peak = _peak(kind, float(alpha), float(beta))
-    found = Curve(kind, float(alpha), float(beta), peak, None)
-    return found if peak is None else Curve(kind, found.alpha, found.beta, peak, float(found.at([peak])[0]))
+    curve = Curve(kind, float(alpha), float(beta), peak, None)
+    return curve if peak is None else Curve(kind, curve.alpha, curve.beta, peak, float(curve.at([peak])[0]))
 
 
 def _design(kind: str, d: Array) -> Array:
@@ -202,13 +202,13 @@ def over_prompts(proxy: Array, gold: Array, ns: Sequence[int], seed: int = 0) ->
 def _curve(d: Array, gold: Array, means: Array) -> Curve | None:
     if (d > 0).sum() < 3:
         return None
-    found = fit_curve("bon", d, gold - gold[0])
+    curve = fit_curve("bon", d, gold - gold[0])
     peaks = [fit_curve("bon", d, row - row[0]).peak for row in means[:200]]
     known = [peak for peak in peaks if peak is not None]
-    if found.peak is None or len(known) < 0.95 * len(peaks):
-        return found
+    if curve.peak is None or len(known) < 0.95 * len(peaks):
+        return curve
     low, high = interval(np.array(known))
-    return Curve("bon", found.alpha, found.beta, found.peak, found.value, (float(low), float(high)))
+    return Curve("bon", curve.alpha, curve.beta, curve.peak, curve.value, (float(low), float(high)))
 
 
 def _falls_after(ns: Sequence[int], gold: Array, means: Array) -> int | None:

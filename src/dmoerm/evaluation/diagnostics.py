@@ -1,4 +1,4 @@
-"""What else a reward model is asked: does its router know the task, are its probabilities right, does length win?"""
+"""Router accuracy, calibration of win probabilities, correlation of rewards with length."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def router_result(scored: Sequence[ScoredGroup]) -> RouterResult:
     """Accuracy, share of fallbacks and confusion of the router, over the distinct prompts whose task is known."""
     known = list({(prompt_key(s.group.prompt), s.group.task): s for s in scored if s.group.task}.values())
     confusion: dict[str, dict[str, int]] = {}
-    for one in sorted(known, key=lambda s: (s.task, s.likeliest)):
-        row = confusion.setdefault(one.task, {})
-        row[one.likeliest] = row.get(one.likeliest, 0) + 1
+    for group in sorted(known, key=lambda s: (s.task, s.likeliest)):
+        row = confusion.setdefault(group.task, {})
+        row[group.likeliest] = row.get(group.likeliest, 0) + 1
     right = sum(row.get(task, 0) for task, row in confusion.items())
     return RouterResult(
         accuracy=right / len(known) if known else None,
@@ -32,8 +32,8 @@ def router_result(scored: Sequence[ScoredGroup]) -> RouterResult:
 
 def calibration_result(scored: Sequence[ScoredGroup], bins: int = BINS) -> CalibrationResult:
     """Expected calibration error of `dmoerm`'s win probability over the human-ordered pairs."""
-    margins = [one.rewards["dmoerm"] / one.temperature for one in scored]
-    return reliability([p for one, row in zip(scored, margins, strict=True) for p in probabilities(one, row)], bins)
+    margins = [group.rewards["dmoerm"] / group.temperature for group in scored]
+    return reliability([p for group, row in zip(scored, margins, strict=True) for p in probabilities(group, row)], bins)
 
 
 def probabilities(scored: ScoredGroup, rewards: np.ndarray) -> list[float]:
@@ -43,21 +43,21 @@ def probabilities(scored: ScoredGroup, rewards: np.ndarray) -> list[float]:
 
 
 def reliability(winner: Sequence[float], bins: int = BINS) -> CalibrationResult:
-    """The calibration of the probabilities that responses which people prefer were given.
+    """Measure the calibration of the probabilities given to the responses that people prefer.
 
     A pair's confidence is the probability of its likelier winner, 0.5 to 1; the bins divide that range evenly.
     """
     given = np.array(winner, dtype=float)
     confidence, right = np.maximum(given, 1 - given), np.where(given == 0.5, 0.5, given > 0.5)
     edges = np.linspace(0.5, 1, bins + 1)
-    place = np.clip(np.digitize(confidence, edges) - 1, 0, bins - 1)
-    found = tuple(_bin(edges[i], edges[i + 1], confidence[place == i], right[place == i]) for i in range(bins))
-    return CalibrationResult(ece=_error(found), pairs=len(given), bins=found)
+    index = np.clip(np.digitize(confidence, edges) - 1, 0, bins - 1)
+    filled = tuple(_bin(edges[i], edges[i + 1], confidence[index == i], right[index == i]) for i in range(bins))
+    return CalibrationResult(ece=_error(filled), pairs=len(given), bins=filled)
 
 
-def pooled(found: Sequence[CalibrationResult]) -> CalibrationResult:
-    """Several results over the same bins as one."""
-    bins = tuple(_joined(together) for together in zip(*(one.bins for one in found), strict=True))
+def pooled(results: Sequence[CalibrationResult]) -> CalibrationResult:
+    """Several results over the same bins as result."""
+    bins = tuple(_joined(together) for together in zip(*(result.bins for result in results), strict=True))
     return CalibrationResult(ece=_error(bins), pairs=sum(b.pairs for b in bins), bins=bins)
 
 
@@ -90,23 +90,23 @@ def _bin(low: float, high: float, confidence: np.ndarray, right: np.ndarray) -> 
 def length_bias(scored: Sequence[ScoredGroup]) -> dict[str, LengthBias]:
     """Method → mean correlation of its rewards with length; `human` is the same for people's own grades.
 
-    A model's bias is what goes beyond people's: longer answers may well be better ones.
+    Compare a model with `human`: longer answers may be better ones.
     """
     columns: dict[str, list[tuple[float, float]]] = {}
-    for one in scored:
-        lengths = np.array([len(text) for text in one.group.responses], dtype=float)
-        scores = dict(one.rewards) | ({"human": np.array(one.group.grades)} if one.group.grades else {})
+    for member in scored:
+        lengths = np.array([len(text) for text in member.group.responses], dtype=float)
+        scores = dict(member.rewards) | ({"human": np.array(member.group.grades)} if member.group.grades else {})
         for method, values in scores.items():
             if np.ptp(lengths) and np.ptp(values):
-                found = (_correlation(rankdata(lengths), rankdata(values)), _correlation(lengths, values))
-                columns.setdefault(method, []).append(found)
+                correlations = (_correlation(rankdata(lengths), rankdata(values)), _correlation(lengths, values))
+                columns.setdefault(method, []).append(correlations)
     return {
         method: LengthBias(
-            spearman=float(np.mean([s for s, _ in found])),
-            pearson=float(np.mean([p for _, p in found])),
-            groups=len(found),
+            spearman=float(np.mean([s for s, _ in correlations])),
+            pearson=float(np.mean([p for _, p in correlations])),
+            groups=len(correlations),
         )
-        for method, found in columns.items()
+        for method, correlations in columns.items()
     }
 
 

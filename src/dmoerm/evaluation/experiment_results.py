@@ -126,7 +126,7 @@ class PolicyPoint(ResultModel):
     kl: float
     """To the initial policy, nats a response."""
     proxy: float
-    """The reward optimised, in standard deviations of its rewards of the initial policy."""
+    """The reward optimized, in standard deviations of its rewards of the initial policy."""
     gold: float
     length: float
     """Tokens of a response."""
@@ -159,7 +159,7 @@ class PolicySummary(ResultModel):
     kl: float
     """At the end."""
     fall: float
-    """From the peak to the end: the overoptimisation."""
+    """From the peak to the end: the overoptimization."""
     fit: CurveFit | None
     """R(d) = d (α − β log d), d = √KL, over all points of all seeds."""
 
@@ -174,7 +174,7 @@ class PolicyResults(Document):
     policy: dict[str, Any]
     """The policy's settings."""
     settings: dict[str, Any]
-    """The optimisation's settings."""
+    """The optimization's settings."""
     parameters: int
     """Of the policy, embeddings included."""
     versions: dict[str, str]

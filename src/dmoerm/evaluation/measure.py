@@ -1,4 +1,4 @@
-"""One evaluation, from a model and labelled groups to everything that results.json says."""
+"""One evaluation, from a model and labeled groups to everything that results.json says."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ def evaluate(
     include_trained: bool = False,
     trained: TruncationCounts | None = None,
 ) -> Results:
-    """Measures the model and the single models that it holds on groups that training did not see.
+    """Measure the model and the single models that it holds.
 
     Args:
         config: the settings that the model was trained with; their seed is also the bootstrap's.
-        command: what asked for it, for the record.
+        command: the command, for the record.
         steps: step → how its training ended, from `Run.metrics()`.
         batch_tokens: as in `DMoERM.score`.
         console: where progress is shown; None: on the standard error stream.
@@ -52,12 +52,12 @@ def evaluate(
         trained: what was truncated in the training part, for the record.
 
     Raises:
-        DataError: no pair that people ordered, an unknown task, a text longer than the model takes.
+        DataError: no pair is ordered by people, an unknown task, a text longer than the model takes.
     """
     groups, overlap = split_overlap(groups, training_prompts or model.training_prompts, include_trained)
     if not any(group.pairs() for group in groups):
         raise DataError(
-            "there is no pair of responses that people ordered",
+            "no two responses are ordered by people",
             field="scores",
             value=f"{len(groups)} groups",
             hint="evaluate on groups with differing scores or ranks",

@@ -125,7 +125,7 @@ class Bin(ResultModel):
 
 
 class CalibrationResult(ResultModel):
-    """How far the win probability can be taken at its word."""
+    """Calibration of the win probability."""
 
     ece: float
     """Expected calibration error: the mean over pairs of |accuracy − confidence| of the pair's bin."""
@@ -143,7 +143,7 @@ class LengthBias(ResultModel):
 
 
 class Cost(ResultModel):
-    """What a method takes."""
+    """A method's cost."""
 
     training_seconds: float
     parameters: int
@@ -207,28 +207,27 @@ class Results(Document):
     @property
     def remarks(self) -> list[str]:
         """What a reader of the accuracy table must know about its tasks."""
-        found = [self.overlap.remark] if self.overlap.remark else []
-        places = {"training": "to train on", "evaluation": "to measure on"}
-        remarks = [
-            self.truncation[part].description(place) for part, place in places.items() if part in self.truncation
-        ]
-        found += [remark for remark in remarks if remark]
+        remarks = [self.overlap.remark] if self.overlap.remark else []
+        purposes = {"training": "to train on", "evaluation": "to measure on"}
+        for part, purpose in purposes.items():
+            if part in self.truncation and (remark := self.truncation[part].description(purpose)):
+                remarks.append(remark)
         if self.derived_tasks:
-            found.append("* Scores computed from capability grades, not given by people; mean_human leaves them out.")
+            remarks.append("* Scores computed from capability grades, not given by people; mean_human leaves them out.")
         if self.gold_tasks:
-            found.append(
+            remarks.append(
                 "The testbed's prompts are compared with its gold reward; the labels that training saw are simulated."
             )
-        return found
+        return remarks
 
 
 def write_results(path: str | Path, results: Results) -> None:
-    """Writes results.json, completely or not at all. Raises `CheckpointError` where it cannot be written."""
+    """Write results.json, completely or not at all. Raises `CheckpointError` if it cannot be written."""
     write_file(Path(path), results.to_json())
 
 
 def read_results(path: str | Path) -> Results:
-    """Reads the results.json of a run. Raises `DataError` where it is none; see `read_part`."""
+    """Reads the results.json of a run. Raises `DataError` if it is not one; see `read_part`."""
     return read_part(path, Results, "give the results.json that `dmoerm train` or `dmoerm eval --json` wrote")
 
 
@@ -236,7 +235,7 @@ def read_part(path: str | Path, model: type[P], hint: str) -> P:
     """Reads a JSON file of this model; `hint` says what file to give instead of a wrong one.
 
     Raises:
-        DataError: there is no such file, it is no JSON, of another schema, or not what the model describes.
+        DataError: the file does not exist, is not JSON, has another schema, or does not match the model.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -285,11 +284,11 @@ def versions() -> dict[str, str]:
 
 def phase_seconds(steps: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     """Phase → seconds, summed over its steps: `phase2/chitchat` counts for `phase2`."""
-    found: dict[str, float] = {}
+    seconds_by_phase: dict[str, float] = {}
     for name, metrics in steps.items():
         phase = name.partition("/")[0]
-        found[phase] = found.get(phase, 0.0) + float(metrics.get("seconds", 0.0))
-    return found
+        seconds_by_phase[phase] = seconds_by_phase.get(phase, 0.0) + float(metrics.get("seconds", 0.0))
+    return seconds_by_phase
 
 
 def peak_memory() -> int | None:

@@ -80,11 +80,11 @@ def score_groups(
     cache: ActivationCache | None = None,
     scorers: Mapping[str, BatchScorer] | None = None,
 ) -> list[ScoredGroup[Q]]:
-    """Scores all groups; the result comes in their order. Several processes share the passes, and each gets all.
+    """Score all groups; the result is in their order. Several processes share the passes, and each gets all.
 
     Args:
         batch_tokens: as in `DMoERM.score`.
-        cache: keeps the trunk's activations, so that a later evaluation need not compute them; None: nothing is kept.
+        cache: keeps the trunk's activations for later evaluations; None: nothing is kept.
         console: where progress is shown; None: on the standard error stream.
         scorers: name → what scores the responses of each pass, too; see `ScoredGroup.members`.
 
@@ -100,7 +100,9 @@ def score_groups(
         if cache is not None:
             cache.fill(encoded, functools.partial(advance, "trunk's activations"))
         passes, done = list(model.passes(encoded, batch_tokens)), 0
-        if not sharded():  # else all make all: how often a pass goes through the branch hangs on its tasks
+        if (
+            not sharded()
+        ):  # with sharded weights all processes make all passes: the passes through the branch depend on the tasks
             passes = own(passes)
         total = sum(encoded[i].tokens for rows in passes for i in rows)
         for rows in passes:
@@ -108,8 +110,8 @@ def score_groups(
             made.append(dict(zip(rows, _score_batch(batch, scorers or {}), strict=True)))
             done += sum(e.tokens for e in batch.encoded)
             advance("evaluation", done, total)
-    found = {i: scored for part in rejoined(made) for i, scored in part.items()}
-    return [found[i] for i in range(len(groups))]
+    by_index = {i: scored for part in rejoined(made) for i, scored in part.items()}
+    return [by_index[i] for i in range(len(groups))]
 
 
 @contextlib.contextmanager
@@ -142,8 +144,8 @@ def _scored(
 ) -> ScoredGroup[Q]:
     model, task, chosen, rows = batch.model, batch.tasks[q], batch.chosen[q], batch.owner == q
     capabilities = batch.output.of(q, task).capabilities
-    found = {method: _array(row[rows]) for method, row in rewards.items()}
-    found["dmoerm"] = np.array([bound_reward(reward) for reward in found["dmoerm"].tolist()])
+    by_method = {method: _array(row[rows]) for method, row in rewards.items()}
+    by_method["dmoerm"] = np.array([bound_reward(reward) for reward in by_method["dmoerm"].tolist()])
     empty = list(batch.encoded[q].empty_at)
     return ScoredGroup(
         group=batch.groups[q],
@@ -151,7 +153,7 @@ def _scored(
         route=dict(zip(model.router.tasks, batch.route[q].tolist(), strict=True)),
         chosen=chosen,
         temperature=float(model.calibration(chosen).temperature),
-        rewards={method: with_empty_lowest(row, empty) for method, row in found.items()},
+        rewards={method: with_empty_lowest(row, empty) for method, row in by_method.items()},
         capabilities=dict(zip(model.task_model(task).experts.capabilities, _array(capabilities.T), strict=True)),
         members={name: _array(row[:, rows]) for name, row in members.items()},
         empty=empty,

@@ -74,14 +74,14 @@ class ScoringBatch(Generic[Q]):
     @functools.cached_property
     def chosen(self) -> list[str | None]:
         """(Q,), the task that the router chooses; None: the general model."""
-        return _agreed([self.model.choose(row) for row in self.route])
+        return _same_on_all([self.model.choose(row) for row in self.route])
 
     @functools.cached_property
     def tasks(self) -> list[str]:
         """(Q,), the group's own task, or the router's likeliest where the group names none."""
         likeliest = self.route.argmax(-1).tolist()
         names = self.model.router.tasks
-        return _agreed([group.task or names[i] for group, i in zip(self.groups, likeliest, strict=True)])
+        return _same_on_all([group.task or names[i] for group, i in zip(self.groups, likeliest, strict=True)])
 
     @functools.cached_property
     def embeddings(self) -> Tensor:
@@ -104,6 +104,6 @@ class ScoringBatch(Generic[Q]):
         return scores
 
 
-def _agreed(values: list) -> list:
+def _same_on_all(values: list) -> list:
     """The main process's choice where all processes must go through the branch equally often."""
     return agreed(values) if sharded() else values

@@ -75,7 +75,7 @@ def measure_best_of_n(
         DataError: an n above the number of a prompt's samples, or a reward that is not finite.
     """
     console = console or Console(stderr=True)
-    fewest = min(len(one.index) for rows in samples.values() for one in rows)
+    fewest = min(len(sample.index) for rows in samples.values() for sample in rows)
     ns = tuple(sorted({1, *ns}) if ns else default_ns(fewest))
     if ns[-1] > fewest or ns[0] < 1:
         raise DataError(
@@ -87,10 +87,10 @@ def measure_best_of_n(
         for seed, given in samples.items():
             console.print(f"[bold]{name}, seed {seed}[/bold]", highlight=False)
             suite = open_suite(run_settings(config, name, flips, seed), members, console, engine)
-            for one, scored in zip(given, score_samples(suite, given, console, scoring), strict=True):
-                rows.setdefault(_prompt(one), {}).setdefault(seed, []).append(scored)
+            for sample, scored in zip(given, score_samples(suite, given, console, scoring), strict=True):
+                rows.setdefault(_prompt(sample), {}).setdefault(seed, []).append(scored)
         measured[name] = _condition([list(by_seed.values()) for by_seed in rows.values()], ns)
-    tasks = [one.query.task or "" for one in {_prompt(s): s for row in samples.values() for s in row}.values()]
+    tasks = [sample.query.task or "" for sample in {_prompt(s): s for row in samples.values() for s in row}.values()]
     return BestOfNResults(
         command=command,
         config=config.model_dump(mode="json"),
@@ -113,15 +113,15 @@ def score_samples(
 
     A prompt's samples are scored in chunks; members are combined once all of them are scored.
     """
-    chunks = [one.chunks() for one in samples]
+    chunks = [prompt.chunks() for prompt in samples]
     scored = iter(scoring(suite, [chunk for row in chunks for chunk in row], console))
     results: list[ScoredSamples] = []
-    for one, row in zip(samples, chunks, strict=True):
+    for prompt, row in zip(samples, chunks, strict=True):
         parts = [next(scored) for _ in row]
         members = {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
-        rewards = suite.combine(members, empty_responses(one.query.responses))
-        by_sample = {method: values[one.index] for method, values in rewards.items()}
-        results.append(ScoredSamples(one.query.task or "", one.gold[one.index], by_sample))
+        rewards = suite.combine(members, empty_responses(prompt.query.responses))
+        by_sample = {method: values[prompt.index] for method, values in rewards.items()}
+        results.append(ScoredSamples(prompt.query.task or "", prompt.gold[prompt.index], by_sample))
     return results
 
 
@@ -140,11 +140,11 @@ def _condition(rows: Sequence[Sequence[Sequence[ScoredSamples]]], ns: Sequence[i
     curves: dict[str, dict[str, MethodCurve]] = {}
     ends: dict[str, dict[str, Difference]] = {}
     for name, prompts in sets.items():
-        found = {method: _curve(prompts, method, ns) for method in methods}
-        curves[name] = {method: _summary(one) for method, one in found.items()}
+        results = {method: _curve(prompts, method, ns) for method in methods}
+        curves[name] = {method: _summary(result) for method, result in results.items()}
         ends[name] = {
-            f"dmoerm - {method}": _difference(found["dmoerm"].gold_by_prompt[:, -1] - one.gold_by_prompt[:, -1])
-            for method, one in found.items()
+            f"dmoerm - {method}": _difference(results["dmoerm"].gold_by_prompt[:, -1] - result.gold_by_prompt[:, -1])
+            for method, result in results.items()
             if method != "dmoerm"
         }
     return BestOfNCondition(curves=curves, at_the_end=ends)
@@ -171,17 +171,17 @@ def _difference(by_prompt: Array) -> Difference:
     return Difference(value=float(by_prompt.mean()), low=float(low), high=float(high))
 
 
-def _summary(found: BestOfN) -> MethodCurve:
-    curve = found.curve
+def _summary(result: BestOfN) -> MethodCurve:
+    curve = result.curve
     low, high = (curve.peak_interval or (None, None)) if curve else (None, None)
     fit = curve and CurveFit(
         alpha=curve.alpha, beta=curve.beta, peak=curve.peak, peak_low=low, peak_high=high, value=curve.value
     )
     return MethodCurve(
-        proxy=tuple(found.proxy.tolist()),
-        gold=tuple(found.gold.tolist()),
-        low=tuple(found.gold_interval[:, 0].tolist()),
-        high=tuple(found.gold_interval[:, 1].tolist()),
+        proxy=tuple(result.proxy.tolist()),
+        gold=tuple(result.gold.tolist()),
+        low=tuple(result.gold_interval[:, 0].tolist()),
+        high=tuple(result.gold_interval[:, 1].tolist()),
         fit=fit or None,
-        falls_after=found.falls_after,
+        falls_after=result.falls_after,
     )

@@ -117,15 +117,15 @@ def _condition(flips: tuple[float, float], seeds: Sequence[int], runs: Sequence[
     tasks = list(dict.fromkeys(task for run in runs for task in run.overall))
     counts = {task: join([c.overall[task].counts() for c in runs if task in c.overall]) for task in tasks}
     accuracy, paired = compare(counts, _union(run.derived for run in runs))
-    alone = [compare({t: c.counts() for t, c in run.overall.items()}, resamples=1)[0] for run in runs]
+    by_seed = [compare({t: c.counts() for t, c in run.overall.items()}, resamples=1)[0] for run in runs]
     return Condition(
         flip_scores=flips[0],
         flip_capabilities=flips[1],
         accuracy=accuracy,
         paired=paired,
         by_seed={
-            str(seed): {method: row["mean"].value for method, row in found.items() if "mean" in row}
-            for seed, found in zip(seeds, alone, strict=True)
+            str(seed): {method: row["mean"].value for method, row in estimates.items() if "mean" in row}
+            for seed, estimates in zip(seeds, by_seed, strict=True)
         },
         capabilities=_capabilities(runs),
         router=_router(runs),
@@ -135,15 +135,15 @@ def _condition(flips: tuple[float, float], seeds: Sequence[int], runs: Sequence[
 
 
 def _capabilities(runs: Sequence[RunResult]) -> dict[str, dict[str, Estimate]]:
-    found: dict[str, dict[str, Estimate]] = {}
-    every = {
+    estimates: dict[str, dict[str, Estimate]] = {}
+    names_by_task = {
         task: _union(run.capabilities.get(task, {}) for run in runs) for task in _union(c.capabilities for c in runs)
     }
-    for task, names in every.items():
+    for task, names in names_by_task.items():
         for name in names:
             counts = [run.capabilities[task][name].counts() for run in runs if name in run.capabilities.get(task, {})]
-            found.setdefault(task, {})[name] = compare({task: join(counts)})[0][name][task]
-    return found
+            estimates.setdefault(task, {})[name] = compare({task: join(counts)})[0][name][task]
+    return estimates
 
 
 def _union(parts: Iterable[Iterable[str]]) -> list[str]:
@@ -153,9 +153,9 @@ def _union(parts: Iterable[Iterable[str]]) -> list[str]:
 def _router(runs: Sequence[RunResult]) -> RouterResult:
     confusion: dict[str, dict[str, int]] = {}
     for run in runs:
-        for own, row in run.router.confusion.items():
+        for task_name, row in run.router.confusion.items():
             for likeliest, count in row.items():
-                confusion.setdefault(own, {})[likeliest] = confusion.get(own, {}).get(likeliest, 0) + count
+                confusion.setdefault(task_name, {})[likeliest] = confusion.get(task_name, {}).get(likeliest, 0) + count
     prompts = sum(run.router.prompts for run in runs)
     right = sum(row.get(task, 0) for task, row in confusion.items())
     below = sum((run.router.fallback or 0.0) * run.router.prompts for run in runs)
@@ -169,9 +169,9 @@ def _router(runs: Sequence[RunResult]) -> RouterResult:
 
 
 def _length(runs: Sequence[Mapping[str, LengthBias]], method: str) -> LengthBias:
-    found = [run[method] for run in runs if method in run]
+    results = [run[method] for run in runs if method in run]
     return LengthBias(
-        spearman=fmean(one.spearman for one in found),
-        pearson=fmean(one.pearson for one in found),
-        groups=sum(one.groups for one in found),
+        spearman=fmean(result.spearman for result in results),
+        pearson=fmean(result.pearson for result in results),
+        groups=sum(result.groups for result in results),
     )

@@ -123,7 +123,7 @@ class SequenceClassifier:
             raise BackboneError(f"{path!r} has {labels} labels; a reward model has one")
         if not self.tokenizer.chat_template:
             raise BackboneError(
-                f"the tokenizer of {path!r} has no chat template; set one, so that turns can be told apart"
+                f"the tokenizer of {path!r} has no chat template; set one, so that turns can be distinguished"
             )
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
@@ -142,8 +142,8 @@ class SequenceClassifier:
         for rows in self._batches([len(ids) for ids in encoded]):
             for row, reward in zip(rows, self._rewards([encoded[i] for i in rows]), strict=True):
                 rewards[row] = reward
-        found = iter(rewards)
-        return [[next(found) for _ in query.responses] for query in queries]
+        remaining = iter(rewards)
+        return [[next(remaining) for _ in query.responses] for query in queries]
 
     def _rendered(self, query: Query, response: str) -> str:
         return self.tokenizer.apply_chat_template(conversation(query, response), tokenize=False)

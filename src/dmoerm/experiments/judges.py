@@ -30,7 +30,7 @@ def recorded(paths: Sequence[Path]) -> list[Method]:
     """`judge_NAME` for each judge in label files that said which response is better overall.
 
     Raises:
-        DataError: there is no such label.
+        DataError: no label is about the overall preference.
     """
     by_judge: dict[str, list[CapabilityLabel]] = {}
     for label in (label for path in paths for label in read_labels(path)):
@@ -59,8 +59,8 @@ def live(model: str, base_url: str, shots: int, store: Path) -> list[Method]:
 
     def judge(name: str, description: str, shots: int) -> Method:
         def train(context: MethodContext) -> TrainedMethod:
-            found = LLMJudge(endpoint, store, context.data.train, shots) if shots else LLMJudge(endpoint, store)
-            return TrainedMethod(score_all=found.score_all)
+            llm_judge = LLMJudge(endpoint, store, context.data.train, shots) if shots else LLMJudge(endpoint, store)
+            return TrainedMethod(score_all=llm_judge.score_all)
 
         return Method(name, f"LLM judge {model}, {description}", "external", EXTERNAL_COLOR, train, key=base_url)
 

@@ -43,7 +43,7 @@ class SuiteScorer:
     def score_all(self, queries: Sequence[Query]) -> list[list[float]]:
         """See `Scorer`."""
         scored = self.suite.score(queries, keep=False, console=Console(quiet=True))
-        return [one.rewards[self.name].tolist() for one in scored]
+        return [group.rewards[self.name].tolist() for group in scored]
 
 
 @dataclass(frozen=True)
@@ -82,15 +82,15 @@ class MethodSuite:
         cache = self.run.cache if keep else None
         scorers = self._scorers()
         scored = score_groups(self.run.model, queries, 8192, console, cache, scorers)
-        return [one.with_rewards(self.combine(self.by_method(one.members), one.empty)) for one in scored]
+        return [group.with_rewards(self.combine(self.by_method(group.members), group.empty)) for group in scored]
 
     def member_rewards(self, queries: Sequence[Query], console: Console | None = None) -> list[MemberRewards]:
         """Each query's rewards by every member of every method of `in_pass`, not combined yet."""
         scored = score_groups(self.run.model, queries, 8192, console, self.run.cache, self._scorers())
-        return [self.by_method(one.members) for one in scored]
+        return [self.by_method(group.members) for group in scored]
 
     def combine(self, members: MemberRewards, empty: Sequence[int] = ()) -> dict[str, np.ndarray]:
-        """Combine the members' rewards (k, N) of all responses to one prompt to the methods' rewards (N,).
+        """Combine the members' rewards (k, N) of all responses to group prompt to the methods' rewards (N,).
 
         Args:
             empty: the responses without text; they take no part and get less than all others.

@@ -125,7 +125,7 @@ def summarize(runs: Sequence[PolicyRun]) -> list[PolicySummary]:
     together: dict[tuple[str, str, float], list[PolicyRun]] = {}
     for run in runs:
         together.setdefault((run.condition, run.method, run.beta), []).append(run)
-    return [_summary(found) for found in together.values()]
+    return [_summary(same) for same in together.values()]
 
 
 def _summary(runs: Sequence[PolicyRun]) -> PolicySummary:
@@ -154,20 +154,20 @@ def _fit(runs: Sequence[PolicyRun]) -> CurveFit | None:
     gains = [point.gold - run.points[0].gold for run in runs for point in run.points]
     if sum(value > 0 for value in d) < 3:
         return None
-    found = fit_curve("rl", d, gains)
-    return CurveFit(alpha=found.alpha, beta=found.beta, peak=found.peak, value=found.value)
+    curve = fit_curve("rl", d, gains)
+    return CurveFit(alpha=curve.alpha, beta=curve.beta, peak=curve.peak, value=curve.value)
 
 
 def differences(runs: Sequence[PolicyRun]) -> dict[str, dict[str, Difference]]:
     """Condition → `dmoerm - method` (and KL weight) → difference of gold at the end, by seed: mean and range."""
     ends = {(r.condition, r.method, r.beta, r.seed): r.points[-1].gold for r in runs}
-    found: dict[str, dict[str, list[float]]] = {}
+    by_condition: dict[str, dict[str, list[float]]] = {}
     for (condition, method, beta, seed), end in ends.items():
         if method != "dmoerm" and (ours := ends.get((condition, "dmoerm", beta, seed))) is not None:
-            found.setdefault(condition, {}).setdefault(f"dmoerm - {method} ({beta:g})", []).append(ours - end)
+            by_condition.setdefault(condition, {}).setdefault(f"dmoerm - {method} ({beta:g})", []).append(ours - end)
     return {
         condition: {
             name: Difference(value=fmean(values), low=min(values), high=max(values)) for name, values in rows.items()
         }
-        for condition, rows in found.items()
+        for condition, rows in by_condition.items()
     }

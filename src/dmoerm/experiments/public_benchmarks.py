@@ -150,7 +150,7 @@ def rewardbench2(scored: Scored) -> BenchmarkResult:
     if ties:
         subsets["ties"] = (ties_score(ties), len(ties))
     if not subsets:
-        raise DataError("there is no group", field="task")
+        raise DataError("the data has no groups", field="task")
     values = {name: score for name, (score, _) in subsets.items()}
     return BenchmarkResult("RewardBench 2", subsets, values, fmean(values.values()))
 
@@ -164,13 +164,13 @@ def ties_score(scored: Scored) -> float:
     Raises:
         DataError: an id that is not `ref:NUMBER` or `tied:NUMBER`, or none of one kind.
     """
-    found: dict[str, dict[str, tuple[float, float]]] = {"ref": {}, "tied": {}}
+    by_kind: dict[str, dict[str, tuple[float, float]]] = {"ref": {}, "tied": {}}
     for group, rewards in scored:
         kind, _, number = group.id.partition(":")
-        if kind not in found or not number:
+        if kind not in by_kind or not number:
             raise DataError("is neither ref:NUMBER nor tied:NUMBER", field="id", value=group.id)
-        found[kind][number] = _gap_and_spread(group, rewards)
-    ref, tied = found["ref"], found["tied"]
+        by_kind[kind][number] = _gap_and_spread(group, rewards)
+    ref, tied = by_kind["ref"], by_kind["tied"]
     both = sorted(ref.keys() & tied.keys())
     if not both:
         raise DataError("no tied prompt has its ref prompt", field="id", hint="give the whole subset")
@@ -179,7 +179,7 @@ def ties_score(scored: Scored) -> float:
     narrower = np.minimum(gap, [ref[n][0] for n in both])
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.nan_to_num(np.tanh(narrower / spread - 1))  # 0 / 0 counts nothing
-    right = {kind: fmean(float(gap > 0) for gap, _ in rows.values()) for kind, rows in found.items()}
+    right = {kind: fmean(float(gap > 0) for gap, _ in rows.values()) for kind, rows in by_kind.items()}
     margins = 0.2 * float((gap > spread).mean()) + 0.2 * float((narrower > spread).mean())
     return 0.3 * right["tied"] + 0.3 * right["ref"] + margins + 0.01 * float(ratio.mean())
 
@@ -198,10 +198,10 @@ def rm_bench(scored: Scored) -> BenchmarkResult:
         values = np.asarray(rewards, dtype=float)
         matrices[_name(group)].append(values[best][:, None] > values[worst][None, :])
     if not matrices:
-        raise DataError("there is no group", field="task")
+        raise DataError("the data has no groups", field="task")
     upper = np.triu(np.ones((_STYLES, _STYLES), dtype=bool), 1)
     kinds = {"hard": upper, "normal": np.eye(_STYLES, dtype=bool), "easy": upper.T}
-    means = {domain: np.mean(found, axis=0) for domain, found in matrices.items()}
+    means = {domain: np.mean(rows, axis=0) for domain, rows in matrices.items()}
     sections = {kind: fmean(float(mean[mask].mean()) for mean in means.values()) for kind, mask in kinds.items()}
     subsets = {
         domain: (fmean(float(mean[mask].mean()) for mask in kinds.values()), len(matrices[domain]))
@@ -219,10 +219,10 @@ BENCHMARKS: dict[str, Callable[[Scored], BenchmarkResult]] = {
 
 
 def _by_subset(scored: Scored, right: Callable[[Group, Sequence[float]], float]) -> dict[str, tuple[float, int]]:
-    found: dict[str, list[float]] = defaultdict(list)
+    scores: dict[str, list[float]] = defaultdict(list)
     for group, rewards in scored:
-        found[_name(group)].append(right(group, rewards))
-    return {name: (fmean(values), len(values)) for name, values in sorted(found.items())}
+        scores[_name(group)].append(right(group, rewards))
+    return {name: (fmean(values), len(values)) for name, values in sorted(scores.items())}
 
 
 def _best_of_all(group: Group, rewards: Sequence[float]) -> float:

@@ -1,6 +1,6 @@
 """One run of a comparison: a condition and a seed, with all methods trained and scored on its held-out prompts.
 
-A measured run lies beside its models as run.json and is not measured again.
+A measured run is stored beside its models as run.json and is not measured again.
 """
 
 from __future__ import annotations
@@ -142,15 +142,15 @@ def _read(file: Path) -> RunResult | None:
 
 def _with_standalone(suite: MethodSuite, scored: Sequence[ScoredGroup[Group]]) -> list[ScoredGroup[Group]]:
     """The scored groups with the rewards of the methods that score by themselves."""
-    rewards = [dict(one.rewards) for one in scored]
+    rewards = [dict(group.rewards) for group in scored]
     for name, trained in suite.trained.items():
         if trained.score_all is None:
             continue
         tasks = suite.methods[name].tasks
-        kept = [i for i, one in enumerate(scored) if tasks is None or one.task in tasks]
+        kept = [i for i, group in enumerate(scored) if tasks is None or group.task in tasks]
         for i, row in zip(kept, trained.score_all([scored[i].group for i in kept]), strict=True):
             rewards[i][name] = np.array(row, dtype=float)
-    return [one.with_rewards(row) for one, row in zip(scored, rewards, strict=True)]
+    return [group.with_rewards(row) for group, row in zip(scored, rewards, strict=True)]
 
 
 def _result(
@@ -196,7 +196,7 @@ def _calibration(
     scored: Sequence[ScoredGroup[Group]], method: str, temperatures: Mapping[tuple[str, str], float]
 ) -> CalibrationResult:
     winners: list[float] = []
-    for one in scored:
-        t = one.temperature if method == "dmoerm" else temperatures.get((method, one.task), 1.0)
-        winners += probabilities(one, one.rewards[method] / t)
+    for group in scored:
+        t = group.temperature if method == "dmoerm" else temperatures.get((method, group.task), 1.0)
+        winners += probabilities(group, group.rewards[method] / t)
     return reliability(winners)

@@ -112,7 +112,7 @@ def from_groups(groups: Iterable[Group], least: int, once: bool = False) -> list
     Raises:
         DataError: no group is so large, or a response occurs twice in one and `once` is false.
     """
-    found = []
+    kept = []
     for group in groups:
         if group.grades is None or any(grade is None for grade in group.grades):
             continue
@@ -123,19 +123,25 @@ def from_groups(groups: Iterable[Group], least: int, once: bool = False) -> list
             grades.setdefault(text, []).append(float(grade or 0.0))
         if len(grades) >= least:
             gold = np.array([fmean(given) for given in grades.values()])
-            found.append(Samples(_query(group, tuple(grades)), np.arange(len(gold)), gold))
-    if not found:
+            kept.append(Samples(_query(group, tuple(grades)), np.arange(len(gold)), gold))
+    if not kept:
         raise DataError(f"no group has {least} graded responses or more", field="responses", hint="lower --samples")
-    return _standardized(found) if once else found
+    return _standardized(kept) if once else kept
 
 
 def _standardized(samples: Sequence[Samples]) -> list[Samples]:
     """Gold of mean 0 and standard deviation 1 over each task's samples."""
     tasks: dict[str | None, list[NDArray[np.float64]]] = {}
-    for one in samples:
-        tasks.setdefault(one.query.task, []).append(one.gold)
+    for row in samples:
+        tasks.setdefault(row.query.task, []).append(row.gold)
     scales = {task: (np.concatenate(gold).mean(), np.concatenate(gold).std() or 1.0) for task, gold in tasks.items()}
-    return [replace(one, gold=(one.gold - scales[one.query.task][0]) / scales[one.query.task][1]) for one in samples]
+    return [
+        replace(
+            row,
+            gold=(row.gold - scales[row.query.task][0]) / scales[row.query.task][1],
+        )
+        for row in samples
+    ]
 
 
 def from_policy(path: str, prompts: Sequence[PromptItem], count: int, seed: int = 0, tokens: int = 96) -> list[Samples]:
@@ -144,7 +150,7 @@ def from_policy(path: str, prompts: Sequence[PromptItem], count: int, seed: int 
     An empty response is drawn again, up to ten times as many in all.
 
     Raises:
-        BackboneError: there is no such model, or it has no chat template.
+        BackboneError: the model does not exist or has no chat template.
     """
     write = _writer(path, tokens)
     torch.manual_seed(seed)
@@ -154,13 +160,13 @@ def from_policy(path: str, prompts: Sequence[PromptItem], count: int, seed: int 
 def unseen_prompts(count: int, seen: Sequence[Group], seed: int = 0) -> list[PromptItem]:
     """`count` prompts of each testbed task that none of the groups has."""
     known = {prompt_key(group.prompt) for group in seen}
-    found = []
+    unseen = []
     for task in testbed.TASKS:
         fresh = [item for item in testbed.prompts(task, None, seed) if prompt_key(item.prompt) not in known]
         if len(fresh) < count:
             raise DataError(f"{task} has {len(fresh)} prompts that no training part has", field="prompts", value=count)
-        found += fresh[:count]
-    return found
+        unseen += fresh[:count]
+    return unseen
 
 
 def _with_gold(item: PromptItem, texts: Sequence[str]) -> Samples:
@@ -190,9 +196,9 @@ def _writer(path: str, tokens: int) -> Callable[[PromptItem, int], list[str]]:
         ids = tokenizer.apply_chat_template(
             [turn.model_dump() for turn in turns], add_generation_prompt=True, return_tensors="pt", return_dict=True
         )
-        length, found, drawn = ids["input_ids"].shape[1], [], 0
-        while len(found) < count:
-            some = min(_CHUNK, count - len(found))
+        length, responses, drawn = ids["input_ids"].shape[1], [], 0
+        while len(responses) < count:
+            some = min(_CHUNK, count - len(responses))
             drawn += some
             if drawn > 10 * count + _CHUNK:
                 raise DataError("the policy's responses are almost all empty", field="policy", value=path)
@@ -206,8 +212,8 @@ def _writer(path: str, tokens: int) -> Callable[[PromptItem, int], list[str]]:
                 pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
             )
             written = tokenizer.batch_decode(out[:, length:], skip_special_tokens=True)
-            found += [text.strip() for text in written if text.strip()]
-        return found
+            responses += [text.strip() for text in written if text.strip()]
+        return responses
 
     model.eval()
     return write

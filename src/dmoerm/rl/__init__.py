@@ -4,7 +4,7 @@ policy.py      the small language model that is optimized, fine-tuned on the tes
 sampling.py    responses of a policy, and their log-probabilities under two policies
 rewards.py     a reward model as TRL's reward function: normalized, checked, safe against empty responses
 measuring.py   proxy, gold and KL on held-out prompts
-optimize.py    the run: TRL's trainer, checkpoints, a measurement every so many steps
+optimize.py    the run: TRL's trainer, checkpoints, periodic measurements
 trajectory.py  what was measured, on disk
 """
 

@@ -22,7 +22,7 @@ _POINTS = TypeAdapter(list[Point])
 
 
 class Meter:
-    """Measures a policy, and keeps what it measured in `folder`."""
+    """Measure a policy, and keep the measurements in `folder`."""
 
     def __init__(
         self,
@@ -43,29 +43,29 @@ class Meter:
         self.points: list[Point] = []
 
     def resume(self, step: int) -> bool:
-        """Takes up the points up to a step, or all where the last step was measured; false where there are none."""
+        """Load the points up to a step, or all if the last step was measured; return whether there are any."""
         file = self.folder / "points.json"
-        found = _POINTS.validate_json(file.read_bytes()) if file.is_file() else []
-        ended = bool(found) and found[-1].step == self.settings.steps
-        self.points = [point for point in found if ended or point.step <= step]
+        measured = _POINTS.validate_json(file.read_bytes()) if file.is_file() else []
+        ended = bool(measured) and measured[-1].step == self.settings.steps
+        self.points = [point for point in measured if ended or point.step <= step]
         return bool(self.points)
 
     def measure(self, model: Any, step: int) -> Point:
-        """One measurement, in float32; it leaves the model and the random numbers of the training as they are."""
+        """Measure once, in float32, without changing the model or the training's random numbers."""
         self._policy.load_state_dict(model.state_dict())
         policy, reference = self._policy.to(model.device), self._reference.to(model.device)
         temperature = self.settings.temperature
         generation = sampling_settings(self.tokenizer, self.settings.max_new_tokens, temperature)
         with own_randomness(step):
             samples = sample(policy, self.tokenizer, self._texts, self.settings.samples, generation)
-        ratios = [log_probabilities(one, samples, temperature) for one in (policy, reference)]
+        ratios = [log_probabilities(scored, samples, temperature) for scored in (policy, reference)]
         point = self._point(step, samples, divergence(*ratios))
         self.points.append(point)
         write_file(self.folder / "points.json", _POINTS.dump_json(self.points, indent=1))
         return point
 
     def _point(self, step: int, samples: Sequence[Sample], kl: Divergence) -> Point:
-        texts = [one.text for one in samples]
+        texts = [response.text for response in samples]
         proxy = raw_rewards(self.reward, self.prompts, texts, step, self.scale)
         gold = [float(self.gold(p.task, p.prompt, text)) for p, text in zip(self.prompts, texts, strict=True)]
         self._write_samples(step, texts, proxy, gold)
@@ -79,8 +79,8 @@ class Meter:
             kl=kl.kl,
             kl_error=kl.kl_error,
             kl_k3=kl.kl_k3,
-            length=float(np.mean([len(one.response) for one in samples])),
-            ended=float(np.mean([one.ended for one in samples])),
+            length=float(np.mean([len(response.response) for response in samples])),
+            ended=float(np.mean([response.ended for response in samples])),
             distinct=len(set(texts)) / len(texts),
             empty=float(np.mean([not text for text in texts])),
         )
@@ -92,7 +92,7 @@ class Meter:
         return {task: float(np.mean(values)) for task, values in sorted(tasks.items())}
 
     def _write_samples(self, step: int, texts: Sequence[str], proxy: Sequence[float], gold: Sequence[float]) -> None:
-        """What was said, one response a line."""
+        """Write the responses, one per line."""
         rows = zip(self.prompts, texts, proxy, gold, strict=True)
         lines = [
             json.dumps({"task": p.task, "prompt": render(p.prompt), "response": t, "proxy": r, "gold": g})

@@ -1,6 +1,6 @@
-"""A run of policy optimization: TRL's trainer, checkpoints, a measurement every so many steps.
+"""A run of policy optimization: TRL's trainer, checkpoints, periodic measurements.
 
-In the run's folder: `settings.json`, `scale.json`, `points.json` (grows), `samples/<step>.jsonl` (what was said),
+In the run's folder: `settings.json`, `scale.json`, `points.json` (grows), `samples/<step>.jsonl` (the responses),
 `checkpoints/` (removed at the end), `trajectory.json` (written at the end).
 """
 
@@ -35,16 +35,16 @@ from .settings import RLConfig
 from .trajectory import Point, Trajectory, read_trajectory, write_trajectory
 
 _WARMUP = 10
-_FIXED = 20240501  # the seed of what is the same for every seed: which prompts are held out, the scale's samples
+_FIXED = 20240501  # seed of the held-out prompts and the scale's samples, which are the same for every run
 
 
 def draw_prompts(per_task: int, seed: int = 0, skip: int = 0) -> list[RLPrompt]:
-    """The testbed's prompts, so many of each task after the first `skip`. Raises `DataError` where a task has fewer."""
+    """Draw `per_task` prompts of each testbed task, after the first `skip`. Raises `DataError` if a task has fewer."""
     return [RLPrompt(task, i.prompt) for task in TASKS for i in testbed_items(task, skip + per_task, seed)[skip:]]
 
 
 def gold_of(task: str | None, prompt: Prompt, response: str) -> float:
-    """The testbed's gold reward. Raises `DataError` where the task is none of the testbed's."""
+    """The testbed's gold reward. Raises `DataError` for a task that the testbed does not have."""
     return gold_reward(task or "", prompt, response)
 
 
@@ -60,16 +60,16 @@ def optimize(
     depends_on: str = "",
     progress: Progress | None = None,
 ) -> Trajectory:
-    """Optimizes a policy against a reward, and measures proxy, gold and KL along the way.
+    """Optimize a policy against a reward, and measure proxy, gold and KL along the way.
 
-    Stopped and called again, it goes on from the last checkpoint; a finished run is read.
+    A stopped run resumes from its last checkpoint; a finished one is read.
 
     Args:
-        policy: the initial policy's folder; it stays as it is.
+        policy: the initial policy's folder; it is not changed.
         reward: the proxy. A response without text is never passed to it.
-        gold: what is measured beside it, of every response.
-        prompts: distinct; `settings.held_out` of them are measured on, the others trained on.
-        folder: the run's own.
+        gold: the gold reward that is measured beside it.
+        prompts: distinct; `settings.held_out` of them are held out, the others trained on.
+        folder: of this run.
         method: the reward's name in the trajectory.
         depends_on: what the reward was trained with, in any form; a run of another one is refused.
 
@@ -106,11 +106,13 @@ def optimize(
 
 
 def require_trl() -> None:
-    """Raises `ConfigError` where TRL is not installed."""
+    """Raise `ConfigError` if TRL is not installed."""
     try:
         import trl  # noqa: F401
     except ImportError:
-        raise ConfigError("policy optimization takes TRL, which is missing; run: pip install 'dmoerm[rl]'") from None
+        raise ConfigError(
+            "policy optimization needs TRL, which is not installed; run: pip install 'dmoerm[rl]'"
+        ) from None
 
 
 def _digest(prompts: Sequence[RLPrompt], depends_on: str) -> str:
@@ -118,16 +120,21 @@ def _digest(prompts: Sequence[RLPrompt], depends_on: str) -> str:
 
 
 def _claim(folder: Path, policy: Path, settings: RLConfig, method: str, inputs: str) -> None:
-    """Writes the run's settings, or finds the same ones there; `inputs` is a digest of prompts and reward model."""
-    wanted = {"method": method, "policy": policy.name, "inputs": inputs, "settings": settings.model_dump(mode="json")}
+    """Write the settings, or compare them with the stored ones; `inputs`: a digest of prompts and reward model."""
+    requested = {
+        "method": method,
+        "policy": policy.name,
+        "inputs": inputs,
+        "settings": settings.model_dump(mode="json"),
+    }
     file = folder / "settings.json"
-    if file.is_file() and (found := json.loads(file.read_text(encoding="utf-8"))) != wanted:
-        old, new = {**found, **found["settings"]}, {**wanted, **wanted["settings"]}
+    if file.is_file() and (stored := json.loads(file.read_text(encoding="utf-8"))) != requested:
+        old, new = {**stored, **stored["settings"]}, {**requested, **requested["settings"]}
         name = next(name for name in new if name != "settings" and old.get(name) != new[name])
         raise ConfigError(
             f"{folder}: holds a run with {name} {old.get(name)!r}, not {new[name]!r}; give another folder, or remove it"
         )
-    write_file(file, json.dumps(wanted, indent=1) + "\n")
+    write_file(file, json.dumps(requested, indent=1) + "\n")
 
 
 def _split(prompts: Sequence[RLPrompt], held_out: int) -> tuple[list[RLPrompt], list[RLPrompt]]:
@@ -140,9 +147,7 @@ def _split(prompts: Sequence[RLPrompt], held_out: int) -> tuple[list[RLPrompt], 
     for prompt in shuffled:
         turns.append(seen[prompt.task])
         seen[prompt.task] += 1
-    dealt = [
-        shuffled[i] for i in sorted(range(len(shuffled)), key=turns.__getitem__)
-    ]  # one of each task, again and again
+    dealt = [shuffled[i] for i in sorted(range(len(shuffled)), key=turns.__getitem__)]  # tasks take turns
     return dealt[held_out:], dealt[:held_out]
 
 
@@ -162,14 +167,14 @@ def _scale(
     generation = sampling_settings(tokenizer, settings.max_new_tokens, settings.temperature)
     with own_randomness(_FIXED):
         samples = sample(model, tokenizer, [render(p.prompt) for p in prompts], count, generation)
-    asked = [prompt for prompt in prompts for _ in range(count)]
-    scale = measure_scale(raw_rewards(reward, asked, [s.text for s in samples], 0), count)
+    by_sample = [prompt for prompt in prompts for _ in range(count)]
+    scale = measure_scale(raw_rewards(reward, by_sample, [s.text for s in samples], 0), count)
     write_file(file, scale.model_dump_json(indent=1) + "\n")
     return scale
 
 
 def _run(model: Any, tokenizer: PreTrainedTokenizerBase, reward: TRLReward, meter: Meter, progress: Progress) -> None:
-    """Trains from the last checkpoint on, or from the start, to the last measurement."""
+    """Train from the last checkpoint, or from the start, to the last measurement."""
     settings, checkpoints = meter.settings, meter.folder / "checkpoints"
     checkpoint = last_checkpoint(checkpoints)
     if not meter.resume(int(checkpoint.rsplit("-", 1)[1]) if checkpoint else 0):
@@ -247,7 +252,7 @@ def _arguments(settings: RLConfig, checkpoints: Path) -> dict[str, Any]:
 
 
 class _Measuring(TrainerCallback):
-    """Measures where a measurement is due; before the checkpoint of the same step is written."""
+    """Measure when a measurement is due, before the checkpoint of the same step is written."""
 
     def __init__(self, meter: Meter, progress: Progress) -> None:
         self.meter, self.progress = meter, progress

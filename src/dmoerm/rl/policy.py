@@ -47,7 +47,7 @@ def render(prompt: Prompt) -> str:
 def make_policy(config: PolicyConfig, folder: Path) -> Path:
     """The folder of the policy of these settings, with its tokenizer; made there if it has not been made before.
 
-    A stopped fine-tuning goes on from its last checkpoint.
+    A stopped fine-tuning resumes from its last checkpoint.
 
     Args:
         folder: where policies are kept; each has a folder of its own in it, named by `config.key`.

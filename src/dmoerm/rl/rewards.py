@@ -1,7 +1,7 @@
 """A reward model as TRL's reward function: normalized, checked, safe against empty responses.
 
 Rewards are normalized by the initial policy's: (r − mean) / std, with the mean over all samples and the standard
-deviation within prompts, because a reward model's differences mean something within a prompt alone. So one `beta`
+deviation within prompts, because preferences say nothing about differences between prompts. So one `beta`
 means the same for every reward model. An empty response is below every other: these rewards have no common unit (any
 method may give them), so it gets one standard deviation less than the lowest reward of its batch and of the initial
 policy's samples.
@@ -73,15 +73,15 @@ def raw_rewards(
     with_text = [index for index, text in enumerate(texts) if not is_empty(text)]
     groups = group_by_prompt((prompts[i].task, prompts[i].prompt, texts[i]) for i in with_text)
     rows = reward([query for query, _ in groups]) if groups else []
-    found: dict[int, float] = {}
+    by_index: dict[int, float] = {}
     for (query, indices), values in zip(groups, rows, strict=True):
         at = [with_text[index] for index in indices]
         if len(values) != len(at):
             raise TrainingError(f"step {step}: {len(values)} rewards for {len(at)} responses; fix the reward function")
-        found |= dict(zip(at, (float(value) for value in values), strict=True))
-        _check(found, at, query, step)
-    least = _below(list(found.values()), scale)
-    return [found.get(index, least) for index in range(len(texts))]
+        by_index |= dict(zip(at, (float(value) for value in values), strict=True))
+        _check(by_index, at, query, step)
+    least = _below(list(by_index.values()), scale)
+    return [by_index.get(index, least) for index in range(len(texts))]
 
 
 def _below(rewards: Sequence[float], scale: Scale | None) -> float:
@@ -91,17 +91,17 @@ def _below(rewards: Sequence[float], scale: Scale | None) -> float:
     return min(rewards) - float(np.std(rewards) or 1.0) if rewards else 0.0
 
 
-def _check(found: dict[int, float], places: Sequence[int], query: Query, step: int) -> None:
-    for number, place in enumerate(places):
-        if not math.isfinite(found[place]):
+def _check(rewards: dict[int, float], indices: Sequence[int], query: Query, step: int) -> None:
+    for number, index in enumerate(indices):
+        if not math.isfinite(rewards[index]):
             raise TrainingError(
                 f"step {step}: the reward of response {number}, {shorten(query.responses[number])}, to the prompt "
-                f"{shorten(query.prompt)} is {found[place]}; mend the reward model, or lower the rate that trained it"
+                f"{shorten(query.prompt)} is {rewards[index]}; fix the reward model, or lower its learning rate"
             )
 
 
 def measure_scale(rewards: Sequence[float], count: int) -> Scale:
-    """From the rewards of the initial policy's samples, `count` a prompt, prompt after prompt.
+    """Compute the scale from rewards of the initial policy's samples, `count` per prompt, prompt after prompt.
 
     Raises:
         TrainingError: the rewards are the same within every prompt.
@@ -117,7 +117,7 @@ def measure_scale(rewards: Sequence[float], count: int) -> Scale:
 
 
 class TRLReward:
-    """What TRL's trainers take as a reward function; the dataset's column `place` says which prompt a row has."""
+    """The reward function of TRL's trainers; the dataset's column `place` says which prompt a row has."""
 
     __name__ = "reward"
 
@@ -125,7 +125,7 @@ class TRLReward:
         self.reward, self.prompts, self.scale = reward, prompts, scale
 
     def __call__(self, completions: list[str], place: list[int], trainer_state: Any, **_: Any) -> list[float]:
-        """Normalised rewards of the completions."""
-        asked, texts = [self.prompts[i] for i in place], [text.strip() for text in completions]
-        raw = raw_rewards(self.reward, asked, texts, trainer_state.global_step + 1, self.scale)
+        """Normalized rewards of the completions."""
+        prompts, texts = [self.prompts[i] for i in place], [text.strip() for text in completions]
+        raw = raw_rewards(self.reward, prompts, texts, trainer_state.global_step + 1, self.scale)
         return [self.scale.normalize(value) for value in raw]

@@ -38,14 +38,14 @@ class Sample:
 
 @contextlib.contextmanager
 def own_randomness(seed: int) -> Iterator[None]:
-    """Random numbers of their own for the block: those outside go on as if it had not been."""
+    """Seed the block's random numbers; the sequence outside continues as if the block did not exist."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield
 
 
 def sampling_settings(tokenizer: PreTrainedTokenizerBase, max_new_tokens: int, temperature: float) -> dict[str, Any]:
-    """`GenerationConfig`'s arguments for samples of the policy itself: nothing is cut off, penalised or searched."""
+    """`GenerationConfig`'s arguments for samples of the policy itself: no truncation, penalty or search."""
     return {
         "do_sample": True,
         "temperature": temperature,
@@ -58,9 +58,9 @@ def sampling_settings(tokenizer: PreTrainedTokenizerBase, max_new_tokens: int, t
     }
 
 
-def uses_bf16(wanted: bool | None) -> bool:
+def uses_bf16(bf16: bool | None) -> bool:
     """Whether to compute in bfloat16; None: where the processor does."""
-    return resolve_dtype("auto") == torch.bfloat16 if wanted is None else wanted
+    return resolve_dtype("auto") == torch.bfloat16 if bf16 is None else bf16
 
 
 @torch.no_grad()
@@ -68,7 +68,7 @@ def sample(
     model: Any, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], count: int, settings: dict[str, Any]
 ) -> list[Sample]:
     """`count` responses to each prompt, prompt after prompt; random numbers from torch's global generator."""
-    found: list[Sample] = []
+    samples: list[Sample] = []
     rows = max(_ROWS // count, 1)
     for start in range(0, len(prompts), rows):
         batch = tokenizer(list(prompts[start : start + rows]), padding=True, return_tensors="pt").to(model.device)
@@ -76,8 +76,8 @@ def sample(
         ids = model.generate(**batch, generation_config=config)[:, batch["input_ids"].shape[1] :].tolist()
         for row, response in enumerate(ids):
             mask = batch["attention_mask"][row // count].bool()
-            found.append(_sample(tokenizer, batch["input_ids"][row // count][mask].tolist(), response))
-    return found
+            samples.append(_sample(tokenizer, batch["input_ids"][row // count][mask].tolist(), response))
+    return samples
 
 
 def _sample(tokenizer: PreTrainedTokenizerBase, prompt: list[int], response: list[int]) -> Sample:
@@ -91,12 +91,12 @@ def _sample(tokenizer: PreTrainedTokenizerBase, prompt: list[int], response: lis
 def log_probabilities(model: Any, samples: Sequence[Sample], temperature: float) -> list[Tensor]:
     """For each sample the log-probability of every token of its response, in float32, on the CPU."""
     length = lambda i: len(samples[i].prompt) + len(samples[i].response)  # noqa: E731
-    order, found = sorted(range(len(samples)), key=length), {}  # so that little is padded
+    order, scores = sorted(range(len(samples)), key=length), {}  # so that little is padded
     rows = min(_SCORED, max(_LOGITS // (length(order[-1]) * model.config.vocab_size), 1))
     for start in range(0, len(order), rows):
         batch = order[start : start + rows]
-        found |= dict(zip(batch, _log_probabilities(model, [samples[i] for i in batch], temperature), strict=True))
-    return [found[i] for i in range(len(samples))]
+        scores |= dict(zip(batch, _log_probabilities(model, [samples[i] for i in batch], temperature), strict=True))
+    return [scores[i] for i in range(len(samples))]
 
 
 def _log_probabilities(model: Any, samples: Sequence[Sample], temperature: float) -> list[Tensor]:

@@ -36,9 +36,9 @@ class _Frugal:
             logits = model(
                 input_ids=input_ids, attention_mask=attention_mask, use_cache=False, logits_to_keep=logits_to_keep + 1
             ).logits
-        told = input_ids[:, -logits_to_keep:, None]
-        found = (logits[:, :-1].float() / self.temperature).log_softmax(-1).gather(-1, told)[..., 0]
-        return found, torch.zeros_like(found), None
+        targets = input_ids[:, -logits_to_keep:, None]
+        scores = (logits[:, :-1].float() / self.temperature).log_softmax(-1).gather(-1, targets)[..., 0]
+        return scores, torch.zeros_like(scores), None
 
 
 class FrugalGRPO(_Frugal, GRPOTrainer):
@@ -58,12 +58,12 @@ class FrugalRLOO(_Frugal, RLOOTrainer):
     ) -> tuple[Any, ...]:
         if self.beta == 0.0 and not torch.is_grad_enabled():
             return torch.zeros(len(input_ids), logits_to_keep, device=input_ids.device), None, None
-        found = super()._get_per_token_logps_and_entropies(
+        scores = super()._get_per_token_logps_and_entropies(
             model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
         )
         if self.beta == 0.0:
-            self._updated["old_logps"] = (found[0].detach() * self._updated["completion_mask"]).sum(1)
-        return found
+            self._updated["old_logps"] = (scores[0].detach() * self._updated["completion_mask"]).sum(1)
+        return scores
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Any:
         self._updated = inputs

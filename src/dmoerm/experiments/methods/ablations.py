@@ -45,7 +45,7 @@ _SETTINGS: dict[str, tuple[str, Mapping[str, Any]]] = {
 
 
 def _train(name: str, settings: Mapping[str, Any], context: MethodContext) -> TrainedMethod:
-    """Train the run with its settings beside the comparison's own."""
+    """Train the run with its settings beside the comparison's known_tasks."""
     config = context.run.config
     context.console.print(f"  {name}", highlight=False)
     folders = {"output": str(context.folder / name)}
@@ -55,9 +55,9 @@ def _train(name: str, settings: Mapping[str, Any], context: MethodContext) -> Tr
 
     def score_all(queries: Sequence[Query]) -> list[list[float]]:
         known = set(run.model.config.tasks)
-        own = [q if q.task in known else q.model_copy(update={"task": None}) for q in queries]
-        scored = score_groups(run.model, own, 8192, context.console, run.cache)
-        return [one.rewards["dmoerm"].tolist() for one in scored]
+        routed = [q if q.task in known else q.model_copy(update={"task": None}) for q in queries]
+        scored = score_groups(run.model, routed, 8192, context.console, run.cache)
+        return [group.rewards["dmoerm"].tolist() for group in scored]
 
     return TrainedMethod(score_all=score_all)
 

@@ -53,8 +53,8 @@ def _train(context: MethodContext, task: str) -> BranchScorer:
         scorer.head.load_state_dict(run.model.general.head.state_dict())
         if not run.frozen:
             scorer.branch.load_state_dict(copy.deepcopy(run.model.general.branch.state_dict()))
-    own, validation = ([e for e in part if e.task == task] for part in (context.train, context.validation))
-    train, step, fresh = joined_pairs(own), run.config.phase1, run.frozen or not run.config.warm_start
+    task_examples, validation = ([e for e in part if e.task == task] for part in (context.train, context.validation))
+    train, step, fresh = joined_pairs(task_examples), run.config.phase1, run.frozen or not run.config.warm_start
     state = run.step(name, lambda folder: train_base(run, scorer, train, validation, step, folder, fresh))
     apply_base(scorer, state)
     return scorer

@@ -57,7 +57,7 @@ class Gated(nn.Module):
 
 
 def train_method(context: MethodContext) -> TrainedMethod | None:
-    """Train it; None if the router has no prompt embedding that a gate could read, or nobody graded a capability."""
+    """Train it; None if the router has no prompt embedding that a gate could read, or no capability is graded."""
     run = context.run
     if run.model.router.language_model is not None or not any(e.group.capabilities for e in context.train):
         return None
@@ -126,7 +126,7 @@ def _train_gate(
 def _graded(
     run: Run, gated: Gated, z: dict[str, Tensor], examples: Examples, task: str, name: str
 ) -> tuple[Tensor, Tensor]:
-    """Standardised embeddings and grades of all graded responses; noise reverses a share of the groups' grades."""
+    """Standardized embeddings and grades of all graded responses; noise reverses a share of the groups' grades."""
     rows, grades = [], []
     for e in examples:
         given = e.group.capabilities.get(name) if e.task == task else None
@@ -144,7 +144,7 @@ def _graded(
 
 
 def _ridge(train: tuple[Tensor, Tensor], validation: tuple[Tensor, Tensor]) -> Tensor:
-    """The weights (D,) for standardised grades; the penalty is the best of a few on the validation part."""
+    """The weights (D,) for standardized grades; the penalty is the best of a few on the validation part."""
     x, y = train
     if len(y) < 2 or float(y.std()) == 0:
         return torch.zeros(x.shape[1])

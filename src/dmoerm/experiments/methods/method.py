@@ -61,7 +61,7 @@ class MethodContext:
 
     @property
     def folder(self) -> Path:
-        """The folder of the run's condition and seed, where other runs lie beside it."""
+        """The folder of the run's condition and seed, which holds its other runs too."""
         return Path(self.run.config.output).parent
 
 
