@@ -89,7 +89,7 @@ def test_a_cache_changes_no_score(
 
 def test_groups_that_cannot_be_measured(trained_run: Any, groups: list[Group]) -> None:
     tied = [group.model_copy(update={"scores": (1.0,) * len(group.responses)}) for group in groups]
-    with pytest.raises(DataError, match="no pair of responses"):
+    with pytest.raises(DataError, match="no two responses are ordered"):
         evaluate(trained_run.model, tied, console=QUIET)
     with pytest.raises(DataError, match="no such task"):
         evaluate(trained_run.model, [groups[0].model_copy(update={"task": "strange"})], console=QUIET)

@@ -58,7 +58,7 @@ def test_our_own_folder_routes_by_itself(trained_run) -> None:
 
 
 def test_classifiers_that_are_no_reward_models(tmp_path, classifier) -> None:
-    with pytest.raises(BackboneError, match="is no model"):
+    with pytest.raises(BackboneError, match="is not a model"):
         open_scorer(str(tmp_path))
     two = AutoModelForSequenceClassification.from_pretrained(classifier, num_labels=2, ignore_mismatched_sizes=True)
     two.save_pretrained(tmp_path / "two")
@@ -97,8 +97,8 @@ def test_our_own_server_routes_by_itself(reward_server) -> None:
     [
         (httpx2.Response(500, text="out of memory"), "500"),
         (httpx2.Response(200, text="<html>"), "not JSON"),
-        (httpx2.Response(200, json={"data": []}), "holds no reward"),
-        (httpx2.Response(200, json=[1]), "holds no reward"),
+        (httpx2.Response(200, json={"data": []}), "has no reward"),
+        (httpx2.Response(200, json=[1]), "has no reward"),
     ],
 )
 def test_servers_that_fail(reply, message) -> None:
