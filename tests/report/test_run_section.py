@@ -7,6 +7,7 @@ from typing import Any
 from sample_results import DIFFERENCE, ESTIMATE, NAMES, example
 
 from dmoerm.report import report_html, write_report
+from dmoerm.report.card import card
 
 
 def test_the_page_is_self_contained_and_says_the_numbers(tmp_path: Path) -> None:
@@ -42,3 +43,13 @@ def test_derived_tasks_are_marked() -> None:
     page = report_html(results)
     assert "chitchat *" in page
     assert "not given by people" in page
+
+
+def test_truncated_and_trained_prompts_are_stated() -> None:
+    overlap = {"known": True, "groups": 7, "prompts": 5, "included": True}
+    truncation = {"evaluation": {"responses": 80, "truncated": 6, "identical_pairs": 2}}
+    results = example(overlap=overlap, truncation=truncation)
+    for text in (report_html(results), card(results, {"chitchat": ["logic"]})):
+        assert "prompts, 5 of which the model was trained on" in text
+        assert "6 of 80 responses" in text
+        assert "2 pairs of them differ only in what is cut" in text
