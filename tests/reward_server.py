@@ -1,4 +1,4 @@
-"""A small reward server that speaks the protocol, by rule: `python reward_server.py PORT`; fixture: `reward_server`."""
+"""A small rule-based server for `/v1/score`: `python reward_server.py PORT`; the fixture is `reward_server`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TASKS = {"chitchat": ["empathy", "proactivity"], "objective_qa": ["correctness",
 
 
 def score_by_rule(prompt: Any, response: str, task: str | None = None) -> Score:
-    """Rewards how often a response has the letter t; prompts with a question mark are objective_qa."""
+    """Reward the number of letters t in a response; prompts with a question mark are objective_qa."""
     text = prompt if isinstance(prompt, str) else prompt[-1]["content"]
     task = task or ("objective_qa" if "?" in text else "chitchat")
     route = {name: 0.9 if name == task else 0.1 for name in TASKS}
@@ -36,7 +36,7 @@ def score_by_rule(prompt: Any, response: str, task: str | None = None) -> Score:
 
 
 def answer(body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-    """Status and body of what `POST /v1/score` answers."""
+    """Return status and body of the answer to `POST /v1/score`."""
     items = []
     for item in body["items"]:
         if item["task"] not in (None, *TASKS):
@@ -51,15 +51,15 @@ MODELS = {"object": "list", "data": [{"id": "rule", "object": "model", "tasks": 
 
 
 def respond(request: httpx2.Request) -> httpx2.Response:
-    """The server as a function, for `httpx2.MockTransport`."""
+    """Answer a request without a server, for `httpx2.MockTransport`."""
     if request.url.path == "/v1/score":
-        status, found = answer(json.loads(request.content))
-        return httpx2.Response(status, json=found)
+        status, body = answer(json.loads(request.content))
+        return httpx2.Response(status, json=body)
     return httpx2.Response(200, json=MODELS if request.url.path == "/v1/models" else {})
 
 
 class RunningServer:
-    """The server in a process of its own, which can be killed and started again on its port."""
+    """The server in a separate process, which can be killed and started again on its port."""
 
     def __init__(self) -> None:
         self.port = free_port()
@@ -67,11 +67,11 @@ class RunningServer:
         self.start()
 
     def start(self) -> None:
-        """Starts it, without waiting for it."""
+        """Start the server without waiting for it."""
         self.process = subprocess.Popen([sys.executable, __file__, str(self.port)])
 
     def kill(self) -> None:
-        """As `kill -9` does."""
+        """Kill the server with SIGKILL."""
         self.process.kill()
         self.process.wait()
 
@@ -87,9 +87,9 @@ def running_server() -> Iterator[RunningServer]:
 
 
 async def score(request: Request) -> JSONResponse:
-    await asyncio.sleep(0.02)  # so that a kill meets requests that are on their way
-    status, found = answer(await request.json())
-    return JSONResponse(found, status)
+    await asyncio.sleep(0.02)  # so that a kill interrupts requests
+    status, body = answer(await request.json())
+    return JSONResponse(body, status)
 
 
 async def models(_: Request) -> JSONResponse:

@@ -1,4 +1,4 @@
-"""The application behind real sockets: in a thread of the tests, or as the command in a process of its own."""
+"""Run the application on real sockets: in a thread of the tests, or with `dmoerm serve` in a separate process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import uvicorn
 
 @contextlib.contextmanager
 def served(app: Any) -> Iterator[str]:
-    """The application's address, once it is ready."""
+    """Run the application; yield its URL once it is ready."""
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -43,7 +43,7 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def command(model: Path | str, port: int, *options: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """`dmoerm serve` as a process, once it is ready; killed at the end if it still runs."""
+    """Run `dmoerm serve`; yield the process once it is ready, and kill it at the end."""
     with log.open("ab") as output:
         process = subprocess.Popen(
             [Path(sys.executable).with_name("dmoerm"), "serve", model, "--port", str(port), *options],

@@ -1,4 +1,4 @@
-"""Results of a made-up run, for tests that write, read or show them."""
+"""Results of an invented run, for tests that write, read or show them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NAMES = ("chitchat", "objective_qa", "mean")
 
 
 def example(**changes: Any) -> Results:
-    """Results of a run on two tasks."""
+    """Return results of a run on two tasks."""
     fields: dict[str, Any] = {
         "command": "train",
         "config": {},

@@ -1,4 +1,4 @@
-"""What of the benchmarks can be checked without measuring: that they start, and that their table is the figures'."""
+"""Checks of the benchmarks without measuring: they start, and the pages show their figures."""
 
 import json
 import shutil
@@ -14,13 +14,13 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: make bench-gpu measures on it")
-def test_the_gpus_rows_are_skipped_without_one():
+def test_gpu_rows_are_skipped_without_a_gpu():
     done = subprocess.run([sys.executable, BENCHMARKS / "gpu.py"], capture_output=True, text=True, check=True)
     assert done.stdout == "skipped: there is no GPU\n"
 
 
 def test_the_page_shows_the_figures(tmp_path):
-    """The pages of docs/ are what table.py makes of results/*.json."""
+    """table.py makes the tables in docs/ from results/*.json."""
     root = BENCHMARKS.parent
     for name in ("benchmarks", "docs"):
         shutil.copytree(root / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))

@@ -54,7 +54,7 @@ def test_another_recipe_can_be_extended_from_the_command_line():
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "message"),
     [
         (["phase2.rnk=4"], "phase2.rnk"),
         (["phase2.lora.rank=-1"], "phase2.lora.rank"),
@@ -82,8 +82,8 @@ def test_another_recipe_can_be_extended_from_the_command_line():
         (["phase2.first_fraction=0"], "is now phase1.phase1_fraction"),
     ],
 )
-def test_a_wrong_setting_is_named(overrides, told):
-    with pytest.raises(ConfigError, match=told):
+def test_a_wrong_setting_is_named(overrides, message):
+    with pytest.raises(ConfigError, match=message):
         load_config(None, overrides)
 
 

@@ -18,7 +18,7 @@ EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
 @pytest.fixture
 def run(monkeypatch):
-    """A function: an example's file and its arguments → its names, after it has run."""
+    """Return a function that runs an example with arguments and returns its globals."""
 
     def run(file, *arguments):
         monkeypatch.setattr(sys, "argv", [file, *map(str, arguments)])
@@ -34,10 +34,10 @@ def model(trained_run):
 
 @pytest.mark.parametrize(("algorithm", "source"), list(itertools.product(["grpo", "rloo"], ["folder", "server"])))
 def test_trl_policy(run, algorithm, source, model, served_url, tmp_path):
-    prompts = [{"prompt": [{"role": "user", "content": f"Tell me of {n}."}], "task": "chitchat"} for n in range(8)]
+    prompts = [{"prompt": [{"role": "user", "content": f"Tell me about {n}."}], "task": "chitchat"} for n in range(8)]
     (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, prompts)))
-    places = {"folder": model, "server": served_url}
-    arguments = {"reward": places[source], "policy": write_random_policy(tmp_path / "policy"), "algorithm": algorithm}
+    sources = {"folder": model, "server": served_url}
+    arguments = {"reward": sources[source], "policy": write_random_policy(tmp_path / "policy"), "algorithm": algorithm}
     arguments |= {"prompts": tmp_path / "prompts.jsonl", "steps": 3, "tokens": 8, "output": tmp_path / "out"}
     run("trl_policy.py", *[part for name, value in arguments.items() for part in (f"--{name}", value)])
     assert (tmp_path / "out" / "model.safetensors").is_file()
@@ -47,7 +47,7 @@ def test_trl_policy(run, algorithm, source, model, served_url, tmp_path):
     assert all(map(math.isfinite, rewards))
 
 
-def test_trl_policy_has_prompts_of_its_own():
+def test_trl_policy_draws_testbed_prompts():
     rows = runpy.run_path(str(EXAMPLES / "trl_policy.py"))["draw_prompts"](2)
     assert len(set(rows["task"])) == 5
     assert all(row["prompt"][-1]["role"] == "user" for row in rows)
@@ -64,9 +64,9 @@ def test_pipeline(run, model, trained_run, capsys):
 
 def test_client(run, served_url, capsys):
     run("client.py", served_url)
-    found = capsys.readouterr().out
-    assert "models: tiny" in found
-    assert "20 prompts, mean reward" in found
+    output = capsys.readouterr().out
+    assert "models: tiny" in output
+    assert "20 prompts, mean reward" in output
 
 
 @pytest.mark.parametrize("source", ["folder", "server"])
@@ -77,16 +77,16 @@ def test_verl(run, source, model, served_url, tmp_path, monkeypatch):
     written = load_dataset("parquet", data_files=str(tmp_path / "train.parquet"))["train"].to_pandas()
     monkeypatch.setenv("DMOERM_MODEL", {"folder": model, "server": served_url}[source])
     functions = run("verl/reward.py")
-    about = {"data_sources": written["data_source"].to_numpy(), "extra_infos": written["extra_info"].to_numpy()}
-    first, second = functions["compute_score_batch"](solution_strs=["that", "a"], ground_truths=["", ""], **about)
+    columns = {"data_sources": written["data_source"].to_numpy(), "extra_infos": written["extra_info"].to_numpy()}
+    first, second = functions["compute_score_batch"](solution_strs=["that", "a"], ground_truths=["", ""], **columns)
     assert first.keys() == second.keys()
     assert second["task/chitchat"] == 1.0
-    one = functions["compute_score"]("dmoerm", "that", "", extra_info=written["extra_info"][0])
-    assert one == pytest.approx(first, abs=1e-4)
+    single = functions["compute_score"]("dmoerm", "that", "", extra_info=written["extra_info"][0])
+    assert single == pytest.approx(first, abs=1e-4)
 
 
 def test_openrlhf(run, model, monkeypatch):
     monkeypatch.setenv("DMOERM_MODEL", model)
     prompt = "<|im_start|>user\nHello.<|im_end|>\n<|im_start|>assistant\n"
-    found = run("openrlhf/reward_func.py")["reward_func"]([f"{prompt}Hi.<|im_end|>"], [prompt], [None])
-    assert found["rewards"].shape == (1,)
+    result = run("openrlhf/reward_func.py")["reward_func"]([f"{prompt}Hi.<|im_end|>"], [prompt], [None])
+    assert result["rewards"].shape == (1,)

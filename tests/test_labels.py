@@ -1,4 +1,4 @@
-"""Labels: what training takes from two orders, and their file."""
+"""Labels: the targets from verdicts in both orders, and the label file."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_labels_find_their_group_by_id_and_text() -> None:
     assert twice.judged["empathy"] == (Judgement(0, 1, 1.0), Judgement(0, 1, 0.5))
 
 
-def test_a_label_of_a_response_that_is_not_there_is_refused() -> None:
+def test_a_label_of_a_missing_response_is_refused() -> None:
     label = replace(LABEL, second=3, given=Outcome.FIRST, swapped=Outcome.FIRST)
     with pytest.raises(DataError, match="a label of group g is about response 3, but the group has 3 responses"):
         attach_labels([GROUP], [label])
@@ -136,8 +136,8 @@ UNREADABLE = replace(LABEL, given=Outcome.UNPARSEABLE, swapped=Outcome.FAILED)
         ([REFUSED, UNREADABLE, LABEL, replace(LABEL, group="h")], "2 without a readable answer, 1 open", "report"),
     ],
 )
-def test_why_no_label_is_usable(labels, cause, hint) -> None:
-    """Each is the cause that `attach_labels` met."""
+def test_the_reason_why_no_label_is_usable(labels, cause, hint) -> None:
+    """`attach_labels` reports the cause."""
     assert attach_labels([GROUP], labels) == [GROUP]
     results = mismatch([GROUP], labels)
     assert re.search(cause, results[0])
@@ -148,7 +148,7 @@ def test_labels_that_match_no_group_are_counted() -> None:
     assert unmatched_labels([GROUP], [LABEL, replace(LABEL, group="h"), replace(LABEL, content="0")]) == 2
 
 
-def test_a_file_that_cannot_be_read_or_lacks_a_column_is_said(tmp_path) -> None:
+def test_an_unreadable_file_or_a_missing_column_is_explained(tmp_path) -> None:
     import pyarrow
     from pyarrow import parquet
 

@@ -38,7 +38,7 @@ def test_different_names_have_different_folders_even_where_case_is_ignored(first
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("", "is empty"),
         (" ", "is empty"),
@@ -49,8 +49,8 @@ def test_different_names_have_different_folders_even_where_case_is_ignored(first
         ("x" * (MAX_LENGTH + 1), f"{MAX_LENGTH + 1} characters; use at most {MAX_LENGTH}"),
     ],
 )
-def test_an_invalid_name_is_explained(name: str, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_an_invalid_name_is_explained(name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         check_name("task", name)
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints of an early version load, and score as they did."""
+"""Checkpoints of an early version load and give the same scores."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The README's commands and snippets run, and its output is what they print."""
+"""The README's commands and snippets run and print the output shown."""
 
 import re
 import shlex
@@ -35,7 +35,7 @@ def test_the_python_snippet_runs(trained_run, tmp_path, monkeypatch, capsys):
 
 
 def small(backbone: str) -> str:
-    """Settings that make a run one of seconds."""
+    """Return settings with which a run takes seconds."""
     settings = {"backbone.path": backbone, "backbone.num_layers": 3, "backbone.branch_layer": 2, "cache": "cache"}
     settings |= {f"phase{number}.steps": 5 for number in range(4)}
     return "".join(f" --set {name}={value}" for name, value in settings.items())
@@ -77,7 +77,7 @@ def test_the_server_command_runs(trained_run, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_the_demo_keeps_its_promises(smollm2, tmp_path):
-    """SmolLM2 from end to end: what `make demo` runs once it has installed."""
+    """Run what `make demo` runs after the installation, with SmolLM2."""
     result = invoke(f"dmoerm demo --output {tmp_path / 'demo'}")
     assert result.exit_code == 0, result.output
     found = read_results(tmp_path / "demo" / "results.json")
@@ -90,5 +90,5 @@ def test_the_demo_keeps_its_promises(smollm2, tmp_path):
 
 
 def shape(line: str) -> str:
-    """A printed line without its figures, texts and widths."""
+    """Return a printed line without its figures, texts and widths."""
     return re.sub(r"[-+]?\d+(\.\d+)?|[─━═\s]+", "", line) if "│" not in line else line.split("│")[1].strip()

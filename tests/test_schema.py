@@ -16,7 +16,7 @@ def row(**fields: Any) -> dict[str, Any]:
 
 
 @given(GRADES)
-def test_pairs_put_the_better_first_and_leave_out_ties(grades: list[float | None]) -> None:
+def test_pairs_start_with_the_better_response_and_leave_out_ties(grades: list[float | None]) -> None:
     pairs = ordered_pairs(grades)
     assert len(set(pairs)) == len(pairs)
     for better, worse, *_ in pairs:
@@ -45,7 +45,7 @@ def test_pairs_of_a_capability() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "message"),
     [
         ({"scores": [1]}, r"scores: has 1 entries for 2 responses \(got \[1\]\)"),
         ({"scores": [1, math.nan]}, "not finite.*give a finite number"),
@@ -66,8 +66,8 @@ def test_pairs_of_a_capability() -> None:
         ({"margin": 1, "responses": ["a", "b", "c"], "scores": [1, 2, 3]}, "exactly two responses"),
     ],
 )
-def test_a_bad_group_is_explained(fields: dict[str, Any], said: str) -> None:
-    with pytest.raises(DataError, match=said):
+def test_a_bad_group_is_explained(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
         parse_group({name: value for name, value in row(**fields).items() if value is not None})
 
 
@@ -91,7 +91,7 @@ def test_ids_follow_from_the_content() -> None:
     assert parse_group(row(id="mine")).id == "mine"
 
 
-def test_prompt_key_is_what_a_reader_sees() -> None:
+def test_prompt_key_depends_on_the_visible_text() -> None:
     assert prompt_key("caf\u00e9  au\nlait") == prompt_key("cafe\u0301 au lait")
     assert prompt_key((Message(role="user", content="Why?"),)) == prompt_key("Why?")
     conversation = (Message(role="user", content="Hi"), Message(role="assistant", content="Yes?"))
@@ -105,7 +105,7 @@ def test_groups_are_frozen() -> None:
     assert isinstance(group, Group)
 
 
-def test_people_go_before_a_judge() -> None:
+def test_human_grades_take_precedence_over_a_judge() -> None:
     judged = [Judgement(0, 1, 0.2), Judgement(0, 2, 0.9, 0.5), Judgement(1, 2, 0.5)]
     group = parse_group(row(responses=["a", "b", "c"], scores=[1, 2, 3], capabilities={"logic": [2, 1, None]}))
     both = group.model_copy(update={"judged": {"logic": tuple(judged), "empathy": tuple(judged)}})
@@ -116,7 +116,7 @@ def test_people_go_before_a_judge() -> None:
     assert tied.labelled_pairs("logic") == []
 
 
-def test_identical_responses_are_no_pair_whatever_their_grades() -> None:
+def test_identical_responses_are_not_a_pair() -> None:
     labels = {"scores": [3, 1, 2], "capabilities": {"logic": [1, 2, None]}}
     group = parse_group(row(responses=["a", "a", "b"], **labels))
     assert group.pairs() == [Pair(0, 2), Pair(2, 1)]
@@ -126,7 +126,7 @@ def test_identical_responses_are_no_pair_whatever_their_grades() -> None:
     assert judged.labelled_pairs("wit") == [Pair(1, 2, 0.8)]
 
 
-@pytest.mark.parametrize("judgement", [[0, 2, 0.5, 1], [1, 1, 0.5, 1], [-1, 1, 0.5, 1], [0, 1, 1.5, 1]])
-def test_a_judgement_on_no_pair_is_refused(judgement) -> None:
+@pytest.mark.parametrize("judgment", [[0, 2, 0.5, 1], [1, 1, 0.5, 1], [-1, 1, 0.5, 1], [0, 1, 1.5, 1]])
+def test_a_judgment_on_an_invalid_pair_is_refused(judgment) -> None:
     with pytest.raises(DataError, match="judged"):
-        parse_group(row(judged={"logic": [judgement]}))
+        parse_group(row(judged={"logic": [judgment]}))

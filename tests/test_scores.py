@@ -31,15 +31,15 @@ def test_the_bound_has_an_exact_inverse_and_keeps_what_is_within_ten(value):
 
 
 @given(VALUES, VALUES)
-def test_the_bound_keeps_the_order_in_float32(one, other):
-    low, high = sorted((one, other))
+def test_the_bound_keeps_the_order_in_float32(first, second):
+    low, high = sorted((first, second))
     assert bound_reward(low) <= bound_reward(high)
     if high - low > 1e-2 * max(1.0, abs(high), abs(low)):
         assert np.float32(bound_reward(low)) < np.float32(bound_reward(high))
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False))
-def test_no_reward_but_an_empty_responses_is_the_least(value):
+def test_only_an_empty_response_has_the_lowest_reward(value):
     assert MIN_REWARD < np.float32(bound_reward(value)) < -MIN_REWARD
     assert not score(value).empty
 
@@ -50,10 +50,10 @@ def test_a_value_that_is_not_finite_stays_so(value):
 
 
 @given(VALUES, VALUES, st.floats(0.05, 20))
-def test_win_probabilities_are_those_of_the_unbounded_values(one, other, temperature):
-    expected = 0.5 + 0.5 * math.tanh((one - other) / temperature / 2)
-    found = score(one, temperature).win_probability(score(other, temperature))
-    assert found == pytest.approx(expected, abs=1e-6)
+def test_win_probabilities_are_those_of_the_unbounded_values(first, second, temperature):
+    expected = 0.5 + 0.5 * math.tanh((first - second) / temperature / 2)
+    probability = score(first, temperature).win_probability(score(second, temperature))
+    assert probability == pytest.approx(expected, abs=1e-6)
 
 
 def test_an_empty_response_loses_to_any_other():
@@ -64,13 +64,13 @@ def test_an_empty_response_loses_to_any_other():
 
 
 def test_rewards_outside_the_range_compare_too():
-    """A server of an older version sends them."""
+    """Servers of older versions send them."""
     first, second = (Score(reward, None, {}, {}, None, 1.0) for reward in (-24.0, -25.0))
     assert first.win_probability(second) == pytest.approx(1 / (1 + math.exp(-1)))
 
 
 @given(SAMPLES)
-def test_every_response_is_in_the_one_query_of_its_prompt(samples):
+def test_each_prompt_has_one_query_with_all_its_responses(samples):
     groups = group_by_prompt(samples)
     assert len({(query.task, query.prompt) for query, _ in groups}) == len(groups)
     placed = {at: (q.task, q.prompt, r) for q, indices in groups for at, r in zip(indices, q.responses, strict=True)}

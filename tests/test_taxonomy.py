@@ -40,7 +40,7 @@ def test_yaml_reads_back_equal(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("name: [", "mine.yaml:1: is not valid YAML"),
         ("- a", "must hold name, language and tasks"),
@@ -58,8 +58,8 @@ def test_yaml_reads_back_equal(name: str, tmp_path: Path) -> None:
         ("[" * 3000, "is not valid YAML"),
     ],
 )
-def test_an_unusable_file_is_explained(text: str, said: str, tmp_path: Path) -> None:
-    with pytest.raises(TaxonomyError, match=said):
+def test_an_unusable_file_is_explained(text: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(TaxonomyError, match=message):
         load(tmp_path, text)
 
 

@@ -1,4 +1,4 @@
-"""Tiny backbones, data, settings and models: whole runs take seconds with them. Fixtures of them: `conftest.py`."""
+"""Tiny backbones, data, settings and models, with which a whole run takes seconds. conftest.py has their fixtures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CHATML = (
 
 
 def tiny_tokenizer() -> Any:
-    """A byte-level BPE with ChatML; its pad token is its end token on purpose, as with many real ones."""
+    """Return a byte-level BPE with ChatML. Its pad token is its end token, as in many real tokenizers."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -44,7 +44,7 @@ def tiny_tokenizer() -> Any:
 
 
 def write_backbone(folder: Path, kind: str = "llama", **settings: Any) -> str:
-    """Writes a tiny random decoder of this kind with `tiny_tokenizer`; the same bytes every time."""
+    """Write a tiny random decoder of this kind with `tiny_tokenizer`, with the same bytes every time."""
     import torch
     from transformers import AutoConfig, AutoModel
 
@@ -72,7 +72,7 @@ def write_backbone(folder: Path, kind: str = "llama", **settings: Any) -> str:
 
 
 def merge(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """The settings with the changes put in, group by group."""
+    """Return the settings with the changes merged in, section by section."""
     merged = copy.deepcopy(settings)
     for name, value in changes.items():
         inside = isinstance(value, dict) and isinstance(merged.get(name), dict)
@@ -84,13 +84,13 @@ TINY_TASKS = {"chitchat": ("empathy", "proactivity"), "objective_qa": ("correctn
 
 
 def tiny_groups(prompts: int = 12) -> list[Group]:
-    """Testbed groups of two tasks with two capabilities each, as simulated people label them."""
+    """Return testbed groups of two tasks with two capabilities each, labeled by simulated annotators."""
     return [
         group.model_copy(
             update={
                 "capabilities": {name: group.capabilities[name] for name in TINY_TASKS[group.task]},
                 "annotators": {},
-                "source": None,  # else tests would be against gold, on all of the testbed's capabilities
+                "source": None,  # otherwise tests compare with gold, on all capabilities of the testbed
             }
         )
         for group in testbed.generate(prompts, 3)
@@ -99,13 +99,13 @@ def tiny_groups(prompts: int = 12) -> list[Group]:
 
 
 def write_groups(groups: Iterable[Group], path: Path) -> str:
-    """Writes groups in the native format and returns the file's name."""
+    """Write groups in the native format and return the file's name."""
     path.write_text("".join(group.model_dump_json(exclude_none=True) + "\n" for group in groups), encoding="utf-8")
     return str(path)
 
 
 def make_tiny_config(backbone: str, folder: Path, /, **changes: Any) -> Config:
-    """A whole run of few seconds: `tiny_groups`, all weights of the branches trained, LoRA experts of rank 2."""
+    """Return settings of a run that takes seconds: `tiny_groups`, fully trained branches, LoRA experts of rank 2."""
     step = {"epochs": 2, "learning_rate": 1e-3, "batch_groups": 8, "evaluations": 2}
     settings: dict[str, Any] = {
         "output": str(folder / "run"),
@@ -122,7 +122,7 @@ def make_tiny_config(backbone: str, folder: Path, /, **changes: Any) -> Config:
 
 
 def train_quietly(config: Config) -> Any:
-    """Trains without writing to the screen."""
+    """Train without output."""
     from rich.console import Console
 
     from dmoerm.training import train
@@ -131,7 +131,7 @@ def train_quietly(config: Config) -> Any:
 
 
 def make_model(config: Config) -> Any:
-    """The model of these settings with random numbers in everything that training would fill; tasks differ."""
+    """Return a model with random values for all trained weights; the tasks differ."""
     import torch
 
     from dmoerm.model.checkpoint import small_state

@@ -1,4 +1,4 @@
-"""A tiny policy's settings, a tiny run's, and a reward by rule: whole runs take seconds. Fixtures: `rl/conftest.py`."""
+"""Settings of a tiny policy and a tiny run, and a rule-based reward. rl/conftest.py has their fixtures."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TINY_POLICY = PolicyConfig(
 
 
 def tiny_settings(**changes: object) -> RLConfig:
-    """A run of twelve steps."""
+    """Return the settings of a run with twelve steps."""
     settings = {
         "steps": 12,
         "prompts_per_step": 4,
@@ -43,12 +43,12 @@ def tiny_settings(**changes: object) -> RLConfig:
 
 
 def count_t(queries: Sequence[Query]) -> list[list[float]]:
-    """A reward: how often a response has the letter t."""
+    """Reward each response by its number of letters t."""
     return [[float(text.lower().count("t")) for text in query.responses] for query in queries]
 
 
 def write_random_policy(folder: Path) -> str:
-    """Writes a tiny random language model with `tiny_tokenizer`, which knows ChatML; the same bytes every time."""
+    """Write a tiny random language model with `tiny_tokenizer` (ChatML), with the same bytes every time."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -1,6 +1,6 @@
-"""Fuzzes the targets with atheris, one after the other: `make fuzz SECONDS=60`.
+"""Fuzz the targets with atheris, one after the other: `make fuzz SECONDS=60`.
 
-python -m fuzz SECONDS            every target for so many seconds, and a table
+python -m fuzz SECONDS            every target for SECONDS, and a table
 python -m fuzz TARGET OPTIONS…    one target with libFuzzer's options
 """
 
@@ -31,13 +31,13 @@ SEEDS = [
 
 
 def main(arguments: list[str]) -> int:
-    """Exit code 1 where a target fails."""
+    """Fuzz the targets; return 1 if one fails."""
     if arguments and arguments[0] in TARGETS:
         target = TARGETS[arguments[0]]
         atheris.Setup([sys.argv[0], *arguments[1:]], target)
         atheris.Fuzz()
         return 0
-    rows = [_fuzzed(name, int(arguments[0]) if arguments else 60) for name in TARGETS]
+    rows = [_fuzz(name, int(arguments[0]) if arguments else 60) for name in TARGETS]
     sys.path.insert(0, str(ROOT / "benchmarks"))
     import measure
     import table
@@ -47,18 +47,18 @@ def main(arguments: list[str]) -> int:
     return int(any(row["findings"] for row in rows))
 
 
-def _fuzzed(name: str, seconds: int) -> dict[str, object]:
-    """One target in a process of its own, from the seeds; what it came to."""
+def _fuzz(name: str, seconds: int) -> dict[str, object]:
+    """Fuzz one target in a separate process, starting from the seeds; return its row of the table."""
     with tempfile.TemporaryDirectory(prefix="corpus-") as corpus:
         for number, seed in enumerate(SEEDS):
             (Path(corpus) / str(number)).write_bytes(seed)
         options = [f"-max_total_time={seconds}", "-print_final_stats=1", "-timeout=20", "-rss_limit_mb=4096"]
         command = [sys.executable, "-m", "fuzz", name, *options, f"-artifact_prefix=fuzz-{name}-", corpus]
         done = subprocess.run(command, stderr=subprocess.STDOUT, stdout=subprocess.PIPE, check=False)
-    said = done.stdout.decode(errors="replace")
-    executions = re.search(r"number_of_executed_units:\s*(\d+)", said)
+    output = done.stdout.decode(errors="replace")
+    executions = re.search(r"number_of_executed_units:\s*(\d+)", output)
     if done.returncode:
-        print(said[-4000:], file=sys.stderr)
+        print(output[-4000:], file=sys.stderr)
     return {
         "target": name,
         "seconds": seconds,

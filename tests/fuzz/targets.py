@@ -1,7 +1,7 @@
-"""What reads bytes and texts of strangers: each may refuse them in its own words, and must not fail in any other way.
+"""Fuzz targets: the functions that read untrusted bytes and texts. They may raise only dmoerm's own errors.
 
-Hypothesis gives them rows that are nearly right (`test_targets.py`), atheris whatever reaches new code (`make fuzz`).
-The server's bodies are schemathesis's: tests/serving/test_openapi.py.
+Hypothesis generates nearly valid inputs (`test_targets.py`); atheris searches for inputs that reach new code
+(`make fuzz`). schemathesis generates the server's requests (tests/serving/test_openapi.py).
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from dmoerm.labels import read_labels
 from dmoerm.model.integrity import check_sums, read_json
 from dmoerm.taxonomy import load_taxonomy
 
-_PLACE = tempfile.TemporaryDirectory(prefix="fuzz-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None)
-_FOLDER = Path(_PLACE.name)
+_TEMPORARY = tempfile.TemporaryDirectory(prefix="fuzz-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None)
+_FOLDER = Path(_TEMPORARY.name)
 _CAPABILITIES = ("empathy", "logic")
 
 
 def rows(data: bytes, suffix: str = ".jsonl") -> None:
-    """Preference data of any format: no row vanishes, and the same row is a query or refused."""
+    """Preference data of any format: every row is a group, an error or a count; as a query, it is read or refused."""
     file = _written(data, f"rows{suffix}")
     with contextlib.suppress(DataError):
-        found = read_groups(file, on_error="collect")
-        refused = len(found.bad) + sum(n for why, n in found.skipped.items() if why.startswith("row: "))
-        assert len(found.groups) + refused <= found.rows
-        assert found.groups or refused
+        reading = read_groups(file, on_error="collect")
+        refused = len(reading.bad) + sum(n for reason, n in reading.skipped.items() if reason.startswith("row: "))
+        assert len(reading.groups) + refused <= reading.rows
+        assert reading.groups or refused
     bad: list[DataError] = []
     with contextlib.suppress(DataError):
         for query in read_queries(file, on_bad=bad.append):
@@ -43,32 +43,32 @@ def rows(data: bytes, suffix: str = ".jsonl") -> None:
 
 
 def array(data: bytes) -> None:
-    """The same as one JSON array."""
+    """Rows as one JSON array."""
     rows(data, ".json")
 
 
 def compressed(data: bytes) -> None:
-    """The same, compressed."""
+    """Compressed rows."""
     rows(data, ".jsonl.gz")
 
 
 def columns(data: bytes) -> None:
-    """Parquet, as rows and as labels."""
+    """Parquet files, read as rows and as labels."""
     rows(data, ".parquet")
     with contextlib.suppress(DataError):
         read_labels(_FOLDER / "rows.parquet")
 
 
 def verdict(data: bytes) -> None:
-    """A judge's answer with what its tokens might be: one outcome a capability, and chances that are chances."""
+    """A judge's answer and its tokens: one verdict per capability, with probabilities between 0 and 1."""
     text = data.decode(errors="replace")
     numbers = [float(byte) - 128 for byte in data[:8]] or [0.0]
-    pieces = [text[i : i + 3] for i in range(0, len(text), 3)]
-    tokens = [Token(piece, {piece: numbers[i % len(numbers)], "B": -1.0}) for i, piece in enumerate(pieces)]
+    chunks = [text[i : i + 3] for i in range(0, len(text), 3)]
+    tokens = [Token(chunk, {chunk: numbers[i % len(numbers)], "B": -1.0}) for i, chunk in enumerate(chunks)]
     for capabilities in (_CAPABILITIES, _CAPABILITIES[:1]):
-        found = read_verdicts(text, capabilities, tokens)
-        assert set(found) == set(capabilities)
-        assert all(one.p_first is None or 0 <= one.p_first <= 1 for one in found.values())
+        verdicts = read_verdicts(text, capabilities, tokens)
+        assert set(verdicts) == set(capabilities)
+        assert all(verdict.p_first is None or 0 <= verdict.p_first <= 1 for verdict in verdicts.values())
 
 
 def transcript(data: bytes) -> None:
@@ -85,14 +85,14 @@ def transcript(data: bytes) -> None:
 
 
 def settings(data: bytes) -> None:
-    """A taxonomy's and a config's text, a model's config.json and its checksums."""
+    """The text of a taxonomy and of a setting, and a checkpoint's config.json and checksums."""
     text = data.decode(errors="replace")
     with contextlib.suppress(TaxonomyError):
         load_taxonomy(str(_written(data, "taxonomy.yaml")))
     with contextlib.suppress(ConfigError):
-        whole: dict[str, object] = {}
-        apply_override(whole, text)
-        validated(Config, whole, "fuzz")
+        overrides: dict[str, object] = {}
+        apply_override(overrides, text)
+        validated(Config, overrides, "fuzz")
     with contextlib.suppress(CheckpointError):
         json.dumps(read_json(_written(data, "config.json")))
     with contextlib.suppress(CheckpointError):

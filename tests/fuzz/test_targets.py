@@ -1,4 +1,4 @@
-"""Rows, answers and texts that are nearly right: whatever they are, they are read or refused in our own words."""
+"""Nearly valid rows, answers and texts are read, or refused with one of dmoerm's errors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SMALL = st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=9)
 _FIELD = st.sampled_from(FIELDS) | st.text(max_size=5)
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-9, 9) | _SMALL,
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(_FIELD, inner, max_size=5),
+    lambda children: st.lists(children, max_size=4) | st.dictionaries(_FIELD, children, max_size=5),
     max_leaves=12,
 )
 _ROLE = st.sampled_from(["user", "assistant", "system", "tool"])
@@ -58,7 +58,7 @@ def test_columns(given_rows: list[Any]) -> None:
     try:
         parquet.write_table(pa.Table.from_pylist(given_rows), content)
     except (pa.ArrowException, ValueError, TypeError, OverflowError):
-        return  # rows of types that make no table
+        return  # the types of these rows do not fit in a table
     targets.columns(content.getvalue())
     targets.columns(content.getvalue()[: len(content.getvalue()) // 2])
 
@@ -84,8 +84,8 @@ def test_anything(data: bytes) -> None:
 
 @pytest.mark.parametrize("mark", [*MARKS, "```json\n", "```", '"empathy": "', "</s> ", "<|"])
 @pytest.mark.parametrize("end", ["", "x"])
-def test_long_texts_take_no_longer_than_they_are_long(mark: str, end: str) -> None:
-    """A megabyte of one mark, which a pattern that looks again and again would take hours over."""
+def test_time_is_linear_in_the_length_of_a_text(mark: str, end: str) -> None:
+    """On a megabyte of one repeated mark, a quadratic pattern takes hours."""
     data = (mark * (1_000_000 // len(mark)) + end).encode()
     began = time.monotonic()
     targets.transcript(data)
