@@ -165,6 +165,15 @@ def test_parts_that_were_not_measured_are_left_out() -> None:
     assert "Accuracy: noisy" in text
 
 
+@pytest.mark.parametrize("results", [comparison, best_of_n])
+def test_trained_prompts_are_stated(results: Any) -> None:
+    small = ("general", "dmoerm"), ("chitchat",)
+    overlap = {"known": True, "groups": 9, "prompts": 7, "included": True}
+    text = text_of(report_html(results(*small, overlap=overlap)))
+    assert "The model was trained on 7 of the prompts (9 groups); they are included" in text
+    assert "was trained on" not in text_of(report_html(results(*small)))
+
+
 def test_one_task_without_fits() -> None:
     curves = best_of_n(("dmoerm", "other"), ("chitchat",), fits=False)
     text = text_of(report_html(curves))

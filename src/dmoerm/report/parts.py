@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from ..evaluation.results import CalibrationResult, Difference, Estimate, LengthBias, RouterResult
+from ..evaluation.results import CalibrationResult, Difference, Estimate, LengthBias, Overlap, RouterResult
 from .plots import Series, color_of, interval_plot, reliability_plot, shared_limits
 from .view import Code, Content, Fold, MethodName, Number, PlotGrid, Table, TableRow
 
@@ -68,6 +68,11 @@ def difference_plots(rows: Mapping[str, Mapping[str, Difference]], xlabel: str, 
 def titled(condition: str, text: str) -> str:
     """Put the condition's name, if it has one, before a text."""
     return f"{condition}: {text}" if condition else text[0].upper() + text[1:]
+
+
+def overlap_remark(overlap: Overlap | None) -> str:
+    """Return what a reader must know about prompts that a method was trained on; nothing if there are none."""
+    return (overlap and overlap.remark) or ""
 
 
 # --- capabilities and router ---------------------------------------------------------------------------------------

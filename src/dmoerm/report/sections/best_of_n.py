@@ -9,7 +9,7 @@ import numpy as np
 from ...evaluation.experiment_results import BestOfNCondition, BestOfNResults, MethodCurve
 from ...evaluation.results import Difference
 from ..curves import HIGHLIGHTED, Line, kl_plot
-from ..parts import difference_plots, method_name, number, numbers, reward_difference, settings_contents
+from ..parts import difference_plots, method_name, number, numbers, overlap_remark, reward_difference, settings_contents
 from ..plots import NARROW
 from ..registry import shows
 from ..view import Code, Content, Fold, Number, PlotGrid, Section, Table, TableRow, make_section
@@ -30,6 +30,7 @@ def _lead(results: BestOfNResults) -> Iterator[str]:
         f"Samples: {results.source or 'unknown'}; at least {results.samples:,} for each prompt. Prompts: {prompts}. "
         f"Seeds: {', '.join(map(str, results.seeds))}."
     )
+    yield overlap_remark(results.overlap)
     for name, condition in results.conditions.items():
         if end := condition.at_the_end[_main(condition)].get("dmoerm - general"):
             yield (

@@ -25,7 +25,7 @@ _GROUPS: dict[str, Callable[[str], bool]] = {
 def comparison_section(comparison: Comparison) -> Section:
     """Show all methods under each condition."""
     lead = [_sentence(name, condition) for name, condition in comparison.conditions.items()]
-    return make_section("Comparison of methods", lead, _blocks(comparison))
+    return make_section("Comparison of methods", [*lead, parts.overlap_remark(comparison.overlap)], _blocks(comparison))
 
 
 def _sentence(name: str, condition: Condition) -> str:

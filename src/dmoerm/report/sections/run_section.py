@@ -6,16 +6,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ...evaluation.results import SUMMARIES, Results
+from ...experiments.methods import registered
 from .. import parts
 from ..plots import Series, color_of, interval_plot
 from ..registry import shows
 from ..view import Content, Number, PlotGrid, Section, Table, TableRow, make_section
-
-_DESCRIPTIONS = {
-    "general": "one model trained on all tasks together (the single reward model)",
-    "per_task": "one model for each task, given the task",
-    "dmoerm": "router, experts and aggregator end to end: the router alone chooses the task",
-}
 
 
 @shows(Results, "results.json")
@@ -43,7 +38,7 @@ def _blocks(results: Results) -> Iterator[tuple[str, Iterable[Content]]]:
 
 def _accuracy(results: Results) -> Iterator[Content]:
     methods = list(results.accuracy)
-    descriptions = [[parts.method_name(m), _DESCRIPTIONS.get(m, "")] for m in methods]
+    descriptions = [[parts.method_name(m), registered()[m].description if m in registered() else ""] for m in methods]
     yield Table("Methods", ["method", "description"], descriptions)
     series = [Series(m, _marked(results, row), color_of(m)) for m, row in results.accuracy.items()]
     plot = interval_plot(series, "accuracy (0.5: chance)", mark=0.5)
