@@ -13,7 +13,7 @@ from ..evaluation.results import ResultModel, read_part
 from ..io.paths import write_file
 from . import sections  # noqa: F401  (registers the kinds)
 from .page import render_page
-from .registry import KINDS, file_names, section_of
+from .results_kinds import KINDS, file_names, section_of
 
 _HINT = "give a JSON file that `dmoerm train`, `eval`, `compare`, `bon` or `rl` wrote"
 

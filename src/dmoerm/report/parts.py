@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from ..evaluation.results import CalibrationResult, Difference, Estimate, LengthBias, Overlap, RouterResult
-from .plots import Series, color_of, interval_plot, reliability_plot, shared_limits
+from .svg_plots import Series, color_of, interval_plot, reliability_plot, shared_limits
 from .view import Code, Content, Fold, MethodName, Number, PlotGrid, Table, TableRow
 
 

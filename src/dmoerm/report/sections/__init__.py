@@ -1,4 +1,4 @@
-"""One module for each kind of results; a module registers itself with `registry.shows` when it is imported.
+"""One module for each kind of results; a module registers itself with `results_kinds.shows` when it is imported.
 
 To show another kind, add one file here.
 """

@@ -8,8 +8,8 @@ from typing import Any
 from ...evaluation.results import SUMMARIES, Results
 from ...experiments.methods import registered
 from .. import parts
-from ..plots import Series, color_of, interval_plot
-from ..registry import shows
+from ..results_kinds import shows
+from ..svg_plots import Series, color_of, interval_plot
 from ..view import Content, Number, PlotGrid, Section, Table, TableRow, make_section
 
 

@@ -11,7 +11,7 @@ from sample_results import example
 
 from dmoerm.report import report_html
 from dmoerm.report.page import heat_colors, luminance
-from dmoerm.report.plots import color_of
+from dmoerm.report.svg_plots import color_of
 
 
 def test_the_same_input_gives_the_same_page() -> None:

@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 
 from ..evaluation.best_of_n import Curve
 from ..evaluation.experiment_results import CurveFit
-from .plots import WIDE, as_svg, color_of, new_figure, shortened
+from .svg_plots import WIDE, as_svg, color_of, new_figure, shortened
 
 HIGHLIGHTED = ("dmoerm", "per_task", "ensemble_uwo", "general")
 """Methods that are drawn with intervals and fits; the others are thin lines."""

@@ -8,8 +8,8 @@ from ...evaluation.experiment_results import Comparison, Condition
 from ...evaluation.results import SUMMARIES, Cost, Difference
 from ...experiments.methods import family_of
 from .. import parts
-from ..plots import NARROW, Series, interval_plot
-from ..registry import shows
+from ..results_kinds import shows
+from ..svg_plots import NARROW, Series, interval_plot
 from ..view import Code, Content, Fold, Number, PlotGrid, Section, Table, TableRow, make_section
 
 _CALIBRATED = ("dmoerm", "general", "per_task", "ensemble_uwo")

@@ -8,14 +8,14 @@ import pytest
 
 from dmoerm.report import read_measured, report_html, write_folder_report
 from dmoerm.report import sections as sections_package
-from dmoerm.report.registry import KINDS, file_names
+from dmoerm.report.results_kinds import KINDS, file_names
 from dmoerm.report.sections import load_sections
 
 NEW_FILE = """
 from typing import Literal
 
 from dmoerm.evaluation.results import Document
-from dmoerm.report.registry import shows
+from dmoerm.report.results_kinds import shows
 from dmoerm.report.view import Code, Section, make_section
 
 
@@ -36,7 +36,6 @@ def greeting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "sections").mkdir()
     (tmp_path / "sections" / "greeting.py").write_text(NEW_FILE)
     monkeypatch.setattr(sections_package, "__path__", [*sections_package.__path__, str(tmp_path / "sections")])
-    monkeypatch.setattr("dmoerm.report.registry.KINDS", KINDS)
     load_sections()
     (tmp_path / "greeting.json").write_text('{"schema": 2, "kind": "greeting", "text": "Good <morning>"}')
     yield tmp_path

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 
 from ...evaluation.experiment_results import PolicyResults, PolicyRun, PolicySummary
-from ..curves import HIGHLIGHTED, Line, kl_plot
+from ..kl_plots import HIGHLIGHTED, Line, kl_plot
 from ..parts import as_yaml, method_name, number, numbers, reward_difference, settings_contents
-from ..registry import shows
+from ..results_kinds import shows
 from ..view import Code, Content, Fold, PlotGrid, Section, Table, TableRow, make_section
 
 _SUMMARY = {"seeds": "", "kl": ".1f", "start": ".3f", "peak": ".3f", "peak_step": "", "end": ".3f", "fall": ".3f"}

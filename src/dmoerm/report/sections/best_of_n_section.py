@@ -8,10 +8,10 @@ import numpy as np
 
 from ...evaluation.experiment_results import BestOfNCondition, BestOfNResults, MethodCurve
 from ...evaluation.results import Difference
-from ..curves import HIGHLIGHTED, Line, kl_plot
+from ..kl_plots import HIGHLIGHTED, Line, kl_plot
 from ..parts import difference_plots, method_name, number, numbers, overlap_remark, reward_difference, settings_contents
-from ..plots import NARROW
-from ..registry import shows
+from ..results_kinds import shows
+from ..svg_plots import NARROW
 from ..view import Code, Content, Fold, Number, PlotGrid, Section, Table, TableRow, make_section
 
 _ALL = "all"
