@@ -33,8 +33,8 @@ from dmoerm.model import DMoERM
 from dmoerm.model.batching import batches
 from dmoerm.training import batches as groups, cache, embedding, run
 
-cut = groups._cut
-groups._cut = lambda items, budget: cut(items, 256)
+within = groups._within
+groups._within = lambda examples, budget: within(examples, 256)
 cache.batches = lambda texts, budget: batches(texts, 256)
 embedding._BATCH_TOKENS = 256
 DMoERM.pass_tokens = lambda self, tokens: 256

@@ -3,7 +3,7 @@
     linear layers and embeddings of the backbone   each process holds a piece; all get the whole for a call, one by one
     what is trained, norms, heads, statistics      whole on every process, and gradients meet by DDP, as without
 
-A lane's clipping and its best state need whole weights, and what is trained beside a large frozen backbone is small.
+An expert's clipping and its best state need whole weights, and what is trained beside a large frozen backbone is small.
 So PyTorch's `fully_shard`, or DeepSpeed's `zero.Init`, is put on the frozen layers alone. Each call of a layer is a
 collective of all processes: all must make the same ones in the same order (`batches.PackedCollator`,
 `processes.own_evenly`).

@@ -159,7 +159,7 @@ def _wants_gradients(module: nn.Module) -> bool:
 
 
 def ended(fits: Sequence[FitResult], names: Sequence[str] = ()) -> Ended:
-    """The mean over the lanes, and, if they have names, each lane's own."""
+    """Return the mean over the experts, and, if they have names, each expert's own."""
     columns = {"loss": "loss", "consistency": "accuracy", "steps": "steps"}
     mean = {key: sum(getattr(result, field) for result in fits) / len(fits) for key, field in columns.items()}
     for name, result in zip(names, fits, strict=False):
