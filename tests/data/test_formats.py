@@ -1,9 +1,14 @@
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
-from dmoerm.data.formats import FORMAT_NAMES, detect_format, named_format
+from dmoerm.cli.data import app
+from dmoerm.data import formats
+from dmoerm.data.formats import detect_format, find_formats, named_format
 from dmoerm.errors import ConfigError, DataError
 from dmoerm.schema import Group, Pair
 
@@ -26,13 +31,13 @@ ROWS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", FORMAT_NAMES[1:])
-def test_the_format_is_told_from_the_row(name: str) -> None:
+@pytest.mark.parametrize("name", find_formats())
+def test_the_format_is_detected_from_the_row(name: str) -> None:
     assert detect_format(ROWS[name]).name == name
     assert named_format(name) == detect_format(ROWS[name] | {"further": None})
 
 
-@pytest.mark.parametrize("name", [name for name in FORMAT_NAMES[1:] if name != "helpsteer"])
+@pytest.mark.parametrize("name", [name for name in find_formats() if name != "helpsteer"])
 def test_the_first_response_is_better_in_every_row_above(name: str, read_one: ReadOne) -> None:
     assert read_one(ROWS[name], format=name).pairs() == [Pair(0, 1)]
 
@@ -75,3 +80,29 @@ def test_unknown_columns_are_counted_where_they_hold_a_value(read_rows) -> None:
     }
     published = read_rows(ROWS["ultrafeedback"] | {"models": ["x"], "instructions": "y"})
     assert published.unknown_columns == {"models": 1, "instructions": 1}
+
+
+NEW_FORMAT = """
+from dmoerm.data.raw_example import ORIGIN, RawExample, Row, RowFormat, has, text_in
+
+
+def read_dummy(row: Row) -> RawExample:
+    return RawExample({"prompt": text_in(row, "q"), "responses": [row["good"], row["bad"]], "ranks": [1, 2]})
+
+
+FORMAT = RowFormat("dummy", has("q", "good", "bad"), read_dummy, ORIGIN | {"q", "good", "bad"})
+"""
+
+
+@pytest.mark.parametrize("options", [["--format", "dummy"], []])
+def test_a_new_format_is_one_file(options, write_rows, read_one, tmp_path: Path, monkeypatch) -> None:
+    row = {"q": "Hi", "good": "a", "bad": "b"}
+    (tmp_path / "dummy.py").write_text(NEW_FORMAT)
+    with monkeypatch.context() as patch:
+        patch.setattr(formats, "__path__", [*formats.__path__, str(tmp_path)])
+        assert read_one(row, format="dummy").pairs() == [Pair(0, 1)]
+        result = CliRunner(env={"COLUMNS": "200"}).invoke(app, ["check", str(write_rows([row])), *options])
+    sys.modules.pop("dmoerm.data.formats.dummy")
+    assert result.exit_code == 0, result.output
+    with pytest.raises(DataError, match="unknown format"):
+        detect_format(row)

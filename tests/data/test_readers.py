@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dmoerm.data.formats import FORMAT_NAMES
+from dmoerm.data.formats import find_formats
 from dmoerm.data.readers import read_groups, read_queries
 from dmoerm.errors import ConfigError, DataError, DmoermError
 from dmoerm.schema import Group, Query
@@ -149,7 +149,7 @@ def test_arbitrary_bytes_raise_nothing_else(content: bytes, suffix: str, tmp_pat
 
 
 @settings(max_examples=150, **LENIENT)
-@given(rows=ROWS, format=st.sampled_from(FORMAT_NAMES))
+@given(rows=ROWS, format=st.sampled_from(["auto", *find_formats()]))
 def test_arbitrary_rows_raise_nothing_else(rows: list[dict], format: str, tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in rows))

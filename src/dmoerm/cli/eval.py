@@ -125,7 +125,8 @@ def _held_out(config: Config | None, model: str) -> list[Group]:
 
 
 def _read(files: Sequence[str], format: str) -> list[Group]:
-    from ..data.readers import overall_from_capabilities, read_groups
+    from ..data.overall import overall_from_capabilities
+    from ..data.readers import read_groups
     from ..data.splits import with_gold
 
     groups = [group for file in files for group in read_groups(file, format=format).groups]

@@ -1,21 +1,25 @@
-"""The form that every row format is converted to, and functions that read single fields.
+"""What a row format is, the form that it is converted to, and functions that read single fields.
 
-A raw example is a row in the native format before validation, which is the task of `dmoerm.schema`. Each function here
-reads one field and raises `DataError` with the field, the value and a hint.
+A raw example is a row in the native format before validation, which is the task of `dmoerm.schema`. A function that
+reads a field raises `DataError` with the field, the value and a hint.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import DataError
 
 Row = Mapping[str, Any]
+
 _NOT_GRADED = (None, "", "N/A", "n/a", "NA")
+ORIGIN = frozenset({"id", "prompt_id", "task", "source"})
+"""The columns that `origin` reads."""
+
 _ROLES = ("system", "user", "assistant")
 
 
@@ -36,6 +40,39 @@ class RawExample:
 
 class SkippedRow(DataError):
     """A well-formed row without a usable preference: it is counted under its `message` and is not an error."""
+
+
+@dataclass(frozen=True)
+class RowFormat:
+    """A row format.
+
+    Attributes:
+        name: the name for `format=`.
+        fits: whether a row (its null fields removed) looks like this format.
+        read: parses a row; raises `DataError` for a bad row and `SkippedRow` for one without a usable preference.
+        columns: the columns that are read; all others are counted as unknown.
+        order: formats of a lower order are tried first, formats of the same order by name.
+        handwritten: people write such rows themselves, so a misspelled column is an error; published files may have
+            any further columns.
+        unsuggested: columns that are read but never suggested for a misspelled one.
+        one_response: a row has a single response; the rows of one prompt are joined into a group.
+        strict: an empty response is an error; in other formats it is left out and counted.
+    """
+
+    name: str
+    fits: Callable[[Row], bool]
+    read: Callable[[Row], RawExample]
+    columns: frozenset[str]
+    order: int = 1
+    handwritten: bool = False
+    unsuggested: frozenset[str] = frozenset()
+    one_response: bool = False
+    strict: bool = False
+
+
+def has(*names: str) -> Callable[[Row], bool]:
+    """Return a function that tells whether a row has all of these columns."""
+    return lambda row: all(name in row for name in names)
 
 
 def need(row: Row, field: str) -> Any:
@@ -69,6 +106,13 @@ def list_in(row: Row, field: str) -> list[Any]:
     if not isinstance(value, list | tuple):
         raise DataError("must be a list", field=field, value=value, hint="write a JSON array")
     return list(value)
+
+
+def mapping(value: Any, field: str) -> Row:
+    """Return the value, which must be an object."""
+    if not isinstance(value, Mapping):
+        raise DataError("must be an object", field=field, value=value, hint="write a JSON object")
+    return value
 
 
 def number(value: Any, field: str) -> float:
@@ -135,3 +179,16 @@ def keep_responses(fields: Mapping[str, Any], kept: Sequence[int]) -> dict[str, 
         if result.get(name):
             result[name] = {label: at_kept(grades) for label, grades in result[name].items()}
     return result
+
+
+def join_raw_examples(examples: list[RawExample]) -> RawExample:
+    """Join single responses to one prompt into one example; `id`, `task` and `source` are those of the first."""
+    fields = dict(examples[0].fields)
+    fields["responses"] = [text for example in examples for text in example.fields["responses"]]
+    fields["scores"] = [score for example in examples for score in example.fields["scores"]]
+    names = examples[0].fields["capabilities"]
+    joined = {name: [grade for e in examples for grade in e.fields["capabilities"][name]] for name in names}
+    fields["capabilities"] = {name: grades for name, grades in joined.items() if any(g is not None for g in grades)}
+    return RawExample(
+        fields, tuple(n for e in examples for n in e.notes), tuple(r for e in examples for r in e.skipped)
+    )

@@ -15,13 +15,9 @@ from typing import Literal
 
 from ..errors import DataError
 from ..schema import Group, Query, parse_group, parse_query, prompt_key
-from .formats import FORMAT_NAMES, RowFormat, detect_format, named_format, unknown_columns
-from .graded_rows import join_raw_examples
-from .overall import overall_from_capabilities
-from .raw_example import RawExample, SkippedRow, keep_responses
+from .formats import detect_format, named_format, unknown_columns
+from .raw_example import RawExample, RowFormat, SkippedRow, join_raw_examples, keep_responses
 from .rows import PlacedRow, open_rows
-
-__all__ = ["FORMAT_NAMES", "Reading", "overall_from_capabilities", "queries_of", "read_groups", "read_queries"]
 
 
 @dataclass(frozen=True)
@@ -56,7 +52,7 @@ def read_groups(
     """Read all groups of a file (.jsonl, .json, .parquet), a dataset directory or a dataset `org/name[:config]`.
 
     Args:
-        format: one of `FORMAT_NAMES`; `auto` detects the format from the first row.
+        format: the name of a row format (see `dmoerm.data.formats`); `auto` detects it from the first row.
         split: the split of a dataset; ignored for files.
         on_error: `raise` raises an error at the first bad row; `collect` appends bad rows to `Reading.bad`.
 

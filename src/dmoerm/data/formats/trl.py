@@ -1,28 +1,14 @@
-"""Row formats with a chosen and a rejected response: TRL, hh-rlhf, RewardBench 1 and 2, RM-Bench."""
+"""TRL's preference rows: a chosen and a rejected response, as text or as messages."""
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
-from ..errors import DataError
-from .raw_example import (
-    RawExample,
-    Row,
-    SkippedRow,
-    as_text,
-    messages,
-    need,
-    number,
-    origin,
-    task_name,
-    text_in,
-    texts_in,
-)
+from ...errors import DataError
+from ..raw_example import ORIGIN, RawExample, Row, RowFormat, SkippedRow, has, messages, need, number, origin, text_in
 
-_TURN = re.compile(r"\n\n(Human|Assistant):")
-_SPEAKERS = {"Human": "user", "Assistant": "assistant"}
-_NO_SHARED_PROMPT = "chosen and rejected do not answer the same prompt"
+CHOICE = frozenset({"chosen", "rejected", "margin", "score_chosen", "score_rejected"})
+"""The columns of a choice between two responses."""
 
 
 def read_trl(row: Row) -> RawExample:
@@ -37,7 +23,7 @@ def read_trl(row: Row) -> RawExample:
         prompt, responses = _text_parts(row.get("prompt"), chosen, rejected)
     else:
         prompt, responses = _conversation_parts(row.get("prompt"), chosen, rejected)
-    labels, notes = _choice_labels(row)
+    labels, notes = choice_labels(row)
     prompt, system_notes = _with_system(prompt, row)
     return RawExample(origin(row) | {"prompt": prompt, "responses": responses} | labels, notes + system_notes)
 
@@ -99,7 +85,8 @@ def _history(prompt: Any, shared: list[dict[str, str]]) -> Any:
     return shared if all(turn in shared for turn in given) else given + shared
 
 
-def _choice_labels(row: Row) -> tuple[dict[str, Any], tuple[str, ...]]:
+def choice_labels(row: Row) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return the labels of a choice, and notes. Scores replace the ranks unless they contradict the choice."""
     labels: dict[str, Any] = {"ranks": [1, 2]}
     if row.get("margin") is not None:
         labels["margin"] = number(row["margin"], "margin")
@@ -113,50 +100,11 @@ def _choice_labels(row: Row) -> tuple[dict[str, Any], tuple[str, ...]]:
     return labels | {"scores": scores}, notes
 
 
-def read_hh(row: Row) -> RawExample:
-    """Read an hh-rlhf row: two transcripts that differ only in the assistant's last turn."""
-    sides = [_transcript(text_in(row, field), field) for field in ("chosen", "rejected")]
-    if any(side[-1]["role"] != "assistant" for side in sides):
-        raise SkippedRow("a transcript does not end with the assistant's turn", field="chosen")
-    if sides[0][:-1] != sides[1][:-1]:
-        raise SkippedRow(_NO_SHARED_PROMPT, field="chosen")
-    labels, notes = _choice_labels(row)
-    responses = [side[-1]["content"] for side in sides]
-    return RawExample(origin(row) | {"prompt": sides[0][:-1], "responses": responses} | labels, notes)
-
-
-def is_transcript(text: object) -> bool:
-    """Return whether the text looks like an hh-rlhf transcript."""
-    return isinstance(text, str) and text.lstrip().startswith("Human:") and "\n\nAssistant:" in text
-
-
-def _transcript(text: str, field: str) -> list[dict[str, str]]:
-    before, *parts = _TURN.split("\n\n" + text.lstrip())
-    if before.strip() or not parts:
-        hint = 'begin it with "\\n\\nHuman: "'
-        raise DataError("is not a transcript", field=field, value=text, hint=hint)
-    return [
-        {"role": _SPEAKERS[speaker], "content": content.strip()}
-        for speaker, content in zip(parts[::2], parts[1::2], strict=True)
-    ]
-
-
-def read_rewardbench(row: Row) -> RawExample:
-    """Read a row of RewardBench 1 (one chosen, one rejected), RewardBench 2 or RM-Bench (lists of both).
-
-    All chosen responses share rank 1, all rejected rank 2; `subset` (RM-Bench: `domain`) is the task.
-    """
-    prompt = need(row, "prompt")
-    chosen, rejected = _one_or_more(row, "chosen"), _one_or_more(row, "rejected")
-    fields = origin(row)
-    for name in ("domain", "subset"):
-        if row.get(name) is not None:
-            fields["task"] = task_name(as_text(row[name], name))
-    fields["prompt"] = prompt if isinstance(prompt, str) else messages(prompt, "prompt")
-    fields["responses"] = chosen + rejected
-    fields["ranks"] = [1] * len(chosen) + [2] * len(rejected)
-    return RawExample(fields)
-
-
-def _one_or_more(row: Row, field: str) -> list[str]:
-    return [row[field]] if isinstance(row.get(field), str) else texts_in(row, field)
+FORMAT = RowFormat(
+    "trl",
+    has("chosen", "rejected"),
+    read_trl,
+    ORIGIN | CHOICE | {"prompt", "system"},
+    order=2,
+    handwritten=True,
+)

@@ -1,0 +1,35 @@
+"""The native format: one prompt with two or more responses and grades of people."""
+
+from __future__ import annotations
+
+from ...schema import Group
+from ..raw_example import RawExample, Row, RowFormat, has
+
+
+def read_native(row: Row) -> RawExample:
+    """Read a row in the native format; a query's only response may be in `response` or `completion`.
+
+    Parquet and `datasets` write all columns and capabilities of a file into every row, so null means absent.
+    """
+    fields = {name: value for name, value in row.items() if value is not None}
+    for name in ("capabilities", "annotators"):
+        if isinstance(fields.get(name), dict):
+            fields[name] = {label: grades for label, grades in fields[name].items() if grades is not None}
+    if isinstance(fields.get("id"), int):
+        fields["id"] = str(fields["id"])
+    for name in ("response", "completion"):
+        if "responses" not in fields and isinstance(fields.get(name), str):
+            fields["responses"] = [fields[name]]
+    return RawExample(fields)
+
+
+FORMAT = RowFormat(
+    "native",
+    has("prompt", "responses"),
+    read_native,
+    frozenset(Group.model_fields) | {"response", "completion"},
+    order=0,
+    handwritten=True,
+    unsuggested=frozenset({"response", "completion", "judged", "scores_derived"}),
+    strict=True,
+)
