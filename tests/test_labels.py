@@ -21,7 +21,7 @@ from dmoerm.labels import (
     unmatched_labels,
     write_labels,
 )
-from dmoerm.schema import Group, Judgement
+from dmoerm.schema import Group, PairLabel
 
 GROUP = Group(id="g", task="chitchat", prompt="Hi", responses=("a", "b", "c"), scores=(1, 2, 3))
 LABEL = CapabilityLabel("judge", "g", content_digest(GROUP), "chitchat", "empathy", 0, 1)
@@ -45,9 +45,9 @@ labels = st.builds(
 @pytest.mark.parametrize(
     ("given", "swapped", "hard"),
     [
-        ("first", "first", Judgement(0, 1, 1.0)),
-        ("second", "second", Judgement(0, 1, 0.0)),
-        ("tie", "tie", Judgement(0, 1, 0.5)),
+        ("first", "first", PairLabel(0, 1, 1.0)),
+        ("second", "second", PairLabel(0, 1, 0.0)),
+        ("tie", "tie", PairLabel(0, 1, 0.5)),
         ("first", "second", None),
         ("first", "tie", None),
         ("first", "unparseable", None),
@@ -63,14 +63,14 @@ def test_hard_labels_are_those_on_which_both_orders_agree(given, swapped, hard) 
 
 def test_inconsistent_labels_can_count_less() -> None:
     label = replace(LABEL, given=Outcome.FIRST, swapped=Outcome.TIE)
-    assert label.training_target(inconsistent_weight=0.25) == Judgement(0, 1, 0.75, 0.25)
+    assert label.training_target(inconsistent_weight=0.25) == PairLabel(0, 1, 0.75, 0.25)
 
 
 def test_soft_labels_are_the_mean_of_both_orders() -> None:
     label = replace(LABEL, given=Outcome.FIRST, swapped=Outcome.SECOND, p_given=0.9, p_swapped=0.4)
-    assert label.training_target() == Judgement(0, 1, 0.65)
+    assert label.training_target() == PairLabel(0, 1, 0.65)
     assert label.training_target(soft=False) is None
-    assert label.training_target(inconsistent_weight=0.5) == Judgement(0, 1, 0.65, 0.5)
+    assert label.training_target(inconsistent_weight=0.5) == PairLabel(0, 1, 0.65, 0.5)
     assert replace(label, p_swapped=None).training_target() is None
 
 
@@ -106,10 +106,10 @@ def test_labels_find_their_group_by_id_and_text() -> None:
     good = replace(LABEL, given=Outcome.FIRST, swapped=Outcome.FIRST)
     others = [replace(good, group="h"), replace(good, content="0"), replace(good, capability=OVERALL)]
     (results,) = attach_labels([GROUP], [good, *others])
-    assert results.judged == {"empathy": (Judgement(0, 1, 1.0),)}
+    assert results.judge_labels == {"empathy": (PairLabel(0, 1, 1.0),)}
     assert attach_labels([GROUP], others) == [GROUP]
     (twice,) = attach_labels([GROUP], [good, replace(good, judge="other", given=Outcome.TIE, swapped=Outcome.TIE)])
-    assert twice.judged["empathy"] == (Judgement(0, 1, 1.0), Judgement(0, 1, 0.5))
+    assert twice.judge_labels["empathy"] == (PairLabel(0, 1, 1.0), PairLabel(0, 1, 0.5))
 
 
 def test_a_label_of_a_missing_response_is_refused() -> None:

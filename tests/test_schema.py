@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dmoerm.errors import DataError
-from dmoerm.schema import Group, Judgement, Message, Pair, ordered_pairs, parse_group, parse_query, prompt_key
+from dmoerm.schema import Group, Message, Pair, PairLabel, ordered_pairs, parse_group, parse_query, prompt_key
 
 GRADES = st.lists(st.none() | st.integers(0, 4).map(float), max_size=6)
 
@@ -106,14 +106,14 @@ def test_groups_are_frozen() -> None:
 
 
 def test_human_grades_take_precedence_over_a_judge() -> None:
-    judged = [Judgement(0, 1, 0.2), Judgement(0, 2, 0.9, 0.5), Judgement(1, 2, 0.5)]
+    labels = [PairLabel(0, 1, 0.2), PairLabel(0, 2, 0.9, 0.5), PairLabel(1, 2, 0.5)]
     group = parse_group(row(responses=["a", "b", "c"], scores=[1, 2, 3], capabilities={"logic": [2, 1, None]}))
-    both = group.model_copy(update={"judged": {"logic": tuple(judged), "empathy": tuple(judged)}})
-    assert both.labelled_pairs("logic") == [Pair(0, 1), Pair(0, 2, 0.9, 0.5), Pair(1, 2, 0.5)]
-    assert both.labelled_pairs("empathy") == [Pair(1, 0, 0.8), Pair(0, 2, 0.9, 0.5), Pair(1, 2, 0.5)]
+    both = group.model_copy(update={"judge_labels": {"logic": tuple(labels), "empathy": tuple(labels)}})
+    assert both.labeled_pairs("logic") == [Pair(0, 1), Pair(0, 2, 0.9, 0.5), Pair(1, 2, 0.5)]
+    assert both.labeled_pairs("empathy") == [Pair(1, 0, 0.8), Pair(0, 2, 0.9, 0.5), Pair(1, 2, 0.5)]
     assert both.pairs("empathy") == []
-    tied = group.model_copy(update={"capabilities": {"logic": (1, 1, None)}, "judged": {"logic": (judged[0],)}})
-    assert tied.labelled_pairs("logic") == []
+    tied = group.model_copy(update={"capabilities": {"logic": (1, 1, None)}, "judge_labels": {"logic": (labels[0],)}})
+    assert tied.labeled_pairs("logic") == []
 
 
 def test_identical_responses_are_not_a_pair() -> None:
@@ -122,11 +122,11 @@ def test_identical_responses_are_not_a_pair() -> None:
     assert group.pairs() == [Pair(0, 2), Pair(2, 1)]
     assert group.pairs("logic") == []
     assert group.identical_pairs() == 2
-    judged = group.model_copy(update={"judged": {"wit": (Judgement(0, 1, 0.9), Judgement(1, 2, 0.8))}})
-    assert judged.labelled_pairs("wit") == [Pair(1, 2, 0.8)]
+    labeled = group.model_copy(update={"judge_labels": {"wit": (PairLabel(0, 1, 0.9), PairLabel(1, 2, 0.8))}})
+    assert labeled.labeled_pairs("wit") == [Pair(1, 2, 0.8)]
 
 
 @pytest.mark.parametrize("judgment", [[0, 2, 0.5, 1], [1, 1, 0.5, 1], [-1, 1, 0.5, 1], [0, 1, 1.5, 1]])
 def test_a_judgment_on_an_invalid_pair_is_refused(judgment) -> None:
-    with pytest.raises(DataError, match="judged"):
-        parse_group(row(judged={"logic": [judgment]}))
+    with pytest.raises(DataError, match="judge_labels"):
+        parse_group(row(judge_labels={"logic": [judgment]}))

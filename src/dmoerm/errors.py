@@ -1,17 +1,17 @@
-"""Every error that dmoerm raises on purpose.
+"""The exceptions of dmoerm.
 
     DmoermError
-    ├── DataError        a row, a label or a text that cannot be used   (also a ValueError)
-    ├── TaxonomyError    a taxonomy file that cannot be used            (also a ValueError)
-    ├── ConfigError      a setting that cannot be used                  (also a ValueError)
-    ├── BackboneError    a backbone that cannot be cut or run           (also a ValueError)
-    ├── TrainingError    a step whose loss is no number                 (also an ArithmeticError)
-    ├── LabelingError   a judge that cannot be asked                   (also a RuntimeError)
-    ├── ServerError      a reward server that cannot be asked           (also a RuntimeError)
-    ├── ClusterError     a Ray cluster that cannot be used, lost work   (also a RuntimeError)
-    └── CheckpointError    a model directory that cannot be read, written (also an OSError)
+    ├── DataError        an invalid row, label or text                        (also a ValueError)
+    ├── TaxonomyError    an invalid taxonomy file                             (also a ValueError)
+    ├── ConfigError      an invalid setting or option                         (also a ValueError)
+    ├── BackboneError    a backbone that cannot be loaded, split or run       (also a ValueError)
+    ├── TrainingError    a training step whose loss is not finite             (also an ArithmeticError)
+    ├── LabelingError    a judge's endpoint that cannot be used               (also a RuntimeError)
+    ├── ServerError      a reward server that fails or cannot be reached      (also a RuntimeError)
+    ├── ClusterError     a Ray cluster that fails or cannot be reached        (also a RuntimeError)
+    └── CheckpointError  a model folder that cannot be read or written        (also an OSError)
 
-A message says what was wrong, where, the value met, and the hint.
+A message says what is wrong and where, shows the value, and gives a hint.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ _VALUE_LENGTH = 80
 
 
 class DmoermError(Exception):
-    """The one base: `except DmoermError` catches all that dmoerm raises on purpose."""
+    """The base class: `except DmoermError` catches every error that dmoerm raises deliberately."""
 
 
 class DataError(DmoermError, ValueError):
-    """A row, a label or a text that cannot be used.
+    """A row, label or text is invalid.
 
     Attributes:
         message: what is wrong, in one clause.
-        file, line: where; `line` counts from 1.
-        field: the field's dotted name.
-        value: the value met.
-        hint: what the caller can do about it.
+        file, line: the position in the data; `line` counts from 1.
+        field: the dotted name of the field.
+        value: the invalid value.
+        hint: how to correct it.
     """
 
     def __init__(
@@ -51,8 +51,8 @@ class DataError(DmoermError, ValueError):
         super().__init__(self._message())
 
     def _message(self) -> str:
-        place = ":".join(str(part) for part in (self.file, self.line) if part is not None)
-        parts = [f"{place}: " if place else "", f"{self.field}: " if self.field else "", self.message]
+        position = ":".join(str(part) for part in (self.file, self.line) if part is not None)
+        parts = [f"{position}: " if position else "", f"{self.field}: " if self.field else "", self.message]
         if self.value is not None:
             parts.append(f" (got {shorten(self.value)})")
         if self.hint:
@@ -60,44 +60,44 @@ class DataError(DmoermError, ValueError):
         return "".join(parts)
 
     def at(self, file: str | Path, line: int) -> DataError:
-        """The same error with its place filled in."""
+        """Return the error with its file and line."""
         return DataError(self.message, file=file, line=line, field=self.field, value=self.value, hint=self.hint)
 
 
 class TaxonomyError(DmoermError, ValueError):
-    """A taxonomy file that cannot be used."""
+    """A taxonomy file is invalid."""
 
 
 class ConfigError(DmoermError, ValueError):
-    """A setting that cannot be used."""
+    """A setting or an option is invalid."""
 
 
 class BackboneError(DmoermError, ValueError):
-    """A backbone that cannot be cut into trunk and branch, or cannot be run."""
+    """A backbone cannot be loaded, split into trunk and branch, or run."""
 
 
 class TrainingError(DmoermError, ArithmeticError):
-    """A step of the training whose loss is not finite."""
+    """The loss of a training step is not finite."""
 
 
 class LabelingError(DmoermError, RuntimeError):
-    """A judge that cannot be asked: a wrong key, no such model, a used-up quota or budget."""
+    """A judge's endpoint cannot be used: a wrong key or model, or an exceeded quota or budget."""
 
 
 class ServerError(DmoermError, RuntimeError):
-    """A reward server that cannot be asked, or answers with no rewards."""
+    """A reward server cannot be reached, or answers without rewards."""
 
 
 class ClusterError(DmoermError, RuntimeError):
-    """A Ray cluster that cannot be reached, or that lost the same work more often than it may."""
+    """A Ray cluster cannot be reached, or lost the same work more often than allowed."""
 
 
 class CheckpointError(DmoermError, OSError):
-    """A model directory that cannot be read or written."""
+    """A model folder cannot be read or written."""
 
 
 def shorten(value: object) -> str:
-    """`repr(value)`, cut so that a huge text stays readable in a message."""
+    """Return `repr(value)`, shortened for a message."""
     try:
         text = repr(value)
     except RecursionError:  # JSON nested just as deeply as its parser allows

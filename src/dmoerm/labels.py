@@ -17,7 +17,7 @@ from typing import Any
 
 from .errors import DataError
 from .io.paths import complete_file
-from .schema import Group, Judgement, Query, prompt_key
+from .schema import Group, PairLabel, Query, prompt_key
 
 OVERALL = "overall"
 """Takes the place of a capability's name: which response is better overall."""
@@ -107,7 +107,7 @@ class CapabilityLabel:
         """The probability that `first` is better: `soft`, or `hard` without probabilities."""
         return self.hard if self.soft is None else self.soft
 
-    def training_target(self, soft: bool = True, inconsistent_weight: float | None = None) -> Judgement | None:
+    def training_target(self, soft: bool = True, inconsistent_weight: float | None = None) -> PairLabel | None:
         """Return what training takes from the label; None if it takes nothing.
 
         Args:
@@ -121,7 +121,7 @@ class CapabilityLabel:
         if probability is None:
             return None
         weight = 1.0 if self.consistent else default if inconsistent_weight is None else inconsistent_weight
-        return Judgement(self.first, self.second, probability, weight) if weight else None
+        return PairLabel(self.first, self.second, probability, weight) if weight else None
 
 
 def content_digest(group: Query) -> str:
@@ -202,7 +202,7 @@ def attach_labels(
     Raises:
         DataError: a label names a response that its group does not have.
     """
-    targets: dict[tuple[str, str], dict[str, list[Judgement]]] = {}
+    targets: dict[tuple[str, str], dict[str, list[PairLabel]]] = {}
     for label in labels:
         target = label.training_target(soft, inconsistent_weight)
         if target is not None and label.capability != OVERALL:
@@ -211,15 +211,15 @@ def attach_labels(
     return [_with_targets(group, targets) for group in groups] if targets else list(groups)
 
 
-def _with_targets(group: Group, targets: dict[tuple[str, str], dict[str, list[Judgement]]]) -> Group:
+def _with_targets(group: Group, targets: dict[tuple[str, str], dict[str, list[PairLabel]]]) -> Group:
     by_capability = targets.get((group.id, content_digest(group)))
     if by_capability is None:
         return group
-    last = max(max(target[:2]) for judged in by_capability.values() for target in judged)
+    last = max(max(target[:2]) for pair_labels in by_capability.values() for target in pair_labels)
     if last >= len(group.responses):
         count = len(group.responses)
         raise DataError(f"a label of group {group.id} is about response {last}, but the group has {count} responses")
-    return group.model_copy(update={"judged": {name: tuple(judged) for name, judged in by_capability.items()}})
+    return group.model_copy(update={"judge_labels": {name: tuple(targets) for name, targets in by_capability.items()}})
 
 
 def unmatched_labels(queries: Iterable[Query], labels: Iterable[CapabilityLabel]) -> int:

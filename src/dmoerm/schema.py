@@ -35,7 +35,7 @@ class Pair(NamedTuple):
     """Response `better` is preferred to response `worse`; both are indices into a group's responses.
 
     Attributes:
-        probability: its probability, 0.5 (a tie) to 1 (people's grades).
+        probability: the probability of that preference, 0.5 (a tie) to 1 (people's grades).
         weight: the weight of the pair.
     """
 
@@ -45,12 +45,12 @@ class Pair(NamedTuple):
     weight: float = 1.0
 
 
-class Judgement(NamedTuple):
-    """A judge's opinion on the responses at the indices `first` and `second`.
+class PairLabel(NamedTuple):
+    """A judge's label of the responses at the indices `first` and `second`.
 
     Attributes:
-        probability: that `first` is better, 0 to 1; a tie is 0.5.
-        weight: the weight of the judgement.
+        probability: the probability that `first` is better, 0 to 1; a tie is 0.5.
+        weight: the weight of the label.
     """
 
     first: int
@@ -119,7 +119,7 @@ class Group(Query):
         scores: overall grades, one per response, higher is better.
         ranks: an alternative to `scores`: 1 is best, equal ranks are ties.
         capabilities: capability → one grade per response (None: not graded).
-        judged: capability → judgements; people's grades of a pair take precedence.
+        judge_labels: capability → labels of pairs by a judge; people's grades of a pair take precedence.
         annotators: "overall" or a capability → for each response, the grades of single people, as many as there are.
         margin: the minimum difference between the rewards of two responses.
         scores_derived: the overall scores were computed from capability grades.
@@ -130,7 +130,7 @@ class Group(Query):
     scores: tuple[float, ...] | None = None
     ranks: tuple[float, ...] | None = None
     capabilities: dict[str, Grades] = {}
-    judged: dict[str, tuple[Judgement, ...]] = {}
+    judge_labels: dict[str, tuple[PairLabel, ...]] = {}
     annotators: dict[str, tuple[Grades, ...]] = {}
     margin: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     scores_derived: bool = False
@@ -150,7 +150,7 @@ class Group(Query):
             raise ValueError("scores and ranks are both given; keep one")
         if self.scores is None and self.ranks is None and not self.capabilities:
             raise ValueError("neither scores, ranks nor capabilities are given")
-        for name in {**self.capabilities, **self.annotators, **self.judged}:
+        for name in {**self.capabilities, **self.annotators, **self.judge_labels}:
             check_name("capability", name)
         labels: dict[str, Sequence[float | None] | None] = {"scores": self.scores, "ranks": self.ranks}
         labels |= {f"capabilities.{name}": grades for name, grades in self.capabilities.items()}
@@ -161,11 +161,11 @@ class Group(Query):
                 raise ValueError(f"annotators.{name} has {len(people)} entries for {len(self.responses)} responses")
             for grades in people:
                 _check_finite(f"annotators.{name}", grades)
-        for name, judgements in self.judged.items():
-            for judgement in judgements:
-                indices = sorted(judgement[:2])
-                if not (0 <= indices[0] < indices[1] < len(self.responses) and 0 <= judgement.probability <= 1):
-                    raise ValueError(f"judged.{name} has the invalid value {tuple(judgement)}")
+        for name, pair_labels in self.judge_labels.items():
+            for label in pair_labels:
+                indices = sorted(label[:2])
+                if not (0 <= indices[0] < indices[1] < len(self.responses) and 0 <= label.probability <= 1):
+                    raise ValueError(f"judge_labels.{name} has the invalid value {tuple(label)}")
         if self.margin is not None and len(self.responses) != 2:
             raise ValueError("margin needs exactly two responses")
         return self
@@ -180,15 +180,15 @@ class Group(Query):
         grades = self.grades if capability is None else self.capabilities.get(capability)
         return [] if grades is None else [pair for pair in ordered_pairs(grades) if self.differ(*pair[:2])]
 
-    def labelled_pairs(self, capability: str) -> list[Pair]:
+    def labeled_pairs(self, capability: str) -> list[Pair]:
         """Return the pairs that people order on a capability, then a judge's pairs that people did not grade."""
         grades = self.capabilities.get(capability, (None,) * len(self.responses))
-        judged = [
-            judgement.pair
-            for judgement in self.judged.get(capability, ())
-            if None in (grades[judgement.first], grades[judgement.second]) and self.differ(*judgement[:2])
+        by_judge = [
+            label.pair
+            for label in self.judge_labels.get(capability, ())
+            if None in (grades[label.first], grades[label.second]) and self.differ(*label[:2])
         ]
-        return [*self.pairs(capability), *judged]
+        return [*self.pairs(capability), *by_judge]
 
     def differ(self, first: int, second: int) -> bool:
         """Return whether two responses are different texts; no model can order identical ones."""

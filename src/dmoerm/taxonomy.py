@@ -138,7 +138,7 @@ def draft_taxonomy(groups: Iterable[Group], name: str) -> Taxonomy:
     met: dict[str, set[str]] = {}
     for group in groups:
         if group.task is not None:
-            met.setdefault(group.task, set()).update(group.capabilities, group.judged)
+            met.setdefault(group.task, set()).update(group.capabilities, group.judge_labels)
     if not met:
         raise TaxonomyError("no group has a task, so there is nothing to draft; fill the field `task` of the data")
     tasks = {task: _draft_task(task, sorted(met[task])) for task in sorted(met)}

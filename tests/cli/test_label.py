@@ -84,7 +84,7 @@ def labeled_config(data, tmp_path, tiny_backbone) -> Config:
 
 def test_training_reads_the_labels(labeled_config) -> None:
     splits = load_splits(labeled_config)
-    assert any(group.judged for group in splits.train)
+    assert any(group.judge_labels for group in splits.train)
     assert not any(group.capabilities for group in splits.train)
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from fuzz import targets
 
 _NAMES = """prompt responses scores ranks capabilities chosen rejected messages instruction completions response
-helpfulness preference task id margin annotators role content score_chosen winner judged source conversation"""
+helpfulness preference task id margin annotators role content score_chosen winner judge_labels source conversation"""
 FIELDS = _NAMES.split()
 _SMALL = st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=9)
 _FIELD = st.sampled_from(FIELDS) | st.text(max_size=5)

@@ -83,7 +83,7 @@ def test_a_tiny_judge_labels_human_data(served: str, causal: str, human_data: Pa
     first = groups[0].capabilities["coherence"]
     gaps = {**groups[0].capabilities, "coherence": (None, *first[1:])}
     groups[0] = groups[0].model_copy(update={"capabilities": gaps})
-    rows.write_text("".join(group.model_dump_json(exclude={"judged"}) + "\n" for group in groups))
+    rows.write_text("".join(group.model_dump_json(exclude={"judge_labels"}) + "\n" for group in groups))
     taxonomy.write_text(draft_taxonomy(groups, "human").to_yaml())
     options = ("--taxonomy", taxonomy, "--base-url", served, "--model", causal, "--out", out, "--no-schema")
     few = ("--no-logprobs", "--limit", 2, "--concurrency", 2, "--retries", 1)

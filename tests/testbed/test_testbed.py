@@ -37,19 +37,19 @@ def everything() -> list[Group]:
     return generate(150, 4, seed=1)
 
 
-def labelled(task: str) -> list[Group]:
+def labeled(task: str) -> list[Group]:
     return [group for group in everything() if group.task == task]
 
 
 @cache
 def golden(task: str) -> list[Group]:
-    return [gold_group(group) for group in labelled(task)]
+    return [gold_group(group) for group in labeled(task)]
 
 
 def agreeing(task: str, name: str) -> float:
     """The share of the pairs ordered by both annotators that they order the same way."""
     same = []
-    for group in labelled(task):
+    for group in labeled(task):
         people = np.array(group.annotators[name])
         gaps = [people[i] - people[j] for i, j in combinations(range(len(people)), 2)]
         same += [gap[0] * gap[1] > 0 for gap in gaps if gap[0] * gap[1] != 0]
@@ -86,7 +86,7 @@ def test_groups_are_native_rows_with_every_label():
     for group in groups:
         assert tuple(group.capabilities) == CAPABILITIES[group.task]
         assert set(group.annotators) == {"overall", *CAPABILITIES[group.task]}
-        assert all(len(people) == 3 for judged in group.annotators.values() for people in judged)
+        assert all(len(people) == 3 for grades in group.annotators.values() for people in grades)
         assert group.scores == tuple(people[0] for people in group.annotators["overall"])
         assert group.source == "testbed"
         assert parse_group(group.model_dump()) == group
@@ -115,8 +115,8 @@ def test_asking_for_what_is_not_there_says_so():
         generate(2, 2, language="xx")
     with pytest.raises(DataError, match="too few"):
         generate(2, 1)
-    with pytest.raises(DataError, match="unknown testbed task"):
-        gold_group(labelled("chitchat")[0].model_copy(update={"task": None}))
+    with pytest.raises(DataError, match="is not a task of the testbed"):
+        gold_group(labeled("chitchat")[0].model_copy(update={"task": None}))
 
 
 @each_task
@@ -138,7 +138,7 @@ def test_every_sentence_shows_its_family_alone(name: str):
 
 @each_task
 def test_gold_is_read_from_the_text_alone(task: str):
-    group = labelled(task)[0]
+    group = labeled(task)[0]
     turned = group.model_copy(update={"responses": group.responses[::-1], "scores": (0.0,) * 4, "annotators": {}})
     assert gold_group(turned).scores == golden(task)[0].scores[::-1]
     assert gold_group(golden(task)[0]) == golden(task)[0]

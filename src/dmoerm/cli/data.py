@@ -72,7 +72,7 @@ def taxonomy(
     split: Split = "train",
     out: Annotated[Path | None, typer.Option(help="Write to this new file instead of standard output.")] = None,
 ) -> None:
-    """RawExample a taxonomy from the tasks and capabilities met in the data. Edit its rubrics before you use it."""
+    """Draft a taxonomy from the tasks and capabilities in the data. Edit its rubrics before you use it."""
     from ..data.readers import read_groups
     from ..errors import DmoermError
     from ..io.paths import write_file
@@ -144,7 +144,7 @@ def _tables(result: dict[str, Any]) -> list[Table]:
             ["task", "pairs", "comparisons", "agreement", "unaligned pairs"],
             _overall(result),
         ),
-        _table("Bad rows", ["place", "field", "message", "value", "hint"], _bad_rows(result)),
+        _table("Bad rows", ["position", "field", "message", "value", "hint"], _bad_rows(result)),
     ]
 
 

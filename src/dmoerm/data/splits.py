@@ -41,7 +41,7 @@ class Splits:
 def load_splits(config: Config) -> Splits:
     """Read, complete and split the data of a run.
 
-    The test part of the testbed has its gold grades; the test part of other data has people's grades.
+    The test part of the testbed has its gold grades; the test part of other data has grades by people.
 
     Raises:
         DataError: there is no data, a row is bad, or the taxonomy lacks a task or capability.
@@ -104,7 +104,7 @@ def _with_labels(config: Config, groups: list[Group]) -> list[Group]:
     labels = [label for path in settings.label_paths() for label in read_labels(path)]
     options = (settings.soft_labels, settings.inconsistent_weight)
     labeled = attach_labels(groups, labels, *options)
-    if not any(group.judged for group in labeled):
+    if not any(group.judge_labels for group in labeled):
         cause, hint = mismatch(groups, labels, *options)
         paths = list(settings.capability_labels)
         raise DataError(f"no label is usable: {cause}", field="data.capability_labels", value=paths, hint=hint)
@@ -114,7 +114,7 @@ def _with_labels(config: Config, groups: list[Group]) -> list[Group]:
 def _within(group: Group, taxonomy: Taxonomy) -> Group:
     """Remove grades and labels of capabilities that the taxonomy lacks."""
     kept = taxonomy.tasks[group.task].capabilities if group.task else {}
-    labels = {"capabilities": group.capabilities, "judged": group.judged}
+    labels = {"capabilities": group.capabilities, "judge_labels": group.judge_labels}
     return group.model_copy(update={k: {n: v for n, v in grades.items() if n in kept} for k, grades in labels.items()})
 
 
@@ -122,7 +122,7 @@ def _merged(group: Group) -> Group:
     """Move the group to the task of a merged taxonomy; capabilities of different tasks stay different."""
     if group.task is None:
         return group
-    labels = {"capabilities": group.capabilities, "judged": group.judged}
+    labels = {"capabilities": group.capabilities, "judge_labels": group.judge_labels}
     named = {k: {f"{group.task}_{n}": v for n, v in grades.items()} for k, grades in labels.items()}
     return group.model_copy(update={"task": MERGED, **named})
 
@@ -138,7 +138,7 @@ def _check_names(group: Group, taxonomy: Taxonomy) -> None:
             value=group.task,
             hint=f"use one of {known}, or add the task to the taxonomy",
         )
-    for capability in {**group.capabilities, **group.judged}:
+    for capability in {**group.capabilities, **group.judge_labels}:
         if capability not in taxonomy.tasks[group.task].capabilities:
             graded = capability in group.capabilities
             raise DataError(

@@ -78,7 +78,9 @@ def _round_robin(groups: Sequence[Group], prompts: dict[str, list[int]], seed: i
     """Return one group of every prompt, then a second of every prompt that has two, and so on."""
     turns: list[tuple[int, bytes, int]] = []
     for key, indices in prompts.items():
-        ordered = sorted(indices, key=lambda index: _digest(seed, groups[index].model_dump_json(exclude={"judged"})))
+        ordered = sorted(
+            indices, key=lambda index: _digest(seed, groups[index].model_dump_json(exclude={"judge_labels"}))
+        )
         turns += [(turn, _digest(seed, key), index) for turn, index in enumerate(ordered)]
     return [index for _, _, index in sorted(turns)]
 

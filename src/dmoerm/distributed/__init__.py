@@ -1,1 +1,1 @@
-"""Training and scoring on a Ray cluster: Ray schedules, retries and holds the actors; results lie in files."""
+"""Training and scoring on a Ray cluster: Ray schedules and retries the work; results are written to files."""

@@ -1,8 +1,8 @@
-"""A preference data set with a known gold reward: five tasks that want conflicting things, as many groups as you like.
+"""A generated preference data set with a known gold reward: five tasks whose goals conflict.
 
-Text is composed from sentence banks; gold grades and gold reward are read back from the text alone, so they also judge
-what a trained policy writes. `generate` gives the groups as noisy people would label them, `gold_group` the truth.
-All text is made here; nothing is downloaded. The same seed gives the same bytes on every machine.
+Text is composed from sentence banks. Gold grades and the gold reward are computed from the text alone, so they also
+apply to the output of a trained policy. `generate` returns groups with the labels of simulated, noisy annotators;
+`gold_group` returns a group with gold labels. Nothing is downloaded. A seed gives the same bytes on every machine.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from .prompts import TASKS, PromptItem, prompts
 from .seeds import stream
 
 CAPABILITIES: dict[str, tuple[str, ...]] = {task: tuple(names) for task, names in EVIDENCE.items()}
-"""Task → its capabilities, in the taxonomy's order and spelling."""
+"""Task → its capabilities, in the order and spelling of the taxonomy."""
 
 SOURCE = "testbed"
-"""The `source` of the groups made here; they are tested against their gold labels."""
+"""The `source` of generated groups; test parts of these groups get gold labels."""
 
 __all__ = [
     "CAPABILITIES",
@@ -41,20 +41,31 @@ __all__ = [
 def generate(
     prompts_per_task: int = 48, responses: int = 4, seed: int = 0, annotators: int = 2, language: str = "en"
 ) -> list[Group]:
-    """The labelled groups, task after task.
+    """Generate labeled groups, ordered by task.
 
-    `scores` and `capabilities` are the first annotator's grades, so a pair of scores follows Bradley–Terry exactly;
-    `annotators` has every annotator's single grades under "overall" and each capability. Two annotators order about
-    0.68 of the pairs alike overall, more on one capability. Overall grades are about 0 to 1 with noise beyond either
-    end, capability grades are on a five-point scale from 0 to 1.
+    `scores` and `capabilities` are the first annotator's grades, so pairs of scores follow the Bradley–Terry model
+    exactly. `annotators` has the grades of all annotators under "overall" and each capability. Two annotators agree on
+    about 68 % of the pairs overall, and on more for a single capability. Overall grades are about 0 to 1 plus noise;
+    capability grades are on a five-point scale from 0 to 1.
 
-    Raises `DataError` for another language than English, fewer than two responses or no annotator.
+    Args:
+        prompts_per_task: number of prompts of each task.
+        responses: number of responses to a prompt, at least 2.
+        seed: seed of prompts, responses and annotators.
+        annotators: number of simulated annotators, at least 1.
+        language: only `en`.
+
+    Raises:
+        DataError: an argument is outside its range.
     """
     if language != "en":
-        raise DataError("unknown testbed language", field="language", value=language, hint="use en")
+        raise DataError("is not a language of the testbed", field="language", value=language, hint="use en")
     if responses < 2 or annotators < 1:
         raise DataError(
-            "too few", field="responses, annotators", value=(responses, annotators), hint="use 2, 1 or more"
+            "are too few",
+            field="responses, annotators",
+            value=(responses, annotators),
+            hint="use at least 2 responses and 1 annotator",
         )
     return [
         _group(item, responses, seed, annotators, index)
@@ -64,9 +75,10 @@ def generate(
 
 
 def gold_group(group: Group) -> Group:
-    """The same group with gold scores and gold capability grades, recomputed from its text, and no annotators.
+    """Return the group with gold scores and gold capability grades, computed from its texts, and without annotators.
 
-    Raises `DataError` where the group's task is none of the testbed's.
+    Raises:
+        DataError: the group's task is not a task of the testbed.
     """
     scores, grades = _gold(group.task or "", group.prompt, group.responses)
     update = {"scores": scores, "ranks": None, "capabilities": grades, "annotators": {}, "scores_derived": False}
@@ -78,18 +90,18 @@ def _group(item: PromptItem, responses: int, seed: int, annotators: int, index: 
     texts = tuple(sample_responses(item, responses, seed))
     scores, grades = _gold(item.task, item.prompt, texts)
     rng = stream("annotators", name)
-    judged = {"overall": _ask(scores, partial(overall_grade, task=item.task, rng=rng), annotators)}
+    annotated = {"overall": _annotate(scores, partial(overall_grade, task=item.task, rng=rng), annotators)}
     for capability, golds in grades.items():
-        judged[capability] = _ask(golds, partial(capability_grade, rng=rng), annotators)
-    first = {label: tuple(people[0] for people in given) for label, given in judged.items()}
+        annotated[capability] = _annotate(golds, partial(capability_grade, rng=rng), annotators)
+    first = {label: tuple(people[0] for people in responses) for label, responses in annotated.items()}
     return Group(
         id=name,
         task=item.task,
         prompt=item.prompt,
         responses=texts,
         scores=first.pop("overall"),
-        capabilities={label: tuple(given) for label, given in first.items()},
-        annotators={label: tuple(given) for label, given in judged.items()},
+        capabilities=first,
+        annotators={label: tuple(responses) for label, responses in annotated.items()},
         source=SOURCE,
     )
 
@@ -100,6 +112,6 @@ def _gold(task: str, prompt: Prompt, texts: Sequence[str]) -> tuple[tuple[float,
     return scores, {name: tuple(row[name] for row in grades) for name in grades[0]}
 
 
-def _ask(golds: Sequence[float], person: Callable[[float], float], people: int) -> list[tuple[float, ...]]:
-    """For each response the grades that so many people give it."""
-    return [tuple(person(gold) for _ in range(people)) for gold in golds]
+def _annotate(golds: Sequence[float], draw: Callable[[float], float], annotators: int) -> list[tuple[float, ...]]:
+    """Draw the grades of all annotators for each response, given the gold grades of the responses."""
+    return [tuple(draw(gold) for _ in range(annotators)) for gold in golds]

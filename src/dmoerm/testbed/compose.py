@@ -1,7 +1,8 @@
-"""Responses: a hidden level for each capability and a random style, put into sentences from the banks.
+"""Compose responses from sentence banks: sentences for a hidden level of each capability, and sentences of style.
 
-The style part draws from the same families whatever the task, so every task's responses differ in warmth, hedging,
-numbers, imagery, … and only the task decides what these are worth (`gold.py`). Nothing hidden reaches the grades.
+Sentences of style come from the same families for all tasks, so the responses to each task differ in warmth, hedging,
+numbers, imagery and so on; only the task determines the value of these (`gold.py`). Gold grades depend on the text, not
+on the hidden levels.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ EVIDENCE: dict[str, dict[str, str]] = {
         "logic": "order",
     },
 }
-"""Task → capability → the family that shows a high level of it; "" where the level shows in what is left out."""
+"""Task → capability → the family whose sentences show it; "" if the absence of other families shows it."""
 
 _CLUTTER = {
     "objectivity": ("warmth", "feeling", "viewpoint", "imagery"),
@@ -68,7 +69,7 @@ _CHOICE = re.compile(r"\(([^()]*\|[^()]*)\)")
 
 
 def sample_responses(item: PromptItem, n: int, seed: int = 0) -> list[str]:
-    """`n` fresh responses to a prompt, mostly of 30 to 80 words. A larger `n` with the same seed only appends."""
+    """Compose `n` responses to a prompt, mostly of 30 to 80 words. A larger `n` with the same seed adds more."""
     rng = stream("responses", item.task, prompt_key(item.prompt), seed)
     return [_compose(item, rng) for _ in range(n)]
 
@@ -89,7 +90,7 @@ def _compose(item: PromptItem, rng: Random) -> str:
 
 
 def _show(task: str, capability: str, level: int, rng: Random) -> list[str]:
-    """The families of the sentences that show this level of a capability."""
+    """Return the families of the sentences that show a level of a capability."""
     family = EVIDENCE[task][capability]
     if family == "answer":
         return []
@@ -102,7 +103,7 @@ def _style(rng: Random) -> list[str]:
 
 
 def _answer(item: PromptItem, level: int, rng: Random) -> str:
-    """The higher the level, the likelier is the right answer and the rarer a guess; from 2 on it is always right."""
+    """Compose the answer to a factual question. A higher level makes it more often right, and a guess less frequent."""
     assert item.fact is not None
     right = rng.random() < (0.3, 0.7, 1.0, 1.0)[level]
     answer = item.fact.answer if right else rng.choice(item.fact.wrong)
@@ -113,6 +114,7 @@ def _answer(item: PromptItem, level: int, rng: Random) -> str:
 
 
 def fill(template: str, item: PromptItem, rng: Random) -> str:
+    """Fill in a template: draw one of each `(a|b)`, and insert the prompt's slots and random numbers."""
     text = _CHOICE.sub(lambda match: rng.choice(match[1].split("|")), template)
     numbers = {"year": str(rng.randrange(1790, 2020)), "number": str(rng.randrange(12, 980))}
     text = text.format_map({**item.slots, **numbers})

@@ -1,6 +1,6 @@
-"""What a response shows: how many sentences of each family, whether the right answer is there, and how well-made it is.
+"""Features of a response: sentences of each family, correctness of the answer, and quality of writing.
 
-All of it is read from the text, so any policy's output can be measured, whoever or whatever wrote it.
+All features are computed from the text, so they apply to the output of any policy.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from .facts import FACTS, Fact
 from .phrases import FAMILIES
 
 COUNTED_WORDS = (4, 30)
-"""A sentence shorter or longer than this shows nothing: heaps of cues without sentences are not evidence."""
+"""Fewest and most words of a sentence that counts; others are ignored, so that lists of cues earn nothing."""
 
 _WORD = re.compile(r"[\w']+")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
@@ -41,8 +41,11 @@ _GENERIC_WORDS = _words(
 
 
 def evidence(prompt: Prompt, response: str) -> dict[str, int]:
-    """How many different sentences show each family; `topic` counts every sentence that names the prompt's subject,
-    and `persona` only those that do (a character is somebody in particular)."""
+    """Count the different sentences of each family.
+
+    `topic` counts the sentences that name the prompt's subject. A sentence of the family `persona` counts only if it
+    names the subject, which is the character to play.
+    """
     words = topic_words(prompt)
     counts = dict.fromkeys(FAMILIES, 0)
     for sentence in dict.fromkeys(_sentences(response.lower())):
@@ -56,8 +59,11 @@ def evidence(prompt: Prompt, response: str) -> dict[str, int]:
 
 
 def correctness(prompt: Prompt, response: str, guesses: int) -> float:
-    """In [0, 1]: 1 for the right answer alone, 0.4 beside a wrong one, 0.25 for none, 0.1 for a wrong one alone; a
-    guess costs a third. A prompt outside the fact base cannot be checked: 0.5."""
+    """Return the correctness of an answer, 0 to 1.
+
+    1 for the right answer alone, 0.4 for a right and a wrong answer, 0.25 without an answer, 0.1 for a wrong answer
+    alone; a guess costs a third. 0.5 if the prompt has no question of the fact base.
+    """
     fact = _fact(prompt)
     if fact is None:
         return 0.5 if response.strip() else 0.0
@@ -67,9 +73,10 @@ def correctness(prompt: Prompt, response: str, guesses: int) -> float:
 
 
 def workmanship(response: str, shortest: int, longest: int) -> float:
-    """In [0, 1]: a factor for length (full from `shortest` to `longest` words), repetition, stuffing and fluency.
+    """Return the quality of writing, 0 to 1: the product of factors for length, repetition, stuffing and fluency.
 
-    It is near 0 for empty text, word salad, one sentence said over and over, or a text many times too long.
+    The factor for length is 1 from `shortest` to `longest` words. The result is near 0 for an empty text, random words,
+    a repeated sentence, or a text that is several times too long.
     """
     words = [word.lower() for word in _WORD.findall(response)]
     if not words:
@@ -84,13 +91,14 @@ def workmanship(response: str, shortest: int, longest: int) -> float:
 
 
 def topic_words(prompt: Prompt) -> frozenset[str]:
-    """The words of the user's turns that tell what the prompt is about: longer ones that are no part of the framing."""
+    """Return the stems of the words that name a prompt's subject: long words that do not belong to a frame."""
     texts = [prompt] if isinstance(prompt, str) else [turn.content for turn in prompt if turn.role != "assistant"]
     words = (word.strip("'") for text in texts for word in _WORD.findall(text.lower()))
     return frozenset(_stem(w) for w in words if (len(w) > 3 or w == "fe") and w not in _GENERIC_WORDS | _FUNCTION_WORDS)
 
 
 def families_of(sentence: str) -> list[str]:
+    """Return the families whose cue is in a sentence."""
     return [name for name, family in FAMILIES.items() if family.pattern.search(sentence)]
 
 

@@ -1,4 +1,4 @@
-"""The small fact base behind the objective questions: question, topic, the right answer and two tempting wrong ones."""
+"""The fact base of the task objective_qa: questions with a right answer and two plausible wrong ones."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Fact(NamedTuple):
-    """One objective question. `question` holds `topic`, so a prompt with that question names its fact."""
+    """A factual question. `topic` is a part of `question`; `wrong` has two wrong answers."""
 
     question: str
     topic: str

@@ -1,7 +1,8 @@
-"""The gold reward: grades read from the text by one small table, then combined in a way of the task's own.
+"""The gold reward: capability grades from a table of weights, combined by a formula of the task.
 
-The table says for each task and capability which families help and which hurt. Help saturates and then falls (saying
-it a fifth time is stuffing), harm stays. What helps one task hurts another with about the same weight.
+The table has the weight of each family of sentences for each task and capability. A positive contribution saturates and
+then falls with the number of sentences; a negative one saturates. A family that helps one task hurts another with about
+the same weight.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from .evidence import correctness, evidence, workmanship
 Weights = dict[str, float]
 
 BASE = "base"
-"""The weight of an answer that shows nothing."""
+"""The key of the grade of an answer without any evidence."""
 
 WEIGHTS: dict[str, dict[str, Weights]] = {
     "roleplay": {
@@ -80,7 +81,7 @@ LENGTHS: dict[str, tuple[int, int]] = {
     "objective_qa": (10, 70),
     "text_creation": (50, 140),
 }
-"""The shortest and longest answer, in words, that costs nothing."""
+"""Task → fewest and most words of an answer without a penalty for its length."""
 
 _HELP = (0.0, 0.55, 0.85, 1.0)
 _HELP_LOST_PER_EXTRA = 0.2
@@ -88,9 +89,11 @@ _HARM = (0.0, 0.6, 0.9, 1.0)
 
 
 def grade(task: str, prompt: Prompt, response: str) -> dict[str, float]:
-    """Capability → grade in [0, 1], from the text alone. Raises `DataError` for an unknown task."""
+    """Return capability → gold grade, 0 to 1, from the text alone. Raise `DataError` for an unknown task."""
     if task not in WEIGHTS:
-        raise DataError("unknown testbed task", field="task", value=task, hint=f"use one of {', '.join(WEIGHTS)}")
+        raise DataError(
+            "is not a task of the testbed", field="task", value=task, hint=f"use one of {', '.join(WEIGHTS)}"
+        )
     counts = evidence(prompt, response)
     grades = {name: _weigh(weights, counts) for name, weights in WEIGHTS[task].items()}
     if task == "objective_qa":
@@ -99,7 +102,7 @@ def grade(task: str, prompt: Prompt, response: str) -> dict[str, float]:
 
 
 def gold_reward(task: str, prompt: Prompt, response: str) -> float:
-    """The gold reward in [0, 1]: the task's combination of the grades, times the answer's workmanship."""
+    """Return the gold reward, 0 to 1: the task's combination of the grades times the quality of writing."""
     grades = grade(task, prompt, response)
     return _COMBINE[task](grades) * workmanship(response, *LENGTHS[task])
 
@@ -122,13 +125,13 @@ def _harm(count: int) -> float:
 
 
 def _roleplay(g: Mapping[str, float]) -> float:
-    """In character *and* personal, or not at all; talk and care can stand in for one another."""
+    """Character times personality; the weaker of conversation and empathy; richness."""
     heart = math.sqrt(g["character_setting"] * (g["personalised_expression"] + g["relationship_traits"]) / 2)
     return 0.45 * heart + 0.3 * min(g["conversational_sense"], g["empathy"]) + 0.25 * g["content_richness"]
 
 
 def _chitchat(g: Mapping[str, float]) -> float:
-    """Only as good as the weaker of talk and empathy; curiosity or stories keep it going."""
+    """The weaker of conversation and empathy; emotion within a conversation; the better of proactivity and richness."""
     return (
         0.45 * min(g["conversational_sense"], g["empathy"])
         + 0.3 * math.sqrt(g["emotion_expression"] * g["conversational_sense"])
@@ -137,7 +140,7 @@ def _chitchat(g: Mapping[str, float]) -> float:
 
 
 def _subjective_qa(g: Mapping[str, float]) -> float:
-    """Arguments count as far as they are to the point, views as far as they are in order."""
+    """Convincing arguments times relevance; viewpoints, limited by logic; knowledge."""
     return (
         0.4 * g["relevance"] * math.sqrt(g["convincingness"])
         + 0.35 * min(g["viewpoint_richness"], 0.2 + g["logic"])
@@ -146,14 +149,14 @@ def _subjective_qa(g: Mapping[str, float]) -> float:
 
 
 def _objective_qa(g: Mapping[str, float]) -> float:
-    """A wrong or coloured answer gains little by its depth."""
+    """Correctness times objectivity; depth counts little if the answer is wrong or biased."""
     support = 0.4 * max(g["reasoning"], g["logic"]) + 0.35 * g["depth_of_knowledge"] + 0.25 * g["relevance"]
     sound = math.sqrt(g["correctness"] * g["objectivity"])
     return 0.3 * sound + 0.7 * support * (0.3 + 0.7 * sound)
 
 
 def _text_creation(g: Mapping[str, float]) -> float:
-    """What was asked for, expressed well; riches count only as far as they can be read."""
+    """Conformity times expressiveness; richness, limited by readability; logic."""
     return (
         0.5 * g["conformity_to_intent"] * math.sqrt(g["expressiveness"])
         + 0.35 * min(g["readability"], g["content_richness"])

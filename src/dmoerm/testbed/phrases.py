@@ -1,8 +1,8 @@
-"""The sentence banks: what a response can be made of, and the cue by which the gold grades recognise each kind.
+"""The sentence banks: families of sentences, and the cue by which the gold grades recognize each family.
 
-Every sentence of a family shows its own family's cue and no other family's (a test holds this), so what the composer
-puts in is what the gold grades find. The same families serve all five tasks: whether warmth, hedging, numbers or
-imagery count for or against an answer is the task's matter, not the sentence's.
+A sentence has the cue of its own family and of no other family (a test checks this), so the gold grades recognize what
+was composed. All five tasks use the same families; the task determines whether warmth, hedging, numbers or imagery
+raise or lower the gold reward.
 
 In a sentence `(a|b)` is a choice, and `{topic}`, `{role}`, `{place}`, `{item}`, `{year}`, `{number}` are slots.
 """
@@ -237,4 +237,4 @@ ANSWERS: tuple[str, ...] = (
     "Here it is: {answer}.",
     "(Plainly|In short|Briefly), it is {answer}.",
 )
-"""Sentences that state an answer to an objective question; they carry no family's cue."""
+"""Sentences that state an answer to a factual question; they have no cue of any family."""

@@ -1,4 +1,4 @@
-"""The five tasks' prompts: every combination of a task's subjects and frames, drawn in a seeded order."""
+"""The prompts of the five tasks: all combinations of a task's subjects and frames, in a seeded order."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ TASKS = ("roleplay", "chitchat", "subjective_qa", "objective_qa", "text_creation
 
 @dataclass(frozen=True)
 class PromptItem:
-    """A prompt and what the composer needs to answer it. The gold reward sees the prompt alone.
+    """A prompt, and what is needed to compose responses to it. The gold reward uses the prompt alone.
 
     Attributes:
         task: one of `TASKS`.
         prompt: a text, or a conversation that ends with the user's turn.
-        slots: `topic` always; `role`, `place`, `item` are filled in sensibly for every task.
-        fact: the fact asked for (objective_qa), else None.
+        slots: the values of `topic`, `role`, `place` and `item` in the sentence templates.
+        fact: the fact that an objective_qa prompt asks about; None for other tasks.
     """
 
     task: str
@@ -47,14 +47,16 @@ class PromptItem:
 
 
 def prompts(task: str, n: int | None = 48, seed: int = 0) -> list[PromptItem]:
-    """`n` distinct prompts of a task (None: all, several hundred); a larger `n` with the same seed only appends.
+    """Return `n` distinct prompts of a task (None: all, several hundred). A larger `n` with the same seed adds more.
 
-    Raises `DataError` if `n` is more than the task has or the task is not one of `TASKS`."""
+    Raises:
+        DataError: the task has fewer than `n` prompts, or is not one of `TASKS`.
+    """
     if task not in _BUILDERS:
-        raise DataError("unknown testbed task", field="task", value=task, hint=f"use one of {', '.join(TASKS)}")
+        raise DataError("is not a task of the testbed", field="task", value=task, hint=f"use one of {', '.join(TASKS)}")
     items = list(_BUILDERS[task]())
     if n is not None and n > len(items):
-        raise DataError("too many prompts asked for", field="n", value=n, hint=f"{task} has {len(items)}")
+        raise DataError("is more than the task has prompts", field="n", value=n, hint=f"{task} has {len(items)}")
     stream("prompts", task, seed).shuffle(items)
     return items[:n]
 
@@ -64,18 +66,18 @@ def _talk(*turns: str) -> tuple[Message, ...]:
 
 
 def _item(task: str, prompt: Prompt, topic: str, index: int, fact: Fact | None = None) -> PromptItem:
-    role, place, item = CHARACTERS[index % len(CHARACTERS)]
-    return PromptItem(task, prompt, {"topic": topic, "role": role, "place": place, "item": item}, fact)
+    character = dict(zip(("role", "place", "item"), CHARACTERS[index % len(CHARACTERS)], strict=True))
+    return PromptItem(task, prompt, {"topic": topic, **character}, fact)
 
 
 def _roleplay() -> Iterator[PromptItem]:
-    for index, (role, place, item) in enumerate(CHARACTERS):
+    for index, (role, location, item) in enumerate(CHARACTERS):
         for scene, cast in itertools.product(SCENES, CAST):
-            text = cast.format(role=role, place=place, item=item, scene=scene)
+            text = cast.format(role=role, place=location, item=item, scene=scene)
             yield _item("roleplay", text, item, index)
         for scene in SCENES:
-            intro = f"Be the {role} of {place} for me, with {item} at hand."
-            yield _item("roleplay", _talk(intro, f"Very well. You find me at {place}.", scene), item, index)
+            intro = f"Be the {role} of {location} for me, with {item} at hand."
+            yield _item("roleplay", _talk(intro, f"Very well. You find me at {location}.", scene), item, index)
 
 
 def _chitchat() -> Iterator[PromptItem]:
@@ -83,13 +85,13 @@ def _chitchat() -> Iterator[PromptItem]:
         for greeting, closing in itertools.product(GREETINGS, CLOSINGS):
             yield _item("chitchat", _sentences(greeting, news, closing), topic, index)
         for closing in CLOSINGS[:3]:
-            told = _sentences("", news, closing)
-            yield _item("chitchat", _talk("Are you there?", "Here I am. What is new?", told), topic, index)
+            last = _sentences("", news, closing)
+            yield _item("chitchat", _talk("Are you there?", "Here I am. What is new?", last), topic, index)
 
 
 def _sentences(greeting: str, news: str, closing: str) -> str:
-    told = news if greeting.endswith(",") else news[0].upper() + news[1:]
-    return f"{greeting} {told}. {closing}".strip()
+    sentence = news if greeting.endswith(",") else news[0].upper() + news[1:]
+    return f"{greeting} {sentence}. {closing}".strip()
 
 
 def _subjective_qa() -> Iterator[PromptItem]:

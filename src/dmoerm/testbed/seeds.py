@@ -7,6 +7,6 @@ from random import Random
 
 
 def stream(*names: object) -> Random:
-    """The random stream called by these names (joined as text). Python's own salted `hash` plays no part in it."""
+    """Return the random stream of these names. The seed is a digest of their texts, not Python's salted `hash`."""
     digest = hashlib.sha256("\0".join(map(str, names)).encode()).digest()
     return Random(int.from_bytes(digest[:8], "big"))

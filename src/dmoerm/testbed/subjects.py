@@ -1,4 +1,4 @@
-"""What the prompts are about and how they are put: each task's subjects and the frames that they go into."""
+"""The subjects of each task's prompts, and the frames into which they are inserted."""
 
 from __future__ import annotations
 

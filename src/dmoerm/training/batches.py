@@ -52,9 +52,9 @@ class PreferenceExample:
 def label(group: Group, flip_scores: float = 0.0, flip_capabilities: float = 0.0, seed: int = 0) -> Labels:
     """Return the group's pairs, overall (None) and by capability, a share of them reversed."""
     pairs: dict[str | None, Sequence[Pair]] = {None: flip_pairs(group.pairs(), flip_scores, f"{seed}/{group.id}")}
-    for capability in {**group.capabilities, **group.judged}:
+    for capability in {**group.capabilities, **group.judge_labels}:
         seed_text = f"{seed}/{group.id}/{capability}"
-        pairs[capability] = flip_pairs(group.labelled_pairs(capability), flip_capabilities, seed_text)
+        pairs[capability] = flip_pairs(group.labeled_pairs(capability), flip_capabilities, seed_text)
     return pairs
 
 

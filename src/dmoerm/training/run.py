@@ -222,7 +222,7 @@ def _check_pairs(data: Splits) -> None:
     for name, task in data.taxonomy.tasks.items():
         groups = [group for group in data.train if group.task == name]
         for capability in (None, *task.capabilities):
-            if not any(group.labelled_pairs(capability) if capability else group.pairs() for group in groups):
+            if not any(group.labeled_pairs(capability) if capability else group.pairs() for group in groups):
                 raise DataError(
                     f"the training part orders no two responses of task {name!r} on {capability or 'the whole'}",
                     field=f"capabilities.{capability}" if capability else "scores",

@@ -30,6 +30,6 @@ FORMAT = RowFormat(
     frozenset(Group.model_fields) | {"response", "completion"},
     order=0,
     handwritten=True,
-    unsuggested=frozenset({"response", "completion", "judged", "scores_derived"}),
+    unsuggested=frozenset({"response", "completion", "judge_labels", "scores_derived"}),
     strict=True,
 )
