@@ -136,12 +136,12 @@ def test_data_that_cannot_be_used(write_rows: Write, tmp_path: Path) -> None:
 def test_folders_that_are_no_model(tmp_path: Path, write_rows: Write) -> None:
     rows = write_rows([GROUP])
     for command in (["eval", tmp_path], ["score", tmp_path, "--input", rows]):
-        assert "is no dmoerm model" in fails(*command)
+        assert "is not a dmoerm model" in fails(*command)
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     assert "model_type is 'llama'" in fails("eval", tmp_path)
     (tmp_path / "config.json").write_text("{")
     assert "cannot be read" in fails("score", tmp_path, "--input", rows)
-    assert "is no dmoerm model" in fails("eval", tmp_path / "none")
+    assert "is not a dmoerm model" in fails("eval", tmp_path / "none")
 
 
 def test_a_wrong_output_name_is_told_before_anything_is_loaded(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from dmoerm.integrations.source import open_scorer, tasks_of
 
 def test_a_source_is_opened_once_whoever_asks(trained_run, monkeypatch):
     loaded, opened = [], []
-    monkeypatch.setattr(source, "_loaded", lambda place: loaded.append(place) or object())
+    monkeypatch.setattr(source, "_load", lambda path: loaded.append(path) or object())
     asked = [threading.Thread(target=lambda: opened.append(open_scorer("somewhere/else"))) for _ in range(8)]
     for one in asked:
         one.start()
@@ -45,5 +45,5 @@ def test_sources_that_are_none(reward_server, monkeypatch, tmp_path):
         open_scorer()
     with pytest.raises(ConfigError, match="has no model 'other'; use one of rule"):
         tasks_of(Client(reward_server.url, model="other"))
-    with pytest.raises(CheckpointError, match="no dmoerm model"):
+    with pytest.raises(CheckpointError, match="is not a dmoerm model"):
         open_scorer(tmp_path)

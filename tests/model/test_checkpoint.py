@@ -234,7 +234,7 @@ def test_a_pickle_is_never_read(copied: Path, tmp_path: Path, name: str) -> None
         DMoERM.from_pretrained(copied)
     torch.save(Bomb(trace), copied / "model.safetensors")
     (copied / "SHA256SUMS").unlink()
-    with pytest.raises(CheckpointError, match=r"model.safetensors: is no safetensors file"):
+    with pytest.raises(CheckpointError, match=r"model.safetensors: is not a safetensors file"):
         DMoERM.from_pretrained(copied)
     assert not trace.exists()
 
@@ -263,11 +263,11 @@ FOREIGN = '{"model_type": "dmoerm", "branch_layer": 2, "tasks": {}, "backbone": 
         ("[]", "cannot be read"),
         ('{"model_type": "llama"}', "model_type is 'llama', not 'dmoerm'"),
         ("{}", "model_type is None"),
-        ('{"model_type": "dmoerm"}', "describes no model"),
-        ('{"model_type": "dmoerm", "tasks": ["a"]}', "describes no model"),
+        ('{"model_type": "dmoerm"}', "is not a valid configuration"),
+        ('{"model_type": "dmoerm", "tasks": ["a"]}', "is not a valid configuration"),
         (
             FOREIGN,
-            "describes no model.*no-such-kind",
+            "is not a valid configuration.*no-such-kind",
         ),
     ],
 )
@@ -289,7 +289,7 @@ def edited(folder: Path, **settings: Any) -> Path:
 @pytest.mark.parametrize("name", ["", " a", "a\0b", "a\nb", "x" * 257])
 def test_invalid_names_are_refused(copied: Path, name: str) -> None:
     for tasks in ({name: []}, {"chitchat": [name]}):
-        with pytest.raises(CheckpointError, match=r"config.json: describes no model: tasks"):
+        with pytest.raises(CheckpointError, match=r"config.json: is not a valid configuration: tasks"):
             DMoERM.from_pretrained(edited(copied, tasks=tasks))
 
 
@@ -316,16 +316,16 @@ def test_a_model_that_was_saved_on_an_unsupported_backbone_is_refused_at_loading
 
 
 def test_a_value_that_no_file_holds_is_named(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dmoerm.model.config_file.check_config", lambda _: None)
+    monkeypatch.setattr("dmoerm.model.configuration.check_config", lambda _: None)
     backbone = json.loads((copied / "config.json").read_text())["backbone"] | {"model_type": "gemma"}
-    with pytest.raises(CheckpointError, match=r"has no value for .*embed_scale|do(es)? not fit"):
+    with pytest.raises(CheckpointError, match=r"contains no value for .*embed_scale|do(es)? not fit"):
         DMoERM.from_pretrained(edited(copied, backbone=backbone))
 
 
 @pytest.mark.parametrize("name", ["", "no/such/folder", "file"])
 def test_a_path_that_holds_no_model_is_named(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(CheckpointError, match=f"{tmp_path / name}: is no dmoerm model"):
+    with pytest.raises(CheckpointError, match=f"{tmp_path / name}: is not a dmoerm model"):
         DMoERM.from_pretrained(tmp_path / name)
 
 

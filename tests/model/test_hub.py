@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from dmoerm.cli import app
 from dmoerm.errors import CheckpointError
 from dmoerm.model import DMoERM
-from dmoerm.model.hub import named
+from dmoerm.model.hub import rename_card
 from dmoerm.report.card import card
 
 CARD = card(example(), {"chitchat": ["empathy"]})
@@ -72,7 +72,7 @@ def test_a_revision_is_the_model_that_it_was(hub: Hub, model: DMoERM, tiny_model
     assert not any("experts" in name for name in files)  # what the former model left there is gone
     assert rewards(DMoERM.from_pretrained("me/rm")) == pytest.approx(rewards(other), abs=1e-5)
     assert rewards(DMoERM.from_pretrained("me/rm", revision=first)) == pytest.approx(rewards(model), abs=1e-5)
-    with pytest.raises(CheckpointError, match="me/rm: neither a folder here nor a model on the hub"):
+    with pytest.raises(CheckpointError, match="me/rm: is neither a local model folder nor a model on the hub"):
         DMoERM.from_pretrained("me/rm", revision="none")
 
 
@@ -135,7 +135,7 @@ def test_what_cannot_be_uploaded_is_told(hub: Hub, model: DMoERM, monkeypatch: p
 
 
 def test_a_card_names_where_the_model_is_now() -> None:
-    text = named(CARD, "me/rm")
+    text = rename_card(CARD, "me/rm")
     assert text.count("me/rm") == 2
     assert "path/to" not in text
-    assert named(text, "me/other") == named(CARD, "me/other")
+    assert rename_card(text, "me/other") == rename_card(CARD, "me/other")

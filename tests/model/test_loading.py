@@ -73,8 +73,8 @@ def test_a_device_map_moves_the_model(folder: str, monkeypatch: pytest.MonkeyPat
         ({"load_in_8bit": True}, "load_in_8bit=True is not supported: quantized weights .*--not_quantized"),
         ({"load_in_4bit": True}, "load_in_4bit=True is not supported"),
         ({"attn_implementation": "flash_attention_2"}, "attn_implementation='flash_attention_2' is not supported"),
-        ({"attn_implementation": "eager"}, "attn_implementation='eager' is not supported: packed tokens run on"),
-        ({"device_map": {"trunk": 0, "general": "cpu"}}, "device_map=.* is not supported: a model lies on one device"),
+        ({"attn_implementation": "eager"}, "attn_implementation='eager' is not supported: packed tokens run only on"),
+        ({"device_map": {"trunk": 0, "general": "cpu"}}, "device_map=.* is not supported: a model is on one device"),
         ({"device_map": "balanced"}, "device_map='balanced' is not supported"),
         ({"device_map": "meta"}, "device_map='meta' is not available"),
         ({"dtype": "int8"}, "dtype='int8' is not supported: use float32, bfloat16, float16, float64 or auto"),
@@ -113,7 +113,7 @@ def test_a_configuration_may_be_given_but_not_changed(folder: str) -> None:
     assert DMoERM.from_pretrained(folder, config=config).config.tasks == config.tasks
     assert DMoERM.from_pretrained(folder, config=DMoERM.from_pretrained(folder).config).config.tasks == config.tasks
     config.threshold = 0.99
-    with pytest.raises(ConfigError, match=r"threshold: cannot be changed at loading; edit .*config\.json"):
+    with pytest.raises(ConfigError, match=r"threshold: cannot be changed on loading; edit .*config\.json"):
         DMoERM.from_pretrained(folder, config=config)
 
 

@@ -34,7 +34,7 @@ def test_the_report_by_hand(parts: tuple[Any, TaskModel]) -> None:
     capabilities = (scores - task_model.normalizer.mean) / task_model.normalizer.scale
     raw = task_model.aggregator(vectors)
     calibration = task_model.calibration
-    torch.testing.assert_close(output.reward, (raw - calibration.centre) / calibration.scale)
+    torch.testing.assert_close(output.reward, (raw - calibration.center) / calibration.scale)
     torch.testing.assert_close(output.capabilities, capabilities)
     torch.testing.assert_close(output.uncertainty, capabilities.std(1, correction=0))
     torch.testing.assert_close(output.per_task, task_model.base.head(base))

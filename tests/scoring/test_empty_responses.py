@@ -28,7 +28,7 @@ def model(tiny_model: Callable[..., Any]) -> Any:
         found.general_calibration,
         *(found.task_model(task).calibration for task in found.config.tasks),
     ]:
-        calibration.centre.fill_(1e5)
+        calibration.center.fill_(1e5)
     return found
 
 

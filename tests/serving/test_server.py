@@ -92,7 +92,7 @@ def invoke(*arguments: str):
 def test_what_cannot_be_served_is_said(trained_run, tmp_path, caplog):
     result = invoke(str(tmp_path), "--port", str(free_port()))
     assert result.exit_code == 1
-    assert "is no dmoerm model" in result.stderr
+    assert "is not a dmoerm model" in result.stderr
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

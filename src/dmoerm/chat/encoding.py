@@ -96,9 +96,9 @@ class Encoder:
         self.marker = self._special(before)  # between the last turn and the response: marks where a response starts
         self._end_of_turn = self._special(after.rstrip())
         self._added = self._leading_tokens("x")
-        self.empty_response = self._end_of_turn or [
-            tokenizer.eos_token_id or 0
-        ]  # a pass needs at least one token of each
+        # the end-of-turn token, since a pass needs at least one token of each response
+        eos: Any = tokenizer.eos_token_id
+        self.empty_response: list[int] = self._end_of_turn or [eos or 0]
         self._template_adds = bool(self._added) and self._special(opening)[: len(self._added)] == self._added
 
     def encode(self, query: Query) -> Encoded:
@@ -152,7 +152,7 @@ class Encoder:
         return Encoded(ids[: starts[-1]], [response[: ends[0]] + end])
 
     def _decode(self, ids: Sequence[int]) -> str:
-        text: Any = self.tokenizer.decode(ids, skip_special_tokens=True)
+        text: Any = self.tokenizer.decode(list(ids), skip_special_tokens=True)
         return text
 
     def _leading_tokens(self, text: str) -> list[int]:

@@ -29,12 +29,9 @@ def load_model(path: str, dtype: str | None = None, deterministic: bool = False)
     Raises:
         CheckpointError: the model does not exist.
     """
-    import torch
-
     from ..model import DMoERM
 
     quieten()
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
-    model = DMoERM.from_pretrained(model_folder(path), dtype=dtype)
-    return model.to("cuda") if torch.cuda.is_available() else model  # pyright: ignore[reportArgumentType, reportReturnType]
+    return DMoERM.from_pretrained(model_folder(path), dtype=dtype, device_map="auto")

@@ -42,21 +42,18 @@ def open_scorer(source: Source | None = None) -> Scorer:
     if not isinstance(source, str | Path):
         return source
     with _OPENING:
-        return _opened(str(source))
+        return _open(str(source))
 
 
 @functools.cache
-def _opened(place: str) -> Scorer:
-    return Client(place) if place.startswith(("http://", "https://")) else _loaded(place)
+def _open(source: str) -> Scorer:
+    return Client(source) if source.startswith(("http://", "https://")) else _load(source)
 
 
-def _loaded(place: str) -> Scorer:
-    import torch
-
+def _load(path: str) -> Scorer:
     from dmoerm.model import DMoERM
 
-    model = DMoERM.from_pretrained(model_folder(place))
-    return model.to("cuda") if torch.cuda.is_available() else model  # pyright: ignore[reportArgumentType]
+    return DMoERM.from_pretrained(model_folder(path), device_map="auto")
 
 
 @functools.cache

@@ -1,16 +1,16 @@
-"""A model's folder: written completely or not at all, read without ever unpickling anything.
+"""The checkpoint folder: written completely or not at all, and read without unpickling.
 
 config.json  README.md  run.yaml  tokenizer files
-SHA256SUMS                                   of all files but README.md and run.yaml
-training_prompts.txt                         digests of the prompts of the training part (see training_prompts.py)
+SHA256SUMS                                   of all files except README.md and run.yaml
+training_prompts.txt                         digests of the training part's prompts; see training_prompts.py
 model.safetensors                            router, heads, aggregators, calibration
-trunk.safetensors                            the shared layers (none with branch_layer 0)
-router/language_model.safetensors            where the router has its own
+trunk.safetensors                            the shared layers (absent with branch_layer 0)
+router/language_model.safetensors            of a router with its own language model
 general/branch.safetensors                   the general model's branch
-tasks/<task>/branch.safetensors              a task's branch (none where all share the general one)
+tasks/<task>/branch.safetensors              a task's branch (absent if all share the general one)
 tasks/<task>/experts/<capability>/           a PEFT adapter: adapter_config.json, adapter_model.safetensors
 
-<task> and <capability> are folder names; see `dmoerm.names`.
+<task> and <capability> are folder names; see `dmoerm.names`. Older versions' tensor names are read too.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import copy
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import save_file
@@ -33,53 +33,50 @@ from ..errors import CheckpointError, shorten
 from ..io.paths import complete_folder
 from ..names import folder_name
 from .backbone import join, load_tokenizer
-from .config_file import read_config
+from .configuration import read_config
 from .experts import Experts, lora_layers
 from .hub import download
 from .integrity import TEXTS, check_files, read_tensors, sums_checked, write_sums
 from .loading import LoadOptions, as_dtype
+from .mixture import Mixture
 from .packed_attention import Decoder
 from .training_prompts import TrainingPrompts
 
-if TYPE_CHECKING:
-    from .dmoerm import DMoERM
-
-_ADAPTER = "base_model.model."
+ModelT = TypeVar("ModelT", bound=Mixture)
+_PEFT_PREFIX = "base_model.model."
 
 
 def save(
-    model: DMoERM,
+    model: Mixture,
     target: Path,
     *,
     card: str | None = None,
     run_config: str | None = None,
     dtype: torch.dtype | str | None = None,
 ) -> None:
-    """Writes the model's folder. If it fails, `target` is as it was before.
+    """Write the checkpoint folder. If writing fails, `target` is unchanged.
 
     Args:
-        card: the text of README.md; run_config: the text of run.yaml; None: what the model was loaded with, if any.
-        dtype: dtype of trunk, branches and the router's language model; None: as in memory, where trained weights are
-            float32. `bfloat16` halves the branches' files and rounds small changes away (docs/training.md).
+        card: the text of README.md; None: the text that the model was loaded with, if any.
+        run_config: the text of run.yaml; None: likewise.
+        dtype: precision of trunk, branches and the router's language model; None: as in memory, where trained weights
+            are float32. `bfloat16` halves the branches' files and rounds small changes away (docs/training.md).
 
     Raises:
-        CheckpointError: the folder cannot be written (a full disk, no rights).
+        CheckpointError: the folder cannot be written (disk full, no permission).
     """
+    texts = {"README.md": card, "run.yaml": run_config}
     try:
         with complete_folder(target) as folder:
             _write(model, folder, as_dtype(dtype))
             write_sums(folder)
-            for name, text in {**model.texts, **_given({"README.md": card, "run.yaml": run_config})}.items():
+            for name, text in (model.texts | {name: text for name, text in texts.items() if text is not None}).items():
                 (folder / name).write_text(text, encoding="utf-8")
-    except Exception as error:  # a full disk is an OSError, a SafetensorError or a bare Exception, by who writes
+    except Exception as error:  # on a full disk the libraries raise OSError, SafetensorError or a bare Exception
         raise CheckpointError(f"{target}: the model cannot be written: {error}; nothing was changed there") from error
 
 
-def _given(texts: dict[str, str | None]) -> dict[str, str]:
-    return {name: text for name, text in texts.items() if text is not None}
-
-
-def _write(model: DMoERM, folder: Path, dtype: torch.dtype | None) -> None:
+def _write(model: Mixture, folder: Path, dtype: torch.dtype | None) -> None:
     model.config.architectures = [type(model).__name__]
     config = copy.deepcopy(model.config)
     config.backbone = _with_dtype(config.backbone, dtype)
@@ -92,46 +89,50 @@ def _write(model: DMoERM, folder: Path, dtype: torch.dtype | None) -> None:
         _save_tensors({name: tensor.to(dtype) for name, tensor in part.state_dict().items()}, folder / path)
     for task, experts in _experts(model):
         for i, capability in enumerate(experts.capabilities):
-            place = folder / _expert_path(task, capability)
-            place.mkdir(parents=True)
-            _adapter_config(experts, model.config.branch_layer).save_pretrained(str(place))
-            _save_tensors(adapter_state(experts, i, model.config.branch_layer), place / "adapter_model.safetensors")
+            expert_folder = folder / _expert_path(task, capability)
+            expert_folder.mkdir(parents=True)
+            _adapter_config(experts, model.config.branch_layer).save_pretrained(str(expert_folder))
+            state = adapter_state(experts, i, model.config.branch_layer)
+            _save_tensors(state, expert_folder / "adapter_model.safetensors")
 
 
-def load(path: str | Path, options: LoadOptions | None = None) -> DMoERM:
-    """Read a model's folder, or download it from the hub.
+def load(path: str | Path, model_class: type[ModelT], options: LoadOptions) -> ModelT:
+    """Load a checkpoint folder, or download it from the hub.
+
+    Args:
+        model_class: the class of the returned model.
 
     Raises:
-        CheckpointError: no such model, a missing, truncated, changed or foreign file.
-        ConfigError: the options hold a configuration that differs from the folder's.
+        CheckpointError: the model does not exist, or a file is missing, truncated, changed or foreign.
+        ConfigError: the options contain a configuration that differs from the folder's.
     """
-    options = options or LoadOptions()
     folder = _local(path, options.hub)
     check_files(folder)
     with sums_checked(folder) if options.check else contextlib.nullcontext():
-        model = _read(folder, options.dtype)
+        model = _read(folder, model_class, options.dtype)
         options.check_config(folder)
-    model.config.name_or_path = str(path)  # where TRL looks for the tokenizer
+    model.config.name_or_path = str(path)  # TRL loads the tokenizer from there
     return model if options.device is None else model.to(options.device)  # pyright: ignore[reportArgumentType]
 
 
-def _read(folder: Path, dtype: torch.dtype | None) -> DMoERM:
-    model = _empty_model(folder)
+def _read(folder: Path, model_class: type[ModelT], dtype: torch.dtype | None) -> ModelT:
+    model = _empty_model(folder, model_class)
     _fill(model, read_tensors(folder / "model.safetensors"), folder / "model.safetensors")
     for name, part in _parts(model):
         _fill(part, read_tensors(folder / name), folder / name)
     for task, experts in _experts(model):
-        places = [folder / _expert_path(task, capability) for capability in experts.capabilities]
-        states = [_adapter(experts, i, place, model.config.branch_layer) for i, place in enumerate(places)]
+        files = [folder / _expert_path(task, c) / "adapter_model.safetensors" for c in experts.capabilities]
+        states = [_adapter(experts, i, file, model.config.branch_layer) for i, file in enumerate(files)]
+        # only now, when the branch has its weights: the LoRA layers share them
         experts.attach(model.task_model(task).base.branch)  # pyright: ignore[reportArgumentType]
         for i, state in enumerate(states):
             _fill_adapter(experts, i, state, model.config.branch_layer)
     if unread := [name for name, value in (*model.named_parameters(), *model.named_buffers()) if value.is_meta]:
-        raise CheckpointError(f"{folder}: has no value for {unread[0]}; this backbone is not supported")
+        raise CheckpointError(f"{folder}: contains no value for {unread[0]}; this backbone is not supported")
     convert(model, dtype)
     try:
         tokenizer = load_tokenizer(folder, trust_remote_code=False)
-    except Exception as error:  # tokenizers raises bare exceptions of its own
+    except Exception as error:  # the tokenizers library raises bare exceptions
         raise CheckpointError(f"{folder}: the tokenizer cannot be read: {str(error).splitlines()[0]}") from None
     model.training_prompts = TrainingPrompts.read(folder)
     model.texts = {
@@ -140,15 +141,17 @@ def _read(folder: Path, dtype: torch.dtype | None) -> DMoERM:
     return with_tokenizer(model, tokenizer).eval()
 
 
-def convert(model: DMoERM, dtype: torch.dtype | None) -> None:
-    """Gives trunk, branches and the router's language model this dtype, trained weights too, and computes in it."""
+def convert(model: Mixture, dtype: torch.dtype | None) -> None:
+    """Convert trunk, branches and the router's language model to a dtype, trained weights too, and compute in it."""
     if dtype is None:
         return
     model.config.backbone = _with_dtype(model.config.backbone, dtype)
     for _, part in _parts(model):
         part.to(dtype)
     for part in model.modules():
-        if part is not model and isinstance(part, PreTrainedModel):  # the experts' branches, too
+        if part is not model and isinstance(
+            part, PreTrainedModel
+        ):  # the experts' branches have configurations of their own
             part.config.dtype = dtype
 
 
@@ -156,11 +159,11 @@ def _with_dtype(backbone: dict[str, Any], dtype: torch.dtype | None) -> dict[str
     return backbone if dtype is None else {**backbone, "dtype": str(dtype).removeprefix("torch.")}
 
 
-def with_tokenizer(model: DMoERM, tokenizer: Any) -> DMoERM:
-    """The same model, ready to encode text; its tokenizer pads, and renders what the model reads on any day."""
+def with_tokenizer(model: ModelT, tokenizer: Any) -> ModelT:
+    """Give the model its tokenizer and encoder; the tokenizer gets a padding token and a template without a date."""
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.init_kwargs.pop("local_files_only", None)  # how it was found; it would be saved as if it were a setting
+    tokenizer.init_kwargs.pop("local_files_only", None)  # an option of loading, which would be saved as a setting
     if isinstance(tokenizer.chat_template, str):
         tokenizer.chat_template = on_a_fixed_day(tokenizer.chat_template)
     limit = model.config.backbone.get("max_position_embeddings")
@@ -169,22 +172,22 @@ def with_tokenizer(model: DMoERM, tokenizer: Any) -> DMoERM:
     return model
 
 
-def task_backbone(model: DMoERM, task: str) -> Decoder:
-    """Trunk and the task's branch as one plain decoder: what PEFT loads the task's adapters onto."""
+def task_backbone(model: Mixture, task: str) -> Decoder:
+    """Return trunk and the task's branch as one plain decoder, onto which PEFT loads the task's adapters."""
     return join(model.trunk, model.task_model(task).base.branch)  # pyright: ignore[reportArgumentType]
 
 
 def small_state(model: nn.Module) -> dict[str, Tensor]:
-    """The state without trunk, branches, adapters and language models: router, heads, aggregators, calibration."""
+    """Return the state of router, heads, aggregators and calibration: no trunk, branches, LoRA or language model."""
     large = ("trunk.", ".branch.", ".language_model.")
     return {name: t for name, t in model.state_dict().items() if not any(part in f".{name}" for part in large)}
 
 
 def adapter_state(experts: Experts, index: int, first_layer: int) -> dict[str, Tensor]:
-    """One expert's LoRA under PEFT's names, layers numbered as in the whole decoder."""
+    """Return an expert's LoRA under PEFT's names, with the layer numbers of the whole decoder."""
     state: dict[str, Tensor] = {}
     for name, layer in lora_layers(experts.branch or nn.Module()).items():
-        prefix = _ADAPTER + _renumber(name, first_layer)
+        prefix = _PEFT_PREFIX + _renumber(name, first_layer)
         state[f"{prefix}.lora_A.weight"] = layer.lora_A[index]
         state[f"{prefix}.lora_B.weight"] = layer.lora_B[index]
     return state
@@ -195,22 +198,23 @@ def _adapter_config(experts: Experts, first_layer: int) -> Any:
 
     config: LoRAConfig = experts.config
     names = [_renumber(name, first_layer) for name in lora_layers(experts.branch or nn.Module())]
-    written = LoraConfig(
+    adapter_config = LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,  # pyright: ignore[reportArgumentType]
         lora_dropout=config.dropout,
         task_type=TaskType.FEATURE_EXTRACTION,
         inference_mode=True,
     )
-    written.target_modules = names  # given above, it would become a set, whose order differs between processes
-    return written
+    # not an argument above: PEFT would make it a set, whose order differs between processes
+    adapter_config.target_modules = names
+    return adapter_config
 
 
 def _renumber(name: str, first_layer: int) -> str:
     return re.sub(r"^layers\.(\d+)", lambda match: f"layers.{int(match[1]) + first_layer}", name)
 
 
-def _parts(model: DMoERM) -> Iterator[tuple[str, nn.Module]]:
+def _parts(model: Mixture) -> Iterator[tuple[str, nn.Module]]:
     if model.trunk is not None:
         yield "trunk.safetensors", model.trunk
     if model.router.language_model is not None:
@@ -225,7 +229,8 @@ def _expert_path(task: str, capability: str) -> str:
     return f"tasks/{folder_name(task)}/experts/{folder_name(capability)}"
 
 
-def _experts(model: DMoERM) -> Iterator[tuple[str, Experts]]:
+def _experts(model: Mixture) -> Iterator[tuple[str, Experts]]:
+    """Yield the tasks whose experts have LoRA."""
     for task in model.config.tasks:
         if (experts := model.task_model(task).experts).branch is not None:
             yield task, experts
@@ -241,25 +246,29 @@ def _local(path: str | Path, hub: Mapping[str, Any]) -> Path:
     if (folder / "config.json").is_file():
         return folder
     if folder.exists() or str(path).count("/") != 1:
-        raise CheckpointError(f"{path}: is no dmoerm model (no config.json there); give the folder that `train` wrote")
+        raise CheckpointError(
+            f"{path}: is not a dmoerm model (it has no config.json); give the folder that `train` wrote"
+        )
     return download(str(path), **hub)
 
 
-def _empty_model(folder: Path) -> DMoERM:
-    """The model that config.json describes, without memory for its weights until they are read."""
-    from .dmoerm import DMoERM
-
+def _empty_model(folder: Path, model_class: type[ModelT]) -> ModelT:
+    """Build the model that config.json describes, on the meta device: weights take no memory until they are read."""
     config = read_config(folder)
     try:
         with torch.device("meta"):
-            return DMoERM(config)
-    except Exception as error:  # settings of a backbone that is none: transformers raises many kinds
-        raise CheckpointError(f"{folder / 'config.json'}: describes no model: {shorten(str(error))}") from None
+            return model_class(config)
+    except Exception as error:  # transformers raises many kinds for invalid backbone settings
+        raise CheckpointError(
+            f"{folder / 'config.json'}: is not a valid configuration: {shorten(str(error))}"
+        ) from None
 
 
 def current_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors under today's names; older files have `standardise` where the module is now `normalizer`."""
-    return {re.sub(r"\bstandardise(?=\.)", "normalizer", name): tensor for name, tensor in state.items()}
+    """Return the tensors under today's names. Older files have other names for `normalizer` and `calibration.center`,
+    with British spelling."""
+    names = {name: re.sub(r"\bstandardi\w+(?=\.)", "normalizer", name) for name in state}
+    return {re.sub(r"calibration\.cent\w+$", "calibration.center", names[name]): state[name] for name in state}
 
 
 def _fill(module: nn.Module, state: dict[str, Tensor], file: Path) -> None:
@@ -273,8 +282,7 @@ def _fill(module: nn.Module, state: dict[str, Tensor], file: Path) -> None:
         raise CheckpointError(f"{file}: does not fit config.json: {str(error).splitlines()[-1].strip()}") from None
 
 
-def _adapter(experts: Experts, index: int, place: Path, first_layer: int) -> dict[str, Tensor]:
-    file = place / "adapter_model.safetensors"
+def _adapter(experts: Experts, index: int, file: Path, first_layer: int) -> dict[str, Tensor]:
     state, expected = read_tensors(file), adapter_state(experts, index, first_layer)
     if {n: t.shape for n, t in expected.items()} != {n: t.shape for n, t in state.items()}:
         raise CheckpointError(f"{file}: its tensors do not fit config.json")

@@ -1,31 +1,42 @@
-"""The configuration of a DMoERM: what `config.json` holds."""
+"""config.json: the configuration of a DMoERM, and the checks on reading it.
+
+A checkpoint may come from anywhere. `read_config` accepts only the fields named here, with the right types and with
+sizes that fit the checkpoint's files, so no setting can make transformers download or run anything.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from transformers import AutoConfig, PretrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from ..config import EncodingConfig
+from ..config import AggregatorConfig, EncodingConfig, HeadConfig, LoRAConfig
+from ..errors import BackboneError, CheckpointError, shorten
+from ..names import check_name
+from .backbone import check_config
 from .heads import embedding_width
+from .integrity import count_tensors, read_json
 
-# What says how a backbone is run, not what it is, or names code.
-_NOT_TAKEN = ("_", "attn_implementation", "experts_implementation", "auto_map", "quantization_config")
-_LABEL = "REWARD"  # what Hugging Face's pipelines call a reward
+# Settings of a backbone that select how it runs or that name code; they are not part of the architecture.
+_IGNORED_PREFIXES = ("_", "attn_implementation", "experts_implementation", "auto_map", "quantization_config")
+_LABEL = "REWARD"  # the label of a score in Hugging Face's pipelines
 
 
 class DMoERMConfig(PretrainedConfig):
-    """What it takes to build a DMoERM before its weights are read.
+    """The architecture and settings of a DMoERM.
 
     Attributes:
-        backbone: the backbone's own configuration, as a dict, with the number of layers used.
+        backbone: the backbone's own configuration as a dict, with the number of layers used.
         branch_layer: the layer at which the trunk ends.
-        tasks: task → names of its capabilities; kept in alphabetical order.
+        tasks: task → names of its capabilities, in alphabetical order.
         shared_branch: all tasks use the general model's branch (`base: frozen`).
         router_kind, threshold: see `RouterConfig`.
-        encoding, head, lora, aggregator: see the settings of the same names.
-        pad_token_id: the tokenizer's; tools that pad batches look for it here.
+        encoding, head, lora, aggregator: fields of `EncodingConfig`, `HeadConfig`, `LoRAConfig`, `AggregatorConfig`.
+        pad_token_id: the tokenizer's; tools that pad batches read it here.
     """
 
     model_type = "dmoerm"
@@ -46,7 +57,7 @@ class DMoERMConfig(PretrainedConfig):
         **kwargs: Any,
     ) -> None:
         self.backbone, self.branch_layer = backbone or {}, branch_layer
-        # by name: config.json is written with sorted keys, and the order is that of the router's outputs
+        # sorted, because config.json is written with sorted keys and the order is that of the router's outputs
         self.tasks = {task: list(capabilities) for task, capabilities in sorted((tasks or {}).items())}
         self.shared_branch, self.router_kind, self.threshold = shared_branch, router_kind, threshold
         self.encoding, self.head = encoding or {}, head or {}
@@ -57,11 +68,101 @@ class DMoERMConfig(PretrainedConfig):
 
     @property
     def backbone_config(self) -> PretrainedConfig:
-        """The backbone's configuration as transformers knows it."""
-        settings = {name: value for name, value in self.backbone.items() if not name.startswith(_NOT_TAKEN)}
+        """The backbone's configuration as transformers' own class."""
+        settings = {name: value for name, value in self.backbone.items() if not name.startswith(_IGNORED_PREFIXES)}
         return AutoConfig.for_model(settings.pop("model_type"), **settings)
 
     @property
     def width(self) -> int:
-        """D, an embedding's width."""
+        """The width D of an embedding."""
         return embedding_width(self.backbone["hidden_size"], EncodingConfig(**self.encoding).pooling)
+
+
+_MAX_CHARACTERS = 256  # of a name; merged tasks name capabilities `task_capability`
+_MAX_LAYERS = 16_384  # of all tasks together
+# Upper bounds on a backbone's integers, by a part of their names: above any existing model, and still built in seconds.
+_MAX_VALUES = {"layers": 4096, "experts": 4096, "heads": 4096, "head_dim": 1 << 16, "size": 1 << 24}
+_Name = Annotated[str, AfterValidator(lambda name: check_name("stored", name, _MAX_CHARACTERS))]
+
+
+class _StoredConfig(BaseModel):
+    """The fields of config.json that are read; all others are ignored."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+    backbone: dict[str, Any]
+    branch_layer: int = Field(ge=0)
+    tasks: dict[_Name, Annotated[list[_Name], Field(max_length=256)]] = Field(max_length=256)
+    shared_branch: bool = False
+    router_kind: Literal["trunk", "own"] = "trunk"
+    threshold: float = Field(default=0.5, ge=0, le=1)
+    encoding: dict[str, Any] = {}
+    head: dict[str, Any] = {}
+    lora: dict[str, Any] = {}
+    aggregator: dict[str, Any] = {}
+
+
+def read_config(folder: Path) -> DMoERMConfig:
+    """Read the configuration of a checkpoint folder.
+
+    Raises:
+        CheckpointError: config.json is missing or invalid, or does not fit the weight files beside it.
+    """
+    file = folder / "config.json"
+    settings = read_json(file)
+    if (kind := settings.get("model_type")) != DMoERMConfig.model_type:
+        expected = repr(DMoERMConfig.model_type)
+        raise CheckpointError(
+            f"{file}: model_type is {shorten(kind)}, not {expected}; give the folder that `train` wrote"
+        )
+    try:
+        stored = _StoredConfig.model_validate(settings)
+        for part, of in ((stored.encoding, EncodingConfig), (stored.head, HeadConfig), (stored.lora, LoRAConfig)):
+            of.model_validate(part)
+        AggregatorConfig.model_validate(stored.aggregator)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        raise _invalid(file, f"{field}: {first['msg']} (got {shorten(first['input'])})") from None
+    try:
+        _check_backbone(file, stored)
+    except RecursionError:
+        raise _invalid(file, "backbone: is nested too deeply") from None
+    config = DMoERMConfig(**stored.model_dump())
+    try:
+        check_config(config.backbone_config)
+    except BackboneError as error:
+        raise CheckpointError(f"{file}: this model cannot score: {error}; train it again") from None
+    except Exception as error:  # transformers raises many kinds for an invalid configuration
+        raise _invalid(file, shorten(str(error))) from None
+    return config
+
+
+def _check_backbone(file: Path, stored: _StoredConfig) -> None:
+    kind, layers = stored.backbone.get("model_type"), stored.backbone.get("num_hidden_layers")
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise _invalid(file, f"backbone.model_type: {shorten(kind)} is not a decoder")
+    for name, value in _integers(stored.backbone):
+        limit = min((limit for part, limit in _MAX_VALUES.items() if part in name), default=None)
+        if limit is not None and not -1 <= value <= limit:  # some families write -1 for None
+            raise _invalid(file, f"backbone.{name}: {shorten(value)} is out of range")
+    if not isinstance(layers, int) or not stored.branch_layer < layers:
+        raise _invalid(
+            file, f"backbone.num_hidden_layers: {shorten(layers)} layers, split at layer {stored.branch_layer}"
+        )
+    parts = ["general/branch.safetensors", *(["trunk.safetensors"] if stored.branch_layer else [])]
+    tensors = sum(count_tensors(file.parent / part) for part in parts)
+    if layers > tensors or layers * (1 + len(stored.tasks)) > _MAX_LAYERS:
+        raise _invalid(file, f"backbone.num_hidden_layers: {layers} layers, but only {tensors} tensors are stored")
+
+
+def _integers(settings: dict[str, Any]) -> Iterator[tuple[str, int]]:
+    """Yield the integers of nested settings with their names."""
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            yield from _integers(value)
+        elif isinstance(value, int):
+            yield name, value
+
+
+def _invalid(file: Path, reason: str) -> CheckpointError:
+    return CheckpointError(f"{file}: is not a valid configuration: {reason}")

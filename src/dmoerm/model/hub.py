@@ -1,50 +1,42 @@
-"""A model's folder on the Hugging Face hub: only the files that a model has go up, and only those come down."""
+"""Checkpoints on the Hugging Face hub: only the kinds of files that a checkpoint has are uploaded and downloaded."""
 
 from __future__ import annotations
 
 import re
-import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import CheckpointError
 from .integrity import FILES, SUMS
 from .training_prompts import FILE as TRAINING_PROMPTS
 
-if TYPE_CHECKING:
-    from .dmoerm import DMoERM
-
-_OWN_ALONE = [
-    "*.safetensors",
-    "*.json",
-    SUMS,
-    TRAINING_PROMPTS,
-]  # what a former model left there is deleted; people's texts are not
-_PLACES = re.compile(r'(?<=dmoerm\.DMoERM\.from_pretrained\(")[^"]+|(?<=dmoerm serve )\S+')
+# Files of an earlier checkpoint that an upload deletes; texts that people wrote stay.
+_REPLACED = ["*.safetensors", "*.json", SUMS, TRAINING_PROMPTS]
+_NAMES_IN_CARD = re.compile(r'(?<=dmoerm\.DMoERM\.from_pretrained\(")[^"]+|(?<=dmoerm serve )\S+')
 _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 
 
 def download(name: str, **options: Any) -> Path:
-    """The local folder of a model on the hub; code and pickles in its repository are not downloaded.
+    """Download a checkpoint and return its local folder; code and pickles in the repository are not downloaded.
 
     Args:
-        options: `revision` (a branch, tag or commit; the main branch if it is not given), `token`, `cache_dir`,
-            `force_download`, `local_files_only`, as `huggingface_hub.snapshot_download` takes them.
+        options: `revision` (a branch, tag or commit; default: the main branch), `token`, `cache_dir`,
+            `force_download`, `local_files_only`, as for `huggingface_hub.snapshot_download`.
 
     Raises:
-        CheckpointError: no such name or revision, no rights, no network.
+        CheckpointError: the name or revision does not exist, no permission, or no network.
     """
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(name, allow_patterns=list(FILES), **options))
-    except Exception as error:  # network, rights, no such name: the hub's client raises many kinds
-        reason = " ".join(str(error).split())[:300]
-        raise CheckpointError(f"{name}: neither a folder here nor a model on the hub: {reason}; {_LOG_IN}") from None
+    except Exception as error:  # the hub's client raises many kinds
+        message = f"{name}: is neither a local model folder nor a model on the hub: {_reason(error)}; {_LOG_IN}"
+        raise CheckpointError(message) from None
 
 
-def push(
-    model: DMoERM,
+def upload(
+    folder: Path,
     name: str,
     *,
     private: bool | None = None,
@@ -52,40 +44,40 @@ def push(
     revision: str | None = None,
     token: str | None = None,
 ) -> str:
-    """Uploads a model as one commit, its card's examples under its name there; returns the commit's URL.
+    """Upload a checkpoint folder as one commit and return the commit's URL.
 
     Args:
-        name: `me/name`; the repository is created if there is none.
-        private: of a repository that is created; None: as the account's setting is.
-        revision: the branch; None: the main one.
-        token: None: the one that the hub's client finds.
+        name: `me/name`; the repository is created if it does not exist.
+        private: visibility of a repository that is created; None: the account's default.
+        message: the commit message; None: a default one.
+        revision: the branch; None: the main branch.
+        token: None: the token that the hub's client has stored.
 
     Raises:
-        CheckpointError: no rights, no network, a name that is none.
+        CheckpointError: no permission, no network, or an invalid name.
     """
     from huggingface_hub import HfApi
 
-    hub = HfApi(token=token)
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place) / "model"
-        card = model.texts.get("README.md")
-        model.save_pretrained(folder, card=card and named(card, name))
-        try:
-            hub.create_repo(name, private=private, exist_ok=True)
-            commit = hub.upload_folder(
-                repo_id=name,
-                folder_path=folder,
-                commit_message=message or "Upload a DMoERM",
-                revision=revision,
-                allow_patterns=list(FILES),
-                delete_patterns=_OWN_ALONE,
-            )
-        except Exception as error:  # as many kinds as above
-            reason = " ".join(str(error).split())[:300]
-            raise CheckpointError(f"{name}: the model cannot be uploaded: {reason}; {_LOG_IN}") from None
+    api = HfApi(token=token)
+    try:
+        api.create_repo(name, private=private, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=name,
+            folder_path=folder,
+            commit_message=message or "Upload a DMoERM",
+            revision=revision,
+            allow_patterns=list(FILES),
+            delete_patterns=_REPLACED,
+        )
+    except Exception as error:  # the hub's client raises many kinds
+        raise CheckpointError(f"{name}: the model cannot be uploaded: {_reason(error)}; {_LOG_IN}") from None
     return commit.commit_url
 
 
-def named(card: str, name: str) -> str:
-    """A card whose examples load the model by this name."""
-    return _PLACES.sub(name, card)
+def rename_card(card: str, name: str) -> str:
+    """Return the model card with the model's path in its examples replaced by a name on the hub."""
+    return _NAMES_IN_CARD.sub(name, card)
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

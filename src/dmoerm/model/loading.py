@@ -1,7 +1,7 @@
-"""The options of `from_pretrained`: those that act, and those that are refused.
+"""The options of `from_pretrained`: precision, device, hub, and those that a DMoERM refuses.
 
-Callers such as RewardBench and TRL pass transformers' options on. Each one either has its effect here, asks for what
-happens anyway, or is named in one `ConfigError`; none is ignored.
+Callers such as RewardBench and TRL pass transformers' options on. Each option has its effect, requests what a DMoERM
+always does, or is named in one `ConfigError`; none is ignored.
 """
 
 from __future__ import annotations
@@ -17,46 +17,52 @@ from ..errors import ConfigError, shorten
 from .configuration import DMoERMConfig
 
 _HUB = ("revision", "token", "cache_dir", "force_download", "local_files_only")
-# Options whose named values ask for what happens anyway; every other value is refused.
-_ANYWAY: dict[str, tuple[Any, ...]] = {
-    "trust_remote_code": (True, False),  # a model's folder holds no code
+# Options with the values that request what a DMoERM always does; every other value is refused.
+_ALWAYS: dict[str, tuple[Any, ...]] = {
+    "trust_remote_code": (True, False),  # a checkpoint contains no code
     "use_safetensors": (True,),
     "weights_only": (True,),
     "low_cpu_mem_usage": (True, False),
     "num_labels": (1,),
     "attn_implementation": ("sdpa", "dmoerm_packed"),
 }
-_QUANTIZED = "quantized weights are not supported; use dtype=torch.bfloat16 to halve the memory"
+_QUANTIZED = "quantized weights are not supported; dtype=torch.bfloat16 halves the memory"
 _REASONS = {
     "quantization_config": _QUANTIZED,
     "load_in_8bit": f"{_QUANTIZED} (RewardBench: --not_quantized)",
     "load_in_4bit": _QUANTIZED,
-    "attn_implementation": "packed tokens run on PyTorch's SDPA alone; leave it out",
+    "attn_implementation": "packed tokens run only on PyTorch's SDPA; leave it out",
     "num_labels": "a reward model has one label",
 }
-# Options of transformers that ask for nothing when they are None or False.
+# Options of transformers that request nothing if they are None or False.
 _OFF = (
     *("quantization_config", "load_in_8bit", "load_in_4bit", "output_loading_info", "ignore_mismatched_sizes"),
     *("state_dict", "variant", "subfolder", "proxies", "gguf_file", "max_memory", "offload_folder", "tp_plan"),
     *("key_mapping", "use_kernels", "code_revision", "experts_implementation"),
 )
-_ACTING = ("dtype", "torch_dtype", "device_map", "check", *_HUB)
-_FROM_AUTO = ("adapter_kwargs", "config", "_from_auto", "_from_pipeline", "_commit_hash")  # not the caller's
+_SUPPORTED = ("dtype", "torch_dtype", "device_map", "check", *_HUB)
+_FROM_AUTO = (
+    "adapter_kwargs",
+    "config",
+    "_from_auto",
+    "_from_pipeline",
+    "_commit_hash",
+)  # added by transformers' auto classes
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-# What loading itself, or `AutoModelForSequenceClassification`, puts into the configuration.
+# Fields that loading itself, or `AutoModelForSequenceClassification`, sets in the configuration.
 _NOT_COMPARED = {"dtype", "torch_dtype", "transformers_version", "_name_or_path", "architectures", "pad_token_id"}
 
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """What `from_pretrained` is asked for.
+    """The options of `from_pretrained`, checked.
 
     Attributes:
         dtype: precision of trunk and branches; None: as saved.
-        device: where the whole model goes; None: the CPU.
-        check: compare the files with their checksums, where the folder has some.
-        hub: `revision`, `token` and the like: see `hub.download`.
-        config: the configuration as `AutoModelForSequenceClassification` has read it, with the caller's changes.
+        device: the device of the whole model; None: the CPU.
+        check: compare the files with their checksums, if the folder has a file of them.
+        hub: `revision`, `token` and the like; see `hub.download`.
+        config: the configuration that `AutoModelForSequenceClassification` read, with the caller's changes.
     """
 
     dtype: torch.dtype | None = None
@@ -66,20 +72,20 @@ class LoadOptions:
     config: DMoERMConfig | None = None
 
     def check_config(self, folder: Path) -> None:
-        """Raise `ConfigError` if the caller's configuration differs from the folder's: it would have no effect."""
+        """Raise `ConfigError` if the caller's configuration, which has no effect, differs from the folder's."""
         if self.config is None:
             return
         stored, given = DMoERMConfig.from_pretrained(folder).to_dict(), self.config.to_dict()
         names = sorted(name for name in stored.keys() | given.keys() if stored.get(name) != given.get(name))
         if changed := [name for name in names if name not in _NOT_COMPARED]:
             raise ConfigError(
-                f"from_pretrained: {', '.join(changed)}: cannot be changed at loading; edit {folder / 'config.json'}, "
+                f"from_pretrained: {', '.join(changed)}: cannot be changed on loading; edit {folder / 'config.json'}, "
                 "or the loaded model's `config`"
             )
 
 
 def load_options(options: Mapping[str, Any]) -> LoadOptions:
-    """Read the keyword arguments of `from_pretrained`. Raise one `ConfigError` that names all it cannot honor."""
+    """Check the keyword arguments of `from_pretrained`. Raise one `ConfigError` that names all unsupported ones."""
     options = {name: value for name, value in options.items() if value is not None}
     config = options.get("config")
     attention = getattr(config, "_attn_implementation", None)  # `AutoConfig` moves it there
@@ -99,27 +105,27 @@ def load_options(options: Mapping[str, Any]) -> LoadOptions:
 
 
 def _problem(name: str, value: Any) -> str | None:
-    """What is wrong with an option; None: it acts, or it asks for what happens anyway."""
-    if name in _ACTING or (name in _OFF and value in (False, "")):
+    """Return why an option is refused, or None if it is supported."""
+    if name in _SUPPORTED or (name in _OFF and value in (False, "")):
         return None
-    if name in _ANYWAY and isinstance(value, str | int) and value in _ANYWAY[name]:
+    if name in _ALWAYS and isinstance(value, str | int) and value in _ALWAYS[name]:
         return None
-    if name in _OFF or name in _ANYWAY:
+    if name in _OFF or name in _ALWAYS:
         reason = f": {_REASONS[name]}" if name in _REASONS else ""
         return f"{name}={' '.join(shorten(value).split())} is not supported{reason}"
-    return f"{name} is unknown (known: {', '.join(_ACTING)})"
+    return f"{name} is unknown (known: {', '.join(_SUPPORTED)})"
 
 
 def _dtype(*given: Any) -> torch.dtype | None:
-    """The precision that `dtype` or its old name `torch_dtype` asks for."""
-    asked = {as_dtype(value) for value in given if value is not None}
-    if len(asked) > 1:
+    """Return the precision given as `dtype` or under its old name `torch_dtype`."""
+    dtypes = {as_dtype(value) for value in given if value is not None}
+    if len(dtypes) > 1:
         raise ConfigError(f"dtype={given[0]} and torch_dtype={given[1]} differ; give dtype alone")
-    return next(iter(asked), None)
+    return next(iter(dtypes), None)
 
 
 def as_dtype(value: Any) -> torch.dtype | None:
-    """The dtype of that name; None for None and "auto": as saved. Raise `ConfigError` if it is not supported."""
+    """Convert a dtype or its name; None and "auto" give None. Raise `ConfigError` if the dtype is not supported."""
     if value is None or value == "auto":
         return None
     dtype = getattr(torch, value.removeprefix("torch."), None) if isinstance(value, str) else value
@@ -129,16 +135,21 @@ def as_dtype(value: Any) -> torch.dtype | None:
     return dtype
 
 
+def default_device() -> torch.device:
+    """Return the GPU if there is one, otherwise the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def _device(value: Any) -> torch.device | None:
-    """The one device that `device_map` asks for: "auto" is the GPU if there is one."""
+    """Return the one device that `device_map` names; "auto" is the default device."""
     if value is None:
         return None
     if value == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    asked: Any = value[""] if isinstance(value, dict) and list(value) == [""] else value
-    hint = 'a model lies on one device: use "auto", "cpu", "cuda:0" or the like'
+        return default_device()
+    name: Any = value[""] if isinstance(value, dict) and list(value) == [""] else value
+    hint = 'a model is on one device: use "auto", "cpu", "cuda:0" or the like'
     try:
-        device = torch.device("cuda", asked) if isinstance(asked, int) else torch.device(asked)
+        device = torch.device("cuda", name) if isinstance(name, int) else torch.device(name)
     except (TypeError, RuntimeError):
         raise ConfigError(f"device_map={shorten(value)} is not supported: {hint}") from None
     if device.type == "meta" or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):

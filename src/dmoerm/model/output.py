@@ -1,4 +1,4 @@
-"""What the model computes in one pass, intermediate scores included. Shapes: Q prompts, N responses, k capabilities."""
+"""The scores of one pass, intermediate ones included. Shapes: Q prompts, N responses, k capabilities."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class TaskRows:
     """One task's scores of some of the responses.
 
     Attributes:
-        rows: the responses that it scored, ascending, M of the N.
+        rows: the indices of the scored responses, ascending; M of the N.
         scores: reward, capabilities, uncertainty and phase-1 score, M rows each.
     """
 
@@ -29,10 +29,10 @@ class PassOutput:
 
     Attributes:
         owner: (N,), each response's prompt.
-        chosen: (Q,), the task whose model gives the reward; None: the general model does.
-        general: (N,), the general model's score, not calibrated; nan for a response that needs none.
-        tasks: task → its scores; of a prompt's responses there are those of every task that was asked for.
-        reward: (N,), calibrated; not bounded yet, and without the rule for empty responses.
+        chosen: (Q,), the task whose model gives the reward; None: the general model.
+        general: (N,), the general model's raw score; nan for a response whose reward does not depend on it.
+        tasks: task → its scores of the responses to the prompts for which the task was requested.
+        reward: (N,), calibrated; not bounded, and without the rule for empty responses.
     """
 
     owner: Sequence[int]
@@ -42,7 +42,7 @@ class PassOutput:
     reward: Tensor
 
     def of(self, prompt: int, task: str) -> TaskOutput:
-        """A task's scores of the responses to one prompt."""
+        """Return a task's scores of the responses to one prompt."""
         output = self.tasks[task]
         kept = [i for i, row in enumerate(output.rows) if self.owner[row] == prompt]
         return TaskOutput(*(part[kept] for part in output.scores))

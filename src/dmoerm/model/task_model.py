@@ -1,9 +1,11 @@
-"""One task's dense mixture: its branch, its experts, its aggregator, and the calibration of its rewards.
+"""A task's dense mixture: branch, experts, aggregator, and the calibration of the rewards.
 
 base = pool(branch(x))                     r_phase1 = head(base)
 z    = experts(x)                          r_i      = head_i(z_i)
 r    = aggregator(z ⊕ (r_1 … r_k, r_phase1, r_general))
-reward = (r − centre) / scale              P(a better than b) = σ((reward_a − reward_b) / temperature)
+reward = (r − center) / scale              P(a better than b) = σ((reward_a − reward_b) / temperature)
+
+Shapes: N responses, k capabilities, D embedding width, m embeddings that the aggregator reads.
 """
 
 from __future__ import annotations
@@ -20,29 +22,33 @@ from .packing import Packed
 
 
 class Calibration(nn.Module):
-    """Makes rewards comparable between tasks, and their differences into probabilities."""
+    """Maps raw rewards (N,) to rewards that compare across tasks, and whose differences give probabilities.
 
-    centre: Tensor
+    Tasks are trained separately, so their raw rewards differ in level and unit. `center` and `scale`, from a task's own
+    responses, remove both; `temperature` then makes σ(difference / temperature) the probability of a preference.
+    """
+
+    center: Tensor
     scale: Tensor
     temperature: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        for name, value in (("centre", 0.0), ("scale", 1.0), ("temperature", 1.0)):
+        for name, value in (("center", 0.0), ("scale", 1.0), ("temperature", 1.0)):
             self.register_buffer(name, torch.tensor(value))
 
     def forward(self, reward: Tensor) -> Tensor:
-        return (reward - self.centre) / self.scale
+        return (reward - self.center) / self.scale
 
 
 class TaskOutput(NamedTuple):
     """A task model's scores of N responses.
 
     Attributes:
-        reward: (N,), centred and scaled.
+        reward: (N,), calibrated.
         capabilities: (N, k), each normalized over the training part's responses.
-        uncertainty: (N,), the standard deviation of the capability scores: how far the experts disagree.
-        per_task: (N,), the phase-1 model's own score, not calibrated.
+        uncertainty: (N,), the standard deviation of a response's capability scores: the experts' disagreement.
+        per_task: (N,), the phase-1 model's raw score.
     """
 
     reward: Tensor
@@ -61,12 +67,12 @@ class TaskModel(nn.Module):
         self.calibration = Calibration()
 
     def vectors(self, base: Tensor, z: Tensor, general: Tensor) -> Tensor:
-        """The aggregator's input (N, m·D + k + 2).
+        """Return the aggregator's input (N, m·D + k + 2).
 
         Args:
-            base: (N, D), the branch's embedding without experts.
+            base: (N, D), the plain branch's embeddings.
             z: (k, N, D), the experts' embeddings.
-            general: (N,), the general model's score.
+            general: (N,), the general model's scores.
         """
         scores = [self.experts.score(z), self.base.head(base)[:, None], general[:, None]]
         embeddings = base[None] if self.experts.branch is None else z
@@ -78,18 +84,23 @@ class TaskModel(nn.Module):
         return self.aggregator.linear is not None or self.experts.branch is None
 
     def forward(self, inputs: Packed, general: Tensor, base: Tensor | None = None) -> TaskOutput:
-        """Scores N responses; `base` saves a pass where the branch is the general model's own."""
+        """Score N responses.
+
+        Args:
+            general: (N,), the general model's scores.
+            base: (N, D), the plain branch's embeddings if they are known, as with a shared branch; saves a pass.
+        """
         base = self.base.embed(inputs) if base is None else base
         return self.conclude(self.vectors(base, self.experts.embed(inputs, base), general))
 
     def forward_experts(self, inputs: Packed) -> TaskOutput:
-        """The same where the reward depends on the experts' embeddings alone; `per_task` is then not computed: 0."""
+        """Score N responses from the experts alone, if `reads_base` is false; `per_task` is not computed and is 0."""
         z = self.experts.embed(inputs, None)
         unread = z.new_zeros(z.shape[1], 2)
         return self.conclude(torch.cat([*z, self.experts.score(z), unread], -1))
 
     def conclude(self, vectors: Tensor) -> TaskOutput:
-        """From the aggregator's input to what is reported."""
+        """Compute a task's scores from the aggregator's input (N, m·D + k + 2)."""
         count = len(self.experts)
         scores = vectors[:, vectors.shape[1] - count - 2 :]
         capabilities = self.normalizer(scores[:, :count])

@@ -1,7 +1,7 @@
-"""Which prompts a model was trained on: `training_prompts.txt` in the checkpoint.
+"""The prompts that a model was trained on: `training_prompts.txt` in the checkpoint.
 
-The file has one digest a line, sorted: the first 16 hex digits of the SHA-256 of `prompt_key(prompt)`. A digest
-does not give its prompt away, but whoever has a prompt can check whether it is among them.
+The file has one digest per line, sorted: the first 16 hex digits of the SHA-256 of `prompt_key(prompt)`. A digest
+does not reveal its prompt, but anyone with a prompt can check whether it is in the file.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class TrainingPrompts:
     """The prompts that a model was trained on, its validation part included.
 
     `prompt in training_prompts` compares prompts as the split into training and test part does: white space and Unicode
-    forms do not matter.
+    normalization forms are ignored.
     """
 
     digests: frozenset[str]
@@ -38,7 +38,7 @@ class TrainingPrompts:
 
     @classmethod
     def read(cls, folder: Path) -> Self | None:
-        """Read a checkpoint's set; None if the checkpoint has none, as those of older versions.
+        """Read a checkpoint's set; return None if the checkpoint has none, as in older versions.
 
         Raises:
             CheckpointError: the file is not a list of digests.

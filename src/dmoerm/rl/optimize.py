@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallba
 
 from ..errors import ConfigError
 from ..io.paths import write_file
+from ..model.loading import default_device
 from ..schema import Prompt
 from ..testbed import TASKS, gold_reward
 from ..testbed import prompts as testbed_items
@@ -85,8 +86,7 @@ def optimize(
         return read_trajectory(folder / "trajectory.json")
     train, held_out = _split(prompts, settings.held_out)
     model, tokenizer = load_policy(policy)
-    if torch.cuda.is_available():
-        model = model.to("cuda")
+    model = model.to(default_device())
     scale = _scale(model, tokenizer, reward, train, settings, folder)
     meter = Meter(policy, tokenizer, reward, gold, held_out, scale, settings, folder)
     with progress.step(name):

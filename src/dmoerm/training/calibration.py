@@ -28,7 +28,7 @@ def calibrate(
         rewards: an example's key → raw rewards (N,); examples that are not in it are passed over.
     """
     known = torch.cat([rewards[e.key] for e in (*train, *validation) if e.key in rewards])
-    calibration.centre.fill_(float(known.mean()))
+    calibration.center.fill_(float(known.mean()))
     calibration.scale.fill_(max(float(known.std(correction=0)), 1e-6))
     held_out = [e for e in validation if e.key in rewards and e.pairs.get(None)]
     margins, weights = _margins(held_out or [e for e in train if e.key in rewards], rewards)

@@ -1,0 +1,185 @@
+"""The double-layer mixture of experts: the modules, and the pass from packed tokens to rewards.
+
+    ids ──trunk──▶ hidden ──router──▶ task t, or the general model below the threshold
+                     ├──general branch──▶ r_general
+                     └──branch_t, experts_t──▶ aggregator_t ──▶ reward
+
+Shapes: Q prompts, N responses, T tasks, k capabilities of a task, D embedding width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..chat.encoding import Encoder
+from ..config import AggregatorConfig, EncodingConfig, HeadConfig, LoRAConfig
+from ..errors import DataError
+from ..names import folder_name
+from .aggregator import Aggregator
+from .backbone import empty_part, split_layers
+from .batching import pad
+from .configuration import DMoERMConfig
+from .experts import Experts
+from .heads import BranchScorer, Head
+from .output import PassOutput, TaskRows
+from .packed_attention import run
+from .packing import Packed
+from .router import Router
+from .task_model import Calibration, TaskModel, TaskOutput
+from .training_prompts import TrainingPrompts
+
+
+class Mixture(PreTrainedModel):
+    """Trunk, router, general model and task models. `DMoERM` adds scoring of text, loading and saving.
+
+    Attributes:
+        tokenizer, encoder: set by `checkpoint.with_tokenizer`.
+        texts: file name → text of the model card and the run's settings that were loaded with the model.
+        training_prompts: the prompts that the model was trained on; None if they are unknown.
+    """
+
+    config_class = DMoERMConfig
+    base_model_prefix = "dmoerm"
+    _supports_sdpa = True  # otherwise transformers writes "eager" into the configuration
+    tokenizer: PreTrainedTokenizerBase
+    encoder: Encoder
+
+    def __init__(self, config: DMoERMConfig) -> None:
+        super().__init__(config)
+        self.texts: dict[str, str] = {}
+        self.training_prompts: TrainingPrompts | None = None
+        backbone = config.backbone_config
+        decoder = empty_part(backbone, backbone.num_hidden_layers)
+        self.trunk, branch = split_layers(decoder, config.branch_layer)
+        language_model = empty_part(backbone, backbone.num_hidden_layers) if config.router_kind == "own" else None
+        self.router = Router(list(config.tasks), backbone.hidden_size, language_model)
+        self.general = self._scorer(branch)
+        self.general_calibration = Calibration()
+        self.tasks = nn.ModuleDict({_key(task): self._new_task_model(names) for task, names in config.tasks.items()})
+
+    def _scorer(self, branch: Any) -> BranchScorer:
+        head = Head(self.config.width, HeadConfig(**self.config.head))
+        return BranchScorer(branch, head, EncodingConfig(**self.config.encoding).pooling)
+
+    def _new_task_model(self, capabilities: Sequence[str]) -> TaskModel:
+        config = self.config
+        branch: Any = self.general.branch
+        if not config.shared_branch:
+            backbone = config.backbone_config
+            branch = split_layers(empty_part(backbone, backbone.num_hidden_layers), config.branch_layer)[1]
+        base, lora = self._scorer(branch), LoRAConfig(**config.lora)
+        experts = Experts(branch, capabilities, config.width, lora, HeadConfig(**config.head), base.pooling)
+        embeddings = 1 if experts.branch is None else len(capabilities)
+        settings = AggregatorConfig(**config.aggregator)
+        return TaskModel(base, experts, Aggregator(embeddings, config.width, len(capabilities) + 2, settings))
+
+    def task_model(self, task: str, source: str = "") -> TaskModel:
+        """Return the task's model.
+
+        Args:
+            source: what names the task, such as `query 7`; the error message begins with it.
+
+        Raises:
+            DataError: the model has no such task.
+        """
+        if task not in self.config.tasks:
+            message = f"{source}: the model has no such task" if source else "the model has no such task"
+            known = ", ".join(self.config.tasks)
+            raise DataError(message, field="task", value=task, hint=f"use one of {known}, or null to route")
+        return cast("TaskModel", self.tasks[_key(task)])
+
+    def hidden(self, ids: Packed) -> Packed:
+        """Run the trunk on token ids; return the ids themselves if the model has no trunk."""
+        return ids if self.trunk is None else ids._replace(tokens=run(self.trunk, ids)[0])
+
+    def route(self, ids: Packed, hidden: Packed) -> Tensor:
+        """Return the task probabilities (Q, T) of the prompts."""
+        if self.router.language_model is None:
+            return self.router.probabilities(hidden.prompt_means())
+        prompts, mask = pad([prompt for prompt, _ in ids.split()])
+        return self.router.probabilities(self.router.read(prompts, mask.to(prompts.device)))
+
+    def choose(self, probabilities: Tensor) -> str | None:
+        """Return the most probable task of one prompt, or None (the general model) below the threshold."""
+        best = int(probabilities.argmax())
+        return self.router.tasks[best] if probabilities[best] >= self.config.threshold else None
+
+    def outputs(
+        self,
+        hidden: Packed,
+        tasks: Sequence[str | None],
+        extra_tasks: Sequence[str] | None = None,
+        embeddings: Tensor | None = None,
+    ) -> PassOutput:
+        """Compute the rewards of a pass and the scores on which they depend.
+
+        Args:
+            hidden: the trunk's states of Q prompts and N responses.
+            tasks: each prompt's task; None: the general model gives the reward.
+            extra_tasks: one more task per prompt whose scores are computed. If given, all intermediate scores are
+                computed; otherwise only those on which the rewards depend.
+            embeddings: (N, D), the responses' embeddings under the general branch, if they are known.
+        """
+        owner = hidden.packing.owner
+        scored_by = [{task} if extra_tasks is None else {task, extra_tasks[q]} for q, task in enumerate(tasks)]
+        rows = {
+            task: [n for n, q in enumerate(owner) if task in scored_by[q]]
+            for task in sorted(set().union(*scored_by), key=str)
+        }
+        alone = {task for task in rows if task and extra_tasks is None and not self.task_model(task).reads_base}
+        read = sorted({n for task, numbers in rows.items() if task not in alone for n in numbers})
+        if embeddings is None:
+            embeddings = self._general_embeddings(hidden, read)
+        general = hidden.tokens.new_full((len(owner),), torch.nan, dtype=torch.float32)
+        if read:
+            general[read] = self.general.head(embeddings[read]).float()
+        parts = {
+            task: TaskRows(numbers, self._task_scores(task, hidden, numbers, general, embeddings, task in alone))
+            for task, numbers in rows.items()
+            if task is not None
+        }
+        return PassOutput(owner, tasks, general, parts, self._chosen_rewards(owner, tasks, general, parts))
+
+    def _general_embeddings(self, hidden: Packed, rows: Sequence[int]) -> Tensor:
+        """Return the responses' embeddings (N, D) under the general branch; 0 for responses not in `rows`."""
+        embeddings = hidden.tokens.new_zeros(len(hidden.packing.owner), self.config.width, dtype=torch.float32)
+        if rows:
+            embeddings[rows] = self.general.embed(hidden.select(rows)).float()
+        return embeddings
+
+    def _task_scores(
+        self, task: str, hidden: Packed, rows: list[int], general: Tensor, embeddings: Tensor, alone: bool
+    ) -> TaskOutput:
+        """Score some of the responses under one task; `alone`: from the experts without general and plain branch."""
+        task_model = self.task_model(task)
+        if alone:
+            return task_model.forward_experts(hidden.select(rows))
+        return task_model(hidden.select(rows), general[rows], embeddings[rows] if self.config.shared_branch else None)
+
+    def _chosen_rewards(
+        self,
+        owner: Sequence[int],
+        tasks: Sequence[str | None],
+        general: Tensor,
+        parts: Mapping[str, TaskRows],
+    ) -> Tensor:
+        """Return each response's reward (N,) under its prompt's task."""
+        rewards = self.general_calibration(general)
+        for task, part in parts.items():
+            kept = [i for i, n in enumerate(part.rows) if tasks[owner[n]] == task]
+            rewards[[part.rows[i] for i in kept]] = part.scores.reward[kept].float()
+        return rewards
+
+    def calibration(self, task: str | None) -> Calibration:
+        """Return the calibration of a task's rewards; of the general model's for None."""
+        return self.general_calibration if task is None else self.task_model(task).calibration
+
+
+def _key(task: str) -> str:
+    """Return a task's key in the module tree; the prefix avoids clashes with attributes such as `values`."""
+    return f"task:{folder_name(task)}"
