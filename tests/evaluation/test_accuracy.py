@@ -120,7 +120,7 @@ def test_seeds_and_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert first != other
     beside = compare({"chat": counts, "qa": random_counts(np.random.default_rng(4))})[0]["dmoerm"]["chat"]
     assert beside == first, "another task must not change a task's interval"
-    monkeypatch.setattr("dmoerm.evaluation.bootstrap._BLOCK", 7 * len(counts.prompts))
+    monkeypatch.setattr("dmoerm.bootstrap._BLOCK", 7 * len(counts.prompts))
     assert len(resample(counts, 0, 1000)["dmoerm"]) == 1000
 
 

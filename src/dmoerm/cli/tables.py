@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..labeling.quality import LabelQuality
     from ..scores import Score
 
-_WIDTH = 140  # where there is no terminal that says how wide it is
+_WIDTH = 140  # if the output is not a terminal
 
 
 def screen() -> Console:
@@ -173,8 +173,8 @@ def scores_table(responses: list[str], scores: list[Score]) -> Table:
     """The responses to one prompt, best first, a column each: reward, win probability, capabilities."""
     order = sorted(range(len(scores)), key=lambda i: -scores[i].reward)
     table = Table("", title_justify="left", show_lines=True)
-    for place in range(1, len(order) + 1):
-        table.add_column(f"response {place}", overflow="fold")
+    for rank in range(1, len(order) + 1):
+        table.add_column(f"response {rank}", overflow="fold")
     best = scores[order[0]]
     table.add_row("text", *(escape(_shortened(responses[i])) for i in order))
     table.add_row("reward", *(f"{scores[i].reward:+.2f}" for i in order))

@@ -17,12 +17,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..bootstrap import RESAMPLES, interval, resampled_sums
 from ..schema import Pair, prompt_key
-from .bootstrap import RESAMPLES, interval, resampled_sums
 from .results import MEAN, MEAN_HUMAN, Difference, Estimate
 from .scored_groups import ScoredGroup
 
-Row = tuple[str, Sequence[Pair], Mapping[str, np.ndarray]]
+OrderedPairs = tuple[str, Sequence[Pair], Mapping[str, np.ndarray]]
 """A group's prompt, its human-ordered pairs, and method → its scores."""
 
 
@@ -41,7 +41,7 @@ class PairCounts:
     right: Mapping[str, np.ndarray]
 
 
-def count_pairs(rows: Iterable[Row]) -> PairCounts | None:
+def count_pairs(rows: Iterable[OrderedPairs]) -> PairCounts | None:
     """Count pairs by prompt; rows without an ordered pair are skipped. None if no row has one."""
     pairs: dict[str, int] = {}
     right: dict[str, dict[str, float]] = {}

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import gammaln
 
+from ..bootstrap import interval, resampled_means
 from ..errors import DataError
-from .bootstrap import interval, resampled_means
 
 Array = NDArray[np.float64]
 _RESAMPLES = 1000

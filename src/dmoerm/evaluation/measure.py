@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from .. import testbed
+from ..bootstrap import RESAMPLES
 from ..chat.truncation import TruncationCounts, count_truncation
 from ..config import Config
 from ..errors import DataError
@@ -16,7 +17,6 @@ from ..model.training_prompts import TrainingPrompts
 from ..schema import Group
 from ..training.cache import ActivationCache
 from .accuracy import capability_accuracy, compare, overall_counts
-from .bootstrap import RESAMPLES
 from .diagnostics import calibration_result, length_bias, router_result
 from .overlap import split_overlap
 from .results import Results, peak_memory, phase_seconds, versions

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
+from ..bootstrap import mean_interval
 from ..config import Config
 from ..errors import DataError
 from ..evaluation.best_of_n import BestOfN, best_of_n, best_of_n_kl, over_prompts
-from ..evaluation.bootstrap import mean_interval
 from ..evaluation.experiment_results import BestOfNCondition, BestOfNResults, CurveFit, MethodCurve
 from ..evaluation.results import Difference, Overlap, versions
 from ..schema import prompt_key

@@ -26,7 +26,7 @@ from ..evaluation.results import Overlap
 from ..schema import Group
 from .methods import Scorer
 
-Scored = Sequence[tuple[Group, Sequence[float]]]
+GroupRewards = Sequence[tuple[Group, Sequence[float]]]
 """Groups, each with its responses' rewards."""
 
 # Section → subset → weight: the number of prompts; math-prm has 447, raised to weigh as much as the code subsets.
@@ -125,7 +125,7 @@ def run_benchmark(
     return BenchmarkRun(results, overlap)
 
 
-def rewardbench(scored: Scored) -> BenchmarkResult:
+def rewardbench(scored: GroupRewards) -> BenchmarkResult:
     """RewardBench 1: a pair is right if chosen is above rejected (a tie is not); overall: the mean of the sections."""
     subsets = _by_subset(scored, lambda group, rewards: float(rewards[_best(group)[0]] > rewards[_worst(group)[0]]))
     sections = {}
@@ -139,7 +139,7 @@ def rewardbench(scored: Scored) -> BenchmarkResult:
     return BenchmarkResult("RewardBench", subsets, sections, fmean(sections.values()))
 
 
-def rewardbench2(scored: Scored) -> BenchmarkResult:
+def rewardbench2(scored: GroupRewards) -> BenchmarkResult:
     """RewardBench 2: overall is the mean of its subsets.
 
     A group is right if the right answer has the highest reward; where k share the highest, it counts 1/k.
@@ -155,7 +155,7 @@ def rewardbench2(scored: Scored) -> BenchmarkResult:
     return BenchmarkResult("RewardBench 2", subsets, values, fmean(values.values()))
 
 
-def ties_score(scored: Scored) -> float:
+def ties_score(scored: GroupRewards) -> float:
     """RewardBench 2's `Ties`: 0.3 accuracy on `tied` prompts + 0.3 on `ref` ones + 0.4 on margins + 0.01 · tanh term.
 
     A prompt is right if its worst right answer is above its best wrong one. A margin is right if that gap is wider than
@@ -184,7 +184,7 @@ def ties_score(scored: Scored) -> float:
     return 0.3 * right["tied"] + 0.3 * right["ref"] + margins + 0.01 * float(ratio.mean())
 
 
-def rm_bench(scored: Scored) -> BenchmarkResult:
+def rm_bench(scored: GroupRewards) -> BenchmarkResult:
     """RM-Bench: three chosen and three rejected responses, plain to elaborate, each against each.
 
     `hard`: the rejected one is the more elaborate; `normal`: alike; `easy`: the chosen one is. Overall is the mean over
@@ -210,7 +210,7 @@ def rm_bench(scored: Scored) -> BenchmarkResult:
     return BenchmarkResult("RM-Bench", subsets, sections, fmean(score for score, _ in subsets.values()))
 
 
-BENCHMARKS: dict[str, Callable[[Scored], BenchmarkResult]] = {
+BENCHMARKS: dict[str, Callable[[GroupRewards], BenchmarkResult]] = {
     "rewardbench": rewardbench,
     "rewardbench2": rewardbench2,
     "rm_bench": rm_bench,
@@ -218,7 +218,7 @@ BENCHMARKS: dict[str, Callable[[Scored], BenchmarkResult]] = {
 """Name → its arithmetic."""
 
 
-def _by_subset(scored: Scored, right: Callable[[Group, Sequence[float]], float]) -> dict[str, tuple[float, int]]:
+def _by_subset(scored: GroupRewards, right: Callable[[Group, Sequence[float]], float]) -> dict[str, tuple[float, int]]:
     scores: dict[str, list[float]] = defaultdict(list)
     for group, rewards in scored:
         scores[_name(group)].append(right(group, rewards))

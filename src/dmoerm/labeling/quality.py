@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..bootstrap import interval, resampled_sums
 from ..labels import OVERALL, PROBABILITIES, CapabilityLabel, Outcome, content_digest, likelier
 from ..schema import Group, prompt_key
 
@@ -196,11 +197,10 @@ def _interval(rows: Sequence[_ComparedLabel]) -> tuple[float, float] | None:
     if len(by_prompt) < 2:
         return None
     tables = np.stack([_table((row, row.label.given) for row in members) for members in by_prompt.values()])
-    rng, count = np.random.default_rng(0), len(tables)
-    weights = rng.multinomial(count, np.full(count, 1 / count), size=_RESAMPLES)
-    kappas = kappa(np.einsum("rp,pij->rij", weights, tables))
+    sums = resampled_sums(tables.reshape(len(tables), -1), resamples=_RESAMPLES)
+    kappas = kappa(sums.reshape(-1, *tables.shape[1:]))
     kappas = kappas[np.isfinite(kappas)]
-    return tuple(np.quantile(kappas, [0.025, 0.975]).tolist()) if len(kappas) else None  # pyright: ignore
+    return tuple(interval(kappas).tolist()) if len(kappas) else None  # pyright: ignore
 
 
 def _finite(value: Any) -> float | None:

@@ -200,7 +200,7 @@ def _trainer(
 
     trainer_class, config_class = TRAINERS[settings.algorithm]
     order = _order(len(reward.prompts), settings)
-    rows = {"prompt": [render(reward.prompts[i].prompt) for i in order], "place": order}
+    rows = {"prompt": [render(reward.prompts[i].prompt) for i in order], "prompt_index": order}
     trainer = trainer_class(
         model=model,
         reward_funcs=reward,
@@ -234,7 +234,7 @@ def _arguments(settings: RLConfig, checkpoints: Path) -> dict[str, Any]:
         "learning_rate": settings.learning_rate,
         "lr_scheduler_type": "constant_with_warmup",
         "warmup_steps": min(_WARMUP, settings.steps // 10),
-        "shuffle_dataset": False,  # the rows are in their order already, so that a stopped run goes on with the next
+        "shuffle_dataset": False,  # the rows are already in order, so that a stopped run resumes at the next one
         "gradient_checkpointing": False,
         "disable_dropout": True,
         "bf16": uses_bf16(settings.bf16),

@@ -53,7 +53,7 @@ def make_policy(config: PolicyConfig, folder: Path) -> Path:
         folder: where policies are kept; each has a folder of its own in it, named by `config.key`.
 
     Raises:
-        ConfigError: `config.path` is no language model.
+        ConfigError: `config.path` is not a language model.
         CheckpointError: the policy cannot be written.
     """
     target = folder / f"policy-{config.key}"
@@ -80,7 +80,7 @@ def make_policy(config: PolicyConfig, folder: Path) -> Path:
 
 
 def load_policy(folder: Path) -> tuple[Any, PreTrainedTokenizerBase]:
-    """The policy in float32, and its tokenizer, which pads on the left. Raises `ConfigError` if there is none."""
+    """The policy in float32, and its tokenizer, which pads on the left. Raises `ConfigError` if it cannot be read."""
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
@@ -137,7 +137,7 @@ def _train_tokenizer(size: int, texts: Sequence[tuple[str, str]]) -> PreTrainedT
 def _rows(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[tuple[str, str]], config: PolicyConfig
 ) -> list[dict[str, list[int]]]:
-    """Token ids and labels of the texts whose responses are short enough; -100 where there is no loss."""
+    """Token ids and labels of the texts whose responses are short enough; -100 marks tokens without loss."""
     rows = []
     starts = tokenizer([prompt for prompt, _ in texts])["input_ids"]
     ends = tokenizer([f" {response}" for _, response in texts], add_special_tokens=False)["input_ids"]

@@ -117,15 +117,15 @@ def measure_scale(rewards: Sequence[float], count: int) -> Scale:
 
 
 class TRLReward:
-    """The reward function of TRL's trainers; the dataset's column `place` says which prompt a row has."""
+    """The reward function of TRL's trainers; the dataset's column `prompt_index` is each row's prompt."""
 
     __name__ = "reward"
 
     def __init__(self, reward: Reward, prompts: Sequence[RLPrompt], scale: Scale) -> None:
         self.reward, self.prompts, self.scale = reward, prompts, scale
 
-    def __call__(self, completions: list[str], place: list[int], trainer_state: Any, **_: Any) -> list[float]:
+    def __call__(self, completions: list[str], prompt_index: list[int], trainer_state: Any, **_: Any) -> list[float]:
         """Normalized rewards of the completions."""
-        prompts, texts = [self.prompts[i] for i in place], [text.strip() for text in completions]
+        prompts, texts = [self.prompts[i] for i in prompt_index], [text.strip() for text in completions]
         raw = raw_rewards(self.reward, prompts, texts, trainer_state.global_step + 1, self.scale)
         return [self.scale.normalize(value) for value in raw]

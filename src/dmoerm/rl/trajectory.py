@@ -89,7 +89,7 @@ def write_trajectory(path: Path, trajectory: Trajectory) -> None:
 
 
 def read_trajectory(path: Path) -> Trajectory:
-    """Reads a trajectory. Raises `DataError` where there is none, or one of another schema."""
+    """Reads a trajectory. Raises `DataError` if it is missing or has another schema."""
     hint = "give the trajectory.json that `dmoerm rl` wrote"
     try:
         return Trajectory.model_validate_json(path.read_text(encoding="utf-8"))
