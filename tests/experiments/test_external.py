@@ -122,11 +122,12 @@ def test_recorded_judges(tmp_path) -> None:
         CapabilityLabel("gpt/one", *about, "logic", 0, 1, Outcome.FIRST, Outcome.FIRST),
     ]
     write_labels(tmp_path / "labels.parquet", labels)
-    ((name, judge),) = recorded([tmp_path / "labels.parquet"]).items()
-    assert name == "judge_gpt/one"
+    (judge,) = recorded([tmp_path / "labels.parquet"])
+    trained = judge.train(None)  # type: ignore[arg-type]
+    assert judge.name == "judge_gpt/one"
     assert judge.tasks == {"chat"}
     other = Query(id="other", prompt="p", responses=("a", "b"))
-    assert judge.method(None).score_all([query, other]) == [[0.0, 1.0], [0.5, 0.5]]
+    assert trained.score_all([query, other]) == [[0.0, 1.0], [0.5, 0.5]]
     write_labels(tmp_path / "labels.parquet", labels[1:])
     with pytest.raises(DataError, match="no label is about the overall preference"):
         recorded([tmp_path / "labels.parquet"])
