@@ -70,8 +70,10 @@ def test_live_judges_are_methods_and_are_asked_once(config: Path, monkeypatch: p
     folder = config.parent / "judged"
     with FakeJudge() as server:
         asked = f"compare {config} --seed 0 --noise clean=0,0 --members 2 --output {folder} --judge fake --shots 1"
+        asked += " --max-tokens 77 --temperature 0.25 --request-field seed=5"
         result = invoke(f"{asked} --base-url {server.url}")
         assert result.exit_code == 0, result.output
+        assert {(b["max_tokens"], b["temperature"], b["seed"]) for b in server.bodies} == {(77, 0.25, 5)}
         calls = sum(server.paid.values())
         (folder / "clean" / "seed0" / "run.json").unlink()
         assert invoke(f"{asked} --base-url {server.url}").exit_code == 0

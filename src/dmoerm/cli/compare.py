@@ -10,11 +10,25 @@ import typer
 
 from .experiments import conditions_of, engine_of, experiment_config, write_results
 from .models import quieten
-from .options import Engine, ExperimentFolder, IncludeTrained, JsonFile, Members, Noise, Overrides, Seeds
+from .options import (
+    BaseUrl,
+    Engine,
+    ExperimentFolder,
+    IncludeTrained,
+    JsonFile,
+    Members,
+    Noise,
+    Overrides,
+    RequestOptions,
+    Seeds,
+    grouped,
+)
 
 
+@grouped
 def command(
     config: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped config such as human or demo.")],
+    requests: RequestOptions,
     seeds: Seeds = None,
     noise: Noise = None,
     members: Members = 5,
@@ -26,9 +40,7 @@ def command(
         list[Path] | None, typer.Option(metavar="FILE", help="Recorded labels of LLM judges (Parquet), as methods.")
     ] = None,
     judge: Annotated[str | None, typer.Option(metavar="MODEL", help="A live LLM judge of every pair.")] = None,
-    base_url: Annotated[
-        str, typer.Option(envvar="OPENAI_BASE_URL", help="The judge's endpoint. The key: $OPENAI_API_KEY.")
-    ] = "https://api.openai.com/v1",
+    base_url: BaseUrl = "https://api.openai.com/v1",
     shots: Annotated[int, typer.Option(min=0, help="Labeled pairs in the judge's prompt (few-shot).")] = 0,
     external: Annotated[
         list[str] | None,
@@ -54,7 +66,7 @@ def command(
 
     quieten()
     settings = experiment_config(config, overrides or (), output)
-    judge_settings = (judge, base_url, shots) if judge else None
+    judge_settings = (requests.endpoint(base_url, judge), shots) if judge else None
     methods, training_prompts = external_methods(
         external or (), labels or (), judge_settings, Path(settings.output) / "judge.sqlite"
     )

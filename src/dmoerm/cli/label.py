@@ -9,24 +9,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from .labeling import (
-    PairOrder,
-    estimate,
-    groups_without_questions,
-    label_questions,
-    print_error_line,
-    print_labels,
-    select_pairs,
-)
-from .options import JsonFile
+from .labeling import PairOptions, estimate, label_questions, print_error_line, print_labels, questions_of
+from .options import BaseUrl, Format, JsonFile, RequestOptions, grouped
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ..labeling.questions import QuestionFormat
+    from ..labeling.runner import RunLimits
     from ..schema import Group
 
 
@@ -48,108 +45,90 @@ app = typer.Typer(
 
 Files = Annotated[list[str], typer.Argument(metavar="DATA…", help="Preference data, as for `dmoerm train`.")]
 Data = Annotated[list[str], typer.Option(metavar="DATA", help="The labeled data; may be repeated.")]
-Format = Annotated[str, typer.Option(help="Format of the rows; auto detects it from the first row.")]
 Out = Annotated[Path, typer.Option(metavar="FILE", help="The label file (Parquet).")]
+Store = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Record of all calls (SQLite); default: the label file's name with .sqlite."),
+]
+
+
+@dataclass(frozen=True)
+class QuestionOptions:
+    """What the judge is asked."""
+
+    taxonomy: Annotated[
+        str | None, typer.Option(help="paper-en, paper-zh or a YAML file with rubrics. Required without --overall.")
+    ] = None
+    overall: Annotated[bool, typer.Option("--overall", help="Ask which response is better overall.")] = False
+    group_capabilities: Annotated[
+        bool, typer.Option("--group-capabilities", help="Put all capabilities of a pair into one call: cheaper.")
+    ] = False
+    shots: Annotated[int, typer.Option(min=0, help="Number of labeled pairs shown before each question.")] = 0
+    examples: Annotated[list[str] | None, typer.Option(metavar="DATA", help="Labeled data for --shots.")] = None
+
+    def question_format(self, row_format: str) -> QuestionFormat:
+        """Return the format of the questions; `row_format` is the format of --examples."""
+        from ..errors import ConfigError
+        from ..labeling.questions import QuestionFormat
+        from ..taxonomy import load_taxonomy
+
+        if self.shots and not self.examples:
+            raise ConfigError("--shots requires labeled data; set --examples")
+        return QuestionFormat(
+            load_taxonomy(self.taxonomy) if self.taxonomy else None,
+            group_capabilities=self.group_capabilities,
+            overall=self.overall,
+            examples=_read(self.examples or (), row_format),
+            shots=self.shots,
+        )
+
+
+@dataclass(frozen=True)
+class BudgetOptions:
+    """When the run stops."""
+
+    max_cost: Annotated[float | None, typer.Option(min=0, help="Do not exceed this cost.")] = None
+    prompt_price: Annotated[float, typer.Option(min=0, help="Price of a million prompt tokens.")] = 0.0
+    completion_price: Annotated[float, typer.Option(min=0, help="Price of a million completion tokens.")] = 0.0
+    max_unusable: Annotated[
+        int, typer.Option(min=1, help="Stop after this many answers without a verdict in a row.")
+    ] = 20
+    concurrency: Annotated[int, typer.Option(min=1, help="Maximum number of calls in flight.")] = 16
+
+    def limits(self) -> RunLimits:
+        """Return the limits of the run. Raise `ConfigError` for a limit of the cost without prices."""
+        from ..errors import ConfigError
+        from ..labeling.runner import RunLimits
+
+        if self.max_cost is not None and not (self.prompt_price or self.completion_price):
+            raise ConfigError("--max-cost requires prices; set --prompt-price and --completion-price")
+        return RunLimits(self.concurrency, self.max_cost, self.max_unusable)
 
 
 @app.command("run")
+@grouped
 def run(
     data: Files,
     model: Annotated[str, typer.Option(help="Name of the judge's model at the endpoint.")],
+    question_options: QuestionOptions,
+    pair_options: PairOptions,
+    budget: BudgetOptions,
+    requests: RequestOptions,
     out: Out = Path("labels.parquet"),
-    base_url: Annotated[
-        str,
-        typer.Option(envvar="OPENAI_BASE_URL", help="An OpenAI-compatible endpoint; its key: $OPENAI_API_KEY."),
-    ] = "https://api.openai.com/v1",
-    taxonomy: Annotated[
-        str | None, typer.Option(help="paper-en, paper-zh or a YAML file with rubrics. Required without --overall.")
-    ] = None,
-    overall: Annotated[bool, typer.Option("--overall", help="Ask which response is better overall.")] = False,
-    group_capabilities: Annotated[
-        bool, typer.Option("--group-capabilities", help="Put all capabilities of a pair into one call: cheaper.")
-    ] = False,
-    shots: Annotated[int, typer.Option(min=0, help="Number of labeled pairs shown before each question.")] = 0,
-    examples: Annotated[list[str] | None, typer.Option(metavar="DATA", help="Labeled data for --shots.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Label at most this many pairs.")] = None,
-    sample: Annotated[
-        PairOrder,
-        typer.Option(help="Order of pairs: as given, random, or the least certain of --reward-model first."),
-    ] = PairOrder.GIVEN,
-    reward_model: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="A trained model, for --sample uncertain.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of --sample random.")] = 0,
+    base_url: BaseUrl = "https://api.openai.com/v1",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the number and cost of calls; send none.")] = False,
-    max_cost: Annotated[float | None, typer.Option(min=0, help="Do not exceed this cost.")] = None,
-    prompt_price: Annotated[float, typer.Option(min=0, help="Price of a million prompt tokens.")] = 0.0,
-    completion_price: Annotated[float, typer.Option(min=0, help="Price of a million completion tokens.")] = 0.0,
-    max_unusable: Annotated[
-        int, typer.Option(min=1, help="Stop after this many answers without a verdict in a row.")
-    ] = 20,
-    concurrency: Annotated[int, typer.Option(min=1, help="Maximum number of calls in flight.")] = 16,
-    schema: Annotated[bool, typer.Option(help="Constrain the answer to a JSON schema (response_format).")] = True,
-    logprobs: Annotated[bool, typer.Option(help="Request token probabilities, which give soft labels.")] = True,
-    max_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Token limit of an answer; by default 16 plus 24 per capability.")
-    ] = None,
-    temperature: Annotated[float, typer.Option(min=0, help="Sampling temperature.")] = 0.0,
-    request_field: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=JSON", help="Add a field to each request, or remove it with null; may be repeated."),
-    ] = None,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds until an attempt is abandoned.")] = 120.0,
-    retries: Annotated[int, typer.Option(min=0, help="Attempts after the first, with growing pauses.")] = 8,
-    store: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Record of all calls (SQLite); default: the label file's name with .sqlite."),
-    ] = None,
+    store: Store = None,
     format: Format = "auto",
     json_file: JsonFile = None,
 ) -> None:
     """Ask a judge about each pair in both orders and write the labels. A second run sends only what is unanswered."""
-    from ..errors import ConfigError
-    from ..labeling.client import Endpoint
-    from ..labeling.questions import QuestionFormat, build_questions
-    from ..labeling.runner import RunLimits
-    from ..taxonomy import load_taxonomy
-
-    if max_cost is not None and not (prompt_price or completion_price):
-        raise ConfigError("--max-cost requires prices; set --prompt-price and --completion-price")
-    if shots and not examples:
-        raise ConfigError("--shots requires labeled data; set --examples")
-    endpoint = Endpoint(
-        base_url,
-        model,
-        prompt_price=prompt_price,
-        completion_price=completion_price,
-        schema=schema,
-        logprobs=logprobs,
-        max_tokens=max_tokens,
-        temperature=temperature,
-        request_fields=_request_fields(request_field or ()),
-        timeout=timeout,
-        retries=retries,
-    )
-    question_format = QuestionFormat(
-        load_taxonomy(taxonomy) if taxonomy else None,
-        group_capabilities=group_capabilities,
-        overall=overall,
-        examples=_read(examples or (), format),
-        shots=shots,
-    )
-    groups = _read(data, format)
-    pairs = select_pairs(groups, question_format, sample, reward_model, seed, limit)
-    questions = list(build_questions(pairs, question_format, endpoint))
-    for reason in groups_without_questions(groups, question_format, data):
-        if not questions:
-            raise ConfigError(f"no questions to ask: {reason}")
-        print_error_line(reason)
-    if count := sum(len(question.request["messages"]) < 2 + 2 * shots for question in questions):
-        print_error_line(f"{count} of {len(questions)} questions have fewer than {shots} examples of their task")
+    limits = budget.limits()
+    endpoint = requests.endpoint(base_url, model, budget.prompt_price, budget.completion_price)
+    question_format = question_options.question_format(format)
+    questions = questions_of(_read(data, format), data, question_format, pair_options, endpoint)
     store = store or out.with_suffix(".sqlite")
     result = estimate(questions, endpoint, store)
     if not dry_run:
-        limits = RunLimits(concurrency, max_cost, max_unusable)
         result |= label_questions(questions, endpoint, question_format.judge_name(model), store, out, limits)
     if json_file is not None:
         _write_json(json_file, result)
@@ -188,16 +167,20 @@ def report(
     console = screen()
     for table in quality_table(qualities):
         console.print(table)
-    for judge, accuracy in accuracies.items():
-        console.print(f"{judge}: estimated accuracy {accuracy:.1%} (Dawid–Skene)", soft_wrap=True)
-    if 0 < len(accuracies) < 3:
-        console.print("with fewer than three judges the estimates do not rank the judges", soft_wrap=True)
+    _print_accuracies(console, accuracies)
     if plot is not None:
         from ..labeling.quality_plot import plot_quality
 
         plot_quality(plot, qualities)
     if json_file is not None:
         _write_json(json_file, {"qualities": [asdict(quality) for quality in qualities], "voters": accuracies})
+
+
+def _print_accuracies(console: Console, accuracies: dict[str, float]) -> None:
+    for judge, accuracy in accuracies.items():
+        console.print(f"{judge}: estimated accuracy {accuracy:.1%} (Dawid–Skene)", soft_wrap=True)
+    if 0 < len(accuracies) < 3:
+        console.print("with fewer than three judges the estimates do not rank the judges", soft_wrap=True)
 
 
 @app.command("import")
@@ -225,23 +208,6 @@ def import_(
         print_error_line(f"skipped {imported.unmatched} verdicts: their group is not in the data")
     write_labels(out, imported.labels)
     print_labels(imported.labels, out)
-
-
-def _request_fields(options: Sequence[str]) -> dict[str, Any]:
-    """Parse the values of --request-field."""
-    from ..errors import ConfigError
-
-    fields: dict[str, Any] = {}
-    for option in options:
-        name, separator, value = option.partition("=")
-        try:
-            fields[name] = json.loads(value)
-        except ValueError:
-            separator = ""
-        if not (name and separator):
-            hint = f"write NAME=JSON, for example '{name or 'seed'}=1' or '{name or 'user'}=\"text\"'"
-            raise ConfigError(f"--request-field: {option!r} is invalid; {hint}") from None
-    return fields
 
 
 def _read(files: Sequence[str], format: str) -> list[Group]:

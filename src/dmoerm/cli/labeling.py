@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -33,31 +34,65 @@ class PairOrder(StrEnum):
     UNCERTAIN = "uncertain"
 
 
-def select_pairs(
+@dataclass(frozen=True)
+class PairOptions:
+    """Which pairs are labeled, in which order."""
+
+    limit: Annotated[int | None, typer.Option(min=1, help="Label at most this many pairs.")] = None
+    sample: Annotated[
+        PairOrder,
+        typer.Option(help="Order of pairs: as given, random, or the least certain of --reward-model first."),
+    ] = PairOrder.GIVEN
+    reward_model: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="A trained model, for --sample uncertain.")
+    ] = None
+    seed: Annotated[int, typer.Option(help="Seed of --sample random.")] = 0
+
+
+def questions_of(
     groups: list[Group],
+    files: Sequence[str],
     question_format: QuestionFormat,
-    order: PairOrder,
-    reward_model: str | None,
-    seed: int,
-    limit: int | None,
-) -> list[ResponsePair]:
+    options: PairOptions,
+    endpoint: Endpoint,
+) -> list[Question]:
+    """Return the questions on the groups of the files, and print which groups or examples are missing.
+
+    Raises:
+        ConfigError: there are no questions.
+    """
+    from ..errors import ConfigError
+    from ..labeling.questions import build_questions
+
+    questions = list(build_questions(_select_pairs(groups, question_format, options), question_format, endpoint))
+    for reason in _groups_without_questions(groups, question_format, files):
+        if not questions:
+            raise ConfigError(f"no questions to ask: {reason}")
+        print_error_line(reason)
+    shots = question_format.shots
+    if count := sum(len(question.request["messages"]) < 2 + 2 * shots for question in questions):
+        print_error_line(f"{count} of {len(questions)} questions have fewer than {shots} examples of their task")
+    return questions
+
+
+def _select_pairs(groups: list[Group], question_format: QuestionFormat, options: PairOptions) -> list[ResponsePair]:
     """Return the pairs to label, in order."""
     from ..errors import ConfigError
     from ..labeling.questions import all_pairs, shuffled
 
     pairs = [pair for pair in all_pairs(groups) if question_format.capability_sets(pair.group.task)]
-    if order is PairOrder.RANDOM:
-        pairs = shuffled(pairs, seed)
-    elif order is PairOrder.UNCERTAIN:
-        if reward_model is None:
+    if options.sample is PairOrder.RANDOM:
+        pairs = shuffled(pairs, options.seed)
+    elif options.sample is PairOrder.UNCERTAIN:
+        if options.reward_model is None:
             raise ConfigError("--sample uncertain requires a trained model; set --reward-model")
         from .models import load_model
 
-        pairs = least_certain_first(pairs, load_model(reward_model))
-    return pairs[:limit]
+        pairs = least_certain_first(pairs, load_model(options.reward_model))
+    return pairs[: options.limit]
 
 
-def groups_without_questions(
+def _groups_without_questions(
     groups: Sequence[Group], question_format: QuestionFormat, files: Sequence[str]
 ) -> Iterator[str]:
     """Yield why groups have no questions, with their number, most frequent reason first."""

@@ -1,11 +1,108 @@
-"""Options that several commands share, so that they are named and explained alike."""
+"""Options that several commands share, and groups of options.
+
+A group is a dataclass whose fields are options. A command that is decorated with `grouped` takes it as one parameter.
+"""
 
 from __future__ import annotations
 
+import functools
+import inspect
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
+
+if TYPE_CHECKING:
+    from ..labeling.client import Endpoint
+
+
+def grouped(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command one option per field of each parameter whose type is a dataclass, since Typer knows no groups."""
+    groups: dict[str, type] = {}
+    parameters: list[inspect.Parameter] = []
+    for parameter in inspect.signature(command, eval_str=True).parameters.values():
+        if isinstance(parameter.annotation, type) and is_dataclass(parameter.annotation):
+            groups[parameter.name] = parameter.annotation
+            parameters += _fields_as_parameters(parameter.annotation)
+        else:
+            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+
+    @functools.wraps(command)
+    def run(**values: Any) -> None:
+        for name, group in groups.items():
+            values[name] = group(**{field.name: values.pop(field.name) for field in fields(group)})
+        command(**values)
+
+    run.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportAttributeAccessIssue]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
+
+def _fields_as_parameters(group: Any) -> list[inspect.Parameter]:
+    hints = get_type_hints(group, include_extras=True)
+    return [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if field.default is MISSING else field.default,
+            annotation=hints[field.name],
+        )
+        for field in fields(group)
+    ]
+
+
+BaseUrl = Annotated[
+    str,
+    typer.Option(envvar="OPENAI_BASE_URL", help="The judge's OpenAI-compatible endpoint; its key: $OPENAI_API_KEY."),
+]
+Format = Annotated[str, typer.Option(help="Format of the rows; auto detects it from the first row.")]
+
+
+@dataclass(frozen=True)
+class RequestOptions:
+    """The settings of requests to an LLM judge."""
+
+    schema: Annotated[bool, typer.Option(help="Constrain answers to a JSON schema (response_format).")] = True
+    logprobs: Annotated[bool, typer.Option(help="Request token probabilities, which give soft labels.")] = True
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Token limit of the judge's answer. Default: 16 plus 24 per capability.")
+    ] = None
+    temperature: Annotated[float, typer.Option(min=0, help="Sampling temperature of the judge.")] = 0.0
+    request_field: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=JSON", help="Add a field to each request, or remove it with null; may be repeated."),
+    ] = None
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds until a request is abandoned.")] = 120.0
+    retries: Annotated[int, typer.Option(min=0, help="Attempts after the first, with growing pauses.")] = 8
+
+    def endpoint(self, base_url: str, model: str, prompt_price: float = 0.0, completion_price: float = 0.0) -> Endpoint:
+        """Return the judge's endpoint. Raise `ConfigError` for an invalid --request-field."""
+        from ..labeling.client import Endpoint
+
+        settings = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "request_field"}
+        settings["request_fields"] = request_fields(self.request_field or ())
+        return Endpoint(base_url, model, prompt_price=prompt_price, completion_price=completion_price, **settings)
+
+
+def request_fields(options: Sequence[str]) -> dict[str, Any]:
+    """Parse the values of --request-field. Raise `ConfigError` for an invalid one."""
+    from ..errors import ConfigError
+
+    parsed: dict[str, Any] = {}
+    for option in options:
+        name, separator, value = option.partition("=")
+        try:
+            parsed[name] = json.loads(value)
+        except ValueError:
+            separator = ""
+        if not (name and separator):
+            hint = f"write NAME=JSON, for example '{name or 'seed'}=1' or '{name or 'user'}=\"text\"'"
+            raise ConfigError(f"--request-field: {option!r} is invalid; {hint}") from None
+    return parsed
+
 
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Change a setting; may be given several times.")

@@ -20,7 +20,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from ..io.paths import model_folder
 from ..io.storage import is_url
 from .models import load_model
-from .options import BatchTokens, Deterministic, Dtype, Engine, JsonFile
+from .options import BatchTokens, Deterministic, Dtype, Engine, Format, JsonFile, grouped
 
 _SHOWN_BAD_ROWS = 10
 
@@ -29,11 +29,14 @@ if TYPE_CHECKING:
     from ..scoring.score_rows import ModelRows
 
 
-def command(
+@dataclass(frozen=True)
+class ScoreOptions:
+    """What is scored, and how; the options that both engines share."""
+
     models: Annotated[
         list[str],
         typer.Argument(metavar="MODEL", help="A model's or a run's folder, or a hub name; several form an ensemble."),
-    ],
+    ]
     input: Annotated[
         str,
         typer.Option(
@@ -41,44 +44,61 @@ def command(
             help="JSON Lines or Parquet: a file, a pattern such as 'rows/*.parquet', or a URL such as s3://…; "
             "- is standard input, JSON Lines.",
         ),
-    ],
+    ]
     output: Annotated[
         str,
         typer.Option(
             metavar="FILE",
             help="A .jsonl or .parquet file; - is standard output; with --engine ray a folder for the parts.",
         ),
-    ] = "-",
+    ] = "-"
     task: Annotated[
         str | None,
         typer.Option(help="Score all rows as this task; otherwise as the row's own task, or as the router decides."),
-    ] = None,
-    format: Annotated[str, typer.Option(help="The rows' format; auto detects it from the first row.")] = "auto",
+    ] = None
+    format: Format = "auto"
     ensemble: Annotated[
         Literal["mean", "wco", "uwo"] | None,
         typer.Option(
             help="How several models are combined: mean (default), worst (wco), or mean minus half the variance (uwo)."
         ),
-    ] = None,
+    ] = None
     best: Annotated[
         bool, typer.Option("--best", help="Add the index (best) and the text (chosen) of the best response.")
-    ] = False,
+    ] = False
     skip_bad: Annotated[
         bool,
         typer.Option("--skip-bad", help="Skip rows that cannot be scored and print the reasons."),
-    ] = False,
-    dtype: Dtype = None,
-    deterministic: Deterministic = False,
-    batch_tokens: BatchTokens = 8192,
-    engine: Engine = "local",
+    ] = False
+    dtype: Dtype = None
+    deterministic: Deterministic = False
+    batch_tokens: BatchTokens = 8192
+
+    @property
+    def method(self) -> str:
+        """How several models are combined."""
+        return self.ensemble or "mean"
+
+    def model_options(self) -> dict[str, Any]:
+        """Return the keyword arguments of `open_models`."""
+        names = ("batch_tokens", "task", "dtype", "deterministic")
+        return {name: getattr(self, name) for name in names} | {"ensemble": self.method}
+
+
+@dataclass(frozen=True)
+class RayOptions:
+    """How the work is divided on a Ray cluster."""
+
     actors: Annotated[
         int | None, typer.Option(min=1, help="Ray: maximum number of actors; by default as many as fit in the cluster.")
-    ] = None,
-    cpus: Annotated[float, typer.Option(min=0, help="Ray: CPUs per actor.")] = 1.0,
-    gpus: Annotated[float, typer.Option(min=0, help="Ray: GPUs per actor.")] = 0.0,
-    shard_rows: Annotated[int, typer.Option(min=1, help="Ray: maximum rows of a part.")] = 1000,
-    json_file: JsonFile = None,
-) -> None:
+    ] = None
+    cpus: Annotated[float, typer.Option(min=0, help="Ray: CPUs per actor.")] = 1.0
+    gpus: Annotated[float, typer.Option(min=0, help="Ray: GPUs per actor.")] = 0.0
+    shard_rows: Annotated[int, typer.Option(min=1, help="Ray: maximum rows of a part.")] = 1000
+
+
+@grouped
+def command(options: ScoreOptions, ray: RayOptions, engine: Engine = "local", json_file: JsonFile = None) -> None:
     """Score every response in a file: one output row per input row, in order.
 
     A row has: id, task (null: the general model scored), route (task → probability), temperature, and with one value
@@ -88,47 +108,23 @@ def command(
     """
     from ..errors import ConfigError
 
-    if ensemble and not models[1:]:
-        raise ConfigError(f"--ensemble {ensemble}: needs several models, but only one is given")
-    started, method = time.monotonic(), ensemble or "mean"
-    options = _Options(
-        tuple(models), input, output, task, format, method, best, skip_bad, batch_tokens, dtype, deterministic
-    )
-    result = _score_on_ray(options, actors, cpus, gpus, shard_rows) if engine == "ray" else _score_here(options)
+    if options.ensemble and not options.models[1:]:
+        raise ConfigError(f"--ensemble {options.ensemble}: needs several models, but only one is given")
+    started = time.monotonic()
+    result = _score_on_ray(options, ray) if engine == "ray" else _score_here(options)
     if result["left_out"]:
         Console(stderr=True).print(f"{result['left_out']} rows skipped")
     if json_file is not None:
         from ..io.paths import write_file
 
-        summary = {"schema": 1, "command": "score", "models": models, "ensemble": method if models[1:] else None}
-        summary |= {"input": input, "output": output, **result}
+        ensemble = options.method if options.models[1:] else None
+        summary = {"schema": 1, "command": "score", "models": options.models, "ensemble": ensemble}
+        summary |= {"input": options.input, "output": options.output, **result}
         summary["seconds"] = round(time.monotonic() - started, 3)
         write_file(json_file, json.dumps(summary, ensure_ascii=False, indent=2) + "\n")
 
 
-@dataclass(frozen=True)
-class _Options:
-    """The options that both engines share."""
-
-    models: tuple[str, ...]
-    input: str
-    output: str
-    task: str | None
-    format: str
-    ensemble: str
-    best: bool
-    skip_bad: bool
-    batch_tokens: int
-    dtype: str | None
-    deterministic: bool
-
-    def model_options(self) -> dict[str, Any]:
-        """The arguments of `open_models` beside the folders."""
-        names = ("batch_tokens", "task", "ensemble", "dtype", "deterministic")
-        return {name: getattr(self, name) for name in names}
-
-
-def _score_here(options: _Options) -> dict[str, Any]:
+def _score_here(options: ScoreOptions) -> dict[str, Any]:
     from ..data.readers import read_queries
     from ..io.storage import matching
     from ..scoring.output import open_output
@@ -184,7 +180,7 @@ def _progress() -> Iterator[Callable[[str], None]]:
 # --- on Ray --------------------------------------------------------------------------------------------------------
 
 
-def _score_on_ray(options: _Options, actors: int | None, cpus: float, gpus: float, shard_rows: int) -> dict[str, Any]:
+def _score_on_ray(options: ScoreOptions, ray: RayOptions) -> dict[str, Any]:
     from ..distributed.batch_scoring import ActorPool, ScoringJob, ShardResult, score_on_ray
     from ..errors import ConfigError
 
@@ -192,7 +188,9 @@ def _score_on_ray(options: _Options, actors: int | None, cpus: float, gpus: floa
         raise ConfigError(f"--output {options.output}: with --engine ray, give a folder for the parts")
     folders = [_absolute_folder(model_folder(model)) for model in options.models]
     paths = _absolute(options.input), _absolute(options.output)
-    job = ScoringJob(_description(options, folders), *paths, options.format, options.skip_bad, shard_rows, options.best)
+    job = ScoringJob(
+        _description(options, folders), *paths, options.format, options.skip_bad, ray.shard_rows, options.best
+    )
     skipped = _SkippedRows()
     with _progress() as show:
 
@@ -202,13 +200,13 @@ def _score_on_ray(options: _Options, actors: int | None, cpus: float, gpus: floa
                 skipped.add(reason)
 
         open_scorer = functools.partial(open_models, folders, **options.model_options())
-        manifest = score_on_ray(job, open_scorer, ActorPool(actors, cpus, gpus), on_shard)
+        manifest = score_on_ray(job, open_scorer, ActorPool(ray.actors, ray.cpus, ray.gpus), on_shard)
     return {name: manifest[name] for name in ("queries", "responses", "tasks", "left_out")}
 
 
-def _description(options: _Options, folders: Sequence[str]) -> str:
+def _description(options: ScoreOptions, folders: Sequence[str]) -> str:
     """The scorer's description in the plan: a run that continues must have the same."""
-    parts = [*map(_with_digest, folders), *([options.ensemble] if folders[1:] else [])]
+    parts = [*map(_with_digest, folders), *([options.method] if folders[1:] else [])]
     parts += [f"task {options.task}"] if options.task else []
     parts += [options.dtype] if options.dtype else []
     parts += ["deterministic"] if options.deterministic else []

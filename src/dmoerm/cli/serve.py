@@ -5,38 +5,54 @@ from __future__ import annotations
 import ipaddress
 import os
 import sys
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from .options import Deterministic, Dtype
+from .options import Deterministic, Dtype, grouped
 
 
+@dataclass(frozen=True)
+class LimitOptions:
+    """The limits of a pass, of the queue and of a request."""
+
+    batch_tokens: Annotated[int, typer.Option(min=1, help="Maximum tokens of a pass, counted once per expert.")] = 8192
+    queue_tokens: Annotated[int, typer.Option(min=1, help="Maximum tokens in the queue; beyond it: 429.")] = 262_144
+    max_body_bytes: Annotated[int, typer.Option(min=1024, help="Maximum bytes of a body; beyond it: 413.")] = 4 * 2**20
+    max_responses: Annotated[int, typer.Option(min=1, help="Maximum responses of a request; beyond it: 422.")] = 256
+    max_request_tokens: Annotated[int, typer.Option(min=1, help="Maximum tokens per request; beyond it: 422.")] = (
+        131_072
+    )
+
+
+@dataclass(frozen=True)
+class AccessOptions:
+    """Who may send requests."""
+
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The key that clients must send; otherwise $DMOERM_API_KEY."),
+    ] = None
+    allow_origin: Annotated[
+        list[str] | None, typer.Option(help="Origin of a web page that may send requests (CORS); none by default.")
+    ] = None
+
+
+@grouped
 def command(
     model: Annotated[str, typer.Argument(help="A model's or a run's folder, or a hub name.")],
+    access: AccessOptions,
+    limits: LimitOptions,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0: all networks.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
     name: Annotated[
         str, typer.Option(help="The model's name in answers; by default the folder's or the hub's name.")
     ] = "",
-    api_key_file: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="The key that clients must send; otherwise $DMOERM_API_KEY."),
-    ] = None,
-    allow_origin: Annotated[
-        list[str] | None, typer.Option(help="Origin of a web page that may send requests (CORS); none by default.")
-    ] = None,
     dtype: Dtype = None,
     deterministic: Deterministic = False,
-    batch_tokens: Annotated[int, typer.Option(min=1, help="Maximum tokens of a pass, counted once per expert.")] = 8192,
-    queue_tokens: Annotated[int, typer.Option(min=1, help="Maximum tokens in the queue; beyond it: 429.")] = 262_144,
-    max_body_bytes: Annotated[int, typer.Option(min=1024, help="Maximum bytes of a body; beyond it: 413.")] = 4 * 2**20,
-    max_responses: Annotated[int, typer.Option(min=1, help="Maximum responses of a request; beyond it: 422.")] = 256,
-    max_request_tokens: Annotated[
-        int, typer.Option(min=1, help="Maximum tokens per request; beyond it: 422.")
-    ] = 131_072,
     log_format: Annotated[str, typer.Option(help="json, text, or auto: text on a terminal.")] = "auto",
 ) -> None:
     """Serve a model over HTTP: /v1/score, vLLM's /classify and /pooling, OpenRLHF's /get_reward, TEI's /predict.
@@ -54,16 +70,8 @@ def command(
         from ..serving.server import serve
     except ModuleNotFoundError as error:
         raise ConfigError(f"the server needs the package {error.name}: pip install 'dmoerm[serve]'") from None
-    settings = ServingConfig(
-        deterministic=deterministic,
-        batch_tokens=batch_tokens,
-        queue_tokens=queue_tokens,
-        max_body_bytes=max_body_bytes,
-        max_responses=max_responses,
-        max_request_tokens=max_request_tokens,
-        api_key=_key(api_key_file),
-        allow_origins=tuple(allow_origin or ()),
-    )
+    access_settings = {"api_key": _key(access.api_key_file), "allow_origins": tuple(access.allow_origin or ())}
+    settings = ServingConfig(deterministic=deterministic, **asdict(limits), **access_settings)
     _warn(host, settings.api_key)
     serve(
         lambda: load_model(model, dtype, deterministic),

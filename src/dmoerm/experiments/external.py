@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
@@ -17,6 +17,9 @@ from ..schema import Message, Query, messages_of
 from .judges import live, recorded
 from .methods import Method, Scorer, TrainedMethod
 from .methods.registry import EXTERNAL_COLOR
+
+if TYPE_CHECKING:
+    from ..labeling.client import Endpoint
 
 _BATCH_TOKENS = 8192
 
@@ -41,7 +44,7 @@ def external_method(name: str, scorer: Scorer, description: str) -> Method:
 def external_methods(
     sources: Sequence[str],
     labels: Sequence[Path] = (),
-    judge: tuple[str, str, int] | None = None,
+    judge: tuple[Endpoint, int] | None = None,
     store: Path | None = None,
 ) -> tuple[list[Method], list[TrainingPrompts]]:
     """Open all methods of a comparison that are not trained in it.
@@ -49,7 +52,8 @@ def external_methods(
     Args:
         sources: NAME=SOURCE, a URL, folder or hub name each; see `open_scorer`.
         labels: files with recorded labels of LLM judges.
-        judge: model, base URL and number of shots of a live LLM judge; store: the file that keeps its answers.
+        judge: endpoint and number of shots of a live LLM judge.
+        store: the file that records the judge's answers.
 
     Returns:
         The methods, and the training prompts of those that list theirs.

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import DataError
 from ..labeling.judge import rewards_from_labels
@@ -13,6 +14,9 @@ from ..labels import OVERALL, CapabilityLabel, read_labels
 from ..schema import Query
 from .methods import Method, MethodContext, TrainedMethod
 from .methods.registry import EXTERNAL_COLOR
+
+if TYPE_CHECKING:
+    from ..labeling.client import Endpoint
 
 
 @dataclass(frozen=True)
@@ -50,19 +54,18 @@ def _recorded(name: str, labels: Sequence[CapabilityLabel]) -> Method:
     return Method(f"judge_{name}", description, "external", EXTERNAL_COLOR, lambda _: trained, tasks=tasks, key=key)
 
 
-def live(model: str, base_url: str, shots: int, store: Path) -> list[Method]:
+def live(endpoint: Endpoint, shots: int, store: Path) -> list[Method]:
     """`judge_zero_shot`, and `judge_few_shot` with `shots` labeled pairs of the run's training part in the prompt."""
-    from ..labeling.client import Endpoint
     from ..labeling.judge import LLMJudge
 
-    endpoint = Endpoint(base_url, model)
+    key = repr(endpoint)  # the results of other request settings are not reused
 
     def judge(name: str, description: str, shots: int) -> Method:
         def train(context: MethodContext) -> TrainedMethod:
             llm_judge = LLMJudge(endpoint, store, context.data.train, shots) if shots else LLMJudge(endpoint, store)
             return TrainedMethod(score_all=llm_judge.score_all)
 
-        return Method(name, f"LLM judge {model}, {description}", "external", EXTERNAL_COLOR, train, key=base_url)
+        return Method(name, f"LLM judge {endpoint.model}, {description}", "external", EXTERNAL_COLOR, train, key=key)
 
     methods = [judge("judge_zero_shot", "zero-shot", 0)]
     return [*methods, judge("judge_few_shot", f"{shots} labeled pairs in the prompt", shots)] if shots else methods
