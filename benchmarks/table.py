@@ -1,4 +1,4 @@
-"""Fill the figures of results/ into the pages of docs/, between the marks `<!-- NAME -->` and `<!-- end -->`.
+"""Fill the figures of results/ into README.md and docs/, between the marks `<!-- NAME -->` and `<!-- end -->`.
 
 Benchmarks write results/*.json; `dmoerm compare`, `bon` and `rl` write results/experiments/*.json.
 
@@ -15,23 +15,30 @@ from typing import Any
 import experiment_tables
 from measure import RESULTS
 
-DOCS = Path(__file__).parents[1] / "docs"
+ROOT = Path(__file__).parents[1]
+SUMMARY = {"testbed": "compare_testbed", "human labels": "compare_human"}
+"""Name of a comparison in the README → its file."""
 
 
 def main() -> None:
     """Fill all pages."""
-    for page in sorted(DOCS.glob("*.md")):
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
         page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def filled(text: str) -> str:
     """Return the page with the figures between its marks."""
-    for file in sorted(RESULTS.rglob("*.json")):
-        results = json.loads(file.read_text(encoding="utf-8"))
-        table = "\n".join(experiment_tables.tables(results) if "kind" in results else measured(results))
-        mark = f"<!-- {file.stem} -->"
-        text = re.sub(f"{mark}.*?<!-- end -->", lambda _, m=mark, t=table: f"{m}\n{t}\n<!-- end -->", text, flags=re.S)
-    return text
+    files = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(RESULTS.rglob("*.json"))}
+    for name, results in files.items():
+        text = replaced(text, name, experiment_tables.tables(results) if "kind" in results else measured(results))
+    comparisons = {title: files[name] for title, name in SUMMARY.items() if name in files}
+    return replaced(text, "summary", experiment_tables.summary(comparisons))
+
+
+def replaced(text: str, name: str, lines: list[str]) -> str:
+    """Return the text with these lines between the marks of a name."""
+    table, mark = "\n".join(lines), f"<!-- {name} -->"
+    return re.sub(f"{mark}.*?<!-- end -->", lambda _: f"{mark}\n{table}\n<!-- end -->", text, flags=re.S)
 
 
 def measured(results: dict[str, Any]) -> list[str]:

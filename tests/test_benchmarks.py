@@ -24,9 +24,11 @@ def test_the_page_shows_the_figures(tmp_path):
     root = BENCHMARKS.parent
     for name in ("benchmarks", "docs"):
         shutil.copytree(root / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(root / "README.md", tmp_path)
     subprocess.run([sys.executable, tmp_path / "benchmarks" / "table.py"], check=True)
-    for page in (root / "docs").glob("*.md"):
-        assert (tmp_path / "docs" / page.name).read_text(encoding="utf-8") == page.read_text(encoding="utf-8")
+    for page in [root / "README.md", *(root / "docs").glob("*.md")]:
+        filled = tmp_path / page.relative_to(root)
+        assert filled.read_text(encoding="utf-8") == page.read_text(encoding="utf-8")
     pages = "".join(page.read_text(encoding="utf-8") for page in (root / "docs").glob("*.md"))
     for file in (root / "benchmarks" / "results").glob("*.json"):
         for row in json.loads(file.read_text())["rows"]:

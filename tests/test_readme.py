@@ -11,6 +11,7 @@ from tiny import tiny_groups, write_groups
 from typer.testing import CliRunner
 
 from dmoerm.cli import app
+from dmoerm.config import load_config
 from dmoerm.evaluation import read_results
 
 README = Path(__file__).parents[1] / "README.md"
@@ -44,7 +45,7 @@ def small(backbone: str) -> str:
 def test_the_commands_of_the_evidence_run(tiny_backbone, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_groups(tiny_groups(), tmp_path / "mine.jsonl")
-    for line in blocks("bash")[3].splitlines():
+    for line in blocks("bash")[4].splitlines():
         command = line.partition("#")[0]
         result = invoke(f"{command} --seed 0 --members 2{small(tiny_backbone)}")
         assert result.exit_code == 0, result.output
@@ -62,6 +63,15 @@ def test_the_commands_for_own_data_run(tiny_backbone, tmp_path, monkeypatch):
         result = invoke(line + small(tiny_backbone) * (" train " in line))
         assert result.exit_code == 0, result.output
     assert (tmp_path / "scored.jsonl").read_text().count("\n") == len(tiny_groups())
+
+
+def test_the_commands_for_other_backbones_are_valid_configs():
+    lines = [line for line in blocks("bash")[3].splitlines() if line.startswith("dmoerm train ")]
+    assert len(lines) == 2
+    for line in lines:
+        name, *options = shlex.split(line)[2:]
+        overrides = [option for option in options if option != "--set"]
+        assert "/" in load_config(name, overrides).backbone.path
 
 
 def test_the_server_command_runs(trained_run, tmp_path, monkeypatch):
