@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from dmoerm.errors import DataError
 from dmoerm.schema import Message
-from dmoerm.scores import MIN_REWARD, Score, as_queries, bound_reward, group_by_prompt, unbound_reward
+from dmoerm.scores import MIN_REWARD, Score, as_queries, bound_reward, group_by_prompt, log_columns, unbound_reward
 
 SAMPLES = st.lists(
     st.tuples(st.sampled_from([None, "a", "b"]), st.sampled_from(["p", "q"]), st.sampled_from(["", " \n", "x", "y"]))
@@ -104,3 +104,35 @@ def test_arguments_of_another_type_are_a_data_error(prompt, responses, field):
     with pytest.raises(DataError) as caught:
         as_queries(prompt, responses)
     assert (caught.value.field or "").startswith(field)
+
+
+@pytest.mark.parametrize(
+    "tasks",
+    [
+        {"chat": ["wit", "tone"], "qa": ["wit"]},
+        {"a": ["b/c"], "a/b": ["c"], "a%2Fb": ["c"]},
+        {"task": ["qa", "wit"], "qa": ["task"], "%task": ["qa"]},
+    ],
+)
+def test_no_two_log_columns_are_the_same(tasks):
+    samples = [(task, name) for task, names in tasks.items() for name in names]
+    scores = [
+        Score(reward=0.0, task=task, route={}, capabilities={name: 1.0 + i}, uncertainty=None, temperature=1.0)
+        for i, (task, name) in enumerate(samples)
+    ]
+    columns = log_columns(scores, tasks)
+    assert len(columns) == 3 + len(tasks) + len(samples)
+    for i in range(len(samples)):
+        assert sorted(values[i] for values in columns.values() if values[i]) == sorted([1.0, 1.0 + i])
+
+
+def test_log_columns_of_plain_names():
+    score = Score(reward=0.0, task="chat", route={}, capabilities={"wit": 2.0}, uncertainty=0.5, temperature=1.0)
+    assert log_columns([score], {"chat": ["wit"], "a/b": []}) == {
+        "has_uncertainty": [1.0],
+        "uncertainty": [0.5],
+        "truncated": [0.0],
+        "task/chat": [1.0],
+        "task/a%2Fb": [0.0],
+        "chat/wit": [2.0],
+    }

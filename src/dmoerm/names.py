@@ -39,6 +39,11 @@ def check_name(kind: str, name: str, max_length: int = MAX_LENGTH) -> str:
     return name
 
 
+def qualified_name(*names: str) -> str:
+    """Join names by `/`. Different names give different results: `%` and `/` in a name are escaped as in a URL."""
+    return "/".join(name.replace("%", "%25").replace("/", "%2F") for name in names)
+
+
 def folder_name(name: str) -> str:
     """Return the name for use in paths and module trees; different names have different ones.
 

@@ -9,11 +9,12 @@ on the unbounded values, so the bound changes neither the order nor the probabil
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from .errors import DataError
+from .names import qualified_name
 from .schema import Message, Prompt, Query, parse_query
 
 MIN_REWARD = -20.0
@@ -86,25 +87,35 @@ def log_columns(scores: Sequence[Score], tasks: Mapping[str, Sequence[str]]) -> 
     """Return name → one number per score; the same names for every batch, since trainers join batches.
 
     `has_uncertainty`, 1 where the score has one; `uncertainty`; `truncated`, 1 where part of the text did not count;
-    `task/NAME`, 1 where that task's model scored; `NAME/CAPABILITY`, the capability's score.
+    `task/NAME`, 1 where that task's model scored; `NAME/CAPABILITY`, the capability's score. In names, `%` and `/` are
+    escaped as in a URL. If a task is called `task` and a capability of it is called like a task, its column begins with
+    `%`, so that no two columns are the same.
 
     A value that a score does not have is 0: OpenRLHF and verl require the same names for every response and average
     whole columns, where a NaN would hide the other values. The mean over the scores that have an uncertainty is the
     ratio of the means of `uncertainty` and `has_uncertainty`; the mean of a capability over its own task is the ratio
     of the means of `NAME/CAPABILITY` and `task/NAME`.
     """
-    names = [f"{task}/{capability}" for task, capabilities in tasks.items() for capability in capabilities]
-    names = ["has_uncertainty", "uncertainty", "truncated", *(f"task/{task}" for task in tasks), *names]
+    task_columns = {task: qualified_name("task", task) for task in tasks}
+    reserved = set(task_columns.values())
+    names = [_capability_column(task, name, reserved) for task, capabilities in tasks.items() for name in capabilities]
+    names = ["has_uncertainty", "uncertainty", "truncated", *task_columns.values(), *names]
     columns = {name: [0.0] * len(scores) for name in names}
     for index, score in enumerate(scores):
         values = {"has_uncertainty": float(score.uncertainty is not None), "truncated": float(score.truncated)}
         values["uncertainty"] = score.uncertainty or 0.0
         if score.task is not None:
-            values[f"task/{score.task}"] = 1.0
-            values |= {f"{score.task}/{name}": value for name, value in score.capabilities.items()}
+            values[task_columns[score.task]] = 1.0
+            for name, value in score.capabilities.items():
+                values[_capability_column(score.task, name, reserved)] = value
         for name, value in values.items():
             columns[name][index] = value
     return columns
+
+
+def _capability_column(task: str, capability: str, reserved: Set[str]) -> str:
+    column = qualified_name(task, capability)
+    return f"%{column}" if column in reserved else column
 
 
 class Scorer(Protocol):

@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from .errors import TaxonomyError, shorten
-from .names import check_name
+from .names import MAX_LENGTH, check_name, folder_name, qualified_name
 from .schema import Group
 
 BUILT_IN = ("paper-en", "paper-zh")
@@ -93,10 +93,24 @@ class Taxonomy(BaseModel):
         return self.model_copy(update={"tasks": tasks})
 
     def merged(self, name: str) -> Taxonomy:
-        """Merge all tasks into one of this name; their capabilities are named `task_capability`."""
-        capabilities = {f"{t}_{c}": value for t, task in self.tasks.items() for c, value in task.capabilities.items()}
+        """Merge all tasks into one of this name; `merged_names` are the names of its capabilities."""
+        names = self.merged_names()
+        capabilities = {names[t, c]: value for t, task in self.tasks.items() for c, value in task.capabilities.items()}
         whole = Task(title=name, description="Prompts of any kind.", capabilities=capabilities)
         return self.model_copy(update={"tasks": {name: whole}})
+
+    def merged_names(self) -> dict[tuple[str, str], str]:
+        """Return (task, capability) → the name of the capability after `merged`; no two names are the same.
+
+        The name is `task_capability`. If two of these names are the same or one is too long, it is `task/capability`,
+        with escapes; if that is too long, a name with a digest.
+        """
+        pairs = [(name, capability) for name, task in self.tasks.items() for capability in task.capabilities]
+        names = {pair: "_".join(pair) for pair in pairs}
+        if len(set(names.values())) == len(pairs) and all(len(name) <= MAX_LENGTH for name in names.values()):
+            return names
+        names = {pair: qualified_name(*pair) for pair in pairs}
+        return {pair: name if len(name) <= MAX_LENGTH else folder_name(name) for pair, name in names.items()}
 
     def to_yaml(self) -> str:
         """Return the taxonomy as YAML text that `load_taxonomy` reads."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from .. import testbed
@@ -63,8 +63,8 @@ def load_splits(config: Config) -> Splits:
     if not config.data.human_labels:
         train = [group.model_copy(update={"capabilities": {}}) for group in train]
     if config.data.merge_tasks:
-        taxonomy = taxonomy.merged(MERGED)
-        train, test = ([_merged(group) for group in part] for part in (train, test))
+        names, taxonomy = taxonomy.merged_names(), taxonomy.merged(MERGED)
+        train, test = ([_merged(group, names) for group in part] for part in (train, test))
     return Splits(train, test, taxonomy, skipped, unknown_columns)
 
 
@@ -118,12 +118,12 @@ def _within(group: Group, taxonomy: Taxonomy) -> Group:
     return group.model_copy(update={k: {n: v for n, v in grades.items() if n in kept} for k, grades in labels.items()})
 
 
-def _merged(group: Group) -> Group:
+def _merged(group: Group, names: Mapping[tuple[str, str], str]) -> Group:
     """Move the group to the task of a merged taxonomy; capabilities of different tasks stay different."""
     if group.task is None:
         return group
     labels = {"capabilities": group.capabilities, "judge_labels": group.judge_labels}
-    named = {k: {f"{group.task}_{n}": v for n, v in grades.items()} for k, grades in labels.items()}
+    named = {k: {names[group.task, n]: v for n, v in grades.items()} for k, grades in labels.items()}
     return group.model_copy(update={"task": MERGED, **named})
 
 
