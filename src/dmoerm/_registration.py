@@ -18,7 +18,7 @@ _MODEL = f"{__package__}.model"
 
 
 def when_transformers_loads() -> None:
-    """Import `dmoerm.model` now if transformers' auto mappings are loaded, else as soon as they are."""
+    """Import `dmoerm.model` now if transformers' auto mappings are loaded, otherwise as soon as they are."""
     if _AUTO_MODULE in sys.modules:
         importlib.import_module(_MODEL)
     else:
@@ -46,5 +46,5 @@ class _Loader(importlib.abc.Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         self.loader.exec_module(module)
-        if _MODEL not in sys.modules:  # otherwise that import triggered this one
+        if _MODEL not in sys.modules:  # otherwise the import of dmoerm.model is running and loads transformers
             importlib.import_module(_MODEL)

@@ -178,7 +178,7 @@ def test_score_by_several_models_names_the_best(
     trained: Path, tmp_path: Path, write_rows: Callable[..., Path], tiny_model: Callable[..., Any], how: str
 ) -> None:
     import dmoerm
-    from dmoerm.model.ensemble import joined
+    from dmoerm.model.ensemble import combine_scores
 
     tiny_model().save_pretrained(tmp_path / "other")
     members, rows, output = [trained, tmp_path / "other"], queries(), tmp_path / "scores.jsonl"
@@ -198,7 +198,7 @@ def test_score_by_several_models_names_the_best(
     models = [dmoerm.DMoERM.from_pretrained(place) for place in (trained / "model", tmp_path / "other")]
     for row, found in zip(rows, lines(output), strict=True):
         apart = [model.score(row["prompt"], row["responses"], task=row.get("task")) for model in models]
-        assert found["rewards"] == pytest.approx([score.reward for score in joined(apart, how)], abs=1e-3)
+        assert found["rewards"] == pytest.approx([score.reward for score in combine_scores(apart, how)], abs=1e-3)
         assert found["best"] == found["rewards"].index(max(found["rewards"]))
         assert found["chosen"] == row["responses"][found["best"]]
     summary = json.loads((tmp_path / "s.json").read_text())

@@ -59,5 +59,5 @@ def test_prompts_and_completions_of_every_form():
 
 @pytest.mark.parametrize("turn", [{"role": "tool", "content": "5"}, {"role": "user"}, {"content": "x"}, "text"])
 def test_a_message_that_is_none_is_told(turn):
-    with pytest.raises(DataError, match="prompt: is no chat message"):
+    with pytest.raises(DataError, match="prompt: is not a chat message"):
         as_prompt([turn])

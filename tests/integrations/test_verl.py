@@ -64,5 +64,5 @@ def test_a_server_and_a_task_of_the_data(reward_server):
 
 @pytest.mark.parametrize("info", [None, {}, {"index": 4}])
 def test_a_missing_prompt_is_told_with_its_remedy(folder, info):
-    with pytest.raises(DataError, match=r"extra_info: verl tells.*where the data set is made"):
+    with pytest.raises(DataError, match=r"extra_info: has no prompt.*when you prepare the data set"):
         compute_score("any", "text", None, info, reward_model=folder)

@@ -24,8 +24,8 @@ def allowing(waste: Waste) -> Iterator[None]:
     """With tiny texts, one bucket holds all unless no waste is allowed."""
     with pytest.MonkeyPatch.context() as patch:
         if waste is not None:
-            patch.setattr(module, "_WASTE", waste[0])
-            patch.setattr(module, "_SMALL", waste[1])
+            patch.setattr(module, "_MAX_WASTE", waste[0])
+            patch.setattr(module, "_FREE_AREA", waste[1])
         yield
 
 

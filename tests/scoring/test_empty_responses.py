@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dmoerm.integrations.scoring import score_samples
-from dmoerm.model.ensemble import joined
+from dmoerm.model.ensemble import combine_scores
 from dmoerm.schema import Query
 from dmoerm.scores import MIN_REWARD, Score
 from dmoerm.scoring.output import open_output
@@ -76,11 +76,11 @@ def test_forward_and_pipeline(model: Any) -> None:
 @pytest.mark.parametrize("how", ["mean", "wco", "uwo"])
 def test_ensembles(model: Any, tiny_model: Callable[..., Any], how: str) -> None:
     other = tiny_model(base="frozen", router={"threshold": 1.0})
-    scores = joined([each.score("Hi!", RESPONSES) for each in (model, other)], how)
+    scores = combine_scores([each.score("Hi!", RESPONSES) for each in (model, other)], how)
     check([score.reward for score in scores])
     assert [score.uncertainty is None for score in scores] == [False, True, False, True]
     assert all(score.capabilities == {} for score in (scores[1], scores[3]))
-    alone = joined([each.score("Hi!", ["", ""]) for each in (model, other)], how)
+    alone = combine_scores([each.score("Hi!", ["", ""]) for each in (model, other)], how)
     assert [score.reward for score in alone] == [MIN_REWARD] * 2
 
 
@@ -89,8 +89,8 @@ def test_an_empty_response_has_no_part_in_an_ensembles_offsets() -> None:
         return [Score(reward, "chat", {}, {}, 0.5, 1.0) for reward in rewards]
 
     for how in ("mean", "wco", "uwo"):
-        whole = joined([member(1.0, MIN_REWARD, -2.0), member(0.5, MIN_REWARD, 3.0)], how)
-        without = joined([member(1.0, -2.0), member(0.5, 3.0)], how)
+        whole = combine_scores([member(1.0, MIN_REWARD, -2.0), member(0.5, MIN_REWARD, 3.0)], how)
+        without = combine_scores([member(1.0, -2.0), member(0.5, 3.0)], how)
         assert [whole[0], whole[2]] == without
 
 

@@ -10,7 +10,7 @@ import pytest
 from tiny import tiny_groups
 
 from dmoerm.errors import DataError
-from dmoerm.model.ensemble import joined
+from dmoerm.model.ensemble import combine_scores
 from dmoerm.schema import Query
 from dmoerm.scoring.output import open_output
 from dmoerm.scoring.score_rows import ModelRows, RowScorer, ScoreCounts, written_rows
@@ -52,7 +52,7 @@ def test_a_model_and_an_ensemble_fill_the_same_columns(two: list[Any], tmp_path:
 def test_an_ensemble_joins_what_its_members_say(two: list[Any], how: str) -> None:
     apart = [list(model.score_queries(QUERIES)) for model in two]
     for row, *members in zip(rows(ModelRows(two, ensemble=how)), *apart, strict=True):
-        expected = joined(members, how)
+        expected = combine_scores(members, how)
         assert row["rewards"] == [score.reward for score in expected]
         assert row["uncertainty"] == [score.uncertainty for score in expected]
         assert min(row["uncertainty"]) > 0

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow.parquet as parquet
 import pytest
 
-from dmoerm.model.ensemble import joined
+from dmoerm.model.ensemble import combine_scores
 from dmoerm.schema import Query
 from dmoerm.scores import log_columns
 from dmoerm.scoring.output import open_output
@@ -61,7 +61,7 @@ def test_files_and_ensembles_have_the_column(model: Any, tiny_model: Callable[..
         assert json.loads((tmp_path / "rows.jsonl").read_text())["truncated"] == [False, True]
         assert parquet.read_table(tmp_path / "rows.parquet").to_pylist()[0]["truncated"] == [False, True]
     members = [each.score("Why?", ["No.", LONG]) for each in (reads_all, model)]
-    assert [score.truncated for score in joined(members, "mean")] == [False, True]
+    assert [score.truncated for score in combine_scores(members, "mean")] == [False, True]
 
 
 def test_trainers_logs_have_the_column(model: Any) -> None:

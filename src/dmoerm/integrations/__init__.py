@@ -1,1 +1,1 @@
-"""A DMoERM inside the trainers that people use, one file a trainer; each imports no more than it needs."""
+"""Reward functions for other trainers, one module per trainer."""

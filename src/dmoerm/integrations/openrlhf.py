@@ -1,8 +1,7 @@
-"""A DMoERM as the reward-function file of OpenRLHF: `--reward.remote_url path/to/this_file.py`.
+"""The reward-function file for OpenRLHF: `--reward.remote_url path/to/this_file.py`.
 
-The environment variable DMOERM_MODEL names the model's folder, which is read once, or a reward server's URL. Written
-against the interface that OpenRLHF 0.11 documents for such files; OpenRLHF itself is no dependency, and its own tests
-are not run here.
+The environment variable DMOERM_MODEL is the path of a model folder, which is loaded once, or the URL of a reward
+server. The file follows the interface that OpenRLHF 0.11 documents. OpenRLHF is not a dependency.
 
 OpenRLHF executes this file by its path, outside of any package, so its imports are absolute.
 """
@@ -21,18 +20,18 @@ from dmoerm.scores import log_columns
 
 
 def reward_func(queries: Sequence[str], prompts: Sequence[str], labels: Any = None, **_: Any) -> dict[str, Any]:
-    """Scores responses of any prompts.
+    """Score n responses, to any prompts.
 
     Args:
-        queries: prompt and response as one text, special tokens kept.
-        prompts: the prompts as the policy read them: in ChatML, Llama 3's or Gemma's format, or plain text.
-        labels: not looked at.
+        queries: each prompt with its response as one text, with special tokens.
+        prompts: the prompts as the policy reads them: in the format of ChatML, Llama 3 or Gemma, or plain text.
+        labels: ignored.
 
     Returns:
-        `rewards` and `scores`: (n,), the reward. `extra_logs`: name → (n,), see `dmoerm.scores.log_columns`.
+        `rewards` and `scores`: (n,), the rewards. `extra_logs`: name → (n,); see `dmoerm.scores.log_columns`.
 
     Raises:
-        DataError: a query does not hold its prompt.
+        DataError: a query does not contain its prompt.
         ConfigError: DMOERM_MODEL is not set.
     """
     scorer = open_scorer()

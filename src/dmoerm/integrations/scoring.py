@@ -1,4 +1,4 @@
-"""What every trainer's plug-in does with a batch: reads prompts and completions of any form, scores a prompt once."""
+"""Shared by all reward functions: conversion of prompts and completions, and scoring of a batch."""
 
 from __future__ import annotations
 
@@ -14,10 +14,16 @@ from dmoerm.scores import Score, Scorer, group_by_prompt
 
 
 def score_samples(scorer: Scorer, samples: Iterable[tuple[str | None, Prompt, str]]) -> list[Score]:
-    """Score samples of task (None: routed), prompt and response, in order; a prompt is run once for all its responses.
+    """Score samples; each prompt runs once for all its responses.
+
+    Args:
+        samples: task (None: the router decides), prompt and response of each sample.
+
+    Returns:
+        One score per sample, in order.
 
     Raises:
-        DataError: a prompt is empty, a task is unknown, or a text is longer than the model reads.
+        DataError: a prompt is empty, a task is unknown, or a text is longer than the model's maximum.
     """
     groups = group_by_prompt(samples)
     by_index: dict[int, Score] = {}
@@ -28,33 +34,33 @@ def score_samples(scorer: Scorer, samples: Iterable[tuple[str | None, Prompt, st
 
 
 def as_prompt(prompt: str | Iterable[Mapping[str, Any]]) -> Prompt:
-    """A trainer's prompt: a text, read back where a chat template has rendered it, or chat messages.
+    """Convert a trainer's prompt: chat messages, or a text, which is parsed if a chat template has rendered it.
 
     Raises:
-        DataError: a message whose role or content is none.
+        DataError: a message has no valid role or content.
     """
     if isinstance(prompt, str):
         return conversation(prompt)
-    return tuple(_turn(message) for message in prompt)
+    return tuple(_message(message) for message in prompt)
 
 
 def as_response(completion: str | Sequence[Mapping[str, Any]]) -> str:
-    """A trainer's completion, a text or chat messages, of which the last is the response."""
+    """Convert a trainer's completion: a text, or chat messages, of which the last is the response."""
     if isinstance(completion, str):
         return bare(completion)
     return bare(_text(completion[-1].get("content"))) if completion else ""
 
 
-def _turn(message: Mapping[str, Any]) -> Message:
+def _message(message: Mapping[str, Any]) -> Message:
     try:
         return Message.model_validate({"role": message["role"], "content": _text(message["content"])})
     except (KeyError, TypeError, ValidationError):
         hint = "give role (system, user or assistant) and content to every message"
-        raise DataError("is no chat message", field="prompt", value=message, hint=hint) from None
+        raise DataError("is not a chat message", field="prompt", value=message, hint=hint) from None
 
 
 def _text(content: Any) -> str:
-    """A message's text; of one in parts, that of its parts."""
+    """Return a message's text; text parts are concatenated, None is the empty text."""
     if content is None or isinstance(content, str):
         return content or ""
     return "".join(part["text"] for part in content if part.get("type") == "text")

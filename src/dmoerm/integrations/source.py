@@ -1,4 +1,4 @@
-"""Where a trainer's rewards come from: a model in this process, or a server that has one."""
+"""The source of a trainer's rewards: a model in this process, or a reward server."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 
 MODEL_VARIABLE = "DMOERM_MODEL"
 Source = str | Path | Scorer
-_OPENING = threading.Lock()
+_OPEN_LOCK = threading.Lock()
 
 
 def open_scorer(source: Source | None = None) -> Scorer:
-    """What scores queries; opened once for each source, whichever threads ask for it.
+    """Open a scorer. Each source is opened once per process, also if several threads open it.
 
     Args:
-        source: a server's URL; a run's or a model's folder, or a hub name; a `DMoERM` or a `Client` as it is; None:
-            what the environment variable DMOERM_MODEL names. A model goes to the accelerator if there is one.
+        source: a server's URL; a run folder, a model folder or a hub name, whose model is loaded onto the GPU if there
+            is one; a `DMoERM` or a `Client`, which is returned; None: the environment variable DMOERM_MODEL.
 
     Raises:
         ConfigError: DMOERM_MODEL is not set.
-        CheckpointError: there is no model of that name.
+        CheckpointError: the model does not exist.
     """
     source = source or os.environ.get(MODEL_VARIABLE)
     if not source:
@@ -41,7 +41,7 @@ def open_scorer(source: Source | None = None) -> Scorer:
         )
     if not isinstance(source, str | Path):
         return source
-    with _OPENING:
+    with _OPEN_LOCK:
         return _open(str(source))
 
 
@@ -58,11 +58,15 @@ def _load(path: str) -> Scorer:
 
 @functools.cache
 def tasks_of(scorer: Scorer) -> Mapping[str, Sequence[str]]:
-    """Task → its capabilities; a server is asked once. Raises `ConfigError` where it has no model of that name."""
+    """Return the scorer's tasks with their capabilities; a server gets one request per process.
+
+    Raises:
+        ConfigError: the server has no model with the client's model name.
+    """
     if not isinstance(scorer, Client):
         return cast("DMoERM", scorer).config.tasks
     models = scorer.models()
     if scorer.model not in (None, *models):
         known = ", ".join(models)
-        raise ConfigError(f"{scorer.url} has no model {scorer.model!r}; use one of {known}, or none for its first")
+        raise ConfigError(f"{scorer.url} has no model {scorer.model!r}; use one of {known}, or None for the first")
     return models[scorer.model or next(iter(models))]

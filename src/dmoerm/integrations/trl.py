@@ -1,4 +1,4 @@
-"""A DMoERM as a reward function of TRL's GRPOTrainer and RLOOTrainer: `reward_funcs=[reward_function(SOURCE)]`."""
+"""The reward function for TRL's GRPOTrainer and RLOOTrainer: `reward_funcs=[reward_function(SOURCE)]`."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from dmoerm.scores import Score
 
 
 def reward_function(source: Source | None = None, *, tasks: Collection[str] | None = None, name: str = "dmoerm") -> Any:
-    """What TRL's trainers take in `reward_funcs`.
+    """Return a reward function for `reward_funcs`.
 
     Args:
-        source: see `open_scorer`. Given as a text it is opened at the first batch, so that the function can be pickled.
-        tasks: rows of other tasks get None, which is no reward to TRL, so that other functions can take those; None:
-            all rows get one.
-        name: in TRL's logs.
+        source: see `open_scorer`. A text is opened at the first batch, so the function can be pickled.
+        tasks: rows of other tasks get None, which TRL does not count as a reward, so that other functions can score
+            them; None: all rows get a reward.
+        name: the function's name in TRL's logs.
     """
     return RewardFunction(source, tasks, name)
 
@@ -38,24 +38,25 @@ class RewardFunction:
         log_extra: Callable[[str, list[Any]], None] | None = None,
         **_: Any,
     ) -> list[float | None]:
-        """One reward a completion; None where its task is none of `tasks`. TRL calls it with keywords.
+        """Return one reward per completion, or None if its task is not in `tasks`. TRL calls this with keywords.
 
         Args:
-            prompts, completions: texts, or chat messages; a text that a chat template has rendered is read back.
-            task: the data set's column of that name, if it has one: each row's task; None in it: routed.
-            log_metric: is told the batch's means: `truncated`, `uncertainty`, `task/TASK` (the share that the task's
-                task model scored), `TASK/CAPABILITY` (over that task's completions).
-            log_extra: is told each completion's task, uncertainty and `truncated`, for TRL's table of completions.
+            prompts, completions: texts or chat messages; a text that a chat template has rendered is parsed.
+            task: the data set's column `task`, if it has one: each row's task, or None to let the router decide.
+            log_metric: receives the batch's means: `truncated`, `uncertainty`, `task/TASK` (the share of completions
+                that the task's model scored), `TASK/CAPABILITY` (over that task's completions).
+            log_extra: receives each completion's task, uncertainty and `truncated` for TRL's table of completions.
 
         Raises:
-            DataError: a prompt without text, no chat message, an unknown task, a text longer than the model takes.
+            DataError: a prompt is empty, a message is not a chat message, a task is unknown, or a text is longer than
+                the model's maximum.
         """
-        told = [None] * len(prompts) if task is None else list(task)
-        turns = [as_prompt(prompt) for prompt in prompts]
-        asked = [row for row, name in enumerate(told) if name is None or self._takes(name)]
-        samples = [(told[row], turns[row], as_response(completions[row])) for row in asked]
-        scored = dict(zip(asked, score_samples(open_scorer(self.source), samples), strict=True))
-        scores = {row: score for row, score in scored.items() if self._takes(told[row] or score.task)}
+        row_tasks = [None] * len(prompts) if task is None else list(task)
+        messages = [as_prompt(prompt) for prompt in prompts]
+        rows = [row for row, name in enumerate(row_tasks) if name is None or self._accepts(name)]
+        samples = [(row_tasks[row], messages[row], as_response(completions[row])) for row in rows]
+        scored = dict(zip(rows, score_samples(open_scorer(self.source), samples), strict=True))
+        scores = {row: score for row, score in scored.items() if self._accepts(row_tasks[row] or score.task)}
         if log_metric is not None:
             for metric, values in _metrics(list(scores.values())).items():
                 log_metric(metric, statistics.fmean(values))
@@ -64,12 +65,12 @@ class RewardFunction:
                 log_extra(f"{self.__name__}/{column}", values)
         return [scores[row].reward if row in scores else None for row in range(len(prompts))]
 
-    def _takes(self, task: str | None) -> bool:
+    def _accepts(self, task: str | None) -> bool:
         return self.tasks is None or task in self.tasks
 
 
 def _metrics(scores: Sequence[Score]) -> dict[str, list[float]]:
-    """Metric → what its mean is taken of."""
+    """Return the values of each metric, whose means are logged."""
     metrics: dict[str, list[float]] = {}
     for score in scores:
         metrics.setdefault("truncated", []).append(float(score.truncated))
@@ -83,10 +84,10 @@ def _metrics(scores: Sequence[Score]) -> dict[str, list[float]]:
 
 
 def _columns(scores: Mapping[int, Score], rows: int) -> dict[str, list[Any]]:
-    """Columns of TRL's table of completions; None where there is no score."""
-    found = [scores.get(row) for row in range(rows)]
+    """Return the columns for TRL's table of completions, with None in rows without a score."""
+    row_scores = [scores.get(row) for row in range(rows)]
     return {
-        "task": [score and score.task for score in found],
-        "uncertainty": [score and score.uncertainty for score in found],
-        "truncated": [score and score.truncated for score in found],
+        "task": [score and score.task for score in row_scores],
+        "uncertainty": [score and score.uncertainty for score in row_scores],
+        "truncated": [score and score.truncated for score in row_scores],
     }

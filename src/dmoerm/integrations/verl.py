@@ -1,8 +1,8 @@
-"""A DMoERM as verl's custom reward function: `custom_reward_function.path=path/to/a/file/that/imports/this.py`.
+"""The custom reward functions for verl: `custom_reward_function.path=path/to/a/file/that/imports/this.py`.
 
-`compute_score` is what verl calls for each sample, `compute_score_batch` what its batch reward manager calls for all of
-them at once, so that a prompt runs once for all its responses. Neither is told the prompt: it must be in the data's
-`extra_info`. Written against verl's reward managers `naive` and `batch`; verl itself is no dependency.
+verl calls `compute_score` for each sample. Its batch reward manager calls `compute_score_batch` for all samples at
+once, so that each prompt runs once for all its responses. verl does not pass the prompt, so the data must contain it in
+`extra_info`. The functions follow verl's reward managers `naive` and `batch`. verl is not a dependency.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def compute_score(
     reward_model: str | None = None,
     **_: Any,
 ) -> dict[str, float]:
-    """Scores one response. See `compute_score_batch`."""
+    """Score a single response. See `compute_score_batch`."""
     return compute_score_batch([data_source], [solution_str], [ground_truth], [extra_info], reward_model)[0]
 
 
@@ -37,21 +37,21 @@ def compute_score_batch(
     reward_model: str | None = None,
     **_: Any,
 ) -> list[dict[str, float]]:
-    """Scores responses of any prompts.
+    """Score responses to any prompts.
 
     Args:
-        data_sources, ground_truths: not looked at.
+        data_sources, ground_truths: ignored.
         solution_strs: the responses, with or without special tokens around them.
-        extra_infos: each one's `prompt`, a text (read back where a template has rendered it) or chat messages; and
-            `task`, which forces the task, if it is there.
-        reward_model: a model's folder or hub name, or a server's URL; None: what DMOERM_MODEL names. verl takes it from
-            `custom_reward_function.reward_kwargs`.
+        extra_infos: per response its `prompt`, which is chat messages or a text (parsed if a chat template has rendered
+            it), and optionally its `task`, which overrides the router.
+        reward_model: a model folder, a hub name or a server's URL; None: the environment variable DMOERM_MODEL. verl
+            reads it from `custom_reward_function.reward_kwargs`.
 
     Returns:
-        For each response `score`, the reward, and what `dmoerm.scores.log_columns` gives: the same names for all.
+        For each response its reward as `score`, and the columns of `dmoerm.scores.log_columns`; all have the same keys.
 
     Raises:
-        DataError: `extra_info` has no prompt.
+        DataError: an `extra_info` has no prompt, a task is unknown, or a text is longer than the model's maximum.
         ConfigError: neither `reward_model` nor DMOERM_MODEL is set.
     """
     scorer = open_scorer(reward_model)
@@ -67,9 +67,9 @@ def _prompt(extra_info: Mapping[str, Any] | None) -> Prompt:
     prompt = (extra_info or {}).get("prompt")
     if prompt is None:
         raise DataError(
-            "verl tells a reward function no prompt, and there is none here",
+            "has no prompt, which verl does not pass to a reward function",
             field="extra_info",
             value=extra_info,
-            hint='add {"prompt": the text or the chat messages} to extra_info where the data set is made',
+            hint='add {"prompt": the text or the chat messages} to extra_info when you prepare the data set',
         )
     return as_prompt(prompt)

@@ -1,6 +1,6 @@
-"""The model: encoding, trunk and branch, router, experts, aggregator, and its folder on disk.
+"""The model: trunk and branches, router, experts, aggregator, and the checkpoint folder.
 
-Importing it makes `AutoConfig` and `AutoModelForSequenceClassification` know a DMoERM's folder.
+The import registers DMoERM with `AutoConfig` and `AutoModelForSequenceClassification`.
 """
 
 from transformers import AutoConfig, AutoModelForSequenceClassification

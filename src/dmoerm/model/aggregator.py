@@ -1,4 +1,4 @@
-"""Phase 3's aggregator: the experts' embeddings and scores → one reward (the inner layer of arXiv 2403.01197).
+"""The aggregator of phase 3, which maps expert outputs to one reward (the inner layer of arXiv 2403.01197).
 
 embeddings   r = FC2(PReLU(FC1(z_1 ⊕ … ⊕ z_k)))            the paper
 scores       r = w · (r_1 … r_k, r_phase1, r_general)       linear, on normalized scores
@@ -17,9 +17,10 @@ from .heads import Normalizer
 
 
 class Aggregator(nn.Module):
-    """`vectors` (N, m·D + s) → reward (N,): m embeddings of width D side by side, then s scores.
+    """Maps vectors (N, m·D + s), m embeddings of width D followed by s scores, to rewards (N,).
 
-    m is the number of experts (1 where they share one embedding), s = k + 2: capability, phase-1, general scores.
+    m is the number of experts, or 1 if they share an embedding. s = k + 2: capability scores, phase-1 score, general
+    score.
     """
 
     def __init__(self, embeddings: int, width: int, scores: int, config: AggregatorConfig) -> None:
@@ -27,11 +28,11 @@ class Aggregator(nn.Module):
         self.split = (embeddings * width, scores)
         hidden = config.hidden or width
         self.mlp = _MLP(embeddings * width, hidden, config.dropout) if config.inputs != "scores" else None
-        self.linear = _Linear(_read(scores, config.base_scores)) if config.inputs != "embeddings" else None
+        self.linear = _Linear(_read_mask(scores, config.base_scores)) if config.inputs != "embeddings" else None
 
     @torch.no_grad()
     def fit_normalizers(self, vectors: Tensor) -> None:
-        """Takes the statistics of the training part's vectors."""
+        """Fit the normalizers to the training part's vectors (n, m·D + s)."""
         z, scores = vectors.split(self.split, dim=-1)
         if self.mlp is not None:
             self.mlp.normalizer.fit(z)
@@ -56,13 +57,13 @@ class _MLP(nn.Module):
         return self.fc2(self.activation(self.fc1(self.dropout(self.normalizer(z))))).squeeze(-1)
 
 
-def _read(scores: int, base_scores: Sequence[str]) -> list[bool]:
-    """Which of the scores are read: all capabilities', and those of phase 1's and the general one's that are named."""
+def _read_mask(scores: int, base_scores: Sequence[str]) -> list[bool]:
+    """Return which scores are read: all capability scores, and the phase-1 and general scores that are named."""
     return [True] * (scores - 2) + ["per_task" in base_scores, "general" in base_scores]
 
 
 class _Linear(nn.Module):
-    """Starts as the plain mean of the normalized scores, which is hard to beat where labels are noisy."""
+    """A linear map that starts as the mean of the normalized scores, a strong baseline with noisy labels."""
 
     read: Tensor
 

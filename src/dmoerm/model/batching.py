@@ -1,4 +1,4 @@
-"""Which queries share a pass: chosen by their tokens, long with long."""
+"""Batches of queries of similar length for one pass, and the conversion to tensors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ _WINDOW_QUERIES, _WINDOW_CHARACTERS = 256, 1_000_000
 
 
 def batches(encoded: Sequence[Encoded], budget: int) -> Iterator[list[int]]:
-    """Indices of queries, long with long, so that no batch has more than `budget` tokens (or is one query)."""
+    """Yield batches of indices of queries of similar length, the longest first.
+
+    Args:
+        budget: maximum number of tokens of a batch; a longer query is a batch by itself.
+    """
     rows: list[int] = []
     tokens = 0
     for i in sorted(range(len(encoded)), key=lambda i: (_shape(encoded[i]), i), reverse=True):
@@ -29,14 +33,14 @@ def batches(encoded: Sequence[Encoded], budget: int) -> Iterator[list[int]]:
 
 
 def chunks(encoded: Encoded, budget: int) -> Iterator[tuple[int, Encoded]]:
-    """A query in parts, the prompt again in each: each part's first response, and the part.
+    """Split a query into parts that repeat the prompt; yield the index of each part's first response, and the part.
 
-    A part has at most `budget` tokens (or is one response); beside a long prompt as many again as the prompt has, so
-    that prompts gone over again at most double the work.
+    A part has at most `budget` tokens, or twice the prompt's if that is more, so repeated prompts at most double the
+    work. A longer response is a part by itself.
     """
-    first, tokens, most = 0, len(encoded.prompt), max(budget, 2 * len(encoded.prompt))
+    first, tokens, limit = 0, len(encoded.prompt), max(budget, 2 * len(encoded.prompt))
     for i, response in enumerate(encoded.responses):
-        if i > first and tokens + len(response) > most:
+        if i > first and tokens + len(response) > limit:
             yield first, encoded.part(first, i)
             first, tokens = i, len(encoded.prompt)
         tokens += len(response)
@@ -44,12 +48,15 @@ def chunks(encoded: Encoded, budget: int) -> Iterator[tuple[int, Encoded]]:
 
 
 def _shape(query: Encoded) -> tuple[int, int]:
-    """Queries of like shape waste little in attention: by the longest response, in steps, then by the prompt."""
+    """Return the sort key: the longest response in steps of 32 tokens, then the prompt.
+
+    Queries with similar keys need little padding in attention.
+    """
     return max(map(len, query.responses)) // 32, len(query.prompt)
 
 
 def windows(queries: Iterable[Query]) -> Iterator[list[Query]]:
-    """A stream in chunks that are held at once, so that queries of like length can share a pass."""
+    """Split a stream into windows that fit in memory, within which queries of similar length share a pass."""
     window: list[Query] = []
     size = 0
     for query in queries:
@@ -63,12 +70,12 @@ def windows(queries: Iterable[Query]) -> Iterator[list[Query]]:
 
 
 def pack_ids(encoded: Sequence[Encoded]) -> Packed:
-    """Several queries' token ids for one pass."""
+    """Pack the token ids of several queries for one pass."""
     return pack([(torch.tensor(query.prompt), [torch.tensor(ids) for ids in query.responses]) for query in encoded])
 
 
 def pad(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Rows (T_i, …) → (B, max T, …), right-padded with 0, and the mask (B, max T) of real entries."""
+    """Pad rows (T_i, …) on the right with 0 to (B, max T, …); also return the mask (B, max T) of real entries."""
     padded = nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
     lengths = torch.tensor([len(row) for row in rows])
     return padded, torch.arange(padded.shape[1]) < lengths[:, None]

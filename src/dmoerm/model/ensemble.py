@@ -1,12 +1,12 @@
 """Combine several models' rewards: their mean, worst (WCO), or mean minus variance (UWO); arXiv 2310.02743.
 
-A reward of 1 means different things to models that were trained separately, so before they are combined
+Models that were trained separately differ in the unit and level of their rewards. Before they are combined:
 
-    scale     each model's rewards are divided by its temperature: σ of a difference is then its probability for every
-              model. Times a common temperature (the models' harmonic mean) they are rewards again, of standard
-              deviation about 1, in which the variance of UWO has the weight given for it
-    offset    where models are compared with each other (worst, variance), each model's mean over the prompt's responses
-              is subtracted: only differences within a prompt have a meaning, and models differ in level
+    scale     Each model's rewards are divided by its temperature, so that σ of a difference is a probability for every
+              model, and multiplied by a common temperature (the models' harmonic mean). Their standard deviation is
+              then about 1 again, the unit for which the weight of UWO's variance is given.
+    offset    Each model's mean over the prompt's responses is subtracted before models are compared with each other
+              (worst, variance), because only differences within a prompt have a meaning.
 
 Shapes: k members, N responses of one prompt.
 """
@@ -46,19 +46,20 @@ def combine_members(rewards: Tensor, combination: str, weight: float = UWO_WEIGH
     return combined[combination] + centers.mean()
 
 
-def joined(members: Sequence[Sequence[Score]], method: str) -> list[Score]:
-    """Combine the scores that several models give the responses to one prompt.
-
-    `reward` is the combination in the common unit; with `mean`, σ((reward_a − reward_b) / temperature) has the mean of
-    the models' log-odds. `task` is the task that most models chose (in a tie, the first model's); `capabilities` are
-    means over those models, for the names that all of them have; `route` is the mean over all models. `uncertainty` is
-    the models' standard deviation, in the reward's unit; None for a single response, where every combination is the
-    mean. A response is `truncated` if any model truncated it. Unbounded rewards are combined; an empty response does
-    not take part and keeps `MIN_REWARD`.
+def combine_scores(members: Sequence[Sequence[Score]], combination: str) -> list[Score]:
+    """Combine the scores that several models give to the responses to one prompt.
 
     Args:
-        members: each model's scores, in the responses' order.
-        method: `mean`, `wco` or `uwo`.
+        members: each model's scores, in the order of the responses.
+        combination: `mean`, `wco` or `uwo`.
+
+    Returns:
+        One score per response. `reward` is the combination of the unbounded rewards in the common unit, bounded again;
+        with `mean`, σ((reward_a − reward_b) / temperature) has the mean of the models' log-odds. `task` is the task
+        that most models chose (in a tie, the first model's). `capabilities` are means over the models that chose it,
+        for the names that all of them have. `route` is the mean over all models. `uncertainty` is the standard
+        deviation over models in the reward's unit, or None for a single response, for which all combinations are equal.
+        `truncated` is true if it is for any model. An empty response is not combined and keeps `MIN_REWARD`.
     """
     firsts = [scores[0] for scores in members]
     temperature = harmonic_mean([first.temperature for first in firsts])
@@ -68,7 +69,7 @@ def joined(members: Sequence[Sequence[Score]], method: str) -> list[Score]:
     route = {name: fmean(first.route.get(name, 0.0) for first in firsts) for name in routed}
     columns = list(zip(*members, strict=True))
     with_text = [column for column in columns if not column[0].empty]
-    rewards, spread = _rewards(with_text, temperature, method) if with_text else ([], [])
+    rewards, spread = _rewards(with_text, temperature, combination) if with_text else ([], [])
     values = iter(zip(rewards, spread, strict=True))
     scores = []
     for column in columns:
@@ -88,12 +89,14 @@ def joined(members: Sequence[Sequence[Score]], method: str) -> list[Score]:
 
 
 def _capabilities(scores: Sequence[Score]) -> dict[str, float]:
-    """The mean over models of each capability that all of them have."""
+    """Return the mean over models of each capability that all of them have."""
     names = [name for name in scores[0].capabilities if all(name in score.capabilities for score in scores)]
     return {name: fmean(score.capabilities[name] for score in scores) for name in names}
 
 
-def _rewards(columns: Sequence[Sequence[Score]], temperature: float, method: str) -> tuple[list[float], list[float]]:
+def _rewards(
+    columns: Sequence[Sequence[Score]], temperature: float, combination: str
+) -> tuple[list[float], list[float]]:
     """Return the combined rewards and the members' standard deviations, one per response.
 
     Args:
@@ -102,4 +105,4 @@ def _rewards(columns: Sequence[Sequence[Score]], temperature: float, method: str
     rows = [[unbound_reward(score.reward) * temperature / score.temperature for score in column] for column in columns]
     rewards = torch.tensor(rows, dtype=torch.float64).T
     spread = (rewards - rewards.mean(1, keepdim=True)).std(0, correction=0)
-    return [bound_reward(value) for value in combine_members(rewards, method).tolist()], spread.tolist()
+    return [bound_reward(value) for value in combine_members(rewards, combination).tolist()], spread.tolist()

@@ -1,6 +1,8 @@
-"""From states to one vector, and from a vector to one score.
+"""Pooling of token states to embeddings, and the heads that score embeddings.
 
 tokens ──branch──▶ states ──pool──▶ embedding (N, D) ──Head──▶ score (N,)      D = d, or 2d for pooling `both`
+
+Shapes: k experts, N responses, d hidden width, D embedding width.
 """
 
 from __future__ import annotations
@@ -14,11 +16,11 @@ from .packing import Packed, means
 
 
 def embed(branch: Decoder, inputs: Packed, pooling: str, num_experts: int = 1) -> Tensor:
-    """The responses' embeddings (k, N, D) under a branch, in float32.
+    """Return the responses' embeddings (k, N, D) under a branch, in float32.
 
     Args:
-        pooling: a response's `last` token, the `mean` over its tokens, or `both` side by side.
-        num_experts: k, where the branch's linear layers hold k experts.
+        pooling: `last` (a response's last token), `mean` (over its tokens), or `both` side by side.
+        num_experts: k, the number of experts in the branch's linear layers.
     """
     packing = inputs.packing
     if pooling == "last":
@@ -31,12 +33,12 @@ def embed(branch: Decoder, inputs: Packed, pooling: str, num_experts: int = 1) -
 
 
 def embedding_width(hidden_size: int, pooling: str) -> int:
-    """D: the width of what `embed` returns."""
+    """Return the width D of an embedding."""
     return 2 * hidden_size if pooling == "both" else hidden_size
 
 
 class Normalizer(nn.Module):
-    """(x − mean) / scale with statistics taken once from the training part and kept with the weights."""
+    """(x − mean) / scale, with statistics of the training part that are saved with the weights."""
 
     mean: Tensor
     scale: Tensor
@@ -48,7 +50,7 @@ class Normalizer(nn.Module):
 
     @torch.no_grad()
     def fit(self, samples: Tensor) -> None:
-        """Takes mean and standard deviation of the samples (n, width)."""
+        """Set mean and scale to the mean and standard deviation of samples (n, width)."""
         self.mean.copy_(samples.mean(0))
         self.scale.copy_(samples.std(0, correction=0).clamp(min=1e-6))
 
@@ -57,9 +59,9 @@ class Normalizer(nn.Module):
 
 
 class Head(nn.Module):
-    """Embedding (…, D) → score (…). Linear, or with one hidden layer.
+    """Maps embeddings (…, D) to scores (…), linearly or with one hidden layer.
 
-    The last layer starts near zero, so that a start's scores are close to equal and its loss close to log 2.
+    The last layer starts near zero, so initial scores are almost equal and the initial loss is close to log 2.
     """
 
     def __init__(self, width: int, config: HeadConfig) -> None:
@@ -76,14 +78,14 @@ class Head(nn.Module):
 
 
 class BranchScorer(nn.Module):
-    """A branch and its head: the general model, a task's phase-1 model, or one expert in training."""
+    """A branch and its head: the general model, a task's phase-1 model, or an expert in training."""
 
     def __init__(self, branch: nn.Module, head: Head, pooling: str) -> None:
         super().__init__()
         self.branch, self.head, self.pooling = branch, head, pooling
 
     def embed(self, inputs: Packed) -> Tensor:
-        """The responses' embeddings (N, D)."""
+        """Return the responses' embeddings (N, D)."""
         return embed(self.branch, inputs, self.pooling)[0]  # pyright: ignore[reportArgumentType]
 
     def forward(self, inputs: Packed) -> Tensor:

@@ -1,11 +1,16 @@
-"""One pass of packed tokens through a decoder's own layers, computing only the states that are asked for.
+"""A pass of packed tokens through a decoder's own layers that computes only the requested states.
 
     every layer but the last    all tokens
-    the last layer              keys and values of all tokens; queries, output projection and MLP of the outputs
+    the last layer              keys and values of all tokens; queries, output projection and MLP of the outputs only
 
-Linear layers, norms and MLPs meet no padding, and each prompt once. `attend` alone knows who sees whom: a prompt's
-token sees its prompt up to itself, a response's token sees its whole prompt and its response up to itself. The result
-equals that of separate sequences. The layers are transformers' own code; they find `attend` by its name.
+The layers are transformers' own code and find `attend` by its registered name. Everything in a layer except attention
+treats tokens independently, so it runs on the packed row as it is. `attend` alone separates sequences: a token of a
+prompt attends to its prompt up to itself, a token of a response to its whole prompt and its response up to itself.
+Since no token of a prompt sees a response, one copy of the prompt serves all responses, and the result equals that of
+separate sequences.
+
+The last layer's states are needed only where they are pooled, but its keys and values are needed for all tokens. A
+layer returns no keys and values, so `_Pass` runs a copy of the last layer without its other parts first and keeps them.
 
 Shapes as in packing.py.
 """
@@ -41,34 +46,37 @@ else:
 ATTENTION = "dmoerm_packed"
 """The name under which transformers' layers find `attend`."""
 
-_BLOCK = 2_000_000  # attention weights held at once: as many as a processor's caches take
+_BLOCK = 2_000_000  # attention weights in memory at once: as many as fit in a CPU's caches
 
 _SdpaOptions = dict[str, Any]
 
 Outputs = Literal["all", "responses", "last"]
-"""Whose states a pass gives: all T tokens', those of the responses' tokens, or of the N responses' last tokens."""
+"""The states that a pass returns: of all T tokens, of the responses' tokens, or of the N responses' last tokens."""
 
 
 def run(part: Decoder, inputs: Packed, outputs: Outputs = "all", num_experts: int = 1) -> Tensor:
-    """Runs a trunk or branch over packed tokens. Gradients flow.
+    """Run a trunk or branch over packed tokens. Gradients flow.
 
     Args:
-        part: layers, and embeddings where the tokens are ids.
-        outputs: whose states (k, …, d) are given.
-        num_experts: k, where the part's linear layers hold k experts; the same tokens go through each.
+        part: the layers, with embeddings if the tokens are ids.
+        outputs: the states to return.
+        num_experts: k, the number of experts in the part's linear layers; the same tokens pass through each.
+
+    Returns:
+        States (k, …, d).
 
     Raises:
-        BackboneError: the backbone attends to a sliding window, and a text is longer than that.
+        BackboneError: the backbone has a sliding attention window that is shorter than a text.
     """
     with computing(part):
         return _run(part, inputs, outputs, num_experts)
 
 
 def computing(part: PreTrainedModel) -> torch.autocast:
-    """The context in which a part's layers run: autocast to its compute dtype, `config.dtype`.
+    """Return the context in which a part's layers run: autocast to its compute dtype, `config.dtype`.
 
-    Weights that were trained are float32 and weights that were not have the compute dtype. Training, validation and
-    scoring run in the same context, so that they give the same rewards.
+    Trained weights are float32, all others have the compute dtype. Training, validation and scoring run in this
+    context, so they compute the same rewards.
     """
     dtype = part.config.dtype
     half = dtype in (torch.bfloat16, torch.float16)
@@ -87,24 +95,30 @@ def _run(part: Decoder, inputs: Packed, outputs: Outputs, num_experts: int) -> T
 
 
 class _Pass:
-    """What the layers of one pass need to know, and the keys and values kept for the last of them."""
+    """The state of one pass that its layers hand on to `attend`.
+
+    Attributes:
+        stage: which queries the running layer has: `all` tokens, none (`keys`: keep the keys and values), the
+            `responses`' tokens or their `last` tokens.
+        kept: keys and values of the last layer, (k, tokens, H, c) each, from its stage `keys`.
+    """
 
     def __init__(self, packing: Packing, part: Decoder, rotary: Sequence[Tensor]) -> None:
         self.packing, self.rotary = packing, rotary
         self.stage: Literal["all", "keys", "responses", "last"] = "all"
         self.kept: tuple[Tensor, Tensor] | None = None
 
-    def through(self, layer: nn.Module, states: Tensor, places: Any = slice(None), stage: Any = "all") -> Tensor:
-        """The layer's output (k, …, d) for the tokens at `places`."""
+    def through(self, layer: nn.Module, states: Tensor, tokens: Any = slice(None), stage: Any = "all") -> Tensor:
+        """Return the layer's output (k, …, d) for some tokens, given as a slice or indices."""
         self.stage = stage
-        rotary = tuple(part[:, places] for part in self.rotary)
-        positions = self.packing.positions[None, places]
+        rotary = tuple(part[:, tokens] for part in self.rotary)
+        positions = self.packing.positions[None, tokens]
         return layer(
-            states[:, places], attention_mask=None, position_ids=positions, position_embeddings=rotary, packed=self
+            states[:, tokens], attention_mask=None, position_ids=positions, position_embeddings=rotary, packed=self
         )
 
     def through_last(self, layer: nn.Module, states: Tensor, outputs: Outputs) -> Tensor:
-        """The last layer's output for the tokens asked for alone."""
+        """Return the last layer's output (k, …, d) for the requested tokens only."""
         first = self.packing.prompt_tokens
         if outputs == "all":
             return self.through(layer, states)
@@ -116,24 +130,24 @@ class _Pass:
 
 
 def _keys_only(layer: Any) -> nn.Module:
-    """The layer without what keys and values do not need: queries, output projection, MLP."""
+    """Return the layer without queries, output projection and MLP, which its keys and values do not need."""
     attention = layer.self_attn
     if not all(hasattr(attention, name) for name in ("q_proj", "o_proj")) or not hasattr(layer, "mlp"):
-        return layer  # such a layer computes more than is needed, to the same result
+        return layer  # the whole layer computes the same keys and values, at a higher cost
     queries = _Zeros(attention.config.num_attention_heads * attention.head_dim)
     output = _Zeros(attention.config.hidden_size)
     return _with(layer, mlp=output, self_attn=_with(attention, q_proj=queries, o_proj=output))
 
 
 def _with(module: nn.Module, **children: nn.Module) -> nn.Module:
-    """The same module, weights and all, but for some of its children."""
+    """Return a shallow copy of the module, sharing its weights, with some children replaced."""
     changed = copy.copy(module)
     changed._modules = {**module._modules, **children}
     return changed
 
 
 class _Zeros(nn.Module):
-    """A linear layer's place, at no cost."""
+    """A substitute for a linear layer whose output is not used."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -155,21 +169,33 @@ def attend(
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of packed tokens, (k, H, tokens, c) → (k, tokens, H, c); without `packed`, transformers' own."""
+    """Compute attention of packed tokens: transformers' attention interface.
+
+    Args:
+        query, key, value: (k, H, tokens, c); keys and values may have fewer heads.
+        packed: the state of the pass; None: run transformers' own SDPA attention.
+        sliding_window: the backbone's attention window in tokens.
+
+    Returns:
+        (k, tokens, H, c), and None in place of attention weights.
+
+    Raises:
+        BackboneError: the backbone caps its attention logits, or a text is longer than `sliding_window`.
+    """
     if packed is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
     packing = packed.packing
     if kwargs.get("softcap"):
-        raise BackboneError("the backbone caps its attention's logits, which packed tokens do not; use another")
+        raise BackboneError("the backbone caps its attention logits, which is not supported; use another backbone")
     if sliding_window and packing.longest > sliding_window:
         raise BackboneError(
             f"prompt and response are {packing.longest} tokens, more than the backbone's attention window of "
             f"{sliding_window}; set encoding.max_length to at most that"
         )
     options = {"scale": scaling, "dropout_p": dropout}
-    query, key = query.to(value.dtype), key.to(value.dtype)  # under autocast, norms and rotations give float32
+    query, key = query.to(value.dtype), key.to(value.dtype)  # norms and rotary embeddings return float32 under autocast
     q, k, v = (x.transpose(1, 2) for x in (query, key, value))  # (k, tokens, H, c)
     if packed.stage == "keys":
         packed.kept = (k, v)
@@ -187,54 +213,60 @@ def attend(
 
 
 def _prompts(q: Tensor, k: Tensor, v: Tensor, packing: Packing, options: _SdpaOptions) -> Tensor:
-    """Queries, keys and values of the prompts' tokens."""
+    """Attend from the prompts' tokens; all arguments (k, prompts' tokens, H, c)."""
     padded = [group.padded_prompts for group in packing.groups]
-    found = [g.unpad(_attention(g.pad(q), g.pad(k), g.pad(v), None, options), q.shape[0]) for g in padded]
-    return _in_order(found, packing.order["prompts"])
+    parts = [g.unpad(_attention(g.pad(q), g.pad(k), g.pad(v), None, options), q.shape[0]) for g in padded]
+    return _in_order(parts, packing.order["prompts"])
 
 
 def _responses(q: Tensor, k: Tensor, v: Tensor, packing: Packing, options: _SdpaOptions) -> Tensor:
-    """Queries of the responses' tokens; keys and values of all tokens."""
-    found = []
+    """Attend from the responses' tokens to all tokens."""
+    parts = []
     for group in packing.groups:
         padded, keys = group.padded_responses, group.padded_keys
         mask = group.mask(q.dtype, last=False, k=q.shape[0])
-        found.append(padded.unpad(_attention(padded.pad(q), keys.pad(k), keys.pad(v), mask, options), q.shape[0]))
-    return _in_order(found, packing.order["responses"])
+        parts.append(padded.unpad(_attention(padded.pad(q), keys.pad(k), keys.pad(v), mask, options), q.shape[0]))
+    return _in_order(parts, packing.order["responses"])
 
 
 def _last(q: Tensor, k: Tensor, v: Tensor, packing: Packing, options: _SdpaOptions) -> Tensor:
-    """Queries of the responses' last tokens (k, N, H, c); keys and values of all tokens."""
-    found = []
+    """Attend from the responses' last tokens (k, N, H, c) to all tokens."""
+    parts = []
     for group in packing.groups:
         rows = q[:, group.rows]
         mask = group.mask(q.dtype, last=True, k=q.shape[0])
         padded = group.padded_keys
-        found.append(
+        parts.append(
             _attention(rows.flatten(0, 1)[:, None], padded.pad(k), padded.pad(v), mask, options).reshape(rows.shape)
         )
-    return _in_order(found, packing.order["last"])
+    return _in_order(parts, packing.order["last"])
 
 
 def _in_order(parts: list[Tensor], order: Tensor | None) -> Tensor:
+    """Concatenate the groups' results and restore the order of the packing."""
     joined = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
     return joined if order is None else joined.index_select(1, order)
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, options: _SdpaOptions) -> Tensor:
-    """(rows, tokens, H, c) → the same; causal where there is no mask."""
+    """Attend within padded rows (rows, tokens, H, c); causal if the mask is None."""
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     if mask is not None and q.dtype == torch.bfloat16 and q.device.type == "cpu":
         return _products(q, k, v, mask, **options).transpose(1, 2)
     grouped = q.shape[1] != k.shape[1]
-    found = scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped, **options)
-    return found.transpose(1, 2)
+    result = scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped, **options
+    )
+    return result.transpose(1, 2)
 
 
 def _products(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float | None = None, dropout_p: float = 0.0
 ) -> Tensor:
-    """The same by plain products, some rows at a time: half the time of PyTorch's kernel for bfloat16 on a CPU."""
+    """Attend by plain matrix products, a block of rows at a time.
+
+    On a CPU in bfloat16 with a mask this takes half the time of `scaled_dot_product_attention`.
+    """
     q = q * (q.shape[-1] ** -0.5 if scale is None else scale)
     rows = max(1, _BLOCK // (q.shape[1] * mask[0].numel()))
     parts = zip(*(x.split(rows) for x in (q, k, v, mask)), strict=True)
@@ -242,7 +274,11 @@ def _products(
 
 
 def _product(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout_p: float) -> Tensor:
-    """Queries (rows, H, R, c); keys and values (rows, G, S, c), each shared by H / G heads; mask (rows, 1, R, S)."""
+    """Attend from queries (rows, H, R, c) to keys and values (rows, G, S, c), each shared by H / G heads.
+
+    Args:
+        mask: (rows, 1, R, S), additive.
+    """
     shape, heads = q.shape, k.shape[1]
     logits = q.reshape(len(q), heads, -1, shape[-1]) @ k.transpose(2, 3)
     logits = logits.view(len(q), heads, -1, *mask.shape[2:]) + mask[:, :, None]

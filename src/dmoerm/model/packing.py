@@ -1,9 +1,13 @@
-"""Prompts and their responses as one row of tokens, without padding: the input of every pass through layers.
+"""Prompts and their responses as one row of tokens without padding: the input of every pass through layers.
 
-    tokens    p p p p | p p | r r r | r r | r r r r       prompts first, then responses; a response knows its prompt
-    position  0 1 2 3 | 0 1 | 4 5 6 | 4 5 | 2 3 4 5       a response's positions go on where its prompt's end
+    tokens    p p p p | p p | r r r | r r | r r r r       prompts first, then responses; `owner` gives their prompts
+    position  0 1 2 3 | 0 1 | 4 5 6 | 4 5 | 2 3 4 5       a response's positions continue its prompt's
 
-Shapes: Q prompts, N responses, T tokens of all of them, d hidden width, k experts' rows, H heads, c a head's width.
+Linear layers, norms and MLPs run on this row, so they see each prompt once and no padding. Only attention needs padded
+rows. `AttentionGroup` makes them for prompts with similar lengths, since padding costs the product of both lengths.
+
+Shapes: Q prompts, N responses, T tokens of all of them, P of the longest prompt and R of the longest response of a
+group, d hidden width, k experts, H heads, c head width.
 """
 
 from __future__ import annotations
@@ -15,16 +19,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-_WASTE, _SMALL = 1.25, 50_000  # a group's padded attention area: at most so many times the real one, and so much more
+# Bound on a group's padded attention area (queries × keys): factor times the real area, plus a constant.
+_MAX_WASTE, _FREE_AREA = 1.25, 50_000
 
 
 class Packing:
-    """Which token belongs to whom.
+    """The layout of a packed row: which tokens belong to which prompt or response.
 
     Args:
-        prompts: the Q prompts' lengths.
-        responses: the N responses' lengths.
-        owner: each response's prompt, 0 … Q − 1.
+        prompts: (Q,), the prompts' lengths.
+        responses: (N,), the responses' lengths.
+        owner: (N,), the index of each response's prompt.
     """
 
     def __init__(
@@ -35,24 +40,24 @@ class Packing:
         self.prompt_tokens = sum(self.prompts)
 
     def to(self, device: Any) -> Packing:
-        """The same on another device."""
+        """Return the packing on a device."""
         return (
             self if torch.device(device) == self.device else Packing(self.prompts, self.responses, self.owner, device)
         )
 
     @property
     def starts(self) -> list[int]:
-        """Each response's first position: its prompt's length."""
+        """(N,), each response's first position, which is its prompt's length."""
         return [self.prompts[q] for q in self.owner]
 
     @functools.cached_property
     def longest(self) -> int:
-        """Tokens of the longest prompt and response together."""
+        """The number of tokens of the longest prompt with its response."""
         return max([start + n for start, n in zip(self.starts, self.responses, strict=True)], default=0)
 
     @functools.cached_property
     def positions(self) -> Tensor:
-        """(T,), each token's position in its own sequence."""
+        """(T,), each token's position in its prompt or, after its prompt, in its response."""
         prompts = [torch.arange(n) for n in self.prompts]
         return torch.cat([*prompts, *map(torch.arange, self.starts, self._ends())]).to(self.device)
 
@@ -61,29 +66,29 @@ class Packing:
 
     @functools.cached_property
     def last(self) -> Tensor:
-        """(N,), where each response's last token stands among the T tokens."""
+        """(N,), the index of each response's last token among the T tokens."""
         return (torch.tensor(self.responses).cumsum(0) - 1 + self.prompt_tokens).to(self.device)
 
     @functools.cached_property
     def of_prompt(self) -> Tensor:
-        """For each token of the prompts, its prompt."""
+        """For each token of the prompts, the index of its prompt."""
         return torch.arange(len(self.prompts)).repeat_interleave(torch.tensor(self.prompts)).to(self.device)
 
     @functools.cached_property
     def of_response(self) -> Tensor:
-        """For each token of the responses, its response."""
+        """For each token of the responses, the index of its response."""
         return torch.arange(len(self.responses)).repeat_interleave(torch.tensor(self.responses)).to(self.device)
 
     @functools.cached_property
     def groups(self) -> list[AttentionGroup]:
-        """The prompts with their responses in groups of like lengths: attention pads within a group only."""
-        return [AttentionGroup(self, prompts) for prompts in _alike(self)]
+        """The prompts with their responses in groups of similar lengths; attention pads within a group only."""
+        return [AttentionGroup(self, prompts) for prompts in _group_by_length(self)]
 
     @functools.cached_property
     def order(self) -> dict[str, Tensor | None]:
-        """What brings the groups' rows, one group after the other, back in place; None: they are in place.
+        """The permutations from the order of the groups back to the order of the packing; None: the orders are equal.
 
-        For the prompts' tokens (`prompts`), the responses' tokens (`responses`) and the responses (`last`).
+        Keys: `prompts` for the prompts' tokens, `responses` for the responses' tokens, `last` for the responses.
         """
         return {
             name: _inverse([i for group in self.groups for i in getattr(group, name)], self.device)
@@ -91,24 +96,26 @@ class Packing:
         }
 
     def select(self, rows: Sequence[int]) -> tuple[Packing, Tensor]:
-        """Only these responses and the prompts that they belong to; and the places of their tokens among the T."""
+        """Select responses with their prompts; also return the indices of their tokens among the T tokens."""
         kept = sorted({self.owner[n] for n in rows})
         number = {q: i for i, q in enumerate(kept)}
         prompts, responses = [self.prompts[q] for q in kept], [self.responses[n] for n in rows]
         packing = Packing(prompts, responses, [number[self.owner[n]] for n in rows], self.device)
         of_prompts, of_responses = _runs(self.prompts, 0), _runs(self.responses, self.prompt_tokens)
-        places = [i for q in kept for i in of_prompts[q]] + [i for n in rows for i in of_responses[n]]
-        return packing, torch.tensor(places, dtype=torch.long, device=self.device)
+        indices = [i for q in kept for i in of_prompts[q]] + [i for n in rows for i in of_responses[n]]
+        return packing, torch.tensor(indices, dtype=torch.long, device=self.device)
 
 
 class AttentionGroup:
-    """Some prompts with their responses, for attention.
+    """Prompts of similar lengths with their responses, as padded rows for attention.
 
     Attributes:
-        prompts, responses: the places of their tokens among all prompts' tokens, and among all responses' tokens.
-        last, rows: the places of the responses among the N, as a list and as a tensor.
-        padded_prompts, padded_responses: a padded row a prompt, a response.
-        padded_keys: what a response's tokens may see, a padded row a response: its prompt's tokens, then its own.
+        prompts: indices of their tokens among all prompts' tokens.
+        responses: indices of their tokens among all responses' tokens.
+        last, rows: indices of the responses among the N, as a list and as a tensor.
+        padded_prompts: one padded row per prompt.
+        padded_responses: one padded row per response.
+        padded_keys: one padded row per response with the tokens that it attends to: its prompt's, then its own.
     """
 
     def __init__(self, packing: Packing, prompts: Sequence[int]) -> None:
@@ -129,7 +136,12 @@ class AttentionGroup:
         self._device = device
 
     def mask(self, dtype: torch.dtype, last: bool, k: int) -> Tensor:
-        """(k · rows, 1, R, P + R) for the responses' attention, added to it; with `last`, R is 1: their last tokens."""
+        """Return the additive mask (k · rows, 1, R, P + R) of the responses' attention: 0, or −inf at hidden keys.
+
+        Args:
+            last: mask only the responses' last tokens as queries, so that the third dimension is 1.
+            k: the number of experts, whose rows follow each other.
+        """
         if (dtype, last, k) not in self._masks:
             steps = torch.zeros(1) if last else torch.arange(self.padded_responses.width)
             first = self._starts + self._lengths - 1 if last else self._starts
@@ -140,7 +152,13 @@ class AttentionGroup:
 
 
 class PaddedRows:
-    """Rows of places among `total` tokens, right-padded to the same width, and the way back."""
+    """Conversion of tokens to right-padded rows and back.
+
+    Padding repeats a row's last token, whose values are finite; the mask, or causality, hides it.
+
+    Args:
+        rows: the indices of each row's tokens among `total` tokens.
+    """
 
     def __init__(self, rows: Sequence[Sequence[int]], total: int, device: torch.device) -> None:
         self.width = max(map(len, rows), default=0)
@@ -154,50 +172,50 @@ class PaddedRows:
         self._unpad_index = None if even else torch.tensor(back, dtype=torch.long, device=device)
 
     def pad(self, x: Tensor) -> Tensor:
-        """(k, tokens, …) → (k · rows, width, …)."""
-        found = x if self._pad_index is None else x.index_select(1, self._pad_index)
-        return found.reshape(x.shape[0] * self.rows, self.width, *x.shape[2:])
+        """Convert (k, tokens, …) to (k · rows, width, …)."""
+        padded = x if self._pad_index is None else x.index_select(1, self._pad_index)
+        return padded.reshape(x.shape[0] * self.rows, self.width, *x.shape[2:])
 
     def unpad(self, x: Tensor, k: int) -> Tensor:
-        """(k · rows, width, …) → (k, tokens, …)."""
+        """Convert (k · rows, width, …) to (k, tokens, …)."""
         flat = x.reshape(k, self.rows * self.width, *x.shape[2:])
         return flat if self._unpad_index is None else flat.index_select(1, self._unpad_index)
 
 
 class Packed(NamedTuple):
-    """One pass's input: ids (T,), or hidden states (T, d), and whose they are."""
+    """The input of a pass: ids (T,) or hidden states (T, d), and their packing."""
 
     tokens: Tensor
     packing: Packing
 
     def to(self, device: Any) -> Packed:
-        """The same on another device."""
+        """Return the tokens and their packing on a device."""
         return Packed(self.tokens.to(device), self.packing.to(device))
 
     def select(self, rows: Sequence[int]) -> Packed:
-        """Only these responses, and the prompts that they belong to."""
+        """Select responses with their prompts."""
         if list(rows) == list(range(len(self.packing.responses))):
             return self
-        packing, places = self.packing.select(rows)
-        return Packed(self.tokens[places], packing)
+        packing, indices = self.packing.select(rows)
+        return Packed(self.tokens[indices], packing)
 
     def split(self) -> list[tuple[Tensor, list[Tensor]]]:
-        """What `pack` was given: each prompt's part, and each of its responses'."""
+        """Undo `pack`: return each prompt with its responses."""
         prompts = self.tokens[: self.packing.prompt_tokens].split(self.packing.prompts)
-        found: list[tuple[Tensor, list[Tensor]]] = [(prompt, []) for prompt in prompts]
+        queries: list[tuple[Tensor, list[Tensor]]] = [(prompt, []) for prompt in prompts]
         responses = self.tokens[self.packing.prompt_tokens :].split(self.packing.responses)
         for q, response in zip(self.packing.owner, responses, strict=True):
-            found[q][1].append(response)
-        return found
+            queries[q][1].append(response)
+        return queries
 
     def prompt_means(self) -> Tensor:
-        """(Q, d), the mean over each prompt's states, in float32."""
+        """Return the mean (Q, d) over each prompt's states, in float32."""
         states = self.tokens[: self.packing.prompt_tokens]
         return means(states[None], self.packing.of_prompt, self.packing.prompts)[0]
 
 
 def pack(queries: Sequence[tuple[Tensor, Sequence[Tensor]]]) -> Packed:
-    """Several queries for one pass: the prompt's ids (P,) or states (P, d), and each response's (R,) or (R, d)."""
+    """Pack queries for one pass: each prompt's ids or states (P,) or (P, d), and its responses' (R,) or (R, d)."""
     responses = [r for _, each in queries for r in each]
     owner = [q for q, (_, each) in enumerate(queries) for _ in each]
     packing = Packing([len(p) for p, _ in queries], [len(r) for r in responses], owner)
@@ -205,37 +223,51 @@ def pack(queries: Sequence[tuple[Tensor, Sequence[Tensor]]]) -> Packed:
 
 
 def means(states: Tensor, of: Tensor, lengths: Sequence[int]) -> Tensor:
-    """(k, tokens, d) → (k, rows, d): the mean over each row's tokens, in float32; `of`: each token's row."""
+    """Average states over the tokens of each row, in float32.
+
+    Args:
+        states: (k, tokens, d).
+        of: (tokens,), the index of each token's row.
+        lengths: (rows,), the rows' numbers of tokens.
+
+    Returns:
+        (k, rows, d).
+    """
     sums = torch.zeros(states.shape[0], len(lengths), states.shape[-1], device=states.device)
     sums = sums.index_add(1, of, states.float())
     return sums / torch.tensor(lengths, device=states.device)[:, None]
 
 
-def _alike(packing: Packing) -> list[list[int]]:
-    """The prompts in groups, so that attention's padded areas exceed the real ones by little."""
-    areas: list[list[tuple[int, int]]] = [[] for _ in packing.prompts]  # rows and columns of each response's attention
+def _group_by_length(packing: Packing) -> list[list[int]]:
+    """Group the prompts so that each group's padded attention area is within the bound.
+
+    One group for all would pad every response to the longest one; a group per prompt would need a kernel launch each.
+    """
+    areas: list[list[tuple[int, int]]] = [[] for _ in packing.prompts]  # queries and keys of each response's attention
     for q, n in zip(packing.owner, packing.responses, strict=True):
         areas[q].append((n, packing.prompts[q] + n))
     groups: list[list[int]] = []
-    held: list[tuple[int, int]] = []
+    group: list[tuple[int, int]] = []
     for q in sorted(range(len(areas)), key=lambda q: max((k for _, k in areas[q]), default=0)):
-        joined = [*held, *areas[q]]
+        joined = [*group, *areas[q]]
         padded = len(joined) * max((r for r, _ in joined), default=0) * max((k for _, k in joined), default=0)
-        if not groups or padded > _WASTE * sum(r * k for r, k in joined) + _SMALL:
+        if not groups or padded > _MAX_WASTE * sum(r * k for r, k in joined) + _FREE_AREA:
             groups.append([])
             joined = areas[q]
         groups[-1].append(q)
-        held = joined
-    return [sorted(group) for group in groups]
+        group = joined
+    return [sorted(prompts) for prompts in groups]
 
 
-def _inverse(places: Sequence[int], device: torch.device) -> Tensor | None:
-    if list(places) == list(range(len(places))):
+def _inverse(order: Sequence[int], device: torch.device) -> Tensor | None:
+    """Return the inverse of a permutation, or None for the identity."""
+    if list(order) == list(range(len(order))):
         return None
-    return torch.tensor(places, dtype=torch.long, device=device).argsort()
+    return torch.tensor(order, dtype=torch.long, device=device).argsort()
 
 
 def _runs(lengths: Sequence[int], start: int) -> list[range]:
+    """Return consecutive ranges of these lengths."""
     runs: list[range] = []
     for n in lengths:
         runs.append(range(start, start + n))

@@ -1,6 +1,8 @@
-"""The outer layer: which task a prompt belongs to, top-1 (arXiv 2403.01197, "outer layer").
+"""The router, which picks the task of a prompt: the outer layer of arXiv 2403.01197, top-1.
 
-A prompt's embedding is the mean over its tokens' states: the trunk's, or those of a language model of the router's own.
+A prompt's embedding is the mean over its tokens' states, from the trunk or from the router's own language model.
+
+Shapes: Q prompts, P tokens of the longest prompt, T tasks, d hidden width.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from .packed_attention import computing
 
 
 class Router(nn.Module):
-    """Prompt embeddings → tasks."""
+    """Maps prompt embeddings (Q, d) to task logits and probabilities (Q, T)."""
 
     def __init__(self, tasks: Sequence[str], width: int, language_model: PreTrainedModel | None = None) -> None:
         super().__init__()
@@ -27,16 +29,24 @@ class Router(nn.Module):
         nn.init.normal_(self.classify.weight, std=1e-3)
 
     def read(self, prompt: Tensor, mask: Tensor) -> Tensor:
-        """Prompt embeddings (Q, d) of ids (Q, P), right-padded, under the router's own language model."""
+        """Embed prompts with the router's own language model.
+
+        Args:
+            prompt: (Q, P), ids, right-padded.
+            mask: (Q, P), True at real tokens.
+
+        Returns:
+            (Q, d), in float32.
+        """
         assert self.language_model is not None
         with computing(self.language_model):
             states = self.language_model(input_ids=prompt, attention_mask=mask.long()).last_hidden_state
         return (states.float() * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
 
     def forward(self, embedding: Tensor) -> Tensor:
-        """Logits (Q, T) of prompt embeddings (Q, d)."""
+        """Return logits (Q, T) for prompt embeddings (Q, d)."""
         return self.classify(self.normalizer(embedding))
 
     def probabilities(self, embedding: Tensor) -> Tensor:
-        """(Q, T), each row summing to 1."""
+        """Return probabilities (Q, T) for prompt embeddings (Q, d); each row sums to 1."""
         return torch.softmax(self.forward(embedding), dim=-1)

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from ..errors import DataError
 from ..model import DMoERM
 from ..model.batching import windows
-from ..model.ensemble import joined
+from ..model.ensemble import combine_scores
 from ..schema import Query
 from ..scores import Score
 
@@ -96,7 +96,7 @@ class ModelRows:
         for window in windows(queries):
             members = [model.score_queries(window, self.batch_tokens, self.deterministic) for model in self.models]
             for query, *scores in zip(window, *members, strict=True):
-                yield query, scores[0] if len(scores) == 1 else joined(scores, self.ensemble)
+                yield query, scores[0] if len(scores) == 1 else combine_scores(scores, self.ensemble)
 
     def _scorable(self, queries: Iterable[Query], on_bad: OnBad) -> Iterator[Query]:
         """The queries that every model accepts: their task is known and their texts are not too long."""
