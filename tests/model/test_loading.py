@@ -78,7 +78,6 @@ def test_a_device_map_moves_the_model(folder: str, monkeypatch: pytest.MonkeyPat
         ({"device_map": "balanced"}, "device_map='balanced' is not supported"),
         ({"device_map": "meta"}, "device_map='meta' is not available"),
         ({"dtype": "int8"}, "dtype='int8' is not supported: use float32, bfloat16, float16, float64 or auto"),
-        ({"dtype": torch.bfloat16, "torch_dtype": torch.float16}, "give dtype alone"),
         ({"ignore_mismatched_sizes": True}, "ignore_mismatched_sizes=True is not supported"),
         ({"use_safetensors": False}, "use_safetensors=False is not supported"),
         ({"num_labels": 2}, r"num_labels=2 is not supported|num_labels|id2label"),
@@ -101,6 +100,12 @@ def test_options_that_ask_for_what_happens_anyway_change_nothing(load: Callable[
     off = {"load_in_8bit": False, "quantization_config": None, "revision": None, "token": None, "subfolder": ""}
     model, expected = load(folder, attn_implementation="sdpa", **asked, **off), DMoERM.from_pretrained(folder)
     assert model.score("Hi", ["Yes.", "No."]) == expected.score("Hi", ["Yes.", "No."])
+
+
+def test_two_precisions_are_refused(folder: str) -> None:
+    """Older auto classes merge the two options before they call the model."""
+    with pytest.raises(ConfigError, match="give dtype alone"):
+        DMoERM.from_pretrained(folder, dtype=torch.bfloat16, torch_dtype=torch.float16)
 
 
 def test_positional_options_are_refused(folder: str) -> None:

@@ -123,9 +123,8 @@ class Experts(nn.Module):
     def attach(self, branch: Decoder) -> None:
         """Create new LoRA layers on a branch. Its weights must be loaded already, since they are shared, not copied."""
         if self.config.rank and len(self):
-            self.branch = with_experts(branch, len(self), self.config).train(
-                self.training
-            )  # a new LoRA's dropout is on
+            self.branch = with_experts(branch, len(self), self.config)
+            self.branch.train(self.training)  # new LoRA layers are in training mode, with dropout
 
     def __len__(self) -> int:
         return len(self.capabilities)

@@ -94,7 +94,8 @@ def load_options(options: Mapping[str, Any]) -> LoadOptions:
     problems = [problem for name, value in given.items() if (problem := _problem(name, value))]
     dtype = device = None
     try:
-        dtype = _dtype(given.get("dtype"), given.get("torch_dtype"))
+        # the auto classes of transformers 5.5 pass the precision on in the configuration only
+        dtype = _dtype(given.get("dtype"), given.get("torch_dtype")) or as_dtype(getattr(config, "dtype", None))
         device = _device(given.get("device_map"))
     except ConfigError as error:
         problems.append(str(error))
