@@ -35,42 +35,42 @@ def test_it_gives_what_the_model_gives(loaded, trained_run):
     prompts = [CHATML.format("Hello."), LLAMA3.format("What is the capital of France?"), CHATML.format("Hello.")]
     texts = ["Hi, how was your day?", "It is Paris.", "Go away."]
     queries = [f"{p}{t}{end}" for p, t, end in zip(prompts, texts, ["<|im_end|>", "<|eot_id|>", ""], strict=True)]
-    found = loaded.reward_func(queries, prompts, [None] * 3)
+    actual = loaded.reward_func(queries, prompts, [None] * 3)
     model = trained_run.model
     expected = [model.score("Hello.", [texts[0], texts[2]]), model.score("What is the capital of France?", texts[1:2])]
     scores = [expected[0][0], expected[1][0], expected[0][1]]
-    torch.testing.assert_close(found["rewards"], torch.tensor([s.reward for s in scores]), atol=1e-4, rtol=1e-4)
-    assert torch.equal(found["scores"], found["rewards"])
-    for name, values in found["extra_logs"].items():
+    torch.testing.assert_close(actual["rewards"], torch.tensor([s.reward for s in scores]), atol=1e-4, rtol=1e-4)
+    assert torch.equal(actual["scores"], actual["rewards"])
+    for name, values in actual["extra_logs"].items():
         assert values.shape == (3,), name
-    for place, score in enumerate(scores):
+    for index, score in enumerate(scores):
         for name, value in score.capabilities.items():
-            assert float(found["extra_logs"][f"{score.task}/{name}"][place]) == pytest.approx(value, abs=1e-4)
+            assert float(actual["extra_logs"][f"{score.task}/{name}"][index]) == pytest.approx(value, abs=1e-4)
 
 
 def test_it_asks_a_server_as_well(loaded, reward_server, monkeypatch):
     monkeypatch.setenv("DMOERM_MODEL", reward_server.url)
     prompts = [CHATML.format("Hello."), CHATML.format("What?")]
-    found = loaded.reward_func([f"{p}That.<|im_end|>" for p in prompts], prompts, [None] * 2)
-    assert found["rewards"].tolist() == [2.0, 2.0]
-    assert found["extra_logs"]["task/chitchat"].tolist() == [1.0, 0.0]
-    assert found["extra_logs"]["objective_qa/correctness"].tolist() == [0.0, 1.0]
+    actual = loaded.reward_func([f"{p}That.<|im_end|>" for p in prompts], prompts, [None] * 2)
+    assert actual["rewards"].tolist() == [2.0, 2.0]
+    assert actual["extra_logs"]["task/chitchat"].tolist() == [1.0, 0.0]
+    assert actual["extra_logs"]["objective_qa/correctness"].tolist() == [0.0, 1.0]
 
 
 def test_one_query_at_a_time_gives_the_same_names(loaded):
     names = set()
     for text in ("Hello.", "What is the capital of France?"):
         prompt = CHATML.format(text)
-        found = loaded.reward_func([prompt + "Yes.<|im_end|>"], [prompt], [None], extra="ignored")
-        assert all(value.item() is not None for value in found["extra_logs"].values())
-        names.add(tuple(found["extra_logs"]))
+        actual = loaded.reward_func([prompt + "Yes.<|im_end|>"], [prompt], [None], extra="ignored")
+        assert all(value.item() is not None for value in actual["extra_logs"].values())
+        names.add(tuple(actual["extra_logs"]))
     assert len(names) == 1
 
 
 def test_an_empty_response_gets_the_least(loaded):
     prompt = CHATML.format("Hello.")
-    found = loaded.reward_func([f"{prompt}<|im_end|>", f"{prompt}Yes.<|im_end|>"], [prompt] * 2, None)
-    assert found["rewards"][0] == MIN_REWARD < found["rewards"][1]
+    actual = loaded.reward_func([f"{prompt}<|im_end|>", f"{prompt}Yes.<|im_end|>"], [prompt] * 2, None)
+    assert actual["rewards"][0] == MIN_REWARD < actual["rewards"][1]
     assert loaded.reward_func([prompt], [prompt], None)["rewards"].tolist() == [MIN_REWARD]
 
 

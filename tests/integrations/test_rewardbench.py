@@ -59,9 +59,9 @@ def rewardbench(folder: str, quantized: bool = False, batch_size: int = 2, **mor
 def test_its_command_gives_the_scores(trained_run: Any, dtype: torch.dtype, tolerance: float) -> None:
     """float16 is its default, float32 and bfloat16 are its options."""
     expected = [trained_run.model.score(talk[0]["content"], [talk[1]["content"]])[0].reward for talk in TALKS]
-    found = rewardbench(str(trained_run.folder / "model"), torch_dtype=dtype)
-    assert found == pytest.approx(expected, abs=tolerance)
-    assert len(set(found)) == len(TALKS)
+    actual = rewardbench(str(trained_run.folder / "model"), torch_dtype=dtype)
+    assert actual == pytest.approx(expected, abs=tolerance)
+    assert len(set(actual)) == len(TALKS)
 
 
 def test_a_tokenizer_without_a_padding_token_gets_its_end_token(trained_run: Any, tmp_path: Path) -> None:

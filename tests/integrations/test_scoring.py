@@ -19,10 +19,10 @@ class ByRule:
     """Scores as the tests' server does, and keeps what it was asked."""
 
     def __init__(self):
-        self.asked = []
+        self.queries = []
 
     def score_queries(self, queries):
-        self.asked += queries
+        self.queries += queries
         return [[score_by_rule(q.prompt, text, q.task) for text in q.responses] for q in queries]
 
 
@@ -31,7 +31,7 @@ def test_a_prompt_is_asked_once():
     samples = [(None, "a?", "t"), (None, "b", "tt"), ("chitchat", "a?", "ttt"), (None, "a?", "x")]
     scores = score_samples(scorer, samples)
     assert [score.reward for score in scores] == [1.0, 2.0, 3.0, 0.0]
-    assert [query.responses for query in scorer.asked] == [("t", "x"), ("tt",), ("ttt",)]
+    assert [query.responses for query in scorer.queries] == [("t", "x"), ("tt",), ("ttt",)]
     assert score_samples(scorer, []) == []
 
 

@@ -16,13 +16,13 @@ from dmoerm.integrations.source import open_scorer, tasks_of
 def test_a_source_is_opened_once_whoever_asks(trained_run, monkeypatch):
     loaded, opened = [], []
     monkeypatch.setattr(source, "_load", lambda path: loaded.append(path) or object())
-    asked = [threading.Thread(target=lambda: opened.append(open_scorer("somewhere/else"))) for _ in range(8)]
-    for one in asked:
-        one.start()
-    for one in asked:
-        one.join()
+    threads = [threading.Thread(target=lambda: opened.append(open_scorer("somewhere/else"))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     assert loaded == ["somewhere/else"]
-    assert len({id(one) for one in opened}) == 1
+    assert len({id(thread) for thread in opened}) == 1
 
 
 def test_every_kind_of_source(trained_run, reward_server, monkeypatch):

@@ -29,18 +29,18 @@ class Logged:
 
     def call(self, function, prompts, completions, **columns):
         more = {"log_metric": lambda name, value: self.metrics[name].append(value), "log_extra": self.extra.__setitem__}
-        about = {"completion_ids": [[1]] * len(prompts), "trainer_state": None}
-        return function(prompts=prompts, completions=completions, **about, **more, **columns)
+        fixed = {"completion_ids": [[1]] * len(prompts), "trainer_state": None}
+        return function(prompts=prompts, completions=completions, **fixed, **more, **columns)
 
 
 class ByRule:
     """Scores as the tests' server does, but for `changes`, and keeps what it was asked."""
 
     def __init__(self, **changes):
-        self.asked, self.changes = [], changes
+        self.queries, self.changes = [], changes
 
     def score_queries(self, queries):
-        self.asked += queries
+        self.queries += queries
         return [[self.scored(query, text) for text in query.responses] for query in queries]
 
     def scored(self, query, text):
@@ -51,10 +51,10 @@ class ByRule:
 
 def test_texts_and_messages_a_prompt_once():
     scorer, logged = ByRule(), Logged()
-    said = [[{"role": "assistant", "content": text}] for text in ("t", "", "tt")]
-    found = logged.call(reward_function(scorer), [TURNS] * 3, said, answer=["5"] * 3)
-    assert found == [1.0, MIN_REWARD, 2.0]
-    assert [query.responses for query in scorer.asked] == [("t", "", "tt")]
+    completions = [[{"role": "assistant", "content": text}] for text in ("t", "", "tt")]
+    actual = logged.call(reward_function(scorer), [TURNS] * 3, completions, answer=["5"] * 3)
+    assert actual == [1.0, MIN_REWARD, 2.0]
+    assert [query.responses for query in scorer.queries] == [("t", "", "tt")]
     assert logged.call(reward_function(scorer), ["Hi.", "Hi."], ["t", "x"]) == [1.0, 0.0]
 
 
@@ -78,12 +78,12 @@ def test_rows_of_other_tasks_get_none():
     """By the column without being asked, else by the route; a response without text goes with its prompt's others."""
     scorer = ByRule()
     function = reward_function(scorer, tasks=["chitchat"])
-    told = ["chitchat", None, "another model's", None, None, None]
+    row_tasks = ["chitchat", None, "another model's", None, None, None]
     prompts = ["Why?", "Why?", "Hi.", "Hi.", "Hi.", "Why?"]
     logged = Logged()
-    found = logged.call(function, prompts, ["t", "t", "t", "t", "", ""], task=told)
-    assert found == [1.0, None, None, 1.0, MIN_REWARD, None]
-    assert [query.task for query in scorer.asked] == ["chitchat", None, None]
+    actual = logged.call(function, prompts, ["t", "t", "t", "t", "", ""], task=row_tasks)
+    assert actual == [1.0, None, None, 1.0, MIN_REWARD, None]
+    assert [query.task for query in scorer.queries] == ["chitchat", None, None]
     assert not any(name.startswith("objective_qa/") for name in logged.metrics)
 
 
@@ -125,13 +125,13 @@ def trained(algorithm, functions, folder, rows, steps=3):
 @pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
 @pytest.mark.parametrize(("source", "conversational"), [("folder", True), ("server", True), ("folder", False)])
 def test_trls_trainers_take_it(algorithm, source, conversational, trained_run, reward_server, tmp_path):
-    place = str(trained_run.folder / "model") if source == "folder" else reward_server.url
+    path = str(trained_run.folder / "model") if source == "folder" else reward_server.url
     texts = ["How are you?", "Hi.", "Tell me more.", "What is it?"]
     rows = [
         {"prompt": [{"role": "user", "content": text}] if conversational else text, "task": "chitchat" if n else None}
         for n, text in enumerate(texts)
     ]
-    functions = [reward_function(place), reward_function(place, tasks=["chitchat"], name="chat")]
+    functions = [reward_function(path), reward_function(path, tasks=["chitchat"], name="chat")]
     trainer, steps = trained(algorithm, functions, tmp_path, rows)
     assert trainer.state.global_step == len(steps) == 3
     for entry in steps:

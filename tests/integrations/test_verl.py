@@ -24,8 +24,8 @@ def columns_of(results):
 
 def batch(prompts, texts, **settings):
     extras = np.array([{"prompt": prompt} for prompt in prompts], dtype=object)
-    about = {"data_sources": np.array(["any"] * len(texts)), "ground_truths": [None] * len(texts)}
-    return compute_score_batch(solution_strs=texts, extra_infos=extras, **about, **settings)
+    fixed = {"data_sources": np.array(["any"] * len(texts)), "ground_truths": [None] * len(texts)}
+    return compute_score_batch(solution_strs=texts, extra_infos=extras, **fixed, **settings)
 
 
 @pytest.fixture
@@ -35,13 +35,13 @@ def folder(trained_run):
 
 def test_it_gives_what_the_model_gives(trained_run, folder, monkeypatch):
     monkeypatch.setenv("DMOERM_MODEL", folder)
-    found = columns_of(batch([np.array(TURNS, dtype=object), "Hello.", TURNS], TEXTS))
+    actual = columns_of(batch([np.array(TURNS, dtype=object), "Hello.", TURNS], TEXTS))
     expected = [trained_run.model.score(TURNS, TEXTS[:1])[0], trained_run.model.score("Hello.", TEXTS[1:2])[0]]
-    assert found["score"] == pytest.approx([*(s.reward for s in expected), MIN_REWARD], abs=1e-4)
-    assert {len(values) for values in found.values()} == {3}
-    for place, score in enumerate(expected):
+    assert actual["score"] == pytest.approx([*(s.reward for s in expected), MIN_REWARD], abs=1e-4)
+    assert {len(values) for values in actual.values()} == {3}
+    for index, score in enumerate(expected):
         for name, value in score.capabilities.items():
-            assert found[f"{score.task}/{name}"][place] == pytest.approx(value, abs=1e-4)
+            assert actual[f"{score.task}/{name}"][index] == pytest.approx(value, abs=1e-4)
 
 
 def test_one_at_a_time_gives_the_same(folder):
@@ -49,15 +49,15 @@ def test_one_at_a_time_gives_the_same(folder):
     together = batch(prompts, TEXTS, reward_model=folder)
     for prompt, text, expected in zip(prompts, TEXTS, together, strict=True):
         call = {"data_source": "any", "solution_str": text, "ground_truth": None, "reward_router_address": None}
-        found = compute_score(**call, extra_info={"prompt": prompt, "index": 3}, reward_model=folder)
-        assert found == pytest.approx(expected, abs=1e-4)
+        actual = compute_score(**call, extra_info={"prompt": prompt, "index": 3}, reward_model=folder)
+        assert actual == pytest.approx(expected, abs=1e-4)
 
 
 def test_a_server_and_a_task_of_the_data(reward_server):
     info = {"prompt": "Hello.", "task": "objective_qa"}
-    found = compute_score("any", "t t<|im_end|>", None, info, reward_model=reward_server.url)
-    assert found["score"] == 2.0
-    assert found["task/objective_qa"] == 1.0
+    actual = compute_score("any", "t t<|im_end|>", None, info, reward_model=reward_server.url)
+    assert actual["score"] == 2.0
+    assert actual["task/objective_qa"] == 1.0
     with pytest.raises(DataError, match="no such task"):
         compute_score("any", "t", None, info | {"task": "none"}, reward_model=reward_server.url)
 

@@ -21,7 +21,7 @@ each_waste = pytest.mark.parametrize("waste", [None, (1, 0)], ids=["waste as set
 
 @contextlib.contextmanager
 def allowing(waste: Waste) -> Iterator[None]:
-    """With tiny texts, one bucket holds all unless no waste is allowed."""
+    """Set the bound on padding. With the default one, all tiny texts are in one group."""
     with pytest.MonkeyPatch.context() as patch:
         if waste is not None:
             patch.setattr(module, "_MAX_WASTE", waste[0])
@@ -39,7 +39,7 @@ def random_ids(packing: Packing, vocabulary: int, seed: int = 0) -> Packed:
 
 
 def example(model: Decoder, seed: int = 0) -> Packed:
-    """Three prompts with 2, 3 and 1 responses, all of other lengths and in no order; the longest text is 16 tokens."""
+    """Three prompts with 2, 3 and 1 responses of different lengths in mixed order; the longest text has 16 tokens."""
     packing = Packing([9, 4, 13], [5, 1, 8, 3, 7, 2], [1, 0, 1, 2, 0, 1])
     return random_ids(packing, model.config.vocab_size, seed)
 
@@ -47,18 +47,18 @@ def example(model: Decoder, seed: int = 0) -> Packed:
 def parts(inputs: Packed) -> tuple[list[Tensor], list[Tensor]]:
     """The prompts, and the responses."""
     packing = inputs.packing
-    found = list(inputs.tokens.split([*packing.prompts, *packing.responses]))
-    return found[: len(packing.prompts)], found[len(packing.prompts) :]
+    actual = list(inputs.tokens.split([*packing.prompts, *packing.responses]))
+    return actual[: len(packing.prompts)], actual[len(packing.prompts) :]
 
 
 def texts(inputs: Packed) -> list[Tensor]:
     """Each response after its prompt."""
     prompts, responses = parts(inputs)
-    return [torch.cat([prompts[q], own]) for q, own in zip(inputs.packing.owner, responses, strict=True)]
+    return [torch.cat([prompts[q], response]) for q, response in zip(inputs.packing.owner, responses, strict=True)]
 
 
 def through(model: Decoder, layer: int, ids: Packed, outputs: Outputs = "all") -> Tensor:
-    """The trunk, then the branch: the states asked for (…, d)."""
+    """The trunk, then the branch: the requested states (…, d)."""
     trunk, branch = split_layers(model, layer)
     hidden = ids if trunk is None else ids._replace(tokens=run(trunk, ids)[0])
     return run(branch, hidden, outputs)[0]
@@ -86,6 +86,6 @@ def separate(states_of: Callable[[Tensor], Tensor], inputs: Packed, outputs: Out
     return torch.cat([*prompts, *whole])
 
 
-def assert_close(found: Tensor, expected: Tensor, tolerance: float = 1e-4) -> None:
-    assert found.shape == expected.shape
-    assert (found - expected).abs().max() <= tolerance * expected.abs().max()
+def assert_close(actual: Tensor, expected: Tensor, tolerance: float = 1e-4) -> None:
+    assert actual.shape == expected.shape
+    assert (actual - expected).abs().max() <= tolerance * expected.abs().max()

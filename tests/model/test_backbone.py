@@ -1,4 +1,4 @@
-"""Trunk + branch = the whole model at every cut, for every backbone that is not refused."""
+"""Trunk and branch equal the whole model at every split, for every supported backbone."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def assert_same_as_whole(model: Decoder, layer: int) -> None:
 @each_kind
 @pytest.mark.parametrize("layer", range(4))
 @torch.no_grad()
-def test_trunk_and_branch_are_the_whole_model_at_every_cut(load: Callable, kind: str, layer: int) -> None:
+def test_trunk_and_branch_are_the_whole_model_at_every_split(load: Callable, kind: str, layer: int) -> None:
     assert_same_as_whole(load(kind), layer)
 
 
 @pytest.mark.slow
 @torch.no_grad()
-def test_trunk_and_branch_are_the_whole_smollm2_at_every_cut(smollm2: str) -> None:
+def test_trunk_and_branch_are_the_whole_smollm2_at_every_split(smollm2: str) -> None:
     model = load_backbone(BackboneConfig(path=smollm2, dtype="float32"))[0]
     for layer in range(len(model.layers)):
         assert_same_as_whole(model, layer)
@@ -40,10 +40,10 @@ def test_trunk_and_branch_are_the_whole_smollm2_at_every_cut(smollm2: str) -> No
 def test_parts_share_the_models_weights(load: Callable) -> None:
     model = load()
     trunk, branch = split_layers(model, 2)
-    own = {p.data_ptr() for p in model.parameters()}
+    pointers = {p.data_ptr() for p in model.parameters()}
     parts = {p.data_ptr() for part in (trunk, branch) for p in part.parameters()}
-    assert parts == own
-    assert {p.data_ptr() for p in join(trunk, branch).parameters()} == own
+    assert parts == pointers
+    assert {p.data_ptr() for p in join(trunk, branch).parameters()} == pointers
 
 
 @torch.no_grad()
@@ -62,22 +62,24 @@ def test_num_layers_uses_the_first_layers_and_the_final_norm(load: Callable) -> 
     torch.testing.assert_close(shallow(ids).last_hidden_state, whole.norm(states), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("layers", "asked", "expected"), [(4, None, 3), (4, 0, 0), (4, 3, 3), (2, None, 1)])
-def test_the_cut_is_at_four_fifths_unless_asked(load: Callable, layers: int, asked: int | None, expected: int) -> None:
-    assert resolve_branch_layer(BackboneConfig(branch_layer=asked), load(num_layers=layers)) == expected
+@pytest.mark.parametrize(("layers", "branch_layer", "expected"), [(4, None, 3), (4, 0, 0), (4, 3, 3), (2, None, 1)])
+def test_the_default_branch_layer_is_four_fifths(
+    load: Callable, layers: int, branch_layer: int | None, expected: int
+) -> None:
+    assert resolve_branch_layer(BackboneConfig(branch_layer=branch_layer), load(num_layers=layers)) == expected
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [({"branch_layer": 4}, "branch_layer is 4.*below 4"), ({"num_layers": 5}, "num_layers is 5.*has 4 layers")],
 )
-def test_a_cut_beyond_the_model_is_an_error(load: Callable, changes: dict[str, int], message: str) -> None:
+def test_a_split_beyond_the_model_is_an_error(load: Callable, changes: dict[str, int], message: str) -> None:
     with pytest.raises(BackboneError, match=message):
         load(**changes)
 
 
 def encoder_only(folder: Path, kind: str) -> str:
-    """A model of another layout than that of Llama."""
+    """Write a model with another layout than Llama's."""
     from tiny import tiny_tokenizer
     from transformers import AutoConfig, AutoModel
 
@@ -94,7 +96,7 @@ def encoder_only(folder: Path, kind: str) -> str:
 
 
 @pytest.mark.parametrize("kind", ["bert", "modernbert", "gpt2", "t5"])
-def test_a_backbone_that_cannot_be_cut_is_named(tmp_path: Path, kind: str) -> None:
+def test_a_backbone_that_cannot_be_split_is_named(tmp_path: Path, kind: str) -> None:
     path = encoder_only(tmp_path / kind, kind)
     with pytest.raises(BackboneError, match=rf"'{kind}'.*use (a decoder such as )?Llama"):
         load_backbone(BackboneConfig(path=path, dtype="float32"))
@@ -132,7 +134,7 @@ def test_a_family_that_is_not_supported_is_refused_before_its_weights_are_read(t
 def test_such_a_family_is_refused_under_an_unknown_name_too(
     backbones: Callable[[str], str], kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a family is refused for shows in the model itself, so that its relatives are refused as well."""
+    """The model itself shows why its family is refused, so related families are refused too."""
     monkeypatch.setattr(module, "_UNSUPPORTED", {})
     with pytest.raises(BackboneError, match=f"type '{kind}' .*; use a decoder such as Llama"):
         load_backbone(BackboneConfig(path=backbones(kind), dtype="float32"))
@@ -147,7 +149,7 @@ def test_a_backbone_whose_cut_changes_the_result_is_refused(load: Callable, monk
 
 
 @pytest.mark.parametrize("content", [None, "not json"])
-def test_a_folder_that_is_no_backbone_is_named(tmp_path: Path, content: str | None) -> None:
+def test_an_unreadable_backbone_is_named(tmp_path: Path, content: str | None) -> None:
     if content:
         (tmp_path / "config.json").write_text(content)
     with pytest.raises(BackboneError, match=f"{tmp_path}.*cannot be loaded.*give the folder"):
@@ -161,7 +163,7 @@ def test_dtypes_have_names() -> None:
 
 
 @torch.no_grad()
-def test_a_bfloat16_backbone_can_be_cut(backbones: Callable[[str], str]) -> None:
+def test_a_bfloat16_backbone_can_be_split(backbones: Callable[[str], str]) -> None:
     model = load_backbone(BackboneConfig(path=backbones("llama"), dtype="bfloat16", branch_layer=2))[0]
     assert model.dtype is torch.bfloat16
 

@@ -129,9 +129,9 @@ def assert_peft_gives_the_same_embeddings(model: DMoERM, folder: Path) -> None:
             peft = PeftModel.from_pretrained(task_backbone(model, task), str(adapter)).eval()
             for n, response in enumerate(encoded.responses):
                 states = peft(input_ids=torch.tensor([[*encoded.prompt, *response]])).last_hidden_state[0]
-                found = torch.cat([states[-1], states[len(encoded.prompt) :].mean(0)])
-                torch.testing.assert_close(found, z[i, n], atol=1e-4, rtol=1e-4)
-                assert (found - base[n]).abs().max() > 1e-2  # the adapter does something
+                actual = torch.cat([states[-1], states[len(encoded.prompt) :].mean(0)])
+                torch.testing.assert_close(actual, z[i, n], atol=1e-4, rtol=1e-4)
+                assert (actual - base[n]).abs().max() > 1e-2  # the adapter does something
 
 
 def test_peft_loads_every_adapter_to_the_same_embedding(saved: tuple[DMoERM, Path]) -> None:
@@ -359,8 +359,8 @@ def test_a_full_disk_leaves_the_old_model_and_nothing_else(
     before, new = rewards(DMoERM.from_pretrained(copied)), tiny_model(head={"hidden": 3})
     beside = sorted(copied.parent.iterdir())
     monkeypatch.setattr(checkpoint, "save_file", full_disk_after(files))
-    said = f"{copied}: the model cannot be written.*No space left.*nothing was changed"
-    with pytest.raises(CheckpointError, match=said):
+    message = f"{copied}: the model cannot be written.*No space left.*nothing was changed"
+    with pytest.raises(CheckpointError, match=message):
         new.save_pretrained(copied)
     assert sorted(copied.parent.iterdir()) == beside
     assert rewards(DMoERM.from_pretrained(copied)) == before

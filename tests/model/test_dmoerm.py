@@ -48,15 +48,15 @@ def plain(tiny_backbone: str, tmp_path_factory: pytest.TempPathFactory) -> DMoER
     return make_model(make_tiny_config(tiny_backbone, tmp_path_factory.mktemp("plain")))
 
 
-def assert_same(found: Sequence[Score], expected: Sequence[Score], tolerance: float = 1e-4) -> None:
+def assert_same(actual: Sequence[Score], expected: Sequence[Score], tolerance: float = 1e-4) -> None:
     close = {"abs": tolerance, "rel": tolerance}
-    assert len(found) == len(expected)
-    for one, other in zip(found, expected, strict=True):
-        assert one.task == other.task
-        assert one.reward == pytest.approx(other.reward, **close)
-        assert one.capabilities == pytest.approx(other.capabilities, **close)
-        assert one.route == pytest.approx(other.route, **close)
-        assert one.uncertainty == (
+    assert len(actual) == len(expected)
+    for score, other in zip(actual, expected, strict=True):
+        assert score.task == other.task
+        assert score.reward == pytest.approx(other.reward, **close)
+        assert score.capabilities == pytest.approx(other.capabilities, **close)
+        assert score.route == pytest.approx(other.route, **close)
+        assert score.uncertainty == (
             other.uncertainty if other.uncertainty is None else pytest.approx(other.uncertainty, **close)
         )
 
@@ -73,8 +73,8 @@ def assert_batch_makes_no_difference(model: DMoERM, saved: Path, prompts: Sequen
         for scorer in (model, loaded):
             streamed = [scores for _, scores in scorer.score_stream(iter(queries), batch_tokens=budget)]
             for together in (scorer.score(prompts, RESPONSES, batch_tokens=budget), streamed):
-                for found, right in zip(together, expected, strict=True):
-                    assert_same(found, right)
+                for actual, right in zip(together, expected, strict=True):
+                    assert_same(actual, right)
 
 
 def test_scores_alone_batched_and_loaded_are_the_same(model: DMoERM, tmp_path: Path) -> None:
@@ -116,8 +116,8 @@ def test_the_routes_and_forms_are_all_met(plain: DMoERM, tiny_model: Callable[..
     unsure = tiny_model(router={"threshold": 1.0}).score(PROMPTS, RESPONSES)
     assert {score.task for row in unsure for score in row} == {None}
     assert all(score.uncertainty is None and not score.capabilities for row in unsure for score in row)
-    asked = [plain.score("Hi", ["Hello.", "No."], task) for task in plain.config.tasks]
-    assert asked[0][0].reward != asked[1][0].reward
+    scores = [plain.score("Hi", ["Hello.", "No."], task) for task in plain.config.tasks]
+    assert scores[0][0].reward != scores[1][0].reward
 
 
 def test_a_given_task_is_used_whatever_the_route(plain: DMoERM) -> None:
@@ -132,8 +132,8 @@ def test_a_given_task_is_used_whatever_the_route(plain: DMoERM) -> None:
 
 def test_tasks_in_one_batch_do_not_mix(plain: DMoERM) -> None:
     tasks = ["objective_qa", "chitchat", "objective_qa"]
-    for found, *row in zip(plain.score(PROMPTS, RESPONSES, tasks), PROMPTS, RESPONSES, tasks, strict=True):
-        assert_same(found, alone(plain, *row))
+    for actual, *row in zip(plain.score(PROMPTS, RESPONSES, tasks), PROMPTS, RESPONSES, tasks, strict=True):
+        assert_same(actual, alone(plain, *row))
 
 
 def test_the_papers_form_scores_by_its_experts_alone(
@@ -146,8 +146,8 @@ def test_the_papers_form_scores_by_its_experts_alone(
     scorers = [model.general, *(model.task_model(task).base for task in model.config.tasks)]
     for scorer in scorers:
         monkeypatch.setattr(scorer, "embed", lambda inputs: pytest.fail("a branch without experts is run"))
-    for found, right in zip(model.score(PROMPTS, RESPONSES), expected, strict=True):
-        assert_same(found, right)
+    for actual, right in zip(model.score(PROMPTS, RESPONSES), expected, strict=True):
+        assert_same(actual, right)
 
 
 def test_a_prompt_may_be_chat_messages(plain: DMoERM) -> None:
@@ -263,9 +263,9 @@ def test_the_response_starts_where_the_encoder_put_it(plain: DMoERM) -> None:
 )
 def test_batches_hold_every_query_once_within_the_budget(shapes: list[Any], budget: int) -> None:
     encoded = [Encoded([0] * prompt, [[0] * n for n in lengths]) for prompt, lengths in shapes]
-    found = list(batches(encoded, budget))
-    assert sorted(i for rows in found for i in rows) == list(range(len(encoded)))
-    for rows in found:
+    actual = list(batches(encoded, budget))
+    assert sorted(i for rows in actual for i in rows) == list(range(len(encoded)))
+    for rows in actual:
         assert len(rows) == 1 or sum(encoded[i].tokens for i in rows) <= budget
 
 
@@ -276,13 +276,13 @@ def test_batches_hold_every_query_once_within_the_budget(shapes: list[Any], budg
 )
 def test_pieces_are_the_query_cut_to_size(prompt: int, lengths: list[int], budget: int) -> None:
     encoded = Encoded(list(range(prompt)), [[n] * length for n, length in enumerate(lengths)])
-    found = list(chunks(encoded, budget))
-    assert [response for _, piece in found for response in piece.responses] == encoded.responses
-    assert [first for first, _ in found] == [piece.responses[0][0] for _, piece in found]
-    assert all(piece.tokens <= max(budget, 2 * prompt) or len(piece.responses) == 1 for _, piece in found)
-    assert all(piece.prompt == encoded.prompt for _, piece in found)
-    whole = encoded.tokens + 20 * len(found)  # a piece wastes less than a response's length
-    assert sum(piece.tokens for _, piece in found) <= 2 * whole
+    actual = list(chunks(encoded, budget))
+    assert [response for _, piece in actual for response in piece.responses] == encoded.responses
+    assert [first for first, _ in actual] == [piece.responses[0][0] for _, piece in actual]
+    assert all(piece.tokens <= max(budget, 2 * prompt) or len(piece.responses) == 1 for _, piece in actual)
+    assert all(piece.prompt == encoded.prompt for _, piece in actual)
+    whole = encoded.tokens + 20 * len(actual)  # a piece wastes less than a response's length
+    assert sum(piece.tokens for _, piece in actual) <= 2 * whole
 
 
 def test_any_number_of_responses_is_scored_by_one_route(plain: DMoERM, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,8 +294,8 @@ def test_any_number_of_responses_is_scored_by_one_route(plain: DMoERM, monkeypat
     monkeypatch.setattr(plain, "hidden", lambda ids: (passes.append(len(ids.tokens)), real(ids))[1])
     routed: list[Any] = []
     monkeypatch.setattr(plain, "route", lambda *given: routed.append(1) or DMoERM.route(plain, *given))
-    found = next(iter(plain.score_queries([query], 400)))
-    assert_same(found, expected)
+    actual = next(iter(plain.score_queries([query], 400)))
+    assert_same(actual, expected)
     assert len(passes) > 10
     assert max(passes) <= plain.pass_tokens(400)
     assert len(routed) == 1, "a decision near the threshold must not differ between the pieces of one row"

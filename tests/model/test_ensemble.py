@@ -48,8 +48,8 @@ def test_a_members_level_on_a_prompt_decides_nothing(combination: str) -> None:
     """Preferences determine a member's rewards up to a constant per prompt."""
     rewards = torch.randn(4, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     shifted = rewards + torch.tensor([[3.0], [-5.0], [0.0], [2.0]])
-    one, other = combine_members(rewards, combination), combine_members(shifted, combination)
-    torch.testing.assert_close(one - one.mean(), other - other.mean())
+    first, second = combine_members(rewards, combination), combine_members(shifted, combination)
+    torch.testing.assert_close(first - first.mean(), second - second.mean())
 
 
 @given(st.lists(REWARDS, min_size=1, max_size=4), st.lists(st.floats(0.1, 10), min_size=4, max_size=4))
@@ -62,20 +62,22 @@ def test_the_mean_has_the_mean_of_the_log_odds(rows: list[list[float]], temperat
 
 
 @given(REWARDS, REWARDS, st.floats(-5, 5))
-@pytest.mark.parametrize("how", WAYS)
-def test_a_models_level_changes_no_difference(how: str, one: list[float], other: list[float], shift: float) -> None:
-    plain = combine_scores([member(one), member(other)], how)
-    shifted = combine_scores([member(one), member([reward + shift for reward in other])], how)
+@pytest.mark.parametrize("combination", WAYS)
+def test_a_models_level_changes_no_difference(
+    combination: str, first: list[float], second: list[float], shift: float
+) -> None:
+    plain = combine_scores([member(first), member(second)], combination)
+    shifted = combine_scores([member(first), member([reward + shift for reward in second])], combination)
     assert differences(shifted) == pytest.approx(differences(plain), abs=1e-9)
     assert [s.uncertainty for s in shifted] == pytest.approx([s.uncertainty for s in plain], abs=1e-9)
 
 
 @given(REWARDS, st.floats(0.1, 10))
-@pytest.mark.parametrize("how", WAYS)
-def test_models_that_agree_say_what_each_of_them_says(how: str, rewards: list[float], temperature: float) -> None:
-    found = combine_scores([member(rewards, temperature, empathy=0.25)] * 3, how)
-    assert [score.reward for score in found] == pytest.approx(rewards, abs=1e-9)
-    for score in found:
+@pytest.mark.parametrize("combination", WAYS)
+def test_models_that_agree_keep_their_rewards(combination: str, rewards: list[float], temperature: float) -> None:
+    actual = combine_scores([member(rewards, temperature, empathy=0.25)] * 3, combination)
+    assert [score.reward for score in actual] == pytest.approx(rewards, abs=1e-9)
+    for score in actual:
         assert (score.task, score.route, score.capabilities) == ("chat", {"chat": 1.0}, {"empathy": 0.25})
         assert score.temperature == pytest.approx(temperature)
         assert score.uncertainty == pytest.approx(0, abs=1e-9)
@@ -84,17 +86,17 @@ def test_models_that_agree_say_what_each_of_them_says(how: str, rewards: list[fl
 def test_what_models_disagree_on_loses() -> None:
     """Both find the first two responses equally good in the mean; they agree on the second alone."""
     members = [member([2.0, 1.0, -1.0, -2.0]), member([0.0, 1.0, -1.0, 0.0])]
-    mean, wco, uwo = ([score.reward for score in combine_scores(members, how)] for how in WAYS)
+    mean, wco, uwo = ([score.reward for score in combine_scores(members, combination)] for combination in WAYS)
     assert mean == pytest.approx([1, 1, -1, -1])
     assert wco == pytest.approx([0, 1, -1, -2])
     assert uwo == pytest.approx([1 - UWO_WEIGHT, 1, -1, -1 - UWO_WEIGHT])
     assert [score.uncertainty for score in combine_scores(members, "mean")] == pytest.approx([1, 0, 0, 1])
 
 
-@pytest.mark.parametrize("how", WAYS)
-def test_a_single_response_has_the_mean_and_no_uncertainty(how: str) -> None:
-    (found,) = combine_scores([member([2.0]), member([-1.0])], how)
-    assert (found.reward, found.uncertainty) == (pytest.approx(0.5), None)
+@pytest.mark.parametrize("combination", WAYS)
+def test_a_single_response_has_the_mean_and_no_uncertainty(combination: str) -> None:
+    (actual,) = combine_scores([member([2.0]), member([-1.0])], combination)
+    assert (actual.reward, actual.uncertainty) == (pytest.approx(0.5), None)
 
 
 def test_models_that_take_another_task_have_no_say_in_its_capabilities() -> None:
@@ -104,9 +106,9 @@ def test_models_that_take_another_task_have_no_say_in_its_capabilities() -> None
         member([1.0, 0.0], task="facts", route={"chat": 0.4, "facts": 0.6}, empathy=9.0),
         member([1.0, 0.0], task="chat", route={"chat": 0.6, "facts": 0.2, "code": 0.2}, empathy=2.0),
     ]
-    found = combine_scores(members, "mean")[0]
-    assert found.task == "chat"
-    assert found.capabilities == {"empathy": 1.5}, "of the two that scored as chat, the name that both have"
-    assert found.route == pytest.approx({"chat": 0.6, "facts": 1 / 3, "code": 0.2 / 3})
+    actual = combine_scores(members, "mean")[0]
+    assert actual.task == "chat"
+    assert actual.capabilities == {"empathy": 1.5}, "of the two that scored as chat, the name that both have"
+    assert actual.route == pytest.approx({"chat": 0.6, "facts": 1 / 3, "code": 0.2 / 3})
     general = combine_scores([member([1.0], task=None, route=chat), members[0][:1]], "mean")[0]
     assert (general.task, general.capabilities) == (None, {}), "of equally many the first"

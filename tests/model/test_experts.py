@@ -37,12 +37,12 @@ def random_experts(branch: Any, count: int, targets: tuple[str, ...], **lora: An
 
 def only(experts: Experts, index: int, branch: Any) -> Experts:
     """One of the experts alone."""
-    one = Experts(branch, experts.capabilities[index : index + 1], 64, experts.config, HeadConfig(), "both").eval()
-    one.heads[0] = experts.heads[index]
-    for single, stacked in zip(lora_layers(one).values(), lora_layers(experts).values(), strict=True):
+    expert = Experts(branch, experts.capabilities[index : index + 1], 64, experts.config, HeadConfig(), "both").eval()
+    expert.heads[0] = experts.heads[index]
+    for single, stacked in zip(lora_layers(expert).values(), lora_layers(experts).values(), strict=True):
         single.lora_A.data.copy_(stacked.lora_A[index : index + 1])
         single.lora_B.data.copy_(stacked.lora_B[index : index + 1])
-    return one
+    return expert
 
 
 @each_kind
@@ -58,10 +58,10 @@ def test_stacked_experts_are_the_experts_one_by_one(
     z = experts.embed(hidden, base)
     assert z.shape == (3, 3, 64)
     for index in range(3):
-        one = only(experts, index, branch)
-        alone = one.embed(hidden, base)
+        expert = only(experts, index, branch)
+        alone = expert.embed(hidden, base)
         torch.testing.assert_close(z[index], alone[0], atol=1e-5, rtol=1e-4)
-        torch.testing.assert_close(experts.score(z)[:, index], one.score(alone)[:, 0], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(experts.score(z)[:, index], expert.score(alone)[:, 0], atol=1e-5, rtol=1e-4)
     assert (z - base).abs().amax((1, 2)).min() > 1e-2  # each expert really says something else
 
 
@@ -114,8 +114,8 @@ def test_experts_share_the_branchs_weights(tiny_model: Callable[..., Any]) -> No
     branch = tiny_model().general.branch
     before = copy.deepcopy(branch.state_dict())
     with_lora = with_experts(branch, 2, LoRAConfig(rank=2))
-    own = {p.data_ptr() for p in branch.parameters()}
-    added = {n for n, p in with_lora.named_parameters() if p.data_ptr() not in own}
+    pointers = {p.data_ptr() for p in branch.parameters()}
+    added = {n for n, p in with_lora.named_parameters() if p.data_ptr() not in pointers}
     assert added
     assert all("lora_" in name for name in added)
     assert not lora_layers(branch)

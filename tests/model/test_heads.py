@@ -22,7 +22,7 @@ from dmoerm.model.packing import Packed, pack
 from .packing import parts
 
 POOLINGS = ["last", "mean", "both"]
-each_pooling = pytest.mark.parametrize("how", POOLINGS)
+each_pooling = pytest.mark.parametrize("pooling", POOLINGS)
 
 
 def unchanged(branch: Any, inputs: Packed, outputs: str, num_experts: int) -> Tensor:
@@ -36,13 +36,13 @@ def unchanged(branch: Any, inputs: Packed, outputs: str, num_experts: int) -> Te
 def pooled(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Tensor]:
     """A function from packed states and a pooling to embeddings (N, D)."""
     monkeypatch.setattr(heads, "run", unchanged)
-    return lambda inputs, how: embed(None, inputs, how)[0]
+    return lambda inputs, pooling: embed(None, inputs, pooling)[0]
 
 
-def by_hand(states: Tensor, how: str) -> Tensor:
+def by_hand(states: Tensor, pooling: str) -> Tensor:
     """One response's embedding of its states (R, d)."""
-    found = {"last": [states[-1]], "mean": [states.mean(0)], "both": [states[-1], states.mean(0)]}
-    return torch.cat(found[how])
+    actual = {"last": [states[-1]], "mean": [states.mean(0)], "both": [states[-1], states.mean(0)]}
+    return torch.cat(actual[pooling])
 
 
 def test_pooling_by_hand(pooled: Callable[..., Tensor]) -> None:
@@ -62,32 +62,32 @@ def test_pooling_by_hand(pooled: Callable[..., Tensor]) -> None:
     junk=st.floats(-1e4, 1e4),
 )
 def test_no_other_text_reaches_an_embedding(
-    pooled: Callable[..., Tensor], how: str, lengths: list[tuple[int, list[int]]], junk: float
+    pooled: Callable[..., Tensor], pooling: str, lengths: list[tuple[int, list[int]]], junk: float
 ) -> None:
     inputs = pack([(torch.full((p, 3), junk), [torch.randn(r, 3) for r in responses]) for p, responses in lengths])
-    expected = torch.stack([by_hand(response, how) for response in parts(inputs)[1]])
-    torch.testing.assert_close(pooled(inputs, how), expected)
-    assert expected.shape[-1] == embedding_width(3, how)
+    expected = torch.stack([by_hand(response, pooling) for response in parts(inputs)[1]])
+    torch.testing.assert_close(pooled(inputs, pooling), expected)
+    assert expected.shape[-1] == embedding_width(3, pooling)
 
 
 @each_pooling
 @torch.no_grad()
-def test_a_pad_token_that_is_the_end_token_is_a_token_like_others(tiny_model: Callable[..., Any], how: str) -> None:
+def test_a_pad_token_that_is_the_end_token_is_a_token_like_others(tiny_model: Callable[..., Any], pooling: str) -> None:
     """Pooling by `ids == pad` would stop at the response's own end token."""
-    model = tiny_model(backbone={"branch_layer": 0}, router={"kind": "own"}, encoding={"pooling": how})
+    model = tiny_model(backbone={"branch_layer": 0}, router={"kind": "own"}, encoding={"pooling": pooling})
     end = model.tokenizer.pad_token_id
     assert end == model.tokenizer.eos_token_id
     prompt, responses = [5, end, 7], [[8, end], [9, 10, end, end]]
     embeddings = model.general.embed(pack_ids([Encoded(prompt, responses)]))
-    for found, ids in zip(embeddings, responses, strict=True):
+    for actual, ids in zip(embeddings, responses, strict=True):
         states = model.general.branch(input_ids=torch.tensor([[*prompt, *ids]])).last_hidden_state[0, len(prompt) :]
-        torch.testing.assert_close(found, by_hand(states, how), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(actual, by_hand(states, pooling), atol=1e-5, rtol=1e-5)
 
 
 @each_pooling
-def test_pooling_is_in_float32(pooled: Callable[..., Tensor], how: str) -> None:
+def test_pooling_is_in_float32(pooled: Callable[..., Tensor], pooling: str) -> None:
     states = torch.ones(2, 3, dtype=torch.bfloat16)
-    assert pooled(pack([(states, [states])]), how).dtype is torch.float32
+    assert pooled(pack([(states, [states])]), pooling).dtype is torch.float32
 
 
 def test_standardised_samples_have_mean_0_and_deviation_1() -> None:
@@ -125,9 +125,9 @@ def test_a_linear_head_is_the_weighted_standardised_embedding() -> None:
 
 @each_pooling
 @torch.no_grad()
-def test_a_branch_scorer_is_its_head_on_its_pooled_states(tiny_model: Callable[..., Any], how: str) -> None:
-    model = tiny_model(encoding={"pooling": how})
+def test_a_branch_scorer_is_its_head_on_its_pooled_states(tiny_model: Callable[..., Any], pooling: str) -> None:
+    model = tiny_model(encoding={"pooling": pooling})
     hidden = model.hidden(pack_ids([Encoded([1, 4, 5], [[6, 2], [7, 8, 2]])]))
     states = run(model.general.branch, hidden, "responses")[0].split([2, 3])
-    expected = model.general.head(torch.stack([by_hand(response, how) for response in states]))
+    expected = model.general.head(torch.stack([by_hand(response, pooling) for response in states]))
     torch.testing.assert_close(model.general(hidden), expected)

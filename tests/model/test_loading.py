@@ -46,10 +46,10 @@ def test_dtype_acts(load: Callable[..., Any], folder: str, name: str, value: Any
 
 
 @each_loader
-@pytest.mark.parametrize("place", ["cpu", "auto", {"": "cpu"}, torch.device("cpu"), None])
-def test_a_device_map_of_one_device_acts(load: Callable[..., Any], folder: str, place: Any) -> None:
-    model = load(folder, device_map=place)
-    expected = "cuda" if place == "auto" and torch.cuda.is_available() else "cpu"
+@pytest.mark.parametrize("device", ["cpu", "auto", {"": "cpu"}, torch.device("cpu"), None])
+def test_a_device_map_of_one_device_acts(load: Callable[..., Any], folder: str, device: Any) -> None:
+    model = load(folder, device_map=device)
+    expected = "cuda" if device == "auto" and torch.cuda.is_available() else "cpu"
     assert {parameter.device.type for parameter in model.parameters()} == {expected}
 
 
@@ -58,8 +58,8 @@ def test_a_device_map_moves_the_model(folder: str, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(DMoERM, "to", lambda self, device: moved.append(device) or self)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    for place in ("auto", 0, {"": 0}, "cuda:0"):
-        DMoERM.from_pretrained(folder, device_map=place)
+    for device in ("auto", 0, {"": 0}, "cuda:0"):
+        DMoERM.from_pretrained(folder, device_map=device)
     assert [device.type for device in moved] == ["cuda"] * 4
     with pytest.raises(ConfigError, match="device_map=1 is not available here"):
         DMoERM.from_pretrained(folder, device_map=1)
@@ -96,9 +96,9 @@ def test_what_is_not_supported_is_named(
 
 @each_loader
 def test_options_that_ask_for_what_happens_anyway_change_nothing(load: Callable[..., Any], folder: str) -> None:
-    asked = {"trust_remote_code": False, "use_safetensors": True, "low_cpu_mem_usage": True, "num_labels": 1}
+    always = {"trust_remote_code": False, "use_safetensors": True, "low_cpu_mem_usage": True, "num_labels": 1}
     off = {"load_in_8bit": False, "quantization_config": None, "revision": None, "token": None, "subfolder": ""}
-    model, expected = load(folder, attn_implementation="sdpa", **asked, **off), DMoERM.from_pretrained(folder)
+    model, expected = load(folder, attn_implementation="sdpa", **always, **off), DMoERM.from_pretrained(folder)
     assert model.score("Hi", ["Yes.", "No."]) == expected.score("Hi", ["Yes.", "No."])
 
 

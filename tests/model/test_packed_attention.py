@@ -61,10 +61,10 @@ def test_products_are_the_kernels_attention(
     hidden[..., 0] = False
     mask = torch.zeros(3, 1, 5, 7, dtype=torch.float64).masked_fill(hidden, -torch.inf)
     kernel = scaled_dot_product_attention(*tensors, attn_mask=mask, scale=scale, enable_gqa=True)
-    found = packed_attention._products(*tensors, mask, scale)
-    torch.testing.assert_close(found, kernel)
-    for one, other in zip(*(torch.autograd.grad(x.sin().sum(), tensors) for x in (found, kernel)), strict=True):
-        torch.testing.assert_close(one, other)
+    actual = packed_attention._products(*tensors, mask, scale)
+    torch.testing.assert_close(actual, kernel)
+    for gradient, other in zip(*(torch.autograd.grad(x.sin().sum(), tensors) for x in (actual, kernel)), strict=True):
+        torch.testing.assert_close(gradient, other)
 
 
 @torch.no_grad()
@@ -214,11 +214,11 @@ def stacked_experts(branch: Decoder, count: int) -> Decoder:
 
 def only(stacked: Decoder, branch: Decoder, index: int) -> Decoder:
     """One of the experts alone."""
-    one = with_experts(branch, 1, LoRAConfig(rank=2, targets=ALL_LINEAR)).eval()
-    for single, layer in zip(lora_layers(one).values(), lora_layers(stacked).values(), strict=True):
+    expert = with_experts(branch, 1, LoRAConfig(rank=2, targets=ALL_LINEAR)).eval()
+    for single, layer in zip(lora_layers(expert).values(), lora_layers(stacked).values(), strict=True):
         single.lora_A.data.copy_(layer.lora_A[index : index + 1])
         single.lora_B.data.copy_(layer.lora_B[index : index + 1])
-    return one
+    return expert
 
 
 @each_kind
@@ -235,12 +235,12 @@ def test_stacked_experts_are_each_what_it_is_alone(
     plainly = run(branch, hidden, outputs)[0]
     for waste in (None, (1, 0)):
         with allowing(waste):
-            found = run(stacked, hidden, outputs, num_experts=3)
-        assert found.shape == (3, *plainly.shape)
-        for index, states in enumerate(found):
-            one = only(stacked, branch, index)
-            assert_close(states, run(one, hidden, outputs)[0])
-            assert_close(states, separate(plain(one), hidden, outputs))
+            actual = run(stacked, hidden, outputs, num_experts=3)
+        assert actual.shape == (3, *plainly.shape)
+        for index, states in enumerate(actual):
+            expert = only(stacked, branch, index)
+            assert_close(states, run(expert, hidden, outputs)[0])
+            assert_close(states, separate(plain(expert), hidden, outputs))
             assert (states - plainly).abs().max() > 1e-2  # each expert really says something else
 
 
@@ -252,10 +252,10 @@ def loss(states: Tensor) -> Tensor:
     return (states @ direction).square().sum()
 
 
-def assert_same_gradients(names: list[str], found: list[Tensor], expected: list[Tensor]) -> None:
-    for name, one, other in zip(names, found, expected, strict=True):
-        assert one.shape == other.shape
-        assert (one - other).norm() <= 1e-4 * other.norm(), name
+def assert_same_gradients(names: list[str], actual: list[Tensor], expected: list[Tensor]) -> None:
+    for name, gradient, other in zip(names, actual, expected, strict=True):
+        assert gradient.shape == other.shape
+        assert (gradient - other).norm() <= 1e-4 * other.norm(), name
         assert other.norm() > 0, name
 
 
@@ -269,9 +269,9 @@ def test_gradients_are_those_of_separate_sequences(
     ids = example(model)
     names, parameters = zip(*model.requires_grad_(True).named_parameters(), strict=True)
     with allowing(waste):
-        found = torch.autograd.grad(loss(run(model, ids, outputs)), parameters)
+        actual = torch.autograd.grad(loss(run(model, ids, outputs)), parameters)
     expected = torch.autograd.grad(loss(separate(plain(model), ids, outputs)), parameters)
-    assert_same_gradients(list(names), list(found), list(expected))
+    assert_same_gradients(list(names), list(actual), list(expected))
 
 
 @each_kind
@@ -289,18 +289,18 @@ def test_gradients_of_stacked_experts_are_those_of_separate_sequences(
     singles = [only(stacked, branch, index) for index in range(3)]
 
     def gradients(total: Tensor, experts: list[Decoder]) -> list[Tensor]:
-        lora = [p for one in experts for name, p in one.named_parameters() if "lora_" in name]
+        lora = [p for expert in experts for name, p in expert.named_parameters() if "lora_" in name]
         return list(torch.autograd.grad(total, [*branch.parameters(), *lora]))
 
-    found = gradients(loss(run(stacked, hidden, outputs, num_experts=3)), [stacked])
-    expected = gradients(sum(loss(separate(plain(one), hidden, outputs)) for one in singles), singles)
+    actual = gradients(loss(run(stacked, hidden, outputs, num_experts=3)), [stacked])
+    expected = gradients(sum(loss(separate(plain(expert), hidden, outputs)) for expert in singles), singles)
     shared = len(list(branch.parameters()))
     alone = expected[shared:]
     count = len(alone) // 3
     expected[shared:] = [torch.cat(alone[i::count]) for i in range(count)]
     names = [name for name, _ in branch.named_parameters()]
     names += [name for name, _ in stacked.named_parameters() if "lora_" in name]
-    assert_same_gradients(names, found, expected)
+    assert_same_gradients(names, actual, expected)
 
 
 # --- calls without packed tokens -----------------------------------------------------------------------------------

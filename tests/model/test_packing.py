@@ -27,8 +27,8 @@ def numbered(packing: Packing) -> Packed:
     return Packed(torch.arange(sum(packing.prompts) + sum(packing.responses)), packing)
 
 
-def same(found: list[Tensor], expected: list[Tensor]) -> bool:
-    return len(found) == len(expected) and all(map(torch.equal, found, expected))
+def same(actual: list[Tensor], expected: list[Tensor]) -> bool:
+    return len(actual) == len(expected) and all(map(torch.equal, actual, expected))
 
 
 # --- who stands where ----------------------------------------------------------------------------------------------
@@ -101,32 +101,32 @@ def test_split_gives_what_pack_was_given(width: tuple[int, ...], lengths: list[t
 
 @given(rows=st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=5), min_size=1, max_size=4), k=st.integers(1, 3))
 def test_a_grid_pads_rows_and_takes_the_padding_back(rows: list[list[int]], k: int) -> None:
-    grid, states = PaddedRows(rows, 10, torch.device("cpu")), torch.randn(k, 10, 2)
-    padded = grid.pad(states)
+    rows_of_tokens, states = PaddedRows(rows, 10, torch.device("cpu")), torch.randn(k, 10, 2)
+    padded = rows_of_tokens.pad(states)
     assert padded.shape == (k * len(rows), max(map(len, rows)), 2)
     for i, row in enumerate(rows * k):
         assert torch.equal(padded[i, : len(row)], states[i // len(rows), row])
-    assert torch.equal(grid.unpad(padded, k), states[:, [place for row in rows for place in row]])
+    assert torch.equal(rows_of_tokens.unpad(padded, k), states[:, [index for row in rows for index in row]])
 
 
 @each_waste
 @given(packing=packings())
 def test_buckets_hold_every_text_once(waste: Waste, packing: Packing) -> None:
-    def rows(grid: PaddedRows, source: Tensor, of: list[Tensor]) -> list[Tensor]:
-        padded = grid.pad(source[None])
-        return [row[: len(own)] for row, own in zip(padded, of, strict=True)]
+    def rows(rows_of_tokens: PaddedRows, source: Tensor, of: list[Tensor]) -> list[Tensor]:
+        padded = rows_of_tokens.pad(source[None])
+        return [row[: len(original)] for row, original in zip(padded, of, strict=True)]
 
     inputs = numbered(packing)
     responses, whole, first = parts(inputs)[1], texts(inputs), packing.prompt_tokens
     with allowing(waste):
-        buckets = packing.groups
-    assert sorted(i for bucket in buckets for i in bucket.prompts) == list(range(first))
-    assert sorted(n for bucket in buckets for n in bucket.last) == list(range(len(responses)))
-    for bucket in buckets:
-        own = [responses[n] for n in bucket.last]
-        assert [first + i for i in bucket.responses] == torch.cat(own).tolist()
-        assert same(rows(bucket.padded_responses, inputs.tokens[first:], own), own)
-        assert same(rows(bucket.padded_keys, inputs.tokens, whole_own := [whole[n] for n in bucket.last]), whole_own)
+        groups = packing.groups
+    assert sorted(i for group in groups for i in group.prompts) == list(range(first))
+    assert sorted(n for group in groups for n in group.last) == list(range(len(responses)))
+    for group in groups:
+        original = [responses[n] for n in group.last]
+        assert [first + i for i in group.responses] == torch.cat(original).tolist()
+        assert same(rows(group.padded_responses, inputs.tokens[first:], original), original)
+        assert same(rows(group.padded_keys, inputs.tokens, whole_own := [whole[n] for n in group.last]), whole_own)
 
 
 @each_waste
@@ -135,35 +135,35 @@ def test_what_goes_through_the_buckets_comes_back_in_order(waste: Waste, packing
     first = packing.prompt_tokens
     prompts, responses = torch.randn(k, first, 2), torch.randn(k, sum(packing.responses), 2, 3)
     with allowing(waste):
-        buckets, order = packing.groups, packing.order
-    there = [bucket.padded_prompts.unpad(bucket.padded_prompts.pad(prompts), k) for bucket in buckets]
+        groups, order = packing.groups, packing.order
+    there = [group.padded_prompts.unpad(group.padded_prompts.pad(prompts), k) for group in groups]
     assert torch.equal(in_order(there, order["prompts"]), prompts)
-    there = [bucket.padded_responses.unpad(bucket.padded_responses.pad(responses), k) for bucket in buckets]
+    there = [group.padded_responses.unpad(group.padded_responses.pad(responses), k) for group in groups]
     assert torch.equal(in_order(there, order["responses"]), responses)
     ends = responses[:, packing.last - first]
-    assert torch.equal(in_order([ends[:, bucket.last] for bucket in buckets], order["last"]), ends)
+    assert torch.equal(in_order([ends[:, group.last] for group in groups], order["last"]), ends)
 
 
-def in_order(found: list[Tensor], order: Tensor | None) -> Tensor:
-    joined = torch.cat(found, 1)
+def in_order(actual: list[Tensor], order: Tensor | None) -> Tensor:
+    joined = torch.cat(actual, 1)
     return joined if order is None else joined[:, order]
 
 
 @each_waste
 @given(packing=packings(), k=st.integers(1, 3))
 def test_a_responses_token_sees_its_text_up_to_itself(waste: Waste, packing: Packing, k: int) -> None:
-    def seen(bucket: AttentionGroup, last: bool) -> Tensor:
-        mask = bucket.mask(torch.float32, last, k)
+    def seen(group: AttentionGroup, last: bool) -> Tensor:
+        mask = group.mask(torch.float32, last, k)
         assert set(mask.unique().tolist()) <= {0.0, -torch.inf}
         visible = (mask[:, 0] == 0).int()
         assert torch.equal(visible, visible.cummin(-1).values)  # from the text's beginning, without holes
         return visible.sum(-1)
 
     with allowing(waste):
-        buckets = packing.groups
-    for bucket in buckets:
-        every, ends = seen(bucket, last=False), seen(bucket, last=True)
-        for row, n in enumerate(bucket.last * k):
+        groups = packing.groups
+    for group in groups:
+        every, ends = seen(group, last=False), seen(group, last=True)
+        for row, n in enumerate(group.last * k):
             start, length = packing.starts[n], packing.responses[n]
             assert every[row, :length].tolist() == list(range(start + 1, start + length + 1))
             assert ends[row].tolist() == [start + length]
@@ -172,8 +172,8 @@ def test_a_responses_token_sees_its_text_up_to_itself(waste: Waste, packing: Pac
 def test_texts_of_unlike_length_are_in_buckets_of_their_own() -> None:
     """A long text beside many short ones would have attention pad each of them to its length."""
     packing = Packing([700, *[20] * 40], [60] * 41, range(41))
-    assert [len(bucket.last) for bucket in packing.groups] == [40, 1]
-    assert [bucket.padded_keys.width for bucket in packing.groups] == [80, 760]
+    assert [len(group.last) for group in packing.groups] == [40, 1]
+    assert [group.padded_keys.width for group in packing.groups] == [80, 760]
 
 
 # --- means ---------------------------------------------------------------------------------------------------------
@@ -188,9 +188,9 @@ def test_prompt_means_are_over_each_prompts_own_tokens(packing: Packing) -> None
 
 def test_means_by_hand_are_in_float32() -> None:
     states = torch.tensor([[[1.0], [3.0], [8.0]], [[0.0], [0.5], [2.0]]], dtype=torch.bfloat16)
-    found = means(states, torch.tensor([0, 0, 1]), [2, 1])
-    assert found.dtype is torch.float32
-    assert found.tolist() == [[[2.0], [8.0]], [[0.25], [2.0]]]
+    actual = means(states, torch.tensor([0, 0, 1]), [2, 1])
+    assert actual.dtype is torch.float32
+    assert actual.tolist() == [[[2.0], [8.0]], [[0.25], [2.0]]]
 
 
 def test_a_layout_goes_with_its_tokens_to_another_device() -> None:

@@ -73,9 +73,9 @@ def test_the_pipeline_gives_the_score(kind: str, tmp_path: Path) -> None:
     classify: Any = pipeline("text-classification", str(tmp_path / "model"), function_to_apply="none")
     for size, side in ((1, "right"), (3, "right"), (3, "left")):
         classify.tokenizer.padding_side = side
-        found = classify(rendered(classify.tokenizer), batch_size=size)
-        assert [row["score"] for row in found] == pytest.approx(expected, abs=1e-4)
-        assert {row["label"] for row in found} == {"REWARD"}
+        actual = classify(rendered(classify.tokenizer), batch_size=size)
+        assert [row["score"] for row in actual] == pytest.approx(expected, abs=1e-4)
+        assert {row["label"] for row in actual} == {"REWARD"}
 
 
 def test_ids_with_and_without_what_the_tokenizer_adds_are_one_conversation(tmp_path: Path) -> None:
@@ -104,5 +104,5 @@ def test_smollm2_in_the_pipeline(smollm2: str, tmp_path: Path) -> None:
     model = make_model(make_tiny_config(smollm2, tmp_path, **settings))
     model.save_pretrained(tmp_path / "model")
     classify: Any = pipeline("text-classification", str(tmp_path / "model"), function_to_apply="none", batch_size=3)
-    found = [row["score"] for row in classify(rendered(classify.tokenizer))]
-    assert found == pytest.approx(rewards(model, TALKS), abs=1e-3)
+    actual = [row["score"] for row in classify(rendered(classify.tokenizer))]
+    assert actual == pytest.approx(rewards(model, TALKS), abs=1e-3)

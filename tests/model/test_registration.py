@@ -67,9 +67,9 @@ def test_the_text_classification_pipeline_gives_the_reward(trained_run: Any) -> 
     model = AutoModelForSequenceClassification.from_pretrained(folder)
     classify = pipeline("text-classification", model=model, tokenizer=AutoTokenizer.from_pretrained(folder))
     texts = [("Hi", "Hello there."), ("How are you?", "Fine.")]
-    found = classify([conversation(model, *text) for text in texts], function_to_apply="none", batch_size=2)
+    actual = classify([conversation(model, *text) for text in texts], function_to_apply="none", batch_size=2)
     expected = [trained_run.model.score(prompt, [response])[0].reward for prompt, response in texts]
-    assert [row["score"] for row in found] == pytest.approx(expected, abs=1e-4)
+    assert [row["score"] for row in actual] == pytest.approx(expected, abs=1e-4)
 
 
 def test_the_folder_alone_makes_a_pipeline(trained_run: Any) -> None:

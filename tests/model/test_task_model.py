@@ -44,10 +44,10 @@ def test_the_report_by_hand(parts: tuple[Any, TaskModel]) -> None:
 def test_a_base_embedding_already_computed_gives_the_same(parts: tuple[Any, TaskModel]) -> None:
     hidden, task_model = parts
     general = torch.zeros(3)
-    for one, other in zip(
+    for computed, given in zip(
         task_model(hidden, general), task_model(hidden, general, task_model.base.embed(hidden)), strict=True
     ):
-        assert torch.equal(one, other)
+        assert torch.equal(computed, given)
 
 
 @pytest.mark.parametrize(
