@@ -47,7 +47,7 @@ from dmoerm.model.packing import pack
 from dmoerm.schema import Group
 from dmoerm.taxonomy import Taxonomy
 from dmoerm.training.batches import PreferenceExample
-from dmoerm.training.experts import phase2
+from dmoerm.training.expert_step import phase2
 from dmoerm.training.progress import Progress
 from dmoerm.training.run import examples_of, prepare
 from dmoerm.training.steps import Run

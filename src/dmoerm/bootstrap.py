@@ -1,8 +1,8 @@
-"""The bootstrap over prompts that every interval is from.
+"""Bootstrap over prompts, for all confidence intervals.
 
-It resamples prompts, with replacement: pairs or samples of one prompt are not independent (a cluster bootstrap).
-Statistics are sums over prompts, so a resample is a row of counts times the prompts' rows: one matrix product for all
-resamples and columns. `scipy.stats.bootstrap` takes single observations and calls a function of them.
+Prompts are resampled with replacement, because pairs or samples of one prompt are not independent (cluster bootstrap).
+Statistics are sums over prompts, so all resamples of all columns are one matrix product of counts (B, P) and rows
+(P, C). `scipy.stats.bootstrap` resamples single observations and calls a function for each resample.
 
 Shapes: P prompts, C columns, B resamples.
 """
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 RESAMPLES = 2000
-_BLOCK = 2_000_000  # counts held at once: 16 MB
+_BLOCK = 2_000_000  # counts in memory at a time: 16 MB
 
 
 def resampled_sums(columns: Array, seed: int | Sequence[int] = 0, resamples: int = RESAMPLES) -> Array:
@@ -32,15 +32,15 @@ def resampled_sums(columns: Array, seed: int | Sequence[int] = 0, resamples: int
 
 
 def resampled_means(columns: Array, seed: int | Sequence[int] = 0, resamples: int = RESAMPLES) -> Array:
-    """The same for means over the prompts."""
+    """Average the rows of `columns` (P, C) over B resamples of the prompts: (B, C)."""
     return resampled_sums(columns, seed, resamples) / len(columns)
 
 
 def mean_interval(columns: Array, seed: int | Sequence[int] = 0, resamples: int = RESAMPLES) -> Array:
-    """The 95 % interval (C, 2) of each column's mean."""
+    """Return the 95 % interval (C, 2) of the mean of each column."""
     return interval(resampled_means(columns, seed, resamples))
 
 
 def interval(samples: Array) -> Array:
-    """The middle 95 % of resamples (B,) or (B, C): (2,) or (C, 2)."""
+    """Return the central 95 % interval of resamples (B,) or (B, C): (2,) or (C, 2)."""
     return np.quantile(samples, [0.025, 0.975], axis=0).T

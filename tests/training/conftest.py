@@ -52,7 +52,7 @@ def seat(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any, int, int], None]:
     """A function: a module, a number, how many → in that module, this process is one of so many."""
 
     def take(module: Any, rank: int, world: int) -> None:
-        monkeypatch.setattr(module, "world", lambda: world)
-        monkeypatch.setattr(module, "own", lambda rows: rows[rank::world])
+        monkeypatch.setattr(module, "world_size", lambda: world)
+        monkeypatch.setattr(module, "shard", lambda rows: rows[rank::world])
 
     return take

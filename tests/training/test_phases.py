@@ -10,7 +10,7 @@ import torch
 
 from dmoerm.model import DMoERM
 from dmoerm.schema import prompt_key
-from dmoerm.training.experts import phase2
+from dmoerm.training.expert_step import phase2
 from dmoerm.training.phases import first_part, phase0, phase1, phase3, second_part
 
 TASK = "chitchat"

@@ -16,7 +16,7 @@ from dmoerm.data.splits import load_splits
 from dmoerm.model import DMoERM
 from dmoerm.model.batching import pack_ids
 from dmoerm.model.experts import StackedLoRALinear, lora_layers
-from dmoerm.training import experts, phases, router
+from dmoerm.training import expert_step, phases, router_step
 from dmoerm.training.run import examples_of
 
 TASK = "chitchat"
@@ -45,7 +45,7 @@ class Selected:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.steps: dict[str, nn.Module] = {}
-        for module, name in ((phases, "fit_step"), (experts, "fit_step"), (router, "fit")):
+        for module, name in ((phases, "fit_step"), (expert_step, "fit_step"), (router_step, "fit")):
             monkeypatch.setattr(module, name, self._watched(getattr(module, name)))
 
     def _watched(self, fit: Callable[..., Any]) -> Callable[..., Any]:

@@ -213,13 +213,13 @@ def test_a_killed_process_goes_on_to_the_same_end(
 
 
 def test_a_finished_run_started_again_trains_nothing(trained_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dmoerm.training import router, steps
+    from dmoerm.training import router_step, steps
 
     def never(*_: Any, **__: Any) -> Any:
         raise AssertionError("trained again")
 
     monkeypatch.setattr(steps, "fit", never)
-    monkeypatch.setattr(router, "fit", never)
+    monkeypatch.setattr(router_step, "fit", never)
     again = train_quietly(trained_run.config)
     prompt, responses = "How are you?", ["Fine.", "No."]
     expected = [score.reward for score in trained_run.model.score(prompt, responses)]
@@ -324,7 +324,7 @@ def test_a_capability_without_ordered_pairs_is_named_before_anything_is_trained(
         for group in tiny_groups()
     ]
     write_groups(rows, Path(config.data.files[0]))
-    with pytest.raises(DataError, match="orders no two responses"):
+    with pytest.raises(DataError, match="has no ordered pair"):
         train_quietly(config)
     assert not Path(config.output).exists()
 

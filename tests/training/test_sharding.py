@@ -36,7 +36,7 @@ from .launching import (
 @pytest.mark.parametrize(
     ("kind", "given", "changes", "message"),
     [
-        ("FSDP", {}, {"base": "full"}, r"FSDP divides the weights that stay frozen.*set base to frozen.*ddp.yaml"),
+        ("FSDP", {}, {"base": "full"}, r"FSDP shards frozen weights only.*set base to frozen.*ddp.yaml"),
         ("FSDP", {}, {"base": "frozen", "router": {"kind": "own"}}, "set router.kind to trunk"),
         ("FSDP", {"FSDP_VERSION": "1"}, {"base": "frozen"}, "fsdp_version is 1; set it to 2"),
         ("FSDP", {"FSDP_OFFLOAD_PARAMS": "true"}, {"base": "frozen"}, "fsdp_offload_params is true; set it to false"),

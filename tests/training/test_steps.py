@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from dmoerm.training.fitting import FitResult
-from dmoerm.training.steps import Ended, ended
+from dmoerm.training.steps import StepMetrics, finished_steps, step_metrics
 
 
-def done(place: Path) -> tuple[dict[str, torch.Tensor], Ended]:
+def done(place: Path) -> tuple[dict[str, torch.Tensor], StepMetrics]:
     place.mkdir(parents=True)
-    return {"w": torch.rand(3)}, ended([FitResult(0.5, 0.75, 7)])
+    return {"w": torch.rand(3)}, step_metrics([FitResult(0.5, 0.75, 7)])
 
 
 def test_a_finished_step_is_read_not_repeated(begun: Callable[..., Any]) -> None:
@@ -23,7 +23,7 @@ def test_a_finished_step_is_read_not_repeated(begun: Callable[..., Any]) -> None
     first = run.step("phase1/x", done)
     assert not (run.folder / "checkpoints" / "phase1" / "x").exists()
     assert torch.equal(run.step("phase1/x", lambda place: pytest.fail("done again"))["w"], first["w"])
-    assert run.metrics()["phase1/x"] | {"seconds": 0} == {"loss": 0.5, "consistency": 0.75, "steps": 7, "seconds": 0}
+    assert run.metrics()["phase1/x"] | {"seconds": 0} == {"loss": 0.5, "accuracy": 0.75, "steps": 7, "seconds": 0}
 
 
 def test_a_step_that_fails_leaves_nothing_done(begun: Callable[..., Any]) -> None:
@@ -47,3 +47,11 @@ def test_a_steps_seed_is_its_own(begun: Callable[..., Any]) -> None:
     assert torch.equal(other.step("b", done)["w"], drawn["b"])
     assert not torch.equal(drawn["a"], drawn["b"])
     assert begun(seed=1).run.seed("a") != one.seed("a")
+
+
+def test_metrics_of_earlier_versions_are_read_as_accuracy(tmp_path: Path) -> None:
+    folder = tmp_path / "steps" / "phase2" / "chitchat"
+    folder.mkdir(parents=True)
+    (folder / "metrics.json").write_text('{"loss": 0.5, "consistency": 0.75, "consistency/empathy": 0.7, "seconds": 2}')
+    expected = {"loss": 0.5, "accuracy": 0.75, "accuracy/empathy": 0.7, "seconds": 2}
+    assert finished_steps(tmp_path) == {"phase2/chitchat": expected}

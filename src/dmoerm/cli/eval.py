@@ -62,12 +62,12 @@ def _load(path: str) -> DMoERM:
     """The model on this process's device, in pieces where the launcher asks for it."""
     from ..model import DMoERM
     from ..training.processes import is_main
-    from ..training.sharding import check_sharding, place
+    from ..training.sharding import check_sharding, move_to_device
 
     quieten()
     model = DMoERM.from_pretrained(model_folder(path), check=is_main())
     check_sharding(model.config.shared_branch, model.config.router_kind == "own")
-    return place(model)
+    return move_to_device(model)
 
 
 def _report(results: Results, json_file: Path | None, report: Path | None) -> None:

@@ -1,7 +1,7 @@
-"""The settings of a run: one frozen tree of documented fields, read from YAML and from `--set a.b=value`.
+"""The settings of a run: a frozen tree of documented fields, read from YAML and from `--set a.b=value`.
 
-Each field has its docstring; a wrong name or value raises `ConfigError` that names it. The resolved settings are
-written beside what they made.
+Every field has a docstring, from which docs/settings.md is generated. An invalid name or value raises a `ConfigError`
+that names it. The resolved settings are saved with the results of a run.
 """
 
 from .reading import apply_override, changed, dump_config, load_config, shipped_configs, validated

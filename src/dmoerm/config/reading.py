@@ -1,4 +1,4 @@
-"""Settings from YAML and from `--set a.b=value`, and back to YAML."""
+"""Read settings from YAML and `--set a.b=value`, and write them to YAML."""
 
 from __future__ import annotations
 
@@ -17,21 +17,22 @@ S = TypeVar("S", bound=BaseModel)
 
 
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
-    """Reads a YAML file (or the shipped config of that name) and applies `a.b=value` overrides.
+    """Read a YAML file, or the shipped config of that name, and apply `a.b=value` overrides.
 
-    A file may name another in `extends`: that one's settings hold wherever the file says nothing.
+    If the file names another one in `extends`, settings that it lacks are taken from there.
 
     Raises:
-        ConfigError: no such file, broken YAML, an unknown field, a value out of range.
+        ConfigError: the file does not exist or is not valid YAML, a setting is unknown or has no effect, or a value is
+            out of range.
     """
-    own: dict[str, Any] = _read_yaml(_locate(path)) if path else {}
+    settings: dict[str, Any] = _read_yaml(_locate(path)) if path else {}
     for override in overrides:
-        apply_override(own, override)
-    return validated(Config, _extended(own, Path(path or ".").parent), str(path or "--set"))
+        apply_override(settings, override)
+    return validated(Config, _extended(settings, Path(path or ".").parent), str(path or "--set"))
 
 
 def changed(config: Config, settings: Mapping[str, Any]) -> Config:
-    """The same settings but for some, named as in `a.b`. Raises `ConfigError` as `load_config` does."""
+    """Return a copy with other values of some settings, named `a.b`. Raises `ConfigError` as `load_config` does."""
     whole = config.model_dump(mode="json")
     for name, value in settings.items():
         _set(whole, name, value, name)
@@ -39,32 +40,32 @@ def changed(config: Config, settings: Mapping[str, Any]) -> Config:
 
 
 def dump_config(config: Config) -> str:
-    """The resolved settings as YAML that `load_config` reads back."""
+    """Return the resolved settings as YAML that `load_config` reads."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def shipped_configs() -> dict[str, Path]:
-    """Name → file of the configs that ship with the package."""
+    """Return name → file of the configs that ship with the package."""
     return {file.stem: file for file in sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))}
 
 
 def _locate(path: str | Path) -> Path:
-    """The file itself, or the shipped config of that name."""
+    """Return the file, or the shipped config of that name if there is no such file."""
     return Path(path) if Path(path).is_file() else shipped_configs().get(str(path), Path(path))
 
 
 def _extended(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The settings laid over those that they extend."""
+    """Return the settings merged over those that they extend."""
     base = settings.pop("extends", None)
     if base is None:
         return settings
-    beside = folder / str(base)
-    return _merged(_extended(_read_yaml(beside if beside.is_file() else _locate(str(base))), folder), settings)
+    neighbor = folder / str(base)
+    return _merged(_extended(_read_yaml(neighbor if neighbor.is_file() else _locate(str(base))), folder), settings)
 
 
-def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    nested = {k: _merged(base[k], v) for k, v in over.items() if isinstance(v, dict) and isinstance(base.get(k), dict)}
-    return base | over | nested
+def _merged(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+    nested = {k: _merged(base[k], v) for k, v in top.items() if isinstance(v, dict) and isinstance(base.get(k), dict)}
+    return base | top | nested
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -81,26 +82,26 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def validated(kind: type[S], settings: dict[str, Any], source: str) -> S:
-    """The settings as a model of this kind. Raises `ConfigError` that names what is wrong and where."""
+    """Return the settings as a model of this kind. Raises a `ConfigError` that names the setting and the fault."""
     try:
         return kind.model_validate(settings)
     except ValidationError as error:
         detail = error.errors()[0]
         field = ".".join(str(part) for part in detail["loc"]) or "config"
-        what = "unknown setting" if detail["type"] == "extra_forbidden" else detail["msg"]
-        what = f"is now {NOW[str(detail['loc'][-1])]}" if detail["loc"] and detail["loc"][-1] in NOW else what
-        raise ConfigError(f"{source}: {field}: {what} (got {shorten(detail['input'])})") from None
+        message = "unknown setting" if detail["type"] == "extra_forbidden" else detail["msg"]
+        message = f"is now {NOW[str(detail['loc'][-1])]}" if detail["loc"] and detail["loc"][-1] in NOW else message
+        raise ConfigError(f"{source}: {field}: {message} (got {shorten(detail['input'])})") from None
 
 
 def apply_override(settings: dict[str, Any], override: str) -> None:
-    """Puts `a.b=value`, the value in YAML, into nested settings. Raises `ConfigError` where that cannot be."""
+    """Set `a.b=value`, with the value in YAML, in nested settings. Raises `ConfigError` if the override is invalid."""
     name, separator, value = override.partition("=")
     if not separator:
         raise ConfigError(f"--set {override}: write it as a.b=value")
     try:
         _set(settings, name.strip(), yaml.safe_load(value), f"--set {override}")
     except yaml.YAMLError:
-        raise ConfigError(f"--set {override}: {value!r} is no YAML value") from None
+        raise ConfigError(f"--set {override}: {value!r} is not valid YAML") from None
 
 
 def _set(settings: dict[str, Any], name: str, value: Any, source: str) -> None:
@@ -108,5 +109,5 @@ def _set(settings: dict[str, Any], name: str, value: Any, source: str) -> None:
     for parent in parents:
         settings = settings.setdefault(parent, {})
         if not isinstance(settings, dict):
-            raise ConfigError(f"{source}: {parent} is no group of settings")
+            raise ConfigError(f"{source}: {parent} is not a group of settings")
     settings[last] = value

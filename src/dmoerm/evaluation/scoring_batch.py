@@ -19,7 +19,7 @@ from ..model.output import PassOutput
 from ..model.packing import Packed, pack
 from ..schema import Query
 from ..training.cache import ActivationCache
-from ..training.processes import agreed, sharded
+from ..training.processes import broadcast, sharded
 
 Q = TypeVar("Q", bound=Query)
 
@@ -106,4 +106,4 @@ class ScoringBatch(Generic[Q]):
 
 def _same_on_all(values: list) -> list:
     """The main process's choice where all processes must go through the branch equally often."""
-    return agreed(values) if sharded() else values
+    return broadcast(values) if sharded() else values

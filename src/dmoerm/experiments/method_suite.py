@@ -20,7 +20,7 @@ from ..training import Run, train
 from ..training.calibration import temperature
 from ..training.graph import Engine, graph
 from ..training.progress import Progress
-from ..training.router import assign_tasks
+from ..training.router_step import assign_tasks
 from ..training.run import prepare, split_examples, train_groups
 from .methods import Method, MethodContext, TrainedMethod, default_methods
 

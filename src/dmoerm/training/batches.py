@@ -1,8 +1,8 @@
-"""From labeled groups to batches of ordered pairs.
+"""Batches of ordered pairs from labeled groups.
 
-    Group → PreferenceExample (encoded, its pairs drawn up) → PreferenceBatch (one pass's features and pairs)
+    Group → PreferenceExample (encoded, with its ordered pairs) → PreferenceBatch (features and pairs of one pass)
 
-A collator makes a list of batches: the parts of one optimizer step that this process computes, one pass each.
+A collator returns a list of batches: the parts of an optimizer step that this process computes, one pass each.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..chat.encoding import Encoded
 from ..data.splitting import flip_pairs
 from ..model.packing import Packed, pack
 from ..schema import Group, Pair, prompt_key
-from .processes import own, sharded, world
+from .processes import shard, sharded, world_size
 
 Collate = Callable[[Sequence[Any]], list[Any]]
 Labels = Mapping[str | None, Sequence[Pair]]
@@ -27,10 +27,11 @@ Labels = Mapping[str | None, Sequence[Pair]]
 
 @dataclass(frozen=True)
 class PreferenceExample:
-    """A group as training sees it.
+    """An encoded group with its ordered pairs.
 
     Attributes:
-        pairs: capability (None: overall) → ordered pairs, a share of them reversed where noise is asked for.
+        task: the group's task, or the one that the router assigns; None: none.
+        pairs: capability (None: overall) → ordered pairs, some of them reversed by simulated label noise.
     """
 
     group: Group
@@ -40,17 +41,22 @@ class PreferenceExample:
 
     @property
     def prompt(self) -> str:
-        """What makes two prompts the same."""
+        """The normalized text of the prompt; examples with equal texts have the same prompt."""
         return prompt_key(self.group.prompt)
 
     @property
     def key(self) -> str:
-        """The name of the token ids, as in the activation cache."""
+        """The hash of the token ids, which is the key in the activation cache."""
         return self.encoded.key
 
 
 def label(group: Group, flip_scores: float = 0.0, flip_capabilities: float = 0.0, seed: int = 0) -> Labels:
-    """Return the group's pairs, overall (None) and by capability, a share of them reversed."""
+    """Return the group's ordered pairs, overall (None) and by capability.
+
+    Args:
+        flip_scores, flip_capabilities: share of the overall and of the capability pairs that are reversed.
+        seed: seed of the reversals.
+    """
     pairs: dict[str | None, Sequence[Pair]] = {None: flip_pairs(group.pairs(), flip_scores, f"{seed}/{group.id}")}
     for capability in {**group.capabilities, **group.judge_labels}:
         seed_text = f"{seed}/{group.id}/{capability}"
@@ -71,14 +77,14 @@ class PreferenceBatch:
 
     Attributes:
         inputs: vectors (N, D), or packed hidden states or ids.
-        better, worse: (P,), the responses' numbers, 0 … N − 1.
+        better, worse: (P,), indices of the responses, 0 … N − 1.
         target: (P,), the probability that the better one is better: 1 for people's order, 0.5 for a tie.
-        margin: (P,), how far apart the label requires the rewards to be.
-        weight: (P,), the pair's own / number of the group's pairs of its expert; a long list counts as one pair does.
-        expert: (P,), the expert whose label each pair is, 0 … k − 1.
-        active: (a,), the experts that label this batch, ascending; None: any may.
-        total: (k,), the weights by expert of the whole batch of which this is a part; None: this is all of it.
-        share: what part of the batch this is, for what does not depend on the data.
+        margin: (P,), the reward difference that the label requires.
+        weight: (P,), the pair's weight / number of its group's pairs for the same expert; every group has weight 1.
+        expert: (P,), index of the expert that the pair trains, 0 … k − 1.
+        active: (a,), ascending indices of the experts that run on this part; None: all k.
+        total: (k,), summed weights by expert of the whole batch, of which this is a part; None: this is all of it.
+        share: 1 / number of parts; scales loss terms that do not depend on the data.
     """
 
     inputs: Tensor | Packed
@@ -97,17 +103,17 @@ class PreferenceBatch:
         return replace(self, **{name: value.to(device) for name, value in vars(self).items() if hasattr(value, "to")})
 
     def without_labels(self) -> PreferenceBatch:
-        """Return a dummy that keeps the processes in step: all pairs are ties of weight 0."""
+        """Return a dummy that keeps the ranks in step: all pairs are ties of weight 0."""
         return replace(self, weight=torch.zeros_like(self.weight), target=torch.full_like(self.target, 0.5))
 
 
 @dataclass(frozen=True)
 class VectorCollator:
-    """Collate examples whose features are vectors (N, D), one a response, into one batch.
+    """Collate examples whose features are vectors (N, D), one per response, into one batch.
 
     Args:
         features: example → features.
-        capabilities: the i-th one's pairs are labels of the i-th expert; None: the overall preferences.
+        capabilities: pairs of the i-th capability train the i-th expert; None: the overall preferences.
     """
 
     features: Callable[[PreferenceExample], Tensor]
@@ -122,14 +128,14 @@ class VectorCollator:
 class PackedCollator:
     """Collate examples whose features are hidden states or ids into the parts that this process computes.
 
-    The examples of a part are labeled by the same experts, `active`: no other expert runs on them. A part knows the
-    whole batch's weights, so that the parts' losses add up to the batch's over all processes (DDP takes their mean),
-    however many examples each process has.
+    The examples of a part have labels for the same experts, `active`, so no expert runs on a text that it has no label
+    for. Each part has the summed weights of the whole batch divided by the world size. DDP averages gradients over the
+    processes, so the parts' losses sum to the batch's loss, however many examples each process has.
 
     Args:
         features: example → the prompt's (P, d) and a list of each response's (R, d).
         capabilities: see `VectorCollator`.
-        budget: most tokens of a part, each counted once for each expert that labels it.
+        budget: maximum tokens of a part, where a token counts once for each active expert.
     """
 
     features: Callable[[PreferenceExample], tuple[Tensor, list[Tensor]]]
@@ -137,15 +143,15 @@ class PackedCollator:
     budget: int = 8192
 
     def __call__(self, batch: Sequence[PreferenceExample]) -> list[PreferenceBatch]:
-        parts = [self._part(examples) for examples in self._divided(own(batch))]
+        parts = [self._part(examples) for examples in self._divided(shard(batch))]
         count = max(len(parts), 1)
-        if sharded():  # no process may go through the layers more often than another
-            count = max(len(self._divided(batch[other :: world()])) for other in range(world()))
+        if sharded():  # a pass is a collective: every process needs as many parts as the one with most
+            count = max(len(self._divided(batch[r :: world_size()])) for r in range(world_size()))
         if len(parts) < count:
             dummy = self._part([min(batch, key=lambda example: example.encoded.tokens)]).without_labels()
             parts += [dummy] * (count - len(parts))
         pairs = _pairs(batch, self.capabilities)
-        total = torch.zeros(len(self.capabilities)).index_add(0, pairs["expert"], pairs["weight"]) / world()
+        total = torch.zeros(len(self.capabilities)).index_add(0, pairs["expert"], pairs["weight"]) / world_size()
         return [replace(part, total=total, share=1 / len(parts)) for part in parts]
 
     def _part(self, examples: Sequence[PreferenceExample]) -> PreferenceBatch:
@@ -154,15 +160,14 @@ class PackedCollator:
         return PreferenceBatch(inputs, **_pairs(examples, self.capabilities), active=active)
 
     def _divided(self, batch: Sequence[PreferenceExample]) -> list[list[PreferenceExample]]:
-        """Return the examples by the experts that label them, each in parts within the budget."""
+        """Return the examples in parts with the same active experts, each within the budget."""
         by_experts: dict[tuple[int, ...], list[PreferenceExample]] = {}
         for example in batch:
             by_experts.setdefault(self._active(example), []).append(example)
         return [part for active, some in by_experts.items() for part in _within(some, self.budget // len(active))]
 
     def _active(self, example: PreferenceExample) -> tuple[int, ...]:
-        found = [expert for expert, name in enumerate(self.capabilities) if example.pairs.get(name)]
-        return tuple(found) or (0,)
+        return tuple(i for i, name in enumerate(self.capabilities) if example.pairs.get(name)) or (0,)
 
 
 def _within(examples: Sequence[PreferenceExample], budget: int) -> list[list[PreferenceExample]]:
@@ -191,12 +196,12 @@ def _pairs(batch: Sequence[PreferenceExample], capabilities: Sequence[str | None
             rows.append((offset + pair.better, offset + pair.worse, pair.probability, margin, weight, expert))
         offset += len(example.encoded.responses)
     better, worse, target, margin, weight, expert = zip(*rows, strict=True) if rows else ((),) * 6
-    whole, real = torch.long, torch.float32
+    index, real = torch.long, torch.float32
     return {
-        "better": torch.tensor(better, dtype=whole),
-        "worse": torch.tensor(worse, dtype=whole),
+        "better": torch.tensor(better, dtype=index),
+        "worse": torch.tensor(worse, dtype=index),
         "target": torch.tensor(target, dtype=real),
         "margin": torch.tensor(margin, dtype=real),
         "weight": torch.tensor(weight, dtype=real),
-        "expert": torch.tensor(expert, dtype=whole),
+        "expert": torch.tensor(expert, dtype=index),
     }

@@ -1,4 +1,10 @@
-"""Centre, scale and temperature of a task's rewards."""
+"""Fit center, scale and temperature of a task's rewards.
+
+    reward = (raw reward − center) / scale                     mean 0, standard deviation 1 over the training part
+    P(a better than b) = σ((reward_a − reward_b) / T)          T fits the held-out pairs
+
+Raw rewards of different tasks have arbitrary units; with this, rewards and win probabilities are comparable.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +19,7 @@ from torch import Tensor
 from ..model.task_model import Calibration
 from .batches import PreferenceExample
 
-_PRIOR_WIDTH = 0.5  # of log T
+_PRIOR_WIDTH = 0.5  # standard deviation of log T
 
 
 def calibrate(
@@ -22,10 +28,12 @@ def calibrate(
     train: Sequence[PreferenceExample],
     validation: Sequence[PreferenceExample],
 ) -> None:
-    """Rewards get mean 0 and standard deviation 1 over the training part; the temperature fits the held-out pairs.
+    """Set center and scale from the rewards of all examples, and the temperature from the validation pairs.
+
+    Without validation pairs, the temperature is fitted on training pairs.
 
     Args:
-        rewards: an example's key → raw rewards (N,); examples that are not in it are passed over.
+        rewards: key of an example → raw rewards (N,); examples without rewards are ignored.
     """
     known = torch.cat([rewards[e.key] for e in (*train, *validation) if e.key in rewards])
     calibration.center.fill_(float(known.mean()))
@@ -47,16 +55,20 @@ def _margins(examples: Sequence[PreferenceExample], rewards: Mapping[str, Tensor
 
 
 def temperature(margins: np.ndarray, weights: np.ndarray) -> float:
-    """argmin over T of the weighted sum of −log σ(margin / T) and log(T)² / 2 s², T in 0.05 to 20.
+    """Return argmin over T in [0.05, 20] of Σ weight · −log σ(margin / T) + log(T)² / (2 s²), s = 0.5.
 
-    The second term is a prior, since a few held-out groups say little: rewards have standard deviation 1, and people
-    agree with a fair reward model about as often as T = 1 has it. A handful of groups that happen to disagree with the
-    model would otherwise call every pair even.
+    The second term is a prior centered at T = 1. Rewards have standard deviation 1, and at T = 1 the predicted
+    probabilities are close to how often people agree with a usable reward model. Without the prior, a few held-out
+    groups that happen to disagree with the model would push T to its bound, so that every pair is predicted a tie.
+
+    Args:
+        margins: (P,), reward of the better response − reward of the worse, in units of `scale`.
+        weights: (P,), 1 / number of the group's pairs.
     """
 
     def loss(log_t: float) -> float:
         misfit = float((np.logaddexp(0, -margins / np.exp(log_t)) * weights).sum())
         return misfit + log_t**2 / (2 * _PRIOR_WIDTH**2)
 
-    found: Any = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded")
-    return float(np.exp(found.x))
+    result: Any = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded")
+    return float(np.exp(result.x))

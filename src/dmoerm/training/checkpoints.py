@@ -1,4 +1,4 @@
-"""The checkpoints that Trainer leaves in a folder: which one to go on from, and what a full disk does to them."""
+"""Checkpoints of transformers' Trainer: find the last complete one, and report a full disk as one error."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from ..errors import CheckpointError
 
-_NO_ROOM = ("No space left", "file write failed", "unexpected pos", "quota exceeded")  # a full disk, by who writes
+_DISK_FULL = ("No space left", "file write failed", "unexpected pos", "quota exceeded")  # messages of various writers
 
 
 def last_checkpoint(folder: Path) -> str | None:
-    """The last whole checkpoint; one that a kill or a full disk cut short is removed."""
+    """Return the path of the last complete checkpoint, or None; remove incomplete ones (killed run, full disk)."""
     while folder.exists() and (checkpoint := get_last_checkpoint(str(folder))):
         try:
             json.loads((Path(checkpoint) / "trainer_state.json").read_text(encoding="utf-8"))  # written last
@@ -28,20 +28,20 @@ def last_checkpoint(folder: Path) -> str | None:
     return None
 
 
-def had_ended(checkpoint: str, patience: int) -> bool:
-    """Whether early stopping ended the training at this checkpoint; by itself, Trainer would go on from there."""
+def stopped_early(checkpoint: str, patience: int) -> bool:
+    """Return whether early stopping ended the training at this checkpoint; Trainer alone would train further."""
     return bool((load_file(f"{checkpoint}/model.safetensors")["patience_count"] >= patience).all())
 
 
 @contextlib.contextmanager
-def room(folder: Path) -> Iterator[None]:
-    """A checkpoint that finds no room is one error, whoever was writing it: `CheckpointError`."""
+def disk_full_as_error(folder: Path) -> Iterator[None]:
+    """Raise `CheckpointError` if a checkpoint does not fit on the disk, whichever library was writing it."""
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
-        if not any(sign in str(error) for sign in _NO_ROOM):
+        if not any(sign in str(error) for sign in _DISK_FULL):
             raise
         raise CheckpointError(
             f"{folder}: a checkpoint cannot be written: {str(error).splitlines()[0]}; "
-            "free some space and run again: training goes on from the last whole checkpoint"
+            "free some space and run again: training resumes from the last complete checkpoint"
         ) from error

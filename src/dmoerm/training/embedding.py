@@ -1,6 +1,8 @@
-"""What finished parts of the model say of the examples: embeddings and the aggregator's inputs, in batches.
+"""Outputs of trained parts of the model for the examples: embeddings and the inputs of the aggregator.
 
-Where an embedding costs a pass, each process makes some of the passes, and all get what all have made.
+If an embedding needs a pass through a branch, the passes are sharded over the processes and the results gathered.
+
+Shapes: N responses of an example, D embedding width, m embeddings, k experts; P and R tokens, d hidden width.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from ..model.batching import batches
 from ..model.heads import BranchScorer
 from ..model.packing import Packed, pack
 from .batches import PreferenceExample
-from .processes import own_evenly, rejoined
+from .processes import all_gather, shard_evenly
 from .steps import Run
 
 _BATCH_TOKENS = 8192
@@ -22,44 +24,51 @@ _BATCH_TOKENS = 8192
 
 @torch.no_grad()
 def base_embeddings(run: Run, scorer: BranchScorer, examples: Sequence[PreferenceExample]) -> dict[str, Tensor]:
-    """Key → (N, D), the embeddings under a branch: from the cache where the branch is the pretrained one."""
+    """Return key → embeddings (N, D) under the scorer's branch; a frozen branch's are read from the cache."""
     if run.frozen:
         return {e.key: run.cache.embeddings(e.encoded) for e in examples}
-    return _passed(run, examples, scorer.embed)
+    return _run_passes(run, examples, scorer.embed)
 
 
 def cached_states(run: Run, examples: Sequence[PreferenceExample]) -> dict[str, tuple[Tensor, list[Tensor]]]:
-    """Key → hidden states at the cut; every process reads all of them, since what is not cached takes a joint pass."""
+    """Return key → hidden states at the cut: the prompt's (P, d) and a list of each response's (R, d).
+
+    Every process reads all of them, because a pass for states that are not cached may be a collective.
+    """
     return {e.key: run.cache.states(e.encoded) for e in examples}
 
 
 @torch.no_grad()
 def task_vectors(run: Run, task: str, examples: Sequence[PreferenceExample]) -> dict[str, Tensor]:
-    """Key → (N, m·D + k + 2), what the task's aggregator gets."""
+    """Return key → inputs of the task's aggregator (N, m·D + k + 2)."""
     task_model, general = run.model.task_model(task), run.model.general
     if run.frozen and task_model.experts.branch is None:
-        found: dict[str, Tensor] = {}
+        cached: dict[str, Tensor] = {}
         for e in examples:
             z = run.cache.embeddings(e.encoded).to(run.model.device)
-            found[e.key] = task_model.vectors(z, z.expand(len(task_model.experts), *z.shape), general.head(z)).cpu()
-        return found
+            cached[e.key] = task_model.vectors(z, z.expand(len(task_model.experts), *z.shape), general.head(z)).cpu()
+        return cached
 
     def vectors(states: Packed) -> Tensor:
         base = task_model.base.embed(states)
         shared = base if run.frozen else general.embed(states)
         return task_model.vectors(base, task_model.experts.embed(states, base), general.head(shared))
 
-    return _passed(run, examples, vectors)
+    return _run_passes(run, examples, vectors)
 
 
-def _passed(run: Run, examples: Sequence[PreferenceExample], make: Callable[[Packed], Tensor]) -> dict[str, Tensor]:
-    """Key → the example's rows of what `make` gives for a pass's hidden states, a row a response."""
+def _run_passes(
+    run: Run, examples: Sequence[PreferenceExample], compute: Callable[[Packed], Tensor]
+) -> dict[str, Tensor]:
+    """Return key → the example's rows of `compute`, which maps a pass's hidden states to one row per response."""
     examples = list({e.key: e for e in examples}.values())
     passes = [[examples[i] for i in rows] for rows in batches([e.encoded for e in examples], _BATCH_TOKENS)]
-    inputs = (pack([run.cache.states(e.encoded) for e in batch]).to(run.model.device) for batch in own_evenly(passes))
-    made = rejoined([make(states).cpu() for states in inputs])[: len(passes)]
-    found: dict[str, Tensor] = {}
-    for batch, rows in zip(passes, made, strict=True):
+    inputs = (pack([run.cache.states(e.encoded) for e in batch]).to(run.model.device) for batch in shard_evenly(passes))
+    outputs = all_gather([compute(states).cpu() for states in inputs])[
+        : len(passes)
+    ]  # without dummies of `shard_evenly`
+    vectors: dict[str, Tensor] = {}
+    for batch, rows in zip(passes, outputs, strict=True):
         parts = rows.split([len(e.encoded.responses) for e in batch])
-        found |= {e.key: part for e, part in zip(batch, parts, strict=True)}
-    return found
+        vectors |= {e.key: part for e, part in zip(batch, parts, strict=True)}
+    return vectors

@@ -1,4 +1,4 @@
-"""One step of the training: a loss module, its rows, and transformers' `Trainer`."""
+"""Fit the trainable parameters of a loss module with transformers' `Trainer`."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from transformers import TrainerCallback, TrainerState
 
 from ..config import StepConfig
 from .batches import Collate
-from .checkpoints import had_ended, last_checkpoint, room
-from .processes import agreed, is_main
+from .checkpoints import disk_full_as_error, last_checkpoint, stopped_early
+from .processes import broadcast, is_main
 from .tracking import BestTracker
 from .trainer import StepTrainer, quiet, step_arguments
 
 
 @dataclass(frozen=True)
 class FitResult:
-    """How an expert ended: its best validation loss and accuracy, and the steps that were made."""
+    """The best validation loss and accuracy of an expert, and the number of optimizer steps."""
 
     loss: float
     accuracy: float
@@ -42,14 +42,14 @@ def fit(
 ) -> list[FitResult]:
     """Train the trainable parameters, restore each expert's best state, and return how each expert ended.
 
-    The start is a candidate too. Where `metric_for_best_model` is `end`, the last state stays.
+    The start is a candidate too. If `metric_for_best_model` is `end`, the last state is kept.
 
-    Checkpoints lie in `folder`; if some are there, training goes on from the last.
+    Checkpoints are written to `folder`; if it has some, training resumes from the last complete one.
 
     Args:
         module: maps a batch of `collate` to `RowLosses`.
-        shared: `collate` gives each process its groups of a batch, and so each draws its own dropout; else each
-            computes the whole batch, which for heads on vectors takes less time than to divide it.
+        shared: `collate` returns this process's shard of a batch, and each process draws its own dropout. Otherwise
+            every process computes the whole batch, which for heads on vectors is faster than to communicate.
 
     Raises:
         TrainingError: the loss is not finite.
@@ -64,10 +64,10 @@ def fit(
         trainer.evaluate()
         if step.epochs > 0:
             trainer.forget_preparation()
-            checkpoint = agreed(last_checkpoint(folder) if is_main() else None)
-            if checkpoint and had_ended(checkpoint, step.patience):
+            checkpoint = broadcast(last_checkpoint(folder) if is_main() else None)
+            if checkpoint and stopped_early(checkpoint, step.patience):
                 trainer.args.max_steps = TrainerState.load_from_json(f"{checkpoint}/trainer_state.json").global_step
-            with room(folder):
+            with disk_full_as_error(folder):
                 trainer.train(resume_from_checkpoint=checkpoint)
             trainer.evaluate()
     tracker.restore_best()

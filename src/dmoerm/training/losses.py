@@ -1,4 +1,4 @@
-"""The losses, for training and validation alike: a module maps a batch to its rows' losses, and one function averages.
+"""The losses of training and validation: a module maps a batch to losses of rows, and `mean_by_expert` averages them.
 
     preference   a row is an ordered pair:   −p log σ(m) − (1 − p) log σ(−m),  m = r_better − r_worse − margin
     routing      a row is a prompt:          cross-entropy of the router's logits
@@ -22,8 +22,8 @@ class RowLosses:
     """The loss of a batch, or of a part of one, and its rows.
 
     Attributes:
-        loss: what is minimized: the sum over the experts of their mean loss, and the pull of `l2`.
-        rows: (P,), each row's own loss.
+        loss: the minimized value: the sum over the experts of their mean loss, plus the `l2` penalty.
+        rows: (P,), the loss of each row.
         weights: (P,), each row's weight in the mean.
         correct: (P,), 1 where the pair is in the labeled order or the prompt's task is the likeliest one, else 0.
         certainty: (P,), each row's weight in the accuracy: 2 p − 1.
@@ -42,7 +42,7 @@ def preference_losses(margins: Tensor, target: Tensor) -> Tensor:
     """Return each pair's Bradley–Terry loss (P,), by `logsigmoid`: no overflow.
 
     Args:
-        margins: (P,), r_better − r_worse less the margin that the label requires.
+        margins: (P,), r_better − r_worse − the margin that the label requires.
         target: (P,), p, the probability that the better one is better: 1 for people's order, 0.5 for a tie.
     """
     margins = margins.float()
@@ -69,22 +69,22 @@ def mean_by_expert(
 
 
 class PreferenceLossModule(nn.Module):
-    """A scorer, or k of them side by side, under the preference loss.
+    """The preference loss of a scorer, or of k stacked scorers.
 
     Args:
         scorer: maps vectors (N, D), or the packed hidden states of N responses, to rewards (N,), or (k, N).
-        l2: strength of the pull of `pulled` to where it starts: l2 / 2 · squared distance is added to the loss.
-        pulled: the module whose trained parameters are pulled.
-        num_experts: k where the scorer is k scorers, every trained parameter of it a stack of k; None: it is one.
+        l2: strength of the penalty: l2 / 2 · squared distance of `penalized` from its start is added to the loss.
+        penalized: the module whose trained parameters are penalized.
+        num_experts: k if every trained parameter of the scorer is a stack of k; None: a single scorer.
     """
 
     def __init__(
-        self, scorer: nn.Module, l2: float = 0.0, pulled: nn.Module | None = None, num_experts: int | None = None
+        self, scorer: nn.Module, l2: float = 0.0, penalized: nn.Module | None = None, num_experts: int | None = None
     ) -> None:
         super().__init__()
         self.scorer, self.l2, self.num_experts = scorer, l2, num_experts
-        self._pulled = [p for p in (pulled or nn.Module()).parameters() if p.requires_grad] if l2 else []
-        self._start = [p.detach().clone() for p in self._pulled]
+        self._penalized = [p for p in (penalized or nn.Module()).parameters() if p.requires_grad] if l2 else []
+        self._start = [p.detach().clone() for p in self._penalized]
 
     def forward(self, batch: PreferenceBatch) -> RowLosses:
         expert, active = batch.expert, batch.active
@@ -94,10 +94,10 @@ class PreferenceLossModule(nn.Module):
         rows = preference_losses(margins - batch.margin, batch.target)
         loss = mean_by_expert(rows, batch.weight, expert, self.num_experts or 1, batch.total).sum()
         correct = (margins > 0).to(rows.dtype)
-        return RowLosses(loss + self._pull(batch.share), rows, batch.weight, correct, 2 * batch.target - 1, expert)
+        return RowLosses(loss + self._penalty(batch.share), rows, batch.weight, correct, 2 * batch.target - 1, expert)
 
-    def _pull(self, share: float) -> Tensor | float:
-        """Return the pull's part of a batch's loss: it does not depend on the data."""
-        starts = zip(self._pulled, self._start, strict=True)
-        pulls = [(parameter - start.to(parameter.device)).square().sum() for parameter, start in starts]
-        return share * self.l2 / 2 * torch.stack(pulls).sum() if pulls else 0.0
+    def _penalty(self, share: float) -> Tensor | float:
+        """Return the share of the penalty in a part's loss: the parts' shares sum to the penalty."""
+        starts = zip(self._penalized, self._start, strict=True)
+        distances = [(parameter - start.to(parameter.device)).square().sum() for parameter, start in starts]
+        return share * self.l2 / 2 * torch.stack(distances).sum() if distances else 0.0

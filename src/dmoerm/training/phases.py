@@ -1,12 +1,12 @@
-"""The phases: each freezes what it must, chooses its data, and calls the one `fit`.
+"""The phases: each selects its data and its trained parameters, freezes the rest, and calls `fit`.
 
     router    prompts → tasks
     phase 0   the general model: branch + head on all tasks together
     phase 1   per task: branch + head on the overall preferences            (the paper: on 60 % of the groups)
-    phase 2   per task: one expert a capability, on its labels, side by side  (experts.py)
+    phase 2   per task: one expert per capability, on its labels         (expert_step.py)
     phase 3   per task: the aggregator on the overall preferences           (the paper: on the other 40 %), calibration
 
-With `base: frozen` the branch is never touched: phases 0 to 2 fit heads on cached embeddings.
+With `base: frozen`, phases 0 to 2 fit heads on cached embeddings of the pretrained branch.
 """
 
 from __future__ import annotations
@@ -27,16 +27,18 @@ from .batches import PackedCollator, PreferenceExample, VectorCollator, labeled
 from .calibration import calibrate
 from .embedding import base_embeddings, cached_states, task_vectors
 from .losses import PreferenceLossModule
-from .steps import Ended, Run, State, ended, fit_step, step_name
+from .steps import Run, State, StepMetrics, fit_step, step_metrics, step_name
 
 Examples = Sequence[PreferenceExample]
-_SAMPLE = 256  # groups that normalization statistics are taken from where an embedding costs a pass
+_SAMPLE = 256  # groups for normalization statistics if an embedding needs a pass
 
 
 def phase0(run: Run, train: Examples, validation: Examples) -> None:
-    """Trains the general model on all tasks together."""
+    """Train the general model on all tasks together, and calibrate it."""
     general = run.model.general
-    state = run.step("phase0", lambda place: train_base(run, general, train, validation, run.config.phase0, place))
+    state = run.step(
+        "phase0", lambda checkpoint_dir: train_base(run, general, train, validation, run.config.phase0, checkpoint_dir)
+    )
     apply_base(general, state)
     general_calibration = run.model.general_calibration
     sample = base_embeddings(run, general, [*_sample(run, train), *validation])
@@ -46,21 +48,22 @@ def phase0(run: Run, train: Examples, validation: Examples) -> None:
 
 
 def phase1(run: Run, task: str, train: Examples, validation: Examples) -> None:
-    """Trains a task's branch and head on the overall preferences."""
+    """Train a task's branch and head on the overall preferences."""
     base, general = run.model.task_model(task).base, run.model.general
     if run.config.warm_start:
         base.head.load_state_dict(general.head.state_dict())
         if not run.frozen:
             _fill(base.branch, general.branch.state_dict())
-    first, step, anew = first_part(run, train), run.config.phase1, run.frozen or not run.config.warm_start
+    first, step, reset = first_part(run, train), run.config.phase1, run.frozen or not run.config.warm_start
     state = run.step(
-        step_name("phase1", task), lambda place: train_base(run, base, first, validation, step, place, anew)
+        step_name("phase1", task),
+        lambda checkpoint_dir: train_base(run, base, first, validation, step, checkpoint_dir, reset),
     )
     apply_base(base, state)
 
 
 def phase3(run: Run, task: str, train: Examples, validation: Examples) -> None:
-    """Trains the aggregator on the experts' outputs and calibrates the task's rewards."""
+    """Train the aggregator on the experts' outputs, and calibrate the task's rewards."""
     task_model = run.model.task_model(task)
     modules = {
         "aggregator": task_model.aggregator,
@@ -69,24 +72,25 @@ def phase3(run: Run, task: str, train: Examples, validation: Examples) -> None:
     }
     kept = nn.ModuleDict(modules)
     state = run.step(
-        step_name("phase3", task), lambda place: _train_aggregator(run, task, kept, train, validation, place)
+        step_name("phase3", task),
+        lambda checkpoint_dir: _train_aggregator(run, task, kept, train, validation, checkpoint_dir),
     )
     kept.load_state_dict(state)
 
 
 def first_part(run: Run, examples: Examples) -> Examples:
-    """The groups of phase 1."""
-    return _divide(run, examples)[0]
+    """Return the groups of phase 1."""
+    return _split(run, examples)[0]
 
 
 def second_part(run: Run, examples: Examples) -> Examples:
-    """The groups of phase 3."""
-    return _divide(run, examples)[1]
+    """Return the groups of phase 3."""
+    return _split(run, examples)[1]
 
 
-def _divide(run: Run, examples: Examples) -> tuple[Examples, Examples]:
+def _split(run: Run, examples: Examples) -> tuple[Examples, Examples]:
     fraction = run.config.phase1.phase1_fraction
-    if 1 - fraction == 1:  # 0, or too little to be told from it
+    if 1 - fraction == 1:  # 0, or so small that floating point cannot distinguish it
         return examples, examples
     held = {id(group) for group in split_by_prompt([e.group for e in examples], 1 - fraction, run.config.seed)[1]}
     first = [e for e in examples if id(e.group) not in held]
@@ -102,13 +106,16 @@ def train_base(
     train: Examples,
     validation: Examples,
     step: BranchStepConfig,
-    place: Path,
+    checkpoint_dir: Path,
     fit_normalizer: bool = True,
-) -> tuple[State, Ended]:
-    """Trains a copy of `start`, branch and head; its state, and how the fit ended.
+) -> tuple[State, StepMetrics]:
+    """Train a copy of a branch and its head; return its state and its metrics.
 
     Args:
-        fit_normalizer: the head takes its statistics from the training part; else it keeps those of `start`.
+        start: the scorer whose weights training starts from; it is not changed.
+        train, validation: examples with overall pairs.
+        checkpoint_dir: folder of the checkpoints.
+        fit_normalizer: fit the head's normalizer on the training part; otherwise keep that of `start`.
     """
     head = copy.deepcopy(start.head).requires_grad_(True)
     if fit_normalizer:
@@ -117,19 +124,19 @@ def train_base(
     if first := step if run.frozen else step.head_first:
         vectors = base_embeddings(run, start, [*train, *validation])
         collate = VectorCollator(lambda e: vectors[e.key])
-        fits = fit_step(run, PreferenceLossModule(head, first.l2, head), parts, collate, first, place / "head")
+        fits = fit_step(run, PreferenceLossModule(head, first.l2, head), parts, collate, first, checkpoint_dir / "head")
         if run.frozen:
-            return {f"head.{name}": tensor for name, tensor in head.state_dict().items()}, ended(fits)
+            return {f"head.{name}": tensor for name, tensor in head.state_dict().items()}, step_metrics(fits)
     scorer = BranchScorer(_trainable(run, start.branch), head, start.pooling)  # pyright: ignore[reportArgumentType]
     states = cached_states(run, [*parts[0], *parts[1]])
     collate = PackedCollator(lambda e: states[e.key])
-    fits = fit_step(run, PreferenceLossModule(scorer, step.l2, head), parts, collate, step, place / "branch")
+    fits = fit_step(run, PreferenceLossModule(scorer, step.l2, head), parts, collate, step, checkpoint_dir / "branch")
     scorer.branch = _merged(scorer.branch)
-    return scorer.state_dict(), ended(fits)
+    return scorer.state_dict(), step_metrics(fits)
 
 
 def _trainable(run: Run, branch: Decoder) -> Decoder:
-    """A copy to train: all weights in float32, or frozen with a LoRA."""
+    """Return a trainable copy: all weights in float32, or frozen with a trainable LoRA."""
     branch = copy.deepcopy(branch)
     if run.config.base == "lora":
         return with_experts(branch.requires_grad_(False), 1, run.config.base_lora, MergedLoRALinear)
@@ -138,7 +145,7 @@ def _trainable(run: Run, branch: Decoder) -> Decoder:
 
 @torch.no_grad()
 def _merged(branch: nn.Module) -> nn.Module:
-    """The branch with its LoRA, if it has one, added into its weights; these are then float32."""
+    """Merge the branch's LoRA, if it has one, into its weights; merged weights are float32."""
     for name, layer in lora_layers(branch).items():
         if isinstance(layer, MergedLoRALinear):
             parent, _, last = name.rpartition(".")
@@ -148,7 +155,7 @@ def _merged(branch: nn.Module) -> nn.Module:
 
 
 def apply_base(scorer: BranchScorer, state: State) -> None:
-    """Puts what `train_base` has made in place, as it is: what was trained is float32."""
+    """Load a state of `train_base` into the scorer; trained weights keep their dtype, float32."""
     scorer.head.load_state_dict({n.removeprefix("head."): t for n, t in state.items() if n.startswith("head.")})
     branch = {n.removeprefix("branch."): t for n, t in state.items() if n.startswith("branch.")}
     if branch:
@@ -157,7 +164,7 @@ def apply_base(scorer: BranchScorer, state: State) -> None:
 
 
 def _fill(branch: nn.Module, state: State) -> None:
-    """Copies a state into a branch and takes over its dtypes; modules that share the parameters see the new values."""
+    """Copy a state with its dtypes into a branch, in place: modules that share the parameters change too."""
     for name, parameter in branch.named_parameters():
         parameter.data = state[name].detach().to(parameter.device, copy=True)
 
@@ -166,8 +173,8 @@ def _fill(branch: nn.Module, state: State) -> None:
 
 
 def _train_aggregator(
-    run: Run, task: str, kept: nn.ModuleDict, train: Examples, validation: Examples, place: Path
-) -> tuple[State, Ended]:
+    run: Run, task: str, kept: nn.ModuleDict, train: Examples, validation: Examples, checkpoint_dir: Path
+) -> tuple[State, StepMetrics]:
     task_model = run.model.task_model(task)
     train = second_part(run, train)
     vectors = task_vectors(run, task, [*train, *validation])
@@ -180,14 +187,14 @@ def _train_aggregator(
     step = run.config.phase3
     module = PreferenceLossModule(task_model.aggregator, step.l2, task_model.aggregator)
     parts = [labeled(train), labeled(validation)]
-    fits = fit_step(run, module, parts, VectorCollator(lambda e: vectors[e.key]), step, place)
+    fits = fit_step(run, module, parts, VectorCollator(lambda e: vectors[e.key]), step, checkpoint_dir)
     task_model.aggregator.requires_grad_(False)
     with torch.no_grad():
         rewards = {key: task_model.aggregator(vector.to(run.model.device)).cpu() for key, vector in vectors.items()}
     calibrate(task_model.calibration, rewards, train, validation)
-    return kept.state_dict(), ended(fits)
+    return kept.state_dict(), step_metrics(fits)
 
 
 def _sample(run: Run, examples: Examples) -> Examples:
-    """All examples where embeddings are at hand; else some, evenly spread: files come task by task."""
+    """Return all examples if embeddings are cached, else some at even distances: files are often sorted by task."""
     return examples if run.frozen else examples[:: -(-len(examples) // _SAMPLE)]

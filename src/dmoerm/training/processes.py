@@ -1,9 +1,11 @@
-"""The processes that work on one run together: how many, which one this is, and what they give each other.
+"""Communication between the processes of a run: rank, world size, and collectives.
 
-Under `accelerate launch` or `torchrun` they are several, one an accelerator; else there is one, and all here is free.
-Every process runs the same program on the same settings. Work is dealt out with `own` and put together with
-`rejoined`; the main process alone writes what all read. Whoever calls one of `barrier`, `agreed`, `rejoined` and
-`gathered_rows` waits for the others: all must call it, in the same order.
+`accelerate launch` and `torchrun` start several processes, usually one per GPU. In a single process, the collectives
+return their input unchanged. Every process runs the same program with the same settings. `shard` selects a process's
+rows, `all_gather` puts the results back together, and only the main process writes files that all processes read.
+
+`barrier`, `broadcast`, `all_gather` and `gather_rows` are collectives: every process must call them, in the same order;
+otherwise the run deadlocks.
 """
 
 from __future__ import annotations
@@ -21,54 +23,55 @@ from torch import Tensor
 
 T = TypeVar("T")
 Sharding = Literal["FSDP", "DEEPSPEED"]
-_PATIENCE = timedelta(hours=2)  # a process may wait so long for the slowest; one that has died ends all others at once
+_TIMEOUT = timedelta(hours=2)  # limit on waiting for the slowest process; a process that dies ends the others at once
 
 
-def join() -> PartialState:
-    """This process among the others; from the first call on, `cuda` is its own GPU. Without GPUs they share the CPU."""
-    sharding()  # first: what it takes would make the processes others
-    return PartialState(cpu=not torch.cuda.is_available(), timeout=_PATIENCE)
+def process_state() -> PartialState:
+    """Return accelerate's state of this process; the first call selects its GPU, or the CPU if there are no GPUs."""
+    sharding()  # reads and removes variables that would change the state
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=_TIMEOUT)
 
 
 @functools.cache
 def sharding() -> Sharding | None:
-    """Whether, and by what, the launcher wants weights in pieces, one a process.
+    """Return the backend that the launcher requests for sharded weights, or None for whole weights.
 
-    It is taken from the environment, where accelerate would find it and divide what is trained, too; see `sharding.py`.
+    The variables are removed from the environment. Otherwise accelerate would find them and shard the trained weights
+    too; see `sharding.py`.
     """
-    asked = {kind: os.environ.pop(f"ACCELERATE_USE_{kind}", "false").lower() == "true" for kind in get_args(Sharding)}
-    return next((kind for kind, wanted in asked.items() if wanted), None)
+    requested = [k for k in get_args(Sharding) if os.environ.pop(f"ACCELERATE_USE_{k}", "false").lower() == "true"]
+    return requested[0] if requested else None
 
 
 def sharded() -> bool:
-    """Whether frozen weights are in pieces."""
+    """Return whether the frozen weights are sharded over the processes."""
     return sharding() is not None
 
 
-def world() -> int:
-    """The number of processes."""
-    return join().num_processes
+def world_size() -> int:
+    """Return the number of processes."""
+    return process_state().num_processes
 
 
 def rank() -> int:
-    """This process's number, from 0."""
-    return join().process_index
+    """Return the index of this process, 0 … world size − 1."""
+    return process_state().process_index
 
 
 def is_main() -> bool:
-    """Whether this process is the one that writes and speaks."""
+    """Return whether this process has rank 0; it alone writes files and prints."""
     return rank() == 0
 
 
 def device() -> torch.device:
-    """This process's own GPU, or the CPU where there is none."""
-    return torch.device(join().device or "cpu")
+    """Return this process's GPU, or the CPU if there are no GPUs."""
+    return torch.device(process_state().device or "cpu")
 
 
 def idle_gpus() -> str | None:
-    """Return a message if this machine has more GPUs than this run has processes, else None."""
+    """Return a message if a single process runs on a machine with several GPUs, else None."""
     gpus = torch.cuda.device_count()
-    if gpus < 2 or world() > 1:
+    if gpus < 2 or world_size() > 1:
         return None
     return (
         f"{gpus} GPUs are visible, and one process uses one of them; to use all, run "
@@ -77,41 +80,42 @@ def idle_gpus() -> str | None:
 
 
 def barrier() -> None:
-    """Waits until every process has come here."""
-    join().wait_for_everyone()
+    """Wait until all processes have reached this point."""
+    process_state().wait_for_everyone()
 
 
-def own(rows: Sequence[T]) -> Sequence[T]:
-    """This process's share of what all have in the same order: every `world()`-th."""
-    return rows[rank() :: world()] if world() > 1 else rows
+def shard(rows: Sequence[T]) -> Sequence[T]:
+    """Return this process's rows: every `world_size()`-th, starting at its rank."""
+    return rows[rank() :: world_size()] if world_size() > 1 else rows
 
 
-def own_evenly(rows: Sequence[T]) -> Sequence[T]:
-    """As `own`, of passes through layers that may be in pieces: then all processes must make as many.
+def shard_evenly(rows: Sequence[T]) -> Sequence[T]:
+    """Return this process's rows; if weights are sharded, every process gets the same number of rows.
 
-    What stands behind the process's own is made for the others' sake, and nobody looks at it.
+    A pass through sharded layers is a collective, so all processes must make the same number of passes. A process with
+    fewer rows gets the first row as a dummy at the end; callers discard its result.
     """
-    mine = own(rows)
-    return [*mine, *rows[:1]] if sharded() and len(mine) < -(-len(rows) // world()) else mine
+    local = shard(rows)
+    return [*local, *rows[:1]] if sharded() and len(local) < -(-len(rows) // world_size()) else local
 
 
-def rejoined(shares: Sequence[T]) -> list[T]:
-    """What the processes have made of their `own` rows, in the order of all rows, on every process."""
-    if world() == 1:
-        return list(shares)
-    dealt: list[Sequence[T]] = gather_object([shares])
-    return [each[i] for i in range(max(map(len, dealt))) for each in dealt if i < len(each)]
+def all_gather(local: Sequence[T]) -> list[T]:
+    """Return the results of all processes for their `shard` of the rows, in the order of all rows."""
+    if world_size() == 1:
+        return list(local)
+    shards: list[Sequence[T]] = gather_object([local])
+    return [rows[i] for i in range(max(map(len, shards))) for rows in shards if i < len(rows)]
 
 
-def agreed(value: T) -> T:
-    """The main process's value, on every process: what would otherwise be decided by each for itself."""
-    return broadcast_object_list([value])[0] if world() > 1 else value
+def broadcast(value: T) -> T:
+    """Return the main process's value on every process, so that all make the same decision."""
+    return broadcast_object_list([value])[0] if world_size() > 1 else value
 
 
-def gathered_rows(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """All processes' rows; where a process has fewer than another, rows of zeros come with them."""
-    if world() == 1:
+def gather_rows(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Concatenate the rows of all processes; shorter tensors are padded with rows of zeros first."""
+    if world_size() == 1:
         return tensors
     padded: Any = pad_across_processes(tensors, dim=0)
-    found: Any = gather(padded)
-    return found
+    gathered: Any = gather(padded)
+    return gathered

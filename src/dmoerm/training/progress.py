@@ -1,4 +1,4 @@
-"""What a person sees while training runs: the step, its loss and consistency on held-out prompts, the time left."""
+"""Progress output of training: the step, its loss and accuracy on the validation prompts, the time left."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from transformers import TrainerCallback
 
 from .processes import is_main
 
-_SECONDS_BETWEEN_LINES = 20  # where there is no terminal to draw bars on
+_SECONDS_BETWEEN_LINES = 20  # if the output is not a terminal, which could show bars
 
 
 class Progress(TrainerCallback):
-    """A bar for the whole run and one for the step at hand; a line for each step that ends.
+    """Show a bar for the run and one for the current step; print a line when a step ends.
 
     Args:
-        console: where to write; quiet: write nothing. Only the main process writes.
+        console: where to write; None: standard error. Only the main process writes.
+        quiet: write nothing.
     """
 
     def __init__(self, console: Console | None = None, quiet: bool = False) -> None:
@@ -31,42 +32,46 @@ class Progress(TrainerCallback):
         self._all = self._bars.add_task("all steps", total=None, figures="")
         self._step: Any = None
         self._figures: dict[str, float] = {}
-        self._told = 0.0
+        self._last_line = 0.0
 
     @contextlib.contextmanager
     def run(self, steps: int) -> Iterator[None]:
-        """Shows the bars while the block runs."""
+        """Show the bars within this context.
+
+        Args:
+            steps: number of steps of the run.
+        """
         self._bars.update(self._all, total=steps)
         with self._bars:
             yield
 
     @contextlib.contextmanager
     def step(self, name: str) -> Iterator[None]:
-        """One step's bar; the line that stays says how it ended."""
-        self._figures, self._told = {}, time.monotonic()
+        """Show a step's bar within this context, then print its final figures."""
+        self._figures, self._last_line = {}, time.monotonic()
         self._step = self._bars.add_task(name, total=None, figures="")
         yield
         self._bars.remove_task(self._step)
         self._bars.advance(self._all)
         self.say(f"{name:44} {self._text()}")
 
-    def skip(self, name: str, how: str = "done before") -> None:
-        """A step that was done before, or by another process."""
+    def skip(self, name: str, status: str = "done before") -> None:
+        """Print that a step needs no training here: an earlier run or another process has finished it."""
         self._bars.advance(self._all)
-        self.say(f"{name:44} {how}")
+        self.say(f"{name:44} {status}")
 
     def say(self, line: str) -> None:
-        """A line that stays."""
+        """Print a line above the bars."""
         self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def count(self, done: int, total: int) -> None:
-        """How far a step without a Trainer is."""
+        """Show the progress of a step that has no Trainer."""
         self._advance(done, total)
 
     def _advance(self, done: int, total: int) -> None:
         self._bars.update(self._step, completed=done, total=total)
-        if not self.console.is_terminal and time.monotonic() - self._told > _SECONDS_BETWEEN_LINES:
-            self._told = time.monotonic()
+        if not self.console.is_terminal and time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES:
+            self._last_line = time.monotonic()
             task = self._bars.tasks[self._bars.task_ids.index(self._step)]
             left = "" if task.time_remaining is None else f"  {task.time_remaining:.0f} s left"
             self.say(f"{task.description:44} {done}/{total}{left}  {self._text()}")
@@ -88,7 +93,7 @@ class Progress(TrainerCallback):
             self.show({"loss": metrics["eval_loss"], "accuracy": metrics["eval_accuracy"]})
 
     def show(self, figures: dict[str, float]) -> None:
-        """Figures of the step at hand, beside those shown before."""
+        """Add figures of the current step to those shown."""
         self._figures |= figures
         self._bars.update(self._step, figures=self._text())
 

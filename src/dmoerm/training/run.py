@@ -2,7 +2,7 @@
 
     data → encode → trunk's activations (cached) → the graph's steps → save
 
-Everything lies in the run's folder; started again, the run goes on from the last checkpoint of the last step.
+All files are in the run's folder. A run that is started again resumes from the last checkpoint of its last step.
 """
 
 from __future__ import annotations
@@ -38,28 +38,30 @@ from ..taxonomy import Taxonomy
 from .batches import PreferenceExample, label
 from .cache import ActivationCache
 from .graph import Engine, Training, graph
-from .processes import barrier, idle_gpus, is_main, sharded, world
+from .processes import barrier, idle_gpus, is_main, sharded, world_size
 from .progress import Progress
-from .sharding import check_sharding, gathered, place
+from .sharding import check_sharding, full_state, move_to_device
 from .steps import Run
 
 _UNSET = "unset"
 
 
 def train(config: Config, console: Console | None = None, engine: Engine | None = None) -> Run:
-    """Trains and saves a DMoERM under `config.output`; goes on with what an earlier, killed call has left there.
+    """Train a DMoERM and save it under `config.output`; resume if an earlier call was killed.
 
     Args:
-        engine: where the steps are done; None: here, one after the other.
+        config: the settings.
+        console: where to print the progress; None: standard error.
+        engine: computes the steps; None: this process computes them in order.
 
     Returns:
-        The finished run: its model, its folder, and how each step ended.
+        The finished run: its model, its folder, and the metrics of each step.
 
     Raises:
-        ConfigError: the folder holds a run with other settings; a batch has too few groups for the processes; the
-            launcher asks for weights in pieces, of which these settings have none.
-        DataError: the data cannot be used.
-        CheckpointError: another process trains in that folder, or it cannot be written.
+        ConfigError: the folder has a run with other settings, a batch has fewer groups than there are processes, or
+            the launcher requests sharding, which these settings do not support.
+        DataError: the data is invalid or insufficient.
+        CheckpointError: another process trains in that folder, or a file cannot be written.
         TrainingError: a loss is not finite.
     """
     _check_trackers(config)
@@ -68,12 +70,12 @@ def train(config: Config, console: Console | None = None, engine: Engine | None 
     check_backbone(config.backbone)
     data = load_splits(config)
     _check_pairs(data)
-    with _alone(Path(config.output)):  # once the data are known to be good, so that they can still be corrected
+    with _lock(Path(config.output)):  # after the checks: the folder is bound to the data
         return _train(config, data, _claim(config, data), Progress(console), engine)
 
 
-def _alone(folder: Path) -> contextlib.AbstractContextManager[None]:
-    """The folder for this launch: its first process holds the lock for the others."""
+def _lock(folder: Path) -> contextlib.AbstractContextManager[None]:
+    """Lock the folder for this launch; rank 0 holds the lock for all processes."""
     return exclusive_folder(folder) if os.environ.get("RANK", "0") == "0" else contextlib.nullcontext()
 
 
@@ -92,7 +94,7 @@ def _train(config: Config, data: Splits, folder: Path, progress: Progress, engin
     train_groups(run, data, engine)
     run.model.eval()
     run.model.training_prompts = TrainingPrompts.of(group.prompt for group in data.train)
-    with gathered(run.model):
+    with full_state(run.model):
         if is_main():
             run.model.save_pretrained(folder / "model", run_config=dump_config(config))
     barrier()
@@ -100,24 +102,24 @@ def _train(config: Config, data: Splits, folder: Path, progress: Progress, engin
 
 
 def prepare(config: Config, taxonomy: Taxonomy, folder: Path, progress: Progress) -> Run:
-    """The untrained model around the pretrained backbone, and its activation cache."""
-    model = place(build_model(config, taxonomy))
+    """Build the untrained model around the pretrained backbone, and open its activation cache."""
+    model = move_to_device(build_model(config, taxonomy))
     return Run(config, model, open_cache(config, model), folder, progress)
 
 
 def open_cache(config: Config, model: DMoERM) -> ActivationCache:
-    """The activations that a run of these settings needs, for its training and its evaluation."""
+    """Open the cache of the activations that training and evaluation with these settings need."""
     needs_states = config.base != "frozen" or config.phase2.lora.rank > 0
     root = Path(config.cache) if config.cache else cache_folder() / "activations"
-    kept = {"hidden": needs_states, "embedding": config.base == "frozen"}
-    return ActivationCache(root, model, **kept, limit=config.cache_limit * 1e9)
+    parts = {"hidden": needs_states, "embedding": config.base == "frozen"}
+    return ActivationCache(root, model, **parts, limit=config.cache_limit * 1e9)
 
 
 def build_model(config: Config, taxonomy: Taxonomy) -> DMoERM:
-    """A DMoERM whose branches are the pretrained ones and whose experts have learnt nothing."""
+    """Build a DMoERM with pretrained branches and untrained experts."""
     backbone, tokenizer = load_backbone(config.backbone, empty=sharded() and not is_main())
     backbone.requires_grad_(False)
-    torch.manual_seed(config.seed)  # what no step trains, and what every step starts from
+    torch.manual_seed(config.seed)  # seeds the initial weights of all steps
     layer = resolve_branch_layer(config.backbone, backbone)
     if layer == 0 and config.router.kind == "trunk":
         raise ConfigError("router.kind is trunk but branch_layer is 0: there is no trunk; set router.kind to own")
@@ -146,40 +148,40 @@ def build_model(config: Config, taxonomy: Taxonomy) -> DMoERM:
 
 
 def train_groups(run: Run, data: Splits, engine: Engine | None = None) -> None:
-    """All steps on the training part."""
+    """Run all steps on the training part."""
     steps = graph(run.config, data.taxonomy)
     with run.progress.run(1 + len(steps)):
         if engine is not None:
             engine(run, data, steps)
-            run = replace(run, progress=Progress(quiet=True))  # it has told of each step
+            run = replace(run, progress=Progress(quiet=True))  # the engine has printed each step
         training = prepare_examples(run, data)
         for step in steps:
             step.do(training)
 
 
 def prepare_examples(run: Run, data: Splits) -> Training:
-    """What the steps go over: the training part, with its activations in the cache."""
+    """Encode and split the training part, and fill the cache with its activations."""
     train_part, validation = split_examples(run, data.train)
     if not any(e.task for e in train_part):
         raise DataError("no group names its task", field="task", hint="label some groups, so that the router can learn")
     with run.progress.step("trunk's activations"):
-        left = run.cache.fill([e.encoded for e in (*train_part, *validation)], run.progress.count)
-    if left and sharded():
-        raise ConfigError(f"cache_limit: the activations of {left} texts do not fit; set a larger limit")
-    if left:
-        run.progress.say(f"cache_limit: the activations of {left} texts do not fit; they are computed for each step")
+        uncached = run.cache.fill([e.encoded for e in (*train_part, *validation)], run.progress.count)
+    if uncached and sharded():
+        raise ConfigError(f"cache_limit: the activations of {uncached} texts do not fit; set a larger limit")
+    if uncached:
+        run.progress.say(f"cache_limit: the activations of {uncached} texts do not fit; each step computes them")
     return Training(run, train_part, validation)
 
 
 def split_examples(run: Run, groups: Sequence[Group]) -> tuple[list[PreferenceExample], list[PreferenceExample]]:
-    """The training part's groups as examples, in two: what is trained on, and what is held out for validation."""
+    """Return the groups as training and validation examples."""
     held = {id(g) for g in split_by_prompt(groups, run.config.data.validation_fraction, run.config.seed + 1)[1]}
     examples = examples_of(run, groups)
     return [e for e in examples if id(e.group) not in held], [e for e in examples if id(e.group) in held]
 
 
 def examples_of(run: Run, groups: Sequence[Group]) -> list[PreferenceExample]:
-    """The groups as the run's phases take them: encoded, their pairs drawn up."""
+    """Encode the groups and order their pairs, with the label noise of the settings."""
     settings, seed = run.config.data, run.config.seed
     return [
         PreferenceExample(
@@ -193,7 +195,7 @@ def examples_of(run: Run, groups: Sequence[Group]) -> list[PreferenceExample]:
 
 
 def _check_trackers(config: Config) -> None:
-    """Raises `ConfigError` for a tracker that is unknown or not installed, before an hour of training."""
+    """Raise `ConfigError` for a tracker that is unknown or not installed, before training starts."""
     try:
         for callback in get_reporting_integration_callbacks(list(config.report_to)):
             callback()
@@ -202,36 +204,40 @@ def _check_trackers(config: Config) -> None:
 
 
 def _check_batches(config: Config) -> None:
-    """Raises `ConfigError` where a step's batches have fewer groups than there are processes to divide them over."""
+    """Raise `ConfigError` if a pass of a step has fewer groups than there are processes."""
     steps: dict[str, StepConfig] = {"router": config.router} if config.router.kind == "own" else {}
     steps |= {"phase0": config.phase0, "phase1": config.phase1} if config.base != "frozen" else {}
     steps |= {"phase2": config.phase2} if config.phase2.lora.rank else {}
     for name, step in steps.items():
-        at_once = max(step.batch_groups // step.gradient_accumulation, 1)
-        if at_once < world():
+        per_pass = max(step.batch_groups // step.gradient_accumulation, 1)
+        if per_pass < world_size():
             raise ConfigError(
                 f"{name}.batch_groups: {step.batch_groups} in {step.gradient_accumulation} accumulated passes leave "
-                f"{at_once} groups a pass for {world()} processes; start fewer, or give a pass a group a process"
+                f"{per_pass} groups per pass for {world_size()} processes; start fewer or increase batch_groups"
             )
 
 
 def _check_pairs(data: Splits) -> None:
-    """Raises `DataError` for a task or capability on which the training part orders no two responses."""
+    """Raise `DataError` for a task or capability for which the training part has no ordered pair."""
     if any(group.task is None for group in data.train):
-        return  # the router has yet to say which groups are whose
+        return  # the router assigns these groups later
     for name, task in data.taxonomy.tasks.items():
         groups = [group for group in data.train if group.task == name]
         for capability in (None, *task.capabilities):
             if not any(group.labeled_pairs(capability) if capability else group.pairs() for group in groups):
                 raise DataError(
-                    f"the training part orders no two responses of task {name!r} on {capability or 'the whole'}",
+                    f"the training part has no ordered pair of task {name!r}"
+                    f"{f' for capability {capability!r}' if capability else ''}",
                     field=f"capabilities.{capability}" if capability else "scores",
-                    hint="give it labels, or leave it out of the taxonomy",
+                    hint="add labels, or remove it from the taxonomy",
                 )
 
 
 def _claim(config: Config, data: Splits) -> Path:
-    """The run's folder, with the resolved settings and a digest of the data in it."""
+    """Write the resolved settings and a digest of the data to the run's folder, and return the folder.
+
+    Raises `ConfigError` if the folder has a run with other settings or data.
+    """
     folder = Path(config.output)
     digest = hashlib.sha256(data.taxonomy.to_yaml().encode())
     for group in data.train:
@@ -242,7 +248,7 @@ def _claim(config: Config, data: Splits) -> Path:
         mirror.fetch(written)
         if written.exists() and (before := written.read_text(encoding="utf-8")) != text:
             what = f"settings ({_differences(before, text)})" if name == "config.yaml" else "data"
-            raise ConfigError(f"{folder}: holds a run with other {what}; set another `output`, or delete that folder")
+            raise ConfigError(f"{folder}: holds a run with other {what}; set another `output` or delete that folder")
         if is_main():
             write_file(written, text)
             mirror.keep(written)

@@ -1,6 +1,10 @@
-"""A task's experts as one module in training: every parameter a stack of k, so that one pass trains them all.
+"""Stack a task's k experts into one module for training: one pass trains them all.
 
-Shapes: k experts, N responses, D embedding width.
+Every trained parameter has a first dimension of size k. `torch.vmap` maps a single head over it, so the k heads run as
+one batched operation. The loss is a sum over the experts, and no parameter slice occurs in two experts' terms, so each
+slice gets the gradient that it would get alone.
+
+Shapes: k experts, a active experts, N responses, D embedding width.
 """
 
 from __future__ import annotations
@@ -19,14 +23,14 @@ from ..model.packing import Packed
 
 
 class HeadStack(nn.Module):
-    """k heads side by side: embeddings (k, N, D), or (N, D) for all of them, → scores (k, N).
+    """k heads: embeddings (k, N, D), or (N, D) that all heads share, → scores (k, N).
 
-    `active` names the heads wanted, where they are not all k.
+    With `active` (a,), expert indices, only these heads run: embeddings (a, N, D) or (N, D) → scores (a, N).
     """
 
     def __init__(self, heads: Sequence[Head]) -> None:
         super().__init__()
-        self._one = [copy.deepcopy(heads[0])]  # in a list, so that its parameters are not this module's
+        self._template = [copy.deepcopy(heads[0])]  # a list, so that its parameters are not registered
         parameters, buffers = stack_module_state(list(heads))
         self._names = {name: name.replace(".", ":") for name in (*parameters, *buffers)}
         for name, tensor in parameters.items():
@@ -35,22 +39,23 @@ class HeadStack(nn.Module):
             self.register_buffer(self._names[name], tensor.detach().clone())
 
     def forward(self, embeddings: Tensor, active: Tensor | None = None) -> Tensor:
-        wanted = slice(None) if active is None else active
-        state = {name: getattr(self, own)[wanted] for name, own in self._names.items()}
-        one = self._one[0].train(self.training)
-        run = torch.vmap(lambda s, z: functional_call(one, s, (z,)), (0, 0), randomness="different")
-        stack = len(next(iter(state.values())))
-        return run(state, embeddings if embeddings.dim() == 3 else embeddings.expand(stack, *embeddings.shape))
+        index = slice(None) if active is None else active
+        state = {name: getattr(self, attribute)[index] for name, attribute in self._names.items()}
+        head = self._template[0].train(self.training)
+        # "different": every expert draws its own dropout mask, as it would alone
+        run = torch.vmap(lambda s, z: functional_call(head, s, (z,)), (0, 0), randomness="different")
+        count = len(next(iter(state.values())))
+        return run(state, embeddings if embeddings.dim() == 3 else embeddings.expand(count, *embeddings.shape))
 
     def states(self) -> list[Mapping[str, Tensor]]:
-        """Each head's own state."""
-        whole = {name: getattr(self, own).detach() for name, own in self._names.items()}
-        stack = len(next(iter(whole.values())))
-        return [{name: tensor[i].clone() for name, tensor in whole.items()} for i in range(stack)]
+        """Return the state of each head."""
+        stacks = {name: getattr(self, attribute).detach() for name, attribute in self._names.items()}
+        count = len(next(iter(stacks.values())))
+        return [{name: stack[i].clone() for name, stack in stacks.items()} for i in range(count)]
 
 
 class ExpertStack(nn.Module):
-    """k experts on packed hidden states → scores (k, N); `active` as above."""
+    """k experts: packed hidden states of N responses → scores (k, N); with `active` (a,), scores (a, N)."""
 
     def __init__(self, branch: Decoder, head: HeadStack, pooling: str) -> None:
         super().__init__()
@@ -59,5 +64,5 @@ class ExpertStack(nn.Module):
     def forward(self, inputs: Packed, active: Tensor | None = None) -> Tensor:
         for layer in lora_layers(self.branch).values():
             layer.active = active
-        stack = len(next(self.head.parameters())) if active is None else len(active)
-        return self.head(embed(self.branch, inputs, self.pooling, stack), active)
+        count = len(next(self.head.parameters())) if active is None else len(active)
+        return self.head(embed(self.branch, inputs, self.pooling, count), active)

@@ -1,9 +1,10 @@
-"""The steps of a run: what has been finished is kept on disk and not done again."""
+"""Steps of a run: the result of a finished step is stored in the run's folder and is not computed again."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -28,18 +29,18 @@ from ..names import folder_name
 from .batches import Collate, PreferenceExample
 from .cache import ActivationCache
 from .fitting import FitResult, fit
-from .processes import agreed, barrier, is_main
+from .processes import barrier, broadcast, is_main
 from .progress import Progress
 
 State = dict[str, Tensor]
-Ended = dict[str, float]
-"""How a step ended: `loss`, `consistency`, `steps`; with `/capability` after the name, one capability's."""
+StepMetrics = dict[str, float]
+"""`loss`, `accuracy`, `steps` and `seconds` of a step; `loss/NAME` and `accuracy/NAME` are those of one expert."""
 _STATE = "state.safetensors"
 
 
 @dataclass
 class Run:
-    """What every phase needs: the settings, the model that grows, the cached activations, the folder."""
+    """The state that all phases share: settings, model, activation cache, folder and progress output."""
 
     config: Config
     model: DMoERM
@@ -50,42 +51,42 @@ class Run:
 
     @property
     def frozen(self) -> bool:
-        """The branch stays as pretrained; heads alone are trained on cached embeddings (but for LoRA experts)."""
+        """Whether the branch stays as pretrained: only heads, and LoRA experts if configured, are trained."""
         return self.config.base == "frozen"
 
     @property
     def mirror(self) -> Mirror:
-        """The storage that finished steps and checkpoints are copied to, if `storage` names one."""
+        """The storage that finished steps and checkpoints are copied to; does nothing if `storage` is None."""
         return Mirror(self.config.storage, self.folder)
 
     @property
     def callbacks(self) -> list[TrainerCallback]:
-        """What every fit tells of its course."""
+        """Callbacks of every fit."""
         return [self.progress, _KeepCheckpoints(self.mirror)]
 
     def finished(self, name: str) -> bool:
-        """Whether a step has been done, here or by whoever shares the storage."""
+        """Return whether a step is finished, here or by another process that shares the storage."""
         done = self.folder / "steps" / name
         self.mirror.fetch(done, _STATE)
         return (done / _STATE).exists()
 
     def seed(self, name: str) -> int:
-        """A step's own seed: derived from the run's, so that a step's result does not depend on which ran before."""
+        """Derive a step's seed from the run's, so that a step's result does not depend on the steps before it."""
         return int.from_bytes(hashlib.sha256(f"{self.config.seed}/{name}".encode()).digest()[:4], "big")
 
-    def step(self, name: str, train: Callable[[Path], tuple[State, Ended]]) -> State:
-        """Does a step, or reads what it left when it was done before.
+    def step(self, name: str, train: Callable[[Path], tuple[State, StepMetrics]]) -> State:
+        """Run a step, or read its result if it is finished.
 
         Args:
-            name: such as `phase2/chitchat`.
-            train: gets a folder for its checkpoints; returns the trained state and how the fit ended.
+            name: for example `phase2/chitchat`.
+            train: receives a folder for checkpoints; returns the trained state and the metrics.
         """
         done, checkpoints = self.folder / "steps" / name, self.folder / "checkpoints" / name
-        if agreed(is_main() and self.finished(name)):
+        if broadcast(is_main() and self.finished(name)):
             self.progress.skip(name)
             if is_main():
                 self.mirror.keep(done, _STATE)
-                shutil.rmtree(checkpoints, ignore_errors=True)  # a kill may have come before
+                shutil.rmtree(checkpoints, ignore_errors=True)  # left by a run that was killed in `_finish`
             return _read(done / _STATE)
         set_seed(self.seed(name))
         start = time.monotonic()
@@ -99,20 +100,20 @@ class Run:
         barrier()
         return state if is_main() else _read(done / _STATE)
 
-    def _finish(self, done: Path, checkpoints: Path, state: State, metrics: Ended) -> None:
-        """Keeps a step's result, here and on the storage, and removes its checkpoints."""
+    def _finish(self, done: Path, checkpoints: Path, state: State, metrics: StepMetrics) -> None:
+        """Write a step's result to the folder and the storage, and remove its checkpoints."""
         _write(done, state, metrics)
         self.mirror.keep(done)
         shutil.rmtree(checkpoints, ignore_errors=True)
         self.mirror.prune(checkpoints)
 
     def metrics(self) -> dict[str, dict[str, float]]:
-        """Step → how it ended, of all finished steps."""
+        """Return step → metrics of all finished steps."""
         return finished_steps(self.folder)
 
 
 class _KeepCheckpoints(TrainerCallback):
-    """Copies each checkpoint to the storage, and removes there those that are removed here."""
+    """Mirror checkpoints to the storage: copy each new one, remove those that are removed here."""
 
     def __init__(self, mirror: Mirror) -> None:
         self._mirror = mirror
@@ -130,23 +131,24 @@ def fit_step(
     parts: Sequence[Sequence[PreferenceExample]],
     collate: Collate,
     step: StepConfig,
-    place: Path,
+    checkpoint_dir: Path,
     seed: str | None = None,
 ) -> list[FitResult]:
-    """Fits a module of a run's step, with what the run's settings say of every fit.
+    """Fit a module with the run's seed, trackers and callbacks.
 
     Args:
         parts: training and validation examples.
-        place: where its checkpoints lie; seed: what its random streams hang on, if not its place.
+        checkpoint_dir: folder of the checkpoints.
+        seed: name that the seed is derived from; None: the path of `checkpoint_dir` in the run's folder.
     """
-    name = seed or str(place.relative_to(run.folder / "checkpoints"))
-    trains_branch = any(isinstance(m, Decoder) and _wants_gradients(m) for m in model.modules())
+    name = seed or str(checkpoint_dir.relative_to(run.folder / "checkpoints"))
+    trains_branch = any(isinstance(m, Decoder) and _is_trainable(m) for m in model.modules())
     return fit(
         model,
         *parts,
         collate=collate,
         step=step,
-        folder=place,
+        folder=checkpoint_dir,
         seed=run.seed(name),
         shared=trains_branch,
         report_to=run.config.report_to,
@@ -154,16 +156,16 @@ def fit_step(
     )
 
 
-def _wants_gradients(module: nn.Module) -> bool:
+def _is_trainable(module: nn.Module) -> bool:
     return any(p.requires_grad for p in module.parameters())
 
 
-def ended(fits: Sequence[FitResult], names: Sequence[str] = ()) -> Ended:
-    """Return the mean over the experts, and, if they have names, each expert's own."""
-    columns = {"loss": "loss", "consistency": "accuracy", "steps": "steps"}
-    mean = {key: sum(getattr(result, field) for result in fits) / len(fits) for key, field in columns.items()}
+def step_metrics(fits: Sequence[FitResult], names: Sequence[str] = ()) -> StepMetrics:
+    """Return the means over the experts, and each expert's metrics if names are given."""
+    fields = ("loss", "accuracy", "steps")
+    mean = {field: sum(getattr(result, field) for result in fits) / len(fits) for field in fields}
     for name, result in zip(names, fits, strict=False):
-        mean |= {f"loss/{name}": result.loss, f"consistency/{name}": result.accuracy}
+        mean |= {f"loss/{name}": result.loss, f"accuracy/{name}": result.accuracy}
     return mean
 
 
@@ -181,17 +183,25 @@ def _read(file: Path) -> State:
         return current_names(load_file(file))
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"{file}: is damaged: {error}; delete the folder {file.parent} and run again: this step is then done anew"
+            f"{file}: is damaged: {error}; delete the folder {file.parent} and run again to repeat this step"
         ) from None
 
 
 def step_name(phase: str, task: str) -> str:
-    """Return the name of a task's step, which is also its path under `steps/`."""
+    """Return the name of a task's step, which is its path under `steps/`."""
     return f"{phase}/{folder_name(task)}"
 
 
 def finished_steps(folder: Path) -> dict[str, dict[str, float]]:
-    """Step → how it ended, of all finished steps in a run's folder: the router's first, then by name."""
+    """Return step → metrics of all finished steps in a run's folder, the router first, then by name.
+
+    Earlier versions wrote accuracy as `consistency`.
+    """
     root = folder / "steps"
-    found = {str(file.parent.relative_to(root)): file for file in root.rglob("metrics.json")}
-    return {name: json.loads(found[name].read_text()) for name in sorted(found, key=lambda n: (n != "router", n))}
+    files = {str(file.parent.relative_to(root)): file for file in root.rglob("metrics.json")}
+    names = sorted(files, key=lambda name: (name != "router", name))
+    return {name: _with_accuracy(json.loads(files[name].read_text())) for name in names}
+
+
+def _with_accuracy(metrics: StepMetrics) -> StepMetrics:
+    return {re.sub(r"^consistency(?=/|$)", "accuracy", key): value for key, value in metrics.items()}

@@ -1,7 +1,7 @@
-"""The best state of each expert in training.
+"""Track the best state of each expert in training.
 
-The k experts of a task train side by side on the same batches. Each has its own labels, its own slice of every trained
-parameter (so of the optimizer's state), its own clipping, best state and patience: it becomes what it would alone.
+The k experts of a task train on the same batches. Each has its own labels, its own slice of every trained parameter and
+of the optimizer state, and separate clipping, best state and patience. It becomes what it would become alone.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from torch.nn.modules.module import _IncompatibleKeys
 from ..config import StepConfig
 from .losses import RowLosses
 
-_MAX_NORM = 1.0  # of an expert's gradient
+_MAX_NORM = 1.0  # of the gradient of an expert
 
 
 class BestTracker(nn.Module):
-    """A loss module in training; its state, and so a checkpoint, is what is trained and the best that it has been.
+    """Wrap a loss module in training; its state (for checkpoints) is the trained parameters and their best values.
 
     Args:
-        module: maps a batch to `RowLosses`; `num_experts`: k where its trained parameters are stacks of k.
-        step: which evaluations are better, and after how many without gain an expert ends.
+        module: maps a batch to `RowLosses`; its attribute `num_experts` is k if trained parameters are stacks of k.
+        step: the metric that decides which evaluation is best, and the patience.
     """
 
     best_loss: Tensor
@@ -45,7 +45,7 @@ class BestTracker(nn.Module):
         return self.module(batch)
 
     def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
-        """Yield the trained parameters: DDP must not see the others, which may be in pieces."""
+        """Yield the trained parameters: DDP must not see the others, which may be sharded."""
         return ((name, p) for name, p in super().named_parameters(*args, **kwargs) if p.requires_grad)
 
     def trained(self) -> Iterator[tuple[str, nn.Parameter]]:
@@ -54,7 +54,7 @@ class BestTracker(nn.Module):
 
     @torch.no_grad()
     def update(self, loss: Tensor, accuracy: Tensor) -> None:
-        """Note an evaluation, (k,) and (k,): experts that are better than ever are kept as they are now."""
+        """Record an evaluation, loss and accuracy of shape (k,); save the state of each expert that has improved."""
         for expert in self.open:
             if self._better(float(loss[expert]), float(accuracy[expert]), expert):
                 self.best_loss[expert], self.best_accuracy[expert] = loss[expert], accuracy[expert]
@@ -73,18 +73,18 @@ class BestTracker(nn.Module):
 
     @property
     def open(self) -> list[int]:
-        """The experts that may still get better."""
+        """Indices of the experts whose patience is not exhausted."""
         return [e for e in range(self.num_experts) if int(self.patience_count[e]) < self._step.patience]
 
     @torch.no_grad()
     def restore_best(self) -> None:
-        """Give each expert its best state."""
+        """Set each expert to its best state."""
         for name, parameter in self.trained():
             parameter.copy_(self._best[name])
 
     @torch.no_grad()
     def clip(self) -> None:
-        """Scale each expert's gradient to a norm of 1 at most."""
+        """Scale the gradient of each expert to a norm of at most 1."""
         gradients = [p.grad for _, p in self.trained() if p.grad is not None]
         if gradients:
             rows = self.num_experts if self._stacked else 1
@@ -97,10 +97,10 @@ class BestTracker(nn.Module):
         return tensor[expert] if self._stacked else tensor
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Return what is trained, the best of it, and how good that was."""
+        """Return the trained parameters, their best values, and the best metrics."""
         trained = {name: p.detach() for name, p in self.trained()}
-        noted = {name: getattr(self, name) for name in ("best_loss", "best_accuracy", "patience_count")}
-        return trained | {f"best:{name}": tensor for name, tensor in self._best.items()} | noted
+        recorded = {name: getattr(self, name) for name in ("best_loss", "best_accuracy", "patience_count")}
+        return trained | {f"best:{name}": tensor for name, tensor in self._best.items()} | recorded
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:

@@ -1,10 +1,10 @@
-"""All that is changed in transformers' `Trainer`, in one place; `TESTED` names the versions it is tested with.
+"""All overrides of transformers' `Trainer`. `TESTED` names the versions that they are tested with.
 
-batches     a list of typed parts, one backward pass each; every process gets whole batches, in the same order
-loss        the module's own, a mean already
-evaluation  rows of all batches and processes, averaged by the losses' own function; a `BestTracker` notes them
-optimizer   AdamW, each expert's gradient clipped by itself, heads at a rate of their own
-checkpoints the last two by number, not by time; complete only when every process has written its part
+batches      a list of typed parts, one backward pass each; every process gets the same batches in the same order
+loss         the module's, already a mean
+evaluation   rows of all batches and processes, averaged by the function of the losses; a `BestTracker` records it
+optimizer    AdamW; the gradient of each expert is clipped separately, heads can have another learning rate
+checkpoints  keep the last two by step, not by time; complete only when every process has written its part
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ..config import StepConfig
 from ..errors import TrainingError
 from .batches import Collate
 from .losses import RowLosses, mean_by_expert
-from .processes import agreed, barrier, gathered_rows, rank
+from .processes import barrier, broadcast, gather_rows, rank
 from .tracking import BestTracker
 
 TESTED = "transformers 5.20.2 and 5.24.0"
@@ -37,8 +37,8 @@ class StepTrainer(Trainer):
     """`Trainer` for a `BestTracker`.
 
     Args:
-        train, validation: the rows that `collate` makes batches of.
-        shared: `collate` gives each process its rows of a batch; else each computes the whole batch.
+        train, validation: rows; `collate` makes batches of them.
+        shared: `collate` returns this process's shard of a batch; otherwise every process computes the whole batch.
     """
 
     def __init__(
@@ -59,23 +59,23 @@ class StepTrainer(Trainer):
             train_dataset=_Rows(train),
             eval_dataset=_Rows(validation),
             data_collator=collate,  # pyright: ignore[reportArgumentType]
-            callbacks=[*callbacks, _KeepTheLast()],
+            callbacks=[*callbacks, _RotateCheckpoints()],
             optimizers=(_optimizer(tracker, step), None),
             compute_metrics=self._measure,
         )
         self.remove_callback(PrinterCallback)
         self.tracker, self._shared = tracker, shared
-        self.model_accepts_loss_kwargs = False  # the loss is a mean already: accumulation divides it
+        self.model_accepts_loss_kwargs = False  # else Trainer would not divide the loss, a mean, by accumulation
 
     def forget_preparation(self) -> None:
-        """Let `train` prepare the model again: an evaluation prepares it without DDP."""
+        """Let `train` prepare the model with DDP: an evaluation before it has prepared the model without."""
         self.tracker.__dict__.pop("_is_accelerate_prepared", None)
 
     def training_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """Run one backward pass a part; the parts' losses add up to the batch's."""
+        """Run one backward pass per part; the parts' losses sum to the batch's loss."""
         *parts, last = inputs
         step = functools.partial(super().training_step, model)
-        with self.accelerator.no_sync(model):  # others may have more parts or fewer: gradients meet at the last one
+        with self.accelerator.no_sync(model):  # numbers of parts differ between processes: reduce gradients at the last
             losses = [step([part], *args, **kwargs) for part in parts]
         return torch.stack([*losses, step([last], *args, **kwargs)]).sum()
 
@@ -89,20 +89,20 @@ class StepTrainer(Trainer):
         with torch.no_grad():
             parts: list[RowLosses] = [model(part) for part in self._prepare_inputs(inputs)]
         names = ("rows", "weights", "correct", "certainty", "expert")
-        found = tuple(torch.cat([getattr(part, name) for part in parts]) for name in names)
-        rows, *labels = gathered_rows(found) if self._shared else found  # zeros are rows of weight 0
+        columns = tuple(torch.cat([getattr(part, name) for part in parts]) for name in names)
+        rows, *labels = gather_rows(columns) if self._shared else columns  # padding has weight 0
         return parts[0].loss, rows, tuple(labels)
 
     def _measure(self, prediction: EvalPrediction) -> dict[str, float]:
-        """Return the means over the experts of the loss and the accuracy, each over all rows at once."""
+        """Record loss and accuracy of each expert over all rows; return their means over the experts."""
         rows, weights, correct, certainty, expert = map(
             torch.as_tensor, (prediction.predictions, *prediction.label_ids)
         )
         count = self.tracker.num_experts
         loss = mean_by_expert(rows.double(), weights, expert, count)
         accuracy = mean_by_expert(correct.double(), certainty, expert, count)
-        loss, accuracy = agreed((loss, accuracy))  # whether to stop is decided once
-        # At once: else the step would end with an earlier state as its best.
+        loss, accuracy = broadcast((loss, accuracy))  # all processes must make the same decision to stop
+        # Raise here: otherwise the step would end normally with an earlier state as its best.
         if not loss[self.tracker.open].isfinite().all():
             step = str(self.args.output_dir).rpartition("checkpoints/")[2]
             raise TrainingError(f"{step}: the loss is not finite; lower the step's learning_rate")
@@ -110,7 +110,9 @@ class StepTrainer(Trainer):
         return {"loss": float(loss.mean()), "accuracy": float(accuracy.mean())}
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        self.gather_function = lambda rows: rows  # they are all here; the default cuts pairs to the count of groups
+        self.gather_function = lambda rows: (
+            rows
+        )  # gathered already; Trainer would cut the pairs to the number of groups
         metrics = super().evaluate(*args, **kwargs)
         self.control.should_training_stop |= not self.tracker.open
         return metrics
@@ -124,7 +126,7 @@ class StepTrainer(Trainer):
         is_training: bool = False,
         dataloader_key: str | None = None,
     ) -> Any:
-        """Give every process whole batches; Trainer's own gives each process rows of its own."""
+        """Return a loader of the same batches on every process; Trainer's default shards the batches itself."""
         sampler = sampler_fn(dataset) if sampler_fn else None
         loader = DataLoader(dataset, batch_size, sampler=sampler, collate_fn=self.data_collator)
         single = {"num_processes": 1, "process_index": 0, "put_on_device": True}
@@ -133,13 +135,18 @@ class StepTrainer(Trainer):
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
-        barrier()  # the main process writes what makes a checkpoint whole only when each process's part is there
+        barrier()  # the main process writes `trainer_state.json` last, when all parts exist
 
 
 def step_arguments(
     step: StepConfig, folder: Path, count: int, seed: int, shared: bool, report_to: Sequence[str]
 ) -> TrainingArguments:
-    """Return Trainer's arguments for a step over `count` training rows; `shared`: see `StepTrainer`."""
+    """Return Trainer's arguments for a step.
+
+    Args:
+        count: number of training rows.
+        shared: see `StepTrainer`.
+    """
     per_device = max(step.batch_groups // step.gradient_accumulation, 1)
     batches = -(-count // per_device)
     total = step.steps or max(round(-(-batches // step.gradient_accumulation) * step.epochs), 1)
@@ -155,13 +162,13 @@ def step_arguments(
         eval_steps=every,
         save_strategy="steps",
         save_steps=every,
-        max_grad_norm=0,  # each expert is clipped by itself
+        max_grad_norm=0,  # `BestTracker.clip` clips each expert separately
         logging_steps=max(every // 4, 1),
         seed=(seed + rank() * shared) % 2**32,
         data_seed=seed,
         use_cpu=not torch.cuda.is_available(),
-        ddp_broadcast_buffers=False,  # statistics, which no step changes
-        ddp_find_unused_parameters=False,  # every part of a batch uses all that is trained
+        ddp_broadcast_buffers=False,  # buffers are statistics that training does not change
+        ddp_find_unused_parameters=False,  # every part of a batch uses all trained parameters
         disable_tqdm=True,
         remove_unused_columns=False,
         report_to=list(report_to) or "none",
@@ -181,8 +188,8 @@ def _optimizer(tracker: BestTracker, step: StepConfig) -> torch.optim.Optimizer:
     return optimizer
 
 
-class _KeepTheLast(TrainerCallback):
-    """Removes all checkpoints but the last two. Trainer itself goes by their times, so by a clock that may jump."""
+class _RotateCheckpoints(TrainerCallback):
+    """Remove all checkpoints but the last two by step; Trainer sorts them by file time, and clocks may jump."""
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: Any, **_: Any) -> None:
         if state.is_world_process_zero:
@@ -202,7 +209,7 @@ class _Rows(torch.utils.data.Dataset):
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Hide the warnings of a Trainer that is used in ways it does not expect."""
+    """Suppress Trainer's warnings about the overrides."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -19,7 +19,7 @@ from ...training import Run
 from ...training.batches import VectorCollator, labeled
 from ...training.embedding import base_embeddings
 from ...training.losses import PreferenceLossModule
-from ...training.steps import Ended, State, ended, fit_step
+from ...training.steps import State, StepMetrics, fit_step, step_metrics
 from .members import Examples
 from .method import Method, MethodContext, TrainedMethod
 from .registry import register
@@ -93,7 +93,7 @@ def gated_vectors(run: Run, gated: Gated, examples: Examples) -> dict[str, Tenso
         return {e.key: gated.vectors(z[e.key], run.cache.prompt(e.encoded)) for e in examples}
 
 
-def _train(run: Run, start: Gated, train: Examples, validation: Examples, folder: Path) -> tuple[State, Ended]:
+def _train(run: Run, start: Gated, train: Examples, validation: Examples, folder: Path) -> tuple[State, StepMetrics]:
     gated = copy.deepcopy(start).requires_grad_(False)
     z = base_embeddings(run, run.model.general, [*train, *validation])
     gated.embedding.fit(torch.cat([z[e.key] for e in train]).float())
@@ -110,7 +110,7 @@ def _train(run: Run, start: Gated, train: Examples, validation: Examples, folder
 
 def _train_gate(
     run: Run, start: Gated, train: Examples, validation: Examples, l2: float, folder: Path
-) -> tuple[State, Ended]:
+) -> tuple[State, StepMetrics]:
     """Fit the gate under one strength; the result holds the strength as `l2`."""
     gated = copy.deepcopy(start)
     for part in (gated.gate, gated.sharpness):
@@ -120,7 +120,7 @@ def _train_gate(
     step = run.config.phase1.head_first or run.config.phase1
     module = PreferenceLossModule(gated, l2, gated.gate)
     fits = fit_step(run, module, [labeled(train), labeled(validation)], collate, step, folder, seed="baselines/gated")
-    return gated.state_dict(), {**ended(fits), "l2": l2}
+    return gated.state_dict(), {**step_metrics(fits), "l2": l2}
 
 
 def _graded(

@@ -1,7 +1,10 @@
-"""Phase 2: a task's experts, each on the labels of its capability, all on the same batches.
+"""Phase 2: train a task's experts on the same batches, each on the labels of its capability.
 
-heads       on embeddings of the branch as it is       with rank 0, or first (`head_first`)
-LoRA        a stacked adapter and head an expert       every other weight is frozen
+    heads      on embeddings of the phase-1 branch           with rank 0, or before the LoRA (`head_first`)
+    LoRA       one adapter and one head per expert           all other weights are frozen
+
+The experts are stacked (`stacking.py`), so one pass trains all of them. Each draws its start from a generator of its
+own. Therefore an expert does not depend on which other experts are trained in the same step.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from .embedding import base_embeddings, cached_states
 from .fitting import FitResult
 from .losses import PreferenceLossModule
 from .stacking import ExpertStack, HeadStack
-from .steps import Ended, Run, State, ended, fit_step, step_name
+from .steps import Run, State, StepMetrics, fit_step, step_metrics, step_name
 
 Examples = Sequence[PreferenceExample]
 
@@ -34,64 +37,70 @@ Examples = Sequence[PreferenceExample]
 def phase2(
     run: Run, task: str, train: Examples, validation: Examples, part: tuple[str, Sequence[str]] | None = None
 ) -> None:
-    """Trains a task's experts on the capability labels, all else frozen: all on the same batches, each by its own.
+    """Train a task's experts on the capability labels; all other weights are frozen.
 
     Args:
-        part: name of the step and capabilities, where the step trains some of the experts; None: it trains all.
+        part: name of the step and its capabilities, if the step trains some of the experts; None: it trains all.
     """
     experts = run.model.task_model(task).experts
     name, capabilities = part or (step_name("phase2", task), experts.capabilities)
     if not capabilities:
         return
-    state = run.step(name, lambda place: _train_experts(run, task, capabilities, train, validation, place))
+    state = run.step(
+        name, lambda checkpoint_dir: _train_experts(run, task, capabilities, train, validation, checkpoint_dir)
+    )
     _apply_experts(experts, capabilities, state)
 
 
-def expert_parts(task: str, capabilities: Sequence[str], most: int | None) -> dict[str, list[str]]:
-    """Name → capabilities of the steps of a task's phase 2, each with at most `most` experts (None: all in one)."""
-    size = most or max(len(capabilities), 1)
+def expert_parts(task: str, capabilities: Sequence[str], max_experts: int | None) -> dict[str, list[str]]:
+    """Return name → capabilities of the steps of a task's phase 2.
+
+    Args:
+        max_experts: maximum number of experts of a step; None: one step trains all.
+    """
+    size = max_experts or max(len(capabilities), 1)
     parts = [list(capabilities[i : i + size]) for i in range(0, len(capabilities), size)]
     step = step_name("phase2", task)
     return {f"{step}/{i}" if len(parts) > 1 else step: part for i, part in enumerate(parts)}
 
 
 def _train_experts(
-    run: Run, task: str, names: Sequence[str], train: Examples, validation: Examples, place: Path
-) -> tuple[State, Ended]:
+    run: Run, task: str, names: Sequence[str], train: Examples, validation: Examples, checkpoint_dir: Path
+) -> tuple[State, StepMetrics]:
     task_model, settings = run.model.task_model(task), run.config.phase2
-    lora, everyone = settings.lora, task_model.experts.capabilities
+    lora, all_names = settings.lora, task_model.experts.capabilities
     generators = [torch.Generator().manual_seed(run.seed(f"phase2/{task}/{name}")) for name in names]
     heads = HeadStack(
-        _first_heads(task_model.base.head, generators, anew=not lora.rank or settings.head_first is not None)
+        _first_heads(task_model.base.head, generators, reset=not lora.rank or settings.head_first is not None)
     )
-    parts = labeled(train, everyone), _validation(names, train, validation)
+    parts = labeled(train, all_names), _validation(names, train, validation)
     fits: list[FitResult] = []
     if first := settings if not lora.rank else settings.head_first:
         vectors = base_embeddings(run, task_model.base, [*train, *validation])
         collate = VectorCollator(lambda e: vectors[e.key], names)
         module, seed = _loss_module(heads, first, heads, names), f"phase2/{task}/head"
-        fits = fit_step(run, module, parts, collate, first, place / "head", seed)
+        fits = fit_step(run, module, parts, collate, first, checkpoint_dir / "head", seed)
     branch: Decoder | None = None
     if lora.rank:
         branch = with_experts(task_model.base.branch, len(names), lora)  # pyright: ignore[reportArgumentType]
         for layer in lora_layers(branch).values():
             for matrix, generator in zip(layer.lora_A.detach(), generators, strict=True):
                 drawn = nn.init.kaiming_uniform_(torch.empty(matrix.shape), a=math.sqrt(5), generator=generator)
-                matrix.copy_(drawn)  # drawn on the CPU, where the generator is
+                matrix.copy_(drawn)  # drawn on the CPU, so that it does not depend on the device
         experts = ExpertStack(branch, heads, task_model.base.pooling)
         states = cached_states(run, [*parts[0], *parts[1]])
         collate = PackedCollator(lambda e: states[e.key], names)
-        set_seed(run.seed(f"phase2/{task}/start"))  # a resumed head has drawn fewer random numbers
+        set_seed(run.seed(f"phase2/{task}/start"))  # a resumed `head_first` fit has drawn fewer random numbers
         module, seed = _loss_module(experts, settings, heads, names), f"phase2/{task}/lora"
-        fits = fit_step(run, module, parts, collate, settings, place / "lora", seed)
-    return _expert_state(names, heads, branch), ended(fits, names)
+        fits = fit_step(run, module, parts, collate, settings, checkpoint_dir / "lora", seed)
+    return _expert_state(names, heads, branch), step_metrics(fits, names)
 
 
-def _first_heads(base: Head, generators: Sequence[torch.Generator], anew: bool) -> list[Head]:
-    """A head an expert: phase 1's, or with its statistics alone."""
+def _first_heads(base: Head, generators: Sequence[torch.Generator], reset: bool) -> list[Head]:
+    """Return one head per expert: a copy of phase 1's; with `reset`, only its normalizer, and new random weights."""
     heads = [copy.deepcopy(base).requires_grad_(True) for _ in generators]
     for head, generator in zip(heads, generators, strict=True):
-        if anew:
+        if reset:
             head.score.weight.data.copy_(1e-3 * torch.randn(head.score.weight.shape, generator=generator))
     return heads
 
@@ -103,7 +112,7 @@ def _loss_module(
 
 
 def _validation(names: Sequence[str], train: Examples, validation: Examples) -> Examples:
-    """Return the validation examples; a capability that no held-out prompt orders is measured on its training pairs."""
+    """Return the validation examples; a capability without validation pairs is validated on its training pairs."""
     missing = [name for name in names if not labeled(validation, [name])]
     return [*labeled(validation, names), *(replace(e, pairs=_only(e.pairs, missing)) for e in labeled(train, missing))]
 
@@ -116,8 +125,8 @@ def _expert_state(names: Sequence[str], heads: HeadStack, branch: Decoder | None
     state: State = {}
     for i, (name, head) in enumerate(zip(map(folder_name, names), heads.states(), strict=True)):
         state |= {f"{name}/head.{key}": tensor for key, tensor in head.items()}
-        for place, layer in lora_layers(branch or nn.Module()).items():
-            state |= {f"{name}/lora.{place}.{part}": getattr(layer, part)[i] for part in ("lora_A", "lora_B")}
+        for layer_name, layer in lora_layers(branch or nn.Module()).items():
+            state |= {f"{name}/lora.{layer_name}.{part}": getattr(layer, part)[i] for part in ("lora_A", "lora_B")}
     return state
 
 
@@ -130,7 +139,7 @@ def _apply_experts(experts: Experts, capabilities: Sequence[str], state: State) 
         key = folder_name(name)
         start = f"{key}/head."
         head.load_state_dict({k.removeprefix(start): t for k, t in state.items() if k.startswith(start)})
-        for place, layer in layers.items():
-            layer.lora_A[i] = state[f"{key}/lora.{place}.lora_A"]
-            layer.lora_B[i] = state[f"{key}/lora.{place}.lora_B"]
+        for layer_name, layer in layers.items():
+            layer.lora_A[i] = state[f"{key}/lora.{layer_name}.lora_A"]
+            layer.lora_B[i] = state[f"{key}/lora.{layer_name}.lora_B"]
     experts.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""The router's training, and the tasks that it gives to unlabelled groups (as in the paper)."""
+"""Train the router, and assign tasks to groups that have none (as in the paper)."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from ..model.router import Router
 from .batches import PreferenceExample
 from .fitting import fit
 from .losses import RowLosses, mean_by_expert, routing_losses
-from .processes import agreed, own, world
-from .steps import Ended, Run, State, ended
+from .processes import broadcast, shard, world_size
+from .steps import Run, State, StepMetrics, step_metrics
 
 Examples = Sequence[PreferenceExample]
 
@@ -27,10 +27,11 @@ class RoutingBatch:
     """Q prompts with their tasks.
 
     Attributes:
-        prompt: embeddings (Q, d), or ids (Q, P) with their `mask`.
-        labels: (Q,), each prompt's task.
+        prompt: embeddings (Q, d), or token ids (Q, P) with `mask`.
+        mask: (Q, P), true for tokens, false for padding; None with embeddings.
+        labels: (Q,), index of each prompt's task.
         weights: (Q,), 0 for a dummy that keeps the processes in step.
-        total: the weights of the whole batch of which this process has some rows; None: the sum of `weights`.
+        total: (1,), the weights of the whole batch / number of processes; None: the sum of `weights`.
     """
 
     prompt: Tensor
@@ -62,16 +63,16 @@ class RoutingLossModule(nn.Module):
 
 
 def train_router(run: Run, train: Examples, validation: Examples) -> None:
-    """Trains the router on the distinct prompts whose task is known."""
-    state = run.step("router", lambda place: _train(run, train, validation, place))
+    """Train the router on the distinct prompts whose task is known."""
+    state = run.step("router", lambda checkpoint_dir: _train(run, train, validation, checkpoint_dir))
     router = run.model.router
     router.load_state_dict(state, assign=True)
     router.requires_grad_(False).to(run.model.device)
 
 
 def assign_tasks(run: Run, examples: Examples) -> list[PreferenceExample]:
-    """The examples with a task each: their own, or else the likeliest by the router (None below its threshold)."""
-    tasks = agreed([e.task or _route(run, e) for e in examples])  # else the processes' batches might differ
+    """Return the examples with tasks: as labeled, or the router's most likely one (None below the threshold)."""
+    tasks = broadcast([e.task or _route(run, e) for e in examples])  # or the ranks' batches would differ
     return [dataclasses.replace(e, task=task) for e, task in zip(examples, tasks, strict=True)]
 
 
@@ -85,7 +86,7 @@ def _route(run: Run, example: PreferenceExample) -> str | None:
     return run.model.choose(router.probabilities(router.read(ids, torch.ones_like(ids, dtype=torch.bool)))[0])
 
 
-def _train(run: Run, train: Examples, validation: Examples, place: Path) -> tuple[State, Ended]:
+def _train(run: Run, train: Examples, validation: Examples, checkpoint_dir: Path) -> tuple[State, StepMetrics]:
     router = copy.deepcopy(run.model.router).requires_grad_(True)
     reads = router.language_model is not None
     if router.language_model is not None:
@@ -98,13 +99,13 @@ def _train(run: Run, train: Examples, validation: Examples, place: Path) -> tupl
         *rows,
         collate=_collate_ids if reads else _collate_vectors,
         step=run.config.router,
-        folder=place,
+        folder=checkpoint_dir,
         seed=run.seed("router"),
         shared=reads,
         report_to=run.config.report_to,
         callbacks=run.callbacks,
     )
-    return router.state_dict(), ended(fits)
+    return router.state_dict(), step_metrics(fits)
 
 
 def _rows(run: Run, examples: Examples, reads: bool) -> list[tuple[Tensor, int]]:
@@ -120,9 +121,9 @@ def _collate_vectors(rows: Sequence[tuple[Tensor, int]]) -> list[RoutingBatch]:
 
 
 def _collate_ids(rows: Sequence[tuple[Tensor, int]]) -> list[RoutingBatch]:
-    """Collate this process's rows of the batch; if it has none, one of weight 0."""
-    mine = own(rows)
-    prompt, mask = pad([ids for ids, _ in mine or rows[:1]])
-    labels = torch.tensor([task for _, task in mine or rows[:1]])
-    weights = torch.full((len(labels),), float(bool(mine)))
-    return [RoutingBatch(prompt, mask, labels, weights, torch.tensor([len(rows) / world()]))]
+    """Collate this process's shard of the batch; if it is empty, a dummy row of weight 0."""
+    local = shard(rows)
+    prompt, mask = pad([ids for ids, _ in local or rows[:1]])
+    labels = torch.tensor([task for _, task in local or rows[:1]])
+    weights = torch.full((len(labels),), float(bool(local)))
+    return [RoutingBatch(prompt, mask, labels, weights, torch.tensor([len(rows) / world_size()]))]

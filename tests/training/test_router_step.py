@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from dmoerm.model.batching import pack_ids
-from dmoerm.training import router
-from dmoerm.training.router import assign_tasks, train_router
+from dmoerm.training import router_step
+from dmoerm.training.router_step import assign_tasks, train_router
 
 LEARN = {"epochs": 30, "learning_rate": 3e-2}
 each_kind = pytest.mark.parametrize(
@@ -76,11 +76,11 @@ def test_the_shares_of_a_batch_add_up_to_it(seat: Callable[..., None], count: in
         def forward(self, found: torch.Tensor) -> torch.Tensor:
             return found
 
-    module = router.RoutingLossModule(Read())  # pyright: ignore[reportArgumentType]
+    module = router_step.RoutingLossModule(Read())  # pyright: ignore[reportArgumentType]
     losses = []
     for rank, world in ((0, 1), (0, 2), (1, 2)):
-        seat(router, rank, world)
-        (part,) = router._collate_ids(rows)
+        seat(router_step, rank, world)
+        (part,) = router_step._collate_ids(rows)
         losses.append(module(part).loss)
     torch.testing.assert_close((losses[1] + losses[2]) / 2, losses[0])
 
@@ -98,8 +98,8 @@ def test_the_best_state_is_chosen_by_the_loss_that_is_trained(begun: Callable[..
 
 def test_the_routers_rows_are_cross_entropies() -> None:
     logits = torch.tensor([[2.0, 1.0, 1.0], [0.0, 3.0, 1.0]])
-    module = router.RoutingLossModule(torch.nn.Identity())  # pyright: ignore[reportArgumentType]
-    (batch,) = router._collate_vectors([(logits[0], 0), (logits[1], 2)])
+    module = router_step.RoutingLossModule(torch.nn.Identity())  # pyright: ignore[reportArgumentType]
+    (batch,) = router_step._collate_vectors([(logits[0], 0), (logits[1], 2)])
     found = module(batch)
     expected = torch.nn.functional.cross_entropy(logits, torch.tensor([0, 2]), reduction="none")
     torch.testing.assert_close(found.rows, expected)
