@@ -45,7 +45,7 @@ from .launching import (
             "DEEPSPEED",
             {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"},
             {"base": "lora"},
-            "DEEPSPEED divides .* base to frozen",
+            "DEEPSPEED shards .* base to frozen",
         ),
     ],
 )

@@ -60,15 +60,14 @@ class DataConfig(_Settings):
     """Share of the capability training pairs that is reversed (simulated label noise)."""
 
     capability_labels: tuple[str, ...] = ()
-    """Label files of `dmoerm label` (Parquet; relative paths start at `dir`) for the training part. If a pair has grades
-    by people, these are used instead of the judge's label."""
+    """Label files of `dmoerm label` (Parquet; relative paths start at `dir`) for the training part. If a pair has
+    grades by people, these are used instead of the judge's label."""
     human_labels: bool = True
     """Train on capability grades by people; false: on `capability_labels` only."""
     soft_labels: bool = True
-    """Use the judge's probabilities if the label file has them; false: its verdicts. Acts on `capability_labels`."""
+    """Use the judge's probabilities if `capability_labels` have them; false: its verdicts."""
     inconsistent_weight: float | None = Field(default=None, ge=0, le=1)
-    """Weight of a label whose two orders disagree; null: 1 for a soft label, 0 (left out) for a hard one. Acts on
-    `capability_labels`."""
+    """Weight of a label in `capability_labels` whose two orders disagree; null: 1 if soft, 0 (left out) if hard."""
 
     @field_validator("capability_labels", mode="before")
     @classmethod
@@ -112,8 +111,8 @@ class EncodingConfig(_Settings):
     max_length: int = Field(default=1024, ge=16)
     """Maximum number of tokens of a prompt with a response."""
     truncation: Literal["error", "keep_end", "keep_beginning", "keep_both"] = "error"
-    """Longer texts: `error` refuses them; `keep_end`, `keep_beginning` and `keep_both` cut the beginning, the end or the
-    middle of the prompt."""
+    """Longer texts: `error` refuses them; `keep_end`, `keep_beginning` and `keep_both` cut the beginning, the end or
+    the middle of the prompt."""
     pooling: Literal["last", "mean", "both"] = "both"
     """Embedding of a response: `last` token, `mean` over its tokens, or `both` concatenated."""
 
@@ -148,8 +147,8 @@ class HeadStepConfig(StepConfig):
     """A step that trains a head or the aggregator, possibly with other weights."""
 
     l2: float = Field(default=0.0, ge=0)
-    """Penalty on the distance of the head (phase 3: the aggregator) from its initial weights: l2/2 · squared distance is
-    added to the loss."""
+    """Penalty on the distance of the head (phase 3: the aggregator) from its initial weights: l2/2 · squared distance
+    is added to the loss."""
 
 
 class HeadConfig(_Settings):
@@ -189,8 +188,8 @@ class BranchStepConfig(HeadStepConfig):
     head_learning_rate: LearningRate | None = None
     """Peak learning rate of the head; null: `learning_rate`. Refused in a step that trains a head only."""
     head_first: HeadStepConfig | None = None
-    """Fit the head on fixed embeddings first, before branch or LoRA are trained with it (arXiv 2202.10054); null: the head
-    starts near zero, or from the phase before. Refused in a step that trains a head only."""
+    """Fit the head on fixed embeddings first, before branch or LoRA are trained with it (arXiv 2202.10054); null: the
+    head starts near zero, or from the phase before. Refused in a step that trains a head only."""
 
 
 class Phase1Config(BranchStepConfig):
@@ -258,7 +257,7 @@ class Config(_Settings):
     report_to: tuple[str, ...] = ()
     """Experiment trackers of transformers' Trainer, for example `tensorboard` or `wandb`."""
     base: Literal["full", "lora", "frozen"] = "full"
-    """Training of a branch: `full` trains all weights, `lora` trains a LoRA and merges it, `frozen` trains heads only."""
+    """What a branch trains: `full` all weights, `lora` a LoRA that is merged afterwards, `frozen` nothing but the head."""
     base_lora: LoRAConfig = LoRAConfig()
     """The LoRA of phases 0 and 1. Refused unless `base` is `lora`."""
     warm_start: bool = False
