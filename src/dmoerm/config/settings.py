@@ -257,7 +257,7 @@ class Config(_Settings):
     report_to: tuple[str, ...] = ()
     """Experiment trackers of transformers' Trainer, for example `tensorboard` or `wandb`."""
     base: Literal["full", "lora", "frozen"] = "full"
-    """What a branch trains: `full` all weights, `lora` a LoRA that is merged afterwards, `frozen` nothing but the head."""
+    """What is trained of a branch: `full` all weights, `lora` a LoRA that is merged afterwards, `frozen` the head only."""
     base_lora: LoRAConfig = LoRAConfig()
     """The LoRA of phases 0 and 1. Refused unless `base` is `lora`."""
     warm_start: bool = False
