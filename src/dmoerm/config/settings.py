@@ -257,7 +257,7 @@ class Config(_Settings):
     report_to: tuple[str, ...] = ()
     """Experiment trackers of transformers' Trainer, for example `tensorboard` or `wandb`."""
     base: Literal["full", "lora", "frozen"] = "full"
-    """What is trained of a branch: `full` all weights, `lora` a LoRA that is merged afterwards, `frozen` the head only."""
+    """Trained weights of a branch: `full` all of them, `lora` a LoRA that is merged later, `frozen` the head only."""
     base_lora: LoRAConfig = LoRAConfig()
     """The LoRA of phases 0 and 1. Refused unless `base` is `lora`."""
     warm_start: bool = False
