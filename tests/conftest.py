@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from reward_server import RunningServer, running_server
 from running import served
@@ -25,6 +26,9 @@ from dmoerm.data.readers import Reading, read_groups
 from dmoerm.schema import Group
 
 DATA_VARIABLE = "DMOERM_DATA"
+
+hypothesis.settings.register_profile("dmoerm", deadline=None)  # a slow machine is not a failure
+hypothesis.settings.load_profile("dmoerm")
 
 
 @pytest.fixture(scope="session")

@@ -42,6 +42,7 @@ def small(backbone: str) -> str:
     return "".join(f" --set {name}={value}" for name, value in settings.items())
 
 
+@pytest.mark.slow  # the same commands run in tests/cli/test_experiments.py
 def test_the_commands_of_the_evidence_run(tiny_backbone, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_groups(tiny_groups(), tmp_path / "mine.jsonl")

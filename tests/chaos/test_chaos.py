@@ -44,6 +44,7 @@ def test_a_command_that_finishes_before_the_kill_is_killed_earlier(workspace: Wo
     assert folder.name == "sooner"
 
 
+@pytest.mark.slow
 def test_the_same_seed_produces_the_same_bytes_in_any_process(workspace: Workspace, tmp_path: Path) -> None:
     """A second training process in the same folder is locked out."""
     hashes = set()
