@@ -118,7 +118,7 @@ def test_a_label_of_a_missing_response_is_refused() -> None:
         attach_labels([GROUP], [label])
 
 
-AGREED = replace(LABEL, given=Outcome.FIRST, swapped=Outcome.FIRST)
+AGREEING = replace(LABEL, given=Outcome.FIRST, swapped=Outcome.FIRST)
 DISAGREED = replace(LABEL, given=Outcome.FIRST, swapped=Outcome.SECOND)
 REFUSED = replace(LABEL, given=Outcome.FIRST, swapped=Outcome.REFUSED)
 UNREADABLE = replace(LABEL, given=Outcome.UNPARSEABLE, swapped=Outcome.FAILED)
@@ -128,9 +128,13 @@ UNREADABLE = replace(LABEL, given=Outcome.UNPARSEABLE, swapped=Outcome.FAILED)
     ("labels", "cause", "hint"),
     [
         ([], "the labels are empty", "dmoerm label"),
-        ([replace(AGREED, group="h")], r"no label has the id of a group .*'h'.*'g'", "pass the data that were labeled"),
-        ([replace(AGREED, content="0")], "texts differ from those that were labeled", "label the changed data"),
-        ([replace(AGREED, capability=OVERALL)], "1 of the overall preference", "--taxonomy"),
+        (
+            [replace(AGREEING, group="h")],
+            r"no label has the id of a group .*'h'.*'g'",
+            "pass the data that were labeled",
+        ),
+        ([replace(AGREEING, content="0")], "texts differ from those that were labeled", "label the changed data"),
+        ([replace(AGREEING, capability=OVERALL)], "1 of the overall preference", "--taxonomy"),
         ([DISAGREED], r"1 inconsistent \(the two orders disagree\)", "inconsistent_weight"),
         ([LABEL, replace(LABEL, second=2)], r"2 open \(not answered yet\)", "finish the run"),
         ([REFUSED, UNREADABLE, LABEL, replace(LABEL, group="h")], "2 without a readable answer, 1 open", "report"),
@@ -153,7 +157,7 @@ def test_an_unreadable_file_or_a_missing_column_is_explained(tmp_path) -> None:
     from pyarrow import parquet
 
     path = tmp_path / "labels.parquet"
-    write_labels(path, [AGREED])
+    write_labels(path, [AGREEING])
     parquet.write_table(parquet.read_table(path).drop_columns(["p_given", "judge"]), path)
     with pytest.raises(DataError, match="is not a valid label file: missing columns: judge, p_given"):
         read_labels(path)

@@ -61,6 +61,6 @@ def test_reading_data_refuses_the_names_that_training_would_refuse(write_rows) -
     with pytest.raises(DataError, match=r"the capability name 'x.*characters"):
         parse_group(row | {"capabilities": {"x" * 200: [1, 2]}})
     path = write_rows([row | {"task": "Code & Math"}, row | {"task": ""}, row | {"task": "a\tb"}])
-    found = data_statistics([path])
-    assert list(found["tasks"]) == ["(no task)", "Code & Math"]
-    assert len(found["bad"]) == 1
+    result = data_statistics([path])
+    assert list(result["tasks"]) == ["(no task)", "Code & Math"]
+    assert len(result["bad"]) == 1

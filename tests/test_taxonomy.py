@@ -18,15 +18,15 @@ def load(tmp_path: Path, text: str) -> Taxonomy:
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_built_in_taxonomies_have_the_papers_tasks(name: str) -> None:
     taxonomy = load_taxonomy(name)
-    counts = {task: len(found.capabilities) for task, found in taxonomy.tasks.items()}
+    counts = {task: len(entry.capabilities) for task, entry in taxonomy.tasks.items()}
     assert counts == {"roleplay": 6, "chitchat": 5, "subjective_qa": 5, "objective_qa": 6, "text_creation": 5}
     assert taxonomy.name == name
 
 
 def test_both_languages_share_their_keys_and_not_their_wording() -> None:
     english, chinese = (load_taxonomy(name).tasks for name in BUILT_IN)
-    assert {task: list(found.capabilities) for task, found in english.items()} == {
-        task: list(found.capabilities) for task, found in chinese.items()
+    assert {task: list(entry.capabilities) for task, entry in english.items()} == {
+        task: list(entry.capabilities) for task, entry in chinese.items()
     }
     assert chinese["roleplay"].capabilities["character_setting"].title == "人设和情感带入"
     rubrics = [c.rubric for tasks in (english, chinese) for task in tasks.values() for c in task.capabilities.values()]
@@ -80,7 +80,7 @@ def test_a_draft_has_what_the_data_has(tmp_path: Path) -> None:
     drafted = draft_taxonomy(
         [group("chat", warm_tone=(1, 2)), group("chat", logic=(1, 2)), group("qa"), group(None)], "mine"
     )
-    assert {task: list(found.capabilities) for task, found in drafted.tasks.items()} == {
+    assert {task: list(entry.capabilities) for task, entry in drafted.tasks.items()} == {
         "chat": ["logic", "warm_tone"],
         "qa": [],
     }

@@ -56,8 +56,8 @@ def test_a_prompt_has_the_same_ids_whatever_its_responses(prompt: str, responses
     made = encoder(max_length=100_000)
     together = made.encode(query(prompt, *responses))
     apart = [made.encode(query(prompt, response)) for response in responses]
-    assert all(one.prompt == together.prompt for one in apart)
-    assert [one.responses[0] for one in apart] == together.responses
+    assert all(item.prompt == together.prompt for item in apart)
+    assert [item.responses[0] for item in apart] == together.responses
 
 
 def test_the_ids_read_as_the_rendered_chat() -> None:
@@ -81,9 +81,9 @@ def test_plain_turns_are_named() -> None:
 
 def test_the_system_setting_leaves_a_conversations_own_system_message() -> None:
     made = encoder(system="Be kind.")
-    own = (Message(role="system", content="Be brief."), Message(role="user", content="Hi!"))
+    separate = (Message(role="system", content="Be brief."), Message(role="user", content="Hi!"))
     assert "Be kind." in TOKENIZER.decode(made.encode(query("Hi!")).prompt)
-    text = TOKENIZER.decode(made.encode(query(own)).prompt)
+    text = TOKENIZER.decode(made.encode(query(separate)).prompt)
     assert "Be brief." in text
     assert "Be kind." not in text
 
@@ -93,8 +93,8 @@ def test_the_system_setting_leaves_a_conversations_own_system_message() -> None:
 def test_truncation_never_exceeds_the_limit_and_keeps_the_frame(
     template: str, words: int, answer: int, room: int, data: st.DataObject
 ) -> None:
-    how = data.draw(st.sampled_from(["keep_end", "keep_beginning", "keep_both"]))
-    made = encoder(template=template, max_length=room, truncation=how)
+    mode = data.draw(st.sampled_from(["keep_end", "keep_beginning", "keep_both"]))
+    made = encoder(template=template, max_length=room, truncation=mode)
     encoded = made.encode(query("yes " * words, "no " * answer, "Fine."))
     assert all(len(encoded.prompt) + len(ids) <= room for ids in encoded.responses)
     assert encoded.prompt[-len(made.marker) :] == made.marker
@@ -103,10 +103,10 @@ def test_truncation_never_exceeds_the_limit_and_keeps_the_frame(
 
 
 @pytest.mark.parametrize(
-    ("how", "kept"), [("keep_end", {"zzq"}), ("keep_beginning", {"qzz"}), ("keep_both", {"qzz", "zzq"})]
+    ("mode", "kept"), [("keep_end", {"zzq"}), ("keep_beginning", {"qzz"}), ("keep_both", {"qzz", "zzq"})]
 )
-def test_each_truncation_keeps_what_it_says(how: str, kept: set[str]) -> None:
-    encoded = encoder(max_length=60, truncation=how, template="plain").encode(query("qzz " + "x " * 200 + "zzq"))
+def test_each_truncation_keeps_what_it_says(mode: str, kept: set[str]) -> None:
+    encoded = encoder(max_length=60, truncation=mode, template="plain").encode(query("qzz " + "x " * 200 + "zzq"))
     text = TOKENIZER.decode(encoded.prompt)
     assert {word for word in ("qzz", "zzq") if word in text} == kept
     assert len(encoded.prompt) == 45  # three quarters; the rest is the responses'
@@ -170,9 +170,9 @@ def test_tokens_count_the_prompt_once() -> None:
     assert Encoded([1, 2, 3], [[4], [5, 6]]).tokens == 6
 
 
-@pytest.mark.parametrize("how", ["keep_end", "keep_beginning", "keep_both"])
-def test_a_cut_text_does_not_depend_on_its_siblings(how: str) -> None:
-    cut = encoder(max_length=60, truncation=how)
+@pytest.mark.parametrize("mode", ["keep_end", "keep_beginning", "keep_both"])
+def test_a_cut_text_does_not_depend_on_its_siblings(mode: str) -> None:
+    cut = encoder(max_length=60, truncation=mode)
     prompt, short, long = "why " * 40, "no", "because " * 60
     alone, beside = (cut.encode(Query(prompt=prompt, responses=texts)) for texts in ((short,), (short, long)))
     assert (alone.prompt, alone.responses[0]) == (beside.prompt, beside.responses[0])

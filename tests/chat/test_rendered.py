@@ -42,21 +42,21 @@ def encoder(template: str | None) -> Encoder:
     return Encoder(tokenizer, EncodingConfig(template="chat" if template else "plain"))
 
 
-def render(one: Encoder, talk, response: str) -> str:
-    pieces = one.render(talk)
-    return "".join(a + b for a, b in zip(pieces, [*(m.content for m in talk), response, ""], strict=True))
+def render(chat_encoder: Encoder, talk, response: str) -> str:
+    parts = chat_encoder.render(talk)
+    return "".join(a + b for a, b in zip(parts, [*(m.content for m in talk), response, ""], strict=True))
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
 @pytest.mark.parametrize("bos", [True, False])
 def test_the_own_template_reads_back_what_it_wrote(name, bos):
-    one = encoder(TEMPLATES[name])
-    reader = Transcript(one)
-    text = render(one, TALK, "Fine, and you?")
+    chat_encoder = encoder(TEMPLATES[name])
+    reader = Transcript(chat_encoder)
+    text = render(chat_encoder, TALK, "Fine, and you?")
     if not bos:
-        text = text.removeprefix(one.tokenizer.bos_token)
+        text = text.removeprefix(chat_encoder.tokenizer.bos_token)
     assert reader.read(text) == (tuple(TALK), "Fine, and you?")
-    assert one.encode(Query(prompt=reader.read(text)[0], responses=("x",))) == one.encode(
+    assert chat_encoder.encode(Query(prompt=reader.read(text)[0], responses=("x",))) == chat_encoder.encode(
         Query(prompt=tuple(TALK), responses=("x",))
     )
     prompt = text[: text.index("Fine, and you?")]
@@ -65,18 +65,18 @@ def test_the_own_template_reads_back_what_it_wrote(name, bos):
 
 @given(texts, texts, texts)
 def test_any_texts_read_back(question, answer, again):
-    one = encoder(CHATML)
+    chat_encoder = encoder(CHATML)
     talk = [Message(role="user", content=question), Message(role="assistant", content=answer)]
     talk.append(Message(role="user", content=again))
-    assert Transcript(one).read(render(one, talk, answer)) == (tuple(talk), answer)
+    assert Transcript(chat_encoder).read(render(chat_encoder, talk, answer)) == (tuple(talk), answer)
 
 
 def test_a_system_turn_reads_back_unless_it_is_the_templates_own():
-    one = encoder(DEFAULT_SYSTEM)
-    reader = Transcript(one)
-    assert reader.read(render(one, TALK, "Yes."))[0] == tuple(TALK)
+    chat_encoder = encoder(DEFAULT_SYSTEM)
+    reader = Transcript(chat_encoder)
+    assert reader.read(render(chat_encoder, TALK, "Yes."))[0] == tuple(TALK)
     kind = [Message(role="system", content="Be kind."), *TALK]
-    assert reader.read(render(one, kind, "Yes."))[0] == tuple(kind)
+    assert reader.read(render(chat_encoder, kind, "Yes."))[0] == tuple(kind)
 
 
 def test_other_families_are_known_by_their_markers():

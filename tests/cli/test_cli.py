@@ -122,8 +122,8 @@ def test_data_that_cannot_be_used(write_rows: Write, tmp_path: Path) -> None:
     assert "the file does not exist" in train_on(tmp_path / "none.jsonl")
     (tmp_path / "broken.jsonl").write_text(json.dumps(GROUP) + "\n{")
     assert "broken.jsonl:2: is not valid JSON" in train_on(tmp_path / "broken.jsonl")
-    one = write_rows([GROUP | {"responses": ["a"], "scores": [1]}], "one.jsonl")
-    assert "give at least two responses" in train_on(one)
+    single = write_rows([GROUP | {"responses": ["a"], "scores": [1]}], "one.jsonl")
+    assert "give at least two responses" in train_on(single)
     nan = tmp_path / "nan.jsonl"
     nan.write_text(json.dumps(GROUP | {"scores": [1, float("nan")]}))
     assert "nan.jsonl:1" in train_on(nan)

@@ -78,9 +78,9 @@ def test_what_a_config_would_truncate_is_counted(write_rows: Write, tmp_path: Pa
     result = run("check", write_rows(rows), "--config", tmp_path / "run.yaml", "--json", tmp_path / "found.json")
     assert result.exit_code == 0, result.output
     assert "Too long for the model" in result.output
-    found = json.loads((tmp_path / "found.json").read_text())
-    assert found["truncation"] == {"chat": {"responses": 4, "truncated": 2, "identical_pairs": 1}}
-    assert found["lengths"]["unit"] == "tokens"
+    results = json.loads((tmp_path / "found.json").read_text())
+    assert results["truncation"] == {"chat": {"responses": 4, "truncated": 2, "identical_pairs": 1}}
+    assert results["lengths"]["unit"] == "tokens"
 
 
 def test_a_taxonomy_is_drafted(write_rows: Write, tmp_path: Path) -> None:

@@ -57,9 +57,11 @@ def test_truncated_texts_are_counted_in_what_train_prints_and_writes(tiny_backbo
     result = run("train", tmp_path / "mine.yaml")
     assert result.exit_code == 0, result.output
     counts = read_results(tmp_path / "run" / "results.json").truncation
-    for part, place in (("training", "to train on"), ("evaluation", "to measure on")):
+    for part, purpose in (("training", "to train on"), ("evaluation", "to measure on")):
         assert 0 < counts[part].truncated <= counts[part].responses
-        assert f"{counts[part].truncated} of {counts[part].responses} responses {place} are truncated" in result.stdout
+        assert (
+            f"{counts[part].truncated} of {counts[part].responses} responses {purpose} are truncated" in result.stdout
+        )
 
 
 def test_train_again_changes_nothing(trained: Path) -> None:
@@ -73,15 +75,15 @@ def test_train_again_changes_nothing(trained: Path) -> None:
     assert "holds a run with other settings (seed was 1, now 2)" in other.stderr
 
 
-@pytest.mark.parametrize("place", ["", "model"])
-def test_eval_gives_what_train_gave(trained: Path, tmp_path: Path, place: str) -> None:
-    result = run("eval", trained / place, "--json", tmp_path / "found.json", "--report", tmp_path / "report")
+@pytest.mark.parametrize("source", ["", "model"])
+def test_eval_gives_what_train_gave(trained: Path, tmp_path: Path, source: str) -> None:
+    result = run("eval", trained / source, "--json", tmp_path / "found.json", "--report", tmp_path / "report")
     assert result.exit_code == 0, result.output
-    before, found = read_results(trained / "results.json"), read_results(tmp_path / "found.json")
-    assert found.accuracy == before.accuracy
-    assert found.capabilities == before.capabilities
-    assert (found.router, found.time) == (before.router, before.time)
-    assert read_results(tmp_path / "report" / "results.json") == found
+    before, measured = read_results(trained / "results.json"), read_results(tmp_path / "found.json")
+    assert measured.accuracy == before.accuracy
+    assert measured.capabilities == before.capabilities
+    assert (measured.router, measured.time) == (before.router, before.time)
+    assert read_results(tmp_path / "report" / "results.json") == measured
     assert (tmp_path / "report" / "report.html").exists()
 
 
@@ -106,12 +108,12 @@ def test_eval_on_training_data_does_not_call_it_held_out(trained: Path, tmp_path
     before = read_results(trained / "results.json")
     result = run("eval", alone, "--data", data, "--json", tmp_path / "found.json")
     assert result.exit_code == 0, result.output
-    found = read_results(tmp_path / "found.json")
-    assert found.overlap.groups > 0
-    assert found.accuracy["dmoerm"]["mean"].prompts == before.accuracy["dmoerm"]["mean"].prompts
+    measured = read_results(tmp_path / "found.json")
+    assert measured.overlap.groups > 0
+    assert measured.accuracy["dmoerm"]["mean"].prompts == before.accuracy["dmoerm"]["mean"].prompts
     assert "left out" in result.stdout
     result = run("eval", alone, "--data", data, "--include-trained")
-    assert f"Accuracy on prompts, {found.overlap.prompts} of which the model was trained on" in result.stdout
+    assert f"Accuracy on prompts, {measured.overlap.prompts} of which the model was trained on" in result.stdout
 
 
 def test_eval_of_an_old_folder_looks_at_the_runs_data(trained: Path, tmp_path: Path) -> None:
@@ -154,10 +156,10 @@ def test_score_writes_one_row_a_row_in_order(
     rows, output = queries(), tmp_path / "out" / "scores.jsonl"
     result = run("score", trained, "--input", write_rows(rows), "--output", output, "--json", tmp_path / "sum.json")
     assert result.exit_code == 0, result.output
-    found = lines(output)
-    assert [row["id"] for row in found] == [row["id"] for row in rows]
+    measured = lines(output)
+    assert [row["id"] for row in measured] == [row["id"] for row in rows]
     model = dmoerm.DMoERM.from_pretrained(trained / "model")
-    for row, score in zip(rows, found, strict=True):
+    for row, score in zip(rows, measured, strict=True):
         expected = model.score(row["prompt"], row["responses"], task=row.get("task"))
         assert score["task"] == expected[0].task
         assert score["rewards"] == pytest.approx([e.reward for e in expected], abs=1e-3)
@@ -173,36 +175,36 @@ def test_score_writes_one_row_a_row_in_order(
     assert [file.name for file in output.parent.iterdir()] == ["scores.jsonl"]
 
 
-@pytest.mark.parametrize("how", ["mean", "wco", "uwo"])
+@pytest.mark.parametrize("mode", ["mean", "wco", "uwo"])
 def test_score_by_several_models_names_the_best(
-    trained: Path, tmp_path: Path, write_rows: Callable[..., Path], tiny_model: Callable[..., Any], how: str
+    trained: Path, tmp_path: Path, write_rows: Callable[..., Path], tiny_model: Callable[..., Any], mode: str
 ) -> None:
     import dmoerm
     from dmoerm.model.ensemble import combine_scores
 
     tiny_model().save_pretrained(tmp_path / "other")
     members, rows, output = [trained, tmp_path / "other"], queries(), tmp_path / "scores.jsonl"
-    asked = (
+    options = (
         "--input",
         write_rows(rows),
         "--output",
         output,
         "--ensemble",
-        how,
+        mode,
         "--best",
         "--json",
         tmp_path / "s.json",
     )
-    result = run("score", *members, *asked)
+    result = run("score", *members, *options)
     assert result.exit_code == 0, result.output
-    models = [dmoerm.DMoERM.from_pretrained(place) for place in (trained / "model", tmp_path / "other")]
-    for row, found in zip(rows, lines(output), strict=True):
+    models = [dmoerm.DMoERM.from_pretrained(folder) for folder in (trained / "model", tmp_path / "other")]
+    for row, measured in zip(rows, lines(output), strict=True):
         apart = [model.score(row["prompt"], row["responses"], task=row.get("task")) for model in models]
-        assert found["rewards"] == pytest.approx([score.reward for score in combine_scores(apart, how)], abs=1e-3)
-        assert found["best"] == found["rewards"].index(max(found["rewards"]))
-        assert found["chosen"] == row["responses"][found["best"]]
+        assert measured["rewards"] == pytest.approx([score.reward for score in combine_scores(apart, mode)], abs=1e-3)
+        assert measured["best"] == measured["rewards"].index(max(measured["rewards"]))
+        assert measured["chosen"] == row["responses"][measured["best"]]
     summary = json.loads((tmp_path / "s.json").read_text())
-    assert (summary["models"], summary["ensemble"]) == ([str(place) for place in members], how)
+    assert (summary["models"], summary["ensemble"]) == ([str(folder) for folder in members], mode)
 
 
 def test_one_model_is_no_ensemble(trained: Path, write_rows: Callable[..., Path]) -> None:
@@ -228,9 +230,9 @@ def test_score_as_a_filter(trained: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text)))
     result = run("score", trained, "--input", "-", "--task", "objective_qa", stdin=text)
     assert result.exit_code == 0, result.output
-    found = [json.loads(line) for line in result.stdout.splitlines()]
-    assert [row["id"] for row in found] == [f"row {i}" for i in range(7)]
-    assert {row["task"] for row in found} == {"objective_qa"}
+    measured = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [row["id"] for row in measured] == [f"row {i}" for i in range(7)]
+    assert {row["task"] for row in measured} == {"objective_qa"}
 
 
 @pytest.mark.parametrize(

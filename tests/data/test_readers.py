@@ -46,7 +46,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5)
     | st.sampled_from(["user", "assistant", "\n\nHuman: a\n\nAssistant: b", "N/A", "4", "\ud800"]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(FIELDS), inner, max_size=6),
+    lambda children: st.lists(children, max_size=3) | st.dictionaries(st.sampled_from(FIELDS), children, max_size=6),
     max_leaves=12,
 )  # fmt: skip
 

@@ -58,9 +58,13 @@ def test_a_line_separator_in_a_text_ends_no_line(tmp_path: Path) -> None:
     ],
 )
 def test_a_bad_line_is_yielded_and_the_next_is_read(content: bytes, message: str, tmp_path: Path) -> None:
-    found = rows_of(tmp_path / "a.jsonl", content + b"\n" + LINE)
-    assert str(found[0][1]).startswith(message)
-    assert found[-1] in [(2, ROW), (2, "is not UTF-8 at byte 0"), (2, "is not valid JSON: Expecting value at column 1")]
+    result = rows_of(tmp_path / "a.jsonl", content + b"\n" + LINE)
+    assert str(result[0][1]).startswith(message)
+    assert result[-1] in [
+        (2, ROW),
+        (2, "is not UTF-8 at byte 0"),
+        (2, "is not valid JSON: Expecting value at column 1"),
+    ]
 
 
 def test_a_pair_of_surrogates_is_a_character(tmp_path: Path) -> None:
@@ -88,9 +92,9 @@ def test_parquet(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     rows = [ROW | {"capabilities": {"logic": [1.0, None]}}, ROW | {"capabilities": {"empathy": [None, 1.0]}}] * 300
     parquet.write_table(pa.Table.from_pylist(rows), path)
-    found = list(open_rows(path))
-    assert [line for line, _ in found] == list(range(1, 601))
-    assert found[0][1] == ROW | {"capabilities": {"logic": [1.0, None], "empathy": None}}
+    result = list(open_rows(path))
+    assert [line for line, _ in result] == list(range(1, 601))
+    assert result[0][1] == ROW | {"capabilities": {"logic": [1.0, None], "empathy": None}}
     with pytest.raises(DataError, match="cannot be read as Parquet after row 0"):
         rows_of(path, b"PAR1 is more than this")
 
@@ -116,16 +120,16 @@ def test_sources_that_are_not_there(tmp_path: Path) -> None:
 
 
 def test_a_dataset_name_goes_to_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+    requested = []
 
     def load_dataset(*arguments: object, **options: object) -> list[dict]:
-        asked.append((arguments, options))
+        requested.append((arguments, options))
         return [ROW]
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     assert list(open_rows("org/name:preference", "validation")) == [(1, ROW)]
     assert list(open_rows("org/name", streaming=True)) == [(1, ROW)]
-    assert asked == [
+    assert requested == [
         (("org/name", "preference"), {"split": "validation", "streaming": False}),
         (("org/name", None), {"split": "train", "streaming": True}),
     ]

@@ -19,8 +19,8 @@ class Letters:
 
 def test_counts(write_rows: Write) -> None:
     other = {"prompt": "Why", "responses": ["a", "b"], "capabilities": {"logic": [1, None]}}
-    found = data_statistics([write_rows([ROW, ROW, other])])
-    assert found["tasks"]["chat"] == {
+    result = data_statistics([write_rows([ROW, ROW, other])])
+    assert result["tasks"]["chat"] == {
         "groups": 2,
         "prompts": 1,
         "responses": 6,
@@ -28,9 +28,9 @@ def test_counts(write_rows: Write) -> None:
         "tied_pairs": 2,
         "tie_share": pytest.approx(1 / 3),
     }
-    assert found["tasks"][NO_TASK]["tie_share"] is None
-    assert found["capabilities"][NO_TASK]["logic"] == {"groups": 1, "pairs": 0, "tied_pairs": 0, "tie_share": None}
-    assert found["sources"][0]["rows"] == 3
+    assert result["tasks"][NO_TASK]["tie_share"] is None
+    assert result["capabilities"][NO_TASK]["logic"] == {"groups": 1, "pairs": 0, "tied_pairs": 0, "tie_share": None}
+    assert result["sources"][0]["rows"] == 3
 
 
 def test_lengths_in_words_and_tokens(write_rows: Write) -> None:
@@ -49,15 +49,15 @@ def test_lengths_in_words_and_tokens(write_rows: Write) -> None:
 def test_agreement_is_exact_over_pairs_of_annotators(write_rows: Write) -> None:
     people = {"overall": [[1, 1, 0, 1, None], [0, 0, 1, 1, 1]], "logic": [[1, 1], [1, 0]]}
     row = {"prompt": "p", "responses": ["a", "b"], "scores": [1, 0], "annotators": people}
-    found = data_statistics([write_rows([row])])["agreement"][NO_TASK]
-    assert found == {"overall": {"value": pytest.approx(1 / 3), "pairs": 1, "comparisons": 3, "unaligned_pairs": 0}}
+    result = data_statistics([write_rows([row])])["agreement"][NO_TASK]
+    assert result == {"overall": {"value": pytest.approx(1 / 3), "pairs": 1, "comparisons": 3, "unaligned_pairs": 0}}
 
 
 def test_annotators_of_different_number_cannot_be_compared(write_rows: Write) -> None:
     row = {"prompt": "p", "responses": ["a", "b", "c"], "scores": [2, 1, 0]}
     people = {"overall": [[3, 3], [2, 2], [1]]}
-    found = data_statistics([write_rows([row | {"annotators": people}])])["agreement"][NO_TASK]["overall"]
-    assert found == {"value": 1.0, "pairs": 1, "comparisons": 1, "unaligned_pairs": 2}
+    result = data_statistics([write_rows([row | {"annotators": people}])])["agreement"][NO_TASK]["overall"]
+    assert result == {"value": 1.0, "pairs": 1, "comparisons": 1, "unaligned_pairs": 2}
 
 
 def test_repetitions(write_rows: Write) -> None:
@@ -72,28 +72,28 @@ def test_repetitions(write_rows: Write) -> None:
 
 def test_every_fault_is_listed(write_rows: Write, tmp_path: Path) -> None:
     path = write_rows([ROW | {"scores": [1]}, ROW, {"prompt": "p"}, {"chosen": "a", "rejected": "a", "prompt": "p"}])
-    found = data_statistics([path, tmp_path / "none.jsonl"])
-    assert [(bad["file"], bad["line"]) for bad in found["bad"]] == [
+    result = data_statistics([path, tmp_path / "none.jsonl"])
+    assert [(bad["file"], bad["line"]) for bad in result["bad"]] == [
         *((str(path), 1), (str(path), 3), (str(path), 4)),
         (str(tmp_path / "none.jsonl"), None),
     ]
-    assert all(bad["message"] and bad["hint"] for bad in found["bad"])
+    assert all(bad["message"] and bad["hint"] for bad in result["bad"])
 
 
 def test_the_result_is_json(write_rows: Write) -> None:
-    found = data_statistics([write_rows([ROW, {"prompt": 3}])])
-    assert json.loads(json.dumps(found)) == found
+    result = data_statistics([write_rows([ROW, {"prompt": 3}])])
+    assert json.loads(json.dumps(result)) == result
 
 
 def test_agreement_of_the_human_data(human_data: Path) -> None:
-    found = data_statistics([human_data / "cragc_pairs.jsonl"])["agreement"]["rag_answer"]
-    assert 0.55 < found["overall"]["value"] < 0.62
-    assert found["overall"]["comparisons"] == 10 * found["overall"]["pairs"]
+    result = data_statistics([human_data / "cragc_pairs.jsonl"])["agreement"]["rag_answer"]
+    assert 0.55 < result["overall"]["value"] < 0.62
+    assert result["overall"]["comparisons"] == 10 * result["overall"]["pairs"]
 
 
 def test_pairs_of_identical_responses_are_counted_apart(write_rows: Write) -> None:
     row = {"task": "chat", "prompt": "p", "responses": ["a", "a", "b"], "scores": [3, 1, 2]}
-    found = data_statistics([write_rows([row | {"capabilities": {"logic": [1, 2, None]}}])])
-    assert found["tasks"]["chat"]["pairs"] == 2
-    assert found["capabilities"]["chat"]["logic"]["pairs"] == 0
-    assert found["sources"][0]["skipped"] == {"pair: identical responses with different grades": 2}
+    result = data_statistics([write_rows([row | {"capabilities": {"logic": [1, 2, None]}}])])
+    assert result["tasks"]["chat"]["pairs"] == 2
+    assert result["capabilities"]["chat"]["logic"]["pairs"] == 0
+    assert result["sources"][0]["skipped"] == {"pair: identical responses with different grades": 2}

@@ -34,16 +34,16 @@ class Nodes:
     def running(self, title: str, node: Any = None) -> list[int]:
         """The workers, of a node or of all, that are at a task whose name begins so."""
         nodes = [node] if node else self.cluster.list_all_nodes()
-        raylets = {info.process.pid for one in nodes for info in one.all_processes["raylet"]}
+        raylets = {info.process.pid for node in nodes for info in node.all_processes["raylet"]}
         return [pid for pid, parent, name in _processes() if parent in raylets and name.startswith(f"ray::{title}")]
 
 
 def _processes() -> Iterator[tuple[int, int, str]]:
     """Each process with its parent and its title."""
-    for place in Path("/proc").glob("[0-9]*"):
+    for path in Path("/proc").glob("[0-9]*"):
         try:
-            parent = int((place / "stat").read_text().rpartition(")")[2].split()[1])
-            yield int(place.name), parent, (place / "cmdline").read_bytes().decode(errors="replace")
+            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+            yield int(path.name), parent, (path / "cmdline").read_bytes().decode(errors="replace")
         except OSError:  # it has ended meanwhile
             continue
 
@@ -52,8 +52,8 @@ def wait_until(true: Callable[[], Any], what: str, seconds: float = 100) -> Any:
     """What `true` returns, once it is true."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        if found := true():
-            return found
+        if result := true():
+            return result
         time.sleep(0.05)
     raise AssertionError(f"after {seconds} s: {what}")
 
@@ -67,8 +67,8 @@ def nodes() -> Iterator[Nodes]:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     first = {"num_cpus": 1, "object_store_memory": STORE, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=first)
-    found = Nodes(cluster)
+    result = Nodes(cluster)
     ray.init(address=cluster.address, log_to_driver=False)
-    yield found
+    yield result
     ray.shutdown()
     cluster.shutdown()

@@ -40,12 +40,12 @@ def write_inputs(folder: Path, count: int, files: int = 4) -> str:
     folder.mkdir()
     for number in range(files):
         rows = range(number * count // files, (number + 1) * count // files)
-        found = [texts[i % len(texts)] for i in rows]
+        actual = [texts[i % len(texts)] for i in rows]
         lines = [
             json.dumps(
                 {"id": f"row {i}", "prompt": f"{i} {str(prompt)[:40]}", "responses": [r[:40] for r in responses]}
             )
-            for i, (prompt, responses) in zip(rows, found, strict=True)
+            for i, (prompt, responses) in zip(rows, actual, strict=True)
         ]
         (folder / f"{number}.jsonl").write_text("\n\n".join(lines) + "\n")
     return str(folder / "*.jsonl")
@@ -64,14 +64,14 @@ def written(output: Path) -> list[dict[str, Any]]:
     return [row for table in tables for row in table.to_pylist(maps_as_pydicts="strict")]
 
 
-def assert_same_rows(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
-    assert [row["id"] for row in found] == [row["id"] for row in expected]
-    for one, other in zip(found, expected, strict=True):
-        assert list(one) == list(other)
-        assert one["task"] == other["task"]
-        assert one["rewards"] == pytest.approx(other["rewards"], abs=1e-4)
-        assert one["route"] == pytest.approx(other["route"], abs=1e-4)
-        assert one["capabilities"].keys() == other["capabilities"].keys()
+def assert_same_rows(actual: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
+    assert [row["id"] for row in actual] == [row["id"] for row in expected]
+    for item, other in zip(actual, expected, strict=True):
+        assert list(item) == list(other)
+        assert item["task"] == other["task"]
+        assert item["rewards"] == pytest.approx(other["rewards"], abs=1e-4)
+        assert item["route"] == pytest.approx(other["route"], abs=1e-4)
+        assert item["capabilities"].keys() == other["capabilities"].keys()
 
 
 def job(pattern: str, output: Path, **settings: Any) -> Any:
@@ -218,9 +218,9 @@ def test_what_was_begun_goes_on_with_the_same_files_alone(
 ) -> None:
     from dmoerm.distributed.batch_scoring import _plan_shards
 
-    asked = job(prefix + write_inputs(tmp_path / "rows", 12, files=3), tmp_path / "out")
-    shards = _plan_shards(Here, asked)
-    assert _plan_shards(Here, asked) == shards
+    scoring_job = job(prefix + write_inputs(tmp_path / "rows", 12, files=3), tmp_path / "out")
+    shards = _plan_shards(Here, scoring_job)
+    assert _plan_shards(Here, scoring_job) == shards
     change(tmp_path / "rows")
     with pytest.raises(ConfigError, match=r"rows/1a?\.jsonl: has changed since .*out was started"):
-        _plan_shards(Here, asked)
+        _plan_shards(Here, scoring_job)

@@ -49,11 +49,11 @@ def test_compare_and_best_of_n_share_their_runs_on_ray(tiny_config: Callable[...
         tmp_path / "x",
     )
     file.write_text(dump_config(config))
-    asked = (file, "--engine", "ray", "--seed", 0, "--noise", "clean=0,0", "--members", 2, "--output", folder)
-    run("compare", *asked)
+    command_line = (file, "--engine", "ray", "--seed", 0, "--noise", "clean=0,0", "--members", 2, "--output", folder)
+    run("compare", *command_line)
     assert "dmoerm" in json.loads((folder / "results.json").read_text())["methods"]
     steps = {state: state.stat().st_mtime_ns for state in folder.rglob("state.safetensors")}
-    run("bon", *asked, "--from", "graded", "--samples", 3)
+    run("bon", *command_line, "--from", "graded", "--samples", 3)
     assert json.loads((folder / "best_of_n.json").read_text())["ns"] == [1, 2, 3]
     assert {state: state.stat().st_mtime_ns for state in folder.rglob("state.safetensors")} == steps
     assert list((folder / "clean" / "seed0" / "dmoerm" / "samples").rglob("part-*.parquet"))
@@ -72,25 +72,25 @@ def test_both_engines_score_to_the_same_rows(
     for number, group in enumerate(tiny_groups(6)):
         row = {"id": f"row {number}", **group.model_dump(mode="json", include={"prompt", "responses"})}
         (folder / f"{number:02}.jsonl").write_text(json.dumps(row) + "\n")
-    asked = ("score", *models, "--input", folder / "*.jsonl", "--json", tmp_path / "found.json", *more)
-    run(*asked, "--output", tmp_path / "here.parquet")
+    command_line = ("score", *models, "--input", folder / "*.jsonl", "--json", tmp_path / "found.json", *more)
+    run(*command_line, "--output", tmp_path / "here.parquet")
     here = json.loads((tmp_path / "found.json").read_text())
     on_ray = ("--output", tmp_path / "there", "--engine", "ray", "--actors", 1)
-    run(*asked, *on_ray)
+    run(*command_line, *on_ray)
     there = json.loads((tmp_path / "found.json").read_text())
     kept = ("models", "ensemble", "queries", "responses", "tasks", "left_out")
     assert {name: here[name] for name in kept} == {name: there[name] for name in kept}
     parts = [part["part"] for part in json.loads((tmp_path / "there" / "manifest.json").read_text())["parts"]]
     tables = [parquet.read_table(tmp_path / "there" / part) for part in parts]
-    one = parquet.read_table(tmp_path / "here.parquet")
-    assert {table.schema for table in tables} == {one.schema}
+    local = parquet.read_table(tmp_path / "here.parquet")
+    assert {table.schema for table in tables} == {local.schema}
     rows = [row for table in tables for row in table.to_pylist()]
-    for found, expected in zip(rows, one.to_pylist(), strict=True):
-        assert found["id"] == expected["id"]
-        assert found["rewards"] == pytest.approx(expected["rewards"], abs=1e-4)
-        assert found.get("chosen") == expected.get("chosen")
+    for result, expected in zip(rows, local.to_pylist(), strict=True):
+        assert result["id"] == expected["id"]
+        assert result["rewards"] == pytest.approx(expected["rewards"], abs=1e-4)
+        assert result.get("chosen") == expected.get("chosen")
     for other in (("--ensemble", "wco", "--best"), ("--ensemble", "uwo")) if more else ():
-        done = run(*asked[:-3], *other, *on_ray, code=1)
+        done = run(*command_line[:-3], *other, *on_ray, code=1)
         assert "scores of another job" in done.stderr
 
 
@@ -100,23 +100,23 @@ def test_rows_and_scores_may_lie_in_an_object_store(trained_run: Any, bucket: st
         row = {"id": f"row {number}", **group.model_dump(mode="json", include={"prompt", "responses"})}
         with store.open(f"{bucket}/rows/{number:02}.parquet", "wb") as file:
             parquet.write_table(pyarrow.Table.from_pylist([row]), file)
-    asked = ("score", trained_run.folder, "--input", f"{bucket}/rows/*.parquet")
-    run(*asked, "--output", f"{bucket}/here.parquet")
-    run(*asked, "--output", f"{bucket}/there", "--engine", "ray", "--actors", 1)
+    command_line = ("score", trained_run.folder, "--input", f"{bucket}/rows/*.parquet")
+    run(*command_line, "--output", f"{bucket}/here.parquet")
+    run(*command_line, "--output", f"{bucket}/there", "--engine", "ray", "--actors", 1)
     expected = rows_of(store, f"{bucket}/here.parquet")
-    found = [row for part in manifest(store, f"{bucket}/there") for row in rows_of(store, f"{bucket}/there/{part}")]
-    assert [row["id"] for row in found] == [row["id"] for row in expected] == [f"row {i}" for i in range(12)]
-    for one, other in zip(found, expected, strict=True):
-        assert one["rewards"] == pytest.approx(other["rewards"], abs=1e-4)
+    result = [row for part in manifest(store, f"{bucket}/there") for row in rows_of(store, f"{bucket}/there/{part}")]
+    assert [row["id"] for row in result] == [row["id"] for row in expected] == [f"row {i}" for i in range(12)]
+    for item, other in zip(result, expected, strict=True):
+        assert item["rewards"] == pytest.approx(other["rewards"], abs=1e-4)
 
 
-def rows_of(store: Any, place: str) -> list[dict[str, Any]]:
-    with store.open(place, "rb") as file:
+def rows_of(store: Any, path: str) -> list[dict[str, Any]]:
+    with store.open(path, "rb") as file:
         return parquet.read_table(file).to_pylist()
 
 
-def manifest(store: Any, place: str) -> list[str]:
-    with store.open(f"{place}/manifest.json", "rb") as file:
+def manifest(store: Any, path: str) -> list[str]:
+    with store.open(f"{path}/manifest.json", "rb") as file:
         return [part["part"] for part in json.load(file)["parts"]]
 
 
@@ -126,13 +126,13 @@ def test_finished_steps_may_lie_in_an_object_store(
     """A second machine, which has nothing of the run but its settings, trains no step again."""
     config, file = tiny_config(base="frozen", phase2={"lora": {"rank": 0}}), tmp_path / "mine.yaml"
     file.write_text(dump_config(config))
-    asked = ("train", file, "--no-eval", "--set", f"storage={bucket}/run")
-    run(*asked, "--engine", "ray")
+    command_line = ("train", file, "--no-eval", "--set", f"storage={bucket}/run")
+    run(*command_line, "--engine", "ray")
     steps = [name for name in fsspec.filesystem("s3").find(f"{bucket}/run/steps") if name.endswith(".safetensors")]
     assert len(steps) == len(list(Path(config.output).rglob("steps/**/state.safetensors"))) > 3
     sums = (Path(config.output) / "model" / "SHA256SUMS").read_text()
     shutil.rmtree(config.output)
-    run(*asked)
+    run(*command_line)
     assert (Path(config.output) / "model" / "SHA256SUMS").read_text() == sums
 
 

@@ -58,12 +58,12 @@ def tensors(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
 
 def assert_equal(run: Run, expected: Run) -> None:
     """The saved models are equal to 1e-4, in every tensor and in what they say."""
-    found, wanted = tensors(run.folder / "model"), tensors(expected.folder / "model")
-    assert found.keys() == wanted.keys()
-    for file, parts in wanted.items():
-        torch.testing.assert_close(found[file], parts, atol=1e-4, rtol=1e-4, msg=lambda text, f=file: f"{f}: {text}")
+    result, expected_tensors = tensors(run.folder / "model"), tensors(expected.folder / "model")
+    assert result.keys() == expected_tensors.keys()
+    for file, parts in expected_tensors.items():
+        torch.testing.assert_close(result[file], parts, atol=1e-4, rtol=1e-4, msg=lambda text, f=file: f"{f}: {text}")
     prompt, responses = "Hey, my dog is afraid.", ["Poor thing!", "A dog is a mammal."]
-    scores = [DMoERM.from_pretrained(one.folder / "model").score(prompt, responses) for one in (run, expected)]
+    scores = [DMoERM.from_pretrained(item.folder / "model").score(prompt, responses) for item in (run, expected)]
     assert [s.reward for s in scores[0]] == pytest.approx([s.reward for s in scores[1]], abs=1e-4)
 
 
@@ -83,8 +83,8 @@ def test_a_node_that_dies_in_phase_2_costs_its_step_alone(
     def midway() -> list[str]:
         """The phase-2 steps that run on the second node and have left a checkpoint."""
         tasks = [task for task in ("chitchat", "objective_qa") if nodes.running(f"phase2/{task}", nodes.second)]
-        places = [shared / "checkpoints" / "phase2" / task / "lora" for task in tasks]
-        return [str(place) for place in places if any(place.glob("checkpoint-*/trainer_state.json"))]
+        paths = [shared / "checkpoints" / "phase2" / task / "lora" for task in tasks]
+        return [str(path) for path in paths if any(path.glob("checkpoint-*/trainer_state.json"))]
 
     def kill() -> None:
         killed.extend(wait_until(midway, "no phase 2 on the second node"))

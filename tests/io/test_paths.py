@@ -19,7 +19,7 @@ DIE = """
 import os, signal, sys
 from pathlib import Path
 from dmoerm.io.paths import complete_file, complete_folder
-with {how}(Path(sys.argv[1])) as unfinished:
+with {mode}(Path(sys.argv[1])) as unfinished:
     (unfinished / "a" if unfinished.is_dir() else unfinished).write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -34,14 +34,14 @@ def names(folder: Path) -> list[str]:
     return sorted(file.name for file in folder.iterdir())
 
 
-@pytest.mark.parametrize(("how", "write"), [("complete_folder", write_folder), ("complete_file", write_file)])
+@pytest.mark.parametrize(("mode", "write"), [("complete_folder", write_folder), ("complete_file", write_file)])
 def test_a_killed_writer_changes_nothing_and_is_cleared_up_after(
-    tmp_path: Path, how: str, write: Callable[[Path, str], None]
+    tmp_path: Path, mode: str, write: Callable[[Path, str], None]
 ) -> None:
     target = tmp_path / "na[m]e"
     write(target, "old")
     (tmp_path / ".na[m]e.settings").write_text("not ours")
-    died = subprocess.run([sys.executable, "-c", DIE.format(how=how), target], check=False)
+    died = subprocess.run([sys.executable, "-c", DIE.format(mode=mode), target], check=False)
     assert died.returncode == -signal.SIGKILL
     assert (target / "a" if target.is_dir() else target).read_text() == "old"
     assert len(names(tmp_path)) == 4  # the unfinished one and its lock

@@ -18,8 +18,8 @@ def place(request: Any, tmp_path: Path) -> Iterator[str]:
     if request.param == "s3":
         yield f"{request.getfixturevalue('bucket')}/kept/run"
         return
-    places = {"memory": "memory://kept/run", "file": f"file://{tmp_path}/kept", "path": str(tmp_path / "kept")}
-    yield places[request.param]
+    paths = {"memory": "memory://kept/run", "file": f"file://{tmp_path}/kept", "path": str(tmp_path / "kept")}
+    yield paths[request.param]
     fsspec.filesystem("memory").store.clear()
 
 
@@ -108,8 +108,8 @@ def test_a_folder_that_is_not_whole_is_not_fetched(place: str, tmp_path: Path) -
 
 
 def test_what_is_here_or_there_stays(place: str, tmp_path: Path) -> None:
-    one, other = step(tmp_path / "one"), step(tmp_path / "other", "others")
-    Mirror(place, tmp_path / "one").keep(one)
+    first, other = step(tmp_path / "one"), step(tmp_path / "other", "others")
+    Mirror(place, tmp_path / "one").keep(first)
     Mirror(place, tmp_path / "other").fetch(other)
     assert (other / "state.safetensors").read_text() == "others"
     Mirror(place, tmp_path / "other").keep(other, "state.safetensors")

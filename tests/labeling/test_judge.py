@@ -64,9 +64,9 @@ def test_examples_are_turns_with_their_answers() -> None:
 
 
 def test_an_example_is_not_the_question_itself_and_is_of_the_same_task() -> None:
-    own = example(0).model_copy(update={"prompt": "Can you do 0?"})
+    same_task = example(0).model_copy(update={"prompt": "Can you do 0?"})
     other = example(1).model_copy(update={"task": "roleplay"})
-    form = QuestionFormat(overall=True, examples=[own, other, example(2)], shots=3)
+    form = QuestionFormat(overall=True, examples=[same_task, other, example(2)], shots=3)
     (pair,) = all_pairs(groups(1))
     turns = form.messages(pair, form.capability_sets("chitchat")[0])
     assert len(turns) == 4

@@ -51,9 +51,9 @@ def test_answers_are_recorded_with_their_soft_verdicts(tmp_path):
         questions = questions_on(groups(3), endpoint(server))
         statistics = ask(questions, endpoint(server), tmp_path / "calls.sqlite")
     assert (statistics.answered, statistics.known, statistics.left) == (len(questions), 0, 0)
-    for _, model, about, answer in AnswerStore(tmp_path / "calls.sqlite").calls():
-        (verdict,) = read_verdicts(answer.text, about["capabilities"], answer.tokens).values()
-        longer_first = about["pair"] == [1, 0]
+    for _, model, question, answer in AnswerStore(tmp_path / "calls.sqlite").calls():
+        (verdict,) = read_verdicts(answer.text, question["capabilities"], answer.tokens).values()
+        longer_first = question["pair"] == [1, 0]
         assert verdict.outcome == (Outcome.FIRST if longer_first else Outcome.SECOND)
         assert verdict.p_first == pytest.approx(0.8 if longer_first else 0.2, abs=0.01)
         assert model == "judge"
@@ -203,10 +203,10 @@ def test_an_answer_of_wrong_types_is_not_accepted(tmp_path, monkeypatch, path, v
 
     def wrong(*arguments):
         answer = whole(*arguments)
-        inner = answer
+        children = answer
         for step in path[:-1]:
-            inner = inner[step]
-        inner[path[-1]] = value
+            children = children[step]
+        children[path[-1]] = value
         return answer
 
     monkeypatch.setattr(fake_judge, "completion", wrong)

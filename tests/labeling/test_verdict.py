@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from dmoerm.labeling.verdict import Outcome, Token, Verdict, read_verdicts
 
-ONE, TWO = ["empathy"], ["empathy", "logic"]
+SINGLE, TWO = ["empathy"], ["empathy", "logic"]
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ ONE, TWO = ["empathy"], ["empathy", "logic"]
     ],
 )
 def test_one_capability(text, outcome):
-    assert read_verdicts(text, ONE) == {"empathy": Verdict(Outcome(outcome))}
+    assert read_verdicts(text, SINGLE) == {"empathy": Verdict(Outcome(outcome))}
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_one_capability(text, outcome):
     ],
 )
 def test_reasoning_in_front_of_the_answer_is_ignored(text):
-    assert read_verdicts(text, ONE)["empathy"].outcome == Outcome.FIRST
+    assert read_verdicts(text, SINGLE)["empathy"].outcome == Outcome.FIRST
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_reasoning_in_front_of_the_answer_is_ignored(text):
     ['<think>I would say {"empathy": "A"}', "  <think>A", "<think>x</think>", "A</think>", "<think>x</think>So A."],
 )
 def test_reasoning_without_an_answer_is_unparseable(text):
-    assert read_verdicts(text, ONE)["empathy"].outcome == Outcome.UNPARSEABLE
+    assert read_verdicts(text, SINGLE)["empathy"].outcome == Outcome.UNPARSEABLE
 
 
 @pytest.mark.parametrize("shown", [True, False])
@@ -78,7 +78,7 @@ def test_soft_verdicts_are_found_behind_reasoning(shown):
     answer = ['{"', "empathy", '":', ' "', ("A", MASSES), '"}']
     made = tokens("<think>", ' "empathy": "', ("B", {"B": 1.0}), "</think>", *answer)
     text = "".join(token.text for token in (made if shown else made[4:]))
-    assert read_verdicts(text, ONE, made)["empathy"].p_first == pytest.approx((0.6 + 0.1) / 0.9)
+    assert read_verdicts(text, SINGLE, made)["empathy"].p_first == pytest.approx((0.6 + 0.1) / 0.9)
 
 
 def test_several_capabilities_are_read_one_by_one():
@@ -116,7 +116,7 @@ MASSES = {"A": 0.6, "B": 0.1, "C": 0.2, "x": 0.1}
 )
 def test_soft_verdicts_come_from_the_position_of_the_letter(parts):
     made = tokens(*parts)
-    (verdict,) = read_verdicts("".join(token.text for token in made), ONE, made).values()
+    (verdict,) = read_verdicts("".join(token.text for token in made), SINGLE, made).values()
     assert verdict.outcome == Outcome.FIRST
     assert verdict.p_first == pytest.approx((0.6 + 0.1) / 0.9)
 
@@ -130,8 +130,8 @@ def test_each_capability_has_a_position():
 
 def test_without_tokens_that_make_up_the_text_there_is_no_soft_verdict():
     made = tokens("A", "!")
-    assert read_verdicts("A", ONE, made)["empathy"] == Verdict(Outcome.FIRST)
-    assert read_verdicts("A", ONE, [Token("A", {"q": -1.0})])["empathy"] == Verdict(Outcome.FIRST)
+    assert read_verdicts("A", SINGLE, made)["empathy"] == Verdict(Outcome.FIRST)
+    assert read_verdicts("A", SINGLE, [Token("A", {"q": -1.0})])["empathy"] == Verdict(Outcome.FIRST)
 
 
 def test_a_name_in_quotes_and_signs_is_found():
@@ -143,6 +143,6 @@ def test_a_name_in_quotes_and_signs_is_found():
 
 @pytest.mark.parametrize("logprob", [math.nan, math.inf, 1e6, -math.inf])
 def test_an_invalid_log_probability_gives_no_invalid_probability(logprob):
-    results = read_verdicts("A", ONE, [Token("A", {"A": logprob, "B": -1.0})])["empathy"]
+    results = read_verdicts("A", SINGLE, [Token("A", {"A": logprob, "B": -1.0})])["empathy"]
     assert results.outcome is Outcome.FIRST
     assert results.p_first is None or 0 <= results.p_first <= 1

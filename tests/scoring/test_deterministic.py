@@ -76,8 +76,8 @@ def test_through_the_server(model: Any, server: httpx2.Client) -> None:
     expected = [[vars(score) for score in scores] for scores in alone(model)]
     assert post(items) == expected
     with ThreadPoolExecutor(6) as pool:
-        found = list(pool.map(post, [[item] for item in items * 2]))
-    assert [scores for (scores,) in found] == expected * 2
+        results = list(pool.map(post, [[item] for item in items * 2]))
+    assert [scores for (scores,) in results] == expected * 2
 
 
 def test_the_command(model: Any, tmp_path: Any) -> None:
@@ -87,6 +87,6 @@ def test_the_command(model: Any, tmp_path: Any) -> None:
     arguments = [tmp_path / "model", "--input", tmp_path / "rows.jsonl", "--output", tmp_path / "out.jsonl"]
     result = CliRunner().invoke(app, ["score", *map(str, arguments), "--dtype", "float32", "--deterministic"])
     assert result.exit_code == 0, result.output
-    found = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    results = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     wide = type(model).from_pretrained(tmp_path / "model", dtype="float32")
-    assert [row["rewards"] for row in found] == [[score.reward for score in scores] for scores in alone(wide)]
+    assert [row["rewards"] for row in results] == [[score.reward for score in scores] for scores in alone(wide)]

@@ -23,13 +23,13 @@ TALK = [{"role": "user", "content": "Hi!"}]
 @pytest.fixture
 def model(tiny_model: Callable[..., Any]) -> Any:
     """A model whose rewards of real responses are far below the usual range, as an outlier's are."""
-    found = tiny_model()
+    result = tiny_model()
     for calibration in [
-        found.general_calibration,
-        *(found.task_model(task).calibration for task in found.config.tasks),
+        result.general_calibration,
+        *(result.task_model(task).calibration for task in result.config.tasks),
     ]:
         calibration.center.fill_(1e5)
-    return found
+    return result
 
 
 def check(rewards: list[float]) -> None:
@@ -73,14 +73,14 @@ def test_forward_and_pipeline(model: Any) -> None:
     check(logits[:, 0].tolist())
 
 
-@pytest.mark.parametrize("how", ["mean", "wco", "uwo"])
-def test_ensembles(model: Any, tiny_model: Callable[..., Any], how: str) -> None:
+@pytest.mark.parametrize("mode", ["mean", "wco", "uwo"])
+def test_ensembles(model: Any, tiny_model: Callable[..., Any], mode: str) -> None:
     other = tiny_model(base="frozen", router={"threshold": 1.0})
-    scores = combine_scores([each.score("Hi!", RESPONSES) for each in (model, other)], how)
+    scores = combine_scores([each.score("Hi!", RESPONSES) for each in (model, other)], mode)
     check([score.reward for score in scores])
     assert [score.uncertainty is None for score in scores] == [False, True, False, True]
     assert all(score.capabilities == {} for score in (scores[1], scores[3]))
-    alone = combine_scores([each.score("Hi!", ["", ""]) for each in (model, other)], how)
+    alone = combine_scores([each.score("Hi!", ["", ""]) for each in (model, other)], mode)
     assert [score.reward for score in alone] == [MIN_REWARD] * 2
 
 
@@ -88,9 +88,9 @@ def test_an_empty_response_has_no_part_in_an_ensembles_offsets() -> None:
     def member(*rewards: float) -> list[Score]:
         return [Score(reward, "chat", {}, {}, 0.5, 1.0) for reward in rewards]
 
-    for how in ("mean", "wco", "uwo"):
-        whole = combine_scores([member(1.0, MIN_REWARD, -2.0), member(0.5, MIN_REWARD, 3.0)], how)
-        without = combine_scores([member(1.0, -2.0), member(0.5, 3.0)], how)
+    for mode in ("mean", "wco", "uwo"):
+        whole = combine_scores([member(1.0, MIN_REWARD, -2.0), member(0.5, MIN_REWARD, 3.0)], mode)
+        without = combine_scores([member(1.0, -2.0), member(0.5, 3.0)], mode)
         assert [whole[0], whole[2]] == without
 
 

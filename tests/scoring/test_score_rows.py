@@ -41,18 +41,18 @@ def two(tiny_model: Callable[..., Any]) -> list[Any]:
 def test_a_model_and_an_ensemble_fill_the_same_columns(two: list[Any], tmp_path: Path) -> None:
     model, ensemble = rows(ModelRows(two[:1])), rows(ModelRows(two))
     assert [list(row) for row in model] == [list(row) for row in ensemble]
-    for found in (model, ensemble):
-        assert [row["id"] for row in found] == [query.id for query in QUERIES]
+    for result in (model, ensemble):
+        assert [row["id"] for row in result] == [query.id for query in QUERIES]
     with open_output(str(tmp_path / "out.parquet")) as write:
         write([*model, *ensemble])
     assert parquet.read_table(tmp_path / "out.parquet").num_rows == 2 * len(QUERIES)
 
 
-@pytest.mark.parametrize("how", ["mean", "wco", "uwo"])
-def test_an_ensemble_joins_what_its_members_say(two: list[Any], how: str) -> None:
+@pytest.mark.parametrize("mode", ["mean", "wco", "uwo"])
+def test_an_ensemble_joins_what_its_members_say(two: list[Any], mode: str) -> None:
     apart = [list(model.score_queries(QUERIES)) for model in two]
-    for row, *members in zip(rows(ModelRows(two, ensemble=how)), *apart, strict=True):
-        expected = combine_scores(members, how)
+    for row, *members in zip(rows(ModelRows(two, ensemble=mode)), *apart, strict=True):
+        expected = combine_scores(members, mode)
         assert row["rewards"] == [score.reward for score in expected]
         assert row["uncertainty"] == [score.uncertainty for score in expected]
         assert min(row["uncertainty"]) > 0
@@ -66,12 +66,12 @@ def test_an_ensemble_joins_what_its_members_say(two: list[Any], how: str) -> Non
 def test_the_best_is_the_first_of_the_highest(tmp_path: Path) -> None:
     queries = [Query(id=str(i), prompt="p", responses=("a", "b", "c")) for i in range(3)]
     scorer = Given([0.0, 2.0, 1.0], [1.0, 0.0, 1.0], [-3.0, -2.0, -1.0])
-    found = list(written_rows(scorer, queries, best=True))
-    assert [(row["best"], row["chosen"]) for row in found] == [(1, "b"), (0, "a"), (2, "c")]
+    result = list(written_rows(scorer, queries, best=True))
+    assert [(row["best"], row["chosen"]) for row in result] == [(1, "b"), (0, "a"), (2, "c")]
     assert all(row.keys() == {"rewards"} for row in rows(scorer, queries))
     for name in ("out.parquet", "out.jsonl"):
         with open_output(str(tmp_path / name), best=True) as write:
-            write(found)
+            write(result)
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     for read in (parquet.read_table(tmp_path / "out.parquet").to_pylist(), lines):
         assert [(row["best"], row["chosen"]) for row in read] == [(1, "b"), (0, "a"), (2, "c")]
@@ -101,8 +101,8 @@ def test_what_one_member_cannot_score_is_left_out(tiny_model: Callable[..., Any]
 
 
 def test_tallies_add_up() -> None:
-    one, other = ScoreCounts(), ScoreCounts()
-    one.add("chat", 2)
+    first, other = ScoreCounts(), ScoreCounts()
+    first.add("chat", 2)
     other.add(None, 3)
-    one.merge(other)
-    assert one.summary() == {"queries": 2, "responses": 5, "tasks": {"(general model)": 1, "chat": 1}}
+    first.merge(other)
+    assert first.summary() == {"queries": 2, "responses": 5, "tasks": {"(general model)": 1, "chat": 1}}

@@ -14,8 +14,8 @@ _REFUSED = re.compile(r"\b(401|429) \(")  # browsers say it on the console, what
 
 @pytest.fixture(scope="session")
 def http(served_url: str) -> Iterator[httpx2.Client]:
-    with httpx2.Client(base_url=served_url, timeout=30) as found:
-        yield found
+    with httpx2.Client(base_url=served_url, timeout=30) as client:
+        yield client
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def visit(browser: Any, served_url: str) -> Iterator[Callable[..., Any]]:
         page.set_default_timeout(10_000)
         page.on("console", lambda message: _REFUSED.search(message.text) or said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
-        page.on("request", lambda asked: asked.url.startswith(("data:", f"{at}/")) or said.append(asked.url))
+        page.on("request", lambda sent: sent.url.startswith(("data:", f"{at}/")) or said.append(sent.url))
         page.goto(f"{at}/{fragment}")
         page.get_by_role("button", name="Chit-chat").wait_for()
         return page

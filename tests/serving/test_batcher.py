@@ -31,38 +31,38 @@ def scored(batcher, *requests):
 
     async def all_at_once():
         work = asyncio.create_task(batcher.run())
-        found = await asyncio.gather(*(batcher.score(each) for each in requests), return_exceptions=True)
+        results = await asyncio.gather(*(batcher.score(each) for each in requests), return_exceptions=True)
         work.cancel()
-        return found
+        return results
 
     return asyncio.run(all_at_once())
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 100, 10_000])
 def test_what_shares_a_pass_changes_no_score(batcher, trained_run, batch_tokens):
-    one = batcher(batch_tokens=batch_tokens)
-    found = scored(one, QUERIES[:1], QUERIES[1:7], QUERIES[7:])
+    queue = batcher(batch_tokens=batch_tokens)
+    results = scored(queue, QUERIES[:1], QUERIES[1:7], QUERIES[7:])
     expected = list(trained_run.model.score_queries(QUERIES))
-    rows = [row for scores, _ in found for row in scores]
+    rows = [row for scores, _ in results for row in scores]
     for row, scores in zip(rows, expected, strict=True):
         assert [s.reward for s in row] == pytest.approx([s.reward for s in scores], abs=1e-4)
-    count = one.metrics.registry.get_sample_value("dmoerm_batch_tokens_count")
+    count = queue.metrics.registry.get_sample_value("dmoerm_batch_tokens_count")
     assert 1 < count <= (4 if batch_tokens == 10_000 else 100)
 
 
 def test_a_large_request_delays_a_small_one_by_little(batcher):
-    one = batcher(batch_tokens=60, batch_wait=0)
+    queue = batcher(batch_tokens=60, batch_wait=0)
     ended = []
 
     async def ask(name, queries):
-        await one.score(queries)
+        await queue.score(queries)
         ended.append(name)
 
     async def all_at_once():
         large = asyncio.create_task(ask("large", QUERIES))
         await asyncio.sleep(0.01)
         small = asyncio.create_task(ask("small", QUERIES[:1]))
-        work = asyncio.create_task(one.run())
+        work = asyncio.create_task(queue.run())
         await asyncio.gather(large, small)
         work.cancel()
 
@@ -71,38 +71,38 @@ def test_a_large_request_delays_a_small_one_by_little(batcher):
 
 
 def test_a_client_that_leaves_frees_its_place(batcher):
-    one = batcher(batch_tokens=40, batch_wait=0)
+    queue = batcher(batch_tokens=40, batch_wait=0)
 
     async def leave():
-        left = asyncio.create_task(one.score(QUERIES))
-        while not one._waiting_tokens:
+        left = asyncio.create_task(queue.score(QUERIES))
+        while not queue._waiting_tokens:
             await asyncio.sleep(0.001)
         left.cancel()
         await asyncio.wait([left])
-        assert one._waiting_tokens == one._requests == 0
-        work = asyncio.create_task(one.run())
-        scores, _ = await one.score(QUERIES[:1])
+        assert queue._waiting_tokens == queue._requests == 0
+        work = asyncio.create_task(queue.run())
+        scores, _ = await queue.score(QUERIES[:1])
         work.cancel()
         return scores
 
     assert len(asyncio.run(leave())[0]) == 3
     assert (
-        one.metrics.batch_tokens.collect()[0].samples[-2].value <= 200
+        queue.metrics.batch_tokens.collect()[0].samples[-2].value <= 200
     )  # the sum: nothing of what was left was scored
 
 
 def test_one_bad_text_fails_alone(batcher, monkeypatch):
-    one = batcher()
-    score = one.model.score_encoded
+    queue = batcher()
+    score = queue.model.score_encoded
 
     def fragile(encoded, tasks):
         if any(len(each.responses) == 2 for each in encoded):
             raise RuntimeError("out of memory: a secret text")
         return score(encoded, tasks)
 
-    monkeypatch.setattr(one.model, "score_encoded", fragile)
+    monkeypatch.setattr(queue.model, "score_encoded", fragile)
     bad = QUERIES[5].model_copy(update={"responses": ("a", "b")})
-    good, failed, other = scored(one, QUERIES[:2], [bad], QUERIES[3:4])
+    good, failed, other = scored(queue, QUERIES[:2], [bad], QUERIES[3:4])
     assert isinstance(failed, ServerError)
     assert "secret" not in str(failed)
     assert len(good[0]) == 2
@@ -112,14 +112,14 @@ def test_one_bad_text_fails_alone(batcher, monkeypatch):
 def test_a_reward_that_is_no_number_is_an_error(batcher, monkeypatch):
     import dataclasses
 
-    one = batcher()
-    score = one.model.score_encoded
+    queue = batcher()
+    score = queue.model.score_encoded
 
     def broken(encoded, tasks):
         return [[dataclasses.replace(s, reward=float("nan")) for s in row] for row in score(encoded, tasks)]
 
-    monkeypatch.setattr(one.model, "score_encoded", broken)
-    (failed,) = scored(one, QUERIES[:1])
+    monkeypatch.setattr(queue.model, "score_encoded", broken)
+    (failed,) = scored(queue, QUERIES[:1])
     assert isinstance(failed, ServerError)
     assert "not finite" in str(failed)
 
@@ -128,8 +128,8 @@ def test_limits_are_told_before_anything_is_scored(batcher):
     long, unknown = scored(batcher(max_request_tokens=50), QUERIES, [QUERIES[0].model_copy(update={"task": "x"})])
     assert isinstance(long, DataError)
     assert isinstance(unknown, DataError)
-    one = batcher(queue_requests=1)
-    _, refused = scored(one, QUERIES[:1], QUERIES[:1])
+    queue = batcher(queue_requests=1)
+    _, refused = scored(queue, QUERIES[:1], QUERIES[:1])
     assert isinstance(refused, Overloaded)
     assert refused.retry_after >= 1
 

@@ -26,8 +26,8 @@ def test_the_examples_are_real(http):
             answer = http.post(path, json=example)
             assert answer.status_code == 200, (path, answer.text)
     (shown,) = components["ScoreAnswer"]["examples"]
-    found = http.post("/v1/score", json=components["ScoreRequest"]["examples"][0]).json()
-    assert shape(found) == shape(shown)
+    result = http.post("/v1/score", json=components["ScoreRequest"]["examples"][0]).json()
+    assert shape(result) == shape(shown)
 
 
 def shape(value):
@@ -52,10 +52,10 @@ def test_no_request_causes_a_server_error(examples, trained_run, tmp_path):
             "--max-examples",
             str(examples),
         ]
-        found = subprocess.run(
+        result = subprocess.run(
             [*command, *chosen, "--seed", "1", "--no-color"], cwd=tmp_path, capture_output=True, text=True, timeout=200
         )
-        assert found.returncode == 0, found.stdout[-4000:]
+        assert result.returncode == 0, result.stdout[-4000:]
         metrics = httpx2.get(f"{url}/metrics").text
     for path in POSTS:
         assert f'path="{path}",status="200"' in metrics, path

@@ -28,12 +28,12 @@ def test_score_edit_and_score_again(visit: Callable[..., Any], trained_run: Any)
     page.get_by_label("Task").select_option(task)
     score(page)
     scores = model.score(PROMPT, RESPONSES, task)
-    places = sorted(range(3), key=lambda i: -scores[i].reward)
-    assert order(page) == "".join("ABC"[i] for i in places)
-    first, last = scores[places[0]], scores[places[-1]]
+    ranking = sorted(range(3), key=lambda i: -scores[i].reward)
+    assert order(page) == "".join("ABC"[i] for i in ranking)
+    first, last = scores[ranking[0]], scores[ranking[-1]]
     shown = page.locator(".reward b").all_text_contents()
     assert [float(text.replace("−", "-")) for text in shown] == pytest.approx(
-        [scores[i].reward for i in places], abs=0.01
+        [scores[i].reward for i in ranking], abs=0.01
     )
     wins = page.locator(".wins").last.text_content()
     assert re.match(r"[ABC] is .* [ABC]: \d+%$", wins)
@@ -43,7 +43,7 @@ def test_score_edit_and_score_again(visit: Callable[..., Any], trained_run: Any)
     assert task.replace("_", " ") in page.get_by_role("region", name="Route").inner_text()
 
     swapped = list(RESPONSES)
-    best, worst = places[0], places[-1]
+    best, worst = ranking[0], ranking[-1]
     swapped[best], swapped[worst] = swapped[worst], swapped[best]
     write(page, *swapped)
     assert "Edited since" in page.locator("#status").text_content()
@@ -155,8 +155,8 @@ def test_a_key_is_asked_for_and_kept_out_of_the_link(visit: Callable[..., Any], 
 def test_a_busy_server_and_the_general_model(visit: Callable[..., Any]) -> None:
     page = visit()
     busy = {"error": {"message": "busy", "type": "overloaded_error", "param": None, "code": None}}
-    one = {"reward": 1.0, "task": None, "route": {"chitchat": 0.4, "roleplay": 0.3}, "capabilities": {}}
-    items = [{"id": "1", "scores": [{**one, "uncertainty": None, "temperature": 1.0}], "win_probabilities": [[0.5]]}]
+    entry = {"reward": 1.0, "task": None, "route": {"chitchat": 0.4, "roleplay": 0.3}, "capabilities": {}}
+    items = [{"id": "1", "scores": [{**entry, "uncertainty": None, "temperature": 1.0}], "win_probabilities": [[0.5]]}]
     answers = [(429, busy), (200, {"model": "tiny", "items": items, "usage": {"tokens": 1}})]
 
     def fulfil(route: Any) -> None:
@@ -176,9 +176,9 @@ def test_a_busy_server_and_the_general_model(visit: Callable[..., Any]) -> None:
 
 def test_truncated_texts_are_not_called_level(visit: Callable[..., Any]) -> None:
     page = visit()
-    one = {"reward": 1.0, "task": "chitchat", "route": {"chitchat": 1.0}, "capabilities": {"empathy": 1.0}}
+    entry = {"reward": 1.0, "task": "chitchat", "route": {"chitchat": 1.0}, "capabilities": {"empathy": 1.0}}
     scores = [
-        {**one, "uncertainty": 0.1, "temperature": 1.0, "truncated": truncated} for truncated in (True, False, True)
+        {**entry, "uncertainty": 0.1, "temperature": 1.0, "truncated": truncated} for truncated in (True, False, True)
     ]
     item = {"id": "1", "scores": scores, "win_probabilities": [[0.5] * 3] * 3}
     page.route(

@@ -74,12 +74,12 @@ def test_hard_texts_break_nothing(visit: Callable[..., Any], width: int, scheme:
 def _answer_with_long_names(route: Any) -> None:
     (item,) = route.request.post_data_json["items"]
     names = ["n" * 40, "another_name_that_has_as_many_letters_as"]
-    about = {"task": names[0], "route": dict.fromkeys(names, 0.5), "uncertainty": 0.5, "temperature": 1.0}
+    common = {"task": names[0], "route": dict.fromkeys(names, 0.5), "uncertainty": 0.5, "temperature": 1.0}
     rewards = range(len(item["responses"]))
-    scores = [{"reward": 4 - r, "capabilities": dict.fromkeys(names, r / 2 - 7.5), **about} for r in rewards]
+    scores = [{"reward": 4 - r, "capabilities": dict.fromkeys(names, r / 2 - 7.5), **common} for r in rewards]
     wins = [[0.5 + (b - a) / 20 for b in rewards] for a in rewards]
-    found = [{"id": "1", "scores": scores, "win_probabilities": wins}]
-    route.fulfill(json={"model": "tiny", "items": found, "usage": {"tokens": 1}})
+    items = [{"id": "1", "scores": scores, "win_probabilities": wins}]
+    route.fulfill(json={"model": "tiny", "items": items, "usage": {"tokens": 1}})
 
 
 def test_it_is_light_and_loads_nothing_from_elsewhere() -> None:
@@ -104,7 +104,7 @@ def test_pictures_for_the_docs(visit: Callable[..., Any]) -> None:
             page.mouse.move(0, 0)
             page.set_viewport_size({"width": width, "height": page.evaluate("document.body.scrollHeight")})
             page.evaluate("document.activeElement.blur()")
-            start = 0 if width > 400 else page.locator(".bar").bounding_box()["y"] - 12  # a telephone's: the result
+            start = 0 if width > 400 else page.locator(".bar").bounding_box()["y"] - 12  # a telephone's: the items
             clip = {"x": 0, "y": start, "width": width, "height": page.viewport_size["height"] - start}
             picture = Image.open(io.BytesIO(page.screenshot(clip=clip)))
             picture.quantize(128).save(docs / name, optimize=True)

@@ -47,14 +47,14 @@ def test_our_own_says_all_that_the_model_says(http, expected, trained_run):
     answer = http.post("/v1/score", json={"items": [{"id": "a", "prompt": TALK, "responses": RESPONSES}]}).json()
     (item,) = answer["items"]
     assert item["id"] == "a"
-    for found, score in zip(item["scores"], expected, strict=True):
-        assert found["reward"] == pytest.approx(score.reward, abs=1e-4)
-        assert (found["task"], found["temperature"]) == (score.task, score.temperature)
-        assert found["route"] == pytest.approx(score.route, abs=1e-5)
-        assert found["capabilities"] == pytest.approx(score.capabilities, abs=1e-4)
-        assert found["uncertainty"] == pytest.approx(score.uncertainty, abs=1e-4)
-    for i, one in enumerate(expected):
-        chances = pytest.approx([one.win_probability(other) for other in expected], abs=1e-4)
+    for result, score in zip(item["scores"], expected, strict=True):
+        assert result["reward"] == pytest.approx(score.reward, abs=1e-4)
+        assert (result["task"], result["temperature"]) == (score.task, score.temperature)
+        assert result["route"] == pytest.approx(score.route, abs=1e-5)
+        assert result["capabilities"] == pytest.approx(score.capabilities, abs=1e-4)
+        assert result["uncertainty"] == pytest.approx(score.uncertainty, abs=1e-4)
+    for i, entry in enumerate(expected):
+        chances = pytest.approx([entry.win_probability(other) for other in expected], abs=1e-4)
         assert item["win_probabilities"][i] == chances
     encoded = trained_run.model.encoder.encode(Query(prompt=[Message(**turn) for turn in TALK], responses=RESPONSES))
     assert answer["usage"]["tokens"] == encoded.tokens
@@ -76,7 +76,7 @@ def test_prompts_may_be_many(http, trained_run):
     answer = http.post("/v1/score", json={"items": items}).json()
     for item, query, scores in zip(answer["items"], queries, trained_run.model.score_queries(queries), strict=True):
         assert item["id"] == query.id
-        assert [one["reward"] for one in item["scores"]] == rewards(scores)
+        assert [entry["reward"] for entry in item["scores"]] == rewards(scores)
 
 
 def test_vllms_client_reads_a_reward(http, expected, texts):
@@ -87,8 +87,8 @@ def test_vllms_client_reads_a_reward(http, expected, texts):
     assert answer["data"][0]["num_classes"] == 1
     assert answer["usage"]["total_tokens"] == answer["usage"]["prompt_tokens"] > 0
     answer = http.post("/classify", json={"input": texts}).json()
-    assert [one["index"] for one in answer["data"]] == [0, 1]
-    assert [one["probs"][-1] for one in answer["data"]] == rewards(expected)
+    assert [entry["index"] for entry in answer["data"]] == [0, 1]
+    assert [entry["probs"][-1] for entry in answer["data"]] == rewards(expected)
     answer = http.post("/pooling", json={"input": texts[1]}).json()
     assert answer["data"][0]["data"] == rewards(expected[1:])
     assert answer["data"][0]["object"] == "pooling"
@@ -96,8 +96,8 @@ def test_vllms_client_reads_a_reward(http, expected, texts):
 
 def test_an_activated_reward_is_its_sigmoid(http, expected, texts):
     for name in ("use_activation", "activation"):
-        (found,) = http.post("/classify", json={"input": texts[0], name: True}).json()["data"]
-        assert found["probs"] == pytest.approx([1 / (1 + math.exp(-expected[0].reward))], abs=1e-4)
+        (result,) = http.post("/classify", json={"input": texts[0], name: True}).json()["data"]
+        assert result["probs"] == pytest.approx([1 / (1 + math.exp(-expected[0].reward))], abs=1e-4)
 
 
 def test_verls_client_strips_the_first_token(http, expected, texts, trained_run):
@@ -153,16 +153,16 @@ def test_a_response_without_text_gets_the_least(http, texts):
 
 def test_teis_client_reads_a_score(http, served_url, expected, texts):
     client = InferenceClient(model=f"{served_url}/predict")
-    found: Any = client.text_classification(texts[0], function_to_apply="none")
-    assert found.score == pytest.approx(expected[0].reward, abs=1e-4)
-    assert found.label == "REWARD"
-    found = InferenceClient(model=served_url).text_classification(texts[0])
-    assert found.score == pytest.approx(1 / (1 + math.exp(-expected[0].reward)), abs=1e-4)
+    result: Any = client.text_classification(texts[0], function_to_apply="none")
+    assert result.score == pytest.approx(expected[0].reward, abs=1e-4)
+    assert result.label == "REWARD"
+    result = InferenceClient(model=served_url).text_classification(texts[0])
+    assert result.score == pytest.approx(1 / (1 + math.exp(-expected[0].reward)), abs=1e-4)
 
 
 def test_tei_takes_texts_and_pairs(http, expected, texts, trained_run):
-    one = http.post("/predict", json={"inputs": texts[0], "raw_scores": True}).json()
-    assert [each["score"] for each in one] == rewards(expected[:1])
+    entry = http.post("/predict", json={"inputs": texts[0], "raw_scores": True}).json()
+    assert [each["score"] for each in entry] == rewards(expected[:1])
     several = http.post("/predict", json={"inputs": [[text] for text in texts], "raw_scores": True, "truncate": True})
     assert [each[0]["score"] for each in several.json()] == rewards(expected)
     (score,) = trained_run.model.score("Hi!", ["Hello."])
@@ -222,8 +222,8 @@ def test_system_turns_and_long_talks_read_back(http, trained_run):
     text = trained_run.model.tokenizer.apply_chat_template(
         [*talk, {"role": "assistant", "content": RESPONSES[0]}], tokenize=False
     )
-    (found,) = http.post("/classify", json={"input": text}).json()["data"]
-    assert found["probs"] == rewards(scores)
+    (result,) = http.post("/classify", json={"input": text}).json()["data"]
+    assert result["probs"] == rewards(scores)
 
 
 @pytest.fixture

@@ -65,12 +65,12 @@ def test_slow_headers_are_given_up(trained_run):
     port = server.servers[0].sockets[0].getsockname()[1]
     wait_until_ready(f"http://127.0.0.1:{port}")
     quiet = [socket.create_connection(("127.0.0.1", port), timeout=5) for _ in range(20)]
-    for one in quiet[10:]:
-        one.sendall(b"POST /v1/score HTTP/1.1\r\nHost: ")
+    for connection in quiet[10:]:
+        connection.sendall(b"POST /v1/score HTTP/1.1\r\nHost: ")
     assert httpx2.get(f"http://127.0.0.1:{port}/health").status_code == 200
-    for one in quiet:
-        assert one.recv(10) == b""
-        one.close()
+    for connection in quiet:
+        assert connection.recv(10) == b""
+        connection.close()
     server.should_exit = True
     thread.join(10)
 
@@ -110,7 +110,7 @@ def test_an_open_door_is_warned_of(tmp_path):
 
 
 def test_the_command_and_the_settings_have_the_same_defaults():
-    given = {name: one.default for name, one in inspect.signature(serve.command).parameters.items()}
+    given = {name: parameter.default for name, parameter in inspect.signature(serve.command).parameters.items()}
     for name, field in ServingConfig.model_fields.items():
         assert name not in given or given[name] == field.default, name
     assert len(given.keys() & ServingConfig.model_fields.keys()) == 6

@@ -182,8 +182,8 @@ def test_stuffing_repetition_and_length_do_not_pay(task: str):
 
 def test_help_saturates_then_falls():
     item = prompts("chitchat", 1)[0]
-    asked = [fill(s, item, Random(1)) for s in FAMILIES["question"].sentences]
-    grades = [grade("chitchat", item.prompt, " ".join(asked[:n]))["proactivity"] for n in range(len(asked) + 1)]
+    questions = [fill(s, item, Random(1)) for s in FAMILIES["question"].sentences]
+    grades = [grade("chitchat", item.prompt, " ".join(questions[:n]))["proactivity"] for n in range(len(questions) + 1)]
     assert grades[0] < grades[1] < grades[2] < grades[3] == 1.0
     assert grades[3] > grades[5] > grades[8] - 1e-9
 

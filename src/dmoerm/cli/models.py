@@ -1,4 +1,4 @@
-"""Loading a model for a command: on the accelerator if there is one, and without the libraries' own chatter."""
+"""Load a model for a command: on the accelerator if there is one, and without the messages of the libraries."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def quieten() -> None:
-    """Stops transformers' messages and progress bars; the command shows its own."""
+    """Turn off the messages and progress bars of transformers; commands show their own."""
     from transformers.utils import logging
 
     logging.set_verbosity_error()
@@ -23,8 +23,9 @@ def load_model(path: str, dtype: str | None = None, deterministic: bool = False)
     """Load the model of a run's folder, a model's folder, or a hub name.
 
     Args:
+        path: the folder or the name.
         dtype: precision of trunk and branches, such as float32; None: as saved.
-        deterministic: prepares CUDA for deterministic matrix products.
+        deterministic: prepare CUDA for deterministic matrix products.
 
     Raises:
         CheckpointError: the model does not exist.

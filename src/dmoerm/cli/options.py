@@ -105,42 +105,44 @@ def request_fields(options: Sequence[str]) -> dict[str, Any]:
 
 
 Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Change a setting; may be given several times.")
+    list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Change a setting; may be repeated.")
 ]
 JsonFile = Annotated[
-    Path | None, typer.Option("--json", metavar="FILE", help="Also write the machine-readable result to this file.")
+    Path | None, typer.Option("--json", metavar="FILE", help="Also write the result to this file, as JSON.")
 ]
 Engine = Annotated[
     Literal["local", "ray"],
-    typer.Option(help="local: in this process; ray: on the cluster of RAY_ADDRESS, or one that starts here."),
+    typer.Option(help="local: in this process; ray: on the cluster at $RAY_ADDRESS, or on a new one on this machine."),
 ]
 Dtype = Annotated[
-    Literal["float32", "bfloat16"] | None, typer.Option(help="Precision of the computation; as saved unless given.")
+    Literal["float32", "bfloat16"] | None, typer.Option(help="Precision of the computation. Default: as saved.")
 ]
 Deterministic = Annotated[
     bool,
-    typer.Option("--deterministic", help="Score each response in a pass of its own, so that batches change no bit."),
+    typer.Option(
+        "--deterministic",
+        help="Score each response in its own pass, whatever else is in the batch; slower.",
+    ),
 ]
-BatchTokens = Annotated[int, typer.Option(min=1, help="Most tokens of one pass; a token counts once for each expert.")]
+BatchTokens = Annotated[int, typer.Option(min=1, help="Maximum tokens of a pass, counted once per expert.")]
 
 IncludeTrained = Annotated[
     bool,
     typer.Option("--include-trained", help="Keep prompts that a model was trained on."),
 ]
 
-# What the experiments share: compare, bon, rl.
-Seeds = Annotated[
-    list[int] | None, typer.Option("--seed", help="Of the runs; may be repeated; 0, 1 and 2 unless given.")
-]
-Members = Annotated[int, typer.Option(min=2, help="Models in an ensemble.")]
+# Options of the experiments: compare, bon, rl.
+Seeds = Annotated[list[int] | None, typer.Option("--seed", help="Seed of a run; may be repeated. Default: 0, 1 and 2.")]
+Members = Annotated[int, typer.Option(min=2, help="Number of models in an ensemble.")]
 Noise = Annotated[
     list[str] | None,
     typer.Option(
         metavar="NAME=SCORES,CAPABILITIES",
-        help="A condition: shares of the training part's overall and capability pairs that are reversed. "
-        "May be repeated; clean=0,0 and noisy=0.25,0.15 unless given (rl: noisy alone).",
+        help="A condition: shares of the training part's overall and capability pairs that are reversed; may be "
+        "repeated. Default: clean=0,0 and noisy=0.25,0.15 (rl: noisy only).",
     ),
 ]
 ExperimentFolder = Annotated[
-    Path | None, typer.Option(help="The folder, which experiments share; the config's `output`-compare, unless given.")
+    Path | None,
+    typer.Option(help="Output folder, which experiments share. Default: the config's `output` plus -compare."),
 ]

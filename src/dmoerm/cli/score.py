@@ -205,7 +205,7 @@ def _score_on_ray(options: ScoreOptions, ray: RayOptions) -> dict[str, Any]:
 
 
 def _description(options: ScoreOptions, folders: Sequence[str]) -> str:
-    """The scorer's description in the plan: a run that continues must have the same."""
+    """Return the scorer's description in the plan: a run that continues must have the same."""
     parts = [*map(_with_digest, folders), *([options.method] if folders[1:] else [])]
     parts += [f"task {options.task}"] if options.task else []
     parts += [options.dtype] if options.dtype else []
@@ -214,16 +214,16 @@ def _description(options: ScoreOptions, folders: Sequence[str]) -> str:
 
 
 def _absolute_folder(folder: str) -> str:
-    """The absolute path of a folder; a hub name unchanged."""
+    """Return the absolute path of a folder; a hub name unchanged."""
     return _absolute(folder) if Path(folder).is_dir() else folder
 
 
 def _absolute(path: str) -> str:
-    """The absolute path, for processes in other folders; a URL unchanged."""
+    """Return the absolute path, for processes in other folders; a URL unchanged."""
     return path if is_url(path) else str(Path(path).absolute())
 
 
 def _with_digest(folder: str) -> str:
-    """The model's folder with a digest of its weights, so that a different model in the same folder is noticed."""
+    """Return the model's folder with a digest of its weights, so that another model in the same folder is detected."""
     file = Path(folder) / "model.safetensors"
     return f"{folder} {hashlib.sha256(file.read_bytes()).hexdigest()[:16]}" if file.is_file() else folder

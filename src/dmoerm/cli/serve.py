@@ -110,5 +110,5 @@ def _warn(host: str, key: str | None) -> None:
 
 
 def _name(model: str, folder: str) -> str:
-    """The run's or the model's folder name; a hub name unchanged."""
+    """Return the name of the run's or the model's folder; a hub name unchanged."""
     return Path(model).resolve().name if Path(folder).exists() else model

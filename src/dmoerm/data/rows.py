@@ -65,7 +65,7 @@ def _json_rows(path: str, whole: bool) -> Iterator[PlacedRow]:
             file = stack.enter_context(gzip.open(file)) if path.endswith(".gz") else file
             start = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
             file.seek(0)
-            # Many `.json` files hold one object a line; only an array must be read whole.
+            # Many `.json` files hold one object per line; only an array must be read whole.
             yield from _array_rows(path, file.read()) if whole and start.startswith(b"[") else line_rows(file)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"cannot be read: {error}", file=path, hint="check the file") from None
@@ -113,9 +113,9 @@ def _decode(content: bytes) -> Any:
     except json.JSONDecodeError as error:
         near = text[max(0, error.pos - 20) : error.pos + 20]
         message = f"is not valid JSON: {error.msg} at column {error.colno}"
-        raise DataError(message, line=error.lineno, value=near, hint="write one JSON object a line") from None
+        raise DataError(message, line=error.lineno, value=near, hint="write one JSON object per line") from None
     except (ValueError, RecursionError) as error:  # a number of thousands of digits; nesting thousands deep
-        raise DataError(f"cannot be read as JSON: {error}", hint="write one JSON object a line") from None
+        raise DataError(f"cannot be read as JSON: {error}", hint="write one JSON object per line") from None
     if _SURROGATE_ESCAPE.search(text):
         _refuse_surrogates(value)
     return value
@@ -131,7 +131,7 @@ def _refuse_surrogates(value: Any) -> None:
         text = json.dumps(value, ensure_ascii=False)
         text.encode()
     except RecursionError:
-        raise DataError("is nested too deeply", hint="write one JSON object a line") from None
+        raise DataError("is nested too deeply", hint="write one JSON object per line") from None
     except UnicodeEncodeError as error:
         near = text[max(0, error.start - 20) : error.start + 20]
         hint = "write the text as valid Unicode"
