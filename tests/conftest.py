@@ -17,6 +17,7 @@ from typing import Any
 
 import hypothesis
 import pytest
+from hypothesis import settings
 from reward_server import RunningServer, running_server
 from running import served
 from tiny import make_model, make_tiny_config, train_quietly, write_backbone
@@ -24,6 +25,9 @@ from tiny import make_model, make_tiny_config, train_quietly, write_backbone
 from dmoerm.config import Config
 from dmoerm.data.readers import Reading, read_groups
 from dmoerm.schema import Group
+
+settings.register_profile("without_deadline", deadline=None)  # an example takes longer on a loaded machine
+settings.load_profile("without_deadline")
 
 DATA_VARIABLE = "DMOERM_DATA"
 
