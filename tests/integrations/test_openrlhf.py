@@ -31,7 +31,7 @@ LLAMA3 = (
 )
 
 
-def test_it_gives_what_the_model_gives(loaded, trained_run):
+def test_rewards_equal_the_models(loaded, trained_run):
     prompts = [CHATML.format("Hello."), LLAMA3.format("What is the capital of France?"), CHATML.format("Hello.")]
     texts = ["Hi, how was your day?", "It is Paris.", "Go away."]
     queries = [f"{p}{t}{end}" for p, t, end in zip(prompts, texts, ["<|im_end|>", "<|eot_id|>", ""], strict=True)]
@@ -48,7 +48,7 @@ def test_it_gives_what_the_model_gives(loaded, trained_run):
             assert float(actual["extra_logs"][f"{score.task}/{name}"][index]) == pytest.approx(value, abs=1e-4)
 
 
-def test_it_asks_a_server_as_well(loaded, reward_server, monkeypatch):
+def test_the_source_may_be_a_server(loaded, reward_server, monkeypatch):
     monkeypatch.setenv("DMOERM_MODEL", reward_server.url)
     prompts = [CHATML.format("Hello."), CHATML.format("What?")]
     actual = loaded.reward_func([f"{p}That.<|im_end|>" for p in prompts], prompts, [None] * 2)
@@ -57,7 +57,7 @@ def test_it_asks_a_server_as_well(loaded, reward_server, monkeypatch):
     assert actual["extra_logs"]["objective_qa/correctness"].tolist() == [0.0, 1.0]
 
 
-def test_one_query_at_a_time_gives_the_same_names(loaded):
+def test_single_queries_have_the_same_columns(loaded):
     names = set()
     for text in ("Hello.", "What is the capital of France?"):
         prompt = CHATML.format(text)
@@ -67,7 +67,7 @@ def test_one_query_at_a_time_gives_the_same_names(loaded):
     assert len(names) == 1
 
 
-def test_an_empty_response_gets_the_least(loaded):
+def test_an_empty_response_has_the_lowest_reward(loaded):
     prompt = CHATML.format("Hello.")
     actual = loaded.reward_func([f"{prompt}<|im_end|>", f"{prompt}Yes.<|im_end|>"], [prompt] * 2, None)
     assert actual["rewards"][0] == MIN_REWARD < actual["rewards"][1]
@@ -89,7 +89,7 @@ def test_text_that_looks_like_markup_stays(text):
     assert rendered.response_text(f"<pad><pad>PROMPT{text}</s>", "PROMPT") == text
 
 
-def test_what_cannot_be_is_said(loaded, monkeypatch):
+def test_invalid_calls_are_errors(loaded, monkeypatch):
     with pytest.raises(DataError, match="does not contain its prompt"):
         rendered.response_text("other", "prompt")
     monkeypatch.delenv("DMOERM_MODEL")

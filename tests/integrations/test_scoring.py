@@ -1,4 +1,4 @@
-"""What the plug-ins share: rewards of whole batches, their columns, prompts and completions of every form."""
+"""Code shared by the reward functions: scores of batches, their columns, prompts and completions in every form."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TURNS = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": 
 
 
 class ByRule:
-    """Scores as the tests' server does, and keeps what it was asked."""
+    """Scores like the tests' server, and records the queries."""
 
     def __init__(self):
         self.queries = []
@@ -26,7 +26,7 @@ class ByRule:
         return [[score_by_rule(q.prompt, text, q.task) for text in q.responses] for q in queries]
 
 
-def test_a_prompt_is_asked_once():
+def test_a_prompt_is_scored_once():
     scorer = ByRule()
     samples = [(None, "a?", "t"), (None, "b", "tt"), ("chitchat", "a?", "ttt"), (None, "a?", "x")]
     scores = score_samples(scorer, samples)
@@ -58,6 +58,6 @@ def test_prompts_and_completions_of_every_form():
 
 
 @pytest.mark.parametrize("turn", [{"role": "tool", "content": "5"}, {"role": "user"}, {"content": "x"}, "text"])
-def test_a_message_that_is_none_is_told(turn):
+def test_an_invalid_message_is_an_error(turn):
     with pytest.raises(DataError, match="prompt: is not a chat message"):
         as_prompt([turn])

@@ -1,4 +1,4 @@
-"""Where rewards come from."""
+"""The sources of rewards."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dmoerm.integrations import source
 from dmoerm.integrations.source import open_scorer, tasks_of
 
 
-def test_a_source_is_opened_once_whoever_asks(trained_run, monkeypatch):
+def test_a_source_is_opened_once_for_all_threads(trained_run, monkeypatch):
     loaded, opened = [], []
     monkeypatch.setattr(source, "_load", lambda path: loaded.append(path) or object())
     threads = [threading.Thread(target=lambda: opened.append(open_scorer("somewhere/else"))) for _ in range(8)]
@@ -39,7 +39,7 @@ def test_every_kind_of_source(trained_run, reward_server, monkeypatch):
     assert tasks_of(open_scorer()) == TASKS
 
 
-def test_sources_that_are_none(reward_server, monkeypatch, tmp_path):
+def test_invalid_sources_are_errors(reward_server, monkeypatch, tmp_path):
     monkeypatch.delenv("DMOERM_MODEL", raising=False)
     with pytest.raises(ConfigError, match="DMOERM_MODEL is not set"):
         open_scorer()

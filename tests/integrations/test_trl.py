@@ -22,7 +22,7 @@ TURNS = [{"role": "user", "content": "Why?"}]
 
 
 class Logged:
-    """What TRL gives a reward function to log with, and what was logged."""
+    """The logging functions that TRL passes to a reward function, and the logged values."""
 
     def __init__(self):
         self.metrics, self.extra = defaultdict(list), {}
@@ -34,7 +34,7 @@ class Logged:
 
 
 class ByRule:
-    """Scores as the tests' server does, but for `changes`, and keeps what it was asked."""
+    """Scores like the tests' server except for `changes`, and records the queries."""
 
     def __init__(self, **changes):
         self.queries, self.changes = [], changes
@@ -49,7 +49,7 @@ class ByRule:
         return score if score.empty else replace(score, **self.changes)
 
 
-def test_texts_and_messages_a_prompt_once():
+def test_texts_and_messages_are_scored_once_per_prompt():
     scorer, logged = ByRule(), Logged()
     completions = [[{"role": "assistant", "content": text}] for text in ("t", "", "tt")]
     actual = logged.call(reward_function(scorer), [TURNS] * 3, completions, answer=["5"] * 3)
@@ -75,7 +75,7 @@ def test_what_is_logged():
 
 
 def test_rows_of_other_tasks_get_none():
-    """By the column without being asked, else by the route; a response without text goes with its prompt's others."""
+    """The column decides without scoring, else the route; an empty response has the route of its prompt."""
     scorer = ByRule()
     function = reward_function(scorer, tasks=["chitchat"])
     row_tasks = ["chitchat", None, "another model's", None, None, None]
@@ -87,7 +87,7 @@ def test_rows_of_other_tasks_get_none():
     assert not any(name.startswith("objective_qa/") for name in logged.metrics)
 
 
-def test_a_task_that_the_model_has_not_is_told(trained_run):
+def test_an_unknown_task_is_an_error(trained_run):
     with pytest.raises(DataError, match="no such task"):
         Logged().call(reward_function(trained_run.model), ["Hi."], ["t"], task=["none"])
 
@@ -99,7 +99,7 @@ def test_it_can_be_pickled(reward_server):
 
 
 def trained(algorithm, functions, folder, rows, steps=3):
-    """The trainer after some steps of a random policy, and its log of them."""
+    """Train a random policy for some steps; return the trainer and its log."""
     import trl
 
     name = {"rloo": "RLOO", "grpo": "GRPO"}[algorithm]
@@ -124,7 +124,7 @@ def trained(algorithm, functions, folder, rows, steps=3):
 
 @pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
 @pytest.mark.parametrize(("source", "conversational"), [("folder", True), ("server", True), ("folder", False)])
-def test_trls_trainers_take_it(algorithm, source, conversational, trained_run, reward_server, tmp_path):
+def test_trls_trainers_accept_the_function(algorithm, source, conversational, trained_run, reward_server, tmp_path):
     path = str(trained_run.folder / "model") if source == "folder" else reward_server.url
     texts = ["How are you?", "Hi.", "Tell me more.", "What is it?"]
     rows = [
@@ -145,8 +145,8 @@ def test_trls_trainers_take_it(algorithm, source, conversational, trained_run, r
 
 
 @pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
-def test_trls_trainers_take_a_models_folder(algorithm, trained_run, tmp_path):
-    """As any classifier's: TRL's own code loads model and tokenizer, pads, and reads the logits."""
+def test_trls_trainers_accept_a_model_folder(algorithm, trained_run, tmp_path):
+    """TRL's own code loads model and tokenizer, pads, and reads the logits, as for any classifier."""
     folder = shutil.copytree(trained_run.folder / "model", tmp_path / "model")
     if algorithm == "rloo":  # a folder that was saved before config.json had the field
         settings = json.loads((folder / "config.json").read_text())

@@ -14,7 +14,7 @@ TEXTS = ["It is Paris.", "No idea.", ""]
 
 
 def columns_of(results):
-    """What verl makes of a batch's results: one column a name."""
+    """Convert a batch's results to columns, as verl does."""
     columns = {}
     for result in results:
         for name, value in result.items():
@@ -33,7 +33,7 @@ def folder(trained_run):
     return str(trained_run.folder / "model")
 
 
-def test_it_gives_what_the_model_gives(trained_run, folder, monkeypatch):
+def test_rewards_equal_the_models(trained_run, folder, monkeypatch):
     monkeypatch.setenv("DMOERM_MODEL", folder)
     actual = columns_of(batch([np.array(TURNS, dtype=object), "Hello.", TURNS], TEXTS))
     expected = [trained_run.model.score(TURNS, TEXTS[:1])[0], trained_run.model.score("Hello.", TEXTS[1:2])[0]]
@@ -44,7 +44,7 @@ def test_it_gives_what_the_model_gives(trained_run, folder, monkeypatch):
             assert actual[f"{score.task}/{name}"][index] == pytest.approx(value, abs=1e-4)
 
 
-def test_one_at_a_time_gives_the_same(folder):
+def test_single_calls_give_the_same_rewards(folder):
     prompts = [TURNS, "Hello.", "Hello."]
     together = batch(prompts, TEXTS, reward_model=folder)
     for prompt, text, expected in zip(prompts, TEXTS, together, strict=True):
@@ -63,6 +63,6 @@ def test_a_server_and_a_task_of_the_data(reward_server):
 
 
 @pytest.mark.parametrize("info", [None, {}, {"index": 4}])
-def test_a_missing_prompt_is_told_with_its_remedy(folder, info):
+def test_a_missing_prompt_is_an_error_with_a_hint(folder, info):
     with pytest.raises(DataError, match=r"extra_info: has no prompt.*when you prepare the data set"):
         compute_score("any", "text", None, info, reward_model=folder)

@@ -13,7 +13,7 @@ from dmoerm.model.packed_attention import Decoder
 
 @pytest.fixture
 def load(backbones: Callable[[str], str]) -> Callable[..., Decoder]:
-    """A function: a kind, and changes to the backbone's settings → the tiny backbone of that kind in float32."""
+    """Return a function from a kind and settings to the tiny backbone of that kind in float32."""
 
     def load(kind: str = "llama", **changes: object) -> Decoder:
         return load_backbone(BackboneConfig(**{"path": backbones(kind), "dtype": "float32", **changes}))[0]

@@ -45,27 +45,27 @@ def example(model: Decoder, seed: int = 0) -> Packed:
 
 
 def parts(inputs: Packed) -> tuple[list[Tensor], list[Tensor]]:
-    """The prompts, and the responses."""
+    """Return the prompts and the responses."""
     packing = inputs.packing
     actual = list(inputs.tokens.split([*packing.prompts, *packing.responses]))
     return actual[: len(packing.prompts)], actual[len(packing.prompts) :]
 
 
 def texts(inputs: Packed) -> list[Tensor]:
-    """Each response after its prompt."""
+    """Return each prompt with its response."""
     prompts, responses = parts(inputs)
     return [torch.cat([prompts[q], response]) for q, response in zip(inputs.packing.owner, responses, strict=True)]
 
 
 def through(model: Decoder, layer: int, ids: Packed, outputs: Outputs = "all") -> Tensor:
-    """The trunk, then the branch: the requested states (…, d)."""
+    """Run trunk and branch; return the requested states (…, d)."""
     trunk, branch = split_layers(model, layer)
     hidden = ids if trunk is None else ids._replace(tokens=run(trunk, ids)[0])
     return run(branch, hidden, outputs)[0]
 
 
 def plain(*models: Decoder) -> Callable[[Tensor], Tensor]:
-    """One sequence (T,) or (T, d) → states (T, d), by the models' own forward, one after the other."""
+    """Return a function from a sequence (T,) or (T, d) to states (T, d) by the models' own forward."""
 
     def states_of(sequence: Tensor) -> Tensor:
         for model in models:
@@ -77,7 +77,7 @@ def plain(*models: Decoder) -> Callable[[Tensor], Tensor]:
 
 
 def separate(states_of: Callable[[Tensor], Tensor], inputs: Packed, outputs: Outputs = "all") -> Tensor:
-    """The outputs states (…, d) where each sequence is run by itself."""
+    """Return the states (…, d) of sequences that run separately."""
     packing = inputs.packing
     whole = [states_of(text)[start:] for text, start in zip(texts(inputs), packing.starts, strict=True)]
     if outputs == "last":

@@ -31,7 +31,7 @@ def test_the_papers_aggregator_by_hand() -> None:
     torch.testing.assert_close(made(VECTORS), (bent @ made.mlp.fc2.weight.T)[:, 0])
 
 
-def test_scores_start_as_their_standardised_mean() -> None:
+def test_scores_start_as_their_normalized_mean() -> None:
     torch.testing.assert_close(aggregator("scores")(VECTORS), normalized(VECTORS[:, 10:]).mean(1))
 
 
@@ -42,7 +42,7 @@ def test_both_is_the_sum() -> None:
 
 
 @pytest.mark.parametrize(("inputs", "ignored"), [("embeddings", slice(10, 14)), ("scores", slice(0, 10))])
-def test_each_form_reads_its_own_part_alone(inputs: str, ignored: slice) -> None:
+def test_each_kind_of_input_reads_only_its_part(inputs: str, ignored: slice) -> None:
     made, other = aggregator(inputs), VECTORS.clone()
     other[:, ignored] = 99
     assert torch.equal(made(other), made(VECTORS))
@@ -51,11 +51,11 @@ def test_each_form_reads_its_own_part_alone(inputs: str, ignored: slice) -> None
     assert not torch.equal(made(read), made(VECTORS))
 
 
-def test_the_mlp_is_as_wide_as_an_embedding_unless_asked() -> None:
+def test_the_default_mlp_is_as_wide_as_an_embedding() -> None:
     assert Aggregator(2, 5, 4, AggregatorConfig()).mlp.fc1.weight.shape == (5, 10)
 
 
 @pytest.mark.parametrize("inputs", ["embeddings", "scores", "both"])
-def test_a_response_is_scored_alone_as_among_others(inputs: str) -> None:
+def test_a_response_has_the_same_score_alone_and_among_others(inputs: str) -> None:
     made = aggregator(inputs)
     torch.testing.assert_close(torch.cat([made(row[None]) for row in VECTORS]), made(VECTORS))

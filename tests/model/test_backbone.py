@@ -121,7 +121,7 @@ UNSUPPORTED = {
 
 @pytest.mark.parametrize("kind", UNSUPPORTED)
 def test_a_family_that_is_not_supported_is_refused_before_its_weights_are_read(tmp_path: Path, kind: str) -> None:
-    """The folder holds the configuration alone."""
+    """The folder contains only the configuration."""
     from transformers import AutoConfig
 
     config = AutoConfig.for_model(kind, **TINY_TEXT) if kind in module._UNSUPPORTED else AutoConfig.for_model(kind)
@@ -131,7 +131,7 @@ def test_a_family_that_is_not_supported_is_refused_before_its_weights_are_read(t
 
 
 @pytest.mark.parametrize("kind", ["gemma", "gemma2", "gemma3_text", "gpt_oss"])
-def test_such_a_family_is_refused_under_an_unknown_name_too(
+def test_an_unsupported_family_is_refused_under_an_unknown_name(
     backbones: Callable[[str], str], kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The model itself shows why its family is refused, so related families are refused too."""
@@ -140,7 +140,7 @@ def test_such_a_family_is_refused_under_an_unknown_name_too(
         load_backbone(BackboneConfig(path=backbones(kind), dtype="float32"))
 
 
-def test_a_backbone_whose_cut_changes_the_result_is_refused(load: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_backbone_whose_split_changes_the_result_is_refused(load: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     model = load()
     real_split = module.split_layers
     monkeypatch.setattr(module, "split_layers", lambda model, layer: (real_split(model, 1)[0], real_split(model, 3)[1]))

@@ -1,4 +1,4 @@
-"""A model's folder: the same scores back, standard PEFT adapters, complete or absent, and never a pickle."""
+"""The checkpoint folder: the same scores after loading, standard PEFT adapters, complete or absent, no pickles."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def saved(tiny_backbone: str, tmp_path_factory: pytest.TempPathFactory) -> tuple
 
 @pytest.fixture
 def copied(saved: tuple[DMoERM, Path], tmp_path: Path) -> Path:
-    """A folder of one's own to damage."""
+    """A copy of the folder that the test may damage."""
     return Path(shutil.copytree(saved[1], tmp_path / "model"))
 
 
@@ -50,7 +50,7 @@ def test_every_tensor_comes_back_bit_for_bit(saved: tuple[DMoERM, Path]) -> None
     assert all(torch.equal(loaded[name], tensor) for name, tensor in model.state_dict().items())
 
 
-def test_the_folder_is_as_designed(saved: tuple[DMoERM, Path]) -> None:
+def test_the_folder_has_the_documented_files(saved: tuple[DMoERM, Path]) -> None:
     model, folder = saved
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     adapters = {
@@ -147,7 +147,7 @@ def test_peft_loads_every_adapter_to_the_same_embedding(saved: tuple[DMoERM, Pat
     ],
 )
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "mistral"])
-def test_peft_loads_the_adapters_of_other_forms(
+def test_peft_loads_the_adapters_of_other_configurations(
     tiny_model: Callable[..., DMoERM],
     backbones: Callable[[str], str],
     tmp_path: Path,
@@ -188,7 +188,7 @@ def reshape(file: Path) -> None:
 
 
 def fill_with_text(file: Path) -> None:
-    file.write_text("this is no tensor file")
+    file.write_text("this is not a tensor file")
 
 
 FILES = [
@@ -204,7 +204,7 @@ FILES = [
 @pytest.mark.parametrize("damage", [Path.unlink, truncate, drop_tensor, reshape, fill_with_text])
 @pytest.mark.parametrize("checked", [True, False])
 def test_a_damaged_file_is_named(copied: Path, name: str, damage: Callable[[Path], None], checked: bool) -> None:
-    """By its checksum, and in a folder without checksums by what it holds."""
+    """Its checksum, or without checksums its content, shows the damage."""
     damage(copied / name)
     if not checked:
         (copied / "SHA256SUMS").unlink()
@@ -214,7 +214,7 @@ def test_a_damaged_file_is_named(copied: Path, name: str, damage: Callable[[Path
 
 
 class Bomb:
-    """Unpickling it leaves a trace."""
+    """Unpickling it creates a file."""
 
     def __init__(self, trace: Path) -> None:
         self.trace = trace
@@ -309,13 +309,13 @@ def test_a_config_that_does_not_fit_the_weights_is_named(copied: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["gemma", "gemma2"])
-def test_a_model_that_was_saved_on_an_unsupported_backbone_is_refused_at_loading(copied: Path, kind: str) -> None:
+def test_a_model_saved_with_an_unsupported_backbone_is_refused(copied: Path, kind: str) -> None:
     backbone = json.loads((copied / "config.json").read_text())["backbone"] | {"model_type": kind}
     with pytest.raises(CheckpointError, match=rf"config\.json: this model cannot score: .*'{kind}' is not supported"):
         DMoERM.from_pretrained(edited(copied, backbone=backbone))
 
 
-def test_a_value_that_no_file_holds_is_named(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_value_missing_from_all_files_is_named(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dmoerm.model.configuration.check_config", lambda _: None)
     backbone = json.loads((copied / "config.json").read_text())["backbone"] | {"model_type": "gemma"}
     with pytest.raises(CheckpointError, match=r"contains no value for .*embed_scale|do(es)? not fit"):
@@ -323,7 +323,7 @@ def test_a_value_that_no_file_holds_is_named(copied: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("name", ["", "no/such/folder", "file"])
-def test_a_path_that_holds_no_model_is_named(tmp_path: Path, name: str) -> None:
+def test_a_path_without_a_model_is_named(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(CheckpointError, match=f"{tmp_path / name}: is not a dmoerm model"):
         DMoERM.from_pretrained(tmp_path / name)
@@ -333,7 +333,7 @@ def test_a_path_that_holds_no_model_is_named(tmp_path: Path, name: str) -> None:
 
 
 def full_disk_after(files: int) -> Callable[..., None]:
-    """`save_file` on a disk that has room for so many files."""
+    """Return a `save_file` for a disk with space for that number of files."""
     left: Iterator[int] = iter(range(files))
 
     def save(state: dict[str, torch.Tensor], file: Path, **options: Any) -> None:
@@ -366,7 +366,7 @@ def test_a_full_disk_leaves_the_old_model_and_nothing_else(
     assert rewards(DMoERM.from_pretrained(copied)) == before
 
 
-def test_a_full_disk_leaves_no_folder_where_none_was(
+def test_a_full_disk_leaves_no_new_folder(
     saved: tuple[DMoERM, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checkpoint, "save_file", full_disk_after(2))
@@ -375,7 +375,7 @@ def test_a_full_disk_leaves_no_folder_where_none_was(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_new_model_takes_the_old_ones_place(
+def test_a_new_model_replaces_the_old_model(
     copied: Path, saved: tuple[DMoERM, Path], tiny_model: Callable[..., DMoERM]
 ) -> None:
     new = tiny_model(base="frozen", phase2={"lora": {"rank": 0}})
@@ -385,7 +385,7 @@ def test_a_new_model_takes_the_old_ones_place(
     assert [path.name for path in copied.parent.iterdir() if path.name.startswith(".")] == []
 
 
-def test_a_place_that_cannot_be_written_is_named(saved: tuple[DMoERM, Path], tmp_path: Path) -> None:
+def test_a_path_that_cannot_be_written_is_named(saved: tuple[DMoERM, Path], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(CheckpointError, match=f"{tmp_path / 'file' / 'model'}: the model cannot be written"):
         saved[0].save_pretrained(tmp_path / "file" / "model")

@@ -1,4 +1,4 @@
-"""Several models' scores as one: scales and offsets do not matter, differences and disagreement do."""
+"""Combined scores of several models: scales and offsets do not matter, differences and disagreement do."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_the_formulas() -> None:
 
 
 @pytest.mark.parametrize("combination", ["mean", "wco", "uwo"])
-def test_a_members_level_on_a_prompt_decides_nothing(combination: str) -> None:
+def test_a_members_level_on_a_prompt_has_no_effect(combination: str) -> None:
     """Preferences determine a member's rewards up to a constant per prompt."""
     rewards = torch.randn(4, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     shifted = rewards + torch.tensor([[3.0], [-5.0], [0.0], [2.0]])
@@ -83,8 +83,8 @@ def test_models_that_agree_keep_their_rewards(combination: str, rewards: list[fl
         assert score.uncertainty == pytest.approx(0, abs=1e-9)
 
 
-def test_what_models_disagree_on_loses() -> None:
-    """Both find the first two responses equally good in the mean; they agree on the second alone."""
+def test_disagreement_lowers_wco_and_uwo() -> None:
+    """The first two responses have equal means; the models agree only on the second."""
     members = [member([2.0, 1.0, -1.0, -2.0]), member([0.0, 1.0, -1.0, 0.0])]
     mean, wco, uwo = ([score.reward for score in combine_scores(members, combination)] for combination in WAYS)
     assert mean == pytest.approx([1, 1, -1, -1])
@@ -99,7 +99,7 @@ def test_a_single_response_has_the_mean_and_no_uncertainty(combination: str) -> 
     assert (actual.reward, actual.uncertainty) == (pytest.approx(0.5), None)
 
 
-def test_models_that_take_another_task_have_no_say_in_its_capabilities() -> None:
+def test_capabilities_are_those_of_models_that_chose_the_task() -> None:
     chat = {"chat": 0.8, "facts": 0.2}
     members = [
         member([1.0, 0.0], task="chat", route=chat, empathy=1.0, wit=3.0),

@@ -1,4 +1,4 @@
-"""Stacked experts are what the same experts are one by one, and start as their branch."""
+"""Stacked experts equal the same experts run separately, and start as their branch."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def random_experts(branch: Any, count: int, targets: tuple[str, ...], **lora: An
 
 
 def only(experts: Experts, index: int, branch: Any) -> Experts:
-    """One of the experts alone."""
+    """Return a single expert."""
     expert = Experts(branch, experts.capabilities[index : index + 1], 64, experts.config, HeadConfig(), "both").eval()
     expert.heads[0] = experts.heads[index]
     for single, stacked in zip(lora_layers(expert).values(), lora_layers(experts).values(), strict=True):
@@ -48,7 +48,7 @@ def only(experts: Experts, index: int, branch: Any) -> Experts:
 @each_kind
 @each_targets
 @torch.no_grad()
-def test_stacked_experts_are_the_experts_one_by_one(
+def test_stacked_experts_equal_separate_experts(
     tiny_model: Callable[..., Any], backbones: Callable[[str], str], kind: str, targets: tuple[str, ...]
 ) -> None:
     model = tiny_model(backbone={"path": backbones(kind)})
@@ -62,12 +62,12 @@ def test_stacked_experts_are_the_experts_one_by_one(
         alone = expert.embed(hidden, base)
         torch.testing.assert_close(z[index], alone[0], atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(experts.score(z)[:, index], expert.score(alone)[:, 0], atol=1e-5, rtol=1e-4)
-    assert (z - base).abs().amax((1, 2)).min() > 1e-2  # each expert really says something else
+    assert (z - base).abs().amax((1, 2)).min() > 1e-2  # the experts differ
 
 
 @each_targets
 @torch.no_grad()
-def test_a_new_expert_is_its_branch(tiny_model: Callable[..., Any], targets: tuple[str, ...]) -> None:
+def test_a_new_expert_equals_its_branch(tiny_model: Callable[..., Any], targets: tuple[str, ...]) -> None:
     model = tiny_model()
     hidden, base = inputs(model), model.general.embed(inputs(model))
     experts = random_experts(model.general.branch, 2, targets)
@@ -91,7 +91,7 @@ def test_a_lora_linear_by_hand() -> None:
     torch.testing.assert_close(layer(x), torch.cat([expert(0, x[:2]), expert(1, x[2:])]))
 
 
-def test_gradients_reach_lora_and_heads_alone(tiny_model: Callable[..., Any]) -> None:
+def test_gradients_reach_only_lora_and_heads(tiny_model: Callable[..., Any]) -> None:
     model = tiny_model()
     hidden = inputs(model)
     experts = random_experts(model.general.branch, 2, ALL_LINEAR)
@@ -100,7 +100,7 @@ def test_gradients_reach_lora_and_heads_alone(tiny_model: Callable[..., Any]) ->
     assert reached == {name for name, _ in experts.named_parameters() if "lora_" in name or name.startswith("heads")}
 
 
-def test_each_expert_learns_from_its_own_score_alone(tiny_model: Callable[..., Any]) -> None:
+def test_each_expert_learns_only_from_its_score(tiny_model: Callable[..., Any]) -> None:
     model = tiny_model()
     hidden = inputs(model)
     experts = random_experts(model.general.branch, 3, ("q_proj", "v_proj"))
@@ -144,7 +144,7 @@ def test_targets_that_name_no_layer_are_an_error(tiny_model: Callable[..., Any])
 
 
 def test_attaching_keeps_evaluation_mode(tiny_model: Callable[..., Any]) -> None:
-    """New LoRA must not bring its dropout into a model that is being used."""
+    """New LoRA layers must not enable dropout in evaluation mode."""
     model = tiny_model()
     experts = random_experts(model.general.branch, 2, ALL_LINEAR, dropout=0.5).eval()
     experts.attach(model.general.branch)

@@ -1,4 +1,4 @@
-"""Pooling looks at a response's own tokens alone; a head is linear in what the training part's statistics scale."""
+"""Pooling reads only a response's tokens; a head is linear in the normalized embedding."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ each_pooling = pytest.mark.parametrize("pooling", POOLINGS)
 
 
 def unchanged(branch: Any, inputs: Packed, outputs: str, num_experts: int) -> Tensor:
-    """What `run` gives of a branch that leaves hidden states as they are."""
+    """Replace `run` for a branch that returns its input states."""
     tokens, packing = inputs
     states = tokens[packing.last] if outputs == "last" else tokens[packing.prompt_tokens :]
     return states.expand(num_experts, *states.shape)
@@ -34,13 +34,13 @@ def unchanged(branch: Any, inputs: Packed, outputs: str, num_experts: int) -> Te
 
 @pytest.fixture
 def pooled(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Tensor]:
-    """A function from packed states and a pooling to embeddings (N, D)."""
+    """Return a function from packed states and a pooling to embeddings (N, D)."""
     monkeypatch.setattr(heads, "run", unchanged)
     return lambda inputs, pooling: embed(None, inputs, pooling)[0]
 
 
 def by_hand(states: Tensor, pooling: str) -> Tensor:
-    """One response's embedding of its states (R, d)."""
+    """Pool a response's states (R, d)."""
     actual = {"last": [states[-1]], "mean": [states.mean(0)], "both": [states[-1], states.mean(0)]}
     return torch.cat(actual[pooling])
 
@@ -61,7 +61,7 @@ def test_pooling_by_hand(pooled: Callable[..., Tensor]) -> None:
     ),
     junk=st.floats(-1e4, 1e4),
 )
-def test_no_other_text_reaches_an_embedding(
+def test_an_embedding_depends_on_no_other_text(
     pooled: Callable[..., Tensor], pooling: str, lengths: list[tuple[int, list[int]]], junk: float
 ) -> None:
     inputs = pack([(torch.full((p, 3), junk), [torch.randn(r, 3) for r in responses]) for p, responses in lengths])
@@ -90,7 +90,7 @@ def test_pooling_is_in_float32(pooled: Callable[..., Tensor], pooling: str) -> N
     assert pooled(pack([(states, [states])]), pooling).dtype is torch.float32
 
 
-def test_standardised_samples_have_mean_0_and_deviation_1() -> None:
+def test_normalized_samples_have_mean_0_and_deviation_1() -> None:
     samples = torch.randn(200, 4) * torch.tensor([0.1, 1.0, 10.0, 100.0]) + 5
     normalizer = Normalizer(4)
     assert torch.equal(normalizer(samples), samples)
@@ -100,7 +100,7 @@ def test_standardised_samples_have_mean_0_and_deviation_1() -> None:
     torch.testing.assert_close(after.std(0, correction=0), torch.ones(4))
 
 
-def test_a_column_that_never_changes_stays_finite() -> None:
+def test_a_constant_column_stays_finite() -> None:
     normalizer = Normalizer(2)
     normalizer.fit(torch.ones(5, 2))
     assert normalizer(torch.ones(1, 2)).tolist() == [[0, 0]]
@@ -116,7 +116,7 @@ def test_a_head_maps_each_embedding_to_one_score(hidden: int) -> None:
     torch.testing.assert_close(head(z[1, 2]), scores[1, 2])
 
 
-def test_a_linear_head_is_the_weighted_standardised_embedding() -> None:
+def test_a_linear_head_is_the_weighted_normalized_embedding() -> None:
     head = Head(3, HeadConfig())
     head.normalizer.fit(samples := torch.randn(50, 3))
     z = (samples[0] - samples.mean(0)) / samples.std(0, correction=0)

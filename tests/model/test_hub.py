@@ -24,7 +24,7 @@ CARD = card(example(), {"chitchat": ["empathy"]})
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A hub that huggingface_hub takes for the real one, with a cache of its own."""
+    """A local hub in place of the real one, with an empty cache."""
     with running_hub() as hub, monkeypatch.context() as patched:
         patched.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
         template = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
@@ -46,7 +46,7 @@ def rewards(model: DMoERM) -> list[float]:
     return [score.reward for score in model.score("How are you?", ["Fine.", "No."])]
 
 
-def test_a_model_goes_up_and_comes_down(hub: Hub, model: DMoERM) -> None:
+def test_an_uploaded_model_can_be_downloaded(hub: Hub, model: DMoERM) -> None:
     url = model.push_to_hub("me/rm", private=True, commit_message="The first.")
     repository = hub.repositories["me/rm"]
     assert url.startswith(hub.url)
@@ -63,13 +63,13 @@ def test_a_model_goes_up_and_comes_down(hub: Hub, model: DMoERM) -> None:
     assert "Bearer secret" in hub.keys
 
 
-def test_a_revision_is_the_model_that_it_was(hub: Hub, model: DMoERM, tiny_model: Any) -> None:
+def test_a_revision_loads_the_model_of_that_commit(hub: Hub, model: DMoERM, tiny_model: Any) -> None:
     model.push_to_hub("me/rm")
     first = hub.repositories["me/rm"].sha("main")
     other = tiny_model(base="frozen", phase2={"lora": {"rank": 0}})
     other.push_to_hub("me/rm", commit_message="Frozen heads.")
     files = hub.repositories["me/rm"].files["main"]
-    assert not any("experts" in name for name in files)  # what the former model left there is gone
+    assert not any("experts" in name for name in files)  # the earlier model's files are deleted
     assert rewards(DMoERM.from_pretrained("me/rm")) == pytest.approx(rewards(other), abs=1e-5)
     assert rewards(DMoERM.from_pretrained("me/rm", revision=first)) == pytest.approx(rewards(model), abs=1e-5)
     with pytest.raises(CheckpointError, match="me/rm: is neither a local model folder nor a model on the hub"):
@@ -77,7 +77,7 @@ def test_a_revision_is_the_model_that_it_was(hub: Hub, model: DMoERM, tiny_model
 
 
 def test_nothing_of_a_hostile_repository_is_run(hub: Hub, model: DMoERM, tmp_path: Path) -> None:
-    """Code and pickles are not even asked for; a tokenizer that names code is refused."""
+    """Code and pickles are not downloaded; a tokenizer that names code is refused."""
     model.push_to_hub("me/rm")
     repository = hub.repositories["me/rm"]
     trap = pickle.dumps(Trap(str(tmp_path / "sprung")))
@@ -88,7 +88,7 @@ def test_nothing_of_a_hostile_repository_is_run(hub: Hub, model: DMoERM, tmp_pat
         "AutoConfig": "modeling_dmoerm.Config",
         "AutoModelForSequenceClassification": "modeling_dmoerm.M",
     }
-    repository.files["main"].pop("SHA256SUMS")  # whoever can change a file can change its sum
+    repository.files["main"].pop("SHA256SUMS")  # a file and its sum can be changed together
     files = repository.files["main"] | traps | {"config.json": json.dumps(config).encode()}
     repository.commit("main", files)
     hub.downloaded.clear()
@@ -126,7 +126,7 @@ def test_dmoerm_push(hub: Hub, model: DMoERM, tmp_path: Path) -> None:
     assert hub.repositories["me/rm"].messages == ["Mine."]
 
 
-def test_what_cannot_be_uploaded_is_told(hub: Hub, model: DMoERM, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_upload_is_an_error(hub: Hub, model: DMoERM, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(CheckpointError, match="a//b: the model cannot be uploaded"):
         model.push_to_hub("a//b")
     monkeypatch.delenv("HF_TOKEN")
@@ -134,7 +134,7 @@ def test_what_cannot_be_uploaded_is_told(hub: Hub, model: DMoERM, monkeypatch: p
         model.push_to_hub("me/rm")
 
 
-def test_a_card_names_where_the_model_is_now() -> None:
+def test_an_uploaded_card_has_the_name_on_the_hub() -> None:
     text = rename_card(CARD, "me/rm")
     assert text.count("me/rm") == 2
     assert "path/to" not in text

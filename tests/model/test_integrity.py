@@ -1,4 +1,4 @@
-"""A model's folder is what was written, of sane sizes, and inside itself."""
+"""A checkpoint folder is unchanged, has files of valid sizes, and has no links that leave it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_the_sums_are_the_standard_ones(saved: Path) -> None:
     assert listed == files - {"README.md", "run.yaml", "SHA256SUMS"}
 
 
-def test_a_flipped_bit_of_any_file_is_found(copied: Path) -> None:
+def test_a_flipped_bit_in_any_file_is_detected(copied: Path) -> None:
     for file in [file for file in copied.rglob("*") if file.is_file() and file.name not in ("README.md", "SHA256SUMS")]:
         content = file.read_bytes()
         file.write_bytes(content[:-9] + bytes([content[-9] ^ 4]) + content[-8:])
@@ -46,14 +46,14 @@ def test_a_flipped_bit_of_any_file_is_found(copied: Path) -> None:
     check_sums(copied)
 
 
-def test_texts_are_peoples_to_edit_and_other_files_to_add(copied: Path) -> None:
+def test_texts_may_be_edited_and_files_added(copied: Path) -> None:
     (copied / "README.md").write_bytes("Schöner".encode("latin-1"))
     (copied / "run.yaml").write_text("seed: 3")
     (copied / "notes.txt").write_text("mine")
     assert DMoERM.from_pretrained(copied).texts["README.md"].startswith("Sch")
 
 
-def test_the_check_can_be_left_out(copied: Path) -> None:
+def test_the_check_can_be_disabled(copied: Path) -> None:
     with (copied / "config.json").open("a") as file:
         file.write(" ")
     DMoERM.from_pretrained(copied, check=False)
@@ -69,14 +69,14 @@ def test_a_folder_without_sums_loads(copied: Path) -> None:
 @pytest.mark.parametrize(
     "content", ["x", f"{'0' * 64}  ../x\n", f"{'0' * 64}  /etc/passwd\n", f"{'0' * 63}  config.json"]
 )
-def test_sums_that_are_none_are_named(copied: Path, content: str) -> None:
+def test_invalid_sums_are_an_error(copied: Path, content: str) -> None:
     (copied / "SHA256SUMS").write_text(content)
     with pytest.raises(CheckpointError, match=r"SHA256SUMS: is damaged, or names files outside"):
         check_sums(copied)
 
 
 def test_links_inside_and_into_the_hubs_cache_are_followed(saved: Path, tmp_path: Path) -> None:
-    """The hub's cache holds a folder of links: snapshots/COMMIT/FILE → blobs/HASH."""
+    """The hub's cache contains a folder of links: snapshots/COMMIT/FILE → blobs/HASH."""
     snapshot, blobs = tmp_path / "models--me--rm" / "snapshots" / "c0ffee", tmp_path / "models--me--rm" / "blobs"
     shutil.copytree(saved, snapshot)
     blobs.mkdir()
@@ -90,7 +90,7 @@ def test_links_inside_and_into_the_hubs_cache_are_followed(saved: Path, tmp_path
         DMoERM.from_pretrained(snapshot)
 
 
-def test_what_is_hidden_is_not_looked_at(copied: Path) -> None:
+def test_hidden_files_are_ignored(copied: Path) -> None:
     (copied / ".git").mkdir()
     (copied / ".git" / "link").symlink_to("/etc/passwd")
     check_files(copied)

@@ -1,4 +1,4 @@
-"""Every option of `from_pretrained` acts or is refused by name, through DMoERM and through the auto class."""
+"""Every option of `from_pretrained` has its effect or is refused by name, in DMoERM and in the auto class."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def folder(trained_run: Any) -> str:
 
 
 def dtypes(model: Any) -> set[torch.dtype]:
-    """The precision of what is as large as the backbone."""
+    """Return the precision of the trunk."""
     return {parameter.dtype for parameter in model.trunk.parameters()}
 
 
@@ -41,13 +41,15 @@ def dtypes(model: Any) -> set[torch.dtype]:
         (None, torch.float32),
     ],
 )
-def test_dtype_acts(load: Callable[..., Any], folder: str, name: str, value: Any, expected: torch.dtype) -> None:
+def test_dtype_is_honored(
+    load: Callable[..., Any], folder: str, name: str, value: Any, expected: torch.dtype
+) -> None:
     assert dtypes(load(folder, **{name: value})) == {expected}
 
 
 @each_loader
 @pytest.mark.parametrize("device", ["cpu", "auto", {"": "cpu"}, torch.device("cpu"), None])
-def test_a_device_map_of_one_device_acts(load: Callable[..., Any], folder: str, device: Any) -> None:
+def test_a_device_map_of_one_device_is_honored(load: Callable[..., Any], folder: str, device: Any) -> None:
     model = load(folder, device_map=device)
     expected = "cuda" if device == "auto" and torch.cuda.is_available() else "cpu"
     assert {parameter.device.type for parameter in model.parameters()} == {expected}
@@ -87,7 +89,7 @@ def test_a_device_map_moves_the_model(folder: str, monkeypatch: pytest.MonkeyPat
     ],
     ids=lambda value: "+".join(value) if isinstance(value, dict) else "",
 )
-def test_what_is_not_supported_is_named(
+def test_unsupported_options_are_named(
     load: Callable[..., Any], folder: str, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=f"from_pretrained: .*({message})"):
@@ -95,7 +97,7 @@ def test_what_is_not_supported_is_named(
 
 
 @each_loader
-def test_options_that_ask_for_what_happens_anyway_change_nothing(load: Callable[..., Any], folder: str) -> None:
+def test_options_that_request_the_default_change_nothing(load: Callable[..., Any], folder: str) -> None:
     always = {"trust_remote_code": False, "use_safetensors": True, "low_cpu_mem_usage": True, "num_labels": 1}
     off = {"load_in_8bit": False, "quantization_config": None, "revision": None, "token": None, "subfolder": ""}
     model, expected = load(folder, attn_implementation="sdpa", **always, **off), DMoERM.from_pretrained(folder)
@@ -123,10 +125,8 @@ def test_a_configuration_may_be_given_but_not_changed(folder: str) -> None:
 
 
 @each_loader
-def test_the_configuration_says_where_it_lay_and_how_it_pads(
-    load: Callable[..., Any], folder: str, tmp_path: Path
-) -> None:
-    """Of a folder that was saved without these fields, too."""
+def test_the_configuration_has_path_and_padding_token(load: Callable[..., Any], folder: str, tmp_path: Path) -> None:
+    """This includes a folder that was saved without these fields."""
     old = Path(shutil.copytree(folder, tmp_path / "old"))
     (old / "SHA256SUMS").unlink()
     settings = json.loads((old / "config.json").read_text())

@@ -40,7 +40,7 @@ from .packing import (
 
 OUTPUTS = ["all", "responses", "last"]
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-each_wanted = pytest.mark.parametrize("outputs", OUTPUTS)
+each_output = pytest.mark.parametrize("outputs", OUTPUTS)
 
 
 # --- attention -----------------------------------------------------------------------------------------------------
@@ -49,10 +49,10 @@ each_wanted = pytest.mark.parametrize("outputs", OUTPUTS)
 @pytest.mark.parametrize("block", [1, 200, 10_000])
 @pytest.mark.parametrize("heads", [(4, 4), (6, 2)])
 @pytest.mark.parametrize("scale", [None, 0.3])
-def test_products_are_the_kernels_attention(
+def test_matrix_products_equal_the_kernel(
     monkeypatch: pytest.MonkeyPatch, block: int, heads: tuple[int, int], scale: float | None
 ) -> None:
-    """What a CPU does in bfloat16, checked in float64, gradients too."""
+    """The code path of CPUs in bfloat16, checked in float64 with gradients."""
     monkeypatch.setattr(packed_attention, "_BLOCK", block)
     generator = torch.Generator().manual_seed(0)
     shapes = [(3, heads[0], 5, 8), (3, heads[1], 7, 8), (3, heads[1], 7, 8)]
@@ -68,7 +68,7 @@ def test_products_are_the_kernels_attention(
 
 
 @torch.no_grad()
-def test_bfloat16_is_near_float32(load: Callable[..., Decoder]) -> None:
+def test_bfloat16_is_close_to_float32(load: Callable[..., Decoder]) -> None:
     model = load("llama")
     ids = example(model)
     exact = run(model, ids)
@@ -79,10 +79,10 @@ def test_bfloat16_is_near_float32(load: Callable[..., Decoder]) -> None:
 
 
 @each_kind
-@each_wanted
+@each_output
 @each_waste
 @torch.no_grad()
-def test_wanted_states_are_those_of_separate_sequences(
+def test_outputs_equal_those_of_separate_sequences(
     load: Callable[..., Decoder], kind: str, outputs: Outputs, waste: Waste
 ) -> None:
     model = load(kind)
@@ -93,7 +93,7 @@ def test_wanted_states_are_those_of_separate_sequences(
 
 
 @each_kind
-@each_wanted
+@each_output
 @torch.no_grad()
 def test_hidden_states_may_be_the_input(load: Callable[..., Decoder], kind: str, outputs: Outputs) -> None:
     model = load(kind)
@@ -113,7 +113,7 @@ def test_hidden_states_may_be_the_input(load: Callable[..., Decoder], kind: str,
     outputs=st.sampled_from(OUTPUTS),
     waste=st.sampled_from([None, (1, 0), (1.25, 100)]),
 )
-def test_any_shape_gives_what_separate_sequences_give(
+def test_any_shape_equals_separate_sequences(
     load: Callable[..., Decoder],
     prompts: list[int],
     more: list[int],
@@ -132,8 +132,8 @@ def test_any_shape_gives_what_separate_sequences_give(
 
 @each_kind
 @torch.no_grad()
-def test_company_makes_no_difference(load: Callable[..., Decoder], kind: str) -> None:
-    """Neither other prompts nor other responses to the same one."""
+def test_states_do_not_depend_on_other_texts(load: Callable[..., Decoder], kind: str) -> None:
+    """They depend neither on other prompts nor on other responses to the same prompt."""
     model = load(kind)
     ids = example(model)
     together = parts(Packed(through(model, 2, ids), ids.packing))[1]
@@ -141,9 +141,9 @@ def test_company_makes_no_difference(load: Callable[..., Decoder], kind: str) ->
         torch.testing.assert_close(through(model, 2, ids.select([n]), "responses"), states, atol=1e-5, rtol=1e-5)
 
 
-@each_wanted
+@each_output
 @torch.no_grad()
-def test_layers_with_projections_of_other_names_give_the_same(load: Callable[..., Decoder], outputs: Outputs) -> None:
+def test_layers_with_other_projection_names_give_the_same(load: Callable[..., Decoder], outputs: Outputs) -> None:
     model = load("phi3")
     assert not hasattr(model.layers[-1].self_attn, "q_proj")
     ids = example(model)
@@ -151,7 +151,7 @@ def test_layers_with_projections_of_other_names_give_the_same(load: Callable[...
         assert_close(through(model, layer, ids, outputs), separate(plain(model), ids, outputs))
 
 
-@each_wanted
+@each_output
 @torch.no_grad()
 def test_attention_has_the_backbones_own_scale(load: Callable[..., Decoder], tmp_path: Path, outputs: Outputs) -> None:
     model = load(path=write_backbone(tmp_path / "granite", "granite", attention_multiplier=0.1))
@@ -161,9 +161,7 @@ def test_attention_has_the_backbones_own_scale(load: Callable[..., Decoder], tmp
 
 @pytest.mark.parametrize(("outputs", "tokens"), [("all", 52), ("responses", 26), ("last", 6)])
 @torch.no_grad()
-def test_the_last_layer_works_for_its_outputs_alone(
-    load: Callable[..., Decoder], outputs: Outputs, tokens: int
-) -> None:
+def test_the_last_layer_runs_only_for_its_outputs(load: Callable[..., Decoder], outputs: Outputs, tokens: int) -> None:
     model, seen = load(), []
     last = model.layers[-1]
     for module in (last.self_attn.q_proj, last.self_attn.o_proj, last.mlp.up_proj):
@@ -177,17 +175,17 @@ def test_the_last_layer_works_for_its_outputs_alone(
 
 @pytest.mark.parametrize("layer", [0, 2])
 @torch.no_grad()
-def test_a_window_that_holds_each_text_changes_nothing(
+def test_a_window_longer_than_each_text_changes_nothing(
     load: Callable[..., Decoder], tmp_path: Path, layer: int
 ) -> None:
-    """However many tokens the pass has; the longest text has 16."""
+    """The pass may have more tokens than the window; the longest text has 16."""
     model = load(path=write_backbone(tmp_path / "mistral", "mistral", sliding_window=16))
     ids = example(model)
     for outputs in OUTPUTS:
         assert_close(through(model, layer, ids, outputs), separate(plain(model), ids, outputs))
 
 
-@each_wanted
+@each_output
 def test_a_window_shorter_than_a_text_is_refused(
     load: Callable[..., Decoder], tmp_path: Path, outputs: Outputs
 ) -> None:
@@ -203,7 +201,7 @@ def test_a_window_shorter_than_a_text_is_refused(
 
 
 def stacked_experts(branch: Decoder, count: int) -> Decoder:
-    """Experts that differ; the same numbers every time."""
+    """Return a branch with experts that differ, from a fixed seed."""
     stacked = with_experts(branch, count, LoRAConfig(rank=2, targets=ALL_LINEAR)).eval()
     generator = torch.Generator().manual_seed(2)
     for layer in lora_layers(stacked).values():
@@ -213,7 +211,7 @@ def stacked_experts(branch: Decoder, count: int) -> Decoder:
 
 
 def only(stacked: Decoder, branch: Decoder, index: int) -> Decoder:
-    """One of the experts alone."""
+    """Return a branch with a single expert."""
     expert = with_experts(branch, 1, LoRAConfig(rank=2, targets=ALL_LINEAR)).eval()
     for single, layer in zip(lora_layers(expert).values(), lora_layers(stacked).values(), strict=True):
         single.lora_A.data.copy_(layer.lora_A[index : index + 1])
@@ -222,10 +220,10 @@ def only(stacked: Decoder, branch: Decoder, index: int) -> Decoder:
 
 
 @each_kind
-@each_wanted
+@each_output
 @pytest.mark.parametrize("layer", [0, 2])
 @torch.no_grad()
-def test_stacked_experts_are_each_what_it_is_alone(
+def test_each_stacked_expert_equals_the_expert_alone(
     load: Callable[..., Decoder], kind: str, outputs: Outputs, layer: int
 ) -> None:
     model = load(kind)
@@ -260,7 +258,7 @@ def assert_same_gradients(names: list[str], actual: list[Tensor], expected: list
 
 
 @each_kind
-@each_wanted
+@each_output
 @each_waste
 def test_gradients_are_those_of_separate_sequences(
     load: Callable[..., Decoder], kind: str, outputs: Outputs, waste: Waste
@@ -275,11 +273,11 @@ def test_gradients_are_those_of_separate_sequences(
 
 
 @each_kind
-@each_wanted
+@each_output
 def test_gradients_of_stacked_experts_are_those_of_separate_sequences(
     load: Callable[..., Decoder], kind: str, outputs: Outputs
 ) -> None:
-    """The branch, which all share, gets the sum."""
+    """The shared branch gets the sum of the gradients."""
     model = load(kind)
     ids, (trunk, branch) = example(model), split_layers(model, 2)
     with torch.no_grad():
@@ -309,12 +307,12 @@ def test_gradients_of_stacked_experts_are_those_of_separate_sequences(
 @each_kind
 @pytest.mark.parametrize("side", ["right", "left"])
 @torch.no_grad()
-def test_a_plain_call_is_the_librarys_own(backbones: Callable[[str], str], kind: str, side: str) -> None:
+def test_without_packing_attention_is_transformers(backbones: Callable[[str], str], kind: str, side: str) -> None:
     assert_same_plain_calls(backbones(kind), side)
 
 
 @torch.no_grad()
-def test_a_plain_call_attends_to_its_window(tmp_path: Path) -> None:
+def test_without_packing_the_window_applies(tmp_path: Path) -> None:
     assert_same_plain_calls(write_backbone(tmp_path / "mistral", "mistral", sliding_window=5), "right")
 
 

@@ -23,7 +23,7 @@ def packings(draw: st.DrawFn) -> Packing:
 
 
 def numbered(packing: Packing) -> Packed:
-    """Every token is its own place."""
+    """The token ids are the indices of the tokens."""
     return Packed(torch.arange(sum(packing.prompts) + sum(packing.responses)), packing)
 
 
@@ -34,7 +34,7 @@ def same(actual: list[Tensor], expected: list[Tensor]) -> bool:
 # --- who stands where ----------------------------------------------------------------------------------------------
 
 
-def test_a_layout_by_hand() -> None:
+def test_a_packing_by_hand() -> None:
     packing = Packing([4, 2], [3, 2, 4], [0, 0, 1])
     assert packing.positions.tolist() == [0, 1, 2, 3, 0, 1, 4, 5, 6, 4, 5, 2, 3, 4, 5]
     assert packing.last.tolist() == [8, 10, 14]
@@ -53,7 +53,7 @@ def test_positions_count_through_each_text(packing: Packing) -> None:
 
 
 @given(packing=packings())
-def test_the_last_places_are_those_of_the_responses_ends(packing: Packing) -> None:
+def test_last_has_the_responses_last_tokens(packing: Packing) -> None:
     assert packing.last.tolist() == [int(text[-1]) for text in texts(numbered(packing))]
 
 
@@ -71,7 +71,7 @@ def test_select_keeps_each_response_with_its_prompt(packing: Packing, data: st.D
         assert len(part.packing.prompts) == len({packing.owner[n] for n in rows})
 
 
-def test_all_rows_are_the_inputs_themselves() -> None:
+def test_selecting_all_rows_returns_the_input() -> None:
     inputs = random_ids(Packing([2, 3], [1, 2, 2], [1, 0, 1]), 9)
     assert inputs.select([0, 1, 2]) is inputs
     assert same(texts(inputs.select([2, 1, 0])), texts(inputs)[::-1])
@@ -86,7 +86,7 @@ queries = st.lists(
 
 @pytest.mark.parametrize("width", [(), (3,)], ids=["ids", "states"])
 @given(lengths=queries)
-def test_split_gives_what_pack_was_given(width: tuple[int, ...], lengths: list[tuple[int, list[int]]]) -> None:
+def test_split_undoes_pack(width: tuple[int, ...], lengths: list[tuple[int, list[int]]]) -> None:
     given = [(torch.randn(p, *width), [torch.randn(r, *width) for r in responses]) for p, responses in lengths]
     packed = pack(given)
     assert packed.packing.prompts == [p for p, _ in lengths]
@@ -100,7 +100,7 @@ def test_split_gives_what_pack_was_given(width: tuple[int, ...], lengths: list[t
 
 
 @given(rows=st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=5), min_size=1, max_size=4), k=st.integers(1, 3))
-def test_a_grid_pads_rows_and_takes_the_padding_back(rows: list[list[int]], k: int) -> None:
+def test_unpad_undoes_pad(rows: list[list[int]], k: int) -> None:
     rows_of_tokens, states = PaddedRows(rows, 10, torch.device("cpu")), torch.randn(k, 10, 2)
     padded = rows_of_tokens.pad(states)
     assert padded.shape == (k * len(rows), max(map(len, rows)), 2)
@@ -111,7 +111,7 @@ def test_a_grid_pads_rows_and_takes_the_padding_back(rows: list[list[int]], k: i
 
 @each_waste
 @given(packing=packings())
-def test_buckets_hold_every_text_once(waste: Waste, packing: Packing) -> None:
+def test_groups_contain_every_text_once(waste: Waste, packing: Packing) -> None:
     def rows(rows_of_tokens: PaddedRows, source: Tensor, of: list[Tensor]) -> list[Tensor]:
         padded = rows_of_tokens.pad(source[None])
         return [row[: len(original)] for row, original in zip(padded, of, strict=True)]
@@ -131,7 +131,7 @@ def test_buckets_hold_every_text_once(waste: Waste, packing: Packing) -> None:
 
 @each_waste
 @given(packing=packings(), k=st.integers(1, 3))
-def test_what_goes_through_the_buckets_comes_back_in_order(waste: Waste, packing: Packing, k: int) -> None:
+def test_order_restores_the_order_of_the_packing(waste: Waste, packing: Packing, k: int) -> None:
     first = packing.prompt_tokens
     prompts, responses = torch.randn(k, first, 2), torch.randn(k, sum(packing.responses), 2, 3)
     with allowing(waste):
@@ -151,7 +151,7 @@ def in_order(actual: list[Tensor], order: Tensor | None) -> Tensor:
 
 @each_waste
 @given(packing=packings(), k=st.integers(1, 3))
-def test_a_responses_token_sees_its_text_up_to_itself(waste: Waste, packing: Packing, k: int) -> None:
+def test_a_responses_token_attends_to_its_text_up_to_itself(waste: Waste, packing: Packing, k: int) -> None:
     def seen(group: AttentionGroup, last: bool) -> Tensor:
         mask = group.mask(torch.float32, last, k)
         assert set(mask.unique().tolist()) <= {0.0, -torch.inf}
@@ -169,8 +169,8 @@ def test_a_responses_token_sees_its_text_up_to_itself(waste: Waste, packing: Pac
             assert ends[row].tolist() == [start + length]
 
 
-def test_texts_of_unlike_length_are_in_buckets_of_their_own() -> None:
-    """A long text beside many short ones would have attention pad each of them to its length."""
+def test_texts_of_different_lengths_are_in_different_groups() -> None:
+    """In a group with a long text, attention would pad many short texts to its length."""
     packing = Packing([700, *[20] * 40], [60] * 41, range(41))
     assert [len(group.last) for group in packing.groups] == [40, 1]
     assert [group.padded_keys.width for group in packing.groups] == [80, 760]
@@ -193,7 +193,7 @@ def test_means_by_hand_are_in_float32() -> None:
     assert actual.tolist() == [[[2.0], [8.0]], [[0.25], [2.0]]]
 
 
-def test_a_layout_goes_with_its_tokens_to_another_device() -> None:
+def test_a_packing_moves_to_a_device_with_its_tokens() -> None:
     inputs = random_ids(Packing([2, 3], [1, 2], [1, 0]), 9)
     moved = inputs.to("meta")
     assert {moved.tokens.device, moved.packing.positions.device, moved.packing.last.device} == {torch.device("meta")}

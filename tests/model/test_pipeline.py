@@ -26,7 +26,7 @@ TALKS: list[list[dict[str, str]]] = [
 
 
 def with_added(template: str, pattern: str) -> Any:
-    """A tokenizer that by itself adds special tokens to any text."""
+    """Return a tokenizer that adds special tokens to any text."""
     from tokenizers.processors import TemplateProcessing
 
     tokenizer = tiny_tokenizer()
@@ -78,7 +78,7 @@ def test_the_pipeline_gives_the_score(kind: str, tmp_path: Path) -> None:
         assert {row["label"] for row in actual} == {"REWARD"}
 
 
-def test_ids_with_and_without_what_the_tokenizer_adds_are_one_conversation(tmp_path: Path) -> None:
+def test_tokens_that_the_tokenizer_adds_do_not_matter(tmp_path: Path) -> None:
     write_backbone(tmp_path / "backbone")
     for make in TOKENIZERS.values():
         make().save_pretrained(tmp_path / "backbone")
@@ -88,8 +88,8 @@ def test_ids_with_and_without_what_the_tokenizer_adds_are_one_conversation(tmp_p
             assert model.encoder.split(ids[0]) == model.encoder.split(ids[1])
 
 
-def test_a_conversation_that_goes_on_after_its_response_is_told(tiny_model: Any) -> None:
-    """Else an earlier turn would be scored in silence where a tokenizer merges the last marker with the response."""
+def test_a_conversation_that_continues_after_its_response_is_an_error(tiny_model: Any) -> None:
+    """Otherwise an earlier turn would be scored if a tokenizer merges the last marker with the response."""
     model = tiny_model()
     text = model.tokenizer.apply_chat_template([*TALKS[0], {"role": "user", "content": "So?"}], tokenize=False)
     with pytest.raises(DataError, match="where the response begins"):

@@ -26,7 +26,7 @@ ORDERS = {
 
 
 def fresh(code: str) -> str:
-    """What a new Python process prints."""
+    """Return the output of a new Python process."""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -1,4 +1,4 @@
-"""What a task model reports: a calibrated reward, normalized capabilities, the experts' disagreement."""
+"""The output of a task model: a calibrated reward, normalized capabilities, the experts' disagreement."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def parts(request: pytest.FixtureRequest, tiny_model: Callable[..., Any]) -> tup
 
 
 @torch.no_grad()
-def test_the_report_by_hand(parts: tuple[Any, TaskModel]) -> None:
+def test_the_output_by_hand(parts: tuple[Any, TaskModel]) -> None:
     hidden, task_model = parts
     general = torch.tensor([0.3, -0.2, 1.0])
     output = task_model(hidden, general)
@@ -67,7 +67,7 @@ def test_the_papers_reward_does_not_read_the_plain_branch(
 
 
 @torch.no_grad()
-def test_experts_alone_give_the_papers_report(tiny_model: Callable[..., Any]) -> None:
+def test_experts_alone_give_the_papers_output(tiny_model: Callable[..., Any]) -> None:
     model = tiny_model(phase3={"inputs": "embeddings"})
     hidden, task_model = model.hidden(pack_ids(QUERIES)), model.task_model("chitchat")
     alone, whole = task_model.forward_experts(hidden), task_model(hidden, torch.tensor([0.3, -0.2, 1.0]))
@@ -77,7 +77,7 @@ def test_experts_alone_give_the_papers_report(tiny_model: Callable[..., Any]) ->
 
 
 @torch.no_grad()
-def test_experts_that_agree_leave_no_uncertainty(parts: tuple[Any, TaskModel]) -> None:
+def test_experts_that_agree_have_no_uncertainty(parts: tuple[Any, TaskModel]) -> None:
     _, task_model = parts
     width = sum(task_model.aggregator.split)
     vectors = torch.randn(4, width)
