@@ -41,9 +41,7 @@ def dtypes(model: Any) -> set[torch.dtype]:
         (None, torch.float32),
     ],
 )
-def test_dtype_is_honored(
-    load: Callable[..., Any], folder: str, name: str, value: Any, expected: torch.dtype
-) -> None:
+def test_dtype_is_honored(load: Callable[..., Any], folder: str, name: str, value: Any, expected: torch.dtype) -> None:
     assert dtypes(load(folder, **{name: value})) == {expected}
 
 
