@@ -78,6 +78,20 @@ def test_another_recipe_can_be_extended_from_the_command_line():
         (["base=frozen", "phase1.head_first={}"], "phase1.head_first has no effect"),
         (["phase2.lora.rank=0", "phase2.head_learning_rate=0.1"], "phase2.head_learning_rate has no effect"),
         (["base_lora.rank=2"], "base_lora has no effect"),
+        (["phase2.lora.rank=0", "phase2.lora.alpha=8"], "phase2.lora.alpha has no effect while phase2.lora.rank is 0"),
+        (["phase2.lora.rank=0", "phase2.lora.dropout=0"], "phase2.lora.dropout has no effect"),
+        (["phase2.lora.rank=0", "phase2.lora.targets=[k_proj]"], "phase2.lora.targets has no effect"),
+        (["extends=frozen", "phase3.hidden=8"], "phase3.hidden has no effect while phase3.inputs is scores"),
+        (["extends=frozen", "phase3.dropout=0.2"], "phase3.dropout has no effect"),
+        (["extends=paper", "phase3.base_scores=[general]"], "phase3.base_scores has no effect"),
+        (["data.testbed_responses=3"], "data.testbed_responses has no effect while data.testbed_prompts is 0"),
+        (["data.format=trl"], "data.format has no effect while data.files is empty"),
+        (["data.split=test"], "data.split has no effect"),
+        (["data.task=chitchat"], "data.task has no effect"),
+        (["data.soft_labels=false"], "data.soft_labels has no effect while data.capability_labels is empty"),
+        (["data.inconsistent_weight=0.5"], "data.inconsistent_weight has no effect"),
+        (["phase0.batch_groups=8", "phase0.gradient_accumulation=3"], "phase0: .*must divide batch_groups, which is 8"),
+        (["extends=frozen", "phase0.epochs=2"], "phase0.epochs has no effect while phase0.steps is 300"),
         (["extends=frozen", "phase0.best_by=end"], "phase0.best_by: is now metric_for_best_model"),
         (["phase2.first_fraction=0"], "is now phase1.phase1_fraction"),
     ],
@@ -93,6 +107,18 @@ def test_a_wrong_file_is_named(text, tmp_path):
     file.write_text(text)
     with pytest.raises(ConfigError):
         load_config(file)
+
+
+@pytest.mark.parametrize("text", ["extends: frozen\nphase1: {epochs: 2}\n", "phase1: {epochs: 2}"])
+def test_epochs_of_a_file_are_refused_only_while_steps_are_inherited(text, tmp_path):
+    (tmp_path / "mine.yaml").write_text(text)
+    if "extends" not in text:
+        assert load_config(tmp_path / "mine.yaml").phase1.epochs == 2
+        return
+    with pytest.raises(ConfigError, match=r"mine.yaml: phase1.epochs has no effect.*set phase1.steps to null"):
+        load_config(tmp_path / "mine.yaml")
+    assert load_config(tmp_path / "mine.yaml", ["phase1.steps=null"]).phase1.epochs == 2
+    assert load_config("frozen", ["phase1.epochs=0"]).phase1.epochs == 0  # no training: this acts
 
 
 def test_settings_under_their_old_names_are_read(tmp_path):

@@ -116,7 +116,7 @@ def make_tiny_config(backbone: str, folder: Path, /, **changes: Any) -> Config:
         "phase0": step,
         "phase1": step,
         "phase2": {**step, "epochs": 1, "evaluations": 1, "lora": {"rank": 2}},
-        "phase3": {**step, "hidden": 8},
+        "phase3": step | ({} if changes.get("phase3", {}).get("inputs") == "scores" else {"hidden": 8}),
     }
     return Config.model_validate(merge(settings, changes))
 

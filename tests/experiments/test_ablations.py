@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from tiny import make_tiny_config, tiny_groups, train_quietly, write_groups
 
-from dmoerm.config import changed
+from dmoerm.config import changed, load_config
 from dmoerm.data.splits import MERGED, load_splits
+from dmoerm.experiments.methods.registry import ablation_methods
 
 
 def test_merged_tasks_are_one_with_all_capabilities(tiny_backbone, tmp_path) -> None:
@@ -51,3 +55,10 @@ def test_derived_scores_take_all_capabilities_however_few_have_experts(tiny_back
     whole, none = load_splits(config), load_splits(changed(config, {"data.max_capabilities": 0}))
     assert [group.scores for group in whole.train + whole.test] == [group.scores for group in none.train + none.test]
     assert all(group.scores_derived and not group.capabilities for group in none.train + none.test)
+
+
+@pytest.mark.parametrize("name", ["no_phase1", "no_phase0"])
+def test_a_run_that_reads_no_scores_has_no_ablation_of_scores(name) -> None:
+    context: Any = SimpleNamespace(run=SimpleNamespace(config=load_config("paper")))
+    train: Any = ablation_methods()[name].train
+    assert train(context) is None

@@ -245,7 +245,7 @@ OTHERS: dict[str, tuple[Any, Callable[[Config], Any], dict[str, Any]]] = {
     "phase2.lora.alpha": (2.0, model, {}),
     "phase2.lora.dropout": (0.5, model, {}),
     "phase2.lora.targets": (["k_proj"], model, {}),
-    "phase3.inputs": ("scores", model, {}),
+    "phase3.inputs": ("embeddings", model, {}),
     "phase3.hidden": (5, model, {}),
     "phase3.dropout": (0.5, model, {}),
     "phase3.base_scores": (["general"], model, {}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from ..errors import ConfigError, shorten
+from .checks import epochs_without_effect
 from .renames import NOW
 from .settings import Config
 
@@ -26,9 +28,17 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
             out of range.
     """
     settings: dict[str, Any] = _read_yaml(_locate(path)) if path else {}
+    from_file, from_overrides = copy.deepcopy(settings), dict[str, Any]()
     for override in overrides:
         apply_override(settings, override)
-    return validated(Config, _extended(settings, Path(path or ".").parent), str(path or "--set"))
+        apply_override(from_overrides, override)
+    source = str(path or "--set")
+    config = validated(Config, _extended(settings, Path(path or ".").parent), source)
+    given = {source: from_file, "--set": from_overrides}
+    for name, part in given.items():
+        if message := next(epochs_without_effect(part, config), None):
+            raise ConfigError(f"{name}: {message}")
+    return config
 
 
 def changed(config: Config, settings: Mapping[str, Any]) -> Config:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from .checks import settings_without_effect
 from .renames import current_names
 
 DATA_DIR_VARIABLE = "DMOERM_DATA"
@@ -41,7 +42,7 @@ class DataConfig(_Settings):
     testbed_prompts: int = Field(default=0, ge=0)
     """Number of prompts per task from the built-in testbed; 0: none."""
     testbed_responses: int = Field(default=4, ge=2)
-    """Number of responses per testbed prompt; used if `testbed_prompts` is above 0."""
+    """Number of responses per testbed prompt."""
     groups_per_task: int | None = Field(default=None, ge=2)
     """Maximum number of groups per task, spread over its prompts; null: all."""
     test_fraction: float = Field(default=0.3, gt=0, lt=1)
@@ -129,7 +130,7 @@ class StepConfig(_Settings):
     batch_groups: int = Field(default=8, ge=1, le=1 << 20)
     """Groups per optimizer step, over all processes and accumulated passes."""
     gradient_accumulation: int = Field(default=1, ge=1)
-    """Backward passes per optimizer step."""
+    """Backward passes per optimizer step; divides `batch_groups`."""
     weight_decay: float = Field(default=0.01, ge=0)
     """Decoupled weight decay of AdamW."""
     warmup: float = Field(default=0.1, ge=0, lt=1)
@@ -141,6 +142,12 @@ class StepConfig(_Settings):
     metric_for_best_model: Literal["loss", "accuracy", "end"] = "loss"
     """Metric on the validation prompts for early stopping and the best checkpoint; `end`: no early stopping, keep the
     last state, which suits convex fits with a strong `l2`."""
+
+    @model_validator(mode="after")
+    def _passes_divide_the_batch(self) -> StepConfig:
+        if self.batch_groups % self.gradient_accumulation:
+            raise ValueError(f"gradient_accumulation must divide batch_groups, which is {self.batch_groups}")
+        return self
 
 
 class HeadStepConfig(StepConfig):
@@ -280,15 +287,8 @@ class Config(_Settings):
 
     @model_validator(mode="after")
     def _every_setting_acts(self) -> Config:
-        """Refuse what has no effect on a step that trains a head alone."""
-        alone = {"phase0": "base is frozen", "phase1": "base is frozen"} if self.base == "frozen" else {}
-        alone |= {"phase2": "phase2.lora.rank is 0"} if not self.phase2.lora.rank else {}
-        for phase, reason in alone.items():
-            for name in ("head_first", "head_learning_rate"):
-                if getattr(getattr(self, phase), name) is not None:
-                    raise ValueError(f"{phase}.{name} has no effect while {reason}: the step trains a head alone")
-        if self.base != "lora" and self.base_lora != LoRAConfig():
-            raise ValueError(f"base_lora has no effect while base is {self.base}; set base to lora")
+        if message := next(settings_without_effect(self), None):
+            raise ValueError(message)
         return self
 
     @model_validator(mode="after")

@@ -44,9 +44,11 @@ _SETTINGS: dict[str, tuple[str, Mapping[str, Any]]] = {
 }
 
 
-def _train(name: str, settings: Mapping[str, Any], context: MethodContext) -> TrainedMethod:
-    """Train the run with its settings beside the comparison's known_tasks."""
+def _train(name: str, settings: Mapping[str, Any], context: MethodContext) -> TrainedMethod | None:
+    """Train a run with other settings beside the comparison's runs; None if the settings have no effect on the run."""
     config = context.run.config
+    if "phase3.base_scores" in settings and config.phase3.inputs == "embeddings":
+        return None
     context.console.print(f"  {name}", highlight=False)
     folders = {"output": str(context.folder / name)}
     if config.storage is not None:

@@ -1,0 +1,74 @@
+"""Find settings without effect.
+
+A setting has no effect if another one switches its part off. Such a setting is refused if it differs from its default;
+a resolved config, which lists all settings, therefore loads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .settings import Config
+
+_BRANCH = ("head_first", "head_learning_rate")
+
+
+def settings_without_effect(config: Config) -> Iterator[str]:
+    """Yield a message for each setting that differs from its default and has no effect."""
+    for reason, names in _switched_off(config).items():
+        for name in names:
+            if _value(config, name) != _default(config, name):
+                yield f"{name} has no effect while {reason}"
+
+
+def epochs_without_effect(given: Mapping[str, Any], config: Config) -> Iterator[str]:
+    """Yield a message for each given `epochs` that has no effect because `steps` comes from an extended config.
+
+    Args:
+        given: settings as given in one file or on the command line, without those that they extend.
+        config: the resolved settings.
+    """
+    for phase, settings in given.items():
+        resolved = getattr(config, phase, None)
+        if not isinstance(settings, Mapping) or "steps" in settings or not settings.get("epochs"):
+            continue
+        if (steps := getattr(resolved, "steps", None)) is not None:
+            yield f"{phase}.epochs has no effect while {phase}.steps is {steps}; set {phase}.steps to null"
+
+
+def _switched_off(config: Config) -> dict[str, list[str]]:
+    """Return reason → names of the settings that have no effect for that reason."""
+    off: dict[str, list[str]] = {}
+    if config.base == "frozen":
+        names = [f"{phase}.{name}" for phase in ("phase0", "phase1") for name in _BRANCH]
+        off["base is frozen: the step trains a head only"] = names
+    if config.base != "lora":
+        off[f"base is {config.base}; set base to lora"] = ["base_lora"]
+    if not config.phase2.lora.rank:
+        names = [*_BRANCH, "lora.alpha", "lora.dropout", "lora.targets"]
+        off["phase2.lora.rank is 0: the step trains heads only"] = [f"phase2.{name}" for name in names]
+    if config.phase3.inputs == "scores":
+        off["phase3.inputs is scores: the aggregator has no MLP"] = ["phase3.hidden", "phase3.dropout"]
+    if config.phase3.inputs == "embeddings":
+        off["phase3.inputs is embeddings: the aggregator reads no scores"] = ["phase3.base_scores"]
+    if not config.data.testbed_prompts:
+        off["data.testbed_prompts is 0"] = ["data.testbed_responses"]
+    if not config.data.files:
+        off["data.files is empty"] = ["data.format", "data.split", "data.task"]
+    if not config.data.capability_labels:
+        off["data.capability_labels is empty"] = ["data.soft_labels", "data.inconsistent_weight"]
+    return off
+
+
+def _value(config: Config, name: str) -> Any:
+    value: Any = config
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def _default(config: Config, name: str) -> Any:
+    parent, _, last = name.rpartition(".")
+    return type(_value(config, parent) if parent else config).model_fields[last].default
