@@ -1,21 +1,18 @@
 """Find settings without effect.
 
 A setting has no effect if another one switches its part off. Such a setting is refused if it differs from its default;
-a resolved config, which lists all settings, therefore loads.
+a resolved config, which lists all settings, therefore loads. `config` is a `Config`, whose module imports this one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from .settings import Config
+from typing import Any
 
 _BRANCH = ("head_first", "head_learning_rate")
 
 
-def settings_without_effect(config: Config) -> Iterator[str]:
+def settings_without_effect(config: Any) -> Iterator[str]:
     """Yield a message for each setting that differs from its default and has no effect."""
     for reason, names in _switched_off(config).items():
         for name in names:
@@ -23,7 +20,7 @@ def settings_without_effect(config: Config) -> Iterator[str]:
                 yield f"{name} has no effect while {reason}"
 
 
-def epochs_without_effect(given: Mapping[str, Any], config: Config) -> Iterator[str]:
+def epochs_without_effect(given: Mapping[str, Any], config: Any) -> Iterator[str]:
     """Yield a message for each given `epochs` that has no effect because `steps` comes from an extended config.
 
     Args:
@@ -38,7 +35,7 @@ def epochs_without_effect(given: Mapping[str, Any], config: Config) -> Iterator[
             yield f"{phase}.epochs has no effect while {phase}.steps is {steps}; set {phase}.steps to null"
 
 
-def _switched_off(config: Config) -> dict[str, list[str]]:
+def _switched_off(config: Any) -> dict[str, list[str]]:
     """Return reason → names of the settings that have no effect for that reason."""
     off: dict[str, list[str]] = {}
     if config.base == "frozen":
@@ -62,13 +59,13 @@ def _switched_off(config: Config) -> dict[str, list[str]]:
     return off
 
 
-def _value(config: Config, name: str) -> Any:
+def _value(config: Any, name: str) -> Any:
     value: Any = config
     for part in name.split("."):
         value = getattr(value, part)
     return value
 
 
-def _default(config: Config, name: str) -> Any:
+def _default(config: Any, name: str) -> Any:
     parent, _, last = name.rpartition(".")
     return type(_value(config, parent) if parent else config).model_fields[last].default
