@@ -104,7 +104,7 @@ def test_options_that_request_the_default_change_nothing(load: Callable[..., Any
 
 def test_two_precisions_are_refused(folder: str) -> None:
     """Older auto classes merge the two options before they call the model."""
-    with pytest.raises(ConfigError, match="give dtype alone"):
+    with pytest.raises(ConfigError, match="give only dtype"):
         DMoERM.from_pretrained(folder, dtype=torch.bfloat16, torch_dtype=torch.float16)
 
 

@@ -185,7 +185,7 @@ def _numbered(layers: list[nn.Module]) -> nn.ModuleList:
 
 
 def check_config(config: Any) -> None:
-    """Raise `BackboneError` if a backbone's configuration alone shows that the backbone is not supported."""
+    """Raise `BackboneError` if a backbone's configuration shows that the backbone is not supported."""
     kind = config.model_type
     reason = _UNSUPPORTED.get(kind)
     if reason is None and config.get_text_config() is not config and not config.is_encoder_decoder:

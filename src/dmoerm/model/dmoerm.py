@@ -98,7 +98,7 @@ class DMoERM(Mixture):
     def score_separately(self, encoded: Sequence[Encoded], tasks: Sequence[str | None]) -> list[list[Score]]:
         """Score each response of encoded queries in a pass of its own, so that its score depends on no other text.
 
-        Prompt and response alone determine the shapes of a pass, and so the order of its floating-point additions. The
+        Only prompt and response determine the shapes of a pass, and so the order of its floating-point additions. The
         router reads the prompt with an empty response, once for all responses. Scores are equal to the last bit on the
         same machine with the same number of threads. A prompt with n responses runs n + 1 times.
         """

@@ -121,7 +121,7 @@ def _dtype(*given: Any) -> torch.dtype | None:
     """Return the precision given as `dtype` or under its old name `torch_dtype`."""
     dtypes = {as_dtype(value) for value in given if value is not None}
     if len(dtypes) > 1:
-        raise ConfigError(f"dtype={given[0]} and torch_dtype={given[1]} differ; give dtype alone")
+        raise ConfigError(f"dtype={given[0]} and torch_dtype={given[1]} differ; give only dtype")
     return next(iter(dtypes), None)
 
 

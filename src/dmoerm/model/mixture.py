@@ -131,15 +131,15 @@ class Mixture(PreTrainedModel):
             task: [n for n, q in enumerate(owner) if task in scored_by[q]]
             for task in sorted(set().union(*scored_by), key=str)
         }
-        alone = {task for task in rows if task and extra_tasks is None and not self.task_model(task).reads_base}
-        read = sorted({n for task, numbers in rows.items() if task not in alone for n in numbers})
+        experts_only = {task for task in rows if task and extra_tasks is None and not self.task_model(task).reads_base}
+        read = sorted({n for task, numbers in rows.items() if task not in experts_only for n in numbers})
         if embeddings is None:
             embeddings = self._general_embeddings(hidden, read)
         general = hidden.tokens.new_full((len(owner),), torch.nan, dtype=torch.float32)
         if read:
             general[read] = self.general.head(embeddings[read]).float()
         parts = {
-            task: TaskRows(numbers, self._task_scores(task, hidden, numbers, general, embeddings, task in alone))
+            task: TaskRows(numbers, self._task_scores(task, hidden, numbers, general, embeddings, task in experts_only))
             for task, numbers in rows.items()
             if task is not None
         }
@@ -153,11 +153,11 @@ class Mixture(PreTrainedModel):
         return embeddings
 
     def _task_scores(
-        self, task: str, hidden: Packed, rows: list[int], general: Tensor, embeddings: Tensor, alone: bool
+        self, task: str, hidden: Packed, rows: list[int], general: Tensor, embeddings: Tensor, experts_only: bool
     ) -> TaskOutput:
-        """Score some of the responses under one task; `alone`: from the experts without general and plain branch."""
+        """Score some of the responses under one task; `experts_only`: without the general model and plain branch."""
         task_model = self.task_model(task)
-        if alone:
+        if experts_only:
             return task_model.forward_experts(hidden.select(rows))
         return task_model(hidden.select(rows), general[rows], embeddings[rows] if self.config.shared_branch else None)
 
