@@ -15,9 +15,8 @@ from dmoerm.data.splits import load_splits
 from dmoerm.errors import ConfigError
 from dmoerm.experiments.methods import Method, MethodContext, TrainedMethod, register, registered
 from dmoerm.experiments.methods.all_labels import joined_pairs, train_all_labels
-from dmoerm.experiments.methods.ensembles import averaged
-from dmoerm.experiments.methods.gated import gated_vectors, objectives, train_gated
-from dmoerm.experiments.methods.members import train_members
+from dmoerm.experiments.methods.gated_model import gated_vectors, objectives, train_gated
+from dmoerm.experiments.methods.members import averaged, train_members
 from dmoerm.training.embedding import base_embeddings
 from dmoerm.training.run import examples_of
 

@@ -6,6 +6,8 @@ import functools
 import html
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -53,6 +55,22 @@ def missing(document: Any, text: str, *formats: str, scale: int = 1) -> list[flo
         if words_of(text).isdisjoint(form.format(scale * number) for form in formats)
         and (number < 1 or words_of(text).isdisjoint([f"{number}", f"{number:,}"]))
     ]
+
+
+def test_the_command_does_without_torch(tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text(comparison().to_json())
+    code = """
+import sys
+from dmoerm.cli import main
+try:
+    main()
+finally:
+    print([name for name in ("torch", "transformers") if name in sys.modules])
+"""
+    command = [sys.executable, "-c", code, "report", "results.json", "--output", "page.html"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "page.html" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 def missing_of_comparison(document: dict[str, Any], text: str) -> list[float]:

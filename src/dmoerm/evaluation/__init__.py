@@ -1,6 +1,23 @@
-"""Evaluation: accuracy with intervals over prompts, diagnostics, result files."""
+"""Evaluation: accuracy with intervals over prompts, diagnostics, result files.
 
-from .measure import evaluate
+Torch is imported at the first use of `evaluate`, so that results are read and shown without it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from .results import Results, read_results, write_results
 
+if TYPE_CHECKING:
+    from .measure import evaluate
+
 __all__ = ["Results", "evaluate", "read_results", "write_results"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "evaluate":
+        from .measure import evaluate
+
+        return evaluate
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

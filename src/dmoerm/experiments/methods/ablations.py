@@ -1,4 +1,4 @@
-"""DMoERM with a part taken away, all else equal: each is a run with other settings on the same data and split."""
+"""DMoERM without one of its parts, all else equal: each is a run with other settings on the same data and split."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from ...config import changed
-from ...evaluation.scored_groups import score_groups
 from ...schema import Query
-from ...training import train
 from .method import Method, MethodContext, TrainedMethod
 from .registry import ABLATION_COLOR, register
 
@@ -46,6 +44,9 @@ _SETTINGS: dict[str, tuple[str, Mapping[str, Any]]] = {
 
 def _train(name: str, settings: Mapping[str, Any], context: MethodContext) -> TrainedMethod | None:
     """Train a run with other settings beside the comparison's runs; None if the settings have no effect on the run."""
+    from ...evaluation.scored_groups import score_groups
+    from ...training import train
+
     config = context.run.config
     if "phase3.base_scores" in settings and config.phase3.inputs == "embeddings":
         return None

@@ -9,23 +9,24 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from ...evaluation.scoring_batch import ScoringBatch
-from ...model.heads import BranchScorer
-from ...training.batches import PreferenceExample
-from ...training.phases import apply_base, train_base
-from ...training.steps import step_name
-from .members import fresh_scorer
 from .method import Method, MethodContext, TrainedMethod
 from .registry import register
 from .run_models import single_parameters
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ...evaluation.scoring_batch import ScoringBatch
+    from ...model.heads import BranchScorer
+    from ...training.batches import PreferenceExample
+
 
 def train_all_labels(context: MethodContext) -> TrainedMethod:
     """Train one model per task; validation is on the overall pairs, as for every model that gives a reward."""
+    import torch
+
     run = context.run
     models = {task: _train(context, task) for task in context.data.taxonomy.tasks}
 
@@ -47,6 +48,10 @@ def train_all_labels(context: MethodContext) -> TrainedMethod:
 
 
 def _train(context: MethodContext, task: str) -> BranchScorer:
+    from ...training.phases import apply_base, train_base
+    from ...training.steps import step_name
+    from .members import fresh_scorer
+
     run, name = context.run, step_name("baselines/all_labels", task)
     scorer = fresh_scorer(run, name)
     if run.config.warm_start:
@@ -61,7 +66,7 @@ def _train(context: MethodContext, task: str) -> BranchScorer:
 
 
 def joined_pairs(examples: Sequence[PreferenceExample]) -> list[PreferenceExample]:
-    """The examples with their overall and capability pairs as one list of overall pairs."""
+    """Return the examples with their overall and capability pairs as one list of overall pairs."""
     return [
         dataclasses.replace(example, pairs={None: [pair for pairs in example.pairs.values() for pair in pairs]})
         for example in examples

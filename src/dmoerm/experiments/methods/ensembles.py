@@ -10,22 +10,19 @@ Shapes: k members, N responses.
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from ...evaluation.scoring_batch import ScoringBatch
-from ...model.ensemble import combine_members
-from ...model.heads import BranchScorer
-from ...training import Run
-from ...training.embedding import base_embeddings
-from .members import Examples, train_members
 from .method import Array, Method, MethodContext, TrainedMethod
 from .registry import register
 from .run_models import single_parameters
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ...evaluation.scoring_batch import ScoringBatch
+    from ...model.heads import BranchScorer
 
 _COMBINATIONS = {
     "mean": "their mean",
@@ -35,22 +32,28 @@ _COMBINATIONS = {
 
 
 def members(context: MethodContext) -> list[BranchScorer]:
-    """The ensemble's members."""
+    """Train the ensemble's members."""
+    from .members import train_members
+
     return train_members(context)
 
 
 def train_ensemble(context: MethodContext) -> TrainedMethod:
-    """Members with other starts and data orders."""
+    """Train members with other starts and data orders."""
     return _ensemble(context, context.once(members), ("phase0", "baselines/member"))
 
 
 def train_bagged(context: MethodContext) -> TrainedMethod:
-    """Members on resamples of the prompts."""
+    """Train members on resamples of the prompts."""
+    from .members import train_members
+
     return _ensemble(context, train_members(context, bagging=True), ("baselines/bagged",))
 
 
 def train_warm(context: MethodContext) -> TrainedMethod:
-    """One model with the members' mean weights."""
+    """Merge the members into one model with their mean weights."""
+    from .members import averaged
+
     run, merged = context.run, averaged(context.once(members))
     return TrainedMethod(
         score=lambda batch: merged.head(batch.embeddings if run.frozen else merged.embed(batch.hidden))[None],
@@ -60,8 +63,12 @@ def train_warm(context: MethodContext) -> TrainedMethod:
 
 
 def _ensemble(context: MethodContext, scorers: Sequence[BranchScorer], steps: Sequence[str]) -> TrainedMethod:
+    import torch
+
+    from .members import reward_statistics
+
     run = context.run
-    center, scale = _statistics(run, scorers, context.train)
+    center, scale = reward_statistics(run, scorers, context.train)
 
     def score(batch: ScoringBatch) -> Tensor:
         rows = [s.head(batch.embeddings if run.frozen else s.embed(batch.hidden)) for s in scorers]
@@ -70,30 +77,11 @@ def _ensemble(context: MethodContext, scorers: Sequence[BranchScorer], steps: Se
     return TrainedMethod(score=score, steps=steps, parameters=single_parameters(context) * len(scorers))
 
 
-@torch.no_grad()
-def _statistics(run: Run, scorers: Sequence[BranchScorer], train: Examples) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (k,) of each member's rewards on the training part: they get one unit."""
-    rewards = []
-    for scorer in scorers:
-        z = base_embeddings(run, scorer, train)
-        rewards.append(torch.cat([scorer.head(rows.to(run.model.device)) for rows in z.values()]))
-    stacked = torch.stack(rewards)
-    return stacked.mean(1), stacked.std(1, correction=0).clamp(min=1e-6)
-
-
-@torch.no_grad()
-def averaged(scorers: Sequence[BranchScorer]) -> BranchScorer:
-    """One model with the mean of the members' weights; a branch that is the same in all is shared."""
-    branch = scorers[0].branch
-    shared = all(scorer.branch is branch for scorer in scorers)
-    merged = copy.deepcopy(scorers[0], {id(branch): branch} if shared else {})
-    states = [(scorer.head if shared else scorer).state_dict() for scorer in scorers]
-    for name, tensor in (merged.head if shared else merged).state_dict().items():
-        tensor.copy_(torch.stack([state[name].float() for state in states]).mean(0))
-    return merged
-
-
 def _combine(combination: str, rewards: Array) -> Array:
+    import torch
+
+    from ...model.ensemble import combine_members
+
     return combine_members(torch.from_numpy(rewards), combination).numpy()
 
 

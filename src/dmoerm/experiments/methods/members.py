@@ -1,4 +1,7 @@
-"""Single models that are trained like the general one: members of ensembles, and baselines' starting points."""
+"""Single models that are trained like the general one: members of ensembles, and baselines' starting points.
+
+Shapes: k members.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ...model.backbone import load_backbone, split_layers
 from ...model.heads import BranchScorer
 from ...training import Run
 from ...training.batches import PreferenceExample
+from ...training.embedding import base_embeddings
 from ...training.phases import apply_base, train_base
 from .method import MethodContext
 
@@ -41,7 +46,7 @@ def train_members(context: MethodContext, bagging: bool = False) -> list[BranchS
 
 
 def fresh_scorer(run: Run, name: str) -> BranchScorer:
-    """The pretrained branch and a new head, drawn by the step's seed."""
+    """Return the pretrained branch with a new head, drawn by the step's seed."""
     general = run.model.general
     branch = general.branch
     if not run.frozen:
@@ -57,8 +62,31 @@ def fresh_scorer(run: Run, name: str) -> BranchScorer:
     return BranchScorer(branch, head, general.pooling).requires_grad_(False)
 
 
+@torch.no_grad()
+def reward_statistics(run: Run, scorers: Sequence[BranchScorer], train: Examples) -> tuple[Tensor, Tensor]:
+    """Return the mean and standard deviation (k,) of each member's rewards on the training part."""
+    rewards = []
+    for scorer in scorers:
+        z = base_embeddings(run, scorer, train)
+        rewards.append(torch.cat([scorer.head(rows.to(run.model.device)) for rows in z.values()]))
+    stacked = torch.stack(rewards)
+    return stacked.mean(1), stacked.std(1, correction=0).clamp(min=1e-6)
+
+
+@torch.no_grad()
+def averaged(scorers: Sequence[BranchScorer]) -> BranchScorer:
+    """Return one model with the mean of the members' weights; a branch that is the same in all is shared."""
+    branch = scorers[0].branch
+    shared = all(scorer.branch is branch for scorer in scorers)
+    merged = copy.deepcopy(scorers[0], {id(branch): branch} if shared else {})
+    states = [(scorer.head if shared else scorer).state_dict() for scorer in scorers]
+    for name, tensor in (merged.head if shared else merged).state_dict().items():
+        tensor.copy_(torch.stack([state[name].float() for state in states]).mean(0))
+    return merged
+
+
 def _resampled(examples: Examples, seed: int) -> Examples:
-    """As many prompts as there are, drawn with replacement, each with all its groups."""
+    """Draw as many prompts as there are, with replacement, each with all its groups."""
     prompts: dict[str, list[PreferenceExample]] = {}
     for example in examples:
         prompts.setdefault(f"{example.task}\0{example.prompt}", []).append(example)

@@ -1,5 +1,7 @@
 """What a method of a comparison is: its name, how it is trained, how it scores and what it costs.
 
+Torch is imported inside the functions that train and score, so that the report reads the descriptions without it.
+
 Shapes: N responses to one prompt (in a pass: of all its prompts), k members of a method.
 """
 
@@ -8,19 +10,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
-from torch import Tensor
 
-from ...data.splits import Splits
-from ...evaluation.scoring_batch import ScoringBatch
 from ...schema import Query
-from ...training import Run
-from ...training.batches import PreferenceExample
-from ...training.graph import Engine
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from torch import Tensor
+
+    from ...data.splits import Splits
+    from ...evaluation.scoring_batch import ScoringBatch
+    from ...training import Run
+    from ...training.batches import PreferenceExample
+    from ...training.graph import Engine
 
 Array = NDArray[np.float64]
 T = TypeVar("T")
@@ -41,7 +46,7 @@ class MethodContext:
     Attributes:
         train, validation: the run's training part as it was split.
         members: single models in an ensemble.
-        engine: where other runs' steps are done; None: in this process.
+        engine: where the steps of other runs are executed; None: in this process.
     """
 
     run: Run
@@ -72,9 +77,9 @@ class TrainedMethod:
     Attributes:
         score: scores a pass of the run: the rewards (k, N) of its k members, computed from what the batch has.
         score_all: scores queries by itself; its cost is not measured.
-        steps: the steps of the run that it needs (names, or how they begin): its training time is their sum.
+        steps: names, or prefixes of names, of the run's steps that it needs; its training time is their sum.
         parameters: trained parameters.
-        timed: what is run on a batch to time scoring; None: `score`.
+        timed: the function that is timed on a batch; None: `score`.
     """
 
     score: Callable[[ScoringBatch], Tensor] | None = None
@@ -85,7 +90,7 @@ class TrainedMethod:
 
 
 def only_member(rewards: Array) -> Array:
-    """The rewards of a method with one member, (1, N) → (N,)."""
+    """Return the rewards of a method with one member, (1, N) → (N,)."""
     return rewards[0]
 
 
@@ -99,10 +104,10 @@ class Method:
         family: `run` (part of every trained model), `baseline`, `ablation` (DMoERM without a part), or `external` (not
             trained here).
         color: of its marks in plots, as #rrggbb.
-        train: trains it, or reads what an earlier call has left; None: it does not exist for this run.
-        combine: the rewards (k, N) of its members, responses to one prompt → rewards (N,).
+        train: trains it, or reads what an earlier call has stored; returns None if it does not exist for this run.
+        combine: the rewards (k, N) of its members, for the responses to one prompt → rewards (N,).
         tasks: the tasks that it can score; None: all.
-        key: what its rewards depend on beside name and description; a measured run of another key is measured again.
+        key: what its rewards depend on besides name and description; a run stored with another key is measured again.
     """
 
     name: str

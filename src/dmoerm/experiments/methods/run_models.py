@@ -1,17 +1,20 @@
-"""The methods that every trained model holds: the single model, one model a task, and DMoERM itself."""
+"""The methods that every trained model contains: the single model, one model per task, and DMoERM itself."""
 
 from __future__ import annotations
 
-from torch import nn
+from typing import TYPE_CHECKING
 
 from .method import Method, MethodContext, TrainedMethod
 from .registry import register
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _ALL_STEPS = ("router", "phase0", "phase1", "phase2", "phase3")
 
 
 def train_general(context: MethodContext) -> TrainedMethod:
-    """The run's phase 0."""
+    """Use the run's phase 0."""
     model = context.run.model
     return TrainedMethod(
         score=lambda batch: batch.output.general[None],
@@ -22,7 +25,7 @@ def train_general(context: MethodContext) -> TrainedMethod:
 
 
 def train_per_task(context: MethodContext) -> TrainedMethod:
-    """The run's phase 1. A pass costs what one of the single model does, which is what is timed."""
+    """Use the run's phase 1. A pass costs what a pass of the single model costs, which is what is timed."""
     model = context.run.model
     return TrainedMethod(
         score=lambda batch: batch.per_task[None],
@@ -33,7 +36,7 @@ def train_per_task(context: MethodContext) -> TrainedMethod:
 
 
 def train_dmoerm(context: MethodContext) -> TrainedMethod:
-    """The run."""
+    """Use the whole run."""
     model = context.run.model
     tasks = [model.task_model(task) for task in context.data.taxonomy.tasks]
     parts = [model.router, *(part for task in tasks for part in (task.experts, task.aggregator))]
@@ -46,13 +49,13 @@ def train_dmoerm(context: MethodContext) -> TrainedMethod:
 
 
 def single_parameters(context: MethodContext) -> int:
-    """Trained parameters of one branch and head."""
+    """Count the trained parameters of one branch and head."""
     general = context.run.model.general
     return count_parameters(general.head) + (0 if context.run.frozen else count_parameters(general.branch))
 
 
 def count_parameters(module: nn.Module) -> int:
-    """All parameters of a module."""
+    """Count all parameters of a module."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
