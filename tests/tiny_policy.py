@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tiny import tiny_tokenizer
 
-from dmoerm.rl.settings import PolicyConfig, RLConfig
+from dmoerm.rl.policy_settings import PolicyConfig, RLConfig
 from dmoerm.schema import Query
 
 TINY_POLICY = PolicyConfig(

@@ -96,7 +96,7 @@ def test_an_experiment_takes_one_process(config: Path, monkeypatch: pytest.Monke
     for command in ("compare", "bon", "rl"):
         result = invoke(f"{command} {config}")
         assert result.exit_code == 1
-        assert "2 processes: an experiment takes one" in result.output
+        assert "an experiment runs in one process, not 2" in result.output
 
 
 def test_benchmark(trained_run, write_rows, tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def test_from_a_config_to_trajectories(config: Path) -> None:
     output = run(*options).output
     folder = config.parent / "run-compare"
     found = json.loads((folder / "rl.json").read_text())
-    assert (found["schema"], found["kind"]) == (1, "rl")
+    assert (found["schema"], found["kind"]) == (2, "rl")
     runs = [(one["condition"], one["method"], one["beta"], one["seed"]) for one in found["runs"]]
     assert runs == [("noisy", m, b, 0) for m in ("general", "dmoerm") for b in (0.0, 0.1)]
     assert all(one["points"][0]["kl"] == pytest.approx(0, abs=1e-6) for one in found["runs"])

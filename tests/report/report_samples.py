@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dmoerm.evaluation.best_of_n import best_of_n_kl, fit_curve
+from dmoerm.evaluation.best_of_n_estimates import best_of_n_kl, fit_curve
 from dmoerm.evaluation.experiment_results import BestOfNResults, Comparison, PolicyResults, PolicyRun
 from dmoerm.experiments.methods import ablation_methods, default_methods
 from dmoerm.experiments.policies import differences, summarize

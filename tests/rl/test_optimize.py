@@ -98,7 +98,7 @@ def test_a_policy_that_says_nothing_is_measured(policy, asked, tmp_path):
 
 def test_a_folder_of_another_run_is_refused(policy, asked, tmp_path):
     optimize(policy, count_t, gold_of, asked, tiny_settings(steps=1), tmp_path)
-    with pytest.raises(ConfigError, match=r"holds a run with beta 0\.0, not 0\.5"):
+    with pytest.raises(ConfigError, match=r"contains a run with beta 0\.0, not 0\.5"):
         optimize(policy, count_t, gold_of, asked, tiny_settings(steps=1, beta=0.5), tmp_path)
 
 
@@ -108,7 +108,7 @@ def test_held_out_prompts_are_of_all_tasks_and_never_trained_on():
     assert not set(train) & set(held_out)
     assert len({prompt.task for prompt in held_out}) == 5
     assert _split(prompts, 20)[1][:10] == held_out
-    with pytest.raises(ConfigError, match="leave none to train on"):
+    with pytest.raises(ConfigError, match="leave none for training"):
         _split(prompts, 40)
 
 

@@ -11,14 +11,14 @@ from tiny_policy import TINY_POLICY
 from dmoerm.errors import ConfigError
 from dmoerm.rl import PolicyConfig, draw_prompts, make_policy
 from dmoerm.rl.policy import load_policy, render
-from dmoerm.rl.sampling import own_randomness, sample, sampling_settings
+from dmoerm.rl.sampling import isolated_randomness, sample, sampling_settings
 from dmoerm.schema import Message
 
 
 def share_that_ends(folder) -> float:
     model, tokenizer = load_policy(folder)
     prompts = [render(one.prompt) for one in draw_prompts(4)]
-    with own_randomness(0):
+    with isolated_randomness(0):
         samples = sample(model, tokenizer, prompts, 4, sampling_settings(tokenizer, 120, 1.0))
     return sum(one.ended for one in samples) / len(samples)
 
@@ -72,7 +72,7 @@ def test_a_model_of_a_folder_is_used_as_it_is(policy, tmp_path):
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"policy\.path.*no causal language model"):
+    with pytest.raises(ConfigError, match=r"policy\.path.*is not a causal language model"):
         make_policy(PolicyConfig(path=str(tmp_path)), tmp_path)
 
 

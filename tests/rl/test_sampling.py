@@ -7,14 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dmoerm.rl.policy import load_policy
-from dmoerm.rl.sampling import Sample, divergence, log_probabilities, own_randomness, sample, sampling_settings
+from dmoerm.rl.sampling import Sample, divergence, isolated_randomness, log_probabilities, sample, sampling_settings
 
 PROMPTS = ["User: hello\nAssistant:", "User: tell me about the sea, at some length, please\nAssistant:"]
 
 
 def test_log_probabilities_do_not_depend_on_the_batch(policy):
     model, tokenizer = load_policy(policy)
-    with own_randomness(1):
+    with isolated_randomness(1):
         samples = sample(model, tokenizer, PROMPTS, 3, sampling_settings(tokenizer, 20, 1.0))
     together = log_probabilities(model, samples, 0.7)
     for one, found in zip(samples, together, strict=True):
@@ -25,7 +25,7 @@ def test_log_probabilities_do_not_depend_on_the_batch(policy):
 def test_log_probabilities_are_those_of_sampling(policy):
     """The first token's frequencies over many samples are its probabilities."""
     model, tokenizer = load_policy(policy)
-    with own_randomness(2):
+    with isolated_randomness(2):
         samples = sample(model, tokenizer, PROMPTS[:1], 128, sampling_settings(tokenizer, 1, 1.0))
     chosen = torch.stack([row[0] for row in log_probabilities(model, samples, 1.0)])
     logits = model(torch.tensor([samples[0].prompt])).logits[0, -1].detach()
@@ -48,7 +48,7 @@ def test_random_numbers_outside_go_on():
     expected = torch.rand(2)[1]
     torch.manual_seed(3)
     torch.rand(1)
-    with own_randomness(8):
+    with isolated_randomness(8):
         torch.rand(5)
     assert torch.rand(1)[0] == expected
 

@@ -10,19 +10,19 @@ from trl.trainer.rloo_config import RLOOConfig
 from trl.trainer.rloo_trainer import RLOOTrainer
 
 from dmoerm.rl import gold_of, optimize
-from dmoerm.rl.trainers import TRAINERS, _Frugal
+from dmoerm.rl.trainers import TRAINERS, _Savings
 
 
 @pytest.fixture
 def passes(monkeypatch):
     """Grows at every pass of a model over a batch of samples: whether it is the reference."""
-    made, original = [], _Frugal._get_per_token_logps_and_entropies
+    made, original = [], _Savings._get_per_token_logps_and_entropies
 
     def counted(self, model, *args, **kwargs):
         made.append(model is self.ref_model)
         return original(self, model, *args, **kwargs)
 
-    monkeypatch.setattr(_Frugal, "_get_per_token_logps_and_entropies", counted)
+    monkeypatch.setattr(_Savings, "_get_per_token_logps_and_entropies", counted)
     return made
 
 

@@ -1,47 +1,38 @@
-"""`dmoerm compare`: every method on the same held-out prompts, with clean labels and with noisy ones."""
+"""`dmoerm compare`: measure every method on the same held-out prompts, with clean and with noisy labels."""
 
 from __future__ import annotations
 
-import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .experiments import conditions_of, engine_of, experiment_config, write_results
+from .experiments import ConfigName, ExperimentOptions, command_line, open_engine, write_results
 from .models import quieten
-from .options import (
-    BaseUrl,
-    Engine,
-    ExperimentFolder,
-    IncludeTrained,
-    JsonFile,
-    Members,
-    Noise,
-    Overrides,
-    RequestOptions,
-    Seeds,
-    grouped,
-)
+from .options import BaseUrl, RequestOptions, grouped
+
+if TYPE_CHECKING:
+    from ..experiments.methods import Method
+    from ..model.training_prompts import TrainingPrompts
+
+Ablations = Annotated[
+    list[str] | None,
+    typer.Option("--ablation", help="A variant of DMoERM without a part; may be repeated; `all`: every variant."),
+]
 
 
-@grouped
-def command(
-    config: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped config such as human or demo.")],
-    requests: RequestOptions,
-    seeds: Seeds = None,
-    noise: Noise = None,
-    members: Members = 5,
-    ablations: Annotated[
-        list[str] | None,
-        typer.Option("--ablation", help="DMoERM without a part; may be repeated; `all`: every one."),
-    ] = None,
+@dataclass(frozen=True)
+class ExternalOptions:
+    """The methods that are not trained here."""
+
     labels: Annotated[
-        list[Path] | None, typer.Option(metavar="FILE", help="Recorded labels of LLM judges (Parquet), as methods.")
-    ] = None,
-    judge: Annotated[str | None, typer.Option(metavar="MODEL", help="A live LLM judge of every pair.")] = None,
-    base_url: BaseUrl = "https://api.openai.com/v1",
-    shots: Annotated[int, typer.Option(min=0, help="Labeled pairs in the judge's prompt (few-shot).")] = 0,
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Recorded labels of LLM judges (Parquet); each judge is a method."),
+    ] = None
+    judge: Annotated[str | None, typer.Option(metavar="MODEL", help="A live LLM judge of every pair.")] = None
+    base_url: BaseUrl = "https://api.openai.com/v1"
+    shots: Annotated[int, typer.Option(min=0, help="Labeled pairs in the judge's prompt (few-shot).")] = 0
     external: Annotated[
         list[str] | None,
         typer.Option(
@@ -51,40 +42,44 @@ def command(
             help="A method that is not trained here: a DMoERM or sequence classifier (folder, hub name) or a reward "
             "server (URL).",
         ),
-    ] = None,
-    include_trained: IncludeTrained = False,
-    engine: Engine = "local",
-    output: ExperimentFolder = None,
-    overrides: Overrides = None,
-    json_file: JsonFile = None,
+    ] = None
+
+    def open(self, requests: RequestOptions, store: Path) -> tuple[list[Method], list[TrainingPrompts]]:
+        """Open the methods; see `external_methods`. The judge's answers are recorded in `store`."""
+        from ..experiments.external import external_methods
+
+        judge = (requests.endpoint(self.base_url, self.judge), self.shots) if self.judge else None
+        return external_methods(self.external or (), self.labels or (), judge, store)
+
+
+@grouped
+def command(
+    config: ConfigName,
+    requests: RequestOptions,
+    options: ExperimentOptions,
+    external: ExternalOptions,
+    ablations: Ablations = None,
 ) -> None:
     """Train and measure every method on the same held-out prompts. Run again, it resumes where it stopped."""
-    from ..experiments.compare import compare_methods
-    from ..experiments.external import external_methods
+    from ..experiments.comparison import compare_methods
     from ..experiments.methods import ablation_methods
-    from .tables import print_comparison, screen
+    from .tables import print_comparison
 
     quieten()
-    settings = experiment_config(config, overrides or (), output)
-    judge_settings = (requests.endpoint(base_url, judge), shots) if judge else None
-    methods, training_prompts = external_methods(
-        external or (), labels or (), judge_settings, Path(settings.output) / "judge.sqlite"
-    )
-    with engine_of(engine, settings) as training:
+    settings = options.config(config)
+    folder = Path(settings.output)
+    methods, training_prompts = external.open(requests, folder / "judge.sqlite")
+    with open_engine(options.engine, settings) as engine:
         comparison = compare_methods(
             settings,
-            seeds=seeds or (0, 1, 2),
-            conditions=conditions_of(noise or ()),
-            members=members,
+            seeds=options.run_seeds,
+            conditions=options.conditions,
+            members=options.members,
             ablations=list(ablation_methods()) if ablations == ["all"] else ablations or (),
             external=methods,
-            command=" ".join(["dmoerm", *sys.argv[1:]]),
-            engine=training,
-            include_trained=include_trained,
+            command=command_line(),
+            engine=engine,
+            include_trained=options.include_trained,
             training_prompts=training_prompts,
         )
-    lines = write_results(comparison, Path(settings.output) / "results.json", json_file)
-    console = screen()
-    print_comparison(console, comparison)
-    for line in lines:
-        console.print(line, soft_wrap=True)
+    write_results(comparison, folder / "results.json", options.json_file, lambda c: print_comparison(c, comparison))

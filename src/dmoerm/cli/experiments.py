@@ -1,22 +1,62 @@
-"""What the commands compare, bon and rl begin and end with: their conditions and settings, their results files."""
+"""The options, settings and results files that the commands compare, bon and rl share."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .options import Engine, ExperimentFolder, IncludeTrained, JsonFile, Members, Noise, Overrides, Seeds
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from ..config import Config
     from ..evaluation.results import Document
     from ..experiments.method_suite import Scoring
-    from ..training.graph import Engine
+    from ..training.graph import Engine as TrainingEngine
+
+ConfigName = Annotated[
+    str, typer.Argument(help="A YAML file, or the name of a shipped config such as human or demo.", metavar="CONFIG")
+]
 
 
-def conditions_of(noise: Sequence[str]) -> dict[str, tuple[float, float]]:
-    """Name → shares of reversed overall and capability pairs; clean and noisy where none is given."""
+@dataclass(frozen=True)
+class ExperimentOptions:
+    """The options of compare and bon."""
+
+    seeds: Seeds = None
+    noise: Noise = None
+    members: Members = 5
+    include_trained: IncludeTrained = False
+    engine: Engine = "local"
+    output: ExperimentFolder = None
+    overrides: Overrides = None
+    json_file: JsonFile = None
+
+    def config(self, name: str) -> Config:
+        """Load the settings of the experiment's runs."""
+        return experiment_config(name, self.overrides or (), self.output)
+
+    @property
+    def run_seeds(self) -> Sequence[int]:
+        """The seeds of the runs."""
+        return self.seeds or (0, 1, 2)
+
+    @property
+    def conditions(self) -> dict[str, tuple[float, float]]:
+        """Condition → shares of reversed overall and capability pairs."""
+        return parse_conditions(self.noise or ())
+
+
+def parse_conditions(noise: Sequence[str]) -> dict[str, tuple[float, float]]:
+    """Parse name → shares of reversed overall and capability pairs; clean and noisy unless some are given."""
     from ..errors import ConfigError
 
     conditions = {}
@@ -31,19 +71,19 @@ def conditions_of(noise: Sequence[str]) -> dict[str, tuple[float, float]]:
 
 
 def experiment_config(config: str, overrides: Sequence[str], output: Path | None) -> Config:
-    """The settings of an experiment's runs; `output` is the folder of all of them."""
+    """Load the settings of an experiment's runs; `output` is the folder of all of them."""
     from ..config import changed, load_config
     from ..errors import ConfigError
 
     if (count := os.environ.get("WORLD_SIZE", "1")) != "1":
-        raise ConfigError(f"{count} processes: an experiment takes one; only train and eval divide their work")
+        raise ConfigError(f"an experiment runs in one process, not {count}; start it without a launcher")
     settings = load_config(config, overrides)
     return changed(settings, {"output": str(output or f"{settings.output}-compare")})
 
 
 @contextlib.contextmanager
-def engine_of(name: str, config: Config) -> Iterator[Engine | None]:
-    """Where the runs' steps are done; on Ray, one cluster for all of them while the block lasts."""
+def open_engine(name: str, config: Config) -> Iterator[TrainingEngine | None]:
+    """Open the engine that executes the runs' steps; on Ray, all runs share one cluster while the block lasts."""
     if name == "local":
         yield None
         return
@@ -55,21 +95,31 @@ def engine_of(name: str, config: Config) -> Iterator[Engine | None]:
 
 
 def scoring_of(engine: str) -> Scoring:
-    """Where samples are scored."""
+    """Return the function that scores samples: in this process or on the cluster."""
     if engine == "local":
         from ..experiments.method_suite import score_here
 
         return score_here
-    from ..distributed.method_suite import score_on_cluster
+    from ..distributed.suite_scoring import score_on_cluster
 
     return score_on_cluster
 
 
-def write_results(results: Document, path: Path, copy: Path | None) -> list[str]:
-    """Write the results file, a copy if one is asked for, and the folder's report; return lines that say where."""
+def command_line() -> str:
+    """Return the command as it was typed, for the results file."""
+    return " ".join(["dmoerm", *sys.argv[1:]])
+
+
+def write_results(results: Document, path: Path, copy: Path | None, print_tables: Callable[[Console], None]) -> None:
+    """Write the results file, a copy if one is requested, and the folder's report; print the tables and the paths."""
     from ..io.paths import write_file
     from ..report import write_folder_report
+    from .tables import screen
 
     for file in (path, *([copy] if copy else [])):
         write_file(file, results.to_json())
-    return [f"results: {path}", f"report: {write_folder_report(path.parent)}"]
+    report = write_folder_report(path.parent)
+    console = screen()
+    print_tables(console)
+    for line in (f"results: {path}", f"report: {report}"):
+        console.print(line, soft_wrap=True)

@@ -1,15 +1,14 @@
-"""`dmoerm rl`: optimize a small policy against each method, and measure the gold reward along the way."""
+"""`dmoerm rl`: optimize a small policy against each method and measure the gold reward along the way."""
 
 from __future__ import annotations
 
-import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .experiments import conditions_of, experiment_config, write_results
+from .experiments import command_line, experiment_config, parse_conditions, write_results
 from .models import quieten
 from .options import ExperimentFolder, JsonFile, Members, Noise, Overrides
 
@@ -29,29 +28,33 @@ class Algorithm(StrEnum):
     GRPO = "grpo"
 
 
+Methods = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--method",
+        help="A method to optimize against, as `dmoerm compare` names it; may be repeated. "
+        "Default: general, ensemble_uwo and dmoerm.",
+    ),
+]
+Betas = Annotated[list[float] | None, typer.Option("--beta", help="Weight of the KL penalty; may be repeated.")]
+PolicySeeds = Annotated[
+    list[int] | None,
+    typer.Option("--seed", help="A seed of reward model and policy; may be repeated. Default: 0 and 1."),
+]
+PromptCount = Annotated[int, typer.Option(min=1, help="Testbed prompts of each task to draw from.")]
+
+
 def command(
     config: Annotated[
         str, typer.Argument(help="The reward models' settings: `testbed`, or a YAML file with its tasks.")
     ],
-    methods: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--method",
-            help="A method to optimize against, as `dmoerm compare` names it; may be repeated. "
-            "general, ensemble_uwo and dmoerm unless given.",
-        ),
-    ] = None,
-    betas: Annotated[
-        list[float] | None, typer.Option("--beta", help="Weight of the KL penalty; may be repeated.")
-    ] = None,
-    seeds: Annotated[
-        list[int] | None,
-        typer.Option("--seed", help="Of reward model and policy; may be repeated. 0 and 1 unless given."),
-    ] = None,
+    methods: Methods = None,
+    betas: Betas = None,
+    seeds: PolicySeeds = None,
     noise: Noise = None,
-    algorithm: Annotated[Algorithm | None, typer.Option(help="The trainer; rloo unless given.")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps of a run; 150 unless given.")] = None,
-    prompts: Annotated[int, typer.Option(min=1, help="Testbed prompts of each task to draw from.")] = 160,
+    algorithm: Annotated[Algorithm | None, typer.Option(help="The trainer. Default: rloo.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps of a run. Default: 150.")] = None,
+    prompts: PromptCount = 160,
     members: Members = 5,
     output: ExperimentFolder = None,
     overrides: Overrides = None,
@@ -68,30 +71,27 @@ def command(
     quieten()
     settings = _settings(config, overrides or (), output, {"algorithm": algorithm and algorithm.value, "steps": steps})
     from ..experiments.policies import optimize_policies
-    from .tables import policies_table, screen
+    from .tables import policies_table
 
     results = optimize_policies(
         settings,
-        conditions_of(noise or (_NOISY,)),
+        parse_conditions(noise or (_NOISY,)),
         seeds or (0, 1),
         methods or _METHODS,
         betas or (),
         prompts,
         members,
-        command=" ".join(["dmoerm", *sys.argv[1:]]),
+        command=command_line(),
     )
-    lines = write_results(results, Path(settings.config.output) / "rl.json", json_file)
-    console = screen()
-    console.print(policies_table(results))
-    for line in lines:
-        console.print(line, soft_wrap=True)
+    path = Path(settings.config.output) / "rl.json"
+    write_results(results, path, json_file, lambda console: console.print(policies_table(results)))
 
 
 def _settings(config: str, overrides: Sequence[str], output: Path | None, options: dict[str, Any]) -> PolicySettings:
     """Split the overrides: `policy.…` and `rl.…` set the policy and its optimization, all others the config.
 
     Args:
-        options: of the optimization; None is not set. They take precedence over the overrides.
+        options: settings of the optimization; None leaves one unset. They take precedence over the overrides.
     """
     from ..config import apply_override, validated
     from ..experiments.policies import PolicySettings

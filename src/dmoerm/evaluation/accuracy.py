@@ -1,8 +1,8 @@
 """Accuracy: the share of human-ordered pairs that a model orders the same way, with intervals over prompts.
 
-Pairs on one prompt are not independent, so the bootstrap resamples *prompts*, within each task; all methods are
-computed on the same resamples, which makes their differences paired. Runs of several seeds are averaged; a prompt that
-several of them hold out is drawn for all of them at once.
+Pairs of one prompt are not independent, so the bootstrap resamples *prompts* within each task. All methods use the same
+resamples, so their differences are paired. Runs of several seeds are averaged; a prompt that several seeds hold out is
+drawn for all of them together.
 
 Shapes: S seeds, P prompts, B resamples, M methods.
 """
@@ -23,16 +23,16 @@ from .results import MEAN, MEAN_HUMAN, Difference, Estimate
 from .scored_groups import ScoredGroup
 
 OrderedPairs = tuple[str, Sequence[Pair], Mapping[str, np.ndarray]]
-"""A group's prompt, its human-ordered pairs, and method → its scores."""
+"""A group's prompt, its human-ordered pairs, and method → scores."""
 
 
 @dataclass(frozen=True)
 class PairCounts:
-    """How many pairs people ordered on each prompt, and how many of those each method orders the same way.
+    """Counts of human-ordered pairs per prompt, and of those that each method orders the same way.
 
     Attributes:
-        prompts: (P,), what tells them apart.
-        pairs: (S, P); 0 where a seed does not hold the prompt out.
+        prompts: (P,), the prompts' keys.
+        pairs: (S, P); 0 if a seed does not hold the prompt out.
         right: method → (S, P); a tie between the method's scores counts 0.5.
     """
 
@@ -42,7 +42,7 @@ class PairCounts:
 
 
 def count_pairs(rows: Iterable[OrderedPairs]) -> PairCounts | None:
-    """Count pairs by prompt; rows without an ordered pair are skipped. None if no row has one."""
+    """Count pairs by prompt; skip rows without an ordered pair. Return None if no row has one."""
     pairs: dict[str, int] = {}
     right: dict[str, dict[str, float]] = {}
     for prompt, ordered, scores in rows:
@@ -61,7 +61,7 @@ def count_pairs(rows: Iterable[OrderedPairs]) -> PairCounts | None:
 
 
 def join(seeds: Sequence[PairCounts]) -> PairCounts:
-    """The counts of several seeds as counts; all with the same methods."""
+    """Join the counts of several seeds, which must have the same methods."""
     prompts = list(dict.fromkeys(prompt for counts in seeds for prompt in counts.prompts))
     columns = [[prompts.index(prompt) for prompt in counts.prompts] for counts in seeds]
 
@@ -86,7 +86,7 @@ def right_pairs(pairs: Sequence[Pair], scores: np.ndarray) -> float:
 
 
 def overall_counts(scored: Sequence[ScoredGroup]) -> dict[str, PairCounts]:
-    """Task → counts of its overall pairs under every method; tasks without an ordered pair are left out."""
+    """Count the overall pairs of each task under every method; leave out tasks without an ordered pair."""
     counts_by_task = {
         task: count_pairs((prompt_key(s.group.prompt), s.group.pairs(), s.rewards) for s in members)
         for task, members in by_task(scored).items()
@@ -95,7 +95,7 @@ def overall_counts(scored: Sequence[ScoredGroup]) -> dict[str, PairCounts]:
 
 
 def by_task(scored: Sequence[ScoredGroup]) -> dict[str, list[ScoredGroup]]:
-    """The groups of each task, tasks in alphabetical order."""
+    """Return the groups of each task, tasks in alphabetical order."""
     groups: dict[str, list[ScoredGroup]] = {}
     for group in scored:
         groups.setdefault(group.task, []).append(group)
@@ -105,15 +105,15 @@ def by_task(scored: Sequence[ScoredGroup]) -> dict[str, list[ScoredGroup]]:
 def compare(
     counts: Mapping[str, PairCounts], derived: Sequence[str] = (), seed: int = 0, resamples: int = RESAMPLES
 ) -> tuple[dict[str, dict[str, Estimate]], dict[str, dict[str, Difference]]]:
-    """Estimate every method's accuracy, and by how much `dmoerm` is above each other method.
+    """Estimate the accuracy of every method and the difference of `dmoerm` to each other method.
 
     Args:
-        counts: task → its counts, at least one task. A method that some task lacks has no mean.
-        derived: the tasks whose overall scores no person gave; if only some tasks are derived, `mean_human`
+        counts: task → counts, at least one task. A method without scores for some task has no mean.
+        derived: the tasks whose overall scores were not given by people; if these are some of the tasks, `mean_human`
             is the mean over the others.
 
     Returns:
-        method → task → estimate, and `dmoerm - method` → task → difference; with an entry `mean` each.
+        method → task → estimate, and `dmoerm - method` → task → difference; both also have an entry `mean`.
     """
     shares = {task: _Shares(each, resample(each, _task_seed(task, seed), resamples)) for task, each in counts.items()}
     all_sets = {name: [shares[task] for task in tasks] for name, tasks in _sets(list(counts), derived).items()}
@@ -133,7 +133,7 @@ def compare(
 
 
 def _sets(tasks: Sequence[str], derived: Sequence[str]) -> dict[str, list[str]]:
-    """Each entry of a result → the tasks that it is the mean over."""
+    """Return, for each entry of a result, the tasks over which it is the mean."""
     sets = {task: [task] for task in tasks} | {MEAN: list(tasks)}
     human = [task for task in tasks if task not in derived]
     return sets | {MEAN_HUMAN: human} if 0 < len(human) < len(tasks) else sets
@@ -142,7 +142,7 @@ def _sets(tasks: Sequence[str], derived: Sequence[str]) -> dict[str, list[str]]:
 def capability_accuracy(
     scored: Sequence[ScoredGroup], seed: int = 0, resamples: int = RESAMPLES
 ) -> dict[str, dict[str, Estimate]]:
-    """Task → capability → how often its expert orders a pair as people do; ungraded capabilities are left out."""
+    """Estimate the accuracy of each capability's expert; leave out capabilities without human-ordered pairs."""
     estimates: dict[str, dict[str, Estimate]] = {}
     for task, members in by_task(scored).items():
         for name in members[0].capabilities:
@@ -154,27 +154,27 @@ def capability_accuracy(
 
 
 def resample(counts: PairCounts, seed: int | Sequence[int], resamples: int = RESAMPLES) -> dict[str, np.ndarray]:
-    """Method → its accuracy (B,) on B samples of the P prompts, drawn with replacement; the mean over seeds."""
+    """Compute each method's accuracy (B,) on B resamples of the P prompts, the mean over seeds."""
     seeds = len(counts.pairs)
     columns = np.concatenate([counts.pairs, *counts.right.values()]).T  # (P, S + M S)
     pairs, *right = resampled_sums(columns, seed, resamples).T.reshape(-1, seeds, resamples)
-    with np.errstate(divide="ignore", invalid="ignore"):  # a sample may have none of a seed's few prompts
+    with np.errstate(divide="ignore", invalid="ignore"):  # a resample may contain no prompt of a seed with few prompts
         return {method: np.nanmean(row / pairs, axis=0) for method, row in zip(counts.right, right, strict=True)}
 
 
 def _task_seed(task: str, seed: int) -> list[int]:
-    """A stream of the task's own: another task more or less changes nothing for it."""
+    """Return a random stream for the task, which does not depend on the other tasks."""
     return [seed, zlib.crc32(task.encode())]
 
 
 class _Shares(NamedTuple):
-    """One task's counts, and method → its accuracy on each of the resamples (B,)."""
+    """The counts of one task, and method → accuracy on each of the resamples (B,)."""
 
     counts: PairCounts
     drawn: Mapping[str, np.ndarray]
 
     def value(self, method: str) -> float:
-        """The method's accuracy on the data itself."""
+        """Return the method's accuracy on the data."""
         return float((self.counts.right[method].sum(1) / self.counts.pairs.sum(1)).mean())
 
 

@@ -1,4 +1,4 @@
-"""Router accuracy, calibration of win probabilities, correlation of rewards with length."""
+"""Router accuracy, calibration of win probabilities, and correlation of rewards with length."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BINS = 10
 
 
 def router_result(scored: Sequence[ScoredGroup]) -> RouterResult:
-    """Accuracy, share of fallbacks and confusion of the router, over the distinct prompts whose task is known."""
+    """Measure accuracy, fallback share and confusion of the router on the distinct prompts whose task is known."""
     known = list({(prompt_key(s.group.prompt), s.group.task): s for s in scored if s.group.task}.values())
     confusion: dict[str, dict[str, int]] = {}
     for group in sorted(known, key=lambda s: (s.task, s.likeliest)):
@@ -31,19 +31,19 @@ def router_result(scored: Sequence[ScoredGroup]) -> RouterResult:
 
 
 def calibration_result(scored: Sequence[ScoredGroup], bins: int = BINS) -> CalibrationResult:
-    """Expected calibration error of `dmoerm`'s win probability over the human-ordered pairs."""
+    """Measure the calibration of `dmoerm`'s win probability on the human-ordered pairs."""
     margins = [group.rewards["dmoerm"] / group.temperature for group in scored]
     return reliability([p for group, row in zip(scored, margins, strict=True) for p in probabilities(group, row)], bins)
 
 
 def probabilities(scored: ScoredGroup, rewards: np.ndarray) -> list[float]:
-    """σ(reward difference) of each human-ordered pair, the better response first."""
+    """Return σ(reward difference) of each human-ordered pair, the better response first."""
     margins = [rewards[pair.better] - rewards[pair.worse] for pair in scored.group.pairs()]
     return [float(1 / (1 + np.exp(-np.clip(margin, -60, 60)))) for margin in margins]
 
 
 def reliability(winner: Sequence[float], bins: int = BINS) -> CalibrationResult:
-    """Measure the calibration of the probabilities given to the responses that people prefer.
+    """Measure the calibration of the probabilities of the responses that people prefer.
 
     A pair's confidence is the probability of its likelier winner, 0.5 to 1; the bins divide that range evenly.
     """
@@ -56,7 +56,7 @@ def reliability(winner: Sequence[float], bins: int = BINS) -> CalibrationResult:
 
 
 def pooled(results: Sequence[CalibrationResult]) -> CalibrationResult:
-    """Several results over the same bins as result."""
+    """Pool several results over the same bins."""
     bins = tuple(_joined(together) for together in zip(*(result.bins for result in results), strict=True))
     return CalibrationResult(ece=_error(bins), pairs=sum(b.pairs for b in bins), bins=bins)
 
@@ -88,9 +88,9 @@ def _bin(low: float, high: float, confidence: np.ndarray, right: np.ndarray) -> 
 
 
 def length_bias(scored: Sequence[ScoredGroup]) -> dict[str, LengthBias]:
-    """Method → mean correlation of its rewards with length; `human` is the same for people's own grades.
+    """Compute method → mean correlation of its rewards with length; `human` is that of the grades by people.
 
-    Compare a model with `human`: longer answers may be better ones.
+    Compare a method with `human`, because longer answers may be better.
     """
     columns: dict[str, list[tuple[float, float]]] = {}
     for member in scored:

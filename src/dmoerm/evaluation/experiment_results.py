@@ -18,14 +18,14 @@ from .results import (
 
 
 class Condition(ResultModel):
-    """The methods with the training labels as they come, or with a share of them reversed."""
+    """The methods under one condition: with the training labels as given, or with a share of them reversed."""
 
     flip_scores: float
     flip_capabilities: float
     accuracy: dict[str, dict[str, Estimate]]
-    """Method → task (and `mean`) → share of the ordered pairs put in the same order, the mean over seeds."""
+    """Method → task (and `mean`) → share of the ordered pairs that it orders the same way, the mean over seeds."""
     paired: dict[str, dict[str, Difference]]
-    """`dmoerm - method` → task → how much higher dmoerm's is, on the same pairs."""
+    """`dmoerm - method` → task → accuracy of dmoerm minus that of the method on the same pairs."""
     by_seed: dict[str, dict[str, float]]
     """Seed → method → mean accuracy over tasks."""
     capabilities: dict[str, dict[str, Estimate]]
@@ -47,23 +47,23 @@ class Comparison(Document):
     members: int
     """Models in an ensemble."""
     budget: str
-    """What each method had to learn from."""
+    """The data and training steps of each method, in words."""
     versions: dict[str, str]
     overlap: Overlap | None = None
-    """Held-out prompts that a method trained elsewhere was trained on; of the run with most of them."""
+    """Held-out prompts that an external method was trained on, in the run with most of them."""
     methods: dict[str, str]
-    """Method → what it is."""
+    """Method → its description."""
     conditions: dict[str, Condition]
     costs: dict[str, Cost]
-    """Method → what it takes, in the first cell."""
+    """Method → its cost in the first run."""
     derived_tasks: tuple[str, ...]
-    """Tasks whose overall scores were computed from capability grades: no person gave them."""
+    """Tasks whose overall scores were computed from capability grades, not given by people."""
     gold_tasks: tuple[str, ...]
-    """Tasks of the testbed, compared with its gold reward."""
+    """Tasks of the testbed, which are compared with its gold reward."""
 
 
 class CurveFit(ResultModel):
-    """R(d) = d (α − β d) for best-of-n, d (α − β log d) for a policy; d = √KL, R above that at d = 0."""
+    """A fit R(d) = d (α − β d) for best-of-n or d (α − β log d) for a policy; d = √KL, R is the gain over d = 0."""
 
     alpha: float
     beta: float
@@ -72,21 +72,21 @@ class CurveFit(ResultModel):
     peak_low: float | None = None
     peak_high: float | None = None
     value: float | None = None
-    """The fit at its peak."""
+    """The fit's value at its peak."""
 
 
 class MethodCurve(ResultModel):
-    """One method's best of n, the mean over prompts and seeds."""
+    """Best-of-n by one method, the mean over prompts and seeds."""
 
     proxy: tuple[float, ...]
-    """In standard deviations of the prompt's samples."""
+    """The method's reward in standard deviations of the prompt's samples."""
     gold: tuple[float, ...]
     low: tuple[float, ...]
     high: tuple[float, ...]
-    """95 %, by bootstrap over prompts."""
+    """`low` to `high` is the 95 % interval of `gold` by bootstrap over prompts."""
     fit: CurveFit | None
     falls_after: int | None
-    """The n of the highest gold, where a later n is below it with 95 % confidence."""
+    """The n of the highest gold, if a larger n is below it with 95 % confidence."""
 
 
 class BestOfNCondition(ResultModel):
@@ -95,11 +95,11 @@ class BestOfNCondition(ResultModel):
     curves: dict[str, dict[str, MethodCurve]]
     """Task (and `all`) → method → its curve."""
     at_the_end: dict[str, dict[str, Difference]]
-    """Task (and `all`) → `dmoerm - method` → how much higher dmoerm's gold is at the largest n."""
+    """Task (and `all`) → `dmoerm - method` → difference of gold at the largest n."""
 
 
 class BestOfNResults(Document):
-    """results.json of `dmoerm bon`."""
+    """best_of_n.json of `dmoerm bon`."""
 
     kind: Literal["best_of_n"] = "best_of_n"
     command: str
@@ -107,15 +107,15 @@ class BestOfNResults(Document):
     seeds: tuple[int, ...]
     versions: dict[str, str]
     source: str
-    """Where the samples come from."""
+    """The source of the samples, in words."""
     overlap: Overlap | None = None
-    """Prompts of the source that were trained on; None: it has none by construction."""
+    """Prompts of the source that were trained on; None: the source excludes them."""
     ns: tuple[int, ...]
     kl: tuple[float, ...]
-    """log n − (n − 1) / n, nats."""
+    """log n − (n − 1) / n for each n, in nats."""
     prompts: dict[str, int]
     samples: int
-    """Fewest samples of a prompt."""
+    """The fewest samples of any prompt."""
     conditions: dict[str, BestOfNCondition]
 
 
@@ -124,16 +124,16 @@ class PolicyPoint(ResultModel):
 
     step: int
     kl: float
-    """To the initial policy, nats a response."""
+    """KL to the initial policy in nats per response."""
     proxy: float
-    """The reward optimized, in standard deviations of its rewards of the initial policy."""
+    """The optimized reward in standard deviations of the initial policy's rewards."""
     gold: float
     length: float
-    """Tokens of a response."""
+    """Mean tokens of a response."""
 
 
 class PolicyRun(ResultModel):
-    """One policy."""
+    """One optimized policy."""
 
     condition: str
     method: str
@@ -144,7 +144,7 @@ class PolicyRun(ResultModel):
 
 
 class PolicySummary(ResultModel):
-    """A method under one condition and KL weight, the mean over seeds at the same steps."""
+    """A method under one condition and KL weight: means over seeds at the same steps."""
 
     condition: str
     method: str
@@ -156,16 +156,17 @@ class PolicySummary(ResultModel):
     """Highest gold."""
     peak_step: int
     end: float
+    """Gold at the end."""
     kl: float
-    """At the end."""
+    """KL at the end."""
     fall: float
-    """From the peak to the end: the overoptimization."""
+    """Gold at the peak minus gold at the end: the overoptimization."""
     fit: CurveFit | None
-    """R(d) = d (α − β log d), d = √KL, over all points of all seeds."""
+    """The fit over all points of all seeds."""
 
 
 class PolicyResults(Document):
-    """results.json of `dmoerm rl`."""
+    """rl.json of `dmoerm rl`."""
 
     kind: Literal["rl"] = "rl"
     command: str
@@ -176,10 +177,9 @@ class PolicyResults(Document):
     settings: dict[str, Any]
     """The optimization's settings."""
     parameters: int
-    """Of the policy, embeddings included."""
+    """Parameters of the policy, including embeddings."""
     versions: dict[str, str]
     runs: tuple[PolicyRun, ...]
     summaries: tuple[PolicySummary, ...]
     paired: dict[str, dict[str, Difference]]
-    """Condition → `dmoerm - method (beta)` → how much higher dmoerm's gold is at the end, over seeds; two seeds give a
-    range rather than an interval."""
+    """Condition → `dmoerm - method (beta)` → difference of gold at the end: mean, lowest and highest of the seeds."""

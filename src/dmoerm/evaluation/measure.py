@@ -1,4 +1,4 @@
-"""One evaluation, from a model and labeled groups to everything that results.json says."""
+"""Evaluation of a model on labeled groups: everything that results.json contains."""
 
 from __future__ import annotations
 
@@ -38,33 +38,24 @@ def evaluate(
     include_trained: bool = False,
     trained: TruncationCounts | None = None,
 ) -> Results:
-    """Measure the model and the single models that it holds.
+    """Measure the model and the single models that it contains.
 
     Args:
-        config: the settings that the model was trained with; their seed is also the bootstrap's.
-        command: the command, for the record.
-        steps: step → how its training ended, from `Run.metrics()`.
+        config: the settings that the model was trained with; their seed is also the seed of the bootstrap.
+        command: the command, for the results.
+        steps: step → its training metrics, from `Run.metrics()`.
         batch_tokens: as in `DMoERM.score`.
         console: where progress is shown; None: on the standard error stream.
         cache: keeps the trunk's activations; see `score_groups`.
         training_prompts: the prompts that the model was trained on; None: those that its checkpoint lists.
-        include_trained: measure on groups with such a prompt, too.
-        trained: what was truncated in the training part, for the record.
+        include_trained: also measure on groups with such a prompt.
+        trained: truncation counts of the training part, for the results.
 
     Raises:
-        DataError: no pair is ordered by people, an unknown task, a text longer than the model takes.
+        DataError: no pair is ordered by people, an unknown task, a text longer than the model reads.
     """
     groups, overlap = split_overlap(groups, training_prompts or model.training_prompts, include_trained)
-    if not any(group.pairs() for group in groups):
-        raise DataError(
-            "no two responses are ordered by people",
-            field="scores",
-            value=f"{len(groups)} groups",
-            hint="evaluate on groups with differing scores or ranks",
-        )
-    truncation = {"evaluation": count_truncation((group, model.encoder.encode(group)) for group in groups)}
-    if trained is not None:
-        truncation["training"] = trained
+    _check_pairs(groups)
     scored = score_groups(model, groups, batch_tokens, console, cache)
     seed = config.seed if config else 0
     derived = sorted({s.task for s in scored if s.group.scores_derived})
@@ -77,7 +68,7 @@ def evaluate(
         derived_tasks=tuple(derived),
         gold_tasks=tuple(sorted({s.task for s in scored if s.group.source == testbed.SOURCE})),
         overlap=overlap,
-        truncation=truncation,
+        truncation=_truncation(model, groups, trained),
         router=router_result(scored),
         accuracy=accuracy,
         paired=paired,
@@ -88,3 +79,20 @@ def evaluate(
         steps={name: dict(metrics) for name, metrics in (steps or {}).items()},
         peak_memory=peak_memory(),
     )
+
+
+def _check_pairs(groups: Sequence[Group]) -> None:
+    if not any(group.pairs() for group in groups):
+        raise DataError(
+            "no two responses are ordered by people",
+            field="scores",
+            value=f"{len(groups)} groups",
+            hint="evaluate on groups with differing scores or ranks",
+        )
+
+
+def _truncation(
+    model: DMoERM, groups: Sequence[Group], trained: TruncationCounts | None
+) -> dict[str, TruncationCounts]:
+    measured = count_truncation((group, model.encoder.encode(group)) for group in groups)
+    return {"evaluation": measured} | ({} if trained is None else {"training": trained})

@@ -16,8 +16,8 @@ def split_overlap(
     """Find the groups whose prompts the model was trained on, and leave them out.
 
     Args:
-        training_prompts: the model's; None if they are not known.
-        include: keep those groups; they are counted all the same.
+        training_prompts: those of the model; None if they are not known.
+        include: keep those groups; they are counted in both cases.
 
     Returns:
         The groups to evaluate on, and the counts for the results.

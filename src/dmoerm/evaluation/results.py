@@ -1,4 +1,4 @@
-"""results.json: the machine-readable result of a run or an evaluation (schema 2), written and read."""
+"""results.json: the machine-readable results of a run or an evaluation (schema 2)."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from ..errors import DataError
 from ..io.paths import write_file
 
 MEAN = "mean"
-"""The entry that is the plain mean over the tasks."""
+"""The entry with the mean over the tasks."""
 MEAN_HUMAN = "mean_human"
-"""The mean over the tasks whose overall scores people gave; there only where other tasks' scores were derived."""
+"""The entry with the mean over the tasks that people scored; absent unless the scores of other tasks were derived."""
 SUMMARIES = (MEAN, MEAN_HUMAN)
 """Entries beside the tasks."""
 
@@ -27,7 +27,7 @@ _PACKAGES = ("torch", "transformers", "peft", "dmoerm")
 
 
 class ResultModel(BaseModel):
-    """A part of a results file: fields that a later version adds are ignored."""
+    """A part of a results file. Unknown fields, as later versions may add, are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
 
@@ -36,19 +36,19 @@ P = TypeVar("P", bound=ResultModel)
 
 
 class Estimate(ResultModel):
-    """A share of pairs, with its 95 % bootstrap interval over prompts."""
+    """A share of pairs with its 95 % bootstrap interval over prompts."""
 
     value: float = Field(ge=0, le=1)
     low: float
     high: float
     pairs: int
-    """Human-ordered pairs, ties left out."""
+    """Human-ordered pairs, without ties."""
     prompts: int
-    """Different prompts that these pairs belong to: what the interval resamples."""
+    """Distinct prompts of these pairs, which the bootstrap resamples."""
 
     @property
     def percent(self) -> str:
-        """In per cent, with its interval, as people read it."""
+        """The value and its interval in percent, as text."""
         return f"{100 * self.value:.1f} ({100 * self.low:.1f}–{100 * self.high:.1f})"
 
 
@@ -61,25 +61,25 @@ class Difference(ResultModel):
 
     @property
     def percent(self) -> str:
-        """In points, signed, with its interval, as people read it."""
+        """The difference and its interval in signed percentage points, as text."""
         return f"{100 * self.value:+.1f} ({100 * self.low:+.1f} to {100 * self.high:+.1f})"
 
 
 class Overlap(ResultModel):
-    """Evaluation data whose prompts the model was trained on."""
+    """Overlap of evaluation data with the model's training prompts."""
 
     known: bool
-    """False: neither the checkpoint nor its run's data says which prompts the model was trained on."""
+    """False: neither the checkpoint nor its run's data lists the training prompts."""
     groups: int
-    """Groups of the data with such a prompt."""
+    """Groups of the data with a training prompt."""
     prompts: int
-    """Their distinct prompts."""
+    """Distinct prompts of those groups."""
     included: bool
-    """Whether those groups are among the measured ones."""
+    """Whether those groups are measured."""
 
     @property
     def description(self) -> str:
-        """Name the prompts that were measured, for a title."""
+        """The measured prompts in words, for a title."""
         if not self.known:
             return "prompts whose overlap with the training prompts is unknown"
         if self.included and self.groups:
@@ -88,11 +88,11 @@ class Overlap(ResultModel):
 
     @property
     def remark(self) -> str | None:
-        """Say what a reader must know about the overlap."""
+        """A sentence about the overlap, or None if there is no overlap."""
         if not self.known:
             return (
-                "It is not known which prompts the model was trained on; accuracy on trained prompts is too high. "
-                "Models trained with this version carry a list of them."
+                "It is not known which prompts the model was trained on; accuracy on training prompts is too high. "
+                "Models that this version trains list their training prompts."
             )
         if not self.groups:
             return None
@@ -101,31 +101,31 @@ class Overlap(ResultModel):
 
 
 class RouterResult(ResultModel):
-    """How often the likeliest task of a prompt is its own."""
+    """Accuracy of the router: how often the likeliest task of a prompt is its true task."""
 
     accuracy: float | None
-    """Over the distinct prompts whose task is known; None where none is."""
+    """Over the distinct prompts whose task is known; None if there are none."""
     prompts: int
     fallback: float | None
-    """Share of those prompts that fall below the threshold, so that the general model scores them."""
+    """Share of those prompts below the confidence threshold, which the general model scores."""
     confusion: dict[str, dict[str, int]]
-    """Own task → likeliest task → prompts."""
+    """True task → likeliest task → prompts."""
 
 
 class Bin(ResultModel):
-    """Pairs whose likelier winner has a probability in [low, high)."""
+    """The pairs whose likelier winner has a probability in [low, high)."""
 
     low: float
     high: float
     pairs: int
     confidence: float | None
-    """Mean probability; None where the bin is empty."""
+    """Mean probability of the likelier winner; None if the bin is empty."""
     accuracy: float | None
-    """Share of the pairs whose likelier winner people prefer, too."""
+    """Share of the pairs in which people prefer the likelier winner; None if the bin is empty."""
 
 
 class CalibrationResult(ResultModel):
-    """Calibration of the win probability."""
+    """Calibration of a method's win probability."""
 
     ece: float
     """Expected calibration error: the mean over pairs of |accuracy − confidence| of the pair's bin."""
@@ -147,13 +147,13 @@ class Cost(ResultModel):
 
     training_seconds: float
     parameters: int
-    """Trained ones."""
+    """Trained parameters."""
     scoring_seconds: float
-    """For the same texts under every method."""
+    """Seconds for a fixed set of texts, the same for every method."""
 
 
 class Document(ResultModel):
-    """A results file: its schema's version first."""
+    """A results file, which starts with the version of its schema."""
 
     schema_version: Literal[2] = Field(default=2, alias="schema")
 
@@ -162,51 +162,51 @@ class Document(ResultModel):
     )
 
     def to_json(self) -> str:
-        """The file's text."""
+        """Return the text of the file."""
         return self.model_dump_json(by_alias=True, indent=2) + "\n"
 
 
 class Results(Document):
-    """What `train`, `eval` and `demo` measure. `accuracy` and `paired` hold each task, and `mean`."""
+    """The results of `train`, `eval` and `demo`. `accuracy` and `paired` contain each task and `mean`."""
 
     command: str
     config: dict[str, Any]
-    """The resolved settings that the model was trained with; empty where they are not known."""
+    """The resolved settings that the model was trained with; empty if they are not known."""
     seed: int
     versions: dict[str, str]
     derived_tasks: tuple[str, ...]
-    """Tasks whose overall scores were computed from capability grades: no person gave them."""
+    """Tasks whose overall scores were computed from capability grades, not given by people."""
     gold_tasks: tuple[str, ...] = ()
-    """Tasks of the testbed, which are compared with its gold reward instead of with people."""
+    """Tasks of the testbed, which are compared with its gold reward instead of human preferences."""
     overlap: Overlap
-    """Measured prompts that the model was trained on."""
+    """Overlap of the measured prompts with the training prompts."""
     truncation: dict[str, TruncationCounts] = {}
-    """`evaluation` (the measured groups) and, after training, `training` → responses that were truncated."""
+    """`evaluation` (the measured groups) and, after training, `training` → counts of truncated responses."""
     router: RouterResult
     accuracy: dict[str, dict[str, Estimate]]
     """Method → task → share of human-ordered pairs that the method orders the same way."""
     paired: dict[str, dict[str, Difference]]
-    """`a - b` → task → how much higher a's accuracy is."""
+    """`a - b` → task → accuracy of a minus that of b."""
     capabilities: dict[str, dict[str, Estimate]]
     """Task → capability → share of the capability's ordered pairs that its expert orders the same way."""
     calibration: CalibrationResult
     length_bias: dict[str, LengthBias]
-    """Method (and `human`: people's own grades) → correlation with length."""
+    """Method (and `human`: the grades by people) → correlation with length."""
     time: dict[str, float]
     """Phase → seconds of training."""
     steps: dict[str, dict[str, float | None]]
-    """Step → how its training ended."""
+    """Step → its training metrics."""
     peak_memory: int | None
-    """Bytes that this process took at most; None where the system does not tell."""
+    """Peak memory of this process in bytes; None if the system does not report it."""
 
     @property
     def tasks(self) -> list[str]:
-        """The tasks that were measured."""
+        """The measured tasks."""
         return [task for task in next(iter(self.accuracy.values()), {}) if task not in SUMMARIES]
 
     @property
     def remarks(self) -> list[str]:
-        """What a reader of the accuracy table must know about its tasks."""
+        """Sentences that the accuracy table needs beside it."""
         remarks = [self.overlap.remark] if self.overlap.remark else []
         purposes = {"training": "to train on", "evaluation": "to measure on"}
         for part, purpose in purposes.items():
@@ -216,7 +216,7 @@ class Results(Document):
             remarks.append("* Scores computed from capability grades, not given by people; mean_human leaves them out.")
         if self.gold_tasks:
             remarks.append(
-                "The testbed's prompts are compared with its gold reward; the labels that training saw are simulated."
+                "On the testbed, methods are compared with its gold reward; its training labels are simulated."
             )
         return remarks
 
@@ -227,12 +227,12 @@ def write_results(path: str | Path, results: Results) -> None:
 
 
 def read_results(path: str | Path) -> Results:
-    """Reads the results.json of a run. Raises `DataError` if it is not one; see `read_part`."""
-    return read_part(path, Results, "give the results.json that `dmoerm train` or `dmoerm eval --json` wrote")
+    """Read the results.json of a run. Raise `DataError` if the file is invalid; see `read_part`."""
+    return read_part(path, Results, "use the results.json of `dmoerm train` or the file of `dmoerm eval --json`")
 
 
 def read_part(path: str | Path, model: type[P], hint: str) -> P:
-    """Reads a JSON file of this model; `hint` says what file to give instead of a wrong one.
+    """Read a JSON file of this model; `hint` tells users which file to use instead of an invalid one.
 
     Raises:
         DataError: the file does not exist, is not JSON, has another schema, or does not match the model.
@@ -255,10 +255,10 @@ def read_part(path: str | Path, model: type[P], hint: str) -> P:
 
 
 def upgrade(document: Any) -> Any:
-    """Translate a results document of schema 1 into schema 2; others are returned as they are.
+    """Convert a results document of schema 1 to schema 2; return others unchanged.
 
-    Schema 1 called accuracy `consistency`, and did not say whether the model was trained on the measured prompts: it
-    was not in `train`, which measures its own held-out prompts; of other commands it is unknown.
+    Schema 1 calls accuracy `consistency` and does not contain the overlap with training prompts. There is no overlap
+    after `train`, which measures held-out prompts; after other commands it is unknown.
     """
     if not isinstance(document, dict) or document.get("schema") != 1:
         return document
@@ -278,12 +278,12 @@ def _renamed(fields: Any) -> Any:
 
 
 def versions() -> dict[str, str]:
-    """The versions of what the numbers depend on."""
+    """Return the versions of Python and of the packages that the numbers depend on."""
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in _PACKAGES}
 
 
 def phase_seconds(steps: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """Phase → seconds, summed over its steps: `phase2/chitchat` counts for `phase2`."""
+    """Sum the seconds of each phase over its steps: `phase2/chitchat` counts for `phase2`."""
     seconds_by_phase: dict[str, float] = {}
     for name, metrics in steps.items():
         phase = name.partition("/")[0]
@@ -292,10 +292,9 @@ def phase_seconds(steps: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
 
 
 def peak_memory() -> int | None:
-    """Bytes of memory that this process took at most, or None where the system does not tell."""
+    """Return the peak memory of this process in bytes, or None if the system does not report it."""
     try:
         import resource
     except ImportError:
         return None
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

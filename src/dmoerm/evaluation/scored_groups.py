@@ -1,8 +1,8 @@
-"""A model's scores of labeled groups under every method that it holds, in one pass over the texts.
+"""Scores of labeled groups by every method that a model contains, in one pass over the texts.
 
-    general    phase 0's model of all tasks together: the single reward model
+    general    the phase-0 model of all tasks together: the single reward model
     per_task   the phase-1 model of the group's own task
-    dmoerm     end to end: the router alone decides which task's model scores
+    dmoerm     end to end: the router alone chooses the task model
 
 Other methods, such as baselines, score in the same pass (`scorers`).
 
@@ -31,25 +31,25 @@ from ..training.processes import all_gather, is_main, shard, sharded
 from .scoring_batch import ScoringBatch
 
 BatchScorer = Callable[[ScoringBatch], Tensor]
-"""Scores the N responses of a pass: (k, N), a row for each of its k members."""
+"""Scores the N responses of a pass: (k, N), one row per member."""
 Q = TypeVar("Q", bound=Query)
 METHODS = ("general", "per_task", "dmoerm")
-"""The methods that every trained model holds."""
+"""The methods that every trained model contains."""
 
 
 @dataclass(frozen=True)
 class ScoredGroup(Generic[Q]):
-    """What the model says of one group, or of a query without a preference.
+    """The scores of one group, or of a query without preferences.
 
     Attributes:
-        task: the group's own task, or the router's likeliest one where the group names none.
+        task: the group's task, or the router's likeliest task if the group has none.
         route: task → probability, from the prompt alone.
-        chosen: the task whose model gave the `dmoerm` rewards; None: the general model did.
+        chosen: the task whose model computed the `dmoerm` rewards; None: the general model.
         temperature: σ((reward_a − reward_b) / temperature) is `dmoerm`'s probability that a is better than b.
-        rewards: method → one score a response; only differences within the group and method mean something.
-        capabilities: capability of `task` → one score a response.
-        members: scorer → (k, N), the rewards of each of its k members, as they are.
-        empty: the responses without text.
+        rewards: method → one score per response; only differences within a group and method are meaningful.
+        capabilities: capability of `task` → one score per response.
+        members: scorer → (k, N), the rewards of each of its k members.
+        empty: indices of the responses without text.
     """
 
     group: Q
@@ -63,7 +63,7 @@ class ScoredGroup(Generic[Q]):
     empty: Sequence[int] = ()
 
     def with_rewards(self, rewards: Mapping[str, np.ndarray]) -> ScoredGroup[Q]:
-        """The same group with other rewards."""
+        """Return the same group with other rewards."""
         return replace(self, rewards=rewards)
 
     @property
@@ -80,16 +80,16 @@ def score_groups(
     cache: ActivationCache | None = None,
     scorers: Mapping[str, BatchScorer] | None = None,
 ) -> list[ScoredGroup[Q]]:
-    """Score all groups; the result is in their order. Several processes share the passes, and each gets all.
+    """Score all groups; return them in order. Several processes share the passes, and each returns all groups.
 
     Args:
         batch_tokens: as in `DMoERM.score`.
-        cache: keeps the trunk's activations for later evaluations; None: nothing is kept.
+        cache: stores the trunk's activations for later evaluations; None: nothing is stored.
         console: where progress is shown; None: on the standard error stream.
-        scorers: name → what scores the responses of each pass, too; see `ScoredGroup.members`.
+        scorers: name → a further scorer of each pass; see `ScoredGroup.members`.
 
     Raises:
-        DataError: a task that the model does not have, a text longer than the model takes.
+        DataError: a task that the model does not have, a text longer than the model reads.
     """
     for group in groups:
         if group.task is not None:
@@ -100,9 +100,7 @@ def score_groups(
         if cache is not None:
             cache.fill(encoded, functools.partial(advance, "trunk's activations"))
         passes, done = list(model.passes(encoded, batch_tokens)), 0
-        if (
-            not sharded()
-        ):  # with sharded weights all processes make all passes: the passes through the branch depend on the tasks
+        if not sharded():  # with sharded weights, all processes make all passes, since a branch's passes depend on tasks
             passes = shard(passes)
         total = sum(encoded[i].tokens for rows in passes for i in rows)
         for rows in passes:
@@ -116,7 +114,7 @@ def score_groups(
 
 @contextlib.contextmanager
 def _progress(console: Console | None) -> Iterator[Callable[[str, int, int], None]]:
-    """What takes a stage's name, how far it is, and how far it has to go."""
+    """Show a progress bar; yield a function of the stage's name, the completed and the total amount."""
     columns = (TextColumn("{task.description:44}"), BarColumn(24), TaskProgressColumn())
     console = console or Console(stderr=True, quiet=not is_main())
     bars = Progress(
@@ -161,7 +159,7 @@ def _scored(
 
 
 def with_empty_lowest(rewards: np.ndarray, empty: Sequence[int]) -> np.ndarray:
-    """Put the rewards of empty responses below all others, as every path of the model does."""
+    """Lower the rewards of empty responses below all others, as every path of the model does."""
     if not len(empty):
         return rewards
     others = np.delete(rewards, empty)

@@ -1,6 +1,6 @@
-"""Groups that share a pass, and what the model computes of them.
+"""Groups that share a pass, and the model's outputs for them.
 
-Shapes: Q groups, N responses, T tasks, D an embedding's width, d a prompt embedding's width.
+Shapes: Q groups, N responses, T tasks, D width of an embedding, d width of a prompt embedding.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ Q = TypeVar("Q", bound=Query)
 
 
 class ScoringBatch(Generic[Q]):
-    """One pass: each part is computed once, when it is first read.
+    """One pass; each output is computed once, when it is first read.
 
     Args:
-        groups: Q groups; encoded: the same, encoded.
-        cache: has the trunk's activations; None: they are computed.
+        groups: Q groups.
+        encoded: their token ids.
+        cache: contains the trunk's activations; None: they are computed.
     """
 
     def __init__(
@@ -51,13 +52,13 @@ class ScoringBatch(Generic[Q]):
 
     @functools.cached_property
     def owner(self) -> Tensor:
-        """(N,), each response's group."""
+        """The group of each response, (N,)."""
         sizes = torch.tensor([len(e.responses) for e in self.encoded])
         return torch.arange(len(self.encoded)).repeat_interleave(sizes).to(self.model.device)
 
     @functools.cached_property
     def prompts(self) -> Tensor | None:
-        """(Q, d), the prompts' embeddings; None: the router has a language model of its own."""
+        """The prompt embeddings, (Q, d); None if the router has a separate language model."""
         if self.model.router.language_model is not None:
             return None
         if self.cache is None:
@@ -66,38 +67,38 @@ class ScoringBatch(Generic[Q]):
 
     @functools.cached_property
     def route(self) -> Tensor:
-        """(Q, T), task probabilities."""
+        """The task probabilities, (Q, T)."""
         if self.prompts is None:
             return self.model.route(self.ids, self.hidden)
         return self.model.router.probabilities(self.prompts)
 
     @functools.cached_property
     def chosen(self) -> list[str | None]:
-        """(Q,), the task that the router chooses; None: the general model."""
+        """The task that the router chooses for each group; None: the general model."""
         return _same_on_all([self.model.choose(row) for row in self.route])
 
     @functools.cached_property
     def tasks(self) -> list[str]:
-        """(Q,), the group's own task, or the router's likeliest where the group names none."""
+        """The task of each group, or the router's likeliest task if the group has none."""
         likeliest = self.route.argmax(-1).tolist()
         names = self.model.router.tasks
         return _same_on_all([group.task or names[i] for group, i in zip(self.groups, likeliest, strict=True)])
 
     @functools.cached_property
     def embeddings(self) -> Tensor:
-        """(N, D), the responses under the general model's branch."""
+        """The responses' embeddings by the general model's branch, (N, D)."""
         if self.cache is None or not self.cache.embedding:
             return self.model.general.embed(self.hidden)
         return torch.cat([self.cache.embeddings(e) for e in self.encoded]).to(self.model.device)
 
     @functools.cached_property
     def output(self) -> PassOutput:
-        """Every score of the model, by the task that the router chooses and by the group's own."""
+        """All scores of the model, for the task that the router chooses and for the group's task."""
         return self.model.outputs(self.hidden, self.chosen, self.tasks, self.embeddings)
 
     @functools.cached_property
     def per_task(self) -> Tensor:
-        """(N,), the phase-1 score of the group's own task."""
+        """The phase-1 scores for the group's task, (N,)."""
         scores = torch.empty_like(self.output.general)
         for q, task in enumerate(self.tasks):
             scores[self.owner == q] = self.output.of(q, task).per_task
@@ -105,5 +106,5 @@ class ScoringBatch(Generic[Q]):
 
 
 def _same_on_all(values: list) -> list:
-    """The main process's choice where all processes must go through the branch equally often."""
+    """Return the main process's choice if all processes must make the same passes through the branches."""
     return broadcast(values) if sharded() else values

@@ -1,4 +1,4 @@
-"""The gold reward of each method's best of n samples: what `dmoerm bon` measures.
+"""The gold reward of the best of n samples by each method's reward, for `dmoerm bon`.
 
 condition × seed → method suite → rewards of all samples → curves over n: means over seeds, intervals over prompts
 
@@ -7,6 +7,7 @@ Shapes: N samples of a prompt, M values of n.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ from rich.console import Console
 from ..bootstrap import mean_interval
 from ..config import Config
 from ..errors import DataError
-from ..evaluation.best_of_n import BestOfN, best_of_n, best_of_n_kl, over_prompts
+from ..evaluation.best_of_n_estimates import BestOfN, best_of_n, best_of_n_kl, summarize_prompts
 from ..evaluation.experiment_results import BestOfNCondition, BestOfNResults, CurveFit, MethodCurve
 from ..evaluation.results import Difference, Overlap, versions
 from ..schema import prompt_key
@@ -43,7 +44,7 @@ class ScoredSamples:
 
 
 def default_ns(samples: int) -> list[int]:
-    """1, 2, 4, … and the number of samples itself."""
+    """Return 1, 2, 4, … and the number of samples itself."""
     ns = [2**i for i in range(samples.bit_length()) if 2**i <= samples]
     return ns if ns[-1] == samples else [*ns, samples]
 
@@ -64,33 +65,29 @@ def measure_best_of_n(
     """Train what is missing under `config.output`, score the samples by every method, and fit the curves.
 
     Args:
-        samples: seed → its prompts' samples; the same ones for every seed, or each seed's own held-out groups.
+        samples: seed → its prompts' samples; the same ones for every seed, or the held-out groups of each seed.
         overlap: the prompts of `source` that were trained on.
         conditions: as in `compare_methods`.
         ns: values of n, to which 1 is added; None: powers of two up to the fewest samples of a prompt.
-        engine: where the runs' steps are done; None: here.
-        scoring: where the samples are scored; the results are the same.
+        engine: where the runs' steps are executed; None: in this process.
+        scoring: scores the samples, here or on a cluster; the results are the same.
 
     Raises:
         DataError: an n above the number of a prompt's samples, or a reward that is not finite.
     """
     console = console or Console(stderr=True)
     fewest = min(len(sample.index) for rows in samples.values() for sample in rows)
-    ns = tuple(sorted({1, *ns}) if ns else default_ns(fewest))
-    if ns[-1] > fewest or ns[0] < 1:
-        raise DataError(
-            f"cannot be estimated from {fewest} samples", field="n", value=ns[-1], hint=f"use 1 to {fewest}"
-        )
+    ns = _checked_ns(ns, fewest)
     measured = {}
     for name, flips in conditions.items():
         rows: dict[str, dict[int, list[ScoredSamples]]] = {}
-        for seed, given in samples.items():
+        for seed, seed_samples in samples.items():
             console.print(f"[bold]{name}, seed {seed}[/bold]", highlight=False)
             suite = open_suite(run_settings(config, name, flips, seed), members, console, engine)
-            for sample, scored in zip(given, score_samples(suite, given, console, scoring), strict=True):
+            for sample, scored in zip(seed_samples, score_samples(suite, seed_samples, console, scoring), strict=True):
                 rows.setdefault(_prompt(sample), {}).setdefault(seed, []).append(scored)
         measured[name] = _condition([list(by_seed.values()) for by_seed in rows.values()], ns)
-    tasks = [sample.query.task or "" for sample in {_prompt(s): s for row in samples.values() for s in row}.values()]
+    prompts = {_prompt(sample): sample.query.task or "" for row in samples.values() for sample in row}
     return BestOfNResults(
         command=command,
         config=config.model_dump(mode="json"),
@@ -99,11 +96,19 @@ def measure_best_of_n(
         source=source,
         ns=ns,
         kl=tuple(best_of_n_kl(ns).tolist()),
-        prompts={task: tasks.count(task) for task in dict.fromkeys(tasks)},
+        prompts=dict(Counter(prompts.values())),
         samples=fewest,
         conditions=measured,
         overlap=overlap,
     )
+
+
+def _checked_ns(ns: Sequence[int] | None, fewest: int) -> tuple[int, ...]:
+    checked = tuple(sorted({1, *ns}) if ns else default_ns(fewest))
+    if checked[-1] > fewest or checked[0] < 1:
+        value = checked[-1] if checked[-1] > fewest else checked[0]
+        raise DataError(f"cannot be estimated from {fewest} samples", field="n", value=value, hint=f"use 1 to {fewest}")
+    return checked
 
 
 def score_samples(
@@ -126,12 +131,12 @@ def score_samples(
 
 
 def _prompt(samples: Samples) -> str:
-    """What makes two prompts the same."""
+    """Return the key of a prompt and its task; equal prompts of one task have the same key."""
     return f"{samples.query.task}\0{prompt_key(samples.query.prompt)}"
 
 
 def _condition(rows: Sequence[Sequence[Sequence[ScoredSamples]]], ns: Sequence[int]) -> BestOfNCondition:
-    """From each prompt's groups under every seed's models."""
+    """Compute the curves of all methods from each prompt's groups under every seed's models."""
     tasks = list(dict.fromkeys(seeds[0][0].task for seeds in rows))
     sets = {task: [seeds for seeds in rows if seeds[0][0].task == task] for task in tasks}
     if len(tasks) > 1:
@@ -151,13 +156,16 @@ def _condition(rows: Sequence[Sequence[Sequence[ScoredSamples]]], ns: Sequence[i
 
 
 def _curve(prompts: Sequence[Sequence[Sequence[ScoredSamples]]], method: str, ns: Sequence[int]) -> BestOfN:
-    """A prompt's row is the mean over its groups, then over the seeds' models."""
+    """Compute a method's curve; a prompt's row is the mean over its groups, then over the seeds' models."""
     rows = np.array([np.mean([_rows(groups, method, ns) for groups in seeds], axis=0) for seeds in prompts])
-    return over_prompts(rows[:, 0], rows[:, 1], ns)
+    return summarize_prompts(rows[:, 0], rows[:, 1], ns)
 
 
 def _rows(groups: Sequence[ScoredSamples], method: str, ns: Sequence[int]) -> Array:
-    """Proxy, in standard deviations of a group's samples, and gold of the best of each n: (2, M), over the groups."""
+    """Return proxy and gold of the best of each n, (2, M), the mean over the groups.
+
+    The proxy is in standard deviations of a group's samples.
+    """
     rows = []
     for group in groups:
         rewards = group.rewards[method]

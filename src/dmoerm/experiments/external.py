@@ -15,7 +15,7 @@ from ..model import DMoERM, DMoERMConfig
 from ..model.training_prompts import TrainingPrompts
 from ..schema import Message, Query, messages_of
 from .judges import live, recorded
-from .methods import Method, Scorer, TrainedMethod
+from .methods import Method, QueryScorer, TrainedMethod
 from .methods.registry import EXTERNAL_COLOR
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def open_scorer(source: str) -> OtherDMoERM | SequenceClassifier | RewardServer:
     return OtherDMoERM(source) if kind == DMoERMConfig.model_type else SequenceClassifier(source)
 
 
-def external_method(name: str, scorer: Scorer, description: str) -> Method:
+def external_method(name: str, scorer: QueryScorer, description: str) -> Method:
     """Make a method of a comparison from a scorer that was trained elsewhere."""
     trained = TrainedMethod(score_all=scorer.score_all)
     return Method(name, description, "external", EXTERNAL_COLOR, lambda _: trained)
@@ -100,7 +100,7 @@ class OtherDMoERM:
         return self.model.training_prompts
 
     def score_all(self, queries: Sequence[Query]) -> list[list[float]]:
-        """See `Scorer`; the router decides."""
+        """See `QueryScorer`; the router decides."""
         return [[score.reward for score in scores] for scores in self.model.score_queries(_without_tasks(queries))]
 
 
@@ -136,7 +136,7 @@ class SequenceClassifier:
         self.tokenizer.padding_side, self.batch_tokens = "right", batch_tokens
 
     def score_all(self, queries: Sequence[Query]) -> list[list[float]]:
-        """See `Scorer`. Raises `DataError` for a text longer than the model takes."""
+        """See `QueryScorer`. Raises `DataError` for a text longer than the model takes."""
         texts = [self._rendered(query, response) for query in queries for response in query.responses]
         encoded = self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
         limit = getattr(self.model.config, "max_position_embeddings", None) or float("inf")
@@ -194,7 +194,7 @@ class RewardServer:
             raise ServerError(f"{url}: its last part must be a protocol: one of /classify, /pooling, /v1/score")
 
     def score_all(self, queries: Sequence[Query]) -> list[list[float]]:
-        """See `Scorer`; the router decides. Raises what `Client.score` does."""
+        """See `QueryScorer`; the router decides. Raises what `Client.score` does."""
         if self._end == "score":
             return [
                 [score.reward for score in scores] for scores in self._client.score_queries(_without_tasks(queries))

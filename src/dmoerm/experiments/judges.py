@@ -26,7 +26,7 @@ class RecordedJudge:
     labels: Sequence[CapabilityLabel]
 
     def score_all(self, queries: Sequence[Query]) -> list[list[float]]:
-        """See `Scorer`: how often a response is preferred to another."""
+        """See `QueryScorer`: how often a response is preferred to another."""
         return rewards_from_labels(self.labels, queries)
 
 

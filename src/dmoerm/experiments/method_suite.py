@@ -35,13 +35,13 @@ SHARD_QUERIES = 32
 
 @dataclass(frozen=True)
 class SuiteScorer:
-    """One method of a suite as a `Scorer`; activations are not cached."""
+    """One method of a suite as a `QueryScorer`; activations are not cached."""
 
     suite: MethodSuite
     name: str
 
     def score_all(self, queries: Sequence[Query]) -> list[list[float]]:
-        """See `Scorer`."""
+        """See `QueryScorer`."""
         scored = self.suite.score(queries, keep=False, console=Console(quiet=True))
         return [group.rewards[self.name].tolist() for group in scored]
 

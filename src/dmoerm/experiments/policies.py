@@ -1,10 +1,11 @@
-"""Policies that are optimized against each method: what `dmoerm rl` measures.
+"""Policies that are optimized against each method, for `dmoerm rl`.
 
-condition × seed → method suite → a policy per method and KL weight (`dmoerm.rl`) → gold at the start, peak and end
+condition × seed → method suite → a policy per method and KL weight (`dmoerm.rl`) → gold at start, peak and end
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,18 +16,19 @@ import numpy as np
 from ..config import Config, changed
 from ..data.splits import load_splits
 from ..errors import ConfigError, DataError
-from ..evaluation.best_of_n import fit_curve
+from ..evaluation.best_of_n_estimates import fit_curve
 from ..evaluation.experiment_results import CurveFit, PolicyResults, PolicyRun, PolicySummary
 from ..evaluation.results import Difference, versions
 from ..rl import PolicyConfig, RLConfig, RLPrompt, Trajectory, draw_prompts, gold_of, make_policy, optimize
 from ..schema import prompt_key
 from ..training.progress import Progress
 from .method_suite import MethodSuite, SuiteScorer, open_suite, run_settings
+from .methods import Method, default_methods
 
 
 @dataclass(frozen=True)
 class PolicySettings:
-    """Settings of the reward models, of the policy and of its optimization."""
+    """Settings of the reward models, the policy and its optimization."""
 
     config: Config
     policy: PolicyConfig
@@ -46,7 +48,7 @@ def optimize_policies(
     """Train the reward models and optimize a policy against each; finished ones under `config.output` are read.
 
     Args:
-        methods: names of trained methods.
+        methods: names of methods that are trained by default; only these are trained.
         betas: weights of the KL penalty; empty: the one of `settings.rl`.
         prompts: testbed prompts per task to draw from.
         members: models in an ensemble.
@@ -54,35 +56,23 @@ def optimize_policies(
     Raises:
         ConfigError: an unknown method, or TRL is missing.
     """
-    folder, progress = Path(settings.config.output), Progress()
+    progress, chosen = Progress(), _methods(methods)
     drawn = _prompts(settings, seeds, prompts)
     weights = [settings.rl.model_copy(update={"beta": beta}) for beta in betas] or [settings.rl]
     runs: list[PolicyRun] = []
     parameters = 0
     with progress.run(1 + len(conditions) * len(seeds) * len(methods) * len(weights)):
         with progress.step("policy"):
-            start = make_policy(settings.policy, folder / "policies")
-        for condition, flips in conditions.items():
-            for seed in seeds:
-                run = run_settings(settings.config, condition, flips, seed)
-                suite = open_suite(run, members, progress.console)
-                _check_methods(methods, suite)
-                for method in methods:
-                    for weight in weights:
-                        rl = weight.model_copy(update={"seed": seed})
-                        trajectory = optimize(
-                            start,
-                            SuiteScorer(suite, method).score_all,
-                            gold_of,
-                            drawn,
-                            rl,
-                            Path(run.output).with_name("rl") / f"{method}-{rl.algorithm}-beta{rl.beta:g}",
-                            method=f"{condition}/{method}",
-                            depends_on=f"{members} members, {suite.run.config!r}",
-                            progress=progress,
-                        )
-                        runs.append(_policy_run(condition, method, trajectory))
-                        parameters = trajectory.parameters
+            start = make_policy(settings.policy, Path(settings.config.output) / "policies")
+        for (condition, flips), seed in itertools.product(conditions.items(), seeds):
+            run = run_settings(settings.config, condition, flips, seed)
+            suite = open_suite(run, members, progress.console, methods=chosen)
+            _check_methods(methods, suite)
+            for method, weight in itertools.product(methods, weights):
+                rl = weight.model_copy(update={"seed": seed})
+                trajectory = _optimize(start, suite, condition, method, drawn, rl, progress)
+                runs.append(_policy_run(condition, method, trajectory))
+                parameters = trajectory.parameters
     return PolicyResults(
         command=command,
         config=settings.config.model_dump(mode="json"),
@@ -96,14 +86,45 @@ def optimize_policies(
     )
 
 
+def _optimize(
+    start: Path,
+    suite: MethodSuite,
+    condition: str,
+    method: str,
+    prompts: Sequence[RLPrompt],
+    rl: RLConfig,
+    progress: Progress,
+) -> Trajectory:
+    """Optimize a policy from `start` against one method of a suite, in the folder beside the run's."""
+    config = suite.run.config
+    return optimize(
+        start,
+        SuiteScorer(suite, method).score_all,
+        gold_of,
+        prompts,
+        rl,
+        Path(config.output).with_name("rl") / f"{method}-{rl.algorithm}-beta{rl.beta:g}",
+        method=f"{condition}/{method}",
+        depends_on=f"{suite.context.members} members, {config!r}",
+        progress=progress,
+    )
+
+
+def _methods(names: Sequence[str]) -> list[Method]:
+    """Look the methods up; only these are trained."""
+    known = {method.name: method for method in default_methods()}
+    if unknown := [name for name in names if name not in known]:
+        raise ConfigError(f"--method {unknown[0]}: use some of {', '.join(known)}")
+    return [known[name] for name in dict.fromkeys(names)]
+
+
 def _check_methods(methods: Sequence[str], suite: MethodSuite) -> None:
-    for method in methods:
-        if method not in suite.in_pass:
-            raise ConfigError(f"--method {method}: use some of {', '.join(suite.in_pass)}")
+    if missing := [name for name in methods if name not in suite.in_pass]:
+        raise ConfigError(f"--method {missing[0]}: it cannot be trained on this run; leave it out")
 
 
 def _prompts(settings: PolicySettings, seeds: Sequence[int], count: int) -> list[RLPrompt]:
-    """Prompts that neither the policy was fine-tuned on nor any seed's reward models."""
+    """Draw prompts that neither the policy was fine-tuned on nor the reward models of any seed."""
     parts = [load_splits(changed(settings.config, {"seed": seed})).train for seed in seeds]
     known = {prompt_key(group.prompt) for part in parts for group in part}
     drawn = draw_prompts(count, settings.policy.seed, skip=settings.policy.prompts_per_task)
@@ -117,10 +138,10 @@ def _policy_run(condition: str, method: str, trajectory: Trajectory) -> PolicyRu
 
 
 def summarize(runs: Sequence[PolicyRun]) -> list[PolicySummary]:
-    """Each condition, method and KL weight, in the order in which they come.
+    """Average the seeds of each condition, method and KL weight, in the order of the runs.
 
     Raises:
-        DataError: seeds of one of them were measured at different steps.
+        DataError: the seeds of a method were measured at different steps.
     """
     together: dict[tuple[str, str, float], list[PolicyRun]] = {}
     for run in runs:
@@ -159,7 +180,7 @@ def _fit(runs: Sequence[PolicyRun]) -> CurveFit | None:
 
 
 def differences(runs: Sequence[PolicyRun]) -> dict[str, dict[str, Difference]]:
-    """Condition → `dmoerm - method` (and KL weight) → difference of gold at the end, by seed: mean and range."""
+    """Return condition → `dmoerm - method` (and KL weight) → difference of final gold: mean and range of seeds."""
     ends = {(r.condition, r.method, r.beta, r.seed): r.points[-1].gold for r in runs}
     by_condition: dict[str, dict[str, list[float]]] = {}
     for (condition, method, beta, seed), end in ends.items():

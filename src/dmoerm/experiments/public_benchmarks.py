@@ -24,7 +24,7 @@ from ..errors import DataError
 from ..evaluation.overlap import split_overlap
 from ..evaluation.results import Overlap
 from ..schema import Group
-from .methods import Scorer
+from .methods import QueryScorer
 
 GroupRewards = Sequence[tuple[Group, Sequence[float]]]
 """Groups, each with its responses' rewards."""
@@ -101,7 +101,7 @@ class BenchmarkRun:
 
 
 def run_benchmark(
-    name: str, models: Mapping[str, Scorer], groups: Sequence[Group], include_trained: bool = False
+    name: str, models: Mapping[str, QueryScorer], groups: Sequence[Group], include_trained: bool = False
 ) -> BenchmarkRun:
     """Score models on a benchmark's groups.
 

@@ -23,7 +23,7 @@ from ..config import Config, changed
 from ..data.readers import read_groups
 from ..data.splits import load_splits
 from ..errors import BackboneError, DataError
-from ..evaluation.best_of_n import check_samples
+from ..evaluation.best_of_n_estimates import check_samples
 from ..evaluation.overlap import split_overlap
 from ..evaluation.results import Overlap
 from ..model.training_prompts import TrainingPrompts

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ..evaluation.best_of_n import Curve
+from ..evaluation.best_of_n_estimates import Curve
 from ..evaluation.experiment_results import CurveFit
 from .svg_plots import WIDE, as_svg, color_of, new_figure, shortened
 

@@ -2,16 +2,17 @@
 
 policy.py      the small language model that is optimized, fine-tuned on the testbed's text
 sampling.py    responses of a policy, and their log-probabilities under two policies
-rewards.py     a reward model as TRL's reward function: normalized, checked, safe against empty responses
+rewards.py     a reward model as TRL's reward function: normalized, checked, lowest for empty responses
 measuring.py   proxy, gold and KL on held-out prompts
 optimize.py    the run: TRL's trainer, checkpoints, periodic measurements
-trajectory.py  what was measured, on disk
+policy_settings.py  the settings of the policy and of its optimization
+trajectory.py  the measurements on disk
 """
 
 from .optimize import draw_prompts, gold_of, optimize
 from .policy import make_policy
+from .policy_settings import PolicyConfig, RLConfig
 from .rewards import Gold, Reward, RLPrompt
-from .settings import PolicyConfig, RLConfig
 from .trajectory import Point, Trajectory, read_trajectory, write_trajectory
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Measurements on held-out prompts: the same prompts and, step by step, the same random numbers for every run."""
+"""Measurements on held-out prompts: every run has the same prompts and, at each step, the same random numbers."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from transformers import PreTrainedTokenizerBase
 
 from ..io.paths import write_file
 from .policy import load_policy, render
+from .policy_settings import RLConfig
 from .rewards import Gold, Reward, RLPrompt, Scale, raw_rewards
-from .sampling import Divergence, Sample, divergence, log_probabilities, own_randomness, sample, sampling_settings
-from .settings import RLConfig
+from .sampling import Divergence, Sample, divergence, isolated_randomness, log_probabilities, sample, sampling_settings
 from .trajectory import Point
 
 _POINTS = TypeAdapter(list[Point])
 
 
 class Meter:
-    """Measure a policy, and keep the measurements in `folder`."""
+    """Measures a policy and stores the measurements in `folder`."""
 
     def __init__(
         self,
@@ -51,12 +51,12 @@ class Meter:
         return bool(self.points)
 
     def measure(self, model: Any, step: int) -> Point:
-        """Measure once, in float32, without changing the model or the training's random numbers."""
+        """Measure the model in float32, without changing it or the training's random numbers."""
         self._policy.load_state_dict(model.state_dict())
         policy, reference = self._policy.to(model.device), self._reference.to(model.device)
         temperature = self.settings.temperature
         generation = sampling_settings(self.tokenizer, self.settings.max_new_tokens, temperature)
-        with own_randomness(step):
+        with isolated_randomness(step):
             samples = sample(policy, self.tokenizer, self._texts, self.settings.samples, generation)
         ratios = [log_probabilities(scored, samples, temperature) for scored in (policy, reference)]
         point = self._point(step, samples, divergence(*ratios))

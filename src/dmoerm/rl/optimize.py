@@ -1,4 +1,4 @@
-"""A run of policy optimization: TRL's trainer, checkpoints, periodic measurements.
+"""A run of policy optimization: TRL's trainer, checkpoints and periodic measurements.
 
 In the run's folder: `settings.json`, `scale.json`, `points.json` (grows), `samples/<step>.jsonl` (the responses),
 `checkpoints/` (removed at the end), `trajectory.json` (written at the end).
@@ -30,13 +30,13 @@ from ..training.checkpoints import last_checkpoint
 from ..training.progress import Progress
 from .measuring import Meter
 from .policy import load_policy, render
+from .policy_settings import RLConfig
 from .rewards import Gold, Reward, RLPrompt, Scale, TRLReward, measure_scale, raw_rewards
-from .sampling import own_randomness, sample, sampling_settings, uses_bf16
-from .settings import RLConfig
+from .sampling import isolated_randomness, sample, sampling_settings, uses_bf16
 from .trajectory import Point, Trajectory, read_trajectory, write_trajectory
 
 _WARMUP = 10
-_FIXED = 20240501  # seed of the held-out prompts and the scale's samples, which are the same for every run
+_FIXED_SEED = 20240501  # of the held-out prompts and the samples of the scale, which are the same for every run
 
 
 def draw_prompts(per_task: int, seed: int = 0, skip: int = 0) -> list[RLPrompt]:
@@ -61,21 +61,21 @@ def optimize(
     depends_on: str = "",
     progress: Progress | None = None,
 ) -> Trajectory:
-    """Optimize a policy against a reward, and measure proxy, gold and KL along the way.
+    """Optimize a policy against a reward and measure proxy, gold and KL along the way.
 
-    A stopped run resumes from its last checkpoint; a finished one is read.
+    A stopped run resumes from its last checkpoint; a finished run is loaded.
 
     Args:
-        policy: the initial policy's folder; it is not changed.
-        reward: the proxy. A response without text is never passed to it.
-        gold: the gold reward that is measured beside it.
-        prompts: distinct; `settings.held_out` of them are held out, the others trained on.
-        folder: of this run.
+        policy: the folder of the initial policy, which is not changed.
+        reward: the proxy. It never receives an empty response.
+        gold: the gold reward that is measured.
+        prompts: distinct prompts; `settings.held_out` of them are held out, the policy is trained on the others.
+        folder: the run's folder.
         method: the reward's name in the trajectory.
-        depends_on: what the reward was trained with, in any form; a run of another one is refused.
+        depends_on: a description of the reward model's training; a stored run with another one is refused.
 
     Raises:
-        ConfigError: TRL is missing, too few prompts, or the folder has a run of other settings.
+        ConfigError: TRL is missing, there are too few prompts, or the folder contains a run with other settings.
         TrainingError: a reward is not finite.
     """
     require_trl()
@@ -120,7 +120,7 @@ def _digest(prompts: Sequence[RLPrompt], depends_on: str) -> str:
 
 
 def _claim(folder: Path, policy: Path, settings: RLConfig, method: str, inputs: str) -> None:
-    """Write the settings, or compare them with the stored ones; `inputs`: a digest of prompts and reward model."""
+    """Write the settings, or compare them with the stored ones; `inputs` is a digest of prompts and reward model."""
     requested = {
         "method": method,
         "policy": policy.name,
@@ -132,23 +132,23 @@ def _claim(folder: Path, policy: Path, settings: RLConfig, method: str, inputs: 
         old, new = {**stored, **stored["settings"]}, {**requested, **requested["settings"]}
         name = next(name for name in new if name != "settings" and old.get(name) != new[name])
         raise ConfigError(
-            f"{folder}: holds a run with {name} {old.get(name)!r}, not {new[name]!r}; give another folder, or remove it"
+            f"{folder}: contains a run with {name} {old.get(name)!r}, not {new[name]!r}; use another folder"
         )
     write_file(file, json.dumps(requested, indent=1) + "\n")
 
 
 def _split(prompts: Sequence[RLPrompt], held_out: int) -> tuple[list[RLPrompt], list[RLPrompt]]:
-    """Training and held-out prompts, the tasks evenly in both; the same for every run."""
+    """Split into training and held-out prompts, with tasks evenly in both; the split is the same for every run."""
     if len(prompts) <= held_out:
-        raise ConfigError(f"held_out: {held_out} of {len(prompts)} prompts leave none to train on; give more prompts")
-    shuffled = random.Random(_FIXED).sample(list(prompts), len(prompts))
+        raise ConfigError(f"held_out: {held_out} of {len(prompts)} prompts leave none for training; add prompts")
+    shuffled = random.Random(_FIXED_SEED).sample(list(prompts), len(prompts))
     seen: Counter[str | None] = Counter()
-    turns = []
+    positions = []
     for prompt in shuffled:
-        turns.append(seen[prompt.task])
+        positions.append(seen[prompt.task])
         seen[prompt.task] += 1
-    dealt = [shuffled[i] for i in sorted(range(len(shuffled)), key=turns.__getitem__)]  # tasks take turns
-    return dealt[held_out:], dealt[:held_out]
+    interleaved = [shuffled[i] for i in sorted(range(len(shuffled)), key=positions.__getitem__)]  # tasks alternate
+    return interleaved[held_out:], interleaved[:held_out]
 
 
 def _scale(
@@ -159,13 +159,13 @@ def _scale(
     settings: RLConfig,
     folder: Path,
 ) -> Scale:
-    """Measured once on the initial policy's samples, then read; the samples are the same for every seed and beta."""
+    """Measure the scale on the initial policy's samples, or read it; the samples are the same for every run."""
     file = folder / "scale.json"
     if file.is_file():
         return Scale.model_validate_json(file.read_text(encoding="utf-8"))
     prompts, count = train[: settings.scale_prompts], settings.generations
     generation = sampling_settings(tokenizer, settings.max_new_tokens, settings.temperature)
-    with own_randomness(_FIXED):
+    with isolated_randomness(_FIXED_SEED):
         samples = sample(model, tokenizer, [render(p.prompt) for p in prompts], count, generation)
     by_sample = [prompt for prompt in prompts for _ in range(count)]
     scale = measure_scale(raw_rewards(reward, by_sample, [s.text for s in samples], 0), count)
@@ -174,7 +174,7 @@ def _scale(
 
 
 def _run(model: Any, tokenizer: PreTrainedTokenizerBase, reward: TRLReward, meter: Meter, progress: Progress) -> None:
-    """Train from the last checkpoint, or from the start, to the last measurement."""
+    """Train from the last checkpoint or from the start, up to the last measurement."""
     settings, checkpoints = meter.settings, meter.folder / "checkpoints"
     checkpoint = last_checkpoint(checkpoints)
     if not meter.resume(int(checkpoint.rsplit("-", 1)[1]) if checkpoint else 0):
@@ -214,7 +214,7 @@ def _trainer(
 
 
 def _order(count: int, settings: RLConfig) -> list[int]:
-    """The prompt of every row of every step: all prompts in a seeded order, then all in another one, and so on."""
+    """Return the prompt index of every row of every step: one seeded permutation of all prompts after another."""
     rng, order = random.Random(settings.seed), []
     while len(order) < settings.steps * settings.prompts_per_step:
         order += rng.sample(range(count), count)
@@ -234,7 +234,7 @@ def _arguments(settings: RLConfig, checkpoints: Path) -> dict[str, Any]:
         "learning_rate": settings.learning_rate,
         "lr_scheduler_type": "constant_with_warmup",
         "warmup_steps": min(_WARMUP, settings.steps // 10),
-        "shuffle_dataset": False,  # the rows are already in order, so that a stopped run resumes at the next one
+        "shuffle_dataset": False,  # the rows are already in order, so that a stopped run resumes at the next row
         "gradient_checkpointing": False,
         "disable_dropout": True,
         "bf16": uses_bf16(settings.bf16),
@@ -252,7 +252,7 @@ def _arguments(settings: RLConfig, checkpoints: Path) -> dict[str, Any]:
 
 
 class _Measuring(TrainerCallback):
-    """Measure when a measurement is due, before the checkpoint of the same step is written."""
+    """Measures the policy when a measurement is due, before the checkpoint of the same step is written."""
 
     def __init__(self, meter: Meter, progress: Progress) -> None:
         self.meter, self.progress = meter, progress

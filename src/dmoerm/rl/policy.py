@@ -1,7 +1,7 @@
-"""The policy before reinforcement learning: made once for its settings, then read.
+"""The policy before reinforcement learning; it is created once for its settings and then loaded.
 
 A conversation becomes `User: …` and `Assistant: …` lines, then `Assistant:`; the response follows after a space and
-ends with the end token. Fine-tuning minimises the cross-entropy of the response's tokens (end token included) alone.
+ends with the end token. Fine-tuning minimizes the cross-entropy of the response's tokens, including the end token.
 """
 
 from __future__ import annotations
@@ -30,27 +30,27 @@ from ..io.paths import complete_folder
 from ..schema import Prompt, messages_of
 from ..testbed import TASKS, prompts, sample_responses
 from ..training.checkpoints import last_checkpoint
+from .policy_settings import PolicyConfig
 from .sampling import uses_bf16
-from .settings import PolicyConfig
 
 END, PAD = "<|end|>", "<|pad|>"
 _NAMES = {"system": "System", "user": "User", "assistant": "Assistant"}
-_WARMUP, _LONGEST = 0.05, 1024
+_WARMUP, _MAX_POSITIONS = 0.05, 1024
 
 
 def render(prompt: Prompt) -> str:
-    """The text that the policy continues, up to and with `Assistant:`."""
+    """Render the text that the policy continues, up to and including `Assistant:`."""
     messages = messages_of(prompt)
     return "".join(f"{_NAMES[message.role]}: {message.content}\n" for message in messages) + "Assistant:"
 
 
 def make_policy(config: PolicyConfig, folder: Path) -> Path:
-    """The folder of the policy of these settings, with its tokenizer; made there if it has not been made before.
+    """Create the policy of these settings with its tokenizer, unless it exists, and return its folder.
 
     A stopped fine-tuning resumes from its last checkpoint.
 
     Args:
-        folder: where policies are kept; each has a folder of its own in it, named by `config.key`.
+        folder: the folder of all policies; each has a subfolder named by `config.key`.
 
     Raises:
         ConfigError: `config.path` is not a language model.
@@ -80,22 +80,28 @@ def make_policy(config: PolicyConfig, folder: Path) -> Path:
 
 
 def load_policy(folder: Path) -> tuple[Any, PreTrainedTokenizerBase]:
-    """The policy in float32, and its tokenizer, which pads on the left. Raises `ConfigError` if it cannot be read."""
+    """Load a policy in float32 and its tokenizer, which pads on the left.
+
+    Raises:
+        ConfigError: the folder is not that of a causal language model, or the tokenizer has no end token.
+    """
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise ConfigError(f"policy.path: {folder}: no causal language model: {reason}; give its folder") from None
+        raise ConfigError(
+            f"policy.path: {folder} is not a causal language model: {reason}; give another folder"
+        ) from None
     if tokenizer.eos_token_id is None:
-        raise ConfigError(f"policy.path: {folder}: the tokenizer has no end token; give a model that has one")
+        raise ConfigError(f"policy.path: the tokenizer of {folder} has no end token; use a model with one")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return model, tokenizer
 
 
 def _texts(config: PolicyConfig) -> list[tuple[str, str]]:
-    """Prompt and response texts; every prompt of the testbed's seeded order from its first on."""
+    """Return prompt and response texts: the first prompts of each task in the testbed's seeded order."""
     items = [item for task in TASKS for item in prompts(task, config.prompts_per_task, config.seed)]
     return [(render(i.prompt), text) for i in items for text in sample_responses(i, config.responses, config.seed)]
 
@@ -111,7 +117,7 @@ def _start(config: PolicyConfig, texts: Sequence[tuple[str, str]]) -> tuple[Any,
         num_hidden_layers=config.layers,
         num_attention_heads=config.heads,
         num_key_value_heads=config.key_value_heads,
-        max_position_embeddings=_LONGEST,
+        max_position_embeddings=_MAX_POSITIONS,
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,  # pyright: ignore[reportArgumentType]
@@ -137,7 +143,7 @@ def _train_tokenizer(size: int, texts: Sequence[tuple[str, str]]) -> PreTrainedT
 def _rows(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[tuple[str, str]], config: PolicyConfig
 ) -> list[dict[str, list[int]]]:
-    """Token ids and labels of the texts whose responses are short enough; -100 marks tokens without loss."""
+    """Return token ids and labels of the texts with short enough responses; -100 marks tokens without loss."""
     rows = []
     starts = tokenizer([prompt for prompt, _ in texts])["input_ids"]
     ends = tokenizer([f" {response}" for _, response in texts], add_special_tokens=False)["input_ids"]
@@ -147,7 +153,7 @@ def _rows(
             rows.append({"input_ids": [*start, *answer], "labels": [-100] * len(start) + answer})
     if not rows:
         raise ConfigError(
-            f"policy.max_response_tokens: no response is as short as {config.max_response_tokens} tokens; raise it"
+            f"policy.max_response_tokens: no response is shorter than {config.max_response_tokens} tokens; raise it"
         )
     return rows
 
@@ -155,7 +161,7 @@ def _rows(
 def _fine_tune(
     model: Any, tokenizer: PreTrainedTokenizerBase, rows: list[Any], config: PolicyConfig, folder: Path
 ) -> str:
-    """Fine-tunes in place; returns the history of the loss as JSON."""
+    """Fine-tune the model in place; return the history of the loss as JSON."""
     if config.epochs == 0:
         return "[]"
     total = max(round(-(-len(rows) // config.batch_size) * config.epochs), 1)
@@ -197,7 +203,7 @@ def _history(trainer: Trainer) -> str:
 
 
 def _padded(batch: Sequence[dict[str, list[int]]], pad: int) -> dict[str, torch.Tensor]:
-    """A batch, (B, L) each, padded on the right."""
+    """Return a batch padded on the right, (B, L) each."""
     longest = max(len(row["input_ids"]) for row in batch)
     filled = lambda name, value: torch.tensor([r[name] + [value] * (longest - len(r[name])) for r in batch])  # noqa: E731
     lengths = torch.tensor([[len(row["input_ids"])] for row in batch])

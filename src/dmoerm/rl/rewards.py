@@ -1,10 +1,9 @@
-"""A reward model as TRL's reward function: normalized, checked, safe against empty responses.
+"""A reward model as TRL's reward function: normalized and checked, with the lowest reward for empty responses.
 
-Rewards are normalized by the initial policy's: (r − mean) / std, with the mean over all samples and the standard
-deviation within prompts, because preferences say nothing about differences between prompts. So one `beta`
-means the same for every reward model. An empty response is below every other: these rewards have no common unit (any
-method may give them), so it gets one standard deviation less than the lowest reward of its batch and of the initial
-policy's samples.
+Rewards are normalized by those of the initial policy's samples: (r − mean) / std, with the mean over all samples and
+the standard deviation within prompts, because preferences do not determine differences between prompts. So a value of
+`beta` means the same for every reward model. An empty response gets less than every other: one standard deviation below
+the lowest reward of its batch and of the initial policy's samples, because methods differ in the unit of their rewards.
 """
 
 from __future__ import annotations
@@ -21,17 +20,17 @@ from ..schema import Prompt, Query, is_empty
 from ..scores import group_by_prompt
 
 Reward = Callable[[Sequence[Query]], list[list[float]]]
-"""Queries → for each query one reward a response; higher is better."""
+"""Queries → one reward per response for each query; higher is better."""
 
 Gold = Callable[[str | None, Prompt, str], float]
 """Task, prompt, response → the gold reward."""
 
 
 class RLPrompt(NamedTuple):
-    """A prompt to optimize or to measure on.
+    """A prompt for optimization or measurements.
 
     Attributes:
-        task: the task's name, or None where it is not known.
+        task: the task's name; None if it is not known.
         prompt: a text, or a conversation that ends with the user's turn.
     """
 
@@ -40,12 +39,12 @@ class RLPrompt(NamedTuple):
 
 
 class Scale(BaseModel):
-    """Rewards of the initial policy's samples.
+    """Statistics of the rewards of the initial policy's samples.
 
     Attributes:
-        mean: over all of them.
-        std: within prompts.
-        lowest: the smallest.
+        mean: their mean.
+        std: their standard deviation within prompts.
+        lowest: the lowest of them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -54,7 +53,7 @@ class Scale(BaseModel):
     lowest: float
 
     def normalize(self, reward: float) -> float:
-        """In standard deviations above the initial policy's mean."""
+        """Return the reward in standard deviations above the initial policy's mean."""
         return (reward - self.mean) / self.std
 
 
@@ -64,28 +63,30 @@ def raw_rewards(
     """Return one reward per response, in order; `prompts` has each response's prompt.
 
     Args:
-        step: the step that errors name.
-        scale: of the initial policy's samples; None: these are its samples.
+        step: the step, for error messages.
+        scale: statistics of the initial policy's samples; None: the responses are these samples.
 
     Raises:
-        TrainingError: a reward is not finite, or there are more or fewer than responses.
+        TrainingError: a reward is not finite, or the number of rewards differs from that of responses.
     """
     with_text = [index for index, text in enumerate(texts) if not is_empty(text)]
     groups = group_by_prompt((prompts[i].task, prompts[i].prompt, texts[i]) for i in with_text)
     rows = reward([query for query, _ in groups]) if groups else []
     by_index: dict[int, float] = {}
     for (query, indices), values in zip(groups, rows, strict=True):
-        at = [with_text[index] for index in indices]
-        if len(values) != len(at):
-            raise TrainingError(f"step {step}: {len(values)} rewards for {len(at)} responses; fix the reward function")
-        by_index |= dict(zip(at, (float(value) for value in values), strict=True))
-        _check(by_index, at, query, step)
-    least = _below(list(by_index.values()), scale)
-    return [by_index.get(index, least) for index in range(len(texts))]
+        members = [with_text[index] for index in indices]
+        if len(values) != len(members):
+            raise TrainingError(
+                f"step {step}: {len(values)} rewards for {len(members)} responses; fix the reward function"
+            )
+        by_index |= dict(zip(members, (float(value) for value in values), strict=True))
+        _check(by_index, members, query, step)
+    empty = _empty_reward(list(by_index.values()), scale)
+    return [by_index.get(index, empty) for index in range(len(texts))]
 
 
-def _below(rewards: Sequence[float], scale: Scale | None) -> float:
-    """The reward of an empty response: one standard deviation below all others."""
+def _empty_reward(rewards: Sequence[float], scale: Scale | None) -> float:
+    """Return the reward of an empty response: one standard deviation below all others."""
     if scale is not None:
         return min([*rewards, scale.lowest]) - scale.std
     return min(rewards) - float(np.std(rewards) or 1.0) if rewards else 0.0
@@ -110,8 +111,8 @@ def measure_scale(rewards: Sequence[float], count: int) -> Scale:
     std = float(np.sqrt(table.var(axis=1, ddof=1).mean()))
     if std < 1e-12:
         raise TrainingError(
-            "step 0: the reward model gives all responses to a prompt the same reward: there is nothing to optimize; "
-            "give another reward model, or more scale_prompts"
+            "step 0: the reward model gives all responses to a prompt the same reward, so nothing can be optimized; "
+            "use another reward model or raise scale_prompts"
         )
     return Scale(mean=float(table.mean()), std=std, lowest=float(table.min()))
 
@@ -125,7 +126,7 @@ class TRLReward:
         self.reward, self.prompts, self.scale = reward, prompts, scale
 
     def __call__(self, completions: list[str], prompt_index: list[int], trainer_state: Any, **_: Any) -> list[float]:
-        """Normalized rewards of the completions."""
+        """Return the normalized rewards of the completions."""
         prompts, texts = [self.prompts[i] for i in prompt_index], [text.strip() for text in completions]
         raw = raw_rewards(self.reward, prompts, texts, trainer_state.global_step + 1, self.scale)
         return [self.scale.normalize(value) for value in raw]

@@ -1,6 +1,6 @@
 """Responses of a policy, and the log-probabilities of their tokens.
 
-Shapes: R responses of one batch, L the longest of prompt and response together, V the vocabulary.
+Shapes: R responses of one batch, L tokens of the longest prompt and response.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from ..model.backbone import resolve_dtype
 
-_ROWS, _SCORED, _LOGITS = 128, 32, 2**26  # responses sampled, scored side by side at most; logits held at once
+_SAMPLED_ROWS, _SCORED_ROWS = 128, 32  # most responses of one batch
+_LOGITS = 2**26  # most logits in memory at once
 
 
 @dataclass(frozen=True)
@@ -25,9 +26,9 @@ class Sample:
     """One response of a policy.
 
     Attributes:
-        prompt, response: token ids; the response's with its end token where it has one.
-        text: the response as people read it; may be empty.
-        ended: it ended by the end token, not by the limit.
+        prompt, response: token ids; the response includes its end token, if there is one.
+        text: the decoded response; may be empty.
+        ended: whether it ends with the end token rather than at the limit.
     """
 
     prompt: list[int]
@@ -37,15 +38,15 @@ class Sample:
 
 
 @contextlib.contextmanager
-def own_randomness(seed: int) -> Iterator[None]:
-    """Seed the block's random numbers; the sequence outside continues as if the block did not exist."""
+def isolated_randomness(seed: int) -> Iterator[None]:
+    """Seed the block's random numbers and restore the generator after it."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield
 
 
 def sampling_settings(tokenizer: PreTrainedTokenizerBase, max_new_tokens: int, temperature: float) -> dict[str, Any]:
-    """`GenerationConfig`'s arguments for samples of the policy itself: no truncation, penalty or search."""
+    """Return arguments of `GenerationConfig` for sampling from the policy without truncation or penalty."""
     return {
         "do_sample": True,
         "temperature": temperature,
@@ -59,7 +60,7 @@ def sampling_settings(tokenizer: PreTrainedTokenizerBase, max_new_tokens: int, t
 
 
 def uses_bf16(bf16: bool | None) -> bool:
-    """Whether to compute in bfloat16; None: where the processor does."""
+    """Return whether to compute in bfloat16; None: if the processor supports it."""
     return resolve_dtype("auto") == torch.bfloat16 if bf16 is None else bf16
 
 
@@ -67,9 +68,9 @@ def uses_bf16(bf16: bool | None) -> bool:
 def sample(
     model: Any, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], count: int, settings: dict[str, Any]
 ) -> list[Sample]:
-    """`count` responses to each prompt, prompt after prompt; random numbers from torch's global generator."""
+    """Sample `count` responses to each prompt, in the order of the prompts, with torch's global generator."""
     samples: list[Sample] = []
-    rows = max(_ROWS // count, 1)
+    rows = max(_SAMPLED_ROWS // count, 1)
     for start in range(0, len(prompts), rows):
         batch = tokenizer(list(prompts[start : start + rows]), padding=True, return_tensors="pt").to(model.device)
         config = GenerationConfig(**settings, num_return_sequences=count)
@@ -89,10 +90,10 @@ def _sample(tokenizer: PreTrainedTokenizerBase, prompt: list[int], response: lis
 
 @torch.no_grad()
 def log_probabilities(model: Any, samples: Sequence[Sample], temperature: float) -> list[Tensor]:
-    """For each sample the log-probability of every token of its response, in float32, on the CPU."""
+    """Return, for each sample, the log-probability of every token of its response: float32, on the CPU."""
     length = lambda i: len(samples[i].prompt) + len(samples[i].response)  # noqa: E731
-    order, scores = sorted(range(len(samples)), key=length), {}  # so that little is padded
-    rows = min(_SCORED, max(_LOGITS // (length(order[-1]) * model.config.vocab_size), 1))
+    order, scores = sorted(range(len(samples)), key=length), {}  # similar lengths together, to pad little
+    rows = min(_SCORED_ROWS, max(_LOGITS // (length(order[-1]) * model.config.vocab_size), 1))
     for start in range(0, len(order), rows):
         batch = order[start : start + rows]
         scores |= dict(zip(batch, _log_probabilities(model, [samples[i] for i in batch], temperature), strict=True))
@@ -101,7 +102,7 @@ def log_probabilities(model: Any, samples: Sequence[Sample], temperature: float)
 
 def _log_probabilities(model: Any, samples: Sequence[Sample], temperature: float) -> list[Tensor]:
     texts = [torch.tensor(s.prompt + s.response) for s in samples]
-    ids = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True).to(model.device)  # (R, L); what pads is masked
+    ids = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True).to(model.device)  # (R, L); padding is masked
     mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(t) for t in texts], batch_first=True).to(model.device)
     logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits.float() / temperature
     chosen = logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0].cpu()  # (R, L - 1)
@@ -110,13 +111,14 @@ def _log_probabilities(model: Any, samples: Sequence[Sample], temperature: float
 
 @dataclass(frozen=True)
 class Divergence:
-    """KL(policy ‖ reference) in nats a response, from samples of the policy.
+    """Estimates of KL(policy ‖ reference) in nats per response, from samples of the policy.
 
     Attributes:
-        kl: mean of Σ_t log π(t) − log π_ref(t): unbiased, may be slightly negative near 0.
-        kl_k3: mean of Σ_t (ρ − 1 − log ρ), ρ = π_ref(t)/π(t): never negative and less noisy near 0, but too small on
-            few samples once the policy no longer says what the reference often says (http://joschu.net/blog/kl-approx.html).
-        kl_error: standard error of `kl`, samples taken as independent.
+        kl: mean of Σ_t log π(t) − log π_ref(t); unbiased, may be slightly negative near 0.
+        kl_k3: mean of Σ_t (ρ − 1 − log ρ), ρ = π_ref(t)/π(t); never negative and less noisy near 0. With few samples it
+            is too small if the policy hardly produces frequent responses of the reference
+            (http://joschu.net/blog/kl-approx.html).
+        kl_error: standard error of `kl`, as if the samples were independent.
     """
 
     kl: float
@@ -125,7 +127,7 @@ class Divergence:
 
 
 def divergence(policy: Sequence[Tensor], reference: Sequence[Tensor]) -> Divergence:
-    """From the log-probabilities of the same responses' tokens under both."""
+    """Estimate the divergence from the log-probabilities of the same responses' tokens under both models."""
     ratios = [(p - r).double() for p, r in zip(policy, reference, strict=True)]  # log π − log π_ref
     k1 = torch.stack([ratio.sum() for ratio in ratios])
     k3 = torch.stack([(torch.expm1(-ratio) + ratio).sum() for ratio in ratios])

@@ -1,4 +1,4 @@
-"""TRL's trainers, without the work that a run does not need. Imports TRL, so it is imported where a run begins."""
+"""TRL's trainers without work that a run does not need. The module requires TRL, so a run imports it at its start."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.rloo_config import RLOOConfig
 from trl.trainer.rloo_trainer import RLOOTrainer
 
-_LOGITS = 2**26  # of a batch; where there are more, TRL's own way takes them chunk by chunk
+_LOGITS = 2**26  # most logits of a batch; for more, TRL's method computes them in chunks
 
 
-class _Frugal:
-    """Samples with weights converted to bfloat16 once a batch, and scores the response's tokens alone."""
+class _Savings:
+    """Converts weights to bfloat16 once per batch for sampling, and computes logits of the response's tokens only."""
 
     def _generate_single_turn(self: Any, *args: Any, **kwargs: Any) -> Any:
         with torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.args.bf16):
@@ -24,10 +24,10 @@ class _Frugal:
     def _get_per_token_logps_and_entropies(
         self: Any, model: Any, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, *args: Any, **kwargs: Any
     ) -> tuple[Any, ...]:
-        """Log-probabilities of the last `logits_to_keep` tokens, (B, logits_to_keep); no entropies: nothing needs them.
+        """Return log-probabilities of the last `logits_to_keep` tokens, (B, logits_to_keep), and zeros as entropies.
 
-        TRL's way computes logits at the prompts' tokens too, and again in the backward pass: on a small model that is
-        half of the training's time.
+        TRL's method also computes the logits of the prompts' tokens, and computes them again in the backward pass; on a
+        small model this is half of the training time.
         """
         if len(input_ids) * logits_to_keep * model.config.vocab_size > _LOGITS:
             scored = super()._get_per_token_logps_and_entropies  # pyright: ignore[reportAttributeAccessIssue]
@@ -41,16 +41,15 @@ class _Frugal:
         return scores, torch.zeros_like(scores), None
 
 
-class FrugalGRPO(_Frugal, GRPOTrainer):
-    """GRPO as TRL has it."""
+class FrugalGRPO(_Savings, GRPOTrainer):
+    """TRL's GRPO with these savings."""
 
 
-class FrugalRLOO(_Frugal, RLOOTrainer):
-    """RLOO with one pass less where `beta` is 0.
+class FrugalRLOO(_Savings, RLOOTrainer):
+    """TRL's RLOO with these savings, and with one pass fewer if `beta` is 0.
 
-    A batch is used for one update, so the policy that sampled it is the policy that is updated, and the ratio of the
-    two is 1: its old log-probabilities are the new ones, not worth a pass of their own. With a penalty that pass is
-    needed, for the KL.
+    A batch is used for one update, so the policy that sampled it is the policy that is updated: the old
+    log-probabilities equal the new ones and need no extra pass. A KL penalty needs that pass.
     """
 
     def _get_per_token_logps_and_entropies(
@@ -74,4 +73,4 @@ TRAINERS: dict[str, tuple[type[Any], type[Any]]] = {
     "rloo": (FrugalRLOO, RLOOConfig),
     "grpo": (FrugalGRPO, GRPOConfig),
 }
-"""Algorithm → trainer and its settings."""
+"""Algorithm → trainer and its configuration class."""

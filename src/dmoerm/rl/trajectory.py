@@ -1,4 +1,4 @@
-"""What a run of policy optimization measured along the way, on disk as JSON of a versioned schema."""
+"""The measurements of a run of policy optimization, stored as JSON with a versioned schema."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..errors import DataError
 from ..io.paths import write_file
+from .policy_settings import RLConfig
 from .rewards import Scale
-from .settings import RLConfig
 
 
 class Point(BaseModel):
-    """One measurement: fresh samples to the held-out prompts.
+    """One measurement, on new samples for the held-out prompts.
 
     Attributes:
-        step: optimizer steps made.
-        proxy: mean reward of the reward model optimized against, as it gives it.
+        step: optimizer steps completed.
+        proxy: mean reward that the policy is optimized against, not normalized.
         gold: mean gold reward; `gold_error` is its standard error over prompts.
-        gold_by_task: the same for each task.
-        kl: KL to the initial policy in nats a response, from the log-ratio of the sampled tokens (unbiased, may be
+        gold_by_task: mean gold reward of each task.
+        kl: KL to the initial policy in nats per response, from the log-ratio of the sampled tokens (unbiased, may be
             slightly negative near 0); `kl_error` is its standard error.
-        kl_k3: the same by the nonnegative estimator.
-        length: mean tokens of a response, the end token counted.
-        ended: share of the responses that end by the end token.
-        distinct: distinct responses' texts over responses.
+        kl_k3: the KL by the nonnegative estimator.
+        length: mean tokens of a response, including the end token.
+        ended: share of the responses that end with the end token.
+        distinct: number of distinct responses over number of responses.
         empty: share of the responses without text.
     """
 
@@ -49,13 +49,13 @@ class Trajectory(BaseModel):
     """One run: a reward model, a KL weight and a seed.
 
     Attributes:
-        version: of the schema (`schema` in the file).
+        version: the version of the schema (`schema` in the file).
         method: the reward model's name.
-        policy: the initial policy's folder name.
-        parameters: the policy's parameters, embeddings included.
-        settings: of the run.
-        scale: what rewards were normalized by before optimization.
-        points: in the order of their steps, the first before the first step.
+        policy: the name of the initial policy's folder.
+        parameters: the number of the policy's parameters, including embeddings.
+        settings: the run's settings.
+        scale: the statistics by which rewards are normalized.
+        points: the measurements in the order of their steps; the first is before the first step.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
@@ -84,12 +84,12 @@ class Trajectory(BaseModel):
 
 
 def write_trajectory(path: Path, trajectory: Trajectory) -> None:
-    """Writes a trajectory as JSON, completely or not at all. Raises `CheckpointError` where it cannot be written."""
+    """Write a trajectory as JSON, completely or not at all. Raise `CheckpointError` if it cannot be written."""
     write_file(path, trajectory.model_dump_json(by_alias=True, indent=1) + "\n")
 
 
 def read_trajectory(path: Path) -> Trajectory:
-    """Reads a trajectory. Raises `DataError` if it is missing or has another schema."""
+    """Read a trajectory. Raise `DataError` if it is missing or has another schema."""
     hint = "give the trajectory.json that `dmoerm rl` wrote"
     try:
         return Trajectory.model_validate_json(path.read_text(encoding="utf-8"))

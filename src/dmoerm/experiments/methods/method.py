@@ -31,7 +31,7 @@ Array = NDArray[np.float64]
 T = TypeVar("T")
 
 
-class Scorer(Protocol):
+class QueryScorer(Protocol):
     """Anything that rewards responses; higher is better. Only differences within a prompt mean something."""
 
     def score_all(self, queries: Sequence[Query]) -> list[list[float]]:

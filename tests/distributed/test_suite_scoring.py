@@ -38,7 +38,7 @@ def one_thread() -> Iterator[None]:
 def test_best_of_n_is_the_same_on_a_cluster(
     nodes: Nodes, tiny_backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
 ) -> None:
-    from dmoerm.distributed import method_suite as there
+    from dmoerm.distributed import suite_scoring as there
     from dmoerm.distributed.training import on_ray
 
     for module in (here, there):  # several shards of few samples

@@ -11,7 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dmoerm.errors import DataError
-from dmoerm.evaluation.best_of_n import best_of_n, best_of_n_curve, best_of_n_kl, check_samples, fit_curve
+from dmoerm.evaluation.best_of_n_estimates import (
+    BestOfN,
+    best_of_n,
+    best_of_n_kl,
+    check_samples,
+    fit_curve,
+    summarize_prompts,
+)
 
 numbers = st.floats(-10, 10).map(lambda x: round(x, 3))
 
@@ -57,25 +64,25 @@ def test_the_kl_of_best_of_n() -> None:
     [
         ([1, 2], [1, 2], [3], "n: cannot be estimated from 2 samples"),
         ([1, 2], [1, 2], [0], "n: cannot be estimated"),
-        ([1], [1], [1], "two samples or more"),
-        ([1, math.nan], [1, 2], [1], "proxy: sample 1 has no finite reward"),
-        ([1, 2], [1, math.inf], [1], "scores: sample 1 has no finite reward"),
+        ([1], [1], [1], "needs two samples or more"),
+        ([1, math.nan], [1, 2], [1], "proxy: the reward of sample 1 is not finite"),
+        ([1, 2], [1, math.inf], [1], "scores: the reward of sample 1 is not finite"),
         ([1, 2, 3], [1, 2], [1], "3 proxy rewards for 2 scores"),
     ],
 )
-def test_wrong_input_is_said(proxy, gold, ns, message) -> None:
+def test_invalid_input_is_refused(proxy, gold, ns, message) -> None:
     with pytest.raises(DataError, match=message):
         best_of_n(proxy, gold, ns)
 
 
-def test_repeated_samples_are_said() -> None:
+def test_repeated_samples_are_refused() -> None:
     check_samples(["a", "b"])
     with pytest.raises(DataError, match="sample 2 repeats an earlier one"):
         check_samples(["a", "b", "a"])
 
 
 @pytest.mark.parametrize(("kind", "peak"), [("bon", 2.5), ("rl", math.exp(4))])
-def test_a_curve_is_found_again(kind, peak) -> None:
+def test_the_curve_is_recovered(kind, peak) -> None:
     d = np.linspace(0, 4, 9)
     with np.errstate(divide="ignore", invalid="ignore"):
         gains = d * (1.0 - 0.2 * (d if kind == "bon" else np.where(d > 0, np.log(d), 0)))
@@ -91,21 +98,26 @@ def test_a_curve_that_does_not_fall_has_no_peak() -> None:
         fit_curve("bon", [0, 1, 2], [0, 1, 2])
 
 
-def samples(overoptimised: bool, prompts: int = 60, count: int = 400):
-    """A proxy with rare, badly wrong favourites, or a faithful one."""
+def samples(overoptimized: bool, prompts: int = 60, count: int = 400):
+    """A proxy with rare, badly wrong favorites, or a faithful one."""
     rng = np.random.default_rng(1)
     golds = rng.normal(size=(prompts, count))
     proxies = golds + 0.3 * rng.normal(size=golds.shape)
-    if overoptimised:
+    if overoptimized:
         wrong = rng.random(golds.shape) < 0.02
         golds = np.where(wrong, -2.0, golds)
         proxies = np.where(wrong, 4.0, proxies)
     return list(proxies), list(golds)
 
 
-def test_overoptimisation_is_seen() -> None:
+def summarize(proxies, golds, ns: list[int]) -> BestOfN:
+    gold = np.stack([best_of_n(proxy, row, ns) for proxy, row in zip(proxies, golds, strict=True)])
+    return summarize_prompts(np.stack([best_of_n(proxy, proxy, ns) for proxy in proxies]), gold, ns)
+
+
+def test_overoptimization_is_detected() -> None:
     ns = [1, 2, 4, 8, 16, 32, 64, 128, 256]
-    bad, good = best_of_n_curve(*samples(True), ns), best_of_n_curve(*samples(False), ns)
+    bad, good = summarize(*samples(True), ns), summarize(*samples(False), ns)
     assert good.falls_after is None
     assert bad.falls_after in (4, 8, 16)
     assert bad.proxy[-1] > bad.proxy[0]

@@ -1,8 +1,8 @@
-"""Best-of-n: what people (or a gold reward) think of the response that a proxy reward picks from n.
+"""Best-of-n: the human grade or gold reward of the response that a proxy reward picks from n.
 
-From N ≥ n samples of a prompt, sorted by the proxy (1 … N, the best last), the unbiased estimate of what the best of n
-scores is Σ_{i=n..N} C(i−1, n−1) / C(N, n) · score_i; the binomials are taken by their logarithms, so that n and N may
-be large. Choosing the best of n moves the policy by KL = log n − (n−1)/n nats at most (arXiv 2210.10760; 2310.02743).
+From N ≥ n samples of a prompt, sorted by the proxy (1 … N, the best last), the unbiased estimate of the score of the
+best of n is Σ_{i=n..N} C(i−1, n−1) / C(N, n) · score_i. The binomials are computed in log space, so n and N may be
+large. Choosing the best of n moves the policy by at most KL = log n − (n−1)/n nats (arXiv 2210.10760; 2310.02743).
 
 Shapes: P prompts, N samples of one prompt, M values of n.
 """
@@ -22,20 +22,20 @@ from ..errors import DataError
 
 Array = NDArray[np.float64]
 _RESAMPLES = 1000
-_LEAST_PROMPTS = 3  # fewer say nothing of how prompts differ
+_MIN_PROMPTS = 3  # fewer do not show how prompts differ
 
 
 def best_of_n_kl(n: ArrayLike) -> Array:
-    """log n − (n − 1) / n, in nats."""
+    """Return log n − (n − 1) / n, in nats."""
     n = np.asarray(n, dtype=float)
     return np.log(n) - (n - 1) / n
 
 
 def best_of_n(proxy: ArrayLike, scores: ArrayLike, ns: Sequence[int]) -> Array:
-    """The expected score of the sample with the highest proxy reward among n drawn without replacement, (M,).
+    """Estimate the score of the sample with the highest proxy reward among n drawn without replacement, (M,).
 
     Args:
-        proxy: (N,), by which the best is chosen; samples of equal proxy are chosen alike often.
+        proxy: (N,), the rewards by which the best is chosen; samples of equal proxy are equally likely.
         scores: (N,), gold, or the proxy itself.
         ns: the values of n, each 1 … N.
 
@@ -55,7 +55,7 @@ def best_of_n(proxy: ArrayLike, scores: ArrayLike, ns: Sequence[int]) -> Array:
 
 
 def _weights(total: int, n: int) -> Array:
-    """C(i−1, n−1) / C(N, n) for i = 1 … N; 0 below n."""
+    """Return C(i−1, n−1) / C(N, n) for i = 1 … N; 0 for i < n."""
     i = np.arange(n, total + 1, dtype=float)
     logs = _log_choose(i - 1, n - 1) - _log_choose(np.array(float(total)), n)
     return np.concatenate([np.zeros(n - 1), np.exp(logs)])
@@ -69,21 +69,21 @@ def _checked(proxy: ArrayLike, scores: ArrayLike) -> tuple[Array, Array]:
     rows = {"proxy": np.asarray(proxy, dtype=float), "scores": np.asarray(scores, dtype=float)}
     for name, row in rows.items():
         if row.ndim != 1 or len(row) < 2:
-            raise DataError("best-of-n takes two samples or more", field=name, value=row.shape, hint="draw more")
+            raise DataError("best-of-n needs two samples or more", field=name, value=row.shape, hint="draw more")
         if not np.isfinite(row).all():
             bad = int(np.flatnonzero(~np.isfinite(row))[0])
-            raise DataError(f"sample {bad} has no finite reward", field=name, value=float(row[bad]))
+            raise DataError(f"the reward of sample {bad} is not finite", field=name, value=float(row[bad]))
     if len(rows["proxy"]) != len(rows["scores"]):
         raise DataError(f"{len(rows['proxy'])} proxy rewards for {len(rows['scores'])} scores", field="scores")
     return rows["proxy"], rows["scores"]
 
 
 def check_samples(responses: Sequence[str]) -> None:
-    """Raises `DataError` where a sample occurs twice: the estimate takes the samples to be drawn independently."""
+    """Raise `DataError` if a sample occurs twice: the estimate assumes that samples are drawn independently."""
     seen: set[str] = set()
     for index, text in enumerate(responses):
         if text in seen:
-            hint = "draw with a higher temperature, or leave out what was repeated"
+            hint = "draw with a higher temperature, or remove the repeated sample"
             raise DataError(f"sample {index} repeats an earlier one", field="responses", value=text, hint=hint)
         seen.add(text)
 
@@ -93,13 +93,14 @@ def check_samples(responses: Sequence[str]) -> None:
 
 @dataclass(frozen=True)
 class Curve:
-    """A gold reward against d = √KL, fitted.
+    """A curve fitted to a gold reward against d = √KL.
 
     Attributes:
         kind: `bon`: R(d) = d (α − β d); `rl`: R(d) = d (α − β log d).
-        alpha, beta: the fit.
-        peak: the d at which the fit is highest, and its interval (95 %, over prompts); None: it does not fall.
-        value: the fit's value there.
+        alpha, beta: the fitted parameters.
+        peak: the d at which the fit is highest; None: it does not fall.
+        value: the fit's value at its peak.
+        peak_interval: the 95 % interval of the peak, over prompts.
     """
 
     kind: Literal["bon", "rl"]
@@ -110,12 +111,12 @@ class Curve:
     peak_interval: tuple[float, float] | None = None
 
     def at(self, d: ArrayLike) -> Array:
-        """The fitted reward at d = √KL."""
+        """Return the fitted reward at d = √KL."""
         return _design(self.kind, np.asarray(d, dtype=float)) @ np.array([self.alpha, self.beta])
 
 
 def fit_curve(kind: Literal["bon", "rl"], d: ArrayLike, gains: ArrayLike) -> Curve:
-    """Least squares for R(d) through the origin; `gains` are rewards above those at d = 0.
+    """Fit R(d) through the origin by least squares; `gains` are rewards minus those at d = 0.
 
     Raises:
         DataError: fewer than three points with d > 0, or a number that is not finite.
@@ -123,7 +124,7 @@ def fit_curve(kind: Literal["bon", "rl"], d: ArrayLike, gains: ArrayLike) -> Cur
     d, gains = np.asarray(d, dtype=float), np.asarray(gains, dtype=float)
     kept = d > 0
     if kept.sum() < 3 or not np.isfinite(gains[kept]).all():
-        raise DataError("a curve takes three finite points or more with KL > 0", field="d", value=int(kept.sum()))
+        raise DataError("a curve needs three finite points or more with KL > 0", field="d", value=int(kept.sum()))
     (alpha, beta), *_ = np.linalg.lstsq(_design(kind, d[kept]), gains[kept], rcond=None)
     peak = _peak(kind, float(alpha), float(beta))
     curve = Curve(kind, float(alpha), float(beta), peak, None)
@@ -135,7 +136,7 @@ def _design(kind: str, d: Array) -> Array:
 
 
 def _peak(kind: str, alpha: float, beta: float) -> float | None:
-    """Where dR/dd = 0: α / (2β), or exp(α/β − 1)."""
+    """Return the d at which dR/dd = 0: α / (2β), or exp(α/β − 1)."""
     if beta <= 0 or alpha <= 0:
         return None
     return alpha / (2 * beta) if kind == "bon" else float(np.exp(min(alpha / beta - 1, 700.0)))
@@ -143,16 +144,16 @@ def _peak(kind: str, alpha: float, beta: float) -> float | None:
 
 @dataclass(frozen=True)
 class BestOfN:
-    """A proxy's best-of-n on many prompts.
+    """Best-of-n by a proxy on P prompts.
 
     Attributes:
         ns, kl: (M,).
         proxy, gold: (M,), means over prompts.
-        gold_interval: (M, 2), 95 %, by bootstrap over prompts.
+        gold_interval: (M, 2), 95 % interval by bootstrap over prompts.
         gold_by_prompt: (P, M).
         curve: the gain in gold over n = 1 against √KL.
-        falls_after: the n of the highest mean gold, where a later n is below it with 95 % confidence; else None, and
-            where there are fewer than three prompts.
+        falls_after: the n of the highest mean gold, if a larger n is below it with 95 % confidence; otherwise None, and
+            None for fewer than three prompts.
     """
 
     ns: tuple[int, ...]
@@ -165,26 +166,14 @@ class BestOfN:
     falls_after: int | None
 
 
-def best_of_n_curve(
-    proxies: Sequence[ArrayLike], golds: Sequence[ArrayLike], ns: Sequence[int], seed: int = 0
-) -> BestOfN:
-    """Best-of-n over prompts, each with its own samples.
+def summarize_prompts(proxy: Array, gold: Array, ns: Sequence[int], seed: int = 0) -> BestOfN:
+    """Average best-of-n over prompts, with intervals and the curve.
 
     Args:
-        proxies, golds: P rows, one number a sample.
-        ns: ascending, at most the smallest number of samples.
-
-    Raises:
-        DataError: see `best_of_n`.
+        proxy, gold: (P, M), proxy and gold of the best of each n on each prompt.
+        ns: ascending.
+        seed: of the bootstrap.
     """
-    if not proxies or len(proxies) != len(golds):
-        raise DataError(f"{len(proxies)} prompts with proxy rewards, {len(golds)} with gold", field="proxies")
-    gold = np.stack([best_of_n(p, g, ns) for p, g in zip(proxies, golds, strict=True)])
-    return over_prompts(np.stack([best_of_n(p, p, ns) for p in proxies]), gold, ns, seed)
-
-
-def over_prompts(proxy: Array, gold: Array, ns: Sequence[int], seed: int = 0) -> BestOfN:
-    """The same, from what the best of each n is worth on each prompt, (P, M) both."""
     means = resampled_means(gold, seed, _RESAMPLES)
     d = np.sqrt(best_of_n_kl(ns))
     return BestOfN(
@@ -195,7 +184,7 @@ def over_prompts(proxy: Array, gold: Array, ns: Sequence[int], seed: int = 0) ->
         gold_interval=interval(means),
         gold_by_prompt=gold,
         curve=_curve(d, gold.mean(0), means),
-        falls_after=_falls_after(ns, gold.mean(0), means) if len(gold) >= _LEAST_PROMPTS else None,
+        falls_after=_falls_after(ns, gold.mean(0), means) if len(gold) >= _MIN_PROMPTS else None,
     )
 
 

@@ -1,4 +1,4 @@
-"""The settings of policy optimization: the policy that is optimized, and how."""
+"""The settings of the policy and of its optimization."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ..config import LearningRate
 
 
-class _Settings(BaseModel):
+class _Strict(BaseModel):
+    """Frozen settings that refuse unknown fields."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
-class PolicyConfig(_Settings):
+class PolicyConfig(_Strict):
     """The policy before reinforcement learning: a small language model fine-tuned on the testbed's text.
 
     The default is a Llama of about 10 million parameters (embeddings included) over a byte-level BPE of that text.
@@ -23,7 +25,7 @@ class PolicyConfig(_Settings):
     path: str | None = None
     """A Hugging Face folder or hub name to start from; None: a random model of the shape below."""
     vocabulary: int = Field(default=3072, ge=300)
-    """Entries of the byte-level BPE at most; like the shape below, without meaning where `path` is given."""
+    """Most entries of the byte-level BPE. This and the shape below are ignored if `path` is given."""
     hidden_size: int = Field(default=512, ge=8)
     """Width of the hidden states."""
     intermediate_size: int = Field(default=1024, ge=8)
@@ -37,19 +39,19 @@ class PolicyConfig(_Settings):
     prompts_per_task: int = Field(default=200, ge=1)
     """Testbed prompts of each task to fine-tune on."""
     responses: int = Field(default=8, ge=1)
-    """Testbed responses to each prompt; the longer ones are left out (see `max_response_tokens`)."""
+    """Testbed responses to each prompt; long ones are left out (see `max_response_tokens`)."""
     max_response_tokens: int = Field(default=80, ge=2)
-    """Longest response to fine-tune on, its end token counted: what the policy is to say ends within its budget."""
+    """Length of the longest response to fine-tune on, with its end token: the policy learns to end within it."""
     epochs: float = Field(default=3.0, ge=0)
-    """Passes over that text; 0: the model is used as it is."""
+    """Passes over the text; 0: no fine-tuning."""
     batch_size: int = Field(default=32, ge=1)
     """Responses in one optimizer step."""
     learning_rate: LearningRate = 1e-3
-    """AdamW's peak rate; about 2e-5 suits a pretrained model."""
+    """AdamW's peak learning rate; about 2e-5 suits a pretrained model."""
     bf16: bool | None = None
-    """Fine-tune in bfloat16, with weights kept in float32; None: where the processor computes in it."""
+    """Fine-tune in bfloat16, with weights kept in float32; None: if the processor supports it."""
     seed: int = 0
-    """Of the random start, the text and its order."""
+    """Seed of the initial weights, the text and its order."""
 
     @model_validator(mode="after")
     def _heads_divide_the_width(self) -> PolicyConfig:
@@ -59,43 +61,43 @@ class PolicyConfig(_Settings):
 
     @property
     def key(self) -> str:
-        """Names these settings: equal settings have an equal key."""
+        """A name of these settings: equal settings have the same key."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
 
 
-class RLConfig(_Settings):
-    """One run of policy optimization, and what is measured along the way."""
+class RLConfig(_Strict):
+    """Settings of one run of policy optimization and of its measurements."""
 
     algorithm: Literal["rloo", "grpo"] = "rloo"
     """TRL's trainer: REINFORCE leave-one-out (arXiv 2402.14740) or GRPO (arXiv 2402.03300), with TRL's defaults."""
     steps: int = Field(default=150, ge=1)
-    """optimizer steps."""
+    """Optimizer steps."""
     prompts_per_step: int = Field(default=16, ge=1)
-    """Prompts of one step."""
+    """Prompts in one step."""
     generations: int = Field(default=4, ge=2)
-    """Responses to each of them."""
+    """Responses to each prompt of a step."""
     learning_rate: LearningRate = 5e-5
-    """AdamW's rate, constant after ten steps of warm-up."""
+    """AdamW's learning rate, constant after ten steps of warm-up."""
     beta: float = Field(default=0.0, ge=0)
-    """Weight of the KL penalty, in rewards of standard deviation 1 a nat. RLOO takes it off a response's reward; GRPO
-    adds a token's estimate to that token's loss. 0: no penalty, and no pass of the initial policy."""
+    """Weight of the KL penalty: normalized reward per nat. RLOO subtracts the penalty from a response's reward; GRPO
+    adds each token's estimate to that token's loss. 0: no penalty and no pass of the initial policy."""
     max_new_tokens: int = Field(default=80, ge=1)
-    """Most tokens of a response."""
+    """Longest response in tokens."""
     temperature: float = Field(default=1.0, gt=0)
-    """Of sampling, in training and measurement; the policy whose KL is measured is the one at this temperature."""
+    """Sampling temperature in training and measurement; KL is measured for the policy at this temperature."""
     seed: int = 0
-    """Of the prompts' order and the samples."""
+    """Seed of the prompts' order and of the samples."""
     measure_every: int = Field(default=10, ge=1)
-    """Steps between measurements; there is one before the first step and one after the last."""
+    """Steps between measurements; the first is before the first step, the last after the last step."""
     held_out: int = Field(default=64, ge=1)
-    """Prompts that are measured on and never trained on; the same for every seed."""
+    """Prompts for measurements, never for training; the same for every seed."""
     samples: int = Field(default=2, ge=1)
-    """Fresh samples to each of them at every measurement."""
+    """New samples for each held-out prompt at every measurement."""
     checkpoint_every: int = Field(default=25, ge=1)
-    """Steps between checkpoints, from which a stopped run goes on."""
+    """Steps between checkpoints, from which a stopped run resumes."""
     scale_prompts: int = Field(default=64, ge=1)
-    """Training prompts on which the initial policy's rewards are measured, to normalize by; `generations` samples
+    """Training prompts on which the initial policy's rewards are measured for normalization, with `generations` samples
     each."""
     bf16: bool | None = None
-    """Sample and train in bfloat16, with weights kept in float32; None: where the processor computes in it.
-    Measurements are in float32 in any case."""
+    """Sample and train in bfloat16, with weights kept in float32; None: if the processor supports it.
+    Measurements are always in float32."""

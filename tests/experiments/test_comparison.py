@@ -18,7 +18,7 @@ from dmoerm.config import changed
 from dmoerm.errors import ConfigError, DataError
 from dmoerm.evaluation.experiment_results import Comparison
 from dmoerm.experiments import runs
-from dmoerm.experiments.compare import compare_methods
+from dmoerm.experiments.comparison import compare_methods
 from dmoerm.experiments.external import external_method
 from dmoerm.experiments.method_suite import run_settings
 from dmoerm.experiments.methods import ablation_methods, registry
