@@ -100,7 +100,7 @@ def score_groups(
         if cache is not None:
             cache.fill(encoded, functools.partial(advance, "trunk's activations"))
         passes, done = list(model.passes(encoded, batch_tokens)), 0
-        if not sharded():  # with sharded weights, all processes make all passes, since a branch's passes depend on tasks
+        if not sharded():  # else all processes make all passes, since a branch's passes depend on the tasks
             passes = shard(passes)
         total = sum(encoded[i].tokens for rows in passes for i in rows)
         for rows in passes:
