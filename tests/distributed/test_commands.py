@@ -138,4 +138,4 @@ def test_finished_steps_may_lie_in_an_object_store(
 
 def test_ray_writes_a_folder(tmp_path: Path) -> None:
     done = run("score", "m", "--input", "x.jsonl", "--output", tmp_path / "y.jsonl", "--engine", "ray", code=1)
-    assert "name the folder of the parts" in done.stderr
+    assert "give a folder for the parts" in done.stderr
