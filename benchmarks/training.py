@@ -50,7 +50,7 @@ from dmoerm.training.batches import PreferenceExample
 from dmoerm.training.expert_step import phase2
 from dmoerm.training.progress import Progress
 from dmoerm.training.run import examples_of, prepare
-from dmoerm.training.steps import Run
+from dmoerm.training.steps import Run, Training
 
 FILES = {"dialogue": "topical_chat.jsonl", "rag_answer": "cragc_pairs.jsonl"}
 BATCH = {"dialogue": 1, "rag_answer": 4}  # groups per step
@@ -186,12 +186,8 @@ def train(work: Work, folder: Path, steps: int | None = None) -> None:
     """Run phase 2 in a new folder, including evaluations and checkpoints, which TRL does not run."""
     phase = work.run.config.phase2.model_copy(update={"steps": steps})
     run = dataclasses.replace(work.run, folder=folder, config=work.run.config.model_copy(update={"phase2": phase}))
-    phase2(
-        run,
-        work.task,
-        work.train,
-        [max(work.train, key=lambda e: (sum(map(bool, e.pairs.values())), -e.encoded.tokens))],
-    )
+    validation = [max(work.train, key=lambda e: (sum(map(bool, e.pairs.values())), -e.encoded.tokens))]
+    phase2(Training(run, work.train, validation), work.task)
 
 
 def epochs(work: Work, folder: Path) -> tuple[float, float, dict[str, PairCounts]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -12,36 +12,25 @@ from rich.console import Console
 from dmoerm.config import Config
 from dmoerm.data.splits import load_splits
 from dmoerm.data.splitting import split_by_prompt
-from dmoerm.training import Run
-from dmoerm.training.batches import PreferenceExample
 from dmoerm.training.progress import Progress
 from dmoerm.training.run import examples_of, prepare
+from dmoerm.training.steps import Training
 
 
-class Begun(NamedTuple):
-    run: Run
-    train: list[PreferenceExample]
-    validation: list[PreferenceExample]
-
-    def of(self, task: str) -> tuple[list[PreferenceExample], list[PreferenceExample]]:
-        """A task's examples."""
-        return [e for e in self.train if e.task == task], [e for e in self.validation if e.task == task]
-
-
-def begin(config: Config) -> Begun:
+def begin(config: Config) -> Training:
     data = load_splits(config)
     run = prepare(config, data.taxonomy, Path(config.output), Progress(Console(quiet=True)))
     examples = examples_of(run, data.train)
     run.cache.fill([e.encoded for e in examples])
     held = {id(g) for g in split_by_prompt(data.train, config.data.validation_fraction, config.seed + 1)[1]}
-    return Begun(run, [e for e in examples if id(e.group) not in held], [e for e in examples if id(e.group) in held])
+    return Training(run, [e for e in examples if id(e.group) not in held], [e for e in examples if id(e.group) in held])
 
 
 @pytest.fixture
-def begun(tiny_config: Callable[..., Config]) -> Callable[..., Begun]:
+def begun(tiny_config: Callable[..., Config]) -> Callable[..., Training]:
     """A function: changes to the settings → a run at its beginning."""
 
-    def make(**changes: Any) -> Begun:
+    def make(**changes: Any) -> Training:
         return begin(tiny_config(**changes))
 
     return make

@@ -13,7 +13,7 @@ from tiny import tiny_groups
 
 from dmoerm.config import Config
 from dmoerm.taxonomy import draft_taxonomy
-from dmoerm.training.graph import Training, graph, path_to
+from dmoerm.training.graph import graph, path_to
 
 from .conftest import begin
 
@@ -62,9 +62,8 @@ def test_steps_done_by_machines_that_share_a_storage_alone(
     storage = f"file://{tmp_path}/stored"
     for step in steps(tiny_config()):
         begun = begin(tiny_config(storage=storage, output=str(tmp_path / "machines" / step.name)))
-        training = Training(begun.run, begun.train, begun.validation)
         for one in path_to(step.name, steps(begun.run.config)):
-            one.do(training)
+            one.do(begun)
         assert [s.name for s in steps(tiny_config()) if begun.run.finished(s.name)][-1] == step.name
     for file in (trained_run.folder / "steps").rglob("state.safetensors"):
         found = load_file(tmp_path / "stored" / "steps" / file.relative_to(trained_run.folder / "steps"))

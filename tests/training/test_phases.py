@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -32,9 +33,9 @@ def trained(begun: Any, *phases: Any) -> list[set[str]]:
     for phase in phases:
         before = snapshot(begun.run.model)
         if phase is phase0:
-            phase(begun.run, begun.train, begun.validation)
+            phase(begun)
         else:
-            phase(begun.run, TASK, *begun.of(TASK))
+            phase(begun, TASK)
         found.append(changed(begun.run.model, before))
     return found
 
@@ -83,7 +84,7 @@ def test_the_papers_base_trains_the_embeddings_too(begun: Callable[..., Any]) ->
     settings = {"learning_rate": 3e-3, "epochs": 3, "evaluations": 3}
     start = begun(backbone={"branch_layer": 0}, router={"kind": "own"}, phase0=settings)
     before = snapshot(start.run.model)
-    phase0(start.run, start.train, start.train)  # so that training is sure to help
+    phase0(replace(start, validation=start.train))  # so that training is sure to help
     moved = changed(start.run.model, before)
     assert {"general.branch.embed_tokens.weight", "general.branch.layers.0.mlp.up_proj.weight"} <= moved
     assert not any(name.startswith(("tasks.", "router.")) for name in moved)
@@ -93,8 +94,8 @@ def test_the_papers_base_trains_the_embeddings_too(begun: Callable[..., Any]) ->
 @pytest.mark.parametrize("warm", [True, False])
 def test_a_warm_start_begins_from_the_general_model(begun: Callable[..., Any], base: str, warm: bool) -> None:
     start = begun(base=base, warm_start=warm, phase1={"epochs": 0}, phase0={"learning_rate": 1e-2})
-    phase0(start.run, start.train, start.train)
-    phase1(start.run, TASK, *start.of(TASK))
+    phase0(replace(start, validation=start.train))
+    phase1(start, TASK)
     task, general = start.run.model.task_model(TASK).base.state_dict(), start.run.model.general.state_dict()
     # fixed embeddings are normalized by the task's own statistics
     kept = {name for name in general if base == "full" or "normalizer" not in name}

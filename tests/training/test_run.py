@@ -25,6 +25,7 @@ from dmoerm.schema import Group
 from dmoerm.training import Run, train
 from dmoerm.training.progress import Progress
 from dmoerm.training.run import build_model
+from dmoerm.training.steps import Training
 
 HEAD_FIRST = {"epochs": 2, "learning_rate": 1e-2, "evaluations": 4, "patience": 1}
 HEADS = {"base": "frozen", "phase2": {"lora": {"rank": 0}}}
@@ -213,13 +214,13 @@ def test_a_killed_process_goes_on_to_the_same_end(
 
 
 def test_a_finished_run_started_again_trains_nothing(trained_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dmoerm.training import router_step, steps
+    from dmoerm.training import expert_step, phases, router_step
 
     def never(*_: Any, **__: Any) -> Any:
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(steps, "fit", never)
-    monkeypatch.setattr(router_step, "fit", never)
+    for module in (phases, expert_step, router_step):
+        monkeypatch.setattr(module, "fit", never)
     again = train_quietly(trained_run.config)
     prompt, responses = "How are you?", ["Fine.", "No."]
     expected = [score.reward for score in trained_run.model.score(prompt, responses)]
@@ -263,8 +264,8 @@ def test_groups_without_a_task_are_routed_and_used(
     groups = [without_task(g) if i % 3 == 2 else g for i, g in enumerate(tiny_groups())]
     seen: list[tuple[str | None, str | None]] = []
 
-    def phase0(run: Run, train: Any, validation: Any) -> None:
-        seen.extend((e.group.task, e.task) for e in (*train, *validation))
+    def phase0(training: Training) -> None:
+        seen.extend((e.group.task, e.task) for e in (*training.train, *training.validation))
         raise Killed
 
     monkeypatch.setattr(module, "phase0", phase0)

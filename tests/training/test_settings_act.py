@@ -30,7 +30,7 @@ from dmoerm.data.splits import load_splits
 from dmoerm.labels import CapabilityLabel, Outcome, content_digest, write_labels
 from dmoerm.model.experts import lora_layers
 from dmoerm.schema import Query
-from dmoerm.training import expert_step, phases, router_step, steps, trainer
+from dmoerm.training import expert_step, phases, router_step, trainer
 from dmoerm.training.fitting import FitResult
 from dmoerm.training.graph import graph
 from dmoerm.training.phases import first_part
@@ -106,15 +106,15 @@ def test_each_phase_is_fitted_by_its_own_step(begun: Callable[..., Any], monkeyp
         module.eval()
         return [FitResult(0.0, 0.0, 0)] * (getattr(module, "num_experts", None) or 1)
 
-    for module in (steps, router_step):
+    for module in (phases, expert_step, router_step):
         monkeypatch.setattr(module, "fit", fit)
     pulls = {name: {"l2": i / 10, "head_first": {"l2": i}} for i, name in enumerate(("phase0", "phase1", "phase2"), 1)}
     start = begun(**pulls, phase3={"l2": 0.4})
     config, run = start.run.config, start.run
     router_step.train_router(run, start.train, start.validation)
-    phases.phase0(run, start.train, start.validation)
+    phases.phase0(start)
     for phase in (phases.phase1, expert_step.phase2, phases.phase3):
-        phase(run, "chitchat", *start.of("chitchat"))
+        phase(start, "chitchat")
     expected = {"router": (config.router, None), "phase3/chitchat": (config.phase3, config.phase3.l2)}
     names = {"phase0": "branch", "phase1/chitchat": "branch", "phase2/chitchat": "lora"}
     for name, last in names.items():

@@ -16,7 +16,7 @@ from ..config import Config, changed
 from ..data.splits import Splits
 from ..training.graph import Step, graph, path_to
 from ..training.progress import Progress
-from ..training.run import examples_of, prepare, prepare_examples
+from ..training.run import examples_of, prepare, run_steps
 from ..training.steps import Run, StepMetrics
 from .cluster import cluster, worker_slots
 
@@ -79,9 +79,7 @@ def do_step(config: Config, data: Splits, name: str, *_needed: StepMetrics | Non
         _needed: results of the tasks that the step depends on; Ray waits for them.
     """
     with _prepared(config, data) as run:
-        training = prepare_examples(run, data)
-        for step in path_to(name, graph(config, data.taxonomy)):
-            step.do(training)
+        run_steps(run, data, path_to(name, graph(config, data.taxonomy)))
         return run.metrics()[name]
 
 

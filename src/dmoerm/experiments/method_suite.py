@@ -21,7 +21,7 @@ from ..training.calibration import temperature
 from ..training.graph import Engine, graph
 from ..training.progress import Progress
 from ..training.router_step import assign_tasks
-from ..training.run import prepare, split_examples, train_groups
+from ..training.run import prepare, run_steps, split_examples
 from .methods import Method, MethodContext, TrainedMethod, default_methods
 
 Q = TypeVar("Q", bound=Query)
@@ -178,9 +178,10 @@ def reopen_suite(config: Config, data: Splits, members: int) -> MethodSuite:
     Raises `CheckpointError` where a step is missing.
     """
     run = prepare(config, data.taxonomy, Path(config.output), Progress(quiet=True))
-    if missing := [step.name for step in graph(config, data.taxonomy) if not run.finished(step.name)]:
+    steps = graph(config, data.taxonomy)
+    if missing := [step.name for step in steps if not run.finished(step.name)]:
         raise CheckpointError(f"{config.output}: step {missing[0]} is missing; let all machines reach the folder")
-    train_groups(run, data)
+    run_steps(run, data, steps)
     run.model.eval()
     return _suite(run, data, members)
 

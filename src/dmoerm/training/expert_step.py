@@ -26,22 +26,21 @@ from ..model.packed_attention import Decoder
 from ..names import folder_name
 from .batches import Labels, PackedCollator, PreferenceExample, VectorCollator, labeled
 from .embedding import base_embeddings, cached_states
-from .fitting import FitResult
+from .fitting import FitResult, fit
 from .losses import PreferenceLossModule
 from .stacking import ExpertStack, HeadStack
-from .steps import Run, State, StepMetrics, fit_step, step_metrics, step_name
+from .steps import Run, State, StepMetrics, Training, step_metrics, step_name
 
 Examples = Sequence[PreferenceExample]
 
 
-def phase2(
-    run: Run, task: str, train: Examples, validation: Examples, part: tuple[str, Sequence[str]] | None = None
-) -> None:
+def phase2(training: Training, task: str, part: tuple[str, Sequence[str]] | None = None) -> None:
     """Train a task's experts on the capability labels; all other weights are frozen.
 
     Args:
         part: name of the step and its capabilities, if the step trains some of the experts; None: it trains all.
     """
+    run, (train, validation) = training.run, training.of(task)
     experts = run.model.task_model(task).experts
     name, capabilities = part or (step_name("phase2", task), experts.capabilities)
     if not capabilities:
@@ -78,8 +77,11 @@ def _train_experts(
     if first := settings if not lora.rank else settings.head_first:
         vectors = base_embeddings(run, task_model.base, [*train, *validation])
         collate = VectorCollator(lambda e: vectors[e.key], names)
-        module, seed = _loss_module(heads, first, heads, names), f"phase2/{task}/head"
-        fits = fit_step(run, module, parts, collate, first, checkpoint_dir / "head", seed)
+        module, options = (
+            _loss_module(heads, first, heads, names),
+            run.fit_options(checkpoint_dir / "head", f"phase2/{task}/head"),
+        )
+        fits = fit(module, *parts, collate=collate, step=first, **options)
     branch: Decoder | None = None
     if lora.rank:
         branch = with_experts(task_model.base.branch, len(names), lora)  # pyright: ignore[reportArgumentType]
@@ -91,8 +93,11 @@ def _train_experts(
         states = cached_states(run, [*parts[0], *parts[1]])
         collate = PackedCollator(lambda e: states[e.key], names)
         set_seed(run.seed(f"phase2/{task}/start"))  # a resumed `head_first` fit has drawn fewer random numbers
-        module, seed = _loss_module(experts, settings, heads, names), f"phase2/{task}/lora"
-        fits = fit_step(run, module, parts, collate, settings, checkpoint_dir / "lora", seed)
+        module, options = (
+            _loss_module(experts, settings, heads, names),
+            run.fit_options(checkpoint_dir / "lora", f"phase2/{task}/lora"),
+        )
+        fits = fit(module, *parts, collate=collate, step=settings, **options)
     return _expert_state(names, heads, branch), step_metrics(fits, names)
 
 

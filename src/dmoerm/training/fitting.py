@@ -5,17 +5,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from torch import nn
 from transformers import TrainerCallback, TrainerState
 
 from ..config import StepConfig
+from ..model.packed_attention import Decoder
 from .batches import Collate
 from .checkpoints import disk_full_as_error, last_checkpoint, stopped_early
 from .processes import broadcast, is_main
 from .tracking import BestTracker
 from .trainer import StepTrainer, quiet, step_arguments
+
+
+class FitOptions(TypedDict):
+    """Options of `fit` that the run and the step's folder determine."""
+
+    folder: Path
+    seed: int
+    report_to: Sequence[str]
+    callbacks: Sequence[TrainerCallback]
 
 
 @dataclass(frozen=True)
@@ -36,7 +46,7 @@ def fit(
     step: StepConfig,
     folder: Path,
     seed: int,
-    shared: bool = False,
+    shared: bool | None = None,
     report_to: Sequence[str] = (),
     callbacks: Sequence[TrainerCallback] = (),
 ) -> list[FitResult]:
@@ -49,12 +59,14 @@ def fit(
     Args:
         module: maps a batch of `collate` to `RowLosses`.
         shared: `collate` returns this process's shard of a batch, and each process draws its own dropout. Otherwise
-            every process computes the whole batch, which for heads on vectors is faster than to communicate.
+            every process computes the whole batch, which for heads on vectors is faster than to communicate. None:
+            true if layers of a decoder are trained.
 
     Raises:
         TrainingError: the loss is not finite.
         CheckpointError: the disk is full.
     """
+    shared = _trains_decoder(module) if shared is None else shared
     tracker = BestTracker(module, step)
     args = step_arguments(step, folder, len(train), seed, shared, report_to)
     trainer = StepTrainer(
@@ -74,3 +86,8 @@ def fit(
     module.eval()
     best = zip(tracker.best_loss.tolist(), tracker.best_accuracy.tolist(), strict=True)
     return [FitResult(loss, accuracy, trainer.state.global_step) for loss, accuracy in best]
+
+
+def _trains_decoder(module: nn.Module) -> bool:
+    decoders = (part for part in module.modules() if isinstance(part, Decoder))
+    return any(p.requires_grad for decoder in decoders for p in decoder.parameters())

@@ -26,15 +26,17 @@ from ..model.packed_attention import Decoder
 from .batches import PackedCollator, PreferenceExample, VectorCollator, labeled
 from .calibration import calibrate
 from .embedding import base_embeddings, cached_states, task_vectors
+from .fitting import fit
 from .losses import PreferenceLossModule
-from .steps import Run, State, StepMetrics, fit_step, step_metrics, step_name
+from .steps import Run, State, StepMetrics, Training, step_metrics, step_name
 
 Examples = Sequence[PreferenceExample]
 _SAMPLE = 256  # groups for normalization statistics if an embedding needs a pass
 
 
-def phase0(run: Run, train: Examples, validation: Examples) -> None:
+def phase0(training: Training) -> None:
     """Train the general model on all tasks together, and calibrate it."""
+    run, train, validation = training.run, training.train, training.validation
     general = run.model.general
     state = run.step(
         "phase0", lambda checkpoint_dir: train_base(run, general, train, validation, run.config.phase0, checkpoint_dir)
@@ -47,8 +49,9 @@ def phase0(run: Run, train: Examples, validation: Examples) -> None:
     calibrate(general_calibration, rewards, train, validation)
 
 
-def phase1(run: Run, task: str, train: Examples, validation: Examples) -> None:
+def phase1(training: Training, task: str) -> None:
     """Train a task's branch and head on the overall preferences."""
+    run, (train, validation) = training.run, training.of(task)
     base, general = run.model.task_model(task).base, run.model.general
     if run.config.warm_start:
         base.head.load_state_dict(general.head.state_dict())
@@ -62,8 +65,9 @@ def phase1(run: Run, task: str, train: Examples, validation: Examples) -> None:
     apply_base(base, state)
 
 
-def phase3(run: Run, task: str, train: Examples, validation: Examples) -> None:
+def phase3(training: Training, task: str) -> None:
     """Train the aggregator on the experts' outputs, and calibrate the task's rewards."""
+    run, (train, validation) = training.run, training.of(task)
     task_model = run.model.task_model(task)
     modules = {
         "aggregator": task_model.aggregator,
@@ -124,13 +128,14 @@ def train_base(
     if first := step if run.frozen else step.head_first:
         vectors = base_embeddings(run, start, [*train, *validation])
         collate = VectorCollator(lambda e: vectors[e.key])
-        fits = fit_step(run, PreferenceLossModule(head, first.l2, head), parts, collate, first, checkpoint_dir / "head")
+        module, options = PreferenceLossModule(head, first.l2, head), run.fit_options(checkpoint_dir / "head")
+        fits = fit(module, *parts, collate=collate, step=first, **options)
         if run.frozen:
             return {f"head.{name}": tensor for name, tensor in head.state_dict().items()}, step_metrics(fits)
     scorer = BranchScorer(_trainable(run, start.branch), head, start.pooling)  # pyright: ignore[reportArgumentType]
     states = cached_states(run, [*parts[0], *parts[1]])
-    collate = PackedCollator(lambda e: states[e.key])
-    fits = fit_step(run, PreferenceLossModule(scorer, step.l2, head), parts, collate, step, checkpoint_dir / "branch")
+    module, options = PreferenceLossModule(scorer, step.l2, head), run.fit_options(checkpoint_dir / "branch")
+    fits = fit(module, *parts, collate=PackedCollator(lambda e: states[e.key]), step=step, **options)
     scorer.branch = _merged(scorer.branch)
     return scorer.state_dict(), step_metrics(fits)
 
@@ -187,7 +192,8 @@ def _train_aggregator(
     step = run.config.phase3
     module = PreferenceLossModule(task_model.aggregator, step.l2, task_model.aggregator)
     parts = [labeled(train), labeled(validation)]
-    fits = fit_step(run, module, parts, VectorCollator(lambda e: vectors[e.key]), step, checkpoint_dir)
+    collate = VectorCollator(lambda e: vectors[e.key])
+    fits = fit(module, *parts, collate=collate, step=step, **run.fit_options(checkpoint_dir))
     task_model.aggregator.requires_grad_(False)
     with torch.no_grad():
         rewards = {key: task_model.aggregator(vector.to(run.model.device)).cpu() for key, vector in vectors.items()}

@@ -99,11 +99,7 @@ def _train(run: Run, train: Examples, validation: Examples, checkpoint_dir: Path
         *rows,
         collate=_collate_ids if reads else _collate_vectors,
         step=run.config.router,
-        folder=checkpoint_dir,
-        seed=run.seed("router"),
-        shared=reads,
-        report_to=run.config.report_to,
-        callbacks=run.callbacks,
+        **run.fit_options(checkpoint_dir),
     )
     return router.state_dict(), step_metrics(fits)
 

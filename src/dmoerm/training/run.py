@@ -37,11 +37,11 @@ from ..schema import Group, Query
 from ..taxonomy import Taxonomy
 from .batches import PreferenceExample, label
 from .cache import ActivationCache
-from .graph import Engine, Training, graph
+from .graph import Engine, Step, graph
 from .processes import barrier, idle_gpus, is_main, sharded, world_size
 from .progress import Progress
 from .sharding import check_sharding, full_state, move_to_device
-from .steps import Run
+from .steps import Run, Training
 
 _UNSET = "unset"
 
@@ -71,7 +71,17 @@ def train(config: Config, console: Console | None = None, engine: Engine | None 
     data = load_splits(config)
     _check_pairs(data)
     with _lock(Path(config.output)):  # after the checks: the folder is bound to the data
-        return _train(config, data, _claim(config, data), Progress(console), engine)
+        run = prepare(config, data.taxonomy, _claim(config, data), Progress(console))
+        if engine is None and (hint := idle_gpus()):
+            run.progress.say(hint)
+        _report_data(run, data)
+        steps = graph(config, data.taxonomy)
+        with run.progress.run(1 + len(steps)):
+            if engine is not None:
+                engine(run, data, steps)
+            run_steps(run if engine is None else replace(run, progress=Progress(quiet=True)), data, steps)
+        _save(run, data)
+    return run
 
 
 def _lock(folder: Path) -> contextlib.AbstractContextManager[None]:
@@ -79,26 +89,25 @@ def _lock(folder: Path) -> contextlib.AbstractContextManager[None]:
     return exclusive_folder(folder) if os.environ.get("RANK", "0") == "0" else contextlib.nullcontext()
 
 
-def _train(config: Config, data: Splits, folder: Path, progress: Progress, engine: Engine | None) -> Run:
+def _report_data(run: Run, data: Splits) -> None:
+    """Print what the readers left out, and how much of the training part is truncated."""
     for reason, rows in data.skipped.items():
-        progress.say(f"left out: {reason} ({rows})")
+        run.progress.say(f"left out: {reason} ({rows})")
     for column, rows in data.unknown_columns.items():
-        progress.say(f"ignored: unknown column {column!r} ({rows} rows)")
-    if engine is None and (hint := idle_gpus()):
-        progress.say(hint)
-    run = prepare(config, data.taxonomy, folder, progress)
-    if config.encoding.truncation != "error":
+        run.progress.say(f"ignored: unknown column {column!r} ({rows} rows)")
+    if run.config.encoding.truncation != "error":
         run.truncation = count_truncation((group, run.model.encoder.encode(group)) for group in data.train)
     if remark := run.truncation.description("to train on"):
-        progress.say(remark)
-    train_groups(run, data, engine)
+        run.progress.say(remark)
+
+
+def _save(run: Run, data: Splits) -> None:
     run.model.eval()
     run.model.training_prompts = TrainingPrompts.of(group.prompt for group in data.train)
     with full_state(run.model):
         if is_main():
-            run.model.save_pretrained(folder / "model", run_config=dump_config(config))
+            run.model.save_pretrained(run.folder / "model", run_config=dump_config(run.config))
     barrier()
-    return run
 
 
 def prepare(config: Config, taxonomy: Taxonomy, folder: Path, progress: Progress) -> Run:
@@ -147,20 +156,8 @@ def build_model(config: Config, taxonomy: Taxonomy) -> DMoERM:
     return with_tokenizer(model, tokenizer).requires_grad_(False).eval()
 
 
-def train_groups(run: Run, data: Splits, engine: Engine | None = None) -> None:
-    """Run all steps on the training part."""
-    steps = graph(run.config, data.taxonomy)
-    with run.progress.run(1 + len(steps)):
-        if engine is not None:
-            engine(run, data, steps)
-            run = replace(run, progress=Progress(quiet=True))  # the engine has printed each step
-        training = prepare_examples(run, data)
-        for step in steps:
-            step.do(training)
-
-
-def prepare_examples(run: Run, data: Splits) -> Training:
-    """Encode and split the training part, and fill the cache with its activations."""
+def run_steps(run: Run, data: Splits, steps: Sequence[Step]) -> None:
+    """Encode the training part, fill the cache with its activations, and run steps of the graph in order."""
     train_part, validation = split_examples(run, data.train)
     if not any(e.task for e in train_part):
         raise DataError("no group names its task", field="task", hint="label some groups, so that the router can learn")
@@ -170,7 +167,9 @@ def prepare_examples(run: Run, data: Splits) -> Training:
         raise ConfigError(f"cache_limit: the activations of {uncached} texts do not fit; set a larger limit")
     if uncached:
         run.progress.say(f"cache_limit: the activations of {uncached} texts do not fit; each step computes them")
-    return Training(run, train_part, validation)
+    training = Training(run, train_part, validation)
+    for step in steps:
+        step.do(training)
 
 
 def split_examples(run: Run, groups: Sequence[Group]) -> tuple[list[PreferenceExample], list[PreferenceExample]]:

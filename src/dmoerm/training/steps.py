@@ -14,21 +14,20 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import TrainerCallback, set_seed
 
 from ..chat.truncation import TruncationCounts
-from ..config import Config, StepConfig
-from ..errors import CheckpointError
+from ..config import Config
+from ..errors import CheckpointError, DataError
 from ..io.paths import complete_folder
 from ..io.storage import Mirror
 from ..model import DMoERM
 from ..model.checkpoint import current_names
-from ..model.packed_attention import Decoder
 from ..names import folder_name
-from .batches import Collate, PreferenceExample
+from .batches import PreferenceExample
 from .cache import ActivationCache
-from .fitting import FitResult, fit
+from .fitting import FitOptions, FitResult
 from .processes import barrier, broadcast, is_main
 from .progress import Progress
 
@@ -59,10 +58,19 @@ class Run:
         """The storage that finished steps and checkpoints are copied to; does nothing if `storage` is None."""
         return Mirror(self.config.storage, self.folder)
 
-    @property
-    def callbacks(self) -> list[TrainerCallback]:
-        """Callbacks of every fit."""
-        return [self.progress, _KeepCheckpoints(self.mirror)]
+    def fit_options(self, checkpoint_dir: Path, seed: str | None = None) -> FitOptions:
+        """Return the options of a `fit` in this run.
+
+        Args:
+            checkpoint_dir: folder of the checkpoints.
+            seed: name that the seed is derived from; None: the path of `checkpoint_dir` in the run's folder.
+        """
+        return {
+            "folder": checkpoint_dir,
+            "seed": self.seed(seed or str(checkpoint_dir.relative_to(self.folder / "checkpoints"))),
+            "report_to": self.config.report_to,
+            "callbacks": [self.progress, _KeepCheckpoints(self.mirror)],
+        }
 
     def finished(self, name: str) -> bool:
         """Return whether a step is finished, here or by another process that shares the storage."""
@@ -112,6 +120,22 @@ class Run:
         return finished_steps(self.folder)
 
 
+@dataclass
+class Training:
+    """A run and its examples; the router's step assigns a task to examples that have none."""
+
+    run: Run
+    train: Sequence[PreferenceExample]
+    validation: Sequence[PreferenceExample]
+
+    def of(self, task: str) -> tuple[list[PreferenceExample], list[PreferenceExample]]:
+        """Return a task's training and validation examples. Raises `DataError` if there are none to train on."""
+        train, validation = ([e for e in part if e.task == task] for part in (self.train, self.validation))
+        if not train:
+            raise DataError("no group of the training part has this task", field="task", value=task)
+        return train, validation
+
+
 class _KeepCheckpoints(TrainerCallback):
     """Mirror checkpoints to the storage: copy each new one, remove those that are removed here."""
 
@@ -123,41 +147,6 @@ class _KeepCheckpoints(TrainerCallback):
             folder = Path(args.output_dir)
             self._mirror.keep(folder / f"checkpoint-{state.global_step}")
             self._mirror.prune(folder)
-
-
-def fit_step(
-    run: Run,
-    model: nn.Module,
-    parts: Sequence[Sequence[PreferenceExample]],
-    collate: Collate,
-    step: StepConfig,
-    checkpoint_dir: Path,
-    seed: str | None = None,
-) -> list[FitResult]:
-    """Fit a module with the run's seed, trackers and callbacks.
-
-    Args:
-        parts: training and validation examples.
-        checkpoint_dir: folder of the checkpoints.
-        seed: name that the seed is derived from; None: the path of `checkpoint_dir` in the run's folder.
-    """
-    name = seed or str(checkpoint_dir.relative_to(run.folder / "checkpoints"))
-    trains_branch = any(isinstance(m, Decoder) and _is_trainable(m) for m in model.modules())
-    return fit(
-        model,
-        *parts,
-        collate=collate,
-        step=step,
-        folder=checkpoint_dir,
-        seed=run.seed(name),
-        shared=trains_branch,
-        report_to=run.config.report_to,
-        callbacks=run.callbacks,
-    )
-
-
-def _is_trainable(module: nn.Module) -> bool:
-    return any(p.requires_grad for p in module.parameters())
 
 
 def step_metrics(fits: Sequence[FitResult], names: Sequence[str] = ()) -> StepMetrics:

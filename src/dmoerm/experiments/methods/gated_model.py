@@ -17,8 +17,9 @@ from ...model.heads import Normalizer
 from ...training import Run
 from ...training.batches import VectorCollator, labeled
 from ...training.embedding import base_embeddings
+from ...training.fitting import fit
 from ...training.losses import PreferenceLossModule
-from ...training.steps import State, StepMetrics, fit_step, step_metrics
+from ...training.steps import State, StepMetrics, step_metrics
 from .members import Examples
 
 _RIDGES = (0.1, 0.3, 1.0, 3.0, 10.0)
@@ -100,7 +101,8 @@ def _train_gate(
     collate = VectorCollator(lambda e: vectors[e.key])
     step = run.config.phase1.head_first or run.config.phase1
     module = PreferenceLossModule(gated, l2, gated.gate)
-    fits = fit_step(run, module, [labeled(train), labeled(validation)], collate, step, folder, seed="baselines/gated")
+    options = run.fit_options(folder, seed="baselines/gated")
+    fits = fit(module, labeled(train), labeled(validation), collate=collate, step=step, **options)
     return gated.state_dict(), {**step_metrics(fits), "l2": l2}
 
 
