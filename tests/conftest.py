@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import json
 import os
@@ -224,3 +225,9 @@ def browser(chromium: str) -> Iterator[Any]:
         connection = playwright.chromium.connect_over_cdp(chromium)
         yield connection
         connection.close()
+
+
+def pytest_collection_finish() -> None:
+    """Exempt imported objects from garbage collection: accelerate collects after each fit, which takes 0.4 s."""
+    gc.collect()
+    gc.freeze()
