@@ -3,7 +3,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 APT := DEBIAN_FRONTEND=noninteractive timeout 600 apt-get -qq --yes --no-install-recommends -o Acquire::Retries=1
 
-.PHONY: install browser facts check format test test-all bench bench-gpu demo chaos fuzz audit nightly lock clean
+.PHONY: install browser facts check format test test-all test-lowest bench bench-gpu demo chaos fuzz audit nightly lock clean
 
 install: $(STAMP)
 
@@ -45,6 +45,20 @@ test-all: install browser
 	$(BIN)/pip install --quiet --no-deps --upgrade --target .venv/deepspeed deepspeed einops hjson msgpack ninja py-cpuinfo
 	$(PYTEST) -m "slow or not slow"
 
+# The lowest versions that are supported, over the packages of .venv: what loads and scores models, and what trains them.
+LOWEST_SCORING := tests/test_old_checkpoints.py tests/integrations tests/model/test_loading.py tests/model/test_checkpoint.py \
+  tests/model/test_backbone.py tests/model/test_dmoerm.py
+LOWEST_TRAINING := tests/training/test_fitting.py tests/training/test_run.py tests/training/test_router_step.py tests/rl/test_trainers.py
+test-lowest: install
+	for part in scoring training; do \
+	  $(PYTHON) -m venv .venv/lowest/$$part; \
+	  echo "import site; site.addsitedir('$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])')')" \
+	    > "$$(.venv/lowest/$$part/bin/python -c 'import site; print(site.getsitepackages()[0])')/base.pth"; \
+	  .venv/lowest/$$part/bin/pip install --quiet --requirement tests/lowest/$$part.txt 2>/dev/null || exit 1; \
+	done
+	OMP_NUM_THREADS=1 .venv/lowest/scoring/bin/python -m pytest -n $(WORKERS) $(LOWEST_SCORING)
+	OMP_NUM_THREADS=1 .venv/lowest/training/bin/python -m pytest -n $(WORKERS) $(LOWEST_TRAINING)
+
 bench: install
 	$(BIN)/pip install --quiet --group bench
 	for name in scoring scaling footprint training labels serving scale table; do PYTHONPATH=tests $(BIN)/python benchmarks/$$name.py || exit 1; done
@@ -67,7 +81,7 @@ audit: install
 	$(BIN)/pip-audit --strict --disable-pip --require-hashes --requirement requirements.lock
 
 # All that takes long, one after the other; what failed is named at the end.
-NIGHTLY ?= test-all chaos fuzz audit
+NIGHTLY ?= test-all test-lowest chaos fuzz audit
 nightly:
 	@failed=; for part in $(NIGHTLY); do $(MAKE) $$part || failed="$$failed $$part"; done; \
 	  test -z "$$failed" || { echo "failed:$$failed"; exit 1; }

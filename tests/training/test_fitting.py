@@ -12,9 +12,10 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from dmoerm.config import BranchStepConfig, HeadConfig
-from dmoerm.errors import CheckpointError, DmoermError, TrainingError
+from dmoerm.errors import CheckpointError, ConfigError, DmoermError, TrainingError
 from dmoerm.model.heads import Head
 from dmoerm.schema import Pair
+from dmoerm.training import trainer
 from dmoerm.training.batches import PreferenceExample, VectorCollator
 from dmoerm.training.fitting import FitResult, fit
 from dmoerm.training.losses import PreferenceLossModule
@@ -351,3 +352,9 @@ def test_the_order_counts_as_right_without_the_margin() -> None:
     assert torch.equal(one.correct, 1 - other.correct)
     wide = [made(features(i), [Pair(0, 1)], 9.0) for i in rows(8, 1)]
     assert torch.equal(PreferenceLossModule(scorer)(*COLLATE(wide)).correct, one.correct)
+
+
+def test_an_older_transformers_is_refused(monkeypatch):
+    monkeypatch.setattr("transformers.__version__", "5.19.0")
+    with pytest.raises(ConfigError, match=r"training needs transformers 5\.20\.0 or newer \(found 5\.19\.0\)"):
+        trainer.check_transformers()

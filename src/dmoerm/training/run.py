@@ -42,6 +42,7 @@ from .processes import barrier, idle_gpus, is_main, sharded, world_size
 from .progress import Progress
 from .sharding import check_sharding, full_state, move_to_device
 from .steps import Run, Training
+from .trainer import check_transformers
 
 _UNSET = "unset"
 
@@ -58,12 +59,13 @@ def train(config: Config, console: Console | None = None, engine: Engine | None 
         The finished run: its model, its folder, and the metrics of each step.
 
     Raises:
-        ConfigError: the folder has a run with other settings, a batch has fewer groups than there are processes, or
+        ConfigError: transformers is too old, the folder has a run with other settings, a batch has fewer groups than there are processes, or
             the launcher requests sharding, which these settings do not support.
         DataError: the data is invalid or insufficient.
         CheckpointError: another process trains in that folder, or a file cannot be written.
         TrainingError: a loss is not finite.
     """
+    check_transformers()
     _check_trackers(config)
     check_sharding(shared_branch=config.base == "frozen", own_router=config.router.kind == "own")
     _check_batches(config)

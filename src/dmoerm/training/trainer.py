@@ -17,20 +17,31 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from accelerate.data_loader import prepare_data_loader
+from packaging.version import Version
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_utils import EvalPrediction, rotate_checkpoints
 
 from ..config import StepConfig
-from ..errors import TrainingError
+from ..errors import ConfigError, TrainingError
 from .batches import Collate
 from .losses import RowLosses, mean_by_expert
 from .processes import barrier, broadcast, gather_rows, rank
 from .tracking import BestTracker
 
-TESTED = "transformers 5.20.2 and 5.24.0"
+TESTED = ("5.20.0", "5.24.0")  # the lowest and the highest version of transformers
+
+
+def check_transformers() -> None:
+    """Raise `ConfigError` if transformers is older than the lowest version that these overrides are tested with."""
+    if Version(transformers.__version__) < Version(TESTED[0]):
+        raise ConfigError(
+            f"training needs transformers {TESTED[0]} or newer (found {transformers.__version__}); "
+            "older versions from 5.5 on load and score models"
+        )
 
 
 class StepTrainer(Trainer):
