@@ -59,8 +59,8 @@ def train(config: Config, console: Console | None = None, engine: Engine | None 
         The finished run: its model, its folder, and the metrics of each step.
 
     Raises:
-        ConfigError: transformers is too old, the folder has a run with other settings, a batch has fewer groups than there are processes, or
-            the launcher requests sharding, which these settings do not support.
+        ConfigError: transformers is too old, the folder has a run with other settings, a batch has fewer groups than
+            there are processes, or the launcher requests sharding, which these settings do not support.
         DataError: the data is invalid or insufficient.
         CheckpointError: another process trains in that folder, or a file cannot be written.
         TrainingError: a loss is not finite.
