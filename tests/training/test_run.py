@@ -348,7 +348,7 @@ def test_other_data_in_the_same_folder_are_refused(tiny_config: Callable[..., Co
 def test_a_batch_with_too_few_groups_is_refused(
     tiny_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dmoerm.training.run.world", lambda: 4)
+    monkeypatch.setattr("dmoerm.training.run.world_size", lambda: 4)
     config = tiny_config(phase1={"batch_groups": 8, "gradient_accumulation": 4})
     with pytest.raises(ConfigError, match=r"phase1.batch_groups: 8 in 4 accumulated passes leave 2 .* 4 processes"):
         train_quietly(config)
