@@ -33,7 +33,7 @@ def config(tiny_backbone, tmp_path_factory) -> Path:
         "phase1": {"phase1_fraction": 0},
         "phase3": {"inputs": "scores"},
     }
-    data = {"files": [], "testbed_prompts": 6, "testbed_responses": 3}
+    data = {"files": [], "testbed_prompts": 6, "testbed_responses": 3, "max_capabilities": 1}
     settings = make_tiny_config(tiny_backbone, folder, **frozen, data=data, taxonomy="paper-en")
     (folder / "tiny.yaml").write_text(dump_config(settings), encoding="utf-8")
     return folder / "tiny.yaml"
@@ -58,6 +58,7 @@ def test_from_a_config_to_trajectories(config: Path) -> None:
     assert all(one["points"][0]["kl"] == pytest.approx(0, abs=1e-6) for one in found["runs"])
     assert set(found["paired"]["noisy"]) == {"dmoerm - general (0)", "dmoerm - general (0.1)"}
     assert "fall from the peak" in output
+    assert not list(folder.glob("noisy/seed0/dmoerm/steps/baselines/*")), "only the requested methods are trained"
     files = sorted(folder.glob("noisy/seed0/rl/*/trajectory.json"))
     assert len(files) == 4
     written = [file.stat().st_mtime_ns for file in files]

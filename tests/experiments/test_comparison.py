@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -15,18 +16,24 @@ from tiny import make_tiny_config, tiny_groups, write_groups
 
 from dmoerm.cli.tables import print_comparison
 from dmoerm.config import changed
+from dmoerm.data.splits import load_splits
 from dmoerm.errors import ConfigError, DataError
 from dmoerm.evaluation.experiment_results import Comparison
+from dmoerm.evaluation.results import Overlap
 from dmoerm.experiments import runs
 from dmoerm.experiments.comparison import compare_methods
 from dmoerm.experiments.external import external_method
 from dmoerm.experiments.method_suite import run_settings
-from dmoerm.experiments.methods import ablation_methods, registry
+from dmoerm.experiments.methods import ablation_methods, ablations, registered, registry
+from dmoerm.model.training_prompts import TrainingPrompts
 from dmoerm.report import report_html
-from dmoerm.schema import Query
+from dmoerm.schema import Query, prompt_key
+
+from .conftest import CONDITIONS, MEMBERS
 
 SOME = ("no_outer", "shuffled")
-CONDITIONS = {"clean": (0.0, 0.0), "noisy": (0.25, 0.15)}
+CLEAN = {"clean": CONDITIONS["clean"]}
+QUIET = Console(quiet=True)
 
 
 class Shortest:
@@ -36,12 +43,18 @@ class Shortest:
         return [[-float(len(text)) for text in query.responses] for query in queries]
 
 
-def quiet_compare(config, **asked) -> Comparison:
+def quiet_compare(config, **options) -> Comparison:
     shortest = dataclasses.replace(
         external_method("shortest", Shortest(), "the shortest"), tasks=frozenset(["chitchat"])
     )
-    asked = {"seeds": (0, 1), "conditions": CONDITIONS, "members": 2, "external": [shortest]} | asked
-    return compare_methods(config, console=Console(quiet=True), **asked)
+    options = {"seeds": (0, 1), "conditions": CONDITIONS, "members": MEMBERS, "external": [shortest]} | options
+    return compare_methods(config, console=QUIET, **options)
+
+
+def quick_run(config, *names: str) -> runs.RunResult:
+    """Measure one clean run with these methods only."""
+    methods = [registered()[name] for name in names]
+    return runs.measure_run(run_settings(config, "clean", (0.0, 0.0), 0), MEMBERS, methods, QUIET)
 
 
 NEW_METHOD = """
@@ -73,25 +86,14 @@ def new_method(tmp_path_factory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def config(tiny_backbone, tmp_path_factory):
-    frozen = {
-        "base": "frozen",
-        "phase2": {"lora": {"rank": 0}},
-        "phase1": {"phase1_fraction": 0},
-        "phase3": {"inputs": "scores"},
-    }
-    return make_tiny_config(tiny_backbone, tmp_path_factory.mktemp("compare"), **frozen)
+def comparison(frozen_config) -> Comparison:
+    return quiet_compare(frozen_config, ablations=SOME)
 
 
-@pytest.fixture(scope="module")
-def found(config) -> Comparison:
-    return quiet_compare(config, ablations=SOME)
-
-
-def test_every_method_is_measured_on_the_same_pairs(found: Comparison) -> None:
+def test_every_method_is_measured_on_the_same_pairs(comparison: Comparison) -> None:
     trained = {"general", "per_task", "all_labels", "warm", "gated", "longest", "dmoerm"}
     trained |= {f"{name}_{how}" for name in ("ensemble", "bagged") for how in ("mean", "wco", "uwo")}
-    for condition in found.conditions.values():
+    for condition in comparison.conditions.values():
         assert set(condition.accuracy) == trained | set(SOME) | {"shortest"}
         tasks = condition.accuracy["dmoerm"]
         for method, row in condition.accuracy.items():
@@ -102,45 +104,50 @@ def test_every_method_is_measured_on_the_same_pairs(found: Comparison) -> None:
         seeds = [row["general"] for row in condition.by_seed.values()]
         assert np.mean(seeds) == pytest.approx(condition.accuracy["general"]["mean"].value)
         assert sum(b.pairs for b in condition.calibration["general"].bins) == tasks["mean"].pairs
-    assert set(found.methods) == trained | set(SOME) | {"shortest"}
-    assert set(found.costs) == trained
+    assert set(comparison.methods) == trained | set(SOME) | {"shortest"}
+    assert set(comparison.costs) == trained
 
 
-def test_a_method_in_one_new_file_is_everywhere(found: Comparison, capsys: pytest.CaptureFixture[str]) -> None:
-    page = report_html(found)
+def test_a_method_in_one_new_file_is_everywhere(comparison: Comparison, capsys: pytest.CaptureFixture[str]) -> None:
+    page = report_html(comparison)
     assert "prefers long responses" in page
     assert "#12ab34" in page
-    print_comparison(Console(width=200), found)
+    print_comparison(Console(width=200), comparison)
     assert "prefers long responses" in capsys.readouterr().out
-    assert found.costs["longest"].parameters == 1
-    longest = {name: found.conditions["clean"].accuracy[name]["chitchat"].value for name in ("longest", "shortest")}
+    assert comparison.costs["longest"].parameters == 1
+    longest = {
+        name: comparison.conditions["clean"].accuracy[name]["chitchat"].value for name in ("longest", "shortest")
+    }
     assert sum(longest.values()) == pytest.approx(1)
 
 
-def test_each_run_has_a_storage_of_its_own(config, tmp_path) -> None:
-    stored = changed(config, {"output": str(tmp_path / "stored"), "storage": f"file://{tmp_path}/kept"})
-    places = [run_settings(stored, "clean", (0, 0), seed).storage for seed in (0, 1)]
-    assert places == [f"file://{tmp_path}/kept/clean/seed{seed}/dmoerm" for seed in (0, 1)]
-    quiet_compare(stored, seeds=(0,), conditions={"clean": CONDITIONS["clean"]}, ablations=["shuffled"])
+def test_each_run_has_a_separate_storage(frozen_config, tmp_path) -> None:
+    stored = changed(frozen_config, {"output": str(tmp_path / "stored"), "storage": f"file://{tmp_path}/kept"})
+    storages = [run_settings(stored, "clean", (0, 0), seed).storage for seed in (0, 1)]
+    assert storages == [f"file://{tmp_path}/kept/clean/seed{seed}/dmoerm" for seed in (0, 1)]
+    quick_run(stored, "dmoerm", "shuffled")
     for run in ("dmoerm", "shuffled"):
         assert (tmp_path / "kept" / "clean" / "seed0" / run / "config.yaml").exists()
 
 
-def test_every_ablation_runs(config) -> None:
-    config = changed(config, {"output": f"{config.output}-all"})
-    found = quiet_compare(
-        config, seeds=(0,), conditions={"clean": CONDITIONS["clean"]}, ablations=list(ablation_methods())
-    )
-    accuracy = found.conditions["clean"].accuracy
+@pytest.mark.slow
+def test_every_ablation_runs(frozen_config) -> None:
+    comparison = quiet_compare(frozen_config, seeds=(0,), conditions=CLEAN, ablations=list(ablation_methods()))
+    accuracy = comparison.conditions["clean"].accuracy
     assert set(ablation_methods()) <= set(accuracy)
-    assert all(found.methods[name] == method.description for name, method in ablation_methods().items())
+    assert all(comparison.methods[name] == method.description for name, method in ablation_methods().items())
 
 
-def test_what_would_be_measured_wrongly_is_refused(config) -> None:
+def test_every_ablation_changes_settings_that_exist(frozen_config) -> None:
+    for name, (_, settings) in ablations._SETTINGS.items():
+        assert changed(frozen_config, settings) != frozen_config, name
+
+
+def test_invalid_comparisons_are_refused(frozen_config) -> None:
     with pytest.raises(ConfigError, match="'no_outer' is a method of this comparison"):
-        quiet_compare(config, external=[external_method("no_outer", Shortest(), "another")])
+        quiet_compare(frozen_config, external=[external_method("no_outer", Shortest(), "another")])
     with pytest.raises(DataError, match="no pair of responses that people ordered"):
-        quiet_compare(changed(config, {"data.test_fraction": 1e-9, "data.files": [ungraded(config)]}))
+        quiet_compare(changed(frozen_config, {"data.test_fraction": 1e-9, "data.files": [ungraded(frozen_config)]}))
 
 
 def ungraded(config) -> str:
@@ -150,18 +157,42 @@ def ungraded(config) -> str:
     return write_groups(groups, file)
 
 
-def test_noise_and_ablations_change_what_is_learnt(found: Comparison, config) -> None:
+@pytest.mark.usefixtures("comparison")
+def test_noise_and_ablations_change_the_rewards(frozen_config) -> None:
     clean, noisy = (
-        runs.RunResult.model_validate_json((Path(config.output) / name / "seed0" / "run.json").read_text())
+        runs.RunResult.model_validate_json((Path(frozen_config.output) / name / "seed0" / "run.json").read_text())
         for name in CONDITIONS
     )
-    assert clean.overall["chitchat"].pairs == noisy.overall["chitchat"].pairs, "the test part stays as it is"
-    right = {name: json.dumps(clean.overall["chitchat"].right[name]) for name in clean.overall["chitchat"].right}
-    assert len({right[name] for name in ("dmoerm", "shuffled", "no_outer", "general")}) > 1
+    assert clean.overall["chitchat"].pairs == noisy.overall["chitchat"].pairs, "noise leaves the test part unchanged"
+    for method in ("general", "per_task", "all_labels", "bagged_mean", "gated", "dmoerm", *SOME):
+        assert clean.length_bias[method] != noisy.length_bias[method], method
+    for name in SOME:
+        assert clean.length_bias[name] != clean.length_bias["dmoerm"], name
+    assert clean.length_bias["human"] == noisy.length_bias["human"]
+    assert clean.length_bias["shortest"] == noisy.length_bias["shortest"]
 
 
-def test_costs_are_what_was_trained(found: Comparison) -> None:
-    costs = found.costs
+def test_prompts_that_an_external_method_was_trained_on_are_left_out(comparison: Comparison, frozen_config) -> None:
+    """They are counted by group and by distinct prompt, and left out for all methods."""
+    settings = run_settings(frozen_config, "clean", CONDITIONS["clean"], 0)
+    test = load_splits(settings).test
+    known = [TrainingPrompts.of([test[0].prompt, "Never asked."]), TrainingPrompts.of([test[1].prompt])]
+    known_keys = {prompt_key(group.prompt) for group in test[:2]}
+    hit = [group for group in test if prompt_key(group.prompt) in known_keys]
+    options = {"seeds": (0,), "conditions": CLEAN, "training_prompts": known}
+    config = changed(frozen_config, {"output": f"{frozen_config.output}-overlap"})
+    shutil.copytree(frozen_config.output, config.output)
+    shortened = quiet_compare(config, **options)
+    assert shortened.overlap == Overlap(known=True, groups=len(hit), prompts=len(known_keys), included=False)
+    whole = quiet_compare(config, include_trained=True, **options)
+    assert whole.overlap == Overlap(known=True, groups=len(hit), prompts=len(known_keys), included=True)
+    pairs = [c.conditions["clean"].accuracy["dmoerm"]["mean"].pairs for c in (shortened, whole)]
+    assert pairs[1] - pairs[0] == sum(len(group.pairs()) for group in hit)
+    assert comparison.overlap == Overlap(known=True, groups=0, prompts=0, included=False)
+
+
+def test_costs_are_what_was_trained(comparison: Comparison) -> None:
+    costs = comparison.costs
     assert costs["ensemble_mean"].parameters == 2 * costs["general"].parameters
     assert costs["per_task"].parameters == costs["all_labels"].parameters == 2 * costs["general"].parameters
     assert costs["dmoerm"].parameters > costs["per_task"].parameters
@@ -169,33 +200,33 @@ def test_costs_are_what_was_trained(found: Comparison) -> None:
     assert all(cost.scoring_seconds > 0 for cost in costs.values())
 
 
-def test_a_cell_is_measured_once(found: Comparison, config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_is_measured_once(comparison: Comparison, frozen_config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "open_suite", lambda *_: pytest.fail("measured again"))
-    again = quiet_compare(config, ablations=SOME)
-    assert again == found
+    again = quiet_compare(frozen_config, ablations=SOME)
+    assert again == comparison
     with pytest.raises(pytest.fail.Exception):
-        quiet_compare(config, ablations=["no_outer"])  # another question
+        quiet_compare(frozen_config, ablations=["no_outer"])  # other methods
 
 
-def test_results_are_read_back(found: Comparison) -> None:
-    text = found.to_json()
+def test_results_are_read_back(comparison: Comparison) -> None:
+    text = comparison.to_json()
     assert json.loads(text)["schema"] == 2
-    assert Comparison.model_validate_json(text) == found
+    assert Comparison.model_validate_json(text) == comparison
 
 
-def test_unknown_names(config) -> None:
+def test_unknown_names_are_refused(frozen_config) -> None:
     with pytest.raises(ConfigError, match="no_outer"):
-        quiet_compare(config, ablations=["no_head"])
+        quiet_compare(frozen_config, ablations=["no_head"])
     with pytest.raises(ConfigError, match="seed"):
-        quiet_compare(config, seeds=())
+        quiet_compare(frozen_config, seeds=())
     with pytest.raises(ConfigError, match=r"data\.flip_scores"):
-        quiet_compare(config, conditions={"wild": (0.9, 0.0)})
+        quiet_compare(frozen_config, conditions={"wild": (0.9, 0.0)})
 
 
 def test_trained_branches_are_compared_too(tiny_backbone, tmp_path) -> None:
-    """Members with branches of their own start from the pretrained one."""
+    """Members with trained branches start from the pretrained branch."""
     config = changed(make_tiny_config(tiny_backbone, tmp_path), {"phase0.epochs": 1})
-    found = quiet_compare(config, seeds=(0,), conditions={"clean": (0.0, 0.0)}, members=2)
-    assert found.costs["ensemble_mean"].parameters == 2 * found.costs["general"].parameters
-    clean = found.conditions["clean"]
-    assert len({json.dumps(clean.accuracy[m]["mean"].value) for m in ("general", "bagged_mean", "dmoerm")}) > 1
+    result = quick_run(config, "general", "ensemble_mean", "bagged_mean", "dmoerm")
+    assert result.costs["ensemble_mean"].parameters == 2 * result.costs["general"].parameters
+    methods = ("general", "ensemble_mean", "bagged_mean", "dmoerm")
+    assert len({result.length_bias[name].pearson for name in methods}) == len(methods)

@@ -44,7 +44,7 @@ def test_the_loss_is_on_the_response_alone(policy):
 def test_it_is_made_once_and_survives_a_kill(tmp_path, monkeypatch):
     from transformers import Trainer
 
-    config = TINY_POLICY.model_copy(update={"prompts_per_task": 4, "epochs": 5.0})
+    config = TINY_POLICY.model_copy(update={"prompts_per_task": 4, "epochs": 2.0})
     whole = load_policy(make_policy(config, tmp_path / "whole"))[0]
     save = Trainer._save_checkpoint
 

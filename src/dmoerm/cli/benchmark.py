@@ -1,4 +1,4 @@
-"""`dmoerm benchmark`: RewardBench 1 and 2 and RM-Bench, from a file or a hub name, for any reward model."""
+"""`dmoerm benchmark`: score reward models on RewardBench 1 and 2 and RM-Bench."""
 
 from __future__ import annotations
 
@@ -23,19 +23,22 @@ class Name(StrEnum):
 
 
 def command(
-    name: Annotated[Name, typer.Argument(help="Which benchmark's arithmetic.")],
+    name: Annotated[Name, typer.Argument(help="The benchmark.")],
     model: Annotated[
         list[str],
         typer.Argument(
-            metavar="MODEL…", help="DMoERM's or a sequence classifier's folder or hub name, a server's URL."
+            metavar="MODEL…",
+            help="A DMoERM or sequence classifier (folder or hub name), or the URL of a reward server.",
         ),
     ],
-    data: Annotated[list[str], typer.Option(metavar="DATA", help="A file of its rows, or a `load_dataset` name.")],
-    split: Annotated[str, typer.Option(help="Of a `load_dataset` name: `filtered` for RewardBench 1.")] = "train",
+    data: Annotated[
+        list[str], typer.Option(metavar="DATA", help="A file with the benchmark's rows, or a `load_dataset` name.")
+    ],
+    split: Annotated[str, typer.Option(help="Split of a `load_dataset` name; `filtered` for RewardBench 1.")] = "train",
     include_trained: IncludeTrained = False,
     json_file: JsonFile = None,
 ) -> None:
-    """Score a public benchmark: its subsets, its sections, and the one figure that is compared."""
+    """Score models on a public benchmark: subsets, sections and the overall figure."""
     from ..data.readers import read_groups
     from ..experiments.external import open_scorer
     from ..experiments.public_benchmarks import run_benchmark

@@ -1,4 +1,4 @@
-"""`dmoerm eval`: how well a trained model orders pairs as people do, beside the single models it holds."""
+"""`dmoerm eval`: measure how often a trained model, and the single models it contains, order pairs as people do."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def command(
     data: Annotated[
         list[str] | None, typer.Option(help="Evaluate on these groups; else on the run's own held-out prompts.")
     ] = None,
-    format: Annotated[str, typer.Option(help="The rows' format; auto tells it from the first row.")] = "auto",
+    format: Annotated[str, typer.Option(help="Format of the rows; auto detects it from the first row.")] = "auto",
     include_trained: IncludeTrained = False,
     overrides: Overrides = None,
     json_file: JsonFile = None,
@@ -59,7 +59,7 @@ def command(
 
 
 def _load(path: str) -> DMoERM:
-    """The model on this process's device, in pieces where the launcher asks for it."""
+    """Load the model on this process's device, sharded if the launcher requests it."""
     from ..model import DMoERM
     from ..training.processes import is_main
     from ..training.sharding import check_sharding, move_to_device
@@ -84,7 +84,7 @@ def _report(results: Results, json_file: Path | None, report: Path | None) -> No
 
 
 def _config(path: Path, overrides: Sequence[str]) -> Config | None:
-    """The settings that the model was trained with, from its run's folder or its own."""
+    """Load the settings that the model was trained with, from the folder of its run or of the model."""
     from ..config import load_config
     from ..errors import ConfigError
 
@@ -97,7 +97,7 @@ def _config(path: Path, overrides: Sequence[str]) -> Config | None:
 
 
 def _training_prompts(config: Config) -> TrainingPrompts | None:
-    """The training prompts of a checkpoint that does not list them, from its run's data; None if the data is gone."""
+    """Return the training prompts of a checkpoint without a list, from its run's data; None if the data is missing."""
     from ..data.splits import load_splits
     from ..errors import DmoermError
     from ..model.training_prompts import TrainingPrompts
@@ -115,7 +115,7 @@ def _steps(path: Path) -> dict[str, Any]:
 
 
 def _held_out(config: Config | None, model: str) -> list[Group]:
-    """The run's test part: it follows from the settings alone."""
+    """Return the run's test part, which the settings determine."""
     from ..data.splits import load_splits
     from ..errors import ConfigError
 

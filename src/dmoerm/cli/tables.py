@@ -1,4 +1,4 @@
-"""Results as tables on the screen."""
+"""Tables of results on the screen."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _WIDTH = 140  # if the output is not a terminal
 
 
 def screen() -> Console:
-    """The console of the standard output; wide enough for the tables when it is a file or a pipe."""
+    """Return the console of the standard output, wide enough for the tables if it is a file or a pipe."""
     console = Console(highlight=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console = Console(highlight=False, width=_WIDTH)
@@ -29,7 +29,7 @@ def screen() -> Console:
 
 
 def print_results(console: Console, results: Results) -> None:
-    """Accuracy, capabilities and router as tables, and what else was measured in a few lines."""
+    """Print tables of accuracy, capabilities and router, and lines with the other measurements."""
     console.print(_accuracy(results))
     for remark in results.remarks:
         console.print(remark, soft_wrap=True)
@@ -42,12 +42,12 @@ def print_results(console: Console, results: Results) -> None:
 
 
 def print_comparison(console: Console, comparison: Comparison) -> None:
-    """Each condition's methods, best mean first, the difference of dmoerm to each, and each one's cost."""
+    """Print each condition's methods, best mean first, with their difference to dmoerm, and the costs."""
     for name, condition in comparison.conditions.items():
         console.print(_methods(f"{name}: accuracy on held-out prompts, %", condition, comparison))
     if comparison.derived_tasks:
         console.print("* Scores computed from capability grades, not given by people.", soft_wrap=True)
-    table = Table("method", "what it is", title="Cost", title_justify="left")
+    table = Table("method", "description", title="Cost", title_justify="left")
     for column in ("training, s", "parameters", "scoring, s"):
         table.add_column(column, justify="right")
     for method, description in comparison.methods.items():
@@ -78,7 +78,7 @@ def _methods(title: str, condition: Condition, comparison: Comparison) -> Table:
 
 
 def print_best_of_n(console: Console, results: BestOfNResults) -> None:
-    """Each condition's gold at some values of n, and where it is highest."""
+    """Print, for each condition, gold at some values of n and the n with the highest gold."""
     last = len(results.ns) - 1
     shown = sorted({0, last, *(round(last * share) for share in (0.25, 0.5, 0.75))})
     for name, condition in results.conditions.items():
@@ -97,7 +97,7 @@ def print_best_of_n(console: Console, results: BestOfNResults) -> None:
 
 
 def benchmark_table(results: Mapping[str, BenchmarkResult]) -> Table:
-    """Overall, sections and subsets of a public benchmark, one column per model, in percent."""
+    """Return a table of a public benchmark: overall, sections and subsets in percent, one column per model."""
     first = next(iter(results.values()))
     table = Table(first.name, title=f"{first.name}, %", title_justify="left")
     for model in results:
@@ -144,7 +144,7 @@ def _capabilities(results: Results) -> Table:
 def _confusion(results: Results) -> Table:
     confusion = results.router.confusion
     columns = sorted({*confusion, *(name for row in confusion.values() for name in row)})
-    table = Table("task task", title="Router: prompts by task task and likeliest task", title_justify="left")
+    table = Table("task", title="Router: prompts by task and likeliest task", title_justify="left")
     for name in columns:
         table.add_column(name, justify="right", overflow="fold")
     for task, row in confusion.items():
@@ -170,7 +170,7 @@ def _lines(results: Results) -> list[str]:
 
 
 def scores_table(responses: list[str], scores: list[Score]) -> Table:
-    """The responses to one prompt, best first, a column each: reward, win probability, capabilities."""
+    """Return a table of the responses to one prompt, best first: reward, win probability, capabilities."""
     order = sorted(range(len(scores)), key=lambda i: -scores[i].reward)
     table = Table("", title_justify="left", show_lines=True)
     for rank in range(1, len(order) + 1):
@@ -235,7 +235,7 @@ def _agreement_table(title: str, rows: Sequence[LabelQuality]) -> Table:
 
 
 def policies_table(results: PolicyResults) -> Table:
-    """Policies by what they were optimized against: how far each went from its start, and what gold did."""
+    """Return a table of optimized policies: KL to the initial policy, and gold at start, peak and end."""
     table = Table("method", title="Policy optimization: means on held-out prompts, over seeds", title_justify="left")
     for name in ("condition", "beta", "seeds", "KL, nats", "gold: start", "peak", "end", "fall from the peak"):
         table.add_column(name, justify="right")

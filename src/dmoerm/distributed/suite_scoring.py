@@ -1,10 +1,10 @@
-"""Every method's rewards of many samples on Ray: a pool of actors that each hold a finished run and its methods.
+"""Rewards of many samples by every method on Ray: a pool of actors, each with a finished run and its methods.
 
     run/samples/DIGEST/samples.jsonl        the queries
-    run/samples/DIGEST/members-K/           their rewards under ensembles of K, as parts; a part is scored once
+    run/samples/DIGEST/members-K/           their rewards with ensembles of K, in parts; each part is scored once
 
-All machines must reach the run's folder. The rewards are those of `experiments.method_suite.score_here`. An actor has
-the built-in methods and those of entry points.
+All machines must have access to the run's folder. The rewards equal those of `experiments.method_suite.score_here`. An
+actor has the built-in methods and those of entry points.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from .training import reachable
 
 @dataclass(frozen=True)
 class SuiteRows:
-    """A method suite as a `RowScorer`: `rewards` are dmoerm's, `capabilities` has every method's members by name."""
+    """A method suite as a `RowScorer`: `rewards` are those of dmoerm, `capabilities` those of each method's members."""
 
     suite: MethodSuite
 
     def rows(self, queries: Iterable[Query], on_bad: OnBad | None = None) -> Iterator[tuple[Query, ScoreRow]]:
-        """See `RowScorer`; all queries share their passes, and a query that cannot be scored always raises."""
+        """See `RowScorer`. All queries share passes, and a query that cannot be scored always raises an error."""
         queries = list(queries)
         rewards = self.suite.member_rewards(queries, console=Console(quiet=True))
         for query, members in zip(queries, rewards, strict=True):
@@ -51,14 +51,15 @@ def open_rows(config: Config, data: Splits, members: int) -> SuiteRows:
 
 
 def score_on_cluster(suite: MethodSuite, queries: Sequence[Query], console: Console) -> list[MemberRewards]:
-    """The `Scoring` of a cluster; the run's `ray.cpus` and `ray.gpus` are one actor's.
+    """Score on a cluster (a `Scoring`); the run's `ray.cpus` and `ray.gpus` are those of one actor.
 
-    Raises what `score_on_ray` does.
+    Raises:
+        DmoermError: as `score_on_ray`.
     """
     config, members = reachable(suite.run.config), suite.context.members
     text = "".join(query.model_dump_json() + "\n" for query in queries)
     folder = Path(config.output) / "samples" / hashlib.sha256(text.encode()).hexdigest()[:16]
-    file, rewards = folder / "samples.jsonl", folder / f"members-{members}"  # of ensembles of this size
+    file, rewards = folder / "samples.jsonl", folder / f"members-{members}"  # for ensembles of this size
     if not file.exists():
         write_file(file, text)
     job = ScoringJob(config.output, str(file), str(rewards), "native", shard_rows=SHARD_QUERIES)
@@ -73,6 +74,6 @@ def score_on_cluster(suite: MethodSuite, queries: Sequence[Query], console: Cons
 def _rewards(part: Path) -> Iterator[MemberRewards]:
     for row in parquet.read_table(part, columns=["capabilities"]).to_pylist(maps_as_pydicts="strict"):
         members: dict[str, list[list[float]]] = {}
-        for name, rewards in row["capabilities"].items():  # members in their order
+        for name, rewards in row["capabilities"].items():  # members are in order
             members.setdefault(name.rpartition("/")[0], []).append(rewards)
         yield {method: np.array(rows) for method, rows in members.items()}

@@ -1,4 +1,4 @@
-"""Every method on the same held-out prompts: what `dmoerm compare` measures.
+"""Comparison of all methods on the same held-out prompts, for `dmoerm compare`.
 
 runs (`runs.py`) → `Comparison`: accuracy with intervals over prompts, calibration, length bias, costs
 """
@@ -52,15 +52,15 @@ def compare_methods(
     """Train and measure what is missing under `config.output`: all registered methods, ablations and external methods.
 
     Args:
-        conditions: name → shares of overall and of capability pairs of the training part that are reversed.
-        members: models in an ensemble; 0: only the methods that a run itself holds, and external ones.
+        conditions: name → shares of the training part's overall and capability pairs that are reversed.
+        members: models in an ensemble; 0: only the methods that a run contains, without baselines.
         ablations: names of registered ablations.
         external: methods that are not trained here.
-        engine: where the runs' steps are done; None: in this process.
+        engine: where the runs' steps are executed; None: in this process.
         include_trained, training_prompts: see `measure_run`.
 
     Raises:
-        ConfigError: an unknown ablation, no seed.
+        ConfigError: an ablation is unknown, or there is no seed.
         DataError: the data cannot be used.
     """
     conditions = conditions or {"clean": (0.0, 0.0)}
@@ -106,7 +106,7 @@ def _descriptions(run: RunResult, chosen: Sequence[Method]) -> dict[str, str]:
 
 
 def _overlap(overlaps: Sequence[Overlap]) -> Overlap:
-    """The largest overlap of any run."""
+    """Return the largest overlap of any run."""
     return max(overlaps, key=lambda overlap: overlap.groups)
 
 

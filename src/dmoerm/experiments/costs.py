@@ -1,4 +1,4 @@
-"""What each method of a suite takes: seconds of training, trained parameters, seconds of scoring."""
+"""The cost of each method of a suite: seconds of training, trained parameters, seconds of scoring."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _REPEATS = 3
 
 
 def costs(suite: MethodSuite, queries: Sequence[Query]) -> dict[str, Cost]:
-    """Method → its cost; scoring is timed on the queries from texts to rewards, nothing cached, the best of three.
+    """Measure the cost of each method; scoring is timed from texts to rewards without a cache, the best of three.
 
-    The trunk's activations of the training part, which all methods share, are in no method's training time.
+    Training time does not include the trunk's activations of the training part, which all methods share.
     """
     metrics = suite.run.metrics()
     timed = {name: suite.trained[name].timed or suite.trained[name].score for name in suite.in_pass}

@@ -59,7 +59,7 @@ def external_methods(
         The methods, and the training prompts of those that list theirs.
 
     Raises:
-        ConfigError: a source without a name, or a name that occurs twice.
+        ConfigError: a source has no name, or a name occurs twice.
     """
     methods, training_prompts = recorded(labels), []
     if judge is not None and store is not None:
@@ -69,7 +69,7 @@ def external_methods(
         if not source:
             raise ConfigError(f"--external {text}: write it as NAME=SOURCE")
         if name in {method.name for method in methods}:
-            raise ConfigError(f"--external {text}: there is a method of that name; choose another")
+            raise ConfigError(f"--external {text}: a method of that name exists; choose another")
         scorer = open_scorer(source)
         methods.append(external_method(name, scorer, f"trained elsewhere: {source}"))
         if (known := getattr(scorer, "training_prompts", None)) is not None:
@@ -78,18 +78,18 @@ def external_methods(
 
 
 def conversation(query: Query, response: str) -> list[dict[str, str]]:
-    """Prompt and response as chat messages."""
+    """Return prompt and response as chat messages."""
     turns = messages_of(query.prompt)
     return [turn.model_dump() for turn in [*turns, Message(role="assistant", content=response)]]
 
 
 def _without_tasks(queries: Sequence[Query]) -> list[Query]:
-    """Remove the tasks: they are the data's and the model may not know them."""
+    """Remove the tasks, which the model may not know."""
     return [query.model_copy(update={"task": None}) for query in queries]
 
 
 class OtherDMoERM:
-    """A DMoERM that another run has trained."""
+    """A DMoERM that another run trained."""
 
     def __init__(self, path: str) -> None:
         self.model = DMoERM.from_pretrained(path)
@@ -100,19 +100,19 @@ class OtherDMoERM:
         return self.model.training_prompts
 
     def score_all(self, queries: Sequence[Query]) -> list[list[float]]:
-        """See `QueryScorer`; the router decides."""
+        """See `QueryScorer`; the router chooses the task."""
         return [[score.reward for score in scores] for scores in self.model.score_queries(_without_tasks(queries))]
 
 
 class SequenceClassifier:
-    """A reward model with one logit, by `AutoModelForSequenceClassification`.
+    """A reward model with one logit, loaded by `AutoModelForSequenceClassification`.
 
     Args:
         path: a folder or hub name.
-        batch_tokens: most tokens of a pass, padding included.
+        batch_tokens: most tokens of a pass, including padding.
 
     Raises:
-        BackboneError: it cannot be loaded, has not exactly one logit, or its tokenizer has no chat template.
+        BackboneError: it cannot be loaded, does not have exactly one logit, or its tokenizer has no chat template.
     """
 
     def __init__(self, path: str, batch_tokens: int = _BATCH_TOKENS) -> None:
@@ -136,12 +136,12 @@ class SequenceClassifier:
         self.tokenizer.padding_side, self.batch_tokens = "right", batch_tokens
 
     def score_all(self, queries: Sequence[Query]) -> list[list[float]]:
-        """See `QueryScorer`. Raises `DataError` for a text longer than the model takes."""
+        """See `QueryScorer`. Raises `DataError` for a text longer than the model reads."""
         texts = [self._rendered(query, response) for query in queries for response in query.responses]
         encoded = self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
         limit = getattr(self.model.config, "max_position_embeddings", None) or float("inf")
         if (longest := max(map(len, encoded), default=0)) > limit:
-            raise DataError(f"a text has {longest} tokens; the model takes {limit}", field="responses")
+            raise DataError(f"a text has {longest} tokens; the model reads {limit}", field="responses")
         rewards = [0.0] * len(texts)
         for rows in self._batches([len(ids) for ids in encoded]):
             for row, reward in zip(rows, self._rewards([encoded[i] for i in rows]), strict=True):
@@ -153,7 +153,7 @@ class SequenceClassifier:
         return self.tokenizer.apply_chat_template(conversation(query, response), tokenize=False)
 
     def _batches(self, lengths: Sequence[int]) -> list[list[int]]:
-        """Rows of like length, each batch within the budget."""
+        """Group rows of similar length into batches within the budget."""
         batches: list[list[int]] = []
         for row in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
             if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= self.batch_tokens:
@@ -169,18 +169,18 @@ class SequenceClassifier:
 
 
 class RewardServer:
-    """A server that rewards conversations: the last part of its URL says which protocol it speaks.
+    """A server that rewards conversations. The last part of its URL selects the protocol.
 
-        …/classify, …/pooling    vLLM's: a conversation a request, `data[0].probs` or `data[0].data`
-        …/v1/score               our own (`dmoerm serve`), by its `Client`
+        …/classify, …/pooling    vLLM's: one conversation per request, `data[0].probs` or `data[0].data`
+        …/v1/score               that of `dmoerm serve`, by its `Client`
 
     Args:
-        url: in full.
-        model: the model's name, where the server has several.
-        settings: of the `Client`: timeout, retries, transport.
+        url: the full URL.
+        model: the model's name, if the server has several.
+        settings: arguments of the `Client`: timeout, retries, transport.
 
     Raises:
-        ServerError: the URL names none of these protocols.
+        ServerError: the URL does not end with one of these protocols.
     """
 
     def __init__(self, url: str, model: str = "", **settings: Any) -> None:
@@ -194,7 +194,7 @@ class RewardServer:
             raise ServerError(f"{url}: its last part must be a protocol: one of /classify, /pooling, /v1/score")
 
     def score_all(self, queries: Sequence[Query]) -> list[list[float]]:
-        """See `QueryScorer`; the router decides. Raises what `Client.score` does."""
+        """See `QueryScorer`; the router chooses the task. Raises what `Client.score` does."""
         if self._end == "score":
             return [
                 [score.reward for score in scores] for scores in self._client.score_queries(_without_tasks(queries))

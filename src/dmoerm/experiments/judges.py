@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RecordedJudge:
-    """A judge by its labels of `overall`; a pair without a label counts 0.5."""
+    """A judge's recorded labels of `overall`; a pair without a label counts 0.5."""
 
     labels: Sequence[CapabilityLabel]
 
     def score_all(self, queries: Sequence[Query]) -> list[list[float]]:
-        """See `QueryScorer`: how often a response is preferred to another."""
+        """See `QueryScorer`: the share of comparisons in which a response is preferred."""
         return rewards_from_labels(self.labels, queries)
 
 
 def recorded(paths: Sequence[Path]) -> list[Method]:
-    """`judge_NAME` for each judge in label files that said which response is better overall.
+    """Make a method `judge_NAME` of each judge with labels of the overall preference.
 
     Raises:
         DataError: no label is about the overall preference.
@@ -55,7 +55,7 @@ def _recorded(name: str, labels: Sequence[CapabilityLabel]) -> Method:
 
 
 def live(endpoint: Endpoint, shots: int, store: Path) -> list[Method]:
-    """`judge_zero_shot`, and `judge_few_shot` with `shots` labeled pairs of the run's training part in the prompt."""
+    """Make `judge_zero_shot`, and `judge_few_shot` with `shots` labeled pairs of the training part in the prompt."""
     from ..labeling.judge import LLMJudge
 
     key = repr(endpoint)  # the results of other request settings are not reused

@@ -1,4 +1,4 @@
-"""All methods of one run: trained where they are missing, and scored in one pass over the texts."""
+"""All methods of one run: missing ones are trained, and all score in one pass over the texts."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ MemberRewards = Mapping[str, np.ndarray]
 Rewards = Mapping[str, np.ndarray]
 """Method → one reward per response."""
 SHARD_QUERIES = 32
-"""Queries scored together, in one process or on a cluster: rewards differ in the last digits with batch composition."""
+"""Queries scored together, here and on a cluster, because rewards differ in the last digits with batch composition."""
 
 
 @dataclass(frozen=True)
 class SuiteScorer:
-    """One method of a suite as a `QueryScorer`; activations are not cached."""
+    """One method of a suite as a `QueryScorer`, without caching activations."""
 
     suite: MethodSuite
     name: str
@@ -51,7 +51,7 @@ class MethodSuite:
     """A run and the methods beside it.
 
     Attributes:
-        trained: method → what it has trained.
+        trained: method → the trained method.
     """
 
     context: MethodContext
@@ -70,14 +70,14 @@ class MethodSuite:
 
     @property
     def in_pass(self) -> list[str]:
-        """The methods that score in the run's own passes, in a report's order."""
+        """The methods that score in the run's passes, in the order of reports."""
         return [name for name, method in self.trained.items() if method.score is not None]
 
     def score(self, queries: Sequence[Q], keep: bool = True, console: Console | None = None) -> list[ScoredGroup[Q]]:
         """Score queries by every method of `in_pass`.
 
         Args:
-            keep: cache the activations, so that another run need not compute them.
+            keep: cache the activations for other runs.
         """
         cache = self.run.cache if keep else None
         scorers = self._scorers()
@@ -85,15 +85,15 @@ class MethodSuite:
         return [group.with_rewards(self.combine(self.by_method(group.members), group.empty)) for group in scored]
 
     def member_rewards(self, queries: Sequence[Query], console: Console | None = None) -> list[MemberRewards]:
-        """Each query's rewards by every member of every method of `in_pass`, not combined yet."""
+        """Return each query's rewards by every member of every method of `in_pass`, before they are combined."""
         scored = score_groups(self.run.model, queries, 8192, console, self.run.cache, self._scorers())
         return [self.by_method(group.members) for group in scored]
 
     def combine(self, members: MemberRewards, empty: Sequence[int] = ()) -> dict[str, np.ndarray]:
-        """Combine the members' rewards (k, N) of all responses to group prompt to the methods' rewards (N,).
+        """Combine the members' rewards (k, N) of all responses to a prompt to the methods' rewards (N,).
 
         Args:
-            empty: the responses without text; they take no part and get less than all others.
+            empty: the responses without text, which get less than all others and do not affect them.
         """
         rewards: dict[str, np.ndarray] = {}
         for name, rows in members.items():
@@ -105,9 +105,9 @@ class MethodSuite:
         return rewards
 
     def temperatures(self, console: Console | None = None) -> dict[tuple[str, str], float]:
-        """Method and task → T: σ((reward_a − reward_b) / T) fits the labels of the validation prompts best.
+        """Fit T per method and task: σ((reward_a − reward_b) / T) predicts the labels of the validation prompts.
 
-        A task without such prompts takes its training groups. `dmoerm` has its own, saved with the model.
+        A task without validation prompts uses its training groups. That of `dmoerm` is saved with the model.
         """
         temperatures: dict[tuple[str, str], float] = {}
         for task in self.data.taxonomy.tasks:
@@ -129,7 +129,7 @@ class MethodSuite:
         return temperatures
 
     def _scorers(self) -> dict[str, Any]:
-        """Method → its scorer; methods that have the same trained part share the name of the first."""
+        """Return name → scorer; methods that share a trained part share a scorer under the name of the first."""
         return {name: self.trained[name].score for name in dict.fromkeys(self._sources().values())}
 
     def _sources(self) -> dict[str, str]:
@@ -137,18 +137,18 @@ class MethodSuite:
         return {name: first.setdefault(id(self.trained[name]), name) for name in self.in_pass}
 
     def by_method(self, members: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """From the rewards of the distinct scorers to those of all methods of `in_pass`."""
+        """Return the rewards of all methods of `in_pass` from those of the distinct scorers."""
         return {name: members[source] for name, source in self._sources().items()}
 
 
 def run_settings(config: Config, condition: str, flips: tuple[float, float], seed: int) -> Config:
-    """The run of one condition and seed: its noise, and its folder under the experiments' folder `config.output`."""
+    """Return the settings of one condition and seed: its noise, and its folder under `config.output`."""
     settings = {"seed": seed, "data.flip_scores": flips[0], "data.flip_capabilities": flips[1]}
     return in_subfolder(config, f"{condition}/seed{seed}/dmoerm", settings)
 
 
 def in_subfolder(config: Config, name: str, settings: Mapping[str, Any]) -> Config:
-    """The settings of a run in a folder of its own, under the output and the storage of `config`."""
+    """Return the settings of a run in a subfolder of the output and the storage of `config`."""
     folders = {"output": str(Path(config.output) / name)}
     if config.storage is not None:
         folders["storage"] = f"{config.storage.rstrip('/')}/{name}"
@@ -162,25 +162,28 @@ def open_suite(
     engine: Engine | None = None,
     methods: Sequence[Method] | None = None,
 ) -> MethodSuite:
-    """Train what `config.output` does not hold yet.
+    """Open a run and its methods; train what `config.output` does not contain.
 
     Args:
-        members: single models in an ensemble; 0: only the methods that the run itself holds.
-        engine: where the runs' steps are done; None: here. Baselines are trained here.
-        methods: None: the default ones.
+        members: single models in an ensemble; 0: only the methods that the run contains.
+        engine: where the runs' steps are executed; None: in this process. Baselines are trained in this process.
+        methods: the methods; None: the default ones.
     """
     return _suite(train(config, console, engine), load_splits(config), members, console, engine, methods)
 
 
 def reopen_suite(config: Config, data: Splits, members: int) -> MethodSuite:
-    """Open what `open_suite` has left with the default methods; any number of processes may read it at once.
+    """Open a finished suite with the default methods; several processes may do so at once.
 
-    Raises `CheckpointError` where a step is missing.
+    Raises:
+        CheckpointError: a step is missing.
     """
     run = prepare(config, data.taxonomy, Path(config.output), Progress(quiet=True))
     steps = graph(config, data.taxonomy)
     if missing := [step.name for step in steps if not run.finished(step.name)]:
-        raise CheckpointError(f"{config.output}: step {missing[0]} is missing; let all machines reach the folder")
+        raise CheckpointError(
+            f"{config.output}: step {missing[0]} is missing; use a folder that all machines can access"
+        )
     run_steps(run, data, steps)
     run.model.eval()
     return _suite(run, data, members)
@@ -206,11 +209,11 @@ def _suite(
 
 
 Scoring = Callable[[MethodSuite, Sequence[Query], Console], list[MemberRewards]]
-"""Gives each query's member rewards, of a trained suite, `SHARD_QUERIES` queries at a time."""
+"""Returns each query's member rewards by a suite, scoring `SHARD_QUERIES` queries at a time."""
 
 
 def score_here(suite: MethodSuite, queries: Sequence[Query], console: Console) -> list[MemberRewards]:
-    """The `Scoring` of this process; the activations are kept for the next suite."""
+    """Score in this process (a `Scoring`); the activations are cached for the next suite."""
     rewards: list[MemberRewards] = []
     shards = [queries[i : i + SHARD_QUERIES] for i in range(0, len(queries), SHARD_QUERIES)]
     for shard in track(shards, "scoring", console=console, transient=True, disable=not console.is_terminal):
@@ -219,5 +222,5 @@ def score_here(suite: MethodSuite, queries: Sequence[Query], console: Console) -
 
 
 def empty_responses(responses: Sequence[str]) -> list[int]:
-    """The responses without text."""
+    """Return the indices of the responses without text."""
     return [i for i, text in enumerate(responses) if is_empty(text)]

@@ -1,8 +1,8 @@
-"""The arithmetic of public reward-model benchmarks, from groups as `data` reads them and a reward for each response.
+"""Public reward-model benchmarks: their scores from groups and a reward for each response.
 
     RewardBench 1   arXiv 2403.13787   chosen above rejected; subsets weighted into four sections
-    RewardBench 2   arXiv 2506.01937   the one right answer of four; `Ties` by a formula of its own
-    RM-Bench        arXiv 2410.16184   three styles of each: hard, normal and easy pairs by domain
+    RewardBench 2   arXiv 2506.01937   the right answer of four; `Ties` has a separate formula
+    RM-Bench        arXiv 2410.16184   three styles per answer: hard, normal and easy pairs by domain
 
 Counts and weights are those of the benchmarks' published scoring code.
 """
@@ -27,9 +27,9 @@ from ..schema import Group
 from .methods import QueryScorer
 
 GroupRewards = Sequence[tuple[Group, Sequence[float]]]
-"""Groups, each with its responses' rewards."""
+"""Groups, each with the rewards of its responses."""
 
-# Section → subset → weight: the number of prompts; math-prm has 447, raised to weigh as much as the code subsets.
+# Section → subset → weight: the number of prompts. The 447 of math-prm are raised to the weight of the code subsets.
 SECTIONS: dict[str, dict[str, int]] = {
     "Chat": {
         "alpacaeval_easy": 100,
@@ -68,12 +68,12 @@ _STYLES = 3
 
 @dataclass(frozen=True)
 class BenchmarkResult:
-    """A model on a benchmark; all shares 0 … 1.
+    """The scores of a model on a benchmark, each 0 … 1.
 
     Attributes:
         subsets: subset → (score, number of groups).
-        sections: what the subsets are summed up to.
-        overall: the one figure that is compared.
+        sections: section → score.
+        overall: the figure that leaderboards compare.
     """
 
     name: str
@@ -88,7 +88,7 @@ class BenchmarkRun:
 
     Attributes:
         results: model → its scores, all on the same groups.
-        overlap: model → the groups whose prompts it was trained on; those are left out for all models, or included.
+        overlap: model → overlap with its training prompts; these groups are left out for all models, or included.
     """
 
     results: dict[str, BenchmarkResult]
@@ -96,7 +96,7 @@ class BenchmarkRun:
 
     @property
     def remarks(self) -> list[str]:
-        """What a reader must know about each model's training prompts."""
+        """A sentence on the training prompts of each model for which it matters."""
         return [f"{model}: {overlap.remark}" for model, overlap in self.overlap.items() if overlap.remark]
 
 
@@ -106,12 +106,12 @@ def run_benchmark(
     """Score models on a benchmark's groups.
 
     Args:
-        name: of `BENCHMARKS`.
-        models: name → what scores the groups. Its attribute `training_prompts`, if it has one, is compared with them.
+        name: a key of `BENCHMARKS`.
+        models: name → scorer. Its attribute `training_prompts`, if there is one, is compared with the groups.
         include_trained: keep the groups whose prompts one of the models was trained on.
 
     Raises:
-        DataError: the groups are not the benchmark's, or none is left.
+        DataError: the groups are not those of the benchmark, or none remains.
     """
     known = {model: getattr(scorer, "training_prompts", None) for model, scorer in models.items()}
     overlap = {model: split_overlap(groups, prompts, include_trained)[1] for model, prompts in known.items()}
@@ -126,7 +126,7 @@ def run_benchmark(
 
 
 def rewardbench(scored: GroupRewards) -> BenchmarkResult:
-    """RewardBench 1: a pair is right if chosen is above rejected (a tie is not); overall: the mean of the sections."""
+    """Score RewardBench 1: a pair is right if chosen is above rejected; overall is the mean of the sections."""
     subsets = _by_subset(scored, lambda group, rewards: float(rewards[_best(group)[0]] > rewards[_worst(group)[0]]))
     sections = {}
     for section, weights in SECTIONS.items():
@@ -135,14 +135,14 @@ def rewardbench(scored: GroupRewards) -> BenchmarkResult:
             total = sum(subsets[name][0] * weight for name, weight in known.items())
             sections[section] = total / sum(known.values())
     if not sections:
-        raise DataError("no group is of a RewardBench subset", field="task", value=sorted(subsets)[:3])
+        raise DataError("no group belongs to a RewardBench subset", field="task", value=sorted(subsets)[:3])
     return BenchmarkResult("RewardBench", subsets, sections, fmean(sections.values()))
 
 
 def rewardbench2(scored: GroupRewards) -> BenchmarkResult:
-    """RewardBench 2: overall is the mean of its subsets.
+    """Score RewardBench 2: overall is the mean of its subsets.
 
-    A group is right if the right answer has the highest reward; where k share the highest, it counts 1/k.
+    A group is right if the right answer has the highest reward; if k answers share it, the group counts 1/k.
     """
     ties = [(group, rewards) for group, rewards in scored if _name(group) == "ties"]
     others = [(group, rewards) for group, rewards in scored if _name(group) != "ties"]
@@ -156,13 +156,13 @@ def rewardbench2(scored: GroupRewards) -> BenchmarkResult:
 
 
 def ties_score(scored: GroupRewards) -> float:
-    """RewardBench 2's `Ties`: 0.3 accuracy on `tied` prompts + 0.3 on `ref` ones + 0.4 on margins + 0.01 · tanh term.
+    """Score `Ties`: 0.3 accuracy on `tied` prompts + 0.3 on `ref` prompts + 0.4 on margins + 0.01 · tanh term.
 
     A prompt is right if its worst right answer is above its best wrong one. A margin is right if that gap is wider than
     the spread of the right answers: on the tied prompt (0.2), and for the narrower gap of it and its `ref` (0.2).
 
     Raises:
-        DataError: an id that is not `ref:NUMBER` or `tied:NUMBER`, or none of one kind.
+        DataError: an id is not `ref:NUMBER` or `tied:NUMBER`, or one kind is missing.
     """
     by_kind: dict[str, dict[str, tuple[float, float]]] = {"ref": {}, "tied": {}}
     for group, rewards in scored:
@@ -178,23 +178,25 @@ def ties_score(scored: GroupRewards) -> float:
     gap = np.array([tied[n][0] for n in both])
     narrower = np.minimum(gap, [ref[n][0] for n in both])
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = np.nan_to_num(np.tanh(narrower / spread - 1))  # 0 / 0 counts nothing
+        ratio = np.nan_to_num(np.tanh(narrower / spread - 1))  # 0 / 0 counts as 0
     right = {kind: fmean(float(gap > 0) for gap, _ in rows.values()) for kind, rows in by_kind.items()}
     margins = 0.2 * float((gap > spread).mean()) + 0.2 * float((narrower > spread).mean())
     return 0.3 * right["tied"] + 0.3 * right["ref"] + margins + 0.01 * float(ratio.mean())
 
 
 def rm_bench(scored: GroupRewards) -> BenchmarkResult:
-    """RM-Bench: three chosen and three rejected responses, plain to elaborate, each against each.
+    """Score RM-Bench: three chosen and three rejected responses, plain to elaborate, in all pairs.
 
-    `hard`: the rejected one is the more elaborate; `normal`: alike; `easy`: the chosen one is. Overall is the mean over
-    domains of the mean of the three.
+    `hard`: the rejected response is more elaborate; `normal`: equally; `easy`: the chosen response is. Overall is the
+    mean over domains of the mean of the three.
     """
     matrices: dict[str, list[np.ndarray]] = defaultdict(list)
     for group, rewards in scored:
         best, worst = _best(group), _worst(group)
         if len(best) != _STYLES or len(worst) != _STYLES:
-            raise DataError(f"group {group.id} has not three chosen and three rejected responses", field="responses")
+            raise DataError(
+                f"group {group.id} does not have three chosen and three rejected responses", field="responses"
+            )
         values = np.asarray(rewards, dtype=float)
         matrices[_name(group)].append(values[best][:, None] > values[worst][None, :])
     if not matrices:
@@ -215,7 +217,7 @@ BENCHMARKS: dict[str, Callable[[GroupRewards], BenchmarkResult]] = {
     "rewardbench2": rewardbench2,
     "rm_bench": rm_bench,
 }
-"""Name → its arithmetic."""
+"""Name → the function that scores it."""
 
 
 def _by_subset(scored: GroupRewards, right: Callable[[Group, Sequence[float]], float]) -> dict[str, tuple[float, int]]:
@@ -232,7 +234,7 @@ def _best_of_all(group: Group, rewards: Sequence[float]) -> float:
 
 
 def _gap_and_spread(group: Group, rewards: Sequence[float]) -> tuple[float, float]:
-    """Worst right answer above best wrong one, and best above worst right answer."""
+    """Return the worst right minus the best wrong answer, and the best right minus the worst right answer."""
     right = [rewards[i] for i in _best(group)]
     return min(right) - max(rewards[i] for i in _worst(group)), max(right) - min(right)
 
@@ -248,7 +250,9 @@ def _worst(group: Group) -> list[int]:
 def _graded(group: Group, which: Callable[[Iterable[float]], float]) -> list[int]:
     grades = [math.nan if grade is None else grade for grade in group.grades or ()]
     if len(set(grades)) != 2:
-        raise DataError(f"group {group.id} is not of chosen and rejected responses", field="ranks", value=group.ranks)
+        raise DataError(
+            f"the responses of group {group.id} are not chosen or rejected", field="ranks", value=group.ranks
+        )
     return [i for i, grade in enumerate(grades) if grade == which(grades)]
 
 

@@ -1,6 +1,6 @@
-"""One run of a comparison: a condition and a seed, with all methods trained and scored on its held-out prompts.
+"""One run of a comparison: one condition and seed, with all methods trained and scored on its held-out prompts.
 
-A measured run is stored beside its models as run.json and is not measured again.
+The result is stored beside the models as run.json and is not measured again.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from .costs import costs
 from .method_suite import MethodSuite, open_suite
 from .methods import Method, registered
 
-_TIMED = 8  # groups that scoring is timed on
+_TIMED = 8  # groups on which scoring is timed
 _WITHOUT_EFFECT = {"output", "cache", "cache_limit", "experts_per_step", "storage", "ray", "report_to"}
-"""Settings that change no result."""
+"""Settings that do not change results."""
 
 
 class StoredCounts(ResultModel):
-    """`PairCounts` of one seed, on disk."""
+    """`PairCounts` of one seed, as stored."""
 
     prompts: tuple[str, ...]
     pairs: tuple[float, ...]
@@ -54,16 +54,16 @@ class StoredCounts(ResultModel):
         return StoredCounts.model_validate({"prompts": prompts, "pairs": counts.pairs[0].tolist(), "right": rows})
 
     def counts(self) -> PairCounts:
-        """Convert back to the counts that the bootstrap takes."""
+        """Convert back to the counts of the bootstrap."""
         right = {method: np.array([row]) for method, row in self.right.items()}
         return PairCounts(self.prompts, np.array([self.pairs]), right)
 
 
 class RunResult(ResultModel):
-    """run.json: what one condition and seed gave."""
+    """run.json: the result of one condition and seed."""
 
     inputs: dict[str, Any]
-    """Settings and methods that it was measured with."""
+    """Everything that the result depends on; a run with other inputs is measured again."""
     overall: dict[str, StoredCounts]
     capabilities: dict[str, dict[str, StoredCounts]]
     router: RouterResult
@@ -84,15 +84,15 @@ def measure_run(
     include_trained: bool = False,
     training_prompts: Sequence[TrainingPrompts] = (),
 ) -> RunResult:
-    """Train and score what is missing: the run in `config.output`, other methods and run.json beside it.
+    """Train and score what is missing: the run in `config.output`, the other methods and run.json beside it.
 
     Args:
-        training_prompts: the prompts that methods trained elsewhere were trained on; held-out groups with such a prompt
-            are left out for all methods, or kept with `include_trained`.
+        training_prompts: the prompts that external methods were trained on; held-out groups with such a prompt are left
+            out for all methods, or kept with `include_trained`.
 
     Raises:
         ConfigError: two methods have the same name.
-        DataError: no held-out pair is ordered, or all are left out.
+        DataError: no held-out pair is ordered, or all groups are left out.
     """
     data = load_splits(config)
     known = functools.reduce(operator.or_, training_prompts, TrainingPrompts(frozenset()))
@@ -111,7 +111,7 @@ def measure_run(
 
 
 def _check(test: Sequence[Group], methods: Sequence[Method]) -> None:
-    """Before anything is trained: there is something to measure, and no name means two methods."""
+    """Check, before anything is trained, that a held-out pair is ordered and that names are unique."""
     if not any(group.pairs() for group in test):
         raise DataError("the held-out part has no pair of responses that people ordered", field="scores")
     known = registered()
@@ -121,7 +121,7 @@ def _check(test: Sequence[Group], methods: Sequence[Method]) -> None:
 
 
 def _inputs(config: Config, data: Splits, members: int, methods: Sequence[Method]) -> dict[str, Any]:
-    """What the result depends on."""
+    """Return everything that the result depends on."""
     digest = hashlib.sha256()
     for group in (*data.train, *data.test):
         digest.update(group.model_dump_json().encode())
@@ -141,7 +141,7 @@ def _read(file: Path) -> RunResult | None:
 
 
 def _with_standalone(suite: MethodSuite, scored: Sequence[ScoredGroup[Group]]) -> list[ScoredGroup[Group]]:
-    """The scored groups with the rewards of the methods that score by themselves."""
+    """Add the rewards of the methods that do not score in the run's passes."""
     rewards = [dict(group.rewards) for group in scored]
     for name, trained in suite.trained.items():
         if trained.score_all is None:

@@ -1,9 +1,9 @@
-"""Many responses per prompt with gold rewards: what best-of-n chooses from.
+"""Many responses per prompt with gold rewards, from which best-of-n chooses.
 
-testbed    its generator, any number of samples, with its gold reward
-graded     held-out groups in which people graded many responses
-a file     groups in the native format, scores as gold
-a policy   a Hugging Face causal language model, answering testbed prompts
+testbed    the testbed's generator, any number of samples, and its gold reward
+graded     held-out groups with many responses that people graded
+a file     groups, with their scores as gold
+a policy   a Hugging Face causal language model that answers testbed prompts
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ _CHUNK = 64  # responses scored as one query
 
 @dataclass(frozen=True)
 class Samples:
-    """One prompt's samples; equal texts are kept, and scored, once.
+    """The samples of one prompt; equal texts are stored and scored once.
 
     Attributes:
         query: the prompt and the distinct responses.
-        index: (N,), each sample's response.
-        gold: one a distinct response.
+        index: (N,), the response of each sample.
+        gold: the gold of each distinct response.
     """
 
     query: Query
@@ -48,7 +48,7 @@ class Samples:
     gold: NDArray[np.float64]
 
     def chunks(self) -> list[Query]:
-        """The query in chunks that fit a scoring pass."""
+        """Split the query into chunks that fit a scoring pass."""
         texts = self.query.responses
         return [
             self.query.model_copy(update={"responses": texts[i : i + _CHUNK]}) for i in range(0, len(texts), _CHUNK)
@@ -57,12 +57,12 @@ class Samples:
 
 @dataclass(frozen=True)
 class SampleSource:
-    """Where samples come from.
+    """Samples and a description of their origin.
 
     Attributes:
-        samples: seed → the samples that its models score.
-        description: for the results.
-        overlap: the prompts of a file that a seed was trained on; None: the source has none by construction.
+        samples: seed → the samples that the models of the seed score.
+        description: text for the results.
+        overlap: the prompts of a file that any seed was trained on; None: the source excludes them.
     """
 
     samples: Mapping[int, Sequence[Samples]]
@@ -77,10 +77,10 @@ def open_source(
 
     Args:
         source: `testbed`, `graded`, `policy:PATH`, or a file.
-        seeds: of the runs whose training prompts are avoided.
-        count: samples per prompt; of graded groups and files, the fewest responses.
+        seeds: the seeds of the runs; their training prompts are left out.
+        count: samples per prompt; for graded groups and files, the fewest responses.
         prompts: testbed prompts per task.
-        include_trained: keep a file's prompts that a seed was trained on.
+        include_trained: keep prompts of a file that a seed was trained on.
     """
     splits = {seed: load_splits(changed(config, {"seed": seed})) for seed in seeds}
     if source == "graded":
@@ -98,19 +98,19 @@ def open_source(
 
 
 def from_testbed(prompts: Sequence[PromptItem], count: int, seed: int = 0) -> list[Samples]:
-    """`count` samples a prompt by the testbed's generator. They are drawn independently, so equal samples are kept."""
+    """Draw `count` independent samples per prompt from the testbed's generator; samples may be equal."""
     return [_with_gold(item, testbed.sample_responses(item, count, seed)) for item in prompts]
 
 
 def from_groups(groups: Iterable[Group], least: int, once: bool = False) -> list[Samples]:
-    """Groups of `least` responses or more, their scores as gold.
+    """Take groups of `least` responses or more, with their scores as gold.
 
     Args:
-        once: a response that occurs again, as two systems may say the same, counts once, with its mean grade; and gold
-            is in standard deviations of the task's grades, so that tasks of other scales can be averaged.
+        once: merge equal responses of a group, with their mean grade, and standardize gold per task, so that tasks with
+            different scales can be averaged.
 
     Raises:
-        DataError: no group is so large, or a response occurs twice in one and `once` is false.
+        DataError: no group is large enough, or a response occurs twice in a group and `once` is false.
     """
     kept = []
     for group in groups:
@@ -130,7 +130,7 @@ def from_groups(groups: Iterable[Group], least: int, once: bool = False) -> list
 
 
 def _standardized(samples: Sequence[Samples]) -> list[Samples]:
-    """Gold of mean 0 and standard deviation 1 over each task's samples."""
+    """Standardize gold to mean 0 and standard deviation 1 over each task's samples."""
     tasks: dict[str | None, list[NDArray[np.float64]]] = {}
     for row in samples:
         tasks.setdefault(row.query.task, []).append(row.gold)
@@ -145,9 +145,9 @@ def _standardized(samples: Sequence[Samples]) -> list[Samples]:
 
 
 def from_policy(path: str, prompts: Sequence[PromptItem], count: int, seed: int = 0, tokens: int = 96) -> list[Samples]:
-    """`count` samples a prompt by a causal language model at temperature 1, judged by the testbed's gold reward.
+    """Sample `count` responses per prompt from a causal language model at temperature 1, with the testbed's gold.
 
-    An empty response is drawn again, up to ten times as many in all.
+    Empty responses are drawn again, up to about ten times `count` samples in total.
 
     Raises:
         BackboneError: the model does not exist or has no chat template.
@@ -158,7 +158,7 @@ def from_policy(path: str, prompts: Sequence[PromptItem], count: int, seed: int 
 
 
 def unseen_prompts(count: int, seen: Sequence[Group], seed: int = 0) -> list[PromptItem]:
-    """`count` prompts of each testbed task that none of the groups has."""
+    """Return `count` prompts of each testbed task that none of the groups has."""
     known = {prompt_key(group.prompt) for group in seen}
     unseen = []
     for task in testbed.TASKS:

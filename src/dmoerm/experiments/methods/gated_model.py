@@ -24,11 +24,11 @@ from .members import Examples
 
 _RIDGES = (0.1, 0.3, 1.0, 3.0, 10.0)
 _GATE_L2 = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-"""Strengths of the gate's pull towards uniform weights; the best on the validation part is taken."""
+"""L2 strengths that pull the gate towards uniform weights; the best on the validation part is chosen."""
 
 
 class Gated(nn.Module):
-    """Objective scores and prompt embedding side by side (N, O + d) → reward (N,), a mean weighted by the gate."""
+    """Maps concatenated objective scores and prompt embedding (N, O + d) to rewards (N,), weighted by the gate."""
 
     def __init__(self, width: int, objectives: int, prompt_width: int) -> None:
         super().__init__()
@@ -41,11 +41,11 @@ class Gated(nn.Module):
         nn.init.zeros_(self.gate.bias)
 
     def vectors(self, z: Tensor, prompt: Tensor) -> Tensor:
-        """The input of `forward`, from embeddings (N, D) and their prompts' (N, d), or the one prompt's (d,)."""
+        """Return the input of `forward` from embeddings (N, D) and prompt embeddings (N, d), or one of them (d,)."""
         return torch.cat([self.objectives(self.embedding(z.float())), prompt.float().expand(len(z), -1)], -1)
 
     def weights(self, prompt: Tensor) -> Tensor:
-        """The objectives' weights (N, O) for prompts (N, d); each row sums to 1."""
+        """Return the weights of the objectives (N, O) for prompts (N, d); each row sums to 1."""
         return self.gate(self.prompt(prompt)).softmax(-1)
 
     def forward(self, vectors: Tensor) -> Tensor:
@@ -64,12 +64,12 @@ def train_gated(run: Run, train: Examples, validation: Examples) -> Gated:
 
 
 def objectives(run: Run) -> list[tuple[str, str]]:
-    """Task and capability of each objective."""
+    """Return task and capability of each objective."""
     return [(task, name) for task, names in run.model.config.tasks.items() for name in names]
 
 
 def gated_vectors(run: Run, gated: Gated, examples: Examples) -> dict[str, Tensor]:
-    """Key → the input of the gated model."""
+    """Return key → the input of the gated model."""
     z = base_embeddings(run, run.model.general, examples)
     with torch.no_grad():
         return {e.key: gated.vectors(z[e.key], run.cache.prompt(e.encoded)) for e in examples}
@@ -93,7 +93,7 @@ def _train(run: Run, start: Gated, train: Examples, validation: Examples, folder
 def _train_gate(
     run: Run, start: Gated, train: Examples, validation: Examples, l2: float, folder: Path
 ) -> tuple[State, StepMetrics]:
-    """Fit the gate under one strength; the result holds the strength as `l2`."""
+    """Fit the gate with one L2 strength, which the metrics contain as `l2`."""
     gated = copy.deepcopy(start)
     for part in (gated.gate, gated.sharpness):
         part.requires_grad_(True)
@@ -109,7 +109,7 @@ def _train_gate(
 def _graded(
     run: Run, gated: Gated, z: dict[str, Tensor], examples: Examples, task: str, name: str
 ) -> tuple[Tensor, Tensor]:
-    """Standardized embeddings and grades of all graded responses; noise reverses a share of the groups' grades."""
+    """Return standardized embeddings and grades of all graded responses; noise reverses the grades of some groups."""
     rows, grades = [], []
     for e in examples:
         given = e.group.capabilities.get(name) if e.task == task else None
@@ -127,13 +127,13 @@ def _graded(
 
 
 def _ridge(train: tuple[Tensor, Tensor], validation: tuple[Tensor, Tensor]) -> Tensor:
-    """The weights (D,) for standardized grades; the penalty is the best of a few on the validation part."""
+    """Fit the weights (D,) for standardized grades, with the penalty that is best on the validation part."""
     x, y = train
     if len(y) < 2 or float(y.std()) == 0:
         return torch.zeros(x.shape[1])
     y = ((y - y.mean()) / y.std()).double()
     centered = (x - x.mean(0)).double()
-    kernel = centered @ centered.T  # in the dual: responses are fewer than dimensions
+    kernel = centered @ centered.T  # the dual problem, since there are fewer responses than dimensions
     weights = []
     for ridge in _RIDGES:
         dual = torch.linalg.solve(kernel + ridge * len(y) * torch.eye(len(y), dtype=kernel.dtype), y)

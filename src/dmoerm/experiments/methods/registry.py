@@ -1,7 +1,7 @@
-"""The registry of methods: comparisons, best-of-n, policy optimization, costs, reports and commands read it.
+"""The registry of methods, which comparisons, best-of-n, policy optimization, costs, reports and commands read.
 
-A new method is one file that calls `register`: a module of this folder, any module that is imported before the
-experiment, or one that a package names as an entry point of the group `dmoerm.methods`.
+A new method is one file that calls `register`: a module of this folder, a module that is imported before the
+experiment, or an entry point of the group `dmoerm.methods`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _methods: dict[str, Method] = {}
 
 
 def register(*methods: Method) -> None:
-    """Add methods to the registry. Raises `ConfigError` for a name that is taken by another method."""
+    """Add methods to the registry. Raise `ConfigError` if another method has the same name."""
     for method in methods:
         if _methods.get(method.name, method) != method:
             raise ConfigError(f"{method.name!r} is a method of this comparison; give the other one another name")
@@ -30,30 +30,30 @@ def register(*methods: Method) -> None:
 
 
 def registered() -> dict[str, Method]:
-    """All methods by name, `dmoerm` last among those that are trained by default."""
+    """Return all methods by name, with `dmoerm` last among those that are trained by default."""
     _load()
     last = {"run": 0, "baseline": 0}
     return dict(sorted(_methods.items(), key=lambda item: (last.get(item[1].family, 2), item[0] == "dmoerm")))
 
 
 def default_methods() -> list[Method]:
-    """The methods that every comparison trains."""
+    """Return the methods that every comparison trains."""
     return [method for method in registered().values() if method.family in ("run", "baseline")]
 
 
 def ablation_methods() -> dict[str, Method]:
-    """The ablations by name."""
+    """Return the ablations by name."""
     return {name: method for name, method in registered().items() if method.family == "ablation"}
 
 
 def color_of(name: str) -> str:
-    """A method's color; one that is not registered is external."""
+    """Return a method's color; a method that is not registered is external."""
     method = registered().get(name)
     return method.color if method else EXTERNAL_COLOR
 
 
 def family_of(name: str) -> str:
-    """A method's family; one that is not registered is external."""
+    """Return a method's family; a method that is not registered is external."""
     method = registered().get(name)
     return method.family if method else "external"
 
