@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+
+from .tables import plain_table
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from ..chat.encoding import Encoder
 
 SHOWN_BAD_ROWS = 10
@@ -127,46 +130,25 @@ def _encoder(config: str | None, backbone: str | None) -> Encoder | None:
 def _tables(result: dict[str, Any]) -> list[Table]:
     lengths = result["lengths"]
     return [
-        _table("Sources", ["source", "rows", "groups", "bad"], _source_rows(result)),
-        _table("Left out, ignored and noted", ["source", "what", "count"], _reason_rows(result)),
-        _table("Tasks", ["task", "groups", "prompts", "responses", "pairs", "ties"], _task_rows(result)),
-        _table(
+        plain_table("Sources", ["source", "rows", "groups", "bad"], _source_rows(result)),
+        plain_table("Left out, ignored and noted", ["source", "what", "count"], _reason_rows(result)),
+        plain_table("Tasks", ["task", "groups", "prompts", "responses", "pairs", "ties"], _task_rows(result)),
+        plain_table(
             "Capabilities", ["task", "capability", "groups", "pairs", "ties", "agreement"], _capability_rows(result)
         ),
-        _table(f"Lengths in {lengths['unit']}", ["task", "of", "p50", "p95", "max"], _length_rows(lengths)),
-        _table(
+        plain_table(f"Lengths in {lengths['unit']}", ["task", "of", "p50", "p95", "max"], _length_rows(lengths)),
+        plain_table(
             "Too long for the model",
             ["task", "responses", "truncated", "pairs that differ only in what is cut"],
             _truncation_rows(result),
         ),
-        _table(
+        plain_table(
             "Overall agreement of two annotators",
             ["task", "pairs", "comparisons", "agreement", "unaligned pairs"],
             _overall(result),
         ),
-        _table("Bad rows", ["position", "field", "message", "value", "hint"], _bad_rows(result)),
+        plain_table("Bad rows", ["position", "field", "message", "value", "hint"], _bad_rows(result)),
     ]
-
-
-def _table(title: str, columns: list[str], rows: list[list[Any]]) -> Table:
-    table = Table(title=title, title_justify="left")
-    for column in columns:
-        table.add_column(
-            column, justify="right" if _is_numeric(rows, columns.index(column)) else "left", overflow="fold"
-        )
-    for row in rows:
-        table.add_row(*(escape(_cell(value)) for value in row))
-    return table
-
-
-def _is_numeric(rows: list[list[Any]], column: int) -> bool:
-    return any(isinstance(row[column], int | float) for row in rows)
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "–"
-    return f"{value:.1%}" if isinstance(value, float) else str(value)
 
 
 def _source_rows(result: dict[str, Any]) -> list[list[Any]]:
