@@ -65,7 +65,7 @@ def test_compare_then_best_of_n(config: Path, trained_run) -> None:
     assert set(best["conditions"]["noisy"]["curves"]) == {"chitchat", "objective_qa", "all"}
 
 
-def test_live_judges_are_methods_and_are_asked_once(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_live_judges_are_methods_and_each_question_is_sent_once(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "test")
     folder = config.parent / "run-compare"  # whose models another test has trained, if it ran
     with FakeJudge() as server:
@@ -84,7 +84,7 @@ def test_live_judges_are_methods_and_are_asked_once(config: Path, monkeypatch: p
     assert length["judge_zero_shot"]["spearman"] > 0.9, "the fake judge likes the longer one"
 
 
-def test_what_cannot_be_compared(config: Path) -> None:
+def test_invalid_comparisons_are_refused(config: Path) -> None:
     assert "write it as NAME=0.25,0.15" in invoke(f"compare {config} --noise loud").output
     assert "write it as NAME=SOURCE" in invoke(f"compare {config} --external nothing").output
     assert "unknown ablation" in invoke(f"compare {config} --ablation head").output

@@ -76,12 +76,12 @@ def test_from_a_config_to_trajectories(config: Path) -> None:
         (("--set", "other.depth=1"), "other"),
     ],
 )
-def test_what_cannot_be_is_said(config: Path, options, message) -> None:
+def test_invalid_options_are_refused(config: Path, options, message) -> None:
     asked = ("--seed", 0, "--members", 2, "--prompts", 10, *overrides(), *options)
     assert message in run(config, *asked, fails=True).output
 
 
-def test_options_go_over_settings(config: Path) -> None:
+def test_options_override_settings(config: Path) -> None:
     from dmoerm.cli.rl import _settings
 
     given = ["rl.algorithm=grpo", "rl.steps=7", "policy.layers=3", "seed=4"]
@@ -91,6 +91,6 @@ def test_options_go_over_settings(config: Path) -> None:
     assert (found.policy.layers, found.config.seed) == (3, 4)
 
 
-def test_without_trl_the_remedy_is_told(config: Path, monkeypatch) -> None:
+def test_a_missing_trl_is_reported(config: Path, monkeypatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "trl", None)
     assert "pip install 'dmoerm[rl]'" in run(config, fails=True).output

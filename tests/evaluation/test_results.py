@@ -62,7 +62,7 @@ def broken(change: dict[str, Any]) -> str:
         ("[]", "results.json that"),
     ],
 )
-def test_a_file_that_is_none_is_told(tmp_path: Path, text: str, words: str) -> None:
+def test_an_invalid_file_is_refused(tmp_path: Path, text: str, words: str) -> None:
     path = tmp_path / "results.json"
     path.write_text(text)
     with pytest.raises(DataError, match=words):

@@ -27,7 +27,7 @@ def test_seeds_are_averaged_step_by_step() -> None:
     assert (found.seeds, found.kl) == (2, 4.0)
 
 
-def test_the_curve_of_reinforcement_learning_is_found_again() -> None:
+def test_the_curve_of_reinforcement_learning_is_recovered() -> None:
     """R(d) = d (0.3 − 0.1 log d) has its peak at exp(2)."""
     d = [0.0, 1.0, 2.0, 4.0, 8.0, 16.0]
     gold = [0.5 + (x * (0.3 - 0.1 * math.log(x)) if x else 0.0) for x in d]
@@ -44,7 +44,7 @@ def test_differences_are_taken_seed_by_seed_at_the_same_weight() -> None:
     assert (found[1].value, found[1].low, found[1].high) == (1.25, 0.5, 2.0)
 
 
-def test_unlike_steps_are_said() -> None:
+def test_different_steps_are_refused() -> None:
     with pytest.raises(DataError, match="different steps"):
         summarize([run("general", 0, [0, 1.0]), run("general", 1, [0, 1.0, 2.0])])
 

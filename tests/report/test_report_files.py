@@ -238,7 +238,7 @@ def test_each_kind_is_read(tmp_path: Path) -> None:
         (None, "wrong.json: cannot be read: .*give a JSON file"),
     ],
 )
-def test_a_file_that_is_none_is_told(tmp_path: Path, text: str | None, words: str) -> None:
+def test_an_invalid_file_is_refused(tmp_path: Path, text: str | None, words: str) -> None:
     if text is not None:
         (tmp_path / "wrong.json").write_text(text)
     with pytest.raises(DataError, match=words):

@@ -12,7 +12,7 @@ from dmoerm.experiments.policies import summarize
 from dmoerm.rl import draw_prompts, gold_of, optimize, read_trajectory
 from dmoerm.rl.optimize import _order, _split
 
-ABOUT = {"condition": "clean", "method": "general", "beta": 0.0, "seed": 0}
+IDENTITY = {"condition": "clean", "method": "general", "beta": 0.0, "seed": 0}
 
 
 @pytest.fixture(scope="module", params=["rloo", "grpo"])
@@ -32,12 +32,12 @@ def test_the_reward_rises_and_the_policy_moves_away(finished):
     assert 1 <= last.length <= 12
 
 
-def test_a_trajectory_can_be_summarised_and_read_back(finished, tmp_path):
+def test_a_trajectory_can_be_summarized_and_read_back(finished, tmp_path):
     from dmoerm.rl import write_trajectory
 
     write_trajectory(tmp_path / "t.json", finished)
     assert read_trajectory(tmp_path / "t.json") == finished
-    (found,) = summarize([PolicyRun.model_validate({**ABOUT, "points": [p.model_dump() for p in finished.points]})])
+    (found,) = summarize([PolicyRun.model_validate({**IDENTITY, "points": [p.model_dump() for p in finished.points]})])
     assert found.start == finished.points[0].gold
     assert found.fall == pytest.approx(max(p.gold for p in finished.points) - finished.points[-1].gold)
 
@@ -51,7 +51,7 @@ def test_a_penalty_holds_the_policy_back(policy, asked, tmp_path):
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.1])
-def test_a_killed_run_ends_as_if_it_had_not_been(beta, policy, asked, tmp_path):
+def test_a_killed_run_resumes_to_the_same_result(beta, policy, asked, tmp_path):
     """Killed after the measurement of step 6 and before its checkpoint: it goes on from the one of step 4."""
     settings, calls = tiny_settings(beta=beta, steps=8, measure_every=3), 0
     whole = optimize(policy, count_t, gold_of, asked, settings, tmp_path / "whole")
@@ -121,7 +121,7 @@ def test_every_step_has_its_prompts():
     assert order[:15] == _order(5, tiny_settings(steps=5, prompts_per_step=3))  # a longer run begins as a shorter one
 
 
-def test_a_missing_trl_is_told_with_its_remedy(policy, asked, tmp_path, monkeypatch):
+def test_a_missing_trl_is_reported(policy, asked, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "trl", None)
     with pytest.raises(ConfigError, match=r"pip install 'dmoerm\[rl\]'"):
         optimize(policy, count_t, gold_of, asked, tiny_settings(), tmp_path)

@@ -41,7 +41,7 @@ def test_the_loss_is_on_the_response_alone(policy):
     assert batch["attention_mask"].sum(1).tolist() == [len(rows[0]["input_ids"]), 1]
 
 
-def test_it_is_made_once_and_survives_a_kill(tmp_path, monkeypatch):
+def test_it_is_created_once_and_resumes_after_a_kill(tmp_path, monkeypatch):
     from transformers import Trainer
 
     config = TINY_POLICY.model_copy(update={"prompts_per_task": 4, "epochs": 2.0})

@@ -22,7 +22,7 @@ from dmoerm.rl import PolicyConfig, RLConfig
         (PolicyConfig, {"vocabulary": 100}),
     ],
 )
-def test_what_cannot_be_is_refused(kind, changes):
+def test_invalid_settings_are_refused(kind, changes):
     with pytest.raises(ValidationError):
         kind.model_validate(changes)
 
