@@ -42,7 +42,7 @@ def test_the_layout_of_schema_2() -> None:
     assert {"python", "torch", "transformers", "peft", "dmoerm"} == set(found["versions"])
 
 
-def test_fields_that_a_later_version_adds_are_passed_over(tmp_path: Path) -> None:
+def test_unknown_fields_of_later_versions_are_ignored(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
     path.write_text(json.dumps(json.loads(example().to_json()) | {"new": 1}))
     assert read_results(path).tasks == ["chitchat", "objective_qa"]
@@ -59,7 +59,7 @@ def broken(change: dict[str, Any]) -> str:
         (broken({"schema": 3}), "schema: .*got 3.*reads schemas 1 and 2"),
         (broken({"seed": "x"}), "seed: .*'x'"),
         (broken({"accuracy": {"dmoerm": {"chitchat": {"value": 7}}}}), "accuracy.dmoerm.chitchat.value"),
-        ("[]", "results.json that"),
+        ("[]", "use the results.json of `dmoerm train`"),
     ],
 )
 def test_an_invalid_file_is_refused(tmp_path: Path, text: str, words: str) -> None:
