@@ -57,7 +57,7 @@ def test_our_own_folder_routes_by_itself(trained_run) -> None:
     assert method.score_all(QUERIES[:1])[0] == pytest.approx([s.reward for s in scores], abs=1e-3)
 
 
-def test_classifiers_that_are_no_reward_models(tmp_path, classifier) -> None:
+def test_unsuitable_classifiers_are_refused(tmp_path, classifier) -> None:
     with pytest.raises(BackboneError, match="is not a model"):
         open_scorer(str(tmp_path))
     two = AutoModelForSequenceClassification.from_pretrained(classifier, num_labels=2, ignore_mismatched_sizes=True)
@@ -65,7 +65,7 @@ def test_classifiers_that_are_no_reward_models(tmp_path, classifier) -> None:
     tiny_tokenizer().save_pretrained(tmp_path / "two")
     with pytest.raises(BackboneError, match="has 2 labels"):
         SequenceClassifier(str(tmp_path / "two"))
-    with pytest.raises(DataError, match="the model takes 1024"):
+    with pytest.raises(DataError, match="the model reads 1024"):
         SequenceClassifier(classifier).score_all([Query(prompt="x", responses=("word " * 3000,))])
 
 

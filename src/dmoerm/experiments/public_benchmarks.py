@@ -251,7 +251,7 @@ def _graded(group: Group, which: Callable[[Iterable[float]], float]) -> list[int
     grades = [math.nan if grade is None else grade for grade in group.grades or ()]
     if len(set(grades)) != 2:
         raise DataError(
-            f"the responses of group {group.id} are not chosen or rejected", field="ranks", value=group.ranks
+            f"group {group.id} does not consist of chosen and rejected responses", field="ranks", value=group.ranks
         )
     return [i for i, grade in enumerate(grades) if grade == which(grades)]
 
