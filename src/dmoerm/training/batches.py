@@ -121,7 +121,8 @@ class VectorCollator:
 
     def __call__(self, batch: Sequence[PreferenceExample]) -> list[PreferenceBatch]:
         vectors = torch.cat([self.features(example) for example in batch])
-        return [PreferenceBatch(vectors, **_pairs(batch, self.capabilities))]
+        pairs: dict[str, Any] = _pairs(batch, self.capabilities)
+        return [PreferenceBatch(vectors, **pairs)]
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,8 @@ class PackedCollator:
     def _part(self, examples: Sequence[PreferenceExample]) -> PreferenceBatch:
         inputs = pack([self.features(example) for example in examples])
         active = torch.tensor(self._active(examples[0]))
-        return PreferenceBatch(inputs, **_pairs(examples, self.capabilities), active=active)
+        pairs: dict[str, Any] = _pairs(examples, self.capabilities)
+        return PreferenceBatch(inputs, **pairs, active=active)
 
     def _divided(self, batch: Sequence[PreferenceExample]) -> list[list[PreferenceExample]]:
         """Return the examples in parts with the same active experts, each within the budget."""

@@ -85,7 +85,7 @@ class StepTrainer(Trainer):
     def training_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
         """Run one backward pass per part; the parts' losses sum to the batch's loss."""
         *parts, last = inputs
-        step = functools.partial(super().training_step, model)
+        step: Any = functools.partial(super().training_step, model)
         with self.accelerator.no_sync(model):  # numbers of parts differ between processes: reduce gradients at the last
             losses = [step([part], *args, **kwargs) for part in parts]
         return torch.stack([*losses, step([last], *args, **kwargs)]).sum()
