@@ -7,8 +7,13 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "tools"))
 
+import facts
 import settings_page
 import words
+
+
+def test_every_class_name_has_one_meaning():
+    assert {name: modules for name, modules in facts.class_names().items() if len(modules) > 1} == {}
 
 
 def test_the_settings_page_is_up_to_date():

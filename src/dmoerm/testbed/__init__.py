@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from ..errors import DataError
-from ..schema import Grades, Group, Prompt
+from ..schema import Group, Prompt
 from .annotators import capability_grade, overall_grade
 from .compose import EVIDENCE, sample_responses
 from .gold import gold_reward, grade
@@ -93,14 +93,14 @@ def _group(item: PromptItem, responses: int, seed: int, annotators: int, index: 
     annotated = {"overall": _annotate(scores, partial(overall_grade, task=item.task, rng=rng), annotators)}
     for capability, golds in grades.items():
         annotated[capability] = _annotate(golds, partial(capability_grade, rng=rng), annotators)
-    first: dict[str, Grades] = {label: tuple(people[0] for people in responses) for label, responses in annotated.items()}
+    first = {label: tuple(people[0] for people in responses) for label, responses in annotated.items()}
     return Group(
         id=name,
         task=item.task,
         prompt=item.prompt,
         responses=texts,
         scores=first.pop("overall"),
-        capabilities=first,
+        capabilities={**first},
         annotators={label: tuple(responses) for label, responses in annotated.items()},
         source=SOURCE,
     )
