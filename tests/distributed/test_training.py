@@ -103,7 +103,7 @@ def test_a_node_that_dies_in_phase_2_costs_its_step_alone(
 def test_the_workers_share_the_trunks_activations(
     nodes: Nodes, in_process: Run, tiny_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dmoerm.distributed.training._SHARE", 4)
+    monkeypatch.setattr("dmoerm.distributed.training._MIN_SHARE", 4)
     run = train_on_ray(tiny_config(**LONG, cache=str(tmp_path / "cache")))
     assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 2  # one by each node; nobody had to add to them
     assert_equal(run, in_process)

@@ -75,15 +75,15 @@ def held(weight):
     part = weight.to_local() if hasattr(weight, "to_local") else getattr(weight, "ds_tensor", weight)
     return part.numel()
 
-place = run.place
+move_to_device = run.move_to_device
 
-def placed(model):
-    model = place(model)
+def counted(model):
+    model = move_to_device(model)
     count = sum(held(weight) for weight in model.trunk.parameters())
     (Path(__file__).parent / f"held{rank()}").write_text(str(count))
     return model
 
-run.place = placed
+run.move_to_device = counted
 main()
 """
 
