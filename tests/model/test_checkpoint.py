@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from tiny import make_model, make_tiny_config
 
 from dmoerm.chat.encoding import Encoded
-from dmoerm.errors import CheckpointError
+from dmoerm.errors import CheckpointError, ConfigError
 from dmoerm.model import DMoERM, checkpoint, task_backbone
 from dmoerm.model.batching import pack_ids
 from dmoerm.model.packed_attention import run
@@ -111,6 +111,12 @@ def test_a_bfloat16_export_is_smaller_and_scores_as_its_rounded_weights(
     assert rewards(half) == pytest.approx(rewards(rounded), abs=0.5)
     rounded.save_pretrained(tmp_path / "whole")
     assert rewards(DMoERM.from_pretrained(tmp_path / "whole")) == rewards(rounded)
+
+
+def test_an_unsupported_precision_is_refused(tiny_model: Callable[..., DMoERM], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="dtype='int8' is not supported"):
+        tiny_model().save_pretrained(tmp_path / "model", dtype="int8")
+    assert not (tmp_path / "model").exists()
 
 
 # --- PEFT ----------------------------------------------------------------------------------------------------------

@@ -301,5 +301,12 @@ def test_all_chunks_of_a_query_have_the_same_route(plain: DMoERM, monkeypatch: p
     assert len(routed) == 1, "a decision near the threshold must not differ between the pieces of one row"
 
 
+def test_the_autocast_of_a_trainer_changes_no_score(plain: DMoERM) -> None:
+    """TRL runs reward models in its own mixed precision."""
+    expected = plain.score(PROMPTS, RESPONSES)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert plain.score(PROMPTS, RESPONSES) == expected
+
+
 def test_all_errors_are_ours() -> None:
     assert issubclass(DataError, DmoermError)

@@ -19,6 +19,7 @@ from dmoerm.training import trainer
 from dmoerm.training.batches import PreferenceExample, VectorCollator
 from dmoerm.training.fitting import FitResult, fit
 from dmoerm.training.losses import PreferenceLossModule
+from dmoerm.training.tracking import BestTracker
 
 from .made import features, made
 
@@ -358,3 +359,12 @@ def test_an_older_transformers_is_refused(monkeypatch):
     monkeypatch.setattr("transformers.__version__", "5.19.0")
     with pytest.raises(ConfigError, match=r"training needs transformers 5\.20\.0 or newer \(found 5\.19\.0\)"):
         trainer.check_transformers()
+
+
+def test_the_mixed_precision_of_the_launcher_changes_no_loss() -> None:
+    """With `accelerate launch --mixed_precision bf16`, the model runs under autocast in training and validation."""
+    tracker = BestTracker(PreferenceLossModule(head()), BranchStepConfig())
+    (batch,) = COLLATE(rows(8, seed=0))
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = tracker(batch)
+    assert torch.equal(mixed.rows, tracker(batch).rows)

@@ -63,12 +63,14 @@ def save(
             are float32. `bfloat16` halves the branches' files and rounds small changes away (docs/training.md).
 
     Raises:
+        ConfigError: the dtype is not supported.
         CheckpointError: the folder cannot be written (disk full, no permission).
     """
+    dtype = as_dtype(dtype)
     texts = {"README.md": card, "run.yaml": run_config}
     try:
         with complete_folder(target) as folder:
-            _write(model, folder, as_dtype(dtype))
+            _write(model, folder, dtype)
             write_sums(folder)
             for name, text in (model.texts | {name: text for name, text in texts.items() if text is not None}).items():
                 (folder / name).write_text(text, encoding="utf-8")

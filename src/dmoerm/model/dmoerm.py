@@ -136,15 +136,16 @@ class DMoERM(Mixture):
             tasks: one per query; None: the router decides.
             previous: for a single query, a score of its prompt, whose task and route are reused.
         """
-        ids = pack_ids(encoded).to(self.device)
-        hidden = self.hidden(ids)
-        if previous is None:
-            probabilities = self.route(ids, hidden)
-            chosen = [task or self.choose(row) for task, row in zip(tasks, probabilities, strict=True)]
-            routes = [dict(zip(self.router.tasks, row, strict=True)) for row in probabilities.tolist()]
-        else:
-            chosen, routes = [previous.task], [previous.route]
-        rewards = self.rewards(hidden, chosen)
+        with torch.autocast(self.device.type, enabled=False):  # a trainer may run `forward` in its own precision
+            ids = pack_ids(encoded).to(self.device)
+            hidden = self.hidden(ids)
+            if previous is None:
+                probabilities = self.route(ids, hidden)
+                chosen = [task or self.choose(row) for task, row in zip(tasks, probabilities, strict=True)]
+                routes = [dict(zip(self.router.tasks, row, strict=True)) for row in probabilities.tolist()]
+            else:
+                chosen, routes = [previous.task], [previous.route]
+            rewards = self.rewards(hidden, chosen)
         scores: list[list[Score]] = [[] for _ in encoded]
         for n, owner in enumerate(ids.packing.owner):
             index = len(scores[owner])

@@ -42,7 +42,9 @@ class BestTracker(nn.Module):
         self.register_buffer("patience_count", torch.zeros(self.num_experts, dtype=torch.long))
 
     def forward(self, batch: Any) -> RowLosses:
-        return self.module(batch)
+        # accelerate runs this in the launcher's mixed precision; the heads stay float32, as in scoring
+        with torch.autocast(self.best_loss.device.type, enabled=False):
+            return self.module(batch)
 
     def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield the trained parameters: DDP must not see the others, which may be sharded."""
