@@ -1,5 +1,6 @@
 """The README's commands and snippets run and print the output shown."""
 
+import importlib
 import re
 import shlex
 from pathlib import Path
@@ -33,6 +34,25 @@ def test_the_python_snippet_runs(trained_run, tmp_path, monkeypatch, capsys):
     (snippet,) = blocks("python")
     exec(compile(snippet, "README.md", "exec"), {})
     assert re.match(r"-?\d+\.\d+ \w+ \{", capsys.readouterr().out)
+
+
+DOCS = sorted(README.parent.glob("docs/*.md"))
+
+
+def test_the_names_that_the_docs_import_exist():
+    statements = [
+        match
+        for page in (README, *DOCS)
+        for match in re.findall(r"^\s*from (dmoerm[\w.]*) import ([\w, ]+)", page.read_text(encoding="utf-8"), re.M)
+    ]
+    assert len(statements) > 5
+    missing = [
+        f"{module}.{name}"
+        for module, names in statements
+        for name in names.replace(" ", "").split(",")
+        if not hasattr(importlib.import_module(module), name)
+    ]
+    assert not missing
 
 
 def small(backbone: str) -> str:

@@ -201,7 +201,7 @@ class Group(Query):
 
 
 def is_empty(response: str) -> bool:
-    """Whether a response has no text but white space."""
+    """Return whether a response contains only white space."""
     return not response.strip()
 
 

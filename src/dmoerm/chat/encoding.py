@@ -25,9 +25,8 @@ from ..schema import Message, Prompt, Query, is_empty, messages_of
 
 _PLAIN_NAMES = {"system": "System", "user": "Human", "assistant": "Assistant"}
 _SLOT = "\ue000{}\ue001"  # private-use characters: where a message's text goes in the rendered template
-_TOKENIZER_LOCK = (
-    threading.Lock()
-)  # a tokenizer keeps the last call's `split_special_tokens`, which threads would mix up
+# A tokenizer keeps the `split_special_tokens` of its last call, which concurrent threads would mix up.
+_TOKENIZER_LOCK = threading.Lock()
 _FIXED_DAY = datetime.datetime(2024, 7, 26)
 # transformers gives templates no function but its own `strftime_now`, so a macro of that name takes its place
 _FIXED_NOW = "{{% macro strftime_now(format) %}}{{{{ format{} }}}}{{% endmacro %}}{{{{ '' }}}}".format(
@@ -156,12 +155,12 @@ class Encoder:
         return text
 
     def _leading_tokens(self, text: str) -> list[int]:
-        """The special tokens that the tokenizer by itself adds before a text."""
+        """Return the special tokens that the tokenizer adds before a text."""
         whole, bare = self.tokenizer(text)["input_ids"], self._special(text)
         return next((whole[:i] for i in range(len(whole)) if whole[i : i + len(bare)] == bare), [])
 
     def _with_leading_tokens(self, ids: list[int]) -> list[int]:
-        """The ids with the leading special tokens once if the template writes them, else without them."""
+        """Return the ids with the leading special tokens once if the template writes them, otherwise without them."""
         added, start = self._added, 0
         while added and ids[start : start + len(added)] == added:
             start += len(added)

@@ -85,12 +85,12 @@ class Transcript:
 
 
 def _with_and_without(bos: str, start: str) -> list[str]:
-    """The starts that a text may have: clients whose server adds the BOS token leave it out."""
+    """Return the possible starts of a text: clients whose server adds the BOS token omit it."""
     return [text for text in (start, start.removeprefix(bos)) if text] if start else []
 
 
 def _template_text(encoder: Encoder, messages: list[Message], index: int) -> str:
-    """The template's text at this index; empty if the template rejects such a conversation."""
+    """Return the template's text at this index; empty if the template rejects such a conversation."""
     try:
         return encoder.render(messages)[index]
     except (DataError, BackboneError):

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from .options import SHOWN_BAD_ROWS, Format, JsonFile
 from .tables import plain_table
 
 if TYPE_CHECKING:
@@ -17,12 +18,9 @@ if TYPE_CHECKING:
 
     from ..chat.encoding import Encoder
 
-SHOWN_BAD_ROWS = 10
-
 app = typer.Typer(no_args_is_help=True, help="Check preference data, and draft a taxonomy from it.")
 
 Files = Annotated[list[str], typer.Argument(metavar="FILE…", help="JSON Lines, JSON or Parquet files, or datasets.")]
-Format = Annotated[str, typer.Option(help="Format of the rows; auto detects it from the first row.")]
 Split = Annotated[str, typer.Option(help="Split to read, for datasets only.")]
 
 
@@ -37,14 +35,14 @@ def check(
     backbone: Annotated[
         str | None, typer.Option(help="The same, with this model's tokenizer (a folder, a .gguf file, a name).")
     ] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the result to this file.")] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Count and check the data. Exits with 1 if any row is bad."""
     from ..data.statistics import data_statistics
     from ..errors import DmoermError
     from ..io.paths import write_file
 
-    console = Console()
+    console = Console(markup=False)
     try:
         encoder = _encoder(config, backbone)
         tokenizer, encode = (None, None) if encoder is None else (encoder.tokenizer, encoder.encode)

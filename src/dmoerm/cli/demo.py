@@ -32,7 +32,7 @@ def command(
     print_results(console, results)
     group = _example(config)
     scores = model.score(group.prompt, list(group.responses))
-    console.print(f"\nA held-out prompt: {group.prompt}", soft_wrap=True, markup=False)
+    console.print(f"\nA held-out prompt: {group.prompt}", soft_wrap=True)
     route = sorted(scores[0].route.items(), key=lambda item: -item[1])[:2]
     console.print(f"route: {', '.join(f'{task} {probability:.1%}' for task, probability in route)}")
     console.print(scores_table(list(group.responses), scores))

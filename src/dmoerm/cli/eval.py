@@ -10,7 +10,7 @@ import typer
 
 from ..io.paths import model_folder
 from .models import quieten
-from .options import BatchTokens, IncludeTrained, JsonFile, Overrides
+from .options import BatchTokens, Format, IncludeTrained, JsonFile, Overrides
 
 if TYPE_CHECKING:
     from ..config import Config
@@ -25,7 +25,7 @@ def command(
     data: Annotated[
         list[str] | None, typer.Option(help="Evaluate on these groups; else on the run's own held-out prompts.")
     ] = None,
-    format: Annotated[str, typer.Option(help="Format of the rows; auto detects it from the first row.")] = "auto",
+    format: Format = "auto",
     include_trained: IncludeTrained = False,
     overrides: Overrides = None,
     json_file: JsonFile = None,

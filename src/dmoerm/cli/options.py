@@ -54,6 +54,9 @@ def _fields_as_parameters(group: Any) -> list[inspect.Parameter]:
     ]
 
 
+SHOWN_BAD_ROWS = 10
+"""Bad rows that a command prints; the others are counted."""
+
 BaseUrl = Annotated[
     str,
     typer.Option(envvar="OPENAI_BASE_URL", help="The judge's OpenAI-compatible endpoint; its key: $OPENAI_API_KEY."),

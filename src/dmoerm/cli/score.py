@@ -20,9 +20,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from ..io.paths import model_folder
 from ..io.storage import is_url
 from .models import load_model
-from .options import BatchTokens, Deterministic, Dtype, Engine, Format, JsonFile, grouped
-
-_SHOWN_BAD_ROWS = 10
+from .options import SHOWN_BAD_ROWS, BatchTokens, Deterministic, Dtype, Engine, Format, JsonFile, grouped
 
 if TYPE_CHECKING:
     from ..errors import DataError
@@ -162,7 +160,7 @@ class _SkippedRows:
     def add(self, error: DataError | str) -> None:
         """Count a skipped row; print the reason if it is one of the first."""
         self.count += 1
-        if self.count > _SHOWN_BAD_ROWS:
+        if self.count > SHOWN_BAD_ROWS:
             return
         Console(stderr=True).print(f"skipped: {error}", soft_wrap=True, highlight=False, markup=False)
 

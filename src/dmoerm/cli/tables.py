@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
     from ..evaluation import Results
     from ..evaluation.experiment_results import BestOfNResults, Comparison, Condition, PolicyResults
+    from ..evaluation.results import Overlap
     from ..experiments.public_benchmarks import BenchmarkResult
     from ..labeling.quality import LabelQuality
     from ..scores import Score
@@ -21,11 +21,12 @@ _WIDTH = 140  # if the output is not a terminal
 
 
 def screen() -> Console:
-    """Return the console of the standard output, wide enough for the tables if it is a file or a pipe."""
-    console = Console(highlight=False)
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console = Console(highlight=False, width=_WIDTH)
-    return console
+    """Return the console of the standard output, wide enough for the tables if it is a file or a pipe.
+
+    It has no markup, because names of tasks and methods may contain brackets.
+    """
+    width = None if "COLUMNS" in os.environ or Console().is_terminal else _WIDTH
+    return Console(highlight=False, markup=False, width=width)
 
 
 def print_results(console: Console, results: Results) -> None:
@@ -47,6 +48,7 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
         console.print(_methods(f"{name}: accuracy on held-out prompts, %", condition, comparison))
     if comparison.derived_tasks:
         console.print("* Scores computed from capability grades, not given by people.", soft_wrap=True)
+    _print_overlap(console, comparison.overlap)
     table = Table("method", "description", title="Cost", title_justify="left")
     for column in ("training, s", "parameters", "scoring, s"):
         table.add_column(column, justify="right")
@@ -58,7 +60,9 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
 
 
 def _methods(title: str, condition: Condition, comparison: Comparison) -> Table:
-    tasks = [name for name in condition.accuracy["dmoerm"] if not name.startswith("mean")]
+    from ..evaluation.results import SUMMARIES
+
+    tasks = [name for name in condition.accuracy["dmoerm"] if name not in SUMMARIES]
     table = Table("method", title=title, title_justify="left")
     for name in ("mean", "dmoerm − method", "ECE", *(f"{t} *" if t in comparison.derived_tasks else t for t in tasks)):
         table.add_column(name, justify="right")
@@ -94,6 +98,12 @@ def print_best_of_n(console: Console, results: BestOfNResults) -> None:
                 cells[-1] += f" ({curve.low[-1]:.3f}–{curve.high[-1]:.3f})"
                 table.add_row(method, *cells, f"{results.ns[peak]:,}", fit, falls)
             console.print(table)
+    _print_overlap(console, results.overlap)
+
+
+def _print_overlap(console: Console, overlap: Overlap | None) -> None:
+    if overlap is not None and overlap.remark:
+        console.print(overlap.remark, soft_wrap=True)
 
 
 def benchmark_table(results: Mapping[str, BenchmarkResult]) -> Table:
@@ -176,7 +186,7 @@ def scores_table(responses: list[str], scores: list[Score]) -> Table:
     for rank in range(1, len(order) + 1):
         table.add_column(f"response {rank}", overflow="fold")
     best = scores[order[0]]
-    table.add_row("text", *(escape(_shortened(responses[i])) for i in order))
+    table.add_row("text", *(_shortened(responses[i]) for i in order))
     table.add_row("reward", *(f"{scores[i].reward:+.2f}" for i in order))
     table.add_row(
         "the best one wins with", *("–" if i == order[0] else f"{best.win_probability(scores[i]):.0%}" for i in order)
@@ -259,7 +269,7 @@ def plain_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]
         numeric = any(isinstance(row[index], int | float) for row in rows)
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(escape(_cell(value)) for value in row))
+        table.add_row(*(_cell(value) for value in row))
     return table
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..errors import DataError
-from ..schema import Group, Query, parse_group, parse_query, prompt_key
+from ..schema import Group, Query, is_empty, parse_group, parse_query, prompt_key
 from .formats import detect_format, named_format, unknown_columns
 from .raw_example import RawExample, RowFormat, SkippedRow, join_raw_examples, keep_responses
 from .rows import PlacedRow, open_rows
@@ -178,7 +178,7 @@ def _usable(example: RawExample) -> RawExample:
     """Return the example without empty responses. Raise `SkippedRow` if no preference between two texts remains."""
     fields = example.fields
     _check_label_lengths(fields)
-    kept = [index for index, text in enumerate(fields["responses"]) if text.strip()]
+    kept = [index for index, text in enumerate(fields["responses"]) if not is_empty(text)]
     reasons = example.skipped + ("response: empty",) * (len(fields["responses"]) - len(kept))
     if len(kept) < 2:
         raise SkippedRow("fewer than two usable responses to the prompt", field="responses")

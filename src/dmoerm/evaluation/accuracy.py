@@ -94,6 +94,17 @@ def overall_counts(scored: Sequence[ScoredGroup]) -> dict[str, PairCounts]:
     return {task: counts for task, counts in counts_by_task.items() if counts is not None}
 
 
+def capability_counts(scored: Sequence[ScoredGroup]) -> dict[str, dict[str, PairCounts]]:
+    """Count each task's pairs on each capability under its expert; leave out capabilities without an ordered pair."""
+    counts_by_task: dict[str, dict[str, PairCounts]] = {}
+    for task, members in by_task(scored).items():
+        for name in members[0].capabilities:
+            rows = ((prompt_key(s.group.prompt), s.group.pairs(name), {name: s.capabilities[name]}) for s in members)
+            if counts := count_pairs(rows):
+                counts_by_task.setdefault(task, {})[name] = counts
+    return counts_by_task
+
+
 def by_task(scored: Sequence[ScoredGroup]) -> dict[str, list[ScoredGroup]]:
     """Return the groups of each task, tasks in alphabetical order."""
     groups: dict[str, list[ScoredGroup]] = {}
@@ -144,12 +155,10 @@ def capability_accuracy(
 ) -> dict[str, dict[str, Estimate]]:
     """Estimate the accuracy of each capability's expert; leave out capabilities without human-ordered pairs."""
     estimates: dict[str, dict[str, Estimate]] = {}
-    for task, members in by_task(scored).items():
-        for name in members[0].capabilities:
-            rows = ((prompt_key(s.group.prompt), s.group.pairs(name), {name: s.capabilities[name]}) for s in members)
-            if counts := count_pairs(rows):
-                drawn = resample(counts, _task_seed(f"{task}/{name}", seed), resamples)
-                estimates.setdefault(task, {})[name] = _estimate(name, [_Shares(counts, drawn)])
+    for task, capabilities in capability_counts(scored).items():
+        for name, counts in capabilities.items():
+            drawn = resample(counts, _task_seed(f"{task}/{name}", seed), resamples)
+            estimates.setdefault(task, {})[name] = _estimate(name, [_Shares(counts, drawn)])
     return estimates
 
 

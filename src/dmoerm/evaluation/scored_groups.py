@@ -33,8 +33,6 @@ from .scoring_batch import ScoringBatch
 BatchScorer = Callable[[ScoringBatch], Tensor]
 """Scores the N responses of a pass: (k, N), one row per member."""
 Q = TypeVar("Q", bound=Query)
-METHODS = ("general", "per_task", "dmoerm")
-"""The methods that every trained model contains."""
 
 
 @dataclass(frozen=True)

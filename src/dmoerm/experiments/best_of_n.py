@@ -82,7 +82,7 @@ def measure_best_of_n(
     for name, flips in conditions.items():
         rows: dict[str, dict[int, list[ScoredSamples]]] = {}
         for seed, seed_samples in samples.items():
-            console.print(f"[bold]{name}, seed {seed}[/bold]", highlight=False)
+            console.print(f"{name}, seed {seed}", style="bold", highlight=False, markup=False)
             suite = open_suite(run_settings(config, name, flips, seed), members, console, engine)
             for sample, scored in zip(seed_samples, score_samples(suite, seed_samples, console, scoring), strict=True):
                 rows.setdefault(_prompt(sample), {}).setdefault(seed, []).append(scored)

@@ -71,7 +71,7 @@ def compare_methods(
     runs: dict[str, list[RunResult]] = {}
     for name, flips in conditions.items():
         for seed in seeds:
-            console.print(f"[bold]{name}, seed {seed}[/bold]", highlight=False)
+            console.print(f"{name}, seed {seed}", style="bold", highlight=False, markup=False)
             settings = run_settings(config, name, flips, seed)
             run = measure_run(settings, members, chosen, console, engine, include_trained, training_prompts)
             runs.setdefault(name, []).append(run)

@@ -21,14 +21,14 @@ from .. import testbed
 from ..config import Config
 from ..data.splits import Splits, load_splits
 from ..errors import ConfigError, DataError
-from ..evaluation.accuracy import PairCounts, by_task, count_pairs
+from ..evaluation.accuracy import PairCounts, capability_counts, overall_counts
 from ..evaluation.diagnostics import length_bias, probabilities, reliability, router_result
 from ..evaluation.overlap import split_overlap
 from ..evaluation.results import CalibrationResult, Cost, LengthBias, Overlap, ResultModel, RouterResult
 from ..evaluation.scored_groups import ScoredGroup
 from ..io.paths import write_file
 from ..model.training_prompts import TrainingPrompts
-from ..schema import Group, prompt_key
+from ..schema import Group
 from ..training.graph import Engine
 from .costs import costs
 from .method_suite import MethodSuite, open_suite
@@ -162,11 +162,13 @@ def _result(
     overlap: Overlap,
 ) -> RunResult:
     temperatures = suite.temperatures(console)
-    overall, capabilities = _counts(scored)
     return RunResult(
         inputs=inputs,
-        overall=overall,
-        capabilities=capabilities,
+        overall={task: StoredCounts.of(counts) for task, counts in overall_counts(scored).items()},
+        capabilities={
+            task: {name: StoredCounts.of(counts) for name, counts in capabilities.items()}
+            for task, capabilities in capability_counts(scored).items()
+        },
         router=router_result(scored),
         calibration={method: _calibration(scored, method, temperatures) for method in suite.in_pass},
         length_bias=length_bias(scored),
@@ -175,21 +177,6 @@ def _result(
         gold=tuple(sorted({s.task for s in scored if s.group.source == testbed.SOURCE})),
         overlap=overlap,
     )
-
-
-def _counts(
-    scored: Sequence[ScoredGroup[Group]],
-) -> tuple[dict[str, StoredCounts], dict[str, dict[str, StoredCounts]]]:
-    overall: dict[str, StoredCounts] = {}
-    capabilities: dict[str, dict[str, StoredCounts]] = {}
-    for task, members in by_task(scored).items():
-        if counts := count_pairs((prompt_key(s.group.prompt), s.group.pairs(), s.rewards) for s in members):
-            overall[task] = StoredCounts.of(counts)
-        for name in members[0].capabilities:
-            rows = ((prompt_key(s.group.prompt), s.group.pairs(name), {name: s.capabilities[name]}) for s in members)
-            if counts := count_pairs(rows):
-                capabilities.setdefault(task, {})[name] = StoredCounts.of(counts)
-    return overall, capabilities
 
 
 def _calibration(

@@ -45,7 +45,7 @@ def draw_prompts(per_task: int, seed: int = 0, skip: int = 0) -> list[RLPrompt]:
 
 
 def gold_of(task: str | None, prompt: Prompt, response: str) -> float:
-    """The testbed's gold reward. Raises `DataError` for a task that the testbed does not have."""
+    """Return the testbed's gold reward. Raise `DataError` for a task that the testbed does not have."""
     return gold_reward(task or "", prompt, response)
 
 

@@ -1,7 +1,7 @@
 """The registry of methods, which comparisons, best-of-n, policy optimization, costs, reports and commands read.
 
-A new method is one file that calls `register`: a module of this folder, a module that is imported before the
-experiment, or an entry point of the group `dmoerm.methods`.
+A new method is one file that calls `register`: a module of this folder that `_BUILT_IN` names, a module that is
+imported before the experiment, or an entry point of the group `dmoerm.methods`.
 """
 
 from __future__ import annotations

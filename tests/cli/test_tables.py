@@ -1,0 +1,37 @@
+"""Tables on the screen: names with brackets, and remarks beside the numbers."""
+
+from __future__ import annotations
+
+import pytest
+from report_samples import best_of_n, comparison
+from sample_results import DIFFERENCE, ESTIMATE, example
+
+from dmoerm.cli.tables import print_best_of_n, print_comparison, print_results, screen
+
+TASKS = ("code [python]", "means [/b]")
+OVERLAP = {"known": True, "groups": 3, "prompts": 2, "included": False}
+REMARK = "The model was trained on 2 of the prompts (3 groups); they are left out."
+
+
+def test_results_show_names_with_brackets(capsys: pytest.CaptureFixture[str]) -> None:
+    names = (*TASKS, "mean")
+    results = example(
+        accuracy={"dmoerm": dict.fromkeys(names, ESTIMATE), "general": dict.fromkeys(names, ESTIMATE)},
+        paired={"dmoerm - general": dict.fromkeys(names, DIFFERENCE)},
+        capabilities={TASKS[0]: {"[red]": ESTIMATE}},
+    )
+    print_results(screen(), results)
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in (*TASKS, "[red]"))
+
+
+def test_a_comparison_shows_every_task_and_the_overlap(capsys: pytest.CaptureFixture[str]) -> None:
+    print_comparison(screen(), comparison(methods=("general", "dmoerm"), tasks=TASKS, overlap=OVERLAP))
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in TASKS)
+    assert REMARK in shown
+
+
+def test_best_of_n_shows_the_overlap(capsys: pytest.CaptureFixture[str]) -> None:
+    print_best_of_n(screen(), best_of_n(overlap=OVERLAP))
+    assert REMARK in capsys.readouterr().out
