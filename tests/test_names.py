@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from dmoerm.data.statistics import data_statistics
 from dmoerm.errors import DataError
-from dmoerm.names import MAX_LENGTH, check_name, folder_name
+from dmoerm.evaluation.results import SUMMARIES
+from dmoerm.names import MAX_LENGTH, RESERVED_TASKS, check_name, folder_name
 from dmoerm.schema import parse_group
 
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), max_size=60) | st.from_regex(
@@ -43,6 +44,7 @@ def test_different_names_have_different_folders_even_where_case_is_ignored(first
         ("", "is empty"),
         (" ", "is empty"),
         (" chat", "white space"),
+        ("mean", "reserved for the mean over tasks"),
         ("two\nlines", "a control character"),
         ("two\u2028lines", "a line break"),
         ("\ud800", "surrogate"),
@@ -52,6 +54,11 @@ def test_different_names_have_different_folders_even_where_case_is_ignored(first
 def test_an_invalid_name_is_explained(name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         check_name("task", name)
+
+
+def test_no_task_has_the_name_of_an_entry_beside_the_tasks() -> None:
+    assert RESERVED_TASKS == SUMMARIES
+    assert check_name("capability", "mean") == "mean"
 
 
 def test_reading_data_refuses_the_names_that_training_would_refuse(write_rows) -> None:

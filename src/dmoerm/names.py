@@ -10,6 +10,8 @@ from .errors import shorten
 
 MAX_LENGTH = 100
 """Most characters of a name."""
+RESERVED_TASKS = ("mean", "mean_human")
+"""Names that results use beside those of the tasks."""
 
 _PLAIN = re.compile(r"[a-z0-9][a-z0-9_-]*")
 _MAX_PLAIN, _MAX_SLUG, _DIGEST = 200, 40, 12
@@ -23,10 +25,13 @@ def check_name(kind: str, name: str, max_length: int = MAX_LENGTH) -> str:
         kind: what is named, for the message.
 
     Raises:
-        ValueError: the name is empty, too long, has white space around it, or contains a forbidden character.
+        ValueError: the name is empty, too long, has white space around it, or contains a forbidden character;
+            or a task has one of `RESERVED_TASKS`.
     """
     fault = ""
-    if not name.strip():
+    if kind == "task" and name in RESERVED_TASKS:
+        fault = "is reserved for the mean over tasks; choose another"
+    elif not name.strip():
         fault = "is empty; give it a name"
     elif name != name.strip():
         fault = "begins or ends with white space; remove it"
