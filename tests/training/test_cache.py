@@ -56,6 +56,17 @@ def test_a_second_run_computes_nothing(begun: Callable[..., Any], monkeypatch: p
     assert torch.equal(again.states(start.train[0].encoded)[0], start.run.cache.states(start.train[0].encoded)[0])
 
 
+def test_a_complete_cache_may_be_read_only(begun: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    start = begun()
+    cache = ActivationCache(start.run.cache.folder.parent, start.run.model, hidden=True, embedding=False, limit=1e12)
+
+    def read_only() -> Any:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(cache, "_lock", read_only)
+    assert cache.fill([e.encoded for e in (*start.train, *start.validation)]) == 0
+
+
 def test_only_what_is_new_is_computed(begun: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     start = begun()
     told: list[tuple[int, int]] = []

@@ -169,6 +169,8 @@ class ActivationCache:
 
     def _shrink(self) -> None:
         """Reduce the folder to a limit that was higher before; evict this run's own shards too if necessary."""
+        if self._excess(0)[0] <= 0:  # no lock: a complete cache may be in a folder that cannot be written
+            return
         with self._lock():
             excess, shards = self._excess(0)
             for shard_file, _, taken in shards:
