@@ -45,8 +45,12 @@ class ResponseScore(BaseModel):
     task: str | None = Field(description="The task whose experts scored; null: the general model.")
     route: dict[str, float] = Field(description="Task → probability, from the prompt alone.")
     capabilities: dict[str, float] = Field(description="Capability → score, in standard deviations.")
-    uncertainty: float | None = Field(description="How far the experts disagree; null for the general model.")
-    temperature: float = Field(description="σ((reward_a − reward_b) / temperature): probability that a is better.")
+    uncertainty: float | None = Field(
+        description="How far the experts disagree; null for the general model and for an empty response."
+    )
+    temperature: float = Field(
+        description="σ((a − b) / temperature) is the probability that a is better, for rewards within ±10."
+    )
     truncated: bool = Field(description="Whether the prompt or the response was too long and was cut.")
 
 
