@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dmoerm.training.losses import mean_by_expert, preference_losses
+from dmoerm.training.batches import PreferenceBatch
+from dmoerm.training.losses import PreferenceLossModule, mean_by_expert, preference_losses
 
 margins = st.floats(-1e4, 1e4, width=32)
 
@@ -80,3 +81,14 @@ def test_each_expert_has_the_mean_of_its_own_rows() -> None:
     assert mean_by_expert(values, weights, expert, 3, torch.tensor([2.0, 1, 4])).tolist() == pytest.approx(
         [0.5, 0, 3.5]
     )
+
+
+def test_l2_adds_half_the_squared_distance_to_the_start() -> None:
+    scorer = torch.nn.Sequential(torch.nn.Linear(3, 1, bias=False), torch.nn.Flatten(0))
+    index, weight = torch.tensor([0]), torch.ones(1)
+    batch = PreferenceBatch(torch.zeros(2, 3), index, index + 1, weight, weight * 0, weight, index, share=0.5)
+    module = PreferenceLossModule(scorer, l2=0.8, pulled=scorer)
+    start = float(module(batch).loss)
+    with torch.no_grad():
+        scorer[0].weight += 2.0
+    assert float(module(batch).loss) - start == pytest.approx(0.5 * 0.8 / 2 * 3 * 2.0**2)
