@@ -84,11 +84,12 @@ def test_each_expert_has_the_mean_of_its_own_rows() -> None:
 
 
 def test_l2_adds_half_the_squared_distance_to_the_start() -> None:
-    scorer = torch.nn.Sequential(torch.nn.Linear(3, 1, bias=False), torch.nn.Flatten(0))
+    linear = torch.nn.Linear(3, 1, bias=False)
+    scorer = torch.nn.Sequential(linear, torch.nn.Flatten(0))
     index, weight = torch.tensor([0]), torch.ones(1)
     batch = PreferenceBatch(torch.zeros(2, 3), index, index + 1, weight, weight * 0, weight, index, share=0.5)
-    module = PreferenceLossModule(scorer, l2=0.8, pulled=scorer)
+    module = PreferenceLossModule(scorer, l2=0.8, penalized=scorer)
     start = float(module(batch).loss)
     with torch.no_grad():
-        scorer[0].weight += 2.0
+        linear.weight.add_(2.0)
     assert float(module(batch).loss) - start == pytest.approx(0.5 * 0.8 / 2 * 3 * 2.0**2)
