@@ -13,7 +13,7 @@ from dmoerm.evaluation.accuracy import (
     resample,
     right_pairs,
 )
-from dmoerm.evaluation.diagnostics import calibration_result, length_bias, router_result
+from dmoerm.evaluation.diagnostics import calibration_result, length_bias, pooled, reliability, router_result
 from dmoerm.evaluation.scored_groups import ScoredGroup
 from dmoerm.schema import Group, Pair
 
@@ -190,6 +190,12 @@ def test_router() -> None:
     assert router_result(groups[-1:]).accuracy is None
 
 
+def test_the_router_counts_every_prompt_of_a_cell() -> None:
+    groups = [scored(prompt, [1, 0], [1, 0]) for prompt in "pqr"]
+    assert router_result(groups).confusion == {"chat": {"chat": 3}}
+    assert router_result(groups).accuracy == 1.0
+
+
 def test_calibration() -> None:
     margin = float(np.log(3))  # a win probability of 0.75
     right, wrong = [scored("p", [1, 0], [margin, 0])] * 3, [scored("q", [0, 1], [margin, 0])]
@@ -201,6 +207,36 @@ def test_calibration() -> None:
     assert sure.bins[-1].pairs == 1
     assert sure.ece == pytest.approx(0, abs=1e-9)
     assert calibration_result([scored("p", [1, 0], [2, 2])]).ece == pytest.approx(0)
+
+
+def test_the_bins_divide_the_confidence_evenly() -> None:
+    found = reliability([0.5, 0.56, 0.44, 0.97, 1.0], bins=5)
+    assert [(round(b.low, 6), round(b.high, 6)) for b in found.bins] == [
+        (0.5, 0.6),
+        (0.6, 0.7),
+        (0.7, 0.8),
+        (0.8, 0.9),
+        (0.9, 1.0),
+    ]
+    assert [b.pairs for b in found.bins] == [3, 0, 0, 0, 2]
+    assert found.bins[0].confidence == pytest.approx((0.5 + 0.56 + 0.56) / 3)
+    assert found.bins[0].accuracy == pytest.approx((0.5 + 1 + 0) / 3)
+    assert found.bins[4].accuracy == 1
+    assert found.bins[1].confidence is None
+
+
+def test_pooled_calibration_is_that_of_all_pairs_together() -> None:
+    rng = np.random.default_rng(0)
+    first, second = rng.random(200).tolist(), rng.random(90).tolist()
+    joined, whole = pooled([reliability(first), reliability(second)]), reliability([*first, *second])
+    assert joined.pairs == whole.pairs == 290
+    assert joined.ece == pytest.approx(whole.ece)
+    for one, other in zip(joined.bins, whole.bins, strict=True):
+        assert (one.low, one.pairs) == (other.low, other.pairs)
+        assert one.confidence == pytest.approx(other.confidence)
+        assert one.accuracy == pytest.approx(other.accuracy)
+    with pytest.raises(ValueError, match="shorter"):
+        pooled([reliability(first), reliability(second, bins=5)])
 
 
 def test_length_bias() -> None:

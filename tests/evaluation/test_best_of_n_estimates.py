@@ -127,3 +127,53 @@ def test_overoptimization_is_detected() -> None:
     assert (bad.gold_interval[:, 0] <= bad.gold).all()
     assert (bad.gold <= bad.gold_interval[:, 1]).all()
     assert bad.gold_by_prompt.shape == (60, len(ns))
+
+
+def test_the_summary_names_its_ns_and_fits_the_curve_of_the_mean_gold() -> None:
+    ns = [1, 2, 4, 8, 16, 32, 64, 128, 256]
+    bad = summarize(*samples(True), ns)
+    assert bad.ns == tuple(ns)
+    assert bad.curve is not None
+    gold = bad.gold_by_prompt.mean(0)
+    expected = fit_curve("bon", np.sqrt(best_of_n_kl(ns)), gold - gold[0])
+    assert (bad.curve.kind, bad.curve.alpha, bad.curve.beta) == (expected.kind, expected.alpha, expected.beta)
+    assert bad.curve.at([expected.peak]) == pytest.approx([expected.value])
+
+
+def test_three_points_are_enough_for_a_curve() -> None:
+    """Of n = 2, 3 and 4 the distances √KL are below 1."""
+    gold = np.array([[0.0, 1.0, 2.0, 3.0]] * 3)
+    assert summarize_prompts(gold, gold, [1, 2, 3, 4]).curve is not None
+    assert summarize_prompts(gold[:, :3], gold[:, :3], [1, 2, 3]).curve is None
+
+
+def test_a_curve_that_rises_has_no_interval_of_a_peak() -> None:
+    d = np.sqrt(best_of_n_kl([1, 2, 4, 8]))
+    gold = np.tile(d + 0.1 * d * d, (4, 1))
+    curve = summarize_prompts(gold, gold, [1, 2, 4, 8]).curve
+    assert curve is not None
+    assert curve.peak is None
+    assert curve.peak_interval is None
+
+
+@pytest.mark.parametrize("level", [-10.0, 0.0, 10.0])
+def test_a_fall_does_not_depend_on_the_level_of_the_gold(level: float) -> None:
+    gold = level + np.array([[0.0, 1.0, 0.5], [0.0, 1.2, 0.5], [0.1, 1.0, 0.4]])
+    assert summarize_prompts(gold, gold, [1, 2, 4]).falls_after == 2
+    rising = level + np.array([[0.0, 1.0, 1.5], [0.0, 1.2, 1.5], [0.1, 1.0, 1.4]])
+    assert summarize_prompts(rising, rising, [1, 2, 4]).falls_after is None
+    level_at_the_end = level + np.array([[0.0, 1.0, 1.0]] * 3)
+    assert summarize_prompts(level_at_the_end, level_at_the_end, [1, 2, 4]).falls_after is None, "equal is no fall"
+
+
+def test_too_few_samples_are_reported_with_their_shape_and_field() -> None:
+    with pytest.raises(DataError, match=r"proxy: best-of-n needs two samples or more \(got \(1,\)\)"):
+        best_of_n([1], [1, 2], [1])
+    with pytest.raises(DataError, match=r"^scores: 3 proxy"):
+        best_of_n([1, 2, 3], [1, 2], [1])
+
+
+def test_grades_may_be_integers_in_text() -> None:
+    assert best_of_n([1, 2], np.array(["3", "5"]), [2]) == pytest.approx([5])
+    d, gains = np.array([1.0, 2.0, 3.0]), np.array(["1", "2", "3"])
+    assert fit_curve("bon", d, gains).alpha == pytest.approx(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -93,3 +94,34 @@ def test_l2_adds_half_the_squared_distance_to_the_start() -> None:
     with torch.no_grad():
         linear.weight.add_(2.0)
     assert float(module(batch).loss) - start == pytest.approx(0.5 * 0.8 / 2 * 3 * 2.0**2)
+
+
+def module_batch(margin: float) -> tuple[PreferenceLossModule, PreferenceBatch]:
+    """A scorer that returns its input, and the pair 1.5 > 0.5 whose label requires the margin."""
+    index, one = torch.tensor([0]), torch.ones(1)
+    batch = PreferenceBatch(torch.tensor([1.5, 0.5]), index, index + 1, one, one * margin, one, index)
+    return PreferenceLossModule(torch.nn.Identity()), batch
+
+
+def test_a_required_margin_is_subtracted_and_does_not_change_what_is_correct() -> None:
+    module, batch = module_batch(margin=3.0)
+    losses = module(batch)
+    assert float(losses.loss) == pytest.approx(math.log1p(math.exp(2.0)))  # −log σ(1 − 3)
+    assert losses.correct.tolist() == [1.0]
+    assert losses.certainty.tolist() == [1.0]
+
+
+class ActiveScorer(torch.nn.Module):
+    """Scores by expert: expert i gives i + 1 times the input; only the active experts are returned."""
+
+    def forward(self, inputs: Tensor, active: Tensor | None = None) -> Tensor:
+        rewards = torch.tensor([[1.0], [2.0], [3.0]]) * inputs
+        return rewards if active is None else rewards[active]
+
+
+def test_pairs_read_the_rewards_of_their_expert_among_the_active_ones() -> None:
+    module = PreferenceLossModule(ActiveScorer(), num_experts=3)
+    index, one = torch.tensor([0]), torch.ones(1)
+    batch = PreferenceBatch(torch.tensor([1.0, 0.0]), index, index + 1, one, 0 * one, one, index + 2, index + 2)
+    assert float(module(batch).loss) == pytest.approx(math.log1p(math.exp(-3.0)))
+    assert float(module(batch).loss) == float(module(replace(batch, active=None)).loss)
