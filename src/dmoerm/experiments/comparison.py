@@ -73,7 +73,8 @@ def compare_methods(
         for seed in seeds:
             console.print(f"{name}, seed {seed}", style="bold", highlight=False, markup=False)
             settings = run_settings(config, name, flips, seed)
-            run = measure_run(settings, members, chosen, console, engine, include_trained, training_prompts)
+            first = not runs  # only the first run's costs are reported
+            run = measure_run(settings, members, chosen, console, engine, include_trained, training_prompts, first)
             runs.setdefault(name, []).append(run)
     every = [run for row in runs.values() for run in row]
     return Comparison(

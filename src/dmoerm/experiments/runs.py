@@ -83,10 +83,12 @@ def measure_run(
     engine: Engine | None = None,
     include_trained: bool = False,
     training_prompts: Sequence[TrainingPrompts] = (),
+    time_methods: bool = True,
 ) -> RunResult:
     """Train and score what is missing: the run in `config.output`, the other methods and run.json beside it.
 
     Args:
+        time_methods: measure the costs of the methods, which takes minutes; otherwise `costs` is empty.
         training_prompts: the prompts that external methods were trained on; held-out groups with such a prompt are left
             out for all methods, or kept with `include_trained`.
 
@@ -100,12 +102,13 @@ def measure_run(
     _check(test, methods)
     inputs = _inputs(config, dataclasses.replace(data, test=test), members, methods)
     file = Path(config.output).parent / "run.json"
-    if (stored := _read(file)) and stored.inputs == inputs:
+    if (stored := _read(file)) and stored.inputs == inputs and (stored.costs or not time_methods):
         console.print("  done before", highlight=False)
         return stored
     suite = open_suite(config, members, console, engine, methods)
     scored = _with_standalone(suite, suite.score(test, console=console))
-    result = _result(suite, scored, test, console, inputs, overlap)
+    timed = costs(suite, test[:_TIMED]) if time_methods else {}
+    result = _result(suite, scored, console, inputs, overlap, timed)
     write_file(file, result.model_dump_json() + "\n")
     return result
 
@@ -156,10 +159,10 @@ def _with_standalone(suite: MethodSuite, scored: Sequence[ScoredGroup[Group]]) -
 def _result(
     suite: MethodSuite,
     scored: Sequence[ScoredGroup[Group]],
-    test: Sequence[Group],
     console: Console,
     inputs: dict[str, Any],
     overlap: Overlap,
+    timed: dict[str, Cost],
 ) -> RunResult:
     temperatures = suite.temperatures(console)
     return RunResult(
@@ -172,7 +175,7 @@ def _result(
         router=router_result(scored),
         calibration={method: _calibration(scored, method, temperatures) for method in suite.in_pass},
         length_bias=length_bias(scored),
-        costs=costs(suite, test[:_TIMED]),
+        costs=timed,
         derived=tuple(sorted({s.task for s in scored if s.group.scores_derived})),
         gold=tuple(sorted({s.task for s in scored if s.group.source == testbed.SOURCE})),
         overlap=overlap,
