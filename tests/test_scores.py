@@ -1,4 +1,4 @@
-"""The range of rewards, win probabilities, and the queries that `score` makes of its arguments."""
+"""The range of rewards, win probabilities, weights, and the queries that `score` makes of its arguments."""
 
 from __future__ import annotations
 
@@ -11,7 +11,18 @@ from hypothesis import strategies as st
 
 from dmoerm.errors import DataError
 from dmoerm.schema import Message
-from dmoerm.scores import MIN_REWARD, Score, as_queries, bound_reward, group_by_prompt, log_columns, unbound_reward
+from dmoerm.scores import (
+    MAX_WEIGHT,
+    MIN_REWARD,
+    Score,
+    apply_weights,
+    as_queries,
+    bound_reward,
+    check_weights,
+    group_by_prompt,
+    log_columns,
+    unbound_reward,
+)
 
 SAMPLES = st.lists(
     st.tuples(st.sampled_from([None, "a", "b"]), st.sampled_from(["p", "q"]), st.sampled_from(["", " \n", "x", "y"]))
@@ -136,3 +147,110 @@ def test_log_columns_of_plain_names():
         "task/a%2Fb": [0.0],
         "chat/wit": [2.0],
     }
+
+
+# --- weights -------------------------------------------------------------------------------------------------------
+
+NAMES = ["wit", "tone", "logic"]
+CAPABILITIES = st.fixed_dictionaries(dict.fromkeys(NAMES, st.floats(-8, 8)))
+WEIGHTS = st.fixed_dictionaries({}, optional=dict.fromkeys(NAMES, st.floats(-MAX_WEIGHT, MAX_WEIGHT)))
+TASKS = {"chat": ["wit", "tone"], "qa": ["logic"], "bare": []}
+
+
+def rated(value: float, capabilities: dict[str, float]) -> Score:
+    return Score(bound_reward(value), "chat", {"chat": 1.0}, capabilities, 0.5, 1.5)
+
+
+@given(VALUES, CAPABILITIES, WEIGHTS)
+def test_a_weight_adds_its_share_of_the_capability_and_changes_nothing_else(value, capabilities, weights):
+    plain = rated(value, capabilities)
+    score = plain.reweighted(weights)
+    shift = sum((weight - 1) * capabilities[name] for name, weight in weights.items()) / 3
+    assert unbound_reward(score.reward) == pytest.approx(value + shift, rel=1e-6, abs=1e-9)
+    assert MIN_REWARD < np.float32(score.reward) < -MIN_REWARD
+    assert score.capabilities is plain.capabilities
+    assert (score.task, score.route, score.uncertainty, score.temperature, score.truncated) == (
+        plain.task,
+        plain.route,
+        plain.uncertainty,
+        plain.temperature,
+        plain.truncated,
+    )
+
+
+@given(VALUES, CAPABILITIES, st.fixed_dictionaries({}, optional=dict.fromkeys([*NAMES, "other"], st.just(1.0))))
+def test_weights_of_one_are_the_plain_reward_to_the_last_bit(value, capabilities, weights):
+    plain = rated(value, capabilities)
+    assert plain.reweighted(weights) is plain
+
+
+@given(VALUES, VALUES, CAPABILITIES, CAPABILITIES, st.floats(0.1, 5), st.floats(0.1, 5))
+def test_raising_a_weight_favors_the_response_that_is_better_on_it(first, second, better, worse, weight, more):
+    better, worse = better | {"wit": 3.0}, worse | {"wit": -3.0}
+    margins = []
+    for u in (weight, weight + more):
+        a, b = (rated(v, c).reweighted({"wit": u}) for v, c in ((first, better), (second, worse)))
+        margins.append(unbound_reward(a.reward) - unbound_reward(b.reward))
+    assert margins[1] - margins[0] == pytest.approx(more * 6 / 3, rel=1e-3, abs=1e-3)
+
+
+def test_the_order_of_the_weights_does_not_change_a_bit():
+    plain = rated(0.3, {"wit": 0.1, "tone": 0.7, "logic": -1.3})
+    weights = {"wit": 2.3, "tone": 5.7, "logic": 3.1}
+    rewards = {plain.reweighted(dict(sorted(weights.items(), key=key))).reward for key in (str, lambda pair: pair[1])}
+    assert len(rewards) == 1
+
+
+def test_a_win_probability_uses_the_reweighted_rewards():
+    first, second = (rated(0.0, {"wit": wit, "tone": 0.0}).reweighted({"wit": 4}) for wit in (1.0, 0.0))
+    assert first.win_probability(second) == pytest.approx(1 / (1 + math.exp(-(3 / 2) / 1.5)))
+
+
+def test_weights_have_no_effect_without_capability_scores():
+    empty, general = Score(MIN_REWARD, "chat", {}, {}, None, 1.0), Score(0.4, None, {}, {}, None, 1.0)
+    assert list(apply_weights([[empty], [general]], {"wit": 5.0})) == [[empty], [general]]
+    lowest = rated(-1e6, {"wit": -8.0}).reweighted({"wit": MAX_WEIGHT})
+    assert lowest.reward > empty.reward
+    assert not lowest.empty
+
+
+def test_a_capability_that_is_not_finite_counts_only_with_a_weight():
+    score = rated(0.5, {"wit": math.nan, "tone": 1.0})
+    assert score.reweighted({"tone": 3}).reward == 1.5
+    assert math.isnan(score.reweighted({"wit": 2}).reward)
+
+
+@pytest.mark.parametrize("weights", [None, {}, {"wit": 2, "logic": -10}, {"tone": np.float32(0.5)}])
+def test_valid_weights(weights):
+    check_weights(weights, TASKS)
+    check_weights(weights, TASKS, ["chat", "qa"])
+    check_weights(weights, TASKS, ["chat", None])  # the router may choose any task
+    rewards = [score.reward for (score,) in apply_weights([[rated(0.5, {"wit": 1.0, "tone": 1.0})]], weights)]
+    assert all(type(reward) is float for reward in rewards)
+
+
+@pytest.mark.parametrize(
+    ("weights", "chosen", "field", "message"),
+    [
+        ({"empathy": 2}, [], "weights", "the model has no such capability.*'empathy'.*wit, tone, logic"),
+        ({"logic": 2}, ["chat"], "weights", "task chat has no such capability.*'logic'.*use one of wit, tone$"),
+        ({"logic": 2}, ["chat", "bare"], "weights", "task chat or bare has no such"),
+        ({"empathy": 2}, ["chat", None], "weights", "the model has no such"),
+        ({"wit": 2}, ["bare"], "weights", "leave the weights out"),
+        ({"wit": math.nan}, [], "weights.wit", "not a number from -10 to 10.*nan"),
+        ({"wit": math.inf}, [], "weights.wit", "not a number"),
+        ({"wit": 10.1}, [], "weights.wit", "got 10.1"),
+        ({"wit": "2"}, [], "weights.wit", "got '2'"),
+        ({"wit": True}, [], "weights.wit", "got True"),
+        ({"wit": None}, [], "weights.wit", "not a number"),
+        (["wit"], [], "weights", "is list, not a mapping"),
+    ],
+)
+def test_invalid_weights_are_named(weights, chosen, field, message):
+    with pytest.raises(DataError, match=f"(?s){message}") as caught:
+        check_weights(weights, TASKS, chosen)
+    assert caught.value.field == field
+
+
+def test_an_unknown_task_is_left_to_the_check_of_tasks():
+    check_weights({"logic": 2}, TASKS, ["poetry"])

@@ -1,16 +1,21 @@
-"""The scores of a reward model, from this process or from a server, and the range of its rewards.
+"""The scores of a reward model, from this process or from a server, the range of its rewards, and people's weights.
 
 Rewards are centered and scaled (standard deviation 1) and then bounded to (−20, 20): values within ±10 stay as they
 are, values beyond it approach ±20 without reaching it. An empty response (no text but white space) has exactly
 `MIN_REWARD`, which no other response has, so it is below every response to any prompt. Win probabilities are computed
 on the unbounded values, so the bound changes neither the order nor the probabilities of responses with text.
+
+Weights of capabilities, which people set when they score, shift the unbounded rewards without retraining:
+
+    reward' = reward + 1/k · Σ_i (u_i − 1) · c_i        u_i: weights, 1 by default; c_i: the k capability scores
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any, Protocol
 
 from .errors import DataError
@@ -19,6 +24,12 @@ from .schema import Message, Prompt, Query, parse_query
 
 MIN_REWARD = -20.0
 """The reward of an empty response, and the lower end of the range; no other response reaches it."""
+
+MAX_WEIGHT = 10.0
+"""The largest absolute value of a capability's weight."""
+
+Weights = Mapping[str, float]
+"""Capability → weight."""
 
 _IDENTITY = 10.0  # rewards within ± this value are not changed
 _LOWEST = -19.999998092651367  # the float32 value next to MIN_REWARD: logits are float32
@@ -55,7 +66,7 @@ class Score:
         task: the task whose model scored, or None for the general model.
         route: task → probability, from the prompt alone.
         capabilities: capability → score, in standard deviations from the training part's mean. Empty for the general
-            model and for an empty response.
+            model and for an empty response, whose rewards therefore do not depend on weights.
         uncertainty: how far the experts disagree, in the same unit; None for the general model and for an empty
             response. For an ensemble: how far its members disagree, in the reward's unit.
         temperature: σ((a − b) / temperature) is the probability that a is better than b, for unbounded rewards a and b.
@@ -81,6 +92,62 @@ class Score:
             return 0.5
         margin = unbound_reward(self.reward) - unbound_reward(other.reward)
         return 0.5 + 0.5 * math.tanh(margin / self.temperature / 2)  # σ without overflow
+
+    def reweighted(self, weights: Weights) -> Score:
+        """Return the score with its reward under other weights of the capabilities; all else stays the same.
+
+        reward' = reward + 1/k · Σ_i (u_i − 1) · c_i for the weights u_i and the k capability scores c_i, on unbounded
+        rewards. A weight of 1 leaves a capability's share as the aggregator learned it; each unit more adds 1/k of the
+        capability's score, its share in a mean of all scores. If all weights are 1, the score is returned itself. Names
+        that the task does not have are ignored; see `check_weights`.
+        """
+        shifts = [(float(weights[name]) - 1) * c for name, c in self.capabilities.items() if weights.get(name, 1) != 1]
+        if not shifts:
+            return self
+        reward = unbound_reward(self.reward) + sum(shifts) / len(self.capabilities)
+        return replace(self, reward=bound_reward(reward))
+
+
+def apply_weights(scores: Iterable[list[Score]], weights: Weights | None) -> Iterator[list[Score]]:
+    """Yield each query's scores under the weights (`Score.reweighted`); None: unchanged."""
+    return ([score.reweighted(weights) for score in row] if weights else row for row in scores)
+
+
+def check_weights(
+    weights: Weights | None, tasks: Mapping[str, Sequence[str]], chosen: Iterable[str | None] = ()
+) -> None:
+    """Check the weights that people set; None is valid.
+
+    Args:
+        tasks: the model's tasks with their capabilities.
+        chosen: the tasks of the queries. If all queries name a task, each weight must belong to one of these tasks. If
+            the router decides (None), or nothing is chosen, it must belong to any task of the model.
+
+    Raises:
+        DataError: an unknown capability, or a weight that is not a number within ±`MAX_WEIGHT`.
+    """
+    if weights is None:
+        return
+    if not isinstance(weights, Mapping):
+        message = f"is {type(weights).__name__}, not a mapping"
+        raise DataError(message, field="weights", value=weights, hint="give a weight for each capability's name")
+    chosen_tasks = set(chosen)
+    known = bool(chosen_tasks) and chosen_tasks <= tasks.keys()
+    allowed = {task: names for task, names in tasks.items() if task in chosen_tasks or not known}
+    names = list(dict.fromkeys(name for capabilities in allowed.values() for name in capabilities))
+    for name, weight in weights.items():
+        if name not in names:
+            owner = f"task {' or '.join(allowed)}" if known else "the model"
+            hint = f"use one of {', '.join(names)}" if names else "leave the weights out"
+            raise DataError(f"{owner} has no such capability", field="weights", value=name, hint=hint)
+        _check_weight(name, weight)
+
+
+def _check_weight(name: str, weight: Any) -> None:
+    if not isinstance(weight, Real) or isinstance(weight, bool) or not abs(float(weight)) <= MAX_WEIGHT:
+        message = f"is not a number from {-MAX_WEIGHT:g} to {MAX_WEIGHT:g}"
+        hint = "1 keeps the capability's share in the reward, 2 adds to it"
+        raise DataError(message, field=f"weights.{name}", value=weight, hint=hint)
 
 
 def log_columns(scores: Sequence[Score], tasks: Mapping[str, Sequence[str]]) -> dict[str, list[float]]:

@@ -284,6 +284,51 @@ def test_bad_rows_can_be_left_out(trained: Path, tmp_path: Path, write_rows: Cal
     assert "3 rows skipped" in result.stderr
 
 
+def test_score_with_weights(trained: Path, tmp_path: Path, write_rows: Callable[..., Path]) -> None:
+    source = write_rows(queries())
+    for name, weights in (("plain", ()), ("weighted", ("--weight", "empathy=3", "--weight", "logic=-0.5"))):
+        options = ("--output", tmp_path / f"{name}.jsonl", "--json", tmp_path / f"{name}.json")
+        result = run("score", trained, "--input", source, "--task", "chitchat", *options, *weights[:2])
+        assert result.exit_code == 0, result.output
+    for plain, row in zip(lines(tmp_path / "plain.jsonl"), lines(tmp_path / "weighted.jsonl"), strict=True):
+        empathy = plain["capabilities"]["empathy"]
+        assert row["rewards"] == pytest.approx([r + c for r, c in zip(plain["rewards"], empathy, strict=True)])
+        assert row | {"rewards": 0} == plain | {"rewards": 0}
+    written = [json.loads((tmp_path / f"{name}.json").read_text())["weights"] for name in ("plain", "weighted")]
+    assert written == [None, {"empathy": 3.0}]
+    result = run("score", trained, "--input", source, *weights)  # one for each task
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--weight", "empathy"), "--weight: 'empathy' is invalid; write CAPABILITY=NUMBER"),
+        (("--weight", "=2"), "--weight: '=2' is invalid"),
+        (("--weight", "empathy=much"), "--weight: 'empathy=much' is invalid"),
+        (("--weight", "wit=2"), "weights: the model has no such capability (got 'wit'); use one of empathy,"),
+        (("--weight", "logic=2", "--task", "chitchat"), "weights: task chitchat has no such capability (got 'logic')"),
+        (("--weight", "empathy=11"), "weights.empathy: is not a number from -10 to 10 (got 11.0)"),
+        (("--weight", "empathy=nan", "--skip-bad"), "(got nan)"),
+    ],
+)
+def test_invalid_weights_leave_no_file(
+    trained: Path, tmp_path: Path, write_rows: Callable[..., Path], options: tuple[str, ...], message: str
+) -> None:
+    output = tmp_path / "scores.jsonl"
+    result = run("score", trained, "--input", write_rows(queries()), "--output", output, *options)
+    assert result.exit_code == 1
+    assert message in result.stderr
+    assert not output.exists()
+
+
+def test_a_continued_run_on_ray_must_have_the_same_weights() -> None:
+    from dmoerm.cli.score import ScoreOptions, _description
+
+    options = ScoreOptions(["m"], "x.jsonl", weight=["logic=2", "empathy=1.00000001"])
+    assert _description(options, ["m"]) == "m, weight empathy=1.00000001, weight logic=2.0"
+
+
 def test_unknown_task_option(trained: Path, write_rows: Callable[..., Path]) -> None:
     result = run("score", trained, "--input", write_rows(queries()), "--task", "strange")
     assert result.exit_code == 1

@@ -47,12 +47,12 @@ def client(handler: Any = respond, **settings: Any) -> Client:
     return Client("http://server", transport=httpx2.MockTransport(handler), **settings)
 
 
-def ask(kind: str, handler: Any, queries: Any = MANY[:1], **settings: Any) -> list[Any]:
+def ask(kind: str, handler: Any, queries: Any = MANY[:1], weights: Any = None, **settings: Any) -> list[Any]:
     """The scores that a client of this kind receives from a server."""
     if kind == "sync":
-        return list(client(handler, **settings).score_queries(queries))
+        return list(client(handler, **settings).score_queries(queries, weights))
     made = AsyncClient("http://server", transport=httpx2.MockTransport(handler), **settings)
-    return asyncio.run(made.score_queries(queries))
+    return asyncio.run(made.score_queries(queries, weights))
 
 
 both = pytest.mark.parametrize("kind", ["sync", "async"])
@@ -70,6 +70,28 @@ def test_it_scores_as_a_model_does():
     assert rm.ready()
     with pytest.raises(DataError, match="responses: is one text"):
         rm.score("a", "b")
+
+
+@both
+def test_weights_change_the_rewards_as_in_a_model(kind):
+    queries = [Query(prompt="why?", responses=("tt", "a" * 50, "")), Query(prompt="so", responses=("t",))]
+    plain, weights = ask(kind, respond, queries), {"logic": 3, "empathy": 0.5}
+    assert ask(kind, respond, queries, weights=weights) == [[s.reweighted(weights) for s in row] for row in plain]
+    assert ask(kind, respond, queries, weights=weights) != plain
+    assert ask(kind, respond, queries, weights=None) == plain
+    with pytest.raises(DataError, match="the model has no such capability"):
+        ask(kind, respond, queries, weights={"wit": 2})
+    given = [query.model_copy(update={"task": "chitchat"}) for query in queries]
+    with pytest.raises(DataError, match="task chitchat has no such capability"):
+        ask(kind, respond, given, weights={"logic": 2})
+    many = [Query(prompt="a", responses=("t",) * 200, task=task) for task in TASKS]  # a request for each task
+    assert ask(kind, respond, many, weights={"logic": 2})[1][0].reward != 1.0
+    with pytest.raises(ConfigError, match="no model 'other'"):
+        ask(kind, respond, queries, weights=weights, model="other")
+
+
+def test_the_default_model_and_a_named_one_have_tasks():
+    assert client().tasks() == client(model="rule").tasks() == TASKS
 
 
 @both

@@ -48,6 +48,9 @@ def test_scores_are_the_models(url: str, trained_run: Any) -> None:
     expected = list(trained_run.model.score_queries(QUERIES))
     with Client(url, "sesame") as rm:
         assert_equal(list(rm.score_queries(QUERIES)), expected)
+        weights = {"empathy": 3, "correctness": -2}
+        weighted = list(trained_run.model.score_queries(QUERIES, weights=weights))
+        assert_equal(list(rm.score_queries(QUERIES, weights)), weighted)
         assert rm.models() == {"tiny": trained_run.model.config.tasks}
         assert rm.ready()
 

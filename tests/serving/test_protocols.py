@@ -71,6 +71,52 @@ def test_a_task_can_be_forced(http, trained_run):
         assert item["win_probabilities"] is None
 
 
+def test_weights_of_capabilities(http, trained_run):
+    body = {"items": [{"prompt": "Hi!", "responses": ["Hello.", "No.", ""], "task": "chitchat"}]}
+    plain = http.post("/v1/score", json=body).json()["items"][0]
+    weighted = http.post("/v1/score", json=body | {"weights": {"empathy": 4}}).json()["items"][0]
+    expected = trained_run.model.score("Hi!", ["Hello.", "No.", ""], "chitchat", weights={"empathy": 4})
+    assert [entry["reward"] for entry in weighted["scores"]] == rewards(expected)
+    assert weighted["scores"][0]["reward"] != pytest.approx(plain["scores"][0]["reward"], abs=1e-3)
+    assert weighted["scores"][2]["reward"] == MIN_REWARD
+    for entry, other in zip(weighted["scores"], plain["scores"], strict=True):
+        assert entry["capabilities"] == pytest.approx(other["capabilities"], abs=1e-5)
+    chance = expected[0].win_probability(expected[1])
+    assert weighted["win_probabilities"][0][1] == pytest.approx(chance, abs=1e-4)
+    for weights in (None, {}, {"empathy": 1}):
+        same = http.post("/v1/score", json=body | {"weights": weights}).json()["items"][0]
+        assert [s["reward"] for s in same["scores"]] == [s["reward"] for s in plain["scores"]]
+
+
+def test_weights_in_a_request_of_several_tasks(http):
+    items = [{"prompt": "Hi!", "responses": ["Hello."], "task": task} for task in ("chitchat", "objective_qa")]
+    plain, weighted = (
+        [item["scores"][0]["reward"] for item in http.post("/v1/score", json=body).json()["items"]]
+        for body in ({"items": items}, {"items": items, "weights": {"logic": 3}})
+    )
+    assert weighted[0] == pytest.approx(plain[0], abs=1e-5)
+    assert weighted[1] != pytest.approx(plain[1], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("weights", "task", "param", "message"),
+    [
+        ({"wit": 2}, None, "weights", "the model has no such capability"),
+        ({"logic": 2}, "chitchat", "weights", "task chitchat has no such capability"),
+        ({"empathy": -11}, None, "weights.empathy", "from -10 to 10"),
+        ({"empathy": "much"}, None, "weights.empathy", "valid number"),
+        ([2], None, "weights", "dictionary"),
+    ],
+)
+def test_invalid_weights_are_named(http, weights, task, param, message):
+    body = {"items": [{"prompt": "Hi!", "responses": ["Hello."], "task": task}], "weights": weights}
+    answer = http.post("/v1/score", json=body)
+    assert answer.status_code == 422
+    error = answer.json()["error"]
+    assert error["param"] == param
+    assert message in error["message"]
+
+
 def test_prompts_may_be_many(http, trained_run):
     queries = [Query(prompt=f"Question {i}?", responses=("Yes.", "No, " * (i + 1))) for i in range(9)]
     items = [{"prompt": query.prompt, "responses": query.responses} for query in queries]

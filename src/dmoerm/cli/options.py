@@ -107,6 +107,33 @@ def request_fields(options: Sequence[str]) -> dict[str, Any]:
     return parsed
 
 
+WeightOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--weight",
+        metavar="CAPABILITY=NUMBER",
+        help="Give a capability another weight in the rewards, from -10 to 10; may be repeated. Default: 1 for all.",
+    ),
+]
+
+
+def parse_weights(options: Sequence[str]) -> dict[str, float]:
+    """Parse the values of --weight. Raise `ConfigError` for an invalid one."""
+    from ..errors import ConfigError
+
+    weights: dict[str, float] = {}
+    for option in options:
+        name, _, number = option.rpartition("=")
+        try:
+            weights[name] = float(number)
+        except ValueError:
+            name = ""
+        if not name:
+            message = f"--weight: {option!r} is invalid; write CAPABILITY=NUMBER, for example empathy=2"
+            raise ConfigError(message) from None
+    return weights
+
+
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Change a setting; may be repeated.")
 ]

@@ -20,7 +20,18 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from ..io.paths import model_folder
 from ..io.storage import is_url
 from .models import load_model
-from .options import SHOWN_BAD_ROWS, BatchTokens, Deterministic, Dtype, Engine, Format, JsonFile, grouped
+from .options import (
+    SHOWN_BAD_ROWS,
+    BatchTokens,
+    Deterministic,
+    Dtype,
+    Engine,
+    Format,
+    JsonFile,
+    WeightOptions,
+    grouped,
+    parse_weights,
+)
 
 if TYPE_CHECKING:
     from ..errors import DataError
@@ -54,6 +65,7 @@ class ScoreOptions:
         str | None,
         typer.Option(help="Score all rows as this task; otherwise as the row's own task, or as the router decides."),
     ] = None
+    weight: WeightOptions = None
     format: Format = "auto"
     ensemble: Annotated[
         Literal["mean", "wco", "uwo"] | None,
@@ -77,9 +89,14 @@ class ScoreOptions:
         """How several models are combined."""
         return self.ensemble or "mean"
 
+    @property
+    def weights(self) -> dict[str, float] | None:
+        """The weights of capabilities; None: all are 1."""
+        return parse_weights(self.weight) if self.weight else None
+
     def model_options(self) -> dict[str, Any]:
         """Return the keyword arguments of `open_models`."""
-        names = ("batch_tokens", "task", "dtype", "deterministic")
+        names = ("batch_tokens", "task", "dtype", "deterministic", "weights")
         return {name: getattr(self, name) for name in names} | {"ensemble": self.method}
 
 
@@ -101,7 +118,8 @@ def command(options: ScoreOptions, ray: RayOptions, engine: Engine = "local", js
 
     A row has: id, task (null: the general model scored), route (task → probability), temperature, and with one value
     per response rewards, capabilities, uncertainty and truncated; with --best also best and chosen. An empty response
-    has the lowest reward, −20. An output file is written completely or not at all. With --engine ray the output is a
+    has the lowest reward, −20. --weight changes the rewards only; it has no effect on rows that the general model or
+    another task's model scores. An output file is written completely or not at all. With --engine ray the output is a
     folder of such files with a manifest; a run that was stopped continues when it is started again.
     """
     from ..errors import ConfigError
@@ -117,6 +135,7 @@ def command(options: ScoreOptions, ray: RayOptions, engine: Engine = "local", js
 
         ensemble = options.method if options.models[1:] else None
         summary = {"schema": 1, "command": "score", "models": options.models, "ensemble": ensemble}
+        summary["weights"] = options.weights
         summary |= {"input": options.input, "output": options.output, **result}
         summary["seconds"] = round(time.monotonic() - started, 3)
         write_file(json_file, json.dumps(summary, ensure_ascii=False, indent=2) + "\n")
@@ -206,6 +225,7 @@ def _description(options: ScoreOptions, folders: Sequence[str]) -> str:
     """Return the scorer's description in the plan: a run that continues must have the same."""
     parts = [*map(_with_digest, folders), *([options.method] if folders[1:] else [])]
     parts += [f"task {options.task}"] if options.task else []
+    parts += [f"weight {name}={weight}" for name, weight in sorted((options.weights or {}).items())]
     parts += [options.dtype] if options.dtype else []
     parts += ["deterministic"] if options.deterministic else []
     return ", ".join(parts)

@@ -14,7 +14,7 @@ import email.utils
 import os
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import httpx2
@@ -159,6 +159,13 @@ class BaseClient:
 
     def _models(self, content: Any) -> dict[str, dict[str, list[str]]]:
         return {entry.id: entry.tasks for entry in self._parsed(_ModelsContent, content).data}
+
+    def _tasks_of(self, models: Mapping[str, dict[str, list[str]]]) -> dict[str, list[str]]:
+        """Return the tasks of the client's model, with their capabilities."""
+        if self.model not in (None, *models):
+            known = ", ".join(models)
+            raise ConfigError(f"{self.url} has no model {self.model!r}; use one of {known}, or None for the first")
+        return models[self.model or next(iter(models))]
 
     def _parsed(self, kind: type[Any], content: Any) -> Any:
         try:

@@ -63,10 +63,4 @@ def tasks_of(scorer: Scorer) -> Mapping[str, Sequence[str]]:
     Raises:
         ConfigError: the server has no model with the client's model name.
     """
-    if not isinstance(scorer, Client):
-        return cast("DMoERM", scorer).config.tasks
-    models = scorer.models()
-    if scorer.model not in (None, *models):
-        known = ", ".join(models)
-        raise ConfigError(f"{scorer.url} has no model {scorer.model!r}; use one of {known}, or None for the first")
-    return models[scorer.model or next(iter(models))]
+    return scorer.tasks() if isinstance(scorer, Client) else cast("DMoERM", scorer).config.tasks

@@ -15,7 +15,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from ..chat.encoding import Encoded
 from ..errors import ConfigError, shorten
 from ..schema import Prompt, Query
-from ..scores import MIN_REWARD, Score, as_queries, bound_reward
+from ..scores import MIN_REWARD, Score, Weights, apply_weights, as_queries, bound_reward, check_weights
 from . import checkpoint, hub
 from .batching import batches, chunks, pack_ids, windows
 from .loading import load_options
@@ -38,6 +38,7 @@ class DMoERM(Mixture):
         task: str | Sequence[str | None] | None = None,
         batch_tokens: int = 8192,
         deterministic: bool = False,
+        weights: Weights | None = None,
     ) -> Any:
         """Score the responses to one prompt, or to each of several prompts.
 
@@ -48,36 +49,46 @@ class DMoERM(Mixture):
             batch_tokens: maximum number of tokens of a pass, or twice the prompt's if that is more. Each token counts
                 once per expert of a task.
             deterministic: make scores independent of the batch to the last bit; see `score_separately`.
+            weights: capability → weight, from −10 to 10; 1 for those that are not given. They change the rewards only;
+                see `Score.reweighted`. If all prompts have a given task, each capability must belong to one of these
+                tasks, otherwise to any task of the model. It has no effect on responses that another task's model or
+                the general model scores.
 
         Returns:
             A list with one `Score` per response; for several prompts a list of such lists, in the order of the prompts.
 
         Raises:
-            DataError: a prompt is empty, a task is unknown, or a text is longer than the model's maximum.
+            DataError: a prompt is empty, a task or a capability is unknown, a weight is out of range, or a text is
+                longer than the model's maximum.
         """
         queries, is_single = as_queries(prompt, responses, task)
-        scores = list(self.score_queries(queries, batch_tokens, deterministic))
+        scores = list(self.score_queries(queries, batch_tokens, deterministic, weights))
         return scores[0] if is_single else scores
 
     def score_queries(
-        self, queries: Sequence[Query], batch_tokens: int = 8192, deterministic: bool = False
+        self,
+        queries: Sequence[Query],
+        batch_tokens: int = 8192,
+        deterministic: bool = False,
+        weights: Weights | None = None,
     ) -> Iterator[list[Score]]:
         """Score queries in batches of similar length; the scores have the order of the queries.
 
         A query that exceeds a pass is scored in chunks, so the number of responses is not limited.
 
         Args:
-            batch_tokens, deterministic: as in `score`.
+            batch_tokens, deterministic, weights: as in `score`.
 
         Raises:
-            DataError: a task is unknown, or a text is longer than the model's maximum.
+            DataError: as in `score`.
         """
         for query in queries:
             if query.task is not None:
                 self.task_model(query.task, f"query {query.id}" if query.id else "")
+        check_weights(weights, self.config.tasks, [query.task for query in queries])
         encoded = [self.encoder.encode(query) for query in queries]
         if deterministic:
-            return iter(self.score_separately(encoded, [query.task for query in queries]))
+            return apply_weights(self.score_separately(encoded, [query.task for query in queries]), weights)
         scores: dict[int, list[Score]] = {}
         for rows in self.passes(encoded, batch_tokens):
             tasks = [queries[i].task for i in rows]
@@ -86,7 +97,7 @@ class DMoERM(Mixture):
             else:
                 batch_scores = self.score_encoded([encoded[i] for i in rows], tasks)
             scores |= dict(zip(rows, batch_scores, strict=True))
-        return (scores[i] for i in range(len(queries)))
+        return apply_weights((scores[i] for i in range(len(queries))), weights)
 
     def _score_chunks(self, encoded: Encoded, task: str | None, batch_tokens: int) -> list[Score]:
         """Score one query with one pass per chunk. The first chunk's route holds for all, however close it is."""
@@ -120,11 +131,20 @@ class DMoERM(Mixture):
         return batch_tokens // max([1, *(len(experts) for experts in task_experts if experts.branch is not None)])
 
     def score_stream(
-        self, queries: Iterable[Query], batch_tokens: int = 8192, deterministic: bool = False
+        self,
+        queries: Iterable[Query],
+        batch_tokens: int = 8192,
+        deterministic: bool = False,
+        weights: Weights | None = None,
     ) -> Iterator[tuple[Query, list[Score]]]:
-        """Yield each query of a stream with its scores, in order; only a window of the stream is in memory."""
+        """Yield each query of a stream with its scores, in order; only a window of the stream is in memory.
+
+        The queries' tasks are not known in advance, so that a weight may belong to any task of the model.
+        """
+        check_weights(weights, self.config.tasks)
         for window in windows(queries):
-            yield from zip(window, self.score_queries(window, batch_tokens, deterministic), strict=True)
+            scores = self.score_queries(window, batch_tokens, deterministic)
+            yield from zip(window, apply_weights(scores, weights), strict=True)
 
     @torch.inference_mode()
     def score_encoded(

@@ -18,7 +18,7 @@ from ..model import DMoERM
 from ..model.batching import windows
 from ..model.ensemble import combine_scores
 from ..schema import Query
-from ..scores import Score
+from ..scores import Score, Weights, apply_weights, check_weights
 
 ScoreRow = dict[str, Any]
 OnBad = Callable[[DataError], None]
@@ -70,6 +70,7 @@ class ModelRows:
         task: scores all rows as this task; None: the row's own task, otherwise each model's router decides.
         ensemble: the combination: `mean`, `wco` or `uwo`; see `dmoerm.model.ensemble`.
         deterministic: makes scores independent of the batch; see `DMoERM.score_separately`.
+        weights: capability → weight; see `Score.reweighted`. Members are combined after their rewards are reweighted.
     """
 
     models: Sequence[DMoERM]
@@ -77,24 +78,28 @@ class ModelRows:
     task: str | None = None
     ensemble: str = "mean"
     deterministic: bool = False
+    weights: Weights | None = None
 
     def rows(self, queries: Iterable[Query], on_bad: OnBad | None = None) -> Iterator[tuple[Query, ScoreRow]]:
         """Yield each query with its row; see `RowScorer`.
 
         Raises:
-            DataError: a model does not have the task.
+            DataError: a model does not have the task, or a weight is invalid for it; see `check_weights`.
         """
         if self.task is not None:
             for model in self.models:
                 model.task_model(self.task)
             queries = (query.model_copy(update={"task": self.task}) for query in queries)
+        for model in self.models:
+            check_weights(self.weights, model.config.tasks, [self.task])
         if on_bad is not None:
             queries = self._scorable(queries, on_bad)
         return ((query, _row(query, scores)) for query, scores in self._scores(queries))
 
     def _scores(self, queries: Iterable[Query]) -> Iterator[tuple[Query, list[Score]]]:
         for window in windows(queries):
-            members = [model.score_queries(window, self.batch_tokens, self.deterministic) for model in self.models]
+            plain = [model.score_queries(window, self.batch_tokens, self.deterministic) for model in self.models]
+            members = [apply_weights(scores, self.weights) for scores in plain]
             for query, *scores in zip(window, *members, strict=True):
                 yield query, scores[0] if len(scores) == 1 else combine_scores(scores, self.ensemble)
 

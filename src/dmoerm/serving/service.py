@@ -15,7 +15,7 @@ from ..chat.transcript import Transcript
 from ..errors import DataError, ServerError
 from ..model import DMoERM
 from ..schema import Message, Prompt, Query
-from ..scores import Score, group_by_prompt
+from ..scores import Score, Weights, apply_weights, check_weights, group_by_prompt
 from .batcher import Batcher
 from .limits import ServingConfig
 from .metrics import Metrics
@@ -111,18 +111,24 @@ class Service:
             raise NotReady
         return self._transcript
 
-    async def score(self, request: Request, queries: Sequence[Query]) -> list[list[Score]]:
+    async def score(
+        self, request: Request, queries: Sequence[Query], weights: Weights | None = None
+    ) -> list[list[Score]]:
         """Score queries as long as the client is connected; return one list per query.
+
+        Args:
+            weights: as in `DMoERM.score`. They are applied after the pass, which requests with other weights share.
 
         Raises:
             ClientLeft: the client has disconnected.
-            DataError: the request has too many responses, and as `Batcher.score`.
+            DataError: the request has too many responses, a weight is invalid, and as `Batcher.score`.
             ServerError: as `Batcher.score`.
         """
         responses, limit = sum(len(query.responses) for query in queries), self.settings.max_responses
         if responses > limit:
             message = f"the request has {responses} responses; the limit is {limit}"
             raise DataError(message, hint="send them in several requests")
+        check_weights(weights, self.batcher.model.config.tasks, [query.task for query in queries])
         scoring = asyncio.ensure_future(self.batcher.score(queries))
         disconnect = asyncio.ensure_future(_disconnected(request))
         try:
@@ -134,7 +140,7 @@ class Service:
             for task in (scoring, disconnect):
                 task.cancel()
         request.state.responses = responses
-        return scores
+        return list(apply_weights(scores, weights))
 
     async def score_texts(self, request: Request, texts: Sequence[tuple[Prompt, str]]) -> list[Score]:
         """Return one score per prompt and response, in order; equal prompts run once. Raises as `score` does."""

@@ -32,6 +32,11 @@ class ScoreRequest(BaseModel):
     model_config = ConfigDict(json_schema_extra={"examples": [SCORE_REQUEST]})
     model: str | None = Field(None, description="Ignored: a server has one model.")
     items: list[ScoreItem] = Field(min_length=1, max_length=1024)
+    weights: dict[str, float] | None = Field(
+        None,
+        description="Capability → weight in the rewards, from −10 to 10; 1 for those that are not given. No effect on "
+        "items that another task's experts or the general model score.",
+    )
     win_probabilities: bool = Field(True, description="Whether to compare all pairs of responses to a prompt.")
 
 
@@ -81,7 +86,7 @@ async def score(request: Request, body: ScoreRequest, service: CurrentService) -
             "scores": [asdict(score) for score in scores],
             "win_probabilities": win_probabilities(scores) if body.win_probabilities else None,
         }
-        for query, scores in zip(queries, await service.score(request, queries), strict=True)
+        for query, scores in zip(queries, await service.score(request, queries, body.weights), strict=True)
     ]
     return {"model": service.name, "items": items, "usage": {"tokens": request.state.tokens}}
 
