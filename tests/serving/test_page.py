@@ -57,6 +57,65 @@ def test_score_edit_and_score_again(visit: Callable[..., Any], trained_run: Any)
     assert page.locator(".down").inner_text().startswith("▼2")
 
 
+def shown_rewards(page: Any) -> list[float]:
+    """The rewards of A, B, … as the page shows them."""
+    texts = page.locator(".reward b").all_text_contents()
+    by_letter = dict(zip(order(page), (float(text.replace("−", "-")) for text in texts), strict=True))
+    return [by_letter[letter] for letter in sorted(by_letter)]
+
+
+def test_weights_of_capabilities(visit: Callable[..., Any], trained_run: Any) -> None:
+    page, model = visit(), trained_run.model
+    write(page, *RESPONSES)
+    page.get_by_label("Task").select_option("chitchat")
+    assert page.locator(".weight").count() == 0  # before there are scores
+    score(page)
+    field = page.get_by_label("Weight of empathy")
+    assert [each.input_value() for each in page.locator(".weight").all()] == ["1", "1"]
+    assert "with your weights" not in page.get_by_role("region", name="Ranking").inner_text()
+    capabilities = page.locator(".capabilities .value").all_text_contents()
+
+    field.fill("8")
+    field.press("Enter")
+    page.get_by_text("with your weights").wait_for()
+    expected = model.score(PROMPT, RESPONSES, "chitchat", weights={"empathy": 8})
+    assert shown_rewards(page) == pytest.approx([each.reward for each in expected], abs=0.01)
+    assert sorted(page.locator(".capabilities .value").all_text_contents()) == sorted(capabilities)
+    assert page.evaluate("document.activeElement.ariaLabel") == "Weight of empathy"
+    assert field.input_value() == "8"
+
+    again = visit(page.url[page.url.index("#") :])
+    again.get_by_text("with your weights").wait_for()
+    assert again.get_by_label("Weight of empathy").input_value() == "8"
+    assert shown_rewards(again) == shown_rewards(page)
+
+    field.fill("11")
+    field.press("Enter")
+    assert page.evaluate("document.activeElement.validity.rangeOverflow")
+    assert shown_rewards(page) == pytest.approx([each.reward for each in expected], abs=0.01)
+    field.fill("1")
+    field.press("Enter")
+    page.get_by_text("with your weights").wait_for(state="detached")
+    plain = model.score(PROMPT, RESPONSES, "chitchat")
+    assert shown_rewards(page) == pytest.approx([each.reward for each in plain], abs=0.01)
+
+
+def test_another_task_resets_the_weights(visit: Callable[..., Any]) -> None:
+    page = visit()
+    write(page, *RESPONSES)
+    page.get_by_label("Task").select_option("chitchat")
+    score(page)
+    page.get_by_label("Weight of empathy").fill("3")
+    page.get_by_label("Weight of empathy").press("Enter")
+    page.get_by_text("with your weights").wait_for()
+    page.get_by_label("Task").select_option("objective_qa")
+    assert "Edited since" in page.locator("#status").text_content()
+    score(page)
+    assert page.get_by_label("Weight of logic").input_value() == "1"
+    assert "with your weights" not in page.get_by_role("region", name="Ranking").inner_text()
+    assert "empathy" not in page.get_by_role("region", name="Capabilities").inner_text()
+
+
 def test_by_keyboard_alone(visit: Callable[..., Any]) -> None:
     page = visit(width=400)
     keys = page.keyboard

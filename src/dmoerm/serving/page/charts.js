@@ -26,12 +26,25 @@ export function dot(value, spread, end) {
 
 const track = (...marks) => make("span", { class: "track", "aria-hidden": "true" }, ...marks);
 
-/** One row per capability and one column per response, best first, all on the same scale. */
-export function capabilities(scores, order) {
+/** The field of a capability’s weight in the reward. `weigh` gets the name and the new weight. */
+function weightField(name, weight, index, weigh) {
+  const changed = ({ target }) => target.reportValidity() && weigh(name, target.valueAsNumber);
+  const range = { type: "number", min: -10, max: 10, step: "any", required: true, value: weight };
+  const label = `Weight of ${readable(name)}`;
+  return make("input", { ...range, id: `weight-${index}`, class: "weight", "aria-label": label, onchange: changed });
+}
+
+/**
+ * One row per capability and one column per response, best first, all on the same scale.
+ *
+ * weights: capability → weight, of those that are not 1. weigh: see `weightField`.
+ */
+export function capabilities(scores, order, weights, weigh) {
   const names = Object.keys(scores[0].capabilities);
   const end = reach(scores.flatMap((score) => Object.values(score.capabilities)), 3);
   const header = order.map((index) => make("th", { scope: "col", role: "columnheader" }, badge(index)));
-  const body = names.map((name) => {
+  const body = names.map((name, row) => {
+    const field = weightField(name, weights[name] ?? 1, row, weigh);
     const best = Math.max(...scores.map((score) => score.capabilities[name]));
     const cells = order.map((index) => {
       const value = scores[index].capabilities[name];
@@ -39,9 +52,11 @@ export function capabilities(scores, order) {
       const who = make("span", { class: "who", "aria-hidden": "true" }, letter(index));
       return make("td", { role: "cell" }, who, bar(value, end), make("span", { class: strong }, signed(value)));
     });
-    return make("tr", { role: "row" }, make("th", { scope: "row", role: "rowheader" }, readable(name)), ...cells);
+    const header = make("th", { scope: "row", role: "rowheader" }, make("span", {}, readable(name)), field);
+    return make("tr", { role: "row" }, header, ...cells);
   });
-  const caption = `Standard deviations from the training data’s mean. Scale of every bar: −${end} to +${end}.`;
+  const unit = `Standard deviations from the training data’s mean. Scale of every bar: −${end} to +${end}.`;
+  const caption = `${unit} The number beside a name is its weight in the reward, −10 to +10; 1 is as trained.`;
   return make(
     "table",
     { class: order.length > 4 ? "capabilities many" : "capabilities", role: "table" }, // roles: they survive `display`

@@ -1,5 +1,5 @@
 /**
- * A link with an item: {prompt, responses, task} as JSON, in base64url, after the #.
+ * A link with an item: {prompt, responses, task, weights} as JSON, in base64url, after the #.
  * Browsers do not send the part after the # to a server, so no text reaches its logs.
  */
 
@@ -20,5 +20,6 @@ export function linked() {
   const item = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(bytes));
   const turns = item.prompt.map(({ role, content }) => ({ role: String(role), content: String(content) }));
   if (!turns.length || !item.responses.length) throw new Error("nothing to score");
-  return { prompt: turns, responses: item.responses.map(String), task: item.task ? String(item.task) : null };
+  const weights = Object.fromEntries(Object.entries(item.weights ?? {}).map(([name, weight]) => [name, Number(weight)]));
+  return { prompt: turns, responses: item.responses.map(String), task: item.task ? String(item.task) : null, weights };
 }

@@ -9,7 +9,11 @@ import { plural, signed } from "./words.js";
 
 const BLANK = { prompt: [{ role: "user", content: "" }], responses: ["", ""], task: null };
 let scored = null; // the last result: its item as text, its sentence, each response’s outcome, and response id → rank
+let weights = {}; // capability → weight in the reward, of those that are not 1
 let running = null; // the abort controller of the current request
+
+/** What is scored and linked to: the form’s item, with weights if any are set. */
+const current = () => (Object.keys(weights).length ? { ...form.item(), weights } : form.item());
 
 const setStatus = (text) => (find("status").textContent = text);
 
@@ -22,8 +26,8 @@ function notify(text) {
 // --- scoring -------------------------------------------------------------------------------------------------------
 
 async function run() {
-  if (!form.complete()) return;
-  const item = form.item();
+  if (!form.complete()) return edited();
+  const item = current();
   const identities = form.identities();
   const leaving = [find("failure"), find("key-row")].some((part) => part.contains(document.activeElement)); // both hide
   running?.abort();
@@ -57,9 +61,18 @@ function succeeded(item, identities, result, leaving) {
   scored = { item: JSON.stringify(item), sentence: summary(result), outcomes, ranks: ranksById };
   find("key-row").hidden = true;
   if (!find("model").textContent) showModel();
-  find("sections").replaceChildren(...sections(item, result, before));
+  const weight = document.activeElement.classList.contains("weight") ? document.activeElement.id : null;
+  find("sections").replaceChildren(...sections(item, result, before, weigh));
   edited();
-  reveal(leaving);
+  if (weight && find(weight)) find(weight).focus();
+  else reveal(leaving);
+}
+
+/** Sets a capability’s weight and scores again. */
+function weigh(capability, weight) {
+  const { [capability]: _, ...others } = weights;
+  weights = weight === 1 ? others : { ...others, [capability]: weight };
+  run();
 }
 
 /** Focuses the result if it is out of sight or the focus would be lost; otherwise typing is not interrupted. */
@@ -91,7 +104,7 @@ function failed(error) {
 
 /** Marks the result as outdated after an edit, until the edit is undone. */
 function edited() {
-  const stale = scored !== null && scored.item !== JSON.stringify(form.item());
+  const stale = scored !== null && scored.item !== JSON.stringify(current());
   find("results").classList.toggle("stale", stale);
   find("score").textContent = stale ? "Score again" : "Score";
   form.mark(stale ? [] : (scored?.outcomes ?? []));
@@ -110,6 +123,7 @@ function open() {
   } catch {
     show("failure", make("p", {}, "The link is damaged and has no conversation. Copy it again, or write a prompt here."));
   }
+  weights = item?.weights ?? {};
   form.fill(item ?? BLANK);
   if (item) run();
 }
@@ -128,14 +142,14 @@ function forget() {
 }
 
 async function copy() {
-  history.replaceState(null, "", linkTo(form.item()));
+  history.replaceState(null, "", linkTo(current()));
   const done = navigator.clipboard?.writeText(location.href); // available on https and localhost only
   const copied = await done?.then(() => true, () => false);
   notify(copied ? "Link copied" : "The link is in the address bar");
 }
 
 function pick({ prompt, responses, task }) {
-  const item = form.item();
+  const item = current();
   const written = [...item.responses, ...item.prompt.map(({ content }) => content)].some((text) => text.trim());
   if (written) history.replaceState(null, "", linkTo(item)); // so that the browser’s Back restores it
   history.pushState(null, "", linkTo({ prompt, responses, task: task ?? null }));
@@ -171,6 +185,10 @@ document.addEventListener("keydown", (event) => {
     event.preventDefault();
     run();
   }
+});
+find("task").addEventListener("change", () => {
+  weights = {}; // of another task’s capabilities
+  edited();
 });
 find("copy").addEventListener("click", copy);
 find("shortcut").textContent = navigator.platform.startsWith("Mac") ? "⌘ Enter" : "Ctrl Enter";

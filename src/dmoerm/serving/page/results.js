@@ -28,13 +28,13 @@ const eitherTruncated = (scores, first, second) => scores[first].truncated || sc
  * The sections of a result.
  *
  * item: the request’s item. result: {scores, win_probabilities}. before: each response’s rank in the previous result, or
- * undefined.
+ * undefined. weigh: is called with a capability and its new weight.
  */
-export function sections(item, result, before) {
+export function sections(item, result, before, weigh) {
   const { order } = ranked(result.scores);
   const shown = [section("Ranking", ...ranking(item, result, before))];
   if (Object.keys(result.scores[0].capabilities).length) {
-    shown.push(section("Capabilities", capabilities(result.scores, order)));
+    shown.push(section("Capabilities", capabilities(result.scores, order, item.weights ?? {}, weigh)));
   }
   shown.push(section("Route", ...routing(item, result.scores[0])));
   return shown;
@@ -69,7 +69,8 @@ function ranking(item, { scores, win_probabilities: wins }, before) {
   });
   const spread = scores[0].uncertainty === null ? "" : " ±: how far the experts disagree.";
   const mean = scores[0].task === null ? "higher is better" : "standard deviations about the task’s mean";
-  const unit = `Reward: ${mean}.${spread} Scale: −${end} to +${end}.`;
+  const weighted = item.weights && scores[0].task !== null ? ", with your weights" : "";
+  const unit = `Reward: ${mean}${weighted}.${spread} Scale: −${end} to +${end}.`;
   const pairs = order.length > 2 ? matrix(wins, order) : null;
   return [make("ol", { class: "ranking" }, ...lines), make("p", { class: "note" }, unit), pairs];
 }
