@@ -34,17 +34,17 @@ def test_every_field_is_documented():
 
 
 def test_an_override_changes_one_field_alone():
-    config = load_config("frozen", ["phase2.lora.rank=4", "data.files=[a.jsonl, b.jsonl]"])
+    config = load_config("fast", ["phase2.lora.rank=4", "data.files=[a.jsonl, b.jsonl]"])
     assert config.phase2.lora.rank == 4
     assert config.data.files == ("a.jsonl", "b.jsonl")
-    assert config.phase2.l2 == load_config("frozen").phase2.l2
+    assert config.phase2.l2 == load_config("fast").phase2.l2
 
 
 def test_extends_fills_in_what_the_file_does_not_say(tmp_path):
-    (tmp_path / "mine.yaml").write_text("extends: frozen\nphase2: {l2: 0.9}\n")
-    config, base = load_config(tmp_path / "mine.yaml"), load_config("frozen")
+    (tmp_path / "mine.yaml").write_text("extends: fast\nphase2: {l2: 0.9}\n")
+    config, base = load_config(tmp_path / "mine.yaml"), load_config("fast")
     assert config.phase2.l2 == 0.9
-    assert config.phase2.steps == base.phase2.steps
+    assert config.phase2.epochs == base.phase2.epochs
     assert config.phase1 == base.phase1
 
 
@@ -91,8 +91,8 @@ def test_another_recipe_can_be_extended_from_the_command_line():
         (["data.soft_labels=false"], "data.soft_labels has no effect while data.capability_labels is empty"),
         (["data.inconsistent_weight=0.5"], "data.inconsistent_weight has no effect"),
         (["phase0.batch_groups=8", "phase0.gradient_accumulation=3"], "phase0: .*must divide batch_groups, which is 8"),
-        (["extends=frozen", "phase0.epochs=2"], "phase0.epochs has no effect while phase0.steps is 300"),
-        (["extends=frozen", "phase0.best_by=end"], "phase0.best_by: is now metric_for_best_model"),
+        (["extends=fast", "phase3.epochs=2"], "phase3.epochs has no effect while phase3.steps is 150"),
+        (["extends=fast", "phase0.best_by=end"], "phase0.best_by: is now metric_for_best_model"),
         (["phase2.first_fraction=0"], "is now phase1.phase1_fraction"),
     ],
 )
@@ -109,16 +109,16 @@ def test_a_wrong_file_is_named(text, tmp_path):
         load_config(file)
 
 
-@pytest.mark.parametrize("text", ["extends: frozen\nphase1: {epochs: 2}\n", "phase1: {epochs: 2}"])
+@pytest.mark.parametrize("text", ["extends: fast\nphase3: {epochs: 2}\n", "phase3: {epochs: 2}"])
 def test_epochs_of_a_file_are_refused_only_while_steps_are_inherited(text, tmp_path):
     (tmp_path / "mine.yaml").write_text(text)
     if "extends" not in text:
-        assert load_config(tmp_path / "mine.yaml").phase1.epochs == 2
+        assert load_config(tmp_path / "mine.yaml").phase3.epochs == 2
         return
-    with pytest.raises(ConfigError, match=r"mine.yaml: phase1.epochs has no effect.*set phase1.steps to null"):
+    with pytest.raises(ConfigError, match=r"mine.yaml: phase3.epochs has no effect.*set phase3.steps to null"):
         load_config(tmp_path / "mine.yaml")
-    assert load_config(tmp_path / "mine.yaml", ["phase1.steps=null"]).phase1.epochs == 2
-    assert load_config("frozen", ["phase1.epochs=0"]).phase1.epochs == 0  # no training: this acts
+    assert load_config(tmp_path / "mine.yaml", ["phase3.steps=null"]).phase3.epochs == 2
+    assert load_config("fast", ["phase3.epochs=0"]).phase3.epochs == 0  # no training: this acts
 
 
 def test_settings_under_their_old_names_are_read(tmp_path):

@@ -58,7 +58,6 @@ def test_the_names_that_the_docs_import_exist():
 def small(backbone: str) -> str:
     """Return settings with which a run takes seconds."""
     settings = {"backbone.path": backbone, "backbone.num_layers": 3, "backbone.branch_layer": 2, "cache": "cache"}
-    settings |= {f"phase{number}.steps": 5 for number in range(4)}
     return "".join(f" --set {name}={value}" for name, value in settings.items())
 
 

@@ -13,7 +13,7 @@ VECTORS = torch.randn(40, 2 * 5 + 4, generator=torch.Generator().manual_seed(0))
 
 def aggregator(inputs: str) -> Aggregator:
     torch.manual_seed(1)
-    made = Aggregator(2, 5, 4, AggregatorConfig(inputs=inputs, hidden=3)).eval()
+    made = Aggregator(2, 5, 2, AggregatorConfig(inputs=inputs, hidden=3)).eval()
     if made.mlp is not None:
         torch.nn.init.normal_(made.mlp.fc2.weight)
     made.fit_normalizers(VECTORS)
@@ -52,10 +52,23 @@ def test_each_kind_of_input_reads_only_its_part(inputs: str, ignored: slice) -> 
 
 
 def test_the_default_mlp_is_as_wide_as_an_embedding() -> None:
-    assert Aggregator(2, 5, 4, AggregatorConfig()).mlp.fc1.weight.shape == (5, 10)
+    assert Aggregator(2, 5, 2, AggregatorConfig()).mlp.fc1.weight.shape == (5, 10)
 
 
 @pytest.mark.parametrize("inputs", ["embeddings", "scores", "both"])
 def test_a_response_has_the_same_score_alone_and_among_others(inputs: str) -> None:
     made = aggregator(inputs)
     torch.testing.assert_close(torch.cat([made(row[None]) for row in VECTORS]), made(VECTORS))
+
+
+@pytest.mark.parametrize(
+    ("names", "read"),
+    [(("per_task",), [1, 1, 1, 0]), (("general",), [1, 1, 0, 1]), (("all_labels",), [1, 1, 0, 0, 1])],
+)
+def test_base_scores_that_are_not_named_are_not_read(names: tuple[str, ...], read: list[int]) -> None:
+    made = Aggregator(1, 5, 2, AggregatorConfig(inputs="scores", base_scores=names))
+    assert made.linear.read.tolist() == [bool(flag) for flag in read]
+    assert made.split == (5, len(read))
+    vectors = torch.randn(6, 5 + len(read), generator=torch.Generator().manual_seed(2))
+    assert torch.equal(made.scores(vectors), vectors[:, 5:])
+    torch.testing.assert_close(made(vectors), (vectors[:, 5:] * torch.tensor(read)).sum(1) / sum(read))

@@ -10,6 +10,18 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 _BRANCH = ("head_first", "head_learning_rate")
+_OPTIMIZATION = (
+    "epochs",
+    "steps",
+    "learning_rate",
+    "batch_groups",
+    "gradient_accumulation",
+    "weight_decay",
+    "warmup",
+    "evaluations",
+    "patience",
+    "metric_for_best_model",
+)
 
 
 def settings_without_effect(config: Any) -> Iterator[str]:
@@ -35,6 +47,34 @@ def epochs_without_effect(given: Mapping[str, Any], config: Any) -> Iterator[str
             yield f"{phase}.epochs has no effect while {phase}.steps is {steps}; set {phase}.steps to null"
 
 
+def unsuitable_auto(config: Any) -> Iterator[str]:
+    """Yield a message for each `l2: auto` of a step that is not an exact fit of linear heads."""
+    trains_branch = {"phase0": config.base != "frozen", "phase1": config.base != "frozen"}
+    trains_branch["phase2"] = config.phase2.lora.rank > 0
+    for phase, branch in trains_branch.items():
+        if branch and getattr(config, phase).l2 == "auto":
+            hint = f"set it to a number, or {phase}.head_first.l2 to auto"
+            yield f"{phase}.l2 is auto but the step trains more than heads; {hint}"
+    if _exact(config) and (config.head.hidden or config.head.dropout):
+        yield "l2 is auto, which fits linear heads exactly; set head.hidden and head.dropout to 0, or l2 to a number"
+    all_auto = all(getattr(config, phase).l2 == "auto" for phase in trains_branch)
+    plain = config.phase3.inputs == "scores" and not config.phase1.phase1_fraction
+    if config.phase3.l2 == "auto" and not (plain and all_auto):
+        yield (
+            "phase3.l2 is auto, which weights out-of-fold scores: set phase3.inputs to scores, phase1.phase1_fraction "
+            "to 0, and l2 of phases 0 to 2 to auto"
+        )
+    if "all_labels" in config.phase3.base_scores and not (config.base == "frozen" and config.phase1.l2 == "auto"):
+        yield "phase3.base_scores has all_labels, which needs base: frozen and phase1.l2: auto"
+
+
+def _exact(config: Any) -> list[str]:
+    """Return the names of the steps with `l2: auto`."""
+    steps = {name: getattr(config, name) for name in ("phase0", "phase1", "phase2", "phase3")}
+    steps |= {f"{name}.head_first": step.head_first for name, step in steps.items() if name != "phase3"}
+    return [name for name, step in steps.items() if step is not None and step.l2 == "auto"]
+
+
 def _switched_off(config: Any) -> dict[str, list[str]]:
     """Return reason → names of the settings that have no effect for that reason."""
     off: dict[str, list[str]] = {}
@@ -50,6 +90,8 @@ def _switched_off(config: Any) -> dict[str, list[str]]:
         off["phase3.inputs is scores: the aggregator has no MLP"] = ["phase3.hidden", "phase3.dropout"]
     if config.phase3.inputs == "embeddings":
         off["phase3.inputs is embeddings: the aggregator reads no scores"] = ["phase3.base_scores"]
+    for name in _exact(config):
+        off[f"{name}.l2 is auto: the fit is exact"] = [f"{name}.{setting}" for setting in _OPTIMIZATION]
     if not config.data.testbed_prompts:
         off["data.testbed_prompts is 0"] = ["data.testbed_responses"]
     if not config.data.files:

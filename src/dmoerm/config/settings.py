@@ -8,11 +8,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from .checks import settings_without_effect
+from .checks import settings_without_effect, unsuitable_auto
 from .renames import current_names
 
 DATA_DIR_VARIABLE = "DMOERM_DATA"
 LearningRate = Annotated[float, Field(gt=0, le=1e30)]  # larger steps overflow float32
+Strength = Annotated[float, Field(ge=0)] | Literal["auto"]
 Width = Annotated[int, Field(le=1 << 16)]  # larger sizes do not fit in memory
 
 
@@ -153,9 +154,10 @@ class StepConfig(_Settings):
 class HeadStepConfig(StepConfig):
     """A step that trains a head or the aggregator, possibly with other weights."""
 
-    l2: float = Field(default=0.0, ge=0)
+    l2: Strength = 0.0
     """Penalty on the distance of the head (phase 3: the aggregator) from its initial weights: l2/2 · squared distance
-    is added to the loss."""
+    is added to the loss. `auto`: the head is linear and fitted exactly, with the penalty on its weights chosen by
+    cross-validation over prompts; in phase 3, the weights follow from out-of-fold scores. See docs/training.md."""
 
 
 class HeadConfig(_Settings):
@@ -223,9 +225,10 @@ class AggregatorConfig(HeadStepConfig):
     """Width of the MLP; null: the embedding's width (the paper). Refused with `inputs: scores`."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
     """Dropout probability of the MLP's input in training. Refused with `inputs: scores`."""
-    base_scores: tuple[Literal["per_task", "general"], ...] = ("per_task", "general")
+    base_scores: tuple[Literal["per_task", "general", "all_labels"], ...] = ("per_task", "general")
     """Inputs of the linear map besides the capability scores: the score of phase 1 (`per_task`), of the general model
-    (`general`). Refused with `inputs: embeddings`."""
+    (`general`), of a head on overall and capability labels together (`all_labels`; needs `phase1.l2: auto`). Refused
+    with `inputs: embeddings`."""
 
 
 class RayConfig(_Settings):
@@ -287,7 +290,7 @@ class Config(_Settings):
 
     @model_validator(mode="after")
     def _every_setting_acts(self) -> Config:
-        if message := next(settings_without_effect(self), None):
+        for message in (*unsuitable_auto(self), *settings_without_effect(self)):
             raise ValueError(message)
         return self
 

@@ -30,9 +30,10 @@ from .runs import RunResult, measure_run
 
 BUDGET = (
     "All methods of a seed are trained on the same groups, from the same embeddings, and tested on the same held-out "
-    "prompts. The single model, ensemble members and one model per task take as many optimizer steps as DMoERM's own "
-    "heads, each kind with its best L2 on other splits (docs/log.md); the gated model's ridge penalties and the "
-    "strength of its gate are chosen on the validation prompts."
+    "prompts. The single model, ensemble members, one model per task and the model on all labels are fitted as "
+    "DMoERM's own heads: with l2: auto, each has its strength by cross-validation on the training part; otherwise all "
+    "take as many optimizer steps. The gated model's ridge penalties and the strength of its gate are chosen on the "
+    "validation prompts."
 )
 
 

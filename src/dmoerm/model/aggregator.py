@@ -1,7 +1,7 @@
 """The aggregator of phase 3, which maps expert outputs to one reward (the inner layer of arXiv 2403.01197).
 
 embeddings   r = FC2(PReLU(FC1(z_1 ⊕ … ⊕ z_k)))            the paper
-scores       r = w · (r_1 … r_k, r_phase1, r_general)       linear, on normalized scores
+scores       r = w · (r_1 … r_k, r_phase1, r_general, r_all)     linear, on normalized scores; r_all is optional
 both         r = their sum
 """
 
@@ -19,16 +19,18 @@ from .heads import Normalizer
 class Aggregator(nn.Module):
     """Maps vectors (N, m·D + s), m embeddings of width D followed by s scores, to rewards (N,).
 
-    m is the number of experts, or 1 if they share an embedding. s = k + 2: capability scores, phase-1 score, general
-    score.
+    m is the number of experts, or 1 if they share an embedding. The s scores are the capability scores and those of
+    `base_names`.
     """
 
-    def __init__(self, embeddings: int, width: int, scores: int, config: AggregatorConfig) -> None:
+    def __init__(self, embeddings: int, width: int, capabilities: int, config: AggregatorConfig) -> None:
         super().__init__()
-        self.split = (embeddings * width, scores)
+        self.base_names = base_names(config)
+        self.split = (embeddings * width, capabilities + len(self.base_names))
+        read = [True] * capabilities + [name in config.base_scores for name in self.base_names]
         hidden = config.hidden or width
         self.mlp = _MLP(embeddings * width, hidden, config.dropout) if config.inputs != "scores" else None
-        self.linear = _Linear(_read_mask(scores, config.base_scores)) if config.inputs != "embeddings" else None
+        self.linear = _Linear(read) if config.inputs != "embeddings" else None
 
     @torch.no_grad()
     def fit_normalizers(self, vectors: Tensor) -> None:
@@ -38,6 +40,10 @@ class Aggregator(nn.Module):
             self.mlp.normalizer.fit(z)
         if self.linear is not None:
             self.linear.normalizer.fit(scores)
+
+    def scores(self, vectors: Tensor) -> Tensor:
+        """Return the scores (N, s) among the input vectors."""
+        return vectors[:, self.split[0] :]
 
     def forward(self, vectors: Tensor) -> Tensor:
         z, scores = vectors.float().split(self.split, dim=-1)
@@ -57,9 +63,9 @@ class _MLP(nn.Module):
         return self.fc2(self.activation(self.fc1(self.dropout(self.normalizer(z))))).squeeze(-1)
 
 
-def _read_mask(scores: int, base_scores: Sequence[str]) -> list[bool]:
-    """Return which scores are read: all capability scores, and the phase-1 and general scores that are named."""
-    return [True] * (scores - 2) + ["per_task" in base_scores, "general" in base_scores]
+def base_names(config: AggregatorConfig) -> tuple[str, ...]:
+    """Return the names of the scores after the capability scores, whether the linear map reads them or not."""
+    return ("per_task", "general", *(("all_labels",) if "all_labels" in config.base_scores else ()))
 
 
 class _Linear(nn.Module):

@@ -75,8 +75,9 @@ class Mixture(PreTrainedModel):
         base, lora = self._scorer(branch), LoRAConfig(**config.lora)
         experts = Experts(branch, capabilities, config.width, lora, HeadConfig(**config.head), base.pooling)
         embeddings = 1 if experts.branch is None else len(capabilities)
-        settings = AggregatorConfig(**config.aggregator)
-        return TaskModel(base, experts, Aggregator(embeddings, config.width, len(capabilities) + 2, settings))
+        aggregator = Aggregator(embeddings, config.width, len(capabilities), AggregatorConfig(**config.aggregator))
+        all_labels = Head(config.width, HeadConfig(**config.head)) if "all_labels" in aggregator.base_names else None
+        return TaskModel(base, experts, aggregator, all_labels)
 
     def task_model(self, task: str, source: str = "") -> TaskModel:
         """Return the task's model.

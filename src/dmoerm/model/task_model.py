@@ -1,11 +1,11 @@
 """A task's dense mixture: branch, experts, aggregator, and the calibration of the rewards.
 
-base = pool(branch(x))                     r_phase1 = head(base)
+base = pool(branch(x))                     r_phase1 = head(base)          r_all = all_labels(base)
 z    = experts(x)                          r_i      = head_i(z_i)
-r    = aggregator(z ⊕ (r_1 … r_k, r_phase1, r_general))
+r    = aggregator(z ⊕ (r_1 … r_k, r_phase1, r_general, r_all))
 reward = (r − center) / scale              P(a better than b) = σ((reward_a − reward_b) / temperature)
 
-Shapes: N responses, k capabilities, D embedding width, m embeddings that the aggregator reads.
+Shapes: N responses, k capabilities, D embedding width, m embeddings and s scores that the aggregator reads.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .aggregator import Aggregator
 from .experts import Experts
-from .heads import BranchScorer, Normalizer
+from .heads import BranchScorer, Head, Normalizer
 from .packing import Packed
 
 
@@ -58,16 +58,23 @@ class TaskOutput(NamedTuple):
 
 
 class TaskModel(nn.Module):
-    """Branch, experts and aggregator of one task (the paper's inner layer)."""
+    """Branch, experts and aggregator of one task (the paper's inner layer).
 
-    def __init__(self, base: BranchScorer, experts: Experts, aggregator: Aggregator) -> None:
+    Args:
+        all_labels: a head on the branch's embedding that is fitted to overall and capability labels; None: the
+            aggregator reads no such score.
+    """
+
+    def __init__(
+        self, base: BranchScorer, experts: Experts, aggregator: Aggregator, all_labels: Head | None = None
+    ) -> None:
         super().__init__()
-        self.base, self.experts, self.aggregator = base, experts, aggregator
+        self.base, self.experts, self.aggregator, self.all_labels = base, experts, aggregator, all_labels
         self.normalizer = Normalizer(len(experts))
         self.calibration = Calibration()
 
     def vectors(self, base: Tensor, z: Tensor, general: Tensor) -> Tensor:
-        """Return the aggregator's input (N, m·D + k + 2).
+        """Return the aggregator's input (N, m·D + s).
 
         Args:
             base: (N, D), the plain branch's embeddings.
@@ -75,6 +82,8 @@ class TaskModel(nn.Module):
             general: (N,), the general model's scores.
         """
         scores = [self.experts.score(z), self.base.head(base)[:, None], general[:, None]]
+        if self.all_labels is not None:
+            scores.append(self.all_labels(base)[:, None])
         embeddings = base[None] if self.experts.branch is None else z
         return torch.cat([*embeddings, *scores], dim=-1)
 
@@ -96,13 +105,13 @@ class TaskModel(nn.Module):
     def forward_experts(self, inputs: Packed) -> TaskOutput:
         """Score N responses from the experts alone, if `reads_base` is false; `per_task` is not computed and is 0."""
         z = self.experts.embed(inputs, None)
-        unread = z.new_zeros(z.shape[1], 2)
+        unread = z.new_zeros(z.shape[1], len(self.aggregator.base_names))
         return self.conclude(torch.cat([*z, self.experts.score(z), unread], -1))
 
     def conclude(self, vectors: Tensor) -> TaskOutput:
-        """Compute a task's scores from the aggregator's input (N, m·D + k + 2)."""
+        """Compute a task's scores from the aggregator's input (N, m·D + s)."""
         count = len(self.experts)
-        scores = vectors[:, vectors.shape[1] - count - 2 :]
+        scores = self.aggregator.scores(vectors)
         capabilities = self.normalizer(scores[:, :count])
         return TaskOutput(
             self.calibration(self.aggregator(vectors)),

@@ -2,7 +2,7 @@
 
 If an embedding needs a pass through a branch, the passes are sharded over the processes and the results gathered.
 
-Shapes: N responses of an example, D embedding width, m embeddings, k experts; P and R tokens, d hidden width.
+Shapes: N responses of an example, D embedding width, m embeddings, s scores; P and R tokens, d hidden width.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def cached_states(run: Run, examples: Sequence[PreferenceExample]) -> dict[str, 
 
 @torch.no_grad()
 def task_vectors(run: Run, task: str, examples: Sequence[PreferenceExample]) -> dict[str, Tensor]:
-    """Return key → inputs of the task's aggregator (N, m·D + k + 2)."""
+    """Return key → inputs of the task's aggregator (N, m·D + s)."""
     task_model, general = run.model.task_model(task), run.model.general
     if run.frozen and task_model.experts.branch is None:
         cached: dict[str, Tensor] = {}

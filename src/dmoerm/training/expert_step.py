@@ -10,7 +10,9 @@ own. Therefore an expert does not depend on which other experts are trained in t
 from __future__ import annotations
 
 import copy
+import functools
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,10 +28,11 @@ from ..model.packed_attention import Decoder
 from ..names import folder_name
 from .batches import Labels, PackedCollator, PreferenceExample, VectorCollator, labeled
 from .embedding import base_embeddings, cached_states
-from .fitting import FitResult, fit
+from .exact_step import exact_metrics, fit_heads, fold_state, number
+from .fitting import fit
 from .losses import PreferenceLossModule
 from .stacking import ExpertStack, HeadStack
-from .steps import Run, State, StepMetrics, Training, step_metrics, step_name
+from .steps import FoldWeights, Run, State, StepMetrics, Training, step_metrics, step_name
 
 Examples = Sequence[PreferenceExample]
 
@@ -49,6 +52,9 @@ def phase2(training: Training, task: str, part: tuple[str, Sequence[str]] | None
         name, lambda checkpoint_dir: _train_experts(run, task, capabilities, train, validation, checkpoint_dir)
     )
     _apply_experts(experts, capabilities, state)
+    for capability in capabilities:
+        if folds := FoldWeights.of(state, folder_name(capability)):
+            training.folds[task, capability] = folds
 
 
 def expert_parts(task: str, capabilities: Sequence[str], max_experts: int | None) -> dict[str, list[str]]:
@@ -66,39 +72,76 @@ def expert_parts(task: str, capabilities: Sequence[str], max_experts: int | None
 def _train_experts(
     run: Run, task: str, names: Sequence[str], train: Examples, validation: Examples, checkpoint_dir: Path
 ) -> tuple[State, StepMetrics]:
-    task_model, settings = run.model.task_model(task), run.config.phase2
-    lora, all_names = settings.lora, task_model.experts.capabilities
+    """Fit the experts' heads, if they are not trained from phase 1's, then train their LoRA together with the heads."""
+    settings, base = run.config.phase2, run.model.task_model(task).base
     generators = [torch.Generator().manual_seed(run.seed(f"phase2/{task}/{name}")) for name in names]
-    heads = HeadStack(
-        _first_heads(task_model.base.head, generators, reset=not lora.rank or settings.head_first is not None)
+    first = settings if not settings.lora.rank else settings.head_first
+    first_heads = _first_heads(base.head, generators, reset=first is not None)
+    parts = train, validation, checkpoint_dir
+    if first is not None and first.l2 == "auto":
+        fits = fit_heads(first_heads, names, train, base_embeddings(run, base, train), run.config.seed)
+        heads, metrics = HeadStack(first_heads), exact_metrics(fits, names)
+        folds = [fold_state(result, folder_name(name)) for name, result in zip(names, fits, strict=True)]
+    else:
+        heads, metrics, folds = HeadStack(first_heads), {}, []
+        if first is not None:
+            metrics = _train_heads(run, task, names, heads, first, *parts)
+    if not settings.lora.rank:
+        return functools.reduce(operator.or_, folds, _expert_state(names, heads, None)), metrics
+    branch, metrics = _train_lora(run, task, names, heads, generators, *parts)
+    return _expert_state(names, heads, branch), metrics
+
+
+def _train_heads(
+    run: Run,
+    task: str,
+    names: Sequence[str],
+    heads: HeadStack,
+    step: HeadStepConfig,
+    train: Examples,
+    validation: Examples,
+    checkpoint_dir: Path,
+) -> StepMetrics:
+    task_model = run.model.task_model(task)
+    vectors = base_embeddings(run, task_model.base, [*train, *validation])
+    fits = fit(
+        _loss_module(heads, step, heads, names),
+        labeled(train, task_model.experts.capabilities),
+        _validation(names, train, validation),
+        collate=VectorCollator(lambda e: vectors[e.key], names),
+        step=step,
+        **run.fit_options(checkpoint_dir / "head", f"phase2/{task}/head"),
     )
-    parts = labeled(train, all_names), _validation(names, train, validation)
-    fits: list[FitResult] = []
-    if first := settings if not lora.rank else settings.head_first:
-        vectors = base_embeddings(run, task_model.base, [*train, *validation])
-        collate = VectorCollator(lambda e: vectors[e.key], names)
-        module, options = (
-            _loss_module(heads, first, heads, names),
-            run.fit_options(checkpoint_dir / "head", f"phase2/{task}/head"),
-        )
-        fits = fit(module, *parts, collate=collate, step=first, **options)
-    branch: Decoder | None = None
-    if lora.rank:
-        branch = with_experts(task_model.base.branch, len(names), lora)  # pyright: ignore[reportArgumentType]
-        for layer in lora_layers(branch).values():
-            for matrix, generator in zip(layer.lora_A.detach(), generators, strict=True):
-                drawn = nn.init.kaiming_uniform_(torch.empty(matrix.shape), a=math.sqrt(5), generator=generator)
-                matrix.copy_(drawn)  # drawn on the CPU, so that it does not depend on the device
-        experts = ExpertStack(branch, heads, task_model.base.pooling)
-        states = cached_states(run, [*parts[0], *parts[1]])
-        collate = PackedCollator(lambda e: states[e.key], names)
-        set_seed(run.seed(f"phase2/{task}/start"))  # a resumed `head_first` fit has drawn fewer random numbers
-        module, options = (
-            _loss_module(experts, settings, heads, names),
-            run.fit_options(checkpoint_dir / "lora", f"phase2/{task}/lora"),
-        )
-        fits = fit(module, *parts, collate=collate, step=settings, **options)
-    return _expert_state(names, heads, branch), step_metrics(fits, names)
+    return step_metrics(fits, names)
+
+
+def _train_lora(
+    run: Run,
+    task: str,
+    names: Sequence[str],
+    heads: HeadStack,
+    generators: Sequence[torch.Generator],
+    train: Examples,
+    validation: Examples,
+    checkpoint_dir: Path,
+) -> tuple[Decoder, StepMetrics]:
+    task_model, settings = run.model.task_model(task), run.config.phase2
+    branch = with_experts(task_model.base.branch, len(names), settings.lora)  # pyright: ignore[reportArgumentType]
+    for layer in lora_layers(branch).values():
+        for matrix, generator in zip(layer.lora_A.detach(), generators, strict=True):
+            drawn = nn.init.kaiming_uniform_(torch.empty(matrix.shape), a=math.sqrt(5), generator=generator)
+            matrix.copy_(drawn)  # drawn on the CPU, so that it does not depend on the device
+    parts = labeled(train, task_model.experts.capabilities), _validation(names, train, validation)
+    states = cached_states(run, [*parts[0], *parts[1]])
+    set_seed(run.seed(f"phase2/{task}/start"))  # a resumed `head_first` fit has drawn fewer random numbers
+    fits = fit(
+        _loss_module(ExpertStack(branch, heads, task_model.base.pooling), settings, heads, names),
+        *parts,
+        collate=PackedCollator(lambda e: states[e.key], names),
+        step=settings,
+        **run.fit_options(checkpoint_dir / "lora", f"phase2/{task}/lora"),
+    )
+    return branch, step_metrics(fits, names)
 
 
 def _first_heads(base: Head, generators: Sequence[torch.Generator], reset: bool) -> list[Head]:
@@ -113,7 +156,7 @@ def _first_heads(base: Head, generators: Sequence[torch.Generator], reset: bool)
 def _loss_module(
     scorer: nn.Module, step: HeadStepConfig, heads: HeadStack, names: Sequence[str]
 ) -> PreferenceLossModule:
-    return PreferenceLossModule(scorer, step.l2, heads, num_experts=len(names))
+    return PreferenceLossModule(scorer, number(step.l2), heads, num_experts=len(names))
 
 
 def _validation(names: Sequence[str], train: Examples, validation: Examples) -> Examples:

@@ -6,7 +6,8 @@
     phase 2   per task: one expert per capability, on its labels         (expert_step.py)
     phase 3   per task: the aggregator on the overall preferences           (the paper: on the other 40 %), calibration
 
-With `base: frozen`, phases 0 to 2 fit heads on cached embeddings of the pretrained branch.
+With `base: frozen`, phases 0 to 2 fit heads on cached embeddings of the pretrained branch. With `l2: auto` these fits
+are exact, and phase 3 weights the heads' out-of-fold scores (exact_step.py).
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ from ..model.packed_attention import Decoder
 from .batches import PackedCollator, PreferenceExample, VectorCollator, labeled
 from .calibration import calibrate
 from .embedding import base_embeddings, cached_states, task_vectors
+from .exact_step import exact_metrics, fit_all_labels_head, fit_heads, head_state, number, out_of_fold, weight_scores
 from .fitting import fit
 from .losses import PreferenceLossModule
-from .steps import Run, State, StepMetrics, Training, step_metrics, step_name
+from .steps import FoldWeights, Run, State, StepMetrics, Training, step_metrics, step_name
 
 Examples = Sequence[PreferenceExample]
 _SAMPLE = 256  # groups for normalization statistics if an embedding needs a pass
@@ -42,42 +44,56 @@ def phase0(training: Training) -> None:
         "phase0", lambda checkpoint_dir: train_base(run, general, train, validation, run.config.phase0, checkpoint_dir)
     )
     apply_base(general, state)
-    general_calibration = run.model.general_calibration
+    calibration, folds = run.model.general_calibration, FoldWeights.of(state, "head")
     sample = base_embeddings(run, general, [*_sample(run, train), *validation])
     with torch.no_grad():
         rewards = {key: general.head(z.to(run.model.device)).cpu() for key, z in sample.items()}
-    calibrate(general_calibration, rewards, train, validation)
+    if folds is None:
+        calibrate(calibration, rewards, train, validation)
+        return
+    training.folds[None, "general"] = folds
+    rewards |= {e.key: out_of_fold(general.head, folds, e, sample[e.key], run.config.seed).cpu() for e in train}
+    calibrate(calibration, rewards, [], [*train, *validation])
 
 
 def phase1(training: Training, task: str) -> None:
     """Train a task's branch and head on the overall preferences."""
     run, (train, validation) = training.run, training.of(task)
-    base, general = run.model.task_model(task).base, run.model.general
+    task_model, general = run.model.task_model(task), run.model.general
+    base = task_model.base
     if run.config.warm_start:
         base.head.load_state_dict(general.head.state_dict())
         if not run.frozen:
             _fill(base.branch, general.branch.state_dict())
-    first, step, reset = first_part(run, train), run.config.phase1, run.frozen or not run.config.warm_start
+    first, reset = first_part(run, train), run.frozen or not run.config.warm_start
     state = run.step(
         step_name("phase1", task),
-        lambda checkpoint_dir: train_base(run, base, first, validation, step, checkpoint_dir, reset),
+        lambda checkpoint_dir: _train_task(run, task, first, validation, checkpoint_dir, reset),
     )
     apply_base(base, state)
+    if (head := task_model.all_labels) is not None:
+        start = "all_labels."
+        head.load_state_dict({n.removeprefix(start): t for n, t in state.items() if n.startswith(start)})
+    for name, prefix in (("per_task", "head"), ("all_labels", "all_labels")):
+        if folds := FoldWeights.of(state, prefix):
+            training.folds[task, name] = folds
 
 
 def phase3(training: Training, task: str) -> None:
     """Train the aggregator on the experts' outputs, and calibrate the task's rewards."""
-    run, (train, validation) = training.run, training.of(task)
-    task_model = run.model.task_model(task)
+    run, task_model = training.run, training.run.model.task_model(task)
     modules = {
         "aggregator": task_model.aggregator,
         "normalizer": task_model.normalizer,
         "calibration": task_model.calibration,
     }
     kept = nn.ModuleDict(modules)
+    exact = run.config.phase3.l2 == "auto"
     state = run.step(
         step_name("phase3", task),
-        lambda checkpoint_dir: _train_aggregator(run, task, kept, train, validation, checkpoint_dir),
+        lambda checkpoint_dir: (
+            weight_scores(training, task, kept) if exact else _train_aggregator(training, task, kept, checkpoint_dir)
+        ),
     )
     kept.load_state_dict(state)
 
@@ -127,17 +143,44 @@ def train_base(
     parts = [labeled(train), labeled(validation)]
     if first := step if run.frozen else step.head_first:
         vectors = base_embeddings(run, start, [*train, *validation])
-        collate = VectorCollator(lambda e: vectors[e.key])
-        module, options = PreferenceLossModule(head, first.l2, head), run.fit_options(checkpoint_dir / "head")
-        fits = fit(module, *parts, collate=collate, step=first, **options)
+        if first.l2 == "auto":
+            (exact,) = fit_heads([head], [None], train, vectors, run.config.seed)
+            state, metrics = head_state(head, exact), exact_metrics([exact])
+        else:
+            collate = VectorCollator(lambda e: vectors[e.key])
+            module, options = PreferenceLossModule(head, first.l2, head), run.fit_options(checkpoint_dir / "head")
+            fits = fit(module, *parts, collate=collate, step=first, **options)
+            state, metrics = _named("head", head), step_metrics(fits)
         if run.frozen:
-            return {f"head.{name}": tensor for name, tensor in head.state_dict().items()}, step_metrics(fits)
+            return state, metrics
     scorer = BranchScorer(_trainable(run, start.branch), head, start.pooling)  # pyright: ignore[reportArgumentType]
     states = cached_states(run, [*parts[0], *parts[1]])
-    module, options = PreferenceLossModule(scorer, step.l2, head), run.fit_options(checkpoint_dir / "branch")
+    module, options = PreferenceLossModule(scorer, number(step.l2), head), run.fit_options(checkpoint_dir / "branch")
     fits = fit(module, *parts, collate=PackedCollator(lambda e: states[e.key]), step=step, **options)
     scorer.branch = _merged(scorer.branch)
     return scorer.state_dict(), step_metrics(fits)
+
+
+def _train_task(
+    run: Run, task: str, train: Examples, validation: Examples, checkpoint_dir: Path, fit_normalizer: bool
+) -> tuple[State, StepMetrics]:
+    """Train a task's branch and head, and its head on all labels if it has one."""
+    task_model = run.model.task_model(task)
+    state, metrics = train_base(
+        run, task_model.base, train, validation, run.config.phase1, checkpoint_dir, fit_normalizer
+    )
+    if task_model.all_labels is None:
+        return state, metrics
+    head = copy.deepcopy(task_model.all_labels)
+    head.normalizer.load_state_dict({name: state[f"head.normalizer.{name}"] for name in ("mean", "scale")})
+    vectors = base_embeddings(run, task_model.base, train)
+    exact = fit_all_labels_head(head, task_model.experts.capabilities, train, vectors, run.config.seed)
+    figures = {f"{name}/all_labels": value for name, value in exact_metrics([exact]).items()}
+    return state | head_state(head, exact, "all_labels"), metrics | figures
+
+
+def _named(prefix: str, module: nn.Module) -> State:
+    return {f"{prefix}.{name}": tensor for name, tensor in module.state_dict().items()}
 
 
 def _trainable(run: Run, branch: Decoder) -> Decoder:
@@ -178,19 +221,20 @@ def _fill(branch: nn.Module, state: State) -> None:
 
 
 def _train_aggregator(
-    run: Run, task: str, kept: nn.ModuleDict, train: Examples, validation: Examples, checkpoint_dir: Path
+    training: Training, task: str, kept: nn.ModuleDict, checkpoint_dir: Path
 ) -> tuple[State, StepMetrics]:
+    run, (train, validation) = training.run, training.of(task)
     task_model = run.model.task_model(task)
     train = second_part(run, train)
     vectors = task_vectors(run, task, [*train, *validation])
     known = torch.cat([vectors[e.key] for e in train])
     count = len(task_model.experts)
     if count:
-        task_model.normalizer.fit(known[:, known.shape[1] - count - 2 : known.shape[1] - 2])
+        task_model.normalizer.fit(task_model.aggregator.scores(known)[:, :count])
     task_model.aggregator.fit_normalizers(known)
     task_model.aggregator.requires_grad_(True)
     step = run.config.phase3
-    module = PreferenceLossModule(task_model.aggregator, step.l2, task_model.aggregator)
+    module = PreferenceLossModule(task_model.aggregator, number(step.l2), task_model.aggregator)
     parts = [labeled(train), labeled(validation)]
     collate = VectorCollator(lambda e: vectors[e.key])
     fits = fit(module, *parts, collate=collate, step=step, **run.fit_options(checkpoint_dir))

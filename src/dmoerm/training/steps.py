@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -103,6 +103,7 @@ class Run:
         barrier()
         with self.progress.step(name):
             state, result = train(checkpoints)
+            self.progress.show({name: result[name] for name in ("loss", "accuracy") if name in result})
         if is_main():
             self._finish(done, checkpoints, state, {**result, "seconds": time.monotonic() - start})
         barrier()
@@ -120,13 +121,36 @@ class Run:
         return finished_steps(self.folder)
 
 
+class FoldWeights(NamedTuple):
+    """What is known of a linear head from fits without one fold of the prompts each.
+
+    Attributes:
+        weights: (K, D), the k-th fitted without the pairs of fold k.
+        accuracy: (), of the weights on the labels that were left out.
+    """
+
+    weights: Tensor
+    accuracy: Tensor
+
+    @classmethod
+    def of(cls, state: State, prefix: str) -> FoldWeights | None:
+        """Read them from a step's state; None if the head was not fitted exactly."""
+        return cls(state[f"{prefix}_folds"], state[f"{prefix}_accuracy"]) if f"{prefix}_folds" in state else None
+
+
 @dataclass
 class Training:
-    """A run and its examples; the router's step assigns a task to examples that have none."""
+    """A run and its examples; the router's step assigns a task to examples that have none.
+
+    Attributes:
+        folds: (task, name of the score) → out-of-fold weights, for heads that were fitted with `l2: auto`; the general
+            model's task is None.
+    """
 
     run: Run
     train: Sequence[PreferenceExample]
     validation: Sequence[PreferenceExample]
+    folds: dict[tuple[str | None, str], FoldWeights] = field(default_factory=dict)
 
     def of(self, task: str) -> tuple[list[PreferenceExample], list[PreferenceExample]]:
         """Return a task's training and validation examples. Raises `DataError` if there are none to train on."""

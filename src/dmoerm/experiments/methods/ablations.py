@@ -19,12 +19,11 @@ _SETTINGS: dict[str, tuple[str, Mapping[str, Any]]] = {
         "no inner layer: no experts, the phase-1 and the general score alone",
         {"data.max_capabilities": 0},
     ),
-    "no_phase1": ("the reward does not see the phase-1 score", {"phase3.base_scores": ["general"]}),
-    "no_phase0": ("the reward does not see the general score", {"phase3.base_scores": ["per_task"]}),
     "embeddings": (
         "the paper's aggregator: an MLP over embeddings in place of the scores",
         {
             "phase3.inputs": "embeddings",
+            "phase3.base_scores": ["per_task", "general"],
             "phase3.hidden": 64,
             "phase3.learning_rate": 1e-3,
             "phase3.weight_decay": 0.1,
@@ -40,16 +39,28 @@ _SETTINGS: dict[str, tuple[str, Mapping[str, Any]]] = {
         {"data.flip_capabilities": 0.5},
     ),
 }
+_SCORES = {
+    "no_phase1": ("the reward does not see the phase-1 score", "per_task"),
+    "no_phase0": ("the reward does not see the general score", "general"),
+    "no_all_labels": ("the reward does not see the score of the head on all labels", "all_labels"),
+}
 
 
-def _train(name: str, settings: Mapping[str, Any], context: MethodContext) -> TrainedMethod | None:
-    """Train a run with other settings beside the comparison's runs; None if the settings have no effect on the run."""
+def _train_without(name: str, score: str, context: MethodContext) -> TrainedMethod | None:
+    """Train a run whose aggregator lacks a base score; None if the run's has no such score."""
+    phase3 = context.run.config.phase3
+    if score not in phase3.base_scores or phase3.inputs == "embeddings":
+        return None
+    others = [other for other in phase3.base_scores if other != score]
+    return _train(name, {"phase3.base_scores": others}, context)
+
+
+def _train(name: str, settings: Mapping[str, Any], context: MethodContext) -> TrainedMethod:
+    """Train a run with other settings beside the comparison's runs."""
     from ...evaluation.scored_groups import score_groups
     from ...training import train
 
     config = context.run.config
-    if "phase3.base_scores" in settings and config.phase3.inputs == "embeddings":
-        return None
     context.console.print(f"  {name}", highlight=False)
     folders = {"output": str(context.folder / name)}
     if config.storage is not None:
@@ -69,5 +80,9 @@ register(
     *(
         Method(name, description, "ablation", ABLATION_COLOR, functools.partial(_train, name, settings))
         for name, (description, settings) in _SETTINGS.items()
-    )
+    ),
+    *(
+        Method(name, description, "ablation", ABLATION_COLOR, functools.partial(_train_without, name, score))
+        for name, (description, score) in _SCORES.items()
+    ),
 )

@@ -1,7 +1,7 @@
 """`all_labels`: one model per task, trained on the overall and the capability pairs together.
 
 It sees the same labels as DMoERM and has the size of one task's phase-1 model, so it says what the labels alone are
-worth, without experts and aggregator.
+worth, without experts and aggregator. If the run's aggregator reads the score of such a head, that head is the method.
 """
 
 from __future__ import annotations
@@ -28,21 +28,23 @@ def train_all_labels(context: MethodContext) -> TrainedMethod:
     import torch
 
     run = context.run
-    models = {task: _train(context, task) for task in context.data.taxonomy.tasks}
+    task_models = {task: run.model.task_model(task) for task in context.data.taxonomy.tasks}
+    heads = {task: model.all_labels for task, model in task_models.items() if model.all_labels is not None}
+    models = {task: _train(context, task) for task in task_models if task not in heads}
 
     def score(batch: ScoringBatch) -> Tensor:
         rewards = torch.empty(len(batch.owner), device=batch.owner.device)
         for task in set(batch.tasks):
             rows = [n for n, q in enumerate(batch.owner.tolist()) if batch.tasks[q] == task]
-            model = models[task]
-            z = batch.embeddings[rows] if run.frozen else model.embed(batch.hidden.select(rows))
-            rewards[rows] = model.head(z)
+            z = batch.embeddings[rows] if run.frozen else models[task].embed(batch.hidden.select(rows))
+            head = heads[task] if task in heads else models[task].head
+            rewards[rows] = head(z)
         return rewards[None]
 
     return TrainedMethod(
         score=score,
-        steps=("baselines/all_labels", *(("phase0",) if run.config.warm_start else ())),
-        parameters=single_parameters(context) * len(models),
+        steps=("phase1",) if heads else ("baselines/all_labels", *(("phase0",) if run.config.warm_start else ())),
+        parameters=single_parameters(context) * len(task_models),
         timed=lambda batch: run.model.general.head(batch.embeddings),  # one single model's pass, as for `per_task`
     )
 

@@ -1,0 +1,209 @@
+"""Steps with `l2: auto`: heads fitted exactly, and the aggregator's weights from their out-of-fold scores.
+
+Shapes: N responses of an example, D embedding width, K folds, s scores, P pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..model.heads import Head
+from ..model.task_model import Calibration
+from .batches import PreferenceExample, labeled
+from .calibration import calibrate
+from .embedding import base_embeddings, task_vectors
+from .linear_heads import LinearFit, LinearPairs, fit_all_labels, fit_linear, fold_of, linear_pairs
+from .losses import preference_losses
+from .steps import FoldWeights, State, StepMetrics, Training
+
+Examples = Sequence[PreferenceExample]
+Vectors = Mapping[str, Tensor]
+"""Key of an example → its responses' embeddings (N, D)."""
+EXPERT_SCALES = (1.0, 0.5, 0.25, 0.0)
+"""Factors of the experts' weights beside those of the base scores; see `rescale_experts`."""
+_MIN_ABOVE_CHANCE = 0.025  # a lower accuracy of phase 1 above chance is not a reference
+
+
+def number(l2: float | str) -> float:
+    """Return a penalty's strength; `auto`, for which the head is not trained further, is 0."""
+    return 0.0 if isinstance(l2, str) else l2
+
+
+@torch.no_grad()
+def fit_heads(
+    heads: Sequence[Head], names: Sequence[str | None], examples: Examples, vectors: Vectors, seed: int
+) -> list[LinearFit]:
+    """Fit each head to the labels of its capability (None: overall), and set its weights.
+
+    Args:
+        heads: their normalizers are fitted already and equal.
+        seed: of the folds.
+    """
+    scale = heads[0].normalizer.scale.cpu()
+    all_pairs = linear_pairs(labeled(examples, names), lambda e: vectors[e.key], scale, names, seed)
+    fits = [fit_linear(pairs) for pairs in all_pairs]
+    for head, fit in zip(heads, fits, strict=True):
+        head.score.weight.copy_(fit.weight[None])
+    return fits
+
+
+@torch.no_grad()
+def fit_all_labels_head(
+    head: Head, capabilities: Sequence[str], examples: Examples, vectors: Vectors, seed: int
+) -> LinearFit:
+    """Fit a head to the overall and the capability labels together, and set its weights."""
+    names = (None, *capabilities)
+    scale = head.normalizer.scale.cpu()
+    overall, *others = linear_pairs(labeled(examples, names), lambda e: vectors[e.key], scale, names, seed)
+    fit = fit_all_labels(overall, others)
+    head.score.weight.copy_(fit.weight[None])
+    return fit
+
+
+@torch.no_grad()
+def out_of_fold(head: Head, folds: FoldWeights, example: PreferenceExample, vectors: Tensor, seed: int) -> Tensor:
+    """Return the scores (N,) of an example's responses by the head that was fitted without the example's fold.
+
+    Args:
+        head: its normalizer is used.
+        vectors: (N, D), the responses' embeddings.
+        seed: of the folds.
+    """
+    weights = folds.weights[fold_of(example.prompt, seed)]
+    return head.normalizer(vectors.float().to(head.normalizer.mean.device)).to(weights.device) @ weights
+
+
+def exact_metrics(fits: Sequence[LinearFit], names: Sequence[str] = ()) -> StepMetrics:
+    """Return the mean out-of-fold loss and accuracy, and each fit's figures if names are given."""
+    fields = ("loss", "accuracy", "l2")
+    metrics = {field: sum(getattr(fit, field) for fit in fits) / len(fits) for field in fields[:2]} | {"steps": 0.0}
+    if not names:
+        return metrics | {"l2": fits[0].l2}
+    return metrics | {
+        f"{field}/{name}": getattr(fit, field) for fit, name in zip(fits, names, strict=True) for field in fields
+    }
+
+
+def head_state(head: Head, fit: LinearFit, prefix: str = "head") -> State:
+    """Return the state of an exactly fitted head, with its weights by fold."""
+    return {f"{prefix}.{name}": t for name, t in head.state_dict().items()} | fold_state(fit, prefix)
+
+
+def fold_state(fit: LinearFit, prefix: str) -> State:
+    """Return what `FoldWeights.of` reads."""
+    return {f"{prefix}_folds": fit.fold_weights, f"{prefix}_accuracy": torch.tensor(fit.accuracy)}
+
+
+# --- phase 3 -------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def weight_scores(training: Training, task: str, kept: nn.ModuleDict) -> tuple[State, StepMetrics]:
+    """Set the weights of a task's aggregator from out-of-fold scores, and calibrate the rewards on them.
+
+    Args:
+        kept: the modules that phase 3 sets; their state is returned.
+    """
+    run, (train, validation) = training.run, training.of(task)
+    task_model, device = run.model.task_model(task), run.model.device
+    aggregator, linear = task_model.aggregator, task_model.aggregator.linear
+    assert linear is not None
+    scores = _out_of_fold_scores(training, task, train)
+    known = torch.cat([scores[e.key] for e in train])
+    linear.normalizer.fit(known)
+    if capabilities := task_model.experts.capabilities:
+        task_model.normalizer.fit(known[:, : len(capabilities)])
+    pairs = _score_pairs(train, scores, linear.normalizer.scale.cpu(), run.config.seed)
+    accuracies = [float(training.folds[task, name].accuracy) for name in capabilities]
+    reference = float(training.folds[task, "per_task"].accuracy)
+    weights = score_weights(accuracies, reference, linear.read.cpu())
+    linear.weight.copy_(rescale_experts(weights, len(capabilities), pairs))
+    rewards = {key: linear(row.to(device)).cpu() for key, row in scores.items()}
+    rewards |= {key: aggregator(row.to(device)).cpu() for key, row in task_vectors(run, task, validation).items()}
+    calibrate(task_model.calibration, rewards, [], [*train, *validation])
+    names = (*capabilities, *aggregator.base_names)
+    weights = {f"weight/{name}": float(weight) for name, weight in zip(names, linear.weight, strict=True)}
+    return kept.state_dict(), _quality(pairs, linear.weight.cpu(), task_model.calibration) | weights
+
+
+def _out_of_fold_scores(training: Training, task: str, examples: Examples) -> dict[str, Tensor]:
+    """Return key → the aggregator's scores (N, s), each by the head that was fitted without the example's fold."""
+    run, task_model = training.run, training.run.model.task_model(task)
+    vectors = base_embeddings(run, task_model.base, examples)
+    experts = zip(task_model.experts.capabilities, task_model.experts.heads, strict=True)
+    heads: list[tuple[Any, FoldWeights]] = [(head, training.folds[task, name]) for name, head in experts]
+    base = {"per_task": task_model.base.head, "general": run.model.general.head, "all_labels": task_model.all_labels}
+    for name in task_model.aggregator.base_names:
+        heads.append((base[name], training.folds[None if name == "general" else task, name]))
+    return {
+        e.key: torch.stack(
+            [out_of_fold(head, folds, e, vectors[e.key], run.config.seed).cpu() for head, folds in heads], 1
+        )
+        for e in examples
+    }
+
+
+def _score_pairs(train: Examples, scores: Vectors, scale: Tensor, seed: int) -> LinearPairs:
+    """Return the overall pairs, where a difference is that of normalized scores (s,)."""
+    return linear_pairs(labeled(train), lambda e: scores[e.key], scale, [None], seed)[0]
+
+
+def score_weights(accuracies: Sequence[float], reference: float, read: Tensor) -> Tensor:
+    """Return the aggregator's weights (s,), which sum to 1.
+
+    The base scores have equal weights. An expert's weight is relative to theirs: its accuracy above chance on held-out
+    labels of its capability / that of phase 1 on the overall labels, from 0 (labels that cannot be predicted) to 1.
+    Weights that are fitted to the overall preferences are worse: docs/log.md has the figures.
+
+    Args:
+        accuracies: of the k experts, out of fold; the scores after theirs are base scores.
+        reference: the out-of-fold accuracy of phase 1.
+        read: (s,), whether the aggregator reads the score.
+    """
+    weights = read.float()
+    reference = max(reference - 0.5, _MIN_ABOVE_CHANCE)
+    for i, accuracy in enumerate(accuracies):
+        weights[i] *= min(max((accuracy - 0.5) / reference, 0.0), 1.0)
+    return weights / weights.sum().clamp(min=1e-12)
+
+
+def rescale_experts(weights: Tensor, count: int, pairs: LinearPairs) -> Tensor:
+    """Multiply the experts' weights by the first of `EXPERT_SCALES` unless another one is better by a standard error.
+
+    A judge's labels may be predictable and still not be what people prefer. The scales are compared by the loss on the
+    overall preferences, each at its best temperature; standard errors are over pairs, weighted as in the loss.
+
+    Args:
+        weights: (s,), as by `score_weights`.
+        count: k, the number of experts.
+        pairs: the overall preferences, where a difference is that of normalized out-of-fold scores (s,).
+    """
+    scaled = [torch.cat([scale * weights[:count], weights[count:]]) for scale in EXPERT_SCALES]
+    losses = [_losses_at_best_temperature(pairs, row) for row in scaled]
+    best, largest = scaled[0], 0.0
+    for row, loss in zip(scaled[1:], losses[1:], strict=True):
+        gains = pairs.weight * (losses[0] - loss)
+        gain = float(gains.sum())
+        if gain > max(largest, float(gains.square().sum().sqrt())):
+            best, largest = row, gain
+    return best / best.sum().clamp(min=1e-12)
+
+
+def _losses_at_best_temperature(pairs: LinearPairs, weights: Tensor) -> Tensor:
+    """Return the losses (P,) of rewards by these weights at the temperature with the lowest weighted sum."""
+    margins = (pairs.differences @ weights)[:, None] * torch.logspace(-1.3, 1.3, 40)
+    losses = preference_losses(margins, pairs.target[:, None])
+    return losses[:, int((losses * pairs.weight[:, None]).sum(0).argmin())]
+
+
+def _quality(pairs: LinearPairs, weights: Tensor, calibration: Calibration) -> StepMetrics:
+    """Return loss and accuracy of the calibrated out-of-fold rewards on the overall pairs."""
+    margins = pairs.differences @ weights / float(calibration.scale * calibration.temperature)
+    total = pairs.weight.sum().clamp(min=1e-12)
+    right = (margins > 0).float() + 0.5 * (margins == 0)
+    loss = (preference_losses(margins, pairs.target) * pairs.weight).sum() / total
+    return {"loss": float(loss), "accuracy": float((right * pairs.weight).sum() / total), "steps": 0.0}

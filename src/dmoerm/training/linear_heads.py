@@ -1,0 +1,199 @@
+"""Fit linear heads on fixed embeddings exactly, with strengths and out-of-fold weights by cross-validation.
+
+    minimize over w:   Σ_p a_p · loss_p(w · x_p) / Σ_p a_p  +  l2/2 · |w|²          x_p = z_better − z_worse, normalized
+
+The problem is convex, so it is solved and not trained: in the eigenvectors of X'AX, a quarter of that matrix's
+eigenvalues bound the curvature of the loss, and each coordinate has its own step size (Böhning and Lindsay, 1988). All
+folds and strengths of a head are columns of one matrix.
+
+Shapes: P pairs, D embedding width, K folds, S strengths, C columns, N responses.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from .batches import PreferenceExample, VectorCollator
+from .losses import preference_losses
+
+FOLDS = 5
+STRENGTHS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+CAPABILITY_WEIGHTS = (0.1, 0.3, 1.0)
+"""Weights of a group's labels on one capability, where its overall labels have weight 1 in total."""
+_DEFAULT_STRENGTH = 1.0  # if the labels are of one prompt only
+_MAX_STEPS = 500
+_TOLERANCE = 1e-3  # upper bound on a weight vector's relative distance from the optimum
+
+
+@dataclass(frozen=True, eq=False)
+class LinearPairs:
+    """Ordered pairs of normalized embeddings, all for one head.
+
+    Attributes:
+        differences: (P, D), embedding of the better response − that of the worse, in units of the normalizer.
+        target, margin, weight: (P,), as in `PreferenceBatch`.
+        fold: (P,), 0 … K − 1; pairs of equal prompts have the same fold.
+        overall: (P,), whether the pair is an overall preference, by which strengths are chosen.
+    """
+
+    differences: Tensor
+    target: Tensor
+    margin: Tensor
+    weight: Tensor
+    fold: Tensor
+    overall: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class LinearFit:
+    """A fitted linear head.
+
+    Attributes:
+        weight: (D,), fitted to all pairs.
+        fold_weights: (K, D), the k-th fitted without the pairs of fold k.
+        l2: the strength, the one with the lowest loss on the pairs that were left out.
+        loss, accuracy: on the pairs that were left out.
+        capability_weight: the chosen entry of `CAPABILITY_WEIGHTS`; None for a head of one kind of label.
+    """
+
+    weight: Tensor
+    fold_weights: Tensor
+    l2: float
+    loss: float
+    accuracy: float
+    capability_weight: float | None = None
+
+
+def fold_of(prompt: str, seed: int) -> int:
+    """Return the fold of a prompt, which does not depend on other prompts."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{prompt}".encode()).digest()[:4], "big") % FOLDS
+
+
+def linear_pairs(
+    examples: Sequence[PreferenceExample],
+    features: Callable[[PreferenceExample], Tensor],
+    scale: Tensor,
+    capabilities: Sequence[str | None],
+    seed: int,
+) -> list[LinearPairs]:
+    """Return the ordered pairs of each capability (None: overall).
+
+    Args:
+        features: example → its responses' embeddings (N, D).
+        scale: (D,), the normalizer's.
+        seed: of the folds.
+    """
+    batch = VectorCollator(features, capabilities)(examples)[0]
+    assert isinstance(batch.inputs, Tensor)
+    vectors = batch.inputs.float()
+    folds = [fold_of(example.prompt, seed) for example in examples for _ in example.encoded.responses]
+    fold = torch.tensor(folds, dtype=torch.long)
+    pairs: list[LinearPairs] = []
+    for expert, name in enumerate(capabilities):
+        rows = (batch.expert == expert).nonzero().squeeze(-1)
+        better, worse = batch.better[rows], batch.worse[rows]
+        differences = (vectors[better] - vectors[worse]) / scale
+        labels = batch.target[rows], batch.margin[rows], batch.weight[rows]
+        overall = torch.full((len(rows),), name is None)
+        pairs.append(LinearPairs(differences, *labels, fold[better], overall))
+    return pairs
+
+
+def fit_linear(pairs: LinearPairs) -> LinearFit:
+    """Fit a head to pairs of one kind of label; its strength is chosen on these labels."""
+    return _cross_validated(pairs, pairs.weight, torch.ones_like(pairs.weight, dtype=torch.bool))
+
+
+def fit_all_labels(overall: LinearPairs, capabilities: Sequence[LinearPairs]) -> LinearFit:
+    """Fit a head to overall and capability pairs together.
+
+    The strength and the weight of the capability labels have the lowest loss on the overall pairs that are left out.
+    """
+    parts = [overall, *capabilities]
+    pairs = LinearPairs(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(LinearPairs)))
+    fits = [
+        _cross_validated(pairs, pairs.weight * torch.where(pairs.overall, 1.0, share), pairs.overall, share)
+        for share in (CAPABILITY_WEIGHTS if len(pairs.overall) > int(pairs.overall.sum()) else (0.0,))
+    ]
+    return min(fits, key=lambda fit: fit.loss)
+
+
+def _cross_validated(pairs: LinearPairs, weight: Tensor, judged: Tensor, share: float | None = None) -> LinearFit:
+    """Fit all folds and strengths, and keep the strength with the lowest loss on the `judged` pairs (P,) left out."""
+    inside = (pairs.fold[:, None] != torch.arange(FOLDS)).float()  # (P, K): is the pair in the training part of fold k?
+    columns = torch.cat([inside, torch.ones(len(weight), 1)], 1) * weight[:, None]  # (P, K + 1)
+    strengths = torch.tensor(STRENGTHS).repeat_interleave(FOLDS + 1)
+    solutions = solve(pairs.differences, pairs.target, pairs.margin, columns.repeat(1, len(STRENGTHS)), strengths)
+    solutions = solutions.view(-1, len(STRENGTHS), FOLDS + 1)  # (D, S, K + 1)
+    margins = _left_out(pairs, solutions)
+    losses = preference_losses(margins - pairs.margin[:, None], pairs.target[:, None])  # (P, S)
+    judged_weight = weight * judged
+    total = judged_weight.sum().clamp(min=1e-12)
+    known = len(pairs.fold[judged].unique()) > 1
+    best = int((losses * judged_weight[:, None]).sum(0).argmin()) if known else STRENGTHS.index(_DEFAULT_STRENGTH)
+    correct = (margins[:, best] > 0).float() + 0.5 * (margins[:, best] == 0)
+    return LinearFit(
+        weight=solutions[:, best, FOLDS].contiguous(),
+        fold_weights=solutions[:, best, :FOLDS].T.contiguous(),
+        l2=STRENGTHS[best],
+        loss=float((losses[:, best] * judged_weight).sum() / total),
+        accuracy=float((correct * judged_weight).sum() / total),
+        capability_weight=share or None,
+    )
+
+
+def _left_out(pairs: LinearPairs, solutions: Tensor) -> Tensor:
+    """Return the margins (P, S) of each pair by the solutions (D, S, K + 1) that were fitted without its fold."""
+    margins = torch.empty(len(pairs.fold), solutions.shape[1])
+    for k in range(FOLDS):
+        margins[pairs.fold == k] = pairs.differences[pairs.fold == k] @ solutions[:, :, k]
+    return margins
+
+
+def solve(differences: Tensor, target: Tensor, margin: Tensor, weight: Tensor, l2: Tensor) -> Tensor:
+    """Minimize the problem of this module for C columns of weights; return (D, C).
+
+    Args:
+        differences: (P, D).
+        target, margin: (P,).
+        weight: (P, C), non-negative; a column of zeros gives 0.
+        l2: (C,), positive.
+    """
+    if not len(differences):
+        return torch.zeros(differences.shape[1], weight.shape[1])
+    share = weight / weight.sum(0).clamp(min=1e-12)
+    mean = share.mean(1)  # the eigenvectors are those of all columns' mean
+    vectors, curvature = _principal(differences * mean.sqrt()[:, None])
+    coordinates = differences @ vectors  # (P, R)
+    ratio = (share / mean.clamp(min=1e-12)[:, None]).amax(0)  # of a column's curvature to the mean's, at most
+    step = 1 / (0.25 * ratio * curvature[:, None] + l2)  # (R, C)
+    point = ahead = torch.zeros(len(curvature), weight.shape[1])
+    age = torch.zeros(weight.shape[1])  # steps since the momentum was last reset
+    for _ in range(_MAX_STEPS):
+        residuals = share * (torch.sigmoid(coordinates @ ahead - margin[:, None]) - target[:, None])
+        gradient = coordinates.T @ residuals + l2 * ahead
+        if bool((gradient.norm(dim=0) <= _TOLERANCE * l2 * ahead.norm(dim=0)).all()):
+            break
+        moved = ahead - step * gradient
+        change = moved - point
+        age = torch.where((gradient * change).sum(0) > 0, 0.0, age + 1)  # uphill: momentum is too large
+        ahead = moved + (age / (age + 3)) * change
+        point = moved
+    return vectors @ ahead
+
+
+def _principal(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the right singular vectors (D, R) of rows (P, D) with R = min(P, D), and the squared singular values."""
+    tall = len(rows) > rows.shape[1]
+    gram = (rows.T @ rows if tall else rows @ rows.T).double()
+    values, vectors = torch.linalg.eigh(gram)
+    kept = values > 1e-9 * values[-1].clamp(min=1e-30)
+    values, vectors = values[kept], vectors[:, kept]
+    if not tall:
+        vectors = rows.double().T @ vectors / values.sqrt()
+    return vectors.float(), values.float()

@@ -1,0 +1,138 @@
+"""Runs with `l2: auto`: exact heads, out-of-fold scores, the aggregator's weights."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import make_tiny_config, train_quietly
+
+from dmoerm import DMoERM
+from dmoerm.config import Config, load_config
+from dmoerm.errors import ConfigError
+from dmoerm.training.exact_step import out_of_fold, rescale_experts, score_weights
+from dmoerm.training.expert_step import phase2
+from dmoerm.training.linear_heads import fold_of
+from dmoerm.training.phases import phase0, phase1, phase3
+from dmoerm.training.router_step import assign_tasks, train_router
+
+from .conftest import begin
+from .test_linear_heads import draw
+
+PAIR = ["Yes, it is.", "no"]
+
+
+@pytest.fixture
+def auto_config(tiny_backbone: str, tmp_path: Path) -> Callable[..., Config]:
+    """A function: changes to the settings → settings of a tiny run whose heads are fitted exactly."""
+
+    def make(**changes: Any) -> Config:
+        settings = make_tiny_config(tiny_backbone, tmp_path).model_dump(mode="json")
+        settings |= {"base": "frozen", "phase0": {"l2": "auto"}, "phase1": {"l2": "auto", "phase1_fraction": 0}}
+        settings["phase2"] = {"l2": "auto", "lora": {"rank": 0}}
+        scores = ["per_task", "general", "all_labels"]
+        settings["phase3"] = {"l2": "auto", "inputs": "scores", "base_scores": scores}
+        return Config(**settings | changes)
+
+    return make
+
+
+def test_a_run_is_saved_reloaded_and_resumed_with_the_same_scores(auto_config: Callable[..., Config]) -> None:
+    config = auto_config()
+    run = train_quietly(config)
+    expected = run.model.score("Is it?", PAIR)
+    assert expected[0].reward != expected[1].reward
+    assert DMoERM.from_pretrained(run.folder / "model").score("Is it?", PAIR) == expected
+    metrics = run.metrics()
+    weights = [value for name, value in metrics["phase3/chitchat"].items() if name.startswith("weight/")]
+    assert len(weights) == 5  # two experts, phase 1, the general model, all labels
+    assert sum(weights) == pytest.approx(1)
+    for step in ("phase3/chitchat", "phase2/objective_qa"):
+        shutil.rmtree(run.folder / "steps" / step)
+    shutil.rmtree(run.folder / "model")
+    assert train_quietly(config).model.score("Is it?", PAIR) == expected
+    assert run.metrics() == {name: row | {"seconds": run.metrics()[name]["seconds"]} for name, row in metrics.items()}
+
+
+def test_rewards_are_calibrated_on_scores_that_did_not_see_the_prompt(
+    auto_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = begin(auto_config())
+    run = training.run
+    train_router(run, training.train, training.validation)
+    training.train, training.validation = assign_tasks(run, training.train), assign_tasks(run, training.validation)
+    phase0(training)
+    phase1(training, "chitchat")
+    phase2(training, "chitchat")
+    assert set(training.folds) == {
+        (None, "general"), *(("chitchat", name) for name in ("per_task", "all_labels", "empathy", "proactivity"))
+    }  # fmt: skip
+    calibrated: dict[str, Any] = {}
+
+    def calibrate(calibration: Any, rewards: dict[str, Any], train: Any, validation: Any) -> None:
+        calibrated.update(rewards=rewards, train=train, validation=validation)
+
+    monkeypatch.setattr("dmoerm.training.exact_step.calibrate", calibrate)
+    phase3(training, "chitchat")
+    task_model = run.model.task_model("chitchat")
+    example = training.of("chitchat")[0][0]
+    z, fold = run.cache.embeddings(example.encoded).float(), fold_of(example.prompt, run.config.seed)
+    heads = [*task_model.experts.heads, task_model.base.head, run.model.general.head, task_model.all_labels]
+    names = [("chitchat", "empathy"), ("chitchat", "proactivity"), ("chitchat", "per_task"), (None, "general")]
+    scores = [
+        head.normalizer(z) @ training.folds[key].weights[fold]
+        for head, key in zip(heads, [*names, ("chitchat", "all_labels")], strict=True)
+    ]
+    expected = task_model.aggregator.linear(torch.stack(scores, 1))
+    torch.testing.assert_close(calibrated["rewards"][example.key], expected)
+    assert calibrated["train"] == []
+    assert len(calibrated["validation"]) == sum(map(len, training.of("chitchat")))
+    own = torch.tensor([0.5] * z.shape[1])
+    weights = training.folds["chitchat", "empathy"]._replace(weights=torch.stack([i * own for i in range(5)]))
+    found = out_of_fold(task_model.base.head, weights, example, z, run.config.seed)
+    torch.testing.assert_close(found, task_model.base.head.normalizer(z) @ (fold * own))
+
+
+def test_an_expert_weighs_as_its_labels_can_be_predicted() -> None:
+    read = torch.tensor([True] * 5 + [False, True])
+    weights = score_weights([0.9, 0.7, 0.6, 0.5], reference=0.7, read=read)
+    assert weights.tolist() == pytest.approx([w / 4.5 for w in (1, 1, 0.5, 0, 1, 0, 1)])
+    assert score_weights([0.3, 0.6], 0.4, torch.tensor([True] * 4)).tolist() == pytest.approx([0, 1 / 3, 1 / 3, 1 / 3])
+
+
+@pytest.mark.parametrize(("sign", "kept"), [(1.0, True), (-1.0, False)])
+def test_experts_against_the_overall_preferences_are_dropped(sign: float, kept: bool) -> None:
+    """One score agrees with people; the experts' agree too, or say the opposite."""
+    pairs = draw(300, 2, signal=6.0)
+    useful = pairs.differences @ torch.randn(2, generator=torch.Generator().manual_seed(99))
+    noise = torch.randn(300, generator=torch.Generator().manual_seed(5))
+    scores = torch.stack([sign * useful + noise, useful + noise], 1)
+    weights = rescale_experts(torch.tensor([0.5, 0.5]), 1, replace(pairs, differences=scores))
+    assert float(weights.sum()) == pytest.approx(1)
+    assert (weights.tolist() == [0.5, 0.5]) is kept
+    assert kept or weights.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["base=full"], "phase0.l2 is auto but the step trains more than heads"),
+        (["phase2.lora.rank=2"], r"phase2.l2 is auto but .*phase2.head_first.l2"),
+        (["head.hidden=4"], "linear heads exactly; set head.hidden"),
+        (["phase1.l2=0.5", "phase3.base_scores=[general]"], "phase3.l2 is auto, which weights out-of-fold scores"),
+        (["phase1.phase1_fraction=0.5"], "phase3.l2 is auto"),
+        (["phase3.inputs=both"], "phase3.l2 is auto"),
+        (["phase1.l2=0.5", "phase3.l2=0.5"], "all_labels, which needs"),
+        (["phase0.steps=100"], "phase0.steps has no effect while phase0.l2 is auto"),
+        (["phase2.learning_rate=0.1"], "phase2.learning_rate has no effect while phase2.l2 is auto"),
+        (["phase0.l2=often"], "phase0.l2"),
+    ],
+)
+def test_settings_that_no_exact_fit_has_are_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config("frozen", overrides)

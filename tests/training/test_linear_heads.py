@@ -1,0 +1,148 @@
+"""Exact fits of linear heads: the optimum, the folds, the strengths."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from dmoerm.schema import Pair
+from dmoerm.training.linear_heads import (
+    CAPABILITY_WEIGHTS,
+    FOLDS,
+    STRENGTHS,
+    LinearPairs,
+    fit_all_labels,
+    fit_linear,
+    fold_of,
+    linear_pairs,
+    solve,
+)
+from dmoerm.training.losses import preference_losses
+
+from .made import features, made
+
+
+def draw(pairs: int, width: int, seed: int = 0, signal: float = 2.0, overall: bool = True) -> LinearPairs:
+    """Pairs whose better response follows from a direction that all seeds share; signal 0: coin flips."""
+    generator = torch.Generator().manual_seed(seed)
+    differences = torch.randn(pairs, width, generator=generator) * torch.linspace(2, 0.2, width)
+    direction = torch.randn(width, generator=torch.Generator().manual_seed(99)) / width**0.5
+    likely = torch.sigmoid(signal * differences @ direction)
+    sign = torch.where(torch.rand(pairs, generator=generator) < likely, 1.0, -1.0)
+    return LinearPairs(
+        differences * sign[:, None],
+        torch.ones(pairs),
+        torch.zeros(pairs),
+        torch.ones(pairs),
+        torch.randint(0, FOLDS, (pairs,), generator=generator),
+        torch.full((pairs,), overall),
+    )
+
+
+def gradient(pairs: LinearPairs, weight: Tensor, l2: float, solution: Tensor) -> Tensor:
+    """The gradient of the problem in linear_heads.py, by autograd."""
+    solution = solution.clone().requires_grad_(True)
+    losses = preference_losses(pairs.differences @ solution - pairs.margin, pairs.target)
+    value = (losses * weight).sum() / weight.sum() + l2 / 2 * solution.square().sum()
+    return torch.autograd.grad(value, solution)[0]
+
+
+@pytest.mark.parametrize(("count", "width"), [(30, 80), (200, 20)])
+def test_the_solution_is_the_optimum(count: int, width: int) -> None:
+    pairs = draw(count, width)
+    generator = torch.Generator().manual_seed(1)
+    pairs = replace(pairs, target=torch.rand(count, generator=generator), margin=torch.rand(count, generator=generator))
+    weight = torch.rand(count, 6, generator=generator)
+    weight[: count // 2, 3] = 0
+    strengths = torch.tensor(STRENGTHS)
+    solutions = solve(pairs.differences, pairs.target, pairs.margin, weight, strengths)
+    for column, l2 in enumerate(STRENGTHS):
+        found = solutions[:, column]
+        assert float(found.norm()) > 0
+        assert float(gradient(pairs, weight[:, column], l2, found).norm()) <= 2e-3 * l2 * float(found.norm())
+
+
+def test_a_column_without_pairs_is_zero() -> None:
+    pairs = draw(10, 4)
+    weight = torch.stack([torch.ones(10), torch.zeros(10)], 1)
+    solutions = solve(pairs.differences, pairs.target, pairs.margin, weight, torch.ones(2))
+    assert solutions[:, 1].tolist() == [0] * 4
+    assert float(solutions[:, 0].norm()) > 0
+    nothing = draw(0, 4)
+    assert fit_linear(nothing).weight.tolist() == [0] * 4
+
+
+def test_fold_weights_do_not_see_their_fold() -> None:
+    pairs = draw(120, 10)
+    fit = fit_linear(pairs)
+    for fold in range(FOLDS):
+        kept = pairs.fold != fold
+        alone = solve(
+            pairs.differences[kept], pairs.target[kept], pairs.margin[kept], torch.ones(int(kept.sum()), 1),
+            torch.tensor([fit.l2]),
+        )  # fmt: skip
+        torch.testing.assert_close(fit.fold_weights[fold], alone[:, 0], rtol=0.01, atol=1e-3)
+    left_out = (pairs.differences * fit.fold_weights[pairs.fold]).sum(1)
+    assert fit.accuracy == pytest.approx(float((left_out > 0).float().mean()))
+    assert fit.loss == pytest.approx(float(preference_losses(left_out, pairs.target).mean()), rel=1e-4)
+
+
+def test_the_strength_has_the_lowest_loss_on_what_was_left_out() -> None:
+    informative, coins = fit_linear(draw(600, 10)), fit_linear(draw(600, 10, signal=0))
+    assert informative.accuracy > 0.65
+    assert coins.accuracy < 0.58
+    assert informative.l2 < coins.l2
+    assert float(coins.weight.norm()) < 0.2 * float(informative.weight.norm())
+
+
+def test_labels_of_one_prompt_get_the_default_strength() -> None:
+    pairs = draw(20, 5)
+    assert fit_linear(replace(pairs, fold=torch.zeros_like(pairs.fold))).l2 == 1.0
+
+
+def test_all_labels_weights_capabilities_by_what_they_tell_about_the_overall_pairs() -> None:
+    overall = draw(40, 30)
+    alike = [draw(400, 30, seed, overall=False) for seed in (1, 2)]
+    together, alone = fit_all_labels(overall, alike), fit_all_labels(overall, [])
+    assert together.capability_weight == max(CAPABILITY_WEIGHTS)
+    assert alone.capability_weight is None
+    torch.testing.assert_close(alone.weight, fit_linear(overall).weight)
+    test = draw(2000, 30, seed=7)
+    assert accuracy(together.weight, test) > accuracy(alone.weight, test) + 0.03
+    opposed = [replace(pairs, differences=-pairs.differences) for pairs in alike]
+    assert fit_all_labels(overall, opposed).capability_weight == min(CAPABILITY_WEIGHTS)
+
+
+def accuracy(weight: Tensor, pairs: LinearPairs) -> float:
+    return float((pairs.differences @ weight > 0).float().mean())
+
+
+def test_pairs_of_examples() -> None:
+    """Differences in units of the normalizer, a group's weight divided over its pairs, capabilities apart."""
+    vectors = torch.tensor([[1.0, 0.0], [0.0, 4.0], [2.0, 2.0]])
+    pairs = {None: [Pair(0, 1), Pair(2, 1)], "logic": [Pair(1, 2)]}
+    scale = torch.tensor([1.0, 2.0])
+    overall, logic = linear_pairs([made(vectors, pairs)], features, scale, [None, "logic"], seed=3)
+    assert overall.differences.tolist() == [[1, -2], [2, -1]]
+    assert overall.weight.tolist() == [0.5, 0.5]
+    assert overall.margin.tolist() == [0, 0]
+    assert overall.overall.tolist() == [True, True]
+    assert overall.fold.tolist() == [fold_of("Hi", 3)] * 2
+    assert logic.differences.tolist() == [[-2, 1]]
+    two = made(vectors[:2], {None: [Pair(1, 0, 0.8, 0.5)]}, margin=0.5)
+    (overall,) = linear_pairs([two], features, scale, [None], seed=3)
+    assert (overall.margin.tolist(), overall.weight.tolist()) == ([0.5], [0.5])
+    assert overall.target.tolist() == pytest.approx([0.8])
+    assert (logic.weight.tolist(), logic.margin.tolist(), logic.overall.tolist()) == ([1], [0], [False])
+
+
+def test_folds_depend_on_the_prompt_and_the_seed_alone() -> None:
+    prompts: Sequence[str] = [str(i) for i in range(500)]
+    folds = [fold_of(prompt, 0) for prompt in prompts]
+    assert folds == [fold_of(prompt, 0) for prompt in prompts]
+    assert folds != [fold_of(prompt, 1) for prompt in prompts]
+    assert all(70 < folds.count(fold) < 130 for fold in range(FOLDS))
