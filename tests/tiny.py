@@ -121,6 +121,16 @@ def make_tiny_config(backbone: str, folder: Path, /, **changes: Any) -> Config:
     return Config.model_validate(merge(settings, changes))
 
 
+def make_exact_config(backbone: str, folder: Path, /, **changes: Any) -> Config:
+    """Return the settings of a tiny run of the form of `frozen`: heads fitted exactly, weighted out-of-fold scores."""
+    settings = make_tiny_config(backbone, folder).model_dump(mode="json")
+    settings |= {"base": "frozen", "phase0": {"l2": "auto"}, "phase1": {"l2": "auto", "phase1_fraction": 0}}
+    scores = ["per_task", "general", "all_labels"]
+    settings |= {"phase2": {"l2": "auto", "lora": {"rank": 0}}}
+    settings |= {"phase3": {"l2": "auto", "inputs": "scores", "base_scores": scores}}
+    return Config(**merge(settings, changes))
+
+
 def train_quietly(config: Config) -> Any:
     """Train without output."""
     import transformers

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from tiny import make_tiny_config
+from tiny import make_exact_config
 
 from dmoerm.config import Config
 from dmoerm.experiments import costs
@@ -25,10 +25,4 @@ def timed_once() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def frozen_config(tiny_backbone: str, tmp_path_factory: pytest.TempPathFactory) -> Config:
     """The settings of the shared runs: comparisons and best-of-n in the same folder train each model once."""
-    frozen = {
-        "base": "frozen",
-        "phase2": {"lora": {"rank": 0}},
-        "phase1": {"phase1_fraction": 0},
-        "phase3": {"inputs": "scores"},
-    }
-    return make_tiny_config(tiny_backbone, tmp_path_factory.mktemp("experiments"), **frozen)
+    return make_exact_config(tiny_backbone, tmp_path_factory.mktemp("experiments"))

@@ -8,11 +8,12 @@ import math
 import pytest
 import torch
 from rich.console import Console
-from tiny import make_tiny_config, train_quietly
+from tiny import make_exact_config, make_tiny_config, train_quietly
 
 from dmoerm.config import changed
 from dmoerm.data.splits import load_splits
 from dmoerm.errors import ConfigError
+from dmoerm.evaluation.scored_groups import score_groups
 from dmoerm.experiments.methods import Method, MethodContext, TrainedMethod, register, registered
 from dmoerm.experiments.methods.all_labels import joined_pairs, train_all_labels
 from dmoerm.experiments.methods.gated_model import gated_vectors, objectives, train_gated
@@ -57,6 +58,23 @@ def test_all_labels_learns_from_overall_and_capability_pairs(context: MethodCont
         "baselines/all_labels/objective_qa",
     }
     assert trained.parameters == 2 * sum(p.numel() for p in context.run.model.general.head.parameters())
+
+
+def test_all_labels_is_the_head_that_the_aggregator_reads(tiny_backbone, tmp_path) -> None:
+    """As in the recipe `frozen`; nothing further is trained."""
+    run = train_quietly(make_exact_config(tiny_backbone, tmp_path))
+    data = load_splits(run.config)
+    examples = examples_of(run, data.train)
+    context = MethodContext(run, data, examples, examples[:4], 3, Console(quiet=True))
+    before = set(run.metrics())
+    trained = train_all_labels(context)
+    assert set(run.metrics()) == before
+    assert trained.steps == ("phase1",)
+    scored = score_groups(run.model, data.test, console=Console(quiet=True), scorers={"all": trained.score})
+    for group in scored:
+        z = run.cache.embeddings(run.model.encoder.encode(group.group)).float()
+        expected = run.model.task_model(group.task).all_labels(z)
+        assert group.members["all"][0].tolist() == pytest.approx(expected.tolist(), abs=1e-4)
 
 
 def test_the_gated_model_learns_its_objectives_and_weighs_them(context: MethodContext) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import make_tiny_config, train_quietly
+from tiny import make_exact_config, train_quietly
 
 from dmoerm import DMoERM
 from dmoerm.config import Config, load_config
@@ -32,12 +32,7 @@ def auto_config(tiny_backbone: str, tmp_path: Path) -> Callable[..., Config]:
     """A function: changes to the settings → settings of a tiny run whose heads are fitted exactly."""
 
     def make(**changes: Any) -> Config:
-        settings = make_tiny_config(tiny_backbone, tmp_path).model_dump(mode="json")
-        settings |= {"base": "frozen", "phase0": {"l2": "auto"}, "phase1": {"l2": "auto", "phase1_fraction": 0}}
-        settings["phase2"] = {"l2": "auto", "lora": {"rank": 0}}
-        scores = ["per_task", "general", "all_labels"]
-        settings["phase3"] = {"l2": "auto", "inputs": "scores", "base_scores": scores}
-        return Config(**settings | changes)
+        return make_exact_config(tiny_backbone, tmp_path, **changes)
 
     return make
 
