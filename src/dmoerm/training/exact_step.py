@@ -28,7 +28,7 @@ EXPERT_SCALES = (1.0, 0.5, 0.25, 0.0)
 _MIN_ABOVE_CHANCE = 0.025  # a lower accuracy of phase 1 above chance is not a reference
 
 
-def number(l2: float | str) -> float:
+def strength(l2: float | str) -> float:
     """Return a penalty's strength; `auto`, for which the head is not trained further, is 0."""
     return 0.0 if isinstance(l2, str) else l2
 

@@ -28,7 +28,7 @@ from ..model.packed_attention import Decoder
 from ..names import folder_name
 from .batches import Labels, PackedCollator, PreferenceExample, VectorCollator, labeled
 from .embedding import base_embeddings, cached_states
-from .exact_step import exact_metrics, fit_heads, fold_state, number
+from .exact_step import exact_metrics, fit_heads, fold_state, strength
 from .fitting import fit
 from .losses import PreferenceLossModule
 from .stacking import ExpertStack, HeadStack
@@ -156,7 +156,7 @@ def _first_heads(base: Head, generators: Sequence[torch.Generator], reset: bool)
 def _loss_module(
     scorer: nn.Module, step: HeadStepConfig, heads: HeadStack, names: Sequence[str]
 ) -> PreferenceLossModule:
-    return PreferenceLossModule(scorer, number(step.l2), heads, num_experts=len(names))
+    return PreferenceLossModule(scorer, strength(step.l2), heads, num_experts=len(names))
 
 
 def _validation(names: Sequence[str], train: Examples, validation: Examples) -> Examples:

@@ -27,7 +27,7 @@ from ..model.packed_attention import Decoder
 from .batches import PackedCollator, PreferenceExample, VectorCollator, labeled
 from .calibration import calibrate
 from .embedding import base_embeddings, cached_states, task_vectors
-from .exact_step import exact_metrics, fit_all_labels_head, fit_heads, head_state, number, out_of_fold, weight_scores
+from .exact_step import exact_metrics, fit_all_labels_head, fit_heads, head_state, out_of_fold, strength, weight_scores
 from .fitting import fit
 from .losses import PreferenceLossModule
 from .steps import FoldWeights, Run, State, StepMetrics, Training, step_metrics, step_name
@@ -155,7 +155,7 @@ def train_base(
             return state, metrics
     scorer = BranchScorer(_trainable(run, start.branch), head, start.pooling)  # pyright: ignore[reportArgumentType]
     states = cached_states(run, [*parts[0], *parts[1]])
-    module, options = PreferenceLossModule(scorer, number(step.l2), head), run.fit_options(checkpoint_dir / "branch")
+    module, options = PreferenceLossModule(scorer, strength(step.l2), head), run.fit_options(checkpoint_dir / "branch")
     fits = fit(module, *parts, collate=PackedCollator(lambda e: states[e.key]), step=step, **options)
     scorer.branch = _merged(scorer.branch)
     return scorer.state_dict(), step_metrics(fits)
@@ -234,7 +234,7 @@ def _train_aggregator(
     task_model.aggregator.fit_normalizers(known)
     task_model.aggregator.requires_grad_(True)
     step = run.config.phase3
-    module = PreferenceLossModule(task_model.aggregator, number(step.l2), task_model.aggregator)
+    module = PreferenceLossModule(task_model.aggregator, strength(step.l2), task_model.aggregator)
     parts = [labeled(train), labeled(validation)]
     collate = VectorCollator(lambda e: vectors[e.key])
     fits = fit(module, *parts, collate=collate, step=step, **run.fit_options(checkpoint_dir))
