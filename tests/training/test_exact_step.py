@@ -131,3 +131,12 @@ def test_experts_against_the_overall_preferences_are_dropped(sign: float, kept: 
 def test_settings_that_no_exact_fit_has_are_refused(overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config("frozen", overrides)
+
+
+def test_lora_experts_start_from_exact_heads() -> None:
+    """The settings that docs/training.md names for `frozen` with LoRA experts."""
+    lora = ["phase2.lora.rank=8", "phase2.l2=2", "phase2.head_first.l2=auto", "phase3.l2=3"]
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    assert all(f"--set {setting}" in page for setting in lora)
+    config = load_config("frozen", lora)
+    assert (config.phase2.l2, config.phase2.head_first.l2, config.phase1.l2) == (2, "auto", "auto")
