@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import make_exact_config, train_quietly
+from tiny import make_exact_config, make_tiny_config, train_quietly
 
 from dmoerm import DMoERM
 from dmoerm.config import Config, load_config
@@ -140,3 +140,14 @@ def test_lora_experts_start_from_exact_heads() -> None:
     assert all(f"--set {setting}" in page for setting in lora)
     config = load_config("frozen", lora)
     assert (config.phase2.l2, config.phase2.head_first.l2, config.phase1.l2) == (2, "auto", "auto")
+
+
+@pytest.mark.parametrize("base", ["full", "frozen"])
+def test_branches_and_lora_are_trained_from_exact_heads(tiny_backbone: str, tmp_path: Path, base: str) -> None:
+    """The form of `fast`, and of `frozen` with LoRA experts."""
+    first: dict[str, Any] = {"head_first": {"l2": "auto"}}
+    phases = {"phase0": first, "phase1": first} if base == "full" else {}
+    run = train_quietly(make_tiny_config(tiny_backbone, tmp_path, base=base, phase2=first, **phases))
+    expected = run.model.score("Is it?", PAIR)
+    assert DMoERM.from_pretrained(run.folder / "model").score("Is it?", PAIR) == expected
+    assert run.metrics()["phase2/chitchat"]["steps"] > 0
