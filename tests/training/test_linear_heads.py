@@ -19,6 +19,7 @@ from dmoerm.training.linear_heads import (
     fit_linear,
     fold_of,
     linear_pairs,
+    pair_accuracy,
     solve,
 )
 from dmoerm.training.losses import preference_losses
@@ -97,6 +98,14 @@ def test_the_strength_has_the_lowest_loss_on_what_was_left_out() -> None:
     assert coins.accuracy < 0.58
     assert informative.l2 < coins.l2
     assert float(coins.weight.norm()) < 0.2 * float(informative.weight.norm())
+
+
+def test_soft_labels_count_in_the_accuracy_by_their_certainty() -> None:
+    """A tie says nothing about the order; a label of probability 0.75 says half as much as one of 1."""
+    margins, target = torch.tensor([1.0, -1.0, -1.0, 0.0]), torch.tensor([1.0, 0.5, 0.75, 1.0])
+    assert pair_accuracy(margins, target, torch.ones(4)) == pytest.approx((1 + 0.5) / 2.5)
+    assert pair_accuracy(margins, target, torch.tensor([1.0, 9, 2, 0])) == pytest.approx(1 / 2)
+    assert pair_accuracy(margins[:0], target[:0], margins[:0]) == 0
 
 
 def test_labels_of_one_prompt_get_the_default_strength() -> None:

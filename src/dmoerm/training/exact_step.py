@@ -16,7 +16,7 @@ from ..model.task_model import Calibration
 from .batches import PreferenceExample, labeled
 from .calibration import calibrate
 from .embedding import base_embeddings, task_vectors
-from .linear_heads import LinearFit, LinearPairs, fit_all_labels, fit_linear, fold_of, linear_pairs
+from .linear_heads import LinearFit, LinearPairs, fit_all_labels, fit_linear, fold_of, linear_pairs, pair_accuracy
 from .losses import preference_losses
 from .steps import FoldWeights, State, StepMetrics, Training
 
@@ -126,8 +126,9 @@ def weight_scores(training: Training, task: str, kept: nn.ModuleDict) -> tuple[S
     rewards |= {key: aggregator(row.to(device)).cpu() for key, row in task_vectors(run, task, validation).items()}
     calibrate(task_model.calibration, rewards, [], [*train, *validation])
     names = (*capabilities, *aggregator.base_names)
-    weights = {f"weight/{name}": float(weight) for name, weight in zip(names, linear.weight, strict=True)}
-    return kept.state_dict(), _quality(pairs, linear.weight.cpu(), task_model.calibration) | weights
+    metrics = _quality(pairs, linear.weight.cpu(), task_model.calibration)
+    metrics |= {f"weight/{name}": float(weight) for name, weight in zip(names, linear.weight, strict=True)}
+    return kept.state_dict(), metrics
 
 
 def _out_of_fold_scores(training: Training, task: str, examples: Examples) -> dict[str, Tensor]:
@@ -204,6 +205,5 @@ def _quality(pairs: LinearPairs, weights: Tensor, calibration: Calibration) -> S
     """Return loss and accuracy of the calibrated out-of-fold rewards on the overall pairs."""
     margins = pairs.differences @ weights / float(calibration.scale * calibration.temperature)
     total = pairs.weight.sum().clamp(min=1e-12)
-    right = (margins > 0).float() + 0.5 * (margins == 0)
     loss = (preference_losses(margins, pairs.target) * pairs.weight).sum() / total
-    return {"loss": float(loss), "accuracy": float((right * pairs.weight).sum() / total), "steps": 0.0}
+    return {"loss": float(loss), "accuracy": pair_accuracy(margins, pairs.target, pairs.weight), "steps": 0.0}

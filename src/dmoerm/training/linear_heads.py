@@ -136,15 +136,24 @@ def _cross_validated(pairs: LinearPairs, weight: Tensor, judged: Tensor, share: 
     total = judged_weight.sum().clamp(min=1e-12)
     known = len(pairs.fold[judged].unique()) > 1
     best = int((losses * judged_weight[:, None]).sum(0).argmin()) if known else STRENGTHS.index(_DEFAULT_STRENGTH)
-    correct = (margins[:, best] > 0).float() + 0.5 * (margins[:, best] == 0)
     return LinearFit(
         weight=solutions[:, best, FOLDS].contiguous(),
         fold_weights=solutions[:, best, :FOLDS].T.contiguous(),
         l2=STRENGTHS[best],
         loss=float((losses[:, best] * judged_weight).sum() / total),
-        accuracy=float((correct * judged_weight).sum() / total),
+        accuracy=pair_accuracy(margins[:, best], pairs.target, judged_weight),
         capability_weight=share or None,
     )
+
+
+def pair_accuracy(margins: Tensor, target: Tensor, weight: Tensor) -> float:
+    """Return the weighted share of pairs (P,) in the labeled order; as in `RowLosses`, a pair weighs 2 p − 1 as much.
+
+    A margin of 0 counts half. Without a pair of positive weight, the result is 0.
+    """
+    certain = weight * (2 * target - 1)
+    correct = (margins > 0).float() + 0.5 * (margins == 0)
+    return float((correct * certain).sum() / certain.sum().clamp(min=1e-12))
 
 
 def _left_out(pairs: LinearPairs, solutions: Tensor) -> Tensor:
