@@ -37,8 +37,11 @@ def auto_config(tiny_backbone: str, tmp_path: Path) -> Callable[..., Config]:
     return make
 
 
-def test_a_run_is_saved_reloaded_and_resumed_with_the_same_scores(auto_config: Callable[..., Config]) -> None:
-    config = auto_config()
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_run_is_saved_reloaded_and_resumed_with_the_same_scores(
+    auto_config: Callable[..., Config], dtype: str
+) -> None:
+    config = auto_config(backbone={"dtype": dtype})
     run = train_quietly(config)
     expected = run.model.score("Is it?", PAIR)
     assert expected[0].reward != expected[1].reward

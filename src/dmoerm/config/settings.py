@@ -226,9 +226,8 @@ class AggregatorConfig(HeadStepConfig):
     dropout: float = Field(default=0.1, ge=0, lt=1)
     """Dropout probability of the MLP's input in training. Refused with `inputs: scores`."""
     base_scores: tuple[Literal["per_task", "general", "all_labels"], ...] = ("per_task", "general")
-    """Inputs of the linear map besides the capability scores: the score of phase 1 (`per_task`), of the general model
-    (`general`), of a head on overall and capability labels together (`all_labels`; needs `phase1.l2: auto`). Refused
-    with `inputs: embeddings`."""
+    """Inputs of the linear map besides the capability scores: of phase 1 (`per_task`), the general model (`general`), a
+    head on overall and capability labels (`all_labels`; needs `phase1.l2: auto`). Refused with `inputs: embeddings`."""
 
 
 class RayConfig(_Settings):
