@@ -27,6 +27,7 @@ from dmoerm.experiments.methods import ablation_methods, ablations, registered, 
 from dmoerm.model.training_prompts import TrainingPrompts
 from dmoerm.report import report_html
 from dmoerm.schema import Query, prompt_key
+from dmoerm.training.steps import finished_steps
 
 from .conftest import CONDITIONS, MEMBERS
 
@@ -90,7 +91,7 @@ def comparison(frozen_config) -> Comparison:
 
 
 def test_every_method_is_measured_on_the_same_pairs(comparison: Comparison) -> None:
-    trained = {"general", "per_task", "all_labels", "warm", "gated", "longest", "dmoerm"}
+    trained = {"general", "per_task", "all_labels", "all_labels_general", "warm", "gated", "longest", "dmoerm"}
     trained |= {f"{name}_{how}" for name in ("ensemble", "bagged") for how in ("mean", "wco", "uwo")}
     for condition in comparison.conditions.values():
         assert set(condition.accuracy) == trained | set(SOME) | {"shortest"}
@@ -195,7 +196,9 @@ def test_prompts_that_an_external_method_was_trained_on_are_left_out(comparison:
 
 def test_costs_are_what_was_trained(comparison: Comparison) -> None:
     costs = comparison.costs
-    assert costs["ensemble_mean"].parameters == 2 * costs["general"].parameters
+    assert costs["bagged_mean"].parameters == 2 * costs["general"].parameters
+    assert costs["ensemble_mean"].parameters == costs["general"].parameters  # exact members are one model
+    assert costs["all_labels_general"].parameters == costs["general"].parameters
     assert costs["per_task"].parameters == costs["all_labels"].parameters == 2 * costs["general"].parameters
     assert costs["dmoerm"].parameters > costs["per_task"].parameters
     assert all(cost.training_seconds > 0 for method, cost in costs.items() if method != "longest")
@@ -228,7 +231,13 @@ def test_unknown_names_are_refused(frozen_config) -> None:
 def test_trained_branches_are_compared_too(tiny_backbone, tmp_path) -> None:
     """Members with trained branches start from the pretrained branch."""
     config = changed(make_tiny_config(tiny_backbone, tmp_path), {"phase0.epochs": 1})
-    result = quick_run(config, "general", "ensemble_mean", "bagged_mean", "dmoerm")
-    assert result.costs["ensemble_mean"].parameters == 2 * result.costs["general"].parameters
-    methods = ("general", "ensemble_mean", "bagged_mean", "dmoerm")
+    methods = ("general", "all_labels", "all_labels_general", "ensemble_mean", "bagged_mean", "dmoerm")
+    result = quick_run(config, *methods)
+    costs = result.costs
+    assert costs["ensemble_mean"].parameters == 2 * costs["general"].parameters
+    assert costs["all_labels_general"].parameters == costs["general"].parameters
     assert len({result.length_bias[name].pearson for name in methods}) == len(methods)
+    steps = finished_steps(Path(run_settings(config, "clean", (0.0, 0.0), 0).output))
+    seconds = [row["seconds"] for name, row in steps.items() if name.startswith("baselines/all_labels/")]
+    assert len(seconds) == 2
+    assert costs["all_labels"].training_seconds == pytest.approx(sum(seconds))  # not those of `all_labels_general`

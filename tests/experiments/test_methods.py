@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -16,10 +21,16 @@ from dmoerm.errors import ConfigError
 from dmoerm.evaluation.scored_groups import score_groups
 from dmoerm.experiments.methods import Method, MethodContext, TrainedMethod, register, registered
 from dmoerm.experiments.methods.all_labels import joined_pairs, train_all_labels
+from dmoerm.experiments.methods.all_labels_general import train_all_labels_general
 from dmoerm.experiments.methods.gated_model import gated_vectors, objectives, train_gated
-from dmoerm.experiments.methods.members import averaged, train_members
+from dmoerm.experiments.methods.members import averaged, fresh_scorer, train_members
+from dmoerm.training import phases
+from dmoerm.training.batches import PreferenceExample
 from dmoerm.training.embedding import base_embeddings
-from dmoerm.training.run import examples_of
+from dmoerm.training.linear_heads import fit_all_labels, linear_pairs
+from dmoerm.training.phases import train_base
+from dmoerm.training.run import examples_of, split_examples
+from dmoerm.training.steps import finished_steps
 
 
 @pytest.fixture(scope="module")
@@ -53,19 +64,25 @@ def test_all_labels_learns_from_overall_and_capability_pairs(context: MethodCont
     assert set(joined.pairs) == {None}
     assert len(joined.pairs[None]) == sum(map(len, example.pairs.values()))
     trained = train_all_labels(context)
-    assert {name for name in context.run.metrics() if name.startswith("baselines/all_labels")} == {
+    assert {name for name in context.run.metrics() if name.startswith("baselines/all_labels/")} == {
         "baselines/all_labels/chitchat",
         "baselines/all_labels/objective_qa",
     }
     assert trained.parameters == 2 * sum(p.numel() for p in context.run.model.general.head.parameters())
 
 
-def test_all_labels_is_the_head_that_the_aggregator_reads(tiny_backbone, tmp_path) -> None:
-    """As in the recipe `frozen`; nothing further is trained."""
-    run = train_quietly(make_exact_config(tiny_backbone, tmp_path))
+@pytest.fixture(scope="module")
+def exact(tiny_backbone, tmp_path_factory) -> MethodContext:
+    """As in the recipe `frozen`, with the parts on which the run was trained."""
+    run = train_quietly(make_exact_config(tiny_backbone, tmp_path_factory.mktemp("exact")))
     data = load_splits(run.config)
-    examples = examples_of(run, data.train)
-    context = MethodContext(run, data, examples, examples[:4], 3, Console(quiet=True))
+    train, validation = split_examples(run, data.train)
+    return MethodContext(run, data, train, validation, 3, Console(quiet=True))
+
+
+def test_all_labels_is_the_head_that_the_aggregator_reads(exact: MethodContext) -> None:
+    """Nothing further is trained."""
+    run, data, context = exact.run, exact.data, exact
     before = set(run.metrics())
     trained = train_all_labels(context)
     assert set(run.metrics()) == before
@@ -75,6 +92,115 @@ def test_all_labels_is_the_head_that_the_aggregator_reads(tiny_backbone, tmp_pat
         z = run.cache.embeddings(run.model.encoder.encode(group.group)).float()
         expected = run.model.task_model(group.task).all_labels(z)
         assert group.members["all"][0].tolist() == pytest.approx(expected.tolist(), abs=1e-4)
+
+
+def in_folder(context: MethodContext, folder: Path, **changes: Any) -> MethodContext:
+    """Return the context with a new folder of steps."""
+    return dataclasses.replace(context, run=dataclasses.replace(context.run, folder=folder), **changes)
+
+
+def general_head(context: MethodContext) -> torch.Tensor:
+    """Train `all_labels_general` and return the weights of its head."""
+    train_all_labels_general(context)
+    return context.run.step("baselines/all_labels_general", lambda _: pytest.fail("trained again"))["head.score.weight"]
+
+
+def renamed(examples: list[PreferenceExample], name: Callable[[str, str], str]) -> list[PreferenceExample]:
+    """Return the examples with other names of the capabilities: task and name → name."""
+    return [
+        dataclasses.replace(e, pairs={c if c is None else name(e.task, c): p for c, p in e.pairs.items()})
+        for e in examples
+    ]
+
+
+def test_all_labels_general_fits_one_exact_head_to_the_labels_of_all_tasks(exact: MethodContext, tmp_path) -> None:
+    run, examples = exact.run, exact.train
+    z = base_embeddings(run, run.model.general, examples)
+    names = (None, *dict.fromkeys(c for names in run.model.config.tasks.values() for c in names))
+    assert len(names) == 5
+    scale = run.model.general.head.normalizer.scale
+    overall, *others = linear_pairs(examples, lambda e: z[e.key], scale, names, run.config.seed)
+    expected = fit_all_labels(overall, others)
+    weight = general_head(in_folder(exact, tmp_path))
+    torch.testing.assert_close(weight, expected.weight[None])
+    assert not torch.allclose(weight, run.model.general.head.score.weight, rtol=0.05)
+    metrics = finished_steps(tmp_path)["baselines/all_labels_general"]
+    assert (metrics["loss"], metrics["l2"]) == (pytest.approx(expected.loss), expected.l2)
+
+
+def test_capabilities_of_two_tasks_may_have_the_same_name(exact: MethodContext, tmp_path) -> None:
+    """A pair belongs to its group: which other groups have a capability of this name changes nothing."""
+    first = {names[0] for names in exact.run.model.config.tasks.values()}
+    same = renamed(exact.train, lambda _, name: "first" if name in first else "second")
+    other = renamed(exact.train, lambda task, name: f"{task}/{name}")
+    assert len({name for e in same for name in e.pairs}) == 3 < len({name for e in other for name in e.pairs})
+    heads = [
+        general_head(in_folder(exact, tmp_path / str(n), train=examples)) for n, examples in enumerate((same, other))
+    ]
+    torch.testing.assert_close(heads[0], heads[1])
+
+
+def test_all_labels_general_scores_with_its_head(exact: MethodContext, tmp_path) -> None:
+    context = in_folder(exact, tmp_path)
+    run, trained = context.run, train_all_labels_general(context)
+    head = copy.deepcopy(run.model.general.head)
+    head.score.weight.data = general_head(context)
+    scored = score_groups(run.model, context.data.test, console=Console(quiet=True), scorers={"all": trained.score})
+    for group in scored:
+        z = run.cache.embeddings(run.model.encoder.encode(group.group)).float()
+        assert group.members["all"][0].tolist() == pytest.approx(head(z).tolist(), abs=1e-4)
+    assert trained.steps == ("baselines/all_labels_general",)
+    assert trained.parameters == sum(p.numel() for p in head.parameters())
+
+
+def test_all_labels_general_is_trained_as_phase_0_where_heads_are_not_exact(
+    context: MethodContext, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[Any, ...]] = []
+
+    def keep(run, start, train, validation, step, *args):
+        calls.append((train, validation, step))
+        return train_base(run, start, train, validation, step, *args)
+
+    monkeypatch.setattr(phases, "train_base", keep)
+    weight = general_head(in_folder(context, tmp_path))
+    ((train, validation, step),) = calls
+    assert [e.pairs for e in train] == [e.pairs for e in joined_pairs(context.train)]
+    assert {e.task for e in train} == set(context.run.model.config.tasks)
+    assert (validation, step) == (context.validation, context.run.config.phase0)
+    assert not torch.equal(weight, context.run.model.general.head.score.weight)
+
+
+def test_exact_members_would_all_be_the_general_model(exact: MethodContext, tmp_path) -> None:
+    """A head that is fitted from another start, to the groups in another order, has the same weights."""
+    run, general = exact.run, exact.run.model.general
+    start = fresh_scorer(run, "baselines/member1")
+    assert not torch.equal(start.head.score.weight, general.head.score.weight)
+    state, _ = train_base(run, start, exact.train[::-1], exact.validation, run.config.phase0, tmp_path)
+    torch.testing.assert_close(state["head.score.weight"], general.head.score.weight, rtol=1e-3, atol=1e-5)
+
+
+def test_exact_ensembles_are_the_general_model_and_train_nothing(exact: MethodContext) -> None:
+    run, methods = exact.run, registered()
+    before = set(run.metrics())
+    assert train_members(exact) == [run.model.general]
+    trained = {name: methods[name].train(exact) for name in ("ensemble_mean", "ensemble_wco", "ensemble_uwo", "warm")}
+    assert set(run.metrics()) == before
+    scorers = {name: method.score for name, method in trained.items()}
+    scored = score_groups(run.model, exact.data.test, console=Console(quiet=True), scorers=scorers)
+    for name, method in trained.items():
+        assert method.steps == ("phase0",)
+        assert method.parameters == sum(p.numel() for p in run.model.general.head.parameters())
+        for group in scored:
+            rewards, general = methods[name].combine(group.members[name]), group.rewards["general"]
+            assert np.corrcoef(rewards, general)[0, 1] == pytest.approx(1, abs=1e-4), name
+
+
+def test_exact_heads_on_resampled_prompts_differ(exact: MethodContext) -> None:
+    members = train_members(exact, bagging=True)
+    weights = [member.head.score.weight for member in members]
+    assert len(weights) == 3
+    assert not any(torch.allclose(weights[i], weights[j], rtol=1e-2) for i in range(3) for j in range(i))
 
 
 def test_the_gated_model_learns_its_objectives_and_weighs_them(context: MethodContext) -> None:

@@ -43,7 +43,7 @@ def train_all_labels(context: MethodContext) -> TrainedMethod:
 
     return TrainedMethod(
         score=score,
-        steps=("phase1",) if heads else ("baselines/all_labels", *(("phase0",) if run.config.warm_start else ())),
+        steps=("phase1",) if heads else ("baselines/all_labels/", *(("phase0",) if run.config.warm_start else ())),
         parameters=single_parameters(context) * len(task_models),
         timed=lambda batch: run.model.general.head(batch.embeddings),  # one single model's pass, as for `per_task`
     )

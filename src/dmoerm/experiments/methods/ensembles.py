@@ -5,6 +5,9 @@
                another start and order hardly change
     warm       one model with the mean of the ensemble's weights (arXiv 2401.12187)
 
+If phase 0 is an exact fit, `ensemble` and `warm` have one member, the general model: such a fit depends neither on its
+start nor on the order of the data.
+
 Shapes: k members, N responses.
 """
 
@@ -40,7 +43,7 @@ def members(context: MethodContext) -> list[BranchScorer]:
 
 def train_ensemble(context: MethodContext) -> TrainedMethod:
     """Train members with other starts and data orders."""
-    return _ensemble(context, context.once(members), ("phase0", "baselines/member"))
+    return _ensemble(context, context.once(members), _member_steps(context))
 
 
 def train_bagged(context: MethodContext) -> TrainedMethod:
@@ -52,26 +55,31 @@ def train_bagged(context: MethodContext) -> TrainedMethod:
 
 def train_warm(context: MethodContext) -> TrainedMethod:
     """Merge the members into one model with their mean weights."""
-    from .members import averaged
+    from .members import averaged, single_rewards
 
     run, merged = context.run, averaged(context.once(members))
     return TrainedMethod(
-        score=lambda batch: merged.head(batch.embeddings if run.frozen else merged.embed(batch.hidden))[None],
-        steps=("phase0", "baselines/member"),
+        score=lambda batch: single_rewards(run, merged, batch)[None],
+        steps=_member_steps(context),
         parameters=single_parameters(context),
     )
+
+
+def _member_steps(context: MethodContext) -> tuple[str, ...]:
+    """Return the names of the members' steps."""
+    return ("phase0", "baselines/member") if len(context.once(members)) > 1 else ("phase0",)
 
 
 def _ensemble(context: MethodContext, scorers: Sequence[BranchScorer], steps: Sequence[str]) -> TrainedMethod:
     import torch
 
-    from .members import reward_statistics
+    from .members import reward_statistics, single_rewards
 
     run = context.run
     center, scale = reward_statistics(run, scorers, context.train)
 
     def score(batch: ScoringBatch) -> Tensor:
-        rows = [s.head(batch.embeddings if run.frozen else s.embed(batch.hidden)) for s in scorers]
+        rows = [single_rewards(run, scorer, batch) for scorer in scorers]
         return (torch.stack(rows) - center[:, None]) / scale[:, None]
 
     return TrainedMethod(score=score, steps=steps, parameters=single_parameters(context) * len(scorers))

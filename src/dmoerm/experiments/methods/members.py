@@ -1,6 +1,6 @@
 """Single models that are trained like the general one: members of ensembles, and baselines' starting points.
 
-Shapes: k members.
+Shapes: k members, N responses.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...evaluation.scoring_batch import ScoringBatch
 from ...model.backbone import load_backbone, split_layers
 from ...model.heads import BranchScorer
 from ...training import Run
@@ -28,10 +29,13 @@ def train_members(context: MethodContext, bagging: bool = False) -> list[BranchS
 
     Args:
         bagging: each on its own resample of the prompts; otherwise the run's general model is the first, and the others
-            differ in the start of the head and the order of the data.
+            differ in the start of the head and the order of the data. An exact fit depends on neither, so the general
+            model is then the only member.
     """
     run = context.run
     members = [] if bagging else [run.model.general]
+    if not bagging and has_exact_head(run):
+        return members
     while len(members) < context.members:
         name = f"baselines/{'bagged' if bagging else 'member'}{len(members)}"
         start = fresh_scorer(run, name)
@@ -43,6 +47,16 @@ def train_members(context: MethodContext, bagging: bool = False) -> list[BranchS
         apply_base(start, state)
         members.append(start)
     return members
+
+
+def has_exact_head(run: Run) -> bool:
+    """Return whether the general model is a head that is fitted exactly, a convex problem with one solution."""
+    return run.config.phase0.l2 == "auto"
+
+
+def single_rewards(run: Run, scorer: BranchScorer, batch: ScoringBatch) -> Tensor:
+    """Return the rewards (N,) of a single model; a frozen branch's embeddings are the batch's."""
+    return scorer.head(batch.embeddings if run.frozen else scorer.embed(batch.hidden))
 
 
 def fresh_scorer(run: Run, name: str) -> BranchScorer:
