@@ -231,11 +231,12 @@ def test_unknown_names_are_refused(frozen_config) -> None:
 def test_trained_branches_are_compared_too(tiny_backbone, tmp_path) -> None:
     """Members with trained branches start from the pretrained branch."""
     config = changed(make_tiny_config(tiny_backbone, tmp_path), {"phase0.epochs": 1})
-    methods = ("general", "all_labels", "all_labels_general", "ensemble_mean", "bagged_mean", "dmoerm")
+    methods = ("general", "all_labels", "all_labels_general", "ensemble_mean", "bagged_mean", "umm_rm", "dmoerm")
     result = quick_run(config, *methods)
     costs = result.costs
     assert costs["ensemble_mean"].parameters == 2 * costs["general"].parameters
     assert costs["all_labels_general"].parameters == costs["general"].parameters
+    assert costs["umm_rm"].parameters > 2 * costs["general"].parameters
     assert len({result.length_bias[name].pearson for name in methods}) == len(methods)
     steps = finished_steps(Path(run_settings(config, "clean", (0.0, 0.0), 0).output))
     seconds = [row["seconds"] for name, row in steps.items() if name.startswith("baselines/all_labels/")]
