@@ -8,6 +8,7 @@ import pytest
 import dmoerm
 
 FOLDER = Path(__file__).parent / "checkpoints"
+ROUNDING = 0.02  # in bfloat16: processors with AMX add products in another order than those without
 
 
 @pytest.mark.parametrize("name", ["frozen_bf16", "full_bf16"])
@@ -17,8 +18,8 @@ def test_scores_of_an_early_checkpoint_are_the_same(name):
         scores = rm.score(row["prompt"], row["responses"])
         for score, before in zip(scores, row["scores"], strict=True):
             assert score.task == before["task"]
-            assert score.reward == pytest.approx(before["reward"], abs=1e-4)
+            assert score.reward == pytest.approx(before["reward"], abs=ROUNDING)
             assert score.temperature == pytest.approx(before["temperature"], abs=1e-6)
-            assert score.uncertainty == pytest.approx(before["uncertainty"], abs=1e-4)
-            assert score.capabilities == pytest.approx(before["capabilities"], abs=1e-4)
-            assert score.route == pytest.approx(before["route"], abs=1e-4)
+            assert score.uncertainty == pytest.approx(before["uncertainty"], abs=ROUNDING)
+            assert score.capabilities == pytest.approx(before["capabilities"], abs=ROUNDING)
+            assert score.route == pytest.approx(before["route"], abs=ROUNDING)
