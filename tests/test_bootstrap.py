@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dmoerm import bootstrap
-from dmoerm.bootstrap import interval, mean_interval, resampled_means, resampled_sums
+from dmoerm.bootstrap import interval, mean_interval, resampled_means, resampled_sums, run_weights
 
 
 def test_a_resample_draws_as_many_prompts_as_there_are() -> None:
@@ -47,6 +47,16 @@ def test_the_interval_of_the_mean() -> None:
         error = 1.96 * column.std() / 20
         assert (low, high) == pytest.approx((column.mean() - error, column.mean() + error), abs=0.02)
     assert mean_interval(columns, seed=1) != pytest.approx(found, abs=1e-12)
+
+
+def test_the_weights_of_runs_have_the_spread_of_their_mean() -> None:
+    """The weighted means of independent runs vary as much as the mean of so many runs does."""
+    assert run_weights(1, resamples=3).tolist() == [[1, 1, 1]]
+    values = np.random.default_rng(0).normal(size=(2000, 5))
+    weights = run_weights(5, resamples=500)
+    assert weights.sum(0) == pytest.approx(np.ones(500))
+    variance = (values @ weights).var(axis=1).mean()  # over resamples, averaged over 2,000 sets of five runs
+    assert variance == pytest.approx(1 / 5, rel=0.05)
 
 
 def test_the_central_interval() -> None:

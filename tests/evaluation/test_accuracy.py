@@ -3,6 +3,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from dmoerm.bootstrap import interval, resampled_means
 from dmoerm.evaluation.accuracy import (
     PairCounts,
     capability_accuracy,
@@ -104,6 +105,22 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
         assert estimate.low <= estimate.value <= estimate.high
         covered += estimate.low <= 0.7 <= estimate.high
     assert 0.88 <= covered / 200 <= 0.99
+
+
+def test_an_interval_includes_the_spread_of_the_seeds() -> None:
+    """Each of five runs has an accuracy of its own around 0.7; prompts alone do not tell how much these vary."""
+    rng = np.random.default_rng(0)
+    covered, narrow = 0, 0
+    for _ in range(100):
+        pairs = np.full((5, 400), 4.0)
+        right = rng.binomial(4, np.clip(rng.normal(0.7, 0.04, size=(5, 1)), 0, 1), size=(5, 400)).astype(float)
+        counts = PairCounts([str(i) for i in range(400)], pairs, {"dmoerm": right})
+        estimate = compare({"chat": counts}, resamples=500)[0]["dmoerm"]["chat"]
+        covered += estimate.low <= 0.7 <= estimate.high
+        fixed = interval(np.mean(resampled_means(right.T / 4, resamples=500), axis=1))
+        narrow += fixed[0] <= 0.7 <= fixed[1]
+    assert covered >= 85
+    assert narrow <= 60
 
 
 def test_pairing_narrows_the_interval() -> None:

@@ -1,4 +1,4 @@
-"""Evaluation: accuracy with intervals over prompts, diagnostics, result files.
+"""Evaluation: accuracy with intervals over prompts and seeds, diagnostics, result files.
 
 Torch is imported at the first use of `evaluate`, so that results are read and shown without it.
 """

@@ -1,8 +1,8 @@
-"""Accuracy: the share of human-ordered pairs that a model orders the same way, with intervals over prompts.
+"""Accuracy: the share of human-ordered pairs that a model orders the same way, with intervals over prompts and seeds.
 
 Pairs of one prompt are not independent, so the bootstrap resamples *prompts* within each task. All methods use the same
 resamples, so their differences are paired. Runs of several seeds are averaged; a prompt that several seeds hold out is
-drawn for all of them together.
+drawn for all of them together. The seeds are resampled too, so that an interval includes the draw of the training part.
 
 Shapes: S seeds, P prompts, B resamples, M methods.
 """
@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..bootstrap import RESAMPLES, interval, resampled_sums
+from ..bootstrap import RESAMPLES, interval, resampled_sums, run_weights
 from ..schema import Pair, prompt_key
 from .results import MEAN, MEAN_HUMAN, Difference, Estimate
 from .scored_groups import ScoredGroup
@@ -163,12 +163,20 @@ def capability_accuracy(
 
 
 def resample(counts: PairCounts, seed: int | Sequence[int], resamples: int = RESAMPLES) -> dict[str, np.ndarray]:
-    """Compute each method's accuracy (B,) on B resamples of the P prompts, the mean over seeds."""
+    """Compute each method's accuracy (B,) on B resamples of the P prompts and of the S seeds.
+
+    The resamples of the seeds are the same for all tasks, because a seed trains one model for all of them.
+    """
     seeds = len(counts.pairs)
     columns = np.concatenate([counts.pairs, *counts.right.values()]).T  # (P, S + M S)
     pairs, *right = resampled_sums(columns, seed, resamples).T.reshape(-1, seeds, resamples)
+    weights = run_weights(seeds, resamples=resamples)
     with np.errstate(divide="ignore", invalid="ignore"):  # a resample may contain no prompt of a seed with few prompts
-        return {method: np.nanmean(row / pairs, axis=0) for method, row in zip(counts.right, right, strict=True)}
+        shares = {method: row / pairs for method, row in zip(counts.right, right, strict=True)}
+        return {
+            method: (np.where(np.isnan(row), np.nanmean(row, axis=0), row) * weights).sum(0)
+            for method, row in shares.items()
+        }
 
 
 def _task_seed(task: str, seed: int) -> list[int]:

@@ -36,7 +36,7 @@ P = TypeVar("P", bound=ResultModel)
 
 
 class Estimate(ResultModel):
-    """A share of pairs with its 95 % bootstrap interval over prompts."""
+    """A share of pairs with its 95 % bootstrap interval over prompts and, if there are several, seeds."""
 
     value: float = Field(ge=0, le=1)
     low: float

@@ -1,6 +1,6 @@
 """Comparison of all methods on the same held-out prompts, for `dmoerm compare`.
 
-runs (`runs.py`) → `Comparison`: accuracy with intervals over prompts, calibration, length bias, costs
+runs (`runs.py`) → `Comparison`: accuracy with intervals over prompts and seeds, calibration, length bias, costs
 """
 
 from __future__ import annotations
