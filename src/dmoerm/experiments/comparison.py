@@ -30,10 +30,11 @@ from .runs import RunResult, measure_run
 
 BUDGET = (
     "All methods of a seed are trained on the same groups, from the same embeddings, and tested on the same held-out "
-    "prompts. The single model, ensemble members, one model per task and the model on all labels are fitted as "
+    "prompts. The single model, ensemble members, one model per task and the models on all labels are fitted as "
     "DMoERM's own heads: with l2: auto, each has its strength by cross-validation on the training part; otherwise all "
-    "take as many optimizer steps. The gated model's ridge penalties and the strength of its gate are chosen on the "
-    "validation prompts."
+    "take as many optimizer steps. With l2: auto in phase 0, members with other starts and data orders would equal the "
+    "single model and are not trained. umm_rm takes the steps of phase 0. The gated model's ridge penalties and the "
+    "strength of its gate are chosen on the validation prompts."
 )
 
 
