@@ -229,7 +229,7 @@ class Bomb:
         return Path.touch, (self.trace,)
 
 
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt"])
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model.pth", "model.pkl"])
 def test_a_pickle_is_never_read(copied: Path, tmp_path: Path, name: str) -> None:
     trace = tmp_path / "unpickled"
     torch.save(Bomb(trace), copied / name)
@@ -312,6 +312,38 @@ def test_no_name_leads_out_of_the_folder(copied: Path, name: str) -> None:
 def test_a_config_that_does_not_fit_the_weights_is_named(copied: Path) -> None:
     with pytest.raises(CheckpointError, match=r"model.safetensors.*do(es)? not fit config.json"):
         DMoERM.from_pretrained(edited(copied, tasks={"chitchat": ["empathy"]}))
+
+
+@pytest.mark.parametrize(
+    "name", ["num_hidden_layers", "num_attention_heads", "head_dim", "hidden_size", "vocab_size", "num_local_experts"]
+)
+@pytest.mark.parametrize("value", [-2, 10**12])
+def test_a_size_that_no_model_has_is_refused_by_name(copied: Path, name: str, value: int) -> None:
+    backbone = json.loads((copied / "config.json").read_text())["backbone"]
+    for settings in ({name: value}, {"nested": {name: value}}):
+        with pytest.raises(CheckpointError, match=rf"backbone\.{name}: {value} is out of range"):
+            DMoERM.from_pretrained(edited(copied, backbone=backbone | settings))
+
+
+def test_a_size_may_be_minus_one_or_zero(copied: Path) -> None:
+    """Some families write -1 for None."""
+    backbone = json.loads((copied / "config.json").read_text())["backbone"]
+    for value in (-1, 0):
+        DMoERM.from_pretrained(edited(copied, backbone=backbone | {"unused_size": value}))
+
+
+@pytest.mark.parametrize(("layers", "branch_layer"), [(2, 2), (None, 0), ("4", 2)])
+def test_a_split_beyond_the_layers_is_refused(copied: Path, layers: Any, branch_layer: int) -> None:
+    backbone = json.loads((copied / "config.json").read_text())["backbone"] | {"num_hidden_layers": layers}
+    with pytest.raises(CheckpointError, match=rf"{layers!r} layers, split at layer {branch_layer}"):
+        DMoERM.from_pretrained(edited(copied, backbone=backbone, branch_layer=branch_layer))
+
+
+def test_more_layers_than_stored_tensors_are_refused(copied: Path) -> None:
+    """Building them would take long before the missing weights are noticed."""
+    backbone = json.loads((copied / "config.json").read_text())["backbone"] | {"num_hidden_layers": 4000}
+    with pytest.raises(CheckpointError, match=r"4000 layers, but only \d+ tensors are stored"):
+        DMoERM.from_pretrained(edited(copied, backbone=backbone))
 
 
 @pytest.mark.parametrize("kind", ["gemma", "gemma2"])

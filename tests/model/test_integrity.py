@@ -46,6 +46,17 @@ def test_a_flipped_bit_in_any_file_is_detected(copied: Path) -> None:
     check_sums(copied)
 
 
+def test_of_many_changed_files_three_are_named_and_the_others_counted(copied: Path) -> None:
+    changed = sorted(str(file.relative_to(copied)) for file in copied.rglob("*.safetensors"))[:5]
+    for count, more in ((3, ""), (5, " and 2 more")):
+        for name in changed[:count]:
+            (copied / name).write_bytes(b"changed")
+        with pytest.raises(CheckpointError) as caught:
+            check_sums(copied)
+        named = ", ".join(str(copied / name) for name in changed[:3])
+        assert str(caught.value).startswith(f"{named}{more}: changed since the model was written")
+
+
 def test_texts_may_be_edited_and_files_added(copied: Path) -> None:
     (copied / "README.md").write_bytes("Schöner".encode("latin-1"))
     (copied / "run.yaml").write_text("seed: 3")
