@@ -162,6 +162,34 @@ def test_dtypes_have_names() -> None:
     assert resolve_dtype("auto") in {torch.float32, torch.bfloat16}
 
 
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("avx512f amx_bf16", torch.bfloat16),
+        ("avx512f avx512_bf16", torch.bfloat16),
+        ("avx2", torch.float32),
+        (None, torch.float32),
+    ],
+)
+def test_the_automatic_dtype_is_the_fast_one_of_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, flags: str | None, expected: torch.dtype
+) -> None:
+    if flags is not None:
+        (tmp_path / "cpuinfo").write_text(f"flags : {flags}\n")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(module, "Path", lambda path: tmp_path / Path(path).name)
+    assert resolve_dtype("auto") is expected
+
+
+@pytest.mark.parametrize(("supported", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_the_automatic_dtype_is_one_that_the_gpu_supports(
+    monkeypatch: pytest.MonkeyPatch, supported: bool, expected: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: supported)
+    assert resolve_dtype("auto") is expected
+
+
 @torch.no_grad()
 def test_a_bfloat16_backbone_can_be_split(backbones: Callable[[str], str]) -> None:
     model = load_backbone(BackboneConfig(path=backbones("llama"), dtype="bfloat16", branch_layer=2))[0]

@@ -45,6 +45,22 @@ def test_dtype_is_honored(load: Callable[..., Any], folder: str, name: str, valu
     assert dtypes(load(folder, **{name: value})) == {expected}
 
 
+def test_a_given_configuration_may_name_the_precision(folder: str) -> None:
+    """Some versions of the auto classes pass the precision on in the configuration only."""
+    config = DMoERMConfig.from_pretrained(folder)
+    config.dtype = torch.bfloat16
+    assert dtypes(DMoERM.from_pretrained(folder, config=config)) == {torch.bfloat16}
+    assert dtypes(DMoERM.from_pretrained(folder, config=config, dtype=torch.float32)) == {torch.float32}
+
+
+def test_a_model_in_float64_scores_like_one_in_float32(folder: str) -> None:
+    exact, usual = (
+        [score.reward for score in DMoERM.from_pretrained(folder, dtype=dtype).score("Hi", ["Yes.", "No, never."])]
+        for dtype in (torch.float64, torch.float32)
+    )
+    assert exact == pytest.approx(usual, abs=1e-4)
+
+
 @each_loader
 @pytest.mark.parametrize("device", ["cpu", "auto", {"": "cpu"}, torch.device("cpu"), None])
 def test_a_device_map_of_one_device_is_honored(load: Callable[..., Any], folder: str, device: Any) -> None:
