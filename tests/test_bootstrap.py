@@ -47,6 +47,7 @@ def test_the_interval_of_the_mean() -> None:
         error = 1.96 * column.std() / 20
         assert (low, high) == pytest.approx((column.mean() - error, column.mean() + error), abs=0.02)
     assert mean_interval(columns, seed=1) != pytest.approx(found, abs=1e-12)
+    assert (mean_interval(columns, seed=1) == mean_interval(columns, seed=1)).all()
 
 
 def test_the_weights_of_runs_have_the_spread_of_their_mean() -> None:

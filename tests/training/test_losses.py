@@ -125,3 +125,29 @@ def test_pairs_read_the_rewards_of_their_expert_among_the_active_ones() -> None:
     batch = PreferenceBatch(torch.tensor([1.0, 0.0]), index, index + 1, one, 0 * one, one, index + 2, index + 2)
     assert float(module(batch).loss) == pytest.approx(math.log1p(math.exp(-3.0)))
     assert float(module(batch).loss) == float(module(replace(batch, active=None)).loss)
+
+
+def test_losses_name_the_weight_the_certainty_and_the_expert_of_each_row() -> None:
+    """Validation averages the rows by them."""
+    index = torch.tensor([0, 0])
+    expert, weight, target = torch.tensor([2, 0]), torch.tensor([0.25, 0.5]), torch.tensor([0.9, 0.5])
+    batch = PreferenceBatch(torch.tensor([1.0, 0.0]), index, index + 1, target, 0 * weight, weight, expert)
+    losses = PreferenceLossModule(ActiveScorer(), num_experts=3)(batch)
+    assert losses.weights.tolist() == weight.tolist()
+    assert losses.certainty.tolist() == pytest.approx([0.8, 0])
+    assert losses.expert.tolist() == [2, 0]
+
+
+def test_the_losses_of_the_parts_of_a_batch_sum_to_its_loss() -> None:
+    """Each part divides by the weights of the whole batch."""
+    inputs, expert = torch.tensor([2.0, 1.0, 0.0]), torch.tensor([0, 2, 2])
+    better, worse = torch.tensor([0, 0, 1]), torch.tensor([1, 2, 2])
+    target, margin, weight = torch.ones(3), torch.zeros(3), torch.tensor([1.0, 0.5, 2.0])
+    module = PreferenceLossModule(ActiveScorer(), num_experts=3)
+
+    def loss(rows: slice, total: Tensor | None = None) -> float:
+        columns = (column[rows] for column in (better, worse, target, margin, weight, expert))
+        return float(module(PreferenceBatch(inputs, *columns, total=total)).loss)
+
+    total = torch.tensor([1.0, 0.0, 2.5])
+    assert loss(slice(0, 2), total) + loss(slice(2, 3), total) == pytest.approx(loss(slice(None)))
