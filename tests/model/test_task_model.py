@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tiny import make_exact_config, make_model
 
 from dmoerm.chat.encoding import Encoded
 from dmoerm.model.batching import pack_ids
@@ -38,6 +40,18 @@ def test_the_output_by_hand(parts: tuple[Any, TaskModel]) -> None:
     torch.testing.assert_close(output.capabilities, capabilities)
     torch.testing.assert_close(output.uncertainty, capabilities.std(1, correction=0))
     torch.testing.assert_close(output.per_task, task_model.base.head(base))
+
+
+@torch.no_grad()
+def test_the_head_on_all_labels_gives_the_last_score(tiny_backbone: str, tmp_path: Path) -> None:
+    model = make_model(make_exact_config(tiny_backbone, tmp_path))
+    hidden, task_model = model.hidden(pack_ids(QUERIES)), model.task_model("chitchat")
+    general = torch.tensor([0.3, -0.2, 1.0])
+    base = task_model.base.embed(hidden)
+    scores = task_model.experts.score(task_model.experts.embed(hidden, base))
+    last = torch.stack([task_model.base.head(base), general, task_model.all_labels(base)], 1)
+    raw = task_model.aggregator(torch.cat([base, scores, last], 1))
+    torch.testing.assert_close(task_model(hidden, general).reward, task_model.calibration(raw))
 
 
 @torch.no_grad()
