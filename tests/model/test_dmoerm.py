@@ -150,6 +150,14 @@ def test_the_papers_model_scores_with_its_experts_alone(
         assert_same(actual, right)
 
 
+def test_a_branch_that_all_share_runs_once(tiny_model: Callable[..., DMoERM], monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model(base="frozen")
+    for task in model.config.tasks:
+        base = model.task_model(task).base
+        monkeypatch.setattr(base, "embed", lambda inputs: pytest.fail("the general model's branch is run again"))
+    model.score(PROMPTS, RESPONSES)
+
+
 def test_a_prompt_may_be_chat_messages(plain: DMoERM) -> None:
     dicts = [
         {"role": "user", "content": "Hi"},
@@ -283,6 +291,16 @@ def test_chunks_are_parts_of_the_query_within_the_budget(prompt: int, lengths: l
     assert all(piece.prompt == encoded.prompt for _, piece in actual)
     whole = encoded.tokens + 20 * len(actual)  # a piece wastes less than a response's length
     assert sum(piece.tokens for _, piece in actual) <= 2 * whole
+
+
+@pytest.mark.parametrize(
+    ("prompt", "budget", "sizes"),
+    [(4, 12, [2, 2, 1]), (10, 12, [2, 2, 1]), (10, 1, [2, 2, 1]), (10, 22, [3, 2]), (10, 100, [5]), (1, 1, [1] * 5)],
+)
+def test_a_chunk_is_as_long_as_the_budget_or_twice_the_prompt(prompt: int, budget: int, sizes: list[int]) -> None:
+    """A long prompt is not repeated for every response."""
+    encoded = Encoded([0] * prompt, [[0] * 4] * 5)
+    assert [len(piece.responses) for _, piece in chunks(encoded, budget)] == sizes
 
 
 def test_all_chunks_of_a_query_have_the_same_route(plain: DMoERM, monkeypatch: pytest.MonkeyPatch) -> None:
