@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,7 +16,8 @@ from tiny import make_exact_config, make_tiny_config, train_quietly
 from dmoerm import DMoERM
 from dmoerm.config import Config, load_config
 from dmoerm.errors import ConfigError
-from dmoerm.training.exact_step import out_of_fold, rescale_experts, score_weights
+from dmoerm.training.embedding import base_embeddings
+from dmoerm.training.exact_step import FoldedHead, fit_heads, out_of_fold, rescale_experts, score_weights
 from dmoerm.training.expert_step import phase2
 from dmoerm.training.linear_heads import fold_of
 from dmoerm.training.phases import phase0, phase1, phase3
@@ -94,6 +96,28 @@ def test_rewards_are_calibrated_on_scores_that_did_not_see_the_prompt(
     weights = training.folds["chitchat", "empathy"]._replace(weights=torch.stack([i * own for i in range(5)]))
     found = out_of_fold(task_model.base.head, weights, example, z, run.config.seed)
     torch.testing.assert_close(found, task_model.base.head.normalizer(z) @ (fold * own))
+
+
+def test_a_tasks_head_may_be_pulled_toward_the_general_one_in_its_own_units(auto_config: Callable[..., Config]) -> None:
+    """Where the task's labels are far too few, the head equals the general one, whatever the normalizers are."""
+    training = begin(auto_config())
+    run = training.run
+    train_router(run, training.train, training.validation)
+    training.train = assign_tasks(run, training.train)
+    phase0(training)
+    general = FoldedHead(run.model.general.head, training.folds[None, "general"])
+    examples = training.of("chitchat")[0][:2]
+    vectors = base_embeddings(run, run.model.general, examples)
+    head = copy.deepcopy(general.head)
+    head.normalizer.fit(2 * torch.cat(list(vectors.values())) + 1)
+    prior = general.prior(head.normalizer.scale)
+    z = vectors[examples[0].key]
+    expected = general.head(z[0]) - general.head(z[1])
+    torch.testing.assert_close((z[0] - z[1]) / head.normalizer.scale @ prior.weight, expected)
+    by_fold = (z[0] - z[1]) / general.head.normalizer.scale @ general.folds.weights.T
+    torch.testing.assert_close((z[0] - z[1]) / head.normalizer.scale @ prior.fold_weights.T, by_fold)
+    (fit,) = fit_heads([head], [None], examples, vectors, run.config.seed, general)
+    torch.testing.assert_close(head.score.weight[0], fit.weight)
 
 
 def test_an_expert_weighs_as_its_labels_can_be_predicted() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import tiny_groups
+from tiny import make_exact_config, tiny_groups
 
 from dmoerm.config import Config
 from dmoerm.taxonomy import draft_taxonomy
@@ -40,6 +40,12 @@ def test_a_path_holds_what_is_needed_and_no_more(tiny_config: Callable[..., Conf
     assert "phase0" in [s.name for s in path_to("phase2/chitchat", warm)]
     whole = ["router", "phase0", *(f"{phase}/objective_qa" for phase in ("phase1", "phase2", "phase3"))]
     assert [s.name for s in path_to("phase3/objective_qa", cold)] == whole
+
+
+def test_exact_heads_of_a_task_need_the_general_ones(tiny_backbone: str, tmp_path: Path) -> None:
+    """Their penalty may pull toward the general model's weights."""
+    found = steps(make_exact_config(tiny_backbone, tmp_path))
+    assert "phase0" in [step.name for step in path_to("phase1/chitchat", found)]
 
 
 def test_a_tasks_experts_may_be_several_steps(tiny_config: Callable[..., Config]) -> None:

@@ -15,6 +15,7 @@ from dmoerm.training.linear_heads import (
     FOLDS,
     STRENGTHS,
     LinearPairs,
+    Prior,
     fit_all_labels,
     fit_linear,
     fold_of,
@@ -124,6 +125,49 @@ def test_all_labels_weights_capabilities_by_what_they_tell_about_the_overall_pai
     assert accuracy(together.weight, test) > accuracy(alone.weight, test) + 0.03
     opposed = [replace(pairs, differences=-pairs.differences) for pairs in alike]
     assert fit_all_labels(overall, opposed).capability_weight == min(CAPABILITY_WEIGHTS)
+
+
+def test_columns_may_require_different_margins() -> None:
+    pairs = draw(60, 8)
+    margins = torch.stack([torch.zeros(60), pairs.differences[:, 0]], 1)
+    both = solve(pairs.differences, pairs.target, margins, torch.ones(60, 2), torch.ones(2))
+    for column in range(2):
+        alone = solve(pairs.differences, pairs.target, margins[:, column], torch.ones(60, 1), torch.ones(1))
+        torch.testing.assert_close(both[:, column], alone[:, 0], rtol=0.01, atol=1e-3)
+
+
+def test_a_head_is_pulled_toward_a_prior_that_helps_and_toward_0_otherwise() -> None:
+    """With 40 pairs and the weights of 2,000 alike ones as prior, the head follows it; coins are no prior."""
+    few, test = draw(40, 30), draw(2000, 30, seed=7)
+    alike, coins = (fit_linear(draw(2000, 30, seed, signal)) for seed, signal in ((5, 2.0), (6, 0.0)))
+    alone = fit_linear(few)
+    pulled = fit_linear(few, Prior(alike.weight, alike.fold_weights))
+    assert pulled.pulled
+    assert not alone.pulled
+    assert accuracy(pulled.weight, test) > accuracy(alone.weight, test) + 0.03
+    noise = 10 * coins.weight / coins.weight.norm()
+    kept = fit_linear(few, Prior(noise, noise.expand(FOLDS, -1)))
+    assert not kept.pulled
+    torch.testing.assert_close(kept.weight, alone.weight)
+    capability = draw(40, 30, seed=1, overall=False)
+    assert fit_all_labels(few, [capability], Prior(alike.weight, alike.fold_weights)).pulled
+
+
+def test_a_pulled_head_ends_at_the_prior_or_beyond_it_by_fold() -> None:
+    """Out of fold, the prior is the one that did not see the fold; pairs that it predicts perfectly change nothing."""
+    pairs = draw(200, 6)
+    folds = torch.stack([torch.full((6,), float(k)) for k in range(FOLDS)])
+    pairs = replace(pairs, differences=torch.zeros_like(pairs.differences))
+    fit = fit_linear(pairs, Prior(torch.full((6,), 9.0), folds))
+    assert not fit.pulled  # equal losses: toward 0
+    alike = draw(2000, 6)
+    prior = Prior(3 * fit_linear(alike).weight, torch.stack([fit_linear(alike).weight * (k + 1) for k in range(FOLDS)]))
+    pairs = replace(alike, differences=100 * alike.differences)
+    pairs = replace(pairs, differences=pairs.differences * torch.sign(pairs.differences @ prior.weight)[:, None])
+    pulled = fit_linear(pairs, prior)  # the prior is right about all pairs, with losses of 0: nothing moves
+    assert pulled.pulled
+    torch.testing.assert_close(pulled.weight, prior.weight, rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(pulled.fold_weights, prior.fold_weights, rtol=1e-2, atol=1e-2)
 
 
 def accuracy(weight: Tensor, pairs: LinearPairs) -> float:

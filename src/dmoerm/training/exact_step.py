@@ -6,7 +6,7 @@ Shapes: N responses of an example, D embedding width, K folds, s scores, P pairs
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,16 @@ from ..model.task_model import Calibration
 from .batches import PreferenceExample, labeled
 from .calibration import calibrate
 from .embedding import base_embeddings, task_vectors
-from .linear_heads import LinearFit, LinearPairs, fit_all_labels, fit_linear, fold_of, linear_pairs, pair_accuracy
+from .linear_heads import (
+    LinearFit,
+    LinearPairs,
+    Prior,
+    fit_all_labels,
+    fit_linear,
+    fold_of,
+    linear_pairs,
+    pair_accuracy,
+)
 from .losses import preference_losses
 from .steps import FoldWeights, State, StepMetrics, Training
 
@@ -33,19 +42,37 @@ def strength(l2: float | str) -> float:
     return 0.0 if isinstance(l2, str) else l2
 
 
+class FoldedHead(NamedTuple):
+    """An exactly fitted head with its weights by fold, toward which the penalty of other heads may pull."""
+
+    head: Head
+    folds: FoldWeights
+
+    def prior(self, scale: Tensor) -> Prior:
+        """Return its weights (D,), and those by fold, in the units of another normalizer's scale (D,)."""
+        ratio = scale / self.head.normalizer.scale.cpu()
+        return Prior(self.head.score.weight[0].cpu() * ratio, self.folds.weights.cpu() * ratio)
+
+
 @torch.no_grad()
 def fit_heads(
-    heads: Sequence[Head], names: Sequence[str | None], examples: Examples, vectors: Vectors, seed: int
+    heads: Sequence[Head],
+    names: Sequence[str | None],
+    examples: Examples,
+    vectors: Vectors,
+    seed: int,
+    general: FoldedHead | None = None,
 ) -> list[LinearFit]:
     """Fit each head to the labels of its capability (None: overall), and set its weights.
 
     Args:
         heads: their normalizers are fitted already and equal.
         seed: of the folds.
+        general: the general model's head, toward which the penalty may pull; see `fit_linear`.
     """
     scale = heads[0].normalizer.scale.cpu()
     all_pairs = linear_pairs(labeled(examples, names), lambda e: vectors[e.key], scale, names, seed)
-    fits = [fit_linear(pairs) for pairs in all_pairs]
+    fits = [fit_linear(pairs, general and general.prior(scale)) for pairs in all_pairs]
     for head, fit in zip(heads, fits, strict=True):
         head.score.weight.copy_(fit.weight[None])
     return fits
@@ -53,13 +80,18 @@ def fit_heads(
 
 @torch.no_grad()
 def fit_all_labels_head(
-    head: Head, capabilities: Sequence[str], examples: Examples, vectors: Vectors, seed: int
+    head: Head,
+    capabilities: Sequence[str],
+    examples: Examples,
+    vectors: Vectors,
+    seed: int,
+    general: FoldedHead | None = None,
 ) -> LinearFit:
-    """Fit a head to the overall and the capability labels together, and set its weights."""
+    """Fit a head to the overall and the capability labels together, and set its weights; see `fit_heads`."""
     names = (None, *capabilities)
     scale = head.normalizer.scale.cpu()
     overall, *others = linear_pairs(labeled(examples, names), lambda e: vectors[e.key], scale, names, seed)
-    fit = fit_all_labels(overall, others)
+    fit = fit_all_labels(overall, others, general and general.prior(scale))
     head.score.weight.copy_(fit.weight[None])
     return fit
 
@@ -82,7 +114,7 @@ def exact_metrics(fits: Sequence[LinearFit], names: Sequence[str] = ()) -> StepM
     fields = ("loss", "accuracy", "l2")
     metrics = {field: sum(getattr(fit, field) for fit in fits) / len(fits) for field in fields[:2]} | {"steps": 0.0}
     if not names:
-        return metrics | {"l2": fits[0].l2}
+        return metrics | {"l2": fits[0].l2, "pulled": float(fits[0].pulled)}
     return metrics | {
         f"{field}/{name}": getattr(fit, field) for fit, name in zip(fits, names, strict=True) for field in fields
     }

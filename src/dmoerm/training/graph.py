@@ -1,7 +1,8 @@
 """The steps of a run as a graph: names, dependencies and functions.
 
     router ──┬──▶ phase0 ─────────────────────────────┐
-             └──▶ phase1/t ──▶ phase2/t ──────────▶ phase3/t     for each task t; with `warm_start`, phase0 ─▶ phase1/t
+             └──▶ phase1/t ──▶ phase2/t ──────────▶ phase3/t     for each task t; phase0 ─▶ phase1/t with `warm_start`
+                                                                 and with exact heads
 
 In one process the steps run in order. On a cluster, a step can start when its dependencies are finished. A finished
 step that runs again loads its result from the run's folder into the model and trains nothing.
@@ -44,10 +45,11 @@ Engine = Callable[[Run, Splits, Sequence[Step]], None]
 def graph(config: Config, taxonomy: Taxonomy) -> list[Step]:
     """Return the steps, each after its dependencies."""
     steps = [Step("router", (), _router), Step("phase0", ("router",), phase0)]
+    start = ["phase0"] if config.warm_start or config.phase0.l2 == config.phase1.l2 == "auto" else []
     for task, definition in taxonomy.tasks.items():
         first = step_name("phase1", task)
         parts = expert_parts(task, list(definition.capabilities), config.experts_per_step)
-        steps.append(Step(first, ("router", *["phase0"] * config.warm_start), partial(phase1, task=task)))
+        steps.append(Step(first, ("router", *start), partial(phase1, task=task)))
         steps += [Step(part[0], ("router", first), partial(phase2, task=task, part=part)) for part in parts.items()]
         steps.append(Step(step_name("phase3", task), ("router", "phase0", first, *parts), partial(phase3, task=task)))
     return steps

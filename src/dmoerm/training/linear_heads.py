@@ -6,7 +6,7 @@ The problem is convex, so it is solved and not trained: in the eigenvectors of X
 eigenvalues bound the curvature of the loss, and each coordinate has its own step size (Böhning and Lindsay, 1988). All
 folds and strengths of a head are columns of one matrix.
 
-Shapes: P pairs, D embedding width, K folds, S strengths, C columns, N responses.
+Shapes: P pairs, D embedding width, K folds, C columns or choices of strength and start, N responses.
 """
 
 from __future__ import annotations
@@ -50,6 +50,19 @@ class LinearPairs:
 
 
 @dataclass(frozen=True, eq=False)
+class Prior:
+    """Weights that a penalty may pull a head toward, in the units of its normalizer.
+
+    Attributes:
+        weight: (D,), of the fit that has all pairs.
+        fold_weights: (K, D), the k-th of the fit without the pairs of fold k.
+    """
+
+    weight: Tensor
+    fold_weights: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class LinearFit:
     """A fitted linear head.
 
@@ -59,6 +72,7 @@ class LinearFit:
         l2: the strength, the one with the lowest loss on the pairs that were left out.
         loss, accuracy: on the pairs that were left out.
         capability_weight: the chosen entry of `CAPABILITY_WEIGHTS`; None for a head of one kind of label.
+        pulled: whether the penalty is on the distance from the prior's weights, which had a lower loss, and not from 0.
     """
 
     weight: Tensor
@@ -67,6 +81,7 @@ class LinearFit:
     loss: float
     accuracy: float
     capability_weight: float | None = None
+    pulled: bool = False
 
 
 def fold_of(prompt: str, seed: int) -> int:
@@ -104,46 +119,76 @@ def linear_pairs(
     return pairs
 
 
-def fit_linear(pairs: LinearPairs) -> LinearFit:
-    """Fit a head to pairs of one kind of label; its strength is chosen on these labels."""
-    return _cross_validated(pairs, pairs.weight, torch.ones_like(pairs.weight, dtype=torch.bool))
+def fit_linear(pairs: LinearPairs, prior: Prior | None = None) -> LinearFit:
+    """Fit a head to pairs of one kind of label; its strength is chosen on these labels.
+
+    Args:
+        prior: weights that the penalty may pull toward, if that has a lower loss on the pairs that are left out, by at
+            least one standard error (over pairs, weighted as in the loss).
+    """
+    return _cross_validated(pairs, pairs.weight, torch.ones_like(pairs.weight, dtype=torch.bool), prior)
 
 
-def fit_all_labels(overall: LinearPairs, capabilities: Sequence[LinearPairs]) -> LinearFit:
+def fit_all_labels(overall: LinearPairs, capabilities: Sequence[LinearPairs], prior: Prior | None = None) -> LinearFit:
     """Fit a head to overall and capability pairs together.
 
     The strength and the weight of the capability labels have the lowest loss on the overall pairs that are left out.
+
+    Args:
+        prior: as in `fit_linear`.
     """
     parts = [overall, *capabilities]
     pairs = LinearPairs(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(LinearPairs)))
     fits = [
-        _cross_validated(pairs, pairs.weight * torch.where(pairs.overall, 1.0, share), pairs.overall, share)
+        _cross_validated(pairs, pairs.weight * torch.where(pairs.overall, 1.0, share), pairs.overall, prior, share)
         for share in (CAPABILITY_WEIGHTS if len(pairs.overall) > int(pairs.overall.sum()) else (0.0,))
     ]
     return min(fits, key=lambda fit: fit.loss)
 
 
-def _cross_validated(pairs: LinearPairs, weight: Tensor, judged: Tensor, share: float | None = None) -> LinearFit:
-    """Fit all folds and strengths, and keep the strength with the lowest loss on the `judged` pairs (P,) left out."""
+def _cross_validated(
+    pairs: LinearPairs, weight: Tensor, judged: Tensor, prior: Prior | None = None, share: float | None = None
+) -> LinearFit:
+    """Fit all folds, strengths and starts, and keep what has the lowest loss on the `judged` pairs (P,) left out."""
     inside = (pairs.fold[:, None] != torch.arange(FOLDS)).float()  # (P, K): is the pair in the training part of fold k?
     columns = torch.cat([inside, torch.ones(len(weight), 1)], 1) * weight[:, None]  # (P, K + 1)
-    strengths = torch.tensor(STRENGTHS).repeat_interleave(FOLDS + 1)
-    solutions = solve(pairs.differences, pairs.target, pairs.margin, columns.repeat(1, len(STRENGTHS)), strengths)
-    solutions = solutions.view(-1, len(STRENGTHS), FOLDS + 1)  # (D, S, K + 1)
+    start = _starts(pairs.differences.shape[1], prior)  # (D, C, K + 1): 0, and the prior if there is one, per strength
+    choices = start.shape[1]
+    required = pairs.margin[:, None] - pairs.differences @ start.flatten(1)
+    strengths = torch.tensor(STRENGTHS).repeat(choices // len(STRENGTHS)).repeat_interleave(FOLDS + 1)
+    changes = solve(pairs.differences, pairs.target, required, columns.repeat(1, choices), strengths)
+    solutions = changes.view(start.shape) + start
     margins = _left_out(pairs, solutions)
-    losses = preference_losses(margins - pairs.margin[:, None], pairs.target[:, None])  # (P, S)
+    losses = preference_losses(margins - pairs.margin[:, None], pairs.target[:, None])  # (P, C)
     judged_weight = weight * judged
     total = judged_weight.sum().clamp(min=1e-12)
     known = len(pairs.fold[judged].unique()) > 1
-    best = int((losses * judged_weight[:, None]).sum(0).argmin()) if known else STRENGTHS.index(_DEFAULT_STRENGTH)
+    best = _best(losses * judged_weight[:, None]) if known else STRENGTHS.index(_DEFAULT_STRENGTH)
     return LinearFit(
         weight=solutions[:, best, FOLDS].contiguous(),
         fold_weights=solutions[:, best, :FOLDS].T.contiguous(),
-        l2=STRENGTHS[best],
+        l2=STRENGTHS[best % len(STRENGTHS)],
         loss=float((losses[:, best] * judged_weight).sum() / total),
         accuracy=pair_accuracy(margins[:, best], pairs.target, judged_weight),
         capability_weight=share or None,
+        pulled=best >= len(STRENGTHS),
     )
+
+
+def _best(losses: Tensor) -> int:
+    """Return the choice with the lowest sum of losses (P, C); a pulled one only by at least one standard error."""
+    total = losses.sum(0)
+    free = int(total[: len(STRENGTHS)].argmin())
+    pulled = int(total.argmin())
+    gains = losses[:, free] - losses[:, pulled]
+    return pulled if float(gains.sum()) > float(gains.square().sum().sqrt()) else free
+
+
+def _starts(width: int, prior: Prior | None) -> Tensor:
+    starts = [torch.zeros(width, FOLDS + 1)]
+    if prior is not None:
+        starts.append(torch.cat([prior.fold_weights, prior.weight[None]]).T)
+    return torch.stack([start for start in starts for _ in STRENGTHS], 1)
 
 
 def pair_accuracy(margins: Tensor, target: Tensor, weight: Tensor) -> float:
@@ -157,7 +202,7 @@ def pair_accuracy(margins: Tensor, target: Tensor, weight: Tensor) -> float:
 
 
 def _left_out(pairs: LinearPairs, solutions: Tensor) -> Tensor:
-    """Return the margins (P, S) of each pair by the solutions (D, S, K + 1) that were fitted without its fold."""
+    """Return the margins (P, C) of each pair by the solutions (D, C, K + 1) that were fitted without its fold."""
     margins = torch.empty(len(pairs.fold), solutions.shape[1])
     for k in range(FOLDS):
         margins[pairs.fold == k] = pairs.differences[pairs.fold == k] @ solutions[:, :, k]
@@ -169,12 +214,14 @@ def solve(differences: Tensor, target: Tensor, margin: Tensor, weight: Tensor, l
 
     Args:
         differences: (P, D).
-        target, margin: (P,).
+        target: (P,).
+        margin: (P,), or (P, C) if the columns require different ones.
         weight: (P, C), non-negative; a column of zeros gives 0.
         l2: (C,), positive.
     """
     if not len(differences):
         return torch.zeros(differences.shape[1], weight.shape[1])
+    required = margin if margin.dim() > 1 else margin[:, None]
     share = weight / weight.sum(0).clamp(min=1e-12)
     mean = share.mean(1)  # the eigenvectors are those of all columns' mean
     vectors, curvature = _principal(differences * mean.sqrt()[:, None])
@@ -184,7 +231,7 @@ def solve(differences: Tensor, target: Tensor, margin: Tensor, weight: Tensor, l
     point = ahead = torch.zeros(len(curvature), weight.shape[1])
     age = torch.zeros(weight.shape[1])  # steps since the momentum was last reset
     for _ in range(_MAX_STEPS):
-        residuals = share * (torch.sigmoid(coordinates @ ahead - margin[:, None]) - target[:, None])
+        residuals = share * (torch.sigmoid(coordinates @ ahead - required) - target[:, None])
         gradient = coordinates.T @ residuals + l2 * ahead
         if bool((gradient.norm(dim=0) <= _TOLERANCE * l2 * ahead.norm(dim=0)).all()):
             break

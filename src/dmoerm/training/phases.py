@@ -27,7 +27,16 @@ from ..model.packed_attention import Decoder
 from .batches import PackedCollator, PreferenceExample, VectorCollator, labeled
 from .calibration import calibrate
 from .embedding import base_embeddings, cached_states, task_vectors
-from .exact_step import exact_metrics, fit_all_labels_head, fit_heads, head_state, out_of_fold, strength, weight_scores
+from .exact_step import (
+    FoldedHead,
+    exact_metrics,
+    fit_all_labels_head,
+    fit_heads,
+    head_state,
+    out_of_fold,
+    strength,
+    weight_scores,
+)
 from .fitting import fit
 from .losses import PreferenceLossModule
 from .steps import FoldWeights, Run, State, StepMetrics, Training, step_metrics, step_name
@@ -66,9 +75,11 @@ def phase1(training: Training, task: str) -> None:
         if not run.frozen:
             _fill(base.branch, general.branch.state_dict())
     first, reset = first_part(run, train), run.frozen or not run.config.warm_start
+    folds = training.folds.get((None, "general"))
+    prior = FoldedHead(general.head, folds) if folds else None
     state = run.step(
         step_name("phase1", task),
-        lambda checkpoint_dir: _train_task(run, task, first, validation, checkpoint_dir, reset),
+        lambda checkpoint_dir: _train_task(run, task, first, validation, checkpoint_dir, reset, prior),
     )
     apply_base(base, state)
     if (head := task_model.all_labels) is not None:
@@ -128,6 +139,7 @@ def train_base(
     step: BranchStepConfig,
     checkpoint_dir: Path,
     fit_normalizer: bool = True,
+    general: FoldedHead | None = None,
 ) -> tuple[State, StepMetrics]:
     """Train a copy of a branch and its head; return its state and its metrics.
 
@@ -136,6 +148,7 @@ def train_base(
         train, validation: examples with overall pairs.
         checkpoint_dir: folder of the checkpoints.
         fit_normalizer: fit the head's normalizer on the training part; otherwise keep that of `start`.
+        general: the head toward which the penalty of an exact fit may pull; None: toward 0 only.
     """
     head = copy.deepcopy(start.head).requires_grad_(True)
     if fit_normalizer:
@@ -144,7 +157,7 @@ def train_base(
     if first := step if run.frozen else step.head_first:
         vectors = base_embeddings(run, start, [*train, *validation])
         if first.l2 == "auto":
-            (exact,) = fit_heads([head], [None], train, vectors, run.config.seed)
+            (exact,) = fit_heads([head], [None], train, vectors, run.config.seed, general)
             state, metrics = head_state(head, exact), exact_metrics([exact])
         else:
             collate = VectorCollator(lambda e: vectors[e.key])
@@ -162,19 +175,26 @@ def train_base(
 
 
 def _train_task(
-    run: Run, task: str, train: Examples, validation: Examples, checkpoint_dir: Path, fit_normalizer: bool
+    run: Run,
+    task: str,
+    train: Examples,
+    validation: Examples,
+    checkpoint_dir: Path,
+    fit_normalizer: bool,
+    general: FoldedHead | None,
 ) -> tuple[State, StepMetrics]:
     """Train a task's branch and head, and its head on all labels if it has one."""
     task_model = run.model.task_model(task)
     state, metrics = train_base(
-        run, task_model.base, train, validation, run.config.phase1, checkpoint_dir, fit_normalizer
+        run, task_model.base, train, validation, run.config.phase1, checkpoint_dir, fit_normalizer, general
     )
     if task_model.all_labels is None:
         return state, metrics
     head = copy.deepcopy(task_model.all_labels)
     head.normalizer.load_state_dict({name: state[f"head.normalizer.{name}"] for name in ("mean", "scale")})
     vectors = base_embeddings(run, task_model.base, train)
-    exact = fit_all_labels_head(head, task_model.experts.capabilities, train, vectors, run.config.seed)
+    capabilities = task_model.experts.capabilities
+    exact = fit_all_labels_head(head, capabilities, train, vectors, run.config.seed, general)
     figures = {f"{name}/all_labels": value for name, value in exact_metrics([exact]).items()}
     return state | head_state(head, exact, "all_labels"), metrics | figures
 
