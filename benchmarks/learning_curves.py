@@ -1,0 +1,283 @@
+"""Accuracy of the kinds of experts over the size of the training part, on one file of preference data.
+
+    head     linear on the pooled states of the pretrained branch, fitted exactly
+    reader   one learned token that attends to the branch, with a LoRA of its own (reader.py)
+    lora     the branch with a LoRA on all tokens
+    branch   the branch with all its weights trained
+
+All see the same overall preferences, as one capability, and start from the fitted head. Learning rate and number of
+epochs have the lowest loss on the validation prompts; test prompts choose nothing. Each finished fit is stored, so a
+killed call continues.
+
+python benchmarks/learning_curves.py humour.jsonl --groups 300 1000 0 --seed 10 --output runs/curves/humour
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import functools
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from reader import Memory, Reader, ReaderInputs, ReaderScorer, join, memories
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from dmoerm.bootstrap import mean_interval
+from dmoerm.config import Config, changed, load_config
+from dmoerm.data.splits import load_splits
+from dmoerm.data.splitting import take_groups
+from dmoerm.io.paths import write_file
+from dmoerm.model.heads import BranchScorer, Head
+from dmoerm.training.batches import PreferenceExample, VectorCollator, labeled
+from dmoerm.training.embedding import base_embeddings, cached_states
+from dmoerm.training.exact_step import fit_heads
+from dmoerm.training.losses import PreferenceLossModule
+from dmoerm.training.phases import apply_base, train_base
+from dmoerm.training.progress import Progress
+from dmoerm.training.run import examples_of, prepare, split_examples
+from dmoerm.training.steps import Run
+
+KINDS = ("head", "reader", "lora", "branch")
+RATES = {"reader": (5e-4, 2e-3), "lora": (2e-4, 1e-3), "branch": (2e-5, 1e-4)}
+EPOCHS = {"reader": 8, "lora": 3, "branch": 3}
+_L2 = 1.0  # of the head's distance from its fitted start
+Examples = Sequence[PreferenceExample]
+Row = dict[str, Any]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure what is missing, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", help="preference data with overall scores")
+    parser.add_argument("--kind", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--groups", nargs="+", type=int, default=[0], help="training groups of each task; 0: all")
+    parser.add_argument("--seed", nargs="+", type=int, default=[10])
+    parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="change a setting of fast.yaml")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the results")
+    options = parser.parse_args(arguments)
+    rows: list[Row] = []
+    for seed in options.seed:
+        settings = [f"data.files=[{options.file}]", f"seed={seed}", f"output={options.output}/seed{seed}", *options.set]
+        rows += measure(load_config("fast", settings), options.kind, options.groups)
+    write_file(options.output / "rows.json", json.dumps(rows) + "\n")
+    Console().print(table(rows))
+
+
+def measure(config: Config, kinds: Sequence[str], sizes: Sequence[int]) -> list[Row]:
+    """Return one row per kind and size."""
+    data = load_splits(config)
+    run = prepare(config, data.taxonomy, Path(config.output), Progress(Console(stderr=True)))
+    train, validation = split_examples(run, [g for g in data.train if g.pairs()])
+    test = labeled(examples_of(run, [g for g in data.test if g.pairs()]))
+    run.cache.fill([e.encoded for e in (*train, *validation, *test)])
+    rows = []
+    for size in sizes:
+        kept = {id(g) for g in take_groups([e.group for e in train], size, config.seed)} if size else None
+        part = [e for e in train if kept is None or id(e.group) in kept]
+        for kind in kinds:
+            file = Path(config.output) / f"{kind}-{size}.json"
+            if not file.exists():
+                write_file(file, json.dumps(_row(run, kind, part, validation, test)) + "\n")
+            rows.append(json.loads(file.read_text()) | {"seed": config.seed, "size": size})
+            print(json.dumps({k: v for k, v in rows[-1].items() if k != "prompts"}), flush=True)
+    return rows
+
+
+def _row(run: Run, kind: str, train: Examples, validation: Examples, test: Examples) -> Row:
+    started = time.monotonic()
+    rewards, details = FITS[kind](run, kind, train, validation, test)
+    prompts: dict[str, list[float]] = {}
+    for e in test:
+        margins = [float(rewards[e.key][p.better] - rewards[e.key][p.worse]) for p in e.pairs[None]]
+        prompts.setdefault(e.prompt, []).append(float(np.mean([(m > 0) + 0.5 * (m == 0) for m in margins])))
+    shares = {prompt: float(np.mean(values)) for prompt, values in prompts.items()}
+    row = {"kind": kind, "groups": len(train), "accuracy": float(np.mean(list(shares.values())))}
+    return row | {"seconds": time.monotonic() - started, "prompts": shares} | details
+
+
+# --- the kinds -----------------------------------------------------------------------------------------------------
+
+
+def _fitted_head(run: Run, train: Examples, vectors: dict[str, Tensor], width: int | None = None) -> Head:
+    head = copy.deepcopy(run.model.general.head) if width is None else Head(width, run.config.head)
+    head.normalizer.fit(torch.cat([vectors[e.key] for e in train]))
+    fit_heads([head], [None], train, vectors, run.config.seed)
+    return head
+
+
+def _fit_head(run: Run, _: str, train: Examples, validation: Examples, test: Examples) -> tuple[dict[str, Tensor], Row]:
+    vectors = base_embeddings(run, run.model.general, [*train, *test])
+    head = _fitted_head(run, train, vectors)
+    with torch.no_grad():
+        return {e.key: head(vectors[e.key]) for e in test}, {}
+
+
+def _fit_branch(run: Run, kind: str, train: Examples, validation: Examples, test: Examples) -> Any:
+    """Train the branch, or its LoRA, at each rate, and keep the one with the lowest validation loss."""
+    best: tuple[float, float, Any] | None = None
+    losses = {}
+    for rate in RATES[kind]:
+        settings = {"phase1.learning_rate": rate, "phase1.epochs": EPOCHS[kind], "phase1.patience": 2}
+        settings |= {"base": "lora", "base_lora.rank": 8, "base_lora.alpha": 16.0} if kind == "lora" else {}
+        here = replace(run, config=changed(run.config, settings))
+        folder = run.folder / "checkpoints" / f"{kind}-{len(train)}-{rate}"
+        with run.progress.step(f"{kind}, {len(train)} groups, rate {rate}"):
+            state, metrics = train_base(here, run.model.general, train, validation, here.config.phase1, folder)
+        losses[str(rate)] = metrics["loss"]
+        if best is None or metrics["loss"] < best[0]:
+            best = metrics["loss"], rate, state
+    assert best is not None
+    scorer = BranchScorer(
+        copy.deepcopy(run.model.general.branch), copy.deepcopy(run.model.general.head), run.model.general.pooling
+    )
+    apply_base(scorer, best[2])
+    vectors = base_embeddings(run, scorer, test)
+    with torch.no_grad():
+        return {e.key: scorer.head(vectors[e.key]) for e in test}, {"rate": best[1], "losses": losses}
+
+
+def _fit_reader(run: Run, _: str, train: Examples, validation: Examples, test: Examples) -> Any:
+    """Train a reader at each rate, and keep the state with the lowest validation loss."""
+    examples = [*train, *validation, *test]
+    pooled = base_embeddings(run, run.model.general, examples)
+    states = cached_states(run, examples)
+    branch: Any = run.model.general.branch
+    memory = _memories(branch, states)
+
+    def inputs(batch: Examples) -> ReaderInputs:
+        return join([m for e in batch for m in memory[e.key]], torch.cat([pooled[e.key] for e in batch]))
+
+    token = torch.cat(
+        [responses[n][-1:].float() for _, responses in (states[e.key] for e in train) for n in (0,)]
+    ).mean(0)
+    best: tuple[float, float, ReaderScorer] | None = None
+    losses = {}
+    for rate in RATES["reader"]:
+        torch.manual_seed(run.config.seed)
+        reader = Reader(branch, token)
+        scorer = ReaderScorer(reader, nn.Identity()).eval()
+        features = _features(scorer, inputs, [*train, *validation])
+        scorer.head = _fitted_head(run, train, features, pooled[train[0].key].shape[1] + len(token))
+        loss, scorer = _train_reader(scorer, inputs, train, validation, rate, run.config.seed)
+        losses[str(rate)] = loss
+        if best is None or loss < best[0]:
+            best = loss, rate, scorer
+    assert best is not None
+    features = _features(best[2], inputs, test)
+    with torch.no_grad():
+        return {e.key: best[2].head(features[e.key]) for e in test}, {"rate": best[1], "losses": losses}
+
+
+@functools.cache
+def _memory_of_run(_: int) -> dict[str, list[Memory]]:
+    return {}
+
+
+def _memories(branch: Any, states: dict[str, Any]) -> dict[str, list[Memory]]:
+    """Return key → the responses' memories; those of an earlier fit with the same branch are kept."""
+    memory = _memory_of_run(id(branch))
+    missing = [key for key in states if key not in memory]
+    for start in range(0, len(missing), 8):
+        keys = missing[start : start + 8]
+        memory |= dict(zip(keys, memories(branch, [states[key] for key in keys]), strict=True))
+    return memory
+
+
+@torch.no_grad()
+def _features(scorer: ReaderScorer, inputs: Any, examples: Examples) -> dict[str, Tensor]:
+    features: dict[str, Tensor] = {}
+    for start in range(0, len(examples), 32):
+        batch = examples[start : start + 32]
+        rows = scorer.features(inputs(batch)).split([len(e.encoded.responses) for e in batch])
+        features |= {e.key: row for e, row in zip(batch, rows, strict=True)}
+    return features
+
+
+def _train_reader(
+    scorer: ReaderScorer, inputs: Any, train: Examples, validation: Examples, rate: float, seed: int
+) -> tuple[float, ReaderScorer]:
+    """Train for the epochs of the kind; return the lowest validation loss and its state. The start is a candidate."""
+    scorer.head.requires_grad_(True)
+    module = PreferenceLossModule(scorer, _L2, scorer.head)
+    groups = [
+        {"params": list(scorer.reader.parameters()), "lr": rate, "weight_decay": 0.01},
+        {"params": [p for p in scorer.head.parameters() if p.requires_grad], "lr": 1e-4, "weight_decay": 0.0},
+    ]
+    steps = -(-len(train) // 16) * EPOCHS["reader"]
+    optimizer = torch.optim.AdamW(groups)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / (0.1 * steps), (steps - step) / (0.9 * steps))
+    )
+    generator = np.random.default_rng(seed)
+    best = _loss(scorer, inputs, validation), copy.deepcopy(scorer.state_dict())
+    for _ in range(EPOCHS["reader"]):
+        order = generator.permutation(len(train))
+        scorer.train()
+        for start in range(0, len(train), 16):
+            batch = [train[i] for i in order[start : start + 16]]
+            (vectors,) = VectorCollator(lambda e: torch.zeros(len(e.encoded.responses), 1))(batch)
+            module(replace(vectors, inputs=inputs(batch))).loss.backward()
+            nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+        if (loss := _loss(scorer, inputs, validation)) < best[0]:
+            best = loss, copy.deepcopy(scorer.state_dict())
+    scorer.load_state_dict(best[1])
+    return best[0], scorer.eval()
+
+
+@torch.no_grad()
+def _loss(scorer: ReaderScorer, inputs: Any, examples: Examples) -> float:
+    module, total, weight = PreferenceLossModule(scorer.eval()), 0.0, 0.0
+    for start in range(0, len(examples), 32):
+        batch = examples[start : start + 32]
+        (vectors,) = VectorCollator(lambda e: torch.zeros(len(e.encoded.responses), 1))(batch)
+        rows = module(replace(vectors, inputs=inputs(batch)))
+        total, weight = total + float((rows.rows * rows.weights).sum()), weight + float(rows.weights.sum())
+    return total / weight
+
+
+FITS = {"head": _fit_head, "reader": _fit_reader, "lora": _fit_branch, "branch": _fit_branch}
+
+
+# --- the table -----------------------------------------------------------------------------------------------------
+
+
+def table(rows: Sequence[Row]) -> Table:
+    """Return accuracy by size and kind, and the difference to `head` with its 95 % interval over prompts and seeds."""
+    result = Table("groups", "kind", "accuracy, %", "− head, points (95 %)", "seeds", "seconds")
+    for size in dict.fromkeys(row["size"] for row in rows):
+        for kind in KINDS:
+            some = [row for row in rows if (row["size"], row["kind"]) == (size, kind)]
+            if not some:
+                continue
+            heads = {row["seed"]: row["prompts"] for row in rows if (row["size"], row["kind"]) == (size, "head")}
+            gains: dict[str, list[float]] = {}
+            for row in some:
+                for prompt, share in row["prompts"].items():
+                    if prompt in heads.get(row["seed"], {}):
+                        gains.setdefault(prompt, []).append(share - heads[row["seed"]][prompt])
+            text = ""
+            if gains and kind != "head":
+                column = 100 * np.array([[np.mean(values)] for values in gains.values()])
+                ((low, high),) = mean_interval(column)
+                text = f"{column.mean():+.1f} ({low:+.1f} to {high:+.1f})"
+            accuracy = 100 * np.mean([row["accuracy"] for row in some])
+            seconds = np.mean([row["seconds"] for row in some])
+            groups = str(round(np.mean([row["groups"] for row in some])))
+            result.add_row(groups, kind, f"{accuracy:.1f}", text, str(len(some)), f"{seconds:.0f}")
+    return result
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""The experiments of benchmarks/ on kinds of experts and on uncertainty: their parts are right, they run and resume."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from rich.console import Console
+from tiny import make_exact_config, make_tiny_config
+
+from dmoerm.config import BackboneConfig
+from dmoerm.model.backbone import load_backbone
+from dmoerm.model.heads import embed
+from dmoerm.model.packing import pack
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+
+import learning_curves
+import uncertainty
+from reader import Adapted, Reader, join, memories
+
+
+def test_the_auroc_counts_pairs_of_a_positive_and_a_negative():
+    positive, weight = np.array([True, True, False, False]), np.array([1.0, 1, 1, 1])
+    assert uncertainty.auroc(positive, np.array([4.0, 3, 2, 1]), weight) == 1
+    assert uncertainty.auroc(positive, np.array([4.0, 2, 3, 1]), weight) == 0.75
+    assert uncertainty.auroc(positive, np.zeros(4), weight) == 0.5
+    assert uncertainty.auroc(positive, np.array([4.0, 2, 3, 1]), np.array([3.0, 1, 1, 1])) == pytest.approx(7 / 8)
+
+
+def test_the_posterior_is_the_inverse_of_the_curvature():
+    """Against the Hessian of n · (mean loss + l2/2 · |w|²), by autograd and a dense inverse."""
+    from dmoerm.training.linear_heads import fit_linear
+    from dmoerm.training.losses import preference_losses
+
+    generator = torch.Generator().manual_seed(0)
+    differences = torch.randn(30, 6, generator=generator)
+    pairs = uncertainty.LinearPairs(
+        differences, torch.ones(30), torch.zeros(30), torch.ones(30), torch.arange(30) % 5, torch.ones(30).bool()
+    )
+    fit = fit_linear(pairs)
+
+    def objective(weight: torch.Tensor) -> torch.Tensor:
+        return preference_losses(differences @ weight, pairs.target).sum() + 30 * fit.l2 / 2 * weight.square().sum()
+
+    covariance = torch.linalg.inv(torch.autograd.functional.hessian(objective, fit.weight))  # pyright: ignore
+    part = (4.0, *uncertainty._laplace(pairs, fit.weight, fit.l2))
+    posterior = uncertainty.Posterior(fit.weight, fit.fold_weights, [part])
+    for x in torch.randn(5, 6, generator=generator):
+        assert posterior.deviation(x) == pytest.approx(2 * float(x @ covariance @ x) ** 0.5, rel=1e-3)
+    rewards = (fit.fold_weights @ differences[0]).numpy()
+    assert posterior.jackknife(differences[0]) == pytest.approx((0.8 * 5 * rewards.var()) ** 0.5, rel=1e-4)
+
+
+def test_uncertainty_is_measured_on_a_run(tiny_backbone, tmp_path, capsys):
+    config = make_exact_config(tiny_backbone, tmp_path).model_dump(mode="json", exclude_unset=True)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    uncertainty.main([str(tmp_path / "config.yaml"), "--seed", "3", "4", "--json", str(tmp_path / "figures.json")])
+    document = json.loads((tmp_path / "figures.json").read_text())
+    assert document["wrong_pairs"].keys() == {"chitchat", "objective_qa", "mean"} == document["unseen_tasks"].keys()
+    for row in document["wrong_pairs"].values():
+        assert row.keys() == set(uncertainty.MEASURES)
+        assert all(0 <= value <= 1 for value in row.values())
+    assert "unseen tasks" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_untrained_reader_is_one_more_token(tiny_backbone: str, dtype: Any):
+    """Without LoRA, its state is that of a token with the same initial state after the response."""
+    branch = load_backbone(BackboneConfig(path=tiny_backbone, dtype=dtype))[0]
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(tokens: int) -> torch.Tensor:
+        return torch.randn(tokens, 32, generator=generator).to(branch.dtype)
+
+    states = [(draw(prompt), [draw(row) for row in rows]) for prompt, rows in ((3, (4, 7)), (9, (2,)))]
+    token = draw(1)[0]
+    reader = Reader(branch, token).eval()
+    rows = [memory for group in memories(branch, states) for memory in group]
+    found = reader(join(rows, torch.zeros(3, 1)))
+    longer = [(prompt, [torch.cat([row, token[None]]) for row in responses]) for prompt, responses in states]
+    expected = embed(branch, pack(longer), "last")[0]
+    tolerance = 1e-4 if dtype == "float32" else 0.1
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+    for layer in reader.modules():
+        if isinstance(layer, Adapted):
+            torch.nn.init.normal_(layer.lora_B)
+    changed = reader(join(rows, torch.zeros(3, 1))).detach()
+    assert float((changed - expected).abs().max()) > 0.1
+
+
+def test_learning_curves_are_measured_and_resumed(tiny_backbone, tmp_path, monkeypatch):
+    make_tiny_config(tiny_backbone, tmp_path)  # writes groups.jsonl
+    monkeypatch.setattr(learning_curves, "EPOCHS", dict.fromkeys(learning_curves.KINDS, 1))
+    settings = [f"backbone.path={tiny_backbone}", "backbone.branch_layer=2", f"cache={tmp_path / 'cache'}", "seed=1"]
+    settings += [f"data.files=[{tmp_path / 'groups.jsonl'}]", f"output={tmp_path / 'curves'}"]
+    config = learning_curves.load_config("fast", settings)
+    rows = learning_curves.measure(config, learning_curves.KINDS, [3, 0])
+    assert [(row["kind"], row["groups"]) for row in rows[:4]] == [(kind, 6) for kind in learning_curves.KINDS]
+    assert rows[4]["groups"] == 12
+    assert all(0 <= row["accuracy"] <= 1 and row["prompts"] for row in rows)
+    monkeypatch.setattr(learning_curves, "FITS", {})  # nothing is fitted again
+    assert learning_curves.measure(config, learning_curves.KINDS, [3, 0]) == rows
+    with (tmp_path / "out.txt").open("w") as file:
+        Console(file=file, width=200).print(learning_curves.table(rows))
+    lines = (tmp_path / "out.txt").read_text()
+    assert all(kind in lines for kind in learning_curves.KINDS)
