@@ -16,13 +16,13 @@ from __future__ import annotations
 
 import argparse
 import copy
-import functools
 import json
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -35,9 +35,10 @@ from dmoerm.bootstrap import mean_interval
 from dmoerm.config import Config, changed, load_config
 from dmoerm.data.splits import load_splits
 from dmoerm.data.splitting import take_groups
+from dmoerm.evaluation.accuracy import right_pairs
 from dmoerm.io.paths import write_file
 from dmoerm.model.heads import BranchScorer, Head
-from dmoerm.training.batches import PreferenceExample, VectorCollator, labeled
+from dmoerm.training.batches import PreferenceExample, VectorCollator
 from dmoerm.training.embedding import base_embeddings, cached_states
 from dmoerm.training.exact_step import fit_heads
 from dmoerm.training.losses import PreferenceLossModule
@@ -77,7 +78,7 @@ def measure(config: Config, kinds: Sequence[str], sizes: Sequence[int]) -> list[
     data = load_splits(config)
     run = prepare(config, data.taxonomy, Path(config.output), Progress(Console(stderr=True)))
     train, validation = split_examples(run, [g for g in data.train if g.pairs()])
-    test = labeled(examples_of(run, [g for g in data.test if g.pairs()]))
+    test = examples_of(run, [g for g in data.test if g.pairs()])
     run.cache.fill([e.encoded for e in (*train, *validation, *test)])
     rows = []
     for size in sizes:
@@ -97,8 +98,8 @@ def _row(run: Run, kind: str, train: Examples, validation: Examples, test: Examp
     rewards, details = FITS[kind](run, kind, train, validation, test)
     prompts: dict[str, list[float]] = {}
     for e in test:
-        margins = [float(rewards[e.key][p.better] - rewards[e.key][p.worse]) for p in e.pairs[None]]
-        prompts.setdefault(e.prompt, []).append(float(np.mean([(m > 0) + 0.5 * (m == 0) for m in margins])))
+        pairs = e.group.pairs()  # without the label noise of the settings
+        prompts.setdefault(e.prompt, []).append(right_pairs(pairs, rewards[e.key].numpy()) / len(pairs))
     shares = {prompt: float(np.mean(values)) for prompt, values in prompts.items()}
     row = {"kind": kind, "groups": len(train), "accuracy": float(np.mean(list(shares.values())))}
     return row | {"seconds": time.monotonic() - started, "prompts": shares} | details
@@ -156,9 +157,7 @@ def _fit_reader(run: Run, _: str, train: Examples, validation: Examples, test: E
     def inputs(batch: Examples) -> ReaderInputs:
         return join([m for e in batch for m in memory[e.key]], torch.cat([pooled[e.key] for e in batch]))
 
-    token = torch.cat(
-        [responses[n][-1:].float() for _, responses in (states[e.key] for e in train) for n in (0,)]
-    ).mean(0)
+    token = torch.stack([states[e.key][1][0][-1].float() for e in train]).mean(0)  # of the first responses' last tokens
     best: tuple[float, float, ReaderScorer] | None = None
     losses = {}
     for rate in RATES["reader"]:
@@ -177,14 +176,12 @@ def _fit_reader(run: Run, _: str, train: Examples, validation: Examples, test: E
         return {e.key: best[2].head(features[e.key]) for e in test}, {"rate": best[1], "losses": losses}
 
 
-@functools.cache
-def _memory_of_run(_: int) -> dict[str, list[Memory]]:
-    return {}
+_kept: WeakKeyDictionary[nn.Module, dict[str, list[Memory]]] = WeakKeyDictionary()
 
 
 def _memories(branch: Any, states: dict[str, Any]) -> dict[str, list[Memory]]:
     """Return key → the responses' memories; those of an earlier fit with the same branch are kept."""
-    memory = _memory_of_run(id(branch))
+    memory = _kept.setdefault(branch, {})
     missing = [key for key in states if key not in memory]
     for start in range(0, len(missing), 8):
         keys = missing[start : start + 8]

@@ -73,7 +73,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def auroc(positive: np.ndarray, value: np.ndarray, weight: np.ndarray) -> float:
-    """Return the probability that a positive has a higher value than a negative; a tie counts half."""
+    """Return the probability that a positive has a higher value than a negative; a tie counts half.
+
+    SciPy's Mann–Whitney statistic has no weights.
+    """
     order = np.argsort(value, kind="stable")
     rank = rankdata(value, "dense")[order].astype(int) - 1
     up, down = (np.bincount(rank, (weight * kind)[order]) for kind in (positive, ~positive))
@@ -103,10 +106,7 @@ def pair_rows(config: Config) -> list[Row]:
     """Return one row per held-out pair of the run: task, weight, margin and the standard deviations."""
     run, data = train(config), load_splits(config)
     parts = split_examples(run, data.train)[0]
-    clean = changed(config, {"data.flip_scores": 0.0, "data.flip_capabilities": 0.0})
-    run.config = clean
-    test = labeled(examples_of(run, data.test))
-    run.config = config
+    test = examples_of(run, [group for group in data.test if group.pairs()])
     run.cache.fill([e.encoded for e in test])
     return [
         row
@@ -153,9 +153,10 @@ def _task_rows(run: Run, task: str, examples: Examples, test: Examples) -> list[
         z = vectors[e.key]
         scores = torch.stack([head(z) for head in model.experts.heads], 1) if len(model.experts) else z[:, :0]
         spread = model.normalizer(scores).std(-1, correction=0) if len(model.experts) else z.new_zeros(len(z))
-        for pair in e.pairs[None]:
+        pairs = e.group.pairs()  # without the label noise of the settings
+        for pair in pairs:
             difference = (z[pair.better] - z[pair.worse]) / scale
-            row = {"task": task, "weight": 1 / len(e.pairs[None]), "margin": float(difference @ posterior.mean)}
+            row = {"task": task, "weight": 1 / len(pairs), "margin": float(difference @ posterior.mean)}
             row |= {"laplace": posterior.deviation(difference), "folds": posterior.jackknife(difference)}
             rows.append(row | {"spread": float(spread[pair.better] + spread[pair.worse])})
     return rows
