@@ -66,6 +66,10 @@ class ScoreOptions:
         typer.Option(help="Score all rows as this task; otherwise as the row's own task, or as the router decides."),
     ] = None
     weight: WeightOptions = None
+    risk: Annotated[
+        float,
+        typer.Option(metavar="NUMBER", help="Lower each reward by NUMBER times its uncertainty, after the weights."),
+    ] = 0.0
     format: Format = "auto"
     ensemble: Annotated[
         Literal["mean", "wco", "uwo"] | None,
@@ -96,7 +100,7 @@ class ScoreOptions:
 
     def model_options(self) -> dict[str, Any]:
         """Return the keyword arguments of `open_models`."""
-        names = ("batch_tokens", "task", "dtype", "deterministic", "weights")
+        names = ("batch_tokens", "task", "dtype", "deterministic", "weights", "risk")
         return {name: getattr(self, name) for name in names} | {"ensemble": self.method}
 
 
@@ -118,9 +122,9 @@ def command(options: ScoreOptions, ray: RayOptions, engine: Engine = "local", js
 
     A row has: id, task (null: the general model scored), route (task → probability), temperature, and with one value
     per response rewards, capabilities, uncertainty and truncated; with --best also best and chosen. An empty response
-    has the lowest reward, −20. --weight changes the rewards only; it has no effect on rows that the general model or
-    another task's model scores. An output file is written completely or not at all. With --engine ray the output is a
-    folder of such files with a manifest; a run that was stopped continues when it is started again.
+    has the lowest reward, −20. --weight and --risk change the rewards only; a weight has no effect on rows that the general
+    model or another task's model scores. An output file is written completely or not at all. With --engine ray the
+    output is a folder of such files with a manifest; a run that was stopped continues when it is started again.
     """
     from ..errors import ConfigError
 
@@ -135,7 +139,7 @@ def command(options: ScoreOptions, ray: RayOptions, engine: Engine = "local", js
 
         ensemble = options.method if options.models[1:] else None
         summary = {"schema": 1, "command": "score", "models": options.models, "ensemble": ensemble}
-        summary["weights"] = options.weights
+        summary |= {"weights": options.weights, "risk": options.risk}
         summary |= {"input": options.input, "output": options.output, **result}
         summary["seconds"] = round(time.monotonic() - started, 3)
         write_file(json_file, json.dumps(summary, ensure_ascii=False, indent=2) + "\n")
@@ -226,6 +230,7 @@ def _description(options: ScoreOptions, folders: Sequence[str]) -> str:
     parts = [*map(_with_digest, folders), *([options.method] if folders[1:] else [])]
     parts += [f"task {options.task}"] if options.task else []
     parts += [f"weight {name}={weight}" for name, weight in sorted((options.weights or {}).items())]
+    parts += [f"risk {options.risk}"] if options.risk else []
     parts += [options.dtype] if options.dtype else []
     parts += ["deterministic"] if options.deterministic else []
     return ", ".join(parts)

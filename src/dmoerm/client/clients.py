@@ -11,7 +11,7 @@ import httpx2
 from tenacity import AsyncRetrying, Retrying
 
 from ..schema import Query
-from ..scores import Score, Weights, apply_weights, as_queries, check_weights
+from ..scores import Score, Weights, adjusted, as_queries, check_risk, check_weights
 from .base import BaseClient, TransientError
 from .chunks import join_scores, split_queries
 
@@ -34,24 +34,29 @@ class Client(BaseClient):
     def __exit__(self, *_: object) -> None:
         self._http.close()
 
-    def score(self, prompt: Any, responses: Any, task: Any = None, weights: Weights | None = None) -> Any:
+    def score(
+        self, prompt: Any, responses: Any, task: Any = None, weights: Weights | None = None, risk: float = 0.0
+    ) -> Any:
         """Score the responses to one prompt, or to each of several prompts, as `DMoERM.score` does.
 
         Raises:
-            DataError: a text is empty, a weight is invalid, or the server rejects the query (unknown task, text too
-                long).
+            DataError: a text is empty, a weight or the risk is invalid, the server's model has no uncertainty for a
+                positive risk, or the server rejects the query (unknown task, text too long).
             ServerError: the server does not respond after all attempts, or its response contains no scores.
             ConfigError: with weights, the server has no model with the client's model name.
         """
         queries, single = as_queries(prompt, responses, task)
-        scores = list(self.score_queries(queries, weights))
+        scores = list(self.score_queries(queries, weights, risk))
         return scores[0] if single else scores
 
-    def score_queries(self, queries: Sequence[Query], weights: Weights | None = None) -> Iterator[list[Score]]:
+    def score_queries(
+        self, queries: Sequence[Query], weights: Weights | None = None, risk: float = 0.0
+    ) -> Iterator[list[Score]]:
         """Yield the scores of each query, several queries per request, sent as the iterator is read. See `score`."""
+        check_risk(risk)
         if weights is not None:
             check_weights(weights, self.tasks(), [query.task for query in queries])
-        return apply_weights(join_scores(queries, map(self._score, split_queries(queries))), weights)
+        return adjusted(join_scores(queries, map(self._score, split_queries(queries))), weights, risk)
 
     def models(self) -> dict[str, dict[str, list[str]]]:
         """Return the server's models, the default first: name → task → capabilities. Raises `ServerError`."""
@@ -105,19 +110,24 @@ class AsyncClient(BaseClient):
     async def __aexit__(self, *_: object) -> None:
         await self._http.aclose()
 
-    async def score(self, prompt: Any, responses: Any, task: Any = None, weights: Weights | None = None) -> Any:
+    async def score(
+        self, prompt: Any, responses: Any, task: Any = None, weights: Weights | None = None, risk: float = 0.0
+    ) -> Any:
         """Score the responses to one prompt, or to each of several prompts. See `Client.score`."""
         queries, single = as_queries(prompt, responses, task)
-        scores = await self.score_queries(queries, weights)
+        scores = await self.score_queries(queries, weights, risk)
         return scores[0] if single else scores
 
-    async def score_queries(self, queries: Sequence[Query], weights: Weights | None = None) -> list[list[Score]]:
+    async def score_queries(
+        self, queries: Sequence[Query], weights: Weights | None = None, risk: float = 0.0
+    ) -> list[list[Score]]:
         """Return the scores of each query, in order. See `Client.score`."""
+        check_risk(risk)
         if weights is not None:
             check_weights(weights, await self.tasks(), [query.task for query in queries])
         requests = [asyncio.ensure_future(self._score(chunk)) for chunk in split_queries(queries)]
         try:
-            return list(apply_weights(join_scores(queries, await asyncio.gather(*requests)), weights))
+            return list(adjusted(join_scores(queries, await asyncio.gather(*requests)), weights, risk))
         finally:
             for request in requests:  # after an error, the other requests are of no use
                 request.cancel()

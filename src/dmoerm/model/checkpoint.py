@@ -3,7 +3,7 @@
 config.json  README.md  run.yaml  tokenizer files
 SHA256SUMS                                   of all files except README.md and run.yaml
 training_prompts.txt                         digests of the training part's prompts; see training_prompts.py
-model.safetensors                            router, heads, aggregators, calibration
+model.safetensors                            router, heads, aggregators, calibration, posteriors
 trunk.safetensors                            the shared layers (absent with branch_layer 0)
 router/language_model.safetensors            of a router with its own language model
 general/branch.safetensors                   the general model's branch
@@ -44,6 +44,7 @@ from .training_prompts import TrainingPrompts
 
 ModelT = TypeVar("ModelT", bound=Mixture)
 _PEFT_PREFIX = "base_model.model."
+_POSTERIOR = re.compile(r"posterior\.(rest|basis)$")
 
 
 def save(
@@ -180,7 +181,7 @@ def task_backbone(model: Mixture, task: str) -> Decoder:
 
 
 def small_state(model: nn.Module) -> dict[str, Tensor]:
-    """Return the state of router, heads, aggregators and calibration: no trunk, branches, LoRA or language model."""
+    """Return the state without the large parts: no trunk, branches, LoRA or language model."""
     large = ("trunk.", ".branch.", ".language_model.")
     return {name: t for name, t in model.state_dict().items() if not any(part in f".{name}" for part in large)}
 
@@ -276,6 +277,8 @@ def current_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def _fill(module: nn.Module, state: dict[str, Tensor], file: Path) -> None:
     state = current_names(state)
     expected = small_state(module) if file.name == "model.safetensors" else module.state_dict()
+    if not any(_POSTERIOR.search(name) for name in state):  # an older checkpoint, which has no uncertainty
+        state |= {name: torch.zeros(t.shape) for name, t in expected.items() if _POSTERIOR.search(name)}
     if wrong := sorted(set(expected) ^ set(state)):
         raise CheckpointError(f"{file}: its tensors do not fit config.json (first difference: {wrong[0]})")
     try:

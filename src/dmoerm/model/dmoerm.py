@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from ..chat.encoding import Encoded
 from ..errors import ConfigError, shorten
 from ..schema import Prompt, Query
-from ..scores import MIN_REWARD, Score, Weights, apply_weights, as_queries, bound_reward, check_weights
+from ..scores import MIN_REWARD, Score, Weights, adjusted, as_queries, bound_reward, check_risk, check_weights
 from . import checkpoint, hub
 from .batching import batches, chunks, pack_ids, windows
 from .loading import load_options
@@ -39,6 +40,7 @@ class DMoERM(Mixture):
         batch_tokens: int = 8192,
         deterministic: bool = False,
         weights: Weights | None = None,
+        risk: float = 0.0,
     ) -> Any:
         """Score the responses to one prompt, or to each of several prompts.
 
@@ -53,16 +55,18 @@ class DMoERM(Mixture):
                 see `Score.reweighted`. If all prompts have a given task, each capability must belong to one of these
                 tasks, otherwise to any task of the model. It has no effect on responses that another task's model or
                 the general model scores.
+            risk: how much an uncertainty lowers its reward, from 0 on; see `Score.with_risk`. Weights are applied
+                before.
 
         Returns:
             A list with one `Score` per response; for several prompts a list of such lists, in the order of the prompts.
 
         Raises:
-            DataError: a prompt is empty, a task or a capability is unknown, a weight is out of range, or a text is
-                longer than the model's maximum.
+            DataError: a prompt is empty, a task or a capability is unknown, a weight or the risk is out of range, the
+                model has no uncertainty for a positive risk, or a text is longer than the model's maximum.
         """
         queries, is_single = as_queries(prompt, responses, task)
-        scores = list(self.score_queries(queries, batch_tokens, deterministic, weights))
+        scores = list(self.score_queries(queries, batch_tokens, deterministic, weights, risk))
         return scores[0] if is_single else scores
 
     def score_queries(
@@ -71,13 +75,14 @@ class DMoERM(Mixture):
         batch_tokens: int = 8192,
         deterministic: bool = False,
         weights: Weights | None = None,
+        risk: float = 0.0,
     ) -> Iterator[list[Score]]:
         """Score queries in batches of similar length; the scores have the order of the queries.
 
         A query that exceeds a pass is scored in chunks, so the number of responses is not limited.
 
         Args:
-            batch_tokens, deterministic, weights: as in `score`.
+            batch_tokens, deterministic, weights, risk: as in `score`.
 
         Raises:
             DataError: as in `score`.
@@ -86,9 +91,10 @@ class DMoERM(Mixture):
             if query.task is not None:
                 self.task_model(query.task, f"query {query.id}" if query.id else "")
         check_weights(weights, self.config.tasks, [query.task for query in queries])
+        check_risk(risk)
         encoded = [self.encoder.encode(query) for query in queries]
         if deterministic:
-            return apply_weights(self.score_separately(encoded, [query.task for query in queries]), weights)
+            return adjusted(self.score_separately(encoded, [query.task for query in queries]), weights, risk)
         scores: dict[int, list[Score]] = {}
         for rows in self.passes(encoded, batch_tokens):
             tasks = [queries[i].task for i in rows]
@@ -97,7 +103,7 @@ class DMoERM(Mixture):
             else:
                 batch_scores = self.score_encoded([encoded[i] for i in rows], tasks)
             scores |= dict(zip(rows, batch_scores, strict=True))
-        return apply_weights((scores[i] for i in range(len(queries))), weights)
+        return adjusted((scores[i] for i in range(len(queries))), weights, risk)
 
     def _score_chunks(self, encoded: Encoded, task: str | None, batch_tokens: int) -> list[Score]:
         """Score one query with one pass per chunk. The first chunk's route holds for all, however close it is."""
@@ -136,15 +142,17 @@ class DMoERM(Mixture):
         batch_tokens: int = 8192,
         deterministic: bool = False,
         weights: Weights | None = None,
+        risk: float = 0.0,
     ) -> Iterator[tuple[Query, list[Score]]]:
         """Yield each query of a stream with its scores, in order; only a window of the stream is in memory.
 
         The queries' tasks are not known in advance, so that a weight may belong to any task of the model.
         """
         check_weights(weights, self.config.tasks)
+        check_risk(risk)
         for window in windows(queries):
             scores = self.score_queries(window, batch_tokens, deterministic)
-            yield from zip(window, apply_weights(scores, weights), strict=True)
+            yield from zip(window, adjusted(scores, weights, risk), strict=True)
 
     @torch.inference_mode()
     def score_encoded(
@@ -181,21 +189,20 @@ class DMoERM(Mixture):
             tasks: each prompt's task; None: the general model scores its responses.
         """
         output = self.outputs(hidden, tasks)
+        columns = output.owner, output.reward.tolist(), output.uncertainty.tolist()
         fields: list[dict[str, Any]] = [
             {
                 "reward": bound_reward(reward),
                 "capabilities": {},
-                "uncertainty": None,
+                "uncertainty": None if math.isnan(deviation) else deviation,
                 "temperature": float(self.calibration(tasks[owner]).temperature),
             }
-            for owner, reward in zip(output.owner, output.reward.tolist(), strict=True)
+            for owner, reward, deviation in zip(*columns, strict=True)
         ]
         for task, part in output.tasks.items():
             names = self.task_model(task).experts.capabilities
-            columns = zip(part.rows, part.scores.capabilities.tolist(), part.scores.uncertainty.tolist(), strict=True)
-            for row, scores, uncertainty in columns:
+            for row, scores in zip(part.rows, part.scores.capabilities.tolist(), strict=True):
                 fields[row]["capabilities"] = dict(zip(names, scores, strict=True))
-                fields[row]["uncertainty"] = uncertainty if names else None
         return fields
 
     # --- Hugging Face's interface --------------------------------------------------------------------------------

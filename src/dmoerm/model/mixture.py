@@ -29,6 +29,7 @@ from .heads import BranchScorer, Head
 from .output import PassOutput, TaskRows
 from .packed_attention import run
 from .packing import Packed
+from .posterior import Posterior
 from .router import Router
 from .task_model import Calibration, TaskModel, TaskOutput
 from .training_prompts import TrainingPrompts
@@ -60,6 +61,7 @@ class Mixture(PreTrainedModel):
         self.router = Router(list(config.tasks), backbone.hidden_size, language_model)
         self.general = self._scorer(branch)
         self.general_calibration = Calibration()
+        self.general_posterior = Posterior(config.width)
         self.tasks = nn.ModuleDict({_key(task): self._new_task_model(names) for task, names in config.tasks.items()})
 
     def _scorer(self, branch: Any) -> BranchScorer:
@@ -136,15 +138,17 @@ class Mixture(PreTrainedModel):
         read = sorted({n for task, numbers in rows.items() if task not in experts_only for n in numbers})
         if embeddings is None:
             embeddings = self._general_embeddings(hidden, read)
-        general = hidden.tokens.new_full((len(owner),), torch.nan, dtype=torch.float32)
+        general, deviation = hidden.tokens.new_full((2, len(owner)), torch.nan, dtype=torch.float32)
         if read:
             general[read] = self.general.head(embeddings[read]).float()
+            deviation[read] = self.general_posterior.deviation(self.general.head.normalizer(embeddings[read]))
         parts = {
             task: TaskRows(numbers, self._task_scores(task, hidden, numbers, general, embeddings, task in experts_only))
             for task, numbers in rows.items()
             if task is not None
         }
-        return PassOutput(owner, tasks, general, parts, self._chosen_rewards(owner, tasks, general, parts))
+        chosen = self._chosen(owner, tasks, general, deviation, parts)
+        return PassOutput(owner, tasks, general, parts, *chosen)
 
     def _general_embeddings(self, hidden: Packed, rows: Sequence[int]) -> Tensor:
         """Return the responses' embeddings (N, D) under the general branch; 0 for responses not in `rows`."""
@@ -162,19 +166,26 @@ class Mixture(PreTrainedModel):
             return task_model.forward_experts(hidden.select(rows))
         return task_model(hidden.select(rows), general[rows], embeddings[rows] if self.config.shared_branch else None)
 
-    def _chosen_rewards(
+    def _chosen(
         self,
         owner: Sequence[int],
         tasks: Sequence[str | None],
         general: Tensor,
+        deviation: Tensor,
         parts: Mapping[str, TaskRows],
-    ) -> Tensor:
-        """Return each response's reward (N,) under its prompt's task."""
+    ) -> tuple[Tensor, Tensor]:
+        """Return each response's reward (N,) under its prompt's task, and the rewards' standard deviations (N,).
+
+        Args:
+            general, deviation: (N,), the general model's raw score, and the standard deviation of its reward.
+        """
         rewards = self.general_calibration(general)
         for task, part in parts.items():
             kept = [i for i, n in enumerate(part.rows) if tasks[owner[n]] == task]
-            rewards[[part.rows[i] for i in kept]] = part.scores.reward[kept].float()
-        return rewards
+            rows = [part.rows[i] for i in kept]
+            rewards[rows] = part.scores.reward[kept].float()
+            deviation[rows] = part.scores.uncertainty[kept].float()
+        return rewards, deviation
 
     def calibration(self, task: str | None) -> Calibration:
         """Return the calibration of a task's rewards; of the general model's for None."""

@@ -33,6 +33,7 @@ class PassOutput:
         general: (N,), the general model's raw score; nan for a response whose reward does not depend on it.
         tasks: task → its scores of the responses to the prompts for which the task was requested.
         reward: (N,), calibrated; not bounded, and without the rule for empty responses.
+        uncertainty: (N,), the rewards' standard deviations; nan without a posterior.
     """
 
     owner: Sequence[int]
@@ -40,6 +41,7 @@ class PassOutput:
     general: Tensor
     tasks: Mapping[str, TaskRows]
     reward: Tensor
+    uncertainty: Tensor
 
     def of(self, prompt: int, task: str) -> TaskOutput:
         """Return a task's scores of the responses to one prompt."""

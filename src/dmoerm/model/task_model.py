@@ -4,6 +4,7 @@ base = pool(branch(x))                     r_phase1 = head(base)          r_all 
 z    = experts(x)                          r_i      = head_i(z_i)
 r    = aggregator(z ⊕ (r_1 … r_k, r_phase1, r_general, r_all))
 reward = (r − center) / scale              P(a better than b) = σ((reward_a − reward_b) / temperature)
+uncertainty = posterior(base)              standard deviation of the reward
 
 Shapes: N responses, k capabilities, D embedding width, m embeddings and s scores that the aggregator reads.
 """
@@ -19,6 +20,7 @@ from .aggregator import Aggregator
 from .experts import Experts
 from .heads import BranchScorer, Head, Normalizer
 from .packing import Packed
+from .posterior import Posterior
 
 
 class Calibration(nn.Module):
@@ -47,7 +49,7 @@ class TaskOutput(NamedTuple):
     Attributes:
         reward: (N,), calibrated.
         capabilities: (N, k), each normalized over the training part's responses.
-        uncertainty: (N,), the standard deviation of a response's capability scores: the experts' disagreement.
+        uncertainty: (N,), the reward's standard deviation under the posterior of the heads; nan without a posterior.
         per_task: (N,), the phase-1 model's raw score.
     """
 
@@ -72,6 +74,7 @@ class TaskModel(nn.Module):
         self.base, self.experts, self.aggregator, self.all_labels = base, experts, aggregator, all_labels
         self.normalizer = Normalizer(len(experts))
         self.calibration = Calibration()
+        self.posterior = Posterior(len(base.head.normalizer.mean))
 
     def vectors(self, base: Tensor, z: Tensor, general: Tensor) -> Tensor:
         """Return the aggregator's input (N, m·D + s).
@@ -100,7 +103,7 @@ class TaskModel(nn.Module):
             base: (N, D), the plain branch's embeddings if they are known, as with a shared branch; saves a pass.
         """
         base = self.base.embed(inputs) if base is None else base
-        return self.conclude(self.vectors(base, self.experts.embed(inputs, base), general))
+        return self.conclude(self.vectors(base, self.experts.embed(inputs, base), general), base)
 
     def forward_experts(self, inputs: Packed) -> TaskOutput:
         """Score N responses from the experts alone, if `reads_base` is false; `per_task` is not computed and is 0."""
@@ -108,14 +111,19 @@ class TaskModel(nn.Module):
         unread = z.new_zeros(z.shape[1], len(self.aggregator.base_names))
         return self.conclude(torch.cat([*z, self.experts.score(z), unread], -1))
 
-    def conclude(self, vectors: Tensor) -> TaskOutput:
-        """Compute a task's scores from the aggregator's input (N, m·D + s)."""
+    def conclude(self, vectors: Tensor, base: Tensor | None = None) -> TaskOutput:
+        """Compute a task's scores from the aggregator's input (N, m·D + s).
+
+        Args:
+            base: (N, D), the plain branch's embeddings; None: the uncertainty is not computed and is nan.
+        """
         count = len(self.experts)
         scores = self.aggregator.scores(vectors)
-        capabilities = self.normalizer(scores[:, :count])
+        per_task = scores[:, count]
+        unknown = torch.full_like(per_task, torch.nan)
         return TaskOutput(
             self.calibration(self.aggregator(vectors)),
-            capabilities,
-            capabilities.std(-1, correction=0) if count else capabilities.new_zeros(len(capabilities)),
-            scores[:, count],
+            self.normalizer(scores[:, :count]),
+            unknown if base is None else self.posterior.deviation(self.base.head.normalizer(base.float())),
+            per_task,
         )

@@ -18,7 +18,7 @@ from ..model import DMoERM
 from ..model.batching import windows
 from ..model.ensemble import combine_scores
 from ..schema import Query
-from ..scores import Score, Weights, apply_weights, check_weights
+from ..scores import Score, Weights, adjusted, check_risk, check_weights
 
 ScoreRow = dict[str, Any]
 OnBad = Callable[[DataError], None]
@@ -71,6 +71,7 @@ class ModelRows:
         ensemble: the combination: `mean`, `wco` or `uwo`; see `dmoerm.model.ensemble`.
         deterministic: makes scores independent of the batch; see `DMoERM.score_separately`.
         weights: capability → weight; see `Score.reweighted`. Members are combined after their rewards are reweighted.
+        risk: see `Score.with_risk`. Members are combined after each one's rewards are lowered by its own uncertainty.
     """
 
     models: Sequence[DMoERM]
@@ -79,12 +80,13 @@ class ModelRows:
     ensemble: str = "mean"
     deterministic: bool = False
     weights: Weights | None = None
+    risk: float = 0.0
 
     def rows(self, queries: Iterable[Query], on_bad: OnBad | None = None) -> Iterator[tuple[Query, ScoreRow]]:
         """Yield each query with its row; see `RowScorer`.
 
         Raises:
-            DataError: a model does not have the task, or a weight is invalid for it; see `check_weights`.
+            DataError: a model does not have the task, or a weight or the risk is invalid.
         """
         if self.task is not None:
             for model in self.models:
@@ -92,6 +94,7 @@ class ModelRows:
             queries = (query.model_copy(update={"task": self.task}) for query in queries)
         for model in self.models:
             check_weights(self.weights, model.config.tasks, [self.task])
+        check_risk(self.risk)
         if on_bad is not None:
             queries = self._scorable(queries, on_bad)
         return ((query, _row(query, scores)) for query, scores in self._scores(queries))
@@ -99,7 +102,7 @@ class ModelRows:
     def _scores(self, queries: Iterable[Query]) -> Iterator[tuple[Query, list[Score]]]:
         for window in windows(queries):
             plain = [model.score_queries(window, self.batch_tokens, self.deterministic) for model in self.models]
-            members = [apply_weights(scores, self.weights) for scores in plain]
+            members = [adjusted(scores, self.weights, self.risk) for scores in plain]
             for query, *scores in zip(window, *members, strict=True):
                 yield query, scores[0] if len(scores) == 1 else combine_scores(scores, self.ensemble)
 

@@ -15,7 +15,7 @@ from ..chat.transcript import Transcript
 from ..errors import DataError, ServerError
 from ..model import DMoERM
 from ..schema import Message, Prompt, Query
-from ..scores import Score, Weights, apply_weights, check_weights, group_by_prompt
+from ..scores import Score, Weights, adjusted, check_risk, check_weights, group_by_prompt
 from .batcher import Batcher
 from .limits import ServingConfig
 from .metrics import Metrics
@@ -112,16 +112,16 @@ class Service:
         return self._transcript
 
     async def score(
-        self, request: Request, queries: Sequence[Query], weights: Weights | None = None
+        self, request: Request, queries: Sequence[Query], weights: Weights | None = None, risk: float = 0.0
     ) -> list[list[Score]]:
         """Score queries as long as the client is connected; return one list per query.
 
         Args:
-            weights: as in `DMoERM.score`. They are applied after the pass, which requests with other weights share.
+            weights, risk: as in `DMoERM.score`. They are applied after the pass, which requests with other ones share.
 
         Raises:
             ClientLeft: the client has disconnected.
-            DataError: the request has too many responses, a weight is invalid, and as `Batcher.score`.
+            DataError: the request has too many responses, a weight or the risk is invalid, and as `Batcher.score`.
             ServerError: as `Batcher.score`.
         """
         responses, limit = sum(len(query.responses) for query in queries), self.settings.max_responses
@@ -129,6 +129,7 @@ class Service:
             message = f"the request has {responses} responses; the limit is {limit}"
             raise DataError(message, hint="send them in several requests")
         check_weights(weights, self.batcher.model.config.tasks, [query.task for query in queries])
+        check_risk(risk)
         scoring = asyncio.ensure_future(self.batcher.score(queries))
         disconnect = asyncio.ensure_future(_disconnected(request))
         try:
@@ -140,7 +141,7 @@ class Service:
             for task in (scoring, disconnect):
                 task.cancel()
         request.state.responses = responses
-        return list(apply_weights(scores, weights))
+        return list(adjusted(scores, weights, risk))
 
     async def score_texts(self, request: Request, texts: Sequence[tuple[Prompt, str]]) -> list[Score]:
         """Return one score per prompt and response, in order; equal prompts run once. Raises as `score` does."""

@@ -20,6 +20,12 @@ from .processes import all_gather, shard_evenly
 from .steps import Run
 
 _BATCH_TOKENS = 8192
+_SAMPLE = 256  # groups for statistics if an embedding needs a pass
+
+
+def sample(run: Run, examples: Sequence[PreferenceExample]) -> Sequence[PreferenceExample]:
+    """Return all examples if embeddings are cached, else some at even distances: files are often sorted by task."""
+    return examples if run.frozen else examples[:: -(-len(examples) // _SAMPLE) or 1]
 
 
 @torch.no_grad()

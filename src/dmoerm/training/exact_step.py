@@ -27,7 +27,8 @@ from .linear_heads import (
     pair_accuracy,
 )
 from .losses import preference_losses
-from .steps import FoldWeights, State, StepMetrics, Training
+from .posteriors import ScoredHead, set_from_heads
+from .steps import FoldWeights, State, StepMetrics, Training, posterior_state
 
 Examples = Sequence[PreferenceExample]
 Vectors = Mapping[str, Tensor]
@@ -121,13 +122,14 @@ def exact_metrics(fits: Sequence[LinearFit], names: Sequence[str] = ()) -> StepM
 
 
 def head_state(head: Head, fit: LinearFit, prefix: str = "head") -> State:
-    """Return the state of an exactly fitted head, with its weights by fold."""
+    """Return the state of an exactly fitted head, with its weights by fold and its posterior."""
     return {f"{prefix}.{name}": t for name, t in head.state_dict().items()} | fold_state(fit, prefix)
 
 
 def fold_state(fit: LinearFit, prefix: str) -> State:
-    """Return what `FoldWeights.of` reads."""
-    return {f"{prefix}_folds": fit.fold_weights, f"{prefix}_accuracy": torch.tensor(fit.accuracy)}
+    """Return what `Training.read` reads."""
+    folds = {f"{prefix}_folds": fit.fold_weights, f"{prefix}_accuracy": torch.tensor(fit.accuracy)}
+    return folds | posterior_state(fit.posterior, prefix)
 
 
 # --- phase 3 -------------------------------------------------------------------------------------------------------
@@ -157,21 +159,31 @@ def weight_scores(training: Training, task: str, kept: nn.ModuleDict) -> tuple[S
     rewards = {key: linear(row.to(device)).cpu() for key, row in scores.items()}
     rewards |= {key: aggregator(row.to(device)).cpu() for key, row in task_vectors(run, task, validation).items()}
     calibrate(task_model.calibration, rewards, [], [*train, *validation])
+    set_from_heads(training, task, _scored_heads(training, task))
     names = (*capabilities, *aggregator.base_names)
     metrics = _quality(pairs, linear.weight.cpu(), task_model.calibration)
     metrics |= {f"weight/{name}": float(weight) for name, weight in zip(names, linear.weight, strict=True)}
     return kept.state_dict(), metrics
 
 
+def _scored_heads(training: Training, task: str) -> list[ScoredHead]:
+    """Return the head of each score that the aggregator reads, and its key in `folds` and `posteriors`."""
+    task_model = training.run.model.task_model(task)
+    heads: list[ScoredHead] = [
+        (head, (task, name))
+        for name, head in zip(task_model.experts.capabilities, task_model.experts.heads, strict=True)
+    ]
+    general = training.run.model.general.head
+    base = {"per_task": task_model.base.head, "general": general, "all_labels": task_model.all_labels}
+    names = task_model.aggregator.base_names
+    return heads + [(base[name], (None if name == "general" else task, name)) for name in names]
+
+
 def _out_of_fold_scores(training: Training, task: str, examples: Examples) -> dict[str, Tensor]:
     """Return key → the aggregator's scores (N, s), each by the head that was fitted without the example's fold."""
     run, task_model = training.run, training.run.model.task_model(task)
     vectors = base_embeddings(run, task_model.base, examples)
-    experts = zip(task_model.experts.capabilities, task_model.experts.heads, strict=True)
-    heads: list[tuple[Any, FoldWeights]] = [(head, training.folds[task, name]) for name, head in experts]
-    base = {"per_task": task_model.base.head, "general": run.model.general.head, "all_labels": task_model.all_labels}
-    for name in task_model.aggregator.base_names:
-        heads.append((base[name], training.folds[None if name == "general" else task, name]))
+    heads = [(head, training.folds[key]) for head, key in _scored_heads(training, task)]
     return {
         e.key: torch.stack(
             [out_of_fold(head, folds, e, vectors[e.key], run.config.seed).cpu() for head, folds in heads], 1

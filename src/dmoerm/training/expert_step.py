@@ -32,7 +32,7 @@ from .exact_step import exact_metrics, fit_heads, fold_state, strength
 from .fitting import fit
 from .losses import PreferenceLossModule
 from .stacking import ExpertStack, HeadStack
-from .steps import FoldWeights, Run, State, StepMetrics, Training, step_metrics, step_name
+from .steps import Run, State, StepMetrics, Training, step_metrics, step_name
 
 Examples = Sequence[PreferenceExample]
 
@@ -53,8 +53,7 @@ def phase2(training: Training, task: str, part: tuple[str, Sequence[str]] | None
     )
     _apply_experts(experts, capabilities, state)
     for capability in capabilities:
-        if folds := FoldWeights.of(state, folder_name(capability)):
-            training.folds[task, capability] = folds
+        training.read(state, folder_name(capability), task, capability)
 
 
 def expert_parts(task: str, capabilities: Sequence[str], max_experts: int | None) -> dict[str, list[str]]:

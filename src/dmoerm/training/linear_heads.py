@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
+from ..model.posterior import MAX_RANK, HeadPosterior
 from .batches import PreferenceExample, VectorCollator
 from .losses import preference_losses
 
@@ -73,6 +74,7 @@ class LinearFit:
         loss, accuracy: on the pairs that were left out.
         capability_weight: the chosen entry of `CAPABILITY_WEIGHTS`; None for a head of one kind of label.
         pulled: whether the penalty is on the distance from the prior's weights, which had a lower loss, and not from 0.
+        posterior: of the weights.
     """
 
     weight: Tensor
@@ -82,6 +84,7 @@ class LinearFit:
     accuracy: float
     capability_weight: float | None = None
     pulled: bool = False
+    posterior: HeadPosterior | None = None
 
 
 def fold_of(prompt: str, seed: int) -> int:
@@ -126,7 +129,8 @@ def fit_linear(pairs: LinearPairs, prior: Prior | None = None) -> LinearFit:
         prior: weights that the penalty may pull toward, if that has a lower loss on the pairs that are left out, by at
             least one standard error (over pairs, weighted as in the loss).
     """
-    return _cross_validated(pairs, pairs.weight, torch.ones_like(pairs.weight, dtype=torch.bool), prior)
+    fit = _cross_validated(pairs, pairs.weight, torch.ones_like(pairs.weight, dtype=torch.bool), prior)
+    return replace(fit, posterior=laplace(pairs, fit.weight, fit.l2, float(pairs.weight.sum())))
 
 
 def fit_all_labels(overall: LinearPairs, capabilities: Sequence[LinearPairs], prior: Prior | None = None) -> LinearFit:
@@ -139,11 +143,16 @@ def fit_all_labels(overall: LinearPairs, capabilities: Sequence[LinearPairs], pr
     """
     parts = [overall, *capabilities]
     pairs = LinearPairs(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(LinearPairs)))
+    shares = CAPABILITY_WEIGHTS if len(pairs.overall) > int(pairs.overall.sum()) else (0.0,)
+    weights = [pairs.weight * torch.where(pairs.overall, 1.0, share) for share in shares]
     fits = [
-        _cross_validated(pairs, pairs.weight * torch.where(pairs.overall, 1.0, share), pairs.overall, prior, share)
-        for share in (CAPABILITY_WEIGHTS if len(pairs.overall) > int(pairs.overall.sum()) else (0.0,))
+        _cross_validated(pairs, weight, pairs.overall, prior, share)
+        for weight, share in zip(weights, shares, strict=True)
     ]
-    return min(fits, key=lambda fit: fit.loss)
+    best = min(range(len(fits)), key=lambda i: fits[i].loss)
+    groups = float(overall.weight.sum())  # those with capability labels only do not count: a group's labels are alike
+    weighted = replace(pairs, weight=weights[best])
+    return replace(fits[best], posterior=laplace(weighted, fits[best].weight, fits[best].l2, groups))
 
 
 def _cross_validated(
@@ -199,6 +208,28 @@ def pair_accuracy(margins: Tensor, target: Tensor, weight: Tensor) -> float:
     certain = weight * (2 * target - 1)
     correct = (margins > 0).float() + 0.5 * (margins == 0)
     return float((correct * certain).sum() / certain.sum().clamp(min=1e-12))
+
+
+@torch.no_grad()
+def laplace(pairs: LinearPairs, weight: Tensor, l2: float, groups: float) -> HeadPosterior:
+    """Return the posterior of a head's weights: the inverse Hessian of groups · (mean loss + l2/2 · |w|²).
+
+    This is the Laplace approximation (arXiv 2402.13210), where l2 is the strength of a Gaussian prior.
+
+    Args:
+        weight: (D,), the fitted weights.
+        l2: positive.
+        groups: the number of labeled groups, of which `pairs` may be a sample; at least 1 is assumed.
+    """
+    rest = torch.tensor(1 / (max(groups, 1.0) * l2))
+    if not len(pairs.differences):
+        return HeadPosterior(rest, weight.new_zeros(len(weight), 0))
+    probability = torch.sigmoid(pairs.differences @ weight - pairs.margin)
+    share = pairs.weight / pairs.weight.sum().clamp(min=1e-12)
+    vectors, values = _principal(pairs.differences * (share * probability * (1 - probability)).sqrt()[:, None])
+    largest = values.topk(min(MAX_RANK, len(values)))
+    removed = rest * largest.values / (largest.values + l2)  # of the variance along each direction
+    return HeadPosterior(rest, vectors[:, largest.indices] * removed.sqrt())
 
 
 def _left_out(pairs: LinearPairs, solutions: Tensor) -> Tensor:

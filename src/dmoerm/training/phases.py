@@ -26,7 +26,7 @@ from ..model.heads import BranchScorer
 from ..model.packed_attention import Decoder
 from .batches import PackedCollator, PreferenceExample, VectorCollator, labeled
 from .calibration import calibrate
-from .embedding import base_embeddings, cached_states, task_vectors
+from .embedding import base_embeddings, cached_states, sample, task_vectors
 from .exact_step import (
     FoldedHead,
     exact_metrics,
@@ -39,30 +39,34 @@ from .exact_step import (
 )
 from .fitting import fit
 from .losses import PreferenceLossModule
-from .steps import FoldWeights, Run, State, StepMetrics, Training, step_metrics, step_name
+from .posteriors import set_from_score, with_posterior
+from .steps import Run, State, StepMetrics, Training, step_metrics, step_name
 
 Examples = Sequence[PreferenceExample]
-_SAMPLE = 256  # groups for normalization statistics if an embedding needs a pass
 
 
 def phase0(training: Training) -> None:
     """Train the general model on all tasks together, and calibrate it."""
     run, train, validation = training.run, training.train, training.validation
     general = run.model.general
-    state = run.step(
-        "phase0", lambda checkpoint_dir: train_base(run, general, train, validation, run.config.phase0, checkpoint_dir)
-    )
+
+    def train_general(checkpoint_dir: Path) -> tuple[State, StepMetrics]:
+        state, metrics = train_base(run, general, train, validation, run.config.phase0, checkpoint_dir)
+        return _with_posterior(run, general, train, run.config.phase0, state), metrics
+
+    state = run.step("phase0", train_general)
     apply_base(general, state)
-    calibration, folds = run.model.general_calibration, FoldWeights.of(state, "head")
-    sample = base_embeddings(run, general, [*_sample(run, train), *validation])
+    training.read(state, "head", None, "general")
+    calibration, folds = run.model.general_calibration, training.folds.get((None, "general"))
+    vectors = base_embeddings(run, general, [*sample(run, train), *validation])
     with torch.no_grad():
-        rewards = {key: general.head(z.to(run.model.device)).cpu() for key, z in sample.items()}
+        rewards = {key: general.head(z.to(run.model.device)).cpu() for key, z in vectors.items()}
     if folds is None:
         calibrate(calibration, rewards, train, validation)
-        return
-    training.folds[None, "general"] = folds
-    rewards |= {e.key: out_of_fold(general.head, folds, e, sample[e.key], run.config.seed).cpu() for e in train}
-    calibrate(calibration, rewards, [], [*train, *validation])
+    else:
+        rewards |= {e.key: out_of_fold(general.head, folds, e, vectors[e.key], run.config.seed).cpu() for e in train}
+        calibrate(calibration, rewards, [], [*train, *validation])
+    set_from_score(run.model.general_posterior, training.posteriors.get((None, "general")), float(calibration.scale))
 
 
 def phase1(training: Training, task: str) -> None:
@@ -86,8 +90,7 @@ def phase1(training: Training, task: str) -> None:
         start = "all_labels."
         head.load_state_dict({n.removeprefix(start): t for n, t in state.items() if n.startswith(start)})
     for name, prefix in (("per_task", "head"), ("all_labels", "all_labels")):
-        if folds := FoldWeights.of(state, prefix):
-            training.folds[task, name] = folds
+        training.read(state, prefix, task, name)
 
 
 def phase3(training: Training, task: str) -> None:
@@ -97,6 +100,7 @@ def phase3(training: Training, task: str) -> None:
         "aggregator": task_model.aggregator,
         "normalizer": task_model.normalizer,
         "calibration": task_model.calibration,
+        "posterior": task_model.posterior,
     }
     kept = nn.ModuleDict(modules)
     exact = run.config.phase3.l2 == "auto"
@@ -106,7 +110,8 @@ def phase3(training: Training, task: str) -> None:
             weight_scores(training, task, kept) if exact else _train_aggregator(training, task, kept, checkpoint_dir)
         ),
     )
-    kept.load_state_dict(state)
+    earlier = task_model.posterior.state_dict(prefix="posterior.")  # a step of an earlier version has none
+    kept.load_state_dict(earlier | state)
 
 
 def first_part(run: Run, examples: Examples) -> Examples:
@@ -152,18 +157,19 @@ def train_base(
     """
     head = copy.deepcopy(start.head).requires_grad_(True)
     if fit_normalizer:
-        head.normalizer.fit(torch.cat(list(base_embeddings(run, start, _sample(run, train)).values())))
+        head.normalizer.fit(torch.cat(list(base_embeddings(run, start, sample(run, train)).values())))
     parts = [labeled(train), labeled(validation)]
+    strengths: State = {}  # of the penalty of `head_first`, which is not in the settings if it is auto
     if first := step if run.frozen else step.head_first:
         vectors = base_embeddings(run, start, [*train, *validation])
         if first.l2 == "auto":
             (exact,) = fit_heads([head], [None], train, vectors, run.config.seed, general)
-            state, metrics = head_state(head, exact), exact_metrics([exact])
+            state, metrics, strengths = head_state(head, exact), exact_metrics([exact]), _head_l2(exact.l2)
         else:
             collate = VectorCollator(lambda e: vectors[e.key])
             module, options = PreferenceLossModule(head, first.l2, head), run.fit_options(checkpoint_dir / "head")
             fits = fit(module, *parts, collate=collate, step=first, **options)
-            state, metrics = _named("head", head), step_metrics(fits)
+            state, metrics, strengths = _named("head", head), step_metrics(fits), _head_l2(first.l2)
         if run.frozen:
             return state, metrics
     scorer = BranchScorer(_trainable(run, start.branch), head, start.pooling)  # pyright: ignore[reportArgumentType]
@@ -171,7 +177,7 @@ def train_base(
     module, options = PreferenceLossModule(scorer, strength(step.l2), head), run.fit_options(checkpoint_dir / "branch")
     fits = fit(module, *parts, collate=PackedCollator(lambda e: states[e.key]), step=step, **options)
     scorer.branch = _merged(scorer.branch)
-    return scorer.state_dict(), step_metrics(fits)
+    return scorer.state_dict() | strengths, step_metrics(fits)
 
 
 def _train_task(
@@ -188,6 +194,7 @@ def _train_task(
     state, metrics = train_base(
         run, task_model.base, train, validation, run.config.phase1, checkpoint_dir, fit_normalizer, general
     )
+    state = _with_posterior(run, task_model.base, train, run.config.phase1, state)
     if task_model.all_labels is None:
         return state, metrics
     head = copy.deepcopy(task_model.all_labels)
@@ -197,6 +204,17 @@ def _train_task(
     exact = fit_all_labels_head(head, capabilities, train, vectors, run.config.seed, general)
     figures = {f"{name}/all_labels": value for name, value in exact_metrics([exact]).items()}
     return state | head_state(head, exact, "all_labels"), metrics | figures
+
+
+def _with_posterior(run: Run, scorer: BranchScorer, train: Examples, step: BranchStepConfig, state: State) -> State:
+    """Load a state of `train_base` into the scorer, and return it with the posterior of the head if it has one."""
+    apply_base(scorer, state)
+    l2 = strength(step.l2) or float(state.get("head_l2", 0))
+    return with_posterior(run, scorer, labeled(train), l2, state)
+
+
+def _head_l2(l2: float | str) -> State:
+    return {"head_l2": torch.tensor(float(l2))}
 
 
 def _named(prefix: str, module: nn.Module) -> State:
@@ -262,9 +280,7 @@ def _train_aggregator(
     with torch.no_grad():
         rewards = {key: task_model.aggregator(vector.to(run.model.device)).cpu() for key, vector in vectors.items()}
     calibrate(task_model.calibration, rewards, train, validation)
+    if task_model.reads_base:
+        deviation = float(task_model.aggregator.scores(known)[:, count].std(correction=0))
+        set_from_score(task_model.posterior, training.posteriors.get((task, "per_task")), deviation)
     return kept.state_dict(), step_metrics(fits)
-
-
-def _sample(run: Run, examples: Examples) -> Examples:
-    """Return all examples if embeddings are cached, else some at even distances: files are often sorted by task."""
-    return examples if run.frozen else examples[:: -(-len(examples) // _SAMPLE)]

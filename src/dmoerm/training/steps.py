@@ -24,6 +24,7 @@ from ..io.paths import complete_folder
 from ..io.storage import Mirror
 from ..model import DMoERM
 from ..model.checkpoint import current_names
+from ..model.posterior import HeadPosterior
 from ..names import folder_name
 from .batches import PreferenceExample
 from .cache import ActivationCache
@@ -145,12 +146,21 @@ class Training:
     Attributes:
         folds: (task, name of the score) → out-of-fold weights, for heads that were fitted with `l2: auto`; the general
             model's task is None.
+        posteriors: (task, name of the score) → posterior of the head's weights.
     """
 
     run: Run
     train: Sequence[PreferenceExample]
     validation: Sequence[PreferenceExample]
     folds: dict[tuple[str | None, str], FoldWeights] = field(default_factory=dict)
+    posteriors: dict[tuple[str | None, str], HeadPosterior] = field(default_factory=dict)
+
+    def read(self, state: State, prefix: str, task: str | None, name: str) -> None:
+        """Read from a step's state what is known of the head of a score, if it is there."""
+        if folds := FoldWeights.of(state, prefix):
+            self.folds[task, name] = folds
+        if f"{prefix}_rest" in state:
+            self.posteriors[task, name] = HeadPosterior(state[f"{prefix}_rest"], state[f"{prefix}_basis"])
 
     def of(self, task: str) -> tuple[list[PreferenceExample], list[PreferenceExample]]:
         """Return a task's training and validation examples. Raises `DataError` if there are none to train on."""
@@ -198,6 +208,11 @@ def _read(file: Path) -> State:
         raise CheckpointError(
             f"{file}: is damaged: {error}; delete the folder {file.parent} and run again to repeat this step"
         ) from None
+
+
+def posterior_state(posterior: HeadPosterior | None, prefix: str) -> State:
+    """Return the part of a step's state from which `Training.read` reads a head's posterior."""
+    return {} if posterior is None else {f"{prefix}_{name}": t for name, t in posterior._asdict().items()}
 
 
 def step_name(phase: str, task: str) -> str:

@@ -37,6 +37,12 @@ class ScoreRequest(BaseModel):
         description="Capability → weight in the rewards, from −10 to 10; 1 for those that are not given. No effect on "
         "items that another task's experts or the general model score.",
     )
+    risk: float = Field(
+        0.0,
+        strict=True,
+        description="λ ≥ 0: each reward is lowered by λ · uncertainty, after the weights. An error if the model has no "
+        "uncertainty.",
+    )
     win_probabilities: bool = Field(True, description="Whether to compare all pairs of responses to a prompt.")
 
 
@@ -51,7 +57,8 @@ class ResponseScore(BaseModel):
     route: dict[str, float] = Field(description="Task → probability, from the prompt alone.")
     capabilities: dict[str, float] = Field(description="Capability → score, in standard deviations.")
     uncertainty: float | None = Field(
-        description="How far the experts disagree; null for the general model and for an empty response."
+        description="The reward's standard deviation: how far the response is from the training data. null for an "
+        "empty response, and if the model has none."
     )
     temperature: float = Field(
         description="σ((a − b) / temperature) is the probability that a is better, for rewards within ±10."
@@ -86,7 +93,7 @@ async def score(request: Request, body: ScoreRequest, service: CurrentService) -
             "scores": [asdict(score) for score in scores],
             "win_probabilities": win_probabilities(scores) if body.win_probabilities else None,
         }
-        for query, scores in zip(queries, await service.score(request, queries, body.weights), strict=True)
+        for query, scores in zip(queries, await service.score(request, queries, body.weights, body.risk), strict=True)
     ]
     return {"model": service.name, "items": items, "usage": {"tokens": request.state.tokens}}
 
