@@ -157,8 +157,8 @@ def make_model(config: Config) -> Any:
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(11)
         for name, tensor in small_state(model).items():
-            positive = name.endswith(("scale", "temperature"))
-            tensor.uniform_(0.5, 1.5) if positive else tensor.normal_(std=0.3)
+            positive = name.endswith(("scale", "temperature", "posterior.rest"))
+            tensor.uniform_(0.5, 1.5) if positive else tensor.normal_(std=0.03 if "posterior" in name else 0.3)
         for task in model.config.tasks:
             task_model = model.task_model(task)
             if not model.config.shared_branch:

@@ -1,4 +1,4 @@
-"""The output of a task model: a calibrated reward, normalized capabilities, the experts' disagreement."""
+"""The output of a task model: a calibrated reward with its standard deviation, and normalized capabilities."""
 
 from __future__ import annotations
 
@@ -38,7 +38,10 @@ def test_the_output_by_hand(parts: tuple[Any, TaskModel]) -> None:
     calibration = task_model.calibration
     torch.testing.assert_close(output.reward, (raw - calibration.center) / calibration.scale)
     torch.testing.assert_close(output.capabilities, capabilities)
-    torch.testing.assert_close(output.uncertainty, capabilities.std(1, correction=0))
+    normalizer, posterior = task_model.base.head.normalizer, task_model.posterior
+    x = (base - normalizer.mean) / normalizer.scale
+    covariance = torch.diag(posterior.rest) - posterior.basis @ posterior.basis.T
+    torch.testing.assert_close(output.uncertainty, torch.einsum("ni,ij,nj->n", x, covariance, x).sqrt())
     torch.testing.assert_close(output.per_task, task_model.base.head(base))
 
 
@@ -64,6 +67,14 @@ def test_a_base_embedding_already_computed_gives_the_same(parts: tuple[Any, Task
         assert torch.equal(computed, given)
 
 
+@torch.no_grad()
+def test_without_a_posterior_there_is_no_uncertainty(parts: tuple[Any, TaskModel]) -> None:
+    hidden, task_model = parts
+    task_model.posterior.rest.zero_()
+    task_model.posterior.basis.zero_()
+    assert task_model(hidden, torch.zeros(3)).uncertainty.isnan().all()
+
+
 @pytest.mark.parametrize(
     ("aggregator", "rank", "expected"),
     [("embeddings", 2, False), ("scores", 2, True), ("both", 2, True), ("embeddings", 0, True)],
@@ -85,18 +96,10 @@ def test_experts_alone_give_the_papers_output(tiny_model: Callable[..., Any]) ->
     model = tiny_model(phase3={"inputs": "embeddings"})
     hidden, task_model = model.hidden(pack_ids(QUERIES)), model.task_model("chitchat")
     alone, whole = task_model.forward_experts(hidden), task_model(hidden, torch.tensor([0.3, -0.2, 1.0]))
-    for name in ("reward", "capabilities", "uncertainty"):
+    for name in ("reward", "capabilities"):
         torch.testing.assert_close(getattr(alone, name), getattr(whole, name))
+    assert alone.uncertainty.isnan().all()  # the posterior is on the plain branch's embeddings
     assert alone.per_task.tolist() == [0, 0, 0]
-
-
-@torch.no_grad()
-def test_experts_that_agree_have_no_uncertainty(parts: tuple[Any, TaskModel]) -> None:
-    _, task_model = parts
-    width = sum(task_model.aggregator.split)
-    vectors = torch.randn(4, width)
-    vectors[:, width - 4 : width - 2] = task_model.normalizer.mean + task_model.normalizer.scale * torch.randn(4, 1)
-    torch.testing.assert_close(task_model.conclude(vectors).uncertainty, torch.zeros(4), atol=1e-6, rtol=0)
 
 
 def test_a_new_calibration_changes_nothing() -> None:

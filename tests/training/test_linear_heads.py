@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from dmoerm.training.linear_heads import (
     fit_all_labels,
     fit_linear,
     fold_of,
+    laplace,
     linear_pairs,
     pair_accuracy,
     solve,
@@ -199,3 +201,50 @@ def test_folds_depend_on_the_prompt_and_the_seed_alone() -> None:
     assert folds == [fold_of(prompt, 0) for prompt in prompts]
     assert folds != [fold_of(prompt, 1) for prompt in prompts]
     assert all(70 < folds.count(fold) < 130 for fold in range(FOLDS))
+
+
+# --- posteriors ----------------------------------------------------------------------------------------------------
+
+
+def test_the_posterior_is_the_inverse_of_the_curvature() -> None:
+    """Against the Hessian of n · (mean loss + l2/2 · |w|²), by autograd and a dense inverse."""
+    pairs = draw(60, 6)
+    pairs = replace(pairs, weight=torch.tensor([1.0, 0.5] * 30), target=torch.tensor([1.0, 1.0, 0.5] * 20))
+    fit = fit_linear(pairs)
+    assert fit.posterior is not None
+
+    def objective(weight: Tensor) -> Tensor:
+        losses = preference_losses(pairs.differences @ weight - pairs.margin, pairs.target)
+        return (losses * pairs.weight).sum() + 45 * fit.l2 / 2 * weight.square().sum()
+
+    hessian: Any = torch.autograd.functional.hessian(objective, fit.weight)
+    rest, basis = fit.posterior
+    torch.testing.assert_close(rest * torch.eye(6) - basis @ basis.T, torch.linalg.inv(hessian), rtol=1e-3, atol=1e-6)
+
+
+def test_more_labels_shrink_the_posterior() -> None:
+    """Along every direction, at the same weights and strength."""
+    covariances = []
+    for pairs in (draw(100, 8), draw(400, 8)):
+        rest, basis = laplace(pairs, torch.full((8,), 0.3), 0.5, float(pairs.weight.sum()))
+        covariances.append(rest * torch.eye(8) - basis @ basis.T)
+    assert torch.linalg.eigvalsh(covariances[1])[0] > 0
+    assert torch.linalg.eigvalsh(covariances[0] - covariances[1])[0] > 0
+
+
+def test_a_head_without_labels_has_the_prior() -> None:
+    rest, basis = laplace(draw(0, 4), torch.zeros(4), 0.5, 0.0)
+    assert float(rest) == 2.0
+    assert basis.shape == (4, 0)
+
+
+def test_the_posterior_of_all_labels_is_that_of_the_weighted_labels() -> None:
+    """Capability labels have their chosen weight in the curvature; only groups with overall labels are counted."""
+    overall, other = draw(60, 5, seed=1), draw(80, 5, seed=2, overall=False)
+    fit = fit_all_labels(overall, [other])
+    both = LinearPairs(*(torch.cat([getattr(overall, f.name), getattr(other, f.name)]) for f in fields(LinearPairs)))
+    weighted = replace(both, weight=both.weight * torch.where(both.overall, 1.0, fit.capability_weight or 0.0))
+    expected = laplace(weighted, fit.weight, fit.l2, 60.0)
+    assert fit.posterior is not None
+    assert torch.equal(fit.posterior.rest, expected.rest)
+    torch.testing.assert_close(fit.posterior.basis @ fit.posterior.basis.T, expected.basis @ expected.basis.T)

@@ -120,7 +120,7 @@ def load(path: str | Path, model_class: type[ModelT], options: LoadOptions) -> M
 
 def _read(folder: Path, model_class: type[ModelT], dtype: torch.dtype | None) -> ModelT:
     model = _empty_model(folder, model_class)
-    _fill(model, read_tensors(folder / "model.safetensors"), folder / "model.safetensors")
+    _fill(model, read_tensors(folder / "model.safetensors", aligned=True), folder / "model.safetensors")
     for name, part in _parts(model):
         _fill(part, read_tensors(folder / name), folder / name)
     for task, experts in _experts(model):

@@ -86,12 +86,17 @@ def count_tensors(file: Path) -> int:
         raise damaged(file, error) from None
 
 
-def read_tensors(file: Path) -> dict[str, Tensor]:
-    """Read a safetensors file. Raise `CheckpointError` if it is missing or damaged."""
+def read_tensors(file: Path, aligned: bool = False) -> dict[str, Tensor]:
+    """Read a safetensors file. Raise `CheckpointError` if it is missing or damaged.
+
+    Args:
+        aligned: copy the tensors. Those of a file are not aligned in memory, where products with a vector add in
+            another order than in a model that was never saved, and so differ in the last digits.
+    """
     if not file.is_file():
         raise missing(file)
     try:
-        return load_file(file)
+        return {name: t.clone() if aligned else t for name, t in load_file(file).items()}
     except (SafetensorError, OSError, ValueError) as error:
         raise damaged(file, error) from None
 

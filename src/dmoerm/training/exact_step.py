@@ -6,7 +6,7 @@ Shapes: N responses of an example, D embedding width, K folds, s scores, P pairs
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn

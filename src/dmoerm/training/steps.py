@@ -203,7 +203,8 @@ def _write(done: Path, state: State, metrics: dict[str, float]) -> None:
 
 def _read(file: Path) -> State:
     try:
-        return current_names(load_file(file))
+        # copied into aligned memory, as in `read_tensors`, so that a resumed run computes the same digits
+        return {name: t.clone() for name, t in current_names(load_file(file)).items()}
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"{file}: is damaged: {error}; delete the folder {file.parent} and run again to repeat this step"

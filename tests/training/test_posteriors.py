@@ -1,0 +1,180 @@
+"""The posteriors of rewards after training: those of the heads, the general model, and recipes that train further."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import make_exact_config, make_tiny_config, train_quietly
+
+from dmoerm import DMoERM
+from dmoerm.training.batches import labeled
+from dmoerm.training.embedding import base_embeddings, sample
+from dmoerm.training.linear_heads import laplace, linear_pairs
+from dmoerm.training.phases import first_part, second_part
+
+from .conftest import begin
+from .test_linear_heads import draw
+
+PAIR = ["Yes, it is.", "no"]
+
+
+def covariance(pairs: Any, weight: torch.Tensor, l2: float) -> torch.Tensor:
+    """The inverse Hessian of n · (mean loss + l2/2 · |w|²) by autograd, in float64."""
+    groups, differences = pairs.weight.sum().double(), pairs.differences.double()
+
+    def objective(w: torch.Tensor) -> torch.Tensor:
+        margins = differences @ w - pairs.margin.double()
+        losses = (1 - pairs.target) * margins - torch.nn.functional.logsigmoid(margins)
+        return (losses * pairs.weight.double()).sum() + groups * l2 / 2 * w.square().sum()
+
+    return torch.linalg.inv(torch.autograd.functional.hessian(objective, weight.double()))  # pyright: ignore
+
+
+def dense(posterior: Any) -> torch.Tensor:
+    return torch.diag(posterior.rest.double()) - posterior.basis.double() @ posterior.basis.double().T
+
+
+def pairs_of(training: Any, task: str | None, head: Any, name: str | None) -> Any:
+    run = training.run
+    examples = labeled(training.train if task is None else training.of(task)[0], [name])
+    vectors = base_embeddings(run, run.model.general, examples)
+    return linear_pairs(examples, lambda e: vectors[e.key], head.normalizer.scale, [name], run.config.seed)[0]
+
+
+def test_exact_heads_give_the_sum_of_their_inverse_hessians(tiny_backbone: str, tmp_path: Path) -> None:
+    """The width is 64, so that nothing is truncated; the head on all labels is left out."""
+    config = make_exact_config(tiny_backbone, tmp_path, phase3={"base_scores": ["per_task", "general"]})
+    run, training = train_quietly(config), begin(config)
+    metrics = run.metrics()
+    for task in run.model.config.tasks:
+        model, general = run.model.task_model(task), run.model.general.head
+        heads = [(h, name, task, metrics[f"phase2/{task}"][f"l2/{name}"])
+                 for name, h in zip(model.experts.capabilities, model.experts.heads, strict=True)]  # fmt: skip
+        heads.append((model.base.head, None, task, metrics[f"phase1/{task}"]["l2"]))
+        heads.append((general, None, None, metrics["phase0"]["l2"]))
+        linear, expected = model.aggregator.linear, torch.zeros(64, 64, dtype=torch.float64)
+        for weight, unit, (head, name, owner, l2) in zip(linear.weight, linear.normalizer.scale, heads, strict=True):
+            pairs = pairs_of(training, owner, head, name)
+            ratio = (model.base.head.normalizer.scale / head.normalizer.scale).double()
+            c = weight.double() / (unit * model.calibration.scale).double() * ratio
+            expected += c[:, None] * covariance(pairs, head.score.weight[0], l2) * c
+        torch.testing.assert_close(dense(model.posterior), expected, rtol=1e-2, atol=1e-4 * float(expected.max()))
+    pairs, scale = pairs_of(training, None, general, None), float(run.model.general_calibration.scale)
+    expected = covariance(pairs, general.score.weight[0], metrics["phase0"]["l2"]) / scale**2
+    torch.testing.assert_close(
+        dense(run.model.general_posterior), expected, rtol=1e-2, atol=1e-4 * float(expected.max())
+    )
+
+
+@pytest.mark.parametrize("form", ["exact", "branch", "lora experts"])
+def test_a_run_is_saved_reloaded_and_resumed_with_the_same_uncertainty(
+    tiny_backbone: str, tmp_path: Path, form: str
+) -> None:
+    penalty: dict[str, Any] = {"phase0": {"l2": 0.5}, "phase1": {"l2": 0.5}}
+    forms: dict[str, Any] = {
+        "exact": lambda: make_exact_config(tiny_backbone, tmp_path),
+        "branch": lambda: make_tiny_config(tiny_backbone, tmp_path, **penalty),
+        "lora experts": lambda: make_tiny_config(tiny_backbone, tmp_path, base="frozen", **penalty),
+    }
+    config = forms[form]()
+    run = train_quietly(config)
+    tasks = [*run.model.config.tasks, None]
+
+    def uncertainties(model: Any) -> list[float]:
+        model.config.threshold = 2.0  # without a given task, the general model scores
+        scores = [model.score("Is it?", PAIR, task) for task in tasks]
+        assert [row[0].task for row in scores] == tasks
+        return [score.uncertainty for row in scores for score in row]
+
+    expected = uncertainties(run.model)
+    assert min(expected) > 0
+    weights = (run.folder / "model" / "model.safetensors").read_bytes()
+    assert uncertainties(DMoERM.from_pretrained(run.folder / "model")) == pytest.approx(expected, rel=1e-4)
+    for step in ("phase3/chitchat", "phase2/objective_qa"):
+        shutil.rmtree(run.folder / "steps" / step)
+    shutil.rmtree(run.folder / "model")
+    resumed = train_quietly(config)
+    assert (run.folder / "model" / "model.safetensors").read_bytes() == weights
+    assert uncertainties(resumed.model) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("auto", [False, True])
+def test_a_trained_branch_has_the_posterior_of_its_phase_1_score(
+    tiny_backbone: str, tmp_path: Path, auto: bool
+) -> None:
+    """The strength is that of the step, or else the one of the head that was fitted first."""
+    step: dict[str, Any] = {"l2": 0.0, "head_first": {"l2": "auto"}} if auto else {"l2": 0.7}
+    config = make_tiny_config(tiny_backbone, tmp_path, phase1={**step, "phase1_fraction": 0.5})
+    run, training = train_quietly(config), begin(config)
+    model = run.model.task_model("chitchat")
+    assert not run.model.general_posterior.known  # phase 0 has no penalty
+    state = load_file(run.folder / "steps" / "phase1" / "chitchat" / "state.safetensors")
+    l2 = float(state["head_l2"]) if auto else 0.7
+    assert l2 > 0
+    train = training.of("chitchat")[0]
+    first, second = labeled(first_part(training.run, train)), second_part(training.run, train)
+    assert len(first) < len(train)
+    run.cache.fill([e.encoded for e in train])
+    vectors = base_embeddings(run, model.base, train)
+    scale = model.base.head.normalizer.scale
+    (pairs,) = linear_pairs(first, lambda e: vectors[e.key], scale, [None], config.seed)
+    unit = torch.cat([model.base.head(vectors[e.key]) for e in second]).std(correction=0)
+    expected = covariance(pairs, model.base.head.score.weight[0], l2) / float(unit) ** 2
+    torch.testing.assert_close(dense(model.posterior), expected, rtol=2e-2, atol=1e-3 * float(expected.max()))
+
+
+@pytest.mark.parametrize(
+    ("changes", "general"),
+    [
+        ({}, False),
+        ({"phase0": {"l2": 0.5}, "phase1": {"l2": 0.5}, "head": {"hidden": 4}}, False),
+        ({"phase0": {"l2": 0.5}, "phase1": {"l2": 0.5}, "phase3": {"inputs": "embeddings"}}, True),
+    ],
+    ids=["no penalty", "a hidden layer", "the paper's form"],
+)
+def test_forms_without_a_posterior(tiny_backbone: str, tmp_path: Path, changes: dict[str, Any], general: bool) -> None:
+    run = train_quietly(make_tiny_config(tiny_backbone, tmp_path, **changes))
+    assert [score.uncertainty for score in run.model.score("Is it?", PAIR, "chitchat")] == [None, None]
+    assert run.model.general_posterior.known is general
+
+
+def test_steps_of_an_earlier_version_give_no_posterior(tiny_backbone: str, tmp_path: Path) -> None:
+    """Their states have none; the other steps go on from them."""
+    config = make_exact_config(tiny_backbone, tmp_path)
+    run = train_quietly(config)
+    shutil.rmtree(run.folder / "model")
+    for step in ("phase0", "phase1/chitchat", "phase3/chitchat"):
+        file = run.folder / "steps" / step / "state.safetensors"
+        state = load_file(file)
+        kept = {name: t for name, t in state.items() if not name.endswith(("_rest", "_basis", ".rest", ".basis"))}
+        assert len(kept) < len(state)
+        save_file(kept, file)
+    shutil.rmtree(run.folder / "steps" / "phase3" / "objective_qa")
+    model = train_quietly(config).model
+    assert not any(part.known for part in (model.general_posterior, model.task_model("chitchat").posterior))
+    assert not model.task_model("objective_qa").posterior.known
+    again, before = (each.score("Is it?", PAIR, "objective_qa") for each in (model, run.model))
+    assert [score.reward for score in again] == pytest.approx([score.reward for score in before], abs=1e-5)
+
+
+def test_only_embeddings_that_need_a_pass_are_sampled(tiny_backbone: str, tmp_path: Path) -> None:
+    examples: Any = list(range(1000))
+    for base, expected in (("frozen", 1000), ("full", 250)):
+        training = begin(make_tiny_config(tiny_backbone, tmp_path, base=base))
+        some = sample(training.run, examples)
+        assert len(some) == expected
+        assert some[0] == 0
+        assert sample(training.run, []) == []
+
+
+def test_a_sample_has_the_curvature_of_all_groups_and_their_number() -> None:
+    pairs = draw(40, 6)
+    weight = torch.linspace(-1, 1, 6)
+    every, some = laplace(pairs, weight, 0.3, 40.0), laplace(pairs, weight, 0.3, 400.0)
+    torch.testing.assert_close(every.rest / 10, some.rest)
+    torch.testing.assert_close(every.basis @ every.basis.T / 10, some.basis @ some.basis.T)
