@@ -1,4 +1,4 @@
-"""Checkpoints of an early version load and give the same scores."""
+"""Checkpoints of an early version load and give the same scores; they have no posterior, and so no uncertainty."""
 
 import json
 from pathlib import Path
@@ -20,6 +20,12 @@ def test_scores_of_an_early_checkpoint_are_the_same(name):
             assert score.task == before["task"]
             assert score.reward == pytest.approx(before["reward"], abs=ROUNDING)
             assert score.temperature == pytest.approx(before["temperature"], abs=1e-6)
-            assert score.uncertainty == pytest.approx(before["uncertainty"], abs=ROUNDING)
+            assert score.uncertainty is None
             assert score.capabilities == pytest.approx(before["capabilities"], abs=ROUNDING)
             assert score.route == pytest.approx(before["route"], abs=ROUNDING)
+
+
+def test_a_risk_needs_a_newer_checkpoint():
+    rm = dmoerm.DMoERM.from_pretrained(FOLDER / "frozen_bf16")
+    with pytest.raises(dmoerm.DataError, match=r"risk: .*gives no uncertainty.*got 0.5"):
+        rm.score("How are you?", ["Fine.", "No."], risk=0.5)

@@ -157,8 +157,9 @@ def make_model(config: Config) -> Any:
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(11)
         for name, tensor in small_state(model).items():
-            positive = name.endswith(("scale", "temperature", "posterior.rest"))
-            tensor.uniform_(0.5, 1.5) if positive else tensor.normal_(std=0.03 if "posterior" in name else 0.3)
+            if "posterior." not in name:
+                positive = name.endswith(("scale", "temperature"))
+                tensor.uniform_(0.5, 1.5) if positive else tensor.normal_(std=0.3)
         for task in model.config.tasks:
             task_model = model.task_model(task)
             if not model.config.shared_branch:
@@ -167,4 +168,8 @@ def make_model(config: Config) -> Any:
             task_model.experts.attach(task_model.base.branch)
             for layer in lora_layers(task_model.experts).values():
                 layer.lora_B.normal_(std=0.3)
+        task_models = [model.task_model(task) for task in model.config.tasks]
+        for posterior in (model.general_posterior, *(part.posterior for part in task_models if part.reads_base)):
+            posterior.rest.uniform_(0.5, 1.5)
+            posterior.basis.normal_(std=0.03)  # the variance of any embedding stays positive
     return model.requires_grad_(False).eval()

@@ -16,7 +16,7 @@ from tiny import make_model, make_tiny_config
 from dmoerm.chat.encoding import Encoded
 from dmoerm.errors import DataError, DmoermError
 from dmoerm.model import DMoERM
-from dmoerm.model.batching import batches, chunks, pad
+from dmoerm.model.batching import batches, chunks, pack_ids, pad
 from dmoerm.model.task_model import TaskModel
 from dmoerm.schema import Message, Query
 from dmoerm.scores import Score
@@ -115,9 +115,42 @@ def test_the_models_of_these_tests_use_all_routes(plain: DMoERM, tiny_model: Cal
     assert len({score.reward for row in scores for score in row}) == 6
     unsure = tiny_model(router={"threshold": 1.0}).score(PROMPTS, RESPONSES)
     assert {score.task for row in unsure for score in row} == {None}
-    assert all(score.uncertainty is None and not score.capabilities for row in unsure for score in row)
+    assert all(score.uncertainty and not score.capabilities for row in unsure for score in row)
     scores = [plain.score("Hi", ["Hello.", "No."], task) for task in plain.config.tasks]
     assert scores[0][0].reward != scores[1][0].reward
+
+
+@torch.no_grad()
+def test_the_uncertainty_is_that_of_the_model_that_scores(tiny_model: Callable[..., DMoERM]) -> None:
+    """The general model's is that of its own head, on the embeddings of its own branch."""
+    model = tiny_model(router={"threshold": 1.0})
+    ids = pack_ids([model.encoder.encode(Query(prompt="Hi", responses=("Hello.", "", "No.")))])
+    for task in (None, *model.config.tasks):
+        scorer = model.general if task is None else model.task_model(task).base
+        posterior = model.general_posterior if task is None else model.task_model(task).posterior
+        x = scorer.head.normalizer(scorer.embed(model.hidden(ids)))
+        scores = model.score("Hi", ["Hello.", "", "No."], task)
+        assert [score.uncertainty for score in scores][1] is None
+        expected = posterior.deviation(x)[[0, 2]].tolist()
+        assert [score.uncertainty for score in scores][::2] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_risk_lowers_rewards_on_every_path(plain: DMoERM) -> None:
+    rows = plain.score(PROMPTS, RESPONSES)
+    queries = [Query(prompt=p, responses=tuple(r)) for p, r in zip(PROMPTS, RESPONSES, strict=True)]
+    weights = {"empathy": 2.0}
+    for found in (
+        plain.score(PROMPTS, RESPONSES, risk=0.25, weights=weights),
+        plain.score(PROMPTS, RESPONSES, risk=0.25, weights=weights, deterministic=True),
+        [row for _, row in plain.score_stream(queries, risk=0.25, weights=weights)],
+    ):
+        for row, expected in zip(found, rows, strict=True):
+            assert_same(row, [score.reweighted(weights).with_risk(0.25) for score in expected])
+    assert [score.reward for row in found for score in row] != [score.reward for row in rows for score in row]
+    for risk in (-1, math.nan, True, "1"):
+        for call in (plain.score_queries, plain.score_stream):
+            with pytest.raises(DataError, match="risk: is not a finite number"):
+                list(call(queries, risk=risk))
 
 
 def test_a_given_task_overrides_the_route(plain: DMoERM) -> None:

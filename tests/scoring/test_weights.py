@@ -138,3 +138,26 @@ def test_an_ensemble_combines_its_members_weighted_rewards(
     expected = [combine_scores(row, mode) for row in zip(*members, strict=True)]
     scored = list(written_rows(ModelRows(models, ensemble=mode, weights=WEIGHTS), queries))
     assert [row["rewards"] for row in scored] == [[score.reward for score in row] for row in expected]
+
+
+# --- risk ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["mean", "uwo"])
+def test_files_and_ensembles_with_a_risk(model: Any, tiny_model: Callable[..., Any], mode: str) -> None:
+    """A member's reward is lowered by its own uncertainty; the ensemble's uncertainty stays that of its members."""
+    models = [model, tiny_model(base="frozen")]
+    queries = [Query(prompt=g.prompt, responses=g.responses, task=g.task) for g in tiny_groups(2)]
+    plain = [list(each.score_queries(queries, weights=WEIGHTS)) for each in models]
+    for some in (models[:1], models):
+        members = [[[score.with_risk(0.5) for score in row] for row in rows] for rows in plain[: len(some)]]
+        joined = [combine_scores(row, mode) if len(row) > 1 else row[0] for row in zip(*members, strict=True)]
+        scored = list(written_rows(ModelRows(some, ensemble=mode, weights=WEIGHTS, risk=0.5), queries, best=True))
+        assert [row["rewards"] for row in scored] == [[score.reward for score in row] for row in joined]
+        assert [row["uncertainty"] for row in scored] == [[score.uncertainty for score in row] for row in joined]
+        assert all(row["rewards"][row["best"]] == max(row["rewards"]) for row in scored)
+
+
+def test_an_invalid_risk_ends_a_file_before_its_first_row(model: Any) -> None:
+    with pytest.raises(DataError, match=r"risk: is not a finite number ≥ 0 \(got -1\)"):
+        ModelRows([model], risk=-1).rows([], on_bad=lambda error: pytest.fail("a row is skipped for the risk"))
