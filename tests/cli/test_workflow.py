@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from dmoerm.cli import app
 from dmoerm.config import dump_config
 from dmoerm.evaluation import read_results
+from dmoerm.scores import bound_reward, unbound_reward
 
 WIDE = {"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"}
 TASKS = ("chitchat", "objective_qa")
@@ -28,7 +29,10 @@ def run(*arguments: object, stdin: bytes | None = None) -> Any:
 def trained(tiny_backbone: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that `dmoerm train` has filled; `said` beside it is what it wrote on the screen."""
     folder = tmp_path_factory.mktemp("workflow")
-    config = make_tiny_config(tiny_backbone, folder, base="frozen", phase2={"lora": {"rank": 0}})
+    penalty = {"l2": 10.0}  # with it, heads have a posterior
+    config = make_tiny_config(
+        tiny_backbone, folder, base="frozen", phase0=penalty, phase1=penalty, phase2={"lora": {"rank": 0}}
+    )
     (folder / "mine.yaml").write_text(dump_config(config))
     result = run("train", folder / "mine.yaml", "--set", "seed=1", "--json", folder / "found.json")
     assert result.exit_code == 0, result.output
@@ -310,9 +314,11 @@ def test_score_with_weights(trained: Path, tmp_path: Path, write_rows: Callable[
         (("--weight", "logic=2", "--task", "chitchat"), "weights: task chitchat has no such capability (got 'logic')"),
         (("--weight", "empathy=11"), "weights.empathy: is not a number from -10 to 10 (got 11.0)"),
         (("--weight", "empathy=nan", "--skip-bad"), "(got nan)"),
+        (("--risk", "-1"), "risk: is not a finite number ≥ 0 (got -1.0)"),
+        (("--risk", "nan", "--skip-bad"), "risk: is not a finite number ≥ 0 (got nan)"),
     ],
 )
-def test_invalid_weights_leave_no_file(
+def test_an_invalid_weight_or_risk_leaves_no_file(
     trained: Path, tmp_path: Path, write_rows: Callable[..., Path], options: tuple[str, ...], message: str
 ) -> None:
     output = tmp_path / "scores.jsonl"
@@ -322,11 +328,36 @@ def test_invalid_weights_leave_no_file(
     assert not output.exists()
 
 
-def test_a_continued_run_on_ray_must_have_the_same_weights() -> None:
+def test_score_with_a_risk(trained: Path, tmp_path: Path, write_rows: Callable[..., Path]) -> None:
+    source = write_rows(queries())
+    for name, risk in (("plain", ()), ("lowered", ("--risk", "0.5"))):
+        options = ("--output", tmp_path / f"{name}.jsonl", "--json", tmp_path / f"{name}.json", "--best")
+        result = run("score", trained, "--input", source, *options, *risk)
+        assert result.exit_code == 0, result.output
+    for plain, row in zip(lines(tmp_path / "plain.jsonl"), lines(tmp_path / "lowered.jsonl"), strict=True):
+        lowered = [unbound_reward(r) - 0.5 * u for r, u in zip(plain["rewards"], plain["uncertainty"], strict=True)]
+        assert min(plain["uncertainty"]) > 0
+        assert row["rewards"] == pytest.approx([bound_reward(reward) for reward in lowered])
+        assert row["best"] == lowered.index(max(lowered))
+        assert row["uncertainty"] == plain["uncertainty"]
+    assert [json.loads((tmp_path / f"{n}.json").read_text())["risk"] for n in ("plain", "lowered")] == [0.0, 0.5]
+
+
+def test_a_risk_without_uncertainties_leaves_no_file(tmp_path: Path, write_rows: Callable[..., Path]) -> None:
+    early, output = Path(__file__).parents[1] / "checkpoints" / "frozen_bf16", tmp_path / "scores.jsonl"
+    options = ("--output", output, "--skip-bad", "--risk", "0.5")
+    result = run("score", early, "--input", write_rows(queries()), *options)
+    assert result.exit_code == 1
+    assert "gives no uncertainty to lower rewards by (got 0.5); leave the risk out" in result.stderr
+    assert not output.exists()
+
+
+def test_a_continued_run_on_ray_must_have_the_same_weights_and_risk() -> None:
     from dmoerm.cli.score import ScoreOptions, _description
 
     options = ScoreOptions(["m"], "x.jsonl", weight=["logic=2", "empathy=1.00000001"])
     assert _description(options, ["m"]) == "m, weight empathy=1.00000001, weight logic=2.0"
+    assert _description(ScoreOptions(["m"], "x.jsonl", risk=0.5), ["m"]) == "m, risk 0.5"
 
 
 def test_unknown_task_option(trained: Path, write_rows: Callable[..., Path]) -> None:

@@ -47,12 +47,14 @@ def client(handler: Any = respond, **settings: Any) -> Client:
     return Client("http://server", transport=httpx2.MockTransport(handler), **settings)
 
 
-def ask(kind: str, handler: Any, queries: Any = MANY[:1], weights: Any = None, **settings: Any) -> list[Any]:
+def ask(
+    kind: str, handler: Any, queries: Any = MANY[:1], weights: Any = None, risk: Any = 0.0, **settings: Any
+) -> list[Any]:
     """The scores that a client of this kind receives from a server."""
     if kind == "sync":
-        return list(client(handler, **settings).score_queries(queries, weights))
+        return list(client(handler, **settings).score_queries(queries, weights, risk))
     made = AsyncClient("http://server", transport=httpx2.MockTransport(handler), **settings)
-    return asyncio.run(made.score_queries(queries, weights))
+    return asyncio.run(made.score_queries(queries, weights, risk))
 
 
 both = pytest.mark.parametrize("kind", ["sync", "async"])
@@ -88,6 +90,32 @@ def test_weights_change_the_rewards_as_in_a_model(kind):
     assert ask(kind, respond, many, weights={"logic": 2})[1][0].reward != 1.0
     with pytest.raises(ConfigError, match="no model 'other'"):
         ask(kind, respond, queries, weights=weights, model="other")
+
+
+@both
+def test_a_risk_lowers_the_rewards_as_in_a_model(kind):
+    queries = [Query(prompt="why?", responses=("tt", "a" * 50, "")), Query(prompt="so", responses=("t",))]
+    plain, weights = ask(kind, respond, queries), {"logic": 3}
+    assert ask(kind, respond, queries, risk=2) == [[s.with_risk(2) for s in row] for row in plain]
+    assert ask(kind, respond, queries, risk=2)[0][0].reward == plain[0][0].reward - 2 * 0.5
+    both_of_them = [[s.reweighted(weights).with_risk(2) for s in row] for row in plain]
+    assert ask(kind, respond, queries, weights=weights, risk=2) == both_of_them
+    for risk in (-1, float("nan"), True, "2"):
+        with pytest.raises(DataError, match="risk: is not a finite number"):
+            ask(kind, lambda request: pytest.fail("a request is sent"), queries, risk=risk)
+
+
+@both
+def test_a_server_without_uncertainties_cannot_lower_by_them(kind):
+    def without(request: httpx2.Request) -> httpx2.Response:
+        content = json.loads(respond(request).content)
+        for score in content["items"][0]["scores"]:
+            score["uncertainty"] = None
+        return httpx2.Response(200, json=content)
+
+    assert ask(kind, without)[0][0].uncertainty is None
+    with pytest.raises(DataError, match=r"risk: .* gives no uncertainty"):
+        ask(kind, without, risk=0.5)
 
 
 def test_the_default_model_and_a_named_one_have_tasks():

@@ -14,7 +14,7 @@ from huggingface_hub import InferenceClient
 from running import served
 
 import dmoerm
-from dmoerm import serving
+from dmoerm import DMoERM, serving
 from dmoerm.schema import Message, Query
 from dmoerm.scores import MIN_REWARD
 from dmoerm.serving import ServingConfig, create_app, protocols
@@ -115,6 +115,41 @@ def test_invalid_weights_are_named(http, weights, task, param, message):
     error = answer.json()["error"]
     assert error["param"] == param
     assert message in error["message"]
+
+
+def test_a_risk_lowers_rewards(http, trained_run):
+    body = {"items": [{"prompt": "Hi!", "responses": ["Hello.", "No.", ""], "task": "chitchat"}]}
+    plain = http.post("/v1/score", json=body).json()["items"][0]["scores"]
+    assert min(entry["uncertainty"] for entry in plain[:2]) > 0
+    lowered = http.post("/v1/score", json=body | {"risk": 2, "weights": {"empathy": 4}}).json()["items"][0]
+    expected = trained_run.model.score("Hi!", ["Hello.", "No.", ""], "chitchat", weights={"empathy": 4}, risk=2)
+    assert [entry["reward"] for entry in lowered["scores"]] == pytest.approx([s.reward for s in expected], abs=1e-3)
+    chance = expected[0].win_probability(expected[1])
+    assert lowered["win_probabilities"][0][1] == pytest.approx(chance, abs=1e-3)
+    assert lowered["scores"][2]["reward"] == MIN_REWARD
+    for entry, other in zip(lowered["scores"][:2], plain[:2], strict=True):
+        assert entry["uncertainty"] == pytest.approx(other["uncertainty"], rel=1e-4)
+
+
+@pytest.mark.parametrize("risk", ["-1", "NaN", "Infinity", "true", '"1"', "null", "[1]"])
+def test_invalid_risks_are_named(http, risk):
+    body = '{"items": [{"prompt": "Hi!", "responses": ["Hello."]}], "risk": RISK}'.replace("RISK", risk)
+    answer = http.post("/v1/score", content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 422
+    assert answer.json()["error"]["param"] == "risk"
+
+
+def test_a_risk_without_uncertainties_is_refused():
+    early = DMoERM.from_pretrained(Path(__file__).parents[1] / "checkpoints" / "frozen_bf16")
+    with served(create_app(early, ServingConfig(), "early")) as url, httpx2.Client(base_url=url) as http:
+        body = {"items": [{"prompt": "Hi!", "responses": ["Hello."]}]}
+        (score,) = http.post("/v1/score", json=body).json()["items"][0]["scores"]
+        assert score["uncertainty"] is None
+        answer = http.post("/v1/score", json=body | {"risk": 0.5})
+        assert answer.status_code == 422
+        error = answer.json()["error"]
+        assert error["param"] == "risk"
+        assert "gives no uncertainty" in error["message"]
 
 
 def test_prompts_may_be_many(http, trained_run):

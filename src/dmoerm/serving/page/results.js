@@ -67,7 +67,8 @@ function ranking(item, { scores, win_probabilities: wins }, before) {
       scores[index].truncated ? make("span", { class: "truncated" }, notice) : null,
     );
   });
-  const spread = scores[0].uncertainty === null ? "" : " ±: how far the experts disagree.";
+  const known = scores.some(({ uncertainty }) => uncertainty !== null);
+  const spread = !known ? "" : " ±: standard deviation, larger for responses unlike the training data.";
   const mean = scores[0].task === null ? "higher is better" : "standard deviations about the task’s mean";
   const weighted = item.weights && scores[0].task !== null ? ", with your weights" : "";
   const unit = `Reward: ${mean}${weighted}.${spread} Scale: −${end} to +${end}.`;
@@ -89,7 +90,7 @@ function routing(item, { route: probabilities, task }) {
   if (task === null) {
     const closest = [name(likeliest ?? ""), ` came closest with ${percent(share ?? 0)}. The `];
     const why = likeliest ? ["No task was likely enough: ", ...closest] : ["The "];
-    sentence = [...why, name("general model"), " scored; it has no capabilities and no uncertainty."];
+    sentence = [...why, name("general model"), " scored; it has no capabilities."];
   } else if (item.task) {
     sentence = ["You chose ", name(task), "; its experts scored."];
     if (likeliest && likeliest !== task) sentence.push(" The router would have chosen ", name(likeliest), ".");

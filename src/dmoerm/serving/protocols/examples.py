@@ -24,6 +24,7 @@ SCORE_REQUEST: Any = {
         }
     ]
 }
+SCORE_REQUESTS: Any = [SCORE_REQUEST, SCORE_REQUEST | {"weights": {"empathy": 2}, "risk": 0.5}]
 SCORE_RESPONSE: Any = {
     "model": "demo",
     "items": [

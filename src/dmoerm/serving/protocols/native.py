@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ...schema import Message, parse_query
 from ...scores import Score
 from ..service import CurrentService
-from .examples import SCORE_REQUEST, SCORE_RESPONSE
+from .examples import SCORE_REQUESTS, SCORE_RESPONSE
 
 router = APIRouter(tags=["dmoerm"])
 
@@ -29,7 +29,7 @@ class ScoreItem(BaseModel):
 class ScoreRequest(BaseModel):
     """Prompts and their responses."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [SCORE_REQUEST]})
+    model_config = ConfigDict(json_schema_extra={"examples": SCORE_REQUESTS})
     model: str | None = Field(None, description="Ignored: a server has one model.")
     items: list[ScoreItem] = Field(min_length=1, max_length=1024)
     weights: dict[str, float] | None = Field(
