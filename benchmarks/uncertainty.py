@@ -4,16 +4,18 @@ Wrong pairs: the run of a config (heads fitted exactly, `l2: auto`) is trained, 
 pairs. The area under the ROC curve (AUROC) of "the pair is ordered wrongly" is measured for
 
     margin      −|reward difference|
-    laplace     the standard deviation of the reward difference under the posterior of the heads' weights (last-layer
-                Laplace approximation, arXiv 2402.13210, in closed form; the heads' posteriors are independent)
+    laplace     the standard deviation of the reward difference under the posterior of the heads (`TaskModel.posterior`)
     both        −|reward difference| / √(1 + π/8 · variance): the win probability that integrates the posterior (MacKay)
     folds       the same with the jackknife variance of the weights fitted without one fold each
-    spread      the spread of a response's capability scores (`Score.uncertainty`), summed over the pair
+    spread      the spread of a response's capability scores, summed over the pair
 
 0.5 is chance. Values are means over tasks of AUROCs over the pairs of all seeds, weighted so that a group counts once.
 
-Unseen tasks: for each task, the router is trained without it; AUROC of that task's prompts against held-out prompts of
-the others, by the entropy of the router's probabilities.
+Unseen tasks: for each task, a model is trained without it; AUROC of that task's prompts against held-out prompts of the
+others, by
+
+    entropy      of the router's probabilities
+    uncertainty  the mean over the prompt's responses of their uncertainty under the most probable task
 
 python benchmarks/uncertainty.py human --seed 10 11 12 --json uncertainty.json
 """
@@ -23,7 +25,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,14 +43,14 @@ from dmoerm.io.paths import write_file
 from dmoerm.model.heads import Head
 from dmoerm.names import folder_name
 from dmoerm.training import Run, train
-from dmoerm.training.batches import PreferenceExample, labeled
-from dmoerm.training.linear_heads import LinearPairs, linear_pairs
+from dmoerm.training.batches import PreferenceExample
+from dmoerm.training.graph import graph
 from dmoerm.training.progress import Progress
-from dmoerm.training.router_step import train_router
-from dmoerm.training.run import examples_of, prepare, split_examples
+from dmoerm.training.run import examples_of, prepare, run_steps
 from dmoerm.training.steps import step_name
 
 MEASURES = ("margin", "laplace", "both", "folds", "spread")
+UNSEEN_MEASURES = ("entropy", "uncertainty")
 Examples = Sequence[PreferenceExample]
 Row = dict[str, Any]
 
@@ -66,9 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     wrong, unseen = wrong_pairs([row for config in configs for row in pair_rows(config)]), unseen_tasks(configs[0])
     console = Console()
     console.print(_table("wrong pairs, AUROC", wrong))
-    console.print(_table("unseen tasks, AUROC", {task: {"entropy": v} for task, v in unseen.items()}))
+    console.print(_table("unseen tasks, AUROC", unseen))
     if options.json is not None:
-        document = {"schema": 1, "seeds": options.seed, "wrong_pairs": wrong, "unseen_tasks": unseen}
+        document = {"schema": 2, "seeds": options.seed, "wrong_pairs": wrong, "unseen_tasks": unseen}
         write_file(options.json, json.dumps(document, indent=1) + "\n")
 
 
@@ -105,49 +107,16 @@ def wrong_pairs(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
 def pair_rows(config: Config) -> list[Row]:
     """Return one row per held-out pair of the run: task, weight, margin and the standard deviations."""
     run, data = train(config), load_splits(config)
-    parts = split_examples(run, data.train)[0]
     test = examples_of(run, [group for group in data.test if group.pairs()])
     run.cache.fill([e.encoded for e in test])
-    return [
-        row
-        for task in data.taxonomy.tasks
-        for row in _task_rows(run, task, [e for e in parts if e.task == task], [e for e in test if e.task == task])
-    ]
+    return [row for task in data.taxonomy.tasks for row in _task_rows(run, task, [e for e in test if e.task == task])]
 
 
-@dataclass(frozen=True, eq=False)
-class Posterior:
-    """Gaussian of a reward's weights (D,) on normalized embeddings: rest · I − Σ of low-rank parts, per head.
-
-    Attributes:
-        mean: (D,).
-        folds: (K, D), the weights fitted without one fold each.
-        parts: per head, coefficient², rest, basis (D, R), variance (R,).
-    """
-
-    mean: Tensor
-    folds: Tensor
-    parts: list[tuple[float, float, Tensor, Tensor]] = field(default_factory=list)
-
-    def deviation(self, difference: Tensor) -> float:
-        """Return the standard deviation of the reward difference."""
-        total = 0.0
-        for square, rest, basis, variance in self.parts:
-            inside = (difference @ basis).square()
-            total += square * float(rest * (difference.square().sum() - inside.sum()) + (variance * inside).sum())
-        return max(total, 0.0) ** 0.5
-
-    def jackknife(self, difference: Tensor) -> float:
-        """Return the jackknife's standard deviation of the reward difference."""
-        rewards = self.folds @ difference
-        return float(((len(rewards) - 1) / len(rewards) * (rewards - rewards.mean()).square().sum()).sqrt())
-
-
-def _task_rows(run: Run, task: str, examples: Examples, test: Examples) -> list[Row]:
+def _task_rows(run: Run, task: str, test: Examples) -> list[Row]:
     model = run.model.task_model(task)
-    vectors = {e.key: run.cache.embeddings(e.encoded).float() for e in (*examples, *test)}
-    posterior = _posterior(run, task, examples, vectors)
-    scale = model.base.head.normalizer.scale
+    vectors = {e.key: run.cache.embeddings(e.encoded).float() for e in test}
+    mean, folds = _weights(run, task)
+    normalizer, temperature = model.base.head.normalizer, float(model.calibration.temperature)
     rows = []
     for e in test:
         z = vectors[e.key]
@@ -155,92 +124,83 @@ def _task_rows(run: Run, task: str, examples: Examples, test: Examples) -> list[
         spread = model.normalizer(scores).std(-1, correction=0) if len(model.experts) else z.new_zeros(len(z))
         pairs = e.group.pairs()  # without the label noise of the settings
         for pair in pairs:
-            difference = (z[pair.better] - z[pair.worse]) / scale
-            row = {"task": task, "weight": 1 / len(pairs), "margin": float(difference @ posterior.mean)}
-            row |= {"laplace": posterior.deviation(difference), "folds": posterior.jackknife(difference)}
+            difference = (z[pair.better] - z[pair.worse]) / normalizer.scale
+            row = {"task": task, "weight": 1 / len(pairs), "margin": float(difference @ mean)}
+            row["laplace"] = float(model.posterior.deviation(difference)) / temperature
+            row["folds"] = jackknife(folds @ difference)
             rows.append(row | {"spread": float(spread[pair.better] + spread[pair.worse])})
     return rows
 
 
-def _posterior(run: Run, task: str, examples: Examples, vectors: Mapping[str, Tensor]) -> Posterior:
-    """Return the posterior of a task's calibrated reward from those of its heads, on the embeddings they share."""
+def jackknife(rewards: Tensor) -> float:
+    """Return the jackknife's standard deviation of reward differences (K,) by the weights without one fold each."""
+    return float(((len(rewards) - 1) / len(rewards) * (rewards - rewards.mean()).square().sum()).sqrt())
+
+
+def _weights(run: Run, task: str) -> tuple[Tensor, Tensor]:
+    """Return the weights (D,) of a task's log-odds on normalized embeddings, and those fitted without a fold (K, D)."""
     model, linear = run.model.task_model(task), run.model.task_model(task).aggregator.linear
     assert linear is not None
     calibration, scale = model.calibration, model.base.head.normalizer.scale
     coefficients = linear.weight / linear.normalizer.scale / (calibration.scale * calibration.temperature)
-    capabilities = list(model.experts.capabilities)
-    labels: list[str | None] = [*capabilities, *(None for _ in model.aggregator.base_names)]
-    pairs = dict(zip([None, *capabilities], _pairs(run, examples, vectors, scale, capabilities), strict=True))
-    mean, folds, parts = 0, 0, []
-    for coefficient, (head, fold_weights, l2), label in zip(coefficients, _heads(run, task), labels, strict=True):
-        ratio = scale / head.normalizer.scale
-        weight = head.score.weight[0] * ratio
-        mean, folds = mean + coefficient * weight, folds + coefficient * fold_weights * ratio
-        parts.append((float(coefficient) ** 2, *_laplace(pairs[label], weight, l2)))
-    return Posterior(mean, folds, parts)  # pyright: ignore[reportArgumentType]
+    mean, folds = torch.zeros_like(scale), torch.zeros(1)
+    for coefficient, (head, fold_weights) in zip(coefficients, _heads(run, task), strict=True):
+        ratio = coefficient * scale / head.normalizer.scale
+        mean, folds = mean + head.score.weight[0] * ratio, folds + fold_weights * ratio
+    return mean, folds
 
 
-def _pairs(
-    run: Run, examples: Examples, vectors: Mapping[str, Tensor], scale: Tensor, capabilities: Sequence[str]
-) -> list[LinearPairs]:
-    names = [None, *capabilities]
-    return linear_pairs(labeled(examples, names), lambda e: vectors[e.key], scale, names, run.config.seed)
-
-
-def _heads(run: Run, task: str) -> list[tuple[Head, Tensor, float]]:
-    """Return head, weights by fold and strength of each score that the aggregator reads."""
-    model, metrics = run.model.task_model(task), run.metrics()
-    states = {name: load_file(run.folder / "steps" / name / "state.safetensors") for name in metrics}
+def _heads(run: Run, task: str) -> list[tuple[Head, Tensor]]:
+    """Return head and weights by fold of each score that the aggregator reads."""
+    model = run.model.task_model(task)
+    states = {name: load_file(run.folder / "steps" / name / "state.safetensors") for name in run.metrics()}
     first, second = step_name("phase1", task), step_name("phase2", task)
     heads = [
-        (head, states[second][f"{folder_name(name)}_folds"], metrics[second][f"l2/{name}"])
+        (head, states[second][f"{folder_name(name)}_folds"])
         for name, head in zip(model.experts.capabilities, model.experts.heads, strict=True)
     ]
     base: dict[str, Any] = {
-        "per_task": (model.base.head, states[first].get("head_folds"), metrics[first]["l2"]),
-        "general": (run.model.general.head, states["phase0"]["head_folds"], metrics["phase0"]["l2"]),
-        "all_labels": (model.all_labels, states[first].get("all_labels_folds"), metrics[first].get("l2/all_labels")),
+        "per_task": (model.base.head, states[first].get("head_folds")),
+        "general": (run.model.general.head, states["phase0"]["head_folds"]),
+        "all_labels": (model.all_labels, states[first].get("all_labels_folds")),
     }
     return [*heads, *(base[name] for name in model.aggregator.base_names)]  # pyright: ignore[reportReturnType]
-
-
-def _laplace(pairs: LinearPairs, weight: Tensor, l2: float) -> tuple[float, Tensor, Tensor]:
-    """Return the inverse Hessian of n · (mean loss + l2/2 · |w|²) as rest, basis (D, R) and variance (R,).
-
-    n is the number of groups; in the basis of the loss's curvature, the inverse is diagonal.
-    """
-    groups = float(pairs.weight.sum())
-    if not groups:
-        return 1 / l2, weight.new_zeros(len(weight), 0), weight.new_zeros(0)
-    probability = torch.sigmoid(pairs.differences @ weight - pairs.margin)
-    curvature = pairs.weight / groups * probability * (1 - probability)
-    _, values, basis = torch.linalg.svd(pairs.differences * curvature.sqrt()[:, None], full_matrices=False)
-    return 1 / (groups * l2), basis.T, 1 / (groups * (values.square() + l2))
 
 
 # --- unseen tasks --------------------------------------------------------------------------------------------------
 
 
-def unseen_tasks(config: Config) -> dict[str, float]:
-    """Return task (and `mean`) → AUROC of its prompts by the entropy of a router that was trained without it."""
+def unseen_tasks(config: Config) -> dict[str, dict[str, float]]:
+    """Return task (and `mean`) → measure → AUROC of its prompts by a model that was trained without it."""
     data = load_splits(config)
-    results: dict[str, float] = {}
+    results: dict[str, dict[str, float]] = {}
     for left_out in data.taxonomy.tasks:
         tasks = {name: task for name, task in data.taxonomy.tasks.items() if name != left_out}
         taxonomy = data.taxonomy.model_copy(update={"tasks": tasks})
+        known = [group for group in data.train if group.task != left_out]
+        seen = replace(data, taxonomy=taxonomy, train=known)
         folder = Path(config.output) / "unseen" / folder_name(left_out)
         run = prepare(config, taxonomy, folder, Progress(Console(quiet=True)))
-        parts = split_examples(run, [group for group in data.train if group.task != left_out])
+        run_steps(run, seen, graph(config, taxonomy))
         test = examples_of(run, data.test)
-        run.cache.fill([e.encoded for part in (*parts, test) for e in part])
-        train_router(run, *parts)
+        run.cache.fill([e.encoded for e in test])
         prompts = list({(e.task, e.prompt): e for e in test}.values())
-        with torch.no_grad():
-            route = run.model.router.probabilities(torch.stack([run.cache.prompt(e.encoded) for e in prompts]))
-        entropy = -(route * route.clamp(min=1e-12).log()).sum(-1).double().numpy()
-        positive = np.array([e.task == left_out for e in prompts])
-        results[left_out] = auroc(positive, entropy, np.ones(len(prompts)))
-    return results | {"mean": float(np.mean(list(results.values())))}
+        columns = np.array([_prompt_measures(run, e) for e in prompts]).T
+        positive, weight = np.array([e.task == left_out for e in prompts]), np.ones(len(prompts))
+        rows = zip(UNSEEN_MEASURES, columns, strict=True)
+        results[left_out] = {name: auroc(positive, values, weight) for name, values in rows}
+    means = {name: float(np.mean([row[name] for row in results.values()])) for name in UNSEEN_MEASURES}
+    return results | {"mean": means}
+
+
+@torch.no_grad()
+def _prompt_measures(run: Run, example: PreferenceExample) -> tuple[float, float]:
+    """Return the entropy of a prompt's route, and its responses' mean uncertainty under the most probable task."""
+    route = run.model.router.probabilities(run.cache.prompt(example.encoded)[None])[0]
+    model = run.model.task_model(run.model.router.tasks[int(route.argmax())])
+    x = model.base.head.normalizer(run.cache.embeddings(example.encoded).float())
+    entropy = -(route * route.clamp(min=1e-12).log()).sum()
+    return float(entropy), float(model.posterior.deviation(x).mean())
 
 
 def _table(title: str, rows: Mapping[str, Mapping[str, float]]) -> Table:

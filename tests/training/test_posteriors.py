@@ -50,9 +50,9 @@ def test_exact_heads_give_the_sum_of_their_inverse_hessians(tiny_backbone: str, 
     """The width is 64, so that nothing is truncated; the head on all labels is left out."""
     config = make_exact_config(tiny_backbone, tmp_path, phase3={"base_scores": ["per_task", "general"]})
     run, training = train_quietly(config), begin(config)
-    metrics = run.metrics()
+    metrics, general = run.metrics(), run.model.general.head
     for task in run.model.config.tasks:
-        model, general = run.model.task_model(task), run.model.general.head
+        model = run.model.task_model(task)
         heads = [(h, name, task, metrics[f"phase2/{task}"][f"l2/{name}"])
                  for name, h in zip(model.experts.capabilities, model.experts.heads, strict=True)]  # fmt: skip
         heads.append((model.base.head, None, task, metrics[f"phase1/{task}"]["l2"]))

@@ -49,12 +49,13 @@ def phase0(training: Training) -> None:
     """Train the general model on all tasks together, and calibrate it."""
     run, train, validation = training.run, training.train, training.validation
     general = run.model.general
-
-    def train_general(checkpoint_dir: Path) -> tuple[State, StepMetrics]:
-        state, metrics = train_base(run, general, train, validation, run.config.phase0, checkpoint_dir)
-        return _with_posterior(run, general, train, run.config.phase0, state), metrics
-
-    state = run.step("phase0", train_general)
+    step = run.config.phase0
+    state = run.step(
+        "phase0",
+        lambda checkpoint_dir: _with_posterior(
+            run, general, train, step, *train_base(run, general, train, validation, step, checkpoint_dir)
+        ),
+    )
     apply_base(general, state)
     training.read(state, "head", None, "general")
     calibration, folds = run.model.general_calibration, training.folds.get((None, "general"))
@@ -194,7 +195,7 @@ def _train_task(
     state, metrics = train_base(
         run, task_model.base, train, validation, run.config.phase1, checkpoint_dir, fit_normalizer, general
     )
-    state = _with_posterior(run, task_model.base, train, run.config.phase1, state)
+    state, metrics = _with_posterior(run, task_model.base, train, run.config.phase1, state, metrics)
     if task_model.all_labels is None:
         return state, metrics
     head = copy.deepcopy(task_model.all_labels)
@@ -206,11 +207,13 @@ def _train_task(
     return state | head_state(head, exact, "all_labels"), metrics | figures
 
 
-def _with_posterior(run: Run, scorer: BranchScorer, train: Examples, step: BranchStepConfig, state: State) -> State:
-    """Load a state of `train_base` into the scorer, and return it with the posterior of the head if it has one."""
+def _with_posterior(
+    run: Run, scorer: BranchScorer, train: Examples, step: BranchStepConfig, state: State, metrics: StepMetrics
+) -> tuple[State, StepMetrics]:
+    """Load a result of `train_base` into the scorer, and return it with the posterior of the head if it has one."""
     apply_base(scorer, state)
     l2 = strength(step.l2) or float(state.get("head_l2", 0))
-    return with_posterior(run, scorer, labeled(train), l2, state)
+    return with_posterior(run, scorer, labeled(train), l2, state), metrics
 
 
 def _head_l2(l2: float | str) -> State:
