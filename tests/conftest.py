@@ -21,7 +21,7 @@ import pytest
 from hypothesis import settings
 from reward_server import RunningServer, running_server
 from running import served
-from tiny import make_model, make_tiny_config, train_quietly, write_backbone
+from tiny import TRAINED, make_model, make_tiny_config, train_quietly, write_backbone
 
 from dmoerm.config import Config
 from dmoerm.data.readers import Reading, read_groups
@@ -115,9 +115,7 @@ def tiny_config(tiny_backbone: str, tmp_path: Path) -> Callable[..., Config]:
 @pytest.fixture(scope="session")
 def trained_run(tiny_backbone: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A finished tiny run that many tests read. Do not change its model or its folder."""
-    first: dict[str, Any] = {"head_first": {"l2": "auto"}}  # its scores have an uncertainty
-    folder = tmp_path_factory.mktemp("trained")
-    return train_quietly(make_tiny_config(tiny_backbone, folder, phase0=first, phase1=first))
+    return train_quietly(make_tiny_config(tiny_backbone, tmp_path_factory.mktemp("trained"), **TRAINED))
 
 
 # --- tiny models without training ----------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import train_quietly
+from tiny import TRAINED, train_quietly
 
 from dmoerm.chat.encoding import Encoded
 from dmoerm.config import Config
@@ -180,7 +180,7 @@ def test_a_lower_limit_holds_for_what_lies_there(begun: Callable[..., Any]) -> N
 
 
 def test_a_run_within_a_tiny_limit_gives_the_same_model(trained_run: Any, tiny_config: Callable[..., Config]) -> None:
-    config = tiny_config(cache_limit=1e-6)
+    config = tiny_config(**TRAINED, cache_limit=1e-6)
     run = train_quietly(config)
     assert disk(Path(config.cache)) <= 1000
     prompt, responses = "How are you?", ["Fine.", "No."]

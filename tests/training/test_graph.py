@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import make_exact_config, tiny_groups
+from tiny import TRAINED, make_exact_config, tiny_groups
 
 from dmoerm.config import Config
 from dmoerm.taxonomy import draft_taxonomy
@@ -66,11 +66,11 @@ def test_steps_done_by_machines_that_share_a_storage_alone(
 ) -> None:
     """Each machine has a folder of its own; the result is the run's that one process made."""
     storage = f"file://{tmp_path}/stored"
-    for step in steps(tiny_config()):
-        begun = begin(tiny_config(storage=storage, output=str(tmp_path / "machines" / step.name)))
+    for step in steps(tiny_config(**TRAINED)):
+        begun = begin(tiny_config(**TRAINED, storage=storage, output=str(tmp_path / "machines" / step.name)))
         for one in path_to(step.name, steps(begun.run.config)):
             one.do(begun)
-        assert [s.name for s in steps(tiny_config()) if begun.run.finished(s.name)][-1] == step.name
+        assert [s.name for s in steps(tiny_config(**TRAINED)) if begun.run.finished(s.name)][-1] == step.name
     for file in (trained_run.folder / "steps").rglob("state.safetensors"):
         found = load_file(tmp_path / "stored" / "steps" / file.relative_to(trained_run.folder / "steps"))
         torch.testing.assert_close(found, load_file(file), atol=1e-6, rtol=1e-6)
