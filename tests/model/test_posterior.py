@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
+from dmoerm.errors import CheckpointError
+from dmoerm.model import DMoERM
 from dmoerm.model.posterior import MAX_RANK, HeadPosterior, Posterior
 
 WIDTHS = st.sampled_from([1, 3, 20])
@@ -80,3 +87,30 @@ def test_setting_it_again_forgets_what_was_there() -> None:
     again.set_sum(few)
     fresh.set_sum(few)
     torch.testing.assert_close(again.state_dict(), fresh.state_dict())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_posteriors_are_saved_and_loaded_in_float32(tiny_model: Callable[..., Any], tmp_path: Path, dtype: str) -> None:
+    model = tiny_model()
+    model.save_pretrained(tmp_path / "model", dtype=dtype)
+    for loaded in (DMoERM.from_pretrained(tmp_path / "model"), DMoERM.from_pretrained(tmp_path / "model", dtype=dtype)):
+        for name, buffer in model.named_buffers():
+            if "posterior" in name:
+                assert torch.equal(loaded.get_buffer(name), buffer)
+                assert loaded.get_buffer(name).dtype == torch.float32
+    x = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
+    posterior = loaded.task_model("chitchat").posterior
+    torch.testing.assert_close(posterior.deviation(x.bfloat16()), posterior.deviation(x), rtol=0.02, atol=0.0)
+
+
+def test_only_a_folder_without_any_posterior_is_an_older_one(tiny_model: Callable[..., Any], tmp_path: Path) -> None:
+    tiny_model().save_pretrained(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    names = [name for name in state if "posterior." in name]
+    assert len(names) == 6  # of two tasks and the general model
+    save_file({name: t for name, t in state.items() if name not in names[1:]}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match="do not fit config"):
+        DMoERM.from_pretrained(tmp_path, check=False)
+    save_file({name: t for name, t in state.items() if name not in names}, tmp_path / "model.safetensors")
+    older = DMoERM.from_pretrained(tmp_path, check=False)
+    assert [score.uncertainty for score in older.score("Hi", ["Hello.", "No."])] == [None, None]

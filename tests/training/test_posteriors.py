@@ -16,6 +16,7 @@ from dmoerm.training.batches import labeled
 from dmoerm.training.embedding import base_embeddings, sample
 from dmoerm.training.linear_heads import laplace, linear_pairs
 from dmoerm.training.phases import first_part, second_part
+from dmoerm.training.posteriors import with_posterior
 
 from .conftest import begin
 from .test_linear_heads import draw
@@ -178,3 +179,18 @@ def test_a_sample_has_the_curvature_of_all_groups_and_their_number() -> None:
     every, some = laplace(pairs, weight, 0.3, 40.0), laplace(pairs, weight, 0.3, 400.0)
     torch.testing.assert_close(every.rest / 10, some.rest)
     torch.testing.assert_close(every.basis @ every.basis.T / 10, some.basis @ some.basis.T)
+
+
+def test_a_sample_stands_for_all_groups(tiny_backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The prior's variance is 1 / (groups · l2) for the number of all groups."""
+    training = begin(make_tiny_config(tiny_backbone, tmp_path))
+    run, examples = training.run, labeled(training.train)
+    scorer = run.model.general
+    scorer.head.normalizer.fit(torch.cat(list(base_embeddings(run, scorer, examples).values())))
+    whole = with_posterior(run, scorer, examples, 0.5, {})
+    monkeypatch.setattr("dmoerm.training.embedding._SAMPLE", 4)
+    assert len(sample(run, examples)) <= 4 < len(examples)
+    part = with_posterior(run, scorer, examples, 0.5, {})
+    assert float(part["head_rest"]) == pytest.approx(1 / (len(examples) * 0.5))
+    assert float(whole["head_rest"]) == pytest.approx(float(part["head_rest"]))
+    assert not torch.allclose(*(s["head_basis"] @ s["head_basis"].T for s in (whole, part)))
