@@ -240,10 +240,12 @@ def test_a_head_without_labels_has_the_prior() -> None:
 
 def test_the_posterior_of_all_labels_is_that_of_the_weighted_labels() -> None:
     """Capability labels have their chosen weight in the curvature; only groups with overall labels are counted."""
-    overall, other = draw(60, 5, seed=1), draw(80, 5, seed=2, overall=False)
+    overall, other = draw(60, 5, seed=1), draw(80, 5, seed=2, signal=-2.0, overall=False)
     fit = fit_all_labels(overall, [other])
+    assert fit.capability_weight is not None
+    assert fit.capability_weight < 1
     both = LinearPairs(*(torch.cat([getattr(overall, f.name), getattr(other, f.name)]) for f in fields(LinearPairs)))
-    weighted = replace(both, weight=both.weight * torch.where(both.overall, 1.0, fit.capability_weight or 0.0))
+    weighted = replace(both, weight=both.weight * torch.where(both.overall, 1.0, fit.capability_weight))
     expected = laplace(weighted, fit.weight, fit.l2, 60.0)
     assert fit.posterior is not None
     assert torch.equal(fit.posterior.rest, expected.rest)

@@ -142,6 +142,7 @@ def test_forms_without_a_posterior(tiny_backbone: str, tmp_path: Path, changes: 
     run = train_quietly(make_tiny_config(tiny_backbone, tmp_path, **changes))
     assert [score.uncertainty for score in run.model.score("Is it?", PAIR, "chitchat")] == [None, None]
     assert run.model.general_posterior.known is general
+    assert not any(run.model.task_model(task).posterior.known for task in run.model.config.tasks)
 
 
 def test_steps_of_an_earlier_version_give_no_posterior(tiny_backbone: str, tmp_path: Path) -> None:
