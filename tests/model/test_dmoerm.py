@@ -150,6 +150,21 @@ def test_the_papers_model_scores_with_its_experts_alone(
         assert_same(actual, right)
 
 
+def test_the_general_branch_runs_only_for_rewards_that_read_it(
+    tiny_model: Callable[..., DMoERM], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model(phase3={"inputs": "scores", "base_scores": ["per_task"]}, router={"threshold": 1.0})
+    tasks = ["chitchat", "objective_qa", "chitchat"]
+    with monkeypatch.context() as patch:
+        patch.setattr(TaskModel, "reads_general", True)
+        expected = model.score(PROMPTS, RESPONSES, tasks)
+    fallback = model.score(PROMPTS[0], RESPONSES[0])
+    assert all(score.task is None and math.isfinite(score.reward) for score in fallback)
+    monkeypatch.setattr(model.general, "embed", lambda inputs: pytest.fail("the general branch is run"))
+    for actual, right in zip(model.score(PROMPTS, RESPONSES, tasks), expected, strict=True):
+        assert_same(actual, right)
+
+
 def test_a_branch_that_all_share_runs_once(tiny_model: Callable[..., DMoERM], monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model(base="frozen")
     for task in model.config.tasks:
