@@ -19,7 +19,7 @@ def test_every_shipped_config_loads_and_survives_a_round_trip(name, tmp_path):
 
 
 def test_shipped_configs_are_the_named_recipes():
-    assert set(shipped_configs()) >= {"paper", "fast", "warm", "frozen", "human", "demo"}
+    assert set(shipped_configs()) >= {"paper", "paper-published", "fast", "warm", "frozen", "human", "demo"}
 
 
 def test_every_field_is_documented():
@@ -141,3 +141,15 @@ def test_settings_under_their_old_names_are_read(tmp_path):
     assert config.phase0.head_first.metric_for_best_model == "end"
     assert config.phase1.phase1_fraction == 0.25
     assert load_config(None, ["phase3.first_fraction=0.25"]) == load_config(None, ["phase1.phase1_fraction=0.25"])
+
+
+def test_paper_differs_from_the_published_settings_in_its_rates_alone():
+    ours, published = (load_config(name).model_dump() for name in ("paper", "paper-published"))
+    optimization = {"epochs", "learning_rate", "head_learning_rate", "evaluations", "patience"}
+    for name in published:
+        if name in ("router", "phase0", "phase1", "phase2", "phase3"):
+            changed_fields = {field for field in published[name] if published[name][field] != ours[name][field]}
+            assert changed_fields <= optimization, name
+            assert ours[name]["learning_rate"] > published[name]["learning_rate"]
+        else:
+            assert ours[name] == published[name], name
