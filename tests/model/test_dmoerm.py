@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from tiny import make_model, make_tiny_config
+from tiny import assert_same, make_model, make_tiny_config
 
 from dmoerm.chat.encoding import Encoded
 from dmoerm.errors import DataError, DmoermError
@@ -46,19 +46,6 @@ def model(request: pytest.FixtureRequest, tiny_backbone: str, tmp_path_factory: 
 @pytest.fixture(scope="module")
 def plain(tiny_backbone: str, tmp_path_factory: pytest.TempPathFactory) -> DMoERM:
     return make_model(make_tiny_config(tiny_backbone, tmp_path_factory.mktemp("plain")))
-
-
-def assert_same(actual: Sequence[Score], expected: Sequence[Score], tolerance: float = 1e-4) -> None:
-    close = {"abs": tolerance, "rel": tolerance}
-    assert len(actual) == len(expected)
-    for score, other in zip(actual, expected, strict=True):
-        assert score.task == other.task
-        assert score.reward == pytest.approx(other.reward, **close)
-        assert score.capabilities == pytest.approx(other.capabilities, **close)
-        assert score.route == pytest.approx(other.route, **close)
-        assert score.uncertainty == (
-            other.uncertainty if other.uncertainty is None else pytest.approx(other.uncertainty, **close)
-        )
 
 
 def alone(model: DMoERM, prompt: Any, responses: Sequence[str], task: str | None = None) -> list[Score]:

@@ -7,7 +7,7 @@
     phase 3   per task: the aggregator on the overall preferences           (the paper: on the other 40 %), calibration
 
 With `base: frozen`, phases 0 to 2 fit heads on cached embeddings of the pretrained branch. With `l2: auto` these fits
-are exact, and phase 3 weights the heads' out-of-fold scores (exact_step.py).
+are exact, and phase 3 weights held-out scores (exact_step.py).
 """
 
 from __future__ import annotations
