@@ -11,8 +11,8 @@ c head width, d hidden width, D embedding width.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from dmoerm.model.packing import Packed, pack
 
 LORA = {"rank": 8, "alpha": 16.0}
 States = tuple[Tensor, list[Tensor]]
+T = TypeVar("T")
 
 
 class Memory(NamedTuple):
@@ -41,20 +42,29 @@ def memories(branch: Decoder, states: Sequence[States]) -> list[list[Memory]]:
         states: of each prompt (P, d) and its responses [(R, d)], at the cut.
     """
     packed = pack(states)
+    return remember(branch, packed, lambda: run(branch, packed))[1]
+
+
+def remember(branch: Decoder, packed: Packed, compute: Callable[[], T]) -> tuple[T, list[list[Memory]]]:
+    """Call `compute`, which runs the branch once over the packed states; return its result and the memories.
+
+    In the last layer, the pooled tokens may be projected once more.
+    """
     kept: dict[str, list[Tensor]] = {"k_proj": [], "v_proj": []}
     hooks = [
         getattr(layer.self_attn, name).register_forward_hook(lambda _, __, output, rows=rows: rows.append(output[0]))  # pyright: ignore
         for layer in branch.layers
         for name, rows in kept.items()
     ]
-    run(branch, packed)
+    result = compute()
     for hook in hooks:
         hook.remove()
     width = branch.layers[0].self_attn.head_dim  # pyright: ignore
-    keys, values = (torch.stack(rows).unflatten(-1, (-1, width)) for rows in kept.values())  # (L, T, G, c)
+    count = len(branch.layers)  # pyright: ignore
+    keys, values = (torch.stack(rows[:count]).unflatten(-1, (-1, width)) for rows in kept.values())  # (L, T, G, c)
     cos, sin = branch.rotary_emb(keys, position_ids=packed.packing.positions[None])
     keys = apply_rotary_pos_emb(keys, keys, cos, sin, unsqueeze_dim=2)[0].to(values.dtype)
-    return _by_response(packed, keys, values)
+    return result, _by_response(packed, keys, values)
 
 
 def _by_response(packed: Packed, keys: Tensor, values: Tensor) -> list[list[Memory]]:

@@ -1,10 +1,15 @@
-"""Compare scoring speed with the peers of models.py on the bundled backbone (k = 5 experts on the last 6 of 30 layers).
+"""Compare scoring speed with the peers of models.py on the bundled backbone (k = 5 experts).
 
     python benchmarks/scoring.py          prints the rows and writes results/scoring.json
 
-`experts` runs the router, the trunk, the five experts and the paper's aggregator over embeddings; the peers compute the
-five embeddings without a reward. `default` also computes the phase-1 and the general model's scores. Each of them has
-its own branch, so it runs seven passes over the last layers instead of five.
+`plain` and `ensemble` run all 30 layers. Ours run the router and
+
+    experts   the paper's reward: five LoRA experts on the last 6 layers and its aggregator over embeddings; the PEFT
+              peers compute the same five embeddings, without a reward
+    lora      the five LoRA experts and phase 1, with a linear aggregator (the recipe `fast`): six passes over them
+    head      five heads on the branch of phase 1: one pass
+    reader    the same, and one reader token per expert that attends to the branch (reader.py, an experiment)
+    frozen    the recipe `frozen`: heads on a branch that all tasks share, on the first 20 of the 30 layers
 
 `hh_rlhf` scores groups of Anthropic's hh-rlhf, in bfloat16 with dmoerm and in float32 with PEFT's loop, if the file is
 in the folder DMOERM_DATA (docs/data.md). The loop takes more than half an hour for 500 groups, so both are timed on
@@ -17,13 +22,14 @@ import functools
 import os
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from measure import Row, interleaved, row, synchronize, write
 from models import (
+    TASK,
     adapters,
     one_by_one,
     ours,
@@ -35,12 +41,14 @@ from models import (
     sequences,
 )
 from peft import PeftModel
-from torch import nn
+from reader import Reader, ReaderScorer, join, remember
+from torch import Tensor, nn
 
 from dmoerm.chat.encoding import Encoded
 from dmoerm.data.readers import read_groups
 from dmoerm.model import DMoERM
 from dmoerm.model.backbone import bundled_backbone
+from dmoerm.model.batching import pack_ids
 from dmoerm.schema import Query
 
 SHAPES = ((128, 4, 128), (512, 16, 128), (32, 2, 64))  # prompt tokens, responses, tokens per response
@@ -48,11 +56,25 @@ K, BRANCH_LAYER, RUNS = 5, 24, 5
 HH_GROUPS, HH_SAMPLE = 500, 10
 
 
-class Contest(NamedTuple):
-    """DMoERM and its peers on one backbone in one precision."""
+KINDS = {
+    "experts": ("phase3.inputs=embeddings",),
+    "lora": ("phase3.inputs=scores", "phase3.base_scores=[per_task]"),
+    "head": ("phase3.inputs=scores", "phase3.base_scores=[per_task]", "phase2.lora={rank: 0}"),
+    "frozen": ("extends=frozen", "phase2.lora={rank: 0}", "phase3.inputs=scores"),
+}
+FROZEN_SHARE = 2 / 3  # of the backbone's layers that the recipe `frozen` runs
 
-    experts: DMoERM
-    default: DMoERM
+
+class Contest(NamedTuple):
+    """DMoERM and its peers on one backbone in one precision.
+
+    Attributes:
+        kinds: key of `KINDS` → model.
+        readers: one per expert, on the branch of `kinds["head"]`.
+    """
+
+    kinds: dict[str, DMoERM]
+    readers: list[ReaderScorer]
     peft: PeftModel
     plain: nn.Module
     dtype: torch.dtype
@@ -75,7 +97,7 @@ def main() -> None:
     more = {}
     file = Path(os.environ.get("DMOERM_DATA", ".")) / "hh_rlhf.jsonl"
     if file.exists():
-        hh_rows, more = hh_rlhf(file, contests[1].experts, contests[0].peft)
+        hh_rows, more = hh_rlhf(file, contests[1].kinds["experts"], contests[0].peft)
         rows += hh_rows
     else:
         print(f"hh_rlhf skipped: {file} does not exist; set DMOERM_DATA (docs/data.md)")
@@ -85,17 +107,48 @@ def main() -> None:
 def contest(backbone: str, dtype: torch.dtype, branch_layer: int, device: str = "cpu") -> Contest:
     """Build DMoERM and its peers on the same weights."""
     name = str(dtype).removeprefix("torch.")
-    experts, default = (
-        ours(backbone, name, K, branch_layer, 1, f"phase3.inputs={inputs}", device=device)
-        for inputs in ("embeddings", "both")
-    )
-    return Contest(experts, default, adapters(experts, dtype), plain_model(backbone, dtype).to(device), dtype)
+    kinds = {
+        kind: ours(backbone, name, K, branch_layer, 1, *settings, device=device)
+        for kind, settings in KINDS.items()
+        if kind != "frozen"
+    }
+    plain = plain_model(backbone, dtype).to(device)
+    layers = round(FROZEN_SHARE * plain.config.num_hidden_layers)  # pyright: ignore
+    settings = (*KINDS["frozen"], f"backbone.num_layers={layers}")
+    kinds["frozen"] = ours(backbone, name, K, layers - 4, 1, *settings, device=device)
+    return Contest(kinds, readers(kinds["head"]), adapters(kinds["experts"], dtype), plain, dtype)
+
+
+def readers(model: DMoERM) -> list[ReaderScorer]:
+    """Return k untrained readers on the branch of the task's phase 1."""
+    branch, width = model.task_model(TASK).base.branch, model.config.backbone_config.hidden_size
+    torch.manual_seed(0)
+    return [
+        ReaderScorer(Reader(branch, torch.randn(width)), nn.Linear(model.config.width + width, 1))
+        .to(model.device)
+        .eval()
+        for _ in range(K)
+    ]
+
+
+@torch.inference_mode()
+def score_with_readers(model: DMoERM, experts: Sequence[ReaderScorer], query: Encoded) -> Tensor:
+    """Return rewards (N,): the mean of k readers' scores and that of phase 1."""
+    ids = pack_ids([query]).to(model.device)
+    hidden = model.hidden(ids)
+    model.route(ids, hidden)
+    base = model.task_model(TASK).base
+    pooled, memory = remember(base.branch, hidden, lambda: base.embed(hidden))
+    inputs = join(memory[0], pooled.float())
+    scores = [base.head(pooled), *(expert(inputs).squeeze(-1) for expert in experts)]
+    return torch.stack(scores).mean(0)
 
 
 def measure_shape(each: Contest, shape: tuple[int, int, int]) -> tuple[list[Row], float]:
     """Return all rows of a shape, and the share of the machine's rate that `experts` reaches."""
     query = drawn(*shape)
-    texts = [ids.to(each.experts.device) for ids in sequences([query])]
+    device = each.kinds["experts"].device
+    texts = [ids.to(device) for ids in sequences([query])]
     work = "p{}_n{}_r{}_{}".format(*shape, each.short)
     peers = {
         "plain": plainly([each.plain], texts),
@@ -106,14 +159,17 @@ def measure_shape(each: Contest, shape: tuple[int, int, int]) -> tuple[list[Row]
     }
     if shape[0] > 128:  # saves minutes; the first shape has these figures
         peers = {"plain": peers["plain"]}
-    works = [functools.partial(score, model, [query]) for model in (each.experts, each.default)]
-    seconds = interleaved([*works, *peers.values()], RUNS)
+    works: dict[str, Callable[[], object]] = {
+        kind: functools.partial(score, model, [query]) for kind, model in each.kinds.items()
+    }
+    works["reader"] = functools.partial(score_with_readers, each.kinds["head"], each.readers, query)
+    seconds = dict(zip([*works, *peers], interleaved([*works.values(), *peers.values()], RUNS), strict=True))
     rows = [
-        row(f"{work}_{label}", peer, ours_s, s, RUNS)
-        for label, ours_s in zip(("experts", "default"), seconds[:2], strict=True)
-        for peer, s in zip(peers, seconds[2:], strict=True)
+        row(f"{work}_{label}", peer, seconds[label], seconds[peer], RUNS)
+        for label in works
+        for peer in (peers if label == "experts" else ["plain"])
     ]
-    reached = share(each.experts, query, seconds[0], each.dtype)
+    reached = share(each.kinds["experts"], query, seconds["experts"], each.dtype)
     print(work, [f"{r['work'].rsplit('_')[-1]} / {r['peer']} {r['ratio']}" for r in rows], "share", reached, flush=True)
     return rows, reached
 

@@ -19,7 +19,7 @@ def test_every_shipped_config_loads_and_survives_a_round_trip(name, tmp_path):
 
 
 def test_shipped_configs_are_the_named_recipes():
-    assert set(shipped_configs()) >= {"paper", "fast", "warm", "frozen", "human", "demo"}
+    assert set(shipped_configs()) >= {"paper", "paper-published", "fast", "warm", "frozen", "human", "demo"}
 
 
 def test_every_field_is_documented():
@@ -91,7 +91,7 @@ def test_another_recipe_can_be_extended_from_the_command_line():
         (["data.soft_labels=false"], "data.soft_labels has no effect while data.capability_labels is empty"),
         (["data.inconsistent_weight=0.5"], "data.inconsistent_weight has no effect"),
         (["phase0.batch_groups=8", "phase0.gradient_accumulation=3"], "phase0: .*must divide batch_groups, which is 8"),
-        (["extends=fast", "phase3.epochs=2"], "phase3.epochs has no effect while phase3.steps is 150"),
+        (["extends=fast", "phase3.epochs=2"], "phase3.epochs has no effect while phase3.l2 is auto"),
         (["extends=fast", "phase0.best_by=end"], "phase0.best_by: is now metric_for_best_model"),
         (["phase2.first_fraction=0"], "is now phase1.phase1_fraction"),
     ],
@@ -109,8 +109,9 @@ def test_a_wrong_file_is_named(text, tmp_path):
         load_config(file)
 
 
-@pytest.mark.parametrize("text", ["extends: fast\nphase3: {epochs: 2}\n", "phase3: {epochs: 2}"])
+@pytest.mark.parametrize("text", ["extends: base.yaml\nphase3: {epochs: 2}\n", "phase3: {epochs: 2}"])
 def test_epochs_of_a_file_are_refused_only_while_steps_are_inherited(text, tmp_path):
+    (tmp_path / "base.yaml").write_text("phase3: {steps: 150}")
     (tmp_path / "mine.yaml").write_text(text)
     if "extends" not in text:
         assert load_config(tmp_path / "mine.yaml").phase3.epochs == 2
@@ -118,7 +119,7 @@ def test_epochs_of_a_file_are_refused_only_while_steps_are_inherited(text, tmp_p
     with pytest.raises(ConfigError, match=r"mine.yaml: phase3.epochs has no effect.*set phase3.steps to null"):
         load_config(tmp_path / "mine.yaml")
     assert load_config(tmp_path / "mine.yaml", ["phase3.steps=null"]).phase3.epochs == 2
-    assert load_config("fast", ["phase3.epochs=0"]).phase3.epochs == 0  # no training: this acts
+    assert load_config(tmp_path / "base.yaml", ["phase3.epochs=0"]).phase3.epochs == 0  # no training: this acts
 
 
 def test_settings_under_their_old_names_are_read(tmp_path):
@@ -141,3 +142,15 @@ def test_settings_under_their_old_names_are_read(tmp_path):
     assert config.phase0.head_first.metric_for_best_model == "end"
     assert config.phase1.phase1_fraction == 0.25
     assert load_config(None, ["phase3.first_fraction=0.25"]) == load_config(None, ["phase1.phase1_fraction=0.25"])
+
+
+def test_paper_differs_from_the_published_settings_in_its_rates_alone():
+    ours, published = (load_config(name).model_dump() for name in ("paper", "paper-published"))
+    optimization = {"epochs", "learning_rate", "head_learning_rate", "evaluations", "patience"}
+    for name in published:
+        if name in ("router", "phase0", "phase1", "phase2", "phase3"):
+            changed_fields = {field for field in published[name] if published[name][field] != ours[name][field]}
+            assert changed_fields <= optimization, name
+            assert ours[name]["learning_rate"] > published[name]["learning_rate"]
+        else:
+            assert ours[name] == published[name], name

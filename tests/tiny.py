@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from dmoerm import testbed
 from dmoerm.config import Config
 from dmoerm.schema import Group
+from dmoerm.scores import Score
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
@@ -178,3 +179,19 @@ def make_model(config: Config) -> Any:
             posterior.rest.uniform_(0.5, 1.5)
             posterior.basis.normal_(std=0.03)  # the variance of any embedding stays positive
     return model.requires_grad_(False).eval()
+
+
+def assert_same(actual: Sequence[Score], expected: Sequence[Score], tolerance: float = 1e-4) -> None:
+    """Check that scores are equal up to rounding, which differs between processors and memory layouts."""
+    import pytest
+
+    close = {"abs": tolerance, "rel": tolerance}
+    assert len(actual) == len(expected)
+    for score, other in zip(actual, expected, strict=True):
+        assert score.task == other.task
+        assert score.reward == pytest.approx(other.reward, **close)
+        assert score.capabilities == pytest.approx(other.capabilities, **close)
+        assert score.route == pytest.approx(other.route, **close)
+        assert score.uncertainty == (
+            other.uncertainty if other.uncertainty is None else pytest.approx(other.uncertainty, **close)
+        )

@@ -49,7 +49,10 @@ def test_the_own_task_is_used_by_per_task_and_experts_alone(
     swapped = {"chitchat": "objective_qa", "objective_qa": "chitchat"}
     others = [group.model_copy(update={"task": swapped[group.task or ""]}) for group in groups]
     free = [group.model_copy(update={"task": None}) for group in groups]
-    found = [score_groups(model, part, batch_tokens=300, console=QUIET) for part in (groups, others, free)]
+    given = {"given_task": lambda batch: batch.given_task[None]}
+    found = [
+        score_groups(model, part, batch_tokens=300, console=QUIET, scorers=given) for part in (groups, others, free)
+    ]
     for one, other, without in zip(*found, strict=True):
         assert one.rewards["dmoerm"] == pytest.approx(other.rewards["dmoerm"], abs=1e-4)
         assert one.rewards["dmoerm"] == pytest.approx(without.rewards["dmoerm"], abs=1e-4)
@@ -57,6 +60,7 @@ def test_the_own_task_is_used_by_per_task_and_experts_alone(
         assert list(other.capabilities) == model.config.tasks[other.task]
         assert without.task == without.likeliest
         forced = model.score(one.group.prompt, list(one.group.responses), task=other.task)
+        assert other.members["given_task"][0] == pytest.approx([score.reward for score in forced], abs=1e-4)
         expected = {name: [score.capabilities[name] for score in forced] for name in other.capabilities}
         assert {n: list(v) for n, v in other.capabilities.items()} == {
             n: pytest.approx(v, abs=1e-4) for n, v in expected.items()

@@ -238,3 +238,19 @@ def test_a_name_is_one_method() -> None:
     with pytest.raises(ConfigError, match="'general' is a method of this comparison"):
         register(method)
     register(registered()["general"])  # the same one again
+
+
+def test_human_grades_orders_responses_by_peoples_grades(context: MethodContext) -> None:
+    trained = registered()["human_grades"].train(context)
+    assert trained is not None
+    assert trained.score is not None
+    group = context.data.test[0]
+    name = next(iter(group.capabilities))
+    graded = group.model_copy(update={"capabilities": {name: tuple(map(float, range(len(group.responses))))}})
+    bare = group.model_copy(update={"capabilities": {}})
+    scored = score_groups(context.run.model, [graded, bare], console=Console(quiet=True), scorers={"x": trained.score})
+    up, tied = (one.members["x"][0] for one in scored)
+    assert (np.diff(up) > 0).all()
+    assert set(tied) == {0.0}
+    without = dataclasses.replace(context, data=dataclasses.replace(context.data, train=[bare]))
+    assert registered()["human_grades"].train(without) is None

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from tiny import make_model, make_tiny_config
+from tiny import assert_same, make_model, make_tiny_config
 
 from dmoerm.chat.encoding import Encoded
 from dmoerm.errors import DataError, DmoermError
@@ -46,19 +46,6 @@ def model(request: pytest.FixtureRequest, tiny_backbone: str, tmp_path_factory: 
 @pytest.fixture(scope="module")
 def plain(tiny_backbone: str, tmp_path_factory: pytest.TempPathFactory) -> DMoERM:
     return make_model(make_tiny_config(tiny_backbone, tmp_path_factory.mktemp("plain")))
-
-
-def assert_same(actual: Sequence[Score], expected: Sequence[Score], tolerance: float = 1e-4) -> None:
-    close = {"abs": tolerance, "rel": tolerance}
-    assert len(actual) == len(expected)
-    for score, other in zip(actual, expected, strict=True):
-        assert score.task == other.task
-        assert score.reward == pytest.approx(other.reward, **close)
-        assert score.capabilities == pytest.approx(other.capabilities, **close)
-        assert score.route == pytest.approx(other.route, **close)
-        assert score.uncertainty == (
-            other.uncertainty if other.uncertainty is None else pytest.approx(other.uncertainty, **close)
-        )
 
 
 def alone(model: DMoERM, prompt: Any, responses: Sequence[str], task: str | None = None) -> list[Score]:
@@ -180,6 +167,21 @@ def test_the_papers_model_scores_with_its_experts_alone(
     for scorer in scorers:
         monkeypatch.setattr(scorer, "embed", lambda inputs: pytest.fail("a branch without experts is run"))
     for actual, right in zip(model.score(PROMPTS, RESPONSES), expected, strict=True):
+        assert_same(actual, right)
+
+
+def test_the_general_branch_runs_only_for_rewards_that_read_it(
+    tiny_model: Callable[..., DMoERM], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model(phase3={"inputs": "scores", "base_scores": ["per_task"]}, router={"threshold": 1.0})
+    tasks = ["chitchat", "objective_qa", "chitchat"]
+    with monkeypatch.context() as patch:
+        patch.setattr(TaskModel, "reads_general", True)
+        expected = model.score(PROMPTS, RESPONSES, tasks)
+    fallback = model.score(PROMPTS[0], RESPONSES[0])
+    assert all(score.task is None and math.isfinite(score.reward) for score in fallback)
+    monkeypatch.setattr(model.general, "embed", lambda inputs: pytest.fail("the general branch is run"))
+    for actual, right in zip(model.score(PROMPTS, RESPONSES, tasks), expected, strict=True):
         assert_same(actual, right)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,13 +12,21 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import make_exact_config, make_tiny_config, train_quietly
+from tiny import assert_same, make_exact_config, make_tiny_config, train_quietly
 
 from dmoerm import DMoERM
 from dmoerm.config import Config, load_config
 from dmoerm.errors import ConfigError
-from dmoerm.training.embedding import base_embeddings
-from dmoerm.training.exact_step import FoldedHead, fit_heads, out_of_fold, rescale_experts, score_weights
+from dmoerm.training import exact_step
+from dmoerm.training.embedding import base_embeddings, task_vectors
+from dmoerm.training.exact_step import (
+    EXPERT_SCALES,
+    FoldedHead,
+    fit_heads,
+    out_of_fold,
+    rescale_experts,
+    score_weights,
+)
 from dmoerm.training.expert_step import phase2
 from dmoerm.training.linear_heads import fold_of
 from dmoerm.training.phases import phase0, phase1, phase3
@@ -47,7 +56,7 @@ def test_a_run_is_saved_reloaded_and_resumed_with_the_same_scores(
     run = train_quietly(config)
     expected = run.model.score("Is it?", PAIR)
     assert expected[0].reward != expected[1].reward
-    assert DMoERM.from_pretrained(run.folder / "model").score("Is it?", PAIR) == expected
+    assert_same(DMoERM.from_pretrained(run.folder / "model").score("Is it?", PAIR), expected)
     metrics = run.metrics()
     weights = [value for name, value in metrics["phase3/chitchat"].items() if name.startswith("weight/")]
     assert len(weights) == 5  # two experts, phase 1, the general model, all labels
@@ -55,8 +64,9 @@ def test_a_run_is_saved_reloaded_and_resumed_with_the_same_scores(
     for step in ("phase3/chitchat", "phase2/objective_qa"):
         shutil.rmtree(run.folder / "steps" / step)
     shutil.rmtree(run.folder / "model")
-    assert train_quietly(config).model.score("Is it?", PAIR) == expected
-    assert run.metrics() == {name: row | {"seconds": run.metrics()[name]["seconds"]} for name, row in metrics.items()}
+    assert_same(train_quietly(config).model.score("Is it?", PAIR), expected)
+    for name, row in run.metrics().items():
+        assert row == pytest.approx(metrics[name] | {"seconds": row["seconds"]}, rel=1e-5), name
 
 
 def test_rewards_are_calibrated_on_scores_that_did_not_see_the_prompt(
@@ -146,8 +156,7 @@ def test_experts_against_the_overall_preferences_are_dropped(sign: float, kept: 
         (["base=full"], "phase0.l2 is auto but the step trains more than heads"),
         (["phase2.lora.rank=2"], r"phase2.l2 is auto but .*phase2.head_first.l2"),
         (["head.hidden=4"], "linear heads exactly; set head.hidden"),
-        (["phase1.l2=0.5", "phase3.base_scores=[general]"], "phase3.l2 is auto, which weights out-of-fold scores"),
-        (["phase1.phase1_fraction=0.5"], "phase3.l2 is auto"),
+        (["phase1.phase1_fraction=0.5"], "phase3.l2 is auto, which weights held-out scores"),
         (["phase3.inputs=both"], "phase3.l2 is auto"),
         (["phase1.l2=0.5", "phase3.l2=0.5"], "all_labels, which needs"),
         (["phase0.steps=100"], "phase0.steps has no effect while phase0.l2 is auto"),
@@ -176,5 +185,74 @@ def test_branches_and_lora_are_trained_from_exact_heads(tiny_backbone: str, tmp_
     phases = {"phase0": first, "phase1": first} if base == "full" else {}
     run = train_quietly(make_tiny_config(tiny_backbone, tmp_path, base=base, phase2=first, **phases))
     expected = run.model.score("Is it?", PAIR)
-    assert DMoERM.from_pretrained(run.folder / "model").score("Is it?", PAIR) == expected
+    assert_same(DMoERM.from_pretrained(run.folder / "model").score("Is it?", PAIR), expected)
     assert run.metrics()["phase2/chitchat"]["steps"] > 0
+
+
+def weighted_config(backbone: str, folder: Path, base: str) -> Config:
+    """Settings of trained experts whose scores phase 3 weights."""
+    settings = make_tiny_config(backbone, folder, base=base, phase1={"phase1_fraction": 0}).model_dump(mode="json")
+    return Config(**settings | {"phase3": {"l2": "auto", "inputs": "scores", "base_scores": ["per_task"]}})
+
+
+@pytest.mark.parametrize("base", ["full", "frozen"])
+def test_trained_scores_are_weighted_by_the_validation_prompts(
+    tiny_backbone: str, tmp_path: Path, base: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The form of `fast`: no head is out of fold, so the training prompts must not choose the weights."""
+    calibrated: dict[str, Any] = {}
+    original = exact_step.calibrate
+
+    def calibrate(calibration: Any, rewards: Any, train: Any, validation: Any) -> None:
+        calibrated.update(rewards=rewards, train=train, validation=validation)
+        original(calibration, rewards, train, validation)
+
+    monkeypatch.setattr(exact_step, "calibrate", calibrate)
+    run = train_quietly(weighted_config(tiny_backbone, tmp_path, base))
+    task = next(reversed(run.model.config.tasks))
+    task_model, metrics = run.model.task_model(task), run.metrics()[f"phase3/{task}"]
+    validation = calibrated["validation"]
+    assert validation
+    assert not {e.prompt for e in validation} & {e.prompt for e in calibrated["train"]}
+    vectors = task_vectors(run, task, validation)
+    names = task_model.experts.capabilities
+
+    def accuracy(column: int, name: str | None) -> float:
+        right = total = 0.0
+        for e in validation:
+            column_scores = task_model.aggregator.scores(vectors[e.key])[:, column]
+            for pair in e.pairs.get(name) or []:
+                right += float(column_scores[pair.better] > column_scores[pair.worse]) / len(e.pairs[name])
+                total += 1 / len(e.pairs[name])
+        return right / total
+
+    reference = accuracy(len(names), None)
+    expected = score_weights([accuracy(i, name) for i, name in enumerate(names)], reference, linear_read(task_model))
+    found = torch.tensor([metrics[f"weight/{name}"] for name in (*names, "per_task", "general")])
+    scaled = [torch.cat([s * expected[: len(names)], expected[len(names) :]]) for s in EXPERT_SCALES]
+    assert any(torch.allclose(found, row / row.sum(), atol=1e-5) for row in scaled)
+    assert found[-1] == 0
+    assert_same(DMoERM.from_pretrained(run.folder / "model").score("Is it?", PAIR), run.model.score("Is it?", PAIR))
+
+
+def linear_read(task_model: Any) -> torch.Tensor:
+    return task_model.aggregator.linear.read
+
+
+def test_without_validation_labels_the_training_prompts_weight_the_scores(tiny_backbone: str, tmp_path: Path) -> None:
+    training = begin(weighted_config(tiny_backbone, tmp_path, "frozen"))
+    train_router(training.run, training.train, training.validation)
+    training.train, training.validation = assign_tasks(training.run, training.train), []
+    for step in (phase0, *(functools.partial(step, task="chitchat") for step in (phase1, phase2))):
+        step(training)
+    examples = training.of("chitchat")[0]
+    held_out = exact_step._on_validation(training, "chitchat", task_vectors(training.run, "chitchat", examples))
+    assert held_out.examples == examples
+    unlabeled = [replace_pairs(e, "empathy") for e in examples]
+    training.train = [e for e in training.train if e.task != "chitchat"] + unlabeled
+    without = exact_step._on_validation(training, "chitchat", task_vectors(training.run, "chitchat", unlabeled))
+    assert without.accuracies == [without.reference, held_out.accuracies[1]]
+
+
+def replace_pairs(example: Any, name: str) -> Any:
+    return replace(example, pairs={key: pairs for key, pairs in example.pairs.items() if key != name})

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from tiny import make_exact_config, make_tiny_config, train_quietly
 
 from dmoerm import DMoERM
+from dmoerm.config import Config
 from dmoerm.training.batches import labeled
 from dmoerm.training.embedding import base_embeddings, sample
 from dmoerm.training.linear_heads import laplace, linear_pairs
@@ -72,7 +73,7 @@ def test_exact_heads_give_the_sum_of_their_inverse_hessians(tiny_backbone: str, 
     )
 
 
-@pytest.mark.parametrize("form", ["exact", "branch", "lora experts"])
+@pytest.mark.parametrize("form", ["exact", "branch", "lora experts", "weights by validation"])
 def test_a_run_is_saved_reloaded_and_resumed_with_the_same_uncertainty(
     tiny_backbone: str, tmp_path: Path, form: str
 ) -> None:
@@ -82,6 +83,9 @@ def test_a_run_is_saved_reloaded_and_resumed_with_the_same_uncertainty(
         "branch": lambda: make_tiny_config(tiny_backbone, tmp_path, **penalty),
         "lora experts": lambda: make_tiny_config(tiny_backbone, tmp_path, base="frozen", **penalty),
     }
+    if form == "weights by validation":
+        settings = forms["branch"]().model_dump(mode="json") | {"phase3": {"l2": "auto", "inputs": "scores"}}
+        forms[form] = lambda: Config(**settings)
     config = forms[form]()
     run = train_quietly(config)
     tasks = [*run.model.config.tasks, None]

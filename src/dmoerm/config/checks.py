@@ -55,14 +55,12 @@ def unsuitable_auto(config: Any) -> Iterator[str]:
         if branch and getattr(config, phase).l2 == "auto":
             hint = f"set it to a number, or {phase}.head_first.l2 to auto"
             yield f"{phase}.l2 is auto but the step trains more than heads; {hint}"
-    if _exact(config) and (config.head.hidden or config.head.dropout):
+    if set(_exact(config)) - {"phase3"} and (config.head.hidden or config.head.dropout):
         yield "l2 is auto, which fits linear heads exactly; set head.hidden and head.dropout to 0, or l2 to a number"
-    all_auto = all(getattr(config, phase).l2 == "auto" for phase in trains_branch)
-    plain = config.phase3.inputs == "scores" and not config.phase1.phase1_fraction
-    if config.phase3.l2 == "auto" and not (plain and all_auto):
+    if config.phase3.l2 == "auto" and (config.phase3.inputs != "scores" or config.phase1.phase1_fraction):
         yield (
-            "phase3.l2 is auto, which weights out-of-fold scores: set phase3.inputs to scores, phase1.phase1_fraction "
-            "to 0, and l2 of phases 0 to 2 to auto"
+            "phase3.l2 is auto, which weights held-out scores: set phase3.inputs to scores and phase1.phase1_fraction "
+            "to 0"
         )
     if "all_labels" in config.phase3.base_scores and not (config.base == "frozen" and config.phase1.l2 == "auto"):
         yield "phase3.base_scores has all_labels, which needs base: frozen and phase1.l2: auto"

@@ -157,7 +157,7 @@ class HeadStepConfig(StepConfig):
     l2: Strength = 0.0
     """Penalty on the distance of the head (phase 3: the aggregator) from its initial weights: l2/2 · squared distance
     is added to the loss. `auto`: the head is linear and fitted exactly, with the penalty on its weights chosen by
-    cross-validation over prompts; in phase 3, the weights follow from out-of-fold scores. See docs/training.md."""
+    cross-validation over prompts; in phase 3, the weights follow from held-out scores. See docs/training.md."""
 
 
 class HeadConfig(_Settings):

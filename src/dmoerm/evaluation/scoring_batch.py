@@ -99,9 +99,17 @@ class ScoringBatch(Generic[Q]):
     @functools.cached_property
     def per_task(self) -> Tensor:
         """The phase-1 scores for the group's task, (N,)."""
+        return self._by_group_task("per_task")
+
+    @functools.cached_property
+    def given_task(self) -> Tensor:
+        """The rewards by the model of the group's task, whatever the router chooses, (N,)."""
+        return self._by_group_task("reward")
+
+    def _by_group_task(self, field: str) -> Tensor:
         scores = torch.empty_like(self.output.general)
         for q, task in enumerate(self.tasks):
-            scores[self.owner == q] = self.output.of(q, task).per_task
+            scores[self.owner == q] = getattr(self.output.of(q, task), field).float()
         return scores
 
 

@@ -21,11 +21,15 @@ class Aggregator(nn.Module):
 
     m is the number of experts, or 1 if they share an embedding. The s scores are the capability scores and those of
     `base_names`.
+
+    Attributes:
+        read_names: those of `base_names` on which the reward depends.
     """
 
     def __init__(self, embeddings: int, width: int, capabilities: int, config: AggregatorConfig) -> None:
         super().__init__()
         self.base_names = base_names(config)
+        self.read_names = config.base_scores if config.inputs != "embeddings" else ()
         self.split = (embeddings * width, capabilities + len(self.base_names))
         read = [True] * capabilities + [name in config.base_scores for name in self.base_names]
         hidden = config.hidden or width

@@ -134,8 +134,10 @@ class Mixture(PreTrainedModel):
             task: [n for n, q in enumerate(owner) if task in scored_by[q]]
             for task in sorted(set().union(*scored_by), key=str)
         }
-        experts_only = {task for task in rows if task and extra_tasks is None and not self.task_model(task).reads_base}
-        read = sorted({n for task, numbers in rows.items() if task not in experts_only for n in numbers})
+        complete = extra_tasks is not None
+        experts_only = {task for task in rows if task and not complete and not self.task_model(task).reads_base}
+        by_general = {task for task in rows if complete or self._reads_general_branch(task)} - experts_only
+        read = sorted({n for task in by_general for n in rows[task]})
         if embeddings is None:
             embeddings = self._general_embeddings(hidden, read)
         general, deviation = hidden.tokens.new_full((2, len(owner)), torch.nan, dtype=torch.float32)
@@ -164,7 +166,12 @@ class Mixture(PreTrainedModel):
         task_model = self.task_model(task)
         if experts_only:
             return task_model.forward_experts(hidden.select(rows))
-        return task_model(hidden.select(rows), general[rows], embeddings[rows] if self.config.shared_branch else None)
+        scores = general[rows] if task_model.reads_general else general.new_zeros(len(rows))
+        return task_model(hidden.select(rows), scores, embeddings[rows] if self.config.shared_branch else None)
+
+    def _reads_general_branch(self, task: str | None) -> bool:
+        """Return whether rewards of a task (None: the general model's) depend on the general model's branch."""
+        return task is None or self.config.shared_branch or self.task_model(task).reads_general
 
     def _chosen(
         self,

@@ -95,11 +95,16 @@ class TaskModel(nn.Module):
         """Whether the reward depends on the plain branch or the general model; the paper's does not."""
         return self.aggregator.linear is not None or self.experts.branch is None
 
+    @property
+    def reads_general(self) -> bool:
+        """Whether the reward depends on the general model's score."""
+        return "general" in self.aggregator.read_names
+
     def forward(self, inputs: Packed, general: Tensor, base: Tensor | None = None) -> TaskOutput:
         """Score N responses.
 
         Args:
-            general: (N,), the general model's scores.
+            general: (N,), the general model's scores; unused values if `reads_general` is false.
             base: (N, D), the plain branch's embeddings if they are known, as with a shared branch; saves a pass.
         """
         base = self.base.embed(inputs) if base is None else base

@@ -1,4 +1,4 @@
-"""Steps with `l2: auto`: heads fitted exactly, and the aggregator's weights from their out-of-fold scores.
+"""Steps with `l2: auto`: heads fitted exactly, and the aggregator's weights from held-out scores.
 
 Shapes: N responses of an example, D embedding width, K folds, s scores, P pairs.
 """
@@ -27,7 +27,7 @@ from .linear_heads import (
     pair_accuracy,
 )
 from .losses import preference_losses
-from .posteriors import ScoredHead, set_from_heads
+from .posteriors import scored_heads, set_from_heads, set_from_phase1
 from .steps import FoldWeights, State, StepMetrics, Training, posterior_state
 
 Examples = Sequence[PreferenceExample]
@@ -135,9 +135,27 @@ def fold_state(fit: LinearFit, prefix: str) -> State:
 # --- phase 3 -------------------------------------------------------------------------------------------------------
 
 
+class HeldOut(NamedTuple):
+    """Scores by which an aggregator's weights are chosen.
+
+    Attributes:
+        examples: those whose scores are held out.
+        scores: key of an example → the aggregator's scores (N, s), of the training examples too.
+        accuracies: of the k experts on held-out labels of their capabilities.
+        reference: of phase 1 on held-out overall labels.
+    """
+
+    examples: Examples
+    scores: Vectors
+    accuracies: list[float]
+    reference: float
+
+
 @torch.no_grad()
 def weight_scores(training: Training, task: str, kept: nn.ModuleDict) -> tuple[State, StepMetrics]:
-    """Set the weights of a task's aggregator from out-of-fold scores, and calibrate the rewards on them.
+    """Set the weights of a task's aggregator from held-out scores, and calibrate the rewards on them.
+
+    Scores of heads that are all fitted exactly are out of fold; otherwise those of the validation prompts are held out.
 
     Args:
         kept: the modules that phase 3 sets; their state is returned.
@@ -146,44 +164,62 @@ def weight_scores(training: Training, task: str, kept: nn.ModuleDict) -> tuple[S
     task_model, device = run.model.task_model(task), run.model.device
     aggregator, linear = task_model.aggregator, task_model.aggregator.linear
     assert linear is not None
-    scores = _out_of_fold_scores(training, task, train)
+    heads = [(None, "general"), (task, "per_task"), *((task, name) for name in task_model.experts.capabilities)]
+    exact = all(head in training.folds for head in heads)
+    vectors = task_vectors(run, task, validation if exact else [*train, *validation])
+    held_out = _out_of_fold(training, task, train) if exact else _on_validation(training, task, vectors)
+    scores, capabilities = held_out.scores, task_model.experts.capabilities
     known = torch.cat([scores[e.key] for e in train])
     linear.normalizer.fit(known)
-    if capabilities := task_model.experts.capabilities:
+    if capabilities:
         task_model.normalizer.fit(known[:, : len(capabilities)])
-    pairs = _score_pairs(train, scores, linear.normalizer.scale.cpu(), run.config.seed)
-    accuracies = [float(training.folds[task, name].accuracy) for name in capabilities]
-    reference = float(training.folds[task, "per_task"].accuracy)
-    weights = score_weights(accuracies, reference, linear.read.cpu())
+    pairs = _score_pairs(held_out.examples, scores, linear.normalizer.scale.cpu(), run.config.seed)
+    weights = score_weights(held_out.accuracies, held_out.reference, linear.read.cpu())
     linear.weight.copy_(rescale_experts(weights, len(capabilities), pairs))
     rewards = {key: linear(row.to(device)).cpu() for key, row in scores.items()}
-    rewards |= {key: aggregator(row.to(device)).cpu() for key, row in task_vectors(run, task, validation).items()}
-    calibrate(task_model.calibration, rewards, [], [*train, *validation])
-    set_from_heads(training, task, _scored_heads(training, task))
+    rewards |= {key: aggregator(row.to(device)).cpu() for key, row in vectors.items()}
+    labels = [*train, *validation] if exact else validation
+    calibrate(task_model.calibration, rewards, train if not exact else [], labels)
+    if exact:
+        set_from_heads(training, task, scored_heads(training, task))
+    else:
+        set_from_phase1(training, task, known)
     names = (*capabilities, *aggregator.base_names)
     metrics = _quality(pairs, linear.weight.cpu(), task_model.calibration)
     metrics |= {f"weight/{name}": float(weight) for name, weight in zip(names, linear.weight, strict=True)}
     return kept.state_dict(), metrics
 
 
-def _scored_heads(training: Training, task: str) -> list[ScoredHead]:
-    """Return the head of each score that the aggregator reads, and its key in `folds` and `posteriors`."""
-    task_model = training.run.model.task_model(task)
-    heads: list[ScoredHead] = [
-        (head, (task, name))
-        for name, head in zip(task_model.experts.capabilities, task_model.experts.heads, strict=True)
-    ]
-    general = training.run.model.general.head
-    base = {"per_task": task_model.base.head, "general": general, "all_labels": task_model.all_labels}
-    names = task_model.aggregator.base_names
-    return heads + [(base[name], (None if name == "general" else task, name)) for name in names]
+def _out_of_fold(training: Training, task: str, train: Examples) -> HeldOut:
+    folds, capabilities = training.folds, training.run.model.task_model(task).experts.capabilities
+    accuracies = [float(folds[task, name].accuracy) for name in capabilities]
+    scores = _out_of_fold_scores(training, task, train)
+    return HeldOut(train, scores, accuracies, float(folds[task, "per_task"].accuracy))
+
+
+def _on_validation(training: Training, task: str, vectors: Vectors) -> HeldOut:
+    """Measure the accuracies on the validation prompts; an expert without labels there counts as phase 1.
+
+    If no validation prompt has overall labels, the training prompts are used.
+    """
+    task_model, (train, validation) = training.run.model.task_model(task), training.of(task)
+    examples = validation if labeled(validation) else train
+    scores = {key: task_model.aggregator.scores(row) for key, row in vectors.items()}
+    names = (*task_model.experts.capabilities, None)  # phase 1's score is the first after those of the experts
+    unit = torch.ones(len(task_model.aggregator.base_names) + len(names) - 1)
+    accuracies: list[float | None] = []
+    for i, pairs in enumerate(linear_pairs(labeled(examples, names), lambda e: scores[e.key], unit, names, 0)):
+        known = pairs.weight.sum() > 0
+        accuracies.append(pair_accuracy(pairs.differences[:, i], pairs.target, pairs.weight) if known else None)
+    reference = accuracies.pop() or 0.5
+    return HeldOut(examples, scores, [reference if a is None else a for a in accuracies], reference)
 
 
 def _out_of_fold_scores(training: Training, task: str, examples: Examples) -> dict[str, Tensor]:
     """Return key → the aggregator's scores (N, s), each by the head that was fitted without the example's fold."""
     run, task_model = training.run, training.run.model.task_model(task)
     vectors = base_embeddings(run, task_model.base, examples)
-    heads = [(head, training.folds[key]) for head, key in _scored_heads(training, task)]
+    heads = [(head, training.folds[key]) for head, key in scored_heads(training, task)]
     return {
         e.key: torch.stack(
             [out_of_fold(head, folds, e, vectors[e.key], run.config.seed).cpu() for head, folds in heads], 1
@@ -192,9 +228,9 @@ def _out_of_fold_scores(training: Training, task: str, examples: Examples) -> di
     }
 
 
-def _score_pairs(train: Examples, scores: Vectors, scale: Tensor, seed: int) -> LinearPairs:
+def _score_pairs(examples: Examples, scores: Vectors, scale: Tensor, seed: int) -> LinearPairs:
     """Return the overall pairs, where a difference is that of normalized scores (s,)."""
-    return linear_pairs(labeled(train), lambda e: scores[e.key], scale, [None], seed)[0]
+    return linear_pairs(labeled(examples), lambda e: scores[e.key], scale, [None], seed)[0]
 
 
 def score_weights(accuracies: Sequence[float], reference: float, read: Tensor) -> Tensor:
@@ -225,7 +261,7 @@ def rescale_experts(weights: Tensor, count: int, pairs: LinearPairs) -> Tensor:
     Args:
         weights: (s,), as by `score_weights`.
         count: k, the number of experts.
-        pairs: the overall preferences, where a difference is that of normalized out-of-fold scores (s,).
+        pairs: the overall preferences, where a difference is that of normalized held-out scores (s,).
     """
     scaled = [torch.cat([scale * weights[:count], weights[count:]]) for scale in EXPERT_SCALES]
     losses = [_losses_at_best_temperature(pairs, row) for row in scaled]

@@ -7,7 +7,7 @@
     phase 3   per task: the aggregator on the overall preferences           (the paper: on the other 40 %), calibration
 
 With `base: frozen`, phases 0 to 2 fit heads on cached embeddings of the pretrained branch. With `l2: auto` these fits
-are exact, and phase 3 weights the heads' out-of-fold scores (exact_step.py).
+are exact, and phase 3 weights held-out scores (exact_step.py).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from .exact_step import (
 )
 from .fitting import fit
 from .losses import PreferenceLossModule
-from .posteriors import set_from_score, with_posterior
+from .posteriors import set_from_phase1, set_from_score, with_posterior
 from .steps import Run, State, StepMetrics, Training, step_metrics, step_name
 
 Examples = Sequence[PreferenceExample]
@@ -283,7 +283,5 @@ def _train_aggregator(
     with torch.no_grad():
         rewards = {key: task_model.aggregator(vector.to(run.model.device)).cpu() for key, vector in vectors.items()}
     calibrate(task_model.calibration, rewards, train, validation)
-    if task_model.reads_base:
-        deviation = float(task_model.aggregator.scores(known)[:, count].std(correction=0))
-        set_from_score(task_model.posterior, training.posteriors.get((task, "per_task")), deviation)
+    set_from_phase1(training, task, task_model.aggregator.scores(known))
     return kept.state_dict(), step_metrics(fits)

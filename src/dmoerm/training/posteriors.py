@@ -63,6 +63,32 @@ def set_from_heads(training: Training, task: str, heads: Sequence[ScoredHead]) -
     _set(task_model.posterior, coefficients, [training.posteriors[key] for _, key in heads])
 
 
+def scored_heads(training: Training, task: str) -> list[ScoredHead]:
+    """Return the head of each score that the aggregator reads, and its key in `folds` and `posteriors`."""
+    task_model = training.run.model.task_model(task)
+    heads: list[ScoredHead] = [
+        (head, (task, name))
+        for name, head in zip(task_model.experts.capabilities, task_model.experts.heads, strict=True)
+    ]
+    general = training.run.model.general.head
+    base = {"per_task": task_model.base.head, "general": general, "all_labels": task_model.all_labels}
+    names = task_model.aggregator.base_names
+    return heads + [(base[name], (None if name == "general" else task, name)) for name in names]
+
+
+@torch.no_grad()
+def set_from_phase1(training: Training, task: str, scores: Tensor) -> None:
+    """Set the posterior of a task's reward to that of its phase-1 score in standard deviations, if it reads the branch.
+
+    Args:
+        scores: (n, s), the aggregator's scores of the training part.
+    """
+    task_model = training.run.model.task_model(task)
+    if task_model.reads_base:
+        deviation = float(scores[:, len(task_model.experts)].std(correction=0))
+        set_from_score(task_model.posterior, training.posteriors.get((task, "per_task")), deviation)
+
+
 def set_from_score(posterior: Posterior, head: HeadPosterior | None, scale: float) -> None:
     """Set the posterior of a reward that is a head's score / scale; do nothing without the head's posterior."""
     if head is not None:

@@ -76,7 +76,18 @@ def _train(name: str, settings: Mapping[str, Any], context: MethodContext) -> Tr
     return TrainedMethod(score_all=score_all)
 
 
+def _train_given_task(_: MethodContext) -> TrainedMethod:
+    return TrainedMethod(score=lambda batch: batch.given_task[None])
+
+
 register(
+    Method(
+        "given_task",
+        "the task is given, as it is to the models per task: the difference is what routing costs",
+        "ablation",
+        ABLATION_COLOR,
+        _train_given_task,
+    ),
     *(
         Method(name, description, "ablation", ABLATION_COLOR, functools.partial(_train, name, settings))
         for name, (description, settings) in _SETTINGS.items()

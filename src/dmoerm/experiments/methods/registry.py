@@ -17,7 +17,16 @@ ENTRY_POINTS = "dmoerm.methods"
 EXTERNAL_COLOR = "#7b5ea7"
 ABLATION_COLOR = "#8a94a0"
 
-_BUILT_IN = ("run_models", "all_labels", "all_labels_general", "ensembles", "gated", "umm_rm", "ablations")
+_BUILT_IN = (
+    "run_models",
+    "all_labels",
+    "all_labels_general",
+    "ensembles",
+    "gated",
+    "umm_rm",
+    "ablations",
+    "human_grades",
+)
 _methods: dict[str, Method] = {}
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from ...evaluation.results import SUMMARIES, Results
 from ...experiments.methods import registered
+from ...names import folder_name
 from .. import parts
 from ..results_kinds import shows
 from ..svg_plots import Series, color_of, interval_plot
@@ -29,6 +30,7 @@ def _blocks(results: Results) -> Iterator[tuple[str, Iterable[Content]]]:
     yield f"Accuracy on {results.overlap.description}", _accuracy(results)
     yield "Differences on the same pairs", _differences(results)
     yield "Capabilities", _capabilities(results)
+    yield "What the rewards are made of", _weights(results)
     yield "Router", parts.router_contents({"": results.router})
     yield "Win probability", parts.calibration_contents({"": {"dmoerm": results.calibration}}, ["dmoerm"])
     yield "Correlation of reward with length", parts.length_contents({"": results.length_bias})
@@ -75,6 +77,26 @@ def _capabilities(results: Results) -> Iterator[Content]:
     plots = {task: interval_plot([Series(task, row, color)], label, 0.5) for task, row in results.capabilities.items()}
     yield PlotGrid("Capability accuracy", plots, wide=True)
     yield from parts.capability_contents({"": results.capabilities})
+
+
+def _weights(results: Results) -> Iterator[Content]:
+    """Show the aggregator's weights with the held-out accuracy of each score, where phase 3 chose them."""
+    rows: list[TableRow] = []
+    for task in results.tasks:
+        folder = folder_name(task)
+        weights = results.steps.get(f"phase3/{folder}", {})
+        first, experts = (results.steps.get(f"{phase}/{folder}", {}) for phase in ("phase1", "phase2"))
+        known = {name: experts.get(f"accuracy/{name}") for name in results.capabilities.get(task, {})}
+        known |= {"per_task": first.get("accuracy"), "all_labels": first.get("accuracy/all_labels")}
+        known["general"] = results.steps.get("phase0", {}).get("accuracy")
+        for key, weight in weights.items():
+            if (name := key.removeprefix("weight/")) != key:
+                rows.append([task, name, parts.number(weight, ".2f"), parts.number(known.get(name), ".1%")])
+        if rows and rows[-1][0] == task:
+            rows.append([task, "reward", Number("1.00"), parts.number(weights.get("accuracy"), ".1%")])
+    if rows:
+        header = ["task", "score", "weight", "accuracy on held-out training prompts"]
+        yield Table("Weight of each score in the reward, and how well it predicts its own labels", header, rows)
 
 
 def _costs(results: Results) -> Table:
