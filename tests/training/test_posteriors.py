@@ -77,7 +77,7 @@ def test_exact_heads_give_the_sum_of_their_inverse_hessians(tiny_backbone: str, 
 def test_a_run_is_saved_reloaded_and_resumed_with_the_same_uncertainty(
     tiny_backbone: str, tmp_path: Path, form: str
 ) -> None:
-    penalty: dict[str, Any] = {"phase0": {"l2": 0.5}, "phase1": {"l2": 0.5}}
+    penalty: dict[str, Any] = {"phase0": {"l2": 0.5}, "phase1": {"l2": 0.5, "phase1_fraction": 0}}
     forms: dict[str, Any] = {
         "exact": lambda: make_exact_config(tiny_backbone, tmp_path),
         "branch": lambda: make_tiny_config(tiny_backbone, tmp_path, **penalty),
