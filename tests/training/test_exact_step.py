@@ -132,9 +132,18 @@ def test_a_tasks_head_may_be_pulled_toward_the_general_one_in_its_own_units(auto
 
 def test_an_expert_weighs_as_its_labels_can_be_predicted() -> None:
     read = torch.tensor([True] * 5 + [False, True])
-    weights = score_weights([0.9, 0.7, 0.6, 0.5], reference=0.7, read=read)
+    weights = score_weights([0.9, 0.7, 0.6, 0.5], reference=0.7, general=0.9, read=read)
     assert weights.tolist() == pytest.approx([w / 4.5 for w in (1, 1, 0.5, 0, 1, 0, 1)])
-    assert score_weights([0.3, 0.6], 0.4, torch.tensor([True] * 4)).tolist() == pytest.approx([0, 1 / 3, 1 / 3, 1 / 3])
+    assert score_weights([0.3, 0.6], 0.4, 0.51, torch.tensor([True] * 4)).tolist() == pytest.approx(
+        [w / 2.4 for w in (0, 1, 1, 0.4)]
+    )
+
+
+@pytest.mark.parametrize(("general", "weight"), [(0.45, 0), (0.6, 1 / 2), (0.7, 1), (0.9, 1)])
+def test_the_general_model_weighs_as_it_predicts_the_tasks_labels(general: float, weight: float) -> None:
+    """With many unlike tasks, it orders the pairs of some at chance."""
+    weights = score_weights([], reference=0.7, general=general, read=torch.tensor([True] * 3))
+    assert weights.tolist() == pytest.approx([w / (2 + weight) for w in (1, weight, 1)])
 
 
 @pytest.mark.parametrize(("sign", "kept"), [(1.0, True), (-1.0, False)])
@@ -227,7 +236,9 @@ def test_trained_scores_are_weighted_by_the_validation_prompts(
         return right / total
 
     reference = accuracy(len(names), None)
-    expected = score_weights([accuracy(i, name) for i, name in enumerate(names)], reference, linear_read(task_model))
+    expected = score_weights(
+        [accuracy(i, name) for i, name in enumerate(names)], reference, 0.5, linear_read(task_model)
+    )
     found = torch.tensor([metrics[f"weight/{name}"] for name in (*names, "per_task", "general")])
     scaled = [torch.cat([s * expected[: len(names)], expected[len(names) :]]) for s in EXPERT_SCALES]
     assert any(torch.allclose(found, row / row.sum(), atol=1e-5) for row in scaled)

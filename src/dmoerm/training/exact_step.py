@@ -174,7 +174,8 @@ def weight_scores(training: Training, task: str, kept: nn.ModuleDict) -> tuple[S
     if capabilities:
         task_model.normalizer.fit(known[:, : len(capabilities)])
     pairs = _score_pairs(held_out.examples, scores, linear.normalizer.scale.cpu(), run.config.seed)
-    weights = score_weights(held_out.accuracies, held_out.reference, linear.read.cpu())
+    general = pair_accuracy(pairs.differences[:, len(capabilities) + 1], pairs.target, pairs.weight)
+    weights = score_weights(held_out.accuracies, held_out.reference, general, linear.read.cpu())
     linear.weight.copy_(rescale_experts(weights, len(capabilities), pairs))
     rewards = {key: linear(row.to(device)).cpu() for key, row in scores.items()}
     rewards |= {key: aggregator(row.to(device)).cpu() for key, row in vectors.items()}
@@ -233,21 +234,23 @@ def _score_pairs(examples: Examples, scores: Vectors, scale: Tensor, seed: int) 
     return linear_pairs(labeled(examples), lambda e: scores[e.key], scale, [None], seed)[0]
 
 
-def score_weights(accuracies: Sequence[float], reference: float, read: Tensor) -> Tensor:
+def score_weights(accuracies: Sequence[float], reference: float, general: float, read: Tensor) -> Tensor:
     """Return the aggregator's weights (s,), which sum to 1.
 
-    The base scores have equal weights. An expert's weight is relative to theirs: its accuracy above chance on held-out
-    labels of its capability / that of phase 1 on the overall labels, from 0 (labels that cannot be predicted) to 1.
-    Weights that are fitted to the overall preferences are worse: docs/log.md has the figures.
+    The scores of phase 1 and of the head on all labels have equal weights. The weight of an expert or of the general
+    model is relative to theirs: its accuracy above chance on held-out labels / that of phase 1, from 0 (labels that
+    cannot be predicted, or a task unlike the others) to 1. Weights that are fitted to the overall preferences are
+    worse: docs/log.md has the figures.
 
     Args:
-        accuracies: of the k experts, out of fold; the scores after theirs are base scores.
-        reference: the out-of-fold accuracy of phase 1.
+        accuracies: of the k experts, on labels of their capabilities; the scores after theirs are base scores.
+        reference: the accuracy of phase 1 on the overall labels.
+        general: that of the general model, whose score is the second of the base scores.
         read: (s,), whether the aggregator reads the score.
     """
     weights = read.float()
     reference = max(reference - 0.5, _MIN_ABOVE_CHANCE)
-    for i, accuracy in enumerate(accuracies):
+    for i, accuracy in [*enumerate(accuracies), (len(accuracies) + 1, general)]:
         weights[i] *= min(max((accuracy - 0.5) / reference, 0.0), 1.0)
     return weights / weights.sum().clamp(min=1e-12)
 
