@@ -24,6 +24,7 @@ from dmoerm.experiments.methods.all_labels import joined_pairs, train_all_labels
 from dmoerm.experiments.methods.all_labels_general import train_all_labels_general
 from dmoerm.experiments.methods.gated_model import gated_vectors, objectives, train_gated
 from dmoerm.experiments.methods.members import averaged, fresh_scorer, train_members
+from dmoerm.scores import unbound_reward
 from dmoerm.training import phases
 from dmoerm.training.batches import PreferenceExample
 from dmoerm.training.embedding import base_embeddings
@@ -254,3 +255,15 @@ def test_human_grades_orders_responses_by_peoples_grades(context: MethodContext)
     assert set(tied) == {0.0}
     without = dataclasses.replace(context, data=dataclasses.replace(context.data, train=[bare]))
     assert registered()["human_grades"].train(without) is None
+
+
+def test_risk_is_the_reward_minus_its_uncertainty(exact: MethodContext, context: MethodContext) -> None:
+    method = registered()["risk"]
+    trained = method.train(exact)
+    assert trained is not None
+    assert trained.score is not None
+    group = exact.data.test[0]
+    (scored,) = score_groups(exact.run.model, [group], console=Console(quiet=True), scorers={"risk": trained.score})
+    expected = exact.run.model.score(group.prompt, list(group.responses), risk=1.0)
+    assert scored.members["risk"][0] == pytest.approx([unbound_reward(score.reward) for score in expected], abs=1e-4)
+    assert method.train(context) is None  # heads without a penalty have no posterior

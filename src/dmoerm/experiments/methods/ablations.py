@@ -80,7 +80,23 @@ def _train_given_task(_: MethodContext) -> TrainedMethod:
     return TrainedMethod(score=lambda batch: batch.given_task[None])
 
 
+def _train_risk(context: MethodContext) -> TrainedMethod | None:
+    """Use the run with risk 1; None if its rewards have no uncertainty."""
+    model = context.run.model
+    posteriors = [model.general_posterior, *(model.task_model(task).posterior for task in model.config.tasks)]
+    if not all(posterior.known for posterior in posteriors):
+        return None
+    return TrainedMethod(score=lambda batch: (batch.output.reward - batch.output.uncertainty)[None])
+
+
 register(
+    Method(
+        "risk",
+        "the reward minus its standard deviation (risk 1): cautious about responses far from the training data",
+        "ablation",
+        ABLATION_COLOR,
+        _train_risk,
+    ),
     Method(
         "given_task",
         "the task is given, as it is to the models per task: the difference is what routing costs",
