@@ -32,15 +32,16 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from dmoerm.bootstrap import mean_interval
-from dmoerm.config import Config, changed, load_config
+from dmoerm.config import BranchStepConfig, Config, changed, load_config
 from dmoerm.data.splits import load_splits
 from dmoerm.data.splitting import take_groups
 from dmoerm.evaluation.accuracy import right_pairs
 from dmoerm.io.paths import write_file
 from dmoerm.model.heads import BranchScorer, Head
-from dmoerm.training.batches import PreferenceExample, VectorCollator
+from dmoerm.training.batches import PreferenceBatch, PreferenceExample, VectorCollator
 from dmoerm.training.embedding import base_embeddings, cached_states
 from dmoerm.training.exact_step import fit_heads
+from dmoerm.training.fitting import fit
 from dmoerm.training.losses import PreferenceLossModule
 from dmoerm.training.phases import apply_base, train_base
 from dmoerm.training.progress import Progress
@@ -157,6 +158,10 @@ def _fit_reader(run: Run, _: str, train: Examples, validation: Examples, test: E
     def inputs(batch: Examples) -> ReaderInputs:
         return join([m for e in batch for m in memory[e.key]], torch.cat([pooled[e.key] for e in batch]))
 
+    def collate(batch: Examples) -> list[PreferenceBatch]:
+        (vectors,) = VectorCollator(lambda e: pooled[e.key])(batch)
+        return [replace(vectors, inputs=inputs(batch))]
+
     token = torch.stack([states[e.key][1][0][-1].float() for e in train]).mean(0)  # of the first responses' last tokens
     best: tuple[float, float, ReaderScorer] | None = None
     losses = {}
@@ -166,8 +171,13 @@ def _fit_reader(run: Run, _: str, train: Examples, validation: Examples, test: E
         scorer = ReaderScorer(reader, nn.Identity()).eval()
         features = _features(scorer, inputs, [*train, *validation])
         scorer.head = _fitted_head(run, train, features, pooled[train[0].key].shape[1] + len(token))
-        loss, scorer = _train_reader(scorer, inputs, train, validation, rate, run.config.seed)
-        losses[str(rate)] = loss
+        scorer.requires_grad_(True)
+        module, folder = PreferenceLossModule(scorer, _L2, scorer.head), f"reader-{len(train)}-{rate}"
+        step = BranchStepConfig(learning_rate=rate, head_learning_rate=1e-4, batch_groups=16, epochs=EPOCHS["reader"])
+        options = run.fit_options(run.folder / "checkpoints" / folder)
+        with run.progress.step(f"reader, {len(train)} groups, rate {rate}"):
+            (fitted,) = fit(module, train, validation, collate=collate, step=step, **options)
+        loss, losses[str(rate)] = fitted.loss, fitted.loss
         if best is None or loss < best[0]:
             best = loss, rate, scorer
     assert best is not None
@@ -197,51 +207,6 @@ def _features(scorer: ReaderScorer, inputs: Any, examples: Examples) -> dict[str
         rows = scorer.features(inputs(batch)).split([len(e.encoded.responses) for e in batch])
         features |= {e.key: row for e, row in zip(batch, rows, strict=True)}
     return features
-
-
-def _train_reader(
-    scorer: ReaderScorer, inputs: Any, train: Examples, validation: Examples, rate: float, seed: int
-) -> tuple[float, ReaderScorer]:
-    """Train for the epochs of the kind; return the lowest validation loss and its state. The start is a candidate."""
-    scorer.head.requires_grad_(True)
-    module = PreferenceLossModule(scorer, _L2, scorer.head)
-    groups = [
-        {"params": list(scorer.reader.parameters()), "lr": rate, "weight_decay": 0.01},
-        {"params": [p for p in scorer.head.parameters() if p.requires_grad], "lr": 1e-4, "weight_decay": 0.0},
-    ]
-    steps = -(-len(train) // 16) * EPOCHS["reader"]
-    optimizer = torch.optim.AdamW(groups)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / (0.1 * steps), (steps - step) / (0.9 * steps))
-    )
-    generator = np.random.default_rng(seed)
-    best = _loss(scorer, inputs, validation), copy.deepcopy(scorer.state_dict())
-    for _ in range(EPOCHS["reader"]):
-        order = generator.permutation(len(train))
-        scorer.train()
-        for start in range(0, len(train), 16):
-            batch = [train[i] for i in order[start : start + 16]]
-            (vectors,) = VectorCollator(lambda e: torch.zeros(len(e.encoded.responses), 1))(batch)
-            module(replace(vectors, inputs=inputs(batch))).loss.backward()
-            nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
-        if (loss := _loss(scorer, inputs, validation)) < best[0]:
-            best = loss, copy.deepcopy(scorer.state_dict())
-    scorer.load_state_dict(best[1])
-    return best[0], scorer.eval()
-
-
-@torch.no_grad()
-def _loss(scorer: ReaderScorer, inputs: Any, examples: Examples) -> float:
-    module, total, weight = PreferenceLossModule(scorer.eval()), 0.0, 0.0
-    for start in range(0, len(examples), 32):
-        batch = examples[start : start + 32]
-        (vectors,) = VectorCollator(lambda e: torch.zeros(len(e.encoded.responses), 1))(batch)
-        rows = module(replace(vectors, inputs=inputs(batch)))
-        total, weight = total + float((rows.rows * rows.weights).sum()), weight + float(rows.weights.sum())
-    return total / weight
 
 
 FITS = {"head": _fit_head, "reader": _fit_reader, "lora": _fit_branch, "branch": _fit_branch}
