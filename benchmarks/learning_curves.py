@@ -63,13 +63,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--kind", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--groups", nargs="+", type=int, default=[0], help="training groups of each task; 0: all")
     parser.add_argument("--seed", nargs="+", type=int, default=[10])
-    parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="change a setting of fast.yaml")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="A.B=VALUE", help="change a setting of finetune.yaml"
+    )
     parser.add_argument("--output", type=Path, required=True, help="folder of the results")
     options = parser.parse_args(arguments)
     rows: list[Row] = []
     for seed in options.seed:
         settings = [f"data.files=[{options.file}]", f"seed={seed}", f"output={options.output}/seed{seed}", *options.set]
-        rows += measure(load_config("fast", settings), options.kind, options.groups)
+        rows += measure(load_config("finetune", settings), options.kind, options.groups)
     write_file(options.output / "rows.json", json.dumps(rows) + "\n")
     Console().print(table(rows))
 

@@ -6,7 +6,7 @@
 
     experts   the paper's reward: five LoRA experts on the last 6 layers and its aggregator over embeddings; the PEFT
               peers compute the same five embeddings, without a reward
-    lora      the five LoRA experts and phase 1, with a linear aggregator (the recipe `fast`): six passes over them
+    lora      the five LoRA experts and phase 1, with a linear aggregator (the recipe `finetune`): six passes over them
     head      five heads on the branch of phase 1: one pass
     reader    the same, and one reader token per expert that attends to the branch (reader.py, an experiment)
     frozen    the recipe `frozen`: heads on a branch that all tasks share, on the first 20 of the 30 layers

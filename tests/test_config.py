@@ -19,7 +19,7 @@ def test_every_shipped_config_loads_and_survives_a_round_trip(name, tmp_path):
 
 
 def test_shipped_configs_are_the_named_recipes():
-    assert set(shipped_configs()) >= {"paper", "paper-published", "fast", "warm", "frozen", "human", "demo"}
+    assert set(shipped_configs()) >= {"paper", "paper-published", "fast", "finetune", "warm", "frozen", "human", "demo"}
 
 
 def test_every_field_is_documented():
@@ -34,23 +34,23 @@ def test_every_field_is_documented():
 
 
 def test_an_override_changes_one_field_alone():
-    config = load_config("fast", ["phase2.lora.rank=4", "data.files=[a.jsonl, b.jsonl]"])
+    config = load_config("finetune", ["phase2.lora.rank=4", "data.files=[a.jsonl, b.jsonl]"])
     assert config.phase2.lora.rank == 4
     assert config.data.files == ("a.jsonl", "b.jsonl")
-    assert config.phase2.l2 == load_config("fast").phase2.l2
+    assert config.phase2.l2 == load_config("finetune").phase2.l2
 
 
 def test_extends_fills_in_what_the_file_does_not_say(tmp_path):
-    (tmp_path / "mine.yaml").write_text("extends: fast\nphase2: {l2: 0.9}\n")
-    config, base = load_config(tmp_path / "mine.yaml"), load_config("fast")
+    (tmp_path / "mine.yaml").write_text("extends: finetune\nphase2: {l2: 0.9}\n")
+    config, base = load_config(tmp_path / "mine.yaml"), load_config("finetune")
     assert config.phase2.l2 == 0.9
     assert config.phase2.epochs == base.phase2.epochs
     assert config.phase1 == base.phase1
 
 
 def test_another_recipe_can_be_extended_from_the_command_line():
-    assert load_config("human", ["extends=fast"]).base == "full"
-    assert load_config("human", ["extends=fast"]).data.files == load_config("human").data.files
+    assert load_config("human", ["extends=finetune"]).base == "full"
+    assert load_config("human", ["extends=finetune"]).data.files == load_config("human").data.files
 
 
 @pytest.mark.parametrize(
@@ -91,8 +91,8 @@ def test_another_recipe_can_be_extended_from_the_command_line():
         (["data.soft_labels=false"], "data.soft_labels has no effect while data.capability_labels is empty"),
         (["data.inconsistent_weight=0.5"], "data.inconsistent_weight has no effect"),
         (["phase0.batch_groups=8", "phase0.gradient_accumulation=3"], "phase0: .*must divide batch_groups, which is 8"),
-        (["extends=fast", "phase3.epochs=2"], "phase3.epochs has no effect while phase3.l2 is auto"),
-        (["extends=fast", "phase0.best_by=end"], "phase0.best_by: is now metric_for_best_model"),
+        (["extends=finetune", "phase3.epochs=2"], "phase3.epochs has no effect while phase3.l2 is auto"),
+        (["extends=finetune", "phase0.best_by=end"], "phase0.best_by: is now metric_for_best_model"),
         (["phase2.first_fraction=0"], "is now phase1.phase1_fraction"),
     ],
 )

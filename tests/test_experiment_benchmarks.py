@@ -84,7 +84,7 @@ def test_learning_curves_are_measured_and_resumed(tiny_backbone, tmp_path, monke
     monkeypatch.setattr(learning_curves, "EPOCHS", dict.fromkeys(learning_curves.KINDS, 1))
     settings = [f"backbone.path={tiny_backbone}", "backbone.branch_layer=2", f"cache={tmp_path / 'cache'}", "seed=1"]
     settings += [f"data.files=[{tmp_path / 'groups.jsonl'}]", f"output={tmp_path / 'curves'}"]
-    config = learning_curves.load_config("fast", settings)
+    config = learning_curves.load_config("finetune", settings)
     rows = learning_curves.measure(config, learning_curves.KINDS, [3, 0])
     assert [(row["kind"], row["groups"]) for row in rows[:4]] == [(kind, 6) for kind in learning_curves.KINDS]
     assert rows[4]["groups"] == 12

@@ -189,7 +189,7 @@ def test_lora_experts_start_from_exact_heads() -> None:
 
 @pytest.mark.parametrize("base", ["full", "frozen"])
 def test_branches_and_lora_are_trained_from_exact_heads(tiny_backbone: str, tmp_path: Path, base: str) -> None:
-    """The form of `fast`, and of `frozen` with LoRA experts."""
+    """The form of `finetune`, and of `frozen` with LoRA experts."""
     first: dict[str, Any] = {"head_first": {"l2": "auto"}}
     phases = {"phase0": first, "phase1": first} if base == "full" else {}
     run = train_quietly(make_tiny_config(tiny_backbone, tmp_path, base=base, phase2=first, **phases))
@@ -208,7 +208,7 @@ def weighted_config(backbone: str, folder: Path, base: str) -> Config:
 def test_trained_scores_are_weighted_by_the_validation_prompts(
     tiny_backbone: str, tmp_path: Path, base: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The form of `fast`: no head is out of fold, so the training prompts must not choose the weights."""
+    """The form of `finetune`: no head is out of fold, so the training prompts must not choose the weights."""
     calibrated: dict[str, Any] = {}
     original = exact_step.calibrate
 

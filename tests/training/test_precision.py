@@ -23,11 +23,11 @@ TASK = "chitchat"
 # Most changes are smaller than bfloat16's steps.
 SLOW = {"epochs": 1, "learning_rate": 2e-4, "metric_for_best_model": "end", "evaluations": 1}
 HEAD = {"head_first": {"epochs": 1, "learning_rate": 1e-3}}
-FAST: dict[str, Any] = {"phase0": SLOW | HEAD, "phase1": SLOW | HEAD, "phase2": SLOW | HEAD}
+FINETUNE: dict[str, Any] = {"phase0": SLOW | HEAD, "phase1": SLOW | HEAD, "phase2": SLOW | HEAD}
 RECIPES: dict[str, dict[str, Any]] = {
-    "fast": FAST,
-    "warm": {**FAST, "warm_start": True},
-    "lora": {**FAST, "base": "lora", "base_lora": {"rank": 2, "alpha": 2}},
+    "finetune": FINETUNE,
+    "warm": {**FINETUNE, "warm_start": True},
+    "lora": {**FINETUNE, "base": "lora", "base_lora": {"rank": 2, "alpha": 2}},
     "paper": {
         "backbone": {"branch_layer": 0},
         "encoding": {"pooling": "last"},
