@@ -267,3 +267,18 @@ def test_risk_is_the_reward_minus_its_uncertainty(exact: MethodContext, context:
     expected = exact.run.model.score(group.prompt, list(group.responses), risk=1.0)
     assert scored.members["risk"][0] == pytest.approx([unbound_reward(score.reward) for score in expected], abs=1e-4)
     assert method.train(context) is None  # heads without a penalty have no posterior
+
+
+def test_laplace_lowers_the_single_models_reward_by_its_deviation(exact: MethodContext, context: MethodContext) -> None:
+    method = registered()["laplace"]
+    trained = method.train(exact)
+    assert trained is not None
+    assert trained.score is not None
+    threshold, exact.run.model.config.threshold = exact.run.model.config.threshold, 1.0
+    group = exact.data.test[0]
+    (scored,) = score_groups(exact.run.model, [group], console=Console(quiet=True), scorers={"x": trained.score})
+    expected = exact.run.model.score(group.prompt, list(group.responses), risk=1.0)  # scored by the general model
+    exact.run.model.config.threshold = threshold
+    assert {score.task for score in expected} == {None}
+    assert scored.members["x"][0] == pytest.approx([unbound_reward(score.reward) for score in expected], abs=1e-4)
+    assert method.train(context) is None  # heads without a penalty have no posterior

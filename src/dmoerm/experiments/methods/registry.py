@@ -22,6 +22,7 @@ _BUILT_IN = (
     "all_labels",
     "all_labels_general",
     "ensembles",
+    "laplace",
     "gated",
     "umm_rm",
     "ablations",
