@@ -92,7 +92,7 @@ def comparison(frozen_config) -> Comparison:
 
 def test_every_method_is_measured_on_the_same_pairs(comparison: Comparison) -> None:
     trained = {"general", "per_task", "all_labels", "all_labels_general", "warm", "gated", "longest", "dmoerm"}
-    trained |= {f"{name}_{how}" for name in ("ensemble", "bagged") for how in ("mean", "wco", "uwo")}
+    trained |= {"laplace"} | {f"{name}_{how}" for name in ("ensemble", "bagged") for how in ("mean", "wco", "uwo")}
     for condition in comparison.conditions.values():
         assert set(condition.accuracy) == trained | set(SOME) | {"shortest"}
         tasks = condition.accuracy["dmoerm"]
