@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 Results = dict[str, Any]
+MAX_COLUMNS = 8
+DECISIVE = ("dmoerm", "given_task", "per_task", "all_labels", "all_labels_general", "general")
+"""The methods that are shown by task if there are more than `MAX_COLUMNS` tasks."""
 
 
 def tables(results: Results) -> list[str]:
@@ -31,20 +34,35 @@ def _comparison(results: Results) -> list[str]:
 
 
 def _methods(condition: Results, results: Results) -> list[str]:
+    """Return the table of all methods; of many tasks, a table of their own for the methods that decide."""
     accuracy, paired = condition["accuracy"], condition["paired"]
     tasks = [task for task in accuracy["dmoerm"] if not task.startswith("mean")]
+    titles = {task: f"{task} \\*" if task in results["derived_tasks"] else task for task in tasks}
+    shown = tasks if len(tasks) <= MAX_COLUMNS else []
     human = ["mean_human"] if "mean_human" in accuracy["dmoerm"] else []
     heads = ["method", "mean", "dmoerm − method", *(["tasks scored by people", "dmoerm − method"] if human else [])]
-    heads += [f"{task} \\*" if task in results["derived_tasks"] else task for task in tasks] + ["ECE", "length"]
+    heads += [*(titles[task] for task in shown), "ECE", "length"]
     rows = []
-    for method in sorted(accuracy, key=lambda m: -accuracy[m].get("mean", {"value": 0})["value"]):
-        row, difference = accuracy[method], paired.get(f"dmoerm - {method}", {})
+    for methods in _equal(sorted(accuracy, key=lambda m: -accuracy[m].get("mean", {"value": 0})["value"]), accuracy):
+        row, difference = accuracy[methods[0]], paired.get(f"dmoerm - {methods[0]}", {})
         cells = [text for name in ["mean", *human] for text in (_share(row.get(name)), _points(difference.get(name)))]
-        cells += [f"{100 * row[task]['value']:.1f}" if task in row else "–" for task in tasks]
-        ece, length = condition["calibration"].get(method), condition["length_bias"].get(method)
+        cells += [f"{100 * row[task]['value']:.1f}" if task in row else "–" for task in shown]
+        ece, length = condition["calibration"].get(methods[0]), condition["length_bias"].get(methods[0])
         cells += [f"{ece['ece']:.3f}" if ece else "–", f"{length['spearman']:+.2f}" if length else "–"]
-        rows.append([f"**{method}**" if method == "dmoerm" else method, *cells])
-    return _table(heads, rows)
+        rows.append([" = ".join(f"**{m}**" if m == "dmoerm" else m for m in methods), *cells])
+    if shown:
+        return _table(heads, rows)
+    decisive = [method for method in DECISIVE if method in accuracy]
+    by_task = [[titles[t], *(f"{100 * accuracy[m][t]['value']:.1f}" for m in decisive)] for t in tasks]
+    return [*_table(heads, rows), "", *_table(["task", *decisive], by_task)]
+
+
+def _equal(methods: Sequence[str], accuracy: Results) -> list[list[str]]:
+    """Return the methods, those that order all pairs alike together, each under the first of them."""
+    groups: dict[str, list[str]] = {}
+    for method in methods:
+        groups.setdefault(repr({task: row["value"] for task, row in accuracy[method].items()}), []).append(method)
+    return list(groups.values())
 
 
 def summary(comparisons: dict[str, Results]) -> list[str]:

@@ -49,7 +49,7 @@ from dmoerm.training.run import examples_of, prepare, split_examples
 from dmoerm.training.steps import Run
 
 KINDS = ("head", "reader", "lora", "branch")
-RATES = {"reader": (5e-4, 2e-3), "lora": (2e-4, 1e-3), "branch": (2e-5, 1e-4)}
+RATES = {"reader": (5e-4, 2e-3), "lora": (1e-3, 3e-3), "branch": (1e-4, 3e-4)}
 EPOCHS = {"reader": 8, "lora": 3, "branch": 3}
 _L2 = 1.0  # of the head's distance from its fitted start
 Examples = Sequence[PreferenceExample]
