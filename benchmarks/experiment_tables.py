@@ -33,6 +33,25 @@ def _comparison(results: Results) -> list[str]:
     return lines
 
 
+def short(results: Results) -> list[str]:
+    """Return a comparison's methods with one column per condition: mean accuracy, and how far DMoERM is above it."""
+    conditions = results["conditions"]
+    first = next(iter(conditions.values()))["accuracy"]
+    order = sorted(first, key=lambda method: -first[method].get("mean", {"value": 0})["value"])
+    rows = []
+    for methods in _equal(order, {m: {n: c["accuracy"][m]["mean"] for n, c in conditions.items()} for m in order}):
+        cells = []
+        for condition in conditions.values():
+            means = {method: row["mean"]["value"] for method, row in condition["accuracy"].items()}
+            dmoerm = f"**{100 * means['dmoerm']:.1f}**"
+            cells.append(dmoerm if "dmoerm" in methods else _beside(methods[0], means, condition["paired"]))
+        rows.append([" = ".join(f"**{m}**" if m == "dmoerm" else m for m in methods), *cells])
+    seeds = len(next(iter(conditions.values()))["by_seed"])
+    prompts = first["dmoerm"]["mean"]["prompts"]
+    counts = f"{prompts} prompts, {seeds} seed{'s' * (seeds > 1)}; `{results['command']}`."
+    return [*_table(["method", *conditions], rows), "", counts]
+
+
 def _methods(condition: Results, results: Results) -> list[str]:
     """Return the table of all methods; of many tasks, a table of their own for the methods that decide."""
     accuracy, paired = condition["accuracy"], condition["paired"]

@@ -31,6 +31,8 @@ def filled(text: str) -> str:
     files = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(RESULTS.rglob("*.json"))}
     for name, results in files.items():
         text = replaced(text, name, experiment_tables.tables(results) if "kind" in results else measured(results))
+        if results.get("kind") == "comparison":
+            text = replaced(text, f"short {name}", experiment_tables.short(results))
     comparisons = {title: files[name] for title, name in SUMMARY.items() if name in files}
     return replaced(text, "summary", experiment_tables.summary(comparisons))
 
