@@ -39,10 +39,12 @@ def short(results: Results) -> list[str]:
     first = next(iter(conditions.values()))["accuracy"]
     order = sorted(first, key=lambda method: -first[method].get("mean", {"value": 0})["value"])
     rows = []
-    for methods in _equal(order, {m: {n: c["accuracy"][m]["mean"] for n, c in conditions.items()} for m in order}):
+    for methods in _equal(
+        order, {m: {n: c["accuracy"].get(m, {}).get("mean") for n, c in conditions.items()} for m in order}
+    ):
         cells = []
         for condition in conditions.values():
-            means = {method: row["mean"]["value"] for method, row in condition["accuracy"].items()}
+            means = {method: row["mean"]["value"] for method, row in condition["accuracy"].items() if "mean" in row}
             dmoerm = f"**{100 * means['dmoerm']:.1f}**"
             cells.append(dmoerm if "dmoerm" in methods else _beside(methods[0], means, condition["paired"]))
         rows.append([" = ".join(f"**{m}**" if m == "dmoerm" else m for m in methods), *cells])
@@ -65,23 +67,27 @@ def _methods(condition: Results, results: Results) -> list[str]:
     for methods in _equal(sorted(accuracy, key=lambda m: -accuracy[m].get("mean", {"value": 0})["value"]), accuracy):
         row, difference = accuracy[methods[0]], paired.get(f"dmoerm - {methods[0]}", {})
         cells = [text for name in ["mean", *human] for text in (_share(row.get(name)), _points(difference.get(name)))]
-        cells += [f"{100 * row[task]['value']:.1f}" if task in row else "–" for task in shown]
+        cells += [_value(row.get(task)) for task in shown]
         ece, length = condition["calibration"].get(methods[0]), condition["length_bias"].get(methods[0])
         cells += [f"{ece['ece']:.3f}" if ece else "–", f"{length['spearman']:+.2f}" if length else "–"]
         rows.append([" = ".join(f"**{m}**" if m == "dmoerm" else m for m in methods), *cells])
     if shown:
         return _table(heads, rows)
     decisive = [method for method in DECISIVE if method in accuracy]
-    by_task = [[titles[t], *(f"{100 * accuracy[m][t]['value']:.1f}" for m in decisive)] for t in tasks]
+    by_task = [[titles[t], *(_value(accuracy[m].get(t)) for m in decisive)] for t in tasks]
     return [*_table(heads, rows), "", *_table(["task", *decisive], by_task)]
 
 
 def _equal(methods: Sequence[str], accuracy: Results) -> list[list[str]]:
-    """Return the methods, those that order all pairs alike together, each under the first of them."""
+    """Return the methods, together those whose accuracies and intervals over prompts are all equal."""
     groups: dict[str, list[str]] = {}
     for method in methods:
-        groups.setdefault(repr({task: row["value"] for task, row in accuracy[method].items()}), []).append(method)
+        groups.setdefault(repr(accuracy[method]), []).append(method)
     return list(groups.values())
+
+
+def _value(estimate: Results | None) -> str:
+    return f"{100 * estimate['value']:.1f}" if estimate else "–"
 
 
 def summary(comparisons: dict[str, Results]) -> list[str]:

@@ -88,9 +88,11 @@ def measure(config: Config, kinds: Sequence[str], sizes: Sequence[int]) -> list[
         kept = {id(g) for g in take_groups([e.group for e in train], size, config.seed)} if size else None
         part = [e for e in train if kept is None or id(e.group) in kept]
         for kind in kinds:
-            file = Path(config.output) / f"{kind}-{size}.json"
-            if not file.exists():
-                write_file(file, json.dumps(_row(run, kind, part, validation, test)) + "\n")
+            file, settings = Path(config.output) / f"{kind}-{size}.json", [RATES.get(kind), EPOCHS.get(kind)]
+            settings = json.loads(json.dumps(settings))  # as they are read back
+            if not file.exists() or json.loads(file.read_text())["settings"] != settings:
+                row = _row(run, kind, part, validation, test) | {"settings": settings}
+                write_file(file, json.dumps(row) + "\n")
             rows.append(json.loads(file.read_text()) | {"seed": config.seed, "size": size})
             print(json.dumps({k: v for k, v in rows[-1].items() if k != "prompts"}), flush=True)
     return rows
@@ -173,7 +175,7 @@ def _fit_reader(run: Run, _: str, train: Examples, validation: Examples, test: E
         scorer = ReaderScorer(reader, nn.Identity()).eval()
         features = _features(scorer, inputs, [*train, *validation])
         scorer.head = _fitted_head(run, train, features, pooled[train[0].key].shape[1] + len(token))
-        scorer.requires_grad_(True)
+        scorer.head.requires_grad_(True)
         module, folder = PreferenceLossModule(scorer, _L2, scorer.head), f"reader-{len(train)}-{rate}"
         step = BranchStepConfig(learning_rate=rate, head_learning_rate=1e-4, batch_groups=16, epochs=EPOCHS["reader"])
         options = run.fit_options(run.folder / "checkpoints" / folder)

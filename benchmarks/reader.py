@@ -48,7 +48,7 @@ def memories(branch: Decoder, states: Sequence[States]) -> list[list[Memory]]:
 def remember(branch: Decoder, packed: Packed, compute: Callable[[], T]) -> tuple[T, list[list[Memory]]]:
     """Call `compute`, which runs the branch once over the packed states; return its result and the memories.
 
-    In the last layer, the pooled tokens may be projected once more.
+    `compute` is a full pass, or one that pools the last token, which projects it once more in the last layer.
     """
     kept: dict[str, list[Tensor]] = {"k_proj": [], "v_proj": []}
     hooks = [
@@ -99,7 +99,7 @@ class ReaderInputs:
 
 def join(memory: Sequence[Memory], pooled: Tensor) -> ReaderInputs:
     """Pad the memories of N responses."""
-    lengths = torch.tensor([m.keys.shape[1] for m in memory])
+    lengths = torch.tensor([m.keys.shape[1] for m in memory], device=pooled.device)
     keys, values = (
         torch.stack([functional.pad(t, (0, 0, 0, 0, 0, int(lengths.max()) - t.shape[1])) for t in rows], 1)
         for rows in zip(*memory, strict=True)
@@ -149,7 +149,7 @@ class Reader(nn.Module):
         branch = self.branch[0]
         states = self.token.expand(len(inputs.lengths), -1)
         cos, sin = branch.rotary_emb(states[None], position_ids=inputs.lengths[None])
-        mask = torch.arange(inputs.keys.shape[2] + 1)[None] < inputs.lengths[:, None]
+        mask = torch.arange(inputs.keys.shape[2] + 1, device=inputs.keys.device)[None] < inputs.lengths[:, None]
         mask[:, -1] = True  # the reader itself
         for number, (layer, own) in enumerate(zip(branch.layers, self.layers, strict=True)):  # pyright: ignore
             x = self.dropout(layer.input_layernorm(states))

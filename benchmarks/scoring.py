@@ -112,6 +112,8 @@ def contest(backbone: str, dtype: torch.dtype, branch_layer: int, device: str = 
         for kind, settings in KINDS.items()
         if kind != "frozen"
     }
+    for kind in ("lora", "head"):  # the same weights; an 8B backbone does not fit several times
+        kinds[kind].trunk, kinds[kind].general.branch = kinds["experts"].trunk, kinds["experts"].general.branch
     plain = plain_model(backbone, dtype).to(device)
     layers = round(FROZEN_SHARE * plain.config.num_hidden_layers)  # pyright: ignore
     settings = (*KINDS["frozen"], f"backbone.num_layers={layers}")

@@ -85,12 +85,27 @@ def test_learning_curves_are_measured_and_resumed(tiny_backbone, tmp_path, monke
     settings = [f"backbone.path={tiny_backbone}", "backbone.branch_layer=2", f"cache={tmp_path / 'cache'}", "seed=1"]
     settings += [f"data.files=[{tmp_path / 'groups.jsonl'}]", f"output={tmp_path / 'curves'}"]
     config = learning_curves.load_config("finetune", settings)
+    trained = []
+    fit_reader = learning_curves.FITS["reader"]
+
+    def watched(run, *parts):
+        before = {name: tensor.clone() for name, tensor in run.model.general.branch.state_dict().items()}
+        result = fit_reader(run, *parts)
+        after = run.model.general.branch.state_dict()
+        trained.append([name for name, tensor in before.items() if not torch.equal(tensor, after[name])])
+        return result
+
+    monkeypatch.setitem(learning_curves.FITS, "reader", watched)
     rows = learning_curves.measure(config, learning_curves.KINDS, [3, 0])
+    assert trained == [[], []]  # a reader leaves the branch as it is
     assert [(row["kind"], row["groups"]) for row in rows[:4]] == [(kind, 6) for kind in learning_curves.KINDS]
     assert rows[4]["groups"] == 12
     assert all(0 <= row["accuracy"] <= 1 and row["prompts"] for row in rows)
     monkeypatch.setattr(learning_curves, "FITS", {})  # nothing is fitted again
     assert learning_curves.measure(config, learning_curves.KINDS, [3, 0]) == rows
+    monkeypatch.setitem(learning_curves.RATES, "lora", (1e-5,))
+    with pytest.raises(KeyError, match="lora"):  # other rates are another measurement
+        learning_curves.measure(config, ["lora"], [3])
     with (tmp_path / "out.txt").open("w") as file:
         Console(file=file, width=200).print(learning_curves.table(rows))
     lines = (tmp_path / "out.txt").read_text()

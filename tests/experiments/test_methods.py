@@ -24,6 +24,7 @@ from dmoerm.experiments.methods.all_labels import joined_pairs, train_all_labels
 from dmoerm.experiments.methods.all_labels_general import train_all_labels_general
 from dmoerm.experiments.methods.gated_model import gated_vectors, objectives, train_gated
 from dmoerm.experiments.methods.members import averaged, fresh_scorer, train_members
+from dmoerm.schema import Query
 from dmoerm.scores import unbound_reward
 from dmoerm.training import phases
 from dmoerm.training.batches import PreferenceExample
@@ -253,6 +254,9 @@ def test_human_grades_orders_responses_by_peoples_grades(context: MethodContext)
     up, tied = (one.members["x"][0] for one in scored)
     assert (np.diff(up) > 0).all()
     assert set(tied) == {0.0}
+    query = Query(id="q", prompt=group.prompt, responses=group.responses)
+    (plain,) = score_groups(context.run.model, [query], console=Console(quiet=True), scorers={"x": trained.score})
+    assert set(plain.members["x"][0]) == {0.0}
     without = dataclasses.replace(context, data=dataclasses.replace(context.data, train=[bare]))
     assert registered()["human_grades"].train(without) is None
 

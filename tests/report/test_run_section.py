@@ -57,10 +57,17 @@ def test_truncated_and_trained_prompts_are_stated() -> None:
 
 def test_the_weights_of_the_aggregator_are_shown_where_they_were_chosen() -> None:
     steps = {
-        "phase0": {"accuracy": 0.611},
+        "phase0": {"accuracy": 0.599},
         "phase1/chitchat": {"accuracy": 0.622, "accuracy/all_labels": 0.633},
-        "phase2/chitchat": {"accuracy/empathy": 0.644, "accuracy/logic": 0.655},
-        "phase3/chitchat": {"accuracy": 0.666, "weight/empathy": 0.25, "weight/logic": 0.0, "weight/general": 0.75},
+        "phase2/chitchat/0": {"accuracy/empathy": 0.644},
+        "phase2/chitchat/1": {"accuracy/logic": 0.655},
+        "phase3/chitchat": {
+            "accuracy": 0.666,
+            "accuracy/general": 0.611,
+            "weight/empathy": 0.25,
+            "weight/logic": 0.0,
+            "weight/general": 0.75,
+        },
         "phase3/objective_qa": {"accuracy": 0.5},
     }
     page = report_html(example(steps=steps))
@@ -68,4 +75,5 @@ def test_the_weights_of_the_aggregator_are_shown_where_they_were_chosen() -> Non
     for text in ("64.4%", "65.5%", "61.1%", "66.6%", "0.75", "0.00"):
         assert text in page
     assert "62.2%" not in page  # the reward does not read phase 1 here
+    assert "59.9%" not in page  # of all tasks together
     assert "What the rewards are made of" not in report_html(example(steps={"phase3/chitchat": {"accuracy": 0.7}}))

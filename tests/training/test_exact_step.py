@@ -139,6 +139,17 @@ def test_an_expert_weighs_as_its_labels_can_be_predicted() -> None:
     )
 
 
+def test_without_held_out_labels_a_score_weighs_as_phase_1_and_some_score_is_left() -> None:
+    read = torch.tensor([True] * 4)
+    assert score_weights([None, 0.5], 0.7, None, read).tolist() == pytest.approx([1 / 3, 0, 1 / 3, 1 / 3])
+    assert score_weights([0.9, 0.1], None, 0.9, read).tolist() == [0.25] * 4
+    assert score_weights([0.4], 0.7, 0.4, torch.tensor([True, False, True])).tolist() == [0.5, 0, 0.5]
+    pairs = draw(300, 2, signal=6.0)
+    alone = torch.tensor([0.5, 0.5, 0.0])  # experts alone cannot all be dropped
+    scores = torch.cat([-pairs.differences @ torch.randn(2, 2), torch.zeros(300, 1)], 1)
+    assert torch.equal(rescale_experts(alone, 2, replace(pairs, differences=scores)), alone)
+
+
 @pytest.mark.parametrize(("general", "weight"), [(0.45, 0), (0.6, 1 / 2), (0.7, 1), (0.9, 1)])
 def test_the_general_model_weighs_as_it_predicts_the_tasks_labels(general: float, weight: float) -> None:
     """With many unlike tasks, it orders the pairs of some at chance."""
@@ -180,7 +191,7 @@ def test_settings_that_no_exact_fit_has_are_refused(overrides: list[str], messag
 
 def test_lora_experts_start_from_exact_heads() -> None:
     """The settings that docs/training.md names for `frozen` with LoRA experts."""
-    lora = ["phase2.lora.rank=8", "phase2.l2=2", "phase2.head_first.l2=auto", "phase3.l2=3"]
+    lora = ["phase2.lora.rank=8", "phase2.l2=2", "phase2.head_first.l2=auto"]
     page = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
     assert all(f"--set {setting}" in page for setting in lora)
     config = load_config("frozen", lora)
@@ -262,7 +273,14 @@ def test_without_validation_labels_the_training_prompts_weight_the_scores(tiny_b
     unlabeled = [replace_pairs(e, "empathy") for e in examples]
     training.train = [e for e in training.train if e.task != "chitchat"] + unlabeled
     without = exact_step._on_validation(training, "chitchat", task_vectors(training.run, "chitchat", unlabeled))
-    assert without.accuracies == [without.reference, held_out.accuracies[1]]
+    assert without.accuracies == [None, held_out.accuracies[1]]
+    tied = [replace(e, pairs={name: [p._replace(probability=0.5) for p in pairs] for name, pairs in e.pairs.items()})
+            for e in examples]  # fmt: skip
+    training.train = [e for e in training.train if e.task != "chitchat"] + tied
+    assert exact_step._on_validation(training, "chitchat", task_vectors(training.run, "chitchat", tied)).accuracies == [
+        None,
+        None,
+    ]
 
 
 def replace_pairs(example: Any, name: str) -> Any:

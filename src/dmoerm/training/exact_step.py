@@ -141,14 +141,14 @@ class HeldOut(NamedTuple):
     Attributes:
         examples: those whose scores are held out.
         scores: key of an example → the aggregator's scores (N, s), of the training examples too.
-        accuracies: of the k experts on held-out labels of their capabilities.
+        accuracies: of the k experts on held-out labels of their capabilities; None without labels.
         reference: of phase 1 on held-out overall labels.
     """
 
     examples: Examples
     scores: Vectors
-    accuracies: list[float]
-    reference: float
+    accuracies: Sequence[float | None]
+    reference: float | None
 
 
 @torch.no_grad()
@@ -174,19 +174,20 @@ def weight_scores(training: Training, task: str, kept: nn.ModuleDict) -> tuple[S
     if capabilities:
         task_model.normalizer.fit(known[:, : len(capabilities)])
     pairs = _score_pairs(held_out.examples, scores, linear.normalizer.scale.cpu(), run.config.seed)
-    general = pair_accuracy(pairs.differences[:, len(capabilities) + 1], pairs.target, pairs.weight)
+    general = _accuracy(pairs, len(capabilities) + 1)
     weights = score_weights(held_out.accuracies, held_out.reference, general, linear.read.cpu())
     linear.weight.copy_(rescale_experts(weights, len(capabilities), pairs))
-    rewards = {key: linear(row.to(device)).cpu() for key, row in scores.items()}
-    rewards |= {key: aggregator(row.to(device)).cpu() for key, row in vectors.items()}
-    labels = [*train, *validation] if exact else validation
-    calibrate(task_model.calibration, rewards, train if not exact else [], labels)
+    rewards = {key: aggregator(row.to(device)).cpu() for key, row in vectors.items()}
     if exact:
-        set_from_heads(training, task, scored_heads(training, task))
+        rewards |= {key: linear(row.to(device)).cpu() for key, row in scores.items()}
+        calibrate(task_model.calibration, rewards, [], [*train, *validation])
+        set_from_heads(training, task)
     else:
+        calibrate(task_model.calibration, rewards, train, validation)
         set_from_phase1(training, task, known)
     names = (*capabilities, *aggregator.base_names)
     metrics = _quality(pairs, linear.weight.cpu(), task_model.calibration)
+    metrics |= {} if general is None else {"accuracy/general": general}
     metrics |= {f"weight/{name}": float(weight) for name, weight in zip(names, linear.weight, strict=True)}
     return kept.state_dict(), metrics
 
@@ -199,7 +200,7 @@ def _out_of_fold(training: Training, task: str, train: Examples) -> HeldOut:
 
 
 def _on_validation(training: Training, task: str, vectors: Vectors) -> HeldOut:
-    """Measure the accuracies on the validation prompts; an expert without labels there counts as phase 1.
+    """Measure the accuracies on the validation prompts.
 
     If no validation prompt has overall labels, the training prompts are used.
     """
@@ -208,12 +209,15 @@ def _on_validation(training: Training, task: str, vectors: Vectors) -> HeldOut:
     scores = {key: task_model.aggregator.scores(row) for key, row in vectors.items()}
     names = (*task_model.experts.capabilities, None)  # phase 1's score is the first after those of the experts
     unit = torch.ones(len(task_model.aggregator.base_names) + len(names) - 1)
-    accuracies: list[float | None] = []
-    for i, pairs in enumerate(linear_pairs(labeled(examples, names), lambda e: scores[e.key], unit, names, 0)):
-        known = pairs.weight.sum() > 0
-        accuracies.append(pair_accuracy(pairs.differences[:, i], pairs.target, pairs.weight) if known else None)
-    reference = accuracies.pop() or 0.5
-    return HeldOut(examples, scores, [reference if a is None else a for a in accuracies], reference)
+    by_name = linear_pairs(labeled(examples, names), lambda e: scores[e.key], unit, names, 0)
+    *accuracies, reference = (_accuracy(pairs, i) for i, pairs in enumerate(by_name))
+    return HeldOut(examples, scores, accuracies, reference)
+
+
+def _accuracy(pairs: LinearPairs, score: int) -> float | None:
+    """Return the accuracy of a score; None if no pair has an order."""
+    known = (pairs.weight * (2 * pairs.target - 1)).sum() > 0
+    return pair_accuracy(pairs.differences[:, score], pairs.target, pairs.weight) if known else None
 
 
 def _out_of_fold_scores(training: Training, task: str, examples: Examples) -> dict[str, Tensor]:
@@ -234,13 +238,15 @@ def _score_pairs(examples: Examples, scores: Vectors, scale: Tensor, seed: int) 
     return linear_pairs(labeled(examples), lambda e: scores[e.key], scale, [None], seed)[0]
 
 
-def score_weights(accuracies: Sequence[float], reference: float, general: float, read: Tensor) -> Tensor:
+def score_weights(
+    accuracies: Sequence[float | None], reference: float | None, general: float | None, read: Tensor
+) -> Tensor:
     """Return the aggregator's weights (s,), which sum to 1.
 
     The scores of phase 1 and of the head on all labels have equal weights. The weight of an expert or of the general
     model is relative to theirs: its accuracy above chance on held-out labels / that of phase 1, from 0 (labels that
-    cannot be predicted, or a task unlike the others) to 1. Weights that are fitted to the overall preferences are
-    worse: docs/log.md has the figures.
+    cannot be predicted, or a task unlike the others) to 1. Without held-out labels, it is 1. If no score is left, all
+    have equal weights. Weights that are fitted to the overall preferences are worse: docs/log.md has the figures.
 
     Args:
         accuracies: of the k experts, on labels of their capabilities; the scores after theirs are base scores.
@@ -248,11 +254,14 @@ def score_weights(accuracies: Sequence[float], reference: float, general: float,
         general: that of the general model, whose score is the second of the base scores.
         read: (s,), whether the aggregator reads the score.
     """
-    weights = read.float()
-    reference = max(reference - 0.5, _MIN_ABOVE_CHANCE)
+    weights, equal = read.float(), read / read.sum().clamp(min=1)
+    if reference is None:
+        return equal
+    above = max(reference - 0.5, _MIN_ABOVE_CHANCE)
     for i, accuracy in [*enumerate(accuracies), (len(accuracies) + 1, general)]:
-        weights[i] *= min(max((accuracy - 0.5) / reference, 0.0), 1.0)
-    return weights / weights.sum().clamp(min=1e-12)
+        if accuracy is not None:
+            weights[i] *= min(max((accuracy - 0.5) / above, 0.0), 1.0)
+    return weights / weights.sum() if weights.any() else equal
 
 
 def rescale_experts(weights: Tensor, count: int, pairs: LinearPairs) -> Tensor:
@@ -266,6 +275,8 @@ def rescale_experts(weights: Tensor, count: int, pairs: LinearPairs) -> Tensor:
         count: k, the number of experts.
         pairs: the overall preferences, where a difference is that of normalized held-out scores (s,).
     """
+    if not weights[count:].any():
+        return weights  # the reward is that of the experts alone
     scaled = [torch.cat([scale * weights[:count], weights[count:]]) for scale in EXPERT_SCALES]
     losses = [_losses_at_best_temperature(pairs, row) for row in scaled]
     best, largest = scaled[0], 0.0
@@ -285,7 +296,7 @@ def _losses_at_best_temperature(pairs: LinearPairs, weights: Tensor) -> Tensor:
 
 
 def _quality(pairs: LinearPairs, weights: Tensor, calibration: Calibration) -> StepMetrics:
-    """Return loss and accuracy of the calibrated out-of-fold rewards on the overall pairs."""
+    """Return loss and accuracy of the calibrated held-out rewards on the overall pairs."""
     margins = pairs.differences @ weights / float(calibration.scale * calibration.temperature)
     total = pairs.weight.sum().clamp(min=1e-12)
     loss = (preference_losses(margins, pairs.target) * pairs.weight).sum() / total

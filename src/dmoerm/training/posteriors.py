@@ -51,10 +51,11 @@ def with_posterior(
 
 
 @torch.no_grad()
-def set_from_heads(training: Training, task: str, heads: Sequence[ScoredHead]) -> None:
+def set_from_heads(training: Training, task: str) -> None:
     """Set the posterior of a task's calibrated reward from those of the heads whose scores its linear map reads."""
     task_model = training.run.model.task_model(task)
     linear, scale = task_model.aggregator.linear, task_model.base.head.normalizer.scale
+    heads = scored_heads(training, task)
     assert linear is not None
     if not all(key in training.posteriors for _, key in heads):
         return  # their steps were finished by an earlier version

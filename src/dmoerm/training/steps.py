@@ -163,10 +163,17 @@ class Training:
             self.posteriors[task, name] = HeadPosterior(state[f"{prefix}_rest"], state[f"{prefix}_basis"])
 
     def of(self, task: str) -> tuple[list[PreferenceExample], list[PreferenceExample]]:
-        """Return a task's training and validation examples. Raises `DataError` if there are none to train on."""
+        """Return a task's training and validation examples.
+
+        Raises:
+            DataError: no training example has an overall preference.
+        """
         train, validation = ([e for e in part if e.task == task] for part in (self.train, self.validation))
-        if not train:
-            raise DataError("no group of the training part has this task", field="task", value=task)
+        if not any(e.pairs.get(None) for e in train):
+            hint = "add groups of this task, or set a smaller data.validation_fraction"
+            raise DataError(
+                "no group to train on has this task and an overall preference", field="task", value=task, hint=hint
+            )
         return train, validation
 
 

@@ -85,10 +85,11 @@ def _weights(results: Results) -> Iterator[Content]:
     for task in results.tasks:
         folder = folder_name(task)
         weights = results.steps.get(f"phase3/{folder}", {})
-        first, experts = (results.steps.get(f"{phase}/{folder}", {}) for phase in ("phase1", "phase2"))
-        known = {name: experts.get(f"accuracy/{name}") for name in results.capabilities.get(task, {})}
-        known |= {"per_task": first.get("accuracy"), "all_labels": first.get("accuracy/all_labels")}
-        known["general"] = results.steps.get("phase0", {}).get("accuracy")
+        first = results.steps.get(f"phase1/{folder}", {})
+        known = {"per_task": first.get("accuracy"), "general": weights.get("accuracy/general")}
+        for step, metrics in results.steps.items():
+            if f"{step}/".startswith((f"phase1/{folder}/", f"phase2/{folder}/")):  # or a part of phase 2
+                known |= {n.removeprefix("accuracy/"): v for n, v in metrics.items() if n.startswith("accuracy/")}
         for key, weight in weights.items():
             if (name := key.removeprefix("weight/")) != key:
                 rows.append([task, name, parts.number(weight, ".2f"), parts.number(known.get(name), ".1%")])
