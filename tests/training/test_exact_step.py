@@ -17,20 +17,14 @@ from tiny import assert_same, make_exact_config, make_tiny_config, train_quietly
 from dmoerm import DMoERM
 from dmoerm.config import Config, load_config
 from dmoerm.errors import ConfigError
-from dmoerm.training import exact_step
+from dmoerm.training import score_weights as weighting
 from dmoerm.training.embedding import base_embeddings, task_vectors
-from dmoerm.training.exact_step import (
-    EXPERT_SCALES,
-    FoldedHead,
-    fit_heads,
-    out_of_fold,
-    rescale_experts,
-    score_weights,
-)
+from dmoerm.training.exact_step import FoldedHead, fit_heads, out_of_fold
 from dmoerm.training.expert_step import phase2
 from dmoerm.training.linear_heads import fold_of
 from dmoerm.training.phases import phase0, phase1, phase3
 from dmoerm.training.router_step import assign_tasks, train_router
+from dmoerm.training.score_weights import EXPERT_SCALES, rescale_experts, score_weights
 
 from .conftest import begin
 from .test_linear_heads import draw
@@ -87,7 +81,7 @@ def test_rewards_are_calibrated_on_scores_that_did_not_see_the_prompt(
     def calibrate(calibration: Any, rewards: dict[str, Any], train: Any, validation: Any) -> None:
         calibrated.update(rewards=rewards, train=train, validation=validation)
 
-    monkeypatch.setattr("dmoerm.training.exact_step.calibrate", calibrate)
+    monkeypatch.setattr("dmoerm.training.score_weights.calibrate", calibrate)
     phase3(training, "chitchat")
     task_model = run.model.task_model("chitchat")
     example = training.of("chitchat")[0][0]
@@ -221,13 +215,13 @@ def test_trained_scores_are_weighted_by_the_validation_prompts(
 ) -> None:
     """The form of `finetune`: no head is out of fold, so the training prompts must not choose the weights."""
     calibrated: dict[str, Any] = {}
-    original = exact_step.calibrate
+    original = weighting.calibrate
 
     def calibrate(calibration: Any, rewards: Any, train: Any, validation: Any) -> None:
         calibrated.update(rewards=rewards, train=train, validation=validation)
         original(calibration, rewards, train, validation)
 
-    monkeypatch.setattr(exact_step, "calibrate", calibrate)
+    monkeypatch.setattr(weighting, "calibrate", calibrate)
     run = train_quietly(weighted_config(tiny_backbone, tmp_path, base))
     task = next(reversed(run.model.config.tasks))
     task_model, metrics = run.model.task_model(task), run.metrics()[f"phase3/{task}"]
@@ -268,16 +262,16 @@ def test_without_validation_labels_the_training_prompts_weight_the_scores(tiny_b
     for step in (phase0, *(functools.partial(step, task="chitchat") for step in (phase1, phase2))):
         step(training)
     examples = training.of("chitchat")[0]
-    held_out = exact_step._on_validation(training, "chitchat", task_vectors(training.run, "chitchat", examples))
+    held_out = weighting._on_validation(training, "chitchat", task_vectors(training.run, "chitchat", examples))
     assert held_out.examples == examples
     unlabeled = [replace_pairs(e, "empathy") for e in examples]
     training.train = [e for e in training.train if e.task != "chitchat"] + unlabeled
-    without = exact_step._on_validation(training, "chitchat", task_vectors(training.run, "chitchat", unlabeled))
+    without = weighting._on_validation(training, "chitchat", task_vectors(training.run, "chitchat", unlabeled))
     assert without.accuracies == [None, held_out.accuracies[1]]
     tied = [replace(e, pairs={name: [p._replace(probability=0.5) for p in pairs] for name, pairs in e.pairs.items()})
             for e in examples]  # fmt: skip
     training.train = [e for e in training.train if e.task != "chitchat"] + tied
-    assert exact_step._on_validation(training, "chitchat", task_vectors(training.run, "chitchat", tied)).accuracies == [
+    assert weighting._on_validation(training, "chitchat", task_vectors(training.run, "chitchat", tied)).accuracies == [
         None,
         None,
     ]

@@ -7,7 +7,7 @@
     phase 3   per task: the aggregator on the overall preferences           (the paper: on the other 40 %), calibration
 
 With `base: frozen`, phases 0 to 2 fit heads on cached embeddings of the pretrained branch. With `l2: auto` these fits
-are exact, and phase 3 weights held-out scores (exact_step.py).
+are exact (exact_step.py), and phase 3 weights held-out scores (score_weights.py).
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from .exact_step import (
     head_state,
     out_of_fold,
     strength,
-    weight_scores,
 )
 from .fitting import fit
 from .losses import PreferenceLossModule
 from .posteriors import set_from_phase1, set_from_score, with_posterior
+from .score_weights import weight_scores
 from .steps import Run, State, StepMetrics, Training, step_metrics, step_name
 
 Examples = Sequence[PreferenceExample]

@@ -1,0 +1,197 @@
+"""Phase 3 with `l2: auto`: the aggregator's weights from held-out scores, and the calibration of the rewards.
+
+Shapes: N responses of an example, s scores, k experts, P pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..model.task_model import Calibration
+from .batches import PreferenceExample, labeled
+from .calibration import calibrate
+from .embedding import base_embeddings, task_vectors
+from .exact_step import out_of_fold
+from .linear_heads import LinearPairs, linear_pairs, pair_accuracy
+from .losses import preference_losses
+from .posteriors import scored_heads, set_from_heads, set_from_phase1
+from .steps import State, StepMetrics, Training
+
+Examples = Sequence[PreferenceExample]
+Vectors = Mapping[str, Tensor]
+"""Key of an example → its responses' scores (N, s)."""
+EXPERT_SCALES = (1.0, 0.5, 0.25, 0.0)
+"""Factors of the experts' weights beside those of the base scores; see `rescale_experts`."""
+_MIN_ABOVE_CHANCE = 0.025  # a lower accuracy of phase 1 above chance is not a reference
+
+
+class HeldOut(NamedTuple):
+    """Scores by which an aggregator's weights are chosen.
+
+    Attributes:
+        examples: those whose scores are held out.
+        scores: key of an example → the aggregator's scores (N, s), of the training examples too.
+        accuracies: of the k experts on held-out labels of their capabilities; None without labels.
+        reference: of phase 1 on held-out overall labels.
+    """
+
+    examples: Examples
+    scores: Vectors
+    accuracies: Sequence[float | None]
+    reference: float | None
+
+
+@torch.no_grad()
+def weight_scores(training: Training, task: str, kept: nn.ModuleDict) -> tuple[State, StepMetrics]:
+    """Set the weights of a task's aggregator from held-out scores, and calibrate the rewards on them.
+
+    Scores of heads that are all fitted exactly are out of fold; otherwise those of the validation prompts are held out.
+
+    Args:
+        kept: the modules that phase 3 sets; their state is returned.
+    """
+    run, (train, validation) = training.run, training.of(task)
+    task_model, device = run.model.task_model(task), run.model.device
+    aggregator, linear = task_model.aggregator, task_model.aggregator.linear
+    assert linear is not None
+    heads = [(None, "general"), (task, "per_task"), *((task, name) for name in task_model.experts.capabilities)]
+    exact = all(head in training.folds for head in heads)
+    vectors = task_vectors(run, task, validation if exact else [*train, *validation])
+    held_out = _out_of_fold(training, task, train) if exact else _on_validation(training, task, vectors)
+    scores, capabilities = held_out.scores, task_model.experts.capabilities
+    known = torch.cat([scores[e.key] for e in train])
+    linear.normalizer.fit(known)
+    if capabilities:
+        task_model.normalizer.fit(known[:, : len(capabilities)])
+    pairs = _score_pairs(held_out.examples, scores, linear.normalizer.scale.cpu(), run.config.seed)
+    general = _accuracy(pairs, len(capabilities) + 1)
+    weights = score_weights(held_out.accuracies, held_out.reference, general, linear.read.cpu())
+    linear.weight.copy_(rescale_experts(weights, len(capabilities), pairs))
+    rewards = {key: aggregator(row.to(device)).cpu() for key, row in vectors.items()}
+    if exact:
+        rewards |= {key: linear(row.to(device)).cpu() for key, row in scores.items()}
+        calibrate(task_model.calibration, rewards, [], [*train, *validation])
+        set_from_heads(training, task)
+    else:
+        calibrate(task_model.calibration, rewards, train, validation)
+        set_from_phase1(training, task, known)
+    names = (*capabilities, *aggregator.base_names)
+    metrics = _quality(pairs, linear.weight.cpu(), task_model.calibration)
+    metrics |= {} if general is None else {"accuracy/general": general}
+    metrics |= {f"weight/{name}": float(weight) for name, weight in zip(names, linear.weight, strict=True)}
+    return kept.state_dict(), metrics
+
+
+def _out_of_fold(training: Training, task: str, train: Examples) -> HeldOut:
+    folds, capabilities = training.folds, training.run.model.task_model(task).experts.capabilities
+    accuracies = [float(folds[task, name].accuracy) for name in capabilities]
+    scores = _out_of_fold_scores(training, task, train)
+    return HeldOut(train, scores, accuracies, float(folds[task, "per_task"].accuracy))
+
+
+def _on_validation(training: Training, task: str, vectors: Vectors) -> HeldOut:
+    """Measure the accuracies on the validation prompts.
+
+    If no validation prompt has overall labels, the training prompts are used.
+    """
+    task_model, (train, validation) = training.run.model.task_model(task), training.of(task)
+    examples = validation if labeled(validation) else train
+    scores = {key: task_model.aggregator.scores(row) for key, row in vectors.items()}
+    names = (*task_model.experts.capabilities, None)  # phase 1's score is the first after those of the experts
+    unit = torch.ones(len(task_model.aggregator.base_names) + len(names) - 1)
+    by_name = linear_pairs(labeled(examples, names), lambda e: scores[e.key], unit, names, 0)
+    *accuracies, reference = (_accuracy(pairs, i) for i, pairs in enumerate(by_name))
+    return HeldOut(examples, scores, accuracies, reference)
+
+
+def _accuracy(pairs: LinearPairs, score: int) -> float | None:
+    """Return the accuracy of a score; None if no pair has an order."""
+    known = (pairs.weight * (2 * pairs.target - 1)).sum() > 0
+    return pair_accuracy(pairs.differences[:, score], pairs.target, pairs.weight) if known else None
+
+
+def _out_of_fold_scores(training: Training, task: str, examples: Examples) -> dict[str, Tensor]:
+    """Return key → the aggregator's scores (N, s), each by the head that was fitted without the example's fold."""
+    run, task_model = training.run, training.run.model.task_model(task)
+    vectors = base_embeddings(run, task_model.base, examples)
+    heads = [(head, training.folds[key]) for head, key in scored_heads(training, task)]
+    return {
+        e.key: torch.stack(
+            [out_of_fold(head, folds, e, vectors[e.key], run.config.seed).cpu() for head, folds in heads], 1
+        )
+        for e in examples
+    }
+
+
+def _score_pairs(examples: Examples, scores: Vectors, scale: Tensor, seed: int) -> LinearPairs:
+    """Return the overall pairs, where a difference is that of normalized scores (s,)."""
+    return linear_pairs(labeled(examples), lambda e: scores[e.key], scale, [None], seed)[0]
+
+
+def score_weights(
+    accuracies: Sequence[float | None], reference: float | None, general: float | None, read: Tensor
+) -> Tensor:
+    """Return the aggregator's weights (s,), which sum to 1.
+
+    The scores of phase 1 and of the head on all labels have equal weights. The weight of an expert or of the general
+    model is relative to theirs: its accuracy above chance on held-out labels / that of phase 1, from 0 (labels that
+    cannot be predicted, or a task unlike the others) to 1. Without held-out labels, it is 1. If no score is left, all
+    have equal weights. Weights that are fitted to the overall preferences are worse: docs/log.md has the figures.
+
+    Args:
+        accuracies: of the k experts, on labels of their capabilities; the scores after theirs are base scores.
+        reference: the accuracy of phase 1 on the overall labels.
+        general: that of the general model, whose score is the second of the base scores.
+        read: (s,), whether the aggregator reads the score.
+    """
+    weights, equal = read.float(), read / read.sum().clamp(min=1)
+    if reference is None:
+        return equal
+    above = max(reference - 0.5, _MIN_ABOVE_CHANCE)
+    for i, accuracy in [*enumerate(accuracies), (len(accuracies) + 1, general)]:
+        if accuracy is not None:
+            weights[i] *= min(max((accuracy - 0.5) / above, 0.0), 1.0)
+    return weights / weights.sum() if weights.any() else equal
+
+
+def rescale_experts(weights: Tensor, count: int, pairs: LinearPairs) -> Tensor:
+    """Multiply the experts' weights by the first of `EXPERT_SCALES` unless another one is better by a standard error.
+
+    A judge's labels may be predictable and still not be what people prefer. The scales are compared by the loss on the
+    overall preferences, each at its best temperature; standard errors are over pairs, weighted as in the loss.
+
+    Args:
+        weights: (s,), as by `score_weights`.
+        count: k, the number of experts.
+        pairs: the overall preferences, where a difference is that of normalized held-out scores (s,).
+    """
+    if not weights[count:].any():
+        return weights  # the reward is that of the experts alone
+    scaled = [torch.cat([scale * weights[:count], weights[count:]]) for scale in EXPERT_SCALES]
+    losses = [_losses_at_best_temperature(pairs, row) for row in scaled]
+    best, largest = scaled[0], 0.0
+    for row, loss in zip(scaled[1:], losses[1:], strict=True):
+        gains = pairs.weight * (losses[0] - loss)
+        gain = float(gains.sum())
+        if gain > max(largest, float(gains.square().sum().sqrt())):
+            best, largest = row, gain
+    return best / best.sum().clamp(min=1e-12)
+
+
+def _losses_at_best_temperature(pairs: LinearPairs, weights: Tensor) -> Tensor:
+    """Return the losses (P,) of rewards by these weights at the temperature with the lowest weighted sum."""
+    margins = (pairs.differences @ weights)[:, None] * torch.logspace(-1.3, 1.3, 40)
+    losses = preference_losses(margins, pairs.target[:, None])
+    return losses[:, int((losses * pairs.weight[:, None]).sum(0).argmin())]
+
+
+def _quality(pairs: LinearPairs, weights: Tensor, calibration: Calibration) -> StepMetrics:
+    """Return loss and accuracy of the calibrated held-out rewards on the overall pairs."""
+    margins = pairs.differences @ weights / float(calibration.scale * calibration.temperature)
+    total = pairs.weight.sum().clamp(min=1e-12)
+    loss = (preference_losses(margins, pairs.target) * pairs.weight).sum() / total
+    return {"loss": float(loss), "accuracy": pair_accuracy(margins, pairs.target, pairs.weight), "steps": 0.0}
