@@ -21,9 +21,9 @@ def tables(results: Results) -> list[str]:
 def _comparison(results: Results) -> list[str]:
     lines: list[str] = []
     for name, condition in results["conditions"].items():
-        flips = f"{condition['flip_scores']:.0%} overall, {condition['flip_capabilities']:.0%} by capability"
+        changes = ", ".join(f"`{setting}={value}`" for setting, value in condition["settings"].items())
         seeds = ", ".join(condition["by_seed"])
-        lines += ["", f"**{name}** (reversed pairs: {flips}), seeds {seeds}:", ""]
+        lines += ["", f"**{name}** ({changes or 'labels unchanged'}), seeds {seeds}:", ""]
         lines += _methods(condition, results)
     costs = [
         [m, f"{c['training_seconds']:.1f}", f"{c['parameters']:,}", f"{c['scoring_seconds']:.2f}"]

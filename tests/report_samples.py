@@ -50,8 +50,7 @@ def _condition(
     levels = {m: level + (0.03 if m == "dmoerm" else 0) + drawn.normal(0, 0.01) for m in methods}
     accuracy = {m: {c: _estimate(levels[m] + drawn.normal(0, 0.03), 0.02) for c in columns} for m in methods}
     return {
-        "flip_scores": flips,
-        "flip_capabilities": flips / 2,
+        "settings": {"data.flip_scores": flips, "data.flip_capabilities": flips / 2},
         "accuracy": accuracy,
         "paired": {
             f"dmoerm - {m}": {c: _difference(levels["dmoerm"] - levels[m] + drawn.normal(0, 0.005)) for c in columns}

@@ -84,9 +84,29 @@ def test_live_judges_are_methods_and_each_question_is_sent_once(config: Path, mo
     assert length["judge_zero_shot"]["spearman"] > 0.9, "the fake judge likes the longer one"
 
 
+def test_conditions_and_methods_of_a_comparison(config: Path) -> None:
+    folder = config.parent / "few"
+    asked = f"compare {config} --seed 0 --noise clean=0,0 --condition few=data.overall_fraction=0.5"
+    asked += f" --condition few=data.flip_scores=0.25 --method per_task --ablation risk --output {folder}"
+    result = invoke(asked)
+    assert result.exit_code == 0, result.output
+    comparison = json.loads((folder / "results.json").read_text())
+    assert set(comparison["methods"]) == {"per_task", "dmoerm"}, "heads with a fixed l2 have no posterior, so no risk"
+    clean, few = (comparison["conditions"][name] for name in ("clean", "few"))
+    assert few["settings"] == {"data.overall_fraction": 0.5, "data.flip_scores": 0.25}
+    assert clean["accuracy"]["per_task"]["mean"]["pairs"] == few["accuracy"]["per_task"]["mean"]["pairs"]
+    assert (
+        "data.overall_fraction=0.5, 25 % of the overall and 0 % of the capability pairs reversed"
+        in (folder / "report.html").read_text()
+    )
+
+
 def test_invalid_comparisons_are_refused(config: Path) -> None:
     assert "write it as NAME=0.25,0.15" in invoke(f"compare {config} --noise loud").output
     assert "write it as NAME=SOURCE" in invoke(f"compare {config} --external nothing").output
+    assert "write it as NAME=data.overall_fraction=0.1" in invoke(f"compare {config} --condition few").output
+    assert "unknown method 'best'" in invoke(f"compare {config} --method best").output
+    assert "data.overall_fraction" in invoke(f"compare {config} --condition few=data.overall_fraction=0").output
     assert "unknown ablation" in invoke(f"compare {config} --ablation head").output
     assert "lower --samples" in invoke(f"bon {config} --from graded --samples 99").output
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dmoerm.data.splitting import flip_pairs, split_by_prompt, take_groups
+from dmoerm.data.splitting import flip_pairs, split_by_prompt, take_groups, take_prompts
 from dmoerm.errors import ConfigError
 from dmoerm.schema import Group, Pair, prompt_key
 
@@ -126,3 +126,12 @@ def test_no_topic_of_the_human_data_is_on_both_sides(human_data) -> None:
     rest, held = split_by_prompt(groups, 0.3, 0)
     assert not prompts(rest) & prompts(held)
     assert len(prompts(held)) == round(0.3 * len(prompts(groups)))
+
+
+@given(GROUPS.filter(bool), FRACTIONS, FRACTIONS)
+def test_a_larger_fraction_takes_the_same_prompts_and_more(groups: list[Group], one: float, other: float) -> None:
+    few, many = (take_prompts(groups, fraction, "seed") for fraction in sorted((one, other)))
+    assert few <= many <= prompts(groups)
+    assert prompts(groups) == take_prompts(groups, 1.0, "seed")
+    for task in {member.task for member in groups}:
+        assert prompts([member for member in groups if member.task == task]) & few, "every task keeps a prompt"

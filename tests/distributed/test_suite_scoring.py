@@ -22,6 +22,7 @@ from .conftest import Nodes
 
 pytest.importorskip("ray", reason="ray is not installed; run: make install")
 pytestmark = pytest.mark.slow
+NOISY = {"noisy": {"data.flip_scores": 0.25, "data.flip_capabilities": 0.15}}
 
 
 @pytest.fixture
@@ -62,4 +63,4 @@ def test_best_of_n_is_the_same_on_a_cluster(
 
 def measured(config: Config, samples: list[Samples], **how: Any) -> BestOfNResults:
     given = {0: samples}
-    return measure_best_of_n(config, given, {"noisy": (0.25, 0.15)}, 2, console=Console(quiet=True), **how)
+    return measure_best_of_n(config, given, NOISY, 2, console=Console(quiet=True), **how)

@@ -7,7 +7,7 @@ from sample_results import example
 
 from dmoerm.errors import CheckpointError, DataError
 from dmoerm.evaluation import read_results, write_results
-from dmoerm.evaluation.results import phase_seconds
+from dmoerm.evaluation.results import phase_seconds, upgrade
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
@@ -28,6 +28,12 @@ def test_schema_1_is_translated(tmp_path: Path) -> None:
     assert (found.schema_version, found.overlap) == (2, example().overlap)
     (tmp_path / "results.json").write_text(json.dumps(old | {"schema": 1, "command": "eval"}))
     assert not read_results(tmp_path / "results.json").overlap.known
+
+
+def test_a_condition_with_shares_of_reversed_pairs_is_translated() -> None:
+    old = {"schema": 2, "conditions": {"noisy": {"flip_scores": 0.25, "flip_capabilities": 0.15, "by_seed": {}}}}
+    settings = {"data.flip_scores": 0.25, "data.flip_capabilities": 0.15}
+    assert upgrade(old)["conditions"]["noisy"] == {"settings": settings, "by_seed": {}}
 
 
 def test_the_layout_of_schema_2() -> None:

@@ -10,7 +10,7 @@ from tiny import make_exact_config
 from dmoerm.config import Config
 from dmoerm.experiments import costs
 
-CONDITIONS = {"clean": (0.0, 0.0), "noisy": (0.25, 0.15)}
+CONDITIONS = {"clean": {}, "noisy": {"data.flip_scores": 0.25, "data.flip_capabilities": 0.15}}
 MEMBERS = 2
 
 

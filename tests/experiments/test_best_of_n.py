@@ -92,7 +92,7 @@ def test_a_file_of_samples_is_compared_with_the_training_prompts(frozen_config, 
     results = measure_best_of_n(
         frozen_config,
         {0: source.samples[0]},
-        {"clean": (0, 0)},
+        {"clean": {}},
         MEMBERS,
         source.description,
         source.overlap,
@@ -134,7 +134,7 @@ def test_chunks_score_as_one_query_does(frozen_config, samples, results) -> None
 
 def test_an_invalid_n_is_refused(frozen_config, samples) -> None:
     with pytest.raises(DataError, match="cannot be estimated from 100 samples"):
-        measure_best_of_n(frozen_config, {0: samples}, {"clean": (0, 0)}, MEMBERS, ns=[1, 101], console=QUIET)
+        measure_best_of_n(frozen_config, {0: samples}, {"clean": {}}, MEMBERS, ns=[1, 101], console=QUIET)
 
 
 def test_default_ns() -> None:
@@ -166,6 +166,6 @@ def test_two_groups_on_one_prompt_are_one_prompt(frozen_config) -> None:
     twice = [group for group in groups if group.task == "chitchat"][:2]
     twice[1] = twice[1].model_copy(update={"prompt": twice[0].prompt, "id": "other"})
     samples = {0: from_groups(twice, 3)}
-    results = measure_best_of_n(frozen_config, samples, {"clean": (0, 0)}, MEMBERS, console=QUIET)
+    results = measure_best_of_n(frozen_config, samples, {"clean": {}}, MEMBERS, console=QUIET)
     assert results.prompts == {"chitchat": 1}
     assert results.conditions["clean"].curves["chitchat"]["dmoerm"].falls_after is None

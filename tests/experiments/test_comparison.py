@@ -54,7 +54,7 @@ def quiet_compare(config, **options) -> Comparison:
 def quick_run(config, *names: str) -> runs.RunResult:
     """Measure one clean run with these methods only."""
     methods = [registered()[name] for name in names]
-    return runs.measure_run(run_settings(config, "clean", (0.0, 0.0), 0), MEMBERS, methods, QUIET)
+    return runs.measure_run(run_settings(config, "clean", {}, 0), MEMBERS, methods, QUIET)
 
 
 NEW_METHOD = """
@@ -123,7 +123,7 @@ def test_a_method_in_one_new_file_is_everywhere(comparison: Comparison, capsys: 
 
 def test_each_run_has_a_separate_storage(frozen_config, tmp_path) -> None:
     stored = changed(frozen_config, {"output": str(tmp_path / "stored"), "storage": f"file://{tmp_path}/kept"})
-    storages = [run_settings(stored, "clean", (0, 0), seed).storage for seed in (0, 1)]
+    storages = [run_settings(stored, "clean", {}, seed).storage for seed in (0, 1)]
     assert storages == [f"file://{tmp_path}/kept/clean/seed{seed}/dmoerm" for seed in (0, 1)]
     quick_run(stored, "dmoerm", "shuffled")
     for run in ("dmoerm", "shuffled"):
@@ -225,7 +225,7 @@ def test_unknown_names_are_refused(frozen_config) -> None:
     with pytest.raises(ConfigError, match="seed"):
         quiet_compare(frozen_config, seeds=())
     with pytest.raises(ConfigError, match=r"data\.flip_scores"):
-        quiet_compare(frozen_config, conditions={"wild": (0.9, 0.0)})
+        quiet_compare(frozen_config, conditions={"wild": {"data.flip_scores": 0.9}})
 
 
 def test_trained_branches_are_compared_too(tiny_backbone, tmp_path) -> None:
@@ -238,7 +238,7 @@ def test_trained_branches_are_compared_too(tiny_backbone, tmp_path) -> None:
     assert costs["all_labels_general"].parameters == costs["general"].parameters
     assert costs["umm_rm"].parameters > 2 * costs["general"].parameters
     assert len({result.length_bias[name].pearson for name in methods}) == len(methods)
-    steps = finished_steps(Path(run_settings(config, "clean", (0.0, 0.0), 0).output))
+    steps = finished_steps(Path(run_settings(config, "clean", {}, 0).output))
     seconds = [row["seconds"] for name, row in steps.items() if name.startswith("baselines/all_labels/")]
     assert len(seconds) == 2
     assert costs["all_labels"].training_seconds == pytest.approx(sum(seconds))  # not those of `all_labels_general`

@@ -221,6 +221,8 @@ OTHERS: dict[str, tuple[Any, Callable[[Config], Any], dict[str, Any]]] = {
     "data.split_seed": (9, data, {}),
     "data.merge_tasks": (True, data, {}),
     "data.max_capabilities": (1, data, {}),
+    "data.overall_fraction": (0.5, data, {}),
+    "data.capability_fraction": (0.5, data, {}),
     "data.flip_scores": (0.5, examples, {}),
     "data.flip_capabilities": (0.5, examples, {}),
     "data.capability_labels": ((), data, LABELS),

@@ -53,6 +53,8 @@ def command(
             command=command_line(),
             engine=engine,
             scoring=scoring_of(options.engine),
+            methods=options.methods,
+            ablations=options.ablations,
         )
     path = Path(settings.output) / "best_of_n.json"
     write_results(results, path, options.json_file, lambda console: print_best_of_n(console, results))

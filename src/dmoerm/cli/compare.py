@@ -16,11 +16,6 @@ if TYPE_CHECKING:
     from ..experiments.methods import Method
     from ..model.training_prompts import TrainingPrompts
 
-Ablations = Annotated[
-    list[str] | None,
-    typer.Option("--ablation", help="A variant of DMoERM without a part; may be repeated; `all`: every variant."),
-]
-
 
 @dataclass(frozen=True)
 class ExternalOptions:
@@ -58,11 +53,9 @@ def command(
     requests: RequestOptions,
     options: ExperimentOptions,
     external: ExternalOptions,
-    ablations: Ablations = None,
 ) -> None:
     """Train and measure every method on the same held-out prompts. Run again, it resumes where it stopped."""
     from ..experiments.comparison import compare_methods
-    from ..experiments.methods import ablation_methods
     from .tables import print_comparison
 
     quieten()
@@ -75,7 +68,8 @@ def command(
             seeds=options.run_seeds,
             conditions=options.conditions,
             members=options.members,
-            ablations=list(ablation_methods()) if ablations == ["all"] else ablations or (),
+            methods=options.methods,
+            ablations=options.ablations,
             external=methods,
             command=command_line(),
             engine=engine,

@@ -8,11 +8,23 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import Engine, ExperimentFolder, IncludeTrained, JsonFile, Members, Noise, Overrides, Seeds
+from .options import (
+    Ablations,
+    Conditions,
+    Engine,
+    ExperimentFolder,
+    IncludeTrained,
+    JsonFile,
+    Members,
+    Methods,
+    Noise,
+    Overrides,
+    Seeds,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,6 +45,9 @@ class ExperimentOptions:
 
     seeds: Seeds = None
     noise: Noise = None
+    condition: Conditions = None
+    method: Methods = None
+    ablation: Ablations = None
     members: Members = 5
     include_trained: IncludeTrained = False
     engine: Engine = "local"
@@ -50,24 +65,46 @@ class ExperimentOptions:
         return self.seeds or (0, 1, 2)
 
     @property
-    def conditions(self) -> dict[str, tuple[float, float]]:
-        """Condition → shares of reversed overall and capability pairs."""
-        return parse_conditions(self.noise or ())
+    def conditions(self) -> dict[str, dict[str, Any]]:
+        """Condition → the settings that it changes."""
+        return parse_conditions(self.noise or (), self.condition or ())
+
+    @property
+    def methods(self) -> Sequence[str]:
+        """Names of the methods to measure; none: the default ones."""
+        return self.method or ()
+
+    @property
+    def ablations(self) -> Sequence[str]:
+        """Names of the ablations."""
+        from ..experiments.methods import ablation_methods
+
+        return list(ablation_methods()) if self.ablation == ["all"] else self.ablation or ()
 
 
-def parse_conditions(noise: Sequence[str]) -> dict[str, tuple[float, float]]:
-    """Parse name → shares of reversed overall and capability pairs; clean and noisy unless some are given."""
+def parse_conditions(noise: Sequence[str], others: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
+    """Parse `--noise` and `--condition` to name → changed settings; clean and noisy unless some are given."""
+    import yaml
+
     from ..errors import ConfigError
 
-    conditions = {}
+    if not noise and not others:
+        noise = ("clean=0,0", "noisy=0.25,0.15")
+    conditions: dict[str, dict[str, Any]] = {}
     for text in noise:
         name, _, shares = text.partition("=")
         try:
             scores, capabilities = map(float, shares.split(","))
         except ValueError:
             raise ConfigError(f"--noise {text}: write it as NAME=0.25,0.15") from None
-        conditions[name] = (scores, capabilities)
-    return conditions or {"clean": (0.0, 0.0), "noisy": (0.25, 0.15)}
+        conditions[name] = {"data.flip_scores": scores, "data.flip_capabilities": capabilities}
+    for text in others:
+        name, _, setting = text.partition("=")
+        key, separator, value = setting.partition("=")
+        if not name or not key or not separator:
+            raise ConfigError(f"--condition {text}: write it as NAME=data.overall_fraction=0.1")
+        conditions.setdefault(name, {})[key] = yaml.safe_load(value)
+    return conditions
 
 
 def experiment_config(config: str, overrides: Sequence[str], output: Path | None) -> Config:

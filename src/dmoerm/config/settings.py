@@ -56,6 +56,11 @@ class DataConfig(_Settings):
     """Merge all tasks into one with all their capabilities: a mixture without the outer layer."""
     max_capabilities: int | None = Field(default=None, ge=0)
     """Maximum number of capabilities per task, the first in the taxonomy; null: all."""
+    overall_fraction: float = Field(default=1.0, gt=0, le=1)
+    """Share of each task's training prompts that keep their overall labels; the other groups with capability labels
+    keep these alone, and the rest are left out."""
+    capability_fraction: float = Field(default=1.0, gt=0, le=1)
+    """Share of each task's training prompts that keep their capability labels."""
     flip_scores: float = Field(default=0.0, ge=0, le=0.5)
     """Share of the overall training pairs that is reversed (simulated label noise)."""
     flip_capabilities: float = Field(default=0.0, ge=0, le=0.5)

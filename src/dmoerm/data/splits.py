@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from .. import testbed
 from ..config import Config
 from ..errors import DataError
 from ..labels import attach_labels, mismatch, read_labels
-from ..schema import Group
+from ..schema import Group, prompt_key
 from ..taxonomy import Taxonomy, draft_taxonomy, load_taxonomy
 from .overall import overall_from_capabilities
 from .readers import read_groups
-from .splitting import split_by_prompt, take_groups
+from .splitting import split_by_prompt, take_groups, take_prompts
 
 MERGED = "all"
 """The task that `data.merge_tasks` puts all groups in."""
@@ -56,7 +57,7 @@ def load_splits(config: Config) -> Splits:
     seed = config.seed if config.data.split_seed is None else config.data.split_seed
     train, test = split_by_prompt(groups, config.data.test_fraction, seed)
     test = overall_from_capabilities(test, scales_of=train)
-    train, test = overall_from_capabilities(train), with_gold(test)
+    train, test = _with_fewer_labels(config, overall_from_capabilities(train)), with_gold(test)
     if config.data.max_capabilities is not None:  # once the overall scores are derived from all of them
         taxonomy = taxonomy.first_capabilities(config.data.max_capabilities)
         train, test = ([_within(group, taxonomy) for group in part] for part in (train, test))
@@ -109,6 +110,30 @@ def _with_labels(config: Config, groups: list[Group]) -> list[Group]:
         paths = list(settings.capability_labels)
         raise DataError(f"no label is usable: {cause}", field="data.capability_labels", value=paths, hint=hint)
     return labeled
+
+
+def _with_fewer_labels(config: Config, groups: list[Group]) -> list[Group]:
+    """Remove the labels that `overall_fraction` and `capability_fraction` leave out, and groups without any label."""
+    settings, seed = config.data, config.seed
+    if settings.overall_fraction == settings.capability_fraction == 1:
+        return groups
+    overall = take_prompts(groups, settings.overall_fraction, f"{seed}/overall")
+    capability = take_prompts([g for g in groups if _has_capabilities(g)], settings.capability_fraction, f"{seed}/all")
+    kept: list[Group] = []
+    for group in groups:
+        key, removed = prompt_key(group.prompt), dict[str, Any]()
+        if key not in overall:
+            removed |= {"scores": None, "ranks": None, "scores_derived": False}
+        if key not in capability:
+            removed |= {"capabilities": {}, "judge_labels": {}}
+        reduced = group.model_copy(update=removed)
+        if reduced.grades is not None or _has_capabilities(reduced):
+            kept.append(reduced)
+    return kept
+
+
+def _has_capabilities(group: Group) -> bool:
+    return bool(group.capabilities or group.judge_labels)
 
 
 def _within(group: Group, taxonomy: Taxonomy) -> Group:

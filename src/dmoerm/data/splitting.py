@@ -85,6 +85,22 @@ def _round_robin(groups: Sequence[Group], prompts: dict[str, list[int]], seed: i
     return [index for _, _, index in sorted(turns)]
 
 
+def take_prompts(groups: Sequence[Group], fraction: float, seed_text: str) -> set[str]:
+    """Return the keys of about `fraction` of each task's prompts, at least one.
+
+    A larger fraction returns the same prompts and more.
+
+    Raises:
+        ConfigError: the fraction is outside 0 … 1.
+    """
+    _check_share("fraction", fraction)
+    prompts: dict[str, set[str]] = {}
+    for group in groups:
+        prompts.setdefault(group.task or "", set()).add(prompt_key(group.prompt))
+    ordered = [sorted(keys, key=lambda key: _digest(seed_text, key)) for keys in prompts.values()]
+    return {key for keys in ordered for key in keys[: max(1, round(fraction * len(keys)))]}
+
+
 def flip_pairs(pairs: Sequence[Pair], share: float, seed_text: str) -> list[Pair]:
     """Return the pairs in order, with better and worse swapped independently with probability `share`.
 

@@ -1,10 +1,10 @@
 """Rewards of many samples by every method on Ray: a pool of actors, each with a finished run and its methods.
 
     run/samples/DIGEST/samples.jsonl        the queries
-    run/samples/DIGEST/members-K/           their rewards with ensembles of K, in parts; each part is scored once
+    run/samples/DIGEST/members-K-METHODS/   their rewards with ensembles of K, in parts; each part is scored once
 
 All machines must have access to the run's folder. The rewards equal those of `experiments.method_suite.score_here`. An
-actor has the built-in methods and those of entry points.
+actor has the built-in methods and those of entry points; METHODS is a digest of the names of the chosen ones.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ class SuiteRows:
             yield query, {"id": query.id, "rewards": rows["dmoerm/0"], "capabilities": rows}
 
 
-def open_rows(config: Config, data: Splits, members: int) -> SuiteRows:
+def open_rows(config: Config, data: Splits, members: int, methods: Sequence[str]) -> SuiteRows:
     """Open the suite in an actor."""
-    return SuiteRows(reopen_suite(config, data, members))
+    return SuiteRows(reopen_suite(config, data, members, methods))
 
 
 def score_on_cluster(suite: MethodSuite, queries: Sequence[Query], console: Console) -> list[MemberRewards]:
@@ -57,18 +57,23 @@ def score_on_cluster(suite: MethodSuite, queries: Sequence[Query], console: Cons
         DmoermError: as `score_on_ray`.
     """
     config, members = reachable(suite.run.config), suite.context.members
+    methods = tuple(suite.methods)
     text = "".join(query.model_dump_json() + "\n" for query in queries)
-    folder = Path(config.output) / "samples" / hashlib.sha256(text.encode()).hexdigest()[:16]
-    file, rewards = folder / "samples.jsonl", folder / f"members-{members}"  # for ensembles of this size
+    folder = Path(config.output) / "samples" / _digest([text])
+    file, rewards = folder / "samples.jsonl", folder / f"members-{members}-{_digest(methods)}"
     if not file.exists():
         write_file(file, text)
     job = ScoringJob(config.output, str(file), str(rewards), "native", shard_rows=SHARD_QUERIES)
-    opened = functools.partial(open_rows, config, suite.data, members)
+    opened = functools.partial(open_rows, config, suite.data, members, methods)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bars:
         bar = bars.add_task("scoring")
         pool = ActorPool(cpus=config.ray.cpus, gpus=config.ray.gpus)
         manifest = score_on_ray(job, opened, pool, lambda done, total, _: bars.update(bar, completed=done, total=total))
     return [row for part in manifest["parts"] for row in _rewards(rewards / part["part"])]
+
+
+def _digest(texts: Sequence[str]) -> str:
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
 
 
 def _rewards(part: Path) -> Iterator[MemberRewards]:

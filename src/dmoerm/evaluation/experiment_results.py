@@ -18,10 +18,10 @@ from .results import (
 
 
 class Condition(ResultModel):
-    """The methods under one condition: with the training labels as given, or with a share of them reversed."""
+    """The methods under one condition, such as a share of reversed training labels."""
 
-    flip_scores: float
-    flip_capabilities: float
+    settings: dict[str, Any]
+    """Settings, named `a.b`, that distinguish the runs of this condition."""
     accuracy: dict[str, dict[str, Estimate]]
     """Method → task (and `mean`) → share of the ordered pairs that it orders the same way, the mean over seeds."""
     paired: dict[str, dict[str, Difference]]

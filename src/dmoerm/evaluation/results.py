@@ -255,20 +255,32 @@ def read_part(path: str | Path, model: type[P], hint: str) -> P:
 
 
 def upgrade(document: Any) -> Any:
-    """Convert a results document of schema 1 to schema 2; return others unchanged.
+    """Convert a results document of schema 1 or of an earlier form of schema 2; return others unchanged.
 
+    An earlier form names the shares of reversed pairs of a condition in place of its settings.
     Schema 1 calls accuracy `consistency` and does not contain the overlap with training prompts. There is no overlap
     after `train`, which measures held-out prompts; after other commands it is unknown.
     """
-    if not isinstance(document, dict) or document.get("schema") != 1:
+    if not isinstance(document, dict):
         return document
-    upgraded = _renamed(document)
+    upgraded = _renamed(document) if document.get("schema") == 1 else dict(document)
     if isinstance(conditions := document.get("conditions"), dict):
-        upgraded["conditions"] = {name: _renamed(condition) for name, condition in conditions.items()}
+        upgraded["conditions"] = {name: _condition(condition) for name, condition in conditions.items()}
+    if document.get("schema") != 1:
+        return upgraded
     if "router" in document and "kind" not in document:
         known = document.get("command") in ("train", "demo")
         upgraded["overlap"] = {"known": known, "groups": 0, "prompts": 0, "included": not known}
     return upgraded | {"schema": 2}
+
+
+def _condition(fields: Any) -> Any:
+    """Convert a condition of a comparison; return those of other results unchanged."""
+    if not isinstance(fields, dict) or "flip_scores" not in fields:
+        return fields
+    flips = {f"data.{name}": fields[name] for name in ("flip_scores", "flip_capabilities")}
+    others = {name: value for name, value in _renamed(fields).items() if f"data.{name}" not in flips}
+    return {"settings": flips, **others}
 
 
 def _renamed(fields: Any) -> Any:

@@ -23,7 +23,8 @@ from ..evaluation.experiment_results import BestOfNCondition, BestOfNResults, Cu
 from ..evaluation.results import Difference, Overlap, versions
 from ..schema import prompt_key
 from ..training.graph import Engine
-from .method_suite import MethodSuite, Scoring, empty_responses, open_suite, run_settings, score_here
+from .method_suite import MethodSuite, Scoring, Settings, empty_responses, open_suite, run_settings, score_here
+from .methods import choose_methods
 from .samples import Samples
 
 Array = NDArray[np.float64]
@@ -52,7 +53,7 @@ def default_ns(samples: int) -> list[int]:
 def measure_best_of_n(
     config: Config,
     samples: Mapping[int, Sequence[Samples]],
-    conditions: Mapping[str, tuple[float, float]],
+    conditions: Mapping[str, Settings],
     members: int = 5,
     source: str = "",
     overlap: Overlap | None = None,
@@ -61,29 +62,33 @@ def measure_best_of_n(
     console: Console | None = None,
     engine: Engine | None = None,
     scoring: Scoring = score_here,
+    methods: Sequence[str] = (),
+    ablations: Sequence[str] = (),
 ) -> BestOfNResults:
     """Train what is missing under `config.output`, score the samples by every method, and fit the curves.
 
     Args:
         samples: seed → its prompts' samples; the same ones for every seed, or the held-out groups of each seed.
         overlap: the prompts of `source` that were trained on.
-        conditions: as in `compare_methods`.
+        conditions, methods, ablations: as in `compare_methods`.
         ns: values of n, to which 1 is added; None: powers of two up to the fewest samples of a prompt.
         engine: where the runs' steps are executed; None: in this process.
         scoring: scores the samples, here or on a cluster; the results are the same.
 
     Raises:
+        ConfigError: a method is unknown or has no rewards for single samples.
         DataError: an n above the number of a prompt's samples, or a reward that is not finite.
     """
     console = console or Console(stderr=True)
     fewest = min(len(sample.index) for rows in samples.values() for sample in rows)
-    ns = _checked_ns(ns, fewest)
+    ns, chosen = _checked_ns(ns, fewest), choose_methods(methods, ablations)
     measured = {}
-    for name, flips in conditions.items():
+    for name, settings in conditions.items():
         rows: dict[str, dict[int, list[ScoredSamples]]] = {}
         for seed, seed_samples in samples.items():
             console.print(f"{name}, seed {seed}", style="bold", highlight=False, markup=False)
-            suite = open_suite(run_settings(config, name, flips, seed), members, console, engine)
+            suite = open_suite(run_settings(config, name, settings, seed), members, console, engine, chosen)
+            suite.check_in_pass([*methods, *ablations])
             for sample, scored in zip(seed_samples, score_samples(suite, seed_samples, console, scoring), strict=True):
                 rows.setdefault(_prompt(sample), {}).setdefault(seed, []).append(scored)
         measured[name] = _condition([list(by_seed.values()) for by_seed in rows.values()], ns)

@@ -24,8 +24,8 @@ from ..evaluation.results import (
 )
 from ..model.training_prompts import TrainingPrompts
 from ..training.graph import Engine
-from .method_suite import run_settings
-from .methods import Method, ablation_methods, default_methods
+from .method_suite import Settings, run_settings
+from .methods import Method, choose_methods
 from .runs import RunResult, measure_run
 
 BUDGET = (
@@ -41,8 +41,9 @@ BUDGET = (
 def compare_methods(
     config: Config,
     seeds: Sequence[int] = (0, 1, 2),
-    conditions: Mapping[str, tuple[float, float]] | None = None,
+    conditions: Mapping[str, Settings] | None = None,
     members: int = 5,
+    methods: Sequence[str] = (),
     ablations: Sequence[str] = (),
     external: Sequence[Method] = (),
     command: str = "compare",
@@ -54,27 +55,28 @@ def compare_methods(
     """Train and measure what is missing under `config.output`: all registered methods, ablations and external methods.
 
     Args:
-        conditions: name → shares of the training part's overall and capability pairs that are reversed.
+        conditions: name → settings that its runs change, such as {"data.flip_scores": 0.25}; None: none.
         members: models in an ensemble; 0: only the methods that a run contains, without baselines.
-        ablations: names of registered ablations.
+        methods: names of the methods to measure beside `dmoerm`; none: all but the ablations.
+        ablations: names of ablations to add.
         external: methods that are not trained here.
         engine: where the runs' steps are executed; None: in this process.
         include_trained, training_prompts: see `measure_run`.
 
     Raises:
-        ConfigError: an ablation is unknown, or there is no seed.
+        ConfigError: a method is unknown, or there is no seed.
         DataError: the data cannot be used.
     """
-    conditions = conditions or {"clean": (0.0, 0.0)}
-    chosen = _methods(ablations, external)
+    conditions = conditions or {"clean": {}}
+    chosen = [*choose_methods(methods, ablations), *external]
     if not seeds:
         raise ConfigError("a comparison needs at least one seed")
     console = console or Console(stderr=True)
     runs: dict[str, list[RunResult]] = {}
-    for name, flips in conditions.items():
+    for name, changes in conditions.items():
         for seed in seeds:
             console.print(f"{name}, seed {seed}", style="bold", highlight=False, markup=False)
-            settings = run_settings(config, name, flips, seed)
+            settings = run_settings(config, name, changes, seed)
             first = not runs  # only the first run's costs are reported
             run = measure_run(settings, members, chosen, console, engine, include_trained, training_prompts, first)
             runs.setdefault(name, []).append(run)
@@ -95,13 +97,6 @@ def compare_methods(
     )
 
 
-def _methods(ablations: Sequence[str], external: Sequence[Method]) -> list[Method]:
-    known = ablation_methods()
-    if unknown := [name for name in ablations if name not in known]:
-        raise ConfigError(f"unknown ablation {unknown[0]!r}; use some of {', '.join(known)}")
-    return [*default_methods(), *(known[name] for name in ablations), *external]
-
-
 def _descriptions(run: RunResult, chosen: Sequence[Method]) -> dict[str, str]:
     measured = dict.fromkeys(method for counts in run.overall.values() for method in counts.right)
     descriptions = {method.name: method.description for method in chosen}
@@ -116,14 +111,13 @@ def _overlap(overlaps: Sequence[Overlap]) -> Overlap:
 # --- all runs of a condition --------------------------------------------------------------------------------------
 
 
-def _condition(flips: tuple[float, float], seeds: Sequence[int], runs: Sequence[RunResult]) -> Condition:
+def _condition(changes: Settings, seeds: Sequence[int], runs: Sequence[RunResult]) -> Condition:
     tasks = list(dict.fromkeys(task for run in runs for task in run.overall))
     counts = {task: join([c.overall[task].counts() for c in runs if task in c.overall]) for task in tasks}
     accuracy, paired = compare(counts, _union(run.derived for run in runs))
     by_seed = [compare({t: c.counts() for t, c in run.overall.items()}, resamples=1)[0] for run in runs]
     return Condition(
-        flip_scores=flips[0],
-        flip_capabilities=flips[1],
+        settings=dict(changes),
         accuracy=accuracy,
         paired=paired,
         by_seed={

@@ -22,9 +22,11 @@ from ..training.graph import Engine, graph
 from ..training.progress import Progress
 from ..training.router_step import assign_tasks
 from ..training.run import prepare, run_steps, split_examples
-from .methods import Method, MethodContext, TrainedMethod, default_methods
+from .methods import Method, MethodContext, TrainedMethod, choose_methods
 
 Q = TypeVar("Q", bound=Query)
+Settings = Mapping[str, Any]
+"""Setting, named `a.b` → value: what distinguishes a condition of an experiment."""
 MemberRewards = Mapping[str, np.ndarray]
 """Method → (k, N), the rewards of its k members for the responses of one query."""
 Rewards = Mapping[str, np.ndarray]
@@ -72,6 +74,11 @@ class MethodSuite:
     def in_pass(self) -> list[str]:
         """The methods that score in the run's passes, in the order of reports."""
         return [name for name, method in self.trained.items() if method.score is not None]
+
+    def check_in_pass(self, names: Sequence[str]) -> None:
+        """Raise `ConfigError` if one of the methods does not score in the run's passes."""
+        if missing := [name for name in names if name not in self.in_pass]:
+            raise ConfigError(f"{missing[0]}: it does not exist for this run or is a run of its own; leave it out")
 
     def score(self, queries: Sequence[Q], keep: bool = True, console: Console | None = None) -> list[ScoredGroup[Q]]:
         """Score queries by every method of `in_pass`.
@@ -141,10 +148,9 @@ class MethodSuite:
         return {name: members[source] for name, source in self._sources().items()}
 
 
-def run_settings(config: Config, condition: str, flips: tuple[float, float], seed: int) -> Config:
-    """Return the settings of one condition and seed: its noise, and its folder under `config.output`."""
-    settings = {"seed": seed, "data.flip_scores": flips[0], "data.flip_capabilities": flips[1]}
-    return in_subfolder(config, f"{condition}/seed{seed}/dmoerm", settings)
+def run_settings(config: Config, condition: str, settings: Settings, seed: int) -> Config:
+    """Return the settings of one condition and seed, with a folder of their own under `config.output`."""
+    return in_subfolder(config, f"{condition}/seed{seed}/dmoerm", {**settings, "seed": seed})
 
 
 def in_subfolder(config: Config, name: str, settings: Mapping[str, Any]) -> Config:
@@ -172,8 +178,11 @@ def open_suite(
     return _suite(train(config, console, engine), load_splits(config), members, console, engine, methods)
 
 
-def reopen_suite(config: Config, data: Splits, members: int) -> MethodSuite:
-    """Open a finished suite with the default methods; several processes may do so at once.
+def reopen_suite(config: Config, data: Splits, members: int, methods: Sequence[str] = ()) -> MethodSuite:
+    """Open a finished suite; several processes may do so at once.
+
+    Args:
+        methods: their names; none: the default ones.
 
     Raises:
         CheckpointError: a step is missing.
@@ -186,7 +195,7 @@ def reopen_suite(config: Config, data: Splits, members: int) -> MethodSuite:
         )
     run_steps(run, data, steps)
     run.model.eval()
-    return _suite(run, data, members)
+    return _suite(run, data, members, methods=choose_methods(methods))
 
 
 def _suite(
@@ -200,7 +209,7 @@ def _suite(
     train_part, validation = (assign_tasks(run, part) for part in split_examples(run, data.train))
     console = console or Console(quiet=True)
     context = MethodContext(run, data, train_part, validation, members, console, engine)
-    chosen = default_methods() if methods is None else methods
+    chosen = choose_methods() if methods is None else methods
     kept = {method.name: method for method in chosen if members or method.family == "run"}
     if len(kept) < len({id(method) for method in chosen if members or method.family == "run"}):
         raise ConfigError("two methods have the same name; give one of them another")

@@ -15,15 +15,15 @@ import numpy as np
 
 from ..config import Config, changed
 from ..data.splits import load_splits
-from ..errors import ConfigError, DataError
+from ..errors import DataError
 from ..evaluation.best_of_n_estimates import fit_curve
 from ..evaluation.experiment_results import CurveFit, PolicyResults, PolicyRun, PolicySummary
 from ..evaluation.results import Difference, versions
 from ..rl import PolicyConfig, RLConfig, RLPrompt, Trajectory, draw_prompts, gold_of, make_policy, optimize
 from ..schema import prompt_key
 from ..training.progress import Progress
-from .method_suite import MethodSuite, SuiteScorer, open_suite, run_settings
-from .methods import Method, default_methods
+from .method_suite import MethodSuite, Settings, SuiteScorer, open_suite, run_settings
+from .methods import choose_methods
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class PolicySettings:
 
 def optimize_policies(
     settings: PolicySettings,
-    conditions: Mapping[str, tuple[float, float]],
+    conditions: Mapping[str, Settings],
     seeds: Sequence[int],
     methods: Sequence[str],
     betas: Sequence[float] = (),
@@ -48,15 +48,16 @@ def optimize_policies(
     """Train the reward models and optimize a policy against each; finished ones under `config.output` are read.
 
     Args:
-        methods: names of methods that are trained by default; only these are trained.
+        conditions: as in `compare_methods`.
+        methods: names of methods; only these and the run are trained.
         betas: weights of the KL penalty; empty: the one of `settings.rl`.
         prompts: testbed prompts per task to draw from.
         members: models in an ensemble.
 
     Raises:
-        ConfigError: an unknown method, or TRL is missing.
+        ConfigError: a method is unknown or cannot be trained on this run, or TRL is missing.
     """
-    progress, chosen = Progress(), _methods(methods)
+    progress, chosen = Progress(), choose_methods(methods)
     drawn = _prompts(settings, seeds, prompts)
     weights = [settings.rl.model_copy(update={"beta": beta}) for beta in betas] or [settings.rl]
     runs: list[PolicyRun] = []
@@ -64,10 +65,10 @@ def optimize_policies(
     with progress.run(1 + len(conditions) * len(seeds) * len(methods) * len(weights)):
         with progress.step("policy"):
             start = make_policy(settings.policy, Path(settings.config.output) / "policies")
-        for (condition, flips), seed in itertools.product(conditions.items(), seeds):
-            run = run_settings(settings.config, condition, flips, seed)
+        for (condition, changes), seed in itertools.product(conditions.items(), seeds):
+            run = run_settings(settings.config, condition, changes, seed)
             suite = open_suite(run, members, progress.console, methods=chosen)
-            _check_methods(methods, suite)
+            suite.check_in_pass(methods)
             for method, weight in itertools.product(methods, weights):
                 rl = weight.model_copy(update={"seed": seed})
                 trajectory = _optimize(start, suite, condition, method, drawn, rl, progress)
@@ -108,19 +109,6 @@ def _optimize(
         depends_on=f"{suite.context.members} members, {config!r}",
         progress=progress,
     )
-
-
-def _methods(names: Sequence[str]) -> list[Method]:
-    """Look the methods up; only these are trained."""
-    known = {method.name: method for method in default_methods()}
-    if unknown := [name for name in names if name not in known]:
-        raise ConfigError(f"--method {unknown[0]}: use some of {', '.join(known)}")
-    return [known[name] for name in dict.fromkeys(names)]
-
-
-def _check_methods(methods: Sequence[str], suite: MethodSuite) -> None:
-    if missing := [name for name in methods if name not in suite.in_pass]:
-        raise ConfigError(f"--method {missing[0]}: it cannot be trained on this run; leave it out")
 
 
 def _prompts(settings: PolicySettings, seeds: Sequence[int], count: int) -> list[RLPrompt]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+from collections.abc import Sequence
 from importlib.metadata import entry_points
 
 from ...errors import ConfigError
@@ -49,6 +50,24 @@ def registered() -> dict[str, Method]:
 def default_methods() -> list[Method]:
     """Return the methods that every comparison trains."""
     return [method for method in registered().values() if method.family in ("run", "baseline")]
+
+
+def choose_methods(names: Sequence[str] = (), ablations: Sequence[str] = ()) -> list[Method]:
+    """Return methods in the order of `registered`: those named (none: the default ones), the ablations and `dmoerm`.
+
+    Args:
+        names: names of default methods or ablations.
+        ablations: names of ablations.
+
+    Raises:
+        ConfigError: a name is unknown.
+    """
+    known, variants = registered(), ablation_methods()
+    for option, given, allowed in (("method", names, known), ("ablation", ablations, variants)):
+        if unknown := [name for name in given if name not in allowed]:
+            raise ConfigError(f"unknown {option} {unknown[0]!r}; use some of {', '.join(allowed)}")
+    chosen = {*(names or (method.name for method in default_methods())), *ablations, "dmoerm"}
+    return [method for name, method in known.items() if name in chosen]
 
 
 def ablation_methods() -> dict[str, Method]:

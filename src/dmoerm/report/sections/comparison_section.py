@@ -31,7 +31,7 @@ def comparison_section(comparison: Comparison) -> Section:
 def _sentence(name: str, condition: Condition) -> str:
     mean = condition.accuracy["dmoerm"].get("mean")
     difference = condition.paired.get("dmoerm - general", {}).get("mean")
-    text = f"{name} ({_noise(condition)})"
+    text = f"{name} ({_settings(condition)})"
     if mean:
         text += f": the mean accuracy of dmoerm is {parts.percent(mean.value)} ({parts.interval(mean)})"
     if difference:
@@ -39,13 +39,15 @@ def _sentence(name: str, condition: Condition) -> str:
     return f"{text}."
 
 
-def _noise(condition: Condition) -> str:
-    flips = condition.flip_scores, condition.flip_capabilities
-    if not any(flips):
-        return "training labels unchanged"
-    return "{:g} % of the overall and {:g} % of the capability pairs reversed in training".format(
-        *(100 * flip for flip in flips)
-    )
+def _settings(condition: Condition) -> str:
+    """Describe what distinguishes a condition."""
+    others = dict(condition.settings)
+    flips = [others.pop(f"data.flip_{labels}", 0) for labels in ("scores", "capabilities")]
+    texts = [f"{name}={value}" for name, value in others.items()]
+    if any(flips):
+        scores, capabilities = (f"{100 * flip:g} %" for flip in flips)
+        texts.append(f"{scores} of the overall and {capabilities} of the capability pairs reversed")
+    return f"in training, {', '.join(texts)}" if texts else "training labels unchanged"
 
 
 def _blocks(comparison: Comparison) -> Iterator[tuple[str, Iterable[Content]]]:
