@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dmoerm import bootstrap
-from dmoerm.bootstrap import interval, mean_interval, resampled_means, resampled_sums, run_weights
+from dmoerm.bootstrap import expanded_tail, interval, mean_interval, resampled_means, resampled_sums, run_weights
 
 
 def test_a_resample_draws_as_many_prompts_as_there_are() -> None:
@@ -62,3 +62,20 @@ def test_the_weights_of_runs_have_the_spread_of_their_mean() -> None:
 
 def test_the_central_interval() -> None:
     assert interval(np.arange(1001.0)).tolist() == pytest.approx([25, 975])
+
+
+@pytest.mark.parametrize(("prompts", "samples", "least"), [(5, 1, 0.89), (10, 8, 0.92), (40, 8, 0.93), (150, 4, 0.93)])
+def test_the_interval_covers_the_truth(prompts: int, samples: int, least: float) -> None:
+    """Samples of a prompt depend on each other, and prompts differ by a skewed amount; the true mean is 1."""
+    random = np.random.default_rng(prompts)
+    covered = []
+    for trial in range(1500):
+        levels = random.gamma(4.0, 0.25, size=(prompts, 1))
+        gold = levels + random.normal(0, 0.2, size=(prompts, samples))
+        ((low, high),) = mean_interval(gold.mean(1, keepdims=True), seed=trial, resamples=500)
+        covered.append(low <= 1 <= high)
+    assert least < np.mean(covered) < 0.97
+
+
+def test_few_prompts_have_a_longer_interval() -> None:
+    assert [round(expanded_tail(prompts), 4) for prompts in (1, 5, 40, 10_000)] == [0.025, 0.001, 0.0203, 0.025]

@@ -4,6 +4,10 @@ Prompts are resampled with replacement, because pairs or samples of one prompt a
 Statistics are sums over prompts, so all resamples of all columns are one matrix product of counts (B, P) and rows
 (P, C). `scipy.stats.bootstrap` resamples single observations and calls a function for each resample.
 
+The percentile interval of a mean over few prompts is too short: over five, it covers the truth in 84 of 100 cases and
+not in 95. So the quantiles are those of the expanded percentile interval, which is as long as Student's (Hesterberg,
+2015, arXiv 1411.5279, section 5.3). From 100 prompts on, the difference is below 3 %.
+
 Several runs (seeds) have other training parts, label noise and starts. Runs are resampled as well, so that an interval
 includes their spread.
 
@@ -16,6 +20,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import norm, t
 
 Array = NDArray[np.float64]
 RESAMPLES = 2000
@@ -41,7 +46,7 @@ def resampled_means(columns: Array, seed: int | Sequence[int] = 0, resamples: in
 
 def mean_interval(columns: Array, seed: int | Sequence[int] = 0, resamples: int = RESAMPLES) -> Array:
     """Return the 95 % interval (C, 2) of the mean of each column."""
-    return interval(resampled_means(columns, seed, resamples))
+    return interval(resampled_means(columns, seed, resamples), len(columns))
 
 
 def run_weights(runs: int, seed: int | Sequence[int] = 0, resamples: int = RESAMPLES) -> Array:
@@ -54,6 +59,18 @@ def run_weights(runs: int, seed: int | Sequence[int] = 0, resamples: int = RESAM
     return 1 / runs + (counts - 1) / runs * np.sqrt(runs / max(runs - 1, 1))
 
 
-def interval(samples: Array) -> Array:
-    """Return the central 95 % interval of resamples (B,) or (B, C): (2,) or (C, 2)."""
-    return np.quantile(samples, [0.025, 0.975], axis=0).T
+def interval(samples: Array, prompts: int | None = None) -> Array:
+    """Return the 95 % interval of resamples (B,) or (B, C): (2,) or (C, 2).
+
+    Args:
+        prompts: how many were resampled, if the statistic is a mean over them; None: the central 95 %.
+    """
+    tail = 0.025 if prompts is None else expanded_tail(prompts)
+    return np.quantile(samples, [tail, 1 - tail], axis=0).T
+
+
+def expanded_tail(prompts: int) -> float:
+    """Return the share of the resamples below a 95 % interval of a mean over so many prompts, at most 0.025."""
+    if prompts < 2:
+        return 0.025  # all resamples are equal
+    return float(norm.cdf(-np.sqrt(prompts / (prompts - 1)) * t.ppf(0.975, prompts - 1)))

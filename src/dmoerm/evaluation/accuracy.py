@@ -196,16 +196,21 @@ class _Shares(NamedTuple):
 
 
 def _estimate(method: str, tasks: Sequence[_Shares]) -> Estimate:
-    low, high = interval(np.mean([task.drawn[method] for task in tasks], axis=0))
+    low, high = interval(np.mean([task.drawn[method] for task in tasks], axis=0), _prompts(tasks))
     return Estimate(
         value=fmean(task.value(method) for task in tasks),
         low=float(low),
         high=float(high),
         pairs=sum(int(task.counts.pairs.sum()) for task in tasks),
-        prompts=sum(len(task.counts.prompts) for task in tasks),
+        prompts=_prompts(tasks),
     )
 
 
+def _prompts(tasks: Sequence[_Shares]) -> int:
+    return sum(len(task.counts.prompts) for task in tasks)
+
+
 def _difference(first: str, second: str, tasks: Sequence[_Shares]) -> Difference:
-    low, high = interval(np.mean([task.drawn[first] - task.drawn[second] for task in tasks], axis=0))
+    drawn = np.mean([task.drawn[first] - task.drawn[second] for task in tasks], axis=0)
+    low, high = interval(drawn, _prompts(tasks))
     return Difference(value=fmean(t.value(first) - t.value(second) for t in tasks), low=float(low), high=float(high))

@@ -181,10 +181,10 @@ def summarize_prompts(proxy: Array, gold: Array, ns: Sequence[int], seed: int = 
         kl=best_of_n_kl(ns),
         proxy=proxy.mean(0),
         gold=gold.mean(0),
-        gold_interval=interval(means),
+        gold_interval=interval(means, len(gold)),
         gold_by_prompt=gold,
         curve=_curve(d, gold.mean(0), means),
-        falls_after=_falls_after(ns, gold.mean(0), means) if len(gold) >= _MIN_PROMPTS else None,
+        falls_after=_falls_after(ns, gold.mean(0), means, len(gold)) if len(gold) >= _MIN_PROMPTS else None,
     )
 
 
@@ -200,7 +200,7 @@ def _curve(d: Array, gold: Array, means: Array) -> Curve | None:
     return Curve("bon", curve.alpha, curve.beta, curve.peak, curve.value, (float(low), float(high)))
 
 
-def _falls_after(ns: Sequence[int], gold: Array, means: Array) -> int | None:
+def _falls_after(ns: Sequence[int], gold: Array, means: Array, prompts: int) -> int | None:
     best = int(gold.argmax())
-    later = [k for k in range(best + 1, len(ns)) if np.quantile(means[:, k] - means[:, best], 0.975) < 0]
+    later = [k for k in range(best + 1, len(ns)) if interval(means[:, k] - means[:, best], prompts)[1] < 0]
     return ns[best] if later else None
