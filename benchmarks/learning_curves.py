@@ -78,11 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def measure(config: Config, kinds: Sequence[str], sizes: Sequence[int]) -> list[Row]:
     """Return one row per kind and size."""
-    data = load_splits(config)
-    run = prepare(config, data.taxonomy, Path(config.output), Progress(Console(stderr=True)))
-    train, validation = split_examples(run, [g for g in data.train if g.pairs()])
-    test = examples_of(run, [g for g in data.test if g.pairs()])
-    run.cache.fill([e.encoded for e in (*train, *validation, *test)])
+    run, train, validation, test = prepared(config)
     rows = []
     for size in sizes:
         kept = {id(g) for g in take_groups([e.group for e in train], size, config.seed)} if size else None
@@ -96,6 +92,16 @@ def measure(config: Config, kinds: Sequence[str], sizes: Sequence[int]) -> list[
             rows.append(json.loads(file.read_text()) | {"seed": config.seed, "size": size})
             print(json.dumps({k: v for k, v in rows[-1].items() if k != "prompts"}), flush=True)
     return rows
+
+
+def prepared(config: Config) -> tuple[Run, Examples, Examples, Examples]:
+    """Return a run without steps, and the training, validation and test groups that people order, with activations."""
+    data = load_splits(config)
+    run = prepare(config, data.taxonomy, Path(config.output), Progress(Console(stderr=True)))
+    train, validation = split_examples(run, [g for g in data.train if g.pairs()])
+    test = examples_of(run, [g for g in data.test if g.pairs()])
+    run.cache.fill([e.encoded for e in (*train, *validation, *test)])
+    return run, train, validation, test
 
 
 def _row(run: Run, kind: str, train: Examples, validation: Examples, test: Examples) -> Row:

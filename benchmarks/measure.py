@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import re
@@ -50,6 +51,11 @@ def write(name: str, command: str, rows: Sequence[Row], **more: Any) -> None:
     RESULTS.mkdir(exist_ok=True)
     text = json.dumps({"command": command, "rows": list(rows), **more, **facts()}, indent=1)
     (RESULTS / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+
+
+def digest(texts: Sequence[str]) -> str:
+    """Return a short digest of texts, for the name of a file."""
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:12]
 
 
 def facts() -> dict[str, Any]:

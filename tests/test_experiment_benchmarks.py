@@ -21,6 +21,7 @@ from dmoerm.model.packing import pack
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
+import interference
 import learning_curves
 import uncertainty
 from reader import Adapted, Reader, join, memories
@@ -110,3 +111,22 @@ def test_learning_curves_are_measured_and_resumed(tiny_backbone, tmp_path, monke
         Console(file=file, width=200).print(learning_curves.table(rows))
     lines = (tmp_path / "out.txt").read_text()
     assert all(kind in lines for kind in learning_curves.KINDS)
+
+
+def test_interference_is_measured_and_resumed(tiny_backbone, tmp_path, monkeypatch):
+    config = make_exact_config(tiny_backbone, tmp_path).model_dump(mode="json", exclude_unset=True)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    loaded = learning_curves.load_config(str(tmp_path / "config.yaml"), [f"output={tmp_path / 'fits'}"])
+    rows = interference.fits(loaded, "head", [1, 2], 1)
+    assert [row["tasks"] for row in rows] == [["chitchat"], ["objective_qa"], ["chitchat", "objective_qa"]]
+    assert rows[2]["groups"] == rows[0]["groups"] + rows[1]["groups"]
+    monkeypatch.setattr(interference, "FITS", {})  # nothing is fitted again
+    assert interference.fits(loaded, "head", [1, 2], 1) == rows
+    alone, both = interference.summary(rows, [1, 2, 5])
+    assert alone["− alone, points"] == "–"
+    means = [
+        np.mean([np.mean(list(row["right"][task].values())) for row in some for task in row["right"]])
+        for some in (rows[:2], rows[2:])
+    ]
+    assert alone["accuracy, %"] == f"{100 * means[0]:.1f}"
+    assert both["− alone, points"].startswith(f"{100 * (means[1] - means[0]):+.1f} (")
