@@ -3,7 +3,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 APT := DEBIAN_FRONTEND=noninteractive timeout 600 apt-get -qq --yes --no-install-recommends -o Acquire::Retries=1
 
-.PHONY: install browser facts check format test test-all test-lowest bench bench-gpu demo chaos fuzz audit nightly lock clean
+.PHONY: install browser facts check format test test-all test-lowest bench bench-gpu evidence demo chaos fuzz audit nightly lock clean
 
 install: $(STAMP)
 
@@ -66,6 +66,11 @@ bench: install
 bench-gpu: install
 	$(BIN)/python benchmarks/gpu.py
 
+# Every table and figure of README.md and docs/results.md from nothing, and a check of every claim: about two days on two
+# cores, resumable; SMALL=1: each experiment in miniature, ten minutes. DMOERM_DATA: the folder of the human-labeled data.
+evidence: install
+	$(BIN)/python benchmarks/evidence.py $(if $(SMALL),--small)
+
 # Kills, full disks, jumping clocks, damaged and hostile files: docs/reliability.md.
 chaos: install
 	PYTHONPATH=tests $(BIN)/python -m chaos
@@ -81,9 +86,10 @@ audit: install
 	$(BIN)/pip-audit --strict --disable-pip --require-hashes --requirement requirements.lock
 
 # All that takes long, one after the other; what failed is named at the end.
-NIGHTLY ?= test-all test-lowest chaos fuzz audit
+NIGHTLY ?= test-all test-lowest evidence chaos fuzz audit
+nightly: SMALL ?= 1
 nightly:
-	@failed=; for part in $(NIGHTLY); do $(MAKE) $$part || failed="$$failed $$part"; done; \
+	@failed=; for part in $(NIGHTLY); do $(MAKE) SMALL=$(SMALL) $$part || failed="$$failed $$part"; done; \
 	  test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
 
 # The versions that are installed here, so those that the tests ran with, with the hashes of their files.

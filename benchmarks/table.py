@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import claims
 import experiment_tables
 from measure import RESULTS
 
@@ -22,17 +23,23 @@ SUMMARY = {"testbed": "compare_testbed", "human labels": "compare_human", "eight
 
 def main() -> None:
     """Fill all pages."""
+    files = stored()
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
-        page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
+        page.write_text(filled(page.read_text(encoding="utf-8"), files), encoding="utf-8")
 
 
-def filled(text: str) -> str:
+def stored() -> dict[str, Any]:
+    """Return name → content of all results files."""
+    return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(RESULTS.rglob("*.json"))}
+
+
+def filled(text: str, files: dict[str, Any]) -> str:
     """Return the page with the figures between its marks."""
-    files = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(RESULTS.rglob("*.json"))}
     for name, results in files.items():
         text = replaced(text, name, experiment_tables.tables(results) if "kind" in results else measured(results))
         if results.get("kind") == "comparison":
             text = replaced(text, f"short {name}", experiment_tables.short(results))
+    text = replaced(text, "claims", claims.lines(files))
     comparisons = {title: files[name] for title, name in SUMMARY.items() if name in files}
     return replaced(text, "summary", experiment_tables.summary(comparisons))
 

@@ -10,12 +10,18 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from rich.console import Console
+from typer.main import get_command
 
+from dmoerm.cli import app
 from dmoerm.evaluation.scored_groups import ScoredGroup
 from dmoerm.schema import Group
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
+import claims
+import evidence
+import table
 import weights
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -102,3 +108,53 @@ def test_the_weights_of_a_run_are_measured(trained_run, tmp_path, capsys):
     for row in document["rows"]:
         assert row["capability"] in trained_run.model.config.tasks[row["task"]]
         assert row["grade"]["low"] <= row["grade"]["value"] <= row["grade"]["high"]
+
+
+def test_every_claim_holds_for_the_stored_results():
+    files = table.stored()
+    assert {claim.source for claim in claims.CLAIMS} <= set(files)
+    assert len(claims.rows(files)) == len(claims.CLAIMS)
+
+
+def test_a_claim_that_does_not_hold_is_an_error():
+    level = {"value": 0.01, "low": -0.01, "high": 0.03}
+    files = {"some": {"command": "run", "conditions": {"clean": {"paired": {"dmoerm - general": {"mean": level}}}}}}
+    true = claims.Claim("level", "some", claims.over("general"), claims.level)
+    assert claims.rows(files, (true,)) == [["level", "clean +1.0 (-1.0 to +3.0)", "some"]]
+    for holds in (claims.above, claims.below, claims.at_least(1.1), claims.at_most(0.9)):
+        with pytest.raises(ValueError, match=r"does not hold any more: better \(some: clean \+1.0"):
+            claims.rows(files, (claims.Claim("better", "some", claims.over("general"), holds),))
+
+
+def test_every_experiment_of_the_evidence_parses():
+    """Its commands have options that exist, and write below the folder that is copied from."""
+    for experiment in evidence.experiments():
+        for command in (experiment.command, experiment.small):
+            words = command.split()
+            folder = words[words.index("--output") + 1]
+            assert folder.startswith("runs/")
+            assert experiment.result is None or f"runs/{experiment.result}".startswith(f"{folder}/")
+            if words[0] == "dmoerm":
+                group = get_command(app).commands[words[1]]
+                group.make_context(words[1], words[2:], resilient_parsing=False).close()
+            else:
+                assert (BENCHMARKS.parent / words[1]).is_file()
+
+
+def test_the_evidence_in_miniature(tmp_path, monkeypatch):
+    """An experiment runs as a command, and its results are copied; one that needs absent data is skipped."""
+    console = Console(file=(tmp_path / "out.txt").open("w"), width=500)
+    monkeypatch.setattr(evidence, "ROOT", tmp_path)
+    monkeypatch.delenv("DMOERM_DATA", raising=False)
+    script = tmp_path / "write.py"
+    script.write_text(
+        "import pathlib, sys; p = pathlib.Path(sys.argv[1]); p.mkdir(parents=True); (p / 'a.json').touch()"
+    )
+    some = evidence.Experiment("some", "", f"python {script} runs/some", "some/a.json", data=False)
+    evidence.measure(some, some.small, console, small=True)
+    assert (tmp_path / "runs" / "evidence-small" / "results" / "some.json").exists()
+    with pytest.raises(SystemExit, match="some failed; the same command resumes it"):
+        evidence.measure(some, some.small, console, small=True)
+    evidence.measure(evidence.Experiment("human", "", "python nothing.py"), "python nothing.py", console, small=True)
+    console.file.close()
+    assert "human: skipped; set DMOERM_DATA" in (tmp_path / "out.txt").read_text()

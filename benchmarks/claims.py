@@ -1,0 +1,180 @@
+"""The claims of README.md and docs/results.md, each with what it means in figures.
+
+A claim is a sentence and a check on the stored results. table.py writes the claims with their figures between the marks
+`<!-- claims -->`; it fails if a claim does not hold, so a sentence cannot outlive its figure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Files = Mapping[str, Any]
+"""Name of a results file → its content."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A difference with its 95 % interval, or a single number (low = value = high)."""
+
+    value: float
+    low: float
+    high: float
+
+    def text(self, digits: int = 1) -> str:
+        """Return the figure as text."""
+        if self.low == self.high:
+            return f"{self.value:.{digits}f}"
+        return f"{self.value:+.{digits}f} ({self.low:+.{digits}f} to {self.high:+.{digits}f})"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence, the results that it rests on, and the figures that it must have.
+
+    Attributes:
+        source: name of the results file; its command reproduces the figures.
+        figures: the results → label of a figure → figure; the order is that of the table.
+        holds: whether a figure agrees with the sentence.
+    """
+
+    sentence: str
+    source: str
+    figures: Callable[[Any], Mapping[str, Figure]]
+    holds: Callable[[Figure], bool]
+    digits: int = 1
+
+    def row(self, files: Files) -> list[str]:
+        """Return the claim's cells of the table.
+
+        Raises:
+            ValueError: the figures do not agree with the sentence.
+        """
+        figures = self.figures(files[self.source])
+        if wrong := [
+            f"{label} {figure.text(self.digits)}" for label, figure in figures.items() if not self.holds(figure)
+        ]:
+            raise ValueError(f"this claim does not hold any more: {self.sentence} ({self.source}: {', '.join(wrong)})")
+        text = "; ".join(f"{label} {figure.text(self.digits)}".strip() for label, figure in figures.items())
+        return [self.sentence, text, self.source]
+
+
+def above(figure: Figure) -> bool:
+    """Return whether the interval is above 0."""
+    return figure.low > 0
+
+
+def below(figure: Figure) -> bool:
+    """Return whether the interval is below 0."""
+    return figure.high < 0
+
+
+def level(figure: Figure) -> bool:
+    """Return whether the interval includes 0."""
+    return figure.low <= 0 <= figure.high
+
+
+def at_least(value: float) -> Callable[[Figure], bool]:
+    """Return a check that a figure is not below a value."""
+    return lambda figure: figure.value >= value
+
+
+def at_most(value: float) -> Callable[[Figure], bool]:
+    """Return a check that a figure is not above a value."""
+    return lambda figure: figure.value <= value
+
+
+def over(method: str, *conditions: str, column: str = "mean") -> Callable[[Any], Mapping[str, Figure]]:
+    """Return DMoERM minus a method, in points of accuracy, under these conditions of a comparison (none: all)."""
+
+    def figures(results: Any) -> Mapping[str, Figure]:
+        rows = results["conditions"]
+        paired = {name: rows[name]["paired"][f"dmoerm - {method}"][column] for name in conditions or rows}
+        return {name: Figure(*(100 * row[end] for end in ("value", "low", "high"))) for name, row in paired.items()}
+
+    return figures
+
+
+def best_of_n_over(method: str, *conditions: str, task: str = "all") -> Callable[[Any], Mapping[str, Figure]]:
+    """Return the gold of DMoERM's choice minus that of a method's, at the largest n."""
+
+    def figures(results: Any) -> Mapping[str, Figure]:
+        rows = results["conditions"]
+        ends = {name: rows[name]["at_the_end"][task][f"dmoerm - {method}"] for name in conditions or rows}
+        return {name: Figure(row["value"], row["low"], row["high"]) for name, row in ends.items()}
+
+    return figures
+
+
+def seconds_over_plain(*works: str) -> Callable[[Any], Mapping[str, Figure]]:
+    """Return the time of a scoring work, where one plain reward model takes 1."""
+
+    def figures(results: Any) -> Mapping[str, Figure]:
+        rows = {row["work"]: row for row in results["rows"] if row["peer"] == "plain"}
+        ratios = {work: rows[work]["ours_s"] / rows[work]["peer_s"] for work in works}
+        return {work: Figure(ratio, ratio, ratio) for work, ratio in ratios.items()}
+
+    return figures
+
+
+CLAIMS = (
+    Claim(
+        "On human labels, DMoERM is more accurate than one reward model for all tasks.",
+        "compare_human",
+        over("general"),
+        above,
+    ),
+    Claim(
+        "It is more accurate than that model on the labels that DMoERM sees, without tasks.",
+        "compare_human",
+        over("all_labels_general"),
+        above,
+    ),
+    Claim(
+        "It is level with one model per task on the same labels: experts and aggregator add no accuracy.",
+        "compare_human",
+        over("all_labels"),
+        level,
+    ),
+    Claim(
+        "It is level with one model per task on overall labels alone.",
+        "compare_human",
+        over("per_task"),
+        level,
+    ),
+    Claim(
+        "Coin flips as capability labels leave it within half a point of one model per task.",
+        "compare_human",
+        lambda results: {
+            name: Figure(*3 * [100 * (means["shuffled"]["mean"]["value"] - means["per_task"]["mean"]["value"])])
+            for name, means in ((name, row["accuracy"]) for name, row in results["conditions"].items())
+        },
+        at_least(-0.5),
+    ),
+    Claim(
+        "Scoring takes less than half of the time of one plain reward model (four responses of 128 tokens).",
+        "scoring",
+        seconds_over_plain("p128_n4_r128_fp32_frozen", "p128_n4_r128_bf16_frozen"),
+        at_most(0.5),
+        digits=2,
+    ),
+)
+
+
+def rows(files: Files, claims: tuple[Claim, ...] = CLAIMS) -> list[list[str]]:
+    """Return the rows of the table of claims whose results exist.
+
+    Raises:
+        ValueError: a claim does not hold.
+    """
+    return [claim.row(files) for claim in claims if claim.source in files]
+
+
+def lines(files: Files) -> list[str]:
+    """Return the table of claims, with the command of each results file below it."""
+    found = rows(files)
+    table = ["| claim | DMoERM minus the other, or as named | results |", "|---|---|---|"]
+    table += [f"| {' | '.join(row)} |" for row in found]
+    sources = dict.fromkeys(row[-1] for row in found)
+    return [*table, "", *(f"* `{name}`: `{files[name]['command']}`" for name in sources)]
