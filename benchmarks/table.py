@@ -14,6 +14,7 @@ from typing import Any
 
 import claims
 import experiment_tables
+import figures
 from measure import RESULTS
 
 ROOT = Path(__file__).parents[1]
@@ -22,8 +23,9 @@ SUMMARY = {"testbed": "compare_testbed", "human labels": "compare_human", "eight
 
 
 def main() -> None:
-    """Fill all pages."""
+    """Fill all pages, and draw the pictures."""
     files = stored()
+    figures.draw(files, ROOT / "docs")
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
         page.write_text(filled(page.read_text(encoding="utf-8"), files), encoding="utf-8")
 

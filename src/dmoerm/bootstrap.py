@@ -70,7 +70,7 @@ def interval(samples: Array, prompts: int | None = None) -> Array:
 
 
 def expanded_tail(prompts: int) -> float:
-    """Return the share of the resamples below a 95 % interval of a mean over so many prompts, at most 0.025."""
+    """Return the share of the resamples below a 95 % interval of a mean over this number of prompts, at most 0.025."""
     if prompts < 2:
         return 0.025  # all resamples are equal
     return float(norm.cdf(-np.sqrt(prompts / (prompts - 1)) * t.ppf(0.975, prompts - 1)))
