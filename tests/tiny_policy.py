@@ -38,6 +38,7 @@ def tiny_settings(**changes: object) -> RLConfig:
         "held_out": 10,
         "checkpoint_every": 4,
         "scale_prompts": 8,
+        "missing_eos_penalty": 0.0,
     }
     return RLConfig.model_validate(settings | changes)
 

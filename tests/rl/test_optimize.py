@@ -15,7 +15,7 @@ from dmoerm.rl.optimize import _order, _split
 IDENTITY = {"condition": "clean", "method": "general", "beta": 0.0, "seed": 0}
 
 
-@pytest.fixture(scope="module", params=["rloo", "grpo"])
+@pytest.fixture(scope="module", params=["rloo", "grpo", "ppo"])
 def finished(request, policy, asked, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     return optimize(policy, count_t, gold_of, asked, tiny_settings(algorithm=request.param), folder, method="the")
@@ -42,18 +42,20 @@ def test_a_trajectory_can_be_summarized_and_read_back(finished, tmp_path):
     assert found.fall == pytest.approx(max(p.gold for p in finished.points) - finished.points[-1].gold)
 
 
-def test_a_penalty_holds_the_policy_back(policy, asked, tmp_path):
+@pytest.mark.parametrize("algorithm", ["rloo", "ppo"])
+def test_a_penalty_holds_the_policy_back(algorithm, policy, asked, tmp_path):
+    settings = tiny_settings(algorithm=algorithm, steps=8)
     free, held = (
-        optimize(policy, count_t, gold_of, asked, tiny_settings(beta=beta, steps=8), tmp_path / str(beta))
+        optimize(policy, count_t, gold_of, asked, settings.model_copy(update={"beta": beta}), tmp_path / str(beta))
         for beta in (0.0, 2.0)
     )
     assert held.points[-1].kl < free.points[-1].kl / 2
 
 
-@pytest.mark.parametrize("beta", [0.0, 0.1])
-def test_a_killed_run_resumes_to_the_same_result(beta, policy, asked, tmp_path):
+@pytest.mark.parametrize(("algorithm", "beta"), [("rloo", 0.0), ("rloo", 0.1), ("ppo", 0.1)])
+def test_a_killed_run_resumes_to_the_same_result(algorithm, beta, policy, asked, tmp_path):
     """Killed after the measurement of step 6 and before its checkpoint: it goes on from the one of step 4."""
-    settings, calls = tiny_settings(beta=beta, steps=8, measure_every=3), 0
+    settings, calls = tiny_settings(algorithm=algorithm, beta=beta, steps=8, measure_every=3), 0
     whole = optimize(policy, count_t, gold_of, asked, settings, tmp_path / "whole")
 
     def killing(queries):

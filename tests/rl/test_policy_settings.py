@@ -10,7 +10,7 @@ from dmoerm.rl import PolicyConfig, RLConfig
     ("kind", "changes"),
     [
         (RLConfig, {"generations": 1}),
-        (RLConfig, {"algorithm": "ppo"}),
+        (RLConfig, {"algorithm": "dpo"}),
         (RLConfig, {"beta": -0.1}),
         (RLConfig, {"beta": float("nan")}),
         (RLConfig, {"temperature": float("inf")}),

@@ -9,6 +9,7 @@ from tiny_policy import count_t
 
 from dmoerm.errors import TrainingError
 from dmoerm.rl import RLPrompt
+from dmoerm.rl.policy_settings import RLConfig
 from dmoerm.rl.rewards import Scale, TRLReward, measure_scale, raw_rewards
 
 FIRST, SECOND = RLPrompt("chitchat", "one?"), RLPrompt(None, "two?")
@@ -58,7 +59,26 @@ def test_what_is_optimized_does_not_depend_on_a_rewards_unit(factor, shift):
     texts = ["t", "t t", "a", ""]
     reward = lambda queries: [[factor * x + shift for x in row] for row in count_t(queries)]  # noqa: E731
     scale = measure_scale(raw_rewards(reward, [FIRST] * 4, texts, 0), 4)
-    found = TRLReward(reward, [FIRST], scale)(texts, [0] * 4, SimpleNamespace(global_step=3))
+    asked = TRLReward(reward, [FIRST], scale, 2, RLConfig())
+    found = asked(texts, [0] * 4, SimpleNamespace(global_step=3), [[5, 2]] * 4)
     plain = measure_scale(raw_rewards(count_t, [FIRST] * 4, texts, 0), 4)
     assert found == pytest.approx([plain.normalize(x) for x in (1, 2, 0, plain.lowest - plain.std)])
     assert isinstance(scale, Scale)
+
+
+@pytest.mark.parametrize(("algorithm", "step"), [("rloo", 4), ("ppo", 1)])
+def test_a_response_that_breaks_off_has_a_lower_reward(algorithm, step):
+    steps = []
+    settings = RLConfig(algorithm=algorithm, missing_eos_penalty=0.7)
+    asked = TRLReward(count_t, [FIRST], Scale(mean=1.0, std=2.0, lowest=0.0), 2, settings)
+    ended, cut, empty = asked(["t t", "t t", ""], [0] * 3, SimpleNamespace(global_step=3), [[9, 2], [9, 9], []])
+    assert (ended, cut) == pytest.approx((0.5, 0.5 - 0.7))
+    assert empty < cut
+
+    def failing(queries):
+        steps.append(queries)
+        return [[float("nan")] * len(query.responses) for query in queries]
+
+    asked = TRLReward(failing, [FIRST], Scale(mean=1.0, std=2.0, lowest=0.0), 2, settings)
+    with pytest.raises(TrainingError, match=f"step {step}: the reward of response 0"):
+        asked(["t"], [0], SimpleNamespace(global_step=3), [[2]])

@@ -22,10 +22,11 @@ _NOISY = "noisy=0.25,0.15"
 
 
 class Algorithm(StrEnum):
-    """TRL's trainer."""
+    """The trainer."""
 
     RLOO = "rloo"
     GRPO = "grpo"
+    PPO = "ppo"
 
 
 Methods = Annotated[

@@ -88,9 +88,11 @@ def optimize(
     model, tokenizer = load_policy(policy)
     model = model.to(default_device())
     scale = _scale(model, tokenizer, reward, train, settings, folder)
+    end: Any = tokenizer.eos_token_id
+    proxy = TRLReward(reward, train, scale, end, settings)
     meter = Meter(policy, tokenizer, reward, gold, held_out, scale, settings, folder)
     with progress.step(name):
-        _run(model, tokenizer, TRLReward(reward, train, scale), meter, progress)
+        _run(model, tokenizer, proxy, meter, progress)
     parameters = sum(p.numel() for p in model.parameters())
     trajectory = Trajectory(
         method=method,
@@ -177,7 +179,7 @@ def _run(model: Any, tokenizer: PreTrainedTokenizerBase, reward: TRLReward, mete
     """Train from the last checkpoint or from the start, up to the last measurement."""
     settings, checkpoints = meter.settings, meter.folder / "checkpoints"
     checkpoint = last_checkpoint(checkpoints)
-    if not meter.resume(int(checkpoint.rsplit("-", 1)[1]) if checkpoint else 0):
+    if not meter.resume(int(checkpoint.rsplit("-", 1)[1]) // settings.updates if checkpoint else 0):
         progress.show(_figures(meter.measure(model, 0)))
     if meter.points[-1].step == settings.steps:
         return
@@ -224,25 +226,25 @@ def _order(count: int, settings: RLConfig) -> list[int]:
 def _arguments(settings: RLConfig, checkpoints: Path) -> dict[str, Any]:
     return {
         "output_dir": str(checkpoints),
-        "max_steps": settings.steps,
+        "max_steps": settings.steps * settings.updates,
         "per_device_train_batch_size": settings.prompts_per_step * settings.generations,
         "num_generations": settings.generations,
-        "num_iterations": 1,
+        "num_iterations": settings.updates,
         "max_completion_length": settings.max_new_tokens,
         "temperature": settings.temperature,
         "beta": settings.beta,
         "learning_rate": settings.learning_rate,
         "lr_scheduler_type": "constant_with_warmup",
-        "warmup_steps": min(_WARMUP, settings.steps // 10),
+        "warmup_steps": min(_WARMUP, settings.steps // 10) * settings.updates,
         "shuffle_dataset": False,  # the rows are already in order, so that a stopped run resumes at the next row
         "gradient_checkpointing": False,
         "disable_dropout": True,
         "bf16": uses_bf16(settings.bf16),
         "use_cpu": not torch.cuda.is_available(),
         "save_strategy": "steps",
-        "save_steps": settings.checkpoint_every,
+        "save_steps": settings.checkpoint_every * settings.updates,
         "save_total_limit": 1,
-        "logging_steps": settings.measure_every,
+        "logging_steps": settings.measure_every * settings.updates,
         "seed": settings.seed,
         "dataloader_num_workers": 0,
         "dataloader_pin_memory": False,
@@ -259,8 +261,9 @@ class _Measuring(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         settings = self.meter.settings
-        if state.global_step % settings.measure_every == 0 or state.global_step == settings.steps:
-            self.progress.show(_figures(self.meter.measure(model, state.global_step)))
+        step, unfinished = divmod(state.global_step, settings.updates)
+        if not unfinished and (step % settings.measure_every == 0 or step == settings.steps):
+            self.progress.show(_figures(self.meter.measure(model, step)))
 
 
 def _figures(point: Point) -> dict[str, float]:

@@ -16,6 +16,10 @@ class _Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
+PPO_UPDATES = 4
+"""Updates of policy and critic per batch of samples in PPO."""
+
+
 class PolicyConfig(_Strict):
     """The policy before reinforcement learning: a small language model fine-tuned on the testbed's text.
 
@@ -68,10 +72,11 @@ class PolicyConfig(_Strict):
 class RLConfig(_Strict):
     """Settings of one run of policy optimization and of its measurements."""
 
-    algorithm: Literal["rloo", "grpo"] = "rloo"
-    """TRL's trainer: REINFORCE leave-one-out (arXiv 2402.14740) or GRPO (arXiv 2402.03300), with TRL's defaults."""
+    algorithm: Literal["rloo", "grpo", "ppo"] = "rloo"
+    """REINFORCE leave-one-out (arXiv 2402.14740) or GRPO (arXiv 2402.03300) with TRL's defaults, or PPO with a critic
+    (arXiv 1707.06347)."""
     steps: int = Field(default=150, ge=1)
-    """Optimizer steps."""
+    """Batches of samples. Each is used for one update, by PPO for four."""
     prompts_per_step: int = Field(default=16, ge=1)
     """Prompts in one step."""
     generations: int = Field(default=4, ge=2)
@@ -79,10 +84,14 @@ class RLConfig(_Strict):
     learning_rate: LearningRate = 5e-5
     """AdamW's learning rate, constant after ten steps of warm-up."""
     beta: float = Field(default=0.0, ge=0)
-    """Weight of the KL penalty: normalized reward per nat. RLOO subtracts the penalty from a response's reward; GRPO
-    adds each token's estimate to that token's loss. 0: no penalty and no pass of the initial policy."""
+    """Weight of the KL penalty: normalized reward per nat. RLOO subtracts the penalty from a response's reward, PPO
+    from each token's reward; GRPO adds each token's estimate to that token's loss. 0: no penalty and no pass of the
+    initial policy."""
     max_new_tokens: int = Field(default=80, ge=1)
     """Longest response in tokens."""
+    missing_eos_penalty: float = Field(default=1.0, ge=0)
+    """Subtracted from the normalized reward of a response that does not end within `max_new_tokens`, as readers mind a
+    text that breaks off. Measurements are without it."""
     temperature: float = Field(default=1.0, gt=0)
     """Sampling temperature in training and measurement; KL is measured for the policy at this temperature."""
     seed: int = 0
@@ -101,3 +110,8 @@ class RLConfig(_Strict):
     bf16: bool | None = None
     """Sample and train in bfloat16, with weights kept in float32; None: if the processor supports it.
     Measurements are always in float32."""
+
+    @property
+    def updates(self) -> int:
+        """Optimizer steps per batch of samples."""
+        return PPO_UPDATES if self.algorithm == "ppo" else 1

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from ..errors import TrainingError, shorten
 from ..schema import Prompt, Query, is_empty
 from ..scores import group_by_prompt
+from .policy_settings import RLConfig
 
 Reward = Callable[[Sequence[Query]], list[list[float]]]
 """Queries → one reward per response for each query; higher is better."""
@@ -122,11 +123,21 @@ class TRLReward:
 
     __name__ = "reward"
 
-    def __init__(self, reward: Reward, prompts: Sequence[RLPrompt], scale: Scale) -> None:
-        self.reward, self.prompts, self.scale = reward, prompts, scale
+    def __init__(self, reward: Reward, prompts: Sequence[RLPrompt], scale: Scale, end: int, settings: RLConfig) -> None:
+        """Create the function; `end` is the id of the end token."""
+        self.reward, self.prompts, self.scale, self.end, self.settings = reward, prompts, scale, end, settings
 
-    def __call__(self, completions: list[str], prompt_index: list[int], trainer_state: Any, **_: Any) -> list[float]:
-        """Return the normalized rewards of the completions."""
+    def __call__(
+        self,
+        completions: list[str],
+        prompt_index: list[int],
+        trainer_state: Any,
+        completion_ids: Sequence[Sequence[int]],
+        **_: Any,
+    ) -> list[float]:
+        """Return the normalized rewards of the completions, less the penalty of those without an end token."""
         prompts, texts = [self.prompts[i] for i in prompt_index], [text.strip() for text in completions]
-        raw = raw_rewards(self.reward, prompts, texts, trainer_state.global_step + 1, self.scale)
-        return [self.scale.normalize(value) for value in raw]
+        step = trainer_state.global_step // self.settings.updates + 1
+        raw = raw_rewards(self.reward, prompts, texts, step, self.scale)
+        penalties = [self.settings.missing_eos_penalty * (not ids or ids[-1] != self.end) for ids in completion_ids]
+        return [self.scale.normalize(value) - penalty for value, penalty in zip(raw, penalties, strict=True)]
