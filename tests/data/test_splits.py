@@ -7,6 +7,7 @@ from tiny import tiny_groups, write_groups
 
 from dmoerm.config import Config, changed, load_config
 from dmoerm.data.splits import Splits, load_splits
+from dmoerm.errors import ConfigError, DataError
 from dmoerm.schema import Group
 
 
@@ -48,3 +49,27 @@ def test_a_group_without_any_label_is_left_out(config: Config) -> None:
     both = loaded(config, overall_fraction=0.3, capability_fraction=0.3)
     assert {group.id for group in both.train} == overall(both.train) | graded(both.train)
     assert len(both.train) < len(loaded(config).train)
+
+
+def test_files_for_the_test_part(config: Config, tmp_path: Path) -> None:
+    whole = load_splits(config)
+    groups = [*whole.train, *whole.test]
+    apart = changed(config, {"data.test_files": [write_groups(groups[:6], tmp_path / "test.jsonl")]})
+    data = load_splits(apart)
+    assert [group.id for group in data.test] == [group.id for group in groups[:6]]
+    tested = {group.prompt for group in data.test}
+    assert {group.id for group in data.train} == {group.id for group in groups if group.prompt not in tested}
+    assert data.skipped["prompt of data.test_files"] == len(groups) - len(data.train) > 0
+    limited = load_splits(changed(apart, {"data.groups_per_task": 4}))
+    assert (len(limited.train), limited.test) == (8, data.test), "the limit is on the training part"
+    with pytest.raises(ConfigError, match=r"data.test_fraction has no effect while data.test_files"):
+        changed(apart, {"data.test_fraction": 0.5})
+
+
+def test_invalid_test_files(config: Config, tmp_path: Path) -> None:
+    other = [group.model_copy(update={"task": "other"}) for group in tiny_groups(2)]
+    named = changed(config, {"data.test_files": [write_groups(other, tmp_path / "test.jsonl")]})
+    with pytest.raises(DataError, match="the taxonomy has no such task"):
+        load_splits(named)
+    with pytest.raises(DataError, match=r"missing\.jsonl"):
+        load_splits(changed(config, {"data.test_files": ["missing.jsonl"]}))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from pydantic import BaseModel
-from tiny import tiny_groups
+from tiny import tiny_groups, write_groups
 from torch import nn
 
 from dmoerm.config import (
@@ -209,6 +209,7 @@ OTHERS: dict[str, tuple[Any, Callable[[Config], Any], dict[str, Any]]] = {
     "base_lora.targets": (["k_proj"], base_branch, LORA),
     "warm_start": (True, order, {}),
     "data.files": ([], data, {"data.testbed_prompts": 2}),
+    "data.test_files": (["test.jsonl"], data, {"data.dir": "FOLDER"}),
     "data.dir": ("OTHER", data, TRL | {"data.task": "chitchat"}),
     "data.format": ("trl", data, TRL | {"data.task": "chitchat", "data.format": "native"}),
     "data.split": ("test", data, NAMED),
@@ -264,6 +265,7 @@ def stand_ins(tmp_path: Path, backbones: Callable[[str], str], monkeypatch: pyte
         (tmp_path / name).mkdir()
         lines = [{"prompt": f"p{i}", "chosen": f"{word} {i}", "rejected": "no"} for i in range(9)]
         (tmp_path / name / "trl.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_groups(tiny_groups(3), tmp_path / "one" / "test.jsonl")
     return {
         "LABELS": label_file(tmp_path),
         "FOLDER": str(tmp_path / "one"),

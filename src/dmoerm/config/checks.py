@@ -94,6 +94,8 @@ def _switched_off(config: Any) -> dict[str, list[str]]:
         off["data.testbed_prompts is 0"] = ["data.testbed_responses"]
     if not config.data.files:
         off["data.files is empty"] = ["data.format", "data.split", "data.task"]
+    if config.data.test_files:
+        off["data.test_files names the held-out groups"] = ["data.test_fraction", "data.split_seed"]
     if not config.data.capability_labels:
         off["data.capability_labels is empty"] = ["data.soft_labels", "data.inconsistent_weight"]
     return off

@@ -31,9 +31,12 @@ class DataConfig(_Settings):
 
     files: tuple[str, ...] = ()
     """Files (JSON Lines or Parquet; relative paths start at `dir`) or names for `datasets.load_dataset`."""
+    test_files: tuple[str, ...] = ()
+    """Files whose groups are held out for `eval`, all of them. The groups of `files` are then all for training, except
+    those with a prompt of these files."""
     dir: str | None = None
-    """Folder of relative paths in `files` and `capability_labels`; null: the environment variable DMOERM_DATA, or the
-    working folder."""
+    """Folder of relative paths in `files`, `test_files` and `capability_labels`; null: the environment variable
+    DMOERM_DATA, or the working folder."""
     format: str = "auto"
     """Format of the rows; `auto` detects it from the first row. See docs/data.md."""
     split: str = "train"
@@ -47,7 +50,7 @@ class DataConfig(_Settings):
     groups_per_task: int | None = Field(default=None, ge=2)
     """Maximum number of groups per task, spread over its prompts; null: all."""
     test_fraction: float = Field(default=0.3, gt=0, lt=1)
-    """Share of each task's prompts that is held out for `eval` and never trained on."""
+    """Share of each task's prompts that is held out for `eval` and never trained on. No effect with `test_files`."""
     validation_fraction: float = Field(default=0.2, gt=0, lt=1)
     """Share of the training prompts that is held out for early stopping and calibration."""
     split_seed: int | None = None
@@ -84,6 +87,10 @@ class DataConfig(_Settings):
     def paths(self) -> list[str]:
         """Return `files`; relative paths that exist in `dir` start there."""
         return [self._located(file) for file in self.files]
+
+    def test_paths(self) -> list[str]:
+        """Return `test_files`, resolved in the same way."""
+        return [self._located(file) for file in self.test_files]
 
     def label_paths(self) -> list[str]:
         """Return `capability_labels`, resolved in the same way."""

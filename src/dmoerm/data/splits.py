@@ -48,14 +48,19 @@ def load_splits(config: Config) -> Splits:
         DataError: there is no data, a row is bad, or the taxonomy lacks a task or capability.
     """
     groups, skipped, unknown_columns = _read(config)
+    held_out = _read_test(config, skipped, unknown_columns)
     groups = _with_labels(config, groups)
     taxonomy = load_taxonomy(config.taxonomy) if config.taxonomy else draft_taxonomy(groups, "drafted")
-    for group in groups:
+    for group in (*groups, *held_out):
         _check_names(group, taxonomy)
+    tested = {prompt_key(group.prompt) for group in held_out}
+    known = [group for group in groups if prompt_key(group.prompt) not in tested]
+    if len(known) < len(groups):
+        skipped["prompt of data.test_files"] += len(groups) - len(known)
     if config.data.groups_per_task:
-        groups = take_groups(groups, config.data.groups_per_task, config.seed)
+        known = take_groups(known, config.data.groups_per_task, config.seed)
     seed = config.seed if config.data.split_seed is None else config.data.split_seed
-    train, test = split_by_prompt(groups, config.data.test_fraction, seed)
+    train, test = (known, held_out) if held_out else split_by_prompt(known, config.data.test_fraction, seed)
     test = overall_from_capabilities(test, scales_of=train)
     train, test = _with_fewer_labels(config, overall_from_capabilities(train)), with_gold(test)
     if config.data.max_capabilities is not None:  # once the overall scores are derived from all of them
@@ -80,13 +85,7 @@ def _read(config: Config) -> tuple[list[Group], Counter[str], Counter[str]]:
     unknown_columns: Counter[str] = Counter()
     if config.data.testbed_prompts:
         groups += testbed.generate(config.data.testbed_prompts, config.data.testbed_responses, config.seed)
-    for path in config.data.paths():
-        reading = read_groups(path, format=config.data.format, split=config.data.split)
-        groups += [
-            group if group.task else group.model_copy(update={"task": config.data.task}) for group in reading.groups
-        ]
-        skipped += reading.skipped
-        unknown_columns += reading.unknown_columns
+    groups += _read_files(config, config.data.paths(), skipped, unknown_columns)
     if not groups:
         raise DataError(
             "the data contain no groups",
@@ -95,6 +94,27 @@ def _read(config: Config) -> tuple[list[Group], Counter[str], Counter[str]]:
             hint="name at least one file, or set data.testbed_prompts",
         )
     return groups, skipped, unknown_columns
+
+
+def _read_test(config: Config, skipped: Counter[str], unknown_columns: Counter[str]) -> list[Group]:
+    """Return the groups of `data.test_files`; add to both counters."""
+    paths = config.data.test_paths()
+    groups = _read_files(config, paths, skipped, unknown_columns)
+    if paths and not groups:
+        raise DataError("the files contain no groups", field="data.test_files", value=paths)
+    return groups
+
+
+def _read_files(
+    config: Config, paths: Sequence[str], skipped: Counter[str], unknown_columns: Counter[str]
+) -> list[Group]:
+    groups: list[Group] = []
+    for path in paths:
+        reading = read_groups(path, format=config.data.format, split=config.data.split)
+        groups += [g if g.task else g.model_copy(update={"task": config.data.task}) for g in reading.groups]
+        skipped += reading.skipped
+        unknown_columns += reading.unknown_columns
+    return groups
 
 
 def _with_labels(config: Config, groups: list[Group]) -> list[Group]:
