@@ -90,21 +90,6 @@ def _value(estimate: Results | None) -> str:
     return f"{100 * estimate['value']:.1f}" if estimate else "–"
 
 
-def summary(comparisons: dict[str, Results]) -> list[str]:
-    """Return the README's table: title of a comparison → results; one row per comparison and condition."""
-    heads = ["data", "labels", "prompts × seeds", "general", "best ensemble", "per_task", "all_labels", "**dmoerm**"]
-    rows = []
-    for title, results in comparisons.items():
-        for name, condition in results["conditions"].items():
-            accuracy, paired = condition["accuracy"], condition["paired"]
-            means = {method: row["mean"]["value"] for method, row in accuracy.items() if "mean" in row}
-            ensemble = max((m for m in means if m.startswith(("ensemble", "bagged", "warm"))), key=means.__getitem__)
-            counts = f"{accuracy['dmoerm']['mean']['prompts']} × {len(condition['by_seed'])}"
-            cells = [_beside(method, means, paired) for method in ("general", ensemble, "per_task", "all_labels")]
-            rows.append([title, name, counts, *cells, f"**{100 * means['dmoerm']:.1f}**"])
-    return _table([*heads], rows)
-
-
 def _beside(method: str, means: dict[str, float], paired: Results) -> str:
     """Return a method's mean and how far DMoERM is above it."""
     if method not in means:

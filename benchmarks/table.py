@@ -18,8 +18,6 @@ import figures
 from measure import RESULTS
 
 ROOT = Path(__file__).parents[1]
-SUMMARY = {"testbed": "compare_testbed", "human labels": "compare_human", "eighteen tasks": "compare_human_all"}
-"""Name of a comparison in the README → its file."""
 
 
 def main() -> None:
@@ -41,9 +39,7 @@ def filled(text: str, files: dict[str, Any]) -> str:
         text = replaced(text, name, experiment_tables.tables(results) if "kind" in results else measured(results))
         if results.get("kind") == "comparison":
             text = replaced(text, f"short {name}", experiment_tables.short(results))
-    text = replaced(text, "claims", claims.lines(files))
-    comparisons = {title: files[name] for title, name in SUMMARY.items() if name in files}
-    return replaced(text, "summary", experiment_tables.summary(comparisons))
+    return replaced(text, "claims", claims.lines(files))
 
 
 def replaced(text: str, name: str, lines: list[str]) -> str:
