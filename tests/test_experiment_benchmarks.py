@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 from rich.console import Console
-from tiny import make_exact_config, make_tiny_config
+from tiny import make_exact_config, make_tiny_config, tiny_groups, write_groups
 
 from dmoerm.config import BackboneConfig
 from dmoerm.model.backbone import load_backbone
@@ -21,6 +21,7 @@ from dmoerm.model.packing import pack
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
+import adding_tasks
 import interference
 import learning_curves
 import uncertainty
@@ -130,3 +131,25 @@ def test_interference_is_measured_and_resumed(tiny_backbone, tmp_path, monkeypat
     ]
     assert alone["accuracy, %"] == f"{100 * means[0]:.1f}"
     assert both["− alone, points"].startswith(f"{100 * (means[1] - means[0]):+.1f} (")
+
+
+def test_tasks_arrive_one_after_the_other(tiny_backbone, tmp_path):
+    config = make_exact_config(tiny_backbone, tmp_path).model_dump(mode="json", exclude_unset=True)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    for task in ("chitchat", "objective_qa"):
+        write_groups([group for group in tiny_groups(20) if group.task == task], tmp_path / f"{task}.jsonl")
+    files = [str(tmp_path / f"{task}.jsonl") for task in ("chitchat", "objective_qa")]
+    asked = ["--config", str(tmp_path / "config.yaml"), "--arrival", *files, "--seed", "1", "--output"]
+    adding_tasks.main([*asked, str(tmp_path / "adding")])
+    first, second = json.loads((tmp_path / "adding" / "seed1" / "rows.json").read_text())
+    assert (first["old"], second["old"]) == ([], ["chitchat"])
+    assert first["changed"] == second["changed"] == 0, "the earlier task's model stays as it is"
+    assert second["accuracy"].keys() == {"dmoerm", "retrained", "continued"}
+    assert second["accuracy"]["dmoerm"].keys() == {"chitchat", "objective_qa"}
+    assert first["accuracy"]["continued"] == first["accuracy"]["retrained"]
+    assert second["accuracy"]["continued"] != first["accuracy"]["continued"]
+    state = tmp_path / "adding" / "seed1"
+    steps = [(state / str(k) / "steps" / "phase3" / "chitchat" / "state.safetensors").read_bytes() for k in (1, 2)]
+    assert steps[0] == steps[1]
+    (figures,) = adding_tasks.summary([[first, second]])
+    assert (figures["task"], figures["changed groups"]) == ("objective_qa", "0")
