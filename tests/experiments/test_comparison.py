@@ -242,3 +242,21 @@ def test_trained_branches_are_compared_too(tiny_backbone, tmp_path) -> None:
     seconds = [row["seconds"] for name, row in steps.items() if name.startswith("baselines/all_labels/")]
     assert len(seconds) == 2
     assert costs["all_labels"].training_seconds == pytest.approx(sum(seconds))  # not those of `all_labels_general`
+
+
+def test_a_result_of_a_version_with_fewer_settings_is_kept(frozen_config) -> None:
+    result = quick_run(frozen_config, "per_task", "dmoerm")
+    file = Path(run_settings(frozen_config, "clean", {}, 0).output).parent / "run.json"
+    stored = json.loads(file.read_text())
+    assert stored["inputs"]["config"]["data"].pop("test_files") == []
+    stored["costs"] = {}
+    file.write_text(json.dumps(stored))
+    again = runs.measure_run(
+        run_settings(frozen_config, "clean", {}, 0),
+        MEMBERS,
+        [registered()[name] for name in ("per_task", "dmoerm")],
+        QUIET,
+        time_methods=False,
+    )
+    assert again.costs == {}, "read, not measured"
+    assert again.overall == result.overall

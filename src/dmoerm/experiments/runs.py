@@ -102,7 +102,7 @@ def measure_run(
     _check(test, methods)
     inputs = _inputs(config, dataclasses.replace(data, test=test), members, methods)
     file = Path(config.output).parent / "run.json"
-    if (stored := _read(file)) and stored.inputs == inputs and (stored.costs or not time_methods):
+    if (stored := _read(file)) and _equal(stored.inputs, inputs) and (stored.costs or not time_methods):
         console.print("  done before", highlight=False)
         return stored
     suite = open_suite(config, members, console, engine, methods)
@@ -134,6 +134,15 @@ def _inputs(config: Config, data: Splits, members: int, methods: Sequence[Method
         "methods": {method.name: f"{method.description}\0{method.key}" for method in methods},
         "data": digest.hexdigest()[:32],
     }
+
+
+def _equal(stored: dict[str, Any], inputs: dict[str, Any]) -> bool:
+    """Return whether stored inputs equal these; settings that an earlier version did not have count as default."""
+    try:
+        config = Config.model_validate(stored.get("config"))
+    except ValidationError:
+        return False
+    return {**stored, "config": config.model_dump(mode="json", exclude=_WITHOUT_EFFECT)} == inputs
 
 
 def _read(file: Path) -> RunResult | None:

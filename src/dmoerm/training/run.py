@@ -237,6 +237,8 @@ def _check_pairs(data: Splits) -> None:
 def _claim(config: Config, data: Splits) -> Path:
     """Write the resolved settings and a digest of the data to the run's folder, and return the folder.
 
+    A setting that the folder's version of the package did not have counts as its default.
+
     Raises `ConfigError` if the folder has a run with other settings or data.
     """
     folder = Path(config.output)
@@ -247,8 +249,10 @@ def _claim(config: Config, data: Splits) -> Path:
     for name, text in (("config.yaml", dump_config(config)), ("data.sha256", digest.hexdigest())):
         written = folder / name
         mirror.fetch(written)
-        if written.exists() and (before := written.read_text(encoding="utf-8")) != text:
-            what = f"settings ({_differences(before, text)})" if name == "config.yaml" else "data"
+        before = written.read_text(encoding="utf-8") if written.exists() else text
+        differences = _differences(before, text) if before != text and name == "config.yaml" else ""
+        if differences or (before != text and name != "config.yaml"):
+            what = f"settings ({differences})" if differences else "data"
             raise ConfigError(f"{folder}: holds a run with other {what}; set another `output` or delete that folder")
         if is_main():
             write_file(written, text)
@@ -257,11 +261,13 @@ def _claim(config: Config, data: Splits) -> Path:
 
 
 def _differences(before: str, now: str) -> str:
-    """Name the settings in which two dumped configs differ, with both values."""
+    """Name the settings in which two dumped configs differ, with both values; those unset before count as default."""
     try:
         old, new = (dict(_flatten(yaml.safe_load(text))) for text in (before, now))
     except (yaml.YAMLError, AttributeError):
         return "its config.yaml is not valid YAML"
+    defaults = dict(_flatten(Config().model_dump(mode="json")))
+    old = {name: defaults[name] for name in new if name in defaults} | old
     names = [name for name in dict.fromkeys([*new, *old]) if old.get(name, _UNSET) != new.get(name, _UNSET)]
     return "; ".join(f"{name} was {old.get(name, _UNSET)}, now {new.get(name, _UNSET)}" for name in names)
 
