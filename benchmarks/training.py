@@ -3,14 +3,16 @@
     python benchmarks/training.py          prints the rows and writes results/training.json
     python benchmarks/training.py steps    measures only the steps; the rows of the epochs are kept
 
-Both train a LoRA (rank 16, q and v of the last 6 layers) and a linear head on the last token's state, in bfloat16, on
-the same token ids and the same pairs, with the same number of optimizer steps and the same learning rate.
-`RewardTrainer` gets the pairs of one capability at a time; its gradient checkpointing is off, which makes it faster.
+Both train a LoRA (rank 16, q and v of the last 6 layers) and a linear head on the last token's state, with bfloat16
+passes and float32 weights, on the same token ids and the same pairs, with the same number of optimizer steps and
+warm-up. `RewardTrainer` gets the pairs of one capability at a time; its gradient checkpointing is off, which makes it
+faster.
 
     steps    one optimizer step, both ways in turns, on one group of dialogue or four groups of rag_answer; and three
              epochs over both files extrapolated from that rate, with the time to fill dmoerm's cache
-    epochs   three epochs, once, and the accuracy of both on held-out pairs. 40 groups per task, half of them held out;
-             two of dialogue's responses for training and three for the test, because TRL would need hours otherwise
+    epochs   three epochs, once, and the accuracy of both on held-out pairs. 20 groups per task to train on and 30 held
+             out; two of dialogue's responses for training and three for the test, as TRL would need hours otherwise.
+             Each takes the learning rate with the lower loss on 10 other groups; its time is that of this rate
 
 The data are those of docs/data.md, in the folder DMOERM_DATA.
 """
@@ -55,7 +57,8 @@ from dmoerm.training.steps import Run, Training
 FILES = {"dialogue": "topical_chat.jsonl", "rag_answer": "cragc_pairs.jsonl"}
 BATCH = {"dialogue": 1, "rag_answer": 4}  # groups per step
 GROUPS = 40
-K, RATE, EPOCHS, RUNS, STEPS = 5, 5e-4, 3, 5, 1
+K, RATES, EPOCHS, RUNS, STEPS = 5, (5e-4, 2e-3), 3, 5, 1
+EPOCH_GROUPS, VALIDATION = 60, 10
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ class Work:
     task: str
     train: Sequence[PreferenceExample]
     test: Sequence[PreferenceExample]
+    rate: float = RATES[0]
 
     @property
     def capabilities(self) -> list[str]:
@@ -85,7 +89,7 @@ def main() -> None:
     if sys.argv[1:] == ["steps"]:
         before = json.loads((RESULTS / "training.json").read_text(encoding="utf-8"))
         rows += [r for r in before["rows"] if "epochs" in r["work"]]
-        more = {name: before[name] for name in ("accuracy", "difference")}
+        more = {name: before[name] for name in ("accuracy", "difference", "rates") if name in before}
     else:
         epoch_rows, more = all_epochs()
         rows += epoch_rows
@@ -107,14 +111,17 @@ def all_epochs() -> tuple[list[Row], dict[str, Any]]:
     """Train three epochs of each task; return the rows and the accuracy of both on held-out pairs."""
     rows: list[Row] = []
     counts: dict[str, PairCounts] = {}
+    rates: dict[str, dict[str, float]] = {}
     for task in FILES:
         with tempfile.TemporaryDirectory() as root:
-            ours_s, peer_s, task_counts = epochs(prepared(task, Path(root), groups=GROUPS, responses=2), Path(root))
+            work = prepared(task, Path(root), groups=EPOCH_GROUPS, responses=2)
+            ours_s, peer_s, task_counts, chosen = epochs(work, Path(root))
             rows.append(row(f"phase2_{task}_epochs", "trl", ours_s, peer_s, 1))
             counts |= task_counts
+            rates[task] = chosen
     estimates, paired = compare(counts)
     accuracy = {name: estimate["mean"].model_dump() for name, estimate in estimates.items()}
-    return rows, {"accuracy": accuracy, "difference": paired["dmoerm - trl"]["mean"].model_dump()}
+    return rows, {"accuracy": accuracy, "difference": paired["dmoerm - trl"]["mean"].model_dump(), "rates": rates}
 
 
 def prepared(task: str, folder: Path, groups: int, responses: int | None = None) -> Work:
@@ -134,7 +141,7 @@ def prepared(task: str, folder: Path, groups: int, responses: int | None = None)
 
 def settings(task: str, folder: Path, groups: int) -> Config:
     """Return the run's settings."""
-    step = f"batch_groups: {BATCH[task]}, epochs: {EPOCHS}, learning_rate: {RATE}"
+    step = f"batch_groups: {BATCH[task]}, epochs: {EPOCHS}, learning_rate: {RATES[0]}"
     step += ", metric_for_best_model: end, evaluations: 1"
     return load_config(
         None,
@@ -184,59 +191,91 @@ def fill_seconds(work: Work) -> float:
 
 def train(work: Work, folder: Path, steps: int | None = None) -> None:
     """Run phase 2 in a new folder, including evaluations and checkpoints, which TRL does not run."""
-    phase = work.run.config.phase2.model_copy(update={"steps": steps})
+    phase = work.run.config.phase2.model_copy(update={"steps": steps, "learning_rate": work.rate})
     run = dataclasses.replace(work.run, folder=folder, config=work.run.config.model_copy(update={"phase2": phase}))
     validation = [max(work.train, key=lambda e: (sum(map(bool, e.pairs.values())), -e.encoded.tokens))]
     phase2(Training(run, work.train, validation), work.task)
 
 
-def epochs(work: Work, folder: Path) -> tuple[float, float, dict[str, PairCounts]]:
-    """Time three epochs of dmoerm (with the trunk's activations) and of TRL; return both and the held-out counts."""
+def epochs(work: Work, folder: Path) -> tuple[float, float, dict[str, PairCounts], dict[str, float]]:
+    """Train three epochs both ways at each rate, and keep the rate of each with the lowest validation loss.
+
+    Returns:
+        The seconds of both, ours with the trunk's activations; the held-out counts; the rates.
+    """
+    validation, train_part = work.train[:VALIDATION], work.train[VALIDATION:]
+    work = dataclasses.replace(work, train=train_part)
     start = time.perf_counter()
     work.run.cache.fill([e.encoded for e in work.train])
-    train(work, folder / "ours")
-    ours_s = time.perf_counter() - start
+    fill_s = time.perf_counter() - start
+    examples = [*validation, *work.test]
+    work.run.cache.fill([e.encoded for e in examples])
     count = EPOCHS * -(-len(work.train) // BATCH[work.task])
-    trainers = trl_trainers(work, count, EPOCHS, folder)
-    start = time.perf_counter()
-    for trainer in trainers.values():
-        trainer.train()
-    return ours_s, time.perf_counter() - start, held_out(work, trainers)
+    best: dict[str, tuple[float, float, float, dict[str, np.ndarray]]] = {}
+    for rate in RATES:
+        at_rate = dataclasses.replace(work, rate=rate)
+        start = time.perf_counter()
+        train(at_rate, folder / f"ours{rate}")
+        ours_s = time.perf_counter() - start
+        trainers = trl_trainers(at_rate, count, EPOCHS, folder / f"trl{rate}")
+        start = time.perf_counter()
+        for trainer in trainers.values():
+            trainer.train()
+        trained = {"dmoerm": (fill_s + ours_s, our_scores(work, examples))}
+        trained["trl"] = time.perf_counter() - start, trl_scores(trainers, examples)
+        for name, (seconds, scores) in trained.items():
+            loss = pair_loss(work, validation, scores)
+            print(f"{work.task}, {name}, rate {rate}: {seconds:.0f} s, validation loss {loss:.3f}", flush=True)
+            if name not in best or loss < best[name][0]:
+                best[name] = loss, rate, seconds, scores
+    counts = held_out(work, {name: scores for name, (*_, scores) in best.items()})
+    rates = {name: rate for name, (_, rate, *_) in best.items()}
+    return best["dmoerm"][2], best["trl"][2], counts, rates
 
 
-def held_out(work: Work, trainers: dict[str, RewardTrainer]) -> dict[str, PairCounts]:
-    """Return task and capability → the held-out pairs that each orders correctly."""
-    ours = our_scores(work)
+def pair_loss(work: Work, examples: Sequence[PreferenceExample], scores: dict[str, np.ndarray]) -> float:
+    """Return the mean of −log σ(margin) over the pairs of all capabilities."""
+    margins = [
+        scores[e.key][i][pair.better] - scores[e.key][i][pair.worse]
+        for e in examples
+        for i, name in enumerate(work.capabilities)
+        for pair in e.pairs.get(name, ())
+    ]
+    return float(np.logaddexp(0, -np.array(margins)).mean())
+
+
+def held_out(work: Work, scores: dict[str, dict[str, np.ndarray]]) -> dict[str, PairCounts]:
+    """Return task and capability → the held-out pairs that each method orders correctly."""
     counts_by_capability = {}
-    for i, (name, trainer) in enumerate(trainers.items()):
-        model: Any = trainer.model.eval()
-        rows = []
-        for e in work.test:
-            scores = {"dmoerm": ours[e.key][i], "trl": trl_scores(model, e)}
-            rows.append((e.prompt, e.pairs.get(name, ()), scores))
+    for i, name in enumerate(work.capabilities):
+        rows = [(e.prompt, e.pairs.get(name, ()), {m: s[e.key][i] for m, s in scores.items()}) for e in work.test]
         if counts := count_pairs(rows):
             counts_by_capability[f"{work.task}/{name}"] = counts
     return counts_by_capability
 
 
 @torch.inference_mode()
-def our_scores(work: Work) -> dict[str, np.ndarray]:
-    """Return each test group's capability scores (k, N)."""
+def our_scores(work: Work, examples: Sequence[PreferenceExample]) -> dict[str, np.ndarray]:
+    """Return each group's capability scores (k, N)."""
     experts = work.run.model.task_model(work.task).experts
-    work.run.cache.fill([e.encoded for e in work.test])
     scores = {}
-    for example in work.test:
+    for example in examples:
         z = experts.embed(pack([work.run.cache.states(example.encoded)]), None)
         scores[example.key] = experts.score(z).T.numpy()
     return scores
 
 
 @torch.inference_mode()
-def trl_scores(model: Any, example: PreferenceExample) -> np.ndarray:
-    """Return the scores (N,) of one group by one capability's model."""
-    ids, mask = pad([torch.tensor(row) for row in whole(example)])
-    with torch.autocast("cpu", torch.bfloat16):
-        return model(input_ids=ids, attention_mask=mask.long()).logits[:, 0].float().numpy()
+def trl_scores(trainers: dict[str, RewardTrainer], examples: Sequence[PreferenceExample]) -> dict[str, np.ndarray]:
+    """Return each group's capability scores (k, N)."""
+    models: list[Any] = [trainer.model for trainer in trainers.values()]
+    scores = {}
+    for example in examples:
+        ids, mask = pad([torch.tensor(row) for row in whole(example)])
+        with torch.autocast("cpu", torch.bfloat16):
+            rows = [model.eval()(input_ids=ids, attention_mask=mask.long()).logits[:, 0] for model in models]
+        scores[example.key] = torch.stack(rows).float().numpy()
+    return scores
 
 
 def whole(example: PreferenceExample) -> list[list[int]]:
@@ -250,12 +289,12 @@ def trl_trainers(work: Work, steps: int, epochs: int, folder: Path) -> dict[str,
     for name in work.capabilities:
         texts = [(whole(e), e.pairs.get(name, ())) for e in work.train]
         pairs = [{"chosen_ids": ids[p.better], "rejected_ids": ids[p.worse]} for ids, ps in texts for p in ps]
-        trainers[name] = trl_trainer(pairs, max(round(len(pairs) * epochs / steps), 1), steps, folder / f"trl_{name}")
+        trainers[name] = trl_trainer(pairs, max(round(len(pairs) * epochs / steps), 1), steps, folder / name, work.rate)
     return trainers
 
 
-def trl_trainer(pairs: list[dict[str, list[int]]], batch: int, steps: int, folder: Path) -> RewardTrainer:
-    """Return TRL's trainer for one capability."""
+def trl_trainer(pairs: list[dict[str, list[int]]], batch: int, steps: int, folder: Path, rate: float) -> RewardTrainer:
+    """Return TRL's trainer for one capability; its trained weights are float32."""
     path = str(bundled_backbone())
     tokenizer = AutoTokenizer.from_pretrained(path)
     model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, dtype=torch.bfloat16)
@@ -264,7 +303,7 @@ def trl_trainer(pairs: list[dict[str, list[int]]], batch: int, steps: int, folde
         output_dir=str(folder),
         max_steps=steps,
         per_device_train_batch_size=batch,
-        learning_rate=RATE,
+        learning_rate=rate,
         weight_decay=0.01,
         warmup_steps=round(0.1 * steps),
         bf16=True,
@@ -285,13 +324,17 @@ def trl_trainer(pairs: list[dict[str, list[int]]], batch: int, steps: int, folde
         target_modules=r".*\.layers\.(24|25|26|27|28|29)\.self_attn\.(q_proj|v_proj)",
         modules_to_save=["score"],
     )
-    return RewardTrainer(
+    trainer = RewardTrainer(
         model=model,
         args=arguments,
         train_dataset=Dataset.from_list(pairs),
         processing_class=tokenizer,
         peft_config=lora,
     )
+    for weight in trainer.model.parameters():
+        if weight.requires_grad:
+            weight.data = weight.data.float()
+    return trainer
 
 
 if __name__ == "__main__":
