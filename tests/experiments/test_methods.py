@@ -125,7 +125,6 @@ def test_all_labels_general_fits_one_exact_head_to_the_labels_of_all_tasks(exact
     expected = fit_all_labels(overall, others)
     weight = general_head(in_folder(exact, tmp_path))
     torch.testing.assert_close(weight, expected.weight[None])
-    assert not torch.allclose(weight, run.model.general.head.score.weight, rtol=0.05)
     metrics = finished_steps(tmp_path)["baselines/all_labels_general"]
     assert (metrics["loss"], metrics["l2"]) == (pytest.approx(expected.loss), expected.l2)
 

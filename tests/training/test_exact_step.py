@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny import assert_same, make_exact_config, make_tiny_config, train_quietly
@@ -17,6 +19,7 @@ from tiny import assert_same, make_exact_config, make_tiny_config, train_quietly
 from dmoerm import DMoERM
 from dmoerm.config import Config, load_config
 from dmoerm.errors import ConfigError
+from dmoerm.schema import Pair
 from dmoerm.training import score_weights as weighting
 from dmoerm.training.embedding import base_embeddings, task_vectors
 from dmoerm.training.exact_step import FoldedHead, fit_heads, out_of_fold
@@ -133,6 +136,29 @@ def test_an_expert_weighs_as_its_labels_can_be_predicted() -> None:
     )
 
 
+@pytest.mark.parametrize(("groups", "responses", "error"), [(100, 2, 0.05), (25, 2, 0.1), (100, 4, 0.0245)])
+def test_an_expert_that_may_be_chance_weighs_nothing(groups: int, responses: int, error: float) -> None:
+    """The standard errors are those of coin flips: of random orders of the responses."""
+    random = np.random.default_rng(0)
+    pairs = list(itertools.combinations(range(responses), 2))
+    orders = [random.permutation(responses) for _ in range(20_000)]
+    assert np.std([np.mean([order[i] < order[j] for i, j in pairs]) for order in orders]) / groups**0.5 == (
+        pytest.approx(error, rel=0.02)
+    )
+    examples = [Labeled({"wit": [Pair(i, j) for i, j in pairs]}) for _ in range(groups)]
+    for accuracy in (0.5 + 2.05 * error, 0.9, None):
+        assert weighting._above_chance(accuracy, examples, "wit") == accuracy
+    for accuracy in (0.5 + 1.95 * error, 0.5, 0.2):
+        assert weighting._above_chance(accuracy, examples, "wit") == 0.5
+
+
+@dataclass
+class Labeled:
+    """The labels of an example."""
+
+    pairs: dict[str, list[Pair]]
+
+
 def test_without_held_out_labels_a_score_weighs_as_phase_1_and_some_score_is_left() -> None:
     read = torch.tensor([True] * 4)
     assert score_weights([None, 0.5], 0.7, None, read).tolist() == pytest.approx([1 / 3, 0, 1 / 3, 1 / 3])
@@ -241,9 +267,8 @@ def test_trained_scores_are_weighted_by_the_validation_prompts(
         return right / total
 
     reference = accuracy(len(names), None)
-    expected = score_weights(
-        [accuracy(i, name) for i, name in enumerate(names)], reference, 0.5, linear_read(task_model)
-    )
+    kept = [weighting._above_chance(accuracy(i, name), validation, name) for i, name in enumerate(names)]
+    expected = score_weights(kept, reference, 0.5, linear_read(task_model))
     found = torch.tensor([metrics[f"weight/{name}"] for name in (*names, "per_task", "general")])
     scaled = [torch.cat([s * expected[: len(names)], expected[len(names) :]]) for s in EXPERT_SCALES]
     assert any(torch.allclose(found, row / row.sum(), atol=1e-5) for row in scaled)

@@ -121,12 +121,14 @@ def test_all_labels_weights_capabilities_by_what_they_tell_about_the_overall_pai
     alike = [draw(400, 30, seed, overall=False) for seed in (1, 2)]
     together, alone = fit_all_labels(overall, alike), fit_all_labels(overall, [])
     assert together.capability_weight == max(CAPABILITY_WEIGHTS)
-    assert alone.capability_weight is None
+    assert alone.capability_weight == 0
     torch.testing.assert_close(alone.weight, fit_linear(overall).weight)
     test = draw(2000, 30, seed=7)
     assert accuracy(together.weight, test) > accuracy(alone.weight, test) + 0.03
     opposed = [replace(pairs, differences=-pairs.differences) for pairs in alike]
-    assert fit_all_labels(overall, opposed).capability_weight == min(CAPABILITY_WEIGHTS)
+    without = fit_all_labels(overall, opposed)
+    assert without.capability_weight == 0
+    torch.testing.assert_close(without.weight, alone.weight)
 
 
 def test_columns_may_require_different_margins() -> None:

@@ -24,7 +24,7 @@ from .losses import preference_losses
 
 FOLDS = 5
 STRENGTHS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
-CAPABILITY_WEIGHTS = (0.1, 0.3, 1.0)
+CAPABILITY_WEIGHTS = (0.0, 0.1, 0.3, 1.0)
 """Weights of a group's labels on one capability, where its overall labels have weight 1 in total."""
 _DEFAULT_STRENGTH = 1.0  # if the labels are of one prompt only
 _MAX_STEPS = 500
@@ -72,7 +72,7 @@ class LinearFit:
         fold_weights: (K, D), the k-th fitted without the pairs of fold k.
         l2: the strength, the one with the lowest loss on the pairs that were left out.
         loss, accuracy: on the pairs that were left out.
-        capability_weight: the chosen entry of `CAPABILITY_WEIGHTS`; None for a head of one kind of label.
+        capability_weight: the chosen entry of `CAPABILITY_WEIGHTS`; 0 for a head of one kind of label.
         pulled: whether the penalty is on the distance from the prior's weights, which had a lower loss, and not from 0.
         posterior: of the weights.
     """
@@ -82,7 +82,7 @@ class LinearFit:
     l2: float
     loss: float
     accuracy: float
-    capability_weight: float | None = None
+    capability_weight: float = 0.0
     pulled: bool = False
     posterior: HeadPosterior | None = None
 
@@ -141,22 +141,20 @@ def fit_all_labels(overall: LinearPairs, capabilities: Sequence[LinearPairs], pr
     Args:
         prior: as in `fit_linear`.
     """
+    best = fit_linear(overall, prior)
     parts = [overall, *capabilities]
     pairs = LinearPairs(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(LinearPairs)))
-    shares = CAPABILITY_WEIGHTS if len(pairs.overall) > int(pairs.overall.sum()) else (0.0,)
-    weights = [pairs.weight * torch.where(pairs.overall, 1.0, share) for share in shares]
-    fits = [
-        _cross_validated(pairs, weight, pairs.overall, prior, share)
-        for weight, share in zip(weights, shares, strict=True)
-    ]
-    best = min(range(len(fits)), key=lambda i: fits[i].loss)
-    groups = float(overall.weight.sum())  # those with capability labels only do not count: a group's labels are alike
-    weighted = replace(pairs, weight=weights[best])
-    return replace(fits[best], posterior=laplace(weighted, fits[best].weight, fits[best].l2, groups))
+    for share in CAPABILITY_WEIGHTS[1:] if len(pairs.weight) > len(overall.weight) else ():
+        weighted = replace(pairs, weight=pairs.weight * torch.where(pairs.overall, 1.0, share))
+        found = _cross_validated(weighted, weighted.weight, pairs.overall, prior, share)
+        if found.loss < best.loss:
+            groups = float(overall.weight.sum())  # those with capability labels only do not count: labels are alike
+            best = replace(found, posterior=laplace(weighted, found.weight, found.l2, groups))
+    return best
 
 
 def _cross_validated(
-    pairs: LinearPairs, weight: Tensor, judged: Tensor, prior: Prior | None = None, share: float | None = None
+    pairs: LinearPairs, weight: Tensor, judged: Tensor, prior: Prior | None = None, share: float = 0.0
 ) -> LinearFit:
     """Fit all folds, strengths and starts, and keep what has the lowest loss on the `judged` pairs (P,) left out."""
     inside = (pairs.fold[:, None] != torch.arange(FOLDS)).float()  # (P, K): is the pair in the training part of fold k?
@@ -179,7 +177,7 @@ def _cross_validated(
         l2=STRENGTHS[best % len(STRENGTHS)],
         loss=float((losses[:, best] * judged_weight).sum() / total),
         accuracy=pair_accuracy(margins[:, best], pairs.target, judged_weight),
-        capability_weight=share or None,
+        capability_weight=share,
         pulled=best >= len(STRENGTHS),
     )
 

@@ -26,6 +26,7 @@ Vectors = Mapping[str, Tensor]
 """Key of an example → its responses' scores (N, s)."""
 EXPERT_SCALES = (1.0, 0.5, 0.25, 0.0)
 """Factors of the experts' weights beside those of the base scores; see `rescale_experts`."""
+_STANDARD_ERRORS = 2.0  # coin flips are predicted that well in one of 40 cases
 _MIN_ABOVE_CHANCE = 0.025  # a lower accuracy of phase 1 above chance is not a reference
 
 
@@ -35,7 +36,8 @@ class HeldOut(NamedTuple):
     Attributes:
         examples: those whose scores are held out.
         scores: key of an example → the aggregator's scores (N, s), of the training examples too.
-        accuracies: of the k experts on held-out labels of their capabilities; None without labels.
+        accuracies: of the k experts on held-out labels of their capabilities, 0.5 if they may be chance; None without
+            labels.
         reference: of phase 1 on held-out overall labels.
     """
 
@@ -88,7 +90,7 @@ def weight_scores(training: Training, task: str, kept: nn.ModuleDict) -> tuple[S
 
 def _out_of_fold(training: Training, task: str, train: Examples) -> HeldOut:
     folds, capabilities = training.folds, training.run.model.task_model(task).experts.capabilities
-    accuracies = [float(folds[task, name].accuracy) for name in capabilities]
+    accuracies = [_above_chance(float(folds[task, name].accuracy), train, name) for name in capabilities]
     scores = _out_of_fold_scores(training, task, train)
     return HeldOut(train, scores, accuracies, float(folds[task, "per_task"].accuracy))
 
@@ -105,7 +107,19 @@ def _on_validation(training: Training, task: str, vectors: Vectors) -> HeldOut:
     unit = torch.ones(len(task_model.aggregator.base_names) + len(names) - 1)
     by_name = linear_pairs(labeled(examples, names), lambda e: scores[e.key], unit, names, 0)
     *accuracies, reference = (_accuracy(pairs, i) for i, pairs in enumerate(by_name))
-    return HeldOut(examples, scores, accuracies, reference)
+    known = zip(accuracies, task_model.experts.capabilities, strict=True)
+    return HeldOut(examples, scores, [_above_chance(share, examples, name) for share, name in known], reference)
+
+
+def _above_chance(accuracy: float | None, examples: Examples, capability: str) -> float | None:
+    """Return an accuracy on the examples' labels of a capability; 0.5 if it is not two standard errors above that.
+
+    At chance, the variance of the share of a group's pairs in the right order is that of Kendall's τ, divided by 4:
+    (2 N + 5) / (18 N (N − 1)) for N responses.
+    """
+    sizes = [len({i for pair in pairs for i in pair[:2]}) for e in examples if (pairs := e.pairs.get(capability))]
+    error = sum((2 * n + 5) / (18 * n * (n - 1)) for n in sizes) ** 0.5 / max(len(sizes), 1)
+    return accuracy if accuracy is None or accuracy > 0.5 + _STANDARD_ERRORS * error else 0.5
 
 
 def _accuracy(pairs: LinearPairs, score: int) -> float | None:
