@@ -146,10 +146,10 @@ def fit_all_labels(overall: LinearPairs, capabilities: Sequence[LinearPairs], pr
     pairs = LinearPairs(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(LinearPairs)))
     for share in CAPABILITY_WEIGHTS[1:] if len(pairs.weight) > len(overall.weight) else ():
         weighted = replace(pairs, weight=pairs.weight * torch.where(pairs.overall, 1.0, share))
-        found = _cross_validated(weighted, weighted.weight, pairs.overall, prior, share)
-        if found.loss < best.loss:
+        fit = _cross_validated(weighted, weighted.weight, pairs.overall, prior, share)
+        if fit.loss < best.loss:
             groups = float(overall.weight.sum())  # those with capability labels only do not count: labels are alike
-            best = replace(found, posterior=laplace(weighted, found.weight, found.l2, groups))
+            best = replace(fit, posterior=laplace(weighted, fit.weight, fit.l2, groups))
     return best
 
 
