@@ -6,6 +6,7 @@ A claim is a sentence and a check on the stored results. table.py writes the cla
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -118,42 +119,85 @@ def seconds_over_plain(*works: str) -> Callable[[Any], Mapping[str, Figure]]:
     return figures
 
 
+def cell(column: str, label: str, *rows: str) -> Callable[[Any], Mapping[str, Figure]]:
+    """Return the figures of a column of a stored table, by the text in another column (no rows: all)."""
+
+    def figures(results: Any) -> Mapping[str, Figure]:
+        (table,) = results["tables"].values()
+        texts = {row[label]: row[column] for row in table if not rows or row[label] in rows}
+        return {f"{name} {label}": _parsed(text) for name, text in texts.items()}
+
+    return figures
+
+
+def _parsed(text: str) -> Figure:
+    """Parse `value (low to high)` or a single number."""
+    numbers = [float(number) for number in re.findall(r"[-+]?\d+(?:\.\d+)?", text)]
+    return Figure(*(numbers if len(numbers) == 3 else 3 * numbers[:1]))
+
+
+def coin_flips(results: Any) -> Mapping[str, Figure]:
+    """Return the accuracy with coin flips as capability labels minus that of one model per task, in points."""
+    means = {name: row["accuracy"] for name, row in results["conditions"].items()}
+    points = {n: 100 * (m["shuffled"]["mean"]["value"] - m["per_task"]["mean"]["value"]) for n, m in means.items()}
+    return {name: Figure(value, value, value) for name, value in points.items()}
+
+
 CLAIMS = (
     Claim(
-        "On human labels, DMoERM is more accurate than one reward model for all tasks.",
+        "More accurate than one reward model for all tasks: five tasks with human labels",
         "compare_human",
         over("general"),
         above,
     ),
+    Claim("… eighteen tasks", "compare_human_all", over("general"), above),
+    Claim("… testbed (gold reward)", "compare_testbed", over("general"), above),
     Claim(
-        "It is more accurate than that model on the labels that DMoERM sees, without tasks.",
-        "compare_human",
-        over("all_labels_general"),
-        above,
+        "One model for all tasks loses to models of one task as tasks are added",
+        "interference-human_all",
+        cell("− alone, points", "tasks", "5", "10", "18"),
+        below,
     ),
     Claim(
-        "It is level with one model per task on the same labels: experts and aggregator add no accuracy.",
+        "Not more than half a point below one model per task (`per_task`): five tasks",
+        "compare_human",
+        over("per_task"),
+        at_least(-0.5),
+    ),
+    Claim("… eighteen tasks", "compare_human_all", over("per_task"), at_least(-0.5)),
+    Claim("… explanations", "compare_explanations", over("per_task"), at_least(-0.5)),
+    Claim("… testbed", "compare_testbed", over("per_task"), at_least(-0.5)),
+    Claim(
+        "Level with one model per task on the same labels (`all_labels`): five tasks",
         "compare_human",
         over("all_labels"),
         level,
     ),
+    Claim("… eighteen tasks", "compare_human_all", over("all_labels"), level),
+    Claim("… explanations", "compare_explanations", over("all_labels"), level),
+    Claim("… testbed", "compare_testbed", over("all_labels"), level),
     Claim(
-        "It is level with one model per task on overall labels alone.",
-        "compare_human",
-        over("per_task"),
-        level,
+        "With few overall labels, capability labels are worth most: above `per_task`",
+        "compare_label_shares",
+        over("per_task", "quarter", "tenth"),
+        above,
     ),
     Claim(
-        "Coin flips as capability labels leave it within half a point of one model per task.",
+        "Coin flips as capability labels: not more than half a point below `per_task`; five tasks",
         "compare_human",
-        lambda results: {
-            name: Figure(*3 * [100 * (means["shuffled"]["mean"]["value"] - means["per_task"]["mean"]["value"])])
-            for name, means in ((name, row["accuracy"]) for name, row in results["conditions"].items())
-        },
+        coin_flips,
         at_least(-0.5),
     ),
+    Claim("… testbed", "compare_testbed", coin_flips, at_least(-0.5)),
     Claim(
-        "Scoring takes less than half of the time of one plain reward model (four responses of 128 tokens).",
+        "A new task leaves the others' scores as they are (changed groups)",
+        "adding-human",
+        cell("changed groups", "arrival"),
+        at_most(0),
+        digits=0,
+    ),
+    Claim(
+        "Scoring takes less than half of the time of one plain reward model (ratio; four responses of 128 tokens)",
         "scoring",
         seconds_over_plain("p128_n4_r128_fp32_frozen", "p128_n4_r128_bf16_frozen"),
         at_most(0.5),
