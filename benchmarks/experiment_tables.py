@@ -34,10 +34,11 @@ def _comparison(results: Results) -> list[str]:
 
 
 def short(results: Results) -> list[str]:
-    """Return a comparison's methods with one column per condition: mean accuracy, and how far DMoERM is above it."""
+    """Return the main methods with one column per condition: mean accuracy, and how far DMoERM is above it."""
     conditions = results["conditions"]
     first = next(iter(conditions.values()))["accuracy"]
-    order = sorted(first, key=lambda method: -first[method].get("mean", {"value": 0})["value"])
+    main = [method for method in first if not method.startswith("bagged")]
+    order = sorted(main, key=lambda method: -first[method].get("mean", {"value": 0})["value"])
     rows = []
     for methods in _equal(
         order, {m: {n: c["accuracy"].get(m, {}).get("mean") for n, c in conditions.items()} for m in order}
