@@ -190,6 +190,12 @@ CLAIMS = (
     ),
     Claim("… testbed: not more than 0.6", "compare_testbed", coin_flips, at_least(-0.6)),
     Claim(
+        "gpt-4o's verdicts as capability labels: not more than half a point below `per_task` (rag_answer)",
+        "compare_gpt4o",
+        over("per_task"),
+        at_least(-0.5),
+    ),
+    Claim(
         "A new task leaves the others' scores as they are (changed groups)",
         "adding-human",
         cell("changed groups", "arrival"),

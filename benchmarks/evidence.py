@@ -83,7 +83,7 @@ def measure(experiment: Experiment, command: str, console: Console, small: bool)
         )
         return
     folder = ROOT / "runs" / "evidence-small" if small else ROOT / "runs"
-    words = shlex.split(command.replace("runs/", f"{folder.relative_to(ROOT)}/"))
+    words = shlex.split(os.path.expandvars(command).replace("runs/", f"{folder.relative_to(ROOT)}/"))
     console.print(f"{experiment.name}: {command}", markup=False)
     started = time.monotonic()
     program = {"dmoerm": [sys.executable, "-m", "dmoerm.cli"], "python": [sys.executable]}[words[0]]

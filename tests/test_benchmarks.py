@@ -131,12 +131,14 @@ def test_every_experiment_of_the_evidence_parses():
     for experiment in evidence.experiments():
         for command in (experiment.command, experiment.small):
             words = command.split()
-            folder = words[words.index("--output") + 1]
+            folder = words[words.index("--out" if "--out" in words else "--output") + 1]
             assert folder.startswith("runs/")
             assert experiment.result is None or f"runs/{experiment.result}".startswith(f"{folder}/")
             if words[0] == "dmoerm":
-                group = get_command(app).commands[words[1]]
-                group.make_context(words[1], words[2:], resilient_parsing=False).close()
+                group, words = get_command(app).commands[words[1]], words[2:]
+                if hasattr(group, "commands"):
+                    group, words = group.commands[words[0]], words[1:]
+                group.make_context("", words, resilient_parsing=False).close()
             else:
                 assert (BENCHMARKS.parent / words[1]).is_file()
 
