@@ -37,7 +37,7 @@ def short(results: Results) -> list[str]:
     """Return the main methods with one column per condition: mean accuracy, and how far DMoERM is above it."""
     conditions = results["conditions"]
     first = next(iter(conditions.values()))["accuracy"]
-    main = [method for method in first if not method.startswith("bagged")]
+    main = [method for method in first if not method.startswith(("bagged", "laplace", "risk"))]
     order = sorted(main, key=lambda method: -first[method].get("mean", {"value": 0})["value"])
     rows = []
     for methods in _equal(
