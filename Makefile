@@ -67,7 +67,7 @@ bench-gpu: install
 	$(BIN)/python benchmarks/gpu.py
 
 # Every table and figure of README.md and docs/results.md from nothing, and a check of every claim: about two days on two
-# cores, resumable; SMALL=1: each experiment in miniature, ten minutes. DMOERM_DATA: the folder of the human-labeled data.
+# cores, resumable; SMALL=1: each experiment in miniature, eleven minutes. DMOERM_DATA: the folder of the human-labeled data.
 evidence: install
 	$(BIN)/python benchmarks/evidence.py $(if $(SMALL),--small)
 

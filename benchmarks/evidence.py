@@ -5,7 +5,7 @@ copied to results/, table.py fills the pages, and a claim that does not hold any
 
     python benchmarks/evidence.py                      all of it: about two days on two cores
     python benchmarks/evidence.py --only compare_human
-    python benchmarks/evidence.py --small              the same commands in miniature, in about ten minutes: every
+    python benchmarks/evidence.py --small              the same commands in miniature, in eleven minutes: every
                                                        command works and every table can be made; pages stay as they are
 """
 

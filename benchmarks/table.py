@@ -39,7 +39,7 @@ def filled(text: str, files: dict[str, Any]) -> str:
         text = replaced(text, name, experiment_tables.tables(results) if "kind" in results else measured(results))
         if results.get("kind") == "comparison":
             text = replaced(text, f"short {name}", experiment_tables.short(results))
-    return replaced(text, "claims", claims.lines(files))
+    return replaced(text, "claims", claims.lines(files)) if "<!-- claims -->" in text else text
 
 
 def replaced(text: str, name: str, lines: list[str]) -> str:
