@@ -42,7 +42,7 @@ def test_a_trajectory_can_be_summarized_and_read_back(finished, tmp_path):
     assert found.fall == pytest.approx(max(p.gold for p in finished.points) - finished.points[-1].gold)
 
 
-@pytest.mark.parametrize("algorithm", ["rloo", "ppo"])
+@pytest.mark.parametrize("algorithm", ["rloo", pytest.param("ppo", marks=pytest.mark.slow)])
 def test_a_penalty_holds_the_policy_back(algorithm, policy, asked, tmp_path):
     settings = tiny_settings(algorithm=algorithm, steps=8)
     free, held = (
@@ -52,7 +52,9 @@ def test_a_penalty_holds_the_policy_back(algorithm, policy, asked, tmp_path):
     assert held.points[-1].kl < free.points[-1].kl / 2
 
 
-@pytest.mark.parametrize(("algorithm", "beta"), [("rloo", 0.0), ("rloo", 0.1), ("ppo", 0.1)])
+@pytest.mark.parametrize(
+    ("algorithm", "beta"), [("rloo", 0.0), ("rloo", 0.1), pytest.param("ppo", 0.1, marks=pytest.mark.slow)]
+)
 def test_a_killed_run_resumes_to_the_same_result(algorithm, beta, policy, asked, tmp_path):
     """Killed after the measurement of step 6 and before its checkpoint: it goes on from the one of step 4."""
     settings, calls = tiny_settings(algorithm=algorithm, beta=beta, steps=8, measure_every=3), 0
