@@ -29,7 +29,6 @@ import numpy as np
 import torch
 from learning_curves import Examples, prepared
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from dmoerm.config import Config, changed, load_config
@@ -71,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         settings = [f"seed={seed}", f"output={options.output}/seed{seed}", *options.set]
         runs.append(arrive(load_config(options.config, settings), arrivals))
     figures = summary(runs)
-    Console().print(table(figures))
+    Console().print(measure.table(figures))
     if options.name:
         command = f"python benchmarks/adding_tasks.py {' '.join(arguments or sys.argv[1:])}"
         title = f"Accuracy on the tasks that were there before, %, and seconds of an arrival ({len(runs)} seeds)"
@@ -209,14 +208,6 @@ def _new(row: Row) -> list[str]:
 
 def _mean(row: Row, method: str, tasks: Sequence[str]) -> float:
     return float(np.mean([row["accuracy"][method][task] for task in tasks]))
-
-
-def table(figures: Sequence[dict[str, str]]) -> Table:
-    """Return the figures as a table of the terminal."""
-    result = Table(*figures[0])
-    for row in figures:
-        result.add_row(*row.values())
-    return result
 
 
 if __name__ == "__main__":

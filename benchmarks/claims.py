@@ -9,7 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 Files = Mapping[str, Any]
 """Name of a results file → its content."""
@@ -119,13 +122,13 @@ def seconds_over_plain(*works: str) -> Callable[[Any], Mapping[str, Figure]]:
     return figures
 
 
-def cell(column: str, label: str, *rows: str) -> Callable[[Any], Mapping[str, Figure]]:
-    """Return the figures of a column of a stored table, by the text in another column (no rows: all)."""
+def cell(column: str, label: str, text: str, *rows: str) -> Callable[[Any], Mapping[str, Figure]]:
+    """Return the figures of a column of a stored table, by `text` with the entry of another column (no rows: all)."""
 
     def figures(results: Any) -> Mapping[str, Figure]:
         (table,) = results["tables"].values()
-        texts = {row[label]: row[column] for row in table if not rows or row[label] in rows}
-        return {f"{name} {label}": _parsed(text) for name, text in texts.items()}
+        entries = {row[label]: row[column] for row in table if not rows or row[label] in rows}
+        return {text.format(name): _parsed(entry) for name, entry in entries.items()}
 
     return figures
 
@@ -162,7 +165,7 @@ CLAIMS = (
     Claim(
         "One model for all tasks loses to models of one task as tasks are added",
         "interference-human_all",
-        cell("− alone, points", "tasks", "5", "10", "18"),
+        cell("− alone, points", "tasks", "{} tasks", "5", "10", "18"),
         below,
     ),
     Claim(
@@ -211,7 +214,7 @@ CLAIMS = (
     Claim(
         "A new task leaves the others' scores as they are (changed groups)",
         "adding-human",
-        cell("changed groups", "arrival"),
+        cell("changed groups", "arrival", "arrival {}:"),
         at_most(0),
         digits=0,
     ),
@@ -235,9 +238,10 @@ def rows(files: Files, claims: tuple[Claim, ...] = CLAIMS) -> list[list[str]]:
 
 
 def lines(files: Files) -> list[str]:
-    """Return the table of claims; the full commands are below the tables of results.md."""
+    """Return the table of claims, each with the command that remakes its figures."""
+    experiments = yaml.safe_load((Path(__file__).parent / "evidence.yaml").read_text(encoding="utf-8"))["experiments"]
     table = ["| claim | figure; of methods: DMoERM minus the method, points | measured by |", "|---|---|---|"]
     for sentence, text, source in rows(files):
-        program = files[source]["command"].split(" --")[0]
-        table.append(f"| {sentence} | {text} | `{program}` |")
+        known = f"python benchmarks/evidence.py --only {source}" if source in experiments else files[source]["command"]
+        table.append(f"| {sentence} | {text} | `{known}` |")
     return table

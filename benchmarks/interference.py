@@ -22,7 +22,6 @@ import measure
 import numpy as np
 from learning_curves import FITS, Examples, prepared
 from rich.console import Console
-from rich.table import Table
 
 from dmoerm.bootstrap import mean_interval
 from dmoerm.config import Config, load_config
@@ -51,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         settings = [f"seed={seed}", f"output={options.output}/seed{seed}", *options.set]
         rows += fits(load_config(options.config, settings), options.kind, options.sizes, options.orders)
     figures = summary(rows, options.sizes)
-    Console().print(table(figures))
+    Console().print(measure.table(figures))
     if options.name:
         command = f"python benchmarks/interference.py {' '.join(arguments or sys.argv[1:])}"
         title = f"Training on more tasks ({options.kind}, {len(options.seed)} seeds, {options.orders} orders)"
@@ -130,14 +129,6 @@ def _interval(columns: Sequence[np.ndarray]) -> tuple[float, float]:
     half = np.sqrt(np.sum([((high - low) / 2) ** 2 for low, high in spread])) / len(columns)
     middle = 100 * np.mean([column.mean() for column in columns])
     return middle - half, middle + half
-
-
-def table(figures: Sequence[dict[str, str]]) -> Table:
-    """Return the figures as a table of the terminal."""
-    result = Table(*figures[0])
-    for row in figures:
-        result.add_row(*row.values())
-    return result
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.table import Table
 
 RESULTS = Path(__file__).parent / "results"
 Row = dict[str, Any]
@@ -51,6 +52,14 @@ def write(name: str, command: str, rows: Sequence[Row], **more: Any) -> None:
     RESULTS.mkdir(exist_ok=True)
     text = json.dumps({"command": command, "rows": list(rows), **more, **facts()}, indent=1)
     (RESULTS / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+
+
+def table(figures: Sequence[dict[str, str]]) -> Table:
+    """Return the figures as a table of the terminal."""
+    result = Table(*figures[0])
+    for row in figures:
+        result.add_row(*row.values())
+    return result
 
 
 def digest(texts: Sequence[str]) -> str:

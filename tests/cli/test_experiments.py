@@ -105,6 +105,7 @@ def test_invalid_comparisons_are_refused(config: Path) -> None:
     assert "write it as NAME=0.25,0.15" in invoke(f"compare {config} --noise loud").output
     assert "write it as NAME=SOURCE" in invoke(f"compare {config} --external nothing").output
     assert "write it as NAME=data.overall_fraction=0.1" in invoke(f"compare {config} --condition few").output
+    assert "is not valid YAML" in invoke(f"compare {config} --condition few=data.overall_fraction=[").output
     assert "unknown method 'best'" in invoke(f"compare {config} --method best").output
     assert "data.overall_fraction" in invoke(f"compare {config} --condition few=data.overall_fraction=0").output
     assert "unknown ablation" in invoke(f"compare {config} --ablation head").output

@@ -84,8 +84,7 @@ class ExperimentOptions:
 
 def parse_conditions(noise: Sequence[str], others: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
     """Parse `--noise` and `--condition` to name → changed settings; clean and noisy unless some are given."""
-    import yaml
-
+    from ..config import parse_override
     from ..errors import ConfigError
 
     if not noise and not others:
@@ -99,11 +98,11 @@ def parse_conditions(noise: Sequence[str], others: Sequence[str] = ()) -> dict[s
             raise ConfigError(f"--noise {text}: write it as NAME=0.25,0.15") from None
         conditions[name] = {"data.flip_scores": scores, "data.flip_capabilities": capabilities}
     for text in others:
-        name, _, setting = text.partition("=")
-        key, separator, value = setting.partition("=")
-        if not name or not key or not separator:
+        name, _, override = text.partition("=")
+        if not name or "=" not in override:
             raise ConfigError(f"--condition {text}: write it as NAME=data.overall_fraction=0.1")
-        conditions.setdefault(name, {})[key] = yaml.safe_load(value)
+        setting, value = parse_override(override, f"--condition {text}")
+        conditions.setdefault(name, {})[setting] = value
     return conditions
 
 

@@ -105,13 +105,20 @@ def validated(kind: type[S], settings: dict[str, Any], source: str) -> S:
 
 def apply_override(settings: dict[str, Any], override: str) -> None:
     """Set `a.b=value`, with the value in YAML, in nested settings. Raises `ConfigError` if the override is invalid."""
+    source = f"--set {override}"
+    name, value = parse_override(override, source)
+    _set(settings, name, value, source)
+
+
+def parse_override(override: str, source: str) -> tuple[str, Any]:
+    """Return name and value of `a.b=value`, with the value in YAML. Raises `ConfigError`, which names the source."""
     name, separator, value = override.partition("=")
-    if not separator:
-        raise ConfigError(f"--set {override}: write it as a.b=value")
+    if not separator or not name.strip():
+        raise ConfigError(f"{source}: write it as a.b=value")
     try:
-        _set(settings, name.strip(), yaml.safe_load(value), f"--set {override}")
+        return name.strip(), yaml.safe_load(value)
     except yaml.YAMLError:
-        raise ConfigError(f"--set {override}: {value!r} is not valid YAML") from None
+        raise ConfigError(f"{source}: {value!r} is not valid YAML") from None
 
 
 def _set(settings: dict[str, Any], name: str, value: Any, source: str) -> None:
