@@ -64,17 +64,17 @@ def test_the_central_interval() -> None:
     assert interval(np.arange(1001.0)).tolist() == pytest.approx([25, 975])
 
 
-@pytest.mark.parametrize(("prompts", "samples", "least"), [(5, 1, 0.89), (10, 8, 0.92), (40, 8, 0.92), (150, 4, 0.92)])
+@pytest.mark.parametrize(("prompts", "samples", "least"), [(5, 1, 0.89), (10, 8, 0.92), (40, 8, 0.93), (150, 4, 0.93)])
 def test_the_interval_covers_the_truth(prompts: int, samples: int, least: float) -> None:
     """Samples of a prompt depend on each other, and prompts differ by a skewed amount; the true mean is 1."""
     random = np.random.default_rng(prompts)
     covered = []
-    for trial in range(1500 if prompts < 40 else 500):
+    for trial in range(1500):
         levels = random.gamma(4.0, 0.25, size=(prompts, 1))
         gold = levels + random.normal(0, 0.2, size=(prompts, samples))
         ((low, high),) = mean_interval(gold.mean(1, keepdims=True), seed=trial, resamples=500)
         covered.append(low <= 1 <= high)
-    assert least < np.mean(covered) < 0.975
+    assert least < np.mean(covered) < 0.97
 
 
 def test_few_prompts_have_a_longer_interval() -> None:
