@@ -1,3 +1,5 @@
+import io
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -30,6 +32,20 @@ def test_everything_is_measured(trained_run: Any, groups: list[Group]) -> None:
     assert (results.derived_tasks, results.gold_tasks) == ((), ())
     assert results.peak_memory
     report_html(results)
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_progress_is_printed_where_no_bar_can_be_seen(
+    trained_run: Any, groups: list[Group], monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
+    monkeypatch.setattr("dmoerm.training.progress._SECONDS_BETWEEN_LINES", -1)
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=terminal, width=200)
+    score_groups(trained_run.model, groups, batch_tokens=300, console=console)
+    tokens = sum(trained_run.model.encoder.encode(group).tokens for group in groups)
+    lines = [line for line in screen.getvalue().split("\n") if re.match(rf"evaluation +\d+/{tokens}\b", line)]
+    assert (len(lines) > 1) is not terminal
+    assert terminal or lines[-1].split()[1] == f"{tokens}/{tokens}"
 
 
 def test_dmoerm_is_scored_as_a_user_would_score(tiny_model: Callable[..., Any], groups: list[Group]) -> None:

@@ -28,6 +28,7 @@ from ..schema import Query
 from ..scores import MIN_REWARD, bound_reward
 from ..training.cache import ActivationCache
 from ..training.processes import all_gather, is_main, shard, sharded
+from ..training.progress import ProgressLines
 from .scoring_batch import ScoringBatch
 
 BatchScorer = Callable[[ScoringBatch], Tensor]
@@ -112,7 +113,7 @@ def score_groups(
 
 @contextlib.contextmanager
 def _progress(console: Console | None) -> Iterator[Callable[[str, int, int], None]]:
-    """Show a progress bar; yield a function of the stage's name, the completed and the total amount."""
+    """Show progress; yield a function of the stage's name, the completed and the total amount."""
     columns = (TextColumn("{task.description:44}"), BarColumn(24), TaskProgressColumn())
     console = console or Console(stderr=True, quiet=not is_main())
     bars = Progress(
@@ -123,9 +124,14 @@ def _progress(console: Console | None) -> Iterator[Callable[[str, int, int], Non
         transient=True,
         disable=not console.is_terminal,
     )
+    bar, lines = bars.add_task("", total=None), ProgressLines(console)
+
+    def advance(stage: str, done: int, total: int) -> None:
+        bars.update(bar, description=stage, completed=done, total=total)
+        lines.show(bars, bar)
+
     with bars:
-        bar = bars.add_task("", total=None)
-        yield lambda stage, done, total: bars.update(bar, description=stage, completed=done, total=total)
+        yield advance
 
 
 @torch.no_grad()

@@ -8,13 +8,30 @@ from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 from transformers import TrainerCallback
 
 from .processes import is_main
 
 _SECONDS_BETWEEN_LINES = 20  # if the output is not a terminal, which could show bars
+
+
+class ProgressLines:
+    """Print a line every 20 seconds if the output is not a terminal, which shows bars."""
+
+    def __init__(self, console: Console) -> None:
+        self._console, self._last = console, time.monotonic()
+
+    def show(self, bars: RichProgress, bar: TaskID, figures: str = "") -> None:
+        """Print the description, the amounts and the time left of a bar, and the figures, if a line is due."""
+        if self._console.is_terminal or time.monotonic() - self._last <= _SECONDS_BETWEEN_LINES:
+            return
+        self._last = time.monotonic()
+        task = bars.tasks[bars.task_ids.index(bar)]
+        left = "" if task.time_remaining is None else f"  {task.time_remaining:.0f} s left"
+        line = f"{task.description:44} {task.completed:.0f}/{task.total or 0:.0f}{left}  {figures}"
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 class Progress(TrainerCallback):
@@ -32,7 +49,7 @@ class Progress(TrainerCallback):
         self._all = self._bars.add_task("all steps", total=None, figures="")
         self._step: Any = None
         self._figures: dict[str, float] = {}
-        self._last_line = 0.0
+        self._lines = ProgressLines(self.console)
 
     @contextlib.contextmanager
     def run(self, steps: int) -> Iterator[None]:
@@ -48,7 +65,7 @@ class Progress(TrainerCallback):
     @contextlib.contextmanager
     def step(self, name: str) -> Iterator[None]:
         """Show a step's bar within this context, then print its final figures."""
-        self._figures, self._last_line = {}, time.monotonic()
+        self._figures, self._lines = {}, ProgressLines(self.console)
         self._step = self._bars.add_task(name, total=None, figures="")
         yield
         self._bars.remove_task(self._step)
@@ -70,11 +87,7 @@ class Progress(TrainerCallback):
 
     def _advance(self, done: int, total: int) -> None:
         self._bars.update(self._step, completed=done, total=total)
-        if not self.console.is_terminal and time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES:
-            self._last_line = time.monotonic()
-            task = self._bars.tasks[self._bars.task_ids.index(self._step)]
-            left = "" if task.time_remaining is None else f"  {task.time_remaining:.0f} s left"
-            self.say(f"{task.description:44} {done}/{total}{left}  {self._text()}")
+        self._lines.show(self._bars, self._step, self._text())
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._bars.update(self._step, total=state.max_steps, completed=state.global_step)
