@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from rich.console import Console
 from tiny import make_exact_config, make_tiny_config, tiny_groups, write_groups
 
 from dmoerm.config import BackboneConfig
+from dmoerm.data.readers import read_groups
+from dmoerm.experiments.public_benchmarks import SECTIONS, run_benchmark
 from dmoerm.model.backbone import load_backbone
 from dmoerm.model.heads import embed
 from dmoerm.model.packing import pack
@@ -24,6 +27,7 @@ sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 import adding_tasks
 import interference
 import learning_curves
+import rewardbench
 import uncertainty
 from reader import Adapted, Reader, join, memories
 
@@ -153,3 +157,24 @@ def test_tasks_arrive_one_after_the_other(tiny_backbone, tmp_path):
     assert steps[0] == steps[1]
     (figures,) = adding_tasks.summary([[first, second]])
     assert (figures["task"], figures["changed groups"]) == ("objective_qa", "0")
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "subsets"),
+    [("rewardbench", rewardbench.rows_1, sum(map(len, SECTIONS.values()))), ("rewardbench2", rewardbench.rows_2, 6)],
+)
+def test_rows_of_rewardbench_are_read_with_all_their_subsets(write_rows, name, rows, subsets):
+    """A reward that knows what people prefer is right everywhere, and its opposite nowhere."""
+    groups = read_groups(write_rows(rows(2))).groups
+    ranks = {(str(g.prompt), text): rank for g in groups for text, rank in zip(g.responses, g.ranks or (), strict=True)}
+
+    def scorer(sign):
+        def score_all(queries):
+            return [[sign * ranks[str(q.prompt), text] for text in q.responses] for q in queries]
+
+        return SimpleNamespace(score_all=score_all)
+
+    results = run_benchmark(name, {"right": scorer(-1), "wrong": scorer(1)}, groups, True).results
+    assert [len(result.subsets) for result in results.values()] == [subsets, subsets]
+    assert all(score >= 1 for score, _ in results["right"].subsets.values())
+    assert all(score <= 0 for score, _ in results["wrong"].subsets.values())
