@@ -144,6 +144,11 @@ def _curve(method: str, curve: Results, ns: Sequence[int], shown: Sequence[int],
     ]
 
 
+def _fall(summary: Results) -> str:
+    low, high = summary.get("fall_low"), summary.get("fall_high")
+    return f"{summary['fall']:.3f}" + ("" if low is None or high is None else f" ({low:+.3f} to {high:+.3f})")
+
+
 def _policies(results: Results) -> list[str]:
     settings = results["settings"]
     scale = f"{settings['steps']} steps of {settings['prompts_per_step']} × {settings['generations']} samples"
@@ -157,6 +162,7 @@ def _policies(results: Results) -> list[str]:
         "gold: start",
         "highest",
         "end",
+        "at the same length",
         "fall",
         "fit's peak, √KL",
     ]
@@ -170,7 +176,8 @@ def _policies(results: Results) -> list[str]:
             f"{summary['start']:.3f}",
             f"{summary['peak']:.3f} (step {summary['peak_step']})",
             f"{summary['end']:.3f}",
-            f"{summary['fall']:.3f}",
+            "–" if summary.get("end_same_length") is None else f"{summary['end_same_length']:.3f}",
+            _fall(summary),
             "–" if not summary["fit"] or summary["fit"]["peak"] is None else f"{summary['fit']['peak']:.2f}",
         ]
         for summary in results["summaries"]

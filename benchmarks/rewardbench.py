@@ -21,9 +21,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from measure import write
+import measure
 from rich.console import Console
-from rich.table import Table
 
 from dmoerm import testbed
 from dmoerm.experiments.public_benchmarks import SECTIONS
@@ -72,11 +71,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         write_file(file, "".join(json.dumps(row) + "\n" for row in made))
         ours, theirs = product(name, model, file), peer(model, code, file)
         assert ours.keys() == theirs.keys(), ours.keys() ^ theirs.keys()
-        rows += [{"benchmark": name, "figure": key, "ours": ours[key], "theirs": theirs[key]} for key in ours]
-    Console().print(table(rows))
+        rows += [
+            {"benchmark": name, "figure": key, "ours": f"{ours[key]:.6f}", "theirs": f"{theirs[key]:.6f}"}
+            for key in ours
+        ]
+    Console().print(measure.table(rows))
     commit = subprocess.run(["git", "-C", code, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    write("rewardbench", f"python benchmarks/rewardbench.py {options.model}", rows, commit=commit.stdout.strip())
-    sys.exit(any(abs(row["ours"] - row["theirs"]) > 1e-6 for row in rows))
+    title = f"`dmoerm benchmark` and RewardBench's own code ({commit.stdout.strip()[:7]})"
+    command = f"python benchmarks/rewardbench.py {options.model} --code {options.code}"
+    measure.write("rewardbench", command, [], tables={title: rows})
+    sys.exit(any(abs(float(row["ours"]) - float(row["theirs"])) > 2e-6 for row in rows))
 
 
 # --- the rows ------------------------------------------------------------------------------------------------------
@@ -160,14 +164,6 @@ def _run(command: Sequence[Any], code: Path, folder: Path | None = None) -> str:
 
 def _key(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "_", name.lower())
-
-
-def table(rows: Sequence[Row]) -> Table:
-    """Return the figures side by side."""
-    result = Table("benchmark", "figure", "dmoerm benchmark", "RewardBench's code")
-    for row in rows:
-        result.add_row(row["benchmark"], row["figure"], f"{row['ours']:.6f}", f"{row['theirs']:.6f}")
-    return result
 
 
 if __name__ == "__main__":

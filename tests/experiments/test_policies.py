@@ -27,6 +27,25 @@ def test_seeds_are_averaged_step_by_step() -> None:
     assert (found.seeds, found.kl) == (2, 4.0)
 
 
+def test_three_seeds_have_students_interval_of_the_fall() -> None:
+    runs = [run("general", seed, [0.2, 0.5, 0.5 - fall]) for seed, fall in enumerate((0.1, 0.2, 0.3))]
+    assert summarize(runs[:2])[0].fall_low is None
+    (found,) = summarize(runs)
+    assert found.fall == pytest.approx(0.2)
+    assert (found.fall_low, found.fall_high) == pytest.approx((0.2 - 0.2484, 0.2 + 0.2484), abs=1e-4)  # 4.303 · 0.1/√3
+
+
+def test_gold_at_the_same_length_is_averaged_if_every_seed_has_it() -> None:
+    runs = [run("general", seed, [0.2, 0.5]) for seed in (0, 1)]
+    assert summarize(runs)[0].end_same_length is None
+    values = iter((0.3, 0.4))
+    runs = [
+        r.model_copy(update={"points": (*r.points[:-1], r.points[-1].model_copy(update={"gold_same_length": value}))})
+        for r, value in zip(runs, values, strict=True)
+    ]
+    assert summarize(runs)[0].end_same_length == pytest.approx(0.35)
+
+
 def test_the_curve_of_reinforcement_learning_is_recovered() -> None:
     """R(d) = d (0.3 − 0.1 log d) has its peak at exp(2)."""
     d = [0.0, 1.0, 2.0, 4.0, 8.0, 16.0]

@@ -247,14 +247,16 @@ def _agreement_table(title: str, rows: Sequence[LabelQuality]) -> Table:
 def policies_table(results: PolicyResults) -> Table:
     """Return a table of optimized policies: KL to the initial policy, and gold at start, peak and end."""
     table = Table("method", title="Policy optimization: means on held-out prompts, over seeds", title_justify="left")
-    for name in ("condition", "beta", "seeds", "KL, nats", "gold: start", "peak", "end", "fall from the peak"):
+    gold_columns = ("gold: start", "peak", "end", "at the same length", "fall from the peak")
+    for name in ("condition", "beta", "seeds", "KL, nats", *gold_columns):
         table.add_column(name, justify="right")
     for summary in results.summaries:
         gold = (
             f"{summary.start:.3f}",
             f"{summary.peak:.3f} (step {summary.peak_step})",
             f"{summary.end:.3f}",
-            f"{summary.fall:.3f}",
+            "–" if summary.end_same_length is None else f"{summary.end_same_length:.3f}",
+            _with_interval(summary.fall, summary.fall_low, summary.fall_high),
         )
         table.add_row(
             summary.method, summary.condition, f"{summary.beta:g}", str(summary.seeds), f"{summary.kl:.1f}", *gold
@@ -277,6 +279,10 @@ def _cell(value: Any) -> str:
     if value is None:
         return "–"
     return f"{value:.1%}" if isinstance(value, float) else str(value)
+
+
+def _with_interval(value: float, low: float | None, high: float | None) -> str:
+    return f"{value:.3f}" if low is None or high is None else f"{value:.3f} ({low:.3f} to {high:.3f})"
 
 
 def _percent(share: float | None) -> str:

@@ -128,8 +128,12 @@ class PolicyPoint(ResultModel):
     proxy: float
     """The optimized reward in standard deviations of the initial policy's rewards."""
     gold: float
+    gold_same_length: float | None = None
+    """`gold` at the initial policy's length: without the slope of its gold on tokens times the change of the length."""
     length: float
     """Mean tokens of a response."""
+    ended: float | None = None
+    """Share of the responses that end with the end token."""
 
 
 class PolicyRun(ResultModel):
@@ -157,10 +161,15 @@ class PolicySummary(ResultModel):
     peak_step: int
     end: float
     """Gold at the end."""
+    end_same_length: float | None = None
+    """`gold_same_length` at the end."""
     kl: float
     """KL at the end."""
     fall: float
     """Gold at the peak minus gold at the end: the overoptimization."""
+    fall_low: float | None = None
+    fall_high: float | None = None
+    """`fall_low` to `fall_high` is Student's 95 % interval of `fall` over the seeds, with three of them or more."""
     fit: CurveFit | None
     """The fit over all points of all seeds."""
 

@@ -9,9 +9,10 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 
 import numpy as np
+from scipy.stats import t
 
 from ..config import Config, changed
 from ..data.splits import load_splits
@@ -120,7 +121,14 @@ def _prompts(settings: PolicySettings, seeds: Sequence[int], count: int) -> list
 
 
 def _policy_run(condition: str, method: str, trajectory: Trajectory) -> PolicyRun:
-    points = [{**point.model_dump(), "proxy": trajectory.scale.normalize(point.proxy)} for point in trajectory.points]
+    points = [
+        {
+            **point.model_dump(),
+            "proxy": trajectory.scale.normalize(point.proxy),
+            "gold_same_length": trajectory.gold_same_length(point),
+        }
+        for point in trajectory.points
+    ]
     fields = {"condition": condition, "method": method, "beta": trajectory.beta, "seed": trajectory.seed}
     return PolicyRun.model_validate({**fields, "points": points})
 
@@ -143,6 +151,7 @@ def _summary(runs: Sequence[PolicyRun]) -> PolicySummary:
         raise DataError(f"the seeds of {first.method} were measured at different steps", field="points")
     gold = np.mean([[point.gold for point in run.points] for run in runs], axis=0)
     peak = int(gold.argmax())
+    fall_low, fall_high = _student([run.points[peak].gold - run.points[-1].gold for run in runs])
     return PolicySummary(
         condition=first.condition,
         method=first.method,
@@ -152,10 +161,26 @@ def _summary(runs: Sequence[PolicyRun]) -> PolicySummary:
         peak=float(gold[peak]),
         peak_step=steps[peak],
         end=float(gold[-1]),
+        end_same_length=_mean([run.points[-1].gold_same_length for run in runs]),
         kl=fmean(run.points[-1].kl for run in runs),
         fall=float(gold[peak] - gold[-1]),
+        fall_low=fall_low,
+        fall_high=fall_high,
         fit=_fit(runs),
     )
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return fmean(known) if len(known) == len(values) else None
+
+
+def _student(values: Sequence[float]) -> tuple[float | None, float | None]:
+    """Return Student's 95 % interval of the mean; None with fewer than three values."""
+    if len(values) < 3:
+        return None, None
+    half = float(t.ppf(0.975, len(values) - 1)) * stdev(values) / len(values) ** 0.5
+    return fmean(values) - half, fmean(values) + half
 
 
 def _fit(runs: Sequence[PolicyRun]) -> CurveFit | None:

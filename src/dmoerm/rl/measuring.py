@@ -68,6 +68,7 @@ class Meter:
         texts = [response.text for response in samples]
         proxy = raw_rewards(self.reward, self.prompts, texts, step, self.scale)
         gold = [float(self.gold(p.task, p.prompt, text)) for p, text in zip(self.prompts, texts, strict=True)]
+        lengths = [len(response.response) for response in samples]
         self._write_samples(step, texts, proxy, gold)
         by_prompt = np.reshape(gold, (-1, self.settings.samples)).mean(axis=1)
         return Point(
@@ -76,10 +77,11 @@ class Meter:
             gold=float(np.mean(gold)),
             gold_error=float(by_prompt.std(ddof=1) / np.sqrt(len(by_prompt))) if len(by_prompt) > 1 else 0.0,
             gold_by_task=self._by_task(gold),
+            gold_per_token=slope_within([prompt.task or "" for prompt in self.prompts], lengths, gold),
             kl=kl.kl,
             kl_error=kl.kl_error,
             kl_k3=kl.kl_k3,
-            length=float(np.mean([len(response.response) for response in samples])),
+            length=float(np.mean(lengths)),
             ended=float(np.mean([response.ended for response in samples])),
             distinct=len(set(texts)) / len(texts),
             empty=float(np.mean([not text for text in texts])),
@@ -99,3 +101,12 @@ class Meter:
             for p, t, r, g in rows
         ]
         write_file(self.folder / "samples" / f"{step:05d}.jsonl", "\n".join(lines) + "\n")
+
+
+def slope_within(tasks: Sequence[str], lengths: Sequence[int], gold: Sequence[float]) -> float:
+    """Return the least-squares slope of gold on length with a level for each task; 0 if no length differs."""
+    x, y, names = np.array(lengths, float), np.array(gold), np.array(tasks)
+    for task in set(tasks):
+        x[names == task] -= x[names == task].mean()
+        y[names == task] -= y[names == task].mean()
+    return float(x @ y / (x @ x)) if x.any() else 0.0

@@ -21,6 +21,8 @@ class Point(BaseModel):
         proxy: mean reward that the policy is optimized against, not normalized.
         gold: mean gold reward; `gold_error` is its standard error over prompts.
         gold_by_task: mean gold reward of each task.
+        gold_per_token: by how much gold rises with each token of a response, within tasks: a least-squares fit to the
+            samples. None in files of earlier versions.
         kl: KL to the initial policy in nats per response, from the log-ratio of the sampled tokens (unbiased, may be
             slightly negative near 0); `kl_error` is its standard error.
         kl_k3: the KL by the nonnegative estimator.
@@ -36,6 +38,7 @@ class Point(BaseModel):
     gold: float
     gold_error: float
     gold_by_task: dict[str, float]
+    gold_per_token: float | None = None
     kl: float
     kl_error: float
     kl_k3: float
@@ -79,8 +82,15 @@ class Trajectory(BaseModel):
 
     @property
     def algorithm(self) -> str:
-        """`rloo` or `grpo`."""
+        """`rloo`, `grpo` or `ppo`."""
         return self.settings.algorithm
+
+    def gold_same_length(self, point: Point) -> float | None:
+        """Return a point's gold without what more or fewer tokens are worth to the initial policy's responses."""
+        first = self.points[0]
+        if first.gold_per_token is None:
+            return None
+        return point.gold - first.gold_per_token * (point.length - first.length)
 
 
 def write_trajectory(path: Path, trajectory: Trajectory) -> None:

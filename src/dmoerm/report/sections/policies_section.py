@@ -12,8 +12,13 @@ from ..parts import as_yaml, method_name, number, numbers, reward_difference, se
 from ..results_kinds import shows
 from ..view import Code, Content, Fold, PlotGrid, Section, Table, TableRow, make_section
 
-_SUMMARY = {"seeds": "", "kl": ".1f", "start": ".3f", "peak": ".3f", "peak_step": "", "end": ".3f", "fall": ".3f"}
-_POINT = {"kl": "z.2f", "proxy": "+z.3f", "gold": ".3f", "length": ".1f"}
+_SUMMARY = {"seeds": "", "kl": ".1f", "start": ".3f", "peak": ".3f", "peak_step": "", "end": ".3f"} | {
+    "end_same_length": ".3f",
+    "fall": ".3f",
+    "fall_low": "z.3f",
+    "fall_high": "z.3f",
+}
+_POINT = {"kl": "z.2f", "proxy": "+z.3f", "gold": ".3f", "gold_same_length": ".3f", "length": ".1f", "ended": ".2f"}
 
 
 @shows(PolicyResults, "rl.json")
@@ -78,8 +83,13 @@ def _lines(runs: Sequence[PolicyRun], reward: str, fits: Mapping[str, PolicySumm
 def _summaries(summaries: Sequence[PolicySummary]) -> Iterator[Content]:
     names: list[TableRow] = [[method_name(s.method), s.condition, number(s.beta, "g")] for s in summaries]
     header = ["method", "condition", "beta"]
-    columns = ["seeds", "KL at the end", "gold: start", "highest", "at step", "end", "fall"]
+    columns = ["seeds", "KL at the end", "gold: start", "highest", "at step", "end", "same length"]
+    columns += ["fall", "95 % from", "to"]
     rows = [[*name, *numbers(summary, **_SUMMARY)] for name, summary in zip(names, summaries, strict=True)]
+    yield (
+        "“Same length”: gold at the mean length of the initial policy's responses. The interval of the fall is "
+        "Student's over the seeds, with three of them or more."
+    )
     yield Table("Means over seeds", [*header, *columns], rows)
     fits = [
         [*name, *numbers(s.fit, alpha=".4f", beta=".4f", peak=".2f")] for name, s in zip(names, summaries, strict=True)
@@ -90,4 +100,4 @@ def _summaries(summaries: Sequence[PolicySummary]) -> Iterator[Content]:
 def _measurements(run: PolicyRun) -> Fold:
     title = f"{run.condition}, {run.method}, beta {run.beta:g}, seed {run.seed}"
     rows = [[str(point.step), *numbers(point, **_POINT)] for point in run.points]
-    return Fold(title, [Table(title, ["step", "KL, nats", "proxy", "gold", "tokens"], rows)])
+    return Fold(title, [Table(title, ["step", "KL, nats", "proxy", "gold", "same length", "tokens", "ended"], rows)])
