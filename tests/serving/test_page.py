@@ -100,6 +100,37 @@ def test_weights_of_capabilities(visit: Callable[..., Any], trained_run: Any) ->
     assert shown_rewards(page) == pytest.approx([each.reward for each in plain], abs=0.01)
 
 
+def test_risk(visit: Callable[..., Any], trained_run: Any) -> None:
+    page, model = visit(), trained_run.model
+    write(page, *RESPONSES)
+    page.get_by_label("Task").select_option("chitchat")
+    assert page.get_by_label("Risk").count() == 0  # before there are scores
+    score(page)
+    plain, field = shown_rewards(page), page.get_by_label("Risk")
+    assert field.input_value() == "0"
+    field.fill("2.5")
+    field.press("Enter")
+    page.get_by_text("less 2.5 × its ±").wait_for()
+    expected = [each.reward for each in model.score(PROMPT, RESPONSES, "chitchat", risk=2.5)]
+    assert shown_rewards(page) == pytest.approx(expected, abs=0.01)
+    assert all(after < before for after, before in zip(shown_rewards(page), plain, strict=True))
+    assert page.evaluate("document.activeElement.id") == "risk"
+
+    again = visit(page.url[page.url.index("#") :])
+    again.get_by_text("less 2.5 × its ±").wait_for()
+    assert again.get_by_label("Risk").input_value() == "2.5"
+    assert shown_rewards(again) == shown_rewards(page)
+
+    field.fill("-1")
+    field.press("Enter")
+    assert page.evaluate("document.activeElement.validity.rangeUnderflow")
+    assert shown_rewards(page) == pytest.approx(expected, abs=0.01)
+    field.fill("0")
+    field.press("Enter")
+    page.get_by_text("less 2.5 × its ±").wait_for(state="detached")
+    assert shown_rewards(page) == plain
+
+
 def test_another_task_resets_the_weights(visit: Callable[..., Any]) -> None:
     page = visit()
     write(page, *RESPONSES)

@@ -16,9 +16,9 @@ export const keptKey = () => sessionStorage.getItem(KEY) ?? "";
 /** The served models; the first one scores. */
 export const models = async () => (await send("v1/models")).data;
 
-/** Scores the responses to one prompt, with a weight per capability or without: {scores, win_probabilities}. */
-export async function score({ weights, ...item }, signal) {
-  const body = JSON.stringify({ items: [item], weights, win_probabilities: true });
+/** Scores the responses to one prompt, with weights of capabilities and a risk or without: {scores, win_probabilities}. */
+export async function score({ weights, risk, ...item }, signal) {
+  const body = JSON.stringify({ items: [item], weights, risk, win_probabilities: true });
   const answer = await send("v1/score", { method: "POST", body, signal });
   return answer.items[0];
 }

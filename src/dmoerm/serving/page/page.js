@@ -10,10 +10,13 @@ import { plural, signed } from "./words.js";
 const BLANK = { prompt: [{ role: "user", content: "" }], responses: ["", ""], task: null };
 let scored = null; // the last result: its item as text, its sentence, each response’s outcome, and response id → rank
 let weights = {}; // capability → weight in the reward, of those that are not 1
+let risk = 0; // how many times its uncertainty each reward is lowered
 let running = null; // the abort controller of the current request
 
-/** What is scored and linked to: the form’s item, with weights if any are set. */
-const current = () => (Object.keys(weights).length ? { ...form.item(), weights } : form.item());
+/** What is scored and linked to: the form’s item, with weights and a risk if any are set. */
+function current() {
+  return { ...form.item(), ...(Object.keys(weights).length ? { weights } : {}), ...(risk ? { risk } : {}) };
+}
 
 const setStatus = (text) => (find("status").textContent = text);
 
@@ -61,10 +64,10 @@ function succeeded(item, identities, result, leaving) {
   scored = { item: JSON.stringify(item), sentence: summary(result), outcomes, ranks: ranksById };
   find("key-row").hidden = true;
   if (!find("model").textContent) showModel();
-  const weight = document.activeElement.classList.contains("weight") ? document.activeElement.id : null;
-  find("sections").replaceChildren(...sections(item, result, before, weigh));
+  const field = document.activeElement.matches(".weight, .risk") ? document.activeElement.id : null;
+  find("sections").replaceChildren(...sections(item, result, before, { weigh, setRisk }));
   edited();
-  if (weight && find(weight)) find(weight).focus();
+  if (field && find(field)) find(field).focus();
   else reveal(leaving);
 }
 
@@ -72,6 +75,12 @@ function succeeded(item, identities, result, leaving) {
 function weigh(capability, weight) {
   const { [capability]: _, ...others } = weights;
   weights = weight === 1 ? others : { ...others, [capability]: weight };
+  run();
+}
+
+/** Sets the risk and scores again. */
+function setRisk(value) {
+  risk = value;
   run();
 }
 
@@ -124,6 +133,7 @@ function open() {
     show("failure", make("p", {}, "The link is damaged and has no conversation. Copy it again, or write a prompt here."));
   }
   weights = item?.weights ?? {};
+  risk = item?.risk ?? 0;
   form.fill(item ?? BLANK);
   if (item) run();
 }
