@@ -11,9 +11,9 @@
     reader    the same, and one reader token per expert that attends to the branch (reader.py, an experiment)
     frozen    the recipe `frozen`: heads on a branch that all tasks share, on the first 20 of the 30 layers
 
-`hh_rlhf` scores groups of Anthropic's hh-rlhf, in bfloat16 with dmoerm and in float32 with PEFT's loop, if the file is
-in the folder DMOERM_DATA (docs/data.md). The loop takes more than half an hour for 500 groups, so both are timed on
-the same 10 of them, evenly spread, and dmoerm on all 500 as well.
+`hh_rlhf` scores groups of Anthropic's hh-rlhf with dmoerm and with PEFT's loop, both in the same precision, if the file
+is in the folder DMOERM_DATA (docs/data.md). The loop takes more than half an hour for 500 groups, so both are timed on
+the same 10 of them, evenly spread, and dmoerm on all 500 in bfloat16 as well.
 """
 
 from __future__ import annotations
@@ -94,11 +94,15 @@ def main() -> None:
             shape_rows, share = measure_shape(each, shape)
             rows += shape_rows
             shares[shape_rows[0]["work"].removesuffix("_experts")] = share
-    more = {}
+    more: dict[str, float] = {}
     file = Path(os.environ.get("DMOERM_DATA", ".")) / "hh_rlhf.jsonl"
     if file.exists():
-        hh_rows, more = hh_rlhf(file, contests[1].kinds["experts"], contests[0].peft)
-        rows += hh_rows
+        for each in contests:
+            queries = hh_queries(file, each.kinds["experts"])
+            rows.append(hh_row(each, queries[:: len(queries) // HH_SAMPLE]))
+        start = time.perf_counter()
+        score(contests[1].kinds["experts"], queries)
+        more = {f"hh_rlhf_{HH_GROUPS}_groups_bf16_s": round(time.perf_counter() - start, 1)}
     else:
         print(f"hh_rlhf skipped: {file} does not exist; set DMOERM_DATA (docs/data.md)")
     write("scoring", "python benchmarks/scoring.py", rows, share_of_machine=shares, **more)
@@ -176,18 +180,22 @@ def measure_shape(each: Contest, shape: tuple[int, int, int]) -> tuple[list[Row]
     return rows, reached
 
 
-def hh_rlhf(file: Path, model: DMoERM, peft: PeftModel) -> tuple[list[Row], dict[str, float]]:
-    """Time real texts of mixed lengths."""
+def hh_queries(file: Path, model: DMoERM) -> list[Encoded]:
+    """Return real texts of mixed lengths."""
     groups = read_groups(str(file)).groups[:HH_GROUPS]
-    queries = [model.encoder.encode(Query(prompt=g.prompt, responses=g.responses)) for g in groups]
-    sample = queries[:: len(queries) // HH_SAMPLE]
-    peer = functools.partial(peft_loop, peft, sequences(sample))
-    ours_s, peer_s = interleaved([functools.partial(score, model, sample), peer], RUNS)
-    start = time.perf_counter()
-    score(model, queries)
-    whole = {"hh_rlhf_500_groups_s": round(time.perf_counter() - start, 1)}
-    work = f"hh_rlhf_{len(sample)}_groups_ours_bf16_peer_fp32"
-    return [row(work, "peft_loop", ours_s, peer_s, RUNS)], whole
+    return [model.encoder.encode(Query(prompt=g.prompt, responses=g.responses)) for g in groups]
+
+
+def hh_row(each: Contest, queries: Sequence[Encoded]) -> Row:
+    """Time the queries in the contest's precision."""
+    ours_s, peer_s = interleaved(
+        [
+            functools.partial(score, each.kinds["experts"], queries),
+            functools.partial(peft_loop, each.peft, sequences(queries)),
+        ],
+        RUNS,
+    )
+    return row(f"hh_rlhf_{len(queries)}_groups_{each.short}", "peft_loop", ours_s, peer_s, RUNS)
 
 
 def drawn(prompt: int, responses: int, tokens: int) -> Encoded:
