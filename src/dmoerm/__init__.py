@@ -42,6 +42,10 @@ __all__ = [
 _registration.when_transformers_loads()
 
 
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
+
+
 def __getattr__(name: str) -> Any:
     if name in {"DMoERM", "DMoERMConfig"}:
         from . import model

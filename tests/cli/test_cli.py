@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+import dmoerm
 from dmoerm.cli import app, train
 from dmoerm.config import load_config, shipped_configs
 from dmoerm.errors import CheckpointError, ConfigError
@@ -38,6 +39,7 @@ def test_every_help_does_without_the_heavy_libraries() -> None:
     code = f"""
 import sys
 from typer.testing import CliRunner
+
 from dmoerm.cli import app
 for words in ([], ["train"], ["eval"], ["score"], ["demo"], ["data"], ["data", "check"]):
     result = CliRunner().invoke(app, [*words, "--help"])
@@ -66,6 +68,15 @@ def test_the_real_command_says_one_line_and_exits_with_1(tmp_path: Path) -> None
     assert done.stderr.count("\n") == 1
 
 
+def test_version_short_help_and_names_that_are_nearly_right() -> None:
+    assert run("--version").output == f"dmoerm {dmoerm.__version__}\n"
+    for command in ((), ("train",), ("label", "import")):
+        assert run(*command, "-h").output == run(*command, "--help").output
+    assert "did you mean frozen? give a YAML file" in fails("train", "frozn")
+    assert "did you mean" not in fails("train", "none.yaml")
+    assert dir(dmoerm) == sorted([*dmoerm.__all__, "__version__"])
+
+
 def test_an_interrupt_is_130_and_a_fault_is_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def raising(error: BaseException) -> Callable[..., None]:
         def fail(*_: object) -> None:
@@ -74,7 +85,9 @@ def test_an_interrupt_is_130_and_a_fault_is_a_traceback(monkeypatch: pytest.Monk
         return fail
 
     monkeypatch.setattr(train, "_train", raising(KeyboardInterrupt()))
-    assert run("train", "demo").exit_code == 130
+    interrupted = run("train", "demo")
+    assert interrupted.exit_code == 130
+    assert "the same command resumes" in interrupted.output
     monkeypatch.setattr(train, "_train", raising(OSError(errno.ENOSPC, "No space left on device", "model")))
     assert "No space left on device" in fails("train", "demo")
     monkeypatch.setattr(train, "_train", raising(CheckpointError("model: is damaged [b]")))

@@ -10,17 +10,19 @@ import contextlib
 import errno
 import os
 import sys
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from typer.core import TyperGroup
 
+from .. import __version__
 from ..errors import DmoermError
 from . import benchmark, bon, compare, data, demo, eval, label, push, report, rl, score, serve, train
 
 _INTERRUPTED, _PIPE_CLOSED = 130, 141
+_RESUMABLE = {"train", "label", "compare", "bon", "rl", "demo"}
 _SYSTEM_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR}
 
 
@@ -31,6 +33,8 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
+            if ctx.invoked_subcommand in _RESUMABLE:
+                Console(stderr=True).print("interrupted; the same command resumes", highlight=False)
             raise typer.Exit(_INTERRUPTED) from None
         except BrokenPipeError:  # the reader of our output has exited, as `head` does
             with contextlib.suppress(OSError):  # otherwise the interpreter's last flush raises again
@@ -47,8 +51,25 @@ app = typer.Typer(
     cls=_Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Train, evaluate and use double-layer mixture-of-experts reward models.",
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _print_version(requested: bool) -> None:
+    if requested:
+        typer.echo(f"dmoerm {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Train, evaluate and use double-layer mixture-of-experts reward models."""
+
+
 app.add_typer(data.app, name="data")
 app.add_typer(label.app, name="label")
 app.command("train")(train.command)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -82,8 +83,11 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        known = ", ".join(shipped_configs())
-        raise ConfigError(f"{path}: no such file; give a YAML file or one of the shipped configs {known}") from None
+        known = list(shipped_configs())
+        alike = difflib.get_close_matches(str(path), known, 1)
+        hint = f"did you mean {alike[0]}? " if alike else ""
+        shipped = f"give a YAML file or one of the shipped configs {', '.join(known)}"
+        raise ConfigError(f"{path}: no such file; {hint}{shipped}") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(settings or {}, dict):
@@ -98,9 +102,25 @@ def validated(kind: type[S], settings: dict[str, Any], source: str) -> S:
     except ValidationError as error:
         detail = error.errors()[0]
         field = ".".join(str(part) for part in detail["loc"]) or "config"
-        message = "unknown setting" if detail["type"] == "extra_forbidden" else detail["msg"]
+        message = _unknown(kind, detail["loc"]) if detail["type"] == "extra_forbidden" else detail["msg"]
         message = f"is now {NOW[str(detail['loc'][-1])]}" if detail["loc"] and detail["loc"][-1] in NOW else message
         raise ConfigError(f"{source}: {field}: {message} (got {shorten(detail['input'])})") from None
+
+
+def _unknown(kind: type[BaseModel], location: Sequence[Any]) -> str:
+    """Return the message for a setting that does not exist, with the one that is spelled most alike."""
+    *parents, name = map(str, location)
+    section: Any = kind
+    for parent in parents:
+        section = next((s for s in _models(section.model_fields[parent].annotation)), None) if section else None
+    alike = difflib.get_close_matches(name, section.model_fields, 1) if section else []
+    return "unknown setting" + (f"; did you mean {'.'.join([*parents, alike[0]])}?" if alike else "")
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """Return the groups of settings among the types of an annotation such as `LoraConfig | None`."""
+    kinds = (annotation, *get_args(annotation))
+    return [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
 
 
 def apply_override(settings: dict[str, Any], override: str) -> None:
