@@ -27,7 +27,7 @@ sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 import adding_tasks
 import interference
 import learning_curves
-import rewardbench
+import rewardbench_figures
 import uncertainty
 from reader import Adapted, Reader, join, memories
 
@@ -161,7 +161,10 @@ def test_tasks_arrive_one_after_the_other(tiny_backbone, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "rows", "subsets"),
-    [("rewardbench", rewardbench.rows_1, sum(map(len, SECTIONS.values()))), ("rewardbench2", rewardbench.rows_2, 6)],
+    [
+        ("rewardbench", rewardbench_figures.rows_1, sum(map(len, SECTIONS.values()))),
+        ("rewardbench2", rewardbench_figures.rows_2, 6),
+    ],
 )
 def test_rows_of_rewardbench_are_read_with_all_their_subsets(write_rows, name, rows, subsets):
     """A reward that knows what people prefer is right everywhere, and its opposite nowhere."""

@@ -88,6 +88,9 @@ def test_an_interrupt_is_130_and_a_fault_is_a_traceback(monkeypatch: pytest.Monk
     interrupted = run("train", "demo")
     assert interrupted.exit_code == 130
     assert "the same command resumes" in interrupted.output
+    monkeypatch.setattr("dmoerm.cli.score._score_here", raising(KeyboardInterrupt()))
+    once = run("score", "model", "--input", "rows.jsonl")
+    assert (once.exit_code, "resumes" in once.output) == (130, False)
     monkeypatch.setattr(train, "_train", raising(OSError(errno.ENOSPC, "No space left on device", "model")))
     assert "No space left on device" in fails("train", "demo")
     monkeypatch.setattr(train, "_train", raising(CheckpointError("model: is damaged [b]")))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from dmoerm.experiments.policies import _policy_run
 from dmoerm.rl.measuring import slope_within
 from dmoerm.rl.policy_settings import RLConfig
 from dmoerm.rl.rewards import Scale
@@ -40,6 +41,16 @@ def test_longer_responses_that_are_as_good_as_longer_ones_were_are_not_better() 
     assert found.gold_same_length(first) == 0.3
     assert found.gold_same_length(longer) == pytest.approx(0.3)
     assert trajectory(first, better).gold_same_length(better) == 0.5
+
+
+def test_the_results_of_a_run_have_gold_at_the_same_length() -> None:
+    run = _policy_run("noisy", "general", trajectory(point(0, 0.3, 50, 0.01), point(10, 0.5, 70, 0.5)))
+    assert [p.gold_same_length for p in run.points] == pytest.approx([0.3, 0.3])
+
+
+def test_points_of_earlier_versions_are_read() -> None:
+    old = point(0, 0.3, 50, None).model_dump(exclude={"gold_per_token"})
+    assert Point.model_validate(old).gold_per_token is None
 
 
 def test_files_of_earlier_versions_have_no_slope() -> None:

@@ -29,6 +29,7 @@ def test_the_reward_rises_and_the_policy_moves_away(finished):
     assert last.kl > 4 * last.kl_error > 0
     assert last.kl_k3 > 1
     assert 0 <= last.ended < first.ended < 1
+    assert all(point.gold_per_token is not None for point in finished.points)
     assert 1 <= last.length <= 12
 
 

@@ -131,6 +131,25 @@ def test_risk(visit: Callable[..., Any], trained_run: Any) -> None:
     assert shown_rewards(page) == plain
 
 
+def test_a_link_with_a_risk_to_a_model_without_uncertainty(
+    visit: Callable[..., Any], tiny_model: Callable[..., Any]
+) -> None:
+    page = visit()
+    write(page, *RESPONSES)
+    score(page)
+    page.get_by_label("Risk").fill("2")
+    page.get_by_label("Risk").press("Enter")
+    page.get_by_text("less 2 × its ±").wait_for()
+    model = tiny_model()
+    for part in (model.general_posterior, *(model.task_model(task).posterior for task in model.config.tasks)):
+        part.rest.zero_()
+    with served(create_app(model, ServingConfig(), "tiny")) as url:
+        other = visit(page.url[page.url.index("#") :], at=url)
+        other.get_by_role("button", name="Score without risk").click()
+        other.locator(".ranking").wait_for()
+        assert other.get_by_label("Risk").count() == 0
+
+
 def test_another_task_resets_the_weights(visit: Callable[..., Any]) -> None:
     page = visit()
     write(page, *RESPONSES)

@@ -22,7 +22,7 @@ from ..errors import DmoermError
 from . import benchmark, bon, compare, data, demo, eval, label, push, report, rl, score, serve, train
 
 _INTERRUPTED, _PIPE_CLOSED = 130, 141
-_RESUMABLE = {"train", "label", "compare", "bon", "rl", "demo"}
+_RESUMABLE = {"train", "compare", "bon", "rl", "demo"}
 _SYSTEM_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR}
 
 

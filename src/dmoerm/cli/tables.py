@@ -247,7 +247,7 @@ def _agreement_table(title: str, rows: Sequence[LabelQuality]) -> Table:
 def policies_table(results: PolicyResults) -> Table:
     """Return a table of optimized policies: KL to the initial policy, and gold at start, peak and end."""
     table = Table("method", title="Policy optimization: means on held-out prompts, over seeds", title_justify="left")
-    gold_columns = ("gold: start", "peak", "end", "at the same length", "fall from the peak")
+    gold_columns = ("gold: start", "peak", "end", "same length", "fall from the peak")
     for name in ("condition", "beta", "seeds", "KL, nats", *gold_columns):
         table.add_column(name, justify="right")
     for summary in results.summaries:

@@ -112,7 +112,8 @@ def _unknown(kind: type[BaseModel], location: Sequence[Any]) -> str:
     *parents, name = map(str, location)
     section: Any = kind
     for parent in parents:
-        section = next((s for s in _models(section.model_fields[parent].annotation)), None) if section else None
+        field = section.model_fields.get(parent) if section else None
+        section = next(iter(_models(field.annotation)), None) if field else None
     alike = difflib.get_close_matches(name, section.model_fields, 1) if section else []
     return "unknown setting" + (f"; did you mean {'.'.join([*parents, alike[0]])}?" if alike else "")
 

@@ -127,7 +127,9 @@ def _progress(console: Console | None) -> Iterator[Callable[[str, int, int], Non
     bar, lines = bars.add_task("", total=None), ProgressLines(console)
 
     def advance(stage: str, done: int, total: int) -> None:
-        bars.update(bar, description=stage, completed=done, total=total)
+        if bars.tasks[0].description != stage:
+            bars.reset(bar, description=stage)  # otherwise the time left of the stage before is shown
+        bars.update(bar, completed=done, total=total)
         lines.show(bars, bar)
 
     with bars:

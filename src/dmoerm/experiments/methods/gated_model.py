@@ -144,5 +144,7 @@ def _ridge(train: tuple[Tensor, Tensor], validation: tuple[Tensor, Tensor]) -> T
 
 
 def _correlation(a: Tensor, b: Tensor) -> float:
+    if np.ptp(a.numpy()) == 0 or np.ptp(b.numpy()) == 0:
+        return 0.0
     value = np.corrcoef(a.numpy(), b.numpy())[0, 1]
     return float(value) if np.isfinite(value) else 0.0

@@ -21,6 +21,6 @@ export function linked() {
   const turns = item.prompt.map(({ role, content }) => ({ role: String(role), content: String(content) }));
   if (!turns.length || !item.responses.length) throw new Error("nothing to score");
   const weights = Object.fromEntries(Object.entries(item.weights ?? {}).map(([name, weight]) => [name, Number(weight)]));
-  const risk = Number(item.risk ?? 0);
+  const risk = Math.max(0, Number(item.risk ?? 0) || 0);
   return { prompt: turns, responses: item.responses.map(String), task: item.task ? String(item.task) : null, weights, risk };
 }

@@ -107,7 +107,8 @@ function failed(error) {
     find("key").focus();
     return;
   }
-  show("failure", make("p", {}, message), make("button", { type: "button", onclick: run }, "Try again"));
+  const plain = risk ? make("button", { type: "button", onclick: () => setRisk(0) }, "Score without risk") : null;
+  show("failure", make("p", {}, message), make("button", { type: "button", onclick: run }, "Try again"), plain);
   reveal();
 }
 

@@ -83,7 +83,7 @@ function riskField(risk, setRisk) {
   const changed = ({ target }) => target.reportValidity() && setRisk(target.valueAsNumber);
   const range = { type: "number", min: 0, max: 100, step: "any", required: true, value: risk };
   const field = make("input", { ...range, id: "risk", class: "risk", onchange: changed });
-  return make("label", { class: "note" }, "Risk, the number of ± to lower each reward by:", field);
+  return make("label", { class: "note" }, "Risk: each reward is lowered by this many ±", field);
 }
 
 function moved(rank, before) {

@@ -6,7 +6,7 @@ all its subsets, RewardBench 2 with `Ties`. RewardBench's code reads the folder 
 
 git clone https://github.com/allenai/reward-bench; pip install wandb
 dmoerm train testbed --set backbone.dtype=float32 --set data.testbed_prompts=24 --set output=runs/rewardbench
-python benchmarks/rewardbench.py runs/rewardbench/model --code reward-bench
+python benchmarks/rewardbench_figures.py runs/rewardbench/model --code reward-bench
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Console().print(measure.table(rows))
     commit = subprocess.run(["git", "-C", code, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     title = f"`dmoerm benchmark` and RewardBench's own code ({commit.stdout.strip()[:7]})"
-    command = f"python benchmarks/rewardbench.py {options.model} --code {options.code}"
-    measure.write("rewardbench", command, [], tables={title: rows})
+    command = f"python benchmarks/rewardbench_figures.py {options.model} --code {options.code}"
+    measure.write("rewardbench_figures", command, [], tables={title: rows})
     sys.exit(any(abs(float(row["ours"]) - float(row["theirs"])) > 2e-6 for row in rows))
 
 
@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def rows_1(count: int) -> Iterator[Row]:
     """Rows of RewardBench 1, `count` of each subset: the best response of four and the worst."""
     names = [name for names in SECTIONS.values() for name in names]
-    for n, (name, (prompt, best_first)) in enumerate(zip(names * count, _ordered(), strict=False)):
+    for n, (name, (prompt, best_first)) in enumerate(zip(names * count, _ordered(31), strict=False)):
         row = {"prompt": prompt, "chosen": best_first[0], "rejected": best_first[-1], "id": n}
         yield row | {"subset": _published(name), "chosen_model": "testbed", "rejected_model": "testbed"}
 
@@ -98,15 +98,15 @@ def rows_2(count: int) -> Iterator[Row]:
     """Rows of RewardBench 2, `count` of each subset: the best of four; of `Ties`, the two best of four as well."""
     kinds = [(name, str(n), 1) for n in range(count) for name in _SUBSETS_2]
     kinds += [("Ties", f"ref:{n}", 1) for n in range(count)] + [("Ties", f"tied:{n}", 2) for n in range(count)]
-    for (subset, identity, correct), (prompt, best_first) in zip(kinds, _ordered(), strict=False):
+    for (subset, identity, correct), (prompt, best_first) in zip(kinds, _ordered(32), strict=False):
         row = {"id": identity, "prompt": prompt, "subset": subset}
         row |= {"chosen": best_first[:correct], "rejected": best_first[correct:], "num_correct": correct}
         yield row | {"num_rejected": 4 - correct, "total_completions": 4, "models": ["testbed"] * 4}
 
 
-def _ordered() -> Iterator[tuple[str, list[str]]]:
+def _ordered(seed: int) -> Iterator[tuple[str, list[str]]]:
     """Prompts with four responses of different gold, best first."""
-    for group in testbed.generate(60, 4, seed=31):
+    for group in testbed.generate(60, 4, seed):
         gold = {text: testbed.gold_reward(group.task or "", group.prompt, text) for text in group.responses}
         if isinstance(group.prompt, str) and len(set(gold.values())) == 4:
             yield group.prompt, sorted(gold, key=lambda text: -gold[text])
