@@ -19,7 +19,7 @@ from typer.core import TyperGroup
 
 from .. import __version__
 from ..errors import DmoermError
-from . import benchmark, bon, compare, data, demo, eval, label, push, report, rl, score, serve, train
+from . import benchmark, bon, compare, config, data, demo, eval, label, push, report, rl, score, serve, train
 
 _INTERRUPTED, _PIPE_CLOSED = 130, 141
 _RESUMABLE = {"train", "compare", "bon", "rl", "demo"}
@@ -70,6 +70,7 @@ def _options(
     """Train, evaluate and use double-layer mixture-of-experts reward models."""
 
 
+app.add_typer(config.app, name="config")
 app.add_typer(data.app, name="data")
 app.add_typer(label.app, name="label")
 app.command("train")(train.command)

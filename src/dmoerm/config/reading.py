@@ -6,13 +6,14 @@ import copy
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from ..errors import ConfigError, shorten
 from .checks import epochs_without_effect
+from .documentation import group_of
 from .renames import NOW
 from .settings import Config
 
@@ -113,15 +114,9 @@ def _unknown(kind: type[BaseModel], location: Sequence[Any]) -> str:
     section: Any = kind
     for parent in parents:
         field = section.model_fields.get(parent) if section else None
-        section = next(iter(_models(field.annotation)), None) if field else None
+        section = group_of(field.annotation) if field else None
     alike = difflib.get_close_matches(name, section.model_fields, 1) if section else []
     return "unknown setting" + (f"; did you mean {'.'.join([*parents, alike[0]])}?" if alike else "")
-
-
-def _models(annotation: Any) -> list[type[BaseModel]]:
-    """Return the groups of settings among the types of an annotation such as `LoraConfig | None`."""
-    kinds = (annotation, *get_args(annotation))
-    return [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
 
 
 def apply_override(settings: dict[str, Any], override: str) -> None:
