@@ -58,7 +58,7 @@ def test_pairs_of_a_capability() -> None:
         ({"prompt": "\ud800"}, "surrogate.*valid Unicode"),
         ({"capabilities": {"logic": [1]}}, r"capabilities\.logic: has 1 entries .*got \[1\]"),
         ({"capabilities": {"logic": [1, math.inf]}}, "not finite"),
-        ({"capabilities": {"structure": ["x", 1]}}, r"capabilities\.structure\.0: input should be"),
+        ({"capabilities": {"structure": ["x", 1]}}, r"capabilities\.structure\.0: must be a number"),
         ({"annotators": {"overall": [[1]]}}, r"annotators\.overall: has 1 entries"),
         ({"annotators": {"overall": [[math.inf], [1]]}}, "not finite"),
         ({"margin": math.inf}, "margin"),

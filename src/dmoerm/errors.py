@@ -16,9 +16,28 @@ A message says what is wrong and where, shows the value, and gives a hint.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 _VALUE_LENGTH = 80
+_KINDS = {
+    "int": "an integer",
+    "float": "a number",
+    "bool": "true or false",
+    "string": "text",
+    "tuple": "a list",
+    "list": "a list",
+    "dict": "a mapping",
+    "model": "a mapping",
+}
+_BOUNDS = {
+    "greater_than_equal": "at least {ge}",
+    "greater_than": "above {gt}",
+    "less_than_equal": "at most {le}",
+    "less_than": "below {lt}",
+}
 
 
 class DmoermError(Exception):
@@ -103,3 +122,13 @@ def shorten(value: object) -> str:
     except RecursionError:  # JSON nested just as deeply as its parser allows
         text = f"a deeply nested {type(value).__name__}"
     return text if len(text) <= _VALUE_LENGTH else text[: _VALUE_LENGTH - 1] + "…"
+
+
+def plain_fault(detail: Mapping[str, Any]) -> str:
+    """Return what is wrong by one of pydantic's `errors()` in plain words, such as "must be at least 0"."""
+    kind = str(detail["type"])
+    if kind in _BOUNDS:
+        return "must be " + _BOUNDS[kind].format(**detail["ctx"])
+    if (match := re.fullmatch(r"(.+?)_(type|parsing|from_float)", kind)) and match[1] in _KINDS:
+        return f"must be {_KINDS[match[1]]}"
+    return str(detail["msg"]).removeprefix("Value error, ").replace("Input should be", "must be", 1)

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from .errors import DataError
+from .errors import DataError, plain_fault
 from .names import check_name
 
 Grades = tuple[float | None, ...]
@@ -279,7 +279,7 @@ def _value_at(row: Mapping[str, Any], location: Sequence[str]) -> object:
 
 def _data_error(detail: Any, row: Mapping[str, Any]) -> DataError:
     location = [str(part) for part in detail["loc"] if not _UNION_BRANCH.fullmatch(str(part))]
-    message = str(detail["msg"]).removeprefix("Value error, ")
+    message = plain_fault(detail)
     if not location and (named := _NAMED_LABEL.match(message)):
         location, message = named[1].split(".", 1), named[2]
     hint = _HINTS.get(detail["type"]) or next(

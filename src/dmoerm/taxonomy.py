@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from .errors import TaxonomyError, shorten
+from .errors import TaxonomyError, plain_fault, shorten
 from .names import MAX_LENGTH, check_name, folder_name, qualified_name
 from .schema import Group
 
@@ -207,7 +207,7 @@ def _validate(content: dict[Any, Any], where: str) -> Taxonomy:
     except ValidationError as error:
         detail = error.errors()[0]
     field = ".".join(str(part) for part in detail["loc"])
-    message = detail["msg"].removeprefix("Value error, ")
+    message = plain_fault(detail)
     value = f" (got {shorten(detail['input'])})" if detail["type"] != "value_error" else ""
     hint = _HINTS.get(detail["type"], "")
     raise TaxonomyError(f"{where}: {field}: {message}{value}{hint}")

@@ -104,8 +104,8 @@ def test_weights_in_a_request_of_several_tasks(http):
         ({"wit": 2}, None, "weights", "the model has no such capability"),
         ({"logic": 2}, "chitchat", "weights", "task chitchat has no such capability"),
         ({"empathy": -11}, None, "weights.empathy", "from -10 to 10"),
-        ({"empathy": "much"}, None, "weights.empathy", "valid number"),
-        ([2], None, "weights", "dictionary"),
+        ({"empathy": "much"}, None, "weights.empathy", "must be a number"),
+        ([2], None, "weights", "must be a mapping"),
     ],
 )
 def test_invalid_weights_are_named(http, weights, task, param, message):

@@ -21,7 +21,7 @@ import httpx2
 from pydantic import BaseModel, ConfigDict, ValidationError
 from tenacity import RetryCallState, retry_if_exception_type, stop_after_attempt, wait_exponential
 
-from ..errors import ConfigError, DataError, ServerError, shorten
+from ..errors import ConfigError, DataError, ServerError, plain_fault, shorten
 from ..schema import Query
 from ..scores import Score
 
@@ -175,7 +175,7 @@ class BaseClient:
             field = ".".join(map(str, first["loc"]))
             raise ServerError(
                 f"{self.url}: the response is not that of a reward server: "
-                f"{field}: {first['msg']} (got {shorten(content)})"
+                f"{field}: {plain_fault(first)} (got {shorten(content)})"
             ) from None
 
 

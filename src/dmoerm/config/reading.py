@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from ..errors import ConfigError, shorten
+from ..errors import ConfigError, plain_fault, shorten
 from .checks import epochs_without_effect
 from .documentation import group_of
 from .renames import NOW
@@ -103,7 +103,7 @@ def validated(kind: type[S], settings: dict[str, Any], source: str) -> S:
     except ValidationError as error:
         detail = error.errors()[0]
         field = ".".join(str(part) for part in detail["loc"]) or "config"
-        message = _unknown(kind, detail["loc"]) if detail["type"] == "extra_forbidden" else detail["msg"]
+        message = _unknown(kind, detail["loc"]) if detail["type"] == "extra_forbidden" else plain_fault(detail)
         message = f"is now {NOW[str(detail['loc'][-1])]}" if detail["loc"] and detail["loc"][-1] in NOW else message
         raise ConfigError(f"{source}: {field}: {message} (got {shorten(detail['input'])})") from None
 

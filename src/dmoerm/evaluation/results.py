@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..chat.truncation import TruncationCounts
-from ..errors import DataError
+from ..errors import DataError, plain_fault
 from ..io.paths import write_file
 
 MEAN = "mean"
@@ -251,7 +251,7 @@ def read_part(path: str | Path, model: type[P], hint: str) -> P:
     if field == "schema":
         hint = "this version reads schemas 1 and 2; install the version of dmoerm that wrote the file"
     value = None if detail["type"] == "missing" else detail["input"]
-    raise DataError(detail["msg"], file=path, field=field or None, value=value, hint=hint)
+    raise DataError(plain_fault(detail), file=path, field=field or None, value=value, hint=hint)
 
 
 def upgrade(document: Any) -> Any:

@@ -15,7 +15,7 @@ from transformers import AutoConfig, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from ..config import AggregatorConfig, EncodingConfig, HeadConfig, LoRAConfig
-from ..errors import BackboneError, CheckpointError, shorten
+from ..errors import BackboneError, CheckpointError, plain_fault, shorten
 from ..names import check_name
 from .backbone import check_config
 from .heads import embedding_width
@@ -122,7 +122,7 @@ def read_config(folder: Path) -> DMoERMConfig:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))
-        raise _invalid(file, f"{field}: {first['msg']} (got {shorten(first['input'])})") from None
+        raise _invalid(file, f"{field}: {plain_fault(first)} (got {shorten(first['input'])})") from None
     try:
         _check_backbone(file, stored)
     except RecursionError:

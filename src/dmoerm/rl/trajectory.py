@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ..errors import DataError
+from ..errors import DataError, plain_fault
 from ..io.paths import write_file
 from .policy_settings import RLConfig
 from .rewards import Scale
@@ -110,4 +110,4 @@ def read_trajectory(path: Path) -> Trajectory:
         field = ".".join(str(part) for part in detail["loc"])
         if field == "schema":
             hint = "this version reads schema 1; install the version of dmoerm that wrote the file"
-        raise DataError(detail["msg"], file=path, field=field or None, hint=hint) from None
+        raise DataError(plain_fault(detail), file=path, field=field or None, hint=hint) from None

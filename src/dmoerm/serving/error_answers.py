@@ -18,7 +18,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from ..errors import DataError, ServerError, shorten
+from ..errors import DataError, ServerError, plain_fault, shorten
 from .batcher import Overloaded
 from .service import NotReady
 
@@ -79,7 +79,7 @@ def _invalid_body(error: Any) -> Response:
         return _response(415, "the body is not sent as JSON; send it with Content-Type: application/json")
     param = ".".join(str(part) for part in first["loc"] if part != "body") or None
     got = "" if first["type"] == "missing" else f" (got {shorten(first.get('input'))})"
-    message = str(first["msg"])
+    message = plain_fault(first)
     return _response(422, f"{param or 'the body'}: {message[0].lower()}{message[1:]}{got}", param=param)
 
 
