@@ -167,6 +167,7 @@ CLAIMS = (
     ),
     Claim("… eighteen tasks", "compare_human_all", over("general"), above),
     Claim("… testbed (gold reward)", "compare_testbed", over("general"), above),
+    Claim("… nine tasks, prompts that no choice has seen", "compare_final", over("general"), above),
     Claim(
         "… than fine-tuned ensembles, WARM and UMM-RM: testbed, one seed, noisy labels",
         "compare_testbed_finetune",
@@ -188,6 +189,12 @@ CLAIMS = (
     Claim("… eighteen tasks", "compare_human_all", over("per_task"), at_least(-0.5)),
     Claim("… explanations", "compare_explanations", over("per_task"), at_least(-0.5)),
     Claim("… testbed", "compare_testbed", over("per_task"), at_least(-0.5)),
+    Claim(
+        "**Below** one model per task on prompts that no choice has seen: the router confuses two of nine tasks",
+        "compare_final",
+        over("per_task"),
+        below,
+    ),
     Claim(
         "Level with one model per task on the same labels (`all_labels`): five tasks",
         "compare_human",
