@@ -9,18 +9,12 @@ from collections.abc import Iterator
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
-import annotated_types
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from .settings import Config
 
-_BOUNDS = {
-    annotated_types.Ge: "≥ {0.ge}",
-    annotated_types.Gt: "> {0.gt}",
-    annotated_types.Le: "≤ {0.le}",
-    annotated_types.Lt: "< {0.lt}",
-}
+_BOUNDS = {"Ge": "≥ {0.ge}", "Gt": "> {0.gt}", "Le": "≤ {0.le}", "Lt": "< {0.lt}"}  # annotated_types' classes
 
 
 class DocumentedSetting(NamedTuple):
@@ -79,7 +73,7 @@ def _values(field: FieldInfo) -> str:
 
 
 def _bound(item: Any) -> str:
-    return _BOUNDS.get(type(item), "").format(item)
+    return _BOUNDS.get(type(item).__name__, "").format(item)
 
 
 def _type(kind: Any) -> str:
