@@ -16,8 +16,9 @@ A message says what is wrong and where, shows the value, and gives a hint.
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -132,3 +133,9 @@ def plain_fault(detail: Mapping[str, Any]) -> str:
     if (match := re.fullmatch(r"(.+?)_(type|parsing|from_float)", kind)) and match[1] in _KINDS:
         return f"must be {_KINDS[match[1]]}"
     return str(detail["msg"]).removeprefix("Value error, ").replace("Input should be", "must be", 1)
+
+
+def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """Return "did you mean PREFIXNAME?" with the known name that is spelled most alike; empty if none is."""
+    alike = difflib.get_close_matches(name, list(known), 1)
+    return f"did you mean {prefix}{alike[0]}?" if alike else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Annotated
 
 import typer
@@ -48,15 +47,14 @@ def docs(
     from rich.text import Text
 
     from ..config.documentation import setting_groups
-    from ..errors import ConfigError
+    from ..errors import ConfigError, did_you_mean
     from .tables import screen
 
     groups = list(setting_groups())
     chosen = [s for group in groups for s in group.settings if not name or f"{s.name}.".startswith(f"{name}.")]
     if not chosen:
         known = [group.name for group in groups] + [s.name for group in groups for s in group.settings]
-        alike = difflib.get_close_matches(name, known, 1)
-        raise ConfigError(f"{name}: unknown setting" + (f"; did you mean {alike[0]}?" if alike else ""))
+        raise ConfigError("; ".join(filter(None, [f"{name}: unknown setting", did_you_mean(name, known)])))
     console = screen()
     for setting in chosen:
         _, default, values, meaning = (text.replace("`", "") for text in setting)

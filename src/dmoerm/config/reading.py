@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,7 +10,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from ..errors import ConfigError, plain_fault, shorten
+from ..errors import ConfigError, did_you_mean, plain_fault, shorten
 from .checks import epochs_without_effect
 from .documentation import group_of
 from .renames import NOW
@@ -85,10 +84,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         known = list(shipped_configs())
-        alike = difflib.get_close_matches(str(path), known, 1)
-        hint = f"did you mean {alike[0]}? " if alike else ""
-        shipped = f"give a YAML file or one of the shipped configs {', '.join(known)}"
-        raise ConfigError(f"{path}: no such file; {hint}{shipped}") from None
+        hints = [did_you_mean(str(path), known), f"give a YAML file or one of the shipped configs {', '.join(known)}"]
+        raise ConfigError(f"{path}: no such file; {' '.join(filter(None, hints))}") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(settings or {}, dict):
@@ -115,8 +112,8 @@ def _unknown(kind: type[BaseModel], location: Sequence[Any]) -> str:
     for parent in parents:
         field = section.model_fields.get(parent) if section else None
         section = group_of(field.annotation) if field else None
-    alike = difflib.get_close_matches(name, section.model_fields, 1) if section else []
-    return "unknown setting" + (f"; did you mean {'.'.join([*parents, alike[0]])}?" if alike else "")
+    hint = did_you_mean(name, section.model_fields, "".join(f"{parent}." for parent in parents)) if section else ""
+    return "; ".join(filter(None, ["unknown setting", hint]))
 
 
 def apply_override(settings: dict[str, Any], override: str) -> None:

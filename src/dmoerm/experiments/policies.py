@@ -179,8 +179,10 @@ def _student(values: Sequence[float]) -> tuple[float | None, float | None]:
     """Return Student's 95 % interval of the mean; None with fewer than three values."""
     if len(values) < 3:
         return None, None
-    half = float(t.ppf(0.975, len(values) - 1)) * stdev(values) / len(values) ** 0.5
-    return fmean(values) - half, fmean(values) + half
+    if not (error := stdev(values) / len(values) ** 0.5):
+        return fmean(values), fmean(values)  # scipy has no interval of width 0
+    low, high = t.interval(0.95, len(values) - 1, loc=fmean(values), scale=error)
+    return float(low), float(high)
 
 
 def _fit(runs: Sequence[PolicyRun]) -> CurveFit | None:
