@@ -21,6 +21,11 @@ def write(page: Any, *responses: str, prompt: str = PROMPT) -> None:
         page.get_by_role("textbox", name=f"Response {letter}").fill(text)
 
 
+def enter(field: Any, text: str) -> None:
+    field.fill(text)
+    field.press("Enter")
+
+
 def score(page: Any) -> None:
     page.get_by_role("button", name=re.compile("^Score")).click()
     page.locator("#results[aria-busy=false]:not(.stale) .ranking").wait_for()

@@ -12,7 +12,7 @@ from running import served
 
 from dmoerm.serving import ServingConfig, create_app
 
-from .driving import FOLDER, PROMPT, RESPONSES, order, score, write
+from .driving import FOLDER, PROMPT, RESPONSES, enter, order, score, write
 
 _FOCUSED = """() => {
     const e = document.activeElement;
@@ -75,8 +75,7 @@ def test_weights_of_capabilities(visit: Callable[..., Any], trained_run: Any) ->
     assert "with your weights" not in page.get_by_role("region", name="Ranking").inner_text()
     capabilities = page.locator(".capabilities .value").all_text_contents()
 
-    field.fill("8")
-    field.press("Enter")
+    enter(field, "8")
     page.get_by_text("with your weights").wait_for()
     expected = model.score(PROMPT, RESPONSES, "chitchat", weights={"empathy": 8})
     assert shown_rewards(page) == pytest.approx([each.reward for each in expected], abs=0.01)
@@ -89,12 +88,10 @@ def test_weights_of_capabilities(visit: Callable[..., Any], trained_run: Any) ->
     assert again.get_by_label("Weight of empathy").input_value() == "8"
     assert shown_rewards(again) == shown_rewards(page)
 
-    field.fill("11")
-    field.press("Enter")
+    enter(field, "11")
     assert page.evaluate("document.activeElement.validity.rangeOverflow")
     assert shown_rewards(page) == pytest.approx([each.reward for each in expected], abs=0.01)
-    field.fill("1")
-    field.press("Enter")
+    enter(field, "1")
     page.get_by_text("with your weights").wait_for(state="detached")
     plain = model.score(PROMPT, RESPONSES, "chitchat")
     assert shown_rewards(page) == pytest.approx([each.reward for each in plain], abs=0.01)
@@ -108,8 +105,7 @@ def test_risk(visit: Callable[..., Any], trained_run: Any) -> None:
     score(page)
     plain, field = shown_rewards(page), page.get_by_label("Risk")
     assert field.input_value() == "0"
-    field.fill("2.5")
-    field.press("Enter")
+    enter(field, "2.5")
     page.get_by_text("less 2.5 × its ±").wait_for()
     expected = [each.reward for each in model.score(PROMPT, RESPONSES, "chitchat", risk=2.5)]
     assert shown_rewards(page) == pytest.approx(expected, abs=0.01)
@@ -121,12 +117,10 @@ def test_risk(visit: Callable[..., Any], trained_run: Any) -> None:
     assert again.get_by_label("Risk").input_value() == "2.5"
     assert shown_rewards(again) == shown_rewards(page)
 
-    field.fill("-1")
-    field.press("Enter")
+    enter(field, "-1")
     assert page.evaluate("document.activeElement.validity.rangeUnderflow")
     assert shown_rewards(page) == pytest.approx(expected, abs=0.01)
-    field.fill("0")
-    field.press("Enter")
+    enter(field, "0")
     page.get_by_text("less 2.5 × its ±").wait_for(state="detached")
     assert shown_rewards(page) == plain
 
@@ -137,8 +131,7 @@ def test_a_link_with_a_risk_to_a_model_without_uncertainty(
     page = visit()
     write(page, *RESPONSES)
     score(page)
-    page.get_by_label("Risk").fill("2")
-    page.get_by_label("Risk").press("Enter")
+    enter(page.get_by_label("Risk"), "2")
     page.get_by_text("less 2 × its ±").wait_for()
     model = tiny_model()
     for part in (model.general_posterior, *(model.task_model(task).posterior for task in model.config.tasks)):
@@ -155,8 +148,7 @@ def test_another_task_resets_the_weights(visit: Callable[..., Any]) -> None:
     write(page, *RESPONSES)
     page.get_by_label("Task").select_option("chitchat")
     score(page)
-    page.get_by_label("Weight of empathy").fill("3")
-    page.get_by_label("Weight of empathy").press("Enter")
+    enter(page.get_by_label("Weight of empathy"), "3")
     page.get_by_text("with your weights").wait_for()
     page.get_by_label("Task").select_option("objective_qa")
     assert "Edited since" in page.locator("#status").text_content()
