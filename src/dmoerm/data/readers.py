@@ -15,6 +15,7 @@ from typing import Literal
 
 from ..errors import DataError
 from ..schema import Group, Query, is_empty, parse_group, parse_query, prompt_key
+from .columns import ColumnMap, mapped_rows
 from .formats import detect_format, named_format, unknown_columns
 from .raw_example import RawExample, RowFormat, SkippedRow, join_raw_examples, keep_responses
 from .rows import PlacedRow, open_rows
@@ -47,21 +48,25 @@ def read_groups(
     *,
     format: str = "auto",
     split: str = "train",
+    columns: ColumnMap | None = None,
+    task: str | None = None,
     on_error: Literal["raise", "collect"] = "raise",
 ) -> Reading:
-    """Read all groups of a file (.jsonl, .json, .parquet), a dataset directory or a dataset `org/name[:config]`.
+    """Read all groups of a file (see `open_rows`), a dataset directory or a dataset `org/name[:config]`.
 
     Args:
         format: the name of a row format (see `dmoerm.data.formats`); `auto` detects it from the first row.
         split: the split of a dataset; ignored for files.
+        columns: field of the format → column of the source, where the names differ.
+        task: the task of rows that have none.
         on_error: `raise` raises an error at the first bad row; `collect` appends bad rows to `Reading.bad`.
 
     Raises:
         DataError: the source is missing, unreadable or empty, or (with `raise`) a row is bad.
         ConfigError: the format is unknown.
     """
-    reader = _GroupReader(str(source), named_format(format), collect=on_error == "collect")
-    for line, row in _rows_of(source, split, streaming=False):
+    reader = _GroupReader(str(source), named_format(format), task, collect=on_error == "collect")
+    for line, row in mapped_rows(_rows_of(source, split, streaming=False), columns or {}, str(source)):
         reader.take(line, row)
     return reader.finish()
 
@@ -71,6 +76,7 @@ def read_queries(
     *,
     format: str = "auto",
     split: str = "train",
+    columns: ColumnMap | None = None,
     on_bad: Callable[[DataError], None] | None = None,
 ) -> Iterator[Query]:
     """Yield the queries of a source one at a time, in constant memory (except for a `.json` array).
@@ -85,7 +91,8 @@ def read_queries(
     Raises:
         DataError: a row is bad and `on_bad` is None, or the source cannot be read.
     """
-    return queries_of(_rows_of(source, split, streaming=True), source, format=format, on_bad=on_bad)
+    rows = _rows_of(source, split, streaming=True)
+    return queries_of(rows, source, format=format, columns=columns, on_bad=on_bad)
 
 
 def queries_of(
@@ -93,11 +100,12 @@ def queries_of(
     source: str | Path,
     *,
     format: str = "auto",
+    columns: ColumnMap | None = None,
     on_bad: Callable[[DataError], None] | None = None,
 ) -> Iterator[Query]:
     """Yield the queries of rows that were read from `source`; see `read_queries`."""
     row_format = named_format(format)
-    for line, row in rows:
+    for line, row in mapped_rows(rows, columns or {}, str(source)):
         try:
             if isinstance(row, DataError):
                 raise row
@@ -123,8 +131,8 @@ def _rows_of(source: str | Path, split: str, *, streaming: bool) -> Iterator[Pla
 class _GroupReader:
     """Collect the rows of one source in a `Reading`."""
 
-    def __init__(self, source: str, row_format: RowFormat | None, *, collect: bool) -> None:
-        self._source, self._format, self._collect = source, row_format, collect
+    def __init__(self, source: str, row_format: RowFormat | None, task: str | None, *, collect: bool) -> None:
+        self._source, self._format, self._task, self._collect = source, row_format, task, collect
         self._rows = 0
         self._reading = Reading()
         self._joined: dict[str, tuple[int, list[RawExample]]] = {}  # prompt → first line, single responses
@@ -164,7 +172,7 @@ class _GroupReader:
 
     def _add(self, example: RawExample) -> None:
         example = example if self._format is None or self._format.strict else _usable(example)
-        group = parse_group(example.fields)
+        group = parse_group(example.fields | {"task": example.fields.get("task") or self._task})
         if len(set(group.responses)) == 1:
             raise SkippedRow("the responses are the same text", field="responses")
         if identical := group.identical_pairs():
