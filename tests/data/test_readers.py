@@ -22,7 +22,7 @@ FIELDS = (
     *("src", "tgt", "rank", "label", "instruction", "completions", "helpfulness", "context", "response1", "response2"),
     *("overall_preference", "individual_preference", "subset", "domain", "margin", "score_chosen", "score_rejected"),
     *("annotations", "overall_score", "Rating", "role", "content", "score", "task", "correctness"),
-    *("conversation_a", "winner", "labels", "label", "completion", "answers", "rank", "answer", "from", "value", "text"),
+    *("conversation_a", "winner", "labels", "label", "completion", "answers", "rank", "answer", "from", "value"),
 )
 EXAMPLES: dict[str, dict[str, Any]] = {
     "native": ROW | {"capabilities": {"logic": [1, 0]}, "annotators": {"logic": [[1], [0]]}},

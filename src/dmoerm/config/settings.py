@@ -30,7 +30,7 @@ class DataConfig(_Settings):
     """The preference data: sources, amount and splits."""
 
     files: tuple[str, ...] = ()
-    """Files (JSON Lines or Parquet; relative paths start at `dir`) or names for `datasets.load_dataset`."""
+    """Files (JSON Lines, CSV, TSV or Parquet; relative paths start at `dir`) or names for `datasets.load_dataset`."""
     test_files: tuple[str, ...] = ()
     """Files whose groups are held out for `eval`, all of them. The groups of `files` are then all for training, except
     those with a prompt of these files."""
@@ -39,6 +39,10 @@ class DataConfig(_Settings):
     DMOERM_DATA, or the working folder."""
     format: str = "auto"
     """Format of the rows; `auto` detects it from the first row. See docs/data.md."""
+    map: dict[str, str] = {}
+    """Column that holds a field of the format where the names differ, as in `prompt: question`."""
+    skip_bad: bool = False
+    """Leave out bad rows of the files and report them; false: the first one is an error."""
     split: str = "train"
     """Split of a dataset in `files`; ignored for files."""
     task: str | None = None

@@ -110,7 +110,7 @@ def queries_of(
             if isinstance(row, DataError):
                 raise row
             row_format = row_format or detect_format(row)
-            query = parse_query(row_format.read(row).fields)
+            query = parse_query(row_format.read(row).fields).at(source, line)
         except DataError as error:
             if on_bad is None:
                 raise error.at(source, line) from None
@@ -150,14 +150,14 @@ class _GroupReader:
                 key = prompt_key(parse_query(example.fields | {"responses": ["…"]}).prompt)
                 self._joined.setdefault(key, (line, []))[1].append(example)
             else:
-                self._add(example)
+                self._add(example, line)
         except DataError as error:
             self._fail(error, line)
 
     def finish(self) -> Reading:
         for line, examples in self._joined.values():
             try:
-                self._add(join_raw_examples(examples))
+                self._add(join_raw_examples(examples), line)
             except DataError as error:
                 self._fail(error, line)
         return replace(self._reading, rows=self._rows)
@@ -170,14 +170,14 @@ class _GroupReader:
         else:
             raise error.at(self._source, line) from None
 
-    def _add(self, example: RawExample) -> None:
+    def _add(self, example: RawExample, line: int) -> None:
         example = example if self._format is None or self._format.strict else _usable(example)
         group = parse_group(example.fields | {"task": example.fields.get("task") or self._task})
         if len(set(group.responses)) == 1:
             raise SkippedRow("the responses are the same text", field="responses")
         if identical := group.identical_pairs():
             self._reading.skipped["pair: identical responses with different grades"] += identical
-        self._reading.groups.append(group)
+        self._reading.groups.append(group.at(self._source, line))
         self._reading.skipped.update(example.skipped)
         self._reading.notes.update(example.notes)
 

@@ -37,8 +37,8 @@ _BATCH_ROWS = 256
 def open_rows(source: str | Path, split: str = "train", *, streaming: bool = False) -> Iterator[PlacedRow]:
     """Yield the rows of a file, a dataset directory or `org/name[:config]`.
 
-    A file ends in .jsonl, .ndjson, .json, .csv, .tsv (all also with .gz or .zst) or .parquet. `-` is the standard input,
-    as JSON Lines. A file may be a URL that fsspec supports. `split` is for datasets only.
+    A file ends in .jsonl, .ndjson, .json, .csv, .tsv (all also with .gz or .zst) or .parquet. `-` is the standard
+    input, as JSON Lines. A file may be a URL that fsspec supports. `split` is for datasets only.
 
     Raises:
         DataError: the source does not exist or cannot be read.

@@ -13,10 +13,12 @@ from ..errors import DataError
 from ..labels import attach_labels, mismatch, read_labels
 from ..schema import Group, prompt_key
 from ..taxonomy import Taxonomy, draft_taxonomy, load_taxonomy
+from .columns import check_columns
 from .overall import overall_from_capabilities
 from .readers import read_groups
 from .splitting import split_by_prompt, take_groups, take_prompts
 
+_SHOWN_BAD_ROWS = 10
 MERGED = "all"
 """The task that `data.merge_tasks` puts all groups in."""
 
@@ -47,6 +49,7 @@ def load_splits(config: Config) -> Splits:
     Raises:
         DataError: there is no data, a row is bad, or the taxonomy lacks a task or capability.
     """
+    check_columns(config.data.map)
     groups, skipped, unknown_columns = _read(config)
     held_out = _read_test(config, skipped, unknown_columns)
     groups = _with_labels(config, groups)
@@ -110,9 +113,18 @@ def _read_files(
 ) -> list[Group]:
     groups: list[Group] = []
     for path in paths:
-        reading = read_groups(path, format=config.data.format, split=config.data.split)
-        groups += [g if g.task else g.model_copy(update={"task": config.data.task}) for g in reading.groups]
+        reading = read_groups(
+            path,
+            format=config.data.format,
+            split=config.data.split,
+            columns=config.data.map,
+            task=config.data.task,
+            on_error="collect" if config.data.skip_bad else "raise",
+        )
+        groups += reading.groups
         skipped += reading.skipped
+        skipped += Counter(f"bad row: {error}" for error in reading.bad[:_SHOWN_BAD_ROWS])
+        skipped += Counter({f"further bad rows of {path}": len(reading.bad[_SHOWN_BAD_ROWS:])})
         unknown_columns += reading.unknown_columns
     return groups
 
@@ -178,7 +190,8 @@ def _check_names(group: Group, taxonomy: Taxonomy) -> None:
     if group.task not in taxonomy.tasks:
         known = ", ".join(taxonomy.tasks)
         raise DataError(
-            f"group {group.id}: the taxonomy has no such task",
+            "the taxonomy has no such task",
+            file=group.place,
             field="task",
             value=group.task,
             hint=f"use one of {known}, or add the task to the taxonomy",
@@ -187,7 +200,8 @@ def _check_names(group: Group, taxonomy: Taxonomy) -> None:
         if capability not in taxonomy.tasks[group.task].capabilities:
             graded = capability in group.capabilities
             raise DataError(
-                f"group {group.id}: the taxonomy's task {group.task!r} has no such capability",
+                f"the taxonomy's task {group.task!r} has no such capability",
+                file=group.place,
                 field="capabilities" if graded else "data.capability_labels",
                 value=capability,
                 hint=f"add it to the taxonomy or leave it out of the {'data' if graded else 'label files'}",

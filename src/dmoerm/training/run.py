@@ -33,7 +33,7 @@ from ..model import DMoERM, DMoERMConfig
 from ..model.backbone import check_backbone, load_backbone, resolve_branch_layer, split_layers
 from ..model.checkpoint import with_tokenizer
 from ..model.training_prompts import TrainingPrompts
-from ..schema import Group, Query
+from ..schema import Group
 from ..taxonomy import Taxonomy
 from .batches import PreferenceExample, label
 from .cache import ActivationCache
@@ -187,7 +187,7 @@ def examples_of(run: Run, groups: Sequence[Group]) -> list[PreferenceExample]:
     return [
         PreferenceExample(
             group,
-            run.model.encoder.encode(Query(id=group.id, prompt=group.prompt, responses=group.responses)),
+            run.model.encoder.encode(group),
             group.task,
             label(group, settings.flip_scores, settings.flip_capabilities, seed),
         )

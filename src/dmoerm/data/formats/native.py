@@ -6,7 +6,6 @@ from ...schema import Group
 from ..messages import messages, parsed
 from ..raw_example import RawExample, Row, RowFormat, has
 
-
 _NESTED = ("responses", "scores", "ranks", "capabilities", "annotators")
 
 

@@ -10,7 +10,7 @@ from .hh import is_transcript, transcript
 
 
 def read_nectar(row: Row) -> RawExample:
-    """Read a Nectar row: `answers` with `rank`, 1 is best. The prompt may be a transcript that ends with `Assistant:`."""
+    """Read a Nectar row: `answers` with `rank`, 1 is best. A prompt in the form of a transcript is split into turns."""
     answers = [mapping(entry, f"answers.{i}") for i, entry in enumerate(list_in(row, "answers"))]
     fields = origin(row) | {
         "prompt": _prompt(row),

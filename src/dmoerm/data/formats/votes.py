@@ -1,4 +1,4 @@
-"""Two responses to a prompt and the winner, and the Arena's votes of 55k rows (lmarena-ai/arena-human-preference-55k)."""
+"""Two responses to a prompt and the winner, and the votes of lmarena-ai/arena-human-preference-55k."""
 
 from __future__ import annotations
 
