@@ -281,11 +281,12 @@ def test_bad_rows_can_be_left_out(trained: Path, tmp_path: Path, write_rows: Cal
     mixed = write_rows([bad[0], *rows[:2], bad[1], bad[2], *rows[2:]])
     result = run("score", trained, "--input", mixed, "--output", output, "--skip-bad", "--json", tmp_path / "s.json")
     assert result.exit_code == 0, result.output
-    assert [row["id"] for row in lines(output)] == [row["id"] for row in rows]
-    assert json.loads((tmp_path / "s.json").read_text())["left_out"] == 3
+    assert [row["id"] for row in lines(output)] == [row["id"] for row in (*rows[:2], bad[1], *rows[2:])]
+    assert [row["line"] for row in lines(output)] == [2, 3, 4, 6, 7]
+    assert json.loads((tmp_path / "s.json").read_text())["left_out"] == 2
     said = [line for line in result.stderr.splitlines() if line.startswith("skipped: ")]
-    assert all(w in line for line, w in zip(said, ("rows.jsonl:1", "query strange", "query long"), strict=True))
-    assert "3 rows skipped" in result.stderr
+    assert all(w in line for line, w in zip(said, ("rows.jsonl:1", "rows.jsonl:5"), strict=True))
+    assert "2 rows skipped" in result.stderr
 
 
 def test_score_with_weights(trained: Path, tmp_path: Path, write_rows: Callable[..., Path]) -> None:

@@ -125,6 +125,8 @@ def _held_out(config: Config | None, model: str) -> list[Group]:
 
     if config is None:
         raise ConfigError(f"{model}: this model has no settings, so its held-out part is unknown; give --data")
+    if not config.data.holds_out():
+        raise ConfigError(f"{model}: nothing is held out, since data.test_fraction is 0; give --data")
     return load_splits(config).test
 
 

@@ -31,7 +31,7 @@ def command(
     from ..config import load_config
 
     settings, results = load_config(config, [*(overrides or ()), *rows.settings()]), None
-    if no_eval:
+    if no_eval or not settings.data.holds_out():
         _train(settings, engine)
     else:
         _, results = train_and_measure(settings, "train", json_file, engine)

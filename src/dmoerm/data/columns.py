@@ -60,6 +60,15 @@ def mapped_rows(rows: Iterable[PlacedRow], columns: ColumnMap, source: str) -> I
         yield line, _mapped(row, columns)
 
 
+def placed(error: DataError, columns: ColumnMap, source: str, line: int) -> DataError:
+    """Return a row's error with its file and line, and the column that its field was read from."""
+    at = error.at(source, line)
+    if (column := columns.get(error.field or "")) is None:
+        return at
+    field = f"{error.field} (column {column!r})"
+    return DataError(at.message, file=source, line=line, field=field, value=at.value, hint=at.hint)
+
+
 def _check_first(row: Mapping[str, Any], columns: ColumnMap, source: str, line: int) -> None:
     for field, column in columns.items():
         if column not in row:

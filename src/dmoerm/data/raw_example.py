@@ -77,7 +77,7 @@ def need(row: Row, field: str) -> Any:
     """Return the value of a field. Raise `DataError` if it is missing or null."""
     value = row.get(field)
     if value is None:
-        raise DataError("is missing", field=field, hint="add the field, or name the format of the rows")
+        raise DataError("is missing", field=field, hint="give the field a value, or name the format of the rows")
     return value
 
 

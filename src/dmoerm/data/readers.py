@@ -15,7 +15,7 @@ from typing import Literal
 
 from ..errors import DataError
 from ..schema import Group, Query, is_empty, parse_group, parse_query, prompt_key
-from .columns import ColumnMap, mapped_rows
+from .columns import ColumnMap, mapped_rows, placed
 from .formats import detect_format, named_format, unknown_columns
 from .raw_example import RawExample, RowFormat, SkippedRow, join_raw_examples, keep_responses
 from .rows import PlacedRow, open_rows
@@ -65,8 +65,9 @@ def read_groups(
         DataError: the source is missing, unreadable or empty, or (with `raise`) a row is bad.
         ConfigError: the format is unknown.
     """
-    reader = _GroupReader(str(source), named_format(format), task, collect=on_error == "collect")
-    for line, row in mapped_rows(_rows_of(source, split, streaming=False), columns or {}, str(source)):
+    columns = columns or {}
+    reader = _GroupReader(str(source), named_format(format), columns, task, collect=on_error == "collect")
+    for line, row in mapped_rows(_rows_of(source, split, streaming=False), columns, str(source)):
         reader.take(line, row)
     return reader.finish()
 
@@ -104,8 +105,8 @@ def queries_of(
     on_bad: Callable[[DataError], None] | None = None,
 ) -> Iterator[Query]:
     """Yield the queries of rows that were read from `source`; see `read_queries`."""
-    row_format = named_format(format)
-    for line, row in mapped_rows(rows, columns or {}, str(source)):
+    row_format, columns = named_format(format), columns or {}
+    for line, row in mapped_rows(rows, columns, str(source)):
         try:
             if isinstance(row, DataError):
                 raise row
@@ -113,17 +114,17 @@ def queries_of(
             query = parse_query(row_format.read(row).fields).at(source, line)
         except DataError as error:
             if on_bad is None:
-                raise error.at(source, line) from None
-            on_bad(error.at(source, line))
+                raise placed(error, columns, str(source), line) from None
+            on_bad(placed(error, columns, str(source), line))
             continue
         yield query
 
 
 def _rows_of(source: str | Path, split: str, *, streaming: bool) -> Iterator[PlacedRow]:
     empty = True
-    for placed in open_rows(source, split, streaming=streaming):
+    for placed_row in open_rows(source, split, streaming=streaming):
         empty = False
-        yield placed
+        yield placed_row
     if empty:
         raise DataError("contains no rows", file=source, hint="give a file with one group per line")
 
@@ -131,8 +132,11 @@ def _rows_of(source: str | Path, split: str, *, streaming: bool) -> Iterator[Pla
 class _GroupReader:
     """Collect the rows of one source in a `Reading`."""
 
-    def __init__(self, source: str, row_format: RowFormat | None, task: str | None, *, collect: bool) -> None:
-        self._source, self._format, self._task, self._collect = source, row_format, task, collect
+    def __init__(
+        self, source: str, row_format: RowFormat | None, columns: ColumnMap, task: str | None, *, collect: bool
+    ) -> None:
+        self._source, self._format, self._columns, self._task = source, row_format, columns, task
+        self._collect = collect
         self._rows = 0
         self._reading = Reading()
         self._joined: dict[str, tuple[int, list[RawExample]]] = {}  # prompt → first line, single responses
@@ -166,9 +170,9 @@ class _GroupReader:
         if isinstance(error, SkippedRow):
             self._reading.skipped[f"row: {error.message}"] += 1
         elif self._collect:
-            self._reading.bad.append(error.at(self._source, line))
+            self._reading.bad.append(placed(error, self._columns, self._source, line))
         else:
-            raise error.at(self._source, line) from None
+            raise placed(error, self._columns, self._source, line) from None
 
     def _add(self, example: RawExample, line: int) -> None:
         example = example if self._format is None or self._format.strict else _usable(example)

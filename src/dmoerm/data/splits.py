@@ -29,6 +29,8 @@ class Splits:
 
     Attributes:
         train, test: the two parts; no prompt is in both.
+        validation_prompts: keys of those prompts of `train` that are for validation; empty: `validation_fraction`
+            decides.
         taxonomy: the tasks and capabilities in use.
         skipped: reason → count of what the readers left out.
         unknown_columns: column that is not read → number of rows that have it.
@@ -39,6 +41,7 @@ class Splits:
     taxonomy: Taxonomy
     skipped: Counter[str]
     unknown_columns: Counter[str]
+    validation_prompts: frozenset[str] = frozenset()
 
 
 def load_splits(config: Config) -> Splits:
@@ -51,19 +54,20 @@ def load_splits(config: Config) -> Splits:
     """
     check_columns(config.data.map)
     groups, skipped, unknown_columns = _read(config)
-    held_out = _read_test(config, skipped, unknown_columns)
-    groups = _with_labels(config, groups)
+    held_out = _read_part(config, "test_files", config.data.test_paths(), skipped, unknown_columns)
+    validation = _read_part(config, "validation_files", config.data.validation_paths(), skipped, unknown_columns)
+    labeled = _with_labels(config, [*groups, *validation])
+    groups, validation = labeled[: len(groups)], _without(labeled[len(groups) :], held_out, "test_files", skipped)
     taxonomy = load_taxonomy(config.taxonomy) if config.taxonomy else draft_taxonomy(groups, "drafted")
-    for group in (*groups, *held_out):
+    for group in (*labeled, *held_out):
         _check_names(group, taxonomy)
-    tested = {prompt_key(group.prompt) for group in held_out}
-    known = [group for group in groups if prompt_key(group.prompt) not in tested]
-    if len(known) < len(groups):
-        skipped["prompt of data.test_files"] += len(groups) - len(known)
+    known = _without(groups, held_out, "test_files", skipped)
+    known = _without(known, validation, "validation_files", skipped)
     if config.data.groups_per_task:
         known = take_groups(known, config.data.groups_per_task, config.seed)
     seed = config.seed if config.data.split_seed is None else config.data.split_seed
     train, test = (known, held_out) if held_out else split_by_prompt(known, config.data.test_fraction, seed)
+    train = [*train, *validation]
     test = overall_from_capabilities(test, scales_of=train)
     train, test = _with_fewer_labels(config, overall_from_capabilities(train)), with_gold(test)
     if config.data.max_capabilities is not None:  # once the overall scores are derived from all of them
@@ -74,7 +78,7 @@ def load_splits(config: Config) -> Splits:
     if config.data.merge_tasks:
         names, taxonomy = taxonomy.merged_names(), taxonomy.merged(MERGED)
         train, test = ([_merged(group, names) for group in part] for part in (train, test))
-    return Splits(train, test, taxonomy, skipped, unknown_columns)
+    return Splits(train, test, taxonomy, skipped, unknown_columns, _prompts(validation))
 
 
 def with_gold(groups: Sequence[Group]) -> list[Group]:
@@ -99,13 +103,27 @@ def _read(config: Config) -> tuple[list[Group], Counter[str], Counter[str]]:
     return groups, skipped, unknown_columns
 
 
-def _read_test(config: Config, skipped: Counter[str], unknown_columns: Counter[str]) -> list[Group]:
-    """Return the groups of `data.test_files`; add to both counters."""
-    paths = config.data.test_paths()
+def _read_part(
+    config: Config, setting: str, paths: Sequence[str], skipped: Counter[str], unknown_columns: Counter[str]
+) -> list[Group]:
+    """Return the groups of the files that a setting names; add to both counters."""
     groups = _read_files(config, paths, skipped, unknown_columns)
     if paths and not groups:
-        raise DataError("the files contain no groups", field="data.test_files", value=paths)
+        raise DataError("the files contain no groups", field=f"data.{setting}", value=paths)
     return groups
+
+
+def _without(groups: Sequence[Group], others: Sequence[Group], setting: str, skipped: Counter[str]) -> list[Group]:
+    """Return the groups that have no prompt of the others, which a setting names; count the rest as skipped."""
+    prompts = _prompts(others)
+    kept = [group for group in groups if prompt_key(group.prompt) not in prompts]
+    if len(kept) < len(groups):
+        skipped[f"prompt of data.{setting}"] += len(groups) - len(kept)
+    return kept
+
+
+def _prompts(groups: Sequence[Group]) -> frozenset[str]:
+    return frozenset(prompt_key(group.prompt) for group in groups)
 
 
 def _read_files(

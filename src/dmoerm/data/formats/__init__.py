@@ -48,7 +48,7 @@ def detect_format(row: Row) -> RowFormat:
         return formats["native"]  # a query: no preference and a single response
     suggestions = [f.columns - f.unsuggested for f in formats.values() if f.handwritten]
     hint = _did_you_mean(given, frozenset().union(*suggestions))
-    hint = hint or f"see docs/data.md for the columns of {', '.join(formats)}"
+    hint = hint or "map its columns, as in --map prompt=…,chosen=…,rejected=…, or see docs/data.md for the formats"
     raise DataError("the row has an unknown format", value=list(row), hint=hint)
 
 

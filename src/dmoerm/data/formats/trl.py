@@ -44,7 +44,7 @@ def _with_system(prompt: Any, row: Row) -> tuple[Any, tuple[str, ...]]:
 
 
 def _text_parts(row: Row, chosen: str, rejected: str) -> tuple[Any, list[str]]:
-    if row.get("prompt") is not None:
+    if "prompt" in row:  # an empty cell is missing: its prompt is not the beginning that the texts may share
         return prompt_in(row, "prompt"), [chosen, rejected]
     end = _shared_words(chosen, rejected)
     if not chosen[:end].strip():
