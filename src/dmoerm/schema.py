@@ -132,7 +132,7 @@ class Query(BaseModel):
         return self._position.line
 
     @property
-    def place(self) -> str:
+    def position(self) -> str:
         """Where the row was read, as `file:line`; otherwise its kind and id."""
         if self.line is None:
             return f"{type(self).__name__.lower()} {self.id}"

@@ -163,8 +163,8 @@ def _score_here(options: ScoreOptions) -> dict[str, Any]:
     on_bad = skipped.add if options.skip_bad else None
     with open_output(options.output, options.best) as write:  # first, to report a wrong name before a model is loaded
         scorer = open_models(options.models, **options.model_options())
-        how: Any = {"format": options.format, "columns": options.columns, "on_bad": on_bad}
-        files = (read_queries(file, **how) for file in matching(options.input))
+        reading: Any = {"format": options.format, "columns": options.columns, "on_bad": on_bad}
+        files = (read_queries(file, **reading) for file in matching(options.input))
         with _progress() as show:
             for row in written_rows(scorer, itertools.chain.from_iterable(files), on_bad, options.best):
                 write([row])

@@ -209,7 +209,7 @@ def _check_names(group: Group, taxonomy: Taxonomy) -> None:
         known = ", ".join(taxonomy.tasks)
         raise DataError(
             "the taxonomy has no such task",
-            file=group.place,
+            file=group.position,
             field="task",
             value=group.task,
             hint=f"use one of {known}, or add the task to the taxonomy",
@@ -219,7 +219,7 @@ def _check_names(group: Group, taxonomy: Taxonomy) -> None:
             graded = capability in group.capabilities
             raise DataError(
                 f"the taxonomy's task {group.task!r} has no such capability",
-                file=group.place,
+                file=group.position,
                 field="capabilities" if graded else "data.capability_labels",
                 value=capability,
                 hint=f"add it to the taxonomy or leave it out of the {'data' if graded else 'label files'}",

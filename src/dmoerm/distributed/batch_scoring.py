@@ -215,8 +215,8 @@ class _Actor:
     def _score(self, part: str, shard: Shard, left_out: list[str]) -> None:
         self._scorer = self._scorer or self._open()
         on_bad = (lambda error: left_out.append(str(error))) if self._job.skip_bad else None
-        how: Any = {"format": self._job.format, "columns": self._job.columns, "on_bad": on_bad}
-        queries = queries_of(shard_rows(shard), shard.file, **how)
+        reading: Any = {"format": self._job.format, "columns": self._job.columns, "on_bad": on_bad}
+        queries = queries_of(shard_rows(shard), shard.file, **reading)
         with open_output(part, self._job.best) as write:
             for row in written_rows(self._scorer, queries, on_bad, self._job.best):
                 write([row])

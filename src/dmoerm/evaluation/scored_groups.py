@@ -92,7 +92,7 @@ def score_groups(
     """
     for group in groups:
         if group.task is not None:
-            model.task_model(group.task, group.place)
+            model.task_model(group.task, group.position)
     encoded = [model.encoder.encode(group) for group in groups]
     made: list[dict[int, ScoredGroup[Q]]] = []
     with _progress(console) as advance:

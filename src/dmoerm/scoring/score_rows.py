@@ -58,7 +58,7 @@ def _best(query: Query, rewards: Sequence[float]) -> ScoreRow:
     """The response with the highest reward, and the first of equal ones."""
     if bad := [reward for reward in rewards if not math.isfinite(reward)]:
         message = "cannot choose the best response: a reward is not finite"
-        raise DataError(message, file=query.place, value=bad[0], hint="score the text alone to find the cause")
+        raise DataError(message, file=query.position, value=bad[0], hint="score the text alone to find the cause")
     index = max(range(len(rewards)), key=rewards.__getitem__)
     return {"best": index, "chosen": query.responses[index]}
 
@@ -122,7 +122,9 @@ class ModelRows:
                 continue
             if task not in unknown:
                 known = ", ".join(self.models[0].config.tasks)
-                _LOG.warning(f"{query.place}: the router decides, for the model has no task {task!r}; it has {known}")
+                _LOG.warning(
+                    f"{query.position}: the router decides, for the model has no task {task!r}; it has {known}"
+                )
             unknown.add(task)
             yield query.model_copy(update={"task": None})
 
