@@ -79,7 +79,7 @@ class DataError(DmoermError, ValueError):
             parts.append(f"; {self.hint}")
         return "".join(parts)
 
-    def at(self, file: str | Path, line: int) -> DataError:
+    def at(self, file: str | Path, line: int | None) -> DataError:
         """Return the error with its file and line."""
         return DataError(self.message, file=file, line=line, field=self.field, value=self.value, hint=self.hint)
 

@@ -11,9 +11,10 @@ import math
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from .errors import DataError, plain_fault
 from .names import check_name
@@ -66,6 +67,14 @@ class PairLabel(NamedTuple):
         return Pair(self.second, self.first, 1 - self.probability, self.weight)
 
 
+@dataclass(frozen=True)
+class Position:
+    """Where a row was read. Positions are not compared, so that queries are equal if their contents are."""
+
+    file: str = field(default="", compare=False)
+    line: int | None = field(default=None, compare=False)
+
+
 class Query(BaseModel):
     """One prompt and the responses to score.
 
@@ -81,6 +90,7 @@ class Query(BaseModel):
     task: str | None = None
     prompt: Prompt
     responses: tuple[str, ...] = Field(min_length=1)
+    _position: Position = PrivateAttr(default=Position())
 
     @field_validator("task")
     @classmethod
@@ -110,6 +120,23 @@ class Query(BaseModel):
             content = prompt_key(self.prompt) + "\0" + "\0".join(self.responses)
             object.__setattr__(self, "id", hashlib.sha256(content.encode()).hexdigest()[:16])
         return self
+
+    def at(self, file: object, line: int) -> Self:
+        """Remember where the row was read, for error messages; return the query itself."""
+        self._position = Position(str(file), line)
+        return self
+
+    @property
+    def line(self) -> int | None:
+        """The line of the row, from 1; None if it was not read from a file."""
+        return self._position.line
+
+    @property
+    def position(self) -> str:
+        """Where the row was read, as `file:line`; otherwise its kind and id."""
+        if self.line is None:
+            return f"{type(self).__name__.lower()} {self.id}"
+        return f"{self._position.file}:{self.line}"
 
 
 class Group(Query):

@@ -83,6 +83,20 @@ def test_what_a_config_would_truncate_is_counted(write_rows: Write, tmp_path: Pa
     assert results["lengths"]["unit"] == "tokens"
 
 
+def test_rows_are_read_as_the_options_say(tmp_path: Path) -> None:
+    path, found = tmp_path / "a.csv", tmp_path / "found.json"
+    path.write_text("Question,best,worst\nHi,a,b\nHo,a,\n")
+    options = ("--map", "prompt=Question,chosen=best", "--map", "rejected=worst", "--task", "chat", "--json", found)
+    assert run("check", path, *options).exit_code == 1
+    result = run("check", path, *options, "--skip-bad")
+    assert result.exit_code == 0, result.output
+    results = json.loads(found.read_text())
+    assert (list(results["tasks"]), len(results["bad"])) == (["chat"], 1)
+    assert "rejected (column 'worst')" in result.output
+    assert "did you mean prompt?" in run("check", path, "--map", "promt=Question").output
+    assert "title: Chat" in run("taxonomy", path, *options[:-2], "--skip-bad").output
+
+
 def test_a_taxonomy_is_drafted(write_rows: Write, tmp_path: Path) -> None:
     out = tmp_path / "mine.yaml"
     result = run("taxonomy", write_rows([ROW]), "--name", "mine", "--out", out)

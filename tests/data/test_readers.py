@@ -22,6 +22,7 @@ FIELDS = (
     *("src", "tgt", "rank", "label", "instruction", "completions", "helpfulness", "context", "response1", "response2"),
     *("overall_preference", "individual_preference", "subset", "domain", "margin", "score_chosen", "score_rejected"),
     *("annotations", "overall_score", "Rating", "role", "content", "score", "task", "correctness"),
+    *("conversation_a", "winner", "labels", "label", "completion", "answers", "rank", "answer", "from", "value"),
 )
 EXAMPLES: dict[str, dict[str, Any]] = {
     "native": ROW | {"capabilities": {"logic": [1, 0]}, "annotators": {"logic": [[1], [0]]}},
@@ -42,6 +43,24 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "rewardbench": {"prompt": "Hi", "chosen": ["a"], "rejected": ["b"], "subset": "x", "id": 7},
     "hh": {"chosen": "\n\nHuman: Hi\n\nAssistant: a", "rejected": "\n\nHuman: Hi\n\nAssistant: b"},
     "trl": {"prompt": "Hi", "chosen": "a", "rejected": "b", "margin": 1, "score_chosen": 2, "score_rejected": 1},
+}
+EXAMPLES |= {
+    "arena": {
+        "conversation_a": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": [{"text": "a"}]}],
+        "conversation_b": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "b"}],
+        "winner": "tie (bothbad)",
+    },
+    "votes": {"prompt": '["Hi"]', "response_a": '["a"]', "response_b": '["b", null]', "winner_model_a": 1}
+    | {"winner_model_b": 0, "winner_tie": 0},
+    "shp": {"history": "Hi", "human_ref_A": "a", "human_ref_B": "b", "labels": 0, "domain": "x_train"},
+    "kto": {"prompt": "Hi", "completion": [{"role": "assistant", "content": "a"}], "label": True},
+    "nectar": {"prompt": "\n\nHuman: Hi\n\nAssistant: ", "answers": [{"answer": "a", "rank": 1}] * 2},
+    "orca": {"system": "s", "input": "Hi", "chosen": "a", "rejected": "b", "chosen_score": 2, "rejected_score": 1},
+    "sharegpt": {
+        "conversations": [{"from": "human", "value": "Hi"}],
+        "chosen": {"from": "gpt", "value": "a"},
+        "rejected": "b",
+    },
 }
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5)

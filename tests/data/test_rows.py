@@ -114,9 +114,9 @@ def test_sources_that_are_not_there(tmp_path: Path) -> None:
         open_rows(tmp_path / "none.jsonl")
     with pytest.raises(DataError, match="the file does not exist"):
         open_rows("data/none.jsonl")
-    (tmp_path / "a.csv").write_text("a,b")
-    with pytest.raises(DataError, match=r"has an unsupported format \(got '.csv'\)"):
-        open_rows(tmp_path / "a.csv")
+    (tmp_path / "a.xlsx").write_text("a,b")
+    with pytest.raises(DataError, match=r"has an unsupported format \(got '.xlsx'\)"):
+        open_rows(tmp_path / "a.xlsx")
 
 
 def test_a_dataset_name_goes_to_the_library(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from tiny import tiny_groups, write_groups
 from dmoerm.config import Config, changed, load_config
 from dmoerm.data.splits import Splits, load_splits
 from dmoerm.errors import ConfigError, DataError
-from dmoerm.schema import Group
+from dmoerm.schema import Group, prompt_key
 
 
 @pytest.fixture
@@ -73,3 +73,33 @@ def test_invalid_test_files(config: Config, tmp_path: Path) -> None:
         load_splits(named)
     with pytest.raises(DataError, match=r"missing\.jsonl"):
         load_splits(changed(config, {"data.test_files": ["missing.jsonl"]}))
+
+
+def test_files_for_validation(config: Config, tmp_path: Path) -> None:
+    whole = load_splits(config)
+    groups = [*whole.train, *whole.test]
+    named = {"data.validation_files": [write_groups(groups[:6], tmp_path / "validation.jsonl")]}
+    data = load_splits(changed(config, named))
+    validation = [group for group in data.train if prompt_key(group.prompt) in data.validation_prompts]
+    assert [group.id for group in validation] == [group.id for group in groups[:6]]
+    assert not {prompt_key(group.prompt) for group in data.test} & data.validation_prompts
+    assert len(data.train) + len(data.test) == len(groups) - data.skipped["prompt of data.validation_files"] + 6
+    tested = load_splits(changed(config, named | {"data.test_files": named["data.validation_files"]}))
+    assert (len(tested.test), tested.validation_prompts) == (6, frozenset()), "the test part goes first"
+
+
+def test_training_on_everything(config: Config) -> None:
+    data = load_splits(changed(config, {"data.test_fraction": 0}))
+    assert (len(data.train), data.test) == (40, [])
+
+
+def test_bad_rows_of_a_run_are_left_out_and_reported(config: Config, tmp_path: Path) -> None:
+    (file,) = config.data.files
+    with Path(file).open("a") as rows:
+        rows.write('{"prompt": 3, "responses": ["a", "b"], "scores": [1, 0]}\n' * 12)
+    with pytest.raises(DataError, match=r"groups\.jsonl:41: prompt"):
+        load_splits(config)
+    skipped = load_splits(changed(config, {"data.skip_bad": True})).skipped
+    assert sum(skipped.values()) == 12
+    assert skipped[f"further bad rows of {file}"] == 2
+    assert any("groups.jsonl:41: prompt" in reason for reason in skipped)

@@ -40,6 +40,7 @@ from dmoerm.training.tracking import BestTracker
 
 # Acts elsewhere than in training, in a test of its own.
 ELSEWHERE = {
+    "data.skip_bad": "data/test_splits.py",
     "ray.address": "distributed/test_commands.py",
     "ray.cpus": "distributed/test_training.py",
     "ray.gpus": "distributed/test_training.py",
@@ -138,7 +139,8 @@ def begun_run(config: Config) -> Any:
 
 def examples(config: Config) -> Any:
     run = begun_run(config)
-    parts = split_examples(run, load_splits(config).train)
+    data = load_splits(config)
+    parts = split_examples(run, data.train, data.validation_prompts)
     return [[(e.group.id, dict(e.pairs)) for e in part] for part in (*parts, first_part(run, parts[0]))]
 
 
@@ -210,6 +212,8 @@ OTHERS: dict[str, tuple[Any, Callable[[Config], Any], dict[str, Any]]] = {
     "warm_start": (True, order, {}),
     "data.files": ([], data, {"data.testbed_prompts": 2}),
     "data.test_files": (["test.jsonl"], data, {"data.dir": "FOLDER"}),
+    "data.validation_files": (["test.jsonl"], examples, {"data.dir": "FOLDER"}),
+    "data.map": ({"chosen": "rejected", "rejected": "chosen"}, data, TRL | {"data.task": "chitchat"}),
     "data.dir": ("OTHER", data, TRL | {"data.task": "chitchat"}),
     "data.format": ("trl", data, TRL | {"data.task": "chitchat", "data.format": "native"}),
     "data.split": ("test", data, NAMED),

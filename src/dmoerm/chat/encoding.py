@@ -116,7 +116,7 @@ class Encoder:
                 return Encoded(prompt, responses, empty_at=empty)
             raise DataError(
                 f"prompt and response are {len(prompt) + longest} tokens long, more than the {self.max_length} allowed",
-                field=f"query {query.id}",
+                file=query.position,
                 hint="raise encoding.max_length, or set encoding.truncation to keep_both, keep_end or keep_beginning",
             )
         # three quarters for the prompt, the rest for each response by itself: a score must not depend on others

@@ -10,7 +10,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from .options import SHOWN_BAD_ROWS, Format, JsonFile
+from .options import SHOWN_BAD_ROWS, JsonFile, grouped
+from .rows import RowOptions
 from .tables import plain_table
 
 if TYPE_CHECKING:
@@ -20,14 +21,17 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Check preference data, and draft a taxonomy from it.")
 
-Files = Annotated[list[str], typer.Argument(metavar="FILE…", help="JSON Lines, JSON or Parquet files, or datasets.")]
+Files = Annotated[
+    list[str], typer.Argument(metavar="FILE…", help="JSON Lines, CSV, TSV or Parquet files, or datasets.")
+]
 Split = Annotated[str, typer.Option(help="Split to read, for datasets only.")]
 
 
 @app.command()
+@grouped
 def check(
     files: Files,
-    format: Format = "auto",
+    rows: RowOptions,
     split: Split = "train",
     config: Annotated[
         str | None, typer.Option(help="Count what a run with this config would truncate: a YAML file or shipped name.")
@@ -37,7 +41,7 @@ def check(
     ] = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Count and check the data. Exits with 1 if any row is bad."""
+    """Count and check the data. Exits with 1 if any row is bad, unless --skip-bad is given."""
     from ..data.statistics import data_statistics
     from ..errors import DmoermError
     from ..io.paths import write_file
@@ -46,13 +50,13 @@ def check(
     try:
         encoder = _encoder(config, backbone)
         tokenizer, encode = (None, None) if encoder is None else (encoder.tokenizer, encoder.encode)
-        result = data_statistics(files, tokenizer, encode=encode, format=format, split=split)
+        result = data_statistics(files, tokenizer, encode=encode, split=split, **rows.arguments())
         if json_file is not None:
             write_file(json_file, json.dumps(result, ensure_ascii=False, indent=2) + "\n")
     except (DmoermError, OSError) as error:
         raise _failure(error) from None
     _print_result(console, result)
-    if result["bad"]:
+    if result["bad"] and not rows.skip_bad:
         raise typer.Exit(1)
 
 
@@ -66,21 +70,21 @@ def _print_result(console: Console, result: dict[str, Any]) -> None:
 
 
 @app.command()
+@grouped
 def taxonomy(
     files: Files,
+    rows: RowOptions,
     name: Annotated[str, typer.Option(help="Name of the taxonomy.")] = "my-taxonomy",
-    format: Format = "auto",
     split: Split = "train",
     out: Annotated[Path | None, typer.Option(help="Write to this new file instead of standard output.")] = None,
 ) -> None:
     """Draft a taxonomy from the tasks and capabilities in the data. Edit its rubrics before you use it."""
-    from ..data.readers import read_groups
     from ..errors import DmoermError
     from ..io.paths import write_file
     from ..taxonomy import draft_taxonomy
 
     try:
-        groups = [group for file in files for group in read_groups(file, format=format, split=split).groups]
+        groups = rows.read(files, split)
         text = "# Drafted from data: edit the titles, descriptions and rubrics.\n"
         text += draft_taxonomy(groups, name).to_yaml()
         if out is not None and out.exists():

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
 
 from ..io.paths import model_folder
 from .models import quieten
-from .options import BatchTokens, Format, IncludeTrained, JsonFile, Overrides
+from .options import BatchTokens, IncludeTrained, JsonFile, Overrides, grouped
+from .rows import RowOptions
 
 if TYPE_CHECKING:
     from ..config import Config
@@ -20,12 +23,13 @@ if TYPE_CHECKING:
     from ..schema import Group
 
 
+@grouped
 def command(
     model: Annotated[str, typer.Argument(metavar="RUN_OR_MODEL", help="A run's folder, a model's folder, a hub name.")],
+    rows: RowOptions,
     data: Annotated[
         list[str] | None, typer.Option(help="Evaluate on these groups; else on the run's own held-out prompts.")
     ] = None,
-    format: Format = "auto",
     include_trained: IncludeTrained = False,
     overrides: Overrides = None,
     json_file: JsonFile = None,
@@ -39,7 +43,7 @@ def command(
 
     rm = _load(model)
     config = _config(Path(model), overrides or ())
-    groups = _read(data, format) if data else _held_out(config, model)
+    groups = _read(data, rows, rm) if data else _held_out(config, model)
     if rm.training_prompts is None and config is not None:
         rm.training_prompts = _training_prompts(config)
     cache = open_cache(config, rm) if config and not data else None
@@ -121,13 +125,22 @@ def _held_out(config: Config | None, model: str) -> list[Group]:
 
     if config is None:
         raise ConfigError(f"{model}: this model has no settings, so its held-out part is unknown; give --data")
+    if not config.data.holds_out():
+        raise ConfigError(f"{model}: nothing is held out, since data.test_fraction is 0; give --data")
     return load_splits(config).test
 
 
-def _read(files: Sequence[str], format: str) -> list[Group]:
+def _read(files: Sequence[str], rows: RowOptions, model: DMoERM) -> list[Group]:
     from ..data.overall import overall_from_capabilities
-    from ..data.readers import read_groups
     from ..data.splits import with_gold
 
-    groups = [group for file in files for group in read_groups(file, format=format).groups]
-    return with_gold(overall_from_capabilities(groups))
+    return with_gold(overall_from_capabilities(_with_known_tasks(rows.read(files), model)))
+
+
+def _with_known_tasks(groups: list[Group], model: DMoERM) -> list[Group]:
+    """Return the groups without tasks that the model does not have; print a warning for each."""
+    known = model.config.tasks
+    for task, count in Counter(group.task for group in groups if group.task and group.task not in known).items():
+        warning = f"the router decides for {count} groups: the model has no task {task!r}; it has {', '.join(known)}"
+        Console(stderr=True).print(warning, soft_wrap=True, highlight=False, markup=False)
+    return [g if not g.task or g.task in known else g.model_copy(update={"task": None}) for g in groups]

@@ -8,7 +8,6 @@ dmoerm label import verdicts.jsonl --data DATA --out …        import verdicts 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,14 +16,14 @@ import typer
 from typer.core import TyperGroup
 
 from .labeling import PairOptions, estimate, label_questions, print_error_line, print_labels, questions_of
-from .options import BaseUrl, Format, JsonFile, RequestOptions, grouped
+from .options import BaseUrl, JsonFile, RequestOptions, grouped
+from .rows import RowOptions
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from ..labeling.questions import QuestionFormat
     from ..labeling.runner import RunLimits
-    from ..schema import Group
 
 
 class _RunByDefault(TyperGroup):
@@ -66,8 +65,8 @@ class QuestionOptions:
     shots: Annotated[int, typer.Option(min=0, help="Number of labeled pairs shown before each question.")] = 0
     examples: Annotated[list[str] | None, typer.Option(metavar="DATA", help="Labeled data for --shots.")] = None
 
-    def question_format(self, row_format: str) -> QuestionFormat:
-        """Return the format of the questions; `row_format` is the format of --examples."""
+    def question_format(self, rows: RowOptions) -> QuestionFormat:
+        """Return the format of the questions; `rows` says how --examples are read."""
         from ..errors import ConfigError
         from ..labeling.questions import QuestionFormat
         from ..taxonomy import load_taxonomy
@@ -78,7 +77,7 @@ class QuestionOptions:
             load_taxonomy(self.taxonomy) if self.taxonomy else None,
             group_capabilities=self.group_capabilities,
             overall=self.overall,
-            examples=_read(self.examples or (), row_format),
+            examples=rows.read(self.examples or ()),
             shots=self.shots,
         )
 
@@ -114,18 +113,18 @@ def run(
     pair_options: PairOptions,
     budget: BudgetOptions,
     requests: RequestOptions,
+    rows: RowOptions,
     out: Out = Path("labels.parquet"),
     base_url: BaseUrl = "https://api.openai.com/v1",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the number and cost of calls; send none.")] = False,
     store: Store = None,
-    format: Format = "auto",
     json_file: JsonFile = None,
 ) -> None:
     """Ask a judge about each pair in both orders and write the labels. A second run sends only what is unanswered."""
     limits = budget.limits()
     endpoint = requests.endpoint(base_url, model, budget.prompt_price, budget.completion_price)
-    question_format = question_options.question_format(format)
-    questions = questions_of(_read(data, format), data, question_format, pair_options, endpoint)
+    question_format = question_options.question_format(rows)
+    questions = questions_of(rows.read(data), data, question_format, pair_options, endpoint)
     store = store or out.with_suffix(".sqlite")
     result = estimate(questions, endpoint, store)
     if not dry_run:
@@ -135,14 +134,15 @@ def run(
 
 
 @app.command("report")
+@grouped
 def report(
     labels: Annotated[list[Path], typer.Argument(metavar="LABELS…", help="Label files of one judge or several.")],
     data: Data,
+    row_options: RowOptions,
     plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a plot (.svg, .png or .pdf).")] = None,
     consensus: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write merged labels of several judges (Dawid–Skene).")
     ] = None,
-    format: Format = "auto",
     json_file: JsonFile = None,
 ) -> None:
     """Print consistency, position and length bias, agreement and κ with people, tokens and cost, by capability."""
@@ -153,7 +153,7 @@ def report(
     from ..labels import mismatch, read_labels, unmatched_labels, write_labels
     from .tables import quality_table, screen
 
-    groups = _read(data, format)
+    groups = row_options.read(data)
     rows = [label for path in labels for label in read_labels(path)]
     if unmatched := unmatched_labels(groups, rows):
         cause = f": {mismatch(groups, rows)[0]}" if unmatched == len(rows) else ""
@@ -184,13 +184,14 @@ def _print_accuracies(console: Console, accuracies: dict[str, float]) -> None:
 
 
 @app.command("import")
+@grouped
 def import_(
     verdicts: Annotated[Path, typer.Argument(metavar="VERDICTS", help="JSON Lines; docs/labels.md lists the fields.")],
     data: Data,
+    row_options: RowOptions,
     out: Out = Path("labels.parquet"),
     judge: Annotated[str, typer.Option(help="Name of the judge for rows without one.")] = "recorded",
     mode: Annotated[str | None, typer.Option(help="Import only rows with this `mode`.")] = None,
-    format: Format = "auto",
 ) -> None:
     """Create a label file from verdicts that were recorded by other tools."""
     from ..data.rows import open_rows
@@ -203,17 +204,11 @@ def import_(
         for line, row in open_rows(verdicts)
         if mode is None or isinstance(row, DataError) or row.get("mode") == mode
     )
-    imported = import_verdicts(rows, _read(data, format), judge, str(verdicts))
+    imported = import_verdicts(rows, row_options.read(data), judge, str(verdicts))
     if imported.unmatched:
         print_error_line(f"skipped {imported.unmatched} verdicts: their group is not in the data")
     write_labels(out, imported.labels)
     print_labels(imported.labels, out)
-
-
-def _read(files: Sequence[str], format: str) -> list[Group]:
-    from ..data.readers import read_groups
-
-    return [group for file in files for group in read_groups(file, format=format).groups]
 
 
 def _write_json(path: Path, result: dict[str, Any]) -> None:

@@ -21,7 +21,6 @@ from ..io.paths import model_folder
 from ..io.storage import is_url
 from .models import load_model
 from .options import (
-    SHOWN_BAD_ROWS,
     BatchTokens,
     Deterministic,
     Dtype,
@@ -32,9 +31,9 @@ from .options import (
     grouped,
     parse_weights,
 )
+from .rows import Map, SkippedRows
 
 if TYPE_CHECKING:
-    from ..errors import DataError
     from ..scoring.score_rows import ModelRows
 
 
@@ -50,8 +49,8 @@ class ScoreOptions:
         str,
         typer.Option(
             metavar="FILE",
-            help="JSON Lines or Parquet: a file, a pattern such as 'rows/*.parquet', or a URL such as s3://…; "
-            "- is standard input, JSON Lines.",
+            help="JSON Lines, CSV, TSV or Parquet: a file, a pattern such as 'rows/*.parquet', or a URL such as "
+            "s3://…; - is standard input, JSON Lines.",
         ),
     ]
     output: Annotated[
@@ -71,6 +70,7 @@ class ScoreOptions:
         typer.Option(metavar="NUMBER", help="Lower each reward by NUMBER times its uncertainty, after the weights."),
     ] = 0.0
     format: Format = "auto"
+    map: Map = None
     ensemble: Annotated[
         Literal["mean", "wco", "uwo"] | None,
         typer.Option(
@@ -87,6 +87,13 @@ class ScoreOptions:
     dtype: Dtype = None
     deterministic: Deterministic = False
     batch_tokens: BatchTokens = 8192
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The fields that are read from columns of other names."""
+        from ..data.columns import parse_columns
+
+        return parse_columns(self.map or ())
 
     @property
     def method(self) -> str:
@@ -120,11 +127,12 @@ class RayOptions:
 def command(options: ScoreOptions, ray: RayOptions, engine: Engine = "local", json_file: JsonFile = None) -> None:
     """Score every response in a file: one output row per input row, in order.
 
-    A row has: id, task (null: the general model scored), route (task → probability), temperature, and with one value
-    per response rewards, capabilities, uncertainty and truncated; with --best also best and chosen. An empty response
-    has the lowest reward, −20. --weight and --risk change the rewards only; a weight has no effect on rows that the
-    general model or another task's model scores. An output file is written completely or not at all. With --engine ray
-    the output is a folder of such files with a manifest; a run that was stopped continues when it is started again.
+    A row has: id, line (of the input), task (null: the general model scored), route (task → probability),
+    temperature, and with one value per response rewards, capabilities, uncertainty and truncated; with --best also
+    best and chosen. An empty response has the lowest reward, −20. --weight and --risk change the rewards only; a
+    weight has no effect on rows that the general model or another task's model scores. An output file is written
+    completely or not at all. With --engine ray the output is a folder of such files with a manifest; a run that was
+    stopped continues when it is started again.
     """
     from ..errors import ConfigError
 
@@ -151,11 +159,12 @@ def _score_here(options: ScoreOptions) -> dict[str, Any]:
     from ..scoring.output import open_output
     from ..scoring.score_rows import ScoreCounts, written_rows
 
-    counts, skipped = ScoreCounts(), _SkippedRows()
+    counts, skipped = ScoreCounts(), SkippedRows()
     on_bad = skipped.add if options.skip_bad else None
     with open_output(options.output, options.best) as write:  # first, to report a wrong name before a model is loaded
         scorer = open_models(options.models, **options.model_options())
-        files = (read_queries(file, format=options.format, on_bad=on_bad) for file in matching(options.input))
+        reading: Any = {"format": options.format, "columns": options.columns, "on_bad": on_bad}
+        files = (read_queries(file, **reading) for file in matching(options.input))
         with _progress() as show:
             for row in written_rows(scorer, itertools.chain.from_iterable(files), on_bad, options.best):
                 write([row])
@@ -172,20 +181,6 @@ def open_models(
 
     models = [load_model(folder, dtype, deterministic) for folder in folders]
     return ModelRows(models, deterministic=deterministic, **options)
-
-
-class _SkippedRows:
-    """Counts the rows that cannot be scored, and prints the reasons of the first ones."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def add(self, error: DataError | str) -> None:
-        """Count a skipped row; print the reason if it is one of the first."""
-        self.count += 1
-        if self.count > SHOWN_BAD_ROWS:
-            return
-        Console(stderr=True).print(f"skipped: {error}", soft_wrap=True, highlight=False, markup=False)
 
 
 @contextmanager
@@ -210,9 +205,15 @@ def _score_on_ray(options: ScoreOptions, ray: RayOptions) -> dict[str, Any]:
     folders = [_absolute_folder(model_folder(model)) for model in options.models]
     paths = _absolute(options.input), _absolute(options.output)
     job = ScoringJob(
-        _description(options, folders), *paths, options.format, options.skip_bad, ray.shard_rows, options.best
+        _description(options, folders),
+        *paths,
+        options.format,
+        options.skip_bad,
+        ray.shard_rows,
+        options.best,
+        options.columns,
     )
-    skipped = _SkippedRows()
+    skipped = SkippedRows()
     with _progress() as show:
 
         def on_shard(done: int, total: int, result: ShardResult) -> None:

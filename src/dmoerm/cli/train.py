@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .models import quieten
-from .options import Engine, JsonFile, Overrides
+from .options import Engine, JsonFile, Overrides, grouped
+from .rows import RowOptions
 
 if TYPE_CHECKING:
     from ..config import Config
@@ -17,8 +18,10 @@ if TYPE_CHECKING:
     from ..training import Run
 
 
+@grouped
 def command(
     config: Annotated[str, typer.Argument(help="YAML file, or name of a shipped config such as human or fast.")],
+    rows: RowOptions,
     overrides: Overrides = None,
     engine: Engine = "local",
     json_file: JsonFile = None,
@@ -27,8 +30,8 @@ def command(
     """Train a model and evaluate it on held-out prompts. Run the command again to resume an interrupted run."""
     from ..config import load_config
 
-    settings, results = load_config(config, overrides or ()), None
-    if no_eval:
+    settings, results = load_config(config, [*(overrides or ()), *rows.settings()]), None
+    if no_eval or not settings.data.holds_out():
         _train(settings, engine)
     else:
         _, results = train_and_measure(settings, "train", json_file, engine)

@@ -93,7 +93,7 @@ def _switched_off(config: Any) -> dict[str, list[str]]:
     if not config.data.testbed_prompts:
         off["data.testbed_prompts is 0"] = ["data.testbed_responses"]
     if not config.data.files:
-        off["data.files is empty"] = ["data.format", "data.split", "data.task"]
+        off["data.files is empty"] = ["data.format", "data.split", "data.task", "data.map", "data.skip_bad"]
     if config.data.test_files:
         off["data.test_files names the held-out groups"] = ["data.test_fraction", "data.split_seed"]
     if not config.data.capability_labels:

@@ -30,15 +30,22 @@ class DataConfig(_Settings):
     """The preference data: sources, amount and splits."""
 
     files: tuple[str, ...] = ()
-    """Files (JSON Lines or Parquet; relative paths start at `dir`) or names for `datasets.load_dataset`."""
+    """Files (JSON Lines, CSV, TSV or Parquet; relative paths start at `dir`) or names for `datasets.load_dataset`."""
     test_files: tuple[str, ...] = ()
     """Files whose groups are held out for `eval`, all of them. The groups of `files` are then all for training, except
     those with a prompt of these files."""
+    validation_files: tuple[str, ...] = ()
+    """Files whose groups are the validation part, for early stopping and calibration. The groups of `files` are then
+    all for training or test, except those with a prompt of these files."""
     dir: str | None = None
-    """Folder of relative paths in `files`, `test_files` and `capability_labels`; null: the environment variable
-    DMOERM_DATA, or the working folder."""
+    """Folder of relative paths in `files`, `test_files`, `validation_files` and `capability_labels`; null: the
+    environment variable DMOERM_DATA, or the working folder."""
     format: str = "auto"
     """Format of the rows; `auto` detects it from the first row. See docs/data.md."""
+    map: dict[str, str] = {}
+    """Column that holds a field of the format where the names differ, as in `prompt: question`."""
+    skip_bad: bool = False
+    """Leave out bad rows of the files and report them; false: the first one is an error."""
     split: str = "train"
     """Split of a dataset in `files`; ignored for files."""
     task: str | None = None
@@ -49,10 +56,12 @@ class DataConfig(_Settings):
     """Number of responses per testbed prompt."""
     groups_per_task: int | None = Field(default=None, ge=2)
     """Maximum number of groups per task, spread over its prompts; null: all."""
-    test_fraction: float = Field(default=0.3, gt=0, lt=1)
-    """Share of each task's prompts that is held out for `eval` and never trained on. No effect with `test_files`."""
+    test_fraction: float = Field(default=0.3, ge=0, lt=1)
+    """Share of each task's prompts that is held out for `eval` and never trained on; 0: train on all of them, without
+    an evaluation. No effect with `test_files`."""
     validation_fraction: float = Field(default=0.2, gt=0, lt=1)
-    """Share of the training prompts that is held out for early stopping and calibration."""
+    """Share of the training prompts that is held out for early stopping and calibration. No effect with
+    `validation_files`."""
     split_seed: int | None = None
     """Seed of the test split; null: `seed`."""
     merge_tasks: bool = False
@@ -91,6 +100,14 @@ class DataConfig(_Settings):
     def test_paths(self) -> list[str]:
         """Return `test_files`, resolved in the same way."""
         return [self._located(file) for file in self.test_files]
+
+    def validation_paths(self) -> list[str]:
+        """Return `validation_files`, resolved in the same way."""
+        return [self._located(file) for file in self.validation_files]
+
+    def holds_out(self) -> bool:
+        """Return whether there is a test part."""
+        return bool(self.test_files or self.test_fraction)
 
     def label_paths(self) -> list[str]:
         """Return `capability_labels`, resolved in the same way."""

@@ -20,8 +20,6 @@ _NOT_GRADED = (None, "", "N/A", "n/a", "NA")
 ORIGIN = frozenset({"id", "prompt_id", "task", "source"})
 """The columns that `origin` reads."""
 
-_ROLES = ("system", "user", "assistant")
-
 
 @dataclass(frozen=True)
 class RawExample:
@@ -79,7 +77,7 @@ def need(row: Row, field: str) -> Any:
     """Return the value of a field. Raise `DataError` if it is missing or null."""
     value = row.get(field)
     if value is None:
-        raise DataError("is missing", field=field, hint="add the field, or name the format of the rows")
+        raise DataError("is missing", field=field, hint="give the field a value, or name the format of the rows")
     return value
 
 
@@ -129,22 +127,6 @@ def number(value: Any, field: str) -> float:
 def grade(value: Any, field: str) -> float | None:
     """Return the value as a grade: a finite number, or None for null, an empty text and "N/A"."""
     return None if isinstance(value, str | None) and value in _NOT_GRADED else number(value, field)
-
-
-def messages(value: Any, field: str) -> list[dict[str, str]]:
-    """Return the value as a conversation: a list of {"role", "content"}; other keys are dropped."""
-    if not isinstance(value, list | tuple) or not value:
-        raise DataError("must be a list of messages", field=field, value=value, hint='give [{"role", "content"}, …]')
-    return [_message(turn, f"{field}.{index}") for index, turn in enumerate(value)]
-
-
-def _message(turn: Any, field: str) -> dict[str, str]:
-    if not isinstance(turn, Mapping):
-        raise DataError("must be a message", field=field, value=turn, hint='give {"role": "user", "content": "…"}')
-    role = turn.get("role")
-    if role not in _ROLES:
-        raise DataError("is not a valid role", field=f"{field}.role", value=role, hint=f"use {', '.join(_ROLES)}")
-    return {"role": role, "content": as_text(turn.get("content"), f"{field}.content")}
 
 
 def origin(row: Row) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Literal
 
 from ..errors import DataError
 from ..schema import Group, Query, is_empty, parse_group, parse_query, prompt_key
+from .columns import ColumnMap, mapped_rows, placed
 from .formats import detect_format, named_format, unknown_columns
 from .raw_example import RawExample, RowFormat, SkippedRow, join_raw_examples, keep_responses
 from .rows import PlacedRow, open_rows
@@ -47,21 +48,26 @@ def read_groups(
     *,
     format: str = "auto",
     split: str = "train",
+    columns: ColumnMap | None = None,
+    task: str | None = None,
     on_error: Literal["raise", "collect"] = "raise",
 ) -> Reading:
-    """Read all groups of a file (.jsonl, .json, .parquet), a dataset directory or a dataset `org/name[:config]`.
+    """Read all groups of a file (see `open_rows`), a dataset directory or a dataset `org/name[:config]`.
 
     Args:
         format: the name of a row format (see `dmoerm.data.formats`); `auto` detects it from the first row.
         split: the split of a dataset; ignored for files.
+        columns: field of the format → column of the source, where the names differ.
+        task: the task of rows that have none.
         on_error: `raise` raises an error at the first bad row; `collect` appends bad rows to `Reading.bad`.
 
     Raises:
         DataError: the source is missing, unreadable or empty, or (with `raise`) a row is bad.
         ConfigError: the format is unknown.
     """
-    reader = _GroupReader(str(source), named_format(format), collect=on_error == "collect")
-    for line, row in _rows_of(source, split, streaming=False):
+    columns = columns or {}
+    reader = _GroupReader(str(source), named_format(format), columns, task, collect=on_error == "collect")
+    for line, row in mapped_rows(_rows_of(source, split, streaming=False), columns, str(source)):
         reader.take(line, row)
     return reader.finish()
 
@@ -71,6 +77,7 @@ def read_queries(
     *,
     format: str = "auto",
     split: str = "train",
+    columns: ColumnMap | None = None,
     on_bad: Callable[[DataError], None] | None = None,
 ) -> Iterator[Query]:
     """Yield the queries of a source one at a time, in constant memory (except for a `.json` array).
@@ -85,7 +92,8 @@ def read_queries(
     Raises:
         DataError: a row is bad and `on_bad` is None, or the source cannot be read.
     """
-    return queries_of(_rows_of(source, split, streaming=True), source, format=format, on_bad=on_bad)
+    rows = _rows_of(source, split, streaming=True)
+    return queries_of(rows, source, format=format, columns=columns, on_bad=on_bad)
 
 
 def queries_of(
@@ -93,29 +101,30 @@ def queries_of(
     source: str | Path,
     *,
     format: str = "auto",
+    columns: ColumnMap | None = None,
     on_bad: Callable[[DataError], None] | None = None,
 ) -> Iterator[Query]:
     """Yield the queries of rows that were read from `source`; see `read_queries`."""
-    row_format = named_format(format)
-    for line, row in rows:
+    row_format, columns = named_format(format), columns or {}
+    for line, row in mapped_rows(rows, columns, str(source)):
         try:
             if isinstance(row, DataError):
                 raise row
             row_format = row_format or detect_format(row)
-            query = parse_query(row_format.read(row).fields)
+            query = parse_query(row_format.read(row).fields).at(source, line)
         except DataError as error:
             if on_bad is None:
-                raise error.at(source, line) from None
-            on_bad(error.at(source, line))
+                raise placed(error, columns, str(source), line) from None
+            on_bad(placed(error, columns, str(source), line))
             continue
         yield query
 
 
 def _rows_of(source: str | Path, split: str, *, streaming: bool) -> Iterator[PlacedRow]:
     empty = True
-    for placed in open_rows(source, split, streaming=streaming):
+    for placed_row in open_rows(source, split, streaming=streaming):
         empty = False
-        yield placed
+        yield placed_row
     if empty:
         raise DataError("contains no rows", file=source, hint="give a file with one group per line")
 
@@ -123,8 +132,11 @@ def _rows_of(source: str | Path, split: str, *, streaming: bool) -> Iterator[Pla
 class _GroupReader:
     """Collect the rows of one source in a `Reading`."""
 
-    def __init__(self, source: str, row_format: RowFormat | None, *, collect: bool) -> None:
-        self._source, self._format, self._collect = source, row_format, collect
+    def __init__(
+        self, source: str, row_format: RowFormat | None, columns: ColumnMap, task: str | None, *, collect: bool
+    ) -> None:
+        self._source, self._format, self._columns, self._task = source, row_format, columns, task
+        self._collect = collect
         self._rows = 0
         self._reading = Reading()
         self._joined: dict[str, tuple[int, list[RawExample]]] = {}  # prompt → first line, single responses
@@ -142,14 +154,14 @@ class _GroupReader:
                 key = prompt_key(parse_query(example.fields | {"responses": ["…"]}).prompt)
                 self._joined.setdefault(key, (line, []))[1].append(example)
             else:
-                self._add(example)
+                self._add(example, line)
         except DataError as error:
             self._fail(error, line)
 
     def finish(self) -> Reading:
         for line, examples in self._joined.values():
             try:
-                self._add(join_raw_examples(examples))
+                self._add(join_raw_examples(examples), line)
             except DataError as error:
                 self._fail(error, line)
         return replace(self._reading, rows=self._rows)
@@ -158,18 +170,18 @@ class _GroupReader:
         if isinstance(error, SkippedRow):
             self._reading.skipped[f"row: {error.message}"] += 1
         elif self._collect:
-            self._reading.bad.append(error.at(self._source, line))
+            self._reading.bad.append(placed(error, self._columns, self._source, line))
         else:
-            raise error.at(self._source, line) from None
+            raise placed(error, self._columns, self._source, line) from None
 
-    def _add(self, example: RawExample) -> None:
+    def _add(self, example: RawExample, line: int) -> None:
         example = example if self._format is None or self._format.strict else _usable(example)
-        group = parse_group(example.fields)
+        group = parse_group(example.fields | {"task": example.fields.get("task") or self._task})
         if len(set(group.responses)) == 1:
             raise SkippedRow("the responses are the same text", field="responses")
         if identical := group.identical_pairs():
             self._reading.skipped["pair: identical responses with different grades"] += identical
-        self._reading.groups.append(group)
+        self._reading.groups.append(group.at(self._source, line))
         self._reading.skipped.update(example.skipped)
         self._reading.notes.update(example.notes)
 

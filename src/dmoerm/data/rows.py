@@ -1,38 +1,44 @@
 """Read the rows of a file or a dataset one at a time, with their positions.
 
-JSON Lines and Parquet are streamed in constant memory; a `.json` array is read whole. A row that cannot be read is
-yielded as a `DataError`, so that the rows after it can still be read. An error of the source itself (a missing file, an
-invalid Parquet file) is raised.
+JSON Lines, CSV, TSV and Parquet are streamed in constant memory; a `.json` array is read whole. A row that cannot be
+read is yielded as a `DataError`, so that the rows after it can still be read. An error of the source itself (a missing
+file, an invalid Parquet file) is raised.
 """
 
 from __future__ import annotations
 
 import contextlib
 import gzip
+import io
+import itertools
 import json
 import re
 import sys
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 from ..errors import DataError
 from ..io.storage import is_url, open_binary
+from .delimited import delimited_rows
 
 PlacedRow = tuple[int, dict[str, Any] | DataError]
 """The line of a row, from 1 (in Parquet files, JSON arrays and datasets: the number of the row), and the row."""
 
-_SUFFIXES = (".jsonl", ".json", ".parquet")
+_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+_COMPRESSIONS = (".gz", ".zst")
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _DATASET_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 _BATCH_ROWS = 256
 
 
 def open_rows(source: str | Path, split: str = "train", *, streaming: bool = False) -> Iterator[PlacedRow]:
-    """Yield the rows of a .jsonl, .json (both also .gz) or .parquet file, a dataset directory or `org/name[:config]`.
+    """Yield the rows of a file, a dataset directory or `org/name[:config]`.
 
-    `-` is the standard input, as JSON Lines. A file may be a URL that fsspec supports. `split` is for datasets only.
+    A file ends in .jsonl, .ndjson, .json, .csv, .tsv (all also with .gz or .zst) or .parquet. `-` is the standard
+    input, as JSON Lines. A file may be a URL that fsspec supports. `split` is for datasets only.
 
     Raises:
         DataError: the source does not exist or cannot be read.
@@ -47,35 +53,69 @@ def open_rows(source: str | Path, split: str = "train", *, streaming: bool = Fal
         if suffix not in _SUFFIXES:
             hint = f"give a file that ends in {', '.join(_SUFFIXES)}"
             raise DataError("has an unsupported format", file=source, value=path.suffix, hint=hint)
-        return parquet_rows(str(source)) if suffix == ".parquet" else _json_rows(str(source), whole=suffix == ".json")
+        return parquet_rows(str(source)) if suffix == ".parquet" else _text_rows(str(source), suffix)
     if suffix in _SUFFIXES or not _DATASET_NAME.fullmatch(str(source)):
         raise DataError("the file does not exist", file=path, hint="correct the path")
     return _dataset_rows(str(source), split, streaming)
 
 
 def file_kind(file: str) -> str:
-    """Return the suffix that names the format of a file, without `.gz`."""
-    return PurePosixPath(file.removesuffix(".gz")).suffix
+    """Return the suffix that names the format of a file, without `.gz` or `.zst`."""
+    return PurePosixPath(PurePosixPath(file).stem if is_compressed(file) else file).suffix
 
 
-def _json_rows(path: str, whole: bool) -> Iterator[PlacedRow]:
+def is_compressed(file: str) -> bool:
+    """Return whether a file's name says that it is compressed."""
+    return file.endswith(_COMPRESSIONS)
+
+
+def _text_rows(path: str, kind: str) -> Iterator[PlacedRow]:
     try:
-        with contextlib.ExitStack() as stack:
-            file: Any = stack.enter_context(open_binary(path))
-            file = stack.enter_context(gzip.open(file)) if path.endswith(".gz") else file
-            start = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
-            file.seek(0)
-            # Many `.json` files hold one object per line; only an array must be read whole.
-            yield from _array_rows(path, file.read()) if whole and start.startswith(b"[") else line_rows(file)
+        with _decompressed(path) as file:
+            if kind in (".csv", ".tsv"):
+                yield from delimited_rows(file, "\t" if kind == ".tsv" else None)
+            elif kind == ".json":
+                yield from _json_rows(file)
+            else:
+                yield from line_rows(file)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"cannot be read: {error}", file=path, hint="check the file") from None
+    except DataError as error:  # of the text itself, such as its encoding
+        raise error.at(path, error.line) from None
+
+
+@contextlib.contextmanager
+def _decompressed(path: str) -> Iterator[IO[bytes]]:
+    with contextlib.ExitStack() as stack:
+        file: Any = stack.enter_context(open_binary(path))
+        if path.endswith(".gz"):
+            file = stack.enter_context(gzip.open(file))
+        elif path.endswith(".zst"):
+            import pyarrow
+
+            raw: Any = stack.enter_context(pyarrow.CompressedInputStream(pyarrow.PythonFile(file, mode="r"), "zstd"))
+            file = stack.enter_context(io.BufferedReader(raw))
+        yield file
+
+
+def _json_rows(file: IO[bytes]) -> Iterator[PlacedRow]:
+    """Yield the rows of a `.json` file. Many hold one object per line; only an array must be read whole."""
+    start: list[bytes] = []
+    for line in file:
+        start.append(line)
+        if line.removeprefix(_BYTE_ORDER_MARK).strip():
+            break
+    if start and start[-1].removeprefix(_BYTE_ORDER_MARK).lstrip().startswith(b"["):
+        yield from _array_rows(b"".join(start) + file.read())
+    else:
+        yield from line_rows(itertools.chain(start, file))
 
 
 def line_rows(lines: Iterable[bytes], first: int = 1) -> Iterator[PlacedRow]:
     """Yield the rows of JSON Lines; `first` is the number of the first line."""
     for line, content in enumerate(lines, first):
         if line == 1:
-            content = content.removeprefix(b"\xef\xbb\xbf")
+            content = content.removeprefix(_BYTE_ORDER_MARK)
         if content.strip():
             yield line, _attempt(content.rstrip())
 
@@ -87,12 +127,8 @@ def _attempt(content: bytes) -> dict[str, Any] | DataError:
         return error
 
 
-def _array_rows(path: str, content: bytes) -> Iterator[PlacedRow]:
-    try:
-        entries = _decode(content)
-    except DataError as error:
-        raise DataError(error.message, file=path, line=error.line, value=error.value, hint=error.hint) from None
-    for number, entry in enumerate(entries, 1):
+def _array_rows(content: bytes) -> Iterator[PlacedRow]:
+    for number, entry in enumerate(_decode(content), 1):
         try:
             yield number, _as_row(entry)
         except DataError as error:

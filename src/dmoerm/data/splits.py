@@ -13,10 +13,12 @@ from ..errors import DataError
 from ..labels import attach_labels, mismatch, read_labels
 from ..schema import Group, prompt_key
 from ..taxonomy import Taxonomy, draft_taxonomy, load_taxonomy
+from .columns import check_columns
 from .overall import overall_from_capabilities
 from .readers import read_groups
 from .splitting import split_by_prompt, take_groups, take_prompts
 
+_SHOWN_BAD_ROWS = 10
 MERGED = "all"
 """The task that `data.merge_tasks` puts all groups in."""
 
@@ -27,6 +29,8 @@ class Splits:
 
     Attributes:
         train, test: the two parts; no prompt is in both.
+        validation_prompts: keys of those prompts of `train` that are for validation; empty: `validation_fraction`
+            decides.
         taxonomy: the tasks and capabilities in use.
         skipped: reason → count of what the readers left out.
         unknown_columns: column that is not read → number of rows that have it.
@@ -37,6 +41,7 @@ class Splits:
     taxonomy: Taxonomy
     skipped: Counter[str]
     unknown_columns: Counter[str]
+    validation_prompts: frozenset[str] = frozenset()
 
 
 def load_splits(config: Config) -> Splits:
@@ -47,20 +52,22 @@ def load_splits(config: Config) -> Splits:
     Raises:
         DataError: there is no data, a row is bad, or the taxonomy lacks a task or capability.
     """
+    check_columns(config.data.map)
     groups, skipped, unknown_columns = _read(config)
-    held_out = _read_test(config, skipped, unknown_columns)
-    groups = _with_labels(config, groups)
+    held_out = _read_part(config, "test_files", config.data.test_paths(), skipped, unknown_columns)
+    validation = _read_part(config, "validation_files", config.data.validation_paths(), skipped, unknown_columns)
+    labeled = _with_labels(config, [*groups, *validation])
+    groups, validation = labeled[: len(groups)], _without(labeled[len(groups) :], held_out, "test_files", skipped)
     taxonomy = load_taxonomy(config.taxonomy) if config.taxonomy else draft_taxonomy(groups, "drafted")
-    for group in (*groups, *held_out):
+    for group in (*labeled, *held_out):
         _check_names(group, taxonomy)
-    tested = {prompt_key(group.prompt) for group in held_out}
-    known = [group for group in groups if prompt_key(group.prompt) not in tested]
-    if len(known) < len(groups):
-        skipped["prompt of data.test_files"] += len(groups) - len(known)
+    known = _without(groups, held_out, "test_files", skipped)
+    known = _without(known, validation, "validation_files", skipped)
     if config.data.groups_per_task:
         known = take_groups(known, config.data.groups_per_task, config.seed)
     seed = config.seed if config.data.split_seed is None else config.data.split_seed
     train, test = (known, held_out) if held_out else split_by_prompt(known, config.data.test_fraction, seed)
+    train = [*train, *validation]
     test = overall_from_capabilities(test, scales_of=train)
     train, test = _with_fewer_labels(config, overall_from_capabilities(train)), with_gold(test)
     if config.data.max_capabilities is not None:  # once the overall scores are derived from all of them
@@ -71,7 +78,7 @@ def load_splits(config: Config) -> Splits:
     if config.data.merge_tasks:
         names, taxonomy = taxonomy.merged_names(), taxonomy.merged(MERGED)
         train, test = ([_merged(group, names) for group in part] for part in (train, test))
-    return Splits(train, test, taxonomy, skipped, unknown_columns)
+    return Splits(train, test, taxonomy, skipped, unknown_columns, _prompts(validation))
 
 
 def with_gold(groups: Sequence[Group]) -> list[Group]:
@@ -96,13 +103,27 @@ def _read(config: Config) -> tuple[list[Group], Counter[str], Counter[str]]:
     return groups, skipped, unknown_columns
 
 
-def _read_test(config: Config, skipped: Counter[str], unknown_columns: Counter[str]) -> list[Group]:
-    """Return the groups of `data.test_files`; add to both counters."""
-    paths = config.data.test_paths()
+def _read_part(
+    config: Config, setting: str, paths: Sequence[str], skipped: Counter[str], unknown_columns: Counter[str]
+) -> list[Group]:
+    """Return the groups of the files that a setting names; add to both counters."""
     groups = _read_files(config, paths, skipped, unknown_columns)
     if paths and not groups:
-        raise DataError("the files contain no groups", field="data.test_files", value=paths)
+        raise DataError("the files contain no groups", field=f"data.{setting}", value=paths)
     return groups
+
+
+def _without(groups: Sequence[Group], others: Sequence[Group], setting: str, skipped: Counter[str]) -> list[Group]:
+    """Return the groups that have no prompt of the others, which a setting names; count the rest as skipped."""
+    prompts = _prompts(others)
+    kept = [group for group in groups if prompt_key(group.prompt) not in prompts]
+    if len(kept) < len(groups):
+        skipped[f"prompt of data.{setting}"] += len(groups) - len(kept)
+    return kept
+
+
+def _prompts(groups: Sequence[Group]) -> frozenset[str]:
+    return frozenset(prompt_key(group.prompt) for group in groups)
 
 
 def _read_files(
@@ -110,9 +131,18 @@ def _read_files(
 ) -> list[Group]:
     groups: list[Group] = []
     for path in paths:
-        reading = read_groups(path, format=config.data.format, split=config.data.split)
-        groups += [g if g.task else g.model_copy(update={"task": config.data.task}) for g in reading.groups]
+        reading = read_groups(
+            path,
+            format=config.data.format,
+            split=config.data.split,
+            columns=config.data.map,
+            task=config.data.task,
+            on_error="collect" if config.data.skip_bad else "raise",
+        )
+        groups += reading.groups
         skipped += reading.skipped
+        skipped += Counter(f"bad row: {error}" for error in reading.bad[:_SHOWN_BAD_ROWS])
+        skipped += Counter({f"further bad rows of {path}": len(reading.bad[_SHOWN_BAD_ROWS:])})
         unknown_columns += reading.unknown_columns
     return groups
 
@@ -178,7 +208,8 @@ def _check_names(group: Group, taxonomy: Taxonomy) -> None:
     if group.task not in taxonomy.tasks:
         known = ", ".join(taxonomy.tasks)
         raise DataError(
-            f"group {group.id}: the taxonomy has no such task",
+            "the taxonomy has no such task",
+            file=group.position,
             field="task",
             value=group.task,
             hint=f"use one of {known}, or add the task to the taxonomy",
@@ -187,7 +218,8 @@ def _check_names(group: Group, taxonomy: Taxonomy) -> None:
         if capability not in taxonomy.tasks[group.task].capabilities:
             graded = capability in group.capabilities
             raise DataError(
-                f"group {group.id}: the taxonomy's task {group.task!r} has no such capability",
+                f"the taxonomy's task {group.task!r} has no such capability",
+                file=group.position,
                 field="capabilities" if graded else "data.capability_labels",
                 value=capability,
                 hint=f"add it to the taxonomy or leave it out of the {'data' if graded else 'label files'}",

@@ -16,6 +16,7 @@ import numpy as np
 from ..chat.truncation import count_truncation
 from ..errors import DataError, shorten
 from ..schema import Grades, Group, Prompt, Query, messages_of, prompt_key
+from .columns import ColumnMap
 from .readers import Reading, read_groups
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ def data_statistics(
     encode: Callable[[Query], Encoded] | None = None,
     format: str = "auto",
     split: str = "train",
+    columns: ColumnMap | None = None,
+    task: str | None = None,
 ) -> dict[str, Any]:
     """Return statistics of the sources as a dictionary that can be written as JSON.
 
@@ -59,7 +62,7 @@ def data_statistics(
     bad: list[DataError] = []
     summaries = []
     for source in sources:
-        reading = _read(source, format, split)
+        reading = _read(source, format=format, split=split, columns=columns, task=task)
         groups += reading.groups
         bad += reading.bad
         summaries.append(_summary(source, reading))
@@ -77,9 +80,9 @@ def data_statistics(
     }
 
 
-def _read(source: str | Path, format: str, split: str) -> Reading:
+def _read(source: str | Path, **options: Any) -> Reading:
     try:
-        return read_groups(source, format=format, split=split, on_error="collect")
+        return read_groups(source, on_error="collect", **options)
     except DataError as error:
         return Reading(bad=[error])
 

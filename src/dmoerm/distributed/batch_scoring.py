@@ -13,7 +13,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ class ScoringJob:
         skip_bad: skip rows that cannot be scored.
         shard_rows: maximum rows of a part.
         best: add the best response to each row.
+        columns: field of the format → column of the input.
     """
 
     scorer: str
@@ -54,6 +55,7 @@ class ScoringJob:
     skip_bad: bool = False
     shard_rows: int = 1000
     best: bool = False
+    columns: dict[str, str] = field(default_factory=dict)
 
     def part(self, number: int) -> str:
         """Return the file of the shard with this number."""
@@ -101,6 +103,7 @@ class _Plan(BaseModel):
     skip_bad: bool
     shard_rows: int
     best: bool = False
+    columns: dict[str, str] = {}
     shards: tuple[Shard, ...] = ()
     files: dict[str, str] = {}
 
@@ -212,7 +215,8 @@ class _Actor:
     def _score(self, part: str, shard: Shard, left_out: list[str]) -> None:
         self._scorer = self._scorer or self._open()
         on_bad = (lambda error: left_out.append(str(error))) if self._job.skip_bad else None
-        queries = queries_of(shard_rows(shard), shard.file, format=self._job.format, on_bad=on_bad)
+        reading: Any = {"format": self._job.format, "columns": self._job.columns, "on_bad": on_bad}
+        queries = queries_of(shard_rows(shard), shard.file, **reading)
         with open_output(part, self._job.best) as write:
             for row in written_rows(self._scorer, queries, on_bad, self._job.best):
                 write([row])

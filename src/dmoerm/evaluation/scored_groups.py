@@ -92,8 +92,8 @@ def score_groups(
     """
     for group in groups:
         if group.task is not None:
-            model.task_model(group.task, f"group {group.id}")
-    encoded = [model.encoder.encode(Query(id=g.id, prompt=g.prompt, responses=g.responses)) for g in groups]
+            model.task_model(group.task, group.position)
+    encoded = [model.encoder.encode(group) for group in groups]
     made: list[dict[int, ScoredGroup[Q]]] = []
     with _progress(console) as advance:
         if cache is not None:

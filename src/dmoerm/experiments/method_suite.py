@@ -206,7 +206,9 @@ def _suite(
     engine: Engine | None = None,
     methods: Sequence[Method] | None = None,
 ) -> MethodSuite:
-    train_part, validation = (assign_tasks(run, part) for part in split_examples(run, data.train))
+    train_part, validation = (
+        assign_tasks(run, part) for part in split_examples(run, data.train, data.validation_prompts)
+    )
     console = console or Console(quiet=True)
     context = MethodContext(run, data, train_part, validation, members, console, engine)
     chosen = choose_methods() if methods is None else methods

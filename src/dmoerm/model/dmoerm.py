@@ -89,7 +89,7 @@ class DMoERM(Mixture):
         """
         for query in queries:
             if query.task is not None:
-                self.task_model(query.task, f"query {query.id}" if query.id else "")
+                self.task_model(query.task, query.position if query.id else "")
         check_weights(weights, self.config.tasks, [query.task for query in queries])
         check_risk(risk)
         encoded = [self.encoder.encode(query) for query in queries]

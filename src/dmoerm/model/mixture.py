@@ -85,15 +85,14 @@ class Mixture(PreTrainedModel):
         """Return the task's model.
 
         Args:
-            source: what names the task, such as `query 7`; the error message begins with it.
+            source: what names the task, such as `rows.jsonl:7`; the error message begins with it.
 
         Raises:
             DataError: the model has no such task.
         """
         if task not in self.config.tasks:
-            message = f"{source}: the model has no such task" if source else "the model has no such task"
-            known = ", ".join(self.config.tasks)
-            raise DataError(message, field="task", value=task, hint=f"use one of {known}, or null to route")
+            hint = f"use one of {', '.join(self.config.tasks)}, or null to route"
+            raise DataError("the model has no such task", file=source or None, field="task", value=task, hint=hint)
         return cast("TaskModel", self.tasks[_key(task)])
 
     def hidden(self, ids: Packed) -> Packed:

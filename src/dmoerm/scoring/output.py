@@ -62,6 +62,7 @@ def _parquet(path: Path, best: bool) -> Iterator[Write]:
     schema = pa.schema(
         [
             ("id", pa.string()),
+            ("line", pa.int64()),
             ("task", pa.string()),
             ("route", pa.map_(pa.string(), pa.float64())),
             ("rewards", numbers),

@@ -1,12 +1,14 @@
 """The rows that `score` writes, as a stream, for one model or an ensemble.
 
-A row has: id, task (null: the general model scored), route (task → probability), rewards, capabilities, uncertainty,
-truncated (each with one value per response) and temperature. An empty response has the lowest reward, and null for
-capabilities and uncertainty. With `best`, a row also has best (the index of the best response) and chosen (its text).
+A row has: id, line (of the input file, from 1), task (null: the general model scored), route (task → probability),
+rewards, capabilities, uncertainty, truncated (each with one value per response) and temperature. An empty response has
+the lowest reward, and null for capabilities and uncertainty. With `best`, a row also has best (the index of the best
+response) and chosen (its text).
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,6 +22,7 @@ from ..model.ensemble import combine_scores
 from ..schema import Query
 from ..scores import Score, Weights, adjusted, check_risk, check_weights
 
+_LOG = logging.getLogger("dmoerm.scoring")
 ScoreRow = dict[str, Any]
 OnBad = Callable[[DataError], None]
 
@@ -55,7 +58,7 @@ def _best(query: Query, rewards: Sequence[float]) -> ScoreRow:
     """The response with the highest reward, and the first of equal ones."""
     if bad := [reward for reward in rewards if not math.isfinite(reward)]:
         message = "cannot choose the best response: a reward is not finite"
-        raise DataError(message, field=f"query {query.id}", value=bad[0], hint="score the text alone to find the cause")
+        raise DataError(message, file=query.position, value=bad[0], hint="score the text alone to find the cause")
     index = max(range(len(rewards)), key=rewards.__getitem__)
     return {"best": index, "chosen": query.responses[index]}
 
@@ -67,7 +70,8 @@ class ModelRows:
     Attributes:
         models: one model, or the members of an ensemble, which may differ in tasks and training data.
         batch_tokens: as in `DMoERM.score`.
-        task: scores all rows as this task; None: the row's own task, otherwise each model's router decides.
+        task: scores all rows as this task; None: the row's own task, otherwise each model's router decides, as also
+            where a model does not have the row's task, which is logged once per task.
         ensemble: the combination: `mean`, `wco` or `uwo`; see `dmoerm.model.ensemble`.
         deterministic: makes scores independent of the batch; see `DMoERM.score_separately`.
         weights: capability → weight; see `Score.reweighted`. Members are combined after their rewards are reweighted.
@@ -92,6 +96,8 @@ class ModelRows:
             for model in self.models:
                 model.task_model(self.task)
             queries = (query.model_copy(update={"task": self.task}) for query in queries)
+        else:
+            queries = self._with_known_tasks(queries)
         for model in self.models:
             check_weights(self.weights, model.config.tasks, [self.task])
         check_risk(self.risk)
@@ -106,13 +112,27 @@ class ModelRows:
             for query, *scores in zip(window, *members, strict=True):
                 yield query, scores[0] if len(scores) == 1 else combine_scores(scores, self.ensemble)
 
+    def _with_known_tasks(self, queries: Iterable[Query]) -> Iterator[Query]:
+        """The queries, without tasks that a model does not have; the router decides for these."""
+        unknown: set[str] = set()
+        for query in queries:
+            task = query.task
+            if task is None or all(task in model.config.tasks for model in self.models):
+                yield query
+                continue
+            if task not in unknown:
+                known = ", ".join(self.models[0].config.tasks)
+                _LOG.warning(
+                    f"{query.position}: the router decides, for the model has no task {task!r}; it has {known}"
+                )
+            unknown.add(task)
+            yield query.model_copy(update={"task": None})
+
     def _scorable(self, queries: Iterable[Query], on_bad: OnBad) -> Iterator[Query]:
-        """The queries that every model accepts: their task is known and their texts are not too long."""
+        """The queries that every model accepts: their texts are not too long."""
         for query in queries:
             try:
                 for model in self.models:
-                    if query.task is not None:
-                        model.task_model(query.task, f"query {query.id}")
                     model.encoder.encode(query)
             except DataError as error:
                 on_bad(error)
@@ -126,6 +146,7 @@ def _row(query: Query, scores: Sequence[Score]) -> ScoreRow:
     known = any(score.uncertainty is not None for score in scores)
     return {
         "id": query.id,
+        "line": query.line,
         "task": first.task,
         "route": first.route,
         "rewards": [score.reward for score in scores],

@@ -1,6 +1,7 @@
 """Split files into shards that are scored separately, each of which can be read without the rows before it.
 
-JSON Lines are split at lines, Parquet at rows; a compressed file and a `.json` array are one shard each.
+JSON Lines are split at lines, Parquet at rows; a compressed file, a `.json` array and a table as text are one shard
+each.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Iterator
 
 from pydantic import BaseModel, ConfigDict
 
-from ..data.rows import PlacedRow, file_kind, line_rows, open_rows, parquet_rows
+from ..data.rows import PlacedRow, file_kind, is_compressed, line_rows, open_rows, parquet_rows
 from ..errors import DataError
 from ..io.storage import open_binary
 
@@ -40,8 +41,8 @@ def shards_of(file: str, most: int) -> list[Shard]:
         DataError: the file does not exist, cannot be read or has no rows.
     """
     rows = open_rows(file)  # raises if the name is invalid
-    splitters = {".parquet": _parquet_shards, ".jsonl": _line_shards}
-    if file.endswith(".gz") or file_kind(file) not in splitters:
+    splitters = {".parquet": _parquet_shards, ".jsonl": _line_shards, ".ndjson": _line_shards}
+    if is_compressed(file) or file_kind(file) not in splitters:
         shards = [Shard(file=file, rows=sum(1 for _ in rows))]
     else:
         try:
@@ -55,10 +56,10 @@ def shards_of(file: str, most: int) -> list[Shard]:
 
 def shard_rows(shard: Shard) -> Iterator[PlacedRow]:
     """Yield the rows of a shard with their line numbers in the file."""
-    kind = "" if shard.file.endswith(".gz") else file_kind(shard.file)
+    kind = "" if is_compressed(shard.file) else file_kind(shard.file)
     if kind == ".parquet":
         yield from parquet_rows(shard.file, shard.first - 1, shard.first - 1 + shard.rows)
-    elif kind == ".jsonl":
+    elif kind in (".jsonl", ".ndjson"):
         with open_binary(shard.file) as file:
             file.seek(shard.start)
             yield from line_rows(itertools.islice(file, shard.lines), shard.first)

@@ -11,7 +11,7 @@ import contextlib
 import copy
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from ..model import DMoERM, DMoERMConfig
 from ..model.backbone import check_backbone, load_backbone, resolve_branch_layer, split_layers
 from ..model.checkpoint import with_tokenizer
 from ..model.training_prompts import TrainingPrompts
-from ..schema import Group, Query
+from ..schema import Group, prompt_key
 from ..taxonomy import Taxonomy
 from .batches import PreferenceExample, label
 from .cache import ActivationCache
@@ -160,7 +160,7 @@ def build_model(config: Config, taxonomy: Taxonomy) -> DMoERM:
 
 def run_steps(run: Run, data: Splits, steps: Sequence[Step]) -> None:
     """Encode the training part, fill the cache with its activations, and run steps of the graph in order."""
-    train_part, validation = split_examples(run, data.train)
+    train_part, validation = split_examples(run, data.train, data.validation_prompts)
     if not any(e.task for e in train_part):
         raise DataError("no group names its task", field="task", hint="label some groups, so that the router can learn")
     with run.progress.step("trunk's activations"):
@@ -174,9 +174,19 @@ def run_steps(run: Run, data: Splits, steps: Sequence[Step]) -> None:
         step.do(training)
 
 
-def split_examples(run: Run, groups: Sequence[Group]) -> tuple[list[PreferenceExample], list[PreferenceExample]]:
-    """Return the groups as training and validation examples."""
-    held = {id(g) for g in split_by_prompt(groups, run.config.data.validation_fraction, run.config.seed + 1)[1]}
+def split_examples(
+    run: Run, groups: Sequence[Group], prompts: Collection[str] = ()
+) -> tuple[list[PreferenceExample], list[PreferenceExample]]:
+    """Return the groups as training and validation examples.
+
+    Args:
+        prompts: keys of the validation part's prompts; empty: `data.validation_fraction` of the prompts.
+    """
+    if prompts:
+        validation = [group for group in groups if prompt_key(group.prompt) in prompts]
+    else:
+        validation = split_by_prompt(groups, run.config.data.validation_fraction, run.config.seed + 1)[1]
+    held = {id(group) for group in validation}
     examples = examples_of(run, groups)
     return [e for e in examples if id(e.group) not in held], [e for e in examples if id(e.group) in held]
 
@@ -187,7 +197,7 @@ def examples_of(run: Run, groups: Sequence[Group]) -> list[PreferenceExample]:
     return [
         PreferenceExample(
             group,
-            run.model.encoder.encode(Query(id=group.id, prompt=group.prompt, responses=group.responses)),
+            run.model.encoder.encode(group),
             group.task,
             label(group, settings.flip_scores, settings.flip_capabilities, seed),
         )

@@ -33,17 +33,22 @@ def named_format(name: str) -> RowFormat | None:
 
 
 def detect_format(row: Row) -> RowFormat:
-    """Return the first format that matches a row. Raise `DataError` if none matches."""
+    """Return the first format that matches a row, or the row with its nulls: the first row may lack a value.
+
+    Raises:
+        DataError: no format matches.
+    """
     formats = find_formats()
     given = {name: value for name, value in row.items() if value is not None}
-    for row_format in formats.values():
-        if row_format.fits(given):
-            return row_format
+    for columns in (given, row):
+        for row_format in formats.values():
+            if row_format.fits(columns):
+                return row_format
     if "prompt" in given and ("response" in given or "completion" in given):
         return formats["native"]  # a query: no preference and a single response
     suggestions = [f.columns - f.unsuggested for f in formats.values() if f.handwritten]
     hint = _did_you_mean(given, frozenset().union(*suggestions))
-    hint = hint or f"see docs/data.md for the columns of {', '.join(formats)}"
+    hint = hint or "map its columns, as in --map prompt=…,chosen=…,rejected=…, or see docs/data.md for the formats"
     raise DataError("the row has an unknown format", value=list(row), hint=hint)
 
 

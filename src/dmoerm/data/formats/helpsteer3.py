@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..messages import prompt_in
 from ..raw_example import (
     ORIGIN,
     RawExample,
@@ -10,7 +11,6 @@ from ..raw_example import (
     has,
     list_in,
     mapping,
-    messages,
     need,
     number,
     origin,
@@ -24,9 +24,8 @@ def read_helpsteer3(row: Row) -> RawExample:
 
     The scores differ by the preference. `individual_preference` has the grades of the annotators.
     """
-    context = need(row, "context")
     fields = origin(row) | {
-        "prompt": context if isinstance(context, str) else messages(context, "context"),
+        "prompt": prompt_in(row, "context"),
         "responses": [text_in(row, "response1"), text_in(row, "response2")],
     }
     if row.get("domain"):

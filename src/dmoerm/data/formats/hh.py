@@ -14,7 +14,7 @@ _SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 
 def read_hh(row: Row) -> RawExample:
     """Read an hh-rlhf row: two transcripts that differ only in the assistant's last turn."""
-    sides = [_transcript(text_in(row, field), field) for field in ("chosen", "rejected")]
+    sides = [transcript(text_in(row, field), field) for field in ("chosen", "rejected")]
     if any(side[-1]["role"] != "assistant" for side in sides):
         raise SkippedRow("a transcript does not end with the assistant's turn", field="chosen")
     if sides[0][:-1] != sides[1][:-1]:
@@ -24,12 +24,12 @@ def read_hh(row: Row) -> RawExample:
     return RawExample(origin(row) | {"prompt": sides[0][:-1], "responses": responses} | labels, notes)
 
 
-def _is_transcript(text: object) -> bool:
+def is_transcript(text: object) -> bool:
     """Return whether the text looks like an hh-rlhf transcript."""
     return isinstance(text, str) and text.lstrip().startswith("Human:") and "\n\nAssistant:" in text
 
 
-def _transcript(text: str, field: str) -> list[dict[str, str]]:
+def transcript(text: str, field: str) -> list[dict[str, str]]:
     before, *parts = _TURN.split("\n\n" + text.lstrip())
     if before.strip() or not parts:
         hint = 'begin it with "\\n\\nHuman: "'
@@ -41,7 +41,7 @@ def _transcript(text: str, field: str) -> list[dict[str, str]]:
 
 
 def _is_hh(row: Row) -> bool:
-    return "prompt" not in row and _is_transcript(row.get("chosen")) and _is_transcript(row.get("rejected"))
+    return "prompt" not in row and is_transcript(row.get("chosen")) and is_transcript(row.get("rejected"))
 
 
 FORMAT = RowFormat("hh", _is_hh, read_hh, ORIGIN | CHOICE)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..raw_example import ORIGIN, RawExample, Row, RowFormat, as_text, messages, need, origin, task_name, texts_in
+from ..messages import prompt_in
+from ..raw_example import ORIGIN, RawExample, Row, RowFormat, as_text, origin, task_name, texts_in
 
 
 def read_rewardbench(row: Row) -> RawExample:
@@ -12,13 +13,12 @@ def read_rewardbench(row: Row) -> RawExample:
 
     All chosen responses share rank 1, all rejected rank 2; `subset` (RM-Bench: `domain`) is the task.
     """
-    prompt = need(row, "prompt")
     chosen, rejected = _one_or_more(row, "chosen"), _one_or_more(row, "rejected")
     fields = origin(row)
     for name in ("domain", "subset"):
         if row.get(name) is not None:
             fields["task"] = task_name(as_text(row[name], name))
-    fields["prompt"] = prompt if isinstance(prompt, str) else messages(prompt, "prompt")
+    fields["prompt"] = prompt_in(row, "prompt")
     fields["responses"] = chosen + rejected
     fields["ranks"] = [1] * len(chosen) + [2] * len(rejected)
     return RawExample(fields)

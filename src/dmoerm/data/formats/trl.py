@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from ...errors import DataError
-from ..raw_example import ORIGIN, RawExample, Row, RowFormat, SkippedRow, has, messages, need, number, origin, text_in
+from ..messages import last_answers, messages, prompt_in
+from ..raw_example import ORIGIN, RawExample, Row, RowFormat, has, need, number, origin, text_in
 
 CHOICE = frozenset({"chosen", "rejected", "margin", "score_chosen", "score_rejected"})
 """The columns of a choice between two responses."""
@@ -20,9 +22,9 @@ def read_trl(row: Row) -> RawExample:
     """
     chosen, rejected = need(row, "chosen"), need(row, "rejected")
     if isinstance(chosen, str) and isinstance(rejected, str):
-        prompt, responses = _text_parts(row.get("prompt"), chosen, rejected)
+        prompt, responses = _text_parts(row, chosen, rejected)
     else:
-        prompt, responses = _conversation_parts(row.get("prompt"), chosen, rejected)
+        prompt, responses = _conversation_parts(row)
     labels, notes = choice_labels(row)
     prompt, system_notes = _with_system(prompt, row)
     return RawExample(origin(row) | {"prompt": prompt, "responses": responses} | labels, notes + system_notes)
@@ -41,9 +43,9 @@ def _with_system(prompt: Any, row: Row) -> tuple[Any, tuple[str, ...]]:
     return turns, ("the column system differs from the prompt's system message; the message was kept",)
 
 
-def _text_parts(prompt: Any, chosen: str, rejected: str) -> tuple[Any, list[str]]:
-    if prompt is not None:
-        return (prompt if isinstance(prompt, str) else messages(prompt, "prompt")), [chosen, rejected]
+def _text_parts(row: Row, chosen: str, rejected: str) -> tuple[Any, list[str]]:
+    if "prompt" in row:  # an empty cell is missing: its prompt is not the beginning that the texts may share
+        return prompt_in(row, "prompt"), [chosen, rejected]
     end = _shared_words(chosen, rejected)
     if not chosen[:end].strip():
         hint = "give the prompt in a field of its own"
@@ -61,25 +63,27 @@ def _shared_words(first: str, second: str) -> int:
     return words if shared[:words].strip() else len(shared)
 
 
-def _conversation_parts(prompt: Any, chosen: Any, rejected: Any) -> tuple[Any, list[str]]:
-    sides = messages(chosen, "chosen"), messages(rejected, "rejected")
-    longest = min(map(len, sides)) - 1
-    shared = next((i for i in range(longest) if sides[0][i] != sides[1][i]), longest)
-    tails = [side[shared:] for side in sides]
-    if any(len(tail) != 1 or tail[0]["role"] != "assistant" for tail in tails):
-        raise SkippedRow("chosen and rejected differ in more than one last answer", field="chosen")
-    return _history(prompt, sides[0][:shared]), [tail[0]["content"] for tail in tails]
+def _conversation_parts(row: Row) -> tuple[Any, list[str]]:
+    sides = [_turns(need(row, field), field) for field in ("chosen", "rejected")]
+    shared, responses = last_answers(*sides)
+    return _history(row, shared), responses
 
 
-def _history(prompt: Any, shared: list[dict[str, str]]) -> Any:
+def _turns(side: Any, field: str) -> list[dict[str, str]]:
+    """Return a side's turns; a single one, as in ShareGPT's rows, may stand without a list."""
+    return messages([side] if isinstance(side, Mapping) else side, field)
+
+
+def _history(row: Row, shared: list[dict[str, str]]) -> Any:
     """Combine the prompt field with the turns that chosen and rejected share; many files repeat the prompt there."""
-    if prompt is None:
+    if row.get("prompt") is None:
         if not shared:
             raise DataError("is missing, and chosen and rejected share no turn", field="prompt", hint="add the field")
         return shared
+    prompt = prompt_in(row, "prompt")
     if not shared:
-        return prompt if isinstance(prompt, str) else messages(prompt, "prompt")
-    given = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else messages(prompt, "prompt")
+        return prompt
+    given = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     if given[-len(shared) :] == shared:
         return given
     return shared if all(turn in shared for turn in given) else given + shared
