@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from .labeling import PairOptions, estimate, label_questions, print_error_line, print_labels, questions_of
-from .options import BaseUrl, Format, JsonFile, RequestOptions, grouped
+from .options import BaseUrl, Format, JsonFile, RequestOptions, RunByDefault, grouped
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,17 +26,8 @@ if TYPE_CHECKING:
     from ..schema import Group
 
 
-class _RunByDefault(TyperGroup):
-    """Runs `dmoerm label run DATA` for `dmoerm label DATA`."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
-            args = ["run", *args]
-        return super().parse_args(ctx, args)
-
-
 app = typer.Typer(
-    cls=_RunByDefault,
+    cls=RunByDefault,
     no_args_is_help=True,
     help="Create capability labels with an LLM judge (the default command), import them, or measure their quality.",
 )
