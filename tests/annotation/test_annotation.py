@@ -70,12 +70,12 @@ def test_every_question_is_asked_once_overall_first(store: AnnotationStore) -> N
 
 def test_sides_are_random_by_annotator_and_stay_after_a_restart(store: AnnotationStore) -> None:
     sides: dict[str, list[tuple[int, int]]] = {}
-    for annotator in map(str, range(20)):
+    for annotator in map(str, range(10)):
         asked = answer_all(AnnotationSession(store), annotator, alphabetical)
         sides[annotator] = [(question["pair"], question["left"]) for question in asked]
-    assert len({tuple(shown) for shown in sides.values()}) == 20
+    assert len({tuple(shown) for shown in sides.values()}) == 10
     shares = Counter(left == store.pairs()[pair].first for shown in sides.values() for pair, left in shown)
-    assert 0.4 < shares[True] / shares.total() < 0.6
+    assert 0.35 < shares[True] / shares.total() < 0.65
     first = AnnotationSession(store).state("late")["question"]
     store.add_pairs(select_pairs([Query(prompt="new", responses=("x", "y"))])[0])
     again = AnnotationSession(AnnotationStore(store.path))

@@ -25,7 +25,7 @@ class AnnotatorAgreement:
         capability: `overall`, the name of a capability, or `all capabilities`.
         pairs: the number of verdicts of both, ties included, skipped questions left out.
         agreement: the share of them that are the same.
-        kappa: Cohen's κ over left, right and tie, referred to the responses; None if both always gave one verdict.
+        kappa: Cohen's κ over first better, second better and tie; None if both always gave the same one.
     """
 
     first: str
@@ -36,10 +36,14 @@ class AnnotatorAgreement:
     kappa: float | None
 
 
-def annotator_agreement(store: AnnotationStore) -> list[AnnotatorAgreement]:
-    """Return an entry per two annotators and question, `overall` and `all capabilities` first."""
+def annotator_agreement(store: AnnotationStore, annotator: str | None = None) -> list[AnnotatorAgreement]:
+    """Return an entry per two annotators and question, `overall` and `all capabilities` first.
+
+    Args:
+        annotator: return only the entries of this annotator with others; None: all entries.
+    """
     tables: dict[tuple[str, str, str], NDArray[np.float64]] = defaultdict(lambda: np.zeros((3, 3)))
-    for first, second, capability, verdict, other_verdict, count in store.compared():
+    for first, second, capability, verdict, other_verdict, count in store.compared(annotator):
         cell = _VERDICTS.index(verdict), _VERDICTS.index(other_verdict)
         tables[first, second, capability][cell] += count
         if capability != OVERALL:

@@ -102,7 +102,7 @@ class AnnotationSession:
         self._total = sum(len(self._asked[pair.group.task]) for pair in pairs.values())
 
     def state(self, annotator: str) -> dict[str, Any]:
-        """Return the annotator's next question (None at the end), the progress and the agreement."""
+        """Return the annotator's next question (None at the end), the progress and the agreement with others."""
         _check_annotator(annotator)
         answered = self.store.answered(annotator)
         questions = [key for key in self._questions() if key not in answered]
@@ -112,7 +112,7 @@ class AnnotationSession:
             "answered": self._total - len(questions),
             "total": self._total,
             "undo": bool(answered),
-            "agreement": [asdict(row) for row in annotator_agreement(self.store)],
+            "agreement": [asdict(row) for row in annotator_agreement(self.store, annotator)],
         }
 
     def answer(self, annotator: str, pair: int, capability: str, left: int, choice: Choice) -> None:

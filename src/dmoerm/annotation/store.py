@@ -111,14 +111,17 @@ class AnnotationStore:
         rows = self._run("SELECT annotator, pair, capability, outcome, shown_left FROM answers ORDER BY number")
         return [PairAnswer(who, pair, name, Outcome(outcome), left) for who, pair, name, outcome, left in rows]
 
-    def compared(self) -> list[tuple[str, str, str, Outcome, Outcome, int]]:
+    def compared(self, annotator: str | None = None) -> list[tuple[str, str, str, Outcome, Outcome, int]]:
         """Count the pairs that two annotators judged, without skipped questions.
+
+        Args:
+            annotator: only count those that this annotator judged, too; None: of all annotators.
 
         Returns:
             rows of both annotators, the capability, both verdicts and the number of pairs.
         """
         verdicts = ", ".join(f"'{outcome}'" for outcome in PROBABILITIES)
-        rows = self._run(_COMPARED.format(verdicts=verdicts))
+        rows = self._run(_COMPARED.format(verdicts=verdicts), {"annotator": annotator})
         return [(a, b, name, Outcome(first), Outcome(second), count) for a, b, name, first, second, count in rows]
 
 
@@ -128,5 +131,6 @@ _COMPARED = """
 SELECT a.annotator, b.annotator, a.capability, a.outcome, b.outcome, count(*)
 FROM answers a JOIN answers b ON a.pair = b.pair AND a.capability = b.capability AND a.annotator < b.annotator
 WHERE a.outcome IN ({verdicts}) AND b.outcome IN ({verdicts})
+    AND (:annotator IS NULL OR :annotator IN (a.annotator, b.annotator))
 GROUP BY a.annotator, b.annotator, a.capability, a.outcome, b.outcome
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ class Database:
         if known != application_id:
             self._connection.execute(f"PRAGMA application_id={application_id}")
 
-    def run(self, statement: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
+    def run(self, statement: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> sqlite3.Cursor:
         """Run one statement. Raise `CheckpointError` if the file cannot be read or written."""
         try:
             return self._connection.execute(statement, values)
