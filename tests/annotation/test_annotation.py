@@ -160,7 +160,9 @@ def test_a_sample_of_pairs_and_the_same_data_again(tmp_path: Path) -> None:
 
 
 def test_rows_without_pairs_are_named() -> None:
-    with pytest.raises(DataError, match="no pair to annotate: 1 of 2 groups have one response, 1 of 2 groups have no two"):
+    with pytest.raises(
+        DataError, match="no pair to annotate: 1 of 2 groups have one response, 1 of 2 groups have no two"
+    ):
         select_pairs([Query(prompt="p", responses=("a",)), Query(prompt="p", responses=("a", "a", " "))])
 
 
@@ -184,7 +186,11 @@ def test_other_sites_and_wrong_answers_are_refused(store: AnnotationStore) -> No
         assert client.get("/", headers={"Host": "attacker.example"}).status_code == 400
         form = {"Content-Type": "text/plain"}  # what a page of another origin may send without being asked
         assert client.post("/v1/answer", content=json.dumps(body), headers=form).status_code == 422
-        faults = [({"pair": 99}, "99/overall"), ({"capability": "wit"}, "1/wit"), ({"left": 7}, "left: is not a response")]
+        faults = [
+            ({"pair": 99}, "99/overall"),
+            ({"capability": "wit"}, "1/wit"),
+            ({"left": 7}, "left: is not a response"),
+        ]
         for change, said in [*faults, ({"choice": "both"}, "choice"), ({"annotator": " a"}, "annotator")]:
             answer = client.post("/v1/answer", json=body | change)
             assert answer.status_code == 422

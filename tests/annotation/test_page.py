@@ -93,9 +93,7 @@ def press(page: Any, key: str) -> None:
     """Press a key and wait for the answer."""
     before = page.locator("#status").inner_text(), page.locator("#count").inner_text()
     page.keyboard.press(key)
-    page.wait_for_function(
-        "before => document.getElementById('count').innerText !== before", arg=before[1], polling=20
-    )
+    page.wait_for_function("before => document.getElementById('count').innerText !== before", arg=before[1], polling=20)
 
 
 def test_two_annotators_and_a_server_that_is_killed(visit: Callable[..., Any], project: Path) -> None:
@@ -144,7 +142,9 @@ _FOCUSED = "[document.activeElement.innerText, getComputedStyle(document.activeE
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (400, "dark")])
-def test_it_is_readable_and_reachable_by_tab(served_page: str, visit: Callable[..., Any], width: int, scheme: str) -> None:
+def test_it_is_readable_and_reachable_by_tab(
+    served_page: str, visit: Callable[..., Any], width: int, scheme: str
+) -> None:
     page = visit(f"{served_page}?annotator={scheme}", width=width, scheme=scheme)
     page.locator("#work").wait_for()
     assert page.evaluate("document.activeElement.id") == "question-title"

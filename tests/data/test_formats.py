@@ -28,6 +28,16 @@ ROWS: dict[str, dict[str, Any]] = {
     "rewardbench": {"prompt": "Hi", "chosen": "a", "rejected": "b", "subset": "hep-cpp", "id": 7},
     "hh": {"chosen": "\n\nHuman: Hi\n\nAssistant: a", "rejected": "\n\nHuman: Hi\n\nAssistant: b"},
     "trl": {"prompt": "Hi", "chosen": "a", "rejected": "b"},
+    "argilla": {
+        "fields": {"prompt": "Hi", "response_1": "a", "response_2": "b"},
+        "responses": {"preference": [{"value": "response_1", "user_id": "u"}]},
+    },
+    "label-studio": {
+        "data": {"prompt": "Hi", "text1": "a", "text2": "b"},
+        "annotations": [
+            {"result": [{"from_name": "pw", "to_name": "x,y", "type": "pairwise", "value": {"selected": "left"}}]}
+        ],
+    },
 }
 
 

@@ -63,7 +63,9 @@ def create_annotation_app(session: AnnotationSession) -> FastAPI:
         return session.state(body.annotator)
 
     add_page(app, _PAGE)
-    app.add_exception_handler(DmoermError, lambda _, error: _failure(422 if isinstance(error, DataError) else 500, error))
+    app.add_exception_handler(
+        DmoermError, lambda _, error: _failure(422 if isinstance(error, DataError) else 500, error)
+    )
     app.add_exception_handler(RequestValidationError, lambda _, error: _invalid(error))
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
     return app

@@ -42,14 +42,18 @@ def select_pairs(
     for query in queries:
         candidates = [pair for pair in all_pairs([query]) if not _has_empty_response(pair)]
         if not candidates:
-            reasons["have one response" if len(query.responses) < 2 else "have no two different responses with text"] += 1
+            reasons[
+                "have one response" if len(query.responses) < 2 else "have no two different responses with text"
+            ] += 1
         elif pairs_per_group is not None and pairs_per_group < len(candidates):
             sampler = random.Random(f"{seed} {query.id} {content_digest(query)}")
             candidates = sorted(sampler.sample(candidates, pairs_per_group), key=lambda pair: pair[1:])
         pairs += candidates
     if not pairs:
         counts = ", ".join(f"{count} of {len(queries)} groups {reason}" for reason, count in reasons.items())
-        raise DataError(f"there is no pair to annotate: {counts}", hint="give rows with two or more different responses")
+        raise DataError(
+            f"there is no pair to annotate: {counts}", hint="give rows with two or more different responses"
+        )
     return pairs, reasons
 
 
@@ -98,8 +102,8 @@ class AnnotationSession:
         pairs = store.pairs()
         self._pairs = {number: pairs[number] for number in sorted(pairs, key=lambda n: self._digest("", pairs[n]))}
         tasks = {pair.group.task for pair in pairs.values()}
-        self._asked = {task: _capabilities(taxonomy, task) for task in tasks}
-        self._total = sum(len(self._asked[pair.group.task]) for pair in pairs.values())
+        self._capabilities = {task: _capabilities(taxonomy, task) for task in tasks}
+        self._total = sum(len(self._capabilities[pair.group.task]) for pair in pairs.values())
 
     def state(self, annotator: str) -> dict[str, Any]:
         """Return the annotator's next question (None at the end), the progress and the agreement with others."""
@@ -130,7 +134,7 @@ class AnnotationSession:
         """
         _check_annotator(annotator)
         known = self._pairs.get(pair)
-        if known is None or capability not in self._asked[known.group.task]:
+        if known is None or capability not in self._capabilities[known.group.task]:
             hint = "reload the page; the data or the taxonomy have changed"
             raise DataError("there is no such question", field="pair", value=f"{pair}/{capability}", hint=hint)
         if left not in known[1:]:
@@ -150,23 +154,24 @@ class AnnotationSession:
         self.store.undo(annotator)
 
     def _questions(self) -> Iterable[tuple[int, str]]:
-        return ((number, name) for number, pair in self._pairs.items() for name in self._asked[pair.group.task])
+        return ((number, name) for number, pair in self._pairs.items() for name in self._capabilities[pair.group.task])
 
     def _question(self, annotator: str, number: int, name: str) -> AnnotationQuestion:
         pair = self._pairs[number]
-        shown = pair[1:] if self._digest(annotator, pair) % 2 else pair[:0:-1]
-        asked = self._asked[pair.group.task]
+        swapped = self._digest(annotator, pair) % 2
+        left, right = (pair.second, pair.first) if swapped else (pair.first, pair.second)
+        capabilities = self._capabilities[pair.group.task]
         return AnnotationQuestion(
             pair=number,
             capability=name,
-            title=asked[name].title,
-            rubric=asked[name].rubric,
+            title=capabilities[name].title,
+            rubric=capabilities[name].rubric,
             task=pair.group.task,
             prompt=[message.model_dump() for message in messages_of(pair.group.prompt)],
-            left=shown[0],
-            responses=(pair.group.responses[shown[0]], pair.group.responses[shown[1]]),
-            step=list(asked).index(name) + 1,
-            steps=len(asked),
+            left=left,
+            responses=(pair.group.responses[left], pair.group.responses[right]),
+            step=list(capabilities).index(name) + 1,
+            steps=len(capabilities),
         )
 
     def _digest(self, annotator: str, pair: ResponsePair) -> int:
@@ -178,7 +183,12 @@ class AnnotationSession:
 def _capabilities(taxonomy: Taxonomy | None, task: str | None) -> dict[str, Capability]:
     """Return what is asked about a pair: the overall preference, then the capabilities of its task."""
     formats = [QuestionFormat(taxonomy, overall=True), *([QuestionFormat(taxonomy)] if taxonomy else [])]
-    return {name: asked for form in formats for names in form.capability_sets(task) for name, asked in names.items()}
+    return {
+        name: capability
+        for form in formats
+        for names in form.capability_sets(task)
+        for name, capability in names.items()
+    }
 
 
 def _check_annotator(name: str) -> None:

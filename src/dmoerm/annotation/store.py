@@ -89,7 +89,9 @@ class AnnotationStore:
     def pairs(self) -> dict[int, ResponsePair]:
         """Return number → pair, in the order of the data."""
         groups = {number: Query.model_validate_json(query) for number, query in self._run(_GROUPS)}
-        return {number: ResponsePair(groups[group], first, second) for number, group, first, second in self._run(_PAIRS)}
+        return {
+            number: ResponsePair(groups[group], first, second) for number, group, first, second in self._run(_PAIRS)
+        }
 
     def put(self, answer: PairAnswer) -> None:
         """Record an answer; it replaces the annotator's earlier answer to the same question."""
