@@ -52,6 +52,16 @@ ROWS: dict[str, dict[str, Any]] = {
         "chosen": {"from": "gpt", "value": "a"},
         "rejected": {"from": "gpt", "value": "b"},
     },
+    "argilla": {
+        "fields": {"prompt": "Hi", "response_1": "a", "response_2": "b"},
+        "responses": {"preference": [{"value": "response_1", "user_id": "u"}]},
+    },
+    "label-studio": {
+        "data": {"prompt": "Hi", "text1": "a", "text2": "b"},
+        "annotations": [
+            {"result": [{"from_name": "pw", "to_name": "x,y", "type": "pairwise", "value": {"selected": "left"}}]}
+        ],
+    },
 }
 ONE_RESPONSE = {"helpsteer", "kto"}
 

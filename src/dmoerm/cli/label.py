@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from .labeling import PairOptions, estimate, label_questions, print_error_line, print_labels, questions_of
-from .options import BaseUrl, JsonFile, RequestOptions, grouped
+from .options import BaseUrl, JsonFile, RequestOptions, RunByDefault, grouped
 from .rows import RowOptions
 
 if TYPE_CHECKING:
@@ -26,17 +25,8 @@ if TYPE_CHECKING:
     from ..labeling.runner import RunLimits
 
 
-class _RunByDefault(TyperGroup):
-    """Runs `dmoerm label run DATA` for `dmoerm label DATA`."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
-            args = ["run", *args]
-        return super().parse_args(ctx, args)
-
-
 app = typer.Typer(
-    cls=_RunByDefault,
+    cls=RunByDefault,
     no_args_is_help=True,
     help="Create capability labels with an LLM judge (the default command), import them, or measure their quality.",
 )

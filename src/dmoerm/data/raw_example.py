@@ -55,6 +55,7 @@ class RowFormat:
         unsuggested: columns that are read but never suggested for a misspelled one.
         one_response: a row has a single response; the rows of one prompt are joined into a group.
         strict: an empty response is an error; in other formats it is left out and counted.
+        open_columns: users name the columns themselves, so none is counted as unknown.
     """
 
     name: str
@@ -66,6 +67,7 @@ class RowFormat:
     unsuggested: frozenset[str] = frozenset()
     one_response: bool = False
     strict: bool = False
+    open_columns: bool = False
 
 
 def has(*names: str) -> Callable[[Row], bool]:

@@ -12,14 +12,13 @@ import hashlib
 import json
 import os
 import socket
-import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError
+from ..io.database import Database
 from .verdict import Token
 
 _STALE = 3600.0
@@ -74,21 +73,14 @@ class AnswerStore:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
         self._owner = f"{socket.gethostname()}/{os.getpid()}:{_start_time(os.getpid())}"
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(path, timeout=60, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=NORMAL")
-            self._db.executescript(_SCHEMA)
-        except (sqlite3.Error, OSError) as error:
-            raise self._error("cannot open the answer store", error) from None
+        self._database = Database(path, _SCHEMA, "answer store")
+        self._run = self._database.run
 
     def close(self) -> None:
         """Release the claims of this process and close the file."""
         self._run("DELETE FROM claims WHERE owner = ?", (self._owner,))
-        self._db.close()
+        self._database.close()
 
     def get(self, key: str) -> JudgeAnswer | None:
         """Return the recorded answer of a call; None if it is not recorded."""
@@ -98,16 +90,13 @@ class AnswerStore:
     def claim(self, key: str) -> bool:
         """Claim a call for this process. Return False if it is recorded or claimed by another process."""
         now = time.time()
-        self._run("BEGIN IMMEDIATE")
-        try:
+        with self._database.transaction():
             done = self._run("SELECT 1 FROM calls WHERE key = ?", (key,)).fetchone()
             held = self._run("SELECT owner, since FROM claims WHERE key = ?", (key,)).fetchone()
             if done or (held and held[0] != self._owner and _alive(held[0], held[1], now)):
                 return False
             self._run("INSERT OR REPLACE INTO claims VALUES (?, ?, ?)", (key, self._owner, now))
             return True
-        finally:
-            self._run("COMMIT")
 
     def put(self, key: str, model: str, question: Mapping[str, Any], messages: Any, answer: JudgeAnswer) -> None:
         """Record a call and release its claim.
@@ -127,14 +116,9 @@ class AnswerStore:
             *_values(answer),
             time.time(),
         )
-        self._run("BEGIN IMMEDIATE")
-        try:
+        with self._database.transaction():
             self._run(f"INSERT OR REPLACE INTO calls VALUES ({', '.join('?' * len(row))})", row)
             self._run("DELETE FROM claims WHERE key = ?", (key,))
-        except CheckpointError:
-            self._db.execute("ROLLBACK")
-            raise
-        self._run("COMMIT")
 
     def release(self, key: str) -> None:
         """Release a claim without an answer."""
@@ -144,15 +128,6 @@ class AnswerStore:
         """Yield key, model, question and answer of every recorded call."""
         for key, model, question, *row in self._run(f"SELECT key, model, question, {', '.join(_COLUMNS)} FROM calls"):
             yield key, model, json.loads(question), _answer(row)
-
-    def _run(self, statement: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
-        try:
-            return self._db.execute(statement, values)
-        except sqlite3.Error as error:
-            raise self._error("cannot read or write the answer store", error) from None
-
-    def _error(self, what: str, error: Exception) -> CheckpointError:
-        return CheckpointError(f"{self.path}: {what}: {error}")
 
 
 _COLUMNS = (

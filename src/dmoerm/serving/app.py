@@ -9,10 +9,10 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
-from starlette.responses import FileResponse, JSONResponse, Response
-from starlette.staticfiles import StaticFiles
+from starlette.responses import JSONResponse, Response
 
 from ..model import DMoERM
+from ..pages import add_page
 from .error_answers import add_handlers
 from .guard import Guard
 from .limits import ServingConfig
@@ -20,10 +20,6 @@ from .protocols import find_routers
 from .service import CurrentService, Service
 
 _PAGE = Path(__file__).with_name("page")
-_PAGE_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
 _DESCRIPTION = """\
 Scores the responses to a prompt with a double-layer mixture-of-experts reward model. `/v1/score` returns everything
 that the model computes; the other protocols are those of vLLM, OpenRLHF and Text Embeddings Inference, so that trainers
@@ -59,7 +55,7 @@ def create_app(
     for router in find_routers():
         app.include_router(router)
     _add_state(app)
-    _add_page(app)
+    add_page(app, _PAGE)
     add_handlers(app)
     paths = frozenset({"/", *app.openapi()["paths"]})
     app.add_middleware(Guard, settings=settings, metrics=service.metrics, paths=paths)
@@ -97,11 +93,3 @@ def _add_state(app: FastAPI) -> None:
         }
         card = {"id": service.name, "object": "model", "created": service.now(), "owned_by": "dmoerm"}
         return {"object": "list", "data": [{**card, "tasks": model.config.tasks, "limits": limits}]}
-
-
-def _add_page(app: FastAPI) -> None:
-    @app.get("/", include_in_schema=False)
-    async def page() -> Response:
-        return FileResponse(_PAGE / "index.html", headers={"Content-Security-Policy": _PAGE_POLICY})
-
-    app.mount("/page", StaticFiles(directory=_PAGE), name="page")

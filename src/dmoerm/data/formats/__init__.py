@@ -58,6 +58,8 @@ def unknown_columns(row: Row, row_format: RowFormat) -> list[str]:
     Raises:
         DataError: in a format that people write themselves, a column is a misspelling of one that the row lacks.
     """
+    if row_format.open_columns:
+        return []
     given = {name: value for name, value in row.items() if value is not None}
     unknown = [name for name in given if name not in row_format.columns]
     if row_format.handwritten:
