@@ -92,7 +92,8 @@ def _read(rows: Mapping[str, Sequence[PlacedRow]], format: str) -> list[Reading]
 
 def _left_out(reading: Reading) -> Iterable[str]:
     if reading.bad:
-        yield f"{len(reading.bad)} bad rows are left out, the first: {reading.bad[0]}"
+        rows = f"{len(reading.bad)} bad row{'s' * (len(reading.bad) > 1)}"
+        yield f"{rows} left out, the first: {reading.bad[0]}"
     yield from (f"left out: {reason} ({count})" for reason, count in reading.skipped.items())
 
 
