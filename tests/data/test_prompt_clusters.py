@@ -1,16 +1,18 @@
 """Prompts of different kinds fall into clusters that are named by their words; prompts of one kind do not."""
 
 import random
+from collections import Counter
 
 import pytest
 
 from dmoerm.data.prompt_clusters import ONE_TASK, cluster_prompts
 
-KINDS = {
-    "python": "python function list code return loop class import module error string integer array debug".split(),
-    "recipe": "recipe oven flour sugar butter bake minutes cake onion soup salt pepper chicken dinner".split(),
-    "travel": "flight hotel beach museum train ticket passport island weekend tour city airport luggage".split(),
+WORDS = {
+    "python": "python function list code return loop class import module error string integer array debug",
+    "recipe": "recipe oven flour sugar butter bake minutes cake onion soup salt pepper chicken dinner",
+    "travel": "flight hotel beach museum train ticket passport island weekend tour city airport luggage",
 }
+KINDS = {name: words.split() for name, words in WORDS.items()}
 FILLER = [f"word{chr(97 + i // 26)}{chr(97 + i % 26)}" for i in range(120)]
 
 
@@ -29,7 +31,8 @@ def prompts(kinds: list[str], each: int, seed: int = 0) -> tuple[list[str], list
 def test_kinds_of_prompts_become_clusters_named_by_their_words(count: int | None) -> None:
     texts, kinds = prompts(list(KINDS), 60)
     labels = cluster_prompts(texts, min_size=10, count=count)
-    majority = {label: max(set(kinds), key=[k for k, n in zip(kinds, labels) if n == label].count) for label in labels}
+    pairs = Counter(zip(labels, kinds, strict=True))
+    majority = {label: max(KINDS, key=lambda kind: pairs[label, kind]) for label in set(labels)}
     assert sorted(majority.values()) == sorted(KINDS)
     assert sum(majority[label] == kind for label, kind in zip(labels, kinds, strict=True)) > 0.95 * len(texts)
     for label, kind in majority.items():

@@ -28,9 +28,11 @@ _VOCABULARY, _DIRECTIONS = 4000, 24
 _SAMPLE, _PAIRWISE, _STARTS = 5000, 1500, 4
 _NEAR = 0.9  # the silhouette rises slowly with the number of clusters
 _COMMON = frozenset(
-    "about after also and any are because been but can could did does for from get had has have here him his how into "
-    "its just like make more not now one only other our out please some than that the their them then there these "
-    "they this use was were what when where which while who why will with would you your user".split()
+    _WORD.findall(
+        "about after also and any are because been but can could did does for from get had has have here him his how "
+        "into its just like make more not now one only other our out please some than that the their them then there "
+        "these they this use was were what when where which while who why will with would you your user"
+    )
 )
 
 
