@@ -59,7 +59,7 @@ def cluster_prompts(prompts: Sequence[str], min_size: int, count: int | None = N
 def _counts(words: Sequence[Sequence[str]], kept: Sequence[str]) -> csr_matrix:
     """Return how often each word is in each prompt, (P, W)."""
     index = {word: i for i, word in enumerate(kept)}
-    cells = [(row, index[word]) for row, found in enumerate(words) for word in found if word in index]
+    cells = [(row, index[word]) for row, content in enumerate(words) for word in content if word in index]
     rows, columns = np.array(cells).T
     return csr_matrix((np.ones(len(cells)), (rows, columns)), (len(words), len(kept)))
 
@@ -109,9 +109,9 @@ def _silhouette(points: np.ndarray, labels: np.ndarray) -> float:
     member = labels[:, None] == present  # (P, k)
     sizes = member.sum(0)
     mean = (distances @ member) / np.maximum(sizes - member, 1)
-    own = mean[member]
-    other = np.where(member, np.inf, mean).min(1)
-    return float(np.mean((other - own) / np.maximum(np.maximum(own, other), 1e-12)))
+    within = mean[member]
+    nearest = np.where(member, np.inf, mean).min(1)
+    return float(np.mean((nearest - within) / np.maximum(np.maximum(within, nearest), 1e-12)))
 
 
 def _names(counts: csr_matrix, kept: Sequence[str], labels: np.ndarray) -> list[str]:

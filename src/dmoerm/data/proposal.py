@@ -98,14 +98,14 @@ def _left_out(reading: Reading) -> Iterable[str]:
 
 
 def _check_pairs(readings: Sequence[Reading], sources: Sequence[str]) -> None:
-    found = _prompts((group for reading in readings for group in reading.groups), _ordered)
-    if found >= MIN_PROMPTS:
+    ordered = _prompts((group for reading in readings for group in reading.groups), _ordered)
+    if ordered >= MIN_PROMPTS:
         return
     for reading in readings:
         if reading.bad and not reading.groups:
             raise reading.bad[0]
     hint = f"at least {MIN_PROMPTS} are needed, some of them held out; `dmoerm data check` counts what the file holds"
-    message = f"{found} prompts have two responses of which one is preferred"
+    message = f"{ordered} prompts have two responses of which one is preferred"
     raise DataError(message, file=", ".join(sources), hint=hint)
 
 
@@ -159,8 +159,8 @@ def _task_of(row: Row, column: str) -> str | None:
 def _clustered(groups: list[Group], clusters: int | None) -> tuple[list[Group], str]:
     texts = {prompt_key(g.prompt): _users_text(g) for g in groups}
     names = dict(zip(texts, cluster_prompts(list(texts.values()), MIN_PROMPTS, clusters), strict=True))
-    one = ONE_TASK in names.values()
-    source = "default: the prompts are alike" if one else "clusters of the prompts' words"
+    alike = ONE_TASK in names.values()
+    source = "default: the prompts are alike" if alike else "clusters of the prompts' words"
     return [group.model_copy(update={"task": names[prompt_key(group.prompt)]}) for group in groups], source
 
 

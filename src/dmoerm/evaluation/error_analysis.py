@@ -33,7 +33,7 @@ def error_analysis(scored: Sequence[ScoredGroup], seed: int = 0, resamples: int 
 
 
 def _worst(scored: Sequence[ScoredGroup]) -> list[WrongPair]:
-    """Return the worst pairs, one a prompt, so that a single prompt does not fill the list."""
+    """Return the worst pairs, one per prompt, so that a single prompt does not fill the list."""
     wrong = [
         (probability, index, pair)
         for index, group in enumerate(scored)

@@ -166,7 +166,7 @@ class ErrorAnalysis(ResultModel):
     """Where `dmoerm` orders pairs against people."""
 
     worst: tuple[WrongPair, ...]
-    """The least probable preferences, one a prompt."""
+    """The least probable preferences, one per prompt."""
     by_length: dict[str, Estimate]
     """Part of the pairs → accuracy."""
     by_agreement: dict[str, Estimate]
