@@ -65,7 +65,9 @@ def _judged(
 ) -> Iterator[JudgedLabel]:
     for example in examples:
         scores = score(example) if example.pairs.get(capability) else None
-        for pair in example.pairs[capability] if scores is not None else ():
+        if scores is None:
+            continue
+        for pair in example.pairs[capability]:
             probability = float(torch.sigmoid(scores[pair.better] - scores[pair.worse]))
             yield JudgedLabel(example.group, task, capability, pair, probability)
 
