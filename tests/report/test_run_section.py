@@ -77,3 +77,31 @@ def test_the_weights_of_the_aggregator_are_shown_where_they_were_chosen() -> Non
     assert "62.2%" not in page  # the reward does not read phase 1 here
     assert "59.9%" not in page  # of all tasks together
     assert "What the rewards are made of" not in report_html(example(steps={"phase3/chitchat": {"accuracy": 0.7}}))
+
+
+def test_the_worst_pairs_are_shown_with_their_texts_escaped() -> None:
+    estimate = {"value": 0.25, "low": 0.1, "high": 0.4, "pairs": 8, "prompts": 4}
+    pair = {"id": "7", "task": "chitchat", "prompt": "<b>why</b>", "preferred": "because", "other": "</script><i>"}
+    pair |= {
+        "probability": 0.03,
+        "rewards": (-1, 2.5),
+        "uncertainty": (0.11, 0.22),
+        "capabilities": {"wit": (0.3, 4.5)},
+    }
+    errors = {"worst": [pair], "by_length": {"about equally long": estimate}, "by_agreement": {}}
+    text = report_html(example(errors=errors))
+    shown = (
+        "&lt;b&gt;why&lt;/b&gt;",
+        "because",
+        "&lt;/script&gt;&lt;i&gt;",
+        "3.0%",
+        "2.50",
+        "0.22",
+        "wit",
+        "4.50",
+        "25.0%",
+    )
+    assert [words for words in shown if words not in text] == []
+    assert "agreement of annotators" not in text
+    assert "<i>" not in text
+    assert "people and dmoerm differ" not in report_html(example()), "results of an earlier version"

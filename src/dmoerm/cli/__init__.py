@@ -19,7 +19,24 @@ from typer.core import TyperGroup
 
 from .. import __version__
 from ..errors import DmoermError
-from . import annotate, benchmark, bon, compare, config, data, demo, eval, label, push, report, rl, score, serve, train
+from . import (
+    annotate,
+    benchmark,
+    bon,
+    compare,
+    config,
+    data,
+    demo,
+    eval,
+    init,
+    label,
+    push,
+    report,
+    rl,
+    score,
+    serve,
+    train,
+)
 
 _INTERRUPTED, _PIPE_CLOSED = 130, 141
 _RESUMABLE = {"train", "compare", "bon", "rl", "demo"}
@@ -74,6 +91,7 @@ app.add_typer(config.app, name="config")
 app.add_typer(data.app, name="data")
 app.add_typer(label.app, name="label")
 app.add_typer(annotate.app, name="annotate")
+app.command("init")(init.command)
 app.command("train")(train.command)
 app.command("eval")(eval.command)
 app.command("score")(score.command)

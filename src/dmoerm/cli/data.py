@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from . import suspects
 from .options import SHOWN_BAD_ROWS, JsonFile, grouped
 from .rows import RowOptions
 from .tables import plain_table
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 
     from ..chat.encoding import Encoder
 
-app = typer.Typer(no_args_is_help=True, help="Check preference data, and draft a taxonomy from it.")
+app = typer.Typer(no_args_is_help=True, help="Check preference data, draft a taxonomy, find doubtful labels.")
+app.command("suspects")(suspects.command)
 
 Files = Annotated[
     list[str], typer.Argument(metavar="FILE…", help="JSON Lines, CSV, TSV or Parquet files, or datasets.")

@@ -33,6 +33,7 @@ class Reading:
         notes: decision of the reader → number of rows; these rows were kept.
         unknown_columns: column that is not read → number of rows that have it.
         rows: number of rows, blank lines not counted.
+        format: the name of the row format; empty if no row could be read.
     """
 
     groups: list[Group] = field(default_factory=list)
@@ -41,6 +42,7 @@ class Reading:
     notes: Counter[str] = field(default_factory=Counter)
     unknown_columns: Counter[str] = field(default_factory=Counter)
     rows: int = 0
+    format: str = ""
 
 
 def read_groups(
@@ -65,9 +67,23 @@ def read_groups(
         DataError: the source is missing, unreadable or empty, or (with `raise`) a row is bad.
         ConfigError: the format is unknown.
     """
+    rows = _rows_of(source, split, streaming=False)
+    return groups_of(rows, source, format=format, columns=columns, task=task, on_error=on_error)
+
+
+def groups_of(
+    rows: Iterable[PlacedRow],
+    source: str | Path,
+    *,
+    format: str = "auto",
+    columns: ColumnMap | None = None,
+    task: str | None = None,
+    on_error: Literal["raise", "collect"] = "raise",
+) -> Reading:
+    """Return the groups of rows that were read from `source`; see `read_groups`."""
     columns = columns or {}
     reader = _GroupReader(str(source), named_format(format), columns, task, collect=on_error == "collect")
-    for line, row in mapped_rows(_rows_of(source, split, streaming=False), columns, str(source)):
+    for line, row in mapped_rows(rows, columns, str(source)):
         reader.take(line, row)
     return reader.finish()
 
@@ -164,7 +180,7 @@ class _GroupReader:
                 self._add(join_raw_examples(examples), line)
             except DataError as error:
                 self._fail(error, line)
-        return replace(self._reading, rows=self._rows)
+        return replace(self._reading, rows=self._rows, format=self._format.name if self._format else "")
 
     def _fail(self, error: DataError, line: int) -> None:
         if isinstance(error, SkippedRow):

@@ -172,8 +172,13 @@ def _truncation(
 
 def _measure(tokenizer: Tokenizer | None) -> Callable[[str], int]:
     if tokenizer is None:
-        return lambda text: len(_WORD.findall(text))
+        return count_words
     return lambda text: len(tokenizer.encode(text, add_special_tokens=False))
+
+
+def count_words(text: str) -> int:
+    """Return the number of words; a Chinese or Japanese character counts as one."""
+    return len(_WORD.findall(text))
 
 
 def _text(prompt: Prompt) -> str:

@@ -162,6 +162,20 @@ def capability_accuracy(
     return estimates
 
 
+def pooled_accuracy(
+    rows: Iterable[OrderedPairs], method: str, name: str, seed: int = 0, resamples: int = RESAMPLES
+) -> Estimate | None:
+    """Estimate a method's accuracy on the pairs of all rows together; None if there is no pair.
+
+    Args:
+        name: of these pairs, from which the random stream is derived.
+    """
+    counts = count_pairs(rows)
+    if counts is None:
+        return None
+    return _estimate(method, [_Shares(counts, resample(counts, _task_seed(name, seed), resamples))])
+
+
 def resample(counts: PairCounts, seed: int | Sequence[int], resamples: int = RESAMPLES) -> dict[str, np.ndarray]:
     """Compute each method's accuracy (B,) on B resamples of the P prompts and of the S seeds.
 

@@ -18,6 +18,7 @@ from ..schema import Group
 from ..training.cache import ActivationCache
 from .accuracy import capability_accuracy, compare, overall_counts
 from .diagnostics import calibration_result, length_bias, router_result
+from .error_analysis import error_analysis
 from .overlap import split_overlap
 from .results import Results, peak_memory, phase_seconds, versions
 from .scored_groups import score_groups
@@ -75,6 +76,7 @@ def evaluate(
         capabilities=capability_accuracy(scored, seed, resamples),
         calibration=calibration_result(scored),
         length_bias=length_bias(scored),
+        errors=error_analysis(scored, seed, resamples),
         time=phase_seconds(steps or {}),
         steps={name: dict(metrics) for name, metrics in (steps or {}).items()},
         peak_memory=peak_memory(),

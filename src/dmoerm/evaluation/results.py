@@ -142,6 +142,37 @@ class LengthBias(ResultModel):
     """Groups in which both lengths and scores differ."""
 
 
+class WrongPair(ResultModel):
+    """A pair that `dmoerm` orders against people. Two numbers are of the preferred and of the other response."""
+
+    id: str
+    """The group's."""
+    task: str
+    prompt: str
+    """Long texts are without their middle."""
+    preferred: str
+    """The response that people prefer."""
+    other: str
+    probability: float = Field(ge=0, le=1)
+    """Of what people prefer, by `dmoerm`."""
+    rewards: tuple[float, float]
+    uncertainty: tuple[float, float] | None
+    """Standard deviations of the rewards; None if the model has no posterior."""
+    capabilities: dict[str, tuple[float, float]]
+    """Scores on the task's capabilities."""
+
+
+class ErrorAnalysis(ResultModel):
+    """Where `dmoerm` orders pairs against people."""
+
+    worst: tuple[WrongPair, ...]
+    """The least probable preferences, one per prompt."""
+    by_length: dict[str, Estimate]
+    """Part of the pairs → accuracy."""
+    by_agreement: dict[str, Estimate]
+    """Part of the pairs → accuracy; empty without grades of several annotators."""
+
+
 class Cost(ResultModel):
     """A method's cost."""
 
@@ -192,6 +223,8 @@ class Results(Document):
     calibration: CalibrationResult
     length_bias: dict[str, LengthBias]
     """Method (and `human`: the grades by people) → correlation with length."""
+    errors: ErrorAnalysis | None = None
+    """The worst pairs and parts; None: measured by an earlier version."""
     time: dict[str, float]
     """Phase → seconds of training."""
     steps: dict[str, dict[str, float | None]]

@@ -49,6 +49,7 @@ class ScoredGroup(Generic[Q]):
         capabilities: capability of `task` → one score per response.
         members: scorer → (k, N), the rewards of each of its k members.
         empty: indices of the responses without text.
+        uncertainty: (N,), the standard deviations of the `dmoerm` rewards, nan without a posterior; None: unknown.
     """
 
     group: Q
@@ -60,6 +61,7 @@ class ScoredGroup(Generic[Q]):
     capabilities: Mapping[str, np.ndarray]
     members: Mapping[str, np.ndarray] = field(default_factory=dict)
     empty: Sequence[int] = ()
+    uncertainty: np.ndarray | None = None
 
     def with_rewards(self, rewards: Mapping[str, np.ndarray]) -> ScoredGroup[Q]:
         """Return the same group with other rewards."""
@@ -161,6 +163,7 @@ def _scored(
         capabilities=dict(zip(model.task_model(task).experts.capabilities, _array(capabilities.T), strict=True)),
         members={name: _array(row[:, rows]) for name, row in members.items()},
         empty=empty,
+        uncertainty=_array(batch.output.uncertainty[rows]),
     )
 
 

@@ -158,7 +158,27 @@ def build_model(config: Config, taxonomy: Taxonomy) -> DMoERM:
     return with_tokenizer(model, tokenizer).requires_grad_(False).eval()
 
 
-def run_steps(run: Run, data: Splits, steps: Sequence[Step]) -> None:
+def load_run(folder: Path, config: Config) -> Training:
+    """Load what a finished run left in its folder: the model, the examples, the out-of-fold weights.
+
+    Args:
+        config: the settings of the run, from its folder.
+
+    Raises:
+        ConfigError: the run is not finished, or its data has changed.
+        DataError: the data cannot be read any more.
+    """
+    data = load_splits(config)
+    run = prepare(config, data.taxonomy, folder, Progress(quiet=True))
+    steps = graph(config, data.taxonomy)
+    if missing := [step.name for step in steps if not run.finished(step.name)]:
+        raise ConfigError(f"{folder}: the step {missing[0]} is not finished; run `dmoerm train` first")
+    if (written := folder / "data.sha256").exists() and written.read_text(encoding="utf-8") != _digest(data):
+        raise ConfigError(f"{folder}: its data has changed since it was trained; train again with another `output`")
+    return run_steps(run, data, steps)
+
+
+def run_steps(run: Run, data: Splits, steps: Sequence[Step]) -> Training:
     """Encode the training part, fill the cache with its activations, and run steps of the graph in order."""
     train_part, validation = split_examples(run, data.train, data.validation_prompts)
     if not any(e.task for e in train_part):
@@ -172,6 +192,7 @@ def run_steps(run: Run, data: Splits, steps: Sequence[Step]) -> None:
     training = Training(run, train_part, validation)
     for step in steps:
         step.do(training)
+    return training
 
 
 def split_examples(
@@ -252,11 +273,8 @@ def _claim(config: Config, data: Splits) -> Path:
     Raises `ConfigError` if the folder has a run with other settings or data.
     """
     folder = Path(config.output)
-    digest = hashlib.sha256(data.taxonomy.to_yaml().encode())
-    for group in data.train:
-        digest.update(group.model_dump_json().encode())
     mirror = Mirror(config.storage, folder)
-    for name, text in (("config.yaml", dump_config(config)), ("data.sha256", digest.hexdigest())):
+    for name, text in (("config.yaml", dump_config(config)), ("data.sha256", _digest(data))):
         written = folder / name
         mirror.fetch(written)
         before = written.read_text(encoding="utf-8") if written.exists() else text
@@ -268,6 +286,13 @@ def _claim(config: Config, data: Splits) -> Path:
             write_file(written, text)
             mirror.keep(written)
     return folder
+
+
+def _digest(data: Splits) -> str:
+    digest = hashlib.sha256(data.taxonomy.to_yaml().encode())
+    for group in data.train:
+        digest.update(group.model_dump_json().encode())
+    return digest.hexdigest()
 
 
 def _differences(before: str, now: str) -> str:

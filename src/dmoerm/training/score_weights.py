@@ -91,7 +91,7 @@ def weight_scores(training: Training, task: str, kept: nn.ModuleDict) -> tuple[S
 def _out_of_fold(training: Training, task: str, train: Examples) -> HeldOut:
     folds, capabilities = training.folds, training.run.model.task_model(task).experts.capabilities
     accuracies = [_above_chance(float(folds[task, name].accuracy), train, name) for name in capabilities]
-    scores = _out_of_fold_scores(training, task, train)
+    scores = out_of_fold_scores(training, task, train)
     return HeldOut(train, scores, accuracies, float(folds[task, "per_task"].accuracy))
 
 
@@ -128,7 +128,7 @@ def _accuracy(pairs: LinearPairs, score: int) -> float | None:
     return pair_accuracy(pairs.differences[:, score], pairs.target, pairs.weight) if known else None
 
 
-def _out_of_fold_scores(training: Training, task: str, examples: Examples) -> dict[str, Tensor]:
+def out_of_fold_scores(training: Training, task: str, examples: Examples) -> dict[str, Tensor]:
     """Return key → the aggregator's scores (N, s), each by the head that was fitted without the example's fold."""
     run, task_model = training.run, training.run.model.task_model(task)
     vectors = base_embeddings(run, task_model.base, examples)

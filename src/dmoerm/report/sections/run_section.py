@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from ...evaluation.results import SUMMARIES, Results
+from ...evaluation.results import SUMMARIES, ErrorAnalysis, Results, WrongPair
 from ...experiments.methods import registered
 from ...names import folder_name
 from .. import parts
 from ..results_kinds import shows
 from ..svg_plots import Series, color_of, interval_plot
-from ..view import Content, Number, PlotGrid, Section, Table, TableRow, make_section
+from ..view import Content, Fold, Number, PlotGrid, Section, Table, TableRow, make_section
 
 
 @shows(Results, "results.json")
@@ -34,6 +34,7 @@ def _blocks(results: Results) -> Iterator[tuple[str, Iterable[Content]]]:
     yield "Router", parts.router_contents({"": results.router})
     yield "Win probability", parts.calibration_contents({"": {"dmoerm": results.calibration}}, ["dmoerm"])
     yield "Correlation of reward with length", parts.length_contents({"": results.length_bias})
+    yield "Where people and dmoerm differ", _errors(results.errors)
     yield "Time and memory", [_costs(results)]
     yield "Settings", parts.settings_contents(results.config, results.versions)
 
@@ -98,6 +99,31 @@ def _weights(results: Results) -> Iterator[Content]:
     if rows:
         header = ["task", "score", "weight", "accuracy on held-out training prompts"]
         yield Table("Weight of each score in the reward, and how well it predicts its own labels", header, rows)
+
+
+def _errors(errors: ErrorAnalysis | None) -> Iterator[Content]:
+    if errors is None:
+        return
+    for caption, rows in (("length", errors.by_length), ("agreement of annotators", errors.by_agreement)):
+        header = ["pairs", "number", "prompts", "accuracy"]
+        parted = [[n, *parts.numbers(e, pairs="", prompts=""), parts.estimate_number(e)] for n, e in rows.items()]
+        yield Table(f"Accuracy of dmoerm by {caption}", header, parted)
+    for pair in errors.worst:
+        summary = f"{pair.task}: probability {parts.percent(pair.probability)}, {_shortened(pair.prompt)}"
+        yield Fold(summary, list(_wrong_pair(pair)))
+
+
+def _wrong_pair(pair: WrongPair) -> Iterator[Content]:
+    yield f"Prompt: {pair.prompt}"
+    yield f"Preferred by people: {pair.preferred}"
+    yield f"Preferred by dmoerm: {pair.other}"
+    scores = {"reward": pair.rewards, "uncertainty": pair.uncertainty, **pair.capabilities}
+    rows = [[name, *(Number(f"{score:.2f}") for score in both)] for name, both in scores.items() if both]
+    yield Table(f"Scores of group {pair.id}", ["score", "preferred by people", "preferred by dmoerm"], rows)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:79]}…"
 
 
 def _costs(results: Results) -> Table:

@@ -1,0 +1,125 @@
+"""`dmoerm init`: look at data of any format, and write the config of a run on it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .options import Format
+
+if TYPE_CHECKING:
+    from ..data.proposal import Proposal
+    from ..data.recipe import Machine
+
+
+def command(
+    files: Annotated[
+        list[str], typer.Argument(metavar="FILE…", help="Preference data of any format: files, or datasets.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="The config. Default: the first file's name with .yaml, here.")
+    ] = None,
+    format: Format = "auto",
+    split: Annotated[str, typer.Option(help="Split to read, for datasets only.")] = "train",
+    task_column: Annotated[str | None, typer.Option(help="Column whose values are the tasks.")] = None,
+    clusters: Annotated[
+        int | None, typer.Option(min=1, max=8, help="Tasks by this many clusters of prompts. Default: by the data.")
+    ] = None,
+    backbone: Annotated[str | None, typer.Option(help="A model's folder or hub name. Default: SmolLM2-135M.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
+) -> None:
+    """Propose tasks, a taxonomy and a recipe for preference data, and write a config that trains on it."""
+    from ..config import load_config
+    from ..data.proposal import propose
+    from ..data.recipe import choose_recipe, config_text
+    from ..data.splits import load_splits
+    from ..io.paths import write_file
+    from ..taxonomy import draft_taxonomy
+
+    config = out or Path(f"{_stem(files[0])}.yaml")
+    taxonomy, copy = (config.with_name(f"{config.stem}-{part}") for part in ("taxonomy.yaml", "data.jsonl"))
+    if not force:
+        _refuse_existing(config, taxonomy, copy)
+    proposal = propose(files, format=format, split=split, task_column=task_column, clusters=clusters)
+    recipe = choose_recipe(proposal.groups, _machine(), backbone is not None)
+    if proposal.changed:
+        lines = (group.model_dump_json(exclude_defaults=True) for group in proposal.groups)
+        write_file(copy, "".join(f"{line}\n" for line in lines))
+    write_file(taxonomy, _EDIT + draft_taxonomy(proposal.groups, _stem(str(config))).to_yaml())
+    settings = {
+        "output": str(Path("runs") / _stem(str(config))),
+        "taxonomy": str(taxonomy),
+        "data.files": [str(copy)] if proposal.changed else files,
+        **_options(proposal, split, backbone),
+    }
+    write_file(config, config_text(proposal, recipe, settings))
+    load_splits(load_config(config))  # what would stop `dmoerm train` is reported now
+    _print(proposal, files, [config, taxonomy, *([copy] if proposal.changed else [])])
+    _print_next(config, settings["output"], files[0], recipe.minutes)
+
+
+_EDIT = "# Drafted from data: edit the titles, descriptions and rubrics.\n"
+
+
+def _stem(file: str) -> str:
+    """Return a file's or dataset's name without suffixes, as a plain name."""
+    from ..data.raw_example import task_name
+
+    return task_name(PurePath(file).name.removesuffix(".gz").rsplit(".", 1)[0])
+
+
+def _refuse_existing(*files: Path) -> None:
+    from ..errors import ConfigError
+
+    if existing := [str(file) for file in files if file.exists()]:
+        raise ConfigError(f"{', '.join(existing)}: already there; name another config with --out, or add --force")
+
+
+def _machine() -> Machine:
+    import torch
+
+    from ..data.recipe import Machine
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return Machine(cores, torch.cuda.get_device_name() if torch.cuda.is_available() else None)
+
+
+def _options(proposal: Proposal, split: str, backbone: str | None) -> dict[str, str | None]:
+    formats = set(proposal.formats)
+    known = "native" if proposal.changed else formats.pop() if len(formats) == 1 else None
+    task = None if proposal.changed else proposal.one_task
+    named = None if split == "train" or proposal.changed else split
+    return {"data.format": known, "data.split": named, "data.task": task, "backbone.path": backbone}
+
+
+def _print(proposal: Proposal, files: list[str], written: list[Path]) -> None:
+    from rich.markup import escape
+
+    from .tables import plain_table, screen
+
+    console = screen()
+    console.print(plain_table("Data", ["source", "format"], list(zip(files, proposal.formats, strict=True))))
+    tasks = sorted({group.task for group in proposal.groups if group.task})
+    rows = [[task, *_counts(proposal, task)] for task in tasks]
+    console.print(plain_table(f"Tasks by {proposal.tasks_from}", ["task", "groups", "capabilities"], rows))
+    for note in proposal.notes:
+        console.print(escape(note), soft_wrap=True)
+    console.print(f"wrote {', '.join(map(str, written))}", soft_wrap=True)
+
+
+def _print_next(config: Path, run: str, file: str, minutes: int) -> None:
+    from .tables import screen
+
+    for line in (
+        f"next: dmoerm train {config}  # about {minutes} min",
+        f"then: dmoerm score {run} --input {file} --output scores.jsonl",
+    ):
+        screen().print(line, soft_wrap=True, highlight=False)
+
+
+def _counts(proposal: Proposal, task: str) -> tuple[int, str]:
+    members = [group for group in proposal.groups if group.task == task]
+    return len(members), ", ".join(sorted({name for group in members for name in group.capabilities})) or "–"

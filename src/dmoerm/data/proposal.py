@@ -1,0 +1,209 @@
+"""Propose what a config needs to know about data of any format: tasks, capabilities, and groups that can be trained on.
+
+rows → groups with tasks: those of the data, a column's values, or clusters of prompts → without what is too rare
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import ConfigError, DataError, did_you_mean
+from ..names import MAX_LENGTH, RESERVED_TASKS
+from ..schema import Group, messages_of, prompt_key
+from .prompt_clusters import ONE_TASK, cluster_prompts
+from .raw_example import Row, task_name
+from .readers import Reading, groups_of
+from .rows import PlacedRow, open_rows
+
+MIN_PROMPTS = 10
+"""The fewest prompts with an ordered pair that a task or a capability is proposed for: some are held out."""
+TASK_COLUMNS = ("category", "domain", "subset", "type", "topic", "source", "dataset")
+"""Columns whose values are proposed as tasks, the first that the rows have, if the data itself names no task."""
+_MAX_VALUES, _COVERED = 20, 0.95
+_OTHERS = "other"
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """Groups that can be trained on.
+
+    Attributes:
+        groups: with their tasks; None: the router decides.
+        formats: the format of each source.
+        tasks_from: where the tasks come from, in words.
+        one_task: the task of all groups if the data names none and the prompts are alike.
+        changed: whether reading the sources, with `one_task` as the task, would give other groups.
+        notes: what was left out, sentences without a full stop.
+    """
+
+    groups: list[Group]
+    formats: list[str]
+    tasks_from: str
+    one_task: str | None
+    changed: bool
+    notes: list[str] = field(default_factory=list)
+
+
+def propose(
+    sources: Sequence[str],
+    *,
+    format: str = "auto",
+    split: str = "train",
+    task_column: str | None = None,
+    clusters: int | None = None,
+) -> Proposal:
+    """Read the sources and propose tasks and capabilities.
+
+    Args:
+        task_column: the column whose values are the tasks; None: see `TASK_COLUMNS`.
+        clusters: the number of clusters of prompts if no column names tasks; None: chosen by the data.
+
+    Raises:
+        ConfigError: the format or the column does not exist.
+        DataError: a source cannot be read, or fewer than `MIN_PROMPTS` prompts have an ordered pair.
+    """
+    rows = {source: list(open_rows(source, split)) for source in sources}
+    readings = _read(rows, format)
+    named = any(group.task for reading in readings for group in reading.groups)
+    column = task_column or (None if named or clusters else _task_column(rows))
+    if column:
+        _check_column(column, rows)
+        with_tasks = {source: list(map(_with_task(column), placed)) for source, placed in rows.items()}
+        readings = _read(with_tasks, format)
+    _check_pairs(readings, sources)
+    read = [group for reading in readings for group in reading.groups]
+    groups, tasks_from = read, f"the column `{column}`" if column else "the data"
+    if not column and not named:
+        groups, tasks_from = _clustered(read, clusters)
+    notes = [note for reading in readings for note in _left_out(reading)]
+    kept = _without_rare(groups, notes)
+    one_task = ONE_TASK if {group.task for group in groups} == {ONE_TASK} else None
+    same = kept == [group.model_copy(update={"task": group.task or one_task}) for group in read]
+    changed = bool(column) or not same or any(reading.bad for reading in readings)
+    return Proposal(kept, [reading.format for reading in readings], tasks_from, one_task, changed, notes)
+
+
+def _read(rows: Mapping[str, Sequence[PlacedRow]], format: str) -> list[Reading]:
+    return [groups_of(placed, source, format=format, on_error="collect") for source, placed in rows.items()]
+
+
+def _left_out(reading: Reading) -> Iterable[str]:
+    if reading.bad:
+        rows = f"{len(reading.bad)} bad row{'s' * (len(reading.bad) > 1)}"
+        yield f"{rows} left out, the first: {reading.bad[0]}"
+    yield from (f"left out: {reason} ({count})" for reason, count in reading.skipped.items())
+
+
+def _check_pairs(readings: Sequence[Reading], sources: Sequence[str]) -> None:
+    ordered = _prompts((group for reading in readings for group in reading.groups), _ordered)
+    if ordered >= MIN_PROMPTS:
+        return
+    for reading in readings:
+        if reading.bad and not reading.groups:
+            raise reading.bad[0]
+    hint = f"at least {MIN_PROMPTS} are needed, some of them held out; `dmoerm data check` counts what the file holds"
+    message = f"{ordered} prompts have two responses of which one is preferred"
+    raise DataError(message, file=", ".join(sources), hint=hint)
+
+
+def _prompts(groups: Iterable[Group], chosen: Callable[[Group], Any]) -> int:
+    return len({prompt_key(group.prompt) for group in groups if chosen(group)})
+
+
+# --- tasks by a column ---------------------------------------------------------------------------------------------
+
+
+def _task_column(rows: Mapping[str, Sequence[PlacedRow]]) -> str | None:
+    """Return the first of `TASK_COLUMNS` that nearly all rows have, with few values."""
+    whole = _whole(rows)
+    for name in TASK_COLUMNS:
+        values = Counter(row[name] for row in whole if isinstance(row.get(name), str) and row[name].strip())
+        common = [count for count in values.values() if count >= MIN_PROMPTS]
+        if 1 < len(values) <= _MAX_VALUES and len(common) > 1 and values.total() >= _COVERED * len(whole):
+            return name
+    return None
+
+
+def _check_column(column: str, rows: Mapping[str, Sequence[PlacedRow]]) -> None:
+    columns = {name for row in _whole(rows) for name in row}
+    if column not in columns:
+        hint = did_you_mean(column, columns) or f"use one of {', '.join(sorted(columns))}"
+        raise ConfigError(f"--task-column: no row has the column {column!r}; {hint}")
+
+
+def _whole(rows: Mapping[str, Sequence[PlacedRow]]) -> list[Row]:
+    return [row for placed in rows.values() for _, row in placed if not isinstance(row, DataError)]
+
+
+def _with_task(column: str) -> Callable[[PlacedRow], PlacedRow]:
+    def with_task(placed: PlacedRow) -> PlacedRow:
+        line, row = placed
+        return (line, row) if isinstance(row, DataError) else (line, {**row, "task": _task_of(row, column)})
+
+    return with_task
+
+
+def _task_of(row: Row, column: str) -> str | None:
+    value = row.get(column)
+    text = " ".join(str(value).split())[:MAX_LENGTH].strip() if value is not None else ""
+    name = task_name(text) if text.isascii() else text
+    return f"{name}_" if name in RESERVED_TASKS else name if text else None
+
+
+# --- tasks by clusters ---------------------------------------------------------------------------------------------
+
+
+def _clustered(groups: list[Group], clusters: int | None) -> tuple[list[Group], str]:
+    texts = {prompt_key(g.prompt): _users_text(g) for g in groups}
+    names = dict(zip(texts, cluster_prompts(list(texts.values()), MIN_PROMPTS, clusters), strict=True))
+    alike = ONE_TASK in names.values()
+    source = "default: the prompts are alike" if alike else "clusters of the prompts' words"
+    return [group.model_copy(update={"task": names[prompt_key(group.prompt)]}) for group in groups], source
+
+
+def _users_text(group: Group) -> str:
+    return "\n".join(turn.content for turn in messages_of(group.prompt) if turn.role != "assistant")
+
+
+# --- what is too rare ----------------------------------------------------------------------------------------------
+
+
+def _without_rare(groups: Sequence[Group], notes: list[str]) -> list[Group]:
+    """Join tasks with too few prompts in one, and remove capabilities with too few; add to the notes."""
+    kept = _with_large_tasks(groups, notes)
+    rare: dict[tuple[str, str], int] = {}
+    for task in dict.fromkeys(group.task for group in kept if group.task):
+        members = [group for group in kept if group.task == task]
+        for name in {name for group in members for name in group.capabilities}:
+            if (count := _prompts(members, lambda group, name=name: group.pairs(name))) < MIN_PROMPTS:
+                rare[task, name] = count
+    notes += [f"{task}: the capability {name} is left out ({count} prompts)" for (task, name), count in rare.items()]
+    reduced = [_without(group, {name for task, name in rare if task == group.task}) for group in kept]
+    return [group for group in reduced if group.grades is not None or group.capabilities]
+
+
+def _with_large_tasks(groups: Sequence[Group], notes: list[str]) -> list[Group]:
+    tasks = dict.fromkeys(group.task for group in groups if group.task)
+    sizes = {task: _prompts((g for g in groups if g.task == task), _ordered) for task in tasks}
+    small = {task for task, size in sizes.items() if size < MIN_PROMPTS}
+    if not small:
+        return list(groups)
+    total = _prompts((g for g in groups if g.task in small or g.task == _OTHERS), _ordered)
+    target = _OTHERS if total >= MIN_PROMPTS else None
+    where = f"the task {_OTHERS}" if target else "no task: the router decides"
+    notes.append(f"tasks with fewer than {MIN_PROMPTS} prompts have {where} ({', '.join(sorted(small))})")
+    return [group.model_copy(update={"task": target}) if group.task in small else group for group in groups]
+
+
+def _ordered(group: Group) -> bool:
+    return bool(group.pairs() or (group.grades is None and any(map(group.pairs, group.capabilities))))
+
+
+def _without(group: Group, names: set[str]) -> Group:
+    if not names & group.capabilities.keys():
+        return group
+    kept = {name: grades for name, grades in group.capabilities.items() if name not in names}
+    return group.model_copy(update={"capabilities": kept})

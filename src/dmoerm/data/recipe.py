@@ -1,0 +1,151 @@
+"""Choose a recipe for an amount of data and a machine, and write it as a commented config.
+
+docs/training.md says what each recipe is for, and has the times on which the speeds are based.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from ..schema import Group, messages_of
+from .proposal import Proposal
+from .statistics import count_words
+
+CORE_SPEED, GPU_SPEED = 600, 60_000
+"""Tokens per second through the pretrained layers of the bundled backbone, per core or GPU."""
+MINUTES = 40
+"""The time for which the number of groups is chosen."""
+_TOKENS_PER_WORD = 1.4
+_FINETUNE_GROUPS = 2000  # of each task
+_LENGTHS = (1024, 2048, 4096)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What trains."""
+
+    cores: int
+    gpu: str | None = None
+
+    @property
+    def speed(self) -> float:
+        """Tokens per second, roughly."""
+        return GPU_SPEED if self.gpu else CORE_SPEED * self.cores
+
+    def __str__(self) -> str:
+        return self.gpu or f"{self.cores} CPU core{'s' * (self.cores > 1)}, no GPU"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings that depend on the amount of data and on the machine.
+
+    Attributes:
+        extends: a shipped config.
+        reason: why, in words.
+        max_length: tokens of a prompt with a response.
+        groups_per_task: the most groups of a task; None: all.
+        minutes: a rough estimate of the whole run.
+    """
+
+    extends: str
+    reason: str
+    max_length: int
+    groups_per_task: int | None
+    minutes: int
+
+
+def choose_recipe(groups: Sequence[Group], machine: Machine, own_backbone: bool = False) -> Recipe:
+    """Choose the recipe for these groups.
+
+    Args:
+        own_backbone: the backbone is not the bundled one, so the number of its layers is unknown.
+    """
+    sizes = _sizes(groups)
+    smallest = min(sizes.values())
+    lengths = sorted(map(_tokens, groups))
+    longest = [_longest(group) for group in groups]
+    tokens = sum(lengths)
+    extends, reason = "frozen", f"heads on a frozen backbone suit {machine}"
+    if machine.gpu and smallest >= _FINETUNE_GROUPS:
+        extends, reason = "finetune", f"each task has {_FINETUNE_GROUPS} groups or more, and there is a GPU"
+    elif machine.gpu or own_backbone:
+        extends, reason = (
+            "fast",
+            "heads on all layers of a frozen backbone; `finetune` needs thousands of groups a task",
+        )
+    passes = 8 if extends == "finetune" else 1
+    minutes = tokens * passes / machine.speed / 60
+    kept = None
+    if minutes > MINUTES:
+        kept = max(int(len(groups) * MINUTES / minutes / len(sizes)), 200)
+    fits = [limit for limit in _LENGTHS if sum(length > limit for length in longest) <= len(longest) / 20]
+    share = 1.0 if kept is None else sum(min(size, kept) for size in sizes.values()) / len(groups)
+    return Recipe(extends, reason, (fits or _LENGTHS[-1:])[0], kept, max(round(minutes * share), 1))
+
+
+def _sizes(groups: Sequence[Group]) -> dict[str, int]:
+    tasks = sorted(group.task for group in groups if group.task)
+    return {task: len(list(members)) for task, members in groupby(tasks)}
+
+
+def _tokens(group: Group) -> float:
+    """Return about how many tokens a group has; its responses share the prompt."""
+    return _TOKENS_PER_WORD * (_prompt_words(group) + sum(map(count_words, group.responses)))
+
+
+def _longest(group: Group) -> float:
+    return _TOKENS_PER_WORD * (_prompt_words(group) + max(map(count_words, group.responses)))
+
+
+def _prompt_words(group: Group) -> int:
+    return sum(count_words(turn.content) for turn in messages_of(group.prompt))
+
+
+def config_text(proposal: Proposal, recipe: Recipe, settings: Mapping[str, object]) -> str:
+    """Return a commented config.
+
+    Args:
+        settings: `output`, `taxonomy`, and some of `data` and `backbone` as `a.b`; None: not written.
+    """
+    minutes = f"{recipe.minutes:,} minute{'s' * (recipe.minutes != 1)}"
+    sizes = ", ".join(f"{task} ({size})" for task, size in _sizes(proposal.groups).items())
+    lines = [
+        f"# Written by `dmoerm init` for {len(proposal.groups):,} groups. Every setting: docs/settings.md.",
+        *(f"# Note: {note}." for note in proposal.notes),
+        f"# Recipe: {recipe.reason}. A rough estimate: {minutes}.",
+        "# `dmoerm config list` shows the others.",
+        f"extends: {recipe.extends}",
+        "# The folder of the run. Other settings need another folder.",
+        f"output: {_yaml(settings['output'])}",
+        "# Titles and rubrics of the tasks, which an LLM judge reads (`dmoerm label`).",
+        f"taxonomy: {_yaml(settings['taxonomy'])}",
+        *_section("data", settings),
+        f"  # Tasks by {proposal.tasks_from}: {sizes}.",
+        "  # The share of each task's prompts that measures the model and is never trained on.",
+        "  test_fraction: 0.3",
+    ]
+    if recipe.groups_per_task:
+        lines.append(f"  # For a run of about {MINUTES} minutes; null trains on all groups.")
+        lines.append(f"  groups_per_task: {recipe.groups_per_task}")
+    lines += _section("backbone", settings) if settings.get("backbone.path") else []
+    lines += ["encoding:", "  # Tokens of a prompt with a response. The middle of longer prompts is cut."]
+    return "\n".join([*lines, f"  max_length: {recipe.max_length}"]) + "\n"
+
+
+def _section(name: str, settings: Mapping[str, object]) -> list[str]:
+    inside = {key.removeprefix(f"{name}."): value for key, value in settings.items() if key.startswith(f"{name}.")}
+    return [f"{name}:", *(f"  {key}: {_yaml(value)}" for key, value in inside.items() if value is not None)]
+
+
+def _yaml(value: object) -> str:
+    """Return a value as JSON, which is YAML too; plain words without quotes."""
+    plain = isinstance(value, str) and re.fullmatch(r"[A-Za-z_./][\w./-]*", value) and value.lower() not in _YAML_WORDS
+    return str(value) if plain else json.dumps(value, ensure_ascii=False)
+
+
+_YAML_WORDS = ("y", "n", "yes", "no", "on", "off", "true", "false", "null")

@@ -1,0 +1,116 @@
+"""Which pairs `dmoerm` orders against people: the worst ones, and accuracy by length and by agreement of annotators."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from ..bootstrap import RESAMPLES
+from ..schema import Group, Pair, messages_of, prompt_key
+from .accuracy import pooled_accuracy
+from .diagnostics import probabilities
+from .results import ErrorAnalysis, Estimate, WrongPair
+from .scored_groups import ScoredGroup
+
+WORST = 20
+"""Pairs that the results list."""
+MAX_CHARACTERS = 400
+"""Characters of a text in the results; the middle of longer ones is cut."""
+_LONGER = 1.25  # times the length of the other response
+
+Part = Callable[[Group, Pair], str | None]
+"""The part that a pair belongs to; None: to none."""
+
+
+def error_analysis(scored: Sequence[ScoredGroup], seed: int = 0, resamples: int = RESAMPLES) -> ErrorAnalysis:
+    """List the pairs with the least probability of what people prefer, and measure accuracy on parts of the pairs."""
+    return ErrorAnalysis(
+        worst=tuple(_worst(scored)),
+        by_length=_by_part(scored, length_part, _LENGTH_PARTS, seed, resamples),
+        by_agreement=_by_part(scored, agreement_part, _AGREEMENT_PARTS, seed, resamples),
+    )
+
+
+def _worst(scored: Sequence[ScoredGroup]) -> list[WrongPair]:
+    """Return the worst pairs, one per prompt, so that a single prompt does not fill the list."""
+    wrong = [
+        (probability, index, pair)
+        for index, group in enumerate(scored)
+        for pair, probability in zip(
+            group.group.pairs(), probabilities(group, group.rewards["dmoerm"] / group.temperature), strict=True
+        )
+        if probability < 0.5
+    ]
+    first: dict[str, tuple[float, int, Pair]] = {}
+    for entry in sorted(wrong, key=lambda entry: entry[0]):
+        first.setdefault(prompt_key(scored[entry[1]].group.prompt), entry)
+    return [_wrong_pair(scored[index], pair, probability) for probability, index, pair in list(first.values())[:WORST]]
+
+
+def _wrong_pair(scored: ScoredGroup, pair: Pair, probability: float) -> WrongPair:
+    both = (pair.better, pair.worse)
+    deviations = None if scored.uncertainty is None else scored.uncertainty[list(both)]
+    return WrongPair(
+        id=scored.group.id,
+        task=scored.task,
+        prompt=shortened("\n".join(turn.content for turn in messages_of(scored.group.prompt))),
+        preferred=shortened(scored.group.responses[pair.better]),
+        other=shortened(scored.group.responses[pair.worse]),
+        probability=probability,
+        rewards=_two(scored.rewards["dmoerm"], pair),
+        uncertainty=None if deviations is None or np.isnan(deviations).any() else (deviations[0], deviations[1]),
+        capabilities={name: _two(scores, pair) for name, scores in scored.capabilities.items()},
+    )
+
+
+def _two(scores: np.ndarray, pair: Pair) -> tuple[float, float]:
+    return float(scores[pair.better]), float(scores[pair.worse])
+
+
+def shortened(text: str) -> str:
+    """Return the text; without its middle if it is longer than `MAX_CHARACTERS`."""
+    half = (MAX_CHARACTERS - 3) // 2
+    return text if len(text) <= MAX_CHARACTERS else f"{text[:half]} … {text[-half:]}"
+
+
+def _by_part(
+    scored: Sequence[ScoredGroup], part: Part, names: Sequence[str], seed: int, resamples: int
+) -> dict[str, Estimate]:
+    """Return part → accuracy of `dmoerm` on its pairs; leave out empty parts."""
+    parts = {
+        name: pooled_accuracy(
+            (
+                (prompt_key(s.group.prompt), [p for p in s.group.pairs() if part(s.group, p) == name], s.rewards)
+                for s in scored
+            ),
+            "dmoerm",
+            name,
+            seed,
+            resamples,
+        )
+        for name in names
+    }
+    return {name: estimate for name, estimate in parts.items() if estimate is not None}
+
+
+_LENGTH_PARTS = ("people prefer the longer", "about equally long", "people prefer the shorter")
+_AGREEMENT_PARTS = ("all annotators agree", "at least two thirds agree", "fewer agree")
+
+
+def length_part(group: Group, pair: Pair) -> str:
+    """Return whether people prefer the longer response, by 1.25 times in characters."""
+    better, worse = (max(len(group.responses[index]), 1) for index in pair[:2])
+    return _LENGTH_PARTS[0 if better >= _LONGER * worse else 2 if worse >= _LONGER * better else 1]
+
+
+def agreement_part(group: Group, pair: Pair) -> str | None:
+    """Return how many annotators with a preference share the label's; None with fewer than two such annotators."""
+    people = group.annotators.get("overall", ())
+    if not people or len(people[pair.better]) != len(people[pair.worse]):
+        return None  # the grades of a person cannot be found
+    grades = zip(people[pair.better], people[pair.worse], strict=True)
+    votes = [a > b for a, b in grades if a is not None and b is not None and a != b]
+    if len(votes) < 2:
+        return None
+    return _AGREEMENT_PARTS[0 if all(votes) else 1 if 3 * sum(votes) >= 2 * len(votes) else 2]
