@@ -24,7 +24,7 @@ export async function score({ weights, risk, ...item }, signal) {
 }
 
 async function send(address, request = {}) {
-  const headers = { "Content-Type": "application/json" };
+  const headers = { "Content-Type": "application/json", Priority: "u=1" }; // before bulk requests
   if (keptKey()) headers.Authorization = `Bearer ${keptKey()}`;
   let response;
   try {
