@@ -14,6 +14,7 @@ from dmoerm.schema import Query
 from dmoerm.serving import ServingConfig
 from dmoerm.serving.batcher import Batcher, Overloaded
 from dmoerm.serving.metrics import Metrics
+from dmoerm.serving.request_id import REQUEST_ID
 
 QUERIES = [Query(prompt=f"What about {i}?", responses=tuple("So. " * (j + i) for j in range(1, 4))) for i in range(12)]
 
@@ -91,7 +92,7 @@ def test_a_client_that_leaves_frees_its_place(batcher):
     )  # the sum: nothing of what was left was scored
 
 
-def test_one_bad_text_fails_alone(batcher, monkeypatch):
+def test_one_bad_text_fails_alone(batcher, monkeypatch, caplog):
     queue = batcher()
     score = queue.model.score_encoded
 
@@ -102,7 +103,10 @@ def test_one_bad_text_fails_alone(batcher, monkeypatch):
 
     monkeypatch.setattr(queue.model, "score_encoded", fragile)
     bad = QUERIES[5].model_copy(update={"responses": ("a", "b")})
+    token = REQUEST_ID.set("the caller")
     good, failed, other = scored(queue, QUERIES[:2], [bad], QUERIES[3:4])
+    REQUEST_ID.reset(token)
+    assert "the caller" in caplog.records[-1].requests
     assert isinstance(failed, ServerError)
     assert "secret" not in str(failed)
     assert len(good[0]) == 2

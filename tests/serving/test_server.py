@@ -42,6 +42,7 @@ def test_every_accepted_request_is_answered_before_the_end(trained_run, tmp_path
     served = [line for line in lines if line.get("path") == "/v1/score"]
     assert [line["status"] for line in served] == [200] * 12
     assert all(line["responses"] == 16 and line["seconds"] > 0 for line in served)
+    assert len({line["request_id"] for line in served}) == 12
 
 
 def test_slow_headers_are_given_up(trained_run):

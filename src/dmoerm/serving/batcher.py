@@ -213,7 +213,9 @@ class Batcher:
 
     async def _handle_failure(self, taken: Pass, error: Exception) -> None:
         """Score the parts of a failed pass one by one, so that only the part at fault fails."""
-        _LOG.error("a pass failed", extra={"error": type(error).__name__, "parts": len(taken)})
+        _LOG.error(
+            "a pass failed", extra={"error": type(error).__name__, "requests": [request.id for request, _ in taken]}
+        )
         if len(taken) > 1:
             for part in taken:
                 await self._run_pass([part])

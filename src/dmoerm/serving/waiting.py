@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from ..chat.encoding import Encoded
 from ..scores import Score
+from .request_id import REQUEST_ID
 
 _HALF_LIFE = 30.0  # seconds of passes after which a measurement counts half
 
@@ -37,6 +38,7 @@ class QueuedRequest:
         done: is set once all scores are there, or by an error.
         open: how many parts have no scores yet.
         started: whether a pass has taken a part.
+        id: the HTTP request's id.
     """
 
     parts: collections.deque[QueuedPart]
@@ -45,6 +47,7 @@ class QueuedRequest:
     open: int
     arrived: float = field(default_factory=time.monotonic)
     started: bool = False
+    id: str = field(default_factory=REQUEST_ID.get)
 
     @property
     def waiting_tokens(self) -> int:
