@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 _KERNEL_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 _CACHED_KERNELS = "16"
-"""oneDNN keeps a kernel for each shape of a matrix product, 1024 by default and megabytes each. The shapes of a pass
+"""oneDNN keeps a kernel for each shape of a matrix product, 1024 by default. The shapes of a pass
 depend on its texts, so that kernels are reused among the layers of a pass only, and these need few."""
 
 
