@@ -14,6 +14,7 @@ from dmoerm.schema import Query
 from dmoerm.serving import ServingConfig
 from dmoerm.serving.batcher import Batcher, Overloaded
 from dmoerm.serving.metrics import Metrics
+from dmoerm.serving.request_id import REQUEST_ID
 
 QUERIES = [Query(prompt=f"What about {i}?", responses=tuple("So. " * (j + i) for j in range(1, 4))) for i in range(12)]
 
@@ -75,11 +76,11 @@ def test_a_client_that_leaves_frees_its_place(batcher):
 
     async def leave():
         left = asyncio.create_task(queue.score(QUERIES))
-        while not queue._waiting_tokens:
+        while not queue.waiting_tokens:
             await asyncio.sleep(0.001)
         left.cancel()
         await asyncio.wait([left])
-        assert queue._waiting_tokens == queue._requests == 0
+        assert queue.waiting_tokens == queue.requests == 0
         work = asyncio.create_task(queue.run())
         scores, _ = await queue.score(QUERIES[:1])
         work.cancel()
@@ -91,7 +92,7 @@ def test_a_client_that_leaves_frees_its_place(batcher):
     )  # the sum: nothing of what was left was scored
 
 
-def test_one_bad_text_fails_alone(batcher, monkeypatch):
+def test_one_bad_text_fails_alone(batcher, monkeypatch, caplog):
     queue = batcher()
     score = queue.model.score_encoded
 
@@ -102,7 +103,10 @@ def test_one_bad_text_fails_alone(batcher, monkeypatch):
 
     monkeypatch.setattr(queue.model, "score_encoded", fragile)
     bad = QUERIES[5].model_copy(update={"responses": ("a", "b")})
+    token = REQUEST_ID.set("the caller")
     good, failed, other = scored(queue, QUERIES[:2], [bad], QUERIES[3:4])
+    REQUEST_ID.reset(token)
+    assert "the caller" in caplog.records[-1].requests
     assert isinstance(failed, ServerError)
     assert "secret" not in str(failed)
     assert len(good[0]) == 2
@@ -134,6 +138,79 @@ def test_limits_are_told_before_anything_is_scored(batcher):
     assert refused.retry_after >= 1
 
 
+@pytest.mark.parametrize("seconds", [1, 3])
+def test_a_burst_is_refused_beyond_the_expected_seconds(batcher, seconds):
+    """At 100 tokens a second, the requests that enter fill the time and no more, though all arrive at once."""
+    queue = batcher(queue_seconds=seconds)
+    queue.throughput.add(100, 1.0)
+
+    async def burst():
+        calls = [asyncio.create_task(queue.score([query])) for query in QUERIES * 2]
+        await asyncio.wait(calls, timeout=0.5)
+        waiting, refused = (
+            [call for call in calls if not call.done()],
+            [call.exception() for call in calls if call.done()],
+        )
+        assert len(waiting) == queue.requests > 0
+        assert 100 * seconds - 60 < queue.waiting_tokens <= 100 * seconds
+        for call in waiting:
+            call.cancel()
+        await asyncio.wait(waiting)
+        return refused
+
+    refused = asyncio.run(burst())
+    assert {type(error) for error in refused} == {Overloaded}
+    assert {error.retry_after for error in refused} <= set(range(1, seconds + 1))
+    assert len(scored(queue, QUERIES)[0][0]) == len(QUERIES)  # alone, even a request that takes longer is scored
+
+
+def test_interactive_requests_come_first(batcher):
+    queue = batcher(batch_tokens=60, batch_wait=0, queue_requests=6)
+    ended = []
+
+    async def ask(name, priority):
+        await queue.score(QUERIES[:1], priority)
+        ended.append(name)
+
+    async def all_at_once():
+        bulk = [asyncio.create_task(ask("bulk", "bulk")) for _ in range(6)]
+        await asyncio.sleep(0.05)
+        page = asyncio.create_task(ask("page", "interactive"))  # the line of bulk requests is full
+        while not queue.lines["interactive"].tokens:
+            await asyncio.sleep(0.001)
+        work = asyncio.create_task(queue.run())
+        await asyncio.gather(page, *bulk)
+        work.cancel()
+
+    asyncio.run(all_at_once())
+    assert ended == ["page", *["bulk"] * 6]
+
+
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        ("u=0", "interactive"),
+        ("i, u=2", "interactive"),
+        ("u=3", "bulk"),
+        ("", "bulk"),
+        ("u=12", "bulk"),
+        ("xu=1", "bulk"),
+    ],
+)
+def test_the_header_sets_the_priority(served_app, served_url, monkeypatch, header, expected):
+    queue = served_app.state.service.batcher
+    score, seen = queue.score, []
+
+    async def noting(queries, priority):
+        seen.append(priority)
+        return await score(queries, priority)
+
+    monkeypatch.setattr(queue, "score", noting)
+    body = {"items": [{"prompt": "Hi!", "responses": ["Hello."]}]}
+    assert httpx2.post(f"{served_url}/v1/score", json=body, headers={"Priority": header}).status_code == 200
+    assert seen == [expected]
+
+
 def test_a_client_that_hangs_up_is_noticed(served_app, served_url, monkeypatch):
     """Over real sockets: a request in the queue is gone once its connection is."""
     service = served_app.state.service
@@ -155,10 +232,10 @@ def test_a_client_that_hangs_up_is_noticed(served_app, served_url, monkeypatch):
             httpx2.post(f"{served_url}/v1/score", json=body, timeout=0.3)
         deadline = threading.Event()
         for _ in range(200):
-            if service.batcher._requests == 1:
+            if service.batcher.requests == 1:
                 break
             deadline.wait(0.02)
-        assert service.batcher._requests == 1
+        assert service.batcher.requests == 1
         assert "dmoerm_client_left_total 1.0" in service.metrics.text().decode()
         go.set()
         assert stays.result().status_code == 200

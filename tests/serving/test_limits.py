@@ -208,3 +208,20 @@ def test_metrics_and_logs_tell_numbers_alone(http, caplog):
     assert {record.status for record in records} >= {200, 422, 404}
     assert any(getattr(record, "tokens", 0) > 0 for record in records)
     assert secret not in text + "".join(str(vars(record)) for record in caplog.records)
+
+
+@pytest.mark.parametrize("sent", ["trainer-7.step_3", "", "two words", "x" * 65])
+def test_the_request_s_id_is_in_the_answer_and_in_every_line(http, caplog, sent):
+    """A client's id is taken if it is harmless; otherwise the request gets a new one."""
+    from dmoerm.serving.request_id import RequestIdFilter
+
+    caplog.set_level("INFO", "dmoerm")
+    caplog.handler.addFilter(keep := RequestIdFilter())
+    try:
+        answers = [http.post("/v1/score", json=GOOD, headers={"X-Request-ID": sent}) for _ in range(2)]
+        answers.append(http.post("/v1/score", content=b"{", headers={"X-Request-ID": sent}))
+    finally:
+        caplog.handler.removeFilter(keep)
+    ids = [answer.headers["x-request-id"] for answer in answers]
+    assert [record.request_id for record in caplog.records if record.name == "dmoerm.access"] == ids
+    assert set(ids) == {sent} if sent.startswith("trainer") else len(set(ids)) == 3 and sent not in ids

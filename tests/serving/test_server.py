@@ -24,7 +24,9 @@ LARGE = {"items": [{"prompt": f"Question {i}?", "responses": ["word " * 150] * 4
 def test_every_accepted_request_is_answered_before_the_end(trained_run, tmp_path):
     """SIGTERM with 12 requests in the queue: 12 answers, no new connection, and the process ends."""
     port, log = free_port(), tmp_path / "log"
-    with command(trained_run.folder / "model", port, "--batch-tokens", "500", log=log) as process:
+    with command(
+        trained_run.folder / "model", port, "--batch-tokens", "500", "--queue-seconds", "600", log=log
+    ) as process:
         url = f"http://127.0.0.1:{port}"
         client = httpx2.Client(base_url=url, timeout=60)
         with client, concurrent.futures.ThreadPoolExecutor(12) as pool:
@@ -42,6 +44,7 @@ def test_every_accepted_request_is_answered_before_the_end(trained_run, tmp_path
     served = [line for line in lines if line.get("path") == "/v1/score"]
     assert [line["status"] for line in served] == [200] * 12
     assert all(line["responses"] == 16 and line["seconds"] > 0 for line in served)
+    assert len({line["request_id"] for line in served}) == 12
 
 
 def test_slow_headers_are_given_up(trained_run):
@@ -113,4 +116,4 @@ def test_the_command_and_the_settings_have_the_same_defaults():
     given = {name: parameter.default for name, parameter in inspect.signature(serve.command).parameters.items()}
     for name, field in ServingConfig.model_fields.items():
         assert name not in given or given[name] == field.default, name
-    assert len(given.keys() & ServingConfig.model_fields.keys()) == 6
+    assert len(given.keys() & ServingConfig.model_fields.keys()) == 7

@@ -11,6 +11,12 @@ if TYPE_CHECKING:
     from ..model import DMoERM
 
 
+_KERNEL_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+_CACHED_KERNELS = "16"
+"""oneDNN keeps a kernel for each shape of a matrix product, 1024 by default. The shapes of a pass
+depend on its texts, so that kernels are reused among the layers of a pass only, and these need few."""
+
+
 def quieten() -> None:
     """Turn off the messages and progress bars of transformers; commands show their own."""
     from transformers.utils import logging
@@ -33,6 +39,8 @@ def load_model(path: str, dtype: str | None = None, deterministic: bool = False)
     from ..model import DMoERM
 
     quieten()
+    for variable in _KERNEL_CACHES:
+        os.environ.setdefault(variable, _CACHED_KERNELS)  # read at the first matrix product in bf16
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
     return DMoERM.from_pretrained(model_folder(path), dtype=dtype, device_map="auto")

@@ -20,6 +20,9 @@ class LimitOptions:
     """The limits of a pass, of the queue and of a request."""
 
     batch_tokens: Annotated[int, typer.Option(min=1, help="Maximum tokens of a pass, counted once per expert.")] = 8192
+    queue_seconds: Annotated[
+        float, typer.Option(min=0.1, help="Longest expected wait in the queue, in seconds; beyond it: 429.")
+    ] = 45.0
     queue_tokens: Annotated[int, typer.Option(min=1, help="Maximum tokens in the queue; beyond it: 429.")] = 262_144
     max_body_bytes: Annotated[int, typer.Option(min=1024, help="Maximum bytes of a body; beyond it: 413.")] = 4 * 2**20
     max_responses: Annotated[int, typer.Option(min=1, help="Maximum responses of a request; beyond it: 422.")] = 256

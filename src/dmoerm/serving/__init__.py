@@ -5,7 +5,9 @@ guard.py       middleware: the API key, limits, log and metrics of every request
 protocols/     one file per protocol; a new file there is a new protocol
 service.py     the model behind the protocols, loaded in the background
 batcher.py     the queue and the passes that requests of several clients share
+waiting.py     what waits in the queue, and the measured rate
 limits.py      the settings
+request_id.py  the request's id, in the answer and in the log
 server.py      the process: uvicorn, its logs, its shutdown
 page/          the page that a browser gets at /
 

@@ -11,14 +11,12 @@ from __future__ import annotations
 
 import asyncio
 import collections
-import contextlib
 import logging
 import math
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NoReturn
 
 from ..chat.encoding import Encoded
 from ..errors import DataError, ServerError
@@ -28,8 +26,13 @@ from ..schema import Query
 from ..scores import Score
 from .limits import ServingConfig
 from .metrics import Metrics
+from .waiting import Pass, QueuedPart, QueuedRequest, Throughput, WaitingLine
+
+Priority = Literal["interactive", "bulk"]
+"""Interactive requests are scored before all bulk requests that wait."""
 
 _LOG = logging.getLogger("dmoerm.serving")
+_MAX_RETRY_AFTER = 120  # seconds
 
 
 class Overloaded(ServerError):
@@ -39,53 +42,12 @@ class Overloaded(ServerError):
         retry_after: seconds until the queue may have space.
     """
 
-    def __init__(self, requests: int, tokens: int, retry_after: int) -> None:
-        self.retry_after = retry_after
-        super().__init__(f"the queue is full ({requests} requests, {tokens} tokens); try again in {retry_after} s")
-
-
-class QueuedPart(NamedTuple):
-    """Consecutive responses to one query's prompt, which run in the same pass.
-
-    Attributes:
-        query, first: the query's index in the request, and its first response's index in the query.
-    """
-
-    query: int
-    first: int
-    encoded: Encoded
-    task: str | None
-
-
-@dataclass(eq=False)
-class QueuedRequest:
-    """A request in the queue: its waiting parts, and the scores it has so far.
-
-    Attributes:
-        done: is set once all scores are there, or by an error.
-        open: how many parts have no scores yet.
-    """
-
-    parts: collections.deque[QueuedPart]
-    scores: list[list[Score | None]]
-    done: asyncio.Future[None]
-    open: int
-    arrived: float = field(default_factory=time.monotonic)
-
-    def add(self, part: QueuedPart, scores: Sequence[Score]) -> None:
-        """Store a part's scores; the last part completes the request."""
-        self.scores[part.query][part.first : part.first + len(scores)] = scores
-        self.open -= 1
-        if self.open == 0 and not self.done.done():
-            self.done.set_result(None)
-
-    def fail(self, error: Exception) -> None:
-        """End the request by an error; its other parts leave the queue with it."""
-        if not self.done.done():
-            self.done.set_exception(error)
-
-
-_Pass = Sequence[tuple[QueuedRequest, QueuedPart]]
+    def __init__(self, line: WaitingLine, seconds: float) -> None:
+        self.retry_after = max(1, min(_MAX_RETRY_AFTER, math.ceil(seconds / 2)))  # the queue is half empty by then
+        super().__init__(
+            f"the queue is full ({line.requests} requests, {line.tokens} tokens, about {seconds:.0f} s); "
+            f"try again in {self.retry_after} s"
+        )
 
 
 class Batcher:
@@ -94,45 +56,60 @@ class Batcher:
     def __init__(self, model: DMoERM, settings: ServingConfig, metrics: Metrics) -> None:
         self.model, self.settings, self.metrics = model, settings, metrics
         self._budget = model.pass_tokens(settings.batch_tokens)
-        self._queue: collections.deque[QueuedRequest] = collections.deque()
-        self._waiting_tokens = self._requests = 0
-        self._tokens_per_second = 1000.0
+        self.throughput = Throughput()
+        self.lines: dict[Priority, WaitingLine] = {"interactive": WaitingLine(), "bulk": WaitingLine()}
+        metrics.watch(self)
         self._arrived = asyncio.Event()
         self._encoding_thread = ThreadPoolExecutor(1, "encode")
         self._engine_thread = ThreadPoolExecutor(1, "engine")
 
-    async def score(self, queries: Sequence[Query]) -> tuple[list[list[Score]], int]:
+    @property
+    def requests(self) -> int:
+        """How many requests wait or are being scored."""
+        return sum(line.requests for line in self.lines.values())
+
+    @property
+    def waiting_tokens(self) -> int:
+        """How many tokens wait for a pass."""
+        return sum(line.tokens for line in self.lines.values())
+
+    def expected_seconds(self) -> float:
+        """Return the estimated time in which the engine scores all that waits."""
+        return self.throughput.seconds_for(self.waiting_tokens)
+
+    async def score(self, queries: Sequence[Query], priority: Priority = "bulk") -> tuple[list[list[Score]], int]:
         """Score one request's queries; return the scores and the number of tokens.
 
         A cancelled call leaves the queue; only a part that is already in a pass is still scored.
 
         Raises:
-            Overloaded: the queue is full.
+            Overloaded: the queue is full, or the request would wait for too long.
             DataError: a task is unknown, or a text or the request is too long.
             ServerError: the model fails, or gives a reward that is not finite.
         """
-        self._check_queue()
-        self._count_requests(1)
-        try:
+        line = self.lines[priority]
+        self._check_space(priority)
+        with line.admitted():
             encoded = await asyncio.get_running_loop().run_in_executor(self._encoding_thread, self._encode, queries)
-            request = self._enqueue(queries, encoded)
+            tokens = sum(each.tokens for each in encoded)
+            self._check_time(priority, tokens)  # others may have entered the queue during the encoding
+            request = self._request(queries, encoded)
+            line.append(request)
+            self._arrived.set()
             try:
                 await request.done
             except asyncio.CancelledError:
                 self.metrics.left.inc()
                 raise
             finally:
-                self._remove(request)
-        finally:
-            self._count_requests(-1)
-        scores = [[score for score in row if score is not None] for row in request.scores]
-        return scores, sum(each.tokens for each in encoded)
+                line.remove(request)
+        return [[score for score in row if score is not None] for row in request.scores], tokens
 
     async def run(self) -> None:
         """Score waiting requests, pass by pass, until cancelled."""
         while True:
             await self._arrived.wait()
-            if self._waiting_tokens < self._budget and self.settings.batch_wait:
+            if self.waiting_tokens < self._budget and self.settings.batch_wait:
                 await asyncio.sleep(self.settings.batch_wait)
             if parts := self._next_pass():
                 await self._run_pass(parts)
@@ -144,12 +121,26 @@ class Batcher:
 
     # --- requests ----------------------------------------------------------------------------------------------
 
-    def _check_queue(self) -> None:
-        """Raise `Overloaded` if the queue is full."""
-        if self._requests >= self.settings.queue_requests or self._waiting_tokens >= self.settings.queue_tokens:
-            self.metrics.refused.inc()
-            seconds = math.ceil(self._waiting_tokens / self._tokens_per_second)
-            raise Overloaded(self._requests, self._waiting_tokens, max(1, min(60, seconds)))
+    def _check_space(self, priority: Priority) -> None:
+        """Raise `Overloaded` if the line is full, before anything is encoded."""
+        line, settings = self.lines[priority], self.settings
+        if line.requests >= settings.queue_requests or line.tokens >= settings.queue_tokens:
+            self._refuse(priority)
+        self._check_time(priority, 0)
+
+    def _check_time(self, priority: Priority, tokens: int) -> None:
+        """Raise `Overloaded` if this request would wait for too long; never if no other request waits."""
+        ahead = self._tokens_ahead(priority)
+        if ahead and self.throughput.seconds_for(ahead + tokens) > self.settings.queue_seconds:
+            self._refuse(priority)
+
+    def _tokens_ahead(self, priority: Priority) -> int:
+        """Return the waiting tokens that are scored before or in turn with a request of this priority."""
+        return self.lines["interactive"].tokens if priority == "interactive" else self.waiting_tokens
+
+    def _refuse(self, priority: Priority) -> NoReturn:
+        self.metrics.refused.inc()
+        raise Overloaded(self.lines[priority], self.throughput.seconds_for(self._tokens_ahead(priority)))
 
     def _encode(self, queries: Sequence[Query]) -> list[Encoded]:
         limit, encoded, tokens = self.settings.max_request_tokens, [], 0
@@ -162,7 +153,7 @@ class Batcher:
                 raise DataError(f"the request has more than {limit} tokens", hint="send it in several requests")
         return encoded
 
-    def _enqueue(self, queries: Sequence[Query], encoded: Sequence[Encoded]) -> QueuedRequest:
+    def _request(self, queries: Sequence[Query], encoded: Sequence[Encoded]) -> QueuedRequest:
         parts = collections.deque(
             QueuedPart(index, first, part, query.task)
             for index, (query, ids) in enumerate(zip(queries, encoded, strict=True))
@@ -172,72 +163,47 @@ class Batcher:
         request = QueuedRequest(parts, scores, asyncio.get_running_loop().create_future(), open=len(parts))
         if not parts:
             request.done.set_result(None)
-        self._queue.append(request)
-        self._count_tokens(sum(part.encoded.tokens for part in parts))
-        self._arrived.set()
         return request
-
-    def _remove(self, request: QueuedRequest) -> None:
-        """Remove from the queue what is left of a request that has ended or whose client has disconnected."""
-        self._count_tokens(-sum(part.encoded.tokens for part in request.parts))
-        request.parts.clear()
-        with contextlib.suppress(ValueError):
-            self._queue.remove(request)
-
-    def _count_requests(self, change: int) -> None:
-        self._requests += change
-        self.metrics.waiting_requests.set(self._requests)
-
-    def _count_tokens(self, change: int) -> None:
-        self._waiting_tokens += change
-        self.metrics.waiting_tokens.set(self._waiting_tokens)
 
     # --- passes ------------------------------------------------------------------------------------------------
 
-    def _next_pass(self) -> _Pass:
-        """Take the next pass from the queue: one part of each request in turn, as long as they fit."""
-        taken: list[tuple[QueuedRequest, QueuedPart]] = []
-        tokens, now, limit = 0, time.monotonic(), self._pass_limit()
-        while self._queue:
-            request = self._queue[0]
-            if not request.parts:
-                self._queue.popleft()
-                continue
-            if taken and tokens + request.parts[0].encoded.tokens > limit:
-                break
-            if len(request.parts) == request.open:
-                self.metrics.queued.observe(now - request.arrived)
-            part = request.parts.popleft()
-            tokens += part.encoded.tokens
-            taken.append((request, part))
-            self._queue.rotate(-1)
-        if not self._queue:
+    def _next_pass(self) -> Pass:
+        """Take the next pass from the interactive line, or from the other one if it is empty."""
+        line = self.lines["interactive"] if self.lines["interactive"].tokens else self.lines["bulk"]
+        taken = line.take(self._pass_limit(line))
+        now = time.monotonic()
+        for request in {request for request, _ in taken if not request.started}:
+            request.started = True
+            self.metrics.queued.observe(now - request.arrived)
+        if not self.waiting_tokens:
             self._arrived.clear()
-        self._count_tokens(-tokens)
         return taken
 
-    def _pass_limit(self) -> int:
+    def _pass_limit(self, line: WaitingLine) -> int:
         """Tokens of the next pass: half of a short queue, since requests that arrive in the meantime wait for the pass.
 
-        A single request is not split, nor is a queue that is small compared with a full pass.
+        A single request is not split, nor is a queue that is small compared with a full pass. No pass of several
+        requests takes much longer than `pass_seconds`.
         """
-        if len(self._queue) == 1:
-            return self._budget
-        return min(self._budget, max(self._waiting_tokens // 2, self._budget // 8))
+        limit = min(self._budget, max(line.tokens // 2, self._budget // 8))
+        if len(line) == 1:
+            limit = self._budget
+        rate = self.throughput.rate
+        return limit if rate is None else min(limit, max(1, int(rate * self.settings.pass_seconds)))
 
-    async def _run_pass(self, taken: _Pass) -> None:
+    async def _run_pass(self, taken: Pass) -> None:
         started, loop = time.monotonic(), asyncio.get_running_loop()
+        tokens = sum(part.encoded.tokens for _, part in taken)
         encoded, tasks = [part.encoded for _, part in taken], [part.task for _, part in taken]
         score = self.model.score_separately if self.settings.deterministic else self.model.score_encoded
         try:
-            scores = await loop.run_in_executor(self._engine_thread, score, encoded, tasks)
+            with self.throughput.measured(tokens):
+                scores = await loop.run_in_executor(self._engine_thread, score, encoded, tasks)
         except Exception as error:  # whatever the model or the device raises: other requests continue
             await self._handle_failure(taken, error)
             return
-        seconds, tokens = time.monotonic() - started, sum(part.encoded.tokens for _, part in taken)
         self.metrics.batch_tokens.observe(tokens)
-        self.metrics.batch_seconds.observe(seconds)
-        self._tokens_per_second = 0.9 * self._tokens_per_second + 0.1 * tokens / max(seconds, 1e-6)
+        self.metrics.batch_seconds.observe(time.monotonic() - started)
         for (request, part), part_scores in zip(taken, scores, strict=True):
             if all(math.isfinite(score.reward) for score in part_scores):
                 self.metrics.scored(part_scores)
@@ -245,9 +211,11 @@ class Batcher:
             else:
                 request.fail(ServerError("the model returned a reward that is not finite; score the text alone"))
 
-    async def _handle_failure(self, taken: _Pass, error: Exception) -> None:
+    async def _handle_failure(self, taken: Pass, error: Exception) -> None:
         """Score the parts of a failed pass one by one, so that only the part at fault fails."""
-        _LOG.error("a pass failed", extra={"error": type(error).__name__, "parts": len(taken)})
+        _LOG.error(
+            "a pass failed", extra={"error": type(error).__name__, "requests": [request.id for request, _ in taken]}
+        )
         if len(taken) > 1:
             for part in taken:
                 await self._run_pass([part])

@@ -17,6 +17,7 @@ from ..errors import DmoermError
 from .error_answers import BodyTimeout, BodyTooLarge, Unauthorized, answer
 from .limits import ServingConfig
 from .metrics import Metrics
+from .request_id import HEADER, enter_request
 from .service import ClientLeft
 
 Scope = MutableMapping[str, Any]
@@ -40,7 +41,7 @@ class Guard:
         """Handle a request; pass other events on."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        exchange = _Exchange(scope, send)
+        exchange = _Exchange(scope, send, enter_request(_header(scope, HEADER)))
         try:
             self._check_key(scope)
             await self.app(scope, _replay(await self._body(scope, receive), receive), exchange.send)
@@ -91,15 +92,16 @@ class Guard:
 
 
 class _Exchange:
-    """One request and its answer's status."""
+    """One request and its answer's status; the answer gets the request's id."""
 
-    def __init__(self, scope: Scope, send: Send) -> None:
-        self.scope, self._send = scope, send
+    def __init__(self, scope: Scope, send: Send, request_id: str) -> None:
+        self.scope, self._send, self._id = scope, send, request_id.encode()
         self.started, self.status = time.monotonic(), 0
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
+            message = {**message, "headers": [*message.get("headers", ()), (HEADER, self._id)]}
         await self._send(message)
 
 

@@ -16,6 +16,10 @@ class ServingConfig(BaseModel):
     """Score each response in a pass of its own: scores do not depend on other requests; slower."""
     batch_wait: float = Field(default=0.002, ge=0, le=1)
     """Seconds that an idle engine waits for more requests to share a pass."""
+    pass_seconds: float = Field(default=2.0, gt=0)
+    """Longest expected duration of a pass that several requests share: an interactive request waits for one pass."""
+    queue_seconds: float = Field(default=45.0, gt=0)
+    """Longest expected wait, from the measured rate; beyond it: 429. Keep it below the clients' own time-outs."""
     queue_tokens: int = Field(default=262_144, ge=1)
     """Maximum tokens in the queue; further requests are answered with 429."""
     queue_requests: int = Field(default=1024, ge=1)

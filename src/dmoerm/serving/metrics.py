@@ -3,16 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
 from ..scores import Score
+from .waiting import Throughput
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _TOKENS = tuple(2**i for i in range(4, 17))
 _REWARDS = (-4, -3, -2, -1.5, -1, -0.5, 0, 0.5, 1, 1.5, 2, 3, 4)
 _SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 GENERAL = "(general)"
+
+
+class WatchedQueue(Protocol):
+    """The state of a queue that the metrics read."""
+
+    throughput: Throughput
+
+    @property
+    def requests(self) -> int:
+        """How many requests wait or are being scored."""
+        ...
+
+    @property
+    def waiting_tokens(self) -> int:
+        """How many tokens wait for a pass."""
+        ...
+
+    def expected_seconds(self) -> float:
+        """Return the estimated time in which the engine scores all that waits."""
+        ...
 
 
 class Metrics:
@@ -33,8 +55,10 @@ class Metrics:
 
         self.requests = counter("requests", "Answered requests.", "path", "status")
         self.latency = histogram("request_seconds", "Time from the first byte to the answer.", _SECONDS, "path")
-        self.waiting_requests = gauge("queue_requests", "Requests that wait or are being scored.")
-        self.waiting_tokens = gauge("queue_tokens", "Tokens that wait for a pass.")
+        self._waiting_requests = gauge("queue_requests", "Requests that wait or are being scored.")
+        self._waiting_tokens = gauge("queue_tokens", "Tokens that wait for a pass.")
+        self._expected = gauge("queue_expected_seconds", "Estimated time in which the engine scores all that waits.")
+        self._rate = gauge("tokens_per_second", "Measured rate of the recent passes.")
         self.queued = histogram("queue_seconds", "Time from a request's arrival to its first pass.", _SECONDS)
         self.refused = counter("refused", "Requests answered with 429.")
         self.left = counter("client_left", "Requests whose client disconnected before the answer.")
@@ -45,6 +69,13 @@ class Metrics:
         self.truncated = counter("truncated_responses", "Scored responses whose text was truncated.")
         self.reward = histogram("reward", "Rewards, without those of empty responses.", _REWARDS, "task")
         self.confidence = histogram("route_confidence", "Probability of the likeliest task.", _SHARES, "task")
+
+    def watch(self, queue: WatchedQueue) -> None:
+        """Read the state of this queue whenever the metrics are read."""
+        self._waiting_requests.set_function(lambda: queue.requests)
+        self._waiting_tokens.set_function(lambda: queue.waiting_tokens)
+        self._expected.set_function(queue.expected_seconds)
+        self._rate.set_function(lambda: queue.throughput.rate or 0.0)
 
     def scored(self, scores: Sequence[Score]) -> None:
         """Count the scores of one query."""

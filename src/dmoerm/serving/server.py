@@ -17,6 +17,7 @@ from ..errors import ServerError
 from ..model import DMoERM
 from .app import create_app
 from .limits import ServingConfig
+from .request_id import RequestIdFilter
 
 _RECORD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message", "taskName"}
 _KEEP_ALIVE = 75  # seconds; longer than the 60 of common proxies, which would otherwise reuse a closing connection
@@ -68,11 +69,16 @@ def log_settings(json_logs: bool) -> dict[str, Any]:
         },
         "text": {"()": _TextFormatter},
     }
-    handler = {"class": "logging.StreamHandler", "formatter": "json" if json_logs else "text"}
+    handler = {
+        "class": "logging.StreamHandler",
+        "formatter": "json" if json_logs else "text",
+        "filters": ["request_id"],
+    }
     return {
         "version": 1,
         "disable_existing_loggers": False,
         "formatters": formats,
+        "filters": {"request_id": {"()": RequestIdFilter}},
         "handlers": {"stderr": handler},
         "loggers": {name: {"handlers": ["stderr"], "level": "INFO"} for name in ("dmoerm", "uvicorn")},
     }

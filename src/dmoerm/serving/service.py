@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 import time
 from collections.abc import Callable, Sequence
 from typing import Annotated
@@ -16,12 +17,12 @@ from ..errors import DataError, ServerError
 from ..model import DMoERM
 from ..schema import Message, Prompt, Query
 from ..scores import Score, Weights, adjusted, check_risk, check_weights, group_by_prompt
-from .batcher import Batcher
+from .batcher import Batcher, Priority
 from .limits import ServingConfig
 from .metrics import Metrics
 
 _LOG = logging.getLogger("dmoerm.serving")
-_WARM_UP = Query(prompt="How are you?", responses=("Fine, thank you. And you?", "No."))
+_WARM_UP = Query(prompt="How are you?", responses=("Fine, thank you. And you?", "No.") * 16)
 
 
 class NotReady(ServerError):
@@ -82,10 +83,12 @@ class Service:
         await batcher.run()
 
     def _warm(self) -> Batcher:
-        model = self._load()
-        for _ in range(2):  # the first pass also selects kernels
-            model.score(_WARM_UP.prompt, list(_WARM_UP.responses))
-        return Batcher(model, self.settings, self.metrics)
+        batcher = Batcher(self._load(), self.settings, self.metrics)
+        encoded = batcher.model.encoder.encode(_WARM_UP)
+        batcher.model.score_encoded([encoded], [None])  # the first pass also selects kernels
+        with batcher.throughput.measured(encoded.tokens):
+            batcher.model.score_encoded([encoded], [None])
+        return batcher
 
     @staticmethod
     def now() -> int:
@@ -130,7 +133,7 @@ class Service:
             raise DataError(message, hint="send them in several requests")
         check_weights(weights, self.batcher.model.config.tasks, [query.task for query in queries])
         check_risk(risk)
-        scoring = asyncio.ensure_future(self.batcher.score(queries))
+        scoring = asyncio.ensure_future(self.batcher.score(queries, _priority(request)))
         disconnect = asyncio.ensure_future(_disconnected(request))
         try:
             await asyncio.wait((scoring, disconnect), return_when=asyncio.FIRST_COMPLETED)
@@ -167,6 +170,12 @@ def conversation_of(messages: Sequence[Message]) -> tuple[Prompt, str]:
             hint="end with the assistant's message, which is scored; the messages before it are its prompt",
         )
     return tuple(messages[:-1]), messages[-1].content
+
+
+def _priority(request: Request) -> Priority:
+    """Return the priority that the header `Priority: u=N` asks for (RFC 9218): N from 0 to 2 is interactive."""
+    urgency = re.search(r"(?:^|[ ,])u=([0-7])(?:$|[ ,;])", request.headers.get("priority", ""))
+    return "interactive" if urgency and int(urgency[1]) < 3 else "bulk"
 
 
 async def _disconnected(request: Request) -> None:

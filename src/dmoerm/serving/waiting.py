@@ -1,0 +1,164 @@
+"""What waits for a pass: requests, their parts, and how long the engine will need for them."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from ..chat.encoding import Encoded
+from ..scores import Score
+from .request_id import REQUEST_ID
+
+_HALF_LIFE = 30.0  # seconds of passes after which a measurement counts half
+
+
+class QueuedPart(NamedTuple):
+    """Consecutive responses to one query's prompt, which run in the same pass.
+
+    Attributes:
+        query, first: the query's index in the request, and its first response's index in the query.
+    """
+
+    query: int
+    first: int
+    encoded: Encoded
+    task: str | None
+
+
+@dataclass(eq=False)
+class QueuedRequest:
+    """A request in the queue: its waiting parts, and the scores it has so far.
+
+    Attributes:
+        done: is set once all scores are there, or by an error.
+        open: how many parts have no scores yet.
+        started: whether a pass has taken a part.
+        id: the HTTP request's id.
+    """
+
+    parts: collections.deque[QueuedPart]
+    scores: list[list[Score | None]]
+    done: asyncio.Future[None]
+    open: int
+    arrived: float = field(default_factory=time.monotonic)
+    started: bool = False
+    id: str = field(default_factory=REQUEST_ID.get)
+
+    @property
+    def waiting_tokens(self) -> int:
+        """The tokens of the parts that wait."""
+        return sum(part.encoded.tokens for part in self.parts)
+
+    def add(self, part: QueuedPart, scores: Sequence[Score]) -> None:
+        """Store a part's scores; the last part completes the request."""
+        self.scores[part.query][part.first : part.first + len(scores)] = scores
+        self.open -= 1
+        if self.open == 0 and not self.done.done():
+            self.done.set_result(None)
+
+    def fail(self, error: Exception) -> None:
+        """End the request by an error; its other parts leave the queue with it."""
+        if not self.done.done():
+            self.done.set_exception(error)
+
+
+Pass = Sequence[tuple[QueuedRequest, QueuedPart]]
+
+
+class WaitingLine:
+    """The waiting requests of one priority. A pass takes one part of each in turn, oldest request first.
+
+    Attributes:
+        tokens: how many tokens wait for a pass.
+        requests: how many requests wait or are being scored, those that are being encoded included.
+    """
+
+    def __init__(self) -> None:
+        self.tokens = self.requests = 0
+        self._queue: collections.deque[QueuedRequest] = collections.deque()
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    @contextlib.contextmanager
+    def admitted(self) -> Iterator[None]:
+        """Count a request for the duration of the block."""
+        self.requests += 1
+        try:
+            yield
+        finally:
+            self.requests -= 1
+
+    def append(self, request: QueuedRequest) -> None:
+        """Add a request behind the others."""
+        self._queue.append(request)
+        self.tokens += request.waiting_tokens
+
+    def remove(self, request: QueuedRequest) -> None:
+        """Remove what is left of a request that has ended or whose client has disconnected."""
+        self.tokens -= request.waiting_tokens
+        request.parts.clear()
+        with contextlib.suppress(ValueError):
+            self._queue.remove(request)
+
+    def take(self, limit: int) -> Pass:
+        """Remove and return the parts of the next pass: at most `limit` tokens, or a single part that is longer."""
+        taken: list[tuple[QueuedRequest, QueuedPart]] = []
+        tokens = 0
+        while self._queue:
+            request = self._queue[0]
+            if not request.parts:
+                self._queue.popleft()
+                continue
+            if taken and tokens + request.parts[0].encoded.tokens > limit:
+                break
+            part = request.parts.popleft()
+            tokens += part.encoded.tokens
+            taken.append((request, part))
+            self._queue.rotate(-1)
+        self.tokens -= tokens
+        return taken
+
+
+class Throughput:
+    """The engine's measured rate, and the pass that it is running.
+
+    The rate is the ratio of tokens to seconds over the recent passes, so large passes count more than small ones.
+
+    Attributes:
+        rate: tokens per second; None before the first pass.
+    """
+
+    def __init__(self) -> None:
+        self.rate: float | None = None
+        self._tokens = self._seconds = 0.0
+        self._running, self._started = 0, 0.0
+
+    @contextlib.contextmanager
+    def measured(self, tokens: int) -> Iterator[None]:
+        """Measure the pass that the block runs; a pass that fails does not count."""
+        self._running, self._started = tokens, time.monotonic()
+        try:
+            yield
+            self.add(tokens, time.monotonic() - self._started)
+        finally:
+            self._running = 0
+
+    def add(self, tokens: int, seconds: float) -> None:
+        """Count a pass."""
+        kept = 0.5 ** (seconds / _HALF_LIFE)
+        self._tokens = kept * self._tokens + tokens
+        self._seconds = kept * self._seconds + max(seconds, 1e-6)
+        self.rate = self._tokens / self._seconds
+
+    def seconds_for(self, tokens: int) -> float:
+        """Return the expected seconds until these tokens are scored after the running pass; 0 before the first pass."""
+        if self.rate is None:
+            return 0.0
+        running = self._running / self.rate - (time.monotonic() - self._started) if self._running else 0.0
+        return max(0.0, running) + tokens / self.rate
