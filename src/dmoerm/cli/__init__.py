@@ -19,10 +19,10 @@ from typer.core import TyperGroup
 
 from .. import __version__
 from ..errors import DmoermError
-from . import benchmark, bon, compare, config, data, demo, eval, label, push, report, rl, score, serve, train
+from . import benchmark, bon, compare, config, data, demo, eval, grow, label, push, report, rl, score, serve, train
 
 _INTERRUPTED, _PIPE_CLOSED = 130, 141
-_RESUMABLE = {"train", "compare", "bon", "rl", "demo"}
+_RESUMABLE = {"train", "add", "retrain", "compare", "bon", "rl", "demo"}
 _SYSTEM_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR}
 
 
@@ -75,6 +75,11 @@ app.add_typer(data.app, name="data")
 app.add_typer(label.app, name="label")
 app.command("train")(train.command)
 app.command("eval")(eval.command)
+app.command("add")(grow.add)
+app.command("retrain")(grow.retrain)
+app.command("remove")(grow.remove)
+app.command("export")(grow.export)
+app.command("merge")(grow.merge)
 app.command("score")(score.command)
 app.command("serve")(serve.command)
 app.command("compare")(compare.command)
