@@ -15,7 +15,8 @@ _NEXT = "## Use\n"
 _DONE = {"add": "added", "retrain": "retrained", "remove": "removed", "export": "exported", "merge": "merged"}
 
 
-def _now() -> str:
+def now() -> str:
+    """Return the time in UTC, ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
@@ -36,7 +37,7 @@ class ModelChange(BaseModel):
     change: Literal["add", "retrain", "remove", "export", "merge"]
     task: str
     capability: str | None = None
-    time: str = Field(default_factory=_now)
+    time: str = Field(default_factory=now)
     data: str | None = None
     source: str | None = None
     settings: dict[str, Any] = {}

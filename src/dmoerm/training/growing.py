@@ -31,7 +31,7 @@ from ..io.locking import exclusive_folder
 from ..model import DMoERM
 from ..model.backbone import load_backbone, split_layers
 from ..model.experts import Experts, lora_layers
-from ..model.history import ModelChange, with_changes
+from ..model.history import ModelChange, now, with_changes
 from ..model.integrity import SUMS
 from ..model.loading import default_device
 from ..model.posterior import HeadPosterior
@@ -88,9 +88,9 @@ def add_task(folder: Path, task: str, overrides: Sequence[str], target: Path, co
             task_model.base.branch = _pretrained_branch(config, model)
         task_model.experts.attach(task_model.base.branch)  # pyright: ignore[reportArgumentType]
         model.set_task(task, task_model.requires_grad_(False).to(model.device).eval())
-        row = Step("router", (), partial(add_row, task=task))
+        row = Step("router", (), partial(_join_router, task=task))
         phases = [Step(step_name(do.__name__, task), (), partial(do, task=task)) for do in (phase1, phase2, phase3)]
-        return [row, Step("general", (), _read_general), *phases]
+        return [row, *phases]
 
     return _run(folder, target, model, config, data, grow, ModelChange(change="add", task=task), console)
 
@@ -270,6 +270,11 @@ def _refit(training: Training, task: str, trained: Sequence[str], refit_general:
     _copy_experts(experts, task_model.experts, without=trained)
 
 
+def _join_router(training: Training, task: str) -> None:
+    add_row(training, task)
+    _read_general(training)
+
+
 def _read_general(training: Training) -> None:
     """Give exact fits the general model, which has not seen the labels of a new task: the same weights in all folds."""
     model = training.run.model
@@ -305,7 +310,7 @@ def _run(
         digest = (work / "data.sha256").read_text(encoding="utf-8")
         prompts = TrainingPrompts.of(group.prompt for group in data.train if group.task == change.task)
         model.training_prompts = model.training_prompts and model.training_prompts | prompts
-        save_changed(model, target, [change.model_copy(update={"data": digest, "settings": settings})])
+        save_changed(model, target, [change.model_copy(update={"data": digest, "settings": settings, "time": now()})])
     shutil.rmtree(work, ignore_errors=True)
     return model
 
