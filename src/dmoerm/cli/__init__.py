@@ -28,6 +28,7 @@ from . import (
     data,
     demo,
     eval,
+    grow,
     init,
     label,
     push,
@@ -39,7 +40,7 @@ from . import (
 )
 
 _INTERRUPTED, _PIPE_CLOSED = 130, 141
-_RESUMABLE = {"train", "compare", "bon", "rl", "demo"}
+_RESUMABLE = {"train", "add", "retrain", "compare", "bon", "rl", "demo"}
 _SYSTEM_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR}
 
 
@@ -94,6 +95,11 @@ app.add_typer(annotate.app, name="annotate")
 app.command("init")(init.command)
 app.command("train")(train.command)
 app.command("eval")(eval.command)
+app.command("add")(grow.add)
+app.command("retrain")(grow.retrain)
+app.command("remove")(grow.remove)
+app.command("export")(grow.export)
+app.command("merge")(grow.merge)
 app.command("score")(score.command)
 app.command("serve")(serve.command)
 app.command("compare")(compare.command)

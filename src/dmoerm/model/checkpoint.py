@@ -3,6 +3,7 @@
 config.json  README.md  run.yaml  tokenizer files
 SHA256SUMS                                   of all files except README.md and run.yaml
 training_prompts.txt                         digests of the training part's prompts; see training_prompts.py
+router/prompt_statistics.safetensors         means and covariances of prompts by task; see prompt_statistics.py
 model.safetensors                            router, heads, aggregators, calibration, posteriors
 trunk.safetensors                            the shared layers (absent with branch_layer 0)
 router/language_model.safetensors            of a router with its own language model
@@ -40,6 +41,7 @@ from .integrity import TEXTS, check_files, read_tensors, sums_checked, write_sum
 from .loading import LoadOptions, as_dtype
 from .mixture import Mixture
 from .packed_attention import Decoder
+from .prompt_statistics import PromptStatistics
 from .training_prompts import TrainingPrompts
 
 ModelT = TypeVar("ModelT", bound=Mixture)
@@ -87,6 +89,8 @@ def _write(model: Mixture, folder: Path, dtype: torch.dtype | None) -> None:
     model.tokenizer.save_pretrained(folder)
     if model.training_prompts is not None:
         model.training_prompts.write(folder)
+    if model.prompt_statistics is not None:
+        model.prompt_statistics.write(folder)
     _save_tensors(small_state(model), folder / "model.safetensors")
     for path, part in _parts(model):
         _save_tensors({name: tensor.to(dtype) for name, tensor in part.state_dict().items()}, folder / path)
@@ -138,6 +142,8 @@ def _read(folder: Path, model_class: type[ModelT], dtype: torch.dtype | None) ->
     except Exception as error:  # the tokenizers library raises bare exceptions
         raise CheckpointError(f"{folder}: the tokenizer cannot be read: {str(error).splitlines()[0]}") from None
     model.training_prompts = TrainingPrompts.read(folder)
+    width = model.router.classify.in_features
+    model.prompt_statistics = PromptStatistics.read(folder, model.config.tasks, width)
     model.texts = {
         name: file.read_text(encoding="utf-8", errors="replace") for name in TEXTS if (file := folder / name).is_file()
     }

@@ -19,6 +19,7 @@ from ..errors import BackboneError, CheckpointError, plain_fault, shorten
 from ..names import check_name
 from .backbone import check_config
 from .heads import embedding_width
+from .history import ModelChange
 from .integrity import count_tensors, read_json
 
 # Settings of a backbone that select how it runs or that name code; they are not part of the architecture.
@@ -37,6 +38,7 @@ class DMoERMConfig(PretrainedConfig):
         router_kind, threshold: see `RouterConfig`.
         encoding, head, lora, aggregator: fields of `EncodingConfig`, `HeadConfig`, `LoRAConfig`, `AggregatorConfig`.
         pad_token_id: the tokenizer's; tools that pad batches read it here.
+        history: the changes since the model was trained, the fields of a `ModelChange` each.
     """
 
     model_type = "dmoerm"
@@ -54,6 +56,7 @@ class DMoERMConfig(PretrainedConfig):
         lora: dict[str, Any] | None = None,
         aggregator: dict[str, Any] | None = None,
         pad_token_id: int | None = None,
+        history: Sequence[Mapping[str, Any]] = (),
         **kwargs: Any,
     ) -> None:
         self.backbone, self.branch_layer = backbone or {}, branch_layer
@@ -62,7 +65,7 @@ class DMoERMConfig(PretrainedConfig):
         self.shared_branch, self.router_kind, self.threshold = shared_branch, router_kind, threshold
         self.encoding, self.head = encoding or {}, head or {}
         self.lora, self.aggregator = lora or {}, aggregator or {}
-        self.pad_token_id = pad_token_id
+        self.pad_token_id, self.history = pad_token_id, [dict(change) for change in history]
         kwargs = {"num_labels": 1, "id2label": {0: _LABEL}, "label2id": {_LABEL: 0}} | kwargs
         super().__init__(**kwargs)
 
@@ -99,6 +102,7 @@ class _StoredConfig(BaseModel):
     head: dict[str, Any] = {}
     lora: dict[str, Any] = {}
     aggregator: dict[str, Any] = {}
+    history: list[ModelChange] = Field(default=[], max_length=4096)
 
 
 def read_config(folder: Path) -> DMoERMConfig:

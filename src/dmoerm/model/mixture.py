@@ -9,7 +9,7 @@ Shapes: Q prompts, N responses, T tasks, k capabilities of a task, D embedding w
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -30,6 +30,7 @@ from .output import PassOutput, TaskRows
 from .packed_attention import run
 from .packing import Packed
 from .posterior import Posterior
+from .prompt_statistics import PromptStatistics
 from .router import Router
 from .task_model import Calibration, TaskModel, TaskOutput
 from .training_prompts import TrainingPrompts
@@ -42,6 +43,7 @@ class Mixture(PreTrainedModel):
         tokenizer, encoder: set by `checkpoint.with_tokenizer`.
         texts: file name → text of the model card and the run's settings that were loaded with the model.
         training_prompts: the prompts that the model was trained on; None if they are unknown.
+        prompt_statistics: statistics of these prompts by task; None if they are unknown.
     """
 
     config_class = DMoERMConfig
@@ -54,6 +56,7 @@ class Mixture(PreTrainedModel):
         super().__init__(config)
         self.texts: dict[str, str] = {}
         self.training_prompts: TrainingPrompts | None = None
+        self.prompt_statistics: PromptStatistics | None = None
         backbone = config.backbone_config
         decoder = empty_part(backbone, backbone.num_hidden_layers)
         self.trunk, branch = split_layers(decoder, config.branch_layer)
@@ -62,13 +65,14 @@ class Mixture(PreTrainedModel):
         self.general = self._scorer(branch)
         self.general_calibration = Calibration()
         self.general_posterior = Posterior(config.width)
-        self.tasks = nn.ModuleDict({_key(task): self._new_task_model(names) for task, names in config.tasks.items()})
+        self.tasks = nn.ModuleDict({_key(task): self.new_task_model(names) for task, names in config.tasks.items()})
 
     def _scorer(self, branch: Any) -> BranchScorer:
         head = Head(self.config.width, HeadConfig(**self.config.head))
         return BranchScorer(branch, head, EncodingConfig(**self.config.encoding).pooling)
 
-    def _new_task_model(self, capabilities: Sequence[str]) -> TaskModel:
+    def new_task_model(self, capabilities: Sequence[str]) -> TaskModel:
+        """Build an untrained task model; its branch has no weights yet, unless all tasks share the general one."""
         config = self.config
         branch: Any = self.general.branch
         if not config.shared_branch:
@@ -94,6 +98,20 @@ class Mixture(PreTrainedModel):
             hint = f"use one of {', '.join(self.config.tasks)}, or null to route"
             raise DataError("the model has no such task", file=source or None, field="task", value=task, hint=hint)
         return cast("TaskModel", self.tasks[_key(task)])
+
+    def set_task(self, task: str, task_model: TaskModel) -> None:
+        """Add a task, or replace its model. The router's row of a new task is 0; all other weights stay as they are."""
+        self.config.tasks = dict(sorted({**self.config.tasks, task: list(task_model.experts.capabilities)}.items()))
+        self.tasks[_key(task)] = task_model
+        self.router = self.router.with_tasks(list(self.config.tasks))
+
+    def keep_tasks(self, tasks: Collection[str]) -> None:
+        """Remove all other tasks, with their rows of the router and the statistics of their prompts."""
+        for task in [task for task in self.config.tasks if task not in tasks]:
+            del self.config.tasks[task], self.tasks[_key(task)]
+        self.router = self.router.with_tasks(list(self.config.tasks))
+        if self.prompt_statistics is not None:
+            self.prompt_statistics = self.prompt_statistics.only(tasks)
 
     def hidden(self, ids: Packed) -> Packed:
         """Run the trunk on token ids; return the ids themselves if the model has no trunk."""

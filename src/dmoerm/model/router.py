@@ -28,6 +28,19 @@ class Router(nn.Module):
         self.classify = nn.Linear(width, len(self.tasks))
         nn.init.normal_(self.classify.weight, std=1e-3)
 
+    @torch.no_grad()
+    def with_tasks(self, tasks: Sequence[str]) -> Router:
+        """Return a router of these tasks with the same embedding; known rows are kept, the others are 0."""
+        router = Router(tasks, self.classify.in_features, self.language_model)
+        router.normalizer = self.normalizer
+        router.classify.to(self.classify.weight.device).requires_grad_(False)
+        for name, parameter in router.classify.named_parameters():
+            parameter.zero_()
+            for i, task in enumerate(router.tasks):
+                if task in self.tasks:
+                    parameter[i] = self.classify.get_parameter(name)[self.tasks.index(task)]
+        return router.train(self.training)
+
     def read(self, prompt: Tensor, mask: Tensor) -> Tensor:
         """Embed prompts with the router's own language model.
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..model.batching import pad
+from ..model.prompt_statistics import PromptStatistics, TaskPrompts
 from ..model.router import Router
 from .batches import PreferenceExample
 from .fitting import fit
@@ -65,8 +66,11 @@ class RoutingLossModule(nn.Module):
 def train_router(run: Run, train: Examples, validation: Examples) -> None:
     """Train the router on the distinct prompts whose task is known."""
     state = run.step("router", lambda checkpoint_dir: _train(run, train, validation, checkpoint_dir))
-    router = run.model.router
-    router.load_state_dict(state, assign=True)
+    router, start = run.model.router, "statistics."
+    known = {name.removeprefix(start): tensor for name, tensor in state.items() if name.startswith(start)}
+    run.model.prompt_statistics = PromptStatistics.from_state(known, router.tasks)  # a step of an earlier version: None
+    weights = {name: tensor for name, tensor in state.items() if not name.startswith(start)}
+    router.load_state_dict(weights, assign=True)
     router.requires_grad_(False).to(run.model.device)
 
 
@@ -101,7 +105,32 @@ def _train(run: Run, train: Examples, validation: Examples, checkpoint_dir: Path
         step=run.config.router,
         **run.fit_options(checkpoint_dir),
     )
-    return router.state_dict(), step_metrics(fits)
+    statistics = {f"statistics.{name}": t for name, t in _statistics(router, rows[0]).state().items()}
+    return router.state_dict() | statistics, step_metrics(fits)
+
+
+@torch.no_grad()
+def prompt_vectors(router: Router, features: Sequence[Tensor]) -> Tensor:
+    """Return the prompts' embeddings (Q, d); the features are embeddings, or token ids for a router's own model."""
+    if router.language_model is None:
+        return torch.stack(list(features)).float().cpu()
+    device = router.classify.weight.device
+    parts = [
+        router.read(ids[None].to(device), torch.ones(1, len(ids), dtype=torch.bool, device=device)) for ids in features
+    ]
+    return torch.cat(parts).cpu()
+
+
+def prompt_features(run: Run, examples: Examples) -> list[Tensor]:
+    """Return what `prompt_vectors` reads, of each distinct prompt once."""
+    return [feature for feature, _ in _rows(run, examples, run.model.router.language_model is not None)]
+
+
+def _statistics(router: Router, rows: Sequence[tuple[Tensor, int]]) -> PromptStatistics:
+    features = {task: [f for f, index in rows if index == i] for i, task in enumerate(router.tasks)}
+    return PromptStatistics(
+        {task: TaskPrompts.of(prompt_vectors(router, part)) for task, part in features.items() if part}
+    )
 
 
 def _rows(run: Run, examples: Examples, reads: bool) -> list[tuple[Tensor, int]]:

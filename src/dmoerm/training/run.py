@@ -71,12 +71,12 @@ def train(config: Config, console: Console | None = None, engine: Engine | None 
     _check_batches(config)
     check_backbone(config.backbone)
     data = load_splits(config)
-    _check_pairs(data)
+    check_pairs(data)
     with _lock(Path(config.output)):  # after the checks: the folder is bound to the data
-        run = prepare(config, data.taxonomy, _claim(config, data), Progress(console))
+        run = prepare(config, data.taxonomy, claim(config, data), Progress(console))
         if engine is None and (hint := idle_gpus()):
             run.progress.say(hint)
-        _report_data(run, data)
+        report_data(run, data)
         steps = graph(config, data.taxonomy)
         with run.progress.run(1 + len(steps)):
             if engine is not None:
@@ -91,7 +91,7 @@ def _lock(folder: Path) -> contextlib.AbstractContextManager[None]:
     return exclusive_folder(folder) if os.environ.get("RANK", "0") == "0" else contextlib.nullcontext()
 
 
-def _report_data(run: Run, data: Splits) -> None:
+def report_data(run: Run, data: Splits) -> None:
     """Print what the readers left out, and how much of the training part is truncated."""
     for reason, rows in data.skipped.items():
         run.progress.say(f"left out: {reason} ({rows})")
@@ -249,7 +249,7 @@ def _check_batches(config: Config) -> None:
             )
 
 
-def _check_pairs(data: Splits) -> None:
+def check_pairs(data: Splits) -> None:
     """Raise `DataError` for a task or capability for which the training part has no ordered pair."""
     if any(group.task is None for group in data.train):
         return  # the router assigns these groups later
@@ -265,7 +265,7 @@ def _check_pairs(data: Splits) -> None:
                 )
 
 
-def _claim(config: Config, data: Splits) -> Path:
+def claim(config: Config, data: Splits) -> Path:
     """Write the resolved settings and a digest of the data to the run's folder, and return the folder.
 
     A setting that the folder's version of the package did not have counts as its default.
@@ -298,18 +298,18 @@ def _digest(data: Splits) -> str:
 def _differences(before: str, now: str) -> str:
     """Name the settings in which two dumped configs differ, with both values; those unset before count as default."""
     try:
-        old, new = (dict(_flatten(yaml.safe_load(text))) for text in (before, now))
+        old, new = (dict(flatten(yaml.safe_load(text))) for text in (before, now))
     except (yaml.YAMLError, AttributeError):
         return "its config.yaml is not valid YAML"
-    defaults = dict(_flatten(Config().model_dump(mode="json")))
+    defaults = dict(flatten(Config().model_dump(mode="json")))
     old = {name: defaults[name] for name in new if name in defaults} | old
     names = [name for name in dict.fromkeys([*new, *old]) if old.get(name, _UNSET) != new.get(name, _UNSET)]
     return "; ".join(f"{name} was {old.get(name, _UNSET)}, now {new.get(name, _UNSET)}" for name in names)
 
 
-def _flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in settings.items():
         if isinstance(value, Mapping) and value:
-            yield from _flatten(value, f"{prefix}{name}.")
+            yield from flatten(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value

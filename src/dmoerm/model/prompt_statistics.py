@@ -1,0 +1,123 @@
+"""Statistics of the training prompts: what a router needs to learn a new task without the others' prompts.
+
+Of each task the checkpoint keeps the mean of its prompts' embeddings and their covariance, as a diagonal and a few
+directions. The prompts themselves are not kept. `router/prompt_statistics.safetensors` has them; older checkpoints do
+not.
+
+Shapes: n prompts, d hidden width, R ≤ 32 directions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..errors import CheckpointError
+from ..names import folder_name
+from .integrity import read_tensors
+
+FILE = "router/prompt_statistics.safetensors"
+_MAX_RANK = 32
+
+
+class TaskPrompts(NamedTuple):
+    """Mean and covariance, diagonal `rest` + basisᵀ basis, of the embeddings of a task's prompts.
+
+    Attributes:
+        count: (), the number of prompts.
+        mean, rest: (d,).
+        basis: (R, d).
+    """
+
+    count: Tensor
+    mean: Tensor
+    rest: Tensor
+    basis: Tensor
+
+    @classmethod
+    def of(cls, vectors: Tensor) -> Self:
+        """Compute them from embeddings (n, d), n ≥ 1."""
+        vectors = vectors.double().cpu()
+        mean = vectors.mean(0)
+        scaled = (vectors - mean) / max(len(vectors) - 1, 1) ** 0.5
+        _, values, directions = torch.linalg.svd(scaled, full_matrices=False)
+        basis = (values[:, None] * directions)[:_MAX_RANK]
+        rest = (scaled.square().sum(0) - basis.square().sum(0)).clamp(min=0)
+        return cls(torch.tensor(float(len(vectors))), mean.float(), rest.float(), basis.float().contiguous())
+
+
+@dataclass(frozen=True, eq=False)
+class PromptStatistics:
+    """Task → statistics of its training prompts."""
+
+    tasks: Mapping[str, TaskPrompts]
+
+    def draw(self, task: str, count: int, generator: torch.Generator) -> Tensor:
+        """Draw embeddings (count, d) from a Gaussian with the task's mean and the covariance that all tasks share.
+
+        The shared covariance is the mean over all tasks' prompts of that of their task.
+        """
+        parts = list(self.tasks.values())
+        sizes = torch.stack([part.count for part in parts])
+        sources = torch.multinomial(sizes, count, replacement=True, generator=generator)
+        vectors = self.tasks[task].mean.repeat(count, 1)
+        for i, part in enumerate(parts):
+            rows = sources == i
+            vectors[rows] += torch.randn(int(rows.sum()), len(part.basis), generator=generator) @ part.basis
+            vectors[rows] += torch.randn(int(rows.sum()), len(part.rest), generator=generator) * part.rest.sqrt()
+        return vectors
+
+    def only(self, tasks: Iterable[str]) -> PromptStatistics:
+        """Return the statistics of some of the tasks."""
+        kept = set(tasks)
+        return PromptStatistics({task: part for task, part in self.tasks.items() if task in kept})
+
+    def state(self) -> dict[str, Tensor]:
+        """Return all tensors by name, `<folder name of the task>.<field>`."""
+        return {
+            f"{folder_name(task)}.{field}": tensor
+            for task, part in sorted(self.tasks.items())
+            for field, tensor in part._asdict().items()
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Tensor], tasks: Iterable[str]) -> Self | None:
+        """Read the statistics of these tasks from `state`; return None unless all are there."""
+        keys = {task: [f"{folder_name(task)}.{field}" for field in TaskPrompts._fields] for task in tasks}
+        if not all(key in state for names in keys.values() for key in names):
+            return None
+        return cls({task: TaskPrompts(*(state[key].cpu() for key in names)) for task, names in keys.items()})
+
+    @classmethod
+    def read(cls, folder: Path, tasks: Iterable[str], width: int) -> Self | None:
+        """Read a checkpoint's statistics; return None if the checkpoint has none, as in older versions.
+
+        Args:
+            width: the embeddings' width d.
+
+        Raises:
+            CheckpointError: the file is damaged, or does not fit the tasks or the width.
+        """
+        file = folder / FILE
+        if not file.is_file():
+            return None
+        statistics = cls.from_state(read_tensors(file), tasks)
+        if statistics is None or not all(_fits(part, width) for part in statistics.tasks.values()):
+            raise CheckpointError(f"{file}: does not fit config.json; copy the model again, or delete the file")
+        return statistics
+
+    def write(self, folder: Path) -> None:
+        """Write the statistics into a checkpoint."""
+        (folder / FILE).parent.mkdir(parents=True, exist_ok=True)
+        save_file(self.state(), folder / FILE, metadata={"format": "pt"})
+
+
+def _fits(part: TaskPrompts, width: int) -> bool:
+    vectors = part.mean.shape == part.rest.shape == (width,)
+    return vectors and part.count.shape == () and part.basis.shape == (len(part.basis), width)

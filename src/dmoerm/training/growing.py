@@ -1,0 +1,336 @@
+"""Change a trained model by training: add a task; add, retrain or remove a capability.
+
+    a task           router row ─▶ phase 1 ─▶ phase 2 ─▶ phase 3      of the new task; all else stays bit-identical
+    a capability     its expert and its task's aggregator; all else stays bit-identical
+
+The steps are those of `train`. They run on the given model, in a folder beside the target that is removed at the end; a
+killed change resumes there. The settings are those of the model's run.yaml.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from ..config import Config, changed, load_config
+from ..config.reading import apply_override, validated
+from ..config.settings import DataConfig
+from ..data.splits import Splits, load_splits
+from ..errors import CheckpointError, ConfigError, DataError
+from ..io.locking import exclusive_folder
+from ..model import DMoERM
+from ..model.backbone import load_backbone, split_layers
+from ..model.experts import Experts, lora_layers
+from ..model.history import ModelChange, now, with_changes
+from ..model.integrity import SUMS
+from ..model.loading import default_device
+from ..model.posterior import HeadPosterior
+from ..model.task_model import TaskModel
+from ..model.training_prompts import TrainingPrompts
+from ..names import check_name
+from .expert_step import phase2
+from .graph import Step
+from .linear_heads import FOLDS
+from .phases import phase0, phase1, phase3
+from .processes import world_size
+from .progress import Progress
+from .router_row import add_row, known_statistics
+from .run import check_pairs, claim, flatten, open_cache, report_data, run_steps
+from .steps import FoldWeights, Run, Training, step_name
+from .trainer import check_transformers
+
+_OF_OTHER_DATA = ("files", "test_files", "capability_labels", "testbed_prompts", "groups_per_task", "task")
+CapabilityChange = Literal["add", "retrain", "remove"]
+
+
+def add_task(folder: Path, task: str, overrides: Sequence[str], target: Path, console: Console | None = None) -> DMoERM:
+    """Add a task to a trained model: its branch, experts, aggregator and calibration, and its row of the router.
+
+    Args:
+        folder: the model's folder.
+        overrides: settings `a.b=value` that differ from the model's run.yaml; the data are not taken from there.
+        target: the folder of the changed model, which may be `folder`; it is written completely or not at all.
+
+    Returns:
+        The changed model.
+
+    Raises:
+        ConfigError: the model has the task, or a setting would need another model.
+        CheckpointError: the model has no statistics of its prompts or no run.yaml, or `target` cannot be written.
+        DataError: the data are invalid or insufficient.
+    """
+    _check_task_name(task)
+    model = _load(folder)
+    if task in model.config.tasks:
+        raise ConfigError(f"--task {task}: the model has this task; remove it first to train it again")
+    known_statistics(model, str(folder))
+    own_data = {f"data.{name}": getattr(DataConfig(), name) for name in _OF_OTHER_DATA}
+    config = _config(folder, model, {**own_data, "taxonomy": None}, overrides)
+    if config.data.files and config.data.task is None:
+        config = changed(config, {"data.task": task})
+    data = _of_task(load_splits(config), task)
+    check_pairs(data)
+
+    def grow() -> list[Step]:
+        torch.manual_seed(config.seed)
+        task_model = model.new_task_model(list(data.taxonomy.tasks[task].capabilities))
+        if not model.config.shared_branch:
+            task_model.base.branch = _pretrained_branch(config, model)
+        task_model.experts.attach(task_model.base.branch)  # pyright: ignore[reportArgumentType]
+        model.set_task(task, task_model.requires_grad_(False).to(model.device).eval())
+        row = Step("router", (), partial(_join_router, task=task))
+        phases = [Step(step_name(do.__name__, task), (), partial(do, task=task)) for do in (phase1, phase2, phase3)]
+        return [row, *phases]
+
+    return _run(folder, target, model, config, data, grow, ModelChange(change="add", task=task), console)
+
+
+def change_capability(
+    folder: Path,
+    task: str,
+    capability: str,
+    change: CapabilityChange,
+    overrides: Sequence[str],
+    target: Path,
+    console: Console | None = None,
+) -> DMoERM:
+    """Add, retrain or remove one expert of a task, and fit the task's aggregator and calibration again.
+
+    Args:
+        folder, target: see `add_task`.
+        overrides: settings that differ from the model's run.yaml, whose data are read if the overrides name no other.
+
+    Returns:
+        The changed model.
+
+    Raises:
+        DataError: the model has no such task, the data are insufficient, or have no label of the capability.
+        ConfigError: the capability exists already, or does not exist.
+        CheckpointError: see `add_task`.
+    """
+    model = _load(folder)
+    before = model.task_model(task, str(folder))
+    names = _changed_names(before.experts.capabilities, f"{task}/{capability}", capability, change)
+    config = _config(folder, model, {}, overrides)
+    data = load_splits(config)
+    exact = config.base == "frozen" and config.phase2.l2 == "auto" and not config.phase2.lora.rank
+    if change != "remove" and not any(g.labeled_pairs(capability) for g in data.train if g.task == task):
+        hint = "add grades by people to data.files, or labels by a judge to data.capability_labels"
+        raise DataError(f"the training part has no label of {capability!r}", field="capabilities", hint=hint)
+    every_task = {group.task for group in data.train} >= set(model.config.tasks)
+    if not (exact and every_task):
+        data = _of_task(data, task)
+
+    def grow() -> list[Step]:
+        torch.manual_seed(config.seed)
+        task_model = _with_capabilities(model, before, names)
+        model.set_task(task, task_model)
+        trained = [] if change == "remove" else [capability]
+        if not exact:
+            part = (step_name("phase2", task), trained)
+            return [
+                *([Step("phase2", (), partial(phase2, task=task, part=part))] if trained else []),
+                Step("phase3", (), partial(phase3, task=task)),
+            ]
+        return [Step("refit", (), partial(_refit, task=task, trained=trained, refit_general=every_task))]
+
+    entry = ModelChange(change=change, task=task, capability=capability)
+    return _run(folder, target, model, config, data, grow, entry, console)
+
+
+def _load(folder: Path) -> DMoERM:
+    check_transformers()
+    if world_size() > 1:
+        raise ConfigError("a model is changed by one process; start the command without accelerate launch")
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"{folder}: is not a model's folder; give the folder that `train` wrote")
+    return DMoERM.from_pretrained(folder, device_map=default_device())
+
+
+def _check_task_name(task: str) -> None:
+    try:
+        check_name("task", task)
+    except ValueError as error:
+        raise ConfigError(f"--task: {error}") from None
+
+
+def _config(folder: Path, model: DMoERM, resets: Mapping[str, Any], overrides: Sequence[str]) -> Config:
+    """Return the settings of the model's run with other values; those that shape the model must be the model's."""
+    if not (folder / "run.yaml").is_file():
+        raise CheckpointError(f"{folder}: has no run.yaml, so that its settings are unknown; train it again")
+    settings = changed(load_config(folder / "run.yaml"), resets).model_dump(mode="json")
+    for override in overrides:
+        apply_override(settings, override)
+    config = validated(Config, settings, "--set")
+    stored = model.config
+    shapes = [
+        ("encoding", config.encoding, stored.encoding),
+        ("head", config.head, stored.head),
+        ("phase2.lora", config.phase2.lora, stored.lora),
+        ("phase3", config.phase3, stored.aggregator),
+    ]
+    different = [
+        f"{name}.{field}"
+        for name, now, fields in shapes
+        for field, value in type(now)(**fields).model_dump(include=set(fields)).items()
+        if value != getattr(now, field)
+    ]
+    different += ["base"] if (config.base == "frozen") != stored.shared_branch else []
+    different += ["router.kind"] if config.router.kind != stored.router_kind else []
+    if different:
+        raise ConfigError(f"--set {different[0]}: the model was trained with another value; leave it as it is")
+    return config
+
+
+def _of_task(data: Splits, task: str) -> Splits:
+    """Return the groups of one task."""
+    train = [group for group in data.train if group.task == task]
+    if not train:
+        hint = "name files with such rows in data.files; rows without a task have this one"
+        raise DataError("the training part has no group of this task", field="task", value=task, hint=hint)
+    taxonomy = data.taxonomy.model_copy(update={"tasks": {task: data.taxonomy.tasks[task]}})
+    return replace(data, train=train, test=[g for g in data.test if g.task == task], taxonomy=taxonomy)
+
+
+def _pretrained_branch(config: Config, model: DMoERM) -> Any:
+    """Return the pretrained backbone's branch. Raise `CheckpointError` if its trunk is not the model's."""
+    dtype = str(next(model.parameters() if model.trunk is None else model.trunk.parameters()).dtype)
+    kept = {"auto", "float32", "bfloat16"} & {dtype.removeprefix("torch.")} or {config.backbone.dtype}
+    backbone, _ = load_backbone(changed(config, {"backbone.dtype": kept.pop()}).backbone)
+    trunk, branch = split_layers(backbone.requires_grad_(False), model.config.branch_layer)
+    if trunk is not None and model.trunk is not None:
+        state = {name: tensor.cpu() for name, tensor in model.trunk.state_dict().items()}
+        if not all(torch.equal(tensor, state[name]) for name, tensor in trunk.state_dict().items()):
+            raise CheckpointError(
+                f"{config.backbone.path}: is not the backbone whose layers the model has as its trunk"
+            )
+    return branch
+
+
+def _changed_names(names: Sequence[str], full_name: str, capability: str, change: CapabilityChange) -> list[str]:
+    if (capability in names) == (change == "add"):
+        state = "has this capability; retrain it" if change == "add" else f"has only {', '.join(names) or 'none'}"
+        raise ConfigError(f"--capability {full_name}: the task {state}")
+    if change == "remove":
+        return [name for name in names if name != capability]
+    return [*names, capability] if change == "add" else list(names)
+
+
+@torch.no_grad()
+def _with_capabilities(model: DMoERM, before: TaskModel, names: Sequence[str]) -> TaskModel:
+    """Return a task model with these experts: known ones are copied; branch, phase-1 and all-labels head are kept."""
+    task_model = model.new_task_model(names)
+    task_model.base, task_model.all_labels = before.base, before.all_labels
+    task_model.experts.attach(before.base.branch)  # pyright: ignore[reportArgumentType]
+    task_model.to(model.device)
+    _copy_experts(before.experts, task_model.experts)
+    task_model.posterior.load_state_dict(before.posterior.state_dict())  # of phase 1's score, unless heads are exact
+    return task_model.requires_grad_(False).eval()
+
+
+@torch.no_grad()
+def _copy_experts(source: Experts, target: Experts, without: Sequence[str] = ()) -> None:
+    kept = [name for name in target.capabilities if name in source.capabilities and name not in without]
+    layers = lora_layers(source.branch or nn.Module())
+    for name in kept:
+        i, j = source.capabilities.index(name), target.capabilities.index(name)
+        target.heads[j].load_state_dict(source.heads[i].state_dict())
+        for layer_name, layer in lora_layers(target.branch or nn.Module()).items():
+            layer.lora_A[j], layer.lora_B[j] = layers[layer_name].lora_A[i], layers[layer_name].lora_B[i]
+
+
+def _refit(training: Training, task: str, trained: Sequence[str], refit_general: bool) -> None:
+    """Fit all heads of a task exactly, for their out-of-fold scores; keep the new expert and the aggregator alone.
+
+    Args:
+        trained: the capabilities whose experts are new.
+        refit_general: also fit the general model, for scores of it that have not seen the task's labels.
+    """
+    model = training.run.model
+    task_model = model.task_model(task)
+    parts = [model.general, model.general_calibration, model.general_posterior, task_model.base.head]
+    parts += [] if task_model.all_labels is None else [task_model.all_labels]
+    kept = [(part, copy.deepcopy(part.state_dict())) for part in parts]
+    experts = copy.deepcopy(task_model.experts)
+    phase0(training) if refit_general else _read_general(training)
+    for phase in (phase1, phase2, phase3):
+        phase(training, task)
+    for part, state in kept:
+        part.load_state_dict(state)
+    _copy_experts(experts, task_model.experts, without=trained)
+
+
+def _join_router(training: Training, task: str) -> None:
+    add_row(training, task)
+    _read_general(training)
+
+
+def _read_general(training: Training) -> None:
+    """Give exact fits the general model, which has not seen the labels of a new task: the same weights in all folds."""
+    model = training.run.model
+    if training.run.config.phase0.l2 != "auto":
+        return
+    weight, scale = model.general.head.score.weight[0].cpu(), model.general_calibration.scale.cpu()
+    training.folds[None, "general"] = FoldWeights(weight.expand(FOLDS, -1), torch.tensor(torch.nan))
+    if (posterior := model.general_posterior).known:
+        rest, basis = posterior.rest[0].cpu() * scale.square(), posterior.basis.cpu() * scale
+        training.posteriors[None, "general"] = HeadPosterior(rest, basis)
+
+
+def _run(
+    folder: Path,
+    target: Path,
+    model: DMoERM,
+    config: Config,
+    data: Splits,
+    grow: Callable[[], list[Step]],
+    change: ModelChange,
+    console: Console | None,
+) -> DMoERM:
+    """Change the model by the steps that `grow` returns, and save it with its history."""
+    work = target.with_name(f".{target.name}.{_digest(folder, change)}.growing")
+    settings = _differences(folder, config)
+    with exclusive_folder(work):
+        config = changed(config, {"output": str(work)})
+        run = Run(config, model, open_cache(config, model), claim(config, data), Progress(console))
+        report_data(run, data)
+        steps = grow()
+        with run.progress.run(1 + len(steps)):
+            run_steps(run, data, steps)
+        digest = (work / "data.sha256").read_text(encoding="utf-8")
+        prompts = TrainingPrompts.of(group.prompt for group in data.train if group.task == change.task)
+        model.training_prompts = model.training_prompts and model.training_prompts | prompts
+        save_changed(model, target, [change.model_copy(update={"data": digest, "settings": settings, "time": now()})])
+    shutil.rmtree(work, ignore_errors=True)
+    return model
+
+
+def save_changed(model: DMoERM, target: Path, changes: Sequence[ModelChange]) -> None:
+    """Write a changed model with the changes in its config.json and its card; completely or not at all."""
+    model.config.history = [*model.config.history, *(change.model_dump(exclude_none=True) for change in changes)]
+    card = with_changes(model.texts.get("README.md", ""), model.config.history)
+    model.requires_grad_(False).eval().save_pretrained(target, card=card)
+
+
+def _digest(folder: Path, change: ModelChange) -> str:
+    """Name the work on this model: another model or change has another folder."""
+    file = folder / SUMS if (folder / SUMS).is_file() else folder / "config.json"
+    name = f"{change.change} {change.task} {change.capability}"
+    return hashlib.sha256(file.read_bytes() + name.encode()).hexdigest()[:8]
+
+
+def _differences(folder: Path, config: Config) -> dict[str, Any]:
+    """Return the settings that differ from those of the model's run, by name."""
+    before = dict(flatten(load_config(folder / "run.yaml").model_dump(mode="json")))
+    now = dict(flatten(config.model_dump(mode="json")))
+    return {name: value for name, value in now.items() if before.get(name) != value}
