@@ -1,8 +1,8 @@
 """Time, memory and cost of a run before it starts, counted from shapes. No torch is imported here.
 
-    work.py      operations of a prompt with its responses      memory.py    bytes of weights, training and the cache
-    recipe.py    what a config trains and scores                machines.py  accelerators: rate, memory, price
-    estimate.py  from these to hours, gigabytes and dollars
+work.py      operations of a prompt with its responses      memory.py    bytes of weights, training and the cache
+recipe.py    what a config trains and scores                machines.py  accelerators: rate, memory, price
+estimate.py  from these to hours, gigabytes and dollars
 """
 
 from .estimate import Estimate, Plan, Workload, make_plan

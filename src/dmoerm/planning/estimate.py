@@ -94,7 +94,7 @@ class Plan:
                 "to frozen or lora, a higher backbone.branch_layer, or a lower experts_per_step"
             )
         elif self.training.memory > limit:
-            yield "training does not fit on one GPU: launch it with configs/accelerate/fsdp2.yaml, which divides the layers"
+            yield "training does not fit on one GPU: launch it with configs/accelerate/fsdp2.yaml, which divides layers"
 
 
 def make_plan(recipe: Recipe, workload: Workload, machine: Machine) -> Plan:

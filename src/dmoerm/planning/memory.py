@@ -1,7 +1,8 @@
 """Bytes on the accelerator and on disk, from shapes.
 
-A weight in training takes 22 bytes: float32 value, gradient and best value (12), AdamW's two moments (8), and autocast's
-copy in bfloat16 (2). The best value is that of `training/tracking.py`. In float32 there is no copy: 20 bytes.
+A weight in training takes 22 bytes: float32 value, gradient and best value (12), AdamW's two moments (8), and the copy
+that autocast makes in bfloat16 (2), which a float32 backbone does not need. The best value is that of
+`training/tracking.py`.
 """
 
 from __future__ import annotations
@@ -16,19 +17,25 @@ _OVERHEAD = 1.5e9  # CUDA's context and the allocator's unused blocks; assumed
 
 
 def checkpoint_bytes(
-    backbone: BackboneShape, trunk: int, branches: int, adapters: int, rank: int, size: float = 4, trained: float = 4
+    backbone: BackboneShape,
+    trunk: int,
+    branches: int,
+    adapters: int,
+    rank: int,
+    size: float = 4,
+    branch_size: float = 4,
+    embedding_size: float = 4,
 ) -> float:
     """Return the bytes of a model's weights on disk, or on a device: embedding, trunk, branches, adapters.
 
     Args:
         branches: the general one included.
         adapters: number of experts with a LoRA, over all tasks.
-        size: bytes of a frozen weight.
-        trained: bytes of a weight of a branch.
+        size, branch_size, embedding_size: bytes of a weight of the trunk, a branch, the embedding.
     """
     top = backbone.layers - trunk
-    shared = size * (backbone.embedding + trunk * backbone.layer)
-    return shared + trained * branches * top * backbone.layer + 4 * adapters * top * backbone.adapter(rank)
+    shared = embedding_size * backbone.embedding + size * trunk * backbone.layer
+    return shared + branch_size * branches * top * backbone.layer + 4 * adapters * top * backbone.adapter(rank)
 
 
 def cached_bytes(backbone: BackboneShape, tokens: float, size: float = 2) -> float:
@@ -38,12 +45,13 @@ def cached_bytes(backbone: BackboneShape, tokens: float, size: float = 2) -> flo
 
 def model_bytes(recipe: Recipe) -> float:
     """Return the bytes of the weights of the trained model, as it is loaded to score."""
-    size = recipe.bytes_per_weight
-    trained = {"frozen": size, "full": 4.0, "lora": size}[recipe.base]
+    sizes = {
+        "size": recipe.bytes_per_frozen,
+        "branch_size": 4.0 if recipe.base == "full" else recipe.bytes_per_frozen,
+        "embedding_size": recipe.bytes_per_weight,
+    }
     adapters = recipe.tasks * recipe.lora_experts
-    weights = checkpoint_bytes(
-        recipe.shape, recipe.trunk, recipe.branches, adapters, recipe.rank, size=size, trained=trained
-    )
+    weights = checkpoint_bytes(recipe.shape, recipe.trunk, recipe.branches, adapters, recipe.rank, **sizes)
     return weights + 4.0 * recipe.shape.parameters * recipe.own_router
 
 
@@ -55,7 +63,7 @@ def scoring_bytes(recipe: Recipe, batch_tokens: int = PASS_TOKENS) -> float:
 
 
 def trained_weights(recipe: Recipe) -> float:
-    """Return the weights of layers in the largest step: a branch, its LoRA, a task's experts, the router's own model."""
+    """Return the weights that the largest step trains: a branch or its LoRA, a task's experts, a router's own model."""
     shape = recipe.shape
     branch = {"full": recipe.top * shape.layer, "lora": recipe.top * shape.adapter(recipe.base_rank), "frozen": 0}
     experts = stacked(recipe) * recipe.top * shape.adapter(recipe.rank)

@@ -17,6 +17,7 @@ _SHAPES = {
     "meta-llama/Llama-3.3-70B-Instruct": BackboneShape(80, 8192, 28672, 64, 8, 128, 128256),
 }
 """Shapes that need no download."""
+_FOUR_BITS = 0.5 + 4 / 64  # a float32 scale per block of 64 weights
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ class Recipe:
         plain: passes of the branch without an expert when scoring.
         pools_all: the pooling reads all tokens of a response.
         own_router: the router has its own language model.
-        bytes_per_weight: of the frozen weights.
+        bytes_per_weight: of the backbone's dtype.
+        bytes_per_frozen: of a weight of a frozen linear layer: the same, or that of 4 bits with their scales.
         config: the settings of the steps.
     """
 
@@ -49,6 +51,7 @@ class Recipe:
     pools_all: bool
     own_router: bool
     bytes_per_weight: float
+    bytes_per_frozen: float
     config: Config
 
     @classmethod
@@ -72,6 +75,7 @@ class Recipe:
                 "layers; set lower numbers, or null for all layers and four fifths"
             )
         dtype = config.backbone.dtype
+        size = 4.0 if dtype == "float32" or (dtype == "auto" and float32) else 2.0
         return cls(
             shape,
             replace(shape, layers=layers),
@@ -84,7 +88,8 @@ class Recipe:
             _plain_passes(config),
             config.encoding.pooling != "last",
             config.router.kind == "own",
-            4.0 if dtype == "float32" or (dtype == "auto" and float32) else 2.0,
+            size,
+            _FOUR_BITS if config.backbone.quantization == "4bit" else size,
             config,
         )
 
