@@ -13,7 +13,7 @@ from .options import JsonFile, Overrides, grouped
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from ..planning import Machine, Plan, Recipe, Workload
+    from ..planning import Machine, Plan, Workload
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def command(
     plan = make_plan(recipe, workload, chosen)
     console = screen()
     console.print(_table(plan, workload))
-    for line in [*_lines(plan, recipe, chosen), *(f"does not fit: {problem}" for problem in plan.problems())]:
+    for line in [*_lines(plan, chosen), *(f"does not fit: {problem}" for problem in plan.problems())]:
         console.print(line, soft_wrap=True)
     if json_file is not None:
         document = {"schema": 1, "command": "plan", "config": config, "workload": workload.__dict__, **plan.to_json()}
@@ -92,12 +92,11 @@ def _table(plan: Plan, workload: Workload) -> Table:
     return table
 
 
-def _lines(plan: Plan, recipe: Recipe, machine: Machine) -> list[str]:
+def _lines(plan: Plan, machine: Machine) -> list[str]:
     """Return what the table does not show: sizes, the comparison with a plain model, and the assumptions."""
     each = machine.accelerator
     lines = [
-        f"model: {plan.model / 1e9:,.1f} GB; cached activations: {plan.cache / 1e9:,.1f} GB of disk "
-        f"(cache_limit is {recipe.config.cache_limit:,.0f})",
+        f"model: {plan.model / 1e9:,.1f} GB of memory; cached activations: {plan.cache / 1e9:,.1f} GB of disk",
         f"scoring: {plan.ratio:.2f} times the operations of one plain reward model",
     ]
     if plan.sharded_memory is not None:

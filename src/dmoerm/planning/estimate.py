@@ -62,7 +62,7 @@ class Plan:
         sharded_memory: bytes on each accelerator in training if the frozen weights are divided over all; None: they
             cannot be divided.
         model: bytes of the model's weights.
-        cache: bytes of the cached activations on disk.
+        cache, cache_limit: bytes of the cached activations on disk, and the setting.
         ratio: operations of scoring relative to one plain reward model on the same texts.
     """
 
@@ -72,6 +72,7 @@ class Plan:
     sharded_memory: float | None
     model: float
     cache: float
+    cache_limit: float
     ratio: float
 
     def to_json(self) -> dict[str, Any]:
@@ -79,7 +80,12 @@ class Plan:
         return asdict(self)
 
     def problems(self) -> Iterator[str]:
-        """Yield a sentence for each part that does not fit on the machine, with what helps."""
+        """Yield a sentence for each part that does not fit on the machine or within a setting, with what helps."""
+        if self.cache > self.cache_limit:
+            yield (
+                f"the cache needs {self.cache / 1e9:,.0f} GB of disk and cache_limit is {self.cache_limit / 1e9:,.0f}: "
+                "raise it, or each step computes the rest again, which is not in the estimate"
+            )
         limit = self.machine.accelerator.memory
         if limit is None:
             return
@@ -113,6 +119,7 @@ def make_plan(recipe: Recipe, workload: Workload, machine: Machine) -> Plan:
         training_bytes(recipe, work, shards) if shards > 1 else None,
         model_bytes(recipe),
         _cached(recipe, work, workload.groups),
+        recipe.config.cache_limit * 1e9,
         count / plain_flops(recipe.whole, work),
     )
 
@@ -124,7 +131,8 @@ def _estimate(machine: Machine, work: tuple[float, float], memory: float) -> Est
 
 def _passes(work: Work, prompts: float, experts: int) -> float:
     """Return the number of passes; a token counts once per expert, and a long prompt has a pass of its own."""
-    return prompts * min(1.0, work.all_tokens * max(experts, 1) / PASS_TOKENS)
+    tokens = work.all_tokens * max(experts, 1)
+    return max(prompts * min(1.0, tokens / PASS_TOKENS), min(prompts, 1.0))
 
 
 def _cached(recipe: Recipe, work: Work, groups: int) -> float:
