@@ -13,7 +13,7 @@ from .options import JsonFile, Overrides, grouped
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from ..planning import Machine, Plan, Workload
+    from ..planning import Machine, RunPlan, Workload
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def command(
         write_file(json_file, json.dumps(document, indent=2) + "\n")
 
 
-def _table(plan: Plan, workload: Workload) -> Table:
+def _table(plan: RunPlan, workload: Workload) -> Table:
     from rich.table import Table
 
     table = Table("work", title=f"Estimate on {plan.machine.count} × {plan.machine.kind}", title_justify="left")
@@ -92,7 +92,7 @@ def _table(plan: Plan, workload: Workload) -> Table:
     return table
 
 
-def _lines(plan: Plan, machine: Machine) -> list[str]:
+def _lines(plan: RunPlan, machine: Machine) -> list[str]:
     """Return what the table does not show: sizes, the comparison with a plain model, and the assumptions."""
     each = machine.accelerator
     lines = [

@@ -5,7 +5,7 @@ recipe.py    what a config trains and scores                machines.py  acceler
 estimate.py  from these to hours, gigabytes and dollars
 """
 
-from .estimate import Estimate, Plan, Workload, make_plan
+from .estimate import CostEstimate, RunPlan, Workload, make_plan
 from .machines import ACCELERATORS, Accelerator, Machine, parse_machine
 from .memory import cached_bytes, checkpoint_bytes, scoring_bytes, training_bytes
 from .recipe import Recipe, read_shape
@@ -15,10 +15,10 @@ __all__ = [
     "ACCELERATORS",
     "Accelerator",
     "BackboneShape",
-    "Estimate",
+    "CostEstimate",
     "Machine",
-    "Plan",
     "Recipe",
+    "RunPlan",
     "Work",
     "Workload",
     "cached_bytes",

@@ -37,7 +37,7 @@ class Workload:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class CostEstimate:
     """What one activity takes.
 
     Attributes:
@@ -55,7 +55,7 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunPlan:
     """The estimates of a config on a machine.
 
     Attributes:
@@ -67,8 +67,8 @@ class Plan:
     """
 
     machine: Machine
-    training: Estimate
-    scoring: Estimate
+    training: CostEstimate
+    scoring: CostEstimate
     sharded_memory: float | None
     model: float
     cache: float
@@ -103,7 +103,7 @@ class Plan:
             yield "training does not fit on one GPU: launch it with configs/accelerate/fsdp2.yaml, which divides layers"
 
 
-def make_plan(recipe: Recipe, workload: Workload, machine: Machine) -> Plan:
+def make_plan(recipe: Recipe, workload: Workload, machine: Machine) -> RunPlan:
     """Estimate training on the workload's groups and scoring its responses."""
     work = recipe.work(workload.prompt, workload.responses, workload.response)
     shards = machine.count if recipe.base == "frozen" and not recipe.own_router else 1
@@ -112,7 +112,7 @@ def make_plan(recipe: Recipe, workload: Workload, machine: Machine) -> Plan:
     per_pass = recipe.trunk + recipe.top * (recipe.plain + bool(recipe.lora_experts))
     pass_count = _passes(work, scored_prompts, recipe.lora_experts)
     scoring = count * scored_prompts, pass_count * per_pass
-    return Plan(
+    return RunPlan(
         machine,
         _estimate(machine, training_work(recipe, work, workload.groups), training_bytes(recipe, work)),
         _estimate(machine, scoring, scoring_bytes(recipe)),
@@ -124,9 +124,9 @@ def make_plan(recipe: Recipe, workload: Workload, machine: Machine) -> Plan:
     )
 
 
-def _estimate(machine: Machine, work: tuple[float, float], memory: float) -> Estimate:
+def _estimate(machine: Machine, work: tuple[float, float], memory: float) -> CostEstimate:
     seconds = machine.seconds(*work)
-    return Estimate(*work, seconds, machine.dollars(seconds), memory)
+    return CostEstimate(*work, seconds, machine.dollars(seconds), memory)
 
 
 def _passes(work: Work, prompts: float, experts: int) -> float:
