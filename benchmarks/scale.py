@@ -16,12 +16,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cost_model import Backbone, Work, cached_bytes, checkpoint_bytes, flops, plain_flops
 from gpu import BACKBONES, random_backbone
 from measure import RESULTS, interleaved, write
 from models import ours, score
 from scipy.optimize import nnls
 from scoring import BRANCH_LAYER, drawn
+
+from dmoerm.config import load_config
+from dmoerm.planning import (
+    BackboneShape,
+    Recipe,
+    Work,
+    Workload,
+    checkpoint_bytes,
+    flops,
+    make_plan,
+    parse_machine,
+    read_shape,
+)
 
 RUNS, RANK = 3, 16
 LLAMA_1B = {
@@ -38,12 +50,13 @@ FITTED = [(32, 2, 64, 1), (32, 2, 64, 5), (128, 4, 128, 1), (128, 4, 128, 5), (1
 CHECKED = [(64, 4, 32, 3), (256, 4, 128, 5), (512, 8, 128, 5), (128, 4, 128, 8)]
 LARGER = [(64, 4, 32, 5), (128, 4, 64, 5), (256, 2, 128, 2)]
 """P, N, R, k."""
+PROJECTION = "What 10⁶ responses need"
 
-LLAMA_8B = Backbone(32, 4096, 14336, 32, 8, 128, 128256)
-LLAMA_70B = Backbone(80, 8192, 28672, 64, 8, 128, 128256)
-QWEN_06B = Backbone(28, 1024, 3072, 16, 8, 128, 151936)
-H100, UTILIZATION, DOLLARS = 989e12, 0.4, 2.5  # bf16 operations per second; utilization; price per hour
-ROW_BYTES = 600  # per response, of a scored row's JSON
+PROJECTED = {
+    "0.6B": "Qwen/Qwen3-0.6B",
+    "8B": "meta-llama/Llama-3.1-8B-Instruct",
+    "70B": "meta-llama/Llama-3.1-70B-Instruct",
+}
 
 
 def main() -> None:
@@ -59,7 +72,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as root:
             larger = seconds_of(random_backbone(settings, Path(root), "cpu"), layer, LARGER)
         tables[f"{title}, random weights"] = rows(larger["backbone"], layer, LARGER, larger["seconds"], rates)
-    tables |= {"Sizes on disk, GB": sizes(shape), "What 10⁶ and 10⁹ responses need": projections()}
+    tables |= {"Sizes on disk, GB": sizes(shape), PROJECTION: projections()}
     rates = {name: float(f"{value:.3g}") for name, value in rates.items()}
     write("scale", "python benchmarks/scale.py", [], tables=tables, rates=rates, runs=RUNS)
 
@@ -68,7 +81,7 @@ def seconds_of(backbone: str, layer: int, shapes: Sequence[tuple[int, ...]]) -> 
     """Return the median seconds of every shape, and the backbone's shape."""
     models = {k: ours(backbone, "float32", k, layer, 1, "phase3.inputs=both") for k in sorted({k for *_, k in shapes})}
     works = [functools.partial(score, models[k], [drawn(*query)], 1 << 20) for *query, k in shapes]
-    shape = Backbone.of(next(iter(models.values())).config.backbone_config)
+    shape = BackboneShape.of(next(iter(models.values())).config.backbone_config)
     return {"backbone": shape, "seconds": dict(zip(shapes, interleaved(works, RUNS), strict=True))}
 
 
@@ -78,14 +91,14 @@ def work_of(key: tuple[int, ...], layer: int) -> Work:
     return Work(prompt, responses, tokens, layer, experts, 2, RANK)
 
 
-def terms(backbone: Backbone, work: Work) -> list[float]:
+def terms(backbone: BackboneShape, work: Work) -> list[float]:
     """Return the quantity for each rate: linear, attention and LoRA operations, and layer calls of any size."""
     count = flops(backbone, work)
     calls = work.trunk + (backbone.layers - work.trunk) * (1 + work.plain)  # experts are stacked: one call
     return [count["linear"], count["attention"], count["lora"], calls]
 
 
-def fit(backbone: Backbone, measured: Sequence[tuple[tuple[int, ...], float]]) -> dict[str, float]:
+def fit(backbone: BackboneShape, measured: Sequence[tuple[tuple[int, ...], float]]) -> dict[str, float]:
     """Fit the non-negative seconds of each term (per operation, per layer call) by relative error."""
     seconds = np.array([s for _, s in measured])
     matrix = np.array([terms(backbone, work_of(key, BRANCH_LAYER)) for key, _ in measured])
@@ -96,7 +109,7 @@ def fit(backbone: Backbone, measured: Sequence[tuple[tuple[int, ...], float]]) -
 
 
 def rows(
-    backbone: Backbone,
+    backbone: BackboneShape,
     layer: int,
     shapes: Sequence[tuple[int, ...]],
     seconds: dict[tuple[int, ...], float],
@@ -122,14 +135,14 @@ def rows(
     return table
 
 
-def sizes(backbone: Backbone) -> list[dict[str, Any]]:
+def sizes(backbone: BackboneShape) -> list[dict[str, Any]]:
     """Return the size by the formula beside the size that footprint.py has measured."""
     measured = json.loads((RESULTS / "footprint.json").read_text(encoding="utf-8"))["bytes"]
     bytes_by_tasks = {1: measured["one_task"], 5: measured["five_tasks"]}
     return [
         {
             "checkpoint": f"SmolLM2-135M, {tasks} × 5 experts, float32",
-            "formula": round(checkpoint_bytes(backbone, BRANCH_LAYER, tasks, 5, RANK) / 1e9, 3),
+            "formula": round(checkpoint_bytes(backbone, BRANCH_LAYER, 1 + tasks, 5 * tasks, RANK) / 1e9, 3),
             "measured": round(size / 1e9, 3),
         }
         for tasks, size in bytes_by_tasks.items()
@@ -137,29 +150,29 @@ def sizes(backbone: Backbone) -> list[dict[str, Any]]:
 
 
 def projections() -> list[dict[str, Any]]:
-    """Project P = 512, N = 4, R = 256, k = 5, five tasks and four fifths of the layers shared to H100s."""
+    """Project 10⁶ responses at P = 512, R = 256, five tasks of five capabilities, to one H100."""
     table = []
-    for name, shape in (("0.6B", QWEN_06B), ("8B", LLAMA_8B), ("70B", LLAMA_70B)):
-        trunk = shape.layers * 4 // 5
-        work = Work(512, 4, 256, trunk)
-        each = sum(flops(shape, work).values()) / work.responses
-        weights = checkpoint_bytes(shape, trunk, 5, 5, RANK, size=2)
-        for count in (1e6, 1e9):
-            hours = count * each / (H100 * UTILIZATION) / 3600
-            cache = cached_bytes(shape, count / work.responses * work.all_tokens)
-            table.append(
-                {
-                    "backbone": name,
-                    "responses": f"10^{round(np.log10(count))}",
-                    "TFLOP per response": round(each / 1e12, 2),
-                    "of a plain model's": round(each * work.responses / plain_flops(shape, work), 2),
-                    "H100 hours": f"{hours:,.1f}" if hours < 100 else f"{hours:,.0f}",
-                    "dollars": f"{hours * DOLLARS:,.0f}",
-                    "weights, GB": round(weights / 1e9, 1),
-                    "trunk cache, TB": f"{cache / 1e12:,.1f}",
-                    "scores, GB": f"{count * ROW_BYTES / 1e9:,.1f}",
-                }
-            )
+    for name, path in PROJECTED.items():
+        for config in ("fast", "finetune"):
+            recipe = Recipe.of(load_config(config), read_shape(path), 5, 5)
+            for responses in (2, 4, 16):
+                workload = Workload(10_000, 512, 256, responses, 1_000_000)
+                plan = make_plan(recipe, workload, parse_machine("H100"))
+                table.append(
+                    {
+                        "backbone": name,
+                        "config": config,
+                        "N": responses,
+                        "TFLOP per response": round(plan.scoring.flops / 1e6 / 1e12, 2),
+                        "of a plain model's": round(plan.ratio, 2),
+                        "H100 hours": round(plan.scoring.seconds / 3600, 1),
+                        "dollars": round(plan.scoring.dollars),
+                        "weights, GB": round(plan.model / 1e9, 1),
+                        "scoring, GB": round(plan.scoring.memory / 1e9, 1),
+                        "training, GB": round(plan.training.memory / 1e9, 1),
+                        "cache of 10⁴ prompts, GB": round(plan.cache / 1e9, 1),
+                    }
+                )
     return table
 
 

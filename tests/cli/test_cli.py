@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import dmoerm
@@ -97,6 +98,13 @@ def test_an_interrupt_is_130_and_a_fault_is_a_traceback(monkeypatch: pytest.Monk
     assert fails("train", "demo") == "error: model: is damaged [b]"
     monkeypatch.setattr(train, "_train", raising(BrokenPipeError()))
     assert run("train", "demo").exit_code == 141
+    cuda = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79 GiB"
+    monkeypatch.setattr(train, "_train", raising(torch.OutOfMemoryError(cuda)))
+    message = fails("train", "demo")
+    assert message.startswith("error: train: the device is out of memory (tried to allocate 2.00 GiB); set base to")
+    monkeypatch.setattr("dmoerm.cli.score._score_here", raising(torch.OutOfMemoryError("out of memory")))
+    message = fails("score", "model", "--input", "rows.jsonl")
+    assert message.startswith("error: score: the device is out of memory; set a lower --batch-tokens")
     fault = ZeroDivisionError("a fault")
     monkeypatch.setattr(train, "_train", raising(fault))
     assert run("train", "demo").exception is fault

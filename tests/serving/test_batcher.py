@@ -8,6 +8,7 @@ import threading
 
 import httpx2
 import pytest
+import torch
 
 from dmoerm.errors import DataError, ServerError
 from dmoerm.schema import Query
@@ -111,6 +112,17 @@ def test_one_bad_text_fails_alone(batcher, monkeypatch, caplog):
     assert "secret" not in str(failed)
     assert len(good[0]) == 2
     assert len(other[0]) == 1
+
+
+def test_a_device_without_memory_is_named_with_what_helps(batcher, monkeypatch):
+    def fail(encoded, tasks):
+        raise torch.OutOfMemoryError("CUDA out of memory. a secret text")
+
+    queue = batcher()
+    monkeypatch.setattr(queue.model, "score_encoded", fail)
+    (failed,) = scored(queue, QUERIES[:1])
+    assert "start the server with a lower --batch-tokens" in str(failed)
+    assert "secret" not in str(failed)
 
 
 def test_a_reward_that_is_no_number_is_an_error(batcher, monkeypatch):

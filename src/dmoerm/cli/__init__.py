@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import sys
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -31,6 +32,7 @@ from . import (
     grow,
     init,
     label,
+    plan,
     push,
     report,
     rl,
@@ -41,6 +43,13 @@ from . import (
 
 _INTERRUPTED, _PIPE_CLOSED = 130, 141
 _RESUMABLE = {"train", "add", "retrain", "compare", "bon", "rl", "demo"}
+_SHORTER_TRAINING = (
+    "set base to frozen or lora, a higher backbone.branch_layer, a lower encoding.max_length or experts_per_step, or "
+    "backbone.quantization to 4bit; `dmoerm plan` estimates the memory"
+)
+_SHORTER_PASSES = "set a lower --batch-tokens, or --dtype bfloat16"
+_LESS_MEMORY: dict[str, str] = dict.fromkeys(("train", "add", "retrain", "compare", "bon", "rl", "demo"), _SHORTER_TRAINING)
+_LESS_MEMORY |= {"score": _SHORTER_PASSES, "serve": _SHORTER_PASSES, "eval": "set a lower --batch-tokens"}
 _SYSTEM_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR}
 
 
@@ -61,8 +70,25 @@ class _Commands(TyperGroup):
         except (DmoermError, OSError) as error:
             if not isinstance(error, DmoermError) and error.errno not in _SYSTEM_ERRORS:
                 raise
-            Console(stderr=True).print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True, highlight=False)
-            raise typer.Exit(1) from None
+            _fail(str(error))
+        except RuntimeError as error:
+            if (torch := sys.modules.get("torch")) is None or not isinstance(error, torch.OutOfMemoryError):
+                raise
+            _fail(_out_of_memory(ctx.invoked_subcommand, str(error)))
+
+
+def _fail(message: str) -> NoReturn:
+    """Print one line and exit with code 1."""
+    Console(stderr=True).print(f"[red]error:[/red] {escape(message)}", soft_wrap=True, highlight=False)
+    raise typer.Exit(1) from None
+
+
+def _out_of_memory(command: str | None, reason: str) -> str:
+    """Return the line for a device without free memory: what was requested, and the setting that helps."""
+    requested = re.search(r"Tried to allocate [\d.]+ \w+", reason)
+    detail = f" ({requested[0][0].lower()}{requested[0][1:]})" if requested else ""
+    hint = _LESS_MEMORY.get(command or "", "use a smaller backbone, or a device with more memory")
+    return f"{command}: the device is out of memory{detail}; {hint}"
 
 
 app = typer.Typer(
@@ -93,6 +119,7 @@ app.add_typer(data.app, name="data")
 app.add_typer(label.app, name="label")
 app.add_typer(annotate.app, name="annotate")
 app.command("init")(init.command)
+app.command("plan")(plan.command)
 app.command("train")(train.command)
 app.command("eval")(eval.command)
 app.command("add")(grow.add)

@@ -25,12 +25,13 @@ def quieten() -> None:
     logging.disable_progress_bar()
 
 
-def load_model(path: str, dtype: str | None = None, deterministic: bool = False) -> DMoERM:
+def load_model(path: str, dtype: str | None = None, deterministic: bool = False, quantization: str = "none") -> DMoERM:
     """Load the model of a run's folder, a model's folder, or a hub name.
 
     Args:
         path: the folder or the name.
         dtype: precision of trunk and branches, such as float32; None: as saved.
+        quantization: `4bit` to hold frozen layers in 4 bits.
         deterministic: prepare CUDA for deterministic matrix products.
 
     Raises:
@@ -43,4 +44,4 @@ def load_model(path: str, dtype: str | None = None, deterministic: bool = False)
         os.environ.setdefault(variable, _CACHED_KERNELS)  # read at the first matrix product in bf16
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
-    return DMoERM.from_pretrained(model_folder(path), dtype=dtype, device_map="auto")
+    return DMoERM.from_pretrained(model_folder(path), dtype=dtype, device_map="auto", quantization=quantization)

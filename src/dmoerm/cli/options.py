@@ -157,6 +157,10 @@ Engine = Annotated[
 Dtype = Annotated[
     Literal["float32", "bfloat16"] | None, typer.Option(help="Precision of the computation. Default: as saved.")
 ]
+Quantization = Annotated[
+    Literal["none", "4bit"],
+    typer.Option(help="4bit: hold the frozen layers in 4 bits, on a GPU; needs the extra quantization."),
+]
 Deterministic = Annotated[
     bool,
     typer.Option(

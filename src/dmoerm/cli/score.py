@@ -27,6 +27,7 @@ from .options import (
     Engine,
     Format,
     JsonFile,
+    Quantization,
     WeightOptions,
     grouped,
     parse_weights,
@@ -85,6 +86,7 @@ class ScoreOptions:
         typer.Option("--skip-bad", help="Skip rows that cannot be scored and print the reasons."),
     ] = False
     dtype: Dtype = None
+    quantization: Quantization = "none"
     deterministic: Deterministic = False
     batch_tokens: BatchTokens = 8192
 
@@ -107,7 +109,7 @@ class ScoreOptions:
 
     def model_options(self) -> dict[str, Any]:
         """Return the keyword arguments of `open_models`."""
-        names = ("batch_tokens", "task", "dtype", "deterministic", "weights", "risk")
+        names = ("batch_tokens", "task", "dtype", "quantization", "deterministic", "weights", "risk")
         return {name: getattr(self, name) for name in names} | {"ensemble": self.method}
 
 
@@ -174,12 +176,16 @@ def _score_here(options: ScoreOptions) -> dict[str, Any]:
 
 
 def open_models(
-    folders: Sequence[str], dtype: str | None = None, deterministic: bool = False, **options: Any
+    folders: Sequence[str],
+    dtype: str | None = None,
+    deterministic: bool = False,
+    quantization: str = "none",
+    **options: Any,
 ) -> ModelRows:
     """Load the models as a `RowScorer`, in this process or in an actor; see `ModelRows` for the options."""
     from ..scoring.score_rows import ModelRows
 
-    models = [load_model(folder, dtype, deterministic) for folder in folders]
+    models = [load_model(folder, dtype, deterministic, quantization) for folder in folders]
     return ModelRows(models, deterministic=deterministic, **options)
 
 
@@ -233,6 +239,7 @@ def _description(options: ScoreOptions, folders: Sequence[str]) -> str:
     parts += [f"weight {name}={weight}" for name, weight in sorted((options.weights or {}).items())]
     parts += [f"risk {options.risk}"] if options.risk else []
     parts += [options.dtype] if options.dtype else []
+    parts += [options.quantization] if options.quantization != "none" else []
     parts += ["deterministic"] if options.deterministic else []
     return ", ".join(parts)
 

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from .options import Deterministic, Dtype, grouped
+from .options import Deterministic, Dtype, Quantization, grouped
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ def command(
         str, typer.Option(help="The model's name in answers; by default the folder's or the hub's name.")
     ] = "",
     dtype: Dtype = None,
+    quantization: Quantization = "none",
     deterministic: Deterministic = False,
     log_format: Annotated[str, typer.Option(help="json, text, or auto: text on a terminal.")] = "auto",
 ) -> None:
@@ -77,7 +78,7 @@ def command(
     settings = ServingConfig(deterministic=deterministic, **asdict(limits), **access_settings)
     _warn(host, settings.api_key)
     serve(
-        lambda: load_model(model, dtype, deterministic),
+        lambda: load_model(model, dtype, deterministic, quantization),
         settings,
         name=name or _name(model, model_folder(model)),
         host=host,

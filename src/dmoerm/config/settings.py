@@ -130,6 +130,9 @@ class BackboneConfig(_Settings):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of the frozen weights and of the arithmetic; `auto`: bfloat16 if the processor supports it, else
     float32."""
+    quantization: Literal["none", "4bit"] = "none"
+    """`4bit`: hold the frozen linear layers in 4 bits (NF4) by bitsandbytes, on a CUDA GPU; needs `base: frozen` and
+    the extra `quantization`. The checkpoint has decoded weights."""
 
 
 class EncodingConfig(_Settings):
@@ -320,6 +323,14 @@ class Config(_Settings):
     def _every_setting_acts(self) -> Config:
         for message in (*unsuitable_auto(self), *settings_without_effect(self)):
             raise ValueError(message)
+        return self
+
+    @model_validator(mode="after")
+    def _quantized_weights_are_frozen(self) -> Config:
+        if self.backbone.quantization != "none" and (self.base != "frozen" or self.router.kind == "own"):
+            raise ValueError(
+                "backbone.quantization is 4bit, which needs frozen weights: base: frozen, router.kind: trunk"
+            )
         return self
 
     @model_validator(mode="after")

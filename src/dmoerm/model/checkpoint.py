@@ -42,6 +42,7 @@ from .loading import LoadOptions, as_dtype
 from .mixture import Mixture
 from .packed_attention import Decoder
 from .prompt_statistics import PromptStatistics
+from .quantization import dense_state, quantize
 from .training_prompts import TrainingPrompts
 
 ModelT = TypeVar("ModelT", bound=Mixture)
@@ -93,7 +94,7 @@ def _write(model: Mixture, folder: Path, dtype: torch.dtype | None) -> None:
         model.prompt_statistics.write(folder)
     _save_tensors(small_state(model), folder / "model.safetensors")
     for path, part in _parts(model):
-        _save_tensors({name: tensor.to(dtype) for name, tensor in part.state_dict().items()}, folder / path)
+        _save_tensors({name: tensor.to(dtype) for name, tensor in dense_state(part).items()}, folder / path)
     for task, experts in _experts(model):
         for i, capability in enumerate(experts.capabilities):
             expert_folder = folder / _expert_path(task, capability)
@@ -118,6 +119,8 @@ def load(path: str | Path, model_class: type[ModelT], options: LoadOptions) -> M
     with sums_checked(folder) if options.check else contextlib.nullcontext():
         model = _read(folder, model_class, options.dtype)
         options.check_config(folder)
+    if options.quantization != "none":
+        quantize(model, options.device or torch.device("cpu"))
     model.config.name_or_path = str(path)  # TRL loads the tokenizer from there
     return model if options.device is None else model.to(options.device)  # pyright: ignore[reportArgumentType]
 

@@ -18,6 +18,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, NoReturn
 
+import torch
+
 from ..chat.encoding import Encoded
 from ..errors import DataError, ServerError
 from ..model import DMoERM
@@ -221,4 +223,11 @@ class Batcher:
                 await self._run_pass([part])
         else:
             ((request, _),) = taken
-            request.fail(ServerError(f"the model failed: {type(error).__name__}"))
+            request.fail(ServerError(_reason(error)))
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, torch.OutOfMemoryError):
+        torch.cuda.empty_cache()
+        return "the device is out of memory; send shorter texts, or start the server with a lower --batch-tokens"
+    return f"the model failed: {type(error).__name__}"

@@ -32,13 +32,14 @@ from ..io.storage import Mirror
 from ..model import DMoERM, DMoERMConfig
 from ..model.backbone import check_backbone, load_backbone, resolve_branch_layer, split_layers
 from ..model.checkpoint import with_tokenizer
+from ..model.quantization import quantize
 from ..model.training_prompts import TrainingPrompts
 from ..schema import Group, prompt_key
 from ..taxonomy import Taxonomy
 from .batches import PreferenceExample, label
 from .cache import ActivationCache
 from .graph import Engine, Step, graph
-from .processes import barrier, idle_gpus, is_main, sharded, world_size
+from .processes import barrier, device, idle_gpus, is_main, sharded, world_size
 from .progress import Progress
 from .sharding import check_sharding, full_state, move_to_device
 from .steps import Run, Training
@@ -68,6 +69,10 @@ def train(config: Config, console: Console | None = None, engine: Engine | None 
     check_transformers()
     _check_trackers(config)
     check_sharding(shared_branch=config.base == "frozen", own_router=config.router.kind == "own")
+    if sharded() and config.backbone.quantization != "none":
+        raise ConfigError(
+            "backbone.quantization: 4-bit layers cannot be sharded; set it to none, or launch with ddp.yaml"
+        )
     _check_batches(config)
     check_backbone(config.backbone)
     data = load_splits(config)
@@ -114,7 +119,10 @@ def _save(run: Run, data: Splits) -> None:
 
 def prepare(config: Config, taxonomy: Taxonomy, folder: Path, progress: Progress) -> Run:
     """Build the untrained model around the pretrained backbone, and open its activation cache."""
-    model = move_to_device(build_model(config, taxonomy))
+    model = build_model(config, taxonomy)
+    if config.backbone.quantization != "none":
+        quantize(model, device())
+    model = move_to_device(model)
     return Run(config, model, open_cache(config, model), folder, progress)
 
 

@@ -1,11 +1,12 @@
-"""Count the operations and bytes of scoring from the backbone's shape, b, k, N, P and R.
+"""Count the operations of scoring and training from the backbone's shape, b, k, N, P and R.
 
     b  layers of the trunk, of L        P  tokens of the prompt
     k  experts of a task                N  responses to a prompt, R tokens each
 
-Each token of the prompt and of each response passes through the trunk once, and through the branch once per expert and
-once per plain pass of the branch (phase 1 and the general model). The last layer computes keys and values for all
-tokens, and the rest for the last token of each response. `scale.py` fits the seconds per operation to measurements.
+Each token of the prompt and of each response passes through the trunk once, and through the branch once per expert with
+a LoRA and once per plain pass of the branch (of the task's base and of the general model). The last layer computes
+keys and values for all tokens, and the rest for the tokens that are pooled. `benchmarks/scale.py` fits the seconds per
+operation to measurements.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Backbone:
+class BackboneShape:
     """A decoder's shape: layers, width d, feed-forward f, query and key/value heads of `head_dim` each."""
 
     layers: int
@@ -27,7 +28,7 @@ class Backbone:
     vocabulary: int = 0
 
     @classmethod
-    def of(cls, config: Any) -> Backbone:
+    def of(cls, config: Any) -> BackboneShape:
         """Return the shape of a transformers configuration."""
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         return cls(
@@ -56,9 +57,18 @@ class Backbone:
         return self.width * (2 * self.queries + 2 * self.keys + 3 * self.feed_forward)
 
     @property
+    def embedding(self) -> int:
+        """Weights of the embedding."""
+        return self.vocabulary * self.width
+
+    @property
     def parameters(self) -> int:
         """Weights of all layers, and of the embedding."""
-        return self.layers * self.layer + self.vocabulary * self.width
+        return self.layers * self.layer + self.embedding
+
+    def adapter(self, rank: int) -> int:
+        """Weights of a LoRA on the query and value projections of one layer."""
+        return rank * (2 * self.width + self.queries + self.keys)
 
 
 @dataclass(frozen=True)
@@ -66,8 +76,10 @@ class Work:
     """One prompt with its responses, under a model that branches at layer b.
 
     Attributes:
-        plain: passes of the branch without an expert; 2 in the default recipe, 0 under the paper's aggregator.
+        experts: with a LoRA; experts that are heads pass no layer.
+        plain: passes of the branch without an expert; 2 in the default recipe, 1 in `frozen`, 0 in the paper's.
         rank: of the LoRAs on the query and value projections.
+        pools_all: the embedding reads all tokens of a response (pooling `mean` and `both`), not the last alone.
     """
 
     prompt: int
@@ -77,44 +89,41 @@ class Work:
     experts: int = 5
     plain: int = 2
     rank: int = 16
+    pools_all: bool = False
 
     @property
     def all_tokens(self) -> int:
         """P + N R."""
         return self.prompt + self.responses * self.tokens
 
+    @property
+    def pairs(self) -> float:
+        """Pairs of tokens that attend to each other in one layer."""
+        return self.prompt**2 / 2 + self.responses * self.tokens * (self.prompt + self.tokens)
 
-def flops(backbone: Backbone, work: Work) -> dict[str, float]:
-    """Return the operations by kind (linear, lora, attention); a multiplication with its addition counts as two."""
+
+def flops(backbone: BackboneShape, work: Work) -> dict[str, float]:
+    """Return the operations of scoring by kind (linear, lora, attention); a multiplication with its addition is two."""
     top, passes = backbone.layers - work.trunk, work.experts + work.plain
     keys = 2 * backbone.width * backbone.keys
     whole = work.trunk + passes * (top - 1)  # layers that every token passes
-    linear = work.all_tokens * (backbone.layer * whole + keys * passes) + work.responses * backbone.layer * passes
-    adapters = work.rank * (2 * backbone.width + backbone.queries + backbone.keys)
-    pairs = work.prompt**2 / 2 + work.responses * work.tokens * (work.prompt + work.tokens)
-    last = work.responses * (work.prompt + work.tokens)
+    pooled = work.responses * (work.tokens if work.pools_all else 1)
+    linear = work.all_tokens * (backbone.layer * whole + keys * passes) + pooled * backbone.layer * passes
+    last = pooled * (work.prompt + work.tokens)
     return {
         "linear": 2.0 * linear,
-        "lora": 2.0 * work.all_tokens * adapters * work.experts * top,
-        "attention": 4.0 * backbone.queries * (pairs * whole + last * passes),
+        "lora": 2.0 * work.all_tokens * backbone.adapter(work.rank) * work.experts * top,
+        "attention": 4.0 * backbone.queries * (work.pairs * whole + last * passes),
     }
 
 
-def plain_flops(backbone: Backbone, work: Work) -> float:
+def layer_flops(backbone: BackboneShape, work: Work) -> float:
+    """Return the operations of one forward pass of one layer, for all tokens of the prompt and its responses."""
+    return 2.0 * work.all_tokens * backbone.layer + 4.0 * backbone.queries * work.pairs
+
+
+def plain_flops(backbone: BackboneShape, work: Work) -> float:
     """Return the operations of one plain reward model, which reads the prompt again with every response."""
     length = work.prompt + work.tokens
     per_layer = 2.0 * length * backbone.layer + 4.0 * backbone.queries * length**2 / 2
     return work.responses * backbone.layers * per_layer
-
-
-def checkpoint_bytes(backbone: Backbone, trunk: int, tasks: int, experts: int, rank: int, size: int = 4) -> float:
-    """Return the size of a checkpoint: embedding, trunk, a branch for the general model and each task, adapters."""
-    top = backbone.layers - trunk
-    adapter = top * rank * (2 * backbone.width + backbone.queries + backbone.keys)
-    shared = backbone.vocabulary * backbone.width + trunk * backbone.layer
-    return size * (shared + (1 + tasks) * top * backbone.layer + tasks * experts * adapter)
-
-
-def cached_bytes(backbone: Backbone, tokens: float, size: int = 2) -> float:
-    """Return the size on disk of the trunk's activations of `tokens` tokens."""
-    return tokens * backbone.width * size

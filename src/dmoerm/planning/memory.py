@@ -1,0 +1,99 @@
+"""Bytes on the accelerator and on disk, from shapes.
+
+A weight in training takes 22 bytes: float32 value, gradient and best value (12), AdamW's two moments (8), and the copy
+that autocast makes in bfloat16 (2), which a float32 backbone does not need. The best value is that of
+`training/tracking.py`.
+"""
+
+from __future__ import annotations
+
+from .recipe import Recipe
+from .work import BackboneShape, Work
+
+PASS_TOKENS = 8192
+"""Tokens of a pass, where a token counts once per expert: the default of scoring, and the limit in training."""
+_TRAINED, _COPY = 20, 2
+_OVERHEAD = 1.5e9  # CUDA's context and the allocator's unused blocks; assumed
+
+
+def checkpoint_bytes(
+    backbone: BackboneShape,
+    trunk: int,
+    branches: int,
+    adapters: int,
+    rank: int,
+    size: float = 4,
+    branch_size: float = 4,
+    embedding_size: float = 4,
+) -> float:
+    """Return the bytes of a model's weights on disk, or on a device: embedding, trunk, branches, adapters.
+
+    Args:
+        branches: the general one included.
+        adapters: number of experts with a LoRA, over all tasks.
+        size, branch_size, embedding_size: bytes of a weight of the trunk, a branch, the embedding.
+    """
+    top = backbone.layers - trunk
+    shared = embedding_size * backbone.embedding + size * trunk * backbone.layer
+    return shared + branch_size * branches * top * backbone.layer + 4 * adapters * top * backbone.adapter(rank)
+
+
+def cached_bytes(backbone: BackboneShape, tokens: float, size: float = 2) -> float:
+    """Return the size on disk of the trunk's activations of `tokens` tokens."""
+    return tokens * backbone.width * size
+
+
+def model_bytes(recipe: Recipe) -> float:
+    """Return the bytes of the weights of the trained model, as it is loaded to score."""
+    sizes = {
+        "size": recipe.bytes_per_frozen,
+        "branch_size": 4.0 if recipe.base == "full" else recipe.bytes_per_frozen,
+        "embedding_size": recipe.bytes_per_weight,
+    }
+    adapters = recipe.tasks * recipe.lora_experts
+    weights = checkpoint_bytes(recipe.shape, recipe.trunk, recipe.branches, adapters, recipe.rank, **sizes)
+    return weights + 4.0 * recipe.shape.parameters * recipe.own_router
+
+
+def scoring_bytes(recipe: Recipe, batch_tokens: int = PASS_TOKENS) -> float:
+    """Return the bytes that scoring takes on one accelerator: weights, and the activations of one layer."""
+    shape = recipe.shape
+    widest = 4 * shape.width + 2 * shape.queries + 2 * shape.keys + 3 * shape.feed_forward
+    return model_bytes(recipe) + batch_tokens * widest * recipe.bytes_per_weight + _OVERHEAD
+
+
+def trained_weights(recipe: Recipe) -> float:
+    """Return the weights that the largest step trains: a branch or its LoRA, a task's experts, a router's own model."""
+    shape = recipe.shape
+    branch = {"full": recipe.top * shape.layer, "lora": recipe.top * shape.adapter(recipe.base_rank), "frozen": 0}
+    experts = stacked(recipe) * recipe.top * shape.adapter(recipe.rank)
+    return max(branch[recipe.base], experts, shape.parameters * recipe.own_router)
+
+
+def stacked(recipe: Recipe) -> int:
+    """Return the number of experts with a LoRA that one step trains together."""
+    return min(recipe.lora_experts, recipe.config.experts_per_step or recipe.lora_experts)
+
+
+def training_bytes(recipe: Recipe, work: Work, shards: int = 1) -> float:
+    """Return the bytes that training takes on one accelerator: the model, the largest step, its activations.
+
+    Args:
+        work: a group of the data; one that is longer than a pass has a pass of its own.
+        shards: number of accelerators over which the frozen weights are divided; 1: each holds all of them.
+    """
+    trained = trained_weights(recipe)
+    per_weight = _TRAINED + _COPY * (recipe.bytes_per_weight == 2)
+    rows = max(PASS_TOKENS, work.all_tokens * max(stacked(recipe), 1)) if trained else 0
+    kept = rows * recipe.top * activation_bytes(recipe.shape, recipe.bytes_per_weight)
+    forward = scoring_bytes(recipe) - model_bytes(recipe)
+    return model_bytes(recipe) / shards + trained * per_weight + kept + forward
+
+
+def activation_bytes(shape: BackboneShape, size: float) -> float:
+    """Return the bytes that the backward pass of a layer keeps per token; norms are computed in float32.
+
+    Kept are the inputs of the linear layers and of attention's and the gate's products.
+    """
+    products = 6 * shape.width + 2 * shape.queries + 2 * shape.keys + 4 * shape.feed_forward
+    return size * products + 4 * 2 * shape.width

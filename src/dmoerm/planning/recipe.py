@@ -1,0 +1,140 @@
+"""What a config trains and how it scores, and the shape of its backbone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from ..config import Config
+from ..errors import BackboneError
+from .work import BackboneShape, Work
+
+_SHAPES = {
+    "smollm2": BackboneShape(30, 576, 1536, 9, 3, 64, 49152),
+    "HuggingFaceTB/SmolLM2-135M-Instruct": BackboneShape(30, 576, 1536, 9, 3, 64, 49152),
+    "Qwen/Qwen3-0.6B": BackboneShape(28, 1024, 3072, 16, 8, 128, 151936),
+    "meta-llama/Llama-3.1-8B-Instruct": BackboneShape(32, 4096, 14336, 32, 8, 128, 128256),
+    "meta-llama/Llama-3.1-70B-Instruct": BackboneShape(80, 8192, 28672, 64, 8, 128, 128256),
+    "meta-llama/Llama-3.3-70B-Instruct": BackboneShape(80, 8192, 28672, 64, 8, 128, 128256),
+}
+"""Shapes that need no download."""
+_FOUR_BITS = 0.5 + 4 / 64  # a float32 scale per block of 64 weights
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The part of a config on which its cost depends.
+
+    Attributes:
+        whole, shape: of the backbone, and of the layers that are used.
+        trunk: b, the number of shared layers.
+        base: as in the config.
+        tasks, experts: number of tasks, and of experts per task.
+        rank: of the experts' LoRA; 0: experts are heads.
+        base_rank: of the LoRA of `base: lora`.
+        plain: passes of the branch without an expert when scoring.
+        pools_all: the pooling reads all tokens of a response.
+        own_router: the router has its own language model.
+        bytes_per_weight: of the backbone's dtype.
+        bytes_per_frozen: of a weight of a frozen linear layer: the same, or that of 4 bits with their scales.
+        config: the settings of the steps.
+    """
+
+    whole: BackboneShape
+    shape: BackboneShape
+    trunk: int
+    base: str
+    tasks: int
+    experts: int
+    rank: int
+    base_rank: int
+    plain: int
+    pools_all: bool
+    own_router: bool
+    bytes_per_weight: float
+    bytes_per_frozen: float
+    config: Config
+
+    @classmethod
+    def of(cls, config: Config, shape: BackboneShape, tasks: int, experts: int, *, float32: bool = False) -> Recipe:
+        """Read a config.
+
+        Args:
+            shape: of the whole backbone.
+            tasks, experts: number of tasks, and of capabilities per task.
+            float32: what `backbone.dtype: auto` is on the machine; bfloat16 on an accelerator.
+
+        Raises:
+            BackboneError: the backbone has fewer layers than the config uses.
+        """
+        layers = config.backbone.num_layers or shape.layers
+        branch_layer = config.backbone.branch_layer
+        trunk = layers * 4 // 5 if branch_layer is None else branch_layer
+        if layers > shape.layers or trunk >= layers:
+            raise BackboneError(
+                f"backbone.num_layers and branch_layer are {layers} and {trunk}, but the backbone has {shape.layers} "
+                "layers; set lower numbers, or null for all layers and four fifths"
+            )
+        dtype = config.backbone.dtype
+        size = 4.0 if dtype == "float32" or (dtype == "auto" and float32) else 2.0
+        return cls(
+            shape,
+            replace(shape, layers=layers),
+            trunk,
+            config.base,
+            tasks,
+            experts,
+            config.phase2.lora.rank,
+            config.base_lora.rank if config.base == "lora" else 0,
+            _plain_passes(config),
+            config.encoding.pooling != "last",
+            config.router.kind == "own",
+            size,
+            _FOUR_BITS if config.backbone.quantization == "4bit" else size,
+            config,
+        )
+
+    @property
+    def top(self) -> int:
+        """Layers of the branch."""
+        return self.shape.layers - self.trunk
+
+    @property
+    def lora_experts(self) -> int:
+        """Experts that pass the layers of the branch."""
+        return self.experts if self.rank else 0
+
+    @property
+    def branches(self) -> int:
+        """Branches in the model: the general one, and one per task unless all share it."""
+        return 1 if self.base == "frozen" else 1 + self.tasks
+
+    def work(self, prompt: int, responses: int, tokens: int) -> Work:
+        """Return the work of one prompt with its responses."""
+        sizes = {"experts": self.lora_experts, "plain": self.plain, "rank": self.rank, "pools_all": self.pools_all}
+        return Work(prompt, responses, tokens, self.trunk, **sizes)
+
+
+def _plain_passes(config: Config) -> int:
+    """Return how often scoring passes a branch without an expert; as `Mixture.outputs` decides."""
+    if config.base == "frozen":
+        return 1
+    if config.phase3.inputs == "embeddings":
+        return 0 if config.phase2.lora.rank else 1
+    return 2 if "general" in config.phase3.base_scores else 1
+
+
+def read_shape(path: str) -> BackboneShape:
+    """Return the shape of a backbone: of a known name, or from the configuration of a folder or a hub name.
+
+    Raises:
+        BackboneError: the configuration cannot be read, or is not that of a decoder with the usual fields.
+    """
+    if path in _SHAPES:
+        return _SHAPES[path]
+    from transformers import AutoConfig
+
+    try:
+        return BackboneShape.of(AutoConfig.from_pretrained(path))
+    except (OSError, ValueError, AttributeError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise BackboneError(f"backbone {path!r}: its shape cannot be read: {reason}") from None

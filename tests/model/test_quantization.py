@@ -1,0 +1,112 @@
+"""Frozen layers in 4 bits, with a fake of bitsandbytes: what is quantized, saved, and the same again after loading."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from pathlib import Path
+
+import fake_bitsandbytes
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import assert_same, make_model, make_tiny_config, tiny_groups, train_quietly, write_groups
+from torch import nn
+
+from dmoerm.config import Config, load_config
+from dmoerm.errors import ConfigError
+from dmoerm.model import DMoERM, quantization
+from dmoerm.model.experts import lora_layers
+
+PROMPT, RESPONSES = "How are you?", ["Fine, and you?", "No.", "x " * 20]
+
+
+@pytest.fixture
+def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the fake library quantize on the CPU."""
+    monkeypatch.setattr(quantization, "_DEVICES", ("cpu",))
+    for name, module in fake_bitsandbytes.modules().items():
+        monkeypatch.setitem(sys.modules, name, module)
+
+
+def frozen_config(backbone: str, folder: Path, **changes: object) -> Config:
+    """LoRA experts on a frozen bfloat16 backbone."""
+    return make_tiny_config(backbone, folder, base="frozen", backbone={"dtype": "bfloat16"}, **changes)
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_a_quantized_model_is_saved_dense_and_quantizes_to_the_same_bits(tiny_backbone: str, tmp_path: Path) -> None:
+    dense = make_model(frozen_config(tiny_backbone, tmp_path))
+    model = copy.deepcopy(dense)
+    quantization.quantize(model, torch.device("cpu"))
+    for task in model.config.tasks:
+        branch = model.task_model(task).experts.branch
+        shared = zip(lora_layers(branch).values(), branch.layers, strict=False)
+        assert all(isinstance(layer.base, fake_bitsandbytes.Linear4bit) for layer, _ in shared)
+        assert branch.layers[0].mlp.up_proj is model.general.branch.layers[0].mlp.up_proj
+    assert not [m for part in (model.trunk, model.general.branch) for m in part.modules() if type(m) is nn.Linear]
+    scores = model.score(PROMPT, RESPONSES, task="chitchat")
+    assert [s.reward for s in scores] != [s.reward for s in dense.score(PROMPT, RESPONSES, task="chitchat")]
+
+    model.save_pretrained(tmp_path / "model")
+    files = [load_file(file) for file in (tmp_path / "model").rglob("*.safetensors")]
+    assert {tensor.dtype for file in files for tensor in file.values()} <= {torch.bfloat16, torch.float32}
+    plain = DMoERM.from_pretrained(tmp_path / "model")
+    assert plain.state_dict().keys() == dense.state_dict().keys()
+    assert_same(plain.score(PROMPT, RESPONSES, task="chitchat"), scores, 1e-2)
+
+    again = DMoERM.from_pretrained(tmp_path / "model", quantization="4bit", device_map="cpu")
+    assert_same(again.score(PROMPT, RESPONSES, task="chitchat"), scores, 1e-6)
+    states = {name: t for name, t in model.state_dict().items() if t.dtype == torch.uint8}
+    assert states
+    assert all(torch.equal(again.state_dict()[name], t) for name, t in states.items())
+
+
+@pytest.mark.usefixtures("on_cpu")
+@pytest.mark.parametrize("name", ["qwen3-0.6b", "llama-8b-qlora"])
+def test_a_shipped_config_trains_on_4_bits_and_its_model_loads_without_them(
+    name: str, tiny_backbone: str, tmp_path: Path
+) -> None:
+    """Heads alone, and LoRA experts, on a tiny backbone."""
+    settings = {"backbone.path": tiny_backbone, "output": tmp_path / "run", "cache": tmp_path / "cache"}
+    settings |= {
+        "backbone.quantization": "4bit",
+        "data.files": f"[{write_groups(tiny_groups(), tmp_path / 'g.jsonl')}]",
+    }
+    settings |= {"phase2.epochs": 1, "phase2.evaluations": 1} if name == "llama-8b-qlora" else {}
+    run = train_quietly(load_config(name, [f"{setting}={value}" for setting, value in settings.items()]))
+    loaded = DMoERM.from_pretrained(run.folder / "model")
+    assert all(type(layer) is not fake_bitsandbytes.Linear4bit for layer in loaded.modules())
+    assert_same(loaded.score(PROMPT, RESPONSES), run.model.score(PROMPT, RESPONSES), 2e-2)
+    if name == "llama-8b-qlora":
+        (layer, *_) = lora_layers(run.model.task_model("chitchat").experts.branch).values()
+        assert layer.lora_B.abs().max() > 0  # gradients have passed the quantized layers
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"base": "full"}, "needs frozen weights: base: frozen"),
+        ({"base": "lora"}, "needs frozen weights"),
+        ({"base": "frozen", "router": {"kind": "own"}}, "router.kind: trunk"),
+    ],
+)
+def test_trained_weights_are_not_quantized(settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Config.model_validate({**settings, "backbone": {"quantization": "4bit"}})
+
+
+def test_what_is_missing_is_named(
+    tiny_backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained_run: object
+) -> None:
+    config = frozen_config(tiny_backbone, tmp_path)
+    model = make_model(config)
+    with pytest.raises(ConfigError, match="needs a CUDA GPU, but the device is cpu"):
+        quantization.quantize(model, torch.device("cpu"))
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(ConfigError, match=r"pip install 'dmoerm\[quantization\]'"):
+        quantization.quantize(model, torch.device("cuda"))
+    with pytest.raises(ConfigError, match="base: frozen"):
+        DMoERM.from_pretrained(trained_run.folder / "model", quantization="4bit", device_map="cpu")
+    with pytest.raises(ConfigError, match="quantization='8bit' is not supported: use none or 4bit"):
+        DMoERM.from_pretrained(tmp_path, quantization="8bit")
