@@ -19,7 +19,7 @@ from typer.core import TyperGroup
 
 from .. import __version__
 from ..errors import DmoermError
-from . import benchmark, bon, compare, config, data, demo, eval, label, push, report, rl, score, serve, train
+from . import backbone, benchmark, bon, compare, config, data, demo, eval, label, push, report, rl, score, serve, train
 
 _INTERRUPTED, _PIPE_CLOSED = 130, 141
 _RESUMABLE = {"train", "compare", "bon", "rl", "demo"}
@@ -73,6 +73,7 @@ def _options(
 app.add_typer(config.app, name="config")
 app.add_typer(data.app, name="data")
 app.add_typer(label.app, name="label")
+app.add_typer(backbone.app, name="models")
 app.command("train")(train.command)
 app.command("eval")(eval.command)
 app.command("score")(score.command)
