@@ -167,9 +167,9 @@ def resolve_dtype(name: str) -> torch.dtype:
 
 def split_layers(model: Decoder, layer: int) -> tuple[Decoder | None, Decoder]:
     """Split a decoder into trunk and branch, which share its weights; the trunk is None if `layer` is 0."""
-    count = len(model.layers)
     if layer == 0:
         return None, model
+    count = len(model.layers)
     trunk = slice_layers(model, 0, layer, embed=True, norm=False)
     return trunk, slice_layers(model, layer, count, embed=False, norm=True)
 
