@@ -35,30 +35,58 @@ FAMILIES = (
     *("smollm3", "solar_open", "stablelm", "starcoder2", "t5", "vaultgemma", "vit", "xlm-roberta", "youtu"),
 )
 _TINY: dict[str, Any] = {
-    **{"vocab_size": 640, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "head_dim": 8},
-    **{"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64, "initializer_range": 0.2},
-    **{"sliding_window": 5, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "num_experts": 4},
-    **{"num_local_experts": 4, "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
+    "vocab_size": 640,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 4,
+    "head_dim": 8,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.2,
+    "sliding_window": 5,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
 }
 _MIXED = {"layer_types": ["sliding_attention", "full_attention"] * 2}
 _LATENT = {
-    **{"num_key_value_heads": 4, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8},
-    **{"v_head_dim": 12, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "n_shared_experts": 1},
+    "num_key_value_heads": 4,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 12,
+    "n_group": 1,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+    "n_shared_experts": 1,
 }
 _LINEAR = {
-    **{"layer_types": ["linear_attention", "full_attention"] * 2, "linear_num_value_heads": 4},
-    **{"linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8},
+    "layer_types": ["linear_attention", "full_attention"] * 2,
+    "linear_num_value_heads": 4,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
 }
 _PER_LAYER = {**_MIXED, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 640}
+_LATE_WINDOWS = {"use_sliding_window": True, "max_window_layers": 2}
 _CHANGES: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("deepseek_v2", "deepseek_v3", "glm4_moe_lite", "youtu"), _LATENT),
     "mistral4": {**_LATENT, "head_dim": 16, "qk_head_dim": 16},
     **dict.fromkeys(("gemma3_text", "ministral"), _MIXED),
     **dict.fromkeys(("qwen3_5_text", "qwen3_next"), _LINEAR),
-    **dict.fromkeys(("qwen2", "qwen3"), {"use_sliding_window": True, "max_window_layers": 2}),
+    **dict.fromkeys(("qwen2", "qwen3"), _LATE_WINDOWS),
     "gemma3n_text": {
         **_PER_LAYER,
-        **{"num_kv_shared_layers": 2, "laurel_rank": 4, "activation_sparsity_pattern": [0.0] * 4},
+        "num_kv_shared_layers": 2,
+        "laurel_rank": 4,
+        "activation_sparsity_pattern": [0.0] * 4,
     },
     "qwen2_vl_text": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}},
     "gemma4_text": {**_PER_LAYER, "global_head_dim": 16},
@@ -142,10 +170,12 @@ INTRODUCTION = """# Backbones
 
 `backbone.path` is a folder or hub name of a text model. How it runs depends on its family:
 
-* **packed**: its layers run one by one on packed tokens. A prompt is computed once for all its responses, and the first
-  layers are a trunk that all tasks share. Sliding windows and rotary embeddings by layer type, capped logits, attention sinks and fused projections are supported.
-* **fallback**: its own forward runs, with one padded row per response. It is slower and has no trunk: `branch_layer` is 0,
-  so `router.kind` must be `own`. A tokenizer without a chat template, as encoders have, also needs `encoding.template: plain`.
+* **packed**: its layers run one by one on packed tokens. A prompt is computed once for all its responses, and the
+  first layers are a trunk that all tasks share. Sliding windows and rotary embeddings by layer type, capped logits,
+  attention sinks and fused projections are supported.
+* **fallback**: its own forward runs, with one padded row per response. It is slower and has no trunk: `branch_layer`
+  is 0, so `router.kind` must be `own`. A tokenizer without a chat template, as encoders have, also needs
+  `encoding.template: plain`.
 * **refused**: it does not give the states of a text.
 
 A composite of several models, such as Gemma 3 with images, is used without its other parts: its text model runs.
@@ -154,21 +184,24 @@ A composite of several models, such as Gemma 3 with images, is used without its 
 dmoerm models check Qwen/Qwen3-0.6B --tasks 5        # how it runs, LoRA targets, memory; reads config.json only
 ```
 
-`phase2.lora.targets` are by default `q_proj` and `v_proj`. A family without these layers gets the targets that PEFT lists for it, or its
-layers with other usual names, such as `qkv_proj` of Phi-4 or `Wqkv` of ModernBERT. GPT-2 has none: set `phase2.lora.rank` to 0.
+`phase2.lora.targets` are by default `q_proj` and `v_proj`. A family without these layers gets the targets that PEFT
+lists for it, or its layers with other usual names, such as `qkv_proj` of Phi-4 or `Wqkv` of ModernBERT. GPT-2 has
+none: set `phase2.lora.rank` to 0.
 
 ## Start from a reward model
 
-A backbone may be a reward model itself: a `ForSequenceClassification` model with one label and a linear head `score`, such as Skywork-Reward-V2. Then the
-general model starts from its head: before training its scores are the reward model's, with the general model's calibration. With gradient training (`l2` is a number) training goes on
-from there. With `l2: auto` the penalty pulls toward these weights instead of 0 where that predicts held-out pairs better. This needs
-`encoding.pooling` `both` or `last`, `head.hidden: 0`, all layers, and a padding token that does not end a turn, since transformers reads the score before the padding.
-`backbone.reward_head: false` starts from a new head.
+A backbone may be a reward model itself: a `ForSequenceClassification` model with one label and a linear head `score`,
+such as Skywork-Reward-V2. Then the general model starts from its head: before training its scores are the reward
+model's, with the general model's calibration. With gradient training (`l2` is a number) training goes on from there.
+With `l2: auto` the penalty pulls toward these weights instead of 0 where that predicts held-out pairs better. This
+needs `encoding.pooling` `both` or `last`, `head.hidden: 0`, all layers, and a padding token that does not end a turn,
+since transformers reads the score before the padding. `backbone.reward_head: false` starts from a new head.
 
 ## Families
 
-Each row is a random model of width 32 with 4 layers in float32, made by `python tools/backbones_page.py` with transformers {version}. Windows are 5 tokens; texts have up
-to 16. The error is the largest difference from transformers' forward on single texts, over all splits, relative to the largest state.
+Each row is a random model of width 32 with 4 layers in float32, made by `python tools/backbones_page.py` with
+transformers {version}. Windows are 5 tokens; texts have up to 16. The error is the largest difference from
+transformers' forward on single texts, over all splits, relative to the largest state.
 {counts}
 
 | family | runs | why not packed | error |
@@ -180,9 +213,7 @@ def page(rows: list[Row]) -> str:
     """Return the text of docs/backbones.md."""
     numbers = {name: sum(row.runs == name for row in rows) for name in ("packed", "fallback", "refused")}
     counts = f"{len(rows)} families: " + ", ".join(f"{number} {name}" for name, number in numbers.items()) + "."
-    lines = [
-        f"| `{r.kind}` | {r.runs} | {r.reason} | {'' if r.error is None else f'{r.error:.0e}'} |\n" for r in rows
-    ]
+    lines = [f"| `{r.kind}` | {r.runs} | {r.reason} | {'' if r.error is None else f'{r.error:.0e}'} |\n" for r in rows]
     return INTRODUCTION.format(version=transformers.__version__, counts=counts) + "".join(lines)
 
 

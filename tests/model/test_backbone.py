@@ -14,7 +14,15 @@ from dmoerm.config import BackboneConfig
 from dmoerm.errors import BackboneError
 from dmoerm.model import backbone as module
 from dmoerm.model import families
-from dmoerm.model.backbone import check_backbone, check_split, join, load_backbone, resolve_branch_layer, resolve_dtype, split_layers
+from dmoerm.model.backbone import (
+    check_backbone,
+    check_split,
+    join,
+    load_backbone,
+    resolve_branch_layer,
+    resolve_dtype,
+    split_layers,
+)
 from dmoerm.model.packed_attention import Decoder, run
 
 from .packing import assert_close, each_kind, example, plain, separate, texts, through
@@ -82,9 +90,9 @@ def test_a_split_beyond_the_model_is_an_error(load: Callable, changes: dict[str,
 
 
 @pytest.mark.parametrize("kind", ["t5", "bart", "vit", "llama4_vision_model"])
-def test_a_backbone_that_is_no_text_model_is_refused_before_its_weights_are_read(tmp_path: Path, kind: str) -> None:
+def test_a_backbone_without_a_text_model_is_refused_before_its_weights_are_read(tmp_path: Path, kind: str) -> None:
     AutoConfig.for_model(kind).save_pretrained(tmp_path)
-    with pytest.raises(BackboneError, match=f"type '{kind}' is not supported: .*; `dmoerm models check` says"):
+    with pytest.raises(BackboneError, match=rf"type '{kind}' is not supported: .*; `dmoerm models check` says"):
         check_backbone(BackboneConfig(path=str(tmp_path)))
 
 
@@ -111,7 +119,7 @@ def test_a_family_that_does_not_fit_the_layout_is_refused_even_if_it_is_listed(
     ids = example(model)
     assert_close(run(model, ids)[0], separate(plain(model), ids), 1e-5)
     monkeypatch.setattr(families, "PACKED", families.PACKED | {"stablelm"})
-    with pytest.raises(BackboneError, match="'stablelm'.*(another result|cannot run)"):
+    with pytest.raises(BackboneError, match=r"'stablelm'.*(another result|cannot run)"):
         load_backbone(BackboneConfig(path=path, dtype="float32"))
 
 

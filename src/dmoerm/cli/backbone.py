@@ -14,6 +14,7 @@ from .models import quieten
 if TYPE_CHECKING:
     from ..model.survey import Survey
 
+
 class Dtype(StrEnum):
     """The values of backbone.dtype."""
 
@@ -47,31 +48,31 @@ def check(
     from ..model.survey import survey
 
     quieten()
-    found = survey(BackboneConfig(path=name, num_layers=layers, branch_layer=branch_layer, dtype=dtype.value))
+    result = survey(BackboneConfig(path=name, num_layers=layers, branch_layer=branch_layer, dtype=dtype.value))
     if as_json:
-        typer.echo(json.dumps(dataclasses.asdict(found) | {"memory": found.memory(tasks)}))
+        typer.echo(json.dumps(dataclasses.asdict(result) | {"memory": result.memory(tasks)}))
     else:
-        typer.echo("\n".join(f"{field:<14}{value}" for field, value in _lines(found, tasks).items()))
-    if found.runs == "refused":
+        typer.echo("\n".join(f"{field:<14}{value}" for field, value in _lines(result, tasks).items()))
+    if result.runs == "refused":
         raise typer.Exit(1)
 
 
-def _lines(found: Survey, tasks: int) -> dict[str, str]:
+def _lines(result: Survey, tasks: int) -> dict[str, str]:
     """Return the report: field → text."""
-    reason = f" ({found.reason})" if found.reason else ""
+    reason = f" ({result.reason})" if result.reason else ""
     lines = {
-        "type": found.kind + (f", the text model of {found.composite}" if found.composite else ""),
-        "runs": _RUNS[found.runs] + reason,
+        "type": result.kind + (f", the text model of {result.composite}" if result.composite else ""),
+        "runs": _RUNS[result.runs] + reason,
     }
-    if found.runs == "refused":
+    if result.runs == "refused":
         return lines
-    memory = {name: f"{size / 1e9:.2f} GB" for name, size in found.memory(tasks).items()}
+    memory = {name: f"{size / 1e9:.2f} GB" for name, size in result.memory(tasks).items()}
     return lines | {
-        "layers": f"{found.branch_layer} in the trunk, {found.layers - found.branch_layer} in each branch",
-        "head": "a reward model's: the general model starts from it" if found.has_head else "none",
-        "LoRA targets": ", ".join(found.targets) or "none: experts are heads (phase2.lora.rank: 0)",
-        "parameters": f"{found.trunk / 1e6:.1f} M in the trunk, {found.branch / 1e6:.1f} M in each branch",
-        "weights": f"{memory['frozen']} in {found.dtype} with one branch (base: frozen); "
+        "layers": f"{result.branch_layer} in the trunk, {result.layers - result.branch_layer} in each branch",
+        "head": "a reward model's: the general model starts from it" if result.has_head else "none",
+        "LoRA targets": ", ".join(result.targets) or "none: experts are heads (phase2.lora.rank: 0)",
+        "parameters": f"{result.trunk / 1e6:.1f} M in the trunk, {result.branch / 1e6:.1f} M in each branch",
+        "weights": f"{memory['frozen']} in {result.dtype} with one branch (base: frozen); "
         f"{memory['own']} with a float32 branch for each of {tasks} tasks and the general model",
         "training": f"{memory['training']} more for one fully trained branch (base: full), and activations",
     }

@@ -275,9 +275,7 @@ def check_split(model: Decoder, layer: int, tolerance: float = 1e-4) -> None:
         raise
     except Exception as error:  # models with other inputs raise many kinds
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise BackboneError(
-            f"a backbone of type {model.config.model_type!r} cannot run ({reason}); {_HINT}"
-        ) from None
+        raise BackboneError(f"a backbone of type {model.config.model_type!r} cannot run ({reason}); {_HINT}") from None
     error = (states - whole).abs().max() / whole.abs().max()
     if model.dtype != torch.float32:
         tolerance = 5e-2  # the two paths round after different operations

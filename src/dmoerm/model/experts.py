@@ -25,7 +25,6 @@ from .heads import Head, embed
 from .packed_attention import Decoder
 from .packing import Packed
 
-
 # Names of linear layers that compute queries, keys and values in families without `q_proj` and `v_proj`.
 _ATTENTION_INPUTS = (
     *("qkv_proj", "Wqkv", "query_key_value", "qkv", "c_attn", "in_proj", "query", "value", "query_proj", "value_proj"),

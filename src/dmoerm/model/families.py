@@ -70,7 +70,7 @@ def unpacked_reason(config: Any) -> str | None:
         return None
     if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not config.model_type.endswith("_text"):
         return "its tokens attend to later tokens"
-    return _REASONS.get(config.model_type, "its layers are not arranged as Llama's")
+    return _REASONS.get(config.model_type, "it is not among the families that were verified on packed tokens")
 
 
 def refused_reason(config: Any) -> str | None:
@@ -79,7 +79,7 @@ def refused_reason(config: Any) -> str | None:
         return "it is an encoder with a decoder"
     kind = text_config(config).model_type
     if not is_text_model(kind):
-        return f"its text model is of type {kind!r}, which transformers does not load by itself"
+        return f"{kind!r} is not a type of text model that transformers loads by itself"
     return _REFUSED.get(kind)
 
 

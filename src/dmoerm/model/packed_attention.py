@@ -140,7 +140,9 @@ class _Pass:
             states[:, tokens],
             attention_mask=None,
             position_ids=self.packing.positions[None, tokens],
-            position_embeddings=rotary[:, tokens] if isinstance(rotary, Tensor) else tuple(x[:, tokens] for x in rotary),
+            position_embeddings=rotary[:, tokens]
+            if isinstance(rotary, Tensor)
+            else tuple(x[:, tokens] for x in rotary),
             packed=self,
         )
         return output[0] if isinstance(output, tuple) else output
@@ -243,9 +245,7 @@ def attend(
     return torch.cat([prompts, _responses(q[:, first:], k, v, packing, options, window)], 1), None
 
 
-def _prompts(
-    q: Tensor, k: Tensor, v: Tensor, packing: Packing, options: _SdpaOptions, window: int | None
-) -> Tensor:
+def _prompts(q: Tensor, k: Tensor, v: Tensor, packing: Packing, options: _SdpaOptions, window: int | None) -> Tensor:
     """Attend from the prompts' tokens; all arguments (k, prompts' tokens, H, c)."""
     parts = []
     for group in packing.groups:
@@ -256,9 +256,7 @@ def _prompts(
     return _in_order(parts, packing.order["prompts"])
 
 
-def _responses(
-    q: Tensor, k: Tensor, v: Tensor, packing: Packing, options: _SdpaOptions, window: int | None
-) -> Tensor:
+def _responses(q: Tensor, k: Tensor, v: Tensor, packing: Packing, options: _SdpaOptions, window: int | None) -> Tensor:
     """Attend from the responses' tokens to all tokens."""
     parts = []
     for group in packing.groups:
@@ -268,9 +266,7 @@ def _responses(
     return _in_order(parts, packing.order["responses"])
 
 
-def _last(
-    q: Tensor, k: Tensor, v: Tensor, packing: Packing, options: _SdpaOptions, window: int | None
-) -> Tensor:
+def _last(q: Tensor, k: Tensor, v: Tensor, packing: Packing, options: _SdpaOptions, window: int | None) -> Tensor:
     """Attend from the responses' last tokens (k, N, H, c) to all tokens."""
     parts = []
     for group in packing.groups:
@@ -278,7 +274,9 @@ def _last(
         mask = group.mask(q.dtype, "last", q.shape[0], window)
         padded = group.padded_keys
         parts.append(
-            _attention(rows.flatten(0, 1)[:, None], padded.pad(k), padded.pad(v), mask, options).reshape(*rows.shape[:-1], -1)
+            _attention(rows.flatten(0, 1)[:, None], padded.pad(k), padded.pad(v), mask, options).reshape(
+                *rows.shape[:-1], -1
+            )
         )
     return _in_order(parts, packing.order["last"])
 

@@ -9,8 +9,15 @@ from torch import nn
 from transformers import AutoConfig
 
 from ..config import BackboneConfig, LoRAConfig
-from .backbone import backbone_folder, empty_part, has_reward_head, readable, resolve_branch_layer, resolve_dtype
-from .backbone import split_layers
+from .backbone import (
+    backbone_folder,
+    empty_part,
+    has_reward_head,
+    readable,
+    resolve_branch_layer,
+    resolve_dtype,
+    split_layers,
+)
 from .experts import lora_targets
 from .families import refused_reason, text_config, unpacked_reason
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .packing import Packed, PaddedRows, Packing, runs
+from .packing import Packed, Packing, PaddedRows, runs
 
 Outputs = Literal["all", "responses", "last"]
 """The states that a pass returns: of all T tokens, of the responses' tokens, or of the N responses' last tokens."""
@@ -36,10 +36,10 @@ def run_unpacked(model: PreTrainedModel, inputs: Packed, outputs: Outputs = "all
     states = _states(model, tokens, rows, num_experts)
     if outputs == "last":
         return states[:, _ends(rows, packing)]
-    own = torch.tensor(
+    kept = torch.tensor(
         [i for row, start in zip(runs(list(map(len, rows)), 0), packing.starts, strict=True) for i in row[start:]]
     )
-    of_responses = states[:, own.to(states.device)]
+    of_responses = states[:, kept.to(states.device)]
     if outputs == "responses":
         return of_responses
     return torch.cat([_states(model, tokens, prompts, num_experts), of_responses], 1)

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 import yaml
 from rich.console import Console
+from torch import Tensor
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
 from ..chat.truncation import count_truncation
@@ -164,7 +164,10 @@ def build_model(config: Config, taxonomy: Taxonomy) -> DMoERM:
 
 def _start_general(model: DMoERM, start: Tensor, config: Config) -> None:
     """Let the general model score as the reward model does that is its backbone."""
-    for setting, refused in (("encoding.pooling", config.encoding.pooling == "mean"), ("head.hidden", config.head.hidden)):
+    for setting, refused in (
+        ("encoding.pooling", config.encoding.pooling == "mean"),
+        ("head.hidden", config.head.hidden),
+    ):
         if refused:
             raise ConfigError(
                 f"{setting}: the backbone {config.backbone.path!r} is a reward model with a linear head on the last "
