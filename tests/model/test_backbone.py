@@ -7,12 +7,23 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import write_backbone
+from transformers import AutoConfig
 
 from dmoerm.config import BackboneConfig
 from dmoerm.errors import BackboneError
 from dmoerm.model import backbone as module
-from dmoerm.model.backbone import check_split, join, load_backbone, resolve_branch_layer, resolve_dtype, split_layers
-from dmoerm.model.packed_attention import Decoder
+from dmoerm.model import families
+from dmoerm.model.backbone import (
+    check_backbone,
+    check_split,
+    join,
+    load_backbone,
+    resolve_branch_layer,
+    resolve_dtype,
+    split_layers,
+)
+from dmoerm.model.packed_attention import Decoder, run
 
 from .packing import assert_close, each_kind, example, plain, separate, texts, through
 
@@ -66,7 +77,7 @@ def test_num_layers_uses_the_first_layers_and_the_final_norm(load: Callable) -> 
 def test_the_default_branch_layer_is_four_fifths(
     load: Callable, layers: int, branch_layer: int | None, expected: int
 ) -> None:
-    assert resolve_branch_layer(BackboneConfig(branch_layer=branch_layer), load(num_layers=layers)) == expected
+    assert resolve_branch_layer(BackboneConfig(branch_layer=branch_layer), load(num_layers=layers).config) == expected
 
 
 @pytest.mark.parametrize(
@@ -78,66 +89,38 @@ def test_a_split_beyond_the_model_is_an_error(load: Callable, changes: dict[str,
         load(**changes)
 
 
-def encoder_only(folder: Path, kind: str) -> str:
-    """Write a model with another layout than Llama's."""
-    from tiny import tiny_tokenizer
-    from transformers import AutoConfig, AutoModel
-
-    size = {"d_model": 16, "num_layers": 1, "num_heads": 2, "d_ff": 16, "vocab_size": 640}
-    if kind != "t5":
-        size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    try:
-        config = AutoConfig.for_model(kind, **size)
-    except Exception as error:  # ModernBERT in transformers 5.5
-        pytest.skip(f"transformers cannot build this configuration: {error}")
-    AutoModel.from_config(config).save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return str(folder)
+@pytest.mark.parametrize("kind", ["t5", "bart", "vit", "llama4_vision_model"])
+def test_a_backbone_without_a_text_model_is_refused_before_its_weights_are_read(tmp_path: Path, kind: str) -> None:
+    AutoConfig.for_model(kind).save_pretrained(tmp_path)
+    with pytest.raises(BackboneError, match=rf"type '{kind}' is not supported: .*; `dmoerm models check` says"):
+        check_backbone(BackboneConfig(path=str(tmp_path)))
 
 
-@pytest.mark.parametrize("kind", ["bert", "modernbert", "gpt2", "t5"])
-def test_a_backbone_that_cannot_be_split_is_named(tmp_path: Path, kind: str) -> None:
-    path = encoder_only(tmp_path / kind, kind)
-    with pytest.raises(BackboneError, match=rf"'{kind}'.*use (a decoder such as )?Llama"):
-        load_backbone(BackboneConfig(path=path, dtype="float32"))
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"branch_layer": 2}, r"branch_layer is 2.*'gpt2' cannot be split: .*; set backbone.branch_layer to 0"),
+        ({"num_layers": 2}, "num_layers: .* runs whole: .*; set backbone.num_layers to null"),
+    ],
+)
+def test_a_backbone_that_runs_whole_cannot_be_split(tmp_path: Path, changes: dict[str, int], message: str) -> None:
+    path = write_backbone(tmp_path / "gpt2", "gpt2")
+    with pytest.raises(BackboneError, match=message):
+        load_backbone(BackboneConfig(path=path, dtype="float32", **changes))
 
 
-TINY_TEXT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
-TINY_TEXT |= {"num_key_value_heads": 1, "head_dim": 8, "vocab_size": 640}
-UNSUPPORTED = {
-    "gemma": "the scale of its embeddings",
-    "gemma2": "it caps its attention logits",
-    "gemma3_text": "several rotary embeddings",
-    "gemma3n_text": "every layer reads an embedding",
-    "gpt_oss": "its attention has sinks",
-    "gemma3": "a composite of several models",
-    "gemma3n": "a composite of several models",
-    "llava": "a composite of several models",
-    "qwen2_vl": "a composite of several models",
-    "qwen3_5": "a composite of several models",
-    "llama4": "a composite of several models",
-}
-
-
-@pytest.mark.parametrize("kind", UNSUPPORTED)
-def test_a_family_that_is_not_supported_is_refused_before_its_weights_are_read(tmp_path: Path, kind: str) -> None:
-    """The folder contains only the configuration."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.for_model(kind, **TINY_TEXT) if kind in module._UNSUPPORTED else AutoConfig.for_model(kind)
-    config.save_pretrained(tmp_path)
-    with pytest.raises(BackboneError, match=f"type '{kind}' is not supported: .*{UNSUPPORTED[kind]}.*; use a decoder"):
-        load_backbone(BackboneConfig(path=str(tmp_path), dtype="float32"))
-
-
-@pytest.mark.parametrize("kind", ["gemma", "gemma2", "gemma3_text", "gpt_oss"])
-def test_an_unsupported_family_is_refused_under_an_unknown_name(
-    backbones: Callable[[str], str], kind: str, monkeypatch: pytest.MonkeyPatch
+@torch.no_grad()
+def test_a_family_that_does_not_fit_the_layout_is_refused_even_if_it_is_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The model itself shows why its family is refused, so related families are refused too."""
-    monkeypatch.setattr(module, "_UNSUPPORTED", {})
-    with pytest.raises(BackboneError, match=f"type '{kind}' .*; use a decoder such as Llama"):
-        load_backbone(BackboneConfig(path=backbones(kind), dtype="float32"))
+    """The load compares the split with the whole model."""
+    path = write_backbone(tmp_path / "stablelm", "stablelm")
+    model = load_backbone(BackboneConfig(path=path, dtype="float32")).model
+    ids = example(model)
+    assert_close(run(model, ids)[0], separate(plain(model), ids), 1e-5)
+    monkeypatch.setattr(families, "PACKED", families.PACKED | {"stablelm"})
+    with pytest.raises(BackboneError, match=r"'stablelm'.*(another result|cannot run)"):
+        load_backbone(BackboneConfig(path=path, dtype="float32"))
 
 
 def test_a_backbone_whose_split_changes_the_result_is_refused(load: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,6 +189,6 @@ def test_a_bundled_backbone_that_is_not_installed_is_named_with_the_remedy(
 
 
 def test_the_bundled_backbone_is_a_plain_folder_with_a_chat_template(smollm2: str) -> None:
-    model, tokenizer = load_backbone(BackboneConfig(path=smollm2, num_layers=1, branch_layer=0, dtype="float32"))
+    model, tokenizer, _ = load_backbone(BackboneConfig(path=smollm2, num_layers=1, branch_layer=0, dtype="float32"))
     assert model.config.hidden_size == 576
     assert tokenizer.chat_template

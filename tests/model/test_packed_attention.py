@@ -15,7 +15,6 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoModel
 
 from dmoerm.config import LoRAConfig
-from dmoerm.errors import BackboneError
 from dmoerm.model import packed_attention
 from dmoerm.model.backbone import split_layers
 from dmoerm.model.batching import pad
@@ -185,16 +184,35 @@ def test_a_window_longer_than_each_text_changes_nothing(
         assert_close(through(model, layer, ids, outputs), separate(plain(model), ids, outputs))
 
 
-@each_output
-def test_a_window_shorter_than_a_text_is_refused(
-    load: Callable[..., Decoder], tmp_path: Path, outputs: Outputs
+WINDOWED = {
+    "mistral": {},
+    "gemma2": {"attn_logit_softcapping": 2.0},
+    "gemma3_text": {"layer_types": ["sliding_attention", "full_attention"] * 2},
+    "gpt_oss": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "olmo3": {"layer_types": ["full_attention", "sliding_attention"] * 2},
+}
+
+
+@pytest.mark.parametrize("kind", WINDOWED)
+@each_waste
+def test_short_windows_caps_and_sinks_equal_transformers_eager_attention(
+    load: Callable[..., Decoder], tmp_path: Path, kind: str, waste: Waste
 ) -> None:
-    model = load(path=write_backbone(tmp_path / "mistral", "mistral", sliding_window=15))
+    """States and gradients, at each way of running the last layer and both kinds of last layer."""
+    path = write_backbone(tmp_path / kind, kind, sliding_window=5, **WINDOWED[kind])
+    model = load(path=path).requires_grad_(True)
+    exact = AutoModel.from_pretrained(path, attn_implementation="eager", dtype=torch.float32).eval()
     ids = example(model)
-    for part, inputs in zip(split_layers(model, 2), (ids, ids._replace(tokens=torch.zeros(52, 32))), strict=True):
-        with pytest.raises(BackboneError, match=r"16 tokens.*attention window of 15.*max_length"):
-            run(part, inputs, outputs)
-    run(model, ids.select([0, 1, 2, 5]), outputs)
+    expected = {outputs: separate(plain(exact), ids, outputs) for outputs in OUTPUTS}
+    with allowing(waste):
+        for layer in range(4):
+            for outputs in OUTPUTS:
+                assert_close(through(model, layer, ids, outputs), expected[outputs], 1e-5)
+        names, parameters = zip(*model.named_parameters(), strict=True)
+        actual = torch.autograd.grad(loss(run(model, ids)[0]), parameters)
+    others = torch.autograd.grad(loss(expected["all"]), list(exact.parameters()))
+    by_name = dict(zip((name for name, _ in exact.named_parameters()), others, strict=True))
+    assert_same_gradients(list(names), list(actual), [by_name[name] for name in names])
 
 
 # --- stacked experts -----------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from .. import __version__
 from ..errors import DmoermError
 from . import (
     annotate,
+    backbone,
     benchmark,
     bon,
     compare,
@@ -120,6 +121,7 @@ app.add_typer(label.app, name="label")
 app.add_typer(annotate.app, name="annotate")
 app.command("init")(init.command)
 app.command("plan")(plan.command)
+app.add_typer(backbone.app, name="models")
 app.command("train")(train.command)
 app.command("eval")(eval.command)
 app.command("add")(grow.add)

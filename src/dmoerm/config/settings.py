@@ -126,7 +126,10 @@ class BackboneConfig(_Settings):
     num_layers: int | None = Field(default=None, ge=1)
     """Number of layers to use, from the first; null: all."""
     branch_layer: int | None = Field(default=None, ge=0)
-    """Number of layers in the shared, frozen trunk; 0: no trunk; null: four fifths of the layers."""
+    """Number of layers in the shared, frozen trunk; 0: no trunk; null: four fifths of the layers, or 0 if the backbone
+    cannot be split."""
+    reward_head: bool = True
+    """Start the general model with the head of a backbone that is a reward model with one label; false: a new head."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of the frozen weights and of the arithmetic; `auto`: bfloat16 if the processor supports it, else
     float32."""

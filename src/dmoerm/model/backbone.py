@@ -3,7 +3,8 @@
     ids (B, T) ──trunk: layers[0:b]──▶ hidden (B, T, d) ──branch: layers[b:L], norm──▶ (B, T, d)
 
 Both parts are models of the backbone's own class with fewer layers, so no layer code is rewritten. With `branch_layer`
-0 the model has no trunk, and the branch holds the embeddings and reads the ids.
+0 the model has no trunk, and the branch holds the embeddings and reads the ids. A backbone that cannot be split (see
+families.py) is one such branch.
 
 Shapes: B sequences, T tokens, d hidden width, b the branch layer, L layers.
 """
@@ -15,73 +16,102 @@ import copy
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
-from transformers import AutoConfig, AutoModel, PreTrainedTokenizerBase
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
 from ..config import BackboneConfig
 from ..errors import BackboneError
 from ..io.paths import cache_folder, complete_folder
+from .families import is_packed, refused_reason, text_config, unpacked_reason
 from .packed_attention import ATTENTION, Decoder, run
 from .packing import pack
 
 BUNDLED = "smollm2"
 _BUNDLED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-_PARTS = ("layers", "norm", "embed_tokens", "rotary_emb")
-_KNOWN = "use a decoder such as Llama, Qwen2, Qwen3 or Mistral"
-# Families whose layers cannot run one by one on packed tokens, and why.
-_UNSUPPORTED = {
-    "gemma": "the scale of its embeddings is not stored with its weights",
-    "gemma2": "it caps its attention logits",
-    "gemma3_text": "its layers use several rotary embeddings",
-    "gemma3n_text": "every layer reads an embedding of its own",
-    "gpt_oss": "its attention has sinks",
-}
+_HINT = "`dmoerm models check` says how a backbone runs"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def load_backbone(config: BackboneConfig, empty: bool = False) -> tuple[Decoder, PreTrainedTokenizerBase]:
-    """Load the pretrained decoder, with `num_layers` layers and without vocabulary head, and its tokenizer.
+class Backbone(NamedTuple):
+    """A loaded backbone.
+
+    Attributes:
+        model: the decoder or encoder without vocabulary head.
+        tokenizer: its tokenizer.
+        head: (1, d), the weights by which a reward model scores a text's last state; None: there is no such head.
+    """
+
+    model: Decoder
+    tokenizer: PreTrainedTokenizerBase
+    head: Tensor | None = None
+
+
+def load_backbone(config: BackboneConfig, empty: bool = False) -> Backbone:
+    """Load the pretrained text model, with `num_layers` layers and without vocabulary head, and its tokenizer.
 
     Args:
         empty: leave the weights on the meta device; another process provides them.
 
     Raises:
-        BackboneError: the model does not exist, is not a causal decoder, or gives another result after the split.
+        BackboneError: the model does not exist, is not supported, or gives another result after the split.
     """
     path = backbone_folder(config.path)
-    with _readable(path):
-        settings = {"dtype": resolve_dtype(config.dtype), "attn_implementation": ATTENTION}
-        model_config = AutoConfig.from_pretrained(path, dtype=settings["dtype"])
-        check_config(model_config)
-        model: Decoder = (
-            empty_part(model_config, model_config.num_hidden_layers)
-            if empty
-            else AutoModel.from_pretrained(path, use_safetensors=True, **settings).eval()
-        )
+    with readable(path):
+        full = AutoConfig.from_pretrained(path)
+        check_config(full)
+        text = text_config(full)
+        text.dtype = resolve_dtype(config.dtype)
+        model, head = (empty_part(text, text.num_hidden_layers), None) if empty else _load_weights(path, full)
         tokenizer = load_tokenizer(path)
-    check_decoder(model)
-    layers = len(model.layers)
+    layers = text.num_hidden_layers
     if config.num_layers and config.num_layers > layers:
         raise BackboneError(f"backbone.num_layers is {config.num_layers}, but {path!r} has {layers} layers")
-    model = slice_layers(model, 0, config.num_layers or layers, embed=True, norm=True)
+    if config.num_layers not in (None, layers):
+        if reason := unpacked_reason(text):
+            raise BackboneError(f"backbone.num_layers: {path!r} runs whole: {reason}; set backbone.num_layers to null")
+        head = None  # it scores the states of all layers
+    layer = resolve_branch_layer(config, text)
+    if is_packed(text):
+        model = slice_layers(model, 0, config.num_layers or layers, embed=True, norm=True)
     if not empty:
-        check_split(model, resolve_branch_layer(config, model))
-    return model, tokenizer
+        check_split(model, layer)
+    return Backbone(model, tokenizer, head if config.reward_head else None)
+
+
+def has_reward_head(config: Any) -> bool:
+    """Return whether a folder's configuration is that of a reward model: a classifier of sequences with one label."""
+    return config.num_labels == 1 and any("ForSequenceClassification" in name for name in config.architectures or ())
+
+
+def _load_weights(path: str, config: Any) -> tuple[Decoder, Tensor | None]:
+    """Load the text model, and the head if the folder is a reward model's with one label."""
+    text = text_config(config)
+    scores = has_reward_head(config)
+    auto_class = AutoModelForSequenceClassification if scores else AutoModel
+    whole = auto_class.from_pretrained(path, use_safetensors=True, dtype=text.dtype).eval()
+    head = getattr(whole, "score", None)
+    model: Any = whole.base_model if scores else whole
+    model = model.get_decoder() if text is not config else model
+    model.config.dtype = text.dtype
+    if is_packed(text):
+        model.config._attn_implementation = ATTENTION
+    is_linear = isinstance(head, nn.Linear) and head.out_features == 1
+    return model, head.weight.detach().float() if is_linear else None
 
 
 def check_backbone(config: BackboneConfig) -> None:
     """Raise `BackboneError` if the backbone does not exist or is not supported; its weights are not read."""
     path = backbone_folder(config.path)
-    with _readable(path):
+    with readable(path):
         check_config(AutoConfig.from_pretrained(path))
 
 
 @contextlib.contextmanager
-def _readable(path: str) -> Iterator[None]:
+def readable(path: str) -> Iterator[None]:
     """Convert the exceptions of transformers for an unreadable folder or hub name into a `BackboneError`."""
     try:
         yield
@@ -102,9 +132,20 @@ def load_tokenizer(path: str | Path, **kwargs: Any) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(path, **kwargs)
 
 
-def resolve_branch_layer(config: BackboneConfig, model: Decoder) -> int:
-    """Return the layer at which the trunk ends: `branch_layer`, by default four fifths of the layers."""
-    layers = len(model.layers)
+def resolve_branch_layer(config: BackboneConfig, backbone: Any) -> int:
+    """Return the layer at which the trunk ends: `branch_layer`, by default four fifths of the layers.
+
+    Args:
+        backbone: the text model's configuration. A backbone that is not packed has no trunk: the layer is 0.
+    """
+    layers = config.num_layers or backbone.num_hidden_layers
+    if reason := unpacked_reason(backbone):
+        if config.branch_layer:
+            raise BackboneError(
+                f"backbone.branch_layer is {config.branch_layer}, but this backbone of type {backbone.model_type!r} "
+                f"cannot be split: {reason}; set backbone.branch_layer to 0"
+            )
+        return 0
     layer = layers * 4 // 5 if config.branch_layer is None else config.branch_layer
     if layer >= layers:
         raise BackboneError(f"backbone.branch_layer is {layer}, but only layers below {layers} can start a branch")
@@ -126,9 +167,9 @@ def resolve_dtype(name: str) -> torch.dtype:
 
 def split_layers(model: Decoder, layer: int) -> tuple[Decoder | None, Decoder]:
     """Split a decoder into trunk and branch, which share its weights; the trunk is None if `layer` is 0."""
-    count = len(model.layers)
     if layer == 0:
         return None, model
+    count = len(model.layers)
     trunk = slice_layers(model, 0, layer, embed=True, norm=False)
     return trunk, slice_layers(model, layer, count, embed=False, norm=True)
 
@@ -163,15 +204,36 @@ def slice_layers(model: Decoder, start: int, stop: int, *, embed: bool, norm: bo
 
 def empty_part(config: Any, layers: int, start: int = 0) -> Decoder:
     """Build a model of the config's class with `layers` layers from `start` on; its weights are on the meta device."""
-    config = copy.deepcopy(config)
-    config.num_hidden_layers = layers
-    if getattr(config, "layer_types", None):
-        config.layer_types = config.layer_types[start : start + layers]
+    config, packed = copy.deepcopy(config), is_packed(config)
+    if packed:
+        config.num_hidden_layers = layers
+        if getattr(config, "layer_types", None):
+            config.layer_types = config.layer_types[start : start + layers]
     with torch.device("meta"):
-        part = AutoModel.from_config(config, attn_implementation=ATTENTION)
-    with torch.device("cpu"):  # even inside a caller's meta context: this buffer is computed, never loaded
-        part.rotary_emb = type(part.rotary_emb)(config)
+        part = AutoModel.from_config(config, **{"attn_implementation": ATTENTION} if packed else {})
+    with torch.device("cpu"):  # even inside a caller's meta context: these buffers are computed, never loaded
+        if packed:
+            part.rotary_emb = type(part.rotary_emb)(config)
+        _compute_buffers(part)
     return part
+
+
+def _compute_buffers(part: Decoder) -> None:
+    """Compute the buffers that no file stores, as transformers does after loading. Raise if it leaves one out."""
+    for module in part.modules():
+        names = [name for name in module._non_persistent_buffers_set if module._buffers[name] is not None]
+        unset = [name for name in names if module._buffers[name].is_meta]
+        for name in unset:
+            buffer = module._buffers[name]
+            module._buffers[name] = torch.full(buffer.shape, float("nan") if buffer.is_floating_point() else 0).to(
+                buffer.dtype
+            )
+        if unset:
+            part._init_weights(module)
+        for name in unset:
+            if module._buffers[name].isnan().any():
+                kind = part.config.model_type
+                raise BackboneError(f"a backbone of type {kind!r} computes {name}, which is not saved; {_HINT}")
 
 
 def _numbered(layers: list[nn.Module]) -> nn.ModuleList:
@@ -186,34 +248,14 @@ def _numbered(layers: list[nn.Module]) -> nn.ModuleList:
 
 def check_config(config: Any) -> None:
     """Raise `BackboneError` if a backbone's configuration shows that the backbone is not supported."""
-    kind = config.model_type
-    reason = _UNSUPPORTED.get(kind)
-    if reason is None and config.get_text_config() is not config and not config.is_encoder_decoder:
-        reason = "it is a composite of several models, not a text decoder"
-    if reason:
-        raise BackboneError(f"a backbone of type {kind!r} is not supported: {reason}; {_KNOWN}")
-
-
-def check_decoder(model: Decoder) -> None:
-    """Raise `BackboneError` if the model is not a decoder with the common layout of Llama, Qwen2, Qwen3, Mistral."""
-    missing = [part for part in _PARTS if not hasattr(model, part)]
-    name = model.config.model_type
-    if missing:
-        raise BackboneError(
-            f"a backbone of type {name!r} has no {', '.join(missing)}: encoders and decoders with another layout "
-            f"cannot be split into trunk and branch; {_KNOWN}"
-        )
-    if getattr(model.config, "is_encoder_decoder", False) or getattr(model.config, "use_bidirectional_attention", None):
-        raise BackboneError(f"a backbone of type {name!r} is not a causal decoder; {_KNOWN}")
-    stored = model.state_dict().keys()
-    unstored = [n for n, _ in model.named_buffers() if n not in stored and not n.startswith("rotary_emb.")]
-    if unstored:
-        raise BackboneError(f"a backbone of type {name!r} computes {unstored[0]}, which is not saved; {_KNOWN}")
+    if reason := refused_reason(config):
+        raise BackboneError(f"a backbone of type {config.model_type!r} is not supported: {reason}; {_HINT}")
 
 
 @torch.no_grad()
 def check_split(model: Decoder, layer: int, tolerance: float = 1e-4) -> None:
-    """Raise `BackboneError` unless trunk and branch on packed tokens reproduce the whole model's result.
+    """Raise `BackboneError` unless trunk and branch on packed tokens, or a whole model on padded texts of several
+    lengths, reproduce the model's own result.
 
     Args:
         layer: the layer at which the model is split.
@@ -222,26 +264,25 @@ def check_split(model: Decoder, layer: int, tolerance: float = 1e-4) -> None:
     vocabulary = int(model.config.vocab_size)
     ids = torch.arange(24, device=model.device).reshape(2, 12) * 7919 % vocabulary
     trunk, branch = split_layers(model, layer)
-    inputs = pack([(row[:6], [row[6:]]) for row in ids]).to(model.device)
+    inputs = pack([(row[:6], [row[6:], row[6:9]]) for row in ids]).to(model.device)
     try:
-        whole = model(input_ids=ids).last_hidden_state[:, 6:].flatten(0, 1).float()
+        texts = [row[None, :n] for row in ids for n in (12, 9)]
+        whole = torch.cat([model(input_ids=text).last_hidden_state[0, 6:] for text in texts]).float()
         if trunk is not None:
             inputs = inputs._replace(tokens=run(trunk, inputs)[0])
         states = run(branch, inputs, "responses")[0].float()
     except BackboneError:
         raise
-    except Exception as error:  # layers with other inputs raise many kinds
+    except Exception as error:  # models with other inputs raise many kinds
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise BackboneError(
-            f"a backbone of type {model.config.model_type!r} cannot be run layer by layer ({reason}); {_KNOWN}"
-        ) from None
+        raise BackboneError(f"a backbone of type {model.config.model_type!r} cannot run ({reason}); {_HINT}") from None
     error = (states - whole).abs().max() / whole.abs().max()
     if model.dtype != torch.float32:
         tolerance = 5e-2  # the two paths round after different operations
     if not error <= tolerance:
         raise BackboneError(
             f"a backbone of type {model.config.model_type!r}, split at layer {layer}, gives another result "
-            f"(relative error {error:.1e}) and is not supported; {_KNOWN}"
+            f"(relative error {error:.1e}) and is not supported; {_HINT}"
         )
 
 

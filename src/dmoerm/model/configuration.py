@@ -12,12 +12,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from transformers import AutoConfig, PretrainedConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from ..config import AggregatorConfig, EncodingConfig, HeadConfig, LoRAConfig
 from ..errors import BackboneError, CheckpointError, plain_fault, shorten
 from ..names import check_name
 from .backbone import check_config
+from .families import is_text_model
 from .heads import embedding_width
 from .history import ModelChange
 from .integrity import count_tensors, read_json
@@ -79,6 +79,11 @@ class DMoERMConfig(PretrainedConfig):
     def width(self) -> int:
         """The width D of an embedding."""
         return embedding_width(self.backbone["hidden_size"], EncodingConfig(**self.encoding).pooling)
+
+
+def backbone_settings(config: PretrainedConfig) -> dict[str, Any]:
+    """Return a backbone's configuration as a dict; sizes have their common names too, such as `hidden_size`."""
+    return config.to_dict() | {name: getattr(config, name) for name in ("hidden_size", "num_hidden_layers")}
 
 
 _MAX_CHARACTERS = 256  # of a name; merged tasks name capabilities `task_capability`
@@ -143,8 +148,8 @@ def read_config(folder: Path) -> DMoERMConfig:
 
 def _check_backbone(file: Path, stored: _StoredConfig) -> None:
     kind, layers = stored.backbone.get("model_type"), stored.backbone.get("num_hidden_layers")
-    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        raise _invalid(file, f"backbone.model_type: {shorten(kind)} is not a decoder")
+    if not is_text_model(kind):
+        raise _invalid(file, f"backbone.model_type: {shorten(kind)} is not a text model")
     for name, value in _integers(stored.backbone):
         limit = min((limit for part, limit in _MAX_VALUES.items() if part in name), default=None)
         if limit is not None and not -1 <= value <= limit:  # some families write -1 for None

@@ -25,6 +25,12 @@ from .heads import Head, embed
 from .packed_attention import Decoder
 from .packing import Packed
 
+# Names of linear layers that compute queries, keys and values in families without `q_proj` and `v_proj`.
+_ATTENTION_INPUTS = (
+    *("qkv_proj", "Wqkv", "query_key_value", "qkv", "c_attn", "in_proj", "query", "value", "query_proj", "value_proj"),
+    *("q_lin", "v_lin", "q", "v", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj"),
+)
+
 
 class StackedLoRALinear(nn.Module):
     """y = W x + (alpha / r) · B_i A_i x for the i-th of k equal blocks of rows (LoRA, arXiv 2106.09685).
@@ -40,6 +46,7 @@ class StackedLoRALinear(nn.Module):
     def __init__(self, base: nn.Linear, count: int, config: LoRAConfig) -> None:
         super().__init__()
         self.base, self.count, self.scaling = base, count, config.alpha / config.rank
+        self.out_features = base.out_features
         self.dropout = nn.Dropout(config.dropout)
         options = {"dtype": torch.float32, "device": base.weight.device}
         self.lora_A = nn.Parameter(torch.empty(count, config.rank, base.in_features, **options))
@@ -89,17 +96,33 @@ def with_experts(
     linear = (module for module in branch.modules() if isinstance(module, nn.Linear))
     shared = (*branch.parameters(), *linear)
     expert_branch = copy.deepcopy(branch, {id(item): item for item in shared})  # the memo: these are not copied
+    chosen = lora_targets(branch, config)
     targets = [
         (parent, name, child)
         for parent in expert_branch.modules()
         for name, child in parent.named_children()
-        if name in config.targets and isinstance(child, nn.Linear)
+        if name in chosen and isinstance(child, nn.Linear)
     ]
     if not targets:
         raise BackboneError(f"phase2.targets {list(config.targets)} name no linear layer of this backbone")
     for parent, name, child in targets:
         setattr(parent, name, kind(child, count, config))
     return expert_branch
+
+
+def lora_targets(model: nn.Module, config: LoRAConfig) -> tuple[str, ...]:
+    """Return the names of the linear layers that get LoRA.
+
+    They are `targets`. If no layer has one of the default names, they are those of PEFT for the model's family, or the
+    other usual names of the layers that compute queries, keys and values.
+    """
+    linear = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    if config.targets != LoRAConfig().targets or linear & set(config.targets):
+        return config.targets
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as FAMILIES
+
+    known = FAMILIES.get(getattr(model.config, "model_type", ""), ())  # pyright: ignore[reportAttributeAccessIssue]
+    return tuple(n for n in known if n in linear) or tuple(n for n in _ATTENTION_INPUTS if n in linear)
 
 
 class Experts(nn.Module):

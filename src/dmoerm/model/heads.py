@@ -62,7 +62,12 @@ class Head(nn.Module):
     """Maps embeddings (…, D) to scores (…), linearly or with one hidden layer.
 
     The last layer starts near zero, so initial scores are almost equal and the initial loss is close to log 2.
+
+    Attributes:
+        has_start: the weights are those of a reward model; see `start_from`.
     """
+
+    has_start = False
 
     def __init__(self, width: int, config: HeadConfig) -> None:
         super().__init__()
@@ -71,6 +76,21 @@ class Head(nn.Module):
         self.hidden = nn.Sequential(nn.Linear(width, config.hidden), nn.PReLU()) if config.hidden else nn.Identity()
         self.score = nn.Linear(config.hidden or width, 1, bias=False)  # a bias cancels in every difference
         nn.init.normal_(self.score.weight, std=1e-3)
+
+    @torch.no_grad()
+    def start_from(self, weight: Tensor) -> None:
+        """Score as a reward model does whose head (1, d) reads a text's last state, the first d of an embedding."""
+        self.score.weight.zero_()
+        self.score.weight[:, : weight.shape[1]] = weight
+        self.has_start = True
+
+    @torch.no_grad()
+    def fit_normalizer(self, samples: Tensor) -> None:
+        """Fit the normalizer to embeddings (n, D). A start's scores change by a constant only."""
+        before = self.normalizer.scale.clone()
+        self.normalizer.fit(samples)
+        if self.has_start:
+            self.score.weight *= self.normalizer.scale / before
 
     def forward(self, embedding: Tensor) -> Tensor:
         x = self.dropout(self.normalizer(embedding.float()))

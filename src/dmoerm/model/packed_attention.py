@@ -18,6 +18,7 @@ Shapes as in packing.py.
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,13 +29,14 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from ..errors import BackboneError
+from .families import is_packed
 from .packing import Packed, Packing
+from .unpacked import Outputs, run_unpacked
 
 if TYPE_CHECKING:
 
     class Decoder(PreTrainedModel):
-        """A decoder of the common layout; see `backbone.check_decoder`."""
+        """A decoder of the common layout; see `families.is_packed`."""
 
         layers: nn.ModuleList
         norm: nn.Module
@@ -46,16 +48,15 @@ else:
 ATTENTION = "dmoerm_packed"
 """The name under which transformers' layers find `attend`."""
 
+SLIDING = "sliding_attention"
+_MLPS_WITH_ROUTES = ("GptOssMLP",)
 _BLOCK = 2_000_000  # attention weights in memory at once: as many as fit in a CPU's caches
 
 _SdpaOptions = dict[str, Any]
 
-Outputs = Literal["all", "responses", "last"]
-"""The states that a pass returns: of all T tokens, of the responses' tokens, or of the N responses' last tokens."""
-
 
 def run(part: Decoder, inputs: Packed, outputs: Outputs = "all", num_experts: int = 1) -> Tensor:
-    """Run a trunk or branch over packed tokens. Gradients flow.
+    """Run a trunk or branch over packed tokens, by its own forward if `families.is_packed` is false. Gradients flow.
 
     Args:
         part: the layers, with embeddings if the tokens are ids.
@@ -64,11 +65,10 @@ def run(part: Decoder, inputs: Packed, outputs: Outputs = "all", num_experts: in
 
     Returns:
         States (k, …, d).
-
-    Raises:
-        BackboneError: the backbone has a sliding attention window that is shorter than a text.
     """
     with computing(part):
+        if not is_packed(part.config):
+            return run_unpacked(part, inputs, outputs, num_experts)
         return _run(part, inputs, outputs, num_experts)
 
 
@@ -87,35 +87,65 @@ def _run(part: Decoder, inputs: Packed, outputs: Outputs, num_experts: int) -> T
     tokens, packing = inputs
     states = tokens if tokens.is_floating_point() else part.embed_tokens(tokens)  # pyright: ignore
     states = states[None].expand(num_experts, -1, -1)
-    rotary = part.rotary_emb(states, position_ids=packing.positions[None])
-    state = _Pass(packing, part, rotary)
+    state = _Pass(packing, part, states)
     for layer in part.layers[:-1]:  # pyright: ignore[reportGeneralTypeIssues]
         states = state.through(layer, states)
+        state.index += 1
     return part.norm(state.through_last(part.layers[-1], states, outputs))
+
+
+def _rotary(part: Decoder, states: Tensor, positions: Tensor) -> dict[str | None, Sequence[Tensor]]:
+    """Return the rotary embeddings by layer type; under the key None if all layers have the same."""
+    if "layer_type" not in inspect.signature(part.rotary_emb.forward).parameters:
+        return {None: part.rotary_emb(states, position_ids=positions)}
+    return {name: part.rotary_emb(states, positions, name) for name in dict.fromkeys(part.config.layer_types)}
 
 
 class _Pass:
     """The state of one pass that its layers hand on to `attend`.
 
     Attributes:
+        index: the number of the running layer in its part.
         stage: which queries the running layer has: `all` tokens, none (`keys`: keep the keys and values), the
             `responses`' tokens or their `last` tokens.
         kept: keys and values of the last layer, (k, tokens, H, c) each, from its stage `keys`.
     """
 
-    def __init__(self, packing: Packing, part: Decoder, rotary: Sequence[Tensor]) -> None:
-        self.packing, self.rotary = packing, rotary
+    def __init__(self, packing: Packing, part: Decoder, states: Tensor) -> None:
+        self.packing, self.index = packing, 0
+        self._layer_types: Sequence[str] | None = getattr(part.config, "layer_types", None)
+        self._window: int | None = getattr(part.config, "sliding_window", None)
+        self._rotary = _rotary(part, states, packing.positions[None])
         self.stage: Literal["all", "keys", "responses", "last"] = "all"
         self.kept: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def _layer_type(self) -> str | None:
+        return self._layer_types[self.index] if self._layer_types else None
+
+    def window(self, given: int | None) -> int | None:
+        """Return the running layer's attention window in tokens; None: no text is longer than it.
+
+        Args:
+            given: the window that the layer itself names, which holds if the backbone has no layer types.
+        """
+        window = given if self._layer_type is None else self._window if self._layer_type == SLIDING else None
+        return window if window and self.packing.longest > window else None
 
     def through(self, layer: nn.Module, states: Tensor, tokens: Any = slice(None), stage: Any = "all") -> Tensor:
         """Return the layer's output (k, …, d) for some tokens, given as a slice or indices."""
         self.stage = stage
-        rotary = tuple(part[:, tokens] for part in self.rotary)
-        positions = self.packing.positions[None, tokens]
-        return layer(
-            states[:, tokens], attention_mask=None, position_ids=positions, position_embeddings=rotary, packed=self
+        rotary = self._rotary[None if None in self._rotary else self._layer_type]
+        output = layer(
+            states[:, tokens],
+            attention_mask=None,
+            position_ids=self.packing.positions[None, tokens],
+            position_embeddings=rotary[:, tokens]
+            if isinstance(rotary, Tensor)
+            else tuple(x[:, tokens] for x in rotary),
+            packed=self,
         )
+        return output[0] if isinstance(output, tuple) else output
 
     def through_last(self, layer: nn.Module, states: Tensor, outputs: Outputs) -> Tensor:
         """Return the last layer's output (k, …, d) for the requested tokens only."""
@@ -131,12 +161,17 @@ class _Pass:
 
 def _keys_only(layer: Any) -> nn.Module:
     """Return the layer without queries, output projection and MLP, which its keys and values do not need."""
-    attention = layer.self_attn
-    if not all(hasattr(attention, name) for name in ("q_proj", "o_proj")) or not hasattr(layer, "mlp"):
+    attention = getattr(layer, "self_attn", None)
+    parts = [getattr(attention, name, None) for name in ("q_proj", "o_proj")]
+    if not all(hasattr(part, "out_features") for part in parts) or not _has_plain_mlp(layer):
         return layer  # the whole layer computes the same keys and values, at a higher cost
-    queries = _Zeros(attention.config.num_attention_heads * attention.head_dim)
-    output = _Zeros(attention.config.hidden_size)
+    queries, output = (_Zeros(part.out_features) for part in parts)  # pyright: ignore[reportOptionalMemberAccess]
     return _with(layer, mlp=output, self_attn=_with(attention, q_proj=queries, o_proj=output))
+
+
+def _has_plain_mlp(layer: Any) -> bool:
+    """Return whether the layer has an MLP that returns states only; some with routed experts return more."""
+    return hasattr(layer, "mlp") and layer.mlp.__class__.__name__ not in _MLPS_WITH_ROUTES
 
 
 def _with(module: nn.Module, **children: nn.Module) -> nn.Module:
@@ -167,77 +202,81 @@ def attend(
     dropout: float = 0.0,
     packed: _Pass | None = None,
     sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Compute attention of packed tokens: transformers' attention interface.
 
     Args:
         query, key, value: (k, H, tokens, c); keys and values may have fewer heads.
-        packed: the state of the pass; None: run transformers' own SDPA attention.
-        sliding_window: the backbone's attention window in tokens.
+        packed: the state of the pass; None: run on padded sequences as transformers does.
+        sliding_window: the layer's attention window in tokens.
+        softcap: the bound c of capped logits, c · tanh(logits / c).
+        s_aux: (H,), the logits of attention sinks.
 
     Returns:
         (k, tokens, H, c), and None in place of attention weights.
-
-    Raises:
-        BackboneError: the backbone caps its attention logits, or a text is longer than `sliding_window`.
     """
+    options: _SdpaOptions = {"scale": scaling, "dropout_p": dropout}
+    if softcap is not None or s_aux is not None:
+        options |= {"softcap": softcap, "sinks": s_aux}
     if packed is None:
+        if len(options) > 2:
+            return _padded(query, key, value, attention_mask, options), None
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
-    packing = packed.packing
-    if kwargs.get("softcap"):
-        raise BackboneError("the backbone caps its attention logits, which is not supported; use another backbone")
-    if sliding_window and packing.longest > sliding_window:
-        raise BackboneError(
-            f"prompt and response are {packing.longest} tokens, more than the backbone's attention window of "
-            f"{sliding_window}; set encoding.max_length to at most that"
-        )
-    options = {"scale": scaling, "dropout_p": dropout}
+    packing, window = packed.packing, packed.window(sliding_window)
     query, key = query.to(value.dtype), key.to(value.dtype)  # norms and rotary embeddings return float32 under autocast
     q, k, v = (x.transpose(1, 2) for x in (query, key, value))  # (k, tokens, H, c)
     if packed.stage == "keys":
         packed.kept = (k, v)
-        return q, None
+        return q[..., : v.shape[-1]], None
     if packed.stage == "last":
         assert packed.kept is not None
-        return _last(q, *packed.kept, packing, options), None
+        return _last(q, *packed.kept, packing, options, window), None
     if packed.stage == "responses":
         assert packed.kept is not None
         k, v = torch.cat([packed.kept[0], k], 1), torch.cat([packed.kept[1], v], 1)
-        return _responses(q, k, v, packing, options), None
+        return _responses(q, k, v, packing, options, window), None
     first = packing.prompt_tokens
-    prompts = _prompts(q[:, :first], k[:, :first], v[:, :first], packing, options)
-    return torch.cat([prompts, _responses(q[:, first:], k, v, packing, options)], 1), None
+    prompts = _prompts(q[:, :first], k[:, :first], v[:, :first], packing, options, window)
+    return torch.cat([prompts, _responses(q[:, first:], k, v, packing, options, window)], 1), None
 
 
-def _prompts(q: Tensor, k: Tensor, v: Tensor, packing: Packing, options: _SdpaOptions) -> Tensor:
+def _prompts(q: Tensor, k: Tensor, v: Tensor, packing: Packing, options: _SdpaOptions, window: int | None) -> Tensor:
     """Attend from the prompts' tokens; all arguments (k, prompts' tokens, H, c)."""
-    padded = [group.padded_prompts for group in packing.groups]
-    parts = [g.unpad(_attention(g.pad(q), g.pad(k), g.pad(v), None, options), q.shape[0]) for g in padded]
+    parts = []
+    for group in packing.groups:
+        padded = group.padded_prompts
+        causal = window is None and len(options) == 2  # PyTorch's kernels need no mask
+        mask = None if causal else group.mask(q.dtype, "prompts", q.shape[0], window)
+        parts.append(padded.unpad(_attention(padded.pad(q), padded.pad(k), padded.pad(v), mask, options), q.shape[0]))
     return _in_order(parts, packing.order["prompts"])
 
 
-def _responses(q: Tensor, k: Tensor, v: Tensor, packing: Packing, options: _SdpaOptions) -> Tensor:
+def _responses(q: Tensor, k: Tensor, v: Tensor, packing: Packing, options: _SdpaOptions, window: int | None) -> Tensor:
     """Attend from the responses' tokens to all tokens."""
     parts = []
     for group in packing.groups:
         padded, keys = group.padded_responses, group.padded_keys
-        mask = group.mask(q.dtype, last=False, k=q.shape[0])
+        mask = group.mask(q.dtype, "responses", q.shape[0], window)
         parts.append(padded.unpad(_attention(padded.pad(q), keys.pad(k), keys.pad(v), mask, options), q.shape[0]))
     return _in_order(parts, packing.order["responses"])
 
 
-def _last(q: Tensor, k: Tensor, v: Tensor, packing: Packing, options: _SdpaOptions) -> Tensor:
+def _last(q: Tensor, k: Tensor, v: Tensor, packing: Packing, options: _SdpaOptions, window: int | None) -> Tensor:
     """Attend from the responses' last tokens (k, N, H, c) to all tokens."""
     parts = []
     for group in packing.groups:
         rows = q[:, group.rows]
-        mask = group.mask(q.dtype, last=True, k=q.shape[0])
+        mask = group.mask(q.dtype, "last", q.shape[0], window)
         padded = group.padded_keys
         parts.append(
-            _attention(rows.flatten(0, 1)[:, None], padded.pad(k), padded.pad(v), mask, options).reshape(rows.shape)
+            _attention(rows.flatten(0, 1)[:, None], padded.pad(k), padded.pad(v), mask, options).reshape(
+                *rows.shape[:-1], -1
+            )
         )
     return _in_order(parts, packing.order["last"])
 
@@ -251,7 +290,7 @@ def _in_order(parts: list[Tensor], order: Tensor | None) -> Tensor:
 def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, options: _SdpaOptions) -> Tensor:
     """Attend within padded rows (rows, tokens, H, c); causal if the mask is None."""
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    if mask is not None and q.dtype == torch.bfloat16 and q.device.type == "cpu":
+    if mask is not None and (len(options) > 2 or (q.dtype == torch.bfloat16 and q.device.type == "cpu")):
         return _products(q, k, v, mask, **options).transpose(1, 2)
     grouped = q.shape[1] != k.shape[1]
     result = scaled_dot_product_attention(
@@ -260,30 +299,61 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, options: _S
     return result.transpose(1, 2)
 
 
+def _padded(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, options: _SdpaOptions) -> Tensor:
+    """Attend with capped logits or sinks within padded sequences (B, H, T, c), which PyTorch's kernels cannot."""
+    shape = (len(q), 1, q.shape[2], k.shape[2])
+    if mask is None:  # causal, as in `sdpa_attention_forward`
+        mask = torch.ones(shape[2:], dtype=torch.bool, device=q.device).tril(shape[3] - shape[2])
+    if mask.dtype == torch.bool:
+        mask = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill(~mask, torch.finfo(q.dtype).min)
+    return _products(q, k, v, mask.expand(shape), **options).transpose(1, 2)
+
+
 def _products(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float | None = None, dropout_p: float = 0.0
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Attend by plain matrix products, a block of rows at a time.
 
-    On a CPU in bfloat16 with a mask this takes half the time of `scaled_dot_product_attention`.
+    On a CPU in bfloat16 with a mask this takes half the time of `scaled_dot_product_attention`, which also has neither
+    capped logits nor sinks.
     """
     q = q * (q.shape[-1] ** -0.5 if scale is None else scale)
     rows = max(1, _BLOCK // (q.shape[1] * mask[0].numel()))
     parts = zip(*(x.split(rows) for x in (q, k, v, mask)), strict=True)
-    return torch.cat([_product(*part, dropout_p=dropout_p) for part in parts])
+    return torch.cat([_product(*part, dropout_p, softcap, sinks) for part in parts])
 
 
-def _product(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout_p: float) -> Tensor:
+def _product(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout_p: float, softcap: float | None, sinks: Tensor | None
+) -> Tensor:
     """Attend from queries (rows, H, R, c) to keys and values (rows, G, S, c), each shared by H / G heads.
 
     Args:
         mask: (rows, 1, R, S), additive.
+        softcap, sinks: see `attend`.
     """
     shape, heads = q.shape, k.shape[1]
     logits = q.reshape(len(q), heads, -1, shape[-1]) @ k.transpose(2, 3)
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
     logits = logits.view(len(q), heads, -1, *mask.shape[2:]) + mask[:, :, None]
-    weights = dropout(logits.softmax(-1), dropout_p)
-    return (weights.flatten(2, 3) @ v).reshape(shape)
+    weights = dropout(_softmax(logits, sinks), dropout_p)
+    return (weights.flatten(2, 3) @ v).reshape(*shape[:-1], v.shape[-1])
+
+
+def _softmax(logits: Tensor, sinks: Tensor | None) -> Tensor:
+    """Return the weights of logits (rows, G, H / G, R, S); each head's sink takes a share that no value gets."""
+    if sinks is None:
+        return logits.softmax(-1)
+    sink = sinks.to(logits.dtype).view(1, logits.shape[1], -1, 1, 1).expand(*logits.shape[:-1], 1)
+    return torch.cat([logits, sink], -1).softmax(-1)[..., :-1]
 
 
 AttentionInterface.register(ATTENTION, attend)

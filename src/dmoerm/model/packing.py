@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+
+Queries = Literal["prompts", "responses", "last"]
 
 # Bound on a group's padded attention area (queries × keys): factor times the real area, plus a constant.
 _MAX_WASTE, _FREE_AREA = 1.25, 50_000
@@ -101,7 +103,7 @@ class Packing:
         number = {q: i for i, q in enumerate(kept)}
         prompts, responses = [self.prompts[q] for q in kept], [self.responses[n] for n in rows]
         packing = Packing(prompts, responses, [number[self.owner[n]] for n in rows], self.device)
-        of_prompts, of_responses = _runs(self.prompts, 0), _runs(self.responses, self.prompt_tokens)
+        of_prompts, of_responses = runs(self.prompts, 0), runs(self.responses, self.prompt_tokens)
         indices = [i for q in kept for i in of_prompts[q]] + [i for n in rows for i in of_responses[n]]
         return packing, torch.tensor(indices, dtype=torch.long, device=self.device)
 
@@ -119,7 +121,7 @@ class AttentionGroup:
     """
 
     def __init__(self, packing: Packing, prompts: Sequence[int]) -> None:
-        of_prompt, of_response = _runs(packing.prompts, 0), _runs(packing.responses, 0)
+        of_prompt, of_response = runs(packing.prompts, 0), runs(packing.responses, 0)
         chosen = set(prompts)
         self.last = [n for n, q in enumerate(packing.owner) if q in chosen]
         self.rows = torch.tensor(self.last, dtype=torch.long, device=packing.device)
@@ -132,23 +134,39 @@ class AttentionGroup:
         self.padded_keys = PaddedRows(keys, first + others, device)
         self._starts = torch.tensor([packing.prompts[packing.owner[n]] for n in self.last])
         self._lengths = torch.tensor([packing.responses[n] for n in self.last])
-        self._masks: dict[tuple[torch.dtype, bool, int], Tensor] = {}
+        self._masks: dict[tuple[torch.dtype, Queries, int, int | None], Tensor] = {}
         self._device = device
 
-    def mask(self, dtype: torch.dtype, last: bool, k: int) -> Tensor:
-        """Return the additive mask (k · rows, 1, R, P + R) of the responses' attention: 0, or −inf at hidden keys.
+    def mask(self, dtype: torch.dtype, queries: Queries, k: int, window: int | None = None) -> Tensor:
+        """Return the additive mask (k · rows, 1, queries, keys) of attention: 0, or −inf at hidden keys.
 
         Args:
-            last: mask only the responses' last tokens as queries, so that the third dimension is 1.
+            queries: the tokens that attend: the `prompts`' (to their prompts), the `responses`' or only their `last`
+                tokens (to their prompts and themselves).
             k: the number of experts, whose rows follow each other.
+            window: the number of tokens, itself included, to which a token attends; None: all before it.
         """
-        if (dtype, last, k) not in self._masks:
-            steps = torch.zeros(1) if last else torch.arange(self.padded_responses.width)
-            first = self._starts + self._lengths - 1 if last else self._starts
-            hidden = torch.arange(self.padded_keys.width) > (first[:, None] + steps)[:, :, None]
+        if (key := (dtype, queries, k, window)) not in self._masks:
+            hidden = self._hidden(queries, window)
             mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill(hidden, -torch.inf)[:, None]
-            self._masks[dtype, last, k] = mask.repeat(k, 1, 1, 1).to(self._device)
-        return self._masks[dtype, last, k]
+            self._masks[key] = mask.repeat(k, 1, 1, 1).to(self._device)
+        return self._masks[key]
+
+    def _hidden(self, queries: Queries, window: int | None) -> Tensor:
+        """Return which keys are hidden (rows, queries, keys)."""
+        padded = self.padded_prompts if queries == "prompts" else self.padded_keys
+        if queries == "prompts":
+            positions = torch.arange(padded.width).expand(padded.rows, -1)
+        elif queries == "last":
+            positions = (self._starts + self._lengths - 1)[:, None]
+        else:
+            positions = self._starts[:, None] + torch.arange(self.padded_responses.width)
+        keys, positions = torch.arange(padded.width), positions[:, :, None]
+        hidden = keys > positions
+        if window is None:
+            return hidden
+        # the positions of padding may exceed the keys, of which at least one must stay visible
+        return hidden | (keys <= positions.clamp(max=padded.width - 1) - window)
 
 
 class PaddedRows:
@@ -266,7 +284,7 @@ def _inverse(order: Sequence[int], device: torch.device) -> Tensor | None:
     return torch.tensor(order, dtype=torch.long, device=device).argsort()
 
 
-def _runs(lengths: Sequence[int], start: int) -> list[range]:
+def runs(lengths: Sequence[int], start: int) -> list[range]:
     """Return consecutive ranges of these lengths."""
     runs: list[range] = []
     for n in lengths:

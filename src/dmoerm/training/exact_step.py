@@ -14,6 +14,7 @@ from torch import Tensor
 from ..model.heads import Head
 from .batches import PreferenceExample, labeled
 from .linear_heads import (
+    FOLDS,
     LinearFit,
     Prior,
     fit_all_labels,
@@ -43,6 +44,12 @@ class FoldedHead(NamedTuple):
         """Return its weights (D,), and those by fold, in the units of another normalizer's scale (D,)."""
         ratio = scale / self.head.normalizer.scale.cpu()
         return Prior(self.head.score.weight[0].cpu() * ratio, self.folds.weights.cpu() * ratio)
+
+
+def started(head: Head) -> FoldedHead | None:
+    """Return a head that starts from a reward model, whose weights no fold has changed; None for other heads."""
+    weights = head.score.weight.detach().expand(FOLDS, -1)
+    return FoldedHead(head, FoldWeights(weights, torch.tensor(torch.nan))) if head.has_start else None
 
 
 @torch.no_grad()

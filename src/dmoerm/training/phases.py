@@ -34,6 +34,7 @@ from .exact_step import (
     fit_heads,
     head_state,
     out_of_fold,
+    started,
     strength,
 )
 from .fitting import fit
@@ -53,7 +54,11 @@ def phase0(training: Training) -> None:
     state = run.step(
         "phase0",
         lambda checkpoint_dir: _with_posterior(
-            run, general, train, step, *train_base(run, general, train, validation, step, checkpoint_dir)
+            run,
+            general,
+            train,
+            step,
+            *train_base(run, general, train, validation, step, checkpoint_dir, general=started(general.head)),
         ),
     )
     apply_base(general, state)
@@ -158,7 +163,7 @@ def train_base(
     """
     head = copy.deepcopy(start.head).requires_grad_(True)
     if fit_normalizer:
-        head.normalizer.fit(torch.cat(list(base_embeddings(run, start, sample(run, train)).values())))
+        head.fit_normalizer(torch.cat(list(base_embeddings(run, start, sample(run, train)).values())))
     parts = [labeled(train), labeled(validation)]
     strengths: State = {}  # of the penalty of `head_first`, which is not in the settings if it is auto
     if first := step if run.frozen else step.head_first:

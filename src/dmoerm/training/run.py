@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import yaml
 from rich.console import Console
+from torch import Tensor
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
 from ..chat.truncation import count_truncation
@@ -33,6 +34,7 @@ from ..model import DMoERM, DMoERMConfig
 from ..model.backbone import check_backbone, load_backbone, resolve_branch_layer, split_layers
 from ..model.checkpoint import with_tokenizer
 from ..model.quantization import quantize
+from ..model.configuration import backbone_settings
 from ..model.training_prompts import TrainingPrompts
 from ..schema import Group, prompt_key
 from ..taxonomy import Taxonomy
@@ -136,14 +138,14 @@ def open_cache(config: Config, model: DMoERM) -> ActivationCache:
 
 def build_model(config: Config, taxonomy: Taxonomy) -> DMoERM:
     """Build a DMoERM with pretrained branches and untrained experts."""
-    backbone, tokenizer = load_backbone(config.backbone, empty=sharded() and not is_main())
+    backbone, tokenizer, start = load_backbone(config.backbone, empty=sharded() and not is_main())
     backbone.requires_grad_(False)
     torch.manual_seed(config.seed)  # seeds the initial weights of all steps
-    layer = resolve_branch_layer(config.backbone, backbone)
+    layer = resolve_branch_layer(config.backbone, backbone.config)
     if layer == 0 and config.router.kind == "trunk":
         raise ConfigError("router.kind is trunk but branch_layer is 0: there is no trunk; set router.kind to own")
     settings = DMoERMConfig(
-        backbone=backbone.config.to_dict(),
+        backbone=backbone_settings(backbone.config),
         branch_layer=layer,
         tasks={name: list(task.capabilities) for name, task in taxonomy.tasks.items()},
         shared_branch=config.base == "frozen",
@@ -157,6 +159,8 @@ def build_model(config: Config, taxonomy: Taxonomy) -> DMoERM:
     model = DMoERM(settings)
     model.trunk, branch = split_layers(backbone, layer)
     model.general.branch = branch
+    if start is not None:
+        _start_general(model, start, config)
     if config.router.kind == "own":
         model.router.language_model = copy.deepcopy(backbone)
     for task in settings.tasks:
@@ -184,6 +188,21 @@ def load_run(folder: Path, config: Config) -> Training:
     if (written := folder / "data.sha256").exists() and written.read_text(encoding="utf-8") != _digest(data):
         raise ConfigError(f"{folder}: its data has changed since it was trained; train again with another `output`")
     return run_steps(run, data, steps)
+
+
+def _start_general(model: DMoERM, start: Tensor, config: Config) -> None:
+    """Let the general model score as the reward model does that is its backbone."""
+    for setting, refused in (
+        ("encoding.pooling", config.encoding.pooling == "mean"),
+        ("head.hidden", config.head.hidden),
+    ):
+        if refused:
+            raise ConfigError(
+                f"{setting}: the backbone {config.backbone.path!r} is a reward model with a linear head on the last "
+                "token, from which this head cannot start; set encoding.pooling to both or last and head.hidden to 0, "
+                "or backbone.reward_head to false"
+            )
+    model.general.head.start_from(start)
 
 
 def run_steps(run: Run, data: Splits, steps: Sequence[Step]) -> Training:

@@ -1,0 +1,105 @@
+"""How a backbone would run and the memory that it would take, from its configuration alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from transformers import AutoConfig
+
+from ..config import BackboneConfig, LoRAConfig
+from .backbone import (
+    backbone_folder,
+    empty_part,
+    has_reward_head,
+    readable,
+    resolve_branch_layer,
+    resolve_dtype,
+    split_layers,
+)
+from .experts import lora_targets
+from .families import refused_reason, text_config, unpacked_reason
+
+_TRAINED = 16  # bytes of a trained weight: float32 value and gradient, and Adam's two moments
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What is known of a backbone before its weights are read.
+
+    Attributes:
+        kind: the type of the text model.
+        composite: the type of the composite that contains it; None: it stands alone.
+        runs: `packed`, `fallback` (its own forward) or `refused`.
+        reason: why it is not packed.
+        layers, branch_layer: the number of layers, and that of the trunk's; 0 if it is refused.
+        has_head: it is a reward model with one label whose head the general model starts from.
+        targets: the linear layers that get LoRA by default.
+        dtype: of frozen weights and arithmetic.
+        trunk, branch: numbers of parameters.
+        bytes_per_weight: of frozen weights.
+    """
+
+    kind: str
+    composite: str | None
+    runs: str
+    reason: str | None
+    layers: int = 0
+    branch_layer: int = 0
+    has_head: bool = False
+    targets: tuple[str, ...] = ()
+    dtype: str = ""
+    trunk: int = 0
+    branch: int = 0
+    bytes_per_weight: int = 0
+
+    def memory(self, tasks: int) -> dict[str, int]:
+        """Return the bytes of weights for a number of tasks, without activations.
+
+        Keys: `frozen`: one branch for all tasks (`base: frozen`); `own`: a trained branch per task, in float32, and the
+        general model's; `training`: what training one branch takes beside that (`base: full`).
+        """
+        trunk = self.trunk * self.bytes_per_weight
+        return {
+            "frozen": trunk + self.branch * self.bytes_per_weight,
+            "own": trunk + self.branch * 4 * (tasks + 1),
+            "training": self.branch * _TRAINED,
+        }
+
+
+def survey(config: BackboneConfig) -> Survey:
+    """Find out how a backbone would run; only its configuration is read.
+
+    Raises:
+        BackboneError: the backbone has no readable configuration, or the settings do not fit it.
+    """
+    path = backbone_folder(config.path)
+    with readable(path):
+        full = AutoConfig.from_pretrained(path)
+    text = text_config(full)
+    kind, composite = text.model_type, full.model_type if text is not full else None
+    if refusal := refused_reason(full):
+        return Survey(kind, composite, "refused", refusal)
+    reason, layer, dtype = unpacked_reason(text), resolve_branch_layer(config, text), resolve_dtype(config.dtype)
+    with readable(path):
+        whole = empty_part(text, config.num_layers or text.num_hidden_layers)
+    trunk, branch = split_layers(whole, layer)
+    return Survey(
+        kind,
+        composite,
+        "fallback" if reason else "packed",
+        reason,
+        layers=config.num_layers or text.num_hidden_layers,
+        branch_layer=layer,
+        has_head=has_reward_head(full) and config.reward_head,
+        targets=lora_targets(whole, LoRAConfig()),
+        dtype=str(dtype).removeprefix("torch."),
+        trunk=_size(trunk),
+        branch=_size(branch),
+        bytes_per_weight=dtype.itemsize,
+    )
+
+
+def _size(part: Any) -> int:
+    return sum(p.numel() for p in part.parameters()) if isinstance(part, nn.Module) else 0

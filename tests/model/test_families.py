@@ -1,0 +1,160 @@
+"""Backbones of all kinds: packed, by their own forward, in a composite, and reward models as a start."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import make_model, make_tiny_config, tiny_groups, tiny_tokenizer, write_backbone
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
+from typer.testing import CliRunner
+
+from dmoerm.cli import app
+from dmoerm.errors import ConfigError
+from dmoerm.model import DMoERM
+from dmoerm.model.families import PACKED
+from dmoerm.schema import Query
+from dmoerm.taxonomy import draft_taxonomy
+from dmoerm.training.run import build_model
+
+sys.path.append(str(Path(__file__).parents[2] / "tools"))
+import backbones_page
+
+RESPONSES = ["Fine, thanks.", "No.", "I am well, and you? " * 4]
+
+
+@pytest.mark.parametrize("kind", ["deepseek_v3", "phi3", "qwen3_5_text", "gemma3n_text", "modernbert", "deberta-v2"])
+def test_a_family_gives_transformers_states(kind: str) -> None:
+    row = backbones_page.measure(kind)
+    assert row.runs == ("packed" if kind in PACKED else "fallback")
+    assert row.error is not None
+    assert 0 < row.error < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", sorted(PACKED))
+def test_each_packed_family_gives_transformers_states(kind: str) -> None:
+    error = backbones_page.measure(kind).error
+    assert error is not None
+    assert error < 1e-5
+
+
+def test_the_page_lists_each_measured_family() -> None:
+    page = backbones_page.PAGE.read_text(encoding="utf-8")
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| `")]
+    assert [row[0].strip("| `") for row in rows] == list(backbones_page.FAMILIES)
+    assert len(rows) >= 45
+    assert all(float(error.strip("| ")) < 1e-5 for _, runs, _, error in rows if runs != "refused")
+
+
+def write_composite(folder: Path) -> str:
+    """Write a tiny random Gemma 3 with its vision model."""
+    backbones_page.tiny_config("gemma3")
+    text = {**backbones_page._TINY, **backbones_page._MIXED, "max_position_embeddings": 1024, "sliding_window": 8}
+    vision = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    vision |= {"image_size": 28, "patch_size": 14}
+    config = AutoConfig.for_model("gemma3", text_config=text, vision_config=vision, mm_tokens_per_image=1)
+    AutoModel.from_config(config).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+WRITERS: dict[str, Callable[[Path], str]] = {
+    "modernbert": lambda folder: write_backbone(folder, "modernbert"),
+    "deberta-v2": lambda folder: write_backbone(folder, "deberta-v2"),
+    "qwen3_5_text": lambda folder: write_backbone(folder, "qwen3_5_text", **backbones_page._LINEAR),
+    "gemma3": write_composite,
+}
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_model_on_any_backbone_is_saved_and_loaded(tmp_path: Path, kind: str) -> None:
+    """The model has LoRA experts that differ. Each score depends on no other response."""
+    kind_of_router = "trunk" if kind == "gemma3" else "own"
+    changes: Any = {"backbone": {"branch_layer": None}, "router": {"kind": kind_of_router}}
+    model = make_model(make_tiny_config(WRITERS[kind](tmp_path / "backbone"), tmp_path, **changes))
+    model.save_pretrained(tmp_path / "model")
+    loaded = DMoERM.from_pretrained(tmp_path / "model")
+    for task in model.config.tasks:
+        scores = model.score("How are you today?", RESPONSES, task)
+        assert loaded.score("How are you today?", RESPONSES, task) == scores
+        alone = [model.score("How are you today?", [text], task)[0] for text in RESPONSES]
+        assert [s.reward for s in alone] == pytest.approx([s.reward for s in scores], rel=1e-3, abs=1e-3)
+        assert len({round(value, 3) for value in scores[0].capabilities.values()}) > 1
+    half = DMoERM.from_pretrained(tmp_path / "model", dtype=torch.bfloat16).score("How are you today?", RESPONSES)
+    assert len({score.reward for score in half}) == len(RESPONSES)
+
+
+# --- reward models as a start --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def reward_model(backbones: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of a tiny random `LlamaForSequenceClassification` with one label in bfloat16."""
+    folder = tmp_path_factory.mktemp("reward")
+    config = AutoConfig.from_pretrained(backbones("llama"), num_labels=1, pad_token_id=0)
+    AutoModelForSequenceClassification.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+def started(path: str, folder: Path, **changes: Any) -> DMoERM:
+    return build_model(make_tiny_config(path, folder, **changes), draft_taxonomy(tiny_groups(2), "drafted"))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.03)])
+@pytest.mark.parametrize("pooling", ["both", "last"])
+@torch.no_grad()
+def test_the_general_model_starts_with_the_reward_models_scores(
+    reward_model: str, tmp_path: Path, dtype: str, tolerance: float, pooling: str
+) -> None:
+    backbone, encoding = {"dtype": dtype}, {"pooling": pooling}
+    model = started(reward_model, tmp_path, backbone=backbone, encoding=encoding)
+    model.config.threshold = 1.0  # the general model scores
+    encoded = model.encoder.encode(Query(prompt="How are you?", responses=RESPONSES))
+    exact = AutoModelForSequenceClassification.from_pretrained(reward_model, dtype=getattr(torch, dtype)).eval()
+    expected = [float(exact(torch.tensor([[*encoded.prompt, *ids]])).logits) for ids in encoded.responses]
+    assert [s.reward for s in model.score("How are you?", RESPONSES)] == pytest.approx(expected, abs=tolerance)
+    assert len(set(expected)) == len(RESPONSES)
+
+
+def test_a_start_keeps_its_preferences_when_its_normalizer_is_fitted(reward_model: str, tmp_path: Path) -> None:
+    head = started(reward_model, tmp_path).general.head
+    samples = torch.randn(50, head.score.in_features, generator=torch.Generator().manual_seed(0)) * 3 + 1
+    with torch.no_grad():
+        before = head(samples)
+        head.fit_normalizer(samples)
+        shift = head(samples) - before
+    torch.testing.assert_close(shift, shift.mean().expand_as(shift), atol=1e-5, rtol=1e-5)
+
+
+def test_a_head_that_cannot_start_from_the_reward_model_is_an_error(reward_model: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"encoding.pooling: .*reward_head to false"):
+        started(reward_model, tmp_path, encoding={"pooling": "mean"})
+    assert not started(reward_model, tmp_path, backbone={"reward_head": False}).general.head.has_start
+
+
+# --- dmoerm models check -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "expected", "code"),
+    [
+        ("llama", {}, ["packed: the fast path", "3 in the trunk, 1 in each branch", "q_proj, v_proj"], 0),
+        ("phi3", {"pad_token_id": 0}, ["packed", "LoRA targets  qkv_proj"], 0),
+        ("modernbert", {}, ["fallback: by its own forward", "0 in the trunk", "Wqkv"], 0),
+        ("t5", {}, ["refused (it is an encoder with a decoder)"], 1),
+    ],
+)
+def test_models_check_reads_the_configuration_only(
+    tmp_path: Path, kind: str, settings: dict[str, Any], expected: list[str], code: int
+) -> None:
+    AutoConfig.for_model(kind, num_hidden_layers=4, **settings).save_pretrained(tmp_path)
+    result = CliRunner().invoke(app, ["models", "check", str(tmp_path)])
+    assert result.exit_code == code
+    for text in expected:
+        assert text in result.output

@@ -1,0 +1,232 @@
+"""Write docs/backbones.md: how tiny random models of each family run, and their error against transformers' forward.
+
+python tools/backbones_page.py            # about three minutes on one core
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+import torch
+import transformers
+from torch import Tensor
+from transformers import AutoConfig, AutoModel
+
+from dmoerm.model.backbone import empty_part, split_layers
+from dmoerm.model.families import is_packed, refused_reason, text_config, unpacked_reason
+from dmoerm.model.packed_attention import run
+from dmoerm.model.packing import Packed, Packing
+
+PAGE = Path(__file__).parents[1] / "docs" / "backbones.md"
+FAMILIES = (
+    *("afmoe", "albert", "apertus", "arcee", "bart", "bert", "bitnet", "bloom", "cohere", "cohere2", "cwm", "deberta"),
+    *("deberta-v2", "deepseek_v2", "deepseek_v3", "diffllama", "distilbert", "electra", "ernie4_5", "ernie4_5_moe"),
+    *("eurobert", "exaone4", "exaone_moe", "flex_olmo", "gemma", "gemma2", "gemma3", "gemma3_text", "gemma3n_text"),
+    *("gemma4_text", "glm", "glm4", "glm4_moe", "glm4_moe_lite", "gpt2", "gpt_neox", "gpt_oss", "granite"),
+    *("granitemoe", "helium", "hunyuan_v1_dense", "jetmoe", "lfm2", "llama", "llama4_text", "llava", "mamba"),
+    *("minimax_m2", "ministral", "ministral3", "mistral", "mistral3", "mistral4", "mixtral", "modernbert"),
+    *("modernbert-decoder", "nemotron", "olmo", "olmo2", "olmo3", "olmoe", "opt", "phi", "phi3", "phimoe", "qwen2"),
+    *("qwen2_moe", "qwen2_vl", "qwen3", "qwen3_5", "qwen3_5_text", "qwen3_moe", "qwen3_next", "roberta", "seed_oss"),
+    *("smollm3", "solar_open", "stablelm", "starcoder2", "t5", "vaultgemma", "vit", "xlm-roberta", "youtu"),
+)
+_TINY: dict[str, Any] = {
+    "vocab_size": 640,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 4,
+    "head_dim": 8,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.2,
+    "sliding_window": 5,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+}
+_MIXED = {"layer_types": ["sliding_attention", "full_attention"] * 2}
+_LATENT = {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 12,
+    "n_group": 1,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+    "n_shared_experts": 1,
+}
+_LINEAR = {
+    "layer_types": ["linear_attention", "full_attention"] * 2,
+    "linear_num_value_heads": 4,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+}
+_PER_LAYER = {**_MIXED, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 640}
+_LATE_WINDOWS = {"use_sliding_window": True, "max_window_layers": 2}
+_CHANGES: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("deepseek_v2", "deepseek_v3", "glm4_moe_lite", "youtu"), _LATENT),
+    "mistral4": {**_LATENT, "head_dim": 16, "qk_head_dim": 16},
+    **dict.fromkeys(("gemma3_text", "ministral"), _MIXED),
+    **dict.fromkeys(("qwen3_5_text", "qwen3_next"), _LINEAR),
+    **dict.fromkeys(("qwen2", "qwen3"), _LATE_WINDOWS),
+    "gemma3n_text": {
+        **_PER_LAYER,
+        "num_kv_shared_layers": 2,
+        "laurel_rank": 4,
+        "activation_sparsity_pattern": [0.0] * 4,
+    },
+    "qwen2_vl_text": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}},
+    "gemma4_text": {**_PER_LAYER, "global_head_dim": 16},
+}
+_TEXT = {"gemma3": "gemma3_text", "llava": "llama", "mistral3": "mistral", "qwen2_vl": "qwen2_vl_text"}
+_TEXT |= {"qwen3_5": "qwen3_5_text"}
+
+
+class Row(NamedTuple):
+    """One family: how it runs, why it is not packed, and its largest error relative to the largest state."""
+
+    kind: str
+    runs: str
+    reason: str
+    error: float | None
+
+
+def tiny_config(kind: str) -> Any:
+    """Return the configuration of a tiny model of a family; a composite's parts beside the text have usual sizes."""
+    settings = {**_TINY, **_CHANGES.get(kind, {})}
+    if text := _TEXT.get(kind):
+        return AutoConfig.for_model(kind, text_config={**_TINY, **_CHANGES.get(text, {}), "model_type": text})
+    return AutoConfig.for_model(kind, **({} if kind in ("bart", "t5", "vit") else settings))
+
+
+@torch.no_grad()
+def measure(kind: str) -> Row:
+    """Run a tiny random model as dmoerm does and as transformers does, with windows shorter than the texts."""
+    if reason := refused_reason(tiny_config(kind)):
+        return Row(kind, "refused", reason, None)
+    config = text_config(tiny_config(kind))
+    torch.manual_seed(0)
+    exact = AutoModel.from_config(config, attn_implementation=_eager(config)).eval().float()
+    for parameter in exact.parameters():
+        if parameter.ndim == 1:
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    config = text_config(tiny_config(kind))
+    part = empty_part(config, config.num_hidden_layers)
+    part.load_state_dict(exact.state_dict(), assign=True)
+    part.eval()
+    inputs = _texts()
+    expected = _separately(exact, inputs)
+    splits = range(config.num_hidden_layers) if is_packed(config) else [0]
+    error = max(_error(part, layer, inputs, expected) for layer in splits)
+    reason = unpacked_reason(config)
+    return Row(kind, "fallback" if reason else "packed", reason or "", error)
+
+
+def _eager(config: Any) -> str | None:
+    """Return `eager`, with which transformers computes capped logits and sinks."""
+    return "eager" if is_packed(config) else None
+
+
+def _texts() -> Packed:
+    packing = Packing([9, 4, 13], [5, 1, 8, 3, 7, 2], [1, 0, 1, 2, 0, 1])
+    return Packed(torch.randint(3, 640, (52,), generator=torch.Generator().manual_seed(1)), packing)
+
+
+def _separately(model: Any, inputs: Packed) -> Tensor:
+    """Return the states (T, d) of each prompt and each response after its prompt, one text at a time."""
+    queries = inputs.split()
+    prompts = [prompt for prompt, _ in queries]
+    responses = inputs.tokens[inputs.packing.prompt_tokens :].split(inputs.packing.responses)
+    states = [model(input_ids=prompt[None]).last_hidden_state[0] for prompt in prompts]
+    for q, response in zip(inputs.packing.owner, responses, strict=True):
+        text = torch.cat([prompts[q], response])[None]
+        states.append(model(input_ids=text).last_hidden_state[0, len(prompts[q]) :])
+    return torch.cat(states)
+
+
+def _error(part: Any, layer: int, inputs: Packed, expected: Tensor) -> float:
+    """Return the largest relative error over all ways of running the last layer."""
+    packing, (trunk, branch) = inputs.packing, split_layers(part, layer)
+    hidden = inputs if trunk is None else inputs._replace(tokens=run(trunk, inputs)[0])
+    wanted = {"all": expected, "responses": expected[packing.prompt_tokens :], "last": expected[packing.last]}
+    errors = [(run(branch, hidden, name)[0] - states).abs().max() for name, states in wanted.items()]  # pyright: ignore
+    return float(max(errors) / expected.abs().max())
+
+
+INTRODUCTION = """# Backbones
+
+`backbone.path` is a folder or hub name of a text model. How it runs depends on its family:
+
+* **packed**: its layers run one by one on packed tokens. A prompt is computed once for all its responses, and the
+  first layers are a trunk that all tasks share. Sliding windows and rotary embeddings by layer type, capped logits,
+  attention sinks and fused projections are supported.
+* **fallback**: its own forward runs, with one padded row per response. It is slower and has no trunk: `branch_layer`
+  is 0, so `router.kind` must be `own`. A tokenizer without a chat template, as encoders have, also needs
+  `encoding.template: plain`.
+* **refused**: it does not give the states of a text.
+
+A composite of several models, such as Gemma 3 with images, is used without its other parts: its text model runs.
+
+```bash
+dmoerm models check Qwen/Qwen3-0.6B --tasks 5        # how it runs, LoRA targets, memory; reads config.json only
+```
+
+`phase2.lora.targets` are by default `q_proj` and `v_proj`. A family without these layers gets the targets that PEFT
+lists for it, or its layers with other usual names, such as `qkv_proj` of Phi-4 or `Wqkv` of ModernBERT. GPT-2 has
+none: set `phase2.lora.rank` to 0.
+
+## Start from a reward model
+
+A backbone may be a reward model itself: a `ForSequenceClassification` model with one label and a linear head `score`,
+such as Skywork-Reward-V2. Then the general model starts from its head: before training its scores are the reward
+model's, with the general model's calibration. With gradient training (`l2` is a number) training continues from there.
+With `l2: auto` the penalty pulls toward these weights instead of 0 where that predicts held-out pairs better. This
+needs `encoding.pooling` `both` or `last`, `head.hidden: 0`, all layers, and a padding token that does not end a turn,
+since transformers reads the score before the padding. `backbone.reward_head: false` starts from a new head.
+
+## Families
+
+Each row is a random model of width 32 with 4 layers in float32, made by `python tools/backbones_page.py` with
+transformers {version}. Windows are 5 tokens; texts have up to 16. The error is the largest difference from
+transformers' forward on single texts, over all splits, relative to the largest state.
+{counts}
+
+| family | runs | why not packed | error |
+|---|---|---|---:|
+"""
+
+
+def page(rows: list[Row]) -> str:
+    """Return the text of docs/backbones.md."""
+    numbers = {name: sum(row.runs == name for row in rows) for name in ("packed", "fallback", "refused")}
+    counts = f"{len(rows)} families: " + ", ".join(f"{number} {name}" for name, number in numbers.items()) + "."
+    lines = [f"| `{r.kind}` | {r.runs} | {r.reason} | {'' if r.error is None else f'{r.error:.0e}'} |\n" for r in rows]
+    return INTRODUCTION.format(version=transformers.__version__, counts=counts) + "".join(lines)
+
+
+def main() -> None:
+    """Measure all families, or print those that are named, and write the page."""
+    warnings.filterwarnings("ignore")
+    rows = []
+    for kind in sys.argv[1:] or FAMILIES:
+        rows.append(measure(kind))
+        print(*rows[-1], flush=True)
+    if not sys.argv[1:]:
+        PAGE.write_text(page(rows), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
