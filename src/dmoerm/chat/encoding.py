@@ -68,6 +68,23 @@ class Encoded:
         cut, empty = (frozenset(i - first for i in at if first <= i < end) for at in (self.truncated_at, self.empty_at))
         return Encoded(self.prompt, self.responses[first:end], cut, empty)
 
+    @classmethod
+    def join(cls, queries: Sequence[Encoded]) -> Encoded:
+        """Return one query with all responses of several queries, which have the same prompt."""
+        if len(queries) == 1:
+            return queries[0]
+        cut, empty, responses = set[int](), set[int](), list[list[int]]()
+        for query in queries:
+            cut |= {len(responses) + i for i in query.truncated_at}
+            empty |= {len(responses) + i for i in query.empty_at}
+            responses += query.responses
+        return cls(queries[0].prompt, responses, frozenset(cut), frozenset(empty))
+
+    @functools.cached_property
+    def prompt_key(self) -> str:
+        """A digest of the prompt's token ids."""
+        return hashlib.sha256(repr(self.prompt).encode()).hexdigest()[:32]
+
     @functools.cached_property
     def key(self) -> str:
         """A digest of the token ids: the key of cached values."""

@@ -3,8 +3,9 @@
     request ──▶ encode (one thread) ──▶ queue ──▶ pass of at most `batch_tokens` tokens (one thread) ──▶ scores
 
 A request is split into parts that fit in a pass; each part repeats the prompt. A pass takes one part of each waiting
-request in turn, oldest first, so large requests delay small ones only a little. What shares a pass changes rewards by
-rounding only; `ServingConfig.deterministic` removes that too.
+request in turn, oldest first, so large requests delay small ones only a little. Requests with the same prompt, as
+trainers send them that score one response at a time, share a pass, in which the prompt runs once. What shares a pass
+changes rewards by rounding only; `ServingConfig.deterministic` removes that too.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+import itertools
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -55,6 +57,11 @@ class QueuedPart(NamedTuple):
     first: int
     encoded: Encoded
     task: str | None
+
+    @property
+    def prompt(self) -> tuple[str | None, str]:
+        """What parts must have in common to share a prompt: the task and the prompt's token ids."""
+        return self.task, self.encoded.prompt_key
 
 
 @dataclass(eq=False)
@@ -170,11 +177,13 @@ class Batcher:
         )
         scores: list[list[Score | None]] = [[None] * len(query.responses) for query in queries]
         request = QueuedRequest(parts, scores, asyncio.get_running_loop().create_future(), open=len(parts))
-        if not parts:
+        if parts:
+            self._queue.append(request)
+        else:
             request.done.set_result(None)
-        self._queue.append(request)
         self._count_tokens(sum(part.encoded.tokens for part in parts))
-        self._arrived.set()
+        if parts:
+            self._arrived.set()
         return request
 
     def _remove(self, request: QueuedRequest) -> None:
@@ -197,24 +206,32 @@ class Batcher:
     def _next_pass(self) -> _Pass:
         """Take the next pass from the queue: one part of each request in turn, as long as they fit."""
         taken: list[tuple[QueuedRequest, QueuedPart]] = []
+        prompts: set[tuple[str | None, str]] = set()
         tokens, now, limit = 0, time.monotonic(), self._pass_limit()
-        while self._queue:
-            request = self._queue[0]
-            if not request.parts:
-                self._queue.popleft()
-                continue
-            if taken and tokens + request.parts[0].encoded.tokens > limit:
+        for request in self._in_turn():
+            part = request.parts[0]
+            tokens += part.encoded.tokens - (len(part.encoded.prompt) if part.prompt in prompts else 0)
+            if taken and tokens > limit:
                 break
             if len(request.parts) == request.open:
                 self.metrics.queued.observe(now - request.arrived)
-            part = request.parts.popleft()
-            tokens += part.encoded.tokens
-            taken.append((request, part))
-            self._queue.rotate(-1)
+            taken.append((request, request.parts.popleft()))
+            prompts.add(part.prompt)
+            self._queue.remove(request)
+            if request.parts:
+                self._queue.append(request)
         if not self._queue:
             self._arrived.clear()
-        self._count_tokens(-tokens)
+        self._count_tokens(-sum(part.encoded.tokens for _, part in taken))
         return taken
+
+    def _in_turn(self) -> Iterator[QueuedRequest]:
+        """Yield the waiting requests, oldest first, each followed by those with the same prompt; then again."""
+        while self._queue:
+            by_prompt: dict[tuple[str | None, str], list[QueuedRequest]] = {}
+            for request in self._queue:
+                by_prompt.setdefault(request.parts[0].prompt, []).append(request)
+            yield from itertools.chain.from_iterable(by_prompt.values())
 
     def _pass_limit(self) -> int:
         """Tokens of the next pass: half of a short queue, since requests that arrive in the meantime wait for the pass.
@@ -227,23 +244,34 @@ class Batcher:
 
     async def _run_pass(self, taken: _Pass) -> None:
         started, loop = time.monotonic(), asyncio.get_running_loop()
-        encoded, tasks = [part.encoded for _, part in taken], [part.task for _, part in taken]
+        by_prompt: dict[tuple[str | None, str], list[tuple[QueuedRequest, QueuedPart]]] = {}
+        for entry in taken:
+            by_prompt.setdefault(entry[1].prompt, []).append(entry)
+        encoded = [Encoded.join([part.encoded for _, part in group]) for group in by_prompt.values()]
         score = self.model.score_separately if self.settings.deterministic else self.model.score_encoded
         try:
-            scores = await loop.run_in_executor(self._engine_thread, score, encoded, tasks)
+            rows = await loop.run_in_executor(self._engine_thread, score, encoded, [task for task, _ in by_prompt])
         except Exception as error:  # whatever the model or the device raises: other requests continue
             await self._handle_failure(taken, error)
             return
-        seconds, tokens = time.monotonic() - started, sum(part.encoded.tokens for _, part in taken)
+        self._measure(sum(each.tokens for each in encoded), time.monotonic() - started)
+        for group, row in zip(by_prompt.values(), rows, strict=True):
+            scores = iter(row)
+            for request, part in group:
+                self._answer(request, part, list(itertools.islice(scores, len(part.encoded.responses))))
+
+    def _measure(self, tokens: int, seconds: float) -> None:
         self.metrics.batch_tokens.observe(tokens)
         self.metrics.batch_seconds.observe(seconds)
         self._tokens_per_second = 0.9 * self._tokens_per_second + 0.1 * tokens / max(seconds, 1e-6)
-        for (request, part), part_scores in zip(taken, scores, strict=True):
-            if all(math.isfinite(score.reward) for score in part_scores):
-                self.metrics.scored(part_scores)
-                request.add(part, part_scores)
-            else:
-                request.fail(ServerError("the model returned a reward that is not finite; score the text alone"))
+
+    def _answer(self, request: QueuedRequest, part: QueuedPart, scores: list[Score]) -> None:
+        """Give a request the scores of one of its parts."""
+        if all(math.isfinite(score.reward) for score in scores):
+            self.metrics.scored(scores)
+            request.add(part, scores)
+        else:
+            request.fail(ServerError("the model returned a reward that is not finite; score the text alone"))
 
     async def _handle_failure(self, taken: _Pass, error: Exception) -> None:
         """Score the parts of a failed pass one by one, so that only the part at fault fails."""
