@@ -142,6 +142,21 @@ class Encoder:
         cut = frozenset(i for i, ids in enumerate(responses) if len(kept) < len(prompt) or len(ids) > limit)
         return Encoded(kept, [self._cut_response(ids, limit) for ids in responses], cut, empty)
 
+    def tokens(self, content: str | Sequence[Message], add_special: bool = True) -> list[int]:
+        """Return the token ids of a text as the tokenizer gives them, or of a conversation as the model reads it.
+
+        Args:
+            content: if the last message is not the assistant's, the ids end where the response begins.
+            add_special: whether the tokenizer adds its special tokens to a text.
+        """
+        with _TOKENIZER_LOCK:
+            if isinstance(content, str):
+                ids: list[int] = self.tokenizer(content, add_special_tokens=add_special)["input_ids"]
+                return ids
+            if content[-1].role != "assistant":
+                return self._prompt(tuple(content))
+            return self._prompt(tuple(content[:-1])) + self._response(content[-1].content)
+
     def split(self, ids: Sequence[int]) -> Encoded:
         """Split the token ids of a rendered conversation into prompt and response, as `encode` gives them.
 
