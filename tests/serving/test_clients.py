@@ -6,7 +6,6 @@ Each test names the client, and the version or the commit of its public reposito
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 import re
 from pathlib import Path
@@ -194,7 +193,7 @@ def test_openrlhf_empty_shard(http, trained_run):
 
 
 def test_openrlhf_sample_filter(http, talks, trained_run):
-    """OpenRLHF 0.9's `dynamic_filtering` keeps prompts whose mean score is within (0, 1); rewards are trained on."""
+    """OpenRLHF (04655bc) keeps prompts whose mean score is within (0, 1), and trains on rewards."""
     scores = trained_run.model.score(TURNS, DOCUMENTS)
     rewards = [score.reward for score in scores]
     own = [sigmoid((score.reward - 0.5) / score.temperature) for score in scores]
@@ -218,9 +217,9 @@ def test_keys_in_urls(trained_run, talks):
         host, path = url.removeprefix("http://"), "get_reward"
 
         async def status(user: str) -> int:
-            async with aiohttp.ClientSession() as session:
-                async with session.post(f"http://{user}@{host}/{path}", json=body) as answer:
-                    return answer.status
+            address = f"http://{user}@{host}/{path}"
+            async with aiohttp.ClientSession() as session, session.post(address, json=body) as answer:
+                return answer.status
 
         for user, expected in (("let%20me%2Fin", 200), ("any:let%20me%2Fin", 200), ("wrong", 401), ("x:wrong", 401)):
             assert asyncio.run(status(user)) == expected
@@ -345,7 +344,9 @@ def numbers(value: Any) -> list[float]:
     """All fractional numbers of an answer, in order."""
     if isinstance(value, dict):
         value = [each for key, each in sorted(value.items()) if key != "created"]
-    return [n for each in value for n in numbers(each)] if isinstance(value, list) else [value] * isinstance(value, float)
+    if isinstance(value, list):
+        return [number for each in value for number in numbers(each)]
+    return [value] if isinstance(value, float) else []
 
 
 # --- the table -----------------------------------------------------------------------------------------------------

@@ -14,10 +14,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dmoerm.errors import DataError
-from dmoerm.integrations.scoring import as_prompt, as_response, score_samples
-from dmoerm.integrations.source import open_scorer, score_async, tasks_of
+from dmoerm.integrations.scoring import as_prompt, as_response, score_samples, score_samples_async
+from dmoerm.integrations.source import open_scorer, tasks_of
 from dmoerm.schema import Prompt
-from dmoerm.scores import Score, group_by_prompt, log_columns
+from dmoerm.scores import Score, log_columns
 
 
 def compute_score(
@@ -74,11 +74,10 @@ async def compute_score_async(
 
     All calls of an event loop share one client of the server. A model of this process is scored in a thread.
     """
+    sample = _sample(solution_str, extra_info)
     scorer = await asyncio.to_thread(open_scorer, reward_model)
     tasks = await asyncio.to_thread(tasks_of, scorer)
-    ((query, _indices),) = group_by_prompt([_sample(solution_str, extra_info)])
-    ((score,),) = await score_async(scorer, [query])
-    return _results([score], tasks)[0]
+    return _results(await score_samples_async(scorer, [sample]), tasks)[0]
 
 
 def _results(scores: Sequence[Score], tasks: Mapping[str, Sequence[str]]) -> list[dict[str, float]]:

@@ -1,4 +1,4 @@
-"""POST /classify in the forms of vLLM (verl uses it), SGLang and infinity, which differ in the fields of the request."""
+"""POST /classify of vLLM (verl uses it), SGLang and infinity, which differ in the fields of their requests."""
 
 from __future__ import annotations
 

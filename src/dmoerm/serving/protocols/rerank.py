@@ -64,9 +64,7 @@ async def rerank(request: Request, body: RerankRequest, service: CurrentService)
         ]
     documents: list[Any] = [text if body.raw_scores is not None else {"text": text} for text in texts]
     shown = {} if body.return_documents is False else {i: {"document": documents[i]} for i in order}
-    results = [
-        {"index": i, "relevance_score": values[i], **shown.get(i, {})} for i in order[: body.top_n or None]
-    ]
+    results = [{"index": i, "relevance_score": values[i], **shown.get(i, {})} for i in order[: body.top_n or None]]
     version = "2" if request.url.path.startswith("/v2") else "1"
     counts = usage(request)
     meta = {

@@ -34,7 +34,10 @@ class PredictRequest(BaseModel):
     raw_scores: bool = Field(False, description="true: the reward; false: σ(reward).")
     truncate: bool | None = Field(None, description="Ignored: the model's own settings decide.")
     truncation_direction: str | None = Field(None, description="Ignored.")
-    parameters: dict[str, Any] = Field({}, description="`function_to_apply`, instead of raw_scores: none, sigmoid, or softmax, which is 1 for one class.")
+    parameters: dict[str, Any] = Field(
+        {},
+        description="`function_to_apply`, instead of raw_scores: none, sigmoid, or softmax, which is 1 for one class.",
+    )
 
 
 class SimilarityInputs(BaseModel):
