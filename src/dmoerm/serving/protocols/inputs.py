@@ -24,7 +24,7 @@ def read_rendered(rendered: Rendered, service: Service) -> list[tuple[Prompt, st
     """Return prompt and response of each conversation.
 
     Raises:
-        DataError: there is none, a text does not show where the response begins, or a token id is unknown.
+        DataError: the input is empty, a text does not show where the response begins, or a token id is unknown.
     """
     if not rendered:
         raise DataError("has no texts", field="input", hint="give one or more texts, or lists of token ids")
