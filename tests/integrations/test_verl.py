@@ -67,7 +67,7 @@ def test_a_server_and_a_task_of_the_data(reward_server):
 
 @pytest.mark.parametrize("source", ["folder", "server"])
 def test_the_async_function_gives_the_same(source, folder, served_url):
-    """verl 0.7's manager `naive` awaits a coroutine function: one call per sample, many at a time."""
+    """verl's manager `naive` (247f1ac) awaits a coroutine function: one call per sample, many at a time."""
     assert inspect.iscoroutinefunction(compute_score_async)
     path, info = folder if source == "folder" else served_url, {"prompt": TURNS, "index": 0}
 

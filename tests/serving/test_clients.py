@@ -193,7 +193,7 @@ def test_openrlhf_empty_shard(http, trained_run):
 
 
 def test_openrlhf_sample_filter(http, talks, trained_run):
-    """OpenRLHF (04655bc) keeps prompts whose mean score is within (0, 1), and trains on rewards."""
+    """OpenRLHF with `dynamic_filtering` keeps prompts whose mean score is within (0, 1), and trains on rewards."""
     scores = trained_run.model.score(TURNS, DOCUMENTS)
     rewards = [score.reward for score in scores]
     own = [sigmoid((score.reward - 0.5) / score.temperature) for score in scores]
