@@ -23,9 +23,9 @@ python3 -m verl.trainer.main_ppo \
    actor_rollout_ref.rollout.gpu_memory_utilization=0.5 \
    actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=8 \
    actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=8 \
-   reward_model.reward_manager=batch \
+   reward_model.reward_manager=naive \
    custom_reward_function.path="$here/reward.py" \
-   custom_reward_function.name=compute_score_batch \
+   custom_reward_function.name=compute_score \
    trainer.logger='["console"]' \
    trainer.n_gpus_per_node=8 \
    trainer.nnodes=1 \

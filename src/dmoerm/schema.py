@@ -12,9 +12,18 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Self, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from .errors import DataError, plain_fault
 from .names import check_name
@@ -24,12 +33,29 @@ Prompt = str | tuple["Message", ...]
 T = TypeVar("T", bound=BaseModel)
 
 
+class TextPart(BaseModel):
+    """A part of a message in the form of OpenAI's API: `{"type": "text", "text": …}`."""
+
+    type: Literal["text"]
+    text: str
+
+
+def _join_parts(content: Any) -> Any:
+    """Return the text of a list of text parts; anything else is returned as it is."""
+    if not isinstance(content, list):
+        return content
+    for part in content:
+        if not (isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str)):
+            raise ValueError('must be a text or a list of parts {"type": "text", "text": …}; other parts are not read')
+    return "".join(part["text"] for part in content)
+
+
 class Message(BaseModel):
-    """One turn of a conversation."""
+    """One turn of a conversation. The content is a text; text parts are concatenated."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
     role: Literal["system", "user", "assistant"]
-    content: str
+    content: Annotated[str, BeforeValidator(_join_parts, json_schema_input_type=str | list[TextPart])]
 
 
 class Pair(NamedTuple):

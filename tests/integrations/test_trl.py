@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import pickle
@@ -85,6 +86,23 @@ def test_rows_of_other_tasks_get_none():
     assert actual == [1.0, None, None, 1.0, MIN_REWARD, None]
     assert [query.task for query in scorer.queries] == ["chitchat", None, None]
     assert not any(name.startswith("objective_qa/") for name in logged.metrics)
+
+
+def test_the_async_function_gives_the_same(reward_server):
+    """TRL awaits it: `is_async_callable` of TRL 1.16 recognizes it, and it leaves rows of other tasks out too."""
+    from trl.trainer.utils import is_async_callable
+
+    settings = {"tasks": ["chitchat"], "name": "rm"}
+    plain = reward_function(reward_server.url, **settings)
+    awaited = pickle.loads(pickle.dumps(reward_function(reward_server.url, asynchronous=True, **settings)))
+    assert (is_async_callable(awaited), is_async_callable(plain)) == (True, False)
+    rows = ["Hi.", "Why?", "Hi.", "Why?"], ["t", "t", "tt", ""]
+    first, second = Logged(), Logged()
+    expected = first.call(plain, *rows, task=[None, "chitchat", None, None])
+    assert expected[3] is None
+    assert asyncio.run(second.call(awaited, *rows, task=[None, "chitchat", None, None])) == expected
+    assert (second.metrics, second.extra) == (first.metrics, first.extra)
+    assert asyncio.run(awaited(prompts=["Why?"], completions=["t"], task=["another's"])) == [None]
 
 
 def test_an_unknown_task_is_an_error(trained_run):

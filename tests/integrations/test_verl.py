@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
+
 import numpy as np
 import pytest
 
 from dmoerm.errors import DataError
-from dmoerm.integrations.verl import compute_score, compute_score_batch
+from dmoerm.integrations.verl import compute_score, compute_score_async, compute_score_batch
 from dmoerm.scores import MIN_REWARD
 
 TURNS = [{"role": "user", "content": "What is the capital of France?"}]
@@ -60,6 +63,23 @@ def test_a_server_and_a_task_of_the_data(reward_server):
     assert actual["task/objective_qa"] == 1.0
     with pytest.raises(DataError, match="no such task"):
         compute_score("any", "t", None, info | {"task": "none"}, reward_model=reward_server.url)
+
+
+@pytest.mark.parametrize("source", ["folder", "server"])
+def test_the_async_function_gives_the_same(source, folder, served_url):
+    """verl's manager `naive` (247f1ac) awaits a coroutine function: one call per sample, many at a time."""
+    assert inspect.iscoroutinefunction(compute_score_async)
+    path, info = folder if source == "folder" else served_url, {"prompt": TURNS, "index": 0}
+
+    async def all_at_once():
+        calls = [{"data_source": "any", "solution_str": text, "ground_truth": None} for text in TEXTS]
+        awaited = (compute_score_async(**call, extra_info=info, reward_model=path) for call in calls)
+        return await asyncio.gather(*awaited)
+
+    expected = batch([TURNS] * 3, TEXTS, reward_model=folder)
+    for _ in range(2):  # each event loop has clients of its own
+        for actual, wanted in zip(asyncio.run(all_at_once()), expected, strict=True):
+            assert actual == pytest.approx(wanted, abs=1e-4)
 
 
 @pytest.mark.parametrize("info", [None, {}, {"index": 4}])

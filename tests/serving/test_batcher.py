@@ -52,6 +52,26 @@ def test_what_shares_a_pass_changes_no_score(batcher, trained_run, batch_tokens)
     assert 1 < count <= (4 if batch_tokens == 10_000 else 100)
 
 
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_requests_with_the_same_prompt_share_it(batcher, trained_run, deterministic):
+    """Eight responses sent singly, among other prompts, run as if they had been sent together."""
+    responses = ["So. " * (i % 3 + 1) if i != 5 else "" for i in range(8)]
+    singles = [Query(prompt=QUERIES[0].prompt, responses=(text,)) for text in responses]
+    forced = singles[0].model_copy(update={"task": "objective_qa"})
+    requests = [each for pair in zip(singles, QUERIES[1:9], strict=True) for each in pair]
+    queue = batcher(deterministic=deterministic)
+    *results, (other, _) = scored(queue, *([each] for each in requests), [forced])
+    (expected,) = trained_run.model.score_queries([singles[0].model_copy(update={"responses": tuple(responses)})])
+    assert [rows[0][0].reward for rows, _ in results[::2]] == pytest.approx([s.reward for s in expected], abs=1e-4)
+    assert other[0][0].task == "objective_qa"
+    if not deterministic:
+        encode = trained_run.model.encoder.encode
+        each = [encode(query) for query in [*requests, forced]]
+        shared = 7 * len(encode(singles[0]).prompt)
+        run = queue.metrics.registry.get_sample_value("dmoerm_batch_tokens_sum")
+        assert run == sum(one.tokens for one in each) - shared
+
+
 def test_a_large_request_delays_a_small_one_by_little(batcher):
     queue = batcher(batch_tokens=60, batch_wait=0)
     ended = []

@@ -12,7 +12,20 @@ from running import served
 
 from dmoerm.serving import ServingConfig, create_app
 
-POSTS = ("/v1/score", "/classify", "/pooling", "/get_reward", "/predict")
+POSTS = (
+    "/v1/score",
+    "/classify",
+    "/pooling",
+    "/score",
+    "/tokenize",
+    "/v1/embeddings",
+    "/get_reward",
+    "/remote_rm",
+    "/predict",
+    "/similarity",
+    "/rerank",
+    "/v2/rerank",
+)
 
 
 def test_the_examples_are_real(http):

@@ -68,6 +68,23 @@ class Encoded:
         cut, empty = (frozenset(i - first for i in at if first <= i < end) for at in (self.truncated_at, self.empty_at))
         return Encoded(self.prompt, self.responses[first:end], cut, empty)
 
+    @classmethod
+    def join(cls, queries: Sequence[Encoded]) -> Encoded:
+        """Return one query with all responses of several queries, which have the same prompt."""
+        if len(queries) == 1:
+            return queries[0]
+        cut, empty, responses = set[int](), set[int](), list[list[int]]()
+        for query in queries:
+            cut |= {len(responses) + i for i in query.truncated_at}
+            empty |= {len(responses) + i for i in query.empty_at}
+            responses += query.responses
+        return cls(queries[0].prompt, responses, frozenset(cut), frozenset(empty))
+
+    @functools.cached_property
+    def prompt_key(self) -> str:
+        """A digest of the prompt's token ids."""
+        return hashlib.sha256(repr(self.prompt).encode()).hexdigest()[:32]
+
     @functools.cached_property
     def key(self) -> str:
         """A digest of the token ids: the key of cached values."""
@@ -124,6 +141,21 @@ class Encoder:
         limit = self.max_length - len(kept)
         cut = frozenset(i for i, ids in enumerate(responses) if len(kept) < len(prompt) or len(ids) > limit)
         return Encoded(kept, [self._cut_response(ids, limit) for ids in responses], cut, empty)
+
+    def tokens(self, content: str | Sequence[Message], add_special: bool = True) -> list[int]:
+        """Return the token ids of a text as the tokenizer gives them, or of a conversation as the model reads it.
+
+        Args:
+            content: if the last message is not the assistant's, the ids end where the response begins.
+            add_special: whether the tokenizer adds its special tokens to a text.
+        """
+        with _TOKENIZER_LOCK:
+            if isinstance(content, str):
+                ids: list[int] = self.tokenizer(content, add_special_tokens=add_special)["input_ids"]
+                return ids
+            if content[-1].role != "assistant":
+                return self._prompt(tuple(content))
+            return self._prompt(tuple(content[:-1])) + self._response(content[-1].content)
 
     def split(self, ids: Sequence[int]) -> Encoded:
         """Split the token ids of a rendered conversation into prompt and response, as `encode` gives them.

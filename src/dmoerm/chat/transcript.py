@@ -6,6 +6,9 @@ that the original messages had; a text in another known format is parsed by `dmo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from ..errors import BackboneError, DataError
 from ..schema import Message, Prompt
 from .encoding import Encoder
@@ -23,6 +26,7 @@ class Transcript:
         self._to_user = _template_text(encoder, [_USER, _ASSISTANT, _USER], 2)
         self._system_start = _template_text(encoder, [_SYSTEM, _USER], 0)
         self._system_end = _template_text(encoder, [_SYSTEM, _USER], 1)
+        self._tokenizer: Any = encoder.tokenizer
         self._bos = str(encoder.tokenizer.bos_token or "")
 
     def read(self, text: str) -> tuple[Prompt, str]:
@@ -42,6 +46,18 @@ class Transcript:
                 hint="render a conversation that ends with the assistant's turn",
             )
         return tuple(turns[:-1]), turns[-1].content
+
+    def read_ids(self, ids: Sequence[int]) -> tuple[Prompt, str]:
+        """Return prompt and response of a conversation that this model's tokenizer has encoded.
+
+        Raises:
+            DataError: an id is not in the vocabulary, or the text does not show where the response begins.
+        """
+        size = len(self._tokenizer)
+        if unknown := [index for index in ids if not 0 <= index < size]:
+            hint = f"encode texts with this model's tokenizer, whose ids are below {size}"
+            raise DataError("is not a token id of the model", field="input", value=unknown[0], hint=hint)
+        return self.read(self._tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
 
     def prompt(self, text: str) -> Prompt:
         """Return the conversation of a rendered prompt; a text in an unknown format is the prompt itself."""

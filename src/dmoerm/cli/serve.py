@@ -59,7 +59,7 @@ def command(
     deterministic: Deterministic = False,
     log_format: Annotated[str, typer.Option(help="json, text, or auto: text on a terminal.")] = "auto",
 ) -> None:
-    """Serve a model over HTTP: /v1/score, vLLM's /classify and /pooling, OpenRLHF's /get_reward, TEI's /predict.
+    """Serve a model over HTTP: /v1/score, and the protocols of vLLM, SGLang, OpenRLHF, slime, TEI, Cohere and others.
 
     A browser gets a page at /. docs/serving.md describes the protocols, limits and security.
     """

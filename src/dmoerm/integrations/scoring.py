@@ -9,7 +9,8 @@ from pydantic import ValidationError
 
 from dmoerm.chat.rendered import bare, conversation
 from dmoerm.errors import DataError
-from dmoerm.schema import Message, Prompt
+from dmoerm.integrations.source import score_async
+from dmoerm.schema import Message, Prompt, Query
 from dmoerm.scores import Score, Scorer, group_by_prompt
 
 
@@ -26,8 +27,18 @@ def score_samples(scorer: Scorer, samples: Iterable[tuple[str | None, Prompt, st
         DataError: a prompt is empty, a task is unknown, or a text is longer than the model's maximum.
     """
     groups = group_by_prompt(samples)
+    return _in_order(groups, scorer.score_queries([query for query, _ in groups]) if groups else ())
+
+
+async def score_samples_async(scorer: Scorer, samples: Iterable[tuple[str | None, Prompt, str]]) -> list[Score]:
+    """Score samples without blocking the event loop. See `score_samples` and `score_async`."""
+    groups = group_by_prompt(samples)
+    return _in_order(groups, await score_async(scorer, [query for query, _ in groups]) if groups else ())
+
+
+def _in_order(groups: Sequence[tuple[Query, list[int]]], scored: Iterable[list[Score]]) -> list[Score]:
+    """Return the scores of grouped samples in the samples' order."""
     by_index: dict[int, Score] = {}
-    scored = scorer.score_queries([query for query, _ in groups]) if groups else ()
     for (_, indices), scores in zip(groups, scored, strict=True):
         by_index |= dict(zip(indices, scores, strict=True))
     return [by_index[index] for index in range(len(by_index))]

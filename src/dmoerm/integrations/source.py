@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import os
 import threading
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from dmoerm.client import Client
+from dmoerm.client import AsyncClient, Client
 from dmoerm.errors import ConfigError
 from dmoerm.io.paths import model_folder
-from dmoerm.scores import Scorer
+from dmoerm.schema import Query
+from dmoerm.scores import Score, Scorer
 
 if TYPE_CHECKING:
     from dmoerm.model import DMoERM
@@ -20,6 +23,10 @@ if TYPE_CHECKING:
 MODEL_VARIABLE = "DMOERM_MODEL"
 Source = str | Path | Scorer
 _OPEN_LOCK = threading.Lock()
+_CONCURRENCY = 256  # requests in flight; the more arrive together, the more share a prompt
+_async_clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, AsyncClient]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 def open_scorer(source: Source | None = None) -> Scorer:
@@ -48,6 +55,20 @@ def open_scorer(source: Source | None = None) -> Scorer:
 @functools.cache
 def _open(source: str) -> Scorer:
     return Client(source) if source.startswith(("http://", "https://")) else _load(source)
+
+
+async def score_async(scorer: Scorer, queries: Sequence[Query]) -> list[list[Score]]:
+    """Score queries without blocking the event loop: by one client per loop and server, or a model in a thread.
+
+    Raises as `Client.score` and `DMoERM.score` do.
+    """
+    if not isinstance(scorer, Client):
+        return await asyncio.to_thread(lambda: list(scorer.score_queries(queries)))
+    clients = _async_clients.setdefault(asyncio.get_running_loop(), {})
+    client = clients.get(scorer.url)
+    if client is None:
+        client = clients[scorer.url] = AsyncClient(scorer.url, concurrency=_CONCURRENCY)
+    return await client.score_queries(queries)
 
 
 def _load(path: str) -> Scorer:

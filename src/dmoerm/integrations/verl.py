@@ -1,20 +1,23 @@
 """The custom reward functions for verl: `custom_reward_function.path=path/to/a/file/that/imports/this.py`.
 
-verl calls `compute_score` for each sample. Its batch reward manager calls `compute_score_batch` for all samples at
-once, so that each prompt runs once for all its responses. verl does not pass the prompt, so the data must contain it in
-`extra_info`. The functions follow verl's reward managers `naive` and `batch`. verl is not a dependency.
+verl calls `compute_score` for each sample, many at a time; a server runs the prompt once for calls that arrive
+together. `compute_score_async` is the same for sources that are URLs, without a thread per call. A manager that passes
+all samples at once, as `batch` of old releases, calls `compute_score_batch`. verl does not pass the prompt, so the data
+must contain it in `extra_info`. The functions follow verl's reward managers `naive` and `batch`. verl is not a
+dependency.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dmoerm.errors import DataError
-from dmoerm.integrations.scoring import as_prompt, as_response, score_samples
+from dmoerm.integrations.scoring import as_prompt, as_response, score_samples, score_samples_async
 from dmoerm.integrations.source import open_scorer, tasks_of
 from dmoerm.schema import Prompt
-from dmoerm.scores import log_columns
+from dmoerm.scores import Score, log_columns
 
 
 def compute_score(
@@ -55,12 +58,36 @@ def compute_score_batch(
         ConfigError: neither `reward_model` nor DMOERM_MODEL is set.
     """
     scorer = open_scorer(reward_model)
-    prompts = [_prompt(info) for info in extra_infos]
-    tasks = [(info or {}).get("task") for info in extra_infos]
-    samples = zip(tasks, prompts, map(as_response, solution_strs), strict=True)
-    scores = score_samples(scorer, samples)
-    columns = {"score": [score.reward for score in scores], **log_columns(scores, tasks_of(scorer))}
+    samples = [_sample(*sample) for sample in zip(solution_strs, extra_infos, strict=True)]
+    return _results(score_samples(scorer, samples), tasks_of(scorer))
+
+
+async def compute_score_async(
+    data_source: str,
+    solution_str: str,
+    ground_truth: Any = None,
+    extra_info: Mapping[str, Any] | None = None,
+    reward_model: str | None = None,
+    **_: Any,
+) -> dict[str, float]:
+    """Score a single response without blocking the event loop. See `compute_score_batch`.
+
+    All calls of an event loop share one client of the server. A model of this process is scored in a thread.
+    """
+    sample = _sample(solution_str, extra_info)
+    scorer = await asyncio.to_thread(open_scorer, reward_model)
+    tasks = await asyncio.to_thread(tasks_of, scorer)
+    return _results(await score_samples_async(scorer, [sample]), tasks)[0]
+
+
+def _results(scores: Sequence[Score], tasks: Mapping[str, Sequence[str]]) -> list[dict[str, float]]:
+    columns = {"score": [score.reward for score in scores], **log_columns(scores, tasks)}
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _sample(solution: str, extra_info: Mapping[str, Any] | None) -> tuple[str | None, Prompt, str]:
+    """Return task, prompt and response of a sample. Raises `DataError` if it has no prompt."""
+    return (extra_info or {}).get("task"), _prompt(extra_info), as_response(solution)
 
 
 def _prompt(extra_info: Mapping[str, Any] | None) -> Prompt:

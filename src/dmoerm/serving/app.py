@@ -22,8 +22,8 @@ from .service import CurrentService, Service
 _PAGE = Path(__file__).with_name("page")
 _DESCRIPTION = """\
 Scores the responses to a prompt with a double-layer mixture-of-experts reward model. `/v1/score` returns everything
-that the model computes; the other protocols are those of vLLM, OpenRLHF and Text Embeddings Inference, so that trainers
-can use the server without a plug-in.
+that the model computes; the other protocols are those of vLLM, SGLang, OpenRLHF, slime, Text Embeddings Inference,
+infinity, Cohere and others, so that trainers and other clients can use the server without a plug-in.
 """
 
 
@@ -92,4 +92,5 @@ def _add_state(app: FastAPI) -> None:
             "text_tokens": model.encoder.max_length,
         }
         card = {"id": service.name, "object": "model", "created": service.now(), "owned_by": "dmoerm"}
+        card |= {"root": service.name, "parent": None, "max_model_len": model.encoder.max_length}  # as vLLM has them
         return {"object": "list", "data": [{**card, "tasks": model.config.tasks, "limits": limits}]}

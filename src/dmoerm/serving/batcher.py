@@ -3,14 +3,16 @@
     request ──▶ encode (one thread) ──▶ queue ──▶ pass of at most `batch_tokens` tokens (one thread) ──▶ scores
 
 A request is split into parts that fit in a pass; each part repeats the prompt. A pass takes one part of each waiting
-request in turn, oldest first, so large requests delay small ones only a little. What shares a pass changes rewards by
-rounding only; `ServingConfig.deterministic` removes that too.
+request in turn, oldest first, so large requests delay small ones only a little. Requests with the same prompt, as
+trainers send them that score one response at a time, share a pass, in which the prompt runs once. What shares a pass
+changes rewards by rounding only; `ServingConfig.deterministic` removes that too.
 """
 
 from __future__ import annotations
 
 import asyncio
 import collections
+import itertools
 import logging
 import math
 import time
@@ -195,23 +197,32 @@ class Batcher:
 
     async def _run_pass(self, taken: Pass) -> None:
         started, loop = time.monotonic(), asyncio.get_running_loop()
-        tokens = sum(part.encoded.tokens for _, part in taken)
-        encoded, tasks = [part.encoded for _, part in taken], [part.task for _, part in taken]
+        by_prompt: dict[tuple[str | None, str], list[tuple[QueuedRequest, QueuedPart]]] = {}
+        for entry in taken:
+            by_prompt.setdefault(entry[1].prompt, []).append(entry)
+        encoded = [Encoded.join([part.encoded for _, part in group]) for group in by_prompt.values()]
+        tokens = sum(each.tokens for each in encoded)
         score = self.model.score_separately if self.settings.deterministic else self.model.score_encoded
         try:
             with self.throughput.measured(tokens):
-                scores = await loop.run_in_executor(self._engine_thread, score, encoded, tasks)
+                rows = await loop.run_in_executor(self._engine_thread, score, encoded, [task for task, _ in by_prompt])
         except Exception as error:  # whatever the model or the device raises: other requests continue
             await self._handle_failure(taken, error)
             return
         self.metrics.batch_tokens.observe(tokens)
         self.metrics.batch_seconds.observe(time.monotonic() - started)
-        for (request, part), part_scores in zip(taken, scores, strict=True):
-            if all(math.isfinite(score.reward) for score in part_scores):
-                self.metrics.scored(part_scores)
-                request.add(part, part_scores)
-            else:
-                request.fail(ServerError("the model returned a reward that is not finite; score the text alone"))
+        for group, row in zip(by_prompt.values(), rows, strict=True):
+            scores = iter(row)
+            for request, part in group:
+                self._answer(request, part, list(itertools.islice(scores, len(part.encoded.responses))))
+
+    def _answer(self, request: QueuedRequest, part: QueuedPart, scores: list[Score]) -> None:
+        """Give a request the scores of one of its parts."""
+        if all(math.isfinite(score.reward) for score in scores):
+            self.metrics.scored(scores)
+            request.add(part, scores)
+        else:
+            request.fail(ServerError("the model returned a reward that is not finite; score the text alone"))
 
     async def _handle_failure(self, taken: Pass, error: Exception) -> None:
         """Score the parts of a failed pass one by one, so that only the part at fault fails."""

@@ -6,6 +6,9 @@ The log has method, path, status, sizes and times; never a text.
 from __future__ import annotations
 
 import asyncio
+import base64
+import binascii
+import contextlib
 import hmac
 import logging
 import time
@@ -26,7 +29,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 _LOG = logging.getLogger("dmoerm.access")
-OPEN = ("/", "/health", "/ready")
+OPEN = ("/", "/health", "/ready", "/ping")
 """Paths that a browser and a load balancer may fetch without a key, beside /page/."""
 _CLIENT_CLOSED = 499  # the status that nginx logs
 
@@ -63,9 +66,10 @@ class Guard:
         key, path = self.settings.api_key, scope["path"]
         if key is None or (scope["method"] in ("GET", "HEAD") and (path in OPEN or path.startswith("/page/"))):
             return
-        given = _header(scope, b"authorization").removeprefix(b"Bearer ")
-        if not hmac.compare_digest(given, key.encode()):
-            raise Unauthorized("the API key is missing or wrong; send it as Authorization: Bearer KEY")
+        if not hmac.compare_digest(_given_key(_header(scope, b"authorization")), key.encode()):
+            raise Unauthorized(
+                "the API key is missing or wrong; send it as Authorization: Bearer KEY, or in the URL: http://x:KEY@host"
+            )
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
         limit = self.settings.max_body_bytes
@@ -134,3 +138,15 @@ def _replay(body: bytes, receive: Receive) -> Receive:
 
 def _header(scope: Scope, name: bytes) -> bytes:
     return next((value for key, value in scope["headers"] if key == name), b"")
+
+
+def _given_key(authorization: bytes) -> bytes:
+    """Return the key of `Bearer KEY`, or of `Basic …`, which clients send for http://x:KEY@host and http://KEY@host."""
+    scheme, _, value = authorization.partition(b" ")
+    if scheme.lower() == b"bearer":
+        return value.strip()
+    if scheme.lower() == b"basic":
+        with contextlib.suppress(binascii.Error):
+            user, _, password = base64.b64decode(value.strip()).partition(b":")
+            return password or user
+    return authorization

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+import itertools
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,11 @@ class QueuedPart(NamedTuple):
     first: int
     encoded: Encoded
     task: str | None
+
+    @property
+    def prompt(self) -> tuple[str | None, str]:
+        """What parts must have in common to share a prompt: the task and the prompt's token ids."""
+        return self.task, self.encoded.prompt_key
 
 
 @dataclass(eq=False)
@@ -95,8 +101,9 @@ class WaitingLine:
             self.requests -= 1
 
     def append(self, request: QueuedRequest) -> None:
-        """Add a request behind the others."""
-        self._queue.append(request)
+        """Add a request behind the others, unless it has no parts."""
+        if request.parts:
+            self._queue.append(request)
         self.tokens += request.waiting_tokens
 
     def remove(self, request: QueuedRequest) -> None:
@@ -107,22 +114,33 @@ class WaitingLine:
             self._queue.remove(request)
 
     def take(self, limit: int) -> Pass:
-        """Remove and return the parts of the next pass: at most `limit` tokens, or a single part that is longer."""
+        """Remove and return the parts of the next pass: at most `limit` tokens, or a single part that is longer.
+
+        A prompt that several parts share counts once.
+        """
         taken: list[tuple[QueuedRequest, QueuedPart]] = []
+        prompts: set[tuple[str | None, str]] = set()
         tokens = 0
-        while self._queue:
-            request = self._queue[0]
-            if not request.parts:
-                self._queue.popleft()
-                continue
-            if taken and tokens + request.parts[0].encoded.tokens > limit:
+        for request in self._in_turn():
+            part = request.parts[0]
+            tokens += part.encoded.tokens - (len(part.encoded.prompt) if part.prompt in prompts else 0)
+            if taken and tokens > limit:
                 break
-            part = request.parts.popleft()
-            tokens += part.encoded.tokens
-            taken.append((request, part))
-            self._queue.rotate(-1)
-        self.tokens -= tokens
+            taken.append((request, request.parts.popleft()))
+            prompts.add(part.prompt)
+            self._queue.remove(request)
+            if request.parts:
+                self._queue.append(request)
+        self.tokens -= sum(part.encoded.tokens for _, part in taken)
         return taken
+
+    def _in_turn(self) -> Iterator[QueuedRequest]:
+        """Yield the waiting requests, oldest first, each followed by those with the same prompt; then again."""
+        while self._queue:
+            by_prompt: dict[tuple[str | None, str], list[QueuedRequest]] = {}
+            for request in self._queue:
+                by_prompt.setdefault(request.parts[0].prompt, []).append(request)
+            yield from itertools.chain.from_iterable(by_prompt.values())
 
 
 class Throughput:

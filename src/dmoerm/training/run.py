@@ -33,8 +33,8 @@ from ..io.storage import Mirror
 from ..model import DMoERM, DMoERMConfig
 from ..model.backbone import check_backbone, load_backbone, resolve_branch_layer, split_layers
 from ..model.checkpoint import with_tokenizer
-from ..model.quantization import quantize
 from ..model.configuration import backbone_settings
+from ..model.quantization import quantize
 from ..model.training_prompts import TrainingPrompts
 from ..schema import Group, prompt_key
 from ..taxonomy import Taxonomy

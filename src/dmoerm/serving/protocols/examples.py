@@ -9,6 +9,18 @@ TEXT = PROMPT + "Fine, and you?<|im_end|>\n"
 TURNS = [{"role": "user", "content": "How are you?"}, {"role": "assistant", "content": "Fine, and you?"}]
 
 CONVERSATION_REQUESTS: Any = [{"messages": TURNS, "use_activation": False}, {"input": [TEXT]}]
+EMBEDDING_REQUEST: Any = {"input": TEXT}
+PAIR_REQUESTS: Any = [{"text_1": "How are you?", "text_2": ["Fine, and you?", "No."]}]
+TOKENIZE_REQUESTS: Any = [{"messages": TURNS}, {"prompt": "How are you?", "return_token_strs": True}]
+RERANK_REQUESTS: Any = [
+    {"query": "How are you?", "documents": ["Fine, and you?", {"text": "No."}], "top_n": 1, "return_documents": True},
+    {"query": "How are you?", "texts": ["Fine, and you?", "No."], "raw_scores": True},
+]
+SIMILARITY_REQUEST: Any = {"inputs": {"source_sentence": "How are you?", "sentences": ["Fine, and you?", "No."]}}
+SAMPLE_REQUESTS: Any = [
+    {"prompt": TURNS[:1], "response": "Fine, and you?", "label": None},
+    {"prompt": PROMPT, "response": "Fine, and you?<|im_end|>"},
+]
 REWARD_REQUEST: Any = {"query": [TEXT], "prompts": [PROMPT], "labels": [None]}
 PREDICT_REQUESTS: Any = [
     {"inputs": TEXT, "raw_scores": True},

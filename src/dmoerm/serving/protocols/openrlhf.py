@@ -1,10 +1,14 @@
-"""OpenRLHF's remote reward model (`--reward.remote_url http://…/get_reward`), which sends one query per request."""
+"""OpenRLHF's remote reward model (`--reward.remote_url http://…/get_reward`), which sends one query per request.
+
+With several URLs it sends an empty list to all but one of them. Its sample filter keeps prompts whose mean *score* is
+within a range of 0 to 1, so `?activation=sigmoid` maps scores into it. Rewards, which it trains on, stay as they are.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from ...chat.rendered import response_text
@@ -13,6 +17,7 @@ from ...schema import Prompt
 from ...scores import log_columns
 from ..service import CurrentService, Service
 from .examples import REWARD_REQUEST
+from .inputs import sigmoid
 
 router = APIRouter(tags=["OpenRLHF"])
 
@@ -21,7 +26,7 @@ class RewardRequest(BaseModel):
     """Texts as the policy read and wrote them, with special tokens."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [REWARD_REQUEST]})
-    query: list[str] = Field(min_length=1, description="Prompt and response as one text.")
+    query: list[str] = Field(description="Prompt and response as one text.")
     prompts: list[str] | None = Field(None, description="The prompts; a response is the text after its prompt.")
     labels: list[Any] | None = Field(None, description="Ignored.")
 
@@ -35,12 +40,26 @@ class RewardResponse(BaseModel):
 
 
 @router.post("/get_reward")
-async def get_reward(request: Request, body: RewardRequest, service: CurrentService) -> RewardResponse:
-    """Rewards, with capability scores as logs: 0 where another task's experts scored."""
+async def get_reward(
+    request: Request,
+    body: RewardRequest,
+    service: CurrentService,
+    activation: Literal["none", "sigmoid"] = "none",
+    threshold: Annotated[float, Query(allow_inf_nan=False)] = 0.0,
+    temperature: Annotated[float | None, Query(gt=0, allow_inf_nan=False)] = None,
+) -> RewardResponse:
+    """Rewards, with capability scores as logs: 0 where another task's experts scored.
+
+    With `activation=sigmoid`, `scores` are σ((reward − threshold) / temperature); the temperature is that of the
+    response's task unless it is given.
+    """
     scores = await service.score_texts(request, _texts(body, service))
     rewards = [score.reward for score in scores]
     logs = log_columns(scores, service.batcher.model.config.tasks)
-    return RewardResponse(rewards=rewards, scores=rewards, extra_logs=logs)
+    if activation == "none":
+        return RewardResponse(rewards=rewards, scores=rewards, extra_logs=logs)
+    shares = [sigmoid((score.reward - threshold) / (temperature or score.temperature)) for score in scores]
+    return RewardResponse(rewards=rewards, scores=shares, extra_logs=logs)
 
 
 def _texts(body: RewardRequest, service: Service) -> list[tuple[Prompt, str]]:

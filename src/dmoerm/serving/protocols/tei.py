@@ -1,7 +1,12 @@
-"""Text Embeddings Inference's /predict, which `huggingface_hub.InferenceClient.text_classification` uses too."""
+"""Text Embeddings Inference's /predict, /similarity and /info; rerank.py has its /rerank.
+
+`huggingface_hub.InferenceClient` uses `text_classification` → /predict and `sentence_similarity` → /similarity.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from importlib.metadata import version
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -10,10 +15,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from ...errors import DataError
 from ...schema import Prompt
 from ..service import CurrentService, Service
-from .examples import PREDICT_REQUESTS
-from .vllm import LABEL, sigmoid
+from .examples import PREDICT_REQUESTS, SIMILARITY_REQUEST
+from .inputs import LABEL, sigmoid
 
 router = APIRouter(tags=["Text Embeddings Inference"])
+_FUNCTIONS: dict[str, Callable[[float], float]] = {
+    "none": lambda reward: reward,
+    "sigmoid": sigmoid,
+    "softmax": lambda _: 1.0,  # over a single class, as transformers' pipeline computes it
+}
 
 
 class PredictRequest(BaseModel):
@@ -24,20 +34,66 @@ class PredictRequest(BaseModel):
     raw_scores: bool = Field(False, description="true: the reward; false: σ(reward).")
     truncate: bool | None = Field(None, description="Ignored: the model's own settings decide.")
     truncation_direction: str | None = Field(None, description="Ignored.")
-    parameters: dict[str, Any] = Field({}, description="`function_to_apply`: none or sigmoid, instead of raw_scores.")
+    parameters: dict[str, Any] = Field(
+        {},
+        description="`function_to_apply`, instead of raw_scores: none, sigmoid, or softmax, which is 1 for one class.",
+    )
+
+
+class SimilarityInputs(BaseModel):
+    """A prompt as `source_sentence`, and its responses as `sentences`."""
+
+    source_sentence: str
+    sentences: list[str] = Field(min_length=1)
+
+
+class SimilarityRequest(BaseModel):
+    """A prompt and its responses."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [SIMILARITY_REQUEST]})
+    inputs: SimilarityInputs
+    parameters: dict[str, Any] = Field({}, description="Ignored.")
 
 
 @router.post("/predict")
 @router.post("/", include_in_schema=False)
 async def predict(request: Request, body: PredictRequest, service: CurrentService) -> Any:
     """A label with its score; for a list of inputs a list of them."""
-    raw = _raw(body)
+    function = _function(body)
     single = isinstance(body.inputs, str) or (len(body.inputs) > 0 and isinstance(body.inputs[0], str))
     inputs: Any = [body.inputs] if single else body.inputs
     scores = await service.score_texts(request, [_conversation(texts, service) for texts in inputs])
-    rewards = [score.reward if raw else sigmoid(score.reward) for score in scores]
-    answer = [[{"score": reward, "label": LABEL}] for reward in rewards]
+    answer = [[{"score": function(score.reward), "label": LABEL}] for score in scores]
     return answer[0] if single else answer
+
+
+@router.post("/similarity")
+async def similarity(request: Request, body: SimilarityRequest, service: CurrentService) -> list[float]:
+    """σ(reward) of each sentence as a response: how much people prefer it, not how similar it is."""
+    texts = [(body.inputs.source_sentence, text) for text in body.inputs.sentences]
+    return [sigmoid(score.reward) for score in await service.score_texts(request, texts)]
+
+
+@router.get("/info")
+async def info(service: CurrentService) -> dict[str, Any]:
+    """The model and the limits of a request."""
+    settings, model = service.settings, service.batcher.model
+    return {
+        "model_id": service.name,
+        "model_sha": None,
+        "model_dtype": str(model.dtype).removeprefix("torch."),
+        "model_type": {"classifier": {"id2label": {"0": LABEL}, "label2id": {LABEL: 0}}},
+        "max_concurrent_requests": settings.queue_requests,
+        "max_input_length": model.encoder.max_length,
+        "max_batch_tokens": settings.batch_tokens,
+        "max_batch_requests": None,
+        "max_client_batch_size": settings.max_responses,
+        "auto_truncate": model.encoder.config.truncation != "error",
+        "tokenization_workers": 1,
+        "version": version("dmoerm"),
+        "sha": None,
+        "docker_label": None,
+    }
 
 
 def _conversation(texts: str | list[str], service: Service) -> tuple[Prompt, str]:
@@ -49,10 +105,12 @@ def _conversation(texts: str | list[str], service: Service) -> tuple[Prompt, str
     raise DataError(f"an input has {len(texts)} texts", field="inputs", hint="give one text, or prompt and response")
 
 
-def _raw(body: PredictRequest) -> bool:
-    function = body.parameters.get("function_to_apply")
-    if function not in (None, "none", "sigmoid"):
+def _function(body: PredictRequest) -> Callable[[float], float]:
+    name = body.parameters.get("function_to_apply")
+    if name is None:
+        name = "none" if body.raw_scores else "sigmoid"
+    if not isinstance(name, str) or name not in _FUNCTIONS:
         raise DataError(
-            "unknown function", field="parameters.function_to_apply", value=function, hint="use none or sigmoid"
+            "unknown function", field="parameters.function_to_apply", value=name, hint="use none, sigmoid or softmax"
         )
-    return body.raw_scores if function is None else function == "none"
+    return _FUNCTIONS[name]

@@ -1,9 +1,7 @@
-"""vLLM's /classify and /pooling as it serves a reward model: one number per conversation. verl uses /classify."""
+"""vLLM's /pooling, /score and /tokenize as it serves a reward model; classify.py has its /classify."""
 
 from __future__ import annotations
 
-import math
-import uuid
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,62 +12,110 @@ from ...errors import DataError
 from ...schema import Message, Prompt
 from ...scores import Score
 from ..service import CurrentService, Service, conversation_of
-from .examples import CONVERSATION_REQUESTS
+from .examples import CONVERSATION_REQUESTS, PAIR_REQUESTS, TOKENIZE_REQUESTS
+from .inputs import Rendered, header, read_rendered, sigmoid, usage
 
 router = APIRouter(tags=["vLLM"])
-LABEL = "REWARD"
 
 
-class ConversationRequest(BaseModel):
-    """A conversation as messages, or texts that a chat template has rendered. The last turn is scored."""
+class ActivationRequest(BaseModel):
+    """The fields that all of vLLM's requests share."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": CONVERSATION_REQUESTS})
     model: str | None = Field(None, description="Ignored: a server has one model.")
-    input: str | list[str] | None = Field(None, description="Rendered by the model's chat template, or another's.")
-    messages: list[Message] | None = Field(None, description="Instead of `input`.")
     use_activation: bool | None = Field(None, description="true: σ(reward); otherwise the reward itself.")
     activation: bool | None = Field(None, description="The older name of `use_activation`.")
 
+    def activated(self, scores: Sequence[Score]) -> list[float]:
+        """Return the rewards, or their σ if the request asks for it."""
+        activate = self.activation if self.use_activation is None else self.use_activation
+        return [sigmoid(score.reward) if activate else score.reward for score in scores]
 
-@router.post("/classify")
-async def classify(request: Request, body: ConversationRequest, service: CurrentService) -> dict[str, Any]:
-    """The reward as a classifier's only class."""
-    rewards = _rewards(body, await service.score_texts(request, _conversations(body, service)))
-    data = [{"index": i, "label": LABEL, "probs": [reward], "num_classes": 1} for i, reward in enumerate(rewards)]
-    return _answer("classify", data, request, service)
+
+class ConversationRequest(ActivationRequest):
+    """A conversation as messages, or texts or token ids that a chat template has rendered. The last turn is scored."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": CONVERSATION_REQUESTS})
+    input: Rendered | None = Field(None, description="Rendered by the model's chat template, or another's; or its ids.")
+    messages: list[Message] | None = Field(None, description="Instead of `input`.")
+
+    def conversations(self, service: Service) -> list[tuple[Prompt, str]]:
+        """Return prompt and response of each conversation. Raises `DataError` as `read_rendered` does."""
+        if self.messages is not None and self.input is None:
+            return [conversation_of(self.messages)]
+        if self.messages is not None or self.input is None:
+            raise DataError("give either input or messages", field="input")
+        return read_rendered(self.input, service)
+
+
+class PairRequest(ActivationRequest):
+    """Prompts and responses in pairs, or one prompt with several responses, under any of vLLM's names."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": PAIR_REQUESTS})
+    text_1: str | list[str] | None = Field(None, description="Prompts; also `queries` or `data_1`.")
+    text_2: str | list[str] | None = Field(None, description="Responses; also `documents`, `items` or `data_2`.")
+    queries: str | list[str] | None = None
+    documents: str | list[str] | None = None
+    items: str | list[str] | None = None
+    data_1: str | list[str] | None = None
+    data_2: str | list[str] | None = None
+
+    def pairs(self) -> list[tuple[Prompt, str]]:
+        """Return (prompt, response) of each pair. Raises `DataError` if the texts do not form pairs."""
+        first = _as_list([self.text_1, self.queries, self.data_1], "text_1")
+        second = _as_list([self.text_2, self.documents, self.items, self.data_2], "text_2")
+        if len(first) not in (1, len(second)):
+            hint = "give one prompt, or as many prompts as responses"
+            raise DataError(f"{len(first)} prompts, but {len(second)} responses", field="text_1", hint=hint)
+        return list(zip(first * (len(second) // len(first)), second, strict=True))
+
+
+class TokenizeRequest(BaseModel):
+    """A text or a conversation."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": TOKENIZE_REQUESTS})
+    model: str | None = Field(None, description="Ignored: a server has one model.")
+    prompt: str | None = None
+    messages: list[Message] | None = Field(
+        None, description="Instead of `prompt`: the tokens that the model reads, up to where a response begins."
+    )
+    add_special_tokens: bool = Field(True, description="For `prompt`: whether the tokenizer adds its special tokens.")
+    return_token_strs: bool = False
 
 
 @router.post("/pooling")
 async def pooling(request: Request, body: ConversationRequest, service: CurrentService) -> dict[str, Any]:
     """The reward as a pooled output of width 1."""
-    rewards = _rewards(body, await service.score_texts(request, _conversations(body, service)))
+    rewards = body.activated(await service.score_texts(request, body.conversations(service)))
     data = [{"index": i, "object": "pooling", "data": [reward]} for i, reward in enumerate(rewards)]
-    return _answer("pool", data, request, service)
+    counts = usage(request) | {"completion_tokens": 0, "prompt_tokens_details": None}
+    return header("pool", service) | {"data": data, "usage": counts}
 
 
-def _rewards(body: ConversationRequest, scores: Sequence[Score]) -> list[float]:
-    activate = body.activation if body.use_activation is None else body.use_activation
-    return [sigmoid(score.reward) if activate else score.reward for score in scores]
+@router.post("/score")
+async def score(request: Request, body: PairRequest, service: CurrentService) -> dict[str, Any]:
+    """The reward of each response. `/v1/score` is this project's own protocol."""
+    rewards = body.activated(await service.score_texts(request, body.pairs()))
+    data = [{"index": i, "object": "score", "score": reward} for i, reward in enumerate(rewards)]
+    return header("score", service) | {"data": data, "usage": usage(request)}
 
 
-def _conversations(body: ConversationRequest, service: Service) -> Sequence[tuple[Prompt, str]]:
-    if (body.input is None) == (body.messages is None):
-        raise DataError("give either input or messages", field="input")
-    if body.messages is not None:
-        return [conversation_of(body.messages)]
-    texts = [body.input] if isinstance(body.input, str) else body.input or []
-    if not texts:
-        raise DataError("has no texts", field="input", hint="give one or more texts")
-    return [service.transcript.read(text) for text in texts]
+@router.post("/tokenize")
+async def tokenize(body: TokenizeRequest, service: CurrentService) -> dict[str, Any]:
+    """The token ids of a text, or of a conversation as the model reads it."""
+    if (body.prompt is None) == (body.messages is None):
+        raise DataError("give either prompt or messages", field="prompt")
+    encoder = service.batcher.model.encoder
+    content = body.prompt if body.messages is None else body.messages
+    if not content:
+        raise DataError("is empty", field="messages", hint="give one or more messages, or a prompt")
+    tokens = encoder.tokens(content, body.add_special_tokens)
+    strings = encoder.tokenizer.convert_ids_to_tokens(tokens) if body.return_token_strs else None
+    return {"count": len(tokens), "max_model_len": encoder.max_length, "tokens": tokens, "token_strs": strings}
 
 
-def _answer(kind: str, data: list[dict[str, Any]], request: Request, service: Service) -> dict[str, Any]:
-    tokens = request.state.tokens
-    usage = {"prompt_tokens": tokens, "total_tokens": tokens, "completion_tokens": 0, "prompt_tokens_details": None}
-    header = {"id": f"{kind}-{uuid.uuid4().hex}", "object": "list", "created": service.now()}
-    return {**header, "model": service.name, "data": data, "usage": usage}
-
-
-def sigmoid(reward: float) -> float:
-    """Return σ(reward), without overflow."""
-    return 0.5 + 0.5 * math.tanh(reward / 2)
+def _as_list(values: Sequence[str | list[str] | None], field: str) -> list[str]:
+    given = [value for value in values if value is not None]
+    if len(given) != 1 or not given[0]:
+        hint = "give prompts and responses as text_1 and text_2"
+        raise DataError("must be given once, and not be empty", field=field, value=values, hint=hint)
+    return [given[0]] if isinstance(given[0], str) else given[0]

@@ -1,0 +1,53 @@
+"""What several protocols share: inputs as texts or token ids, σ, and the header of answers."""
+
+from __future__ import annotations
+
+import math
+import uuid
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from fastapi import Request
+from pydantic import Field
+
+from ...errors import DataError
+from ...schema import Prompt
+from ..service import Service
+
+LABEL = "REWARD"
+TokenIds = list[Annotated[int, Field(ge=0)]]
+Rendered = str | list[str] | TokenIds | list[TokenIds]
+"""One or more conversations that a chat template has rendered, as texts or as the model's token ids."""
+
+
+def read_rendered(rendered: Rendered, service: Service) -> list[tuple[Prompt, str]]:
+    """Return prompt and response of each conversation.
+
+    Raises:
+        DataError: the input is empty, a text does not show where the response begins, or a token id is unknown.
+    """
+    if not rendered:
+        raise DataError("has no texts", field="input", hint="give one or more texts, or lists of token ids")
+    several: Any = rendered if is_several(rendered) else [rendered]
+    read, read_ids = service.transcript.read, service.transcript.read_ids
+    return [read(each) if isinstance(each, str) else read_ids(each) for each in several]
+
+
+def is_several(rendered: Sequence[Any]) -> bool:
+    """Whether an input is a list of conversations; otherwise it is a single text, or a single list of token ids."""
+    return not isinstance(rendered, str) and not isinstance(rendered[0], int)
+
+
+def header(kind: str, service: Service) -> dict[str, Any]:
+    """Return the first fields of an answer in OpenAI's style."""
+    return {"id": f"{kind}-{uuid.uuid4().hex}", "object": "list", "created": service.now(), "model": service.name}
+
+
+def usage(request: Request) -> dict[str, int]:
+    """Return the tokens of a scored request; none are generated."""
+    return {"prompt_tokens": request.state.tokens, "total_tokens": request.state.tokens}
+
+
+def sigmoid(reward: float) -> float:
+    """Return σ(reward), without overflow."""
+    return 0.5 + 0.5 * math.tanh(reward / 2)

@@ -1,0 +1,37 @@
+"""slime's remote reward model (`--rm-type remote_rm --rm-url http://…/remote_rm`), which sends one sample per request.
+
+`?key=NAME` gives a sample's number under a name, for `--reward-key NAME`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, ConfigDict, Field
+
+from ...chat.rendered import bare
+from ...schema import Message
+from ..service import CurrentService
+from .examples import SAMPLE_REQUESTS
+
+router = APIRouter(tags=["slime"])
+
+
+class SampleRequest(BaseModel):
+    """A prompt as messages or as the policy reads it, and its response."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": SAMPLE_REQUESTS})
+    prompt: str | list[Message]
+    response: str
+    label: Any = Field(None, description="Ignored.")
+
+
+@router.post("/remote_rm")
+async def remote_rm(
+    request: Request, body: SampleRequest, service: CurrentService, key: str | None = None
+) -> float | dict[str, float]:
+    """The reward as a number."""
+    prompt = service.transcript.prompt(body.prompt) if isinstance(body.prompt, str) else tuple(body.prompt)
+    (score,) = await service.score_texts(request, [(prompt, bare(body.response))])
+    return score.reward if key is None else {key: score.reward}
