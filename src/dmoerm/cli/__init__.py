@@ -49,9 +49,7 @@ _SHORTER_TRAINING = (
     "backbone.quantization to 4bit; `dmoerm plan` estimates the memory"
 )
 _SHORTER_PASSES = "set a lower --batch-tokens, or --dtype bfloat16"
-_LESS_MEMORY: dict[str, str] = dict.fromkeys(
-    ("train", "add", "retrain", "compare", "bon", "rl", "demo"), _SHORTER_TRAINING
-)
+_LESS_MEMORY = dict.fromkeys(sorted(_RESUMABLE), _SHORTER_TRAINING)
 _LESS_MEMORY |= {"score": _SHORTER_PASSES, "serve": _SHORTER_PASSES, "eval": "set a lower --batch-tokens"}
 _SYSTEM_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR}
 

@@ -17,6 +17,7 @@ import typer
 
 from .labeling import print_error_line
 from .options import Format, JsonFile, RunByDefault
+from .rows import Map
 from .tables import plain_table, screen
 
 if TYPE_CHECKING:
@@ -47,9 +48,11 @@ def run(
     seed: Annotated[int, typer.Option(help="Seed of the order of pairs and of the sides of responses.")] = 0,
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8001,
     format: Format = "auto",
+    map: Map = None,
     split: Annotated[str, typer.Option(help="Split to read, for datasets only.")] = "train",
 ) -> None:
     """Serve the annotation page on this machine. Run it again to continue with the same answers."""
+    from ..data.columns import parse_columns
     from ..data.readers import read_queries
     from ..errors import ConfigError
     from ..taxonomy import load_taxonomy
@@ -61,7 +64,8 @@ def run(
     except ModuleNotFoundError as error:
         raise ConfigError(f"the page needs the package {error.name}: pip install 'dmoerm[serve]'") from None
     tasks = load_taxonomy(taxonomy) if taxonomy else None
-    queries = [query for file in data for query in read_queries(file, format=format, split=split)]
+    columns = parse_columns(map or ())
+    queries = [query for file in data for query in read_queries(file, format=format, split=split, columns=columns)]
     pairs, reasons = select_pairs(queries, pairs_per_group, seed)
     for reason, count in reasons.items():
         print_error_line(f"{count} of {len(queries)} groups {reason}; they are left out")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .options import Format
+from .rows import Map
 
 if TYPE_CHECKING:
     from ..data.proposal import Proposal
@@ -23,6 +24,7 @@ def command(
         Path | None, typer.Option(help="The config. Default: the first file's name with .yaml, here.")
     ] = None,
     format: Format = "auto",
+    map: Map = None,
     split: Annotated[str, typer.Option(help="Split to read, for datasets only.")] = "train",
     task_column: Annotated[str | None, typer.Option(help="Column whose values are the tasks.")] = None,
     clusters: Annotated[
@@ -33,6 +35,7 @@ def command(
 ) -> None:
     """Propose tasks, a taxonomy and a recipe for preference data, and write a config that trains on it."""
     from ..config import load_config
+    from ..data.columns import parse_columns
     from ..data.proposal import propose
     from ..data.recipe import choose_recipe, config_text
     from ..data.splits import load_splits
@@ -43,7 +46,8 @@ def command(
     taxonomy, copy = (config.with_name(f"{config.stem}-{part}") for part in ("taxonomy.yaml", "data.jsonl"))
     if not force:
         _refuse_existing(config, taxonomy, copy)
-    proposal = propose(files, format=format, split=split, task_column=task_column, clusters=clusters)
+    columns = parse_columns(map or ())
+    proposal = propose(files, format=format, split=split, columns=columns, task_column=task_column, clusters=clusters)
     recipe = choose_recipe(proposal.groups, _machine(), backbone is not None)
     if proposal.changed:
         lines = (group.model_dump_json(exclude_defaults=True) for group in proposal.groups)
@@ -53,12 +57,13 @@ def command(
         "output": str(Path("runs") / _stem(str(config))),
         "taxonomy": str(taxonomy),
         "data.files": [str(copy)] if proposal.changed else files,
+        "data.map": None if proposal.changed else columns or None,
         **_options(proposal, split, backbone),
     }
     write_file(config, config_text(proposal, recipe, settings))
     load_splits(load_config(config))  # what would stop `dmoerm train` is reported now
     _print(proposal, files, [config, taxonomy, *([copy] if proposal.changed else [])])
-    _print_next(config, settings["output"], files[0], recipe.minutes)
+    _print_next(config, settings["output"], [files[0], *(f"--map {each}" for each in map or ())], recipe.minutes)
 
 
 _EDIT = "# Drafted from data: edit the titles, descriptions and rubrics.\n"
@@ -110,12 +115,12 @@ def _print(proposal: Proposal, files: list[str], written: list[Path]) -> None:
     console.print(f"wrote {', '.join(map(str, written))}", soft_wrap=True)
 
 
-def _print_next(config: Path, run: str, file: str, minutes: int) -> None:
+def _print_next(config: Path, run: str, rows: list[str], minutes: int) -> None:
     from .tables import screen
 
     for line in (
         f"next: dmoerm train {config}  # about {minutes} min",
-        f"then: dmoerm score {run} --input {file} --output scores.jsonl",
+        f"then: dmoerm score {run} --input {' '.join(rows)} --output scores.jsonl",
     ):
         screen().print(line, soft_wrap=True, highlight=False)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from scipy.cluster.vq import kmeans2, vq
@@ -67,7 +68,8 @@ def _counts(words: Sequence[Sequence[str]], kept: Sequence[str]) -> csr_matrix:
 def _directions(counts: csr_matrix) -> np.ndarray:
     """Return the prompts' coordinates along the main directions of their TF-IDF, rows of length 1 or 0, (P, D)."""
     weighted = counts.copy()
-    rarity = np.log(counts.shape[0] / np.asarray((counts > 0).sum(0)).ravel())
+    spread: Any = counts > 0
+    rarity = np.log((len(counts.indptr) - 1) / np.asarray(spread.sum(0)).ravel())
     weighted.data = (1 + np.log(weighted.data)) * rarity[weighted.indices]
     scaled = weighted.multiply(1 / _lengths(np.sqrt(weighted.multiply(weighted).sum(1)))).tocsr()
     left, values, _ = svds(scaled, k=_DIRECTIONS, v0=np.ones(min(scaled.shape)))
@@ -118,13 +120,15 @@ def _names(counts: csr_matrix, kept: Sequence[str], labels: np.ndarray) -> list[
     """Name each cluster by the two words that tell it most from all prompts; different clusters, different words."""
     if not labels.any():
         return [ONE_TASK]
-    present = (counts > 0).astype(float)
+    spread: Any = counts > 0
+    present = spread.astype(float)
     overall = np.asarray(present.mean(0)).ravel()
-    names, used = [], set[str]()
+    names, used = list[str](), set[str]()
     for label in range(labels.max() + 1):
         share = np.asarray(present[labels == label].mean(0)).ravel()
         telling = share * np.log(np.maximum(share, 1e-9) / overall)
-        words = [kept[i] for i in np.argsort(-telling) if kept[i] not in used][:2]
+        ordered = [kept[int(i)] for i in np.argsort(-telling)]
+        words = [word for word in ordered if word not in used][:2]
         used.update(words)
         names.append("_".join(words))
     return names

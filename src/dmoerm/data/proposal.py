@@ -13,6 +13,7 @@ from typing import Any
 from ..errors import ConfigError, DataError, did_you_mean
 from ..names import MAX_LENGTH, RESERVED_TASKS
 from ..schema import Group, messages_of, prompt_key
+from .columns import ColumnMap
 from .prompt_clusters import ONE_TASK, cluster_prompts
 from .raw_example import Row, task_name
 from .readers import Reading, groups_of
@@ -52,12 +53,14 @@ def propose(
     *,
     format: str = "auto",
     split: str = "train",
+    columns: ColumnMap | None = None,
     task_column: str | None = None,
     clusters: int | None = None,
 ) -> Proposal:
     """Read the sources and propose tasks and capabilities.
 
     Args:
+        columns: field of the format → column of the sources, where the names differ.
         task_column: the column whose values are the tasks; None: see `TASK_COLUMNS`.
         clusters: the number of clusters of prompts if no column names tasks; None: chosen by the data.
 
@@ -66,13 +69,13 @@ def propose(
         DataError: a source cannot be read, or fewer than `MIN_PROMPTS` prompts have an ordered pair.
     """
     rows = {source: list(open_rows(source, split)) for source in sources}
-    readings = _read(rows, format)
+    readings = _read(rows, format, columns)
     named = any(group.task for reading in readings for group in reading.groups)
     column = task_column or (None if named or clusters else _task_column(rows))
     if column:
         _check_column(column, rows)
         with_tasks = {source: list(map(_with_task(column), placed)) for source, placed in rows.items()}
-        readings = _read(with_tasks, format)
+        readings = _read(with_tasks, format, columns)
     _check_pairs(readings, sources)
     read = [group for reading in readings for group in reading.groups]
     groups, tasks_from = read, f"the column `{column}`" if column else "the data"
@@ -86,8 +89,9 @@ def propose(
     return Proposal(kept, [reading.format for reading in readings], tasks_from, one_task, changed, notes)
 
 
-def _read(rows: Mapping[str, Sequence[PlacedRow]], format: str) -> list[Reading]:
-    return [groups_of(placed, source, format=format, on_error="collect") for source, placed in rows.items()]
+def _read(rows: Mapping[str, Sequence[PlacedRow]], format: str, columns: ColumnMap | None) -> list[Reading]:
+    options: dict[str, Any] = {"format": format, "columns": columns, "on_error": "collect"}
+    return [groups_of(placed, source, **options) for source, placed in rows.items()]
 
 
 def _left_out(reading: Reading) -> Iterable[str]:

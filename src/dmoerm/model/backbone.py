@@ -99,8 +99,9 @@ def _load_weights(path: str, config: Any) -> tuple[Decoder, Tensor | None]:
     model.config.dtype = text.dtype
     if is_packed(text):
         model.config._attn_implementation = ATTENTION
-    is_linear = isinstance(head, nn.Linear) and head.out_features == 1
-    return model, head.weight.detach().float() if is_linear else None
+    if isinstance(head, nn.Linear) and head.out_features == 1:
+        return model, head.weight.detach().float()
+    return model, None
 
 
 def check_backbone(config: BackboneConfig) -> None:
@@ -221,17 +222,16 @@ def empty_part(config: Any, layers: int, start: int = 0) -> Decoder:
 def _compute_buffers(part: Decoder) -> None:
     """Compute the buffers that no file stores, as transformers does after loading. Raise if it leaves one out."""
     for module in part.modules():
-        names = [name for name in module._non_persistent_buffers_set if module._buffers[name] is not None]
-        unset = [name for name in names if module._buffers[name].is_meta]
-        for name in unset:
-            buffer = module._buffers[name]
+        buffers = {name: module._buffers[name] for name in module._non_persistent_buffers_set}
+        unset = {name: buffer for name, buffer in buffers.items() if buffer is not None and buffer.is_meta}
+        for name, buffer in unset.items():
             module._buffers[name] = torch.full(buffer.shape, float("nan") if buffer.is_floating_point() else 0).to(
                 buffer.dtype
             )
         if unset:
             part._init_weights(module)
         for name in unset:
-            if module._buffers[name].isnan().any():
+            if (computed := module._buffers[name]) is not None and computed.isnan().any():
                 kind = part.config.model_type
                 raise BackboneError(f"a backbone of type {kind!r} computes {name}, which is not saved; {_HINT}")
 

@@ -135,7 +135,7 @@ class _Pass:
     def through(self, layer: nn.Module, states: Tensor, tokens: Any = slice(None), stage: Any = "all") -> Tensor:
         """Return the layer's output (k, …, d) for some tokens, given as a slice or indices."""
         self.stage = stage
-        rotary = self._rotary[None if None in self._rotary else self._layer_type]
+        rotary: Any = self._rotary[None if None in self._rotary else self._layer_type]
         output = layer(
             states[:, tokens],
             attention_mask=None,
@@ -161,7 +161,7 @@ class _Pass:
 
 def _keys_only(layer: Any) -> nn.Module:
     """Return the layer without queries, output projection and MLP, which its keys and values do not need."""
-    attention = getattr(layer, "self_attn", None)
+    attention: Any = getattr(layer, "self_attn", None)
     parts = [getattr(attention, name, None) for name in ("q_proj", "o_proj")]
     if not all(hasattr(part, "out_features") for part in parts) or not _has_plain_mlp(layer):
         return layer  # the whole layer computes the same keys and values, at a higher cost
@@ -326,7 +326,7 @@ def _products(
     """
     q = q * (q.shape[-1] ** -0.5 if scale is None else scale)
     rows = max(1, _BLOCK // (q.shape[1] * mask[0].numel()))
-    parts = zip(*(x.split(rows) for x in (q, k, v, mask)), strict=True)
+    parts = zip(q.split(rows), k.split(rows), v.split(rows), mask.split(rows), strict=True)
     return torch.cat([_product(*part, dropout_p, softcap, sinks) for part in parts])
 
 

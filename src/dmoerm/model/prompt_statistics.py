@@ -30,12 +30,12 @@ class TaskPrompts(NamedTuple):
     """Mean and covariance, diagonal `rest` + basisᵀ basis, of the embeddings of a task's prompts.
 
     Attributes:
-        count: (), the number of prompts.
+        size: (), the number of prompts.
         mean, rest: (d,).
         basis: (R, d).
     """
 
-    count: Tensor
+    size: Tensor
     mean: Tensor
     rest: Tensor
     basis: Tensor
@@ -64,7 +64,7 @@ class PromptStatistics:
         The shared covariance is the mean over all tasks' prompts of that of their task.
         """
         parts = list(self.tasks.values())
-        sizes = torch.stack([part.count for part in parts])
+        sizes = torch.stack([part.size for part in parts])
         sources = torch.multinomial(sizes, count, replacement=True, generator=generator)
         vectors = self.tasks[task].mean.repeat(count, 1)
         for i, part in enumerate(parts):
@@ -120,4 +120,4 @@ class PromptStatistics:
 
 def _fits(part: TaskPrompts, width: int) -> bool:
     vectors = part.mean.shape == part.rest.shape == (width,)
-    return vectors and part.count.shape == () and part.basis.shape == (len(part.basis), width)
+    return vectors and part.size.shape == () and part.basis.shape == (len(part.basis), width)

@@ -206,7 +206,7 @@ def _pretrained_branch(config: Config, model: DMoERM) -> Any:
     """Return the pretrained backbone's branch. Raise `CheckpointError` if its trunk is not the model's."""
     dtype = str(next(model.parameters() if model.trunk is None else model.trunk.parameters()).dtype)
     kept = {"auto", "float32", "bfloat16"} & {dtype.removeprefix("torch.")} or {config.backbone.dtype}
-    backbone, _ = load_backbone(changed(config, {"backbone.dtype": kept.pop()}).backbone)
+    backbone = load_backbone(changed(config, {"backbone.dtype": kept.pop()}).backbone).model
     trunk, branch = split_layers(backbone.requires_grad_(False), model.config.branch_layer)
     if trunk is not None and model.trunk is not None:
         state = {name: tensor.cpu() for name, tensor in model.trunk.state_dict().items()}

@@ -87,7 +87,7 @@ def fit_row(model: DMoERM, task: str, vectors: Tensor, seed: int) -> tuple[Tenso
     required = router.classify(x)[:, kept].logsumexp(1).cpu()
     rows = torch.cat([x.cpu(), torch.full((len(x), 1), _BIAS)], 1)
     target = torch.cat([torch.ones(len(vectors)), torch.zeros(len(drawn) * DRAWS)])
-    counts = [float(statistics.tasks[name].count) / DRAWS for name in others]
+    counts = [float(statistics.tasks[name].size) / DRAWS for name in others]
     weight = torch.cat([torch.ones(len(vectors)), *(torch.full((DRAWS,), count) for count in counts)])
     row, loss = _cross_validated(rows, target, required, weight)
     return torch.cat([row[:-1], row[-1:] * _BIAS]), loss

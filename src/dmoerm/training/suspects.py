@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -94,7 +95,7 @@ def _expert_scores(
 ) -> Callable[[PreferenceExample], Tensor | None]:
     """Return a function: example → its responses' held-out scores on a capability (N,)."""
     run, task_model, folds = training.run, training.run.model.task_model(task), training.folds[task, name]
-    head = task_model.experts.heads[task_model.experts.capabilities.index(name)]
+    head: Any = task_model.experts.heads[task_model.experts.capabilities.index(name)]
     vectors = base_embeddings(run, task_model.base, [*train, *validation])
     held = {e.key for e in validation}
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
 
-from fastapi import APIRouter, Request
+import numpy as np
+from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from ...schema import Message, parse_query
-from ...scores import Score
+from ...scores import Score, unbound_reward
 from ..service import CurrentService
 from .examples import SCORE_REQUESTS, SCORE_RESPONSE
 
@@ -84,20 +85,30 @@ class ScoreAnswer(BaseModel):
 
 
 @router.post("/v1/score", response_model=ScoreAnswer)
-async def score(request: Request, body: ScoreRequest, service: CurrentService) -> dict[str, Any]:
+async def score(request: Request, body: ScoreRequest, service: CurrentService) -> Response:
     """Rewards, routes, capability scores, uncertainty and win probabilities."""
     queries = [parse_query(item.model_dump(exclude_none=True)) for item in body.items]
-    items = [
-        {
-            "id": query.id,
-            "scores": [asdict(score) for score in scores],
-            "win_probabilities": win_probabilities(scores) if body.win_probabilities else None,
-        }
-        for query, scores in zip(queries, await service.score(request, queries, body.weights, body.risk), strict=True)
-    ]
-    return {"model": service.name, "items": items, "usage": {"tokens": request.state.tokens}}
+    scored = await service.score(request, queries, body.weights, body.risk)
+    compared = body.win_probabilities
+
+    def answer() -> Response:  # takes half a second for a thousand responses, so other requests need the event loop
+        items = [_item(query.id, scores, compared) for query, scores in zip(queries, scored, strict=True)]
+        whole = ScoreAnswer(model=service.name, items=items, usage={"tokens": request.state.tokens})
+        return Response(whole.model_dump_json(), media_type="application/json")
+
+    return await asyncio.to_thread(answer)
+
+
+def _item(id: str, scores: Sequence[Score], compared: bool) -> ItemScores:
+    rows = [ResponseScore.model_validate(asdict(score)) for score in scores]
+    return ItemScores(id=id, scores=rows, win_probabilities=win_probabilities(scores) if compared else None)
 
 
 def win_probabilities(scores: Sequence[Score]) -> list[list[float]]:
     """Return for [i][j] the calibrated probability that people prefer response i to response j."""
-    return [[score.win_probability(other) for other in scores] for score in scores]
+    rewards = np.array([unbound_reward(score.reward) for score in scores])
+    temperatures = np.array([score.temperature for score in scores])
+    with np.errstate(invalid="ignore"):  # inf − inf of two empty responses
+        margins = np.subtract.outer(rewards, rewards)
+    margins[np.equal.outer(rewards, rewards)] = 0
+    return (0.5 + 0.5 * np.tanh(margins / temperatures[:, None] / 2)).tolist()
