@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dmoerm.model.packing import AttentionGroup, Packed, Packing, PaddedRows, means, pack
+from dmoerm.model.packing import AttentionGroup, Packed, Packing, PaddedRows, Queries, means, pack
 
 from .packing import Waste, allowing, each_waste, parts, random_ids, texts
 
@@ -152,8 +152,8 @@ def in_order(actual: list[Tensor], order: Tensor | None) -> Tensor:
 @each_waste
 @given(packing=packings(), k=st.integers(1, 3))
 def test_a_responses_token_attends_to_its_text_up_to_itself(waste: Waste, packing: Packing, k: int) -> None:
-    def seen(group: AttentionGroup, last: bool) -> Tensor:
-        mask = group.mask(torch.float32, last, k)
+    def seen(group: AttentionGroup, queries: Queries) -> Tensor:
+        mask = group.mask(torch.float32, queries, k)
         assert set(mask.unique().tolist()) <= {0.0, -torch.inf}
         visible = (mask[:, 0] == 0).int()
         assert torch.equal(visible, visible.cummin(-1).values)  # from the text's beginning, without holes
@@ -162,7 +162,7 @@ def test_a_responses_token_attends_to_its_text_up_to_itself(waste: Waste, packin
     with allowing(waste):
         groups = packing.groups
     for group in groups:
-        every, ends = seen(group, last=False), seen(group, last=True)
+        every, ends = seen(group, "responses"), seen(group, "last")
         for row, n in enumerate(group.last * k):
             start, length = packing.starts[n], packing.responses[n]
             assert every[row, :length].tolist() == list(range(start + 1, start + length + 1))

@@ -59,7 +59,7 @@ def test_requests_with_the_same_prompt_share_it(batcher, trained_run, determinis
     singles = [Query(prompt=QUERIES[0].prompt, responses=(text,)) for text in responses]
     forced = singles[0].model_copy(update={"task": "objective_qa"})
     requests = [each for pair in zip(singles, QUERIES[1:9], strict=True) for each in pair]
-    queue = batcher(deterministic=deterministic)
+    queue = batcher(deterministic=deterministic, batch_wait=1)  # until all have arrived
     *results, (other, _) = scored(queue, *([each] for each in requests), [forced])
     (expected,) = trained_run.model.score_queries([singles[0].model_copy(update={"responses": tuple(responses)})])
     assert [rows[0][0].reward for rows, _ in results[::2]] == pytest.approx([s.reward for s in expected], abs=1e-4)

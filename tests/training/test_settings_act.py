@@ -40,6 +40,8 @@ from dmoerm.training.tracking import BestTracker
 
 # Acts elsewhere than in training, in a test of its own.
 ELSEWHERE = {
+    "backbone.quantization": "model/test_quantization.py",
+    "backbone.reward_head": "model/test_families.py",
     "data.skip_bad": "data/test_splits.py",
     "ray.address": "distributed/test_commands.py",
     "ray.cpus": "distributed/test_training.py",

@@ -13,7 +13,7 @@ from .rows import Map
 
 if TYPE_CHECKING:
     from ..data.proposal import Proposal
-    from ..data.recipe import Machine
+    from ..data.recipe import LocalMachine
 
 
 def command(
@@ -83,13 +83,13 @@ def _refuse_existing(*files: Path) -> None:
         raise ConfigError(f"{', '.join(existing)}: already there; name another config with --out, or add --force")
 
 
-def _machine() -> Machine:
+def _machine() -> LocalMachine:
     import torch
 
-    from ..data.recipe import Machine
+    from ..data.recipe import LocalMachine
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Machine(cores, torch.cuda.get_device_name() if torch.cuda.is_available() else None)
+    return LocalMachine(cores, torch.cuda.get_device_name() if torch.cuda.is_available() else None)
 
 
 def _options(proposal: Proposal, split: str, backbone: str | None) -> dict[str, str | None]:

@@ -25,7 +25,7 @@ _LENGTHS = (1024, 2048, 4096)
 
 
 @dataclass(frozen=True)
-class Machine:
+class LocalMachine:
     """What trains."""
 
     cores: int
@@ -41,7 +41,7 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class ProposedRecipe:
     """Settings that depend on the amount of data and on the machine.
 
     Attributes:
@@ -59,7 +59,7 @@ class Recipe:
     minutes: int
 
 
-def choose_recipe(groups: Sequence[Group], machine: Machine, own_backbone: bool = False) -> Recipe:
+def choose_recipe(groups: Sequence[Group], machine: LocalMachine, own_backbone: bool = False) -> ProposedRecipe:
     """Choose the recipe for these groups.
 
     Args:
@@ -85,7 +85,7 @@ def choose_recipe(groups: Sequence[Group], machine: Machine, own_backbone: bool 
         kept = max(int(len(groups) * MINUTES / minutes / len(sizes)), 200)
     fits = [limit for limit in _LENGTHS if sum(length > limit for length in longest) <= len(longest) / 20]
     share = 1.0 if kept is None else sum(min(size, kept) for size in sizes.values()) / len(groups)
-    return Recipe(extends, reason, (fits or _LENGTHS[-1:])[0], kept, max(round(minutes * share), 1))
+    return ProposedRecipe(extends, reason, (fits or _LENGTHS[-1:])[0], kept, max(round(minutes * share), 1))
 
 
 def _sizes(groups: Sequence[Group]) -> dict[str, int]:
@@ -106,7 +106,7 @@ def _prompt_words(group: Group) -> int:
     return sum(count_words(turn.content) for turn in messages_of(group.prompt))
 
 
-def config_text(proposal: Proposal, recipe: Recipe, settings: Mapping[str, object]) -> str:
+def config_text(proposal: Proposal, recipe: ProposedRecipe, settings: Mapping[str, object]) -> str:
     """Return a commented config.
 
     Args:

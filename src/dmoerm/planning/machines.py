@@ -1,9 +1,9 @@
 """Accelerators: dense bfloat16 rate, memory and price.
 
 Rates and memory follow the vendor's data sheets, without sparsity; check them for your model of the card: NVIDIA H100
-and H200 (SXM), A100 (SXM, 80 GB), B200 (HGX), L40S, L4, and the Ada architecture paper for the RTX 4090. Prices are round
-figures for an hour on demand, assumed and not quoted from a provider; `--price` replaces them. `cpu` is the machine of
-docs/scale.md: two cores of an AMD EPYC in float32, whose rate and cost of a layer call are measured.
+and H200 (SXM), A100 (SXM, 80 GB), B200 (HGX), L40S, L4, and the Ada architecture paper for the RTX 4090. Prices are
+round figures for an hour on demand, assumed and not quoted from a provider; `--price` replaces them. `cpu` is the
+machine of docs/scale.md: two cores of an AMD EPYC in float32, whose rate and cost of a layer call are measured.
 """
 
 from __future__ import annotations
