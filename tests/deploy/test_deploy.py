@@ -143,6 +143,7 @@ def test_what_compose_mounts_exists():
     assert Path(key).name in compose["secrets"]
 
 
+@pytest.mark.slow
 def test_the_image_s_command_serves_and_is_healthy(trained_run, tmp_path):
     """The image's arguments with another port; nothing is written beside the model, and its health check succeeds."""
     port, model = free_port(), trained_run.folder / "model"

@@ -61,6 +61,7 @@ def test_a_task_without_capabilities_has_no_phase_2(tiny_config: Callable[..., C
     assert "phase1/chitchat" in next(step for step in found if step.name == "phase3/chitchat").needs
 
 
+@pytest.mark.slow
 def test_steps_done_by_machines_that_share_a_storage_alone(
     trained_run: Any, tiny_config: Callable[..., Config], tmp_path: Path
 ) -> None:

@@ -41,7 +41,7 @@ def trained(form: str, backbone: str, folder: Path, tasks: tuple[str, ...]) -> P
     return train_quietly(FORMS[form](backbone, folder, **BFLOAT16 | CHANGES[form] | {"data": {"files": [file]}})).folder
 
 
-@pytest.fixture(scope="module", params=list(FORMS))
+@pytest.fixture(scope="module", params=["heads", pytest.param("lora branches", marks=pytest.mark.slow)])
 def grown(request: pytest.FixtureRequest, tiny_backbone: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a trained run of one task, and `grown`, to which another task was added."""
     folder = tmp_path_factory.mktemp("growing")

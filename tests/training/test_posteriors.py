@@ -73,7 +73,13 @@ def test_exact_heads_give_the_sum_of_their_inverse_hessians(tiny_backbone: str, 
     )
 
 
-@pytest.mark.parametrize("form", ["exact", "branch", "lora experts", "weights by validation"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        "exact",
+        *(pytest.param(form, marks=pytest.mark.slow) for form in ("branch", "lora experts", "weights by validation")),
+    ],
+)
 def test_a_run_is_saved_reloaded_and_resumed_with_the_same_uncertainty(
     tiny_backbone: str, tmp_path: Path, form: str
 ) -> None:
@@ -111,7 +117,7 @@ def test_a_run_is_saved_reloaded_and_resumed_with_the_same_uncertainty(
     assert uncertainties(resumed.model) == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize("auto", [False, True])
+@pytest.mark.parametrize("auto", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_trained_branch_has_the_posterior_of_its_phase_1_score(
     tiny_backbone: str, tmp_path: Path, auto: bool
 ) -> None:

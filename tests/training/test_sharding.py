@@ -88,6 +88,7 @@ main()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["fsdp2", ZERO])
 def test_two_processes_train_and_measure_as_one(tiny_config: Callable[..., Config], tmp_path: Path, how: str) -> None:
     from dmoerm.cli.train import train_and_measure
