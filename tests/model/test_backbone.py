@@ -89,7 +89,7 @@ def test_a_split_beyond_the_model_is_an_error(load: Callable, changes: dict[str,
         load(**changes)
 
 
-@pytest.mark.parametrize("kind", ["t5", "bart", "vit", "llama4_vision_model"])
+@pytest.mark.parametrize("kind", ["t5", "bart", "vit", "clip_vision_model"])
 def test_a_backbone_without_a_text_model_is_refused_before_its_weights_are_read(tmp_path: Path, kind: str) -> None:
     AutoConfig.for_model(kind).save_pretrained(tmp_path)
     with pytest.raises(BackboneError, match=rf"type '{kind}' is not supported: .*; `dmoerm models check` says"):
