@@ -54,13 +54,19 @@ Row = dict[str, Any]
 """One arrival: seconds and method → task → accuracy."""
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure what is missing, print the table and store it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arrivals_parser(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser with the options of measurements in which tasks arrive one after the other."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="human", help="the settings; its files are replaced by the arrivals")
     parser.add_argument("--arrival", nargs="+", default=ARRIVALS, help="files of one arrival, separated by commas")
     parser.add_argument("--seed", nargs="+", type=int, default=[10, 11, 12])
     parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="change a setting")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure what is missing, print the table and store it."""
+    parser = arrivals_parser(__doc__)
     parser.add_argument("--name", default="", help="store the table as results/adding-NAME.json")
     parser.add_argument("--output", type=Path, default=Path("runs/adding"))
     options = parser.parse_args(arguments)

@@ -10,7 +10,6 @@ python benchmarks/growing.py --seed 10 --set data.groups_per_task=30 --name huma
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from typing import Any
 import measure
 import numpy as np
 import torch
-from adding_tasks import ARRIVALS
+from adding_tasks import arrivals_parser
 from rich.console import Console
 
 from dmoerm.config import Config, changed, load_config
@@ -35,11 +34,7 @@ QUIET = Console(quiet=True)
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train, add, measure, and print or store the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="human", help="the settings; its files are replaced by the arrivals")
-    parser.add_argument("--arrival", nargs="+", default=ARRIVALS, help="files of one arrival, separated by commas")
-    parser.add_argument("--seed", nargs="+", type=int, default=[10, 11, 12])
-    parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="change a setting")
+    parser = arrivals_parser(__doc__)
     parser.add_argument("--prompts", type=int, default=60, help="maximum number of prompts per task to route")
     parser.add_argument("--name", default="", help="store the table as results/growing-NAME.json")
     parser.add_argument("--output", type=Path, default=Path("runs/growing"))
