@@ -221,14 +221,17 @@ def test_metrics_and_logs_tell_numbers_alone(http, caplog):
     assert secret not in text + "".join(str(vars(record)) for record in caplog.records)
 
 
-def until_logged(caplog, count):
-    """Return the access log once it has that many lines; a line is written just after its answer."""
+def logged(caplog, ids):
+    """Return the identifiers in the access log once it has a line for each of `ids`.
+
+    A line is written just after its answer: one of an earlier test's request may come first and is passed over.
+    """
     for _ in range(500):
-        lines = [record for record in caplog.records if record.name == "dmoerm.access"]
-        if len(lines) >= count:
-            return lines
+        lines = [record.request_id for record in caplog.records if record.name == "dmoerm.access"]
+        if len(found := [line for line in lines if line in ids]) >= len(ids):
+            return found
         time.sleep(0.01)
-    raise AssertionError(f"{len(lines)} lines after 5 s")
+    raise AssertionError(f"after 5 s the log has {lines}, not {ids}")
 
 
 @pytest.mark.parametrize("sent", ["trainer-7.step_3", "", "two words", "x" * 65])
@@ -241,9 +244,8 @@ def test_the_request_s_id_is_in_the_answer_and_in_every_line(http, caplog, sent)
     try:
         answers = [http.post("/v1/score", json=GOOD, headers={"X-Request-ID": sent}) for _ in range(2)]
         answers.append(http.post("/v1/score", content=b"{", headers={"X-Request-ID": sent}))
-        lines = until_logged(caplog, 3)
+        ids = [answer.headers["x-request-id"] for answer in answers]
+        assert logged(caplog, ids) == ids
     finally:
         caplog.handler.removeFilter(keep)
-    ids = [answer.headers["x-request-id"] for answer in answers]
-    assert [record.request_id for record in lines] == ids
     assert set(ids) == {sent} if sent.startswith("trainer") else len(set(ids)) == 3 and sent not in ids
