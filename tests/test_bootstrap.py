@@ -64,7 +64,10 @@ def test_the_central_interval() -> None:
     assert interval(np.arange(1001.0)).tolist() == pytest.approx([25, 975])
 
 
-@pytest.mark.parametrize(("prompts", "samples", "least"), [(5, 1, 0.89), (10, 8, 0.92), (40, 8, 0.93), (150, 4, 0.93)])
+@pytest.mark.parametrize(
+    ("prompts", "samples", "least"),
+    [(5, 1, 0.89), (10, 8, 0.92), (40, 8, 0.93), pytest.param(150, 4, 0.93, marks=pytest.mark.slow)],
+)
 def test_the_interval_covers_the_truth(prompts: int, samples: int, least: float) -> None:
     """Samples of a prompt depend on each other, and prompts differ by a skewed amount; the true mean is 1."""
     random = np.random.default_rng(prompts)

@@ -85,6 +85,7 @@ def test_an_untrained_reader_is_one_more_token(tiny_backbone: str, dtype: Any):
     assert float((changed - expected).abs().max()) > 0.1
 
 
+@pytest.mark.slow
 def test_learning_curves_are_measured_and_resumed(tiny_backbone, tmp_path, monkeypatch):
     make_tiny_config(tiny_backbone, tmp_path)  # writes groups.jsonl
     monkeypatch.setattr(learning_curves, "EPOCHS", dict.fromkeys(learning_curves.KINDS, 1))

@@ -141,7 +141,7 @@ def test_two_annotators_and_a_server_that_is_killed(visit: Callable[..., Any], p
 _FOCUSED = "[document.activeElement.innerText, getComputedStyle(document.activeElement).outlineStyle]"
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (400, "dark")])
+@pytest.mark.parametrize(("width", "scheme"), [pytest.param(1280, "light", marks=pytest.mark.slow), (400, "dark")])
 def test_it_is_readable_and_reachable_by_tab(
     served_page: str, visit: Callable[..., Any], width: int, scheme: str
 ) -> None:

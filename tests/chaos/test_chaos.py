@@ -1,4 +1,4 @@
-"""A small part of `make chaos`: the faults that take only seconds, and one kill."""
+"""A small part of `make chaos`: the faults that take only seconds, and kills, which are slow."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ def read(workspace: Workspace) -> Iterator[Read]:
         yield lambda model: fork_server.run(workspace.score(model))
 
 
+@pytest.mark.slow
 def test_a_kill_while_saving_loses_no_model(workspace: Workspace, tmp_path: Path) -> None:
     workload = Saving(workspace)
     expected = reference(workload, workspace.subfolder("reference"))
@@ -68,6 +69,7 @@ def test_a_hostile_checkpoint_is_refused_or_harmless(read: Read, trained_run: An
     assert load_hostile(read, trained_run.folder / "model", name, tmp_path) == ""
 
 
+@pytest.mark.slow
 def test_a_command_that_takes_too_long_is_killed_and_the_next_one_runs(workspace: Workspace, tmp_path: Path) -> None:
     with ForkServer(seconds=3) as fork_server:
         assert fork_server.run(workspace.train(tmp_path, "phase0.epochs=100000")).code == -signal.SIGKILL

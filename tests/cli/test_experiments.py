@@ -41,7 +41,7 @@ def config(tiny_backbone, tmp_path_factory) -> Path:
 
 def test_compare_then_best_of_n(config: Path, trained_run) -> None:
     folder = config.parent / "run-compare"
-    asked = f"{config} --seed 0 --members 2"
+    asked = f"{config} --seed 0 --members 2 --method per_task --method gated --method bagged_wco"
     rival = f"--ablation shuffled --include-trained --external other={trained_run.folder / 'model'}"
     result = invoke(f"compare {asked} {rival} --json {config.parent / 'copy.json'}")
     assert result.exit_code == 0, result.output
@@ -69,8 +69,8 @@ def test_live_judges_are_methods_and_each_question_is_sent_once(config: Path, mo
     monkeypatch.setenv("OPENAI_API_KEY", "test")
     folder = config.parent / "run-compare"  # whose models another test has trained, if it ran
     with FakeJudge() as server:
-        asked = f"compare {config} --seed 0 --noise clean=0,0 --members 2 --output {folder} --judge fake --shots 1"
-        asked += " --max-tokens 77 --temperature 0.25 --request-field seed=5"
+        asked = f"compare {config} --seed 0 --noise clean=0,0 --members 2 --method per_task --output {folder}"
+        asked += " --judge fake --shots 1 --max-tokens 77 --temperature 0.25 --request-field seed=5"
         result = invoke(f"{asked} --base-url {server.url}")
         assert result.exit_code == 0, result.output
         assert {(b["max_tokens"], b["temperature"], b["seed"]) for b in server.bodies} == {(77, 0.25, 5)}

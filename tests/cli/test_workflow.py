@@ -179,7 +179,7 @@ def test_score_writes_one_row_a_row_in_order(
     assert [file.name for file in output.parent.iterdir()] == ["scores.jsonl"]
 
 
-@pytest.mark.parametrize("mode", ["mean", "wco", "uwo"])
+@pytest.mark.parametrize("mode", ["mean", "uwo", pytest.param("wco", marks=pytest.mark.slow)])
 def test_score_by_several_models_names_the_best(
     trained: Path, tmp_path: Path, write_rows: Callable[..., Path], tiny_model: Callable[..., Any], mode: str
 ) -> None:

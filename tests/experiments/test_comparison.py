@@ -228,6 +228,7 @@ def test_unknown_names_are_refused(frozen_config) -> None:
         quiet_compare(frozen_config, conditions={"wild": {"data.flip_scores": 0.9}})
 
 
+@pytest.mark.slow
 def test_trained_branches_are_compared_too(tiny_backbone, tmp_path) -> None:
     """Members with trained branches start from the pretrained branch."""
     config = changed(make_tiny_config(tiny_backbone, tmp_path), {"phase0.epochs": 1})

@@ -75,7 +75,7 @@ def test_an_expert_without_a_token_does_not_run_and_the_router_learns() -> None:
     assert mlp.router.weight.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("active", [1, 2])
+@pytest.mark.parametrize("active", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_the_upcycled_branch_starts_near_the_pretrained_one(context: MethodContext, active: int) -> None:
     """Only the noise, by which all experts differ, separates them."""
     run, scorer = context.run, fresh_scorer(context.run, model.STEP)
@@ -163,6 +163,7 @@ def test_what_is_trained_is_counted(context: MethodContext) -> None:
     assert trained.steps == (model.STEP,)
 
 
+@pytest.mark.slow
 def test_a_lora_trains_experts_and_routers(tiny_backbone, tmp_path, monkeypatch) -> None:
     """The recipe's LoRA is on the attention only; the method's is on the MLPs and the routers too."""
     changes = {"base": "lora", "base_lora": {"rank": 2, "dropout": 0.1}, "phase0": {"learning_rate": 1e-2}}

@@ -39,7 +39,7 @@ MARKS = ["<|im_start|>", "<|im_end|>", "user\n", "assistant\n", "</s>", "<|eot_i
 LETTERS = ['{"empathy": "', 'A"', ', "logic": "', 'B"}', "```json\n", "```", "A", "C", "\n", " ", "\\u0041"]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.lists(ROW, min_size=1, max_size=3))
 def test_rows(given_rows: list[Any]) -> None:
     lines = "\n".join(json.dumps(row) for row in given_rows).encode()
@@ -75,7 +75,7 @@ def test_transcripts(parts: list[str]) -> None:
     targets.transcript("".join(parts).encode())
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.binary(max_size=60) | ROW.map(lambda row: json.dumps(row).encode()))
 def test_anything(data: bytes) -> None:
     for target in targets.TARGETS.values():

@@ -15,7 +15,7 @@ from dmoerm.rl.optimize import _order, _split
 IDENTITY = {"condition": "clean", "method": "general", "beta": 0.0, "seed": 0}
 
 
-@pytest.fixture(scope="module", params=["rloo", "grpo", "ppo"])
+@pytest.fixture(scope="module", params=["rloo", "grpo", pytest.param("ppo", marks=pytest.mark.slow)])
 def finished(request, policy, asked, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     return optimize(policy, count_t, gold_of, asked, tiny_settings(algorithm=request.param), folder, method="the")
@@ -54,7 +54,12 @@ def test_a_penalty_holds_the_policy_back(algorithm, policy, asked, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "beta"), [("rloo", 0.0), ("rloo", 0.1), pytest.param("ppo", 0.1, marks=pytest.mark.slow)]
+    ("algorithm", "beta"),
+    [
+        ("rloo", 0.1),
+        pytest.param("rloo", 0.0, marks=pytest.mark.slow),
+        pytest.param("ppo", 0.1, marks=pytest.mark.slow),
+    ],
 )
 def test_a_killed_run_resumes_to_the_same_result(algorithm, beta, policy, asked, tmp_path):
     """Killed after the measurement of step 6 and before its checkpoint: it goes on from the one of step 4."""

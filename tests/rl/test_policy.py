@@ -65,6 +65,7 @@ def test_it_is_created_once_and_resumes_after_a_kill(tmp_path, monkeypatch):
     assert make_policy(config, tmp_path / "killed") == again
 
 
+@pytest.mark.slow
 def test_a_model_of_a_folder_is_used_as_it_is(policy, tmp_path):
     folder = make_policy(PolicyConfig(path=str(policy), epochs=0), tmp_path)
     for ours, theirs in zip(load_policy(folder)[0].parameters(), load_policy(policy)[0].parameters(), strict=True):

@@ -27,7 +27,15 @@ FORMS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(scope="module", params=[(form, dtype) for form in FORMS for dtype in ("float32", "bfloat16")])
+@pytest.fixture(
+    scope="module",
+    params=[
+        ("trunk router", "bfloat16"),
+        ("own router", "float32"),
+        pytest.param(("trunk router", "float32"), marks=pytest.mark.slow),
+        pytest.param(("own router", "bfloat16"), marks=pytest.mark.slow),
+    ],
+)
 def model(request: pytest.FixtureRequest, tiny_backbone: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
     form, dtype = request.param
     folder = tmp_path_factory.mktemp("deterministic")

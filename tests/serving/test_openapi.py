@@ -51,7 +51,7 @@ def shape(value):
     return [shape(each) for each in value[:1]] if isinstance(value, list) else type(value)
 
 
-@pytest.mark.parametrize("examples", [20, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", [8, pytest.param(50, marks=pytest.mark.slow)])
 def test_no_request_causes_a_server_error(examples, trained_run, tmp_path):
     """Schemathesis sends valid and invalid bodies to every route."""
     small = ServingConfig(max_responses=16, max_request_tokens=4096)

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from dmoerm.cli import app, serve
 from dmoerm.serving import ServingConfig
 
-LARGE = {"items": [{"prompt": f"Question {i}?", "responses": ["word " * 150] * 4} for i in range(4)]}
+LARGE = {"items": [{"prompt": f"Question {i}?", "responses": ["word " * 75] * 4} for i in range(4)]}
 
 
 def test_every_accepted_request_is_answered_before_the_end(trained_run, tmp_path):

@@ -218,7 +218,7 @@ def test_lora_experts_start_from_exact_heads() -> None:
     assert (config.phase2.l2, config.phase2.head_first.l2, config.phase1.l2) == (2, "auto", "auto")
 
 
-@pytest.mark.parametrize("base", ["full", "frozen"])
+@pytest.mark.parametrize("base", [pytest.param("full", marks=pytest.mark.slow), "frozen"])
 def test_branches_and_lora_are_trained_from_exact_heads(tiny_backbone: str, tmp_path: Path, base: str) -> None:
     """The form of `finetune`, and of `frozen` with LoRA experts."""
     first: dict[str, Any] = {"head_first": {"l2": "auto"}}
@@ -235,7 +235,7 @@ def weighted_config(backbone: str, folder: Path, base: str) -> Config:
     return Config(**settings | {"phase3": {"l2": "auto", "inputs": "scores", "base_scores": ["per_task"]}})
 
 
-@pytest.mark.parametrize("base", ["full", "frozen"])
+@pytest.mark.parametrize("base", ["full", pytest.param("frozen", marks=pytest.mark.slow)])
 def test_trained_scores_are_weighted_by_the_validation_prompts(
     tiny_backbone: str, tmp_path: Path, base: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

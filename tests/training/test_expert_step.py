@@ -36,7 +36,7 @@ def one_expert(start: Any, capability: str) -> None:
     )
 
 
-@pytest.mark.parametrize("rank", [0, 2])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_experts_of_several_steps_are_those_of_one(begun: Callable[..., Any], tmp_path: Path, rank: int) -> None:
     """Though the groups are not all labelled on all capabilities."""
     step = {"learning_rate": 3e-2, "epochs": 6, "evaluations": 6, "patience": 1, "batch_groups": 1}
@@ -55,7 +55,10 @@ def test_experts_of_several_steps_are_those_of_one(begun: Callable[..., Any], tm
     torch.testing.assert_close(states[1], states[0], atol=1e-5, rtol=1e-3)
 
 
-@pytest.mark.parametrize(("rank", "head_first"), [(0, False), (2, False), (2, True)])
+@pytest.mark.parametrize(
+    ("rank", "head_first"),
+    [pytest.param(0, False, marks=pytest.mark.slow), pytest.param(2, False, marks=pytest.mark.slow), (2, True)],
+)
 def test_experts_trained_together_are_those_trained_alone(
     begun: Callable[..., Any], tmp_path: Path, rank: int, head_first: bool
 ) -> None:
