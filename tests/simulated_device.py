@@ -6,6 +6,9 @@ A tensor of the device wraps a CPU tensor with its values. `using_device` sends 
     uploads     copies from the CPU; those that are not `non_blocking` are `waits` as well
     waits       the host waits for the device: copies to the CPU, `.item()`, operations with results of unknown size
 
+PyTorch starts a thread per device at the first backward pass, so that the device is registered when this module is
+imported, before any test runs. Outside of `using_device` it has no device, and other tests do not see it.
+
 PyTorch's registration of devices in Python needs PyTorch 2.9 or newer.
 """
 
@@ -15,10 +18,15 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
+
+pytest.importorskip("torch", minversion="2.9")
+
+from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
 NAME = "sim"
 aten = torch.ops.aten
@@ -42,6 +50,9 @@ class DeviceTensor(Tensor):
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _run(func, args, kwargs or {})
 
+    def tolist(self) -> Any:
+        return self.cpu().tolist()
+
     def __repr__(self, **_: Any) -> str:
         return f"DeviceTensor({self.values})"
 
@@ -55,19 +66,19 @@ class Traffic:
 
 
 _traffic = Traffic()
+_active = False
 
 
 @contextlib.contextmanager
 def using_device() -> Iterator[Traffic]:
     """Run with the device; yield what crosses between the devices within."""
-    global _traffic
-    _register()
-    before, _traffic = _traffic, Traffic()
+    global _traffic, _active
+    _traffic, _active = Traffic(), True
     try:
         with _Mode():
             yield _traffic
     finally:
-        _traffic = before
+        _active = False
 
 
 def to_device(module: nn.Module) -> nn.Module:
@@ -110,6 +121,9 @@ def reference_kernel(
 
 class _Mode(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func._can_decompose():  # in inference mode, functions such as `to` come here whole
+            with self:
+                return func.decompose(*args, **kwargs or {})
         return _run(func, args, kwargs or {})
 
 
@@ -161,30 +175,21 @@ def _count(from_device: bool, to_device: bool, source: Tensor, waits: bool) -> N
             _traffic.waits.append(f"blocking copy of {tuple(source.shape)} to the device")
 
 
-_registered: list[torch.library.Library] = []
+class _Backend(_DummyBackendModule):
+    def is_available(self) -> bool:
+        return _active
 
+    def device_count(self) -> int:
+        return int(_active)
 
-def _register() -> None:
-    """Register the device, what PyTorch's C++ code calls itself, and autocast, once per process."""
-    if _registered:
-        return
-    from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
+    def get_amp_supported_dtype(self) -> list[torch.dtype]:
+        return [torch.bfloat16, torch.float16]
 
-    class Backend(_DummyBackendModule):
-        def get_amp_supported_dtype(self) -> list[torch.dtype]:
-            return [torch.bfloat16, torch.float16]
+    def get_rng_state(self, _: Any = None) -> Tensor:
+        return torch.zeros(1)
 
-    _setup_privateuseone_for_python_backend(NAME, backend_module=Backend())
-    kernels = torch.library.Library("aten", "IMPL", "PrivateUse1")
-    for name in ("empty.memory_format", "empty_strided"):
-        kernels.impl(name, _factory(getattr(aten, name.split(".")[0])))
-    kernels.impl("_copy_from", _copy_from)
-    casts = torch.library.Library("aten", "IMPL", "AutocastPrivateUse1")
-    for name in _AUTOCAST:
-        casts.impl(name, _cast_first(getattr(aten, name)))
-    others = torch.library.Library("_", "IMPL", "AutocastPrivateUse1")
-    others.fallback(torch.library.fallthrough_kernel)
-    _registered.extend([kernels, casts, others])
+    def set_rng_state(self, *_: Any) -> None:
+        pass
 
 
 def _factory(func: Any) -> Callable[..., Tensor]:
@@ -204,3 +209,21 @@ def _cast_first(func: Any) -> Callable[..., Tensor]:
             return func(*(x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in args))
 
     return kernel
+
+
+def _register() -> list[torch.library.Library]:
+    """Register the device, what PyTorch's C++ code calls itself, and autocast."""
+    _setup_privateuseone_for_python_backend(NAME, backend_module=_Backend())
+    kernels = torch.library.Library("aten", "IMPL", "PrivateUse1")
+    for name in ("empty.memory_format", "empty_strided"):
+        kernels.impl(name, _factory(getattr(aten, name.split(".")[0])))
+    kernels.impl("_copy_from", _copy_from)
+    casts = torch.library.Library("aten", "IMPL", "AutocastPrivateUse1")
+    for name in _AUTOCAST:
+        casts.impl(name, _cast_first(getattr(aten, name)))
+    others = torch.library.Library("_", "IMPL", "AutocastPrivateUse1")
+    others.fallback(torch.library.fallthrough_kernel)
+    return [kernels, casts, others]
+
+
+_LIBRARIES = _register()  # kept: a library that is collected unregisters its kernels

@@ -13,8 +13,6 @@ from tiny import TINY_TASKS, assert_same, make_exact_config, make_model, make_ti
 from dmoerm.model import flex_attention
 from dmoerm.model.packed_attention import FORM_VARIABLE
 
-pytest.importorskip("torch", minversion="2.9")
-
 CONFIGS = {"lora": make_tiny_config, "heads": make_exact_config}
 PROMPTS = ["Hi there", "What is the capital of France?", "Tell me about your day"]
 RESPONSES = [["Hello", "What?"], ["Paris", "It is Rome, I think"], ["", "Long and good"]]

@@ -28,8 +28,6 @@ from dmoerm.training.trainer import _optimizer
 from .made import features as read
 from .made import made
 
-pytest.importorskip("torch", minversion="2.9")
-
 NAMES = ("a", "b", "c")
 LABELS = ("abc", "b", "ac", "b")  # the capabilities that label each of four groups
 WIDTH = 32
