@@ -123,7 +123,9 @@ class _Mode(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func._can_decompose():  # in inference mode, functions such as `to` come here whole
             with self:
-                return func.decompose(*args, **kwargs or {})
+                result = func.decompose(*args, **kwargs or {})
+            # a tensor that is not inference mode's must not be returned as it is
+            return DeviceTensor(result.values) if isinstance(result, DeviceTensor) and result is args[0] else result
         return _run(func, args, kwargs or {})
 
 

@@ -19,6 +19,8 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from .transfer import to_device
+
 D = TypeVar("D")
 
 
@@ -47,7 +49,7 @@ class Packing:
         if torch.device(device) == self.device:
             return self
         moved = Packing(self.prompts, self.responses, self.owner, device)
-        moved.table = self.table.to(device, non_blocking=True)
+        moved.table = to_device(self.table, device)
         return moved
 
     def derived(self, make: Callable[[Packing], D]) -> D:
@@ -80,7 +82,7 @@ class Packing:
             torch.arange(len(of_response)) - (ends - responses - prompts[owner])[of_response],
         )
         parts = (*positions, of_prompt, of_response, ends - 1 + self.prompt_tokens, prompts, responses, owner)
-        return torch.cat(parts).to(self.device, non_blocking=True)
+        return to_device(torch.cat(parts), self.device)
 
     @functools.cached_property
     def _parts(self) -> Sequence[Tensor]:
@@ -131,7 +133,7 @@ class Packing:
         """
         if list(rows) == list(range(len(self.responses) if count is None else count)):
             return slice(None)
-        return torch.tensor(rows, dtype=torch.long).to(self.device, non_blocking=True)
+        return to_device(torch.tensor(rows, dtype=torch.long), self.device)
 
     def select(self, rows: Sequence[int]) -> tuple[Packing, Tensor]:
         """Select responses with their prompts; also return the indices of their tokens among the T tokens."""
@@ -141,7 +143,7 @@ class Packing:
         packing = Packing(prompts, responses, [number[self.owner[n]] for n in rows], self.device)
         of_prompts, of_responses = runs(self.prompts, 0), runs(self.responses, self.prompt_tokens)
         indices = [i for q in kept for i in of_prompts[q]] + [i for n in rows for i in of_responses[n]]
-        return packing, torch.tensor(indices, dtype=torch.long).to(self.device, non_blocking=True)
+        return packing, to_device(torch.tensor(indices, dtype=torch.long), self.device)
 
 
 class Packed(NamedTuple):
@@ -152,7 +154,7 @@ class Packed(NamedTuple):
 
     def to(self, device: Any) -> Packed:
         """Return the tokens and their packing on a device."""
-        return Packed(self.tokens.to(device, non_blocking=True), self.packing.to(device))
+        return Packed(to_device(self.tokens, device), self.packing.to(device))
 
     def select(self, rows: Sequence[int]) -> Packed:
         """Select responses with their prompts."""

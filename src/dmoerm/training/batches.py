@@ -18,7 +18,7 @@ from torch import Tensor
 from ..chat.encoding import Encoded
 from ..data.splitting import flip_pairs
 from ..model.packing import Packed, pack
-from ..model.transfer import transfer
+from ..model.transfer import to_device, transfer
 from ..schema import Group, Pair, prompt_key
 from .processes import shard, sharded, world_size
 
@@ -104,7 +104,7 @@ class PreferenceBatch:
         small = {name: value for name, value in vars(self).items() if isinstance(value, Tensor) and name != "inputs"}
         moved = dict(zip(small, transfer(list(small.values()), device), strict=True))
         inputs = self.inputs
-        inputs = inputs.to(device) if isinstance(inputs, Packed) else inputs.to(device, non_blocking=True)
+        inputs = inputs.to(device) if isinstance(inputs, Packed) else to_device(inputs, device)
         return replace(self, inputs=inputs, **moved)
 
     def without_labels(self) -> PreferenceBatch:
