@@ -17,8 +17,8 @@ class AttentionOptions(NamedTuple):
         scale: the factor of the logits; None: 1 / √c.
         dropout: the probability with which a weight is set to 0.
         window: the number of tokens, itself included, to which a token attends; None: all before it.
-        softcap: the bound c of capped logits, c · tanh(logits / c); None: there is none.
-        sinks: (H,), the logits of attention sinks; None: there are none.
+        softcap: the bound c of capped logits, c · tanh(logits / c); None: they are not capped.
+        sinks: (H,), the logits of attention sinks; None: no sinks.
     """
 
     scale: float | None = None

@@ -21,14 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.attention import flex_attention as flex
+from transformers.integrations.flex_attention import get_flex_attention_lse_kwargs
 
 from .attention_options import AttentionOptions, Stage
 from .packing import Packing
 
 _TILE = 128
-_COMPILED_SHAPES = (
-    64  # by dtype, gradients, stage, number of experts; beyond it PyTorch would compute all logits at once
-)
+_COMPILED_SHAPES = 64  # beyond it PyTorch would compute all logits at once
 
 
 def attend(
@@ -46,7 +45,7 @@ def attend(
         block_mask=packing.derived(BlockMasks).mask(stage, options.window),
         scale=options.scale,
         enable_gqa=query.shape[1] != key.shape[1],
-        **_logsumexp_requested(options.sinks is not None),
+        **get_flex_attention_lse_kwargs(options.sinks is not None),
     )
     if options.sinks is not None:
         states, more = states
@@ -64,12 +63,6 @@ def _kernel(device_type: str) -> Callable[..., Any]:
     config: Any = torch._dynamo.config
     config.cache_size_limit = max(config.cache_size_limit, _COMPILED_SHAPES)
     return torch.compile(flex.flex_attention, dynamic=True)
-
-
-def _logsumexp_requested(requested: bool) -> dict[str, Any]:
-    from transformers.integrations.flex_attention import get_flex_attention_lse_kwargs
-
-    return get_flex_attention_lse_kwargs(requested)
 
 
 def _capped(bound: float) -> Callable[..., Tensor]:
