@@ -15,12 +15,14 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoModel
 
 from dmoerm.config import LoRAConfig
-from dmoerm.model import packed_attention
+from dmoerm.model import padded_attention
+from dmoerm.model.attention_options import AttentionOptions
 from dmoerm.model.backbone import split_layers
 from dmoerm.model.batching import pad
 from dmoerm.model.experts import lora_layers, with_experts
 from dmoerm.model.packed_attention import ATTENTION, Decoder, Outputs, run
 from dmoerm.model.packing import Packed, Packing
+from dmoerm.model.padded_rows import Buckets
 
 from .packing import (
     Waste,
@@ -52,7 +54,7 @@ def test_matrix_products_equal_the_kernel(
     monkeypatch: pytest.MonkeyPatch, block: int, heads: tuple[int, int], scale: float | None
 ) -> None:
     """The code path of CPUs in bfloat16, checked in float64 with gradients."""
-    monkeypatch.setattr(packed_attention, "_BLOCK", block)
+    monkeypatch.setattr(padded_attention, "_BLOCK", block)
     generator = torch.Generator().manual_seed(0)
     shapes = [(3, heads[0], 5, 8), (3, heads[1], 7, 8), (3, heads[1], 7, 8)]
     tensors = [torch.randn(s, generator=generator, dtype=torch.float64, requires_grad=True) for s in shapes]
@@ -60,7 +62,7 @@ def test_matrix_products_equal_the_kernel(
     hidden[..., 0] = False
     mask = torch.zeros(3, 1, 5, 7, dtype=torch.float64).masked_fill(hidden, -torch.inf)
     kernel = scaled_dot_product_attention(*tensors, attn_mask=mask, scale=scale, enable_gqa=True)
-    actual = packed_attention._products(*tensors, mask, scale)
+    actual = padded_attention._products(*tensors, mask, AttentionOptions(scale))
     torch.testing.assert_close(actual, kernel)
     for gradient, other in zip(*(torch.autograd.grad(x.sin().sum(), tensors) for x in (actual, kernel)), strict=True):
         torch.testing.assert_close(gradient, other)
@@ -88,7 +90,7 @@ def test_outputs_equal_those_of_separate_sequences(
     ids = example(model)
     with allowing(waste):
         assert_close(run(model, ids, outputs)[0], separate(plain(model), ids, outputs))
-        assert len(ids.packing.groups) == (1 if waste is None else 3)
+        assert len(ids.packing.derived(Buckets).groups) == (1 if waste is None else 3)
 
 
 @each_kind

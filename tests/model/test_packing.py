@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dmoerm.model.packing import AttentionGroup, Packed, Packing, PaddedRows, Queries, means, pack
+from dmoerm.model.packing import Packed, Packing, means, pack
+from dmoerm.model.padded_rows import AttentionGroup, Buckets, PaddedRows, Queries
 
 from .packing import Waste, allowing, each_waste, parts, random_ids, texts
 
@@ -119,7 +120,7 @@ def test_groups_contain_every_text_once(waste: Waste, packing: Packing) -> None:
     inputs = numbered(packing)
     responses, whole, first = parts(inputs)[1], texts(inputs), packing.prompt_tokens
     with allowing(waste):
-        groups = packing.groups
+        groups = packing.derived(Buckets).groups
     assert sorted(i for group in groups for i in group.prompts) == list(range(first))
     assert sorted(n for group in groups for n in group.last) == list(range(len(responses)))
     for group in groups:
@@ -135,7 +136,7 @@ def test_order_restores_the_order_of_the_packing(waste: Waste, packing: Packing,
     first = packing.prompt_tokens
     prompts, responses = torch.randn(k, first, 2), torch.randn(k, sum(packing.responses), 2, 3)
     with allowing(waste):
-        groups, order = packing.groups, packing.order
+        groups, order = packing.derived(Buckets).groups, packing.derived(Buckets).order
     there = [group.padded_prompts.unpad(group.padded_prompts.pad(prompts), k) for group in groups]
     assert torch.equal(in_order(there, order["prompts"]), prompts)
     there = [group.padded_responses.unpad(group.padded_responses.pad(responses), k) for group in groups]
@@ -160,7 +161,7 @@ def test_a_responses_token_attends_to_its_text_up_to_itself(waste: Waste, packin
         return visible.sum(-1)
 
     with allowing(waste):
-        groups = packing.groups
+        groups = packing.derived(Buckets).groups
     for group in groups:
         every, ends = seen(group, "responses"), seen(group, "last")
         for row, n in enumerate(group.last * k):
@@ -172,8 +173,8 @@ def test_a_responses_token_attends_to_its_text_up_to_itself(waste: Waste, packin
 def test_texts_of_different_lengths_are_in_different_groups() -> None:
     """In a group with a long text, attention would pad many short texts to its length."""
     packing = Packing([700, *[20] * 40], [60] * 41, range(41))
-    assert [len(group.last) for group in packing.groups] == [40, 1]
-    assert [group.padded_keys.width for group in packing.groups] == [80, 760]
+    assert [len(group.last) for group in packing.derived(Buckets).groups] == [40, 1]
+    assert [group.padded_keys.width for group in packing.derived(Buckets).groups] == [80, 760]
 
 
 # --- means ---------------------------------------------------------------------------------------------------------
@@ -188,7 +189,7 @@ def test_prompt_means_are_over_each_prompts_own_tokens(packing: Packing) -> None
 
 def test_means_by_hand_are_in_float32() -> None:
     states = torch.tensor([[[1.0], [3.0], [8.0]], [[0.0], [0.5], [2.0]]], dtype=torch.bfloat16)
-    actual = means(states, torch.tensor([0, 0, 1]), [2, 1])
+    actual = means(states, torch.tensor([0, 0, 1]), torch.tensor([2, 1]))
     assert actual.dtype is torch.float32
     assert actual.tolist() == [[[2.0], [8.0]], [[0.25], [2.0]]]
 
@@ -201,5 +202,5 @@ def test_a_packing_moves_to_a_device_with_its_tokens() -> None:
     assert inputs.packing.to("cpu") is inputs.packing
     part = moved.select([1])
     assert {part.tokens.device, part.packing.last.device, moved.packing.select([1])[1].device} == {moved.tokens.device}
-    for group in moved.packing.groups:
+    for group in moved.packing.derived(Buckets).groups:
         assert {group.rows.device, group.mask(torch.float32, True, 1).device} == {moved.tokens.device}

@@ -75,7 +75,7 @@ class ScoringBatch(Generic[Q]):
     @functools.cached_property
     def chosen(self) -> list[str | None]:
         """The task that the router chooses for each group; None: the general model."""
-        return _same_on_all([self.model.choose(row) for row in self.route])
+        return _same_on_all([self.model.choose(row) for row in self.route.cpu()])
 
     @functools.cached_property
     def tasks(self) -> list[str]:

@@ -22,6 +22,7 @@ from .batching import batches, chunks, pack_ids, windows
 from .loading import load_options
 from .mixture import Mixture
 from .packing import Packed
+from .transfer import transfer
 
 _EMPTY: dict[str, Any] = {"reward": MIN_REWARD, "capabilities": {}, "uncertainty": None}  # of an empty response
 
@@ -168,7 +169,7 @@ class DMoERM(Mixture):
             ids = pack_ids(encoded).to(self.device)
             hidden = self.hidden(ids)
             if previous is None:
-                probabilities = self.route(ids, hidden)
+                probabilities = self.route(ids, hidden).cpu()
                 chosen = [task or self.choose(row) for task, row in zip(tasks, probabilities, strict=True)]
                 routes = [dict(zip(self.router.tasks, row, strict=True)) for row in probabilities.tolist()]
             else:
@@ -189,20 +190,27 @@ class DMoERM(Mixture):
             tasks: each prompt's task; None: the general model scores its responses.
         """
         output = self.outputs(hidden, tasks)
-        columns = output.owner, output.reward.tolist(), output.uncertainty.tolist()
+        capabilities = [part.scores.capabilities for part in output.tasks.values()]
+        names = list(dict.fromkeys(tasks))
+        temperatures = [self.calibration(task).temperature for task in names]
+        rewards, deviations, *others = transfer(
+            [output.reward, output.uncertainty, *capabilities, *temperatures], "cpu"
+        )
+        temperature = dict(zip(names, map(float, others[len(capabilities) :]), strict=True))
+        columns = output.owner, rewards.tolist(), deviations.tolist()
         fields: list[dict[str, Any]] = [
             {
                 "reward": bound_reward(reward),
                 "capabilities": {},
                 "uncertainty": None if math.isnan(deviation) else deviation,
-                "temperature": float(self.calibration(tasks[owner]).temperature),
+                "temperature": temperature[tasks[owner]],
             }
             for owner, reward, deviation in zip(*columns, strict=True)
         ]
-        for task, part in output.tasks.items():
-            names = self.task_model(task).experts.capabilities
-            for row, scores in zip(part.rows, part.scores.capabilities.tolist(), strict=True):
-                fields[row]["capabilities"] = dict(zip(names, scores, strict=True))
+        for (task, part), scores in zip(output.tasks.items(), others, strict=False):
+            experts = self.task_model(task).experts
+            for row, values in zip(part.rows, scores.tolist(), strict=True):
+                fields[row]["capabilities"] = dict(zip(experts.capabilities, values, strict=True))
         return fields
 
     # --- Hugging Face's interface --------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ def embed(branch: Decoder, inputs: Packed, pooling: str, num_experts: int = 1) -
     if pooling == "last":
         return run(branch, inputs, "last", num_experts).float()
     states = run(branch, inputs, "responses", num_experts)
-    mean = means(states, packing.of_response, packing.responses)
+    mean = means(states, packing.of_response, packing.response_lengths)
     if pooling == "mean":
         return mean
     return torch.cat([states[:, packing.last - packing.prompt_tokens].float(), mean], -1)

@@ -28,7 +28,7 @@ from .experts import Experts
 from .heads import BranchScorer, Head
 from .output import PassOutput, TaskRows
 from .packed_attention import run
-from .packing import Packed
+from .packing import Packed, Packing
 from .posterior import Posterior
 from .prompt_statistics import PromptStatistics
 from .router import Router
@@ -125,7 +125,11 @@ class Mixture(PreTrainedModel):
         return self.router.probabilities(self.router.read(prompts, mask.to(prompts.device)))
 
     def choose(self, probabilities: Tensor) -> str | None:
-        """Return the most probable task of one prompt, or None (the general model) below the threshold."""
+        """Return the most probable task of one prompt, or None (the general model) below the threshold.
+
+        Args:
+            probabilities: (T,), on the CPU.
+        """
         best = int(probabilities.argmax())
         return self.router.tasks[best] if probabilities[best] >= self.config.threshold else None
 
@@ -159,21 +163,23 @@ class Mixture(PreTrainedModel):
             embeddings = self._general_embeddings(hidden, read)
         general, deviation = hidden.tokens.new_full((2, len(owner)), torch.nan, dtype=torch.float32)
         if read:
-            general[read] = self.general.head(embeddings[read]).float()
-            deviation[read] = self.general_posterior.deviation(self.general.head.normalizer(embeddings[read]))
+            index = hidden.packing.index(read)
+            known = embeddings[index]
+            general[index] = self.general.head(known).float()
+            deviation[index] = self.general_posterior.deviation(self.general.head.normalizer(known))
         parts = {
             task: TaskRows(numbers, self._task_scores(task, hidden, numbers, general, embeddings, task in experts_only))
             for task, numbers in rows.items()
             if task is not None
         }
-        chosen = self._chosen(owner, tasks, general, deviation, parts)
+        chosen = self._chosen(hidden.packing, tasks, general, deviation, parts)
         return PassOutput(owner, tasks, general, parts, *chosen)
 
     def _general_embeddings(self, hidden: Packed, rows: Sequence[int]) -> Tensor:
         """Return the responses' embeddings (N, D) under the general branch; 0 for responses not in `rows`."""
         embeddings = hidden.tokens.new_zeros(len(hidden.packing.owner), self.config.width, dtype=torch.float32)
         if rows:
-            embeddings[rows] = self.general.embed(hidden.select(rows)).float()
+            embeddings[hidden.packing.index(rows)] = self.general.embed(hidden.select(rows)).float()
         return embeddings
 
     def _task_scores(
@@ -183,8 +189,9 @@ class Mixture(PreTrainedModel):
         task_model = self.task_model(task)
         if experts_only:
             return task_model.forward_experts(hidden.select(rows))
-        scores = general[rows] if task_model.reads_general else general.new_zeros(len(rows))
-        return task_model(hidden.select(rows), scores, embeddings[rows] if self.config.shared_branch else None)
+        index = hidden.packing.index(rows)
+        scores = general[index] if task_model.reads_general else general.new_zeros(len(rows))
+        return task_model(hidden.select(rows), scores, embeddings[index] if self.config.shared_branch else None)
 
     def _reads_general_branch(self, task: str | None) -> bool:
         """Return whether rewards of a task (None: the general model's) depend on the general model's branch."""
@@ -192,7 +199,7 @@ class Mixture(PreTrainedModel):
 
     def _chosen(
         self,
-        owner: Sequence[int],
+        packing: Packing,
         tasks: Sequence[str | None],
         general: Tensor,
         deviation: Tensor,
@@ -205,10 +212,11 @@ class Mixture(PreTrainedModel):
         """
         rewards = self.general_calibration(general)
         for task, part in parts.items():
-            kept = [i for i, n in enumerate(part.rows) if tasks[owner[n]] == task]
-            rows = [part.rows[i] for i in kept]
-            rewards[rows] = part.scores.reward[kept].float()
-            deviation[rows] = part.scores.uncertainty[kept].float()
+            kept = [i for i, n in enumerate(part.rows) if tasks[packing.owner[n]] == task]
+            rows = packing.index([part.rows[i] for i in kept])
+            among = packing.index(kept, len(part.rows))
+            rewards[rows] = part.scores.reward[among].float()
+            deviation[rows] = part.scores.uncertainty[among].float()
         return rewards, deviation
 
     def calibration(self, task: str | None) -> Calibration:

@@ -12,6 +12,11 @@ separate sequences.
 The last layer's states are needed only where they are pooled, but its keys and values are needed for all tokens. A
 layer returns no keys and values, so `_Pass` runs a copy of the last layer without its other parts first and keeps them.
 
+There are two forms of attention, of which `attention_form` chooses by the device:
+
+    padded   padded_attention.py   on a CPU, or with dropout of the weights
+    flex     flex_attention.py     on a GPU
+
 Shapes as in packing.py.
 """
 
@@ -19,16 +24,19 @@ from __future__ import annotations
 
 import copy
 import inspect
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import dropout, scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from ..errors import ConfigError
+from . import flex_attention, padded_attention
+from .attention_options import AttentionOptions, Stage
 from .families import is_packed
 from .packing import Packed, Packing
 from .unpacked import Outputs, run_unpacked
@@ -50,9 +58,24 @@ ATTENTION = "dmoerm_packed"
 
 SLIDING = "sliding_attention"
 _MLPS_WITH_ROUTES = ("GptOssMLP",)
-_BLOCK = 2_000_000  # attention weights in memory at once: as many as fit in a CPU's caches
 
-_SdpaOptions = dict[str, Any]
+FORM_VARIABLE = "DMOERM_ATTENTION"
+"""The environment variable that overrides `attention_form`."""
+
+_FORMS = {"padded": padded_attention.attend, "flex": flex_attention.attend}
+_FLEX_DEVICES = ("cuda", "xpu")
+
+
+def attention_form(device: torch.device) -> str:
+    """Return the form in which packed tokens attend on a device: that of DMOERM_ATTENTION, or the fastest one.
+
+    Raises:
+        ConfigError: the variable names no form.
+    """
+    form = os.environ.get(FORM_VARIABLE) or ("flex" if device.type in _FLEX_DEVICES else "padded")
+    if form not in _FORMS:
+        raise ConfigError(f"{FORM_VARIABLE} is {form!r}; use one of {', '.join(_FORMS)}, or unset it")
+    return form
 
 
 def run(part: Decoder, inputs: Packed, outputs: Outputs = "all", num_experts: int = 1) -> Tensor:
@@ -108,7 +131,8 @@ class _Pass:
         index: the number of the running layer in its part.
         stage: which queries the running layer has: `all` tokens, none (`keys`: keep the keys and values), the
             `responses`' tokens or their `last` tokens.
-        kept: keys and values of the last layer, (k, tokens, H, c) each, from its stage `keys`.
+        kept: keys and values of the last layer, (k, H, tokens, c) each, from its stage `keys`.
+        form: the form of attention.
     """
 
     def __init__(self, packing: Packing, part: Decoder, states: Tensor) -> None:
@@ -116,7 +140,8 @@ class _Pass:
         self._layer_types: Sequence[str] | None = getattr(part.config, "layer_types", None)
         self._window: int | None = getattr(part.config, "sliding_window", None)
         self._rotary = _rotary(part, states, packing.positions[None])
-        self.stage: Literal["all", "keys", "responses", "last"] = "all"
+        self.stage: Stage | Literal["keys"] = "all"
+        self.form = attention_form(packing.device)
         self.kept: tuple[Tensor, Tensor] | None = None
 
     @property
@@ -218,142 +243,24 @@ def attend(
     Returns:
         (k, tokens, H, c), and None in place of attention weights.
     """
-    options: _SdpaOptions = {"scale": scaling, "dropout_p": dropout}
-    if softcap is not None or s_aux is not None:
-        options |= {"softcap": softcap, "sinks": s_aux}
+    options = AttentionOptions(scaling, dropout, None, softcap, s_aux)
     if packed is None:
-        if len(options) > 2:
-            return _padded(query, key, value, attention_mask, options), None
+        if options.special:
+            return padded_attention.attend_unpacked(query, key, value, attention_mask, options), None
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
-    packing, window = packed.packing, packed.window(sliding_window)
     query, key = query.to(value.dtype), key.to(value.dtype)  # norms and rotary embeddings return float32 under autocast
-    q, k, v = (x.transpose(1, 2) for x in (query, key, value))  # (k, tokens, H, c)
     if packed.stage == "keys":
-        packed.kept = (k, v)
-        return q[..., : v.shape[-1]], None
-    if packed.stage == "last":
-        assert packed.kept is not None
-        return _last(q, *packed.kept, packing, options, window), None
-    if packed.stage == "responses":
-        assert packed.kept is not None
-        k, v = torch.cat([packed.kept[0], k], 1), torch.cat([packed.kept[1], v], 1)
-        return _responses(q, k, v, packing, options, window), None
-    first = packing.prompt_tokens
-    prompts = _prompts(q[:, :first], k[:, :first], v[:, :first], packing, options, window)
-    return torch.cat([prompts, _responses(q[:, first:], k, v, packing, options, window)], 1), None
-
-
-def _prompts(q: Tensor, k: Tensor, v: Tensor, packing: Packing, options: _SdpaOptions, window: int | None) -> Tensor:
-    """Attend from the prompts' tokens; all arguments (k, prompts' tokens, H, c)."""
-    parts = []
-    for group in packing.groups:
-        padded = group.padded_prompts
-        causal = window is None and len(options) == 2  # PyTorch's kernels need no mask
-        mask = None if causal else group.mask(q.dtype, "prompts", q.shape[0], window)
-        parts.append(padded.unpad(_attention(padded.pad(q), padded.pad(k), padded.pad(v), mask, options), q.shape[0]))
-    return _in_order(parts, packing.order["prompts"])
-
-
-def _responses(q: Tensor, k: Tensor, v: Tensor, packing: Packing, options: _SdpaOptions, window: int | None) -> Tensor:
-    """Attend from the responses' tokens to all tokens."""
-    parts = []
-    for group in packing.groups:
-        padded, keys = group.padded_responses, group.padded_keys
-        mask = group.mask(q.dtype, "responses", q.shape[0], window)
-        parts.append(padded.unpad(_attention(padded.pad(q), keys.pad(k), keys.pad(v), mask, options), q.shape[0]))
-    return _in_order(parts, packing.order["responses"])
-
-
-def _last(q: Tensor, k: Tensor, v: Tensor, packing: Packing, options: _SdpaOptions, window: int | None) -> Tensor:
-    """Attend from the responses' last tokens (k, N, H, c) to all tokens."""
-    parts = []
-    for group in packing.groups:
-        rows = q[:, group.rows]
-        mask = group.mask(q.dtype, "last", q.shape[0], window)
-        padded = group.padded_keys
-        parts.append(
-            _attention(rows.flatten(0, 1)[:, None], padded.pad(k), padded.pad(v), mask, options).reshape(
-                *rows.shape[:-1], -1
-            )
-        )
-    return _in_order(parts, packing.order["last"])
-
-
-def _in_order(parts: list[Tensor], order: Tensor | None) -> Tensor:
-    """Concatenate the groups' results and restore the order of the packing."""
-    joined = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-    return joined if order is None else joined.index_select(1, order)
-
-
-def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, options: _SdpaOptions) -> Tensor:
-    """Attend within padded rows (rows, tokens, H, c); causal if the mask is None."""
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    if mask is not None and (len(options) > 2 or (q.dtype == torch.bfloat16 and q.device.type == "cpu")):
-        return _products(q, k, v, mask, **options).transpose(1, 2)
-    grouped = q.shape[1] != k.shape[1]
-    result = scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped, **options
-    )
-    return result.transpose(1, 2)
-
-
-def _padded(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, options: _SdpaOptions) -> Tensor:
-    """Attend with capped logits or sinks within padded sequences (B, H, T, c), which PyTorch's kernels cannot."""
-    shape = (len(q), 1, q.shape[2], k.shape[2])
-    if mask is None:  # causal, as in `sdpa_attention_forward`
-        mask = torch.ones(shape[2:], dtype=torch.bool, device=q.device).tril(shape[3] - shape[2])
-    if mask.dtype == torch.bool:
-        mask = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill(~mask, torch.finfo(q.dtype).min)
-    return _products(q, k, v, mask.expand(shape), **options).transpose(1, 2)
-
-
-def _products(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Tensor,
-    scale: float | None = None,
-    dropout_p: float = 0.0,
-    softcap: float | None = None,
-    sinks: Tensor | None = None,
-) -> Tensor:
-    """Attend by plain matrix products, a block of rows at a time.
-
-    On a CPU in bfloat16 with a mask this takes half the time of `scaled_dot_product_attention`, which also has neither
-    capped logits nor sinks.
-    """
-    q = q * (q.shape[-1] ** -0.5 if scale is None else scale)
-    rows = max(1, _BLOCK // (q.shape[1] * mask[0].numel()))
-    parts = zip(q.split(rows), k.split(rows), v.split(rows), mask.split(rows), strict=True)
-    return torch.cat([_product(*part, dropout_p, softcap, sinks) for part in parts])
-
-
-def _product(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout_p: float, softcap: float | None, sinks: Tensor | None
-) -> Tensor:
-    """Attend from queries (rows, H, R, c) to keys and values (rows, G, S, c), each shared by H / G heads.
-
-    Args:
-        mask: (rows, 1, R, S), additive.
-        softcap, sinks: see `attend`.
-    """
-    shape, heads = q.shape, k.shape[1]
-    logits = q.reshape(len(q), heads, -1, shape[-1]) @ k.transpose(2, 3)
-    if softcap is not None:
-        logits = softcap * torch.tanh(logits / softcap)
-    logits = logits.view(len(q), heads, -1, *mask.shape[2:]) + mask[:, :, None]
-    weights = dropout(_softmax(logits, sinks), dropout_p)
-    return (weights.flatten(2, 3) @ v).reshape(*shape[:-1], v.shape[-1])
-
-
-def _softmax(logits: Tensor, sinks: Tensor | None) -> Tensor:
-    """Return the weights of logits (rows, G, H / G, R, S); each head's sink takes a share that no value gets."""
-    if sinks is None:
-        return logits.softmax(-1)
-    sink = sinks.to(logits.dtype).view(1, logits.shape[1], -1, 1, 1).expand(*logits.shape[:-1], 1)
-    return torch.cat([logits, sink], -1).softmax(-1)[..., :-1]
+        packed.kept = (key, value)
+        return query[..., : value.shape[-1]].transpose(1, 2), None
+    if packed.kept is not None and packed.stage == "last":
+        key, value = packed.kept
+    if packed.kept is not None and packed.stage == "responses":
+        key, value = (torch.cat([kept, x], 2) for kept, x in zip(packed.kept, (key, value), strict=True))
+    form = _FORMS["padded" if dropout else packed.form]
+    options = options._replace(window=packed.window(sliding_window))
+    return form(query, key, value, packed.packing, packed.stage, options), None
 
 
 AttentionInterface.register(ATTENTION, attend)

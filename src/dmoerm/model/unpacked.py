@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .packing import Packed, Packing, PaddedRows, runs
+from .packing import Packed, Packing, runs
+from .padded_rows import PaddedRows
 
 Outputs = Literal["all", "responses", "last"]
 """The states that a pass returns: of all T tokens, of the responses' tokens, or of the N responses' last tokens."""

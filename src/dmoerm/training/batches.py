@@ -18,6 +18,7 @@ from torch import Tensor
 from ..chat.encoding import Encoded
 from ..data.splitting import flip_pairs
 from ..model.packing import Packed, pack
+from ..model.transfer import to_device, transfer
 from ..schema import Group, Pair, prompt_key
 from .processes import shard, sharded, world_size
 
@@ -100,7 +101,11 @@ class PreferenceBatch:
 
     def to(self, device: Any, **_: Any) -> PreferenceBatch:
         """Return the batch on a device; accelerate's data loader calls it."""
-        return replace(self, **{name: value.to(device) for name, value in vars(self).items() if hasattr(value, "to")})
+        small = {name: value for name, value in vars(self).items() if isinstance(value, Tensor) and name != "inputs"}
+        moved = dict(zip(small, transfer(list(small.values()), device), strict=True))
+        inputs = self.inputs
+        inputs = inputs.to(device) if isinstance(inputs, Packed) else to_device(inputs, device)
+        return replace(self, inputs=inputs, **moved)
 
     def without_labels(self) -> PreferenceBatch:
         """Return a dummy that keeps the ranks in step: all pairs are ties of weight 0."""

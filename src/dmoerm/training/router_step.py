@@ -85,9 +85,9 @@ def _route(run: Run, example: PreferenceExample) -> str | None:
     router = run.model.router
     if router.language_model is None:
         logits = router(run.cache.prompt(example.encoded)[None].to(run.model.device))
-        return run.model.choose(torch.softmax(logits, -1)[0])
+        return run.model.choose(torch.softmax(logits, -1)[0].cpu())
     ids = torch.tensor([example.encoded.prompt], device=run.model.device)
-    return run.model.choose(router.probabilities(router.read(ids, torch.ones_like(ids, dtype=torch.bool)))[0])
+    return run.model.choose(router.probabilities(router.read(ids, torch.ones_like(ids, dtype=torch.bool)))[0].cpu())
 
 
 def _train(run: Run, train: Examples, validation: Examples, checkpoint_dir: Path) -> tuple[State, StepMetrics]:

@@ -175,6 +175,7 @@ def step_arguments(
         save_steps=every,
         max_grad_norm=0,  # `BestTracker.clip` clips each expert separately
         logging_steps=max(every // 4, 1),
+        logging_nan_inf_filter=False,  # the filter waits for the device at every step; `_measure` checks the loss
         seed=(seed + rank() * shared) % 2**32,
         data_seed=seed,
         use_cpu=not torch.cuda.is_available(),

@@ -1,0 +1,58 @@
+"""Scoring on a simulated second device: no operation mixes devices, and a pass waits for the device twice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from simulated_device import reference_kernel, to_device, using_device
+from tiny import TINY_TASKS, assert_same, make_exact_config, make_model, make_tiny_config
+
+from dmoerm.model import flex_attention
+from dmoerm.model.packed_attention import FORM_VARIABLE
+
+CONFIGS = {"lora": make_tiny_config, "heads": make_exact_config}
+PROMPTS = ["Hi there", "What is the capital of France?", "Tell me about your day"]
+RESPONSES = [["Hello", "What?"], ["Paris", "It is Rome, I think"], ["", "Long and good"]]
+
+
+@pytest.fixture(autouse=True)
+def flex(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attend as on a GPU."""
+    monkeypatch.setenv(FORM_VARIABLE, "flex")
+    monkeypatch.setattr(flex_attention, "_kernel", lambda _: reference_kernel)
+
+
+def test_the_device_refuses_mixed_operations_and_counts() -> None:
+    with using_device() as traffic:
+        x = torch.arange(6.0, device="sim:0")
+        assert torch.ones(2).to("sim:0", non_blocking=True).device == x.device
+        assert (len(traffic.uploads), traffic.waits) == (1, [])
+        with pytest.raises(RuntimeError, match="expected all tensors on sim:0"):
+            x + torch.ones(6)
+        for wait in (lambda: x[0].item(), lambda: x.tolist(), lambda: x.nonzero(), lambda: x[x > 2], lambda: x[[1, 2]]):
+            before = len(traffic.waits)
+            wait()
+            assert len(traffic.waits) == before + 1
+        assert x.sum().cpu() == 15
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_a_pass_waits_for_the_route_and_for_the_scores(
+    tiny_backbone: str, tmp_path: Path, kind: str, dtype: str
+) -> None:
+    model: Any = make_model(CONFIGS[kind](tiny_backbone, tmp_path, backbone={"dtype": dtype}))
+    tasks = [*TINY_TASKS, next(iter(TINY_TASKS))]
+    expected = model.score(PROMPTS, RESPONSES, task=tasks)
+    with using_device() as traffic:
+        to_device(model)
+        assert model.device.type == "sim"
+        traffic.uploads.clear()
+        actual = model.score(PROMPTS, RESPONSES, task=tasks)
+        assert len(traffic.waits) == 2, traffic.waits
+        assert len(traffic.uploads) <= 2 + 5 * len(TINY_TASKS), traffic.uploads
+    for scores, others in zip(actual, expected, strict=True):
+        assert_same(scores, others, 1e-4 if dtype == "float32" else 0.1)
