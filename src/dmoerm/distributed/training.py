@@ -14,9 +14,10 @@ from typing import Any
 
 from ..config import Config, changed
 from ..data.splits import Splits
+from ..training.examples import examples_of
 from ..training.graph import Step, graph, path_to
 from ..training.progress import Progress
-from ..training.run import examples_of, prepare, run_steps
+from ..training.run import prepare, run_steps
 from ..training.steps import Run, StepMetrics
 from .cluster import cluster, worker_slots
 

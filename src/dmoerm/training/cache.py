@@ -53,7 +53,7 @@ class ActivationCache:
         self.folder = root / _fingerprint([model.config.branch_layer, _settings(model)], model.trunk)
         branch = _fingerprint([model.general.pooling], model.general.branch) if embedding else ""
         self._embedding = f"embedding-{branch}"
-        self._root, self._limit = root, limit
+        self.root, self._limit = root, limit
         self._used: set[Path] = set()
         self._paths: dict[str, Path] = {}
         self._open: dict[Path, object] = {}
@@ -154,8 +154,8 @@ class ActivationCache:
         """Return the lock of the root folder: the limit holds for all processes that write there."""
         if self._limit == float("inf"):
             return contextlib.nullcontext()
-        self._root.mkdir(parents=True, exist_ok=True)
-        return FileLock(self._root / ".lock", timeout=_LOCK_SECONDS)
+        self.root.mkdir(parents=True, exist_ok=True)
+        return FileLock(self.root / ".lock", timeout=_LOCK_SECONDS)
 
     def _make_room(self, size: int) -> float:
         """Remove least recently used shards of other runs until `size` bytes fit; return the bytes that do not."""
@@ -181,7 +181,7 @@ class ActivationCache:
     def _excess(self, size: int) -> tuple[float, list[tuple[Path, float, int]]]:
         """Return the bytes by which the shards plus `size` exceed the limit, and (shard, time, size), oldest first."""
         shards: list[tuple[Path, float, int]] = []
-        for file in self._root.rglob("*.safetensors"):
+        for file in self.root.rglob("*.safetensors"):
             with contextlib.suppress(FileNotFoundError):  # another process has removed it
                 stat = file.stat()
                 shards.append((file, stat.st_mtime, stat.st_size))

@@ -77,7 +77,7 @@ def train_router(run: Run, train: Examples, validation: Examples) -> None:
 def assign_tasks(run: Run, examples: Examples) -> list[PreferenceExample]:
     """Return the examples with tasks: as labeled, or the router's most likely one (None below the threshold)."""
     tasks = broadcast([e.task or _route(run, e) for e in examples])  # or the ranks' batches would differ
-    return [dataclasses.replace(e, task=task) for e, task in zip(examples, tasks, strict=True)]
+    return [e if e.task == task else e.with_task(task) for e, task in zip(examples, tasks, strict=True)]
 
 
 @torch.no_grad()

@@ -70,7 +70,7 @@ def _train(context: MethodContext, task: str) -> BranchScorer:
 def joined_pairs(examples: Sequence[PreferenceExample]) -> list[PreferenceExample]:
     """Return the examples with their overall and capability pairs as one list of overall pairs."""
     return [
-        dataclasses.replace(example, pairs={None: [pair for pairs in example.pairs.values() for pair in pairs]})
+        example.with_pairs({None: [pair for pairs in example.pairs.values() for pair in pairs]})
         for example in examples
     ]
 
