@@ -142,9 +142,7 @@ class Encoder:
         with _TOKENIZER_LOCK:
             ids = iter(self._texts(texts))
             prompts = [self._conversation(some, ids) for some in messages]
-            responses = [
-                [self._ended(text, next(ids)) for text in query.responses] for query in queries
-            ]
+            responses = [[self._ended(text, next(ids)) for text in query.responses] for query in queries]
         return [self._cut(*parts) for parts in zip(queries, prompts, responses, strict=True)]
 
     def _cut(self, query: Query, prompt: list[int], responses: list[list[int]]) -> Encoded:

@@ -13,9 +13,7 @@ from .group_table import changed_groups
 _Scale = tuple[float, float]
 
 
-def overall_from_capabilities(
-    groups: Sequence[Group], scales_of: Iterable[Group] | None = None
-) -> Sequence[Group]:
+def overall_from_capabilities(groups: Sequence[Group], scales_of: Iterable[Group] | None = None) -> Sequence[Group]:
     """Return the groups in order; groups without overall grades get scores computed from their capability grades.
 
     A response's score is the mean of its grades, each standardized (mean 0, standard deviation 1) over all grades of

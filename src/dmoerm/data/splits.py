@@ -86,9 +86,7 @@ def load_splits(config: Config) -> Splits:
 
 def with_gold(groups: Sequence[Group]) -> Sequence[Group]:
     """Replace the simulated labels of testbed groups with gold labels; return other groups unchanged."""
-    return changed_groups(
-        groups, lambda group: testbed.gold_group(group) if group.source == testbed.SOURCE else group
-    )
+    return changed_groups(groups, lambda group: testbed.gold_group(group) if group.source == testbed.SOURCE else group)
 
 
 def _read(config: Config) -> tuple[GroupTable, Counter[str], Counter[str]]:
@@ -121,9 +119,7 @@ def _read_part(
     return groups
 
 
-def _without(
-    groups: Sequence[Group], others: Sequence[Group], setting: str, skipped: Counter[str]
-) -> Sequence[Group]:
+def _without(groups: Sequence[Group], others: Sequence[Group], setting: str, skipped: Counter[str]) -> Sequence[Group]:
     """Return the groups that have no prompt of the others, which a setting names; count the rest as skipped."""
     if not others:
         return groups

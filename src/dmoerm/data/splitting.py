@@ -15,9 +15,7 @@ from ..schema import Group, Pair, prompt_key
 from .group_table import select
 
 
-def split_by_prompt(
-    groups: Sequence[Group], fraction: float, seed: int = 0
-) -> tuple[Sequence[Group], Sequence[Group]]:
+def split_by_prompt(groups: Sequence[Group], fraction: float, seed: int = 0) -> tuple[Sequence[Group], Sequence[Group]]:
     """Split the groups into (rest, held out); about `fraction` of each task's prompts is held out.
 
     All groups on one prompt are in the same part, whatever their tasks. For 0 < fraction < 1, each task with two or

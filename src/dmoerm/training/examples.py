@@ -24,7 +24,6 @@ from datasets.utils.logging import disable_progress_bar, enable_progress_bar, is
 from ..chat.encoding import Encoded, Encoder
 from ..config import DataConfig
 from ..data.group_table import GroupTable, decode_group, stored
-from ..errors import CheckpointError
 from ..io.arrow import ArrowRows
 from ..io.paths import complete_folder
 from ..schema import Group, prompt_key
@@ -113,6 +112,19 @@ class _ExampleTable:
         return pickle.loads(self.rows.value("pairs", row))
 
 
+class Texts(Sequence[Encoded]):
+    """The token ids of examples, decoded one at a time."""
+
+    def __init__(self, examples: Sequence[PreferenceExample]) -> None:
+        self._examples = examples
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._examples[index].encoded if isinstance(index, int) else Texts(self._examples[index])
+
+
 def examples_of(run: Run, groups: Sequence[Group]) -> list[PreferenceExample]:
     """Encode the groups and order their pairs, with the label noise of the settings.
 
@@ -136,16 +148,27 @@ def tokenized(folder: Path, groups: GroupTable, encoder: Encoder, data: DataConf
         digest.update(content)
     target = folder / digest.hexdigest()[:24]
     write = partial(_write, groups=groups, columns=partial(_columns, encoder=encoder, data=data, seed=seed))
-    if is_main() and not target.exists():
+    if is_main() and _opened(target, len(groups)) is None:
         with contextlib.suppress(OSError):
             write(target)
     barrier()
-    with contextlib.suppress(OSError):
-        os.utime(target)  # the least recently used files are evicted first
-        return ArrowRows(target)
+    if (rows := _opened(target, len(groups))) is not None:
+        return rows
     with tempfile.TemporaryDirectory(prefix="dmoerm-tokens-") as own:
         write(Path(own) / "tokens")
         return ArrowRows(Path(own) / "tokens")  # mapped: the files stay readable
+
+
+def _opened(folder: Path, count: int) -> ArrowRows | None:
+    """Return the rows of a folder, marked as used now; None if there are none, or if the cache has removed some."""
+    try:
+        rows = ArrowRows(folder)
+    except (OSError, pa.ArrowInvalid):
+        return None
+    for file in folder.glob("*.arrow"):
+        with contextlib.suppress(OSError):
+            os.utime(file)
+    return rows if len(rows) == count else None
 
 
 def _write(target: Path, groups: GroupTable, columns: Any) -> None:

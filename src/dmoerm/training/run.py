@@ -40,7 +40,7 @@ from ..schema import Group, prompt_key
 from ..taxonomy import Taxonomy
 from .batches import PreferenceExample
 from .cache import ActivationCache
-from .examples import examples_of
+from .examples import Texts, examples_of
 from .graph import Engine, Step, graph
 from .processes import barrier, device, idle_gpus, is_main, sharded, world_size
 from .progress import Progress
@@ -212,7 +212,7 @@ def run_steps(run: Run, data: Splits, steps: Sequence[Step]) -> Training:
     if not any(e.task for e in train_part):
         raise DataError("no group names its task", field="task", hint="label some groups, so that the router can learn")
     with run.progress.step("trunk's activations"):
-        uncached = run.cache.fill([e.encoded for e in (*train_part, *validation)], run.progress.count)
+        uncached = run.cache.fill(Texts([*train_part, *validation]), run.progress.count)
     if uncached and sharded():
         raise ConfigError(f"cache_limit: the activations of {uncached} texts do not fit; set a larger limit")
     if uncached:
