@@ -70,7 +70,8 @@ def test_a_folder_that_cannot_be_written_is_not_needed(begun: Callable[..., Any]
 def rows(count: int) -> list[Group]:
     """Groups of short texts."""
     chance = random.Random(count)
-    texts = [" ".join(chance.choices(["time", "year", "people", "way", "day", "man", "thing"], k=6)) for _ in range(3 * count)]
+    words = ["time", "year", "people", "way", "day", "man", "thing"]
+    texts = [" ".join(chance.choices(words, k=6)) for _ in range(3 * count)]
     return [
         Group(
             prompt=f"{i} {texts[i]}?",

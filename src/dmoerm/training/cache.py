@@ -106,13 +106,14 @@ class ActivationCache:
         Returns:
             The number of texts that do not fit.
         """
+        keys = [text.key for text in texts]
         if self._limit == 0 and self._needed():
-            return len({text.key for text in texts})
+            return len(set(keys))
         if is_main():
             self._shrink()
         barrier()
         self._index_all()  # written by other processes since
-        missing = self._missing(texts)
+        missing = self._missing(texts, keys)
         passes = list(batches(missing, 8192))
         local = shard(passes)
         total, so_far, tokens = sum(missing[i].tokens for rows in local for i in rows), 0, 0
@@ -139,21 +140,21 @@ class ActivationCache:
                 self._write(waiting)
         barrier()
         self._index_all()
-        return len({text.key for text in texts if not self._has(text.key)})
+        return len({key for key in keys if not self.has(key)})
 
-    def _missing(self, texts: Sequence[Encoded]) -> Sequence[Encoded]:
+    def _missing(self, texts: Sequence[Encoded], keys: Sequence[str]) -> Sequence[Encoded]:
         """Return each text without an entry once, and mark the entries of the others as used by this run."""
-        has = np.array([self._has(text.key) for text in texts], dtype=bool)
-        has = np.unpackbits(broadcast(np.packbits(has)), count=len(has)).astype(bool)  # a bit per text, not its key
+        bits = broadcast(np.packbits([self.has(key) for key in keys]))  # a bit per text, since a key takes 80 bytes
         first: dict[str, int] = {}
-        for index in np.flatnonzero(~has).tolist():
-            first.setdefault(texts[index].key, index)
-        for key in (texts[index].key for index in np.flatnonzero(has).tolist()):
-            for part in self._needed() if self._has(key) else ():
+        for index, (key, known) in enumerate(zip(keys, np.unpackbits(bits, count=len(keys)), strict=True)):
+            if not known:
+                first.setdefault(key, index)
+            for part in self._needed() if self.has(key) else ():
                 self._use(self._paths[f"{key}/{part}"])  # must not be evicted for new ones
         return _Chosen(texts, list(first.values()))
 
-    def _has(self, key: str) -> bool:
+    def has(self, key: str) -> bool:
+        """Return whether all that this run needs of a text is stored."""
         return all(f"{key}/{name}" in self._paths for name in self._needed())
 
     def _needed(self) -> list[str]:

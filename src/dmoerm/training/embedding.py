@@ -32,13 +32,28 @@ def sample(run: Run, examples: Sequence[PreferenceExample]) -> Sequence[Preferen
 
 
 class Cached(Mapping[str, T]):
-    """Key → what a function reads from the cache for the example, each time it is asked."""
+    """Key → what a function reads from the cache for the example, each time it is asked.
 
-    def __init__(self, read: Callable[[Encoded], T], examples: Sequence[PreferenceExample]) -> None:
+    Args:
+        kept: says of a key that its value is kept in memory, because it would be computed again each time.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[Encoded], T],
+        examples: Sequence[PreferenceExample],
+        kept: Callable[[str], bool] = lambda _: False,
+    ) -> None:
         self._read, self._examples = read, {e.key: e for e in examples}
+        self._keeps, self._kept = kept, dict[str, T]()
 
     def __getitem__(self, key: str) -> T:
-        return self._read(self._examples[key].encoded)
+        if key in self._kept:
+            return self._kept[key]
+        value = self._read(self._examples[key].encoded)
+        if self._keeps(key):
+            self._kept[key] = value
+        return value
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._examples)
@@ -51,12 +66,15 @@ class Cached(Mapping[str, T]):
 def base_embeddings(run: Run, scorer: BranchScorer, examples: Sequence[PreferenceExample]) -> Mapping[str, Tensor]:
     """Return key → embeddings (N, D) under the scorer's branch; a frozen branch's are read from the cache."""
     if run.frozen:
-        return Cached(run.cache.embeddings, examples)
+        return Cached(run.cache.embeddings, examples, lambda key: not run.cache.has(key))
     return _run_passes(run, examples, scorer.embed)
 
 
 def cached_states(run: Run, examples: Sequence[PreferenceExample]) -> Mapping[str, tuple[Tensor, list[Tensor]]]:
-    """Return key → hidden states at the cut: the prompt's (P, d) and a list of each response's (R, d)."""
+    """Return key → hidden states at the cut: the prompt's (P, d) and a list of each response's (R, d).
+
+    States that are not stored are computed for every batch that reads them: they are too large to be kept.
+    """
     return Cached(run.cache.states, examples)
 
 

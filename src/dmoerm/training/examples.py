@@ -1,7 +1,7 @@
 """Tokenize groups once, into Arrow files that all processes map, and read examples from them when a batch needs them.
 
-The files are in the cache folder, under a digest of the groups, the tokenizer and the settings; a second run on the same
-data tokenizes nothing. An example in memory is a row number and a task: a million take about 100 MB.
+The files are in the cache folder, under a digest of the groups, the tokenizer and the settings; a second run on the
+same data tokenizes nothing. An example in memory is a row number and a task.
 """
 
 from __future__ import annotations

@@ -216,7 +216,9 @@ def run_steps(run: Run, data: Splits, steps: Sequence[Step]) -> Training:
     if uncached and sharded():
         raise ConfigError(f"cache_limit: the activations of {uncached} texts do not fit; set a larger limit")
     if uncached:
-        run.progress.say(f"cache_limit: the activations of {uncached} texts do not fit; each step computes them")
+        run.progress.say(
+            f"cache_limit: the activations of {uncached} texts do not fit; they are computed when they are read"
+        )
     training = Training(run, train_part, validation)
     for step in steps:
         step.do(training)
