@@ -127,10 +127,6 @@ class States:
         np.save(file, np.random.default_rng(0).standard_normal((STATES, width), dtype=np.float32))
         self._states: Any = np.load(file, mmap_mode="r")
 
-    def has(self, key: str) -> bool:
-        """Return true: the states of every text are stored."""
-        return bool(key)
-
     def embeddings(self, text: Encoded) -> Tensor:
         """Return the states (N, D) of the responses."""
         first = int(text.key[:8], 16)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import os
+import pickle
 import random
 import tracemalloc
 from collections.abc import Callable
@@ -12,8 +14,10 @@ from typing import Any
 import pytest
 from tiny import TINY_TASKS
 
+from dmoerm.chat.encoding import Encoder
 from dmoerm.config import Config
 from dmoerm.data.splits import load_splits
+from dmoerm.errors import DataError
 from dmoerm.schema import Group
 from dmoerm.training import examples as module
 from dmoerm.training.batches import PreferenceExample, label
@@ -56,6 +60,21 @@ def test_data_are_tokenized_once(begun: Callable[..., Any], monkeypatch: pytest.
         file.unlink()
     assert len(tokenized(*options, run.config.seed + 1)) == len(rows)
     assert writes[1] == writes[0]
+
+
+@pytest.mark.slow
+def test_workers_write_the_same(begun: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(module, "_WORKER_ROWS", 2)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
+    start = begun()
+    run, table = start.run, load_splits(start.run.config).train
+    found = tokenized(tmp_path, table, run.model.encoder, run.config.data, run.config.seed)
+    assert len(list(tmp_path.rglob("*.arrow"))) == 3
+    assert found.column("key") == [run.model.encoder.encode(group).key for group in table]
+    assert found.column("pairs") == [pickle.dumps(label(group), pickle.HIGHEST_PROTOCOL) for group in table]
+    strict = run.model.encoder.config.model_copy(update={"max_length": 8, "truncation": "error"})
+    with pytest.raises(DataError, match="tokens long"):
+        tokenized(tmp_path, table, Encoder(run.model.encoder.tokenizer, strict), run.config.data, run.config.seed)
 
 
 def test_a_folder_that_cannot_be_written_is_not_needed(begun: Callable[..., Any], tmp_path: Path) -> None:

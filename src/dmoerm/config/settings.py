@@ -291,7 +291,7 @@ class Config(_Settings):
     """Folder of the trunk's cached activations; null: the user's cache folder."""
     cache_limit: float = Field(default=50.0, ge=0)
     """Maximum size of that folder in GB. Least recently used activations are evicted and computed again when needed. 0:
-    no activations are stored; each is computed whenever it is read."""
+    no activations are stored; each is computed when it is read."""
     experts_per_step: int | None = Field(default=None, ge=1)
     """Maximum number of a task's experts that one step trains; null: all. A lower number lets several workers share a
     task; except for dropout, the result is the same."""

@@ -96,7 +96,7 @@ class GroupWriter:
     def __init__(self) -> None:
         import pyarrow as pa
 
-        self._folder = tempfile.TemporaryDirectory(prefix="dmoerm-groups-")
+        self._folder = tempfile.TemporaryDirectory(prefix="dmoerm-groups-", ignore_cleanup_errors=True)
         self._file = Path(self._folder.name) / "groups.arrow"
         self._writer = ArrowWriter(self._file, {"group": pa.binary()})
 

@@ -113,7 +113,13 @@ class ActivationCache:
             self._shrink()
         barrier()
         self._index_all()  # written by other processes since
-        missing = self._missing(texts, keys)
+        self._store(self._missing(texts, keys), done)
+        barrier()
+        self._index_all()
+        return len({key for key in keys if not self._has(key)})
+
+    def _store(self, missing: Sequence[Encoded], done: Callable[[int, int], None]) -> None:
+        """Compute this process's share of the texts, and write a shard while the next one is computed."""
         passes = list(batches(missing, 8192))
         local = shard(passes)
         total, so_far, tokens = sum(missing[i].tokens for rows in local for i in rows), 0, 0
@@ -138,23 +144,19 @@ class ActivationCache:
             background.result()
             if waiting:
                 self._write(waiting)
-        barrier()
-        self._index_all()
-        return len({key for key in keys if not self.has(key)})
 
     def _missing(self, texts: Sequence[Encoded], keys: Sequence[str]) -> Sequence[Encoded]:
         """Return each text without an entry once, and mark the entries of the others as used by this run."""
-        bits = broadcast(np.packbits([self.has(key) for key in keys]))  # a bit per text, since a key takes 80 bytes
+        bits = broadcast(np.packbits([self._has(key) for key in keys]))  # a bit per text, since a key takes 80 bytes
         first: dict[str, int] = {}
         for index, (key, known) in enumerate(zip(keys, np.unpackbits(bits, count=len(keys)), strict=True)):
             if not known:
                 first.setdefault(key, index)
-            for part in self._needed() if self.has(key) else ():
+            for part in self._needed() if self._has(key) else ():
                 self._use(self._paths[f"{key}/{part}"])  # must not be evicted for new ones
         return _Chosen(texts, list(first.values()))
 
-    def has(self, key: str) -> bool:
-        """Return whether all that this run needs of a text is stored."""
+    def _has(self, key: str) -> bool:
         return all(f"{key}/{name}" in self._paths for name in self._needed())
 
     def _needed(self) -> list[str]:

@@ -7,6 +7,7 @@ Shapes: N responses of an example, D embedding width, m embeddings, s scores; P 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
@@ -24,6 +25,7 @@ from .steps import Run
 T = TypeVar("T")
 _BATCH_TOKENS = 8192
 _SAMPLE = 256  # groups for statistics if an embedding needs a pass
+_IN_MEMORY = 1e9  # bytes; reading a batch from the cache takes a fraction of a large branch's step, but not of a head's
 
 
 def sample(run: Run, examples: Sequence[PreferenceExample]) -> Sequence[PreferenceExample]:
@@ -32,28 +34,13 @@ def sample(run: Run, examples: Sequence[PreferenceExample]) -> Sequence[Preferen
 
 
 class Cached(Mapping[str, T]):
-    """Key → what a function reads from the cache for the example, each time it is asked.
+    """Key → what a function reads from the cache for the example, each time it is asked."""
 
-    Args:
-        kept: says of a key that its value is kept in memory, because it would be computed again each time.
-    """
-
-    def __init__(
-        self,
-        read: Callable[[Encoded], T],
-        examples: Sequence[PreferenceExample],
-        kept: Callable[[str], bool] = lambda _: False,
-    ) -> None:
+    def __init__(self, read: Callable[[Encoded], T], examples: Sequence[PreferenceExample]) -> None:
         self._read, self._examples = read, {e.key: e for e in examples}
-        self._keeps, self._kept = kept, dict[str, T]()
 
     def __getitem__(self, key: str) -> T:
-        if key in self._kept:
-            return self._kept[key]
-        value = self._read(self._examples[key].encoded)
-        if self._keeps(key):
-            self._kept[key] = value
-        return value
+        return self._read(self._examples[key].encoded)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._examples)
@@ -61,21 +48,29 @@ class Cached(Mapping[str, T]):
     def __len__(self) -> int:
         return len(self._examples)
 
+    def in_memory(self, size: Callable[[T], int]) -> Mapping[str, T]:
+        """Read all of them now if they take up to `_IN_MEMORY` bytes, as the first of them suggest.
+
+        Args:
+            size: value → its bytes.
+        """
+        sizes = [size(value) for value in itertools.islice(self.values(), _SAMPLE)]
+        return dict(self) if sum(sizes) * len(self) <= _IN_MEMORY * len(sizes) else self
+
 
 @torch.no_grad()
 def base_embeddings(run: Run, scorer: BranchScorer, examples: Sequence[PreferenceExample]) -> Mapping[str, Tensor]:
     """Return key → embeddings (N, D) under the scorer's branch; a frozen branch's are read from the cache."""
     if run.frozen:
-        return Cached(run.cache.embeddings, examples, lambda key: not run.cache.has(key))
+        return Cached(run.cache.embeddings, examples).in_memory(lambda rows: rows.nbytes)
     return _run_passes(run, examples, scorer.embed)
 
 
 def cached_states(run: Run, examples: Sequence[PreferenceExample]) -> Mapping[str, tuple[Tensor, list[Tensor]]]:
-    """Return key → hidden states at the cut: the prompt's (P, d) and a list of each response's (R, d).
-
-    States that are not stored are computed for every batch that reads them: they are too large to be kept.
-    """
-    return Cached(run.cache.states, examples)
+    """Return key → hidden states at the cut: the prompt's (P, d) and a list of each response's (R, d)."""
+    return Cached(run.cache.states, examples).in_memory(
+        lambda states: states[0].nbytes + sum(response.nbytes for response in states[1])
+    )
 
 
 @torch.no_grad()

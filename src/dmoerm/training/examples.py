@@ -154,7 +154,7 @@ def tokenized(folder: Path, groups: GroupTable, encoder: Encoder, data: DataConf
     barrier()
     if (rows := _opened(target, len(groups))) is not None:
         return rows
-    with tempfile.TemporaryDirectory(prefix="dmoerm-tokens-") as own:
+    with tempfile.TemporaryDirectory(prefix="dmoerm-tokens-", ignore_cleanup_errors=True) as own:
         write(Path(own) / "tokens")
         return ArrowRows(Path(own) / "tokens")  # mapped: the files stay readable
 
@@ -173,7 +173,8 @@ def _opened(folder: Path, count: int) -> ArrowRows | None:
 
 def _write(target: Path, groups: GroupTable, columns: Any) -> None:
     rows = groups.dataset()
-    workers = min(len(os.sched_getaffinity(0)), len(groups) // _WORKER_ROWS + 1)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = min(cores, len(groups) // _WORKER_ROWS + 1)
     features = datasets.Features.from_arrow_schema(pa.schema(list(_COLUMNS.items())))
     with complete_folder(target) as folder, _quiet():
         rows.map(
