@@ -154,9 +154,9 @@ def tokenized(folder: Path, groups: GroupTable, encoder: Encoder, data: DataConf
     barrier()
     if (rows := _opened(target, len(groups))) is not None:
         return rows
-    with tempfile.TemporaryDirectory(prefix="dmoerm-tokens-", ignore_cleanup_errors=True) as own:
-        write(Path(own) / "tokens")
-        return ArrowRows(Path(own) / "tokens")  # mapped: the files stay readable
+    with tempfile.TemporaryDirectory(prefix="dmoerm-tokens-", ignore_cleanup_errors=True) as temporary:
+        write(Path(temporary) / "tokens")
+        return ArrowRows(Path(temporary) / "tokens")  # mapped: the files stay readable
 
 
 def _opened(folder: Path, count: int) -> ArrowRows | None:
