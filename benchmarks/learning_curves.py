@@ -41,11 +41,12 @@ from dmoerm.model.heads import BranchScorer, Head
 from dmoerm.training.batches import PreferenceBatch, PreferenceExample, VectorCollator
 from dmoerm.training.embedding import base_embeddings, cached_states
 from dmoerm.training.exact_step import fit_heads
+from dmoerm.training.examples import examples_of
 from dmoerm.training.fitting import fit
 from dmoerm.training.losses import PreferenceLossModule
 from dmoerm.training.phases import apply_base, train_base
 from dmoerm.training.progress import Progress
-from dmoerm.training.run import examples_of, prepare, split_examples
+from dmoerm.training.run import prepare, split_examples
 from dmoerm.training.steps import Run
 
 KINDS = ("head", "reader", "lora", "branch")
@@ -81,8 +82,9 @@ def measure(config: Config, kinds: Sequence[str], sizes: Sequence[int]) -> list[
     run, train, validation, test = prepared(config)
     rows = []
     for size in sizes:
-        kept = {id(g) for g in take_groups([e.group for e in train], size, config.seed)} if size else None
-        part = [e for e in train if kept is None or id(e.group) in kept]
+        groups = [e.group for e in train]
+        kept = {id(g) for g in (take_groups(groups, size, config.seed) if size else groups)}
+        part = [e for e, group in zip(train, groups, strict=True) if id(group) in kept]
         for kind in kinds:
             file, settings = Path(config.output) / f"{kind}-{size}.json", [RATES.get(kind), EPOCHS.get(kind)]
             settings = json.loads(json.dumps(settings))  # as they are read back

@@ -49,9 +49,10 @@ from dmoerm.model.packing import pack
 from dmoerm.schema import Group
 from dmoerm.taxonomy import Taxonomy
 from dmoerm.training.batches import PreferenceExample
+from dmoerm.training.examples import examples_of
 from dmoerm.training.expert_step import phase2
 from dmoerm.training.progress import Progress
-from dmoerm.training.run import examples_of, prepare
+from dmoerm.training.run import prepare
 from dmoerm.training.steps import Run, Training
 
 FILES = {"dialogue": "topical_chat.jsonl", "rag_answer": "cragc_pairs.jsonl"}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from pathlib import Path
@@ -190,17 +190,23 @@ def attach_labels(
     soft: bool = True,
     inconsistent_weight: float | None = None,
 ) -> list[Group]:
-    """Return the groups with the judges' labels; a group keeps the labels of several judges on one pair side by side.
+    """Return the groups with the judges' labels; see `attaching`."""
+    return list(map(attaching(labels, soft, inconsistent_weight), groups))
+
+
+def attaching(
+    labels: Iterable[CapabilityLabel], soft: bool = True, inconsistent_weight: float | None = None
+) -> Callable[[Group], Group]:
+    """Return a function that returns a group with its labels; labels of several judges on one pair stay side by side.
 
     Labels are ignored if they are about the overall preference, or if no group has their id and texts.
 
     Args:
-        groups: the groups.
         labels: labels of capabilities.
         soft, inconsistent_weight: see `CapabilityLabel.training_target`.
 
     Raises:
-        DataError: a label names a response that its group does not have.
+        DataError: in the function: a label names a response that its group does not have.
     """
     targets: dict[tuple[str, str], dict[str, list[PairLabel]]] = {}
     for label in labels:
@@ -208,7 +214,7 @@ def attach_labels(
         if target is not None and label.capability != OVERALL:
             by_capability = targets.setdefault((label.group, label.content), {})
             by_capability.setdefault(label.capability, []).append(target)
-    return [_with_targets(group, targets) for group in groups] if targets else list(groups)
+    return lambda group: _with_targets(group, targets) if targets else group
 
 
 def _with_targets(group: Group, targets: dict[tuple[str, str], dict[str, list[PairLabel]]]) -> Group:

@@ -20,7 +20,7 @@ from dmoerm.experiments.methods.umm_rm import train_method
 from dmoerm.experiments.methods.umm_rm_model import UpcycledMLP, mean_gates, merge, upcycled
 from dmoerm.model.heads import BranchScorer
 from dmoerm.training.embedding import base_embeddings
-from dmoerm.training.run import examples_of
+from dmoerm.training.examples import examples_of
 
 
 def make_context(backbone: str, folder: Path, /, **changes: Any) -> MethodContext:

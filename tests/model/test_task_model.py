@@ -53,7 +53,7 @@ def test_the_head_on_all_labels_gives_the_last_score(tiny_backbone: str, tmp_pat
     base = task_model.base.embed(hidden)
     scores = task_model.experts.score(task_model.experts.embed(hidden, base))
     last = torch.stack([task_model.base.head(base), general, task_model.all_labels(base)], 1)
-    raw = task_model.aggregator(torch.cat([base, scores, last], 1))
+    raw = task_model.aggregator(torch.cat([scores, last], 1))
     torch.testing.assert_close(task_model(hidden, general).reward, task_model.calibration(raw))
 
 

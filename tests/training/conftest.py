@@ -11,9 +11,10 @@ from rich.console import Console
 
 from dmoerm.config import Config
 from dmoerm.data.splits import load_splits
-from dmoerm.data.splitting import split_by_prompt
+from dmoerm.data.splitting import held_out
+from dmoerm.training.examples import examples_of
 from dmoerm.training.progress import Progress
-from dmoerm.training.run import examples_of, prepare
+from dmoerm.training.run import prepare
 from dmoerm.training.steps import Training
 
 
@@ -22,8 +23,9 @@ def begin(config: Config) -> Training:
     run = prepare(config, data.taxonomy, Path(config.output), Progress(Console(quiet=True)))
     examples = examples_of(run, data.train)
     run.cache.fill([e.encoded for e in examples])
-    held = {id(g) for g in split_by_prompt(data.train, config.data.validation_fraction, config.seed + 1)[1]}
-    return Training(run, [e for e in examples if id(e.group) not in held], [e for e in examples if id(e.group) in held])
+    held = held_out(data.train, config.data.validation_fraction, config.seed + 1)
+    train, validation = ([e for e, each in zip(examples, held, strict=True) if each is part] for part in (False, True))
+    return Training(run, train, validation)
 
 
 @pytest.fixture

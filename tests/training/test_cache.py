@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -177,6 +178,44 @@ def test_a_lower_limit_holds_for_what_lies_there(begun: Callable[..., Any]) -> N
     assert lower.fill([text]) == 1
     assert disk(folder) <= 1000
     torch.testing.assert_close(lower.prompt(text), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_limit_of_0_switches_it_off(begun: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    start = begun()
+    whole, texts = start.run.cache, [e.encoded for e in start.train[:3]]
+    off = ActivationCache(whole.root / "off", start.run.model, hidden=True, embedding=False, limit=0)
+    with monkeypatch.context() as patch:
+        forbid_computing(off, patch)
+        assert off.fill([*texts, texts[0]]) == 3
+    torch.testing.assert_close(off.states(texts[0]), whole.states(texts[0]), atol=1e-5, rtol=1e-4)
+    assert not (whole.root / "off").exists()
+
+
+def test_shards_are_written_while_the_next_are_computed(
+    begun: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The first write ends only when a later pass has been computed; an error in a write ends the run."""
+    monkeypatch.setattr("dmoerm.training.cache._SHARD_TOKENS", 50)
+    monkeypatch.setattr("dmoerm.training.cache.batches", lambda texts, _: ([i] for i in range(len(texts))))
+    start = begun()
+    texts = [Encoded([*e.encoded.prompt, *range(50)], e.encoded.responses) for e in start.train[:4]]
+    cache = ActivationCache(tmp_path / "new", start.run.model, hidden=True, embedding=False)
+    computed, write = threading.Event(), cache._write
+
+    def slow(tensors: Any) -> bool:
+        assert computed.wait(60)
+        return write(tensors)
+
+    monkeypatch.setattr(cache, "_write", slow)
+    assert cache.fill(texts, lambda done, total: computed.set() if done > texts[0].tokens else None) == 0
+
+    def broken(tensors: Any) -> bool:
+        raise OSError("the disk is full")
+
+    failing = ActivationCache(tmp_path / "other", start.run.model, hidden=True, embedding=False)
+    monkeypatch.setattr(failing, "_write", broken)
+    with pytest.raises(OSError, match="the disk is full"):
+        failing.fill(texts)
 
 
 def test_a_run_within_a_tiny_limit_gives_the_same_model(trained_run: Any, tiny_config: Callable[..., Config]) -> None:

@@ -17,7 +17,7 @@ from dmoerm.model import DMoERM
 from dmoerm.model.batching import pack_ids
 from dmoerm.model.experts import StackedLoRALinear, lora_layers
 from dmoerm.training import expert_step, phases, router_step
-from dmoerm.training.run import examples_of
+from dmoerm.training.examples import examples_of
 
 TASK = "chitchat"
 # Most changes are smaller than bfloat16's steps.

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from accelerate.commands.config import load_config_from_file
 from tiny import make_tiny_config, train_quietly
 
 from dmoerm.config import Config
 from dmoerm.data.splits import load_splits
-from dmoerm.training import Run
+from dmoerm.training import Run, processes
 
 from .launching import (
     COMMAND,
@@ -109,3 +112,33 @@ def test_a_run_of_which_one_process_was_killed_goes_on_to_the_same_end(
 ) -> None:
     broken = killed(tiny_config(**RESUMABLE), tmp_path, step, at)
     assert_close(finished(broken, tmp_path), unbroken, tolerance=1e-6)
+
+
+@pytest.mark.parametrize("sizes", [[3, 1, 2, 4, 1], [2], [1, 5]])
+def test_outputs_of_passes_are_gathered_in_order(sizes: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two threads take the places of two processes; the second has fewer passes, and with sharded weights a dummy."""
+    seat, slots, barrier = threading.local(), [None, None], threading.Barrier(2, timeout=60)
+
+    def exchange(value: Any) -> list[Any]:
+        slots[seat.rank] = value
+        barrier.wait()
+        values = list(slots)
+        barrier.wait()
+        return values
+
+    monkeypatch.setattr(processes, "world_size", lambda: 2)
+    monkeypatch.setattr(processes, "rank", lambda: seat.rank)
+    monkeypatch.setattr(processes, "broadcast", lambda value: exchange(value)[0])
+    monkeypatch.setattr(processes, "gather", lambda block: torch.cat(exchange(block)))
+    monkeypatch.setattr(processes, "device", lambda: torch.device("cpu"))
+    outputs = [torch.full((size, 2), float(i)) for i, size in enumerate(sizes)]
+
+    def gathered(rank: int, dummies: list[torch.Tensor]) -> list[torch.Tensor]:
+        seat.rank = rank
+        return processes.gather_passes([*outputs[rank::2], *dummies], sizes)
+
+    for dummies in ([], outputs[:1]):
+        with ThreadPoolExecutor(2) as pool:
+            for found in [pool.submit(gathered, 0, []), pool.submit(gathered, 1, dummies)]:
+                assert all(map(torch.equal, found.result(), outputs))
+                assert len(found.result()) == len(outputs)

@@ -12,8 +12,9 @@ from __future__ import annotations
 import datetime
 import functools
 import hashlib
+import secrets
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,7 @@ _PLAIN_NAMES = {"system": "System", "user": "Human", "assistant": "Assistant"}
 _SLOT = "\ue000{}\ue001"  # private-use characters: where a message's text goes in the rendered template
 # A tokenizer keeps the `split_special_tokens` of its last call, which concurrent threads would mix up.
 _TOKENIZER_LOCK = threading.Lock()
+_MAX_RENDERED = 1024  # templates depend on the roles of a conversation only, of which data have few sequences
 _FIXED_DAY = datetime.datetime(2024, 7, 26)
 # transformers gives templates no function but its own `strftime_now`, so a macro of that name takes its place
 _FIXED_NOW = "{{% macro strftime_now(format) %}}{{{{ format{} }}}}{{% endmacro %}}{{{{ '' }}}}".format(
@@ -108,6 +110,8 @@ class Encoder:
             )
         self.tokenizer, self.config = tokenizer, config
         self.max_length = min(config.max_length, limit or config.max_length)
+        self._rendered: dict[tuple[str, ...], list[str]] = {}
+        self._template_ids: dict[str, list[int]] = {}
         opening, *_, before, after = self.render([Message(role="user", content="x")])
         self.marker = self._special(before)  # between the last turn and the response: marks where a response starts
         self._end_of_turn = self._special(after.rstrip())
@@ -123,9 +127,25 @@ class Encoder:
         Raises:
             DataError: a text is longer than `max_length` and `truncation` is `error`.
         """
+        (encoded,) = self.encode_all([query])
+        return encoded
+
+    def encode_all(self, queries: Sequence[Query]) -> list[Encoded]:
+        """Return the token ids of several queries; to tokenize their texts in one call takes less time.
+
+        Raises:
+            DataError: as `encode`.
+        """
+        messages = [self._messages(query.prompt) for query in queries]
+        texts = [m.content for some in messages for m in some]
+        texts += [text for query in queries for text in query.responses]
         with _TOKENIZER_LOCK:
-            prompt = self._prompt(query.prompt)
-            responses = [self._response(text) for text in query.responses]
+            ids = iter(self._texts(texts))
+            prompts = [self._conversation(some, ids) for some in messages]
+            responses = [[self._ended(text, next(ids)) for text in query.responses] for query in queries]
+        return [self._cut(*parts) for parts in zip(queries, prompts, responses, strict=True)]
+
+    def _cut(self, query: Query, prompt: list[int], responses: list[list[int]]) -> Encoded:
         empty = frozenset(i for i, text in enumerate(query.responses) if is_empty(text))
         longest = max(map(len, responses))
         if self.config.truncation == "error":
@@ -153,9 +173,11 @@ class Encoder:
             if isinstance(content, str):
                 ids: list[int] = self.tokenizer(content, add_special_tokens=add_special)["input_ids"]
                 return ids
-            if content[-1].role != "assistant":
-                return self._prompt(tuple(content))
-            return self._prompt(tuple(content[:-1])) + self._response(content[-1].content)
+            answered = content[-1].role == "assistant"
+            messages = self._messages(tuple(content[:-1] if answered else content))
+            prompt = self._conversation(messages, iter(self._texts([m.content for m in messages])))
+            last = content[-1].content
+            return prompt + (self._ended(last, *self._texts([last])) if answered else [])
 
     def split(self, ids: Sequence[int]) -> Encoded:
         """Split the token ids of a rendered conversation into prompt and response, as `encode` gives them.
@@ -211,18 +233,22 @@ class Encoder:
         tail = limit if self.config.truncation == "keep_end" else limit - limit // 2
         return body[: limit - tail] + body[len(body) - tail :] + marker
 
-    def _response(self, text: str) -> list[int]:
-        return self.empty_response if is_empty(text) else self._text(text) + self._end_of_turn
+    def _ended(self, text: str, ids: list[int]) -> list[int]:
+        return self.empty_response if is_empty(text) else ids + self._end_of_turn
 
-    def _prompt(self, prompt: Prompt) -> list[int]:
+    def _messages(self, prompt: Prompt) -> list[Message]:
         messages = messages_of(prompt)
         if self.config.system and messages[0].role != "system":
             messages.insert(0, Message(role="system", content=self.config.system))
-        ids: list[int] = []
+        return messages
+
+    def _conversation(self, messages: Sequence[Message], ids: Iterator[list[int]]) -> list[int]:
+        """Return the ids of a prompt; the next of `ids` are those of its messages' texts."""
+        result: list[int] = []
         for text, message in zip(self.render(messages)[:-1], [*messages, None], strict=True):
-            ids += self._special(text)
-            ids += self._text(message.content) if message else []
-        return ids
+            result += self._special(text)
+            result += next(ids) if message else []
+        return result
 
     def render(self, messages: Sequence[Message]) -> list[str]:
         """Return the template's own texts: before, between and after the messages and the response.
@@ -231,8 +257,15 @@ class Encoder:
             DataError: the template rejects the conversation.
             BackboneError: the template drops or reorders messages.
         """
-        slots = [{"role": m.role, "content": _SLOT.format(i)} for i, m in enumerate(messages)]
-        slots.append({"role": "assistant", "content": _SLOT.format(len(messages))})
+        roles = tuple(message.role for message in messages)
+        if roles not in self._rendered:
+            if len(self._rendered) == _MAX_RENDERED:
+                self._rendered.clear()
+            self._rendered[roles] = self._render(roles)
+        return self._rendered[roles]
+
+    def _render(self, roles: Sequence[str]) -> list[str]:
+        slots = [{"role": role, "content": _SLOT.format(i)} for i, role in enumerate([*roles, "assistant"])]
         text = self._chat(slots) if self.config.template == "chat" else self._plain(slots)
         texts = []
         for slot in slots:
@@ -261,7 +294,23 @@ class Encoder:
         return str(self.tokenizer.bos_token or "") + "\n\n".join(turns) + str(self.tokenizer.eos_token or "\n\n")
 
     def _special(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+        """Return the ids of a text of the template; there are few, so they are kept."""
+        if text not in self._template_ids:
+            self._template_ids[text] = self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+        return self._template_ids[text]
 
-    def _text(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"] if text else []
+    def _texts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of messages' and responses' texts, in which special tokens are ordinary text."""
+        written = [text for text in texts if text]
+        options = {"add_special_tokens": False, "split_special_tokens": True}
+        ids = iter(self.tokenizer(written, **options)["input_ids"] if written else [])
+        return [next(ids) if text else [] for text in texts]
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A digest of all that token ids depend on; a different text every time if the tokenizer cannot be compared."""
+        backend: Any = getattr(self.tokenizer, "backend_tokenizer", None)
+        vocabulary = backend.to_str() if backend else secrets.token_hex()
+        special = self.tokenizer.eos_token_id, self.tokenizer.bos_token, self.tokenizer.eos_token
+        parts = vocabulary, special, self.tokenizer.chat_template, self.config, self.max_length
+        return hashlib.sha256(repr(parts).encode()).hexdigest()

@@ -118,7 +118,7 @@ def _steps(path: Path) -> dict[str, Any]:
     return finished_steps(path) or finished_steps(path.parent)
 
 
-def _held_out(config: Config | None, model: str) -> list[Group]:
+def _held_out(config: Config | None, model: str) -> Sequence[Group]:
     """Return the run's test part, which the settings determine."""
     from ..data.splits import load_splits
     from ..errors import ConfigError
@@ -130,7 +130,7 @@ def _held_out(config: Config | None, model: str) -> list[Group]:
     return load_splits(config).test
 
 
-def _read(files: Sequence[str], rows: RowOptions, model: DMoERM) -> list[Group]:
+def _read(files: Sequence[str], rows: RowOptions, model: DMoERM) -> Sequence[Group]:
     from ..data.overall import overall_from_capabilities
     from ..data.splits import with_gold
 

@@ -289,8 +289,9 @@ class Config(_Settings):
     """A shipped taxonomy (`paper-en`, `paper-zh`) or a YAML file; null: derived from the data."""
     cache: str | None = None
     """Folder of the trunk's cached activations; null: the user's cache folder."""
-    cache_limit: float = Field(default=50.0, gt=0)
-    """Maximum size of that folder in GB. Least recently used activations are evicted and computed again when needed."""
+    cache_limit: float = Field(default=50.0, ge=0)
+    """Maximum size of that folder in GB. Least recently used activations are evicted and computed again when needed. 0:
+    no activations are stored; each is computed when it is read."""
     experts_per_step: int | None = Field(default=None, ge=1)
     """Maximum number of a task's experts that one step trains; null: all. A lower number lets several workers share a
     task; except for dropout, the result is the same."""

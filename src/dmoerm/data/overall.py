@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Sequence
 from statistics import fmean, pstdev
 
 from ..schema import Grades, Group
+from .group_table import changed_groups
 
 _Scale = tuple[float, float]
 
 
-def overall_from_capabilities(groups: Sequence[Group], scales_of: Sequence[Group] | None = None) -> list[Group]:
+def overall_from_capabilities(groups: Sequence[Group], scales_of: Iterable[Group] | None = None) -> Sequence[Group]:
     """Return the groups in order; groups without overall grades get scores computed from their capability grades.
 
     A response's score is the mean of its grades, each standardized (mean 0, standard deviation 1) over all grades of
@@ -23,14 +25,14 @@ def overall_from_capabilities(groups: Sequence[Group], scales_of: Sequence[Group
         scales_of: the groups that define mean and standard deviation, such as the training part; None: `groups`.
     """
     scales = _scales(groups if scales_of is None else scales_of)
-    return [_with_overall(group, scales) for group in groups]
+    return changed_groups(groups, lambda group: _with_overall(group, scales))
 
 
-def _scales(groups: Sequence[Group]) -> dict[tuple[str | None, str], _Scale]:
-    graded: dict[tuple[str | None, str], list[float]] = {}
+def _scales(groups: Iterable[Group]) -> dict[tuple[str | None, str], _Scale]:
+    graded: dict[tuple[str | None, str], array[float]] = {}
     for group in groups:
         for name, grades in group.capabilities.items():
-            graded.setdefault((group.task, name), []).extend(value for value in grades if value is not None)
+            graded.setdefault((group.task, name), array("d")).extend(value for value in grades if value is not None)
     return {key: (fmean(values), pstdev(values)) for key, values in graded.items() if values}
 
 

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 from ..errors import DataError
 from ..schema import Group, Query, is_empty, parse_group, parse_query, prompt_key
@@ -19,6 +19,13 @@ from .columns import ColumnMap, mapped_rows, placed
 from .formats import detect_format, named_format, unknown_columns
 from .raw_example import RawExample, RowFormat, SkippedRow, join_raw_examples, keep_responses
 from .rows import PlacedRow, open_rows
+
+
+class Destination(Protocol):
+    """Takes groups one at a time, as a list or a `GroupWriter` does."""
+
+    def append(self, group: Group, /) -> None:
+        """Add a group."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,7 @@ def read_groups(
     columns: ColumnMap | None = None,
     task: str | None = None,
     on_error: Literal["raise", "collect"] = "raise",
+    into: Destination | None = None,
 ) -> Reading:
     """Read all groups of a file (see `open_rows`), a dataset directory or a dataset `org/name[:config]`.
 
@@ -62,13 +70,14 @@ def read_groups(
         columns: field of the format → column of the source, where the names differ.
         task: the task of rows that have none.
         on_error: `raise` raises an error at the first bad row; `collect` appends bad rows to `Reading.bad`.
+        into: takes the groups in place of `Reading.groups`; for data that may not fit in memory.
 
     Raises:
         DataError: the source is missing, unreadable or empty, or (with `raise`) a row is bad.
         ConfigError: the format is unknown.
     """
     rows = _rows_of(source, split, streaming=False)
-    return groups_of(rows, source, format=format, columns=columns, task=task, on_error=on_error)
+    return groups_of(rows, source, format=format, columns=columns, task=task, on_error=on_error, into=into)
 
 
 def groups_of(
@@ -79,10 +88,11 @@ def groups_of(
     columns: ColumnMap | None = None,
     task: str | None = None,
     on_error: Literal["raise", "collect"] = "raise",
+    into: Destination | None = None,
 ) -> Reading:
     """Return the groups of rows that were read from `source`; see `read_groups`."""
     columns = columns or {}
-    reader = _GroupReader(str(source), named_format(format), columns, task, collect=on_error == "collect")
+    reader = _GroupReader(str(source), named_format(format), columns, task, collect=on_error == "collect", into=into)
     for line, row in mapped_rows(rows, columns, str(source)):
         reader.take(line, row)
     return reader.finish()
@@ -149,12 +159,20 @@ class _GroupReader:
     """Collect the rows of one source in a `Reading`."""
 
     def __init__(
-        self, source: str, row_format: RowFormat | None, columns: ColumnMap, task: str | None, *, collect: bool
+        self,
+        source: str,
+        row_format: RowFormat | None,
+        columns: ColumnMap,
+        task: str | None,
+        *,
+        collect: bool,
+        into: Destination | None,
     ) -> None:
         self._source, self._format, self._columns, self._task = source, row_format, columns, task
         self._collect = collect
         self._rows = 0
         self._reading = Reading()
+        self._groups = self._reading.groups if into is None else into
         self._joined: dict[str, tuple[int, list[RawExample]]] = {}  # prompt → first line, single responses
 
     def take(self, line: int, row: dict | DataError) -> None:
@@ -197,7 +215,7 @@ class _GroupReader:
             raise SkippedRow("the responses are the same text", field="responses")
         if identical := group.identical_pairs():
             self._reading.skipped["pair: identical responses with different grades"] += identical
-        self._reading.groups.append(group.at(self._source, line))
+        self._groups.append(group.at(self._source, line))
         self._reading.skipped.update(example.skipped)
         self._reading.notes.update(example.notes)
 

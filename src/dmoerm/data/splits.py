@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from typing import Any
 
 from .. import testbed
 from ..config import Config
 from ..errors import DataError
-from ..labels import attach_labels, mismatch, read_labels
+from ..labels import attaching, mismatch, read_labels
 from ..schema import Group, prompt_key
 from ..taxonomy import Taxonomy, draft_taxonomy, load_taxonomy
 from .columns import check_columns
+from .group_table import GroupTable, GroupWriter, changed_groups, select, stored
 from .overall import overall_from_capabilities
 from .readers import read_groups
 from .splitting import split_by_prompt, take_groups, take_prompts
@@ -28,7 +31,7 @@ class Splits:
     """The groups of a run.
 
     Attributes:
-        train, test: the two parts; no prompt is in both.
+        train, test: the two parts, each a `GroupTable` if `load_splits` made it; no prompt is in both.
         validation_prompts: keys of those prompts of `train` that are for validation; empty: `validation_fraction`
             decides.
         taxonomy: the tasks and capabilities in use.
@@ -36,8 +39,8 @@ class Splits:
         unknown_columns: column that is not read → number of rows that have it.
     """
 
-    train: list[Group]
-    test: list[Group]
+    train: Sequence[Group]
+    test: Sequence[Group]
     taxonomy: Taxonomy
     skipped: Counter[str]
     unknown_columns: Counter[str]
@@ -56,10 +59,10 @@ def load_splits(config: Config) -> Splits:
     groups, skipped, unknown_columns = _read(config)
     held_out = _read_part(config, "test_files", config.data.test_paths(), skipped, unknown_columns)
     validation = _read_part(config, "validation_files", config.data.validation_paths(), skipped, unknown_columns)
-    labeled = _with_labels(config, [*groups, *validation])
-    groups, validation = labeled[: len(groups)], _without(labeled[len(groups) :], held_out, "test_files", skipped)
+    groups, validation = _with_labels(config, groups, validation)
+    validation = _without(validation, held_out, "test_files", skipped)
     taxonomy = load_taxonomy(config.taxonomy) if config.taxonomy else draft_taxonomy(groups, "drafted")
-    for group in (*labeled, *held_out):
+    for group in chain(groups, validation, held_out):
         _check_names(group, taxonomy)
     known = _without(groups, held_out, "test_files", skipped)
     known = _without(known, validation, "validation_files", skipped)
@@ -67,33 +70,34 @@ def load_splits(config: Config) -> Splits:
         known = take_groups(known, config.data.groups_per_task, config.seed)
     seed = config.seed if config.data.split_seed is None else config.data.split_seed
     train, test = (known, held_out) if held_out else split_by_prompt(known, config.data.test_fraction, seed)
-    train = [*train, *validation]
+    train = stored(chain(train, validation)) if validation else train
     test = overall_from_capabilities(test, scales_of=train)
     train, test = _with_fewer_labels(config, overall_from_capabilities(train)), with_gold(test)
     if config.data.max_capabilities is not None:  # once the overall scores are derived from all of them
         taxonomy = taxonomy.first_capabilities(config.data.max_capabilities)
-        train, test = ([_within(group, taxonomy) for group in part] for part in (train, test))
+        train, test = (changed_groups(part, partial(_within, taxonomy=taxonomy)) for part in (train, test))
     if not config.data.human_labels:
-        train = [group.model_copy(update={"capabilities": {}}) for group in train]
+        train = changed_groups(train, lambda group: group.model_copy(update={"capabilities": {}}))
     if config.data.merge_tasks:
         names, taxonomy = taxonomy.merged_names(), taxonomy.merged(MERGED)
-        train, test = ([_merged(group, names) for group in part] for part in (train, test))
+        train, test = (changed_groups(part, partial(_merged, names=names)) for part in (train, test))
     return Splits(train, test, taxonomy, skipped, unknown_columns, _prompts(validation))
 
 
-def with_gold(groups: Sequence[Group]) -> list[Group]:
+def with_gold(groups: Sequence[Group]) -> Sequence[Group]:
     """Replace the simulated labels of testbed groups with gold labels; return other groups unchanged."""
-    return [testbed.gold_group(group) if group.source == testbed.SOURCE else group for group in groups]
+    return changed_groups(groups, lambda group: testbed.gold_group(group) if group.source == testbed.SOURCE else group)
 
 
-def _read(config: Config) -> tuple[list[Group], Counter[str], Counter[str]]:
-    groups: list[Group] = []
+def _read(config: Config) -> tuple[GroupTable, Counter[str], Counter[str]]:
+    writer = GroupWriter()
     skipped: Counter[str] = Counter()
     unknown_columns: Counter[str] = Counter()
     if config.data.testbed_prompts:
-        groups += testbed.generate(config.data.testbed_prompts, config.data.testbed_responses, config.seed)
-    groups += _read_files(config, config.data.paths(), skipped, unknown_columns)
-    if not groups:
+        for group in testbed.generate(config.data.testbed_prompts, config.data.testbed_responses, config.seed):
+            writer.append(group)
+    _read_files(config, config.data.paths(), writer, skipped, unknown_columns)
+    if not (groups := writer.finish()):
         raise DataError(
             "the data contain no groups",
             field="data.files",
@@ -105,18 +109,22 @@ def _read(config: Config) -> tuple[list[Group], Counter[str], Counter[str]]:
 
 def _read_part(
     config: Config, setting: str, paths: Sequence[str], skipped: Counter[str], unknown_columns: Counter[str]
-) -> list[Group]:
+) -> GroupTable:
     """Return the groups of the files that a setting names; add to both counters."""
-    groups = _read_files(config, paths, skipped, unknown_columns)
+    writer = GroupWriter()
+    _read_files(config, paths, writer, skipped, unknown_columns)
+    groups = writer.finish()
     if paths and not groups:
         raise DataError("the files contain no groups", field=f"data.{setting}", value=paths)
     return groups
 
 
-def _without(groups: Sequence[Group], others: Sequence[Group], setting: str, skipped: Counter[str]) -> list[Group]:
+def _without(groups: Sequence[Group], others: Sequence[Group], setting: str, skipped: Counter[str]) -> Sequence[Group]:
     """Return the groups that have no prompt of the others, which a setting names; count the rest as skipped."""
+    if not others:
+        return groups
     prompts = _prompts(others)
-    kept = [group for group in groups if prompt_key(group.prompt) not in prompts]
+    kept = select(groups, [prompt_key(group.prompt) not in prompts for group in groups])
     if len(kept) < len(groups):
         skipped[f"prompt of data.{setting}"] += len(groups) - len(kept)
     return kept
@@ -127,9 +135,13 @@ def _prompts(groups: Sequence[Group]) -> frozenset[str]:
 
 
 def _read_files(
-    config: Config, paths: Sequence[str], skipped: Counter[str], unknown_columns: Counter[str]
-) -> list[Group]:
-    groups: list[Group] = []
+    config: Config,
+    paths: Sequence[str],
+    writer: GroupWriter,
+    skipped: Counter[str],
+    unknown_columns: Counter[str],
+) -> None:
+    """Write the groups of the files; add to both counters."""
     for path in paths:
         reading = read_groups(
             path,
@@ -138,48 +150,51 @@ def _read_files(
             columns=config.data.map,
             task=config.data.task,
             on_error="collect" if config.data.skip_bad else "raise",
+            into=writer,
         )
-        groups += reading.groups
         skipped += reading.skipped
         skipped += Counter(f"bad row: {error}" for error in reading.bad[:_SHOWN_BAD_ROWS])
         skipped += Counter({f"further bad rows of {path}": len(reading.bad[_SHOWN_BAD_ROWS:])})
         unknown_columns += reading.unknown_columns
-    return groups
 
 
-def _with_labels(config: Config, groups: list[Group]) -> list[Group]:
-    """Return the groups with the judges' labels."""
+def _with_labels(
+    config: Config, groups: Sequence[Group], validation: Sequence[Group]
+) -> tuple[Sequence[Group], Sequence[Group]]:
+    """Return both parts with the judges' labels."""
     settings = config.data
     if not settings.capability_labels:
-        return groups
+        return groups, validation
     labels = [label for path in settings.label_paths() for label in read_labels(path)]
     options = (settings.soft_labels, settings.inconsistent_weight)
-    labeled = attach_labels(groups, labels, *options)
-    if not any(group.judge_labels for group in labeled):
-        cause, hint = mismatch(groups, labels, *options)
+    attach = attaching(labels, *options)
+    labeled = changed_groups(groups, attach), changed_groups(validation, attach)
+    if not any(group.judge_labels for group in chain(*labeled)):
+        cause, hint = mismatch(chain(*labeled), labels, *options)
         paths = list(settings.capability_labels)
         raise DataError(f"no label is usable: {cause}", field="data.capability_labels", value=paths, hint=hint)
     return labeled
 
 
-def _with_fewer_labels(config: Config, groups: list[Group]) -> list[Group]:
+def _with_fewer_labels(config: Config, groups: Sequence[Group]) -> Sequence[Group]:
     """Remove the labels that `overall_fraction` and `capability_fraction` leave out, and groups without any label."""
     settings, seed = config.data, config.seed
     if settings.overall_fraction == settings.capability_fraction == 1:
         return groups
     overall = take_prompts(groups, settings.overall_fraction, f"{seed}/overall")
-    capability = take_prompts([g for g in groups if _has_capabilities(g)], settings.capability_fraction, f"{seed}/all")
-    kept: list[Group] = []
-    for group in groups:
+    graded = select(groups, list(map(_has_capabilities, groups)))
+    capability = take_prompts(graded, settings.capability_fraction, f"{seed}/all")
+
+    def reduced(group: Group) -> Group:
         key, removed = prompt_key(group.prompt), dict[str, Any]()
         if key not in overall:
             removed |= {"scores": None, "ranks": None, "scores_derived": False}
         if key not in capability:
             removed |= {"capabilities": {}, "judge_labels": {}}
-        reduced = group.model_copy(update=removed)
-        if reduced.grades is not None or _has_capabilities(reduced):
-            kept.append(reduced)
-    return kept
+        return group.model_copy(update=removed) if removed else group
+
+    fewer = changed_groups(groups, reduced)
+    return select(fewer, [group.grades is not None or _has_capabilities(group) for group in fewer])
 
 
 def _has_capabilities(group: Group) -> bool:

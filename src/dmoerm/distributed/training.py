@@ -14,9 +14,10 @@ from typing import Any
 
 from ..config import Config, changed
 from ..data.splits import Splits
+from ..training.examples import Texts, examples_of
 from ..training.graph import Step, graph, path_to
 from ..training.progress import Progress
-from ..training.run import examples_of, prepare, run_steps
+from ..training.run import prepare, run_steps
 from ..training.steps import Run, StepMetrics
 from .cluster import cluster, worker_slots
 
@@ -69,7 +70,7 @@ def _follow(ray: Any, run: Run, names: Mapping[Any, str]) -> None:
 def fill_share(config: Config, data: Splits, share: int, of: int) -> None:
     """Compute a share of the trunk's activations in a worker and store them in the cache, shared where possible."""
     with _prepared(config, data) as run:
-        run.cache.fill([example.encoded for example in examples_of(run, data.train[share::of])])
+        run.cache.fill(Texts(examples_of(run, data.train[share::of])))
 
 
 def do_step(config: Config, data: Splits, name: str, *_needed: StepMetrics | None) -> StepMetrics:

@@ -19,8 +19,8 @@ from .heads import Normalizer
 class Aggregator(nn.Module):
     """Maps vectors (N, m·D + s), m embeddings of width D followed by s scores, to rewards (N,).
 
-    m is the number of experts, or 1 if they share an embedding. The s scores are the capability scores and those of
-    `base_names`.
+    m is the number of experts, 1 if they share an embedding, or 0 if the inputs are scores alone. The s scores are
+    the capability scores and those of `base_names`.
 
     Attributes:
         read_names: those of `base_names` on which the reward depends.
@@ -30,10 +30,11 @@ class Aggregator(nn.Module):
         super().__init__()
         self.base_names = base_names(config)
         self.read_names = config.base_scores if config.inputs != "embeddings" else ()
-        self.split = (embeddings * width, capabilities + len(self.base_names))
+        width_read = embeddings * width if config.inputs != "scores" else 0
+        self.split = (width_read, capabilities + len(self.base_names))
         read = [True] * capabilities + [name in config.base_scores for name in self.base_names]
         hidden = config.hidden or width
-        self.mlp = _MLP(embeddings * width, hidden, config.dropout) if config.inputs != "scores" else None
+        self.mlp = _MLP(width_read, hidden, config.dropout) if config.inputs != "scores" else None
         self.linear = _Linear(read) if config.inputs != "embeddings" else None
 
     @torch.no_grad()

@@ -87,7 +87,7 @@ class TaskModel(nn.Module):
         scores = [self.experts.score(z), self.base.head(base)[:, None], general[:, None]]
         if self.all_labels is not None:
             scores.append(self.all_labels(base)[:, None])
-        embeddings = base[None] if self.experts.branch is None else z
+        embeddings = () if self.aggregator.mlp is None else base[None] if self.experts.branch is None else z
         return torch.cat([*embeddings, *scores], dim=-1)
 
     @property

@@ -50,6 +50,19 @@ class PreferenceExample:
         """The hash of the token ids, which is the key in the activation cache."""
         return self.encoded.key
 
+    @property
+    def margin(self) -> float:
+        """The minimum difference between the rewards of the two responses; 0 if the group has none."""
+        return self.group.margin or 0.0
+
+    def with_task(self, task: str | None) -> PreferenceExample:
+        """Return the example with another task."""
+        return replace(self, task=task)
+
+    def with_pairs(self, pairs: Labels) -> PreferenceExample:
+        """Return the example with other pairs."""
+        return replace(self, pairs=pairs)
+
 
 def label(group: Group, flip_scores: float = 0.0, flip_capabilities: float = 0.0, seed: int = 0) -> Labels:
     """Return the group's ordered pairs, overall (None) and by capability.
@@ -69,7 +82,7 @@ def labeled(
     examples: Sequence[PreferenceExample], capabilities: Sequence[str | None] = (None,)
 ) -> list[PreferenceExample]:
     """Return the examples that order at least one pair on one of the capabilities (None: overall)."""
-    return [example for example in examples if any(example.pairs.get(name) for name in capabilities)]
+    return [example for example in examples if any(map(example.pairs.get, capabilities))]
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,7 +187,8 @@ class PackedCollator:
         return [part for active, some in by_experts.items() for part in _within(some, self.budget // len(active))]
 
     def _active(self, example: PreferenceExample) -> tuple[int, ...]:
-        return tuple(i for i, name in enumerate(self.capabilities) if example.pairs.get(name)) or (0,)
+        pairs = example.pairs
+        return tuple(i for i, name in enumerate(self.capabilities) if pairs.get(name)) or (0,)
 
 
 def _within(examples: Sequence[PreferenceExample], budget: int) -> list[list[PreferenceExample]]:
@@ -195,10 +209,11 @@ def _pairs(batch: Sequence[PreferenceExample], capabilities: Sequence[str | None
     rows: list[tuple[int, int, float, float, float, int]] = []
     offset = 0
     for example in batch:
-        labels = [(expert, pair) for expert, name in enumerate(capabilities) for pair in example.pairs.get(name, ())]
+        known = example.pairs
+        labels = [(expert, pair) for expert, name in enumerate(capabilities) for pair in known.get(name, ())]
         count = Counter(expert for expert, _ in labels)
         for expert, pair in labels:
-            margin = (example.group.margin or 0.0) if capabilities[expert] is None else 0.0
+            margin = example.margin if capabilities[expert] is None else 0.0
             weight = pair.weight / count[expert]
             rows.append((offset + pair.better, offset + pair.worse, pair.probability, margin, weight, expert))
         offset += len(example.encoded.responses)

@@ -15,9 +15,11 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from filelock import FileLock
 from safetensors import SafetensorError, safe_open
@@ -32,7 +34,41 @@ from .processes import barrier, broadcast, is_main, shard, shard_evenly, sharded
 from .sharding import full_tensor
 
 _SHARD_TOKENS = 50_000
+_SUFFIXES = (".safetensors", ".arrow")  # activations, and the token ids of `examples.py`
 _LOCK_SECONDS = 600  # writing a shard takes under a second; a stuck file system must not block a run forever
+
+
+class _Chosen(Sequence[Encoded]):
+    """Some of the texts, each decoded when it is read."""
+
+    def __init__(self, texts: Sequence[Encoded], indices: Sequence[int]) -> None:
+        self._texts, self._indices = texts, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._texts[self._indices[index]]
+
+
+class _Background:
+    """One call at a time in a thread, so that shards are written while the next one is computed."""
+
+    def __init__(self) -> None:
+        self._pool, self._future = ThreadPoolExecutor(1), None
+
+    def start(self, call: Callable[..., bool], *arguments: Any) -> None:
+        self._future = self._pool.submit(call, *arguments)
+
+    def result(self) -> bool | None:
+        """Wait for the last call and return its result, or raise its error; None before the first call."""
+        return self._future and self._future.result()
+
+    def __enter__(self) -> _Background:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
 
 
 class ActivationCache:
@@ -41,8 +77,8 @@ class ActivationCache:
     Args:
         hidden: cache the hidden states at the cut, which trained branches and LoRA experts need.
         embedding: cache the embeddings of the responses under the pretrained branch.
-        limit: maximum bytes of all caches under `root`. Least recently used files are evicted, except those that this
-            run uses.
+        limit: maximum bytes of all files under `root`. Least recently used files are evicted, except those that this
+            run uses. 0 switches the cache off: nothing is computed ahead or written.
     """
 
     def __init__(
@@ -53,7 +89,7 @@ class ActivationCache:
         self.folder = root / _fingerprint([model.config.branch_layer, _settings(model)], model.trunk)
         branch = _fingerprint([model.general.pooling], model.general.branch) if embedding else ""
         self._embedding = f"embedding-{branch}"
-        self._root, self._limit = root, limit
+        self.root, self._limit = root, limit
         self._used: set[Path] = set()
         self._paths: dict[str, Path] = {}
         self._open: dict[Path, object] = {}
@@ -70,40 +106,58 @@ class ActivationCache:
         Returns:
             The number of texts that do not fit.
         """
+        keys = [text.key for text in texts]
+        if self._limit == 0 and self._needed():
+            return len(set(keys))
         if is_main():
             self._shrink()
         barrier()
         self._index_all()  # written by other processes since
-        known = broadcast({text.key for text in texts if self._has(text)})
-        missing = list({text.key: text for text in texts if text.key not in known}.values())
-        for name in (f"{text.key}/{part}" for text in texts if self._has(text) for part in self._needed()):
-            self._use(self._paths[name])  # entries that this run reads must not be evicted for new ones
+        self._store(self._missing(texts, keys), done)
+        barrier()
+        self._index_all()
+        return len({key for key in keys if not self._has(key)})
+
+    def _store(self, missing: Sequence[Encoded], done: Callable[[int, int], None]) -> None:
+        """Compute this process's share of the texts, and write a shard while the next one is computed."""
         passes = list(batches(missing, 8192))
         local = shard(passes)
         total, so_far, tokens = sum(missing[i].tokens for rows in local for i in rows), 0, 0
         waiting: dict[str, Tensor] = {}
-        for number, rows in enumerate(shard_evenly(passes)):
-            batch = [missing[i] for i in rows]
-            computed = self._compute(batch)
-            if number == len(local):  # a dummy of `shard_evenly`
-                break
-            waiting |= computed
-            so_far += sum(text.tokens for text in batch)
-            done(so_far, total)
-            tokens += sum(text.tokens for text in batch)
-            if tokens > _SHARD_TOKENS:
-                full = not self._write(waiting)
-                waiting, tokens = {}, 0
-                if full and not sharded():  # with sharded weights all processes make the same number of passes
+        with _Background() as background:
+            for number, rows in enumerate(shard_evenly(passes)):
+                batch = [missing[i] for i in rows]
+                computed = self._compute(batch)
+                if number == len(local):  # a dummy of `shard_evenly`
                     break
-        if waiting:
-            self._write(waiting)
-        barrier()
-        self._index_all()
-        return len({text.key for text in texts if not self._has(text)})
+                waiting |= computed
+                so_far += sum(text.tokens for text in batch)
+                done(so_far, total)
+                tokens += sum(text.tokens for text in batch)
+                if tokens > _SHARD_TOKENS:
+                    full = background.result() is False
+                    if full and not sharded():  # with sharded weights all processes make the same number of passes
+                        waiting = {}
+                        break
+                    background.start(self._write, waiting)
+                    waiting, tokens = {}, 0
+            background.result()
+            if waiting:
+                self._write(waiting)
 
-    def _has(self, text: Encoded) -> bool:
-        return all(f"{text.key}/{name}" in self._paths for name in self._needed())
+    def _missing(self, texts: Sequence[Encoded], keys: Sequence[str]) -> Sequence[Encoded]:
+        """Return each text without an entry once, and mark the entries of the others as used by this run."""
+        bits = broadcast(np.packbits([self._has(key) for key in keys]))  # a bit per text, since a key takes 80 bytes
+        first: dict[str, int] = {}
+        for index, (key, known) in enumerate(zip(keys, np.unpackbits(bits, count=len(keys)), strict=True)):
+            if not known:
+                first.setdefault(key, index)
+            for part in self._needed() if self._has(key) else ():
+                self._use(self._paths[f"{key}/{part}"])  # must not be evicted for new ones
+        return _Chosen(texts, list(first.values()))
+
+    def _has(self, key: str) -> bool:
+        return all(f"{key}/{name}" in self._paths for name in self._needed())
 
     def _needed(self) -> list[str]:
         return ["route"] * self.route + [self._embedding] * self.embedding + ["prompt", "response"] * self.hidden
@@ -154,8 +208,8 @@ class ActivationCache:
         """Return the lock of the root folder: the limit holds for all processes that write there."""
         if self._limit == float("inf"):
             return contextlib.nullcontext()
-        self._root.mkdir(parents=True, exist_ok=True)
-        return FileLock(self._root / ".lock", timeout=_LOCK_SECONDS)
+        self.root.mkdir(parents=True, exist_ok=True)
+        return FileLock(self.root / ".lock", timeout=_LOCK_SECONDS)
 
     def _make_room(self, size: int) -> float:
         """Remove least recently used shards of other runs until `size` bytes fit; return the bytes that do not."""
@@ -181,7 +235,7 @@ class ActivationCache:
     def _excess(self, size: int) -> tuple[float, list[tuple[Path, float, int]]]:
         """Return the bytes by which the shards plus `size` exceed the limit, and (shard, time, size), oldest first."""
         shards: list[tuple[Path, float, int]] = []
-        for file in self._root.rglob("*.safetensors"):
+        for file in (file for suffix in _SUFFIXES for file in self.root.rglob(f"*{suffix}")):
             with contextlib.suppress(FileNotFoundError):  # another process has removed it
                 stat = file.stat()
                 shards.append((file, stat.st_mtime, stat.st_size))

@@ -7,20 +7,25 @@ Shapes: N responses of an example, D embedding width, m embeddings, s scores; P 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from ..chat.encoding import Encoded
 from ..model.batching import batches
 from ..model.heads import BranchScorer
 from ..model.packing import Packed, pack
 from .batches import PreferenceExample
-from .processes import all_gather, shard_evenly
+from .processes import gather_passes, shard_evenly
 from .steps import Run
 
+T = TypeVar("T")
 _BATCH_TOKENS = 8192
 _SAMPLE = 256  # groups for statistics if an embedding needs a pass
+_IN_MEMORY = 1e9  # bytes; reading a batch from the cache takes a fraction of a large branch's step, but not of a head's
 
 
 def sample(run: Run, examples: Sequence[PreferenceExample]) -> Sequence[PreferenceExample]:
@@ -28,20 +33,44 @@ def sample(run: Run, examples: Sequence[PreferenceExample]) -> Sequence[Preferen
     return examples if run.frozen else examples[:: -(-len(examples) // _SAMPLE) or 1]
 
 
+class Cached(Mapping[str, T]):
+    """Key → what a function reads from the cache for the example, each time it is asked."""
+
+    def __init__(self, read: Callable[[Encoded], T], examples: Sequence[PreferenceExample]) -> None:
+        self._read, self._examples = read, {e.key: e for e in examples}
+
+    def __getitem__(self, key: str) -> T:
+        return self._read(self._examples[key].encoded)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._examples)
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def in_memory(self, size: Callable[[T], int]) -> Mapping[str, T]:
+        """Read all of them now if they take up to `_IN_MEMORY` bytes, as the first of them suggest.
+
+        Args:
+            size: value → its bytes.
+        """
+        sizes = [size(value) for value in itertools.islice(self.values(), _SAMPLE)]
+        return dict(self) if sum(sizes) * len(self) <= _IN_MEMORY * len(sizes) else self
+
+
 @torch.no_grad()
-def base_embeddings(run: Run, scorer: BranchScorer, examples: Sequence[PreferenceExample]) -> dict[str, Tensor]:
+def base_embeddings(run: Run, scorer: BranchScorer, examples: Sequence[PreferenceExample]) -> Mapping[str, Tensor]:
     """Return key → embeddings (N, D) under the scorer's branch; a frozen branch's are read from the cache."""
     if run.frozen:
-        return {e.key: run.cache.embeddings(e.encoded) for e in examples}
+        return Cached(run.cache.embeddings, examples).in_memory(lambda rows: rows.nbytes)
     return _run_passes(run, examples, scorer.embed)
 
 
-def cached_states(run: Run, examples: Sequence[PreferenceExample]) -> dict[str, tuple[Tensor, list[Tensor]]]:
-    """Return key → hidden states at the cut: the prompt's (P, d) and a list of each response's (R, d).
-
-    Every process reads all of them, because a pass for states that are not cached may be a collective.
-    """
-    return {e.key: run.cache.states(e.encoded) for e in examples}
+def cached_states(run: Run, examples: Sequence[PreferenceExample]) -> Mapping[str, tuple[Tensor, list[Tensor]]]:
+    """Return key → hidden states at the cut: the prompt's (P, d) and a list of each response's (R, d)."""
+    return Cached(run.cache.states, examples).in_memory(
+        lambda states: states[0].nbytes + sum(response.nbytes for response in states[1])
+    )
 
 
 @torch.no_grad()
@@ -70,9 +99,8 @@ def _run_passes(
     examples = list({e.key: e for e in examples}.values())
     passes = [[examples[i] for i in rows] for rows in batches([e.encoded for e in examples], _BATCH_TOKENS)]
     inputs = (pack([run.cache.states(e.encoded) for e in batch]).to(run.model.device) for batch in shard_evenly(passes))
-    outputs = all_gather([compute(states).cpu() for states in inputs])[
-        : len(passes)
-    ]  # without dummies of `shard_evenly`
+    sizes = [sum(len(e.encoded.responses) for e in batch) for batch in passes]
+    outputs = gather_passes(map(compute, inputs), sizes)
     vectors: dict[str, Tensor] = {}
     for batch, rows in zip(passes, outputs, strict=True):
         parts = rows.split([len(e.encoded.responses) for e in batch])

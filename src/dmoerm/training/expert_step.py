@@ -14,7 +14,6 @@ import functools
 import math
 import operator
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -161,7 +160,7 @@ def _loss_module(
 def _validation(names: Sequence[str], train: Examples, validation: Examples) -> Examples:
     """Return the validation examples; a capability without validation pairs is validated on its training pairs."""
     missing = [name for name in names if not labeled(validation, [name])]
-    return [*labeled(validation, names), *(replace(e, pairs=_only(e.pairs, missing)) for e in labeled(train, missing))]
+    return [*labeled(validation, names), *(e.with_pairs(_only(e.pairs, missing)) for e in labeled(train, missing))]
 
 
 def _only(pairs: Labels, names: Sequence[str]) -> Labels:

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from ..config import BranchStepConfig
-from ..data.splitting import split_by_prompt
+from ..data.splitting import held_out
 from ..model.experts import MergedLoRALinear, lora_layers, with_experts
 from ..model.heads import BranchScorer
 from ..model.packed_attention import Decoder
@@ -134,9 +134,9 @@ def _split(run: Run, examples: Examples) -> tuple[Examples, Examples]:
     fraction = run.config.phase1.phase1_fraction
     if 1 - fraction == 1:  # 0, or so small that floating point cannot distinguish it
         return examples, examples
-    held = {id(group) for group in split_by_prompt([e.group for e in examples], 1 - fraction, run.config.seed)[1]}
-    first = [e for e in examples if id(e.group) not in held]
-    return first, [e for e in examples if id(e.group) in held] or first
+    held = held_out((e.group for e in examples), 1 - fraction, run.config.seed)
+    first = [e for e, second in zip(examples, held, strict=True) if not second]
+    return first, [e for e, second in zip(examples, held, strict=True) if second] or first
 
 
 # --- phases 0 and 1 ------------------------------------------------------------------------------------------------

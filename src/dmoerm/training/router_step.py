@@ -76,8 +76,8 @@ def train_router(run: Run, train: Examples, validation: Examples) -> None:
 
 def assign_tasks(run: Run, examples: Examples) -> list[PreferenceExample]:
     """Return the examples with tasks: as labeled, or the router's most likely one (None below the threshold)."""
-    tasks = broadcast([e.task or _route(run, e) for e in examples])  # or the ranks' batches would differ
-    return [dataclasses.replace(e, task=task) for e, task in zip(examples, tasks, strict=True)]
+    routed = iter(broadcast([_route(run, e) for e in examples if not e.task]))  # or the ranks' batches would differ
+    return [e if e.task else e.with_task(next(routed)) for e in examples]
 
 
 @torch.no_grad()

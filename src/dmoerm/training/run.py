@@ -25,7 +25,7 @@ from transformers.integrations.integration_utils import get_reporting_integratio
 from ..chat.truncation import count_truncation
 from ..config import Config, StepConfig, dump_config
 from ..data.splits import Splits, load_splits
-from ..data.splitting import split_by_prompt
+from ..data.splitting import held_out
 from ..errors import ConfigError, DataError
 from ..io.locking import exclusive_folder
 from ..io.paths import cache_folder, write_file
@@ -38,8 +38,9 @@ from ..model.quantization import quantize
 from ..model.training_prompts import TrainingPrompts
 from ..schema import Group, prompt_key
 from ..taxonomy import Taxonomy
-from .batches import PreferenceExample, label
+from .batches import PreferenceExample
 from .cache import ActivationCache
+from .examples import Texts, examples_of
 from .graph import Engine, Step, graph
 from .processes import barrier, device, idle_gpus, is_main, sharded, world_size
 from .progress import Progress
@@ -105,7 +106,7 @@ def report_data(run: Run, data: Splits) -> None:
     for column, rows in data.unknown_columns.items():
         run.progress.say(f"ignored: unknown column {column!r} ({rows} rows)")
     if run.config.encoding.truncation != "error":
-        run.truncation = count_truncation((group, run.model.encoder.encode(group)) for group in data.train)
+        run.truncation = count_truncation((e.group, e.encoded) for e in examples_of(run, data.train))
     if remark := run.truncation.description("to train on"):
         run.progress.say(remark)
 
@@ -211,11 +212,13 @@ def run_steps(run: Run, data: Splits, steps: Sequence[Step]) -> Training:
     if not any(e.task for e in train_part):
         raise DataError("no group names its task", field="task", hint="label some groups, so that the router can learn")
     with run.progress.step("trunk's activations"):
-        uncached = run.cache.fill([e.encoded for e in (*train_part, *validation)], run.progress.count)
+        uncached = run.cache.fill(Texts([*train_part, *validation]), run.progress.count)
     if uncached and sharded():
         raise ConfigError(f"cache_limit: the activations of {uncached} texts do not fit; set a larger limit")
     if uncached:
-        run.progress.say(f"cache_limit: the activations of {uncached} texts do not fit; each step computes them")
+        run.progress.say(
+            f"cache_limit: the activations of {uncached} texts do not fit; they are computed when they are read"
+        )
     training = Training(run, train_part, validation)
     for step in steps:
         step.do(training)
@@ -231,26 +234,11 @@ def split_examples(
         prompts: keys of the validation part's prompts; empty: `data.validation_fraction` of the prompts.
     """
     if prompts:
-        validation = [group for group in groups if prompt_key(group.prompt) in prompts]
+        held = [prompt_key(group.prompt) in prompts for group in groups]
     else:
-        validation = split_by_prompt(groups, run.config.data.validation_fraction, run.config.seed + 1)[1]
-    held = {id(group) for group in validation}
-    examples = examples_of(run, groups)
-    return [e for e in examples if id(e.group) not in held], [e for e in examples if id(e.group) in held]
-
-
-def examples_of(run: Run, groups: Sequence[Group]) -> list[PreferenceExample]:
-    """Encode the groups and order their pairs, with the label noise of the settings."""
-    settings, seed = run.config.data, run.config.seed
-    return [
-        PreferenceExample(
-            group,
-            run.model.encoder.encode(group),
-            group.task,
-            label(group, settings.flip_scores, settings.flip_capabilities, seed),
-        )
-        for group in groups
-    ]
+        held = held_out(groups, run.config.data.validation_fraction, run.config.seed + 1)
+    examples = list(zip(examples_of(run, groups), held, strict=True))
+    return [e for e, is_held in examples if not is_held], [e for e, is_held in examples if is_held]
 
 
 def _check_trackers(config: Config) -> None:
@@ -281,8 +269,8 @@ def check_pairs(data: Splits) -> None:
     if any(group.task is None for group in data.train):
         return  # the router assigns these groups later
     for name, task in data.taxonomy.tasks.items():
-        groups = [group for group in data.train if group.task == name]
         for capability in (None, *task.capabilities):
+            groups = (group for group in data.train if group.task == name)
             if not any(group.labeled_pairs(capability) if capability else group.pairs() for group in groups):
                 raise DataError(
                     f"the training part has no ordered pair of task {name!r}"

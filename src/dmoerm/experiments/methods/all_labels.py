@@ -7,7 +7,6 @@ worth, without experts and aggregator. If the run's aggregator reads the score o
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -70,8 +69,7 @@ def _train(context: MethodContext, task: str) -> BranchScorer:
 def joined_pairs(examples: Sequence[PreferenceExample]) -> list[PreferenceExample]:
     """Return the examples with their overall and capability pairs as one list of overall pairs."""
     return [
-        dataclasses.replace(example, pairs={None: [pair for pairs in example.pairs.values() for pair in pairs]})
-        for example in examples
+        example.with_pairs({None: [pair for pairs in example.pairs.values() for pair in pairs]}) for example in examples
     ]
 
 

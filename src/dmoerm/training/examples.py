@@ -1,0 +1,218 @@
+"""Tokenize groups once, into Arrow files that all processes map, and read examples from them when a batch needs them.
+
+The files are in the cache folder, under a digest of the groups, the tokenizer and the settings; a second run on the
+same data tokenizes nothing. An example in memory is a row number and a task.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import pickle
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+from datasets.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
+
+from ..chat.encoding import Encoded, Encoder
+from ..config import DataConfig
+from ..data.group_table import GroupTable, decode_group, stored
+from ..io.arrow import ArrowRows
+from ..io.paths import complete_folder
+from ..schema import Group, prompt_key
+from .batches import Labels, PreferenceExample, label
+from .processes import barrier, is_main
+from .steps import Run
+
+_WORKER_ROWS = 20_000  # a process for fewer rows takes longer to start than it saves
+_COLUMNS = {
+    "key": pa.string(),
+    "prompt": pa.string(),
+    "task": pa.string(),
+    "ids": pa.list_(pa.int32()),  # of the prompt, then of each response
+    "lengths": pa.list_(pa.int32()),
+    "cut": pa.list_(pa.int32()),
+    "empty": pa.list_(pa.int32()),
+    "margin": pa.float64(),
+    "pairs": pa.binary(),
+}
+
+
+class StoredExample(PreferenceExample):
+    """An example in a file; its fields are read on every access, except the task."""
+
+    __slots__ = ("_pairs", "_row", "_table", "_task")
+
+    def __init__(self, table: _ExampleTable, row: int, task: str | None, pairs: Labels | None = None) -> None:
+        for name, value in (("_table", table), ("_row", row), ("_task", task), ("_pairs", pairs)):
+            object.__setattr__(self, name, value)  # the class is frozen
+
+    @property
+    def group(self) -> Group:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self._table.groups[self._row]
+
+    @property
+    def encoded(self) -> Encoded:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self._table.encoded(self._row)
+
+    @property
+    def task(self) -> str | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self._task
+
+    @property
+    def pairs(self) -> Labels:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self._table.pairs(self._row) if self._pairs is None else self._pairs
+
+    @property
+    def margin(self) -> float:
+        return self._table.rows.value("margin", self._row) or 0.0
+
+    @property
+    def prompt(self) -> str:
+        return self._table.rows.value("prompt", self._row)
+
+    @property
+    def key(self) -> str:
+        return self._table.rows.value("key", self._row)
+
+    def with_task(self, task: str | None) -> PreferenceExample:
+        return StoredExample(self._table, self._row, task, self._pairs)
+
+    def with_pairs(self, pairs: Labels) -> PreferenceExample:
+        return StoredExample(self._table, self._row, self._task, pairs)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    __hash__ = object.__hash__
+
+
+class _ExampleTable:
+    def __init__(self, groups: GroupTable, rows: ArrowRows) -> None:
+        self.groups, self.rows = groups, rows
+
+    def encoded(self, row: int) -> Encoded:
+        ids, lengths, cut, empty = (self.rows.numbers(name, row) for name in ("ids", "lengths", "cut", "empty"))
+        parts, start = [], 0
+        for length in lengths:
+            parts.append(ids[start : start + length])
+            start += length
+        encoded = Encoded(parts[0], parts[1:], frozenset(cut), frozenset(empty))
+        encoded.__dict__["key"] = self.rows.value("key", row)  # or it would be computed
+        return encoded
+
+    def pairs(self, row: int) -> Labels:
+        return pickle.loads(self.rows.value("pairs", row))
+
+
+class Texts(Sequence[Encoded]):
+    """The token ids of examples, decoded one at a time."""
+
+    def __init__(self, examples: Sequence[PreferenceExample]) -> None:
+        self._examples = examples
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._examples[index].encoded if isinstance(index, int) else Texts(self._examples[index])
+
+
+def examples_of(run: Run, groups: Sequence[Group]) -> list[PreferenceExample]:
+    """Encode the groups and order their pairs, with the label noise of the settings.
+
+    One process tokenizes, with a worker per core; the others wait. This is a collective.
+    """
+    table = stored(groups)
+    files = tokenized(run.cache.root / "tokens", table, run.model.encoder, run.config.data, run.config.seed)
+    rows = _ExampleTable(table, files)
+    tasks = files.column("task")
+    return [StoredExample(rows, row, task and sys.intern(task)) for row, task in enumerate(tasks)]
+
+
+def tokenized(folder: Path, groups: GroupTable, encoder: Encoder, data: DataConfig, seed: int) -> ArrowRows:
+    """Return the rows of `_COLUMNS` for the groups; write them to `folder` if they are not there.
+
+    A folder that cannot be written is replaced by a temporary one of each process.
+    """
+    settings = (seed, data.flip_scores, data.flip_capabilities)
+    digest = hashlib.sha256(repr((list(_COLUMNS), encoder.fingerprint, settings)).encode())
+    for content in groups.encoded():
+        digest.update(content)
+    target = folder / digest.hexdigest()[:24]
+    write = partial(_write, groups=groups, columns=partial(_columns, encoder=encoder, data=data, seed=seed))
+    if is_main() and _opened(target, len(groups)) is None:
+        with contextlib.suppress(OSError):
+            write(target)
+    barrier()
+    if (rows := _opened(target, len(groups))) is not None:
+        return rows
+    with tempfile.TemporaryDirectory(prefix="dmoerm-tokens-", ignore_cleanup_errors=True) as temporary:
+        write(Path(temporary) / "tokens")
+        return ArrowRows(Path(temporary) / "tokens")  # mapped: the files stay readable
+
+
+def _opened(folder: Path, count: int) -> ArrowRows | None:
+    """Return the rows of a folder, marked as used now; None if there are none, or if the cache has removed some."""
+    try:
+        rows = ArrowRows(folder)
+    except (OSError, pa.ArrowInvalid):
+        return None
+    for file in folder.glob("*.arrow"):
+        with contextlib.suppress(OSError):
+            os.utime(file)
+    return rows if len(rows) == count else None
+
+
+def _write(target: Path, groups: GroupTable, columns: Any) -> None:
+    rows = groups.dataset()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = min(cores, len(groups) // _WORKER_ROWS + 1)
+    features = datasets.Features.from_arrow_schema(pa.schema(list(_COLUMNS.items())))
+    with complete_folder(target) as folder, _quiet():
+        rows.map(
+            columns,
+            batched=True,
+            num_proc=workers if workers > 1 else None,
+            remove_columns=rows.column_names,
+            features=features,
+            cache_file_name=str(folder / "rows.arrow"),
+            new_fingerprint="rows",
+        )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    shown = is_progress_bar_enabled()
+    disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            enable_progress_bar()
+
+
+def _columns(batch: dict[str, list[bytes]], *, encoder: Encoder, data: DataConfig, seed: int) -> dict[str, list[Any]]:
+    groups = [decode_group(content) for content in batch["group"]]
+    texts = encoder.encode_all(groups)
+    return {
+        "key": [text.key for text in texts],
+        "prompt": [prompt_key(group.prompt) for group in groups],
+        "task": [group.task for group in groups],
+        "ids": [sum(text.responses, text.prompt) for text in texts],
+        "lengths": [[len(text.prompt), *map(len, text.responses)] for text in texts],
+        "cut": [sorted(text.truncated_at) for text in texts],
+        "empty": [sorted(text.empty_at) for text in texts],
+        "margin": [group.margin for group in groups],
+        "pairs": [
+            pickle.dumps(label(group, data.flip_scores, data.flip_capabilities, seed), pickle.HIGHEST_PROTOCOL)
+            for group in groups
+        ],
+    }

@@ -1,0 +1,131 @@
+"""Examples in files: what encoding each group gives, tokenized once, and small in memory."""
+
+from __future__ import annotations
+
+import gc
+import os
+import pickle
+import random
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import TINY_TASKS
+
+from dmoerm.chat.encoding import Encoder
+from dmoerm.config import Config
+from dmoerm.data.splits import load_splits
+from dmoerm.errors import DataError
+from dmoerm.schema import Group
+from dmoerm.training import examples as module
+from dmoerm.training.batches import PreferenceExample, label
+from dmoerm.training.examples import Texts, examples_of, tokenized
+from dmoerm.training.run import check_pairs, split_examples
+
+BYTES_PER_ROW = 400  # of Python objects for a group and its example; as objects in memory, they take 5,000 and more
+
+
+def test_an_example_is_what_its_group_gives(begun: Callable[..., Any]) -> None:
+    start = begun(data={"flip_capabilities": 0.3})
+    settings, encoder = start.run.config.data, start.run.model.encoder
+    groups = load_splits(start.run.config).train
+    examples = examples_of(start.run, groups)
+    for group, example in zip(groups, examples, strict=True):
+        encoded = encoder.encode(group)
+        whole = PreferenceExample(
+            group, encoded, group.task, label(group, 0.0, settings.flip_capabilities, start.run.config.seed)
+        )
+        for name in ("group", "encoded", "task", "pairs", "key", "prompt", "margin"):
+            assert getattr(example, name) == getattr(whole, name)
+    assert list(Texts(examples)[:2]) == [e.encoded for e in examples[:2]]
+    moved = examples[0].with_task("other").with_pairs({})
+    assert (moved.task, moved.pairs, moved.encoded) == ("other", {}, examples[0].encoded)
+    assert examples[0].pairs
+
+
+def test_data_are_tokenized_once(begun: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    start = begun()
+    run, table = start.run, load_splits(start.run.config).train
+    options = (run.cache.root / "tokens", table, run.model.encoder, run.config.data)
+    writes: list[Path] = []
+    write = module._write
+    monkeypatch.setattr(module, "_write", lambda target, **more: (writes.append(target), write(target, **more)))
+    rows = tokenized(*options, run.config.seed)
+    assert not writes
+    assert len(tokenized(*options, run.config.seed + 1)) == len(rows)  # other reversed labels
+    assert len(writes) == 1
+    for file in writes[0].iterdir():  # as the cache evicts it
+        file.unlink()
+    assert len(tokenized(*options, run.config.seed + 1)) == len(rows)
+    assert writes[1] == writes[0]
+
+
+@pytest.mark.slow
+def test_workers_write_the_same(begun: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(module, "_WORKER_ROWS", 2)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
+    start = begun()
+    folder = tmp_path / "tokens"
+    run, table = start.run, load_splits(start.run.config).train
+    found = tokenized(folder, table, run.model.encoder, run.config.data, run.config.seed)
+    assert len(list(folder.rglob("*.arrow"))) == 3
+    assert found.column("key") == [run.model.encoder.encode(group).key for group in table]
+    assert found.column("pairs") == [pickle.dumps(label(group), pickle.HIGHEST_PROTOCOL) for group in table]
+    strict = run.model.encoder.config.model_copy(update={"max_length": 8, "truncation": "error"})
+    with pytest.raises(DataError, match="tokens long"):
+        tokenized(folder, table, Encoder(run.model.encoder.tokenizer, strict), run.config.data, run.config.seed)
+
+
+def test_a_folder_that_cannot_be_written_is_not_needed(begun: Callable[..., Any], tmp_path: Path) -> None:
+    start = begun()
+    occupied = tmp_path / "occupied"
+    occupied.write_text("a file")
+    run, table = start.run, load_splits(start.run.config).train
+    rows = tokenized(occupied, table, run.model.encoder, run.config.data, run.config.seed)
+    assert rows.column("key") == [run.model.encoder.encode(group).key for group in table]
+
+
+def rows(count: int) -> list[Group]:
+    """Groups of short texts."""
+    chance = random.Random(count)
+    words = ["time", "year", "people", "way", "day", "man", "thing"]
+    texts = [" ".join(chance.choices(words, k=6)) for _ in range(3 * count)]
+    return [
+        Group(
+            prompt=f"{i} {texts[i]}?",
+            responses=(texts[count + i], f"{texts[2 * count + i]}!"),
+            scores=(2, 1),
+            task=[*TINY_TASKS][i % 2],
+        )
+        for i in range(count)
+    ]
+
+
+def held_bytes(begun: Callable[..., Any], write_rows: Callable[..., Path], count: int) -> int:
+    """Return the bytes of Python objects that the groups and examples of so many rows hold."""
+    file = write_rows([group.model_dump(exclude_none=True) for group in rows(count)], f"{count}.jsonl")
+    start = begun()
+    config: Config = start.run.config.model_copy(
+        update={"data": start.run.config.data.model_copy(update={"files": (str(file),)})}
+    )
+    gc.collect()
+    tracemalloc.start()
+    try:
+        data = load_splits(config)
+        check_pairs(data)
+        kept = split_examples(start.run, data.train)
+        gc.collect()
+        assert sum(map(len, kept)) == len(data.train)
+        return tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(("few", "many"), [(300, 1700), pytest.param(2000, 22_000, marks=pytest.mark.slow)])
+def test_rows_take_little_memory(
+    begun: Callable[..., Any], write_rows: Callable[..., Path], few: int, many: int
+) -> None:
+    first, last = (held_bytes(begun, write_rows, count) for count in (few, many))
+    assert (last - first) / (many - few) < BYTES_PER_ROW
