@@ -194,7 +194,7 @@ def test_layers_that_stay_whole_after_a_call(
 
 def test_a_backbone_with_weights_elsewhere_is_refused(tiny_model: Callable[..., Any]) -> None:
     model = tiny_model(base="frozen")
-    layers = sharding._layers(model)
+    layers = [layer for part in sharding._parts(model) for layer in sharding._layers(part)]
     sharding._check_layers(model, layers)
     with pytest.raises(BackboneError, match="'llama' keeps weights outside linear layers"):
         sharding._check_layers(model, layers[: len(layers) // 2])

@@ -37,7 +37,7 @@ def sharded_scorer(start: BranchScorer, head: nn.Module) -> BranchScorer:
     _materialize(branch)
     fully_shard(scorer, ignored_params=set(head.parameters()), **options)
     prefetch([scorer, *layers])
-    copy_weights(branch, dict(at_rest(source).named_parameters()))
+    _copy(branch, dict(at_rest(source).named_parameters()))
     return scorer
 
 
@@ -46,10 +46,18 @@ def is_sharded(module: nn.Module) -> bool:
     return any(isinstance(module, FSDPModule) for module in module.modules())
 
 
-@torch.no_grad()
 def copy_weights(module: nn.Module, state: dict[str, Tensor]) -> None:
     """Copy a state into a module in place; each may be in shards. If some of the state is, this is a collective."""
-    for name, weight in at_rest(module).named_parameters():
+    for part in module.modules():
+        if isinstance(part, FSDPModule):  # `MergedLoRALinear` does not call a layer that is gathered in advance
+            part.unshard()
+            part.reshard()
+    _copy(module, state)
+
+
+@torch.no_grad()
+def _copy(module: nn.Module, state: dict[str, Tensor]) -> None:
+    for name, weight in module.named_parameters():
         if isinstance(weight, DTensor):
             weight.to_local().copy_(_rows(state[name], weight))
         else:

@@ -86,9 +86,10 @@ def move_to_device(model: DMoERM) -> DMoERM:
     """
     if (kind := sharding()) is None:
         return model.to(device())  # pyright: ignore[reportArgumentType, reportReturnType]
-    _check_layers(model, _layers(model))
-    _SHARD[kind](model)
-    done = {id(module) for unit in _units(model) for module in unit.modules()}
+    _check_layers(model, [layer for part in _parts(model) for layer in _layers(part)])
+    units = _units(model)
+    _SHARD[kind](model, units)
+    done = {id(module) for unit in itertools.chain(*units) for module in unit.modules()}
     copies: dict[int, nn.Parameter] = {}
     for module in model.modules():
         if id(module) not in done:
@@ -103,7 +104,7 @@ def full_state(model: DMoERM) -> Iterator[None]:
     A collective: all processes must enter the context.
     """
     with contextlib.ExitStack() as hooks:
-        for unit in _units(model) if sharded() else ():
+        for unit in itertools.chain(*_units(model)) if sharded() else ():
             if isinstance(unit, FSDPModule):
                 unit.reshard()  # else `state_dict` would reshard it, on the main process alone, and block
             state = whole_state(dict(unit.named_parameters()))
@@ -138,31 +139,29 @@ def _replace_with(weights: dict[str, Tensor]) -> Any:
     return replace
 
 
-def _branches(model: DMoERM) -> list[nn.Module]:
-    """Return the branches of the general model and of the tasks."""
+def _parts(model: DMoERM) -> list[nn.Module]:
+    """Return the trunk and the branches of the general model and of the tasks."""
     tasks = () if model.config.shared_branch else model.config.tasks
-    return [model.general.branch, *(model.task_model(task).base.branch for task in tasks)]
+    branches = [model.general.branch, *(model.task_model(task).base.branch for task in tasks)]
+    return branches if model.trunk is None else [model.trunk, *branches]
 
 
-def _layers(model: DMoERM) -> list[nn.Module]:
-    """Return the layers that hold nearly all weights of the backbone; the experts' branches share them."""
-    parts = ([] if model.trunk is None else [model.trunk]) + _branches(model)
-    return [module for part in parts for module in part.modules() if isinstance(module, nn.Linear | nn.Embedding)]
+def _layers(part: nn.Module) -> list[nn.Module]:
+    """Return the layers that hold nearly all weights of a part; the experts' branches share them."""
+    return [module for module in part.modules() if isinstance(module, nn.Linear | nn.Embedding)]
 
 
-def _units(model: DMoERM) -> list[nn.Module]:
-    """Return the modules that are gathered one by one, in the order of their calls."""
-    if sharding() != "FSDP" or model.trunk is None:
-        return _layers(model)
+def _units(model: DMoERM) -> list[list[nn.Module]]:
+    """Return the modules of each part that are gathered one by one, in the order of their calls."""
     trunk: Any = model.trunk
-    shared = {id(module) for module in trunk.modules()}
-    return [trunk.embed_tokens, *trunk.layers, *(layer for layer in _layers(model) if id(layer) not in shared)]
+    if sharding() == "FSDP" and trunk is not None:
+        return [[trunk.embed_tokens, *trunk.layers], *map(_layers, _parts(model)[1:])]
+    return [_layers(part) for part in _parts(model)]
 
 
 def _check_layers(model: DMoERM, layers: Sequence[nn.Module]) -> None:
     """Raise `BackboneError` if over a tenth of the weights is in other modules, such as stacked experts."""
-    parts = [part for part in (model.trunk, *_branches(model)) if part is not None]
-    inside, total = ({p for m in modules for p in m.parameters()} for modules in (layers, parts))
+    inside, total = ({p for m in modules for p in m.parameters()} for modules in (layers, _parts(model)))
     if sum(p.numel() for p in inside) < 0.9 * sum(p.numel() for p in total):
         raise BackboneError(
             f"a backbone of type {model.config.backbone['model_type']!r} keeps weights outside linear layers and "
@@ -202,14 +201,15 @@ def fsdp_options(compute_dtype: torch.dtype) -> dict[str, Any]:
     }
 
 
-def _shard_by_fsdp(model: DMoERM) -> None:
-    units, options = _units(model), fsdp_options(model.general.branch.config.dtype)  # pyright: ignore
-    for unit in units:
+def _shard_by_fsdp(model: DMoERM, parts: Sequence[Sequence[nn.Module]]) -> None:
+    options: Any = fsdp_options(model.general.branch.config.dtype)  # pyright: ignore
+    for unit in itertools.chain(*parts):
         for module in unit.modules():
             _replicate(module, {})
         fully_shard(unit, **options)
-    prefetch(units)
-    root = _Root(units)
+    for units in parts:
+        prefetch(units)
+    root = _Root(list(itertools.chain(*parts)))
     fully_shard(root, **options)
     root()  # sets up the streams that the units share
 
@@ -226,14 +226,17 @@ class _Root(nn.Module):
 
 
 def prefetch(units: Sequence[nn.Module]) -> None:
-    """Let each sharded module gather the next one's weights while it runs; backward passes do so by themselves."""
+    """Let each sharded module gather the next one's weights while it runs; backward passes do so by themselves.
+
+    A pass has to call all of them, or the last ones keep weights that may change meanwhile.
+    """
     for unit, following in itertools.pairwise(units):
         unit.set_modules_to_forward_prefetch([following])  # pyright: ignore[reportCallIssue]
 
 
-def _shard_by_zero(model: DMoERM) -> None:
+def _shard_by_zero(_: DMoERM, parts: Sequence[Sequence[nn.Module]]) -> None:
     """Use DeepSpeed without an optimizer, as its inference does; it gathers a layer for each forward and backward."""
-    layers = _units(model)
+    layers = list(itertools.chain(*parts))
     deepspeed = _deepspeed()
     deepspeed.init_distributed()
     dtype = next(layers[0].parameters()).dtype
@@ -249,7 +252,10 @@ def _shard_by_zero(model: DMoERM) -> None:
     deepspeed.initialize(model=nn.ModuleList(layers), config=settings)
 
 
-_SHARD: dict[str, Callable[[DMoERM], None]] = {"FSDP": _shard_by_fsdp, "DEEPSPEED": _shard_by_zero}
+_SHARD: dict[str, Callable[[DMoERM, Sequence[Sequence[nn.Module]]], None]] = {
+    "FSDP": _shard_by_fsdp,
+    "DEEPSPEED": _shard_by_zero,
+}
 
 
 def _deepspeed() -> Any:
