@@ -34,11 +34,12 @@ def one_shard(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         processes.sharding.cache_clear()
 
 
-def trained(training: Training, name: str) -> dict[str, Tensor]:
+def trained(training: Training) -> dict[str, Tensor]:
     """The state of the general model after phase 0, which the model has too."""
     run, general = training.run, training.run.model.general
     parts = training.train, training.validation
-    state, _ = phases.train_base(run, general, *parts, run.config.phase0, run.folder / "checkpoints" / name)
+    with run.progress.step("phase0"):
+        state, _ = phases.train_base(run, general, *parts, run.config.phase0, run.folder / "checkpoints" / "phase0")
     phases.apply_base(general, state)
     return state
 
@@ -49,13 +50,13 @@ def test_a_sharded_branch_trains_as_a_whole_one(
 ) -> None:
     step = {**END, "steps": 3, "evaluations": 1, "l2": 0.1, "batch_groups": 4}
     settings: dict[str, Any] = {"base": base, "phase0": step, **({"base_lora": LORA} if base == "lora" else {})}
-    one = begun(**settings)
-    expected = trained(one, "one")
+    one = begun(**settings, output=str(tmp_path / "one"))
+    expected = trained(one)
     with one_shard(tmp_path, monkeypatch):
-        other = begun(**settings)
+        other = begun(**settings, output=str(tmp_path / "other"))
         general = other.run.model.general
         assert is_sharded(general)
-        state = trained(other, "other")
+        state = trained(other)
         assert any(isinstance(tensor, DTensor) for tensor in state.values())
         found = whole_state(state)
         assert found.keys() == expected.keys()
