@@ -135,7 +135,7 @@ def inner_tensors(weight: torch.Tensor) -> list[torch.Tensor]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not TORCHAO.exists(), reason="torchao is not there: make test-all installs it")
-@pytest.mark.parametrize(("kind", "part", "error"), [("8bit", 0.27, 0.02), ("4bit", 0.17, 0.3)])
+@pytest.mark.parametrize(("kind", "part", "error"), [("8bit", 0.27, 0.01), ("4bit", 0.14, 0.12)])
 def test_torchao_holds_layers_on_a_cpu_in_fewer_bytes(
     tiny_backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, part: float, error: float
 ) -> None:
@@ -144,14 +144,16 @@ def test_torchao_holds_layers_on_a_cpu_in_fewer_bytes(
     model = copy.deepcopy(dense)
     quantization.quantize(model, kind, torch.device("cpu"))
     assert held_bytes(model) < part * held_bytes(dense)
-    before, after = (m.score(PROMPT, RESPONSES, task="chitchat") for m in (dense, model))
-    spread = max(s.reward for s in before) - min(s.reward for s in before)
-    differences = [abs(s.reward - t.reward) for s, t in zip(before, after, strict=True)]
-    assert 0 < max(differences) < error * spread
+    for name, weight in quantization.dense_state(model.trunk).items():
+        before = dense.trunk.state_dict()[name]
+        assert weight.dtype == before.dtype
+        assert (weight - before).norm() <= error * before.norm()
+    scores = model.score(PROMPT, RESPONSES, task="chitchat")
+    assert [s.reward for s in scores] != [s.reward for s in dense.score(PROMPT, RESPONSES, task="chitchat")]
 
     model.save_pretrained(tmp_path / "model")
     plain = DMoERM.from_pretrained(tmp_path / "model")
-    assert_same(plain.score(PROMPT, RESPONSES, task="chitchat"), after, 1e-4)
+    assert_same(plain.score(PROMPT, RESPONSES, task="chitchat"), scores, 1e-3)
     run = train_quietly(make_tiny_config(tiny_backbone, tmp_path, base="frozen", backbone={"quantization": kind}))
     (layer, *_) = lora_layers(run.model.task_model("chitchat").experts.branch).values()
     assert layer.lora_B.abs().max() > 0  # gradients have passed the quantized layers
