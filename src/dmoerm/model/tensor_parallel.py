@@ -98,9 +98,9 @@ def lead(model: DMoERM) -> None:
     """Send each pass of this process, 0, to the others, until the program ends."""
     group, score_encoded = _control_group(), model.score_encoded
 
-    def send(*arguments: Any) -> Any:
-        distributed.broadcast_object_list([arguments], src=0, group=group)
-        return score_encoded(*arguments)
+    def send(*arguments: Any, **options: Any) -> Any:
+        distributed.broadcast_object_list([(arguments, options)], src=0, group=group)
+        return score_encoded(*arguments, **options)
 
     model.score_encoded = send
     atexit.register(lambda: distributed.broadcast_object_list([None], src=0, group=group))
@@ -115,7 +115,8 @@ def follow(model: DMoERM) -> None:
         if received[0] is None:
             return
         with contextlib.suppress(Exception):  # process 0 raises the same error and reports it
-            model.score_encoded(*received[0])
+            arguments, options = received[0]
+            model.score_encoded(*arguments, **options)
 
 
 def _control_group() -> Any:
