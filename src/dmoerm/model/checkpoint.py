@@ -183,7 +183,7 @@ def _read_task(model: Mixture, folder: Path, task: str, options: LoadOptions | N
 
 
 def _on_demand(model: Mixture, folder: Path, options: LoadOptions, limit: int) -> TaskWeights:
-    """Return what reads the tasks' weights from the folder; its files must not change meanwhile."""
+    """Return what reads the tasks' weights from the folder; its files must not change."""
     stamps = {file: _stamp(file) for file in folder.glob("tasks/**/*.safetensors")}
 
     def read(task: str) -> None:

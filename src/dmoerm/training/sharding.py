@@ -228,7 +228,7 @@ class _Root(nn.Module):
 def prefetch(units: Sequence[nn.Module]) -> None:
     """Let each sharded module gather the next one's weights while it runs; backward passes do so by themselves.
 
-    A pass has to call all of them, or the last ones keep weights that may change meanwhile.
+    A pass has to call all of them, or the last ones keep weights that may change before the next pass.
     """
     for unit, following in itertools.pairwise(units):
         unit.set_modules_to_forward_prefetch([following])  # pyright: ignore[reportCallIssue]
