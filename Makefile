@@ -40,9 +40,10 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal
 test: install browser
 	$(PYTEST)
 
-# DeepSpeed is installed beside the packages: among them, every import of accelerate would import it, which takes seconds.
+# DeepSpeed and torchao are installed beside the packages: every import of accelerate or peft would import them.
 test-all: install browser
 	$(BIN)/pip install --quiet --no-deps --upgrade --target .venv/deepspeed deepspeed einops hjson msgpack ninja py-cpuinfo
+	$(BIN)/pip install --quiet --no-deps --upgrade --target .venv/torchao torchao
 	$(PYTEST) -m "slow or not slow"
 
 # The lowest versions that are supported, over the packages of .venv: what loads and scores models, and what trains them.

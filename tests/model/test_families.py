@@ -14,9 +14,12 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 from typer.testing import CliRunner
 
 from dmoerm.cli import app
+from dmoerm.config import BackboneConfig, load_config
 from dmoerm.errors import ConfigError
 from dmoerm.model import DMoERM
 from dmoerm.model.families import PACKED
+from dmoerm.model.survey import survey
+from dmoerm.planning import BackboneShape, Recipe, Work, training_bytes
 from dmoerm.schema import Query
 from dmoerm.taxonomy import draft_taxonomy
 from dmoerm.training.run import build_model
@@ -144,9 +147,9 @@ def test_a_head_that_cannot_start_from_the_reward_model_is_an_error(reward_model
 @pytest.mark.parametrize(
     ("kind", "settings", "expected", "code"),
     [
-        ("llama", {}, ["packed: the fast path", "3 in the trunk, 1 in each branch", "q_proj, v_proj"], 0),
+        ("llama", {}, ["packed: the fast path", "3 in the trunk, 1 in each branch", "q_proj, v_proj", "sum "], 0),
         ("phi3", {"pad_token_id": 0}, ["packed", "LoRA targets  qkv_proj"], 0),
-        ("modernbert", {}, ["fallback: by its own forward", "0 in the trunk", "Wqkv"], 0),
+        ("modernbert", {}, ["fallback: by its own forward", "0 in the trunk", "Wqkv", "activations   unknown"], 0),
         ("t5", {}, ["refused (it is an encoder with a decoder)"], 1),
     ],
 )
@@ -158,3 +161,14 @@ def test_models_check_reads_the_configuration_only(
     assert result.exit_code == code
     for text in expected:
         assert text in result.output
+
+
+def test_the_memory_of_a_check_is_that_of_a_plan(tmp_path: Path) -> None:
+    shape = {"hidden_size": 512, "intermediate_size": 1408, "num_attention_heads": 8, "vocab_size": 32000}
+    config = AutoConfig.for_model("llama", num_hidden_layers=10, **shape)
+    config.save_pretrained(tmp_path)
+    memory = survey(BackboneConfig(path=str(tmp_path), dtype="bfloat16")).memory(tasks=3)
+    for name, total in (("fast", "train_heads"), ("paper", "train_full")):
+        settings = ["backbone.dtype=bfloat16", "backbone.branch_layer=null", "router.kind=trunk"]
+        recipe = Recipe.of(load_config(name, settings), BackboneShape.of(config), 3, 0)
+        assert memory[total] == pytest.approx(training_bytes(recipe, Work(64, 2, 64, recipe.trunk)), rel=0.01)

@@ -1,4 +1,4 @@
-"""Frozen layers in 4 bits, with a fake of bitsandbytes: what is quantized, saved, and the same again after loading."""
+"""Frozen layers in 8 and 4 bits, with a fake of bitsandbytes and with torchao itself: what is quantized and saved."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import fake_bitsandbytes
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import assert_same, make_model, make_tiny_config, tiny_groups, train_quietly, write_groups
+from tiny import assert_same, make_model, make_tiny_config, tiny_groups, train_quietly, write_backbone, write_groups
 from torch import nn
 
 from dmoerm.config import Config, load_config
@@ -18,13 +18,14 @@ from dmoerm.errors import ConfigError
 from dmoerm.model import DMoERM, quantization
 from dmoerm.model.experts import lora_layers
 
+TORCHAO = Path(sys.prefix) / "torchao"  # not among the packages: whatever imports peft would import it
 PROMPT, RESPONSES = "How are you?", ["Fine, and you?", "No.", "x " * 20]
 
 
 @pytest.fixture
 def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the fake library quantize on the CPU."""
-    monkeypatch.setattr(quantization, "_DEVICES", ("cpu",))
+    monkeypatch.setattr(quantization, "_PACKAGES", {"cpu": "bitsandbytes"})
     for name, module in fake_bitsandbytes.modules().items():
         monkeypatch.setitem(sys.modules, name, module)
 
@@ -34,15 +35,21 @@ def frozen_config(backbone: str, folder: Path, **changes: object) -> Config:
     return make_tiny_config(backbone, folder, base="frozen", backbone={"dtype": "bfloat16"}, **changes)
 
 
+LAYERS = {"8bit": fake_bitsandbytes.Linear8bitLt, "4bit": fake_bitsandbytes.Linear4bit}
+
+
 @pytest.mark.usefixtures("on_cpu")
-def test_a_quantized_model_is_saved_dense_and_quantizes_to_the_same_bits(tiny_backbone: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_quantized_model_is_saved_dense_and_quantizes_to_the_same_bits(
+    tiny_backbone: str, tmp_path: Path, kind: str
+) -> None:
     dense = make_model(frozen_config(tiny_backbone, tmp_path))
     model = copy.deepcopy(dense)
-    quantization.quantize(model, torch.device("cpu"))
+    quantization.quantize(model, kind, torch.device("cpu"))
     for task in model.config.tasks:
         branch = model.task_model(task).experts.branch
         shared = zip(lora_layers(branch).values(), branch.layers, strict=False)
-        assert all(isinstance(layer.base, fake_bitsandbytes.Linear4bit) for layer, _ in shared)
+        assert all(isinstance(layer.base, LAYERS[kind]) for layer, _ in shared)
         assert branch.layers[0].mlp.up_proj is model.general.branch.layers[0].mlp.up_proj
     assert not [m for part in (model.trunk, model.general.branch) for m in part.modules() if type(m) is nn.Linear]
     scores = model.score(PROMPT, RESPONSES, task="chitchat")
@@ -55,9 +62,9 @@ def test_a_quantized_model_is_saved_dense_and_quantizes_to_the_same_bits(tiny_ba
     assert plain.state_dict().keys() == dense.state_dict().keys()
     assert_same(plain.score(PROMPT, RESPONSES, task="chitchat"), scores, 1e-2)
 
-    again = DMoERM.from_pretrained(tmp_path / "model", quantization="4bit", device_map="cpu")
+    again = DMoERM.from_pretrained(tmp_path / "model", quantization=kind, device_map="cpu")
     assert_same(again.score(PROMPT, RESPONSES, task="chitchat"), scores, 1e-6)
-    states = {name: t for name, t in model.state_dict().items() if t.dtype == torch.uint8}
+    states = {name: t for name, t in model.state_dict().items() if t.dtype in (torch.uint8, torch.int8)}
     assert states
     assert all(torch.equal(again.state_dict()[name], t) for name, t in states.items())
 
@@ -101,12 +108,57 @@ def test_what_is_missing_is_named(
 ) -> None:
     config = frozen_config(tiny_backbone, tmp_path)
     model = make_model(config)
-    with pytest.raises(ConfigError, match="needs a CUDA GPU, but the device is cpu"):
-        quantization.quantize(model, torch.device("cpu"))
-    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with pytest.raises(ConfigError, match=r"pip install 'dmoerm\[quantization\]'"):
-        quantization.quantize(model, torch.device("cuda"))
+    with pytest.raises(ConfigError, match="runs on CUDA GPUs and CPUs, but the device is mps"):
+        quantization.quantize(model, "4bit", torch.device("mps"))
+    for package, device in (("bitsandbytes", "cuda"), ("torchao", "cpu")):
+        monkeypatch.setitem(sys.modules, package, None)
+        with pytest.raises(ConfigError, match=rf"8bit needs the package {package}.*'dmoerm\[quantization\]'"):
+            quantization.quantize(model, "8bit", torch.device(device))
     with pytest.raises(ConfigError, match="base: frozen"):
         DMoERM.from_pretrained(trained_run.folder / "model", quantization="4bit", device_map="cpu")
-    with pytest.raises(ConfigError, match="quantization='8bit' is not supported: use none or 4bit"):
-        DMoERM.from_pretrained(tmp_path, quantization="8bit")
+    with pytest.raises(ConfigError, match="quantization='2bit' is not supported: use none or 8bit or 4bit"):
+        DMoERM.from_pretrained(tmp_path, quantization="2bit")
+
+
+def held_bytes(model: DMoERM) -> int:
+    """Bytes of the linear layers of trunk and general branch, with the scales of quantized ones."""
+    layers = [m for part in (model.trunk, model.general.branch) for m in part.modules() if isinstance(m, nn.Linear)]
+    tensors = [t for layer in layers for t in inner_tensors(layer.weight)]
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def inner_tensors(weight: torch.Tensor) -> list[torch.Tensor]:
+    if not hasattr(weight, "__tensor_flatten__"):
+        return [weight]
+    return [getattr(weight, name) for name in weight.__tensor_flatten__()[0]]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not TORCHAO.exists(), reason="torchao is not there: make test-all installs it")
+@pytest.mark.parametrize(("kind", "part", "error"), [("8bit", 0.27, 0.01), ("4bit", 0.14, 0.12)])
+def test_torchao_holds_layers_on_a_cpu_in_fewer_bytes(
+    tiny_backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, part: float, error: float
+) -> None:
+    monkeypatch.syspath_prepend(str(TORCHAO))
+    dense = make_model(make_tiny_config(wide_backbone(tmp_path), tmp_path, base="frozen"))
+    model = copy.deepcopy(dense)
+    quantization.quantize(model, kind, torch.device("cpu"))
+    assert held_bytes(model) < part * held_bytes(dense)
+    for name, weight in quantization.dense_state(model.trunk).items():
+        before = dense.trunk.state_dict()[name]
+        assert weight.dtype == before.dtype
+        assert (weight - before).norm() <= error * before.norm()
+    scores = model.score(PROMPT, RESPONSES, task="chitchat")
+    assert [s.reward for s in scores] != [s.reward for s in dense.score(PROMPT, RESPONSES, task="chitchat")]
+
+    model.save_pretrained(tmp_path / "model")
+    plain = DMoERM.from_pretrained(tmp_path / "model")
+    assert_same(plain.score(PROMPT, RESPONSES, task="chitchat"), scores, 1e-3)
+    run = train_quietly(make_tiny_config(tiny_backbone, tmp_path, base="frozen", backbone={"quantization": kind}))
+    (layer, *_) = lora_layers(run.model.task_model("chitchat").experts.branch).values()
+    assert layer.lora_B.abs().max() > 0  # gradients have passed the quantized layers
+
+
+def wide_backbone(folder: Path) -> str:
+    """Return a backbone with rows long enough that scales take little memory."""
+    return write_backbone(folder / "wide", hidden_size=128, intermediate_size=256, head_dim=32)

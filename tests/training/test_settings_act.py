@@ -165,7 +165,7 @@ def tokens(config: Config) -> Any:
 
 def base_branch(config: Config) -> Any:
     run = begun_run(config)
-    branch = phases._trainable(run, run.model.general.branch)  # pyright: ignore[reportArgumentType]
+    branch = phases._trainable(run, run.model.general, run.model.general.head).branch
     return str(branch), [layer.scaling for layer in lora_layers(branch).values()]
 
 

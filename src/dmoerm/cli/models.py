@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import typer
+
+from ..errors import ConfigError
 from ..io.paths import model_folder
 
 if TYPE_CHECKING:
@@ -25,13 +29,23 @@ def quieten() -> None:
     logging.disable_progress_bar()
 
 
-def load_model(path: str, dtype: str | None = None, deterministic: bool = False, quantization: str = "none") -> DMoERM:
+def load_model(
+    path: str,
+    dtype: str | None = None,
+    deterministic: bool = False,
+    quantization: str = "none",
+    max_tasks: int | None = None,
+    divide: bool = False,
+) -> DMoERM:
     """Load the model of a run's folder, a model's folder, or a hub name.
 
     Args:
         path: the folder or the name.
         dtype: precision of trunk and branches, such as float32; None: as saved.
-        quantization: `4bit` to hold frozen layers in 4 bits.
+        quantization: `8bit` or `4bit` to hold frozen layers in 8 or 4 bits.
+        max_tasks: maximum number of tasks whose weights are in memory; None: all.
+        divide: divide the model over the launcher's processes, if there are several. Only process 0 returns; the others
+            run its passes until it ends, and then end too.
         deterministic: prepare CUDA for deterministic matrix products.
 
     Raises:
@@ -44,4 +58,34 @@ def load_model(path: str, dtype: str | None = None, deterministic: bool = False,
         os.environ.setdefault(variable, _CACHED_KERNELS)  # read at the first matrix product in bf16
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
-    return DMoERM.from_pretrained(model_folder(path), dtype=dtype, device_map="auto", quantization=quantization)
+    options = {"dtype": dtype, "device_map": "auto", "quantization": quantization, "max_tasks": max_tasks}
+    if divide and _processes() > 1:
+        return _divided(model_folder(path), options)
+    return DMoERM.from_pretrained(model_folder(path), **options)
+
+
+def follows() -> bool:
+    """Return whether this process only runs the passes of another one; see `load_model`."""
+    return _processes() > 1 and os.environ.get("RANK", "0") != "0"
+
+
+def _processes() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _divided(folder: str | Path, options: dict[str, Any]) -> DMoERM:
+    """Load a model and divide it over all processes; processes other than 0 follow and then exit."""
+    from ..model import DMoERM
+    from ..model.tensor_parallel import follow, lead, parallelize
+    from ..training.processes import device, rank
+
+    if options["quantization"] != "none" or options["max_tasks"] is not None:
+        raise ConfigError("several processes divide a model; leave out --quantization and --max-tasks, or start one")
+    current = device()  # starts the communication
+    model = DMoERM.from_pretrained(folder, dtype=options["dtype"])
+    parallelize(model, current)
+    if rank():
+        follow(model)
+        raise typer.Exit
+    lead(model)
+    return model

@@ -158,8 +158,16 @@ Dtype = Annotated[
     Literal["float32", "bfloat16"] | None, typer.Option(help="Precision of the computation. Default: as saved.")
 ]
 Quantization = Annotated[
-    Literal["none", "4bit"],
-    typer.Option(help="4bit: hold the frozen layers in 4 bits, on a GPU; needs the extra quantization."),
+    Literal["none", "8bit", "4bit"],
+    typer.Option(help="Hold the frozen layers in 8 or 4 bits; needs the extra quantization."),
+]
+MaxTasks = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Hold the branches and experts of at most this many tasks in memory, read when a task is first scored. "
+        "Default: all.",
+    ),
 ]
 Deterministic = Annotated[
     bool,

@@ -19,7 +19,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from ..io.paths import model_folder
 from ..io.storage import is_url
-from .models import load_model
+from .models import follows, load_model
 from .options import (
     BatchTokens,
     Deterministic,
@@ -161,6 +161,10 @@ def _score_here(options: ScoreOptions) -> dict[str, Any]:
     from ..scoring.output import open_output
     from ..scoring.score_rows import ScoreCounts, written_rows
 
+    if follows():  # process 0 reads and writes
+        if not options.models[1:]:
+            open_models(options.models, **options.model_options())
+        raise typer.Exit
     counts, skipped = ScoreCounts(), SkippedRows()
     on_bad = skipped.add if options.skip_bad else None
     with open_output(options.output, options.best) as write:  # first, to report a wrong name before a model is loaded
@@ -185,7 +189,8 @@ def open_models(
     """Load the models as a `RowScorer`, in this process or in an actor; see `ModelRows` for the options."""
     from ..scoring.score_rows import ModelRows
 
-    models = [load_model(folder, dtype, deterministic, quantization) for folder in folders]
+    divide = not folders[1:]  # processes follow the passes of one model
+    models = [load_model(folder, dtype, deterministic, quantization, divide=divide) for folder in folders]
     return ModelRows(models, deterministic=deterministic, **options)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import os
 import sys
@@ -12,7 +13,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from .options import Deterministic, Dtype, Quantization, grouped
+from .options import Deterministic, Dtype, MaxTasks, Quantization, grouped
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ def command(
     ] = "",
     dtype: Dtype = None,
     quantization: Quantization = "none",
+    max_tasks: MaxTasks = None,
     deterministic: Deterministic = False,
     log_format: Annotated[str, typer.Option(help="json, text, or auto: text on a terminal.")] = "auto",
 ) -> None:
@@ -65,7 +67,7 @@ def command(
     """
     from ..errors import ConfigError
     from ..io.paths import model_folder
-    from .models import load_model
+    from .models import follows, load_model
 
     if log_format not in ("auto", "json", "text"):
         raise ConfigError(f"--log-format {log_format}: use json, text or auto")
@@ -77,8 +79,11 @@ def command(
     access_settings = {"api_key": _key(access.api_key_file), "allow_origins": tuple(access.allow_origin or ())}
     settings = ServingConfig(deterministic=deterministic, **asdict(limits), **access_settings)
     _warn(host, settings.api_key)
+    load = functools.partial(load_model, model, dtype, deterministic, quantization, max_tasks, divide=True)
+    if follows():
+        load()
     serve(
-        lambda: load_model(model, dtype, deterministic, quantization),
+        load,
         settings,
         name=name or _name(model, model_folder(model)),
         host=host,

@@ -133,9 +133,9 @@ class BackboneConfig(_Settings):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of the frozen weights and of the arithmetic; `auto`: bfloat16 if the processor supports it, else
     float32."""
-    quantization: Literal["none", "4bit"] = "none"
-    """`4bit`: hold the frozen linear layers in 4 bits (NF4) by bitsandbytes, on a CUDA GPU; needs `base: frozen` and
-    the extra `quantization`. The checkpoint has decoded weights."""
+    quantization: Literal["none", "8bit", "4bit"] = "none"
+    """`8bit`, `4bit`: hold the frozen linear layers in 8 or 4 bits (NF4), by bitsandbytes on a CUDA GPU, by torchao on
+    a CPU; needs `base: frozen` and the extra `quantization`. The checkpoint has decoded weights."""
 
 
 class EncodingConfig(_Settings):
@@ -333,7 +333,8 @@ class Config(_Settings):
     def _quantized_weights_are_frozen(self) -> Config:
         if self.backbone.quantization != "none" and (self.base != "frozen" or self.router.kind == "own"):
             raise ValueError(
-                "backbone.quantization is 4bit, which needs frozen weights: base: frozen, router.kind: trunk"
+                f"backbone.quantization is {self.backbone.quantization}, which needs frozen weights: base: frozen, "
+                "router.kind: trunk"
             )
         return self
 

@@ -30,7 +30,7 @@ from transformers import PreTrainedModel
 
 from ..chat.encoding import Encoder, on_a_fixed_day
 from ..config import EncodingConfig, LoRAConfig
-from ..errors import CheckpointError, shorten
+from ..errors import CheckpointError, ConfigError, shorten
 from ..io.paths import complete_folder
 from ..names import folder_name
 from .backbone import join, load_tokenizer
@@ -43,6 +43,7 @@ from .mixture import Mixture
 from .packed_attention import Decoder
 from .prompt_statistics import PromptStatistics
 from .quantization import dense_state, quantize
+from .task_weights import TaskWeights
 from .training_prompts import TrainingPrompts
 
 ModelT = TypeVar("ModelT", bound=Mixture)
@@ -67,10 +68,12 @@ def save(
             are float32. `bfloat16` halves the branches' files and rounds small changes away (docs/training.md).
 
     Raises:
-        ConfigError: the dtype is not supported.
+        ConfigError: the dtype is not supported, or the model was loaded with `max_tasks`.
         CheckpointError: the folder cannot be written (disk full, no permission).
     """
     dtype = as_dtype(dtype)
+    if model.task_weights is not None:
+        raise ConfigError("save_pretrained: the model holds a part of its tasks; load it without max_tasks")
     texts = {"README.md": card, "run.yaml": run_config}
     try:
         with complete_folder(target) as folder:
@@ -117,29 +120,32 @@ def load(path: str | Path, model_class: type[ModelT], options: LoadOptions) -> M
     folder = _local(path, options.hub)
     check_files(folder)
     with sums_checked(folder) if options.check else contextlib.nullcontext():
-        model = _read(folder, model_class, options.dtype)
+        model = _read(folder, model_class, options)
         options.check_config(folder)
     if options.quantization != "none":
-        quantize(model, options.device or torch.device("cpu"))
+        quantize(model, options.quantization, options.device or torch.device("cpu"))
     model.config.name_or_path = str(path)  # TRL loads the tokenizer from there
-    return model if options.device is None else model.to(options.device)  # pyright: ignore[reportArgumentType]
+    if options.device is not None:
+        device = options.device
+        model._apply(lambda tensor: tensor if tensor.is_meta else tensor.to(device))
+    return model
 
 
-def _read(folder: Path, model_class: type[ModelT], dtype: torch.dtype | None) -> ModelT:
+def _read(folder: Path, model_class: type[ModelT], options: LoadOptions) -> ModelT:
     model = _empty_model(folder, model_class)
     _fill(model, read_tensors(folder / "model.safetensors", aligned=True), folder / "model.safetensors")
     for name, part in _parts(model):
-        _fill(part, read_tensors(folder / name), folder / name)
-    for task, experts in _experts(model):
-        files = [folder / _expert_path(task, c) / "adapter_model.safetensors" for c in experts.capabilities]
-        states = [_adapter(experts, i, file, model.config.branch_layer) for i, file in enumerate(files)]
-        # only now, when the branch has its weights: the LoRA layers share them
-        experts.attach(model.task_model(task).base.branch)  # pyright: ignore[reportArgumentType]
-        for i, state in enumerate(states):
-            _fill_adapter(experts, i, state, model.config.branch_layer)
-    if unread := [name for name, value in (*model.named_parameters(), *model.named_buffers()) if value.is_meta]:
+        if not name.startswith("tasks/"):
+            _fill(part, read_tensors(folder / name), folder / name)
+    if options.max_tasks is None:
+        for task in model.config.tasks:
+            _read_task(model, folder, task)
+    values = [(name, value) for name, value in (*model.named_parameters(), *model.named_buffers()) if value.is_meta]
+    if unread := [name for name, _ in values if options.max_tasks is None or not name.startswith("tasks.")]:
         raise CheckpointError(f"{folder}: contains no value for {unread[0]}; this backbone is not supported")
-    convert(model, dtype)
+    convert(model, options.dtype)
+    if options.max_tasks is not None:
+        model.task_weights = _on_demand(model, folder, options, options.max_tasks)
     try:
         tokenizer = load_tokenizer(folder, trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises bare exceptions
@@ -151,6 +157,56 @@ def _read(folder: Path, model_class: type[ModelT], dtype: torch.dtype | None) ->
         name: file.read_text(encoding="utf-8", errors="replace") for name in TEXTS if (file := folder / name).is_file()
     }
     return with_tokenizer(model, tokenizer).eval()
+
+
+def _read_task(model: Mixture, folder: Path, task: str, options: LoadOptions | None = None) -> None:
+    """Read a task's branch, if it has its own, and the LoRA of its experts.
+
+    Args:
+        options: precision and device of the branch; None: the caller converts and moves the model.
+    """
+    task_model = model.task_model(task)
+    experts, branch = task_model.experts, task_model.base.branch
+    if not model.config.shared_branch:
+        file = folder / _branch_file(task)
+        _fill(branch, read_tensors(file), file)
+        if options is not None:
+            branch.to(device=options.device, dtype=options.dtype)
+    if experts.branch is None:
+        return
+    files = [folder / _expert_path(task, c) / "adapter_model.safetensors" for c in experts.capabilities]
+    states = [_adapter(experts, i, file, model.config.branch_layer) for i, file in enumerate(files)]
+    # only now, when the branch has its weights: the LoRA layers share them
+    experts.attach(branch)  # pyright: ignore[reportArgumentType]
+    for i, state in enumerate(states):
+        _fill_adapter(experts, i, state, model.config.branch_layer)
+
+
+def _on_demand(model: Mixture, folder: Path, options: LoadOptions, limit: int) -> TaskWeights:
+    """Return what reads the tasks' weights from the folder; its files must not change."""
+    stamps = {file: _stamp(file) for file in folder.glob("tasks/**/*.safetensors")}
+
+    def read(task: str) -> None:
+        for file, stamp in stamps.items():
+            if file.is_relative_to(folder / "tasks" / folder_name(task)) and file.exists() and _stamp(file) != stamp:
+                raise CheckpointError(f"{file}: changed since the model was loaded; load the model again")
+        _read_task(model, folder, task, options)
+
+    return TaskWeights(read, lambda task: _release_task(model, task), limit)
+
+
+def _stamp(file: Path) -> tuple[int, int]:
+    status = file.stat()
+    return status.st_mtime_ns, status.st_size
+
+
+def _release_task(model: Mixture, task: str) -> None:
+    """Put the weights of a task's branch and of its experts on the meta device; those of the general model stay."""
+    task_model, kept = model.task_model(task), {id(weight) for weight in model.general.parameters()}
+    for module in (*task_model.base.branch.modules(), *(task_model.experts.branch or nn.Module()).modules()):
+        for name, weight in list(module.named_parameters(recurse=False)):
+            if id(weight) not in kept:
+                setattr(module, name, nn.Parameter(torch.empty_like(weight, device="meta"), requires_grad=False))
 
 
 def convert(model: Mixture, dtype: torch.dtype | None) -> None:
@@ -234,7 +290,11 @@ def _parts(model: Mixture) -> Iterator[tuple[str, nn.Module]]:
     yield "general/branch.safetensors", model.general.branch
     if not model.config.shared_branch:
         for task in model.config.tasks:
-            yield f"tasks/{folder_name(task)}/branch.safetensors", model.task_model(task).base.branch
+            yield _branch_file(task), model.task_model(task).base.branch
+
+
+def _branch_file(task: str) -> str:
+    return f"tasks/{folder_name(task)}/branch.safetensors"
 
 
 def _expert_path(task: str, capability: str) -> str:

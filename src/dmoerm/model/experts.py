@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn import functional
 
 from ..config import HeadConfig, LoRAConfig
@@ -75,7 +76,9 @@ class MergedLoRALinear(StackedLoRALinear):
     def merged(self) -> Tensor:
         """Return the layer's weight (out, in) with the LoRA added, in float32."""
         with torch.autocast(self.lora_A.device.type, enabled=False):
-            return self.base.weight.float() + self.scaling * self.lora_B[0] @ self.lora_A[0]
+            weight = self.base.weight
+            whole = weight.full_tensor() if isinstance(weight, DTensor) else weight
+            return whole.float() + self.scaling * self.lora_B[0] @ self.lora_A[0]
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) if self.training else functional.linear(x, self.merged(), self.base.bias)

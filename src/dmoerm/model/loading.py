@@ -26,7 +26,7 @@ _ALWAYS: dict[str, tuple[Any, ...]] = {
     "num_labels": (1,),
     "attn_implementation": ("sdpa", "dmoerm_packed"),
 }
-_QUANTIZED = 'quantized weights are requested by quantization="4bit"; dtype=torch.bfloat16 halves the memory'
+_QUANTIZED = 'quantized weights are requested by quantization="8bit" or "4bit"; dtype=torch.bfloat16 halves the memory'
 _REASONS = {
     "quantization_config": _QUANTIZED,
     "load_in_8bit": f"{_QUANTIZED} (RewardBench: --not_quantized)",
@@ -40,8 +40,8 @@ _OFF = (
     *("state_dict", "variant", "subfolder", "proxies", "gguf_file", "max_memory", "offload_folder", "tp_plan"),
     *("key_mapping", "use_kernels", "code_revision", "experts_implementation"),
 )
-_SUPPORTED = ("dtype", "torch_dtype", "device_map", "quantization", "check", *_HUB)
-_QUANTIZATIONS = ("none", "4bit")
+_SUPPORTED = ("dtype", "torch_dtype", "device_map", "quantization", "max_tasks", "check", *_HUB)
+_QUANTIZATIONS = ("none", "8bit", "4bit")
 _FROM_AUTO = (
     "adapter_kwargs",
     "config",
@@ -61,7 +61,8 @@ class LoadOptions:
     Attributes:
         dtype: precision of trunk and branches; None: as saved.
         device: the device of the whole model; None: the CPU.
-        quantization: `4bit` to hold frozen linear layers in 4 bits; see quantization.py.
+        quantization: `8bit` or `4bit` to hold frozen linear layers in 8 or 4 bits; see quantization.py.
+        max_tasks: maximum number of tasks whose branch and experts are in memory; see task_weights.py. None: all.
         check: compare the files with their checksums, if the folder has a file of them.
         hub: `revision`, `token` and the like; see `hub.download`.
         config: the configuration that `AutoModelForSequenceClassification` read, with the caller's changes.
@@ -70,6 +71,7 @@ class LoadOptions:
     dtype: torch.dtype | None = None
     device: torch.device | None = None
     quantization: str = "none"
+    max_tasks: int | None = None
     check: bool = True
     hub: Mapping[str, Any] = field(default_factory=dict)
     config: DMoERMConfig | None = None
@@ -106,13 +108,15 @@ def load_options(options: Mapping[str, Any]) -> LoadOptions:
         raise ConfigError(f"from_pretrained: {'; '.join(problems)}")
     hub = {name: given[name] for name in _HUB if name in given}
     quantization = given.get("quantization", "none")
-    return LoadOptions(dtype, device, quantization, bool(given.get("check", True)), hub, config)
+    return LoadOptions(dtype, device, quantization, given.get("max_tasks"), bool(given.get("check", True)), hub, config)
 
 
 def _problem(name: str, value: Any) -> str | None:
     """Return why an option is refused, or None if it is supported."""
     if name == "quantization" and value not in _QUANTIZATIONS:
         return f"quantization={shorten(value)} is not supported: use {' or '.join(_QUANTIZATIONS)}"
+    if name == "max_tasks" and (type(value) is not int or value < 1):
+        return f"max_tasks={shorten(value)} is not supported: use a number from 1 on"
     if name in _SUPPORTED or (name in _OFF and value in (False, "")):
         return None
     if name in _ALWAYS and isinstance(value, str | int) and value in _ALWAYS[name]:

@@ -9,6 +9,8 @@ from torch import nn
 from transformers import AutoConfig
 
 from ..config import BackboneConfig, LoRAConfig
+from ..planning import BackboneShape
+from ..planning.memory import OVERHEAD, kept_bytes, pass_bytes, trained_bytes
 from .backbone import (
     backbone_folder,
     empty_part,
@@ -20,8 +22,6 @@ from .backbone import (
 )
 from .experts import lora_targets
 from .families import refused_reason, text_config, unpacked_reason
-
-_TRAINED = 16  # bytes of a trained weight: float32 value and gradient, and Adam's two moments
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class Survey:
         dtype: of frozen weights and arithmetic.
         trunk, branch: numbers of parameters.
         bytes_per_weight: of frozen weights.
+        shape: of the layers, from which activations are counted; None: they are not those of a usual decoder.
     """
 
     kind: str
@@ -53,19 +54,33 @@ class Survey:
     trunk: int = 0
     branch: int = 0
     bytes_per_weight: int = 0
+    shape: BackboneShape | None = None
 
     def memory(self, tasks: int) -> dict[str, int]:
-        """Return the bytes of weights for a number of tasks, without activations.
+        """Return the bytes of weights for a number of tasks, of activations, and of both.
 
-        Keys: `frozen`: one branch for all tasks (`base: frozen`); `own`: a trained branch per task, in float32, and the
-        general model's; `training`: what training one branch takes beside that (`base: full`).
+        Keys:
+            frozen: weights with one branch for all tasks (`base: frozen`).
+            own: weights with a trained branch per task, in float32, and the general model's.
+            training: what training one branch takes beside that (`base: full`).
+            pass, kept: activations of a pass of 8192 tokens, and those that a branch keeps for the backward pass.
+            score_frozen, score_own, train_heads, train_full: the sums that scoring and training take, with an
+            allowance for the device's context; without `pass` and `kept` if they are unknown.
         """
-        trunk = self.trunk * self.bytes_per_weight
-        return {
-            "frozen": trunk + self.branch * self.bytes_per_weight,
+        trunk, size = self.trunk * self.bytes_per_weight, self.bytes_per_weight
+        memory: dict[str, float] = {
+            "frozen": trunk + self.branch * size,
             "own": trunk + self.branch * 4 * (tasks + 1),
-            "training": self.branch * _TRAINED,
+            "training": trained_bytes(self.branch, size),
         }
+        active = kept = 0.0
+        if self.shape is not None:
+            active, kept = pass_bytes(self.shape, size), kept_bytes(self.shape, self.layers - self.branch_layer, size)
+            memory |= {"pass": active, "kept": kept}
+        memory["score_frozen"] = memory["train_heads"] = memory["frozen"] + active + OVERHEAD
+        memory["score_own"] = memory["own"] + active + OVERHEAD
+        memory["train_full"] = memory["score_own"] + memory["training"] + kept
+        return {name: round(value) for name, value in memory.items()}
 
 
 def survey(config: BackboneConfig) -> Survey:
@@ -98,7 +113,18 @@ def survey(config: BackboneConfig) -> Survey:
         trunk=_size(trunk),
         branch=_size(branch),
         bytes_per_weight=dtype.itemsize,
+        shape=_shape(text),
     )
+
+
+def _shape(text: Any) -> BackboneShape | None:
+    """Return the shape of a decoder whose layers all have one feed-forward part, else None."""
+    if any(getattr(text, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts")):
+        return None
+    try:
+        return BackboneShape.of(text)
+    except AttributeError:
+        return None
 
 
 def _size(part: Any) -> int:

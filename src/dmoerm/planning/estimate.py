@@ -59,8 +59,8 @@ class RunPlan:
     """The estimates of a config on a machine.
 
     Attributes:
-        sharded_memory: bytes on each accelerator in training if the frozen weights are divided over all; None: they
-            cannot be divided.
+        sharded_memory: bytes on each accelerator in training if the layers are divided over all; None: they cannot be
+            divided.
         model: bytes of the model's weights.
         cache, cache_limit: bytes of the cached activations on disk, and the setting.
         ratio: operations of scoring relative to one plain reward model on the same texts.
@@ -106,7 +106,7 @@ class RunPlan:
 def make_plan(recipe: Recipe, workload: Workload, machine: Machine) -> RunPlan:
     """Estimate training on the workload's groups and scoring its responses."""
     work = recipe.work(workload.prompt, workload.responses, workload.response)
-    shards = machine.count if recipe.base == "frozen" and not recipe.own_router else 1
+    shards = 1 if recipe.own_router else machine.count
     count = sum(flops(recipe.shape, work).values())
     scored_prompts = workload.scored / workload.responses
     per_pass = recipe.trunk + recipe.top * (recipe.plain + bool(recipe.lora_experts))

@@ -13,7 +13,8 @@ from .work import BackboneShape, Work
 PASS_TOKENS = 8192
 """Tokens of a pass, where a token counts once per expert: the default of scoring, and the limit in training."""
 _TRAINED, _COPY = 20, 2
-_OVERHEAD = 1.5e9  # CUDA's context and the allocator's unused blocks; assumed
+OVERHEAD = 1.5e9
+"""CUDA's context and the allocator's unused blocks, in bytes; assumed."""
 
 
 def checkpoint_bytes(
@@ -57,9 +58,16 @@ def model_bytes(recipe: Recipe) -> float:
 
 def scoring_bytes(recipe: Recipe, batch_tokens: int = PASS_TOKENS) -> float:
     """Return the bytes that scoring takes on one accelerator: weights, and the activations of one layer."""
-    shape = recipe.shape
-    widest = 4 * shape.width + 2 * shape.queries + 2 * shape.keys + 3 * shape.feed_forward
-    return model_bytes(recipe) + batch_tokens * widest * recipe.bytes_per_weight + _OVERHEAD
+    return model_bytes(recipe) + pass_bytes(recipe.shape, recipe.bytes_per_weight, batch_tokens) + OVERHEAD
+
+
+def pass_bytes(shape: BackboneShape, size: float, tokens: float = PASS_TOKENS) -> float:
+    """Return the bytes of a pass's activations without gradients: those of one layer.
+
+    Args:
+        size: bytes of a number in the backbone's dtype.
+    """
+    return tokens * size * (4 * shape.width + 2 * shape.queries + 2 * shape.keys + 3 * shape.feed_forward)
 
 
 def trained_weights(recipe: Recipe) -> float:
@@ -80,14 +88,24 @@ def training_bytes(recipe: Recipe, work: Work, shards: int = 1) -> float:
 
     Args:
         work: a group of the data; one that is longer than a pass has a pass of its own.
-        shards: number of accelerators over which the frozen weights are divided; 1: each holds all of them.
+        shards: number of accelerators over which the weights of layers are divided; 1: each holds all of them.
     """
-    trained = trained_weights(recipe)
-    per_weight = _TRAINED + _COPY * (recipe.bytes_per_weight == 2)
+    trained, size = trained_weights(recipe), recipe.bytes_per_weight
     rows = max(PASS_TOKENS, work.all_tokens * max(stacked(recipe), 1)) if trained else 0
-    kept = rows * recipe.top * activation_bytes(recipe.shape, recipe.bytes_per_weight)
+    kept = kept_bytes(recipe.shape, recipe.top, size, rows)
+    divided = shards if recipe.base == "full" else 1  # a LoRA is whole on each
     forward = scoring_bytes(recipe) - model_bytes(recipe)
-    return model_bytes(recipe) / shards + trained * per_weight + kept + forward
+    return model_bytes(recipe) / shards + trained_bytes(trained, size) / divided + kept + forward
+
+
+def trained_bytes(weights: float, size: float) -> float:
+    """Return the bytes that a number of weights takes while they are trained."""
+    return weights * (_TRAINED + _COPY * (size == 2))
+
+
+def kept_bytes(shape: BackboneShape, layers: int, size: float, tokens: float = PASS_TOKENS) -> float:
+    """Return the bytes of activations that a number of layers keeps for the backward pass."""
+    return tokens * layers * activation_bytes(shape, size)
 
 
 def activation_bytes(shape: BackboneShape, size: float) -> float:

@@ -17,7 +17,7 @@ _SHAPES = {
     "meta-llama/Llama-3.3-70B-Instruct": BackboneShape(80, 8192, 28672, 64, 8, 128, 128256),
 }
 """Shapes that need no download."""
-_FOUR_BITS = 0.5 + 4 / 64  # a float32 scale per block of 64 weights
+_QUANTIZED = {"4bit": 0.5 + 4 / 64, "8bit": 1.0}  # 4 bits with a float32 scale per block of 64 weights
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Recipe:
         pools_all: the pooling reads all tokens of a response.
         own_router: the router has its own language model.
         bytes_per_weight: of the backbone's dtype.
-        bytes_per_frozen: of a weight of a frozen linear layer: the same, or that of 4 bits with their scales.
+        bytes_per_frozen: of a weight of a frozen linear layer: the same, or that of its 8 or 4 bits with their scales.
         config: the settings of the steps.
     """
 
@@ -89,7 +89,7 @@ class Recipe:
             config.encoding.pooling != "last",
             config.router.kind == "own",
             size,
-            _FOUR_BITS if config.backbone.quantization == "4bit" else size,
+            _QUANTIZED.get(config.backbone.quantization, size),
             config,
         )
 

@@ -75,7 +75,8 @@ def fit(
     with quiet():
         trainer.evaluate()
         if step.epochs > 0:
-            trainer.forget_preparation()
+            if not tracker.is_sharded:  # DDP must not average what FSDP2 does
+                trainer.forget_preparation()
             checkpoint = broadcast(last_checkpoint(folder) if is_main() else None)
             if checkpoint and stopped_early(checkpoint, step.patience):
                 trainer.args.max_steps = TrainerState.load_from_json(f"{checkpoint}/trainer_state.json").global_step

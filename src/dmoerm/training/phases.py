@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,8 +23,7 @@ from torch import nn
 from ..config import BranchStepConfig
 from ..data.splitting import held_out
 from ..model.experts import MergedLoRALinear, lora_layers, with_experts
-from ..model.heads import BranchScorer
-from ..model.packed_attention import Decoder
+from ..model.heads import BranchScorer, Head
 from .batches import PackedCollator, PreferenceExample, VectorCollator, labeled
 from .calibration import calibrate
 from .embedding import base_embeddings, cached_states, sample, task_vectors
@@ -41,6 +41,7 @@ from .fitting import fit
 from .losses import PreferenceLossModule
 from .posteriors import set_from_phase1, set_from_score, with_posterior
 from .score_weights import weight_scores
+from .sharded_branch import copy_weights, is_sharded, sharded_scorer
 from .steps import Run, State, StepMetrics, Training, step_metrics, step_name
 
 Examples = Sequence[PreferenceExample]
@@ -83,7 +84,7 @@ def phase1(training: Training, task: str) -> None:
     if run.config.warm_start:
         base.head.load_state_dict(general.head.state_dict())
         if not run.frozen:
-            _fill(base.branch, general.branch.state_dict())
+            copy_weights(base.branch, general.branch.state_dict())
     first, reset = first_part(run, train), run.frozen or not run.config.warm_start
     folds = training.folds.get((None, "general"))
     prior = FoldedHead(general.head, folds) if folds else None
@@ -178,12 +179,11 @@ def train_base(
             state, metrics, strengths = _named("head", head), step_metrics(fits), _head_l2(first.l2)
         if run.frozen:
             return state, metrics
-    scorer = BranchScorer(_trainable(run, start.branch), head, start.pooling)  # pyright: ignore[reportArgumentType]
+    scorer = _trainable(run, start, head)
     states = cached_states(run, [*parts[0], *parts[1]])
     module, options = PreferenceLossModule(scorer, strength(step.l2), head), run.fit_options(checkpoint_dir / "branch")
     fits = fit(module, *parts, collate=PackedCollator(lambda e: states[e.key]), step=step, **options)
-    scorer.branch = _merged(scorer.branch)
-    return scorer.state_dict() | strengths, step_metrics(fits)
+    return _merged(scorer) | strengths, step_metrics(fits)
 
 
 def _train_task(
@@ -229,23 +229,27 @@ def _named(prefix: str, module: nn.Module) -> State:
     return {f"{prefix}.{name}": tensor for name, tensor in module.state_dict().items()}
 
 
-def _trainable(run: Run, branch: Decoder) -> Decoder:
-    """Return a trainable copy: all weights in float32, or frozen with a trainable LoRA."""
-    branch = copy.deepcopy(branch)
+def _trainable(run: Run, start: BranchScorer, head: Head) -> BranchScorer:
+    """Return a scorer with a trainable copy of a branch: all weights in float32, or a LoRA on the frozen weights."""
+    branch: Any = start.branch
     if run.config.base == "lora":
-        return with_experts(branch.requires_grad_(False), 1, run.config.base_lora, MergedLoRALinear)
-    return branch.float().requires_grad_(True)
+        branch = with_experts(branch, 1, run.config.base_lora, MergedLoRALinear)
+    elif is_sharded(branch):
+        return sharded_scorer(start, head)
+    else:
+        branch = copy.deepcopy(branch).float().requires_grad_(True)
+    return BranchScorer(branch, head, start.pooling)
 
 
 @torch.no_grad()
-def _merged(branch: nn.Module) -> nn.Module:
-    """Merge the branch's LoRA, if it has one, into its weights; merged weights are float32."""
-    for name, layer in lora_layers(branch).items():
-        if isinstance(layer, MergedLoRALinear):
-            parent, _, last = name.rpartition(".")
-            layer.base.weight = nn.Parameter(layer.merged(), requires_grad=False)
-            setattr(branch.get_submodule(parent), last, layer.base)
-    return branch
+def _merged(scorer: BranchScorer) -> State:
+    """Return the scorer's state with the branch's LoRA, if it has one, merged into its weights, which are float32."""
+    state = scorer.state_dict()
+    for name, layer in lora_layers(scorer).items():
+        state = {key: tensor for key, tensor in state.items() if not key.startswith(f"{name}.lora_")}
+        state = {key.replace(f"{name}.base.", f"{name}."): tensor for key, tensor in state.items()}
+        state[f"{name}.weight"] = layer.merged()  # pyright: ignore[reportAttributeAccessIssue]
+    return state
 
 
 def apply_base(scorer: BranchScorer, state: State) -> None:
@@ -253,14 +257,8 @@ def apply_base(scorer: BranchScorer, state: State) -> None:
     scorer.head.load_state_dict({n.removeprefix("head."): t for n, t in state.items() if n.startswith("head.")})
     branch = {n.removeprefix("branch."): t for n, t in state.items() if n.startswith("branch.")}
     if branch:
-        _fill(scorer.branch, branch)
+        copy_weights(scorer.branch, branch)
     scorer.requires_grad_(False)
-
-
-def _fill(branch: nn.Module, state: State) -> None:
-    """Copy a state with its dtypes into a branch, in place: modules that share the parameters change too."""
-    for name, parameter in branch.named_parameters():
-        parameter.data = state[name].detach().to(parameter.device, copy=True)
 
 
 # --- phase 3 -------------------------------------------------------------------------------------------------------

@@ -34,6 +34,7 @@ from ..model import DMoERM, DMoERMConfig
 from ..model.backbone import check_backbone, load_backbone, resolve_branch_layer, split_layers
 from ..model.checkpoint import with_tokenizer
 from ..model.configuration import backbone_settings
+from ..model.experts import lora_targets
 from ..model.quantization import quantize
 from ..model.training_prompts import TrainingPrompts
 from ..schema import Group, prompt_key
@@ -74,7 +75,7 @@ def train(config: Config, console: Console | None = None, engine: Engine | None 
     check_sharding(shared_branch=config.base == "frozen", own_router=config.router.kind == "own")
     if sharded() and config.backbone.quantization != "none":
         raise ConfigError(
-            "backbone.quantization: 4-bit layers cannot be sharded; set it to none, or launch with ddp.yaml"
+            "backbone.quantization: quantized layers cannot be sharded; set it to none, or launch with ddp.yaml"
         )
     _check_batches(config)
     check_backbone(config.backbone)
@@ -124,9 +125,23 @@ def prepare(config: Config, taxonomy: Taxonomy, folder: Path, progress: Progress
     """Build the untrained model around the pretrained backbone, and open its activation cache."""
     model = build_model(config, taxonomy)
     if config.backbone.quantization != "none":
-        quantize(model, device())
+        quantize(model, config.backbone.quantization, device())
+    if sharded():
+        _prepare_shards(model, config)
     model = move_to_device(model)
     return Run(config, model, open_cache(config, model), folder, progress)
+
+
+def _prepare_shards(model: DMoERM, config: Config) -> None:
+    """Convert the weights that the run trains to float32: sharded ones cannot change their dtype afterward."""
+    for scorer in (model.general, *(model.task_model(task).base for task in model.config.tasks)):
+        if config.base == "full":
+            scorer.branch.float()
+        elif config.base == "lora":
+            targets = lora_targets(scorer.branch, config.base_lora)
+            for name, module in scorer.branch.named_modules():
+                if name.rpartition(".")[2] in targets:
+                    module.float()
 
 
 def open_cache(config: Config, model: DMoERM) -> ActivationCache:

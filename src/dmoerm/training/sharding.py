@@ -1,10 +1,11 @@
-"""Shard the frozen weights of a backbone that does not fit on one accelerator, by FSDP2 or ZeRO stage 3.
+"""Shard the weights of a model that does not fit on one accelerator, by FSDP2 or ZeRO stage 3.
 
-    linear layers and embeddings of the backbone        sharded; a layer is gathered for each call and freed after it
-    trained weights, norms, heads, statistics           replicated; DDP averages the gradients, as without sharding
+    layers of the trunk                                 sharded; a layer is gathered for each call and freed after it
+    linear layers and embeddings of the branches        the same, one by one: the experts' branches call them too
+    a branch that is trained (FSDP2)                    sharded by layer, with gradients and optimizer state
+    LoRA, heads, statistics, norms of branches          replicated; DDP averages the gradients, as without sharding
 
-Only frozen layers are sharded, with PyTorch's `fully_shard` or DeepSpeed's `zero.Init`. Clipping and the best state of
-an expert need its whole weights, and the trained weights are small beside a large frozen backbone.
+PyTorch's `fully_shard` gathers the next layer while one runs. DeepSpeed's `zero.Init` shards frozen layers only.
 
 Each call of a sharded layer is a collective, so all processes must call the same layers in the same order. This is why
 `batches.PackedCollator` and `processes.shard_evenly` add dummies: a process with fewer passes would block the others.
@@ -13,16 +14,17 @@ Each call of a sharded layer is a collective, so all processes must call the sam
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.distributed import broadcast
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from ..errors import BackboneError, ConfigError
@@ -65,11 +67,14 @@ def check_sharding(shared_branch: bool, own_router: bool) -> None:
         if (value := os.environ.get(variable, default).lower()) != required:
             raise ConfigError(f"accelerate launch: {name} is {value}; set it to {required}: see configs/accelerate")
     router = "router.kind to trunk, with a backbone.branch_layer above 0"
-    for unsupported, setting in ((not shared_branch, "base to frozen"), (own_router, router)):
+    zero_trains = kind == "DEEPSPEED" and not shared_branch
+    for unsupported, what, setting in (
+        (zero_trains, "no trained branch", "base to frozen, launch with configs/accelerate/fsdp2.yaml"),
+        (own_router, "no language model of a router", router),
+    ):
         if unsupported:
             raise ConfigError(
-                f"accelerate launch: {kind} shards frozen weights only; set {setting}, "
-                "or launch with configs/accelerate/ddp.yaml"
+                f"accelerate launch: {kind} shards {what}; set {setting}, or launch with configs/accelerate/ddp.yaml"
             )
 
 
@@ -81,13 +86,14 @@ def move_to_device(model: DMoERM) -> DMoERM:
     """
     if (kind := sharding()) is None:
         return model.to(device())  # pyright: ignore[reportArgumentType, reportReturnType]
-    layers = _layers(model)
-    _check_layers(model, layers)
-    _SHARD[kind](layers)
-    done = {id(layer) for layer in layers}
+    _check_layers(model, [layer for part in _parts(model) for layer in _layers(part)])
+    units = _units(model)
+    _SHARD[kind](model, units)
+    done = {id(module) for unit in itertools.chain(*units) for module in unit.modules()}
+    copies: dict[int, nn.Parameter] = {}
     for module in model.modules():
         if id(module) not in done:
-            _replicate(module)
+            _replicate(module, copies)
     return model
 
 
@@ -98,13 +104,20 @@ def full_state(model: DMoERM) -> Iterator[None]:
     A collective: all processes must enter the context.
     """
     with contextlib.ExitStack() as hooks:
-        for layer in _layers(model) if sharded() else ():
-            if isinstance(layer, FSDPModule):
-                layer.reshard()  # else `state_dict` would reshard it, on the main process alone, and block
-            full = ((name, full_tensor(p)) for name, p in layer.named_parameters())
-            state = {name: weight.cpu() for name, weight in full if is_main()}
-            hooks.callback(layer.register_state_dict_post_hook(_replace_with(state)).remove)
+        for unit in itertools.chain(*_units(model)) if sharded() else ():
+            if isinstance(unit, FSDPModule):
+                unit.reshard()  # else `state_dict` would reshard it, on the main process alone, and block
+            state = whole_state(dict(unit.named_parameters()))
+            hooks.callback(unit.register_state_dict_post_hook(_replace_with(state)).remove)
         yield
+
+
+def whole_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the whole tensors of a state, in CPU memory, in the main process; nothing in the others. A collective."""
+    if not sharded():
+        return dict(state)
+    full = ((name, full_tensor(tensor)) for name, tensor in state.items())
+    return {name: tensor.cpu() for name, tensor in full if is_main()}
 
 
 def full_tensor(weight: Tensor) -> Tensor:
@@ -126,20 +139,29 @@ def _replace_with(weights: dict[str, Tensor]) -> Any:
     return replace
 
 
-def _backbone(model: DMoERM) -> list[nn.Module]:
-    """Return the frozen parts of the model."""
-    return [part for part in (model.trunk, model.general.branch) if part is not None]
+def _parts(model: DMoERM) -> list[nn.Module]:
+    """Return the trunk and the branches of the general model and of the tasks."""
+    tasks = () if model.config.shared_branch else model.config.tasks
+    branches = [model.general.branch, *(model.task_model(task).base.branch for task in tasks)]
+    return branches if model.trunk is None else [model.trunk, *branches]
 
 
-def _layers(model: DMoERM) -> list[nn.Module]:
-    """Return the frozen layers that hold nearly all weights; the experts' branches share them."""
-    modules = (module for part in _backbone(model) for module in part.modules())
-    return [module for module in modules if isinstance(module, nn.Linear | nn.Embedding)]
+def _layers(part: nn.Module) -> list[nn.Module]:
+    """Return the layers that hold nearly all weights of a part; the experts' branches share them."""
+    return [module for module in part.modules() if isinstance(module, nn.Linear | nn.Embedding)]
+
+
+def _units(model: DMoERM) -> list[list[nn.Module]]:
+    """Return the modules of each part that are gathered one by one, in the order of their calls."""
+    trunk: Any = model.trunk
+    if sharding() == "FSDP" and trunk is not None:
+        return [[trunk.embed_tokens, *trunk.layers], *map(_layers, _parts(model)[1:])]
+    return [_layers(part) for part in _parts(model)]
 
 
 def _check_layers(model: DMoERM, layers: Sequence[nn.Module]) -> None:
     """Raise `BackboneError` if over a tenth of the weights is in other modules, such as stacked experts."""
-    inside, total = ({p for m in modules for p in m.parameters()} for modules in (layers, _backbone(model)))
+    inside, total = ({p for m in modules for p in m.parameters()} for modules in (layers, _parts(model)))
     if sum(p.numel() for p in inside) < 0.9 * sum(p.numel() for p in total):
         raise BackboneError(
             f"a backbone of type {model.config.backbone['model_type']!r} keeps weights outside linear layers and "
@@ -148,28 +170,73 @@ def _check_layers(model: DMoERM, layers: Sequence[nn.Module]) -> None:
 
 
 @torch.no_grad()
-def _replicate(module: nn.Module) -> None:
-    """Copy the main process's values of a module's direct weights and buffers to this process's device."""
+def _replicate(module: nn.Module, copies: dict[int, nn.Parameter]) -> None:
+    """Copy the main process's values of a module's direct weights and buffers to this process's device.
+
+    Args:
+        copies: by id of the weight, so that modules that share a weight, as the experts' norms, share its copy.
+    """
     for name, weight in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
-        value = weight.detach().to(device()) if is_main() else torch.empty_like(weight, device=device())
-        broadcast(value, src=0)
-        is_weight = isinstance(weight, nn.Parameter)
-        setattr(module, name, nn.Parameter(value, requires_grad=weight.requires_grad) if is_weight else value)
+        if id(weight) not in copies or not isinstance(weight, nn.Parameter):
+            value = weight.detach().to(device()) if is_main() else torch.empty_like(weight, device=device())
+            broadcast(value, src=0)
+            if not isinstance(weight, nn.Parameter):
+                setattr(module, name, value)
+                continue
+            copies[id(weight)] = nn.Parameter(value, requires_grad=weight.requires_grad)
+        setattr(module, name, copies[id(weight)])
 
 
 # --- the two backends ------------------------------------------------------------------------------------------------
 
 
-def _shard_by_fsdp(layers: Sequence[nn.Module]) -> None:
-    mesh = init_device_mesh(device().type, (world_size(),))
-    reshards = os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() != "false"
-    for layer in layers:
-        _replicate(layer)
-        fully_shard(layer, mesh=mesh, reshard_after_forward=reshards)
+def fsdp_options(compute_dtype: torch.dtype) -> dict[str, Any]:
+    """Return the options of `fully_shard`; float32 weights are gathered in the dtype in which layers compute."""
+    half = compute_dtype in (torch.bfloat16, torch.float16)
+    policy = MixedPrecisionPolicy(compute_dtype, torch.float32, cast_forward_inputs=False)
+    return {
+        "mesh": init_device_mesh(device().type, (world_size(),)),
+        "reshard_after_forward": os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() != "false",
+        "mp_policy": policy if half else MixedPrecisionPolicy(),
+    }
 
 
-def _shard_by_zero(layers: Sequence[nn.Module]) -> None:
+def _shard_by_fsdp(model: DMoERM, parts: Sequence[Sequence[nn.Module]]) -> None:
+    options: Any = fsdp_options(model.general.branch.config.dtype)  # pyright: ignore
+    for unit in itertools.chain(*parts):
+        for module in unit.modules():
+            _replicate(module, {})
+        fully_shard(unit, **options)
+    for units in parts:
+        prefetch(units)
+    root = _Root(list(itertools.chain(*parts)))
+    fully_shard(root, **options)
+    root()  # sets up the streams that the units share
+
+
+class _Root(nn.Module):
+    """The root of sharded modules that are called one by one: FSDP2 sets up a root's modules in its first call."""
+
+    def __init__(self, units: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.units = nn.ModuleList(units)
+
+    def forward(self) -> None:
+        """Compute nothing."""
+
+
+def prefetch(units: Sequence[nn.Module]) -> None:
+    """Let each sharded module gather the next one's weights while it runs; backward passes do so by themselves.
+
+    A pass has to call all of them, or the last ones keep weights that may change before the next pass.
+    """
+    for unit, following in itertools.pairwise(units):
+        unit.set_modules_to_forward_prefetch([following])  # pyright: ignore[reportCallIssue]
+
+
+def _shard_by_zero(_: DMoERM, parts: Sequence[Sequence[nn.Module]]) -> None:
     """Use DeepSpeed without an optimizer, as its inference does; it gathers a layer for each forward and backward."""
+    layers = list(itertools.chain(*parts))
     deepspeed = _deepspeed()
     deepspeed.init_distributed()
     dtype = next(layers[0].parameters()).dtype
@@ -179,13 +246,16 @@ def _shard_by_zero(layers: Sequence[nn.Module]) -> None:
         "bf16": {"enabled": dtype == torch.bfloat16},
     }
     for layer in layers:
-        _replicate(layer)
+        _replicate(layer, {})
         # DeepSpeed's memory-efficient linear function would replace PyTorch's in the whole process.
         deepspeed.zero.Init(module=layer, config_dict_or_path=settings, dtype=dtype, mem_efficient_linear=False)
     deepspeed.initialize(model=nn.ModuleList(layers), config=settings)
 
 
-_SHARD: dict[str, Callable[[Sequence[nn.Module]], None]] = {"FSDP": _shard_by_fsdp, "DEEPSPEED": _shard_by_zero}
+_SHARD: dict[str, Callable[[DMoERM, Sequence[Sequence[nn.Module]]], None]] = {
+    "FSDP": _shard_by_fsdp,
+    "DEEPSPEED": _shard_by_zero,
+}
 
 
 def _deepspeed() -> Any:

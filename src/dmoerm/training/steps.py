@@ -31,6 +31,7 @@ from .cache import ActivationCache
 from .fitting import FitOptions, FitResult
 from .processes import barrier, broadcast, is_main
 from .progress import Progress
+from .sharding import whole_state
 
 State = dict[str, Tensor]
 StepMetrics = dict[str, float]
@@ -104,6 +105,7 @@ class Run:
         barrier()
         with self.progress.step(name):
             state, result = train(checkpoints)
+            state = whole_state(state)
             self.progress.show({name: result[name] for name in ("loss", "accuracy") if name in result})
         if is_main():
             self._finish(done, checkpoints, state, {**result, "seconds": time.monotonic() - start})

@@ -11,10 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import all_reduce, get_world_size
+from torch.distributed.tensor import DTensor
 from torch.nn.modules.module import _IncompatibleKeys
 
 from ..config import StepConfig
 from .losses import RowLosses
+from .sharded_branch import at_rest
 
 _MAX_NORM = 1.0  # of the gradient of an expert
 
@@ -36,6 +39,11 @@ class BestTracker(nn.Module):
         self.module, self._step = module, step
         self._stacked = getattr(module, "num_experts", None) is not None
         self.num_experts: int = getattr(module, "num_experts", None) or 1
+        self._rows = {
+            name: nn.Parameter(p.to_local())
+            for name, p in module.named_parameters()
+            if p.requires_grad and isinstance(p, DTensor)
+        }
         self._best = {name: p.detach().clone() for name, p in self.trained()}
         self.register_buffer("best_loss", torch.full((self.num_experts,), torch.inf, dtype=torch.float64))
         self.register_buffer("best_accuracy", torch.full((self.num_experts,), -torch.inf, dtype=torch.float64))
@@ -51,8 +59,19 @@ class BestTracker(nn.Module):
         return ((name, p) for name, p in super().named_parameters(*args, **kwargs) if p.requires_grad)
 
     def trained(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Yield the trainable parameters by name."""
-        return ((name, p) for name, p in self.module.named_parameters() if p.requires_grad)
+        """Yield the trainable parameters by name; of a sharded one this process's rows, which share its memory."""
+        if self.is_sharded:
+            at_rest(self.module)
+        for name, p in self.module.named_parameters():
+            if isinstance(p, DTensor) and p.requires_grad:
+                self._rows[name].data = p.to_local().detach()  # FSDP2 moves them if it has to pad them
+            if p.requires_grad:
+                yield name, self._rows.get(name, p)
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether each process has the state of its own rows of some parameters."""
+        return bool(self._rows)
 
     @torch.no_grad()
     def update(self, loss: Tensor, accuracy: Tensor) -> None:
@@ -87,13 +106,36 @@ class BestTracker(nn.Module):
     @torch.no_grad()
     def clip(self) -> None:
         """Scale the gradient of each expert to a norm of at most 1."""
+        if self.is_sharded:
+            self._collect_gradients()
         gradients = [p.grad for _, p in self.trained() if p.grad is not None]
         if gradients:
-            rows = self.num_experts if self._stacked else 1
-            norms = sum(g.reshape(rows, -1).float().square().sum(1) for g in gradients).sqrt()  # pyright: ignore
-            scale = (_MAX_NORM / (norms + 1e-6)).clamp(max=1)
+            scale = (_MAX_NORM / (self._squares().sqrt() + 1e-6)).clamp(max=1)
             for g in gradients:
-                g.mul_(scale.to(g.dtype).reshape(rows, *[1] * (g.dim() - 1)) if self._stacked else scale.to(g.dtype))
+                g.mul_(scale.to(g.dtype).reshape(-1, *[1] * (g.dim() - 1)) if self._stacked else scale.to(g.dtype))
+
+    def _squares(self) -> Tensor:
+        """Return the squared norm (k,) of each expert's gradient."""
+        rows = self.num_experts if self._stacked else 1
+        whole, part = self.best_loss.new_zeros(2, rows, dtype=torch.float32)
+        for name, p in self.trained():
+            if p.grad is not None:
+                squares = p.grad.reshape(rows, -1).float().square().sum(1)
+                (part if name in self._rows else whole).add_(squares)
+        if self.is_sharded:
+            all_reduce(part)
+        return whole + part
+
+    def _collect_gradients(self) -> None:
+        """Read the rows' gradients, which FSDP2 has averaged, and average those of the other parameters."""
+        sharded = dict(at_rest(self.module).named_parameters())
+        for name, p in self.trained():
+            gradient: Any = sharded[name].grad
+            if name in self._rows:
+                p.grad = None if gradient is None else gradient.to_local()
+            elif gradient is not None:
+                all_reduce(gradient)
+                gradient.div_(get_world_size())
 
     def _slice(self, tensor: Tensor, expert: int) -> Tensor:
         return tensor[expert] if self._stacked else tensor

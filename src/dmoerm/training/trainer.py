@@ -20,6 +20,7 @@ import torch
 import transformers
 from accelerate.data_loader import prepare_data_loader
 from packaging.version import Version
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
@@ -146,7 +147,27 @@ class StepTrainer(Trainer):
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
+        if self.tracker.is_sharded and rank():  # Trainer writes those of the main process
+            save_file(self.tracker.state_dict(), _of_rank(output_dir, "model.safetensors"))
+            torch.save(self.optimizer.state_dict(), _of_rank(output_dir, "optimizer.pt"))  # pyright: ignore
         barrier()  # the main process writes `trainer_state.json` last, when all parts exist
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self.tracker.is_sharded and rank():
+            self.tracker.load_state_dict(load_file(_of_rank(resume_from_checkpoint, "model.safetensors")))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint and self.tracker.is_sharded and rank():
+            state = torch.load(_of_rank(checkpoint, "optimizer.pt"), map_location="cpu", weights_only=True)
+            self.optimizer.load_state_dict(state)  # pyright: ignore[reportOptionalMemberAccess]
+
+
+def _of_rank(checkpoint: str, name: str) -> Path:
+    """Return the file of a process's rows of sharded weights."""
+    return Path(checkpoint) / f"rank{rank()}_{name}"
 
 
 def step_arguments(

@@ -1,0 +1,88 @@
+"""Two processes that divide a model give the scores of one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import make_model, make_tiny_config, write_backbone
+from torch import nn
+
+from dmoerm.config import LoRAConfig
+from dmoerm.errors import ConfigError
+from dmoerm.model import tensor_parallel
+from dmoerm.model.experts import StackedLoRALinear
+
+ROWS = [
+    {"prompt": "How are you?", "responses": ["Fine, and you?", "No.", "x " * 20]},
+    {"prompt": "What is 2 + 2?", "responses": ["4", "Five."], "task": "objective_qa"},
+]
+
+
+def score(folder: Path, name: str, *launcher: str) -> list[dict[str, Any]]:
+    """Score `ROWS` by the command line, by one process or as the launcher says."""
+    command = [sys.executable, *launcher, "-m", "dmoerm.cli", "score", str(folder / "model")]
+    files = ["--input", str(folder / "rows.jsonl"), "--output", str(folder / name)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([*command, *files], env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+@pytest.mark.parametrize("base", ["full", "frozen"])
+def test_two_processes_score_as_one(tmp_path: Path, kind: str, base: str) -> None:
+    make_model(make_tiny_config(write_backbone(tmp_path / "backbone", kind), tmp_path, base=base)).save_pretrained(
+        tmp_path / "model"
+    )
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    one = score(tmp_path, "one.jsonl")
+    two = score(tmp_path, "two.jsonl", "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0")
+    for row, other in zip(one, two, strict=True):
+        assert row["task"] == other["task"]
+        assert other["rewards"] == pytest.approx(row["rewards"], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "count", "message"),
+    [
+        ("gpt_neox", 2, "'gpt_neox' cannot be divided"),
+        ("llama", 3, "num_attention_heads is 4, which 3 processes cannot divide"),
+        ("llama", 4, "num_key_value_heads is 2, which 4 processes cannot divide"),
+    ],
+)
+def test_a_backbone_that_cannot_be_divided_is_refused(tmp_path: Path, kind: str, count: int, message: str) -> None:
+    from transformers import AutoConfig, AutoModel
+
+    write_backbone(tmp_path, kind)
+    model = AutoModel.from_config(AutoConfig.from_pretrained(tmp_path))
+    with pytest.raises(ConfigError, match=message):
+        tensor_parallel._plan(model, count)
+
+
+class Mesh:
+    """The second of two processes."""
+
+    size: Callable[[], int] = staticmethod(lambda: 2)
+    get_local_rank: Callable[[], int] = staticmethod(lambda: 1)
+
+
+def test_a_lora_keeps_the_outputs_of_its_process() -> None:
+    plan = {"layers.*.q_proj": "colwise", "layers.*.o_proj": "rowwise"}
+    layer = StackedLoRALinear(nn.Linear(6, 8), 3, LoRAConfig(rank=2))
+    whole = layer.lora_B.detach().normal_().clone()
+    mesh: Any = Mesh()
+    tensor_parallel._divide_lora("layers.3.up_proj", layer, plan, mesh)
+    assert torch.equal(layer.lora_B, whole)
+    tensor_parallel._divide_lora("layers.3.q_proj", layer, plan, mesh)
+    assert torch.equal(layer.lora_B, whole[:, 4:])
+    with pytest.raises(ConfigError, match=r"a LoRA on 'layers.3.o_proj' cannot be divided"):
+        tensor_parallel._divide_lora("layers.3.o_proj", layer, plan, mesh)
