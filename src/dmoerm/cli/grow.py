@@ -141,8 +141,8 @@ def _distill(model: DMoERM, task: str | None, files: Sequence[str]) -> Distilled
     if len(fitted.shares):
         print(f"experts merged with shares {', '.join(f'{share:.2f}' for share in fitted.shares)}")
     print(f"on new prompts: {100 * fitted.agreement:.1f} % of pairs ordered as the model, error {fitted.error:.2f}")
-    found = gains({str(task): zip(groups, fitted.rewards, fitted.fitted, strict=True)})
-    for gain in list(found.values())[:1]:
+    by_task = gains({str(task): zip(groups, fitted.rewards, fitted.fitted, strict=True)})
+    for gain in list(by_task.values())[:1]:
         print(
             f"accuracy: {100 * gain.before.value:.1f} % by the model, {100 * gain.after.value:.1f} % by the classifier"
         )

@@ -35,23 +35,24 @@ def command(
     in_place: InPlace = False,
 ) -> None:
     """Update the tasks that new rows touch; the old data are not needed. All other scores stay as they are."""
-    from ..evaluation.updates import gains, task_rewards
+    from ..evaluation.updates import gains, task_rewards, with_weights
+    from ..model.checkpoint import small_state
     from ..training.updating import update_model
 
     folder, target = target_folders(model, output, in_place)
     loaded = load_changed(folder)
     held_out = _held_out(folder, loaded, test, rows)
-    before = task_rewards(loaded, held_out)
-    settings = [f"data.files={json.dumps(data)}", *rows.settings(), *(overrides or ())]
+    weights = {name: tensor.clone() for name, tensor in small_state(loaded).items()}
+    files = [str(Path(file).absolute()) if Path(file).exists() else file for file in data]
+    settings = [f"data.files={json.dumps(files)}", *rows.settings(), *(overrides or ())]
     update = update_model(loaded, folder, settings)
     new = {task: zip(done.groups, done.before, done.after, strict=True) for task, done in update.tasks.items()}
-    old = _of_updated(held_out, before, update)
-    after = task_rewards(loaded, [group for group, _ in old])
-    by_task = {
-        task: [(group, b, a) for (group, b), a in zip(old, after, strict=True) if group.task == task]
-        for task in update.tasks
-    }
-    on_new, on_old = gains(dict(new)), gains(dict(by_task))
+    old = {task: _of_updated(held_out, task, update) for task in update.tasks}
+    after = {task: task_rewards(loaded, groups) for task, groups in old.items()}
+    with with_weights(loaded, weights):
+        before = {task: task_rewards(loaded, groups) for task, groups in old.items()}
+    on_new = gains(new)
+    on_old = gains({task: zip(groups, before[task], after[task], strict=True) for task, groups in old.items()})
     _print(update, on_new, on_old)
     _refuse_loss(on_old or on_new, force)
     update.save(target)
@@ -76,21 +77,20 @@ def _held_out(folder: Path, model: DMoERM, test: Sequence[str] | None, rows: Row
     return [g for g in groups if g.task in model.config.tasks and g.prompt not in known]
 
 
-def _of_updated(groups: Sequence[Group], before: Sequence[object], update: ModelUpdate) -> list[tuple[Group, object]]:
-    """Return the groups of updated tasks, with their rewards, whose prompts are not among the new ones."""
+def _of_updated(groups: Sequence[Group], task: str, update: ModelUpdate) -> list[Group]:
+    """Return the groups of an updated task whose prompts are not among the new ones."""
     from ..schema import prompt_key
 
-    new = {prompt_key(group.prompt) for done in update.tasks.values() for group in done.groups}
-    pairs = zip(groups, before, strict=True)
-    return [(g, b) for g, b in pairs if g.task in update.tasks and prompt_key(g.prompt) not in new]
+    new = {prompt_key(group.prompt) for group in update.tasks[task].groups}
+    return [group for group in groups if group.task == task and prompt_key(group.prompt) not in new]
 
 
 def _print(update: ModelUpdate, on_new: dict[str, Gain], on_old: dict[str, Gain]) -> None:
     for task, done in update.tasks.items():
         print(f"{task}: {len(done.groups)} groups, updated {', '.join(done.heads)}")
-        for name, found in (("new prompts", on_new), ("old held-out prompts", on_old)):
-            if task in found:
-                print(f"  {name}: {_line(found[task])}")
+        for name, by_task in (("new prompts", on_new), ("old held-out prompts", on_old)):
+            if task in by_task:
+                print(f"  {name}: {_line(by_task[task])}")
     if update.unrouted:
         print(f"{update.unrouted} groups name no task, and the router assigns them to none; they are left out")
     if not on_old:
@@ -104,12 +104,12 @@ def _line(gain: Gain) -> str:
     return f"{share} ({change}; {gain.after.pairs} pairs, {gain.after.prompts} prompts)"
 
 
-def _refuse_loss(found: dict[str, Gain], force: bool) -> None:
-    """Raise `TrainingError` if the updated model is less accurate."""
+def _refuse_loss(by_task: dict[str, Gain], force: bool) -> None:
+    """Raise `ConfigError` if the updated model is less accurate."""
     from ..errors import ConfigError
     from ..evaluation.results import MEAN
 
-    if found and found[MEAN].is_loss and not force:
+    if by_task and by_task[MEAN].is_loss and not force:
         raise ConfigError(
-            f"the updated model is less accurate ({_line(found[MEAN])}); nothing was written; --force writes it"
+            f"the updated model is less accurate ({_line(by_task[MEAN])}); nothing was written; --force writes it"
         )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -34,7 +35,7 @@ ScoredGroups = Iterable[tuple[Group, Tensor, Tensor]]
 """Groups with their responses' rewards (N,) before and after a change."""
 
 
-def gains(tasks: dict[str, ScoredGroups]) -> dict[str, Gain]:
+def gains(tasks: Mapping[str, ScoredGroups]) -> dict[str, Gain]:
     """Compare the rewards by task; tasks without ordered pairs are left out.
 
     Returns:
@@ -57,5 +58,18 @@ def gains(tasks: dict[str, ScoredGroups]) -> dict[str, Gain]:
 
 def task_rewards(model: DMoERM, groups: Sequence[Group]) -> list[Tensor]:
     """Return the rewards (N,) of each group's responses under its own task, which the group names."""
+    if not groups:
+        return []
     scores = model.score([g.prompt for g in groups], [g.responses for g in groups], task=[g.task for g in groups])
     return [Tensor([score.reward for score in row]) for row in scores]
+
+
+@contextlib.contextmanager
+def with_weights(model: DMoERM, state: Mapping[str, Tensor]) -> Iterator[None]:
+    """Give a model other weights while the block runs, those of a part of its `state_dict`."""
+    kept = {name: tensor.clone() for name, tensor in model.state_dict().items() if name in state}
+    model.load_state_dict(state, strict=False)
+    try:
+        yield
+    finally:
+        model.load_state_dict(kept, strict=False)

@@ -42,7 +42,7 @@ def read_posteriors(folder: Path, tasks: Mapping[str, Sequence[str]], width: int
     file = folder / FILE
     if not file.is_file():
         return {}
-    state, found = read_tensors(file), HeadPosteriors()
+    state, posteriors = read_tensors(file), HeadPosteriors()
     for task, name in _scores(tasks):
         tensors = [state.get(f"{_prefix(task, name)}.{field}") for field in HeadPosterior._fields]
         rest, basis = tensors
@@ -50,8 +50,8 @@ def read_posteriors(folder: Path, tasks: Mapping[str, Sequence[str]], width: int
             continue
         if rest.dim() or basis.dim() != 2 or len(basis) != width:
             raise CheckpointError(f"{file}: does not fit config.json; copy the model again, or delete the file")
-        found[task, name] = HeadPosterior(rest, basis)
-    return found
+        posteriors[task, name] = HeadPosterior(rest, basis)
+    return posteriors
 
 
 def _scores(tasks: Mapping[str, Sequence[str]]) -> Iterator[tuple[str | None, str]]:

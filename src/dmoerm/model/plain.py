@@ -250,5 +250,5 @@ def check_classifier(model: DMoERM, task: str | None, folder: Path, queries: Seq
             logit = float(classifier(input_ids=inputs).logits)
             same = inputs[0].tolist() == [*encoded.prompt, *ids]
             errors[same].append(abs(logit + classifier.config.reward_bias - reward))
-    largest = {same: max(found, default=float("nan")) for same, found in errors.items()}
+    largest = {same: max(part, default=float("nan")) for same, part in errors.items()}
     return PlainCheck(sum(map(len, errors.values())), len(errors[True]), largest[True], largest[False])

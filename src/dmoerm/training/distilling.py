@@ -87,8 +87,8 @@ def distill(model: DMoERM, task: str | None, groups: Sequence[Group]) -> Distill
 
 def _agreement(fitted: Sequence[Tensor], rewards: Sequence[Tensor]) -> float:
     same = total = 0
-    for one, two in zip(fitted, rewards, strict=True):
-        products = (one[:, None] - one).sign() * (two[:, None] - two).sign()
+    for scores, expected in zip(fitted, rewards, strict=True):
+        products = (scores[:, None] - scores).sign() * (expected[:, None] - expected).sign()
         same, total = same + int((products > 0).sum()), total + int((products != 0).sum())
     return same / max(total, 1)
 

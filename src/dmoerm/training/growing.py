@@ -320,7 +320,7 @@ def _run(
 
 
 def _keep_posteriors(training: Training, change: ModelChange) -> None:
-    """Give the model the posteriors of the heads that are new, instead of those of the heads that are no more."""
+    """Give the model the posteriors of the heads that are new, without those of heads that are gone."""
     model, part = training.run.model, (change.task, change.capability)
     new = {key: each for key, each in training.posteriors.items() if key in training.folds and key[0] == change.task}
     kept = {key: each for key, each in model.head_posteriors.items() if key != part}
