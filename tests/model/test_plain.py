@@ -23,6 +23,7 @@ from dmoerm.model.plain import check_classifier, export_classifier, nonlinear_re
 TASK = "chitchat"
 LAST = {"encoding": {"pooling": "last"}}
 SCORES = {"phase2": {"lora": {"rank": 0}}, "phase3": {"inputs": "scores", "base_scores": ["per_task"]}}
+GENERAL_READ = make_tiny_config, LAST | SCORES | {"phase3": {"inputs": "scores"}}, TASK, "the general model"
 WITHOUT_DMOERM = """
 import json, sys
 import torch
@@ -71,11 +72,12 @@ def test_scores_without_this_package(exact_model: DMoERM, tmp_path: Path) -> Non
     assert max(expected) - min(expected) > 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "changes", "task"),
     [
         (make_exact_config, LAST | {"encoding": {"pooling": "last", "system": 'Be "kind" {x}.'}}, None),
-        pytest.param(make_tiny_config, LAST | SCORES, TASK, marks=pytest.mark.slow),  # branches of their own
+        (make_tiny_config, LAST | SCORES, TASK),  # branches of their own
     ],
 )
 def test_the_classifier_computes_the_reward(
@@ -97,10 +99,10 @@ def test_bfloat16_rounds_the_reward(exact_model: DMoERM, tmp_path: Path) -> None
     ("make", "changes", "task", "reason"),
     [
         (make_exact_config, {}, None, "encoding.pooling is both"),
-        (make_tiny_config, LAST | {"head": {"hidden": 4}}, None, "head"),
-        (make_tiny_config, LAST, TASK, "not linear"),
+        pytest.param(make_tiny_config, LAST | {"head": {"hidden": 4}}, None, "head", marks=pytest.mark.slow),
+        pytest.param(make_tiny_config, LAST, TASK, "not linear", marks=pytest.mark.slow),
         (make_tiny_config, LAST | {"phase3": {"inputs": "scores"}}, TASK, "experts have LoRA"),
-        (make_tiny_config, LAST | SCORES | {"phase3": {"inputs": "scores"}}, TASK, "the general model"),
+        pytest.param(*GENERAL_READ, marks=pytest.mark.slow),
     ],
 )
 def test_what_cannot_be_expressed_is_refused(
@@ -113,6 +115,7 @@ def test_what_cannot_be_expressed_is_refused(
     assert not (tmp_path / "plain").exists()
 
 
+@pytest.mark.slow
 def test_a_family_without_a_classifier_is_refused(backbones: Callable[[str], str], tmp_path: Path) -> None:
     model = make_model(make_exact_config(backbones("cohere"), tmp_path, **LAST))
     with pytest.raises(ConfigError, match="no classifier of type 'cohere'"):

@@ -34,6 +34,7 @@ def test_a_reward_that_is_linear_is_recovered(tiny_backbone: str, tmp_path: Path
         distill(model, TASK, GROUPS[:3])
 
 
+@pytest.mark.slow
 def test_an_expert_with_the_whole_share_is_the_merged_branch(tiny_backbone: str, tmp_path: Path) -> None:
     model = make_model(make_tiny_config(tiny_backbone, tmp_path, **LAST | {"phase3": {"inputs": "scores"}}))
     task_model = model.task_model(TASK)
@@ -52,6 +53,7 @@ def test_an_expert_with_the_whole_share_is_the_merged_branch(tiny_backbone: str,
     assert not torch.allclose(plain, merged, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_the_command_fits_what_it_cannot_express(tiny_backbone: str, tmp_path: Path) -> None:
     make_model(make_exact_config(tiny_backbone, tmp_path)).save_pretrained(tmp_path / "model")
     file = write_groups(GROUPS, tmp_path / "texts.jsonl")

@@ -31,17 +31,11 @@ def dmoerm(*arguments: object, fails: bool = False) -> str:
     return result.output
 
 
-def reversed_labels(group: Group) -> Group:
-    grades = {name: tuple(-grade for grade in row) for name, row in group.capabilities.items()}
-    return group.model_copy(update={"scores": tuple(-score for score in group.scores or ()), "capabilities": grades})
-
-
 @pytest.fixture(scope="module")
 def trained(tiny_backbone: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a finished run of exact heads, and `new.jsonl` with further groups of one of its tasks."""
     folder = tmp_path_factory.mktemp("updating")
     write_groups(NEW, folder / "new.jsonl")
-    write_groups([reversed_labels(group) for group in OLD if group.task == TASK], folder / "wrong.jsonl")
     files = [write_groups(OLD, folder / "old.jsonl")]
     train_quietly(make_exact_config(tiny_backbone, folder, data={"files": files}))
     return folder
@@ -55,7 +49,7 @@ def updated(trained: Path) -> tuple[Path, str]:
     return target, dmoerm("update", trained / "run", *options)
 
 
-def scores(folder: Path, task: str) -> list[Any]:
+def task_scores(folder: Path, task: str) -> list[Any]:
     rm = DMoERM.from_pretrained(folder)
     groups = [group for group in OLD if group.task == task][:4]
     rows = rm.score([g.prompt for g in groups], [g.responses for g in groups], task=[task] * len(groups))
@@ -64,8 +58,8 @@ def scores(folder: Path, task: str) -> list[Any]:
 
 def test_other_tasks_keep_every_bit(trained: Path, updated: tuple[Path, str]) -> None:
     base = trained / "run" / "model"
-    assert scores(base, OTHER) == scores(updated[0], OTHER)
-    assert scores(base, TASK) != scores(updated[0], TASK)
+    assert task_scores(base, OTHER) == task_scores(updated[0], OTHER)
+    assert task_scores(base, TASK) != task_scores(updated[0], TASK)
     before, after = (load_file(folder / "model.safetensors") for folder in (base, updated[0]))
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     parts = (*(f"experts.heads.{i}.score" for i in (0, 1)), "base.head.score", "all_labels.score", "posterior")
@@ -95,9 +89,20 @@ def test_the_command_says_what_changed(updated: tuple[Path, str]) -> None:
 
 
 def test_a_worse_model_is_refused(trained: Path, tmp_path: Path) -> None:
-    options = "--data", trained / "wrong.jsonl", "--test", trained / "new.jsonl", "--output", tmp_path / "worse"
-    assert "less accurate" in dmoerm("update", trained / "run", *options, fails=True)
+    rm = DMoERM.from_pretrained(trained / "run" / "model")
+    rows = rm.score([g.prompt for g in NEW], [g.responses for g in NEW], task=[TASK] * len(NEW))
+    right = [relabeled(group, "", [score.reward for score in row]) for group, row in zip(NEW, rows, strict=True)]
+    wrong = [relabeled(group, start, [-score for score in group.scores or ()]) for group in right for start in "ABCDE"]
+    data, test = write_groups(wrong, tmp_path / "wrong.jsonl"), write_groups(right, tmp_path / "right.jsonl")
+    options = "--data", data, "--test", test, "--output", tmp_path / "worse"
+    assert "less accurate (100.0 %" in dmoerm("update", trained / "run", *options, fails=True)
     assert not (tmp_path / "worse").exists()
+
+
+def relabeled(group: Group, start: str, scores: list[float]) -> Group:
+    """Return the group with overall scores alone, and with another prompt if it starts otherwise."""
+    prompt = f"{start} {group.prompt}".strip()
+    return group.model_copy(update={"prompt": prompt, "scores": tuple(scores), "capabilities": {}})
 
 
 def test_a_model_without_posteriors_is_refused(trained: Path, tmp_path: Path) -> None:
