@@ -25,6 +25,13 @@ from ..errors import BackboneError, DataError
 from ..schema import Message, Prompt, Query, is_empty, messages_of
 
 _PLAIN_NAMES = {"system": "System", "user": "Human", "assistant": "Assistant"}
+PLAIN_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    f"{{{{ {_PLAIN_NAMES}[message['role']] }}}}: {{{{ message['content'] }}}}"
+    "{{ '' if loop.last else '\n\n' }}{% endfor %}"
+    "{{ '\n\nAssistant: ' if add_generation_prompt else eos_token }}"
+)
+"""The template `plain` in Jinja, for tools that render conversations themselves."""
 _SLOT = "\ue000{}\ue001"  # private-use characters: where a message's text goes in the rendered template
 # A tokenizer keeps the `split_special_tokens` of its last call, which concurrent threads would mix up.
 _TOKENIZER_LOCK = threading.Lock()

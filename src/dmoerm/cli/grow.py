@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -12,7 +13,9 @@ from .options import Overrides
 
 if TYPE_CHECKING:
     from ..model import DMoERM
+    from ..training.distilling import Distilled
 
+_CHECKED_PROMPTS = 8  # of each task of the testbed
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="The folder of a run or a model.")]
 Output = Annotated[Path | None, typer.Option(help="Folder of the changed model; it must not exist.")]
 InPlace = Annotated[bool, typer.Option("--in-place", help="Replace MODEL itself, completely or not at all.")]
@@ -36,7 +39,7 @@ def add(
         return _change_capability(model, capability, "add", overrides, output, in_place)
     from ..training.growing import add_task
 
-    folder, target = _folders(model, output, in_place)
+    folder, target = target_folders(model, output, in_place)
     return _print(add_task(folder, str(task), overrides or (), target), target)
 
 
@@ -66,24 +69,94 @@ def remove(
     _refuse_settings(overrides)
     from ..training.joining import remove_tasks
 
-    folder, target = _folders(model, output, in_place)
-    loaded = _load(folder)
+    folder, target = target_folders(model, output, in_place)
+    loaded = load_changed(folder)
     remove_tasks(loaded, tasks or (), target)
     return _print(loaded, target)
 
 
 def export(
     model: Model,
-    tasks: Annotated[list[str], typer.Option("--task", help="A task to keep; may be repeated.")],
     output: Annotated[Path, typer.Option(help="Folder of the new model; it must not exist.")],
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option("--task", help="A task to keep; may be repeated. With --plain: the task, else the general model."),
+    ] = None,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Write a standard ForSequenceClassification folder, for vLLM and SGLang.")
+    ] = False,
+    fit: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE", help="With --plain: fit the classifier to the rewards of these texts."),
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="With --plain: precision of the weights, such as float32.")] = None,
 ) -> None:
-    """Write a model with some of the tasks alone, to be used or merged elsewhere."""
+    """Write a model with some of the tasks alone, or one task as a standard classifier of transformers."""
+    from ..errors import ConfigError
     from ..training.joining import export_tasks
 
-    folder, target = _folders(model, output, False)
-    loaded = _load(folder)
+    if plain:
+        return _export_plain(model, output, tasks or (), fit or (), dtype)
+    if not tasks or dtype is not None or fit:
+        raise ConfigError(
+            "--fit and --dtype need --plain" if tasks else "give --task, or --plain for the general model"
+        )
+    folder, target = target_folders(model, output, False)
+    loaded = load_changed(folder)
     export_tasks(loaded, tasks, target)
-    _print(loaded, target)
+    return _print(loaded, target)
+
+
+def _export_plain(model: Path, output: Path, tasks: Sequence[str], files: Sequence[str], dtype: str | None) -> None:
+    """Write a task, or the general model, as a standard classifier, and print how far it is from the model."""
+    from ..errors import ConfigError
+    from ..model.loading import as_dtype
+    from ..model.plain import decoder, fold_reward, write_classifier
+
+    if len(tasks) > 1:
+        raise ConfigError(f"--task {tasks[1]}: a standard classifier has one reward; give one task")
+    folder, target = target_folders(model, output, False)
+    loaded, task = load_changed(folder), next(iter(tasks), None)
+    if task is not None:
+        loaded.task_model(task, "--task")
+    fitted = _distill(loaded, task, files) if files else None
+    layers, reward = (fitted.layers, fitted.reward) if fitted else (decoder(loaded, task), fold_reward(loaded, task))
+    config = write_classifier(loaded, task, layers, reward, target, as_dtype(dtype))
+    print(f"{task or 'general model'}: {config.architectures[0]}, {str(config.dtype).removeprefix('torch.')}")
+    print(f"reward = logit {config.reward_bias:+.6g}; temperature {config.reward_temperature:.4g}")
+    if fitted is None:
+        _print_error(loaded, task, target)
+    print(f"model: {target}")
+
+
+def _distill(model: DMoERM, task: str | None, files: Sequence[str]) -> Distilled:
+    """Fit a classifier to the model's rewards of the files' texts, and print how well it agrees with the model."""
+    from ..data.readers import read_groups
+    from ..evaluation.updates import gains
+    from ..training.distilling import distill
+
+    read = [group for file in files for group in read_groups(file).groups]
+    groups = [group for group in read if task is None or group.task in (None, task)]
+    fitted = distill(model, task, groups)
+    if len(fitted.shares):
+        print(f"experts merged with shares {', '.join(f'{share:.2f}' for share in fitted.shares)}")
+    print(f"on new prompts: {100 * fitted.agreement:.1f} % of pairs ordered as the model, error {fitted.error:.2f}")
+    by_task = gains({str(task): zip(groups, fitted.rewards, fitted.fitted, strict=True)})
+    for gain in list(by_task.values())[:1]:
+        print(
+            f"accuracy: {100 * gain.before.value:.1f} % by the model, {100 * gain.after.value:.1f} % by the classifier"
+        )
+    return fitted
+
+
+def _print_error(model: DMoERM, task: str | None, target: Path) -> None:
+    from ..model.plain import check_classifier
+    from ..testbed import generate
+
+    check = check_classifier(model, task, target, generate(_CHECKED_PROMPTS, 2))
+    print(f"largest error {check.error:.1e} on {check.same_tokens} texts with equal tokens, of {check.texts} texts")
+    if check.same_tokens < check.texts:
+        print(f"largest error {check.other_error:.1e} on the others, which the template and tokenizer encode otherwise")
 
 
 def merge(
@@ -95,9 +168,11 @@ def merge(
     """Join tasks that were trained apart on the same trunk."""
     from ..training.joining import merge_models
 
-    folder, target = _folders(model, output, in_place)
-    loaded = _load(folder)
-    merge_models(loaded, [(str(other), _load(Path(model_folder(str(other))))) for other in others], target, str(model))
+    folder, target = target_folders(model, output, in_place)
+    loaded = load_changed(folder)
+    merge_models(
+        loaded, [(str(other), load_changed(Path(model_folder(str(other))))) for other in others], target, str(model)
+    )
     _print(loaded, target)
 
 
@@ -115,7 +190,7 @@ def _change_capability(
     task, separator, name = capability.partition("/")
     if not (task and separator and name):
         raise ConfigError(f"--capability: {capability!r} is invalid; write TASK/NAME, for example chitchat/empathy")
-    folder, target = _folders(model, output, in_place)
+    folder, target = target_folders(model, output, in_place)
     _print(change_capability(folder, task, name, change, overrides or (), target), target)
 
 
@@ -133,7 +208,7 @@ def _refuse_settings(overrides: list[str] | None) -> None:
         raise ConfigError(f"--set {overrides[0]}: removing a task trains nothing; leave the setting out")
 
 
-def _folders(model: Path, output: Path | None, in_place: bool) -> tuple[Path, Path]:
+def target_folders(model: Path, output: Path | None, in_place: bool) -> tuple[Path, Path]:
     """Return the model's folder and that of the changed model."""
     from ..errors import ConfigError
     from .models import quieten
@@ -147,7 +222,7 @@ def _folders(model: Path, output: Path | None, in_place: bool) -> tuple[Path, Pa
     return folder, output or folder
 
 
-def _load(folder: Path) -> DMoERM:
+def load_changed(folder: Path) -> DMoERM:
     from .models import load_model
 
     return load_model(str(folder))

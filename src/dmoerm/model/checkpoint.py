@@ -3,6 +3,7 @@
 config.json  README.md  run.yaml  tokenizer files
 SHA256SUMS                                   of all files except README.md and run.yaml
 training_prompts.txt                         digests of the training part's prompts; see training_prompts.py
+head_posteriors.safetensors                  of exactly fitted heads; see head_posteriors.py
 router/prompt_statistics.safetensors         means and covariances of prompts by task; see prompt_statistics.py
 model.safetensors                            router, heads, aggregators, calibration, posteriors
 trunk.safetensors                            the shared layers (absent with branch_layer 0)
@@ -36,6 +37,7 @@ from ..names import folder_name
 from .backbone import join, load_tokenizer
 from .configuration import read_config
 from .experts import Experts, lora_layers
+from .head_posteriors import read_posteriors, write_posteriors
 from .hub import download
 from .integrity import TEXTS, check_files, read_tensors, sums_checked, write_sums
 from .loading import LoadOptions, as_dtype
@@ -95,6 +97,8 @@ def _write(model: Mixture, folder: Path, dtype: torch.dtype | None) -> None:
         model.training_prompts.write(folder)
     if model.prompt_statistics is not None:
         model.prompt_statistics.write(folder)
+    if model.head_posteriors:
+        write_posteriors(model.head_posteriors, folder)
     _save_tensors(small_state(model), folder / "model.safetensors")
     for path, part in _parts(model):
         _save_tensors({name: tensor.to(dtype) for name, tensor in dense_state(part).items()}, folder / path)
@@ -153,6 +157,7 @@ def _read(folder: Path, model_class: type[ModelT], options: LoadOptions) -> Mode
     model.training_prompts = TrainingPrompts.read(folder)
     width = model.router.classify.in_features
     model.prompt_statistics = PromptStatistics.read(folder, model.config.tasks, width)
+    model.head_posteriors = read_posteriors(folder, model.config.tasks, model.config.width)
     model.texts = {
         name: file.read_text(encoding="utf-8", errors="replace") for name in TEXTS if (file := folder / name).is_file()
     }

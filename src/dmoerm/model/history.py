@@ -12,7 +12,14 @@ from pydantic import BaseModel, ConfigDict, Field
 _TITLE = "## Changes after training"
 _SECTION = re.compile(rf"{_TITLE}\n.*?(?=^## |\Z)", re.S | re.M)
 _NEXT = "## Use\n"
-_DONE = {"add": "added", "retrain": "retrained", "remove": "removed", "export": "exported", "merge": "merged"}
+_DONE = {
+    "add": "added",
+    "retrain": "retrained",
+    "update": "updated",
+    "remove": "removed",
+    "export": "exported",
+    "merge": "merged",
+}
 
 
 def now() -> str:
@@ -34,7 +41,7 @@ class ModelChange(BaseModel):
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
-    change: Literal["add", "retrain", "remove", "export", "merge"]
+    change: Literal["add", "retrain", "remove", "export", "merge", "update"]
     task: str
     capability: str | None = None
     time: str = Field(default_factory=now)

@@ -49,7 +49,10 @@ from .run import check_pairs, claim, flatten, open_cache, report_data, run_steps
 from .steps import FoldWeights, Run, Training, step_name
 from .trainer import check_transformers
 
-_OF_OTHER_DATA = ("files", "test_files", "capability_labels", "testbed_prompts", "groups_per_task", "task")
+OF_OTHER_DATA = (
+    *("files", "test_files", "validation_files", "capability_labels", "testbed_prompts", "groups_per_task"),
+    *("task", "format", "map", "split"),
+)
 CapabilityChange = Literal["add", "retrain", "remove"]
 
 
@@ -74,8 +77,8 @@ def add_task(folder: Path, task: str, overrides: Sequence[str], target: Path, co
     if task in model.config.tasks:
         raise ConfigError(f"--task {task}: the model has this task; remove it first to train it again")
     known_statistics(model, str(folder))
-    own_data = {f"data.{name}": getattr(DataConfig(), name) for name in _OF_OTHER_DATA}
-    config = _config(folder, model, {**own_data, "taxonomy": None}, overrides)
+    own_data = {f"data.{name}": getattr(DataConfig(), name) for name in OF_OTHER_DATA}
+    config = changed_config(folder, model, {**own_data, "taxonomy": None}, overrides)
     if config.data.files and config.data.task is None:
         config = changed(config, {"data.task": task})
     data = _of_task(load_splits(config), task)
@@ -121,7 +124,7 @@ def change_capability(
     model = _load(folder)
     before = model.task_model(task, str(folder))
     names = _changed_names(before.experts.capabilities, f"{task}/{capability}", capability, change)
-    config = _config(folder, model, {}, overrides)
+    config = changed_config(folder, model, {}, overrides)
     data = load_splits(config)
     exact = config.base == "frozen" and config.phase2.l2 == "auto" and not config.phase2.lora.rank
     if change != "remove" and not any(g.labeled_pairs(capability) for g in data.train if g.task == task):
@@ -164,7 +167,7 @@ def _check_task_name(task: str) -> None:
         raise ConfigError(f"--task: {error}") from None
 
 
-def _config(folder: Path, model: DMoERM, resets: Mapping[str, Any], overrides: Sequence[str]) -> Config:
+def changed_config(folder: Path, model: DMoERM, resets: Mapping[str, Any], overrides: Sequence[str]) -> Config:
     """Return the settings of the model's run with other values; those that shape the model must be the model's."""
     if not (folder / "run.yaml").is_file():
         raise CheckpointError(f"{folder}: has no run.yaml, so that its settings are unknown; train it again")
@@ -262,7 +265,7 @@ def _refit(training: Training, task: str, trained: Sequence[str], refit_general:
     parts += [] if task_model.all_labels is None else [task_model.all_labels]
     kept = [(part, copy.deepcopy(part.state_dict())) for part in parts]
     experts = copy.deepcopy(task_model.experts)
-    phase0(training) if refit_general else _read_general(training)
+    phase0(training) if refit_general else read_general(training)
     for phase in (phase1, phase2, phase3):
         phase(training, task)
     for part, state in kept:
@@ -272,10 +275,10 @@ def _refit(training: Training, task: str, trained: Sequence[str], refit_general:
 
 def _join_router(training: Training, task: str) -> None:
     add_row(training, task)
-    _read_general(training)
+    read_general(training)
 
 
-def _read_general(training: Training) -> None:
+def read_general(training: Training) -> None:
     """Give exact fits the general model, which has not seen the labels of a new task: the same weights in all folds."""
     model = training.run.model
     if training.run.config.phase0.l2 != "auto":
@@ -299,20 +302,29 @@ def _run(
 ) -> DMoERM:
     """Change the model by the steps that `grow` returns, and save it with its history."""
     work = target.with_name(f".{target.name}.{_digest(folder, change)}.growing")
-    settings = _differences(folder, config)
+    settings = changed_settings(folder, config)
     with exclusive_folder(work):
         config = changed(config, {"output": str(work)})
         run = Run(config, model, open_cache(config, model), claim(config, data), Progress(console))
         report_data(run, data)
         steps = grow()
         with run.progress.run(1 + len(steps)):
-            run_steps(run, data, steps)
+            training = run_steps(run, data, steps)
+        _keep_posteriors(training, change)
         digest = (work / "data.sha256").read_text(encoding="utf-8")
         prompts = TrainingPrompts.of(group.prompt for group in data.train if group.task == change.task)
         model.training_prompts = model.training_prompts and model.training_prompts | prompts
         save_changed(model, target, [change.model_copy(update={"data": digest, "settings": settings, "time": now()})])
     shutil.rmtree(work, ignore_errors=True)
     return model
+
+
+def _keep_posteriors(training: Training, change: ModelChange) -> None:
+    """Give the model the posteriors of the heads that are new, without those of heads that are gone."""
+    model, part = training.run.model, (change.task, change.capability)
+    new = {key: each for key, each in training.posteriors.items() if key in training.folds and key[0] == change.task}
+    kept = {key: each for key, each in model.head_posteriors.items() if key != part}
+    model.head_posteriors = kept | {key: new[key] for key in new if change.capability is None or key == part}
 
 
 def save_changed(model: DMoERM, target: Path, changes: Sequence[ModelChange]) -> None:
@@ -329,7 +341,7 @@ def _digest(folder: Path, change: ModelChange) -> str:
     return hashlib.sha256(file.read_bytes() + name.encode()).hexdigest()[:8]
 
 
-def _differences(folder: Path, config: Config) -> dict[str, Any]:
+def changed_settings(folder: Path, config: Config) -> dict[str, Any]:
     """Return the settings that differ from those of the model's run, by name."""
     before = dict(flatten(load_config(folder / "run.yaml").model_dump(mode="json")))
     now = dict(flatten(config.model_dump(mode="json")))

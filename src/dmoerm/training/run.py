@@ -90,8 +90,8 @@ def train(config: Config, console: Console | None = None, engine: Engine | None 
         with run.progress.run(1 + len(steps)):
             if engine is not None:
                 engine(run, data, steps)
-            run_steps(run if engine is None else replace(run, progress=Progress(quiet=True)), data, steps)
-        _save(run, data)
+            training = run_steps(run if engine is None else replace(run, progress=Progress(quiet=True)), data, steps)
+        _save(training, data)
     return run
 
 
@@ -112,8 +112,10 @@ def report_data(run: Run, data: Splits) -> None:
         run.progress.say(remark)
 
 
-def _save(run: Run, data: Splits) -> None:
+def _save(training: Training, data: Splits) -> None:
+    run = training.run
     run.model.eval()
+    run.model.head_posteriors = {key: each for key, each in training.posteriors.items() if key in training.folds}
     run.model.training_prompts = TrainingPrompts.of(group.prompt for group in data.train)
     with full_state(run.model):
         if is_main():
@@ -201,7 +203,7 @@ def load_run(folder: Path, config: Config) -> Training:
     steps = graph(config, data.taxonomy)
     if missing := [step.name for step in steps if not run.finished(step.name)]:
         raise ConfigError(f"{folder}: the step {missing[0]} is not finished; run `dmoerm train` first")
-    if (written := folder / "data.sha256").exists() and written.read_text(encoding="utf-8") != _digest(data):
+    if (written := folder / "data.sha256").exists() and written.read_text(encoding="utf-8") != data_digest(data):
         raise ConfigError(f"{folder}: its data has changed since it was trained; train again with another `output`")
     return run_steps(run, data, steps)
 
@@ -304,7 +306,7 @@ def claim(config: Config, data: Splits) -> Path:
     """
     folder = Path(config.output)
     mirror = Mirror(config.storage, folder)
-    for name, text in (("config.yaml", dump_config(config)), ("data.sha256", _digest(data))):
+    for name, text in (("config.yaml", dump_config(config)), ("data.sha256", data_digest(data))):
         written = folder / name
         mirror.fetch(written)
         before = written.read_text(encoding="utf-8") if written.exists() else text
@@ -318,7 +320,8 @@ def claim(config: Config, data: Splits) -> Path:
     return folder
 
 
-def _digest(data: Splits) -> str:
+def data_digest(data: Splits) -> str:
+    """Return the SHA-256 of the taxonomy and the training part."""
     digest = hashlib.sha256(data.taxonomy.to_yaml().encode())
     for group in data.train:
         digest.update(group.model_dump_json().encode())

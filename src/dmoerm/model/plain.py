@@ -1,0 +1,254 @@
+"""A reward as a standard sequence classifier of transformers, which loads and runs without this package.
+
+    reward = weight · z + bias          z: the state of the text's last token after trunk and branch
+
+Normalizers, heads, aggregator and calibration are folded into `weight`, the classifier's layer `score`. That layer has
+no bias, so the logit is the reward without the constant `bias`, which cancels in every difference of rewards; the
+folder's config.json has it as `reward_bias`. The folder's chat template writes a text as `Encoder` encodes it.
+
+Shapes: N responses, d hidden width, s scores of the aggregator.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification
+
+from ..chat.encoding import PLAIN_TEMPLATE, on_a_fixed_day
+from ..config import EncodingConfig
+from ..errors import CheckpointError, ConfigError
+from ..io.paths import complete_folder
+from ..schema import Message, Query, messages_of
+from .backbone import join, load_tokenizer
+from .batching import pack_ids
+from .dmoerm import DMoERM
+from .heads import Head
+from .mixture import Mixture
+from .packed_attention import Decoder
+from .packing import Packed
+
+BATCH_TOKENS = 8192
+
+
+class LinearReward(NamedTuple):
+    """A reward that is linear in the last token's state.
+
+    Attributes:
+        weight: (d,), float64.
+        bias: (), float64.
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+
+class PlainCheck(NamedTuple):
+    """How far the written classifier is from the model.
+
+    Attributes:
+        texts: the number of texts that were compared.
+        same_tokens: of these texts, those that the folder's tokenizer and chat template encode as the model does.
+        error: the largest absolute difference of logit + bias and reward among those; nan if there are none.
+        other_error: among the other texts.
+    """
+
+    texts: int
+    same_tokens: int
+    error: float
+    other_error: float
+
+
+@torch.no_grad()
+def fold_reward(model: Mixture, task: str | None) -> LinearReward:
+    """Fold the reward of a task (None: of the general model) into one linear layer.
+
+    Raises:
+        ConfigError: the reward is not linear in the last token's state; the message says why.
+    """
+    if reason := nonlinear_reason(model, task):
+        hint = "--fit FILE fits a linear layer to the rewards of that file's texts"
+        raise ConfigError(f"--plain: a standard classifier cannot express this reward exactly: {reason}; {hint}")
+    calibration = model.calibration(task)
+    center, scale = calibration.center.double().cpu(), calibration.scale.double().cpu()
+    reward = _of_head(model.general.head) if task is None else _of_heads(model, task)
+    return LinearReward(reward.weight / scale, (reward.bias - center) / scale)
+
+
+def nonlinear_reason(model: Mixture, task: str | None) -> str | None:
+    """Return why a reward is not linear in the last token's state of one stack of layers; None if it is."""
+    if (pooling := EncodingConfig(**model.config.encoding).pooling) != "last":
+        return f"encoding.pooling is {pooling}, so that its heads read the mean over the response's tokens"
+    if not isinstance(model.general.head.hidden, nn.Identity):
+        return "head.hidden is not 0"
+    if task is None:
+        return None
+    task_model = model.task_model(task)
+    if (linear := task_model.aggregator.linear) is None or task_model.aggregator.mlp is not None:
+        return "its aggregator is not linear (phase3.inputs is not scores)"
+    read = linear.weight * linear.read
+    if task_model.experts.branch is not None and bool(read[: len(task_model.experts)].any()):
+        return "its experts have LoRA, so that each reads states of its own"
+    if not model.config.shared_branch and task_model.reads_general and bool(read[len(task_model.experts) + 1]):
+        return "its aggregator reads the general model, which has another branch"
+    return None
+
+
+def _of_head(head: Head) -> LinearReward:
+    weight = head.score.weight[0].double().cpu() / head.normalizer.scale.double().cpu()
+    return LinearReward(weight, -(weight @ head.normalizer.mean.double().cpu()))
+
+
+def _of_heads(model: Mixture, task: str) -> LinearReward:
+    task_model = model.task_model(task)
+    linear = task_model.aggregator.linear
+    assert linear is not None
+    base = {"per_task": task_model.base.head, "general": model.general.head, "all_labels": task_model.all_labels}
+    heads = [*task_model.experts.heads, *(base[name] for name in task_model.aggregator.base_names)]
+    scale, mean = linear.normalizer.scale.double().cpu(), linear.normalizer.mean.double().cpu()
+    shares = (linear.weight * linear.read).double().cpu() / scale  # (s,)
+    parts = [_of_head(head) for head in heads]  # pyright: ignore[reportArgumentType]
+    weight = torch.stack([part.weight for part in parts]).T @ shares
+    return LinearReward(weight, torch.stack([part.bias for part in parts]) @ shares - shares @ mean)
+
+
+# --- the folder ----------------------------------------------------------------------------------------------------
+
+
+def export_classifier(model: Mixture, task: str | None, target: Path, dtype: torch.dtype | None = None) -> Any:
+    """Write a task's reward (None: the general model's) as a standard classifier; return its configuration.
+
+    Args and raises: see `write_classifier` and `fold_reward`.
+    """
+    return write_classifier(model, task, decoder(model, task), fold_reward(model, task), target, dtype)
+
+
+def decoder(model: Mixture, task: str | None) -> Decoder:
+    """Return trunk and branch of a task (None: of the general model) as one stack of layers; weights are shared."""
+    scorer = model.general if task is None else model.task_model(task).base
+    return join(model.trunk, scorer.branch)  # pyright: ignore[reportArgumentType]
+
+
+def write_classifier(
+    model: Mixture, task: str | None, layers: Decoder, reward: LinearReward, target: Path, dtype: torch.dtype | None
+) -> Any:
+    """Write the folder of a standard sequence classifier completely or not at all; return its configuration.
+
+    Args:
+        layers: all layers, as by `decoder`.
+        reward: of the last token's state.
+        dtype: precision of all weights; None: that of the layers, or float32 if they have several.
+
+    Raises:
+        ConfigError: transformers has no classifier of this family with one linear layer on the last token's state.
+        CheckpointError: the folder cannot be written.
+    """
+    state = layers.state_dict()
+    dtypes = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
+    dtype = dtype or (dtypes.pop() if len(dtypes) == 1 else torch.float32)
+    tokenizer = _tokenizer(model)
+    classifier = _empty_classifier(model, tokenizer.pad_token_id, dtype)
+    state = {name: tensor.cpu().to(dtype if tensor.is_floating_point() else None) for name, tensor in state.items()}
+    classifier.base_model.load_state_dict(state, assign=True)
+    classifier.score.weight = nn.Parameter(reward.weight[None].to(dtype), requires_grad=False)
+    classifier.config.update({"reward_bias": float(reward.bias), "reward_task": task})
+    classifier.config.reward_temperature = float(model.calibration(task).temperature)
+    try:
+        with complete_folder(target) as folder:
+            classifier.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+    except OSError as error:
+        raise CheckpointError(f"{target}: the classifier cannot be written: {error}") from error
+    return classifier.config
+
+
+def _empty_classifier(model: Mixture, pad_token_id: int, dtype: torch.dtype) -> Any:
+    config: Any = model.config.backbone_config
+    config.num_labels, config.problem_type, config.dtype = 1, "regression", dtype
+    config.id2label, config.label2id = model.config.id2label, model.config.label2id
+    config.pad_token_id = pad_token_id
+    try:
+        with torch.device("meta"):
+            classifier: Any = AutoModelForSequenceClassification.from_config(config)
+    except ValueError:  # the family has none
+        classifier = None
+    score = getattr(classifier, "score", None)
+    if not isinstance(score, nn.Linear) or score.bias is not None:
+        raise ConfigError(
+            f"--plain: transformers has no classifier of type {config.model_type!r} that is one linear layer on the "
+            "last token's state; serve the model with `dmoerm serve`"
+        )
+    return classifier
+
+
+def _tokenizer(model: Mixture) -> Any:
+    """Return the tokenizer with a template that ends at the end of the turn, and a padding token that ends no text.
+
+    A classifier reads the last token that is not the padding token, which is often the end-of-turn token.
+    """
+    tokenizer: Any = copy.deepcopy(model.tokenizer)
+    tokenizer.chat_template = _template(model)
+    last = model.encoder.empty_response[-1]
+    if tokenizer.pad_token_id == last:
+        others = [i for i in (*tokenizer.all_special_ids, *range(len(tokenizer))) if i != last]
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(others[0])
+    return tokenizer
+
+
+def _template(model: Mixture) -> str:
+    """Return a Jinja template that renders a conversation as `Encoder` encodes it."""
+    settings = model.encoder.config
+    begin = "{% set add_generation_prompt = add_generation_prompt and messages[-1]['role'] != 'assistant' %}"
+    if settings.system:
+        system = json.dumps([{"role": "system", "content": settings.system}])
+        begin += f"{{% if messages[0]['role'] != 'system' %}}{{% set messages = {system} + messages %}}{{% endif %}}"
+    template: Any = model.tokenizer.get_chat_template() if settings.template == "chat" else PLAIN_TEMPLATE
+    end = "{{ rendered if add_generation_prompt else rendered.rstrip() }}"
+    return f"{begin}{{% set rendered %}}{on_a_fixed_day(template)}{{% endset %}}{end}"
+
+
+# --- the comparison ------------------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def rows_by_query(model: DMoERM, queries: Sequence[Query], compute: Callable[[Packed], Tensor]) -> list[Tensor]:
+    """Return each query's rows of `compute`, which maps a pass's hidden states to one row per response."""
+    encoded = [model.encoder.encode(query) for query in queries]
+    rows: dict[int, Tensor] = {}
+    for indices in model.passes(encoded, BATCH_TOKENS):
+        hidden = model.hidden(pack_ids([encoded[i] for i in indices]).to(model.device))
+        parts = compute(hidden).cpu().split([len(queries[i].responses) for i in indices])
+        rows |= dict(zip(indices, parts, strict=True))
+    return [rows[i] for i in range(len(queries))]
+
+
+def rewards_by_query(model: DMoERM, task: str | None, queries: Sequence[Query]) -> list[Tensor]:
+    """Return the rewards (N,) of each query's responses under a task (None: the general model), without the router."""
+    return rows_by_query(
+        model, queries, lambda hidden: model.outputs(hidden, [task] * len(hidden.packing.prompts)).reward
+    )
+
+
+@torch.inference_mode()
+def check_classifier(model: DMoERM, task: str | None, folder: Path, queries: Sequence[Query]) -> PlainCheck:
+    """Load a written classifier with transformers alone, and compare its logits with the model's rewards."""
+    classifier: Any = AutoModelForSequenceClassification.from_pretrained(folder).eval().to(model.device)
+    tokenizer: Any = load_tokenizer(folder)
+    errors: dict[bool, list[float]] = {True: [], False: []}
+    for query, expected in zip(queries, rewards_by_query(model, task, queries), strict=True):
+        encoded = model.encoder.encode(query)
+        for text, ids, reward in zip(query.responses, encoded.responses, expected.tolist(), strict=True):
+            messages = [*messages_of(query.prompt), Message(role="assistant", content=text)]
+            rendered = tokenizer.apply_chat_template([message.model_dump() for message in messages], tokenize=False)
+            inputs = tokenizer(rendered, add_special_tokens=False, return_tensors="pt")["input_ids"].to(model.device)
+            logit = float(classifier(input_ids=inputs).logits)
+            same = inputs[0].tolist() == [*encoded.prompt, *ids]
+            errors[same].append(abs(logit + classifier.config.reward_bias - reward))
+    largest = {same: max(part, default=float("nan")) for same, part in errors.items()}
+    return PlainCheck(sum(map(len, errors.values())), len(errors[True]), largest[True], largest[False])
