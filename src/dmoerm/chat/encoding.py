@@ -4,7 +4,8 @@
     response  Fine, thanks.<|im_end|>                                                  ends with the end-of-turn token
 
 Only the chat template's own text can become special tokens. The texts of messages and responses cannot, so a response
-cannot end its turn or start another. Templates that print the date get a fixed one.
+cannot end its turn or start another. Templates that print the date get a fixed one. Tool calls are rendered by the chat
+template; for a template without tools they are written as text (`dmoerm.chat.tools`).
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from __future__ import annotations
 import datetime
 import functools
 import hashlib
+import itertools
+import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,10 +24,12 @@ from transformers import PreTrainedTokenizerBase
 
 from ..config import EncodingConfig
 from ..errors import BackboneError, DataError
+from ..message import Tool
 from ..schema import Message, Prompt, Query, is_empty, messages_of
+from .tools import SLOT, ToolConversation, guarded_texts, uses_tools, without_tools
 
+_LOG = logging.getLogger("dmoerm.chat")
 _PLAIN_NAMES = {"system": "System", "user": "Human", "assistant": "Assistant"}
-_SLOT = "\ue000{}\ue001"  # private-use characters: where a message's text goes in the rendered template
 # A tokenizer keeps the `split_special_tokens` of its last call, which concurrent threads would mix up.
 _TOKENIZER_LOCK = threading.Lock()
 _FIXED_DAY = datetime.datetime(2024, 7, 26)
@@ -107,6 +112,7 @@ class Encoder:
                 f"the tokenizer of {tokenizer.name_or_path!r} has no chat template; set encoding.template to plain"
             )
         self.tokenizer, self.config = tokenizer, config
+        self._guarded, self._warned = guarded_texts(tokenizer), False
         self.max_length = min(config.max_length, limit or config.max_length)
         opening, *_, before, after = self.render([Message(role="user", content="x")])
         self.marker = self._special(before)  # between the last turn and the response: marks where a response starts
@@ -124,7 +130,7 @@ class Encoder:
             DataError: a text is longer than `max_length` and `truncation` is `error`.
         """
         with _TOKENIZER_LOCK:
-            prompt = self._prompt(query.prompt)
+            prompt = self._prompt(query.prompt, query.tools)
             responses = [self._response(text) for text in query.responses]
         empty = frozenset(i for i, text in enumerate(query.responses) if is_empty(text))
         longest = max(map(len, responses))
@@ -155,7 +161,7 @@ class Encoder:
                 return ids
             if content[-1].role != "assistant":
                 return self._prompt(tuple(content))
-            return self._prompt(tuple(content[:-1])) + self._response(content[-1].content)
+            return self._prompt(tuple(content[:-1])) + self._response(content[-1].text)
 
     def split(self, ids: Sequence[int]) -> Encoded:
         """Split the token ids of a rendered conversation into prompt and response, as `encode` gives them.
@@ -214,15 +220,45 @@ class Encoder:
     def _response(self, text: str) -> list[int]:
         return self.empty_response if is_empty(text) else self._text(text) + self._end_of_turn
 
-    def _prompt(self, prompt: Prompt) -> list[int]:
+    def _prompt(self, prompt: Prompt, tools: Sequence[Tool] = ()) -> list[int]:
         messages = messages_of(prompt)
         if self.config.system and messages[0].role != "system":
             messages.insert(0, Message(role="system", content=self.config.system))
-        ids: list[int] = []
+        if uses_tools(messages, tools):
+            if (ids := self._with_tools(messages, tools)) is not None:
+                return ids
+            messages = without_tools(messages, tools)
+        ids = []
         for text, message in zip(self.render(messages)[:-1], [*messages, None], strict=True):
             ids += self._special(text)
             ids += self._text(message.content) if message else []
         return ids
+
+    def _with_tools(self, messages: Sequence[Message], tools: Sequence[Tool]) -> list[int] | None:
+        """Return the ids of a conversation with tools; None if the template does not print all of it."""
+        if self.config.template != "chat":
+            return None
+        for arguments_as_text, no_content in itertools.product((False, True), ("", None)):
+            talk = ToolConversation(
+                messages, tools, self._guarded, arguments_as_text=arguments_as_text, no_content=no_content
+            )
+            try:
+                return list(self._tool_ids(talk, self._chat(talk.messages, talk.tools)))
+            except (DataError, BackboneError):
+                continue
+        if not self._warned:
+            self._warned = True
+            _LOG.warning(
+                "the chat template of %s does not print the tool calls of a conversation; they are written as text",
+                self.tokenizer.name_or_path,
+            )
+        return None
+
+    def _tool_ids(self, talk: ToolConversation, rendered: str) -> Iterator[int]:
+        for template, text in talk.split(rendered):
+            for piece, own in talk.template_pieces(template):
+                yield from self._special(piece) if own else self._text(piece)
+            yield from self._text(text)
 
     def render(self, messages: Sequence[Message]) -> list[str]:
         """Return the template's own texts: before, between and after the messages and the response.
@@ -231,8 +267,8 @@ class Encoder:
             DataError: the template rejects the conversation.
             BackboneError: the template drops or reorders messages.
         """
-        slots = [{"role": m.role, "content": _SLOT.format(i)} for i, m in enumerate(messages)]
-        slots.append({"role": "assistant", "content": _SLOT.format(len(messages))})
+        slots = [{"role": m.role, "content": SLOT.format(i)} for i, m in enumerate(messages)]
+        slots.append({"role": "assistant", "content": SLOT.format(len(messages))})
         text = self._chat(slots) if self.config.template == "chat" else self._plain(slots)
         texts = []
         for slot in slots:
@@ -242,11 +278,13 @@ class Encoder:
             texts.append(before)
         return [*texts, text]
 
-    def _chat(self, messages: list[dict[str, str]]) -> str:
+    def _chat(self, messages: list[dict[str, Any]], tools: list[Tool] | None = None) -> str:
         fixed = on_a_fixed_day(self.tokenizer.get_chat_template())
         day: dict[str, Any] = {"date_string": f"{_FIXED_DAY:%d %b %Y}"}
         try:
-            rendered: Any = self.tokenizer.apply_chat_template(messages, chat_template=fixed, tokenize=False, **day)
+            rendered: Any = self.tokenizer.apply_chat_template(
+                messages, tools or None, chat_template=fixed, tokenize=False, **day
+            )
         except Exception as error:  # a template is a program of the model's authors and may raise anything
             raise DataError(
                 f"the chat template rejects the conversation: {error}",

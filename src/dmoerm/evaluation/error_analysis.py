@@ -54,7 +54,7 @@ def _wrong_pair(scored: ScoredGroup, pair: Pair, probability: float) -> WrongPai
     return WrongPair(
         id=scored.group.id,
         task=scored.task,
-        prompt=shortened("\n".join(turn.content for turn in messages_of(scored.group.prompt))),
+        prompt=shortened("\n".join(turn.text for turn in messages_of(scored.group.prompt))),
         preferred=shortened(scored.group.responses[pair.better]),
         other=shortened(scored.group.responses[pair.worse]),
         probability=probability,
