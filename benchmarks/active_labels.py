@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--config", default="demo", help="settings of the runs, on the testbed")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="change a setting")
     parser.add_argument("--seed", type=int, nargs="+", default=[0])
-    parser.add_argument("--pairs", type=int, nargs="+", default=[60, 120, 240, 480], help="labeled pairs after each step")
+    parser.add_argument("--pairs", type=int, nargs="+", default=[60, 120, 240, 480], help="labeled pairs of each step")
     options = parser.parse_args(arguments)
     accuracies: dict[tuple[str, int], list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:

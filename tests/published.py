@@ -1,4 +1,4 @@
-"""Small files in the layouts of public preference data: file type, columns and nesting as published, texts of our own."""
+"""Small files in the layouts of public preference data: file types, columns and nesting as published, own texts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ def _graded() -> list[tuple[str, list[tuple[str, int]]]]:
     rows = []
     for group in tiny_groups():
         grades = group.grades or ()
-        rows.append((_question(group), [(r, sorted(grades).index(g)) for r, g in zip(group.responses, grades)]))
+        rows.append(
+            (_question(group), [(r, sorted(grades).index(g)) for r, g in zip(group.responses, grades, strict=True)])
+        )
     return rows
 
 
@@ -140,7 +142,11 @@ def arena(folder: Path) -> Path:
                 "anony": True,
                 "language": ("English", "German")[index % 2],
                 "tstamp": 1682351591.1322 + index,
-                "openai_moderation": {"categories": {"hate": False}, "category_scores": {"hate": 1e-5}, "flagged": False},
+                "openai_moderation": {
+                    "categories": {"hate": False},
+                    "category_scores": {"hate": 1e-5},
+                    "flagged": False,
+                },
                 "toxic_chat_tag": {"roberta-large": {"flagged": False, "probability": 0.01}},
             }
         )

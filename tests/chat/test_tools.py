@@ -20,8 +20,9 @@ from dmoerm.schema import Query, parse_query
 
 # A template in the way of Hermes and Qwen: definitions and arguments as JSON, results in a user's turn.
 HERMES = (
-    "{% if tools %}{{ '<|im_start|>system\n' }}{% for tool in tools %}{{ tool | tojson }}{% endfor %}{{ '<|im_end|>\n' }}"
-    "{% endif %}{% for message in messages %}{{ '<|im_start|>' + (message.role if message.role != 'tool' else 'user') }}"
+    "{% if tools %}{{ '<|im_start|>system\n' }}{% for tool in tools %}{{ tool | tojson }}{% endfor %}"
+    "{{ '<|im_end|>\n' }}{% endif %}{% for message in messages %}"
+    "{{ '<|im_start|>' + (message.role if message.role != 'tool' else 'user') }}"
     "{{ '\n' + message.content }}{% for call in message.tool_calls %}{{ '\n' + call.function.name + ' ' }}"
     "{{ call.function.arguments | tojson }}{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}"
 )
@@ -90,7 +91,9 @@ def test_the_ids_are_those_of_the_published_template(name: str, caplog: pytest.L
 def test_a_template_without_tools_gets_text(template: str, caplog: pytest.LogCaptureFixture) -> None:
     made = encoder(template=template)
     with caplog.at_level(logging.WARNING, "dmoerm.chat"):
-        text = made.tokenizer.decode([made.encode(query(conversation())).prompt for _ in range(2)][0])
+        first, second = (made.encode(query(conversation())).prompt for _ in range(2))
+    assert first == second
+    text = made.tokenizer.decode(first)
     call = '<tool_call>\n{"name": "weather", "arguments": {"city": "Paris"}}\n</tool_call>'
     result = '<tool_response>\n{"degrees": 5}\n</tool_response>'
     definition = json.dumps({"type": "function", "function": WEATHER})

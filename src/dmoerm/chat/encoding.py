@@ -256,8 +256,8 @@ class Encoder:
 
     def _tool_ids(self, talk: ToolConversation, rendered: str) -> Iterator[int]:
         for template, text in talk.split(rendered):
-            for piece, own in talk.template_pieces(template):
-                yield from self._special(piece) if own else self._text(piece)
+            for piece, is_template in talk.template_pieces(template):
+                yield from self._special(piece) if is_template else self._text(piece)
             yield from self._text(text)
 
     def render(self, messages: Sequence[Message]) -> list[str]:

@@ -1,6 +1,6 @@
 """Conversations with tool calls, as a chat template renders them, or as text for a template without tools.
 
-    messages, tools  →  ToolConversation  →  dicts for the template, with markers  →  (template's text, message's text), …
+    messages, tools  →  ToolConversation  →  dicts for the template, with markers  →  (template's text, message), …
 
 A template formats the values of calls, results and definitions itself, for example as JSON. They are rendered with it,
 but a special token in them is replaced by a placeholder, so that only the template's own text has special tokens.
@@ -75,7 +75,7 @@ class ToolConversation:
         self._guarded = guarded
         self._pattern = re.compile("|".join(map(re.escape, sorted(guarded, key=len, reverse=True))))
         self._arguments_as_text, self._no_content = arguments_as_text, no_content
-        self._markers: list[tuple[str, str]] = []  # in the order of the conversation: a marker and the text in its place
+        self._markers: list[tuple[str, str]] = []  # in order: a marker and the text in its place
         self.messages = [self._message(message) for message in messages]
         self.messages.append({"role": "assistant", "content": self._mark()})
         self.tools = [self._definition(tool, f"tool {index}") for index, tool in enumerate(tools)]
@@ -149,4 +149,4 @@ def guarded_texts(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Return the texts of a tokenizer's special tokens and the characters of markers and placeholders."""
     added: Any = tokenizer.added_tokens_decoder
     special = {str(token) for token in added.values() if token.special} | set(tokenizer.all_special_tokens)
-    return sorted(text for text in special if text) + ["\ue000", "\ue001", "\ue002", "\ue003"]
+    return [*sorted(text for text in special if text), "\ue000", "\ue001", "\ue002", "\ue003"]

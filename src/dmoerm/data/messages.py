@@ -107,9 +107,9 @@ def _turn(fields: Turn, field: str) -> Turn:
         return Message.model_validate(fields).model_dump(mode="json")
     except ValidationError as error:
         fault = error.errors()[0]
-        place = ".".join([field, *map(str, fault["loc"])])
+        location = ".".join([field, *map(str, fault["loc"])])
         hint = 'write a call as {"type": "function", "function": {"name": "…", "arguments": "{…}"}}'
-        raise DataError(plain_fault(fault), field=place, value=fault["input"], hint=hint) from None
+        raise DataError(plain_fault(fault), field=location, value=fault["input"], hint=hint) from None
 
 
 def _calls(value: Any, field: str) -> list[Turn]:

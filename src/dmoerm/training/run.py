@@ -88,7 +88,8 @@ def train(config: Config, console: Console | None = None, engine: Engine | None 
         with run.progress.run(1 + len(steps)):
             if engine is not None:
                 engine(run, data, steps)
-            run.training = run_steps(run if engine is None else replace(run, progress=Progress(quiet=True)), data, steps)
+            steps_run = run if engine is None else replace(run, progress=Progress(quiet=True))
+            run.training = run_steps(steps_run, data, steps)
         _save(run, data)
     return run
 

@@ -131,8 +131,8 @@ def _doubts(doubts: LabelDoubts | None) -> Iterator[Content]:
         "the training part. `dmoerm data suspects` writes them for relabeling."
     )
     for label in doubts.worst:
-        about = label.task if label.capability is None else f"{label.task}, {label.capability}"
-        summary = f"{about}: probability {parts.percent(label.probability)}, {_shortened(label.prompt)}"
+        subject = label.task if label.capability is None else f"{label.task}, {label.capability}"
+        summary = f"{subject}: probability {parts.percent(label.probability)}, {_shortened(label.prompt)}"
         yield Fold(summary, list(_doubtful_label(label)))
 
 
