@@ -13,7 +13,6 @@ from __future__ import annotations
 import datetime
 import functools
 import hashlib
-import itertools
 import logging
 import threading
 from collections.abc import Iterator, Sequence
@@ -26,7 +25,7 @@ from ..config import EncodingConfig
 from ..errors import BackboneError, DataError
 from ..message import Tool
 from ..schema import Message, Prompt, Query, is_empty, messages_of
-from .tools import SLOT, ToolConversation, guarded_texts, uses_tools, without_tools
+from .tools import SLOT, ToolConversation, guarded_texts, tool_conversations, uses_tools, without_tools
 
 _LOG = logging.getLogger("dmoerm.chat")
 _PLAIN_NAMES = {"system": "System", "user": "Human", "assistant": "Assistant"}
@@ -238,10 +237,7 @@ class Encoder:
         """Return the ids of a conversation with tools; None if the template does not print all of it."""
         if self.config.template != "chat":
             return None
-        for arguments_as_text, no_content in itertools.product((False, True), ("", None)):
-            talk = ToolConversation(
-                messages, tools, self._guarded, arguments_as_text=arguments_as_text, no_content=no_content
-            )
+        for talk in tool_conversations(messages, tools, self._guarded):
             try:
                 return list(self._tool_ids(talk, self._chat(talk.messages, talk.tools)))
             except (DataError, BackboneError):

@@ -64,7 +64,8 @@ def as_response(completion: str | Sequence[Mapping[str, Any]]) -> str:
 
 def _message(message: Mapping[str, Any]) -> Message:
     try:
-        return Message.model_validate({**message, "content": _text(message["content"])})
+        content = message.get("content") if message.get("tool_calls") else message["content"]
+        return Message.model_validate({**message, "content": _text(content)})
     except (KeyError, TypeError, ValidationError):
         hint = "give role (system, user, assistant or tool) and content to every message"
         raise DataError("is not a chat message", field="prompt", value=message, hint=hint) from None

@@ -53,7 +53,7 @@ class Run:
     folder: Path
     progress: Progress
     truncation: TruncationCounts = field(default_factory=TruncationCounts)
-    training: Training | None = field(default=None, repr=False)
+    training: Training | None = field(default=None, repr=False, compare=False)
 
     @property
     def frozen(self) -> bool:
