@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,8 @@ def test_a_config_for_each_published_file(name: str, tmp_path: Path, monkeypatch
     assert result.exit_code == 0, result.output
     config = check_config(TASKS.get(name, {"all_prompts"}))
     assert (config.data.files == ("mine-data.jsonl",)) == (name == "UltraFeedback"), "a copy only where it is needed"
+    (line,) = [line for line in result.output.splitlines() if line.startswith("then: ")]
+    assert all(option in shlex.split(line) for option in options), "the command can be copied"
     taxonomy = load_splits(config).taxonomy
     assert all(set(task.capabilities) == CAPABILITIES.get(name, set()) for task in taxonomy.tasks.values())
 

@@ -140,7 +140,8 @@ def _doubtful_label(label: DoubtfulLabel) -> Iterator[Content]:
     yield f"Prompt: {label.prompt}"
     yield f"Preferred by the label: {label.preferred}"
     yield f"Preferred by the model: {label.other}"
-    yield f"Group: {label.id}"
+    row: TableRow = [label.task, label.capability or "overall", Number(f"{label.probability:.1%}")]
+    yield Table(f"Label of group {label.id}", ["task", "label", "probability of the label"], [row])
 
 
 def _shortened(text: str) -> str:
