@@ -7,12 +7,13 @@ a single response. Scores: higher is better. Ranks: 1 is best, equal ranks are t
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
+from typing import Annotated, Any, NamedTuple, Self, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -22,40 +23,17 @@ from pydantic import (
     PrivateAttr,
     ValidationError,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
 from .errors import DataError, plain_fault
+from .message import Message, Tool, check_tools
 from .names import check_name
 
 Grades = tuple[float | None, ...]
-Prompt = str | tuple["Message", ...]
+Prompt = str | tuple[Message, ...]
 T = TypeVar("T", bound=BaseModel)
-
-
-class TextPart(BaseModel):
-    """A part of a message in the form of OpenAI's API: `{"type": "text", "text": …}`."""
-
-    type: Literal["text"]
-    text: str
-
-
-def _join_parts(content: Any) -> Any:
-    """Return the text of a list of text parts; anything else is returned as it is."""
-    if not isinstance(content, list):
-        return content
-    for part in content:
-        if not (isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str)):
-            raise ValueError('must be a text or a list of parts {"type": "text", "text": …}; other parts are not read')
-    return "".join(part["text"] for part in content)
-
-
-class Message(BaseModel):
-    """One turn of a conversation. The content is a text; text parts are concatenated."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-    role: Literal["system", "user", "assistant"]
-    content: Annotated[str, BeforeValidator(_join_parts, json_schema_input_type=str | list[TextPart])]
 
 
 class Pair(NamedTuple):
@@ -107,8 +85,9 @@ class Query(BaseModel):
     Attributes:
         id: unique in its file; made from the content when the data has none.
         task: the name of the task, or None if it is unknown (the router decides).
-        prompt: a text, or a conversation whose last turn is the user's.
+        prompt: a text, or a conversation whose last turn is the user's or a tool's.
         responses: one or more candidate answers; an empty one has the lowest score.
+        tools: the tools that the assistant can call.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -116,6 +95,7 @@ class Query(BaseModel):
     task: str | None = None
     prompt: Prompt
     responses: tuple[str, ...] = Field(min_length=1)
+    tools: Annotated[tuple[Tool, ...], BeforeValidator(check_tools)] = ()
     _position: Position = PrivateAttr(default=Position())
 
     @field_validator("task")
@@ -126,7 +106,7 @@ class Query(BaseModel):
     @field_validator("prompt")
     @classmethod
     def _prompt_has_text(cls, prompt: Prompt) -> Prompt:
-        texts = [message.content for message in messages_of(prompt)]
+        texts = [message.text for message in messages_of(prompt)]
         if not texts or not any(text.strip() for text in texts):
             raise ValueError("is empty")
         for text in texts:
@@ -144,8 +124,16 @@ class Query(BaseModel):
     def _has_id(self) -> Self:
         if not self.id:
             content = prompt_key(self.prompt) + "\0" + "\0".join(self.responses)
+            content += json.dumps(self.tools) if self.tools else ""
             object.__setattr__(self, "id", hashlib.sha256(content.encode()).hexdigest()[:16])
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_empty_tools(self, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        fields = handler(self)
+        if not self.tools:
+            fields.pop("tools", None)
+        return fields
 
     def at(self, file: object, line: int) -> Self:
         """Remember where the row was read, for error messages; return the query itself."""
@@ -279,7 +267,7 @@ def prompt_key(prompt: Prompt) -> str:
     """Return a text that is equal for prompts that look the same: Unicode-normalized, white space folded."""
     if isinstance(prompt, str):
         return _fold(prompt)
-    turns = [(message.role, _fold(message.content)) for message in prompt]
+    turns = [(message.role, _fold(message.text)) for message in prompt]
     if len(turns) == 1 and turns[0][0] == "user":
         return turns[0][1]
     return "\n".join(f"<{role}> {content}" for role, content in turns)

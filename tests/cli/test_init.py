@@ -1,17 +1,20 @@
 """`dmoerm init` on files as they are published: the config that it writes trains unedited."""
 
 import json
+import math
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from published import PUBLISHED
 from tiny import tiny_groups
 from typer.testing import CliRunner
 
 from dmoerm.cli import app
-from dmoerm.config import load_config
+from dmoerm.config import Config, load_config
 from dmoerm.data.splits import load_splits
 
 Row = dict[str, Any]
@@ -31,82 +34,81 @@ def choices() -> list[tuple[str, str, str]]:
     return rows
 
 
-def hh() -> list[Row]:
-    return [
-        {"chosen": f"\n\nHuman: {p}\n\nAssistant: {a}", "rejected": f"\n\nHuman: {p}\n\nAssistant: {b}"}
-        for p, a, b in choices()
-    ]
-
-
 def trl() -> list[Row]:
     return [{"prompt": p, "chosen": a, "rejected": b} for p, a, b in choices()]
-
-
-def ultrafeedback() -> list[Row]:
-    def completion(text: str, score: int) -> Row:
-        return {"response": text, "overall_score": score, "annotations": {"honesty": {"Rating": str(score)}}}
-
-    return [
-        {"source": ("sharegpt", "evol")[i % 2], "instruction": p, "completions": [completion(a, 4), completion(b, 2)]}
-        for i, (p, a, b) in enumerate(choices())
-    ]
-
-
-def helpsteer() -> list[Row]:
-    grades = dict.fromkeys(("correctness", "coherence", "complexity", "verbosity"))
-    return [
-        {"prompt": p, "response": text, **dict.fromkeys(grades, score), "helpfulness": score}
-        for p, a, b in choices()
-        for text, score in ((a, 4), (b, 1))
-    ]
 
 
 def native() -> list[Row]:
     return [json.loads(group.model_dump_json(exclude_defaults=True)) for group in tiny_groups()]
 
 
-FORMATS = {"hh": hh, "trl": trl, "ultrafeedback": ultrafeedback, "helpsteer": helpsteer, "native": native}
-
-
-@pytest.mark.parametrize("name", FORMATS)
-def test_a_config_for_each_format_loads_and_can_be_split(
-    name: str, write_rows: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    result = run("init", write_rows(FORMATS[name](), "mine.jsonl").name)
-    assert result.exit_code == 0, result.output
+def check_config(tasks: set[str]) -> Config:
+    """Check that the config can be trained on: each task has ordered pairs, and each expert has some of its own."""
     config = load_config("mine.yaml")
     splits = load_splits(config)
     assert all(group.task for group in splits.train)
+    assert set(splits.taxonomy.tasks) == tasks
     for task, settings in splits.taxonomy.tasks.items():
         members = [group for group in splits.train if group.task == task]
         assert any(group.pairs() for group in members)
         assert all(any(group.pairs(c) for group in members) for c in settings.capabilities)
-    assert ("mine-data.jsonl" in config.data.files) == (name == "ultrafeedback"), (
-        "the file itself, if it needs no change"
-    )
-    expected = {"ultrafeedback": {"sharegpt", "evol"}, "native": {"chitchat", "objective_qa"}}
-    assert set(splits.taxonomy.tasks) == expected.get(name, {"all_prompts"})
+    return config
+
+
+@pytest.mark.parametrize(
+    ("rows", "tasks"), [(trl(), {"all_prompts"}), (native(), {"chitchat", "objective_qa"})], ids=["trl", "native"]
+)
+def test_a_config_for_handwritten_rows_loads_and_can_be_split(
+    rows: list[Row], tasks: set[str], write_rows: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run("init", write_rows(rows, "mine.jsonl").name)
+    assert result.exit_code == 0, result.output
+    assert check_config(tasks).data.files == ("mine.jsonl",), "the file itself, if it needs no change"
     assert f"dmoerm score {Path('runs') / 'mine'} --input mine.jsonl" in result.output
 
 
-def test_from_a_parquet_file_to_scores(tiny_backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as parquet
+TASKS = {"UltraFeedback": {"sharegpt", "evol_instruct"}, "a CSV file of one's own": {"Small talk", "Facts"}}
+CAPABILITIES = {
+    "UltraFeedback": {"instruction_following", "honesty", "truthfulness", "helpfulness"},
+    "HelpSteer2": {"correctness", "coherence", "complexity", "verbosity"},
+}
 
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_config_for_each_published_file(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write, options = PUBLISHED[name]
+    result = run("init", write(tmp_path).name, *options, "--out", "mine.yaml")
+    assert result.exit_code == 0, result.output
+    config = check_config(TASKS.get(name, {"all_prompts"}))
+    assert (config.data.files == ("mine-data.jsonl",)) == (name == "UltraFeedback"), "a copy only where it is needed"
+    (line,) = [line for line in result.output.splitlines() if line.startswith("then: ")]
+    assert all(option in shlex.split(line) for option in options), "the command can be copied"
+    taxonomy = load_splits(config).taxonomy
+    assert all(set(task.capabilities) == CAPABILITIES.get(name, set()) for task in taxonomy.tasks.values())
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == "UltraFeedback" else pytest.mark.slow) for name in PUBLISHED]
+)
+def test_from_each_published_file_to_scores(
+    name: str, tiny_backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DMOERM_CACHE", str(tmp_path / "cache"))
-    parquet.write_table(pa.Table.from_pylist(ultrafeedback()), "mine.parquet")
+    write, options = PUBLISHED[name]
+    file = write(tmp_path).name
     for command in (
-        f"init mine.parquet --backbone {tiny_backbone}",
-        "train mine.yaml",
-        "score runs/mine --input mine.parquet --output scores.jsonl",
+        ("init", file, "--out", "mine.yaml", "--backbone", tiny_backbone, *options),
+        ("train", "mine.yaml"),
+        ("score", "runs/mine", "--input", file, "--output", "scores.jsonl", *options),
     ):
-        result = run(*command.split())
+        result = run(*command)
         assert result.exit_code == 0, result.output
     rows = [json.loads(line) for line in Path("scores.jsonl").read_text().splitlines()]
-    assert len(rows) == len(choices())
-    assert all(len(row["rewards"]) == 2 for row in rows)
+    assert len(rows) == (72 if name == "HelpSteer2" else 24), "as queries, each row of HelpSteer stands for itself"
+    assert all(math.isfinite(reward) for row in rows for reward in row["rewards"])
 
 
 def test_what_cannot_be_trained_on_is_left_out_and_named(

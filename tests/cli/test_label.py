@@ -155,6 +155,22 @@ def test_an_empty_response_which_has_no_capability_scores_is_compared_by_reward(
     assert least_certain_first(pairs, Model())[0] == pairs[1]  # pyright: ignore
 
 
+def test_of_equal_differences_the_less_certain_one_comes_first() -> None:
+    def score(logic: float, uncertainty: float | None) -> Score:
+        return Score(0.0, None, {}, {"logic": logic}, uncertainty, 1.0)
+
+    class Model:
+        def score_queries(self, queries):
+            return [
+                [score(1.0, deviation), score(-1.0, 0.1)]
+                for _, deviation in zip(queries, (0.1, 3.0, None), strict=True)
+            ]
+
+    pairs = [ResponsePair(Query(prompt=prompt, responses=("a", "b")), 0, 1) for prompt in ("sure", "unsure", "unknown")]
+    ordered = least_certain_first(pairs, Model())  # pyright: ignore
+    assert [pair.group.prompt for pair in ordered] == ["unsure", "sure", "unknown"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

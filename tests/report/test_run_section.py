@@ -105,3 +105,14 @@ def test_the_worst_pairs_are_shown_with_their_texts_escaped() -> None:
     assert "agreement of annotators" not in text
     assert "<i>" not in text
     assert "people and dmoerm differ" not in report_html(example()), "results of an earlier version"
+
+
+def test_doubtful_labels_are_shown_with_their_texts_escaped() -> None:
+    label = {"id": "7", "task": "chitchat", "prompt": "<b>why</b>", "preferred": "<i>no", "other": "yes"}
+    labels = [label | {"capability": "wit", "probability": 0.031}, label | {"capability": None, "probability": 0.042}]
+    errors: dict[str, Any] = {"worst": [], "by_length": {}, "by_agreement": {}}
+    doubts = {"judged": 1234, "contradicted": 56, "worst": labels}
+    text = report_html(example(errors=errors | {"doubts": doubts}))
+    for shown in ("56 of 1234 labels", "chitchat, wit: probability 3.1%", "chitchat: probability 4.2%", "&lt;i&gt;no"):
+        assert shown in text
+    assert "Doubtful labels" not in report_html(example(errors=errors)), "as `dmoerm eval` writes them"

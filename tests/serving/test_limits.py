@@ -62,7 +62,7 @@ MALFORMED = {
     "a wrong type": (json.dumps(item(responses="Hello.")).encode(), 422, "items.0.responses"),
     "no responses": (json.dumps(item(responses=[])).encode(), 422, "items.0.responses"),
     "an empty prompt": (json.dumps(item(prompt="")).encode(), 422, "is empty"),
-    "an unknown role": (json.dumps(item(prompt=[{"role": "tool", "content": "x"}])).encode(), 422, "role"),
+    "an unknown role": (json.dumps(item(prompt=[{"role": "robot", "content": "x"}])).encode(), 422, "role"),
     "a lone surrogate": (b'{"items": [{"prompt": "a \\ud800 b", "responses": ["x"]}]}', 422, ""),
     "an unknown task": (json.dumps(item(task="cooking")).encode(), 422, "no such task"),
     "too many responses": (json.dumps(item(responses=["x"] * 9)).encode(), 422, "9 responses; the limit is 8"),

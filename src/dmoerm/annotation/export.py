@@ -44,8 +44,8 @@ def _grades(outcome: Outcome) -> Grades:
 
 def _row(pair: ResponsePair, labels: dict[str, Any]) -> dict[str, Any]:
     group = pair.group
-    prompt = group.model_dump(mode="json")["prompt"]
+    question = group.model_dump(mode="json", include={"prompt", "tools"})
     suffix = f"#{pair.first}-{pair.second}" if len(group.responses) > 2 else ""
     responses = [group.responses[index] for index in pair[1:]]
-    fields = {"id": group.id + suffix, "task": group.task, "prompt": prompt, "responses": responses}
+    fields = {"id": group.id + suffix, "task": group.task, **question, "responses": responses}
     return fields | labels | {"source": SOURCE}

@@ -167,7 +167,7 @@ class AnnotationSession:
             title=capabilities[name].title,
             rubric=capabilities[name].rubric,
             task=pair.group.task,
-            prompt=[message.model_dump() for message in messages_of(pair.group.prompt)],
+            prompt=[{"role": message.role, "content": message.text} for message in messages_of(pair.group.prompt)],
             left=left,
             responses=(pair.group.responses[left], pair.group.responses[right]),
             step=list(capabilities).index(name) + 1,

@@ -4,7 +4,8 @@
     response  Fine, thanks.<|im_end|>                                                  ends with the end-of-turn token
 
 Only the chat template's own text can become special tokens. The texts of messages and responses cannot, so a response
-cannot end its turn or start another. Templates that print the date get a fixed one.
+cannot end its turn or start another. Templates that print the date get a fixed one. Tool calls are rendered by the chat
+template; for a template without tools they are written as text (`dmoerm.chat.tools`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import datetime
 import functools
 import hashlib
+import logging
 import secrets
 import threading
 from collections.abc import Iterator, Sequence
@@ -22,8 +24,11 @@ from transformers import PreTrainedTokenizerBase
 
 from ..config import EncodingConfig
 from ..errors import BackboneError, DataError
+from ..message import Tool
 from ..schema import Message, Prompt, Query, is_empty, messages_of
+from .tools import SLOT, ToolConversation, guarded_texts, tool_conversations, uses_tools, without_tools
 
+_LOG = logging.getLogger("dmoerm.chat")
 _PLAIN_NAMES = {"system": "System", "user": "Human", "assistant": "Assistant"}
 PLAIN_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
@@ -32,7 +37,6 @@ PLAIN_TEMPLATE = (
     "{{ '\n\nAssistant: ' if add_generation_prompt else eos_token }}"
 )
 """The template `plain` in Jinja, for tools that render conversations themselves."""
-_SLOT = "\ue000{}\ue001"  # private-use characters: where a message's text goes in the rendered template
 # A tokenizer keeps the `split_special_tokens` of its last call, which concurrent threads would mix up.
 _TOKENIZER_LOCK = threading.Lock()
 _MAX_RENDERED = 1024  # templates depend on the roles of a conversation only, of which data have few sequences
@@ -116,6 +120,7 @@ class Encoder:
                 f"the tokenizer of {tokenizer.name_or_path!r} has no chat template; set encoding.template to plain"
             )
         self.tokenizer, self.config = tokenizer, config
+        self._guarded, self._warned = guarded_texts(tokenizer), False
         self.max_length = min(config.max_length, limit or config.max_length)
         self._rendered: dict[tuple[str, ...], list[str]] = {}
         self._template_ids: dict[str, list[int]] = {}
@@ -143,14 +148,14 @@ class Encoder:
         Raises:
             DataError: as `encode`.
         """
-        messages = [self._messages(query.prompt) for query in queries]
-        texts = [m.content for some in messages for m in some]
-        texts += [text for query in queries for text in query.responses]
         with _TOKENIZER_LOCK:
+            parts = [self._turns(query.prompt, query.tools) for query in queries]
+            texts = [message.content for turns, _ in parts for message in turns]
+            texts += [text for query in queries for text in query.responses]
             ids = iter(self._texts(texts))
-            prompts = [self._conversation(some, ids) for some in messages]
+            prompts = [self._conversation(turns, whole, ids) for turns, whole in parts]
             responses = [[self._ended(text, next(ids)) for text in query.responses] for query in queries]
-        return [self._cut(*parts) for parts in zip(queries, prompts, responses, strict=True)]
+        return [self._cut(*each) for each in zip(queries, prompts, responses, strict=True)]
 
     def _cut(self, query: Query, prompt: list[int], responses: list[list[int]]) -> Encoded:
         empty = frozenset(i for i, text in enumerate(query.responses) if is_empty(text))
@@ -181,9 +186,9 @@ class Encoder:
                 ids: list[int] = self.tokenizer(content, add_special_tokens=add_special)["input_ids"]
                 return ids
             answered = content[-1].role == "assistant"
-            messages = self._messages(tuple(content[:-1] if answered else content))
-            prompt = self._conversation(messages, iter(self._texts([m.content for m in messages])))
-            last = content[-1].content
+            turns, whole = self._turns(tuple(content[:-1] if answered else content))
+            prompt = self._conversation(turns, whole, iter(self._texts([message.content for message in turns])))
+            last = content[-1].text
             return prompt + (self._ended(last, *self._texts([last])) if answered else [])
 
     def split(self, ids: Sequence[int]) -> Encoded:
@@ -243,19 +248,48 @@ class Encoder:
     def _ended(self, text: str, ids: list[int]) -> list[int]:
         return self.empty_response if is_empty(text) else ids + self._end_of_turn
 
-    def _messages(self, prompt: Prompt) -> list[Message]:
+    def _turns(self, prompt: Prompt, tools: Sequence[Tool] = ()) -> tuple[list[Message], list[int] | None]:
+        """Return the turns of a prompt, or no turns and all ids if the template prints calls and definitions of tools."""
         messages = messages_of(prompt)
         if self.config.system and messages[0].role != "system":
             messages.insert(0, Message(role="system", content=self.config.system))
-        return messages
+        if not uses_tools(messages, tools):
+            return messages, None
+        whole = self._with_tools(messages, tools)
+        return (without_tools(messages, tools), None) if whole is None else ([], whole)
 
-    def _conversation(self, messages: Sequence[Message], ids: Iterator[list[int]]) -> list[int]:
-        """Return the ids of a prompt; the next of `ids` are those of its messages' texts."""
+    def _conversation(self, turns: Sequence[Message], whole: list[int] | None, ids: Iterator[list[int]]) -> list[int]:
+        """Return the ids of what `_turns` returns; the next of `ids` are those of the turns' texts."""
+        if whole is not None:
+            return whole
         result: list[int] = []
-        for text, message in zip(self.render(messages)[:-1], [*messages, None], strict=True):
+        for text, message in zip(self.render(turns)[:-1], [*turns, None], strict=True):
             result += self._special(text)
             result += next(ids) if message else []
         return result
+
+    def _with_tools(self, messages: Sequence[Message], tools: Sequence[Tool]) -> list[int] | None:
+        """Return the ids of a conversation with tools; None if the template does not print all of it."""
+        if self.config.template != "chat":
+            return None
+        for talk in tool_conversations(messages, tools, self._guarded):
+            try:
+                return list(self._tool_ids(talk, self._chat(talk.messages, talk.tools)))
+            except (DataError, BackboneError):
+                continue
+        if not self._warned:
+            self._warned = True
+            _LOG.warning(
+                "the chat template of %s does not print the tool calls of a conversation; they are written as text",
+                self.tokenizer.name_or_path,
+            )
+        return None
+
+    def _tool_ids(self, talk: ToolConversation, rendered: str) -> Iterator[int]:
+        for template, text in talk.split(rendered):
+            for piece, is_template in talk.template_pieces(template):
+                yield from self._tokenize(piece) if is_template else self._texts([piece])[0]
+            yield from self._texts([text])[0]
 
     def render(self, messages: Sequence[Message]) -> list[str]:
         """Return the template's own texts: before, between and after the messages and the response.
@@ -272,7 +306,7 @@ class Encoder:
         return self._rendered[roles]
 
     def _render(self, roles: Sequence[str]) -> list[str]:
-        slots = [{"role": role, "content": _SLOT.format(i)} for i, role in enumerate([*roles, "assistant"])]
+        slots = [{"role": role, "content": SLOT.format(i)} for i, role in enumerate([*roles, "assistant"])]
         text = self._chat(slots) if self.config.template == "chat" else self._plain(slots)
         texts = []
         for slot in slots:
@@ -282,11 +316,13 @@ class Encoder:
             texts.append(before)
         return [*texts, text]
 
-    def _chat(self, messages: list[dict[str, str]]) -> str:
+    def _chat(self, messages: list[dict[str, Any]], tools: list[Tool] | None = None) -> str:
         fixed = on_a_fixed_day(self.tokenizer.get_chat_template())
         day: dict[str, Any] = {"date_string": f"{_FIXED_DAY:%d %b %Y}"}
         try:
-            rendered: Any = self.tokenizer.apply_chat_template(messages, chat_template=fixed, tokenize=False, **day)
+            rendered: Any = self.tokenizer.apply_chat_template(
+                messages, tools or None, chat_template=fixed, tokenize=False, **day
+            )
         except Exception as error:  # a template is a program of the model's authors and may raise anything
             raise DataError(
                 f"the chat template rejects the conversation: {error}",
@@ -303,8 +339,11 @@ class Encoder:
     def _special(self, text: str) -> list[int]:
         """Return the ids of a text of the template; there are few, so they are kept."""
         if text not in self._template_ids:
-            self._template_ids[text] = self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+            self._template_ids[text] = self._tokenize(text)
         return self._template_ids[text]
+
+    def _tokenize(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
 
     def _texts(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of messages' and responses' texts, in which special tokens are ordinary text."""

@@ -14,9 +14,10 @@ from ..schema import Message, Prompt
 _SPECIAL = (
     r"(?:<\|[^|<>]{1,40}\|>|</?s>|<pad>|<eos>|<bos>|<start_of_turn>|<end_of_turn>)"  # what tokenizers add around texts
 )
+_ROLES = {"model": "assistant", "ipython": "tool"}  # Gemma's and Llama's names
 _BEGINNING, _TOKEN = re.compile(rf"(?:\s*{_SPECIAL})*"), re.compile(_SPECIAL)
 _TURN = re.compile(
-    r"(?:<\|im_start\|>|<\|start_header_id\|>|<start_of_turn>)(system|user|assistant|model)(?:<\|end_header_id\|>)?\s*\n"
+    r"(?:<\|im_start\|>|<\|start_header_id\|>|<start_of_turn>)(system|developer|user|assistant|model|tool|ipython)(?:<\|end_header_id\|>)?\s*\n"
     r"(.*?)(?:<\|im_end\|>|<\|eot_id\|>|<end_of_turn>|\Z)",
     re.DOTALL,
 )
@@ -69,6 +70,6 @@ def response_text(query: str, prompt: str) -> str:
 
 def _turns(text: str) -> tuple[Message, ...]:
     return tuple(
-        Message(role="assistant" if role == "model" else role, content=content.strip())  # pyright: ignore[reportArgumentType]
+        Message(role=_ROLES.get(role, role), content=content.strip())  # pyright: ignore[reportArgumentType]
         for role, content in _TURN.findall(text)
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Annotated
 
@@ -63,7 +64,7 @@ def command(
     write_file(config, config_text(proposal, recipe, settings))
     load_splits(load_config(config))  # what would stop `dmoerm train` is reported now
     _print(proposal, files, [config, taxonomy, *([copy] if proposal.changed else [])])
-    _print_next(config, settings["output"], [files[0], *(f"--map {each}" for each in map or ())], recipe.minutes)
+    _print_next(config, settings["output"], [files[0], *(part for each in map or () for part in ("--map", each))], recipe.minutes)
 
 
 _EDIT = "# Drafted from data: edit the titles, descriptions and rubrics.\n"
@@ -120,7 +121,7 @@ def _print_next(config: Path, run: str, rows: list[str], minutes: int) -> None:
 
     for line in (
         f"next: dmoerm train {config}  # about {minutes} min",
-        f"then: dmoerm score {run} --input {' '.join(rows)} --output scores.jsonl",
+        f"then: dmoerm score {run} --input {shlex.join(rows)} --output scores.jsonl",
     ):
         screen().print(line, soft_wrap=True, highlight=False)
 

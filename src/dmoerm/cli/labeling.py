@@ -232,7 +232,12 @@ class LabelingProgress:
 
 
 def least_certain_first(pairs: Sequence[ResponsePair], model: DMoERM) -> list[ResponsePair]:
-    """Sort pairs by p (1 − p), averaged over capabilities, highest first; p = σ(difference of capability scores)."""
+    """Sort pairs by how unsure the model is about their capabilities: the mean of p (1 − p), highest first.
+
+    p = σ(m / √(1 + π/8 · v)) is the probability that the first response wins on a capability, for the difference m of
+    the scores; v is the variance of the difference of the rewards, which integrates the posterior (MacKay). Scores and
+    rewards are in standard deviations. Without a posterior, v is 0.
+    """
     groups = {id(pair.group): pair.group for pair in pairs}
     scores = dict(zip(groups, model.score_queries(list(groups.values())), strict=True))
     return sorted(
@@ -243,5 +248,7 @@ def least_certain_first(pairs: Sequence[ResponsePair], model: DMoERM) -> list[Re
 def _uncertainty(first: Score, second: Score) -> float:
     names = first.capabilities.keys() & second.capabilities.keys()  # an empty response has no capability scores
     margins = [first.capabilities[name] - second.capabilities[name] for name in sorted(names)]
-    chances = [1 / (1 + math.exp(-max(-50.0, min(50.0, m)))) for m in margins or [first.reward - second.reward]]
+    width = math.sqrt(1 + math.pi / 8 * sum((score.uncertainty or 0.0) ** 2 for score in (first, second)))
+    scaled = [margin / width for margin in margins or [first.reward - second.reward]]
+    chances = [1 / (1 + math.exp(-max(-50.0, min(50.0, margin)))) for margin in scaled]
     return sum(p * (1 - p) for p in chances) / len(chances)

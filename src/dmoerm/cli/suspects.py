@@ -47,7 +47,8 @@ def _settings(run: Path) -> Config:
 
 def _row(label: JudgedLabel) -> dict[str, Any]:
     """Return a row that every command reads: the labeled pair, the preferred response first."""
-    group, pair = label.group.model_dump(mode="json", include={"id", "prompt", "source"}, exclude_none=True), label.pair
+    fields, pair = {"id", "prompt", "source", "tools"}, label.pair
+    group = label.group.model_dump(mode="json", include=fields, exclude_none=True)
     responses = [label.group.responses[index] for index in (pair.better, pair.worse)]
     graded = {"capabilities": {label.capability: [1, 0]}} if label.capability else {"ranks": [1, 2]}
     extra = {"label_probability": round(label.probability, 4), "indices": [pair.better, pair.worse]}

@@ -62,11 +62,20 @@ def train_and_measure(
     run = _train(config, engine)
     from ..data.splits import load_splits
     from ..evaluation import evaluate
-    from ..training.processes import is_main
+    from ..training.processes import is_main, sharded
+    from ..training.suspects import judge_labels
 
     test = load_splits(config).test
+    judged = None if run.training is None or sharded() else judge_labels(run.training)
     results = evaluate(
-        run.model, test, config, command=command, steps=run.metrics(), cache=run.cache, trained=run.truncation
+        run.model,
+        test,
+        config,
+        command=command,
+        steps=run.metrics(),
+        cache=run.cache,
+        trained=run.truncation,
+        judged=judged,
     )
     if is_main():
         _write(Path(config.output), results, json_file)

@@ -146,7 +146,7 @@ class BaseClient:
     # --- requests and their responses ------------------------------------------------------------------------------
 
     def _score_body(self, queries: Sequence[Query]) -> dict[str, Any]:
-        items = [query.model_dump(include={"id", "prompt", "responses", "task"}) for query in queries]
+        items = [query.model_dump(include={"id", "prompt", "responses", "task", "tools"}) for query in queries]
         return {"model": self.model, "items": items, "win_probabilities": False}
 
     def _scores(self, queries: Sequence[Query], content: Any) -> list[list[Score]]:

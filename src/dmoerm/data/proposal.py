@@ -169,7 +169,7 @@ def _clustered(groups: list[Group], clusters: int | None) -> tuple[list[Group], 
 
 
 def _users_text(group: Group) -> str:
-    return "\n".join(turn.content for turn in messages_of(group.prompt) if turn.role != "assistant")
+    return "\n".join(turn.text for turn in messages_of(group.prompt) if turn.role != "assistant")
 
 
 # --- what is too rare ----------------------------------------------------------------------------------------------

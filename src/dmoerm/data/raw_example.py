@@ -17,7 +17,7 @@ from ..errors import DataError
 Row = Mapping[str, Any]
 
 _NOT_GRADED = (None, "", "N/A", "n/a", "NA")
-ORIGIN = frozenset({"id", "prompt_id", "task", "source"})
+ORIGIN = frozenset({"id", "prompt_id", "task", "source", "tools"})
 """The columns that `origin` reads."""
 
 
@@ -132,7 +132,7 @@ def grade(value: Any, field: str) -> float | None:
 
 
 def origin(row: Row) -> dict[str, Any]:
-    """Return the native fields `id`, `task` and `source` that a row of another format has."""
+    """Return the native fields `id`, `task`, `source` and `tools` that a row of another format has."""
     fields: dict[str, Any] = {}
     for name in ("prompt_id", "id"):
         if isinstance(row.get(name), str | int):
@@ -140,6 +140,8 @@ def origin(row: Row) -> dict[str, Any]:
     for name in ("task", "source"):
         if isinstance(row.get(name), str) and row[name]:
             fields[name] = row[name]
+    if row.get("tools"):
+        fields["tools"] = row["tools"]
     return fields
 
 

@@ -103,7 +103,7 @@ def _longest(group: Group) -> float:
 
 
 def _prompt_words(group: Group) -> int:
-    return sum(count_words(turn.content) for turn in messages_of(group.prompt))
+    return sum(count_words(turn.text) for turn in messages_of(group.prompt))
 
 
 def config_text(proposal: Proposal, recipe: ProposedRecipe, settings: Mapping[str, object]) -> str:

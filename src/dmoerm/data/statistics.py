@@ -183,7 +183,7 @@ def count_words(text: str) -> int:
 
 def _text(prompt: Prompt) -> str:
     """Return the text of a prompt without the tokens that a chat template adds per turn."""
-    return "\n".join(message.content for message in messages_of(prompt))
+    return "\n".join(message.text for message in messages_of(prompt))
 
 
 def _spread(lengths: list[int]) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Which pairs `dmoerm` orders against people: the worst ones, and accuracy by length and by agreement of annotators."""
+"""Which pairs `dmoerm` orders against people: the worst ones, accuracy by length and by agreement, doubtful labels."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import numpy as np
 
 from ..bootstrap import RESAMPLES
 from ..schema import Group, Pair, messages_of, prompt_key
+from ..training.suspects import JudgedLabel
 from .accuracy import pooled_accuracy
 from .diagnostics import probabilities
-from .results import ErrorAnalysis, Estimate, WrongPair
+from .results import DoubtfulLabel, ErrorAnalysis, Estimate, LabelDoubts, WrongPair
 from .scored_groups import ScoredGroup
 
 WORST = 20
@@ -23,12 +24,22 @@ Part = Callable[[Group, Pair], str | None]
 """The part that a pair belongs to; None: to none."""
 
 
-def error_analysis(scored: Sequence[ScoredGroup], seed: int = 0, resamples: int = RESAMPLES) -> ErrorAnalysis:
-    """List the pairs with the least probability of what people prefer, and measure accuracy on parts of the pairs."""
+def error_analysis(
+    scored: Sequence[ScoredGroup],
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+    judged: Sequence[JudgedLabel] | None = None,
+) -> ErrorAnalysis:
+    """List the pairs with the least probability of what people prefer, and measure accuracy on parts of the pairs.
+
+    Args:
+        judged: the labels of the training part, the most doubtful first, from `judge_labels`.
+    """
     return ErrorAnalysis(
         worst=tuple(_worst(scored)),
         by_length=_by_part(scored, length_part, _LENGTH_PARTS, seed, resamples),
         by_agreement=_by_part(scored, agreement_part, _AGREEMENT_PARTS, seed, resamples),
+        doubts=None if judged is None else _doubts(judged),
     )
 
 
@@ -54,7 +65,7 @@ def _wrong_pair(scored: ScoredGroup, pair: Pair, probability: float) -> WrongPai
     return WrongPair(
         id=scored.group.id,
         task=scored.task,
-        prompt=shortened("\n".join(turn.content for turn in messages_of(scored.group.prompt))),
+        prompt=_prompt_text(scored.group),
         preferred=shortened(scored.group.responses[pair.better]),
         other=shortened(scored.group.responses[pair.worse]),
         probability=probability,
@@ -62,6 +73,30 @@ def _wrong_pair(scored: ScoredGroup, pair: Pair, probability: float) -> WrongPai
         uncertainty=None if deviations is None or np.isnan(deviations).any() else (deviations[0], deviations[1]),
         capabilities={name: _two(scores, pair) for name, scores in scored.capabilities.items()},
     )
+
+
+def _doubts(judged: Sequence[JudgedLabel]) -> LabelDoubts:
+    contradicted = [label for label in judged if label.probability < 0.5]
+    first: dict[str, JudgedLabel] = {}
+    for label in contradicted:
+        first.setdefault(prompt_key(label.group.prompt), label)
+    worst = [
+        DoubtfulLabel(
+            id=label.group.id,
+            task=label.task,
+            capability=label.capability,
+            prompt=_prompt_text(label.group),
+            preferred=shortened(label.group.responses[label.pair.better]),
+            other=shortened(label.group.responses[label.pair.worse]),
+            probability=label.probability,
+        )
+        for label in list(first.values())[:WORST]
+    ]
+    return LabelDoubts(judged=len(judged), contradicted=len(contradicted), worst=tuple(worst))
+
+
+def _prompt_text(group: Group) -> str:
+    return shortened("\n".join(turn.text for turn in messages_of(group.prompt)))
 
 
 def _two(scores: np.ndarray, pair: Pair) -> tuple[float, float]:

@@ -16,6 +16,7 @@ from ..model import DMoERM
 from ..model.training_prompts import TrainingPrompts
 from ..schema import Group
 from ..training.cache import ActivationCache
+from ..training.suspects import JudgedLabel
 from .accuracy import capability_accuracy, compare, overall_counts
 from .diagnostics import calibration_result, length_bias, router_result
 from .error_analysis import error_analysis
@@ -38,6 +39,7 @@ def evaluate(
     training_prompts: TrainingPrompts | None = None,
     include_trained: bool = False,
     trained: TruncationCounts | None = None,
+    judged: Sequence[JudgedLabel] | None = None,
 ) -> Results:
     """Measure the model and the single models that it contains.
 
@@ -51,6 +53,7 @@ def evaluate(
         training_prompts: the prompts that the model was trained on; None: those that its checkpoint lists.
         include_trained: also measure on groups with such a prompt.
         trained: truncation counts of the training part, for the results.
+        judged: the labels of the training part, from `judge_labels`, for the results.
 
     Raises:
         DataError: no pair is ordered by people, an unknown task, a text longer than the model reads.
@@ -76,7 +79,7 @@ def evaluate(
         capabilities=capability_accuracy(scored, seed, resamples),
         calibration=calibration_result(scored),
         length_bias=length_bias(scored),
-        errors=error_analysis(scored, seed, resamples),
+        errors=error_analysis(scored, seed, resamples, judged),
         time=phase_seconds(steps or {}),
         steps={name: dict(metrics) for name, metrics in (steps or {}).items()},
         peak_memory=peak_memory(),

@@ -162,6 +162,34 @@ class WrongPair(ResultModel):
     """Scores on the task's capabilities."""
 
 
+class DoubtfulLabel(ResultModel):
+    """A label of the training part that a model which was not trained on it contradicts."""
+
+    id: str
+    """The group's."""
+    task: str
+    capability: str | None
+    """What the label is about; None: the overall preference."""
+    prompt: str
+    """Long texts are without their middle."""
+    preferred: str
+    """The response that the label prefers."""
+    other: str
+    probability: float = Field(ge=0, le=1)
+    """Of the label, by the model."""
+
+
+class LabelDoubts(ResultModel):
+    """How many labels of the training part held-out scores contradict, and which most."""
+
+    judged: int
+    """Labels with a held-out score."""
+    contradicted: int
+    """Labels with a probability below 0.5."""
+    worst: tuple[DoubtfulLabel, ...]
+    """The least probable labels, one per prompt."""
+
+
 class ErrorAnalysis(ResultModel):
     """Where `dmoerm` orders pairs against people."""
 
@@ -171,6 +199,8 @@ class ErrorAnalysis(ResultModel):
     """Part of the pairs → accuracy."""
     by_agreement: dict[str, Estimate]
     """Part of the pairs → accuracy; empty without grades of several annotators."""
+    doubts: LabelDoubts | None = None
+    """Labels that may be wrong; None: not judged, as outside of `train`."""
 
 
 class Cost(ResultModel):

@@ -59,14 +59,15 @@ def as_response(completion: str | Sequence[Mapping[str, Any]]) -> str:
     """Convert a trainer's completion: a text, or chat messages, of which the last is the response."""
     if isinstance(completion, str):
         return bare(completion)
-    return bare(_text(completion[-1].get("content"))) if completion else ""
+    return bare(_message({"role": "assistant", "content": None} | dict(completion[-1])).text) if completion else ""
 
 
 def _message(message: Mapping[str, Any]) -> Message:
     try:
-        return Message.model_validate({"role": message["role"], "content": _text(message["content"])})
+        content = message.get("content") if message.get("tool_calls") else message["content"]
+        return Message.model_validate({**message, "content": _text(content)})
     except (KeyError, TypeError, ValidationError):
-        hint = "give role (system, user or assistant) and content to every message"
+        hint = "give role (system, user, assistant or tool) and content to every message"
         raise DataError("is not a chat message", field="prompt", value=message, hint=hint) from None
 
 

@@ -77,7 +77,7 @@ _WORDINGS = {
         conversation="conversation",
         first="first response",
         second="second response",
-        roles={"system": "System", "user": "User", "assistant": "Assistant"},
+        roles={"system": "System", "user": "User", "assistant": "Assistant", "tool": "Tool"},
         ask="Which response is better on: {names}? Answer in the form given.",
     ),
     "zh": Wording(
@@ -94,7 +94,7 @@ _WORDINGS = {
         conversation="对话",
         first="第一个回答",
         second="第二个回答",
-        roles={"system": "系统", "user": "用户", "assistant": "助手"},
+        roles={"system": "系统", "user": "用户", "assistant": "助手", "tool": "工具"},
         ask="在以下能力点上哪个回答更好：{names}？按要求的格式输出。",
     ),
 }
@@ -165,7 +165,7 @@ def neutralize(text: str) -> str:
 
 def _conversation(prompt: Prompt, words: Wording, limit: int) -> str:
     turns = messages_of(prompt)
-    text = "\n".join(f"{words.roles[turn.role]}: {neutralize(turn.content)}" for turn in turns)
+    text = "\n".join(f"{words.roles[turn.role]}: {neutralize(turn.text)}" for turn in turns)
     return text if len(text) <= limit else _ELLIPSIS + text[-limit:]
 
 

@@ -34,14 +34,14 @@ from .policy_settings import PolicyConfig
 from .sampling import uses_bf16
 
 END, PAD = "<|end|>", "<|pad|>"
-_NAMES = {"system": "System", "user": "User", "assistant": "Assistant"}
+_NAMES = {"system": "System", "user": "User", "assistant": "Assistant", "tool": "Tool"}
 _WARMUP, _MAX_POSITIONS = 0.05, 1024
 
 
 def render(prompt: Prompt) -> str:
     """Render the text that the policy continues, up to and including `Assistant:`."""
     messages = messages_of(prompt)
-    return "".join(f"{_NAMES[message.role]}: {message.content}\n" for message in messages) + "Assistant:"
+    return "".join(f"{_NAMES[message.role]}: {message.text}\n" for message in messages) + "Assistant:"
 
 
 def make_policy(config: PolicyConfig, folder: Path) -> Path:

@@ -169,7 +169,7 @@ def conversation_of(messages: Sequence[Message]) -> tuple[Prompt, str]:
             value=[message.role for message in messages],
             hint="end with the assistant's message, which is scored; the messages before it are its prompt",
         )
-    return tuple(messages[:-1]), messages[-1].content
+    return tuple(messages[:-1]), messages[-1].text
 
 
 def _priority(request: Request) -> Priority:

@@ -90,8 +90,9 @@ def train(config: Config, console: Console | None = None, engine: Engine | None 
         with run.progress.run(1 + len(steps)):
             if engine is not None:
                 engine(run, data, steps)
-            training = run_steps(run if engine is None else replace(run, progress=Progress(quiet=True)), data, steps)
-        _save(training, data)
+            steps_run = run if engine is None else replace(run, progress=Progress(quiet=True))
+            run.training = run_steps(steps_run, data, steps)
+        _save(run.training, data)
     return run
 
 

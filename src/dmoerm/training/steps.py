@@ -41,7 +41,12 @@ _STATE = "state.safetensors"
 
 @dataclass
 class Run:
-    """The state that all phases share: settings, model, activation cache, folder and progress output."""
+    """The state that all phases share: settings, model, activation cache, folder and progress output.
+
+    Attributes:
+        truncation: counts of the training part.
+        training: the examples and the out-of-fold weights, once all steps are finished.
+    """
 
     config: Config
     model: DMoERM
@@ -49,6 +54,7 @@ class Run:
     folder: Path
     progress: Progress
     truncation: TruncationCounts = field(default_factory=TruncationCounts)
+    training: Training | None = field(default=None, repr=False, compare=False)
 
     @property
     def frozen(self) -> bool:

@@ -79,7 +79,7 @@ def _rewards(
     """Return a function: example → its responses' held-out rewards / temperature (N,); None if there are none."""
     task_model, device = training.run.model.task_model(task), training.run.model.device
     unit = task_model.calibration.scale * task_model.calibration.temperature
-    vectors = task_vectors(training.run, task, validation)
+    vectors = task_vectors(training.run, task, validation) if validation else {}
     rewards = {key: (task_model.aggregator(rows.to(device)) / unit).cpu() for key, rows in vectors.items()}
     heads = [(None, "general"), (task, "per_task"), *((task, name) for name in task_model.experts.capabilities)]
     if training.run.config.phase3.l2 == "auto" and all(head in training.folds for head in heads):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...errors import DataError
-from ..messages import messages, prompt_in
+from ..messages import answer_text, messages, prompt_in
 from ..raw_example import ORIGIN, RawExample, Row, RowFormat, has, need, origin
 
 _LABELS = {"true": 1.0, "1": 1.0, "1.0": 1.0, "false": 0.0, "0": 0.0, "0.0": 0.0}
@@ -28,7 +28,7 @@ def _completion(value: Any) -> str:
     if len(turns) != 1 or turns[0]["role"] != "assistant":
         hint = "give a text, or one message of the assistant"
         raise DataError("must be one answer", field="completion", value=value, hint=hint)
-    return turns[0]["content"]
+    return answer_text(turns[0])
 
 
 def _score(label: Any) -> float:

@@ -37,6 +37,6 @@ FORMAT = RowFormat(
     frozenset(Group.model_fields) | {"response", "completion"},
     order=0,
     handwritten=True,
-    unsuggested=frozenset({"response", "completion", "judge_labels", "scores_derived"}),
+    unsuggested=frozenset({"response", "completion", "judge_labels", "scores_derived", "tools"}),
     strict=True,
 )

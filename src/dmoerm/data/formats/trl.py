@@ -111,4 +111,5 @@ FORMAT = RowFormat(
     ORIGIN | CHOICE | {"prompt", "system"},
     order=2,
     handwritten=True,
+    unsuggested=frozenset({"tools"}),
 )

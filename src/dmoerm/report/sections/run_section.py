@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from ...evaluation.results import SUMMARIES, ErrorAnalysis, Results, WrongPair
+from ...evaluation.results import SUMMARIES, DoubtfulLabel, ErrorAnalysis, LabelDoubts, Results, WrongPair
 from ...experiments.methods import registered
 from ...names import folder_name
 from .. import parts
@@ -35,6 +35,7 @@ def _blocks(results: Results) -> Iterator[tuple[str, Iterable[Content]]]:
     yield "Win probability", parts.calibration_contents({"": {"dmoerm": results.calibration}}, ["dmoerm"])
     yield "Correlation of reward with length", parts.length_contents({"": results.length_bias})
     yield "Where people and dmoerm differ", _errors(results.errors)
+    yield "Doubtful labels", _doubts(results.errors and results.errors.doubts)
     yield "Time and memory", [_costs(results)]
     yield "Settings", parts.settings_contents(results.config, results.versions)
 
@@ -120,6 +121,27 @@ def _wrong_pair(pair: WrongPair) -> Iterator[Content]:
     scores = {"reward": pair.rewards, "uncertainty": pair.uncertainty, **pair.capabilities}
     rows = [[name, *(Number(f"{score:.2f}") for score in both)] for name, both in scores.items() if both]
     yield Table(f"Scores of group {pair.id}", ["score", "preferred by people", "preferred by dmoerm"], rows)
+
+
+def _doubts(doubts: LabelDoubts | None) -> Iterator[Content]:
+    if doubts is None:
+        return
+    yield (
+        f"Scores of a model that was not trained on them contradict {doubts.contradicted} of {doubts.judged} labels of "
+        "the training part. `dmoerm data suspects` writes them for relabeling."
+    )
+    for label in doubts.worst:
+        subject = label.task if label.capability is None else f"{label.task}, {label.capability}"
+        summary = f"{subject}: probability {parts.percent(label.probability)}, {_shortened(label.prompt)}"
+        yield Fold(summary, list(_doubtful_label(label)))
+
+
+def _doubtful_label(label: DoubtfulLabel) -> Iterator[Content]:
+    yield f"Prompt: {label.prompt}"
+    yield f"Preferred by the label: {label.preferred}"
+    yield f"Preferred by the model: {label.other}"
+    row: TableRow = [label.task, label.capability or "overall", Number(f"{label.probability:.1%}")]
+    yield Table(f"Label of group {label.id}", ["task", "label", "probability of the label"], [row])
 
 
 def _shortened(text: str) -> str:

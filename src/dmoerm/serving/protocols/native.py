@@ -10,7 +10,8 @@ import numpy as np
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from ...schema import Message, parse_query
+from ...message import Message, Tool
+from ...schema import parse_query
 from ...scores import Score, unbound_reward
 from ..service import CurrentService
 from .examples import SCORE_REQUESTS, SCORE_RESPONSE
@@ -22,9 +23,10 @@ class ScoreItem(BaseModel):
     """A prompt and the responses to score."""
 
     id: str | None = Field(None, description="Returned in the answer; derived from the content if missing.")
-    prompt: str | list[Message] = Field(description="A text, or a conversation that ends with the user's turn.")
+    prompt: str | list[Message] = Field(description="A text, or a conversation up to the user's or a tool's turn.")
     responses: list[str] = Field(min_length=1, description="One or more texts.")
     task: str | None = Field(None, description="The task; null: the router decides.")
+    tools: list[Tool] | None = Field(None, description="Definitions of the tools that the assistant can call.")
 
 
 class ScoreRequest(BaseModel):
