@@ -100,5 +100,9 @@ def test_gaps_are_filled_in_order(known):
     found = [[each if each.reward in known else None for each in row] for row in scores]
     missing = unknown(queries, found)
     assert all(query.responses for query in missing)
-    by_text = {text: each for query, row in zip(queries, scores, strict=True) for text, each in zip(query.responses, row, strict=True)}
+    by_text = {
+        text: each
+        for query, row in zip(queries, scores, strict=True)
+        for text, each in zip(query.responses, row, strict=True)
+    }
     assert merged(found, [[by_text[text] for text in query.responses] for query in missing]) == scores

@@ -1,7 +1,7 @@
 """Judge's prompts: recognize the templates of clients that ask a language model, and write the answers they parse.
 
 A template is the client's own text with `{prompt}`, `{response}` and the like in it; judge_templates.yaml describes the
-form and holds those that ship. Matching takes linear time, whatever the texts contain: each part of a template's text is
+form and holds those that ship. Matching takes linear time, whatever the texts contain: each part of a template is
 searched once, from left to right.
 
     choices    log-softmax of reward / temperature over the responses; for two, the win probability of each
@@ -14,8 +14,8 @@ probabilities.
 
 from __future__ import annotations
 
+import itertools
 import math
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
@@ -102,7 +102,9 @@ class JudgeTemplate(BaseModel):
             example = []
         if not example:
             raise ValueError("user needs {prompt} and {response}, with the same turns")
-        expected = set(self.choices) if self.rating is None else {m[1] or "" for m in _RATING.finditer(self.rating.text)}
+        expected = (
+            set(self.choices) if self.rating is None else {m[1] or "" for m in _RATING.finditer(self.rating.text)}
+        )
         if expected != set(self._letters):
             raise ValueError(f"user has the responses {self._letters}, but the answer is for {sorted(expected)}")
         return self
@@ -173,7 +175,7 @@ def recognize(templates: Mapping[str, JudgeTemplate], messages: Sequence[Message
             if (conversations := template.read(system, last.content)) is not None:
                 return Judged(name, template, conversations)
     raise UnrecognizedPrompt(
-        f"match no known template of a judge's prompt, and this is a reward model, which cannot chat; the templates are "
+        f"match no known template of a judge's prompt, and a reward model cannot chat; the templates are "
         f"{', '.join(templates)}",
         field="messages",
         hint="write yours into the file of --judge-templates",
@@ -208,7 +210,9 @@ class _Pattern:
         self._end = re.compile(rf"(?:{self._searched[-1].pattern})\Z")
         responses = [index for index, name in enumerate(self.names) if _RESPONSE.fullmatch(name)]
         self._first_response = responses[0] if responses else len(self.names)
-        self._marks = self._literals[self._first_response + 1 : min(responses[-1] + 2, len(self.names))] if responses else []
+        self._marks = (
+            self._literals[self._first_response + 1 : min(responses[-1] + 2, len(self.names))] if responses else []
+        )
 
     def read(self, text: str) -> dict[str, str] | None:
         """Return name → text of the placeholders, or None if the text does not match. Raises `UnrecognizedPrompt`."""
@@ -240,7 +244,7 @@ class _Pattern:
         return literal.match(text, start + len(value)) if text.startswith(value, start) else None
 
     def _check_marks(self, text: str) -> None:
-        """Refuse texts that contain the marks around responses: one could pass itself off as another, or hide its end."""
+        """Refuse texts with the marks around responses: one could pass itself off as another, or hide its end."""
         for mark in self._marks:
             expected = "\0".join(self._marks).count(mark)
             counted = len(re.findall(_regular(mark, self._indented), text))
@@ -273,13 +277,18 @@ def _conversation(values: Mapping[str, str], letter: str) -> tuple[Prompt, str]:
 def _verdict(texts: Iterable[str], logs: Sequence[float]) -> list[Token]:
     """Return the texts' common beginning, where they differ, and their common end."""
     texts = list(texts)
-    start = os.path.commonprefix(texts)
+    start = _common_start(texts)
     rests = [text[len(start) :] for text in texts]
-    end = os.path.commonprefix([rest[::-1] for rest in rests])[::-1]
+    end = _common_start([rest[::-1] for rest in rests])[::-1]
     if any(len(rest) == len(end) for rest in rests):  # one would be empty
         start, rests, end = "", texts, ""
     differing = dict(zip((rest.removesuffix(end) for rest in rests), logs, strict=True))
     return [token for token in ({start: 0.0}, differing, {end: 0.0}) if "" not in token]
+
+
+def _common_start(texts: Sequence[str]) -> str:
+    characters = itertools.takewhile(lambda same: len(set(same)) == 1, zip(*texts, strict=False))
+    return "".join(same[0] for same in characters)
 
 
 def _read(path: Path) -> dict[str, JudgeTemplate]:

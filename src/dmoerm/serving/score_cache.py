@@ -1,8 +1,8 @@
 """A cache of scores, for best-of-n and repeated evaluation: the same response to the same prompt is scored once.
 
-A score belongs to the exact texts and the requested task, and a cache to one loaded model. Weights and risk are applied after the cache, so
-requests with any of them share its entries. What is stored is the score that the model returned, so a repeated request
-gets the same bits.
+A score belongs to the exact texts and the requested task, and a cache to one loaded model. Weights and risk are applied
+after the cache, so requests with any of them share its entries. What is stored is the score that the model returned, so
+a repeated request gets the same bits.
 """
 
 from __future__ import annotations

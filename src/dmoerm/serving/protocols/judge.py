@@ -41,7 +41,9 @@ class ChatRequest(BaseModel):
             if given:
                 raise UnrecognizedPrompt("is not supported", field=name, hint="ask for a plain text, all at once")
         if self.top_logprobs and not self.logprobs:
-            raise DataError("needs logprobs", field="top_logprobs", value=self.top_logprobs, hint="set logprobs to true")
+            raise DataError(
+                "needs logprobs", field="top_logprobs", value=self.top_logprobs, hint="set logprobs to true"
+            )
 
 
 @router.post("/v1/chat/completions")
