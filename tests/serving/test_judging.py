@@ -1,4 +1,4 @@
-"""Judges' prompts: which texts are recognized, what cannot be told apart, and the probabilities of the answers."""
+"""Judges' prompts: which texts are recognized, what cannot be distinguished, and the probabilities of the answers."""
 
 from __future__ import annotations
 
@@ -146,7 +146,8 @@ def test_the_tokens_of_an_answer():
     assert (before, after) == ({"[[": 0.0}, {"]]": 0.0})
     assert math.exp(verdict["B"]) == pytest.approx(1 / (1 + math.exp(-1 / 1.5)))
     assert text(letters.answer(scores(2, 1))) == "[[A]]"
-    assert text(letters.answer(scores(1, 1))) == "[[C]]"
+    assert text(letters.answer(scores(1, 1.01))) == text(letters.answer(scores(-20, -20))) == "[[C]]"
+    assert text(letters.answer(scores(1, 1.04))) == "[[B]]"
     single = JudgeTemplate.model_validate(PAIR | {"choices": {"a": "m", "b": "M"}})
     assert [set(token) for token in single.answer(scores(1, 2))] == [{"m", "M"}]
     assert text(single.answer(scores(1, 1))) == "m"

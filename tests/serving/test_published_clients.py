@@ -20,7 +20,16 @@ from dmoerm.scores import Score
 pytestmark = pytest.mark.slow
 
 PACKAGES = ("openrlhf", "verl", "alpaca_eval", "rewardbench", "fschat")
-OF_VERL = ("tensordict", "pyvers", "omegaconf", "hydra-core", "antlr4-python3-runtime==4.9.3", "codetiming")
+OF_VERL = (
+    "tensordict",
+    "pyvers",
+    "omegaconf",
+    "hydra-core",
+    "antlr4-python3-runtime==4.9.3",
+    "codetiming",
+    "cloudpickle",
+    "orjson",
+)
 QUESTION = "I failed my exam.\n\nWhat now?"
 TURNS = [{"role": "user", "content": QUESTION}]
 RESPONSES = ["Oh no. What happened?", "The exam took place.", "No.\n\n  Really.", "Say more about it."]

@@ -11,6 +11,7 @@ from running import served
 from dmoerm.schema import Message, Query
 from dmoerm.scores import Score
 from dmoerm.serving import ServingConfig, create_app
+from dmoerm.serving.metrics import Metrics
 from dmoerm.serving.score_cache import ScoreCache, merged, unknown
 
 RESPONSES = ["Oh no. What happened?", "The exam took place.", "No.", ""]
@@ -67,7 +68,7 @@ def test_a_repeated_request_needs_no_pass(trained_run):
 
 
 def test_only_exact_texts_are_the_same():
-    cache = ScoreCache(100)
+    cache = ScoreCache(100, Metrics())
     query = Query(prompt="a", responses=("b", "c"))
     cache.store([query], [[score(1), score(2)]])
     assert cache.find([Query(prompt="a", responses=("c", "b"))]) == [[score(2), score(1)]]
@@ -83,7 +84,7 @@ def test_only_exact_texts_are_the_same():
 
 
 def test_least_recently_used_scores_are_evicted_first():
-    cache = ScoreCache(3)
+    cache = ScoreCache(3, Metrics())
     query = Query(prompt="a", responses=("b", "c", "d"))
     cache.store([query], [[score(1), score(2), score(3)]])
     assert cache.find([Query(prompt="a", responses=("b",))]) == [[score(1)]]
@@ -106,3 +107,12 @@ def test_gaps_are_filled_in_order(known):
         for text, each in zip(query.responses, row, strict=True)
     }
     assert merged(found, [[by_text[text] for text in query.responses] for query in missing]) == scores
+
+
+def test_it_is_off_by_default():
+    metrics = Metrics()
+    cache = ScoreCache(ServingConfig().score_cache, metrics)
+    query = Query(prompt="a", responses=("b", "c"))
+    cache.store([query], [[score(1), score(2)]])
+    assert (cache.find([query]), len(cache)) == ([[None, None]], 0)
+    assert "dmoerm_score_cache_misses_total 0.0" in metrics.text().decode()

@@ -37,6 +37,7 @@ IMPOSSIBLE = -9999.0
 Token = dict[str, float]
 """A token's alternatives: text → log probability."""
 
+_TIE = 0.02  # log odds of a win probability of 0.505: rewards of equal texts differ by rounding
 _ANY = "..."
 _PLACEHOLDER = re.compile(r"\{(\.\.\.|prompt(?:_\d)?|response(?:_[a-h])?(?:_\d)?)\}")
 _RESPONSE = re.compile(r"response(?:_([a-h]))?(?:_(\d))?")
@@ -88,7 +89,7 @@ class JudgeTemplate(BaseModel):
     choices: dict[str, str] | None = None
     """The answer for each response by its letter."""
     tie: str | None = None
-    """The answer for equal rewards; None: that of the first response."""
+    """The answer for rewards that are as good as equal; None: there is none."""
     rating: Rating | None = None
     """The form of a rating."""
 
@@ -125,7 +126,7 @@ class JudgeTemplate(BaseModel):
         """Return prompt and response of each judged conversation, or None if the messages do not match.
 
         Raises:
-            UnrecognizedPrompt: the texts contain the template's own marks, so that they cannot be told apart.
+            UnrecognizedPrompt: the texts contain the template's own marks, so that they cannot be distinguished.
         """
         if self._system is not None and self._system.read(system) is None:
             return None
@@ -139,9 +140,10 @@ class JudgeTemplate(BaseModel):
             ratings = dict(zip(self._letters, map(self.rating.of, scores), strict=True))
             parts = [ratings[part or ""] if i % 2 else {part: 0.0} for i, part in enumerate(tokens)]
             return [token for token in parts if "" not in token]
-        if self.tie is not None and len({score.reward for score in scores}) == 1:
+        logs = choice_log_probabilities(scores)
+        if self.tie is not None and max(logs) - min(logs) < _TIE:
             return [{self.tie: 0.0}]
-        return _verdict(dict(sorted((self.choices or {}).items())).values(), choice_log_probabilities(scores))
+        return _verdict(dict(sorted((self.choices or {}).items())).values(), logs)
 
 
 class Judged(NamedTuple):
@@ -158,8 +160,8 @@ def load_templates(path: str | Path | None = None) -> dict[str, JudgeTemplate]:
     Raises:
         ConfigError: the file cannot be read, or a template is invalid.
     """
-    own = {} if path is None else _read(Path(path))
-    return own | {name: template for name, template in _read(SHIPPED).items() if name not in own}
+    given = {} if path is None else _read(Path(path))
+    return given | {name: template for name, template in _read(SHIPPED).items() if name not in given}
 
 
 def recognize(templates: Mapping[str, JudgeTemplate], messages: Sequence[Message]) -> Judged:
@@ -225,12 +227,12 @@ class _Pattern:
         for index, name in enumerate(self.names):
             if index == self._first_response:
                 responses_from = position
-            found = self._next(text, position, index, values.get(name) if name != _ANY else None)
-            if found is None:
+            literal = self._next(text, position, index, values.get(name) if name != _ANY else None)
+            if literal is None:
                 return None
-            value = text[position : found.start()]
+            value = text[position : literal.start()]
             values[name] = value.strip() if self._indented else value
-            position = found.end()
+            position = literal.end()
         self._check_marks(text[responses_from:])
         return values
 

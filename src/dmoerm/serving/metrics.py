@@ -68,8 +68,8 @@ class Metrics:
         self.empty = counter("empty_responses", "Empty responses among the scored ones.")
         self.truncated = counter("truncated_responses", "Scored responses whose text was truncated.")
         self.reward = histogram("reward", "Rewards, without those of empty responses.", _REWARDS, "task")
-        self._hits = counter("score_cache_hits", "Responses whose score the cache had.")
-        self._misses = counter("score_cache_misses", "Responses whose score the cache did not have.")
+        self.cache_hits = counter("score_cache_hits", "Responses whose score the cache had.")
+        self.cache_misses = counter("score_cache_misses", "Responses whose score the cache did not have.")
         self.confidence = histogram("route_confidence", "Probability of the likeliest task.", _SHARES, "task")
 
     def watch(self, queue: WatchedQueue) -> None:
@@ -89,12 +89,6 @@ class Metrics:
             if not score.empty:
                 self.reward.labels(task).observe(score.reward)
         self.confidence.labels(task).observe(max(scores[0].route.values(), default=0.0))
-
-    def looked_up(self, found: Sequence[Sequence[Score | None]]) -> None:
-        """Count the responses of a request whose scores the cache had, and those that it did not have."""
-        known = [score is not None for row in found for score in row]
-        self._hits.inc(sum(known))
-        self._misses.inc(len(known) - sum(known))
 
     def text(self) -> bytes:
         """Return all metrics in Prometheus' text format."""

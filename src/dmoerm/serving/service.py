@@ -59,7 +59,7 @@ class Service:
     ) -> None:
         self.name, self.settings, self.metrics = name, settings, Metrics()
         self.judge_templates = load_templates(settings.judge_templates)
-        self._cache = ScoreCache(settings.score_cache) if settings.score_cache else None
+        self._cache = ScoreCache(settings.score_cache, self.metrics)
         self.failure: Exception | None = None
         self._load, self._on_failure = load, on_failure
         self._batcher: Batcher | None = None
@@ -141,29 +141,21 @@ class Service:
             raise DataError(message, hint="send them in several requests")
         check_weights(weights, self.batcher.model.config.tasks, [query.task for query in queries])
         check_risk(risk)
-        scoring = asyncio.ensure_future(self._score(queries, _priority(request)))
+        known = self._cache.find(queries)
+        missing = unknown(queries, known)
+        scoring = asyncio.ensure_future(self.batcher.score(missing, _priority(request)))
         disconnect = asyncio.ensure_future(_disconnected(request))
         try:
             await asyncio.wait((scoring, disconnect), return_when=asyncio.FIRST_COMPLETED)
             if not scoring.done():
                 raise ClientLeft
-            scores, request.state.tokens = scoring.result()
+            scored, request.state.tokens = scoring.result()
         finally:
             for task in (scoring, disconnect):
                 task.cancel()
         request.state.responses = responses
-        return list(adjusted(scores, weights, risk))
-
-    async def _score(self, queries: Sequence[Query], priority: Priority) -> tuple[list[list[Score]], int]:
-        """Return scores from the cache and the model, and the number of tokens that the model read."""
-        if self._cache is None:
-            return await self.batcher.score(queries, priority)
-        found = self._cache.find(queries)
-        missing = unknown(queries, found)
-        self.metrics.looked_up(found)
-        scored, tokens = await self.batcher.score(missing, priority) if missing else ([], 0)
         self._cache.store(missing, scored)
-        return merged(found, scored), tokens
+        return list(adjusted(merged(known, scored), weights, risk))
 
     async def score_texts(self, request: Request, texts: Sequence[tuple[Prompt, str]]) -> list[Score]:
         """Return one score per prompt and response, in order; equal prompts run once. Raises as `score` does."""
