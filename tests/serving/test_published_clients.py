@@ -69,7 +69,8 @@ from transformers import AutoTokenizer
 from verl import DataProto
 from verl.experimental.reward_loop.reward_loop import RewardLoopWorker
 
-kind = RewardLoopWorker.__ray_metadata__.modified_class
+actor = getattr(RewardLoopWorker, "__ray_metadata__", None)  # releases before 0.9 have a Ray actor here
+kind = actor.modified_class if actor else RewardLoopWorker
 tokenizer = AutoTokenizer.from_pretrained(values["model"])
 results = {}
 for engine in ("vllm", "sglang"):
