@@ -40,7 +40,8 @@ class _Rewards(nn.Module):
         self._model = model
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any) -> BaseModelOutput:
-        """Return the reward of each sequence (B, T) as hidden states (B, T, 1). Raises as `DMoERM.forward` does."""
+        """Return the reward of each sequence (B, T) as its last hidden states (B, T, 1). Raises as `DMoERM.forward` does."""
         with torch.no_grad():
             logits = self._model(input_ids=input_ids, attention_mask=attention_mask).logits
-        return BaseModelOutput(hidden_states=(logits[:, None].expand(-1, input_ids.shape[1], -1),))
+        states = logits[:, None].expand(-1, input_ids.shape[1], -1)
+        return BaseModelOutput(last_hidden_state=states, hidden_states=(states,))  # TRL reads either
