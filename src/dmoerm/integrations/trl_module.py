@@ -40,7 +40,7 @@ class _Rewards(nn.Module):
         self._model = model
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any) -> BaseModelOutput:
-        """Return the reward of each sequence (B, T) as its last hidden states (B, T, 1). Raises as `DMoERM.forward` does."""
+        """Return the rewards of sequences (B, T) as hidden states (B, T, 1). Raises as `DMoERM.forward` does."""
         with torch.no_grad():
             logits = self._model(input_ids=input_ids, attention_mask=attention_mask).logits
         states = logits[:, None].expand(-1, input_ids.shape[1], -1)

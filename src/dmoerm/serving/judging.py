@@ -89,7 +89,7 @@ class JudgeTemplate(BaseModel):
     choices: dict[str, str] | None = None
     """The answer for each response by its letter."""
     tie: str | None = None
-    """The answer for rewards that are as good as equal; None: there is none."""
+    """The answer for rewards that are nearly equal; None: the better response's, as for other rewards."""
     rating: Rating | None = None
     """The form of a rating."""
 
