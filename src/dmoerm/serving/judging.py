@@ -103,9 +103,8 @@ class JudgeTemplate(BaseModel):
             example = []
         if not example:
             raise ValueError("user needs {prompt} and {response}, with the same turns")
-        expected = (
-            set(self.choices) if self.rating is None else {m[1] or "" for m in _RATING.finditer(self.rating.text)}
-        )
+        rating = self.rating.text if self.rating else ""
+        expected = {match[1] or "" for match in _RATING.finditer(rating)} | set(self.choices or ())
         if expected != set(self._letters):
             raise ValueError(f"user has the responses {self._letters}, but the answer is for {sorted(expected)}")
         return self
@@ -269,9 +268,12 @@ def _conversation(values: Mapping[str, str], letter: str) -> tuple[Prompt, str]:
         return values["prompt"], values[name]
     turns = sorted(key.removeprefix("prompt") for key in values if key.startswith("prompt"))
     messages = [
-        Message(role=role, content=values[f"{part}{turn}"])
+        message
         for turn in turns
-        for role, part in (("user", "prompt"), ("assistant", name))
+        for message in (
+            Message(role="user", content=values[f"prompt{turn}"]),
+            Message(role="assistant", content=values[f"{name}{turn}"]),
+        )
     ]
     return tuple(messages[:-1]), messages[-1].content
 
