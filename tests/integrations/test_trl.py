@@ -11,12 +11,15 @@ from collections import defaultdict
 from dataclasses import replace
 
 import pytest
+import torch
 from datasets import Dataset
 from reward_server import score_by_rule
 from tiny_policy import write_random_policy
 
 from dmoerm.errors import DataError
 from dmoerm.integrations.trl import reward_function
+from dmoerm.integrations.trl_module import RewardModule
+from dmoerm.schema import Message
 from dmoerm.scores import MIN_REWARD
 
 TURNS = [{"role": "user", "content": "Why?"}]
@@ -177,3 +180,26 @@ def test_trls_trainers_accept_a_model_folder(algorithm, trained_run, tmp_path):
     assert trainer.reward_func_names == ["model"]
     assert math.isfinite(entry["rewards/model/mean"])
     assert entry["rewards/model/std"] > 0
+
+
+def test_trls_get_reward_reads_the_reward(trained_run):
+    """`get_reward` of TRL 1.16, with queries padded on the left and responses on the right, as PPO pads them."""
+    utils = pytest.importorskip("trl.experimental.utils")
+    if not hasattr(utils, "get_reward"):
+        pytest.skip("this release of TRL has get_reward elsewhere")
+    model, tokenizer = trained_run.model, trained_run.model.tokenizer
+    pad = len(tokenizer)  # occurs in no text
+    prompts, responses = ["Hi.", "How are you today?"], ["Fine, and you?", "No."]
+    rows = []
+    for prompt, response in zip(prompts, responses, strict=True):
+        turns = [{"role": "user", "content": prompt}]
+        asked = model.encoder.tokens([Message(**turn) for turn in turns])
+        whole = model.encoder.tokens([Message(**turn) for turn in [*turns, {"role": "assistant", "content": response}]])
+        rows.append((asked, whole[len(asked) :]))
+    context, longest = (max(len(row[part]) for row in rows) for part in (0, 1))
+    ids = [[pad] * (context - len(asked)) + asked + said + [pad] * (longest + 1 - len(said)) for asked, said in rows]
+    logits, rewards, last = utils.get_reward(RewardModule(model), torch.tensor(ids), pad, context)
+    expected = [model.score(*row)[0].reward for row in zip(prompts, [[text] for text in responses], strict=True)]
+    assert rewards.tolist() == pytest.approx(expected, abs=1e-4)
+    assert last.tolist() == [context + len(said) - 1 for _, said in rows]
+    assert logits.shape == (2, context + longest + 1, 1)

@@ -356,7 +356,11 @@ def test_every_client_of_the_table_has_a_test():
     page = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
     table = page.partition("<!-- clients -->")[2].partition("<!-- end -->")[0]
     named = set(re.findall(r"`(test_\w+)`", table))
-    tests = Path(__file__).read_text() + Path(__file__).with_name("test_protocols.py").read_text()
-    assert named <= set(re.findall(r"^def (test_\w+)", tests, re.MULTILINE))
-    own = set(re.findall(r"^def (test_\w+)", Path(__file__).read_text(), re.MULTILINE))
-    assert own - named == {"test_every_client_of_the_table_has_a_test"}
+
+    def tests(file: str) -> set[str]:
+        return set(re.findall(r"^def (test_\w+)", Path(__file__).with_name(file).read_text(), re.MULTILINE))
+
+    clients, judges = tests("test_clients.py"), tests("test_judges.py")
+    assert named <= clients | judges | tests("test_protocols.py")
+    others = {"test_every_client_of_the_table_has_a_test", "test_any_other_conversation_is_refused"}
+    assert (clients | judges) - named == others | {"test_an_own_template"}

@@ -25,6 +25,7 @@ POSTS = (
     "/similarity",
     "/rerank",
     "/v2/rerank",
+    "/v1/chat/completions",
 )
 
 

@@ -30,6 +30,9 @@ class LimitOptions:
     max_request_tokens: Annotated[int, typer.Option(min=1, help="Maximum tokens per request; beyond it: 422.")] = (
         131_072
     )
+    score_cache: Annotated[
+        int, typer.Option(min=0, help="Scores that are kept for responses that are sent again; 0: none.")
+    ] = 0
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,10 @@ def command(
     quantization: Quantization = "none",
     max_tasks: MaxTasks = None,
     deterministic: Deterministic = False,
+    judge_templates: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="YAML with more prompts of judges for /v1/chat/completions."),
+    ] = None,
     log_format: Annotated[str, typer.Option(help="json, text, or auto: text on a terminal.")] = "auto",
 ) -> None:
     """Serve a model over HTTP: /v1/score, and the protocols of vLLM, SGLang, OpenRLHF, slime, TEI, Cohere and others.
@@ -77,7 +84,9 @@ def command(
     except ModuleNotFoundError as error:
         raise ConfigError(f"the server needs the package {error.name}: pip install 'dmoerm[serve]'") from None
     access_settings = {"api_key": _key(access.api_key_file), "allow_origins": tuple(access.allow_origin or ())}
-    settings = ServingConfig(deterministic=deterministic, **asdict(limits), **access_settings)
+    settings = ServingConfig(
+        deterministic=deterministic, judge_templates=judge_templates, **asdict(limits), **access_settings
+    )
     _warn(host, settings.api_key)
     load = functools.partial(load_model, model, dtype, deterministic, quantization, max_tasks, divide=True)
     if follows():

@@ -7,11 +7,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from dmoerm.chat.rendered import bare, conversation
-from dmoerm.errors import DataError
-from dmoerm.integrations.source import score_async
-from dmoerm.schema import Message, Prompt, Query
-from dmoerm.scores import Score, Scorer, group_by_prompt
+from ..chat.rendered import bare, conversation
+from ..errors import DataError
+from ..schema import Message, Prompt, Query
+from ..scores import Score, Scorer, group_by_prompt
+from .source import score_async
 
 
 def score_samples(scorer: Scorer, samples: Iterable[tuple[str | None, Prompt, str]]) -> list[Score]:

@@ -11,14 +11,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from dmoerm.client import AsyncClient, Client
-from dmoerm.errors import ConfigError
-from dmoerm.io.paths import model_folder
-from dmoerm.schema import Query
-from dmoerm.scores import Score, Scorer
+from ..client import AsyncClient, Client
+from ..errors import ConfigError
+from ..schema import Query
+from ..scores import Score, Scorer
 
 if TYPE_CHECKING:
-    from dmoerm.model import DMoERM
+    from ..model import DMoERM
 
 MODEL_VARIABLE = "DMOERM_MODEL"
 Source = str | Path | Scorer
@@ -37,7 +36,7 @@ def open_scorer(source: Source | None = None) -> Scorer:
             is one; a `DMoERM` or a `Client`, which is returned; None: the environment variable DMOERM_MODEL.
 
     Raises:
-        ConfigError: DMOERM_MODEL is not set.
+        ConfigError: DMOERM_MODEL is not set, or the package is dmoerm-client, which cannot load models.
         CheckpointError: the model does not exist.
     """
     source = source or os.environ.get(MODEL_VARIABLE)
@@ -72,8 +71,12 @@ async def score_async(scorer: Scorer, queries: Sequence[Query]) -> list[list[Sco
 
 
 def _load(path: str) -> Scorer:
-    from dmoerm.model import DMoERM
-
+    try:
+        from ..io.paths import model_folder
+        from ..model import DMoERM
+    except ModuleNotFoundError as error:  # in dmoerm-client, which has neither of them
+        hint = "pip install dmoerm, or give the URL of a reward server"
+        raise ConfigError(f"{path}: loading a model needs {error.name}; {hint}") from None
     return DMoERM.from_pretrained(model_folder(path), device_map="auto")
 
 

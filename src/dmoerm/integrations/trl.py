@@ -7,10 +7,10 @@ import statistics
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from dmoerm.integrations.scoring import as_prompt, as_response, score_samples, score_samples_async
-from dmoerm.integrations.source import Source, open_scorer
-from dmoerm.schema import Prompt
-from dmoerm.scores import Score
+from ..schema import Prompt
+from ..scores import Score
+from .scoring import as_prompt, as_response, score_samples, score_samples_async
+from .source import Source, open_scorer
 
 
 def reward_function(

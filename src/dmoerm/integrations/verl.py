@@ -13,11 +13,11 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dmoerm.errors import DataError
-from dmoerm.integrations.scoring import as_prompt, as_response, score_samples, score_samples_async
-from dmoerm.integrations.source import open_scorer, tasks_of
-from dmoerm.schema import Prompt
-from dmoerm.scores import Score, log_columns
+from ..errors import DataError
+from ..schema import Prompt
+from ..scores import Score, log_columns
+from .scoring import as_prompt, as_response, score_samples, score_samples_async
+from .source import open_scorer, tasks_of
 
 
 def compute_score(

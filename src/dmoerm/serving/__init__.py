@@ -3,8 +3,10 @@
 app.py         the application: routes, errors, the page
 guard.py       middleware: the API key, limits, log and metrics of every request
 protocols/     one file per protocol; a new file there is a new protocol
+judging.py     judges' prompts: which are recognized, and the answers that their clients parse
 service.py     the model behind the protocols, loaded in the background
 batcher.py     the queue and the passes that requests of several clients share
+score_cache.py scores of responses that are sent again
 waiting.py     what waits in the queue, and the measured rate
 limits.py      the settings
 request_id.py  the request's id, in the answer and in the log

@@ -91,6 +91,8 @@ class Batcher:
             DataError: a task is unknown, or a text or the request is too long.
             ServerError: the model fails, or gives a reward that is not finite.
         """
+        if not queries:
+            return [], 0
         line = self.lines[priority]
         self._check_space(priority)
         with line.admitted():

@@ -1,5 +1,6 @@
 """Map errors to answers. Every error is sent as `{"error": {message, type, param, code}}`.
 
+UnrecognizedPrompt                         400
 DataError, a body of the wrong form        422; 400 if it is not JSON, 415 if its content type is not JSON
 Unauthorized                               401
 BodyTimeout, BodyTooLarge                  408, 413
@@ -20,6 +21,7 @@ from starlette.responses import Response
 
 from ..errors import DataError, ServerError, plain_fault, shorten
 from .batcher import Overloaded
+from .judging import UnrecognizedPrompt
 from .service import NotReady
 
 
@@ -53,6 +55,8 @@ def answer(error: Exception) -> Response:
     """Return the answer to a request that failed with this error."""
     message = str(error)
     match error:
+        case UnrecognizedPrompt():
+            return _response(400, message, param=error.field)
         case DataError():
             return _response(422, message, param=error.field)
         case Unauthorized():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pydantic import BaseModel, ConfigDict, Field
 
 
@@ -34,6 +36,10 @@ class ServingConfig(BaseModel):
     """Maximum tokens of a request; more are answered with 422."""
     receive_timeout: float = Field(default=30.0, gt=0)
     """Seconds that a client has to send a request's headers, and again for its body."""
+    score_cache: int = Field(default=0, ge=0)
+    """How many scores are kept for responses that are sent again, about 1 kB each; 0: none."""
+    judge_templates: Path | None = None
+    """A YAML file with more templates of judges' prompts for /v1/chat/completions (see `judge_templates.yaml`)."""
     api_key: str | None = Field(default=None, min_length=1, repr=False)
     """The key that clients must send as `Authorization: Bearer KEY`; None: no key is required."""
     allow_origins: tuple[str, ...] = ()

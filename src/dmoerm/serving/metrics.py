@@ -68,6 +68,8 @@ class Metrics:
         self.empty = counter("empty_responses", "Empty responses among the scored ones.")
         self.truncated = counter("truncated_responses", "Scored responses whose text was truncated.")
         self.reward = histogram("reward", "Rewards, without those of empty responses.", _REWARDS, "task")
+        self.cache_hits = counter("score_cache_hits", "Responses whose score the cache had.")
+        self.cache_misses = counter("score_cache_misses", "Responses whose score the cache did not have.")
         self.confidence = histogram("route_confidence", "Probability of the likeliest task.", _SHARES, "task")
 
     def watch(self, queue: WatchedQueue) -> None:

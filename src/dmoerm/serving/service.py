@@ -18,8 +18,10 @@ from ..model import DMoERM
 from ..schema import Message, Prompt, Query
 from ..scores import Score, Weights, adjusted, check_risk, check_weights, group_by_prompt
 from .batcher import Batcher, Priority
+from .judging import load_templates
 from .limits import ServingConfig
 from .metrics import Metrics
+from .score_cache import ScoreCache, merged, unknown
 
 _LOG = logging.getLogger("dmoerm.serving")
 _WARM_UP = Query(prompt="How are you?", responses=("Fine, thank you. And you?", "No.") * 16)
@@ -46,12 +48,18 @@ class Service:
 
     Attributes:
         failure: why the model could not be loaded, or None.
+        judge_templates: the judges' prompts that are recognized, by name.
+
+    Raises:
+        ConfigError: the file of `settings.judge_templates` is invalid.
     """
 
     def __init__(
         self, load: Callable[[], DMoERM], name: str, settings: ServingConfig, on_failure: Callable[[], None]
     ) -> None:
         self.name, self.settings, self.metrics = name, settings, Metrics()
+        self.judge_templates = load_templates(settings.judge_templates)
+        self._cache = ScoreCache(settings.score_cache, self.metrics)
         self.failure: Exception | None = None
         self._load, self._on_failure = load, on_failure
         self._batcher: Batcher | None = None
@@ -133,18 +141,21 @@ class Service:
             raise DataError(message, hint="send them in several requests")
         check_weights(weights, self.batcher.model.config.tasks, [query.task for query in queries])
         check_risk(risk)
-        scoring = asyncio.ensure_future(self.batcher.score(queries, _priority(request)))
+        known = self._cache.find(queries)
+        missing = unknown(queries, known)
+        scoring = asyncio.ensure_future(self.batcher.score(missing, _priority(request)))
         disconnect = asyncio.ensure_future(_disconnected(request))
         try:
             await asyncio.wait((scoring, disconnect), return_when=asyncio.FIRST_COMPLETED)
             if not scoring.done():
                 raise ClientLeft
-            scores, request.state.tokens = scoring.result()
+            scored, request.state.tokens = scoring.result()
         finally:
             for task in (scoring, disconnect):
                 task.cancel()
         request.state.responses = responses
-        return list(adjusted(scores, weights, risk))
+        self._cache.store(missing, scored)
+        return list(adjusted(merged(known, scored), weights, risk))
 
     async def score_texts(self, request: Request, texts: Sequence[tuple[Prompt, str]]) -> list[Score]:
         """Return one score per prompt and response, in order; equal prompts run once. Raises as `score` does."""

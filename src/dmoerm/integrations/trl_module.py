@@ -1,0 +1,47 @@
+"""A model in the form that TRL's `get_reward` reads: `trl.experimental.utils` of TRL 1.16, PPO of earlier releases.
+
+`get_reward(model, query_responses, pad_token_id, context_length)` calls the submodule that `base_model_prefix` names,
+applies `score` to its last hidden states, and takes the value at each response's last token. Here the hidden states are
+the rewards themselves, equal at every position, and `score` leaves them as they are.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutput
+
+from ..model import DMoERM
+
+
+class RewardModule(nn.Module):
+    """A reward model for TRL's `get_reward`.
+
+    The sequences are conversations in the tokenizer and the chat template of the reward model, so the policy must have
+    the same. The pad token must not occur in them: set one that is not the end of a turn.
+
+    Args:
+        model: the model; its weights are not trained.
+    """
+
+    base_model_prefix = "rewards"
+
+    def __init__(self, model: DMoERM) -> None:
+        super().__init__()
+        self.rewards = _Rewards(model)
+        self.score = nn.Identity()
+
+
+class _Rewards(nn.Module):
+    def __init__(self, model: DMoERM) -> None:
+        super().__init__()
+        self._model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any) -> BaseModelOutput:
+        """Return the rewards of sequences (B, T) as hidden states (B, T, 1). Raises as `DMoERM.forward` does."""
+        with torch.no_grad():
+            logits = self._model(input_ids=input_ids, attention_mask=attention_mask).logits
+        states = logits[:, None].expand(-1, input_ids.shape[1], -1)
+        return BaseModelOutput(last_hidden_state=states, hidden_states=(states,))  # TRL reads either
