@@ -25,8 +25,6 @@ from ..schema import Message, Prompt, Query, is_empty, messages_of
 
 _PLAIN_NAMES = {"system": "System", "user": "Human", "assistant": "Assistant"}
 _SLOT = "\ue000{}\ue001"  # private-use characters: where a message's text goes in the rendered template
-# A tokenizer keeps the `split_special_tokens` of its last call, which concurrent threads would mix up.
-_TOKENIZER_LOCK = threading.Lock()
 _FIXED_DAY = datetime.datetime(2024, 7, 26)
 # transformers gives templates no function but its own `strftime_now`, so a macro of that name takes its place
 _FIXED_NOW = "{{% macro strftime_now(format) %}}{{{{ format{} }}}}{{% endmacro %}}{{{{ '' }}}}".format(
@@ -107,6 +105,9 @@ class Encoder:
                 f"the tokenizer of {tokenizer.name_or_path!r} has no chat template; set encoding.template to plain"
             )
         self.tokenizer, self.config = tokenizer, config
+        # A tokenizer keeps the `split_special_tokens` of its last call, which concurrent threads would mix up. A copy
+        # of an encoder has its own tokenizer and lock, so copies encode in parallel.
+        self._lock = threading.Lock()
         self.max_length = min(config.max_length, limit or config.max_length)
         opening, *_, before, after = self.render([Message(role="user", content="x")])
         self.marker = self._special(before)  # between the last turn and the response: marks where a response starts
@@ -117,13 +118,21 @@ class Encoder:
         self.empty_response: list[int] = self._end_of_turn or [eos or 0]
         self._template_adds = bool(self._added) and self._special(opening)[: len(self._added)] == self._added
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is copied or sent to another process: all but the lock."""
+        return {name: value for name, value in vars(self).items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore the state with a new lock."""
+        vars(self).update(state, _lock=threading.Lock())
+
     def encode(self, query: Query) -> Encoded:
         """Return the token ids of a query.
 
         Raises:
             DataError: a text is longer than `max_length` and `truncation` is `error`.
         """
-        with _TOKENIZER_LOCK:
+        with self._lock:
             prompt = self._prompt(query.prompt)
             responses = [self._response(text) for text in query.responses]
         empty = frozenset(i for i, text in enumerate(query.responses) if is_empty(text))
@@ -149,7 +158,7 @@ class Encoder:
             content: if the last message is not the assistant's, the ids end where the response begins.
             add_special: whether the tokenizer adds its special tokens to a text.
         """
-        with _TOKENIZER_LOCK:
+        with self._lock:
             if isinstance(content, str):
                 ids: list[int] = self.tokenizer(content, add_special_tokens=add_special)["input_ids"]
                 return ids

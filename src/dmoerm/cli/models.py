@@ -11,12 +11,6 @@ if TYPE_CHECKING:
     from ..model import DMoERM
 
 
-_KERNEL_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
-_CACHED_KERNELS = "16"
-"""oneDNN keeps a kernel for each shape of a matrix product, 1024 by default. The shapes of a pass
-depend on its texts, so that kernels are reused among the layers of a pass only, and these need few."""
-
-
 def quieten() -> None:
     """Turn off the messages and progress bars of transformers; commands show their own."""
     from transformers.utils import logging
@@ -25,7 +19,13 @@ def quieten() -> None:
     logging.disable_progress_bar()
 
 
-def load_model(path: str, dtype: str | None = None, deterministic: bool = False, quantization: str = "none") -> DMoERM:
+def load_model(
+    path: str,
+    dtype: str | None = None,
+    deterministic: bool = False,
+    quantization: str = "none",
+    device: str | None = None,
+) -> DMoERM:
     """Load the model of a run's folder, a model's folder, or a hub name.
 
     Args:
@@ -33,15 +33,18 @@ def load_model(path: str, dtype: str | None = None, deterministic: bool = False,
         dtype: precision of trunk and branches, such as float32; None: as saved.
         quantization: `4bit` to hold frozen layers in 4 bits.
         deterministic: prepare CUDA for deterministic matrix products.
+        device: such as `cuda:1`; None: the accelerator if there is one.
 
     Raises:
         CheckpointError: the model does not exist.
     """
     from ..model import DMoERM
+    from ..model.loading import limit_kernels
 
     quieten()
-    for variable in _KERNEL_CACHES:
-        os.environ.setdefault(variable, _CACHED_KERNELS)  # read at the first matrix product in bf16
+    limit_kernels()
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
-    return DMoERM.from_pretrained(model_folder(path), dtype=dtype, device_map="auto", quantization=quantization)
+    return DMoERM.from_pretrained(
+        model_folder(path), dtype=dtype, device_map=device or "auto", quantization=quantization
+    )

@@ -14,10 +14,10 @@ from fastapi import Depends, Request
 
 from ..chat.transcript import Transcript
 from ..errors import DataError, ServerError
-from ..model import DMoERM
 from ..schema import Message, Prompt, Query
 from ..scores import Score, Weights, adjusted, check_risk, check_weights, group_by_prompt
 from .batcher import Batcher, Priority
+from .engines import Load, open_engines
 from .limits import ServingConfig
 from .metrics import Metrics
 
@@ -40,7 +40,7 @@ class Service:
     """The interface of the protocols.
 
     Args:
-        load: returns the model; called in a thread once the server runs.
+        load: returns the model; called in a thread once the server runs, or in the engines' processes.
         name: the model's name in answers.
         on_failure: called when the model cannot be loaded.
 
@@ -48,9 +48,7 @@ class Service:
         failure: why the model could not be loaded, or None.
     """
 
-    def __init__(
-        self, load: Callable[[], DMoERM], name: str, settings: ServingConfig, on_failure: Callable[[], None]
-    ) -> None:
+    def __init__(self, load: Load, name: str, settings: ServingConfig, on_failure: Callable[[], None]) -> None:
         self.name, self.settings, self.metrics = name, settings, Metrics()
         self.failure: Exception | None = None
         self._load, self._on_failure = load, on_failure
@@ -83,11 +81,9 @@ class Service:
         await batcher.run()
 
     def _warm(self) -> Batcher:
-        batcher = Batcher(self._load(), self.settings, self.metrics)
-        encoded = batcher.model.encoder.encode(_WARM_UP)
-        batcher.model.score_encoded([encoded], [None])  # the first pass also selects kernels
-        with batcher.throughput.measured(encoded.tokens):
-            batcher.model.score_encoded([encoded], [None])
+        model, engines = open_engines(self._load, self.settings)
+        batcher = Batcher(model, self.settings, self.metrics, engines)
+        batcher.warm(_WARM_UP)
         return batcher
 
     @staticmethod
