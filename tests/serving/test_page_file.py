@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,7 @@ def test_a_busy_server_a_stop_and_a_lost_server(chosen: Callable[..., Any]) -> N
     """A refused batch is sent again; what was scored before a stop or an error is neither lost nor scored twice."""
     page = chosen(*map(json.dumps, ROWS), "{")
     busy = {"error": {"message": "busy", "type": "overloaded_error", "param": None, "code": 429}}
-    answers = ["busy", "pass", "hold", "pass", "abort"]
+    answers = ["busy", "pass", "hold", "pass", "lost"]
     held = []
 
     def answer(route: Any) -> None:
@@ -96,15 +97,14 @@ def test_a_busy_server_a_stop_and_a_lost_server(chosen: Callable[..., Any]) -> N
                 route.fulfill(status=429, json=busy, headers={"Retry-After": "0"})
             case "hold":
                 held.append(route)
-            case "abort":
-                page.unroute("**/v1/score")
+            case "lost":
                 route.fulfill(status=502, body="a proxy's page")
             case _:
                 route.continue_()
 
     page.route("**/v1/score", answer)
     page.get_by_role("button", name="Start").click()
-    page.wait_for_function("document.getElementById('file-progress').value > 0")
+    page.locator("#file-count", has_text=re.compile("^[1-9]")).wait_for()
     page.get_by_role("button", name="Stop").click()
     said(page, "Stopped.")
     done = page.locator("#file-progress").evaluate("bar => bar.value")

@@ -6,7 +6,7 @@
         pass                  each pass that scored a part of the request, with the tokens that all requests had in it
 
 Spans have sizes and times; never a text. OpenTelemetry is imported by `Tracing` alone; without one, a request has no
-trace and nothing is measured.
+trace and nothing is measured. FastAPI's own spans are not used: they begin after the key and the body have been read.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ let running = null; // the abort controller while batches are sent
 
 /** Connects the fields. `adjustments` returns the current {weights, risk}. */
 export function setUp(adjustments) {
+  find("file").onclick = () => (find("file").value = ""); // so that the same file can be chosen again after an edit
   find("file").onchange = choose;
   find("file-score").onclick = () => (running ? running.abort() : run(adjustments()));
   find("file-save").onclick = save;
