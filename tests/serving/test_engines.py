@@ -131,8 +131,8 @@ def test_processes_give_the_same_scores_and_survive_kills(trained_run: Any) -> N
         async def kill_in_a_pass() -> Any:
             killed = engines[0].pid
             os.kill(killed, signal.SIGSTOP)  # it takes a pass and does not answer
-            taken, exchange = threading.Event(), engines[0]._exchange
-            engines[0]._exchange = lambda work: (taken.set(), exchange(work))[1]
+            taken, run = threading.Event(), engines[0].run
+            engines[0].run = lambda encoded, tasks: (taken.set(), run(encoded, tasks))[1]
             scoring = asyncio.create_task(scored(alone))
             await asyncio.to_thread(taken.wait, 600)
             os.kill(killed, signal.SIGKILL)

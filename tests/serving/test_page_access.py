@@ -51,11 +51,10 @@ def test_a_file_is_scored_by_keyboard_alone(visit: Callable[..., Any], tmp_path:
     page = visit()
     file = tmp_path / "rows.jsonl"
     file.write_text('{"prompt": "Hi!", "responses": ["Hello."]}\n', encoding="utf-8")
-    page.get_by_label("File", exact=True).focus()
-    with page.expect_file_chooser() as chooser:
-        page.keyboard.press("Enter")
-    chooser.value.set_files(file)
+    field = page.get_by_label("File", exact=True)
+    field.set_input_files(file)  # the dialog is the browser's
     page.get_by_role("button", name="Start").click(trial=True)  # waits until it is enabled
+    field.focus()
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
     page.locator("#file-status[role=status]", has_text="Scored 1 prompt with 1 response.").wait_for()

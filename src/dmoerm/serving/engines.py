@@ -157,9 +157,12 @@ class ProcessEngine:
         """
         for _ in range(2):
             try:
-                return self._exchange((encoded, tasks))
+                self._pipe.send((encoded, tasks))
+                answer = self._pipe.recv()
             except _ENGINE_LOST:
                 self._restart()
+            else:
+                return _value(answer)
         raise EngineLost
 
     def _start(self) -> ServedModel:
@@ -169,30 +172,28 @@ class ProcessEngine:
         self._process.start()
         theirs.close()  # so that the pipe ends with the process
         try:
-            return self._receive()
+            answer = self._pipe.recv()
         except _ENGINE_LOST:
             raise ServerError("the engine's process ended while it loaded the model; is there enough memory?") from None
+        return _value(answer)
 
     def _restart(self) -> None:
         self._stop()
         _LOG.error("an engine's process has ended; it is started again", extra={"exit": self._process.exitcode})
         self._start()
 
-    def _exchange(self, work: Any) -> Any:
-        self._pipe.send(work)
-        return self._receive()
-
-    def _receive(self) -> Any:
-        answer = self._pipe.recv()
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
     def _stop(self) -> None:
         self._pipe.close()
         self._process.join(10)
         self._process.kill()
         self._process.join()
+
+
+def _value(answer: Any) -> Any:
+    """Return what a process has sent, or raise it if it is an error."""
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
 
 
 def open_engines(load: Load, settings: ServingConfig) -> tuple[DMoERM | ServedModel, list[Engine]]:
