@@ -30,7 +30,7 @@ def visit(browser: Any, served_url: str) -> Iterator[Callable[..., Any]]:
         context.grant_permissions(["clipboard-read", "clipboard-write"], origin=at)
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(60_000)  # a slow machine is not a failure
         page.on("console", lambda message: _REFUSED.search(message.text) or said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
         page.on(
