@@ -56,13 +56,19 @@ def texts(count: int) -> list[Query]:
 
 
 @contextlib.contextmanager
-def server(folder: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """Run `dmoerm serve` on this folder; yield its URL and process once it is ready."""
+def server(folder: str, *options: str, source: str | None = None) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """Run `dmoerm serve` on this folder; yield its URL and process once it is ready.
+
+    Args:
+        options: of the command.
+        source: the folder from which the package is imported; None: as in this process.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [Path(sys.executable).with_name("dmoerm"), "serve", folder, "--port", str(port)]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    command = [Path(sys.executable).with_name("dmoerm"), "serve", folder, "--port", str(port), *options]
+    environment = {**os.environ, "PYTHONPATH": source} if source else None
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment)
     url = f"http://127.0.0.1:{port}"
     try:
         while True:
@@ -119,10 +125,10 @@ async def closed_loop(url: str, queries: Sequence[Query], clients: int = CLIENTS
     return rewards, seconds
 
 
-async def open_loop(url: str, queries: Sequence[Query], rate: float) -> list[float]:
+async def open_loop(url: str, queries: Sequence[Query], rate: float, count: int = LATENCIES) -> list[float]:
     """Send requests at random times (a Poisson process) without waiting for answers; return the seconds of each."""
     rng = random.Random(1)
-    moments = sorted(rng.uniform(0, LATENCIES / rate) for _ in range(LATENCIES))
+    moments = sorted(rng.uniform(0, count / rate) for _ in range(count))
     started = time.perf_counter()
     async with httpx2.AsyncClient(base_url=url, timeout=300) as http:
 

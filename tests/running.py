@@ -1,8 +1,10 @@
-"""Run the application on real sockets: in a thread of the tests, or with `dmoerm serve` in a separate process."""
+"""Run the application on real sockets: in a thread of the tests, or with `dmoerm serve` in a process; and clients."""
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
+import itertools
 import os
 import socket
 import subprocess
@@ -15,6 +17,8 @@ from typing import Any
 
 import httpx2
 import uvicorn
+
+import dmoerm
 
 
 @contextlib.contextmanager
@@ -68,3 +72,46 @@ def wait_until_ready(url: str, process: Any = None, log: Path | None = None, sec
                 return
         time.sleep(0.05)
     raise AssertionError(f"no server after {seconds} s: {log and log.read_text()[-2000:]}")
+
+
+class Load:
+    """Four clients that score one text after the other until the block ends; none may lose a request."""
+
+    TEXTS = tuple(f"Answer number {i}, with a few words more." for i in range(50))
+
+    def __init__(self, url: str) -> None:
+        self.rewards: list[tuple[str, float]] = []
+        self._url, self._stop, self._texts = url, threading.Event(), itertools.cycle(self.TEXTS)
+        self._pool = concurrent.futures.ThreadPoolExecutor(4)
+
+    def __enter__(self) -> Load:
+        self._clients = [self._pool.submit(self._ask) for _ in range(4)]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Return once the clients' last requests are answered."""
+        self._stop.set()
+        for client in self._clients:
+            client.result(120)  # raises what the client raised: a lost request
+
+    def _ask(self) -> None:
+        while not self._stop.is_set():
+            text = next(self._texts)
+            with dmoerm.Client(self._url) as client:  # a connection each: the system chooses the server again
+                (score,) = client.score("Which number?", [text])
+            self.rewards.append((text, score.reward))
+
+    def more(self, count: int = 20) -> None:
+        """Return once that many further requests are answered."""
+        goal = len(self.rewards) + count
+        while len(self.rewards) < goal:
+            assert not any(client.done() for client in self._clients), [client.exception(0) for client in self._clients]
+            time.sleep(0.02)
+
+    def check(self, model: Any) -> None:
+        """Compare the rewards with those of the model."""
+        expected = dict(zip(self.TEXTS, model.score("Which number?", self.TEXTS), strict=True))
+        assert all(abs(reward - expected[text].reward) < 1e-4 for text, reward in self.rewards)

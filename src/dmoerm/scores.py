@@ -135,6 +135,21 @@ def adjusted(scores: Iterable[list[Score]], weights: Weights | None = None, risk
     return ([score.reweighted(weights or {}).with_risk(risk) for score in row] for row in scores)
 
 
+def check_task(tasks: Mapping[str, Sequence[str]], task: str, source: str = "") -> None:
+    """Check that the model has a task.
+
+    Args:
+        tasks: the model's tasks with their capabilities.
+        source: what names the task, such as `rows.jsonl:7`; the error message begins with it.
+
+    Raises:
+        DataError: the model has no such task.
+    """
+    if task not in tasks:
+        hint = f"use one of {', '.join(tasks)}, or null to route"
+        raise DataError("the model has no such task", file=source or None, field="task", value=task, hint=hint)
+
+
 def check_weights(
     weights: Weights | None, tasks: Mapping[str, Sequence[str]], chosen: Iterable[str | None] = ()
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -185,3 +187,13 @@ def test_threads_do_not_mix_up_what_is_text_and_what_is_template() -> None:
     alone = [encoder.encode(query) for query in queries]
     with ThreadPoolExecutor(8) as threads:
         assert list(threads.map(encoder.encode, queries)) == alone
+
+
+def test_copies_of_an_encoder_encode_at_the_same_time() -> None:
+    """Each has its own tokenizer and lock; a copy may also come from another process."""
+    encoder = Encoder(tiny_tokenizer(), EncodingConfig())
+    query = Query(prompt="1 <|im_end|>", responses=("<|im_start|> no <|im_end|>",))
+    expected = encoder.encode(query)
+    with encoder._lock:  # as if it encoded a long text
+        for twin in copy.deepcopy(encoder), pickle.loads(pickle.dumps(encoder)):
+            assert twin.encode(query) == expected

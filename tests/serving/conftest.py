@@ -9,7 +9,7 @@ from typing import Any
 import httpx2
 import pytest
 
-_REFUSED = re.compile(r"\b(401|422|429) \(")  # browsers say it on the console, whatever the page does
+_REFUSED = re.compile(r"\b(401|422|429|502) \(")  # browsers say it on the console, whatever the page does
 
 
 @pytest.fixture(scope="session")
@@ -30,10 +30,12 @@ def visit(browser: Any, served_url: str) -> Iterator[Callable[..., Any]]:
         context.grant_permissions(["clipboard-read", "clipboard-write"], origin=at)
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(60_000)  # a slow machine is not a failure
         page.on("console", lambda message: _REFUSED.search(message.text) or said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
-        page.on("request", lambda sent: sent.url.startswith(("data:", f"{at}/")) or said.append(sent.url))
+        page.on(
+            "request", lambda sent: sent.url.startswith(("data:", f"{at}/", f"blob:{at}/")) or said.append(sent.url)
+        )
         page.goto(f"{at}/{fragment}")
         page.get_by_role("button", name="Chit-chat").wait_for()
         return page

@@ -37,8 +37,6 @@ PLAIN_TEMPLATE = (
     "{{ '\n\nAssistant: ' if add_generation_prompt else eos_token }}"
 )
 """The template `plain` in Jinja, for tools that render conversations themselves."""
-# A tokenizer keeps the `split_special_tokens` of its last call, which concurrent threads would mix up.
-_TOKENIZER_LOCK = threading.Lock()
 _MAX_RENDERED = 1024  # templates depend on the roles of a conversation only, of which data have few sequences
 _FIXED_DAY = datetime.datetime(2024, 7, 26)
 # transformers gives templates no function but its own `strftime_now`, so a macro of that name takes its place
@@ -121,6 +119,9 @@ class Encoder:
             )
         self.tokenizer, self.config = tokenizer, config
         self._guarded, self._warned = guarded_texts(tokenizer), False
+        # A tokenizer keeps the `split_special_tokens` of its last call, which concurrent threads would mix up. A copy
+        # of an encoder has its own tokenizer and lock, so copies encode in parallel.
+        self._lock = threading.Lock()
         self.max_length = min(config.max_length, limit or config.max_length)
         self._rendered: dict[tuple[str, ...], list[str]] = {}
         self._template_ids: dict[str, list[int]] = {}
@@ -132,6 +133,14 @@ class Encoder:
         eos: Any = tokenizer.eos_token_id
         self.empty_response: list[int] = self._end_of_turn or [eos or 0]
         self._template_adds = bool(self._added) and self._special(opening)[: len(self._added)] == self._added
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is copied or sent to another process: all but the lock."""
+        return {name: value for name, value in vars(self).items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore the state with a new lock."""
+        vars(self).update(state, _lock=threading.Lock())
 
     def encode(self, query: Query) -> Encoded:
         """Return the token ids of a query.
@@ -148,7 +157,7 @@ class Encoder:
         Raises:
             DataError: as `encode`.
         """
-        with _TOKENIZER_LOCK:
+        with self._lock:
             parts = [self._turns(query.prompt, query.tools) for query in queries]
             texts = [message.content for turns, _ in parts for message in turns]
             texts += [text for query in queries for text in query.responses]
@@ -181,7 +190,7 @@ class Encoder:
             content: if the last message is not the assistant's, the ids end where the response begins.
             add_special: whether the tokenizer adds its special tokens to a text.
         """
-        with _TOKENIZER_LOCK:
+        with self._lock:
             if isinstance(content, str):
                 ids: list[int] = self.tokenizer(content, add_special_tokens=add_special)["input_ids"]
                 return ids

@@ -64,7 +64,12 @@ def command(
     write_file(config, config_text(proposal, recipe, settings))
     load_splits(load_config(config))  # what would stop `dmoerm train` is reported now
     _print(proposal, files, [config, taxonomy, *([copy] if proposal.changed else [])])
-    _print_next(config, settings["output"], [files[0], *(part for each in map or () for part in ("--map", each))], recipe.minutes)
+    _print_next(
+        config,
+        settings["output"],
+        [files[0], *(part for each in map or () for part in ("--map", each))],
+        recipe.minutes,
+    )
 
 
 _EDIT = "# Drafted from data: edit the titles, descriptions and rubrics.\n"

@@ -15,12 +15,6 @@ if TYPE_CHECKING:
     from ..model import DMoERM
 
 
-_KERNEL_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
-_CACHED_KERNELS = "16"
-"""oneDNN keeps a kernel for each shape of a matrix product, 1024 by default. The shapes of a pass
-depend on its texts, so that kernels are reused among the layers of a pass only, and these need few."""
-
-
 def quieten() -> None:
     """Turn off the messages and progress bars of transformers; commands show their own."""
     from transformers.utils import logging
@@ -36,6 +30,7 @@ def load_model(
     quantization: str = "none",
     max_tasks: int | None = None,
     divide: bool = False,
+    device: str | None = None,
 ) -> DMoERM:
     """Load the model of a run's folder, a model's folder, or a hub name.
 
@@ -47,29 +42,31 @@ def load_model(
         divide: divide the model over the launcher's processes, if there are several. Only process 0 returns; the others
             run its passes until it ends, and then end too.
         deterministic: prepare CUDA for deterministic matrix products.
+        device: such as `cuda:1`; None: the accelerator if there is one.
 
     Raises:
         CheckpointError: the model does not exist.
     """
     from ..model import DMoERM
+    from ..model.loading import limit_kernels
 
     quieten()
-    for variable in _KERNEL_CACHES:
-        os.environ.setdefault(variable, _CACHED_KERNELS)  # read at the first matrix product in bf16
+    limit_kernels()
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
-    options = {"dtype": dtype, "device_map": "auto", "quantization": quantization, "max_tasks": max_tasks}
-    if divide and _processes() > 1:
+    options = {"dtype": dtype, "device_map": device or "auto", "quantization": quantization, "max_tasks": max_tasks}
+    if divide and processes() > 1:
         return _divided(model_folder(path), options)
     return DMoERM.from_pretrained(model_folder(path), **options)
 
 
 def follows() -> bool:
     """Return whether this process only runs the passes of another one; see `load_model`."""
-    return _processes() > 1 and os.environ.get("RANK", "0") != "0"
+    return processes() > 1 and os.environ.get("RANK", "0") != "0"
 
 
-def _processes() -> int:
+def processes() -> int:
+    """Return how many processes the launcher has started."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 

@@ -36,6 +36,21 @@ class LimitOptions:
 
 
 @dataclass(frozen=True)
+class EngineOptions:
+    """How many copies of the model score, and where."""
+
+    engines: Annotated[
+        int,
+        typer.Option(
+            min=0, max=64, help="Copies of the model, each in its own process; 0: one per device, at least 1."
+        ),
+    ] = 0
+    device: Annotated[
+        list[str] | None, typer.Option(help="An engine's device, such as cuda:0; once per engine, or for all in turn.")
+    ] = None
+
+
+@dataclass(frozen=True)
 class AccessOptions:
     """Who may send requests."""
 
@@ -53,8 +68,12 @@ def command(
     model: Annotated[str, typer.Argument(help="A model's or a run's folder, or a hub name.")],
     access: AccessOptions,
     limits: LimitOptions,
+    engines: EngineOptions,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0: all networks.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    reuse_port: Annotated[
+        bool, typer.Option("--reuse-port", help="Share the port with other servers, to replace one without a pause.")
+    ] = False,
     name: Annotated[
         str, typer.Option(help="The model's name in answers; by default the folder's or the hub's name.")
     ] = "",
@@ -67,6 +86,9 @@ def command(
         typer.Option(metavar="FILE", help="YAML with more prompts of judges for /v1/chat/completions."),
     ] = None,
     log_format: Annotated[str, typer.Option(help="json, text, or auto: text on a terminal.")] = "auto",
+    traces: Annotated[
+        bool, typer.Option("--traces", help="Send OpenTelemetry traces, as the variables OTEL_… say (extra: otel).")
+    ] = False,
 ) -> None:
     """Serve a model over HTTP: /v1/score, and the protocols of vLLM, SGLang, OpenRLHF, slime, TEI, Cohere and others.
 
@@ -74,21 +96,25 @@ def command(
     """
     from ..errors import ConfigError
     from ..io.paths import model_folder
-    from .models import follows, load_model
+    from .models import follows, load_model, processes
 
     if log_format not in ("auto", "json", "text"):
         raise ConfigError(f"--log-format {log_format}: use json, text or auto")
     try:
         from ..serving import ServingConfig
         from ..serving.server import serve
+        from ..serving.tracing import Tracing
     except ModuleNotFoundError as error:
         raise ConfigError(f"the server needs the package {error.name}: pip install 'dmoerm[serve]'") from None
     access_settings = {"api_key": _key(access.api_key_file), "allow_origins": tuple(access.allow_origin or ())}
-    settings = ServingConfig(
-        deterministic=deterministic, judge_templates=judge_templates, **asdict(limits), **access_settings
-    )
+    scoring = {"deterministic": deterministic, "engines": engines.engines, "devices": tuple(engines.device or ())}
+    settings = ServingConfig(judge_templates=judge_templates, **scoring, **asdict(limits), **access_settings)
     _warn(host, settings.api_key)
     load = functools.partial(load_model, model, dtype, deterministic, quantization, max_tasks, divide=True)
+    if processes() > 1 and (engines.engines > 1 or engines.device):
+        raise ConfigError(
+            "--engines, --device: several processes divide one model; leave them out, or start one process"
+        )
     if follows():
         load()
     serve(
@@ -98,6 +124,8 @@ def command(
         host=host,
         port=port,
         json_logs=log_format == "json" or (log_format == "auto" and not sys.stderr.isatty()),
+        tracing=Tracing.from_environment() if traces else None,
+        reuse_port=reuse_port,
     )
 
 

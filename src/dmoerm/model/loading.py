@@ -6,6 +6,7 @@ always does, or is named in one `ConfigError`; none is ignored.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,10 @@ import torch
 from ..errors import ConfigError, shorten
 from .configuration import DMoERMConfig
 
+_KERNEL_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+_CACHED_KERNELS = "16"
+"""oneDNN keeps a kernel for each shape of a matrix product, 1024 by default. The shapes of a pass
+depend on its texts, so that kernels are reused among the layers of a pass only, and these need few."""
 _HUB = ("revision", "token", "cache_dir", "force_download", "local_files_only")
 # Options with the values that request what a DMoERM always does; every other value is refused.
 _ALWAYS: dict[str, tuple[Any, ...]] = {
@@ -52,6 +57,12 @@ _FROM_AUTO = (
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 # Fields that loading itself, or `AutoModelForSequenceClassification`, sets in the configuration.
 _NOT_COMPARED = {"dtype", "torch_dtype", "transformers_version", "_name_or_path", "architectures", "pad_token_id"}
+
+
+def limit_kernels() -> None:
+    """Bound the memory of this process's kernels, unless the user has; before its first pass, and for its children."""
+    for variable in _KERNEL_CACHES:
+        os.environ.setdefault(variable, _CACHED_KERNELS)  # read at the first matrix product in bf16
 
 
 @dataclass(frozen=True)

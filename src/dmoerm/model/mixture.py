@@ -18,8 +18,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..chat.encoding import Encoder
 from ..config import AggregatorConfig, EncodingConfig, HeadConfig, LoRAConfig
-from ..errors import DataError
 from ..names import folder_name
+from ..scores import check_task
 from .aggregator import Aggregator
 from .backbone import empty_part, split_layers
 from .batching import pad
@@ -100,9 +100,7 @@ class Mixture(PreTrainedModel):
         Raises:
             DataError: the model has no such task.
         """
-        if task not in self.config.tasks:
-            hint = f"use one of {', '.join(self.config.tasks)}, or null to route"
-            raise DataError("the model has no such task", file=source or None, field="task", value=task, hint=hint)
+        check_task(self.config.tasks, task, source)
         return cast("TaskModel", self.tasks[_key(task)])
 
     def set_task(self, task: str, task_model: TaskModel) -> None:

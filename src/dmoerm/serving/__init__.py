@@ -7,9 +7,11 @@ judging.py     judges' prompts: which are recognized, and the answers that their
 service.py     the model behind the protocols, loaded in the background
 batcher.py     the queue and the passes that requests of several clients share
 score_cache.py scores of responses that are sent again
+engines.py     what runs the passes: the model in a thread, or copies of it in processes
 waiting.py     what waits in the queue, and the measured rate
 limits.py      the settings
 request_id.py  the request's id, in the answer and in the log
+tracing.py     OpenTelemetry traces of requests
 server.py      the process: uvicorn, its logs, its shutdown
 page/          the page that a browser gets at /
 
@@ -20,7 +22,7 @@ A request reaches its scores in at most eight hops:
 3. `Service.score_texts`      groups prompts and responses into queries (not for queries)
 4. `Service.score`            checks the number of responses, cancels when the client disconnects
 5. `Batcher.score`            encodes, and queues the queries' parts
-6. `Batcher.run`              takes parts from the queue until a pass is full
+6. `Batcher._run_passes`      takes parts from the queue until a pass is full
 7. `Batcher._run_pass`        runs the pass in the engine's thread
 8. `DMoERM.score_encoded`     scores
 

@@ -18,6 +18,7 @@ from .guard import Guard
 from .limits import ServingConfig
 from .protocols import find_routers
 from .service import CurrentService, Service
+from .tracing import Tracing
 
 _PAGE = Path(__file__).with_name("page")
 _DESCRIPTION = """\
@@ -32,6 +33,7 @@ def create_app(
     settings: ServingConfig | None = None,
     name: str = "dmoerm",
     on_failure: Callable[[], None] = lambda: None,
+    tracing: Tracing | None = None,
 ) -> FastAPI:
     """Create the application over one model.
 
@@ -39,6 +41,7 @@ def create_app(
         model: a model, or a function that loads it once the server runs.
         name: the model's name in answers.
         on_failure: called when the model cannot be loaded; `app.state.service.failure` is the error.
+        tracing: gets the traces of requests.
     """
     settings = settings or ServingConfig()
     load = (lambda: model) if isinstance(model, DMoERM) else model
@@ -58,7 +61,7 @@ def create_app(
     add_page(app, _PAGE)
     add_handlers(app)
     paths = frozenset({"/", *app.openapi()["paths"]})
-    app.add_middleware(Guard, settings=settings, metrics=service.metrics, paths=paths)
+    app.add_middleware(Guard, settings=settings, metrics=service.metrics, paths=paths, tracing=tracing)
     if settings.allow_origins:  # around the guard: a browser's preflight request has no key
         app.add_middleware(CORSMiddleware, allow_origins=settings.allow_origins, allow_headers=["*"])
     return app

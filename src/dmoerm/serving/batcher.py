@@ -1,6 +1,6 @@
 """Score requests of several clients together.
 
-    request ──▶ encode (one thread) ──▶ queue ──▶ pass of at most `batch_tokens` tokens (one thread) ──▶ scores
+    request ──▶ encode (threads) ──▶ queue ──▶ passes of at most `batch_tokens` tokens, one per engine ──▶ scores
 
 A request is split into parts that fit in a pass; each part repeats the prompt. A pass takes one part of each waiting
 request in turn, oldest first, so large requests delay small ones only a little. Requests with the same prompt, as
@@ -12,9 +12,12 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
+import copy
 import itertools
 import logging
 import math
+import queue
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,14 +25,16 @@ from typing import Literal, NoReturn
 
 import torch
 
-from ..chat.encoding import Encoded
+from ..chat.encoding import Encoded, Encoder
 from ..errors import DataError, ServerError
 from ..model import DMoERM
 from ..model.batching import chunks
 from ..schema import Query
-from ..scores import Score
+from ..scores import Score, check_task
+from .engines import Engine, EngineLost, ServedModel, ThreadEngine
 from .limits import ServingConfig
 from .metrics import Metrics
+from .tracing import TRACE
 from .waiting import Pass, QueuedPart, QueuedRequest, Throughput, WaitingLine
 
 Priority = Literal["interactive", "bulk"]
@@ -37,6 +42,7 @@ Priority = Literal["interactive", "bulk"]
 
 _LOG = logging.getLogger("dmoerm.serving")
 _MAX_RETRY_AFTER = 120  # seconds
+_IDLE_CHECK = 1.0  # seconds
 
 
 class Overloaded(ServerError):
@@ -55,17 +61,34 @@ class Overloaded(ServerError):
 
 
 class Batcher:
-    """The queue of one model. `score` returns only while `run` is running."""
+    """The queue of one model. `score` returns only while `run` is running.
 
-    def __init__(self, model: DMoERM, settings: ServingConfig, metrics: Metrics) -> None:
+    Args:
+        engines: what runs the passes; None: the model in a thread.
+    """
+
+    def __init__(
+        self,
+        model: DMoERM | ServedModel,
+        settings: ServingConfig,
+        metrics: Metrics,
+        engines: Sequence[Engine] | None = None,
+    ) -> None:
         self.model, self.settings, self.metrics = model, settings, metrics
-        self._budget = model.pass_tokens(settings.batch_tokens)
-        self.throughput = Throughput()
+        if isinstance(model, DMoERM):
+            engines = engines or [ThreadEngine(model, settings)]
+            self._budget = model.pass_tokens(settings.batch_tokens)
+        else:
+            self._budget = model.pass_limit
+        self.engines = list(engines or ())
+        self.throughput = Throughput(len(self.engines))
         self.lines: dict[Priority, WaitingLine] = {"interactive": WaitingLine(), "bulk": WaitingLine()}
         metrics.watch(self)
         self._arrived = asyncio.Event()
-        self._encoding_thread = ThreadPoolExecutor(1, "encode")
-        self._engine_thread = ThreadPoolExecutor(1, "engine")
+        self._encoders: queue.SimpleQueue[Encoder] = queue.SimpleQueue()  # those that no thread uses
+        for encoder in [model.encoder, *(copy.deepcopy(model.encoder) for _ in range(settings.encoding_threads - 1))]:
+            self._encoders.put(encoder)
+        self._encoding_threads = ThreadPoolExecutor(settings.encoding_threads, "encode")
 
     @property
     def requests(self) -> int:
@@ -96,8 +119,11 @@ class Batcher:
         line = self.lines[priority]
         self._check_space(priority)
         with line.admitted():
-            encoded = await asyncio.get_running_loop().run_in_executor(self._encoding_thread, self._encode, queries)
+            arrived = time.monotonic()
+            encoded = await asyncio.get_running_loop().run_in_executor(self._encoding_threads, self._encode, queries)
             tokens = sum(each.tokens for each in encoded)
+            if trace := TRACE.get():
+                trace.add("encode", arrived, tokens=tokens)
             self._check_time(priority, tokens)  # others may have entered the queue during the encoding
             request = self._request(queries, encoded)
             line.append(request)
@@ -111,19 +137,37 @@ class Batcher:
                 line.remove(request)
         return [[score for score in row if score is not None] for row in request.scores], tokens
 
+    def warm(self, query: Query) -> None:
+        """Score a query on each engine: the first pass selects kernels, the second one is measured."""
+        encoded = [self.model.encoder.encode(query)]
+        for engine in self.engines:
+            engine.thread.submit(engine.run, encoded, [None]).result()
+            with self.throughput.measured(encoded[0].tokens):
+                engine.thread.submit(engine.run, encoded, [None]).result()
+
     async def run(self) -> None:
-        """Score waiting requests, pass by pass, until cancelled."""
+        """Score waiting requests, pass by pass and each engine its own, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            for engine in self.engines:
+                group.create_task(self._run_passes(engine))
+
+    async def _run_passes(self, engine: Engine) -> None:
         while True:
-            await self._arrived.wait()
+            with contextlib.suppress(TimeoutError):  # an engine that ends while it idles is noticed, and started again
+                await asyncio.wait_for(self._arrived.wait(), _IDLE_CHECK)
+            await engine.ready()
+            if not self._arrived.is_set():
+                continue
             if self.waiting_tokens < self._budget and self.settings.batch_wait:
                 await asyncio.sleep(self.settings.batch_wait)
             if parts := self._next_pass():
-                await self._run_pass(parts)
+                await self._run_pass(engine, parts)
 
     def close(self) -> None:
-        """End the threads once their current work is done."""
-        self._encoding_thread.shutdown(wait=False, cancel_futures=True)
-        self._engine_thread.shutdown(wait=False, cancel_futures=True)
+        """End the threads and the engines once their current work is done."""
+        self._encoding_threads.shutdown(wait=False, cancel_futures=True)
+        for engine in self.engines:
+            engine.close()
 
     # --- requests ----------------------------------------------------------------------------------------------
 
@@ -150,14 +194,18 @@ class Batcher:
 
     def _encode(self, queries: Sequence[Query]) -> list[Encoded]:
         limit, encoded, tokens = self.settings.max_request_tokens, [], 0
-        for query in queries:
-            if query.task is not None:
-                self.model.task_model(query.task)
-            encoded.append(self.model.encoder.encode(query))
-            tokens += encoded[-1].tokens
-            if tokens > limit:
-                raise DataError(f"the request has more than {limit} tokens", hint="send it in several requests")
-        return encoded
+        encoder = self._encoders.get()
+        try:
+            for query in queries:
+                if query.task is not None:
+                    check_task(self.model.config.tasks, query.task)
+                encoded.append(encoder.encode(query))
+                tokens += encoded[-1].tokens
+                if tokens > limit:
+                    raise DataError(f"the request has more than {limit} tokens", hint="send it in several requests")
+            return encoded
+        finally:
+            self._encoders.put(encoder)
 
     def _request(self, queries: Sequence[Query], encoded: Sequence[Encoded]) -> QueuedRequest:
         parts = collections.deque(
@@ -181,38 +229,42 @@ class Batcher:
         for request in {request for request, _ in taken if not request.started}:
             request.started = True
             self.metrics.queued.observe(now - request.arrived)
+            if request.trace:
+                request.trace.add("queue", request.arrived)
         if not self.waiting_tokens:
             self._arrived.clear()
         return taken
 
     def _pass_limit(self, line: WaitingLine) -> int:
-        """Tokens of the next pass: half of a short queue, since requests that arrive in the meantime wait for the pass.
+        """Tokens of the next pass: an engine's share of a short queue, or half of it with one engine, since requests
+        that arrive in the meantime wait for the pass.
 
         A single request is not split, nor is a queue that is small compared with a full pass. No pass of several
         requests takes much longer than `pass_seconds`.
         """
-        limit = min(self._budget, max(line.tokens // 2, self._budget // 8))
+        limit = min(self._budget, max(line.tokens // max(2, len(self.engines)), self._budget // 8))
         if len(line) == 1:
             limit = self._budget
         rate = self.throughput.rate
         return limit if rate is None else min(limit, max(1, int(rate * self.settings.pass_seconds)))
 
-    async def _run_pass(self, taken: Pass) -> None:
+    async def _run_pass(self, engine: Engine, taken: Pass) -> None:
         started, loop = time.monotonic(), asyncio.get_running_loop()
         by_prompt: dict[tuple[str | None, str], list[tuple[QueuedRequest, QueuedPart]]] = {}
         for entry in taken:
             by_prompt.setdefault(entry[1].prompt, []).append(entry)
         encoded = [Encoded.join([part.encoded for _, part in group]) for group in by_prompt.values()]
         tokens = sum(each.tokens for each in encoded)
-        score = self.model.score_separately if self.settings.deterministic else self.model.score_encoded
         try:
             with self.throughput.measured(tokens):
-                rows = await loop.run_in_executor(self._engine_thread, score, encoded, [task for task, _ in by_prompt])
+                rows = await loop.run_in_executor(engine.thread, engine.run, encoded, [task for task, _ in by_prompt])
         except Exception as error:  # whatever the model or the device raises: other requests continue
-            await self._handle_failure(taken, error)
+            await self._handle_failure(engine, taken, error)
             return
         self.metrics.batch_tokens.observe(tokens)
         self.metrics.batch_seconds.observe(time.monotonic() - started)
+        for trace in {request.trace for request, _ in taken if request.trace is not None}:
+            trace.add("pass", started, pass_tokens=tokens, pass_requests=len({id(request) for request, _ in taken}))
         for group, row in zip(by_prompt.values(), rows, strict=True):
             scores = iter(row)
             for request, part in group:
@@ -226,20 +278,22 @@ class Batcher:
         else:
             request.fail(ServerError("the model returned a reward that is not finite; score the text alone"))
 
-    async def _handle_failure(self, taken: Pass, error: Exception) -> None:
+    async def _handle_failure(self, engine: Engine, taken: Pass, error: Exception) -> None:
         """Score the parts of a failed pass one by one, so that only the part at fault fails."""
         _LOG.error(
             "a pass failed", extra={"error": type(error).__name__, "requests": [request.id for request, _ in taken]}
         )
         if len(taken) > 1:
             for part in taken:
-                await self._run_pass([part])
+                await self._run_pass(engine, [part])
         else:
             ((request, _),) = taken
             request.fail(ServerError(_reason(error)))
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, EngineLost):
+        return str(error)
     if isinstance(error, torch.OutOfMemoryError):
         torch.cuda.empty_cache()
         return "the device is out of memory; send shorter texts, or start the server with a lower --batch-tokens"

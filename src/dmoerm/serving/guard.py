@@ -22,6 +22,7 @@ from .limits import ServingConfig
 from .metrics import Metrics
 from .request_id import HEADER, enter_request
 from .service import ClientLeft
+from .tracing import RequestTrace, Tracing
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -37,14 +38,18 @@ _CLIENT_CLOSED = 499  # the status that nginx logs
 class Guard:
     """ASGI middleware around the whole application."""
 
-    def __init__(self, app: Any, settings: ServingConfig, metrics: Metrics, paths: frozenset[str]) -> None:
-        self.app, self.settings, self.metrics, self.paths = app, settings, metrics, paths
+    def __init__(
+        self, app: Any, settings: ServingConfig, metrics: Metrics, paths: frozenset[str], tracing: Tracing | None = None
+    ) -> None:
+        self.app, self.settings, self.metrics, self.paths, self.tracing = app, settings, metrics, paths, tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request; pass other events on."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         exchange = _Exchange(scope, send, enter_request(_header(scope, HEADER)))
+        if self.tracing is not None:
+            exchange.trace = self.tracing.start(scope["method"], self._route(scope), scope["headers"])
         try:
             self._check_key(scope)
             await self.app(scope, _replay(await self._body(scope, receive), receive), exchange.send)
@@ -82,10 +87,13 @@ class Guard:
         except TimeoutError:
             raise BodyTimeout(self.settings.receive_timeout) from None
 
+    def _route(self, scope: Scope) -> str:
+        """Return the path if it is a route; otherwise clients could make any number of names."""
+        return scope["path"] if scope["path"] in self.paths else "other"
+
     def _record(self, exchange: _Exchange) -> None:
-        """Log the request and count it."""
-        scope, status = exchange.scope, exchange.status
-        path = scope["path"] if scope["path"] in self.paths else "other"
+        """Log the request, count it and end its trace."""
+        scope, status, path = exchange.scope, exchange.status, self._route(exchange.scope)
         seconds = time.monotonic() - exchange.started
         self.metrics.requests.labels(path, status).inc()
         self.metrics.latency.labels(path).observe(seconds)
@@ -93,6 +101,8 @@ class Guard:
         sizes = {name: state[name] for name in ("responses", "tokens") if name in state}
         fields = {"method": scope["method"], "path": path, "status": status, "seconds": round(seconds, 4)}
         _LOG.info("request", extra={**fields, **sizes})
+        if exchange.trace is not None:
+            exchange.trace.end(status, sizes)
 
 
 class _Exchange:
@@ -101,6 +111,7 @@ class _Exchange:
     def __init__(self, scope: Scope, send: Send, request_id: str) -> None:
         self.scope, self._send, self._id = scope, send, request_id.encode()
         self.started, self.status = time.monotonic(), 0
+        self.trace: RequestTrace | None = None
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":

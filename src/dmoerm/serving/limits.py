@@ -16,6 +16,13 @@ class ServingConfig(BaseModel):
     """Maximum tokens of a pass (twice the prompt's tokens if that is more); a token counts once per expert."""
     deterministic: bool = False
     """Score each response in a pass of its own: scores do not depend on other requests; slower."""
+    engines: int = Field(default=0, ge=0, le=64)
+    """How many copies of the model score passes, each in a process of its own; 0: one per device, and without devices
+    one in the server's process."""
+    devices: tuple[str, ...] = ()
+    """The engines' devices in turn, such as `cuda:0`; empty: the default device."""
+    encoding_threads: int = Field(default=2, ge=1, le=64)
+    """Threads that turn texts into token ids, each with its own copy of the tokenizer."""
     batch_wait: float = Field(default=0.002, ge=0, le=1)
     """Seconds that an idle engine waits for more requests to share a pass."""
     pass_seconds: float = Field(default=2.0, gt=0)

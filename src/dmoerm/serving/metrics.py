@@ -58,7 +58,7 @@ class Metrics:
         self._waiting_requests = gauge("queue_requests", "Requests that wait or are being scored.")
         self._waiting_tokens = gauge("queue_tokens", "Tokens that wait for a pass.")
         self._expected = gauge("queue_expected_seconds", "Estimated time in which the engine scores all that waits.")
-        self._rate = gauge("tokens_per_second", "Measured rate of the recent passes.")
+        self._rate = gauge("tokens_per_second", "Measured rate of the recent passes, of all engines.")
         self.queued = histogram("queue_seconds", "Time from a request's arrival to its first pass.", _SECONDS)
         self.refused = counter("refused", "Requests answered with 429.")
         self.left = counter("client_left", "Requests whose client disconnected before the answer.")
@@ -77,7 +77,7 @@ class Metrics:
         self._waiting_requests.set_function(lambda: queue.requests)
         self._waiting_tokens.set_function(lambda: queue.waiting_tokens)
         self._expected.set_function(queue.expected_seconds)
-        self._rate.set_function(lambda: queue.throughput.rate or 0.0)
+        self._rate.set_function(lambda: queue.throughput.total_rate)
 
     def scored(self, scores: Sequence[Score]) -> None:
         """Count the scores of one query."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging.config
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -18,25 +19,36 @@ from ..model import DMoERM
 from .app import create_app
 from .limits import ServingConfig
 from .request_id import RequestIdFilter
+from .tracing import Tracing
 
 _RECORD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message", "taskName"}
 _KEEP_ALIVE = 75  # seconds; longer than the 60 of common proxies, which would otherwise reuse a closing connection
 
 
 def serve(
-    load: Callable[[], DMoERM], settings: ServingConfig, *, name: str, host: str, port: int, json_logs: bool = True
+    load: Callable[[], DMoERM],
+    settings: ServingConfig,
+    *,
+    name: str,
+    host: str,
+    port: int,
+    json_logs: bool = True,
+    tracing: Tracing | None = None,
+    reuse_port: bool = False,
 ) -> None:
     """Serve until the process is asked to stop.
 
     Args:
         load: returns the model; called once the server answers /health.
+        tracing: gets the traces of requests.
+        reuse_port: share the port with other servers that do so; the system divides the connections among them.
 
     Raises:
         ServerError: the address is in use.
         DmoermError: an error of `load`.
     """
     logging.config.dictConfig(log_settings(json_logs))
-    app = create_app(load, settings, name, on_failure=lambda: setattr(server, "should_exit", True))
+    app = create_app(load, settings, name, lambda: setattr(server, "should_exit", True), tracing)
     server = uvicorn.Server(
         uvicorn.Config(
             app,
@@ -51,11 +63,32 @@ def serve(
         )
     )
     try:
-        server.run()
+        server.run([_shared_socket(host, port)] if reuse_port else None)
     except SystemExit:
-        raise ServerError(f"cannot listen on {host}:{port}; is the port in use? Choose another with --port") from None
+        raise _cannot_listen(host, port) from None
+    finally:
+        if tracing is not None:
+            tracing.close()
     if app.state.service.failure is not None:
         raise app.state.service.failure
+
+
+def _shared_socket(host: str, port: int) -> socket.socket:
+    """Return a socket at an address that other sockets may have too, if all of them share it."""
+    if not hasattr(socket, "SO_REUSEPORT"):
+        raise ServerError("--reuse-port: this system cannot share a port; put a load balancer before the servers")
+    family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    shared = socket.socket(family)
+    shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    try:
+        shared.bind(address)
+    except OSError:
+        raise _cannot_listen(host, port) from None
+    return shared
+
+
+def _cannot_listen(host: str, port: int) -> ServerError:
+    return ServerError(f"cannot listen on {host}:{port}; is the port in use? Choose another with --port")
 
 
 def log_settings(json_logs: bool) -> dict[str, Any]:

@@ -14,10 +14,10 @@ from fastapi import Depends, Request
 
 from ..chat.transcript import Transcript
 from ..errors import DataError, ServerError
-from ..model import DMoERM
 from ..schema import Message, Prompt, Query
 from ..scores import Score, Weights, adjusted, check_risk, check_weights, group_by_prompt
 from .batcher import Batcher, Priority
+from .engines import Load, open_engines
 from .judging import load_templates
 from .limits import ServingConfig
 from .metrics import Metrics
@@ -42,7 +42,7 @@ class Service:
     """The interface of the protocols.
 
     Args:
-        load: returns the model; called in a thread once the server runs.
+        load: returns the model; called in a thread once the server runs, or in the engines' processes.
         name: the model's name in answers.
         on_failure: called when the model cannot be loaded.
 
@@ -54,9 +54,7 @@ class Service:
         ConfigError: the file of `settings.judge_templates` is invalid.
     """
 
-    def __init__(
-        self, load: Callable[[], DMoERM], name: str, settings: ServingConfig, on_failure: Callable[[], None]
-    ) -> None:
+    def __init__(self, load: Load, name: str, settings: ServingConfig, on_failure: Callable[[], None]) -> None:
         self.name, self.settings, self.metrics = name, settings, Metrics()
         self.judge_templates = load_templates(settings.judge_templates)
         self._cache = ScoreCache(settings.score_cache, self.metrics)
@@ -91,11 +89,9 @@ class Service:
         await batcher.run()
 
     def _warm(self) -> Batcher:
-        batcher = Batcher(self._load(), self.settings, self.metrics)
-        encoded = batcher.model.encoder.encode(_WARM_UP)
-        batcher.model.score_encoded([encoded], [None])  # the first pass also selects kernels
-        with batcher.throughput.measured(encoded.tokens):
-            batcher.model.score_encoded([encoded], [None])
+        model, engines = open_engines(self._load, self.settings)
+        batcher = Batcher(model, self.settings, self.metrics, engines)
+        batcher.warm(_WARM_UP)
         return batcher
 
     @staticmethod

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from ..chat.encoding import Encoded
 from ..scores import Score
 from .request_id import REQUEST_ID
+from .tracing import TRACE, RequestTrace
 
 _HALF_LIFE = 30.0  # seconds of passes after which a measurement counts half
 
@@ -45,6 +46,7 @@ class QueuedRequest:
         open: how many parts have no scores yet.
         started: whether a pass has taken a part.
         id: the HTTP request's id.
+        trace: the HTTP request's trace; None without tracing.
     """
 
     parts: collections.deque[QueuedPart]
@@ -54,6 +56,7 @@ class QueuedRequest:
     arrived: float = field(default_factory=time.monotonic)
     started: bool = False
     id: str = field(default_factory=REQUEST_ID.get)
+    trace: RequestTrace | None = field(default_factory=TRACE.get)
 
     @property
     def waiting_tokens(self) -> int:
@@ -144,28 +147,36 @@ class WaitingLine:
 
 
 class Throughput:
-    """The engine's measured rate, and the pass that it is running.
+    """The engines' measured rate, and the passes that they are running.
 
     The rate is the ratio of tokens to seconds over the recent passes, so large passes count more than small ones.
 
     Attributes:
-        rate: tokens per second; None before the first pass.
+        engines: how many passes run at the same time.
+        rate: tokens per second of one engine; None before the first pass.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, engines: int = 1) -> None:
+        self.engines = engines
         self.rate: float | None = None
         self._tokens = self._seconds = 0.0
-        self._running, self._started = 0, 0.0
+        self._running: list[tuple[int, float]] = []  # tokens and start of each running pass
+
+    @property
+    def total_rate(self) -> float:
+        """Tokens per second of all engines; 0 before the first pass."""
+        return self.engines * (self.rate or 0.0)
 
     @contextlib.contextmanager
     def measured(self, tokens: int) -> Iterator[None]:
         """Measure the pass that the block runs; a pass that fails does not count."""
-        self._running, self._started = tokens, time.monotonic()
+        running = tokens, time.monotonic()
+        self._running.append(running)
         try:
             yield
-            self.add(tokens, time.monotonic() - self._started)
+            self.add(tokens, time.monotonic() - running[1])
         finally:
-            self._running = 0
+            self._running.remove(running)
 
     def add(self, tokens: int, seconds: float) -> None:
         """Count a pass."""
@@ -175,8 +186,9 @@ class Throughput:
         self.rate = self._tokens / self._seconds
 
     def seconds_for(self, tokens: int) -> float:
-        """Return the expected seconds until these tokens are scored after the running pass; 0 before the first pass."""
+        """Return the expected seconds until these tokens are scored after the running passes; 0 before any pass."""
         if self.rate is None:
             return 0.0
-        running = self._running / self.rate - (time.monotonic() - self._started) if self._running else 0.0
-        return max(0.0, running) + tokens / self.rate
+        now = time.monotonic()
+        running = sum(max(0.0, size / self.rate - (now - started)) for size, started in self._running)
+        return running / self.engines + tokens / self.total_rate

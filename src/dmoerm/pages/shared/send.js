@@ -15,7 +15,7 @@ export const keptKey = () => sessionStorage.getItem(KEY) ?? "";
 
 /** The answer to a request, as JSON. */
 export async function send(address, request = {}) {
-  const headers = { "Content-Type": "application/json", Priority: "u=1" }; // before bulk requests
+  const headers = { "Content-Type": "application/json", Priority: "u=1", ...request.headers }; // before bulk requests
   if (keptKey()) headers.Authorization = `Bearer ${keptKey()}`;
   let response;
   try {

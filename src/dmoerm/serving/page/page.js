@@ -2,6 +2,7 @@
 
 import { models, score } from "./api.js";
 import { find, make, show } from "./dom.js";
+import * as file from "./file.js";
 import * as form from "./form.js";
 import { linked, linkTo } from "./link.js";
 import { ranked, sections, summary } from "./results.js";
@@ -14,10 +15,11 @@ let weights = {}; // capability → weight in the reward, of those that are not 
 let risk = 0; // how many times its uncertainty each reward is lowered
 let running = null; // the abort controller of the current request
 
-/** What is scored and linked to: the form’s item, with weights and a risk if any are set. */
-function current() {
-  return { ...form.item(), ...(Object.keys(weights).length ? { weights } : {}), ...(risk ? { risk } : {}) };
-}
+/** The weights and the risk, as far as any are set. */
+const adjustments = () => ({ ...(Object.keys(weights).length ? { weights } : {}), ...(risk ? { risk } : {}) });
+
+/** What is scored and linked to: the form’s item with its adjustments. */
+const current = () => ({ ...form.item(), ...adjustments() });
 
 const setStatus = (text) => (find("status").textContent = text);
 
@@ -188,6 +190,7 @@ async function showExamples() {
 }
 
 form.setUp(edited, notify);
+file.setUp(adjustments);
 find("form").addEventListener("submit", (event) => {
   event.preventDefault();
   run();

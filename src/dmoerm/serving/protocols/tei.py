@@ -89,7 +89,7 @@ async def info(service: CurrentService) -> dict[str, Any]:
         "max_batch_requests": None,
         "max_client_batch_size": settings.max_responses,
         "auto_truncate": model.encoder.config.truncation != "error",
-        "tokenization_workers": 1,
+        "tokenization_workers": settings.encoding_threads,
         "version": version("dmoerm"),
         "sha": None,
         "docker_label": None,
