@@ -258,7 +258,7 @@ class Encoder:
         return self.empty_response if is_empty(text) else ids + self._end_of_turn
 
     def _turns(self, prompt: Prompt, tools: Sequence[Tool] = ()) -> tuple[list[Message], list[int] | None]:
-        """Return the turns of a prompt, or no turns and all ids if the template prints calls and definitions of tools."""
+        """Return the turns of a prompt, or none of them and all ids if the template prints its tools."""
         messages = messages_of(prompt)
         if self.config.system and messages[0].role != "system":
             messages.insert(0, Message(role="system", content=self.config.system))
