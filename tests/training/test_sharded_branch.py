@@ -44,7 +44,7 @@ def trained(training: Training) -> dict[str, Tensor]:
     return state
 
 
-@pytest.mark.parametrize("base", ["full", "lora"])
+@pytest.mark.parametrize("base", ["full", pytest.param("lora", marks=pytest.mark.slow)])
 def test_a_sharded_branch_trains_as_a_whole_one(
     begun: Callable[..., Training], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: str
 ) -> None:

@@ -120,6 +120,12 @@ def _decoded(module: nn.Module) -> Tensor | None:
     if hasattr(weight, "SCB"):  # 8 bits by bitsandbytes; the first call of the layer moves the scales to its state
         scales = module.state.SCB if weight.SCB is None else weight.SCB  # pyright: ignore
         return (weight.data.float() * scales.float()[:, None] / 127).to(module.dense_dtype)  # pyright: ignore
-    if hasattr(weight, "get_original_weight"):  # NF4 by torchao
+    plain = None if weight is None else plain_tensor(weight)
+    return None if plain is weight else plain
+
+
+def plain_tensor(weight: Any) -> Tensor:
+    """Return the decoded values of a tensor of torchao; any other tensor as it is."""
+    if hasattr(weight, "get_original_weight"):  # NF4
         return weight.get_original_weight()
-    return weight.dequantize() if hasattr(weight, "tensor_data_names") else None  # 8 bits by torchao
+    return weight.dequantize() if hasattr(weight, "tensor_data_names") else weight
