@@ -154,7 +154,7 @@ def write_classifier(
     dtype = dtype or (dtypes.pop() if len(dtypes) == 1 else torch.float32)
     tokenizer = _tokenizer(model)
     classifier = _empty_classifier(model, tokenizer.pad_token_id, dtype)
-    state = {name: tensor.cpu().to(dtype if tensor.is_floating_point() else None) for name, tensor in state.items()}
+    state = {name: t.cpu().to(dtype if t.is_floating_point() else t.dtype) for name, t in state.items()}
     classifier.base_model.load_state_dict(state, assign=True)
     classifier.score.weight = nn.Parameter(reward.weight[None].to(dtype), requires_grad=False)
     classifier.config.update({"reward_bias": float(reward.bias), "reward_task": task})
