@@ -57,7 +57,7 @@ def test_prompts_and_completions_of_every_form():
     assert as_response([]) == as_response([{"role": "assistant", "content": None}]) == ""
 
 
-@pytest.mark.parametrize("turn", [{"role": "tool", "content": "5"}, {"role": "user"}, {"content": "x"}, "text"])
+@pytest.mark.parametrize("turn", [{"role": "robot", "content": "5"}, {"role": "user"}, {"content": "x"}, "text"])
 def test_an_invalid_message_is_an_error(turn):
     with pytest.raises(DataError, match="prompt: is not a chat message"):
         as_prompt([turn])

@@ -66,7 +66,7 @@ def _message(message: Mapping[str, Any]) -> Message:
     try:
         content = message.get("content") if message.get("tool_calls") else message["content"]
         return Message.model_validate({**message, "content": _text(content)})
-    except (KeyError, TypeError, ValidationError):
+    except (AttributeError, KeyError, TypeError, ValidationError):
         hint = "give role (system, user, assistant or tool) and content to every message"
         raise DataError("is not a chat message", field="prompt", value=message, hint=hint) from None
 
