@@ -29,11 +29,14 @@ def batcher(trained_run):
 
 
 def scored(batcher, *requests):
-    """The scores of requests that are there at once; an error in place of what raised it."""
+    """The scores of requests that are all there before the first pass; an error in place of what raised it."""
 
     async def all_at_once():
+        tasks = [asyncio.create_task(batcher.score(each)) for each in requests]
+        while sum(map(len, batcher.lines.values())) + sum(task.done() for task in tasks) < len(tasks):
+            await asyncio.sleep(0.001)
         work = asyncio.create_task(batcher.run())
-        results = await asyncio.gather(*(batcher.score(each) for each in requests), return_exceptions=True)
+        results = await asyncio.gather(*tasks, return_exceptions=True)
         work.cancel()
         return results
 
@@ -59,7 +62,7 @@ def test_requests_with_the_same_prompt_share_it(batcher, trained_run, determinis
     singles = [Query(prompt=QUERIES[0].prompt, responses=(text,)) for text in responses]
     forced = singles[0].model_copy(update={"task": "objective_qa"})
     requests = [each for pair in zip(singles, QUERIES[1:9], strict=True) for each in pair]
-    queue = batcher(deterministic=deterministic, batch_wait=1)  # until all have arrived
+    queue = batcher(deterministic=deterministic)
     *results, (other, _) = scored(queue, *([each] for each in requests), [forced])
     (expected,) = trained_run.model.score_queries([singles[0].model_copy(update={"responses": tuple(responses)})])
     assert [rows[0][0].reward for rows, _ in results[::2]] == pytest.approx([s.reward for s in expected], abs=1e-4)

@@ -357,7 +357,7 @@ class Encoder:
     def _texts(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of messages' and responses' texts, in which special tokens are ordinary text."""
         written = [text for text in texts if text]
-        options = {"add_special_tokens": False, "split_special_tokens": True}
+        options: dict[str, Any] = {"add_special_tokens": False, "split_special_tokens": True}
         ids = iter(self.tokenizer(written, **options)["input_ids"] if written else [])
         return [next(ids) if text else [] for text in texts]
 

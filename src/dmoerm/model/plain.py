@@ -151,12 +151,12 @@ def write_classifier(
     """
     state = layers.state_dict()
     dtypes = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
-    dtype = dtype or (dtypes.pop() if len(dtypes) == 1 else torch.float32)
+    saved = dtype or (dtypes.pop() if len(dtypes) == 1 else torch.float32)
     tokenizer = _tokenizer(model)
-    classifier = _empty_classifier(model, tokenizer.pad_token_id, dtype)
-    state = {name: t.cpu().to(dtype if t.is_floating_point() else t.dtype) for name, t in state.items()}
+    classifier = _empty_classifier(model, tokenizer.pad_token_id, saved)
+    state = {name: t.cpu().to(saved if t.is_floating_point() else t.dtype) for name, t in state.items()}
     classifier.base_model.load_state_dict(state, assign=True)
-    classifier.score.weight = nn.Parameter(reward.weight[None].to(dtype), requires_grad=False)
+    classifier.score.weight = nn.Parameter(reward.weight[None].to(saved), requires_grad=False)
     classifier.config.update({"reward_bias": float(reward.bias), "reward_task": task})
     classifier.config.reward_temperature = float(model.calibration(task).temperature)
     try:

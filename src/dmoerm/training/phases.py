@@ -248,7 +248,7 @@ def _merged(scorer: BranchScorer) -> State:
     for name, layer in lora_layers(scorer).items():
         state = {key: tensor for key, tensor in state.items() if not key.startswith(f"{name}.lora_")}
         state = {key.replace(f"{name}.base.", f"{name}."): tensor for key, tensor in state.items()}
-        state[f"{name}.weight"] = layer.merged()  # pyright: ignore[reportAttributeAccessIssue]
+        state[f"{name}.weight"] = layer.merged()  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
     return state
 
 

@@ -162,7 +162,7 @@ class StepTrainer(Trainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint and self.tracker.is_sharded and rank():
             state = torch.load(_of_rank(checkpoint, "optimizer.pt"), map_location="cpu", weights_only=True)
-            self.optimizer.load_state_dict(state)  # pyright: ignore[reportOptionalMemberAccess]
+            self.optimizer.load_state_dict(state)  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
 
 
 def _of_rank(checkpoint: str, name: str) -> Path:

@@ -6,6 +6,7 @@ Shapes: N responses, D an embedding's width, O objectives (all capabilities of a
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -107,7 +108,7 @@ def _train_gate(
 
 
 def _graded(
-    run: Run, gated: Gated, z: dict[str, Tensor], examples: Examples, task: str, name: str
+    run: Run, gated: Gated, z: Mapping[str, Tensor], examples: Examples, task: str, name: str
 ) -> tuple[Tensor, Tensor]:
     """Return standardized embeddings and grades of all graded responses; noise reverses the grades of some groups."""
     rows, grades = [], []
