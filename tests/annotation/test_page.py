@@ -72,7 +72,7 @@ def visit(browser: Any) -> Iterator[Callable[..., Any]]:
         context = browser.new_context(viewport=size, color_scheme=scheme, reduced_motion="reduce")
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(60_000)  # a machine may be busy
         page.on("console", lambda message: "ERR_CONNECTION" in message.text or said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
         page.on("request", lambda sent: sent.url.startswith(("data:", url.partition("?")[0])) or said.append(sent.url))
@@ -120,7 +120,7 @@ def test_two_annotators_and_a_server_that_is_killed(visit: Callable[..., Any], p
         assert answered(anna) == 3
     with annotating(project, port):
         anna.get_by_role("button", name="Try again").click()  # the answer that was not saved is sent again
-        anna.wait_for_function("document.getElementById('count').innerText.startsWith('4')")
+        anna.locator("#count", has_text=re.compile("^4 of")).wait_for()
         assert not anna.get_by_role("alert").is_visible()
         ben.reload()
         ben.locator("#work").wait_for()

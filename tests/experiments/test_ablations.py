@@ -53,8 +53,8 @@ def test_derived_scores_take_all_capabilities_however_few_have_experts(tiny_back
     data = {"files": [write_groups(groups, tmp_path / "graded.jsonl")]}
     config = make_tiny_config(tiny_backbone, tmp_path, data=data)
     whole, none = load_splits(config), load_splits(changed(config, {"data.max_capabilities": 0}))
-    assert [group.scores for group in whole.train + whole.test] == [group.scores for group in none.train + none.test]
-    assert all(group.scores_derived and not group.capabilities for group in none.train + none.test)
+    assert [group.scores for group in [*whole.train, *whole.test]] == [g.scores for g in [*none.train, *none.test]]
+    assert all(group.scores_derived and not group.capabilities for group in [*none.train, *none.test])
 
 
 @pytest.mark.parametrize("name", ["no_phase1", "no_phase0"])

@@ -110,10 +110,7 @@ def general_head(context: MethodContext) -> torch.Tensor:
 
 def renamed(examples: list[PreferenceExample], name: Callable[[str, str], str]) -> list[PreferenceExample]:
     """Return the examples with other names of the capabilities: task and name → name."""
-    return [
-        dataclasses.replace(e, pairs={c if c is None else name(e.task, c): p for c, p in e.pairs.items()})
-        for e in examples
-    ]
+    return [e.with_pairs({c if c is None else name(e.task, c): p for c, p in e.pairs.items()}) for e in examples]
 
 
 def test_all_labels_general_fits_one_exact_head_to_the_labels_of_all_tasks(exact: MethodContext, tmp_path) -> None:

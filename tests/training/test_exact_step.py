@@ -293,7 +293,7 @@ def test_without_validation_labels_the_training_prompts_weight_the_scores(tiny_b
     training.train = [e for e in training.train if e.task != "chitchat"] + unlabeled
     without = weighting._on_validation(training, "chitchat", task_vectors(training.run, "chitchat", unlabeled))
     assert without.accuracies == [None, held_out.accuracies[1]]
-    tied = [replace(e, pairs={name: [p._replace(probability=0.5) for p in pairs] for name, pairs in e.pairs.items()})
+    tied = [e.with_pairs({name: [p._replace(probability=0.5) for p in pairs] for name, pairs in e.pairs.items()})
             for e in examples]  # fmt: skip
     training.train = [e for e in training.train if e.task != "chitchat"] + tied
     assert weighting._on_validation(training, "chitchat", task_vectors(training.run, "chitchat", tied)).accuracies == [
@@ -303,4 +303,4 @@ def test_without_validation_labels_the_training_prompts_weight_the_scores(tiny_b
 
 
 def replace_pairs(example: Any, name: str) -> Any:
-    return replace(example, pairs={key: pairs for key, pairs in example.pairs.items() if key != name})
+    return example.with_pairs({key: pairs for key, pairs in example.pairs.items() if key != name})

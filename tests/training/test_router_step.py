@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -28,7 +27,7 @@ each_kind = pytest.mark.parametrize(
 def test_it_learns_the_tasks_and_routes_what_has_none(begun: Callable[..., Any], changes: dict[str, Any]) -> None:
     start = begun(**changes)
     train_router(start.run, start.train, start.train)
-    unlabelled = [dataclasses.replace(e, task=None) for e in start.train]
+    unlabelled = [e.with_task(None) for e in start.train]
     found = [e.task for e in assign_tasks(start.run, unlabelled)]
     right = [e.task for e in start.train]
     assert sum(a == b for a, b in zip(found, right, strict=True)) / len(right) >= 0.9
@@ -51,7 +50,7 @@ def test_it_changes_nothing_but_the_router(begun: Callable[..., Any], changes: d
 def test_below_the_threshold_a_group_stays_without_a_task(begun: Callable[..., Any]) -> None:
     start = begun(router={"threshold": 1.0, "epochs": 1})
     train_router(start.run, start.train, start.validation)
-    unlabelled = [dataclasses.replace(e, task=None) for e in start.train]
+    unlabelled = [e.with_task(None) for e in start.train]
     assert {e.task for e in assign_tasks(start.run, unlabelled)} == {None}
 
 

@@ -325,7 +325,7 @@ class Encoder:
             texts.append(before)
         return [*texts, text]
 
-    def _chat(self, messages: list[dict[str, Any]], tools: list[Tool] | None = None) -> str:
+    def _chat(self, messages: list[dict[str, Any]], tools: list[Any] | None = None) -> str:
         fixed = on_a_fixed_day(self.tokenizer.get_chat_template())
         day: dict[str, Any] = {"date_string": f"{_FIXED_DAY:%d %b %Y}"}
         try:

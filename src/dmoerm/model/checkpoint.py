@@ -131,7 +131,10 @@ def load(path: str | Path, model_class: type[ModelT], options: LoadOptions) -> M
     model.config.name_or_path = str(path)  # TRL loads the tokenizer from there
     if options.device is not None:
         device = options.device
-        model._apply(lambda tensor: tensor if tensor.is_meta else tensor.to(device))
+        if options.max_tasks is None:
+            model.to(device)  # pyright: ignore[reportArgumentType]
+        else:  # tasks that are not read yet have no values to move
+            model._apply(lambda tensor: tensor if tensor.is_meta else tensor.to(device))
     return model
 
 

@@ -117,11 +117,10 @@ class BestTracker(nn.Module):
     def _squares(self) -> Tensor:
         """Return the squared norm (k,) of each expert's gradient."""
         rows = self.num_experts if self._stacked else 1
-        whole, part = self.best_loss.new_zeros(2, rows, dtype=torch.float32)
-        for name, p in self.trained():
-            if p.grad is not None:
-                squares = p.grad.reshape(rows, -1).float().square().sum(1)
-                (part if name in self._rows else whole).add_(squares)
+        gradients = {name: p.grad.reshape(rows, -1).float() for name, p in self.trained() if p.grad is not None}
+        whole, part = next(iter(gradients.values())).new_zeros(2, rows)
+        for name, gradient in gradients.items():
+            (part if name in self._rows else whole).add_(gradient.square().sum(1))
         if self.is_sharded:
             all_reduce(part)
         return whole + part
