@@ -230,6 +230,27 @@ CLAIMS = (
         at_least(-0.5),
     ),
     Claim(
+        "The best of 2,048 samples has more gold reward than with one model for all tasks: testbed, 40 prompts, one seed",
+        "best_of_n_testbed",
+        best_of_n_over("general", "clean", "noisy"),
+        above,
+        digits=2,
+    ),
+    Claim(
+        "… level with one model per task",
+        "best_of_n_testbed",
+        best_of_n_over("per_task", "clean", "noisy"),
+        level,
+        digits=2,
+    ),
+    Claim(
+        "… and with `all_labels`",
+        "best_of_n_testbed",
+        best_of_n_over("all_labels", "clean", "noisy"),
+        level,
+        digits=2,
+    ),
+    Claim(
         "A new task leaves the others' scores as they are (changed groups)",
         "adding-human",
         cell("changed groups", "arrival", "arrival {}:"),
