@@ -230,7 +230,7 @@ CLAIMS = (
         at_least(-0.5),
     ),
     Claim(
-        "The best of 2,048 samples has more gold reward than with one model for all tasks: testbed, 40 prompts, one seed",
+        "The best of 2,048 samples has more gold than with one model for all tasks: testbed, 40 prompts, one seed",
         "best_of_n_testbed",
         best_of_n_over("general", "clean", "noisy"),
         above,

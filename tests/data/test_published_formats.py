@@ -113,6 +113,9 @@ def test_nectar(read_one: ReadOne) -> None:
     group = read_one({"prompt": "\n\nHuman: Hi\n\nAssistant: ", "answers": answers} | more)
     assert group.prompt == (Message(role="user", content="Hi"),)
     assert group.ranks == (1, 2, 3)
+    for value in (True, 3, "a", {"rank": 1}, [True]):
+        with pytest.raises(DataError, match="unknown format"):
+            read_one({"prompt": "Hi", "answers": value})
 
 
 @pytest.mark.parametrize(

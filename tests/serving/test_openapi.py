@@ -52,8 +52,11 @@ def shape(value):
     return [shape(each) for each in value[:1]] if isinstance(value, list) else type(value)
 
 
-@pytest.mark.parametrize("examples", [8, pytest.param(50, marks=pytest.mark.slow)])
-def test_no_request_causes_a_server_error(examples, trained_run, tmp_path):
+@pytest.mark.parametrize(
+    ("examples", "phases"),
+    [(8, "examples,fuzzing"), pytest.param(50, "examples,coverage,fuzzing", marks=pytest.mark.slow)],
+)
+def test_no_request_causes_a_server_error(examples, phases, trained_run, tmp_path):
     """Schemathesis sends valid and invalid bodies to every route."""
     small = ServingConfig(max_responses=16, max_request_tokens=4096)
     with served(create_app(trained_run.model, small)) as url:
@@ -62,7 +65,7 @@ def test_no_request_causes_a_server_error(examples, trained_run, tmp_path):
             "--checks",
             "not_a_server_error",
             "--phases",
-            "examples,coverage,fuzzing",
+            phases,
             "--max-examples",
             str(examples),
         ]

@@ -146,7 +146,9 @@ def test_a_trained_branch_has_the_posterior_of_its_phase_1_score(
     ("changes", "general"),
     [
         ({}, False),
-        ({"phase0": {"l2": 0.5}, "phase1": {"l2": 0.5}, "head": {"hidden": 4}}, False),
+        pytest.param(
+            {"phase0": {"l2": 0.5}, "phase1": {"l2": 0.5}, "head": {"hidden": 4}}, False, marks=pytest.mark.slow
+        ),
         ({"phase0": {"l2": 0.5}, "phase1": {"l2": 0.5}, "phase3": {"inputs": "embeddings"}}, True),
     ],
     ids=["no penalty", "a hidden layer", "the paper's form"],

@@ -54,6 +54,7 @@ FORMS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(tiny_config: Callable[..., Config], tmp_path: Path) -> None:
     config = tiny_config(**FORMS["all weights"])
     two = trained(config, tmp_path / "two", "--no-eval")

@@ -198,6 +198,7 @@ train(load_config({config!r}), Console(quiet=True))
 """
 
 
+@pytest.mark.slow
 def test_a_killed_process_goes_on_to_the_same_end(
     unbroken: Run, tiny_config: Callable[..., Config], tmp_path: Path
 ) -> None:

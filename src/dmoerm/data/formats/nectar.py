@@ -30,7 +30,8 @@ def _prompt(row: Row) -> Any:
 
 def _is_nectar(row: Row) -> bool:
     answers: Any = row.get("answers")
-    return has("prompt", "answers")(row) and bool(answers) and isinstance(answers[0], dict) and "rank" in answers[0]
+    first = answers[0] if isinstance(answers, list) and answers else None
+    return has("prompt", "answers")(row) and isinstance(first, dict) and "rank" in first
 
 
 FORMAT = RowFormat("nectar", _is_nectar, read_nectar, ORIGIN | {"prompt", "answers"})
