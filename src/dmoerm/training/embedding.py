@@ -34,7 +34,7 @@ def sample(run: Run, examples: Sequence[PreferenceExample]) -> Sequence[Preferen
 
 
 class Cached(Mapping[str, T]):
-    """Key → what a function reads from the cache for the example, each time it is asked."""
+    """Key → what a function reads from the cache for the example, read at every access."""
 
     def __init__(self, read: Callable[[Encoded], T], examples: Sequence[PreferenceExample]) -> None:
         self._read, self._examples = read, {e.key: e for e in examples}

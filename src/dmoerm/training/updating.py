@@ -29,13 +29,14 @@ from ..model.training_prompts import TrainingPrompts
 from ..schema import Group
 from .batches import PreferenceExample, labeled
 from .embedding import base_embeddings, task_vectors
+from .examples import examples_of
 from .growing import OF_OTHER_DATA, changed_config, changed_settings, read_general, save_changed
 from .linear_heads import FOLDS, LinearFit, linear_pairs
 from .posteriors import scored_heads, set_from_heads
 from .progress import Progress
 from .replay import fit_update, fit_update_all_labels
 from .router_step import assign_tasks, prompt_features, prompt_vectors
-from .run import data_digest, examples_of, open_cache, report_data
+from .run import data_digest, open_cache, report_data
 from .score_weights import out_of_fold_scores
 from .steps import FoldWeights, Run, Training
 
