@@ -33,8 +33,9 @@ format: install
 	$(BIN)/ruff check --fix src tests benchmarks examples tools
 	$(BIN)/ruff format src tests benchmarks examples tools
 
-# One worker per core, one thread per worker: the models are too small to gain from more.
-WORKERS ?= auto
+# One worker more than cores, since tests of pages and servers wait; one thread per worker: the models are too small
+# to gain from more.
+WORKERS ?= $(shell expr $$(nproc) + 1)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal
 
 test: install browser

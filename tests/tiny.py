@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,12 @@ TINY_TASKS = {"chitchat": ("empathy", "proactivity"), "objective_qa": ("correctn
 
 def tiny_groups(prompts: int = 12) -> list[Group]:
     """Return testbed groups of two tasks with two capabilities each, labeled by simulated annotators."""
-    return [
+    return list(_tiny_groups(prompts))
+
+
+@functools.cache
+def _tiny_groups(prompts: int) -> tuple[Group, ...]:
+    return tuple(
         group.model_copy(
             update={
                 "capabilities": {name: group.capabilities[name] for name in TINY_TASKS[group.task]},
@@ -96,7 +102,7 @@ def tiny_groups(prompts: int = 12) -> list[Group]:
         )
         for group in testbed.generate(prompts, 3)
         if group.task in TINY_TASKS
-    ]
+    )
 
 
 def write_groups(groups: Iterable[Group], path: Path) -> str:

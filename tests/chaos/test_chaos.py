@@ -64,7 +64,9 @@ def test_a_damaged_file_is_named(read: Read, trained_run: Any, tmp_path: Path, d
     assert damage_file(read, model, "trunk.safetensors", DAMAGES[damage], tmp_path, random.Random(3)) == ""
 
 
-@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if i % 3 else []) for i, name in enumerate(HOSTILE)]
+)
 def test_a_hostile_checkpoint_is_refused_or_harmless(read: Read, trained_run: Any, tmp_path: Path, name: str) -> None:
     assert load_hostile(read, trained_run.folder / "model", name, tmp_path) == ""
 

@@ -99,7 +99,12 @@ def test_the_own_task_is_used_by_per_task_and_experts_alone(
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"base": "frozen"}, {"router": {"kind": "own"}}, {"backbone": {"branch_layer": 0}, "router": {"kind": "own"}}],
+    [
+        {},
+        {"base": "frozen"},
+        pytest.param({"router": {"kind": "own"}}, marks=pytest.mark.slow),
+        {"backbone": {"branch_layer": 0}, "router": {"kind": "own"}},
+    ],
 )
 def test_a_cache_changes_no_score(
     tiny_config: Callable[..., Any],

@@ -152,7 +152,9 @@ def test_peft_loads_every_adapter_to_the_same_embedding(saved: tuple[DMoERM, Pat
         {"phase2": {"lora": {"targets": ["q_proj", "up_proj", "down_proj"], "alpha": 3.0}}},
     ],
 )
-@pytest.mark.parametrize("kind", ["llama", "qwen3", "mistral"])
+@pytest.mark.parametrize(
+    "kind", ["qwen3", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("llama", "mistral"))]
+)
 def test_peft_loads_the_adapters_of_other_configurations(
     tiny_model: Callable[..., DMoERM],
     backbones: Callable[[str], str],

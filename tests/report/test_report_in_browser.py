@@ -43,7 +43,10 @@ def report(request: pytest.FixtureRequest) -> Path:
     return path / "report.html" if path.is_dir() else path
 
 
-@pytest.fixture(params=[(1280, "light"), (400, "dark")], ids=lambda param: f"{param[0]} {param[1]}")
+@pytest.fixture(
+    params=[pytest.param((1280, "light"), marks=pytest.mark.slow), (400, "dark")],
+    ids=lambda param: f"{param[0]} {param[1]}",
+)
 def opened(request: pytest.FixtureRequest, browser: Any, report: Path) -> Iterator[tuple[Any, list[str]]]:
     """The open page, and its requests and console messages."""
     width, scheme = request.param

@@ -15,7 +15,9 @@ from dmoerm.rl.optimize import _order, _split
 IDENTITY = {"condition": "clean", "method": "general", "beta": 0.0, "seed": 0}
 
 
-@pytest.fixture(scope="module", params=["rloo", "grpo", pytest.param("ppo", marks=pytest.mark.slow)])
+@pytest.fixture(
+    scope="module", params=["grpo", *(pytest.param(name, marks=pytest.mark.slow) for name in ("rloo", "ppo"))]
+)
 def finished(request, policy, asked, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     return optimize(policy, count_t, gold_of, asked, tiny_settings(algorithm=request.param), folder, method="the")

@@ -21,7 +21,7 @@ def findings(page: Any) -> list[str]:
     return [f"{each['id']} ({each['impact']}): {[node['html'] for node in each['nodes']]}" for each in counted]
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (400, "dark")])
+@pytest.mark.parametrize(("width", "scheme"), [pytest.param(1280, "light", marks=pytest.mark.slow), (400, "dark")])
 def test_axe_finds_nothing_serious(visit: Callable[..., Any], tmp_path: Path, width: int, scheme: str) -> None:
     page = visit(width=width, scheme=scheme)
     assert findings(page) == []

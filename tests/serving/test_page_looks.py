@@ -52,7 +52,13 @@ _CONTRASTS = f"""() => {{
 }}"""
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (400, "dark"), (400, "light"), (1280, "dark")])
+@pytest.mark.parametrize(
+    ("width", "scheme"),
+    [
+        (400, "dark"),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in ((1280, "light"), (400, "light"), (1280, "dark"))),
+    ],
+)
 def test_hard_texts_break_nothing(visit: Callable[..., Any], width: int, scheme: str) -> None:
     page = visit(width=width, scheme=scheme)
     page.route("**/v1/score", _answer_with_long_names)

@@ -132,7 +132,7 @@ def test_every_sentence_shows_its_family_alone(name: str):
     items = [item for task in TASKS for item in prompts(task, 8)]
     for index, template in enumerate(FAMILIES[name].sentences * 20):
         sentence = fill(template, items[index % len(items)], Random(index))
-        assert families_of(sentence) == [name]
+        assert families_of(sentence) == (name,)
         assert COUNTED_WORDS[0] <= len(sentence.split()) <= COUNTED_WORDS[1]
 
 

@@ -145,7 +145,7 @@ def test_a_trained_branch_has_the_posterior_of_its_phase_1_score(
 @pytest.mark.parametrize(
     ("changes", "general"),
     [
-        ({}, False),
+        pytest.param({}, False, marks=pytest.mark.slow),
         pytest.param(
             {"phase0": {"l2": 0.5}, "phase1": {"l2": 0.5}, "head": {"hidden": 4}}, False, marks=pytest.mark.slow
         ),

@@ -59,7 +59,9 @@ class Selected:
         return watched
 
 
-@pytest.fixture(params=RECIPES, scope="module")
+@pytest.fixture(
+    params=[pytest.param(n, marks=[pytest.mark.slow] if n == "warm" else []) for n in RECIPES], scope="module"
+)
 def trained(request: Any, tiny_backbone: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A run on a bfloat16 backbone, what each step selected, and the model that the run saved."""
     folder = tmp_path_factory.mktemp(request.param)

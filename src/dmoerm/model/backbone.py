@@ -170,9 +170,8 @@ def split_layers(model: Decoder, layer: int) -> tuple[Decoder | None, Decoder]:
     """Split a decoder into trunk and branch, which share its weights; the trunk is None if `layer` is 0."""
     if layer == 0:
         return None, model
-    count = len(model.layers)
     trunk = slice_layers(model, 0, layer, embed=True, norm=False)
-    return trunk, slice_layers(model, layer, count, embed=False, norm=True)
+    return trunk, slice_layers(model, layer, len(model.layers), embed=False, norm=True)
 
 
 def join(trunk: Decoder | None, branch: Decoder) -> Decoder:
@@ -183,7 +182,7 @@ def join(trunk: Decoder | None, branch: Decoder) -> Decoder:
     if getattr(config, "layer_types", None):
         config.layer_types = [*trunk.config.layer_types, *branch.config.layer_types]
     whole = empty_part(config, len(trunk.layers) + len(branch.layers))
-    whole.layers = _numbered([*trunk.layers, *branch.layers])
+    whole.layers = _numbered([*trunk.layers, *branch.layers], config)
     whole.embed_tokens, whole.norm, whole.rotary_emb = trunk.embed_tokens, branch.norm, trunk.rotary_emb
     return whole.eval()
 
@@ -195,21 +194,20 @@ def slice_layers(model: Decoder, start: int, stop: int, *, embed: bool, norm: bo
         embed: include the embeddings.
         norm: include the final norm.
     """
-    part = empty_part(model.config, stop - start, start)
-    part.layers = _numbered(list(model.layers)[start:stop])
+    config = _with_layers(model.config, stop - start, start)
+    shared = [*model.children(), *model.parameters(recurse=False)]
+    part = copy.deepcopy(model, {id(model.config): config} | {id(each): each for each in shared})
+    part.layers = _numbered(list(model.layers)[start:stop], part.config)
     part.embed_tokens = model.embed_tokens if embed else None
     part.norm = model.norm if norm else nn.Identity()
     part.rotary_emb = model.rotary_emb
     return part.eval()
 
 
-def empty_part(config: Any, layers: int, start: int = 0) -> Decoder:
-    """Build a model of the config's class with `layers` layers from `start` on; its weights are on the meta device."""
-    config, packed = copy.deepcopy(config), is_packed(config)
-    if packed:
-        config.num_hidden_layers = layers
-        if getattr(config, "layer_types", None):
-            config.layer_types = config.layer_types[start : start + layers]
+def empty_part(config: Any, layers: int) -> Decoder:
+    """Build a model of the config's class with `layers` layers; its weights are on the meta device."""
+    packed = is_packed(config)
+    config = _with_layers(config, layers) if packed else copy.deepcopy(config)
     with torch.device("meta"):
         part = AutoModel.from_config(config, **{"attn_implementation": ATTENTION} if packed else {})
     with torch.device("cpu"):  # even inside a caller's meta context: these buffers are computed, never loaded
@@ -217,6 +215,21 @@ def empty_part(config: Any, layers: int, start: int = 0) -> Decoder:
             part.rotary_emb = type(part.rotary_emb)(config)
         _compute_buffers(part)
     return part
+
+
+def _with_layers(config: Any, layers: int, start: int = 0) -> Any:
+    """Return a copy of the configuration for `layers` layers from `start` on."""
+    config = copy.deepcopy(config)
+    config.num_hidden_layers = layers
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[start : start + layers]
+    return config
+
+
+def empty_branch(config: Any, layer: int) -> Decoder:
+    """Build the layers from `layer` on, as `split_layers` does; their weights are on the meta device."""
+    whole = empty_part(config, config.num_hidden_layers)
+    return slice_layers(whole, layer, len(whole.layers), embed=False, norm=True) if layer else whole
 
 
 def _compute_buffers(part: Decoder) -> None:
@@ -236,11 +249,18 @@ def _compute_buffers(part: Decoder) -> None:
                 raise BackboneError(f"a backbone of type {kind!r} computes {name}, which is not saved; {_HINT}")
 
 
-def _numbered(layers: list[nn.Module]) -> nn.ModuleList:
-    """Copy the layers, sharing weights, with numbers from 0, by which a layer finds its entry in a key/value cache."""
-    copies = [copy.deepcopy(layer, {id(p): p for p in layer.parameters()}) for layer in layers]
-    for index, layer in enumerate(copies):
-        for module in layer.modules():
+def _numbered(layers: list[nn.Module], config: Any) -> nn.ModuleList:
+    """Copy the layers, sharing weights, with numbers from 0, by which a layer finds its entry in a key/value cache.
+
+    Args:
+        config: the configuration that the copies refer to.
+    """
+    copies = []
+    for index, layer in enumerate(layers):
+        shared: dict[int, Any] = {id(p): p for p in layer.parameters()}
+        shared |= {id(m.config): config for m in layer.modules() if hasattr(m, "config")}
+        copies.append(copy.deepcopy(layer, shared))
+        for module in copies[-1].modules():
             if hasattr(module, "layer_idx"):
                 module.layer_idx = index  # pyright: ignore[reportArgumentType]
     return nn.ModuleList(copies)

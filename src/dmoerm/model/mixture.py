@@ -21,7 +21,7 @@ from ..config import AggregatorConfig, EncodingConfig, HeadConfig, LoRAConfig
 from ..names import folder_name
 from ..scores import check_task
 from .aggregator import Aggregator
-from .backbone import empty_part, split_layers
+from .backbone import empty_branch, empty_part, split_layers
 from .batching import pad
 from .configuration import DMoERMConfig
 from .experts import Experts
@@ -82,8 +82,7 @@ class Mixture(PreTrainedModel):
         config = self.config
         branch: Any = self.general.branch
         if not config.shared_branch:
-            backbone = config.backbone_config
-            branch = split_layers(empty_part(backbone, backbone.num_hidden_layers), config.branch_layer)[1]
+            branch = empty_branch(config.backbone_config, config.branch_layer)
         base, lora = self._scorer(branch), LoRAConfig(**config.lora)
         experts = Experts(branch, capabilities, config.width, lora, HeadConfig(**config.head), base.pooling)
         embeddings = 1 if experts.branch is None else len(capabilities)

@@ -6,6 +6,7 @@ All features are computed from the text, so they apply to the output of any poli
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from ..schema import Prompt
 from .facts import FACTS, Fact
@@ -97,9 +98,10 @@ def topic_words(prompt: Prompt) -> frozenset[str]:
     return frozenset(_stem(w) for w in words if (len(w) > 3 or w == "fe") and w not in _GENERIC_WORDS | _FUNCTION_WORDS)
 
 
-def families_of(sentence: str) -> list[str]:
+@lru_cache(maxsize=65_536)  # the sentences of testbed responses repeat
+def families_of(sentence: str) -> tuple[str, ...]:
     """Return the families whose cue is in a sentence."""
-    return [name for name, family in FAMILIES.items() if family.pattern.search(sentence)]
+    return tuple(name for name, family in FAMILIES.items() if family.pattern.search(sentence))
 
 
 def _sentences(text: str) -> list[str]:
