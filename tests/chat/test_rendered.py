@@ -43,7 +43,7 @@ def encoder(template: str | None) -> Encoder:
 
 
 def render(chat_encoder: Encoder, talk, response: str) -> str:
-    parts = chat_encoder.render(talk)
+    parts = chat_encoder.template.texts(talk)
     return "".join(a + b for a, b in zip(parts, [*(m.content for m in talk), response, ""], strict=True))
 
 

@@ -14,7 +14,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tiny import CHATML, tiny_tokenizer
 
-from dmoerm.chat.encoding import Encoder, on_a_fixed_day
+from dmoerm.chat.encoding import Encoder
+from dmoerm.chat.template import on_a_fixed_day
 from dmoerm.config import EncodingConfig
 from dmoerm.schema import Query, parse_query
 

@@ -10,7 +10,6 @@ template; for a template without tools they are written as text (`dmoerm.chat.to
 
 from __future__ import annotations
 
-import datetime
 import functools
 import hashlib
 import logging
@@ -26,28 +25,10 @@ from ..config import EncodingConfig
 from ..errors import BackboneError, DataError
 from ..message import Tool
 from ..schema import Message, Prompt, Query, is_empty, messages_of
-from .tools import SLOT, ToolConversation, guarded_texts, tool_conversations, uses_tools, without_tools
+from .template import ChatTemplate
+from .tools import ToolConversation, guarded_texts, tool_conversations, uses_tools, without_tools
 
 _LOG = logging.getLogger("dmoerm.chat")
-_PLAIN_NAMES = {"system": "System", "user": "Human", "assistant": "Assistant"}
-PLAIN_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}"
-    f"{{{{ {_PLAIN_NAMES}[message['role']] }}}}: {{{{ message['content'] }}}}"
-    "{{ '' if loop.last else '\n\n' }}{% endfor %}"
-    "{{ '\n\nAssistant: ' if add_generation_prompt else eos_token }}"
-)
-"""The template `plain` in Jinja, for tools that render conversations themselves."""
-_MAX_RENDERED = 1024  # templates depend on the roles of a conversation only, of which data have few sequences
-_FIXED_DAY = datetime.datetime(2024, 7, 26)
-# transformers gives templates no function but its own `strftime_now`, so a macro of that name takes its place
-_FIXED_NOW = "{{% macro strftime_now(format) %}}{{{{ format{} }}}}{{% endmacro %}}{{{{ '' }}}}".format(
-    "".join(f".replace('%{c}', '{_FIXED_DAY.strftime('%' + c)}')" for c in "aAbBdeHIjmMpSyY")
-)
-
-
-def on_a_fixed_day(template: str) -> str:
-    """Return a chat template that prints a fixed date instead of today's."""
-    return template if "strftime_now" not in template or template.startswith(_FIXED_NOW) else _FIXED_NOW + template
 
 
 @dataclass(frozen=True)
@@ -113,19 +94,14 @@ class Encoder:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, config: EncodingConfig, limit: int | None = None) -> None:
-        if config.template == "chat" and not tokenizer.chat_template:
-            raise BackboneError(
-                f"the tokenizer of {tokenizer.name_or_path!r} has no chat template; set encoding.template to plain"
-            )
-        self.tokenizer, self.config = tokenizer, config
+        self.tokenizer, self.config, self.template = tokenizer, config, ChatTemplate(tokenizer, config.template)
         self._guarded, self._warned = guarded_texts(tokenizer), False
         # A tokenizer keeps the `split_special_tokens` of its last call, which concurrent threads would mix up. A copy
         # of an encoder has its own tokenizer and lock, so copies encode in parallel.
         self._lock = threading.Lock()
         self.max_length = min(config.max_length, limit or config.max_length)
-        self._rendered: dict[tuple[str, ...], list[str]] = {}
         self._template_ids: dict[str, list[int]] = {}
-        opening, *_, before, after = self.render([Message(role="user", content="x")])
+        opening, *_, before, after = self.template.texts([Message(role="user", content="x")])
         self.marker = self._special(before)  # between the last turn and the response: marks where a response starts
         self._end_of_turn = self._special(after.rstrip())
         self._added = self._leading_tokens("x")
@@ -272,7 +248,7 @@ class Encoder:
         if whole is not None:
             return whole
         result: list[int] = []
-        for text, message in zip(self.render(turns)[:-1], [*turns, None], strict=True):
+        for text, message in zip(self.template.texts(turns)[:-1], [*turns, None], strict=True):
             result += self._special(text)
             result += next(ids) if message else []
         return result
@@ -283,7 +259,7 @@ class Encoder:
             return None
         for talk in tool_conversations(messages, tools, self._guarded):
             try:
-                return list(self._tool_ids(talk, self._chat(talk.messages, talk.tools)))
+                return list(self._tool_ids(talk, self.template.write(talk.messages, talk.tools)))
             except (DataError, BackboneError):
                 continue
         if not self._warned:
@@ -299,51 +275,6 @@ class Encoder:
             for piece, is_template in talk.template_pieces(template):
                 yield from self._tokenize(piece) if is_template else self._texts([piece])[0]
             yield from self._texts([text])[0]
-
-    def render(self, messages: Sequence[Message]) -> list[str]:
-        """Return the template's own texts: before, between and after the messages and the response.
-
-        Raises:
-            DataError: the template rejects the conversation.
-            BackboneError: the template drops or reorders messages.
-        """
-        roles = tuple(message.role for message in messages)
-        if roles not in self._rendered:
-            if len(self._rendered) == _MAX_RENDERED:
-                self._rendered.clear()
-            self._rendered[roles] = self._render(roles)
-        return self._rendered[roles]
-
-    def _render(self, roles: Sequence[str]) -> list[str]:
-        slots = [{"role": role, "content": SLOT.format(i)} for i, role in enumerate([*roles, "assistant"])]
-        text = self._chat(slots) if self.config.template == "chat" else self._plain(slots)
-        texts = []
-        for slot in slots:
-            before, separator, text = text.partition(slot["content"])
-            if not separator:
-                raise BackboneError("the chat template drops or reorders messages; set encoding.template to plain")
-            texts.append(before)
-        return [*texts, text]
-
-    def _chat(self, messages: list[dict[str, Any]], tools: list[Any] | None = None) -> str:
-        fixed = on_a_fixed_day(self.tokenizer.get_chat_template())
-        day: dict[str, Any] = {"date_string": f"{_FIXED_DAY:%d %b %Y}"}
-        try:
-            rendered: Any = self.tokenizer.apply_chat_template(
-                messages, tools or None, chat_template=fixed, tokenize=False, **day
-            )
-        except Exception as error:  # a template is a program of the model's authors and may raise anything
-            raise DataError(
-                f"the chat template rejects the conversation: {error}",
-                field="prompt",
-                value=[message["role"] for message in messages[:-1]],
-                hint="reorder the turns (user first, then alternating) or set encoding.template to plain",
-            ) from None
-        return rendered
-
-    def _plain(self, messages: list[dict[str, str]]) -> str:
-        turns = [f"{_PLAIN_NAMES[message['role']]}: {message['content']}" for message in messages]
-        return str(self.tokenizer.bos_token or "") + "\n\n".join(turns) + str(self.tokenizer.eos_token or "\n\n")
 
     def _special(self, text: str) -> list[int]:
         """Return the ids of a text of the template; there are few, so they are kept."""

@@ -22,7 +22,7 @@ class Transcript:
     """Parse texts by what an encoder's template writes before, between and after the turns."""
 
     def __init__(self, encoder: Encoder) -> None:
-        self._start, self._to_response, self._end = encoder.render([_USER])
+        self._start, self._to_response, self._end = encoder.template.texts([_USER])
         self._to_user = _template_text(encoder, [_USER, _ASSISTANT, _USER], 2)
         self._system_start = _template_text(encoder, [_SYSTEM, _USER], 0)
         self._system_end = _template_text(encoder, [_SYSTEM, _USER], 1)
@@ -108,6 +108,6 @@ def _with_and_without(bos: str, start: str) -> list[str]:
 def _template_text(encoder: Encoder, messages: list[Message], index: int) -> str:
     """Return the template's text at this index; empty if the template rejects such a conversation."""
     try:
-        return encoder.render(messages)[index]
+        return encoder.template.texts(messages)[index]
     except (DataError, BackboneError):
         return ""

@@ -29,7 +29,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..chat.encoding import Encoder, on_a_fixed_day
+from ..chat.encoding import Encoder
+from ..chat.template import on_a_fixed_day
 from ..config import EncodingConfig, LoRAConfig
 from ..errors import CheckpointError, ConfigError, shorten
 from ..io.paths import complete_folder

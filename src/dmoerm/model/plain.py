@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
-from ..chat.encoding import PLAIN_TEMPLATE, on_a_fixed_day
+from ..chat.template import PLAIN_TEMPLATE, on_a_fixed_day
 from ..config import EncodingConfig
 from ..errors import CheckpointError, ConfigError
 from ..io.paths import complete_folder
