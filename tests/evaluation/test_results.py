@@ -7,7 +7,8 @@ from sample_results import example
 
 from dmoerm.errors import CheckpointError, DataError
 from dmoerm.evaluation import read_results, write_results
-from dmoerm.evaluation.results import phase_seconds, upgrade
+from dmoerm.evaluation.results import phase_seconds
+from dmoerm.evaluation.results_files import upgrade
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:

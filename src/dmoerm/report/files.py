@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import DataError
-from ..evaluation.results import ResultModel, read_part
+from ..evaluation.results import ResultModel
+from ..evaluation.results_files import read_part
 from ..io.paths import write_file
 from . import sections  # noqa: F401  (registers the kinds)
 from .page import render_page
