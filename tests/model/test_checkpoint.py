@@ -17,7 +17,7 @@ from tiny import make_model, make_tiny_config
 
 from dmoerm.chat.encoding import Encoded
 from dmoerm.errors import CheckpointError, ConfigError
-from dmoerm.model import DMoERM, checkpoint, task_backbone
+from dmoerm.model import DMoERM, integrity, task_backbone
 from dmoerm.model.batching import pack_ids
 from dmoerm.model.packed_attention import run
 from dmoerm.schema import Query
@@ -397,7 +397,7 @@ def test_a_full_disk_leaves_the_old_model_and_nothing_else(
 ) -> None:
     before, new = rewards(DMoERM.from_pretrained(copied)), tiny_model(head={"hidden": 3})
     beside = sorted(copied.parent.iterdir())
-    monkeypatch.setattr(checkpoint, "save_file", full_disk_after(files))
+    monkeypatch.setattr(integrity, "save_file", full_disk_after(files))
     message = f"{copied}: the model cannot be written.*No space left.*nothing was changed"
     with pytest.raises(CheckpointError, match=message):
         new.save_pretrained(copied)
@@ -408,7 +408,7 @@ def test_a_full_disk_leaves_the_old_model_and_nothing_else(
 def test_a_full_disk_leaves_no_new_folder(
     saved: tuple[DMoERM, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoint, "save_file", full_disk_after(2))
+    monkeypatch.setattr(integrity, "save_file", full_disk_after(2))
     with pytest.raises(CheckpointError):
         saved[0].save_pretrained(tmp_path / "new")
     assert list(tmp_path.iterdir()) == []

@@ -25,22 +25,22 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..chat.encoding import Encoder
 from ..chat.template import on_a_fixed_day
-from ..config import EncodingConfig, LoRAConfig
+from ..config import EncodingConfig
 from ..errors import CheckpointError, ConfigError, shorten
 from ..io.paths import complete_folder
 from ..names import folder_name
+from .adapters import fill_adapter, read_adapter, write_adapter
 from .backbone import join, load_tokenizer
 from .configuration import read_config
-from .experts import Experts, lora_layers
+from .experts import Experts
 from .head_posteriors import read_posteriors, write_posteriors
 from .hub import download
-from .integrity import TEXTS, check_files, read_tensors, sums_checked, write_sums
+from .integrity import TEXTS, check_files, read_tensors, sums_checked, write_sums, write_tensors
 from .loading import LoadOptions, as_dtype
 from .mixture import Mixture
 from .packed_attention import Decoder
@@ -50,7 +50,6 @@ from .task_weights import TaskWeights
 from .training_prompts import TrainingPrompts
 
 ModelT = TypeVar("ModelT", bound=Mixture)
-_PEFT_PREFIX = "base_model.model."
 _POSTERIOR = re.compile(r"posterior\.(rest|basis)$")
 
 
@@ -100,16 +99,12 @@ def _write(model: Mixture, folder: Path, dtype: torch.dtype | None) -> None:
         model.prompt_statistics.write(folder)
     if model.head_posteriors:
         write_posteriors(model.head_posteriors, folder)
-    _save_tensors(small_state(model), folder / "model.safetensors")
+    write_tensors(small_state(model), folder / "model.safetensors")
     for path, part in _parts(model):
-        _save_tensors({name: tensor.to(dtype) for name, tensor in dense_state(part).items()}, folder / path)
+        write_tensors({name: tensor.to(dtype) for name, tensor in dense_state(part).items()}, folder / path)
     for task, experts in _experts(model):
         for i, capability in enumerate(experts.capabilities):
-            expert_folder = folder / _expert_path(task, capability)
-            expert_folder.mkdir(parents=True)
-            _adapter_config(experts, model.config.branch_layer).save_pretrained(str(expert_folder))
-            state = adapter_state(experts, i, model.config.branch_layer)
-            _save_tensors(state, expert_folder / "adapter_model.safetensors")
+            write_adapter(experts, i, model.config.branch_layer, folder / _expert_path(task, capability))
 
 
 def load(path: str | Path, model_class: type[ModelT], options: LoadOptions) -> ModelT:
@@ -183,12 +178,12 @@ def _read_task(model: Mixture, folder: Path, task: str, options: LoadOptions | N
             branch.to(device=options.device, dtype=options.dtype)
     if experts.branch is None:
         return
-    files = [folder / _expert_path(task, c) / "adapter_model.safetensors" for c in experts.capabilities]
-    states = [_adapter(experts, i, file, model.config.branch_layer) for i, file in enumerate(files)]
+    folders = [folder / _expert_path(task, c) for c in experts.capabilities]
+    states = [read_adapter(experts, i, model.config.branch_layer, each) for i, each in enumerate(folders)]
     # only now, when the branch has its weights: the LoRA layers share them
     experts.attach(branch)  # pyright: ignore[reportArgumentType]
     for i, state in enumerate(states):
-        _fill_adapter(experts, i, state, model.config.branch_layer)
+        fill_adapter(experts, i, model.config.branch_layer, state)
 
 
 def _on_demand(model: Mixture, folder: Path, options: LoadOptions, limit: int) -> TaskWeights:
@@ -260,37 +255,6 @@ def small_state(model: nn.Module) -> dict[str, Tensor]:
     return {name: t for name, t in model.state_dict().items() if not any(part in f".{name}" for part in large)}
 
 
-def adapter_state(experts: Experts, index: int, first_layer: int) -> dict[str, Tensor]:
-    """Return an expert's LoRA under PEFT's names, with the layer numbers of the whole decoder."""
-    state: dict[str, Tensor] = {}
-    for name, layer in lora_layers(experts.branch or nn.Module()).items():
-        prefix = _PEFT_PREFIX + _renumber(name, first_layer)
-        state[f"{prefix}.lora_A.weight"] = layer.lora_A[index]
-        state[f"{prefix}.lora_B.weight"] = layer.lora_B[index]
-    return state
-
-
-def _adapter_config(experts: Experts, first_layer: int) -> Any:
-    from peft import LoraConfig, TaskType
-
-    config: LoRAConfig = experts.config
-    names = [_renumber(name, first_layer) for name in lora_layers(experts.branch or nn.Module())]
-    adapter_config = LoraConfig(
-        r=config.rank,
-        lora_alpha=config.alpha,  # pyright: ignore[reportArgumentType]
-        lora_dropout=config.dropout,
-        task_type=TaskType.FEATURE_EXTRACTION,
-        inference_mode=True,
-    )
-    # not an argument above: PEFT would make it a set, whose order differs between processes
-    adapter_config.target_modules = names
-    return adapter_config
-
-
-def _renumber(name: str, first_layer: int) -> str:
-    return re.sub(r"^layers\.(\d+)", lambda match: f"layers.{int(match[1]) + first_layer}", name)
-
-
 def _parts(model: Mixture) -> Iterator[tuple[str, nn.Module]]:
     if model.trunk is not None:
         yield "trunk.safetensors", model.trunk
@@ -315,11 +279,6 @@ def _experts(model: Mixture) -> Iterator[tuple[str, Experts]]:
     for task in model.config.tasks:
         if (experts := model.task_model(task).experts).branch is not None:
             yield task, experts
-
-
-def _save_tensors(state: dict[str, Tensor], file: Path) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: t.detach().cpu().contiguous() for name, t in state.items()}, file, metadata={"format": "pt"})
 
 
 def _local(path: str | Path, hub: Mapping[str, Any]) -> Path:
@@ -363,16 +322,3 @@ def _fill(module: nn.Module, state: dict[str, Tensor], file: Path) -> None:
         module.load_state_dict(state, strict=False, assign=True)
     except RuntimeError as error:
         raise CheckpointError(f"{file}: does not fit config.json: {str(error).splitlines()[-1].strip()}") from None
-
-
-def _adapter(experts: Experts, index: int, file: Path, first_layer: int) -> dict[str, Tensor]:
-    state, expected = read_tensors(file), adapter_state(experts, index, first_layer)
-    if {n: t.shape for n, t in expected.items()} != {n: t.shape for n, t in state.items()}:
-        raise CheckpointError(f"{file}: its tensors do not fit config.json")
-    return state
-
-
-def _fill_adapter(experts: Experts, index: int, state: dict[str, Tensor], first_layer: int) -> None:
-    with torch.no_grad():
-        for name, tensor in adapter_state(experts, index, first_layer).items():
-            tensor.copy_(state[name])

@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import CheckpointError
 from ..names import folder_name
-from .integrity import read_tensors
+from .integrity import read_tensors, write_tensors
 from .posterior import HeadPosterior
 
 FILE = "head_posteriors.safetensors"
@@ -25,8 +24,8 @@ def write_posteriors(posteriors: HeadPosteriors, folder: Path) -> None:
     """Write the posteriors into a checkpoint."""
     state: dict[str, Tensor] = {}
     for (task, name), posterior in posteriors.items():
-        state |= {f"{_prefix(task, name)}.{field}": t.contiguous() for field, t in posterior._asdict().items()}
-    save_file(dict(sorted(state.items())), folder / FILE, metadata={"format": "pt"})
+        state |= {f"{_prefix(task, name)}.{field}": t for field, t in posterior._asdict().items()}
+    write_tensors(dict(sorted(state.items())), folder / FILE)
 
 
 def read_posteriors(folder: Path, tasks: Mapping[str, Sequence[str]], width: int) -> HeadPosteriors:

@@ -14,13 +14,13 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..errors import CheckpointError
@@ -99,6 +99,12 @@ def read_tensors(file: Path, aligned: bool = False) -> dict[str, Tensor]:
         return {name: t.clone() if aligned else t for name, t in load_file(file).items()}
     except (SafetensorError, OSError, ValueError) as error:
         raise damaged(file, error) from None
+
+
+def write_tensors(state: Mapping[str, Tensor], file: Path) -> None:
+    """Write a safetensors file, and the folders above it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: t.detach().cpu().contiguous() for name, t in state.items()}, file, metadata={"format": "pt"})
 
 
 def missing(file: Path) -> CheckpointError:

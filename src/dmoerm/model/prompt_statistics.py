@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import CheckpointError
 from ..names import folder_name
-from .integrity import read_tensors
+from .integrity import read_tensors, write_tensors
 
 FILE = "router/prompt_statistics.safetensors"
 _MAX_RANK = 32
@@ -126,8 +125,7 @@ class PromptStatistics:
 
     def write(self, folder: Path) -> None:
         """Write the statistics into a checkpoint."""
-        (folder / FILE).parent.mkdir(parents=True, exist_ok=True)
-        save_file(self.state(), folder / FILE, metadata={"format": "pt"})
+        write_tensors(self.state(), folder / FILE)
 
 
 def _fits(part: TaskPrompts, width: int) -> bool:
