@@ -92,7 +92,7 @@ def training_bytes(recipe: Recipe, work: Work, shards: int = 1) -> float:
     """
     trained, size = trained_weights(recipe), recipe.bytes_per_weight
     rows = max(PASS_TOKENS, work.all_tokens * max(stacked(recipe), 1)) if trained else 0
-    kept = kept_bytes(recipe.shape, recipe.top, size, rows)
+    kept = kept_bytes(recipe.shape, recipe.top, size, rows, recipe.config.gradient_checkpointing)
     divided = shards if recipe.base == "full" else 1  # a LoRA is whole on each
     forward = scoring_bytes(recipe) - model_bytes(recipe)
     return model_bytes(recipe) / shards + trained_bytes(trained, size) / divided + kept + forward
@@ -103,9 +103,16 @@ def trained_bytes(weights: float, size: float) -> float:
     return weights * (_TRAINED + _COPY * (size == 2))
 
 
-def kept_bytes(shape: BackboneShape, layers: int, size: float, tokens: float = PASS_TOKENS) -> float:
-    """Return the bytes of activations that a number of layers keeps for the backward pass."""
-    return tokens * layers * activation_bytes(shape, size)
+def kept_bytes(
+    shape: BackboneShape, layers: int, size: float, tokens: float = PASS_TOKENS, checkpointing: bool = False
+) -> float:
+    """Return the bytes of activations that a number of layers keeps for the backward pass.
+
+    Args:
+        checkpointing: each layer keeps its input alone, and the layer that runs again all.
+    """
+    each = activation_bytes(shape, size)
+    return tokens * (layers * size * shape.width + each if checkpointing else layers * each)
 
 
 def activation_bytes(shape: BackboneShape, size: float) -> float:

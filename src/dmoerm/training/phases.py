@@ -24,6 +24,7 @@ from ..config import BranchStepConfig
 from ..data.splitting import held_out
 from ..model.experts import MergedLoRALinear, lora_layers, with_experts
 from ..model.heads import BranchScorer, Head
+from ..model.packed_attention import recompute_layers
 from .batches import PackedCollator, PreferenceExample, VectorCollator, labeled
 from .calibration import calibrate
 from .embedding import base_embeddings, cached_states, sample, task_vectors
@@ -233,12 +234,14 @@ def _trainable(run: Run, start: BranchScorer, head: Head) -> BranchScorer:
     """Return a scorer with a trainable copy of a branch: all weights in float32, or a LoRA on the frozen weights."""
     branch: Any = start.branch
     if run.config.base == "lora":
-        branch = with_experts(branch, 1, run.config.base_lora, MergedLoRALinear)
+        scorer = BranchScorer(with_experts(branch, 1, run.config.base_lora, MergedLoRALinear), head, start.pooling)
     elif is_sharded(branch):
-        return sharded_scorer(start, head)
+        scorer = sharded_scorer(start, head)
     else:
-        branch = copy.deepcopy(branch).float().requires_grad_(True)
-    return BranchScorer(branch, head, start.pooling)
+        scorer = BranchScorer(copy.deepcopy(branch).float().requires_grad_(True), head, start.pooling)
+    if run.config.gradient_checkpointing:
+        recompute_layers(scorer.branch)  # pyright: ignore[reportArgumentType]
+    return scorer
 
 
 @torch.no_grad()
