@@ -22,6 +22,7 @@ from .backbone import (
 )
 from .experts import lora_targets
 from .families import refused_reason, text_config, unpacked_reason
+from .pass_budget import shape_of
 
 
 @dataclass(frozen=True)
@@ -116,18 +117,8 @@ def survey(config: BackboneConfig) -> Survey:
         trunk=_size(trunk),
         branch=_size(branch),
         bytes_per_weight=dtype.itemsize,
-        shape=_shape(text),
+        shape=shape_of(text),
     )
-
-
-def _shape(text: Any) -> BackboneShape | None:
-    """Return the shape of a decoder whose layers all have one feed-forward part, else None."""
-    if any(getattr(text, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts")):
-        return None
-    try:
-        return BackboneShape.of(text)
-    except AttributeError:
-        return None
 
 
 def _size(part: Any) -> int:

@@ -137,7 +137,7 @@ def _train_lora(
     fits = fit(
         _loss_module(ExpertStack(branch, heads, task_model.base.pooling), settings, heads, names),
         *parts,
-        collate=PackedCollator(lambda e: states[e.key], names),
+        collate=PackedCollator(lambda e: states[e.key], names, run.pass_tokens(branch)),
         step=settings,
         **run.fit_options(checkpoint_dir / "lora", f"phase2/{task}/lora"),
     )

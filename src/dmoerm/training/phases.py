@@ -181,9 +181,11 @@ def train_base(
         if run.frozen:
             return state, metrics
     scorer = _trainable(run, start, head)
+    branch: Any = scorer.branch
     states = cached_states(run, [*parts[0], *parts[1]])
     module, options = PreferenceLossModule(scorer, strength(step.l2), head), run.fit_options(checkpoint_dir / "branch")
-    fits = fit(module, *parts, collate=PackedCollator(lambda e: states[e.key]), step=step, **options)
+    collate = PackedCollator(lambda e: states[e.key], budget=run.pass_tokens(branch))
+    fits = fit(module, *parts, collate=collate, step=step, **options)
     return _merged(scorer) | strengths, step_metrics(fits)
 
 
