@@ -168,7 +168,10 @@ def test_the_memory_of_a_check_is_that_of_a_plan(tmp_path: Path) -> None:
     config = AutoConfig.for_model("llama", num_hidden_layers=10, **shape)
     config.save_pretrained(tmp_path)
     memory = survey(BackboneConfig(path=str(tmp_path), dtype="bfloat16")).memory(tasks=3)
-    for name, total in (("fast", "train_heads"), ("paper", "train_full")):
-        settings = ["backbone.dtype=bfloat16", "backbone.branch_layer=null", "router.kind=trunk"]
+    again = ("gradient_checkpointing=true",)
+    plans = ("fast", "train_heads", ()), ("paper", "train_full", ()), ("paper", "train_full_checkpointing", again)
+    for name, total, changes in plans:
+        settings = ["backbone.dtype=bfloat16", "backbone.branch_layer=null", "router.kind=trunk", *changes]
         recipe = Recipe.of(load_config(name, settings), BackboneShape.of(config), 3, 0)
         assert memory[total] == pytest.approx(training_bytes(recipe, Work(64, 2, 64, recipe.trunk)), rel=0.01)
+    assert memory["train_full_checkpointing"] < memory["train_full"]

@@ -115,6 +115,18 @@ def test_more_of_anything_costs_more(gpus: int, responses: int, config: str) -> 
     assert plan.scoring.memory <= plan.training.memory
 
 
+@pytest.mark.parametrize("base", ["full", "lora"])
+def test_layers_that_run_again_take_less_memory_and_more_time(base: str) -> None:
+    workload = Workload(1000, 512, 256, 2, 1000)
+    changes = f"base={base}", "phase2.lora.rank=0", "phase3.inputs=scores", "warm_start=false"
+    before, after = (
+        make_plan(recipe("paper-published", LLAMA, *changes, *more), workload, parse_machine("H200")).training
+        for more in ((), ("gradient_checkpointing=true",))
+    )
+    assert after.memory < before.memory - 30e9
+    assert before.flops < after.flops < 1.5 * before.flops
+
+
 def test_short_texts_are_bound_by_launches() -> None:
     """One prompt of a small model takes the time of its layer calls, whatever the GPU's rate."""
     shape, machine = recipe("fast", "Qwen/Qwen3-0.6B"), parse_machine("H100")

@@ -36,8 +36,8 @@ from dmoerm.training import batches as groups, cache, embedding, run
 within = groups._within
 groups._within = lambda examples, budget: within(examples, 256)
 cache.batches = lambda texts, budget: batches(texts, 256)
-embedding._BATCH_TOKENS = 256
-DMoERM.pass_tokens = lambda self, tokens: 256
+embedding.batches = cache.batches
+DMoERM.pass_tokens = lambda self, tokens=None: 256
 """
 COMMAND = SMALL + "main()\n"
 
@@ -117,11 +117,31 @@ train(load_config(sys.argv[1]))
 """
 
 
-def killed(config: Config, folder: Path, step: str, at: int, how: str = "ddp_cpu") -> Config:
-    """The settings of a run of which one process was killed in that step."""
+BOTH_KILLED = """
+import os, signal, sys
+from dmoerm.config import load_config
+from dmoerm.training import train
+from dmoerm.training.trainer import StepTrainer
+
+compute_loss = StepTrainer.compute_loss
+
+def killed(self, *args, **options):
+    loss = compute_loss(self, *args, **options)
+    if str(self.args.output_dir).endswith("checkpoints/{step}") and self.state.global_step == {at}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return loss
+
+StepTrainer.compute_loss = killed
+train(load_config(sys.argv[1]))
+"""
+
+
+def killed(config: Config, folder: Path, step: str, at: int, how: str = "ddp_cpu", code: str = KILLED) -> Config:
+    """The settings of a run that was killed in that step: one process after an optimizer step, or (`BOTH_KILLED`) both
+    between a forward and its backward pass."""
     file, broken = written(config, folder)
     script = folder / "killed.py"
-    script.write_text(KILLED.format(step=step, at=at))
+    script.write_text(code.format(step=step, at=at))
     ended = launch(str(script), str(file), how=how)
     assert ended.returncode != 0
     assert "Signal 9" in ended.stderr, ended.stderr[-3000:]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
-from dmoerm.model import DMoERM
+from dmoerm.model import DMoERM, packed_attention
 from dmoerm.schema import prompt_key
 from dmoerm.training.expert_step import phase2
 from dmoerm.training.phases import first_part, phase0, phase1, phase3, second_part
@@ -128,3 +130,23 @@ def test_rewards_are_calibrated_whatever_the_aggregator_reads(begun: Callable[..
     assert float(rewards.mean()) == pytest.approx(0, abs=1e-3)
     assert float(rewards.std(correction=0)) == pytest.approx(1, abs=1e-3)
     assert 0.05 <= scores[0][0].temperature <= 20
+
+
+@pytest.mark.parametrize("base", ["full", pytest.param("lora", marks=pytest.mark.slow)])
+def test_layers_that_run_again_train_to_the_same(
+    begun: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: str
+) -> None:
+    ran = []
+    monkeypatch.setattr(packed_attention, "checkpoint", lambda *args, **kw: ran.append(1) or checkpoint(*args, **kw))
+    settings: dict[str, Any] = {"base": base, "phase0": {"epochs": 1}, "phase1": {"epochs": 1}}
+    found, calls = [], []
+    for again in (False, True):
+        start = begun(**settings, gradient_checkpointing=again, output=str(tmp_path / f"{again}"))
+        for phase in (phase0, phase2):
+            trained(start, phase)
+            calls.append(len(ran))
+        found.append(snapshot(start.run.model))
+    assert calls[:2] == [0, 0]
+    assert 0 < calls[2] < calls[3]  # in both phases
+    for name, tensor in found[0].items():
+        torch.testing.assert_close(found[1][name], tensor, rtol=0, atol=1e-6, equal_nan=True, msg=name)

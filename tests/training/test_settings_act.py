@@ -166,7 +166,11 @@ def tokens(config: Config) -> Any:
 def base_branch(config: Config) -> Any:
     run = begun_run(config)
     branch = phases._trainable(run, run.model.general, run.model.general.head).branch
-    return str(branch), [layer.scaling for layer in lora_layers(branch).values()]
+    return (
+        str(branch),
+        [layer.scaling for layer in lora_layers(branch).values()],
+        branch.layers[0].gradient_checkpointing,
+    )
 
 
 def order(config: Config) -> Any:
@@ -204,6 +208,7 @@ OTHERS: dict[str, tuple[Any, Callable[[Config], Any], dict[str, Any]]] = {
     "cache": ("other", places, {}),
     "cache_limit": (1.0, places, {}),
     "experts_per_step": (1, order, {}),
+    "gradient_checkpointing": (True, base_branch, {}),
     "storage": ("other", places, {}),
     "report_to": (["tensorboard"], places, {}),
     "base": ("frozen", model, {}),

@@ -44,16 +44,23 @@ def trained(training: Training) -> dict[str, Tensor]:
     return state
 
 
-@pytest.mark.parametrize("base", ["full", pytest.param("lora", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("base", "again"),
+    [
+        ("full", False),
+        *(pytest.param(*form, marks=pytest.mark.slow) for form in (("full", True), ("lora", False), ("lora", True))),
+    ],
+)
 def test_a_sharded_branch_trains_as_a_whole_one(
-    begun: Callable[..., Training], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: str
+    begun: Callable[..., Training], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: str, again: bool
 ) -> None:
+    """Also with `gradient_checkpointing`, which the whole one does without."""
     step = {**END, "steps": 3, "evaluations": 1, "l2": 0.1, "batch_groups": 4}
     settings: dict[str, Any] = {"base": base, "phase0": step, **({"base_lora": LORA} if base == "lora" else {})}
     one = begun(**settings, output=str(tmp_path / "one"))
     expected = trained(one)
     with one_shard(tmp_path, monkeypatch):
-        other = begun(**settings, output=str(tmp_path / "other"))
+        other = begun(**settings, gradient_checkpointing=again, output=str(tmp_path / "other"))
         general = other.run.model.general
         assert is_sharded(general)
         state = trained(other)

@@ -17,9 +17,11 @@ from dmoerm.training import sharding
 
 from . import launching
 from .launching import (
+    BOTH_KILLED,
     DEEPSPEED,
     END,
     ENDS,
+    KILLED,
     LONG,
     LORA,
     SMALL,
@@ -45,6 +47,12 @@ from .launching import (
             {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"},
             {"base": "lora"},
             "DEEPSPEED shards no trained branch; set base to frozen, .*fsdp2.yaml",
+        ),
+        (
+            "DEEPSPEED",
+            {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"},
+            {"base": "frozen", "gradient_checkpointing": True},
+            "DEEPSPEED shards no layers that run again; set gradient_checkpointing to false",
         ),
     ],
 )
@@ -127,8 +135,8 @@ def test_a_killed_run_goes_on_and_two_processes_evaluate_it_as_one(
 
 
 TRAINED: dict[str, dict[str, Any]] = {
-    "full": {"base": "full", **ENDS, "warm_start": True},
-    "lora": {"base": "lora", "base_lora": LORA, **ENDS},
+    "full": {"base": "full", **ENDS, "warm_start": True, "gradient_checkpointing": True},
+    "lora": {"base": "lora", "base_lora": LORA, **ENDS, "gradient_checkpointing": True},
     "best": {**ENDS, "phase0": {**LONG, "l2": 0.1}},
 }
 ROWS = """
@@ -140,8 +148,9 @@ from dmoerm.training.tracking import BestTracker
 fit = phases.fit
 
 def counted(module, *args, **options):
-    found = Path(__file__).parent / f"trained{rank()}"
-    found.write_text(str(sum(p.numel() for _, p in BestTracker(module, options["step"]).trained())))
+    if options["folder"].name == "branch":
+        found = Path(__file__).parent / f"trained{rank()}"
+        found.write_text(str(sum(p.numel() for _, p in BestTracker(module, options["step"]).trained())))
     return fit(module, *args, **options)
 
 phases.fit = counted
@@ -167,9 +176,15 @@ def test_two_processes_train_a_sharded_branch_as_one(
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_with_its_rows_of_a_branch(tiny_config: Callable[..., Config], tmp_path: Path) -> None:
+@pytest.mark.parametrize("code", [KILLED, BOTH_KILLED], ids=["one", "both"])
+def test_a_killed_run_goes_on_with_its_rows_of_a_branch(
+    tiny_config: Callable[..., Config], tmp_path: Path, code: str
+) -> None:
     config = tiny_config(**{**ENDS, "phase0": {**LONG, **END}})
-    two, one = killed(config, tmp_path / "two", "phase0/branch", 14, "fsdp2"), written(config, tmp_path / "one")[1]
+    two, one = (
+        killed(config, tmp_path / "two", "phase0/branch", 14, "fsdp2", code),
+        written(config, tmp_path / "one")[1],
+    )
     trained(config, tmp_path / "two", "--no-eval", how="fsdp2")
     train_quietly(one)
     assert_close(two, one)

@@ -46,8 +46,8 @@ from . import (
 _INTERRUPTED, _PIPE_CLOSED = 130, 141
 _RESUMABLE = {"train", "add", "retrain", "compare", "bon", "rl", "demo"}
 _SHORTER_TRAINING = (
-    "set base to frozen or lora, a higher backbone.branch_layer, a lower encoding.max_length or experts_per_step, or "
-    "backbone.quantization to 4bit; `dmoerm plan` estimates the memory"
+    "set base to frozen or lora, gradient_checkpointing to true, a higher backbone.branch_layer, a lower "
+    "encoding.max_length or experts_per_step, or backbone.quantization to 4bit; `dmoerm plan` estimates the memory"
 )
 _SHORTER_PASSES = "set a lower --batch-tokens, or --dtype bfloat16"
 _LESS_MEMORY = dict.fromkeys(sorted(_RESUMABLE), _SHORTER_TRAINING)

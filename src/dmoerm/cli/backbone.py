@@ -59,6 +59,8 @@ def check(
 
 def _lines(result: Survey, tasks: int) -> dict[str, str]:
     """Return the report: field → text."""
+    from ..planning.memory import PASS_TOKENS
+
     reason = f" ({result.reason})" if result.reason else ""
     lines = {
         "type": result.kind + (f", the text model of {result.composite}" if result.composite else ""),
@@ -75,9 +77,11 @@ def _lines(result: Survey, tasks: int) -> dict[str, str]:
         "weights": f"{memory['frozen']} in {result.dtype} with one branch (base: frozen); "
         f"{memory['own']} with a float32 branch for each of {tasks} tasks and the general model",
         "training": f"{memory['training']} more for one fully trained branch (base: full)",
-        "activations": f"{memory['pass']} in a pass of 8192 tokens; {memory['kept']} for a branch's backward pass"
+        "activations": f"{memory['pass']} in a pass of {PASS_TOKENS} tokens; "
+        f"{memory['kept']} for a branch's backward pass, {memory['kept_checkpointing']} with gradient_checkpointing"
         if "pass" in memory
         else "unknown for this family",
         "sum": f"score {memory['score_frozen']} (base: frozen) or {memory['score_own']}; "
-        f"train {memory['train_heads']} (heads alone) or {memory['train_full']} (base: full)",
+        f"train {memory['train_heads']} (heads alone) or {memory['train_full']} (base: full; "
+        f"{memory['train_full_checkpointing']} with gradient_checkpointing)",
     }

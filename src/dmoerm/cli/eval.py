@@ -34,7 +34,7 @@ def command(
     overrides: Overrides = None,
     json_file: JsonFile = None,
     report: Annotated[Path | None, typer.Option(metavar="DIR", help="Write results.json and report.html here.")] = None,
-    batch_tokens: BatchTokens = 8192,
+    batch_tokens: BatchTokens = None,
 ) -> None:
     """Measure a model on held-out prompts, or on labeled data of your own."""
     from ..evaluation import evaluate

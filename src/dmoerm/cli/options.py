@@ -176,7 +176,13 @@ Deterministic = Annotated[
         help="Score each response in its own pass, whatever else is in the batch; slower.",
     ),
 ]
-BatchTokens = Annotated[int, typer.Option(min=1, help="Maximum tokens of a pass, counted once per expert.")]
+BatchTokens = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Maximum tokens of a pass, counted once per expert; default: 8192, on a GPU up to 65,536 by its memory.",
+    ),
+]
 
 IncludeTrained = Annotated[
     bool,

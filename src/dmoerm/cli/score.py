@@ -88,7 +88,7 @@ class ScoreOptions:
     dtype: Dtype = None
     quantization: Quantization = "none"
     deterministic: Deterministic = False
-    batch_tokens: BatchTokens = 8192
+    batch_tokens: BatchTokens = None
 
     @property
     def columns(self) -> dict[str, str]:

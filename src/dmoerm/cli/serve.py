@@ -13,14 +13,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from .options import Deterministic, Dtype, MaxTasks, Quantization, grouped
+from .options import BatchTokens, Deterministic, Dtype, MaxTasks, Quantization, grouped
 
 
 @dataclass(frozen=True)
 class LimitOptions:
     """The limits of a pass, of the queue and of a request."""
 
-    batch_tokens: Annotated[int, typer.Option(min=1, help="Maximum tokens of a pass, counted once per expert.")] = 8192
+    batch_tokens: BatchTokens = None
     queue_seconds: Annotated[
         float, typer.Option(min=0.1, help="Longest expected wait in the queue, in seconds; beyond it: 429.")
     ] = 45.0

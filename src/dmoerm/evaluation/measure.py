@@ -32,7 +32,7 @@ def evaluate(
     *,
     command: str = "evaluate",
     steps: Mapping[str, Mapping[str, Any]] | None = None,
-    batch_tokens: int = 8192,
+    batch_tokens: int | None = None,
     resamples: int = RESAMPLES,
     console: Console | None = None,
     cache: ActivationCache | None = None,

@@ -24,10 +24,11 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from torch import Tensor
 
 from ..model import DMoERM
+from ..model.batching import batches
 from ..schema import Query
 from ..scores import MIN_REWARD, bound_reward
 from ..training.cache import ActivationCache
-from ..training.processes import all_gather, is_main, shard, sharded
+from ..training.processes import all_gather, is_main, shard, sharded, smallest
 from ..training.progress import ProgressLines
 from .scoring_batch import ScoringBatch
 
@@ -76,7 +77,7 @@ class ScoredGroup(Generic[Q]):
 def score_groups(
     model: DMoERM,
     groups: Sequence[Q],
-    batch_tokens: int = 8192,
+    batch_tokens: int | None = None,
     console: Console | None = None,
     cache: ActivationCache | None = None,
     scorers: Mapping[str, BatchScorer] | None = None,
@@ -100,7 +101,7 @@ def score_groups(
     with _progress(console) as advance:
         if cache is not None:
             cache.fill(encoded, functools.partial(advance, "trunk's activations"))
-        passes, done = list(model.passes(encoded, batch_tokens)), 0
+        passes, done = list(batches(encoded, smallest(model.pass_tokens(batch_tokens)))), 0
         if not sharded():  # else all processes make all passes, since a branch's passes depend on the tasks
             passes = shard(passes)
         total = sum(encoded[i].tokens for rows in passes for i in rows)

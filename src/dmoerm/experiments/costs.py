@@ -44,7 +44,7 @@ def _seconds(suite: MethodSuite, scorer: Callable[[ScoringBatch], object], queri
     for _ in range(_REPEATS):
         start = time.perf_counter()
         encoded = [model.encoder.encode(query) for query in queries]
-        for rows in model.passes(encoded, 8192):
+        for rows in model.passes(encoded):
             scorer(ScoringBatch(model, [queries[i] for i in rows], [encoded[i] for i in rows]))
         fastest = min(fastest, time.perf_counter() - start)
     return fastest

@@ -13,6 +13,7 @@ from ..client import Client
 from ..errors import BackboneError, ConfigError, DataError, ServerError, shorten
 from ..model import DMoERM, DMoERMConfig
 from ..model.training_prompts import TrainingPrompts
+from ..planning.memory import PASS_TOKENS
 from ..schema import Message, Query, messages_of
 from .judges import live, recorded
 from .methods import Method, QueryScorer, TrainedMethod
@@ -20,8 +21,6 @@ from .methods.registry import EXTERNAL_COLOR
 
 if TYPE_CHECKING:
     from ..labeling.client import Endpoint
-
-_BATCH_TOKENS = 8192
 
 
 def open_scorer(source: str) -> OtherDMoERM | SequenceClassifier | RewardServer:
@@ -115,7 +114,7 @@ class SequenceClassifier:
         BackboneError: it cannot be loaded, does not have exactly one logit, or its tokenizer has no chat template.
     """
 
-    def __init__(self, path: str, batch_tokens: int = _BATCH_TOKENS) -> None:
+    def __init__(self, path: str, batch_tokens: int = PASS_TOKENS) -> None:
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(path)
             self.model: Any = AutoModelForSequenceClassification.from_pretrained(path, dtype="auto").eval()

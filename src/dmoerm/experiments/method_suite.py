@@ -88,12 +88,12 @@ class MethodSuite:
         """
         cache = self.run.cache if keep else None
         scorers = self._scorers()
-        scored = score_groups(self.run.model, queries, 8192, console, cache, scorers)
+        scored = score_groups(self.run.model, queries, None, console, cache, scorers)
         return [group.with_rewards(self.combine(self.by_method(group.members), group.empty)) for group in scored]
 
     def member_rewards(self, queries: Sequence[Query], console: Console | None = None) -> list[MemberRewards]:
         """Return each query's rewards by every member of every method of `in_pass`, before they are combined."""
-        scored = score_groups(self.run.model, queries, 8192, console, self.run.cache, self._scorers())
+        scored = score_groups(self.run.model, queries, None, console, self.run.cache, self._scorers())
         return [self.by_method(group.members) for group in scored]
 
     def combine(self, members: MemberRewards, empty: Sequence[int] = ()) -> dict[str, np.ndarray]:

@@ -21,7 +21,9 @@ from . import checkpoint, hub
 from .batching import batches, chunks, pack_ids, windows
 from .loading import load_options
 from .mixture import Mixture
+from .packed_attention import Decoder
 from .packing import Packed
+from .pass_budget import scoring_tokens
 from .transfer import transfer
 
 _EMPTY: dict[str, Any] = {"reward": MIN_REWARD, "capabilities": {}, "uncertainty": None}  # of an empty response
@@ -38,7 +40,7 @@ class DMoERM(Mixture):
         prompt: Prompt | Sequence[Mapping[str, str]] | Sequence[Any],
         responses: Sequence[str] | Sequence[Sequence[str]],
         task: str | Sequence[str | None] | None = None,
-        batch_tokens: int = 8192,
+        batch_tokens: int | None = None,
         deterministic: bool = False,
         weights: Weights | None = None,
         risk: float = 0.0,
@@ -50,7 +52,7 @@ class DMoERM(Mixture):
             responses: the responses to the prompt; or a list of such lists.
             task: overrides the router; one name, or one name (or None) per prompt.
             batch_tokens: maximum number of tokens of a pass, or twice the prompt's if that is more. Each token counts
-                once per expert of a task.
+                once per expert of a task. None: 8192 on a CPU, up to 65,536 on an accelerator that has the memory.
             deterministic: make scores independent of the batch to the last bit; see `score_separately`.
             weights: capability → weight, from −10 to 10; 1 for those that are not given. They change the rewards only;
                 see `Score.reweighted`. If all prompts have a given task, each capability must belong to one of these
@@ -73,7 +75,7 @@ class DMoERM(Mixture):
     def score_queries(
         self,
         queries: Sequence[Query],
-        batch_tokens: int = 8192,
+        batch_tokens: int | None = None,
         deterministic: bool = False,
         weights: Weights | None = None,
         risk: float = 0.0,
@@ -106,7 +108,7 @@ class DMoERM(Mixture):
             scores |= dict(zip(rows, batch_scores, strict=True))
         return adjusted((scores[i] for i in range(len(queries))), weights, risk)
 
-    def _score_chunks(self, encoded: Encoded, task: str | None, batch_tokens: int) -> list[Score]:
+    def _score_chunks(self, encoded: Encoded, task: str | None, batch_tokens: int | None) -> list[Score]:
         """Score one query with one pass per chunk. The first chunk's route holds for all, however close it is."""
         scores: list[Score] = []
         for _, chunk in chunks(encoded, self.pass_tokens(batch_tokens)):
@@ -128,19 +130,25 @@ class DMoERM(Mixture):
                 scores.append([self.score_encoded([part], [task], route)[0][0] for part in parts])
         return scores
 
-    def passes(self, encoded: Sequence[Encoded], batch_tokens: int) -> Iterator[list[int]]:
+    def passes(self, encoded: Sequence[Encoded], batch_tokens: int | None = None) -> Iterator[list[int]]:
         """Yield the indices of the queries that share a pass."""
         return batches(encoded, self.pass_tokens(batch_tokens))
 
-    def pass_tokens(self, batch_tokens: int) -> int:
-        """Return the maximum number of tokens of a pass; each token takes memory once per expert with LoRA."""
+    def pass_tokens(self, batch_tokens: int | None = None) -> int:
+        """Return the maximum number of tokens of a pass; each token takes memory once per expert with LoRA.
+
+        Args:
+            batch_tokens: counts a token once per expert; None: sized for the device, see `pass_budget`.
+        """
+        if batch_tokens is None:
+            batch_tokens = scoring_tokens(cast("Decoder", self.general.branch))
         task_experts = [self.task_model(task).experts for task in self.config.tasks]
         return batch_tokens // max([1, *(len(experts) for experts in task_experts if experts.branch is not None)])
 
     def score_stream(
         self,
         queries: Iterable[Query],
-        batch_tokens: int = 8192,
+        batch_tokens: int | None = None,
         deterministic: bool = False,
         weights: Weights | None = None,
         risk: float = 0.0,

@@ -23,6 +23,7 @@ Shapes as in packing.py.
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import os
 from collections.abc import Sequence
@@ -30,11 +31,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
 
-from ..errors import ConfigError
+from ..errors import BackboneError, ConfigError
 from . import flex_attention, padded_attention
 from .attention_options import AttentionOptions, Stage
 from .families import is_packed
@@ -106,6 +109,24 @@ def computing(part: PreTrainedModel) -> torch.autocast:
     return torch.autocast(part.device.type, dtype if half else torch.bfloat16, enabled=half)
 
 
+def recompute_layers(part: PreTrainedModel) -> None:
+    """Let each layer keep only its input in training; the backward pass runs it again (arXiv 1604.06174).
+
+    Gradients are the same. In eval mode nothing changes.
+
+    Raises:
+        BackboneError: transformers does not support this for the backbone.
+    """
+    layers = [module for module in part.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers:
+        kind = part.config.model_type
+        raise BackboneError(f"gradient_checkpointing: a backbone of type {kind!r} does not support it; set it to false")
+    for layer in layers:
+        layer._gradient_checkpointing_func = functools.partial(checkpoint, use_reentrant=False)  # pyright: ignore
+        layer.gradient_checkpointing = True
+    part.config.use_cache = False  # a layer that runs twice would append its keys and values twice
+
+
 def _run(part: Decoder, inputs: Packed, outputs: Outputs, num_experts: int) -> Tensor:
     tokens, packing = inputs
     states = tokens if tokens.is_floating_point() else part.embed_tokens(tokens)  # pyright: ignore
@@ -159,7 +180,8 @@ class _Pass:
 
     def through(self, layer: nn.Module, states: Tensor, tokens: Any = slice(None), stage: Any = "all") -> Tensor:
         """Return the layer's output (k, …, d) for some tokens, given as a slice or indices."""
-        self.stage = stage
+        call = copy.copy(self)  # the layer's own: a backward pass may run the layer again (`recompute_layers`)
+        call.stage = stage
         rotary: Any = self._rotary[None if None in self._rotary else self._layer_type]
         output = layer(
             states[:, tokens],
@@ -168,8 +190,9 @@ class _Pass:
             position_embeddings=rotary[:, tokens]
             if isinstance(rotary, Tensor)
             else tuple(x[:, tokens] for x in rotary),
-            packed=self,
+            packed=call,
         )
+        self.kept = call.kept
         return output[0] if isinstance(output, tuple) else output
 
     def through_last(self, layer: nn.Module, states: Tensor, outputs: Outputs) -> Tensor:

@@ -34,8 +34,6 @@ from .mixture import Mixture
 from .packed_attention import Decoder
 from .packing import Packed
 
-BATCH_TOKENS = 8192
-
 
 class LinearReward(NamedTuple):
     """A reward that is linear in the last token's state.
@@ -221,7 +219,7 @@ def rows_by_query(model: DMoERM, queries: Sequence[Query], compute: Callable[[Pa
     """Return each query's rows of `compute`, which maps a pass's hidden states to one row per response."""
     encoded = [model.encoder.encode(query) for query in queries]
     rows: dict[int, Tensor] = {}
-    for indices in model.passes(encoded, BATCH_TOKENS):
+    for indices in model.passes(encoded):
         hidden = model.hidden(pack_ids([encoded[i] for i in indices]).to(model.device))
         parts = compute(hidden).cpu().split([len(queries[i].responses) for i in indices])
         rows |= dict(zip(indices, parts, strict=True))

@@ -22,6 +22,7 @@ from .backbone import (
 )
 from .experts import lora_targets
 from .families import refused_reason, text_config, unpacked_reason
+from .pass_budget import shape_of
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,9 @@ class Survey:
             own: weights with a trained branch per task, in float32, and the general model's.
             training: what training one branch takes beside that (`base: full`).
             pass, kept: activations of a pass of 8192 tokens, and those that a branch keeps for the backward pass.
-            score_frozen, score_own, train_heads, train_full: the sums that scoring and training take, with an
-            allowance for the device's context; without `pass` and `kept` if they are unknown.
+            kept_checkpointing: the latter with `gradient_checkpointing`.
+            score_frozen, score_own, train_heads, train_full, train_full_checkpointing: the sums that scoring and
+            training take, with an allowance for the device's context; without activations if they are unknown.
         """
         trunk, size = self.trunk * self.bytes_per_weight, self.bytes_per_weight
         memory: dict[str, float] = {
@@ -73,13 +75,15 @@ class Survey:
             "own": trunk + self.branch * 4 * (tasks + 1),
             "training": trained_bytes(self.branch, size),
         }
-        active = kept = 0.0
+        active, kept = 0.0, [0.0, 0.0]
         if self.shape is not None:
-            active, kept = pass_bytes(self.shape, size), kept_bytes(self.shape, self.layers - self.branch_layer, size)
-            memory |= {"pass": active, "kept": kept}
+            active, layers = pass_bytes(self.shape, size), self.layers - self.branch_layer
+            kept = [kept_bytes(self.shape, layers, size, checkpointing=again) for again in (False, True)]
+            memory |= {"pass": active, "kept": kept[0], "kept_checkpointing": kept[1]}
         memory["score_frozen"] = memory["train_heads"] = memory["frozen"] + active + OVERHEAD
         memory["score_own"] = memory["own"] + active + OVERHEAD
-        memory["train_full"] = memory["score_own"] + memory["training"] + kept
+        for name, activations in zip(("train_full", "train_full_checkpointing"), kept, strict=True):
+            memory[name] = memory["score_own"] + memory["training"] + activations
         return {name: round(value) for name, value in memory.items()}
 
 
@@ -113,18 +117,8 @@ def survey(config: BackboneConfig) -> Survey:
         trunk=_size(trunk),
         branch=_size(branch),
         bytes_per_weight=dtype.itemsize,
-        shape=_shape(text),
+        shape=shape_of(text),
     )
-
-
-def _shape(text: Any) -> BackboneShape | None:
-    """Return the shape of a decoder whose layers all have one feed-forward part, else None."""
-    if any(getattr(text, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts")):
-        return None
-    try:
-        return BackboneShape.of(text)
-    except AttributeError:
-        return None
 
 
 def _size(part: Any) -> int:

@@ -2,7 +2,7 @@
 
 Trunk and plain branch run once per text, for the cache. A step that trains layers reads its groups `epochs` times: a
 forward pass costs one unit per layer, the backward pass through a trained layer two, through a frozen one with a LoRA
-one. Heads, the aggregator and the evaluation after training are not counted.
+one; `gradient_checkpointing` adds one. Heads, the aggregator and the evaluation after training are not counted.
 """
 
 from __future__ import annotations
@@ -97,7 +97,8 @@ class RunPlan:
         if min(self.training.memory, self.sharded_memory or float("inf")) > limit:
             yield (
                 f"training needs {self.training.memory / 1e9:.0f} GB on one GPU, which has {limit / 1e9:.0f}: set base "
-                "to frozen or lora, a higher backbone.branch_layer, or a lower experts_per_step"
+                "to frozen or lora, gradient_checkpointing to true, a higher backbone.branch_layer, or a lower "
+                "experts_per_step"
             )
         elif self.training.memory > limit:
             yield "training does not fit on one GPU: launch it with configs/accelerate/fsdp2.yaml, which divides layers"
@@ -161,22 +162,23 @@ _Reads = tuple[float, float, int, float, float]
 def _reads(recipe: Recipe, groups: int) -> Iterator[_Reads]:
     """Yield what each step reads."""
     config, top, many = recipe.config, float(recipe.top), float("inf")
+    again = float(config.gradient_checkpointing)
     train = groups * (1 - config.data.validation_fraction)
     frozen = recipe.base == "frozen"
     if recipe.trunk or frozen:
         yield recipe.trunk + frozen * top, groups, 1, 1.0, many
     if recipe.own_router:
-        yield from _step(config.router, recipe.shape.layers, train, groups - train, 1, 3.0)
+        yield from _step(config.router, recipe.shape.layers, train, groups - train, 1, 3.0 + again)
     first = config.phase1.phase1_fraction or 1.0
     if not frozen:
-        cost = 3.0 if recipe.base == "full" else 2.0
+        cost = again + (3.0 if recipe.base == "full" else 2.0)
         for step, part in ((config.phase0, 1.0), (config.phase1, first)):
             yield from _head_first(step, top, groups * part)
             yield from _step(step, top, train * part, groups - train, 1, cost)
     if recipe.lora_experts:
         if not frozen:
             yield from _head_first(config.phase2, top, groups)
-        yield from _step(config.phase2, top, train, groups - train, recipe.lora_experts, 2.0)
+        yield from _step(config.phase2, top, train, groups - train, recipe.lora_experts, 2.0 + again)
     if not frozen or recipe.lora_experts:  # the aggregator's inputs
         yield top, groups, recipe.lora_experts + recipe.plain, 1.0, many
 

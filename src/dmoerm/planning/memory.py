@@ -11,7 +11,8 @@ from .recipe import Recipe
 from .work import BackboneShape, Work
 
 PASS_TOKENS = 8192
-"""Tokens of a pass, where a token counts once per expert: the default of scoring, and the limit in training."""
+"""Tokens of a pass on a CPU, where a token counts once per expert. On an accelerator with free memory, passes have more
+(`dmoerm.model.pass_budget`); what a plan counts is needed at least."""
 _TRAINED, _COPY = 20, 2
 OVERHEAD = 1.5e9
 """CUDA's context and the allocator's unused blocks, in bytes; assumed."""
@@ -92,7 +93,7 @@ def training_bytes(recipe: Recipe, work: Work, shards: int = 1) -> float:
     """
     trained, size = trained_weights(recipe), recipe.bytes_per_weight
     rows = max(PASS_TOKENS, work.all_tokens * max(stacked(recipe), 1)) if trained else 0
-    kept = kept_bytes(recipe.shape, recipe.top, size, rows)
+    kept = kept_bytes(recipe.shape, recipe.top, size, rows, recipe.config.gradient_checkpointing)
     divided = shards if recipe.base == "full" else 1  # a LoRA is whole on each
     forward = scoring_bytes(recipe) - model_bytes(recipe)
     return model_bytes(recipe) / shards + trained_bytes(trained, size) / divided + kept + forward
@@ -103,9 +104,16 @@ def trained_bytes(weights: float, size: float) -> float:
     return weights * (_TRAINED + _COPY * (size == 2))
 
 
-def kept_bytes(shape: BackboneShape, layers: int, size: float, tokens: float = PASS_TOKENS) -> float:
-    """Return the bytes of activations that a number of layers keeps for the backward pass."""
-    return tokens * layers * activation_bytes(shape, size)
+def kept_bytes(
+    shape: BackboneShape, layers: int, size: float, tokens: float = PASS_TOKENS, checkpointing: bool = False
+) -> float:
+    """Return the bytes of activations that a number of layers keeps for the backward pass.
+
+    Args:
+        checkpointing: each layer keeps its input alone, and the layer that runs again all.
+    """
+    each = activation_bytes(shape, size)
+    return tokens * (layers * size * shape.width + each if checkpointing else layers * each)
 
 
 def activation_bytes(shape: BackboneShape, size: float) -> float:

@@ -79,7 +79,7 @@ class ModelRows:
     """
 
     models: Sequence[DMoERM]
-    batch_tokens: int = 8192
+    batch_tokens: int | None = None
     task: str | None = None
     ensemble: str = "mean"
     deterministic: bool = False

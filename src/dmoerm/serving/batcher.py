@@ -77,9 +77,9 @@ class Batcher:
         self.model, self.settings, self.metrics = model, settings, metrics
         if isinstance(model, DMoERM):
             engines = engines or [ThreadEngine(model, settings)]
-            self._budget = model.pass_tokens(settings.batch_tokens)
+            self.budget = model.pass_tokens(settings.batch_tokens)
         else:
-            self._budget = model.pass_limit
+            self.budget = model.pass_limit
         self.engines = list(engines or ())
         self.throughput = Throughput(len(self.engines))
         self.lines: dict[Priority, WaitingLine] = {"interactive": WaitingLine(), "bulk": WaitingLine()}
@@ -158,7 +158,7 @@ class Batcher:
             await engine.ready()
             if not self._arrived.is_set():
                 continue
-            if self.waiting_tokens < self._budget and self.settings.batch_wait:
+            if self.waiting_tokens < self.budget and self.settings.batch_wait:
                 await asyncio.sleep(self.settings.batch_wait)
             if parts := self._next_pass():
                 await self._run_pass(engine, parts)
@@ -211,7 +211,7 @@ class Batcher:
         parts = collections.deque(
             QueuedPart(index, first, part, query.task)
             for index, (query, ids) in enumerate(zip(queries, encoded, strict=True))
-            for first, part in chunks(ids, self._budget)
+            for first, part in chunks(ids, self.budget)
         )
         scores: list[list[Score | None]] = [[None] * len(query.responses) for query in queries]
         request = QueuedRequest(parts, scores, asyncio.get_running_loop().create_future(), open=len(parts))
@@ -242,9 +242,9 @@ class Batcher:
         A single request is not split, nor is a queue that is small compared with a full pass. No pass of several
         requests takes much longer than `pass_seconds`.
         """
-        limit = min(self._budget, max(line.tokens // max(2, len(self.engines)), self._budget // 8))
+        limit = min(self.budget, max(line.tokens // max(2, len(self.engines)), self.budget // 8))
         if len(line) == 1:
-            limit = self._budget
+            limit = self.budget
         rate = self.throughput.rate
         return limit if rate is None else min(limit, max(1, int(rate * self.settings.pass_seconds)))
 

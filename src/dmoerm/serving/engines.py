@@ -218,7 +218,8 @@ def open_engines(load: Load, settings: ServingConfig) -> tuple[DMoERM | ServedMo
             with contextlib.suppress(Exception):
                 start.result().close()
         raise
-    return engines[0].model, [*engines]
+    smallest = min((engine.model for engine in engines), key=lambda model: model.pass_limit)  # devices may differ
+    return smallest, [*engines]
 
 
 def _work(pipe: Connection, load: Load, settings: ServingConfig, device: str | None, threads: int) -> None:

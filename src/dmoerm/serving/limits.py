@@ -12,8 +12,9 @@ class ServingConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    batch_tokens: int = Field(default=8192, ge=1)
-    """Maximum tokens of a pass (twice the prompt's tokens if that is more); a token counts once per expert."""
+    batch_tokens: int | None = Field(default=None, ge=1)
+    """Maximum tokens of a pass (twice the prompt's tokens if that is more); a token counts once per expert. None: 8192
+    on a CPU, up to 65,536 on an accelerator that has the memory."""
     deterministic: bool = False
     """Score each response in a pass of its own: scores do not depend on other requests; slower."""
     engines: int = Field(default=0, ge=0, le=64)

@@ -19,6 +19,7 @@ from ..chat.encoding import Encoded
 from ..data.splitting import flip_pairs
 from ..model.packing import Packed, pack
 from ..model.transfer import to_device, transfer
+from ..planning.memory import PASS_TOKENS
 from ..schema import Group, Pair, prompt_key
 from .processes import shard, sharded, world_size
 
@@ -159,7 +160,7 @@ class PackedCollator:
 
     features: Callable[[PreferenceExample], tuple[Tensor, list[Tensor]]]
     capabilities: Sequence[str | None] = (None,)
-    budget: int = 8192
+    budget: int = PASS_TOKENS
 
     def __call__(self, batch: Sequence[PreferenceExample]) -> list[PreferenceBatch]:
         parts = [self._part(examples) for examples in self._divided(shard(batch))]

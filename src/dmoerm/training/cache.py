@@ -30,8 +30,9 @@ from ..chat.encoding import Encoded
 from ..io.paths import write_file
 from ..model import DMoERM
 from ..model.batching import batches, pack_ids
+from ..model.pass_budget import scoring_tokens
 from ..model.quantization import plain_tensor
-from .processes import barrier, broadcast, is_main, shard, shard_evenly, sharded
+from .processes import barrier, broadcast, is_main, shard, shard_evenly, sharded, smallest
 from .sharding import full_tensor
 
 _SHARD_TOKENS = 50_000
@@ -121,7 +122,7 @@ class ActivationCache:
 
     def _store(self, missing: Sequence[Encoded], done: Callable[[int, int], None]) -> None:
         """Compute this process's share of the texts, and write a shard while the next one is computed."""
-        passes = list(batches(missing, 8192))
+        passes = list(batches(missing, smallest(scoring_tokens(self.model.general.branch))))
         local = shard(passes)
         total, so_far, tokens = sum(missing[i].tokens for rows in local for i in rows), 0, 0
         waiting: dict[str, Tensor] = {}

@@ -18,12 +18,13 @@ from ..chat.encoding import Encoded
 from ..model.batching import batches
 from ..model.heads import BranchScorer
 from ..model.packing import Packed, pack
+from ..model.pass_budget import scoring_tokens
+from ..planning.memory import PASS_TOKENS
 from .batches import PreferenceExample
-from .processes import gather_passes, shard_evenly
+from .processes import gather_passes, shard_evenly, smallest
 from .steps import Run
 
 T = TypeVar("T")
-_BATCH_TOKENS = 8192
 _SAMPLE = 256  # groups for statistics if an embedding needs a pass
 _IN_MEMORY = 1e9  # bytes; reading a batch from the cache takes a fraction of a large branch's step, but not of a head's
 
@@ -89,15 +90,20 @@ def task_vectors(run: Run, task: str, examples: Sequence[PreferenceExample]) -> 
         shared = base if run.frozen else general.embed(states)
         return task_model.vectors(base, task_model.experts.embed(states, base), general.head(shared))
 
-    return _run_passes(run, examples, vectors)
+    return _run_passes(run, examples, vectors, len(task_model.experts))
 
 
 def _run_passes(
-    run: Run, examples: Sequence[PreferenceExample], compute: Callable[[Packed], Tensor]
+    run: Run, examples: Sequence[PreferenceExample], compute: Callable[[Packed], Tensor], experts: int = 1
 ) -> dict[str, Tensor]:
-    """Return key → the example's rows of `compute`, which maps a pass's hidden states to one row per response."""
+    """Return key → the example's rows of `compute`, which maps a pass's hidden states to one row per response.
+
+    Args:
+        experts: how often `compute` runs a token.
+    """
     examples = list({e.key: e for e in examples}.values())
-    passes = [[examples[i] for i in rows] for rows in batches([e.encoded for e in examples], _BATCH_TOKENS)]
+    budget = max(PASS_TOKENS, smallest(scoring_tokens(run.model.general.branch)) // max(experts, 1))
+    passes = [[examples[i] for i in rows] for rows in batches([e.encoded for e in examples], budget)]
     inputs = (pack([run.cache.states(e.encoded) for e in batch]).to(run.model.device) for batch in shard_evenly(passes))
     sizes = [sum(len(e.encoded.responses) for e in batch) for batch in passes]
     outputs = gather_passes(map(compute, inputs), sizes)

@@ -24,6 +24,7 @@ from ..config import BranchStepConfig
 from ..data.splitting import held_out
 from ..model.experts import MergedLoRALinear, lora_layers, with_experts
 from ..model.heads import BranchScorer, Head
+from ..model.packed_attention import recompute_layers
 from .batches import PackedCollator, PreferenceExample, VectorCollator, labeled
 from .calibration import calibrate
 from .embedding import base_embeddings, cached_states, sample, task_vectors
@@ -180,9 +181,11 @@ def train_base(
         if run.frozen:
             return state, metrics
     scorer = _trainable(run, start, head)
+    branch: Any = scorer.branch
     states = cached_states(run, [*parts[0], *parts[1]])
     module, options = PreferenceLossModule(scorer, strength(step.l2), head), run.fit_options(checkpoint_dir / "branch")
-    fits = fit(module, *parts, collate=PackedCollator(lambda e: states[e.key]), step=step, **options)
+    collate = PackedCollator(lambda e: states[e.key], budget=run.pass_tokens(branch))
+    fits = fit(module, *parts, collate=collate, step=step, **options)
     return _merged(scorer) | strengths, step_metrics(fits)
 
 
@@ -233,12 +236,14 @@ def _trainable(run: Run, start: BranchScorer, head: Head) -> BranchScorer:
     """Return a scorer with a trainable copy of a branch: all weights in float32, or a LoRA on the frozen weights."""
     branch: Any = start.branch
     if run.config.base == "lora":
-        branch = with_experts(branch, 1, run.config.base_lora, MergedLoRALinear)
+        scorer = BranchScorer(with_experts(branch, 1, run.config.base_lora, MergedLoRALinear), head, start.pooling)
     elif is_sharded(branch):
-        return sharded_scorer(start, head)
+        scorer = sharded_scorer(start, head)
     else:
-        branch = copy.deepcopy(branch).float().requires_grad_(True)
-    return BranchScorer(branch, head, start.pooling)
+        scorer = BranchScorer(copy.deepcopy(branch).float().requires_grad_(True), head, start.pooling)
+    if run.config.gradient_checkpointing:
+        recompute_layers(scorer.branch)  # pyright: ignore[reportArgumentType]
+    return scorer
 
 
 @torch.no_grad()

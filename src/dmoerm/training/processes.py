@@ -4,8 +4,8 @@
 return their input unchanged. Every process runs the same program with the same settings. `shard` selects a process's
 rows, `all_gather` puts the results back together, and only the main process writes files that all processes read.
 
-`barrier`, `broadcast`, `all_gather` and `gather_rows` are collectives: every process must call them, in the same order;
-otherwise the run deadlocks.
+`barrier`, `broadcast`, `all_gather`, `smallest` and `gather_rows` are collectives: every process must call them, in the
+same order; otherwise the run deadlocks.
 """
 
 from __future__ import annotations
@@ -136,6 +136,11 @@ def gather_passes(local: Iterable[Tensor], sizes: Sequence[int]) -> list[Tensor]
 def broadcast(value: T) -> T:
     """Return the main process's value on every process, so that all make the same decision."""
     return broadcast_object_list([value])[0] if world_size() > 1 else value
+
+
+def smallest(value: int) -> int:
+    """Return the smallest value of all processes."""
+    return min(gather_object([value])) if world_size() > 1 else value
 
 
 def gather_rows(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..model.batching import pad
+from ..model.packed_attention import recompute_layers
 from ..model.prompt_statistics import PromptStatistics, TaskPrompts
 from ..model.router import Router
 from .batches import PreferenceExample
@@ -95,6 +96,8 @@ def _train(run: Run, train: Examples, validation: Examples, checkpoint_dir: Path
     reads = router.language_model is not None
     if router.language_model is not None:
         router.language_model = copy.deepcopy(router.language_model).float()
+        if run.config.gradient_checkpointing:
+            recompute_layers(router.language_model)
     rows = [_rows(run, part, reads) for part in (train, validation)]
     if not reads:
         router.normalizer.fit(torch.stack([vector for vector, _ in rows[0]]))

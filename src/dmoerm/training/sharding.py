@@ -54,12 +54,13 @@ _LAUNCHER_SETTINGS = {
 }
 
 
-def check_sharding(shared_branch: bool, own_router: bool) -> None:
+def check_sharding(shared_branch: bool, own_router: bool, checkpointing: bool = False) -> None:
     """Raise `ConfigError` if the launcher requests sharding that these settings do not support.
 
     Args:
         shared_branch: one frozen branch serves all tasks.
         own_router: the router has its own language model.
+        checkpointing: trained layers run again in the backward pass.
     """
     if (kind := sharding()) is None:
         return
@@ -71,6 +72,7 @@ def check_sharding(shared_branch: bool, own_router: bool) -> None:
     for unsupported, what, setting in (
         (zero_trains, "no trained branch", "base to frozen, launch with configs/accelerate/fsdp2.yaml"),
         (own_router, "no language model of a router", router),
+        (kind == "DEEPSPEED" and checkpointing, "no layers that run again", "gradient_checkpointing to false"),
     ):
         if unsupported:
             raise ConfigError(

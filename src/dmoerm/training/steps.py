@@ -24,12 +24,14 @@ from ..io.paths import complete_folder
 from ..io.storage import Mirror
 from ..model import DMoERM
 from ..model.checkpoint import current_names
+from ..model.packed_attention import Decoder
+from ..model.pass_budget import training_tokens
 from ..model.posterior import HeadPosterior
 from ..names import folder_name
 from .batches import PreferenceExample
 from .cache import ActivationCache
 from .fitting import FitOptions, FitResult
-from .processes import barrier, broadcast, is_main
+from .processes import barrier, broadcast, is_main, smallest
 from .progress import Progress
 from .sharding import whole_state
 
@@ -79,6 +81,10 @@ class Run:
             "report_to": self.config.report_to,
             "callbacks": [self.progress, _KeepCheckpoints(self.mirror)],
         }
+
+    def pass_tokens(self, branch: Decoder) -> int:
+        """Return the tokens of a training pass through a branch, the same for all processes."""
+        return smallest(training_tokens(branch, checkpointing=self.config.gradient_checkpointing))
 
     def finished(self, name: str) -> bool:
         """Return whether a step is finished, here or by another process that shares the storage."""

@@ -70,7 +70,7 @@ def _train(name: str, settings: Mapping[str, Any], context: MethodContext) -> Tr
     def score_all(queries: Sequence[Query]) -> list[list[float]]:
         known = set(run.model.config.tasks)
         routed = [q if q.task in known else q.model_copy(update={"task": None}) for q in queries]
-        scored = score_groups(run.model, routed, 8192, context.console, run.cache)
+        scored = score_groups(run.model, routed, None, context.console, run.cache)
         return [group.rewards["dmoerm"].tolist() for group in scored]
 
     return TrainedMethod(score_all=score_all)

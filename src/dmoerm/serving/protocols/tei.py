@@ -85,7 +85,7 @@ async def info(service: CurrentService) -> dict[str, Any]:
         "model_type": {"classifier": {"id2label": {"0": LABEL}, "label2id": {LABEL: 0}}},
         "max_concurrent_requests": settings.queue_requests,
         "max_input_length": model.encoder.max_length,
-        "max_batch_tokens": settings.batch_tokens,
+        "max_batch_tokens": service.batcher.budget,
         "max_batch_requests": None,
         "max_client_batch_size": settings.max_responses,
         "auto_truncate": model.encoder.config.truncation != "error",

@@ -1,0 +1,92 @@
+"""The tokens of a pass follow from the free memory of an accelerator; on a CPU they are always the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from dmoerm.model import pass_budget
+from dmoerm.model.backbone import split_layers
+from dmoerm.model.packed_attention import Decoder
+from dmoerm.model.pass_budget import MAX_PASS_TOKENS, free_memory, scoring_tokens, shape_of, training_tokens
+from dmoerm.planning.memory import PASS_TOKENS, kept_bytes, pass_bytes, trained_bytes
+from dmoerm.schema import Query
+
+SIZE = 4
+
+
+@pytest.fixture
+def having(monkeypatch: pytest.MonkeyPatch) -> Callable[[float | None], None]:
+    """A function: bytes → a device has so many free."""
+    return lambda free: monkeypatch.setattr(pass_budget, "free_memory", lambda _: free)
+
+
+def test_passes_on_a_cpu_do_not_depend_on_its_memory(load: Callable[..., Decoder]) -> None:
+    model = load().requires_grad_(True)
+    assert free_memory(torch.device("cpu")) is None
+    assert scoring_tokens(model) == training_tokens(model, checkpointing=False) == PASS_TOKENS
+
+
+def test_long_passes_take_half_of_the_free_memory_at_most(
+    load: Callable[..., Decoder], having: Callable[[float | None], None]
+) -> None:
+    model = load()
+    shape = shape_of(model.config)
+    assert shape is not None
+    found = []
+    for tokens in (1, 5000, 8192, 20_000, 40_000, 140_000, 10**9):
+        having(pass_bytes(shape, SIZE, tokens))
+        found.append(scoring_tokens(model))
+    assert found == [1, 4096, PASS_TOKENS, PASS_TOKENS, 16_384, MAX_PASS_TOKENS, MAX_PASS_TOKENS]
+    having(0)
+    assert scoring_tokens(model) == 1  # texts run one by one
+
+
+def test_a_training_pass_leaves_memory_for_what_is_trained_and_kept(
+    load: Callable[..., Decoder], having: Callable[[float | None], None]
+) -> None:
+    branch = split_layers(load(), 1)[1].requires_grad_(True)
+    weights, shape = sum(p.numel() for p in branch.parameters()), shape_of(branch.config)
+    assert shape is not None
+    assert shape.layers == 3
+    need = trained_bytes(weights, SIZE) + 2 * (kept_bytes(shape, 3, SIZE, 16_384) + pass_bytes(shape, SIZE, 16_384))
+    having(need + 1)
+    assert training_tokens(branch, checkpointing=False) == 16_384
+    assert training_tokens(branch, checkpointing=True) > 16_384
+    having(need - 1000)
+    assert training_tokens(branch, checkpointing=False) == PASS_TOKENS
+
+
+def test_an_unknown_shape_has_the_passes_of_a_cpu(
+    load: Callable[..., Decoder], having: Callable[[float | None], None]
+) -> None:
+    having(1e12)
+    model = load("mixtral")
+    assert shape_of(model.config) is None
+    assert scoring_tokens(model) == training_tokens(model, checkpointing=False) == PASS_TOKENS
+
+
+def test_memory_that_pytorch_holds_unused_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {"mem_get_info": (100, 1000), "memory_reserved": 60, "memory_allocated": 40}
+    for name, value in known.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    assert free_memory(torch.device("cuda:0")) == 120
+
+
+def test_a_model_scores_in_passes_of_the_device_unless_told(
+    tiny_model: Callable[..., Any], having: Callable[[float | None], None]
+) -> None:
+    """A token counts once for each of the two experts."""
+    model = tiny_model()
+    assert model.pass_tokens() == PASS_TOKENS // 2
+    having(1e12)
+    assert model.pass_tokens() == MAX_PASS_TOKENS // 2
+    assert model.pass_tokens(100) == 50
+    queries = [Query(prompt=f"Hi {i}", responses=("yes", "no")) for i in range(8)]
+    encoded = [model.encoder.encode(query) for query in queries]
+    assert len(list(model.passes(encoded))) == 1
+    having(0)
+    assert len(list(model.passes(encoded))) == 8
