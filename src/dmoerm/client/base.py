@@ -1,6 +1,7 @@
 """What the synchronous and the asynchronous client share: settings, requests, responses and the retry policy.
 
     connection errors, timeouts, incomplete responses, 429, 502, 503, 504    retried: backoff, jitter, `Retry-After`
+    500 without the server's message: Ray Serve's, when a replica has ended  retried
     400, 413, 422                                                            `DataError` with the server's message
     any other response but 200                                               `ServerError`
 
@@ -119,7 +120,7 @@ class BaseClient:
         """Return the content of a response, or raise the error that it stands for."""
         where, status = str(response.request.url), response.status_code
         reason = f"{where}: {_reason(response)}"
-        if status in _TRANSIENT_STATUS:
+        if status in _TRANSIENT_STATUS or (status == 500 and _message(response) is None):
             raise TransientError(reason, "the server is busy or starting", _retry_after(response))
         if status in _DATA_STATUS:
             raise DataError(reason)
@@ -200,11 +201,16 @@ def _retry_after(response: httpx2.Response) -> float | None:
 
 def _reason(response: httpx2.Response) -> str:
     """Return the status and the server's message in one line."""
+    message = _message(response)
+    return f"status {response.status_code}: {_line(response.text if message is None else message)}"
+
+
+def _message(response: httpx2.Response) -> Any:
+    """Return the message of a reward server's error; None if the response is not one, such as that of a proxy."""
     try:
-        message = response.json()["error"]["message"]
+        return response.json()["error"]["message"]
     except (ValueError, KeyError, TypeError):
-        message = response.text
-    return f"status {response.status_code}: {_line(message)}"
+        return None
 
 
 def _line(value: object) -> str:
