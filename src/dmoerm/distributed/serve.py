@@ -2,24 +2,28 @@
 
     serve run dmoerm.distributed.serve:app model=runs/demo max_replicas=4
 
-Each replica is the whole server of `dmoerm serve`, with all protocols. Ray Serve starts a lost replica again; a request
-that was in it is answered with 500, which `dmoerm.Client` sends again.
+Each replica is the whole server of `dmoerm serve`, with all protocols; it gets requests once its model is loaded. Ray
+Serve replaces a replica that ends or whose model has failed. Requests that were in it are answered with 500, which
+`dmoerm.Client` sends again.
 """
 
 from __future__ import annotations
 
+import functools
 import os
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ..client.base import KEY_VARIABLE
 from ..errors import ConfigError, plain_fault
-from ..io.paths import model_folder
+from ..io.paths import model_folder, model_name
 from ..model import DMoERM
-from ..model.loading import limit_kernels
+from ..model.loading import prepare_kernels
 from ..serving import ServingConfig, create_app
+
+_EXIT_SECONDS = 15  # from the last answer to the end of a replica
 
 
 class ReplicaSettings(BaseModel):
@@ -31,6 +35,8 @@ class ReplicaSettings(BaseModel):
     """A model's or a run's folder, which all nodes can read, or a hub name."""
     dtype: str | None = None
     """Precision of trunk and branches, such as float32; None: as saved."""
+    max_tasks: int | None = Field(default=None, ge=1)
+    """Maximum number of tasks whose weights are in memory; None: all."""
     min_replicas: int = Field(default=1, ge=1)
     """Replicas that always run."""
     max_replicas: int = Field(default=4, ge=1)
@@ -40,11 +46,11 @@ class ReplicaSettings(BaseModel):
     max_requests: int = Field(default=1024, ge=1)
     """Requests of a replica at once; further ones wait in Ray Serve's proxy."""
     cpus: float = Field(default=1.0, ge=0)
-    """Processors of a replica, which are also its threads."""
+    """Processors of a replica; Ray sets the number of its threads to it."""
     gpus: float = Field(default=0.0, ge=0)
     """GPUs of a replica."""
     settings: ServingConfig = ServingConfig()
-    """Batching and limits of each replica."""
+    """Batching and limits of each replica. Without `api_key`, the key is $DMOERM_API_KEY of the replica's node."""
 
     def deployment(self) -> dict[str, Any]:
         """Return the options of Ray Serve's deployment."""
@@ -53,8 +59,32 @@ class ReplicaSettings(BaseModel):
             "name": "dmoerm",
             "autoscaling_config": scaling | {"target_ongoing_requests": self.target_requests},
             "max_ongoing_requests": self.max_requests,
+            "graceful_shutdown_timeout_s": self.settings.queue_seconds + _EXIT_SECONDS,
             "ray_actor_options": {"num_cpus": self.cpus, "num_gpus": self.gpus},
         }
+
+    def replica_app(self) -> FastAPI:
+        """Create a replica's application."""
+        prepare_kernels(self.settings.deterministic)
+        settings = self.settings
+        if settings.api_key is None:
+            settings = settings.model_copy(update={"api_key": os.environ.get(KEY_VARIABLE) or None})
+        return create_app(functools.partial(self.load, self.model), settings, model_name(self.model))
+
+    def load(self, model: str, device: str | None = None) -> DMoERM:
+        """Load a model."""
+        options = {"dtype": self.dtype, "max_tasks": self.max_tasks, "device_map": device or "auto"}
+        return DMoERM.from_pretrained(model_folder(model), **options)
+
+
+class Replica:
+    """What Ray Serve asks of a replica beside its application."""
+
+    app: FastAPI
+
+    async def check_health(self) -> None:
+        """Return once the model is loaded, so that a replica gets no requests before. Raises what the model raised."""
+        await self.app.state.service.loaded()
 
 
 def app(arguments: dict[str, Any]) -> Any:
@@ -67,20 +97,18 @@ def app(arguments: dict[str, Any]) -> Any:
         ConfigError: ray[serve] is not installed, or an argument is invalid.
     """
     try:
-        from ray import serve
-    except ImportError as error:
-        message = f"the application needs the package {error.name}: pip install 'dmoerm[serve,ray-serve]'"
-        raise ConfigError(message) from None
-    try:
         settings = ReplicaSettings.model_validate(arguments)
     except ValidationError as error:
         first = error.errors()[0]
         raise ConfigError(f"{'.'.join(map(str, first['loc']))}: {plain_fault(first)}") from None
+    try:
+        from ray import serve
+    except ImportError as error:
+        message = f"the application needs the package {error.name}: pip install 'dmoerm[serve,ray-serve]'"
+        raise ConfigError(message) from None
 
-    def build() -> FastAPI:  # in each replica, which starts once the model is loaded
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, int(settings.cpus))))
-        limit_kernels()
-        model = DMoERM.from_pretrained(model_folder(settings.model), dtype=settings.dtype, device_map="auto")
-        return create_app(model, settings.settings, Path(settings.model).name)
+    def build() -> FastAPI:  # called in each replica
+        return settings.replica_app()
 
-    return serve.deployment(serve.ingress(build)(), **settings.deployment()).bind()
+    replica: Any = serve.deployment(serve.ingress(build)(Replica), **settings.deployment())
+    return replica.bind()

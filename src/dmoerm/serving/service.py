@@ -60,6 +60,7 @@ class Service:
         self._cache = ScoreCache(settings.score_cache, self.metrics)
         self.failure: Exception | None = None
         self._load, self._on_failure = load, on_failure
+        self._started = asyncio.Event()  # set once the model is loaded or cannot be loaded
         self._batcher: Batcher | None = None
         self._transcript: Transcript | None = None
 
@@ -81,10 +82,12 @@ class Service:
             batcher = await asyncio.to_thread(self._warm)
         except Exception as error:  # whatever a file, a device or a library raises: the server stops and reports it
             self.failure = error
+            self._started.set()
             self._on_failure()
             return
         self._transcript = Transcript(batcher.model.encoder)
         self._batcher = batcher
+        self._started.set()
         _LOG.info("ready", extra={"model": self.name})
         await batcher.run()
 
@@ -103,6 +106,12 @@ class Service:
     def ready(self) -> bool:
         """Whether the model is loaded and warm."""
         return self._batcher is not None
+
+    async def loaded(self) -> None:
+        """Return once the model is loaded and warm. Raises what `load` raised."""
+        await self._started.wait()
+        if self.failure is not None:
+            raise self.failure
 
     @property
     def batcher(self) -> Batcher:
