@@ -27,6 +27,8 @@ from ..schema import Query
 from ..scores import Score
 
 KEY_VARIABLE = "DMOERM_API_KEY"
+MODEL_HEADER = "serve_multiplexed_model_id"
+"""Names the model beside the body: Ray Serve sends the request to a replica that has it in memory."""
 DEFAULT_URL = "http://127.0.0.1:8000"
 
 _TRANSIENT_STATUS, _DATA_STATUS = {429, 502, 503, 504}, {400, 413, 422}
@@ -107,6 +109,8 @@ class BaseClient:
         self.url, self.model, self.retries = url.rstrip("/"), model, retries
         self._slots = self._semaphore_type(concurrency)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
+        if model is not None and model.isascii() and model.isprintable():
+            headers[MODEL_HEADER] = model
         self._http = self._http_type(base_url=self.url, headers=headers, timeout=timeout, transport=transport)
 
     # --- attempts --------------------------------------------------------------------------------------------------
