@@ -19,6 +19,7 @@ from dmoerm.errors import ConfigError
 
 from .conftest import Nodes, wait_until
 
+TIMEOUT = 300  # seconds; a replica starts in ten on an idle machine
 PROMPT, RESPONSES = "Hey, my dog is afraid.", ["Poor thing!", "A dog is a mammal."]
 
 
@@ -80,8 +81,8 @@ def test_the_key_is_that_of_the_settings_or_of_the_environment(
 def test_a_killed_replica_loses_no_request(serve: Any, nodes: Nodes, proxy: str, trained_run: Any) -> None:
     """Four clients ask two replicas; one of them is killed, and Ray Serve starts another one."""
     serve.run(app({"model": str(trained_run.folder), "min_replicas": 2, "max_replicas": 2, "cpus": 0.5}))
-    assert httpx2.get(f"{proxy}/ready").status_code == 200
-    assert "<html" in httpx2.get(proxy, headers={"Accept": "text/html"}).text
+    assert httpx2.get(f"{proxy}/ready", timeout=TIMEOUT).status_code == 200
+    assert "<html" in httpx2.get(proxy, headers={"Accept": "text/html"}, timeout=TIMEOUT).text
     with dmoerm.Client(proxy) as client:
         assert client.models() == {trained_run.folder.name: trained_run.model.config.tasks}
     with Load(proxy) as load:
@@ -90,7 +91,7 @@ def test_a_killed_replica_loses_no_request(serve: Any, nodes: Nodes, proxy: str,
         assert len(replicas) == 2
         os.kill(replicas[0], signal.SIGKILL)
         load.more()
-        wait_until(lambda: len(set(nodes.running("ServeReplica")) - set(replicas)) == 1, "no new replica")
+        wait_until(lambda: len(set(nodes.running("ServeReplica")) - set(replicas)) == 1, "no new replica", TIMEOUT)
         load.more()
     load.check(trained_run.model)
     serve.delete("default")
@@ -114,7 +115,7 @@ def test_a_replica_holds_the_model_that_was_asked_for_last(
         assert [score.reward for score in scores] == pytest.approx([score.reward for score in own], abs=1e-4)
 
     def metrics() -> tuple[float, float]:
-        lines = httpx2.get(f"{proxy}/metrics").text.splitlines()
+        lines = httpx2.get(f"{proxy}/metrics", timeout=TIMEOUT).text.splitlines()
         values = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
         return float(values["dmoerm_models"]), float(values["dmoerm_model_loads_total"])
 

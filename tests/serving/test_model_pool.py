@@ -121,7 +121,7 @@ def test_the_clients_send_the_name(url: str, expected: dict[str, Any]) -> None:
 
 def test_all_models_are_listed_and_none_is_loaded_for_it(url: str, models: dict[str, Any], loads: list[str]) -> None:
     before = [*loads]
-    cards = httpx2.get(f"{url}/v1/models").json()["data"]
+    cards = httpx2.get(f"{url}/v1/models", timeout=60).json()["data"]
     assert [card["id"] for card in cards] == ["first", "second", "broken"]
     assert cards[1]["max_model_len"] == models["second"].encoder.max_length
     assert loads == before
@@ -140,7 +140,7 @@ def test_a_model_that_does_not_exist_or_cannot_be_loaded(url: str, expected: dic
 
 def test_the_metrics_tell_what_is_in_memory(url: str) -> None:
     def values() -> list[float]:
-        lines = httpx2.get(f"{url}/metrics").text.splitlines()
+        lines = httpx2.get(f"{url}/metrics", timeout=60).text.splitlines()
         read = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
         return [float(read[f"dmoerm_{name}"]) for name in ("models", "model_loads_total", "queue_requests")]
 
