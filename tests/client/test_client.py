@@ -170,6 +170,7 @@ FAULTS = {
     "broken": httpx2.RemoteProtocolError("peer closed connection without sending complete message body"),
     "429": httpx2.Response(429, headers={"Retry-After": "7"}),
     "503": httpx2.Response(503, json={"error": {"message": "busy"}}),
+    "Ray Serve's 500": httpx2.Response(500, text="Internal Server Error"),
 }
 
 
@@ -230,7 +231,11 @@ def test_after_the_last_attempt_the_error_names_url_reason_and_hint(kind, waits)
             ServerError,
             "404: nothing here; check that the URL",
         ),
-        (httpx2.Response(500, text="out of memory"), ServerError, "500: out of memory"),
+        (
+            httpx2.Response(500, json={"error": {"message": "out of memory"}}),
+            ServerError,
+            "500: out of memory",
+        ),
         (httpx2.Response(307, headers={"Location": "http://elsewhere"}), ServerError, "307"),
         (httpx2.Response(200, text="<html>"), ServerError, "not JSON .got '<html>'"),
         (httpx2.Response(200, json=[1]), ServerError, "not that of a reward server"),

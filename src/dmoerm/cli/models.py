@@ -48,12 +48,10 @@ def load_model(
         CheckpointError: the model does not exist.
     """
     from ..model import DMoERM
-    from ..model.loading import limit_kernels
+    from ..model.loading import prepare_kernels
 
     quieten()
-    limit_kernels()
-    if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+    prepare_kernels(deterministic)
     options = {"dtype": dtype, "device_map": device or "auto", "quantization": quantization, "max_tasks": max_tasks}
     if divide and processes() > 1:
         return _divided(model_folder(path), options)

@@ -95,7 +95,7 @@ def command(
     A browser gets a page at /. docs/serving.md describes the protocols, limits and security.
     """
     from ..errors import ConfigError
-    from ..io.paths import model_folder
+    from ..io.paths import model_name
     from .models import follows, load_model, processes
 
     if log_format not in ("auto", "json", "text"):
@@ -120,7 +120,7 @@ def command(
     serve(
         load,
         settings,
-        name=name or _name(model, model_folder(model)),
+        name=name or model_name(model),
         host=host,
         port=port,
         json_logs=log_format == "json" or (log_format == "auto" and not sys.stderr.isatty()),
@@ -153,8 +153,3 @@ def _warn(host: str, key: str | None) -> None:
             "set DMOERM_API_KEY or --api-key-file",
             soft_wrap=True,
         )
-
-
-def _name(model: str, folder: str) -> str:
-    """Return the name of the run's or the model's folder; a hub name unchanged."""
-    return Path(model).resolve().name if Path(folder).exists() else model

@@ -1,6 +1,7 @@
 """What the synchronous and the asynchronous client share: settings, requests, responses and the retry policy.
 
     connection errors, timeouts, incomplete responses, 429, 502, 503, 504    retried: backoff, jitter, `Retry-After`
+    500 without the server's message: Ray Serve's, when a replica has ended  retried
     400, 413, 422                                                            `DataError` with the server's message
     any other response but 200                                               `ServerError`
 
@@ -26,6 +27,8 @@ from ..schema import Query
 from ..scores import Score
 
 KEY_VARIABLE = "DMOERM_API_KEY"
+MODEL_HEADER = "serve_multiplexed_model_id"
+"""Names the model beside the body: Ray Serve sends the request to a replica that has it in memory."""
 DEFAULT_URL = "http://127.0.0.1:8000"
 
 _TRANSIENT_STATUS, _DATA_STATUS = {429, 502, 503, 504}, {400, 413, 422}
@@ -106,6 +109,8 @@ class BaseClient:
         self.url, self.model, self.retries = url.rstrip("/"), model, retries
         self._slots = self._semaphore_type(concurrency)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
+        if model is not None and model.isascii() and model.isprintable():
+            headers[MODEL_HEADER] = model
         self._http = self._http_type(base_url=self.url, headers=headers, timeout=timeout, transport=transport)
 
     # --- attempts --------------------------------------------------------------------------------------------------
@@ -119,7 +124,7 @@ class BaseClient:
         """Return the content of a response, or raise the error that it stands for."""
         where, status = str(response.request.url), response.status_code
         reason = f"{where}: {_reason(response)}"
-        if status in _TRANSIENT_STATUS:
+        if status in _TRANSIENT_STATUS or (status == 500 and _message(response) is None):
             raise TransientError(reason, "the server is busy or starting", _retry_after(response))
         if status in _DATA_STATUS:
             raise DataError(reason)
@@ -200,11 +205,16 @@ def _retry_after(response: httpx2.Response) -> float | None:
 
 def _reason(response: httpx2.Response) -> str:
     """Return the status and the server's message in one line."""
+    message = _message(response)
+    return f"status {response.status_code}: {_line(response.text if message is None else message)}"
+
+
+def _message(response: httpx2.Response) -> Any:
+    """Return the message of a reward server's error; None if the response is not one, such as that of a proxy."""
     try:
-        message = response.json()["error"]["message"]
+        return response.json()["error"]["message"]
     except (ValueError, KeyError, TypeError):
-        message = response.text
-    return f"status {response.status_code}: {_line(message)}"
+        return None
 
 
 def _line(value: object) -> str:

@@ -39,6 +39,11 @@ def model_folder(path: str) -> str:
     return str(inside) if (inside / "config.json").is_file() else path
 
 
+def model_name(path: str) -> str:
+    """Return the name of a run's or a model's folder; a hub name unchanged."""
+    return Path(path).resolve().name if Path(path).exists() else path
+
+
 @contextlib.contextmanager
 def complete_folder(target: Path) -> Iterator[Path]:
     """Yield a new folder to write into; it replaces `target` when the block ends without an error.

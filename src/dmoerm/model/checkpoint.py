@@ -117,7 +117,7 @@ def load(path: str | Path, model_class: type[ModelT], options: LoadOptions) -> M
         CheckpointError: the model does not exist, or a file is missing, truncated, changed or foreign.
         ConfigError: the options contain a configuration that differs from the folder's.
     """
-    folder = _local(path, options.hub)
+    folder = local_folder(path, options.hub)
     check_files(folder)
     with sums_checked(folder) if options.check else contextlib.nullcontext():
         model = _read(folder, model_class, options)
@@ -281,7 +281,15 @@ def _experts(model: Mixture) -> Iterator[tuple[str, Experts]]:
             yield task, experts
 
 
-def _local(path: str | Path, hub: Mapping[str, Any]) -> Path:
+def local_folder(path: str | Path, hub: Mapping[str, Any]) -> Path:
+    """Return a checkpoint's folder, after a download if the path is a hub name.
+
+    Args:
+        hub: options of `hub.download`.
+
+    Raises:
+        CheckpointError: there is no such model.
+    """
     folder = Path(path)
     if (folder / "config.json").is_file():
         return folder

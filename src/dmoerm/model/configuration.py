@@ -80,6 +80,12 @@ class DMoERMConfig(PretrainedConfig):
         """The width D of an embedding."""
         return embedding_width(self.backbone["hidden_size"], EncodingConfig(**self.encoding).pooling)
 
+    @property
+    def text_tokens(self) -> int:
+        """Maximum tokens of a prompt with a response: the setting's, or the backbone's if it accepts fewer."""
+        longest = EncodingConfig(**self.encoding).max_length
+        return min(longest, self.backbone.get("max_position_embeddings") or longest)
+
 
 def backbone_settings(config: PretrainedConfig) -> dict[str, Any]:
     """Return a backbone's configuration as a dict; sizes have their common names too, such as `hidden_size`."""

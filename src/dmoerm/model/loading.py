@@ -59,10 +59,16 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _NOT_COMPARED = {"dtype", "torch_dtype", "transformers_version", "_name_or_path", "architectures", "pad_token_id"}
 
 
-def limit_kernels() -> None:
-    """Bound the memory of this process's kernels, unless the user has; before its first pass, and for its children."""
+def prepare_kernels(deterministic: bool = False) -> None:
+    """Bound the memory of this process's kernels, unless the user has; before its first pass, and for its children.
+
+    Args:
+        deterministic: prepare CUDA for deterministic matrix products too.
+    """
     for variable in _KERNEL_CACHES:
         os.environ.setdefault(variable, _CACHED_KERNELS)  # read at the first matrix product in bf16
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,11 @@
-"""The reward server: several protocols over one model.
+"""The reward server: several protocols over one model, or over several.
 
 app.py         the application: routes, errors, the page
 guard.py       middleware: the API key, limits, log and metrics of every request
 protocols/     one file per protocol; a new file there is a new protocol
 judging.py     judges' prompts: which are recognized, and the answers that their clients parse
 service.py     the model behind the protocols, loaded in the background
+model_pool.py  several models, of which a request names one
 batcher.py     the queue and the passes that requests of several clients share
 score_cache.py scores of responses that are sent again
 engines.py     what runs the passes: the model in a thread, or copies of it in processes

@@ -17,7 +17,7 @@ from .error_answers import add_handlers
 from .guard import Guard
 from .limits import ServingConfig
 from .protocols import find_routers
-from .service import CurrentService, Service
+from .service import Application, CurrentApplication, Service
 from .tracing import Tracing
 
 _PAGE = Path(__file__).with_name("page")
@@ -43,9 +43,13 @@ def create_app(
         on_failure: called when the model cannot be loaded; `app.state.service.failure` is the error.
         tracing: gets the traces of requests.
     """
-    settings = settings or ServingConfig()
     load = (lambda: model) if isinstance(model, DMoERM) else model
-    service = Service(load, name, settings, on_failure)
+    return create_app_of(Service(load, name, settings or ServingConfig(), on_failure), tracing)
+
+
+def create_app_of(service: Application, tracing: Tracing | None = None) -> FastAPI:
+    """Create the application over a service, or over a pool of models. See `create_app`."""
+    settings = service.settings
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI):
@@ -74,26 +78,17 @@ def _add_state(app: FastAPI) -> None:
         return {"status": "live"}
 
     @app.get("/ready", tags=["state"])
-    async def ready(service: CurrentService) -> Response:
+    async def ready(service: CurrentApplication) -> Response:
         """200 once the model is loaded and warm, 503 before."""
         status = "ready" if service.ready else "loading"
         return JSONResponse({"status": status}, 200 if service.ready else 503)
 
     @app.get("/metrics", tags=["state"])
-    async def metrics(service: CurrentService) -> Response:
+    async def metrics(service: CurrentApplication) -> Response:
         """Metrics in Prometheus' text format."""
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @app.get("/v1/models", tags=["state"])
-    async def models(service: CurrentService) -> dict[str, Any]:
-        """The model, its tasks and capabilities, and the limits of a request."""
-        settings, model = service.settings, service.batcher.model
-        limits = {
-            "responses": settings.max_responses,
-            "body_bytes": settings.max_body_bytes,
-            "request_tokens": settings.max_request_tokens,
-            "text_tokens": model.encoder.max_length,
-        }
-        card = {"id": service.name, "object": "model", "created": service.now(), "owned_by": "dmoerm"}
-        card |= {"root": service.name, "parent": None, "max_model_len": model.encoder.max_length}  # as vLLM has them
-        return {"object": "list", "data": [{**card, "tasks": model.config.tasks, "limits": limits}]}
+    async def models(service: CurrentApplication) -> dict[str, Any]:
+        """The models, their tasks and capabilities, and the limits of a request."""
+        return {"object": "list", "data": service.cards()}

@@ -165,6 +165,7 @@ class Batcher:
 
     def close(self) -> None:
         """End the threads and the engines once their current work is done."""
+        self.metrics.forget(self)
         self._encoding_threads.shutdown(wait=False, cancel_futures=True)
         for engine in self.engines:
             engine.close()

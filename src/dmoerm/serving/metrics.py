@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
@@ -42,23 +42,34 @@ class Metrics:
 
     def __init__(self) -> None:
         registry = self.registry = CollectorRegistry()
+        self._queues: set[WatchedQueue] = set()
         ProcessCollector(registry=registry)
 
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"dmoerm_{name}", text, labels, registry=registry)
 
-        def gauge(name: str, text: str) -> Gauge:
-            return Gauge(f"dmoerm_{name}", text, registry=registry)
+        def gauge(name: str, text: str, read: Callable[[], float]) -> None:
+            Gauge(f"dmoerm_{name}", text, registry=registry).set_function(read)
 
         def histogram(name: str, text: str, buckets: Sequence[float], *labels: str) -> Histogram:
             return Histogram(f"dmoerm_{name}", text, labels, buckets=buckets, registry=registry)
 
         self.requests = counter("requests", "Answered requests.", "path", "status")
         self.latency = histogram("request_seconds", "Time from the first byte to the answer.", _SECONDS, "path")
-        self._waiting_requests = gauge("queue_requests", "Requests that wait or are being scored.")
-        self._waiting_tokens = gauge("queue_tokens", "Tokens that wait for a pass.")
-        self._expected = gauge("queue_expected_seconds", "Estimated time in which the engine scores all that waits.")
-        self._rate = gauge("tokens_per_second", "Measured rate of the recent passes, of all engines.")
+        gauge("queue_requests", "Requests that wait or are being scored.", lambda: self._sum(lambda q: q.requests))
+        gauge("queue_tokens", "Tokens that wait for a pass.", lambda: self._sum(lambda q: q.waiting_tokens))
+        gauge(
+            "queue_expected_seconds",
+            "Estimated time in which the engine scores all that waits.",
+            lambda: max((queue.expected_seconds() for queue in self._queues), default=0.0),
+        )
+        gauge(
+            "tokens_per_second",
+            "Measured rate of the recent passes, of all engines.",
+            lambda: self._sum(lambda q: q.throughput.total_rate),
+        )
+        gauge("models", "Models in memory.", lambda: len(self._queues))
+        self._loads = counter("model_loads", "Models that were loaded.")
         self.queued = histogram("queue_seconds", "Time from a request's arrival to its first pass.", _SECONDS)
         self.refused = counter("refused", "Requests answered with 429.")
         self.left = counter("client_left", "Requests whose client disconnected before the answer.")
@@ -73,11 +84,16 @@ class Metrics:
         self.confidence = histogram("route_confidence", "Probability of the likeliest task.", _SHARES, "task")
 
     def watch(self, queue: WatchedQueue) -> None:
-        """Read the state of this queue whenever the metrics are read."""
-        self._waiting_requests.set_function(lambda: queue.requests)
-        self._waiting_tokens.set_function(lambda: queue.waiting_tokens)
-        self._expected.set_function(queue.expected_seconds)
-        self._rate.set_function(lambda: queue.throughput.total_rate)
+        """Read the state of this model's queue, too, whenever the metrics are read."""
+        self._queues.add(queue)
+        self._loads.inc()
+
+    def forget(self, queue: WatchedQueue) -> None:
+        """Stop reading the state of a queue that is closed."""
+        self._queues.discard(queue)
+
+    def _sum(self, read: Callable[[WatchedQueue], float]) -> float:
+        return sum(map(read, self._queues))
 
     def scored(self, scores: Sequence[Score]) -> None:
         """Count the scores of one query."""

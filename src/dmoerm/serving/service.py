@@ -7,8 +7,8 @@ import contextlib
 import logging
 import re
 import time
-from collections.abc import Callable, Sequence
-from typing import Annotated
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Annotated, Any, Protocol
 
 from fastapi import Depends, Request
 
@@ -38,6 +38,34 @@ class ClientLeft(Exception):
     """The client has disconnected."""
 
 
+class Application(Protocol):
+    """The models behind one application: a `Service`, or several in a `ModelPool`."""
+
+    settings: ServingConfig
+    metrics: Metrics
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests can be scored."""
+        ...
+
+    async def loaded(self) -> None:
+        """Return once `ready`. Raises an error if the model cannot be loaded."""
+        ...
+
+    def running(self) -> contextlib.AbstractAsyncContextManager[None]:
+        """Score requests until the block ends."""
+        ...
+
+    def using(self, request: Request) -> contextlib.AbstractAsyncContextManager[Service]:
+        """Yield the service for a request, until it is answered."""
+        ...
+
+    def cards(self) -> list[dict[str, Any]]:
+        """Describe the models, the default first."""
+        ...
+
+
 class Service:
     """The interface of the protocols.
 
@@ -45,6 +73,7 @@ class Service:
         load: returns the model; called in a thread once the server runs, or in the engines' processes.
         name: the model's name in answers.
         on_failure: called when the model cannot be loaded.
+        metrics: shared with other services of the application; None: its own.
 
     Attributes:
         failure: why the model could not be loaded, or None.
@@ -54,17 +83,25 @@ class Service:
         ConfigError: the file of `settings.judge_templates` is invalid.
     """
 
-    def __init__(self, load: Load, name: str, settings: ServingConfig, on_failure: Callable[[], None]) -> None:
-        self.name, self.settings, self.metrics = name, settings, Metrics()
+    def __init__(
+        self,
+        load: Load,
+        name: str,
+        settings: ServingConfig,
+        on_failure: Callable[[], None] = lambda: None,
+        metrics: Metrics | None = None,
+    ) -> None:
+        self.name, self.settings, self.metrics = name, settings, metrics or Metrics()
         self.judge_templates = load_templates(settings.judge_templates)
         self._cache = ScoreCache(settings.score_cache, self.metrics)
         self.failure: Exception | None = None
         self._load, self._on_failure = load, on_failure
+        self._started = asyncio.Event()  # set once the model is loaded or cannot be loaded
         self._batcher: Batcher | None = None
         self._transcript: Transcript | None = None
 
     @contextlib.asynccontextmanager
-    async def running(self):
+    async def running(self) -> AsyncIterator[None]:
         """Load the model and score requests until the block ends."""
         task = asyncio.create_task(self._run())
         try:
@@ -81,10 +118,12 @@ class Service:
             batcher = await asyncio.to_thread(self._warm)
         except Exception as error:  # whatever a file, a device or a library raises: the server stops and reports it
             self.failure = error
+            self._started.set()
             self._on_failure()
             return
         self._transcript = Transcript(batcher.model.encoder)
         self._batcher = batcher
+        self._started.set()
         _LOG.info("ready", extra={"model": self.name})
         await batcher.run()
 
@@ -93,6 +132,15 @@ class Service:
         batcher = Batcher(model, self.settings, self.metrics, engines)
         batcher.warm(_WARM_UP)
         return batcher
+
+    @contextlib.asynccontextmanager
+    async def using(self, request: Request) -> AsyncIterator[Service]:
+        """Yield this service, whatever model the request names."""
+        yield self
+
+    def cards(self) -> list[dict[str, Any]]:
+        """Describe the model. Raises `NotReady` until it is loaded."""
+        return [model_card(self.name, self.batcher.model.config, self.settings)]
 
     @staticmethod
     def now() -> int:
@@ -103,6 +151,12 @@ class Service:
     def ready(self) -> bool:
         """Whether the model is loaded and warm."""
         return self._batcher is not None
+
+    async def loaded(self) -> None:
+        """Return once the model is loaded and warm. Raises what `load` raised."""
+        await self._started.wait()
+        if self.failure is not None:
+            raise self.failure
 
     @property
     def batcher(self) -> Batcher:
@@ -163,6 +217,23 @@ class Service:
         return [by_index[index] for index in range(len(texts))]
 
 
+def model_card(name: str, config: Any, settings: ServingConfig) -> dict[str, Any]:
+    """Describe a model of the application: its tasks and capabilities, and the limits of a request.
+
+    Args:
+        config: a `DMoERMConfig`.
+    """
+    limits = {
+        "responses": settings.max_responses,
+        "body_bytes": settings.max_body_bytes,
+        "request_tokens": settings.max_request_tokens,
+        "text_tokens": config.text_tokens,
+    }
+    card = {"id": name, "object": "model", "created": Service.now(), "owned_by": "dmoerm"}
+    card |= {"root": name, "parent": None, "max_model_len": config.text_tokens}  # as vLLM has them
+    return {**card, "tasks": config.tasks, "limits": limits}
+
+
 def conversation_of(messages: Sequence[Message]) -> tuple[Prompt, str]:
     """Split messages into prompt and response.
 
@@ -191,9 +262,16 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-def _current_service(request: Request) -> Service:
+def _application(request: Request) -> Application:
     return request.app.state.service
 
 
+async def _current_service(request: Request) -> AsyncIterator[Service]:
+    async with _application(request).using(request) as service:
+        yield service
+
+
+CurrentApplication = Annotated[Application, Depends(_application)]
+"""The models behind the application, as an argument of a route."""
 CurrentService = Annotated[Service, Depends(_current_service)]
-"""The service, as an argument of a route."""
+"""The service of the model that the request names, as an argument of a route."""

@@ -25,7 +25,7 @@ class ChatRequest(BaseModel):
     """A judge's prompt. Sampling has no effect: the answer is the likeliest one."""
 
     model_config = ConfigDict(json_schema_extra={"examples": JUDGE_REQUESTS})
-    model: str | None = Field(None, description="Ignored: a server has one model.")
+    model: str | None = Field(None, description="The model's name; ignored by a server with one model.")
     messages: list[Message] = Field(min_length=1)
     n: int | None = Field(None, ge=1, le=128, description="How many choices; all are the same.")
     logprobs: bool | None = Field(None, description="Whether the answer has the tokens' log probabilities.")

@@ -33,7 +33,7 @@ class ScoreRequest(BaseModel):
     """Prompts and their responses."""
 
     model_config = ConfigDict(json_schema_extra={"examples": SCORE_REQUESTS})
-    model: str | None = Field(None, description="Ignored: a server has one model.")
+    model: str | None = Field(None, description="The model's name; ignored by a server with one model.")
     items: list[ScoreItem] = Field(min_length=1, max_length=1024)
     weights: dict[str, float] | None = Field(
         None,

@@ -29,7 +29,7 @@ class RerankRequest(BaseModel):
     """A prompt as `query` with its responses: `documents`, or `texts` in Text Embeddings Inference's form."""
 
     model_config = ConfigDict(json_schema_extra={"examples": RERANK_REQUESTS})
-    model: str | None = Field(None, description="Ignored: a server has one model.")
+    model: str | None = Field(None, description="The model's name; ignored by a server with one model.")
     query: str
     documents: list[str | TextDocument] | None = None
     texts: list[str] | None = Field(None, description="Instead of `documents`: the answer is a list.")

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.responses import Response
 
 from ...errors import DataError
-from ..service import CurrentService
+from ..service import CurrentApplication, CurrentService
 from .classify import ClassifyRequest, classify
 from .native import ScoreRequest, score
 from .openrlhf import RewardRequest, get_reward
@@ -35,7 +35,7 @@ _BY_FIELDS: dict[tuple[str, ...], tuple[type[BaseModel], Callable[..., Awaitable
 
 
 @router.get("/ping")
-async def ping(service: CurrentService) -> Response:
+async def ping(service: CurrentApplication) -> Response:
     """200 once the model is loaded and warm, 503 before."""
     return Response(status_code=200 if service.ready else 503)
 

@@ -18,7 +18,7 @@ class EmbeddingRequest(BaseModel):
     """Conversations that a chat template has rendered, as texts or as the model's token ids."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [EMBEDDING_REQUEST]})
-    model: str | None = Field(None, description="Ignored: a server has one model.")
+    model: str | None = Field(None, description="The model's name; ignored by a server with one model.")
     input: Rendered
 
 

@@ -21,7 +21,7 @@ router = APIRouter(tags=["vLLM"])
 class ActivationRequest(BaseModel):
     """The fields that all of vLLM's requests share."""
 
-    model: str | None = Field(None, description="Ignored: a server has one model.")
+    model: str | None = Field(None, description="The model's name; ignored by a server with one model.")
     use_activation: bool | None = Field(None, description="true: σ(reward); otherwise the reward itself.")
     activation: bool | None = Field(None, description="The older name of `use_activation`.")
 
@@ -73,7 +73,7 @@ class TokenizeRequest(BaseModel):
     """A text or a conversation."""
 
     model_config = ConfigDict(json_schema_extra={"examples": TOKENIZE_REQUESTS})
-    model: str | None = Field(None, description="Ignored: a server has one model.")
+    model: str | None = Field(None, description="The model's name; ignored by a server with one model.")
     prompt: str | None = None
     messages: list[Message] | None = Field(
         None, description="Instead of `prompt`: the tokens that the model reads, up to where a response begins."

@@ -1,0 +1,142 @@
+"""The reward server as a Ray Serve application: replicas that grow in number with the requests that wait.
+
+    serve run dmoerm.distributed.serve:app model=runs/demo max_replicas=4
+    serve run dmoerm.distributed.serve:app model=runs/demo,runs/human max_models=1
+
+Each replica is the whole server of `dmoerm serve`, with all protocols; it gets requests once its model is loaded. Ray
+Serve replaces a replica that ends or whose model has failed. Requests that were in it are answered with 500, which
+`dmoerm.Client` sends again. With several models, a replica holds `max_models` of them: those that were asked for last.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import Annotated, Any
+
+from fastapi import FastAPI
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from ..client.base import KEY_VARIABLE
+from ..errors import ConfigError, plain_fault
+from ..io.paths import model_folder, model_name
+from ..model import DMoERM
+from ..model.checkpoint import local_folder
+from ..model.configuration import read_config
+from ..model.loading import prepare_kernels
+from ..serving import ServingConfig, create_app
+from ..serving.app import create_app_of
+from ..serving.model_pool import ModelPool, PooledModel
+
+_EXIT_SECONDS = 15  # from the last answer to the end of a replica
+
+
+def _named(value: Any) -> Any:
+    """Name models by their folders; a text lists them with commas."""
+    if not isinstance(value, str):
+        return value
+    paths = [path.strip() for path in value.split(",")]
+    named = {model_name(path): path for path in paths}
+    if len(named) < len(paths):
+        raise ValueError(f"several models are called {' or '.join(named)}; name them in a configuration file")
+    return named
+
+
+class ReplicaSettings(BaseModel):
+    """The arguments of the application."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    model: Annotated[dict[str, str], BeforeValidator(_named), Field(min_length=1)]
+    """A model's or a run's folder, which all nodes can read, or a hub name. Several: separated by commas, or as a
+    mapping name → folder; the first one scores requests that name none."""
+    max_models: int = Field(default=1, ge=1)
+    """Maximum number of models that a replica holds in memory."""
+    dtype: str | None = None
+    """Precision of trunk and branches, such as float32; None: as saved."""
+    max_tasks: int | None = Field(default=None, ge=1)
+    """Maximum number of tasks whose weights are in memory; None: all."""
+    min_replicas: int = Field(default=1, ge=1)
+    """Replicas that always run."""
+    max_replicas: int = Field(default=4, ge=1)
+    """Replicas under full load."""
+    target_requests: float = Field(default=32.0, gt=0)
+    """Requests per replica, waiting ones included, above which replicas are added and below which they are removed."""
+    max_requests: int = Field(default=1024, ge=1)
+    """Requests of a replica at once; further ones wait in Ray Serve's proxy."""
+    cpus: float = Field(default=1.0, ge=0)
+    """Processors of a replica; Ray sets the number of its threads to it."""
+    gpus: float = Field(default=0.0, ge=0)
+    """GPUs of a replica."""
+    settings: ServingConfig = ServingConfig()
+    """Batching and limits of each replica. Without `api_key`, the key is $DMOERM_API_KEY of the replica's node."""
+
+    def deployment(self) -> dict[str, Any]:
+        """Return the options of Ray Serve's deployment."""
+        scaling = {name: getattr(self, name) for name in ("min_replicas", "max_replicas")}
+        return {
+            "name": "dmoerm",
+            "autoscaling_config": scaling | {"target_ongoing_requests": self.target_requests},
+            "max_ongoing_requests": self.max_requests,
+            "graceful_shutdown_timeout_s": self.settings.queue_seconds + _EXIT_SECONDS,
+            "ray_actor_options": {"num_cpus": self.cpus, "num_gpus": self.gpus},
+        }
+
+    def replica_app(self) -> FastAPI:
+        """Create a replica's application."""
+        prepare_kernels(self.settings.deterministic)
+        settings = self.settings
+        if settings.api_key is None:
+            settings = settings.model_copy(update={"api_key": os.environ.get(KEY_VARIABLE) or None})
+        loads = {name: functools.partial(self.load, path) for name, path in self.model.items()}
+        if len(loads) == 1:
+            ((name, load),) = loads.items()
+            return create_app(load, settings, name)
+        from ray import serve
+
+        keep: Any = serve.multiplexed(max_num_models_per_replica=self.max_models)
+        configs = {name: read_config(local_folder(model_folder(path), {})) for name, path in self.model.items()}
+        models = {name: PooledModel(load, configs[name]) for name, load in loads.items()}
+        return create_app_of(ModelPool(models, settings, keep))
+
+    def load(self, path: str, device: str | None = None) -> DMoERM:
+        """Load a model."""
+        options = {"dtype": self.dtype, "max_tasks": self.max_tasks, "device_map": device or "auto"}
+        return DMoERM.from_pretrained(model_folder(path), **options)
+
+
+class Replica:
+    """What Ray Serve asks of a replica beside its application."""
+
+    app: FastAPI
+
+    async def check_health(self) -> None:
+        """Return once the model is loaded, so that a replica gets no requests before. Raises what the model raised."""
+        await self.app.state.service.loaded()
+
+
+def app(arguments: dict[str, Any]) -> Any:
+    """Build the application for `serve run` and `serve.run`.
+
+    Args:
+        arguments: the fields of `ReplicaSettings`.
+
+    Raises:
+        ConfigError: ray[serve] is not installed, or an argument is invalid.
+    """
+    try:
+        settings = ReplicaSettings.model_validate(arguments)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(f"{'.'.join(map(str, first['loc']))}: {plain_fault(first)}") from None
+    try:
+        from ray import serve
+    except ImportError as error:
+        message = f"the application needs the package {error.name}: pip install 'dmoerm[serve,ray-serve]'"
+        raise ConfigError(message) from None
+
+    def build() -> FastAPI:  # called in each replica
+        return settings.replica_app()
+
+    replica: Any = serve.deployment(serve.ingress(build)(Replica), **settings.deployment())
+    return replica.bind()
