@@ -192,5 +192,8 @@ def test_two_workers_train_a_step_as_one(
 def test_a_group_raises_what_a_worker_raises_on_purpose(nodes: Nodes, tiny_config: Callable[..., Config]) -> None:
     with pytest.raises(DataError, match="more than the 16 allowed"):
         train_on_ray(tiny_config(encoding={"max_length": 16}, ray=GROUP))
+
+
+def test_a_group_larger_than_a_pass_is_refused(tiny_config: Callable[..., Config]) -> None:
     with pytest.raises(ConfigError, match="for 9 processes"):
         train_on_ray(tiny_config(ray={"workers_per_step": 9}))
