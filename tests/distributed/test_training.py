@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from safetensors.torch import load_file
 from tiny import make_tiny_config, train_quietly
 
 from dmoerm.config import Config, dump_config
-from dmoerm.errors import DataError
+from dmoerm.errors import ConfigError, DataError
 from dmoerm.model import DMoERM
 from dmoerm.training import Run, train
 
@@ -150,3 +152,48 @@ def test_a_cluster_that_is_not_there_is_named() -> None:
     code = "from dmoerm.distributed.cluster import cluster\nwith cluster('127.0.0.1:1'): pass"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
     assert "ClusterError: Ray cluster 127.0.0.1:1: " in done.stderr
+
+
+# No dropout, which each process draws for its own groups, and nothing chosen by a loss, which rounding changes.
+_END: dict[str, Any] = {"metric_for_best_model": "end"}
+ENDS = dict.fromkeys(("router", "phase0", "phase1", "phase3"), _END) | {
+    "phase2": {**_END, "lora": {"rank": 2, "dropout": 0.0}}
+}
+GROUP: dict[str, Any] = {"workers_per_step": 2, "cpus": 0.5}
+
+
+@pytest.mark.parametrize(("step", "stored", "kill"), [("phase1", False, True), ("phase2", True, False)])
+def test_two_workers_train_a_step_as_one(
+    nodes: Nodes, tiny_config: Callable[..., Config], tmp_path: Path, step: str, stored: bool, kill: bool
+) -> None:
+    """One step of a finished run is trained again; a lost worker costs this step alone."""
+    config = tiny_config(**ENDS, ray=GROUP, storage=f"file://{tmp_path}/stored" if stored else None)
+    first = train_quietly(config)
+    one = replace(first, folder=Path(shutil.copytree(first.folder, tmp_path / "one")))
+    for folder in (first.folder, tmp_path / "stored"):
+        shutil.rmtree(folder / "steps" / step / "chitchat", ignore_errors=True)
+    before = times(first.folder)
+
+    def kill_one() -> None:
+        os.kill(wait_until(lambda: nodes.running("RayTrainWorker"), "no worker", 300)[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_one)
+    if kill:
+        killer.start()
+    two = train_on_ray(config)
+    if kill:
+        killer.join()
+    after = times(two.folder)
+    assert len(after) == len(before) + 1
+    assert {file: after[file] for file in before} == before
+    assert_equal(two, one)
+
+
+def test_a_group_raises_what_a_worker_raises_on_purpose(nodes: Nodes, tiny_config: Callable[..., Config]) -> None:
+    with pytest.raises(DataError, match="more than the 16 allowed"):
+        train_on_ray(tiny_config(encoding={"max_length": 16}, ray=GROUP))
+
+
+def test_a_group_larger_than_a_pass_is_refused(tiny_config: Callable[..., Config]) -> None:
+    with pytest.raises(ConfigError, match="for 9 processes"):
+        train_on_ray(tiny_config(ray={"workers_per_step": 9}))

@@ -47,6 +47,7 @@ ELSEWHERE = {
     "ray.cpus": "distributed/test_training.py",
     "ray.gpus": "distributed/test_training.py",
     "ray.retries": "distributed/test_training.py",
+    "ray.workers_per_step": "distributed/test_training.py",
 }
 
 

@@ -274,6 +274,8 @@ class RayConfig(_Settings):
     """Number of CPU cores per step or actor."""
     gpus: float = Field(default=0.0, ge=0)
     """Number of GPUs per step or actor; may be a fraction."""
+    workers_per_step: int = Field(default=1, ge=1)
+    """Number of processes that train a step together, on one machine; `cpus` and `gpus` are those of each process."""
     retries: int = Field(default=3, ge=0)
     """Maximum number of restarts of a step whose worker or node is lost."""
 

@@ -1,7 +1,9 @@
 """Run the training graph on Ray: each step is a task that starts when the tasks it depends on have finished.
 
 A worker rebuilds the run, loads the results of those steps from the storage and trains its own step. If the worker or
-its node is lost, Ray restarts the task on another worker, and the step resumes from its last checkpoint.
+its node is lost, Ray restarts the task on another worker, and the step resumes from its last checkpoint. With
+`ray.workers_per_step`, the task has Ray Train start that many workers, which train the step as the processes of
+`accelerate launch` do.
 """
 
 from __future__ import annotations
@@ -12,15 +14,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from packaging.version import Version
+
 from ..config import Config, changed
 from ..data.splits import Splits
+from ..errors import ClusterError, ConfigError, DmoermError
 from ..training.examples import Texts, examples_of
 from ..training.graph import Step, graph, path_to
+from ..training.processes import TIMEOUT, barrier, broadcast, is_main
 from ..training.progress import Progress
-from ..training.run import prepare, run_steps
+from ..training.run import check_batches, prepare, run_steps
 from ..training.steps import Run, StepMetrics
 from .cluster import cluster, worker_slots
 
+_MIN_RAY = Version("2.60")  # for `workers_per_step`; older ones do not return what a worker returns
 _MIN_SHARE = 256  # groups; fewer are not worth a worker of their own
 
 
@@ -28,12 +35,17 @@ def on_ray(run: Run, data: Splits, steps: Sequence[Step]) -> None:
     """Train the unfinished steps on the cluster at `ray.address`; an `Engine`.
 
     Raises:
-        ConfigError: ray is not installed.
+        ConfigError: ray is not installed or too old, or a pass has fewer groups than a step has workers.
         ClusterError: the cluster cannot be reached, or a step was lost more than `ray.retries` times.
     """
-    if run.config.ray.gpus >= 2:
-        run.progress.say(f"ray.gpus is {run.config.ray.gpus:g}, but a step uses one GPU; set ray.gpus to 1")
-    with cluster(run.config.ray.address) as ray:
+    settings = run.config.ray
+    if settings.gpus >= 2:
+        hint = f"set ray.gpus to 1 and ray.workers_per_step to {settings.gpus:g}"
+        run.progress.say(f"ray.gpus is {settings.gpus:g}, but a worker uses one GPU; {hint}")
+    check_batches(run.config, settings.workers_per_step)
+    with cluster(settings.address) as ray:
+        if settings.workers_per_step > 1 and Version(ray.__version__) < _MIN_RAY:
+            raise ConfigError(f"ray.workers_per_step: needs ray {_MIN_RAY} or newer (installed: {ray.__version__})")
         _follow(ray, run, _submit(ray, run, data, steps))
 
 
@@ -53,7 +65,8 @@ def _submit(ray: Any, run: Run, data: Splits, steps: Sequence[Step]) -> dict[Any
             fill = remote(fill_share)
             filled = [fill.options(name=f"activations/{i}").remote(config, shared, i, shares) for i in range(shares)]
         needed = [references[name] for name in step.needs if name in references] or filled
-        references[step.name] = remote(do_step).options(name=step.name).remote(config, shared, step.name, *needed)
+        train = remote(do_step) if settings.workers_per_step == 1 else _group_task(ray, settings.retries)
+        references[step.name] = train.options(name=step.name).remote(config, shared, step.name, *needed)
     return {reference: name for name, reference in references.items()}
 
 
@@ -84,12 +97,72 @@ def do_step(config: Config, data: Splits, name: str, *_needed: StepMetrics | Non
         return run.metrics()[name]
 
 
+class _WorkerLost(ClusterError):
+    """A worker of a group ended; the step can be trained again."""
+
+
+def _group_task(ray: Any, retries: int) -> Any:
+    """Return the task that trains a step in a group of workers; it waits for them and needs no processor itself."""
+    return ray.remote(num_cpus=0, max_retries=retries, retry_exceptions=[_WorkerLost])(do_step_in_group)
+
+
+def do_step_in_group(config: Config, data: Splits, name: str, *_needed: StepMetrics | None) -> StepMetrics:
+    """Train one step in `ray.workers_per_step` processes on one machine and return its metrics. See `do_step`."""
+    import ray
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    settings, shared = config.ray, ray.put(data)
+    with tempfile.TemporaryDirectory() as folder:  # Ray Train's own records; the step's files are in the run's folder
+        trainer = TorchTrainer(
+            lambda: do_step(config, ray.get(shared), name),
+            torch_config=TorchConfig(timeout_s=int(TIMEOUT.total_seconds())),
+            scaling_config=ScalingConfig(
+                num_workers=settings.workers_per_step,
+                use_gpu=settings.gpus > 0,
+                resources_per_worker={"CPU": settings.cpus, "GPU": settings.gpus},
+                placement_strategy="STRICT_PACK",
+            ),
+            run_config=RunConfig(name=name.replace("/", "-"), storage_path=folder),
+        )
+        try:
+            metrics: Any = trainer.fit().return_value  # the main process's
+            return metrics
+        except TrainingFailedError as error:
+            raise _cause(error, name) from error
+
+
+def _cause(error: Any, name: str) -> Exception:
+    """Return the error that a worker has raised, or one that says that a worker was lost."""
+    failures = list(getattr(error, "worker_failures", {}).values())
+    for failure in failures:
+        if isinstance(failure, DmoermError):
+            return failure
+    # the loss of one worker is Ray's own error, and a RuntimeError of torch.distributed in the others
+    bugs = [f for f in failures if not (isinstance(f, RuntimeError) or type(f).__module__.startswith("ray."))]
+    if bugs:
+        return bugs[0]
+    reason = " ".join(str(error).split())[:300]
+    return _WorkerLost(f"step {name}: a worker was lost: {reason}; run the command again to resume")
+
+
 @contextlib.contextmanager
 def _prepared(config: Config, data: Splits) -> Iterator[Run]:
-    """Prepare the run on a worker; with a storage, its folder on this machine is a temporary copy."""
-    output = contextlib.nullcontext(config.output) if config.storage is None else tempfile.TemporaryDirectory()
-    with output as folder:
-        yield prepare(config, data.taxonomy, Path(folder), Progress(quiet=True))
+    """Prepare the run on a worker."""
+    with _folder(config) as folder:
+        yield prepare(config, data.taxonomy, folder, Progress(quiet=True))
+
+
+@contextlib.contextmanager
+def _folder(config: Config) -> Iterator[Path]:
+    """Yield the run's folder; with a storage, a temporary copy, which the processes of a step share."""
+    if config.storage is None:
+        yield Path(config.output)
+        return
+    with tempfile.TemporaryDirectory() if is_main() else contextlib.nullcontext() as folder:
+        yield Path(broadcast(folder) or "")
+        barrier()
 
 
 def reachable(config: Config) -> Config:

@@ -23,13 +23,13 @@ from torch import Tensor
 
 T = TypeVar("T")
 Sharding = Literal["FSDP", "DEEPSPEED"]
-_TIMEOUT = timedelta(hours=2)  # limit on waiting for the slowest process; a process that dies ends the others at once
+TIMEOUT = timedelta(hours=2)  # limit on waiting for the slowest process; a process that dies ends the others at once
 
 
 def process_state() -> PartialState:
     """Return accelerate's state of this process; the first call selects its GPU, or the CPU if there are no GPUs."""
     sharding()  # reads and removes variables that would change the state
-    return PartialState(cpu=not torch.cuda.is_available(), timeout=_TIMEOUT)
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=TIMEOUT)
 
 
 @functools.cache

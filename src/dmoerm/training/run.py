@@ -78,7 +78,7 @@ def train(config: Config, console: Console | None = None, engine: Engine | None 
         raise ConfigError(
             "backbone.quantization: quantized layers cannot be sharded; set it to none, or launch with ddp.yaml"
         )
-    _check_batches(config)
+    check_batches(config, world_size())
     check_backbone(config.backbone)
     data = load_splits(config)
     check_pairs(data)
@@ -269,17 +269,17 @@ def _check_trackers(config: Config) -> None:
         raise ConfigError(f"report_to: {error}") from None
 
 
-def _check_batches(config: Config) -> None:
+def check_batches(config: Config, processes: int) -> None:
     """Raise `ConfigError` if a pass of a step has fewer groups than there are processes."""
     steps: dict[str, StepConfig] = {"router": config.router} if config.router.kind == "own" else {}
     steps |= {"phase0": config.phase0, "phase1": config.phase1} if config.base != "frozen" else {}
     steps |= {"phase2": config.phase2} if config.phase2.lora.rank else {}
     for name, step in steps.items():
         per_pass = max(step.batch_groups // step.gradient_accumulation, 1)
-        if per_pass < world_size():
+        if per_pass < processes:
             raise ConfigError(
                 f"{name}.batch_groups: {step.batch_groups} in {step.gradient_accumulation} accumulated passes leave "
-                f"{per_pass} groups per pass for {world_size()} processes; start fewer or increase batch_groups"
+                f"{per_pass} groups per pass for {processes} processes; start fewer or increase batch_groups"
             )
 
 
