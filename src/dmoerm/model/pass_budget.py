@@ -92,5 +92,5 @@ def free_memory(device: torch.device) -> float | None:
     module = getattr(torch, device.type, None)
     if not hasattr(module, "mem_get_info"):
         return None
-    unused = module.memory_reserved(device) - module.memory_allocated(device)  # which PyTorch holds for new tensors
-    return module.mem_get_info(device)[0] + unused
+    unused = module.memory_reserved(device) - module.memory_allocated(device)  # which PyTorch holds for new tensors  # pyright: ignore[reportOptionalMemberAccess]
+    return module.mem_get_info(device)[0] + unused  # pyright: ignore[reportOptionalMemberAccess]

@@ -102,7 +102,7 @@ def _run_passes(
         experts: how often `compute` runs a token.
     """
     examples = list({e.key: e for e in examples}.values())
-    budget = max(PASS_TOKENS, smallest(scoring_tokens(run.model.general.branch)) // max(experts, 1))
+    budget = max(PASS_TOKENS, smallest(scoring_tokens(run.model.general.branch)) // max(experts, 1))  # pyright: ignore[reportArgumentType]
     passes = [[examples[i] for i in rows] for rows in batches([e.encoded for e in examples], budget)]
     inputs = (pack([run.cache.states(e.encoded) for e in batch]).to(run.model.device) for batch in shard_evenly(passes))
     sizes = [sum(len(e.encoded.responses) for e in batch) for batch in passes]
