@@ -162,10 +162,11 @@ def test_torchao_holds_layers_on_a_cpu_in_fewer_bytes(
 def test_experts_train_on_torchaos_layers_and_score_the_same_after_loading(
     tiny_backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, again: bool
 ) -> None:
-    """Also if layers run again in the backward pass. 8 bits are the same again, 4 bits are rounded once more."""
+    """Also if layers run again in the backward pass. Quantizing the saved, decoded weights rounds them once more."""
     monkeypatch.syspath_prepend(str(TORCHAO))
     settings = {"base": "frozen", "backbone": {"quantization": kind}, "gradient_checkpointing": again}
-    run = train_quietly(make_tiny_config(tiny_backbone, tmp_path, **settings))
+    trained_to_the_end = {"metric_for_best_model": "end"}  # the start may be the best state
+    run = train_quietly(make_tiny_config(tiny_backbone, tmp_path, **settings, phase2=trained_to_the_end))
     for task in run.model.config.tasks:
         layers = lora_layers(run.model.task_model(task).experts.branch).values()
         assert all(hasattr(layer.base.weight, "__tensor_flatten__") for layer in layers)  # quantized
@@ -174,9 +175,9 @@ def test_experts_train_on_torchaos_layers_and_score_the_same_after_loading(
     assert len({score.reward for score in scores}) == len(scores)
     plain = DMoERM.from_pretrained(run.folder / "model")
     assert not any(hasattr(p, "__tensor_flatten__") for p in plain.parameters())
-    assert_same(plain.score(PROMPT, RESPONSES, task="chitchat"), scores, 1e-3)
+    assert_same(plain.score(PROMPT, RESPONSES, task="chitchat"), scores, 1e-4)
     loaded = DMoERM.from_pretrained(run.folder / "model", quantization=kind, device_map="cpu")
-    assert_same(loaded.score(PROMPT, RESPONSES, task="chitchat"), scores, 1e-3 if kind == "8bit" else 0.5)
+    assert_same(loaded.score(PROMPT, RESPONSES, task="chitchat"), scores, 0.2)
 
 
 def wide_backbone(folder: Path) -> str:
