@@ -89,7 +89,7 @@ def shape_of(text: Any) -> BackboneShape | None:
 
 def free_memory(device: torch.device) -> float | None:
     """Return the bytes that tensors can still take on an accelerator; None on a CPU, or if PyTorch cannot tell."""
-    module = getattr(torch, device.type, None)
+    module: Any = getattr(torch, device.type, None)
     if not hasattr(module, "mem_get_info"):
         return None
     unused = module.memory_reserved(device) - module.memory_allocated(device)  # which PyTorch holds for new tensors  # pyright: ignore[reportOptionalMemberAccess]

@@ -122,7 +122,8 @@ class ActivationCache:
 
     def _store(self, missing: Sequence[Encoded], done: Callable[[int, int], None]) -> None:
         """Compute this process's share of the texts, and write a shard while the next one is computed."""
-        passes = list(batches(missing, smallest(scoring_tokens(self.model.general.branch))))  # pyright: ignore[reportArgumentType]
+        branch: Any = self.model.general.branch
+        passes = list(batches(missing, smallest(scoring_tokens(branch))))
         local = shard(passes)
         total, so_far, tokens = sum(missing[i].tokens for rows in local for i in rows), 0, 0
         waiting: dict[str, Tensor] = {}

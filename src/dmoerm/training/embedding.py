@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -102,7 +102,8 @@ def _run_passes(
         experts: how often `compute` runs a token.
     """
     examples = list({e.key: e for e in examples}.values())
-    budget = max(PASS_TOKENS, smallest(scoring_tokens(run.model.general.branch)) // max(experts, 1))  # pyright: ignore[reportArgumentType]
+    branch: Any = run.model.general.branch
+    budget = max(PASS_TOKENS, smallest(scoring_tokens(branch)) // max(experts, 1))
     passes = [[examples[i] for i in rows] for rows in batches([e.encoded for e in examples], budget)]
     inputs = (pack([run.cache.states(e.encoded) for e in batch]).to(run.model.device) for batch in shard_evenly(passes))
     sizes = [sum(len(e.encoded.responses) for e in batch) for batch in passes]
