@@ -159,7 +159,7 @@ BYTES = st.binary(max_size=60) | st.text(max_size=60).map(str.encode)
 LENIENT: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
 
 
-@settings(max_examples=60, **LENIENT)
+@settings(max_examples=150, **LENIENT)
 @given(content=BYTES, suffix=st.sampled_from([".jsonl", ".json", ".parquet"]))
 def test_arbitrary_bytes_raise_nothing_else(content: bytes, suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"rows{suffix}"
@@ -167,7 +167,7 @@ def test_arbitrary_bytes_raise_nothing_else(content: bytes, suffix: str, tmp_pat
     only_dmoerm_errors(path, "auto")
 
 
-@settings(max_examples=60, **LENIENT)
+@settings(max_examples=150, **LENIENT)
 @given(rows=ROWS, format=st.sampled_from(["auto", *find_formats()]))
 def test_arbitrary_rows_raise_nothing_else(rows: list[dict], format: str, tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import inspect
 import json
@@ -17,6 +18,8 @@ from typer.testing import CliRunner
 
 from dmoerm.cli import app, serve
 from dmoerm.serving import ServingConfig
+from dmoerm.serving.batcher import Batcher
+from dmoerm.serving.service import Service
 
 LARGE = {"items": [{"prompt": f"Question {i}?", "responses": ["word " * 75] * 4} for i in range(4)]}
 
@@ -117,3 +120,21 @@ def test_the_command_and_the_settings_have_the_same_defaults():
     for name, field in ServingConfig.model_fields.items():
         assert name not in given or given[name] == field.default, name
     assert len(given.keys() & ServingConfig.model_fields.keys()) == 10
+
+
+def test_a_server_whose_queue_cannot_be_worked_off_is_not_ready(trained_run, monkeypatch):
+    async def broken(self):
+        raise RuntimeError("no passes any more")
+
+    monkeypatch.setattr(Batcher, "run", broken)
+    reported = []
+    service = Service(lambda: trained_run.model, "tiny", ServingConfig(), lambda: reported.append(service.failure))
+
+    async def start():
+        async with service.running():
+            with pytest.raises(RuntimeError, match="no passes any more"):
+                await service.loaded()
+            assert not service.ready
+
+    asyncio.run(start())
+    assert reported == [service.failure]

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from ..errors import DataError, plain_fault
 from ..io.paths import write_file
-from .results import ResultModel, Results
+from .results import Results
 
-P = TypeVar("P", bound=ResultModel)
+P = TypeVar("P", bound=BaseModel)
 
 
 def write_results(path: str | Path, results: Results) -> None:
@@ -26,7 +27,19 @@ def read_results(path: str | Path) -> Results:
 
 
 def read_part(path: str | Path, model: type[P], hint: str) -> P:
-    """Read a JSON file of this model; `hint` tells users which file to use instead of an invalid one.
+    """Read a results file of this model, or a part of one; see `read_model`."""
+    return read_model(path, model, hint, "schemas 1 and 2", upgrade)
+
+
+def read_model(
+    path: str | Path, model: type[P], hint: str, schemas: str, convert: Callable[[Any], Any] = lambda document: document
+) -> P:
+    """Read a JSON file of this model.
+
+    Args:
+        hint: which file to use instead of an invalid one.
+        schemas: what this version reads.
+        convert: converts documents of earlier schemas.
 
     Raises:
         DataError: the file does not exist, is not JSON, has another schema, or does not match the model.
@@ -36,14 +49,14 @@ def read_part(path: str | Path, model: type[P], hint: str) -> P:
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot be read: {error}", file=path, hint=hint) from None
     try:
-        return model.model_validate(upgrade(json.loads(text)))
+        return model.model_validate(convert(json.loads(text)))
     except json.JSONDecodeError as error:
         raise DataError(f"is not valid JSON: {error}", file=path, hint=hint) from None
     except ValidationError as error:
         detail = error.errors()[0]
     field = ".".join(str(part) for part in detail["loc"])
     if field == "schema":
-        hint = "this version reads schemas 1 and 2; install the version of dmoerm that wrote the file"
+        hint = f"this version reads {schemas}; install the version of dmoerm that wrote the file"
     value = None if detail["type"] == "missing" else detail["input"]
     raise DataError(plain_fault(detail), file=path, field=field or None, value=value, hint=hint)
 

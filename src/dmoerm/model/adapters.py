@@ -24,7 +24,6 @@ _PREFIX = "base_model.model."
 
 def write_adapter(experts: Experts, index: int, first_layer: int, folder: Path) -> None:
     """Write the adapter of one expert into a new folder."""
-    folder.mkdir(parents=True)
     _adapter_config(experts, first_layer).save_pretrained(str(folder))
     write_tensors(_state(experts, index, first_layer), folder / _FILE)
 

@@ -182,7 +182,7 @@ def join(trunk: Decoder | None, branch: Decoder) -> Decoder:
     if getattr(config, "layer_types", None):
         config.layer_types = [*trunk.config.layer_types, *branch.config.layer_types]
     whole = empty_part(config, len(trunk.layers) + len(branch.layers))
-    whole.layers = _numbered([*trunk.layers, *branch.layers], config)
+    whole.layers = _numbered([*trunk.layers, *branch.layers], whole.config)
     whole.embed_tokens, whole.norm, whole.rotary_emb = trunk.embed_tokens, branch.norm, trunk.rotary_emb
     return whole.eval()
 

@@ -238,9 +238,8 @@ def with_tokenizer(model: ModelT, tokenizer: Any) -> ModelT:
     tokenizer.init_kwargs.pop("local_files_only", None)  # an option of loading, which would be saved as a setting
     if isinstance(tokenizer.chat_template, str):
         tokenizer.chat_template = on_a_fixed_day(tokenizer.chat_template)
-    limit = model.config.backbone.get("max_position_embeddings")
     model.tokenizer, model.config.pad_token_id = tokenizer, tokenizer.pad_token_id
-    model.encoder = Encoder(tokenizer, EncodingConfig(**model.config.encoding), limit)
+    model.encoder = Encoder(tokenizer, EncodingConfig(**model.config.encoding), model.config.text_tokens)
     return model
 
 

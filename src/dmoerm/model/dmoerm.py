@@ -142,8 +142,7 @@ class DMoERM(Mixture):
         """
         if batch_tokens is None:
             batch_tokens = scoring_tokens(cast("Decoder", self.general.branch))
-        task_experts = [self.task_model(task).experts for task in self.config.tasks]
-        return batch_tokens // max([1, *(len(experts) for experts in task_experts if experts.branch is not None)])
+        return batch_tokens // max([1, *(self.task_model(task).experts.runs for task in self.config.tasks)])
 
     def score_stream(
         self,

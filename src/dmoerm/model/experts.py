@@ -155,6 +155,11 @@ class Experts(nn.Module):
     def __len__(self) -> int:
         return len(self.capabilities)
 
+    @property
+    def runs(self) -> int:
+        """How often a pass runs each token: once per expert with a LoRA; otherwise once."""
+        return len(self) if self.branch is not None else 1
+
     def embed(self, inputs: Packed, base: Tensor | None) -> Tensor:
         """Return all experts' embeddings z (k, N, D), from one pass.
 

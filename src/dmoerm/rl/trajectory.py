@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from ..errors import DataError, plain_fault
+from ..evaluation.results_files import read_model
 from ..io.paths import write_file
 from .policy_settings import RLConfig
 from .rewards import Scale
@@ -100,14 +100,4 @@ def write_trajectory(path: Path, trajectory: Trajectory) -> None:
 
 def read_trajectory(path: Path) -> Trajectory:
     """Read a trajectory. Raise `DataError` if it is missing or has another schema."""
-    hint = "give the trajectory.json that `dmoerm rl` wrote"
-    try:
-        return Trajectory.model_validate_json(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot be read: {error}", file=path, hint=hint) from None
-    except ValidationError as error:
-        detail = error.errors()[0]
-        field = ".".join(str(part) for part in detail["loc"])
-        if field == "schema":
-            hint = "this version reads schema 1; install the version of dmoerm that wrote the file"
-        raise DataError(plain_fault(detail), file=path, field=field or None, hint=hint) from None
+    return read_model(path, Trajectory, "give the trajectory.json that `dmoerm rl` wrote", "schema 1")

@@ -72,11 +72,11 @@ class Service:
     Args:
         load: returns the model; called in a thread once the server runs, or in the engines' processes.
         name: the model's name in answers.
-        on_failure: called when the model cannot be loaded.
+        on_failure: called when the model cannot be loaded, or its queue cannot be worked off.
         metrics: shared with other services of the application; None: its own.
 
     Attributes:
-        failure: why the model could not be loaded, or None.
+        failure: the error that `on_failure` is called for, or None.
         judge_templates: the judges' prompts that are recognized, by name.
 
     Raises:
@@ -115,17 +115,15 @@ class Service:
 
     async def _run(self) -> None:
         try:
-            batcher = await asyncio.to_thread(self._warm)
+            batcher = self._batcher = await asyncio.to_thread(self._warm)
+            self._transcript = Transcript(batcher.model.encoder)
+            self._started.set()
+            _LOG.info("ready", extra={"model": self.name})
+            await batcher.run()
         except Exception as error:  # whatever a file, a device or a library raises: the server stops and reports it
             self.failure = error
             self._started.set()
             self._on_failure()
-            return
-        self._transcript = Transcript(batcher.model.encoder)
-        self._batcher = batcher
-        self._started.set()
-        _LOG.info("ready", extra={"model": self.name})
-        await batcher.run()
 
     def _warm(self) -> Batcher:
         model, engines = open_engines(self._load, self.settings)
@@ -149,11 +147,11 @@ class Service:
 
     @property
     def ready(self) -> bool:
-        """Whether the model is loaded and warm."""
-        return self._batcher is not None
+        """Whether the model is loaded and warm, and its queue is worked off."""
+        return self._transcript is not None and self.failure is None
 
     async def loaded(self) -> None:
-        """Return once the model is loaded and warm. Raises what `load` raised."""
+        """Return once the model is loaded and warm. Raises `failure`."""
         await self._started.wait()
         if self.failure is not None:
             raise self.failure

@@ -19,7 +19,6 @@ from ..model.batching import batches
 from ..model.heads import BranchScorer
 from ..model.packing import Packed, pack
 from ..model.pass_budget import scoring_tokens
-from ..planning.memory import PASS_TOKENS
 from .batches import PreferenceExample
 from .processes import gather_passes, shard_evenly, smallest
 from .steps import Run
@@ -90,20 +89,20 @@ def task_vectors(run: Run, task: str, examples: Sequence[PreferenceExample]) -> 
         shared = base if run.frozen else general.embed(states)
         return task_model.vectors(base, task_model.experts.embed(states, base), general.head(shared))
 
-    return _run_passes(run, examples, vectors, len(task_model.experts))
+    return _run_passes(run, examples, vectors, task_model.experts.runs)
 
 
 def _run_passes(
-    run: Run, examples: Sequence[PreferenceExample], compute: Callable[[Packed], Tensor], experts: int = 1
+    run: Run, examples: Sequence[PreferenceExample], compute: Callable[[Packed], Tensor], runs: int = 1
 ) -> dict[str, Tensor]:
     """Return key → the example's rows of `compute`, which maps a pass's hidden states to one row per response.
 
     Args:
-        experts: how often `compute` runs a token.
+        runs: how often `compute` runs a token.
     """
     examples = list({e.key: e for e in examples}.values())
     branch: Any = run.model.general.branch
-    budget = max(PASS_TOKENS, smallest(scoring_tokens(branch)) // max(experts, 1))
+    budget = smallest(scoring_tokens(branch)) // runs
     passes = [[examples[i] for i in rows] for rows in batches([e.encoded for e in examples], budget)]
     inputs = (pack([run.cache.states(e.encoded) for e in batch]).to(run.model.device) for batch in shard_evenly(passes))
     sizes = [sum(len(e.encoded.responses) for e in batch) for batch in passes]
