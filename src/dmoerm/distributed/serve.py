@@ -5,7 +5,7 @@
 
 Each replica is the whole server of `dmoerm serve`, with all protocols; it gets requests once its model is loaded. Ray
 Serve replaces a replica that ends or whose model has failed. Requests that were in it are answered with 500, which
-`dmoerm.Client` sends again. With several models, a replica holds `max_models` of them: those that were asked for last.
+`dmoerm.Client` sends again. With several models, a replica holds `max_models` of them: those that requests named last.
 """
 
 from __future__ import annotations
