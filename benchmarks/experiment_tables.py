@@ -186,7 +186,7 @@ def _policies(results: Results) -> list[str]:
         "",
         *_table(heads, rows),
         "",
-        "Gold at the end, dmoerm less the method, seed by seed (mean and range):",
+        "Gold at the end, dmoerm less the method: mean over seeds, and Student's 95 % interval from three seeds on:",
         "",
     ]
     pairs = [

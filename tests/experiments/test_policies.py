@@ -60,7 +60,15 @@ def test_differences_are_taken_seed_by_seed_at_the_same_weight() -> None:
     runs += [run("dmoerm", 0, [0, 1.5]), run("dmoerm", 1, [0, 4.0])]
     (found,) = differences(runs)["noisy"].items()
     assert found[0] == "dmoerm - general (0)"
-    assert (found[1].value, found[1].low, found[1].high) == (1.25, 0.5, 2.0)
+    assert (found[1].value, found[1].low, found[1].high) == (1.25, 1.25, 1.25)
+
+
+def test_three_seeds_give_a_difference_students_interval() -> None:
+    runs = [run("general", seed, [0, 0.0]) for seed in range(3)]
+    runs += [run("dmoerm", seed, [0, end]) for seed, end in enumerate((1.0, 2.0, 3.0))]
+    found = differences(runs)["noisy"]["dmoerm - general (0)"]
+    half = 4.302652729911275 / 3**0.5  # the 0.975 quantile with two degrees of freedom, times the standard error
+    assert (found.value, found.low, found.high) == pytest.approx((2.0, 2.0 - half, 2.0 + half))
 
 
 def test_different_steps_are_refused() -> None:

@@ -191,4 +191,4 @@ class PolicyResults(Document):
     runs: tuple[PolicyRun, ...]
     summaries: tuple[PolicySummary, ...]
     paired: dict[str, dict[str, Difference]]
-    """Condition → `dmoerm - method (beta)` → difference of gold at the end: mean, lowest and highest of the seeds."""
+    """Condition → `dmoerm - method (beta)` → difference of gold at the end; see `experiments.policies.differences`."""

@@ -195,15 +195,21 @@ def _fit(runs: Sequence[PolicyRun]) -> CurveFit | None:
 
 
 def differences(runs: Sequence[PolicyRun]) -> dict[str, dict[str, Difference]]:
-    """Return condition → `dmoerm - method` (and KL weight) → difference of final gold: mean and range of seeds."""
+    """Return condition → `dmoerm - method` (and KL weight) → difference of final gold, taken seed by seed.
+
+    Its interval is Student's 95 % over the seeds; with fewer than three, `low` and `high` are the mean.
+    """
     ends = {(r.condition, r.method, r.beta, r.seed): r.points[-1].gold for r in runs}
     by_condition: dict[str, dict[str, list[float]]] = {}
     for (condition, method, beta, seed), end in ends.items():
         if method != "dmoerm" and (ours := ends.get((condition, "dmoerm", beta, seed))) is not None:
             by_condition.setdefault(condition, {}).setdefault(f"dmoerm - {method} ({beta:g})", []).append(ours - end)
     return {
-        condition: {
-            name: Difference(value=fmean(values), low=min(values), high=max(values)) for name, values in rows.items()
-        }
+        condition: {name: _difference(values) for name, values in rows.items()}
         for condition, rows in by_condition.items()
     }
+
+
+def _difference(values: Sequence[float]) -> Difference:
+    mean, (low, high) = fmean(values), _student(values)
+    return Difference(value=mean, low=mean if low is None else low, high=mean if high is None else high)

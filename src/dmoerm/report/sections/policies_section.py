@@ -41,7 +41,7 @@ def _blocks(results: PolicyResults) -> Iterator[tuple[str, Iterable[Content]]]:
         for condition, row in results.paired.items()
         for pair, difference in row.items()
     ]
-    title = "Gold reward at the end by seed: mean and range"
+    title = "Gold reward at the end: mean over seeds, with Student's 95 % interval from three seeds on"
     yield "Differences at the end", [Table(title, ["pair", "condition", "difference"], pairs)]
     yield "All measurements", [_measurements(run) for run in results.runs]
     settings = as_yaml({"policy": results.policy, "rl": results.settings})
