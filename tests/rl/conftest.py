@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from tiny_policy import TINY_POLICY
 
 from dmoerm.rl import RLPrompt, draw_prompts, make_policy
@@ -12,8 +14,12 @@ from dmoerm.rl import RLPrompt, draw_prompts, make_policy
 
 @pytest.fixture(scope="session")
 def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a policy of about 50,000 parameters, fine-tuned; do not change it."""
-    return make_policy(TINY_POLICY, tmp_path_factory.mktemp("policies"))
+    """The folder of a policy of about 50,000 parameters, fine-tuned once for all workers; do not change it."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # which the workers of a test run share
+    with FileLock(folder / "policies.lock"):
+        return make_policy(TINY_POLICY, folder / "policies")
 
 
 @pytest.fixture(scope="session")
