@@ -137,6 +137,22 @@ def test_one_bad_text_fails_alone(batcher, monkeypatch, caplog):
     assert len(other[0]) == 1
 
 
+def test_requests_end_with_the_queue(batcher, monkeypatch):
+    """An unexpected error between two passes: what waits, what is encoded at that time, and later requests fail."""
+    queue = batcher()
+    monkeypatch.setattr(queue, "_next_pass", lambda: 1 / 0)
+
+    async def ask():
+        waiting = [asyncio.create_task(queue.score([query])) for query in QUERIES]
+        with pytest.raises(ExceptionGroup):
+            await queue.run()
+        answers = await asyncio.gather(*waiting, queue.score(QUERIES[:1]), return_exceptions=True)
+        return {str(answer) for answer in answers}
+
+    assert asyncio.run(asyncio.wait_for(ask(), 20)) == {"the server cannot score any more; see its log"}
+    assert queue.requests == queue.waiting_tokens == 0
+
+
 def test_a_device_without_memory_is_named_with_what_helps(batcher, monkeypatch):
     def fail(encoded, tasks):
         raise torch.OutOfMemoryError("CUDA out of memory. a secret text")

@@ -85,6 +85,7 @@ class Batcher:
         self.lines: dict[Priority, WaitingLine] = {"interactive": WaitingLine(), "bulk": WaitingLine()}
         metrics.watch(self)
         self._arrived = asyncio.Event()
+        self._ended: ServerError | None = None  # set once `run` has ended by an error
         self._encoders: queue.SimpleQueue[Encoder] = queue.SimpleQueue()  # those that no thread uses
         for encoder in [model.encoder, *(copy.deepcopy(model.encoder) for _ in range(settings.encoding_threads - 1))]:
             self._encoders.put(encoder)
@@ -124,6 +125,8 @@ class Batcher:
             tokens = sum(each.tokens for each in encoded)
             if trace := TRACE.get():
                 trace.add("encode", arrived, tokens=tokens)
+            if self._ended:
+                raise self._ended
             self._check_time(priority, tokens)  # others may have entered the queue during the encoding
             request = self._request(queries, encoded)
             line.append(request)
@@ -146,10 +149,19 @@ class Batcher:
                 engine.thread.submit(engine.run, encoded, [None]).result()
 
     async def run(self) -> None:
-        """Score waiting requests, pass by pass and each engine its own, until cancelled."""
-        async with asyncio.TaskGroup() as group:
-            for engine in self.engines:
-                group.create_task(self._run_passes(engine))
+        """Score waiting requests, pass by pass and each engine its own, until cancelled.
+
+        If it ends by an error, requests that wait, and later ones, get a `ServerError`.
+        """
+        try:
+            async with asyncio.TaskGroup() as group:
+                for engine in self.engines:
+                    group.create_task(self._run_passes(engine))
+        except Exception:
+            self._ended = ServerError("the server cannot score any more; see its log")
+            for line in self.lines.values():
+                line.fail(self._ended)
+            raise
 
     async def _run_passes(self, engine: Engine) -> None:
         while True:

@@ -90,6 +90,7 @@ class WaitingLine:
     def __init__(self) -> None:
         self.tokens = self.requests = 0
         self._queue: collections.deque[QueuedRequest] = collections.deque()
+        self._open: set[QueuedRequest] = set()  # those of the queue, and those whose last parts are being scored
 
     def __len__(self) -> int:
         return len(self._queue)
@@ -107,14 +108,21 @@ class WaitingLine:
         """Add a request behind the others, unless it has no parts."""
         if request.parts:
             self._queue.append(request)
+        self._open.add(request)
         self.tokens += request.waiting_tokens
 
     def remove(self, request: QueuedRequest) -> None:
         """Remove what is left of a request that has ended or whose client has disconnected."""
         self.tokens -= request.waiting_tokens
         request.parts.clear()
+        self._open.discard(request)
         with contextlib.suppress(ValueError):
             self._queue.remove(request)
+
+    def fail(self, error: Exception) -> None:
+        """End all requests by an error."""
+        for request in self._open:
+            request.fail(error)
 
     def take(self, limit: int) -> Pass:
         """Remove and return the parts of the next pass: at most `limit` tokens, or a single part that is longer.
