@@ -24,15 +24,16 @@ from dmoerm.model.packing import Packed, Packing
 
 PAGE = Path(__file__).parents[1] / "docs" / "backbones.md"
 FAMILIES = (
-    *("afmoe", "albert", "apertus", "arcee", "bart", "bert", "bitnet", "bloom", "cohere", "cohere2", "cwm", "deberta"),
-    *("deberta-v2", "deepseek_v2", "deepseek_v3", "diffllama", "distilbert", "electra", "ernie4_5", "ernie4_5_moe"),
-    *("eurobert", "exaone4", "exaone_moe", "flex_olmo", "gemma", "gemma2", "gemma3", "gemma3_text", "gemma3n_text"),
-    *("gemma4_text", "glm", "glm4", "glm4_moe", "glm4_moe_lite", "gpt2", "gpt_neox", "gpt_oss", "granite"),
-    *("granitemoe", "helium", "hunyuan_v1_dense", "jetmoe", "lfm2", "llama", "llama4_text", "llava", "mamba"),
-    *("minimax_m2", "ministral", "ministral3", "mistral", "mistral3", "mistral4", "mixtral", "modernbert"),
-    *("modernbert-decoder", "nemotron", "olmo", "olmo2", "olmo3", "olmoe", "opt", "phi", "phi3", "phimoe", "qwen2"),
-    *("qwen2_moe", "qwen2_vl", "qwen3", "qwen3_5", "qwen3_5_text", "qwen3_moe", "qwen3_next", "roberta", "seed_oss"),
-    *("smollm3", "solar_open", "stablelm", "starcoder2", "t5", "vaultgemma", "vit", "xlm-roberta", "youtu"),
+    *("afmoe", "albert", "apertus", "arcee", "axk1", "bart", "bert", "bitnet", "bloom", "cohere", "cohere2", "cwm"),
+    *("deberta", "deberta-v2", "deepseek_v2", "deepseek_v3", "diffllama", "distilbert", "electra", "ernie4_5"),
+    *("ernie4_5_moe", "eurobert", "exaone4", "exaone_moe", "flex_olmo", "gemma", "gemma2", "gemma3", "gemma3_text"),
+    *("gemma3n_text", "gemma4_text", "glm", "glm4", "glm4_moe", "glm4_moe_lite", "gpt2", "gpt_neox", "gpt_oss"),
+    *("granite", "granitemoe", "helium", "hunyuan_v1_dense", "jetmoe", "lfm2", "llama", "llama4_text", "llava"),
+    *("mamba", "minicpm3", "minimax_m2", "ministral", "ministral3", "mistral", "mistral3", "mistral4", "mixtral"),
+    *("modernbert", "modernbert-decoder", "nemotron", "olmo", "olmo2", "olmo3", "olmoe", "opt", "phi", "phi3"),
+    *("phimoe", "qwen2", "qwen2_moe", "qwen2_vl", "qwen3", "qwen3_5", "qwen3_5_text", "qwen3_moe", "qwen3_next"),
+    *("roberta", "seed_oss", "smollm3", "solar_open", "stablelm", "starcoder2", "t5", "vaultgemma", "vit"),
+    *("xlm-roberta", "youtu"),
 )
 _TINY: dict[str, Any] = {
     "vocab_size": 640,
@@ -77,7 +78,7 @@ _LINEAR = {
 _PER_LAYER = {**_MIXED, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 640}
 _LATE_WINDOWS = {"use_sliding_window": True, "max_window_layers": 2}
 _CHANGES: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(("deepseek_v2", "deepseek_v3", "glm4_moe_lite", "youtu"), _LATENT),
+    **dict.fromkeys(("axk1", "deepseek_v2", "deepseek_v3", "glm4_moe_lite", "minicpm3", "youtu"), _LATENT),
     "mistral4": {**_LATENT, "head_dim": 16, "qk_head_dim": 16},
     **dict.fromkeys(("gemma3_text", "ministral"), _MIXED),
     **dict.fromkeys(("qwen3_5_text", "qwen3_next"), _LINEAR),
