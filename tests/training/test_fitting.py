@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +101,42 @@ def test_with_several_gpus_the_model_is_not_wrapped(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(TrainingArguments, "__post_init__", with_two)
     monkeypatch.setattr(nn.DataParallel, "__init__", lambda *_: pytest.fail("the model is wrapped in DataParallel"))
     assert fitted(head(), tmp_path, train=rows(128, 1), learning_rate=0.1).accuracy > 0.9
+
+
+def test_a_thread_prepares_the_next_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with an accelerator: during a step the next batch is collated, and the result is the same."""
+    expected, scorer = head(), head()
+    fitted(expected, tmp_path / "expected")
+    collated, ahead = [0], []
+    collate, compute_loss = VectorCollator.__call__, trainer.StepTrainer.compute_loss
+
+    def counted(self: VectorCollator, batch: Any) -> Any:
+        assert threading.current_thread().name.startswith("collate")
+        parts = collate(self, batch)
+        collated[0] += 1
+        return parts
+
+    def watched(self: Any, *args: Any, **kwargs: Any) -> Any:
+        before = collated[0]
+        deadline = time.monotonic() + 0.2  # an epoch's last batch has none after it
+        while collated[0] == before and time.monotonic() < deadline and len(ahead) < 3:
+            time.sleep(0.001)
+        ahead.append(collated[0] > before)
+        return compute_loss(self, *args, **kwargs)
+
+    monkeypatch.setattr(trainer, "_prefetches", lambda device: True)
+    monkeypatch.setattr(VectorCollator, "__call__", counted)
+    monkeypatch.setattr(trainer.StepTrainer, "compute_loss", watched)
+    fitted(scorer, tmp_path / "fit")
+    assert any(ahead)
+    assert same(scorer, expected)
+
+
+def test_an_error_of_that_thread_ends_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer, "_prefetches", lambda device: True)
+    monkeypatch.setattr(VectorCollator, "__call__", lambda *_: pytest.fail("no such file"))
+    with pytest.raises(pytest.fail.Exception, match="no such file"):
+        fitted(head(), tmp_path)
 
 
 def test_an_evaluation_counts_every_pair(tmp_path: Path) -> None:

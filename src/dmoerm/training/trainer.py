@@ -1,6 +1,7 @@
 """All overrides of transformers' `Trainer`. `TESTED` names the versions that they are tested with.
 
-batches      a list of typed parts, one backward pass each; every process gets the same batches in the same order
+batches      a list of typed parts, one backward pass each; every process gets the same batches in the same order;
+             with an accelerator, the next batch is collated and copied in a thread while a step runs
 loss         the module's, already a mean
 evaluation   rows of all batches and processes, averaged by the function of the losses; a `BestTracker` records it
 optimizer    AdamW; the gradient of each expert is clipped separately, heads can have another learning rate
@@ -13,6 +14,7 @@ import contextlib
 import functools
 import warnings
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +30,9 @@ from transformers.trainer_utils import EvalPrediction, rotate_checkpoints
 
 from ..config import StepConfig
 from ..errors import ConfigError, TrainingError
-from .batches import Collate
+from .batches import Collate, PreferenceBatch
 from .losses import RowLosses, mean_by_expert
-from .processes import barrier, broadcast, gather_rows, rank
+from .processes import barrier, broadcast, gather_rows, rank, sharded
 from .tracking import BestTracker
 
 TESTED = ("5.20.0", "5.24.0")  # the lowest and the highest version of transformers
@@ -70,7 +72,7 @@ class StepTrainer(Trainer):
             args=args,
             train_dataset=_Rows(train),
             eval_dataset=_Rows(validation),
-            data_collator=collate,  # pyright: ignore[reportArgumentType]
+            data_collator=_Prefetch(collate, args.device) if _prefetches(args.device) else collate,  # pyright: ignore
             callbacks=[*callbacks, _RotateCheckpoints()],
             optimizers=(_optimizer(tracker, step), None),
             compute_metrics=self._measure,
@@ -85,7 +87,7 @@ class StepTrainer(Trainer):
 
     def training_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
         """Run one backward pass per part; the parts' losses sum to the batch's loss."""
-        *parts, last = inputs
+        *parts, last = _parts(inputs)
         step: Any = functools.partial(super().training_step, model)
         with self.accelerator.no_sync(model):  # numbers of parts differ between processes: reduce gradients at the last
             losses = [step([part], *args, **kwargs) for part in parts]
@@ -99,7 +101,7 @@ class StepTrainer(Trainer):
         self, model: nn.Module, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None
     ) -> Any:
         with torch.no_grad():
-            parts: list[RowLosses] = [model(part) for part in self._prepare_inputs(inputs)]
+            parts: list[RowLosses] = [model(part) for part in self._prepare_inputs(_parts(inputs))]
         names = ("rows", "weights", "correct", "certainty", "expert")
         columns = tuple(torch.cat([getattr(part, name) for part in parts]) for name in names)
         rows, *labels = gather_rows(columns) if self._shared else columns  # padding has weight 0
@@ -163,6 +165,27 @@ class StepTrainer(Trainer):
         if checkpoint and self.tracker.is_sharded and rank():
             state = torch.load(_of_rank(checkpoint, "optimizer.pt"), map_location="cpu", weights_only=True)
             self.optimizer.load_state_dict(state)  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
+
+
+class _Prefetch:
+    """Collate batches in a thread and copy them to the device; accelerate's loader reads one batch ahead."""
+
+    def __init__(self, collate: Collate, device: torch.device) -> None:
+        self._collate, self._device, self._thread = collate, device, ThreadPoolExecutor(1, "collate")
+
+    def __call__(self, rows: Sequence[Any]) -> list[Future[list[PreferenceBatch]]]:
+        return [self._thread.submit(lambda: [part.to(self._device) for part in self._collate(rows)])]
+
+
+def _prefetches(device: torch.device) -> bool:
+    """Return whether a thread prepares batches. On a CPU it would take processor time from the step; with sharded
+    weights, reading an activation that is not cached is a collective, which the step's must not mix with."""
+    return device.type != "cpu" and not sharded()
+
+
+def _parts(inputs: Sequence[Any]) -> Sequence[Any]:
+    """Return a batch's parts, from the thread if it prepares them. Raises what the collator raised."""
+    return inputs[0].result() if isinstance(inputs[0], Future) else inputs
 
 
 def _of_rank(checkpoint: str, name: str) -> Path:
