@@ -55,6 +55,15 @@ def dump_config(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings as one mapping from names with dots to values."""
+    names: dict[str, Any] = {}
+    for name, value in settings.items():
+        nested = isinstance(value, Mapping) and value
+        names |= flat(value, f"{prefix}{name}.") if nested else {prefix + name: value}
+    return names
+
+
 def shipped_configs() -> dict[str, Path]:
     """Return name → file of the configs that ship with the package."""
     return {file.stem: file for file in sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))}

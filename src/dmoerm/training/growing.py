@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,9 +22,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from ..config import Config, changed, load_config
-from ..config.reading import apply_override, validated
-from ..config.settings import DataConfig
+from ..config import Config, changed
 from ..data.splits import Splits, load_splits
 from ..errors import CheckpointError, ConfigError, DataError
 from ..io.locking import exclusive_folder
@@ -45,14 +43,12 @@ from .phases import phase0, phase1, phase3
 from .processes import world_size
 from .progress import Progress
 from .router_row import add_row, known_statistics
-from .run import check_pairs, claim, flatten, open_cache, report_data, run_steps
+from .run import check_pairs, open_cache, report_data, run_steps
+from .run_folder import claim
+from .run_settings import changed_config, changed_settings, without_data
 from .steps import FoldWeights, Run, Training, step_name
 from .trainer import check_transformers
 
-OF_OTHER_DATA = (
-    *("files", "test_files", "validation_files", "capability_labels", "testbed_prompts", "groups_per_task"),
-    *("task", "format", "map", "split"),
-)
 CapabilityChange = Literal["add", "retrain", "remove"]
 
 
@@ -77,8 +73,7 @@ def add_task(folder: Path, task: str, overrides: Sequence[str], target: Path, co
     if task in model.config.tasks:
         raise ConfigError(f"--task {task}: the model has this task; remove it first to train it again")
     known_statistics(model, str(folder))
-    own_data = {f"data.{name}": getattr(DataConfig(), name) for name in OF_OTHER_DATA}
-    config = changed_config(folder, model, {**own_data, "taxonomy": None}, overrides)
+    config = changed_config(folder, model, without_data(), overrides)
     if config.data.files and config.data.task is None:
         config = changed(config, {"data.task": task})
     data = _of_task(load_splits(config), task)
@@ -165,34 +160,6 @@ def _check_task_name(task: str) -> None:
         check_name("task", task)
     except ValueError as error:
         raise ConfigError(f"--task: {error}") from None
-
-
-def changed_config(folder: Path, model: DMoERM, resets: Mapping[str, Any], overrides: Sequence[str]) -> Config:
-    """Return the settings of the model's run with other values; those that shape the model must be the model's."""
-    if not (folder / "run.yaml").is_file():
-        raise CheckpointError(f"{folder}: has no run.yaml, so that its settings are unknown; train it again")
-    settings = changed(load_config(folder / "run.yaml"), resets).model_dump(mode="json")
-    for override in overrides:
-        apply_override(settings, override)
-    config = validated(Config, settings, "--set")
-    stored = model.config
-    shapes = [
-        ("encoding", config.encoding, stored.encoding),
-        ("head", config.head, stored.head),
-        ("phase2.lora", config.phase2.lora, stored.lora),
-        ("phase3", config.phase3, stored.aggregator),
-    ]
-    different = [
-        f"{name}.{field}"
-        for name, now, fields in shapes
-        for field, value in type(now)(**fields).model_dump(include=set(fields)).items()
-        if value != getattr(now, field)
-    ]
-    different += ["base"] if (config.base == "frozen") != stored.shared_branch else []
-    different += ["router.kind"] if config.router.kind != stored.router_kind else []
-    if different:
-        raise ConfigError(f"--set {different[0]}: the model was trained with another value; leave it as it is")
-    return config
 
 
 def _of_task(data: Splits, task: str) -> Splits:
@@ -339,10 +306,3 @@ def _digest(folder: Path, change: ModelChange) -> str:
     file = folder / SUMS if (folder / SUMS).is_file() else folder / "config.json"
     name = f"{change.change} {change.task} {change.capability}"
     return hashlib.sha256(file.read_bytes() + name.encode()).hexdigest()[:8]
-
-
-def changed_settings(folder: Path, config: Config) -> dict[str, Any]:
-    """Return the settings that differ from those of the model's run, by name."""
-    before = dict(flatten(load_config(folder / "run.yaml").model_dump(mode="json")))
-    now = dict(flatten(config.model_dump(mode="json")))
-    return {name: value for name, value in now.items() if before.get(name) != value}

@@ -7,17 +7,12 @@ All files are in the run's folder. A run that is started again resumes from the 
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import hashlib
-import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
-import yaml
 from rich.console import Console
 from torch import Tensor
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
@@ -27,9 +22,7 @@ from ..config import Config, StepConfig, dump_config
 from ..data.splits import Splits, load_splits
 from ..data.splitting import held_out
 from ..errors import ConfigError, DataError
-from ..io.locking import exclusive_folder
-from ..io.paths import cache_folder, write_file
-from ..io.storage import Mirror
+from ..io.paths import cache_folder
 from ..model import DMoERM, DMoERMConfig
 from ..model.backbone import check_backbone, load_backbone, resolve_branch_layer, split_layers
 from ..model.checkpoint import with_tokenizer
@@ -45,11 +38,10 @@ from .examples import Texts, examples_of
 from .graph import Engine, Step, graph
 from .processes import barrier, device, idle_gpus, is_main, sharded, world_size
 from .progress import Progress
+from .run_folder import claim, data_digest, locked
 from .sharding import check_sharding, full_state, move_to_device
 from .steps import Run, Training
 from .trainer import check_transformers
-
-_UNSET = "unset"
 
 
 def train(config: Config, console: Console | None = None, engine: Engine | None = None) -> Run:
@@ -82,7 +74,7 @@ def train(config: Config, console: Console | None = None, engine: Engine | None 
     check_backbone(config.backbone)
     data = load_splits(config)
     check_pairs(data)
-    with _lock(Path(config.output)):  # after the checks: the folder is bound to the data
+    with locked(Path(config.output)):  # after the checks: the folder is bound to the data
         run = prepare(config, data.taxonomy, claim(config, data), Progress(console))
         if engine is None and (hint := idle_gpus()):
             run.progress.say(hint)
@@ -95,11 +87,6 @@ def train(config: Config, console: Console | None = None, engine: Engine | None 
             run.training = run_steps(steps_run, data, steps)
         _save(run.training, data)
     return run
-
-
-def _lock(folder: Path) -> contextlib.AbstractContextManager[None]:
-    """Lock the folder for this launch; rank 0 holds the lock for all processes."""
-    return exclusive_folder(folder) if os.environ.get("RANK", "0") == "0" else contextlib.nullcontext()
 
 
 def report_data(run: Run, data: Splits) -> None:
@@ -297,54 +284,3 @@ def check_pairs(data: Splits) -> None:
                     field=f"capabilities.{capability}" if capability else "scores",
                     hint="add labels, or remove it from the taxonomy",
                 )
-
-
-def claim(config: Config, data: Splits) -> Path:
-    """Write the resolved settings and a digest of the data to the run's folder, and return the folder.
-
-    A setting that the folder's version of the package did not have counts as its default.
-
-    Raises `ConfigError` if the folder has a run with other settings or data.
-    """
-    folder = Path(config.output)
-    mirror = Mirror(config.storage, folder)
-    for name, text in (("config.yaml", dump_config(config)), ("data.sha256", data_digest(data))):
-        written = folder / name
-        mirror.fetch(written)
-        before = written.read_text(encoding="utf-8") if written.exists() else text
-        differences = _differences(before, text) if before != text and name == "config.yaml" else ""
-        if differences or (before != text and name != "config.yaml"):
-            what = f"settings ({differences})" if differences else "data"
-            raise ConfigError(f"{folder}: holds a run with other {what}; set another `output` or delete that folder")
-        if is_main():
-            write_file(written, text)
-            mirror.keep(written)
-    return folder
-
-
-def data_digest(data: Splits) -> str:
-    """Return the SHA-256 of the taxonomy and the training part."""
-    digest = hashlib.sha256(data.taxonomy.to_yaml().encode())
-    for group in data.train:
-        digest.update(group.model_dump_json().encode())
-    return digest.hexdigest()
-
-
-def _differences(before: str, now: str) -> str:
-    """Name the settings in which two dumped configs differ, with both values; those unset before count as default."""
-    try:
-        old, new = (dict(flatten(yaml.safe_load(text))) for text in (before, now))
-    except (yaml.YAMLError, AttributeError):
-        return "its config.yaml is not valid YAML"
-    defaults = dict(flatten(Config().model_dump(mode="json")))
-    old = {name: defaults[name] for name in new if name in defaults} | old
-    names = [name for name in dict.fromkeys([*new, *old]) if old.get(name, _UNSET) != new.get(name, _UNSET)]
-    return "; ".join(f"{name} was {old.get(name, _UNSET)}, now {new.get(name, _UNSET)}" for name in names)
-
-
-def flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in settings.items():
-        if isinstance(value, Mapping) and value:
-            yield from flatten(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value

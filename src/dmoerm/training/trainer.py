@@ -183,7 +183,7 @@ def _prefetches(device: torch.device) -> bool:
     return device.type != "cpu" and not sharded()
 
 
-def _parts(inputs: Sequence[Any]) -> Sequence[Any]:
+def _parts(inputs: Sequence[Any]) -> Any:
     """Return a batch's parts, from the thread if it prepares them. Raises what the collator raised."""
     return inputs[0].result() if isinstance(inputs[0], Future) else inputs
 

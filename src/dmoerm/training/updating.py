@@ -19,7 +19,6 @@ from rich.console import Console
 from torch import Tensor
 
 from ..config import Config
-from ..config.settings import DataConfig
 from ..data.splits import Splits, load_splits
 from ..errors import CheckpointError, ConfigError, DataError
 from ..model import DMoERM
@@ -30,13 +29,15 @@ from ..schema import Group
 from .batches import PreferenceExample, labeled
 from .embedding import base_embeddings, task_vectors
 from .examples import examples_of
-from .growing import OF_OTHER_DATA, changed_config, changed_settings, read_general, save_changed
+from .growing import read_general, save_changed
 from .linear_heads import FOLDS, LinearFit, linear_pairs
 from .posteriors import scored_heads, set_from_heads
 from .progress import Progress
 from .replay import fit_update, fit_update_all_labels
 from .router_step import assign_tasks, prompt_features, prompt_vectors
-from .run import data_digest, open_cache, report_data
+from .run import open_cache, report_data
+from .run_folder import data_digest
+from .run_settings import changed_config, changed_settings, without_data
 from .score_weights import out_of_fold_scores
 from .steps import FoldWeights, Run, Training
 
@@ -94,8 +95,7 @@ def update_model(model: DMoERM, folder: Path, overrides: Sequence[str], console:
         CheckpointError: the model has no posteriors of its heads or no run.yaml.
         DataError: the data are invalid, name a task that the model does not have, or have no label that it can use.
     """
-    own_data = {f"data.{name}": getattr(DataConfig(), name) for name in OF_OTHER_DATA}
-    config = changed_config(folder, model, {**own_data, "data.test_fraction": 0.0, "taxonomy": None}, overrides)
+    config = changed_config(folder, model, {**without_data(), "data.test_fraction": 0.0}, overrides)
     _check_updatable(model, folder, config)
     data = load_splits(config)
     for group in data.train:
