@@ -17,8 +17,8 @@ import transformers
 from torch import Tensor
 from transformers import AutoConfig, AutoModel
 
-from dmoerm.model.backbone import empty_part, split_layers
 from dmoerm.model.families import is_packed, refused_reason, text_config, unpacked_reason
+from dmoerm.model.layers import empty_part, split_layers
 from dmoerm.model.packed_attention import run
 from dmoerm.model.packing import Packed, Packing
 

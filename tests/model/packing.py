@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dmoerm.model import padded_rows as module
-from dmoerm.model.backbone import split_layers
+from dmoerm.model.layers import split_layers
 from dmoerm.model.packed_attention import Decoder, Outputs, run
 from dmoerm.model.packing import Packed, Packing
 

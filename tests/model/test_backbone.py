@@ -14,15 +14,8 @@ from dmoerm.config import BackboneConfig
 from dmoerm.errors import BackboneError
 from dmoerm.model import backbone as module
 from dmoerm.model import families
-from dmoerm.model.backbone import (
-    check_backbone,
-    check_split,
-    join,
-    load_backbone,
-    resolve_branch_layer,
-    resolve_dtype,
-    split_layers,
-)
+from dmoerm.model.backbone import check_backbone, check_split, load_backbone, resolve_branch_layer, resolve_dtype
+from dmoerm.model.layers import join, split_layers
 from dmoerm.model.packed_attention import Decoder, run
 
 from .packing import assert_close, each_kind, example, plain, separate, texts, through

@@ -17,9 +17,9 @@ from transformers import AutoModel
 from dmoerm.config import LoRAConfig
 from dmoerm.model import padded_attention
 from dmoerm.model.attention_options import AttentionOptions
-from dmoerm.model.backbone import split_layers
 from dmoerm.model.batching import pad
 from dmoerm.model.experts import lora_layers, with_experts
+from dmoerm.model.layers import split_layers
 from dmoerm.model.packed_attention import ATTENTION, Decoder, Outputs, run
 from dmoerm.model.packing import Packed, Packing
 from dmoerm.model.padded_rows import Buckets

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dmoerm.model import pass_budget
-from dmoerm.model.backbone import split_layers
+from dmoerm.model.layers import split_layers
 from dmoerm.model.packed_attention import Decoder
 from dmoerm.model.pass_budget import MAX_PASS_TOKENS, free_memory, scoring_tokens, shape_of, training_tokens
 from dmoerm.planning.memory import PASS_TOKENS, kept_bytes, pass_bytes, trained_bytes

@@ -15,8 +15,8 @@ from torch.nn.attention import flex_attention as pytorch
 
 from dmoerm.config import LoRAConfig
 from dmoerm.errors import BackboneError
-from dmoerm.model.backbone import split_layers
 from dmoerm.model.experts import MergedLoRALinear, lora_layers, with_experts
+from dmoerm.model.layers import split_layers
 from dmoerm.model.packed_attention import FORM_VARIABLE, Decoder, Outputs, recompute_layers, run
 from dmoerm.model.packing import Packed, Packing
 

@@ -35,12 +35,13 @@ from ..errors import CheckpointError, ConfigError, shorten
 from ..io.paths import complete_folder
 from ..names import folder_name
 from .adapters import fill_adapter, read_adapter, write_adapter
-from .backbone import join, load_tokenizer
+from .backbone import load_tokenizer
 from .configuration import read_config
 from .experts import Experts
 from .head_posteriors import read_posteriors, write_posteriors
 from .hub import download
 from .integrity import TEXTS, check_files, read_tensors, sums_checked, write_sums, write_tensors
+from .layers import join
 from .loading import LoadOptions, as_dtype
 from .mixture import Mixture
 from .packed_attention import Decoder

@@ -21,12 +21,12 @@ from ..config import AggregatorConfig, EncodingConfig, HeadConfig, LoRAConfig
 from ..names import folder_name
 from ..scores import check_task
 from .aggregator import Aggregator
-from .backbone import empty_branch, empty_part, split_layers
 from .batching import pad
 from .configuration import DMoERMConfig
 from .experts import Experts
 from .head_posteriors import HeadPosteriors
 from .heads import BranchScorer, Head
+from .layers import empty_branch, empty_part, split_layers
 from .output import PassOutput, TaskRows
 from .packed_attention import run
 from .packing import Packed, Packing

@@ -26,10 +26,11 @@ from ..config import EncodingConfig
 from ..errors import CheckpointError, ConfigError
 from ..io.paths import complete_folder
 from ..schema import Message, Query, messages_of
-from .backbone import join, load_tokenizer
+from .backbone import load_tokenizer
 from .batching import pack_ids
 from .dmoerm import DMoERM
 from .heads import Head
+from .layers import join
 from .mixture import Mixture
 from .packed_attention import Decoder
 from .packing import Packed

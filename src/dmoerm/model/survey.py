@@ -11,17 +11,10 @@ from transformers import AutoConfig
 from ..config import BackboneConfig, LoRAConfig
 from ..planning import BackboneShape
 from ..planning.memory import OVERHEAD, kept_bytes, pass_bytes, trained_bytes
-from .backbone import (
-    backbone_folder,
-    empty_part,
-    has_reward_head,
-    readable,
-    resolve_branch_layer,
-    resolve_dtype,
-    split_layers,
-)
+from .backbone import backbone_folder, has_reward_head, readable, resolve_branch_layer, resolve_dtype
 from .experts import lora_targets
 from .families import refused_reason, text_config, unpacked_reason
+from .layers import empty_part, split_layers
 from .pass_budget import shape_of
 
 

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from ..errors import DataError
 from ..model import DMoERM
-from ..model.backbone import join
 from ..model.experts import lora_layers
+from ..model.layers import join
 from ..model.packed_attention import Decoder, run
 from ..model.plain import LinearReward, rewards_by_query, rows_by_query
 from ..schema import Group, prompt_key

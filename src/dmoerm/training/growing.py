@@ -27,10 +27,11 @@ from ..data.splits import Splits, load_splits
 from ..errors import CheckpointError, ConfigError, DataError
 from ..io.locking import exclusive_folder
 from ..model import DMoERM
-from ..model.backbone import load_backbone, split_layers
+from ..model.backbone import load_backbone
 from ..model.experts import Experts, lora_layers
 from ..model.history import ModelChange, now, with_changes
 from ..model.integrity import SUMS
+from ..model.layers import split_layers
 from ..model.loading import default_device
 from ..model.posterior import HeadPosterior
 from ..model.task_model import TaskModel

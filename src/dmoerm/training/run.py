@@ -24,10 +24,11 @@ from ..data.splitting import held_out
 from ..errors import ConfigError, DataError
 from ..io.paths import cache_folder
 from ..model import DMoERM, DMoERMConfig
-from ..model.backbone import check_backbone, load_backbone, resolve_branch_layer, split_layers
+from ..model.backbone import check_backbone, load_backbone, resolve_branch_layer
 from ..model.checkpoint import with_tokenizer
 from ..model.configuration import backbone_settings
 from ..model.experts import lora_targets
+from ..model.layers import split_layers
 from ..model.quantization import quantize
 from ..model.training_prompts import TrainingPrompts
 from ..schema import Group, prompt_key

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from ..model.backbone import empty_part
 from ..model.heads import BranchScorer
+from ..model.layers import empty_part
 from .processes import device
 from .sharding import fsdp_options, full_tensor, prefetch
 

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from ...evaluation.scoring_batch import ScoringBatch
-from ...model.backbone import load_backbone, split_layers
+from ...model.backbone import load_backbone
 from ...model.heads import BranchScorer
+from ...model.layers import split_layers
 from ...training import Run
 from ...training.batches import PreferenceExample
 from ...training.embedding import base_embeddings
