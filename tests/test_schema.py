@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dmoerm.errors import DataError
-from dmoerm.schema import Group, Message, Pair, PairLabel, ordered_pairs, parse_group, parse_query, prompt_key
+from dmoerm.parsing import parse_group, parse_query
+from dmoerm.schema import Group, Message, Pair, PairLabel, ordered_pairs, prompt_key
 
 GRADES = st.lists(st.none() | st.integers(0, 4).map(float), max_size=6)
 

@@ -25,7 +25,8 @@ from typing import Any, Protocol
 
 from .errors import DataError
 from .names import qualified_name
-from .schema import Message, Prompt, Query, parse_query
+from .parsing import parse_query
+from .schema import Message, Prompt, Query
 
 MIN_REWARD = -20.0
 """The reward of an empty response, and the lower end of the range; no other response reaches it."""

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from dmoerm.errors import DataError
-from dmoerm.schema import Group, parse_group, prompt_key
+from dmoerm.parsing import parse_group
+from dmoerm.schema import Group, prompt_key
 from dmoerm.testbed import (
     CAPABILITIES,
     TASKS,

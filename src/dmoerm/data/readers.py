@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from ..errors import DataError
-from ..schema import Group, Query, is_empty, parse_group, parse_query, prompt_key
+from ..parsing import parse_group, parse_query
+from ..schema import Group, Query, is_empty, prompt_key
 from .columns import ColumnMap, mapped_rows, placed
 from .formats import detect_format, named_format, unknown_columns
 from .raw_example import RawExample, RowFormat, SkippedRow, join_raw_examples, keep_responses
