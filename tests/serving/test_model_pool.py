@@ -138,6 +138,20 @@ def test_a_model_that_does_not_exist_or_cannot_be_loaded(url: str, expected: dic
     assert ask(url, {"model": "second"}).json()["model"] == "second"
 
 
+def test_a_broken_model_costs_the_others_their_place_only_once_a_minute(
+    pool: ModelPool, url: str, loads: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask(url, {"model": "broken"})
+    ask(url, {"model": "second"})
+    before = [*loads]
+    assert ask(url, {"model": "broken"}).status_code == 500
+    assert ask(url, {"model": "second"}).status_code == 200
+    assert loads == before
+    monkeypatch.setitem(pool._broken, "broken", 0.0)  # a minute later
+    assert ask(url, {"model": "broken"}).status_code == 500
+    assert loads == [*before, "broken"]
+
+
 def test_the_metrics_tell_what_is_in_memory(url: str) -> None:
     def values() -> list[float]:
         lines = httpx2.get(f"{url}/metrics", timeout=60).text.splitlines()

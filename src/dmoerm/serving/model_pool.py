@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,7 @@ from .limits import ServingConfig
 from .metrics import Metrics
 from .service import Service, model_card
 
+_RETRY_SECONDS = 60.0  # a model that cannot be loaded is not tried again before: each try drops another model
 _LOG = logging.getLogger("dmoerm.serving")
 
 
@@ -91,6 +93,7 @@ class ModelPool:
         self.ready = True  # a request waits until its model is loaded
         self._default, self._started = next(iter(models)), False
         self._loaded: set[LoadedModel] = set()
+        self._broken: dict[str, float] = {}  # name → when it may be tried again
 
         async def load(name: str) -> LoadedModel:  # Ray Serve sets attributes of it, which a method cannot have
             return await self._load(name)
@@ -144,6 +147,8 @@ class ModelPool:
 
     async def _enter(self, name: str) -> LoadedModel:
         """Return a model that stays in memory until `leave`; nothing runs between the two lines."""
+        if time.monotonic() < self._broken.get(name, 0.0):
+            raise _cannot_load(name)
         model = await self._find(name)
         model.enter()
         return model
@@ -156,12 +161,17 @@ class ModelPool:
                 await service.loaded()
             except Exception as error:  # whatever a file, a device or a library raises
                 _LOG.error("a model cannot be loaded", extra={"model": name, "error": str(error)})
-                raise ServerError(f"the model {name} cannot be loaded; see the log of the server") from error
+                self._broken[name] = time.monotonic() + _RETRY_SECONDS
+                raise _cannot_load(name) from error
             ending = stack.pop_all()
         model = LoadedModel(service, ending)
         self._loaded.add(model)
         ending.callback(self._loaded.discard, model)
         return model
+
+
+def _cannot_load(name: str) -> ServerError:
+    return ServerError(f"the model {name} cannot be loaded; see the log of the server")
 
 
 def _leave(entered: asyncio.Future[LoadedModel]) -> None:
