@@ -1,6 +1,7 @@
 """Compare scoring speed with the peers of models.py on the bundled backbone (k = 5 experts).
 
     python benchmarks/scoring.py          prints the rows and writes results/scoring.json
+    python benchmarks/scoring.py hh_rlhf  measures only hh_rlhf; the other rows are kept
 
 `plain` and `ensemble` run all 30 layers. Ours run the router and
 
@@ -19,15 +20,18 @@ the same 10 of them, evenly spread, and dmoerm on all 500 in bfloat16 as well.
 from __future__ import annotations
 
 import functools
+import itertools
+import json
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from measure import Row, interleaved, row, synchronize, write
+from measure import RESULTS, Row, interleaved, row, synchronize, write
 from models import (
     TASK,
     adapters,
@@ -53,7 +57,7 @@ from dmoerm.schema import Query
 
 SHAPES = ((128, 4, 128), (512, 16, 128), (32, 2, 64))  # prompt tokens, responses, tokens per response
 K, BRANCH_LAYER, RUNS = 5, 24, 5
-HH_GROUPS, HH_SAMPLE = 500, 10
+HH_GROUPS, HH_SAMPLE, HH_RUNS = 500, 10, 3
 
 
 KINDS = {
@@ -85,27 +89,34 @@ class Contest(NamedTuple):
 
 
 def main() -> None:
-    """Measure all shapes, peers and precisions."""
+    """Measure all shapes, peers and precisions, or only hh_rlhf."""
+    contests = [contest(str(bundled_backbone()), dtype, BRANCH_LAYER) for dtype in (torch.float32, torch.bfloat16)]
     rows: list[Row] = []
     shares: dict[str, float] = {}
-    contests = [contest(str(bundled_backbone()), dtype, BRANCH_LAYER) for dtype in (torch.float32, torch.bfloat16)]
-    for each in contests:
-        for shape in SHAPES:
+    if sys.argv[1:] == ["hh_rlhf"]:
+        before = json.loads((RESULTS / "scoring.json").read_text(encoding="utf-8"))
+        rows = [r for r in before["rows"] if "hh_rlhf" not in r["work"]]
+        shares = before["share_of_machine"]
+    else:
+        for each, shape in itertools.product(contests, SHAPES):
             shape_rows, share = measure_shape(each, shape)
             rows += shape_rows
             shares[shape_rows[0]["work"].removesuffix("_experts")] = share
-    more: dict[str, float] = {}
+    hh_rows, more = measure_hh(contests)
+    write("scoring", "python benchmarks/scoring.py", [*rows, *hh_rows], share_of_machine=shares, **more)
+
+
+def measure_hh(contests: Sequence[Contest]) -> tuple[list[Row], dict[str, float]]:
+    """Return the rows of hh_rlhf, and the seconds of `HH_GROUPS` groups in bfloat16."""
     file = Path(os.environ.get("DMOERM_DATA", ".")) / "hh_rlhf.jsonl"
-    if file.exists():
-        for each in contests:
-            queries = hh_queries(file, each.kinds["experts"])
-            rows.append(hh_row(each, queries[:: len(queries) // HH_SAMPLE]))
-        start = time.perf_counter()
-        score(contests[1].kinds["experts"], queries)
-        more = {f"hh_rlhf_{HH_GROUPS}_groups_bf16_s": round(time.perf_counter() - start, 1)}
-    else:
+    if not file.exists():
         print(f"hh_rlhf skipped: {file} does not exist; set DMOERM_DATA (docs/data.md)")
-    write("scoring", "python benchmarks/scoring.py", rows, share_of_machine=shares, **more)
+        return [], {}
+    queries = hh_queries(file, contests[-1].kinds["experts"])
+    rows = [hh_row(each, queries[:: len(queries) // HH_SAMPLE]) for each in contests]
+    start = time.perf_counter()
+    score(contests[-1].kinds["experts"], queries)
+    return rows, {f"hh_rlhf_{HH_GROUPS}_groups_bf16_s": round(time.perf_counter() - start, 1)}
 
 
 def contest(backbone: str, dtype: torch.dtype, branch_layer: int, device: str = "cpu") -> Contest:
@@ -193,9 +204,9 @@ def hh_row(each: Contest, queries: Sequence[Encoded]) -> Row:
             functools.partial(score, each.kinds["experts"], queries),
             functools.partial(peft_loop, each.peft, sequences(queries)),
         ],
-        RUNS,
+        HH_RUNS,
     )
-    return row(f"hh_rlhf_{len(queries)}_groups_{each.short}", "peft_loop", ours_s, peer_s, RUNS)
+    return row(f"hh_rlhf_{len(queries)}_groups_{each.short}", "peft_loop", ours_s, peer_s, HH_RUNS)
 
 
 def drawn(prompt: int, responses: int, tokens: int) -> Encoded:
