@@ -167,7 +167,7 @@ CLAIMS = (
     ),
     Claim("… eighteen tasks", "compare_human_all", over("general"), above),
     Claim("… testbed (gold reward)", "compare_testbed", over("general"), above),
-    Claim("… nine tasks, prompts that no choice has seen", "compare_final", over("general"), above),
+    Claim("… nine tasks, an untouched test set", "compare_final", over("general"), above),
     Claim(
         "… than fine-tuned ensembles, WARM and UMM-RM: testbed, one seed, noisy labels",
         "compare_testbed_finetune",
@@ -190,7 +190,7 @@ CLAIMS = (
     Claim("… explanations", "compare_explanations", over("per_task"), at_least(-0.5)),
     Claim("… testbed", "compare_testbed", over("per_task"), at_least(-0.5)),
     Claim(
-        "**Below** one model per task on prompts that no choice has seen: the router confuses two of nine tasks",
+        "**Below** one model per task on an untouched test set: the router confuses two of nine tasks",
         "compare_final",
         over("per_task"),
         below,
@@ -230,7 +230,7 @@ CLAIMS = (
         at_least(-0.5),
     ),
     Claim(
-        "The best of 2,048 samples has more gold than with one model for all tasks: testbed, 40 prompts, one seed",
+        "The best of 2,048 samples has a higher gold reward than with one model for all tasks: testbed, 40 prompts, one seed",
         "best_of_n_testbed",
         best_of_n_over("general", "clean", "noisy"),
         above,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from dmoerm.data.statistics import data_statistics
 from dmoerm.errors import DataError
 from dmoerm.evaluation.results import SUMMARIES
-from dmoerm.names import MAX_LENGTH, RESERVED_TASKS, check_name, folder_name
+from dmoerm.names import MAX_LENGTH, RESERVED_CAPABILITIES, RESERVED_TASKS, check_name, folder_name
 from dmoerm.parsing import parse_group
 
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), max_size=60) | st.from_regex(
@@ -59,6 +59,13 @@ def test_an_invalid_name_is_explained(name: str, message: str) -> None:
 def test_no_task_has_the_name_of_an_entry_beside_the_tasks() -> None:
     assert RESERVED_TASKS == SUMMARIES
     assert check_name("capability", "mean") == "mean"
+
+
+@pytest.mark.parametrize("name", RESERVED_CAPABILITIES)
+def test_no_capability_has_the_name_of_a_score_of_the_whole_response(name: str) -> None:
+    assert check_name("task", name) == name
+    with pytest.raises(DataError, match=f"the capability name '{name}' is reserved"):
+        parse_group({"prompt": "p", "responses": ["a", "b"], "scores": [1, 0], "capabilities": {name: [1, 2]}})
 
 
 def test_reading_data_refuses_the_names_that_training_would_refuse(write_rows) -> None:

@@ -176,13 +176,20 @@ INTRODUCTION = """# Backbones
   attention sinks and fused projections are supported.
 * **fallback**: its own forward runs, with one padded row per response. It is slower and has no trunk: `branch_layer`
   is 0, so `router.kind` must be `own`. A tokenizer without a chat template, as encoders have, also needs
-  `encoding.template: plain`.
+  `encoding.template: plain`. The router is then a copy of the backbone that is fine-tuned, which needs
+  other settings than a linear one (below).
 * **refused**: it does not give the states of a text.
 
 A composite of several models, such as Gemma 3 with images, is used without its other parts: its text model runs.
 
 ```bash
 dmoerm models check Qwen/Qwen3-0.6B --tasks 5        # how it runs, LoRA targets, memory; reads config.json only
+```
+
+```bash
+dmoerm train fast --set backbone.path=answerdotai/ModernBERT-base --set encoding.template=plain --set router.kind=own \\
+    --set router.learning_rate=2e-5 --set router.epochs=3 --set router.weight_decay=0 \\
+    --set 'data.files=[mine.jsonl]' --set output=runs/modernbert
 ```
 
 `phase2.lora.targets` are by default `q_proj` and `v_proj`. A family without these layers gets the targets that PEFT

@@ -12,6 +12,8 @@ MAX_LENGTH = 100
 """Most characters of a name."""
 RESERVED_TASKS = ("mean", "mean_human")
 """Names that results use beside those of the tasks."""
+RESERVED_CAPABILITIES = ("overall", "general", "per_task", "all_labels")
+"""Names of the overall preference and of scores that a task has beside those of its capabilities."""
 
 _PLAIN = re.compile(r"[a-z0-9][a-z0-9_-]*")
 _MAX_PLAIN, _MAX_SLUG, _DIGEST = 200, 40, 12
@@ -26,11 +28,13 @@ def check_name(kind: str, name: str, max_length: int = MAX_LENGTH) -> str:
 
     Raises:
         ValueError: the name is empty, too long, has white space around it, or contains a forbidden character;
-            or a task has one of `RESERVED_TASKS`.
+            or a task has one of `RESERVED_TASKS`, or a capability one of `RESERVED_CAPABILITIES`.
     """
     fault = ""
     if kind == "task" and name in RESERVED_TASKS:
         fault = "is reserved for the mean over tasks; choose another"
+    elif kind == "capability" and name in RESERVED_CAPABILITIES:
+        fault = "is reserved for a score of the whole response; choose another, or give overall grades as scores"
     elif not name.strip():
         fault = "is empty; give it a name"
     elif name != name.strip():

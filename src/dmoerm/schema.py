@@ -188,7 +188,8 @@ class Group(Query):
         if self.scores is None and self.ranks is None and not self.capabilities:
             raise ValueError("neither scores, ranks nor capabilities are given")
         for name in {**self.capabilities, **self.annotators, **self.judge_labels}:
-            check_name("capability", name)
+            if name != "overall" or name in self.capabilities:
+                check_name("capability", name)
         labels: dict[str, Sequence[float | None] | None] = {"scores": self.scores, "ranks": self.ranks}
         labels |= {f"capabilities.{name}": grades for name, grades in self.capabilities.items()}
         for name, grades in labels.items():

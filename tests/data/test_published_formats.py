@@ -107,6 +107,22 @@ def test_kto_joins_the_rows_of_a_prompt(good: Any, read_rows: ReadRows) -> None:
     assert reading.skipped == {"row: fewer than two usable responses to the prompt": 1}
 
 
+def test_kto_keeps_rows_apart_that_ask_something_else(read_rows: ReadRows) -> None:
+    tools = [{"type": "function", "function": {"name": name, "parameters": {}}} for name in ("find", "add")]
+    asked = [{"tools": tools[:1]}, {"tools": tools[1:]}, {"task": "chat"}]
+    rows = [
+        {"prompt": "Hi", "completion": text, "label": label} | more
+        for more in asked
+        for text, label in (("a", True), ("b", False))
+    ]
+    groups = read_rows(*rows[::2], *rows[1::2]).groups
+    assert [(group.tools, group.task, group.scores) for group in groups] == [
+        ((tools[0],), None, (1, 0)),
+        ((tools[1],), None, (1, 0)),
+        ((), "chat", (1, 0)),
+    ]
+
+
 def test_nectar(read_one: ReadOne) -> None:
     answers = [{"answer": text, "model": "m", "rank": rank} for text, rank in (("a", 1.0), ("b", 2.0), ("c", 3.0))]
     more = {"turns": 1, "num_responses": 3, "source": ["sharegpt"], "good_natured": True}

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from dmoerm.cli import app
 from dmoerm.errors import ConfigError
 from dmoerm.model import DMoERM
-from dmoerm.model.plain import check_classifier, export_classifier, nonlinear_reason
+from dmoerm.model.plain import _tokenizer, check_classifier, export_classifier, nonlinear_reason
 
 TASK = "chitchat"
 LAST = {"encoding": {"pooling": "last"}}
@@ -54,6 +54,13 @@ def test_the_command_prints_the_error(exact_model: DMoERM, tmp_path: Path) -> No
     assert said.exit_code == 0, said.output
     (error,) = re.findall(r"largest error (\S+) on 80 texts with equal tokens, of 80", said.output)
     assert float(error) < 1e-4
+
+
+def test_the_template_keeps_every_character_of_the_system_message(tiny_backbone: str, tmp_path: Path) -> None:
+    system = 'Be "kind" 😀 {x}.'
+    model = make_model(make_exact_config(tiny_backbone, tmp_path, encoding={"pooling": "last", "system": system}))
+    rendered = _tokenizer(model).apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False)
+    assert system in rendered
 
 
 @pytest.mark.slow

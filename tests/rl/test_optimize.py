@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from tiny_policy import count_t, tiny_settings
@@ -10,7 +12,7 @@ from dmoerm.errors import ConfigError, TrainingError
 from dmoerm.evaluation.experiment_results import PolicyRun
 from dmoerm.experiments.policies import summarize
 from dmoerm.rl import draw_prompts, gold_of, optimize, read_trajectory
-from dmoerm.rl.optimize import _order, _split
+from dmoerm.rl.optimize import RLConfig, _order, _split
 
 IDENTITY = {"condition": "clean", "method": "general", "beta": 0.0, "seed": 0}
 
@@ -112,6 +114,21 @@ def test_a_folder_of_another_run_is_refused(policy, asked, tmp_path):
     optimize(policy, count_t, gold_of, asked, tiny_settings(steps=1), tmp_path)
     with pytest.raises(ConfigError, match=r"contains a run with beta 0\.0, not 0\.5"):
         optimize(policy, count_t, gold_of, asked, tiny_settings(steps=1, beta=0.5), tmp_path)
+
+
+def test_a_folder_of_another_version_is_continued_or_refused(policy, asked, tmp_path):
+    """A setting that it did not have counts as its default; one that is gone is named."""
+    settings = tiny_settings(steps=1)
+    optimize(policy, count_t, gold_of, asked, settings, tmp_path)
+    file = tmp_path / "settings.json"
+    stored = json.loads(file.read_text())
+    name = next(n for n, value in RLConfig().model_dump(mode="json").items() if stored["settings"][n] == value)
+    del stored["settings"][name]
+    file.write_text(json.dumps(stored))
+    optimize(policy, count_t, gold_of, asked, settings, tmp_path)
+    file.write_text(json.dumps(stored | {"settings": {**stored["settings"], "clip": 0.2}}))
+    with pytest.raises(ConfigError, match=r"contains a run with clip 0\.2, not None"):
+        optimize(policy, count_t, gold_of, asked, settings, tmp_path)
 
 
 def test_held_out_prompts_are_of_all_tasks_and_never_trained_on():

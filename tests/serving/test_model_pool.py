@@ -152,6 +152,16 @@ def test_a_broken_model_costs_the_others_their_place_only_once_a_minute(
     assert loads == [*before, "broken"]
 
 
+def test_requests_that_wait_for_a_broken_model_do_not_try_it_again(pool: ModelPool, loads: list[str]) -> None:
+    async def ask_together() -> list[Any]:
+        asked = ModelPool(pool.models, ServingConfig(), keep_one)
+        return await asyncio.gather(*(asked._enter("broken") for _ in range(4)), return_exceptions=True)
+
+    before = loads.count("broken")
+    assert {type(answer) for answer in asyncio.run(ask_together())} == {ServerError}
+    assert loads.count("broken") == before + 1
+
+
 def test_the_metrics_tell_what_is_in_memory(url: str) -> None:
     def values() -> list[float]:
         lines = httpx2.get(f"{url}/metrics", timeout=60).text.splitlines()

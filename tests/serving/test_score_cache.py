@@ -76,6 +76,7 @@ def test_only_exact_texts_are_the_same():
         Query(prompt="a ", responses=("b",)),
         Query(prompt="ab", responses=("",)),
         Query(prompt="a", responses=("b",), task="chitchat"),
+        Query(prompt="a", responses=("b",), tools=({"type": "function", "function": {"name": "f"}},)),
         Query(prompt=(Message(role="user", content="a"),), responses=("b",)),
         Query(prompt=(Message(role="system", content="a"), Message(role="user", content="a")), responses=("b",)),
     ):

@@ -17,8 +17,9 @@ import torch
 from tiny import assert_same, make_exact_config, make_tiny_config, train_quietly
 
 from dmoerm import DMoERM
-from dmoerm.config import Config, load_config
+from dmoerm.config import Config, HeadConfig, load_config
 from dmoerm.errors import ConfigError
+from dmoerm.model.heads import Head
 from dmoerm.schema import Pair
 from dmoerm.training import score_weights as weighting
 from dmoerm.training.embedding import base_embeddings, task_vectors
@@ -125,6 +126,17 @@ def test_a_tasks_head_may_be_pulled_toward_the_general_one_in_its_own_units(auto
     torch.testing.assert_close((z[0] - z[1]) / head.normalizer.scale @ prior.fold_weights.T, by_fold)
     (fit,) = fit_heads([head], [None], examples, vectors, run.config.seed, general)
     torch.testing.assert_close(head.score.weight[0], fit.weight)
+
+
+def test_heads_without_labels_stay_zero() -> None:
+    """As of a task whose capability labels are all in the validation part."""
+    heads = [Head(4, HeadConfig()) for _ in range(2)]
+    for head in heads:
+        head.normalizer.scale.fill_(1.0)
+    fits = fit_heads(heads, ["a", "b"], [], {}, seed=0)
+    assert all(float(fit.weight.abs().sum()) == float(fit.fold_weights.abs().sum()) == 0 for fit in fits)
+    assert all(fit.posterior is not None and fit.posterior.rest.isfinite().all() for fit in fits)
+    assert not any(head.score.weight.any() for head in heads)
 
 
 def test_an_expert_weighs_as_its_labels_can_be_predicted() -> None:

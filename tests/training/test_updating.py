@@ -88,6 +88,15 @@ def test_the_command_says_what_changed(updated: tuple[Path, str]) -> None:
     assert sizes[1] - sizes[0] == len({g.prompt for g in NEW})
 
 
+def test_a_task_whose_new_labels_are_ties_does_not_stop_the_others(trained: Path, tmp_path: Path) -> None:
+    (tied,) = [group for group in OLD if group.task == OTHER][:1]
+    tied = relabeled(tied, "New:", [1.0] * len(tied.responses))
+    data = write_groups([*NEW, tied], tmp_path / "new.jsonl")
+    said = dmoerm("update", trained / "run", "--data", data, "--force", "--output", tmp_path / "updated")
+    assert f"{TASK}: {len(NEW)} groups" in said
+    assert f"{OTHER}: " not in said
+
+
 def test_a_worse_model_is_refused(trained: Path, tmp_path: Path) -> None:
     rm = DMoERM.from_pretrained(trained / "run" / "model")
     rows = rm.score([g.prompt for g in NEW], [g.responses for g in NEW], task=[TASK] * len(NEW))

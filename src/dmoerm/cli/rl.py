@@ -54,7 +54,9 @@ def command(
     seeds: PolicySeeds = None,
     noise: Noise = None,
     algorithm: Annotated[Algorithm | None, typer.Option(help="The trainer. Default: rloo.")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps of a run. Default: 150.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Batches of samples: one update each, with PPO four. Default: 150.")
+    ] = None,
     prompts: PromptCount = 160,
     members: Members = 5,
     output: ExperimentFolder = None,

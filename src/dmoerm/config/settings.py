@@ -58,7 +58,7 @@ class DataConfig(_Settings):
     """Maximum number of groups per task, spread over its prompts; null: all."""
     test_fraction: float = Field(default=0.3, ge=0, lt=1)
     """Share of each task's prompts that is held out for `eval` and never trained on; 0: train on all of them, without
-    an evaluation. No effect with `test_files`."""
+    an evaluation. Refused with `test_files`."""
     validation_fraction: float = Field(default=0.2, gt=0, lt=1)
     """Share of the training prompts that is held out for early stopping and calibration. No effect with
     `validation_files`."""
@@ -217,7 +217,7 @@ class LoRAConfig(_Settings):
     """Low-rank adapters of linear layers in the branch (arXiv 2106.09685)."""
 
     rank: Width = Field(default=32, ge=0)
-    """Rank of the adapters; 0: no adapters, and the other settings of this group have no effect."""
+    """Rank of the adapters; 0: no adapters. `phase2` then refuses the other settings of this group."""
     alpha: float = Field(default=32.0, gt=0)
     """The adapter's output is scaled by alpha / rank."""
     dropout: float = Field(default=0.05, ge=0, lt=1)

@@ -174,7 +174,7 @@ class _GroupReader:
         self._rows = 0
         self._reading = Reading()
         self._groups = self._reading.groups if into is None else into
-        self._joined: dict[str, tuple[int, list[RawExample]]] = {}  # prompt → first line, single responses
+        self._joined: dict[str, tuple[int, list[RawExample]]] = {}  # what is asked → first line, single responses
 
     def take(self, line: int, row: dict | DataError) -> None:
         self._rows += 1
@@ -186,7 +186,8 @@ class _GroupReader:
             example = self._format.read(row)
             if self._format.one_response:
                 # The response may be empty; that is checked for the joined group.
-                key = prompt_key(parse_query(example.fields | {"responses": ["…"]}).prompt)
+                query = parse_query(example.fields | {"responses": ["…"]})
+                key = repr((query.task, query.tools, prompt_key(query.prompt)))
                 self._joined.setdefault(key, (line, []))[1].append(example)
             else:
                 self._add(example, line)

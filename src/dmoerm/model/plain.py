@@ -205,7 +205,7 @@ def _template(model: Mixture) -> str:
     settings = model.encoder.config
     begin = "{% set add_generation_prompt = add_generation_prompt and messages[-1]['role'] != 'assistant' %}"
     if settings.system:
-        system = json.dumps([{"role": "system", "content": settings.system}])
+        system = json.dumps([{"role": "system", "content": settings.system}], ensure_ascii=False)
         begin += f"{{% if messages[0]['role'] != 'system' %}}{{% set messages = {system} + messages %}}{{% endif %}}"
     template: Any = model.tokenizer.get_chat_template() if settings.template == "chat" else PLAIN_TEMPLATE
     end = "{{ rendered if add_generation_prompt else rendered.rstrip() }}"

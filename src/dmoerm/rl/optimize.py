@@ -131,11 +131,12 @@ def _claim(folder: Path, policy: Path, settings: RLConfig, method: str, inputs: 
     }
     file = folder / "settings.json"
     if file.is_file() and (stored := json.loads(file.read_text(encoding="utf-8"))) != requested:
-        old, new = {**stored, **stored["settings"]}, {**requested, **requested["settings"]}
-        name = next(name for name in new if name != "settings" and old.get(name) != new[name])
-        raise ConfigError(
-            f"{folder}: contains a run with {name} {old.get(name)!r}, not {new[name]!r}; use another folder"
-        )
+        defaults = RLConfig().model_dump(mode="json")  # of settings that an earlier version did not have
+        old, new = stored | defaults | stored["settings"], requested | requested["settings"]
+        names = [name for name in {**new, **old} if name != "settings" and old.get(name) != new.get(name)]
+        if names:
+            was, now = (settings.get(names[0]) for settings in (old, new))
+            raise ConfigError(f"{folder}: contains a run with {names[0]} {was!r}, not {now!r}; use another folder")
     write_file(file, json.dumps(requested, indent=1) + "\n")
 
 

@@ -67,7 +67,8 @@ def create_app_of(service: Application, tracing: Tracing | None = None) -> FastA
     paths = frozenset({"/", *app.openapi()["paths"]})
     app.add_middleware(Guard, settings=settings, metrics=service.metrics, paths=paths, tracing=tracing)
     if settings.allow_origins:  # around the guard: a browser's preflight request has no key
-        app.add_middleware(CORSMiddleware, allow_origins=settings.allow_origins, allow_headers=["*"])
+        allowed: dict[str, Any] = {"allow_methods": ["GET", "POST"], "allow_headers": ["*"]}
+        app.add_middleware(CORSMiddleware, allow_origins=settings.allow_origins, **allowed)
     return app
 
 

@@ -67,10 +67,10 @@ class LoadedModel:
             self._unused.set()
 
     async def close(self) -> None:
-        """Free the model's memory once no request uses it."""
+        """Free the model's memory once no request uses it; may be called again."""
         await self._unused.wait()
         await self._ending.aclose()
-        del self.service
+        vars(self).pop("service", None)
         gc.collect()  # modules have cyclic references; the next model needs the memory
 
 
@@ -94,6 +94,7 @@ class ModelPool:
         self._default, self._started = next(iter(models)), False
         self._loaded: set[LoadedModel] = set()
         self._broken: dict[str, float] = {}  # name → when it may be tried again
+        self._entering = {name: asyncio.Lock() for name in models}
 
         async def load(name: str) -> LoadedModel:  # Ray Serve sets attributes of it, which a method cannot have
             return await self._load(name)
@@ -147,11 +148,12 @@ class ModelPool:
 
     async def _enter(self, name: str) -> LoadedModel:
         """Return a model that stays in memory until `leave`; nothing runs between the two lines."""
-        if time.monotonic() < self._broken.get(name, 0.0):
-            raise _cannot_load(name)
-        model = await self._find(name)
-        model.enter()
-        return model
+        async with self._entering[name]:  # requests that wait for a model learn that it is broken, and do not try again
+            if time.monotonic() < self._broken.get(name, 0.0):
+                raise _cannot_load(name)
+            model = await self._find(name)
+            model.enter()
+            return model
 
     async def _load(self, name: str) -> LoadedModel:
         service = Service(self.models[name].load, name, self.settings, metrics=self.metrics)

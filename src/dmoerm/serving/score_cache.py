@@ -77,10 +77,10 @@ def merged(known: Known, scored: Sequence[Sequence[Score]]) -> list[list[Score]]
 
 
 def _keys(query: Query) -> Iterator[bytes]:
-    """Yield a digest of task, prompt and response for each response."""
+    """Yield a digest of task, tools, prompt and response for each response."""
     content = query.prompt
     prompt = content if isinstance(content, str) else [message.model_dump(mode="json") for message in content]
-    common = hashlib.sha256(json.dumps([query.task, prompt]).encode())
+    common = hashlib.sha256(json.dumps([query.task, query.tools, prompt]).encode())
     for response in query.responses:
         digest = common.copy()
         digest.update(response.encode())

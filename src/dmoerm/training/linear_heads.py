@@ -102,10 +102,16 @@ def linear_pairs(
     """Return the ordered pairs of each capability (None: overall).
 
     Args:
+        examples: may be empty, if no label is known.
         features: example → its responses' embeddings (N, D).
         scale: (D,), the normalizer's.
         seed: of the folds.
     """
+    if not examples:
+        none = torch.zeros(0)
+        return [LinearPairs(scale.new_zeros(0, len(scale)), none, none, none, none.long(), none.bool())] * len(
+            capabilities
+        )
     batch = VectorCollator(features, capabilities)(examples)[0]
     assert isinstance(batch.inputs, Tensor)
     vectors = batch.inputs.float()
