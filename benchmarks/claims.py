@@ -116,6 +116,16 @@ def best_of_n_over(method: str, *conditions: str, task: str = "all") -> Callable
     return figures
 
 
+def policies_over(method: str, label: str) -> Callable[[Any], Mapping[str, Figure]]:
+    """Return the gold at the end of policies optimized against DMoERM minus that against a method, without penalty."""
+
+    def figures(results: Any) -> Mapping[str, Figure]:
+        row = results["paired"]["noisy"][f"dmoerm - {method} (0)"]
+        return {label: Figure(row["value"], row["low"], row["high"])}
+
+    return figures
+
+
 def seconds_over_plain(*works: str) -> Callable[[Any], Mapping[str, Figure]]:
     """Return the time of a scoring work, where one plain reward model takes 1."""
 
@@ -230,7 +240,8 @@ CLAIMS = (
         at_least(-0.5),
     ),
     Claim(
-        "The best of 2,048 samples has a higher gold reward than with one model for all tasks: testbed, 40 prompts, one seed",
+        "The best of 2,048 samples has a higher gold reward than with one model for all tasks: testbed, 40 prompts, "
+        "one seed",
         "best_of_n_testbed",
         best_of_n_over("general", "clean", "noisy"),
         above,
@@ -247,6 +258,29 @@ CLAIMS = (
         "… and with `all_labels`",
         "best_of_n_testbed",
         best_of_n_over("all_labels", "clean", "noisy"),
+        level,
+        digits=2,
+    ),
+    Claim(
+        "… of 12,500 samples, 10 prompts, one seed",
+        "best_of_n_testbed_large",
+        best_of_n_over("general", "clean", "noisy"),
+        above,
+        digits=2,
+    ),
+    Claim(
+        "A policy that is optimized against it ends with more gold reward than against one model for all tasks: "
+        "testbed, noisy labels, 3 seeds",
+        "rl_testbed_ppo",
+        policies_over("general", "PPO"),
+        above,
+        digits=2,
+    ),
+    Claim("… GRPO", "rl_testbed_grpo", policies_over("general", "GRPO"), above, digits=2),
+    Claim(
+        "… RLOO: higher in each seed, but the interval includes 0",
+        "rl_testbed",
+        policies_over("general", "RLOO"),
         level,
         digits=2,
     ),
