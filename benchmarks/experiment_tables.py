@@ -190,7 +190,11 @@ def _policies(results: Results) -> list[str]:
         "",
     ]
     pairs = [
-        [condition, name, f"{d['value']:+.3f} ({d['low']:+.3f} to {d['high']:+.3f})"]
+        [
+            condition,
+            name,
+            f"{d['value']:+.3f}" + (f" ({d['low']:+.3f} to {d['high']:+.3f})" if d["low"] < d["high"] else ""),
+        ]
         for condition, row in results["paired"].items()
         for name, d in row.items()
     ]
