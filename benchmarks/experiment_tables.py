@@ -201,5 +201,11 @@ def _policies(results: Results) -> list[str]:
     return [*lines, *_table(["condition", "pair", "difference"], pairs)]
 
 
+def _interval(difference: Results) -> str:
+    """Return the interval as text; empty if there is none, as with one seed."""
+    low, high = difference["low"], difference["high"]
+    return f" ({low:+.3f} to {high:+.3f})" if low < high else ""
+
+
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads), *(f"| {' | '.join(row)} |" for row in rows)]
