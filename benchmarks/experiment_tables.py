@@ -190,11 +190,7 @@ def _policies(results: Results) -> list[str]:
         "",
     ]
     pairs = [
-        [
-            condition,
-            name,
-            f"{d['value']:+.3f}" + (f" ({d['low']:+.3f} to {d['high']:+.3f})" if d["low"] < d["high"] else ""),
-        ]
+        [condition, name, f"{d['value']:+.3f}{_interval(d)}"]
         for condition, row in results["paired"].items()
         for name, d in row.items()
     ]
