@@ -144,6 +144,32 @@ def test_peft_loads_every_adapter_to_the_same_embedding(saved: tuple[DMoERM, Pat
     assert_peft_gives_the_same_embeddings(DMoERM.from_pretrained(saved[1]), saved[1])
 
 
+@torch.no_grad()
+def test_an_adapter_that_peft_wrote_becomes_an_expert(saved: tuple[DMoERM, Path], tmp_path: Path) -> None:
+    """As after training it with other tools: PEFT's files in place of the expert's."""
+    model, folder = DMoERM.from_pretrained(saved[1]), tmp_path / "model"
+    shutil.copytree(saved[1], folder)
+    task = next(iter(model.config.tasks))
+    expert = folder / "tasks" / task / "experts" / model.config.tasks[task][0]
+    peft = PeftModel.from_pretrained(task_backbone(model, task), str(expert))
+    for name, parameter in peft.named_parameters():
+        if "lora_B" in name:
+            parameter.mul_(-2)
+    peft.save_pretrained(str(expert))
+    with pytest.raises(CheckpointError, match="SHA256SUMS"):
+        DMoERM.from_pretrained(folder)
+    changed = DMoERM.from_pretrained(folder, check=False)
+    assert_peft_gives_the_same_embeddings(changed, folder)
+    before, after = (m.task_model(task).experts.embed(*_embedded(m, task)) for m in (model, changed))
+    assert (before[0] - after[0]).abs().max() > 1e-2
+    torch.testing.assert_close(before[1:], after[1:])
+
+
+def _embedded(model: DMoERM, task: str) -> tuple[Any, torch.Tensor]:
+    hidden = model.hidden(pack_ids([model.encoder.encode(QUERY)]))
+    return hidden, model.task_model(task).base.embed(hidden)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
