@@ -174,7 +174,7 @@ class _GroupReader:
         self._rows = 0
         self._reading = Reading()
         self._groups = self._reading.groups if into is None else into
-        self._joined: dict[str, tuple[int, list[RawExample]]] = {}  # what is asked → first line, single responses
+        self._joined: dict[str, tuple[int, list[RawExample]]] = {}  # task, tools and prompt → first line, responses
 
     def take(self, line: int, row: dict | DataError) -> None:
         self._rows += 1

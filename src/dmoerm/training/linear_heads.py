@@ -109,9 +109,8 @@ def linear_pairs(
     """
     if not examples:
         none = torch.zeros(0)
-        return [LinearPairs(scale.new_zeros(0, len(scale)), none, none, none, none.long(), none.bool())] * len(
-            capabilities
-        )
+        empty = LinearPairs(scale.new_zeros(0, len(scale)), none, none, none, none.long(), none.bool())
+        return [empty for _ in capabilities]
     batch = VectorCollator(features, capabilities)(examples)[0]
     assert isinstance(batch.inputs, Tensor)
     vectors = batch.inputs.float()
