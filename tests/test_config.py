@@ -48,6 +48,16 @@ def test_extends_fills_in_what_the_file_does_not_say(tmp_path):
     assert config.phase1 == base.phase1
 
 
+def test_what_a_file_extends_is_beside_that_file(tmp_path):
+    """Also two files up: `common.yaml` of the folder of `base.yaml`, not that of the first file."""
+    files = {"inner/a": "../base.yaml", "base": "common.yaml", "common": "finetune", "inner/common": "finetune"}
+    (tmp_path / "inner").mkdir()
+    for name, base in files.items():
+        more = {"common": "phase2: {l2: 0.9}", "inner/common": "phase2: {l2: 0.1}"}.get(name, "")
+        (tmp_path / f"{name}.yaml").write_text(f"extends: {base}\n{more}\n")
+    assert load_config(tmp_path / "inner" / "a.yaml").phase2.l2 == 0.9
+
+
 def test_another_recipe_can_be_extended_from_the_command_line():
     assert load_config("human", ["extends=finetune"]).base == "full"
     assert load_config("human", ["extends=finetune"]).data.files == load_config("human").data.files

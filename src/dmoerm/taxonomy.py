@@ -7,7 +7,7 @@ Task and capability names may be any text of one line; see `dmoerm.names`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -141,10 +141,15 @@ def load_taxonomy(name_or_path: str | Path) -> Taxonomy:
     return _parse(text, str(path))
 
 
-def draft_taxonomy(groups: Iterable[Group], name: str) -> Taxonomy:
+def draft_taxonomy(
+    groups: Iterable[Group], name: str, otherwise: Mapping[str, Iterable[str]] | None = None
+) -> Taxonomy:
     """Draft a taxonomy from the tasks and graded capabilities of labeled data, for the user to edit.
 
     Groups without a task are ignored. A task without capability grades has no capabilities, so it gets no experts.
+
+    Args:
+        otherwise: the tasks with their capabilities if no group has a task.
 
     Raises:
         TaxonomyError: no group has a task.
@@ -153,6 +158,7 @@ def draft_taxonomy(groups: Iterable[Group], name: str) -> Taxonomy:
     for group in groups:
         if group.task is not None:
             met.setdefault(group.task, set()).update(group.capabilities, group.judge_labels)
+    met = met or {task: set(capabilities) for task, capabilities in (otherwise or {}).items()}
     if not met:
         raise TaxonomyError("no group has a task, so there is nothing to draft; fill the field `task` of the data")
     tasks = {task: _draft_task(task, sorted(met[task])) for task in sorted(met)}

@@ -139,7 +139,7 @@ def test_a_task_without_capabilities_has_no_experts(tiny_model: Callable[..., An
 
 
 def test_targets_that_name_no_layer_are_an_error(tiny_model: Callable[..., Any]) -> None:
-    with pytest.raises(BackboneError, match=r"phase2.targets \['query'\] name no linear layer"):
+    with pytest.raises(BackboneError, match=r"lora.targets \['query'\] name no linear layer"):
         with_experts(tiny_model().general.branch, 1, LoRAConfig(targets=("query",)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -90,6 +91,27 @@ def test_a_model_on_any_backbone_is_saved_and_loaded(tmp_path: Path, kind: str) 
         assert len({round(value, 3) for value in scores[0].capabilities.values()}) > 1
     half = DMoERM.from_pretrained(tmp_path / "model", dtype=torch.bfloat16).score("How are you today?", RESPONSES)
     assert len({score.reward for score in half}) == len(RESPONSES)
+
+
+@pytest.mark.parametrize(
+    ("kind", "tokens", "settings"),
+    [
+        ("xlm-roberta", 62, {"max_position_embeddings": 64, "pad_token_id": 1}),  # positions start at 2
+        ("gpt2", 64, {"max_position_embeddings": 64}),  # its configuration calls it n_positions
+    ],
+)
+def test_the_longest_text_is_one_that_the_backbone_reads(
+    tmp_path: Path, kind: str, tokens: int, settings: dict[str, Any]
+) -> None:
+    encoding = {"template": "plain", "pooling": "last", "truncation": "keep_both"}
+    changes: Any = {"backbone": {"branch_layer": None}, "router": {"kind": "own"}, "encoding": encoding}
+    changes |= {"phase2": {"lora": {"rank": 0}}}
+    backbone = write_backbone(tmp_path / "backbone", kind, **settings)
+    model = make_model(make_tiny_config(backbone, tmp_path, **changes))
+    assert model.encoder.max_length == model.config.text_tokens == tokens
+    (score,) = model.score("How are you today?", ["I am well. " * 200])
+    assert score.truncated
+    assert math.isfinite(score.reward)
 
 
 # --- reward models as a start --------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import make_model, make_tiny_config, train_quietly
-from transformers import AutoConfig, TrainerCallback
+from transformers import AutoConfig, Gemma3Config, MixtralConfig, TrainerCallback
 
 from dmoerm.config import load_config
 from dmoerm.errors import BackboneError, ConfigError
@@ -148,6 +148,9 @@ def test_what_does_not_fit_is_named_with_what_helps() -> None:
     assert "fsdp2.yaml" in problems("fast", "8xH100", backbone=large)
     assert "quantization to 4bit" in problems("fast", "8xH100", backbone=large)
     assert problems("fast", "H100", "backbone.quantization=4bit", backbone=large) == ""
+    quantized = problems("fast", "8xL4", "backbone.quantization=4bit", backbone=large)
+    assert "training needs" in quantized
+    assert "fsdp2.yaml" not in quantized, "layers of 4 bits cannot be sharded"
     assert "raise it" in problems("finetune", "8xH200", "cache_limit=1")
 
 
@@ -160,6 +163,11 @@ def test_an_unknown_machine_is_refused(text: str) -> None:
 def test_a_shape_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BackboneError, match="its shape cannot be read"):
         read_shape(str(tmp_path))
+    MixtralConfig().save_pretrained(tmp_path / "mixtral")
+    with pytest.raises(BackboneError, match="mixture of experts"):
+        read_shape(str(tmp_path / "mixtral"))
+    Gemma3Config(text_config={"num_hidden_layers": 5}).save_pretrained(tmp_path / "gemma")
+    assert read_shape(str(tmp_path / "gemma")).layers == 5
     with pytest.raises(BackboneError, match="the backbone has 30 layers"):
         recipe("frozen", "smollm2", "backbone.num_layers=40")
 

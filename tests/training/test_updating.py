@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from tiny import make_exact_config, tiny_groups, train_quietly, write_groups
 from typer.testing import CliRunner
@@ -95,6 +97,38 @@ def test_a_task_whose_new_labels_are_ties_does_not_stop_the_others(trained: Path
     said = dmoerm("update", trained / "run", "--data", data, "--force", "--output", tmp_path / "updated")
     assert f"{TASK}: {len(NEW)} groups" in said
     assert f"{OTHER}: " not in said
+
+
+def test_the_router_finds_the_task_of_rows_without_one(trained: Path, tmp_path: Path) -> None:
+    data = write_groups([group.model_copy(update={"task": None}) for group in NEW], tmp_path / "new.jsonl")
+    said = dmoerm("update", trained / "run", "--data", data, "--force", "--output", tmp_path / "updated")
+    assert f"{TASK}: " in said
+
+
+@pytest.mark.parametrize(
+    "setting", ["skip_bad=true", "inconsistent_weight=0.5", "soft_labels=false", "testbed_responses=6"]
+)
+def test_settings_of_the_data_are_those_of_the_new_data(trained: Path, tmp_path: Path, setting: str) -> None:
+    """Otherwise a run with such a setting could not be changed: without its data the setting has no effect."""
+    (tmp_path / "new.jsonl").write_text((trained / "new.jsonl").read_text())
+    shutil.copytree(trained / "run" / "model", tmp_path / "model")
+    file = tmp_path / "model" / "run.yaml"
+    settings = yaml.safe_load(file.read_text())
+    name, _, value = setting.partition("=")
+    needed = {"testbed_responses": {"testbed_prompts": 4}, "skip_bad": {}}
+    labels = {"capability_labels": "labels.parquet"}
+    settings["data"] |= {name: yaml.safe_load(value)} | needed.get(name, labels)
+    file.write_text(yaml.safe_dump(settings))
+    options = "--data", tmp_path / "new.jsonl", "--force", "--output", tmp_path / "updated"
+    assert f"{TASK}: {len(NEW)} groups" in dmoerm("update", tmp_path / "model", *options)
+
+
+@pytest.mark.parametrize("setting", ["router.threshold=0.3", "backbone.dtype=bfloat16", "backbone.num_layers=2"])
+def test_a_setting_that_an_update_cannot_change_is_refused(trained: Path, tmp_path: Path, setting: str) -> None:
+    """Otherwise the history would name a value that the model does not have."""
+    options = "--data", trained / "new.jsonl", "--set", setting, "--output", tmp_path / "updated"
+    said = dmoerm("update", trained / "run", *options, fails=True)
+    assert f"{setting.partition('=')[0]}: the model was trained with another value" in " ".join(said.split())
 
 
 def test_a_worse_model_is_refused(trained: Path, tmp_path: Path) -> None:

@@ -79,6 +79,8 @@ def _switched_off(config: Any) -> dict[str, list[str]]:
     if config.base == "frozen":
         names = [f"{phase}.{name}" for phase in ("phase0", "phase1") for name in _BRANCH]
         off["base is frozen: the step trains a head only"] = names
+        if config.phase1.l2 == "auto":
+            off["base is frozen and phase1.l2 is auto: there is no start"] = ["warm_start"]
     if config.base != "lora":
         off[f"base is {config.base}; set base to lora"] = ["base_lora"]
     if not config.phase2.lora.rank:

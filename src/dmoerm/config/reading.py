@@ -80,7 +80,8 @@ def _extended(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     if base is None:
         return settings
     neighbor = folder / str(base)
-    return _merged(_extended(_read_yaml(neighbor if neighbor.is_file() else _locate(str(base))), folder), settings)
+    path = neighbor if neighbor.is_file() else _locate(str(base))
+    return _merged(_extended(_read_yaml(path), path.parent), settings)
 
 
 def _merged(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:

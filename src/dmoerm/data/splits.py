@@ -47,10 +47,13 @@ class Splits:
     validation_prompts: frozenset[str] = frozenset()
 
 
-def load_splits(config: Config) -> Splits:
+def load_splits(config: Config, tasks: Mapping[str, Sequence[str]] | None = None) -> Splits:
     """Read, complete and split the data of a run.
 
     The test part of the testbed has its gold grades; the test part of other data has grades by people.
+
+    Args:
+        tasks: those of a model with their capabilities, which count if no group names its task.
 
     Raises:
         DataError: there is no data, a row is bad, or the taxonomy lacks a task or capability.
@@ -61,7 +64,7 @@ def load_splits(config: Config) -> Splits:
     validation = _read_part(config, "validation_files", config.data.validation_paths(), skipped, unknown_columns)
     groups, validation = _with_labels(config, groups, validation)
     validation = _without(validation, held_out, "test_files", skipped)
-    taxonomy = load_taxonomy(config.taxonomy) if config.taxonomy else draft_taxonomy(groups, "drafted")
+    taxonomy = load_taxonomy(config.taxonomy) if config.taxonomy else draft_taxonomy(groups, "drafted", tasks)
     for group in chain(groups, validation, held_out):
         _check_names(group, taxonomy)
     known = _without(groups, held_out, "test_files", skipped)

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from packaging.version import Version
 
 from ..config import Config, changed
@@ -137,7 +138,7 @@ def _cause(error: Any, name: str) -> Exception:
     """Return the error that a worker has raised, or one that says that a worker was lost."""
     failures = list(getattr(error, "worker_failures", {}).values())
     for failure in failures:
-        if isinstance(failure, DmoermError):
+        if isinstance(failure, DmoermError | torch.OutOfMemoryError):
             return failure
     # the loss of one worker is Ray's own error, and a RuntimeError of torch.distributed in the others
     bugs = [f for f in failures if not (isinstance(f, RuntimeError) or type(f).__module__.startswith("ray."))]

@@ -83,8 +83,11 @@ class DMoERMConfig(PretrainedConfig):
     @property
     def text_tokens(self) -> int:
         """Maximum tokens of a prompt with a response: the setting's, or the backbone's if it accepts fewer."""
-        longest = EncodingConfig(**self.encoding).max_length
-        return min(longest, self.backbone.get("max_position_embeddings") or longest)
+        longest, backbone = EncodingConfig(**self.encoding).max_length, self.backbone_config
+        accepted = getattr(backbone, "max_position_embeddings", None) or longest
+        if backbone.model_type in _POSITIONS_AFTER_PADDING:
+            accepted -= (backbone.pad_token_id or 0) + 1
+        return min(longest, accepted)
 
 
 def backbone_settings(config: PretrainedConfig) -> dict[str, Any]:
@@ -92,6 +95,11 @@ def backbone_settings(config: PretrainedConfig) -> dict[str, Any]:
     return config.to_dict() | {name: getattr(config, name) for name in ("hidden_size", "num_hidden_layers")}
 
 
+# Families that number the positions of a text from the padding token's id + 1, as RoBERTa does.
+_ROBERTA = ("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod")
+_POSITIONS_AFTER_PADDING = frozenset(
+    (*_ROBERTA, "camembert", "data2vec-text", "esm", "ibert", "longformer", "luke", "markuplm", "mpnet")
+)
 _MAX_CHARACTERS = 256  # of a name; merged tasks name capabilities `task_capability`
 _MAX_LAYERS = 16_384  # of all tasks together
 # Upper bounds on a backbone's integers, by a part of their names: above any existing model, and still built in seconds.

@@ -107,7 +107,7 @@ def with_experts(
         if name in chosen and isinstance(child, nn.Linear)
     ]
     if not targets:
-        raise BackboneError(f"phase2.targets {list(config.targets)} name no linear layer of this backbone")
+        raise BackboneError(f"lora.targets {list(config.targets)} name no linear layer of this backbone")
     for parent, name, child in targets:
         setattr(parent, name, kind(child, count, config))
     return expert_branch

@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 
 from ..planning import BackboneShape
 from ..planning.memory import PASS_TOKENS, kept_bytes, pass_bytes, trained_bytes
+from ..planning.work import EXPERTS_OF_A_LAYER
 from .packed_attention import Decoder
 
 MAX_PASS_TOKENS = 65_536
@@ -79,7 +80,7 @@ def shape_of(text: Any) -> BackboneShape | None:
     Args:
         text: the text model's configuration.
     """
-    if any(getattr(text, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts")):
+    if any(getattr(text, name, None) for name in EXPERTS_OF_A_LAYER):
         return None
     try:
         return BackboneShape.of(text)

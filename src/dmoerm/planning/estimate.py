@@ -91,8 +91,9 @@ class RunPlan:
             return
         if self.scoring.memory > limit:
             yield (
-                f"scoring needs {self.scoring.memory / 1e9:.0f} GB on one GPU, which has {limit / 1e9:.0f}: a model is "
-                "on one device; set backbone.quantization to 4bit, base to frozen, or use a larger GPU"
+                f"scoring needs {self.scoring.memory / 1e9:.0f} GB on one GPU, which has {limit / 1e9:.0f}: set "
+                "backbone.quantization to 4bit or base to frozen, use a larger GPU, or start `dmoerm score` with "
+                "torchrun, which divides the layers"
             )
         if min(self.training.memory, self.sharded_memory or float("inf")) > limit:
             yield (
@@ -107,7 +108,8 @@ class RunPlan:
 def make_plan(recipe: Recipe, workload: Workload, machine: Machine) -> RunPlan:
     """Estimate training on the workload's groups and scoring its responses."""
     work = recipe.work(workload.prompt, workload.responses, workload.response)
-    shards = 1 if recipe.own_router else machine.count
+    whole = recipe.own_router or recipe.config.backbone.quantization != "none"  # what cannot be sharded
+    shards = 1 if whole else machine.count
     count = sum(flops(recipe.shape, work).values())
     scored_prompts = workload.scored / workload.responses
     per_pass = recipe.trunk + recipe.top * (recipe.plain + bool(recipe.lora_experts))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from ..config import Config
 from ..errors import BackboneError
-from .work import BackboneShape, Work
+from .work import EXPERTS_OF_A_LAYER, BackboneShape, Work
 
 _SHAPES = {
     "smollm2": BackboneShape(30, 576, 1536, 9, 3, 64, 49152),
@@ -127,14 +127,18 @@ def read_shape(path: str) -> BackboneShape:
     """Return the shape of a backbone: of a known name, or from the configuration of a folder or a hub name.
 
     Raises:
-        BackboneError: the configuration cannot be read, or is not that of a decoder with the usual fields.
+        BackboneError: the configuration cannot be read, is not that of a decoder with the usual fields, or is that of a
+            mixture of experts.
     """
     if path in _SHAPES:
         return _SHAPES[path]
     from transformers import AutoConfig
 
     try:
-        return BackboneShape.of(AutoConfig.from_pretrained(path))
+        config = AutoConfig.from_pretrained(path).get_text_config()
+        if any(getattr(config, name, None) for name in EXPERTS_OF_A_LAYER):
+            raise BackboneError(f"backbone {path!r}: is a mixture of experts, whose cost the plan does not know")
+        return BackboneShape.of(config)
     except (OSError, ValueError, AttributeError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise BackboneError(f"backbone {path!r}: its shape cannot be read: {reason}") from None

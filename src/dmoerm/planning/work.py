@@ -14,6 +14,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+EXPERTS_OF_A_LAYER = ("num_experts", "num_local_experts", "n_routed_experts")
+"""Names in configurations of the number of a layer's feed-forward experts; without them, a layer has one such part."""
+
 
 @dataclass(frozen=True)
 class BackboneShape:

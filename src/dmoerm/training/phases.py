@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import set_seed
 
 from ..config import BranchStepConfig
 from ..data.splitting import held_out
@@ -180,6 +181,8 @@ def train_base(
             state, metrics, strengths = _named("head", head), step_metrics(fits), _head_l2(first.l2)
         if run.frozen:
             return state, metrics
+    if run.config.base == "lora":  # so that a run that is resumed here starts from the same LoRA
+        set_seed(run.seed(f"{checkpoint_dir.parent.name}/{checkpoint_dir.name}/start"))
     scorer = _trainable(run, start, head)
     branch: Any = scorer.branch
     states = cached_states(run, [*parts[0], *parts[1]])

@@ -37,7 +37,7 @@ from .batches import PreferenceExample
 from .cache import ActivationCache
 from .examples import Texts, examples_of
 from .graph import Engine, Step, graph
-from .processes import barrier, device, idle_gpus, is_main, sharded, world_size
+from .processes import barrier, broadcast, device, idle_gpus, is_main, sharded, world_size
 from .progress import Progress
 from .run_folder import claim, data_digest, locked
 from .sharding import check_sharding, full_state, move_to_device
@@ -169,6 +169,8 @@ def build_model(config: Config, taxonomy: Taxonomy) -> DMoERM:
     model.general.branch = branch
     if start is not None:
         _start_general(model, start, config)
+    if sharded():  # the other processes get the weights with the shards
+        model.general.head.has_start = broadcast(start is not None)
     if config.router.kind == "own":
         model.router.language_model = copy.deepcopy(backbone)
     for task in settings.tasks:

@@ -14,7 +14,7 @@ from ..model import DMoERM
 
 _OF_DATA = (
     *("files", "test_files", "validation_files", "capability_labels", "testbed_prompts", "groups_per_task"),
-    *("task", "format", "map", "split"),
+    *("task", "format", "map", "split", "skip_bad", "soft_labels", "inconsistent_weight", "testbed_responses"),
 )
 
 
@@ -27,7 +27,8 @@ def changed_config(folder: Path, model: DMoERM, resets: Mapping[str, Any], overr
     """Return the settings of the model's run with other values; those that shape the model must be the model's."""
     if not (folder / "run.yaml").is_file():
         raise CheckpointError(f"{folder}: has no run.yaml, so that its settings are unknown; train it again")
-    settings = changed(load_config(folder / "run.yaml"), resets).model_dump(mode="json")
+    trained = changed(load_config(folder / "run.yaml"), resets)
+    settings = trained.model_dump(mode="json")
     for override in overrides:
         apply_override(settings, override)
     config = validated(Config, settings, "--set")
@@ -46,6 +47,9 @@ def changed_config(folder: Path, model: DMoERM, resets: Mapping[str, Any], overr
     ]
     different += ["base"] if (config.base == "frozen") != stored.shared_branch else []
     different += ["router.kind"] if config.router.kind != stored.router_kind else []
+    different += ["router.threshold"] if config.router.threshold != stored.threshold else []
+    before, now = flat(trained.backbone.model_dump(mode="json")), flat(config.backbone.model_dump(mode="json"))
+    different += [f"backbone.{name}" for name, value in now.items() if before[name] != value]
     if different:
         raise ConfigError(f"--set {different[0]}: the model was trained with another value; leave it as it is")
     return config

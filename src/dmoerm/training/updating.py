@@ -97,7 +97,7 @@ def update_model(model: DMoERM, folder: Path, overrides: Sequence[str], console:
     """
     config = changed_config(folder, model, {**without_data(), "data.test_fraction": 0.0}, overrides)
     _check_updatable(model, folder, config)
-    data = load_splits(config)
+    data = load_splits(config, model.config.tasks)
     for group in data.train:
         if group.task is not None:
             model.task_model(group.task, group.position)
