@@ -177,7 +177,7 @@ CLAIMS = (
     ),
     Claim("… eighteen tasks", "compare_human_all", over("general"), above),
     Claim("… testbed (gold reward)", "compare_testbed", over("general"), above),
-    Claim("… nine tasks, an untouched test set", "compare_final", over("general"), above),
+    Claim("… nine tasks, a test set that was run once", "compare_final", over("general"), above),
     Claim(
         "… than fine-tuned ensembles, WARM and UMM-RM: testbed, one seed, noisy labels",
         "compare_testbed_finetune",
@@ -200,11 +200,12 @@ CLAIMS = (
     Claim("… explanations", "compare_explanations", over("per_task"), at_least(-0.5)),
     Claim("… testbed", "compare_testbed", over("per_task"), at_least(-0.5)),
     Claim(
-        "**Below** one model per task on an untouched test set: the router confuses two of nine tasks",
+        "**Below** one model per task on the test set that was run once: the router confuses two of nine tasks",
         "compare_final",
         over("per_task"),
         below,
     ),
+    Claim("… and below `all_labels`", "compare_final", over("all_labels"), below),
     Claim(
         "Level with one model per task on the same labels (`all_labels`): five tasks",
         "compare_human",
@@ -232,7 +233,8 @@ CLAIMS = (
         coin_flips,
         at_least(-0.5),
     ),
-    Claim("… testbed: not more than 0.6", "compare_testbed", coin_flips, at_least(-0.6)),
+    Claim("… testbed: a loss of up to 0.6", "compare_testbed", coin_flips, at_least(-0.65)),
+    Claim("… eighteen tasks: a loss of 0.5 and 0.6", "compare_human_all", coin_flips, at_least(-0.65)),
     Claim(
         "gpt-4o's verdicts as capability labels: not more than half a point below `per_task` (rag_answer)",
         "compare_gpt4o",
@@ -285,14 +287,15 @@ CLAIMS = (
         digits=2,
     ),
     Claim(
-        "A new task leaves the others' scores as they are (changed groups)",
+        "With the task given, a new task leaves the others' scores as they are (changed groups)",
         "adding-human",
         cell("changed groups", "arrival", "arrival {}:"),
         at_most(0),
         digits=0,
     ),
     Claim(
-        "Scoring takes less than half of the time of one plain reward model (ratio; four responses of 128 tokens)",
+        "Scoring takes less than half of the time of one plain reward model (ratio; four responses of 128 "
+        "tokens; it runs 20 of the backbone's 30 layers, and the prompt once)",
         "scoring",
         seconds_over_plain("p128_n4_r128_fp32_frozen", "p128_n4_r128_bf16_frozen"),
         at_most(0.5),
@@ -313,7 +316,8 @@ def rows(files: Files, claims: tuple[Claim, ...] = CLAIMS) -> list[list[str]]:
 def lines(files: Files) -> list[str]:
     """Return the table of claims, each with the command that remakes its figures."""
     experiments = yaml.safe_load((Path(__file__).parent / "evidence.yaml").read_text(encoding="utf-8"))["experiments"]
-    table = ["| claim | figure; of methods: DMoERM minus the method, points | measured by |", "|---|---|---|"]
+    head = "figure; of methods: DMoERM minus the method, in points of accuracy, or in gold reward (0 to 1)"
+    table = [f"| claim | {head} | measured by |", "|---|---|---|"]
     for sentence, text, source in rows(files):
         known = f"python benchmarks/evidence.py --only {source}" if source in experiments else files[source]["command"]
         table.append(f"| {sentence} | {text} | `{known}` |")

@@ -20,7 +20,7 @@ DATA = {
     "compare_testbed": "testbed, five tasks",
 }
 METHODS = ("general", "gated", "all_labels_general", "per_task", "all_labels", "dmoerm")
-CURVES = ("general", "ensemble_wco", "bagged_wco", "per_task", "all_labels", "risk", "dmoerm")
+CURVES = ("general", "bagged_wco", "per_task", "all_labels", "risk", "dmoerm")
 _MARKERS = {"clean": "o", "noisy": "s", "equal": "D"}
 
 

@@ -1,9 +1,10 @@
-"""Set prompts aside for one final comparison, which chose nothing before and is reported whatever it says.
+"""Set prompts aside for one final comparison, which is run once and reported whatever it says.
 
 The rules of the recipe (weights of scores, pulled heads, layers, pooling) were chosen on seeds 0 to 2 of `human` and on
-seed 0 of `human_all`. The prompts of the files of `human_all` that none
-of these runs has in its training, validation or test part are ordered by a hash; the first ones of each task that has
-enough of them become the test part. All other groups of these tasks may be trained on.
+seed 0 of `human_all`. The weights were also checked on all explanations, and kinds of experts were compared on humour,
+which `CHOSEN_ON` does not list: prompts of these three tasks were seen before. The prompts of the files of `human_all`
+that none of the runs of `CHOSEN_ON` has in its training, validation or test part are ordered by a hash; the first ones
+of each task that has enough of them become the test part. All other groups of these tasks may be trained on.
 
 python benchmarks/final_split.py --output runs/final      writes train.jsonl and test.jsonl
 """

@@ -74,6 +74,8 @@ def test_from_a_config_to_trajectories(config: Path) -> None:
         (("--set", "rl.generations=1"), "generations"),
         (("--set", "policy.depth=1"), "depth"),
         (("--set", "other.depth=1"), "other"),
+        (("--beta", "-0.1"), "--beta"),
+        (("--beta", "nan"), "--beta"),
     ],
 )
 def test_invalid_options_are_refused(config: Path, options, message) -> None:

@@ -92,6 +92,13 @@ def test_the_curve_is_recovered(kind, peak) -> None:
     assert found.at(d[1:]) == pytest.approx(gains[1:])
 
 
+def test_a_curve_that_falls_from_the_start_has_its_peak_there() -> None:
+    d = np.linspace(1, 4, 7)
+    worst = fit_curve("bon", d, d * (-0.1 - 0.2 * d))
+    assert (worst.peak, worst.value) == (0.0, 0.0)
+    assert fit_curve("rl", d, d * (-0.1 - 0.2 * np.log(d))).peak == pytest.approx(math.exp(-0.1 / 0.2 - 1))
+
+
 def test_a_curve_that_does_not_fall_has_no_peak() -> None:
     assert fit_curve("bon", [1, 2, 3], [1, 2, 3.5]).peak is None
     with pytest.raises(DataError, match="three finite points"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import httpx2
 import pytest
@@ -11,7 +12,7 @@ from tiny import tiny_tokenizer, write_backbone
 from transformers import AutoModelForSequenceClassification
 
 from dmoerm.errors import BackboneError, DataError, ServerError
-from dmoerm.experiments.external import RewardServer, SequenceClassifier, conversation, open_scorer
+from dmoerm.experiments.external import RewardServer, SequenceClassifier, conversation, external_methods, open_scorer
 from dmoerm.experiments.judges import recorded
 from dmoerm.labels import CapabilityLabel, Outcome, content_digest, write_labels
 from dmoerm.schema import Message, Query
@@ -55,6 +56,19 @@ def test_our_own_folder_routes_by_itself(trained_run) -> None:
     method = open_scorer(str(trained_run.folder / "model"))
     (scores,) = trained_run.model.score_queries(QUERIES[:1])
     assert method.score_all(QUERIES[:1])[0] == pytest.approx([s.reward for s in scores], abs=1e-3)
+
+
+def test_other_weights_in_the_same_folder_are_another_model(classifier, tmp_path) -> None:
+    """Else a comparison would show the results of the model that was there before."""
+    shutil.copytree(classifier, tmp_path / "model")
+    (before,), _ = external_methods([f"mine={tmp_path / 'model'}"])
+    (same,), _ = external_methods([f"mine={classifier}"])
+    model = AutoModelForSequenceClassification.from_pretrained(classifier)
+    model.score.weight.data += 1
+    model.save_pretrained(tmp_path / "model")
+    (after,), _ = external_methods([f"mine={tmp_path / 'model'}"])
+    assert len({before.key, after.key, ""}) == 3
+    assert before.key == same.key
 
 
 def test_unsuitable_classifiers_are_refused(tmp_path, classifier) -> None:

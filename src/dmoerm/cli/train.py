@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..errors import ConfigError
 from .models import quieten
 from .options import Engine, JsonFile, Overrides, grouped
 from .rows import RowOptions
@@ -32,6 +33,8 @@ def command(
 
     settings, results = load_config(config, [*(overrides or ()), *rows.settings()]), None
     if no_eval or not settings.data.holds_out():
+        if json_file is not None:
+            raise ConfigError("--json writes the evaluation's results: leave out --no-eval and hold out groups")
         _train(settings, engine)
     else:
         _, results = train_and_measure(settings, "train", json_file, engine)

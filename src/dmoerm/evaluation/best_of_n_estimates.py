@@ -136,10 +136,10 @@ def _design(kind: str, d: Array) -> Array:
 
 
 def _peak(kind: str, alpha: float, beta: float) -> float | None:
-    """Return the d at which dR/dd = 0: α / (2β), or exp(α/β − 1)."""
-    if beta <= 0 or alpha <= 0:
+    """Return the d ≥ 0 at which R is highest: α / (2β), or exp(α/β − 1); 0 if R falls from the start."""
+    if beta <= 0:
         return None
-    return alpha / (2 * beta) if kind == "bon" else float(np.exp(min(alpha / beta - 1, 700.0)))
+    return max(alpha, 0.0) / (2 * beta) if kind == "bon" else float(np.exp(min(alpha / beta - 1, 700.0)))
 
 
 @dataclass(frozen=True)

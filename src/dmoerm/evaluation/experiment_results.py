@@ -32,7 +32,8 @@ class Condition(ResultModel):
     """Task → capability → accuracy of dmoerm's expert."""
     router: RouterResult
     calibration: dict[str, CalibrationResult]
-    """Method → calibration of its win probabilities, at a temperature fitted on the validation prompts."""
+    """Method → calibration of its win probabilities, at a temperature fitted on the validation prompts; `dmoerm`: the
+    model's own."""
     length_bias: dict[str, LengthBias]
     """Method (and `human`) → correlation with length within a prompt."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,10 +35,14 @@ def open_scorer(source: str) -> OtherDMoERM | SequenceClassifier | RewardServer:
     return OtherDMoERM(source) if kind == DMoERMConfig.model_type else SequenceClassifier(source)
 
 
-def external_method(name: str, scorer: QueryScorer, description: str) -> Method:
-    """Make a method of a comparison from a scorer that was trained elsewhere."""
+def external_method(name: str, scorer: QueryScorer, description: str, key: str = "") -> Method:
+    """Make a method of a comparison from a scorer that was trained elsewhere.
+
+    Args:
+        key: tells models of the same description apart; see `Method`.
+    """
     trained = TrainedMethod(score_all=scorer.score_all)
-    return Method(name, description, "external", EXTERNAL_COLOR, lambda _: trained)
+    return Method(name, description, "external", EXTERNAL_COLOR, lambda _: trained, key=key)
 
 
 def external_methods(
@@ -70,10 +75,22 @@ def external_methods(
         if name in {method.name for method in methods}:
             raise ConfigError(f"--external {text}: a method of that name exists; choose another")
         scorer = open_scorer(source)
-        methods.append(external_method(name, scorer, f"trained elsewhere: {source}"))
+        methods.append(external_method(name, scorer, f"trained elsewhere: {source}", weights_digest(source)))
         if (known := getattr(scorer, "training_prompts", None)) is not None:
             training_prompts.append(known)
     return methods, training_prompts
+
+
+def weights_digest(source: str) -> str:
+    """Return a digest of the weights in a folder, so that another model in the same folder is measured again.
+
+    It is empty for a URL or a hub name: their results are used again as long as the name is the same.
+    """
+    digest = hashlib.sha256()
+    for file in sorted(Path(source).rglob("*.safetensors")) if Path(source).is_dir() else ():
+        with file.open("rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()[:16] if Path(source).is_dir() else ""
 
 
 def conversation(query: Query, response: str) -> list[dict[str, str]]:

@@ -14,7 +14,7 @@ from statistics import fmean, stdev
 import numpy as np
 from scipy.stats import t
 
-from ..config import Config, changed
+from ..config import Config, changed, validated
 from ..data.splits import load_splits
 from ..errors import DataError
 from ..evaluation.best_of_n_estimates import fit_curve
@@ -60,7 +60,8 @@ def optimize_policies(
     """
     progress, chosen = Progress(), choose_methods(methods)
     drawn = _prompts(settings, seeds, prompts)
-    weights = [settings.rl.model_copy(update={"beta": beta}) for beta in betas] or [settings.rl]
+    weights = [validated(RLConfig, {**settings.rl.model_dump(), "beta": beta}, "--beta") for beta in betas]
+    weights = weights or [settings.rl]
     runs: list[PolicyRun] = []
     parameters = 0
     with progress.run(1 + len(conditions) * len(seeds) * len(methods) * len(weights)):

@@ -37,7 +37,7 @@ register(
         "laplace",
         "the single model minus one standard deviation under the Laplace posterior of its last layer",
         "baseline",
-        "#56b4e9",
+        "#117733",
         train_laplace,
     )
 )
