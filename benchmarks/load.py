@@ -42,11 +42,12 @@ def main() -> None:
     """Measure the versions in turns and write results/load.json."""
     options = arguments()
     queries = mixed(options.requests)
-    variants = {"one_engine": ("", ())}
+    wait = ("--queue-seconds", "3600")  # nothing is refused; an older checkout limits its queue by tokens alone
+    variants: dict[str, tuple[str, tuple[str, ...]]] = {"one_engine": ("", wait)}
     if options.before:
         variants = {"before": (str(options.before), ()), **variants}
     if options.options:
-        variants["_".join(options.options.split()).strip("-")] = ("", tuple(options.options.split()))
+        variants["_".join(options.options.split()).strip("-")] = ("", (*options.options.split(), *wait))
     with tempfile.TemporaryDirectory() as folder:
         ours(str(bundled_backbone()), "float32", options.experts, 24).save_pretrained(folder)
         model = DMoERM.from_pretrained(folder)
@@ -59,6 +60,8 @@ def main() -> None:
         }
         load.append(f"{os.getloadavg()[0]:.1f}")
     offline = rates.pop("offline")
+    command = f"python benchmarks/load.py --requests {options.requests} --rounds {options.rounds}"
+    command += " --before CHECKOUT" * bool(options.before) + f' --options "{options.options}"' * bool(options.options)
     rows = [
         row(f"{CLIENTS}_clients_{name}{unit}", "offline", rate[i], offline[i], options.rounds)
         for name, rate in rates.items()
@@ -67,7 +70,7 @@ def main() -> None:
     sizes = [model.encoder.encode(query).tokens for query in queries]
     write(
         "load",
-        f"python benchmarks/load.py --requests {options.requests} --rounds {options.rounds}",
+        command,
         rows,
         requests=len(queries),
         tokens=sum(sizes),
@@ -135,7 +138,7 @@ def processor_seconds(pid: int) -> float:
 def variant_server(folder: str, variant: tuple[str, Sequence[str]]) -> Any:
     """Run the server of a variant: a checkout (empty: this one) and options."""
     checkout, options = variant
-    return server(folder, *options, "--queue-seconds", "3600", source=f"{checkout}/src" if checkout else None)
+    return server(folder, *options, source=f"{checkout}/src" if checkout else None)
 
 
 async def behave(folder: str, queries: Sequence[Query], variant: Any, rate: float) -> dict[str, Any]:

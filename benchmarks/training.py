@@ -2,6 +2,7 @@
 
     python benchmarks/training.py          prints the rows and writes results/training.json
     python benchmarks/training.py steps    measures only the steps; the rows of the epochs are kept
+    python benchmarks/training.py epochs   measures only the epochs; the rows of the steps are kept
 
 Both train a LoRA (rank 16, q and v of the last 6 layers) and a linear head on the last token's state, with bfloat16
 passes and float32 weights, on the same token ids and the same pairs, with the same number of optimizer steps and
@@ -84,11 +85,15 @@ def main() -> None:
     if missing:
         print(f"skipped: {', '.join(missing)} not in {folder}; set DMOERM_DATA (docs/data.md)")
         return
-    rows = [r for task, file in FILES.items() for r in all_steps(task, folder / file)]
-    times = [sum(r[side] for r in rows if "file" in r["work"]) for side in ("ours_s", "peer_s")]
-    rows.append(row("phase2_both_files_at_that_rate", "trl", *times, RUNS))
-    if sys.argv[1:] == ["steps"]:
-        before = json.loads((RESULTS / "training.json").read_text(encoding="utf-8"))
+    only = sys.argv[1] if sys.argv[1:] else None
+    before = json.loads((RESULTS / "training.json").read_text(encoding="utf-8")) if only else {}
+    if only == "epochs":
+        rows = [r for r in before["rows"] if "epochs" not in r["work"]]
+    else:
+        rows = [r for task, file in FILES.items() for r in all_steps(task, folder / file)]
+        times = [sum(r[side] for r in rows if "file" in r["work"]) for side in ("ours_s", "peer_s")]
+        rows.append(row("phase2_both_files_at_that_rate", "trl", *times, RUNS))
+    if only == "steps":
         rows += [r for r in before["rows"] if "epochs" in r["work"]]
         more = {name: before[name] for name in ("accuracy", "difference", "rates") if name in before}
     else:
