@@ -22,9 +22,9 @@ import dmoerm
 
 
 @contextlib.contextmanager
-def served(app: Any) -> Iterator[str]:
-    """Run the application; yield its URL once it is ready."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical"))
+def served(app: Any, **options: Any) -> Iterator[str]:
+    """Run the application with uvicorn's options; yield its URL once it is ready."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical", **options))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     try:

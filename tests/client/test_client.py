@@ -134,6 +134,9 @@ def test_many_queries_go_in_few_bounded_requests(kind):
         )
         return respond(request)
 
+    tools = ({"type": "function", "function": {"name": "clock", "description": "t" * (chunks.MAX_CHARACTERS // 3)}},)
+    with_tools = [Query(prompt=f"number {i}", responses=("a",), tools=tools) for i in range(6)]
+    assert [len(part) for part in chunks.split_queries(with_tools)] == [2, 2, 2]
     long = Query(prompt="long", responses=("t" * (chunks.MAX_CHARACTERS // 2 - 10),))
     wide = Query(prompt="wide", responses=tuple("t" * (i % 7) + "a" for i in range(3 * chunks.MAX_RESPONSES + 1)))
     both = Query(prompt="both", responses=tuple("t" * (chunks.MAX_CHARACTERS // 3 - i) for i in range(9)))

@@ -10,12 +10,14 @@ import shutil
 from collections import defaultdict
 from dataclasses import replace
 
+import httpx2
 import pytest
 import torch
 from datasets import Dataset
-from reward_server import score_by_rule
+from reward_server import respond, score_by_rule
 from tiny_policy import write_random_policy
 
+from dmoerm import Client
 from dmoerm.errors import DataError
 from dmoerm.integrations.trl import reward_function
 from dmoerm.integrations.trl_module import RewardModule
@@ -107,6 +109,27 @@ def test_the_async_function_gives_the_same(reward_server):
     assert asyncio.run(second.call(awaited, *rows, task=[None, "chitchat", None, None])) == expected
     assert (second.metrics, second.extra) == (first.metrics, first.extra)
     assert asyncio.run(awaited(prompts=["Why?"], completions=["t"], task=["another's"])) == [None]
+
+
+def test_the_async_function_sends_what_its_client_sends():
+    """The model's name, the key and the transport of the client, not the defaults for its URL."""
+    sent = []
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        sent.append((request.headers["authorization"], json.loads(request.content).get("model")))
+        return respond(request)
+
+    def scored(transport):
+        with Client("http://server", api_key="secret", model="human", transport=transport) as client:
+            return asyncio.run(reward_function(client, asynchronous=True)(prompts=["Hi."], completions=["tt"]))
+
+    class OnlySynchronous(httpx2.BaseTransport):
+        def handle_request(self, request):
+            return answer(request)
+
+    assert scored(httpx2.MockTransport(answer)) == scored(OnlySynchronous()) == [2.0]
+    assert set(sent) == {("Bearer secret", "human")}
+    assert len(sent) == 2
 
 
 def test_an_unknown_task_is_an_error(trained_run):

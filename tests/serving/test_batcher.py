@@ -75,6 +75,27 @@ def test_requests_with_the_same_prompt_share_it(batcher, trained_run, determinis
         assert run == sum(one.tokens for one in each) - shared
 
 
+def test_all_responses_to_a_prompt_are_scored_as_one_task(batcher, trained_run, monkeypatch):
+    """Parts of a query run in passes of their own; a route close to a tie could change between them."""
+    queue = batcher(batch_tokens=1, batch_wait=0)
+    score, tasks, passes = queue.model.score_encoded, trained_run.model.router.tasks, []
+
+    def near_a_tie(encoded, given):
+        passes.append(given)
+        return score(encoded, [task or tasks[len(passes) % 2] for task in given])
+
+    query = QUERIES[0].model_copy(update={"responses": tuple(f"{i} " + "So. " * 50 for i in range(4))})
+    monkeypatch.setattr(queue.model, "score_encoded", near_a_tie)
+    ((row,), _), *_ = scored(queue, [query])
+    monkeypatch.undo()
+    (expected,) = trained_run.model.score_queries([query.model_copy(update={"task": tasks[1]})])
+    assert [s.task for s in row] == [tasks[1]] * 4
+    assert [s.reward for s in row] == pytest.approx([s.reward for s in expected], abs=1e-4)
+    assert [None] in passes[1:], "the parts run in passes of their own"
+    assert [tasks[1]] in passes, "a part with another task runs again"
+    assert queue.requests == queue.waiting_tokens == 0
+
+
 def test_a_large_request_delays_a_small_one_by_little(batcher):
     queue = batcher(batch_tokens=60, batch_wait=0)
     ended = []

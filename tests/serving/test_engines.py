@@ -8,11 +8,13 @@ import functools
 import os
 import signal
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from dmoerm.cli.models import load_model
 from dmoerm.errors import CheckpointError
@@ -21,6 +23,7 @@ from dmoerm.serving import ServingConfig
 from dmoerm.serving.batcher import Batcher
 from dmoerm.serving.engines import EngineLost, ProcessEngine, ServedModel, ThreadEngine, open_engines
 from dmoerm.serving.metrics import Metrics
+from dmoerm.serving.service import Service
 from dmoerm.serving.waiting import Throughput
 
 QUERIES = [Query(prompt=f"What about {i}?", responses=tuple("So. " * (j + i) for j in range(1, 4))) for i in range(12)]
@@ -92,6 +95,105 @@ def test_an_engine_that_starts_again_holds_up_no_other(trained_run: Any) -> None
     rows, dead = asyncio.run(run())
     assert len(rows) == len(QUERIES)
     assert dead.passes == 0
+
+
+class FailingEngine(HeldEngine):
+    """Its device fails in the second pass (after `warm` or the first requests), and in all later ones."""
+
+    @property
+    def run(self) -> Any:
+        def run(encoded: Any, tasks: Any) -> Any:
+            if self.passes > 0:
+                raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered", 700)
+            return score(encoded, tasks)
+
+        score = super().run
+        return run
+
+
+@pytest.mark.skipif(not hasattr(torch, "AcceleratorError"), reason="this version of torch has no such error")
+def test_a_device_that_has_failed_ends_the_queue(trained_run: Any) -> None:
+    """All later work of the process would fail, too, while /ready says 200."""
+
+    async def run() -> list[Any]:
+        batcher = queue(trained_run.model, FailingEngine(trained_run.model))
+        requests = [asyncio.create_task(batcher.score([query])) for query in QUERIES]
+        with pytest.raises(ExceptionGroup) as error:
+            await batcher.run()
+        assert "illegal memory access" in str(error.value.exceptions[0])
+        return await asyncio.gather(*requests, return_exceptions=True)
+
+    answers = asyncio.run(run())
+    assert "cannot score any more" in str(answers[-1])
+
+
+def test_a_restart_is_no_slow_pass(trained_run: Any) -> None:
+    """The rate that refuses requests is that of passes alone."""
+
+    class Restarting(HeldEngine):
+        starts = 1  # pyright: ignore[reportIncompatibleVariableOverride]
+
+        @property
+        def run(self) -> Any:
+            def run(encoded: Any, tasks: Any) -> Any:
+                if self.passes == 2:
+                    self.starts += 1
+                    time.sleep(1)
+                return score(encoded, tasks)
+
+            score = super().run
+            return run
+
+    async def run() -> float:
+        batcher = queue(trained_run.model, Restarting(trained_run.model))
+        counted = []
+        add = batcher.throughput.add
+        batcher.throughput.add = lambda tokens, seconds: (counted.append(seconds), add(tokens, seconds))[1]
+        await while_running(batcher, lambda: scored(batcher))
+        assert len(counted) > 3
+        return max(counted)
+
+    assert asyncio.run(run()) < 1
+
+
+@pytest.mark.parametrize("at", ["while it loads", "in its first pass"])
+def test_engines_of_a_server_that_does_not_start_are_closed(
+    trained_run: Any, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    """Otherwise their processes hold the devices, and the server's process cannot end."""
+    closed, loading, may_load = threading.Event(), threading.Event(), threading.Event()
+
+    class Closable(HeldEngine):
+        def close(self) -> None:
+            closed.set()
+            super().close()
+
+        @property
+        def run(self) -> Any:
+            return super().run if at == "while it loads" else None  # cannot be called
+
+    def opened(*_: Any) -> Any:
+        loading.set()
+        may_load.wait(60)
+        return trained_run.model, [Closable(trained_run.model)]
+
+    async def start() -> Service:
+        service = Service(lambda: trained_run.model, "m", ServingConfig())
+        async with service.running():
+            while not loading.is_set():
+                await asyncio.sleep(0.001)
+            if at != "while it loads":
+                may_load.set()
+                with pytest.raises(TypeError):
+                    await service.loaded()
+            else:
+                asyncio.get_running_loop().call_later(0.1, may_load.set)
+        return service
+
+    monkeypatch.setattr("dmoerm.serving.service.open_engines", opened)
+    service = asyncio.run(start())
+    assert closed.is_set()
+    assert b"dmoerm_queue_requests 0.0" in service.metrics.text()
 
 
 def test_two_engines_need_half_the_time() -> None:

@@ -166,6 +166,7 @@ def test_the_tokens_of_an_answer():
         ({"user": "{prompt}: {response_a_1}"}, "with the same turns"),
         ({"user": "{prompt}: {response_a}"}, r"the responses \['a'\], but the answer is for \['a', 'b'\]"),
         ({"user": "{prompt}{response_a} {response_b}"}, "two placeholders need a text between them"),
+        ({"user": "Q: {prompt} A: {response_a} B: {response_b}\n{...}"}, "needs a text after each response"),
         ({"pattern": "x"}, "unknown setting"),
         ({"user": 5}, "must be text"),
     ],

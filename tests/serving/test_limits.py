@@ -13,6 +13,7 @@ import pytest
 from running import served
 
 from dmoerm.serving import ServingConfig, create_app
+from dmoerm.serving.server import protocol
 
 GOOD = {"items": [{"prompt": "Hi!", "responses": ["Hello.", "Go away."]}]}
 SMALL = {
@@ -170,6 +171,23 @@ def test_a_body_that_trickles_is_given_up(small, asked):
         assert b" 408 " in answer.split(b"\r\n")[0]
         assert b"did not arrive within" in answer or b"did not arrive within" in slow.recv(4096)
         assert time.monotonic() - started < 5
+
+
+def test_headers_that_do_not_arrive_close_the_connection(trained_run):
+    """Those of the first request, and those of a later one on the same connection; an idle connection stays."""
+    head = b"GET /health HTTP/1.1\r\nHost: x\r\n"
+    app = create_app(trained_run.model)
+    with served(app, http=protocol(0.5), timeout_keep_alive=60) as url, raw(url) as first, raw(url) as later:
+        first.sendall(head)
+        for _ in range(2):
+            later.sendall(head + b"\r\n")
+            answer = later.recv(4096)
+            while b'"live"' not in answer:
+                answer += later.recv(4096)
+            time.sleep(0.75)
+        assert first.recv(4096) == b""
+        later.sendall(head)
+        assert later.recv(4096) == b""
 
 
 def test_a_body_that_never_ends_is_cut(small):

@@ -55,6 +55,7 @@ def without_rounding(value: Any) -> Any:
 
 def test_the_saved_rows_are_those_of_the_command(chosen: Callable[..., Any], trained_run: Any, tmp_path: Path) -> None:
     rows = [*ROWS, {"prompt": "Hi!", "responses": ["Hello.", ""], "task": "chitchat"}]
+    rows[7] |= {"tools": [{"type": "function", "function": {"name": "clock", "parameters": {}}}]}
     sent = []
     page = chosen(*map(json.dumps, rows))
     page.on("request", lambda request: request.method == "POST" and sent.append(request))
@@ -65,6 +66,8 @@ def test_the_saved_rows_are_those_of_the_command(chosen: Callable[..., Any], tra
     expected = list(ModelRows([trained_run.model]).rows(read_queries(str(tmp_path / "rows.jsonl"))))
     assert saved(page) == [without_rounding(row) for _, row in expected]
     assert len(sent) >= 3
+    items = [item for request in sent for item in request.post_data_json["items"]]
+    assert [item.get("tools") for item in items] == [row.get("tools") for row in rows]
     assert {request.headers["priority"] for request in sent} == {"u=5"}
     assert all(sum(len(item["responses"]) for item in request.post_data_json["items"]) <= 64 for request in sent)
 

@@ -102,11 +102,21 @@ def test_what_cannot_be_served_is_said(trained_run, tmp_path, caplog):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        result = invoke(str(trained_run.folder), "--port", str(taken.getsockname()[1]))
+        taken_port = taken.getsockname()[1]
+        result = invoke(str(trained_run.folder), "--port", str(taken_port))
     assert result.exit_code == 1
-    assert "is the port in use" in result.stderr
+    assert f"cannot listen on 127.0.0.1:{taken_port}: Address already in use" in result.stderr
+    result = invoke(str(trained_run.folder), "--host", "no.such.host.invalid", "--port", str(free_port()))
+    assert result.exit_code == 1
+    assert "cannot listen on no.such.host.invalid" in result.stderr
+    result = invoke(str(trained_run.folder), "--reuse-port", "--host", "no.such.host.invalid")
+    assert "cannot listen on no.such.host.invalid" in result.stderr
     (tmp_path / "key").write_text(" \n")
     assert "is empty" in invoke(str(trained_run.folder), "--api-key-file", str(tmp_path / "key")).stderr
+    (tmp_path / "key").write_bytes(b"\xff")
+    assert "is not a text in UTF-8" in invoke(str(trained_run.folder), "--api-key-file", str(tmp_path / "key")).stderr
+    result = invoke(str(trained_run.folder), "--api-key-file", str(tmp_path / "no key"))
+    assert "no key: No such file" in " ".join(result.stderr.split())
     assert "use json, text or auto" in invoke(str(trained_run.folder), "--log-format", "xml").stderr
 
 
@@ -119,7 +129,7 @@ def test_the_command_and_the_settings_have_the_same_defaults():
     given = {name: parameter.default for name, parameter in inspect.signature(serve.command).parameters.items()}
     for name, field in ServingConfig.model_fields.items():
         assert name not in given or given[name] == field.default, name
-    assert len(given.keys() & ServingConfig.model_fields.keys()) == 10
+    assert len(given.keys() & ServingConfig.model_fields.keys()) == 11
 
 
 def test_a_server_whose_queue_cannot_be_worked_off_is_not_ready(trained_run, monkeypatch):

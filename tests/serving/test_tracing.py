@@ -14,7 +14,7 @@ from typing import Any
 import httpx2
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from running import served
 
@@ -105,6 +105,18 @@ def test_a_collector_gets_the_spans(monkeypatch: pytest.MonkeyPatch) -> None:
     assert path == "/v1/traces"
     assert b"POST /predict" in body
     assert b"dmoerm" in body
+
+
+def test_the_application_ends_the_tracing(trained_run: Any) -> None:
+    """In its lifespan: uvicorn ends the process by the signal that it got, so that nothing runs after it."""
+
+    spans = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(BatchSpanProcessor(spans, schedule_delay_millis=3_600_000))  # sends at its end
+    with served(create_app(trained_run.model, tracing=Tracing(provider))) as url:
+        httpx2.post(f"{url}/v1/score", json=BODY, timeout=30).raise_for_status()
+        assert not spans.get_finished_spans()
+    assert "POST /v1/score" in {span.name for span in spans.get_finished_spans()}
 
 
 def test_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

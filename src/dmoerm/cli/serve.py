@@ -25,6 +25,7 @@ class LimitOptions:
         float, typer.Option(min=0.1, help="Longest expected wait in the queue, in seconds; beyond it: 429.")
     ] = 45.0
     queue_tokens: Annotated[int, typer.Option(min=1, help="Maximum tokens in the queue; beyond it: 429.")] = 262_144
+    queue_requests: Annotated[int, typer.Option(min=1, help="Maximum requests in the queue; beyond it: 429.")] = 1024
     max_body_bytes: Annotated[int, typer.Option(min=1024, help="Maximum bytes of a body; beyond it: 413.")] = 4 * 2**20
     max_responses: Annotated[int, typer.Option(min=1, help="Maximum responses of a request; beyond it: 422.")] = 256
     max_request_tokens: Annotated[int, typer.Option(min=1, help="Maximum tokens per request; beyond it: 422.")] = (
@@ -136,7 +137,12 @@ def _key(file: Path | None) -> str | None:
 
     if file is None:
         return os.environ.get(KEY_VARIABLE) or None
-    key = file.read_text(encoding="utf-8").strip()
+    try:
+        key = file.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise ConfigError(f"--api-key-file {file}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"--api-key-file {file}: is not a text in UTF-8") from None
     if not key:
         raise ConfigError(f"--api-key-file {file}: is empty")
     return key

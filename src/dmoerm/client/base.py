@@ -85,6 +85,9 @@ class BaseClient:
         concurrency: maximum number of requests in flight, over all threads or tasks that use the client.
         transport: an httpx2 transport that replaces the network.
 
+    Attributes:
+        arguments: those with which another client sends the same requests to the same server.
+
     Raises:
         ConfigError: the URL or the key is invalid.
     """
@@ -107,6 +110,8 @@ class BaseClient:
         if not (key.isascii() and (key + " ").isprintable()):
             raise ConfigError(f"the API key contains characters that an HTTP header cannot contain; {_KEY_HINT}")
         self.url, self.model, self.retries = url.rstrip("/"), model, retries
+        self.arguments: dict[str, Any] = {"url": url, "api_key": key, "model": model, "timeout": timeout}
+        self.arguments |= {"retries": retries, "transport": transport}
         self._slots = self._semaphore_type(concurrency)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         if model is not None and model.isascii() and model.isprintable():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
@@ -35,7 +36,8 @@ def _split(query: Query) -> Iterator[Query]:
 
 
 def _prompt_size(query: Query) -> int:
-    return len(str(query.prompt))
+    """Return the characters of the prompt, with those of the tools, which are sent and rendered with it."""
+    return len(str(query.prompt)) + (len(json.dumps(query.tools)) if query.tools else 0)
 
 
 def _bounded(

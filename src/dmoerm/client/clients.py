@@ -28,6 +28,11 @@ class Client(BaseClient):
 
     _http_type, _semaphore_type = httpx2.Client, threading.Semaphore
 
+    @property
+    def can_be_asynchronous(self) -> bool:
+        """Whether an `AsyncClient` with the same arguments is possible."""
+        return isinstance(self.arguments["transport"], httpx2.AsyncBaseTransport | None)
+
     def __enter__(self) -> Self:
         return self
 

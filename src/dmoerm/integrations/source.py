@@ -23,7 +23,7 @@ MODEL_VARIABLE = "DMOERM_MODEL"
 Source = str | Path | Scorer
 _OPEN_LOCK = threading.Lock()
 _CONCURRENCY = 256  # requests in flight; the more arrive together, the more share a prompt
-_async_clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, AsyncClient]] = (
+_async_clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Client, AsyncClient]] = (
     weakref.WeakKeyDictionary()
 )
 
@@ -57,16 +57,17 @@ def _open(source: str) -> Scorer:
 
 
 async def score_async(scorer: Scorer, queries: Sequence[Query]) -> list[list[Score]]:
-    """Score queries without blocking the event loop: by one client per loop and server, or a model in a thread.
+    """Score queries without blocking the event loop: by one asynchronous client per loop and client, with the same
+    arguments; or in a thread, by a model, or a client whose transport is not asynchronous.
 
     Raises as `Client.score` and `DMoERM.score` do.
     """
-    if not isinstance(scorer, Client):
+    if not (isinstance(scorer, Client) and scorer.can_be_asynchronous):
         return await asyncio.to_thread(lambda: list(scorer.score_queries(queries)))
     clients = _async_clients.setdefault(asyncio.get_running_loop(), {})
-    client = clients.get(scorer.url)
+    client = clients.get(scorer)
     if client is None:
-        client = clients[scorer.url] = AsyncClient(scorer.url, concurrency=_CONCURRENCY)
+        client = clients[scorer] = AsyncClient(**scorer.arguments, concurrency=_CONCURRENCY)
     return await client.score_queries(queries)
 
 

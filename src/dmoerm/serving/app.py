@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Callable
 from pathlib import Path
@@ -53,8 +54,12 @@ def create_app_of(service: Application, tracing: Tracing | None = None) -> FastA
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI):
-        async with service.running():
-            yield
+        try:
+            async with service.running():
+                yield
+        finally:  # here, since uvicorn ends the process after a SIGTERM
+            if tracing is not None:
+                await asyncio.to_thread(tracing.close)
 
     # FastAPI's own documentation pages load scripts from other hosts; /openapi.json is enough
     app = FastAPI(title="dmoerm", description=_DESCRIPTION, lifespan=lifespan, docs_url=None, redoc_url=None)

@@ -5,7 +5,8 @@
 A request is split into parts that fit in a pass; each part repeats the prompt. A pass takes one part of each waiting
 request in turn, oldest first, so large requests delay small ones only a little. Requests with the same prompt, as
 trainers send them that score one response at a time, share a pass, in which the prompt runs once. What shares a pass
-changes rewards by rounding only; `ServingConfig.deterministic` removes that too.
+changes rewards by rounding only; `ServingConfig.deterministic` removes that too. All responses to a query's prompt are
+scored as the same task, also where its route is so close to a tie that rounding decides.
 """
 
 from __future__ import annotations
@@ -13,25 +14,23 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
-import copy
 import itertools
 import logging
 import math
-import queue
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, NoReturn
 
 import torch
 
-from ..chat.encoding import Encoded, Encoder
-from ..errors import DataError, ServerError
+from ..chat.encoding import Encoded
+from ..errors import ServerError
 from ..model import DMoERM
 from ..model.batching import chunks
 from ..schema import Query
-from ..scores import Score, check_task
-from .engines import Engine, EngineLost, ServedModel, ThreadEngine
+from ..scores import Score
+from .encoding_threads import EncodingThreads
+from .engines import Engine, EngineLost, ServedModel, ThreadEngine, has_lost_device
 from .limits import ServingConfig
 from .metrics import Metrics
 from .tracing import TRACE
@@ -86,10 +85,7 @@ class Batcher:
         metrics.watch(self)
         self._arrived = asyncio.Event()
         self._ended: ServerError | None = None  # set once `run` has ended by an error
-        self._encoders: queue.SimpleQueue[Encoder] = queue.SimpleQueue()  # those that no thread uses
-        for encoder in [model.encoder, *(copy.deepcopy(model.encoder) for _ in range(settings.encoding_threads - 1))]:
-            self._encoders.put(encoder)
-        self._encoding_threads = ThreadPoolExecutor(settings.encoding_threads, "encode")
+        self._encoding = EncodingThreads(model.encoder, model.config.tasks, settings)
 
     @property
     def requests(self) -> int:
@@ -121,7 +117,7 @@ class Batcher:
         self._check_space(priority)
         with line.admitted():
             arrived = time.monotonic()
-            encoded = await asyncio.get_running_loop().run_in_executor(self._encoding_threads, self._encode, queries)
+            encoded = await self._encoding.encode(queries)
             tokens = sum(each.tokens for each in encoded)
             if trace := TRACE.get():
                 trace.add("encode", arrived, tokens=tokens)
@@ -178,7 +174,7 @@ class Batcher:
     def close(self) -> None:
         """End the threads and the engines once their current work is done."""
         self.metrics.forget(self)
-        self._encoding_threads.shutdown(wait=False, cancel_futures=True)
+        self._encoding.close()
         for engine in self.engines:
             engine.close()
 
@@ -204,21 +200,6 @@ class Batcher:
     def _refuse(self, priority: Priority) -> NoReturn:
         self.metrics.refused.inc()
         raise Overloaded(self.lines[priority], self.throughput.seconds_for(self._tokens_ahead(priority)))
-
-    def _encode(self, queries: Sequence[Query]) -> list[Encoded]:
-        limit, encoded, tokens = self.settings.max_request_tokens, [], 0
-        encoder = self._encoders.get()
-        try:
-            for query in queries:
-                if query.task is not None:
-                    check_task(self.model.config.tasks, query.task)
-                encoded.append(encoder.encode(query))
-                tokens += encoded[-1].tokens
-                if tokens > limit:
-                    raise DataError(f"the request has more than {limit} tokens", hint="send it in several requests")
-            return encoded
-        finally:
-            self._encoders.put(encoder)
 
     def _request(self, queries: Sequence[Query], encoded: Sequence[Encoded]) -> QueuedRequest:
         parts = collections.deque(
@@ -269,8 +250,10 @@ class Batcher:
         encoded = [Encoded.join([part.encoded for _, part in group]) for group in by_prompt.values()]
         tokens = sum(each.tokens for each in encoded)
         try:
-            with self.throughput.measured(tokens):
+            with self.throughput.measured(tokens) as measurement:
+                starts = engine.starts
                 rows = await loop.run_in_executor(engine.thread, engine.run, encoded, [task for task, _ in by_prompt])
+                measurement.counts = engine.starts == starts  # it does not if the pass waited for a restart
         except Exception as error:  # whatever the model or the device raises: other requests continue
             await self._handle_failure(engine, taken, error)
             return
@@ -284,8 +267,13 @@ class Batcher:
                 self._answer(request, part, list(itertools.islice(scores, len(part.encoded.responses))))
 
     def _answer(self, request: QueuedRequest, part: QueuedPart, scores: list[Score]) -> None:
-        """Give a request the scores of one of its parts."""
-        if all(math.isfinite(score.reward) for score in scores):
+        """Give a request the scores of one of its parts, or score the part again as the task of the query's others."""
+        task = request.task_of(part)
+        if task is not None and any(score.task != task for score in scores):
+            for line in self.lines.values():
+                line.put_back(request, part._replace(task=task))
+            self._arrived.set()
+        elif all(math.isfinite(score.reward) for score in scores):
             self.metrics.scored(scores)
             request.add(part, scores)
         else:
@@ -296,6 +284,8 @@ class Batcher:
         _LOG.error(
             "a pass failed", extra={"error": type(error).__name__, "requests": [request.id for request, _ in taken]}
         )
+        if has_lost_device(error) and not engine.restarts:
+            raise error
         if len(taken) > 1:
             for part in taken:
                 await self._run_pass(engine, [part])

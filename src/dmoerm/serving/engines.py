@@ -73,9 +73,13 @@ class Engine(Protocol):
 
     Attributes:
         thread: where `run` is called.
+        starts: how often the model has been loaded.
+        restarts: whether a device that has failed is reset by a restart of the engine.
     """
 
     thread: ThreadPoolExecutor
+    starts: int
+    restarts: bool
 
     @property
     def run(self) -> RunPass:
@@ -93,6 +97,8 @@ class Engine(Protocol):
 
 class ThreadEngine:
     """The model in a thread of this process."""
+
+    starts, restarts = 1, False
 
     def __init__(self, model: DMoERM, settings: ServingConfig) -> None:
         self._model, self._deterministic = model, settings.deterministic
@@ -122,6 +128,8 @@ class ProcessEngine:
     Raises:
         DmoermError: an error of `load`.
     """
+
+    starts, restarts = 0, True
 
     def __init__(self, load: Load, settings: ServingConfig, device: str | None, threads: int) -> None:
         self._arguments = load, settings, device, threads
@@ -171,6 +179,7 @@ class ProcessEngine:
         self._process = context.Process(target=_work, args=(theirs, *self._arguments), daemon=True, name="engine")
         self._process.start()
         theirs.close()  # so that the pipe ends with the process
+        self.starts += 1
         try:
             answer = self._pipe.recv()
         except _ENGINE_LOST:
@@ -243,6 +252,13 @@ def _work(pipe: Connection, load: Load, settings: ServingConfig, device: str | N
                 if isinstance(error, torch.OutOfMemoryError):
                     torch.cuda.empty_cache()
                 pipe.send(_sendable(error))
+                if has_lost_device(error):
+                    return
+
+
+def has_lost_device(error: Exception) -> bool:
+    """Whether an error of the device, such as an illegal memory access, fails all later work of the process, too."""
+    return isinstance(error, getattr(torch, "AcceleratorError", ())) and not isinstance(error, torch.OutOfMemoryError)
 
 
 def _run_pass(model: DMoERM, deterministic: bool) -> RunPass:

@@ -214,6 +214,8 @@ class _Pattern:
         self._marks = (
             self._literals[self._first_response + 1 : min(responses[-1] + 2, len(self.names))] if responses else []
         )
+        if any(not mark.strip() for mark in self._marks):
+            raise ValueError("needs a text after each response, not only white space, to tell where the response ends")
 
     def read(self, text: str) -> dict[str, str] | None:
         """Return name → text of the placeholders, or None if the text does not match. Raises `UnrecognizedPrompt`."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging.config
+import os
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -44,9 +45,10 @@ def serve(
         reuse_port: share the port with other servers that do so; the system divides the connections among them.
 
     Raises:
-        ServerError: the address is in use.
+        ServerError: the address cannot be used, or another process uses it.
         DmoermError: an error of `load`.
     """
+    shared = _bound(host, port, reuse_port)
     logging.config.dictConfig(log_settings(json_logs))
     app = create_app(load, settings, name, lambda: setattr(server, "should_exit", True), tracing)
     server = uvicorn.Server(
@@ -63,32 +65,39 @@ def serve(
         )
     )
     try:
-        server.run([_shared_socket(host, port)] if reuse_port else None)
+        server.run([shared] if shared else None)
     except SystemExit:
-        raise _cannot_listen(host, port) from None
-    finally:
-        if tracing is not None:
-            tracing.close()
+        raise _cannot_listen(host, port, "see the log") from None
     if app.state.service.failure is not None:
         raise app.state.service.failure
 
 
-def _shared_socket(host: str, port: int) -> socket.socket:
-    """Return a socket at an address that other sockets may have too, if all of them share it."""
-    if not hasattr(socket, "SO_REUSEPORT"):
+def _bound(host: str, port: int, reuse_port: bool) -> socket.socket | None:
+    """Check that the address can be used, before the model is loaded.
+
+    Returns:
+        With `reuse_port`, a socket at the address, which other sockets may have too, if all of them share it.
+    """
+    if reuse_port and not hasattr(socket, "SO_REUSEPORT"):
         raise ServerError("--reuse-port: this system cannot share a port; put a load balancer before the servers")
-    family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    shared = socket.socket(family)
-    shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
-        shared.bind(address)
-    except OSError:
-        raise _cannot_listen(host, port) from None
-    return shared
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(family)
+        if os.name == "posix":  # as asyncio does: connections of an earlier server may still be closing
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if reuse_port:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        bound.bind(address)
+    except OSError as error:
+        raise _cannot_listen(host, port, error.strerror or str(error)) from None
+    if reuse_port:
+        return bound
+    bound.close()
+    return None
 
 
-def _cannot_listen(host: str, port: int) -> ServerError:
-    return ServerError(f"cannot listen on {host}:{port}; is the port in use? Choose another with --port")
+def _cannot_listen(host: str, port: int, reason: str) -> ServerError:
+    return ServerError(f"cannot listen on {host}:{port}: {reason}; choose another with --host and --port")
 
 
 def log_settings(json_logs: bool) -> dict[str, Any]:
@@ -126,7 +135,10 @@ class _TextFormatter(logging.Formatter):
 
 
 def protocol(seconds: float) -> type[H11Protocol]:
-    """Return HTTP/1.1 that closes a connection whose first request's headers do not arrive in time."""
+    """Return HTTP/1.1 that closes a connection on which the headers of a request do not arrive in time.
+
+    The time of the first request begins with the connection, that of a later one with its first byte.
+    """
 
     class Protocol(H11Protocol):
         _timer: asyncio.TimerHandle | None = None
@@ -135,13 +147,28 @@ def protocol(seconds: float) -> type[H11Protocol]:
             super().connection_made(transport)
             self._timer = self.loop.call_later(seconds, self._close_idle)
 
+        def data_received(self, data: bytes) -> None:
+            if self._timer is None and self._between_requests:
+                self._timer = self.loop.call_later(seconds, self._close_idle)
+            super().data_received(data)
+            if not self._between_requests:
+                self._stop_timer()
+
+        @property
+        def _between_requests(self) -> bool:
+            return self.cycle is None or self.cycle.response_complete
+
         def _close_idle(self) -> None:
-            if self.cycle is None:
+            if self._between_requests:
                 self.transport.close()
 
-        def connection_lost(self, exc: Exception | None) -> None:
+        def _stop_timer(self) -> None:
             if self._timer is not None:
                 self._timer.cancel()
+                self._timer = None
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._stop_timer()
             super().connection_lost(exc)
 
     return Protocol

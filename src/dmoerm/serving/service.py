@@ -97,6 +97,7 @@ class Service:
         self.failure: Exception | None = None
         self._load, self._on_failure = load, on_failure
         self._started = asyncio.Event()  # set once the model is loaded or cannot be loaded
+        self._loading: asyncio.Future[Batcher] | None = None
         self._batcher: Batcher | None = None
         self._transcript: Transcript | None = None
 
@@ -110,12 +111,16 @@ class Service:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
-            if self._batcher is not None:
-                self._batcher.close()
+            if self._loading is not None:  # a model that is still being loaded is closed once it is there
+                (batcher,) = await asyncio.gather(self._loading, return_exceptions=True)
+                if isinstance(batcher, Batcher):
+                    batcher.close()
 
     async def _run(self) -> None:
         try:
-            batcher = self._batcher = await asyncio.to_thread(self._warm)
+            self._loading = asyncio.ensure_future(asyncio.to_thread(self._warm))
+            batcher = await asyncio.shield(self._loading)
+            self._batcher = batcher
             self._transcript = Transcript(batcher.model.encoder)
             self._started.set()
             _LOG.info("ready", extra={"model": self.name})
@@ -128,7 +133,11 @@ class Service:
     def _warm(self) -> Batcher:
         model, engines = open_engines(self._load, self.settings)
         batcher = Batcher(model, self.settings, self.metrics, engines)
-        batcher.warm(_WARM_UP)
+        try:
+            batcher.warm(_WARM_UP)
+        except BaseException:
+            batcher.close()
+            raise
         return batcher
 
     @contextlib.asynccontextmanager

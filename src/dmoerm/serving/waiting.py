@@ -63,6 +63,10 @@ class QueuedRequest:
         """The tokens of the parts that wait."""
         return sum(part.encoded.tokens for part in self.parts)
 
+    def task_of(self, part: QueuedPart) -> str | None:
+        """Return the task as which another part of the same query has been scored; None: no part has."""
+        return next((score.task for score in self.scores[part.query] if score is not None), None)
+
     def add(self, part: QueuedPart, scores: Sequence[Score]) -> None:
         """Store a part's scores; the last part completes the request."""
         self.scores[part.query][part.first : part.first + len(scores)] = scores
@@ -119,6 +123,14 @@ class WaitingLine:
         with contextlib.suppress(ValueError):
             self._queue.remove(request)
 
+    def put_back(self, request: QueuedRequest, part: QueuedPart) -> None:
+        """Let a part that was taken wait again, before all others; nothing if its request has left this line."""
+        if request in self._open:
+            request.parts.appendleft(part)
+            self.tokens += part.encoded.tokens
+            if request not in self._queue:
+                self._queue.appendleft(request)
+
     def fail(self, error: Exception) -> None:
         """End all requests by an error."""
         for request in self._open:
@@ -154,6 +166,17 @@ class WaitingLine:
             yield from itertools.chain.from_iterable(by_prompt.values())
 
 
+@dataclass
+class Measurement:
+    """A pass that is being measured.
+
+    Attributes:
+        counts: whether it tells the engine's rate.
+    """
+
+    counts: bool = True
+
+
 class Throughput:
     """The engines' measured rate, and the passes that they are running.
 
@@ -176,13 +199,14 @@ class Throughput:
         return self.engines * (self.rate or 0.0)
 
     @contextlib.contextmanager
-    def measured(self, tokens: int) -> Iterator[None]:
+    def measured(self, tokens: int) -> Iterator[Measurement]:
         """Measure the pass that the block runs; a pass that fails does not count."""
-        running = tokens, time.monotonic()
+        measurement, running = Measurement(), (tokens, time.monotonic())
         self._running.append(running)
         try:
-            yield
-            self.add(tokens, time.monotonic() - running[1])
+            yield measurement
+            if measurement.counts:
+                self.add(tokens, time.monotonic() - running[1])
         finally:
             self._running.remove(running)
 

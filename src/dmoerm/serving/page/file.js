@@ -104,7 +104,7 @@ async function outcomes(batch, adjustments, signal) {
   const [{ row: first, number }] = batch;
   if (batch.length === 1 && !first) return [{ reason: `Line ${number}: not a JSON object` }];
   if (batch.every(({ row }) => row)) {
-    const items = batch.map(({ row: { id, prompt, responses, task } }) => ({ id, prompt, responses, task }));
+    const items = batch.map(({ row: { id, prompt, responses, task, tools } }) => ({ id, prompt, responses, task, tools }));
     try {
       const answers = await patiently(() => scoreAll(items, adjustments, signal), signal);
       return answers.map((answer, i) => ({ row: rowOf(answer, batch[i].number), responses: answer.scores.length }));

@@ -33,7 +33,7 @@ async def classify(request: Request, body: ClassifyRequest, service: CurrentServ
         return await _sglang_conv(request, body.conv, service)
     if (rendered := body.input_ids if body.text is None else body.text) is not None:
         return await _sglang_rendered(request, rendered, service)
-    scores = await service.score_texts(request, body.conversations(service))
+    scores = await service.score_texts(request, await body.conversations(service))
     if body.raw_scores is not None:
         values = [score.reward if body.raw_scores else sigmoid(score.reward) for score in scores]
         data: Any = [[{"score": value, "label": LABEL}] for value in values]
@@ -45,7 +45,7 @@ async def classify(request: Request, body: ClassifyRequest, service: CurrentServ
 
 
 async def _sglang_rendered(request: Request, rendered: Rendered, service: Service) -> Any:
-    rewards = [score.reward for score in await service.score_texts(request, read_rendered(rendered, service))]
+    rewards = [score.reward for score in await service.score_texts(request, await read_rendered(rendered, service))]
     return _embeddings(rewards, single=not is_several(rendered))
 
 

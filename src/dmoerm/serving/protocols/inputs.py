@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import uuid
 from collections.abc import Sequence
@@ -20,8 +21,8 @@ Rendered = str | list[str] | TokenIds | list[TokenIds]
 """One or more conversations that a chat template has rendered, as texts or as the model's token ids."""
 
 
-def read_rendered(rendered: Rendered, service: Service) -> list[tuple[Prompt, str]]:
-    """Return prompt and response of each conversation.
+async def read_rendered(rendered: Rendered, service: Service) -> list[tuple[Prompt, str]]:
+    """Return prompt and response of each conversation. Token ids are decoded in a thread.
 
     Raises:
         DataError: the input is empty, a text does not show where the response begins, or a token id is unknown.
@@ -30,7 +31,7 @@ def read_rendered(rendered: Rendered, service: Service) -> list[tuple[Prompt, st
         raise DataError("has no texts", field="input", hint="give one or more texts, or lists of token ids")
     several: Any = rendered if is_several(rendered) else [rendered]
     read, read_ids = service.transcript.read, service.transcript.read_ids
-    return [read(each) if isinstance(each, str) else read_ids(each) for each in several]
+    return await asyncio.to_thread(lambda: [read(e) if isinstance(e, str) else read_ids(e) for e in several])
 
 
 def is_several(rendered: Sequence[Any]) -> bool:

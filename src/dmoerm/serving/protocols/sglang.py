@@ -25,6 +25,6 @@ class EmbeddingRequest(BaseModel):
 @router.post("/v1/embeddings")
 async def embeddings(request: Request, body: EmbeddingRequest, service: CurrentService) -> dict[str, Any]:
     """The reward as an embedding of width 1."""
-    scores = await service.score_texts(request, read_rendered(body.input, service))
+    scores = await service.score_texts(request, await read_rendered(body.input, service))
     data = [{"object": "embedding", "embedding": [score.reward], "index": i} for i, score in enumerate(scores)]
     return header("embd", service) | {"data": data, "usage": usage(request)}

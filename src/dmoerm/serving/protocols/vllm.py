@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,13 +39,13 @@ class ConversationRequest(ActivationRequest):
     input: Rendered | None = Field(None, description="Rendered by the model's chat template, or another's; or its ids.")
     messages: list[Message] | None = Field(None, description="Instead of `input`.")
 
-    def conversations(self, service: Service) -> list[tuple[Prompt, str]]:
+    async def conversations(self, service: Service) -> list[tuple[Prompt, str]]:
         """Return prompt and response of each conversation. Raises `DataError` as `read_rendered` does."""
         if self.messages is not None and self.input is None:
             return [conversation_of(self.messages)]
         if self.messages is not None or self.input is None:
             raise DataError("give either input or messages", field="input")
-        return read_rendered(self.input, service)
+        return await read_rendered(self.input, service)
 
 
 class PairRequest(ActivationRequest):
@@ -85,7 +86,7 @@ class TokenizeRequest(BaseModel):
 @router.post("/pooling")
 async def pooling(request: Request, body: ConversationRequest, service: CurrentService) -> dict[str, Any]:
     """The reward as a pooled output of width 1."""
-    rewards = body.activated(await service.score_texts(request, body.conversations(service)))
+    rewards = body.activated(await service.score_texts(request, await body.conversations(service)))
     data = [{"index": i, "object": "pooling", "data": [reward]} for i, reward in enumerate(rewards)]
     counts = usage(request) | {"completion_tokens": 0, "prompt_tokens_details": None}
     return header("pool", service) | {"data": data, "usage": counts}
@@ -108,7 +109,7 @@ async def tokenize(body: TokenizeRequest, service: CurrentService) -> dict[str, 
     content = body.prompt if body.messages is None else body.messages
     if not content:
         raise DataError("is empty", field="messages", hint="give one or more messages, or a prompt")
-    tokens = encoder.tokens(content, body.add_special_tokens)
+    tokens = await asyncio.to_thread(encoder.tokens, content, body.add_special_tokens)
     strings = encoder.tokenizer.convert_ids_to_tokens(tokens) if body.return_token_strs else None
     return {"count": len(tokens), "max_model_len": encoder.max_length, "tokens": tokens, "token_strs": strings}
 
