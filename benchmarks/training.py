@@ -59,7 +59,7 @@ from dmoerm.training.steps import Run, Training
 FILES = {"dialogue": "topical_chat.jsonl", "rag_answer": "cragc_pairs.jsonl"}
 BATCH = {"dialogue": 1, "rag_answer": 4}  # groups per step
 GROUPS = 40
-K, RATES, EPOCHS, RUNS, STEPS = 5, (5e-4, 2e-3), 3, 5, 1
+K, RATES, EPOCHS, RUNS, STEPS = 5, (1e-4, 5e-4, 2e-3), 3, 5, 1
 EPOCH_GROUPS, VALIDATION = 60, 10
 
 
