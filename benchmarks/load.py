@@ -6,6 +6,7 @@ offline scoring share the cores; processor seconds, of the server's processes al
 
     python benchmarks/load.py                                        this version, one engine
     python benchmarks/load.py --before FOLDER --options "--engines 2"   also another checkout, and this one with options
+    python benchmarks/load.py --hold 30                              only the memory, in bfloat16, over 30 minutes
 """
 
 from __future__ import annotations
@@ -41,6 +42,9 @@ CLIENTS, MISBEHAVING = 64, 16
 def main() -> None:
     """Measure the versions in turns and write results/load.json."""
     options = arguments()
+    if options.hold:
+        hold(options.hold, options.experts)
+        return
     queries = mixed(options.requests)
     wait = ("--queue-seconds", "3600")  # nothing is refused; an older checkout limits its queue by tokens alone
     variants: dict[str, tuple[str, tuple[str, ...]]] = {"one_engine": ("", wait)}
@@ -88,12 +92,37 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--requests", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--experts", type=int, default=2)
+    parser.add_argument("--hold", type=float, default=0, metavar="MINUTES", help="measure only the memory, for so long")
     return parser.parse_args()
 
 
-def mixed(count: int) -> list[Query]:
+def hold(minutes: float, experts: int) -> None:
+    """Write the resident memory of a server under load of ever other lengths to results/load_memory.json."""
+    sizes: dict[float, float] = {}
+    requests = 0
+    with tempfile.TemporaryDirectory() as folder:
+        ours(str(bundled_backbone()), "float32", experts, 24).save_pretrained(folder)
+        with server(folder, "--dtype", "bfloat16", "--queue-seconds", "3600") as (url, process):
+            started = time.monotonic()
+            while (passed := (time.monotonic() - started) / 60) < minutes:
+                asyncio.run(closed_loop(url, mixed(16, seed=requests), 8))
+                requests += 16
+                sizes[round(passed, 2)] = resident(process.pid)
+                print(f"{passed:.1f} minutes, {requests} requests: {sizes[round(passed, 2)]:.0f} MiB", flush=True)
+    parts = [f"{minutes * i / 6:g}" for i in range(6)]
+    ranges = [[size for at, size in sizes.items() if i <= 6 * at / minutes < i + 1] for i in range(6)]
+    tables = [
+        {"from minute": part, "MiB": f"{min(r):.0f} to {max(r):.0f}"}
+        for part, r in zip(parts, ranges, strict=True)
+        if r
+    ]
+    command = f"python benchmarks/load.py --hold {minutes:g}"
+    write("load_memory", command, [], requests=requests, tables={"Resident memory of the server": tables})
+
+
+def mixed(count: int, seed: int = 0) -> list[Query]:
     """Return queries of one to eight responses, short and long, of one or several turns; with the benchmark's task."""
-    rng = random.Random(0)
+    rng = random.Random(seed)
     groups = testbed.generate(max(8, count // 5), 8)
     queries = []
     for _ in range(count):
