@@ -28,6 +28,8 @@ check: install
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 	$(BIN)/python tools/words.py
+	test ! -x $(BIN)/hadolint || $(BIN)/hadolint --ignore DL3008 --ignore DL3013 deploy/Dockerfile  # ranges, not pins
+	$(BIN)/kubernetes-validate --strict --quiet deploy/kubernetes/server.yaml deploy/kubernetes/autoscaler.yaml
 
 format: install
 	$(BIN)/ruff check --fix src tests benchmarks examples tools

@@ -16,8 +16,9 @@ from typer.testing import CliRunner
 
 from dmoerm.cli import app
 from dmoerm.config import BackboneConfig, load_config
-from dmoerm.errors import ConfigError
+from dmoerm.errors import BackboneError, ConfigError
 from dmoerm.model import DMoERM
+from dmoerm.model.backbone import check_backbone, load_backbone
 from dmoerm.model.families import PACKED
 from dmoerm.model.survey import survey
 from dmoerm.planning import BackboneShape, Recipe, Work, training_bytes
@@ -125,6 +126,20 @@ def reward_model(backbones: Callable[[str], str], tmp_path_factory: pytest.TempP
     AutoModelForSequenceClassification.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return str(folder)
+
+
+def test_a_head_that_is_not_read_is_not_dropped_in_silence(backbones: Callable[[str], str], tmp_path: Path) -> None:
+    """Reward models on encoders have a pooler and a layer `classifier`."""
+    config = AutoConfig.from_pretrained(backbones("deberta-v2"), num_labels=1)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "reward")
+    tiny_tokenizer().save_pretrained(tmp_path / "reward")
+    settings = BackboneConfig(path=str(tmp_path / "reward"))
+    for check in (survey, check_backbone, load_backbone):
+        with pytest.raises(BackboneError, match=r"head is not one linear layer.*reward_head to false"):
+            check(settings)
+    body = settings.model_copy(update={"reward_head": False})
+    assert not survey(body).has_head
+    assert load_backbone(body)[2] is None
 
 
 def started(path: str, folder: Path, **changes: Any) -> DMoERM:

@@ -300,6 +300,8 @@ def test_a_client_that_hangs_up_is_noticed(served_app, served_url, monkeypatch):
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         stays = pool.submit(httpx2.post, f"{served_url}/v1/score", json=body, timeout=30)
         assert started.wait(20)
+        for path in ("health", "ready", "metrics"):  # they do not wait for the pass
+            assert httpx2.get(f"{served_url}/{path}", timeout=10).status_code == 200
         with pytest.raises(httpx2.ReadTimeout):
             httpx2.post(f"{served_url}/v1/score", json=body, timeout=0.3)
         deadline = threading.Event()

@@ -252,6 +252,7 @@ def test_vllm_token_ids(http, talks, trained_run):
     for path, field in (("/classify", "probs"), ("/pooling", "data")):
         assert [each[field][0] for each in http.post(path, json={"input": ids}).json()["data"]] == near(expected)
         assert http.post(path, json={"input": ids[1]}).json()["data"][0][field] == near(expected[1:2])
+        assert http.post(path, json={"prompt_token_ids": ids[1]}).json()["data"][0][field] == near(expected[1:2])
 
 
 @pytest.mark.parametrize(
@@ -358,9 +359,12 @@ def test_every_client_of_the_table_has_a_test():
     named = set(re.findall(r"`(test_\w+)`", table))
 
     def tests(file: str) -> set[str]:
-        return set(re.findall(r"^def (test_\w+)", Path(__file__).with_name(file).read_text(), re.MULTILINE))
+        return set(re.findall(r"^def (test_\w+)", (Path(__file__).parent / file).read_text(), re.MULTILINE))
 
     clients, judges = tests("test_clients.py"), tests("test_judges.py")
-    assert named <= clients | judges | tests("test_protocols.py")
     others = {"test_every_client_of_the_table_has_a_test", "test_any_other_conversation_is_refused"}
+    for file in ("integrations/test_trl.py", "integrations/test_verl.py", "client/test_client_package.py"):
+        named -= tests(f"../{file}")
+    named -= tests("../model/test_plain.py") | tests("../model/test_pipeline.py")
+    assert named <= clients | judges | tests("test_protocols.py")
     assert (clients | judges) - named == others | {"test_an_own_template"}

@@ -53,6 +53,7 @@ def load_backbone(config: BackboneConfig, empty: bool = False) -> Backbone:
     with readable(path):
         full = AutoConfig.from_pretrained(path)
         check_config(full)
+        check_reward_head(config, full)
         text = text_config(full)
         text.dtype = resolve_dtype(config.dtype)
         model, head = (empty_part(text, text.num_hidden_layers), None) if empty else _load_weights(path, full)
@@ -77,6 +78,23 @@ def has_reward_head(config: Any) -> bool:
     return config.num_labels == 1 and any("ForSequenceClassification" in name for name in config.architectures or ())
 
 
+def check_reward_head(config: BackboneConfig, full: Any) -> None:
+    """Raise `BackboneError` if the backbone is a reward model whose head cannot be a start.
+
+    Args:
+        full: the folder's configuration.
+    """
+    if not (config.reward_head and has_reward_head(full)):
+        return
+    with torch.device("meta"):
+        whole = AutoModelForSequenceClassification.from_config(full)
+    if not isinstance(getattr(whole, "score", None), nn.Linear):
+        raise BackboneError(
+            f"backbone.path: {config.path!r} is a reward model whose head is not one linear layer `score` on the last "
+            "token, so that the general model cannot start from it; set backbone.reward_head to false to use its body"
+        )
+
+
 def _load_weights(path: str, config: Any) -> tuple[Decoder, Tensor | None]:
     """Load the text model, and the head if the folder is a reward model's with one label."""
     text = text_config(config)
@@ -98,7 +116,9 @@ def check_backbone(config: BackboneConfig) -> None:
     """Raise `BackboneError` if the backbone does not exist or is not supported; its weights are not read."""
     path = backbone_folder(config.path)
     with readable(path):
-        check_config(AutoConfig.from_pretrained(path))
+        full = AutoConfig.from_pretrained(path)
+        check_config(full)
+        check_reward_head(config, full)
 
 
 @contextlib.contextmanager

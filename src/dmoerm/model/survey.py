@@ -11,7 +11,7 @@ from transformers import AutoConfig
 from ..config import BackboneConfig, LoRAConfig
 from ..planning import BackboneShape
 from ..planning.memory import OVERHEAD, kept_bytes, pass_bytes, trained_bytes
-from .backbone import backbone_folder, has_reward_head, readable, resolve_branch_layer, resolve_dtype
+from .backbone import backbone_folder, check_reward_head, has_reward_head, readable, resolve_branch_layer, resolve_dtype
 from .experts import lora_targets
 from .families import refused_reason, text_config, unpacked_reason
 from .layers import empty_part, split_layers
@@ -93,6 +93,8 @@ def survey(config: BackboneConfig) -> Survey:
     kind, composite = text.model_type, full.model_type if text is not full else None
     if refusal := refused_reason(full):
         return Survey(kind, composite, "refused", refusal)
+    with readable(path):
+        check_reward_head(config, full)
     reason, layer, dtype = unpacked_reason(text), resolve_branch_layer(config, text), resolve_dtype(config.dtype)
     with readable(path):
         whole = empty_part(text, config.num_layers or text.num_hidden_layers)

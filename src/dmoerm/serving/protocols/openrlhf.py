@@ -6,6 +6,7 @@ within a range of 0 to 1, so `?activation=sigmoid` maps scores into it. Rewards,
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
@@ -53,7 +54,7 @@ async def get_reward(
     With `activation=sigmoid`, `scores` are σ((reward − threshold) / temperature); the temperature is that of the
     response's task unless it is given.
     """
-    scores = await service.score_texts(request, _texts(body, service))
+    scores = await service.score_texts(request, await asyncio.to_thread(_texts, body, service))
     rewards = [score.reward for score in scores]
     logs = log_columns(scores, service.batcher.model.config.tasks)
     if activation == "none":

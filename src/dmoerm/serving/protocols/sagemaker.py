@@ -22,6 +22,7 @@ from .vllm import PairRequest
 from .vllm import score as score_pairs
 
 router = APIRouter(tags=["SageMaker"])
+_CLASSIFIED = ("messages", "input", "prompt_token_ids", "text", "input_ids", "conv")
 _BY_FIELDS: dict[tuple[str, ...], tuple[type[BaseModel], Callable[..., Awaitable[Any]]]] = {
     ("items",): (ScoreRequest, score),
     ("text_1", "text_2"): (PairRequest, score_pairs),
@@ -30,7 +31,7 @@ _BY_FIELDS: dict[tuple[str, ...], tuple[type[BaseModel], Callable[..., Awaitable
     ("query",): (RewardRequest, get_reward),
     ("prompt", "response"): (SampleRequest, remote_rm),
     ("inputs",): (PredictRequest, predict),
-    **{(name,): (ClassifyRequest, classify) for name in ("messages", "input", "text", "input_ids", "conv")},
+    **{(name,): (ClassifyRequest, classify) for name in _CLASSIFIED},
 }
 
 

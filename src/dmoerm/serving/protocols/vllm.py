@@ -14,7 +14,7 @@ from ...schema import Message, Prompt
 from ...scores import Score
 from ..service import CurrentService, Service, conversation_of
 from .examples import CONVERSATION_REQUESTS, PAIR_REQUESTS, TOKENIZE_REQUESTS
-from .inputs import Rendered, header, read_rendered, sigmoid, usage
+from .inputs import Rendered, TokenIds, header, read_rendered, sigmoid, usage
 
 router = APIRouter(tags=["vLLM"])
 
@@ -37,15 +37,17 @@ class ConversationRequest(ActivationRequest):
 
     model_config = ConfigDict(json_schema_extra={"examples": CONVERSATION_REQUESTS})
     input: Rendered | None = Field(None, description="Rendered by the model's chat template, or another's; or its ids.")
+    prompt_token_ids: TokenIds | list[TokenIds] | None = Field(None, description="Another name of `input` for ids.")
     messages: list[Message] | None = Field(None, description="Instead of `input`.")
 
     async def conversations(self, service: Service) -> list[tuple[Prompt, str]]:
         """Return prompt and response of each conversation. Raises `DataError` as `read_rendered` does."""
-        if self.messages is not None and self.input is None:
+        rendered = self.prompt_token_ids if self.input is None else self.input
+        if self.messages is not None and rendered is None:
             return [conversation_of(self.messages)]
-        if self.messages is not None or self.input is None:
+        if self.messages is not None or rendered is None:
             raise DataError("give either input or messages", field="input")
-        return await read_rendered(self.input, service)
+        return await read_rendered(rendered, service)
 
 
 class PairRequest(ActivationRequest):
