@@ -21,6 +21,7 @@ sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
 import claims
 import evidence
+import million
 import table
 import weights
 
@@ -49,6 +50,18 @@ def test_the_page_shows_the_figures(tmp_path):
         for row in json.loads(file.read_text())["rows"]:
             assert row["ratio"] == pytest.approx(row["peer_s"] / row["ours_s"], rel=0.01)
             assert f"**{row['ratio']:.2f}**" in pages
+
+
+@pytest.mark.slow
+def test_memory_grows_by_less_than_ten_kilobytes_a_row(tmp_path):
+    """The parts of million.py; examples as Python objects took 56 kB a row. A million rows take 50 minutes."""
+    peaks = []
+    for rows in (2_000, 42_000):
+        (tmp_path / str(rows)).mkdir()
+        parts = million.measured(million.settings(tmp_path / str(rows), rows), rows)
+        assert [part["part"] for part in parts] == ["read and split", "check and digest", "tokenize", "head step"]
+        peaks.append(max(part["of it no file"] for part in parts if part["part"] != "tokenize"))  # which has workers
+    assert peaks[1] - peaks[0] < 40_000 * 10_000 / 1e9
 
 
 def scored(prompt="p", chosen="chat", overall=(3.0, 2.0, 1.0), wit=(0.0, 1.0, 5.0), derived=False):
