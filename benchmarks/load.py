@@ -97,7 +97,7 @@ def arguments() -> argparse.Namespace:
 
 
 def hold(minutes: float, experts: int) -> None:
-    """Write the resident memory of a server under load of ever other lengths to results/load_memory.json."""
+    """Write the resident memory of a server under requests of random lengths to results/load_memory.json."""
     sizes: dict[float, float] = {}
     requests = 0
     with tempfile.TemporaryDirectory() as folder:

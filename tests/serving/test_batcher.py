@@ -75,6 +75,16 @@ def test_requests_with_the_same_prompt_share_it(batcher, trained_run, determinis
         assert run == sum(one.tokens for one in each) - shared
 
 
+def test_a_slow_engine_shares_a_long_prompt_too(batcher):
+    """A pass is expected to take `pass_seconds` at most; one that the prompt alone exceeds still has all responses."""
+    queue = batcher(batch_wait=0, queue_seconds=1e9)
+    queue.throughput.add(100_000, 2000)  # 50 tokens a second: a pass of several requests has 100
+    singles = [Query(prompt="What about this? " * 30, responses=(f"So {i}.",)) for i in range(8)]
+    scored(queue, *([each] for each in singles), [QUERIES[1]])
+    count = queue.metrics.registry.get_sample_value("dmoerm_batch_tokens_count")
+    assert count == 2, "the responses to the long prompt, and the other request"
+
+
 def test_all_responses_to_a_prompt_are_scored_as_one_task(batcher, trained_run, monkeypatch):
     """Parts of a query run in passes of their own; a route close to a tie could change between them."""
     queue = batcher(batch_tokens=1, batch_wait=0)

@@ -218,7 +218,7 @@ class Batcher:
     def _next_pass(self) -> Pass:
         """Take the next pass from the interactive line, or from the other one if it is empty."""
         line = self.lines["interactive"] if self.lines["interactive"].tokens else self.lines["bulk"]
-        taken = line.take(self._pass_limit(line))
+        taken = line.take(self._pass_limit(line), self.budget)
         now = time.monotonic()
         for request in {request for request, _ in taken if not request.started}:
             request.started = True

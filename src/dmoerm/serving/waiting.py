@@ -136,18 +136,23 @@ class WaitingLine:
         for request in self._open:
             request.fail(error)
 
-    def take(self, limit: int) -> Pass:
+    def take(self, limit: int, most: int) -> Pass:
         """Remove and return the parts of the next pass: at most `limit` tokens, or a single part that is longer.
 
-        A prompt that several parts share counts once.
+        A prompt that several parts share counts once. Parts that share it may exceed the limit by its length, since
+        passes of their own would run it again.
+
+        Args:
+            most: the maximum number of tokens of a pass of several parts.
         """
         taken: list[tuple[QueuedRequest, QueuedPart]] = []
         prompts: set[tuple[str | None, str]] = set()
         tokens = 0
         for request in self._in_turn():
             part = request.parts[0]
-            tokens += part.encoded.tokens - (len(part.encoded.prompt) if part.prompt in prompts else 0)
-            if taken and tokens > limit:
+            shared = len(part.encoded.prompt) if part.prompt in prompts else 0
+            tokens += part.encoded.tokens - shared
+            if taken and tokens > min(limit + shared, max(limit, most)):
                 break
             taken.append((request, request.parts.popleft()))
             prompts.add(part.prompt)
