@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from safetensors.torch import load_file
 from tiny import make_tiny_config, train_quietly
 
 from dmoerm.config import Config, dump_config
+from dmoerm.distributed import training
 from dmoerm.errors import ConfigError, DataError
 from dmoerm.model import DMoERM
 from dmoerm.training import Run, train
@@ -197,3 +199,12 @@ def test_a_group_raises_what_a_worker_raises_on_purpose(nodes: Nodes, tiny_confi
 def test_a_group_larger_than_a_pass_is_refused(tiny_config: Callable[..., Config]) -> None:
     with pytest.raises(ConfigError, match="for 9 processes"):
         train_on_ray(tiny_config(ray={"workers_per_step": 9}))
+
+
+def test_a_worker_without_memory_is_not_a_lost_worker() -> None:
+    """Torch's error is a RuntimeError, as those of the others are when a worker is lost; trying again does not help."""
+    full = torch.OutOfMemoryError("out of memory")
+    failed = SimpleNamespace(worker_failures={0: RuntimeError("connection reset"), 1: full})
+    assert training._cause(failed, "phase0") is full
+    lost = SimpleNamespace(worker_failures={0: RuntimeError("connection reset")})
+    assert isinstance(training._cause(lost, "phase0"), training._WorkerLost)

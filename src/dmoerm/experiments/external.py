@@ -86,11 +86,13 @@ def weights_digest(source: str) -> str:
 
     It is empty for a URL or a hub name: their results are used again as long as the name is the same.
     """
+    if not Path(source).is_dir():
+        return ""
     digest = hashlib.sha256()
-    for file in sorted(Path(source).rglob("*.safetensors")) if Path(source).is_dir() else ():
+    for file in sorted(Path(source).rglob("*.safetensors")):
         with file.open("rb") as opened:
             digest.update(hashlib.file_digest(opened, "sha256").digest())
-    return digest.hexdigest()[:16] if Path(source).is_dir() else ""
+    return digest.hexdigest()[:16]
 
 
 def conversation(query: Query, response: str) -> list[dict[str, str]]:
