@@ -123,6 +123,51 @@ def test_an_interval_includes_the_spread_of_the_seeds() -> None:
     assert narrow <= 60
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("seeds", "held_out", "spread", "least"),
+    [
+        (5, 0.3, 1, 0.95),
+        (3, 0.3, 1, 0.95),
+        (5, 0.3, 2, 0.92),
+        (3, 0.3, 2, 0.88),
+        (5, 0.3, 4, 0.88),
+        (3, 0.3, 4, 0.82),
+        (5, 1, 1, 0.93),
+        (3, 1, 1, 0.92),
+    ],
+)
+def test_the_interval_covers_the_truth_over_seeds(seeds: int, held_out: float, spread: float, least: float) -> None:
+    """The mean difference of two methods over three tasks is 0.03; it varies with the prompt and with the seed.
+
+    Args:
+        held_out: the share of the 360 prompts of a task that each seed holds out, at random; 1: all.
+        spread: standard deviation between seeds, in units of the standard error over the prompts of one seed.
+    """
+    random, prompts, tasks = np.random.default_rng(seeds), 360, 3
+    per_seed = int(prompts * held_out)
+    error = np.sqrt((0.25**2 + 0.2**2) / per_seed / tasks)
+    covered = []
+    for trial in range(400):
+        of_seeds = random.normal(0, spread * error, seeds)
+        drawn = []
+        for _ in range(tasks):
+            of_prompts = random.normal(0.03, 0.25, prompts)
+            counts = []
+            for of_seed in of_seeds:
+                chosen = random.permutation(prompts)[:per_seed]
+                differences = of_prompts[chosen] + of_seed + random.normal(0, 0.2, per_seed)
+                right = {"one": 4 * (0.5 + differences)[None], "other": np.full((1, per_seed), 2.0)}
+                counts.append(PairCounts([str(i) for i in chosen], np.full((1, per_seed), 4.0), right))
+            joined = join(counts)
+            resampled = resample(joined, trial, 500)
+            drawn.append(resampled["one"] - resampled["other"])
+        low, high = interval(np.mean(drawn, axis=0), tasks * len(joined.prompts))
+        covered.append(low <= 0.03 <= high)
+    print(f"{seeds} seeds, {held_out:.0%} held out, spread {spread}: covered {np.mean(covered):.3f}")
+    assert np.mean(covered) > least
+
+
 def test_pairing_narrows_the_interval() -> None:
     estimate, difference = compare({"chat": random_counts(np.random.default_rng(2), prompts=300)})
     spread = estimate["dmoerm"]["chat"].high - estimate["dmoerm"]["chat"].low

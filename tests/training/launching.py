@@ -74,9 +74,23 @@ def assert_close(one: Config, other: Config, tolerance: float = 1e-4) -> None:
     found, expected = checkpoints(one), checkpoints(other)
     assert found.keys() == expected.keys()
     assert any(name.startswith("model/") for name in found)
-    apart = {name: float((found[name].float() - t.float()).abs().max()) for name, t in expected.items() if t.numel()}
+    apart = {name: difference(name, found[name].float(), t.float()) for name, t in expected.items() if t.numel()}
     worst = max(apart, key=lambda name: apart[name])
     assert apart[worst] <= tolerance, f"{worst}: {apart[worst]:.2g}"
+
+
+def difference(name: str, found: torch.Tensor, expected: torch.Tensor) -> float:
+    """The largest difference of two tensors; of two bases, that of the covariances (D, D) that they stand for, in units
+    of the largest entry where that is above 1.
+
+    A basis is unique but for the signs of its directions and for directions that are rounding, of which one process
+    may keep another number than two. The directions are columns, but those of prompt statistics are rows.
+    """
+    if name.endswith("basis"):
+        rows = "statistics" in name
+        found, expected = (basis.T @ basis if rows else basis @ basis.T for basis in (found, expected))
+        return float((found - expected).abs().max() / expected.abs().max().clamp(min=1))
+    return float((found - expected).abs().max())
 
 
 def measured(folder: Path) -> dict[str, Any]:
