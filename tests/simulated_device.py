@@ -31,7 +31,7 @@ from torch.utils.backend_registration import _DummyBackendModule, _setup_private
 NAME = "sim"
 aten = torch.ops.aten
 _UNKNOWN_SIZES = ("nonzero", "masked_select", "unique", "bincount", "repeat_interleave", "equal")
-_AUTOCAST = ("linear", "matmul", "mm", "bmm", "addmm", "baddbmm")
+_AUTOCAST = ("linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "scaled_dot_product_attention")
 
 
 class DeviceTensor(Tensor):
@@ -204,11 +204,12 @@ def _copy_from(source: Tensor, target: Tensor, non_blocking: bool = False) -> Te
 
 
 def _cast_first(func: Any) -> Callable[..., Tensor]:
-    def kernel(*args: Any) -> Tensor:
+    def kernel(*args: Any, **kwargs: Any) -> Tensor:
         dtype = torch.get_autocast_dtype(NAME)
         keys = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1)
         with torch._C._ExcludeDispatchKeyGuard(keys):
-            return func(*(x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in args))
+            cast = (x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in args)
+            return func(*cast, **kwargs)
 
     return kernel
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,9 @@ from tiny import TINY_TASKS, assert_same, make_exact_config, make_model, make_ti
 
 from dmoerm.model import flex_attention
 from dmoerm.model.packed_attention import FORM_VARIABLE
+from dmoerm.schema import Query
+from dmoerm.training.cache import ActivationCache
+from dmoerm.training.embedding import map_rows
 
 CONFIGS = {"lora": make_tiny_config, "heads": make_exact_config}
 PROMPTS = ["Hi there", "What is the capital of France?", "Tell me about your day"]
@@ -56,3 +60,37 @@ def test_a_pass_waits_for_the_route_and_for_the_scores(
         assert len(traffic.uploads) <= 2 + 5 * len(TINY_TASKS), traffic.uploads
     for scores, others in zip(actual, expected, strict=True):
         assert_same(scores, others, 1e-4 if dtype == "float32" else 0.1)
+
+
+def test_filling_the_cache_copies_each_kind_of_activation_once(tiny_backbone: str, tmp_path: Path) -> None:
+    """Hidden states, embeddings and prompt embeddings of a pass, however many texts it has."""
+    model = make_model(make_tiny_config(tiny_backbone, tmp_path))
+    texts = [
+        model.encoder.encode(Query(prompt=prompt, responses=tuple(some)))
+        for prompt, some in zip(PROMPTS, RESPONSES, strict=True)
+    ]
+    expected = ActivationCache(tmp_path / "one", model, hidden=True, embedding=True)
+    expected.fill(texts)
+    with using_device() as traffic:
+        to_device(model)
+        found = ActivationCache(tmp_path / "two", model, hidden=True, embedding=True)
+        traffic.waits.clear()
+        found.fill(texts)
+        assert len(traffic.waits) == 3, traffic.waits
+    for text in texts:
+        torch.testing.assert_close(found.embeddings(text), expected.embeddings(text), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(found.prompt(text), expected.prompt(text), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(found.states(text), expected.states(text), atol=1e-4, rtol=1e-4)
+
+
+def test_rows_of_many_texts_are_mapped_with_one_copy_each_way() -> None:
+    rows = {str(i): torch.randn(2 + i % 3, 4) for i in range(10)}
+    layer = torch.nn.Linear(4, 1).requires_grad_(False)
+    expected = {key: layer(row) for key, row in rows.items()}
+    with using_device() as traffic:
+        run: Any = SimpleNamespace(model=SimpleNamespace(device=torch.device("sim:0")))
+        to_device(layer)
+        traffic.uploads.clear()
+        found = map_rows(layer, rows, run)
+        assert (len(traffic.uploads), len(traffic.waits)) == (1, 1)
+    torch.testing.assert_close(found, expected)

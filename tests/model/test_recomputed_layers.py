@@ -45,19 +45,20 @@ def backward(part: Decoder, inputs: Packed, outputs: Outputs = "responses", k: i
     return dict(zip(named, torch.autograd.grad(loss, list(named.values())), strict=True)), size
 
 
-def recomputed(part: Decoder) -> Decoder:
+def recomputed(part: Decoder, *, offload: bool = False) -> Decoder:
     """Return a copy whose layers run again."""
     part = copy.deepcopy(part)
-    recompute_layers(part)
+    recompute_layers(part, offload=offload)
     return part
 
 
 def assert_same_gradients(part: Decoder, inputs: Packed, outputs: Outputs = "responses", k: int = 1) -> None:
     expected, _ = backward(part, inputs, outputs, k)
-    found, _ = backward(recomputed(part), inputs, outputs, k)
     assert expected
-    for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, rtol=1e-6, atol=1e-6, msg=name)
+    for offload in (False, True):
+        found, _ = backward(recomputed(part, offload=offload), inputs, outputs, k)
+        for name, gradient in expected.items():
+            torch.testing.assert_close(found[name], gradient, rtol=1e-6, atol=1e-6, msg=name)
 
 
 @pytest.mark.parametrize("outputs", OUTPUTS)

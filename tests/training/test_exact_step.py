@@ -102,7 +102,7 @@ def test_rewards_are_calibrated_on_scores_that_did_not_see_the_prompt(
     assert len(calibrated["validation"]) == sum(map(len, training.of("chitchat")))
     own = torch.tensor([0.5] * z.shape[1])
     weights = training.folds["chitchat", "empathy"]._replace(weights=torch.stack([i * own for i in range(5)]))
-    found = out_of_fold(task_model.base.head, weights, example, z, run.config.seed)
+    found = out_of_fold(task_model.base.head, weights, [example], {example.key: z}, run.config.seed)[example.key]
     torch.testing.assert_close(found, task_model.base.head.normalizer(z) @ (fold * own))
 
 

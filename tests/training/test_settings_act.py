@@ -171,6 +171,7 @@ def base_branch(config: Config) -> Any:
         str(branch),
         [layer.scaling for layer in lora_layers(branch).values()],
         branch.layers[0].gradient_checkpointing,
+        getattr(getattr(branch.layers[0], "_gradient_checkpointing_func", None), "args", None),
     )
 
 
@@ -209,7 +210,7 @@ OTHERS: dict[str, tuple[Any, Callable[[Config], Any], dict[str, Any]]] = {
     "cache": ("other", places, {}),
     "cache_limit": (1.0, places, {}),
     "experts_per_step": (1, order, {}),
-    "gradient_checkpointing": (True, base_branch, {}),
+    "gradient_checkpointing": ("offload", base_branch, {"gradient_checkpointing": True}),
     "storage": ("other", places, {}),
     "report_to": (["tensorboard"], places, {}),
     "base": ("frozen", model, {}),

@@ -76,8 +76,9 @@ def test_a_training_label_is_judged_by_the_head_without_its_fold(training: Train
         task, label = example.task, judged[example.group.id, "kind"]
         assert task is not None
         head = training.run.model.task_model(task).experts.heads[0]
-        embeddings = training.run.cache.embeddings(example.encoded)
-        scores = out_of_fold(head, training.folds[task, "kind"], example, embeddings, training.run.config.seed)
+        vectors = {example.key: training.run.cache.embeddings(example.encoded)}
+        folds, seed = training.folds[task, "kind"], training.run.config.seed
+        scores = out_of_fold(head, folds, [example], vectors, seed)[example.key]
         margin = scores[label.pair.better] - scores[label.pair.worse]
         assert label.probability == pytest.approx(float(torch.sigmoid(margin)), abs=1e-5)
 

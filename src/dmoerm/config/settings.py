@@ -297,9 +297,9 @@ class Config(_Settings):
     experts_per_step: int | None = Field(default=None, ge=1)
     """Maximum number of a task's experts that one step trains; null: all. A lower number lets several workers share a
     task; except for dropout, the result is the same."""
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool | Literal["offload"] = False
     """Trained layers keep only their inputs for the backward pass, which computes each layer again: less memory, a
-    third more time (LoRA: half). The result is the same."""
+    third more time (LoRA: half). `offload`: the inputs are kept in the CPU's memory. The result is the same."""
     storage: str | None = None
     """Second location of finished steps and checkpoints, for workers that cannot reach `output`: a folder or an fsspec
     URL, for example `s3://bucket/run`; null: `output` only."""

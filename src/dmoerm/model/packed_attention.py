@@ -22,6 +22,7 @@ Shapes as in packing.py.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import inspect
@@ -31,6 +32,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -109,10 +111,13 @@ def computing(part: PreTrainedModel) -> torch.autocast:
     return torch.autocast(part.device.type, dtype if half else torch.bfloat16, enabled=half)
 
 
-def recompute_layers(part: PreTrainedModel) -> None:
+def recompute_layers(part: PreTrainedModel, *, offload: bool = False) -> None:
     """Let each layer keep only its input in training; the backward pass runs it again (arXiv 1604.06174).
 
     Gradients are the same. In eval mode nothing changes.
+
+    Args:
+        offload: keep the inputs in the CPU's memory, pinned if there is CUDA, until the backward pass reads them.
 
     Raises:
         BackboneError: transformers does not support this for the backbone.
@@ -122,9 +127,14 @@ def recompute_layers(part: PreTrainedModel) -> None:
         kind = part.config.model_type
         raise BackboneError(f"gradient_checkpointing: a backbone of type {kind!r} does not support it; set it to false")
     for layer in layers:
-        layer._gradient_checkpointing_func = functools.partial(checkpoint, use_reentrant=False)  # pyright: ignore
+        layer._gradient_checkpointing_func = functools.partial(_recomputed, offload)  # pyright: ignore
         layer.gradient_checkpointing = True
     part.config.use_cache = False  # a layer that runs twice would append its keys and values twice
+
+
+def _recomputed(offload: bool, layer: Any, *inputs: Any, **options: Any) -> Any:
+    with save_on_cpu(pin_memory=torch.cuda.is_available()) if offload else contextlib.nullcontext():
+        return checkpoint(layer, *inputs, use_reentrant=False, **options)
 
 
 def _run(part: Decoder, inputs: Packed, outputs: Outputs, num_experts: int) -> Tensor:

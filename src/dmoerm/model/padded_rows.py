@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .packing import Packing, runs
+from .transfer import to_device
 
 Queries = Literal["prompts", "responses", "last"]
 
@@ -116,9 +117,9 @@ class PaddedRows:
         even = all(len(row) == self.width for row in rows)
         padded = [i for row in rows for i in [*row, *[row[-1]] * (self.width - len(row))]]
         whole = even and flat == list(range(total))
-        self._pad_index = None if whole else torch.tensor(padded, dtype=torch.long, device=device)
+        self._pad_index = None if whole else to_device(torch.tensor(padded, dtype=torch.long), device)
         back = [r * self.width + c for r, row in enumerate(rows) for c in range(len(row))]
-        self._unpad_index = None if even else torch.tensor(back, dtype=torch.long, device=device)
+        self._unpad_index = None if even else to_device(torch.tensor(back, dtype=torch.long), device)
 
     def pad(self, x: Tensor) -> Tensor:
         """Convert (k, tokens, …) to (k · rows, width, …)."""

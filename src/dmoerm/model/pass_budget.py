@@ -30,7 +30,7 @@ def scoring_tokens(decoder: Decoder) -> int:
     return PASS_TOKENS if shape is None else _fitting(decoder, _running(decoder, shape))
 
 
-def training_tokens(branch: Decoder, *, checkpointing: bool) -> int:
+def training_tokens(branch: Decoder, *, checkpointing: bool | str) -> int:
     """Return the tokens of a pass with a backward pass, before gradients and optimizer state are allocated.
 
     Args:

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from .heads import Normalizer
 from .packed_attention import computing
+from .unpacked import whole_forward
 
 
 class Router(nn.Module):
@@ -53,7 +54,7 @@ class Router(nn.Module):
         """
         assert self.language_model is not None
         with computing(self.language_model):
-            states = self.language_model(input_ids=prompt, attention_mask=mask.long()).last_hidden_state
+            states = whole_forward(self.language_model, prompt, mask)
         return (states.float() * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
 
     def forward(self, embedding: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from .packing import Packed, Packing, runs
 from .padded_rows import PaddedRows
+from .transfer import to_device
 
 Outputs = Literal["all", "responses", "last"]
 """The states that a pass returns: of all T tokens, of the responses' tokens, or of the N responses' last tokens."""
@@ -40,7 +41,7 @@ def run_unpacked(model: PreTrainedModel, inputs: Packed, outputs: Outputs = "all
     kept = torch.tensor(
         [i for row, start in zip(runs(list(map(len, rows)), 0), packing.starts, strict=True) for i in row[start:]]
     )
-    of_responses = states[:, kept.to(states.device)]
+    of_responses = states[:, to_device(kept, states.device)]
     if outputs == "responses":
         return of_responses
     return torch.cat([_states(model, tokens, prompts, num_experts), of_responses], 1)
@@ -50,11 +51,20 @@ def _states(model: PreTrainedModel, tokens: Tensor, rows: list[Any], k: int) -> 
     """Return the states (k, tokens of all rows, d) of rows, given as indices of their tokens."""
     padded = PaddedRows(rows, len(tokens), tokens.device)
     ids = padded.pad(tokens[None]).repeat(k, 1)
-    lengths = torch.tensor(list(map(len, rows)), device=tokens.device)
-    mask = (torch.arange(padded.width, device=tokens.device) < lengths[:, None]).long().repeat(k, 1)
-    return padded.unpad(model(input_ids=ids, attention_mask=mask).last_hidden_state, k)
+    lengths = to_device(torch.tensor(list(map(len, rows))), tokens.device)
+    mask = (torch.arange(padded.width, device=tokens.device) < lengths[:, None]).repeat(k, 1)
+    return padded.unpad(whole_forward(model, ids, mask), k)
+
+
+def whole_forward(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
+    """Return the last states (Q, P, d) of right-padded ids (Q, P), where the mask is 1, or true, at tokens.
+
+    Keys and values are not kept, as a model does by default for further tokens.
+    """
+    options = {"use_cache": False} if getattr(model.config, "use_cache", False) else {}
+    return model(input_ids=ids, attention_mask=mask.long(), **options).last_hidden_state
 
 
 def _ends(rows: list[list[int]], packing: Packing) -> Tensor:
     """Return the index of each row's last token among the tokens of all rows."""
-    return (torch.tensor(list(map(len, rows))).cumsum(0) - 1).to(packing.device)
+    return to_device(torch.tensor(list(map(len, rows))).cumsum(0) - 1, packing.device)

@@ -164,7 +164,7 @@ _Reads = tuple[float, float, int, float, float]
 def _reads(recipe: Recipe, groups: int) -> Iterator[_Reads]:
     """Yield what each step reads."""
     config, top, many = recipe.config, float(recipe.top), float("inf")
-    again = float(config.gradient_checkpointing)
+    again = float(bool(config.gradient_checkpointing))
     train = groups * (1 - config.data.validation_fraction)
     frozen = recipe.base == "frozen"
     if recipe.trunk or frozen:

@@ -105,15 +105,17 @@ def trained_bytes(weights: float, size: float) -> float:
 
 
 def kept_bytes(
-    shape: BackboneShape, layers: int, size: float, tokens: float = PASS_TOKENS, checkpointing: bool = False
+    shape: BackboneShape, layers: int, size: float, tokens: float = PASS_TOKENS, checkpointing: bool | str = False
 ) -> float:
     """Return the bytes of activations that a number of layers keeps for the backward pass.
 
     Args:
-        checkpointing: each layer keeps its input alone, and the layer that runs again all.
+        checkpointing: each layer keeps its input alone, on the CPU with `offload`, and the layer that runs again all.
     """
     each = activation_bytes(shape, size)
-    return tokens * (layers * size * shape.width + each if checkpointing else layers * each)
+    if not checkpointing:
+        return tokens * layers * each
+    return tokens * ((layers * size * shape.width if checkpointing != "offload" else 0) + each)
 
 
 def activation_bytes(shape: BackboneShape, size: float) -> float:

@@ -30,6 +30,7 @@ from ..chat.encoding import Encoded
 from ..io.paths import write_file
 from ..model import DMoERM
 from ..model.batching import batches, pack_ids
+from ..model.packing import Packed
 from ..model.pass_budget import scoring_tokens
 from ..model.quantization import plain_tensor
 from .processes import barrier, broadcast, is_main, shard, shard_evenly, sharded, smallest
@@ -182,18 +183,20 @@ class ActivationCache:
 
     @torch.no_grad()  # not inference_mode: weights gathered in it could not take part in autograd later
     def _compute(self, batch: Sequence[Encoded]) -> dict[str, Tensor]:
+        """Compute the activations of texts in one pass, and copy each kind to the CPU as a whole."""
         hidden = self.model.hidden(pack_ids(batch).to(self.model.device))
         sizes = [len(text.responses) for text in batch]
         tensors: dict[str, Tensor] = {}
-        if self.hidden:
-            for text, (prompt, responses) in zip(batch, hidden.split(), strict=True):
-                tensors |= {f"{text.key}/prompt": prompt, f"{text.key}/response": torch.cat(responses)}
         if self.embedding:
-            embeddings = self.model.general.embed(hidden).split(sizes)
+            embeddings = self.model.general.embed(hidden).cpu().split(sizes)
             tensors |= {f"{text.key}/{self._embedding}": z for text, z in zip(batch, embeddings, strict=True)}
         if self.route:
-            tensors |= {f"{text.key}/route": z for text, z in zip(batch, hidden.prompt_means(), strict=True)}
-        return {name: tensor.cpu().clone() for name, tensor in tensors.items()}
+            tensors |= {f"{text.key}/route": z for text, z in zip(batch, hidden.prompt_means().cpu(), strict=True)}
+        if self.hidden:
+            states = Packed(hidden.tokens.cpu(), hidden.packing)
+            for text, (prompt, responses) in zip(batch, states.split(), strict=True):
+                tensors |= {f"{text.key}/prompt": prompt, f"{text.key}/response": torch.cat(responses)}
+        return {name: tensor.clone() for name, tensor in tensors.items()}
 
     def _write(self, tensors: dict[str, Tensor]) -> bool:
         """Write a shard if it fits within the limit; return whether it does."""

@@ -19,11 +19,13 @@ from ..model.batching import batches
 from ..model.heads import BranchScorer
 from ..model.packing import Packed, pack
 from ..model.pass_budget import scoring_tokens
+from ..model.transfer import to_device
 from .batches import PreferenceExample
 from .processes import gather_passes, shard_evenly, smallest
 from .steps import Run
 
 T = TypeVar("T")
+_KEYS_PER_COPY = 256
 _SAMPLE = 256  # groups for statistics if an embedding needs a pass
 _IN_MEMORY = 1e9  # bytes; reading a batch from the cache takes a fraction of a large branch's step, but not of a head's
 
@@ -78,11 +80,9 @@ def task_vectors(run: Run, task: str, examples: Sequence[PreferenceExample]) -> 
     """Return key → inputs of the task's aggregator (N, m·D + s)."""
     task_model, general = run.model.task_model(task), run.model.general
     if run.frozen and task_model.experts.branch is None:
-        cached: dict[str, Tensor] = {}
-        for e in examples:
-            z = run.cache.embeddings(e.encoded).to(run.model.device)
-            cached[e.key] = task_model.vectors(z, z.expand(len(task_model.experts), *z.shape), general.head(z)).cpu()
-        return cached
+        count = len(task_model.experts)
+        embeddings = Cached(run.cache.embeddings, examples)
+        return map_rows(lambda z: task_model.vectors(z, z.expand(count, *z.shape), general.head(z)), embeddings, run)
 
     def vectors(states: Packed) -> Tensor:
         base = task_model.base.embed(states)
@@ -90,6 +90,23 @@ def task_vectors(run: Run, task: str, examples: Sequence[PreferenceExample]) -> 
         return task_model.vectors(base, task_model.experts.embed(states, base), general.head(shared))
 
     return _run_passes(run, examples, vectors, task_model.experts.runs)
+
+
+@torch.no_grad()
+def map_rows(compute: Callable[[Tensor], Tensor], rows: Mapping[str, Tensor], run: Run) -> dict[str, Tensor]:
+    """Return key → `compute` of its rows, on the CPU.
+
+    Args:
+        compute: maps rows (M, …) on the model's device to outputs (M, …), row by row. It is called with many keys' rows
+            at a time, because each call takes a copy to the device and one back.
+    """
+    order, outputs = list(rows), dict[str, Tensor]()
+    for start in range(0, len(order), _KEYS_PER_COPY):
+        keys = order[start : start + _KEYS_PER_COPY]
+        parts = [rows[key] for key in keys]
+        results = compute(to_device(torch.cat(parts), run.model.device)).cpu()
+        outputs |= zip(keys, results.split([len(part) for part in parts]), strict=True)
+    return outputs
 
 
 def _run_passes(

@@ -5,6 +5,7 @@ Shapes: N responses of an example, D embedding width, K folds.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -95,16 +96,20 @@ def fit_all_labels_head(
 
 
 @torch.no_grad()
-def out_of_fold(head: Head, folds: FoldWeights, example: PreferenceExample, vectors: Tensor, seed: int) -> Tensor:
-    """Return the scores (N,) of an example's responses by the head that was fitted without the example's fold.
+def out_of_fold(
+    head: Head, folds: FoldWeights, examples: Examples, vectors: Mapping[str, Tensor], seed: int
+) -> dict[str, Tensor]:
+    """Return key → scores (N,) of each example's responses by the head that was fitted without the example's fold.
+
+    They are computed on the CPU, where embeddings and weights by fold are.
 
     Args:
         head: its normalizer is used.
-        vectors: (N, D), the responses' embeddings.
+        vectors: key → embeddings (N, D).
         seed: of the folds.
     """
-    weights = folds.weights[fold_of(example.prompt, seed)]
-    return head.normalizer(vectors.float().to(head.normalizer.mean.device)).to(weights.device) @ weights
+    normalizer, weights = copy.deepcopy(head.normalizer).cpu(), folds.weights.cpu()
+    return {e.key: normalizer(vectors[e.key].float()) @ weights[fold_of(e.prompt, seed)] for e in examples}
 
 
 def exact_metrics(fits: Sequence[LinearFit], names: Sequence[str] = ()) -> StepMetrics:

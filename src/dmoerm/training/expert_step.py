@@ -126,7 +126,7 @@ def _train_lora(
     task_model, settings = run.model.task_model(task), run.config.phase2
     branch = with_experts(task_model.base.branch, len(names), settings.lora)  # pyright: ignore[reportArgumentType]
     if run.config.gradient_checkpointing:
-        recompute_layers(branch)
+        recompute_layers(branch, offload=run.config.gradient_checkpointing == "offload")
     for layer in lora_layers(branch).values():
         for matrix, generator in zip(layer.lora_A.detach(), generators, strict=True):
             drawn = nn.init.kaiming_uniform_(torch.empty(matrix.shape), a=math.sqrt(5), generator=generator)

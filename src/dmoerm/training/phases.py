@@ -28,7 +28,7 @@ from ..model.heads import BranchScorer, Head
 from ..model.packed_attention import recompute_layers
 from .batches import PackedCollator, PreferenceExample, VectorCollator, labeled
 from .calibration import calibrate
-from .embedding import base_embeddings, cached_states, sample, task_vectors
+from .embedding import base_embeddings, cached_states, map_rows, sample, task_vectors
 from .exact_step import (
     FoldedHead,
     exact_metrics,
@@ -68,12 +68,11 @@ def phase0(training: Training) -> None:
     training.read(state, "head", None, "general")
     calibration, folds = run.model.general_calibration, training.folds.get((None, "general"))
     vectors = base_embeddings(run, general, [*sample(run, train), *validation])
-    with torch.no_grad():
-        rewards = {key: general.head(z.to(run.model.device)).cpu() for key, z in vectors.items()}
+    rewards = map_rows(general.head, vectors, run)
     if folds is None:
         calibrate(calibration, rewards, train, validation)
     else:
-        rewards |= {e.key: out_of_fold(general.head, folds, e, vectors[e.key], run.config.seed).cpu() for e in train}
+        rewards |= out_of_fold(general.head, folds, train, vectors, run.config.seed)
         calibrate(calibration, rewards, [], [*train, *validation])
     set_from_score(run.model.general_posterior, training.posteriors.get((None, "general")), float(calibration.scale))
 
@@ -245,7 +244,8 @@ def _trainable(run: Run, start: BranchScorer, head: Head) -> BranchScorer:
     else:
         scorer = BranchScorer(copy.deepcopy(branch).float().requires_grad_(True), head, start.pooling)
     if run.config.gradient_checkpointing:
-        recompute_layers(scorer.branch)  # pyright: ignore[reportArgumentType]
+        offload = run.config.gradient_checkpointing == "offload"
+        recompute_layers(scorer.branch, offload=offload)  # pyright: ignore[reportArgumentType]
     return scorer
 
 
@@ -291,8 +291,7 @@ def _train_aggregator(
     collate = VectorCollator(lambda e: vectors[e.key])
     fits = fit(module, *parts, collate=collate, step=step, **run.fit_options(checkpoint_dir))
     task_model.aggregator.requires_grad_(False)
-    with torch.no_grad():
-        rewards = {key: task_model.aggregator(vector.to(run.model.device)).cpu() for key, vector in vectors.items()}
+    rewards = map_rows(task_model.aggregator, vectors, run)
     calibrate(task_model.calibration, rewards, train, validation)
     set_from_phase1(training, task, task_model.aggregator.scores(known))
     return kept.state_dict(), step_metrics(fits)

@@ -15,6 +15,7 @@ from ..model.batching import pad
 from ..model.packed_attention import recompute_layers
 from ..model.prompt_statistics import PromptStatistics, TaskPrompts
 from ..model.router import Router
+from ..model.transfer import to_device, transfer
 from .batches import PreferenceExample
 from .fitting import fit
 from .losses import RowLosses, mean_by_expert, routing_losses
@@ -44,8 +45,8 @@ class RoutingBatch:
 
     def to(self, device: Any, **_: Any) -> RoutingBatch:
         """Return the batch on a device; accelerate's data loader calls it."""
-        moved = {name: value.to(device) for name, value in vars(self).items() if value is not None}
-        return dataclasses.replace(self, **moved)
+        known = {name: value for name, value in vars(self).items() if value is not None}
+        return dataclasses.replace(self, **dict(zip(known, transfer(list(known.values()), device), strict=True)))
 
 
 class RoutingLossModule(nn.Module):
@@ -77,18 +78,20 @@ def train_router(run: Run, train: Examples, validation: Examples) -> None:
 
 def assign_tasks(run: Run, examples: Examples) -> list[PreferenceExample]:
     """Return the examples with tasks: as labeled, or the router's most likely one (None below the threshold)."""
-    routed = iter(broadcast([_route(run, e) for e in examples if not e.task]))  # or the ranks' batches would differ
+    without = [e for e in examples if not e.task]
+    routed = iter(broadcast(_routes(run, without)))  # or the ranks' batches would differ
     return [e if e.task else e.with_task(next(routed)) for e in examples]
 
 
 @torch.no_grad()
-def _route(run: Run, example: PreferenceExample) -> str | None:
+def _routes(run: Run, examples: Examples) -> list[str | None]:
+    if not examples:
+        return []
     router = run.model.router
-    if router.language_model is None:
-        logits = router(run.cache.prompt(example.encoded)[None].to(run.model.device))
-        return run.model.choose(torch.softmax(logits, -1)[0].cpu())
-    ids = torch.tensor([example.encoded.prompt], device=run.model.device)
-    return run.model.choose(router.probabilities(router.read(ids, torch.ones_like(ids, dtype=torch.bool)))[0].cpu())
+    reads = router.language_model is not None
+    features = [torch.tensor(e.encoded.prompt) if reads else run.cache.prompt(e.encoded) for e in examples]
+    vectors = prompt_vectors(router, features).to(run.model.device)
+    return [run.model.choose(row) for row in router.probabilities(vectors).cpu()]
 
 
 def _train(run: Run, train: Examples, validation: Examples, checkpoint_dir: Path) -> tuple[State, StepMetrics]:
@@ -97,7 +100,7 @@ def _train(run: Run, train: Examples, validation: Examples, checkpoint_dir: Path
     if router.language_model is not None:
         router.language_model = copy.deepcopy(router.language_model).float()
         if run.config.gradient_checkpointing:
-            recompute_layers(router.language_model)
+            recompute_layers(router.language_model, offload=run.config.gradient_checkpointing == "offload")
     rows = [_rows(run, part, reads) for part in (train, validation)]
     if not reads:
         router.normalizer.fit(torch.stack([vector for vector, _ in rows[0]]))
@@ -119,7 +122,8 @@ def prompt_vectors(router: Router, features: Sequence[Tensor]) -> Tensor:
         return torch.stack(list(features)).float().cpu()
     device = router.classify.weight.device
     parts = [
-        router.read(ids[None].to(device), torch.ones(1, len(ids), dtype=torch.bool, device=device)) for ids in features
+        router.read(to_device(ids[None], device), torch.ones(1, len(ids), dtype=torch.bool, device=device))
+        for ids in features
     ]
     return torch.cat(parts).cpu()
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..model.task_model import Calibration
 from .batches import PreferenceExample, labeled
 from .calibration import calibrate
-from .embedding import base_embeddings, task_vectors
+from .embedding import base_embeddings, map_rows, task_vectors
 from .exact_step import out_of_fold
 from .linear_heads import LinearPairs, linear_pairs, pair_accuracy
 from .losses import preference_losses
@@ -57,7 +57,7 @@ def weight_scores(training: Training, task: str, kept: nn.ModuleDict) -> tuple[S
         kept: the modules that phase 3 sets; their state is returned.
     """
     run, (train, validation) = training.run, training.of(task)
-    task_model, device = run.model.task_model(task), run.model.device
+    task_model = run.model.task_model(task)
     aggregator, linear = task_model.aggregator, task_model.aggregator.linear
     assert linear is not None
     heads = [(None, "general"), (task, "per_task"), *((task, name) for name in task_model.experts.capabilities)]
@@ -73,9 +73,9 @@ def weight_scores(training: Training, task: str, kept: nn.ModuleDict) -> tuple[S
     general = _accuracy(pairs, len(capabilities) + 1)
     weights = score_weights(held_out.accuracies, held_out.reference, general, linear.read.cpu())
     linear.weight.copy_(rescale_experts(weights, len(capabilities), pairs))
-    rewards = {key: aggregator(row.to(device)).cpu() for key, row in vectors.items()}
+    rewards = map_rows(aggregator, vectors, run)
     if exact:
-        rewards |= {key: linear(row.to(device)).cpu() for key, row in scores.items()}
+        rewards |= map_rows(linear, scores, run)
         calibrate(task_model.calibration, rewards, [], [*train, *validation])
         set_from_heads(training, task)
     else:
@@ -132,13 +132,11 @@ def out_of_fold_scores(training: Training, task: str, examples: Examples) -> dic
     """Return key → the aggregator's scores (N, s), each by the head that was fitted without the example's fold."""
     run, task_model = training.run, training.run.model.task_model(task)
     vectors = base_embeddings(run, task_model.base, examples)
-    heads = [(head, training.folds[key]) for head, key in scored_heads(training, task)]
-    return {
-        e.key: torch.stack(
-            [out_of_fold(head, folds, e, vectors[e.key], run.config.seed).cpu() for head, folds in heads], 1
-        )
-        for e in examples
-    }
+    by_head = [
+        out_of_fold(head, training.folds[key], examples, vectors, run.config.seed)
+        for head, key in scored_heads(training, task)
+    ]
+    return {e.key: torch.stack([scores[e.key] for scores in by_head], 1) for e in examples}
 
 
 def _score_pairs(examples: Examples, scores: Vectors, scale: Tensor, seed: int) -> LinearPairs:

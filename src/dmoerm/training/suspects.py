@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..schema import Group, Pair
 from .batches import PreferenceExample
-from .embedding import base_embeddings, task_vectors
+from .embedding import base_embeddings, map_rows, task_vectors
 from .exact_step import out_of_fold
 from .score_weights import out_of_fold_scores
 from .steps import Training
@@ -77,16 +77,16 @@ def _rewards(
     training: Training, task: str, train: Examples, validation: Examples
 ) -> Callable[[PreferenceExample], Tensor | None]:
     """Return a function: example → its responses' held-out rewards / temperature (N,); None if there are none."""
-    task_model, device = training.run.model.task_model(task), training.run.model.device
+    run, task_model = training.run, training.run.model.task_model(task)
     unit = task_model.calibration.scale * task_model.calibration.temperature
-    vectors = task_vectors(training.run, task, validation) if validation else {}
-    rewards = {key: (task_model.aggregator(rows.to(device)) / unit).cpu() for key, rows in vectors.items()}
+    vectors = task_vectors(run, task, validation) if validation else {}
+    rewards = map_rows(lambda rows: task_model.aggregator(rows) / unit, vectors, run)
     heads = [(None, "general"), (task, "per_task"), *((task, name) for name in task_model.experts.capabilities)]
-    if training.run.config.phase3.l2 == "auto" and all(head in training.folds for head in heads):
+    if run.config.phase3.l2 == "auto" and all(head in training.folds for head in heads):
         linear = task_model.aggregator.linear
         assert linear is not None
         scores = out_of_fold_scores(training, task, train)
-        rewards |= {key: (linear(rows.to(device)) / unit).cpu() for key, rows in scores.items()}
+        rewards |= map_rows(lambda rows: linear(rows) / unit, scores, run)
     return lambda example: rewards.get(example.key)
 
 
@@ -96,13 +96,7 @@ def _expert_scores(
     """Return a function: example → its responses' held-out scores on a capability (N,)."""
     run, task_model, folds = training.run, training.run.model.task_model(task), training.folds[task, name]
     head: Any = task_model.experts.heads[task_model.experts.capabilities.index(name)]
-    vectors = base_embeddings(run, task_model.base, [*train, *validation])
-    held = {e.key for e in validation}
-
-    def scores(example: PreferenceExample) -> Tensor:
-        embeddings = vectors[example.key]
-        if example.key in held:
-            return head(embeddings.to(run.model.device)).cpu()
-        return out_of_fold(head, folds, example, embeddings, run.config.seed).cpu()
-
-    return scores
+    scores = map_rows(head, base_embeddings(run, task_model.base, validation), run)
+    vectors = base_embeddings(run, task_model.base, train)
+    scores = out_of_fold(head, folds, train, vectors, run.config.seed) | scores
+    return lambda example: scores[example.key]

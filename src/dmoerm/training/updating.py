@@ -27,7 +27,7 @@ from ..model.prompt_statistics import PromptStatistics, TaskPrompts
 from ..model.training_prompts import TrainingPrompts
 from ..schema import Group
 from .batches import PreferenceExample, labeled
-from .embedding import base_embeddings, task_vectors
+from .embedding import base_embeddings, map_rows, task_vectors
 from .examples import examples_of
 from .growing import read_general, save_changed
 from .linear_heads import FOLDS, LinearFit, linear_pairs
@@ -152,8 +152,8 @@ def _update_task(training: Training, task: str) -> TaskUpdate | None:
     examples = [e for e in training.train if e.task == task]
     linear, calibration = task_model.aggregator.linear, task_model.calibration
     assert linear is not None
-    before = task_vectors(run, task, examples)
-    before = {key: calibration(linear(task_model.aggregator.scores(row))) for key, row in _on(run, before).items()}
+    vectors = task_vectors(run, task, examples)
+    before = map_rows(lambda rows: calibration(linear(task_model.aggregator.scores(rows))), vectors, run)
     fits = _fit_heads(training, task, examples)
     if not fits:
         return None
@@ -170,18 +170,13 @@ def _update_task(training: Training, task: str) -> TaskUpdate | None:
             training.posteriors[key] = run.model.head_posteriors[key] = fit.posterior
     set_from_heads(training, task)
     _join_statistics(run, task, examples)
-    scores = _on(run, out_of_fold_scores(training, task, examples))
-    after = {key: calibration(linear(row)) for key, row in scores.items()}
+    after = map_rows(lambda rows: calibration(linear(rows)), out_of_fold_scores(training, task, examples), run)
     return TaskUpdate(
         [e.group for e in examples],
         list(fits),
-        [before[e.key].cpu() for e in examples],
-        [after[e.key].cpu() for e in examples],
+        [before[e.key] for e in examples],
+        [after[e.key] for e in examples],
     )
-
-
-def _on(run: Run, rows: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {key: row.to(run.model.device) for key, row in rows.items()}
 
 
 def _fit_heads(training: Training, task: str, examples: Examples) -> dict[str, LinearFit]:
