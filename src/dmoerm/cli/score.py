@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import itertools
 import json
 import time
@@ -19,6 +18,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from ..io.paths import model_folder
 from ..io.storage import is_url
+from ..io.weights import weights_digest
 from .models import follows, load_model
 from .options import (
     BatchTokens,
@@ -239,7 +239,10 @@ def _score_on_ray(options: ScoreOptions, ray: RayOptions) -> dict[str, Any]:
 
 def _description(options: ScoreOptions, folders: Sequence[str]) -> str:
     """Return the scorer's description in the plan: a run that continues must have the same."""
-    parts = [*map(_with_digest, folders), *([options.method] if folders[1:] else [])]
+    parts = [
+        *(f"{folder} {weights_digest(folder)}".strip() for folder in folders),
+        *([options.method] if folders[1:] else []),
+    ]
     parts += [f"task {options.task}"] if options.task else []
     parts += [f"weight {name}={weight}" for name, weight in sorted((options.weights or {}).items())]
     parts += [f"risk {options.risk}"] if options.risk else []
@@ -257,9 +260,3 @@ def _absolute_folder(folder: str) -> str:
 def _absolute(path: str) -> str:
     """Return the absolute path, for processes in other folders; a URL unchanged."""
     return path if is_url(path) else str(Path(path).absolute())
-
-
-def _with_digest(folder: str) -> str:
-    """Return the model's folder with a digest of its weights, so that another model in the same folder is detected."""
-    file = Path(folder) / "model.safetensors"
-    return f"{folder} {hashlib.sha256(file.read_bytes()).hexdigest()[:16]}" if file.is_file() else folder

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from ..client import Client
 from ..errors import BackboneError, ConfigError, DataError, ServerError, shorten
+from ..io.weights import weights_digest
 from ..model import DMoERM, DMoERMConfig
 from ..model.training_prompts import TrainingPrompts
 from ..planning.memory import PASS_TOKENS
@@ -79,20 +79,6 @@ def external_methods(
         if (known := getattr(scorer, "training_prompts", None)) is not None:
             training_prompts.append(known)
     return methods, training_prompts
-
-
-def weights_digest(source: str) -> str:
-    """Return a digest of the weights in a folder, so that another model in the same folder is measured again.
-
-    It is empty for a URL or a hub name: their results are used again as long as the name is the same.
-    """
-    if not Path(source).is_dir():
-        return ""
-    digest = hashlib.sha256()
-    for file in sorted(Path(source).rglob("*.safetensors")):
-        with file.open("rb") as opened:
-            digest.update(hashlib.file_digest(opened, "sha256").digest())
-    return digest.hexdigest()[:16]
 
 
 def conversation(query: Query, response: str) -> list[dict[str, str]]:
