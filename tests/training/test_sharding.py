@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import train_quietly
+import torch
+from tiny import tiny_tokenizer, train_quietly
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from dmoerm.config import Config
 from dmoerm.errors import BackboneError, ConfigError
@@ -173,6 +175,20 @@ def test_two_processes_train_a_sharded_branch_as_one(
     if form != "lora":  # which is whole on both
         assert branch < sum(rows) < 1.1 * branch
         assert max(rows) < 0.6 * branch
+
+
+@pytest.mark.slow
+def test_two_processes_start_from_a_reward_model_as_one(tiny_config: Callable[..., Config], tmp_path: Path) -> None:
+    """Only the main process reads its head; the others rescale the same weights when they fit the normalizer."""
+    backbone = AutoConfig.from_pretrained(tiny_config().backbone.path, num_labels=1, pad_token_id=0)
+    torch.manual_seed(1)
+    AutoModelForSequenceClassification.from_config(backbone).save_pretrained(tmp_path / "reward")
+    tiny_tokenizer().save_pretrained(tmp_path / "reward")
+    config = tiny_config(**TRAINED["full"], backbone={"path": str(tmp_path / "reward")})
+    two = trained(config, tmp_path / "two", "--no-eval", how="fsdp2", command=SMALL + "main()")
+    one = written(config, tmp_path / "one")[1]
+    assert train_quietly(one).model.general.head.has_start
+    assert_close(two, one)
 
 
 @pytest.mark.slow
