@@ -10,14 +10,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 import torch
+from running import free_port, wait_until_ready
 from tiny import make_model, make_tiny_config, write_backbone
 from torch import nn
 
 from dmoerm.config import LoRAConfig
 from dmoerm.errors import ConfigError
-from dmoerm.model import tensor_parallel
+from dmoerm.model import DMoERM, tensor_parallel
 from dmoerm.model.experts import StackedLoRALinear
 
 ROWS = [
@@ -45,10 +47,34 @@ def test_two_processes_score_as_one(tmp_path: Path, kind: str, base: str) -> Non
     )
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     one = score(tmp_path, "one.jsonl")
-    two = score(tmp_path, "two.jsonl", "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0")
+    two = score(tmp_path, "two.jsonl", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     for row, other in zip(one, two, strict=True):
         assert row["task"] == other["task"]
         assert other["rewards"] == pytest.approx(row["rewards"], abs=1e-4)
+
+
+@pytest.mark.slow
+def test_two_processes_serve_as_one_and_end_together(tmp_path: Path) -> None:
+    config = make_tiny_config(write_backbone(tmp_path / "backbone", "llama"), tmp_path)
+    make_model(config).save_pretrained(tmp_path / "model")
+    model = DMoERM.from_pretrained(tmp_path / "model")
+    expected = [model.score(row["prompt"], row["responses"], task=row.get("task")) for row in ROWS]
+    port = free_port()
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [sys.executable, *launcher, "-m", "dmoerm.cli", "serve", str(tmp_path / "model"), "--port", str(port)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    with subprocess.Popen(command, env=environment) as process:
+        try:
+            wait_until_ready(f"http://127.0.0.1:{port}", process)
+            for _ in range(2):
+                answer = httpx2.post(f"http://127.0.0.1:{port}/v1/score", json={"items": ROWS}, timeout=60)
+                assert answer.status_code == 200, answer.text
+                for item, scores in zip(answer.json()["items"], expected, strict=True):
+                    found = [score["reward"] for score in item["scores"]]
+                    assert found == pytest.approx([score.reward for score in scores], abs=1e-4)
+        finally:
+            process.terminate()
+            process.wait(60)
 
 
 @pytest.mark.parametrize(
