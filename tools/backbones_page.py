@@ -192,6 +192,7 @@ are built while it is loaded, for which Gemma 3n needs the package `timm`.
 
 ```bash
 dmoerm models check Qwen/Qwen3-0.6B --tasks 5        # how it runs, LoRA targets, memory; reads config.json only
+dmoerm models check Qwen/Qwen3-8B --quantization 4bit        # memory with linear layers in 4 bits (base: frozen)
 ```
 
 ```bash

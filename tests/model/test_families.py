@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from collections.abc import Callable
@@ -236,10 +237,16 @@ def test_models_check_reads_the_configuration_only(
         assert text in result.output
 
 
-def test_the_memory_of_a_check_is_that_of_a_plan(tmp_path: Path) -> None:
+def write_config(folder: Path) -> Any:
+    """Write the configuration of a Llama of some million weights."""
     shape = {"hidden_size": 512, "intermediate_size": 1408, "num_attention_heads": 8, "vocab_size": 32000}
     config = AutoConfig.for_model("llama", num_hidden_layers=10, **shape)
-    config.save_pretrained(tmp_path)
+    config.save_pretrained(folder)
+    return config
+
+
+def test_the_memory_of_a_check_is_that_of_a_plan(tmp_path: Path) -> None:
+    config = write_config(tmp_path)
     memory = survey(BackboneConfig(path=str(tmp_path), dtype="bfloat16")).memory(tasks=3)
     again = ("gradient_checkpointing=true",)
     plans = ("fast", "train_heads", ()), ("paper", "train_full", ()), ("paper", "train_full_checkpointing", again)
@@ -248,3 +255,46 @@ def test_the_memory_of_a_check_is_that_of_a_plan(tmp_path: Path) -> None:
         recipe = Recipe.of(load_config(name, settings), BackboneShape.of(config), 3, 0)
         assert memory[total] == pytest.approx(training_bytes(recipe, Work(64, 2, 64, recipe.trunk)), rel=0.01)
     assert memory["train_full_checkpointing"] < memory["train_full"]
+
+
+@pytest.mark.parametrize(("quantization", "bytes_per_weight"), [("4bit", 0.5625), ("8bit", 1.0)])
+def test_the_memory_of_quantized_weights_is_that_of_a_plan(
+    tmp_path: Path, quantization: Any, bytes_per_weight: float
+) -> None:
+    config = write_config(tmp_path)
+    settings = BackboneConfig(path=str(tmp_path), dtype="bfloat16", quantization=quantization)
+    memory = survey(settings).memory(tasks=3)
+    layers = BackboneShape.of(config).layer * 10
+    unquantized = survey(settings.model_copy(update={"quantization": "none"})).memory(tasks=3)
+    assert memory["frozen"] == pytest.approx(unquantized["frozen"] - layers * (2 - bytes_per_weight))
+    changes = ["backbone.dtype=bfloat16", f"backbone.quantization={quantization}"]
+    recipe = Recipe.of(load_config("fast", changes), BackboneShape.of(config), 3, 0)
+    assert memory["train_heads"] == pytest.approx(training_bytes(recipe, Work(64, 2, 64, recipe.trunk)), rel=1e-3)
+    assert not {"own", "training", "score_own", "train_full", "train_full_checkpointing"} & set(memory)
+
+
+def test_models_check_says_what_holds_with_quantization(tmp_path: Path) -> None:
+    write_config(tmp_path)
+    command = ["models", "check", str(tmp_path), "--quantization", "4bit"]
+    lines = CliRunner().invoke(app, command).output
+    assert "its linear layers in 4bit and all else in" in lines
+    assert "base: full and base: lora are refused with 4bit" in lines
+    document = json.loads(CliRunner().invoke(app, [*command, "--json"]).output)
+    assert document["quantization"] == "4bit"
+    assert document["linear"] == BackboneShape.of(AutoConfig.from_pretrained(tmp_path)).layer * 10
+    assert "train_full" not in document["memory"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "layer", "reason"), [("gpt2", (), "not among"), ("llama", ("--branch-layer", "0"), "0")]
+)
+def test_models_check_refuses_quantization_without_a_trunk(
+    tmp_path: Path, kind: str, layer: tuple[str, ...], reason: str
+) -> None:
+    """Training refuses it too, since the router then has weights of its own."""
+    AutoConfig.for_model(kind).save_pretrained(tmp_path)
+    result = CliRunner().invoke(app, ["models", "check", str(tmp_path), "--quantization", "8bit", *layer])
+    assert result.exit_code == 1
+    message = " ".join(result.output.split())
+    assert "quantization is 8bit, which needs router.kind: trunk, but there is no trunk" in message
+    assert reason in message

@@ -17,7 +17,8 @@ _SHAPES = {
     "meta-llama/Llama-3.3-70B-Instruct": BackboneShape(80, 8192, 28672, 64, 8, 128, 128256),
 }
 """Shapes that need no download."""
-_QUANTIZED = {"4bit": 0.5 + 4 / 64, "8bit": 1.0}  # 4 bits with a float32 scale per block of 64 weights
+QUANTIZED_BYTES = {"4bit": 0.5 + 4 / 64, "8bit": 1.0}
+"""Bytes of a weight of a quantized layer; 4 bits have a float32 scale per block of 64 weights."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class Recipe:
             config.encoding.pooling != "last",
             config.router.kind == "own",
             size,
-            _QUANTIZED.get(config.backbone.quantization, size),
+            QUANTIZED_BYTES.get(config.backbone.quantization, size),
             config,
         )
 
