@@ -203,7 +203,7 @@ dmoerm train fast --set backbone.path=answerdotai/ModernBERT-base --set encoding
 
 `phase2.lora.targets` are by default `q_proj` and `v_proj`. A family without these layers gets the targets that PEFT
 lists for it, or its layers with other usual names, such as `qkv_proj` of Phi-4 or `Wqkv` of ModernBERT. GPT-2 has
-none: set `phase2.lora.rank` to 0.
+none: set `phase2.lora.rank` to 0. A name that you set and that no linear layer of the branch has is an error.
 
 ## Start from a reward model
 

@@ -127,6 +127,19 @@ def check_backbone(config: BackboneConfig) -> None:
         check_reward_head(config, full)
 
 
+def branch_without_weights(config: BackboneConfig) -> Decoder:
+    """Return the layers of a branch with weights on the meta device; only the backbone's configuration is read.
+
+    Raises:
+        BackboneError: the backbone has no readable configuration, or the settings do not fit it.
+    """
+    path = backbone_folder(config.path)
+    with readable(path):
+        text = text_config(AutoConfig.from_pretrained(path))
+        whole = empty_part(text, config.num_layers or text.num_hidden_layers)
+    return split_layers(whole, resolve_branch_layer(config, text))[1]
+
+
 @contextlib.contextmanager
 def readable(path: str) -> Iterator[None]:
     """Convert the exceptions of transformers for an unreadable folder or hub name into a `BackboneError`."""
