@@ -1,6 +1,6 @@
 """Write docs/backbones.md: how tiny random models of each family run, and their error against transformers' forward.
 
-python tools/backbones_page.py            # about three minutes on one core
+python tools/backbones_page.py            # about a minute on one core
 """
 
 from __future__ import annotations
@@ -24,16 +24,19 @@ from dmoerm.model.packing import Packed, Packing
 
 PAGE = Path(__file__).parents[1] / "docs" / "backbones.md"
 FAMILIES = (
-    *("afmoe", "albert", "apertus", "arcee", "axk1", "bart", "bert", "bitnet", "bloom", "cohere", "cohere2", "cwm"),
-    *("deberta", "deberta-v2", "deepseek_v2", "deepseek_v3", "diffllama", "distilbert", "electra", "ernie4_5"),
-    *("ernie4_5_moe", "eurobert", "exaone4", "exaone_moe", "flex_olmo", "gemma", "gemma2", "gemma3", "gemma3_text"),
-    *("gemma3n_text", "gemma4_text", "glm", "glm4", "glm4_moe", "glm4_moe_lite", "gpt2", "gpt_neox", "gpt_oss"),
-    *("granite", "granitemoe", "helium", "hunyuan_v1_dense", "jetmoe", "lfm2", "llama", "llama4_text", "llava"),
-    *("mamba", "minicpm3", "minimax_m2", "ministral", "ministral3", "mistral", "mistral3", "mistral4", "mixtral"),
-    *("modernbert", "modernbert-decoder", "nemotron", "olmo", "olmo2", "olmo3", "olmoe", "opt", "phi", "phi3"),
-    *("phimoe", "qwen2", "qwen2_moe", "qwen2_vl", "qwen3", "qwen3_5", "qwen3_5_text", "qwen3_moe", "qwen3_next"),
-    *("roberta", "seed_oss", "smollm3", "solar_open", "stablelm", "starcoder2", "t5", "vaultgemma", "vit"),
-    *("xlm-roberta", "youtu"),
+    *("afmoe", "albert", "apertus", "arcee", "aria", "axk1", "aya_vision", "bart", "bert", "bitnet", "bloom"),
+    *("cohere", "cohere2", "cohere2_vision", "cwm", "deberta", "deberta-v2", "deepseek_v2", "deepseek_v3"),
+    *("diffllama", "distilbert", "electra", "ernie4_5", "ernie4_5_moe", "eurobert", "exaone4", "exaone4_5"),
+    *("exaone_moe", "flex_olmo", "gemma", "gemma2", "gemma3", "gemma3_text", "gemma3n", "gemma3n_text", "gemma4"),
+    *("gemma4_text", "glm", "glm4", "glm4_moe", "glm4_moe_lite", "glm4v", "glm4v_moe", "gpt2", "gpt_neox", "gpt_oss"),
+    *("granite", "granitemoe", "helium", "hunyuan_v1_dense", "idefics3", "internvl", "jetmoe", "kimi_k25", "lfm2"),
+    *("lfm2_vl", "llama", "llama4", "llama4_text", "llava", "llava_next", "llava_onevision", "mamba", "minicpm3"),
+    *("minimax_m2", "ministral", "ministral3", "mistral", "mistral3", "mistral4", "mixtral", "mllama", "modernbert"),
+    *("modernbert-decoder", "molmo2", "nemotron", "olmo", "olmo2", "olmo3", "olmoe", "opt", "paligemma", "phi"),
+    *("phi3", "phimoe", "qwen2", "qwen2_5_vl", "qwen2_moe", "qwen2_vl", "qwen3", "qwen3_5", "qwen3_5_moe"),
+    *("qwen3_5_text", "qwen3_moe", "qwen3_next", "qwen3_vl", "qwen3_vl_moe", "roberta", "seed_oss", "smollm3"),
+    *("smolvlm", "solar_open", "stablelm", "starcoder2", "t5", "vaultgemma", "vit", "voxtral", "xlm-roberta"),
+    "youtu",
 )
 _TINY: dict[str, Any] = {
     "vocab_size": 640,
@@ -76,6 +79,7 @@ _LINEAR = {
     "linear_value_head_dim": 8,
 }
 _PER_LAYER = {**_MIXED, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 640}
+_SECTIONS = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}}
 _LATE_WINDOWS = {"use_sliding_window": True, "max_window_layers": 2}
 _CHANGES: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("axk1", "deepseek_v2", "deepseek_v3", "glm4_moe_lite", "minicpm3", "youtu"), _LATENT),
@@ -89,11 +93,11 @@ _CHANGES: dict[str, dict[str, Any]] = {
         "laurel_rank": 4,
         "activation_sparsity_pattern": [0.0] * 4,
     },
-    "qwen2_vl_text": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}},
+    **dict.fromkeys(("glm4v_text", "qwen2_vl_text", "qwen2_5_vl_text"), _SECTIONS),
+    "glm4v_moe_text": {**_SECTIONS, "head_dim": 16},
     "gemma4_text": {**_PER_LAYER, "global_head_dim": 16},
 }
-_TEXT = {"gemma3": "gemma3_text", "llava": "llama", "mistral3": "mistral", "qwen2_vl": "qwen2_vl_text"}
-_TEXT |= {"qwen3_5": "qwen3_5_text"}
+_OTHER_PARTS = {"aya_vision": {"vision_config": {"num_attention_heads": 16}}}  # transformers' own default is invalid
 
 
 class Row(NamedTuple):
@@ -107,9 +111,12 @@ class Row(NamedTuple):
 
 def tiny_config(kind: str) -> Any:
     """Return the configuration of a tiny model of a family; a composite's parts beside the text have usual sizes."""
-    settings = {**_TINY, **_CHANGES.get(kind, {})}
-    if text := _TEXT.get(kind):
-        return AutoConfig.for_model(kind, text_config={**_TINY, **_CHANGES.get(text, {}), "model_type": text})
+    usual = AutoConfig.for_model(kind)
+    text = text_config(usual).model_type
+    settings = {**_TINY, **_CHANGES.get(text, {})}
+    if text_config(usual) is not usual:
+        parts = {"text_config": {**settings, "model_type": text}, **_OTHER_PARTS.get(kind, {})}
+        return AutoConfig.for_model(kind, **parts)
     return AutoConfig.for_model(kind, **({} if kind in ("bart", "t5", "vit") else settings))
 
 
@@ -178,12 +185,14 @@ INTRODUCTION = """# Backbones
   is 0, so `router.kind` must be `own`. A tokenizer without a chat template, as encoders have, also needs
   `encoding.template: plain`. The router is then a copy of the backbone that is fine-tuned, which needs
   other settings than a linear one (below).
-* **refused**: it does not give the states of a text.
+* **refused**: it does not give the states of a text, or gives others beside padding.
 
-A composite of several models, such as Gemma 3 with images, is used without its other parts: its text model runs.
+A composite of several models, such as Gemma 3 with images, is used without its other parts: its text model runs. They
+are built while it is loaded, for which Gemma 3n needs the package `timm`.
 
 ```bash
 dmoerm models check Qwen/Qwen3-0.6B --tasks 5        # how it runs, LoRA targets, memory; reads config.json only
+dmoerm models check Qwen/Qwen3-8B --quantization 4bit        # memory with linear layers in 4 bits (base: frozen)
 ```
 
 ```bash
@@ -194,7 +203,7 @@ dmoerm train fast --set backbone.path=answerdotai/ModernBERT-base --set encoding
 
 `phase2.lora.targets` are by default `q_proj` and `v_proj`. A family without these layers gets the targets that PEFT
 lists for it, or its layers with other usual names, such as `qkv_proj` of Phi-4 or `Wqkv` of ModernBERT. GPT-2 has
-none: set `phase2.lora.rank` to 0.
+none: set `phase2.lora.rank` to 0. A name that you set and that no linear layer of the branch has is an error.
 
 ## Start from a reward model
 
@@ -204,6 +213,10 @@ model's, with the general model's calibration. With gradient training (`l2` is a
 With `l2: auto` the penalty pulls toward these weights instead of 0 where that predicts held-out pairs better. This
 needs `encoding.pooling` `both` or `last`, `head.hidden: 0`, all layers, and a padding token that does not end a turn,
 since transformers reads the score before the padding. `backbone.reward_head: false` starts from a new head.
+
+A reward model with another head, such as the pooler and `classifier` of DeBERTa, is refused;
+`backbone.reward_head: false` uses its body. A model of another class, such as ArmoRM's
+`LlamaForRewardModelWithGating`, is loaded as a backbone without its head (its weights were not tried).
 
 ## Families
 

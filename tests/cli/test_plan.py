@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+from transformers import AutoConfig
 from typer.testing import CliRunner
 
 from dmoerm.cli import app
@@ -33,6 +35,51 @@ def test_a_plan_of_a_tiny_backbone_on_this_cpu(tiny_backbone: str) -> None:
     result = run("fast", "--set", f"backbone.path={tiny_backbone}", "--gpus", "cpu", "--tflops", "0.01")
     assert result.exit_code == 0, result.output
     assert "0.01 TFLOP/s" in result.output
+
+
+def test_a_plan_prints_how_far_it_was_off(tmp_path: Path) -> None:
+    file = tmp_path / "plan.json"
+    result = run("fast", "--json", str(file))
+    assert "time of scoring 0.94 to 1.07, in another session 0.82 to 1.07" in result.output
+    assert "time of training 1.03 (once)" in result.output
+    assert "no GPU was measured" in result.output
+    plan = json.loads(file.read_text())
+    assert plan["estimated_by_measured"]["scoring_seconds"] == [0.94, 1.07]
+    assert plan["unpacked_reason"] is None
+
+
+def test_a_plan_of_a_backbone_that_runs_by_its_own_forward(tmp_path: Path) -> None:
+    """The layers of StableLM are those that a plan counts; it has no trunk."""
+    AutoConfig.for_model("stablelm").save_pretrained(tmp_path)
+    settings = ["fast", "--set", f"backbone.path={tmp_path}"]
+    refused = run(*settings)
+    assert refused.exit_code == 1
+    assert "set router.kind to own" in refused.output
+    result = run(*settings, "--set", "router.kind=own", "--gpus", "L4", "--json", str(tmp_path / "plan.json"))
+    assert result.exit_code == 0, result.output
+    assert "runs by its own forward (it is not among the families" in result.output
+    assert "each response is computed with its prompt" in result.output
+    assert "no such backbone was measured" in result.output
+    assert "does not fit: training needs" in result.output
+    assert "branch_layer" not in result.output
+    assert "not among" in json.loads((tmp_path / "plan.json").read_text())["unpacked_reason"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("phi", "linear parts have 1,207.96 M weights and the plan counts 1,610.61 M"),
+        ("bert", "no attribute 'num_key_value_heads'), so the plan cannot count them"),
+        ("gemma3n_text", "intermediate_size differs by layer"),
+        ("olmoe", "is a mixture of experts"),
+        ("t5", "is not supported: it is an encoder with a decoder"),
+    ],
+)
+def test_a_plan_of_layers_that_it_cannot_count_is_refused(tmp_path: Path, kind: str, message: str) -> None:
+    AutoConfig.for_model(kind).save_pretrained(tmp_path)
+    result = run("fast", "--set", f"backbone.path={tmp_path}", "--set", "router.kind=own")
+    assert result.exit_code == 1
+    assert message in " ".join(result.output.split())
 
 
 def test_what_does_not_fit_and_what_is_unknown() -> None:

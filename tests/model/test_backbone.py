@@ -14,7 +14,14 @@ from dmoerm.config import BackboneConfig
 from dmoerm.errors import BackboneError
 from dmoerm.model import backbone as module
 from dmoerm.model import families
-from dmoerm.model.backbone import check_backbone, check_split, load_backbone, resolve_branch_layer, resolve_dtype
+from dmoerm.model.backbone import (
+    check_backbone,
+    check_split,
+    load_backbone,
+    readable,
+    resolve_branch_layer,
+    resolve_dtype,
+)
 from dmoerm.model.layers import join, split_layers
 from dmoerm.model.packed_attention import Decoder, run
 
@@ -87,6 +94,13 @@ def test_a_backbone_without_a_text_model_is_refused_before_its_weights_are_read(
     AutoConfig.for_model(kind).save_pretrained(tmp_path)
     with pytest.raises(BackboneError, match=rf"type '{kind}' is not supported: .*; `dmoerm models check` says"):
         check_backbone(BackboneConfig(path=str(tmp_path)))
+
+
+def test_a_package_that_a_backbone_needs_is_named() -> None:
+    """An image model of Gemma 3n needs timm."""
+    message = r"^backbone 'folder' cannot be loaded: it requires the timm library$"
+    with pytest.raises(BackboneError, match=message), readable("folder"):
+        raise ImportError("\nit requires the timm library")
 
 
 @pytest.mark.parametrize(

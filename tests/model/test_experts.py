@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from dmoerm.chat.encoding import Encoded
-from dmoerm.config import HeadConfig, LoRAConfig
+from dmoerm.config import BackboneConfig, HeadConfig, LoRAConfig
 from dmoerm.errors import BackboneError
+from dmoerm.model.backbone import branch_without_weights
 from dmoerm.model.batching import pack_ids
-from dmoerm.model.experts import Experts, StackedLoRALinear, lora_layers, with_experts
+from dmoerm.model.experts import Experts, StackedLoRALinear, check_targets, lora_layers, lora_targets, with_experts
 from dmoerm.model.packing import Packed
 
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -141,6 +142,34 @@ def test_a_task_without_capabilities_has_no_experts(tiny_model: Callable[..., An
 def test_targets_that_name_no_layer_are_an_error(tiny_model: Callable[..., Any]) -> None:
     with pytest.raises(BackboneError, match=r"lora.targets \['query'\] name no linear layer"):
         with_experts(tiny_model().general.branch, 1, LoRAConfig(targets=("query",)))
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        (
+            ("q_proj", "gate"),
+            r"is called gate \(got \['q_proj', 'gate'\]\); did you mean gate_proj\?; its linear layers",
+        ),
+        (("self_attn.q_proj",), "is called self_attn.q_proj .*; its linear layers are down_proj, gate_proj, "),
+    ],
+)
+def test_each_target_is_the_name_of_a_layer(
+    tiny_model: Callable[..., Any], targets: tuple[str, ...], message: str
+) -> None:
+    branch = tiny_model().general.branch
+    check_targets(branch, LoRAConfig(targets=("q_proj", "gate_proj")), "phase2.lora.targets")
+    with pytest.raises(BackboneError, match=f"^phase2.lora.targets: no linear layer of the branch {message}"):
+        check_targets(branch, LoRAConfig(targets=targets), "phase2.lora.targets")
+
+
+@pytest.mark.parametrize("kind", ["llama", "phi3", "modernbert"])
+def test_default_targets_and_those_of_a_family_are_not_checked(backbones: Callable[[str], str], kind: str) -> None:
+    branch = branch_without_weights(BackboneConfig(path=backbones(kind)))
+    check_targets(branch, LoRAConfig(), "phase2.lora.targets")
+    assert lora_targets(branch, LoRAConfig())
+    only_values = nn.ModuleDict({"v_proj": nn.Linear(2, 2)})
+    check_targets(only_values, LoRAConfig(), "phase2.lora.targets")
 
 
 def test_attaching_keeps_evaluation_mode(tiny_model: Callable[..., Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from collections.abc import Callable
@@ -18,8 +19,8 @@ from dmoerm.cli import app
 from dmoerm.config import BackboneConfig, load_config
 from dmoerm.errors import BackboneError, ConfigError
 from dmoerm.model import DMoERM
-from dmoerm.model.backbone import check_backbone, load_backbone
-from dmoerm.model.families import PACKED
+from dmoerm.model.backbone import check_backbone, load_backbone, text_model
+from dmoerm.model.families import PACKED, refused_reason, text_config
 from dmoerm.model.survey import survey
 from dmoerm.planning import BackboneShape, Recipe, Work, training_bytes
 from dmoerm.schema import Query
@@ -32,12 +33,26 @@ import backbones_page
 RESPONSES = ["Fine, thanks.", "No.", "I am well, and you? " * 4]
 
 
-@pytest.mark.parametrize("kind", ["deepseek_v3", "phi3", "qwen3_5_text", "gemma3n_text", "modernbert", "deberta-v2"])
+@pytest.mark.parametrize(
+    "kind", ["deepseek_v3", "phi3", "qwen3_5_text", "gemma3n", "qwen3_vl", "internvl", "modernbert", "deberta-v2"]
+)
 def test_a_family_gives_transformers_states(kind: str) -> None:
     row = backbones_page.measure(kind)
-    assert row.runs == ("packed" if kind in PACKED else "fallback")
+    assert row.runs == ("packed" if text_config(AutoConfig.for_model(kind)).model_type in PACKED else "fallback")
     assert row.error is not None
     assert 0 < row.error < 1e-5
+
+
+@torch.no_grad()
+def test_a_family_is_refused_whose_attention_depends_on_padding() -> None:
+    """PaliGemma's text model; the same layers with causal attention are Gemma's, which runs packed."""
+    config = text_config(backbones_page.tiny_config("paligemma"))
+    assert "without padding" in str(refused_reason(config))
+    torch.manual_seed(0)
+    model = AutoModel.from_config(config).eval()
+    ids, mask = torch.tensor([[3, 4, 5, 0]]), torch.tensor([[1, 1, 1, 0]])
+    alone, padded = model(ids[:, :3]), model(ids, attention_mask=mask)
+    assert not torch.allclose(alone.last_hidden_state, padded.last_hidden_state[:, :3], atol=0.1)
 
 
 @pytest.mark.slow
@@ -56,13 +71,32 @@ def test_the_page_lists_each_measured_family() -> None:
     assert all(float(error.strip("| ")) < 1e-5 for _, runs, _, error in rows if runs != "refused")
 
 
-def write_composite(folder: Path) -> str:
-    """Write a tiny random Gemma 3 with its vision model."""
-    backbones_page.tiny_config("gemma3")
-    text = {**backbones_page._TINY, **backbones_page._MIXED, "max_position_embeddings": 1024, "sliding_window": 8}
-    vision = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    vision |= {"image_size": 28, "patch_size": 14}
-    config = AutoConfig.for_model("gemma3", text_config=text, vision_config=vision, mm_tokens_per_image=1)
+def runs_in_a_composite(kind: str) -> bool:
+    config = AutoConfig.for_model(kind)
+    return text_config(config) is not config and refused_reason(config) is None
+
+
+_VISION = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+_VISION |= {"image_size": 28, "patch_size": 14}
+_LLAMA4_VISION = {**_VISION, "intermediate_size": 64, "vision_output_dim": 32}
+_LLAMA4_VISION |= {"projector_input_dim": 32, "projector_output_dim": 32}
+
+
+@pytest.mark.parametrize("kind", filter(runs_in_a_composite, backbones_page.FAMILIES))
+def test_a_composites_text_model_is_that_of_its_row(kind: str) -> None:
+    if kind == "gemma3n":
+        pytest.importorskip("timm")
+    config = backbones_page.tiny_config(kind)
+    with torch.device("meta"):
+        whole, text = AutoModel.from_config(config), AutoModel.from_config(text_config(config))
+    assert type(text_model(whole)) is type(text)
+
+
+def write_composite(folder: Path, kind: str, **parts: Any) -> str:
+    """Write a tiny random composite with its vision model."""
+    text = text_config(backbones_page.tiny_config(kind)).to_dict()
+    text |= {"max_position_embeddings": 1024, "sliding_window": 8}
+    config = AutoConfig.for_model(kind, text_config=text, **parts)
     AutoModel.from_config(config).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return str(folder)
@@ -72,7 +106,8 @@ WRITERS: dict[str, Callable[[Path], str]] = {
     "modernbert": lambda folder: write_backbone(folder, "modernbert"),
     "deberta-v2": lambda folder: write_backbone(folder, "deberta-v2"),
     "qwen3_5_text": lambda folder: write_backbone(folder, "qwen3_5_text", **backbones_page._LINEAR),
-    "gemma3": write_composite,
+    "gemma3": lambda folder: write_composite(folder, "gemma3", vision_config=_VISION, mm_tokens_per_image=1),
+    "llama4": lambda folder: write_composite(folder, "llama4", vision_config=_LLAMA4_VISION),
 }
 
 
@@ -202,10 +237,16 @@ def test_models_check_reads_the_configuration_only(
         assert text in result.output
 
 
-def test_the_memory_of_a_check_is_that_of_a_plan(tmp_path: Path) -> None:
+def write_config(folder: Path) -> Any:
+    """Write the configuration of a Llama of some million weights."""
     shape = {"hidden_size": 512, "intermediate_size": 1408, "num_attention_heads": 8, "vocab_size": 32000}
     config = AutoConfig.for_model("llama", num_hidden_layers=10, **shape)
-    config.save_pretrained(tmp_path)
+    config.save_pretrained(folder)
+    return config
+
+
+def test_the_memory_of_a_check_is_that_of_a_plan(tmp_path: Path) -> None:
+    config = write_config(tmp_path)
     memory = survey(BackboneConfig(path=str(tmp_path), dtype="bfloat16")).memory(tasks=3)
     again = ("gradient_checkpointing=true",)
     plans = ("fast", "train_heads", ()), ("paper", "train_full", ()), ("paper", "train_full_checkpointing", again)
@@ -214,3 +255,46 @@ def test_the_memory_of_a_check_is_that_of_a_plan(tmp_path: Path) -> None:
         recipe = Recipe.of(load_config(name, settings), BackboneShape.of(config), 3, 0)
         assert memory[total] == pytest.approx(training_bytes(recipe, Work(64, 2, 64, recipe.trunk)), rel=0.01)
     assert memory["train_full_checkpointing"] < memory["train_full"]
+
+
+@pytest.mark.parametrize(("quantization", "bytes_per_weight"), [("4bit", 0.5625), ("8bit", 1.0)])
+def test_the_memory_of_quantized_weights_is_that_of_a_plan(
+    tmp_path: Path, quantization: Any, bytes_per_weight: float
+) -> None:
+    config = write_config(tmp_path)
+    settings = BackboneConfig(path=str(tmp_path), dtype="bfloat16", quantization=quantization)
+    memory = survey(settings).memory(tasks=3)
+    layers = BackboneShape.of(config).layer * 10
+    unquantized = survey(settings.model_copy(update={"quantization": "none"})).memory(tasks=3)
+    assert memory["frozen"] == pytest.approx(unquantized["frozen"] - layers * (2 - bytes_per_weight))
+    changes = ["backbone.dtype=bfloat16", f"backbone.quantization={quantization}"]
+    recipe = Recipe.of(load_config("fast", changes), BackboneShape.of(config), 3, 0)
+    assert memory["train_heads"] == pytest.approx(training_bytes(recipe, Work(64, 2, 64, recipe.trunk)), rel=1e-3)
+    assert not {"own", "training", "score_own", "train_full", "train_full_checkpointing"} & set(memory)
+
+
+def test_models_check_says_what_holds_with_quantization(tmp_path: Path) -> None:
+    write_config(tmp_path)
+    command = ["models", "check", str(tmp_path), "--quantization", "4bit"]
+    lines = CliRunner().invoke(app, command).output
+    assert "its linear layers in 4bit and all else in" in lines
+    assert "base: full and base: lora are refused with 4bit" in lines
+    document = json.loads(CliRunner().invoke(app, [*command, "--json"]).output)
+    assert document["quantization"] == "4bit"
+    assert document["linear"] == BackboneShape.of(AutoConfig.from_pretrained(tmp_path)).layer * 10
+    assert "train_full" not in document["memory"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "layer", "reason"), [("gpt2", (), "not among"), ("llama", ("--branch-layer", "0"), "0")]
+)
+def test_models_check_refuses_quantization_without_a_trunk(
+    tmp_path: Path, kind: str, layer: tuple[str, ...], reason: str
+) -> None:
+    """Training refuses it too, since the router then has weights of its own."""
+    AutoConfig.for_model(kind).save_pretrained(tmp_path)
+    result = CliRunner().invoke(app, ["models", "check", str(tmp_path), "--quantization", "8bit", *layer])
+    assert result.exit_code == 1
+    message = " ".join(result.output.split())
+    assert "quantization is 8bit, which needs router.kind: trunk, but there is no trunk" in message
+    assert reason in message

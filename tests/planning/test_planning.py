@@ -17,6 +17,7 @@ from dmoerm.config import load_config
 from dmoerm.errors import BackboneError, ConfigError
 from dmoerm.model.experts import lora_layers
 from dmoerm.planning import (
+    ESTIMATED_BY_MEASURED,
     BackboneShape,
     Recipe,
     Work,
@@ -34,13 +35,14 @@ from dmoerm.training.fitting import fit
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
+SCORED = [(128, 4, 128), (512, 16, 128), (32, 2, 64)]
 
 
 def recipe(config: str, backbone: str, *overrides: str, float32: bool = False) -> Recipe:
     return Recipe.of(load_config(config, overrides), read_shape(backbone), 5, 5, float32=float32)
 
 
-@pytest.mark.parametrize(("prompt", "responses", "tokens"), [(128, 4, 128), (512, 16, 128), (32, 2, 64)])
+@pytest.mark.parametrize(("prompt", "responses", "tokens"), SCORED)
 def test_the_estimate_is_near_the_measured_scoring(prompt: int, responses: int, tokens: int) -> None:
     """Rates were fitted to other shapes with other experts, on another day."""
     rows = json.loads((RESULTS / "scoring.json").read_text())["rows"]
@@ -50,6 +52,30 @@ def test_the_estimate_is_near_the_measured_scoring(prompt: int, responses: int, 
     plan = make_plan(recipe("frozen", "smollm2", float32=True), workload, parse_machine("cpu"))
     assert plan.ratio == pytest.approx(measured["ours_s"] / measured["peer_s"], rel=0.07)
     assert plan.scoring.seconds == pytest.approx(measured["ours_s"], rel=0.2)
+
+
+def test_the_accuracy_that_a_plan_prints_is_the_measured_one() -> None:
+    """The time of training is that of docs/scale.md, which was measured once."""
+    tables = json.loads((RESULTS / "scale.json").read_text())["tables"]
+    quotients = [row["predicted / measured"] for rows in tables.values() for row in rows if "P" in row]
+    sizes = [row["formula"] / row["measured"] for row in tables["Sizes on disk, GB"]]
+    rows = json.loads((RESULTS / "scoring.json").read_text())["rows"]
+    scoring = {row["work"]: row for row in rows if row["peer"] == "plain"}
+    ratios, seconds = [], []
+    for prompt, responses, tokens in SCORED:
+        row = scoring[f"p{prompt}_n{responses}_r{tokens}_fp32_frozen"]
+        workload = Workload(1, prompt, tokens, responses, scored=responses)
+        plan = make_plan(recipe("frozen", "smollm2", float32=True), workload, parse_machine("cpu"))
+        ratios.append(plan.ratio / (row["ours_s"] / row["peer_s"]))
+        seconds.append(plan.scoring.seconds / row["ours_s"])
+    measured = {
+        "scoring_seconds": quotients,
+        "scoring_seconds_in_another_session": seconds,
+        "scoring_ratio": ratios,
+        "checkpoint_bytes": sizes,
+    }
+    for name, values in measured.items():
+        assert (round(min(values), 2), round(max(values), 2)) == ESTIMATED_BY_MEASURED[name], name
 
 
 def test_pairs_share_less_than_four_responses() -> None:
@@ -127,6 +153,38 @@ def test_layers_that_run_again_take_less_memory_and_more_time(base: str) -> None
     assert before.flops < after.flops < 1.5 * before.flops
 
 
+def test_a_backbone_that_runs_by_its_own_forward_computes_each_response_with_its_prompt() -> None:
+    """Two passes of the branch are those of two plain models; the router's model reads the prompt once more."""
+    shape = read_shape("smollm2")
+    work = Work(512, 2, 256, 0, experts=0, plain=2, rank=0, shared=False)
+    assert sum(flops(shape, work).values()) == pytest.approx(2 * plain_flops(shape, work))
+    lora = replace(work, experts=5, plain=0, rank=8)
+    assert flops(shape, lora)["linear"] == 2.5 * flops(shape, work)["linear"]
+    settings = load_config("fast", ["router.kind=own", "backbone.branch_layer=0"])
+    packed, alone = (Recipe.of(settings, shape, 5, 5, packed=packed) for packed in (True, False))
+    workload, machine = Workload(1000, 512, 256, 4, 1000), parse_machine("H100")
+    before, after = (make_plan(each, workload, machine) for each in (packed, alone))
+    assert before.ratio < 0.7
+    assert after.ratio == pytest.approx(1 + 512 / (4 * 768), rel=0.05)
+    assert after.scoring.memory > before.scoring.memory
+    assert after.model == before.model
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"router.kind": "trunk"}, "router.kind is trunk, but .*; set router.kind to own"),
+        ({"backbone.branch_layer": 3}, "set backbone.branch_layer and backbone.num_layers to null"),
+        ({"backbone.num_layers": 20}, "set backbone.branch_layer and backbone.num_layers to null"),
+    ],
+)
+def test_settings_that_such_a_backbone_cannot_have_are_refused(changes: dict[str, Any], message: str) -> None:
+    given = {"router.kind": "own", **changes}
+    settings = load_config("fast", [f"{name}={value}" for name, value in given.items()])
+    with pytest.raises(BackboneError, match=message):
+        Recipe.of(settings, read_shape("smollm2"), 5, 5, packed=False)
+
+
 def test_short_texts_are_bound_by_launches() -> None:
     """One prompt of a small model takes the time of its layer calls, whatever the GPU's rate."""
     shape, machine = recipe("fast", "Qwen/Qwen3-0.6B"), parse_machine("H100")
@@ -164,8 +222,11 @@ def test_a_shape_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BackboneError, match="its shape cannot be read"):
         read_shape(str(tmp_path))
     MixtralConfig().save_pretrained(tmp_path / "mixtral")
-    with pytest.raises(BackboneError, match="mixture of experts"):
+    with pytest.raises(BackboneError, match=r"^backbone '[^']*': is a mixture of experts"):
         read_shape(str(tmp_path / "mixtral"))
+    AutoConfig.for_model("gemma3n_text").save_pretrained(tmp_path / "gemma3n")
+    with pytest.raises(BackboneError, match=r"not those of a usual decoder \(intermediate_size differs by layer"):
+        read_shape(str(tmp_path / "gemma3n"))
     Gemma3Config(text_config={"num_hidden_layers": 5}).save_pretrained(tmp_path / "gemma")
     assert read_shape(str(tmp_path / "gemma")).layers == 5
     with pytest.raises(BackboneError, match="the backbone has 30 layers"):

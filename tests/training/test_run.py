@@ -303,6 +303,24 @@ def test_a_backbone_that_is_not_supported_is_refused_before_anything_is_read_or_
     assert not Path(config.output).exists()
 
 
+@pytest.mark.parametrize(
+    ("setting", "changes"),
+    [
+        ("phase2.lora", {"phase2": {"lora": {"rank": 2, "targets": ["q_proj", "v_prj"]}}}),
+        ("base_lora", {"base": "lora", "base_lora": {"rank": 2, "targets": ["v_prj"]}}),
+    ],
+)
+def test_a_target_that_is_no_layer_is_refused_before_anything_is_read_or_written(
+    tiny_config: Callable[..., Config], setting: str, changes: dict[str, Any]
+) -> None:
+    config = tiny_config(**changes)
+    message = rf"^{setting}.targets: no linear layer of the branch is called v_prj \(got .*did you mean v_proj\?"
+    for build in (train_quietly, lambda config: build_model(config, _taxonomy())):
+        with pytest.raises(BackboneError, match=message):
+            build(config)
+    assert not Path(config.output).exists()
+
+
 def test_data_that_no_router_can_learn_from_is_refused(tiny_config: Callable[..., Config], tmp_path: Path) -> None:
     files = [write_groups([without_task(g) for g in tiny_groups()], tmp_path / "none.jsonl")]
     with pytest.raises(DataError, match=r"no group names its task.*label some groups"):

@@ -13,7 +13,8 @@ from .options import JsonFile, Overrides, grouped
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from ..planning import Machine, RunPlan, Workload
+    from ..config import BackboneConfig
+    from ..planning import BackboneShape, Machine, RunPlan, Workload
 
 
 @dataclass(frozen=True)
@@ -54,26 +55,63 @@ def command(
     """Estimate time, memory and cost of training a config and of scoring, from shapes alone.
 
     Nothing is read but the config and the backbone's configuration. docs/scale.md has the formulas and how far they
-    were off where they were measured; no GPU was measured. With --gpus cpu the rate is that of two cores.
+    were off where they were measured; no GPU was measured. With --gpus cpu the rate is that of two cores. A backbone
+    that runs by its own forward shares nothing: each response is computed with its prompt.
     """
     from ..config import load_config
     from ..io.paths import write_file
-    from ..planning import Recipe, Workload, make_plan, parse_machine, read_shape
+    from ..planning import ESTIMATED_BY_MEASURED, Recipe, Workload, make_plan, parse_machine, read_shape
     from .tables import screen
 
     settings = load_config(config, overrides or ())
     chosen = parse_machine(machine.gpus, price=machine.price, tflops=machine.tflops)
+    reason, linear = _own_forward(settings.backbone)
     shape = read_shape(settings.backbone.path)
-    recipe = Recipe.of(settings, shape, data.tasks, data.capabilities, float32=chosen.kind == "cpu")
+    if reason:
+        _check_shape(settings.backbone.path, shape, linear)
+    options = {"float32": chosen.kind == "cpu", "packed": reason is None}
+    recipe = Recipe.of(settings, shape, data.tasks, data.capabilities, **options)
     workload = Workload(data.groups, data.prompt_tokens, data.response_tokens, data.responses, data.scored)
     plan = make_plan(recipe, workload, chosen)
     console = screen()
     console.print(_table(plan, workload))
-    for line in [*_lines(plan, chosen), *(f"does not fit: {problem}" for problem in plan.problems())]:
+    for line in [*_lines(plan, chosen, reason), *(f"does not fit: {problem}" for problem in plan.problems())]:
         console.print(line, soft_wrap=True)
     if json_file is not None:
         document = {"schema": 1, "command": "plan", "config": config, "workload": workload.__dict__, **plan.to_json()}
+        document |= {"unpacked_reason": reason, "estimated_by_measured": ESTIMATED_BY_MEASURED}
         write_file(json_file, json.dumps(document, indent=2) + "\n")
+
+
+def _own_forward(backbone: BackboneConfig) -> tuple[str | None, int]:
+    """Return why a backbone runs by its own forward, or None if it is packed, and the weights of its linear layers.
+
+    Raises:
+        BackboneError: the backbone is refused, or its configuration cannot be read.
+    """
+    from ..errors import BackboneError
+    from ..planning import SHAPES
+
+    if backbone.path in SHAPES:
+        return None, 0
+    from ..model.survey import survey
+
+    result = survey(backbone)
+    if result.runs == "refused":
+        raise BackboneError(f"backbone.path: {backbone.path!r} is not supported: {result.reason}; use another backbone")
+    return result.reason, result.linear
+
+
+def _check_shape(path: str, shape: BackboneShape, linear: int) -> None:
+    """Raise `BackboneError` unless a backbone that runs by its own forward has the layers that a plan counts."""
+    from ..errors import BackboneError
+
+    if (counted := shape.layers * shape.layer) != linear:
+        raise BackboneError(
+            f"backbone {path!r}: its layers are not those of a usual decoder: their linear parts have "
+            f"{linear / 1e6:,.2f} M weights and the plan counts {counted / 1e6:,.2f} M; "
+            "`dmoerm models check` counts its weights"
+        )
 
 
 def _table(plan: RunPlan, workload: Workload) -> Table:
@@ -92,13 +130,25 @@ def _table(plan: RunPlan, workload: Workload) -> Table:
     return table
 
 
-def _lines(plan: RunPlan, machine: Machine) -> list[str]:
-    """Return what the table does not show: sizes, the comparison with a plain model, and the assumptions."""
+def _lines(plan: RunPlan, machine: Machine, reason: str | None) -> list[str]:
+    """Return what the table does not show: sizes, the comparison with a plain model, and the assumptions.
+
+    Args:
+        reason: why the backbone runs by its own forward; None: it is packed.
+    """
+    from ..planning import accuracy_line
+
     each = machine.accelerator
     lines = [
         f"model: {plan.model / 1e9:,.1f} GB of memory; cached activations: {plan.cache / 1e9:,.1f} GB of disk",
         f"scoring: {plan.ratio:.2f} times the operations of one plain reward model",
     ]
+    if reason:
+        lines.insert(
+            0,
+            f"the backbone runs by its own forward ({reason}): it has no shared trunk, and each response is computed "
+            "with its prompt",
+        )
     if plan.sharded_memory is not None:
         lines.append(f"training with configs/accelerate/fsdp2.yaml: {plan.sharded_memory / 1e9:,.1f} GB on each")
     source = "measured on two cores" if machine.kind == "cpu" else "assumed; give --tflops with a measured rate"
@@ -106,7 +156,7 @@ def _lines(plan: RunPlan, machine: Machine) -> list[str]:
         f"assumptions: {each.flops * each.utilization / 1e12:,.2f} TFLOP/s ({source}), "
         f"{each.layer_seconds * 1e3:.2g} ms per layer call, ${each.price:.2f} per hour"
     )
-    return lines
+    return [*lines, accuracy_line(packed=reason is None)]
 
 
 def _duration(seconds: float) -> str:

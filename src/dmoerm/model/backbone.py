@@ -103,13 +103,19 @@ def _load_weights(path: str, config: Any) -> tuple[Decoder, Tensor | None]:
     whole = auto_class.from_pretrained(path, use_safetensors=True, dtype=text.dtype).eval()
     head = getattr(whole, "score", None)
     model: Any = whole.base_model if scores else whole
-    model = model.get_decoder() if text is not config else model
+    model = text_model(model) if text is not config else model
     model.config.dtype = text.dtype
     if is_packed(text):
         model.config._attn_implementation = ATTENTION
     if isinstance(head, nn.Linear) and head.out_features == 1:
         return model, head.weight.detach().float()
     return model, None
+
+
+def text_model(composite: Any) -> Decoder:
+    """Return the text model of a composite, without the vocabulary head that it has in some of them, as in Llama 4."""
+    decoder = composite.get_decoder()
+    return getattr(decoder, "model", decoder)
 
 
 def check_backbone(config: BackboneConfig) -> None:
@@ -121,6 +127,19 @@ def check_backbone(config: BackboneConfig) -> None:
         check_reward_head(config, full)
 
 
+def branch_without_weights(config: BackboneConfig) -> Decoder:
+    """Return the layers of a branch with weights on the meta device; only the backbone's configuration is read.
+
+    Raises:
+        BackboneError: the backbone has no readable configuration, or the settings do not fit it.
+    """
+    path = backbone_folder(config.path)
+    with readable(path):
+        text = text_config(AutoConfig.from_pretrained(path))
+        whole = empty_part(text, config.num_layers or text.num_hidden_layers)
+    return split_layers(whole, resolve_branch_layer(config, text))[1]
+
+
 @contextlib.contextmanager
 def readable(path: str) -> Iterator[None]:
     """Convert the exceptions of transformers for an unreadable folder or hub name into a `BackboneError`."""
@@ -128,6 +147,8 @@ def readable(path: str) -> Iterator[None]:
         yield
     except BackboneError:
         raise
+    except ImportError as error:  # an image model that another package implements, as in Gemma 3n
+        raise BackboneError(f"backbone {path!r} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise BackboneError(
             f"backbone {path!r} cannot be loaded: {' '.join(str(error).split())[:300]}; "

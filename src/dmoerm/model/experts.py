@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn import functional
 
 from ..config import HeadConfig, LoRAConfig
-from ..errors import BackboneError
+from ..errors import BackboneError, did_you_mean, shorten
 from .heads import Head, embed
 from .packed_attention import Decoder
 from .packing import Packed
@@ -119,13 +119,37 @@ def lora_targets(model: nn.Module, config: LoRAConfig) -> tuple[str, ...]:
     They are `targets`. If no layer has one of the default names, they are those of PEFT for the model's family, or the
     other usual names of the layers that compute queries, keys and values.
     """
-    linear = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    linear = _linear_names(model)
     if config.targets != LoRAConfig().targets or linear & set(config.targets):
         return config.targets
     from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as FAMILIES
 
     known = FAMILIES.get(getattr(model.config, "model_type", ""), ())  # pyright: ignore[reportAttributeAccessIssue]
     return tuple(n for n in known if n in linear) or tuple(n for n in _ATTENTION_INPUTS if n in linear)
+
+
+def check_targets(branch: nn.Module, config: LoRAConfig, setting: str) -> None:
+    """Check that each of the `targets` is the name of a linear layer of the branch, unless they are the default ones.
+
+    Args:
+        setting: the name of the setting, for the message.
+
+    Raises:
+        BackboneError: a name is not.
+    """
+    linear = _linear_names(branch)
+    missing = [name for name in config.targets if name not in linear]
+    if not missing or config.targets == LoRAConfig().targets:
+        return
+    known = f"its linear layers are {', '.join(sorted(linear))}" if linear else "it has none"
+    hint = "; ".join(filter(None, [did_you_mean(missing[0], linear), known]))
+    raise BackboneError(
+        f"{setting}: no linear layer of the branch is called {missing[0]} (got {shorten(list(config.targets))}); {hint}"
+    )
+
+
+def _linear_names(model: nn.Module) -> set[str]:
+    return {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
 
 
 class Experts(nn.Module):

@@ -46,7 +46,6 @@ _REASONS = {
     "diffllama": "it subtracts two attentions outside the attention interface",
     "doge": "its attention computes a mask of its own",
 }
-_REFUSED: dict[str, str] = {}
 
 
 def text_config(config: PretrainedConfig) -> PretrainedConfig:
@@ -80,7 +79,9 @@ def refused_reason(config: Any) -> str | None:
     kind = text_config(config).model_type
     if not is_text_model(kind):
         return f"{kind!r} is not a type of text model that transformers loads by itself"
-    return _REFUSED.get(kind)
+    if kind == "gemma" and getattr(text_config(config), "use_bidirectional_attention", None):
+        return "transformers lets its tokens attend to later tokens only in texts without padding"
+    return None
 
 
 def is_text_model(kind: Any) -> bool:

@@ -9,8 +9,10 @@ from torch import nn
 from transformers import AutoConfig
 
 from ..config import BackboneConfig, LoRAConfig
+from ..errors import BackboneError
 from ..planning import BackboneShape
 from ..planning.memory import OVERHEAD, kept_bytes, pass_bytes, trained_bytes
+from ..planning.recipe import QUANTIZED_BYTES
 from .backbone import backbone_folder, check_reward_head, has_reward_head, readable, resolve_branch_layer, resolve_dtype
 from .experts import lora_targets
 from .families import refused_reason, text_config, unpacked_reason
@@ -32,7 +34,9 @@ class Survey:
         targets: the linear layers that get LoRA by default.
         dtype: of frozen weights and arithmetic.
         trunk, branch: numbers of parameters.
+        linear: the number of weights in the linear layers of both, which can be quantized.
         bytes_per_weight: of frozen weights.
+        quantization: of the linear layers, as in the config.
         shape: of the layers, from which activations are counted; None: they are not those of a usual decoder.
     """
 
@@ -47,7 +51,9 @@ class Survey:
     dtype: str = ""
     trunk: int = 0
     branch: int = 0
+    linear: int = 0
     bytes_per_weight: int = 0
+    quantization: str = "none"
     shape: BackboneShape | None = None
 
     def memory(self, tasks: int) -> dict[str, int]:
@@ -61,23 +67,34 @@ class Survey:
             kept_checkpointing: the latter with `gradient_checkpointing`.
             score_frozen, score_own, train_heads, train_full, train_full_checkpointing: the sums that scoring and
             training take, with an allowance for the device's context; without activations if they are unknown.
+
+        With quantization, which needs `base: frozen`, there are no `own`, `training`, `score_own` and `train_full`.
         """
-        trunk, size = self.trunk * self.bytes_per_weight, self.bytes_per_weight
-        memory: dict[str, float] = {
-            "frozen": trunk + self.branch * size,
-            "own": trunk + self.branch * 4 * (tasks + 1),
-            "training": trained_bytes(self.branch, size),
-        }
-        active, kept = 0.0, [0.0, 0.0]
-        if self.shape is not None:
-            active, layers = pass_bytes(self.shape, size), self.layers - self.branch_layer
-            kept = [kept_bytes(self.shape, layers, size, checkpointing=again) for again in (False, True)]
-            memory |= {"pass": active, "kept": kept[0], "kept_checkpointing": kept[1]}
-        memory["score_frozen"] = memory["train_heads"] = memory["frozen"] + active + OVERHEAD
-        memory["score_own"] = memory["own"] + active + OVERHEAD
-        for name, activations in zip(("train_full", "train_full_checkpointing"), kept, strict=True):
-            memory[name] = memory["score_own"] + memory["training"] + activations
+        activations = self._activations()
+        active = activations.get("pass", 0.0)
+        frozen = self._frozen_bytes()
+        memory = {"frozen": frozen, **activations}
+        memory["score_frozen"] = memory["train_heads"] = frozen + active + OVERHEAD
+        if self.quantization == "none":
+            memory["own"] = self.trunk * self.bytes_per_weight + self.branch * 4 * (tasks + 1)
+            memory["training"] = trained_bytes(self.branch, self.bytes_per_weight)
+            memory["score_own"] = memory["own"] + active + OVERHEAD
+            for again in ("", "_checkpointing"):
+                kept = activations.get(f"kept{again}", 0.0)
+                memory[f"train_full{again}"] = memory["score_own"] + memory["training"] + kept
         return {name: round(value) for name, value in memory.items()}
+
+    def _frozen_bytes(self) -> float:
+        """Return the bytes of trunk and one branch; embeddings, norms and biases are not quantized."""
+        size, weights = self.bytes_per_weight, self.trunk + self.branch
+        return (weights - self.linear) * size + self.linear * QUANTIZED_BYTES.get(self.quantization, size)
+
+    def _activations(self) -> dict[str, float]:
+        if self.shape is None:
+            return {}
+        size, layers = self.bytes_per_weight, self.layers - self.branch_layer
+        kept, again = (kept_bytes(self.shape, layers, size, checkpointing=again) for again in (False, True))
+        return {"pass": pass_bytes(self.shape, size), "kept": kept, "kept_checkpointing": again}
 
 
 def survey(config: BackboneConfig) -> Survey:
@@ -96,6 +113,7 @@ def survey(config: BackboneConfig) -> Survey:
     with readable(path):
         check_reward_head(config, full)
     reason, layer, dtype = unpacked_reason(text), resolve_branch_layer(config, text), resolve_dtype(config.dtype)
+    _check_quantization(config, layer, reason)
     with readable(path):
         whole = empty_part(text, config.num_layers or text.num_hidden_layers)
     trunk, branch = split_layers(whole, layer)
@@ -111,9 +129,20 @@ def survey(config: BackboneConfig) -> Survey:
         dtype=str(dtype).removeprefix("torch."),
         trunk=_size(trunk),
         branch=_size(branch),
+        linear=sum(module.weight.numel() for module in whole.modules() if type(module) is nn.Linear),
         bytes_per_weight=dtype.itemsize,
+        quantization=config.quantization,
         shape=shape_of(text),
     )
+
+
+def _check_quantization(config: BackboneConfig, branch_layer: int, reason: str | None) -> None:
+    """Raise `BackboneError` if training refuses the quantization, since without a trunk the router is trained."""
+    if config.quantization != "none" and branch_layer == 0:
+        raise BackboneError(
+            f"backbone.quantization is {config.quantization}, which needs router.kind: trunk, but there is no trunk"
+            f"{': ' + reason if reason else ', since branch_layer is 0'}; set backbone.quantization to none"
+        )
 
 
 def _size(part: Any) -> int:

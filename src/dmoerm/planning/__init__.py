@@ -2,17 +2,20 @@
 
 work.py      operations of a prompt with its responses      memory.py    bytes of weights, training and the cache
 recipe.py    what a config trains and scores                machines.py  accelerators: rate, memory, price
-estimate.py  from these to hours, gigabytes and dollars
+estimate.py  from these to hours, gigabytes, dollars     accuracy.py  how far they were off where they were measured
 """
 
+from .accuracy import ESTIMATED_BY_MEASURED, accuracy_line
 from .estimate import CostEstimate, RunPlan, Workload, make_plan
 from .machines import ACCELERATORS, Accelerator, Machine, parse_machine
 from .memory import cached_bytes, checkpoint_bytes, scoring_bytes, training_bytes
-from .recipe import Recipe, read_shape
+from .recipe import SHAPES, Recipe, read_shape
 from .work import BackboneShape, Work, flops, layer_flops, plain_flops
 
 __all__ = [
     "ACCELERATORS",
+    "ESTIMATED_BY_MEASURED",
+    "SHAPES",
     "Accelerator",
     "BackboneShape",
     "CostEstimate",
@@ -21,6 +24,7 @@ __all__ = [
     "RunPlan",
     "Work",
     "Workload",
+    "accuracy_line",
     "cached_bytes",
     "checkpoint_bytes",
     "flops",

@@ -57,9 +57,14 @@ def model_bytes(recipe: Recipe) -> float:
     return weights + 4.0 * recipe.shape.parameters * recipe.own_router
 
 
-def scoring_bytes(recipe: Recipe, batch_tokens: int = PASS_TOKENS) -> float:
+def scoring_bytes(recipe: Recipe, batch_tokens: float = PASS_TOKENS) -> float:
     """Return the bytes that scoring takes on one accelerator: weights, and the activations of one layer."""
     return model_bytes(recipe) + pass_bytes(recipe.shape, recipe.bytes_per_weight, batch_tokens) + OVERHEAD
+
+
+def repeated(work: Work) -> float:
+    """Return the tokens of a pass relative to those by which it is sized; above 1 if prompts are repeated."""
+    return work.all_tokens / work.packed_tokens
 
 
 def pass_bytes(shape: BackboneShape, size: float, tokens: float = PASS_TOKENS) -> float:
@@ -92,10 +97,11 @@ def training_bytes(recipe: Recipe, work: Work, shards: int = 1) -> float:
         shards: number of accelerators over which the weights of layers are divided; 1: each holds all of them.
     """
     trained, size = trained_weights(recipe), recipe.bytes_per_weight
-    rows = max(PASS_TOKENS, work.all_tokens * max(stacked(recipe), 1)) if trained else 0
+    tokens = max(PASS_TOKENS, work.packed_tokens * max(stacked(recipe), 1)) if trained else 0
+    rows = tokens * repeated(work)
     kept = kept_bytes(recipe.shape, recipe.top, size, rows, recipe.config.gradient_checkpointing)
     divided = shards if recipe.base == "full" else 1  # a LoRA is whole on each
-    forward = scoring_bytes(recipe) - model_bytes(recipe)
+    forward = scoring_bytes(recipe, PASS_TOKENS * repeated(work)) - model_bytes(recipe)
     return model_bytes(recipe) / shards + trained_bytes(trained, size) / divided + kept + forward
 
 

@@ -8,7 +8,7 @@ from ..config import Config
 from ..errors import BackboneError
 from .work import EXPERTS_OF_A_LAYER, BackboneShape, Work
 
-_SHAPES = {
+SHAPES = {
     "smollm2": BackboneShape(30, 576, 1536, 9, 3, 64, 49152),
     "HuggingFaceTB/SmolLM2-135M-Instruct": BackboneShape(30, 576, 1536, 9, 3, 64, 49152),
     "Qwen/Qwen3-0.6B": BackboneShape(28, 1024, 3072, 16, 8, 128, 151936),
@@ -16,8 +16,9 @@ _SHAPES = {
     "meta-llama/Llama-3.1-70B-Instruct": BackboneShape(80, 8192, 28672, 64, 8, 128, 128256),
     "meta-llama/Llama-3.3-70B-Instruct": BackboneShape(80, 8192, 28672, 64, 8, 128, 128256),
 }
-"""Shapes that need no download."""
-_QUANTIZED = {"4bit": 0.5 + 4 / 64, "8bit": 1.0}  # 4 bits with a float32 scale per block of 64 weights
+"""Shapes of packed backbones that need no download."""
+QUANTIZED_BYTES = {"4bit": 0.5 + 4 / 64, "8bit": 1.0}
+"""Bytes of a weight of a quantized layer; 4 bits have a float32 scale per block of 64 weights."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Recipe:
         plain: passes of the branch without an expert when scoring.
         pools_all: the pooling reads all tokens of a response.
         own_router: the router has its own language model.
+        packed: the responses to a prompt share its pass; false: the backbone runs by its own forward.
         bytes_per_weight: of the backbone's dtype.
         bytes_per_frozen: of a weight of a frozen linear layer: the same, or that of its 8 or 4 bits with their scales.
         config: the settings of the steps.
@@ -50,24 +52,38 @@ class Recipe:
     plain: int
     pools_all: bool
     own_router: bool
+    packed: bool
     bytes_per_weight: float
     bytes_per_frozen: float
     config: Config
 
     @classmethod
-    def of(cls, config: Config, shape: BackboneShape, tasks: int, experts: int, *, float32: bool = False) -> Recipe:
+    def of(
+        cls,
+        config: Config,
+        shape: BackboneShape,
+        tasks: int,
+        experts: int,
+        *,
+        float32: bool = False,
+        packed: bool = True,
+    ) -> Recipe:
         """Read a config.
 
         Args:
             shape: of the whole backbone.
             tasks, experts: number of tasks, and of capabilities per task.
             float32: what `backbone.dtype: auto` is on the machine; bfloat16 on an accelerator.
+            packed: false: the backbone runs by its own forward, whole and without a trunk.
 
         Raises:
-            BackboneError: the backbone has fewer layers than the config uses.
+            BackboneError: the backbone has fewer layers than the config uses, or cannot be split as it requests.
         """
         layers = config.backbone.num_layers or shape.layers
         branch_layer = config.backbone.branch_layer
+        if not packed:
+            _check_whole(config, layers, shape.layers)
+            branch_layer = 0
         trunk = layers * 4 // 5 if branch_layer is None else branch_layer
         if layers > shape.layers or trunk >= layers:
             raise BackboneError(
@@ -88,8 +104,9 @@ class Recipe:
             _plain_passes(config),
             config.encoding.pooling != "last",
             config.router.kind == "own",
+            packed,
             size,
-            _QUANTIZED.get(config.backbone.quantization, size),
+            QUANTIZED_BYTES.get(config.backbone.quantization, size),
             config,
         )
 
@@ -111,7 +128,16 @@ class Recipe:
     def work(self, prompt: int, responses: int, tokens: int) -> Work:
         """Return the work of one prompt with its responses."""
         sizes = {"experts": self.lora_experts, "plain": self.plain, "rank": self.rank, "pools_all": self.pools_all}
-        return Work(prompt, responses, tokens, self.trunk, **sizes)
+        return Work(prompt, responses, tokens, self.trunk, **sizes, shared=self.packed)
+
+
+def _check_whole(config: Config, layers: int, all_layers: int) -> None:
+    """Raise `BackboneError` if training refuses the settings for a backbone that runs by its own forward."""
+    hint = "the backbone runs by its own forward, whole and without a trunk (docs/backbones.md)"
+    if config.backbone.branch_layer or layers != all_layers:
+        raise BackboneError(f"{hint}; set backbone.branch_layer and backbone.num_layers to null")
+    if config.router.kind == "trunk":
+        raise BackboneError(f"router.kind is trunk, but {hint}; set router.kind to own")
 
 
 def _plain_passes(config: Config) -> int:
@@ -130,8 +156,8 @@ def read_shape(path: str) -> BackboneShape:
         BackboneError: the configuration cannot be read, is not that of a decoder with the usual fields, or is that of a
             mixture of experts.
     """
-    if path in _SHAPES:
-        return _SHAPES[path]
+    if path in SHAPES:
+        return SHAPES[path]
     from transformers import AutoConfig
 
     try:
@@ -139,6 +165,13 @@ def read_shape(path: str) -> BackboneShape:
         if any(getattr(config, name, None) for name in EXPERTS_OF_A_LAYER):
             raise BackboneError(f"backbone {path!r}: is a mixture of experts, whose cost the plan does not know")
         return BackboneShape.of(config)
-    except (OSError, ValueError, AttributeError, KeyError) as error:
+    except BackboneError:
+        raise
+    except AttributeError as error:
+        raise BackboneError(
+            f"backbone {path!r}: its layers are not those of a usual decoder ({error}), so the plan cannot count them; "
+            "`dmoerm models check` counts its weights"
+        ) from None
+    except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise BackboneError(f"backbone {path!r}: its shape cannot be read: {reason}") from None

@@ -7,6 +7,9 @@ Each token of the prompt and of each response passes through the trunk once, and
 a LoRA and once per plain pass of the branch (of the task's base and of the general model). The last layer computes
 keys and values for all tokens, and the rest for the tokens that are pooled. `benchmarks/scale.py` fits the seconds per
 operation to measurements.
+
+A backbone that runs by its own forward has no trunk: each response is a padded row with its prompt, all of whose tokens
+pass all layers and attend to all others.
 """
 
 from __future__ import annotations
@@ -32,7 +35,13 @@ class BackboneShape:
 
     @classmethod
     def of(cls, config: Any) -> BackboneShape:
-        """Return the shape of a transformers configuration."""
+        """Return the shape of a transformers configuration.
+
+        Raises:
+            AttributeError: it has no such fields, or layers of several widths.
+        """
+        if not isinstance(config.intermediate_size, int):
+            raise AttributeError("intermediate_size differs by layer")
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         return cls(
             config.num_hidden_layers,
@@ -83,6 +92,7 @@ class Work:
         plain: passes of the branch without an expert; 2 in the default recipe, 1 in `frozen`, 0 in the paper's.
         rank: of the LoRAs on the query and value projections.
         pools_all: the embedding reads all tokens of a response (pooling `mean` and `both`), not the last alone.
+        shared: the responses share one pass of the prompt; false: each is a row of its own with the prompt.
     """
 
     prompt: int
@@ -93,21 +103,33 @@ class Work:
     plain: int = 2
     rank: int = 16
     pools_all: bool = False
+    shared: bool = True
+
+    @property
+    def packed_tokens(self) -> int:
+        """P + N R, by which passes are sized."""
+        return self.prompt + self.responses * self.tokens
 
     @property
     def all_tokens(self) -> int:
-        """P + N R."""
-        return self.prompt + self.responses * self.tokens
+        """The tokens that pass a layer: P + N R, or N (P + R) if the prompt is not shared."""
+        return self.packed_tokens if self.shared else self.responses * (self.prompt + self.tokens)
 
     @property
     def pairs(self) -> float:
         """Pairs of tokens that attend to each other in one layer."""
+        if not self.shared:
+            return self.responses * (self.prompt + self.tokens) ** 2
         return self.prompt**2 / 2 + self.responses * self.tokens * (self.prompt + self.tokens)
 
 
 def flops(backbone: BackboneShape, work: Work) -> dict[str, float]:
     """Return the operations of scoring by kind (linear, lora, attention); a multiplication with its addition is two."""
     top, passes = backbone.layers - work.trunk, work.experts + work.plain
+    lora = 2.0 * work.all_tokens * backbone.adapter(work.rank) * work.experts * top
+    if not work.shared:
+        linear, attention = (part * passes * top for part in _of_layer(backbone, work))
+        return {"linear": linear, "lora": lora, "attention": attention}
     keys = 2 * backbone.width * backbone.keys
     whole = work.trunk + passes * (top - 1)  # layers that every token passes
     pooled = work.responses * (work.tokens if work.pools_all else 1)
@@ -115,18 +137,23 @@ def flops(backbone: BackboneShape, work: Work) -> dict[str, float]:
     last = pooled * (work.prompt + work.tokens)
     return {
         "linear": 2.0 * linear,
-        "lora": 2.0 * work.all_tokens * backbone.adapter(work.rank) * work.experts * top,
+        "lora": lora,
         "attention": 4.0 * backbone.queries * (work.pairs * whole + last * passes),
     }
 
 
 def layer_flops(backbone: BackboneShape, work: Work) -> float:
     """Return the operations of one forward pass of one layer, for all tokens of the prompt and its responses."""
-    return 2.0 * work.all_tokens * backbone.layer + 4.0 * backbone.queries * work.pairs
+    return sum(_of_layer(backbone, work))
+
+
+def _of_layer(backbone: BackboneShape, work: Work) -> tuple[float, float]:
+    return 2.0 * work.all_tokens * backbone.layer, 4.0 * backbone.queries * work.pairs
 
 
 def plain_flops(backbone: BackboneShape, work: Work) -> float:
     """Return the operations of one plain reward model, which reads the prompt again with every response."""
     length = work.prompt + work.tokens
-    per_layer = 2.0 * length * backbone.layer + 4.0 * backbone.queries * length**2 / 2
+    pairs = length**2 / 2 if work.shared else length**2
+    per_layer = 2.0 * length * backbone.layer + 4.0 * backbone.queries * pairs
     return work.responses * backbone.layers * per_layer

@@ -37,6 +37,7 @@ from .batches import PreferenceExample
 from .cache import ActivationCache
 from .examples import Texts, examples_of
 from .graph import Engine, Step, graph
+from .lora_settings import check_lora
 from .processes import barrier, broadcast, device, idle_gpus, is_main, sharded, world_size
 from .progress import Progress
 from .run_folder import claim, data_digest, locked
@@ -73,6 +74,7 @@ def train(config: Config, console: Console | None = None, engine: Engine | None 
         )
     check_batches(config, world_size())
     check_backbone(config.backbone)
+    check_lora(config)
     data = load_splits(config)
     check_pairs(data)
     with locked(Path(config.output)):  # after the checks: the folder is bound to the data
@@ -166,6 +168,7 @@ def build_model(config: Config, taxonomy: Taxonomy) -> DMoERM:
     )
     model = DMoERM(settings)
     model.trunk, branch = split_layers(backbone, layer)
+    check_lora(config, branch)
     model.general.branch = branch
     if start is not None:
         _start_general(model, start, config)
