@@ -40,7 +40,7 @@ def test_a_plan_of_a_tiny_backbone_on_this_cpu(tiny_backbone: str) -> None:
 def test_a_plan_prints_how_far_it_was_off(tmp_path: Path) -> None:
     file = tmp_path / "plan.json"
     result = run("fast", "--json", str(file))
-    assert "time of scoring 0.94 to 1.07, in another session 0.82 to 1.07" in result.output
+    assert "time of scoring 0.94 to 1.07, in another run 0.82 to 1.07" in result.output
     assert "time of training 1.03 (once)" in result.output
     assert "no GPU was measured" in result.output
     plan = json.loads(file.read_text())
@@ -65,9 +65,16 @@ def test_a_plan_of_a_backbone_that_runs_by_its_own_forward(tmp_path: Path) -> No
     assert "not among" in json.loads((tmp_path / "plan.json").read_text())["unpacked_reason"]
 
 
+def test_the_first_layers_of_a_backbone_are_planned_alone(tmp_path: Path) -> None:
+    AutoConfig.for_model("llama").save_pretrained(tmp_path)
+    result = run("fast", "--set", f"backbone.path={tmp_path}", "--set", "backbone.num_layers=20")
+    assert result.exit_code == 0, result.output
+
+
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
+        ("starcoder2", "linear parts have 2,878.34 M weights and the plan counts 4,010.80 M"),
         ("phi", "linear parts have 1,207.96 M weights and the plan counts 1,610.61 M"),
         ("bert", "no attribute 'num_key_value_heads'), so the plan cannot count them"),
         ("gemma3n_text", "intermediate_size differs by layer"),

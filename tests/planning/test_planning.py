@@ -70,7 +70,7 @@ def test_the_accuracy_that_a_plan_prints_is_the_measured_one() -> None:
         seconds.append(plan.scoring.seconds / row["ours_s"])
     measured = {
         "scoring_seconds": quotients,
-        "scoring_seconds_in_another_session": seconds,
+        "scoring_seconds_in_another_run": seconds,
         "scoring_ratio": ratios,
         "checkpoint_bytes": sizes,
     }

@@ -13,7 +13,7 @@ from .options import JsonFile, Overrides, grouped
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from ..config import BackboneConfig
+    from ..model.survey import Survey
     from ..planning import BackboneShape, Machine, RunPlan, Workload
 
 
@@ -65,10 +65,10 @@ def command(
 
     settings = load_config(config, overrides or ())
     chosen = parse_machine(machine.gpus, price=machine.price, tflops=machine.tflops)
-    reason, linear = _own_forward(settings.backbone)
-    shape = read_shape(settings.backbone.path)
-    if reason:
-        _check_shape(settings.backbone.path, shape, linear)
+    known = _surveyed(settings.backbone.path)
+    shape, reason = read_shape(settings.backbone.path), known and known.reason
+    if known:
+        _check_shape(settings.backbone.path, shape, known.linear)
     options = {"float32": chosen.kind == "cpu", "packed": reason is None}
     recipe = Recipe.of(settings, shape, data.tasks, data.capabilities, **options)
     workload = Workload(data.groups, data.prompt_tokens, data.response_tokens, data.responses, data.scored)
@@ -83,27 +83,28 @@ def command(
         write_file(json_file, json.dumps(document, indent=2) + "\n")
 
 
-def _own_forward(backbone: BackboneConfig) -> tuple[str | None, int]:
-    """Return why a backbone runs by its own forward, or None if it is packed, and the weights of its linear layers.
+def _surveyed(path: str) -> Survey | None:
+    """Return how a backbone runs; None for the shapes that are known without its configuration, which are packed.
 
     Raises:
         BackboneError: the backbone is refused, or its configuration cannot be read.
     """
+    from ..config import BackboneConfig
     from ..errors import BackboneError
     from ..planning import SHAPES
 
-    if backbone.path in SHAPES:
-        return None, 0
+    if path in SHAPES:
+        return None
     from ..model.survey import survey
 
-    result = survey(backbone)
+    result = survey(BackboneConfig(path=path))
     if result.runs == "refused":
-        raise BackboneError(f"backbone.path: {backbone.path!r} is not supported: {result.reason}; use another backbone")
-    return result.reason, result.linear
+        raise BackboneError(f"backbone.path: {path!r} is not supported: {result.reason}; use another backbone")
+    return result
 
 
 def _check_shape(path: str, shape: BackboneShape, linear: int) -> None:
-    """Raise `BackboneError` unless a backbone that runs by its own forward has the layers that a plan counts."""
+    """Raise `BackboneError` unless a backbone has the layers that a plan counts."""
     from ..errors import BackboneError
 
     if (counted := shape.layers * shape.layer) != linear:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 ESTIMATED_BY_MEASURED: dict[str, tuple[float, float]] = {
     "scoring_seconds": (0.94, 1.07),
-    "scoring_seconds_in_another_session": (0.82, 1.07),
+    "scoring_seconds_in_another_run": (0.82, 1.07),
     "scoring_ratio": (0.94, 1.05),
     "training_seconds": (1.03, 1.03),
     "checkpoint_bytes": (0.96, 0.98),
@@ -24,8 +24,8 @@ def accuracy_line(packed: bool = True) -> str:
     }
     missing = "no GPU was measured" if packed else "no GPU and no such backbone was measured"
     return (
-        f"estimate / measurement on two cores: time of scoring {ranges['scoring_seconds']}, in another session "
-        f"{ranges['scoring_seconds_in_another_session']}; its operations relative to a plain model "
+        f"estimate / measurement on two cores: time of scoring {ranges['scoring_seconds']}, in another run "
+        f"{ranges['scoring_seconds_in_another_run']}; its operations relative to a plain model "
         f"{ranges['scoring_ratio']}; time of training {ranges['training_seconds']} (once); size on disk "
         f"{ranges['checkpoint_bytes']}; {missing} (docs/scale.md)"
     )
