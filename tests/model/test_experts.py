@@ -172,6 +172,13 @@ def test_default_targets_and_those_of_a_family_are_not_checked(backbones: Callab
     check_targets(only_values, LoRAConfig(), "phase2.lora.targets")
 
 
+def test_a_branch_without_a_layer_for_lora_is_refused_before_weights_are_read(backbones: Callable[[str], str]) -> None:
+    """GPT-2's projections are `Conv1D`."""
+    branch = branch_without_weights(BackboneConfig(path=backbones("gpt2")))
+    with pytest.raises(BackboneError, match=r"is called q_proj .*; it has none; train heads alone"):
+        check_targets(branch, LoRAConfig(), "phase2.lora.targets")
+
+
 def test_attaching_keeps_evaluation_mode(tiny_model: Callable[..., Any]) -> None:
     """New LoRA layers must not enable dropout in evaluation mode."""
     model = tiny_model()

@@ -55,19 +55,15 @@ def load_backbone(config: BackboneConfig, empty: bool = False) -> Backbone:
         check_config(full)
         check_reward_head(config, full)
         text = text_config(full)
+        layers = resolve_num_layers(config, text)
         text.dtype = resolve_dtype(config.dtype)
         model, head = (empty_part(text, text.num_hidden_layers), None) if empty else _load_weights(path, full)
         tokenizer = load_tokenizer(path)
-    layers = text.num_hidden_layers
-    if config.num_layers and config.num_layers > layers:
-        raise BackboneError(f"backbone.num_layers is {config.num_layers}, but {path!r} has {layers} layers")
-    if config.num_layers not in (None, layers):
-        if reason := unpacked_reason(text):
-            raise BackboneError(f"backbone.num_layers: {path!r} runs whole: {reason}; set backbone.num_layers to null")
+    if layers != text.num_hidden_layers:
         head = None  # it scores the states of all layers
     layer = resolve_branch_layer(config, text)
     if is_packed(text):
-        model = slice_layers(model, 0, config.num_layers or layers, embed=True, norm=True)
+        model = slice_layers(model, 0, layers, embed=True, norm=True)
     if not empty:
         check_split(model, layer)
     return Backbone(model, tokenizer, head if config.reward_head else None)
@@ -136,7 +132,7 @@ def branch_without_weights(config: BackboneConfig) -> Decoder:
     path = backbone_folder(config.path)
     with readable(path):
         text = text_config(AutoConfig.from_pretrained(path))
-        whole = empty_part(text, config.num_layers or text.num_hidden_layers)
+        whole = empty_part(text, resolve_num_layers(config, text))
     return split_layers(whole, resolve_branch_layer(config, text))[1]
 
 
@@ -164,13 +160,33 @@ def load_tokenizer(path: str | Path, **kwargs: Any) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(path, **kwargs)
 
 
+def resolve_num_layers(config: BackboneConfig, backbone: Any) -> int:
+    """Return how many of the first layers run: `num_layers`, by default all.
+
+    Args:
+        backbone: the text model's configuration.
+
+    Raises:
+        BackboneError: it has fewer layers, or runs whole because it is not packed.
+    """
+    known = backbone.num_hidden_layers
+    if config.num_layers in (None, known):
+        return known
+    if config.num_layers > known:
+        raise BackboneError(f"backbone.num_layers is {config.num_layers}, but {config.path!r} has {known} layers")
+    if reason := unpacked_reason(backbone):
+        hint = "set backbone.num_layers to null"
+        raise BackboneError(f"backbone.num_layers: {config.path!r} runs whole: {reason}; {hint}")
+    return config.num_layers
+
+
 def resolve_branch_layer(config: BackboneConfig, backbone: Any) -> int:
     """Return the layer at which the trunk ends: `branch_layer`, by default four fifths of the layers.
 
     Args:
         backbone: the text model's configuration. A backbone that is not packed has no trunk: the layer is 0.
     """
-    layers = config.num_layers or backbone.num_hidden_layers
+    layers = resolve_num_layers(config, backbone)
     if reason := unpacked_reason(backbone):
         if config.branch_layer:
             raise BackboneError(

@@ -131,17 +131,24 @@ def lora_targets(model: nn.Module, config: LoRAConfig) -> tuple[str, ...]:
 def check_targets(branch: nn.Module, config: LoRAConfig, setting: str) -> None:
     """Check that each of the `targets` is the name of a linear layer of the branch, unless they are the default ones.
 
+    With the default ones, `lora_targets` must find some.
+
     Args:
         setting: the name of the setting, for the message.
 
     Raises:
-        BackboneError: a name is not.
+        BackboneError: a name is not, or none is found.
     """
     linear = _linear_names(branch)
     missing = [name for name in config.targets if name not in linear]
-    if not missing or config.targets == LoRAConfig().targets:
+    default = config.targets == LoRAConfig().targets
+    if not missing or (default and lora_targets(branch, config)):
         return
-    known = f"its linear layers are {', '.join(sorted(linear))}" if linear else "it has none"
+    known = (
+        f"its linear layers are {', '.join(sorted(linear))}"
+        if linear
+        else "it has none; train heads alone, with rank 0"
+    )
     hint = "; ".join(filter(None, [did_you_mean(missing[0], linear), known]))
     raise BackboneError(
         f"{setting}: no linear layer of the branch is called {missing[0]} (got {shorten(list(config.targets))}); {hint}"

@@ -13,7 +13,15 @@ from ..errors import BackboneError
 from ..planning import BackboneShape
 from ..planning.memory import OVERHEAD, kept_bytes, pass_bytes, trained_bytes
 from ..planning.recipe import QUANTIZED_BYTES
-from .backbone import backbone_folder, check_reward_head, has_reward_head, readable, resolve_branch_layer, resolve_dtype
+from .backbone import (
+    backbone_folder,
+    check_reward_head,
+    has_reward_head,
+    readable,
+    resolve_branch_layer,
+    resolve_dtype,
+    resolve_num_layers,
+)
 from .experts import lora_targets
 from .families import refused_reason, text_config, unpacked_reason
 from .layers import empty_part, split_layers
@@ -112,17 +120,18 @@ def survey(config: BackboneConfig) -> Survey:
         return Survey(kind, composite, "refused", refusal)
     with readable(path):
         check_reward_head(config, full)
-    reason, layer, dtype = unpacked_reason(text), resolve_branch_layer(config, text), resolve_dtype(config.dtype)
+    layers, layer = resolve_num_layers(config, text), resolve_branch_layer(config, text)
+    reason, dtype = unpacked_reason(text), resolve_dtype(config.dtype)
     _check_quantization(config, layer, reason)
     with readable(path):
-        whole = empty_part(text, config.num_layers or text.num_hidden_layers)
+        whole = empty_part(text, layers)
     trunk, branch = split_layers(whole, layer)
     return Survey(
         kind,
         composite,
         "fallback" if reason else "packed",
         reason,
-        layers=config.num_layers or text.num_hidden_layers,
+        layers=layers,
         branch_layer=layer,
         has_head=has_reward_head(full) and config.reward_head,
         targets=lora_targets(whole, LoRAConfig()),
