@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -136,3 +138,30 @@ def test_a_backbone_without_such_layers_is_refused(load: Callable[..., Decoder])
     model.layers = torch.nn.ModuleList()
     with pytest.raises(BackboneError, match="gradient_checkpointing: a backbone of type 'llama' does not support it"):
         recompute_layers(model)
+
+
+LONG = """
+import resource, sys
+import torch
+from transformers import AutoModel
+from dmoerm.model.layers import split_layers
+from dmoerm.model.packed_attention import ATTENTION, recompute_layers, run
+from dmoerm.model.packing import pack
+
+branch = split_layers(AutoModel.from_pretrained(sys.argv[1], attn_implementation=ATTENTION), 2)[1]
+branch.requires_grad_(True).train()
+recompute_layers(branch, offload=True)
+run(branch, pack([(torch.randn(64, 32), [torch.randn(8, 32)])]), "last").sum().backward()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+run(branch, pack([(torch.randn(32_068, 32), [torch.randn(700, 32), torch.randn(200, 32)])]), "last").sum().backward()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.slow
+def test_a_text_of_32768_tokens_trains_without_a_mask_of_its_square(tmp_path: Path) -> None:
+    """Such a mask alone would take 4.3 GB in float32."""
+    path = write_backbone(tmp_path / "backbone", max_position_embeddings=40_000)
+    done = subprocess.run([sys.executable, "-c", LONG, path], capture_output=True, text=True, check=True)
+    print(f"{int(done.stdout) / 1024:.0f} MiB")
+    assert int(done.stdout) < 1024 * 1024  # KiB
