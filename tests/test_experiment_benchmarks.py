@@ -182,3 +182,8 @@ def test_rows_of_rewardbench_are_read_with_all_their_subsets(write_rows, name, r
     assert [len(result.subsets) for result in results.values()] == [subsets, subsets]
     assert all(score >= 1 for score, _ in results["right"].subsets.values())
     assert all(score <= 0 for score, _ in results["wrong"].subsets.values())
+
+
+def test_the_page_of_results_stays_short() -> None:
+    page = Path(__file__).parents[1] / "docs" / "results.md"
+    assert len(page.read_text().splitlines()) <= 250
