@@ -67,8 +67,13 @@ def test_a_plan_of_a_backbone_that_runs_by_its_own_forward(tmp_path: Path) -> No
 
 def test_the_first_layers_of_a_backbone_are_planned_alone(tmp_path: Path) -> None:
     AutoConfig.for_model("llama").save_pretrained(tmp_path)
-    result = run("fast", "--set", f"backbone.path={tmp_path}", "--set", "backbone.num_layers=20")
-    assert result.exit_code == 0, result.output
+    sizes = []
+    for layers in (20, 32):
+        settings = ["--set", f"backbone.path={tmp_path}", "--set", f"backbone.num_layers={layers}"]
+        result = run("fast", *settings, "--json", str(tmp_path / "plan.json"))
+        assert result.exit_code == 0, result.output
+        sizes.append(json.loads((tmp_path / "plan.json").read_text())["scoring"]["flops"])
+    assert sizes[0] == pytest.approx(sizes[1] * 20 / 32, rel=0.05)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from tiny import TINY_TASKS, assert_same, make_exact_config, make_model, make_ti
 from dmoerm.model import flex_attention
 from dmoerm.model.packed_attention import FORM_VARIABLE
 from dmoerm.schema import Query
+from dmoerm.training import embedding
 from dmoerm.training.cache import ActivationCache
 from dmoerm.training.embedding import map_rows
 
@@ -83,14 +84,18 @@ def test_filling_the_cache_copies_each_kind_of_activation_once(tiny_backbone: st
         torch.testing.assert_close(found.states(text), expected.states(text), atol=1e-4, rtol=1e-4)
 
 
-def test_rows_of_many_texts_are_mapped_with_one_copy_each_way() -> None:
-    rows = {str(i): torch.randn(2 + i % 3, 4) for i in range(10)}
+def test_rows_of_many_texts_are_mapped_with_a_copy_each_way_for_each_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten texts of two to four rows of 16 bytes are one block, or in blocks of at most 130 bytes five of two texts."""
+    rows = {str(i): torch.randn(2 + i % 3, 4) for i in range(10)}  # at least 32, at most 64 bytes
     layer = torch.nn.Linear(4, 1).requires_grad_(False)
     expected = {key: layer(row) for key, row in rows.items()}
     with using_device() as traffic:
         run: Any = SimpleNamespace(model=SimpleNamespace(device=torch.device("sim:0")))
         to_device(layer)
         traffic.uploads.clear()
-        found = map_rows(layer, rows, run)
-        assert (len(traffic.uploads), len(traffic.waits)) == (1, 1)
-    torch.testing.assert_close(found, expected)
+        for size, blocks in ((64e6, 1), (130, 5), (1, 10)):
+            monkeypatch.setattr(embedding, "_BYTES_PER_COPY", size)
+            traffic.uploads.clear()
+            traffic.waits.clear()
+            torch.testing.assert_close(map_rows(layer, rows, run), expected)
+            assert (len(traffic.uploads), len(traffic.waits)) == (blocks, blocks)

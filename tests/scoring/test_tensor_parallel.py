@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import psutil
 import pytest
 import torch
 from running import free_port, wait_until_ready
@@ -73,8 +74,11 @@ def test_two_processes_serve_as_one_and_end_together(tmp_path: Path) -> None:
                     found = [score["reward"] for score in item["scores"]]
                     assert found == pytest.approx([score.reward for score in scores], abs=1e-4)
         finally:
+            workers = psutil.Process(process.pid).children(recursive=True)
             process.terminate()
             process.wait(60)
+    assert len(workers) == 2
+    assert not psutil.wait_procs(workers, timeout=5)[1]
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,8 @@ def base_lora_step(model: Any) -> tuple[nn.Module, list[PreferenceBatch]]:
 def recomputed_step(model: Any) -> tuple[nn.Module, list[PreferenceBatch]]:
     module, parts = full_step(model)
     recompute_layers(model.general.branch)
+    module.calls = []  # pyright: ignore[reportAttributeAccessIssue]
+    model.general.branch.layers[0].mlp.register_forward_pre_hook(lambda *_: module.calls.append(1))  # pyright: ignore
     return module, parts
 
 
@@ -201,6 +203,8 @@ def test_a_step_never_waits(
         else:
             assert traffic.waits == []
         device_losses, device_gradients, device_weights = ([x.cpu() for x in each] for each in on_device)
+    if kind == "recomputed":  # forward and backward pass, here and on the device
+        assert len(module.calls) == 4 * len(parts)  # pyright: ignore
     tolerance = 1e-4 if dtype == "float32" else 0.05
     torch.testing.assert_close(device_losses, losses, atol=tolerance, rtol=tolerance)
     assert any(not torch.equal(p, q) for p, q in zip(device_weights, original.parameters(), strict=False))

@@ -46,7 +46,7 @@ from . import (
 _INTERRUPTED, _PIPE_CLOSED = 130, 141
 _RESUMABLE = {"train", "add", "retrain", "compare", "bon", "rl", "demo"}
 _SHORTER_TRAINING = (
-    "set base to frozen or lora, gradient_checkpointing to true, a higher backbone.branch_layer, a lower "
+    "set base to frozen or lora, gradient_checkpointing to true or offload, a higher backbone.branch_layer, a lower "
     "encoding.max_length or experts_per_step, or backbone.quantization to 4bit; `dmoerm plan` estimates the memory"
 )
 _SHORTER_PASSES = "set a lower --batch-tokens, or --dtype bfloat16"

@@ -13,6 +13,7 @@ from .options import JsonFile, Overrides, grouped
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from ..config import BackboneConfig
     from ..model.survey import Survey
     from ..planning import BackboneShape, Machine, RunPlan, Workload
 
@@ -65,7 +66,7 @@ def command(
 
     settings = load_config(config, overrides or ())
     chosen = parse_machine(machine.gpus, price=machine.price, tflops=machine.tflops)
-    known = _surveyed(settings.backbone.path)
+    known = _surveyed(settings.backbone)
     shape, reason = read_shape(settings.backbone.path), known and known.reason
     if known:
         _check_shape(settings.backbone.path, shape, known.linear)
@@ -83,23 +84,23 @@ def command(
         write_file(json_file, json.dumps(document, indent=2) + "\n")
 
 
-def _surveyed(path: str) -> Survey | None:
-    """Return how a backbone runs; None for the shapes that are known without its configuration, which are packed.
+def _surveyed(backbone: BackboneConfig) -> Survey | None:
+    """Return how a whole backbone runs; None for the shapes that are known without its configuration, which are packed.
 
     Raises:
         BackboneError: the backbone is refused, or its configuration cannot be read.
     """
-    from ..config import BackboneConfig
     from ..errors import BackboneError
     from ..planning import SHAPES
 
-    if path in SHAPES:
+    if backbone.path in SHAPES:
         return None
     from ..model.survey import survey
 
-    result = survey(BackboneConfig(path=path))
+    whole = {"num_layers": None, "branch_layer": None, "quantization": "none"}
+    result = survey(backbone.model_copy(update=whole))
     if result.runs == "refused":
-        raise BackboneError(f"backbone.path: {path!r} is not supported: {result.reason}; use another backbone")
+        raise BackboneError(f"backbone.path: {backbone.path!r} is not supported: {result.reason}; use another backbone")
     return result
 
 

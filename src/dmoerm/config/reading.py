@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -109,10 +110,27 @@ def validated(kind: type[S], settings: dict[str, Any], source: str) -> S:
         return kind.model_validate(settings)
     except ValidationError as error:
         detail = error.errors()[0]
-        field = ".".join(str(part) for part in detail["loc"]) or "config"
-        message = _unknown(kind, detail["loc"]) if detail["type"] == "extra_forbidden" else plain_fault(detail)
+        field = _setting(kind, detail["loc"])
+        alternatives = [plain_fault(each) for each in error.errors() if _setting(kind, each["loc"]) == field]
+        message = " or ".join(dict.fromkeys(alternatives)).replace(" or must be ", " or ")
+        message = _unknown(kind, detail["loc"]) if detail["type"] == "extra_forbidden" else message
         message = f"is now {NOW[str(detail['loc'][-1])]}" if detail["loc"] and detail["loc"][-1] in NOW else message
         raise ConfigError(f"{source}: {field}: {message} (got {shorten(detail['input'])})") from None
+
+
+def _setting(kind: type[BaseModel], location: Sequence[Any]) -> str:
+    """Return the path of the setting at a location, which may also name one of the alternatives of its type."""
+    names: list[str] = []
+    section: type[BaseModel] | None = kind
+    alternative = False
+    for part in location:
+        if not alternative:
+            names.append(str(part))
+        field = section.model_fields.get(str(part)) if section else None
+        section = group_of(field.annotation) if field else None
+        kinds = set(get_args(field.annotation)) - {type(None)} if field and not section else set()
+        alternative = len(kinds) > 1 and get_origin(field and field.annotation) in (Union, UnionType)
+    return ".".join(names) or "config"
 
 
 def _unknown(kind: type[BaseModel], location: Sequence[Any]) -> str:

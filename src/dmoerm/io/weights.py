@@ -15,6 +15,7 @@ def weights_digest(source: str) -> str:
         return ""
     digest = hashlib.sha256()
     for file in sorted(Path(source).rglob("*.safetensors")):
+        digest.update(file.relative_to(source).as_posix().encode())
         with file.open("rb") as opened:
             digest.update(hashlib.file_digest(opened, "sha256").digest())
     return digest.hexdigest()[:16]

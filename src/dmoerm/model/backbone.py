@@ -121,6 +121,7 @@ def check_backbone(config: BackboneConfig) -> None:
         full = AutoConfig.from_pretrained(path)
         check_config(full)
         check_reward_head(config, full)
+        resolve_branch_layer(config, text_config(full))
 
 
 def branch_without_weights(config: BackboneConfig) -> Decoder:

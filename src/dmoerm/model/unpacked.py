@@ -59,7 +59,7 @@ def _states(model: PreTrainedModel, tokens: Tensor, rows: list[Any], k: int) -> 
 def whole_forward(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
     """Return the last states (Q, P, d) of right-padded ids (Q, P), where the mask is 1, or true, at tokens.
 
-    Keys and values are not kept, as a model does by default for further tokens.
+    It runs without the key-value cache, which models fill by default.
     """
     options = {"use_cache": False} if getattr(model.config, "use_cache", False) else {}
     return model(input_ids=ids, attention_mask=mask.long(), **options).last_hidden_state

@@ -103,7 +103,7 @@ class RunPlan:
         if min(self.training.memory, self.sharded_memory or float("inf")) > limit:
             yield (
                 f"training needs {self.training.memory / 1e9:.0f} GB on one GPU, which has {limit / 1e9:.0f}: set base "
-                "to frozen or lora, gradient_checkpointing to true, "
+                "to frozen or lora, gradient_checkpointing to true or offload, "
                 f"{'a higher backbone.branch_layer, ' * self.packed}or a lower experts_per_step"
             )
         elif self.training.memory > limit:
@@ -182,7 +182,7 @@ _Reads = tuple[float, float, int, float, float]
 def _reads(recipe: Recipe, groups: int) -> Iterator[_Reads]:
     """Yield what each step reads."""
     config, top, many = recipe.config, float(recipe.top), float("inf")
-    again = float(bool(config.gradient_checkpointing))
+    again = recipe.recomputed
     train = groups * (1 - config.data.validation_fraction)
     frozen = recipe.base == "frozen"
     if recipe.trunk or frozen:
@@ -205,7 +205,7 @@ def _router_reads(recipe: Recipe, groups: int) -> Iterator[_Reads]:
     """Yield what the training of the router's own model reads, of each group the prompt."""
     if recipe.own_router:
         train = groups * (1 - recipe.config.data.validation_fraction)
-        cost = 3.0 + recipe.config.gradient_checkpointing
+        cost = 3.0 + recipe.recomputed
         yield from _step(recipe.config.router, recipe.shape.layers, train, groups - train, 1, cost)
 
 

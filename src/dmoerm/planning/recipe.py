@@ -111,6 +111,11 @@ class Recipe:
         )
 
     @property
+    def recomputed(self) -> float:
+        """Forward passes of a trained layer in the backward pass: 1 with `gradient_checkpointing`, else 0."""
+        return float(bool(self.config.gradient_checkpointing))
+
+    @property
     def top(self) -> int:
         """Layers of the branch."""
         return self.shape.layers - self.trunk

@@ -183,20 +183,24 @@ class ActivationCache:
 
     @torch.no_grad()  # not inference_mode: weights gathered in it could not take part in autograd later
     def _compute(self, batch: Sequence[Encoded]) -> dict[str, Tensor]:
-        """Compute the activations of texts in one pass, and copy each kind to the CPU as a whole."""
+        """Compute the activations of texts in one pass, and copy each kind to the CPU as a whole.
+
+        A text's are copies, since a view would keep those of the whole pass in memory.
+        """
         hidden = self.model.hidden(pack_ids(batch).to(self.model.device))
         sizes = [len(text.responses) for text in batch]
         tensors: dict[str, Tensor] = {}
         if self.embedding:
             embeddings = self.model.general.embed(hidden).cpu().split(sizes)
-            tensors |= {f"{text.key}/{self._embedding}": z for text, z in zip(batch, embeddings, strict=True)}
+            tensors |= {f"{text.key}/{self._embedding}": z.clone() for text, z in zip(batch, embeddings, strict=True)}
         if self.route:
-            tensors |= {f"{text.key}/route": z for text, z in zip(batch, hidden.prompt_means().cpu(), strict=True)}
+            means = hidden.prompt_means().cpu()
+            tensors |= {f"{text.key}/route": mean.clone() for text, mean in zip(batch, means, strict=True)}
         if self.hidden:
             states = Packed(hidden.tokens.cpu(), hidden.packing)
             for text, (prompt, responses) in zip(batch, states.split(), strict=True):
-                tensors |= {f"{text.key}/prompt": prompt, f"{text.key}/response": torch.cat(responses)}
-        return {name: tensor.clone() for name, tensor in tensors.items()}
+                tensors |= {f"{text.key}/prompt": prompt.clone(), f"{text.key}/response": torch.cat(responses)}
+        return tensors
 
     def _write(self, tensors: dict[str, Tensor]) -> bool:
         """Write a shard if it fits within the limit; return whether it does."""

@@ -25,7 +25,7 @@ from .processes import gather_passes, shard_evenly, smallest
 from .steps import Run
 
 T = TypeVar("T")
-_KEYS_PER_COPY = 256
+_BYTES_PER_COPY = 64e6
 _SAMPLE = 256  # groups for statistics if an embedding needs a pass
 _IN_MEMORY = 1e9  # bytes; reading a batch from the cache takes a fraction of a large branch's step, but not of a head's
 
@@ -100,13 +100,25 @@ def map_rows(compute: Callable[[Tensor], Tensor], rows: Mapping[str, Tensor], ru
         compute: maps rows (M, …) on the model's device to outputs (M, …), row by row. It is called with many keys' rows
             at a time, because each call takes a copy to the device and one back.
     """
-    order, outputs = list(rows), dict[str, Tensor]()
-    for start in range(0, len(order), _KEYS_PER_COPY):
-        keys = order[start : start + _KEYS_PER_COPY]
-        parts = [rows[key] for key in keys]
-        results = compute(to_device(torch.cat(parts), run.model.device)).cpu()
-        outputs |= zip(keys, results.split([len(part) for part in parts]), strict=True)
+    outputs: dict[str, Tensor] = {}
+    for block in _blocks(rows):
+        results = compute(to_device(torch.cat(list(block.values())), run.model.device)).cpu()
+        outputs |= zip(block, results.split([len(part) for part in block.values()]), strict=True)
     return outputs
+
+
+def _blocks(rows: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """Yield the rows in blocks of at most `_BYTES_PER_COPY`, or of one key."""
+    block: dict[str, Tensor] = {}
+    size = 0
+    for key, part in rows.items():
+        if block and size + part.nbytes > _BYTES_PER_COPY:
+            yield block
+            block, size = {}, 0
+        block[key] = part
+        size += part.nbytes
+    if block:
+        yield block
 
 
 def _run_passes(

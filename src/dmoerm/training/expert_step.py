@@ -23,7 +23,7 @@ from transformers import set_seed
 from ..config import HeadStepConfig
 from ..model.experts import Experts, lora_layers, with_experts
 from ..model.heads import Head
-from ..model.packed_attention import Decoder, recompute_layers
+from ..model.packed_attention import Decoder
 from ..names import folder_name
 from .batches import Labels, PackedCollator, PreferenceExample, VectorCollator, labeled
 from .embedding import base_embeddings, cached_states
@@ -125,8 +125,7 @@ def _train_lora(
 ) -> tuple[Decoder, StepMetrics]:
     task_model, settings = run.model.task_model(task), run.config.phase2
     branch = with_experts(task_model.base.branch, len(names), settings.lora)  # pyright: ignore[reportArgumentType]
-    if run.config.gradient_checkpointing:
-        recompute_layers(branch, offload=run.config.gradient_checkpointing == "offload")
+    run.recompute(branch)
     for layer in lora_layers(branch).values():
         for matrix, generator in zip(layer.lora_A.detach(), generators, strict=True):
             drawn = nn.init.kaiming_uniform_(torch.empty(matrix.shape), a=math.sqrt(5), generator=generator)

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from torch import nn
-
 from ..config import Config
 from ..model.backbone import branch_without_weights
 from ..model.experts import check_targets
 
 
-def check_lora(config: Config, branch: nn.Module | None = None) -> None:
-    """Check the targets of each LoRA that a run trains.
-
-    Args:
-        branch: the branch of the backbone; None: one without weights is built if there is a LoRA.
+def check_lora(config: Config) -> None:
+    """Check the targets of each LoRA that a run trains; only the backbone's configuration is read.
 
     Raises:
         BackboneError: a target is not the name of a linear layer of the branch.
     """
     settings = {"phase2.lora": config.phase2.lora} if config.phase2.lora.rank else {}
     settings |= {"base_lora": config.base_lora} if config.base == "lora" else {}
-    for name, lora in settings.items():
-        branch = branch_without_weights(config.backbone) if branch is None else branch
-        check_targets(branch, lora, f"{name}.targets")
+    if settings:
+        branch = branch_without_weights(config.backbone)
+        for name, lora in settings.items():
+            check_targets(branch, lora, f"{name}.targets")

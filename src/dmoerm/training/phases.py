@@ -25,7 +25,6 @@ from ..config import BranchStepConfig
 from ..data.splitting import held_out
 from ..model.experts import MergedLoRALinear, lora_layers, with_experts
 from ..model.heads import BranchScorer, Head
-from ..model.packed_attention import recompute_layers
 from .batches import PackedCollator, PreferenceExample, VectorCollator, labeled
 from .calibration import calibrate
 from .embedding import base_embeddings, cached_states, map_rows, sample, task_vectors
@@ -243,9 +242,7 @@ def _trainable(run: Run, start: BranchScorer, head: Head) -> BranchScorer:
         scorer = sharded_scorer(start, head)
     else:
         scorer = BranchScorer(copy.deepcopy(branch).float().requires_grad_(True), head, start.pooling)
-    if run.config.gradient_checkpointing:
-        offload = run.config.gradient_checkpointing == "offload"
-        recompute_layers(scorer.branch, offload=offload)  # pyright: ignore[reportArgumentType]
+    run.recompute(scorer.branch)  # pyright: ignore[reportArgumentType]
     return scorer
 
 

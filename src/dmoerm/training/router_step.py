@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from ..model.batching import pad
-from ..model.packed_attention import recompute_layers
 from ..model.prompt_statistics import PromptStatistics, TaskPrompts
 from ..model.router import Router
 from ..model.transfer import to_device, transfer
@@ -23,6 +22,7 @@ from .processes import broadcast, shard, world_size
 from .steps import Run, State, StepMetrics, step_metrics
 
 Examples = Sequence[PreferenceExample]
+_PROMPTS_PER_COPY = 1024
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -85,13 +85,19 @@ def assign_tasks(run: Run, examples: Examples) -> list[PreferenceExample]:
 
 @torch.no_grad()
 def _routes(run: Run, examples: Examples) -> list[str | None]:
-    if not examples:
-        return []
-    router = run.model.router
-    reads = router.language_model is not None
-    features = [torch.tensor(e.encoded.prompt) if reads else run.cache.prompt(e.encoded) for e in examples]
-    vectors = prompt_vectors(router, features).to(run.model.device)
-    return [run.model.choose(row) for row in router.probabilities(vectors).cpu()]
+    router, routes = run.model.router, list[str | None]()
+    for start in range(0, len(examples), _PROMPTS_PER_COPY):
+        some = [_feature(run, e) for e in examples[start : start + _PROMPTS_PER_COPY]]
+        vectors = to_device(prompt_vectors(router, some), run.model.device)
+        routes += [run.model.choose(row) for row in router.probabilities(vectors).cpu()]
+    return routes
+
+
+def _feature(run: Run, example: PreferenceExample) -> Tensor:
+    """Return what `prompt_vectors` reads of an example's prompt."""
+    if run.model.router.language_model is None:
+        return run.cache.prompt(example.encoded)
+    return torch.tensor(example.encoded.prompt)
 
 
 def _train(run: Run, train: Examples, validation: Examples, checkpoint_dir: Path) -> tuple[State, StepMetrics]:
@@ -99,9 +105,8 @@ def _train(run: Run, train: Examples, validation: Examples, checkpoint_dir: Path
     reads = router.language_model is not None
     if router.language_model is not None:
         router.language_model = copy.deepcopy(router.language_model).float()
-        if run.config.gradient_checkpointing:
-            recompute_layers(router.language_model, offload=run.config.gradient_checkpointing == "offload")
-    rows = [_rows(run, part, reads) for part in (train, validation)]
+        run.recompute(router.language_model)
+    rows = [_rows(run, part) for part in (train, validation)]
     if not reads:
         router.normalizer.fit(torch.stack([vector for vector, _ in rows[0]]))
     fits = fit(
@@ -130,7 +135,7 @@ def prompt_vectors(router: Router, features: Sequence[Tensor]) -> Tensor:
 
 def prompt_features(run: Run, examples: Examples) -> list[Tensor]:
     """Return what `prompt_vectors` reads, of each distinct prompt once."""
-    return [feature for feature, _ in _rows(run, examples, run.model.router.language_model is not None)]
+    return [feature for feature, _ in _rows(run, examples)]
 
 
 def _statistics(router: Router, rows: Sequence[tuple[Tensor, int]]) -> PromptStatistics:
@@ -140,11 +145,10 @@ def _statistics(router: Router, rows: Sequence[tuple[Tensor, int]]) -> PromptSta
     )
 
 
-def _rows(run: Run, examples: Examples, reads: bool) -> list[tuple[Tensor, int]]:
+def _rows(run: Run, examples: Examples) -> list[tuple[Tensor, int]]:
     tasks = run.model.router.tasks
     distinct = {(e.prompt, e.task): e for e in examples if e.task in tasks}.values()
-    features = [torch.tensor(e.encoded.prompt) if reads else run.cache.prompt(e.encoded) for e in distinct]
-    return [(feature, tasks.index(e.task or "")) for feature, e in zip(features, distinct, strict=True)]
+    return [(_feature(run, e), tasks.index(e.task or "")) for e in distinct]
 
 
 def _collate_vectors(rows: Sequence[tuple[Tensor, int]]) -> list[RoutingBatch]:

@@ -168,7 +168,6 @@ def build_model(config: Config, taxonomy: Taxonomy) -> DMoERM:
     )
     model = DMoERM(settings)
     model.trunk, branch = split_layers(backbone, layer)
-    check_lora(config, branch)
     model.general.branch = branch
     if start is not None:
         _start_general(model, start, config)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import TrainerCallback, set_seed
+from transformers import PreTrainedModel, TrainerCallback, set_seed
 
 from ..chat.truncation import TruncationCounts
 from ..config import Config
@@ -24,7 +24,7 @@ from ..io.paths import complete_folder
 from ..io.storage import Mirror
 from ..model import DMoERM
 from ..model.checkpoint import current_names
-from ..model.packed_attention import Decoder
+from ..model.packed_attention import Decoder, recompute_layers
 from ..model.pass_budget import training_tokens
 from ..model.posterior import HeadPosterior
 from ..names import folder_name
@@ -81,6 +81,11 @@ class Run:
             "report_to": self.config.report_to,
             "callbacks": [self.progress, _KeepCheckpoints(self.mirror)],
         }
+
+    def recompute(self, part: PreTrainedModel) -> None:
+        """Let the layers of a part run again in the backward pass if `gradient_checkpointing` says so."""
+        if form := self.config.gradient_checkpointing:
+            recompute_layers(part, offload=form == "offload")
 
     def pass_tokens(self, branch: Decoder) -> int:
         """Return the tokens of a training pass through a branch, the same for all processes."""
