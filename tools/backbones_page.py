@@ -185,10 +185,10 @@ INTRODUCTION = """# Backbones
   is 0, so `router.kind` must be `own`. A tokenizer without a chat template, as encoders have, also needs
   `encoding.template: plain`. The router is then a copy of the backbone that is fine-tuned, which needs
   other settings than a linear one (below).
-* **refused**: it does not give the states of a text, or gives others beside padding.
+* **refused**: it does not give the states of a text, or they change when the text is padded.
 
-A composite of several models, such as Gemma 3 with images, is used without its other parts: its text model runs. They
-are built while it is loaded, for which Gemma 3n needs the package `timm`.
+A composite of several models, such as Gemma 3 with images, is used without its other parts: its text model runs.
+Loading builds the other parts too; for Gemma 3n this needs the package `timm`.
 
 ```bash
 dmoerm models check Qwen/Qwen3-0.6B --tasks 5        # how it runs, LoRA targets, memory; reads config.json only
