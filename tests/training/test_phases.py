@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dmoerm.model import DMoERM, packed_attention
 from dmoerm.schema import prompt_key
+from dmoerm.training.batches import labeled
 from dmoerm.training.expert_step import phase2
 from dmoerm.training.phases import first_part, phase0, phase1, phase3, second_part
 
@@ -115,6 +116,14 @@ def test_phases_1_and_3_divide_the_prompts(begun: Callable[..., Any], fraction: 
     assert len(first) + len(second) == len(train)
     assert len(first) / len(train) == pytest.approx(fraction, abs=0.5 / len(train) + 1e-9)
     assert not {prompt_key(e.group.prompt) for e in first} & {prompt_key(e.group.prompt) for e in second}
+
+
+@pytest.mark.parametrize("which", range(6))
+def test_both_parts_have_an_overall_label_if_there_is_one(begun: Callable[..., Any], which: int) -> None:
+    start = begun()
+    examples = start.train[:6]
+    examples = [e if i == which else e.with_pairs({}) for i, e in enumerate(examples)]
+    assert all(labeled(part(start.run, examples)) for part in (first_part, second_part))
 
 
 @pytest.mark.parametrize(

@@ -122,12 +122,12 @@ def phase3(training: Training, task: str) -> None:
 
 
 def first_part(run: Run, examples: Examples) -> Examples:
-    """Return the groups of phase 1."""
+    """Return the groups of phase 1; those of phase 3 if no other has an overall label."""
     return _split(run, examples)[0]
 
 
 def second_part(run: Run, examples: Examples) -> Examples:
-    """Return the groups of phase 3."""
+    """Return the groups of phase 3; those of phase 1 if no other has an overall label."""
     return _split(run, examples)[1]
 
 
@@ -136,8 +136,8 @@ def _split(run: Run, examples: Examples) -> tuple[Examples, Examples]:
     if 1 - fraction == 1:  # 0, or so small that floating point cannot distinguish it
         return examples, examples
     held = held_out((e.group for e in examples), 1 - fraction, run.config.seed)
-    first = [e for e, second in zip(examples, held, strict=True) if not second]
-    return first, [e for e, second in zip(examples, held, strict=True) if second] or first
+    first, second = ([e for e, late in zip(examples, held, strict=True) if late == part] for part in (False, True))
+    return first if labeled(first) else second, second if labeled(second) else first
 
 
 # --- phases 0 and 1 ------------------------------------------------------------------------------------------------
