@@ -103,16 +103,32 @@ def lead(model: DMoERM) -> None:
         return score_encoded(*arguments, **options)
 
     model.score_encoded = send
-    atexit.register(lambda: distributed.broadcast_object_list([None], src=0, group=group))
+    atexit.register(_end, group)
+
+
+def _end(group: Any) -> None:
+    """End the other processes, then the communication."""
+    distributed.broadcast_object_list([None], src=0, group=group)
+    _close(group)
+
+
+def _close(group: Any) -> None:
+    """End the communication. Layers hold the groups, whose threads on a CPU must not outlive the interpreter."""
+    groups: list[Any] = [group, distributed.group.WORLD]
+    for each in groups:
+        with contextlib.suppress(RuntimeError):  # a group of GPUs has no backend for a CPU
+            each._get_backend(torch.device("cpu")).shutdown()
+    distributed.destroy_process_group()
 
 
 def follow(model: DMoERM) -> None:
-    """Run the passes of process 0 until it ends."""
+    """Run the passes of process 0 until it ends, then end the communication."""
     group = _control_group()
     while True:
         received: list[Any] = [None]
         distributed.broadcast_object_list(received, src=0, group=group)
         if received[0] is None:
+            _close(group)
             return
         with contextlib.suppress(Exception):  # process 0 raises the same error and reports it
             arguments, options = received[0]
