@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -107,28 +106,29 @@ def test_a_thread_prepares_the_next_batch(tmp_path: Path, monkeypatch: pytest.Mo
     """As with an accelerator: during a step the next batch is collated, and the result is the same."""
     expected, scorer = head(), head()
     fitted(expected, tmp_path / "expected")
-    collated, ahead = [0], []
+    train, ahead = rows(32, 1), threading.Semaphore(0)
+    of_train, waited = {id(row) for row in train}, []
     collate, compute_loss = VectorCollator.__call__, trainer.StepTrainer.compute_loss
 
     def counted(self: VectorCollator, batch: Any) -> Any:
         assert threading.current_thread().name.startswith("collate")
         parts = collate(self, batch)
-        collated[0] += 1
+        if id(batch[0]) in of_train:
+            ahead.release()
         return parts
 
-    def watched(self: Any, *args: Any, **kwargs: Any) -> Any:
-        before = collated[0]
-        deadline = time.monotonic() + 0.2  # an epoch's last batch has none after it
-        while collated[0] == before and time.monotonic() < deadline and len(ahead) < 3:
-            time.sleep(0.001)
-        ahead.append(collated[0] > before)
-        return compute_loss(self, *args, **kwargs)
+    def watched(self: Any, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if (
+            model.training and not waited
+        ):  # the first step does not begin before two batches are collated: its own and the next
+            waited.extend(ahead.acquire(timeout=60) for _ in range(2))
+        return compute_loss(self, model, *args, **kwargs)
 
     monkeypatch.setattr(trainer, "_prefetches", lambda device: True)
     monkeypatch.setattr(VectorCollator, "__call__", counted)
     monkeypatch.setattr(trainer.StepTrainer, "compute_loss", watched)
-    fitted(scorer, tmp_path / "fit")
-    assert any(ahead)
+    fitted(scorer, tmp_path / "fit", train)
+    assert waited == [True, True]
     assert same(scorer, expected)
 
 
