@@ -116,7 +116,7 @@ def test_our_own_server_routes_by_itself(reward_server) -> None:
     ],
 )
 def test_servers_that_fail(reply, message) -> None:
-    server = RewardServer("http://judge/classify", transport=httpx2.MockTransport(lambda _: reply))
+    server = RewardServer("http://judge/classify", transport=httpx2.MockTransport(lambda _: reply), retries=0)
     with pytest.raises(ServerError, match=message):
         server.score_all(QUERIES)
 
