@@ -6,10 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
-from transformers import AutoConfig
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel
 from typer.testing import CliRunner
 
 from dmoerm.cli import app
+from dmoerm.config import BackboneConfig
+from dmoerm.model.survey import survey
 
 
 def run(*arguments: str):
@@ -79,9 +83,9 @@ def test_the_first_layers_of_a_backbone_are_planned_alone(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("starcoder2", "linear parts have 2,878.34 M weights and the plan counts 4,010.80 M"),
-        ("phi", "linear parts have 1,207.96 M weights and the plan counts 1,610.61 M"),
-        ("bert", "no attribute 'num_key_value_heads'), so the plan cannot count them"),
+        ("recurrent_gemma", "linear parts have 1,330.38 M weights and the plan counts 2,215.12 M"),
+        ("gpt2", "no attribute 'intermediate_size'), so the plan cannot count them"),
+        ("nemotron", "cannot be loaded: unsupported operand"),  # its default has no number of key and value heads
         ("gemma3n_text", "intermediate_size differs by layer"),
         ("olmoe", "is a mixture of experts"),
         ("t5", "is not supported: it is an encoder with a decoder"),
@@ -92,6 +96,20 @@ def test_a_plan_of_layers_that_it_cannot_count_is_refused(tmp_path: Path, kind: 
     result = run("fast", "--set", f"backbone.path={tmp_path}", "--set", "router.kind=own")
     assert result.exit_code == 1
     assert message in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize(("kind", "matrices"), [("llama", 3), ("starcoder2", 2), ("gpt_neox", 2)])
+def test_the_matrices_of_an_mlp_are_counted(tmp_path: Path, kind: str, matrices: int) -> None:
+    config = AutoConfig.for_model(kind)
+    config.save_pretrained(tmp_path)
+    result = run("fast", "--set", f"backbone.path={tmp_path}", "--set", "router.kind=own")
+    assert result.exit_code == 0, result.output
+    with torch.device("meta"):
+        whole = AutoModel.from_config(config)
+    linear = sum(module.weight.numel() for module in whole.modules() if isinstance(module, nn.Linear))
+    shape = survey(BackboneConfig(path=str(tmp_path))).shape
+    assert shape is not None
+    assert (2 + shape.gated, shape.layers * shape.layer) == (matrices, linear)
 
 
 def test_what_does_not_fit_and_what_is_unknown() -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from ..config import BackboneConfig
     from ..model.survey import Survey
-    from ..planning import BackboneShape, Machine, RunPlan, Workload
+    from ..planning import Machine, RunPlan, Workload
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def command(
     """
     from ..config import load_config
     from ..io.paths import write_file
-    from ..planning import ESTIMATED_BY_MEASURED, Recipe, Workload, make_plan, parse_machine, read_shape
+    from ..planning import ESTIMATED_BY_MEASURED, Recipe, Workload, check_shape, make_plan, parse_machine, read_shape
     from .tables import screen
 
     settings = load_config(config, overrides or ())
@@ -69,7 +69,7 @@ def command(
     known = _surveyed(settings.backbone)
     shape, reason = read_shape(settings.backbone.path), known and known.reason
     if known:
-        _check_shape(settings.backbone.path, shape, known.linear)
+        shape = check_shape(settings.backbone.path, shape, known.linear)
     options = {"float32": chosen.kind == "cpu", "packed": reason is None}
     recipe = Recipe.of(settings, shape, data.tasks, data.capabilities, **options)
     workload = Workload(data.groups, data.prompt_tokens, data.response_tokens, data.responses, data.scored)
@@ -104,18 +104,6 @@ def _surveyed(backbone: BackboneConfig) -> Survey | None:
     return result
 
 
-def _check_shape(path: str, shape: BackboneShape, linear: int) -> None:
-    """Raise `BackboneError` unless a backbone has the layers that a plan counts."""
-    from ..errors import BackboneError
-
-    if (counted := shape.layers * shape.layer) != linear:
-        raise BackboneError(
-            f"backbone {path!r}: its layers are not those of a usual decoder: their linear parts have "
-            f"{linear / 1e6:,.2f} M weights and the plan counts {counted / 1e6:,.2f} M; "
-            "`dmoerm models check` counts its weights"
-        )
-
-
 def _table(plan: RunPlan, workload: Workload) -> Table:
     from rich.table import Table
 
@@ -138,7 +126,7 @@ def _lines(plan: RunPlan, machine: Machine, reason: str | None) -> list[str]:
     Args:
         reason: why the backbone runs by its own forward; None: it is packed.
     """
-    from ..planning import accuracy_line
+    from ..planning import measured_line
 
     each = machine.accelerator
     lines = [
@@ -158,7 +146,7 @@ def _lines(plan: RunPlan, machine: Machine, reason: str | None) -> list[str]:
         f"assumptions: {each.flops * each.utilization / 1e12:,.2f} TFLOP/s ({source}), "
         f"{each.layer_seconds * 1e3:.2g} ms per layer call, ${each.price:.2f} per hour"
     )
-    return [*lines, accuracy_line(packed=reason is None)]
+    return [*lines, measured_line(packed=reason is None)]
 
 
 def _duration(seconds: float) -> str:

@@ -146,7 +146,7 @@ def readable(path: str) -> Iterator[None]:
         raise
     except ImportError as error:  # an image model that another package implements, as in Gemma 3n
         raise BackboneError(f"backbone {path!r} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError, RuntimeError, SafetensorError) as error:
         raise BackboneError(
             f"backbone {path!r} cannot be loaded: {' '.join(str(error).split())[:300]}; "
             "give the folder or hub name of a Hugging Face decoder"

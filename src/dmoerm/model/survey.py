@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -126,6 +126,8 @@ def survey(config: BackboneConfig) -> Survey:
     with readable(path):
         whole = empty_part(text, layers)
     trunk, branch = split_layers(whole, layer)
+    linear = sum(module.weight.numel() for module in whole.modules() if type(module) is nn.Linear)
+    shape = shape_of(text)
     return Survey(
         kind,
         composite,
@@ -138,10 +140,10 @@ def survey(config: BackboneConfig) -> Survey:
         dtype=str(dtype).removeprefix("torch."),
         trunk=_size(trunk),
         branch=_size(branch),
-        linear=sum(module.weight.numel() for module in whole.modules() if type(module) is nn.Linear),
+        linear=linear,
         bytes_per_weight=dtype.itemsize,
         quantization=config.quantization,
-        shape=shape_of(text),
+        shape=shape and (replace(shape, layers=layers).fitted(linear) or shape),
     )
 
 

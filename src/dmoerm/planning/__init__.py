@@ -2,14 +2,14 @@
 
 work.py      operations of a prompt with its responses      memory.py    bytes of weights, training and the cache
 recipe.py    what a config trains and scores                machines.py  accelerators: rate, memory, price
-estimate.py  from these to hours, gigabytes, dollars     accuracy.py  how far they were off where they were measured
+estimate.py  from these to hours, gigabytes, dollars     measured.py  how far they were off where they were measured
 """
 
-from .accuracy import ESTIMATED_BY_MEASURED, accuracy_line
 from .estimate import CostEstimate, RunPlan, Workload, make_plan
 from .machines import ACCELERATORS, Accelerator, Machine, parse_machine
+from .measured import ESTIMATED_BY_MEASURED, measured_line
 from .memory import cached_bytes, checkpoint_bytes, scoring_bytes, training_bytes
-from .recipe import SHAPES, Recipe, read_shape
+from .recipe import SHAPES, Recipe, check_shape, read_shape
 from .work import BackboneShape, Work, flops, layer_flops, plain_flops
 
 __all__ = [
@@ -24,12 +24,13 @@ __all__ = [
     "RunPlan",
     "Work",
     "Workload",
-    "accuracy_line",
     "cached_bytes",
+    "check_shape",
     "checkpoint_bytes",
     "flops",
     "layer_flops",
     "make_plan",
+    "measured_line",
     "parse_machine",
     "plain_flops",
     "read_shape",

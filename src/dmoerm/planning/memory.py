@@ -73,7 +73,8 @@ def pass_bytes(shape: BackboneShape, size: float, tokens: float = PASS_TOKENS) -
     Args:
         size: bytes of a number in the backbone's dtype.
     """
-    return tokens * size * (4 * shape.width + 2 * shape.queries + 2 * shape.keys + 3 * shape.feed_forward)
+    feed_forward = (2 + shape.gated) * shape.feed_forward
+    return tokens * size * (4 * shape.width + 2 * shape.queries + 2 * shape.keys + feed_forward)
 
 
 def trained_weights(recipe: Recipe) -> float:
@@ -127,7 +128,7 @@ def kept_bytes(
 def activation_bytes(shape: BackboneShape, size: float) -> float:
     """Return the bytes that the backward pass of a layer keeps per token; norms are computed in float32.
 
-    Kept are the inputs of the linear layers and of attention's and the gate's products.
+    Kept are the inputs of the linear layers, of attention's and the gate's products, and of the activation function.
     """
-    products = 6 * shape.width + 2 * shape.queries + 2 * shape.keys + 4 * shape.feed_forward
+    products = 6 * shape.width + 2 * shape.queries + 2 * shape.keys + (2 + 2 * shape.gated) * shape.feed_forward
     return size * products + 4 * 2 * shape.width

@@ -180,3 +180,21 @@ def read_shape(path: str) -> BackboneShape:
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise BackboneError(f"backbone {path!r}: its shape cannot be read: {reason}") from None
+
+
+def check_shape(path: str, shape: BackboneShape, linear: int) -> BackboneShape:
+    """Return the shape that has as many weights in its linear parts as the backbone.
+
+    Args:
+        linear: that number of weights.
+
+    Raises:
+        BackboneError: the layers have others than the plan counts.
+    """
+    if fitted := shape.fitted(linear):
+        return fitted
+    raise BackboneError(
+        f"backbone {path!r}: its layers are not those of a usual decoder: their linear parts have "
+        f"{linear / 1e6:,.2f} M weights and the plan counts {shape.layers * shape.layer / 1e6:,.2f} M; "
+        "`dmoerm models check` counts its weights"
+    )

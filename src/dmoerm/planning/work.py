@@ -14,7 +14,7 @@ pass all layers and attend to all others.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 EXPERTS_OF_A_LAYER = ("num_experts", "num_local_experts", "n_routed_experts")
@@ -23,7 +23,11 @@ EXPERTS_OF_A_LAYER = ("num_experts", "num_local_experts", "n_routed_experts")
 
 @dataclass(frozen=True)
 class BackboneShape:
-    """A decoder's shape: layers, width d, feed-forward f, query and key/value heads of `head_dim` each."""
+    """A decoder's shape: layers, width d, feed-forward f, query and key/value heads of `head_dim` each.
+
+    Attributes:
+        gated: the MLP has a gate, so three matrices; false: two.
+    """
 
     layers: int
     width: int
@@ -32,6 +36,7 @@ class BackboneShape:
     kv_heads: int
     head_dim: int
     vocabulary: int = 0
+    gated: bool = True
 
     @classmethod
     def of(cls, config: Any) -> BackboneShape:
@@ -48,10 +53,19 @@ class BackboneShape:
             config.hidden_size,
             config.intermediate_size,
             config.num_attention_heads,
-            config.num_key_value_heads,
+            getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
             head_dim,
             config.vocab_size,
         )
+
+    def fitted(self, linear: int) -> BackboneShape | None:
+        """Return the shape whose layers have that many weights in their linear parts.
+
+        A configuration does not say whether the MLP has a gate. So it is this shape, or the one without a gate; None if
+        both have another number of weights.
+        """
+        shapes = (self, replace(self, gated=False))
+        return next((shape for shape in shapes if shape.layers * shape.layer == linear), None)
 
     @property
     def queries(self) -> int:
@@ -66,7 +80,7 @@ class BackboneShape:
     @property
     def layer(self) -> int:
         """Weights of one layer's linear parts."""
-        return self.width * (2 * self.queries + 2 * self.keys + 3 * self.feed_forward)
+        return self.width * (2 * self.queries + 2 * self.keys + (2 + self.gated) * self.feed_forward)
 
     @property
     def embedding(self) -> int:

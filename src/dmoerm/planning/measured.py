@@ -12,7 +12,7 @@ ESTIMATED_BY_MEASURED: dict[str, tuple[float, float]] = {
 """The lowest and the highest quotient of an estimate and its measurement. Training was measured once."""
 
 
-def accuracy_line(packed: bool = True) -> str:
+def measured_line(packed: bool = True) -> str:
     """Return a sentence with the quotients.
 
     Args:
