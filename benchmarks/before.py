@@ -6,8 +6,8 @@
 Each round starts one process per checkout, every other round in the opposite order. A process builds the models of that
 checkout's own scoring.py and times them in turns with one plain reward model, so a figure is a ratio to the plain model
 in the same process. Printed are the median over rounds and the range: processes of one checkout differ by several
-percent, so a difference within the range is none. `--operations` compares, in place of time, the tensor operations of a
-pass by name and shapes: what both checkouts compute does not depend on the machine.
+percent, so a difference within the range says nothing. `--operations` compares, in place of time, how often a pass
+calls each operation of PyTorch, by name and shapes of its tensors, views and calls within others included.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ def main() -> None:
     parser.add_argument("--worker", action="store_true", help="measure this checkout alone")
     options = parser.parse_args()
     if options.worker:
-        print(json.dumps(operations(options.checkout) if options.operations else ratios(options.checkout)))
+        sys.path.insert(0, str(options.checkout / "benchmarks"))
+        print(json.dumps(operations() if options.operations else ratios()))
         return
     checkouts = {"before": options.checkout.resolve(), "now": HERE}
     if options.operations:
@@ -67,23 +68,22 @@ def middle(rounds: list[dict[str, float]], work: str) -> str:
 
 
 def compare_operations(before: dict[str, dict[str, int]], now: dict[str, dict[str, int]]) -> None:
-    """Print, for each work, the number of operations and those that only one checkout has, the largest first."""
+    """Print, for each work, the number of calls and the operations whose number has changed, the largest first."""
     for work, counts in now.items():
         earlier = before[work]
         print(f"{work}: {sum(earlier.values())} operations before, {sum(counts.values())} now")
         changed = {each for each in earlier | counts if earlier.get(each, 0) != counts.get(each, 0)}
-        for each in sorted(changed, key=largest, reverse=True)[:5]:
-            print(f"    {each}: {earlier.get(each, 0)} before, {counts.get(each, 0)} now")
+        for operation in sorted(changed, key=largest, reverse=True):
+            print(f"    {operation}: {earlier.get(operation, 0)} before, {counts.get(operation, 0)} now")
 
 
 def largest(operation: str) -> int:
-    """Return the entries of an operation's largest tensor."""
+    """Return the entries of an operation's largest tensor; the shapes of lists of tensors are not known."""
     return max(math.prod(shape) for shape in json.loads(operation.partition(" ")[2]) or [[]])
 
 
-def works(checkout: Path) -> Iterator[tuple[str, Sequence[Callable[[], Any]], Callable[[], Any]]]:
+def works() -> Iterator[tuple[str, Sequence[Callable[[], Any]], Callable[[], Any]]]:
     """Give for each precision and shape its name, the scoring of the `KINDS`, and that of one plain reward model."""
-    sys.path.insert(0, str(checkout / "benchmarks"))
     import scoring
     import torch
 
@@ -96,23 +96,23 @@ def works(checkout: Path) -> Iterator[tuple[str, Sequence[Callable[[], Any]], Ca
             yield name, ours, scoring.plainly([each.plain], scoring.sequences([query]))
 
 
-def ratios(checkout: Path) -> dict[str, float]:
+def ratios() -> dict[str, float]:
     """Return work → seconds of its model / seconds of one plain reward model."""
-    result: dict[str, float] = {}
-    for name, ours, plain in works(checkout):
-        from measure import interleaved
+    from measure import interleaved
 
+    result: dict[str, float] = {}
+    for name, ours, plain in works():
         *seconds, unit = interleaved([*ours, plain], RUNS)
         result |= {f"{name}_{kind}": round(value / unit, 4) for kind, value in zip(KINDS, seconds, strict=True)}
     return result
 
 
-def operations(checkout: Path) -> dict[str, dict[str, int]]:
+def operations() -> dict[str, dict[str, int]]:
     """Return work → operation with the shapes of its tensors → how often a pass runs it."""
     from torch.profiler import ProfilerActivity, profile
 
     result: dict[str, dict[str, int]] = {}
-    for name, ours, _ in works(checkout):
+    for name, ours, _ in works():
         for kind, score in zip(KINDS, ours, strict=True):
             score()
             with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as recorded:

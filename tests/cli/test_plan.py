@@ -12,8 +12,9 @@ from transformers import AutoConfig, AutoModel
 from typer.testing import CliRunner
 
 from dmoerm.cli import app
-from dmoerm.config import BackboneConfig
+from dmoerm.config import BackboneConfig, load_config
 from dmoerm.model.survey import survey
+from dmoerm.planning import Recipe, Workload, make_plan, parse_machine
 
 
 def run(*arguments: str):
@@ -83,7 +84,7 @@ def test_the_first_layers_of_a_backbone_are_planned_alone(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("recurrent_gemma", "linear parts have 1,330.38 M weights and the plan counts 2,215.12 M"),
+        ("recurrent_gemma", "have 1,330.38 M weights and the plan counts 2,215.12 M, or without a gate 1,703.94 M"),
         ("gpt2", "no attribute 'intermediate_size'), so the plan cannot count them"),
         ("nemotron", "cannot be loaded: unsupported operand"),  # its default has no number of key and value heads
         ("gemma3n_text", "intermediate_size differs by layer"),
@@ -98,18 +99,24 @@ def test_a_plan_of_layers_that_it_cannot_count_is_refused(tmp_path: Path, kind: 
     assert message in " ".join(result.output.split())
 
 
-@pytest.mark.parametrize(("kind", "matrices"), [("llama", 3), ("starcoder2", 2), ("gpt_neox", 2)])
-def test_the_matrices_of_an_mlp_are_counted(tmp_path: Path, kind: str, matrices: int) -> None:
-    config = AutoConfig.for_model(kind)
+@pytest.mark.parametrize(("kind", "gated"), [("llama", True), ("starcoder2", False), ("gpt_neox", False)])
+def test_an_mlp_without_a_gate_is_counted_as_such(tmp_path: Path, kind: str, gated: bool) -> None:
+    """Half of a layer's weights are the MLP's, so a third of them more would show."""
+    config = AutoConfig.for_model(kind, hidden_size=512, num_attention_heads=8, num_hidden_layers=4)
     config.save_pretrained(tmp_path)
-    result = run("fast", "--set", f"backbone.path={tmp_path}", "--set", "router.kind=own")
+    settings = ["--set", f"backbone.path={tmp_path}", "--set", "router.kind=own"]
+    result = run("fast", *settings, "--json", str(tmp_path / "plan.json"))
     assert result.exit_code == 0, result.output
     with torch.device("meta"):
         whole = AutoModel.from_config(config)
     linear = sum(module.weight.numel() for module in whole.modules() if isinstance(module, nn.Linear))
     shape = survey(BackboneConfig(path=str(tmp_path))).shape
     assert shape is not None
-    assert (2 + shape.gated, shape.layers * shape.layer) == (matrices, linear)
+    assert (shape.gated, shape.layers * shape.layer) == (gated, linear)
+    loaded = load_config("fast", settings[1::2])
+    recipe = Recipe.of(loaded, shape, 5, 5, packed=kind != "gpt_neox")
+    plan = make_plan(recipe, Workload(10_000, 512, 256, 2, 1_000_000), parse_machine("1xH100"))
+    assert json.loads((tmp_path / "plan.json").read_text())["scoring"] == plan.to_json()["scoring"]
 
 
 def test_what_does_not_fit_and_what_is_unknown() -> None:

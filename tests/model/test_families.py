@@ -6,6 +6,7 @@ import json
 import math
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -223,7 +224,8 @@ def test_a_head_that_cannot_start_from_the_reward_model_is_an_error(reward_model
     [
         ("llama", {}, ["packed: the fast path", "3 in the trunk, 1 in each branch", "q_proj, v_proj", "sum "], 0),
         ("phi3", {"pad_token_id": 0}, ["packed", "LoRA targets  qkv_proj"], 0),
-        ("modernbert", {}, ["fallback: by its own forward", "0 in the trunk", "Wqkv", "activations   unknown"], 0),
+        ("modernbert", {}, ["fallback: by its own forward", "0 in the trunk", "Wqkv", "sum "], 0),
+        ("gpt2", {}, ["fallback: by its own forward", "activations   unknown"], 0),
         ("t5", {}, ["refused (it is an encoder with a decoder)"], 1),
     ],
 )
@@ -237,22 +239,44 @@ def test_models_check_reads_the_configuration_only(
         assert text in result.output
 
 
-def write_config(folder: Path) -> Any:
-    """Write the configuration of a Llama of some million weights."""
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        ("starcoder2", {"num_key_value_heads": None}),
+        ("llama", {"num_attention_heads": 0}),
+        ("llama", {"num_attention_heads": 7}),
+        ("llama", {"hidden_size": "wide"}),
+        ("llama", {"pad_token_id": 10**6}),
+        ("llama", {"layer_types": ["full_attention"]}),
+    ],
+)
+def test_a_configuration_that_gives_no_model_is_one_error(tmp_path: Path, kind: str, values: dict[str, Any]) -> None:
+    AutoConfig.for_model(kind, num_hidden_layers=4).save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+    result = CliRunner(env={"COLUMNS": "400"}).invoke(app, ["models", "check", str(tmp_path)])
+    assert result.exit_code == 1
+    assert isinstance(result.exception, SystemExit)
+    assert f"backbone '{tmp_path}' cannot be loaded: " in result.output
+
+
+def write_config(folder: Path, kind: str = "llama") -> Any:
+    """Write the configuration of a model of some million weights."""
     shape = {"hidden_size": 512, "intermediate_size": 1408, "num_attention_heads": 8, "vocab_size": 32000}
-    config = AutoConfig.for_model("llama", num_hidden_layers=10, **shape)
+    config = AutoConfig.for_model(kind, num_hidden_layers=10, **shape)
     config.save_pretrained(folder)
     return config
 
 
-def test_the_memory_of_a_check_is_that_of_a_plan(tmp_path: Path) -> None:
-    config = write_config(tmp_path)
+@pytest.mark.parametrize(("kind", "gated"), [("llama", True), ("starcoder2", False)])
+def test_the_memory_of_a_check_is_that_of_a_plan(tmp_path: Path, kind: str, gated: bool) -> None:
+    shape = replace(BackboneShape.of(write_config(tmp_path, kind)), gated=gated)
     memory = survey(BackboneConfig(path=str(tmp_path), dtype="bfloat16")).memory(tasks=3)
     again = ("gradient_checkpointing=true",)
     plans = ("fast", "train_heads", ()), ("paper", "train_full", ()), ("paper", "train_full_checkpointing", again)
     for name, total, changes in plans:
         settings = ["backbone.dtype=bfloat16", "backbone.branch_layer=null", "router.kind=trunk", *changes]
-        recipe = Recipe.of(load_config(name, settings), BackboneShape.of(config), 3, 0)
+        recipe = Recipe.of(load_config(name, settings), shape, 3, 0)
         assert memory[total] == pytest.approx(training_bytes(recipe, Work(64, 2, 64, recipe.trunk)), rel=0.01)
     assert memory["train_full_checkpointing"] < memory["train_full"]
 

@@ -118,9 +118,7 @@ def test_a_thread_prepares_the_next_batch(tmp_path: Path, monkeypatch: pytest.Mo
         return parts
 
     def watched(self: Any, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if (
-            model.training and not waited
-        ):  # the first step does not begin before two batches are collated: its own and the next
+        if model.training and not waited:  # the first step waits for two batches: its own and the next
             waited.extend(ahead.acquire(timeout=60) for _ in range(2))
         return compute_loss(self, model, *args, **kwargs)
 

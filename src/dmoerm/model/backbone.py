@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PreTrainedTokenizerBase
@@ -23,6 +24,8 @@ from .packing import pack
 
 BUNDLED = "smollm2"
 _BUNDLED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_BAD_VALUES = (StrictDataclassError, TypeError, ZeroDivisionError, AssertionError)
+"""What transformers and PyTorch raise for values in a configuration from which no model can be built."""
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -144,9 +147,9 @@ def readable(path: str) -> Iterator[None]:
         yield
     except BackboneError:
         raise
-    except ImportError as error:  # an image model that another package implements, as in Gemma 3n
+    except (ImportError, *_BAD_VALUES) as error:  # ImportError: an image model of another package, as in Gemma 3n
         raise BackboneError(f"backbone {path!r} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
-    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise BackboneError(
             f"backbone {path!r} cannot be loaded: {' '.join(str(error).split())[:300]}; "
             "give the folder or hub name of a Hugging Face decoder"

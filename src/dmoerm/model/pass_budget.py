@@ -75,7 +75,9 @@ def _power_of_two(tokens: float) -> int:
 
 
 def shape_of(text: Any) -> BackboneShape | None:
-    """Return the shape of a decoder whose layers all have one feed-forward part, else None.
+    """Return the shape of a decoder whose layers all have one feed-forward part, with a gate; else None.
+
+    A layer without a gate takes less memory.
 
     Args:
         text: the text model's configuration.

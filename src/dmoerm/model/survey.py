@@ -143,7 +143,7 @@ def survey(config: BackboneConfig) -> Survey:
         linear=linear,
         bytes_per_weight=dtype.itemsize,
         quantization=config.quantization,
-        shape=shape and (replace(shape, layers=layers).fitted(linear) or shape),
+        shape=shape and replace(shape, layers=layers).fitted(linear),
     )
 
 

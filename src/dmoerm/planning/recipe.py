@@ -183,18 +183,19 @@ def read_shape(path: str) -> BackboneShape:
 
 
 def check_shape(path: str, shape: BackboneShape, linear: int) -> BackboneShape:
-    """Return the shape that has as many weights in its linear parts as the backbone.
+    """Return the shape, with or without a gate, that has as many weights in its linear parts as the backbone.
 
     Args:
         linear: that number of weights.
 
     Raises:
-        BackboneError: the layers have others than the plan counts.
+        BackboneError: neither has.
     """
     if fitted := shape.fitted(linear):
         return fitted
+    counts = [f"{shape.layers * replace(shape, gated=gated).layer / 1e6:,.2f} M" for gated in (True, False)]
     raise BackboneError(
         f"backbone {path!r}: its layers are not those of a usual decoder: their linear parts have "
-        f"{linear / 1e6:,.2f} M weights and the plan counts {shape.layers * shape.layer / 1e6:,.2f} M; "
+        f"{linear / 1e6:,.2f} M weights and the plan counts {', or without a gate '.join(counts)}; "
         "`dmoerm models check` counts its weights"
     )

@@ -59,10 +59,9 @@ class BackboneShape:
         )
 
     def fitted(self, linear: int) -> BackboneShape | None:
-        """Return the shape whose layers have that many weights in their linear parts.
+        """Return this shape or the one without a gate, whichever has that many weights in its linear parts.
 
-        A configuration does not say whether the MLP has a gate. So it is this shape, or the one without a gate; None if
-        both have another number of weights.
+        A configuration does not say whether the MLP has a gate. None: neither has that number.
         """
         shapes = (self, replace(self, gated=False))
         return next((shape for shape in shapes if shape.layers * shape.layer == linear), None)
