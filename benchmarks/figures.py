@@ -18,6 +18,7 @@ DATA = {
     "compare_human_all": "human labels, eighteen tasks",
     "compare_explanations": "explanations, two tasks",
     "compare_testbed": "testbed, five tasks",
+    "compare_final": "the final test set, nine tasks",
 }
 METHODS = ("general", "gated", "all_labels_general", "per_task", "all_labels", "dmoerm")
 CURVES = ("general", "bagged_wco", "per_task", "all_labels", "risk", "dmoerm")
@@ -30,6 +31,8 @@ def comparison(files: Files) -> Figure:
     known = [name for name in DATA if name in files]
     figure = Figure(figsize=(9, 2.4 * ((len(known) + 1) // 2)), layout="constrained")
     panels = figure.subplots((len(known) + 1) // 2, 2, squeeze=False).ravel()
+    for axes in panels[len(known) :]:
+        axes.remove()
     for axes, name in zip(panels, known, strict=False):
         conditions = files[name]["conditions"]
         methods = [m for m in METHODS if all("mean" in c["accuracy"].get(m, {}) for c in conditions.values())]
