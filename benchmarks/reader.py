@@ -92,9 +92,10 @@ class ReaderInputs:
     lengths: Tensor
     pooled: Tensor
 
-    def to(self, device: Any) -> ReaderInputs:
-        """Return the inputs on a device."""
-        return ReaderInputs(*(getattr(self, field.name).to(device) for field in dataclasses.fields(self)))
+    def to(self, device: Any, non_blocking: bool = False) -> ReaderInputs:
+        """Return the inputs on a device; as `Tensor.to`."""
+        tensors = (getattr(self, field.name) for field in dataclasses.fields(self))
+        return ReaderInputs(*(tensor.to(device, non_blocking=non_blocking) for tensor in tensors))
 
 
 def join(memory: Sequence[Memory], pooled: Tensor) -> ReaderInputs:

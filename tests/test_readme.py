@@ -116,7 +116,7 @@ def test_the_demo_keeps_its_promises(smollm2, tmp_path):
     assert found.peak_memory < 4 * 2**30
     shown = next(block for block in blocks("") if "Accuracy" in block)
     printed = {shape(line) for line in result.stdout.splitlines()}
-    assert [line for line in shown.splitlines() if shape(line) not in printed] == []
+    assert [line for line in shown.splitlines() if shape(line) not in printed] == [], result.stdout
 
 
 def shape(line: str) -> str:

@@ -131,8 +131,9 @@ def test_each_run_has_a_separate_storage(frozen_config, tmp_path) -> None:
 
 
 @pytest.mark.slow
-def test_every_ablation_runs(frozen_config) -> None:
-    comparison = quiet_compare(frozen_config, seeds=(0,), conditions=CLEAN, ablations=list(ablation_methods()))
+def test_every_ablation_runs(frozen_config, tmp_path) -> None:
+    config = changed(frozen_config, {"output": str(tmp_path)})  # the run of other tests keeps its methods
+    comparison = quiet_compare(config, seeds=(0,), conditions=CLEAN, ablations=list(ablation_methods()))
     accuracy = comparison.conditions["clean"].accuracy
     assert set(ablation_methods()) <= set(accuracy)
     assert all(comparison.methods[name] == method.description for name, method in ablation_methods().items())

@@ -9,7 +9,7 @@ import fsspec
 import pytest
 
 from dmoerm.errors import ConfigError, DataError
-from dmoerm.io.storage import Mirror, complete_at, exists, matching, open_binary, version
+from dmoerm.io.storage import Mirror, clean, complete_at, exists, matching, open_binary, version
 
 
 @pytest.fixture(params=["memory", "file", "path", "s3"])
@@ -31,6 +31,22 @@ def write(place: str, text: str) -> None:
 def read(place: str) -> str:
     with open_binary(place) as file:
         return file.read().decode()
+
+
+def test_what_a_killed_writer_left_is_removed(place: str, tmp_path: Path) -> None:
+    write(f"{place}/a.txt", "whole")
+    folder = tmp_path / "kept"
+    if folder.exists():
+        for name in (
+            ".a.txt.12345678.unfinished",
+            ".a.txt.12345678.unfinished.lock",
+            ".b.txt.12345678.unfinished.lock",
+        ):
+            (folder / name).touch()
+    clean(f"{place}/a.txt")
+    assert read(f"{place}/a.txt") == "whole"
+    if folder.exists():
+        assert {file.name for file in folder.iterdir()} == {"a.txt", ".b.txt.12345678.unfinished.lock"}
 
 
 def test_a_block_that_fails_writes_nothing(place: str) -> None:

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from dmoerm.cli import app
 from dmoerm.data.readers import read_groups
-from dmoerm.labels import read_labels
+from dmoerm.labels import PROBABILITIES, read_labels
 from dmoerm.taxonomy import draft_taxonomy
 
 pytestmark = pytest.mark.slow
@@ -70,10 +70,8 @@ def _wait(url: str, process: subprocess.Popen, log: Path, seconds: float = 180) 
     pytest.fail(f"no server after {seconds} s: {log.read_text()[-2000:]}")
 
 
-def run(*arguments: object):
-    result = CliRunner(env={"COLUMNS": "200", "TERM": "dumb"}).invoke(app, [str(a) for a in arguments])
-    assert result.exit_code == 0, result.output
-    return result.output
+def invoke(*arguments: object):
+    return CliRunner(env={"COLUMNS": "200", "TERM": "dumb"}).invoke(app, [str(a) for a in arguments])
 
 
 def test_a_tiny_judge_labels_human_data(served: str, causal: str, human_data: Path, tmp_path: Path) -> None:
@@ -87,15 +85,19 @@ def test_a_tiny_judge_labels_human_data(served: str, causal: str, human_data: Pa
     taxonomy.write_text(draft_taxonomy(groups, "human").to_yaml())
     options = ("--taxonomy", taxonomy, "--base-url", served, "--model", causal, "--out", out, "--no-schema")
     few = ("--no-logprobs", "--limit", 2, "--concurrency", 2, "--retries", 1)
-    run("label", rows, *options, *few, "--json", tmp_path / "run.json")
+    labeled = invoke("label", rows, *options, *few, "--json", tmp_path / "run.json")
     tally = json.loads((tmp_path / "run.json").read_text())["tally"]
     labels = read_labels(out)
+    usable = [label for label in labels if {label.given, label.swapped} & set(PROBABILITIES)]
+    assert labeled.exit_code == (0 if usable else 1), labeled.output
+    assert ("none of 20 questions has a usable answer" in labeled.output) == (not usable)
     assert len(labels) == 2 * 5
     assert tally["answered"] == 2 * len(labels), tally
     assert not {"open", "failed", "refused"} & {outcome for label in labels for outcome in (label.given, label.swapped)}
     assert all(label.prompt_tokens > 100 for label in labels)
-    report = run("label", "report", out, "--data", rows, "--json", tmp_path / "q.json")
-    assert "unparseable" in report
+    report = invoke("label", "report", out, "--data", rows, "--json", tmp_path / "q.json")
+    assert report.exit_code == 0, report.output
+    assert "unparseable" in report.output
     results = json.loads((tmp_path / "q.json").read_text())["qualities"]
     assert any(row["people"] for row in results)
     assert {row["capability"] for row in results} >= set(groups[0].capabilities)

@@ -1,7 +1,7 @@
 """Well-known folders, and atomic writes of files and folders.
 
 A file or folder is written beside its target as `.NAME.XXXXXXXX.unfinished`, under a lock file of the same name plus
-`.lock`. The next writer of the same target removes what a killed writer left behind.
+`.lock`. The next writer of the same target, and `remove_leftovers`, remove what a killed writer left behind.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def _unwritable(target: Path, error: OSError) -> CheckpointError:
 @contextlib.contextmanager
 def _unfinished_path(target: Path) -> Iterator[Path]:
     """Yield a free path beside `target` that no other writer uses or removes while the block runs."""
-    _remove_leftovers(target)
+    remove_leftovers(target)
     while True:  # a name is taken only by chance, or while another writer removes leftovers
         path = target.with_name(f".{target.name}.{secrets.token_hex(4)}{_UNFINISHED}")
         lock = Path(f"{path}{_LOCK}")
@@ -131,7 +131,7 @@ def _release(lock: Path, descriptor: int) -> None:
         lock.unlink(missing_ok=True)
 
 
-def _remove_leftovers(target: Path) -> None:
+def remove_leftovers(target: Path) -> None:
     """Remove what killed writers of `target` left behind; put back a folder that one of them had moved aside."""
     pattern = f".{glob.escape(target.name)}.????????{_UNFINISHED}"
     files = [path for suffix in ("", _ASIDE, _LOCK) for path in target.parent.glob(pattern + suffix)]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, ConfigError, DataError
-from .paths import complete_file, complete_folder
+from .paths import complete_file, complete_folder, remove_leftovers
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -95,6 +95,12 @@ def version(location: str) -> str:
             f"cannot be read: {error}", file=location, hint="correct the path, or the permissions"
         ) from None
     return ", ".join([f"{info.get('size')} bytes", *[str(info[tag]) for tag in _TAGS if tag in info][:1]])
+
+
+def clean(location: str) -> None:
+    """Remove what a killed writer of a local file left beside it."""
+    if local := local_path(location):
+        remove_leftovers(local)
 
 
 @contextlib.contextmanager
