@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from fake_judge import FakeJudge
-from tiny import make_tiny_config
+from tiny import make_exact_config, make_tiny_config
 from typer.testing import CliRunner
 
 from dmoerm.cli import app
@@ -28,14 +28,8 @@ def invoke(command: str):
 @pytest.fixture(scope="module")
 def config(tiny_backbone, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("experiments")
-    frozen = {
-        "base": "frozen",
-        "phase2": {"lora": {"rank": 0}},
-        "phase1": {"phase1_fraction": 0},
-        "phase3": {"inputs": "scores"},
-    }
     file = folder / "tiny.yaml"
-    file.write_text(dump_config(make_tiny_config(tiny_backbone, folder, **frozen)), encoding="utf-8")
+    file.write_text(dump_config(make_exact_config(tiny_backbone, folder)), encoding="utf-8")
     return file
 
 
@@ -84,9 +78,12 @@ def test_live_judges_are_methods_and_each_question_is_sent_once(config: Path, mo
     assert length["judge_zero_shot"]["spearman"] > 0.9, "the fake judge likes the longer one"
 
 
-def test_conditions_and_methods_of_a_comparison(config: Path) -> None:
-    folder = config.parent / "few"
-    asked = f"compare {config} --seed 0 --noise clean=0,0 --condition few=data.overall_fraction=0.5"
+def test_conditions_and_methods_of_a_comparison(tiny_backbone: str, tmp_path: Path) -> None:
+    folder = tmp_path / "few"
+    scores = {"base": "frozen", "phase1": {"phase1_fraction": 0}, "phase2": {"lora": {"rank": 0}}}
+    fixed = make_tiny_config(tiny_backbone, tmp_path, **scores, phase3={"inputs": "scores"})
+    (tmp_path / "tiny.yaml").write_text(dump_config(fixed), encoding="utf-8")
+    asked = f"compare {tmp_path / 'tiny.yaml'} --seed 0 --noise clean=0,0 --condition few=data.overall_fraction=0.5"
     asked += f" --condition few=data.flip_scores=0.25 --method per_task --ablation risk --output {folder}"
     result = invoke(asked)
     assert result.exit_code == 0, result.output

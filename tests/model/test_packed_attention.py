@@ -241,7 +241,7 @@ def only(stacked: Decoder, branch: Decoder, index: int) -> Decoder:
 
 @each_kind
 @each_output
-@pytest.mark.parametrize("layer", [0, 2])
+@pytest.mark.parametrize("layer", [pytest.param(0, marks=pytest.mark.slow), 2])
 @torch.no_grad()
 def test_each_stacked_expert_equals_the_expert_alone(
     load: Callable[..., Decoder], kind: str, outputs: Outputs, layer: int
