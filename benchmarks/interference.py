@@ -6,6 +6,7 @@ measured alone and with more and more others. Overall preferences only. The kind
 finished fit is stored, so a killed call continues.
 
 python benchmarks/interference.py human_all --sizes 1 2 5 10 18 --seed 10 11 12
+python benchmarks/interference.py human_all --kind branch --set extends=finetune --sizes 1 5 15 --orders 1
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ Row = dict[str, Any]
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure what is missing, print the table and store it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", help="the data, as for `dmoerm train`")
+    parser.add_argument("config", help="the data, as for `dmoerm train`; `branch` needs a recipe that trains one")
     parser.add_argument("--kind", choices=("head", "branch"), default="head")
     parser.add_argument("--sizes", nargs="+", type=int, default=[1, 2, 5, 10, 18], help="numbers of tasks")
     parser.add_argument("--orders", type=int, default=3, help="random orders of the tasks per seed")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig
 
 from dmoerm.model import pass_budget
 from dmoerm.model.layers import split_layers
@@ -69,6 +71,17 @@ def test_an_unknown_shape_has_the_passes_of_a_cpu(
     model = load("mixtral")
     assert shape_of(model.config) is None
     assert scoring_tokens(model) == training_tokens(model, checkpointing=False) == PASS_TOKENS
+
+
+@pytest.mark.parametrize("kind", ["gpt_neox", "modernbert"])
+def test_a_backbone_that_runs_by_its_own_forward_has_the_passes_of_a_cpu(
+    kind: str, having: Callable[[float | None], None]
+) -> None:
+    """Its rows repeat the prompt, so its passes take more memory than their tokens tell."""
+    having(1e12)
+    decoder: Any = SimpleNamespace(config=AutoConfig.for_model(kind))
+    assert shape_of(decoder.config) is not None
+    assert scoring_tokens(decoder) == training_tokens(decoder, checkpointing=False) == PASS_TOKENS
 
 
 def test_memory_that_pytorch_holds_unused_is_free(monkeypatch: pytest.MonkeyPatch) -> None:

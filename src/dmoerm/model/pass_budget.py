@@ -2,7 +2,8 @@
 
     CPU            8192
     accelerator    65,536, or the next lower power of two whose activations take at most half of the free memory;
-                   8192 and less may take all of it
+                   8192 and less may take all of it. 8192 if the backbone runs by its own forward: each of its rows has
+                   the prompt again, which these tokens do not count
 
 A token counts once per expert with a LoRA. Half of the memory is left for what is not counted, such as attention,
 embeddings and the allocator's fragments. A power of two stays the same if the free memory varies a little.
@@ -18,6 +19,7 @@ from torch.distributed.tensor import DTensor
 from ..planning import BackboneShape
 from ..planning.memory import PASS_TOKENS, kept_bytes, pass_bytes, trained_bytes
 from ..planning.work import EXPERTS_OF_A_LAYER
+from .families import is_packed
 from .packed_attention import Decoder
 
 MAX_PASS_TOKENS = 65_536
@@ -26,7 +28,7 @@ _SHARE = 0.5
 
 def scoring_tokens(decoder: Decoder) -> int:
     """Return the tokens of a pass without gradients through a trunk or branch."""
-    shape = shape_of(decoder.config)
+    shape = _packed_shape(decoder)
     return PASS_TOKENS if shape is None else _fitting(decoder, _running(decoder, shape))
 
 
@@ -37,13 +39,18 @@ def training_tokens(branch: Decoder, *, checkpointing: bool | str) -> int:
         branch: with its trainable weights, which may be in shards.
         checkpointing: see `kept_bytes`.
     """
-    if (shape := shape_of(branch.config)) is None:
+    if (shape := _packed_shape(branch)) is None:
         return PASS_TOKENS
     size = _size(branch)
     kept = kept_bytes(shape, shape.layers, size, 1, checkpointing)
     trainable = (p for p in branch.parameters() if p.requires_grad)
     trained = sum((p.to_local() if isinstance(p, DTensor) else p).numel() for p in trainable)
     return _fitting(branch, kept + _running(branch, shape), trained_bytes(trained, size))
+
+
+def _packed_shape(decoder: Decoder) -> BackboneShape | None:
+    """Return the shape of a packed decoder, as far as it is known."""
+    return shape_of(decoder.config) if is_packed(decoder.config) else None
 
 
 def _running(decoder: Decoder, shape: BackboneShape) -> float:
