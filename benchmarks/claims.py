@@ -197,6 +197,12 @@ CLAIMS = (
         below,
     ),
     Claim(
+        "… with a trained branch (442 prompts, one seed; five tasks: no loss)",
+        "interference-finetuned",
+        cell("− alone, points", "tasks", "{} tasks", "15"),
+        below,
+    ),
+    Claim(
         "The mean is at most half a point below one model per task (`per_task`): five tasks",
         "compare_human",
         over("per_task"),
