@@ -101,7 +101,7 @@ def test_a_plan_of_layers_that_it_cannot_count_is_refused(tmp_path: Path, kind: 
 
 @pytest.mark.parametrize(("kind", "gated"), [("llama", True), ("starcoder2", False), ("gpt_neox", False)])
 def test_an_mlp_without_a_gate_is_counted_as_such(tmp_path: Path, kind: str, gated: bool) -> None:
-    """Half of a layer's weights are the MLP's, so a third of them more would show."""
+    """The shape has the weights of the model itself, and the plan is made from that shape."""
     config = AutoConfig.for_model(kind, hidden_size=512, num_attention_heads=8, num_hidden_layers=4)
     config.save_pretrained(tmp_path)
     settings = ["--set", f"backbone.path={tmp_path}", "--set", "router.kind=own"]

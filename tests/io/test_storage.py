@@ -9,7 +9,7 @@ import fsspec
 import pytest
 
 from dmoerm.errors import ConfigError, DataError
-from dmoerm.io.storage import Mirror, clean, complete_at, exists, matching, open_binary, version
+from dmoerm.io.storage import Mirror, complete_at, exists, matching, open_binary, remove_leftovers_at, version
 
 
 @pytest.fixture(params=["memory", "file", "path", "s3"])
@@ -43,7 +43,7 @@ def test_what_a_killed_writer_left_is_removed(place: str, tmp_path: Path) -> Non
             ".b.txt.12345678.unfinished.lock",
         ):
             (folder / name).touch()
-    clean(f"{place}/a.txt")
+    remove_leftovers_at(f"{place}/a.txt")
     assert read(f"{place}/a.txt") == "whole"
     if folder.exists():
         assert {file.name for file in folder.iterdir()} == {"a.txt", ".b.txt.12345678.unfinished.lock"}

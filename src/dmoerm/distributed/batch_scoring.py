@@ -23,7 +23,7 @@ from pydantic import BaseModel
 from .. import errors
 from ..data.readers import queries_of
 from ..errors import ConfigError, DmoermError
-from ..io.storage import clean, complete_at, exists, matching, open_binary, version
+from ..io.storage import complete_at, exists, matching, open_binary, remove_leftovers_at, version
 from ..scoring.output import open_output
 from ..scoring.score_rows import RowScorer, ScoreCounts, written_rows
 from ..scoring.shards import Shard, shard_rows, shards_of
@@ -206,7 +206,7 @@ class _Actor:
         part, left_out = self._job.part(number), []
         try:
             if exists(part):
-                clean(part)  # a writer killed after its last step leaves its lock
+                remove_leftovers_at(part)  # a writer killed after its last step leaves its lock
             else:
                 self._score(part, shard, left_out)
             counts = _counts_of(part)

@@ -97,7 +97,7 @@ def version(location: str) -> str:
     return ", ".join([f"{info.get('size')} bytes", *[str(info[tag]) for tag in _TAGS if tag in info][:1]])
 
 
-def clean(location: str) -> None:
+def remove_leftovers_at(location: str) -> None:
     """Remove what a killed writer of a local file left beside it."""
     if local := local_path(location):
         remove_leftovers(local)
