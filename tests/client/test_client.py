@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import multiprocessing
+import os
 import subprocess
 import sys
 import threading
@@ -19,6 +21,7 @@ import dmoerm
 from dmoerm import AsyncClient, Client
 from dmoerm.client import base, chunks
 from dmoerm.errors import ConfigError, DataError, ServerError
+from dmoerm.integrations.verl import compute_score
 from dmoerm.schema import Message, Query
 
 TALK = [
@@ -354,3 +357,30 @@ def test_the_clients_do_without_torch():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
     assert set(dmoerm.__all__) >= {"Client", "AsyncClient"}
     assert Message(role="user", content="Hi!").model_dump() == TALK[0]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.parametrize("source", ["client", "compute_score"])
+def test_forked_processes_get_the_rewards_of_their_own_texts(reward_server, source):
+    """A parent that has used a client forks eight children; each scores 25 texts, at the same time as the others."""
+    scorer = Client(reward_server.url)
+
+    def reward(text: str) -> float:
+        if source == "client":
+            return scorer.score("So?", [text])[0].reward
+        return compute_score("", text, extra_info={"prompt": "So?"}, reward_model=reward_server.url)["score"]
+
+    def score_all(child: int, rewards: Any) -> None:
+        rewards.put({length: reward("t" * length) for length in range(25 * child + 1, 25 * child + 26)})
+
+    assert reward("t") == 1.0  # the parent's connection is open
+    context = multiprocessing.get_context("fork")
+    rewards = context.SimpleQueue()
+    children = [context.Process(target=score_all, args=(child, rewards)) for child in range(8)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+    assert [child.exitcode for child in children] == [0] * 8
+    assert {k: v for _ in children for k, v in rewards.get().items()} == {length: length for length in range(1, 201)}
+    assert reward("tt") == 2.0

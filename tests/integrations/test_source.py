@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import threading
 
 import pytest
+import torch
 from reward_server import TASKS
 
 from dmoerm.client import Client
 from dmoerm.errors import CheckpointError, ConfigError
 from dmoerm.integrations import source
 from dmoerm.integrations.source import open_scorer, tasks_of
+from dmoerm.schema import Query
 
 
 def test_a_source_is_opened_once_for_all_threads(trained_run, monkeypatch):
@@ -47,3 +51,25 @@ def test_invalid_sources_are_errors(reward_server, monkeypatch, tmp_path):
         tasks_of(Client(reward_server.url, model="other"))
     with pytest.raises(CheckpointError, match="is not a dmoerm model"):
         open_scorer(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_process_scores_with_its_parents_model(trained_run):
+    """The threads of a pass do not survive the fork; another thread may hold the tokenizer's lock at that time."""
+    scorer, threads = open_scorer(trained_run.folder / "model"), torch.get_num_threads()
+    queries = [Query(prompt="why " * 100, responses=("because " * 50, "no"))]
+    torch.set_num_threads(2)
+    try:
+        expected = list(scorer.score_queries(queries))
+        receiver, sender = multiprocessing.Pipe(duplex=False)
+        child = multiprocessing.get_context("fork").Process(
+            target=lambda: sender.send([score.reward for score in next(iter(scorer.score_queries(queries)))])
+        )
+        with scorer.encoder._lock:
+            child.start()
+        child.join(60)  # one that waits for lost threads does not end
+        child.kill()
+    finally:
+        torch.set_num_threads(threads)
+    assert child.exitcode == 0
+    assert receiver.recv() == pytest.approx([score.reward for score in expected[0]], abs=1e-5)

@@ -7,6 +7,9 @@
 
 Scoring has no side effects, so that a request can be sent again. The default retries span more than half a minute:
 clients do not notice the restart of a server.
+
+Connections do not survive `fork`: two processes on one connection read each other's responses. A forked process gets
+connections of its own for each client that its parent made.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import email.utils
 import os
 import random
 import time
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -73,8 +77,11 @@ class _ModelsContent(BaseModel):
     data: list[_ModelEntry]
 
 
+_clients: weakref.WeakSet[BaseClient] = weakref.WeakSet()
+
+
 class BaseClient:
-    """The settings of a client.
+    """The settings of a client. It can be used from any number of threads, and in forked processes.
 
     Args:
         url: URL of the server, without a path.
@@ -83,7 +90,7 @@ class BaseClient:
         timeout: seconds until an attempt is abandoned, each for connecting and between parts of the response.
         retries: attempts after the first.
         concurrency: maximum number of requests in flight, over all threads or tasks that use the client.
-        transport: an httpx2 transport that replaces the network.
+        transport: an httpx2 transport that replaces the network; forked processes share it.
 
     Attributes:
         arguments: those with which another client sends the same requests to the same server.
@@ -112,11 +119,17 @@ class BaseClient:
         self.url, self.model, self.retries = url.rstrip("/"), model, retries
         self.arguments: dict[str, Any] = {"url": url, "api_key": key, "model": model, "timeout": timeout}
         self.arguments |= {"retries": retries, "transport": transport}
-        self._slots = self._semaphore_type(concurrency)
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._concurrency, self._headers = concurrency, {"Authorization": f"Bearer {key}"} if key else {}
         if model is not None and model.isascii() and model.isprintable():
-            headers[MODEL_HEADER] = model
-        self._http = self._http_type(base_url=self.url, headers=headers, timeout=timeout, transport=transport)
+            self._headers[MODEL_HEADER] = model
+        self._connect()
+        _clients.add(self)
+
+    def _connect(self) -> None:
+        """Create the HTTP client of this process; it connects when it sends the first request."""
+        timeout, transport = self.arguments["timeout"], self.arguments["transport"]
+        self._slots = self._semaphore_type(self._concurrency)
+        self._http = self._http_type(base_url=self.url, headers=self._headers, timeout=timeout, transport=transport)
 
     # --- attempts --------------------------------------------------------------------------------------------------
 
@@ -187,6 +200,16 @@ class BaseClient:
                 f"{self.url}: the response is not that of a reward server: "
                 f"{field}: {plain_fault(first)} (got {shorten(content)})"
             ) from None
+
+
+def _connect_in_child() -> None:
+    """Replace what forked processes must not share: connections, and semaphores that a thread of the parent holds."""
+    for client in list(_clients):
+        client._connect()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(after_in_child=_connect_in_child)
 
 
 def wait_seconds(state: RetryCallState) -> float:

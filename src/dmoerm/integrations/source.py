@@ -21,7 +21,11 @@ if TYPE_CHECKING:
 
 MODEL_VARIABLE = "DMOERM_MODEL"
 Source = str | Path | Scorer
-_OPEN_LOCK = threading.Lock()
+_OPEN_LOCK = threading.RLock()
+if hasattr(os, "register_at_fork"):  # a process forks only while no other thread opens a source: its child could not
+    os.register_at_fork(
+        before=_OPEN_LOCK.acquire, after_in_parent=_OPEN_LOCK.release, after_in_child=_OPEN_LOCK.release
+    )
 _CONCURRENCY = 256  # requests in flight; the more arrive together, the more share a prompt
 _async_clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Client, AsyncClient]] = (
     weakref.WeakKeyDictionary()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import tempfile
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, cast
@@ -90,6 +92,7 @@ class DMoERM(Mixture):
         Raises:
             DataError: as in `score`.
         """
+        _scored.add(self)
         for query in queries:
             if query.task is not None:
                 self.task_model(query.task, query.position if query.id else "")
@@ -300,6 +303,26 @@ class DMoERM(Mixture):
         if model_args:
             raise ConfigError(f"from_pretrained: takes options by name only (got {shorten(model_args[0])})")
         return cast("Self", checkpoint.load(path, cls, load_options(options)))
+
+
+_scored: weakref.WeakSet[DMoERM] = weakref.WeakSet()
+"""The models that have scored in this process."""
+
+
+def _prepare_child() -> None:
+    """Make the models usable in a forked process, which has only the thread that forked.
+
+    The threads of PyTorch's OpenMP do not survive a fork, and a pass would wait for them without end. Another thread
+    of the parent may have held an encoder's lock.
+    """
+    if _scored:
+        torch.set_num_threads(1)
+    for model in list(_scored):
+        model.encoder.__setstate__(model.encoder.__getstate__())
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(after_in_child=_prepare_child)
 
 
 @contextlib.contextmanager
