@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from dmoerm.errors import DataError
 from dmoerm.parsing import parse_group, parse_query
-from dmoerm.schema import Group, Message, Pair, PairLabel, ordered_pairs, prompt_key
+from dmoerm.schema import Group, Message, Pair, PairLabel, is_empty, ordered_pairs, prompt_key, stripped
 
 GRADES = st.lists(st.none() | st.integers(0, 4).map(float), max_size=6)
 
@@ -131,3 +131,27 @@ def test_identical_responses_are_not_a_pair() -> None:
 def test_a_judgment_on_an_invalid_pair_is_refused(judgment) -> None:
     with pytest.raises(DataError, match="judge_labels"):
         parse_group(row(judge_labels={"logic": [judgment]}))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (" \tFine.\n\n", "Fine."),
+        ("<|im_start|> Fine.<|im_end|>\n<|endoftext|>", "Fine."),
+        ("<s>Fine.</s><pad><pad>", "Fine."),
+        ("Fine.<end_of_turn>\n", "Fine."),
+        ("Fine.<|im_end|> Or not?", "Fine.<|im_end|> Or not?"),
+        ("<b>Fine</b>", "<b>Fine</b>"),
+        ("<|x", "<|x"),
+        ("1 < 2", "1 < 2"),
+        (" <|eot_id|>\n</s>", ""),
+        ("", ""),
+    ],
+)
+def test_what_is_stripped_from_a_text(text, expected):
+    assert stripped(text) == stripped(stripped(text)) == expected
+    assert is_empty(text) == (not expected)
+
+
+def test_responses_that_read_the_same_are_no_pair():
+    assert Group(prompt="Why?", responses=("No.", "No.<|im_end|>\n"), scores=(1, 2)).pairs() == []

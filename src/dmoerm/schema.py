@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -103,7 +104,7 @@ class Query(BaseModel):
     @classmethod
     def _prompt_has_text(cls, prompt: Prompt) -> Prompt:
         texts = [message.text for message in messages_of(prompt)]
-        if not texts or not any(text.strip() for text in texts):
+        if not texts or all(map(is_empty, texts)):
             raise ValueError("is empty")
         for text in texts:
             _check_encodable(text)
@@ -229,8 +230,9 @@ class Group(Query):
         return [*self.pairs(capability), *by_judge]
 
     def differ(self, first: int, second: int) -> bool:
-        """Return whether two responses are different texts; no model can order identical ones."""
-        return self.responses[first] != self.responses[second]
+        """Return whether two responses are different as a model reads them; no model can order identical ones."""
+        texts = self.responses[first], self.responses[second]
+        return texts[0] != texts[1] and stripped(texts[0]) != stripped(texts[1])
 
     def identical_pairs(self) -> int:
         """Count the pairs of identical responses that have different grades, overall or on a capability."""
@@ -238,9 +240,34 @@ class Group(Query):
         return sum(not self.differ(*pair[:2]) for grades in graded for pair in ordered_pairs(grades))
 
 
-def is_empty(response: str) -> bool:
-    """Return whether a response contains only white space."""
-    return not response.strip()
+_SPECIAL = (  # what tokenizers write around texts
+    r"(?:<\|[^|<>]{1,40}\|>|</?s>|<pad>|<eos>|<bos>|<start_of_turn>|<end_of_turn>)"
+)
+_BEGINNING, _TOKEN = re.compile(rf"(?:\s*{_SPECIAL})*"), re.compile(_SPECIAL)
+
+
+def stripped(text: str) -> str:
+    """Return a text without the white space and the special tokens around it.
+
+    A model reads only this of a message and of a response, on every path: some clients send what a tokenizer has
+    decoded, with end-of-turn marks and padding, and others have removed them.
+    """
+    text = text.strip()
+    if not text or (text[0] != "<" and text[-1] != ">"):
+        return text
+    beginning = _BEGINNING.match(text)
+    text = text[beginning.end() if beginning else 0 :]
+    end = len(text)
+    for token in reversed(list(_TOKEN.finditer(text))):  # a single pattern would take n² steps on n tokens
+        if text[token.end() : end].strip():
+            break
+        end = token.start()
+    return text[:end].strip()
+
+
+def is_empty(text: str) -> bool:
+    """Return whether a text contains only white space and special tokens."""
+    return not stripped(text)
 
 
 def ordered_pairs(grades: Sequence[float | None]) -> list[Pair]:

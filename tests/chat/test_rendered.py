@@ -94,7 +94,7 @@ def test_where_no_response_begins_is_said(text):
 
 
 def test_a_response_is_what_follows_its_prompt():
-    assert response_text("<pad>Hi!Hello.</s>", "Hi!") == "Hello."
+    assert response_text("<pad>Hi!Hello.</s>", "Hi!") == "Hello.</s>"
     for prompt in ("", "Ho!"):
         with pytest.raises(DataError, match="prompt"):
             response_text("Hi!Hello.", prompt)

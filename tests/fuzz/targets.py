@@ -13,13 +13,14 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from dmoerm.chat.rendered import bare, conversation, response_text, split_response
+from dmoerm.chat.rendered import conversation, response_text, split_response
 from dmoerm.config import Config, apply_override, validated
 from dmoerm.data.readers import read_groups, read_queries
 from dmoerm.errors import CheckpointError, ConfigError, DataError, TaxonomyError
 from dmoerm.labeling.verdict import Token, read_verdicts
 from dmoerm.labels import read_labels
 from dmoerm.model.integrity import check_sums, read_json
+from dmoerm.schema import stripped
 from dmoerm.taxonomy import load_taxonomy
 
 _TEMPORARY = tempfile.TemporaryDirectory(prefix="fuzz-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None)
@@ -74,7 +75,7 @@ def verdict(data: bytes) -> None:
 def transcript(data: bytes) -> None:
     """A rendered conversation."""
     text = data.decode(errors="replace")
-    bare(text)
+    assert stripped(stripped(text)) == stripped(text)
     conversation(text)
     with contextlib.suppress(DataError):
         prompt, response = split_response(text)

@@ -81,12 +81,7 @@ def test_prompts_become_conversations():
         Message(role="user", content="Hello."),
     )
     assert rendered.conversation(LLAMA3.format("Hello.")) == (Message(role="user", content="Hello."),)
-    assert rendered.conversation("<s>What is 2 < 3?") == "What is 2 < 3?"
-
-
-@pytest.mark.parametrize("text", ["a <b> c", "1 < 2", "<|x"])
-def test_text_that_looks_like_markup_stays(text):
-    assert rendered.response_text(f"<pad><pad>PROMPT{text}</s>", "PROMPT") == text
+    assert rendered.conversation("What is 2 < 3?") == "What is 2 < 3?"
 
 
 def test_invalid_calls_are_errors(loaded, monkeypatch):

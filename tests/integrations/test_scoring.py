@@ -52,8 +52,8 @@ def test_prompts_and_completions_of_every_form():
     turns = (Message(role="system", content="Be kind."), Message(role="user", content="Hi!"))
     rendered = "".join(f"<|im_start|>{turn.role}\n{turn.content}<|im_end|>\n" for turn in turns)
     assert as_prompt(TURNS) == as_prompt(rendered + "<|im_start|>assistant\n") == turns
-    assert as_prompt("<s>Hi!") == "Hi!"
-    assert as_response(" Yes.<|im_end|>") == as_response([TURNS[1], {"role": "assistant", "content": "Yes."}]) == "Yes."
+    assert as_prompt("Hi!") == "Hi!"
+    assert as_response("Yes.") == as_response([TURNS[1], {"role": "assistant", "content": "Yes."}]) == "Yes."
     assert as_response([]) == as_response([{"role": "assistant", "content": None}]) == ""
 
 

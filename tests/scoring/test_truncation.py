@@ -33,6 +33,18 @@ def test_a_cut_response_is_flagged_alone_and_a_cut_prompt_flags_all(model: Any, 
     assert flags("Why?", "No.", "") == [False, False]
 
 
+@pytest.mark.parametrize("options", [{}, {"batch_tokens": 1}, {"deterministic": True}])
+def test_a_response_that_fits_reads_the_whole_prompt_beside_one_that_does_not(model: Any, options: Any) -> None:
+    prompts = ["why " * words for words in range(60, 0, -1)]
+    prompt = next(p for p in prompts if not model.encoder.encode(Query(prompt=p, responses=("No.",))).truncated)
+    alone = model.score([prompt, prompt], [["No."], [LONG]], **options)
+    beside = model.score([prompt, "Hi!"], [["No.", LONG, "No."], ["Yes."]], **options)[0]
+    assert [score.truncated for score in beside] == [False, True, False]
+    for score, (same,) in zip(beside, [*alone, alone[0]], strict=True):
+        assert score.reward == pytest.approx(same.reward, abs=1e-6)
+        assert score.capabilities == pytest.approx(same.capabilities, abs=1e-6)
+
+
 def test_texts_that_differ_in_what_was_cut_tie_and_say_so(model: Any) -> None:
     first, second = model.score("Why?", [LONG + "it rains.", LONG + "it snows."])
     assert first.reward == pytest.approx(second.reward, abs=1e-5)

@@ -4,7 +4,8 @@
     response  Fine, thanks.<|im_end|>                                                  ends with the end-of-turn token
 
 Only the chat template's own text can become special tokens. The texts of messages and responses cannot, so a response
-cannot end its turn or start another. Templates that print the date get a fixed one. Tool calls are rendered by the chat
+cannot end its turn or start another. White space and special tokens around a text are not part of it
+(`dmoerm.schema.stripped`). Templates that print the date get a fixed one. Tool calls are rendered by the chat
 template; for a template without tools they are written as text (`dmoerm.chat.tools`).
 """
 
@@ -24,7 +25,7 @@ from transformers import PreTrainedTokenizerBase
 from ..config import EncodingConfig
 from ..errors import BackboneError, DataError
 from ..message import Tool
-from ..schema import Message, Prompt, Query, is_empty, messages_of
+from ..schema import Message, Prompt, Query, is_empty, messages_of, stripped
 from .template import ChatTemplate
 from .tools import ToolConversation, guarded_texts, tool_conversations, uses_tools, without_tools
 
@@ -36,14 +37,17 @@ class Encoded:
     """The token ids of a query: the prompt's once, and each response's.
 
     Attributes:
-        truncated_at: the indices of the responses that were cut, or of all responses where the prompt was.
+        truncated_at: the indices of the responses that were cut, or whose prompt was.
         empty_at: the indices of the empty responses; each is only an end-of-turn token, and its score is `MIN_REWARD`.
+        cut_prompt: what the responses of `truncated_at` read in place of the prompt, if the others fit with the whole
+            prompt; None: all responses have the same prompt. A pass needs the latter: see `part`.
     """
 
     prompt: list[int]
     responses: list[list[int]]
     truncated_at: frozenset[int] = frozenset()
     empty_at: frozenset[int] = frozenset()
+    cut_prompt: list[int] | None = None
 
     @property
     def truncated(self) -> bool:
@@ -53,12 +57,15 @@ class Encoded:
     @property
     def tokens(self) -> int:
         """Tokens that a forward pass runs over, the prompt counted once."""
-        return len(self.prompt) + sum(map(len, self.responses))
+        return len(self.prompt) + len(self.cut_prompt or ()) + sum(map(len, self.responses))
 
     def part(self, first: int, end: int) -> Encoded:
-        """Return the same prompt with responses `first` to `end` − 1."""
+        """Return the prompt with responses `first` to `end` − 1."""
         cut, empty = (frozenset(i - first for i in at if first <= i < end) for at in (self.truncated_at, self.empty_at))
-        return Encoded(self.prompt, self.responses[first:end], cut, empty)
+        prompt, cut_prompt = self.prompt, self.cut_prompt
+        if cut_prompt is not None and len(cut) in (0, end - first):
+            prompt, cut_prompt = cut_prompt if cut else prompt, None
+        return Encoded(prompt, self.responses[first:end], cut, empty, cut_prompt)
 
     @classmethod
     def join(cls, queries: Sequence[Encoded]) -> Encoded:
@@ -118,17 +125,24 @@ class Encoder:
         """Restore the state with a new lock."""
         vars(self).update(state, _lock=threading.Lock())
 
-    def encode(self, query: Query) -> Encoded:
+    def encode(self, query: Query, one_prompt: bool = True) -> Encoded:
         """Return the token ids of a query.
+
+        Args:
+            one_prompt: whether the prompt is cut for all responses if it is cut for one, so that they can be compared;
+                otherwise the ids of a response do not depend on the others.
 
         Raises:
             DataError: a text is longer than `max_length` and `truncation` is `error`.
         """
-        (encoded,) = self.encode_all([query])
+        (encoded,) = self.encode_all([query], one_prompt)
         return encoded
 
-    def encode_all(self, queries: Sequence[Query]) -> list[Encoded]:
+    def encode_all(self, queries: Sequence[Query], one_prompt: bool = True) -> list[Encoded]:
         """Return the token ids of several queries; to tokenize their texts in one call takes less time.
+
+        Args:
+            one_prompt: as in `encode`.
 
         Raises:
             DataError: as `encode`.
@@ -136,18 +150,18 @@ class Encoder:
         with self._lock:
             parts = [self._turns(query.prompt, query.tools) for query in queries]
             texts = [message.content for turns, _ in parts for message in turns]
-            texts += [text for query in queries for text in query.responses]
+            texts += [stripped(text) for query in queries for text in query.responses]
             ids = iter(self._texts(texts))
             prompts = [self._conversation(turns, whole, ids) for turns, whole in parts]
-            responses = [[self._ended(text, next(ids)) for text in query.responses] for query in queries]
-        return [self._cut(*each) for each in zip(queries, prompts, responses, strict=True)]
+            responses = [[self._ended(next(ids)) for _ in query.responses] for query in queries]
+        return [self._cut(*each, one_prompt) for each in zip(queries, prompts, responses, strict=True)]
 
-    def _cut(self, query: Query, prompt: list[int], responses: list[list[int]]) -> Encoded:
+    def _cut(self, query: Query, prompt: list[int], responses: list[list[int]], one_prompt: bool) -> Encoded:
         empty = frozenset(i for i, text in enumerate(query.responses) if is_empty(text))
         longest = max(map(len, responses))
+        if len(prompt) + longest <= self.max_length:
+            return Encoded(prompt, responses, empty_at=empty)
         if self.config.truncation == "error":
-            if len(prompt) + longest <= self.max_length:
-                return Encoded(prompt, responses, empty_at=empty)
             raise DataError(
                 f"prompt and response are {len(prompt) + longest} tokens long, more than the {self.max_length} allowed",
                 file=query.position,
@@ -155,9 +169,15 @@ class Encoder:
             )
         # three quarters for the prompt, the rest for each response by itself: a score must not depend on others
         kept = self._cut_prompt(prompt, self.max_length * 3 // 4)
-        limit = self.max_length - len(kept)
-        cut = frozenset(i for i, ids in enumerate(responses) if len(kept) < len(prompt) or len(ids) > limit)
-        return Encoded(kept, [self._cut_response(ids, limit) for ids in responses], cut, empty)
+        limit, prompt_is_cut = self.max_length - len(kept), len(kept) < len(prompt)
+        fits = [not prompt_is_cut and len(ids) <= limit for ids in responses]
+        if prompt_is_cut and not one_prompt:
+            fits = [len(prompt) + len(ids) <= self.max_length for ids in responses]
+        cut = frozenset(i for i, whole in enumerate(fits) if not whole)
+        ids = [self._cut_response(ids, limit) for ids in responses]
+        if prompt_is_cut and any(fits):
+            return Encoded(prompt, ids, cut, empty, cut_prompt=kept)
+        return Encoded(kept, ids, cut, empty)
 
     def tokens(self, content: str | Sequence[Message], add_special: bool = True) -> list[int]:
         """Return the token ids of a text as the tokenizer gives them, or of a conversation as the model reads it.
@@ -173,8 +193,7 @@ class Encoder:
             answered = content[-1].role == "assistant"
             turns, whole = self._turns(tuple(content[:-1] if answered else content))
             prompt = self._conversation(turns, whole, iter(self._texts([message.content for message in turns])))
-            last = content[-1].text
-            return prompt + (self._ended(last, *self._texts([last])) if answered else [])
+            return prompt + (self._ended(*self._texts([stripped(content[-1].text)])) if answered else [])
 
     def split(self, ids: Sequence[int]) -> Encoded:
         """Split the token ids of a rendered conversation into prompt and response, as `encode` gives them.
@@ -230,14 +249,14 @@ class Encoder:
         tail = limit if self.config.truncation == "keep_end" else limit - limit // 2
         return body[: limit - tail] + body[len(body) - tail :] + marker
 
-    def _ended(self, text: str, ids: list[int]) -> list[int]:
-        return self.empty_response if is_empty(text) else ids + self._end_of_turn
+    def _ended(self, ids: list[int]) -> list[int]:
+        return ids + self._end_of_turn if ids else self.empty_response
 
     def _turns(self, prompt: Prompt, tools: Sequence[Tool] = ()) -> tuple[list[Message], list[int] | None]:
         """Return the turns of a prompt, or none of them and all ids if the template prints its tools."""
-        messages = messages_of(prompt)
+        messages = [_without_frame(message) for message in messages_of(prompt)]
         if self.config.system and messages[0].role != "system":
-            messages.insert(0, Message(role="system", content=self.config.system))
+            messages.insert(0, Message(role="system", content=stripped(self.config.system)))
         if not uses_tools(messages, tools):
             return messages, None
         whole = self._with_tools(messages, tools)
@@ -300,3 +319,8 @@ class Encoder:
         special = self.tokenizer.eos_token_id, self.tokenizer.bos_token, self.tokenizer.eos_token
         parts = vocabulary, special, self.tokenizer.chat_template, self.config, self.max_length
         return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def _without_frame(message: Message) -> Message:
+    content = stripped(message.content)
+    return message if content == message.content else message.model_copy(update={"content": content})

@@ -9,13 +9,9 @@ from __future__ import annotations
 import re
 
 from ..errors import DataError
-from ..schema import Message, Prompt
+from ..schema import Message, Prompt, is_empty
 
-_SPECIAL = (
-    r"(?:<\|[^|<>]{1,40}\|>|</?s>|<pad>|<eos>|<bos>|<start_of_turn>|<end_of_turn>)"  # what tokenizers add around texts
-)
 _ROLES = {"model": "assistant", "ipython": "tool"}  # Gemma's and Llama's names
-_BEGINNING, _TOKEN = re.compile(rf"(?:\s*{_SPECIAL})*"), re.compile(_SPECIAL)
 _TURN = re.compile(
     r"(?:<\|im_start\|>|<\|start_header_id\|>|<start_of_turn>)(system|developer|user|assistant|model|tool|ipython)(?:<\|end_header_id\|>)?\s*\n"
     r"(.*?)(?:<\|im_end\|>|<\|eot_id\|>|<end_of_turn>|\Z)",
@@ -24,23 +20,11 @@ _TURN = re.compile(
 
 
 def conversation(prompt: str) -> Prompt:
-    """Return the turns of a rendered prompt, or the text of any other prompt without special tokens around it."""
+    """Return the turns of a rendered prompt, or the text of any other prompt."""
     turns = _turns(prompt)
-    if turns and turns[-1].role == "assistant" and not turns[-1].content:  # the place of the response
+    if turns and turns[-1].role == "assistant" and is_empty(turns[-1].content):  # the place of the response
         turns = turns[:-1]
-    return turns or bare(prompt)
-
-
-def bare(text: str) -> str:
-    """Return a text without the special tokens and white space around it."""
-    beginning = _BEGINNING.match(text)
-    text = text[beginning.end() if beginning else 0 :]
-    end = len(text)
-    for token in reversed(list(_TOKEN.finditer(text))):  # a single pattern would take n² steps on n tokens
-        if text[token.end() : end].strip():
-            break
-        end = token.start()
-    return text[:end].strip()
+    return turns or prompt
 
 
 def split_response(text: str) -> tuple[Prompt, str]:
@@ -57,7 +41,7 @@ def split_response(text: str) -> tuple[Prompt, str]:
 
 
 def response_text(query: str, prompt: str) -> str:
-    """Return the response without special tokens around it. Raise `DataError` if the query lacks the prompt."""
+    """Return the text after the prompt. Raise `DataError` if the query lacks the prompt."""
     if not prompt:
         raise DataError("a prompt is empty", field="prompts", hint="pass the prompts unchanged")
     _, match, response = query.partition(prompt)
@@ -65,11 +49,11 @@ def response_text(query: str, prompt: str) -> str:
         raise DataError(
             "the query does not contain its prompt", field="queries", value=query, hint="pass the prompts unchanged"
         )
-    return bare(response)
+    return response
 
 
 def _turns(text: str) -> tuple[Message, ...]:
     return tuple(
-        Message(role=_ROLES.get(role, role), content=content.strip())  # pyright: ignore[reportArgumentType]
+        Message(role=_ROLES.get(role, role), content=content)  # pyright: ignore[reportArgumentType]
         for role, content in _TURN.findall(text)
     )

@@ -7,11 +7,11 @@ that the original messages had; a text in another known format is parsed by `dmo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from ..errors import BackboneError, DataError
-from ..schema import Message, Prompt
-from .encoding import Encoder
+from ..schema import Message, Prompt, Query, is_empty, stripped
+from .encoding import Encoded, Encoder
 from .rendered import conversation, split_response
 
 _USER, _ASSISTANT = Message(role="user", content="x"), Message(role="assistant", content="y")
@@ -26,7 +26,7 @@ class Transcript:
         self._to_user = _template_text(encoder, [_USER, _ASSISTANT, _USER], 2)
         self._system_start = _template_text(encoder, [_SYSTEM, _USER], 0)
         self._system_end = _template_text(encoder, [_SYSTEM, _USER], 1)
-        self._tokenizer: Any = encoder.tokenizer
+        self._encoder, self._tokenizer = encoder, cast("Any", encoder.tokenizer)
         self._bos = str(encoder.tokenizer.bos_token or "")
 
     def read(self, text: str) -> tuple[Prompt, str]:
@@ -59,12 +59,27 @@ class Transcript:
             raise DataError("is not a token id of the model", field="input", value=unknown[0], hint=hint)
         return self.read(self._tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
 
+    def split(self, ids: Sequence[int]) -> Encoded:
+        """Split the ids of a rendered conversation as `Encoder.split` does, without white space around the texts.
+
+        Raises:
+            DataError: as `Encoder.split`.
+        """
+        try:
+            prompt, response = self.read_ids(ids)
+        except DataError:  # the tokenizer's template is in another form
+            return self._encoder.split(ids)
+        texts = response, *(message.content for message in prompt if isinstance(message, Message))
+        if all(text == stripped(text) for text in texts):
+            return self._encoder.split(ids)
+        return self._encoder.encode(Query(prompt=prompt, responses=(response,)))
+
     def prompt(self, text: str) -> Prompt:
         """Return the conversation of a rendered prompt; a text in an unknown format is the prompt itself."""
         turns = self._turns(text)
         if turns is None:
             return conversation(text)
-        return tuple(turns if turns[-1].role == "user" or turns[-1].content.strip() else turns[:-1])
+        return tuple(turns if turns[-1].role == "user" or not is_empty(turns[-1].content) else turns[:-1])
 
     def _turns(self, text: str) -> list[Message] | None:
         """Return all turns with the response, or None if this template did not render the text."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ..chat.rendered import bare, conversation
+from ..chat.rendered import conversation
 from ..errors import DataError
 from ..schema import Message, Prompt, Query
 from ..scores import Score, Scorer, group_by_prompt
@@ -58,8 +58,8 @@ def as_prompt(prompt: str | Iterable[Mapping[str, Any]]) -> Prompt:
 def as_response(completion: str | Sequence[Mapping[str, Any]]) -> str:
     """Convert a trainer's completion: a text, or chat messages, of which the last is the response."""
     if isinstance(completion, str):
-        return bare(completion)
-    return bare(_message({"role": "assistant", "content": None} | dict(completion[-1])).text) if completion else ""
+        return completion
+    return _message({"role": "assistant", "content": None} | dict(completion[-1])).text if completion else ""
 
 
 def _message(message: Mapping[str, Any]) -> Message:

@@ -23,11 +23,12 @@ def batches(encoded: Sequence[Encoded], budget: int) -> Iterator[list[int]]:
     rows: list[int] = []
     tokens = 0
     for i in sorted(range(len(encoded)), key=lambda i: (_shape(encoded[i]), i), reverse=True):
-        if rows and tokens + encoded[i].tokens > budget:
+        size = encoded[i].tokens if encoded[i].cut_prompt is None else budget + 1  # `chunks` divides it
+        if rows and tokens + size > budget:
             yield rows
             rows, tokens = [], 0
         rows.append(i)
-        tokens += encoded[i].tokens
+        tokens += size
     if rows:
         yield rows
 
@@ -35,12 +36,13 @@ def batches(encoded: Sequence[Encoded], budget: int) -> Iterator[list[int]]:
 def chunks(encoded: Encoded, budget: int) -> Iterator[tuple[int, Encoded]]:
     """Split a query into parts that repeat the prompt; yield the index of each part's first response, and the part.
 
-    A part has at most `budget` tokens, or twice the prompt's if that is more, so repeated prompts at most double the
-    work. A longer response is a part by itself.
+    All responses of a part have the same prompt. A part has at most `budget` tokens, or twice the prompt's
+    if that is more, so repeated prompts at most double the work. A longer response is a part by itself.
     """
     first, tokens, limit = 0, len(encoded.prompt), max(budget, 2 * len(encoded.prompt))
     for i, response in enumerate(encoded.responses):
-        if i > first and tokens + len(response) > limit:
+        other_prompt = encoded.cut_prompt is not None and (i in encoded.truncated_at) != (first in encoded.truncated_at)
+        if i > first and (other_prompt or tokens + len(response) > limit):
             yield first, encoded.part(first, i)
             first, tokens = i, len(encoded.prompt)
         tokens += len(response)

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from ..chat.encoding import Encoded
+from ..chat.transcript import Transcript
 from ..errors import ConfigError, shorten
 from ..schema import Prompt, Query
 from ..scores import MIN_REWARD, Score, Weights, adjusted, as_queries, bound_reward, check_risk, check_weights
@@ -98,7 +99,7 @@ class DMoERM(Mixture):
                 self.task_model(query.task, query.position if query.id else "")
         check_weights(weights, self.config.tasks, [query.task for query in queries])
         check_risk(risk)
-        encoded = [self.encoder.encode(query) for query in queries]
+        encoded = [self.encoder.encode(query, one_prompt=False) for query in queries]
         if deterministic:
             return adjusted(self.score_separately(encoded, [query.task for query in queries]), weights, risk)
         scores: dict[int, list[Score]] = {}
@@ -112,10 +113,13 @@ class DMoERM(Mixture):
         return adjusted((scores[i] for i in range(len(queries))), weights, risk)
 
     def _score_chunks(self, encoded: Encoded, task: str | None, batch_tokens: int | None) -> list[Score]:
-        """Score one query with one pass per chunk. The first chunk's route holds for all, however close it is."""
+        """Score one query with one pass per chunk. A prompt's first route holds for all its chunks."""
         scores: list[Score] = []
+        routes: dict[str, Score] = {}
         for _, chunk in chunks(encoded, self.pass_tokens(batch_tokens)):
-            scores += self.score_encoded([chunk], [task], scores[0] if scores else None)[0]
+            (chunk_scores,) = self.score_encoded([chunk], [task], routes.get(chunk.prompt_key))
+            routes.setdefault(chunk.prompt_key, chunk_scores[0])
+            scores += chunk_scores
         return scores
 
     def score_separately(self, encoded: Sequence[Encoded], tasks: Sequence[str | None]) -> list[list[Score]]:
@@ -128,9 +132,11 @@ class DMoERM(Mixture):
         scores: list[list[Score]] = []
         with _deterministic_algorithms():
             for query, task in zip(encoded, tasks, strict=True):
-                ((route,),) = self.score_encoded([Encoded(query.prompt, [self.encoder.empty_response])], [task])
                 parts = [query.part(i, i + 1) for i in range(len(query.responses))]
-                scores.append([self.score_encoded([part], [task], route)[0][0] for part in parts])
+                prompts = {part.prompt_key: part.prompt for part in parts}
+                empty = self.encoder.empty_response
+                routes = {k: self.score_encoded([Encoded(ids, [empty])], [task])[0][0] for k, ids in prompts.items()}
+                scores.append([self.score_encoded([part], [task], routes[part.prompt_key])[0][0] for part in parts])
         return scores
 
     def passes(self, encoded: Sequence[Encoded], batch_tokens: int | None = None) -> Iterator[list[int]]:
@@ -239,11 +245,11 @@ class DMoERM(Mixture):
             attention_mask: (B, T), 0 at padding.
 
         Raises:
-            DataError: a sequence is not a conversation in the chat template; see `Encoder.split`.
+            DataError: a sequence is not a conversation in the chat template; see `Transcript.split`.
         """
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         rows = [ids[keep.bool()].tolist() for ids, keep in zip(input_ids, mask, strict=True)]
-        encoded = [self.encoder.split(row) for row in rows]
+        encoded = list(map(Transcript(self.encoder).split, rows))
         rewards = torch.tensor(
             [s.reward for (s,) in self.score_encoded(encoded, [None] * len(rows))], device=self.device
         )

@@ -48,7 +48,7 @@ class EncodingThreads:
             for query in queries:
                 if query.task is not None:
                     check_task(self._tasks, query.task)
-                encoded.append(encoder.encode(query))
+                encoded.append(encoder.encode(query, one_prompt=False))
                 tokens += encoded[-1].tokens
                 if tokens > self._limit:
                     raise DataError(

@@ -10,7 +10,6 @@ from typing import Any
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from ...chat.rendered import bare
 from ...schema import Message
 from ..service import CurrentService
 from .examples import SAMPLE_REQUESTS
@@ -33,5 +32,5 @@ async def remote_rm(
 ) -> float | dict[str, float]:
     """The reward as a number."""
     prompt = service.transcript.prompt(body.prompt) if isinstance(body.prompt, str) else tuple(body.prompt)
-    (score,) = await service.score_texts(request, [(prompt, bare(body.response))])
+    (score,) = await service.score_texts(request, [(prompt, body.response)])
     return score.reward if key is None else {key: score.reward}
