@@ -41,8 +41,8 @@ def test_a_response_that_fits_reads_the_whole_prompt_beside_one_that_does_not(mo
     beside = model.score([prompt, "Hi!"], [["No.", LONG, "No."], ["Yes."]], **options)[0]
     assert [score.truncated for score in beside] == [False, True, False]
     for score, (same,) in zip(beside, [*alone, alone[0]], strict=True):
-        assert score.reward == pytest.approx(same.reward, abs=1e-6)
-        assert score.capabilities == pytest.approx(same.capabilities, abs=1e-6)
+        assert score.reward == pytest.approx(same.reward, abs=1e-5)
+        assert score.capabilities == pytest.approx(same.capabilities, abs=1e-5)
 
 
 def test_texts_that_differ_in_what_was_cut_tie_and_say_so(model: Any) -> None:
