@@ -80,6 +80,17 @@ def test_a_link_is_followed_and_stays(tmp_path: Path) -> None:
     assert names(tmp_path) == ["link", "real"]
 
 
+def test_a_link_to_a_file_is_followed_and_stays(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to("disk/scores.jsonl")  # of a file that does not exist yet
+    for content in ("old", "new"):
+        write_file(tmp_path / "link", content)
+        assert os.readlink(tmp_path / "link") == "disk/scores.jsonl"
+        assert (tmp_path / "disk" / "scores.jsonl").read_text() == content
+    assert names(tmp_path) == ["disk", "link"]
+    assert names(tmp_path / "disk") == ["scores.jsonl"]
+
+
 def test_a_file_in_a_folders_place_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "x").write_text("mine")
     with pytest.raises(NotADirectoryError), complete_folder(tmp_path / "x"):

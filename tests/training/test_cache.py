@@ -15,6 +15,7 @@ from dmoerm.chat.encoding import Encoded
 from dmoerm.config import Config
 from dmoerm.model.batching import pack_ids
 from dmoerm.model.packing import pack
+from dmoerm.training import cache as cache_module
 from dmoerm.training.cache import ActivationCache
 
 
@@ -97,6 +98,25 @@ def test_a_damaged_shard_is_computed_again(begun: Callable[..., Any], damage: st
     again.fill([e.encoded for e in start.train], lambda *progress: told.append(progress))
     assert told[-1][0] == told[-1][1] > 0
     torch.testing.assert_close(again.states(start.train[0].encoded)[0], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_shard_that_cannot_be_opened_is_kept(
+    begun: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With too many open files, safetensors says that the file does not exist."""
+    start = begun()
+    (shard,) = start.run.cache.folder.glob("*.safetensors")
+
+    def fail(file: Path, **_: Any) -> Any:
+        raise FileNotFoundError(f"No such file or directory: {file}")
+
+    monkeypatch.setattr(cache_module, "safe_open", fail)
+    again = fresh(start)
+    assert shard.exists()
+    assert f"{shard}: cannot be opened" in caplog.text
+    monkeypatch.undo()
+    forbid_computing(again, monkeypatch)
+    again.fill([e.encoded for e in start.train])
 
 
 def test_other_backbones_and_cuts_have_other_folders(

@@ -69,11 +69,12 @@ def complete_folder(target: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def complete_file(target: Path) -> Iterator[Path]:
-    """Yield a new file to write to; it replaces `target` when the block ends without an error.
+    """Yield a new file to write to; it replaces `target` when the block ends without an error. Links are followed.
 
     Raises:
         CheckpointError: no file can be created in that folder.
     """
+    target = Path(os.path.realpath(target))
     with contextlib.ExitStack() as stack:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)

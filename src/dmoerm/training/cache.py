@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -36,6 +37,7 @@ from ..model.quantization import plain_tensor
 from .processes import barrier, broadcast, is_main, shard, shard_evenly, sharded, smallest
 from .sharding import full_tensor
 
+_LOG = logging.getLogger("dmoerm.training")
 _SHARD_TOKENS = 50_000
 _SUFFIXES = (".safetensors", ".arrow")  # activations, and the token ids of `examples.py`
 _LOCK_SECONDS = 600  # writing a shard takes under a second; a stuck file system must not block a run forever
@@ -275,8 +277,12 @@ class ActivationCache:
     def _index(self, shard_file: Path) -> None:
         try:
             file = safe_open(shard_file, framework="pt")
-        except (SafetensorError, OSError):
+        except SafetensorError:
             shard_file.unlink(missing_ok=True)  # damaged: its entries are computed again
+            return
+        except OSError as error:  # of this process or of the file system: the file is as good as it was
+            if shard_file.exists():  # else another run has evicted it
+                _LOG.warning(f"{shard_file}: cannot be opened, its activations are computed again: {error}")
             return
         self._open[shard_file] = file
         for name in file.keys():  # noqa: SIM118 (not a mapping)
