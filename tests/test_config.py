@@ -33,6 +33,14 @@ def test_every_field_is_documented():
     assert list(undocumented(Config)) == []
 
 
+def test_a_setting_that_is_given_twice_is_an_error(tmp_path):
+    (tmp_path / "mine.yaml").write_text("phase2:\n  l2: 0.9\nphase1:\n  l2: 1\nphase2:\n  epochs: 1\n")
+    with pytest.raises(ConfigError, match=r"mine\.yaml:5: .*the key 'phase2' is given twice"):
+        load_config(tmp_path / "mine.yaml")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        load_config("finetune", ["phase2={l2: 1, l2: 2}"])
+
+
 def test_an_override_changes_one_field_alone():
     config = load_config("finetune", ["phase2.lora.rank=4", "data.files=[a.jsonl, b.jsonl]"])
     assert config.phase2.lora.rank == 4

@@ -50,7 +50,7 @@ def test_yaml_reads_back_equal(name: str, tmp_path: Path) -> None:
         ("name: mine\nlanguage: en", "tasks: .*add the field"),
         (f'name: mine\nlanguage: en\ntasks: {{"a\\tb": {TASK}}}', "a control character"),
         (f"name: mine\nlanguage: en\ntasks: {{{'x' * 101}: {TASK}}}", "has 101 characters; use at most 100"),
-        (f"name: mine\nlanguage: en\ntasks:\n  a: {TASK}\n  a: {TASK}", "mine.yaml:4: .*'a' is given twice"),
+        (f"name: mine\nlanguage: en\ntasks:\n  a: {TASK}\n  a: {TASK}", "mine.yaml:5: .*'a' is given twice"),
         (f"name: mine\nlanguage: en\ntasks: {{no: {TASK}}}", "quotes"),
         (f"name: mine\nlanguage: en\ncolour: red\ntasks: {{a: {TASK}}}", "colour.*got 'red'.*remove the field"),
         ("name: mine\nlanguage: en\ntasks: {a: {title: '', description: D, capabilities: {}}}", "write a text"),

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from .errors import TaxonomyError, plain_fault, shorten
 from .names import MAX_LENGTH, check_name, folder_name, qualified_name
+from .parsing import UniqueKeyLoader
 from .schema import Group
 
 BUILT_IN = ("paper-en", "paper-zh")
@@ -182,20 +183,9 @@ def _words(name: str) -> str:
     return re.sub(r"[_-]+", " ", name).strip() or name
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """Reject duplicate keys; plain YAML keeps the last one, so a whole task could be lost unnoticed."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.MarkedYAMLError(problem=f"the key {key!r} is given twice", problem_mark=node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
 def _parse(text: str, where: str) -> Taxonomy:
     try:
-        content = yaml.load(text, Loader=_UniqueKeyLoader)
+        content = yaml.load(text, Loader=UniqueKeyLoader)
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise TaxonomyError(f"{where}{line}: is not valid YAML ({error.problem}); correct the file there") from None

@@ -76,12 +76,13 @@ def counts_of(pairs: Sequence[float], **right: Sequence[float]) -> PairCounts:
     return PairCounts(prompts, np.array([pairs], float), {name: np.array([row], float) for name, row in right.items()})
 
 
-def test_every_prompt_alike_leaves_no_doubt() -> None:
-    counts = counts_of([4] * 9, dmoerm=[3] * 9, general=[2] * 9)
+def test_few_prompts_that_are_alike_leave_doubt() -> None:
+    counts = counts_of([4] * 36, dmoerm=[3] * 36, general=[2] * 36)
     accuracy, paired = compare({"chat": counts})
     estimate, difference = accuracy["dmoerm"]["chat"], paired["dmoerm - general"]["chat"]
-    assert (estimate.low, estimate.value, estimate.high) == pytest.approx((0.75, 0.75, 0.75))
-    assert (difference.low, difference.value, difference.high) == pytest.approx((0.25, 0.25, 0.25))
+    unseen = 1.96**2 / (36 + 1.96**2)
+    assert (estimate.low, estimate.value, estimate.high) == pytest.approx((0.75 - unseen, 0.75, 0.75 + unseen))
+    assert (difference.low, difference.value, difference.high) == pytest.approx((0.25 - unseen, 0.25, 0.25 + unseen))
 
 
 def random_counts(rng: np.random.Generator, prompts: int = 60, share: float = 0.7) -> PairCounts:
@@ -90,11 +91,14 @@ def random_counts(rng: np.random.Generator, prompts: int = 60, share: float = 0.
     return counts_of(pairs, **{method: rng.binomial(pairs, luck) for method in ("dmoerm", "general")})
 
 
-def test_identical_methods_differ_by_nothing() -> None:
+def test_identical_methods_may_differ_on_prompts_that_were_not_seen() -> None:
     counts = random_counts(np.random.default_rng(1))
     same = PairCounts(counts.prompts, counts.pairs, dict.fromkeys(("dmoerm", "general"), counts.right["dmoerm"]))
-    for difference in compare({"a": same, "b": same})[1]["dmoerm - general"].values():
-        assert (difference.low, difference.value, difference.high) == (0, 0, 0)
+    differences = compare({"a": same, "b": same})[1]["dmoerm - general"]
+    for name, prompts in {"a": 60, "b": 60, "mean": 120}.items():
+        unseen = 1.96**2 / (prompts + 1.96**2)
+        assert (differences[name].low, differences[name].high) == pytest.approx((-unseen, unseen))
+        assert differences[name].value == 0
 
 
 def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
@@ -321,3 +325,24 @@ def test_length_bias() -> None:
     assert -1 < found["dmoerm"].pearson < -0.9
     assert found["human"].groups == 2
     assert found["human"].spearman == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("prompts", "low"), [(1, 0.207), (3, 0.438), (100, 0.963)])
+def test_an_interval_says_how_few_the_prompts_are_when_all_are_right(prompts: int, low: float) -> None:
+    """The lower ends are Wilson's: scipy.stats.binomtest(n, n).proportion_ci(method="wilson")."""
+    groups = [scored(f"p{i}", [2, 1], dmoerm=[1, 0], general=[2, 0]) for i in range(prompts)]
+    estimates, differences = compare(overall_counts(groups))
+    for name in ("chat", "mean"):
+        estimate, difference = estimates["dmoerm"][name], differences["dmoerm - general"][name]
+        assert (estimate.value, estimate.low, estimate.high) == (1.0, pytest.approx(low, abs=1e-3), 1.0)
+        assert (difference.value, difference.low, difference.high) == pytest.approx((0, low - 1, 1 - low), abs=1e-3)
+    (by_capability,) = capability_accuracy(
+        [scored(f"p{i}", [2, 1], [1, 0], capability=([1, 0], [0, 1])) for i in range(prompts)]
+    )["chat"].values()
+    assert (by_capability.low, by_capability.high) == (0.0, pytest.approx(1 - low, abs=1e-3))
+
+
+def test_tasks_of_few_prompts_leave_their_mean_uncertain() -> None:
+    groups = [scored(f"p{i}", [2, 1], [1, 0], task="qa" if i else "chat") for i in range(10)]
+    estimates, _ = compare(overall_counts(groups))
+    assert estimates["dmoerm"]["chat"].low < estimates["dmoerm"]["mean"].low < estimates["dmoerm"]["qa"].low

@@ -320,6 +320,25 @@ def edited(folder: Path, **settings: Any) -> Path:
     return folder
 
 
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ({"format_version": 2}, "format_version is 2, and this release reads 1; install the release"),
+        ({"format_version": "1"}, "format_version is '1'"),
+        ({"treshold": 0.9}, r"treshold: unknown field; did you mean threshold\?"),
+        ({"experts": 4}, "experts: unknown field; remove it"),
+    ],
+)
+def test_a_config_of_another_format_is_refused(copied: Path, field: dict[str, Any], message: str) -> None:
+    with pytest.raises(CheckpointError, match=rf"config\.json: .*{message}"):
+        DMoERM.from_pretrained(edited(copied, **field))
+
+
+def test_a_config_names_its_format(copied: Path) -> None:
+    assert json.loads((copied / "config.json").read_text())["format_version"] == 1
+    assert DMoERM.from_pretrained(edited(copied, auto_map={}, return_dict=False)).config.format_version == 1
+
+
 @pytest.mark.parametrize("name", ["", " a", "a\0b", "a\nb", "x" * 257])
 def test_invalid_names_are_refused(copied: Path, name: str) -> None:
     for tasks in ({name: []}, {"chitchat": [name]}):

@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from ..errors import ConfigError, did_you_mean, plain_fault, shorten
+from ..parsing import UniqueKeyLoader
 from .checks import epochs_without_effect
 from .documentation import group_of
 from .renames import NOW
@@ -92,11 +93,14 @@ def _merged(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        settings = yaml.load(path.read_text(encoding="utf-8"), Loader=UniqueKeyLoader)
     except FileNotFoundError:
         known = list(shipped_configs())
         hints = [did_you_mean(str(path), known), f"give a YAML file or one of the shipped configs {', '.join(known)}"]
         raise ConfigError(f"{path}: no such file; {' '.join(filter(None, hints))}") from None
+    except yaml.MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ConfigError(f"{path}{line}: cannot be read as YAML: {error.problem}") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(settings or {}, dict):
@@ -157,7 +161,7 @@ def parse_override(override: str, source: str) -> tuple[str, Any]:
     if not separator or not name.strip():
         raise ConfigError(f"{source}: write it as a.b=value")
     try:
-        return name.strip(), yaml.safe_load(value)
+        return name.strip(), yaml.load(value, Loader=UniqueKeyLoader)
     except yaml.YAMLError:
         raise ConfigError(f"{source}: {value!r} is not valid YAML") from None
 

@@ -22,6 +22,7 @@ from ..schema import Pair, prompt_key
 from .results import MEAN, MEAN_HUMAN, Difference, Estimate
 from .scored_groups import ScoredGroup
 
+_Z = 1.96  # the standard normal distribution's 97.5 % quantile
 OrderedPairs = tuple[str, Sequence[Pair], Mapping[str, np.ndarray]]
 """A group's prompt, its human-ordered pairs, and method → scores."""
 
@@ -210,7 +211,7 @@ class _Shares(NamedTuple):
 
 
 def _estimate(method: str, tasks: Sequence[_Shares]) -> Estimate:
-    low, high = interval(np.mean([task.drawn[method] for task in tasks], axis=0), _prompts(tasks))
+    low, high = _interval(np.mean([task.drawn[method] for task in tasks], axis=0), tasks, least=0.0)
     return Estimate(
         value=fmean(task.value(method) for task in tasks),
         low=float(low),
@@ -220,11 +221,31 @@ def _estimate(method: str, tasks: Sequence[_Shares]) -> Estimate:
     )
 
 
+def _interval(drawn: np.ndarray, tasks: Sequence[_Shares], least: float) -> tuple[float, float]:
+    """Return the 95 % interval of a share or a difference of shares, from its resamples.
+
+    If all prompts have the same share, such as 1, so have all resamples: they do not show how little a few prompts say.
+    The interval then extends by the largest share of other prompts that n prompts without any can come from: the end of
+    Wilson's interval for 0 of n, z² / (n + z²). For several tasks n is the size of one sample whose mean would vary as
+    much, T² / Σ 1 / n_t.
+
+    Args:
+        drawn: (B,).
+        least: the lowest possible value; the highest is 1.
+    """
+    low, high = map(float, interval(drawn, _prompts(tasks)))
+    if high - low > 1e-9:
+        return low, high
+    prompts = len(tasks) ** 2 / sum(1 / len(task.counts.prompts) for task in tasks)
+    unseen = _Z**2 / (prompts + _Z**2)
+    return max(least, low - unseen), min(1.0, high + unseen)
+
+
 def _prompts(tasks: Sequence[_Shares]) -> int:
     return sum(len(task.counts.prompts) for task in tasks)
 
 
 def _difference(first: str, second: str, tasks: Sequence[_Shares]) -> Difference:
     drawn = np.mean([task.drawn[first] - task.drawn[second] for task in tasks], axis=0)
-    low, high = interval(drawn, _prompts(tasks))
+    low, high = _interval(drawn, tasks, least=-1.0)
     return Difference(value=fmean(t.value(first) - t.value(second) for t in tasks), low=float(low), high=float(high))

@@ -40,7 +40,8 @@ class LabelQuality:
         agreement_mean: the same for the mean of both orders, on all pairs with a mean.
         kappa_one, kappa_both: Cohen's κ with people over first, second and tie, for a single order and for pairs on
             which both orders agree.
-        kappa_interval: 95 % interval of `kappa_both`, by bootstrap over prompts.
+        kappa_interval: 95 % interval of `kappa_both`, by bootstrap over prompts; None if all resamples are equal, which
+            says nothing.
         prompt_tokens, completion_tokens, cost: totals of all calls.
     """
 
@@ -200,7 +201,8 @@ def _interval(rows: Sequence[_ComparedLabel]) -> tuple[float, float] | None:
     sums = resampled_sums(tables.reshape(len(tables), -1), resamples=_RESAMPLES)
     kappas = kappa(sums.reshape(-1, *tables.shape[1:]))
     kappas = kappas[np.isfinite(kappas)]
-    return tuple(interval(kappas).tolist()) if len(kappas) else None  # pyright: ignore
+    low, high = interval(kappas).tolist() if len(kappas) else (0.0, 0.0)
+    return (low, high) if low < high else None
 
 
 def _finite(value: Any) -> float | None:

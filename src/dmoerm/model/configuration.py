@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from transformers import AutoConfig, PretrainedConfig
 
 from ..config import AggregatorConfig, EncodingConfig, HeadConfig, LoRAConfig
-from ..errors import BackboneError, CheckpointError, plain_fault, shorten
+from ..errors import BackboneError, CheckpointError, did_you_mean, plain_fault, shorten
 from ..names import check_name
 from .backbone import check_config
 from .families import is_text_model
@@ -24,6 +24,8 @@ from .integrity import count_tensors, read_json
 
 # Settings of a backbone that select how it runs or that name code; they are not part of the architecture.
 _IGNORED_PREFIXES = ("_", "attn_implementation", "experts_implementation", "auto_map", "quantization_config")
+FORMAT_VERSION = 1
+"""The version of the checkpoint's files and of their meaning. A release reads its own version only."""
 _LABEL = "REWARD"  # the label of a score in Hugging Face's pipelines
 
 
@@ -31,6 +33,7 @@ class DMoERMConfig(PretrainedConfig):
     """The architecture and settings of a DMoERM.
 
     Attributes:
+        format_version: `FORMAT_VERSION` of the release that wrote the checkpoint.
         backbone: the backbone's own configuration as a dict, with the number of layers used.
         branch_layer: the layer at which the trunk ends.
         tasks: task → names of its capabilities, in alphabetical order.
@@ -57,8 +60,10 @@ class DMoERMConfig(PretrainedConfig):
         aggregator: dict[str, Any] | None = None,
         pad_token_id: int | None = None,
         history: Sequence[Mapping[str, Any]] = (),
+        format_version: int = FORMAT_VERSION,
         **kwargs: Any,
     ) -> None:
+        self.format_version = format_version
         self.backbone, self.branch_layer = backbone or {}, branch_layer
         # sorted, because config.json is written with sorted keys and the order is that of the router's outputs
         self.tasks = {task: list(capabilities) for task, capabilities in sorted((tasks or {}).items())}
@@ -107,10 +112,15 @@ _MAX_VALUES = {"layers": 4096, "experts": 4096, "heads": 4096, "head_dim": 1 << 
 _Name = Annotated[str, AfterValidator(lambda name: check_name("stored", name, _MAX_CHARACTERS))]
 
 
+# What transformers and other tools write beside the fields of `_StoredConfig`; a checkpoint's code is never run.
+_BASE_FIELDS = {*PretrainedConfig().to_dict(), "torch_dtype", "num_labels", "pad_token_id", "auto_map"}
+
+
 class _StoredConfig(BaseModel):
-    """The fields of config.json that are read; all others are ignored."""
+    """The fields of config.json that are read. Those of transformers' base class are ignored; others are unknown."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
+    format_version: int = FORMAT_VERSION
     backbone: dict[str, Any]
     branch_layer: int = Field(ge=0)
     tasks: dict[_Name, Annotated[list[_Name], Field(max_length=256)]] = Field(max_length=256)
@@ -137,6 +147,15 @@ def read_config(folder: Path) -> DMoERMConfig:
         raise CheckpointError(
             f"{file}: model_type is {shorten(kind)}, not {expected}; give the folder that `train` wrote"
         )
+    if (version := settings.get("format_version", FORMAT_VERSION)) != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{file}: format_version is {shorten(version)}, and this release reads {FORMAT_VERSION}; "
+            "install the release of dmoerm that wrote the checkpoint, or train it again"
+        )
+    unknown = sorted(settings.keys() - _StoredConfig.model_fields.keys() - _BASE_FIELDS)
+    if unknown:
+        hint = did_you_mean(unknown[0], _StoredConfig.model_fields) or "remove it, or correct its spelling"
+        raise _invalid(file, f"{unknown[0]}: unknown field; {hint}")
     try:
         stored = _StoredConfig.model_validate(settings)
         for part, of in ((stored.encoding, EncodingConfig), (stored.head, HeadConfig), (stored.lora, LoRAConfig)):
