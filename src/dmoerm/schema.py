@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, NamedTuple, Self
 
@@ -30,6 +30,10 @@ from .names import check_name
 
 Grades = tuple[float | None, ...]
 Prompt = str | tuple[Message, ...]
+PromptInput = str | Sequence[Mapping[str, Any] | Message]
+"""A prompt as callers give it: a text or a list of chat messages."""
+ResponseLists = Sequence[list[str] | tuple[str, ...]]
+"""The responses to several prompts. `Sequence[Sequence[str]]` would accept a list of texts, since a text is a sequence."""
 
 
 class Pair(NamedTuple):
