@@ -33,7 +33,7 @@ Prompt = str | tuple[Message, ...]
 PromptInput = str | Sequence[Mapping[str, Any] | Message]
 """A prompt as callers give it: a text or a list of chat messages."""
 ResponseLists = Sequence[list[str] | tuple[str, ...]]
-"""The responses to several prompts. `Sequence[Sequence[str]]` would accept a list of texts, since a text is a sequence."""
+"""The responses to several prompts. It is not `Sequence[Sequence[str]]`, which would accept a list of texts."""
 
 
 class Pair(NamedTuple):
