@@ -3,7 +3,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 APT := DEBIAN_FRONTEND=noninteractive timeout 600 apt-get -qq --yes --no-install-recommends -o Acquire::Retries=1
 
-.PHONY: install browser facts check format test test-all test-lowest bench bench-gpu evidence demo chaos fuzz audit nightly lock clean
+.PHONY: install browser facts check format package test test-all test-lowest bench bench-gpu evidence demo chaos fuzz audit nightly lock clean
 
 install: $(STAMP)
 
@@ -34,6 +34,10 @@ check: install
 format: install
 	$(BIN)/ruff check --fix src tests benchmarks examples tools
 	$(BIN)/ruff format src tests benchmarks examples tools
+
+# The source distributions and wheels of both packages, in dist/, after a trial of each wheel in an empty environment.
+package: install
+	$(BIN)/python tools/package.py
 
 # One worker more than cores, since tests of pages and servers wait; one thread per worker: the models are too small
 # to gain from more.

@@ -11,7 +11,7 @@ import json
 import math
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, NamedTuple, Self
 
@@ -31,6 +31,10 @@ from .names import check_name
 
 Grades = tuple[float | None, ...]
 Prompt = str | tuple[Message, ...]
+PromptInput = str | Sequence[Mapping[str, Any] | Message]
+"""A prompt as callers give it: a text or a list of chat messages."""
+ResponseLists = Sequence[list[str] | tuple[str, ...]]
+"""The responses to several prompts. It is not `Sequence[Sequence[str]]`, which would accept a list of texts."""
 
 
 class Pair(NamedTuple):

@@ -26,7 +26,7 @@ from typing import Any, Protocol
 from .errors import DataError
 from .names import qualified_name
 from .parsing import parse_query
-from .schema import Message, Prompt, Query
+from .schema import Message, Prompt, PromptInput, Query
 
 MIN_REWARD = -20.0
 """The reward of an empty response, and the lower end of the range; no other response reaches it."""
@@ -239,7 +239,7 @@ class Scorer(Protocol):
 
 
 def as_queries(
-    prompt: Prompt | Sequence[Mapping[str, str]] | Sequence[Any],
+    prompt: PromptInput | Sequence[PromptInput],
     responses: Sequence[str] | Sequence[Sequence[str]],
     task: str | Sequence[str | None] | None = None,
 ) -> tuple[list[Query], bool]:

@@ -113,7 +113,7 @@ def _trials(workspace: Workspace, fork_server: ForkServer, rng: random.Random, w
     for _ in range(2):
         yield "two training processes, one run folder", lambda p: concurrent_training(workspace, expected["train"], p)
     for step in STEPS:
-        yield "a loss that is not finite", lambda p, s=step: non_finite_loss(workspace, s, p)
+        yield "a loss that is not finite", lambda p, s=step: non_finite_loss(fork_server, workspace, s, p)
     yield from _checkpoint_trials(lambda folder: fork_server.run(workspace.score(folder)), model, rng)
 
 

@@ -1,7 +1,8 @@
-"""A small part of `make chaos`: the faults that take only seconds, and kills, which are slow."""
+"""`make chaos` in miniature: each kind of fault once, by a command that takes a second; slow tests run more of them."""
 
 from __future__ import annotations
 
+import copy
 import random
 import signal
 from collections.abc import Callable, Iterator
@@ -10,11 +11,12 @@ from typing import Any
 
 import pytest
 
-from chaos.campaign import campaign
+from chaos.campaign import STEPS, campaign
 from chaos.damage import DAMAGES, HOSTILE, Read, damage_file, load_hostile
-from chaos.trials import concurrent_training, kill_and_rerun, reference
+from chaos.trials import concurrent_training, full_disk, kill_and_rerun, non_finite_loss, read_only, reference
 from chaos.workloads import Labeling, Reference, Saving
 from chaos.workspace import ForkServer, Workspace, checkpoint_hash, run
+from dmoerm.io.locking import exclusive_folder
 
 
 @pytest.fixture(scope="module")
@@ -23,10 +25,53 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 
 
 @pytest.fixture(scope="module")
-def read(workspace: Workspace) -> Iterator[Read]:
-    """Load checkpoints in a process that the tests share."""
+def fork_server() -> Iterator[ForkServer]:
     with ForkServer() as fork_server:
-        yield lambda model: fork_server.run(workspace.score(model))
+        yield fork_server
+
+
+@pytest.fixture
+def read(workspace: Workspace, fork_server: ForkServer) -> Read:
+    """Load checkpoints in a process that the tests share."""
+    return lambda model: fork_server.run(workspace.score(model))
+
+
+@pytest.fixture(scope="module")
+def labeling(workspace: Workspace) -> tuple[Labeling, Reference]:
+    """`dmoerm label` of one group, which imports no torch, and what it must leave."""
+    small = copy.copy(workspace)
+    small.groups = workspace.query
+    workload = Labeling(small)
+    return workload, reference(workload, workspace.subfolder("reference of one group"))
+
+
+@pytest.mark.parametrize("clock", [False, True])
+def test_a_killed_command_can_be_run_again(labeling: tuple[Labeling, Reference], tmp_path: Path, clock: bool) -> None:
+    assert kill_and_rerun(*labeling, tmp_path, random.Random(1), clock) == ""
+
+
+def test_a_full_or_read_only_disk_is_an_error_in_one_line(labeling: tuple[Labeling, Reference], tmp_path: Path) -> None:
+    for name in ("full", "read-only"):
+        (tmp_path / name).mkdir()
+    try:
+        assert full_disk(*labeling, tmp_path / "full", 12) == ""
+        assert read_only(labeling[0], tmp_path / "read-only") == ""
+    except PermissionError as error:
+        pytest.skip(str(error))
+
+
+def test_a_second_training_process_is_locked_out(workspace: Workspace, fork_server: ForkServer, tmp_path: Path) -> None:
+    with exclusive_folder(tmp_path / "run"):
+        result = fork_server.run(workspace.train(tmp_path))
+    assert result.failed_cleanly
+    assert "is already running there" in result.output
+
+
+@pytest.mark.parametrize("step", [pytest.param(step, marks=[pytest.mark.slow] * (step != STEPS[0])) for step in STEPS])
+def test_a_loss_that_is_not_finite_ends_the_run(
+    workspace: Workspace, fork_server: ForkServer, tmp_path: Path, step: str
+) -> None:
+    assert non_finite_loss(fork_server, workspace, step, tmp_path) == ""
 
 
 @pytest.mark.slow

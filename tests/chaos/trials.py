@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from chaos.workloads import Reference, Workload
-from chaos.workspace import CommandResult, Workspace, checkpoint_hash, kill, run, start, wait, wait_for_file
+from chaos.workspace import CommandResult, ForkServer, Workspace, checkpoint_hash, kill, run, start, wait, wait_for_file
 
 CLOCK = Path(__file__).with_name("clock")
 _YEARS = 10 * 365 * 86_400
@@ -99,9 +99,9 @@ def concurrent_training(workspace: Workspace, expected: Reference, folder: Path)
     return "" if checkpoint_hash(folder / "run" / "model") == expected.result else "the first gave a different result"
 
 
-def non_finite_loss(workspace: Workspace, step: str, folder: Path) -> str:
+def non_finite_loss(fork_server: ForkServer, workspace: Workspace, step: str, folder: Path) -> str:
     """Train with an infinite loss in this step: one error line, and neither the step nor a model is saved."""
-    result = run(workspace.train(folder, f"{step}.learning_rate=1e30", f"{step}.head_learning_rate=1e30"))
+    result = fork_server.run(workspace.train(folder, f"{step}.learning_rate=1e30"))
     if not result.failed_cleanly or "the loss is not finite" not in result.output:
         return f"ended with {result.code}: {result.output[-300:]}"
     done = any(

@@ -34,6 +34,24 @@ def names(folder: Path) -> list[str]:
     return sorted(file.name for file in folder.iterdir())
 
 
+def modes(folder: Path) -> set[tuple[bool, int]]:
+    """Return whether each path below the folder is a folder, with its permissions."""
+    return {(path.is_dir(), path.stat().st_mode & 0o777) for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize(("umask", "file", "folder"), [(0o022, 0o644, 0o755), (0o027, 0o640, 0o750)])
+def test_the_umask_decides_who_can_read_what_is_written(tmp_path: Path, umask: int, file: int, folder: int) -> None:
+    before = os.umask(umask)
+    try:
+        write_file(tmp_path / "file", "text")
+        with complete_folder(tmp_path / "folder") as unfinished:
+            (unfinished / "below").mkdir()
+            (unfinished / "below" / "private").touch(0o600)  # as safetensors writes them
+    finally:
+        os.umask(before)
+    assert modes(tmp_path) == {(False, file), (True, folder)}
+
+
 @pytest.mark.parametrize(("mode", "write"), [("complete_folder", write_folder), ("complete_file", write_file)])
 def test_a_killed_writer_changes_nothing_and_is_cleared_up_after(
     tmp_path: Path, mode: str, write: Callable[[Path, str], None]

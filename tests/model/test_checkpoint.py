@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -117,6 +118,21 @@ def test_an_unsupported_precision_is_refused(tiny_model: Callable[..., DMoERM], 
     with pytest.raises(ConfigError, match="dtype='int8' is not supported"):
         tiny_model().save_pretrained(tmp_path / "model", dtype="int8")
     assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640)])
+def test_every_file_has_the_permissions_of_the_umask(
+    saved: tuple[DMoERM, Path], tmp_path: Path, umask: int, mode: int
+) -> None:
+    """A server that runs as another user reads the model; safetensors writes for the owner only."""
+    before = os.umask(umask)
+    try:
+        saved[0].save_pretrained(tmp_path / "model")
+    finally:
+        os.umask(before)
+    files = {path.relative_to(tmp_path): path.stat().st_mode & 0o777 for path in tmp_path.rglob("*") if path.is_file()}
+    assert any(path.name == "adapter_model.safetensors" for path in files)
+    assert set(files.values()) == {mode}, files
 
 
 # --- PEFT ----------------------------------------------------------------------------------------------------------

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator, Sequence
-from typing import Any, Self
+from typing import Any, Self, overload
 
 import httpx2
 from tenacity import AsyncRetrying, Retrying
 
-from ..schema import Query
+from ..schema import PromptInput, Query, ResponseLists
 from ..scores import Score, Weights, adjusted, as_queries, check_risk, check_weights
 from .base import BaseClient, TransientError
 from .chunks import join_scores, split_queries
@@ -39,9 +39,32 @@ class Client(BaseClient):
     def __exit__(self, *_: object) -> None:
         self._http.close()
 
+    @overload
     def score(
-        self, prompt: Any, responses: Any, task: Any = None, weights: Weights | None = None, risk: float = 0.0
-    ) -> Any:
+        self,
+        prompt: PromptInput,
+        responses: Sequence[str],
+        task: str | None = None,
+        weights: Weights | None = None,
+        risk: float = 0.0,
+    ) -> list[Score]: ...
+    @overload
+    def score(
+        self,
+        prompt: Sequence[PromptInput],
+        responses: ResponseLists,
+        task: str | Sequence[str | None] | None = None,
+        weights: Weights | None = None,
+        risk: float = 0.0,
+    ) -> list[list[Score]]: ...
+    def score(
+        self,
+        prompt: PromptInput | Sequence[PromptInput],
+        responses: Sequence[str] | ResponseLists,
+        task: str | Sequence[str | None] | None = None,
+        weights: Weights | None = None,
+        risk: float = 0.0,
+    ) -> list[Score] | list[list[Score]]:
         """Score the responses to one prompt, or to each of several prompts, as `DMoERM.score` does.
 
         Raises:
@@ -115,9 +138,32 @@ class AsyncClient(BaseClient):
     async def __aexit__(self, *_: object) -> None:
         await self._http.aclose()
 
+    @overload
     async def score(
-        self, prompt: Any, responses: Any, task: Any = None, weights: Weights | None = None, risk: float = 0.0
-    ) -> Any:
+        self,
+        prompt: PromptInput,
+        responses: Sequence[str],
+        task: str | None = None,
+        weights: Weights | None = None,
+        risk: float = 0.0,
+    ) -> list[Score]: ...
+    @overload
+    async def score(
+        self,
+        prompt: Sequence[PromptInput],
+        responses: ResponseLists,
+        task: str | Sequence[str | None] | None = None,
+        weights: Weights | None = None,
+        risk: float = 0.0,
+    ) -> list[list[Score]]: ...
+    async def score(
+        self,
+        prompt: PromptInput | Sequence[PromptInput],
+        responses: Sequence[str] | ResponseLists,
+        task: str | Sequence[str | None] | None = None,
+        weights: Weights | None = None,
+        risk: float = 0.0,
+    ) -> list[Score] | list[list[Score]]:
         """Score the responses to one prompt, or to each of several prompts. See `Client.score`."""
         queries, single = as_queries(prompt, responses, task)
         scores = await self.score_queries(queries, weights, risk)

@@ -56,10 +56,9 @@ def complete_folder(target: Path) -> Iterator[Path]:
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(target))
     target.parent.mkdir(parents=True, exist_ok=True)
     with _unfinished_path(target) as folder:
-        folder.mkdir(0o700)
+        folder.mkdir()
         try:
             yield folder
-            folder.chmod(0o755)
             _sync_files(folder)
             _exchange(folder, target) if target.exists() else folder.rename(target)
             _sync_names(target.parent)
@@ -79,13 +78,12 @@ def complete_file(target: Path) -> Iterator[Path]:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             file = stack.enter_context(_unfinished_path(target))
-            file.touch(0o600)
+            file.touch()
         except OSError as error:
             raise _unwritable(target, error) from None
         try:
             yield file
             _sync_file(file)
-            file.chmod(0o644)
             file.replace(target)
             _sync_names(target.parent)
         except BaseException:
@@ -167,8 +165,11 @@ def _exchange(new: Path, old: Path) -> None:
 
 
 def _sync_files(folder: Path) -> None:
+    """Flush all files to the disk, with the permissions of the umask: safetensors writes for the owner only."""
+    mode = folder.stat().st_mode & 0o666  # the umask itself cannot be read without setting it for all threads
     for path in folder.rglob("*"):
         if path.is_file():
+            path.chmod(mode)
             _sync_file(path)
 
 

@@ -7,9 +7,9 @@ import math
 import os
 import tempfile
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self, cast, overload
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from ..chat.encoding import Encoded
 from ..chat.transcript import Transcript
 from ..errors import ConfigError, shorten
-from ..schema import Prompt, Query
+from ..schema import PromptInput, Query, ResponseLists
 from ..scores import MIN_REWARD, Score, Weights, adjusted, as_queries, bound_reward, check_risk, check_weights
 from . import checkpoint, hub
 from .batching import batches, chunks, pack_ids, windows
@@ -38,16 +38,43 @@ class DMoERM(Mixture):
     `DMoERM.from_pretrained(path).score(prompt, responses)` is all that most callers need.
     """
 
+    @property
+    def capabilities(self) -> dict[str, list[str]]:
+        """The capabilities of each task. `tasks` has the modules of the tasks under their names in a checkpoint."""
+        return {task: list(names) for task, names in self.config.tasks.items()}
+
+    @overload
     def score(
         self,
-        prompt: Prompt | Sequence[Mapping[str, str]] | Sequence[Any],
-        responses: Sequence[str] | Sequence[Sequence[str]],
+        prompt: PromptInput,
+        responses: Sequence[str],
+        task: str | None = None,
+        batch_tokens: int | None = None,
+        deterministic: bool = False,
+        weights: Weights | None = None,
+        risk: float = 0.0,
+    ) -> list[Score]: ...
+    @overload
+    def score(
+        self,
+        prompt: Sequence[PromptInput],
+        responses: ResponseLists,
         task: str | Sequence[str | None] | None = None,
         batch_tokens: int | None = None,
         deterministic: bool = False,
         weights: Weights | None = None,
         risk: float = 0.0,
-    ) -> Any:
+    ) -> list[list[Score]]: ...
+    def score(
+        self,
+        prompt: PromptInput | Sequence[PromptInput],
+        responses: Sequence[str] | ResponseLists,
+        task: str | Sequence[str | None] | None = None,
+        batch_tokens: int | None = None,
+        deterministic: bool = False,
+        weights: Weights | None = None,
+        risk: float = 0.0,
+    ) -> list[Score] | list[list[Score]]:
         """Score the responses to one prompt, or to each of several prompts.
 
         Args:

