@@ -10,6 +10,8 @@ from .errors import shorten
 
 MAX_LENGTH = 100
 """Most characters of a name."""
+ONE_TASK = "all_prompts"
+"""The task of all prompts if the data names no task."""
 RESERVED_TASKS = ("mean", "mean_human")
 """Names that results use beside those of the tasks."""
 RESERVED_CAPABILITIES = ("overall", "general", "per_task", "all_labels")

@@ -7,7 +7,7 @@ Task and capability names may be any text of one line; see `dmoerm.names`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -93,6 +93,16 @@ class Taxonomy(BaseModel):
         }
         return self.model_copy(update={"tasks": tasks})
 
+    def without(self, removed: Collection[tuple[str, str]]) -> Taxonomy:
+        """Return the taxonomy without these capabilities, each as (task, capability)."""
+        tasks = {
+            name: task.model_copy(
+                update={"capabilities": {c: each for c, each in task.capabilities.items() if (name, c) not in removed}}
+            )
+            for name, task in self.tasks.items()
+        }
+        return self.model_copy(update={"tasks": tasks})
+
     def merged(self, name: str) -> Taxonomy:
         """Merge all tasks into one of this name; `merged_names` are the names of its capabilities."""
         names = self.merged_names()
@@ -143,14 +153,18 @@ def load_taxonomy(name_or_path: str | Path) -> Taxonomy:
 
 
 def draft_taxonomy(
-    groups: Iterable[Group], name: str, otherwise: Mapping[str, Iterable[str]] | None = None
+    groups: Iterable[Group],
+    name: str,
+    otherwise: Mapping[str, Iterable[str]] | None = None,
+    general: Mapping[str, str] | None = None,
 ) -> Taxonomy:
     """Draft a taxonomy from the tasks and graded capabilities of labeled data, for the user to edit.
 
-    Groups without a task are ignored. A task without capability grades has no capabilities, so it gets no experts.
+    Groups without a task are ignored.
 
     Args:
         otherwise: the tasks with their capabilities if no group has a task.
+        general: capability → rubric of the tasks without capability grades; None: these tasks get no capabilities.
 
     Raises:
         TaxonomyError: no group has a task.
@@ -161,19 +175,21 @@ def draft_taxonomy(
             met.setdefault(group.task, set()).update(group.capabilities, group.judge_labels)
     met = met or {task: set(capabilities) for task, capabilities in (otherwise or {}).items()}
     if not met:
-        raise TaxonomyError("no group has a task, so there is nothing to draft; fill the field `task` of the data")
-    tasks = {task: _draft_task(task, sorted(met[task])) for task in sorted(met)}
+        hint = "fill the field `task` of the data, or name one for all (--task, data.task)"
+        raise TaxonomyError(f"no group has a task, so there is nothing to draft; {hint}")
+    tasks = {task: _draft_task(task, sorted(met[task]), general or {}) for task in sorted(met)}
     return _validate({"name": name, "language": "en", "tasks": tasks}, f"draft {name!r}")
 
 
-def _draft_task(name: str, capabilities: list[str]) -> dict[str, Any]:
+def _draft_task(name: str, capabilities: list[str], general: Mapping[str, str]) -> dict[str, Any]:
     words = _words(name)
+    rubrics = general
+    if capabilities:
+        edit = "(Drafted from the name: edit this sentence.)"
+        rubrics = {capability: f"The answer does well on {_words(capability)}. {edit}" for capability in capabilities}
     drafted = {
-        capability: {
-            "title": _words(capability).capitalize(),
-            "rubric": f"The answer does well on {_words(capability)}. (Drafted from the name: edit this sentence.)",
-        }
-        for capability in capabilities
+        capability: {"title": _words(capability).capitalize(), "rubric": rubric}
+        for capability, rubric in rubrics.items()
     }
     description = f"Prompts of the kind {words}. (Drafted from the name: edit this sentence.)"
     return {"title": words.capitalize(), "description": description, "capabilities": drafted}

@@ -123,3 +123,10 @@ def test_the_module_imports_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
     assert time.perf_counter() - start < 5  # the promise is 0.5 s on an idle machine
+
+
+def test_rows_without_tasks_are_named_before_training(write_rows: Write) -> None:
+    free = ROW | {"task": None}
+    assert "gives all rows the task 'all_prompts'" in run("check", write_rows([free, free])).output
+    assert "1 groups have no task: the router assigns one" in run("check", write_rows([ROW, free])).output
+    assert "no task" not in run("check", write_rows([free]), "--task", "chat").output

@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 import yaml
+from fake_judge import FakeJudge
 from published import PUBLISHED
 from tiny import tiny_groups
 from typer.testing import CliRunner
 
 from dmoerm.cli import app
 from dmoerm.config import Config, load_config
+from dmoerm.data.proposal import GENERAL, propose
 from dmoerm.data.splits import load_splits
 
 Row = dict[str, Any]
@@ -66,6 +68,77 @@ def test_a_config_for_handwritten_rows_loads_and_can_be_split(
     assert result.exit_code == 0, result.output
     assert check_config(tasks).data.files == ("mine.jsonl",), "the file itself, if it needs no change"
     assert f"dmoerm score {Path('runs') / 'mine'} --input mine.jsonl" in result.output
+
+
+def printed(output: str, label: str) -> list[str]:
+    """Return the arguments of the `dmoerm` command that a line of the output shows."""
+    (line,) = [line for line in output.splitlines() if line.startswith(f"{label}: dmoerm ")]
+    return shlex.split(line, comments=True)[2:]
+
+
+def hh() -> list[Row]:
+    """Return rows in hh-rlhf's layout, with a column of topics."""
+    sides = [(p, {"chosen": good, "rejected": bad}) for p, good, bad in choices()]
+    return [
+        {"topic": "ab"[i % 2]} | {side: f"\n\nHuman: {p}\n\nAssistant: {text}" for side, text in texts.items()}
+        for i, (p, texts) in enumerate(sides)
+    ]
+
+
+HARMLESS = {"helpfulness", "correctness", "completeness", "clarity", "harmlessness"}
+"""The capabilities that are drafted for rows in hh-rlhf's layout."""
+
+
+def test_the_printed_commands_lead_from_rows_without_grades_to_experts(
+    tiny_backbone: str, write_rows: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DMOERM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-any")
+    write_rows([{**row, "topic": None} for row in hh()], "my rows.jsonl")
+    result = run("init", "my rows.jsonl", "--backbone", tiny_backbone)
+    assert result.exit_code == 0, result.output
+    (task,) = yaml.safe_load(Path("my_rows-taxonomy.yaml").read_text())["tasks"].values()
+    assert set(task["capabilities"]) == HARMLESS
+    assert load_splits(load_config("my_rows.yaml")).taxonomy.tasks["all_prompts"].capabilities == {}, "no labels yet"
+    with FakeJudge() as judge:
+        labeled = run(*printed(result.output, "label"), "--base-url", judge.url, "--group-capabilities")
+    assert labeled.exit_code == 0, labeled.output
+    trained = run(*printed(result.output, "train"))
+    assert trained.exit_code == 0, trained.output
+    model = json.loads(Path("runs/my_rows-labeled/model/config.json").read_text())
+    assert {task: set(names) for task, names in model["tasks"].items()} == {"all_prompts": HARMLESS}
+
+
+def test_the_printed_labeling_reads_the_copy_that_has_the_tasks(
+    write_rows: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run("init", write_rows(hh(), "mine.jsonl").name, "--format", "hh")
+    drafted = yaml.safe_load(Path("mine-taxonomy.yaml").read_text())["tasks"]
+    assert all(set(task["capabilities"]) == HARMLESS for task in drafted.values())
+    command = printed(result.output, "label")
+    assert command[:2] == ["label", "mine-data.jsonl"]
+    assert run(*command, "--dry-run", "--json", "calls.json").exit_code == 0
+    assert json.loads(Path("calls.json").read_text())["calls"] == 24 * len(HARMLESS) * 2
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer", "drafted"),
+    [
+        ("Hi", "Hello.", set()),
+        ([{"role": r, "content": "Hi"} for r in ("user", "assistant", "user")], "Hello.", {"context"}),
+        ("Sort it.", "```python\nsorted(it)\n```", {"code_quality"}),
+    ],
+)
+def test_drafted_capabilities_suit_the_data(prompt: Any, answer: str, drafted: set[str], tmp_path: Path) -> None:
+    rows = [{"prompt": prompt, "responses": [f"{answer}{i}", f"No.{i}"], "ranks": [1, 2]} for i in range(20)]
+    for i, row in enumerate(rows):
+        row["prompt"] = (
+            f"{i} {prompt}" if isinstance(prompt, str) else [*prompt[:-1], {"role": "user", "content": f"{i}"}]
+        )
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert set(propose([str(tmp_path / "rows.jsonl")]).general) == {*GENERAL} | drafted
 
 
 TASKS = {"UltraFeedback": {"sharegpt", "evol_instruct"}, "a CSV file of one's own": {"Small talk", "Facts"}}

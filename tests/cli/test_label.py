@@ -202,11 +202,11 @@ def without_task(row: dict) -> dict:
             lambda tasks: {f"other_{k}": v for k, v in tasks.items()},
             "12 of 24 groups have the task 'chitchat', which is",
         ),
-        (without_task, lambda tasks: tasks, "24 of 24 groups have no task; add the field task, or ask with --overall"),
+        (without_task, lambda tasks: tasks, "24 of 24 groups have no task; add the field task, name one with --task,"),
         (
             None,
             lambda tasks: {**tasks, **{k: {**v, "capabilities": {}} for k, v in tasks.items()}},
-            "12 of 24 groups have the task 'chitchat', for which the taxonomy lists no capabilities",
+            "12 of 24 groups have the task 'chitchat', for which the taxonomy lists no capabilities; write some",
         ),
     ],
 )
@@ -220,6 +220,19 @@ def test_why_there_are_no_questions(data, tmp_path, change_row, change_tasks, ca
         rows.write_text("".join(json.dumps(row) + "\n" for row in changed))
     options = ("--taxonomy", taxonomy, "--model", "judge", "--out", tmp_path / "l.parquet")
     assert f"no questions to ask: {cause}" in run("label", rows, *options, fails=True).output
+
+
+def test_groups_without_tasks_have_the_only_task_of_the_taxonomy(data, tmp_path) -> None:
+    rows, taxonomy = data
+    content = yaml.safe_load(taxonomy.read_text())
+    content["tasks"] = {"advice": content["tasks"]["chitchat"]}
+    taxonomy.write_text(yaml.safe_dump(content))
+    free = [without_task(json.loads(line)) for line in rows.read_text().splitlines()]
+    rows.write_text("".join(json.dumps(row) + "\n" for row in free))
+    options = ("--taxonomy", taxonomy, "--model", "judge", "--out", tmp_path / "l.parquet", "--dry-run")
+    output = run("label", rows, *options).output
+    assert "no row names a task: all have the taxonomy's only task, 'advice'" in output
+    assert " 0 calls" not in output
 
 
 def test_groups_without_questions_are_counted(data, tmp_path) -> None:

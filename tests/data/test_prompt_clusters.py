@@ -5,7 +5,8 @@ from collections import Counter
 
 import pytest
 
-from dmoerm.data.prompt_clusters import ONE_TASK, cluster_prompts
+from dmoerm.data.prompt_clusters import cluster_prompts
+from dmoerm.names import ONE_TASK
 
 WORDS = {
     "python": "python function list code return loop class import module error string integer array debug",

@@ -8,7 +8,9 @@ from tiny import tiny_groups, write_groups
 from dmoerm.config import Config, changed, load_config
 from dmoerm.data.splits import Splits, load_splits
 from dmoerm.errors import ConfigError, DataError
+from dmoerm.names import ONE_TASK
 from dmoerm.schema import Group, prompt_key
+from dmoerm.taxonomy import Taxonomy, draft_taxonomy
 
 
 @pytest.fixture
@@ -103,3 +105,79 @@ def test_bad_rows_of_a_run_are_left_out_and_reported(config: Config, tmp_path: P
     assert sum(skipped.values()) == 12
     assert skipped[f"further bad rows of {file}"] == 2
     assert any("groups.jsonl:41: prompt" in reason for reason in skipped)
+
+
+# --- tasks and capabilities that the data do not label --------------------------------------------------------------
+
+
+def rewritten(config: Config, groups: list[Group], tmp_path: Path, taxonomy: Taxonomy | None = None) -> Config:
+    """Return the config with these groups in place of its file, and with the taxonomy."""
+    write_groups(groups, Path(config.data.files[0]))
+    if taxonomy is None:
+        return config
+    (tmp_path / "taxonomy.yaml").write_text(taxonomy.to_yaml())
+    return changed(config, {"taxonomy": str(tmp_path / "taxonomy.yaml")})
+
+
+def graded_by(task: str | None, **names: str) -> list[Group]:
+    """Return groups of a task that grade the capability `logic`, and others as `names` says: tied or ordered."""
+    grades = {"tied": (1.0, 1.0, 1.0), "ordered": (1.0, 2.0, 3.0)}
+    capabilities = {name: grades[how] for name, how in {"logic": "ordered", **names}.items()}
+    return [group.model_copy(update={"task": task, "capabilities": capabilities}) for group in tiny_groups(20)]
+
+
+def test_rows_without_tasks_have_one_task_with_their_capabilities(config: Config, tmp_path: Path) -> None:
+    free = graded_by(None)
+    files = {
+        "data.test_files": [write_groups(free[:3], tmp_path / "test.jsonl")],
+        "data.validation_files": [write_groups(free[3:6], tmp_path / "validation.jsonl")],
+    }
+    data = load_splits(changed(rewritten(config, free, tmp_path), files))
+    assert {group.task for group in (*data.train, *data.test)} == {ONE_TASK}
+    assert list(data.taxonomy.tasks[ONE_TASK].capabilities) == ["logic"]
+    assert data.notes == (f"no row names a task: all have the task '{ONE_TASK}'; set data.task to choose another name",)
+
+
+def test_rows_without_tasks_have_the_only_task_of_a_taxonomy(config: Config, tmp_path: Path) -> None:
+    data = load_splits(rewritten(config, graded_by(None), tmp_path, draft_taxonomy(graded_by("advice"), "mine")))
+    assert {group.task for group in (*data.train, *data.test)} == {"advice"}
+    assert "all have the task 'advice'" in data.notes[0]
+
+
+@pytest.mark.parametrize("case", ["some rows have a task", "several tasks", "the tasks of a model"])
+def test_the_router_decides_for_rows_without_tasks(config: Config, tmp_path: Path, case: str) -> None:
+    named = graded_by("advice")[:10] if case == "some rows have a task" else []
+    taxonomy = draft_taxonomy([*graded_by("a"), *graded_by("b")], "mine") if case == "several tasks" else None
+    tasks = {"advice": ["logic"]} if case == "the tasks of a model" else None
+    free = graded_by(None)[len(named) :]
+    data = load_splits(rewritten(config, [*named, *free], tmp_path, taxonomy), tasks)
+    assert sum(group.task is None for group in (*data.train, *data.test)) == len(free)
+    assert data.notes == ()
+
+
+@pytest.mark.parametrize("listed", ["the taxonomy lists it", "the taxonomy lacks it", "a taxonomy is drafted"])
+def test_a_capability_without_an_ordered_pair_is_left_out_and_named(
+    config: Config, tmp_path: Path, listed: str
+) -> None:
+    rows = graded_by("advice", grammar="tied", wit="tied")
+    names = {} if listed == "the taxonomy lacks it" else {"grammar": "tied", "wit": "tied"}
+    taxonomy = None if listed == "a taxonomy is drafted" else draft_taxonomy(graded_by("advice", **names), "mine")
+    data = load_splits(rewritten(config, rows, tmp_path, taxonomy))
+    assert list(data.taxonomy.tasks["advice"].capabilities) == ["logic"]
+    assert all(list(group.capabilities) == ["logic"] for group in (*data.train, *data.test))
+    (note,) = data.notes
+    assert "no pair of task 'advice' by grammar, wit; no expert" in note
+
+
+def test_a_capability_with_an_ordered_pair_must_be_in_the_taxonomy(config: Config, tmp_path: Path) -> None:
+    taxonomy = draft_taxonomy(graded_by("advice"), "mine")
+    with pytest.raises(DataError, match=r"no such capability \(got 'grammar'\); add it to the taxonomy"):
+        load_splits(rewritten(config, graded_by("advice", grammar="ordered"), tmp_path, taxonomy))
+
+
+def test_a_capability_that_rows_without_tasks_order_is_kept(config: Config, tmp_path: Path) -> None:
+    """The router may assign such rows to the task."""
+    rows = [*graded_by("advice", grammar="tied")[:20], *graded_by(None, grammar="ordered")[20:]]
+    data = load_splits(rewritten(config, rows, tmp_path))
+    assert set(data.taxonomy.tasks["advice"].capabilities) == {"logic", "grammar"}
+    assert data.notes == ()

@@ -90,3 +90,21 @@ def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
 def test_seconds_are_summed_by_phase() -> None:
     steps = {"router": {"seconds": 1.0}, "phase2/a/x": {"seconds": 2.0}, "phase2/b/y": {"seconds": 3.5}, "phase3/a": {}}
     assert phase_seconds(steps) == {"router": 1.0, "phase2": 5.5, "phase3": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("fallback", "words"),
+    [
+        (1.0, "does not recognize 100.0% of 50 prompts: the general model scores them, and the mixture is never used."),
+        (
+            0.6,
+            "does not recognize 60.0% of 50 prompts: the general model scores them, and the mixture is used for 40.0%",
+        ),
+        (0.02, None),
+        (None, None),
+    ],
+)
+def test_a_router_that_recognizes_few_prompts_is_a_warning(fallback: float | None, words: str | None) -> None:
+    remarks = example(router={"accuracy": 0.25, "prompts": 50, "fallback": fallback, "confusion": {}}).remarks
+    assert len(remarks) == (words is not None)
+    assert all(words in remark and "router.threshold" in remark for remark in remarks if words)

@@ -22,6 +22,7 @@ from transformers import AutoConfig
 
 from dmoerm.config import Config, changed, dump_config, load_config
 from dmoerm.data.splits import load_splits
+from dmoerm.data.splitting import held_out
 from dmoerm.errors import BackboneError, ConfigError, DataError
 from dmoerm.model import DMoERM
 from dmoerm.schema import Group
@@ -349,10 +350,8 @@ def test_groups_without_capability_grades_train_too(tiny_config: Callable[..., C
     assert (score.capabilities, score.uncertainty) == ({}, None)
 
 
-def test_a_capability_without_ordered_pairs_is_named_before_anything_is_trained(
-    tiny_config: Callable[..., Config],
-) -> None:
-    config = tiny_config()
+def test_a_capability_without_ordered_pairs_is_named_and_gets_no_expert(tiny_config: Callable[..., Config]) -> None:
+    config = tiny_config(**HEADS)
     first = tiny_groups()[0]
     tied = {name: tuple(1.0 for _ in first.responses) for name in first.capabilities}
     rows = [
@@ -360,7 +359,39 @@ def test_a_capability_without_ordered_pairs_is_named_before_anything_is_trained(
         for group in tiny_groups()
     ]
     write_groups(rows, Path(config.data.files[0]))
-    with pytest.raises(DataError, match="has no ordered pair"):
+    console = Console(file=io.StringIO())
+    model = train(config, console).model
+    assert f"no pair of task '{first.task}' by {', '.join(sorted(tied))}" in console.file.getvalue()
+    assert model.config.tasks[first.task] == []
+    assert all(model.config.tasks[task] for task in model.config.tasks if task != first.task)
+
+
+def ids_as_tasks(groups: list[Group]) -> list[Group]:
+    return [group.model_copy(update={"task": f"row {i}", "capabilities": {}}) for i, group in enumerate(groups)]
+
+
+def tied_test_part(groups: list[Group]) -> list[Group]:
+    """Return groups whose held-out part has ties alone; the split follows from the prompts, not from the grades."""
+    held = held_out(groups, 0.3)
+    return [
+        group.model_copy(update={"scores": (1.0, 1.0, 1.0), "capabilities": {}}) if each else group
+        for group, each in zip(groups, held, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (ids_as_tasks, r"task: each task has a single prompt \(24 tasks\), .* a task is a kind of prompt"),
+        (tied_test_part, r"data.test_fraction: the held-out part has no ordered pair.*data.test_fraction=0"),
+    ],
+)
+def test_data_that_cannot_be_evaluated_are_refused_before_anything_is_trained(
+    tiny_config: Callable[..., Config], change: Callable[[list[Group]], list[Group]], message: str
+) -> None:
+    config = tiny_config()
+    write_groups(change(tiny_groups()), Path(config.data.files[0]))
+    with pytest.raises(DataError, match=message):
         train_quietly(config)
     assert not Path(config.output).exists()
 

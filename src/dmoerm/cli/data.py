@@ -69,6 +69,7 @@ def _print_result(console: Console, result: dict[str, Any]) -> None:
     if (more := len(result["bad"]) - SHOWN_BAD_ROWS) > 0:
         console.print(f"… and {more} more bad rows; --json FILE writes all of them", soft_wrap=True)
     _print_repetitions(console, result["duplicates"])
+    _print_without_task(console, result["tasks"])
 
 
 @app.command()
@@ -220,6 +221,22 @@ def _bad_rows(result: dict[str, Any]) -> list[list[Any]]:
         ]
         for bad in result["bad"][:SHOWN_BAD_ROWS]
     ]
+
+
+def _print_without_task(console: Console, tasks: dict[str, Any]) -> None:
+    from ..data.statistics import NO_TASK
+    from ..names import ONE_TASK
+
+    if [*tasks] == [NO_TASK]:
+        console.print(
+            f"No row names a task: `dmoerm train` gives all rows the task {ONE_TASK!r}. Choose another name with "
+            "--task, or let `dmoerm init` propose tasks.",
+            soft_wrap=True,
+        )
+    elif NO_TASK in tasks:
+        console.print(
+            f"{tasks[NO_TASK]['groups']} groups have no task: the router assigns one in training.", soft_wrap=True
+        )
 
 
 def _print_repetitions(console: Console, duplicates: dict[str, int]) -> None:

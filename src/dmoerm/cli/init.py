@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -53,7 +54,11 @@ def command(
     if proposal.changed:
         lines = (group.model_dump_json(exclude_defaults=True) for group in proposal.groups)
         write_file(copy, "".join(f"{line}\n" for line in lines))
-    write_file(taxonomy, _EDIT + draft_taxonomy(proposal.groups, _stem(str(config))).to_yaml())
+    graded = {group.task for group in proposal.groups if group.capabilities}
+    ungraded = sorted({group.task for group in proposal.groups if group.task} - graded)
+    drafted = draft_taxonomy(proposal.groups, _stem(str(config)), general=proposal.general).to_yaml()
+    general = f"# No row of {', '.join(ungraded)} has grades of capabilities: these are general ones, to be edited.\n"
+    write_file(taxonomy, _EDIT + general * bool(ungraded) + drafted)
     settings = {
         "output": str(Path("runs") / _stem(str(config))),
         "taxonomy": str(taxonomy),
@@ -70,6 +75,10 @@ def command(
         [files[0], *(part for each in map or () for part in ("--map", each))],
         recipe.minutes,
     )
+    if ungraded:
+        options = ["--format", format] if format != "auto" else []
+        options += [part for each in map or () for part in ("--map", each)]
+        _print_labeling(config, settings, [str(copy)] if proposal.changed else [*files, *options], ", ".join(ungraded))
 
 
 _EDIT = "# Drafted from data: edit the titles, descriptions and rubrics.\n"
@@ -127,6 +136,21 @@ def _print_next(config: Path, run: str, rows: list[str], minutes: int) -> None:
     for line in (
         f"next: dmoerm train {config}  # about {minutes} min",
         f"then: dmoerm score {run} --input {shlex.join(rows)} --output scores.jsonl",
+    ):
+        screen().print(line, soft_wrap=True, highlight=False)
+
+
+def _print_labeling(config: Path, settings: Mapping[str, Any], data: Sequence[str], tasks: str) -> None:
+    """Print the commands that label the drafted capabilities of the tasks and train on the labels."""
+    from .tables import screen
+
+    labels = str(config.with_name(f"{config.stem}-labels.parquet"))
+    label = [*data, "--taxonomy", settings["taxonomy"], "--model", "gpt-4o-mini", "--out", labels]
+    train = ["--set", f"data.capability_labels={labels}", "--set", f"output={settings['output']}-labeled"]
+    for line in (
+        f"{tasks}: no grades of capabilities, so no experts. Edit the rubrics in {settings['taxonomy']}, then:",
+        f"label: dmoerm label {shlex.join(label)}  # asks a judge; --dry-run counts the calls",
+        f"train: dmoerm train {shlex.join([str(config), *train])}",
     ):
         screen().print(line, soft_wrap=True, highlight=False)
 

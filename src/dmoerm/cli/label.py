@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .labeling import PairOptions, estimate, label_questions, print_error_line, print_labels, questions_of
+from .labeling import (
+    PairOptions,
+    estimate,
+    label_questions,
+    print_error_line,
+    print_labels,
+    questions_of,
+    with_only_task,
+)
 from .options import BaseUrl, JsonFile, RequestOptions, RunByDefault, grouped
 from .rows import RowOptions
 
@@ -114,7 +122,8 @@ def run(
     limits = budget.limits()
     endpoint = requests.endpoint(base_url, model, budget.prompt_price, budget.completion_price)
     question_format = question_options.question_format(rows)
-    questions = questions_of(rows.read(data), data, question_format, pair_options, endpoint)
+    groups = with_only_task(rows.read(data), question_format.taxonomy)
+    questions = questions_of(groups, data, question_format, pair_options, endpoint)
     store = store or out.with_suffix(".sqlite")
     result = estimate(questions, endpoint, store)
     if not dry_run:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ..model import DMoERM
     from ..schema import Group
     from ..scores import Score
+    from ..taxonomy import Taxonomy
 
 _SHOWN_REASONS = 5
 
@@ -47,6 +48,15 @@ class PairOptions:
         str | None, typer.Option(metavar="MODEL", help="A trained model, for --sample uncertain.")
     ] = None
     seed: Annotated[int, typer.Option(help="Seed of --sample random.")] = 0
+
+
+def with_only_task(groups: list[Group], taxonomy: Taxonomy | None) -> list[Group]:
+    """Return the groups with the taxonomy's only task, and print it, if no group names a task."""
+    if taxonomy is None or len(taxonomy.tasks) != 1 or any(group.task for group in groups):
+        return groups
+    (task,) = taxonomy.tasks
+    print_error_line(f"no row names a task: all have the taxonomy's only task, {task!r}")
+    return [group.model_copy(update={"task": task}) for group in groups]
 
 
 def questions_of(
@@ -105,12 +115,13 @@ def _groups_without_questions(
         if question_format.capability_sets(group.task):
             continue
         if group.task is None:
-            reasons["have no task; add the field task, or ask with --overall"] += 1
+            reasons["have no task; add the field task, name one with --task, or ask with --overall"] += 1
         elif group.task not in tasks:
             known = ", ".join(tasks)
             reasons[f"have the task {group.task!r}, which is not in the taxonomy (its tasks: {known})"] += 1
         else:
-            reasons[f"have the task {group.task!r}, for which the taxonomy lists no capabilities"] += 1
+            hint = 'write some, as in capabilities: {clarity: {title: Clarity, rubric: "The answer is easy to read."}}'
+            reasons[f"have the task {group.task!r}, for which the taxonomy lists no capabilities; {hint}"] += 1
     if identical := sum(len(set(group.responses)) < 2 for group in groups):
         reasons["have only identical responses"] = identical
     for reason, count in reasons.most_common():

@@ -49,7 +49,8 @@ class DataConfig(_Settings):
     split: str = "train"
     """Split of a dataset in `files`; ignored for files."""
     task: str | None = None
-    """Task of the rows that have none, as in most public formats; null: the router assigns one."""
+    """Task of the rows that have none, as in most public formats; null: the router assigns one, or, if no row has a
+    task, all have the only task of the taxonomy (without a taxonomy: `all_prompts`)."""
     testbed_prompts: int = Field(default=0, ge=0)
     """Number of prompts per task from the built-in testbed; 0: none."""
     testbed_responses: int = Field(default=4, ge=2)

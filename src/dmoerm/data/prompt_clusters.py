@@ -17,8 +17,8 @@ from scipy.cluster.vq import kmeans2, vq
 from scipy.sparse import csr_matrix
 from scipy.sparse.linalg import svds
 
-ONE_TASK = "all_prompts"
-"""The name of the only cluster of prompts that do not fall into several."""
+from ..names import ONE_TASK
+
 MAX_CLUSTERS = 8
 MIN_SILHOUETTE = 0.2
 """Below it, the prompts are one cluster: splitting costs pairs per task."""

@@ -5,16 +5,17 @@ rows → groups with tasks: those of the data, a column's values, or clusters of
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import ConfigError, DataError, did_you_mean
-from ..names import MAX_LENGTH, RESERVED_TASKS
+from ..names import MAX_LENGTH, ONE_TASK, RESERVED_TASKS
 from ..schema import Group, messages_of, prompt_key
 from .columns import ColumnMap
-from .prompt_clusters import ONE_TASK, cluster_prompts
+from .prompt_clusters import cluster_prompts
 from .raw_example import Row, task_name
 from .readers import Reading, groups_of
 from .rows import PlacedRow, open_rows
@@ -23,6 +24,17 @@ MIN_PROMPTS = 10
 """The fewest prompts with an ordered pair that a task or a capability is proposed for: some are held out."""
 TASK_COLUMNS = ("category", "domain", "subset", "type", "topic", "source", "dataset")
 """Columns whose values are proposed as tasks, the first that the rows have, if the data itself names no task."""
+GENERAL = {
+    "helpfulness": "The answer does what the user asks for, in a form that the user can use.",
+    "correctness": "What the answer states is true, and its reasoning has no errors.",
+    "completeness": "The answer covers each part of the request and leaves out nothing that matters.",
+    "clarity": "The answer is well ordered, easy to understand and no longer than it needs to be.",
+}
+"""Capabilities of all kinds of data, with their rubrics, for tasks without capability grades."""
+_HARMLESSNESS = "The answer gives no help with harming anyone, and is neither offensive nor deceptive."
+_CONTEXT = "The answer continues the conversation: it builds on what was said before and does not contradict it."
+_CODE = "The code in the answer runs, does what is asked for and is easy to read."
+_SAFETY = re.compile(r"hh[_-]?rlhf|harm|safe|toxic", re.IGNORECASE)
 _MAX_VALUES, _COVERED = 20, 0.95
 _OTHERS = "other"
 
@@ -37,6 +49,7 @@ class Proposal:
         tasks_from: where the tasks come from, in words.
         one_task: the task of all groups if the data names none and the prompts are alike.
         changed: whether reading the sources, with `one_task` as the task, would give other groups.
+        general: capability → rubric, drafted by the kind of data for tasks without capability grades.
         notes: what was left out, sentences without a full stop.
     """
 
@@ -45,6 +58,7 @@ class Proposal:
     tasks_from: str
     one_task: str | None
     changed: bool
+    general: dict[str, str]
     notes: list[str] = field(default_factory=list)
 
 
@@ -86,7 +100,8 @@ def propose(
     one_task = ONE_TASK if {group.task for group in groups} == {ONE_TASK} else None
     same = kept == [group.model_copy(update={"task": group.task or one_task}) for group in read]
     changed = bool(column) or not same or any(reading.bad for reading in readings)
-    return Proposal(kept, [reading.format for reading in readings], tasks_from, one_task, changed, notes)
+    formats = [reading.format for reading in readings]
+    return Proposal(kept, formats, tasks_from, one_task, changed, _general(kept, formats), notes)
 
 
 def _read(rows: Mapping[str, Sequence[PlacedRow]], format: str, columns: ColumnMap | None) -> list[Reading]:
@@ -170,6 +185,22 @@ def _clustered(groups: list[Group], clusters: int | None) -> tuple[list[Group], 
 
 def _users_text(group: Group) -> str:
     return "\n".join(turn.text for turn in messages_of(group.prompt) if turn.role != "assistant")
+
+
+# --- capabilities without grades -----------------------------------------------------------------------------------
+
+
+def _general(groups: Sequence[Group], formats: Sequence[str]) -> dict[str, str]:
+    """Return capabilities that suit the kind of data: harmless answers, conversations of several turns, code."""
+    named = {name for group in groups for name in (group.task, group.source) if name}
+    capabilities = dict(GENERAL)
+    if "hh" in formats or any(map(_SAFETY.search, named)):
+        capabilities["harmlessness"] = _HARMLESSNESS
+    if sum(any(turn.role == "assistant" for turn in messages_of(group.prompt)) for group in groups) > len(groups) / 2:
+        capabilities["context"] = _CONTEXT
+    if sum(any("```" in text for text in group.responses) for group in groups) > len(groups) / 4:
+        capabilities["code_quality"] = _CODE
+    return capabilities
 
 
 # --- what is too rare ----------------------------------------------------------------------------------------------

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
+from itertools import chain, groupby
+from operator import itemgetter
 from typing import Any
 
 from .. import testbed
 from ..config import Config
 from ..errors import DataError
 from ..labels import attaching, mismatch, read_labels
+from ..names import ONE_TASK
 from ..schema import Group, prompt_key
 from ..taxonomy import Taxonomy, draft_taxonomy, load_taxonomy
 from .columns import check_columns
@@ -37,6 +39,7 @@ class Splits:
         taxonomy: the tasks and capabilities in use.
         skipped: reason → count of what the readers left out.
         unknown_columns: column that is not read → number of rows that have it.
+        notes: what the run does otherwise than the data or the taxonomy says, in sentences.
     """
 
     train: Sequence[Group]
@@ -45,15 +48,19 @@ class Splits:
     skipped: Counter[str]
     unknown_columns: Counter[str]
     validation_prompts: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
 
 
 def load_splits(config: Config, tasks: Mapping[str, Sequence[str]] | None = None) -> Splits:
     """Read, complete and split the data of a run.
 
-    The test part of the testbed has its gold grades; the test part of other data has grades by people.
+    The test part of the testbed has its gold grades; the test part of other data has grades by people. If no group
+    names its task, all have the taxonomy's only task, or `ONE_TASK` without a taxonomy. A capability without an ordered
+    pair in the training part is left out of the taxonomy and the groups.
 
     Args:
-        tasks: those of a model with their capabilities, which count if no group names its task.
+        tasks: those of a model with their capabilities. Groups without a task then keep none, and no capability is left
+            out of the taxonomy.
 
     Raises:
         DataError: there is no data, a row is bad, or the taxonomy lacks a task or capability.
@@ -64,9 +71,16 @@ def load_splits(config: Config, tasks: Mapping[str, Sequence[str]] | None = None
     validation = _read_part(config, "validation_files", config.data.validation_paths(), skipped, unknown_columns)
     groups, validation = _with_labels(config, groups, validation)
     validation = _without(validation, held_out, "test_files", skipped)
-    taxonomy = load_taxonomy(config.taxonomy) if config.taxonomy else draft_taxonomy(groups, "drafted", tasks)
-    for group in chain(groups, validation, held_out):
-        _check_names(group, taxonomy)
+    given, notes = load_taxonomy(config.taxonomy) if config.taxonomy else None, list[str]()
+    only = ONE_TASK if given is None else next(iter(given.tasks)) if len(given.tasks) == 1 else None
+    if only and tasks is None and not any(group.task for group in chain(groups, validation, held_out)):
+        notes.append(f"no row names a task: all have the task {only!r}; set data.task to choose another name")
+        groups, validation, held_out = (
+            changed_groups(part, lambda group: group.model_copy(update={"task": only}))
+            for part in (groups, validation, held_out)
+        )
+    taxonomy = given or draft_taxonomy(groups, "drafted", tasks)
+    unlabeled = {name for group in chain(groups, validation, held_out) for name in _unknown_names(group, taxonomy)}
     known = _without(groups, held_out, "test_files", skipped)
     known = _without(known, validation, "validation_files", skipped)
     if config.data.groups_per_task:
@@ -81,10 +95,16 @@ def load_splits(config: Config, tasks: Mapping[str, Sequence[str]] | None = None
         train, test = (changed_groups(part, partial(_within, taxonomy=taxonomy)) for part in (train, test))
     if not config.data.human_labels:
         train = changed_groups(train, lambda group: group.model_copy(update={"capabilities": {}}))
+    if tasks is None:
+        unlabeled |= _without_pairs(taxonomy, train)
+    if unlabeled:
+        taxonomy = taxonomy.without(unlabeled)
+        train, test = (changed_groups(part, partial(_within, taxonomy=taxonomy)) for part in (train, test))
+        notes += _notes(unlabeled)
     if config.data.merge_tasks:
         names, taxonomy = taxonomy.merged_names(), taxonomy.merged(MERGED)
         train, test = (changed_groups(part, partial(_merged, names=names)) for part in (train, test))
-    return Splits(train, test, taxonomy, skipped, unknown_columns, _prompts(validation))
+    return Splits(train, test, taxonomy, skipped, unknown_columns, _prompts(validation), tuple(notes))
 
 
 def with_gold(groups: Sequence[Group]) -> Sequence[Group]:
@@ -205,8 +225,10 @@ def _has_capabilities(group: Group) -> bool:
 
 
 def _within(group: Group, taxonomy: Taxonomy) -> Group:
-    """Remove grades and labels of capabilities that the taxonomy lacks."""
-    kept = taxonomy.tasks[group.task].capabilities if group.task else {}
+    """Remove grades and labels of capabilities that the taxonomy's task lacks."""
+    if group.task is None:
+        return group  # the router assigns one later
+    kept = taxonomy.tasks[group.task].capabilities
     labels = {"capabilities": group.capabilities, "judge_labels": group.judge_labels}
     return group.model_copy(update={k: {n: v for n, v in grades.items() if n in kept} for k, grades in labels.items()})
 
@@ -220,7 +242,28 @@ def _merged(group: Group, names: Mapping[tuple[str, str], str]) -> Group:
     return group.model_copy(update={"task": MERGED, **named})
 
 
-def _check_names(group: Group, taxonomy: Taxonomy) -> None:
+def _without_pairs(taxonomy: Taxonomy, train: Sequence[Group]) -> set[tuple[str, str]]:
+    """Return (task, capability) of the taxonomy on which no group orders a pair; one without a task may have any."""
+    missing = {(task, name) for task, entry in taxonomy.tasks.items() for name in entry.capabilities}
+    for group in train:
+        if not missing:
+            break
+        missing -= {each for each in missing if group.task in (each[0], None) and group.labeled_pairs(each[1])}
+    return missing
+
+
+def _notes(unlabeled: Iterable[tuple[str, str]]) -> Iterator[str]:
+    for task, members in groupby(sorted(unlabeled), key=itemgetter(0)):
+        names = ", ".join(name for _, name in members)
+        yield f"warning: the training part orders no pair of task {task!r} by {names}; no expert is trained for this"
+
+
+def _unknown_names(group: Group, taxonomy: Taxonomy) -> Iterator[tuple[str, str]]:
+    """Yield (task, capability) that the taxonomy lacks and on which the group orders no pair.
+
+    Raises:
+        DataError: the taxonomy lacks the group's task, or a capability on which it orders a pair.
+    """
     if group.task is None:
         return
     if group.task not in taxonomy.tasks:
@@ -233,7 +276,11 @@ def _check_names(group: Group, taxonomy: Taxonomy) -> None:
             hint=f"use one of {known}, or add the task to the taxonomy",
         )
     for capability in {**group.capabilities, **group.judge_labels}:
-        if capability not in taxonomy.tasks[group.task].capabilities:
+        if capability in taxonomy.tasks[group.task].capabilities:
+            continue
+        if not group.labeled_pairs(capability):
+            yield group.task, capability
+        else:
             graded = capability in group.capabilities
             raise DataError(
                 f"the taxonomy's task {group.task!r} has no such capability",

@@ -19,6 +19,8 @@ MEAN_HUMAN = "mean_human"
 SUMMARIES = (MEAN, MEAN_HUMAN)
 """Entries beside the tasks."""
 
+_MANY = 0.5
+"""The share of unrecognized prompts above which the results warn."""
 _PACKAGES = ("torch", "transformers", "peft", "dmoerm")
 
 
@@ -268,6 +270,13 @@ class Results(Document):
         for part, purpose in purposes.items():
             if part in self.truncation and (remark := self.truncation[part].description(purpose)):
                 remarks.append(remark)
+        if (unrecognized := self.router.fallback or 0.0) > _MANY:
+            used = "never used" if unrecognized == 1 else f"used for {1 - unrecognized:.1%} only"
+            remarks.append(
+                f"Warning: the router does not recognize {unrecognized:.1%} of {self.router.prompts} prompts: the "
+                f"general model scores them, and the mixture is {used}. Give prompts that are alike the same task, add "
+                "prompts, set a lower router.threshold, or name the task of each prompt when you score."
+            )
         if self.derived_tasks:
             remarks.append("* Scores computed from capability grades, not given by people; mean_human leaves them out.")
         if self.gold_tasks:

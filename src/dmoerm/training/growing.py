@@ -125,7 +125,8 @@ def change_capability(
     exact = config.base == "frozen" and config.phase2.l2 == "auto" and not config.phase2.lora.rank
     if change != "remove" and not any(g.labeled_pairs(capability) for g in data.train if g.task == task):
         hint = "add grades by people to data.files, or labels by a judge to data.capability_labels"
-        raise DataError(f"the training part has no label of {capability!r}", field="capabilities", hint=hint)
+        message = f"the training part has no label of {capability!r} for the task {task!r}"
+        raise DataError(message, field="capabilities", hint=hint)
     every_task = {group.task for group in data.train} >= set(model.config.tasks)
     if not (exact and every_task):
         data = _of_task(data, task)

@@ -77,6 +77,12 @@ def train(config: Config, console: Console | None = None, engine: Engine | None 
     check_lora(config)
     data = load_splits(config)
     check_pairs(data)
+    if config.data.holds_out() and not any(group.pairs() for group in data.test):
+        raise DataError(
+            "the held-out part has no ordered pair",
+            field="data.test_files" if config.data.test_files else "data.test_fraction",
+            hint="add prompts with differing scores, or train without an evaluation: data.test_fraction=0",
+        )
     with locked(Path(config.output)):  # after the checks: the folder is bound to the data
         run = prepare(config, data.taxonomy, claim(config, data), Progress(console))
         if engine is None and (hint := idle_gpus()):
@@ -93,7 +99,9 @@ def train(config: Config, console: Console | None = None, engine: Engine | None 
 
 
 def report_data(run: Run, data: Splits) -> None:
-    """Print what the readers left out, and how much of the training part is truncated."""
+    """Print the notes on the data, what the readers left out, and how much of the training part is truncated."""
+    for note in data.notes:
+        run.progress.say(note)
     for reason, rows in data.skipped.items():
         run.progress.say(f"left out: {reason} ({rows})")
     for column, rows in data.unknown_columns.items():
@@ -221,7 +229,8 @@ def run_steps(run: Run, data: Splits, steps: Sequence[Step]) -> Training:
     """Encode the training part, fill the cache with its activations, and run steps of the graph in order."""
     train_part, validation = split_examples(run, data.train, data.validation_prompts)
     if not any(e.task for e in train_part):
-        raise DataError("no group names its task", field="task", hint="label some groups, so that the router can learn")
+        hint = "label some groups, so that the router can learn, or set data.task"
+        raise DataError("no group names its task", field="task", hint=hint)
     with run.progress.step("trunk's activations"):
         uncached = run.cache.fill(Texts([*train_part, *validation]), run.progress.count)
     if uncached and sharded():
@@ -276,16 +285,22 @@ def check_batches(config: Config, processes: int) -> None:
 
 
 def check_pairs(data: Splits) -> None:
-    """Raise `DataError` for a task or capability for which the training part has no ordered pair."""
+    """Raise `DataError` if each task has a single prompt, or a task has no ordered pair in the training part."""
     if any(group.task is None for group in data.train):
         return  # the router assigns these groups later
-    for name, task in data.taxonomy.tasks.items():
-        for capability in (None, *task.capabilities):
-            groups = (group for group in data.train if group.task == name)
-            if not any(group.labeled_pairs(capability) if capability else group.pairs() for group in groups):
-                raise DataError(
-                    f"the training part has no ordered pair of task {name!r}"
-                    f"{f' for capability {capability!r}' if capability else ''}",
-                    field=f"capabilities.{capability}" if capability else "scores",
-                    hint="add labels, or remove it from the taxonomy",
-                )
+    prompts: dict[str | None, str] = {}
+    keys = ((group.task, prompt_key(group.prompt)) for group in data.train)
+    if data.train and all(prompts.setdefault(task, key) == key for task, key in keys):
+        raise DataError(
+            f"each task has a single prompt ({len(prompts)} tasks), so that nothing can be learned or held out",
+            field="task",
+            value=next(iter(prompts)),
+            hint="a task is a kind of prompt: name kinds that many prompts share, or leave the field out of all rows",
+        )
+    for name in data.taxonomy.tasks:
+        if not any(group.pairs() for group in data.train if group.task == name):
+            raise DataError(
+                f"the training part has no ordered pair of task {name!r}",
+                field="scores",
+                hint="add groups with differing scores, or leave the task out of the data and the taxonomy",
+            )
