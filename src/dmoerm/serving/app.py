@@ -68,7 +68,7 @@ def create_app_of(service: Application, tracing: Tracing | None = None) -> FastA
         app.include_router(router)
     _add_state(app)
     add_page(app, _PAGE)
-    add_handlers(app)
+    add_handlers(app, settings.overload_status)
     paths = frozenset({"/", *app.openapi()["paths"]})
     app.add_middleware(Guard, settings=settings, metrics=service.metrics, paths=paths, tracing=tracing)
     if settings.allow_origins:  # around the guard: a browser's preflight request has no key
