@@ -115,7 +115,7 @@ async def answered_or_refused(http: httpx2.AsyncClient, query: Query) -> tuple[f
     started = time.perf_counter()
     answer = await http.post("/v1/score", content=json.dumps(body), headers={"Content-Type": "application/json"})
     seconds = time.perf_counter() - started
-    if answer.status_code == 429:
+    if answer.status_code in (429, 503):
         return 0.0, -seconds
     answer.raise_for_status()
     return 0.0, seconds

@@ -73,7 +73,7 @@ def test_a_full_queue_costs_only_the_wait(url: str, trained_run: Any, monkeypatc
 
     assert_equal(asyncio.run(ask()), list(trained_run.model.score_queries(QUERIES)))
     assert refused
-    assert all("status 429" in reason for reason in refused)
+    assert all("status 503" in reason for reason in refused)
 
 
 def test_errors_of_the_server_keep_their_message(url: str) -> None:

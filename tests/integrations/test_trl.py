@@ -205,24 +205,31 @@ def test_trls_trainers_accept_a_model_folder(algorithm, trained_run, tmp_path):
     assert entry["rewards/model/std"] > 0
 
 
-def test_trls_get_reward_reads_the_reward(trained_run):
-    """`get_reward` of TRL 1.16, with queries padded on the left and responses on the right, as PPO pads them."""
+@pytest.mark.parametrize("ends_turns", [False, True])
+def test_trls_get_reward_reads_the_reward(trained_run, ends_turns):
+    """`get_reward` of TRL 1.16, with queries padded on the left and responses on the right, as PPO pads them.
+
+    TRL masks every pad token, so one that ends turns is masked within the conversation too.
+    """
     utils = pytest.importorskip("trl.experimental.utils")
     if not hasattr(utils, "get_reward"):
         pytest.skip("this release of TRL has get_reward elsewhere")
     model, tokenizer = trained_run.model, trained_run.model.tokenizer
-    pad = len(tokenizer)  # occurs in no text
-    prompts, responses = ["Hi.", "How are you today?"], ["Fine, and you?", "No."]
+    pad = tokenizer.pad_token_id if ends_turns else len(tokenizer)
+    prompts = [[Message(role="user", content="Hi.")], [Message(role="user", content="How are you today?")]]
+    prompts[1] += [Message(role="assistant", content="Fine."), Message(role="user", content="And you?")]
+    responses = ["Fine, and you?", "No."]
     rows = []
     for prompt, response in zip(prompts, responses, strict=True):
-        turns = [{"role": "user", "content": prompt}]
-        asked = model.encoder.tokens([Message(**turn) for turn in turns])
-        whole = model.encoder.tokens([Message(**turn) for turn in [*turns, {"role": "assistant", "content": response}]])
+        asked = model.encoder.tokens(prompt)
+        whole = model.encoder.tokens([*prompt, Message(role="assistant", content=response)])
         rows.append((asked, whole[len(asked) :]))
+    assert any(pad in asked for asked, _ in rows) == ends_turns
     context, longest = (max(len(row[part]) for row in rows) for part in (0, 1))
     ids = [[pad] * (context - len(asked)) + asked + said + [pad] * (longest + 1 - len(said)) for asked, said in rows]
     logits, rewards, last = utils.get_reward(RewardModule(model), torch.tensor(ids), pad, context)
     expected = [model.score(*row)[0].reward for row in zip(prompts, [[text] for text in responses], strict=True)]
     assert rewards.tolist() == pytest.approx(expected, abs=1e-4)
-    assert last.tolist() == [context + len(said) - 1 for _, said in rows]
+    ends = [said.index(pad) if ends_turns else len(said) for _, said in rows]
+    assert last.tolist() == [context + end - 1 for end in ends]
     assert logits.shape == (2, context + longest + 1, 1)

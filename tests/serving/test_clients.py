@@ -123,6 +123,43 @@ def test_infinity_rerank(http, plain, order):
     assert ranked(squashed["results"])[1] == near([sigmoid(plain[i]) for i in order])
 
 
+def test_litellm_infinity_rerank(http, order):
+    """litellm 1.83 `infinity/`: the request of its `hosted_vllm/`, and a document that is a text."""
+    body = {"model": "m", "query": PROMPT, "documents": DOCUMENTS, "return_documents": True}
+    answer = http.post("/infinity/rerank", json=body).json()
+    assert [each["document"] for each in answer["results"]] == [DOCUMENTS[i] for i in order]
+    hosted = http.post("/rerank", json=body).json()
+    assert [each["document"] for each in hosted["results"]] == [{"text": DOCUMENTS[i]} for i in order]
+
+
+def test_voyage_rerank(http, plain, order):
+    """voyageai 0.5 `Client.rerank` with base_url=…/v1, and litellm's `voyage/`: both read `data`."""
+    body = {"query": PROMPT, "documents": DOCUMENTS, "model": "m", "top_k": 2, "truncation": True}
+    answer = http.post("/v1/rerank", json=body).json()
+    assert ranked(answer["data"]) == (order[:2], near([sigmoid(plain[i]) for i in order[:2]]))
+    assert answer["usage"]["total_tokens"] > 0
+    assert len(http.post("/v1/rerank", json=body | {"top_k": None}).json()["data"]) == 3
+
+
+@pytest.mark.parametrize("path", ["/v1/ranking", "/v1/retrieval/an/owners_model/reranking"])
+def test_nvidia_ranking(http, plain, order, path):
+    """litellm 1.83 `nvidia_nim/`: `passages`, `top_k`, and the reward as `logit`."""
+    passages = [{"text": text} for text in DOCUMENTS]
+    body = {"model": "m", "query": {"text": PROMPT}, "passages": passages, "truncate": "END"}
+    expected = [{"index": i, "logit": near(plain[i])} for i in order]
+    assert http.post(path, json=body).json()["rankings"] == expected
+    assert http.post(path, json=body | {"top_k": 1}).json()["rankings"] == expected[:1]
+    assert http.post(path, json=body | {"passages": []}).status_code == 422
+
+
+@pytest.mark.parametrize("path", ["/inference/an/owners-model", "/v1/inference/m"])
+def test_deepinfra_rerank(http, plain, path):
+    """litellm 1.83 `deepinfra/`: the query once per document, and scores in the documents' order."""
+    answer = http.post(path, json={"queries": [PROMPT] * 3, "documents": DOCUMENTS}).json()
+    assert answer["scores"] == near([sigmoid(reward) for reward in plain])
+    assert answer["input_tokens"] > 0
+
+
 def test_tei_rerank(http, plain, order):
     """Text Embeddings Inference (02506d0): `texts`, and a list of ranks as the answer."""
     body = {"query": PROMPT, "texts": DOCUMENTS, "raw_scores": True, "return_text": True, "truncate": False}
@@ -155,6 +192,15 @@ def test_slime_remote_rm(served_url, trained_run):
 
     assert asyncio.run(remote_rm("/remote_rm")) == [expected, expected]
     assert [each["score"] for each in asyncio.run(remote_rm("/remote_rm?key=score"))] == [expected, expected]
+
+
+def test_llama_factory(served_url, talks, trained_run):
+    """LLaMA-Factory (ff6d4d12e) `get_rewards_from_server`: reads `scores`, whatever the status is."""
+    payload = {"model": "model", "messages": talks}
+    headers = {"Content-Type": "application/json"}
+    answer = requests.post(f"{served_url}/v1/score/evaluation", json=payload, headers=headers, timeout=20).json()
+    assert answer["scores"] == near([score.reward for score in trained_run.model.score(TURNS, DOCUMENTS)])
+    assert (answer["object"], answer["model"]) == ("score.evaluation", "tiny")
 
 
 def test_sglang_classify(http, talks, trained_run):
@@ -290,6 +336,32 @@ def test_vllm_models(http, trained_run):
     assert card["max_model_len"] == trained_run.model.encoder.max_length
 
 
+def test_vllm_bare_texts(http):
+    """vLLM's examples classify texts without a response, which a reward model cannot: the answer says what to send."""
+    for path in ("/classify", "/pooling"):
+        for body in ({"model": "m", "input": ["vLLM is great!"]}, {"input": "vLLM is great!"}, {"messages": TURNS}):
+            answer = http.post(path, json=body)
+            assert answer.status_code == 422
+            assert re.search(
+                "send messages, or a conversation|end with the assistant's", answer.json()["error"]["message"]
+            )
+
+
+def test_models_by_name(served_url):
+    """openai-python's `models.retrieve` and `models.list`, as it is installed."""
+    client = openai.OpenAI(base_url=f"{served_url}/v1", api_key="-")
+    assert client.models.retrieve("tiny").id == "tiny"
+    assert [model.id for model in client.models.list()] == ["tiny"]
+    with pytest.raises(openai.NotFoundError, match="there is no model 'no/such'; use one of tiny"):
+        client.models.retrieve("no/such")
+
+
+def test_infinity_models(http):
+    """infinity_client 0.0.78 `models`: reads `stats`, and accepts no other owner."""
+    (card,) = http.get("/models").json()["data"]
+    assert (card["id"], card["owned_by"], card["stats"]) == ("tiny", "infinity", {})
+
+
 def test_infinity_classify(http, talks, trained_run):
     """infinity's clients send `raw_scores` with `input`, and read lists of {score, label} per text."""
     expected = [score.reward for score in trained_run.model.score(TURNS, DOCUMENTS)]
@@ -309,8 +381,15 @@ def test_tei_similarity(served_url, plain):
 def test_tei_softmax(served_url, talks):
     """huggingface_hub's `text_classification` with softmax: over a single class it is 1, as in transformers."""
     client = InferenceClient(model=f"{served_url}/predict")
-    result: Any = client.text_classification(talks[0], function_to_apply="softmax")
+    (result,) = client.text_classification(talks[0], function_to_apply="softmax")
     assert result.score == 1.0
+
+
+def test_huggingface_js(http, talks, trained_run):
+    """@huggingface/inference 4.13 `textClassification` with `parameters`: the first element is the list of labels."""
+    body = {"inputs": talks[0], "parameters": {"function_to_apply": "none"}}
+    reward = trained_run.model.score(TURNS, DOCUMENTS[:1])[0].reward
+    assert http.post("/", json=body).json() == [[{"label": "REWARD", "score": near(reward)}]]
 
 
 def test_tei_info(http, trained_run):

@@ -25,6 +25,8 @@ POSTS = (
     "/similarity",
     "/rerank",
     "/v2/rerank",
+    "/v1/ranking",
+    "/v1/score/evaluation",
     "/v1/chat/completions",
 )
 

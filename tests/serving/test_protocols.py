@@ -235,10 +235,10 @@ def test_a_response_without_text_gets_the_least(http, texts):
 
 def test_teis_client_reads_a_score(http, served_url, expected, texts):
     client = InferenceClient(model=f"{served_url}/predict")
-    result: Any = client.text_classification(texts[0], function_to_apply="none")
+    (result,) = client.text_classification(texts[0], function_to_apply="none")
     assert result.score == pytest.approx(expected[0].reward, abs=1e-4)
     assert result.label == "REWARD"
-    result = InferenceClient(model=served_url).text_classification(texts[0])
+    (result,) = InferenceClient(model=served_url).text_classification(texts[0])
     assert result.score == pytest.approx(1 / (1 + math.exp(-expected[0].reward)), abs=1e-4)
 
 

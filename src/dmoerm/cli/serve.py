@@ -21,11 +21,14 @@ class LimitOptions:
     """The limits of a pass, of the queue and of a request."""
 
     batch_tokens: BatchTokens = None
-    queue_seconds: Annotated[
-        float, typer.Option(min=0.1, help="Longest expected wait in the queue, in seconds; beyond it: 429.")
-    ] = 45.0
-    queue_tokens: Annotated[int, typer.Option(min=1, help="Maximum tokens in the queue; beyond it: 429.")] = 262_144
-    queue_requests: Annotated[int, typer.Option(min=1, help="Maximum requests in the queue; beyond it: 429.")] = 1024
+    queue_seconds: Annotated[float, typer.Option(min=0.1, help="Longest expected wait in the queue, in seconds.")] = (
+        45.0
+    )
+    queue_tokens: Annotated[int, typer.Option(min=1, help="Maximum tokens in the queue.")] = 262_144
+    queue_requests: Annotated[int, typer.Option(min=1, help="Maximum requests in the queue.")] = 1024
+    overload_status: Annotated[
+        int, typer.Option(min=400, max=599, help="Status of a request that a full queue refuses, such as 429.")
+    ] = 503
     max_body_bytes: Annotated[int, typer.Option(min=1024, help="Maximum bytes of a body; beyond it: 413.")] = 4 * 2**20
     max_responses: Annotated[int, typer.Option(min=1, help="Maximum responses of a request; beyond it: 422.")] = 256
     max_request_tokens: Annotated[int, typer.Option(min=1, help="Maximum tokens per request; beyond it: 422.")] = (

@@ -20,7 +20,7 @@ class RewardModule(nn.Module):
     """A reward model for TRL's `get_reward`.
 
     The sequences are conversations in the tokenizer and the chat template of the reward model, so the policy must have
-    the same. The pad token must not occur in them: set one that is not the end of a turn.
+    the same, with the same pad token or one that occurs in no conversation.
 
     Args:
         model: the model; its weights are not trained.
@@ -41,6 +41,11 @@ class _Rewards(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any) -> BaseModelOutput:
         """Return the rewards of sequences (B, T) as hidden states (B, T, 1). Raises as `DMoERM.forward` does."""
+        pad: Any = self._model.tokenizer.pad_token_id
+        if attention_mask is not None and pad is not None:  # TRL also masks pad tokens that end a turn
+            mask = attention_mask.int()
+            inside = (mask.cumsum(1) > 0) & (mask.flip(1).cumsum(1).flip(1) > 0)
+            input_ids, attention_mask = input_ids.masked_fill(inside & (mask == 0), pad), inside
         with torch.no_grad():
             logits = self._model(input_ids=input_ids, attention_mask=attention_mask).logits
         states = logits[:, None].expand(-1, input_ids.shape[1], -1)

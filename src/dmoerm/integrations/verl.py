@@ -2,9 +2,9 @@
 
 verl calls `compute_score` for each sample, many at a time; a server runs the prompt once for calls that arrive
 together. `compute_score_async` is the same for sources that are URLs, without a thread per call. A manager that passes
-all samples at once, as `batch` of old releases, calls `compute_score_batch`. verl does not pass the prompt, so the data
-must contain it in `extra_info`. The functions follow verl's reward managers `naive` and `batch`. verl is not a
-dependency.
+all samples at once, as `batch` of old releases, calls `compute_score_batch`. The manager `prime` accepts no dict:
+`compute_reward` returns a float. verl does not pass the prompt, so the data must contain it in `extra_info`. The
+functions follow verl's reward managers `naive` and `batch`. verl is not a dependency.
 """
 
 from __future__ import annotations
@@ -30,6 +30,18 @@ def compute_score(
 ) -> dict[str, float]:
     """Score a single response. See `compute_score_batch`."""
     return compute_score_batch([data_source], [solution_str], [ground_truth], [extra_info], reward_model)[0]
+
+
+def compute_reward(
+    data_source: str,
+    solution_str: str,
+    ground_truth: Any = None,
+    extra_info: Mapping[str, Any] | None = None,
+    reward_model: str | None = None,
+    **_: Any,
+) -> float:
+    """Return the reward of a single response, for managers that accept no dict. See `compute_score_batch`."""
+    return compute_score(data_source, solution_str, ground_truth, extra_info, reward_model)["score"]
 
 
 def compute_score_batch(

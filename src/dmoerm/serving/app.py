@@ -10,6 +10,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 from ..model import DMoERM
@@ -68,7 +69,7 @@ def create_app_of(service: Application, tracing: Tracing | None = None) -> FastA
         app.include_router(router)
     _add_state(app)
     add_page(app, _PAGE)
-    add_handlers(app)
+    add_handlers(app, settings.overload_status)
     paths = frozenset({"/", *app.openapi()["paths"]})
     app.add_middleware(Guard, settings=settings, metrics=service.metrics, paths=paths, tracing=tracing)
     if settings.allow_origins:  # around the guard: a browser's preflight request has no key
@@ -98,3 +99,16 @@ def _add_state(app: FastAPI) -> None:
     async def models(service: CurrentApplication) -> dict[str, Any]:
         """The models, their tasks and capabilities, and the limits of a request."""
         return {"object": "list", "data": service.cards()}
+
+    @app.get("/models", include_in_schema=False)
+    async def infinity_models(service: CurrentApplication) -> dict[str, Any]:
+        """The models in infinity's form, whose client accepts no other owner."""
+        return {"object": "list", "data": [{**card, "owned_by": "infinity", "stats": {}} for card in service.cards()]}
+
+    @app.get("/v1/models/{name:path}", tags=["state"])
+    async def model(name: str, service: CurrentApplication) -> dict[str, Any]:
+        """One of the models."""
+        cards = {card["id"]: card for card in service.cards()}
+        if name not in cards:
+            raise HTTPException(404, f"there is no model {name!r}; use one of {', '.join(cards)}")
+        return cards[name]

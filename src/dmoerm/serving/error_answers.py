@@ -4,7 +4,7 @@ UnrecognizedPrompt                         400
 DataError, a body of the wrong form        422; 400 if it is not JSON, 415 if its content type is not JSON
 Unauthorized                               401
 BodyTimeout, BodyTooLarge                  408, 413
-Overloaded                                 429 with Retry-After
+Overloaded                                 `overload_status` with Retry-After
 NotReady                                   503 with Retry-After
 any other error                            500, without its message
 """
@@ -43,15 +43,15 @@ class BodyTimeout(ServerError):
         super().__init__(f"the body did not arrive within {seconds:g} s; send it without pauses")
 
 
-def add_handlers(app: FastAPI) -> None:
+def add_handlers(app: FastAPI, overload_status: int) -> None:
     """Make the application answer every error in the common form."""
     app.add_exception_handler(DataError, lambda _, error: answer(error))
-    app.add_exception_handler(ServerError, lambda _, error: answer(error))
+    app.add_exception_handler(ServerError, lambda _, error: answer(error, overload_status))
     app.add_exception_handler(RequestValidationError, lambda _, error: _invalid_body(error))
     app.add_exception_handler(HTTPException, lambda _, error: _http_error(error))
 
 
-def answer(error: Exception) -> Response:
+def answer(error: Exception, overload_status: int = 503) -> Response:
     """Return the answer to a request that failed with this error."""
     message = str(error)
     match error:
@@ -66,7 +66,8 @@ def answer(error: Exception) -> Response:
         case BodyTooLarge():
             return _response(413, message, headers={"Connection": "close"})
         case Overloaded():
-            return _response(429, message, "overloaded_error", headers={"Retry-After": str(error.retry_after)})
+            headers = {"Retry-After": str(error.retry_after)}
+            return _response(overload_status, message, "overloaded_error", headers=headers)
         case NotReady():
             return _response(503, message, "overloaded_error", headers={"Retry-After": "1"})
         case ServerError():

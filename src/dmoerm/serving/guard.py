@@ -56,7 +56,7 @@ class Guard:
         except ClientLeft:
             exchange.status = _CLIENT_CLOSED
         except DmoermError as error:
-            await answer(error)(scope, receive, exchange.send)
+            await answer(error, self.settings.overload_status)(scope, receive, exchange.send)
         except Exception as error:  # a bug: logged without its message, which may contain a text
             frame = traceback.extract_tb(error.__traceback__)[-1]
             position = f"{frame.filename.rpartition('/')[2]}:{frame.lineno}"

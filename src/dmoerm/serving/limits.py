@@ -29,11 +29,13 @@ class ServingConfig(BaseModel):
     pass_seconds: float = Field(default=2.0, gt=0)
     """Longest expected duration of a pass that several requests share: an interactive request waits for one pass."""
     queue_seconds: float = Field(default=45.0, gt=0)
-    """Longest expected wait, from the measured rate; beyond it: 429. Keep it below the clients' own time-outs."""
+    """Longest expected wait, from the measured rate. Keep it below the clients' own time-outs."""
     queue_tokens: int = Field(default=262_144, ge=1)
-    """Maximum tokens in the queue; further requests are answered with 429."""
+    """Maximum tokens in the queue; further requests are refused with `overload_status`."""
     queue_requests: int = Field(default=1024, ge=1)
-    """Maximum requests in the queue; further requests are answered with 429."""
+    """Maximum requests in the queue; further requests are refused with `overload_status`."""
+    overload_status: int = Field(default=503, ge=400, le=599)
+    """Status of a request that a full queue refuses. verl repeats it after 503 and ends at 429."""
     max_connections: int = Field(default=2048, ge=1)
     """Maximum open connections; further connections are answered with 503."""
     max_body_bytes: int = Field(default=4 * 2**20, ge=1024)

@@ -71,7 +71,7 @@ class Metrics:
         gauge("models", "Models in memory.", lambda: len(self._queues))
         self._loads = counter("model_loads", "Models that were loaded.")
         self.queued = histogram("queue_seconds", "Time from a request's arrival to its first pass.", _SECONDS)
-        self.refused = counter("refused", "Requests answered with 429.")
+        self.refused = counter("refused", "Requests that a full queue refused.")
         self.left = counter("client_left", "Requests whose client disconnected before the answer.")
         self.batch_tokens = histogram("batch_tokens", "Tokens of a pass.", _TOKENS)
         self.batch_seconds = histogram("batch_seconds", "Duration of a pass.", _SECONDS)

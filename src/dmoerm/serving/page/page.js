@@ -98,8 +98,7 @@ function reveal(must = false) {
 function failed(error) {
   let message = error instanceof Failure ? error.message : "The server’s answer does not match this page.";
   if (error.status === 401) message = keptKey() ? "The server rejects this key." : "This server requires a key.";
-  if (error.status === 429) message = "The server is busy.";
-  if (error.status === 503) message = "The server is not ready.";
+  if (error.status === 429 || error.status === 503) message = "The server is busy or not ready.";
   if (error.wait) message += ` Try again in ${plural(error.wait, "second")}.`;
   edited();
   setStatus(scored ? "Not scored. The last result is below." : "Not scored.");

@@ -16,11 +16,13 @@ RERANK_REQUESTS: Any = [
     {"query": "How are you?", "documents": ["Fine, and you?", {"text": "No."}], "top_n": 1, "return_documents": True},
     {"query": "How are you?", "texts": ["Fine, and you?", "No."], "raw_scores": True},
 ]
+RANKING_REQUEST: Any = {"query": {"text": "How are you?"}, "passages": [{"text": "Fine, and you?"}, {"text": "No."}]}
 SIMILARITY_REQUEST: Any = {"inputs": {"source_sentence": "How are you?", "sentences": ["Fine, and you?", "No."]}}
 SAMPLE_REQUESTS: Any = [
     {"prompt": TURNS[:1], "response": "Fine, and you?", "label": None},
     {"prompt": PROMPT, "response": "Fine, and you?<|im_end|>"},
 ]
+EVALUATION_REQUEST: Any = {"model": "model", "messages": [TEXT]}
 REWARD_REQUEST: Any = {"query": [TEXT], "prompts": [PROMPT], "labels": [None]}
 _JUDGED = """\
 [User Question]

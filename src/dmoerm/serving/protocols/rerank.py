@@ -1,4 +1,5 @@
-"""POST /rerank in the forms of Cohere (v1, v2), Jina, vLLM, Xinference, infinity and Text Embeddings Inference.
+"""POST /rerank in the forms of Cohere (v1, v2), Jina, Voyage, vLLM, Xinference, infinity and Text Embeddings Inference,
+and the routes of NVIDIA NIM and DeepInfra.
 
 The query is the prompt, and the documents are its responses. They are ordered by how much people prefer them as
 responses, which is not how relevant they are to a search.
@@ -13,10 +14,23 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ...errors import DataError
 from ..service import CurrentService
-from .examples import RERANK_REQUESTS
+from .examples import RANKING_REQUEST, RERANK_REQUESTS
 from .inputs import header, sigmoid, usage
+from .vllm import PairRequest
 
-router = APIRouter(tags=["Cohere", "Jina", "vLLM", "Xinference", "infinity", "Text Embeddings Inference"])
+router = APIRouter(
+    tags=[
+        "Cohere",
+        "Jina",
+        "Voyage",
+        "vLLM",
+        "Xinference",
+        "infinity",
+        "Text Embeddings Inference",
+        "NVIDIA",
+        "DeepInfra",
+    ]
+)
 
 
 class TextDocument(BaseModel):
@@ -34,6 +48,7 @@ class RerankRequest(BaseModel):
     documents: list[str | TextDocument] | None = None
     texts: list[str] | None = Field(None, description="Instead of `documents`: the answer is a list.")
     top_n: int | None = Field(None, ge=0, description="The best of them only; 0 or null: all.")
+    top_k: int | None = Field(None, ge=0, description="Voyage's name of `top_n`.")
     return_documents: bool | None = Field(None, description="Whether results have their text; null: yes.")
     return_text: bool = Field(False, description="The same for `texts`.")
     raw_scores: bool | None = Field(None, description="true: the reward. With `documents`: infinity's form.")
@@ -47,24 +62,34 @@ class RerankRequest(BaseModel):
         return [each if isinstance(each, str) else each.text for each in given]
 
 
+class RankingRequest(BaseModel):
+    """A prompt and its responses in NVIDIA's form."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [RANKING_REQUEST]})
+    model: str | None = Field(None, description="The model's name; ignored by a server with one model.")
+    query: TextDocument
+    passages: list[TextDocument] = Field(min_length=1)
+    top_k: int | None = Field(None, ge=0, description="The best of them only; 0 or null: all.")
+
+
 @router.post("/rerank")
 @router.post("/v1/rerank")
 @router.post("/v2/rerank")
+@router.post("/infinity/rerank", include_in_schema=False)
 async def rerank(request: Request, body: RerankRequest, service: CurrentService) -> Any:
     """The documents, best first, with σ(reward) as their relevance."""
     texts = body.responses()
     scores = await service.score_texts(request, [(body.query, text) for text in texts])
     order = sorted(range(len(texts)), key=lambda index: -scores[index].reward)
+    best = order[: body.top_n or body.top_k or None]
     raw = body.raw_scores or body.use_activation is False
     values = [score.reward if raw else sigmoid(score.reward) for score in scores]
     if body.texts is not None:
-        return [
-            {"index": i, "score": values[i]} | ({"text": texts[i]} if body.return_text else {})
-            for i in order[: body.top_n or None]
-        ]
-    documents: list[Any] = [text if body.raw_scores is not None else {"text": text} for text in texts]
+        return [{"index": i, "score": values[i]} | ({"text": texts[i]} if body.return_text else {}) for i in best]
+    as_texts = body.raw_scores is not None or request.url.path.startswith("/infinity/")
+    documents: list[Any] = [text if as_texts else {"text": text} for text in texts]
     shown = {} if body.return_documents is False else {i: {"document": documents[i]} for i in order}
-    results = [{"index": i, "relevance_score": values[i], **shown.get(i, {})} for i in order[: body.top_n or None]]
+    results = [{"index": i, "relevance_score": values[i], **shown.get(i, {})} for i in best]
     version = "2" if request.url.path.startswith("/v2") else "1"
     counts = usage(request)
     meta = {
@@ -72,4 +97,23 @@ async def rerank(request: Request, body: RerankRequest, service: CurrentService)
         "billed_units": {"search_units": 1},
         "tokens": {"input_tokens": counts["total_tokens"], "output_tokens": 0},
     }
-    return header("rerank", service) | {"object": "rerank", "results": results, "usage": counts, "meta": meta}
+    answer = {"object": "rerank", "results": results, "data": results, "usage": counts, "meta": meta}  # Voyage: `data`
+    return header("rerank", service) | answer
+
+
+@router.post("/v1/ranking")
+@router.post("/v1/retrieval/{model:path}/reranking", include_in_schema=False)
+async def ranking(request: Request, body: RankingRequest, service: CurrentService) -> dict[str, Any]:
+    """NVIDIA NIM's form: the passages, best first, with the reward as their logit."""
+    scores = await service.score_texts(request, [(body.query.text, passage.text) for passage in body.passages])
+    rankings = [{"index": index, "logit": score.reward} for index, score in enumerate(scores)]
+    rankings.sort(key=lambda entry: -entry["logit"])
+    return {"rankings": rankings[: body.top_k or None], "usage": usage(request)}
+
+
+@router.post("/inference/{model:path}", include_in_schema=False)
+@router.post("/v1/inference/{model:path}", include_in_schema=False)
+async def inference(request: Request, body: PairRequest, service: CurrentService) -> dict[str, Any]:
+    """DeepInfra's form: σ(reward) of each document, in order."""
+    scores = [sigmoid(score.reward) for score in await service.score_texts(request, body.pairs())]
+    return {"scores": scores, "input_tokens": request.state.tokens}

@@ -34,9 +34,10 @@ class PredictRequest(BaseModel):
     raw_scores: bool = Field(False, description="true: the reward; false: σ(reward).")
     truncate: bool | None = Field(None, description="Ignored: the model's own settings decide.")
     truncation_direction: str | None = Field(None, description="Ignored.")
-    parameters: dict[str, Any] = Field(
-        {},
-        description="`function_to_apply`, instead of raw_scores: none, sigmoid, or softmax, which is 1 for one class.",
+    parameters: dict[str, Any] | None = Field(
+        None,
+        description="`function_to_apply`, instead of raw_scores: none, sigmoid, or softmax, which is 1 for one class. "
+        "Hugging Face's clients send it: a single input is answered with a list of lists, as a pipeline does.",
     )
 
 
@@ -58,13 +59,13 @@ class SimilarityRequest(BaseModel):
 @router.post("/predict")
 @router.post("/", include_in_schema=False)
 async def predict(request: Request, body: PredictRequest, service: CurrentService) -> Any:
-    """A label with its score; for a list of inputs a list of them."""
+    """A list of labels with scores; a list of such lists for several inputs, and for a body with `parameters`."""
     function = _function(body)
     single = isinstance(body.inputs, str) or (len(body.inputs) > 0 and isinstance(body.inputs[0], str))
     inputs: Any = [body.inputs] if single else body.inputs
     scores = await service.score_texts(request, [_conversation(texts, service) for texts in inputs])
     answer = [[{"score": function(score.reward), "label": LABEL}] for score in scores]
-    return answer[0] if single else answer
+    return answer[0] if single and body.parameters is None else answer
 
 
 @router.post("/similarity")
@@ -106,7 +107,7 @@ def _conversation(texts: str | list[str], service: Service) -> tuple[Prompt, str
 
 
 def _function(body: PredictRequest) -> Callable[[float], float]:
-    name = body.parameters.get("function_to_apply")
+    name = (body.parameters or {}).get("function_to_apply")
     if name is None:
         name = "none" if body.raw_scores else "sigmoid"
     if not isinstance(name, str) or name not in _FUNCTIONS:
