@@ -34,7 +34,7 @@ async def score():
         return [score.reward for score in await client.score(prompt, responses)]
 
 with dmoerm_client.Client(url) as client:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not client.ready() and time.monotonic() < deadline:
         time.sleep(0.1)
     rewards = [score.reward for score in client.score(prompt, responses)]

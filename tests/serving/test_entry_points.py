@@ -93,6 +93,11 @@ def entry_points(trained_run: Any, http: Any, served_url: str, tmp_path_factory:
             "relevance_score"
         ],
         "/v1/rerank": lambda p, r: logit(post("/v1/rerank", query=p, documents=[r])["results"][0]["relevance_score"]),
+        "/v1/ranking": lambda p, r: post("/v1/ranking", query={"text": p}, passages=[{"text": r}])["rankings"][0][
+            "logit"
+        ],
+        "/inference": lambda p, r: logit(post("/inference/m", queries=p, documents=[r])["scores"][0]),
+        "/v1/score/evaluation": lambda p, r: post("/v1/score/evaluation", messages=[text(p, r)])["scores"][0],
         "/predict": lambda p, r: post("/predict", inputs=[p, r], raw_scores=True)[0]["score"],
         "/similarity": lambda p, r: logit(post("/similarity", inputs={"source_sentence": p, "sentences": [r]})[0]),
         "/get_reward": lambda p, r: post("/get_reward", query=[start(p) + r], prompts=[start(p)])["rewards"][0],
@@ -105,6 +110,7 @@ def entry_points(trained_run: Any, http: Any, served_url: str, tmp_path_factory:
         "TRL, asynchronous": lambda p, r: trl(start(p), r, asynchronous=True),
         "TRL's get_reward": lambda p, r: module.rewards(torch.tensor([ids(p, r)])).last_hidden_state[0, -1].item(),
         "verl": lambda p, r: verl.compute_score("", r, None, {"prompt": p}, reward_model=str(folder))["score"],
+        "verl, a number": lambda p, r: verl.compute_reward("", r, None, {"prompt": p}, reward_model=served_url),
         "verl, server": lambda p, r: verl.compute_score(
             "", r, extra_info={"prompt": messages(p, r)[:1]}, reward_model=served_url
         )["score"],
@@ -133,6 +139,6 @@ def test_every_entry_point_gives_one_reward(entry_points, trained_run, monkeypat
 def test_marks_alone_are_an_empty_response_everywhere(entry_points, trained_run, monkeypatch):
     monkeypatch.setenv("DMOERM_MODEL", str(trained_run.folder / "model"))
     rewards = {name: reward(PROMPT, EMPTY) for name, reward in entry_points.items()}
-    squashed = {"/v1/rerank", "/similarity"}  # σ of the reward
+    squashed = {"/v1/rerank", "/similarity", "/inference"}  # σ of the reward
     assert {name: value for name, value in rewards.items() if name not in squashed and value != MIN_REWARD} == {}
-    assert [rewards[name] for name in squashed] == pytest.approx([MIN_REWARD] * 2, abs=1e-3)
+    assert [rewards[name] for name in squashed] == pytest.approx([MIN_REWARD] * 3, abs=1e-3)
