@@ -129,7 +129,7 @@ def test_the_command_and_the_settings_have_the_same_defaults():
     given = {name: parameter.default for name, parameter in inspect.signature(serve.command).parameters.items()}
     for name, field in ServingConfig.model_fields.items():
         assert name not in given or given[name] == field.default, name
-    assert len(given.keys() & ServingConfig.model_fields.keys()) == 11
+    assert len(given.keys() & ServingConfig.model_fields.keys()) == 12
 
 
 def test_a_server_whose_queue_cannot_be_worked_off_is_not_ready(trained_run, monkeypatch):

@@ -26,6 +26,9 @@ class LimitOptions:
     ] = 45.0
     queue_tokens: Annotated[int, typer.Option(min=1, help="Maximum tokens in the queue; beyond it: 429.")] = 262_144
     queue_requests: Annotated[int, typer.Option(min=1, help="Maximum requests in the queue; beyond it: 429.")] = 1024
+    queue_bytes: Annotated[
+        int, typer.Option(min=1, help="Maximum bytes that wait to be tokenized; beyond it: 429.")
+    ] = 4 * 2**20
     max_body_bytes: Annotated[int, typer.Option(min=1024, help="Maximum bytes of a body; beyond it: 413.")] = 4 * 2**20
     max_responses: Annotated[int, typer.Option(min=1, help="Maximum responses of a request; beyond it: 422.")] = 256
     max_request_tokens: Annotated[int, typer.Option(min=1, help="Maximum tokens per request; beyond it: 422.")] = (

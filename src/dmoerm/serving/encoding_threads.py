@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import queue
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from ..chat.encoding import Encoded, Encoder
 from ..errors import DataError
-from ..schema import Query
+from ..schema import Message, Query
 from ..scores import check_task
 from .limits import ServingConfig
 
@@ -37,14 +38,17 @@ class EncodingThreads:
         """
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._encode, queries)
 
+    async def tokens(self, content: str | Sequence[Message], add_special: bool) -> list[int]:
+        """Return the token ids as `Encoder.tokens` does."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._tokens, content, add_special)
+
     def close(self) -> None:
         """End the threads once their current work is done."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _encode(self, queries: Sequence[Query]) -> list[Encoded]:
         encoded, tokens = [], 0
-        encoder = self._encoders.get()
-        try:
+        with self._encoder() as encoder:
             for query in queries:
                 if query.task is not None:
                     check_task(self._tasks, query.task)
@@ -54,6 +58,17 @@ class EncodingThreads:
                     raise DataError(
                         f"the request has more than {self._limit} tokens", hint="send it in several requests"
                     )
-            return encoded
+        return encoded
+
+    def _tokens(self, content: str | Sequence[Message], add_special: bool) -> list[int]:
+        with self._encoder() as encoder:
+            return encoder.tokens(content, add_special)
+
+    @contextlib.contextmanager
+    def _encoder(self) -> Iterator[Encoder]:
+        """Yield an encoder that no other thread uses."""
+        encoder = self._encoders.get()
+        try:
+            yield encoder
         finally:
             self._encoders.put(encoder)
