@@ -144,6 +144,44 @@ def test_a_key_is_wanted(small):
         assert {client.get(path).status_code for path in ("/", "/health", "/ready")} == {200}
 
 
+NAMES = {
+    **dict.fromkeys(
+        ["127.0.0.1:8000", "10.1.2.3", "[::1]:8000", "localhost", "LOCALHOST:80", "dmoerm", "a.localhost."], 200
+    ),
+    **dict.fromkeys(
+        ["dmoerm.default.svc.cluster.local", "host.docker.internal:8000", "rm.example.com", "example.org"], 200
+    ),
+    **dict.fromkeys(
+        ["evil.test", "evil.test:8000", "127.0.0.1.evil.test", "evil-example.com", "[evil.test]", "rm.local.evil.test"],
+        403,
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def open_door(trained_run) -> Iterator[str]:
+    """A server without a key, which has names."""
+    with served(create_app(trained_run.model, ServingConfig(allow_hosts=("*.example.com", "example.org")))) as url:
+        yield url
+
+
+@pytest.mark.parametrize("host", NAMES)
+def test_without_a_key_only_names_that_cannot_be_rebound_are_served(open_door, small, asked, host):
+    answer = httpx2.post(f"{open_door}/v1/score", json=GOOD, headers={"Host": host})
+    assert answer.status_code == NAMES[host]
+    if answer.status_code == 403:
+        assert "--allow-host" in fault(answer)["message"]
+        assert httpx2.get(f"{open_door}/v1/models", headers={"Host": host}).status_code == 403
+        assert httpx2.get(f"{open_door}/ready", headers={"Host": host}).status_code == 200, "for load balancers"
+    assert asked.post("/v1/score", json=GOOD, headers={"Host": host}).status_code == 200, "with a key"
+
+
+def test_the_machine_s_own_name_is_served(open_door, monkeypatch):
+    monkeypatch.setattr(socket, "gethostname", lambda: "Node7.cluster.example")
+    headers = {"Host": "node7.cluster.example:8000"}
+    assert httpx2.get(f"{open_door}/v1/models", headers=headers).status_code == 200
+
+
 def test_no_other_origin_may_ask_unless_named(small, trained_run):
     headers = {"Origin": "https://page.example", "Access-Control-Request-Method": "POST"}
     assert "access-control-allow-origin" not in httpx2.options(f"{small}/v1/score", headers=headers).headers
@@ -157,6 +195,19 @@ def test_no_other_origin_may_ask_unless_named(small, trained_run):
 def raw(url: str) -> socket.socket:
     host, _, port = url.removeprefix("http://").partition(":")
     return socket.create_connection((host, int(port)), timeout=10)
+
+
+def test_a_body_with_two_lengths_is_refused_and_its_connection_closed(trained_run):
+    """A proxy that reads one of them, and we the other, would take a part of the body for the next request."""
+    head = "POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    body = json.dumps(GOOD)
+    with served(create_app(trained_run.model), http=protocol(5)) as url, raw(url) as client:
+        lengths = f"Content-Length: 6\r\nTransfer-Encoding: chunked\r\n\r\n{len(body):x}\r\n{body}\r\n0\r\n\r\n"
+        client.sendall((head + lengths + "GET /health HTTP/1.1\r\nHost: x\r\n\r\n").encode())
+        answer = b"".join(iter(lambda: client.recv(4096), b""))
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.count(b"HTTP/1.1") == 1
+    assert b"send one of them" in answer
 
 
 def test_a_body_that_trickles_is_given_up(small, asked):

@@ -125,6 +125,24 @@ def test_an_open_door_is_warned_of(tmp_path):
     assert "no API key is set" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("options", "hosts"),
+    [
+        (["--host", "rm.example.com"], ("rm.example.com",)),
+        (["--host", "rm.example.com", "--allow-host", "*.test"], ("*.test", "rm.example.com")),
+        (["--host", "rm.example.com", "--api-key-file", "key"], ()),
+        (["--host", "rm.example.com", "--api-key-file", "key", "--allow-host", "a"], ("a", "rm.example.com")),
+    ],
+)
+def test_the_hosts_are_those_of_the_options(tmp_path, monkeypatch, options, hosts):
+    given = []
+    monkeypatch.setattr("dmoerm.serving.server.serve", lambda load, settings, **_: given.append(settings))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "key").write_text("k")
+    assert invoke(str(tmp_path), *options).exit_code == 0
+    assert given[0].allow_hosts == hosts
+
+
 def test_the_command_and_the_settings_have_the_same_defaults():
     given = {name: parameter.default for name, parameter in inspect.signature(serve.command).parameters.items()}
     for name, field in ServingConfig.model_fields.items():

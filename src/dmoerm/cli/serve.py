@@ -62,6 +62,10 @@ class AccessOptions:
         Path | None,
         typer.Option(metavar="FILE", help="The key that clients must send; otherwise $DMOERM_API_KEY."),
     ] = None
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Name by which clients reach a server without a key, such as *.example.com."),
+    ] = None
     allow_origin: Annotated[
         list[str] | None, typer.Option(help="Origin of a web page that may send requests (CORS); none by default.")
     ] = None
@@ -110,7 +114,12 @@ def command(
         from ..serving.tracing import Tracing
     except ModuleNotFoundError as error:
         raise ConfigError(f"the server needs the package {error.name}: pip install 'dmoerm[serve]'") from None
-    access_settings = {"api_key": _key(access.api_key_file), "allow_origins": tuple(access.allow_origin or ())}
+    key, hosts = _key(access.api_key_file), tuple(access.allow_host or ())
+    access_settings = {
+        "api_key": key,
+        "allow_hosts": (*hosts, host) if hosts or key is None else (),
+        "allow_origins": tuple(access.allow_origin or ()),
+    }
     scoring = {"deterministic": deterministic, "engines": engines.engines, "devices": tuple(engines.device or ())}
     settings = ServingConfig(judge_templates=judge_templates, **scoring, **asdict(limits), **access_settings)
     _warn(host, settings.api_key)

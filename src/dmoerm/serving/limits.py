@@ -52,5 +52,8 @@ class ServingConfig(BaseModel):
     """A YAML file with more templates of judges' prompts for /v1/chat/completions (see `judge_templates.yaml`)."""
     api_key: str | None = Field(default=None, min_length=1, repr=False)
     """The key that clients must send as `Authorization: Bearer KEY`; None: no key is required."""
+    allow_hosts: tuple[str, ...] = ()
+    """Further names of the server, in which `*` stands for any text. Without a key, and with one if names are given, a
+    request's Host must be one of them, an IP address, or a name that public DNS does not have."""
     allow_origins: tuple[str, ...] = ()
     """Origins of web pages that browsers allow to send requests (CORS)."""
