@@ -21,6 +21,9 @@ class LimitOptions:
     """The limits of a pass, of the queue and of a request."""
 
     batch_tokens: BatchTokens = None
+    pass_timeout: Annotated[
+        float, typer.Option(min=0.1, help="Seconds after which a pass is taken as stuck: the server ends.")
+    ] = 600.0
     queue_seconds: Annotated[
         float, typer.Option(min=0.1, help="Longest expected wait in the queue, in seconds; beyond it: 429.")
     ] = 45.0

@@ -59,6 +59,13 @@ class Overloaded(ServerError):
         )
 
 
+class PassTimeout(ServerError):
+    """A pass has not ended in time. Its thread cannot be stopped, so the process must end."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"a pass has not ended within {seconds:g} s, so the server ends; see --pass-timeout")
+
+
 class Batcher:
     """The queue of one model. `score` returns only while `run` is running.
 
@@ -267,8 +274,13 @@ class Batcher:
         try:
             with self.throughput.measured(tokens) as measurement:
                 starts = engine.starts
-                rows = await loop.run_in_executor(engine.thread, engine.run, encoded, [task for task, _ in by_prompt])
+                running = loop.run_in_executor(engine.thread, engine.run, encoded, [task for task, _ in by_prompt])
+                if not (await asyncio.wait([running], timeout=self.settings.pass_timeout))[0]:
+                    raise PassTimeout(self.settings.pass_timeout)
+                rows = running.result()
                 measurement.counts = engine.starts == starts  # it does not if the pass waited for a restart
+        except PassTimeout:
+            raise
         except Exception as error:  # whatever the model or the device raises: other requests continue
             await self._handle_failure(engine, taken, error)
             return

@@ -28,6 +28,8 @@ class ServingConfig(BaseModel):
     """Seconds that an idle engine waits for more requests to share a pass."""
     pass_seconds: float = Field(default=2.0, gt=0)
     """Longest expected duration of a pass that several requests share: an interactive request waits for one pass."""
+    pass_timeout: float = Field(default=600.0, gt=0)
+    """Seconds after which a pass is taken as stuck: the server is not ready any more, and its process ends."""
     queue_seconds: float = Field(default=45.0, gt=0)
     """Longest expected wait, from the measured rate; beyond it: 429. Keep it below the clients' own time-outs."""
     queue_tokens: int = Field(default=262_144, ge=1)
