@@ -66,6 +66,18 @@ MALFORMED = {
     "an unknown role": (json.dumps(item(prompt=[{"role": "robot", "content": "x"}])).encode(), 422, "role"),
     "a lone surrogate": (b'{"items": [{"prompt": "a \\ud800 b", "responses": ["x"]}]}', 422, ""),
     "an unknown task": (json.dumps(item(task="cooking")).encode(), 422, "no such task"),
+    "a misspelled field": (json.dumps(item() | {"weigths": {}}).encode(), 422, "weigths: unknown field"),
+    "a misspelled field of an item": (json.dumps(item(taks="cooking")).encode(), 422, "items.0.taks: unknown field"),
+    "a field twice": (
+        b'{"items": [{"prompt": "Hi!", "responses": ["x"]}], "risk": 1, "risk": 0}',
+        422,
+        "risk: occurs twice",
+    ),
+    "a field of an item twice": (
+        b'{"items": [{"prompt": "Hi!", "prompt": "Hi!", "responses": ["x"]}]}',
+        422,
+        "prompt: occurs twice",
+    ),
     "too many responses": (json.dumps(item(responses=["x"] * 9)).encode(), 422, "9 responses; the limit is 8"),
     "too many tokens": (json.dumps(item(responses=["word " * 200] * 4)).encode(), 422, "more than 600 tokens"),
     "a long text": (json.dumps(item(prompt="word " * 2000)).encode(), 422, "tokens long"),
@@ -127,6 +139,18 @@ def test_the_other_protocols_say_it_too(asked, path, body, reason):
     answer = asked.post(path, json=body)
     assert answer.status_code == 422
     assert reason in fault(answer)["message"]
+
+
+def test_foreign_fields_are_ignored_but_none_is_sent_twice(asked):
+    messages = json.dumps([{"role": "user", "content": "Hi!"}, {"role": "assistant", "content": "Hello."}])
+    for body, status in (
+        (f'{{"messages": {messages}, "truncate_prompt_tokens": 1, "user": "me"}}', 200),
+        (f'{{"messages": {messages}, "user": "me", "user": "you"}}', 422),
+        (f'{{"messages": {messages[:-2]}, "content": "Go away."}}]}}', 422),
+    ):
+        answer = asked.post("/classify", content=body, headers={"content-type": "application/json; charset=utf-8"})
+        assert answer.status_code == status
+        assert status == 200 or fault(answer)["param"] in ("user", "content")
 
 
 def test_a_body_that_is_not_said_to_be_json(asked):

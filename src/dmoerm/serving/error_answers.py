@@ -99,6 +99,8 @@ def _invalid_body(error: Any) -> Response:
         return _response(415, "the body is not sent as JSON; send it with Content-Type: application/json")
     param = ".".join(str(part) for part in first["loc"] if part != "body") or None
     got = "" if first["type"] == "missing" else f" (got {shorten(first.get('input'))})"
+    if first["type"] == "extra_forbidden":
+        return _response(422, f"{param}: unknown field; /openapi.json lists the fields", param=param)
     message = plain_fault(first)
     return _response(422, f"{param or 'the body'}: {message[0].lower()}{message[1:]}{got}", param=param)
 

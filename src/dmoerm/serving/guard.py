@@ -8,10 +8,12 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import collections
 import contextlib
 import fnmatch
 import hmac
 import ipaddress
+import json
 import logging
 import socket
 import time
@@ -19,7 +21,7 @@ import traceback
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 
-from ..errors import DmoermError, shorten
+from ..errors import DataError, DmoermError, shorten
 from .error_answers import AmbiguousLength, BodyTimeout, BodyTooLarge, Forbidden, Unauthorized, answer
 from .limits import ServingConfig
 from .metrics import Metrics
@@ -56,7 +58,10 @@ class Guard:
             exchange.trace = self.tracing.start(scope["method"], self._route(scope), scope["headers"])
         try:
             self._check_access(scope)
-            await self.app(scope, _replay(await self._body(scope, receive), receive), exchange.send)
+            body = await self._body(scope, receive)
+            if b"json" in _header(scope, b"content-type").lower():
+                _check_names(body)
+            await self.app(scope, _replay(body, receive), exchange.send)
         except ClientLeft:
             exchange.status = _CLIENT_CLOSED
         except DmoermError as error:
@@ -162,6 +167,22 @@ def _replay(body: bytes, receive: Receive) -> Receive:
 
 def _header(scope: Scope, name: bytes) -> bytes:
     return next((value for key, value in scope["headers"] if key == name), b"")
+
+
+def _check_names(body: bytes) -> None:
+    """Raise `DataError` if an object in the body has a name twice. The route reports a body that is not JSON."""
+
+    def check(pairs: list[tuple[str, Any]]) -> None:
+        if len(dict(pairs)) < len(pairs):
+            ((name, _),) = collections.Counter(name for name, _ in pairs).most_common(1)
+            raise DataError("occurs twice in an object of the body", field=name[:100], hint="send each field once")
+
+    try:
+        json.loads(body, object_pairs_hook=check)
+    except DataError:
+        raise
+    except (ValueError, RecursionError):
+        pass
 
 
 def _host_name(header: str) -> str:
