@@ -31,7 +31,7 @@ class LimitOptions:
     queue_requests: Annotated[int, typer.Option(min=1, help="Maximum requests in the queue; beyond it: 429.")] = 1024
     queue_bytes: Annotated[
         int, typer.Option(min=1, help="Maximum bytes that wait to be tokenized; beyond it: 429.")
-    ] = 4 * 2**20
+    ] = 2**24
     max_body_bytes: Annotated[int, typer.Option(min=1024, help="Maximum bytes of a body; beyond it: 413.")] = 4 * 2**20
     max_responses: Annotated[int, typer.Option(min=1, help="Maximum responses of a request; beyond it: 422.")] = 256
     max_request_tokens: Annotated[int, typer.Option(min=1, help="Maximum tokens per request; beyond it: 422.")] = (

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import copy
 import queue
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from ..chat.encoding import Encoded, Encoder
@@ -29,6 +28,7 @@ class EncodingThreads:
         for each in [encoder, *(copy.deepcopy(encoder) for _ in range(settings.encoding_threads - 1))]:
             self._encoders.put(each)
         self._threads = ThreadPoolExecutor(settings.encoding_threads, "encode")
+        self._whole, self._whole_thread = copy.deepcopy(encoder), ThreadPoolExecutor(1, "tokenize")
 
     async def encode(self, queries: Sequence[Query]) -> list[Encoded]:
         """Encode the queries of one request.
@@ -39,16 +39,19 @@ class EncodingThreads:
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._encode, queries)
 
     async def tokens(self, content: str | Sequence[Message], add_special: bool) -> list[int]:
-        """Return the token ids as `Encoder.tokens` does."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._tokens, content, add_special)
+        """Return the token ids as `Encoder.tokens` does. Whole texts take long, so requests to score do not wait."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._whole_thread, self._whole.tokens, content, add_special)
 
     def close(self) -> None:
         """End the threads once their current work is done."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in self._threads, self._whole_thread:
+            threads.shutdown(wait=False, cancel_futures=True)
 
     def _encode(self, queries: Sequence[Query]) -> list[Encoded]:
         encoded, tokens = [], 0
-        with self._encoder() as encoder:
+        encoder = self._encoders.get()
+        try:
             for query in queries:
                 if query.task is not None:
                     check_task(self._tasks, query.task)
@@ -58,17 +61,6 @@ class EncodingThreads:
                     raise DataError(
                         f"the request has more than {self._limit} tokens", hint="send it in several requests"
                     )
-        return encoded
-
-    def _tokens(self, content: str | Sequence[Message], add_special: bool) -> list[int]:
-        with self._encoder() as encoder:
-            return encoder.tokens(content, add_special)
-
-    @contextlib.contextmanager
-    def _encoder(self) -> Iterator[Encoder]:
-        """Yield an encoder that no other thread uses."""
-        encoder = self._encoders.get()
-        try:
-            yield encoder
+            return encoded
         finally:
             self._encoders.put(encoder)

@@ -36,7 +36,7 @@ class ServingConfig(BaseModel):
     """Maximum tokens in the queue; further requests are answered with 429."""
     queue_requests: int = Field(default=1024, ge=1)
     """Maximum requests in the queue; further requests are answered with 429."""
-    queue_bytes: int = Field(default=4 * 2**20, ge=1)
+    queue_bytes: int = Field(default=2**24, ge=1)
     """Maximum bytes of requests that wait to be tokenized; further requests are answered with 429."""
     max_connections: int = Field(default=2048, ge=1)
     """Maximum open connections; further connections are answered with 503."""
