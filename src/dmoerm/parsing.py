@@ -1,7 +1,4 @@
-"""Validate native rows as queries and groups, with errors that name the field, its value and what to do.
-
-`UniqueKeyLoader` reads YAML: taxonomies and settings.
-"""
+"""Validate native rows as queries and groups, with errors that name the field, its value and what to do."""
 
 from __future__ import annotations
 
@@ -9,7 +6,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from .errors import DataError, plain_fault
@@ -29,22 +25,6 @@ _HINTS = {
 _UNION_BRANCH = re.compile(r"str|tuple\[.*|function-.*")  # pydantic puts the branch of a union into the location
 # Checks across several fields name the label at fault in their message; pydantic gives them no location.
 _NAMED_LABEL = re.compile(r"((?:scores|ranks|margin|(?:capabilities|annotators)\..+?)) ((?:has|needs) .+)", re.DOTALL)
-
-
-class UniqueKeyLoader(yaml.SafeLoader):
-    """Refuse duplicate keys: plain YAML keeps the last one, so that a whole task or section could be lost unnoticed."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Return a mapping. Raise `MarkedYAMLError` with the line of a key that is given again."""
-        keys: set[str] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
-                if key.value in keys:
-                    raise yaml.MarkedYAMLError(
-                        problem=f"the key {key.value!r} is given twice", problem_mark=key.start_mark
-                    )
-                keys.add(key.value)
-        return super().construct_mapping(node, deep)
 
 
 def parse_query(row: Mapping[str, Any]) -> Query:

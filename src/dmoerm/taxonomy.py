@@ -17,7 +17,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from .errors import TaxonomyError, plain_fault, shorten
 from .names import MAX_LENGTH, check_name, folder_name, qualified_name
-from .parsing import UniqueKeyLoader
 from .schema import Group
 
 BUILT_IN = ("paper-en", "paper-zh")
@@ -197,6 +196,22 @@ def _draft_task(name: str, capabilities: list[str], general: Mapping[str, str]) 
 
 def _words(name: str) -> str:
     return re.sub(r"[_-]+", " ", name).strip() or name
+
+
+class UniqueKeyLoader(yaml.SafeLoader):
+    """Refuse duplicate keys: plain YAML keeps the last one, so that a whole task or section could be lost unnoticed."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Return a mapping. Raise `MarkedYAMLError` with the line of a key that is given again."""
+        keys: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in keys:
+                    raise yaml.MarkedYAMLError(
+                        problem=f"the key {key.value!r} is given twice", problem_mark=key.start_mark
+                    )
+                keys.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 def _parse(text: str, where: str) -> Taxonomy:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import random
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -11,7 +13,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from tiny import CHATML, tiny_tokenizer
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
+from dmoerm.chat import encoding
 from dmoerm.chat.encoding import Encoded, Encoder
 from dmoerm.config import EncodingConfig
 from dmoerm.errors import BackboneError, DataError
@@ -232,3 +237,108 @@ def test_copies_of_an_encoder_encode_at_the_same_time() -> None:
     with encoder._lock:  # as if it encoded a long text
         for twin in copy.deepcopy(encoder), pickle.loads(pickle.dumps(encoder)):
             assert twin.encode(query) == expected
+
+
+def tokenizer_of(model: Any, trainer: Any, **parts: Any) -> Any:
+    """Return a small tokenizer with these parts that is trained on a few words, with ChatML."""
+    made = Tokenizer(model)
+    for name, part in parts.items():
+        setattr(made, name, part)
+    made.train_from_iterator(
+        ["the quick brown fox jumps over the lazy dog, why? 1234 你好，我很高兴。 x y z\n"] * 9, trainer
+    )
+    special = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "unk_token": "<unk>"}
+    return PreTrainedTokenizerFast(tokenizer_object=made, chat_template=CHATML, **special)
+
+
+def families() -> Iterator[tuple[str, Any]]:
+    """Yield the families of tokenizers: byte-level BPE, BPE that splits nowhere first, unigrams, and word pieces."""
+    options = {"special_tokens": ["<|im_start|>", "<|im_end|>", "<unk>"], "vocab_size": 200, "show_progress": False}
+    yield "byte-level", TOKENIZER
+    spaces = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    yield "llama 2", tokenizer_of(models.BPE(unk_token="<unk>"), trainers.BpeTrainer(**options), normalizer=spaces)
+    parts = {"normalizer": normalizers.NFKC(), "pre_tokenizer": pre_tokenizers.Metaspace()}
+    yield "unigram", tokenizer_of(models.Unigram(), trainers.UnigramTrainer(unk_token="<unk>", **options), **parts)
+    parts = {"normalizer": normalizers.BertNormalizer(), "pre_tokenizer": pre_tokenizers.BertPreTokenizer()}
+    yield "pieces", tokenizer_of(models.WordPiece(unk_token="<unk>"), trainers.WordPieceTrainer(**options), **parts)
+
+
+FAMILIES = dict(families())
+LONG = {
+    "words": "".join(f"the quick brown fox {i} jumps over the lazy dog, why? " for i in range(400)),
+    "no spaces": "你好，我今天很高兴。很好！" * 2000,
+    "digits": "".join(map(str, range(6000))),
+    "white space": "x" + " " * 9000 + "y" + "\n\t" * 4000 + "z",
+    "composed": "e\u0301a\u0308 " * 5000,
+    "unknown": "🙂🙃 " * 6000,
+}
+
+
+@pytest.mark.parametrize("mode", ["keep_end", "keep_beginning", "keep_both"])
+@pytest.mark.parametrize("text", LONG.values(), ids=LONG)
+@pytest.mark.parametrize("tokenizer", FAMILIES.values(), ids=FAMILIES)
+def test_the_ids_that_are_kept_are_those_of_the_whole_text(
+    tokenizer: Any, text: str, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = query((Message(role="system", content=text), Message(role="user", content=text)), text, "Fine.")
+    made = encoder(tokenizer, max_length=40, truncation=mode)
+    bounded = made.encode(asked)
+    monkeypatch.setattr(encoding, "_CHARACTERS", 10**6)
+    assert bounded == made.encode(asked)
+    assert bounded.truncated or tokenizer is FAMILIES["pieces"]  # for which a word of 9000 digits is a single token
+
+
+@pytest.mark.parametrize("tokenizer", FAMILIES.values(), ids=FAMILIES)
+def test_wherever_a_text_is_cut_its_first_and_last_ids_stay(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoding, "_MARGIN", 8)
+    made = encoder(tokenizer, max_length=20)
+    text = LONG["words"][:900]
+    (whole,) = made._texts([text])
+    for size in range(20, 400):
+        (ends,) = made._ends([text], size)
+        assert ends[:20] == whole[:20]
+        assert ends[-20:] == whole[-20:]
+
+
+def read_by(made: Encoder) -> list[int]:
+    """Return a list that gets the length of each text that the encoder's tokenizer reads."""
+    lengths, texts = list[int](), made._texts
+
+    def noting(parts: Sequence[str], special: bool = False) -> list[list[int]]:
+        lengths.extend(map(len, parts))
+        return texts(parts, special)
+
+    made._texts = noting
+    return lengths
+
+
+@pytest.mark.parametrize("mode", ["error", "keep_end", "keep_beginning", "keep_both"])
+def test_the_middle_of_a_huge_text_is_not_tokenized(mode: str) -> None:
+    made = encoder(max_length=60, truncation=mode)
+    lengths = read_by(made)
+    call = {"id": "1", "type": "function", "function": {"name": "find", "arguments": '{"q": "x"}'}}
+    turns = (Message(role="assistant", tool_calls=[call]), Message(role="tool", content="word " * 10**6))
+    for prompt in "word " * 10**6, (Message(role="user", content="Hi!"), *turns):
+        for asked in query(prompt, "Fine."), query("Why?", "word " * 10**6):
+            if mode == "error":
+                with pytest.raises(DataError, match="at least"):
+                    made.encode(asked)
+            else:
+                assert made.encode(asked).truncated
+    assert sum(lengths) < 50_000
+
+
+def test_a_word_that_is_longer_than_the_margin_keeps_its_ends() -> None:
+    """Its ids may differ from those of the whole text, which nobody reads; they are those of its ends."""
+    word = "".join(random.Random(1).choices("abcdefghij", k=100_000))
+    made = encoder(max_length=80, truncation="keep_both", template="plain")
+    kept = TOKENIZER.decode(
+        made.encode(query(word)).prompt[len(made._special("<|im_start|>Human: ")) : -len(made.marker)]
+    )
+    assert kept.startswith(word[:10])
+    assert word.endswith(kept[-10:])
+
+
+def test_the_count_of_tokens_is_that_of_the_whole_text() -> None:
+    made = encoder(max_length=60, truncation="keep_end")
+    assert len(made.tokens([Message(role="user", content="word " * 20_000)])) > 20_000

@@ -220,6 +220,31 @@ def test_limits_are_told_before_anything_is_scored(batcher):
     assert refused.retry_after >= 1
 
 
+def test_bytes_that_wait_to_be_tokenized_are_bounded(batcher, monkeypatch):
+    """While large texts are tokenized, further ones are refused, those of /tokenize too; then there is space again."""
+    queue, go = batcher(queue_bytes=10_000), threading.Event()
+    encode = queue.model.encoder.encode_all
+    for encoder in [queue._encoding._encoders.get() for _ in range(2)]:
+        monkeypatch.setattr(encoder, "encode_all", lambda queries: go.wait(20) and encode(queries))
+        queue._encoding._encoders.put(encoder)
+    large = Query(prompt="Hi!", responses=("é" * 3_000,))
+
+    async def flood():
+        calls = [asyncio.create_task(queue.score([large])) for _ in range(5)]
+        await asyncio.sleep(0)
+        assert 10_000 <= queue.lines["bulk"].bytes < 16_000
+        assert {call.exception().retry_after for call in calls[2:]} == {1}
+        with pytest.raises(Overloaded, match="bytes to tokenize"):
+            await queue.tokens("Hi!", True)
+        go.set()
+        errors = await asyncio.gather(*calls[:2], return_exceptions=True)
+        assert {type(error) for error in errors} == {DataError}, "they are too long"
+        assert queue.lines["bulk"].bytes == 0
+        return await queue.tokens("Hi!", True)
+
+    assert asyncio.run(flood()) == queue.model.encoder.tokens("Hi!")
+
+
 @pytest.mark.parametrize("seconds", [1, 3])
 def test_a_burst_is_refused_beyond_the_expected_seconds(batcher, seconds):
     """At 100 tokens a second, the requests that enter fill the time and no more, though all arrive at once."""

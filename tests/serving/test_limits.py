@@ -66,6 +66,18 @@ MALFORMED = {
     "an unknown role": (json.dumps(item(prompt=[{"role": "robot", "content": "x"}])).encode(), 422, "role"),
     "a lone surrogate": (b'{"items": [{"prompt": "a \\ud800 b", "responses": ["x"]}]}', 422, ""),
     "an unknown task": (json.dumps(item(task="cooking")).encode(), 422, "no such task"),
+    "a misspelled field": (json.dumps(item() | {"weigths": {}}).encode(), 422, "weigths: unknown field"),
+    "a misspelled field of an item": (json.dumps(item(taks="cooking")).encode(), 422, "items.0.taks: unknown field"),
+    "a field twice": (
+        b'{"items": [{"prompt": "Hi!", "responses": ["x"]}], "risk": 1, "risk": 0}',
+        422,
+        "risk: occurs twice",
+    ),
+    "a field of an item twice": (
+        b'{"items": [{"prompt": "Hi!", "prompt": "Hi!", "responses": ["x"]}]}',
+        422,
+        "prompt: occurs twice",
+    ),
     "too many responses": (json.dumps(item(responses=["x"] * 9)).encode(), 422, "9 responses; the limit is 8"),
     "too many tokens": (json.dumps(item(responses=["word " * 200] * 4)).encode(), 422, "more than 600 tokens"),
     "a long text": (json.dumps(item(prompt="word " * 2000)).encode(), 422, "tokens long"),
@@ -129,6 +141,18 @@ def test_the_other_protocols_say_it_too(asked, path, body, reason):
     assert reason in fault(answer)["message"]
 
 
+def test_foreign_fields_are_ignored_but_none_is_sent_twice(asked):
+    messages = json.dumps([{"role": "user", "content": "Hi!"}, {"role": "assistant", "content": "Hello."}])
+    for body, status in (
+        (f'{{"messages": {messages}, "truncate_prompt_tokens": 1, "user": "me"}}', 200),
+        (f'{{"messages": {messages}, "user": "me", "user": "you"}}', 422),
+        (f'{{"messages": {messages[:-2]}, "content": "Go away."}}]}}', 422),
+    ):
+        answer = asked.post("/classify", content=body, headers={"content-type": "application/json; charset=utf-8"})
+        assert answer.status_code == status
+        assert status == 200 or fault(answer)["param"] in ("user", "content")
+
+
 def test_a_body_that_is_not_said_to_be_json(asked):
     assert fault(asked.post("/v1/score", content=b"{}"))["code"] == 415
 
@@ -144,6 +168,44 @@ def test_a_key_is_wanted(small):
         assert {client.get(path).status_code for path in ("/", "/health", "/ready")} == {200}
 
 
+NAMES = {
+    **dict.fromkeys(
+        ["127.0.0.1:8000", "10.1.2.3", "[::1]:8000", "localhost", "LOCALHOST:80", "dmoerm", "a.localhost."], 200
+    ),
+    **dict.fromkeys(
+        ["dmoerm.default.svc.cluster.local", "host.docker.internal:8000", "rm.example.com", "example.org"], 200
+    ),
+    **dict.fromkeys(
+        ["evil.test", "evil.test:8000", "127.0.0.1.evil.test", "evil-example.com", "[evil.test]", "rm.local.evil.test"],
+        403,
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def open_door(trained_run) -> Iterator[str]:
+    """A server without a key, which has names."""
+    with served(create_app(trained_run.model, ServingConfig(allow_hosts=("*.example.com", "example.org")))) as url:
+        yield url
+
+
+@pytest.mark.parametrize("host", NAMES)
+def test_without_a_key_only_names_that_cannot_be_rebound_are_served(open_door, small, asked, host):
+    answer = httpx2.post(f"{open_door}/v1/score", json=GOOD, headers={"Host": host})
+    assert answer.status_code == NAMES[host]
+    if answer.status_code == 403:
+        assert "--allow-host" in fault(answer)["message"]
+        assert httpx2.get(f"{open_door}/v1/models", headers={"Host": host}).status_code == 403
+        assert httpx2.get(f"{open_door}/ready", headers={"Host": host}).status_code == 200, "for load balancers"
+    assert asked.post("/v1/score", json=GOOD, headers={"Host": host}).status_code == 200, "with a key"
+
+
+def test_the_machine_s_own_name_is_served(open_door, monkeypatch):
+    monkeypatch.setattr(socket, "gethostname", lambda: "Node7.cluster.example")
+    headers = {"Host": "node7.cluster.example:8000"}
+    assert httpx2.get(f"{open_door}/v1/models", headers=headers).status_code == 200
+
+
 def test_no_other_origin_may_ask_unless_named(small, trained_run):
     headers = {"Origin": "https://page.example", "Access-Control-Request-Method": "POST"}
     assert "access-control-allow-origin" not in httpx2.options(f"{small}/v1/score", headers=headers).headers
@@ -157,6 +219,19 @@ def test_no_other_origin_may_ask_unless_named(small, trained_run):
 def raw(url: str) -> socket.socket:
     host, _, port = url.removeprefix("http://").partition(":")
     return socket.create_connection((host, int(port)), timeout=10)
+
+
+def test_a_body_with_two_lengths_is_refused_and_its_connection_closed(trained_run):
+    """A proxy that reads one of them, and we the other, would take a part of the body for the next request."""
+    head = "POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    body = json.dumps(GOOD)
+    with served(create_app(trained_run.model), http=protocol(5)) as url, raw(url) as client:
+        lengths = f"Content-Length: 6\r\nTransfer-Encoding: chunked\r\n\r\n{len(body):x}\r\n{body}\r\n0\r\n\r\n"
+        client.sendall((head + lengths + "GET /health HTTP/1.1\r\nHost: x\r\n\r\n").encode())
+        answer = b"".join(iter(lambda: client.recv(4096), b""))
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.count(b"HTTP/1.1") == 1
+    assert b"send one of them" in answer
 
 
 def test_a_body_that_trickles_is_given_up(small, asked):

@@ -9,16 +9,21 @@ import json
 import logging
 import signal
 import socket
+import subprocess
+import sys
+import threading
 import time
 
 import httpx2
 import pytest
-from running import command, free_port
+from running import command, free_port, wait_until_ready
 from typer.testing import CliRunner
 
 from dmoerm.cli import app, serve
+from dmoerm.errors import ServerError
+from dmoerm.schema import Query
 from dmoerm.serving import ServingConfig
-from dmoerm.serving.batcher import Batcher
+from dmoerm.serving.batcher import Batcher, PassTimeout
 from dmoerm.serving.service import Service
 
 LARGE = {"items": [{"prompt": f"Question {i}?", "responses": ["word " * 75] * 4} for i in range(4)]}
@@ -52,10 +57,7 @@ def test_every_accepted_request_is_answered_before_the_end(trained_run, tmp_path
 
 def test_slow_headers_are_given_up(trained_run):
     """Connections that say nothing, or half a request, are closed; the server goes on."""
-    import threading
-
     import uvicorn
-    from running import wait_until_ready
 
     from dmoerm.serving import create_app
     from dmoerm.serving.server import protocol
@@ -125,11 +127,84 @@ def test_an_open_door_is_warned_of(tmp_path):
     assert "no API key is set" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("options", "hosts"),
+    [
+        (["--host", "rm.example.com"], ("rm.example.com",)),
+        (["--host", "rm.example.com", "--allow-host", "*.test"], ("*.test", "rm.example.com")),
+        (["--host", "rm.example.com", "--api-key-file", "key"], ()),
+        (["--host", "rm.example.com", "--api-key-file", "key", "--allow-host", "a"], ("a", "rm.example.com")),
+    ],
+)
+def test_the_hosts_are_those_of_the_options(tmp_path, monkeypatch, options, hosts):
+    given = []
+    monkeypatch.setattr("dmoerm.serving.server.serve", lambda load, settings, **_: given.append(settings))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "key").write_text("k")
+    assert invoke(str(tmp_path), *options).exit_code == 0
+    assert given[0].allow_hosts == hosts
+
+
 def test_the_command_and_the_settings_have_the_same_defaults():
     given = {name: parameter.default for name, parameter in inspect.signature(serve.command).parameters.items()}
     for name, field in ServingConfig.model_fields.items():
         assert name not in given or given[name] == field.default, name
-    assert len(given.keys() & ServingConfig.model_fields.keys()) == 12
+    assert len(given.keys() & ServingConfig.model_fields.keys()) == 14
+
+
+HANGS = """
+import sys, threading
+from dmoerm.cli import app
+from dmoerm.model import DMoERM
+
+score = DMoERM.score_encoded
+DMoERM.score_encoded = lambda self, encoded, *rest: (
+    threading.Event().wait() if len(encoded[0].responses) == 3 else score(self, encoded, *rest)
+)
+app(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_a_pass_that_never_returns_ends_the_process(trained_run):
+    """The warm-up passes end; the next one does not. A supervisor sees the exit status and starts the server again."""
+    port = free_port()
+    command = [sys.executable, "-c", HANGS, "serve", trained_run.folder / "model", "--port", str(port)]
+    process = subprocess.Popen([*command, "--pass-timeout", "1"], stderr=subprocess.PIPE, text=True)
+    try:
+        wait_until_ready(f"http://127.0.0.1:{port}", process)
+        body = {"items": [{"prompt": "Hi!", "responses": ["a", "b", "c"]}]}
+        answer = httpx2.post(f"http://127.0.0.1:{port}/v1/score", json=body, timeout=60)
+        assert answer.status_code == 500
+        assert "see its log" in answer.json()["error"]["message"]
+        _, log = process.communicate(timeout=60)
+        assert process.returncode == 1
+        assert "a pass has not ended within 1 s" in log
+        assert "Traceback" not in log
+    finally:
+        process.kill()
+
+
+def test_a_server_whose_pass_is_stuck_is_not_ready(trained_run, monkeypatch):
+    go, exits = threading.Event(), []
+    service = Service(lambda: trained_run.model, "tiny", ServingConfig(pass_timeout=0.1), lambda: exits.append(1))
+
+    async def start():
+        async with service.running():
+            await service.loaded()
+            assert service.ready
+            monkeypatch.setattr(type(trained_run.model), "score_encoded", lambda *_: go.wait(20))
+            with pytest.raises(ServerError, match="cannot score any more"):
+                await service.batcher.score([Query(prompt="Hi!", responses=("Hello.",))])
+            await asyncio.sleep(0)
+            assert not service.ready
+
+    try:
+        asyncio.run(start())
+    finally:
+        go.set()
+    assert isinstance(service.failure, PassTimeout)
+    assert exits == [1]
 
 
 def test_a_server_whose_queue_cannot_be_worked_off_is_not_ready(trained_run, monkeypatch):

@@ -15,6 +15,7 @@ import functools
 import hashlib
 import logging
 import secrets
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ from .template import ChatTemplate
 from .tools import ToolConversation, guarded_texts, tool_conversations, uses_tools, without_tools
 
 _LOG = logging.getLogger("dmoerm.chat")
+_CHARACTERS = 8  # of a text that are read at first for each token that may be kept; few tokens have more
+_MARGIN = 256  # tokens at a cut that are not kept, since they could differ from those of the whole text
 
 
 @dataclass(frozen=True)
@@ -148,10 +151,11 @@ class Encoder:
             DataError: as `encode`.
         """
         with self._lock:
-            parts = [self._turns(query.prompt, query.tools) for query in queries]
+            size = _CHARACTERS * (self.max_length + _MARGIN)
+            parts = [self._turns(query.prompt, query.tools, size) for query in queries]
             texts = [message.content for turns, _ in parts for message in turns]
             texts += [stripped(text) for query in queries for text in query.responses]
-            ids = iter(self._texts(texts))
+            ids = iter(self._ends(texts, size))
             prompts = [self._conversation(turns, whole, ids) for turns, whole in parts]
             responses = [[self._ended(next(ids)) for _ in query.responses] for query in queries]
         return [self._cut(*each, one_prompt) for each in zip(queries, prompts, responses, strict=True)]
@@ -162,8 +166,10 @@ class Encoder:
         if len(prompt) + longest <= self.max_length:
             return Encoded(prompt, responses, empty_at=empty)
         if self.config.truncation == "error":
+            least = "" if len(prompt) + longest <= 2 * self.max_length else "at least "  # see `_ends`
             raise DataError(
-                f"prompt and response are {len(prompt) + longest} tokens long, more than the {self.max_length} allowed",
+                f"prompt and response are {least}{len(prompt) + longest} tokens long, "
+                f"more than the {self.max_length} allowed",
                 file=query.position,
                 hint="raise encoding.max_length, or set encoding.truncation to keep_both, keep_end or keep_beginning",
             )
@@ -191,7 +197,7 @@ class Encoder:
                 ids: list[int] = self.tokenizer(content, add_special_tokens=add_special)["input_ids"]
                 return ids
             answered = content[-1].role == "assistant"
-            turns, whole = self._turns(tuple(content[:-1] if answered else content))
+            turns, whole = self._turns(tuple(content[:-1] if answered else content), (), sys.maxsize)
             prompt = self._conversation(turns, whole, iter(self._texts([message.content for message in turns])))
             return prompt + (self._ended(*self._texts([stripped(content[-1].text)])) if answered else [])
 
@@ -252,14 +258,18 @@ class Encoder:
     def _ended(self, ids: list[int]) -> list[int]:
         return ids + self._end_of_turn if ids else self.empty_response
 
-    def _turns(self, prompt: Prompt, tools: Sequence[Tool] = ()) -> tuple[list[Message], list[int] | None]:
-        """Return the turns of a prompt, or none of them and all ids if the template prints its tools."""
+    def _turns(self, prompt: Prompt, tools: Sequence[Tool], size: int) -> tuple[list[Message], list[int] | None]:
+        """Return the turns of a prompt, or none of them and all ids if the template prints its tools.
+
+        Args:
+            size: as in `_ends`.
+        """
         messages = [_without_frame(message) for message in messages_of(prompt)]
         if self.config.system and messages[0].role != "system":
             messages.insert(0, Message(role="system", content=stripped(self.config.system)))
         if not uses_tools(messages, tools):
             return messages, None
-        whole = self._with_tools(messages, tools)
+        whole = self._with_tools(messages, tools, size)
         return (without_tools(messages, tools), None) if whole is None else ([], whole)
 
     def _conversation(self, turns: Sequence[Message], whole: list[int] | None, ids: Iterator[list[int]]) -> list[int]:
@@ -272,13 +282,13 @@ class Encoder:
             result += next(ids) if message else []
         return result
 
-    def _with_tools(self, messages: Sequence[Message], tools: Sequence[Tool]) -> list[int] | None:
+    def _with_tools(self, messages: Sequence[Message], tools: Sequence[Tool], size: int) -> list[int] | None:
         """Return the ids of a conversation with tools; None if the template does not print all of it."""
         if self.config.template != "chat":
             return None
         for talk in tool_conversations(messages, tools, self._guarded):
             try:
-                return list(self._tool_ids(talk, self.template.write(talk.messages, talk.tools)))
+                return list(self._tool_ids(talk, self.template.write(talk.messages, talk.tools), size))
             except (DataError, BackboneError):
                 continue
         if not self._warned:
@@ -289,27 +299,46 @@ class Encoder:
             )
         return None
 
-    def _tool_ids(self, talk: ToolConversation, rendered: str) -> Iterator[int]:
+    def _tool_ids(self, talk: ToolConversation, rendered: str, size: int) -> Iterator[int]:
         for template, text in talk.split(rendered):
             for piece, is_template in talk.template_pieces(template):
-                yield from self._tokenize(piece) if is_template else self._texts([piece])[0]
-            yield from self._texts([text])[0]
+                yield from self._ends([piece], size, is_template)[0]
+            yield from self._ends([text], size)[0]
 
     def _special(self, text: str) -> list[int]:
         """Return the ids of a text of the template; there are few, so they are kept."""
         if text not in self._template_ids:
-            self._template_ids[text] = self._tokenize(text)
+            (self._template_ids[text],) = self._texts([text], special=True)
         return self._template_ids[text]
 
-    def _tokenize(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
-
-    def _texts(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the ids of messages' and responses' texts, in which special tokens are ordinary text."""
+    def _texts(self, texts: Sequence[str], special: bool = False) -> list[list[int]]:
+        """Return the ids of texts. In those of messages and responses, special tokens are ordinary text."""
         written = [text for text in texts if text]
-        options: dict[str, Any] = {"add_special_tokens": False, "split_special_tokens": True}
+        options: dict[str, Any] = {"add_special_tokens": False, "split_special_tokens": not special}
         ids = iter(self.tokenizer(written, **options)["input_ids"] if written else [])
         return [next(ids) if text else [] for text in texts]
+
+    def _ends(self, texts: Sequence[str], size: int, special: bool = False) -> list[list[int]]:
+        """Return the ids that `_texts` returns, but of a long text only those at its ends, which `_cut` needs.
+
+        A cut in a text can change the tokens of the word in which it is, since a tokenizer splits texts into words
+        before it merges. So `_MARGIN` tokens at the cut are dropped, and `max_length` or more remain at each end: the
+        tokens of the whole text, unless a word (a run without white space and punctuation) is longer than the margin.
+
+        Args:
+            size: the characters at each end that are read. It is doubled for a text that has too few tokens in them.
+        """
+        long = [len(text) > 2 * size for text in texts]
+        parts = [(text[:size], text[-size:]) if cut else (text,) for text, cut in zip(texts, long, strict=True)]
+        ids = iter(self._texts([part for each in parts for part in each], special))
+        result: list[list[int]] = []
+        for text, cut in zip(texts, long, strict=True):
+            head, tail = next(ids), next(ids) if cut else []
+            if cut and min(len(head), len(tail)) < self.max_length + _MARGIN:
+                result += self._ends([text], 2 * size, special)
+            else:
+                result.append(head[:-_MARGIN] + tail[_MARGIN:] if cut else head)
+        return result
 
     @functools.cached_property
     def fingerprint(self) -> str:

@@ -21,11 +21,15 @@ class LimitOptions:
     """The limits of a pass, of the queue and of a request."""
 
     batch_tokens: BatchTokens = None
+    pass_timeout: Annotated[
+        float, typer.Option(min=0.1, help="Seconds after which a pass is taken as stuck: the server ends.")
+    ] = 600.0
     queue_seconds: Annotated[float, typer.Option(min=0.1, help="Longest expected wait in the queue, in seconds.")] = (
         45.0
     )
     queue_tokens: Annotated[int, typer.Option(min=1, help="Maximum tokens in the queue.")] = 262_144
     queue_requests: Annotated[int, typer.Option(min=1, help="Maximum requests in the queue.")] = 1024
+    queue_bytes: Annotated[int, typer.Option(min=1, help="Maximum bytes that wait to be tokenized.")] = 2**24
     overload_status: Annotated[
         int, typer.Option(min=400, max=599, help="Status of a request that a full queue refuses, such as 429.")
     ] = 503
@@ -61,6 +65,10 @@ class AccessOptions:
     api_key_file: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="The key that clients must send; otherwise $DMOERM_API_KEY."),
+    ] = None
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Name by which clients reach a server without a key, such as *.example.com."),
     ] = None
     allow_origin: Annotated[
         list[str] | None, typer.Option(help="Origin of a web page that may send requests (CORS); none by default.")
@@ -110,7 +118,12 @@ def command(
         from ..serving.tracing import Tracing
     except ModuleNotFoundError as error:
         raise ConfigError(f"the server needs the package {error.name}: pip install 'dmoerm[serve]'") from None
-    access_settings = {"api_key": _key(access.api_key_file), "allow_origins": tuple(access.allow_origin or ())}
+    key, hosts = _key(access.api_key_file), tuple(access.allow_host or ())
+    access_settings = {
+        "api_key": key,
+        "allow_hosts": (*hosts, host) if hosts or key is None else (),
+        "allow_origins": tuple(access.allow_origin or ()),
+    }
     scoring = {"deterministic": deterministic, "engines": engines.engines, "devices": tuple(engines.device or ())}
     settings = ServingConfig(judge_templates=judge_templates, **scoring, **asdict(limits), **access_settings)
     _warn(host, settings.api_key)

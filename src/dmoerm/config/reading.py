@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from ..errors import ConfigError, did_you_mean, plain_fault, shorten
-from ..parsing import UniqueKeyLoader
+from ..taxonomy import UniqueKeyLoader
 from .checks import epochs_without_effect
 from .documentation import group_of
 from .renames import NOW

@@ -1,7 +1,7 @@
 """The reward server: several protocols over one model, or over several.
 
 app.py         the application: routes, errors, the page
-guard.py       middleware: the API key, limits, log and metrics of every request
+guard.py       middleware: the API key, hosts, limits, log and metrics of every request
 protocols/     one file per protocol; a new file there is a new protocol
 judging.py     judges' prompts: which are recognized, and the answers that their clients parse
 service.py     the model behind the protocols, loaded in the background
@@ -18,7 +18,7 @@ page/          the page that a browser gets at /
 
 A request reaches its scores in at most eight hops:
 
-1. `Guard.__call__`           checks the key, reads the body within its limits
+1. `Guard.__call__`           checks key or host, reads the body within its limits
 2. the protocol's route       turns the body into queries, or into prompts and responses
 3. `Service.score_texts`      groups prompts and responses into queries (not for queries)
 4. `Service.score`            checks the number of responses, cancels when the client disconnects

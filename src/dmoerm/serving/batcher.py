@@ -27,7 +27,7 @@ from ..chat.encoding import Encoded
 from ..errors import ServerError
 from ..model import DMoERM
 from ..model.batching import chunks
-from ..schema import Query
+from ..schema import Message, Query
 from ..scores import Score
 from .encoding_threads import EncodingThreads
 from .engines import Engine, EngineLost, ServedModel, ThreadEngine, has_lost_device
@@ -54,9 +54,16 @@ class Overloaded(ServerError):
     def __init__(self, line: WaitingLine, seconds: float) -> None:
         self.retry_after = max(1, min(_MAX_RETRY_AFTER, math.ceil(seconds / 2)))  # the queue is half empty by then
         super().__init__(
-            f"the queue is full ({line.requests} requests, {line.tokens} tokens, about {seconds:.0f} s); "
-            f"try again in {self.retry_after} s"
+            f"the queue is full ({line.requests} requests, {line.tokens} tokens, {line.bytes} bytes to tokenize, "
+            f"about {seconds:.0f} s); try again in {self.retry_after} s"
         )
+
+
+class PassTimeout(ServerError):
+    """A pass has not ended in time. Its thread cannot be stopped, so the process must end."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"a pass has not ended within {seconds:g} s, so the server ends; see --pass-timeout")
 
 
 class Batcher:
@@ -117,7 +124,8 @@ class Batcher:
         self._check_space(priority)
         with line.admitted():
             arrived = time.monotonic()
-            encoded = await self._encoding.encode(queries)
+            with line.tokenizing(sum(len(query.model_dump_json().encode()) for query in queries)):
+                encoded = await self._encoding.encode(queries)
             tokens = sum(each.tokens for each in encoded)
             if trace := TRACE.get():
                 trace.add("encode", arrived, tokens=tokens)
@@ -135,6 +143,19 @@ class Batcher:
             finally:
                 line.remove(request)
         return [[score for score in row if score is not None] for row in request.scores], tokens
+
+    async def tokens(self, content: str | Sequence[Message], add_special: bool) -> list[int]:
+        """Return the token ids as `Encoder.tokens` does.
+
+        Raises:
+            Overloaded: too many bytes wait to be tokenized.
+        """
+        line = self.lines["bulk"]
+        if line.bytes >= self.settings.queue_bytes:
+            self._refuse("bulk")
+        texts = [content] if isinstance(content, str) else [message.model_dump_json() for message in content]
+        with line.tokenizing(sum(len(text.encode()) for text in texts)):
+            return await self._encoding.tokens(content, add_special)
 
     def warm(self, query: Query) -> None:
         """Score a query on each engine: the first pass selects kernels, the second one is measured."""
@@ -183,7 +204,8 @@ class Batcher:
     def _check_space(self, priority: Priority) -> None:
         """Raise `Overloaded` if the line is full, before anything is encoded."""
         line, settings = self.lines[priority], self.settings
-        if line.requests >= settings.queue_requests or line.tokens >= settings.queue_tokens:
+        limits = settings.queue_requests, settings.queue_tokens, settings.queue_bytes
+        if any(value >= limit for value, limit in zip((line.requests, line.tokens, line.bytes), limits, strict=True)):
             self._refuse(priority)
         self._check_time(priority, 0)
 
@@ -252,8 +274,13 @@ class Batcher:
         try:
             with self.throughput.measured(tokens) as measurement:
                 starts = engine.starts
-                rows = await loop.run_in_executor(engine.thread, engine.run, encoded, [task for task, _ in by_prompt])
+                running = loop.run_in_executor(engine.thread, engine.run, encoded, [task for task, _ in by_prompt])
+                if not (await asyncio.wait([running], timeout=self.settings.pass_timeout))[0]:
+                    raise PassTimeout(self.settings.pass_timeout)
+                rows = running.result()
                 measurement.counts = engine.starts == starts  # it does not if the pass waited for a restart
+        except PassTimeout:
+            raise
         except Exception as error:  # whatever the model or the device raises: other requests continue
             await self._handle_failure(engine, taken, error)
             return

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from ..chat.encoding import Encoded, Encoder
 from ..errors import DataError
-from ..schema import Query
+from ..schema import Message, Query
 from ..scores import check_task
 from .limits import ServingConfig
 
@@ -28,6 +28,7 @@ class EncodingThreads:
         for each in [encoder, *(copy.deepcopy(encoder) for _ in range(settings.encoding_threads - 1))]:
             self._encoders.put(each)
         self._threads = ThreadPoolExecutor(settings.encoding_threads, "encode")
+        self._whole, self._whole_thread = copy.deepcopy(encoder), ThreadPoolExecutor(1, "tokenize")
 
     async def encode(self, queries: Sequence[Query]) -> list[Encoded]:
         """Encode the queries of one request.
@@ -37,9 +38,15 @@ class EncodingThreads:
         """
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._encode, queries)
 
+    async def tokens(self, content: str | Sequence[Message], add_special: bool) -> list[int]:
+        """Return the token ids as `Encoder.tokens` does. Whole texts take long, so requests to score do not wait."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._whole_thread, self._whole.tokens, content, add_special)
+
     def close(self) -> None:
         """End the threads once their current work is done."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in self._threads, self._whole_thread:
+            threads.shutdown(wait=False, cancel_futures=True)
 
     def _encode(self, queries: Sequence[Query]) -> list[Encoded]:
         encoded, tokens = [], 0

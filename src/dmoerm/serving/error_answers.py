@@ -2,7 +2,8 @@
 
 UnrecognizedPrompt                         400
 DataError, a body of the wrong form        422; 400 if it is not JSON, 415 if its content type is not JSON
-Unauthorized                               401
+AmbiguousLength                            400
+Unauthorized, Forbidden                    401, 403
 BodyTimeout, BodyTooLarge                  408, 413
 Overloaded                                 `overload_status` with Retry-After
 NotReady                                   503 with Retry-After
@@ -27,6 +28,17 @@ from .service import NotReady
 
 class Unauthorized(ServerError):
     """The API key is missing or wrong."""
+
+
+class Forbidden(ServerError):
+    """The request is for a host that the server does not answer to."""
+
+
+class AmbiguousLength(ServerError):
+    """The body has two lengths."""
+
+    def __init__(self) -> None:
+        super().__init__("the request has Content-Length and Transfer-Encoding; send one of them")
 
 
 class BodyTooLarge(ServerError):
@@ -61,6 +73,10 @@ def answer(error: Exception, overload_status: int = 503) -> Response:
             return _response(422, message, param=error.field)
         case Unauthorized():
             return _response(401, message, "authentication_error", headers={"WWW-Authenticate": "Bearer"})
+        case Forbidden():
+            return _response(403, message, "permission_error")
+        case AmbiguousLength():
+            return _response(400, message, headers={"Connection": "close"})
         case BodyTimeout():
             return _response(408, message, headers={"Connection": "close"})
         case BodyTooLarge():
@@ -84,6 +100,8 @@ def _invalid_body(error: Any) -> Response:
         return _response(415, "the body is not sent as JSON; send it with Content-Type: application/json")
     param = ".".join(str(part) for part in first["loc"] if part != "body") or None
     got = "" if first["type"] == "missing" else f" (got {shorten(first.get('input'))})"
+    if first["type"] == "extra_forbidden":
+        return _response(422, f"{param}: unknown field; /openapi.json lists the fields", param=param)
     message = plain_fault(first)
     return _response(422, f"{param or 'the body'}: {message[0].lower()}{message[1:]}{got}", param=param)
 

@@ -1,4 +1,4 @@
-"""Middleware for every request: the API key, the size and time limits of the body, and the log and metrics afterwards.
+"""Middleware for every request: key or host, size, time and form of the body, and the log and metrics afterwards.
 
 The log has method, path, status, sizes and times; never a text.
 """
@@ -8,16 +8,21 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import collections
 import contextlib
+import fnmatch
 import hmac
+import ipaddress
+import json
 import logging
+import socket
 import time
 import traceback
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 
-from ..errors import DmoermError
-from .error_answers import BodyTimeout, BodyTooLarge, Unauthorized, answer
+from ..errors import DataError, DmoermError, shorten
+from .error_answers import AmbiguousLength, BodyTimeout, BodyTooLarge, Forbidden, Unauthorized, answer
 from .limits import ServingConfig
 from .metrics import Metrics
 from .request_id import HEADER, enter_request
@@ -32,6 +37,7 @@ Send = Callable[[Message], Awaitable[None]]
 _LOG = logging.getLogger("dmoerm.access")
 OPEN = ("/", "/health", "/ready", "/ping")
 """Paths that a browser and a load balancer may fetch without a key, beside /page/."""
+_PRIVATE_DOMAINS = (".localhost", ".local", ".internal")
 _CLIENT_CLOSED = 499  # the status that nginx logs
 
 
@@ -51,8 +57,11 @@ class Guard:
         if self.tracing is not None:
             exchange.trace = self.tracing.start(scope["method"], self._route(scope), scope["headers"])
         try:
-            self._check_key(scope)
-            await self.app(scope, _replay(await self._body(scope, receive), receive), exchange.send)
+            self._check_access(scope)
+            body = await self._body(scope, receive)
+            if b"json" in _header(scope, b"content-type").lower():
+                _check_names(body)
+            await self.app(scope, _replay(body, receive), exchange.send)
         except ClientLeft:
             exchange.status = _CLIENT_CLOSED
         except DmoermError as error:
@@ -67,11 +76,18 @@ class Guard:
         finally:
             self._record(exchange)
 
-    def _check_key(self, scope: Scope) -> None:
-        key, path = self.settings.api_key, scope["path"]
-        if key is None or (scope["method"] in ("GET", "HEAD") and (path in OPEN or path.startswith("/page/"))):
+    def _check_access(self, scope: Scope) -> None:
+        settings, path = self.settings, scope["path"]
+        if scope["method"] in ("GET", "HEAD") and (path in OPEN or path.startswith("/page/")):
             return
-        if not hmac.compare_digest(_given_key(_header(scope, b"authorization")), key.encode()):
+        host = _host_name(_header(scope, b"host").decode("latin-1"))
+        if (settings.api_key is None or settings.allow_hosts) and not _is_allowed(host, settings.allow_hosts):
+            raise Forbidden(
+                f"the server does not answer to the host {shorten(host)}; start it with an API key, or allow the name "
+                "with --allow-host"
+            )
+        key = settings.api_key
+        if key and not hmac.compare_digest(_given_key(_header(scope, b"authorization")), key.encode()):
             raise Unauthorized(
                 "the API key is missing or wrong; send it as Authorization: Bearer KEY, or in the URL: http://x:KEY@host"
             )
@@ -79,6 +95,8 @@ class Guard:
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
         limit = self.settings.max_body_bytes
         length = _header(scope, b"content-length")
+        if length and _header(scope, b"transfer-encoding"):  # proxies read one, and we the other: request smuggling
+            raise AmbiguousLength
         if length.isdigit() and int(length) > limit:
             raise BodyTooLarge(limit)
         try:
@@ -149,6 +167,40 @@ def _replay(body: bytes, receive: Receive) -> Receive:
 
 def _header(scope: Scope, name: bytes) -> bytes:
     return next((value for key, value in scope["headers"] if key == name), b"")
+
+
+def _check_names(body: bytes) -> None:
+    """Raise `DataError` if an object in the body has a name twice. The route reports a body that is not JSON."""
+
+    def check(pairs: list[tuple[str, Any]]) -> None:
+        if len(dict(pairs)) < len(pairs):
+            ((name, _),) = collections.Counter(name for name, _ in pairs).most_common(1)
+            raise DataError("occurs twice in an object of the body", field=name[:100], hint="send each field once")
+
+    try:
+        json.loads(body, object_pairs_hook=check)
+    except DataError:
+        raise
+    except (ValueError, RecursionError):
+        pass
+
+
+def _host_name(header: str) -> str:
+    """Return the name or address in a Host header, without the port and a root's dot."""
+    name = header.partition("]")[0][1:] if header.startswith("[") else header.partition(":")[0]
+    return name.lower().removesuffix(".")
+
+
+def _is_allowed(host: str, names: Sequence[str]) -> bool:
+    """Whether a browser that names this host cannot have been sent here by DNS rebinding, or the settings name it.
+
+    An attacker's page can make its own name resolve to our address, but it cannot have an address as its name, nor a
+    name that public DNS does not have: this machine's, a short one, or one under a private top-level domain.
+    """
+    with contextlib.suppress(ValueError):
+        return bool(ipaddress.ip_address(host))
+    private = "." not in host or host.endswith(_PRIVATE_DOMAINS) or host == socket.gethostname().lower()
+    return private or any(fnmatch.fnmatchcase(host, name.lower()) for name in names)
 
 
 def _given_key(authorization: bytes) -> bytes:

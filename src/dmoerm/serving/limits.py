@@ -28,12 +28,16 @@ class ServingConfig(BaseModel):
     """Seconds that an idle engine waits for more requests to share a pass."""
     pass_seconds: float = Field(default=2.0, gt=0)
     """Longest expected duration of a pass that several requests share: an interactive request waits for one pass."""
+    pass_timeout: float = Field(default=600.0, gt=0)
+    """Seconds after which a pass is taken as stuck: the server is not ready any more, and its process ends."""
     queue_seconds: float = Field(default=45.0, gt=0)
     """Longest expected wait, from the measured rate. Keep it below the clients' own time-outs."""
     queue_tokens: int = Field(default=262_144, ge=1)
     """Maximum tokens in the queue; further requests are refused with `overload_status`."""
     queue_requests: int = Field(default=1024, ge=1)
     """Maximum requests in the queue; further requests are refused with `overload_status`."""
+    queue_bytes: int = Field(default=2**24, ge=1)
+    """Maximum bytes of requests that wait to be tokenized; further requests are refused with `overload_status`."""
     overload_status: int = Field(default=503, ge=400, le=599)
     """Status of a request that a full queue refuses. verl repeats it after 503 and ends at 429."""
     max_connections: int = Field(default=2048, ge=1)
@@ -52,5 +56,8 @@ class ServingConfig(BaseModel):
     """A YAML file with more templates of judges' prompts for /v1/chat/completions (see `judge_templates.yaml`)."""
     api_key: str | None = Field(default=None, min_length=1, repr=False)
     """The key that clients must send as `Authorization: Bearer KEY`; None: no key is required."""
+    allow_hosts: tuple[str, ...] = ()
+    """Further names of the server, in which `*` stands for any text. Without a key, and with one if names are given, a
+    request's Host must be one of them, an IP address, or a name that public DNS does not have."""
     allow_origins: tuple[str, ...] = ()
     """Origins of web pages that browsers allow to send requests (CORS)."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging.config
+import multiprocessing
 import os
 import socket
 from collections.abc import Callable
@@ -18,11 +19,13 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from ..errors import ServerError
 from ..model import DMoERM
 from .app import create_app
+from .batcher import PassTimeout
 from .limits import ServingConfig
 from .request_id import RequestIdFilter
 from .tracing import Tracing
 
 _RECORD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message", "taskName"}
+_LAST_ANSWERS = 10  # seconds for the answers to requests that have failed with the model
 _KEEP_ALIVE = 75  # seconds; longer than the 60 of common proxies, which would otherwise reuse a closing connection
 
 
@@ -47,10 +50,17 @@ def serve(
     Raises:
         ServerError: the address cannot be used, or another process uses it.
         DmoermError: an error of `load`.
+
+    A pass that does not end within `settings.pass_timeout` ends the process with the exit status 1.
     """
     shared = _bound(host, port, reuse_port)
     logging.config.dictConfig(log_settings(json_logs))
-    app = create_app(load, settings, name, lambda: setattr(server, "should_exit", True), tracing)
+
+    def stop() -> None:  # all requests have failed; a client that does not read its answer must not keep the process
+        server.config.timeout_graceful_shutdown = _LAST_ANSWERS
+        server.should_exit = True
+
+    app = create_app(load, settings, name, stop, tracing)
     server = uvicorn.Server(
         uvicorn.Config(
             app,
@@ -68,8 +78,15 @@ def serve(
         server.run([shared] if shared else None)
     except SystemExit:
         raise _cannot_listen(host, port, "see the log") from None
-    if app.state.service.failure is not None:
-        raise app.state.service.failure
+    failure = app.state.service.failure
+    if isinstance(failure, PassTimeout):  # no exit but this one: others wait for the threads, and one of them is stuck
+        logging.getLogger("dmoerm.serving").error(str(failure))
+        for process in multiprocessing.active_children():
+            process.kill()
+        logging.shutdown()
+        os._exit(1)
+    if failure is not None:
+        raise failure
 
 
 def _bound(host: str, port: int, reuse_port: bool) -> socket.socket | None:

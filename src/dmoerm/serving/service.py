@@ -126,7 +126,7 @@ class Service:
             _LOG.info("ready", extra={"model": self.name})
             await batcher.run()
         except Exception as error:  # whatever a file, a device or a library raises: the server stops and reports it
-            self.failure = error
+            self.failure = error.exceptions[0] if isinstance(error, ExceptionGroup) else error  # of several engines
             self._started.set()
             self._on_failure()
 

@@ -89,10 +89,11 @@ class WaitingLine:
     Attributes:
         tokens: how many tokens wait for a pass.
         requests: how many requests wait or are being scored, those that are being encoded included.
+        bytes: how many bytes of requests wait to be tokenized, or are being tokenized.
     """
 
     def __init__(self) -> None:
-        self.tokens = self.requests = 0
+        self.tokens = self.requests = self.bytes = 0
         self._queue: collections.deque[QueuedRequest] = collections.deque()
         self._open: set[QueuedRequest] = set()  # those of the queue, and those whose last parts are being scored
 
@@ -107,6 +108,15 @@ class WaitingLine:
             yield
         finally:
             self.requests -= 1
+
+    @contextlib.contextmanager
+    def tokenizing(self, size: int) -> Iterator[None]:
+        """Count bytes that are tokenized in the block."""
+        self.bytes += size
+        try:
+            yield
+        finally:
+            self.bytes -= size
 
     def append(self, request: QueuedRequest) -> None:
         """Add a request behind the others, unless it has no parts."""

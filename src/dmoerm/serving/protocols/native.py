@@ -22,6 +22,7 @@ router = APIRouter(tags=["dmoerm"])
 class ScoreItem(BaseModel):
     """A prompt and the responses to score."""
 
+    model_config = ConfigDict(extra="forbid")
     id: str | None = Field(None, description="Returned in the answer; derived from the content if missing.")
     prompt: str | list[Message] = Field(description="A text, or a conversation up to the user's or a tool's turn.")
     responses: list[str] = Field(min_length=1, description="One or more texts.")
@@ -32,7 +33,7 @@ class ScoreItem(BaseModel):
 class ScoreRequest(BaseModel):
     """Prompts and their responses."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": SCORE_REQUESTS})
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": SCORE_REQUESTS})
     model: str | None = Field(None, description="The model's name; ignored by a server with one model.")
     items: list[ScoreItem] = Field(min_length=1, max_length=1024)
     weights: dict[str, float] | None = Field(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -111,7 +110,7 @@ async def tokenize(body: TokenizeRequest, service: CurrentService) -> dict[str, 
     content = body.prompt if body.messages is None else body.messages
     if not content:
         raise DataError("is empty", field="messages", hint="give one or more messages, or a prompt")
-    tokens = await asyncio.to_thread(encoder.tokens, content, body.add_special_tokens)
+    tokens = await service.batcher.tokens(content, body.add_special_tokens)
     strings = encoder.tokenizer.convert_ids_to_tokens(tokens) if body.return_token_strs else None
     return {"count": len(tokens), "max_model_len": encoder.max_length, "tokens": tokens, "token_strs": strings}
 
