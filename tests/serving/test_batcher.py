@@ -225,7 +225,7 @@ def test_bytes_that_wait_to_be_tokenized_are_bounded(batcher, monkeypatch):
     queue, go = batcher(queue_bytes=10_000), threading.Event()
     encode = queue.model.encoder.encode_all
     for encoder in [queue._encoding._encoders.get() for _ in range(2)]:
-        monkeypatch.setattr(encoder, "encode_all", lambda queries: go.wait(20) and encode(queries))
+        monkeypatch.setattr(encoder, "encode_all", lambda *arguments: go.wait(20) and encode(*arguments))
         queue._encoding._encoders.put(encoder)
     large = Query(prompt="Hi!", responses=("é" * 3_000,))
 
