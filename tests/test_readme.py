@@ -122,3 +122,10 @@ def test_the_demo_keeps_its_promises(smollm2, tmp_path):
 def shape(line: str) -> str:
     """Return a printed line without its figures, texts and widths."""
     return re.sub(r"[-+]?\d+(\.\d+)?|[─━═\s]+", "", line) if "│" not in line else line.split("│")[1].strip()
+
+
+def test_hints_do_not_install_a_package_that_is_not_on_pypi() -> None:
+    assert "not on PyPI" in README.read_text(encoding="utf-8"), "otherwise hints name the package"
+    files = [file for folder in ("src", "examples") for file in (README.parent / folder).rglob("*.py")]
+    assert files
+    assert not [str(file) for file in files if re.search(r"pip install '?dmoerm", file.read_text(encoding="utf-8"))]

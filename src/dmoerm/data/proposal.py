@@ -37,6 +37,7 @@ class Proposal:
         tasks_from: where the tasks come from, in words.
         one_task: the task of all groups if the data names none and the prompts are alike.
         changed: whether reading the sources, with `one_task` as the task, would give other groups.
+        rejected: whether the sources have rows that are not groups; `dmoerm score` may reject them, too.
         notes: what was left out, sentences without a full stop.
     """
 
@@ -45,6 +46,7 @@ class Proposal:
     tasks_from: str
     one_task: str | None
     changed: bool
+    rejected: bool
     notes: list[str] = field(default_factory=list)
 
 
@@ -86,7 +88,8 @@ def propose(
     one_task = ONE_TASK if {group.task for group in groups} == {ONE_TASK} else None
     same = kept == [group.model_copy(update={"task": group.task or one_task}) for group in read]
     changed = bool(column) or not same or any(reading.bad for reading in readings)
-    return Proposal(kept, [reading.format for reading in readings], tasks_from, one_task, changed, notes)
+    rejected = any(reading.bad or any(r.startswith("row:") for r in reading.skipped) for reading in readings)
+    return Proposal(kept, [reading.format for reading in readings], tasks_from, one_task, changed, rejected, notes)
 
 
 def _read(rows: Mapping[str, Sequence[PlacedRow]], format: str, columns: ColumnMap | None) -> list[Reading]:
