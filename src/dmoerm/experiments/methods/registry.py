@@ -92,8 +92,9 @@ def family_of(name: str) -> str:
 
 @functools.cache
 def _load() -> None:
-    found = [module.name for module in pkgutil.iter_modules(sys.modules[__package__].__path__)]
-    for module in (*_FIRST, *(name for name in found if name not in _PARTS)):
+    folder = sys.modules[__name__.rpartition(".")[0]].__path__
+    names = [module.name for module in pkgutil.iter_modules(folder)]
+    for module in (*_FIRST, *(name for name in names if name not in _PARTS)):
         importlib.import_module(f".{module}", __package__)
     for entry in entry_points(group=ENTRY_POINTS):
         entry.load()
