@@ -66,6 +66,16 @@ def test_what_a_file_extends_is_beside_that_file(tmp_path):
     assert load_config(tmp_path / "inner" / "a.yaml").phase2.l2 == 0.9
 
 
+def test_files_that_extend_each_other_are_an_error(tmp_path):
+    for name, base in (("a", "b.yaml"), ("b", "../x/a.yaml"), ("self", "self.yaml")):
+        (tmp_path / "x").mkdir(exist_ok=True)
+        (tmp_path / "x" / f"{name}.yaml").write_text(f"extends: {base}\n")
+    with pytest.raises(ConfigError, match=r"b\.yaml: extends: files extend .* in a circle .*a\.yaml → .*b\.yaml"):
+        load_config(tmp_path / "x" / "a.yaml")
+    with pytest.raises(ConfigError, match=r"circle .*self\.yaml → .*self\.yaml\)"):
+        load_config(tmp_path / "x" / "self.yaml")
+
+
 def test_another_recipe_can_be_extended_from_the_command_line():
     assert load_config("human", ["extends=finetune"]).base == "full"
     assert load_config("human", ["extends=finetune"]).data.files == load_config("human").data.files

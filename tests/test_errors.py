@@ -31,6 +31,7 @@ class _Part(BaseModel):
         (Annotated[float, Field(gt=0)], 0, "must be above 0"),
         (Annotated[float, Field(le=1)], 2, "must be at most 1"),
         (Annotated[float, Field(lt=1)], 1, "must be below 1"),
+        (Annotated[tuple[str, ...], Field(min_length=2)], ["a"], "must have at least 2 entries, but has 1"),
         (Literal["full", "lora"], "half", "must be 'full' or 'lora'"),
     ],
 )

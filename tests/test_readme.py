@@ -1,6 +1,7 @@
 """The README's commands and snippets run and print the output shown."""
 
 import importlib
+import json
 import re
 import shlex
 from pathlib import Path
@@ -11,6 +12,7 @@ from running import command, free_port
 from tiny import tiny_groups, write_groups
 from typer.testing import CliRunner
 
+from dmoerm import DMoERM, serving
 from dmoerm.cli import app
 from dmoerm.config import load_config
 from dmoerm.evaluation import read_results
@@ -114,6 +116,14 @@ def test_the_demo_keeps_its_promises(smollm2, tmp_path):
     assert found.router.accuracy >= 0.95
     assert found.paired["dmoerm - general"]["mean"].low > 0
     assert found.peak_memory < 4 * 2**30
+    model = DMoERM.from_pretrained(tmp_path / "demo")
+    examples = json.loads((Path(serving.__file__).parent / "page" / "examples.json").read_text(encoding="utf-8"))
+    for example in examples:  # on the server's page: the first response is the best
+        best, *others = model.score(example["prompt"], example["responses"])
+        assert best.task == example["task"] in model.config.tasks
+        for other in others:
+            assert best.reward > other.reward
+            assert all(best.capabilities[name] > score for name, score in other.capabilities.items())
     shown = next(block for block in blocks("") if "Accuracy" in block)
     printed = {shape(line) for line in result.stdout.splitlines()}
     assert [line for line in shown.splitlines() if shape(line) not in printed] == [], result.stdout
@@ -122,3 +132,10 @@ def test_the_demo_keeps_its_promises(smollm2, tmp_path):
 def shape(line: str) -> str:
     """Return a printed line without its figures, texts and widths."""
     return re.sub(r"[-+]?\d+(\.\d+)?|[─━═\s]+", "", line) if "│" not in line else line.split("│")[1].strip()
+
+
+def test_hints_do_not_install_a_package_that_is_not_on_pypi() -> None:
+    assert "not on PyPI" in README.read_text(encoding="utf-8"), "otherwise hints name the package"
+    files = [file for folder in ("src", "examples") for file in (README.parent / folder).rglob("*.py")]
+    assert files
+    assert not [str(file) for file in files if re.search(r"pip install '?dmoerm", file.read_text(encoding="utf-8"))]

@@ -52,7 +52,9 @@ def test_pairs_of_a_capability() -> None:
         ({"scores": [1, math.nan]}, "not finite.*give a finite number"),
         ({"ranks": [1, 2]}, "both given.*keep the one"),
         ({"scores": None}, "neither scores, ranks nor capabilities"),
-        ({"responses": ["a"]}, "at least two responses"),
+        ({"responses": ["a"]}, "responses: must have at least 2 entries, but has 1 .*at least two responses"),
+        ({"scores": [1e308, -1e308]}, r"scores: has the value 1e\+308, which is beyond .*give smaller numbers"),
+        ({"capabilities": {"logic": [-1e308, 0]}}, r"capabilities\.logic: has the value -1e\+308"),
         ({"responses": ["a", " "]}, "response 1 is empty"),
         ({"prompt": " "}, "prompt: is empty"),
         ({"prompt": []}, "prompt: is empty"),
@@ -64,6 +66,7 @@ def test_pairs_of_a_capability() -> None:
         ({"annotators": {"overall": [[math.inf], [1]]}}, "not finite"),
         ({"margin": math.inf}, "margin"),
         ({"margin": -1}, "margin"),
+        ({"margin": 1e308}, "margin: must be at most"),
         ({"margin": 1, "responses": ["a", "b", "c"], "scores": [1, 2, 3]}, "exactly two responses"),
     ],
 )

@@ -4,21 +4,23 @@
     rm = dmoerm.DMoERM.from_pretrained("runs/demo/model")
     rm.score("How are you?", ["Fine, and you?", "No."])
 
-Torch is imported at the first use of a model, so that the command line and the server's client start quickly.
+Everything is imported at its first use, so that the command line and the server's client start quickly and an interrupt
+finds the command line ready for it.
 """
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from . import _registration
-from .errors import BackboneError, CheckpointError, ConfigError, DataError, DmoermError, ServerError, TaxonomyError
-from .schema import Group, Message, Query
-from .scores import Score
 
 if TYPE_CHECKING:
     from .client import AsyncClient, Client
+    from .errors import BackboneError, CheckpointError, ConfigError, DataError, DmoermError, ServerError, TaxonomyError
     from .model import DMoERM, DMoERMConfig
+    from .schema import Group, Message, Query
+    from .scores import Score
 
 __version__ = "0.1.0"
 __all__ = [
@@ -39,6 +41,14 @@ __all__ = [
     "TaxonomyError",
 ]
 
+_MODULES = {
+    "client": {"AsyncClient", "Client"},
+    "errors": {name for name in __all__ if name.endswith("Error")},
+    "model": {"DMoERM", "DMoERMConfig"},
+    "schema": {"Group", "Message", "Query"},
+    "scores": {"Score"},
+}
+
 _registration.when_transformers_loads()
 
 
@@ -47,12 +57,8 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    if name in {"DMoERM", "DMoERMConfig"}:
-        from . import model
-
-        return getattr(model, name)
-    if name in {"AsyncClient", "Client"}:
-        from . import client
-
-        return getattr(client, name)
+    for module, names in _MODULES.items():
+        if name == module or name in names:
+            imported = importlib.import_module(f".{module}", __name__)
+            return imported if name == module else getattr(imported, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -130,6 +130,8 @@ def plain_fault(detail: Mapping[str, Any]) -> str:
     kind = str(detail["type"])
     if kind in _BOUNDS:
         return "must be " + _BOUNDS[kind].format(**detail["ctx"])
+    if kind == "too_short":
+        return "must have at least {min_length} entries, but has {actual_length}".format(**detail["ctx"])
     if (match := re.fullmatch(r"(.+?)_(type|parsing|from_float)", kind)) and match[1] in _KINDS:
         return f"must be {_KINDS[match[1]]}"
     return str(detail["msg"]).removeprefix("Value error, ").replace("Input should be", "must be", 1)

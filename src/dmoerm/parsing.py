@@ -16,6 +16,7 @@ _HINTS = {
     "missing": "add the field",
     "too_short": "give at least two responses to a group, one to a query",
     "is empty": "give a text or leave the row out",
+    "beyond": "give smaller numbers; only their differences count",
     "finite": "give a finite number, or null for a capability that was not graded",
     "both": "keep the one that people gave",
     "neither": "give scores (higher is better) or ranks (1 is best)",

@@ -29,6 +29,7 @@ from pydantic import (
 from .message import Message, Tool, check_tools
 from .names import check_name
 
+_LARGEST = 1e18  # squares of larger grades overflow float32
 Grades = tuple[float | None, ...]
 Prompt = str | tuple[Message, ...]
 PromptInput = str | Sequence[Mapping[str, Any] | Message]
@@ -148,7 +149,9 @@ class Query(BaseModel):
 
     @property
     def position(self) -> str:
-        """Where the row was read, as `file:line`; otherwise its kind and id."""
+        """Where the row was read, as `file:line`; otherwise its kind and id, or nothing if it was given no id."""
+        if self.line is None and "id" not in self.model_fields_set:
+            return ""
         if self.line is None:
             return f"{type(self).__name__.lower()} {self.id}"
         return f"{self._position.file}:{self.line}"
@@ -174,7 +177,7 @@ class Group(Query):
     capabilities: dict[str, Grades] = {}
     judge_labels: dict[str, tuple[PairLabel, ...]] = {}
     annotators: dict[str, tuple[Grades, ...]] = {}
-    margin: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    margin: float | None = Field(default=None, ge=0, le=_LARGEST, allow_inf_nan=False)
     scores_derived: bool = False
     source: str | None = None
 
@@ -313,6 +316,8 @@ def _check_finite(name: str, grades: Sequence[float | None]) -> None:
     for grade in grades:
         if grade is not None and not math.isfinite(grade):
             raise ValueError(f"{name} has the value {grade}, which is not finite")
+        if grade is not None and abs(grade) > _LARGEST:
+            raise ValueError(f"{name} has the value {grade}, which is beyond ±{_LARGEST:g}")
 
 
 def _check_encodable(text: str) -> None:

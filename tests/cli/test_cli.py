@@ -110,6 +110,25 @@ def test_an_interrupt_is_130_and_a_fault_is_a_traceback(monkeypatch: pytest.Monk
     assert run("train", "demo").exception is fault
 
 
+@pytest.mark.parametrize("module", ["dmoerm.cli", "dmoerm.errors", "typer.core", "dmoerm.cli.train"])
+def test_an_interrupt_while_the_command_starts_is_no_traceback(module: str) -> None:
+    code = f"""
+import sys
+
+class Interrupt:
+    def find_spec(self, name, *_):
+        if name == {module!r}:
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupt())
+sys.argv = ["dmoerm", "config", "list"]
+from dmoerm.__main__ import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
 @pytest.mark.parametrize("name", sorted(shipped_configs()))
 def test_every_shipped_config_loads(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)  # by its name, wherever one is
@@ -165,7 +184,7 @@ def test_folders_that_are_no_model(tmp_path: Path, write_rows: Write) -> None:
     assert "model_type is 'llama'" in fails("eval", tmp_path)
     (tmp_path / "config.json").write_text("{")
     assert "cannot be read" in fails("score", tmp_path, "--input", rows)
-    assert "is not a dmoerm model" in fails("eval", tmp_path / "none")
+    assert "there is no such folder" in fails("eval", tmp_path / "none")
 
 
 def test_a_wrong_output_name_is_told_before_anything_is_loaded(tmp_path: Path) -> None:

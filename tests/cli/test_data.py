@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 import time
@@ -39,10 +40,34 @@ def test_bad_rows_are_all_shown_and_exit_with_1(write_rows: Write) -> None:
 
 
 def test_ten_bad_rows_are_shown_and_the_others_counted(write_rows: Write, tmp_path: Path) -> None:
-    result = run("check", write_rows([ROW, *[{"prompt": 3}] * 13]), "--json", tmp_path / "found.json")
+    bad = [{"prompt": i, "responses": ["a", "b"]} for i in range(13)]
+    result = run("check", write_rows([ROW, *bad]), "--json", tmp_path / "found.json")
     assert result.output.count("rows.jsonl:") == 10
     assert "and 3 more bad rows" in result.output
     assert len(json.loads((tmp_path / "found.json").read_text())["bad"]) == 13
+
+
+def test_rows_with_the_same_error_are_one_line(write_rows: Write, tmp_path: Path) -> None:
+    result = run("check", write_rows([{"text": "a"}] * 13), "--json", tmp_path / "found.json")
+    assert result.output.count("the row has an unknown format") == 1
+    assert "10,…(13rows)" in "".join(re.sub("[│ \n]", "", result.output).split())
+    assert "more bad rows" not in result.output
+    assert [row["line"] for row in json.loads((tmp_path / "found.json").read_text())["bad"]] == [*range(1, 14)]
+
+
+def test_the_detected_format_is_named(write_rows: Write, tmp_path: Path) -> None:
+    files = write_rows([ROW], "a.jsonl"), write_rows([{"prompt": "p", "chosen": "a", "rejected": "b"}], "b.jsonl")
+    result = run("check", *files, write_rows([{"text": "a"}], "c.jsonl"), "--json", tmp_path / "found.json")
+    shown = [line.split("│")[2].strip() for line in result.output.splitlines() if re.search(r"[abc]\.jsonl +│", line)]
+    assert shown[:3] == ["native", "trl", "–"]
+    sources = json.loads((tmp_path / "found.json").read_text())["sources"]
+    assert [source["format"] for source in sources] == ["native", "trl", None]
+
+
+def test_the_map_of_a_file_that_is_not_read(write_rows: Write) -> None:
+    result = run("check", write_rows([ROW]), "--map", "other.jsonl:prompt=question")
+    assert result.exit_code == 1
+    assert "--map: 'other.jsonl' is none of the files" in "".join(result.stderr)
 
 
 def test_unknown_columns_are_named_and_counted(write_rows: Write) -> None:

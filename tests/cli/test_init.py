@@ -203,6 +203,37 @@ def test_what_cannot_be_trained_on_is_left_out_and_named(
     assert rows[0]["id"] in {group.id for group in (*splits.train, *splits.test) if group.task is None}
 
 
+@pytest.mark.parametrize(
+    ("bad", "option"),
+    [
+        ([{"task": "chitchat", "prompt": "p", "responses": ["a", 5], "scores": [1, 2]}], ["--skip-bad"]),
+        ([], []),
+    ],
+)
+def test_the_printed_score_command_works_on_the_file(
+    bad: list[Row],
+    option: list[str],
+    trained_run: Any,
+    write_rows: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [{"question": row.pop("prompt"), **row} for row in [*native(), *bad]]
+    write_rows(rows, "mine.jsonl")
+    write_rows(native(), "other.jsonl")
+    maps = ("--map", "mine.jsonl:prompt=question", "--map", "other.jsonl:id=id")
+    result = run("init", "mine.jsonl", "other.jsonl", "--format", "native", *maps)
+    assert result.exit_code == 0, result.output
+    (line,) = [line for line in result.output.splitlines() if line.startswith("then: ")]
+    _, _, command, run_folder, *options = shlex.split(line)
+    assert [word for word in options if word == "--skip-bad"] == option
+    assert run_folder == "runs/mine"
+    done = run(command, trained_run.folder, *options)
+    assert done.exit_code == 0, done.output
+    assert len(Path("scores.jsonl").read_text().splitlines()) == len(native())
+
+
 def test_nothing_is_replaced_without_force(
     write_rows: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

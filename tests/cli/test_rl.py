@@ -95,4 +95,4 @@ def test_options_override_settings(config: Path) -> None:
 
 def test_a_missing_trl_is_reported(config: Path, monkeypatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "trl", None)
-    assert "pip install 'dmoerm[rl]'" in run(config, fails=True).output
+    assert "pip install '.[rl]'" in run(config, fails=True).output

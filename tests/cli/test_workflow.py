@@ -1,5 +1,6 @@
 """Train, evaluate and score as a user does, on a tiny random backbone."""
 
+import errno
 import io
 import json
 import shutil
@@ -8,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as parquet
 import pytest
 from tiny import make_tiny_config, tiny_groups, write_groups
 from typer.testing import CliRunner
@@ -268,6 +270,22 @@ def test_a_bad_row_leaves_no_half_file(
     assert words in line
     assert output.read_text() == "as it was"
     assert [file.name for file in output.parent.iterdir()] == [output.name]
+
+
+@pytest.mark.parametrize("name", ["scores.jsonl", "scores.parquet", "-"])
+def test_a_full_disk_is_an_error_that_names_the_output(
+    name: str, trained: Path, tmp_path: Path, write_rows: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("dmoerm.scoring.output._write_lines", fail)
+    monkeypatch.setattr(parquet.ParquetWriter, "write_table", fail)
+    output = name if name == "-" else tmp_path / name
+    result = run("score", trained, "--input", write_rows(queries()), "--output", output)
+    assert result.exit_code == 1
+    shown = "standard output" if name == "-" else output
+    assert result.stderr == f"error: {shown}: cannot be written: No space left on device\n"
 
 
 def test_bad_rows_can_be_left_out(trained: Path, tmp_path: Path, write_rows: Callable[..., Path]) -> None:

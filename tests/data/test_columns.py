@@ -16,6 +16,12 @@ COLUMNS = {"prompt": "Question, short", "chosen": "best", "rejected": "worst", "
 def test_the_option_holds_one_field_or_several() -> None:
     assert parse_columns(["prompt=Question, short,chosen=best", "rejected = worst", "task=kind"]) == COLUMNS
     assert parse_columns(["prompt=a=b"]) == {"prompt": "a=b"}
+    assert parse_columns(["prompt=Q,C:/x/b.csv:chosen=best,rejected=worst", "task=kind", "b.csv:prompt=F"]) == {
+        "prompt": "Q",
+        "C:/x/b.csv": {"chosen": "best", "rejected": "worst"},
+        "task": "kind",
+        "b.csv": {"prompt": "F"},
+    }
 
 
 @pytest.mark.parametrize(
@@ -24,11 +30,15 @@ def test_the_option_holds_one_field_or_several() -> None:
         ("promt=question", "no format has the field 'promt'; did you mean prompt?"),
         ("prompt", "'prompt' is invalid; write FIELD=COLUMN"),
         ("prompt=a,prompt=b", "prompt is given twice, as 'a' and 'b'"),
+        ("a.csv:prompt=a,prompt=b", "prompt is given twice, as 'a' and 'b'"),
+        ("a.csv:promt=question", "a.csv: no format has the field 'promt'; did you mean prompt?"),
+        ("b.csv:prompt=a", "'b.csv' is none of the files; use one of x/a.csv"),
+        ("Survey Question=prompt", "the order is FIELD=COLUMN: write prompt=Survey Question"),
     ],
 )
 def test_an_invalid_option_is_an_error(option: str, message: str) -> None:
     with pytest.raises(ConfigError) as error:
-        parse_columns([option])
+        parse_columns([option], ["x/a.csv"])
     assert message in str(error.value)
 
 
@@ -44,6 +54,15 @@ def test_groups_and_queries_are_read_from_the_mapped_columns(write_rows: Callabl
     ]
 
 
+def test_each_file_may_have_a_map_of_its_own(write_rows: Callable[..., Path]) -> None:
+    rows = [{"question": "q", "frage": "f", "a": "1", "b": "2"}]
+    first, second = write_rows(rows, "first.jsonl"), write_rows(rows, "second.jsonl")
+    columns = {"prompt": "question", "chosen": "a", "rejected": "b", "second.jsonl": {"prompt": "frage"}}
+    assert [group.prompt for group in read_groups(first, columns=columns).groups] == ["q"]
+    assert [group.prompt for group in read_groups(second, columns=columns).groups] == ["f"]
+    assert [query.prompt for query in read_queries(second, columns=columns)] == ["f"]
+
+
 def test_two_columns_can_be_exchanged(write_rows: Callable[..., Path]) -> None:
     (group,) = read_groups(
         write_rows([{"prompt": "p", "chosen": "a", "rejected": "b"}]),
@@ -53,7 +72,11 @@ def test_two_columns_can_be_exchanged(write_rows: Callable[..., Path]) -> None:
 
 
 def test_a_column_that_the_file_lacks_is_one_error_with_a_hint(write_rows: Callable[..., Path]) -> None:
-    for columns, hint in ((COLUMNS | {"task": "knd"}, "did you mean kind"), ({"prompt": "zz"}, "use one of")):
+    for columns, hint in (
+        (COLUMNS | {"task": "knd"}, "did you mean kind"),
+        ({"prompt": "zz"}, "use one of"),
+        ({"task": "prompt"}, "the order is FIELD=COLUMN: write prompt=task"),
+    ):
         for on_error in ("raise", "collect"):
             with pytest.raises(DataError, match=rf"rows\.jsonl:1: .*the first row has no column.*{hint}"):
                 read_groups(write_rows(ROWS), columns=columns, on_error=on_error)

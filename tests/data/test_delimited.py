@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dmoerm.data.delimited import delimited_rows
-from dmoerm.data.readers import read_groups
+from dmoerm.data.readers import read_groups, read_queries
 from dmoerm.data.rows import open_rows
 from dmoerm.errors import DataError
 
@@ -62,6 +62,15 @@ def test_faults_of_the_whole_table(tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(DataError, match=message):
             read_groups(path)
+
+
+def test_a_record_of_empty_cells_is_left_out_and_counted(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("prompt,chosen,rejected\n,,\nHi,a,b\n,,\n,\nHo,a,b\n")
+    reading = read_groups(path)
+    assert [group.prompt for group in reading.groups] == ["Hi", "Ho"]
+    assert reading.skipped == {"row: all cells are empty": 3}
+    assert [query.line for query in read_queries(path)] == [3, 6]
 
 
 def test_lists_and_conversations_in_cells(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from dmoerm.config import changed
 from dmoerm.data.splits import load_splits
 from dmoerm.errors import ConfigError
 from dmoerm.evaluation.scored_groups import score_groups
-from dmoerm.experiments.methods import Method, MethodContext, TrainedMethod, register, registered
+from dmoerm.experiments import methods
+from dmoerm.experiments.methods import Method, MethodContext, TrainedMethod, register, registered, registry
 from dmoerm.experiments.methods.all_labels import joined_pairs, train_all_labels
 from dmoerm.experiments.methods.all_labels_general import train_all_labels_general
 from dmoerm.experiments.methods.gated_model import gated_vectors, objectives, train_gated
@@ -237,6 +239,19 @@ def test_a_name_is_one_method() -> None:
     with pytest.raises(ConfigError, match="'general' is a method of this comparison"):
         register(method)
     register(registered()["general"])  # the same one again
+
+
+def test_a_new_file_in_the_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "longest.py").write_text(
+        "from dmoerm.experiments.methods import Method, TrainedMethod, register\n"
+        "register(Method('longest', 'prefers long responses', 'baseline', '#12ab34', lambda _: TrainedMethod()))\n"
+    )
+    before = list(registered())
+    monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path)])
+    monkeypatch.setattr(registry, "_methods", dict(registry._methods))
+    registry._load.cache_clear()
+    assert set(registered()) == {*before, "longest"}
+    monkeypatch.delitem(sys.modules, "dmoerm.experiments.methods.longest")
 
 
 def test_human_grades_orders_responses_by_peoples_grades(context: MethodContext) -> None:

@@ -216,7 +216,7 @@ def test_route_probabilities_name_all_tasks(model: DMoERM) -> None:
 @pytest.mark.parametrize(
     ("arguments", "field", "message"),
     [
-        (("Hi", ["Hello."], "poetry"), "task", "no such task.*poetry.*chitchat"),
+        (("Hi", ["Hello."], "poetry"), "task", "^task: the model has no such task.*poetry.*chitchat"),
         (("", ["Hello."]), "prompt", "empty"),
         ((" \n", ["Hello."]), "prompt", "empty"),
         (("Hi", ["\ud800"]), "responses", "lone surrogate"),

@@ -76,6 +76,25 @@ def test_a_revision_loads_the_model_of_that_commit(hub: Hub, model: DMoERM, tiny
         DMoERM.from_pretrained("me/rm", revision="none")
 
 
+def test_a_name_that_is_nowhere_is_one_clear_line(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(CheckpointError) as absent:
+        DMoERM.from_pretrained("runs/nothere")
+    assert str(absent.value) == (
+        "runs/nothere: there is no such folder, and no such model on the hub; give the folder that `train` wrote, "
+        "or for a private model log in with `hf auth login`, or set HF_TOKEN"
+    )
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
+    for options, cause in (
+        ({}, "the hub cannot be reached"),
+        ({"local_files_only": True}, "no such model in the hub's"),
+    ):
+        with pytest.raises(CheckpointError, match=f"^runs/nothere: there is no such folder, and {cause}") as error:
+            DMoERM.from_pretrained("runs/nothere", **options)
+        assert "rror" not in str(error.value), "no message of the hub's client"
+    with pytest.raises(CheckpointError, match=r"^nothere: there is no such folder; give the folder that"):
+        DMoERM.from_pretrained("nothere")
+
+
 def test_nothing_of_a_hostile_repository_is_run(hub: Hub, model: DMoERM, tmp_path: Path) -> None:
     """Code and pickles are not downloaded; a tokenizer that names code is refused."""
     model.push_to_hub("me/rm")

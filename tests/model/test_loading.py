@@ -77,8 +77,21 @@ def test_a_device_map_moves_the_model(folder: str, monkeypatch: pytest.MonkeyPat
     for device in ("auto", 0, {"": 0}, "cuda:0"):
         DMoERM.from_pretrained(folder, device_map=device)
     assert [device.type for device in moved] == ["cuda"] * 4
-    with pytest.raises(ConfigError, match="device_map=1 is not available here"):
-        DMoERM.from_pretrained(folder, device_map=1)
+    for built, count, cause in (
+        (True, 1, "PyTorch finds 1 GPU$"),
+        (True, 0, "PyTorch finds no GPU$"),
+        (False, 0, "this PyTorch is built without support for GPUs$"),
+    ):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda count=count: count)
+        monkeypatch.setattr(torch.backends.cuda, "is_built", lambda built=built: built)
+        with pytest.raises(ConfigError, match=f"device_map='cuda:1' is not available here: {cause}"):
+            DMoERM.from_pretrained(folder, device_map="cuda:1")
+
+
+def test_the_folder_of_a_run_is_that_of_its_model(folder: str, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "run" / "model")
+    model = DMoERM.from_pretrained(tmp_path / "run")
+    assert model.config.name_or_path == str(tmp_path / "run" / "model"), "trainers load the tokenizer from there"
 
 
 @each_loader

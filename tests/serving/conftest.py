@@ -37,7 +37,7 @@ def visit(browser: Any, served_url: str) -> Iterator[Callable[..., Any]]:
             "request", lambda sent: sent.url.startswith(("data:", f"{at}/", f"blob:{at}/")) or said.append(sent.url)
         )
         page.goto(f"{at}/{fragment}")
-        page.get_by_role("button", name="Chit-chat").wait_for()
+        page.get_by_role("button", name="Score", exact=True).wait_for()
         return page
 
     yield open_page

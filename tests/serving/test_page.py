@@ -14,6 +14,7 @@ from dmoerm.serving import ServingConfig, create_app
 
 from .driving import FOLDER, PROMPT, RESPONSES, enter, order, score, write
 
+EXAMPLES = json.loads((FOLDER / "examples.json").read_text(encoding="utf-8"))
 _FOCUSED = """() => {
     const e = document.activeElement;
     return [e.getAttribute('aria-label') ?? e.labels?.[0]?.innerText.split('\\n').at(-1) ?? e.innerText,
@@ -211,10 +212,14 @@ def test_a_link_reproduces_the_view(visit: Callable[..., Any]) -> None:
     assert "damaged" in visit("#bm90IGEgbGluaw").get_by_role("alert").last.inner_text()
 
 
-def test_examples_and_the_way_back(visit: Callable[..., Any]) -> None:
+def test_examples_and_the_way_back(visit: Callable[..., Any], trained_run: Any) -> None:
     page = visit()
     write(page, *RESPONSES)
-    for example in json.loads((FOLDER / "examples.json").read_text(encoding="utf-8")):
+    examples = [example for example in EXAMPLES if example["task"] in trained_run.model.config.tasks]
+    assert examples != EXAMPLES
+    page.get_by_role("button", name=examples[0]["name"]).wait_for()
+    assert page.locator("#examples button").all_text_contents() == [example["name"] for example in examples]
+    for example in examples:
         page.get_by_role("button", name=example["name"]).click()
         page.locator(".snippet", has_text=example["responses"][0][:30]).wait_for()
         assert page.get_by_role("textbox", name="Turn").count() == len(example["prompt"])

@@ -101,6 +101,16 @@ def test_what_cannot_be_served_is_said(trained_run, tmp_path, caplog):
     result = invoke(str(tmp_path), "--port", str(free_port()))
     assert result.exit_code == 1
     assert "is not a dmoerm model" in result.stderr
+    for arguments, cause in (
+        (["demoo"], "error: demoo: there is no such folder; give"),
+        (
+            [str(trained_run.folder), "--device", "cuda:99"],
+            "error: from_pretrained: device_map='cuda:99' is not available",
+        ),
+    ):
+        result = invoke(*arguments, "--port", str(free_port()))
+        assert result.exit_code == 1
+        assert result.stderr.startswith(cause), "before the server logs that it is running"
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -62,9 +62,11 @@ def run(
         from ..annotation.session import AnnotationSession, select_pairs
         from ..annotation.store import AnnotationStore
     except ModuleNotFoundError as error:
-        raise ConfigError(f"the page needs the package {error.name}: pip install 'dmoerm[serve]'") from None
+        raise ConfigError(
+            f"the page needs the package {error.name}: pip install '.[serve]' in dmoerm's folder"
+        ) from None
     tasks = load_taxonomy(taxonomy) if taxonomy else None
-    columns = parse_columns(map or ())
+    columns = parse_columns(map or (), data)
     queries = [query for file in data for query in read_queries(file, format=format, split=split, columns=columns)]
     pairs, reasons = select_pairs(queries, pairs_per_group, seed)
     for reason, count in reasons.items():

@@ -52,7 +52,7 @@ def check(
     try:
         encoder = _encoder(config, backbone)
         tokenizer, encode = (None, None) if encoder is None else (encoder.tokenizer, encoder.encode)
-        result = data_statistics(files, tokenizer, encode=encode, split=split, **rows.arguments())
+        result = data_statistics(files, tokenizer, encode=encode, split=split, **rows.arguments(files))
         if json_file is not None:
             write_file(json_file, json.dumps(result, ensure_ascii=False, indent=2) + "\n")
     except (DmoermError, OSError) as error:
@@ -66,7 +66,7 @@ def _print_result(console: Console, result: dict[str, Any]) -> None:
     for table in _tables(result):
         if table.row_count:
             console.print(table)
-    if (more := len(result["bad"]) - SHOWN_BAD_ROWS) > 0:
+    if more := sum(len(lines) for lines in list(_alike(result["bad"]).values())[SHOWN_BAD_ROWS:]):
         console.print(f"… and {more} more bad rows; --json FILE writes all of them", soft_wrap=True)
     _print_repetitions(console, result["duplicates"])
     _print_without_task(console, result["tasks"])
@@ -135,7 +135,7 @@ def _encoder(config: str | None, backbone: str | None) -> Encoder | None:
 def _tables(result: dict[str, Any]) -> list[Table]:
     lengths = result["lengths"]
     return [
-        plain_table("Sources", ["source", "rows", "groups", "bad"], _source_rows(result)),
+        plain_table("Sources", ["source", "format", "rows", "groups", "bad"], _source_rows(result)),
         plain_table("Left out, ignored and noted", ["source", "what", "count"], _reason_rows(result)),
         plain_table("Tasks", ["task", "groups", "prompts", "responses", "pairs", "ties"], _task_rows(result)),
         plain_table(
@@ -157,7 +157,7 @@ def _tables(result: dict[str, Any]) -> list[Table]:
 
 
 def _source_rows(result: dict[str, Any]) -> list[list[Any]]:
-    return [[source[name] for name in ("source", "rows", "groups", "bad")] for source in result["sources"]]
+    return [[source[name] for name in ("source", "format", "rows", "groups", "bad")] for source in result["sources"]]
 
 
 def _reason_rows(result: dict[str, Any]) -> list[list[Any]]:
@@ -214,13 +214,21 @@ def _overall(result: dict[str, Any]) -> list[list[Any]]:
 
 
 def _bad_rows(result: dict[str, Any]) -> list[list[Any]]:
-    return [
-        [
-            ":".join(str(part) for part in (bad["file"], bad["line"]) if part is not None),
-            *(bad[name] for name in ("field", "message", "value", "hint")),
-        ]
-        for bad in result["bad"][:SHOWN_BAD_ROWS]
-    ]
+    rows = []
+    for (file, *error), lines in list(_alike(result["bad"]).items())[:SHOWN_BAD_ROWS]:
+        numbers = ", ".join(str(line) for line in lines[:SHOWN_BAD_ROWS] if line is not None)
+        more = f", … ({len(lines)} rows)" if len(lines) > SHOWN_BAD_ROWS else ""
+        rows.append([":".join(part for part in (file, numbers) if part) + more, *error])
+    return rows
+
+
+def _alike(bad: list[dict[str, Any]]) -> dict[tuple[Any, ...], list[int | None]]:
+    """Return the lines of the rows with the same error: (file, field, message, value, hint) → lines."""
+    lines: dict[tuple[Any, ...], list[int | None]] = {}
+    for row in bad:
+        error = tuple(row[name] for name in ("file", "field", "message", "value", "hint"))
+        lines.setdefault(error, []).append(row["line"])
+    return lines
 
 
 def _print_without_task(console: Console, tasks: dict[str, Any]) -> None:

@@ -37,7 +37,7 @@ def command(
 ) -> None:
     """Propose tasks, a taxonomy and a recipe for preference data, and write a config that trains on it."""
     from ..config import load_config
-    from ..data.columns import parse_columns
+    from ..data.columns import columns_of, parse_columns
     from ..data.proposal import propose
     from ..data.recipe import choose_recipe, config_text
     from ..data.splits import load_splits
@@ -48,7 +48,7 @@ def command(
     taxonomy, copy = (config.with_name(f"{config.stem}-{part}") for part in ("taxonomy.yaml", "data.jsonl"))
     if not force:
         _refuse_existing(config, taxonomy, copy)
-    columns = parse_columns(map or ())
+    columns = parse_columns(map or (), files)
     proposal = propose(files, format=format, split=split, columns=columns, task_column=task_column, clusters=clusters)
     recipe = choose_recipe(proposal.groups, _machine(), backbone is not None)
     if proposal.changed:
@@ -69,14 +69,12 @@ def command(
     write_file(config, config_text(proposal, recipe, settings))
     load_splits(load_config(config))  # what would stop `dmoerm train` is reported now
     _print(proposal, files, [config, taxonomy, *([copy] if proposal.changed else [])])
-    _print_next(
-        config,
-        settings["output"],
-        [files[0], *(part for each in map or () for part in ("--map", each))],
-        recipe.minutes,
-    )
+    options = ["--format", format] if format != "auto" else []
+    mapped = ",".join(f"{field}={column}" for field, column in columns_of(columns, files[0]).items())
+    reading = [files[0], *options, *(["--map", mapped] if mapped else [])]
+    reading += ["--skip-bad"] if proposal.rejected else []
+    _print_next(config, settings["output"], reading, recipe.minutes)
     if ungraded:
-        options = ["--format", format] if format != "auto" else []
         options += [part for each in map or () for part in ("--map", each)]
         _print_labeling(config, settings, [str(copy)] if proposal.changed else [*files, *options], ", ".join(ungraded))
 

@@ -63,8 +63,8 @@ class QuestionOptions:
     shots: Annotated[int, typer.Option(min=0, help="Number of labeled pairs shown before each question.")] = 0
     examples: Annotated[list[str] | None, typer.Option(metavar="DATA", help="Labeled data for --shots.")] = None
 
-    def question_format(self, rows: RowOptions) -> QuestionFormat:
-        """Return the format of the questions; `rows` says how --examples are read."""
+    def question_format(self, rows: RowOptions, data: list[str]) -> QuestionFormat:
+        """Return the format of the questions about `data`; `rows` says how --examples are read."""
         from ..errors import ConfigError
         from ..labeling.questions import QuestionFormat
         from ..taxonomy import load_taxonomy
@@ -75,7 +75,7 @@ class QuestionOptions:
             load_taxonomy(self.taxonomy) if self.taxonomy else None,
             group_capabilities=self.group_capabilities,
             overall=self.overall,
-            examples=rows.read(self.examples or ()),
+            examples=rows.read(self.examples or (), others=data),
             shots=self.shots,
         )
 
@@ -121,8 +121,8 @@ def run(
     """Ask a judge about each pair in both orders and write the labels. A second run sends only what is unanswered."""
     limits = budget.limits()
     endpoint = requests.endpoint(base_url, model, budget.prompt_price, budget.completion_price)
-    question_format = question_options.question_format(rows)
-    groups = with_only_task(rows.read(data), question_format.taxonomy)
+    question_format = question_options.question_format(rows, data)
+    groups = with_only_task(rows.read(data, others=question_options.examples or ()), question_format.taxonomy)
     questions = questions_of(groups, data, question_format, pair_options, endpoint)
     store = store or out.with_suffix(".sqlite")
     result = estimate(questions, endpoint, store)

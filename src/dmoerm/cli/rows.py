@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,8 +19,9 @@ Map = Annotated[
     list[str] | None,
     typer.Option(
         "--map",
-        metavar="FIELD=COLUMN,…",
-        help="Read fields of the format from columns of other names, as in prompt=question,chosen=best.",
+        metavar="[FILE:]FIELD=COLUMN,…",
+        help="Read fields of the format from columns of other names, as in prompt=question,chosen=best; with FILE: in "
+        "that file alone. May be repeated.",
     ),
 ]
 Task = Annotated[str | None, typer.Option(metavar="NAME", help="Task of the rows that have none.")]
@@ -36,17 +37,25 @@ class RowOptions:
     task: Task = None
     skip_bad: SkipBad = False
 
-    def arguments(self) -> dict[str, Any]:
-        """Return the keyword arguments of `read_groups`. Raise `ConfigError` for an invalid --map."""
+    def arguments(self, files: Collection[str] | None = None) -> dict[str, Any]:
+        """Return the keyword arguments of `read_groups`. Raise `ConfigError` for an invalid --map.
+
+        Args:
+            files: the files that --map may name; None: they are not checked.
+        """
         from ..data.columns import parse_columns
 
-        return {"format": self.format, "columns": parse_columns(self.map or ()), "task": self.task}
+        return {"format": self.format, "columns": parse_columns(self.map or (), files), "task": self.task}
 
-    def read(self, files: Iterable[str], split: str = "train") -> list[Group]:
-        """Return the groups of the files. With --skip-bad, print what is wrong with the bad rows and skip them."""
+    def read(self, files: Collection[str], split: str = "train", others: Collection[str] = ()) -> list[Group]:
+        """Return the groups of the files. With --skip-bad, print what is wrong with the bad rows and skip them.
+
+        Args:
+            others: more files of the command, which --map may name too.
+        """
         from ..data.readers import read_groups
 
-        arguments, skipped, groups = self.arguments(), SkippedRows(), list[Any]()
+        arguments, skipped, groups = self.arguments((*files, *others)), SkippedRows(), list[Any]()
         for file in files:
             on_error = "collect" if self.skip_bad else "raise"
             reading = read_groups(file, split=split, on_error=on_error, **arguments)

@@ -91,11 +91,12 @@ class ScoreOptions:
     batch_tokens: BatchTokens = None
 
     @property
-    def columns(self) -> dict[str, str]:
+    def columns(self) -> dict[str, Any]:
         """The fields that are read from columns of other names."""
         from ..data.columns import parse_columns
+        from ..io.storage import matching
 
-        return parse_columns(self.map or ())
+        return parse_columns(self.map or (), matching(self.input)) if self.map else {}
 
     @property
     def method(self) -> str:

@@ -107,17 +107,21 @@ def command(
     A browser gets a page at /. docs/serving.md describes the protocols, limits and security.
     """
     from ..errors import ConfigError
-    from ..io.paths import model_name
+    from ..io.paths import model_folder, model_name
     from .models import follows, load_model, processes
 
     if log_format not in ("auto", "json", "text"):
         raise ConfigError(f"--log-format {log_format}: use json, text or auto")
     try:
+        from ..model.checkpoint import local_folder
+        from ..model.loading import load_options
         from ..serving import ServingConfig
         from ..serving.server import serve
         from ..serving.tracing import Tracing
     except ModuleNotFoundError as error:
-        raise ConfigError(f"the server needs the package {error.name}: pip install 'dmoerm[serve]'") from None
+        raise ConfigError(
+            f"the server needs the package {error.name}: pip install '.[serve]' in dmoerm's folder"
+        ) from None
     key, hosts = _key(access.api_key_file), tuple(access.allow_host or ())
     access_settings = {
         "api_key": key,
@@ -132,6 +136,11 @@ def command(
         raise ConfigError(
             "--engines, --device: several processes divide one model; leave them out, or start one process"
         )
+    for each in engines.device or ():
+        load_options({"device_map": each})
+    folder = model_folder(model)
+    if Path(folder).exists() or model.count("/") != 1:  # a model on the hub is downloaded while /health is answered
+        local_folder(folder, {})
     if follows():
         load()
     serve(

@@ -36,7 +36,8 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
         apply_override(settings, override)
         apply_override(from_overrides, override)
     source = str(path or "--set")
-    config = validated(Config, _extended(settings, Path(path or ".").parent), source)
+    file = _locate(path) if path else Path("--set")
+    config = validated(Config, _extended(settings, Path(path or ".").parent, (file,)), source)
     given = {source: from_file, "--set": from_overrides}
     for name, part in given.items():
         if message := next(epochs_without_effect(part, config), None):
@@ -76,14 +77,17 @@ def _locate(path: str | Path) -> Path:
     return Path(path) if Path(path).is_file() else shipped_configs().get(str(path), Path(path))
 
 
-def _extended(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Return the settings merged over those that they extend."""
+def _extended(settings: dict[str, Any], folder: Path, files: tuple[Path, ...]) -> dict[str, Any]:
+    """Return the settings merged over those that they extend; `files` are those read so far, the settings' own last."""
     base = settings.pop("extends", None)
     if base is None:
         return settings
     neighbor = folder / str(base)
     path = neighbor if neighbor.is_file() else _locate(str(base))
-    return _merged(_extended(_read_yaml(path), path.parent), settings)
+    if path.resolve() in [file.resolve() for file in files]:
+        circle = " → ".join(map(str, (*files, path)))
+        raise ConfigError(f"{files[-1]}: extends: files extend each other in a circle ({circle}); remove one extends")
+    return _merged(_extended(_read_yaml(path), path.parent, (*files, path)), settings)
 
 
 def _merged(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:

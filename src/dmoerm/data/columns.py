@@ -1,49 +1,93 @@
-"""Read columns under other names: a map from a field of a row format to the column that holds it."""
+"""Read columns under other names: a map from a field of a row format to the column that holds it.
+
+The map may differ by file: `{"prompt": "question", "b.csv": {"prompt": "Frage"}}`.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import PurePath
 from typing import Any
 
 from ..errors import ConfigError, DataError, did_you_mean
 from .formats import find_formats
 from .rows import PlacedRow
 
-ColumnMap = Mapping[str, str]
-"""Field of a row format → column of the file."""
+ColumnMap = Mapping[str, str | Mapping[str, str]]
+"""Field of a row format → column of the files; and a file, by its path or the end of it → such a map for it alone."""
 
+_MISSPELLED = 0.85  # similarity of `promt` and `prompt`, but not of `Survey Question` and `question`
 _NEXT_FIELD = re.compile(r",(?=[^,=]+=)")  # a column's name may contain a comma
 
 
-def parse_columns(options: Sequence[str]) -> dict[str, str]:
-    """Parse the values of --map, each FIELD=COLUMN or several of them separated by commas.
+def parse_columns(options: Sequence[str], files: Collection[str] | None = None) -> dict[str, str | dict[str, str]]:
+    """Parse the values of --map, each [FILE:]FIELD=COLUMN or several of them separated by commas.
+
+    A file holds for the rest of its value.
+
+    Args:
+        files: the files that the map is for; None: they are checked later.
 
     Raises:
-        ConfigError: a value has another form, names a field twice, or names a field that no format has.
+        ConfigError: a value has another form, names a field twice, or names a field or a file that does not exist.
     """
-    columns: dict[str, str] = {}
-    for part in (part for option in options for part in _NEXT_FIELD.split(option)):
-        field, separator, column = (text.strip() for text in part.partition("="))
-        if not (field and separator and column):
-            raise ConfigError(f"--map: {part!r} is invalid; write FIELD=COLUMN, for example prompt=question")
-        if field in columns:
-            raise ConfigError(f"--map: {field} is given twice, as {columns[field]!r} and {column!r}; keep one")
-        columns[field] = column
-    check_columns(columns, "--map")
+    columns: dict[str, Any] = {}
+    for option in options:
+        target = columns
+        for part in _NEXT_FIELD.split(option):
+            field, separator, column = (text.strip() for text in part.partition("="))
+            file, _, field = field.rpartition(":")
+            target = columns.setdefault(file, {}) if file else target
+            if not (field and separator and column):
+                raise ConfigError(f"--map: {part!r} is invalid; write FIELD=COLUMN, for example prompt=question")
+            if field in target:
+                raise ConfigError(f"--map: {field} is given twice, as {target[field]!r} and {column!r}; keep one")
+            target[field] = column
+    check_columns(columns, "--map", files)
     return columns
 
 
-def check_columns(columns: ColumnMap, source: str = "data.map") -> None:
-    """Raise `ConfigError` if the map names a field that no format has."""
-    known = sorted(frozenset().union(*(row_format.columns for row_format in find_formats().values())))
-    for field in columns:
-        if field not in known:
+def check_columns(columns: ColumnMap, source: str = "data.map", files: Collection[str] | None = None) -> None:
+    """Raise `ConfigError` if the map names a field that no format has, or a file that is not one of `files`."""
+    known = _fields()
+    for field, column in columns.items():
+        if not isinstance(column, str):
+            check_columns(column, f"{source}: {field}")
+            if files is not None and not any(_names(field, file) for file in files):
+                raise ConfigError(f"{source}: {field!r} is none of the files; use one of {', '.join(files)}")
+        elif field not in known:
             hint = did_you_mean(field, known) or "docs/data.md lists the fields"
+            if column in known and not get_close_matches(field, known, 1, _MISSPELLED):
+                hint = _order(field, column)
             raise ConfigError(f"{source}: no format has the field {field!r}; {hint}")
 
 
-def mapped_rows(rows: Iterable[PlacedRow], columns: ColumnMap, source: str) -> Iterator[PlacedRow]:
+def columns_of(columns: ColumnMap, source: str) -> dict[str, str]:
+    """Return field → column of one file: the map for all files, and over it those for this file."""
+    chosen = {field: column for field, column in columns.items() if isinstance(column, str)}
+    for file, of_file in columns.items():
+        if not isinstance(of_file, str) and _names(file, source):
+            chosen |= of_file
+    return chosen
+
+
+def _names(name: str, file: str) -> bool:
+    """Return whether a name is the file's path or the end of it."""
+    parts = PurePath(name).parts
+    return PurePath(file).parts[-len(parts) :] == parts
+
+
+def _fields() -> list[str]:
+    return sorted(frozenset().union(*(row_format.columns for row_format in find_formats().values())))
+
+
+def _order(field: str, column: str) -> str:
+    return f"the order is FIELD=COLUMN: write {column}={field}"
+
+
+def mapped_rows(rows: Iterable[PlacedRow], columns: Mapping[str, str], source: str) -> Iterator[PlacedRow]:
     """Yield the rows with the mapped columns under the names of their fields; a column that a later row lacks is null.
 
     Raises:
@@ -60,7 +104,7 @@ def mapped_rows(rows: Iterable[PlacedRow], columns: ColumnMap, source: str) -> I
         yield line, _mapped(row, columns)
 
 
-def placed(error: DataError, columns: ColumnMap, source: str, line: int) -> DataError:
+def placed(error: DataError, columns: Mapping[str, str], source: str, line: int) -> DataError:
     """Return a row's error with its file and line, and the column that its field was read from."""
     at = error.at(source, line)
     if (column := columns.get(error.field or "")) is None:
@@ -69,15 +113,16 @@ def placed(error: DataError, columns: ColumnMap, source: str, line: int) -> Data
     return DataError(at.message, file=source, line=line, field=field, value=at.value, hint=at.hint)
 
 
-def _check_first(row: Mapping[str, Any], columns: ColumnMap, source: str, line: int) -> None:
+def _check_first(row: Mapping[str, Any], columns: Mapping[str, str], source: str, line: int) -> None:
     for field, column in columns.items():
         if column not in row:
             hint = did_you_mean(column, row) or "use one of its columns"
+            hint = _order(field, column) if field in row and column in _fields() else hint
             message = f"the first row has no column {column!r}, which the column map names"
             raise DataError(message, file=source, line=line, field=field, value=list(row), hint=hint)
 
 
-def _mapped(row: Mapping[str, Any], columns: ColumnMap) -> dict[str, Any]:
+def _mapped(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
     taken = set(columns.values())
     kept = {name: value for name, value in row.items() if name not in taken}
     return kept | {field: row.get(column) for field, column in columns.items()}

@@ -1,6 +1,7 @@
 """Read comma- and tab-separated text: one row a record, under the names of the header.
 
-A cell is text, and an empty cell is null. A cell that holds a conversation as JSON becomes that conversation.
+A cell is text, and an empty cell is null. A cell that holds a conversation as JSON becomes that conversation. A record
+of empty cells, which spreadsheets write after the last row, is a `SkippedRow`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ..errors import DataError
+from .raw_example import SkippedRow
 
 _DELIMITERS = ",;\t"
 _LONGEST_CELL = 2**31 - 1
@@ -69,6 +71,8 @@ def _header(reader: Iterator[list[str]]) -> list[str]:
 
 
 def _row(header: list[str], cells: list[str]) -> dict[str, Any] | DataError:
+    if not any(cells):
+        return SkippedRow("all cells are empty")
     if len(cells) != len(header):
         message = f"has {len(cells)} cells where the header has {len(header)}"
         return DataError(message, value=cells, hint="put a cell that holds the delimiter in double quotes")

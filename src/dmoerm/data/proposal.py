@@ -49,6 +49,7 @@ class Proposal:
         tasks_from: where the tasks come from, in words.
         one_task: the task of all groups if the data names none and the prompts are alike.
         changed: whether reading the sources, with `one_task` as the task, would give other groups.
+        rejected: whether the sources have rows that are not groups; `dmoerm score` may reject them, too.
         general: capability → rubric, drafted by the kind of data for tasks without capability grades.
         notes: what was left out, sentences without a full stop.
     """
@@ -58,6 +59,7 @@ class Proposal:
     tasks_from: str
     one_task: str | None
     changed: bool
+    rejected: bool
     general: dict[str, str]
     notes: list[str] = field(default_factory=list)
 
@@ -100,8 +102,9 @@ def propose(
     one_task = ONE_TASK if {group.task for group in groups} == {ONE_TASK} else None
     same = kept == [group.model_copy(update={"task": group.task or one_task}) for group in read]
     changed = bool(column) or not same or any(reading.bad for reading in readings)
+    rejected = any(reading.bad or any(r.startswith("row:") for r in reading.skipped) for reading in readings)
     formats = [reading.format for reading in readings]
-    return Proposal(kept, formats, tasks_from, one_task, changed, _general(kept, formats), notes)
+    return Proposal(kept, formats, tasks_from, one_task, changed, rejected, _general(kept, formats), notes)
 
 
 def _read(rows: Mapping[str, Sequence[PlacedRow]], format: str, columns: ColumnMap | None) -> list[Reading]:

@@ -8,7 +8,7 @@ No row is dropped silently: it becomes a group or a part of one, an error in `ba
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, Protocol
@@ -16,7 +16,7 @@ from typing import Literal, Protocol
 from ..errors import DataError
 from ..parsing import parse_group, parse_query
 from ..schema import Group, Query, is_empty, prompt_key
-from .columns import ColumnMap, mapped_rows, placed
+from .columns import ColumnMap, columns_of, mapped_rows, placed
 from .formats import detect_format, named_format, unknown_columns
 from .raw_example import RawExample, RowFormat, SkippedRow, join_raw_examples, keep_responses
 from .rows import PlacedRow, open_rows
@@ -68,7 +68,7 @@ def read_groups(
     Args:
         format: the name of a row format (see `dmoerm.data.formats`); `auto` detects it from the first row.
         split: the split of a dataset; ignored for files.
-        columns: field of the format → column of the source, where the names differ.
+        columns: field of the format → column of the source, where the names differ; see `ColumnMap`.
         task: the task of rows that have none.
         on_error: `raise` raises an error at the first bad row; `collect` appends bad rows to `Reading.bad`.
         into: takes the groups in place of `Reading.groups`; for data that may not fit in memory.
@@ -92,7 +92,7 @@ def groups_of(
     into: Destination | None = None,
 ) -> Reading:
     """Return the groups of rows that were read from `source`; see `read_groups`."""
-    columns = columns or {}
+    columns = columns_of(columns or {}, str(source))
     reader = _GroupReader(str(source), named_format(format), columns, task, collect=on_error == "collect", into=into)
     for line, row in mapped_rows(rows, columns, str(source)):
         reader.take(line, row)
@@ -111,7 +111,7 @@ def read_queries(
 
     All formats of `read_groups` are supported. Preferences are dropped, responses stay in the order of the row (chosen
     before rejected), and each HelpSteer row is a separate query. A row whose responses cannot be separated from its
-    prompt is a bad row.
+    prompt is a bad row. A record of empty cells is left out.
 
     Args:
         on_bad: called with each bad row's error.
@@ -132,9 +132,11 @@ def queries_of(
     on_bad: Callable[[DataError], None] | None = None,
 ) -> Iterator[Query]:
     """Yield the queries of rows that were read from `source`; see `read_queries`."""
-    row_format, columns = named_format(format), columns or {}
+    row_format, columns = named_format(format), columns_of(columns or {}, str(source))
     for line, row in mapped_rows(rows, columns, str(source)):
         try:
+            if isinstance(row, SkippedRow) and on_bad is None:
+                continue
             if isinstance(row, DataError):
                 raise row
             row_format = row_format or detect_format(row)
@@ -163,7 +165,7 @@ class _GroupReader:
         self,
         source: str,
         row_format: RowFormat | None,
-        columns: ColumnMap,
+        columns: Mapping[str, str],
         task: str | None,
         *,
         collect: bool,

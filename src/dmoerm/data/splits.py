@@ -65,7 +65,7 @@ def load_splits(config: Config, tasks: Mapping[str, Sequence[str]] | None = None
     Raises:
         DataError: there is no data, a row is bad, or the taxonomy lacks a task or capability.
     """
-    check_columns(config.data.map)
+    check_columns(config.data.map, files=(*config.data.files, *config.data.test_files, *config.data.validation_files))
     groups, skipped, unknown_columns = _read(config)
     held_out = _read_part(config, "test_files", config.data.test_paths(), skipped, unknown_columns)
     validation = _read_part(config, "validation_files", config.data.validation_paths(), skipped, unknown_columns)

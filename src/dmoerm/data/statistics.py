@@ -47,7 +47,8 @@ def data_statistics(
 ) -> dict[str, Any]:
     """Return statistics of the sources as a dictionary that can be written as JSON.
 
-        sources       per source: rows, groups, number of bad rows; skipped, notes and unknown_columns with counts
+        sources       per source: format (None: unknown), rows, groups, number of bad rows; skipped, notes and
+                      unknown_columns with counts
         tasks         task → groups, prompts, responses, ordered pairs, tied pairs, tie_share (None: no overall grades)
         capabilities  task → capability → groups, ordered pairs, tied pairs, tie_share
         lengths       unit (tokens, or words without a tokenizer), task → prompt and response → p50, p95, max
@@ -90,6 +91,7 @@ def _read(source: str | Path, **options: Any) -> Reading:
 def _summary(source: str | Path, reading: Reading) -> dict[str, Any]:
     return {
         "source": str(source),
+        "format": reading.format or None,
         "rows": reading.rows,
         "groups": len(reading.groups),
         "bad": len(reading.bad),

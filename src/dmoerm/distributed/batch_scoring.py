@@ -45,7 +45,7 @@ class ScoringJob:
         skip_bad: skip rows that cannot be scored.
         shard_rows: maximum rows of a part.
         best: add the best response to each row.
-        columns: field of the format → column of the input.
+        columns: field of the format → column of the input; see `ColumnMap`.
     """
 
     scorer: str
@@ -55,7 +55,7 @@ class ScoringJob:
     skip_bad: bool = False
     shard_rows: int = 1000
     best: bool = False
-    columns: dict[str, str] = field(default_factory=dict)
+    columns: dict[str, Any] = field(default_factory=dict)
 
     def part(self, number: int) -> str:
         """Return the file of the shard with this number."""
@@ -103,7 +103,7 @@ class _Plan(BaseModel):
     skip_bad: bool
     shard_rows: int
     best: bool = False
-    columns: dict[str, str] = {}
+    columns: dict[str, Any] = {}
     shards: tuple[Shard, ...] = ()
     files: dict[str, str] = {}
 

@@ -20,7 +20,7 @@ def import_ray() -> Any:
     try:
         import ray
     except ImportError:
-        raise ConfigError("--engine ray needs the package ray: pip install 'dmoerm[ray]'") from None
+        raise ConfigError("--engine ray needs the package ray: pip install '.[ray]' in dmoerm's folder") from None
     return ray
 
 

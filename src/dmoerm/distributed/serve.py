@@ -132,7 +132,7 @@ def app(arguments: dict[str, Any]) -> Any:
     try:
         from ray import serve
     except ImportError as error:
-        message = f"the application needs the package {error.name}: pip install 'dmoerm[serve,ray-serve]'"
+        message = f"the application needs the package {error.name}: pip install '.[serve,ray-serve]' in dmoerm's folder"
         raise ConfigError(message) from None
 
     def build() -> FastAPI:  # called in each replica

@@ -80,7 +80,7 @@ def _load(path: str) -> Scorer:
         from ..io.paths import model_folder
         from ..model import DMoERM
     except ModuleNotFoundError as error:  # in dmoerm-client, which has neither of them
-        hint = "pip install dmoerm, or give the URL of a reward server"
+        hint = "install dmoerm from its source (pip install .), or give the URL of a reward server"
         raise ConfigError(f"{path}: loading a model needs {error.name}; {hint}") from None
     return DMoERM.from_pretrained(model_folder(path), device_map="auto")
 

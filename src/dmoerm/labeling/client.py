@@ -30,7 +30,7 @@ try:
     from openai import AsyncOpenAI
     from openai.types.chat import ChatCompletion
 except ModuleNotFoundError:
-    raise ConfigError("labeling requires the openai package; run pip install 'dmoerm[label]'") from None
+    raise ConfigError("labeling requires the openai package; run pip install '.[label]' in dmoerm's folder") from None
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 RESERVED_FIELDS = ("model", "messages", "stream", "n")

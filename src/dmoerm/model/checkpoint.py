@@ -32,7 +32,7 @@ from ..chat.encoding import Encoder
 from ..chat.template import on_a_fixed_day
 from ..config import EncodingConfig
 from ..errors import CheckpointError, ConfigError, shorten
-from ..io.paths import complete_folder
+from ..io.paths import complete_folder, model_folder
 from ..names import folder_name
 from .adapters import fill_adapter, read_adapter, write_adapter
 from .backbone import load_tokenizer
@@ -109,7 +109,7 @@ def _write(model: Mixture, folder: Path, dtype: torch.dtype | None) -> None:
 
 
 def load(path: str | Path, model_class: type[ModelT], options: LoadOptions) -> ModelT:
-    """Load a checkpoint folder, or download it from the hub.
+    """Load the checkpoint in a run's folder or in a folder of its own, or download it from the hub.
 
     Args:
         model_class: the class of the returned model.
@@ -118,6 +118,7 @@ def load(path: str | Path, model_class: type[ModelT], options: LoadOptions) -> M
         CheckpointError: the model does not exist, or a file is missing, truncated, changed or foreign.
         ConfigError: the options contain a configuration that differs from the folder's.
     """
+    path = model_folder(str(path))
     folder = local_folder(path, options.hub)
     check_files(folder)
     with sums_checked(folder) if options.check else contextlib.nullcontext():
@@ -125,7 +126,7 @@ def load(path: str | Path, model_class: type[ModelT], options: LoadOptions) -> M
         options.check_config(folder)
     if options.quantization != "none":
         quantize(model, options.quantization, options.device or torch.device("cpu"))
-    model.config.name_or_path = str(path)  # TRL loads the tokenizer from there
+    model.config.name_or_path = path  # TRL loads the tokenizer from there
     if options.device is not None:
         device = options.device
         if options.max_tasks is None:
@@ -293,10 +294,13 @@ def local_folder(path: str | Path, hub: Mapping[str, Any]) -> Path:
     folder = Path(path)
     if (folder / "config.json").is_file():
         return folder
-    if folder.exists() or str(path).count("/") != 1:
+    if folder.exists():
         raise CheckpointError(
             f"{path}: is not a dmoerm model (it has no config.json); give the folder that `train` wrote"
         )
+    if str(path).count("/") != 1:
+        hint = "give the folder that `train` wrote, or a name on the hub such as me/model"
+        raise CheckpointError(f"{path}: there is no such folder; {hint}")
     return download(str(path), **hub)
 
 

@@ -123,7 +123,7 @@ class DMoERM(Mixture):
         _scored.add(self)
         for query in queries:
             if query.task is not None:
-                self.task_model(query.task, query.position if query.id else "")
+                self.task_model(query.task, query.position)
         check_weights(weights, self.config.tasks, [query.task for query in queries])
         check_risk(risk)
         encoded = [self.encoder.encode(query, one_prompt=False) for query in queries]
@@ -320,7 +320,7 @@ class DMoERM(Mixture):
         """Load a model folder, or a model on the hub.
 
         Args:
-            path: the folder that `train` wrote, or a name such as `me/my-reward-model`.
+            path: a run's folder, the model's folder in it, or a name on the hub such as `me/my-reward-model`.
             options: `dtype` (or `torch_dtype`): precision of trunk and branches; default: as saved.
                 `device_map`: the one device of the whole model; "auto" is the GPU if there is one.
                 `quantization="4bit"` or `"8bit"`: hold the layers of a `base: frozen` model in 4 or 8 bits.

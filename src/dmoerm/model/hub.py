@@ -13,6 +13,7 @@ from .training_prompts import FILE as TRAINING_PROMPTS
 # Files of an earlier checkpoint that an upload deletes; texts that people wrote stay.
 _REPLACED = ["*.safetensors", "*.json", SUMS, TRAINING_PROMPTS]
 _NAMES_IN_CARD = re.compile(r'(?<=dmoerm\.DMoERM\.from_pretrained\(")[^"]+|(?<=dmoerm serve )\S+')
+_FOLDER = "give the folder that `train` wrote"
 _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 
 
@@ -26,10 +27,18 @@ def download(name: str, **options: Any) -> Path:
     Raises:
         CheckpointError: the name or revision does not exist, no permission, or no network.
     """
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
         return Path(snapshot_download(name, allow_patterns=list(FILES), **options))
+    except LocalEntryNotFoundError:
+        offline = constants.HF_HUB_OFFLINE or options.get("local_files_only")
+        cause = "no such model in the hub's cache" if offline else "the hub cannot be reached"
+        raise CheckpointError(f"{name}: there is no such folder, and {cause}; {_FOLDER}") from None
+    except RepositoryNotFoundError:
+        message = f"{name}: there is no such folder, and no such model on the hub; {_FOLDER}, or for a private model"
+        raise CheckpointError(f"{message} {_LOG_IN}") from None
     except Exception as error:  # the hub's client raises many kinds
         message = f"{name}: is neither a local model folder nor a model on the hub: {_reason(error)}; {_LOG_IN}"
         raise CheckpointError(message) from None

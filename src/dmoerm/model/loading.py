@@ -180,6 +180,11 @@ def _device(value: Any) -> torch.device | None:
         device = torch.device("cuda", name) if isinstance(name, int) else torch.device(name)
     except (TypeError, RuntimeError):
         raise ConfigError(f"device_map={shorten(value)} is not supported: {hint}") from None
-    if device.type == "meta" or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
+    if device.type == "meta":
         raise ConfigError(f"device_map={shorten(value)} is not available here: {hint}")
+    if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
+        cause = "this PyTorch is built without support for GPUs"
+        if torch.backends.cuda.is_built():
+            cause = f"PyTorch finds {count or 'no'} GPU{'s' * (count > 1)}"
+        raise ConfigError(f"device_map={shorten(value)} is not available here: {cause}")
     return device

@@ -65,7 +65,7 @@ def _encoder(kind: str, device: torch.device) -> _Encoder:
     try:
         importlib.import_module(package)
     except ImportError as error:
-        hint = "pip install 'dmoerm[quantization]'"
+        hint = "pip install '.[quantization]' in dmoerm's folder"
         raise ConfigError(f"quantization: {kind} needs the package {package} ({error}); {hint}") from None
     return _by_torchao if package == "torchao" else _by_bitsandbytes
 

@@ -113,7 +113,7 @@ def require_trl() -> None:
         import trl  # noqa: F401
     except ImportError:
         raise ConfigError(
-            "policy optimization needs TRL, which is not installed; run: pip install 'dmoerm[rl]'"
+            "policy optimization needs TRL, which is not installed; run pip install '.[rl]' in dmoerm's folder"
         ) from None
 
 

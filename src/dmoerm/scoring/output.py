@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, TextIO
 
-from ..errors import ConfigError
+from ..errors import CheckpointError, ConfigError
 from ..io.storage import complete_at
 
 Write = Callable[[list[dict[str, Any]]], None]
 _GROUP_ROWS = 256  # of a Parquet row group
+_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 @contextlib.contextmanager
@@ -31,15 +34,27 @@ def open_output(target: str, best: bool = False) -> Iterator[Write]:
         CheckpointError: the file cannot be written.
     """
     if target == "-":
-        yield lambda rows: _write_lines(sys.stdout, rows)
-        sys.stdout.flush()
+        with _named("standard output"):
+            yield lambda rows: _write_lines(sys.stdout, rows)
+            sys.stdout.flush()
         return
     suffix = PurePosixPath(target).suffix
     openers = {".jsonl": _json_lines, ".parquet": functools.partial(_parquet, best=best)}
     if suffix not in openers:
         raise ConfigError(f"--output {target}: ends in {suffix!r}; use .jsonl or .parquet, or - for the screen")
-    with complete_at(target) as unfinished, openers[suffix](unfinished) as write:
+    with _named(target), complete_at(target) as unfinished, openers[suffix](unfinished) as write:
         yield write
+
+
+@contextlib.contextmanager
+def _named(target: str) -> Iterator[None]:
+    """Name the target in the error of a full disk: a write that fails does not know its file's name."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL or error.filename is not None:
+            raise
+        raise CheckpointError(f"{target}: cannot be written: {os.strerror(error.errno)}") from None
 
 
 @contextlib.contextmanager

@@ -49,7 +49,9 @@ class Tracing:
             from opentelemetry.sdk.trace import TracerProvider
             from opentelemetry.sdk.trace.export import BatchSpanProcessor
         except ModuleNotFoundError as error:
-            raise ConfigError(f"--traces needs the package {error.name}: pip install 'dmoerm[otel]'") from None
+            raise ConfigError(
+                f"--traces needs the package {error.name}: pip install '.[otel]' in dmoerm's folder"
+            ) from None
         named = Resource.create({SERVICE_NAME: "dmoerm"}).merge(OTELResourceDetector().detect())
         provider = TracerProvider(resource=named)
         provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))

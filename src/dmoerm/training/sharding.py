@@ -268,5 +268,5 @@ def _deepspeed() -> Any:
     try:
         import deepspeed  # pyright: ignore[reportMissingImports]
     except ImportError:
-        raise ConfigError("ZeRO needs DeepSpeed: pip install 'dmoerm[deepspeed]'") from None
+        raise ConfigError("ZeRO needs DeepSpeed: pip install '.[deepspeed]' in dmoerm's folder") from None
     return deepspeed

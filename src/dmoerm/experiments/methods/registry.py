@@ -1,13 +1,15 @@
 """The registry of methods, which comparisons, best-of-n, policy optimization, costs, reports and commands read.
 
-A new method is one file that calls `register`: a module of this folder that `_BUILT_IN` names, a module that is
-imported before the experiment, or an entry point of the group `dmoerm.methods`.
+A new method is one file that calls `register`: a module of this folder, a module that is imported before the
+experiment, or an entry point of the group `dmoerm.methods`.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
+import pkgutil
+import sys
 from collections.abc import Sequence
 from importlib.metadata import entry_points
 
@@ -18,7 +20,7 @@ ENTRY_POINTS = "dmoerm.methods"
 EXTERNAL_COLOR = "#7b5ea7"
 ABLATION_COLOR = "#8a94a0"
 
-_BUILT_IN = (
+_FIRST = (  # in the order of tables
     "run_models",
     "all_labels",
     "all_labels_general",
@@ -29,6 +31,7 @@ _BUILT_IN = (
     "ablations",
     "human_grades",
 )
+_PARTS = ("gated_model", "members", "umm_rm_model")  # parts of methods that import torch
 _methods: dict[str, Method] = {}
 
 
@@ -89,7 +92,9 @@ def family_of(name: str) -> str:
 
 @functools.cache
 def _load() -> None:
-    for module in _BUILT_IN:
+    folder = sys.modules[__name__.rpartition(".")[0]].__path__
+    names = [module.name for module in pkgutil.iter_modules(folder)]
+    for module in (*_FIRST, *(name for name in names if name not in _PARTS)):
         importlib.import_module(f".{module}", __package__)
     for entry in entry_points(group=ENTRY_POINTS):
         entry.load()

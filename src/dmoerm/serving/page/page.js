@@ -161,11 +161,11 @@ async function copy() {
   notify(copied ? "Link copied" : "The link is in the address bar");
 }
 
-function pick({ prompt, responses, task }) {
+function pick({ prompt, responses }) {
   const item = current();
   const written = [...item.responses, ...item.prompt.map(({ content }) => content)].some((text) => text.trim());
   if (written) history.replaceState(null, "", linkTo(item)); // so that the browser’s Back restores it
-  history.pushState(null, "", linkTo({ prompt, responses, task: task ?? null }));
+  history.pushState(null, "", linkTo({ prompt, responses, task: null })); // the router names the task
   open();
 }
 
@@ -176,16 +176,19 @@ async function showModel() {
     const [{ id, tasks }] = await models();
     find("model").textContent = id;
     form.offer(Object.keys(tasks));
+    await showExamples(tasks);
   } catch (error) {
     if (error.status === 401) find("key-row").hidden = false; // scoring reports other errors
     if (error.status === 503) setTimeout(showModel, 1000 * (error.wait ?? 2)); // the model is loading
   }
 }
 
-async function showExamples() {
-  const examples = await (await fetch("page/examples.json")).json();
+/** Offers the examples of the model’s own tasks. */
+async function showExamples(tasks) {
+  const examples = (await (await fetch("page/examples.json")).json()).filter(({ task }) => task in tasks);
   const button = (example) => make("button", { type: "button", onclick: () => pick(example) }, example.name);
   find("examples").replaceChildren(...examples.map(button));
+  find("examples").parentElement.hidden = !examples.length;
 }
 
 form.setUp(edited, notify);
@@ -208,5 +211,4 @@ find("copy").addEventListener("click", copy);
 find("shortcut").textContent = navigator.platform.startsWith("Mac") ? "⌘ Enter" : "Ctrl Enter";
 addEventListener("hashchange", open);
 showModel();
-showExamples();
 open();
