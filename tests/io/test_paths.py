@@ -109,6 +109,18 @@ def test_a_link_to_a_file_is_followed_and_stays(tmp_path: Path) -> None:
     assert names(tmp_path / "disk") == ["scores.jsonl"]
 
 
+def test_a_pipe_is_written_to_and_stays(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    for name in ("pipe", "link"):
+        write_file(tmp_path / name, "text")
+        assert os.read(reader, 100) == b"text"
+    os.close(reader)
+    assert (tmp_path / "pipe").is_fifo()
+    assert names(tmp_path) == ["link", "pipe"]
+
+
 def test_a_file_in_a_folders_place_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "x").write_text("mine")
     with pytest.raises(NotADirectoryError), complete_folder(tmp_path / "x"):

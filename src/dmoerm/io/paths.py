@@ -70,9 +70,14 @@ def complete_folder(target: Path) -> Iterator[Path]:
 def complete_file(target: Path) -> Iterator[Path]:
     """Yield a new file to write to; it replaces `target` when the block ends without an error. Links are followed.
 
+    What cannot be replaced, such as /dev/stdout or a named pipe, is yielded itself.
+
     Raises:
         CheckpointError: no file can be created in that folder.
     """
+    if target.exists() and not (target.is_file() or target.is_dir()):
+        yield target
+        return
     target = Path(os.path.realpath(target))
     with contextlib.ExitStack() as stack:
         try:
