@@ -112,7 +112,7 @@ def test_what_is_missing_is_named(
         quantization.quantize(model, "4bit", torch.device("mps"))
     for package, device in (("bitsandbytes", "cuda"), ("torchao", "cpu")):
         monkeypatch.setitem(sys.modules, package, None)
-        with pytest.raises(ConfigError, match=rf"8bit needs the package {package}.*'dmoerm\[quantization\]'"):
+        with pytest.raises(ConfigError, match=rf"8bit needs the package {package}.*'\.\[quantization\]'"):
             quantization.quantize(model, "8bit", torch.device(device))
     with pytest.raises(ConfigError, match="base: frozen"):
         DMoERM.from_pretrained(trained_run.folder / "model", quantization="4bit", device_map="cpu")

@@ -152,5 +152,5 @@ def test_every_step_has_its_prompts():
 
 def test_a_missing_trl_is_reported(policy, asked, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "trl", None)
-    with pytest.raises(ConfigError, match=r"pip install 'dmoerm\[rl\]'"):
+    with pytest.raises(ConfigError, match=r"pip install '\.\[rl\]'"):
         optimize(policy, count_t, gold_of, asked, tiny_settings(), tmp_path)

@@ -146,12 +146,12 @@ def test_an_open_door_is_warned_of(tmp_path):
         (["--host", "rm.example.com", "--api-key-file", "key", "--allow-host", "a"], ("a", "rm.example.com")),
     ],
 )
-def test_the_hosts_are_those_of_the_options(tmp_path, monkeypatch, options, hosts):
+def test_the_hosts_are_those_of_the_options(trained_run, tmp_path, monkeypatch, options, hosts):
     given = []
     monkeypatch.setattr("dmoerm.serving.server.serve", lambda load, settings, **_: given.append(settings))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "key").write_text("k")
-    assert invoke(str(tmp_path), *options).exit_code == 0
+    assert invoke(str(trained_run.folder), *options).exit_code == 0
     assert given[0].allow_hosts == hosts
 
 

@@ -121,7 +121,7 @@ def test_the_application_ends_the_tracing(trained_run: Any) -> None:
 
 def test_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
-    with pytest.raises(ConfigError, match=r"dmoerm\[otel\]"):
+    with pytest.raises(ConfigError, match=r"pip install '\.\[otel\]'"):
         Tracing.from_environment()
 
 
