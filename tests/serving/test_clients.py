@@ -442,7 +442,7 @@ def test_every_client_of_the_table_has_a_test():
 
     clients, judges = tests("test_clients.py"), tests("test_judges.py")
     others = {"test_every_client_of_the_table_has_a_test", "test_any_other_conversation_is_refused"}
-    for file in ("integrations/test_trl.py", "integrations/test_verl.py", "client/test_client_package.py"):
+    for file in ("integrations/test_trl.py", "integrations/test_verl.py", "client/test_client.py"):
         named -= tests(f"../{file}")
     named -= tests("../model/test_plain.py") | tests("../model/test_pipeline.py")
     assert named <= clients | judges | tests("test_protocols.py")
