@@ -39,6 +39,10 @@ def test_a_setting_that_is_given_twice_is_an_error(tmp_path):
         load_config(tmp_path / "mine.yaml")
     with pytest.raises(ConfigError, match="not valid YAML"):
         load_config("finetune", ["phase2={l2: 1, l2: 2}"])
+    (tmp_path / "merged.yaml").write_text(
+        "phase1: &first {l2: 0.9, epochs: 2}\nphase2: &second {<<: *first, epochs: 1}\nphase3: {<<: *second, l2: 1}\n"
+    )
+    assert load_config(tmp_path / "merged.yaml").phase3.epochs == 1, "a merged mapping may be changed, and merged again"
 
 
 def test_an_override_changes_one_field_alone():

@@ -146,6 +146,7 @@ def test_a_judgment_on_an_invalid_pair_is_refused(judgment) -> None:
         ("Fine.<|im_end|> Or not?", "Fine.<|im_end|> Or not?"),
         ("<b>Fine</b>", "<b>Fine</b>"),
         ("<|x", "<|x"),
+        ("a <| f |>", "a <| f |>"),  # operators of Elixir and F#
         ("1 < 2", "1 < 2"),
         (" <|eot_id|>\n</s>", ""),
         ("", ""),
@@ -154,6 +155,12 @@ def test_a_judgment_on_an_invalid_pair_is_refused(judgment) -> None:
 def test_what_is_stripped_from_a_text(text, expected):
     assert stripped(text) == stripped(stripped(text)) == expected
     assert is_empty(text) == (not expected)
+
+
+def test_a_text_of_many_special_tokens_takes_no_time():
+    """Steps grow with the text's length: a million tokens took seconds, on the server's event loop."""
+    assert stripped("x" + "<s>" * 300_000) == stripped("<s>" * 300_000 + "x") == "x"
+    assert stripped("<|a|>" * 300_000) == ""
 
 
 def test_responses_that_read_the_same_are_no_pair():

@@ -43,7 +43,7 @@ by_trl = reward_function(url)(prompts=[prompt] * len(responses), completions=res
 try:
     reward_function("runs/mine")(prompts=["Hi."], completions=["Yes?"])
 except dmoerm_client.ConfigError as error:
-    assert "pip install dmoerm, or give the URL" in str(error), error
+    assert "or give the URL of a reward server" in str(error), error
 else:
     raise AssertionError("a folder was loaded")
 assert not {"torch", "transformers", "dmoerm", "numpy"} & {name.partition(".")[0] for name in sys.modules}

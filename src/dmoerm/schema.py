@@ -247,10 +247,10 @@ class Group(Query):
         return sum(not self.differ(*pair[:2]) for grades in graded for pair in ordered_pairs(grades))
 
 
-_SPECIAL = (  # what tokenizers write around texts
-    r"(?:<\|[^|<>]{1,40}\|>|</?s>|<pad>|<eos>|<bos>|<start_of_turn>|<end_of_turn>)"
-)
-_BEGINNING, _TOKEN = re.compile(rf"(?:\s*{_SPECIAL})*"), re.compile(_SPECIAL)
+_SPECIAL_TOKENS = ("<s>", "</s>", "<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>")
+_NAME = r"\|[^|<>\s]{1,40}\|"  # of special tokens such as <|eot_id|>
+_START = re.compile(rf"(?:\s|<{_NAME}>|{'|'.join(_SPECIAL_TOKENS)})*+")
+_REVERSED_END = re.compile(rf"(?:\s|>{_NAME}<|{'|'.join(token[::-1] for token in _SPECIAL_TOKENS)})*+")
 
 
 def stripped(text: str) -> str:
@@ -260,16 +260,11 @@ def stripped(text: str) -> str:
     decoded, with end-of-turn marks and padding, and others have removed them.
     """
     text = text.strip()
-    if not text or (text[0] != "<" and text[-1] != ">"):
-        return text
-    beginning = _BEGINNING.match(text)
-    text = text[beginning.end() if beginning else 0 :]
-    end = len(text)
-    for token in reversed(list(_TOKEN.finditer(text))):  # a single pattern would take n² steps on n tokens
-        if text[token.end() : end].strip():
-            break
-        end = token.start()
-    return text[:end].strip()
+    if text.startswith("<") and (start := _START.match(text)):
+        text = text[start.end() :]
+    if text.endswith(">") and (end := _REVERSED_END.match(text[::-1])):
+        text = text[: len(text) - end.end()]
+    return text
 
 
 def is_empty(text: str) -> bool:

@@ -201,17 +201,18 @@ def _words(name: str) -> str:
 class UniqueKeyLoader(yaml.SafeLoader):
     """Refuse duplicate keys: plain YAML keeps the last one, so that a whole task or section could be lost unnoticed."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Return a mapping. Raise `MarkedYAMLError` with the line of a key that is given again."""
-        keys: set[str] = set()
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        """Return a mapping's node. Raise `MarkedYAMLError` with the line of a key that is given again."""
+        node = super().compose_mapping_node(anchor)
+        keys: set[tuple[str, str]] = set()
         for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
-                if key.value in keys:
+            if isinstance(key, yaml.ScalarNode):
+                if (key.tag, key.value) in keys:
                     raise yaml.MarkedYAMLError(
                         problem=f"the key {key.value!r} is given twice", problem_mark=key.start_mark
                     )
-                keys.add(key.value)
-        return super().construct_mapping(node, deep)
+                keys.add((key.tag, key.value))
+        return node
 
 
 def _parse(text: str, where: str) -> Taxonomy:

@@ -71,7 +71,7 @@ def test_files_for_the_test_part(config: Config, tmp_path: Path) -> None:
 def test_invalid_test_files(config: Config, tmp_path: Path) -> None:
     other = [group.model_copy(update={"task": "other"}) for group in tiny_groups(2)]
     named = changed(config, {"data.test_files": [write_groups(other, tmp_path / "test.jsonl")]})
-    with pytest.raises(DataError, match="the taxonomy has no such task"):
+    with pytest.raises(DataError, match=r"no row of data\.files has this task"):
         load_splits(named)
     with pytest.raises(DataError, match=r"missing\.jsonl"):
         load_splits(changed(config, {"data.test_files": ["missing.jsonl"]}))
@@ -180,6 +180,19 @@ def test_a_capability_without_an_ordered_pair_is_left_out_and_named(
     assert all(list(group.capabilities) == ["logic"] for group in (*data.train, *data.test))
     (note,) = data.notes
     assert "no pair of task 'advice' by grammar, wit; no expert" in note
+
+
+def test_a_capability_of_the_held_out_part_alone_is_left_out_and_named(config: Config, tmp_path: Path) -> None:
+    held_out = [
+        group.model_copy(update={"prompt": f"{group.prompt} Again?"}) for group in graded_by("advice", wit="ordered")
+    ]
+    files = {"data.test_files": [write_groups(held_out, tmp_path / "test.jsonl")]}
+    data = load_splits(changed(rewritten(config, graded_by("advice"), tmp_path), files))
+    assert all(list(group.capabilities) == ["logic"] for group in (*data.train, *data.test))
+    assert "no pair of task 'advice' by wit" in data.notes[0]
+    write_groups([group.model_copy(update={"task": "other"}) for group in held_out], tmp_path / "test.jsonl")
+    with pytest.raises(DataError, match=r"no row of data\.files has this task"):
+        load_splits(changed(config, files))
 
 
 def test_a_capability_with_an_ordered_pair_must_be_in_the_taxonomy(config: Config, tmp_path: Path) -> None:

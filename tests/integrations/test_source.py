@@ -14,6 +14,7 @@ from dmoerm.client import Client
 from dmoerm.errors import CheckpointError, ConfigError
 from dmoerm.integrations import source
 from dmoerm.integrations.source import open_scorer, tasks_of
+from dmoerm.model import DMoERM
 from dmoerm.schema import Query
 
 
@@ -54,13 +55,16 @@ def test_invalid_sources_are_errors(reward_server, monkeypatch, tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-def test_a_forked_process_scores_with_its_parents_model(trained_run):
+@pytest.mark.parametrize("use", ["score", "forward"])
+def test_a_forked_process_scores_with_its_parents_model(trained_run, use):
     """The threads of a pass do not survive the fork; another thread may hold the tokenizer's lock at that time."""
-    scorer, threads = open_scorer(trained_run.folder / "model"), torch.get_num_threads()
+    scorer, threads = DMoERM.from_pretrained(trained_run.folder / "model"), torch.get_num_threads()
     queries = [Query(prompt="why " * 100, responses=("because " * 50, "no"))]
     torch.set_num_threads(2)
     try:
-        expected = list(scorer.score_queries(queries))
+        if use == "forward":
+            talk = [{"role": "user", "content": "why " * 100}, {"role": "assistant", "content": "because " * 50}]
+            scorer(**scorer.tokenizer.apply_chat_template(talk, return_dict=True, return_tensors="pt"))
         receiver, sender = multiprocessing.Pipe(duplex=False)
         child = multiprocessing.get_context("fork").Process(
             target=lambda: sender.send([score.reward for score in next(iter(scorer.score_queries(queries)))])
@@ -72,4 +76,22 @@ def test_a_forked_process_scores_with_its_parents_model(trained_run):
     finally:
         torch.set_num_threads(threads)
     assert child.exitcode == 0
-    assert receiver.recv() == pytest.approx([score.reward for score in expected[0]], abs=1e-5)
+    expected = next(iter(scorer.score_queries(queries)))
+    assert receiver.recv() == pytest.approx([score.reward for score in expected], abs=1e-5)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_process_forks_while_another_thread_opens_a_source(monkeypatch):
+    started, go = threading.Event(), threading.Event()
+    monkeypatch.setattr(source, "_load", lambda path: (started.set(), go.wait(60), path)[2])
+    thread = threading.Thread(target=open_scorer, args=("slow/model",))
+    thread.start()
+    started.wait()
+    monkeypatch.setattr(source, "_load", lambda path: path)
+    child = multiprocessing.get_context("fork").Process(target=open_scorer, args=("another/model",))
+    child.start()
+    child.join(60)
+    child.kill()
+    go.set()
+    thread.join()
+    assert child.exitcode == 0

@@ -121,6 +121,20 @@ def test_a_pipe_is_written_to_and_stays(tmp_path: Path) -> None:
     assert names(tmp_path) == ["link", "pipe"]
 
 
+def test_standard_output_that_is_a_file_keeps_what_is_in_it(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("/dev/stdout")
+    code = "import sys; from pathlib import Path; from dmoerm.io.paths import write_file; print('before', flush=True); "
+    code += "[write_file(Path(path), 'text\\n') for path in sys.argv[1:]]; print('after')"
+    with (tmp_path / "out").open("w") as out:
+        subprocess.run([sys.executable, "-c", code, "/dev/stdout", tmp_path / "link"], stdout=out, check=True)
+    assert (tmp_path / "out").read_text() == "before\ntext\ntext\nafter\n"
+
+
+def test_a_name_that_is_too_long_is_one_error(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="cannot be written: File name too long"):
+        write_file(tmp_path / ("x" * 300), "text")
+
+
 def test_a_file_in_a_folders_place_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "x").write_text("mine")
     with pytest.raises(NotADirectoryError), complete_folder(tmp_path / "x"):

@@ -350,6 +350,14 @@ def test_a_config_of_another_format_is_refused(copied: Path, field: dict[str, An
         DMoERM.from_pretrained(edited(copied, **field))
 
 
+def test_what_a_library_sets_in_the_configuration_is_not_saved(copied: Path, tmp_path: Path) -> None:
+    model = DMoERM.from_pretrained(copied)
+    model.config.use_cache = False  # trainers do so
+    model.save_pretrained(tmp_path / "again")
+    assert DMoERM.from_pretrained(tmp_path / "again").config.tasks == model.config.tasks
+    assert (tmp_path / "again" / "config.json").read_text() == (copied / "config.json").read_text()
+
+
 def test_a_config_names_its_format(copied: Path) -> None:
     assert json.loads((copied / "config.json").read_text())["format_version"] == 1
     assert DMoERM.from_pretrained(edited(copied, auto_map={}, return_dict=False)).config.format_version == 1

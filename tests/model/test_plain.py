@@ -57,10 +57,10 @@ def test_the_command_prints_the_error(exact_model: DMoERM, tmp_path: Path) -> No
 
 
 def test_the_template_keeps_every_character_of_the_system_message(tiny_backbone: str, tmp_path: Path) -> None:
-    system = 'Be "kind" 😀 {x}.'
+    system = ' Be "kind" 😀 {x}.\n'
     model = make_model(make_exact_config(tiny_backbone, tmp_path, encoding={"pooling": "last", "system": system}))
     rendered = _tokenizer(model).apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False)
-    assert system in rendered
+    assert f"system\n{system.strip()}<|im_end|>" in rendered
 
 
 @pytest.mark.slow

@@ -220,6 +220,30 @@ def test_limits_are_told_before_anything_is_scored(batcher):
     assert refused.retry_after >= 1
 
 
+def test_responses_with_the_whole_and_with_a_cut_prompt_are_routed_as_if_each_were_alone(tiny_model):
+    """The whole prompt ends as another task's do. What is served does not depend on the responses' order."""
+    model = tiny_model(encoding={"max_length": 60, "truncation": "keep_beginning"})
+    prompts = ["why " * words for words in range(60, 0, -1)]
+    prompt = next(p for p in prompts if not model.encoder.encode(Query(prompt=p, responses=("No.",))).truncated)
+    responses = ("No.", "because " * 60, "Yes.")
+    first = model.encoder.encode(Query(prompt=prompt, responses=responses), one_prompt=False)
+    route, whole = model.route, len(first.prompt)
+
+    def by_length(ids, hidden):
+        rows = [float(len(prompt) == whole) for prompt, _ in ids.split()]
+        return torch.tensor([[0.1 + 0.8 * row, 0.9 - 0.8 * row] for row in rows]).to(route(ids, hidden))
+
+    model.route = by_length
+    expected = [model.score(prompt, [text])[0] for text in responses]
+    assert [score.task for score in expected] == ["chitchat", "objective_qa", "chitchat"]
+    for order in ((0, 1, 2), (1, 0, 2)):
+        query = Query(prompt=prompt, responses=tuple(responses[i] for i in order))
+        (((row,), _),) = scored(Batcher(model, ServingConfig(), Metrics()), [query])
+        for i, score in zip(order, row, strict=True):
+            assert (score.task, score.truncated) == (expected[i].task, expected[i].truncated)
+            assert score.reward == pytest.approx(expected[i].reward, abs=1e-5)
+
+
 def test_bytes_that_wait_to_be_tokenized_are_bounded(batcher, monkeypatch):
     """While large texts are tokenized, further ones are refused, those of /tokenize too; then there is space again."""
     queue, go = batcher(queue_bytes=10_000), threading.Event()

@@ -221,9 +221,10 @@ def raw(url: str) -> socket.socket:
     return socket.create_connection((host, int(port)), timeout=10)
 
 
-def test_a_body_with_two_lengths_is_refused_and_its_connection_closed(trained_run):
+@pytest.mark.parametrize("host", ["x", "evil.example"])
+def test_a_body_with_two_lengths_is_refused_and_its_connection_closed(trained_run, host):
     """A proxy that reads one of them, and we the other, would take a part of the body for the next request."""
-    head = "POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head = f"POST /v1/score HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
     body = json.dumps(GOOD)
     with served(create_app(trained_run.model), http=protocol(5)) as url, raw(url) as client:
         lengths = f"Content-Length: 6\r\nTransfer-Encoding: chunked\r\n\r\n{len(body):x}\r\n{body}\r\n0\r\n\r\n"

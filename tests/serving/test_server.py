@@ -103,6 +103,8 @@ def test_what_cannot_be_served_is_said(trained_run, tmp_path, caplog):
     assert "is not a dmoerm model" in result.stderr
     for arguments, cause in (
         (["demoo"], "error: demoo: there is no such folder; give"),
+        (["runs/nothere"], "error: runs/nothere: there is no such folder, and"),
+        ([str(trained_run.folder), "--overload-status", "404"], "error: --overload-status 404: use 503 or 429"),
         (
             [str(trained_run.folder), "--device", "cuda:99"],
             "error: from_pretrained: device_map='cuda:99' is not available",

@@ -1,4 +1,4 @@
-"""Encode a conversation and a response as token ids: the same way in training, evaluation and serving.
+"""Encode a conversation and a response as token ids, for training, evaluation and serving.
 
     prompt    <|im_start|>user ⏎ How are you?<|im_end|> ⏎ <|im_start|>assistant ⏎      shared by all its responses
     response  Fine, thanks.<|im_end|>                                                  ends with the end-of-turn token

@@ -31,7 +31,7 @@ class LimitOptions:
     queue_requests: Annotated[int, typer.Option(min=1, help="Maximum requests in the queue.")] = 1024
     queue_bytes: Annotated[int, typer.Option(min=1, help="Maximum bytes that wait to be tokenized.")] = 2**24
     overload_status: Annotated[
-        int, typer.Option(min=400, max=599, help="Status of a request that a full queue refuses, such as 429.")
+        int, typer.Option(metavar="503|429", help="Status of a request that a full queue refuses.")
     ] = 503
     max_body_bytes: Annotated[int, typer.Option(min=1024, help="Maximum bytes of a body; beyond it: 413.")] = 4 * 2**20
     max_responses: Annotated[int, typer.Option(min=1, help="Maximum responses of a request; beyond it: 422.")] = 256
@@ -112,8 +112,11 @@ def command(
 
     if log_format not in ("auto", "json", "text"):
         raise ConfigError(f"--log-format {log_format}: use json, text or auto")
+    if limits.overload_status not in (429, 503):
+        raise ConfigError(f"--overload-status {limits.overload_status}: use 503 or 429, which clients repeat")
     try:
         from ..model.checkpoint import local_folder
+        from ..model.hub import download
         from ..model.loading import load_options
         from ..serving import ServingConfig
         from ..serving.server import serve
@@ -139,8 +142,10 @@ def command(
     for each in engines.device or ():
         load_options({"device_map": each})
     folder = model_folder(model)
-    if Path(folder).exists() or model.count("/") != 1:  # a model on the hub is downloaded while /health is answered
+    if Path(folder).exists() or model.count("/") != 1:
         local_folder(folder, {})
+    else:  # a model on the hub is downloaded while /health is answered
+        download(folder, ("config.json",))
     if follows():
         load()
     serve(

@@ -79,8 +79,10 @@ def load_splits(config: Config, tasks: Mapping[str, Sequence[str]] | None = None
             changed_groups(part, lambda group: group.model_copy(update={"task": only}))
             for part in (groups, validation, held_out)
         )
-    taxonomy = given or draft_taxonomy(groups, "drafted", tasks)
-    unlabeled = {name for group in chain(groups, validation, held_out) for name in _unknown_names(group, taxonomy)}
+    taxonomy, drafted = given or draft_taxonomy(groups, "drafted", tasks), given is None and tasks is None
+    unlabeled = {
+        name for group in chain(groups, validation, held_out) for name in _unknown_names(group, taxonomy, drafted)
+    }
     known = _without(groups, held_out, "test_files", skipped)
     known = _without(known, validation, "validation_files", skipped)
     if config.data.groups_per_task:
@@ -258,8 +260,11 @@ def _notes(unlabeled: Iterable[tuple[str, str]]) -> Iterator[str]:
         yield f"warning: the training part orders no pair of task {task!r} by {names}; no expert is trained for this"
 
 
-def _unknown_names(group: Group, taxonomy: Taxonomy) -> Iterator[tuple[str, str]]:
+def _unknown_names(group: Group, taxonomy: Taxonomy, drafted: bool) -> Iterator[tuple[str, str]]:
     """Yield (task, capability) that the taxonomy lacks and on which the group orders no pair.
+
+    Args:
+        drafted: the taxonomy has the names of `data.files`, so that others are of a held-out part: they are yielded.
 
     Raises:
         DataError: the taxonomy lacks the group's task, or a capability on which it orders a pair.
@@ -269,16 +274,16 @@ def _unknown_names(group: Group, taxonomy: Taxonomy) -> Iterator[tuple[str, str]
     if group.task not in taxonomy.tasks:
         known = ", ".join(taxonomy.tasks)
         raise DataError(
-            "the taxonomy has no such task",
+            "no row of data.files has this task" if drafted else "the taxonomy has no such task",
             file=group.position,
             field="task",
             value=group.task,
-            hint=f"use one of {known}, or add the task to the taxonomy",
+            hint=f"use one of {known}, or add {'rows of the task' if drafted else 'the task to the taxonomy'}",
         )
     for capability in {**group.capabilities, **group.judge_labels}:
         if capability in taxonomy.tasks[group.task].capabilities:
             continue
-        if not group.labeled_pairs(capability):
+        if drafted or not group.labeled_pairs(capability):
             yield group.task, capability
         else:
             graded = capability in group.capabilities

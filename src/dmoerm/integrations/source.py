@@ -21,15 +21,21 @@ if TYPE_CHECKING:
 
 MODEL_VARIABLE = "DMOERM_MODEL"
 Source = str | Path | Scorer
-_OPEN_LOCK = threading.RLock()
-if hasattr(os, "register_at_fork"):  # a process forks only while no other thread opens a source: its child could not
-    os.register_at_fork(
-        before=_OPEN_LOCK.acquire, after_in_parent=_OPEN_LOCK.release, after_in_child=_OPEN_LOCK.release
-    )
+_open_lock = threading.Lock()
 _CONCURRENCY = 256  # requests in flight; the more arrive together, the more share a prompt
 _async_clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Client, AsyncClient]] = (
     weakref.WeakKeyDictionary()
 )
+
+
+def _renew_lock() -> None:
+    """Replace the lock, which another thread of the parent may have held."""
+    global _open_lock
+    _open_lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(after_in_child=_renew_lock)
 
 
 def open_scorer(source: Source | None = None) -> Scorer:
@@ -51,7 +57,7 @@ def open_scorer(source: Source | None = None) -> Scorer:
         )
     if not isinstance(source, str | Path):
         return source
-    with _OPEN_LOCK:
+    with _open_lock:
         return _open(str(source))
 
 

@@ -11,9 +11,11 @@ import ctypes
 import errno
 import glob
 import os
+import re
 import secrets
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,13 +72,16 @@ def complete_folder(target: Path) -> Iterator[Path]:
 def complete_file(target: Path) -> Iterator[Path]:
     """Yield a new file to write to; it replaces `target` when the block ends without an error. Links are followed.
 
-    What cannot be replaced, such as /dev/stdout or a named pipe, is yielded itself.
+    What cannot be replaced, such as /dev/stdout or a named pipe, is appended to.
 
     Raises:
         CheckpointError: no file can be created in that folder.
     """
-    if target.exists() and not (target.is_file() or target.is_dir()):
-        yield target
+    if (stream := _stream(target)) is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            yield (file := Path(folder) / "content")
+            with file.open("rb") as content, open(stream, "ab", closefd=isinstance(stream, str)) as written:
+                shutil.copyfileobj(content, written)
         return
     target = Path(os.path.realpath(target))
     with contextlib.ExitStack() as stack:
@@ -94,6 +99,18 @@ def complete_file(target: Path) -> Iterator[Path]:
         except BaseException:
             file.unlink(missing_ok=True)
             raise
+
+
+def _stream(target: Path) -> str | int | None:
+    """Return the device, the pipe or this process's open file that a path leads to, through links; otherwise None."""
+    path = os.path.abspath(target)
+    for _ in range(40):  # the most links that Linux follows
+        if descriptor := re.fullmatch(r"/(?:proc/self|dev)/fd/(\d+)", path):  # /dev/stdout is a link to one
+            return int(descriptor[1])
+        if not os.path.islink(path):
+            break
+        path = os.path.join(os.path.dirname(path), os.readlink(path))
+    return path if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)) else None
 
 
 def write_file(target: Path, content: str | bytes) -> None:

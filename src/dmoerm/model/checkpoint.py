@@ -18,7 +18,6 @@ tasks/<task>/experts/<capability>/           a PEFT adapter: adapter_config.json
 from __future__ import annotations
 
 import contextlib
-import copy
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -36,7 +35,7 @@ from ..io.paths import complete_folder, model_folder
 from ..names import folder_name
 from .adapters import fill_adapter, read_adapter, write_adapter
 from .backbone import load_tokenizer
-from .configuration import read_config
+from .configuration import read_config, stored_config
 from .experts import Experts
 from .head_posteriors import read_posteriors, write_posteriors
 from .hub import download
@@ -90,7 +89,7 @@ def save(
 
 def _write(model: Mixture, folder: Path, dtype: torch.dtype | None) -> None:
     model.config.architectures = [type(model).__name__]
-    config = copy.deepcopy(model.config)
+    config = stored_config(model.config)
     config.backbone = _with_dtype(config.backbone, dtype)
     config.save_pretrained(folder)
     model.tokenizer.save_pretrained(folder)

@@ -6,6 +6,7 @@ sizes that fit the checkpoint's files, so no setting can make transformers downl
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -132,6 +133,12 @@ class _StoredConfig(BaseModel):
     lora: dict[str, Any] = {}
     aggregator: dict[str, Any] = {}
     history: list[ModelChange] = Field(default=[], max_length=4096)
+
+
+def stored_config(config: DMoERMConfig) -> DMoERMConfig:
+    """Return a copy with the fields that `read_config` reads, without what trainers and libraries have set."""
+    fields = (*_StoredConfig.model_fields, "architectures", "pad_token_id")
+    return DMoERMConfig(**copy.deepcopy({name: getattr(config, name) for name in fields}))
 
 
 def read_config(folder: Path) -> DMoERMConfig:

@@ -22,6 +22,7 @@ from ..schema import PromptInput, Query, ResponseLists
 from ..scores import MIN_REWARD, Score, Weights, adjusted, as_queries, bound_reward, check_risk, check_weights
 from . import checkpoint, hub
 from .batching import batches, chunks, pack_ids, windows
+from .configuration import DMoERMConfig
 from .loading import load_options
 from .mixture import Mixture
 from .packed_attention import Decoder
@@ -37,6 +38,10 @@ class DMoERM(Mixture):
 
     `DMoERM.from_pretrained(path).score(prompt, responses)` is all that most callers need.
     """
+
+    def __init__(self, config: DMoERMConfig) -> None:
+        super().__init__(config)
+        _models.add(self)
 
     @property
     def capabilities(self) -> dict[str, list[str]]:
@@ -120,7 +125,6 @@ class DMoERM(Mixture):
         Raises:
             DataError: as in `score`.
         """
-        _scored.add(self)
         for query in queries:
             if query.task is not None:
                 self.task_model(query.task, query.position)
@@ -338,8 +342,7 @@ class DMoERM(Mixture):
         return cast("Self", checkpoint.load(path, cls, load_options(options)))
 
 
-_scored: weakref.WeakSet[DMoERM] = weakref.WeakSet()
-"""The models that have scored in this process."""
+_models: weakref.WeakSet[DMoERM] = weakref.WeakSet()
 
 
 def _prepare_child() -> None:
@@ -348,10 +351,11 @@ def _prepare_child() -> None:
     The threads of PyTorch's OpenMP do not survive a fork, and a pass would wait for them without end. Another thread
     of the parent may have held an encoder's lock.
     """
-    if _scored:
+    if _models:
         torch.set_num_threads(1)
-    for model in list(_scored):
-        model.encoder.__setstate__(model.encoder.__getstate__())
+    for model in list(_models):
+        if "encoder" in vars(model):
+            model.encoder.__setstate__(model.encoder.__getstate__())
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork

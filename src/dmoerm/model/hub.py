@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ _FOLDER = "give the folder that `train` wrote"
 _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 
 
-def download(name: str, **options: Any) -> Path:
+def download(name: str, files: Sequence[str] = FILES, **options: Any) -> Path:
     """Download a checkpoint and return its local folder; code and pickles in the repository are not downloaded.
 
     Args:
+        files: patterns of the files to download.
         options: `revision` (a branch, tag or commit; default: the main branch), `token`, `cache_dir`,
             `force_download`, `local_files_only`, as for `huggingface_hub.snapshot_download`.
 
@@ -28,14 +30,16 @@ def download(name: str, **options: Any) -> Path:
         CheckpointError: the name or revision does not exist, no permission, or no network.
     """
     from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=list(FILES), **options))
+        return Path(snapshot_download(name, allow_patterns=list(files), **options))
     except LocalEntryNotFoundError:
         offline = constants.HF_HUB_OFFLINE or options.get("local_files_only")
         cause = "no such model in the hub's cache" if offline else "the hub cannot be reached"
         raise CheckpointError(f"{name}: there is no such folder, and {cause}; {_FOLDER}") from None
+    except GatedRepoError:
+        raise CheckpointError(f"{name}: access to this model must be requested on the hub; {_LOG_IN}") from None
     except RepositoryNotFoundError:
         message = f"{name}: there is no such folder, and no such model on the hub; {_FOLDER}, or for a private model"
         raise CheckpointError(f"{message} {_LOG_IN}") from None

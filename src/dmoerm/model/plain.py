@@ -25,7 +25,7 @@ from ..chat.template import PLAIN_TEMPLATE, on_a_fixed_day
 from ..config import EncodingConfig
 from ..errors import CheckpointError, ConfigError
 from ..io.paths import complete_folder
-from ..schema import Message, Query, messages_of
+from ..schema import Message, Query, messages_of, stripped
 from .backbone import load_tokenizer
 from .batching import pack_ids
 from .dmoerm import DMoERM
@@ -205,7 +205,7 @@ def _template(model: Mixture) -> str:
     settings = model.encoder.config
     begin = "{% set add_generation_prompt = add_generation_prompt and messages[-1]['role'] != 'assistant' %}"
     if settings.system:
-        system = json.dumps([{"role": "system", "content": settings.system}], ensure_ascii=False)
+        system = json.dumps([{"role": "system", "content": stripped(settings.system)}], ensure_ascii=False)
         begin += f"{{% if messages[0]['role'] != 'system' %}}{{% set messages = {system} + messages %}}{{% endif %}}"
     template: Any = model.tokenizer.get_chat_template() if settings.template == "chat" else PLAIN_TEMPLATE
     end = "{{ rendered if add_generation_prompt else rendered.rstrip() }}"

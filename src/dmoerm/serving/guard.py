@@ -37,7 +37,7 @@ Send = Callable[[Message], Awaitable[None]]
 _LOG = logging.getLogger("dmoerm.access")
 OPEN = ("/", "/health", "/ready", "/ping")
 """Paths that a browser and a load balancer may fetch without a key, beside /page/."""
-_PRIVATE_DOMAINS = (".localhost", ".local", ".internal")
+_PRIVATE_DOMAINS = (".localhost", ".local", ".internal", ".svc", ".lan", ".home.arpa")
 _CLIENT_CLOSED = 499  # the status that nginx logs
 
 
@@ -57,6 +57,8 @@ class Guard:
         if self.tracing is not None:
             exchange.trace = self.tracing.start(scope["method"], self._route(scope), scope["headers"])
         try:
+            if _header(scope, b"content-length") and _header(scope, b"transfer-encoding"):
+                raise AmbiguousLength  # proxies read one, and we the other: request smuggling
             self._check_access(scope)
             body = await self._body(scope, receive)
             if b"json" in _header(scope, b"content-type").lower():
@@ -95,8 +97,6 @@ class Guard:
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
         limit = self.settings.max_body_bytes
         length = _header(scope, b"content-length")
-        if length and _header(scope, b"transfer-encoding"):  # proxies read one, and we the other: request smuggling
-            raise AmbiguousLength
         if length.isdigit() and int(length) > limit:
             raise BodyTooLarge(limit)
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -38,7 +39,7 @@ class ServingConfig(BaseModel):
     """Maximum requests in the queue; further requests are refused with `overload_status`."""
     queue_bytes: int = Field(default=2**24, ge=1)
     """Maximum bytes of requests that wait to be tokenized; further requests are refused with `overload_status`."""
-    overload_status: int = Field(default=503, ge=400, le=599)
+    overload_status: Literal[429, 503] = 503
     """Status of a request that a full queue refuses. verl repeats it after 503 and ends at 429."""
     max_connections: int = Field(default=2048, ge=1)
     """Maximum open connections; further connections are answered with 503."""

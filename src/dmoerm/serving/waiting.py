@@ -45,6 +45,7 @@ class QueuedRequest:
         done: is set once all scores are there, or by an error.
         open: how many parts have no scores yet.
         started: whether a pass has taken a part.
+        tasks: query and digest of its prompt, whole or cut → the task as which responses have been scored.
         id: the HTTP request's id.
         trace: the HTTP request's trace; None without tracing.
     """
@@ -55,6 +56,7 @@ class QueuedRequest:
     open: int
     arrived: float = field(default_factory=time.monotonic)
     started: bool = False
+    tasks: dict[tuple[int, str], str | None] = field(default_factory=dict)
     id: str = field(default_factory=REQUEST_ID.get)
     trace: RequestTrace | None = field(default_factory=TRACE.get)
 
@@ -64,12 +66,13 @@ class QueuedRequest:
         return sum(part.encoded.tokens for part in self.parts)
 
     def task_of(self, part: QueuedPart) -> str | None:
-        """Return the task as which another part of the same query has been scored; None: no part has."""
-        return next((score.task for score in self.scores[part.query] if score is not None), None)
+        """Return the task as which another part with the same prompt has been scored; None: no part has."""
+        return self.tasks.get((part.query, part.encoded.prompt_key))
 
     def add(self, part: QueuedPart, scores: Sequence[Score]) -> None:
         """Store a part's scores; the last part completes the request."""
         self.scores[part.query][part.first : part.first + len(scores)] = scores
+        self.tasks.setdefault((part.query, part.encoded.prompt_key), scores[0].task)
         self.open -= 1
         if self.open == 0 and not self.done.done():
             self.done.set_result(None)
