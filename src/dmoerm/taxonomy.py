@@ -201,7 +201,7 @@ def _words(name: str) -> str:
 class UniqueKeyLoader(yaml.SafeLoader):
     """Refuse duplicate keys: plain YAML keeps the last one, so that a whole task or section could be lost unnoticed."""
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         """Return a mapping's node. Raise `MarkedYAMLError` with the line of a key that is given again."""
         node = super().compose_mapping_node(anchor)
         keys: set[tuple[str, str]] = set()

@@ -1,5 +1,5 @@
 """`python -m dmoerm.cli`: the same command, for launchers that start modules."""
 
-from ..__main__ import main
+from . import main
 
 main()
