@@ -135,7 +135,7 @@ class _StoredConfig(BaseModel):
     history: list[ModelChange] = Field(default=[], max_length=4096)
 
 
-def stored_config(config: DMoERMConfig) -> DMoERMConfig:
+def stored_config(config: PretrainedConfig) -> DMoERMConfig:
     """Return a copy with the fields that `read_config` reads, without what trainers and libraries have set."""
     fields = (*_StoredConfig.model_fields, "architectures", "pad_token_id")
     return DMoERMConfig(**copy.deepcopy({name: getattr(config, name) for name in fields}))
