@@ -33,6 +33,12 @@ def test_every_field_is_documented():
     assert list(undocumented(Config)) == []
 
 
+def test_a_data_file_in_place_of_a_config_is_named(tmp_path):
+    (tmp_path / "mine.jsonl").write_text('{"prompt": "Why?"}\n')
+    with pytest.raises(ConfigError, match=r"mine\.jsonl: is a data file, and not a config; propose .*dmoerm init"):
+        load_config(tmp_path / "mine.jsonl")
+
+
 def test_a_setting_that_is_given_twice_is_an_error(tmp_path):
     (tmp_path / "mine.yaml").write_text("phase2:\n  l2: 0.9\nphase1:\n  l2: 1\nphase2:\n  epochs: 1\n")
     with pytest.raises(ConfigError, match=r"mine\.yaml:5: .*the key 'phase2' is given twice"):

@@ -155,3 +155,9 @@ def test_rows_without_tasks_are_named_before_training(write_rows: Write) -> None
     assert "gives all rows the task 'all_prompts'" in run("check", write_rows([free, free])).output
     assert "1 groups have no task: the router assigns one" in run("check", write_rows([ROW, free])).output
     assert "no task" not in run("check", write_rows([free]), "--task", "chat").output
+
+
+def test_a_result_is_not_written_to_a_file_named_as_the_screen(write_rows: Write) -> None:
+    result = run("check", write_rows([ROW]), "--json", "-")
+    assert result.exit_code == 2
+    assert "name a file: standard output has the tables" in result.output

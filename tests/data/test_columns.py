@@ -33,6 +33,7 @@ def test_the_option_holds_one_field_or_several() -> None:
         ("a.csv:prompt=a,prompt=b", "prompt is given twice, as 'a' and 'b'"),
         ("a.csv:promt=question", "a.csv: no format has the field 'promt'; did you mean prompt?"),
         ("b.csv:prompt=a", "'b.csv' is none of the files; use one of x/a.csv"),
+        ("Question=prompt", "did you mean question? the order is FIELD=COLUMN: write prompt=Question"),
         ("Survey Question=prompt", "the order is FIELD=COLUMN: write prompt=Survey Question"),
     ],
 )
@@ -74,7 +75,7 @@ def test_two_columns_can_be_exchanged(write_rows: Callable[..., Path]) -> None:
 def test_a_column_that_the_file_lacks_is_one_error_with_a_hint(write_rows: Callable[..., Path]) -> None:
     for columns, hint in (
         (COLUMNS | {"task": "knd"}, "did you mean kind"),
-        ({"prompt": "zz"}, "use one of"),
+        ({"prompt": "zz"}, "use one of its columns; rows.jsonl:prompt=COLUMN maps this file alone"),
         ({"task": "prompt"}, "the order is FIELD=COLUMN: write prompt=task"),
     ):
         for on_error in ("raise", "collect"):

@@ -182,6 +182,15 @@ def test_a_capability_without_an_ordered_pair_is_left_out_and_named(
     assert "no pair of task 'advice' by grammar, wit; no expert" in note
 
 
+def test_tasks_of_a_single_prompt_are_named(config: Config, tmp_path: Path) -> None:
+    groups = [
+        group.model_copy(update={"task": f"id-{i}" if i < 5 else "advice"}) for i, group in enumerate(tiny_groups(20))
+    ]
+    data = load_splits(changed(rewritten(config, groups, tmp_path), {"data.test_fraction": 0}))
+    (note,) = [note for note in data.notes if "single" in note]
+    assert note.startswith("warning: id-0, id-1, id-2 and 2 more: a single training prompt each")
+
+
 def test_a_capability_of_the_held_out_part_alone_is_left_out_and_named(config: Config, tmp_path: Path) -> None:
     held_out = [
         group.model_copy(update={"prompt": f"{group.prompt} Again?"}) for group in graded_by("advice", wit="ordered")

@@ -147,8 +147,23 @@ def parse_weights(options: Sequence[str]) -> dict[str, float]:
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Change a setting; may be repeated.")
 ]
+
+
+def _named(file: Path | None) -> Path | None:
+    """Refuse `-`, for which a file of this name would be written: tables are on standard output."""
+    if file == Path("-"):
+        raise typer.BadParameter("name a file: standard output has the tables")
+    return file
+
+
 JsonFile = Annotated[
-    Path | None, typer.Option("--json", metavar="FILE", help="Also write the result to this file, as JSON.")
+    Path | None,
+    typer.Option(
+        "--json",
+        metavar="FILE",
+        callback=_named,
+        help="Also write the result to this file, as JSON; not to the screen.",
+    ),
 ]
 Engine = Annotated[
     Literal["local", "ray"],

@@ -96,6 +96,9 @@ def _merged(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
+    if path.suffix in (".jsonl", ".csv", ".tsv", ".parquet"):
+        hint = f"propose a config for it with `dmoerm init {path}`, or name it in data.files"
+        raise ConfigError(f"{path}: is a data file, and not a config; {hint}")
     try:
         settings = yaml.load(path.read_text(encoding="utf-8"), Loader=UniqueKeyLoader)
     except FileNotFoundError:

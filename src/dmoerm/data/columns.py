@@ -58,9 +58,9 @@ def check_columns(columns: ColumnMap, source: str = "data.map", files: Collectio
             if files is not None and not any(_names(field, file) for file in files):
                 raise ConfigError(f"{source}: {field!r} is none of the files; use one of {', '.join(files)}")
         elif field not in known:
-            hint = did_you_mean(field, known) or "docs/data.md lists the fields"
-            if column in known and not get_close_matches(field, known, 1, _MISSPELLED):
-                hint = _order(field, column)
+            alike = get_close_matches(field, known, 1, _MISSPELLED) or column not in known
+            hints = [did_you_mean(field, known) if alike else "", _order(field, column) if column in known else ""]
+            hint = " ".join(filter(None, hints)) or "docs/data.md lists the fields"
             raise ConfigError(f"{source}: no format has the field {field!r}; {hint}")
 
 
@@ -116,7 +116,8 @@ def placed(error: DataError, columns: Mapping[str, str], source: str, line: int)
 def _check_first(row: Mapping[str, Any], columns: Mapping[str, str], source: str, line: int) -> None:
     for field, column in columns.items():
         if column not in row:
-            hint = did_you_mean(column, row) or "use one of its columns"
+            alone = f"{PurePath(source).name}:{field}=COLUMN maps this file alone"
+            hint = f"{did_you_mean(column, row) or 'use one of its columns;'} {alone}"
             hint = _order(field, column) if field in row and column in _fields() else hint
             message = f"the first row has no column {column!r}, which the column map names"
             raise DataError(message, file=source, line=line, field=field, value=list(row), hint=hint)

@@ -99,6 +99,7 @@ def load_splits(config: Config, tasks: Mapping[str, Sequence[str]] | None = None
         train = changed_groups(train, lambda group: group.model_copy(update={"capabilities": {}}))
     if tasks is None:
         unlabeled |= _without_pairs(taxonomy, train)
+        notes += _single_prompts(taxonomy, train)
     if unlabeled:
         taxonomy = taxonomy.without(unlabeled)
         train, test = (changed_groups(part, partial(_within, taxonomy=taxonomy)) for part in (train, test))
@@ -252,6 +253,20 @@ def _without_pairs(taxonomy: Taxonomy, train: Sequence[Group]) -> set[tuple[str,
             break
         missing -= {each for each in missing if group.task in (each[0], None) and group.labeled_pairs(each[1])}
     return missing
+
+
+def _single_prompts(taxonomy: Taxonomy, train: Sequence[Group]) -> Iterator[str]:
+    """Yield a warning if tasks have a single prompt, as if the column of tasks named rows and not kinds of prompts."""
+    prompts: dict[str | None, str] = {}
+    open_tasks = set(taxonomy.tasks)
+    for group in train:
+        if group.task in open_tasks and prompts.setdefault(group.task, key := prompt_key(group.prompt)) != key:
+            open_tasks.remove(group.task)
+            if not open_tasks:
+                return
+    if single := sorted(open_tasks & prompts.keys()):
+        names = ", ".join(single[:3]) + (f" and {len(single) - 3} more" if len(single) > 3 else "")
+        yield f"warning: {names}: a single training prompt each; name kinds of prompts that many prompts share"
 
 
 def _notes(unlabeled: Iterable[tuple[str, str]]) -> Iterator[str]:
