@@ -26,7 +26,8 @@ def blocks(language: str) -> list[str]:
 
 
 def invoke(command: str):
-    return CliRunner(env={"COLUMNS": "140", "NO_COLOR": "1", "TERM": "dumb"}).invoke(app, shlex.split(command)[1:])
+    size = {"COLUMNS": "140", "LINES": "50"}  # without LINES, rich takes 80 columns where a variable forces a terminal
+    return CliRunner(env=size | {"NO_COLOR": "1", "TERM": "dumb"}).invoke(app, shlex.split(command)[1:])
 
 
 def test_the_python_snippet_runs(trained_run, tmp_path, monkeypatch, capsys):

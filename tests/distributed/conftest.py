@@ -48,7 +48,7 @@ def _processes() -> Iterator[tuple[int, int, str]]:
             continue
 
 
-def wait_until(true: Callable[[], Any], what: str, seconds: float = 100) -> Any:
+def wait_until(true: Callable[[], Any], what: str, seconds: float = 600) -> Any:
     """What `true` returns, once it is true."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

@@ -57,10 +57,11 @@ def worker_slots(ray: Any, cpus: float, gpus: float) -> int:
 
 def _connect(ray: Any, address: str | None) -> None:
     try:
-        _check_reachable(address or os.environ.get("RAY_ADDRESS", ""))
+        address = address or os.environ.get("RAY_ADDRESS") or "local"  # None joins any cluster of this machine
+        _check_reachable(address)
         ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, ValueError, RuntimeError) as error:
-        cluster_name = f"Ray cluster {address or 'on this machine'}"
+        cluster_name = "Ray on this machine" if address == "local" else f"Ray cluster {address}"
         raise ClusterError(f"{cluster_name}: {error}; correct ray.address or start the cluster") from error
 
 

@@ -39,6 +39,8 @@ Examples = Sequence[PreferenceExample]
 def phase2(training: Training, task: str, part: tuple[str, Sequence[str]] | None = None) -> None:
     """Train a task's experts on the capability labels; all other weights are frozen.
 
+    A capability whose labels are all of validation prompts is trained on these.
+
     Args:
         part: name of the step and its capabilities, if the step trains some of the experts; None: it trains all.
     """
@@ -47,6 +49,8 @@ def phase2(training: Training, task: str, part: tuple[str, Sequence[str]] | None
     name, capabilities = part or (step_name("phase2", task), experts.capabilities)
     if not capabilities:
         return
+    missing = [capability for capability in capabilities if not labeled(train, [capability])]
+    train = [*train, *(e.with_pairs(_only(e.pairs, missing)) for e in labeled(validation, missing))]
     state = run.step(
         name, lambda checkpoint_dir: _train_experts(run, task, capabilities, train, validation, checkpoint_dir)
     )
