@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import concurrent.futures
 import threading
 
@@ -10,12 +11,14 @@ import httpx2
 import pytest
 import torch
 
+from dmoerm.chat.encoding import Encoded
 from dmoerm.errors import DataError, ServerError
 from dmoerm.schema import Query
 from dmoerm.serving import ServingConfig
 from dmoerm.serving.batcher import Batcher, Overloaded
 from dmoerm.serving.metrics import Metrics
 from dmoerm.serving.request_id import REQUEST_ID
+from dmoerm.serving.waiting import QueuedPart, QueuedRequest, WaitingLine
 
 QUERIES = [Query(prompt=f"What about {i}?", responses=tuple("So. " * (j + i) for j in range(1, 4))) for i in range(12)]
 
@@ -77,7 +80,7 @@ def test_requests_with_the_same_prompt_share_it(batcher, trained_run, determinis
 
 def test_a_slow_engine_shares_a_long_prompt_too(batcher):
     """A pass is expected to take `pass_seconds` at most; one that the prompt alone exceeds still has all responses."""
-    queue = batcher(batch_wait=0, queue_seconds=1e9)
+    queue = batcher(batch_wait=0, queue_seconds=1e9, pass_seconds=2)
     queue.throughput.add(100_000, 2000)  # 50 tokens a second: a pass of several requests has 100
     singles = [Query(prompt="What about this? " * 30, responses=(f"So {i}.",)) for i in range(8)]
     scored(queue, *([each] for each in singles), [QUERIES[1]])
@@ -124,6 +127,21 @@ def test_a_large_request_delays_a_small_one_by_little(batcher):
 
     asyncio.run(all_at_once())
     assert ended == ["small", "large"]
+
+
+@pytest.mark.parametrize(("arrival", "first"), [(50.0, "short"), (100.0, "long")])
+def test_a_short_text_goes_ahead_of_long_ones_that_have_not_waited_for_long(arrival, first):
+    """At 100 tokens a second, a pass of a long text takes 10 s: it waits for texts that arrive in the next 80 s."""
+    line, names = WaitingLine(), {}
+    for turn, tokens in [*((float(turn), 1000) for turn in range(8)), (arrival, 10)]:
+        part = QueuedPart(0, 0, Encoded([int(turn)] * (tokens - 1), [[1]]), None)
+        request = QueuedRequest(collections.deque([part]), [[None]], None, open=1, turn=turn)
+        names[id(request)] = "short" if tokens == 10 else "long"
+        line.append(request)
+    order = [[names[id(request)] for request, _ in line.take(50, 8192, rate=100.0)] for _ in range(9)]
+    assert order[0] == [first]
+    assert sorted(name for taken in order for name in taken) == ["long"] * 8 + ["short"]
+    assert line.tokens == 0
 
 
 def test_a_client_that_leaves_frees_its_place(batcher):

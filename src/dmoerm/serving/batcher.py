@@ -3,10 +3,11 @@
     request ──▶ encode (threads) ──▶ queue ──▶ passes of at most `batch_tokens` tokens, one per engine ──▶ scores
 
 A request is split into parts that fit in a pass; each part repeats the prompt. A pass takes one part of each waiting
-request in turn, oldest first, so large requests delay small ones only a little. Requests with the same prompt, as
-trainers send them that score one response at a time, share a pass, in which the prompt runs once. What shares a pass
-changes rewards by rounding only; `ServingConfig.deterministic` removes that too. All responses to a query's prompt are
-scored as the same task, also where its route is so close to a tie that rounding decides.
+request in turn, the oldest first but short ones before long ones, so large requests delay small ones only a little.
+Requests with the same prompt, as trainers send them that score one response at a time, share a pass, in which the
+prompt runs once. What shares a pass changes rewards by rounding only; `ServingConfig.deterministic` removes that too.
+All responses to a query's prompt are scored as the same task, also where its route is so close to a tie that rounding
+decides.
 """
 
 from __future__ import annotations
@@ -240,7 +241,7 @@ class Batcher:
     def _next_pass(self) -> Pass:
         """Take the next pass from the interactive line, or from the other one if it is empty."""
         line = self.lines["interactive"] if self.lines["interactive"].tokens else self.lines["bulk"]
-        taken = line.take(self._pass_limit(line), self.budget)
+        taken = line.take(self._pass_limit(line), self.budget, self.throughput.rate)
         now = time.monotonic()
         for request in {request for request, _ in taken if not request.started}:
             request.started = True

@@ -27,7 +27,7 @@ class ServingConfig(BaseModel):
     """Threads that turn texts into token ids, each with its own copy of the tokenizer."""
     batch_wait: float = Field(default=0.002, ge=0, le=1)
     """Seconds that an idle engine waits for more requests to share a pass."""
-    pass_seconds: float = Field(default=2.0, gt=0)
+    pass_seconds: float = Field(default=0.5, gt=0)
     """Longest expected duration of a pass that several requests share: an interactive request waits for one pass."""
     pass_timeout: float = Field(default=600.0, gt=0)
     """Seconds after which a pass is taken as stuck: the server is not ready any more, and its process ends."""

@@ -16,6 +16,7 @@ from ..scores import Score
 from .request_id import REQUEST_ID
 from .tracing import TRACE, RequestTrace
 
+_HANDICAP = 8.0  # a part goes ahead of those that arrived up to this many of their own durations before it
 _HALF_LIFE = 30.0  # seconds of passes after which a measurement counts half
 
 
@@ -44,6 +45,7 @@ class QueuedRequest:
     Attributes:
         done: is set once all scores are there, or by an error.
         open: how many parts have no scores yet.
+        turn: the time by which requests are ordered: of the arrival, then of the last part that was taken.
         started: whether a pass has taken a part.
         tasks: query and digest of its prompt, whole or cut → the task as which responses have been scored.
         id: the HTTP request's id.
@@ -55,6 +57,7 @@ class QueuedRequest:
     done: asyncio.Future[None]
     open: int
     arrived: float = field(default_factory=time.monotonic)
+    turn: float = field(default_factory=time.monotonic)
     started: bool = False
     tasks: dict[tuple[int, str], str | None] = field(default_factory=dict)
     id: str = field(default_factory=REQUEST_ID.get)
@@ -87,7 +90,7 @@ Pass = Sequence[tuple[QueuedRequest, QueuedPart]]
 
 
 class WaitingLine:
-    """The waiting requests of one priority. A pass takes one part of each in turn, oldest request first.
+    """The waiting requests of one priority. A pass takes one part of each in turn; see `take`.
 
     Attributes:
         tokens: how many tokens wait for a pass.
@@ -140,28 +143,33 @@ class WaitingLine:
         """Let a part that was taken wait again, before all others; nothing if its request has left this line."""
         if request in self._open:
             request.parts.appendleft(part)
+            request.turn = 0.0
             self.tokens += part.encoded.tokens
             if request not in self._queue:
-                self._queue.appendleft(request)
+                self._queue.append(request)
 
     def fail(self, error: Exception) -> None:
         """End all requests by an error."""
         for request in self._open:
             request.fail(error)
 
-    def take(self, limit: int, most: int) -> Pass:
+    def take(self, limit: int, most: int, rate: float | None = None) -> Pass:
         """Remove and return the parts of the next pass: at most `limit` tokens, or a single part that is longer.
+
+        Parts are taken in the order of arrival, but a part waits for `_HANDICAP` times its own duration if others are
+        shorter: eight long texts delay a short one by a pass, and no text waits without end.
 
         A prompt that several parts share counts once. Parts that share it may exceed the limit by its length, since
         passes of their own would run it again.
 
         Args:
             most: the maximum number of tokens of a pass of several parts.
+            rate: tokens per second of a pass; None: parts are taken in the order of arrival.
         """
         taken: list[tuple[QueuedRequest, QueuedPart]] = []
         prompts: set[tuple[str | None, str]] = set()
         tokens = 0
-        for request in self._in_turn():
+        for request in self._in_turn(rate):
             part = request.parts[0]
             shared = len(part.encoded.prompt) if part.prompt in prompts else 0
             tokens += part.encoded.tokens - shared
@@ -171,15 +179,17 @@ class WaitingLine:
             prompts.add(part.prompt)
             self._queue.remove(request)
             if request.parts:
+                request.turn = time.monotonic()
                 self._queue.append(request)
         self.tokens -= sum(part.encoded.tokens for _, part in taken)
         return taken
 
-    def _in_turn(self) -> Iterator[QueuedRequest]:
-        """Yield the waiting requests, oldest first, each followed by those with the same prompt; then again."""
+    def _in_turn(self, rate: float | None) -> Iterator[QueuedRequest]:
+        """Yield the waiting requests by their turn, each followed by those with the same prompt; then again."""
+        handicap = _HANDICAP / rate if rate else 0.0
         while self._queue:
             by_prompt: dict[tuple[str | None, str], list[QueuedRequest]] = {}
-            for request in self._queue:
+            for request in sorted(self._queue, key=lambda each: each.turn + handicap * each.parts[0].encoded.tokens):
                 by_prompt.setdefault(request.parts[0].prompt, []).append(request)
             yield from itertools.chain.from_iterable(by_prompt.values())
 
