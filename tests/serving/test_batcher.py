@@ -138,7 +138,7 @@ def test_a_short_text_goes_ahead_of_long_ones_that_have_not_waited_for_long(arri
         request = QueuedRequest(collections.deque([part]), [[None]], None, open=1, turn=turn)
         names[id(request)] = "short" if tokens == 10 else "long"
         line.append(request)
-    order = [[names[id(request)] for request, _ in line.take(50, 8192, rate=100.0)] for _ in range(9)]
+    order = [[names[id(request)] for request, _ in line.take(1500, 8192, rate=100.0)] for _ in range(9)]
     assert order[0] == [first]
     assert sorted(name for taken in order for name in taken) == ["long"] * 8 + ["short"]
     assert line.tokens == 0

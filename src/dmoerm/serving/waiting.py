@@ -173,7 +173,8 @@ class WaitingLine:
             part = request.parts[0]
             shared = len(part.encoded.prompt) if part.prompt in prompts else 0
             tokens += part.encoded.tokens - shared
-            overtaken = taken and not shared and request.turn < taken[0][0].turn  # it would delay those ahead of it
+            # a long part would delay those that have overtaken it, and are to be scored before it
+            overtaken = taken and 2 * (part.encoded.tokens - shared) > limit and request.turn < taken[0][0].turn
             if taken and (overtaken or tokens > min(limit + shared, max(limit, most))):
                 break
             taken.append((request, request.parts.popleft()))
