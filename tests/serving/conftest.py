@@ -9,7 +9,7 @@ from typing import Any
 import httpx2
 import pytest
 
-_REFUSED = re.compile(r"\b(401|422|429|502) \(")  # browsers say it on the console, whatever the page does
+_REFUSED = re.compile(r"\b(401|422|429|502|503) \(")  # browsers say it on the console, whatever the page does
 
 
 @pytest.fixture(scope="session")
