@@ -43,7 +43,7 @@ class Encoded:
         truncated_at: the indices of the responses that were cut, or whose prompt was.
         empty_at: the indices of the empty responses; each is only an end-of-turn token, and its score is `MIN_REWARD`.
         cut_prompt: what the responses of `truncated_at` read in place of the prompt, if the others fit with the whole
-            prompt; None: all responses have the same prompt. A pass needs the latter: see `part`.
+            prompt; None if all responses have the same prompt, as in a pass: see `part`.
     """
 
     prompt: list[int]

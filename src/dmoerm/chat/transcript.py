@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 from ..errors import BackboneError, DataError
-from ..schema import Message, Prompt, Query, is_empty, stripped
+from ..schema import Message, Prompt, Query, is_empty, messages_of, stripped
 from .encoding import Encoded, Encoder
 from .rendered import conversation, split_response
 
@@ -69,7 +69,7 @@ class Transcript:
             prompt, response = self.read_ids(ids)
         except DataError:  # the tokenizer's template is in another form
             return self._encoder.split(ids)
-        texts = response, *(message.content for message in prompt if isinstance(message, Message))
+        texts = response, *(message.content for message in messages_of(prompt))
         if all(text == stripped(text) for text in texts):
             return self._encoder.split(ids)
         return self._encoder.encode(Query(prompt=prompt, responses=(response,)))
