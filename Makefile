@@ -54,7 +54,7 @@ test-all: install browser
 	$(PYTEST) -m "slow or not slow"
 
 # The lowest versions that are supported, over the packages of .venv: what loads and scores models, and what trains them.
-LOWEST_SCORING := tests/test_old_checkpoints.py tests/integrations tests/model/test_loading.py tests/model/test_checkpoint.py \
+LOWEST_SCORING := tests/integrations tests/model/test_loading.py tests/model/test_checkpoint.py \
   tests/model/test_backbone.py tests/model/test_dmoerm.py
 LOWEST_TRAINING := tests/training/test_fitting.py tests/training/test_run.py tests/training/test_router_step.py tests/rl/test_trainers.py
 test-lowest: install

@@ -69,7 +69,9 @@ class Score:
     Attributes:
         reward: higher is better; centered and scaled per task, so that tasks compare, and bounded to (−20, 20). An
             empty response has `MIN_REWARD`.
-        task: the task whose model scored, or None for the general model.
+        task: the given or the most probable task, whose capability scores are reported. Its model gives the reward,
+            alone or mixed with others as training has chosen (docs/training.md, "Routing"). None: no task is likely
+            enough, and the general model gives the reward.
         route: task → probability, from the prompt alone.
         capabilities: capability → score, in standard deviations from the training part's mean. Empty for the general
             model and for an empty response, whose rewards therefore do not depend on weights.
@@ -199,7 +201,7 @@ def log_columns(scores: Sequence[Score], tasks: Mapping[str, Sequence[str]]) -> 
     """Return name → one number per score; the same names for every batch, since trainers join batches.
 
     `has_uncertainty`, 1 where the score has one; `uncertainty`; `truncated`, 1 where part of the text did not count;
-    `task/NAME`, 1 where that task's model scored; `NAME/CAPABILITY`, the capability's score. In names, `%` and `/` are
+    `task/NAME`, 1 where `Score.task` is that task; `NAME/CAPABILITY`, the capability's score. In names, `%` and `/` are
     escaped as in a URL. If a task is called `task` and a capability of it is called like a task, its column begins with
     `%`, so that no two columns are the same.
 

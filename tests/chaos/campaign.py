@@ -19,7 +19,7 @@ from dmoerm.model.integrity import SUMS
 
 KILLS = {"train": 8, "label": 8, "score": 6, "save": 8}
 DISK_SPACE = {"train": (20, 300, 700), "label": (12, 80), "score": (4, 24), "save": (64, 300)}  # kB of free space
-STEPS = ("router", "phase0", "phase1", "phase2", "phase3")
+STEPS = ("phase0", "phase1", "phase2", "phase3")  # the router is fitted exactly
 
 
 @dataclass

@@ -37,7 +37,7 @@ def trained(tiny_backbone: str, tmp_path_factory: pytest.TempPathFactory) -> Pat
     folder = tmp_path_factory.mktemp("names")
     data = write_groups(renamed_groups(), folder / "renamed.jsonl")
     assert run("data", "check", data).exit_code == 0
-    config = make_tiny_config(tiny_backbone, folder, data={"files": [data]}, router={"epochs": 1})
+    config = make_tiny_config(tiny_backbone, folder, data={"files": [data]})
     (folder / "mine.yaml").write_text(dump_config(config))
     result = run("train", folder / "mine.yaml")
     assert result.exit_code == 0, result.output

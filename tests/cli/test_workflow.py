@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow.parquet as parquet
 import pytest
-from tiny import make_tiny_config, tiny_groups, write_groups
+from tiny import make_model, make_tiny_config, tiny_groups, without_posteriors, write_groups
 from typer.testing import CliRunner
 
 from dmoerm.cli import app
@@ -361,8 +361,11 @@ def test_score_with_a_risk(trained: Path, tmp_path: Path, write_rows: Callable[.
     assert [json.loads((tmp_path / f"{n}.json").read_text())["risk"] for n in ("plain", "lowered")] == [0.0, 0.5]
 
 
-def test_a_risk_without_uncertainties_leaves_no_file(tmp_path: Path, write_rows: Callable[..., Path]) -> None:
-    early, output = Path(__file__).parents[1] / "checkpoints" / "frozen_bf16", tmp_path / "scores.jsonl"
+def test_a_risk_without_uncertainties_leaves_no_file(
+    tmp_path: Path, tiny_backbone: str, write_rows: Callable[..., Path]
+) -> None:
+    early, output = tmp_path / "early", tmp_path / "scores.jsonl"
+    without_posteriors(make_model(make_tiny_config(tiny_backbone, tmp_path))).save_pretrained(early)
     options = ("--output", output, "--skip-bad", "--risk", "0.5")
     result = run("score", early, "--input", write_rows(queries()), *options)
     assert result.exit_code == 1

@@ -26,9 +26,9 @@ def groups(trained_run: Any) -> list[Group]:
 def test_everything_is_measured(trained_run: Any, groups: list[Group]) -> None:
     results = evaluate(trained_run.model, groups, trained_run.config, steps=trained_run.metrics(), console=QUIET)
     assert results.tasks == ["chitchat", "objective_qa"]
-    assert list(results.accuracy) == ["general", "per_task", "dmoerm"]
+    assert list(results.accuracy) == ["general", "per_task_routed", "per_task", "dmoerm"]
     assert set(results.capabilities["chitchat"]) == {"empathy", "proactivity"}
-    assert set(results.time) == {"router", "phase0", "phase1", "phase2", "phase3"}
+    assert set(results.time) == {"router", "phase0", "phase1", "phase2", "phase3", "routing"}
     assert (results.derived_tasks, results.gold_tasks) == ((), ())
     assert results.peak_memory
     report_html(results)

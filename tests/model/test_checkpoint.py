@@ -303,7 +303,15 @@ def test_a_missing_tokenizer_is_named(copied: Path) -> None:
         DMoERM.from_pretrained(copied)
 
 
-FOREIGN = '{"model_type": "dmoerm", "branch_layer": 2, "tasks": {}, "backbone": {"model_type": "no-such-kind"}}'
+FOREIGN = json.dumps(
+    {
+        "model_type": "dmoerm",
+        "format_version": 2,
+        "branch_layer": 2,
+        "tasks": {},
+        "backbone": {"model_type": "no-such-kind"},
+    }
+)
 
 
 @pytest.mark.parametrize(
@@ -313,8 +321,8 @@ FOREIGN = '{"model_type": "dmoerm", "branch_layer": 2, "tasks": {}, "backbone": 
         ("[]", "cannot be read"),
         ('{"model_type": "llama"}', "model_type is 'llama', not 'dmoerm'"),
         ("{}", "model_type is None"),
-        ('{"model_type": "dmoerm"}', "is not a valid configuration"),
-        ('{"model_type": "dmoerm", "tasks": ["a"]}', "is not a valid configuration"),
+        ('{"model_type": "dmoerm", "format_version": 2}', "is not a valid configuration"),
+        ('{"model_type": "dmoerm", "format_version": 2, "tasks": ["a"]}', "is not a valid configuration"),
         (
             FOREIGN,
             "is not a valid configuration.*no-such-kind",
@@ -339,8 +347,8 @@ def edited(folder: Path, **settings: Any) -> Path:
 @pytest.mark.parametrize(
     ("field", "message"),
     [
-        ({"format_version": 2}, "format_version is 2, and this release reads 1; install the release"),
-        ({"format_version": "1"}, "format_version is '1'"),
+        ({"format_version": 1}, "format_version is 1, and this release reads 2; install the release"),
+        ({"format_version": "2"}, "format_version is '2'"),
         ({"treshold": 0.9}, r"treshold: unknown field; did you mean threshold\?"),
         ({"experts": 4}, "experts: unknown field; remove it"),
     ],
@@ -359,8 +367,8 @@ def test_what_a_library_sets_in_the_configuration_is_not_saved(copied: Path, tmp
 
 
 def test_a_config_names_its_format(copied: Path) -> None:
-    assert json.loads((copied / "config.json").read_text())["format_version"] == 1
-    assert DMoERM.from_pretrained(edited(copied, auto_map={}, return_dict=False)).config.format_version == 1
+    assert json.loads((copied / "config.json").read_text())["format_version"] == 2
+    assert DMoERM.from_pretrained(edited(copied, auto_map={}, return_dict=False)).config.format_version == 2
 
 
 @pytest.mark.parametrize("name", ["", " a", "a\0b", "a\nb", "x" * 257])

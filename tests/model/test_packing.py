@@ -181,10 +181,10 @@ def test_texts_of_different_lengths_are_in_different_groups() -> None:
 
 
 @given(packing=packings())
-def test_prompt_means_are_over_each_prompts_own_tokens(packing: Packing) -> None:
+def test_prompt_embeddings_are_over_each_prompts_own_tokens(packing: Packing) -> None:
     states = torch.randn(sum(packing.prompts) + sum(packing.responses), 3)
-    expected = torch.stack([prompt.mean(0) for prompt in parts(Packed(states, packing))[0]])
-    torch.testing.assert_close(Packed(states, packing).prompt_means(), expected)
+    expected = torch.stack([torch.cat([prompt.mean(0), prompt[-1]]) for prompt in parts(Packed(states, packing))[0]])
+    torch.testing.assert_close(Packed(states, packing).prompt_embeddings(), expected)
 
 
 def test_means_by_hand_are_in_float32() -> None:

@@ -11,6 +11,7 @@ import torch
 from dmoerm.chat.encoding import Encoded
 from dmoerm.model.batching import pack_ids, pad
 from dmoerm.model.router import Router
+from dmoerm.model.routing import Choice
 
 each_router = pytest.mark.parametrize(
     "changes", [{}, {"router": {"kind": "own"}}, {"router": {"kind": "own"}, "backbone": {"branch_layer": 0}}]
@@ -71,4 +72,5 @@ def test_below_the_threshold_no_task_is_chosen(
     tiny_model: Callable[..., Any], threshold: float, probabilities: list[float], task: str | None
 ) -> None:
     model = tiny_model(router={"threshold": threshold})
-    assert model.choose(torch.tensor(probabilities, dtype=torch.float64)) == task
+    (choice,) = model.choose(torch.tensor([probabilities], dtype=torch.float64))
+    assert choice == Choice.of(task)

@@ -120,7 +120,7 @@ def test_the_bytes_of_a_trained_weight_are_those_that_training_holds(
 
     monkeypatch.setattr(phases, "fit", fit_once)
     with pytest.raises(Measured, match=rf"^{memory._TRAINED}\.0$"):
-        train_quietly(make_tiny_config(tiny_backbone, tmp_path, router={"epochs": 1}))
+        train_quietly(make_tiny_config(tiny_backbone, tmp_path))
 
 
 @given(

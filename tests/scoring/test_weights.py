@@ -12,7 +12,7 @@ from tiny import tiny_groups
 from dmoerm.errors import DataError
 from dmoerm.model.ensemble import combine_scores
 from dmoerm.schema import Query
-from dmoerm.scores import MIN_REWARD, Score
+from dmoerm.scores import MIN_REWARD, Score, unbound_reward
 from dmoerm.scoring.score_rows import ModelRows, written_rows
 
 PROMPTS = ["How are you?", "I failed my exam.", "Which one is larger, 9.9 or 9.11?"]
@@ -50,7 +50,8 @@ def test_every_aggregator(tiny_model: Callable[..., Any], form: str) -> None:
         for name in names:
             weighted = model.score(PROMPTS[0], RESPONSES[0], task, weights={name: 4})
             difference = plain[0].capabilities[name] - plain[1].capabilities[name]
-            gain = (weighted[0].reward - weighted[1].reward) - (plain[0].reward - plain[1].reward)
+            margins = [unbound_reward(a.reward) - unbound_reward(b.reward) for a, b in (weighted, plain)]
+            gain = margins[0] - margins[1]
             assert difference != 0
             assert gain == pytest.approx(3 * difference / len(names), abs=1e-6)
             assert [replace(score, reward=0.0) for score in weighted] == [replace(score, reward=0.0) for score in plain]

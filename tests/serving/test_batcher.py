@@ -13,6 +13,7 @@ import torch
 
 from dmoerm.chat.encoding import Encoded
 from dmoerm.errors import DataError, ServerError
+from dmoerm.model.routing import Known
 from dmoerm.schema import Query
 from dmoerm.serving import ServingConfig
 from dmoerm.serving.batcher import Batcher, Overloaded
@@ -95,7 +96,8 @@ def test_all_responses_to_a_prompt_are_scored_as_one_task(batcher, trained_run, 
 
     def near_a_tie(encoded, given):
         passes.append(given)
-        return score(encoded, [task or tasks[len(passes) % 2] for task in given])
+        first = 0.6 if len(passes) % 2 == 0 else 0.4
+        return score(encoded, [each or Known(None, (first, 1 - first)) for each in given])
 
     query = QUERIES[0].model_copy(update={"responses": tuple(f"{i} " + "So. " * 50 for i in range(4))})
     monkeypatch.setattr(queue.model, "score_encoded", near_a_tie)
@@ -104,8 +106,12 @@ def test_all_responses_to_a_prompt_are_scored_as_one_task(batcher, trained_run, 
     (expected,) = trained_run.model.score_queries([query.model_copy(update={"task": tasks[1]})])
     assert [s.task for s in row] == [tasks[1]] * 4
     assert [s.reward for s in row] == pytest.approx([s.reward for s in expected], abs=1e-4)
-    assert [None] in passes[1:], "the parts run in passes of their own"
-    assert [tasks[1]] in passes, "a part with another task runs again"
+    assert passes[0] == [None]
+    assert len(passes) == 4, "the parts run in passes of their own"
+    assert all(isinstance(each, Known) for given in passes[1:] for each in given), (
+        "the first part's route holds for all"
+    )
+    assert [list(s.route.values()) for s in row] == [[0.4, 0.6]] * 4
     assert queue.requests == queue.waiting_tokens == 0
 
 

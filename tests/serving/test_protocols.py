@@ -12,9 +12,10 @@ import httpx2
 import pytest
 from huggingface_hub import InferenceClient
 from running import served
+from tiny import make_model, make_tiny_config, without_posteriors
 
 import dmoerm
-from dmoerm import DMoERM, serving
+from dmoerm import serving
 from dmoerm.schema import Message, Query
 from dmoerm.scores import MIN_REWARD
 from dmoerm.serving import ServingConfig, create_app, protocols
@@ -139,8 +140,8 @@ def test_invalid_risks_are_named(http, risk):
     assert answer.json()["error"]["param"] == "risk"
 
 
-def test_a_risk_without_uncertainties_is_refused():
-    early = DMoERM.from_pretrained(Path(__file__).parents[1] / "checkpoints" / "frozen_bf16")
+def test_a_risk_without_uncertainties_is_refused(tiny_backbone, tmp_path):
+    early = without_posteriors(make_model(make_tiny_config(tiny_backbone, tmp_path)))
     with served(create_app(early, ServingConfig(), "early")) as url, httpx2.Client(base_url=url) as http:
         body = {"items": [{"prompt": "Hi!", "responses": ["Hello."]}]}
         (score,) = http.post("/v1/score", json=body).json()["items"][0]["scores"]

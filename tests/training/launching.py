@@ -23,7 +23,7 @@ DEEPSPEED = Path(sys.prefix) / "deepspeed"  # not among the packages: whatever i
 # kept is the end, which is all of the training; in the last form, for some steps, the best.
 LORA = {"rank": 2, "dropout": 0.0}
 END = {"metric_for_best_model": "end"}
-ENDS = {"router": END, "phase0": END, "phase1": END, "phase2": {**END, "lora": LORA}, "phase3": END}
+ENDS = {"phase0": END, "phase1": END, "phase2": {**END, "lora": LORA}, "phase3": END}
 
 
 # Passes and parts of batches so small that both processes have some, though not equally many.

@@ -43,7 +43,7 @@ def test_it_holds_what_the_trunk_gives_alone(begun: Callable[..., Any], changes:
         assert found.packing.responses == hidden.packing.responses
         torch.testing.assert_close(found.tokens, hidden.tokens, atol=1e-5, rtol=1e-4)
         if cache.route:
-            route = hidden.prompt_means()[0]
+            route = hidden.prompt_embeddings()[0]
             torch.testing.assert_close(cache.prompt(example.encoded), route, atol=1e-5, rtol=1e-4)
         if cache.embedding:
             embeddings = cache.embeddings(example.encoded)

@@ -21,7 +21,7 @@ from dmoerm.model.packed_attention import FORM_VARIABLE, recompute_layers
 from dmoerm.schema import Pair
 from dmoerm.training.batches import PackedCollator, PreferenceBatch, VectorCollator
 from dmoerm.training.losses import PreferenceLossModule
-from dmoerm.training.router_step import RoutingBatch, RoutingLossModule, _collate_ids, _collate_vectors
+from dmoerm.training.router_step import RoutingBatch, RoutingLossModule, _collate
 from dmoerm.training.stacking import ExpertStack, HeadStack
 from dmoerm.training.tracking import BestTracker
 from dmoerm.training.trainer import _optimizer
@@ -120,18 +120,12 @@ def aggregator_step(model: Any) -> tuple[nn.Module, list[PreferenceBatch]]:
     return PreferenceLossModule(task_model.aggregator), VectorCollator(read)(examples)
 
 
-def router_step(model: Any) -> tuple[nn.Module, list[RoutingBatch]]:
-    router = model.router.requires_grad_(True)
-    rows = [(vector, i % len(router.tasks)) for i, vector in enumerate(random(*[(WIDTH,)] * 4, seed=0))]
-    return RoutingLossModule(router), _collate_vectors(rows)
-
-
 def own_router_step(model: Any) -> tuple[nn.Module, list[RoutingBatch]]:
     router = model.router.requires_grad_(True)
     assert router.language_model is not None
     router.language_model.float()
-    rows = [(torch.arange(3 + i), i % len(router.tasks)) for i in range(4)]
-    return RoutingLossModule(router), _collate_ids(rows)
+    rows = [(torch.arange(3 + i), i % len(router.tasks), 0) for i in range(4)]
+    return RoutingLossModule(router), _collate(rows)
 
 
 def step(module: nn.Module, parts: Sequence[PreferenceBatch], settings: Any) -> tuple[list[Tensor], ...]:
@@ -160,7 +154,6 @@ RECIPES = {
     "offloaded": offloaded_step,
     "fallback": fallback_step,
     "aggregator": aggregator_step,
-    "router": router_step,
     "own router": own_router_step,
 }
 

@@ -27,7 +27,7 @@ from dmoerm.training.exact_step import FoldedHead, fit_heads, out_of_fold
 from dmoerm.training.expert_step import phase2
 from dmoerm.training.linear_heads import fold_of
 from dmoerm.training.phases import phase0, phase1, phase3
-from dmoerm.training.router_step import assign_tasks, train_router
+from dmoerm.training.router_step import train_router
 from dmoerm.training.score_weights import EXPERT_SCALES, rescale_experts, score_weights
 
 from .conftest import begin
@@ -72,8 +72,7 @@ def test_rewards_are_calibrated_on_scores_that_did_not_see_the_prompt(
 ) -> None:
     training = begin(auto_config())
     run = training.run
-    train_router(run, training.train, training.validation)
-    training.train, training.validation = assign_tasks(run, training.train), assign_tasks(run, training.validation)
+    train_router(training)
     phase0(training)
     phase1(training, "chitchat")
     phase2(training, "chitchat")
@@ -110,8 +109,7 @@ def test_a_tasks_head_may_be_pulled_toward_the_general_one_in_its_own_units(auto
     """Where the task's labels are far too few, the head equals the general one, whatever the normalizers are."""
     training = begin(auto_config())
     run = training.run
-    train_router(run, training.train, training.validation)
-    training.train = assign_tasks(run, training.train)
+    train_router(training)
     phase0(training)
     general = FoldedHead(run.model.general.head, training.folds[None, "general"])
     examples = training.of("chitchat")[0][:2]
@@ -294,8 +292,8 @@ def linear_read(task_model: Any) -> torch.Tensor:
 
 def test_without_validation_labels_the_training_prompts_weight_the_scores(tiny_backbone: str, tmp_path: Path) -> None:
     training = begin(weighted_config(tiny_backbone, tmp_path, "frozen"))
-    train_router(training.run, training.train, training.validation)
-    training.train, training.validation = assign_tasks(training.run, training.train), []
+    train_router(training)
+    training.validation = []
     for step in (phase0, *(functools.partial(step, task="chitchat") for step in (phase1, phase2))):
         step(training)
     examples = training.of("chitchat")[0]

@@ -18,7 +18,7 @@ from dmoerm.model import DMoERM
 from dmoerm.model.history import ModelChange, with_changes
 
 OLD, NEW = "chitchat", "objective_qa"
-BFLOAT16 = {"backbone": {"dtype": "bfloat16"}, "router": {"epochs": 10, "learning_rate": 1e-2}}
+BFLOAT16 = {"backbone": {"dtype": "bfloat16"}}
 FORMS: dict[str, Callable[..., Any]] = {"heads": make_exact_config, "lora branches": make_tiny_config}
 CHANGES = {"heads": {}, "lora branches": {"base": "lora", "phase2": {"lora": {"rank": 2}}}}
 MAY_CHANGE = {
@@ -123,7 +123,7 @@ def test_an_exported_task_joins_a_model_of_the_same_origin(grown: Path, tmp_path
     assert_kept(tensors(grown / "grown"), tensors(tmp_path / "joined"), but=row)
     for task in (OLD, NEW):
         assert rewards(grown / "grown", task) == rewards(tmp_path / "joined", task)
-    assert routed(tmp_path / "joined")[0] >= 0.9
+    assert routed(tmp_path / "joined")[0] >= 0.8  # its row is fitted to drawn prompts, not to the task's own
 
 
 @pytest.mark.parametrize("part", ["trunk", "general"])
@@ -191,9 +191,12 @@ def test_what_cannot_be_added_is_refused(both: Path, arguments: list[str], messa
     assert message in dmoerm("add", both, *arguments, fails=True)
 
 
-def test_an_old_checkpoint_has_no_statistics() -> None:
-    old = Path(__file__).parents[1] / "checkpoints" / "frozen_bf16"
-    assert "no statistics of its prompts" in dmoerm("add", old, "--task", "more", "--output", "x", fails=True)
+def test_no_task_joins_a_model_without_statistics(both: Path, tmp_path: Path) -> None:
+    model = DMoERM.from_pretrained(both)
+    model.prompt_statistics = None
+    model.save_pretrained(tmp_path / "old")
+    said = dmoerm("add", tmp_path / "old", "--task", "more", "--output", "x", fails=True)
+    assert "no statistics of its prompts" in said
 
 
 def test_the_card_lists_each_change_once() -> None:

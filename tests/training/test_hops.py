@@ -62,7 +62,7 @@ def test_a_row_reaches_the_loss_by_the_listed_hops(
     sys.setprofile(profile)
     try:
         with pytest.raises(Reached):
-            train_quietly(tiny_config(router={"epochs": 0}))
+            train_quietly(tiny_config())
     finally:
         sys.setprofile(None)
     hops = listed()

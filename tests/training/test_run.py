@@ -65,7 +65,11 @@ def assert_same(one: Run | Path, other: Run | Path) -> None:
 def names(config: Config) -> set[str]:
     tasks = {"chitchat": ("empathy", "proactivity"), "objective_qa": ("correctness", "logic")}
     experts = {f"phase2/{task}" for task in tasks}
-    return {"router", "phase0"} | {f"{phase}/{task}" for phase in ("phase1", "phase3") for task in tasks} | experts
+    return (
+        {"router", "phase0", "routing"}
+        | {f"{phase}/{task}" for phase in ("phase1", "phase3") for task in tasks}
+        | experts
+    )
 
 
 def assert_whole(run: Run) -> None:

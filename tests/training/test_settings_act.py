@@ -113,9 +113,9 @@ def test_each_phase_is_fitted_by_its_own_step(begun: Callable[..., Any], monkeyp
     for module in (phases, expert_step, router_step):
         monkeypatch.setattr(module, "fit", fit)
     pulls = {name: {"l2": i / 10, "head_first": {"l2": i}} for i, name in enumerate(("phase0", "phase1", "phase2"), 1)}
-    start = begun(**pulls, phase3={"l2": 0.4})
-    config, run = start.run.config, start.run
-    router_step.train_router(run, start.train, start.validation)
+    start = begun(**pulls, phase3={"l2": 0.4}, router={"kind": "own"})
+    config = start.run.config
+    router_step.train_router(start)
     phases.phase0(start)
     for phase in (phases.phase1, expert_step.phase2, phases.phase3):
         phase(start, "chitchat")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dmoerm.training.fitting import FitResult
-from dmoerm.training.steps import StepMetrics, finished_steps, step_metrics
+from dmoerm.training.steps import StepMetrics, step_metrics
 
 
 def done(place: Path) -> tuple[dict[str, torch.Tensor], StepMetrics]:
@@ -47,11 +47,3 @@ def test_a_steps_seed_is_its_own(begun: Callable[..., Any]) -> None:
     assert torch.equal(other.step("b", done)["w"], drawn["b"])
     assert not torch.equal(drawn["a"], drawn["b"])
     assert begun(seed=1).run.seed("a") != one.seed("a")
-
-
-def test_metrics_of_earlier_versions_are_read_as_accuracy(tmp_path: Path) -> None:
-    folder = tmp_path / "steps" / "phase2" / "chitchat"
-    folder.mkdir(parents=True)
-    (folder / "metrics.json").write_text('{"loss": 0.5, "consistency": 0.75, "consistency/empathy": 0.7, "seconds": 2}')
-    expected = {"loss": 0.5, "accuracy": 0.75, "accuracy/empathy": 0.7, "seconds": 2}
-    assert finished_steps(tmp_path) == {"phase2/chitchat": expected}

@@ -130,12 +130,12 @@ class RayOptions:
 def command(options: ScoreOptions, ray: RayOptions, engine: Engine = "local", json_file: JsonFile = None) -> None:
     """Score every response in a file: one output row per input row, in order.
 
-    A row has: id, line (of the input), task (null: the general model scored), route (task → probability),
-    temperature, and with one value per response rewards, capabilities, uncertainty and truncated; with --best also
-    best and chosen. An empty response has the lowest reward, −20. --weight and --risk change the rewards only; a
-    weight has no effect on rows that the general model or another task's model scores. An output file is written
-    completely or not at all. With --engine ray the output is a folder of such files with a manifest; a run that was
-    stopped continues when it is started again.
+    A row has: id, line (of the input), task (given or most probable; null: the general model scored), route (task →
+    probability), temperature, and with one value per response rewards, capabilities, uncertainty and truncated;
+    with --best also best and chosen. An empty response has the lowest reward, −20. --weight and --risk change the
+    rewards only; a weight has no effect on rows that the general model or another task's model scores. An output
+    file is written completely or not at all. With --engine ray the output is a folder of such files with a
+    manifest; a run that was stopped continues when it is started again.
     """
     from ..errors import ConfigError
 

@@ -128,13 +128,14 @@ def _accuracy(results: Results) -> Table:
         title_justify="left",
         caption_justify="left",
     )
-    for name in ("task", "pairs", *results.accuracy, *results.paired):
+    paired = {name: row for name, row in results.paired.items() if name != "dmoerm - per_task"}  # told the task
+    for name in ("task", "pairs", *results.accuracy, *paired):
         table.add_column(name, justify="left" if name == "task" else "right")
     for name, first in next(iter(results.accuracy.values())).items():
         if name == "mean":
             table.add_section()
         cells = [row[name].percent for row in results.accuracy.values()]
-        cells += [row[name].percent for row in results.paired.values()]
+        cells += [row[name].percent for row in paired.values()]
         label = f"{name} *" if name in results.derived_tasks else name
         table.add_row(label, str(first.pairs), *cells)
     return table
@@ -168,6 +169,7 @@ def _lines(results: Results) -> list[str]:
         lines.append(
             f"router: {router.accuracy:.1%} of {router.prompts} prompts right, "
             f"{router.fallback:.1%} below the threshold (scored by the general model)"
+            + ("" if router.ece is None else f", expected calibration error {router.ece:.3f}")
         )
     lines.append(f"win probability: expected calibration error {results.calibration.ece:.3f}")
     if bias := results.length_bias:

@@ -88,6 +88,8 @@ def _switched_off(config: Any) -> dict[str, list[str]]:
         off["phase2.lora.rank is 0: the step trains heads only"] = [f"phase2.{name}" for name in names]
     if config.base == "frozen" and not config.phase2.lora.rank and config.router.kind == "trunk":
         off["no layers are trained, only heads"] = ["gradient_checkpointing"]
+    if config.router.kind == "trunk":
+        off["router.kind is trunk: the fit is exact"] = [f"router.{setting}" for setting in _OPTIMIZATION]
     if config.phase3.inputs == "scores":
         off["phase3.inputs is scores: the aggregator has no MLP"] = ["phase3.hidden", "phase3.dropout"]
     if config.phase3.inputs == "embeddings":

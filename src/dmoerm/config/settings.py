@@ -210,9 +210,11 @@ class RouterConfig(StepConfig):
     """The outer layer, which assigns a task to a prompt."""
 
     kind: Literal["trunk", "own"] = "trunk"
-    """`trunk`: a linear map of the trunk's prompt embedding; `own`: a separate language model (the paper)."""
+    """`trunk`: a linear map of the trunk's prompt embedding, fitted exactly, with its penalty chosen by
+    cross-validation; `own`: a separate language model (the paper), for which the settings of an optimizer are."""
     threshold: float = Field(default=0.5, ge=0, le=1)
-    """If the most likely task has a lower probability than this, the general model scores the prompt."""
+    """If the most likely task has a lower probability than this, the general model scores the prompt. No effect where
+    training finds that a mixture of the tasks is better."""
 
 
 class LoRAConfig(_Settings):

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from scipy.stats import rankdata
 
 from ..schema import prompt_key
+from ..training.exact_router import calibration_error
 from .results import Bin, CalibrationResult, LengthBias, RouterResult
 from .scored_groups import ScoredGroup
 
@@ -15,17 +17,20 @@ BINS = 10
 
 
 def router_result(scored: Sequence[ScoredGroup]) -> RouterResult:
-    """Measure accuracy, fallback share and confusion of the router on the distinct prompts whose task is known."""
+    """Measure accuracy, calibration, fallback share and confusion of the router on the distinct prompts with tasks."""
     known = list({(prompt_key(s.group.prompt), s.group.task): s for s in scored if s.group.task}.values())
     confusion: dict[str, dict[str, int]] = {}
     for group in sorted(known, key=lambda s: (s.task, s.likeliest)):
         row = confusion.setdefault(group.task, {})
         row[group.likeliest] = row.get(group.likeliest, 0) + 1
     right = sum(row.get(task, 0) for task, row in confusion.items())
+    confidence = torch.tensor([max(s.route.values()) for s in known])
+    ece = calibration_error(confidence, torch.tensor([float(s.likeliest == s.task) for s in known]))
     return RouterResult(
         accuracy=right / len(known) if known else None,
         prompts=len(known),
         fallback=sum(s.chosen is None for s in known) / len(known) if known else None,
+        ece=ece if known else None,
         confusion=confusion,
     )
 

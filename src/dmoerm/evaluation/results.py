@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..chat.truncation import TruncationCounts
+from ..routing_notes import routing_notes
 
 MEAN = "mean"
 """The entry with the mean over the tasks."""
@@ -103,6 +104,8 @@ class RouterResult(ResultModel):
     prompts: int
     fallback: float | None
     """Share of those prompts below the confidence threshold, which the general model scores."""
+    ece: float | None = None
+    """Expected calibration error of the largest probability on these prompts; None if unknown."""
     confusion: dict[str, dict[str, int]]
     """True task → likeliest task → prompts."""
 
@@ -277,6 +280,7 @@ class Results(Document):
                 f"general model scores them, and the mixture is {used}. Give prompts that are alike the same task, add "
                 "prompts, set a lower router.threshold, or name the task of each prompt when you score."
             )
+        remarks += routing_notes(self.steps.get("routing", {}), self.tasks)
         if self.derived_tasks:
             remarks.append("* Scores computed from capability grades, not given by people; mean_human leaves them out.")
         if self.gold_tasks:
@@ -292,10 +296,15 @@ def versions() -> dict[str, str]:
 
 
 def phase_seconds(steps: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """Sum the seconds of each phase over its steps: `phase2/chitchat` counts for `phase2`."""
+    """Sum the seconds of each phase over its steps: `phase2/chitchat` counts for `phase2`.
+
+    Steps under `soft/` are parts of the step `routing`, whose seconds include theirs.
+    """
     seconds_by_phase: dict[str, float] = {}
     for name, metrics in steps.items():
         phase = name.partition("/")[0]
+        if phase == "soft":
+            continue
         seconds_by_phase[phase] = seconds_by_phase.get(phase, 0.0) + float(metrics.get("seconds", 0.0))
     return seconds_by_phase
 

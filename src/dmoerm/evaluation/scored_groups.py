@@ -1,8 +1,10 @@
 """Scores of labeled groups by every method that a model contains, in one pass over the texts.
 
-    general    the phase-0 model of all tasks together: the single reward model
-    per_task   the phase-1 model of the group's own task
-    dmoerm     end to end: the router alone chooses the task model
+    general           the phase-0 model of all tasks together: the single reward model
+    per_task_routed   the phase-1 model of the router's likeliest task: what one could deploy
+    per_task          the phase-1 model of the group's own task: an oracle, which is told the task. In a model with
+                      soft heads (training/routing_step.py) both have these; in `compare`, those of the task's prompts
+    dmoerm            end to end: the router alone decides
 
 Other methods, such as baselines, score in the same pass (`scorers`).
 
@@ -44,7 +46,8 @@ class ScoredGroup(Generic[Q]):
     Attributes:
         task: the group's task, or the router's likeliest task if the group has none.
         route: task → probability, from the prompt alone.
-        chosen: the task whose model computed the `dmoerm` rewards; None: the general model.
+        chosen: the task whose model has the `dmoerm` rewards, or the likeliest one if they are a mixture; None: the
+            general model alone.
         temperature: σ((reward_a − reward_b) / temperature) is `dmoerm`'s probability that a is better than b.
         rewards: method → one score per response; only differences within a group and method are meaningful.
         capabilities: capability of `task` → one score per response.
@@ -141,7 +144,12 @@ def _progress(console: Console | None) -> Iterator[Callable[[str, int, int], Non
 
 @torch.no_grad()
 def _score_batch(batch: ScoringBatch[Q], scorers: Mapping[str, BatchScorer]) -> list[ScoredGroup[Q]]:
-    rewards = {"general": batch.output.general, "per_task": batch.per_task, "dmoerm": batch.output.reward}
+    rewards = {
+        "general": batch.output.general,
+        "per_task_routed": batch.per_task_routed,
+        "per_task": batch.per_task,
+        "dmoerm": batch.output.reward,
+    }
     members = {name: scorer(batch) for name, scorer in scorers.items()}
     return [_scored(batch, q, rewards, members) for q in range(len(batch.groups))]
 
@@ -149,7 +157,7 @@ def _score_batch(batch: ScoringBatch[Q], scorers: Mapping[str, BatchScorer]) -> 
 def _scored(
     batch: ScoringBatch[Q], q: int, rewards: Mapping[str, Tensor], members: Mapping[str, Tensor]
 ) -> ScoredGroup[Q]:
-    model, task, chosen, rows = batch.model, batch.tasks[q], batch.chosen[q], batch.owner == q
+    model, task, choice, rows = batch.model, batch.tasks[q], batch.choices[q], batch.owner == q
     capabilities = batch.output.of(q, task).capabilities
     by_method = {method: _array(row[rows]) for method, row in rewards.items()}
     by_method["dmoerm"] = np.array([bound_reward(reward) for reward in by_method["dmoerm"].tolist()])
@@ -158,8 +166,8 @@ def _scored(
         group=batch.groups[q],
         task=task,
         route=dict(zip(model.router.tasks, batch.route[q].tolist(), strict=True)),
-        chosen=chosen,
-        temperature=float(model.calibration(chosen).temperature),
+        chosen=choice.task,
+        temperature=float(model.temperature(choice)),
         rewards={method: with_empty_lowest(row, empty) for method, row in by_method.items()},
         capabilities=dict(zip(model.task_model(task).experts.capabilities, _array(capabilities.T), strict=True)),
         members={name: _array(row[:, rows]) for name, row in members.items()},

@@ -17,6 +17,7 @@ from ..model import DMoERM
 from ..model.batching import pack_ids
 from ..model.output import PassOutput
 from ..model.packing import Packed, pack
+from ..model.routing import Choice
 from ..schema import Query
 from ..training.cache import ActivationCache
 from ..training.processes import broadcast, sharded
@@ -58,11 +59,11 @@ class ScoringBatch(Generic[Q]):
 
     @functools.cached_property
     def prompts(self) -> Tensor | None:
-        """The prompt embeddings, (Q, d); None if the router has a separate language model."""
+        """The prompt embeddings, (Q, 2 d); None if the router has a separate language model."""
         if self.model.router.language_model is not None:
             return None
         if self.cache is None:
-            return self.hidden.prompt_means()
+            return self.hidden.prompt_embeddings()
         return torch.stack([self.cache.prompt(e) for e in self.encoded]).to(self.model.device)
 
     @functools.cached_property
@@ -73,16 +74,19 @@ class ScoringBatch(Generic[Q]):
         return self.model.router.probabilities(self.prompts)
 
     @functools.cached_property
-    def chosen(self) -> list[str | None]:
-        """The task that the router chooses for each group; None: the general model."""
-        return _same_on_all([self.model.choose(row) for row in self.route.cpu()])
+    def choices(self) -> list[Choice]:
+        """What scores the responses of each group by the router alone."""
+        return _same_on_all(self.model.choose(self.route.cpu()))
+
+    @functools.cached_property
+    def likeliest(self) -> list[str]:
+        """The router's likeliest task for each group."""
+        return _same_on_all([self.model.router.tasks[i] for i in self.route.argmax(-1).tolist()])
 
     @functools.cached_property
     def tasks(self) -> list[str]:
         """The task of each group, or the router's likeliest task if the group has none."""
-        likeliest = self.route.argmax(-1).tolist()
-        names = self.model.router.tasks
-        return _same_on_all([group.task or names[i] for group, i in zip(self.groups, likeliest, strict=True)])
+        return [group.task or likeliest for group, likeliest in zip(self.groups, self.likeliest, strict=True)]
 
     @functools.cached_property
     def embeddings(self) -> Tensor:
@@ -93,22 +97,28 @@ class ScoringBatch(Generic[Q]):
 
     @functools.cached_property
     def output(self) -> PassOutput:
-        """All scores of the model, for the task that the router chooses and for the group's task."""
-        return self.model.outputs(self.hidden, self.chosen, self.tasks, self.embeddings)
+        """All scores of the model, for what the router chooses, its likeliest task and the group's task."""
+        tasks = [{given, likeliest} for given, likeliest in zip(self.tasks, self.likeliest, strict=True)]
+        return self.model.outputs(self.hidden, self.choices, tasks, self.embeddings)
 
     @functools.cached_property
     def per_task(self) -> Tensor:
         """The phase-1 scores for the group's task, (N,)."""
-        return self._by_group_task("per_task")
+        return self._by_task(self.tasks, "per_task")
+
+    @functools.cached_property
+    def per_task_routed(self) -> Tensor:
+        """The phase-1 scores for the router's likeliest task, (N,)."""
+        return self._by_task(self.likeliest, "per_task")
 
     @functools.cached_property
     def given_task(self) -> Tensor:
         """The rewards by the model of the group's task, whatever the router chooses, (N,)."""
-        return self._by_group_task("reward")
+        return self._by_task(self.tasks, "reward")
 
-    def _by_group_task(self, field: str) -> Tensor:
+    def _by_task(self, tasks: Sequence[str], field: str) -> Tensor:
         scores = torch.empty_like(self.output.general)
-        for q, task in enumerate(self.tasks):
+        for q, task in enumerate(tasks):
             scores[self.owner == q] = getattr(self.output.of(q, task), field).float()
         return scores
 

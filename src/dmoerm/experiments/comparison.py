@@ -156,11 +156,13 @@ def _router(runs: Sequence[RunResult]) -> RouterResult:
     prompts = sum(run.router.prompts for run in runs)
     right = sum(row.get(task, 0) for task, row in confusion.items())
     below = sum((run.router.fallback or 0.0) * run.router.prompts for run in runs)
+    errors = [run.router.ece * run.router.prompts for run in runs if run.router.ece is not None]
     known = prompts > 0
     return RouterResult(
         accuracy=right / prompts if known else None,
         prompts=prompts,
         fallback=below / prompts if known else None,
+        ece=sum(errors) / prompts if known and len(errors) == len(runs) else None,
         confusion=confusion,
     )
 

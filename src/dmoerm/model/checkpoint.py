@@ -18,7 +18,6 @@ tasks/<task>/experts/<capability>/           a PEFT adapter: adapter_config.json
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -50,7 +49,6 @@ from .task_weights import TaskWeights
 from .training_prompts import TrainingPrompts
 
 ModelT = TypeVar("ModelT", bound=Mixture)
-_POSTERIOR = re.compile(r"posterior\.(rest|basis)$")
 
 
 def save(
@@ -315,18 +313,8 @@ def _empty_model(folder: Path, model_class: type[ModelT]) -> ModelT:
         ) from None
 
 
-def current_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors under today's names. Older files have other names for `normalizer` and `calibration.center`,
-    with British spelling."""
-    names = {name: re.sub(r"\bstandardi\w+(?=\.)", "normalizer", name) for name in state}
-    return {re.sub(r"calibration\.cent\w+$", "calibration.center", names[name]): state[name] for name in state}
-
-
 def _fill(module: nn.Module, state: dict[str, Tensor], file: Path) -> None:
-    state = current_names(state)
     expected = small_state(module) if file.name == "model.safetensors" else module.state_dict()
-    if not any(_POSTERIOR.search(name) for name in state):  # an older checkpoint, which has no uncertainty
-        state |= {name: torch.zeros(t.shape) for name, t in expected.items() if _POSTERIOR.search(name)}
     if wrong := sorted(set(expected) ^ set(state)):
         raise CheckpointError(f"{file}: its tensors do not fit config.json (first difference: {wrong[0]})")
     try:

@@ -22,10 +22,11 @@ from .families import is_text_model
 from .heads import embedding_width
 from .history import ModelChange
 from .integrity import count_tensors, read_json
+from .routing import Routing
 
 # Settings of a backbone that select how it runs or that name code; they are not part of the architecture.
 _IGNORED_PREFIXES = ("_", "attn_implementation", "experts_implementation", "auto_map", "quantization_config")
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """The version of the checkpoint's files and of their meaning. A release reads its own version only."""
 _LABEL = "REWARD"  # the label of a score in Hugging Face's pipelines
 
@@ -40,6 +41,7 @@ class DMoERMConfig(PretrainedConfig):
         tasks: task → names of its capabilities, in alphabetical order.
         shared_branch: all tasks use the general model's branch (`base: frozen`).
         router_kind, threshold: see `RouterConfig`.
+        routing: the fields of `Routing`, which training chooses.
         encoding, head, lora, aggregator: fields of `EncodingConfig`, `HeadConfig`, `LoRAConfig`, `AggregatorConfig`.
         pad_token_id: the tokenizer's; tools that pad batches read it here.
         history: the changes since the model was trained, the fields of a `ModelChange` each.
@@ -55,6 +57,7 @@ class DMoERMConfig(PretrainedConfig):
         shared_branch: bool = False,
         router_kind: str = "trunk",
         threshold: float = 0.5,
+        routing: dict[str, Any] | None = None,
         encoding: dict[str, Any] | None = None,
         head: dict[str, Any] | None = None,
         lora: dict[str, Any] | None = None,
@@ -69,6 +72,7 @@ class DMoERMConfig(PretrainedConfig):
         # sorted, because config.json is written with sorted keys and the order is that of the router's outputs
         self.tasks = {task: list(capabilities) for task, capabilities in sorted((tasks or {}).items())}
         self.shared_branch, self.router_kind, self.threshold = shared_branch, router_kind, threshold
+        self.routing = Routing(**(routing or {})).model_dump()
         self.encoding, self.head = encoding or {}, head or {}
         self.lora, self.aggregator = lora or {}, aggregator or {}
         self.pad_token_id, self.history = pad_token_id, [dict(change) for change in history]
@@ -80,6 +84,11 @@ class DMoERMConfig(PretrainedConfig):
         """The backbone's configuration as transformers' own class."""
         settings = {name: value for name, value in self.backbone.items() if not name.startswith(_IGNORED_PREFIXES)}
         return AutoConfig.for_model(settings.pop("model_type"), **settings)
+
+    @property
+    def heads_only(self) -> bool:
+        """Whether a task consists of heads on the general branch, without a branch or LoRA of its own."""
+        return self.shared_branch and not LoRAConfig(**self.lora).rank
 
     @property
     def width(self) -> int:
@@ -121,13 +130,14 @@ class _StoredConfig(BaseModel):
     """The fields of config.json that are read. Those of transformers' base class are ignored; others are unknown."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
-    format_version: int = FORMAT_VERSION
+    format_version: int
     backbone: dict[str, Any]
     branch_layer: int = Field(ge=0)
     tasks: dict[_Name, Annotated[list[_Name], Field(max_length=256)]] = Field(max_length=256)
     shared_branch: bool = False
     router_kind: Literal["trunk", "own"] = "trunk"
     threshold: float = Field(default=0.5, ge=0, le=1)
+    routing: Routing = Routing()
     encoding: dict[str, Any] = {}
     head: dict[str, Any] = {}
     lora: dict[str, Any] = {}
@@ -154,7 +164,7 @@ def read_config(folder: Path) -> DMoERMConfig:
         raise CheckpointError(
             f"{file}: model_type is {shorten(kind)}, not {expected}; give the folder that `train` wrote"
         )
-    if (version := settings.get("format_version", FORMAT_VERSION)) != FORMAT_VERSION:
+    if (version := settings.get("format_version", 1)) != FORMAT_VERSION:
         raise CheckpointError(
             f"{file}: format_version is {shorten(version)}, and this release reads {FORMAT_VERSION}; "
             "install the release of dmoerm that wrote the checkpoint, or train it again"
@@ -176,6 +186,8 @@ def read_config(folder: Path) -> DMoERMConfig:
         _check_backbone(file, stored)
     except RecursionError:
         raise _invalid(file, "backbone: is nested too deeply") from None
+    if unknown := [task for task in stored.routing.pooled if task not in stored.tasks]:
+        raise _invalid(file, f"routing.pooled: there is no task {shorten(unknown[0])}")
     config = DMoERMConfig(**stored.model_dump())
     try:
         check_config(config.backbone_config)

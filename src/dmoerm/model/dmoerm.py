@@ -28,6 +28,7 @@ from .mixture import Mixture
 from .packed_attention import Decoder
 from .packing import Packed
 from .pass_budget import scoring_tokens
+from .routing import Choice, Known
 from .transfer import transfer
 
 _EMPTY: dict[str, Any] = {"reward": MIN_REWARD, "capabilities": {}, "uncertainty": None}  # of an empty response
@@ -91,8 +92,8 @@ class DMoERM(Mixture):
             deterministic: make scores independent of the batch to the last bit; see `score_separately`.
             weights: capability → weight, from −10 to 10; 1 for those that are not given. They change the rewards only;
                 see `Score.reweighted`. If all prompts have a given task, each capability must belong to one of these
-                tasks, otherwise to any task of the model. It has no effect on responses that another task's model or
-                the general model scores.
+                tasks, otherwise to any task of the model. It has no effect on responses without a score of the
+                capability.
             risk: how much an uncertainty lowers its reward, from 0 on; see `Score.with_risk`. Weights are applied
                 before.
 
@@ -146,14 +147,14 @@ class DMoERM(Mixture):
     def _score_chunks(self, encoded: Encoded, task: str | None, batch_tokens: int | None) -> list[Score]:
         """Score one query with one pass per chunk. A prompt's first route holds for all its chunks."""
         scores: list[Score] = []
-        routes: dict[str, Score] = {}
+        known: dict[str, Known] = {}
         for _, chunk in chunks(encoded, self.pass_tokens(batch_tokens)):
-            (chunk_scores,) = self.score_encoded([chunk], [task], routes.get(chunk.prompt_key))
-            routes.setdefault(chunk.prompt_key, chunk_scores[0])
+            (chunk_scores,) = self.score_encoded([chunk], [known.get(chunk.prompt_key, task)])
+            known.setdefault(chunk.prompt_key, Known(task, tuple(chunk_scores[0].route.values())))
             scores += chunk_scores
         return scores
 
-    def score_separately(self, encoded: Sequence[Encoded], tasks: Sequence[str | None]) -> list[list[Score]]:
+    def score_separately(self, encoded: Sequence[Encoded], tasks: Sequence[str | Known | None]) -> list[list[Score]]:
         """Score each response of encoded queries in a pass of its own, so that its score depends on no other text.
 
         Only prompt and response determine the shapes of a pass, and so the order of its floating-point additions. The
@@ -166,8 +167,12 @@ class DMoERM(Mixture):
                 parts = [query.part(i, i + 1) for i in range(len(query.responses))]
                 prompts = {part.prompt_key: part.prompt for part in parts}
                 empty = self.encoder.empty_response
-                routes = {k: self.score_encoded([Encoded(ids, [empty])], [task])[0][0] for k, ids in prompts.items()}
-                scores.append([self.score_encoded([part], [task], routes[part.prompt_key])[0][0] for part in parts])
+                known: dict[str, Known] = {}
+                for key, ids in prompts.items():
+                    ((score,),) = self.score_encoded([Encoded(ids, [empty])], [task])
+                    given = task.task if isinstance(task, Known) else task
+                    known[key] = Known(given, tuple(score.route.values()))
+                scores.append([self.score_encoded([part], [known[part.prompt_key]])[0][0] for part in parts])
         return scores
 
     def passes(self, encoded: Sequence[Encoded], batch_tokens: int | None = None) -> Iterator[list[int]]:
@@ -203,61 +208,64 @@ class DMoERM(Mixture):
             yield from zip(window, adjusted(scores, weights, risk), strict=True)
 
     @torch.inference_mode()
-    def score_encoded(
-        self, encoded: Sequence[Encoded], tasks: Sequence[str | None], previous: Score | None = None
-    ) -> list[list[Score]]:
+    def score_encoded(self, encoded: Sequence[Encoded], tasks: Sequence[str | Known | None]) -> list[list[Score]]:
         """Score encoded queries in one pass.
 
         Args:
-            tasks: one per query; None: the router decides.
-            previous: for a single query, a score of its prompt, whose task and route are reused.
+            tasks: what is given for each query: a task, or what an earlier pass has found; None: the router decides.
         """
+        known = [each if isinstance(each, Known) else Known(each, ()) for each in tasks]
         with torch.autocast(self.device.type, enabled=False):  # a trainer may run `forward` in its own precision
             ids = pack_ids(encoded).to(self.device)
             hidden = self.hidden(ids)
-            if previous is None:
-                probabilities = self.route(ids, hidden).cpu()
-                chosen = [task or self.choose(row) for task, row in zip(tasks, probabilities, strict=True)]
-                routes = [dict(zip(self.router.tasks, row, strict=True)) for row in probabilities.tolist()]
-            else:
-                chosen, routes = [previous.task], [previous.route]
-            rewards = self.rewards(hidden, chosen)
+            if not all(each.probabilities for each in known):
+                computed = self.route(ids, hidden).tolist()
+                known = [
+                    each._replace(probabilities=each.probabilities or tuple(computed[q]))
+                    for q, each in enumerate(known)
+                ]
+            routed = self.choose(torch.tensor([each.probabilities for each in known]))
+            choices = [
+                Choice.of(each.task) if each.task else choice for each, choice in zip(known, routed, strict=True)
+            ]
+            rewards = self.rewards(hidden, choices)
+        routes = [dict(zip(self.router.tasks, each.probabilities, strict=True)) for each in known]
         scores: list[list[Score]] = [[] for _ in encoded]
         for n, owner in enumerate(ids.packing.owner):
             index = len(scores[owner])
             values = rewards[n] | (_EMPTY if index in encoded[owner].empty_at else {})
             truncated = index in encoded[owner].truncated_at
-            scores[owner].append(Score(task=chosen[owner], route=routes[owner], truncated=truncated, **values))
+            scores[owner].append(Score(task=choices[owner].task, route=routes[owner], truncated=truncated, **values))
         return scores
 
-    def rewards(self, hidden: Packed, tasks: Sequence[str | None]) -> list[dict[str, Any]]:
+    def rewards(self, hidden: Packed, choices: Sequence[Choice]) -> list[dict[str, Any]]:
         """Return reward, capabilities, uncertainty and temperature of each of the N responses.
 
         Args:
-            tasks: each prompt's task; None: the general model scores its responses.
+            choices: what scores the responses to each prompt.
         """
-        output = self.outputs(hidden, tasks)
+        output = self.outputs(hidden, choices)
         capabilities = [part.scores.capabilities for part in output.tasks.values()]
-        names = list(dict.fromkeys(tasks))
-        temperatures = [self.calibration(task).temperature for task in names]
-        rewards, deviations, *others = transfer(
-            [output.reward, output.uncertainty, *capabilities, *temperatures], "cpu"
+        temperatures = [self.temperature(choice) for choice in choices]
+        rewards, deviations, temperature, *others = transfer(
+            [output.reward, output.uncertainty, torch.stack(temperatures), *capabilities], "cpu"
         )
-        temperature = dict(zip(names, map(float, others[len(capabilities) :]), strict=True))
         columns = output.owner, rewards.tolist(), deviations.tolist()
+        by_prompt = temperature.tolist()
         fields: list[dict[str, Any]] = [
             {
                 "reward": bound_reward(reward),
                 "capabilities": {},
                 "uncertainty": None if math.isnan(deviation) else deviation,
-                "temperature": temperature[tasks[owner]],
+                "temperature": by_prompt[owner],
             }
             for owner, reward, deviation in zip(*columns, strict=True)
         ]
-        for (task, part), scores in zip(output.tasks.items(), others, strict=False):
+        for (task, part), scores in zip(output.tasks.items(), others, strict=True):
             experts = self.task_model(task).experts
             for row, values in zip(part.rows, scores.tolist(), strict=True):
-                fields[row]["capabilities"] = dict(zip(experts.capabilities, values, strict=True))
+                if choices[output.owner[row]].task == task:
+                    fields[row]["capabilities"] = dict(zip(experts.capabilities, values, strict=True))
         return fields
 
     # --- Hugging Face's interface --------------------------------------------------------------------------------

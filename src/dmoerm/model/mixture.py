@@ -1,15 +1,15 @@
 """The double-layer mixture of experts: the modules, and the pass from packed tokens to rewards.
 
-    ids ──trunk──▶ hidden ──router──▶ task t, or the general model below the threshold
+    ids ──trunk──▶ hidden ──router──▶ the weights of the task models and the general model (routing.py)
                      ├──general branch──▶ r_general
-                     └──branch_t, experts_t──▶ aggregator_t ──▶ reward
+                     └──branch_t, experts_t──▶ aggregator_t ──▶ r_t ──▶ reward
 
 Shapes: Q prompts, N responses, T tasks, k capabilities of a task, D embedding width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -33,9 +33,11 @@ from .packing import Packed, Packing
 from .posterior import Posterior
 from .prompt_statistics import PromptStatistics
 from .router import Router
+from .routing import Choice, Routing
 from .task_model import Calibration, TaskModel, TaskOutput
 from .task_weights import TaskWeights
 from .training_prompts import TrainingPrompts
+from .transfer import to_device
 
 
 class Mixture(PreTrainedModel):
@@ -67,10 +69,12 @@ class Mixture(PreTrainedModel):
         decoder = empty_part(backbone, backbone.num_hidden_layers)
         self.trunk, branch = split_layers(decoder, config.branch_layer)
         language_model = empty_part(backbone, backbone.num_hidden_layers) if config.router_kind == "own" else None
-        self.router = Router(list(config.tasks), backbone.hidden_size, language_model)
+        width = backbone.hidden_size if language_model else 2 * backbone.hidden_size  # see `Packed.prompt_embeddings`
+        self.router = Router(list(config.tasks), width, language_model)
         self.general = self._scorer(branch)
         self.general_calibration = Calibration()
         self.general_posterior = Posterior(config.width)
+        self.routed_calibration = Calibration()
         self.tasks = nn.ModuleDict({_key(task): self.new_task_model(names) for task, names in config.tasks.items()})
 
     def _scorer(self, branch: Any) -> BranchScorer:
@@ -113,6 +117,8 @@ class Mixture(PreTrainedModel):
         for task in [task for task in self.config.tasks if task not in tasks]:
             del self.config.tasks[task], self.tasks[_key(task)]
         self.router = self.router.with_tasks(list(self.config.tasks))
+        pooled = [task for task in self.routing.pooled if task in tasks]
+        self.config.routing = self.routing.model_copy(update={"pooled": pooled}).model_dump()
         if self.prompt_statistics is not None:
             self.prompt_statistics = self.prompt_statistics.only(tasks)
         known = self.head_posteriors.items()
@@ -125,37 +131,50 @@ class Mixture(PreTrainedModel):
     def route(self, ids: Packed, hidden: Packed) -> Tensor:
         """Return the task probabilities (Q, T) of the prompts."""
         if self.router.language_model is None:
-            return self.router.probabilities(hidden.prompt_means())
+            return self.router.probabilities(hidden.prompt_embeddings())
         prompts, mask = pad([prompt for prompt, _ in ids.split()])
         return self.router.probabilities(self.router.read(prompts, mask.to(prompts.device)))
 
-    def choose(self, probabilities: Tensor) -> str | None:
-        """Return the most probable task of one prompt, or None (the general model) below the threshold.
+    @property
+    def routing(self) -> Routing:
+        """How rewards follow from the router's probabilities."""
+        return Routing(**self.config.routing)
+
+    def choose(self, probabilities: Tensor) -> list[Choice]:
+        """Return what scores each of Q prompts.
 
         Args:
-            probabilities: (T,), on the CPU.
+            probabilities: (Q, T), on the CPU.
         """
-        best = int(probabilities.argmax())
-        return self.router.tasks[best] if probabilities[best] >= self.config.threshold else None
+        routing, config, names = self.routing, self.config, [*self.router.tasks, None]
+        rows = routing.shares(probabilities, self.router.tasks, config.threshold, shared=config.heads_only)
+        mixed = routing.temperature > 0
+        highest, best = probabilities.max(1)
+        likeliest = [names[i] for i in best.tolist()]
+        recognized = [mixed or value >= config.threshold for value in highest]
+        shares = [{name: share for name, share in zip(names, row, strict=True) if share > 0} for row in rows.tolist()]
+        return [Choice(likeliest[q] if recognized[q] else None, shares[q], mixed) for q in range(len(shares))]
 
     def outputs(
         self,
         hidden: Packed,
-        tasks: Sequence[str | None],
-        extra_tasks: Sequence[str] | None = None,
+        choices: Sequence[Choice],
+        extra_tasks: Sequence[Iterable[str]] | None = None,
         embeddings: Tensor | None = None,
     ) -> PassOutput:
         """Compute the rewards of a pass and the scores on which they depend.
 
         Args:
             hidden: the trunk's states of Q prompts and N responses.
-            tasks: each prompt's task; None: the general model gives the reward.
-            extra_tasks: one more task per prompt whose scores are computed. If given, all intermediate scores are
+            choices: what scores the responses to each prompt.
+            extra_tasks: more tasks per prompt whose scores are computed. If given, all intermediate scores are
                 computed; otherwise only those on which the rewards depend.
             embeddings: (N, D), the responses' embeddings under the general branch, if they are known.
         """
         owner = hidden.packing.owner
-        scored_by = [{task} if extra_tasks is None else {task, extra_tasks[q]} for q, task in enumerate(tasks)]
+        scored_by = [{choice.task, *choice.shares} for choice in choices]
+        for names, tasks in zip(scored_by, extra_tasks or (), strict=extra_tasks is not None):
+            names.update(tasks)
         rows = {
             task: [n for n, q in enumerate(owner) if task in scored_by[q]]
             for task in sorted(set().union(*scored_by), key=str)
@@ -177,8 +196,8 @@ class Mixture(PreTrainedModel):
             for task, numbers in rows.items()
             if task is not None
         }
-        chosen = self._chosen(hidden.packing, tasks, general, deviation, parts)
-        return PassOutput(owner, tasks, general, parts, *chosen)
+        rewards = self._rewards(hidden.packing, choices, general, deviation, parts)
+        return PassOutput(owner, choices, general, parts, *rewards)
 
     def _general_embeddings(self, hidden: Packed, rows: Sequence[int]) -> Tensor:
         """Return the responses' embeddings (N, D) under the general branch; 0 for responses not in `rows`."""
@@ -204,31 +223,69 @@ class Mixture(PreTrainedModel):
         """Return whether rewards of a task (None: the general model's) depend on the general model's branch."""
         return task is None or self.config.shared_branch or self.task_model(task).reads_general
 
-    def _chosen(
+    def _rewards(
         self,
         packing: Packing,
-        tasks: Sequence[str | None],
+        choices: Sequence[Choice],
         general: Tensor,
         deviation: Tensor,
         parts: Mapping[str, TaskRows],
     ) -> tuple[Tensor, Tensor]:
-        """Return each response's reward (N,) under its prompt's task, and the rewards' standard deviations (N,).
+        """Return each response's reward (N,) and the rewards' standard deviations (N,).
 
         Args:
             general, deviation: (N,), the general model's raw score, and the standard deviation of its reward.
         """
-        rewards = self.general_calibration(general)
+        rewards, deviations = self.general_calibration(general), deviation.clone()
         for task, part in parts.items():
-            kept = [i for i, n in enumerate(part.rows) if tasks[packing.owner[n]] == task]
+            kept = [i for i, n in enumerate(part.rows) if choices[packing.owner[n]].only == task]
             rows = packing.index([part.rows[i] for i in kept])
             among = packing.index(kept, len(part.rows))
             rewards[rows] = part.scores.reward[among].float()
-            deviation[rows] = part.scores.uncertainty[among].float()
-        return rewards, deviation
+            deviations[rows] = part.scores.uncertainty[among].float()
+        if any(choice.mixed for choice in choices):
+            mixed = self._mixed(packing, choices, general, deviation, parts)
+            is_mixed = to_device(torch.tensor([choices[q].mixed for q in packing.owner]), general.device)
+            rewards, deviations = (
+                torch.where(is_mixed, *pair) for pair in zip(mixed, (rewards, deviations), strict=True)
+            )
+        return rewards, deviations
+
+    def _mixed(
+        self,
+        packing: Packing,
+        choices: Sequence[Choice],
+        general: Tensor,
+        deviation: Tensor,
+        parts: Mapping[str, TaskRows],
+    ) -> tuple[Tensor, Tensor]:
+        """Return mixed rewards (N,) and their standard deviations (N,); without meaning where a choice is not mixed.
+
+        Each model's rewards are divided by its temperature, so that all are log-odds. Deviations add up, as those of
+        errors that are alike: the models share features and labels.
+        """
+        names = (None, *parts)
+        shares = torch.tensor([[choices[q].shares.get(name, 0.0) for q in packing.owner] for name in names])
+        totals = general.new_zeros(2, len(general))
+        for name, share in zip(names, to_device(shares, general.device), strict=True):
+            whole = torch.stack([self.general_calibration(general), deviation])
+            if name is not None:
+                scores, index = parts[name].scores, packing.index(parts[name].rows)
+                whole = torch.zeros_like(totals)
+                whole[:, index] = torch.stack([scores.reward.float(), scores.uncertainty.float()])
+            totals += torch.where(share > 0, share * whole / self.calibration(name).temperature, 0.0)
+        return self.routed_calibration(totals[0]), totals[1] / self.routed_calibration.scale
 
     def calibration(self, task: str | None) -> Calibration:
         """Return the calibration of a task's rewards; of the general model's for None."""
         return self.general_calibration if task is None else self.task_model(task).calibration
+
+    def temperature(self, choice: Choice) -> Tensor:
+        """Return the temperature (), at which differences of the choice's rewards are log-odds."""
+        if choice.mixed:
+            return self.routed_calibration.temperature
+        (source,) = choice.shares
+        return self.calibration(source).temperature
 
 
 def _key(task: str) -> str:

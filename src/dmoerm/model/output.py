@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from .routing import Choice
 from .task_model import TaskOutput
 
 
@@ -29,7 +30,7 @@ class PassOutput:
 
     Attributes:
         owner: (N,), each response's prompt.
-        chosen: (Q,), the task whose model gives the reward; None: the general model.
+        choices: (Q,), what gives the reward.
         general: (N,), the general model's raw score; nan for a response whose reward does not depend on it.
         tasks: task → its scores of the responses to the prompts for which the task was requested.
         reward: (N,), calibrated; not bounded, and without the rule for empty responses.
@@ -37,7 +38,7 @@ class PassOutput:
     """
 
     owner: Sequence[int]
-    chosen: Sequence[str | None]
+    choices: Sequence[Choice]
     general: Tensor
     tasks: Mapping[str, TaskRows]
     reward: Tensor

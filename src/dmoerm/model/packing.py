@@ -172,10 +172,15 @@ class Packed(NamedTuple):
             queries[q][1].append(response)
         return queries
 
-    def prompt_means(self) -> Tensor:
-        """Return the mean (Q, d) over each prompt's states, in float32."""
+    def prompt_embeddings(self) -> Tensor:
+        """Return each prompt's embedding (Q, 2 d), in float32: the mean of its states, and the last of them.
+
+        The last token has read the whole prompt; with both, the router confuses fewer kinds than with either alone.
+        """
+        lengths = self.packing.prompt_lengths
         states = self.tokens[: self.packing.prompt_tokens]
-        return means(states[None], self.packing.of_prompt, self.packing.prompt_lengths)[0]
+        mean = means(states[None], self.packing.of_prompt, lengths)[0]
+        return torch.cat([mean, states[lengths.cumsum(0) - 1].float()], 1)
 
 
 def pack(queries: Sequence[tuple[Tensor, Sequence[Tensor]]]) -> Packed:

@@ -34,6 +34,7 @@ from .layers import join
 from .mixture import Mixture
 from .packed_attention import Decoder
 from .packing import Packed
+from .routing import Choice
 
 
 class LinearReward(NamedTuple):
@@ -230,7 +231,7 @@ def rows_by_query(model: DMoERM, queries: Sequence[Query], compute: Callable[[Pa
 def rewards_by_query(model: DMoERM, task: str | None, queries: Sequence[Query]) -> list[Tensor]:
     """Return the rewards (N,) of each query's responses under a task (None: the general model), without the router."""
     return rows_by_query(
-        model, queries, lambda hidden: model.outputs(hidden, [task] * len(hidden.packing.prompts)).reward
+        model, queries, lambda hidden: model.outputs(hidden, [Choice.of(task)] * len(hidden.packing.prompts)).reward
     )
 
 

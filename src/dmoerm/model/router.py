@@ -1,8 +1,9 @@
-"""The router, which picks the task of a prompt: the outer layer of arXiv 2403.01197, top-1.
+"""The router, which gives the probabilities of a prompt's tasks: the outer layer of arXiv 2403.01197.
 
-A prompt's embedding is the mean over its tokens' states, from the trunk or from the router's own language model.
+A prompt's embedding is the mean of its tokens' states and the last of them, from the trunk; or the mean alone, from the
+router's own language model.
 
-Shapes: Q prompts, P tokens of the longest prompt, T tasks, d hidden width.
+Shapes: Q prompts, P tokens of the longest prompt, T tasks, d width of an embedding.
 """
 
 from __future__ import annotations

@@ -101,7 +101,8 @@ def router_contents(routers: Mapping[str, RouterResult]) -> Iterator[Content]:
                 condition,
                 f"the most likely task is the prompt's own task for {percent(router.accuracy or 0)} of the "
                 f"{router.prompts} prompts; {percent(router.fallback or 0)} fall below the confidence threshold, and "
-                "the general model scores them.",
+                "the general model scores them."
+                + ("" if router.ece is None else f" Expected calibration error of its confidence: {router.ece:.3f}."),
             )
         tasks = sorted({*router.confusion, *(name for row in router.confusion.values() for name in row)})
         rows = [[task, *(_confusion(row, name) for name in tasks)] for task, row in router.confusion.items()]

@@ -1,9 +1,9 @@
 """The rows that `score` writes, as a stream, for one model or an ensemble.
 
-A row has: id, line (of the input file, from 1), task (null: the general model scored), route (task → probability),
-rewards, capabilities, uncertainty, truncated (each with one value per response) and temperature. An empty response has
-the lowest reward, and null for capabilities and uncertainty. With `best`, a row also has best (the index of the best
-response) and chosen (its text).
+A row has: id, line (of the input file, from 1), task (the given or the most probable one; null: the general model
+scored), route (task → probability), rewards, capabilities, uncertainty, truncated (each with one value per response)
+and temperature. An empty response has the lowest reward, and null for capabilities and uncertainty. With `best`, a
+row also has best (the index of the best response) and chosen (its text).
 """
 
 from __future__ import annotations

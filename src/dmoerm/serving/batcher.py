@@ -28,6 +28,7 @@ from ..chat.encoding import Encoded
 from ..errors import ServerError
 from ..model import DMoERM
 from ..model.batching import chunks
+from ..model.routing import Known
 from ..schema import Message, Query
 from ..scores import Score
 from .encoding_threads import EncodingThreads
@@ -267,9 +268,10 @@ class Batcher:
 
     async def _run_pass(self, engine: Engine, taken: Pass) -> None:
         started, loop = time.monotonic(), asyncio.get_running_loop()
-        by_prompt: dict[tuple[str | None, str], list[tuple[QueuedRequest, QueuedPart]]] = {}
-        for entry in taken:
-            by_prompt.setdefault(entry[1].prompt, []).append(entry)
+        by_prompt: dict[tuple[str | Known | None, str], list[tuple[QueuedRequest, QueuedPart]]] = {}
+        for request, waiting in taken:
+            part = request.as_routed(waiting)
+            by_prompt.setdefault(part.prompt, []).append((request, part))
         encoded = [Encoded.join([part.encoded for _, part in group]) for group in by_prompt.values()]
         tokens = sum(each.tokens for each in encoded)
         try:
@@ -295,11 +297,11 @@ class Batcher:
                 self._answer(request, part, list(itertools.islice(scores, len(part.encoded.responses))))
 
     def _answer(self, request: QueuedRequest, part: QueuedPart, scores: list[Score]) -> None:
-        """Give a request the scores of one of its parts, or score the part again as the task of the query's others."""
-        task = request.task_of(part)
-        if task is not None and any(score.task != task for score in scores):
+        """Give a request the scores of one of its parts, or score the part again by the route of the query's others."""
+        first = request.routed.get((part.query, part.encoded.prompt_key))
+        if first is not None and any(score.task != first.task for score in scores):  # in a pass at the same time
             for line in self.lines.values():
-                line.put_back(request, part._replace(task=task))
+                line.put_back(request, request.as_routed(part))
             self._arrived.set()
         elif all(math.isfinite(score.reward) for score in scores):
             self.metrics.scored(scores)

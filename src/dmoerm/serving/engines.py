@@ -27,14 +27,15 @@ import torch
 from ..chat.encoding import Encoded, Encoder
 from ..errors import ServerError
 from ..model import DMoERM
+from ..model.routing import Known
 from ..scores import Score
 from .limits import ServingConfig
 
 Load = Callable[..., DMoERM]
 """Returns the model. For engine processes it is picklable and takes `device`: a name, or None for the default one."""
 Scores = list[list[Score]]
-RunPass = Callable[[Sequence[Encoded], Sequence[str | None]], Scores]
-"""Scores encoded queries, each as its task (None: the router decides), in one pass."""
+RunPass = Callable[[Sequence[Encoded], Sequence[str | Known | None]], Scores]
+"""Scores encoded queries in one pass; see `DMoERM.score_encoded`."""
 
 _LOG = logging.getLogger("dmoerm.serving")
 _ENGINE_LOST = (EOFError, OSError)
@@ -157,7 +158,7 @@ class ProcessEngine:
 
     # --- in the engine's thread --------------------------------------------------------------------------------
 
-    def run(self, encoded: Sequence[Encoded], tasks: Sequence[str | None]) -> Scores:
+    def run(self, encoded: Sequence[Encoded], tasks: Sequence[str | Known | None]) -> Scores:
         """Score encoded queries in one pass; if the process ends, score them again in another.
 
         Raises:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ..chat.encoding import Encoded
+from ..model.routing import Known
 from ..scores import Score
 from .request_id import REQUEST_ID
 from .tracing import TRACE, RequestTrace
@@ -30,10 +31,10 @@ class QueuedPart(NamedTuple):
     query: int
     first: int
     encoded: Encoded
-    task: str | None
+    task: str | Known | None
 
     @property
-    def prompt(self) -> tuple[str | None, str]:
+    def prompt(self) -> tuple[str | Known | None, str]:
         """What parts must have in common to share a prompt: the task and the prompt's token ids."""
         return self.task, self.encoded.prompt_key
 
@@ -47,7 +48,7 @@ class QueuedRequest:
         open: how many parts have no scores yet.
         turn: the time by which requests are ordered: of the arrival, then of the last part that was taken.
         started: whether a pass has taken a part.
-        tasks: query and digest of its prompt, whole or cut → the task as which responses have been scored.
+        routed: query and digest of its prompt, whole or cut → a score of the prompt, whose route holds for all.
         id: the HTTP request's id.
         trace: the HTTP request's trace; None without tracing.
     """
@@ -59,7 +60,7 @@ class QueuedRequest:
     arrived: float = field(default_factory=time.monotonic)
     turn: float = field(default_factory=time.monotonic)
     started: bool = False
-    tasks: dict[tuple[int, str], str | None] = field(default_factory=dict)
+    routed: dict[tuple[int, str], Score] = field(default_factory=dict)
     id: str = field(default_factory=REQUEST_ID.get)
     trace: RequestTrace | None = field(default_factory=TRACE.get)
 
@@ -68,14 +69,17 @@ class QueuedRequest:
         """The tokens of the parts that wait."""
         return sum(part.encoded.tokens for part in self.parts)
 
-    def task_of(self, part: QueuedPart) -> str | None:
-        """Return the task as which another part with the same prompt has been scored; None: no part has."""
-        return self.tasks.get((part.query, part.encoded.prompt_key))
+    def as_routed(self, part: QueuedPart) -> QueuedPart:
+        """Return the part with the route of another part with the same prompt, if one has been scored."""
+        score = self.routed.get((part.query, part.encoded.prompt_key))
+        if score is None or isinstance(part.task, Known):
+            return part
+        return part._replace(task=Known(part.task, tuple(score.route.values())))
 
     def add(self, part: QueuedPart, scores: Sequence[Score]) -> None:
         """Store a part's scores; the last part completes the request."""
         self.scores[part.query][part.first : part.first + len(scores)] = scores
-        self.tasks.setdefault((part.query, part.encoded.prompt_key), scores[0].task)
+        self.routed.setdefault((part.query, part.encoded.prompt_key), scores[0])
         self.open -= 1
         if self.open == 0 and not self.done.done():
             self.done.set_result(None)
@@ -167,7 +171,7 @@ class WaitingLine:
             rate: tokens per second of a pass; None: parts are taken in the order of arrival.
         """
         taken: list[tuple[QueuedRequest, QueuedPart]] = []
-        prompts: set[tuple[str | None, str]] = set()
+        prompts: set[tuple[str | Known | None, str]] = set()
         tokens = 0
         for request in self._in_turn(rate):
             part = request.parts[0]
@@ -190,7 +194,7 @@ class WaitingLine:
         """Yield the waiting requests by their turn, each followed by those with the same prompt; then again."""
         handicap = _HANDICAP / rate if rate else 0.0
         while self._queue:
-            by_prompt: dict[tuple[str | None, str], list[QueuedRequest]] = {}
+            by_prompt: dict[tuple[str | Known | None, str], list[QueuedRequest]] = {}
             for request in sorted(self._queue, key=lambda each: each.turn + handicap * each.parts[0].encoded.tokens):
                 by_prompt.setdefault(request.parts[0].prompt, []).append(request)
             yield from itertools.chain.from_iterable(by_prompt.values())

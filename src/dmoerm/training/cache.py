@@ -39,6 +39,7 @@ from .sharding import full_tensor
 
 _LOG = logging.getLogger("dmoerm.training")
 _SHARD_TOKENS = 50_000
+_ROUTE = "prompt-mean-last"  # names what it is: caches outlive versions
 _SUFFIXES = (".safetensors", ".arrow")  # activations, and the token ids of `examples.py`
 _LOCK_SECONDS = 600  # writing a shard takes under a second; a stuck file system must not block a run forever
 
@@ -166,7 +167,7 @@ class ActivationCache:
         return all(f"{key}/{name}" in self._paths for name in self._needed())
 
     def _needed(self) -> list[str]:
-        return ["route"] * self.route + [self._embedding] * self.embedding + ["prompt", "response"] * self.hidden
+        return [_ROUTE] * self.route + [self._embedding] * self.embedding + ["prompt", "response"] * self.hidden
 
     def states(self, text: Encoded) -> tuple[Tensor, list[Tensor]]:
         """Return the hidden states at the cut, prompt (P, d) and responses [(R, d)]; token ids if there is no trunk."""
@@ -180,8 +181,8 @@ class ActivationCache:
         return self._read(text, self._embedding)
 
     def prompt(self, text: Encoded) -> Tensor:
-        """Return the embedding (d,) of the prompt at the cut, for the router."""
-        return self._read(text, "route")
+        """Return the embedding (2 d,) of the prompt at the cut, for the router."""
+        return self._read(text, _ROUTE)
 
     @torch.no_grad()  # not inference_mode: weights gathered in it could not take part in autograd later
     def _compute(self, batch: Sequence[Encoded]) -> dict[str, Tensor]:
@@ -196,8 +197,8 @@ class ActivationCache:
             embeddings = self.model.general.embed(hidden).cpu().split(sizes)
             tensors |= {f"{text.key}/{self._embedding}": z.clone() for text, z in zip(batch, embeddings, strict=True)}
         if self.route:
-            means = hidden.prompt_means().cpu()
-            tensors |= {f"{text.key}/route": mean.clone() for text, mean in zip(batch, means, strict=True)}
+            prompts = hidden.prompt_embeddings().cpu()
+            tensors |= {f"{text.key}/{_ROUTE}": each.clone() for text, each in zip(batch, prompts, strict=True)}
         if self.hidden:
             states = Packed(hidden.tokens.cpu(), hidden.packing)
             for text, (prompt, responses) in zip(batch, states.split(), strict=True):

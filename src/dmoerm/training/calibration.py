@@ -46,7 +46,7 @@ def calibrate(
 
 def _margins(examples: Sequence[PreferenceExample], rewards: Mapping[str, Tensor]) -> tuple[np.ndarray, np.ndarray]:
     rows = [
-        (float(rewards[e.key][pair.better] - rewards[e.key][pair.worse]), 1 / len(pairs))
+        (float(rewards[e.key][pair.better] - rewards[e.key][pair.worse]), pair.weight / len(pairs))
         for e in examples
         if (pairs := e.pairs.get(None))
         for pair in pairs
@@ -63,7 +63,7 @@ def temperature(margins: np.ndarray, weights: np.ndarray) -> float:
 
     Args:
         margins: (P,), reward of the better response − reward of the worse, in units of `scale`.
-        weights: (P,), 1 / number of the group's pairs.
+        weights: (P,), the pair's weight / number of the group's pairs.
     """
 
     def loss(log_t: float) -> float:

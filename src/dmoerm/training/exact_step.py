@@ -36,15 +36,16 @@ def strength(l2: float | str) -> float:
 
 
 class FoldedHead(NamedTuple):
-    """An exactly fitted head with its weights by fold, toward which the penalty of other heads may pull."""
+    """An exactly fitted head with its weights by fold, toward which other heads may be pulled; see `Prior`."""
 
     head: Head
     folds: FoldWeights
+    preferred: bool = False
 
     def prior(self, scale: Tensor) -> Prior:
         """Return its weights (D,), and those by fold, in the units of another normalizer's scale (D,)."""
         ratio = scale / self.head.normalizer.scale.cpu()
-        return Prior(self.head.score.weight[0].cpu() * ratio, self.folds.weights.cpu() * ratio)
+        return Prior(self.head.score.weight[0].cpu() * ratio, self.folds.weights.cpu() * ratio, self.preferred)
 
 
 def started(head: Head) -> FoldedHead | None:

@@ -3,6 +3,7 @@
     router ──┬──▶ phase0 ─────────────────────────────┐
              └──▶ phase1/t ──▶ phase2/t ──────────▶ phase3/t     for each task t; phase0 ─▶ phase1/t with `warm_start`
                                                                  and with exact heads
+    all of them ─▶ routing: how the router's probabilities mix the task models
 
 In one process the steps run in order. On a cluster, a step can start when its dependencies are finished. A finished
 step that runs again loads its result from the run's folder into the model and trains nothing.
@@ -19,7 +20,8 @@ from ..data.splits import Splits
 from ..taxonomy import Taxonomy
 from .expert_step import expert_parts, phase2
 from .phases import phase0, phase1, phase3
-from .router_step import assign_tasks, train_router
+from .router_step import train_router
+from .routing_step import choose_routing
 from .steps import Run, Training, step_name
 
 
@@ -44,7 +46,7 @@ Engine = Callable[[Run, Splits, Sequence[Step]], None]
 
 def graph(config: Config, taxonomy: Taxonomy) -> list[Step]:
     """Return the steps, each after its dependencies."""
-    steps = [Step("router", (), _router), Step("phase0", ("router",), phase0)]
+    steps = [Step("router", (), train_router), Step("phase0", ("router",), phase0)]
     start = ["phase0"] if config.warm_start or config.phase0.l2 == config.phase1.l2 == "auto" else []
     for task, definition in taxonomy.tasks.items():
         first = step_name("phase1", task)
@@ -52,7 +54,7 @@ def graph(config: Config, taxonomy: Taxonomy) -> list[Step]:
         steps.append(Step(first, ("router", *start), partial(phase1, task=task)))
         steps += [Step(part[0], ("router", first), partial(phase2, task=task, part=part)) for part in parts.items()]
         steps.append(Step(step_name("phase3", task), ("router", "phase0", first, *parts), partial(phase3, task=task)))
-    return steps
+    return [*steps, Step("routing", tuple(step.name for step in steps), choose_routing)]
 
 
 def path_to(name: str, steps: Sequence[Step]) -> list[Step]:
@@ -62,9 +64,3 @@ def path_to(name: str, steps: Sequence[Step]) -> list[Step]:
         if step.name in names:
             names |= set(step.needs)
     return [step for step in steps if step.name in names]
-
-
-def _router(training: Training) -> None:
-    train_router(training.run, training.train, training.validation)
-    training.train = assign_tasks(training.run, training.train)
-    training.validation = assign_tasks(training.run, training.validation)

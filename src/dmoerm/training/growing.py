@@ -114,10 +114,11 @@ def change_capability(
 
     Raises:
         DataError: the model has no such task, the data are insufficient, or have no label of the capability.
-        ConfigError: the capability exists already, or does not exist.
+        ConfigError: the capability exists already, or does not exist; or the model's heads are soft (`Routing.soft`).
         CheckpointError: see `add_task`.
     """
     model = _load(folder)
+    check_own_heads(model, folder)
     before = model.task_model(task, str(folder))
     names = _changed_names(before.experts.capabilities, f"{task}/{capability}", capability, change)
     config = changed_config(folder, model, {}, overrides)
@@ -155,6 +156,15 @@ def _load(folder: Path) -> DMoERM:
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder}: is not a model's folder; give the folder that `train` wrote")
     return DMoERM.from_pretrained(folder, device_map=default_device())
+
+
+def check_own_heads(model: DMoERM, folder: Path) -> None:
+    """Raise `ConfigError` if each task's heads were fitted to all prompts, so that they cannot change alone."""
+    if model.routing.soft:
+        raise ConfigError(
+            f"{folder}: its kinds of prompts overlap, so that each task's heads were fitted to all prompts; train "
+            "again with the new data or taxonomy (tasks can be added and removed)"
+        )
 
 
 def _check_task_name(task: str) -> None:

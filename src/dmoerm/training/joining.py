@@ -89,6 +89,8 @@ def _join(model: DMoERM, other: DMoERM, task: str, names: tuple[str, str]) -> No
     if model.config.shared_branch:
         task_model.base.branch = model.general.branch  # equal weights: they are in memory once
     model.set_task(task, task_model)
+    if task in other.routing.pooled:
+        model.config.routing = {**model.config.routing, "pooled": [*model.routing.pooled, task]}
     model.head_posteriors |= {key: each for key, each in other.head_posteriors.items() if key[0] == task}
     seed = int.from_bytes(hashlib.sha256(task.encode()).digest()[:4], "big")
     drawn = statistics.draw(task, DRAWS, torch.Generator().manual_seed(seed))

@@ -57,10 +57,13 @@ class Prior:
     Attributes:
         weight: (D,), of the fit that has all pairs.
         fold_weights: (K, D), the k-th of the fit without the pairs of fold k.
+        preferred: the penalty pulls toward them unless a pull toward 0 has a lower loss by a standard error; otherwise
+            the reverse.
     """
 
     weight: Tensor
     fold_weights: Tensor
+    preferred: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +76,7 @@ class LinearFit:
         l2: the strength, the one with the lowest loss on the pairs that were left out.
         loss, accuracy: on the pairs that were left out.
         capability_weight: the chosen entry of `CAPABILITY_WEIGHTS`; 0 for a head of one kind of label.
-        pulled: whether the penalty is on the distance from the prior's weights, which had a lower loss, and not from 0.
+        pulled: whether the penalty is on the distance from the prior's weights and not from 0; see `Prior.preferred`.
         posterior: of the weights.
     """
 
@@ -131,8 +134,8 @@ def fit_linear(pairs: LinearPairs, prior: Prior | None = None) -> LinearFit:
     """Fit a head to pairs of one kind of label; its strength is chosen on these labels.
 
     Args:
-        prior: weights that the penalty may pull toward, if that has a lower loss on the pairs that are left out, by at
-            least one standard error (over pairs, weighted as in the loss).
+        prior: weights that the penalty may pull toward, if the loss on the pairs that are left out says so; standard
+            errors are over pairs, weighted as in the loss. See `Prior.preferred`.
     """
     fit = _cross_validated(pairs, pairs.weight, torch.ones_like(pairs.weight, dtype=torch.bool), prior)
     return replace(fit, posterior=laplace(pairs, fit.weight, fit.l2, float(pairs.weight.sum())))
@@ -175,7 +178,8 @@ def _cross_validated(
     judged_weight = weight * judged
     total = judged_weight.sum().clamp(min=1e-12)
     known = len(pairs.fold[judged].unique()) > 1
-    best = _best(losses * judged_weight[:, None]) if known else STRENGTHS.index(_DEFAULT_STRENGTH)
+    preferred = prior is not None and prior.preferred
+    best = _best(losses * judged_weight[:, None], preferred) if known else STRENGTHS.index(_DEFAULT_STRENGTH)
     return LinearFit(
         weight=solutions[:, best, FOLDS].contiguous(),
         fold_weights=solutions[:, best, :FOLDS].T.contiguous(),
@@ -187,13 +191,19 @@ def _cross_validated(
     )
 
 
-def _best(losses: Tensor) -> int:
-    """Return the choice with the lowest sum of losses (P, C); a pulled one only by at least one standard error."""
+def _best(losses: Tensor, preferred: bool) -> int:
+    """Return the choice with the lowest sum of losses (P, C); one of the less preferred kind only by a standard error.
+
+    Args:
+        preferred: pulled fits, which are the second half of the choices if there are any, are preferred to free ones.
+    """
     total = losses.sum(0)
-    free = int(total[: len(STRENGTHS)].argmin())
-    pulled = int(total.argmin())
+    free, pulled = int(total[: len(STRENGTHS)].argmin()), int(total.argmin())
+    if preferred:
+        pulled = len(STRENGTHS) + int(total[len(STRENGTHS) :].argmin())
     gains = losses[:, free] - losses[:, pulled]
-    return pulled if float(gains.sum()) > float(gains.square().sum().sqrt()) else free
+    error = float(gains.square().sum().sqrt())
+    return pulled if float(gains.sum()) > (-error if preferred else error) else free
 
 
 def _starts(width: int, prior: Prior | None) -> Tensor:
@@ -229,7 +239,7 @@ def laplace(pairs: LinearPairs, weight: Tensor, l2: float, groups: float) -> Hea
         return HeadPosterior(rest, weight.new_zeros(len(weight), 0))
     probability = torch.sigmoid(pairs.differences @ weight - pairs.margin)
     share = pairs.weight / pairs.weight.sum().clamp(min=1e-12)
-    vectors, values = _principal(pairs.differences * (share * probability * (1 - probability)).sqrt()[:, None])
+    vectors, values = principal(pairs.differences * (share * probability * (1 - probability)).sqrt()[:, None])
     largest = values.topk(min(MAX_RANK, len(values)))
     removed = rest * largest.values / (largest.values + l2)  # of the variance along each direction
     return HeadPosterior(rest, vectors[:, largest.indices] * removed.sqrt())
@@ -258,7 +268,7 @@ def solve(differences: Tensor, target: Tensor, margin: Tensor, weight: Tensor, l
     required = margin if margin.dim() > 1 else margin[:, None]
     share = weight / weight.sum(0).clamp(min=1e-12)
     mean = share.mean(1)  # the eigenvectors are those of all columns' mean
-    vectors, curvature = _principal(differences * mean.sqrt()[:, None])
+    vectors, curvature = principal(differences * mean.sqrt()[:, None])
     coordinates = differences @ vectors  # (P, R)
     ratio = (share / mean.clamp(min=1e-12)[:, None]).amax(0)  # of a column's curvature to the mean's, at most
     step = 1 / (0.25 * ratio * curvature[:, None] + l2)  # (R, C)
@@ -277,7 +287,7 @@ def solve(differences: Tensor, target: Tensor, margin: Tensor, weight: Tensor, l
     return vectors @ ahead
 
 
-def _principal(rows: Tensor) -> tuple[Tensor, Tensor]:
+def principal(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Return the right singular vectors (D, R) of rows (P, D) with R = min(P, D), and the squared singular values."""
     tall = len(rows) > rows.shape[1]
     gram = (rows.T @ rows if tall else rows @ rows.T).double()

@@ -43,7 +43,7 @@ from .losses import PreferenceLossModule
 from .posteriors import set_from_phase1, set_from_score, with_posterior
 from .score_weights import weight_scores
 from .sharded_branch import copy_weights, is_sharded, sharded_scorer
-from .steps import Run, State, StepMetrics, Training, step_metrics, step_name
+from .steps import Run, State, StepMetrics, Training, step_metrics
 
 Examples = Sequence[PreferenceExample]
 
@@ -87,9 +87,9 @@ def phase1(training: Training, task: str) -> None:
             copy_weights(base.branch, general.branch.state_dict())
     first, reset = first_part(run, train), run.frozen or not run.config.warm_start
     folds = training.folds.get((None, "general"))
-    prior = FoldedHead(general.head, folds) if folds else None
+    prior = FoldedHead(general.head, folds, training.soft) if folds else None
     state = run.step(
-        step_name("phase1", task),
+        training.step_name("phase1", task),
         lambda checkpoint_dir: _train_task(run, task, first, validation, checkpoint_dir, reset, prior),
     )
     apply_base(base, state)
@@ -112,13 +112,12 @@ def phase3(training: Training, task: str) -> None:
     kept = nn.ModuleDict(modules)
     exact = run.config.phase3.l2 == "auto"
     state = run.step(
-        step_name("phase3", task),
+        training.step_name("phase3", task),
         lambda checkpoint_dir: (
             weight_scores(training, task, kept) if exact else _train_aggregator(training, task, kept, checkpoint_dir)
         ),
     )
-    earlier = task_model.posterior.state_dict(prefix="posterior.")  # a step of an earlier version has none
-    kept.load_state_dict(earlier | state)
+    kept.load_state_dict(state)
 
 
 def first_part(run: Run, examples: Examples) -> Examples:

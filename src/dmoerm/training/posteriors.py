@@ -57,8 +57,6 @@ def set_from_heads(training: Training, task: str) -> None:
     linear, scale = task_model.aggregator.linear, task_model.base.head.normalizer.scale
     heads = scored_heads(training, task)
     assert linear is not None
-    if not all(key in training.posteriors for _, key in heads):
-        return  # their steps were finished by an earlier version
     weights = linear.weight * linear.read / (linear.normalizer.scale * task_model.calibration.scale)
     coefficients = [w * scale / head.normalizer.scale for w, (head, _) in zip(weights, heads, strict=True)]
     _set(task_model.posterior, coefficients, [training.posteriors[key] for _, key in heads])

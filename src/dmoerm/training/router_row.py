@@ -52,8 +52,8 @@ def known_statistics(model: DMoERM, name: str = "this model") -> PromptStatistic
     """Return the model's statistics of prompts. Raise `CheckpointError` if it has none."""
     if model.prompt_statistics is None:
         raise CheckpointError(
-            f"{name}: has no statistics of its prompts (an earlier version trained it), so that no task can join it; "
-            "train it again with this version"
+            f"{name}: has no statistics of its prompts (router/prompt_statistics.safetensors), so that no task can "
+            "join it; copy the whole folder, or train it again"
         )
     return model.prompt_statistics
 

@@ -31,6 +31,7 @@ from ..model.experts import lora_targets
 from ..model.layers import split_layers
 from ..model.quantization import quantize
 from ..model.training_prompts import TrainingPrompts
+from ..routing_notes import routing_notes
 from ..schema import Group, prompt_key
 from ..taxonomy import Taxonomy
 from .batches import PreferenceExample
@@ -95,6 +96,9 @@ def train(config: Config, console: Console | None = None, engine: Engine | None 
             steps_run = run if engine is None else replace(run, progress=Progress(quiet=True))
             run.training = run_steps(steps_run, data, steps)
         _save(run.training, data)
+        if not data.test:  # else the results have them
+            for note in routing_notes(run.metrics()["routing"], run.model.config.tasks):
+                run.progress.say(note)
     return run
 
 

@@ -16,9 +16,11 @@ from ..errors import ConfigError
 from ..io.locking import exclusive_folder
 from ..io.paths import write_file
 from ..io.storage import Mirror
+from ..model.configuration import FORMAT_VERSION
 from .processes import is_main
 
 _UNSET = "unset"
+_FORMAT = "format_version"  # the file that names the format of the steps' results, that of checkpoints
 
 
 def locked(folder: Path) -> contextlib.AbstractContextManager[None]:
@@ -31,10 +33,17 @@ def claim(config: Config, data: Splits) -> Path:
 
     A setting that the folder's version of the package did not have counts as its default.
 
-    Raises `ConfigError` if the folder has a run with other settings or data.
+    Raises `ConfigError` if the folder has a run with other settings or data, or of another version of the package.
     """
     folder = Path(config.output)
     mirror = Mirror(config.storage, folder)
+    mirror.fetch(folder / _FORMAT)
+    version = (folder / _FORMAT).read_text(encoding="utf-8").strip() if (folder / _FORMAT).exists() else "1"
+    if (folder / "steps").exists() and version != str(FORMAT_VERSION):
+        raise ConfigError(f"{folder}: holds a run of another version; set another `output` or delete that folder")
+    if is_main():
+        write_file(folder / _FORMAT, f"{FORMAT_VERSION}\n")
+        mirror.keep(folder / _FORMAT)
     for name, text in (("config.yaml", dump_config(config)), ("data.sha256", data_digest(data))):
         written = folder / name
         mirror.fetch(written)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -23,7 +22,6 @@ from ..errors import CheckpointError, DataError
 from ..io.paths import complete_folder
 from ..io.storage import Mirror
 from ..model import DMoERM
-from ..model.checkpoint import current_names
 from ..model.packed_attention import Decoder, recompute_layers
 from ..model.pass_budget import training_tokens
 from ..model.posterior import HeadPosterior
@@ -39,6 +37,7 @@ State = dict[str, Tensor]
 StepMetrics = dict[str, float]
 """`loss`, `accuracy`, `steps` and `seconds` of a step; `loss/NAME` and `accuracy/NAME` are those of one expert."""
 _STATE = "state.safetensors"
+_MIN_SHARE = 0.02  # of a task in a prompt; less changes nothing and costs as much
 
 
 @dataclass
@@ -129,6 +128,10 @@ class Run:
         barrier()
         return state if is_main() else _read(done / _STATE)
 
+    def stored(self, name: str) -> State:
+        """Return the result of a finished step."""
+        return _read(self.folder / "steps" / name / _STATE)
+
     def _finish(self, done: Path, checkpoints: Path, state: State, metrics: StepMetrics) -> None:
         """Write a step's result to the folder and the storage, and remove its checkpoints."""
         _write(done, state, metrics)
@@ -166,6 +169,9 @@ class Training:
         folds: (task, name of the score) → out-of-fold weights, for heads that were fitted with `l2: auto`; the general
             model's task is None.
         posteriors: (task, name of the score) → posterior of the head's weights.
+        routes: prompt → probabilities (T,) by the router that was fitted without it; empty if the router has its own
+            language model.
+        soft: a task's heads are fitted to the overall labels of all prompts, each weighted by the task's probability.
     """
 
     run: Run
@@ -173,6 +179,12 @@ class Training:
     validation: Sequence[PreferenceExample]
     folds: dict[tuple[str | None, str], FoldWeights] = field(default_factory=dict)
     posteriors: dict[tuple[str | None, str], HeadPosterior] = field(default_factory=dict)
+    routes: dict[str, Tensor] = field(default_factory=dict)
+    soft: bool = False
+
+    def step_name(self, phase: str, task: str) -> str:
+        """Return the name of a task's step."""
+        return f"soft/{step_name(phase, task)}" if self.soft else step_name(phase, task)
 
     def read(self, state: State, prefix: str, task: str | None, name: str) -> None:
         """Read from a step's state what is known of the head of a score, if it is there."""
@@ -182,18 +194,34 @@ class Training:
             self.posteriors[task, name] = HeadPosterior(state[f"{prefix}_rest"], state[f"{prefix}_basis"])
 
     def of(self, task: str) -> tuple[list[PreferenceExample], list[PreferenceExample]]:
-        """Return a task's training and validation examples.
+        """Return a task's training and validation examples; see `soft`.
 
         Raises:
             DataError: no training example has an overall preference.
         """
-        train, validation = ([e for e in part if e.task == task] for part in (self.train, self.validation))
+        select = self._shared_out if self.soft else _of_task
+        train, validation = (select(part, task) for part in (self.train, self.validation))
         if not any(e.pairs.get(None) for e in train):
             hint = "add groups of this task, or set a smaller data.validation_fraction"
             raise DataError(
                 "no group to train on has this task and an overall preference", field="task", value=task, hint=hint
             )
         return train, validation
+
+    def _shared_out(self, examples: Sequence[PreferenceExample], task: str) -> list[PreferenceExample]:
+        """Return a task's share: overall pairs weighted by its probability, and capability pairs of its own prompts."""
+        index, parts = self.run.model.router.tasks.index(task), list[PreferenceExample]()
+        for example in examples:
+            share, has_task = float(self.routes[example.prompt][index]), example.task == task
+            if share >= _MIN_SHARE or has_task:
+                pairs = {name: row for name, row in example.pairs.items() if has_task or name is None}
+                pairs[None] = [pair._replace(weight=pair.weight * share) for pair in pairs.get(None, ())]
+                parts.append(example.with_task(task).with_pairs(pairs))
+        return parts
+
+
+def _of_task(examples: Sequence[PreferenceExample], task: str) -> list[PreferenceExample]:
+    return [example for example in examples if example.task == task]
 
 
 class _KeepCheckpoints(TrainerCallback):
@@ -230,7 +258,7 @@ def _write(done: Path, state: State, metrics: dict[str, float]) -> None:
 def _read(file: Path) -> State:
     try:
         # copied into aligned memory, as in `read_tensors`, so that a resumed run computes the same digits
-        return {name: t.clone() for name, t in current_names(load_file(file)).items()}
+        return {name: t.clone() for name, t in load_file(file).items()}
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"{file}: is damaged: {error}; delete the folder {file.parent} and run again to repeat this step"
@@ -248,15 +276,8 @@ def step_name(phase: str, task: str) -> str:
 
 
 def finished_steps(folder: Path) -> dict[str, dict[str, float]]:
-    """Return step → metrics of all finished steps in a run's folder, the router first, then by name.
-
-    Earlier versions wrote accuracy as `consistency`.
-    """
+    """Return step → metrics of all finished steps in a run's folder, the router first, then by name."""
     root = folder / "steps"
     files = {str(file.parent.relative_to(root)): file for file in root.rglob("metrics.json")}
     names = sorted(files, key=lambda name: (name != "router", name))
-    return {name: _with_accuracy(json.loads(files[name].read_text())) for name in names}
-
-
-def _with_accuracy(metrics: StepMetrics) -> StepMetrics:
-    return {re.sub(r"^consistency(?=/|$)", "accuracy", key): value for key, value in metrics.items()}
+    return {name: json.loads(files[name].read_text()) for name in names}

@@ -29,7 +29,7 @@ from ..schema import Group
 from .batches import PreferenceExample, labeled
 from .embedding import base_embeddings, map_rows, task_vectors
 from .examples import examples_of
-from .growing import read_general, save_changed
+from .growing import check_own_heads, read_general, save_changed
 from .linear_heads import FOLDS, LinearFit, linear_pairs
 from .posteriors import scored_heads, set_from_heads
 from .progress import Progress
@@ -103,6 +103,11 @@ def update_model(model: DMoERM, folder: Path, overrides: Sequence[str], console:
             model.task_model(group.task, group.position)
     run = Run(config, model, open_cache(config, model), folder, Progress(console))
     report_data(run, data)
+    if pooled := [task for task in model.routing.pooled if any(group.task == task for group in data.train)]:
+        run.progress.say(
+            f"the general model scores the prompts of {', '.join(pooled)}: the update changes their rewards only where "
+            "the task is given"
+        )
     training = _training(run, data)
     update = ModelUpdate(model, {}, sum(e.task is None for e in training.train))
     for task in model.config.tasks:
@@ -128,10 +133,9 @@ def _check_updatable(model: DMoERM, folder: Path, config: Config) -> None:
             f"{folder}: its heads were not fitted exactly (base: frozen and l2: auto), so that they have no posterior; "
             "retrain its capabilities, or remove the task and add it again with all data"
         )
+    check_own_heads(model, folder)
     if not model.head_posteriors:
-        raise CheckpointError(
-            f"{folder}: has no posteriors of its heads (an earlier version trained it); train it again"
-        )
+        raise CheckpointError(f"{folder}: has no posteriors of its heads (head_posteriors.safetensors); train it again")
 
 
 def _training(run: Run, data: Splits) -> Training:

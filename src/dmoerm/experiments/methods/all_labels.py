@@ -7,45 +7,44 @@ worth, without experts and aggregator. If the run's aggregator reads the score o
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from .method import Method, MethodContext, TrainedMethod
 from .registry import register
-from .run_models import single_parameters
+from .run_models import by_task, stored_heads
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from ...evaluation.scoring_batch import ScoringBatch
     from ...model.heads import BranchScorer
     from ...training.batches import PreferenceExample
 
 
 def train_all_labels(context: MethodContext) -> TrainedMethod:
-    """Train one model per task; validation is on the overall pairs, as for every model that gives a reward."""
-    import torch
+    """Train one model per task, and score with the task of the group."""
+    return _all_labels(context, lambda batch: batch.tasks)
 
+
+def train_all_labels_routed(context: MethodContext) -> TrainedMethod:
+    """Train one model per task, and score with the router's likeliest task."""
+    return _all_labels(context, lambda batch: batch.likeliest, ("router",))
+
+
+def _all_labels(
+    context: MethodContext, tasks: Callable[[ScoringBatch], Sequence[str]], routed_by: Sequence[str] = ()
+) -> TrainedMethod:
     run = context.run
-    task_models = {task: run.model.task_model(task) for task in context.data.taxonomy.tasks}
-    heads = {task: model.all_labels for task, model in task_models.items() if model.all_labels is not None}
-    models = {task: _train(context, task) for task in task_models if task not in heads}
+    if all(run.model.task_model(task).all_labels is not None for task in context.data.taxonomy.tasks):
+        return by_task(context, tasks, stored_heads(run, "all_labels"), steps=(*routed_by, "phase1"))
+    scorers = context.once(_scorers)
+    steps = (*routed_by, "baselines/all_labels/", *(("phase0",) if run.config.warm_start else ()))
+    heads = {task: scorer.head for task, scorer in scorers.items()} if run.frozen else None
+    return by_task(context, tasks, heads, scorers, steps)
 
-    def score(batch: ScoringBatch) -> Tensor:
-        rewards = torch.empty(len(batch.owner), device=batch.owner.device)
-        for task in set(batch.tasks):
-            rows = [n for n, q in enumerate(batch.owner.tolist()) if batch.tasks[q] == task]
-            z = batch.embeddings[rows] if run.frozen else models[task].embed(batch.hidden.select(rows))
-            head = heads[task] if task in heads else models[task].head
-            rewards[rows] = head(z)
-        return rewards[None]
 
-    return TrainedMethod(
-        score=score,
-        steps=("phase1",) if heads else ("baselines/all_labels/", *(("phase0",) if run.config.warm_start else ())),
-        parameters=single_parameters(context) * len(task_models),
-        timed=lambda batch: run.model.general.head(batch.embeddings),  # one single model's pass, as for `per_task`
-    )
+def _scorers(context: MethodContext) -> dict[str, BranchScorer]:
+    """Train the models; validation is on the overall pairs, as for every model that gives a reward."""
+    return {task: _train(context, task) for task in context.data.taxonomy.tasks}
 
 
 def _train(context: MethodContext, task: str) -> BranchScorer:
@@ -75,10 +74,17 @@ def joined_pairs(examples: Sequence[PreferenceExample]) -> list[PreferenceExampl
 
 register(
     Method(
+        "all_labels_routed",
+        "one model per task on overall and capability pairs; the router chooses the likeliest task",
+        "baseline",
+        "#8a6508",
+        train_all_labels_routed,
+    ),
+    Method(
         "all_labels",
-        "one model per task on overall and capability pairs together, given the task: the same labels as dmoerm",
+        "oracle: one model per task on overall and capability pairs, given the task: the same labels as dmoerm",
         "baseline",
         "#b8860b",
         train_all_labels,
-    )
+    ),
 )

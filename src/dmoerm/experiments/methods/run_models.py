@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from .method import Method, MethodContext, TrainedMethod
 from .registry import register
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
-_ALL_STEPS = ("router", "phase0", "phase1", "phase2", "phase3")
+    from ...evaluation.scoring_batch import ScoringBatch
+    from ...model.heads import BranchScorer, Head
+    from ...training import Run
+
+_ALL_STEPS = ("router", "phase0", "phase1", "phase2", "phase3", "routing")
 
 
 def train_general(context: MethodContext) -> TrainedMethod:
@@ -25,14 +31,75 @@ def train_general(context: MethodContext) -> TrainedMethod:
 
 
 def train_per_task(context: MethodContext) -> TrainedMethod:
-    """Use the run's phase 1. A pass costs what a pass of the single model costs, which is what is timed."""
+    """Use the run's phase 1, with the task of the group."""
+    if not context.run.frozen:
+        return _as_single(context, lambda batch: batch.per_task[None], ("phase1",))
+    return by_task(context, lambda batch: batch.tasks, stored_heads(context.run, "head"))
+
+
+def train_per_task_routed(context: MethodContext) -> TrainedMethod:
+    """Use the run's phase 1, with the router's likeliest task."""
+    steps = ("router", "phase1")
+    if not context.run.frozen:
+        return _as_single(context, lambda batch: batch.per_task_routed[None], steps)
+    return by_task(context, lambda batch: batch.likeliest, stored_heads(context.run, "head"), steps=steps)
+
+
+def by_task(
+    context: MethodContext,
+    tasks: Callable[[ScoringBatch], Sequence[str]],
+    heads: Mapping[str, nn.Module] | None = None,
+    scorers: Mapping[str, BranchScorer] | None = None,
+    steps: Sequence[str] = ("phase1",),
+) -> TrainedMethod:
+    """Return one model per task.
+
+    Args:
+        tasks: the task by which each prompt's responses are scored.
+        heads: task → head on the shared branch; None: `scorers`.
+        scorers: task → branch and head.
+        steps: the steps of the run that train them.
+    """
+
+    def score(batch: ScoringBatch) -> Tensor:
+        by_prompt, rewards = tasks(batch), batch.embeddings.new_empty(len(batch.owner)).float()
+        for task in dict.fromkeys(by_prompt):
+            rows = [n for n, q in enumerate(batch.owner.tolist()) if by_prompt[q] == task]
+            if heads is not None:
+                rewards[rows] = heads[task](batch.embeddings[rows])
+            else:
+                assert scorers is not None
+                rewards[rows] = scorers[task](batch.hidden.select(rows))
+        return rewards[None]
+
+    return _as_single(context, score, steps)
+
+
+def _as_single(context: MethodContext, score: Callable[[ScoringBatch], Tensor], steps: Sequence[str]) -> TrainedMethod:
+    """Return a method of one model per task. A pass costs what the single model's does, which is what is timed."""
     model = context.run.model
     return TrainedMethod(
-        score=lambda batch: batch.per_task[None],
-        steps=("phase1",),
+        score=score,
+        steps=steps,
         parameters=single_parameters(context) * len(context.data.taxonomy.tasks),
         timed=lambda batch: model.general.head(batch.embeddings),
     )
+
+
+def stored_heads(run: Run, prefix: str) -> dict[str, Head]:
+    """Return task → head of the step `phase1`, which the step `routing` may have replaced in the model.
+
+    Args:
+        prefix: of the names of the head's tensors in the step's state.
+    """
+    from ...training.steps import step_name
+
+    heads: dict[str, Head] = {}
+    for task in run.model.config.tasks:
+        state, start = run.stored(step_name("phase1", task)), f"{prefix}."
+        heads[task] = copy.deepcopy(run.model.task_model(task).base.head)
+        heads[task].load_state_dict({n.removeprefix(start): t for n, t in state.items() if n.startswith(start)})
+    return heads
 
 
 def train_dmoerm(context: MethodContext) -> TrainedMethod:
@@ -44,7 +111,7 @@ def train_dmoerm(context: MethodContext) -> TrainedMethod:
         score=lambda batch: batch.output.reward[None],
         steps=_ALL_STEPS,
         parameters=single_parameters(context) * (1 + len(tasks)) + sum(map(count_parameters, parts)),
-        timed=lambda batch: model.rewards(batch.hidden, batch.chosen),
+        timed=lambda batch: model.rewards(batch.hidden, batch.choices),
     )
 
 
@@ -61,7 +128,14 @@ def count_parameters(module: nn.Module) -> int:
 
 register(
     Method("general", "one model trained on all tasks: the single reward model", "run", "#333333", train_general),
-    Method("per_task", "one model per task, given the task", "run", "#e69f00", train_per_task),
+    Method(
+        "per_task_routed",
+        "one model per task; the router chooses the likeliest task",
+        "run",
+        "#cc7a00",
+        train_per_task_routed,
+    ),
+    Method("per_task", "oracle: one model per task, given the task", "run", "#e69f00", train_per_task),
     Method(
         "dmoerm",
         "router, experts and aggregator end to end: the router alone chooses the task",

@@ -12,7 +12,7 @@ from ..results_kinds import shows
 from ..svg_plots import NARROW, Series, interval_plot
 from ..view import Code, Content, Fold, Number, PlotGrid, Section, Table, TableRow, make_section
 
-_CALIBRATED = ("dmoerm", "general", "per_task", "ensemble_uwo")
+_CALIBRATED = ("dmoerm", "general", "per_task_routed", "ensemble_uwo")
 """Methods whose reliability is drawn; the table has all methods."""
 _GROUPS: dict[str, Callable[[str], bool]] = {
     "methods": lambda method: family_of(method) in ("run", "baseline"),

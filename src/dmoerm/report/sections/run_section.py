@@ -31,7 +31,7 @@ def _blocks(results: Results) -> Iterator[tuple[str, Iterable[Content]]]:
     yield "Differences on the same pairs", _differences(results)
     yield "Capabilities", _capabilities(results)
     yield "What the rewards are made of", _weights(results)
-    yield "Router", parts.router_contents({"": results.router})
+    yield "Router", [*parts.router_contents({"": results.router}), *_routing(results.steps.get("routing", {}))]
     yield "Win probability", parts.calibration_contents({"": {"dmoerm": results.calibration}}, ["dmoerm"])
     yield "Correlation of reward with length", parts.length_contents({"": results.length_bias})
     yield "Where people and dmoerm differ", _errors(results.errors)
@@ -84,13 +84,14 @@ def _capabilities(results: Results) -> Iterator[Content]:
 def _weights(results: Results) -> Iterator[Content]:
     """Show the aggregator's weights with the held-out accuracy of each score, where phase 3 chose them."""
     rows: list[TableRow] = []
+    form = "soft/" if results.steps.get("routing", {}).get("soft") else ""
     for task in results.tasks:
         folder = folder_name(task)
-        weights = results.steps.get(f"phase3/{folder}", {})
-        first = results.steps.get(f"phase1/{folder}", {})
+        weights = results.steps.get(f"{form}phase3/{folder}", {})
+        first = results.steps.get(f"{form}phase1/{folder}", {})
         known = {"per_task": first.get("accuracy"), "general": weights.get("accuracy/general")}
         for step, metrics in results.steps.items():
-            if f"{step}/".startswith((f"phase1/{folder}/", f"phase2/{folder}/")):  # or a part of phase 2
+            if f"{step}/".startswith((f"{form}phase1/{folder}/", f"phase2/{folder}/")):  # or a part of phase 2
                 known |= {n.removeprefix("accuracy/"): v for n, v in metrics.items() if n.startswith("accuracy/")}
         for key, weight in weights.items():
             if (name := key.removeprefix("weight/")) != key:
@@ -100,6 +101,25 @@ def _weights(results: Results) -> Iterator[Content]:
     if rows:
         header = ["task", "score", "weight", "accuracy on held-out training prompts"]
         yield Table("Weight of each score in the reward, and how well it predicts its own labels", header, rows)
+
+
+def _routing(metrics: Mapping[str, float | None]) -> Iterator[Content]:
+    """Show how the router's probabilities are used, and what else was tried."""
+    if "loss/top1" not in metrics:
+        return
+    temperature, weight = metrics["temperature"], metrics["general_weight"]
+    heads = "fitted to all prompts by probability" if metrics["soft"] else "of the tasks' own prompts"
+    yield (
+        f"Chosen: temperature {parts.number(temperature, 'g').text} (0: the most probable task alone), weight of the "
+        f"general model {parts.number(weight, '.0%').text}, heads {heads}."
+    )
+    names = {"": "chosen", "/top1": "the most probable task, its own heads before", "/general": "the general model"}
+    forms = names | {"/given": "the task given"}
+    rows: list[TableRow] = [
+        [label, parts.number(metrics[f"loss{form}"], ".4f"), parts.number(metrics[f"accuracy{form}"], ".1%")]
+        for form, label in forms.items()
+    ]
+    yield Table("Rewards of the training prompts, held out", ["rewards", "loss", "accuracy"], rows)
 
 
 def _errors(errors: ErrorAnalysis | None) -> Iterator[Content]:

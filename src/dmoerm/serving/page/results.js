@@ -102,9 +102,9 @@ function routing(item, { route: probabilities, task }) {
     const why = likeliest ? ["No task was likely enough: ", ...closest] : ["The "];
     sentence = [...why, name("general model"), " scored; it has no capabilities."];
   } else if (item.task) {
-    sentence = ["You chose ", name(task), "; its experts scored."];
+    sentence = ["You chose ", name(task), "; its model scored."];
     if (likeliest && likeliest !== task) sentence.push(" The router would have chosen ", name(likeliest), ".");
-  } else sentence = ["The router chose ", name(task), "; its experts scored."];
+  } else sentence = ["The router chose ", name(task), "; the capability scores are those of its experts."];
   const bars = likeliest ? route(probabilities, task) : null;
   return [make("p", {}, ...sentence), bars];
 }

@@ -39,7 +39,7 @@ class ScoreRequest(BaseModel):
     weights: dict[str, float] | None = Field(
         None,
         description="Capability → weight in the rewards, from −10 to 10; 1 for those that are not given. No effect on "
-        "items that another task's experts or the general model score.",
+        "items without a score of the capability.",
     )
     risk: float = Field(
         0.0,
@@ -57,7 +57,10 @@ class ResponseScore(BaseModel):
         description="Higher is better; mean 0 and standard deviation 1 over the task's training data, within "
         "(−20, 20). −20: the response is empty."
     )
-    task: str | None = Field(description="The task whose experts scored; null: the general model.")
+    task: str | None = Field(
+        description="The given or the most probable task, whose capability scores are reported; null: no task is "
+        "likely enough, and the general model scored."
+    )
     route: dict[str, float] = Field(description="Task → probability, from the prompt alone.")
     capabilities: dict[str, float] = Field(description="Capability → score, in standard deviations.")
     uncertainty: float | None = Field(

@@ -1,0 +1,170 @@
+"""From the router's probabilities to a reward: the weights of the task models, and the mixture itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import make_model, make_tiny_config
+
+from dmoerm import DMoERM
+from dmoerm.errors import CheckpointError
+from dmoerm.model.routing import Routing
+from dmoerm.scores import unbound_reward
+
+TASKS = ["a", "b", "c"]
+P = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8]])
+
+
+def shares(routing: Routing, threshold: float = 0.5, *, shared: bool = True) -> list[list[float]]:
+    return [[round(value, 6) for value in row] for row in routing.shares(P, TASKS, threshold, shared=shared).tolist()]
+
+
+def test_at_temperature_0_the_likeliest_task_scores_alone() -> None:
+    assert shares(Routing()) == [[1, 0, 0, 0], [0, 0, 1, 0]]
+    assert shares(Routing(), 0.6) == [[0, 0, 0, 1], [0, 0, 1, 0]]
+    assert shares(Routing(pooled=["a"])) == [[0, 0, 0, 1], [0, 0, 1, 0]]
+
+
+def test_temperatures_sharpen_and_flatten() -> None:
+    assert shares(Routing(temperature=1.0))[0] == pytest.approx([0.5, 0.3, 0.2, 0])
+    sharp, flat = (shares(Routing(temperature=value), 0.99)[1] for value in (0.01, 1e6))
+    assert sharp == pytest.approx([0, 0, 1, 0], abs=1e-5)
+    assert flat == pytest.approx([1 / 3, 1 / 3, 1 / 3, 0], abs=1e-4)
+
+
+def test_the_general_model_takes_its_weight_and_those_of_pooled_tasks() -> None:
+    routing = Routing(temperature=1.0, general_weight=0.25, pooled=["b"])
+    assert shares(routing)[0] == pytest.approx([0.375, 0, 0.15, 0.475])
+    assert shares(Routing(temperature=1.0, general_weight=1.0))[1] == [0, 0, 0, 1]
+
+
+def test_branches_of_their_own_are_few() -> None:
+    probabilities = torch.tensor([[0.3, 0.25, 0.2, 0.15, 0.1], [0.92, 0.02, 0.02, 0.02, 0.02]])
+    few = Routing(temperature=1.0).shares(probabilities, list("abcde"), 0.5, shared=False)
+    assert (few > 0).sum(1).tolist() == [3, 1]
+    assert few[0].tolist() == pytest.approx([0.4, 1 / 3, 0.8 / 3, 0, 0, 0])
+
+
+@given(
+    st.lists(st.floats(0, 1), min_size=2, max_size=6).filter(lambda row: sum(row) > 1e-3),
+    st.floats(0, 100),
+    st.floats(0, 1),
+    st.floats(0, 1),
+    st.booleans(),
+)
+def test_weights_sum_to_1(row: list[float], temperature: float, weight: float, threshold: float, shared: bool) -> None:
+    routing = Routing(temperature=temperature, general_weight=weight, pooled=["1"])
+    names = [str(i) for i in range(len(row))]
+    found = routing.shares(torch.tensor([row]) / sum(row), names, threshold, shared=shared)
+    assert found.sum() == pytest.approx(1, abs=1e-5)
+    assert found.min() >= 0
+    assert found[0, 1] == 0
+
+
+# --- rewards -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["frozen", "full"])
+def model(request: Any, tiny_backbone: str, tmp_path: Path) -> DMoERM:
+    changes: dict[str, Any] = {"base": "frozen", "phase2": {"lora": {"rank": 0}}} if request.param == "frozen" else {}
+    return make_model(make_tiny_config(tiny_backbone, tmp_path, **changes))
+
+
+def mixed(model: DMoERM, **routing: Any) -> DMoERM:
+    model.config.routing = Routing(**routing).model_dump()
+    return model
+
+
+RESPONSES = ["Yes, it is.", "No.", "Perhaps it is, perhaps not; who knows?"]
+
+
+def test_a_mixed_reward_is_the_weighted_mean_in_log_odds(model: DMoERM) -> None:
+    names = list(model.config.tasks)
+    raw = {task: model.score("Is it?", RESPONSES, task) for task in names}
+    mixed(model, temperature=1.0, general_weight=1.0)
+    general = model.score("Is it?", RESPONSES)
+    found = mixed(model, temperature=2.0, general_weight=0.25).score("Is it?", RESPONSES)
+    (row,) = model.routing.shares(
+        torch.tensor([[found[0].route[task] for task in names]]), names, 0.5, shared=model.config.shared_branch
+    ).tolist()
+    calibration = model.routed_calibration
+    scale, temperature = float(calibration.scale), float(calibration.temperature)
+    log_odds = [[unbound_reward(s.reward) / s.temperature for s in raw[task]] for task in names]
+    log_odds.append([unbound_reward(s.reward) * scale + float(calibration.center) for s in general])
+    for n, score in enumerate(found):
+        expected = sum(share * values[n] for share, values in zip(row, log_odds, strict=True))
+        assert unbound_reward(score.reward) == pytest.approx((expected - float(calibration.center)) / scale, abs=1e-5)
+        assert score.temperature == pytest.approx(temperature)
+        assert score.task == max(score.route, key=lambda task: score.route[task])
+        assert list(score.capabilities) == list(model.config.tasks[score.task])
+        assert score.capabilities == pytest.approx(raw[score.task][n].capabilities, abs=1e-5)
+
+
+@pytest.mark.parametrize("routing", [{}, {"temperature": 2.0, "general_weight": 0.5}, {"pooled": ["chitchat"]}])
+def test_a_given_task_overrides_the_routing(model: DMoERM, routing: dict[str, Any]) -> None:
+    before = model.score("Is it?", RESPONSES, "chitchat")
+    assert mixed(model, **routing).score("Is it?", RESPONSES, "chitchat") == before
+
+
+def test_a_pooled_task_reports_its_capabilities_and_the_general_reward(model: DMoERM) -> None:
+    model.config.threshold = 0.0
+    likeliest = model.score("Is it?", RESPONSES)[0].task
+    assert likeliest is not None
+    own = model.score("Is it?", RESPONSES, likeliest)
+    model.config.threshold = 1.0
+    general = model.score("Is it?", RESPONSES)
+    model.config.threshold = 0.0
+    pooled = mixed(model, pooled=[likeliest]).score("Is it?", RESPONSES)
+    assert [s.reward for s in pooled] == pytest.approx([s.reward for s in general], abs=1e-6)
+    assert pooled[0].temperature == general[0].temperature
+    assert [s.capabilities for s in pooled] == [s.capabilities for s in own]
+    assert pooled[0].task == likeliest
+
+
+def test_every_path_gives_the_same_mixture(model: DMoERM, tmp_path: Path) -> None:
+    mixed(model, temperature=2.0, general_weight=0.5)
+    expected = model.score(["Is it?", "Why?"], [RESPONSES, RESPONSES])
+    reloaded = save_and_load(model, tmp_path / "model")
+    for found in (
+        reloaded.score(["Is it?", "Why?"], [RESPONSES, RESPONSES]),
+        reloaded.score(["Is it?", "Why?"], [RESPONSES, RESPONSES], batch_tokens=16),
+        reloaded.score(["Is it?", "Why?"], [RESPONSES, RESPONSES], deterministic=True),
+        [reloaded.score(prompt, RESPONSES) for prompt in ("Is it?", "Why?")],
+    ):
+        for row, other in zip(found, expected, strict=True):
+            assert [s.reward for s in row] == pytest.approx([s.reward for s in other], abs=1e-5)
+            assert [s.task for s in row] == [s.task for s in other]
+
+
+def save_and_load(model: DMoERM, folder: Path) -> DMoERM:
+    model.save_pretrained(folder)
+    return DMoERM.from_pretrained(folder)
+
+
+def test_removing_a_task_removes_it_from_the_pooled_ones(model: DMoERM) -> None:
+    mixed(model, temperature=1.0, pooled=["chitchat"]).keep_tasks(["objective_qa"])
+    assert model.routing == Routing(temperature=1.0)
+    assert model.score("Is it?", RESPONSES)[0].task == "objective_qa"
+
+
+@pytest.mark.parametrize(
+    ("routing", "named"),
+    [
+        ({"temperature": -1.0}, "routing.temperature"),
+        ({"general_weight": 2.0}, "routing.general_weight"),
+        ({"pooled": ["else"]}, "routing.pooled"),
+        ({"sharpness": 1.0}, "routing.sharpness"),
+    ],
+)
+def test_an_invalid_routing_is_refused(model: DMoERM, tmp_path: Path, routing: dict[str, Any], named: str) -> None:
+    model.save_pretrained(tmp_path / "model")
+    file = tmp_path / "model/config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "routing": {**Routing().model_dump(), **routing}}))
+    with pytest.raises(CheckpointError, match=named):
+        DMoERM.from_pretrained(tmp_path / "model", check=False)
