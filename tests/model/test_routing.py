@@ -106,6 +106,12 @@ def test_a_mixed_reward_is_the_weighted_mean_in_log_odds(model: DMoERM) -> None:
         assert score.capabilities == pytest.approx(raw[score.task][n].capabilities, abs=1e-5)
 
 
+def test_the_likeliest_task_alone_has_the_rewards_of_its_own_model(model: DMoERM) -> None:
+    model.config.threshold = 0.0
+    routed = model.score("Is it?", RESPONSES)
+    assert routed == model.score("Is it?", RESPONSES, routed[0].task)
+
+
 @pytest.mark.parametrize("routing", [{}, {"temperature": 2.0, "general_weight": 0.5}, {"pooled": ["chitchat"]}])
 def test_a_given_task_overrides_the_routing(model: DMoERM, routing: dict[str, Any]) -> None:
     before = model.score("Is it?", RESPONSES, "chitchat")
