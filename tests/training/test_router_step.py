@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dmoerm.model.batching import pack_ids
-from dmoerm.training import router_step
+from dmoerm.training import exact_router, router_step
 from dmoerm.training.router_step import assign_tasks, train_router
 
 each_kind = pytest.mark.parametrize(
@@ -113,8 +113,16 @@ def test_the_routers_rows_are_cross_entropies() -> None:
     assert found.correct.tolist() == [1, 0]
 
 
-def test_held_out_probabilities_do_not_depend_on_the_prompts_own_task(begun: Callable[..., Any]) -> None:
-    """Another task for one prompt changes the probabilities of other folds' prompts, but not its own."""
+def test_held_out_probabilities_do_not_depend_on_the_prompts_own_task(
+    begun: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another task for one prompt changes the probabilities of other folds' prompts, but not its own.
+
+    At one strength: the choice among several is made on all prompts, as the heads' is.
+    """
+    monkeypatch.setattr(exact_router, "STRENGTHS", (0.3,))
+    monkeypatch.setattr(exact_router, "_TOLERANCE", 1e-5)
+    monkeypatch.setattr(exact_router, "_MAX_STEPS", 5000)
     routes = []
     for wrong in (False, True):
         start = begun(output=f"{begun().run.folder}-{wrong}")
@@ -124,5 +132,5 @@ def test_held_out_probabilities_do_not_depend_on_the_prompts_own_task(begun: Cal
             start.train = [e.with_task(other) if e.prompt == first.prompt else e for e in start.train]
         train_router(start)
         routes.append(start.routes)
-    torch.testing.assert_close(routes[0][first.prompt], routes[1][first.prompt], atol=2e-3, rtol=0)
-    assert any((routes[0][prompt] - routes[1][prompt]).abs().max() > 2e-3 for prompt in routes[0])
+    torch.testing.assert_close(routes[0][first.prompt], routes[1][first.prompt], atol=1e-4, rtol=0)
+    assert any((routes[0][prompt] - routes[1][prompt]).abs().max() > 1e-2 for prompt in routes[0])
