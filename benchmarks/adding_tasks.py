@@ -151,6 +151,7 @@ def _keep_steps(earlier: Path, folder: Path) -> set[str]:
     for phase in ("phase0", "phase1", "phase2", "phase3"):
         if not (folder / phase).exists():
             shutil.copytree(earlier / phase, folder / phase)
+    shutil.copy(earlier.parent / "format_version", folder.parent)
     return {step.name for step in (earlier / "phase1").iterdir()}
 
 

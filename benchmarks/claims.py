@@ -223,10 +223,6 @@ CLAIMS = (
     ),
     Claim("… kinds of helpfulness, which overlap (5 seeds)", "routed_kinds_helpfulness", over_best, at_least(-0.35)),
     Claim("… kinds of instructions, which overlap (5 seeds)", "routed_kinds_instructions", over_best, at_least(-0.3)),
-    Claim("… five tasks (5 seeds)", "routed_human", over_best, at_least(-0.35)),
-    Claim("… explanations (5 seeds)", "routed_explanations", over_best, at_least(-0.4)),
-    Claim("… testbed (5 seeds)", "routed_testbed", over_best, at_least(0)),
-    Claim("… eighteen tasks: up to half a point **below** (3 seeds)", "routed_human_all", over_best, at_least(-0.55)),
     Claim(
         "The mean is at most half a point below one model per task (`per_task`): five tasks",
         "compare_human",
