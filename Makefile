@@ -47,9 +47,8 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal
 test: install browser
 	$(PYTEST)
 
-# DeepSpeed and torchao are installed beside the packages: every import of accelerate or peft would import them.
+# torchao is installed beside the packages: every import of peft would import it.
 test-all: install browser
-	$(BIN)/pip install --quiet --no-deps --upgrade --target .venv/deepspeed deepspeed einops hjson msgpack ninja py-cpuinfo
 	$(BIN)/pip install --quiet --no-deps --upgrade --target .venv/torchao torchao
 	$(PYTEST) -m "slow or not slow"
 

@@ -17,7 +17,6 @@ from dmoerm import training
 from dmoerm.config import Config, dump_config
 
 CONFIGS = Path(training.__file__).parents[1] / "configs" / "accelerate"
-DEEPSPEED = Path(sys.prefix) / "deepspeed"  # not among the packages: whatever imports accelerate would import it
 
 # Dropout in a LoRA is drawn by each process for its own groups, so that runs with it agree on average alone. What is
 # kept is the end, which is all of the training; in the last form, for some steps, the best.
@@ -54,9 +53,7 @@ def written(config: Config, folder: Path) -> tuple[Path, Config]:
 def launch(*command: str, how: str = "ddp_cpu") -> subprocess.CompletedProcess[str]:
     """Two processes on the CPU by a shipped config."""
     tests = Path(__file__).parent
-    paths = os.pathsep.join(
-        [str(tests), str(tests.parent), *[str(DEEPSPEED)] * (how == "zero3"), os.environ.get("PYTHONPATH", "")]
-    )
+    paths = os.pathsep.join([str(tests), str(tests.parent), os.environ.get("PYTHONPATH", "")])
     start = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / f"{how}.yaml")]
     start += ["--num_processes", "2", "--main_process_port", "0"]
     environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}

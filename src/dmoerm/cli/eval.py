@@ -70,7 +70,7 @@ def _load(path: str) -> DMoERM:
 
     quieten()
     model = DMoERM.from_pretrained(model_folder(path), check=is_main())
-    check_sharding(model.config.shared_branch, model.config.router_kind == "own")
+    check_sharding(model.config.router_kind == "own")
     return move_to_device(model)
 
 

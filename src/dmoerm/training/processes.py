@@ -14,7 +14,7 @@ import functools
 import os
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
@@ -22,30 +22,23 @@ from accelerate.utils import broadcast_object_list, gather, gather_object, pad_a
 from torch import Tensor
 
 T = TypeVar("T")
-Sharding = Literal["FSDP", "DEEPSPEED"]
 TIMEOUT = timedelta(hours=2)  # limit on waiting for the slowest process; a process that dies ends the others at once
 
 
 def process_state() -> PartialState:
     """Return accelerate's state of this process; the first call selects its GPU, or the CPU if there are no GPUs."""
-    sharding()  # reads and removes variables that would change the state
+    sharded()  # reads and removes a variable that would change the state
     return PartialState(cpu=not torch.cuda.is_available(), timeout=TIMEOUT)
 
 
 @functools.cache
-def sharding() -> Sharding | None:
-    """Return the backend that the launcher requests for sharded weights, or None for whole weights.
-
-    The variables are removed from the environment. Otherwise accelerate would find them and shard the trained weights
-    too; see `sharding.py`.
-    """
-    requested = [k for k in get_args(Sharding) if os.environ.pop(f"ACCELERATE_USE_{k}", "false").lower() == "true"]
-    return requested[0] if requested else None
-
-
 def sharded() -> bool:
-    """Return whether the frozen weights are sharded over the processes."""
-    return sharding() is not None
+    """Return whether the launcher requests that weights are sharded over the processes (FSDP2).
+
+    The variable is removed from the environment. Otherwise accelerate would shard the trained weights too; see
+    `sharding.py`.
+    """
+    return os.environ.pop("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
 def world_size() -> int:

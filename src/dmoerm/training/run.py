@@ -68,7 +68,7 @@ def train(config: Config, console: Console | None = None, engine: Engine | None 
     check_transformers()
     _check_trackers(config)
     own_router = config.router.kind == "own"
-    check_sharding(config.base == "frozen", own_router, bool(config.gradient_checkpointing))
+    check_sharding(own_router)
     if sharded() and config.backbone.quantization != "none":
         raise ConfigError(
             "backbone.quantization: quantized layers cannot be sharded; set it to none, or launch with ddp.yaml"

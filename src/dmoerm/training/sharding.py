@@ -1,11 +1,11 @@
-"""Shard the weights of a model that does not fit on one accelerator, by FSDP2 or ZeRO stage 3.
+"""Shard the weights of a model that does not fit on one accelerator, by FSDP2.
 
     layers of the trunk                                 sharded; a layer is gathered for each call and freed after it
     linear layers and embeddings of the branches        the same, one by one: the experts' branches call them too
-    a branch that is trained (FSDP2)                    sharded by layer, with gradients and optimizer state
+    a branch that is trained                            sharded by layer, with gradients and optimizer state
     LoRA, heads, statistics, norms of branches          replicated; DDP averages the gradients, as without sharding
 
-PyTorch's `fully_shard` gathers the next layer while one runs. DeepSpeed's `zero.Init` shards frozen layers only.
+PyTorch's `fully_shard` gathers the next layer while one runs.
 
 Each call of a sharded layer is a collective, so all processes must call the same layers in the same order. This is why
 `batches.PackedCollator` and `processes.shard_evenly` add dummies: a process with fewer passes would block the others.
@@ -15,9 +15,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +29,7 @@ from torch.distributed.tensor import DTensor
 
 from ..errors import BackboneError, ConfigError
 from ..model import DMoERM
-from .processes import device, is_main, sharded, sharding, world_size
+from .processes import device, is_main, sharded, world_size
 
 
 class _Setting(NamedTuple):
@@ -42,45 +41,30 @@ class _Setting(NamedTuple):
     default: str
 
 
-_LAUNCHER_SETTINGS = {
-    "FSDP": [
-        _Setting("fsdp_version", "FSDP_VERSION", required="2", default="1"),
-        _Setting("fsdp_offload_params", "FSDP_OFFLOAD_PARAMS", required="false", default="false"),
-    ],
-    "DEEPSPEED": [
-        _Setting("zero_stage", "ACCELERATE_DEEPSPEED_ZERO_STAGE", required="3", default="2"),
-        _Setting("offload_param_device", "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE", required="none", default="none"),
-        _Setting("deepspeed_config_file", "ACCELERATE_DEEPSPEED_CONFIG_FILE", required="none", default="none"),
-    ],
-}
+_LAUNCHER_SETTINGS = [
+    _Setting("fsdp_version", "FSDP_VERSION", required="2", default="1"),
+    _Setting("fsdp_offload_params", "FSDP_OFFLOAD_PARAMS", required="false", default="false"),
+]
 
 _CONFIGS = Path(__file__).parents[1] / "configs" / "accelerate"
 
 
-def check_sharding(shared_branch: bool, own_router: bool, checkpointing: bool = False) -> None:
+def check_sharding(own_router: bool) -> None:
     """Raise `ConfigError` if the launcher requests sharding that these settings do not support.
 
     Args:
-        shared_branch: one frozen branch serves all tasks.
         own_router: the router has its own language model.
-        checkpointing: trained layers run again in the backward pass.
     """
-    if (kind := sharding()) is None:
+    if not sharded():
         return
-    for name, variable, required, default in _LAUNCHER_SETTINGS[kind]:
+    for name, variable, required, default in _LAUNCHER_SETTINGS:
         if (value := os.environ.get(variable, default).lower()) != required:
             raise ConfigError(f"accelerate launch: {name} is {value}; set it to {required}: see {_CONFIGS}")
-    router = "router.kind to trunk, with a backbone.branch_layer above 0"
-    zero_trains = kind == "DEEPSPEED" and not shared_branch
-    for unsupported, what, setting in (
-        (zero_trains, "no trained branch", f"base to frozen, launch with {_CONFIGS}/fsdp2.yaml"),
-        (own_router, "no language model of a router", router),
-        (kind == "DEEPSPEED" and checkpointing, "no layers that run again", "gradient_checkpointing to false"),
-    ):
-        if unsupported:
-            raise ConfigError(
-                f"accelerate launch: {kind} shards {what}; set {setting}, or launch with {_CONFIGS}/ddp.yaml"
-            )
+    if own_router:
+        raise ConfigError(
+            "accelerate launch: FSDP shards no language model of a router; set router.kind to trunk, with a "
+            f"backbone.branch_layer above 0, or launch with {_CONFIGS}/ddp.yaml"
+        )
 
 
 def move_to_device(model: DMoERM) -> DMoERM:
@@ -89,11 +73,11 @@ def move_to_device(model: DMoERM) -> DMoERM:
     Args:
         model: with sharding, the main process's values are used; the others' may be on the `meta` device.
     """
-    if (kind := sharding()) is None:
+    if not sharded():
         return model.to(device())  # pyright: ignore[reportArgumentType, reportReturnType]
     _check_layers(model, [layer for part in _parts(model) for layer in _layers(part)])
     units = _units(model)
-    _SHARD[kind](model, units)
+    _shard(model, units)
     done = {id(module) for unit in itertools.chain(*units) for module in unit.modules()}
     copies: dict[int, nn.Parameter] = {}
     for module in model.modules():
@@ -127,12 +111,7 @@ def whole_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def full_tensor(weight: Tensor) -> Tensor:
     """Return the whole weight, detached. For a sharded weight this is a collective."""
-    if isinstance(weight, DTensor):
-        return weight.full_tensor().detach()
-    if hasattr(weight, "ds_tensor"):
-        with _deepspeed().zero.GatheredParameters([weight]):
-            return weight.detach().clone()
-    return weight.detach()
+    return (weight.full_tensor() if isinstance(weight, DTensor) else weight).detach()
 
 
 def _replace_with(weights: dict[str, Tensor]) -> Any:
@@ -159,7 +138,7 @@ def _layers(part: nn.Module) -> list[nn.Module]:
 def _units(model: DMoERM) -> list[list[nn.Module]]:
     """Return the modules of each part that are gathered one by one, in the order of their calls."""
     trunk: Any = model.trunk
-    if sharding() == "FSDP" and trunk is not None:
+    if trunk is not None:
         return [[trunk.embed_tokens, *trunk.layers], *map(_layers, _parts(model)[1:])]
     return [_layers(part) for part in _parts(model)]
 
@@ -192,9 +171,6 @@ def _replicate(module: nn.Module, copies: dict[int, nn.Parameter]) -> None:
         setattr(module, name, copies[id(weight)])
 
 
-# --- the two backends ------------------------------------------------------------------------------------------------
-
-
 def fsdp_options(compute_dtype: torch.dtype) -> dict[str, Any]:
     """Return the options of `fully_shard`; float32 weights are gathered in the dtype in which layers compute."""
     half = compute_dtype in (torch.bfloat16, torch.float16)
@@ -206,7 +182,7 @@ def fsdp_options(compute_dtype: torch.dtype) -> dict[str, Any]:
     }
 
 
-def _shard_by_fsdp(model: DMoERM, parts: Sequence[Sequence[nn.Module]]) -> None:
+def _shard(model: DMoERM, parts: Sequence[Sequence[nn.Module]]) -> None:
     options: Any = fsdp_options(model.general.branch.config.dtype)  # pyright: ignore
     for unit in itertools.chain(*parts):
         for module in unit.modules():
@@ -237,36 +213,3 @@ def prefetch(units: Sequence[nn.Module]) -> None:
     """
     for unit, following in itertools.pairwise(units):
         unit.set_modules_to_forward_prefetch([following])  # pyright: ignore[reportCallIssue]
-
-
-def _shard_by_zero(_: DMoERM, parts: Sequence[Sequence[nn.Module]]) -> None:
-    """Use DeepSpeed without an optimizer, as its inference does; it gathers a layer for each forward and backward."""
-    layers = list(itertools.chain(*parts))
-    deepspeed = _deepspeed()
-    deepspeed.init_distributed()
-    dtype = next(layers[0].parameters()).dtype
-    settings = {
-        "zero_optimization": {"stage": 3},
-        "train_micro_batch_size_per_gpu": 1,
-        "bf16": {"enabled": dtype == torch.bfloat16},
-    }
-    for layer in layers:
-        _replicate(layer, {})
-        # DeepSpeed's memory-efficient linear function would replace PyTorch's in the whole process.
-        deepspeed.zero.Init(module=layer, config_dict_or_path=settings, dtype=dtype, mem_efficient_linear=False)
-    deepspeed.initialize(model=nn.ModuleList(layers), config=settings)
-
-
-_SHARD: dict[str, Callable[[DMoERM, Sequence[Sequence[nn.Module]]], None]] = {
-    "FSDP": _shard_by_fsdp,
-    "DEEPSPEED": _shard_by_zero,
-}
-
-
-def _deepspeed() -> Any:
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    try:
-        import deepspeed  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        raise ConfigError("ZeRO needs DeepSpeed: pip install '.[deepspeed]' in dmoerm's folder") from None
-    return deepspeed
