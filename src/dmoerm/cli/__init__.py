@@ -21,7 +21,6 @@ from typer.core import TyperGroup
 from .. import __version__
 from ..errors import DmoermError
 from . import (
-    annotate,
     backbone,
     benchmark,
     bon,
@@ -119,7 +118,6 @@ def _options(
 app.add_typer(config.app, name="config")
 app.add_typer(data.app, name="data")
 app.add_typer(label.app, name="label")
-app.add_typer(annotate.app, name="annotate")
 app.command("init")(init.command)
 app.command("plan")(plan.command)
 app.add_typer(backbone.app, name="models")
