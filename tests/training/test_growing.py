@@ -23,7 +23,7 @@ FORMS: dict[str, Callable[..., Any]] = {"heads": make_exact_config, "lora branch
 CHANGES = {"heads": {}, "lora branches": {"base": "lora", "phase2": {"lora": {"rank": 2}}}}
 MAY_CHANGE = {
     *("config.json", "model.safetensors", "SHA256SUMS", "README.md", "training_prompts.txt"),
-    *("router/prompt_statistics.safetensors", "head_posteriors.safetensors"),
+    *("router/prompt_statistics.safetensors",),
 }
 AGGREGATOR = tuple(f"tasks.task:{OLD}.{part}" for part in ("aggregator", "calibration", "normalizer", "posterior"))
 GROUPS = tiny_groups(16)

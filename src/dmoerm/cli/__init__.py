@@ -39,7 +39,6 @@ from . import (
     score,
     serve,
     train,
-    update,
 )
 
 _INTERRUPTED, _PIPE_CLOSED = 130, 141
@@ -125,7 +124,6 @@ app.command("train")(train.command)
 app.command("eval")(eval.command)
 app.command("add")(grow.add)
 app.command("retrain")(grow.retrain)
-app.command("update")(update.command)
 app.command("remove")(grow.remove)
 app.command("export")(grow.export)
 app.command("merge")(grow.merge)

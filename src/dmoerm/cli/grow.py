@@ -13,7 +13,6 @@ from .options import Overrides
 
 if TYPE_CHECKING:
     from ..model import DMoERM
-    from ..training.distilling import Distilled
 
 _CHECKED_PROMPTS = 8  # of each task of the testbed
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="The folder of a run or a model.")]
@@ -85,10 +84,6 @@ def export(
     plain: Annotated[
         bool, typer.Option("--plain", help="Write a standard ForSequenceClassification folder, for vLLM and SGLang.")
     ] = False,
-    fit: Annotated[
-        list[str] | None,
-        typer.Option(metavar="FILE", help="With --plain: fit the classifier to the rewards of these texts."),
-    ] = None,
     dtype: Annotated[str | None, typer.Option(help="With --plain: precision of the weights, such as float32.")] = None,
 ) -> None:
     """Write a model with some of the tasks alone, or one task as a standard classifier of transformers."""
@@ -96,18 +91,16 @@ def export(
     from ..training.joining import export_tasks
 
     if plain:
-        return _export_plain(model, output, tasks or (), fit or (), dtype)
-    if not tasks or dtype is not None or fit:
-        raise ConfigError(
-            "--fit and --dtype need --plain" if tasks else "give --task, or --plain for the general model"
-        )
+        return _export_plain(model, output, tasks or (), dtype)
+    if not tasks or dtype is not None:
+        raise ConfigError("--dtype needs --plain" if tasks else "give --task, or --plain for the general model")
     folder, target = target_folders(model, output, False)
     loaded = load_changed(folder)
     export_tasks(loaded, tasks, target)
     return _print(loaded, target)
 
 
-def _export_plain(model: Path, output: Path, tasks: Sequence[str], files: Sequence[str], dtype: str | None) -> None:
+def _export_plain(model: Path, output: Path, tasks: Sequence[str], dtype: str | None) -> None:
     """Write a task, or the general model, as a standard classifier, and print how far it is from the model."""
     from ..errors import ConfigError
     from ..model.loading import as_dtype
@@ -119,34 +112,12 @@ def _export_plain(model: Path, output: Path, tasks: Sequence[str], files: Sequen
     loaded, task = load_changed(folder), next(iter(tasks), None)
     if task is not None:
         loaded.task_model(task, "--task")
-    fitted = _distill(loaded, task, files) if files else None
-    layers, reward = (fitted.layers, fitted.reward) if fitted else (decoder(loaded, task), fold_reward(loaded, task))
-    config = write_classifier(loaded, task, layers, reward, target, as_dtype(dtype))
+    reward = fold_reward(loaded, task)
+    config = write_classifier(loaded, task, decoder(loaded, task), reward, target, as_dtype(dtype))
     print(f"{task or 'general model'}: {config.architectures[0]}, {str(config.dtype).removeprefix('torch.')}")
     print(f"reward = logit {config.reward_bias:+.6g}; temperature {config.reward_temperature:.4g}")
-    if fitted is None:
-        _print_error(loaded, task, target)
+    _print_error(loaded, task, target)
     print(f"model: {target}")
-
-
-def _distill(model: DMoERM, task: str | None, files: Sequence[str]) -> Distilled:
-    """Fit a classifier to the model's rewards of the files' texts, and print how well it agrees with the model."""
-    from ..data.readers import read_groups
-    from ..evaluation.updates import gains
-    from ..training.distilling import distill
-
-    read = [group for file in files for group in read_groups(file).groups]
-    groups = [group for group in read if task is None or group.task in (None, task)]
-    fitted = distill(model, task, groups)
-    if len(fitted.shares):
-        print(f"experts merged with shares {', '.join(f'{share:.2f}' for share in fitted.shares)}")
-    print(f"on new prompts: {100 * fitted.agreement:.1f} % of pairs ordered as the model, error {fitted.error:.2f}")
-    by_task = gains({str(task): zip(groups, fitted.rewards, fitted.fitted, strict=True)})
-    for gain in list(by_task.values())[:1]:
-        print(
-            f"accuracy: {100 * gain.before.value:.1f} % by the model, {100 * gain.after.value:.1f} % by the classifier"
-        )
-    return fitted
 
 
 def _print_error(model: DMoERM, task: str | None, target: Path) -> None:

@@ -3,7 +3,6 @@
 config.json  README.md  run.yaml  tokenizer files
 SHA256SUMS                                   of all files except README.md and run.yaml
 training_prompts.txt                         digests of the training part's prompts; see training_prompts.py
-head_posteriors.safetensors                  of exactly fitted heads; see head_posteriors.py
 router/prompt_statistics.safetensors         means and covariances of prompts by task; see prompt_statistics.py
 model.safetensors                            router, heads, aggregators, calibration, posteriors
 trunk.safetensors                            the shared layers (absent with branch_layer 0)
@@ -36,7 +35,6 @@ from .adapters import fill_adapter, read_adapter, write_adapter
 from .backbone import load_tokenizer
 from .configuration import read_config, stored_config
 from .experts import Experts
-from .head_posteriors import read_posteriors, write_posteriors
 from .hub import download
 from .integrity import TEXTS, check_files, read_tensors, sums_checked, write_sums, write_tensors
 from .layers import join
@@ -95,8 +93,6 @@ def _write(model: Mixture, folder: Path, dtype: torch.dtype | None) -> None:
         model.training_prompts.write(folder)
     if model.prompt_statistics is not None:
         model.prompt_statistics.write(folder)
-    if model.head_posteriors:
-        write_posteriors(model.head_posteriors, folder)
     write_tensors(small_state(model), folder / "model.safetensors")
     for path, part in _parts(model):
         write_tensors({name: tensor.to(dtype) for name, tensor in dense_state(part).items()}, folder / path)
@@ -155,7 +151,6 @@ def _read(folder: Path, model_class: type[ModelT], options: LoadOptions) -> Mode
     model.training_prompts = TrainingPrompts.read(folder)
     width = model.router.classify.in_features
     model.prompt_statistics = PromptStatistics.read(folder, model.config.tasks, width)
-    model.head_posteriors = read_posteriors(folder, model.config.tasks, model.config.width)
     model.texts = {
         name: file.read_text(encoding="utf-8", errors="replace") for name in TEXTS if (file := folder / name).is_file()
     }

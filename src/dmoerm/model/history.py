@@ -15,7 +15,6 @@ _NEXT = "## Use\n"
 _DONE = {
     "add": "added",
     "retrain": "retrained",
-    "update": "updated",
     "remove": "removed",
     "export": "exported",
     "merge": "merged",
@@ -41,7 +40,7 @@ class ModelChange(BaseModel):
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
-    change: Literal["add", "retrain", "remove", "export", "merge", "update"]
+    change: Literal["add", "retrain", "remove", "export", "merge"]
     task: str
     capability: str | None = None
     time: str = Field(default_factory=now)

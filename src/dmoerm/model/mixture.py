@@ -24,7 +24,6 @@ from .aggregator import Aggregator
 from .batching import pad
 from .configuration import DMoERMConfig
 from .experts import Experts
-from .head_posteriors import HeadPosteriors
 from .heads import BranchScorer, Head
 from .layers import empty_branch, empty_part, split_layers
 from .output import PassOutput, TaskRows
@@ -49,7 +48,6 @@ class Mixture(PreTrainedModel):
         training_prompts: the prompts that the model was trained on; None if they are unknown.
         prompt_statistics: statistics of these prompts by task; None if they are unknown.
         task_weights: reads tasks' weights when they are needed; None: all are in memory.
-        head_posteriors: the posteriors of exactly fitted heads, as far as they are known.
     """
 
     config_class = DMoERMConfig
@@ -64,7 +62,6 @@ class Mixture(PreTrainedModel):
         self.training_prompts: TrainingPrompts | None = None
         self.prompt_statistics: PromptStatistics | None = None
         self.task_weights: TaskWeights | None = None
-        self.head_posteriors: HeadPosteriors = {}
         backbone = config.backbone_config
         decoder = empty_part(backbone, backbone.num_hidden_layers)
         self.trunk, branch = split_layers(decoder, config.branch_layer)
@@ -121,8 +118,6 @@ class Mixture(PreTrainedModel):
         self.config.routing = self.routing.model_copy(update={"pooled": pooled}).model_dump()
         if self.prompt_statistics is not None:
             self.prompt_statistics = self.prompt_statistics.only(tasks)
-        known = self.head_posteriors.items()
-        self.head_posteriors = {(task, name): each for (task, name), each in known if task in (None, *tasks)}
 
     def hidden(self, ids: Packed) -> Packed:
         """Run the trunk on token ids; return the ids themselves if the model has no trunk."""

@@ -73,7 +73,7 @@ def fold_reward(model: Mixture, task: str | None) -> LinearReward:
         ConfigError: the reward is not linear in the last token's state; the message says why.
     """
     if reason := nonlinear_reason(model, task):
-        hint = "--fit FILE fits a linear layer to the rewards of that file's texts"
+        hint = "serve the model itself, with dmoerm serve"
         raise ConfigError(f"--plain: a standard classifier cannot express this reward exactly: {reason}; {hint}")
     calibration = model.calibration(task)
     center, scale = calibration.center.double().cpu(), calibration.scale.double().cpu()

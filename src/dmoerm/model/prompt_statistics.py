@@ -50,18 +50,6 @@ class TaskPrompts(NamedTuple):
         rest = (scaled.square().sum(0) - basis.square().sum(0)).clamp(min=0)
         return cls(torch.tensor(float(len(vectors))), mean.float(), rest.float(), basis.float().contiguous())
 
-    def joined(self, other: Self) -> Self:
-        """Return the statistics of both parts' prompts together; directions beyond the 32 largest go to `rest`."""
-        size = self.size + other.size
-        (a, first), (b, second) = (((part.size / size).double(), part) for part in (self, other))
-        step = (a * b).sqrt() * (second.mean - first.mean).double()
-        rows = torch.cat([a.sqrt() * first.basis.double(), b.sqrt() * second.basis.double(), step[None]])
-        _, values, directions = torch.linalg.svd(rows, full_matrices=False)
-        basis = (values[:, None] * directions)[:_MAX_RANK]
-        rest = a * first.rest + b * second.rest + (rows.square().sum(0) - basis.square().sum(0)).clamp(min=0)
-        mean = a * first.mean + b * second.mean
-        return type(self)(size, mean.float(), rest.float(), basis.float().contiguous())
-
 
 @dataclass(frozen=True, eq=False)
 class PromptStatistics:

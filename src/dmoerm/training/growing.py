@@ -288,22 +288,13 @@ def _run(
         report_data(run, data)
         steps = grow()
         with run.progress.run(1 + len(steps)):
-            training = run_steps(run, data, steps)
-        _keep_posteriors(training, change)
+            run_steps(run, data, steps)
         digest = (work / "data.sha256").read_text(encoding="utf-8")
         prompts = TrainingPrompts.of(group.prompt for group in data.train if group.task == change.task)
         model.training_prompts = model.training_prompts and model.training_prompts | prompts
         save_changed(model, target, [change.model_copy(update={"data": digest, "settings": settings, "time": now()})])
     shutil.rmtree(work, ignore_errors=True)
     return model
-
-
-def _keep_posteriors(training: Training, change: ModelChange) -> None:
-    """Give the model the posteriors of the heads that are new, without those of heads that are gone."""
-    model, part = training.run.model, (change.task, change.capability)
-    new = {key: each for key, each in training.posteriors.items() if key in training.folds and key[0] == change.task}
-    kept = {key: each for key, each in model.head_posteriors.items() if key != part}
-    model.head_posteriors = kept | {key: new[key] for key in new if change.capability is None or key == part}
 
 
 def save_changed(model: DMoERM, target: Path, changes: Sequence[ModelChange]) -> None:

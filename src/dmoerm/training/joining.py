@@ -91,7 +91,6 @@ def _join(model: DMoERM, other: DMoERM, task: str, names: tuple[str, str]) -> No
     model.set_task(task, task_model)
     if task in other.routing.pooled:
         model.config.routing = {**model.config.routing, "pooled": [*model.routing.pooled, task]}
-    model.head_posteriors |= {key: each for key, each in other.head_posteriors.items() if key[0] == task}
     seed = int.from_bytes(hashlib.sha256(task.encode()).digest()[:4], "big")
     drawn = statistics.draw(task, DRAWS, torch.Generator().manual_seed(seed))
     set_row(model, task, fit_row(model, task, drawn, seed)[0], statistics.only([task]))

@@ -119,7 +119,6 @@ def report_data(run: Run, data: Splits) -> None:
 def _save(training: Training, data: Splits) -> None:
     run = training.run
     run.model.eval()
-    run.model.head_posteriors = {key: each for key, each in training.posteriors.items() if key in training.folds}
     run.model.training_prompts = TrainingPrompts.of(group.prompt for group in data.train)
     with full_state(run.model):
         if is_main():
