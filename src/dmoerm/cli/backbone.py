@@ -82,7 +82,7 @@ def _lines(result: Survey, tasks: int) -> dict[str, str]:
 
 
 def _memory_lines(result: Survey, tasks: int) -> dict[str, str]:
-    from ..planning.memory import PASS_TOKENS
+    from ..model.memory import PASS_TOKENS
 
     memory = {name: f"{size / 1e9:.2f} GB" for name, size in result.memory(tasks).items()}
     activations = "unknown for this family"

@@ -13,8 +13,8 @@ from ..client import Client
 from ..errors import BackboneError, ConfigError, DataError, ServerError, shorten
 from ..io.weights import weights_digest
 from ..model import DMoERM, DMoERMConfig
+from ..model.memory import PASS_TOKENS
 from ..model.training_prompts import TrainingPrompts
-from ..planning.memory import PASS_TOKENS
 from ..schema import Message, Query, messages_of
 from .judges import live, recorded
 from .methods import Method, QueryScorer, TrainedMethod

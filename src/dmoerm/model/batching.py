@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,22 @@ from ..chat.encoding import Encoded
 from ..schema import Query
 from .packing import Packed, pack
 
+T = TypeVar("T")
 _WINDOW_QUERIES, _WINDOW_CHARACTERS = 256, 1_000_000
+
+
+def greedy(items: Iterable[T], size: Callable[[T], float], budget: float) -> Iterator[list[T]]:
+    """Split items into consecutive batches whose sizes sum to the budget at most; a larger item is alone."""
+    batch: list[T] = []
+    total = 0.0
+    for item in items:
+        if batch and total + size(item) > budget:
+            yield batch
+            batch, total = [], 0.0
+        batch.append(item)
+        total += size(item)
+    if batch:
+        yield batch
 
 
 def batches(encoded: Sequence[Encoded], budget: int) -> Iterator[list[int]]:
@@ -20,17 +36,10 @@ def batches(encoded: Sequence[Encoded], budget: int) -> Iterator[list[int]]:
     Args:
         budget: maximum number of tokens of a batch; a longer query is a batch by itself.
     """
-    rows: list[int] = []
-    tokens = 0
-    for i in sorted(range(len(encoded)), key=lambda i: (_shape(encoded[i]), i), reverse=True):
-        size = encoded[i].tokens if encoded[i].cut_prompt is None else budget + 1  # `chunks` divides it
-        if rows and tokens + size > budget:
-            yield rows
-            rows, tokens = [], 0
-        rows.append(i)
-        tokens += size
-    if rows:
-        yield rows
+    # `chunks` divides a query with a cut prompt, so it is a batch by itself
+    sizes = [each.tokens if each.cut_prompt is None else budget + 1 for each in encoded]
+    order = sorted(range(len(encoded)), key=lambda i: (_shape(encoded[i]), i), reverse=True)
+    return greedy(order, sizes.__getitem__, budget)
 
 
 def chunks(encoded: Encoded, budget: int) -> Iterator[tuple[int, Encoded]]:
@@ -59,16 +68,8 @@ def _shape(query: Encoded) -> tuple[int, int]:
 
 def windows(queries: Iterable[Query]) -> Iterator[list[Query]]:
     """Split a stream into windows that fit in memory, within which queries of similar length share a pass."""
-    window: list[Query] = []
-    size = 0
-    for query in queries:
-        window.append(query)
-        size += sum(map(len, query.responses))
-        if len(window) == _WINDOW_QUERIES or size > _WINDOW_CHARACTERS:
-            yield window
-            window, size = [], 0
-    if window:
-        yield window
+    least = _WINDOW_CHARACTERS / _WINDOW_QUERIES
+    return greedy(queries, lambda query: max(least, sum(map(len, query.responses))), _WINDOW_CHARACTERS)
 
 
 def pack_ids(encoded: Sequence[Encoded]) -> Packed:

@@ -24,10 +24,10 @@ from . import checkpoint, hub
 from .batching import batches, chunks, pack_ids, windows
 from .configuration import DMoERMConfig
 from .loading import load_options
+from .memory import scoring_tokens
 from .mixture import Mixture
 from .packed_attention import Decoder
 from .packing import Packed
-from .pass_budget import scoring_tokens
 from .routing import Choice, Known
 from .transfer import transfer
 
@@ -183,7 +183,7 @@ class DMoERM(Mixture):
         """Return the maximum number of tokens of a pass; each token takes memory once per expert with LoRA.
 
         Args:
-            batch_tokens: counts a token once per expert; None: sized for the device, see `pass_budget`.
+            batch_tokens: counts a token once per expert; None: sized for the device, see `memory`.
         """
         if batch_tokens is None:
             batch_tokens = scoring_tokens(cast("Decoder", self.general.branch))

@@ -10,9 +10,6 @@ from transformers import AutoConfig
 
 from ..config import BackboneConfig, LoRAConfig
 from ..errors import BackboneError
-from ..planning import BackboneShape
-from ..planning.memory import OVERHEAD, kept_bytes, pass_bytes, trained_bytes
-from ..planning.recipe import QUANTIZED_BYTES
 from .backbone import (
     backbone_folder,
     check_reward_head,
@@ -25,7 +22,7 @@ from .backbone import (
 from .experts import lora_targets
 from .families import refused_reason, text_config, unpacked_reason
 from .layers import empty_part, split_layers
-from .pass_budget import shape_of
+from .memory import OVERHEAD, QUANTIZED_BYTES, BackboneShape, kept_bytes, pass_bytes, trained_bytes
 
 
 @dataclass(frozen=True)
@@ -127,7 +124,7 @@ def survey(config: BackboneConfig) -> Survey:
         whole = empty_part(text, layers)
     trunk, branch = split_layers(whole, layer)
     linear = sum(module.weight.numel() for module in whole.modules() if type(module) is nn.Linear)
-    shape = shape_of(text)
+    shape = BackboneShape.of(text)
     return Survey(
         kind,
         composite,

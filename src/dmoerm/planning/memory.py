@@ -12,7 +12,7 @@ from .work import BackboneShape, Work
 
 PASS_TOKENS = 8192
 """Tokens of a pass on a CPU, where a token counts once per expert. On an accelerator with free memory, passes have more
-(`dmoerm.model.pass_budget`); what a plan counts is needed at least."""
+(`dmoerm.model.memory`); what a plan counts is needed at least."""
 _TRAINED, _COPY = 20, 2
 OVERHEAD = 1.5e9
 """CUDA's context and the allocator's unused blocks, in bytes; assumed."""

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from ..chat.encoding import Encoded
 from ..data.splitting import flip_pairs
+from ..model.batching import greedy
+from ..model.memory import PASS_TOKENS
 from ..model.packing import Packed, pack
 from ..model.transfer import to_device, transfer
-from ..planning.memory import PASS_TOKENS
 from ..schema import Group, Pair, prompt_key
 from .processes import shard, sharded, world_size
 
@@ -185,24 +186,15 @@ class PackedCollator:
         by_experts: dict[tuple[int, ...], list[PreferenceExample]] = {}
         for example in batch:
             by_experts.setdefault(self._active(example), []).append(example)
-        return [part for active, some in by_experts.items() for part in _within(some, self.budget // len(active))]
+        parts: list[list[PreferenceExample]] = []
+        for active, some in by_experts.items():
+            longest_first = sorted(some, key=lambda example: example.encoded.tokens, reverse=True)
+            parts += greedy(longest_first, lambda example: example.encoded.tokens, self.budget // len(active))
+        return parts
 
     def _active(self, example: PreferenceExample) -> tuple[int, ...]:
         pairs = example.pairs
         return tuple(i for i, name in enumerate(self.capabilities) if pairs.get(name)) or (0,)
-
-
-def _within(examples: Sequence[PreferenceExample], budget: int) -> list[list[PreferenceExample]]:
-    """Return the examples in parts of at most `budget` tokens, or of one example."""
-    parts: list[list[PreferenceExample]] = []
-    tokens = 0
-    for example in sorted(examples, key=lambda example: example.encoded.tokens, reverse=True):
-        tokens += example.encoded.tokens
-        if not parts or tokens > budget:
-            parts.append([])
-            tokens = example.encoded.tokens
-        parts[-1].append(example)
-    return parts
 
 
 def _pairs(batch: Sequence[PreferenceExample], capabilities: Sequence[str | None]) -> dict[str, Tensor]:

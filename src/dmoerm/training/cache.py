@@ -31,8 +31,8 @@ from ..chat.encoding import Encoded
 from ..io.paths import write_file
 from ..model import DMoERM
 from ..model.batching import batches, pack_ids
+from ..model.memory import scoring_tokens
 from ..model.packing import Packed
-from ..model.pass_budget import scoring_tokens
 from ..model.quantization import plain_tensor
 from .processes import barrier, broadcast, is_main, shard, shard_evenly, sharded, smallest
 from .sharding import full_tensor

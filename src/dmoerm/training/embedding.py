@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from ..chat.encoding import Encoded
-from ..model.batching import batches
+from ..model.batching import batches, greedy
 from ..model.heads import BranchScorer
+from ..model.memory import scoring_tokens
 from ..model.packing import Packed, pack
-from ..model.pass_budget import scoring_tokens
 from ..model.transfer import to_device
 from .batches import PreferenceExample
 from .processes import gather_passes, shard_evenly, smallest
@@ -101,24 +101,11 @@ def map_rows(compute: Callable[[Tensor], Tensor], rows: Mapping[str, Tensor], ru
             at a time, because each call takes a copy to the device and one back.
     """
     outputs: dict[str, Tensor] = {}
-    for block in _blocks(rows):
-        results = compute(to_device(torch.cat(list(block.values())), run.model.device)).cpu()
-        outputs |= zip(block, results.split([len(part) for part in block.values()]), strict=True)
+    for block in greedy(rows.items(), lambda row: row[1].nbytes, _BYTES_PER_COPY):
+        keys, parts = zip(*block, strict=True)
+        results = compute(to_device(torch.cat(parts), run.model.device)).cpu()
+        outputs |= zip(keys, results.split([len(part) for part in parts]), strict=True)
     return outputs
-
-
-def _blocks(rows: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """Yield the rows in blocks of at most `_BYTES_PER_COPY`, or of one key."""
-    block: dict[str, Tensor] = {}
-    size = 0
-    for key, part in rows.items():
-        if block and size + part.nbytes > _BYTES_PER_COPY:
-            yield block
-            block, size = {}, 0
-        block[key] = part
-        size += part.nbytes
-    if block:
-        yield block
 
 
 def _run_passes(

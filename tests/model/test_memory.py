@@ -10,11 +10,20 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from dmoerm.model import pass_budget
+from dmoerm.model import memory
 from dmoerm.model.layers import split_layers
+from dmoerm.model.memory import (
+    MAX_PASS_TOKENS,
+    PASS_TOKENS,
+    BackboneShape,
+    free_memory,
+    kept_bytes,
+    pass_bytes,
+    scoring_tokens,
+    trained_bytes,
+    training_tokens,
+)
 from dmoerm.model.packed_attention import Decoder
-from dmoerm.model.pass_budget import MAX_PASS_TOKENS, free_memory, scoring_tokens, shape_of, training_tokens
-from dmoerm.planning.memory import PASS_TOKENS, kept_bytes, pass_bytes, trained_bytes
 from dmoerm.schema import Query
 
 SIZE = 4
@@ -23,7 +32,7 @@ SIZE = 4
 @pytest.fixture
 def having(monkeypatch: pytest.MonkeyPatch) -> Callable[[float | None], None]:
     """A function: bytes → a device has so many free."""
-    return lambda free: monkeypatch.setattr(pass_budget, "free_memory", lambda _: free)
+    return lambda free: monkeypatch.setattr(memory, "free_memory", lambda _: free)
 
 
 def test_passes_on_a_cpu_do_not_depend_on_its_memory(load: Callable[..., Decoder]) -> None:
@@ -36,7 +45,7 @@ def test_long_passes_take_half_of_the_free_memory_at_most(
     load: Callable[..., Decoder], having: Callable[[float | None], None]
 ) -> None:
     model = load()
-    shape = shape_of(model.config)
+    shape = BackboneShape.of(model.config)
     assert shape is not None
     found = []
     for tokens in (1, 5000, 8192, 20_000, 40_000, 140_000, 10**9):
@@ -51,7 +60,7 @@ def test_a_training_pass_leaves_memory_for_what_is_trained_and_kept(
     load: Callable[..., Decoder], having: Callable[[float | None], None]
 ) -> None:
     branch = split_layers(load(), 1)[1].requires_grad_(True)
-    weights, shape = sum(p.numel() for p in branch.parameters()), shape_of(branch.config)
+    weights, shape = sum(p.numel() for p in branch.parameters()), BackboneShape.of(branch.config)
     assert shape is not None
     assert shape.layers == 3
     need = trained_bytes(weights, SIZE) + 2 * (kept_bytes(shape, 3, SIZE, 16_384) + pass_bytes(shape, SIZE, 16_384))
@@ -69,7 +78,7 @@ def test_an_unknown_shape_has_the_passes_of_a_cpu(
 ) -> None:
     having(1e12)
     model = load("mixtral")
-    assert shape_of(model.config) is None
+    assert BackboneShape.of(model.config) is None
     assert scoring_tokens(model) == training_tokens(model, checkpointing=False) == PASS_TOKENS
 
 
@@ -80,7 +89,7 @@ def test_a_backbone_that_runs_by_its_own_forward_has_the_passes_of_a_cpu(
     """Its rows repeat the prompt, so its passes take more memory than their tokens tell."""
     having(1e12)
     decoder: Any = SimpleNamespace(config=AutoConfig.for_model(kind))
-    assert shape_of(decoder.config) is not None
+    assert BackboneShape.of(decoder.config) is not None
     assert scoring_tokens(decoder) == training_tokens(decoder, checkpointing=False) == PASS_TOKENS
 
 

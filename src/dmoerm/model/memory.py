@@ -1,0 +1,160 @@
+"""Memory on the accelerator, counted from shapes: weights in training, activations, and the tokens of a pass that fit.
+
+    CPU            8192 tokens in a pass
+    accelerator    65,536, or the next lower power of two whose activations take at most half of the free memory;
+                   8192 and less may take all of it. 8192 if the backbone runs by its own forward: each of its rows
+                   repeats the prompt, which these tokens do not count
+
+A token counts once per expert with a LoRA. Half of the memory is left for what is not counted, such as attention,
+embeddings and fragments of the allocator. A power of two stays the same if the free memory varies a little.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch.distributed.tensor import DTensor
+
+from .families import is_packed
+from .packed_attention import Decoder
+
+PASS_TOKENS, MAX_PASS_TOKENS = 8192, 65_536
+OVERHEAD = 1.5e9
+"""CUDA's context and the allocator's unused blocks, in bytes; assumed."""
+QUANTIZED_BYTES = {"4bit": 0.5 + 4 / 64, "8bit": 1.0}
+"""Bytes of a weight of a quantized layer; 4 bits have a float32 scale per block of 64 weights."""
+_EXPERTS_OF_A_LAYER = ("num_experts", "num_local_experts", "n_routed_experts")  # in configurations
+_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class BackboneShape:
+    """A decoder's shape: layers, width d, feed-forward width f, widths of all query heads and of all key heads.
+
+    Attributes:
+        gated: the MLP has a gate, and three matrices instead of two.
+    """
+
+    layers: int
+    width: int
+    feed_forward: int
+    queries: int
+    keys: int
+    gated: bool = True
+
+    @classmethod
+    def of(cls, config: Any) -> BackboneShape | None:
+        """Return the shape of a text model's configuration, or None if its layers are not those of a usual decoder."""
+        if any(getattr(config, name, None) for name in _EXPERTS_OF_A_LAYER):
+            return None
+        try:
+            heads, feed_forward = config.num_attention_heads, config.intermediate_size
+            layers, width = config.num_hidden_layers, config.hidden_size
+        except AttributeError:
+            return None
+        if not isinstance(feed_forward, int):  # it differs by layer
+            return None
+        head = getattr(config, "head_dim", None) or width // heads
+        return cls(
+            layers, width, feed_forward, heads * head, (getattr(config, "num_key_value_heads", None) or heads) * head
+        )
+
+    def fitted(self, linear: int) -> BackboneShape | None:
+        """Return this shape, with or without a gate, if its linear layers have that many weights; else None.
+
+        A configuration does not say whether the MLP has a gate.
+        """
+        shapes = (self, replace(self, gated=False))
+        return next((shape for shape in shapes if shape.layers * shape.layer == linear), None)
+
+    @property
+    def layer(self) -> int:
+        """The weights of one layer's linear parts."""
+        return self.width * (2 * self.queries + 2 * self.keys + (2 + self.gated) * self.feed_forward)
+
+
+def pass_bytes(shape: BackboneShape, size: float, tokens: float = PASS_TOKENS) -> float:
+    """Return the bytes of a pass's activations without gradients, which are those of one layer.
+
+    Args:
+        size: bytes of a number in the backbone's dtype.
+    """
+    feed_forward = (2 + shape.gated) * shape.feed_forward
+    return tokens * size * (4 * shape.width + 2 * shape.queries + 2 * shape.keys + feed_forward)
+
+
+def kept_bytes(
+    shape: BackboneShape, layers: int, size: float, tokens: float = PASS_TOKENS, checkpointing: bool | str = False
+) -> float:
+    """Return the bytes of activations that a number of layers keeps for the backward pass.
+
+    Saved for backward: the inputs to linear layers, to attention's and the gate's products and to the activation
+    function; norms are computed in float32.
+
+    Args:
+        checkpointing: each layer keeps its input only, on the CPU if "offload"; the layer that runs again keeps all.
+    """
+    products = 6 * shape.width + 2 * shape.queries + 2 * shape.keys + (2 + 2 * shape.gated) * shape.feed_forward
+    each = size * products + 4 * 2 * shape.width
+    if not checkpointing:
+        return tokens * layers * each
+    return tokens * ((layers * size * shape.width if checkpointing != "offload" else 0) + each)
+
+
+def trained_bytes(weights: float, size: float) -> float:
+    """Return the bytes that weights take while they are trained.
+
+    Each takes 20: value, gradient and best value in float32, and AdamW's two moments. Autocast to bfloat16 adds a copy.
+    """
+    return weights * (20 + 2 * (size == 2))
+
+
+def scoring_tokens(decoder: Decoder) -> int:
+    """Return the tokens of a pass without gradients through a trunk or branch."""
+    shape = BackboneShape.of(decoder.config) if is_packed(decoder.config) else None
+    return PASS_TOKENS if shape is None else _fitting(decoder, pass_bytes(shape, _size(decoder), 1))
+
+
+def training_tokens(branch: Decoder, *, checkpointing: bool | str) -> int:
+    """Return the tokens of a pass with a backward pass, before gradients and optimizer state are allocated.
+
+    Args:
+        branch: with its trainable weights, which may be in shards.
+        checkpointing: see `kept_bytes`.
+    """
+    shape, size = BackboneShape.of(branch.config) if is_packed(branch.config) else None, _size(branch)
+    if shape is None:
+        return PASS_TOKENS
+    trainable = (p for p in branch.parameters() if p.requires_grad)
+    trained = sum((p.to_local() if isinstance(p, DTensor) else p).numel() for p in trainable)
+    each = kept_bytes(shape, shape.layers, size, 1, checkpointing) + pass_bytes(shape, size, 1)
+    return _fitting(branch, each, trained_bytes(trained, size))
+
+
+def _size(decoder: Decoder) -> int:
+    """Return the bytes of a number in the dtype in which the decoder computes."""
+    return 2 if decoder.config.dtype in (torch.bfloat16, torch.float16) else 4
+
+
+def _fitting(decoder: Decoder, token_bytes: float, reserved: float = 0.0) -> int:
+    """Return the tokens of a pass on the decoder's device, of which `reserved` bytes are needed for something else."""
+    if (free := free_memory(decoder.device)) is None:
+        return PASS_TOKENS
+    fitting = (free - reserved) / token_bytes
+    return min(MAX_PASS_TOKENS, max(_power_of_two(_SHARE * fitting), min(PASS_TOKENS, _power_of_two(fitting))))
+
+
+def _power_of_two(tokens: float) -> int:
+    """Return the largest power of two that is not larger, at least 1."""
+    return 1 << max(1, int(tokens)).bit_length() - 1
+
+
+def free_memory(device: torch.device) -> float | None:
+    """Return the bytes that tensors can still take on an accelerator; None on a CPU, or if PyTorch cannot tell."""
+    module: Any = getattr(torch, device.type, None)
+    if not hasattr(module, "mem_get_info"):
+        return None
+    unused = module.memory_reserved(device) - module.memory_allocated(device)  # PyTorch holds it for new tensors
+    return module.mem_get_info(device)[0] + unused
