@@ -11,9 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dmoerm.data.delimited import delimited_rows
 from dmoerm.data.readers import read_groups, read_queries
-from dmoerm.data.rows import open_rows
+from dmoerm.data.rows import delimited_rows, open_rows
 from dmoerm.errors import DataError
 
 CELLS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\0"), min_size=1, max_size=8)

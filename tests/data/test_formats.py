@@ -118,14 +118,15 @@ def test_unknown_columns_are_counted_where_they_hold_a_value(read_rows) -> None:
 
 
 NEW_FORMAT = """
-from dmoerm.data.raw_example import ORIGIN, RawExample, Row, RowFormat, has, text_in
+from dmoerm.data.formats import Format, always, column, columns
 
-
-def read_dummy(row: Row) -> RawExample:
-    return RawExample({"prompt": text_in(row, "q"), "responses": [row["good"], row["bad"]], "ranks": [1, 2]})
-
-
-FORMAT = RowFormat("dummy", has("q", "good", "bad"), read_dummy, ORIGIN | {"q", "good", "bad"})
+FORMATS = (
+    Format(
+        "dummy",
+        needs={"q", "good", "bad"},
+        fields={"prompt": column("q"), "responses": columns("good", "bad"), "ranks": always([1, 2])},
+    ),
+)
 """
 
 

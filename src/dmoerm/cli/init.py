@@ -84,9 +84,9 @@ _EDIT = "# Drafted from data: edit the titles, descriptions and rubrics.\n"
 
 def _stem(file: str) -> str:
     """Return a file's or dataset's name without suffixes, as a plain name."""
-    from ..data.raw_example import task_name
+    from ..data.values import as_name
 
-    return task_name(PurePath(file).name.removesuffix(".gz").rsplit(".", 1)[0])
+    return as_name(PurePath(file).name.removesuffix(".gz").rsplit(".", 1)[0])
 
 
 def _refuse_existing(*files: Path) -> None:

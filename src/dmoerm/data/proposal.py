@@ -16,9 +16,9 @@ from ..names import MAX_LENGTH, ONE_TASK, RESERVED_TASKS
 from ..schema import Group, messages_of, prompt_key
 from .columns import ColumnMap
 from .prompt_clusters import cluster_prompts
-from .raw_example import Row, task_name
 from .readers import Reading, groups_of
 from .rows import PlacedRow, open_rows
+from .values import Row, as_name
 
 MIN_PROMPTS = 10
 """The fewest prompts with an ordered pair that a task or a capability is proposed for: some are held out."""
@@ -171,7 +171,7 @@ def _with_task(column: str) -> Callable[[PlacedRow], PlacedRow]:
 def _task_of(row: Row, column: str) -> str | None:
     value = row.get(column)
     text = " ".join(str(value).split())[:MAX_LENGTH].strip() if value is not None else ""
-    name = task_name(text) if text.isascii() else text
+    name = as_name(text) if text.isascii() else text
     return f"{name}_" if name in RESERVED_TASKS else name if text else None
 
 

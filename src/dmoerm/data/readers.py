@@ -11,22 +11,15 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 from ..errors import DataError
 from ..parsing import parse_group, parse_query
 from ..schema import Group, Query, is_empty, prompt_key
 from .columns import ColumnMap, columns_of, mapped_rows, placed
-from .formats import detect_format, named_format, unknown_columns
-from .raw_example import RawExample, RowFormat, SkippedRow, join_raw_examples, keep_responses
+from .formats import Format, RawExample, detect_format, named_format, unknown_columns
 from .rows import PlacedRow, open_rows
-
-
-class Destination(Protocol):
-    """Takes groups one at a time, as a list or a `GroupWriter` does."""
-
-    def append(self, group: Group, /) -> None:
-        """Add a group."""
+from .values import SkippedRow, keep_responses
 
 
 @dataclass(frozen=True)
@@ -61,7 +54,7 @@ def read_groups(
     columns: ColumnMap | None = None,
     task: str | None = None,
     on_error: Literal["raise", "collect"] = "raise",
-    into: Destination | None = None,
+    into: Callable[[Group], object] | None = None,
 ) -> Reading:
     """Read all groups of a file (see `open_rows`), a dataset directory or a dataset `org/name[:config]`.
 
@@ -71,7 +64,7 @@ def read_groups(
         columns: field of the format → column of the source, where the names differ; see `ColumnMap`.
         task: the task of rows that have none.
         on_error: `raise` raises an error at the first bad row; `collect` appends bad rows to `Reading.bad`.
-        into: takes the groups in place of `Reading.groups`; for data that may not fit in memory.
+        into: called with each group, in place of `Reading.groups`; for data that may not fit in memory.
 
     Raises:
         DataError: the source is missing, unreadable or empty, or (with `raise`) a row is bad.
@@ -89,11 +82,11 @@ def groups_of(
     columns: ColumnMap | None = None,
     task: str | None = None,
     on_error: Literal["raise", "collect"] = "raise",
-    into: Destination | None = None,
+    into: Callable[[Group], object] | None = None,
 ) -> Reading:
     """Return the groups of rows that were read from `source`; see `read_groups`."""
     columns = columns_of(columns or {}, str(source))
-    reader = _GroupReader(str(source), named_format(format), columns, task, collect=on_error == "collect", into=into)
+    reader = _GroupReader(str(source), named_format(format), columns, task, on_error == "collect", into)
     for line, row in mapped_rows(rows, columns, str(source)):
         reader.take(line, row)
     return reader.finish()
@@ -164,18 +157,15 @@ class _GroupReader:
     def __init__(
         self,
         source: str,
-        row_format: RowFormat | None,
+        row_format: Format | None,
         columns: Mapping[str, str],
         task: str | None,
-        *,
         collect: bool,
-        into: Destination | None,
+        into: Callable[[Group], object] | None,
     ) -> None:
-        self._source, self._format, self._columns, self._task = source, row_format, columns, task
-        self._collect = collect
-        self._rows = 0
-        self._reading = Reading()
-        self._groups = self._reading.groups if into is None else into
+        self._source, self._format, self._columns = source, row_format, columns
+        self._task, self._collect, self._rows, self._reading = task, collect, 0, Reading()
+        self._put = into or self._reading.groups.append
         self._joined: dict[str, tuple[int, list[RawExample]]] = {}  # task, tools and prompt → first line, responses
 
     def take(self, line: int, row: dict | DataError) -> None:
@@ -199,7 +189,7 @@ class _GroupReader:
     def finish(self) -> Reading:
         for line, examples in self._joined.values():
             try:
-                self._add(join_raw_examples(examples), line)
+                self._add(_joined(examples), line)
             except DataError as error:
                 self._fail(error, line)
         return replace(self._reading, rows=self._rows, format=self._format.name if self._format else "")
@@ -219,15 +209,30 @@ class _GroupReader:
             raise SkippedRow("the responses are the same text", field="responses")
         if identical := group.identical_pairs():
             self._reading.skipped["pair: identical responses with different grades"] += identical
-        self._groups.append(group.at(self._source, line))
+        self._put(group.at(self._source, line))
         self._reading.skipped.update(example.skipped)
         self._reading.notes.update(example.notes)
+
+
+def _joined(examples: list[RawExample]) -> RawExample:
+    """Join single responses to one prompt into one example; `id`, `task` and `source` are those of the first."""
+    fields = dict(examples[0].fields)
+    for name in ("responses", "scores"):
+        fields[name] = [value for example in examples for value in example.fields[name]]
+    names = fields.get("capabilities", {})
+    joined = {name: [grade for e in examples for grade in e.fields["capabilities"][name]] for name in names}
+    fields["capabilities"] = {name: grades for name, grades in joined.items() if any(g is not None for g in grades)}
+    return RawExample(fields, tuple(note for example in examples for note in example.notes))
 
 
 def _usable(example: RawExample) -> RawExample:
     """Return the example without empty responses. Raise `SkippedRow` if no preference between two texts remains."""
     fields = example.fields
-    _check_label_lengths(fields)
+    labels = {name: fields.get(name) for name in ("scores", "ranks")} | fields.get("capabilities", {})
+    for name, grades in labels.items():  # before empty responses are removed
+        if grades is not None and len(grades) != len(fields["responses"]):
+            message = f"has {len(grades)} entries for {len(fields['responses'])} responses"
+            raise DataError(message, field=name, value=grades, hint="give one number for each response")
     kept = [index for index, text in enumerate(fields["responses"]) if not is_empty(text)]
     reasons = example.skipped + ("response: empty",) * (len(fields["responses"]) - len(kept))
     if len(kept) < 2:
@@ -236,12 +241,3 @@ def _usable(example: RawExample) -> RawExample:
     if not any(fields.get(label) for label in ("scores", "ranks", "capabilities")):
         raise SkippedRow("no preference is given", field="responses")
     return RawExample(fields, example.notes, reasons)
-
-
-def _check_label_lengths(fields: dict) -> None:
-    """Check that every label has one entry per response, before empty responses are removed."""
-    labels = {name: fields.get(name) for name in ("scores", "ranks")} | fields.get("capabilities", {})
-    for name, grades in labels.items():
-        if grades is not None and len(grades) != len(fields["responses"]):
-            message = f"has {len(grades)} entries for {len(fields['responses'])} responses"
-            raise DataError(message, field=name, value=grades, hint="give one number for each response")

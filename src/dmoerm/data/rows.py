@@ -3,11 +3,15 @@
 JSON Lines, CSV, TSV and Parquet are streamed in constant memory; a `.json` array is read whole. A row that cannot be
 read is yielded as a `DataError`, so that the rows after it can still be read. An error of the source itself (a missing
 file, an invalid Parquet file) is raised.
+
+In comma- and tab-separated text, a cell is text, an empty cell is null, and a cell that holds a conversation as JSON
+becomes that conversation. A record of empty cells, which spreadsheets write after the last row, is a `SkippedRow`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import csv
 import gzip
 import io
 import itertools
@@ -15,13 +19,14 @@ import json
 import re
 import sys
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NoReturn
 
 from ..errors import DataError
 from ..io.storage import is_url, open_binary
-from .delimited import delimited_rows
+from .values import SkippedRow
 
 PlacedRow = tuple[int, dict[str, Any] | DataError]
 """The line of a row, from 1 (in Parquet files, JSON arrays and datasets: the number of the row), and the row."""
@@ -106,7 +111,7 @@ def _json_rows(file: IO[bytes]) -> Iterator[PlacedRow]:
         if line.removeprefix(_BYTE_ORDER_MARK).strip():
             break
     if start and start[-1].removeprefix(_BYTE_ORDER_MARK).lstrip().startswith(b"["):
-        yield from _array_rows(b"".join(start) + file.read())
+        yield from ((number, _as_row(entry)) for number, entry in enumerate(_decode(b"".join(start) + file.read()), 1))
     else:
         yield from line_rows(itertools.chain(start, file))
 
@@ -127,21 +132,15 @@ def _attempt(content: bytes) -> dict[str, Any] | DataError:
         return error
 
 
-def _array_rows(content: bytes) -> Iterator[PlacedRow]:
-    for number, entry in enumerate(_decode(content), 1):
-        try:
-            yield number, _as_row(entry)
-        except DataError as error:
-            yield number, error
+def _as_row(value: Any) -> dict[str, Any] | DataError:
+    if isinstance(value, dict):
+        return value
+    return DataError("is not a JSON object", value=value, hint='write each row as {"prompt": …, …}')
 
 
 def _decode(content: bytes) -> Any:
     """Decode JSON text. Raise `DataError` for bytes that are not UTF-8, invalid JSON, NaN and lone surrogates."""
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        near = content[max(0, error.start - 10) : error.start + 10]
-        raise DataError(f"is not UTF-8 at byte {error.start}", value=near, hint="save the file as UTF-8") from None
+    text = _utf8(content).removeprefix("\ufeff")
     try:
         value = json.loads(text, parse_constant=_refuse_constant)
     except DataError:
@@ -174,10 +173,80 @@ def _refuse_surrogates(value: Any) -> None:
         raise DataError("contains a lone surrogate, which is not valid Unicode", value=near, hint=hint) from None
 
 
-def _as_row(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise DataError("is not a JSON object", value=value, hint='write each row as {"prompt": …, …}')
-    return value
+# --- comma- and tab-separated text ---------------------------------------------------------------------------------
+
+
+def delimited_rows(lines: Iterable[bytes], delimiter: str | None = None) -> Iterator[PlacedRow]:
+    """Yield each record with its first line, from 1, under the names of the header.
+
+    Args:
+        delimiter: the character between cells; None: the comma, semicolon or tab that the header has most often.
+
+    Raises:
+        DataError: the text is not UTF-8, or the header names a column twice.
+    """
+    csv.field_size_limit(2**31 - 1)
+    text = (_utf8(content, number) for number, content in enumerate(lines, 1))
+    first = next(text, "").removeprefix("\ufeff")
+    delimiter = delimiter or max(",;\t", key=first.count)
+    reader = csv.reader(itertools.chain([first], text), delimiter=delimiter, strict=True)
+    header = _header(reader)
+    while True:
+        line = reader.line_num + 1
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            hint = 'put a cell with line breaks in double quotes, and write a double quote in it as ""'
+            yield line, DataError(f"is not a valid record: {error}", hint=hint)
+            continue
+        if cells:
+            yield line, _record(header, cells)
+
+
+def _utf8(content: bytes, line: int | None = None) -> str:
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        near = content[max(0, error.start - 10) : error.start + 10]
+        message = f"is not UTF-8 at byte {error.start}"
+        raise DataError(message, line=line, value=near, hint="save the file as UTF-8") from None
+
+
+def _header(reader: Iterator[list[str]]) -> list[str]:
+    try:
+        header = [name.strip() for name in next(reader, [])]
+    except csv.Error as error:
+        raise DataError(f"the header is not a valid record: {error}", line=1, hint="name the columns there") from None
+    twice = [name for name, count in Counter(header).items() if count > 1 and name]
+    if twice:
+        raise DataError("the header names a column twice", line=1, value=twice[0], hint="rename one of them")
+    return header
+
+
+def _record(header: list[str], cells: list[str]) -> dict[str, Any] | DataError:
+    if not any(cells):
+        return SkippedRow("all cells are empty")
+    if len(cells) != len(header):
+        message = f"has {len(cells)} cells where the header has {len(header)}"
+        return DataError(message, value=cells, hint="put a cell that holds the delimiter in double quotes")
+    return {name: _cell(cell) for name, cell in zip(header, cells, strict=True) if name}
+
+
+def _cell(cell: str) -> Any:
+    """Return null for an empty cell, and the conversation that a cell holds as JSON."""
+    if cell.startswith("[") and '{"' in cell:
+        try:
+            turns = json.loads(cell)
+        except (ValueError, RecursionError):
+            return cell
+        if turns and all(isinstance(turn, dict) and ("role" in turn or "from" in turn) for turn in turns):
+            return turns
+    return cell or None
+
+
+# --- Parquet and datasets ------------------------------------------------------------------------------------------
 
 
 def parquet_rows(path: str, start: int = 0, stop: int = sys.maxsize) -> Iterator[PlacedRow]:

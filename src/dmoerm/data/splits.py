@@ -176,7 +176,7 @@ def _read_files(
             columns=config.data.map,
             task=config.data.task,
             on_error="collect" if config.data.skip_bad else "raise",
-            into=writer,
+            into=writer.append,
         )
         skipped += reading.skipped
         skipped += Counter(f"bad row: {error}" for error in reading.bad[:_SHOWN_BAD_ROWS])
