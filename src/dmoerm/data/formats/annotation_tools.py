@@ -90,7 +90,7 @@ class _AnnotatedRow:
         people = sorted({person for by_person in self.grades.values() for person in by_person})
         grades = {name: {who: tuple(row) for who, row in rows.items()} for name, rows in self.grades.items()}
         fields = origin(origin_of) | {"prompt": self.prompt, "responses": self.responses}
-        fields |= labels_of_people(grades, people, len(self.names))
+        fields |= _labels_of_people(grades, people, len(self.names))
         unread = [name for name, nothing in self._unread.items() if nothing]
         return RawExample(fields, tuple(f"the question {name!r} does not compare the responses" for name in unread))
 
@@ -125,7 +125,7 @@ class _AnnotatedRow:
         return None
 
 
-def labels_of_people(
+def _labels_of_people(
     grades: Mapping[str, Mapping[str, Grades]], people: Sequence[str], responses: int
 ) -> dict[str, Any]:
     """Return the native fields `scores`, `capabilities` and `annotators`; no `scores` if a response lacks a grade.
