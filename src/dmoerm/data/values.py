@@ -179,14 +179,14 @@ def _message(turn: Any, field: str) -> Turn:
     if not isinstance(role, str) or role not in _ROLES:
         hint = f"use one of {', '.join(_ROLES)}"
         raise DataError("is not a valid role", field=f"{field}.role", value=role, hint=hint)
-    place = f"{field}.{text}"
+    path = f"{field}.{text}"
     if role == "function_call":
-        return _turn({"role": "assistant", "content": None, "tool_calls": _calls(value, place)}, field)
+        return _turn({"role": "assistant", "content": None, "tool_calls": _calls(value, path)}, field)
     if turn.get("tool_calls"):
-        content = "" if value is None else _content(value, place)
+        content = "" if value is None else _content(value, path)
         calls = _without_nulls(turn["tool_calls"])
         return _turn({"role": _ROLES[role], "content": content, "tool_calls": calls}, field)
-    plain: Turn = {"role": _ROLES[role], "content": _content(value, place)}
+    plain: Turn = {"role": _ROLES[role], "content": _content(value, path)}
     if role != "tool":
         return plain
     return _turn(plain | {name: turn.get(name) for name in ("tool_call_id", "name")}, field)

@@ -216,15 +216,15 @@ def _label_studio(row: Row) -> RawExample:
 
 
 def _answer(result: Row, names: Sequence[str]) -> tuple[Any, str]:
-    """Return the answer in the form of `_AnnotatedRow.take`, and the name of what it is about."""
-    kind, value, about = result.get("type"), result.get("value"), str(result.get("to_name"))
+    """Return the answer in the form of `_AnnotatedRow.take`, and the names of the rated fields."""
+    kind, value, rated = result.get("type"), result.get("value"), str(result.get("to_name"))
     answer = value.get(_VALUES.get(str(kind), "")) if isinstance(value, Mapping) else None
     if kind == "choices" and isinstance(answer, list) and len(answer) == 1:
-        return answer[0], about
-    tags = [_plain(tag) for tag in about.split(",")]
+        return answer[0], rated
+    tags = [_plain(tag) for tag in rated.split(",")]
     if kind == "pairwise" and answer in _SIDES and sorted(tags) == sorted(names) and len(tags) == 2:
-        return tags[_SIDES.index(answer)], about
-    return answer, about
+        return tags[_SIDES.index(answer)], rated
+    return answer, rated
 
 
 FORMATS = (
