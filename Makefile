@@ -68,7 +68,7 @@ test-lowest: install
 
 bench: install
 	$(BIN)/pip install --quiet --group bench
-	for name in scoring scaling footprint training labels serving scale table; do PYTHONPATH=tests $(BIN)/python benchmarks/$$name.py || exit 1; done
+	for name in scoring scaling footprint training labels serving table; do PYTHONPATH=tests $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 bench-gpu: install
 	$(BIN)/python benchmarks/gpu.py

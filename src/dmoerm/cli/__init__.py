@@ -32,7 +32,6 @@ from . import (
     grow,
     init,
     label,
-    plan,
     push,
     report,
     rl,
@@ -45,7 +44,7 @@ _INTERRUPTED, _PIPE_CLOSED = 130, 141
 _RESUMABLE = {"train", "add", "retrain", "compare", "bon", "rl", "demo"}
 _SHORTER_TRAINING = (
     "set base to frozen or lora, gradient_checkpointing to true or offload, a higher backbone.branch_layer, a lower "
-    "encoding.max_length or experts_per_step, or backbone.quantization to 4bit; `dmoerm plan` estimates the memory"
+    "encoding.max_length or experts_per_step, or backbone.quantization to 4bit; `dmoerm models check` counts the memory"
 )
 _SHORTER_PASSES = "set a lower --batch-tokens, or --dtype bfloat16"
 _LESS_MEMORY = dict.fromkeys(sorted(_RESUMABLE), _SHORTER_TRAINING)
@@ -118,7 +117,6 @@ app.add_typer(config.app, name="config")
 app.add_typer(data.app, name="data")
 app.add_typer(label.app, name="label")
 app.command("init")(init.command)
-app.command("plan")(plan.command)
 app.add_typer(backbone.app, name="models")
 app.command("train")(train.command)
 app.command("eval")(eval.command)
