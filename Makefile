@@ -23,8 +23,8 @@ facts: install
 	$(BIN)/python tools/facts.py
 
 check: install
-	$(BIN)/ruff check src tests benchmarks examples tools
-	$(BIN)/ruff format --check src tests benchmarks examples tools
+	$(BIN)/ruff check src tests evidence examples tools
+	$(BIN)/ruff format --check src tests evidence examples tools
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 	$(BIN)/python tools/words.py
@@ -32,8 +32,8 @@ check: install
 	$(BIN)/kubernetes-validate --strict --quiet deploy/kubernetes/server.yaml deploy/kubernetes/autoscaler.yaml
 
 format: install
-	$(BIN)/ruff check --fix src tests benchmarks examples tools
-	$(BIN)/ruff format src tests benchmarks examples tools
+	$(BIN)/ruff check --fix src tests evidence examples tools
+	$(BIN)/ruff format src tests evidence examples tools
 
 # The source distributions and wheels of both packages, in dist/, after a trial of each wheel in an empty environment.
 package: install
@@ -55,7 +55,7 @@ test-all: install browser
 # The lowest versions that are supported, over the packages of .venv: what loads and scores models, and what trains them.
 LOWEST_SCORING := tests/integrations tests/model/test_loading.py tests/model/test_checkpoint.py \
   tests/model/test_backbone.py tests/model/test_dmoerm.py
-LOWEST_TRAINING := tests/training/test_fitting.py tests/training/test_run.py tests/training/test_router_step.py tests/rl/test_trainers.py
+LOWEST_TRAINING := tests/training/test_fitting.py tests/training/test_run.py tests/training/test_router_step.py tests/evidence/test_trainers.py
 test-lowest: install
 	for part in scoring training; do \
 	  $(PYTHON) -m venv .venv/lowest/$$part; \
@@ -68,15 +68,16 @@ test-lowest: install
 
 bench: install
 	$(BIN)/pip install --quiet --group bench
-	for name in scoring scaling footprint training labels serving table; do PYTHONPATH=tests $(BIN)/python benchmarks/$$name.py || exit 1; done
+	for name in scoring scaling footprint training labels serving; do PYTHONPATH=tests $(BIN)/python -m evidence.speed.$$name || exit 1; done
+	$(BIN)/python -m evidence.pages
 
 bench-gpu: install
-	$(BIN)/python benchmarks/gpu.py
+	$(BIN)/python -m evidence.speed.gpu
 
 # Every table and figure of README.md and docs/results.md from nothing, and a check of every claim: about two days on two
 # cores, resumable; SMALL=1: each experiment in miniature, eleven minutes. DMOERM_DATA: the folder of the human-labeled data.
 evidence: install
-	$(BIN)/python benchmarks/evidence.py $(if $(SMALL),--small)
+	$(BIN)/python -m evidence.all $(if $(SMALL),--small)
 
 # Kills, full disks, jumping clocks, damaged and hostile files: docs/reliability.md.
 chaos: install

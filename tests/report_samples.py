@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from dmoerm.evaluation.best_of_n_estimates import best_of_n_kl, fit_curve
-from dmoerm.evaluation.experiment_results import BestOfNResults, Comparison, PolicyResults, PolicyRun
+from dmoerm.evaluation.experiment_results import Comparison
 from dmoerm.experiments.methods import ablation_methods, default_methods
-from dmoerm.experiments.policies import differences, summarize
+from evidence import methods as _  # noqa: F401, which registers baselines and ablations
 
 TASKS = ("chitchat", "objective_qa", "role_play", "summarisation", "text_creation")
 CAPABILITIES = ("correctness", "empathy", "fluency", "helpfulness", "logic", "proactivity", "relevance")
@@ -106,86 +105,3 @@ def _calibration(drawn: np.random.Generator) -> dict[str, Any]:
     ]
     bins[0] |= {"pairs": 0, "confidence": None, "accuracy": None}
     return {"ece": drawn.uniform(0.01, 0.09), "pairs": sum(b["pairs"] for b in bins), "bins": bins}
-
-
-def best_of_n(
-    methods: Sequence[str] = tuple(TRAINED), tasks: Sequence[str] = TASKS, fits: bool = True, **changes: Any
-) -> BestOfNResults:
-    """Curves up to n = 4,096 under two conditions; under noise they fall."""
-    drawn = np.random.default_rng(1)
-    ns = tuple(2**i for i in range(13))
-    names = [*tasks, "all"] if len(tasks) > 1 else list(tasks)
-    fields: dict[str, Any] = {
-        "command": "dmoerm bon human --from testbed --output runs/human-compare",
-        "config": _CONFIG,
-        "seeds": (0, 1, 2),
-        "versions": _VERSIONS,
-        "source": "testbed, 4096 samples a prompt",
-        "ns": ns,
-        "kl": tuple(best_of_n_kl(ns).tolist()),
-        "prompts": dict.fromkeys(tasks, 8),
-        "samples": 4096,
-        "conditions": {
-            condition: {
-                "curves": {t: {m: _curve(drawn, m, ns, fall, fits) for m in methods} for t in names},
-                "at_the_end": {
-                    t: {f"dmoerm - {m}": _difference(drawn.normal(0.1, 0.05)) for m in methods if m != "dmoerm"}
-                    for t in names
-                },
-            }
-            for condition, fall in (("clean", 0.1), ("noisy", 0.16))
-        },
-    }
-    return BestOfNResults.model_validate(fields | changes)
-
-
-def _curve(drawn: np.random.Generator, method: str, ns: Sequence[int], fall: float, fits: bool) -> dict[str, Any]:
-    distance = np.sqrt(best_of_n_kl(ns))
-    best = 0.55 if method == "dmoerm" else drawn.uniform(0.35, 0.5)
-    gold = 0.2 + distance * (best - fall * distance) + drawn.normal(0, 0.005, len(ns))
-    fitted = fit_curve("bon", distance, gold - gold[0])
-    fit = {"alpha": fitted.alpha, "beta": fitted.beta, "peak": fitted.peak, "value": fitted.value}
-    if fitted.peak is not None:
-        fit |= {"peak_low": fitted.peak * 0.85, "peak_high": fitted.peak * 1.2}
-    return {
-        "proxy": (distance * drawn.uniform(1.2, 1.5)).tolist(),
-        "gold": gold.tolist(),
-        "low": (gold - 0.04).tolist(),
-        "high": (gold + 0.04).tolist(),
-        "fit": fit if fits else None,
-        "falls_after": int(ns[int(gold.argmax())]) if gold.argmax() < len(ns) - 1 else None,
-    }
-
-
-def policies(methods: Sequence[str] = ("general", "ensemble_uwo", "dmoerm"), **changes: Any) -> PolicyResults:
-    """Two seeds and two KL weights of each method under noise."""
-    drawn = np.random.default_rng(2)
-    runs = [
-        PolicyRun.model_validate(
-            {"condition": "noisy", "method": m, "beta": beta, "seed": seed, "points": _path(drawn)}
-        )
-        for m in methods
-        for beta in (0.0, 0.05)
-        for seed in (0, 1)
-    ]
-    fields: dict[str, Any] = {
-        "command": "dmoerm rl testbed --beta 0 --beta 0.05",
-        "config": _CONFIG,
-        "policy": {"layers": 4},
-        "settings": {"algorithm": "rloo", "steps": 120, "prompts_per_step": 8, "generations": 4},
-        "parameters": 10_490_368,
-        "versions": _VERSIONS,
-        "runs": runs,
-        "summaries": summarize(runs),
-        "paired": differences(runs),
-    }
-    return PolicyResults.model_validate(fields | changes)
-
-
-def _path(drawn: np.random.Generator) -> list[dict[str, float]]:
-    d = np.linspace(0, 6, 9)
-    gold = 0.3 + d * (0.05 - 0.03 * np.log(np.maximum(d, 1e-9))) + drawn.normal(0, 0.01, len(d))
-    proxy = 0.4 * d + drawn.normal(0, 0.05, len(d))
-    return [
-        {"step": 15 * i, "kl": d[i] ** 2, "proxy": proxy[i], "gold": gold[i], "length": 50.0 + i} for i in range(len(d))
-    ]

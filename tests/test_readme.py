@@ -64,18 +64,6 @@ def small(backbone: str) -> str:
     return "".join(f" --set {name}={value}" for name, value in settings.items())
 
 
-@pytest.mark.slow  # the same commands run in tests/cli/test_experiments.py
-def test_the_commands_of_the_evidence_run(tiny_backbone, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    write_groups(tiny_groups(), tmp_path / "mine.jsonl")
-    for line in blocks("bash")[4].splitlines():
-        command = line.partition("#")[0]
-        result = invoke(f"{command} --seed 0 --members 2{small(tiny_backbone)}")
-        assert result.exit_code == 0, result.output
-    written = {file.name for file in (tmp_path / "runs" / "default-compare").iterdir()}
-    assert {"results.json", "best_of_n.json", "report.html"} <= written
-
-
 def test_the_commands_for_own_data_run(tiny_backbone, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_groups(tiny_groups(), tmp_path / "mine.jsonl")

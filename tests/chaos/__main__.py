@@ -35,10 +35,8 @@ def main() -> int:
 
 
 def _write(rows: list[dict[str, Any]], minutes: float, seed: int, only: bool) -> None:
-    """Write benchmarks/results/chaos.json and docs/reliability.md."""
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    import measure
-    import table
+    """Write evidence/results/chaos.json and docs/reliability.md."""
+    from evidence import measure, pages
 
     file = measure.RESULTS / "chaos.json"
     if only and file.exists():
@@ -47,7 +45,7 @@ def _write(rows: list[dict[str, Any]], minutes: float, seed: int, only: bool) ->
         rows = [fresh.get(row["fault"], row) for row in known["tables"]["Faults"]]
         minutes += known["minutes"]
     measure.write("chaos", "make chaos", [], tables={"Faults": rows}, seed=seed, minutes=round(minutes, 1))
-    table.main()
+    pages.main()
 
 
 if __name__ == "__main__":

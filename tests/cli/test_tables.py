@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from report_samples import best_of_n, comparison
+from report_samples import comparison
 from sample_results import DIFFERENCE, ESTIMATE, example
 
-from dmoerm.cli.tables import print_best_of_n, print_comparison, print_results, screen
+from dmoerm.cli.tables import print_comparison, print_results, screen
 
 TASKS = ("code [python]", "means [/b]")
 OVERLAP = {"known": True, "groups": 3, "prompts": 2, "included": False}
@@ -30,8 +30,3 @@ def test_a_comparison_shows_every_task_and_the_overlap(capsys: pytest.CaptureFix
     shown = capsys.readouterr().out
     assert all(name in shown for name in TASKS)
     assert REMARK in shown
-
-
-def test_best_of_n_shows_the_overlap(capsys: pytest.CaptureFixture[str]) -> None:
-    print_best_of_n(screen(), best_of_n(overlap=OVERLAP))
-    assert REMARK in capsys.readouterr().out

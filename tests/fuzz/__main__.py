@@ -38,12 +38,10 @@ def main(arguments: list[str]) -> int:
         atheris.Fuzz()
         return 0
     rows = [_fuzz(name, int(arguments[0]) if arguments else 60) for name in TARGETS]
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    import measure
-    import table
+    from evidence import measure, pages
 
     measure.write("fuzz", "make fuzz", [], tables={"Targets": rows})
-    table.main()
+    pages.main()
     return int(any(row["findings"] for row in rows))
 
 

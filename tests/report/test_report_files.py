@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_samples import METHODS, TASKS, best_of_n, comparison, policies
+from report_samples import METHODS, TASKS, comparison
 from sample_results import example
 from typer.testing import CliRunner
 
@@ -21,7 +21,7 @@ from dmoerm.cli import app
 from dmoerm.errors import DataError
 from dmoerm.evaluation.experiment_results import Comparison
 from dmoerm.experiments.methods import ablation_methods, default_methods
-from dmoerm.report import read_measured, report_html, write_folder_report
+from dmoerm.report import read_measured, report_html
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -88,22 +88,6 @@ def missing_of_comparison(document: dict[str, Any], text: str) -> list[float]:
     return absent
 
 
-def missing_of_best_of_n(document: dict[str, Any], text: str) -> list[float]:
-    """Return the numbers of a best_of_n.json that the page does not show (it adds the first gold to a fit's value)."""
-    absent = missing(
-        [document["ns"], document["samples"], list(document["prompts"].values()), document["seeds"]], text, "{}"
-    )
-    absent += missing([kl**0.5 for kl in document["kl"]], text, "{:z.3f}")
-    for condition in document["conditions"].values():
-        absent += missing(condition["at_the_end"], text, "{:+z.3f}")
-        for curve in (curve for curves in condition["curves"].values() for curve in curves.values()):
-            fit = curve.pop("fit") or {}
-            if fit.get("value") is not None:
-                fit["value"] += curve["gold"][0]
-            absent += missing(curve, text, "{:z.3f}") + missing(fit, text, "{:z.2f}", "{:z.3f}", "{:z.4f}")
-    return absent
-
-
 @pytest.fixture
 def comparison_page(undrawn: None) -> str:
     """The page of `comparison()`."""
@@ -127,41 +111,6 @@ def test_all_of_a_comparison_is_on_the_page(comparison_page: str) -> None:
     assert missing_of_comparison(document, text) == []
 
 
-def test_all_of_best_of_n_is_on_the_page() -> None:
-    given = best_of_n()
-    document = json.loads(given.to_json())
-    text = text_of(report_html(given))
-    for word in (*given.conditions["clean"].curves["all"], *TASKS, given.source, given.command):
-        assert word in text, word
-    assert missing_of_best_of_n(document, text) == []
-
-
-def test_all_of_optimised_policies_is_on_the_page() -> None:
-    given = policies()
-    document, text = json.loads(given.to_json()), text_of(report_html(given))
-    for word in ("general", "ensemble_uwo", "dmoerm", "noisy", "RLOO", "10,490,368", given.command):
-        assert word in text, word
-    for run in document["runs"]:
-        points = run["points"]
-        assert missing([[p["step"], p["gold"]] for p in points], text, "{:.3f}", "{}") == []
-        assert missing([p["kl"] for p in points], text, "{:z.2f}") == []
-        assert missing([p["proxy"] for p in points], text, "{:+z.3f}") == []
-    for one in document["summaries"]:
-        assert missing([one["start"], one["peak"], one["end"], one["fall"]], text, "{:.3f}") == []
-        assert missing([one["fit"]["alpha"], one["fit"]["beta"]], text, "{:.4f}") == []
-    assert missing(document["paired"], text, "{:+z.3f}") == []
-    assert "Differences" not in text_of(report_html(policies(("general",))))
-
-
-@pytest.mark.slow
-def test_a_real_comparison(compared: Path) -> None:
-    text = text_of((compared / "report.html").read_text(encoding="utf-8"))
-    assert "Comparison of methods" in text
-    assert "Best of n" in text
-    assert missing_of_comparison(json.loads((compared / "results.json").read_text()), text) == []
-    assert missing_of_best_of_n(json.loads((compared / "best_of_n.json").read_text()), text) == []
-
-
 def test_the_best_mean_comes_first(comparison_page: str) -> None:
     accuracy = comparison().conditions["noisy"].accuracy
     (table,) = re.findall(r"<caption>noisy: share of held-out pairs.*?</table>", comparison_page, re.DOTALL)
@@ -183,24 +132,12 @@ def test_parts_that_were_not_measured_are_left_out() -> None:
     assert "Accuracy: noisy" in text
 
 
-@pytest.mark.parametrize("results", [comparison, best_of_n])
-def test_trained_prompts_are_stated(results: Any) -> None:
+def test_trained_prompts_are_stated() -> None:
     small = ("general", "dmoerm"), ("chitchat",)
     overlap = {"known": True, "groups": 9, "prompts": 7, "included": True}
-    text = text_of(report_html(results(*small, overlap=overlap)))
+    text = text_of(report_html(comparison(*small, overlap=overlap)))
     assert "The model was trained on 7 of the prompts (9 groups); they are included" in text
-    assert "was trained on" not in text_of(report_html(results(*small)))
-
-
-def test_one_task_without_fits() -> None:
-    curves = best_of_n(("dmoerm", "other"), ("chitchat",), fits=False)
-    text = text_of(report_html(curves))
-    assert "Gold reward by task" not in text
-    assert "chitchat: highest gold" in text
-    alone = best_of_n(("dmoerm",), ("",))
-    text = text_of(report_html(alone))
-    assert "Differences" not in text
-    assert "no task: highest gold" in text
+    assert "was trained on" not in text_of(report_html(comparison(*small)))
 
 
 # --- files ---------------------------------------------------------------------------------------------------------
@@ -210,8 +147,6 @@ def test_each_kind_is_read(tmp_path: Path) -> None:
     small = ("general", "dmoerm"), ("chitchat",)
     given = {
         "compare.json": comparison(*small),
-        "bon.json": best_of_n(*small),
-        "rl.json": policies(),
         "run.json": example(),
     }
     for name, results in given.items():
@@ -219,11 +154,11 @@ def test_each_kind_is_read(tmp_path: Path) -> None:
         again = read_measured(tmp_path / name)
         assert type(again) is type(results)
         assert again.model_dump(exclude={"steps"}) == results.model_dump(exclude={"steps"})
-    files = [str(tmp_path / "bon.json"), str(tmp_path / "run.json")]
+    files = [str(tmp_path / "compare.json"), str(tmp_path / "run.json")]
     result = CliRunner().invoke(app, ["report", *files, "--output", str(tmp_path / "page.html")])
     assert result.exit_code == 0, result.output
     headings = re.findall(r"<h2[^>]*>([^<]+)", (tmp_path / "page.html").read_text())
-    assert headings == ["Best of n", "Run: train"]
+    assert headings == ["Comparison of methods", "Run: train"]
 
 
 @pytest.mark.parametrize(
@@ -231,7 +166,6 @@ def test_each_kind_is_read(tmp_path: Path) -> None:
     [
         ('{"kind": "poem"}', "wrong.json: kind: unknown kind.*'poem'.*give a JSON file"),
         ('{"kind": "comparison", "schema": 3}', "wrong.json: schema: .*reads schemas 1 and 2"),
-        ('{"kind": "best_of_n"}', "wrong.json: command: .*give a JSON file"),
         ("{}", "wrong.json: command"),
         ("[1]", "wrong.json: .*give a JSON file"),
         ("not JSON", "wrong.json: .*give a JSON file"),
@@ -243,11 +177,3 @@ def test_an_invalid_file_is_refused(tmp_path: Path, text: str | None, words: str
         (tmp_path / "wrong.json").write_text(text)
     with pytest.raises(DataError, match=words):
         read_measured(tmp_path / "wrong.json")
-
-
-def test_a_folder_shows_what_it_has(tmp_path: Path) -> None:
-    (tmp_path / "best_of_n.json").write_text(best_of_n(("dmoerm",), ("chitchat",)).to_json())
-    assert "Best of n" in write_folder_report(tmp_path).read_text()
-    (tmp_path / "results.json").write_text(example().to_json())
-    document = write_folder_report(tmp_path).read_text()
-    assert document.index("Run: train") < document.index("Best of n")

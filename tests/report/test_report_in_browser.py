@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hostile import HOSTILE, with_markup
 from PIL import Image
-from report_samples import best_of_n, comparison, policies
+from report_samples import comparison
 from sample_results import example
 
 from dmoerm.report import write_report
@@ -33,7 +33,7 @@ _FOLLOWED = """() => [...document.querySelectorAll('nav a')].map(link => {
 def made_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A page of every kind of results, with 20 methods on 5 tasks."""
     path = tmp_path_factory.mktemp("page") / "report.html"
-    write_report(path, comparison(), best_of_n(), policies(), example())
+    write_report(path, comparison(), example())
     return path
 
 
@@ -113,7 +113,7 @@ def test_a_picture_of_it_is_not_blank(opened: tuple[Any, list[str]]) -> None:
 def test_markup_in_names_runs_nothing(browser: Any, tmp_path: Path, undrawn: None) -> None:
     small = ("general", "dmoerm", "other"), ("chitchat", "objective_qa")
     path = tmp_path / "report.html"
-    write_report(path, *map(with_markup, (comparison(*small), best_of_n(*small), policies(("general",)), example())))
+    write_report(path, *map(with_markup, (comparison(*small), example())))
     page = browser.new_page()
     events: list[str] = []
     page.on("dialog", lambda dialog: (events.append(dialog.message), dialog.dismiss()))

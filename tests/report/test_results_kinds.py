@@ -49,5 +49,5 @@ def test_a_new_kind_of_results_is_one_file(greeting: Path) -> None:
 
 
 def test_results_json_comes_first() -> None:
-    assert file_names() == ["results.json", "best_of_n.json", "rl.json"]
-    assert set(KINDS) == {None, "comparison", "best_of_n", "rl"}
+    assert file_names() == ["results.json"]
+    assert set(KINDS) == {None, "comparison"}

@@ -6,7 +6,7 @@ import base64
 import re
 from xml.etree import ElementTree
 
-from report_samples import policies
+from report_samples import comparison
 from sample_results import example
 
 from dmoerm.report import report_html
@@ -15,13 +15,13 @@ from dmoerm.report.svg_plots import color_of
 
 
 def test_the_same_input_gives_the_same_page() -> None:
-    given = policies(("general",)), example()
+    given = comparison(("general", "dmoerm"), ("chitchat",)), example()
     again = (type(results).model_validate_json(results.to_json()) for results in given)
     assert report_html(*given) == report_html(*again)
 
 
 def test_plots_are_documents_of_their_own_and_ids_are_unique() -> None:
-    markup = report_html(example(), example(), policies(("general",)))
+    markup = report_html(example(), example(), comparison(("general", "dmoerm"), ("chitchat",)))
     assert "<svg" not in markup, "inline, clip paths of two plots might share an id"
     ids = re.findall(r' id="([^"]+)"', markup)
     assert len(ids) == len(set(ids))

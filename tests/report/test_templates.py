@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import pytest
 from hostile import HOSTILE, with_markup
 from jinja2 import UndefinedError
-from report_samples import best_of_n, comparison, policies
+from report_samples import comparison
 from sample_results import DIFFERENCE, ESTIMATE, example
 
 from dmoerm.report import report_html
@@ -50,8 +50,6 @@ SMALL = ("general", "dmoerm", "other"), ("chitchat", "objective_qa")
     "results",
     [
         comparison(*SMALL, derived_tasks=("chitchat",)),
-        best_of_n(*SMALL),
-        policies(),
         example(derived_tasks=["chitchat"], gold_tasks=["objective_qa"], config={"name": "mine"}),
     ],
     ids=lambda results: type(results).__name__,

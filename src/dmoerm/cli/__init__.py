@@ -22,8 +22,6 @@ from .. import __version__
 from ..errors import DmoermError
 from . import (
     backbone,
-    benchmark,
-    bon,
     compare,
     config,
     data,
@@ -34,14 +32,13 @@ from . import (
     label,
     push,
     report,
-    rl,
     score,
     serve,
     train,
 )
 
 _INTERRUPTED, _PIPE_CLOSED = 130, 141
-_RESUMABLE = {"train", "add", "retrain", "compare", "bon", "rl", "demo"}
+_RESUMABLE = {"train", "add", "retrain", "compare", "demo"}
 _SHORTER_TRAINING = (
     "set base to frozen or lora, gradient_checkpointing to true or offload, a higher backbone.branch_layer, a lower "
     "encoding.max_length or experts_per_step, or backbone.quantization to 4bit; `dmoerm models check` counts the memory"
@@ -128,9 +125,6 @@ app.command("merge")(grow.merge)
 app.command("score")(score.command)
 app.command("serve")(serve.command)
 app.command("compare")(compare.command)
-app.command("bon")(bon.command)
-app.command("benchmark")(benchmark.command)
-app.command("rl")(rl.command)
 app.command("report")(report.command)
 app.command("push")(push.command)
 app.command("demo")(demo.command)

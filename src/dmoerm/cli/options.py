@@ -203,36 +203,3 @@ IncludeTrained = Annotated[
     bool,
     typer.Option("--include-trained", help="Keep prompts that a model was trained on."),
 ]
-
-# Options of the experiments: compare, bon, rl.
-Seeds = Annotated[list[int] | None, typer.Option("--seed", help="Seed of a run; may be repeated. Default: 0, 1 and 2.")]
-Members = Annotated[int, typer.Option(min=2, help="Number of models in an ensemble.")]
-Noise = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="NAME=SCORES,CAPABILITIES",
-        help="A condition: shares of the training part's overall and capability pairs that are reversed; may be "
-        "repeated. Default: clean=0,0 and noisy=0.25,0.15 (rl: noisy only).",
-    ),
-]
-Conditions = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--condition",
-        metavar="NAME=SETTING=VALUE",
-        help="A condition whose runs change a setting, as in few=data.overall_fraction=0.1; may be repeated, also for "
-        "several settings of one condition.",
-    ),
-]
-Methods = Annotated[
-    list[str] | None,
-    typer.Option("--method", help="A method to measure beside dmoerm; may be repeated. Default: all."),
-]
-Ablations = Annotated[
-    list[str] | None,
-    typer.Option("--ablation", help="A variant of DMoERM without a part; may be repeated; `all`: every variant."),
-]
-ExperimentFolder = Annotated[
-    Path | None,
-    typer.Option(help="Output folder, which experiments share. Default: the config's `output` plus -compare."),
-]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -11,9 +11,8 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from ..evaluation import Results
-    from ..evaluation.experiment_results import BestOfNResults, Comparison, Condition, PolicyResults
+    from ..evaluation.experiment_results import Comparison, Condition
     from ..evaluation.results import Overlap
-    from ..experiments.public_benchmarks import BenchmarkResult
     from ..labeling.quality import LabelQuality
     from ..scores import Score
 
@@ -81,45 +80,9 @@ def _methods(title: str, condition: Condition, comparison: Comparison) -> Table:
     return table
 
 
-def print_best_of_n(console: Console, results: BestOfNResults) -> None:
-    """Print, for each condition, gold at some values of n and the n with the highest gold."""
-    last = len(results.ns) - 1
-    shown = sorted({0, last, *(round(last * share) for share in (0.25, 0.5, 0.75))})
-    for name, condition in results.conditions.items():
-        for task, curves in condition.curves.items():
-            table = Table("method", title=f"{name}, {task}: gold of the best of n", title_justify="left")
-            for column in (*(f"n = {results.ns[i]:,}" for i in shown), "peak at n", "fit's peak, √KL", "falls after"):
-                table.add_column(column, justify="right")
-            for method, curve in sorted(curves.items(), key=lambda item: -item[1].gold[-1]):
-                peak = max(range(len(curve.gold)), key=curve.gold.__getitem__)
-                fit = "–" if curve.fit is None or curve.fit.peak is None else f"{curve.fit.peak:.2f}"
-                falls = "–" if curve.falls_after is None else f"{curve.falls_after:,}"
-                cells = [f"{curve.gold[i]:.3f}" for i in shown]
-                cells[-1] += f" ({curve.low[-1]:.3f}–{curve.high[-1]:.3f})"
-                table.add_row(method, *cells, f"{results.ns[peak]:,}", fit, falls)
-            console.print(table)
-    _print_overlap(console, results.overlap)
-
-
 def _print_overlap(console: Console, overlap: Overlap | None) -> None:
     if overlap is not None and overlap.remark:
         console.print(overlap.remark, soft_wrap=True)
-
-
-def benchmark_table(results: Mapping[str, BenchmarkResult]) -> Table:
-    """Return a table of a public benchmark: overall, sections and subsets in percent, one column per model."""
-    first = next(iter(results.values()))
-    table = Table(first.name, title=f"{first.name}, %", title_justify="left")
-    for model in results:
-        table.add_column(model, justify="right", overflow="fold")
-    table.add_row("overall", *(f"{100 * result.overall:.1f}" for result in results.values()))
-    table.add_section()
-    for section in first.sections if first.sections.keys() != first.subsets.keys() else ():
-        table.add_row(section, *(f"{100 * result.sections[section]:.1f}" for result in results.values()))
-    table.add_section()
-    for subset, (_, count) in first.subsets.items():
-        table.add_row(f"{subset} ({count})", *(f"{100 * result.subsets[subset][0]:.1f}" for result in results.values()))
-    return table
 
 
 def _accuracy(results: Results) -> Table:
@@ -246,26 +209,6 @@ def _agreement_table(title: str, rows: Sequence[LabelQuality]) -> Table:
     return table
 
 
-def policies_table(results: PolicyResults) -> Table:
-    """Return a table of optimized policies: KL to the initial policy, and gold at start, peak and end."""
-    table = Table("method", title="Policy optimization: means on held-out prompts, over seeds", title_justify="left")
-    gold_columns = ("gold: start", "peak", "end", "same length", "fall from the peak")
-    for name in ("condition", "beta", "seeds", "KL, nats", *gold_columns):
-        table.add_column(name, justify="right")
-    for summary in results.summaries:
-        gold = (
-            f"{summary.start:.3f}",
-            f"{summary.peak:.3f} (step {summary.peak_step})",
-            f"{summary.end:.3f}",
-            "–" if summary.end_same_length is None else f"{summary.end_same_length:.3f}",
-            _with_interval(summary.fall, summary.fall_low, summary.fall_high),
-        )
-        table.add_row(
-            summary.method, summary.condition, f"{summary.beta:g}", str(summary.seeds), f"{summary.kl:.1f}", *gold
-        )
-    return table
-
-
 def plain_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
     """Return a table of values, with numeric columns aligned right and shares in percent."""
     table = Table(title=title, title_justify="left")
@@ -281,10 +224,6 @@ def _cell(value: Any) -> str:
     if value is None:
         return "–"
     return f"{value:.1%}" if isinstance(value, float) else str(value)
-
-
-def _with_interval(value: float, low: float | None, high: float | None) -> str:
-    return f"{value:.3f}" if low is None or high is None else f"{value:.3f} ({low:.3f} to {high:.3f})"
 
 
 def _percent(share: float | None) -> str:

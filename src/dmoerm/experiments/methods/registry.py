@@ -1,15 +1,13 @@
 """The registry of methods, which comparisons, best-of-n, policy optimization, costs, reports and commands read.
 
-A new method is one file that calls `register`: a module of this folder, a module that is imported before the
-experiment, or an entry point of the group `dmoerm.methods`.
+A new method is one file that calls `register`: a module that is imported before the comparison, or an entry point of
+the group `dmoerm.methods`.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
-import pkgutil
-import sys
 from collections.abc import Sequence
 from importlib.metadata import entry_points
 
@@ -20,18 +18,6 @@ ENTRY_POINTS = "dmoerm.methods"
 EXTERNAL_COLOR = "#7b5ea7"
 ABLATION_COLOR = "#8a94a0"
 
-_FIRST = (  # in the order of tables
-    "run_models",
-    "all_labels",
-    "all_labels_general",
-    "ensembles",
-    "laplace",
-    "gated",
-    "umm_rm",
-    "ablations",
-    "human_grades",
-)
-_PARTS = ("gated_model", "members", "umm_rm_model")  # parts of methods that import torch
 _methods: dict[str, Method] = {}
 
 
@@ -92,9 +78,7 @@ def family_of(name: str) -> str:
 
 @functools.cache
 def _load() -> None:
-    folder = sys.modules[__name__.rpartition(".")[0]].__path__
-    names = [module.name for module in pkgutil.iter_modules(folder)]
-    for module in (*_FIRST, *(name for name in names if name not in _PARTS)):
+    for module in ("run_models", "all_labels"):
         importlib.import_module(f".{module}", __package__)
     for entry in entry_points(group=ENTRY_POINTS):
         entry.load()

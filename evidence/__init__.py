@@ -1,0 +1,1 @@
+"""The evidence behind the claims: generator, baselines, ablations, experiments and benchmarks; not in the wheel."""

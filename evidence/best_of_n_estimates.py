@@ -1,0 +1,206 @@
+"""Best-of-n: the human grade or gold reward of the response that a proxy reward picks from n.
+
+From N ≥ n samples of a prompt, sorted by the proxy (1 … N, the best last), the unbiased estimate of the score of the
+best of n is Σ_{i=n..N} C(i−1, n−1) / C(N, n) · score_i. The binomials are computed in log space, so n and N may be
+large. Choosing the best of n moves the policy by at most KL = log n − (n−1)/n nats (arXiv 2210.10760; 2310.02743).
+
+Shapes: P prompts, N samples of one prompt, M values of n.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import gammaln
+
+from dmoerm.bootstrap import interval, resampled_means
+from dmoerm.errors import DataError
+
+Array = NDArray[np.float64]
+_RESAMPLES = 1000
+_MIN_PROMPTS = 3  # fewer do not show how prompts differ
+
+
+def best_of_n_kl(n: ArrayLike) -> Array:
+    """Return log n − (n − 1) / n, in nats."""
+    n = np.asarray(n, dtype=float)
+    return np.log(n) - (n - 1) / n
+
+
+def best_of_n(proxy: ArrayLike, scores: ArrayLike, ns: Sequence[int]) -> Array:
+    """Estimate the score of the sample with the highest proxy reward among n drawn without replacement, (M,).
+
+    Args:
+        proxy: (N,), the rewards by which the best is chosen; samples of equal proxy are equally likely.
+        scores: (N,), gold, or the proxy itself.
+        ns: the values of n, each 1 … N.
+
+    Raises:
+        DataError: fewer than two samples, unequal lengths, a number that is not finite, an n that is out of range.
+    """
+    proxy, scores = _checked(proxy, scores)
+    total = len(proxy)
+    if wrong := [n for n in ns if not 1 <= n <= total]:
+        raise DataError(
+            f"cannot be estimated from {total} samples", field="n", value=wrong[0], hint=f"use 1 to {total}"
+        )
+    order = np.argsort(proxy, kind="stable")
+    _, index, counts = np.unique(proxy[order], return_inverse=True, return_counts=True)
+    scores = (np.bincount(index, scores[order]) / counts)[index]  # equal proxies share their mean
+    return np.array([_weights(total, n) @ scores for n in ns])
+
+
+def _weights(total: int, n: int) -> Array:
+    """Return C(i−1, n−1) / C(N, n) for i = 1 … N; 0 for i < n."""
+    i = np.arange(n, total + 1, dtype=float)
+    logs = _log_choose(i - 1, n - 1) - _log_choose(np.array(float(total)), n)
+    return np.concatenate([np.zeros(n - 1), np.exp(logs)])
+
+
+def _log_choose(n: Array, k: int) -> Array:
+    return gammaln(n + 1.0) - gammaln(k + 1.0) - gammaln(n - k + 1.0)
+
+
+def _checked(proxy: ArrayLike, scores: ArrayLike) -> tuple[Array, Array]:
+    rows = {"proxy": np.asarray(proxy, dtype=float), "scores": np.asarray(scores, dtype=float)}
+    for name, row in rows.items():
+        if row.ndim != 1 or len(row) < 2:
+            raise DataError("best-of-n needs two samples or more", field=name, value=row.shape, hint="draw more")
+        if not np.isfinite(row).all():
+            bad = int(np.flatnonzero(~np.isfinite(row))[0])
+            raise DataError(f"the reward of sample {bad} is not finite", field=name, value=float(row[bad]))
+    if len(rows["proxy"]) != len(rows["scores"]):
+        raise DataError(f"{len(rows['proxy'])} proxy rewards for {len(rows['scores'])} scores", field="scores")
+    return rows["proxy"], rows["scores"]
+
+
+def check_samples(responses: Sequence[str]) -> None:
+    """Raise `DataError` if a sample occurs twice: the estimate assumes that samples are drawn independently."""
+    seen: set[str] = set()
+    for index, text in enumerate(responses):
+        if text in seen:
+            hint = "draw with a higher temperature, or remove the repeated sample"
+            raise DataError(f"sample {index} repeats an earlier one", field="responses", value=text, hint=hint)
+        seen.add(text)
+
+
+# --- curves --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A curve fitted to a gold reward against d = √KL.
+
+    Attributes:
+        kind: `bon`: R(d) = d (α − β d); `rl`: R(d) = d (α − β log d).
+        alpha, beta: the fitted parameters.
+        peak: the d at which the fit is highest; None: it does not fall.
+        value: the fit's value at its peak.
+        peak_interval: the 95 % interval of the peak, over prompts.
+    """
+
+    kind: Literal["bon", "rl"]
+    alpha: float
+    beta: float
+    peak: float | None
+    value: float | None
+    peak_interval: tuple[float, float] | None = None
+
+    def at(self, d: ArrayLike) -> Array:
+        """Return the fitted reward at d = √KL."""
+        return _design(self.kind, np.asarray(d, dtype=float)) @ np.array([self.alpha, self.beta])
+
+
+def fit_curve(kind: Literal["bon", "rl"], d: ArrayLike, gains: ArrayLike) -> Curve:
+    """Fit R(d) through the origin by least squares; `gains` are rewards minus those at d = 0.
+
+    Raises:
+        DataError: fewer than three points with d > 0, or a number that is not finite.
+    """
+    d, gains = np.asarray(d, dtype=float), np.asarray(gains, dtype=float)
+    kept = d > 0
+    if kept.sum() < 3 or not np.isfinite(gains[kept]).all():
+        raise DataError("a curve needs three finite points or more with KL > 0", field="d", value=int(kept.sum()))
+    (alpha, beta), *_ = np.linalg.lstsq(_design(kind, d[kept]), gains[kept], rcond=None)
+    peak = _peak(kind, float(alpha), float(beta))
+    curve = Curve(kind, float(alpha), float(beta), peak, None)
+    return curve if peak is None else Curve(kind, curve.alpha, curve.beta, peak, float(curve.at([peak])[0]))
+
+
+def _design(kind: str, d: Array) -> Array:
+    return np.stack([d, -d * d if kind == "bon" else -d * np.log(np.maximum(d, 1e-300))], axis=1)
+
+
+def _peak(kind: str, alpha: float, beta: float) -> float | None:
+    """Return the d ≥ 0 at which R is highest: α / (2β), or exp(α/β − 1); 0 if R falls from the start."""
+    if beta <= 0:
+        return None
+    return max(alpha, 0.0) / (2 * beta) if kind == "bon" else float(np.exp(min(alpha / beta - 1, 700.0)))
+
+
+@dataclass(frozen=True)
+class BestOfN:
+    """Best-of-n by a proxy on P prompts.
+
+    Attributes:
+        ns, kl: (M,).
+        proxy, gold: (M,), means over prompts.
+        gold_interval: (M, 2), 95 % interval by bootstrap over prompts.
+        gold_by_prompt: (P, M).
+        curve: the gain in gold over n = 1 against √KL.
+        falls_after: the n of the highest mean gold, if a larger n is below it with 95 % confidence; otherwise None, and
+            None for fewer than three prompts.
+    """
+
+    ns: tuple[int, ...]
+    kl: Array
+    proxy: Array
+    gold: Array
+    gold_interval: Array
+    gold_by_prompt: Array
+    curve: Curve | None
+    falls_after: int | None
+
+
+def summarize_prompts(proxy: Array, gold: Array, ns: Sequence[int], seed: int = 0) -> BestOfN:
+    """Average best-of-n over prompts, with intervals and the curve.
+
+    Args:
+        proxy, gold: (P, M), proxy and gold of the best of each n on each prompt.
+        ns: ascending.
+        seed: of the bootstrap.
+    """
+    means = resampled_means(gold, seed, _RESAMPLES)
+    d = np.sqrt(best_of_n_kl(ns))
+    return BestOfN(
+        ns=tuple(ns),
+        kl=best_of_n_kl(ns),
+        proxy=proxy.mean(0),
+        gold=gold.mean(0),
+        gold_interval=interval(means, len(gold)),
+        gold_by_prompt=gold,
+        curve=_curve(d, gold.mean(0), means),
+        falls_after=_falls_after(ns, gold.mean(0), means, len(gold)) if len(gold) >= _MIN_PROMPTS else None,
+    )
+
+
+def _curve(d: Array, gold: Array, means: Array) -> Curve | None:
+    if (d > 0).sum() < 3:
+        return None
+    curve = fit_curve("bon", d, gold - gold[0])
+    peaks = [fit_curve("bon", d, row - row[0]).peak for row in means[:200]]
+    known = [peak for peak in peaks if peak is not None]
+    if curve.peak is None or len(known) < 0.95 * len(peaks):
+        return curve
+    low, high = interval(np.array(known))
+    return Curve("bon", curve.alpha, curve.beta, curve.peak, curve.value, (float(low), float(high)))
+
+
+def _falls_after(ns: Sequence[int], gold: Array, means: Array, prompts: int) -> int | None:
+    best = int(gold.argmax())
+    later = [k for k in range(best + 1, len(ns)) if interval(means[:, k] - means[:, best], prompts)[1] < 0]
+    return ns[best] if later else None

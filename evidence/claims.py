@@ -1,0 +1,402 @@
+"""The claims of README.md and docs/results.md, each with what it means in figures.
+
+A claim is a sentence and a check on the stored results. pages.py writes the claims with their figures between the marks
+`<!-- claims -->`; it fails if a claim does not hold, so a sentence cannot outlive its figure.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+Files = Mapping[str, Any]
+"""Name of a results file → its content."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A difference with its 95 % interval, or a single number (low = value = high)."""
+
+    value: float
+    low: float
+    high: float
+
+    def text(self, digits: int = 1) -> str:
+        """Return the figure as text."""
+        if self.low == self.high:
+            return f"{self.value:.{digits}f}"
+        return f"{self.value:+.{digits}f} ({self.low:+.{digits}f} to {self.high:+.{digits}f})"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence, the results that it rests on, and the figures that it must have.
+
+    Attributes:
+        source: name of the results file; its command reproduces the figures.
+        figures: the results → label of a figure → figure; the order is that of the table.
+        holds: whether a figure agrees with the sentence.
+    """
+
+    sentence: str
+    source: str
+    figures: Callable[[Any], Mapping[str, Figure]]
+    holds: Callable[[Figure], bool]
+    digits: int = 1
+
+    def row(self, files: Files) -> list[str]:
+        """Return the claim's cells of the table.
+
+        Raises:
+            ValueError: the figures do not agree with the sentence.
+        """
+        figures = self.figures(files[self.source])
+        if wrong := [
+            f"{label} {figure.text(self.digits)}" for label, figure in figures.items() if not self.holds(figure)
+        ]:
+            raise ValueError(f"this claim does not hold any more: {self.sentence} ({self.source}: {', '.join(wrong)})")
+        text = "; ".join(f"{label} {figure.text(self.digits)}".strip() for label, figure in figures.items())
+        return [self.sentence, text, self.source]
+
+
+def above(figure: Figure) -> bool:
+    """Return whether the interval is above 0."""
+    return figure.low > 0
+
+
+def below(figure: Figure) -> bool:
+    """Return whether the interval is below 0."""
+    return figure.high < 0
+
+
+def level(figure: Figure) -> bool:
+    """Return whether the interval includes 0."""
+    return figure.low <= 0 <= figure.high
+
+
+def at_least(value: float) -> Callable[[Figure], bool]:
+    """Return a check that a figure is not below a value."""
+    return lambda figure: figure.value >= value
+
+
+def at_most(value: float) -> Callable[[Figure], bool]:
+    """Return a check that a figure is not above a value."""
+    return lambda figure: figure.value <= value
+
+
+def over(method: str, *conditions: str, column: str = "mean") -> Callable[[Any], Mapping[str, Figure]]:
+    """Return DMoERM minus a method, in points of accuracy, under these conditions of a comparison (none: all)."""
+
+    def figures(results: Any) -> Mapping[str, Figure]:
+        rows = results["conditions"]
+        paired = {name: rows[name]["paired"][f"dmoerm - {method}"][column] for name in conditions or rows}
+        return {name: Figure(*(100 * row[end] for end in ("value", "low", "high"))) for name, row in paired.items()}
+
+    return figures
+
+
+def over_each(condition: str, *methods: str) -> Callable[[Any], Mapping[str, Figure]]:
+    """Return DMoERM minus each of these methods under a condition, in points of accuracy."""
+    return lambda results: {method: over(method, condition)(results)[condition] for method in methods}
+
+
+DEPLOYABLE = ("general", "per_task_routed", "all_labels_routed")
+
+
+def over_best(results: Any) -> Mapping[str, Figure]:
+    """Return DMoERM minus the best of the baselines that can be deployed, by condition; the label names it."""
+    figures: dict[str, Figure] = {}
+    for condition, row in results["conditions"].items():
+        best = max(DEPLOYABLE, key=lambda method, row=row: row["accuracy"][method]["mean"]["value"])
+        figures[f"{condition} ({best})"] = over(best, condition)(results)[condition]
+    return figures
+
+
+def best_of_n_over(method: str, *conditions: str, task: str = "all") -> Callable[[Any], Mapping[str, Figure]]:
+    """Return the gold of DMoERM's choice minus that of a method's, at the largest n."""
+
+    def figures(results: Any) -> Mapping[str, Figure]:
+        rows = results["conditions"]
+        ends = {name: rows[name]["at_the_end"][task][f"dmoerm - {method}"] for name in conditions or rows}
+        return {name: Figure(row["value"], row["low"], row["high"]) for name, row in ends.items()}
+
+    return figures
+
+
+def policies_over(method: str, label: str, beta: str = "0") -> Callable[[Any], Mapping[str, Figure]]:
+    """Return the gold at the end of policies optimized against DMoERM minus that against a method.
+
+    Args:
+        beta: strength of the KL penalty.
+    """
+
+    def figures(results: Any) -> Mapping[str, Figure]:
+        row = results["paired"]["noisy"][f"dmoerm - {method} ({beta})"]
+        return {label: Figure(row["value"], row["low"], row["high"])}
+
+    return figures
+
+
+def seconds_over_plain(*works: str) -> Callable[[Any], Mapping[str, Figure]]:
+    """Return the time of a scoring work, where one plain reward model takes 1."""
+
+    def figures(results: Any) -> Mapping[str, Figure]:
+        rows = {row["work"]: row for row in results["rows"] if row["peer"] == "plain"}
+        ratios = {work: rows[work]["ours_s"] / rows[work]["peer_s"] for work in works}
+        return {work: Figure(ratio, ratio, ratio) for work, ratio in ratios.items()}
+
+    return figures
+
+
+def cell(column: str, label: str, text: str, *rows: str) -> Callable[[Any], Mapping[str, Figure]]:
+    """Return the figures of a column of a stored table, by `text` with the entry of another column (no rows: all)."""
+
+    def figures(results: Any) -> Mapping[str, Figure]:
+        (table,) = results["tables"].values()
+        entries = {row[label]: row[column] for row in table if not rows or row[label] in rows}
+        return {text.format(name): _parsed(entry) for name, entry in entries.items()}
+
+    return figures
+
+
+def _parsed(text: str) -> Figure:
+    """Parse `value (low to high)` or a single number."""
+    numbers = [float(number) for number in re.findall(r"[-+]?\d+(?:\.\d+)?", text)]
+    return Figure(*(numbers if len(numbers) == 3 else 3 * numbers[:1]))
+
+
+def coin_flips(results: Any) -> Mapping[str, Figure]:
+    """Return the accuracy with coin flips as capability labels minus that of one model per task, in points."""
+    means = {name: row["accuracy"] for name, row in results["conditions"].items()}
+    points = {n: 100 * (m["shuffled"]["mean"]["value"] - m["per_task"]["mean"]["value"]) for n, m in means.items()}
+    return {name: Figure(value, value, value) for name, value in points.items()}
+
+
+def label_loss(results: Any) -> Mapping[str, Figure]:
+    """Return DMoERM's accuracy with a tenth of the overall labels minus that with all, in points."""
+    means = {name: row["accuracy"]["dmoerm"]["mean"]["value"] for name, row in results["conditions"].items()}
+    value = 100 * (means["tenth"] - means["all"])
+    return {"tenth": Figure(value, value, value)}
+
+
+CLAIMS = (
+    Claim(
+        "More accurate than one reward model for all tasks: five tasks with human labels (773 prompts, 5 seeds)",
+        "compare_human",
+        over("general"),
+        above,
+    ),
+    Claim("… eighteen tasks (2,915 prompts, 5 seeds)", "compare_human_all", over("general"), above),
+    Claim("… testbed, by a gold reward (653 prompts, 5 seeds)", "compare_testbed", over("general"), above),
+    Claim(
+        "… nine tasks, a test set that was run once (1,080 prompts, 3 seeds)", "compare_final", over("general"), above
+    ),
+    Claim(
+        "… than fine-tuned ensembles, WARM and UMM-RM: testbed, noisy labels (70 prompts, one seed)",
+        "compare_testbed_finetune",
+        over_each("noisy", "ensemble_wco", "bagged_wco", "warm", "umm_rm"),
+        above,
+    ),
+    Claim(
+        "One linear model for all tasks minus models of one task, as tasks are added (3 seeds, 3 orders)",
+        "interference-human_all",
+        cell("− alone, points", "tasks", "{} tasks", "5", "10", "18"),
+        below,
+    ),
+    Claim(
+        "… with a trained branch (442 prompts, one seed; five tasks: no loss)",
+        "interference-finetuned",
+        cell("− alone, points", "tasks", "{} tasks", "15"),
+        below,
+    ),
+    Claim(
+        "Without the task, minus the best of one model, one per task and one per task on all labels behind the same "
+        "router: helpfulness and harmlessness alone (**below**; 5 seeds)",
+        "routed_helpfulness_harmlessness",
+        over_best,
+        at_most(0),
+    ),
+    Claim("… kinds of helpfulness, which overlap (5 seeds)", "routed_kinds_helpfulness", over_best, at_least(-0.35)),
+    Claim("… kinds of instructions, which overlap (5 seeds)", "routed_kinds_instructions", over_best, at_least(-0.3)),
+    Claim(
+        "The mean is at most half a point below one model per task (`per_task`): five tasks",
+        "compare_human",
+        over("per_task"),
+        at_least(-0.5),
+    ),
+    Claim("… eighteen tasks", "compare_human_all", over("per_task"), at_least(-0.5)),
+    Claim("… explanations (1,408 prompts, 5 seeds)", "compare_explanations", over("per_task"), at_least(-0.5)),
+    Claim("… testbed", "compare_testbed", over("per_task"), at_least(-0.5)),
+    Claim(
+        "**Below** one model per task on the test set that was run once: the router confuses two of nine tasks",
+        "compare_final",
+        over("per_task"),
+        below,
+    ),
+    Claim("… and below `all_labels`", "compare_final", over("all_labels"), below),
+    Claim(
+        "Level with one model per task on the same labels (`all_labels`): five tasks",
+        "compare_human",
+        over("all_labels"),
+        level,
+    ),
+    Claim("… eighteen tasks", "compare_human_all", over("all_labels"), level),
+    Claim("… explanations", "compare_explanations", over("all_labels"), level),
+    Claim("… testbed", "compare_testbed", over("all_labels"), level),
+    Claim(
+        "With a tenth of the overall labels and all capability labels, above one model per task (`per_task`): five "
+        "tasks (609 prompts, 3 seeds)",
+        "compare_label_shares",
+        over("per_task", "tenth"),
+        above,
+    ),
+    Claim(
+        "… and within half a point of itself with all overall labels",
+        "compare_label_shares",
+        label_loss,
+        at_least(-0.5),
+    ),
+    Claim(
+        "DMoERM with coin flips as capability labels minus `per_task`, means: five tasks",
+        "compare_human",
+        coin_flips,
+        at_least(-0.5),
+    ),
+    Claim("… testbed", "compare_testbed", coin_flips, at_least(-0.65)),
+    Claim("… eighteen tasks", "compare_human_all", coin_flips, at_least(-0.65)),
+    Claim(
+        "gpt-4o's verdicts as capability labels: the mean is at most half a point below `per_task` (rag_answer, 44 "
+        "prompts, 5 seeds)",
+        "compare_gpt4o",
+        over("per_task"),
+        at_least(-0.5),
+    ),
+    Claim(
+        "The best of 2,048 samples has a higher gold reward than with one model for all tasks: testbed, 40 prompts, "
+        "one seed",
+        "best_of_n_testbed",
+        best_of_n_over("general", "clean", "noisy"),
+        above,
+        digits=2,
+    ),
+    Claim(
+        "… level with one model per task",
+        "best_of_n_testbed",
+        best_of_n_over("per_task", "clean", "noisy"),
+        level,
+        digits=2,
+    ),
+    Claim(
+        "… and with `all_labels`",
+        "best_of_n_testbed",
+        best_of_n_over("all_labels", "clean", "noisy"),
+        level,
+        digits=2,
+    ),
+    Claim(
+        "… of 12,500 samples, 10 prompts, one seed",
+        "best_of_n_testbed_large",
+        best_of_n_over("general", "clean", "noisy"),
+        above,
+        digits=2,
+    ),
+    Claim(
+        "The best of five responses has higher grades by people (standard deviations) than with one model for all "
+        "tasks: twelve tasks, 960 prompts, 3 seeds",
+        "best_of_n_human",
+        best_of_n_over("general", "clean", "noisy"),
+        above,
+        digits=2,
+    ),
+    Claim(
+        "… level with one model per task",
+        "best_of_n_human",
+        best_of_n_over("per_task", "clean", "noisy"),
+        level,
+        digits=2,
+    ),
+    Claim(
+        "… and with `all_labels`",
+        "best_of_n_human",
+        best_of_n_over("all_labels", "clean", "noisy"),
+        level,
+        digits=2,
+    ),
+    Claim(
+        "A policy that is optimized against it ends with more gold reward than against one model for all tasks: "
+        "testbed, noisy labels, 3 seeds",
+        "rl_testbed_ppo",
+        policies_over("general", "PPO"),
+        above,
+        digits=2,
+    ),
+    Claim("… GRPO", "rl_testbed_grpo", policies_over("general", "GRPO"), above, digits=2),
+    Claim(
+        "… RLOO: higher in each seed, but the interval includes 0",
+        "rl_testbed",
+        policies_over("general", "RLOO"),
+        level,
+        digits=2,
+    ),
+    Claim(
+        "… with a KL penalty of 0.01",
+        "rl_testbed_kl",
+        policies_over("general", "RLOO", "0.01"),
+        above,
+        digits=2,
+    ),
+    Claim(
+        "… with a KL penalty of 0.1: the interval includes 0",
+        "rl_testbed_kl",
+        policies_over("general", "RLOO", "0.1"),
+        level,
+        digits=2,
+    ),
+    Claim(
+        "With the task given, a new task leaves the others' scores as they are (changed groups)",
+        "adding-human",
+        cell("changed groups", "arrival", "arrival {}:"),
+        at_most(0),
+        digits=0,
+    ),
+    Claim(
+        "Scoring by the recipe `frozen` takes less than half of the time of one plain reward model (ratio; four "
+        "responses of 128 tokens; it runs 20 of the backbone's 30 layers, and the prompt once)",
+        "scoring",
+        seconds_over_plain("p128_n4_r128_fp32_frozen", "p128_n4_r128_bf16_frozen"),
+        at_most(0.5),
+        digits=2,
+    ),
+    Claim(
+        "… by the recipe `finetune`: more time than one plain reward model (ratio)",
+        "scoring",
+        seconds_over_plain("p128_n4_r128_fp32_lora", "p128_n4_r128_bf16_lora"),
+        at_least(1.0),
+        digits=2,
+    ),
+)
+
+
+def rows(files: Files, claims: tuple[Claim, ...] = CLAIMS) -> list[list[str]]:
+    """Return the rows of the table of claims whose results exist.
+
+    Raises:
+        ValueError: a claim does not hold.
+    """
+    return [claim.row(files) for claim in claims if claim.source in files]
+
+
+def lines(files: Files) -> list[str]:
+    """Return the table of claims, each with the command that remakes its figures."""
+    experiments = yaml.safe_load((Path(__file__).with_name("all.yaml")).read_text(encoding="utf-8"))["experiments"]
+    head = "figure: DMoERM minus the method, in points of accuracy or in gold reward (0 to 1), if it names no other"
+    table = [f"| claim | {head} | measured by |", "|---|---|---|"]
+    for sentence, text, source in rows(files):
+        known = f"python -m evidence.all --only {source}" if source in experiments else files[source]["command"]
+        table.append(f"| {sentence} | {text} | `{known}` |")
+    return table

@@ -1,0 +1,136 @@
+"""Interference: how one model's accuracy on a task changes as it is trained on more tasks.
+
+The single reward model is trained on 1, 2, 5, … tasks: the first ones of several random orders, so that a task is
+measured alone and with more and more others. Overall preferences only. The kinds are those of learning_curves.py:
+`head` (linear on the frozen backbone) or `branch` (the upper layers trained as well). Test prompts choose nothing. Each
+finished fit is stored, so a killed call continues.
+
+python -m evidence.interference human_all --sizes 1 2 5 10 18 --seed 10 11 12
+python -m evidence.interference human_all --kind branch --set extends=finetune --sizes 1 5 15 --orders 1
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from dmoerm.bootstrap import mean_interval
+from dmoerm.config import Config, load_config
+from dmoerm.evaluation.accuracy import right_pairs
+from dmoerm.io.paths import write_file
+from dmoerm.training.steps import Run
+from evidence import measure
+from evidence.learning_curves import FITS, Examples, prepared
+
+Row = dict[str, Any]
+"""One fit: its tasks, the number of its groups, and task → prompt → share of the pairs that it orders as people do."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure what is missing, print the table and store it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", help="the data, as for `dmoerm train`; `branch` needs a recipe that trains one")
+    parser.add_argument("--kind", choices=("head", "branch"), default="head")
+    parser.add_argument("--sizes", nargs="+", type=int, default=[1, 2, 5, 10, 18], help="numbers of tasks")
+    parser.add_argument("--orders", type=int, default=3, help="random orders of the tasks per seed")
+    parser.add_argument("--seed", nargs="+", type=int, default=[10, 11, 12])
+    parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="change a setting")
+    parser.add_argument("--name", default="", help="store the table as results/interference-NAME.json")
+    parser.add_argument("--output", type=Path, default=Path("runs/interference"), help="folder of the fits")
+    options = parser.parse_args(arguments)
+    rows: list[Row] = []
+    for seed in options.seed:
+        settings = [f"seed={seed}", f"output={options.output}/seed{seed}", *options.set]
+        rows += fits(load_config(options.config, settings), options.kind, options.sizes, options.orders)
+    figures = summary(rows, options.sizes)
+    Console().print(measure.table(figures))
+    if options.name:
+        command = f"python -m evidence.interference {' '.join(arguments or sys.argv[1:])}"
+        title = f"Training on more tasks ({options.kind}, {len(options.seed)} seeds, {options.orders} orders)"
+        measure.write(f"interference-{options.name}", command, [], tables={title: figures})
+
+
+def fits(config: Config, kind: str, sizes: Sequence[int], orders: int) -> list[Row]:
+    """Return a row for each task alone and for the first tasks of each order."""
+    run, train, validation, test = prepared(config)
+    known = sorted({e.task for e in test if e.task} & {e.task for e in train if e.task})
+    chosen = {(task,) for task in known}
+    for order in range(orders):
+        shuffled = np.random.default_rng([config.seed, order]).permutation(known).tolist()
+        chosen |= {tuple(sorted(shuffled[:size])) for size in sizes}
+    rows = []
+    for tasks in sorted(chosen, key=lambda names: (len(names), names)):
+        parts = [[e for e in part if e.task in tasks] for part in (train, validation, test)]
+        rows.append(_fit(run, kind, tasks, *parts))
+    return rows
+
+
+def _fit(run: Run, kind: str, tasks: Sequence[str], train: Examples, validation: Examples, test: Examples) -> Row:
+    file = Path(run.config.output) / f"{kind}-{len(tasks)}-{measure.digest(tasks)}.json"
+    if not file.exists():
+        rewards, _ = FITS[kind](replace(run, folder=run.folder / file.stem), kind, train, validation, test)
+        shares: dict[str, dict[str, list[float]]] = {}
+        for e in test:
+            pairs = e.group.pairs()
+            right = right_pairs(pairs, rewards[e.key].numpy()) / len(pairs)
+            shares.setdefault(e.task or "", {}).setdefault(e.prompt, []).append(right)
+        means = {task: {p: float(np.mean(v)) for p, v in prompts.items()} for task, prompts in shares.items()}
+        write_file(file, json.dumps({"tasks": tasks, "groups": len(train), "right": means}) + "\n")
+    return json.loads(file.read_text()) | {"seed": run.config.seed}
+
+
+# --- the table -----------------------------------------------------------------------------------------------------
+
+
+def summary(rows: Sequence[Row], sizes: Iterable[int]) -> list[dict[str, str]]:
+    """Return, by number of tasks, the mean accuracy and its difference to models that are trained on one task alone.
+
+    A prompt counts once: the mean over the fits in which its task is trained. Intervals are over prompts.
+    """
+    alone = {(row["seed"], *row["tasks"]): row["right"][row["tasks"][0]] for row in rows if len(row["tasks"]) == 1}
+    figures = []
+    for size in sizes:
+        values: dict[str, dict[str, list[tuple[float, float]]]] = {}
+        for row in rows:
+            for task, prompts in row["right"].items() if len(row["tasks"]) == size else ():
+                for prompt, share in prompts.items():
+                    pair = share, share - alone[row["seed"], task][prompt]
+                    values.setdefault(task, {}).setdefault(prompt, []).append(pair)
+        if not values:
+            continue
+        columns = [np.array([np.mean(pairs, axis=0) for pairs in prompts.values()]) for prompts in values.values()]
+        accuracy, difference = np.mean([column.mean(0) for column in columns], axis=0)
+        low, high = _interval([column[:, 1] for column in columns])
+        by_task = {task: np.mean([np.mean([p[1] for p in v]) for v in rows.values()]) for task, rows in values.items()}
+        worst, best = min(by_task, key=lambda t: by_task[t]), max(by_task, key=lambda t: by_task[t])
+        figures.append(
+            {
+                "tasks": str(size),
+                "groups": f"{np.mean([row['groups'] for row in rows if len(row['tasks']) == size]):,.0f}",
+                "accuracy, %": f"{100 * accuracy:.1f}",
+                "− alone, points": "–" if size == 1 else f"{100 * difference:+.1f} ({low:+.1f} to {high:+.1f})",
+                "loses most": "–" if size == 1 else f"{worst} {100 * by_task[worst]:+.1f}",
+                "gains most": "–" if size == 1 else f"{best} {100 * by_task[best]:+.1f}",
+            }
+        )
+    return figures
+
+
+def _interval(columns: Sequence[np.ndarray]) -> tuple[float, float]:
+    """Return the 95 % interval of the mean over tasks, in points; each task's prompts are resampled separately."""
+    spread = [mean_interval(100 * column[:, None].astype(float), seed=i)[0] for i, column in enumerate(columns)]
+    half = np.sqrt(np.sum([((high - low) / 2) ** 2 for low, high in spread])) / len(columns)
+    middle = 100 * np.mean([column.mean() for column in columns])
+    return middle - half, middle + half
+
+
+if __name__ == "__main__":
+    main()

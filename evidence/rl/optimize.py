@@ -1,0 +1,278 @@
+"""A run of policy optimization: TRL's trainer, checkpoints and periodic measurements.
+
+In the run's folder: `settings.json`, `scale.json`, `points.json` (grows), `samples/<step>.jsonl` (the responses),
+`checkpoints/` (removed at the end), `trajectory.json` (written at the end).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import random
+import shutil
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
+
+from dmoerm.errors import ConfigError
+from dmoerm.io.paths import write_file
+from dmoerm.model.loading import default_device
+from dmoerm.schema import Prompt
+from dmoerm.testbed import TASKS, gold_reward
+from dmoerm.testbed import prompts as testbed_items
+from dmoerm.training.checkpoints import last_checkpoint
+from dmoerm.training.progress import Progress
+from evidence.rl.measuring import Meter
+from evidence.rl.policy import load_policy, render
+from evidence.rl.policy_settings import RLConfig
+from evidence.rl.rewards import Gold, Reward, RLPrompt, Scale, TRLReward, measure_scale, raw_rewards
+from evidence.rl.sampling import isolated_randomness, sample, sampling_settings, uses_bf16
+from evidence.rl.trajectory import Point, Trajectory, read_trajectory, write_trajectory
+
+_WARMUP = 10
+_FIXED_SEED = 20240501  # of the held-out prompts and the samples of the scale, which are the same for every run
+
+
+def draw_prompts(per_task: int, seed: int = 0, skip: int = 0) -> list[RLPrompt]:
+    """Draw `per_task` prompts of each testbed task, after the first `skip`. Raises `DataError` if a task has fewer."""
+    return [RLPrompt(task, i.prompt) for task in TASKS for i in testbed_items(task, skip + per_task, seed)[skip:]]
+
+
+def gold_of(task: str | None, prompt: Prompt, response: str) -> float:
+    """Return the testbed's gold reward. Raise `DataError` for a task that the testbed does not have."""
+    return gold_reward(task or "", prompt, response)
+
+
+def optimize(
+    policy: Path,
+    reward: Reward,
+    gold: Gold,
+    prompts: Sequence[RLPrompt],
+    settings: RLConfig,
+    folder: Path,
+    *,
+    method: str = "reward",
+    depends_on: str = "",
+    progress: Progress | None = None,
+) -> Trajectory:
+    """Optimize a policy against a reward and measure proxy, gold and KL along the way.
+
+    A stopped run resumes from its last checkpoint; a finished run is loaded.
+
+    Args:
+        policy: the folder of the initial policy, which is not changed.
+        reward: the proxy. It never receives an empty response.
+        gold: the gold reward that is measured.
+        prompts: distinct prompts; `settings.held_out` of them are held out, the policy is trained on the others.
+        folder: the run's folder.
+        method: the reward's name in the trajectory.
+        depends_on: a description of the reward model's training; a stored run with another one is refused.
+
+    Raises:
+        ConfigError: TRL is missing, there are too few prompts, or the folder contains a run with other settings.
+        TrainingError: a reward is not finite.
+    """
+    require_trl()
+    progress, name = progress or Progress(quiet=True), f"{method}, beta {settings.beta:g}, seed {settings.seed}"
+    _claim(folder, policy, settings, method, _digest(prompts, depends_on))
+    if (folder / "trajectory.json").is_file():
+        progress.skip(name)
+        return read_trajectory(folder / "trajectory.json")
+    train, held_out = _split(prompts, settings.held_out)
+    model, tokenizer = load_policy(policy)
+    model = model.to(default_device())
+    scale = _scale(model, tokenizer, reward, train, settings, folder)
+    end: Any = tokenizer.eos_token_id
+    proxy = TRLReward(reward, train, scale, end, settings)
+    meter = Meter(policy, tokenizer, reward, gold, held_out, scale, settings, folder)
+    with progress.step(name):
+        _run(model, tokenizer, proxy, meter, progress)
+    parameters = sum(p.numel() for p in model.parameters())
+    trajectory = Trajectory(
+        method=method,
+        policy=policy.name,
+        parameters=parameters,
+        settings=settings,
+        scale=scale,
+        points=tuple(meter.points),
+    )
+    write_trajectory(folder / "trajectory.json", trajectory)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return trajectory
+
+
+def require_trl() -> None:
+    """Raise `ConfigError` if TRL is not installed."""
+    try:
+        import trl  # noqa: F401
+    except ImportError:
+        raise ConfigError(
+            "policy optimization needs TRL, which is not installed; run pip install '.[rl]' in dmoerm's folder"
+        ) from None
+
+
+def _digest(prompts: Sequence[RLPrompt], depends_on: str) -> str:
+    return hashlib.sha256(repr([list(prompts), depends_on]).encode()).hexdigest()[:32]
+
+
+def _claim(folder: Path, policy: Path, settings: RLConfig, method: str, inputs: str) -> None:
+    """Write the settings, or compare them with the stored ones; `inputs` is a digest of prompts and reward model."""
+    requested = {
+        "method": method,
+        "policy": policy.name,
+        "inputs": inputs,
+        "settings": settings.model_dump(mode="json"),
+    }
+    file = folder / "settings.json"
+    if file.is_file() and (stored := json.loads(file.read_text(encoding="utf-8"))) != requested:
+        defaults = RLConfig().model_dump(mode="json")  # of settings that an earlier version did not have
+        old, new = stored | defaults | stored["settings"], requested | requested["settings"]
+        names = [name for name in {**new, **old} if name != "settings" and old.get(name) != new.get(name)]
+        if names:
+            was, now = (settings.get(names[0]) for settings in (old, new))
+            raise ConfigError(f"{folder}: contains a run with {names[0]} {was!r}, not {now!r}; use another folder")
+    write_file(file, json.dumps(requested, indent=1) + "\n")
+
+
+def _split(prompts: Sequence[RLPrompt], held_out: int) -> tuple[list[RLPrompt], list[RLPrompt]]:
+    """Split into training and held-out prompts, with tasks evenly in both; the split is the same for every run."""
+    if len(prompts) <= held_out:
+        raise ConfigError(f"held_out: {held_out} of {len(prompts)} prompts leave none for training; add prompts")
+    shuffled = random.Random(_FIXED_SEED).sample(list(prompts), len(prompts))
+    seen: Counter[str | None] = Counter()
+    positions = []
+    for prompt in shuffled:
+        positions.append(seen[prompt.task])
+        seen[prompt.task] += 1
+    interleaved = [shuffled[i] for i in sorted(range(len(shuffled)), key=positions.__getitem__)]  # tasks alternate
+    return interleaved[held_out:], interleaved[:held_out]
+
+
+def _scale(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    reward: Reward,
+    train: Sequence[RLPrompt],
+    settings: RLConfig,
+    folder: Path,
+) -> Scale:
+    """Measure the scale on the initial policy's samples, or read it; the samples are the same for every run."""
+    file = folder / "scale.json"
+    if file.is_file():
+        return Scale.model_validate_json(file.read_text(encoding="utf-8"))
+    prompts, count = train[: settings.scale_prompts], settings.generations
+    generation = sampling_settings(tokenizer, settings.max_new_tokens, settings.temperature)
+    with isolated_randomness(_FIXED_SEED):
+        samples = sample(model, tokenizer, [render(p.prompt) for p in prompts], count, generation)
+    by_sample = [prompt for prompt in prompts for _ in range(count)]
+    scale = measure_scale(raw_rewards(reward, by_sample, [s.text for s in samples], 0), count)
+    write_file(file, scale.model_dump_json(indent=1) + "\n")
+    return scale
+
+
+def _run(model: Any, tokenizer: PreTrainedTokenizerBase, reward: TRLReward, meter: Meter, progress: Progress) -> None:
+    """Train from the last checkpoint or from the start, up to the last measurement."""
+    settings, checkpoints = meter.settings, meter.folder / "checkpoints"
+    checkpoint = last_checkpoint(checkpoints)
+    if not meter.resume(int(checkpoint.rsplit("-", 1)[1]) // settings.updates if checkpoint else 0):
+        progress.show(_figures(meter.measure(model, 0)))
+    if meter.points[-1].step == settings.steps:
+        return
+    with _quiet():
+        trainer = _trainer(model, tokenizer, reward, settings, checkpoints, _Measuring(meter, progress))
+        trainer.train(resume_from_checkpoint=checkpoint)
+
+
+def _trainer(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    reward: TRLReward,
+    settings: RLConfig,
+    checkpoints: Path,
+    measuring: _Measuring,
+) -> Any:
+    from datasets import Dataset
+
+    from evidence.rl.trainers import TRAINERS
+
+    trainer_class, config_class = TRAINERS[settings.algorithm]
+    order = _order(len(reward.prompts), settings)
+    rows = {"prompt": [render(reward.prompts[i].prompt) for i in order], "prompt_index": order}
+    trainer = trainer_class(
+        model=model,
+        reward_funcs=reward,
+        args=config_class(**_arguments(settings, checkpoints)),
+        train_dataset=Dataset.from_dict(rows),
+        processing_class=tokenizer,
+        callbacks=[measuring, measuring.progress],
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _order(count: int, settings: RLConfig) -> list[int]:
+    """Return the prompt index of every row of every step: one seeded permutation of all prompts after another."""
+    rng, order = random.Random(settings.seed), []
+    while len(order) < settings.steps * settings.prompts_per_step:
+        order += rng.sample(range(count), count)
+    return order[: settings.steps * settings.prompts_per_step]
+
+
+def _arguments(settings: RLConfig, checkpoints: Path) -> dict[str, Any]:
+    return {
+        "output_dir": str(checkpoints),
+        "max_steps": settings.steps * settings.updates,
+        "per_device_train_batch_size": settings.prompts_per_step * settings.generations,
+        "num_generations": settings.generations,
+        "num_iterations": settings.updates,
+        "max_completion_length": settings.max_new_tokens,
+        "temperature": settings.temperature,
+        "beta": settings.beta,
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": "constant_with_warmup",
+        "warmup_steps": min(_WARMUP, settings.steps // 10) * settings.updates,
+        "shuffle_dataset": False,  # the rows are already in order, so that a stopped run resumes at the next row
+        "gradient_checkpointing": False,
+        "disable_dropout": True,
+        "bf16": uses_bf16(settings.bf16),
+        "use_cpu": not torch.cuda.is_available(),
+        "save_strategy": "steps",
+        "save_steps": settings.checkpoint_every * settings.updates,
+        "save_total_limit": 1,
+        "logging_steps": settings.measure_every * settings.updates,
+        "seed": settings.seed,
+        "dataloader_num_workers": 0,
+        "dataloader_pin_memory": False,
+        "disable_tqdm": True,
+        "report_to": "none",
+    }
+
+
+class _Measuring(TrainerCallback):
+    """Measures the policy when a measurement is due, before the checkpoint of the same step is written."""
+
+    def __init__(self, meter: Meter, progress: Progress) -> None:
+        self.meter, self.progress = meter, progress
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        settings = self.meter.settings
+        step, unfinished = divmod(state.global_step, settings.updates)
+        if not unfinished and (step % settings.measure_every == 0 or step == settings.steps):
+            self.progress.show(_figures(self.meter.measure(model, step)))
+
+
+def _figures(point: Point) -> dict[str, float]:
+    return {"proxy": point.proxy, "gold": point.gold, "KL": point.kl}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

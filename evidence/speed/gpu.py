@@ -1,0 +1,78 @@
+"""Measure the rows of scoring.py on a GPU in bfloat16, on random backbones of the shapes of Qwen3-0.6B and Llama-3-8B.
+
+python -m evidence.speed.gpu          prints the rows and writes results/gpu.json; without a GPU, says so and exits
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from dmoerm.model.backbone import bundled_backbone
+from evidence.measure import Row, write
+from evidence.speed.scoring import SHAPES, contest, measure_shape
+
+BACKBONES = {
+    "qwen3_0.6b": {
+        "model_type": "qwen3",
+        "hidden_size": 1024,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "vocab_size": 151936,
+        "tie_word_embeddings": True,
+    },
+    "llama_8b": {
+        "model_type": "llama",
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "vocab_size": 128256,
+    },
+}
+
+
+def main() -> None:
+    """Measure both backbones at all shapes."""
+    if not torch.cuda.is_available():
+        print("skipped: there is no GPU")
+        return
+    rows: list[Row] = []
+    shares: dict[str, float] = {}
+    for name, settings in BACKBONES.items():
+        with tempfile.TemporaryDirectory() as root:
+            each = contest(random_backbone(settings, Path(root)), torch.bfloat16, branch_layer(settings), "cuda")
+        for shape in SHAPES:
+            shape_rows, share = measure_shape(each, shape)
+            shares[f"{name}_{shape_rows[0]['work']}"] = share
+            rows += [{**row, "work": f"{name}_{row['work']}"} for row in shape_rows]
+        del each
+        torch.cuda.empty_cache()
+    write("gpu", "python -m evidence.speed.gpu", rows, share_of_machine=shares)
+
+
+def branch_layer(settings: dict) -> int:
+    """Return four fifths of the number of layers."""
+    return settings["num_hidden_layers"] * 4 // 5
+
+
+def random_backbone(settings: dict, folder: Path, device: str = "cuda") -> str:
+    """Save a backbone of this shape with random weights and the bundled tokenizer to `folder`; return its path."""
+    config = AutoConfig.for_model(**settings)
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(str(bundled_backbone())).save_pretrained(folder)
+    return str(folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,218 @@
+"""Compare scoring speed with the peers of models.py on the bundled backbone (k = 5 experts).
+
+    python -m evidence.speed.scoring          prints the rows and writes results/scoring.json
+    python -m evidence.speed.scoring hh_rlhf  measures only hh_rlhf; the other rows are kept
+
+`plain` and `ensemble` run all 30 layers. Ours run the router and
+
+    experts   the paper's reward: five LoRA experts on the last 6 layers and its aggregator over embeddings; the PEFT
+              peers compute the same five embeddings, without a reward
+    lora      the five LoRA experts and phase 1, with a linear aggregator (the recipe `finetune`): six passes over them
+    head      five heads on the branch of phase 1: one pass
+    frozen    the recipe `frozen`: heads on a branch that all tasks share, on the first 20 of the 30 layers
+
+`hh_rlhf` scores groups of Anthropic's hh-rlhf with dmoerm and with PEFT's loop, both in the same precision, if the file
+is in the folder DMOERM_DATA (docs/data.md). The loop takes more than half an hour for 500 groups, so both are timed on
+the same 10 of them, evenly spread, and dmoerm on all 500 in bfloat16 as well.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from peft import PeftModel
+from torch import nn
+
+from dmoerm.chat.encoding import Encoded
+from dmoerm.data.readers import read_groups
+from dmoerm.model import DMoERM
+from dmoerm.model.backbone import bundled_backbone
+from dmoerm.schema import Query
+from evidence.measure import RESULTS, Row, interleaved, row, synchronize, write
+from evidence.speed.models import (
+    adapters,
+    one_by_one,
+    ours,
+    peft_loop,
+    peft_mixed,
+    plain_model,
+    plainly,
+    score,
+    sequences,
+)
+
+SHAPES = ((128, 4, 128), (512, 16, 128), (32, 2, 64))  # prompt tokens, responses, tokens per response
+K, BRANCH_LAYER, RUNS = 5, 24, 5
+HH_GROUPS, HH_SAMPLE, HH_RUNS = 500, 10, 3
+
+
+KINDS = {
+    "experts": ("phase3.inputs=embeddings",),
+    "lora": ("phase3.inputs=scores", "phase3.base_scores=[per_task]"),
+    "head": ("phase3.inputs=scores", "phase3.base_scores=[per_task]", "phase2.lora={rank: 0}"),
+    "frozen": ("extends=frozen", "phase2.lora={rank: 0}", "phase3.inputs=scores"),
+}
+FROZEN_SHARE = 2 / 3  # of the backbone's layers that the recipe `frozen` runs
+
+
+class Contest(NamedTuple):
+    """DMoERM and its peers on one backbone in one precision.
+
+    Attributes:
+        kinds: key of `KINDS` → model.
+    """
+
+    kinds: dict[str, DMoERM]
+    peft: PeftModel
+    plain: nn.Module
+    dtype: torch.dtype
+
+    @property
+    def short(self) -> str:
+        return {torch.float32: "fp32", torch.bfloat16: "bf16"}[self.dtype]
+
+
+def main() -> None:
+    """Measure all shapes, peers and precisions, or only hh_rlhf."""
+    contests = [contest(str(bundled_backbone()), dtype, BRANCH_LAYER) for dtype in (torch.float32, torch.bfloat16)]
+    rows: list[Row] = []
+    shares: dict[str, float] = {}
+    if sys.argv[1:] == ["hh_rlhf"]:
+        before = json.loads((RESULTS / "scoring.json").read_text(encoding="utf-8"))
+        rows = [r for r in before["rows"] if "hh_rlhf" not in r["work"]]
+        shares = before["share_of_machine"]
+    else:
+        for each, shape in itertools.product(contests, SHAPES):
+            shape_rows, share = measure_shape(each, shape)
+            rows += shape_rows
+            shares[shape_rows[0]["work"].removesuffix("_experts")] = share
+    hh_rows, more = measure_hh(contests)
+    write("scoring", "python -m evidence.speed.scoring", [*rows, *hh_rows], share_of_machine=shares, **more)
+
+
+def measure_hh(contests: Sequence[Contest]) -> tuple[list[Row], dict[str, float]]:
+    """Return the rows of hh_rlhf, and the seconds of `HH_GROUPS` groups in bfloat16."""
+    file = Path(os.environ.get("DMOERM_DATA", ".")) / "hh_rlhf.jsonl"
+    if not file.exists():
+        print(f"hh_rlhf skipped: {file} does not exist; set DMOERM_DATA (docs/data.md)")
+        return [], {}
+    queries = hh_queries(file, contests[-1].kinds["experts"])
+    rows = [hh_row(each, queries[:: len(queries) // HH_SAMPLE]) for each in contests]
+    start = time.perf_counter()
+    score(contests[-1].kinds["experts"], queries)
+    return rows, {f"hh_rlhf_{HH_GROUPS}_groups_bf16_s": round(time.perf_counter() - start, 1)}
+
+
+def contest(backbone: str, dtype: torch.dtype, branch_layer: int, device: str = "cpu") -> Contest:
+    """Build DMoERM and its peers on the same weights."""
+    name = str(dtype).removeprefix("torch.")
+    kinds = {
+        kind: ours(backbone, name, K, branch_layer, 1, *settings, device=device)
+        for kind, settings in KINDS.items()
+        if kind != "frozen"
+    }
+    for kind in ("lora", "head"):  # the same weights; an 8B backbone does not fit several times
+        kinds[kind].trunk, kinds[kind].general.branch = kinds["experts"].trunk, kinds["experts"].general.branch
+    plain = plain_model(backbone, dtype).to(device)
+    layers = round(FROZEN_SHARE * plain.config.num_hidden_layers)  # pyright: ignore
+    settings = (*KINDS["frozen"], f"backbone.num_layers={layers}")
+    kinds["frozen"] = ours(backbone, name, K, layers - 4, 1, *settings, device=device)
+    return Contest(kinds, adapters(kinds["experts"], dtype), plain, dtype)
+
+
+def measure_shape(each: Contest, shape: tuple[int, int, int]) -> tuple[list[Row], float]:
+    """Return all rows of a shape, and the share of the machine's rate that `experts` reaches."""
+    query = drawn(*shape)
+    device = each.kinds["experts"].device
+    texts = [ids.to(device) for ids in sequences([query])]
+    work = "p{}_n{}_r{}_{}".format(*shape, each.short)
+    peers = {
+        "plain": plainly([each.plain], texts),
+        "ensemble": plainly([each.plain] * K, texts),
+        "peft_loop": functools.partial(peft_loop, each.peft, texts),
+        "peft_mixed": functools.partial(peft_mixed, each.peft, texts),
+        "one_by_one": functools.partial(one_by_one, each.peft, texts),
+    }
+    if shape[0] > 128:  # saves minutes; the first shape has these figures
+        peers = {"plain": peers["plain"]}
+    works: dict[str, Callable[[], object]] = {
+        kind: functools.partial(score, model, [query]) for kind, model in each.kinds.items()
+    }
+    seconds = dict(zip([*works, *peers], interleaved([*works.values(), *peers.values()], RUNS), strict=True))
+    rows = [
+        row(f"{work}_{label}", peer, seconds[label], seconds[peer], RUNS)
+        for label in works
+        for peer in (peers if label == "experts" else ["plain"])
+    ]
+    reached = share(each.kinds["experts"], query, seconds["experts"], each.dtype)
+    print(work, [f"{r['work'].rsplit('_')[-1]} / {r['peer']} {r['ratio']}" for r in rows], "share", reached, flush=True)
+    return rows, reached
+
+
+def hh_queries(file: Path, model: DMoERM) -> list[Encoded]:
+    """Return real texts of mixed lengths."""
+    groups = read_groups(str(file)).groups[:HH_GROUPS]
+    return [model.encoder.encode(Query(prompt=g.prompt, responses=g.responses)) for g in groups]
+
+
+def hh_row(each: Contest, queries: Sequence[Encoded]) -> Row:
+    """Time the queries in the contest's precision."""
+    ours_s, peer_s = interleaved(
+        [
+            functools.partial(score, each.kinds["experts"], queries),
+            functools.partial(peft_loop, each.peft, sequences(queries)),
+        ],
+        HH_RUNS,
+    )
+    return row(f"hh_rlhf_{len(queries)}_groups_{each.short}", "peft_loop", ours_s, peer_s, HH_RUNS)
+
+
+def drawn(prompt: int, responses: int, tokens: int) -> Encoded:
+    """Return a query of random tokens."""
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda n: torch.randint(100, 40_000, (n,), generator=generator).tolist()  # noqa: E731
+    return Encoded(draw(prompt), [draw(tokens) for _ in range(responses)])
+
+
+def share(model: DMoERM, query: Encoded, seconds: float, dtype: torch.dtype) -> float:
+    """Return the rate of the linear layers' operations over the scoring time, as a share of the machine's rate.
+
+    The machine's rate is that of the layers' matrix products alone with this number of rows, weighted by operations.
+    """
+    config = model.config.backbone_config
+    d, f, kv = config.hidden_size, config.intermediate_size, config.num_key_value_heads * config.head_dim
+    products = [(d, d), (d, d), (d, kv), (d, kv), (d, f), (d, f), (f, d)]
+    layer, keys = sum(2 * a * b for a, b in products), 2 * 2 * d * kv
+    last, tokens = len(query.responses), query.tokens
+    top = config.num_hidden_layers - model.config.branch_layer
+    work = tokens * layer * model.config.branch_layer + K * (tokens * (layer * (top - 1) + keys) + last * layer)
+    limit = sum(product_seconds(tokens, a, b, dtype, model.device) for a, b in products) / (tokens * layer)
+    return round(work * limit / seconds, 3)
+
+
+def product_seconds(rows: int, width: int, out: int, dtype: torch.dtype, device: torch.device) -> float:
+    """Return the median seconds of a matrix product (rows, width) × (width, out)."""
+    x, layer = torch.randn(rows, width, dtype=dtype), nn.Linear(width, out, bias=False, dtype=dtype)
+    x, layer = x.to(device), layer.to(device)
+    times: Sequence[float] = []
+    with torch.inference_mode():
+        for _ in range(30):
+            start = time.perf_counter()
+            layer(x)
+            synchronize()
+            times = [*times, time.perf_counter() - start]
+    return statistics.median(times)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,186 @@
+"""Best-of-n: the estimator against counting, its edges, and the curves."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dmoerm.errors import DataError
+from evidence.best_of_n_estimates import (
+    BestOfN,
+    best_of_n,
+    best_of_n_kl,
+    check_samples,
+    fit_curve,
+    summarize_prompts,
+)
+
+numbers = st.floats(-10, 10).map(lambda x: round(x, 3))
+
+
+def counted(proxy, gold, n: int) -> float:
+    """The mean over all subsets of size n; samples of equal proxy share the pick."""
+    picks = []
+    for subset in itertools.combinations(range(len(proxy)), n):
+        best = max(proxy[i] for i in subset)
+        tied = [gold[i] for i in subset if proxy[i] == best]
+        picks.append(sum(tied) / len(tied))
+    return sum(picks) / len(picks)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 4), numbers), min_size=2, max_size=7))
+def test_it_is_the_mean_over_all_subsets(samples) -> None:
+    proxy, gold = zip(*samples, strict=True)
+    ns = list(range(1, len(samples) + 1))
+    assert best_of_n(proxy, gold, ns) == pytest.approx([counted(proxy, gold, n) for n in ns], abs=1e-9)
+
+
+def test_by_hand() -> None:
+    """Three samples: of {1, 2, 3} the pairs are (1 2), (1 3), (2 3), won by 2, 3, 3."""
+    assert best_of_n([1, 2, 3], [10, 20, 60], [1, 2, 3]) == pytest.approx([30, (20 + 60 + 60) / 3, 60])
+
+
+def test_many_samples_neither_overflow_nor_lose_mass() -> None:
+    rng = np.random.default_rng(0)
+    proxy = rng.normal(size=50_000)
+    found = best_of_n(proxy, np.ones(50_000), [1, 2, 1000, 12_500, 50_000])
+    assert found == pytest.approx(np.ones(5), rel=1e-6)
+    normal = best_of_n(proxy, proxy, [100])[0]
+    assert normal == pytest.approx(2.5076, abs=0.05)  # the expected maximum of 100 standard normals
+
+
+def test_the_kl_of_best_of_n() -> None:
+    assert best_of_n_kl([1, 2]) == pytest.approx([0, math.log(2) - 0.5])
+
+
+@pytest.mark.parametrize(
+    ("proxy", "gold", "ns", "message"),
+    [
+        ([1, 2], [1, 2], [3], "n: cannot be estimated from 2 samples"),
+        ([1, 2], [1, 2], [0], "n: cannot be estimated"),
+        ([1], [1], [1], "needs two samples or more"),
+        ([1, math.nan], [1, 2], [1], r"proxy: the reward of sample 1 is not finite \(got nan\)"),
+        ([1, 2], [1, math.inf], [1], r"scores: the reward of sample 1 is not finite \(got inf\)"),
+        ([1, 2, 3], [1, 2], [1], "3 proxy rewards for 2 scores"),
+    ],
+)
+def test_invalid_input_is_refused(proxy, gold, ns, message) -> None:
+    with pytest.raises(DataError, match=message):
+        best_of_n(proxy, gold, ns)
+
+
+def test_repeated_samples_are_refused() -> None:
+    check_samples(["a", "b"])
+    with pytest.raises(DataError, match=r"sample 2 repeats an earlier one.*remove the repeated sample"):
+        check_samples(["a", "b", "a"])
+
+
+@pytest.mark.parametrize(("kind", "peak"), [("bon", 2.5), ("rl", math.exp(4))])
+def test_the_curve_is_recovered(kind, peak) -> None:
+    d = np.linspace(0, 4, 9)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        gains = d * (1.0 - 0.2 * (d if kind == "bon" else np.where(d > 0, np.log(d), 0)))
+    found = fit_curve(kind, d, gains)
+    assert (found.alpha, found.beta) == pytest.approx((1.0, 0.2))
+    assert found.peak == pytest.approx(peak)
+    assert found.at(d[1:]) == pytest.approx(gains[1:])
+
+
+def test_a_curve_that_falls_from_the_start_has_its_peak_there() -> None:
+    d = np.linspace(1, 4, 7)
+    worst = fit_curve("bon", d, d * (-0.1 - 0.2 * d))
+    assert (worst.peak, worst.value) == (0.0, 0.0)
+    assert fit_curve("rl", d, d * (-0.1 - 0.2 * np.log(d))).peak == pytest.approx(math.exp(-0.1 / 0.2 - 1))
+
+
+def test_a_curve_that_does_not_fall_has_no_peak() -> None:
+    assert fit_curve("bon", [1, 2, 3], [1, 2, 3.5]).peak is None
+    with pytest.raises(DataError, match="three finite points"):
+        fit_curve("bon", [0, 1, 2], [0, 1, 2])
+
+
+def samples(overoptimized: bool, prompts: int = 60, count: int = 400):
+    """A proxy with rare, badly wrong favorites, or a faithful one."""
+    rng = np.random.default_rng(1)
+    golds = rng.normal(size=(prompts, count))
+    proxies = golds + 0.3 * rng.normal(size=golds.shape)
+    if overoptimized:
+        wrong = rng.random(golds.shape) < 0.02
+        golds = np.where(wrong, -2.0, golds)
+        proxies = np.where(wrong, 4.0, proxies)
+    return list(proxies), list(golds)
+
+
+def summarize(proxies, golds, ns: list[int]) -> BestOfN:
+    gold = np.stack([best_of_n(proxy, row, ns) for proxy, row in zip(proxies, golds, strict=True)])
+    return summarize_prompts(np.stack([best_of_n(proxy, proxy, ns) for proxy in proxies]), gold, ns)
+
+
+def test_overoptimization_is_detected() -> None:
+    ns = [1, 2, 4, 8, 16, 32, 64, 128, 256]
+    bad, good = summarize(*samples(True), ns), summarize(*samples(False), ns)
+    assert good.falls_after is None
+    assert bad.falls_after in (4, 8, 16)
+    assert bad.proxy[-1] > bad.proxy[0]
+    assert bad.curve is not None
+    assert bad.curve.peak_interval is not None
+    assert bad.curve.peak_interval[0] <= bad.curve.peak <= bad.curve.peak_interval[1]
+    assert (bad.gold_interval[:, 0] <= bad.gold).all()
+    assert (bad.gold <= bad.gold_interval[:, 1]).all()
+    assert bad.gold_by_prompt.shape == (60, len(ns))
+
+
+def test_the_summary_names_its_ns_and_fits_the_curve_of_the_mean_gold() -> None:
+    ns = [1, 2, 4, 8, 16, 32, 64, 128, 256]
+    bad = summarize(*samples(True), ns)
+    assert bad.ns == tuple(ns)
+    assert bad.curve is not None
+    gold = bad.gold_by_prompt.mean(0)
+    expected = fit_curve("bon", np.sqrt(best_of_n_kl(ns)), gold - gold[0])
+    assert (bad.curve.kind, bad.curve.alpha, bad.curve.beta) == (expected.kind, expected.alpha, expected.beta)
+    assert bad.curve.at([expected.peak]) == pytest.approx([expected.value])
+
+
+def test_three_points_are_enough_for_a_curve() -> None:
+    """Of n = 2, 3 and 4 the distances √KL are below 1."""
+    gold = np.array([[0.0, 1.0, 2.0, 3.0]] * 3)
+    assert summarize_prompts(gold, gold, [1, 2, 3, 4]).curve is not None
+    assert summarize_prompts(gold[:, :3], gold[:, :3], [1, 2, 3]).curve is None
+
+
+def test_a_curve_that_rises_has_no_interval_of_a_peak() -> None:
+    d = np.sqrt(best_of_n_kl([1, 2, 4, 8]))
+    gold = np.tile(d + 0.1 * d * d, (4, 1))
+    curve = summarize_prompts(gold, gold, [1, 2, 4, 8]).curve
+    assert curve is not None
+    assert curve.peak is None
+    assert curve.peak_interval is None
+
+
+@pytest.mark.parametrize("level", [-10.0, 0.0, 10.0])
+def test_a_fall_does_not_depend_on_the_level_of_the_gold(level: float) -> None:
+    gold = level + np.array([[0.0, 1.0, 0.5], [0.0, 1.2, 0.5], [0.1, 1.0, 0.4]])
+    assert summarize_prompts(gold, gold, [1, 2, 4]).falls_after == 2
+    rising = level + np.array([[0.0, 1.0, 1.5], [0.0, 1.2, 1.5], [0.1, 1.0, 1.4]])
+    assert summarize_prompts(rising, rising, [1, 2, 4]).falls_after is None
+    level_at_the_end = level + np.array([[0.0, 1.0, 1.0]] * 3)
+    assert summarize_prompts(level_at_the_end, level_at_the_end, [1, 2, 4]).falls_after is None, "equal is no fall"
+
+
+def test_too_few_samples_are_reported_with_their_shape_and_field() -> None:
+    with pytest.raises(DataError, match=r"proxy: best-of-n needs two samples or more \(got \(1,\)\)"):
+        best_of_n([1], [1, 2], [1])
+    with pytest.raises(DataError, match=r"^scores: 3 proxy"):
+        best_of_n([1, 2, 3], [1, 2], [1])
+
+
+def test_grades_may_be_integers_in_text() -> None:
+    assert best_of_n([1, 2], np.array(["3", "5"]), [2]) == pytest.approx([5])
+    d, gains = np.array([1.0, 2.0, 3.0]), np.array(["1", "2", "3"])
+    assert fit_curve("bon", d, gains).alpha == pytest.approx(1)

@@ -1,0 +1,121 @@
+"""TRL's trainers without needless work: the same updates in fewer passes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_policy import count_t, tiny_settings
+from trl.trainer.grpo_config import GRPOConfig
+from trl.trainer.grpo_trainer import GRPOTrainer
+from trl.trainer.rloo_config import RLOOConfig
+from trl.trainer.rloo_trainer import RLOOTrainer
+
+from evidence.rl import gold_of, optimize
+from evidence.rl.policy import load_policy
+from evidence.rl.trainers import PPO, TRAINERS, Critic, _Savings, generalized_advantages
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """Grows at every pass of a model over a batch of samples: whether it is the reference."""
+    made, original = [], _Savings._get_per_token_logps_and_entropies
+
+    def counted(self, model, *args, **kwargs):
+        made.append(model is self.ref_model)
+        return original(self, model, *args, **kwargs)
+
+    monkeypatch.setattr(_Savings, "_get_per_token_logps_and_entropies", counted)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "beta", "expected"),
+    [
+        ("rloo", 0.0, [False]),
+        ("rloo", 0.1, [False, True, False]),  # before the update: policy and reference, for the KL
+        ("grpo", 0.0, [False]),
+        ("grpo", 0.1, [True, False]),
+    ],
+)
+def test_the_same_updates_as_trls_in_the_passes_that_are_needed(
+    algorithm, beta, expected, policy, asked, tmp_path, passes, monkeypatch
+):
+    settings = tiny_settings(algorithm=algorithm, beta=beta, steps=3, bf16=False, temperature=0.8)
+    frugal = optimize(policy, count_t, gold_of, asked, settings, tmp_path / "frugal")
+    assert passes == expected * 3
+    own = {"rloo": (RLOOTrainer, RLOOConfig), "grpo": (GRPOTrainer, GRPOConfig)}
+    monkeypatch.setitem(TRAINERS, algorithm, own[algorithm])
+    plain = optimize(policy, count_t, gold_of, asked, settings, tmp_path / "plain")
+    assert len(passes) == 3 * len(expected)
+    assert frugal.points[-1].kl == pytest.approx(plain.points[-1].kl, rel=1e-3)
+    assert frugal.points[-1].kl > 0
+    assert frugal.points[-1].proxy == pytest.approx(plain.points[-1].proxy, rel=1e-6)
+
+
+def naive_advantages(rewards, values, decay):
+    """Return the definition's sum for one response: Σ_k λ^k δ_{t+k}, δ = r + V' − V."""
+    following = [*values[1:], 0.0]
+    deltas = [r + later - value for r, later, value in zip(rewards, following, values, strict=True)]
+    return [sum(decay**k * delta for k, delta in enumerate(deltas[t:])) for t in range(len(deltas))]
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.95, 1.0])
+def test_generalized_advantages(decay):
+    generator = torch.Generator().manual_seed(0)
+    rewards, values = (torch.randn(3, 6, generator=generator, dtype=torch.float64) for _ in range(2))
+    lengths = (6, 4, 1)
+    mask = torch.tensor([[float(t < length) for t in range(6)] for length in lengths])
+    found = generalized_advantages(rewards, values, mask, decay)
+    for row, length in enumerate(lengths):
+        expected = naive_advantages(rewards[row, :length].tolist(), values[row, :length].tolist(), decay)
+        assert found[row, :length].tolist() == pytest.approx(expected)
+        assert not found[row, length:].any()
+
+
+def test_without_a_critic_and_decay_the_advantage_is_the_later_reward():
+    rewards = torch.tensor([[0.0, 0.0, 3.0]])
+    found = generalized_advantages(rewards, torch.zeros(1, 3), torch.ones(1, 3), decay=1.0)
+    assert found.tolist() == [[3.0, 3.0, 3.0]]
+
+
+def test_a_value_does_not_see_its_own_token(policy):
+    """The values are those of the states before each token, whatever the token and its successors are."""
+    model, _ = load_policy(policy)
+    critic = Critic(model).eval()
+    torch.nn.init.normal_(critic.head.weight, std=1.0)
+    ids = torch.randint(5, 300, (1, 9), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones_like(ids)
+    with torch.no_grad():
+        values = critic(ids, mask, 4)
+        changed = critic(torch.cat([ids[:, :7], ids[:, 7:] + 3], 1), mask, 4)
+    assert values.shape == (1, 4)
+    assert values[0, :3].tolist() == pytest.approx(changed[0, :3].tolist())
+    assert values[0, 3] != changed[0, 3]
+
+
+def test_the_critic_learns_and_each_batch_is_used_four_times(policy, asked, tmp_path, monkeypatch):
+    losses, updates, original = [], [], PPO._compute_loss
+    train_critic = PPO._train_critic
+
+    def watched(self, batch, old, returns, mask):
+        train_critic(self, batch, old, returns, mask)
+        with torch.no_grad():
+            errors = [
+                (((value - returns) ** 2 * mask).sum() / mask.sum()).item()
+                for value in (torch.zeros_like(old), old, self._values(batch))
+            ]
+        losses.append(errors)
+
+    def counted(self, model, inputs):
+        updates.append(inputs["advantages"])
+        return original(self, model, inputs)
+
+    monkeypatch.setattr(PPO, "_train_critic", watched)
+    monkeypatch.setattr(PPO, "_compute_loss", counted)
+    settings = tiny_settings(algorithm="ppo", steps=10, bf16=False, learning_rate=2e-3)
+    optimize(policy, count_t, gold_of, asked, settings, tmp_path)
+    assert len(losses) == 10
+    assert len(updates) == 40
+    assert all(after < before for _, before, after in losses)
+    assert sum(before for _, before, _ in losses[5:]) < sum(zero for zero, _, _ in losses[5:]), "on new samples"
+    assert all(torch.equal(updates[4 * i], updates[4 * i + k]) for i in range(10) for k in range(4))
