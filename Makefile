@@ -47,9 +47,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal
 test: install browser
 	$(PYTEST)
 
-# torchao is installed beside the packages: every import of peft would import it.
 test-all: install browser
-	$(BIN)/pip install --quiet --no-deps --upgrade --target .venv/torchao torchao
 	$(PYTEST) -m "slow or not slow"
 
 # The lowest versions that are supported, over the packages of .venv: what loads and scores models, and what trains them.

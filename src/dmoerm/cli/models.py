@@ -28,7 +28,6 @@ def load_model(
     dtype: str | None = None,
     deterministic: bool = False,
     quantization: str = "none",
-    max_tasks: int | None = None,
     divide: bool = False,
     device: str | None = None,
 ) -> DMoERM:
@@ -38,7 +37,6 @@ def load_model(
         path: the folder or the name.
         dtype: precision of trunk and branches, such as float32; None: as saved.
         quantization: `8bit` or `4bit` to hold frozen layers in 8 or 4 bits.
-        max_tasks: maximum number of tasks whose weights are in memory; None: all.
         divide: divide the model over the launcher's processes, if there are several. Only process 0 returns; the others
             run its passes until it ends, and then end too.
         deterministic: prepare CUDA for deterministic matrix products.
@@ -52,7 +50,7 @@ def load_model(
 
     quieten()
     prepare_kernels(deterministic)
-    options = {"dtype": dtype, "device_map": device or "auto", "quantization": quantization, "max_tasks": max_tasks}
+    options = {"dtype": dtype, "device_map": device or "auto", "quantization": quantization}
     if divide and processes() > 1:
         return _divided(model_folder(path), options)
     return DMoERM.from_pretrained(model_folder(path), **options)
@@ -74,8 +72,8 @@ def _divided(folder: str | Path, options: dict[str, Any]) -> DMoERM:
     from ..model.tensor_parallel import follow, lead, parallelize
     from ..training.processes import device, rank
 
-    if options["quantization"] != "none" or options["max_tasks"] is not None:
-        raise ConfigError("several processes divide a model; leave out --quantization and --max-tasks, or start one")
+    if options["quantization"] != "none":
+        raise ConfigError("several processes divide a model; leave out --quantization, or start one")
     current = device()  # starts the communication
     model = DMoERM.from_pretrained(folder, dtype=options["dtype"])
     parallelize(model, current)

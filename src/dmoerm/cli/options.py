@@ -176,14 +176,6 @@ Quantization = Annotated[
     Literal["none", "8bit", "4bit"],
     typer.Option(help="Hold the frozen layers in 8 or 4 bits; needs the extra quantization."),
 ]
-MaxTasks = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        help="Hold the branches and experts of at most this many tasks in memory, read when a task is first scored. "
-        "Default: all.",
-    ),
-]
 Deterministic = Annotated[
     bool,
     typer.Option(

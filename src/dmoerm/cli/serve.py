@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from .options import BatchTokens, Deterministic, Dtype, MaxTasks, Quantization, grouped
+from .options import BatchTokens, Deterministic, Dtype, Quantization, grouped
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,6 @@ def command(
     ] = "",
     dtype: Dtype = None,
     quantization: Quantization = "none",
-    max_tasks: MaxTasks = None,
     deterministic: Deterministic = False,
     judge_templates: Annotated[
         Path | None,
@@ -134,7 +133,7 @@ def command(
     scoring = {"deterministic": deterministic, "engines": engines.engines, "devices": tuple(engines.device or ())}
     settings = ServingConfig(judge_templates=judge_templates, **scoring, **asdict(limits), **access_settings)
     _warn(host, settings.api_key)
-    load = functools.partial(load_model, model, dtype, deterministic, quantization, max_tasks, divide=True)
+    load = functools.partial(load_model, model, dtype, deterministic, quantization, divide=True)
     if processes() > 1 and (engines.engines > 1 or engines.device):
         raise ConfigError(
             "--engines, --device: several processes divide one model; leave them out, or start one process"

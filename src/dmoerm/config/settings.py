@@ -136,8 +136,8 @@ class BackboneConfig(_Settings):
     """Precision of the frozen weights and of the arithmetic; `auto`: bfloat16 if the processor supports it, else
     float32."""
     quantization: Literal["none", "8bit", "4bit"] = "none"
-    """`8bit`, `4bit`: hold the frozen linear layers in 8 or 4 bits (NF4), by bitsandbytes on a CUDA GPU, by torchao on
-    a CPU; needs `base: frozen` and the extra `quantization`. The checkpoint has decoded weights."""
+    """`8bit`, `4bit`: hold the frozen linear layers in 8 or 4 bits (NF4) by bitsandbytes; needs `base: frozen` and the
+    extra `quantization`. The checkpoint has decoded weights."""
 
 
 class EncodingConfig(_Settings):

@@ -54,8 +54,6 @@ class ReplicaSettings(BaseModel):
     """Maximum number of models that a replica holds in memory."""
     dtype: str | None = None
     """Precision of trunk and branches, such as float32; None: as saved."""
-    max_tasks: int | None = Field(default=None, ge=1)
-    """Maximum number of tasks whose weights are in memory; None: all."""
     min_replicas: int = Field(default=1, ge=1)
     """Replicas that always run."""
     max_replicas: int = Field(default=4, ge=1)
@@ -101,7 +99,7 @@ class ReplicaSettings(BaseModel):
 
     def load(self, path: str, device: str | None = None) -> DMoERM:
         """Load a model."""
-        options = {"dtype": self.dtype, "max_tasks": self.max_tasks, "device_map": device or "auto"}
+        options = {"dtype": self.dtype, "device_map": device or "auto"}
         return DMoERM.from_pretrained(model_folder(path), **options)
 
 

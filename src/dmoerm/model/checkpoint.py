@@ -38,12 +38,10 @@ from .experts import Experts
 from .hub import download
 from .integrity import TEXTS, check_files, read_tensors, sums_checked, write_sums, write_tensors
 from .layers import join
-from .loading import LoadOptions, as_dtype
+from .loading import LoadOptions, as_dtype, dense_state, quantize
 from .mixture import Mixture
 from .packed_attention import Decoder
 from .prompt_statistics import PromptStatistics
-from .quantization import dense_state, quantize
-from .task_weights import TaskWeights
 from .training_prompts import TrainingPrompts
 
 ModelT = TypeVar("ModelT", bound=Mixture)
@@ -66,12 +64,10 @@ def save(
             are float32. `bfloat16` halves the branches' files and rounds small changes away (docs/training.md).
 
     Raises:
-        ConfigError: the dtype is not supported, or the model was loaded with `max_tasks`.
+        ConfigError: the dtype is not supported.
         CheckpointError: the folder cannot be written (disk full, no permission).
     """
     dtype = as_dtype(dtype)
-    if model.task_weights is not None:
-        raise ConfigError("save_pretrained: the model holds a part of its tasks; load it without max_tasks")
     texts = {"README.md": card, "run.yaml": run_config}
     try:
         with complete_folder(target) as folder:
@@ -117,16 +113,8 @@ def load(path: str | Path, model_class: type[ModelT], options: LoadOptions) -> M
     with sums_checked(folder) if options.check else contextlib.nullcontext():
         model = _read(folder, model_class, options)
         options.check_config(folder)
-    if options.quantization != "none":
-        quantize(model, options.quantization, options.device or torch.device("cpu"))
     model.config.name_or_path = path  # TRL loads the tokenizer from there
-    if options.device is not None:
-        device = options.device
-        if options.max_tasks is None:
-            model.to(device)  # pyright: ignore[reportArgumentType]
-        else:  # tasks that are not read yet have no values to move
-            model._apply(lambda tensor: tensor if tensor.is_meta else tensor.to(device))
-    return model
+    return model if options.device is None else model.to(options.device)  # pyright: ignore
 
 
 def _read(folder: Path, model_class: type[ModelT], options: LoadOptions) -> ModelT:
@@ -135,15 +123,14 @@ def _read(folder: Path, model_class: type[ModelT], options: LoadOptions) -> Mode
     for name, part in _parts(model):
         if not name.startswith("tasks/"):
             _fill(part, read_tensors(folder / name), folder / name)
-    if options.max_tasks is None:
-        for task in model.config.tasks:
-            _read_task(model, folder, task)
-    values = [(name, value) for name, value in (*model.named_parameters(), *model.named_buffers()) if value.is_meta]
-    if unread := [name for name, _ in values if options.max_tasks is None or not name.startswith("tasks.")]:
+    if options.quantization != "none":
+        _quantize(model, options)
+    for task in model.config.tasks:
+        _read_task(model, folder, task)
+    values = (*model.named_parameters(), *model.named_buffers())
+    if unread := [name for name, value in values if value.is_meta]:
         raise CheckpointError(f"{folder}: contains no value for {unread[0]}; this backbone is not supported")
     convert(model, options.dtype)
-    if options.max_tasks is not None:
-        model.task_weights = _on_demand(model, folder, options, options.max_tasks)
     try:
         tokenizer = load_tokenizer(folder, trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises bare exceptions
@@ -157,19 +144,22 @@ def _read(folder: Path, model_class: type[ModelT], options: LoadOptions) -> Mode
     return with_tokenizer(model, tokenizer).eval()
 
 
-def _read_task(model: Mixture, folder: Path, task: str, options: LoadOptions | None = None) -> None:
-    """Read a task's branch, if it has its own, and the LoRA of its experts.
+def _quantize(model: Mixture, options: LoadOptions) -> None:
+    """Quantize the shared layers. LoRA layers, which share them, are attached afterward."""
+    if not model.config.shared_branch or model.config.router_kind == "own":
+        raise ConfigError(f"quantization: {options.quantization} needs frozen weights: a model of base: frozen")
+    convert(model, options.dtype)
+    parts = (model.trunk, model.general.branch)
+    quantize(parts, options.quantization, options.device or torch.device("cpu"))  # pyright: ignore[reportArgumentType]
 
-    Args:
-        options: precision and device of the branch; None: the caller converts and moves the model.
-    """
+
+def _read_task(model: Mixture, folder: Path, task: str) -> None:
+    """Read a task's branch, if it has its own, and the LoRA of its experts."""
     task_model = model.task_model(task)
     experts, branch = task_model.experts, task_model.base.branch
     if not model.config.shared_branch:
         file = folder / _branch_file(task)
         _fill(branch, read_tensors(file), file)
-        if options is not None:
-            branch.to(device=options.device, dtype=options.dtype)
     if experts.branch is None:
         return
     folders = [folder / _expert_path(task, c) for c in experts.capabilities]
@@ -178,33 +168,6 @@ def _read_task(model: Mixture, folder: Path, task: str, options: LoadOptions | N
     experts.attach(branch)  # pyright: ignore[reportArgumentType]
     for i, state in enumerate(states):
         fill_adapter(experts, i, model.config.branch_layer, state)
-
-
-def _on_demand(model: Mixture, folder: Path, options: LoadOptions, limit: int) -> TaskWeights:
-    """Return what reads the tasks' weights from the folder; its files must not change."""
-    stamps = {file: _stamp(file) for file in folder.glob("tasks/**/*.safetensors")}
-
-    def read(task: str) -> None:
-        for file, stamp in stamps.items():
-            if file.is_relative_to(folder / "tasks" / folder_name(task)) and file.exists() and _stamp(file) != stamp:
-                raise CheckpointError(f"{file}: changed since the model was loaded; load the model again")
-        _read_task(model, folder, task, options)
-
-    return TaskWeights(read, lambda task: _release_task(model, task), limit)
-
-
-def _stamp(file: Path) -> tuple[int, int]:
-    status = file.stat()
-    return status.st_mtime_ns, status.st_size
-
-
-def _release_task(model: Mixture, task: str) -> None:
-    """Put the weights of a task's branch and of its experts on the meta device; those of the general model stay."""
-    task_model, kept = model.task_model(task), {id(weight) for weight in model.general.parameters()}
-    for module in (*task_model.base.branch.modules(), *(task_model.experts.branch or nn.Module()).modules()):
-        for name, weight in list(module.named_parameters(recurse=False)):
-            if id(weight) not in kept:
-                setattr(module, name, nn.Parameter(torch.empty_like(weight, device="meta"), requires_grad=False))
 
 
 def convert(model: Mixture, dtype: torch.dtype | None) -> None:

@@ -336,8 +336,6 @@ class DMoERM(Mixture):
             options: `dtype` (or `torch_dtype`): precision of trunk and branches; default: as saved.
                 `device_map`: the one device of the whole model; "auto" is the GPU if there is one.
                 `quantization="4bit"` or `"8bit"`: hold the layers of a `base: frozen` model in 4 or 8 bits.
-                `max_tasks`: the number of tasks whose branch and experts are in memory at most. They are read when a
-                task is first scored, and the least recently used ones are evicted; scores are the same. Default: all.
                 `check=False`: do not compare the files with their checksums.
                 `revision`, `token`, `cache_dir`, `force_download`, `local_files_only`: as for any model on the hub.
 

@@ -34,7 +34,6 @@ from .prompt_statistics import PromptStatistics
 from .router import Router
 from .routing import Choice, Routing
 from .task_model import Calibration, TaskModel, TaskOutput
-from .task_weights import TaskWeights
 from .training_prompts import TrainingPrompts
 from .transfer import to_device
 
@@ -47,7 +46,6 @@ class Mixture(PreTrainedModel):
         texts: file name → text of the model card and the run's settings that were loaded with the model.
         training_prompts: the prompts that the model was trained on; None if they are unknown.
         prompt_statistics: statistics of these prompts by task; None if they are unknown.
-        task_weights: reads tasks' weights when they are needed; None: all are in memory.
     """
 
     config_class = DMoERMConfig
@@ -61,7 +59,6 @@ class Mixture(PreTrainedModel):
         self.texts: dict[str, str] = {}
         self.training_prompts: TrainingPrompts | None = None
         self.prompt_statistics: PromptStatistics | None = None
-        self.task_weights: TaskWeights | None = None
         backbone = config.backbone_config
         decoder = empty_part(backbone, backbone.num_hidden_layers)
         self.trunk, branch = split_layers(decoder, config.branch_layer)
@@ -206,8 +203,6 @@ class Mixture(PreTrainedModel):
     ) -> TaskOutput:
         """Score some of the responses under one task; `experts_only`: without the general model and plain branch."""
         task_model = self.task_model(task)
-        if self.task_weights is not None:
-            self.task_weights.require(task)
         if experts_only:
             return task_model.forward_experts(hidden.select(rows))
         index = hidden.packing.index(rows)

@@ -33,7 +33,6 @@ from ..model import DMoERM
 from ..model.batching import batches, pack_ids
 from ..model.memory import scoring_tokens
 from ..model.packing import Packed
-from ..model.quantization import plain_tensor
 from .processes import barrier, broadcast, is_main, shard, shard_evenly, sharded, smallest
 from .sharding import full_tensor
 
@@ -315,5 +314,5 @@ def _fingerprint(description: object, part: torch.nn.Module | None) -> str:
     digest = hashlib.sha256(json.dumps(description, sort_keys=True, default=str).encode())
     for name, parameter in part.named_parameters() if part is not None else ():
         digest.update(name.encode())
-        digest.update(plain_tensor(full_tensor(parameter)).flatten()[:64].float().cpu().numpy().tobytes())
+        digest.update(full_tensor(parameter).flatten()[:64].float().cpu().numpy().tobytes())
     return digest.hexdigest()[:24]

@@ -29,7 +29,7 @@ from ..model.checkpoint import with_tokenizer
 from ..model.configuration import backbone_settings
 from ..model.experts import lora_targets
 from ..model.layers import split_layers
-from ..model.quantization import quantize
+from ..model.loading import quantize
 from ..model.training_prompts import TrainingPrompts
 from ..routing_notes import routing_notes
 from ..schema import Group, prompt_key
@@ -129,8 +129,6 @@ def _save(training: Training, data: Splits) -> None:
 def prepare(config: Config, taxonomy: Taxonomy, folder: Path, progress: Progress) -> Run:
     """Build the untrained model around the pretrained backbone, and open its activation cache."""
     model = build_model(config, taxonomy)
-    if config.backbone.quantization != "none":
-        quantize(model, config.backbone.quantization, device())
     if sharded():
         _prepare_shards(model, config)
     model = move_to_device(model)
@@ -179,6 +177,8 @@ def build_model(config: Config, taxonomy: Taxonomy) -> DMoERM:
     )
     model = DMoERM(settings)
     model.trunk, branch = split_layers(backbone, layer)
+    if config.backbone.quantization != "none":
+        quantize((model.trunk, branch), config.backbone.quantization, device())
     model.general.branch = branch
     if start is not None:
         _start_general(model, start, config)
