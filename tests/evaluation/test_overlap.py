@@ -15,7 +15,7 @@ from dmoerm.errors import CheckpointError, DataError
 from dmoerm.evaluation import evaluate
 from dmoerm.evaluation.overlap import split_overlap
 from dmoerm.model import DMoERM
-from dmoerm.model.training_prompts import FILE, TrainingPrompts
+from dmoerm.model.training_prompts import PROMPTS_FILE, TrainingPrompts
 from dmoerm.report import report_html
 from dmoerm.schema import Group, Message
 
@@ -65,9 +65,10 @@ def test_a_saved_model_knows_its_training_prompts(trained_run: Any, tmp_path: Pa
     splits = load_splits(trained_run.config)
     assert model.training_prompts == TrainingPrompts.of(group.prompt for group in splits.train)
     assert not any(group.prompt in model.training_prompts for group in splits.test)
-    assert f"  {FILE}\n" in (trained_run.folder / "model" / "SHA256SUMS").read_text()
+    assert f"  {PROMPTS_FILE}\n" in (trained_run.folder / "model" / "SHA256SUMS").read_text()
     model.save_pretrained(tmp_path / "again")
-    assert (tmp_path / "again" / FILE).read_bytes() == (trained_run.folder / "model" / FILE).read_bytes()
+    file = trained_run.folder / "model" / PROMPTS_FILE
+    assert (tmp_path / "again" / PROMPTS_FILE).read_bytes() == file.read_bytes()
 
 
 def test_evaluation_measures_held_out_prompts_alone(trained_run: Any) -> None:
@@ -88,6 +89,6 @@ def test_the_report_says_what_was_measured() -> None:
 
 @pytest.mark.parametrize("text", ["xyz\n", "0123456789abcdef", "0123456789ABCDEF\n"])
 def test_a_damaged_list_is_an_error(tmp_path: Path, text: str) -> None:
-    (tmp_path / FILE).write_text(text)
+    (tmp_path / PROMPTS_FILE).write_text(text)
     with pytest.raises(CheckpointError, match="not a list of prompt digests"):
         TrainingPrompts.read(tmp_path)

@@ -296,10 +296,6 @@ def test_models_check_says_what_holds_with_quantization(tmp_path: Path) -> None:
     lines = CliRunner().invoke(app, command).output
     assert "its linear layers in 4bit and all else in" in lines
     assert "base: full and base: lora are refused with 4bit" in lines
-    document = json.loads(CliRunner().invoke(app, [*command, "--json"]).output)
-    assert document["quantization"] == "4bit"
-    assert document["linear"] == 512 * (4 * 512 + 3 * 1408) * 10
-    assert "train_full" not in document["memory"]
 
 
 @pytest.mark.parametrize(

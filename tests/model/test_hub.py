@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from dmoerm.cli import app
 from dmoerm.errors import CheckpointError
 from dmoerm.model import DMoERM
-from dmoerm.model.hub import rename_card
+from dmoerm.model.checkpoint import rename_card
 from dmoerm.report.card import card
 
 CARD = card(example(), {"chitchat": ["empathy"]})

@@ -444,6 +444,6 @@ def test_every_client_of_the_table_has_a_test():
     others = {"test_every_client_of_the_table_has_a_test", "test_any_other_conversation_is_refused"}
     for file in ("integrations/test_trl.py", "integrations/test_verl.py", "client/test_client.py"):
         named -= tests(f"../{file}")
-    named -= tests("../model/test_plain.py") | tests("../model/test_pipeline.py")
+    named -= tests("../model/test_export.py") | tests("../model/test_pipeline.py")
     assert named <= clients | judges | tests("test_protocols.py")
     assert (clients | judges) - named == others | {"test_an_own_template"}

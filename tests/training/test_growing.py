@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from dmoerm.cli import app
 from dmoerm.model import DMoERM
-from dmoerm.model.history import ModelChange, with_changes
+from dmoerm.model.configuration import ModelChange, with_changes
 
 OLD, NEW = "chitchat", "objective_qa"
 BFLOAT16 = {"backbone": {"dtype": "bfloat16"}}

@@ -21,7 +21,6 @@ from typer.core import TyperGroup
 from .. import __version__
 from ..errors import DmoermError
 from . import (
-    backbone,
     compare,
     config,
     data,
@@ -30,7 +29,7 @@ from . import (
     grow,
     init,
     label,
-    push,
+    models,
     report,
     score,
     serve,
@@ -114,7 +113,7 @@ app.add_typer(config.app, name="config")
 app.add_typer(data.app, name="data")
 app.add_typer(label.app, name="label")
 app.command("init")(init.command)
-app.add_typer(backbone.app, name="models")
+app.add_typer(models.app, name="models")
 app.command("train")(train.command)
 app.command("eval")(eval.command)
 app.command("add")(grow.add)
@@ -126,7 +125,7 @@ app.command("score")(score.command)
 app.command("serve")(serve.command)
 app.command("compare")(compare.command)
 app.command("report")(report.command)
-app.command("push")(push.command)
+app.command("push")(models.push)
 app.command("demo")(demo.command)
 
 

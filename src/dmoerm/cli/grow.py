@@ -103,8 +103,8 @@ def export(
 def _export_plain(model: Path, output: Path, tasks: Sequence[str], dtype: str | None) -> None:
     """Write a task, or the general model, as a standard classifier, and print how far it is from the model."""
     from ..errors import ConfigError
+    from ..model.export import export_classifier
     from ..model.loading import as_dtype
-    from ..model.plain import decoder, fold_reward, write_classifier
 
     if len(tasks) > 1:
         raise ConfigError(f"--task {tasks[1]}: a standard classifier has one reward; give one task")
@@ -112,8 +112,7 @@ def _export_plain(model: Path, output: Path, tasks: Sequence[str], dtype: str | 
     loaded, task = load_changed(folder), next(iter(tasks), None)
     if task is not None:
         loaded.task_model(task, "--task")
-    reward = fold_reward(loaded, task)
-    config = write_classifier(loaded, task, decoder(loaded, task), reward, target, as_dtype(dtype))
+    config = export_classifier(loaded, task, target, as_dtype(dtype))
     print(f"{task or 'general model'}: {config.architectures[0]}, {str(config.dtype).removeprefix('torch.')}")
     print(f"reward = logit {config.reward_bias:+.6g}; temperature {config.reward_temperature:.4g}")
     _print_error(loaded, task, target)
@@ -121,7 +120,7 @@ def _export_plain(model: Path, output: Path, tasks: Sequence[str], dtype: str | 
 
 
 def _print_error(model: DMoERM, task: str | None, target: Path) -> None:
-    from ..model.plain import check_classifier
+    from ..model.export import check_classifier
     from ..testbed import generate
 
     check = check_classifier(model, task, target, generate(_CHECKED_PROMPTS, 2))

@@ -1,18 +1,21 @@
-"""Load a model for a command: on the accelerator if there is one, and without the messages of the libraries."""
+"""Load a model for a command; `dmoerm models check` (how a backbone would run) and `dmoerm push`."""
 
 from __future__ import annotations
 
 import os
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from ..config import BackboneConfig
 from ..errors import ConfigError
 from ..io.paths import model_folder
 
 if TYPE_CHECKING:
     from ..model import DMoERM
+    from ..model.survey import Survey
 
 
 def quieten() -> None:
@@ -31,15 +34,15 @@ def load_model(
     divide: bool = False,
     device: str | None = None,
 ) -> DMoERM:
-    """Load the model of a run's folder, a model's folder, or a hub name.
+    """Load the model of a run's folder, a model's folder, or a hub name, without the messages of the libraries.
 
     Args:
         path: the folder or the name.
         dtype: precision of trunk and branches, such as float32; None: as saved.
+        deterministic: prepare CUDA for deterministic matrix products.
         quantization: `8bit` or `4bit` to hold frozen layers in 8 or 4 bits.
         divide: divide the model over the launcher's processes, if there are several. Only process 0 returns; the others
             run its passes until it ends, and then end too.
-        deterministic: prepare CUDA for deterministic matrix products.
         device: such as `cuda:1`; None: the accelerator if there is one.
 
     Raises:
@@ -50,9 +53,11 @@ def load_model(
 
     quieten()
     prepare_kernels(deterministic)
-    options = {"dtype": dtype, "device_map": device or "auto", "quantization": quantization}
     if divide and processes() > 1:
-        return _divided(model_folder(path), options)
+        if quantization != "none":
+            raise ConfigError("several processes divide a model; leave out --quantization, or start one")
+        return _divided(model_folder(path), dtype)
+    options = {"dtype": dtype, "device_map": device or "auto", "quantization": quantization}
     return DMoERM.from_pretrained(model_folder(path), **options)
 
 
@@ -66,19 +71,118 @@ def processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def _divided(folder: str | Path, options: dict[str, Any]) -> DMoERM:
+def _divided(folder: str | Path, dtype: str | None) -> DMoERM:
     """Load a model and divide it over all processes; processes other than 0 follow and then exit."""
     from ..model import DMoERM
     from ..model.tensor_parallel import follow, lead, parallelize
     from ..training.processes import device, rank
 
-    if options["quantization"] != "none":
-        raise ConfigError("several processes divide a model; leave out --quantization, or start one")
     current = device()  # starts the communication
-    model = DMoERM.from_pretrained(folder, dtype=options["dtype"])
+    model = DMoERM.from_pretrained(folder, dtype=dtype)
     parallelize(model, current)
     if rank():
         follow(model)
         raise typer.Exit
     lead(model)
     return model
+
+
+def push(
+    model: Annotated[str, typer.Argument(help="The folder of a model or a run.")],
+    repo: Annotated[str, typer.Argument(help="Repository on the hub, such as me/name; created if it does not exist.")],
+    private: Annotated[bool, typer.Option("--private", help="Create the repository as private.")] = False,
+    message: Annotated[str | None, typer.Option(help="Commit message.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch. Default: main.")] = None,
+) -> None:
+    """Upload a model to the Hugging Face hub: weights as safetensors, settings, tokenizer and card.
+
+    Log in with `hf auth login` first, or set HF_TOKEN. run.yaml is uploaded too; check the paths in it.
+    """
+    print(load_model(model).push_to_hub(repo, private=private or None, commit_message=message, revision=revision))
+
+
+# --- models check --------------------------------------------------------------------------------------------------
+
+app = typer.Typer(no_args_is_help=True, help="Inspect backbones.")
+
+
+class Dtype(StrEnum):
+    """The values of backbone.dtype."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+@app.command("check")
+def check(
+    name: Annotated[str, typer.Argument(help="A folder or hub name; its config.json is enough.")],
+    tasks: Annotated[int, typer.Option(min=1, help="Number of tasks that the memory is for.")] = 5,
+    layers: Annotated[int | None, typer.Option(min=1, help="As backbone.num_layers.")] = None,
+    branch_layer: Annotated[int | None, typer.Option(min=0, help="As backbone.branch_layer.")] = None,
+    dtype: Annotated[Dtype, typer.Option(help="As backbone.dtype.")] = Dtype.auto,
+    quantization: Annotated[
+        Literal["none", "8bit", "4bit"], typer.Option(help="As backbone.quantization; needs base: frozen.")
+    ] = "none",
+) -> None:
+    """Say how a backbone runs (packed, fallback, or refused and why), its LoRA targets, and its memory.
+
+    Only the configuration is read. Exits with code 1 if the backbone is refused.
+    """
+    from ..model.survey import survey
+
+    quieten()
+    settings = BackboneConfig(
+        path=name, num_layers=layers, branch_layer=branch_layer, dtype=dtype.value, quantization=quantization
+    )
+    result = survey(settings)
+    typer.echo("\n".join(f"{field:<14}{value}" for field, value in _lines(result, tasks).items()))
+    if result.runs == "refused":
+        raise typer.Exit(1)
+
+
+_RUNS = {
+    "packed": "packed: the fast path, with prompts shared by their responses",
+    "fallback": "fallback: by its own forward, one padded row per response",
+    "refused": "refused",
+}
+
+
+def _lines(result: Survey, tasks: int) -> dict[str, str]:
+    """Return the report: field → text."""
+    lines = {
+        "type": result.kind + (f", the text model of {result.composite}" if result.composite else ""),
+        "runs": _RUNS[result.runs] + (f" ({result.reason})" if result.reason else ""),
+    }
+    if result.runs == "refused":
+        return lines
+    lines |= {
+        "layers": f"{result.branch_layer} in the trunk, {result.layers - result.branch_layer} in each branch",
+        "head": "a reward model's: the general model starts from it" if result.has_head else "none",
+        "LoRA targets": ", ".join(result.targets) or "none: experts are heads (phase2.lora.rank: 0)",
+        "parameters": f"{result.trunk / 1e6:.1f} M in the trunk, {result.branch / 1e6:.1f} M in each branch",
+    }
+    memory = {name: f"{size / 1e9:.2f} GB" for name, size in result.memory(tasks).items()}
+    activations = "unknown for this family"
+    if "pass" in memory:
+        activations = (
+            f"{memory['pass']} in a pass of 8192 tokens; {memory['kept']} for a branch's backward pass, "
+            f"{memory['kept_checkpointing']} with gradient_checkpointing"
+        )
+    if result.quantization != "none":
+        return lines | {
+            "weights": f"{memory['frozen']} with one branch (base: frozen), its linear layers in {result.quantization} "
+            f"and all else in {result.dtype}",
+            "training": f"base: full and base: lora are refused with {result.quantization}",
+            "activations": activations,
+            "sum": f"score {memory['score_frozen']}; train {memory['train_heads']} (heads alone); both base: frozen",
+        }
+    return lines | {
+        "weights": f"{memory['frozen']} in {result.dtype} with one branch (base: frozen); "
+        f"{memory['own']} with a float32 branch for each of {tasks} tasks and the general model",
+        "training": f"{memory['training']} more for one fully trained branch (base: full)",
+        "activations": activations,
+        "sum": f"score {memory['score_frozen']} (base: frozen) or {memory['score_own']}; "
+        f"train {memory['train_heads']} (heads alone) or {memory['train_full']} (base: full; "
+        f"{memory['train_full_checkpointing']} with gradient_checkpointing)",
+    }

@@ -16,9 +16,8 @@ import typer
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from ..io.paths import model_folder
+from ..io.paths import model_folder, weights_digest
 from ..io.storage import is_url
-from ..io.weights import weights_digest
 from .models import follows, load_model
 from .options import (
     BatchTokens,

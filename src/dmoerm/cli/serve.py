@@ -114,8 +114,7 @@ def command(
     if limits.overload_status not in (429, 503):
         raise ConfigError(f"--overload-status {limits.overload_status}: use 503 or 429, which clients repeat")
     try:
-        from ..model.checkpoint import local_folder
-        from ..model.hub import download
+        from ..model.checkpoint import download, local_folder
         from ..model.loading import load_options
         from ..serving import ServingConfig
         from ..serving.server import serve

@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import errno
 import glob
+import hashlib
 import os
 import re
 import secrets
@@ -44,6 +45,18 @@ def model_folder(path: str) -> str:
 def model_name(path: str) -> str:
     """Return the name of a run's or a model's folder; a hub name unchanged."""
     return Path(path).resolve().name if Path(path).exists() else path
+
+
+def weights_digest(source: str) -> str:
+    """Return a digest of the safetensors files in and below a folder; "" for a URL or a hub name."""
+    if not Path(source).is_dir():
+        return ""
+    digest = hashlib.sha256()
+    for file in sorted(Path(source).rglob("*.safetensors")):
+        digest.update(file.relative_to(source).as_posix().encode())
+        with file.open("rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()[:16]
 
 
 @contextlib.contextmanager

@@ -1,9 +1,9 @@
-"""The checkpoint folder: written completely or not at all, and read without unpickling.
+"""The checkpoint folder: saved completely or not at all, loaded without unpickling, shared on the Hugging Face hub.
 
 config.json  README.md  run.yaml  tokenizer files
 SHA256SUMS                                   of all files except README.md and run.yaml
 training_prompts.txt                         digests of the training part's prompts; see training_prompts.py
-router/prompt_statistics.safetensors         means and covariances of prompts by task; see prompt_statistics.py
+router/prompt_statistics.safetensors         means and covariances of prompts by task; see training_prompts.py
 model.safetensors                            router, heads, aggregators, calibration, posteriors
 trunk.safetensors                            the shared layers (absent with branch_layer 0)
 router/language_model.safetensors            of a router with its own language model
@@ -11,40 +11,45 @@ general/branch.safetensors                   the general model's branch
 tasks/<task>/branch.safetensors              a task's branch (absent if all share the general one)
 tasks/<task>/experts/<capability>/           a PEFT adapter: adapter_config.json, adapter_model.safetensors
 
-<task> and <capability> are folder names; see `dmoerm.names`. Older versions' tensor names are read too.
+<task> and <capability> are folder names; see `folder_name`.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..chat.encoding import Encoder
 from ..chat.template import on_a_fixed_day
-from ..config import EncodingConfig
+from ..config import AggregatorConfig, EncodingConfig, HeadConfig, LoRAConfig
 from ..errors import CheckpointError, ConfigError, shorten
 from ..io.paths import complete_folder, model_folder
 from ..names import folder_name
 from .adapters import fill_adapter, read_adapter, write_adapter
 from .backbone import load_tokenizer
 from .configuration import read_config, stored_config
-from .experts import Experts
-from .hub import download
-from .integrity import TEXTS, check_files, read_tensors, sums_checked, write_sums, write_tensors
+from .integrity import FILES, SUMS, TEXTS, check_files, read_tensors, sums_checked, write_sums, write_tensors
 from .layers import join
 from .loading import LoadOptions, as_dtype, dense_state, quantize
 from .mixture import Mixture
 from .packed_attention import Decoder
-from .prompt_statistics import PromptStatistics
-from .training_prompts import TrainingPrompts
+from .training_prompts import PROMPTS_FILE, PromptStatistics, TrainingPrompts
 
 ModelT = TypeVar("ModelT", bound=Mixture)
+_NAMES_IN_CARD = re.compile(r'(?<=dmoerm\.DMoERM\.from_pretrained\(")[^"]+|(?<=dmoerm serve )\S+')
+_FOLDER_HINT = "give the folder that `train` wrote"
+_LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 
 
 def save(
@@ -68,33 +73,30 @@ def save(
         CheckpointError: the folder cannot be written (disk full, no permission).
     """
     dtype = as_dtype(dtype)
-    texts = {"README.md": card, "run.yaml": run_config}
+    given = {"README.md": card, "run.yaml": run_config}
+    texts = model.texts | {name: text for name, text in given.items() if text is not None}
     try:
         with complete_folder(target) as folder:
-            _write(model, folder, dtype)
+            model.config.architectures = [type(model).__name__]
+            config = stored_config(model.config)
+            config.backbone = _with_dtype(config.backbone, dtype)
+            config.save_pretrained(folder)
+            model.tokenizer.save_pretrained(folder)
+            for record in (model.training_prompts, model.prompt_statistics):
+                if record is not None:
+                    record.write(folder)
+            write_tensors(small_state(model), folder / "model.safetensors")
+            for path, part in _parts(model):
+                write_tensors({name: tensor.to(dtype) for name, tensor in dense_state(part).items()}, folder / path)
+            for task in model.config.tasks:
+                experts = model.task_model(task).experts
+                for i, capability in enumerate(experts.capabilities if experts.branch is not None else ()):
+                    write_adapter(experts, i, model.config.branch_layer, folder / _expert_path(task, capability))
             write_sums(folder)
-            for name, text in (model.texts | {name: text for name, text in texts.items() if text is not None}).items():
+            for name, text in texts.items():
                 (folder / name).write_text(text, encoding="utf-8")
     except Exception as error:  # on a full disk the libraries raise OSError, SafetensorError or a bare Exception
         raise CheckpointError(f"{target}: the model cannot be written: {error}; nothing was changed there") from error
-
-
-def _write(model: Mixture, folder: Path, dtype: torch.dtype | None) -> None:
-    model.config.architectures = [type(model).__name__]
-    config = stored_config(model.config)
-    config.backbone = _with_dtype(config.backbone, dtype)
-    config.save_pretrained(folder)
-    model.tokenizer.save_pretrained(folder)
-    if model.training_prompts is not None:
-        model.training_prompts.write(folder)
-    if model.prompt_statistics is not None:
-        model.prompt_statistics.write(folder)
-    write_tensors(small_state(model), folder / "model.safetensors")
-    for path, part in _parts(model):
-        write_tensors({name: tensor.to(dtype) for name, tensor in dense_state(part).items()}, folder / path)
-    for task, experts in _experts(model):
-        for i, capability in enumerate(experts.capabilities):
-            write_adapter(experts, i, model.config.branch_layer, folder / _expert_path(task, capability))
 
 
 def load(path: str | Path, model_class: type[ModelT], options: LoadOptions) -> ModelT:
@@ -119,14 +121,13 @@ def load(path: str | Path, model_class: type[ModelT], options: LoadOptions) -> M
 
 def _read(folder: Path, model_class: type[ModelT], options: LoadOptions) -> ModelT:
     model = _empty_model(folder, model_class)
-    _fill(model, read_tensors(folder / "model.safetensors", aligned=True), folder / "model.safetensors")
+    _fill(model, folder / "model.safetensors", small=True)
     for name, part in _parts(model):
-        if not name.startswith("tasks/"):
-            _fill(part, read_tensors(folder / name), folder / name)
+        _fill(part, folder / name)
     if options.quantization != "none":
         _quantize(model, options)
     for task in model.config.tasks:
-        _read_task(model, folder, task)
+        _read_experts(model, folder, task)
     values = (*model.named_parameters(), *model.named_buffers())
     if unread := [name for name, value in values if value.is_meta]:
         raise CheckpointError(f"{folder}: contains no value for {unread[0]}; this backbone is not supported")
@@ -138,36 +139,55 @@ def _read(folder: Path, model_class: type[ModelT], options: LoadOptions) -> Mode
     model.training_prompts = TrainingPrompts.read(folder)
     width = model.router.classify.in_features
     model.prompt_statistics = PromptStatistics.read(folder, model.config.tasks, width)
-    model.texts = {
-        name: file.read_text(encoding="utf-8", errors="replace") for name in TEXTS if (file := folder / name).is_file()
-    }
+    files = {name: folder / name for name in TEXTS}
+    model.texts = {n: file.read_text(encoding="utf-8", errors="replace") for n, file in files.items() if file.is_file()}
     return with_tokenizer(model, tokenizer).eval()
 
 
+def _empty_model(folder: Path, model_class: type[ModelT]) -> ModelT:
+    """Build the model that config.json describes, on the meta device: weights take no memory until they are read."""
+    config = read_config(folder)
+    try:
+        with torch.device("meta"):
+            return model_class(config)
+    except Exception as error:  # transformers raises many kinds for invalid backbone settings
+        raise CheckpointError(
+            f"{folder / 'config.json'}: is not a valid configuration: {shorten(str(error))}"
+        ) from None
+
+
+def _fill(module: nn.Module, file: Path, *, small: bool = False) -> None:
+    """Set a module's weights to those of a file; `small`: all but the large parts, see `small_state`."""
+    state = read_tensors(file, aligned=small)
+    expected = small_state(module) if small else module.state_dict()
+    if wrong := sorted(set(expected) ^ set(state)):
+        raise CheckpointError(f"{file}: its tensors do not fit config.json (first difference: {wrong[0]})")
+    try:
+        module.load_state_dict(state, strict=False, assign=True)
+    except RuntimeError as error:
+        raise CheckpointError(f"{file}: does not fit config.json: {str(error).splitlines()[-1].strip()}") from None
+
+
 def _quantize(model: Mixture, options: LoadOptions) -> None:
-    """Quantize the shared layers. LoRA layers, which share them, are attached afterward."""
     if not model.config.shared_branch or model.config.router_kind == "own":
         raise ConfigError(f"quantization: {options.quantization} needs frozen weights: a model of base: frozen")
     convert(model, options.dtype)
-    parts = (model.trunk, model.general.branch)
-    quantize(parts, options.quantization, options.device or torch.device("cpu"))  # pyright: ignore[reportArgumentType]
+    parts: Any = (model.trunk, model.general.branch)
+    quantize(parts, options.quantization, options.device or torch.device("cpu"))
 
 
-def _read_task(model: Mixture, folder: Path, task: str) -> None:
-    """Read a task's branch, if it has its own, and the LoRA of its experts."""
-    task_model = model.task_model(task)
-    experts, branch = task_model.experts, task_model.base.branch
-    if not model.config.shared_branch:
-        file = folder / _branch_file(task)
-        _fill(branch, read_tensors(file), file)
+def _read_experts(model: Mixture, folder: Path, task: str) -> None:
+    """Read the LoRA of a task's experts, and attach it to the branch."""
+    task_model, first_layer = model.task_model(task), model.config.branch_layer
+    experts = task_model.experts
     if experts.branch is None:
         return
-    folders = [folder / _expert_path(task, c) for c in experts.capabilities]
-    states = [read_adapter(experts, i, model.config.branch_layer, each) for i, each in enumerate(folders)]
-    # only now, when the branch has its weights: the LoRA layers share them
-    experts.attach(branch)  # pyright: ignore[reportArgumentType]
+    folders = [folder / _expert_path(task, capability) for capability in experts.capabilities]
+    states = [read_adapter(experts, i, first_layer, each) for i, each in enumerate(folders)]
+    # only now, when the branch has its final weights: the LoRA layers share them
+    experts.attach(task_model.base.branch)  # pyright: ignore[reportArgumentType]
     for i, state in enumerate(states):
-        fill_adapter(experts, i, model.config.branch_layer, state)
+        fill_adapter(experts, i, first_layer, state)
 
 
 def convert(model: Mixture, dtype: torch.dtype | None) -> None:
@@ -177,10 +197,8 @@ def convert(model: Mixture, dtype: torch.dtype | None) -> None:
     model.config.backbone = _with_dtype(model.config.backbone, dtype)
     for _, part in _parts(model):
         part.to(dtype)
-    for part in model.modules():
-        if part is not model and isinstance(
-            part, PreTrainedModel
-        ):  # the experts' branches have configurations of their own
+    for part in model.modules():  # the experts' branches have configurations of their own
+        if part is not model and isinstance(part, PreTrainedModel):
             part.config.dtype = dtype
 
 
@@ -212,6 +230,7 @@ def small_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _parts(model: Mixture) -> Iterator[tuple[str, nn.Module]]:
+    """Yield file name and module of each large part, without the experts' LoRA."""
     if model.trunk is not None:
         yield "trunk.safetensors", model.trunk
     if model.router.language_model is not None:
@@ -219,29 +238,21 @@ def _parts(model: Mixture) -> Iterator[tuple[str, nn.Module]]:
     yield "general/branch.safetensors", model.general.branch
     if not model.config.shared_branch:
         for task in model.config.tasks:
-            yield _branch_file(task), model.task_model(task).base.branch
-
-
-def _branch_file(task: str) -> str:
-    return f"tasks/{folder_name(task)}/branch.safetensors"
+            yield f"tasks/{folder_name(task)}/branch.safetensors", model.task_model(task).base.branch
 
 
 def _expert_path(task: str, capability: str) -> str:
     return f"tasks/{folder_name(task)}/experts/{folder_name(capability)}"
 
 
-def _experts(model: Mixture) -> Iterator[tuple[str, Experts]]:
-    """Yield the tasks whose experts have LoRA."""
-    for task in model.config.tasks:
-        if (experts := model.task_model(task).experts).branch is not None:
-            yield task, experts
+# --- the hub -------------------------------------------------------------------------------------------------------
 
 
 def local_folder(path: str | Path, hub: Mapping[str, Any]) -> Path:
     """Return a checkpoint's folder, after a download if the path is a hub name.
 
     Args:
-        hub: options of `hub.download`.
+        hub: options of `download`.
 
     Raises:
         CheckpointError: there is no such model.
@@ -250,32 +261,136 @@ def local_folder(path: str | Path, hub: Mapping[str, Any]) -> Path:
     if (folder / "config.json").is_file():
         return folder
     if folder.exists():
-        raise CheckpointError(
-            f"{path}: is not a dmoerm model (it has no config.json); give the folder that `train` wrote"
-        )
+        raise CheckpointError(f"{path}: is not a dmoerm model (it has no config.json); {_FOLDER_HINT}")
     if str(path).count("/") != 1:
-        hint = "give the folder that `train` wrote, or a name on the hub such as me/model"
-        raise CheckpointError(f"{path}: there is no such folder; {hint}")
+        raise CheckpointError(f"{path}: there is no such folder; {_FOLDER_HINT}, or a name on the hub such as me/model")
     return download(str(path), **hub)
 
 
-def _empty_model(folder: Path, model_class: type[ModelT]) -> ModelT:
-    """Build the model that config.json describes, on the meta device: weights take no memory until they are read."""
-    config = read_config(folder)
+def download(name: str, files: Sequence[str] = FILES, **options: Any) -> Path:
+    """Download a checkpoint and return its local folder; code and pickles in the repository are not downloaded.
+
+    Args:
+        files: patterns of the files to download.
+        options: `revision` (a branch, tag or commit; default: the main branch), `token`, `cache_dir`,
+            `force_download`, `local_files_only`, as for `huggingface_hub.snapshot_download`.
+
+    Raises:
+        CheckpointError: the name or revision does not exist, no permission, or no network.
+    """
     try:
-        with torch.device("meta"):
-            return model_class(config)
-    except Exception as error:  # transformers raises many kinds for invalid backbone settings
-        raise CheckpointError(
-            f"{folder / 'config.json'}: is not a valid configuration: {shorten(str(error))}"
-        ) from None
+        return Path(snapshot_download(name, allow_patterns=list(files), **options))
+    except LocalEntryNotFoundError:
+        offline = constants.HF_HUB_OFFLINE or options.get("local_files_only")
+        cause = "no such model in the hub's cache" if offline else "the hub cannot be reached"
+        raise CheckpointError(f"{name}: there is no such folder, and {cause}; {_FOLDER_HINT}") from None
+    except GatedRepoError:
+        raise CheckpointError(f"{name}: access to this model must be requested on the hub; {_LOG_IN}") from None
+    except RepositoryNotFoundError:
+        message = f"{name}: there is no such folder, and no such model on the hub; {_FOLDER_HINT}, or for a private"
+        raise CheckpointError(f"{message} model {_LOG_IN}") from None
+    except Exception as error:  # the hub's client raises many kinds
+        message = f"{name}: is neither a local model folder nor a model on the hub: {_reason(error)}; {_LOG_IN}"
+        raise CheckpointError(message) from None
 
 
-def _fill(module: nn.Module, state: dict[str, Tensor], file: Path) -> None:
-    expected = small_state(module) if file.name == "model.safetensors" else module.state_dict()
-    if wrong := sorted(set(expected) ^ set(state)):
-        raise CheckpointError(f"{file}: its tensors do not fit config.json (first difference: {wrong[0]})")
+def upload(
+    folder: Path,
+    name: str,
+    *,
+    private: bool | None = None,
+    message: str | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+) -> str:
+    """Upload a checkpoint folder as one commit and return the commit's URL.
+
+    Args:
+        name: `me/name`; the repository is created if it does not exist.
+        private: visibility of a repository that is created; None: the account's default.
+        message: the commit message; None: a default one.
+        revision: the branch; None: the main branch.
+        token: None: the token that the hub's client has stored.
+
+    Raises:
+        CheckpointError: no permission, no network, or an invalid name.
+    """
+    api = HfApi(token=token)
     try:
-        module.load_state_dict(state, strict=False, assign=True)
-    except RuntimeError as error:
-        raise CheckpointError(f"{file}: does not fit config.json: {str(error).splitlines()[-1].strip()}") from None
+        api.create_repo(name, private=private, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=name,
+            folder_path=folder,
+            commit_message=message or "Upload a DMoERM",
+            revision=revision,
+            allow_patterns=list(FILES),
+            delete_patterns=["*.safetensors", "*.json", SUMS, PROMPTS_FILE],  # an earlier model's; texts stay
+        )
+    except Exception as error:  # the hub's client raises many kinds
+        raise CheckpointError(f"{name}: the model cannot be uploaded: {_reason(error)}; {_LOG_IN}") from None
+    return commit.commit_url
+
+
+def rename_card(card: str, name: str) -> str:
+    """Return the model card with the model's path in its examples replaced by a name on the hub."""
+    return _NAMES_IN_CARD.sub(name, card)
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+# --- digests: what two models must have in common so that a task of one works in the other ------------------------
+
+
+def digest(*parts: nn.Module | None) -> str:
+    """Return a digest of all weights of the parts, with their names, dtypes and shapes."""
+    result = hashlib.sha256()
+    for part in parts:
+        for name, tensor in sorted(part.state_dict().items()) if part is not None else ():
+            result.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            result.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return result.hexdigest()[:16]
+
+
+def check_same_trunk(model: Mixture, other: Mixture, names: tuple[str, str]) -> None:
+    """Raise `CheckpointError` unless tasks of both models read the same inputs in the same form.
+
+    Args:
+        names: of the two models, for the message.
+    """
+    mine, theirs = _common(model), _common(other)
+    if different := [name for name in mine if mine[name] != theirs[name]]:
+        values = ", ".join(f"{name} ({mine[name]} and {theirs[name]})" for name in different)
+        raise CheckpointError(f"{names[0]} and {names[1]}: differ in {values}; merge models grown from the same model")
+
+
+def _common(model: Mixture) -> dict[str, Any]:
+    """Return name → value or digest of what all tasks of a model share."""
+    config = model.config
+    vocabulary = json.dumps([sorted(model.tokenizer.get_vocab().items()), model.tokenizer.chat_template])
+    settings = {"encoding": EncodingConfig, "head": HeadConfig, "lora": LoRAConfig, "aggregator": AggregatorConfig}
+    return {
+        "trunk": digest(model.trunk, model.general.branch if config.shared_branch else None),
+        "router": digest(model.router.language_model),
+        "tokenizer": hashlib.sha256(vocabulary.encode()).hexdigest()[:16],
+        **{name: getattr(config, name) for name in ("branch_layer", "shared_branch", "router_kind")},
+        **{name: kind(**getattr(config, name)).model_dump(mode="json") for name, kind in settings.items()},
+    }
+
+
+def check_same_general(model: Mixture, other: Mixture, task: str, name: str) -> None:
+    """Raise `CheckpointError` if a task of `other` reads its general model's score and `model` has another one.
+
+    Args:
+        name: of `other`, for the message.
+    """
+    task_model = other.task_model(task)
+    linear = task_model.aggregator.linear
+    if not task_model.reads_general or linear is None or linear.weight[len(task_model.experts) + 1] == 0:
+        return
+    mine, theirs = (digest(each.general.branch, each.general.head) for each in (model, other))
+    if mine != theirs:
+        hint = "grow both from the same model, or train with phase3.base_scores=[per_task, all_labels]"
+        values = f"{theirs}, not {mine}"
+        raise CheckpointError(f"{name}: task {task!r} reads the score of another general model ({values}); {hint}")

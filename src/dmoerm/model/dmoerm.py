@@ -20,7 +20,7 @@ from ..chat.transcript import Transcript
 from ..errors import ConfigError, shorten
 from ..schema import PromptInput, Query, ResponseLists
 from ..scores import MIN_REWARD, Score, Weights, adjusted, as_queries, bound_reward, check_risk, check_weights
-from . import checkpoint, hub
+from . import checkpoint
 from .batching import batches, chunks, pack_ids, windows
 from .configuration import DMoERMConfig
 from .loading import load_options
@@ -316,7 +316,7 @@ class DMoERM(Mixture):
 
         Args:
             repo_id: such as `me/my-reward-model`; the repository is created if it does not exist.
-            options: `private`, `revision`, `token`: see `dmoerm.model.hub.upload`.
+            options: `private`, `revision`, `token`: see `dmoerm.model.checkpoint.upload`.
 
         Raises:
             CheckpointError: no permission, no network, or an invalid name.
@@ -324,8 +324,8 @@ class DMoERM(Mixture):
         with tempfile.TemporaryDirectory() as directory:
             folder = Path(directory) / "model"
             card = self.texts.get("README.md")
-            self.save_pretrained(folder, card=card and hub.rename_card(card, repo_id))
-            return hub.upload(folder, repo_id, message=commit_message, **options)
+            self.save_pretrained(folder, card=card and checkpoint.rename_card(card, repo_id))
+            return checkpoint.upload(folder, repo_id, message=commit_message, **options)
 
     @classmethod
     def from_pretrained(cls, path: str | Path, *model_args: Any, **options: Any) -> Self:

@@ -1,7 +1,7 @@
-"""The checks of a checkpoint folder before its files are used.
+"""The files of a checkpoint folder: checked before they are used, and written with their checksums.
 
 * Files are regular, inside the folder and not larger than a model needs, so reading neither blocks nor fills memory.
-* Files are unchanged. SHA256SUMS (the format of `sha256sum --check`) lists every file except the texts, which people
+* Files are unchanged. SHA256SUMS (the format of `sha256sum --check`) lists every file except the texts, which users
   edit. It detects damage, not tampering, because a file and its sum can be changed together. A folder without
   SHA256SUMS is accepted.
 """
@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -38,7 +38,9 @@ _MAX_HEADER_BYTES = 1 << 25  # of a safetensors file: about 200,000 tensors
 
 def check_files(folder: Path) -> None:
     """Raise `CheckpointError` for a device, a file that is too large, or a link that leads out of the folder."""
-    root = _root(folder)
+    root = Path(os.path.realpath(folder))
+    if root.parent.name == "snapshots":  # in the hub's cache, files are links to ../../blobs
+        root = root.parents[1]
     for count, file in enumerate(_files(folder)):
         if count == _MAX_FILES:
             raise CheckpointError(
@@ -66,72 +68,70 @@ def read_json(file: Path) -> dict[str, Any]:
             raise CheckpointError(f"{file}: is not a regular file")
         _check_size(file)
         content = json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
-    except CheckpointError:
-        raise
+        if not isinstance(content, dict):
+            raise ValueError("it does not contain a JSON object")
     except (ValueError, OSError, RecursionError) as error:
+        if isinstance(error, CheckpointError):
+            raise
         raise CheckpointError(f"{file}: cannot be read: {error}") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{file}: cannot be read: it does not contain a JSON object")
     return content
 
 
 def count_tensors(file: Path) -> int:
     """Count the tensors in a safetensors file. Raise `CheckpointError` if it is missing or damaged."""
-    if not file.is_file():
-        raise missing(file)
-    try:
-        with safe_open(file, framework="pt") as opened:
-            return len(opened.keys())
-    except (SafetensorError, OSError, ValueError) as error:
-        raise damaged(file, error) from None
+    with _readable(file), safe_open(file, framework="pt") as opened:
+        return len(opened.keys())
 
 
 def read_tensors(file: Path, aligned: bool = False) -> dict[str, Tensor]:
     """Read a safetensors file. Raise `CheckpointError` if it is missing or damaged.
 
     Args:
-        aligned: copy the tensors. Those of a file are not aligned in memory, where products with a vector add in
-            another order than in a model that was never saved, and so differ in the last digits.
+        aligned: copy the tensors. In a file's memory they are not aligned; matrix-vector products then add in another
+            order than in a model that was never saved, and differ in the last digits.
     """
-    if not file.is_file():
-        raise missing(file)
-    try:
+    with _readable(file):
         return {name: t.clone() if aligned else t for name, t in load_file(file).items()}
-    except (SafetensorError, OSError, ValueError) as error:
-        raise damaged(file, error) from None
 
 
 def write_tensors(state: Mapping[str, Tensor], file: Path) -> None:
-    """Write a safetensors file, and the folders above it."""
+    """Write a safetensors file and create its parent folders."""
     file.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: t.detach().cpu().contiguous() for name, t in state.items()}, file, metadata={"format": "pt"})
 
 
-def missing(file: Path) -> CheckpointError:
-    """Return the error for a missing file; it names a pickle beside it."""
+@contextlib.contextmanager
+def _readable(file: Path) -> Iterator[None]:
+    if not file.is_file():
+        raise _missing(file)
+    try:
+        yield
+    except (SafetensorError, OSError, ValueError) as error:
+        raise _damaged(file, error) from None
+
+
+def _missing(file: Path) -> CheckpointError:
     pickles = [p.name for p in file.parent.glob("*") if p.suffix in {".bin", ".pt", ".pth", ".pkl"}]
     hint = f"; {pickles[0]} is a pickle, which is never read" if pickles else ""
     return CheckpointError(f"{file}: is missing{hint}; write the model again with save_pretrained")
 
 
-def damaged(file: Path, error: object) -> CheckpointError:
-    """Return the error for a file that safetensors cannot read."""
+def _damaged(file: Path, error: object) -> CheckpointError:
     return CheckpointError(f"{file}: is not a safetensors file, or is damaged: {error}")
 
 
 def write_sums(folder: Path) -> None:
     """Write SHA256SUMS over all files of the folder except the texts."""
     names = sorted(str(file.relative_to(folder)) for file in _files(folder) if file.is_file())
-    names = [name for name in names if name not in (*TEXTS, SUMS)]
-    lines = (f"{digest}  {name}\n" for name, digest in _sums(folder, names).items())
-    (folder / SUMS).write_text("".join(lines), encoding="utf-8")
+    sums = _sums(folder, (name for name in names if name not in (*TEXTS, SUMS)))
+    (folder / SUMS).write_text("".join(f"{digest}  {name}\n" for name, digest in sums.items()), encoding="utf-8")
 
 
 @contextlib.contextmanager
 def sums_checked(folder: Path) -> Iterator[None]:
     """Run `check_sums` on another core while the block reads the files.
 
-    If both fail, the error of `check_sums` is raised: it is the cause of the block's.
+    If both fail, raise the error of `check_sums`: it is the cause of the block's.
     """
     with ThreadPoolExecutor(1) as pool:
         check = pool.submit(check_sums, folder)
@@ -151,8 +151,8 @@ def check_sums(folder: Path) -> None:
     expected = _read_sums(folder / SUMS)
     for name in expected:
         if not (folder / name).is_file():
-            raise missing(folder / name)
-    actual = _sums(folder, list(expected))
+            raise _missing(folder / name)
+    actual = _sums(folder, expected)
     if changed := [str(folder / name) for name in expected if actual[name] != expected[name]]:
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise CheckpointError(
@@ -173,17 +173,18 @@ def _read_sums(file: Path) -> dict[str, str]:
     return sums
 
 
-def _sums(folder: Path, names: list[str]) -> dict[str, str]:
-    with ThreadPoolExecutor() as pool:  # hashing releases the GIL
-        return dict(zip(names, pool.map(lambda name: _sum(folder / name), names), strict=True))
+def _sums(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """Return name → SHA-256; hashing releases the GIL, so threads share the work."""
 
+    def digest(name: str) -> tuple[str, str]:
+        try:
+            with (folder / name).open("rb") as opened:
+                return name, hashlib.file_digest(opened, "sha256").hexdigest()
+        except OSError as error:
+            raise CheckpointError(f"{folder / name}: cannot be read: {error.strerror or error}") from None
 
-def _sum(file: Path) -> str:
-    try:
-        with file.open("rb") as opened:
-            return hashlib.file_digest(opened, "sha256").hexdigest()
-    except OSError as error:
-        raise CheckpointError(f"{file}: cannot be read: {error.strerror or error}") from None
+    with ThreadPoolExecutor() as pool:
+        return dict(pool.map(digest, names))
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -194,19 +195,13 @@ def _files(folder: Path) -> Iterator[Path]:
         yield from (Path(parent, name) for name in (*links, *files) if not name.startswith("."))
 
 
-def _root(folder: Path) -> Path:
-    """Return the folder that links may not leave: the checkpoint, or the hub's cache if it is a snapshot there."""
-    folder = Path(os.path.realpath(folder))
-    return folder.parents[1] if folder.parent.name == "snapshots" else folder
-
-
 def _check_size(file: Path) -> None:
     size, limit, subject = file.stat().st_size, _MAX_BYTES.get(file.name, _MAX_OTHER_BYTES), "it"
     if file.suffix == ".safetensors":
         with file.open("rb") as opened:
             header = int.from_bytes(opened.read(8), "little")
         if header > size:
-            raise damaged(file, "its header claims to be longer than the file")
+            raise _damaged(file, "its header claims to be longer than the file")
         size, limit, subject = header, _MAX_HEADER_BYTES, "its header"
     if size > limit:
         raise CheckpointError(f"{file}: {subject} has {size} bytes, more than the limit of {limit}")

@@ -30,11 +30,10 @@ from .output import PassOutput, TaskRows
 from .packed_attention import run
 from .packing import Packed, Packing
 from .posterior import Posterior
-from .prompt_statistics import PromptStatistics
 from .router import Router
 from .routing import Choice, Routing
 from .task_model import Calibration, TaskModel, TaskOutput
-from .training_prompts import TrainingPrompts
+from .training_prompts import PromptStatistics, TrainingPrompts
 from .transfer import to_device
 
 

@@ -28,8 +28,8 @@ from ..errors import CheckpointError, ConfigError, DataError
 from ..io.locking import exclusive_folder
 from ..model import DMoERM
 from ..model.backbone import load_backbone
+from ..model.configuration import ModelChange, now, with_changes
 from ..model.experts import Experts, lora_layers
-from ..model.history import ModelChange, now, with_changes
 from ..model.integrity import SUMS
 from ..model.layers import split_layers
 from ..model.loading import default_device

@@ -10,8 +10,8 @@ import torch
 
 from ..errors import CheckpointError, ConfigError
 from ..model import DMoERM
-from ..model.digests import check_same_general, check_same_trunk, digest
-from ..model.history import ModelChange
+from ..model.checkpoint import check_same_general, check_same_trunk, digest
+from ..model.configuration import ModelChange
 from .growing import save_changed
 from .router_row import DRAWS, fit_row, known_statistics, set_row
 

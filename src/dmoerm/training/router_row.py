@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from ..model import DMoERM
-from ..model.prompt_statistics import PromptStatistics, TaskPrompts
+from ..model.training_prompts import PromptStatistics, TaskPrompts
 from .linear_heads import FOLDS, solve
 from .losses import preference_losses
 from .router_step import prompt_features, prompt_vectors

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ..model.batching import pad
-from ..model.prompt_statistics import PromptStatistics, TaskPrompts
 from ..model.router import Router
+from ..model.training_prompts import PromptStatistics, TaskPrompts
 from ..model.transfer import to_device, transfer
 from .batches import PreferenceExample
 from .exact_router import fit_router

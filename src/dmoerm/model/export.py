@@ -6,16 +6,16 @@ Normalizers, heads, aggregator and calibration are folded into `weight`, the cla
 no bias, so the logit is the reward without the constant `bias`, which cancels in every difference of rewards; the
 folder's config.json has it as `reward_bias`. The folder's chat template writes a text as `Encoder` encodes it.
 
-Shapes: N responses, d hidden width, s scores of the aggregator.
+Shapes: d hidden width, s scores of the aggregator.
 """
 
 from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,22 +28,17 @@ from ..io.paths import complete_folder
 from ..schema import Message, Query, messages_of, stripped
 from .backbone import load_tokenizer
 from .batching import pack_ids
-from .dmoerm import DMoERM
 from .heads import Head
 from .layers import join
 from .mixture import Mixture
-from .packed_attention import Decoder
-from .packing import Packed
 from .routing import Choice
+
+if TYPE_CHECKING:
+    from .dmoerm import DMoERM
 
 
 class LinearReward(NamedTuple):
-    """A reward that is linear in the last token's state.
-
-    Attributes:
-        weight: (d,), float64.
-        bias: (), float64.
-    """
+    """A reward that is linear in the last token's state: `weight` (d,) and `bias` (), both float64."""
 
     weight: Tensor
     bias: Tensor
@@ -53,8 +48,8 @@ class PlainCheck(NamedTuple):
     """How far the written classifier is from the model.
 
     Attributes:
-        texts: the number of texts that were compared.
-        same_tokens: of these texts, those that the folder's tokenizer and chat template encode as the model does.
+        texts: the number of compared texts.
+        same_tokens: how many of them the folder's tokenizer and chat template encode as the model does.
         error: the largest absolute difference of logit + bias and reward among those; nan if there are none.
         other_error: among the other texts.
     """
@@ -63,22 +58,6 @@ class PlainCheck(NamedTuple):
     same_tokens: int
     error: float
     other_error: float
-
-
-@torch.no_grad()
-def fold_reward(model: Mixture, task: str | None) -> LinearReward:
-    """Fold the reward of a task (None: of the general model) into one linear layer.
-
-    Raises:
-        ConfigError: the reward is not linear in the last token's state; the message says why.
-    """
-    if reason := nonlinear_reason(model, task):
-        hint = "serve the model itself, with dmoerm serve"
-        raise ConfigError(f"--plain: a standard classifier cannot express this reward exactly: {reason}; {hint}")
-    calibration = model.calibration(task)
-    center, scale = calibration.center.double().cpu(), calibration.scale.double().cpu()
-    reward = _of_head(model.general.head) if task is None else _of_heads(model, task)
-    return LinearReward(reward.weight / scale, (reward.bias - center) / scale)
 
 
 def nonlinear_reason(model: Mixture, task: str | None) -> str | None:
@@ -100,56 +79,52 @@ def nonlinear_reason(model: Mixture, task: str | None) -> str | None:
     return None
 
 
-def _of_head(head: Head) -> LinearReward:
+@torch.no_grad()
+def fold_reward(model: Mixture, task: str | None) -> LinearReward:
+    """Fold the reward of a task (None: of the general model) into one linear layer.
+
+    Raises:
+        ConfigError: the reward is not linear in the last token's state; the message says why.
+    """
+    if reason := nonlinear_reason(model, task):
+        hint = "serve the model itself, with dmoerm serve"
+        raise ConfigError(f"--plain: a standard classifier cannot express this reward exactly: {reason}; {hint}")
+    if task is None:
+        weight, bias = _folded(model.general.head)
+    else:
+        task_model = model.task_model(task)
+        linear: Any = task_model.aggregator.linear
+        base = {"per_task": task_model.base.head, "general": model.general.head, "all_labels": task_model.all_labels}
+        heads: Any = [*task_model.experts.heads, *(base[name] for name in task_model.aggregator.base_names)]
+        weights, biases = map(torch.stack, zip(*map(_folded, heads), strict=True))  # (s, d), (s,)
+        shares = (linear.weight * linear.read).double().cpu() / linear.normalizer.scale.double().cpu()  # (s,)
+        weight, bias = weights.T @ shares, (biases - linear.normalizer.mean.double().cpu()) @ shares
+    calibration = model.calibration(task)
+    scale = calibration.scale.double().cpu()
+    return LinearReward(weight / scale, (bias - calibration.center.double().cpu()) / scale)
+
+
+def _folded(head: Head) -> LinearReward:
     weight = head.score.weight[0].double().cpu() / head.normalizer.scale.double().cpu()
     return LinearReward(weight, -(weight @ head.normalizer.mean.double().cpu()))
-
-
-def _of_heads(model: Mixture, task: str) -> LinearReward:
-    task_model = model.task_model(task)
-    linear = task_model.aggregator.linear
-    assert linear is not None
-    base = {"per_task": task_model.base.head, "general": model.general.head, "all_labels": task_model.all_labels}
-    heads = [*task_model.experts.heads, *(base[name] for name in task_model.aggregator.base_names)]
-    scale, mean = linear.normalizer.scale.double().cpu(), linear.normalizer.mean.double().cpu()
-    shares = (linear.weight * linear.read).double().cpu() / scale  # (s,)
-    parts = [_of_head(head) for head in heads]  # pyright: ignore[reportArgumentType]
-    weight = torch.stack([part.weight for part in parts]).T @ shares
-    return LinearReward(weight, torch.stack([part.bias for part in parts]) @ shares - shares @ mean)
-
-
-# --- the folder ----------------------------------------------------------------------------------------------------
 
 
 def export_classifier(model: Mixture, task: str | None, target: Path, dtype: torch.dtype | None = None) -> Any:
     """Write a task's reward (None: the general model's) as a standard classifier; return its configuration.
 
-    Args and raises: see `write_classifier` and `fold_reward`.
-    """
-    return write_classifier(model, task, decoder(model, task), fold_reward(model, task), target, dtype)
-
-
-def decoder(model: Mixture, task: str | None) -> Decoder:
-    """Return trunk and branch of a task (None: of the general model) as one stack of layers; weights are shared."""
-    scorer = model.general if task is None else model.task_model(task).base
-    return join(model.trunk, scorer.branch)  # pyright: ignore[reportArgumentType]
-
-
-def write_classifier(
-    model: Mixture, task: str | None, layers: Decoder, reward: LinearReward, target: Path, dtype: torch.dtype | None
-) -> Any:
-    """Write the folder of a standard sequence classifier completely or not at all; return its configuration.
+    The folder is written completely or not at all.
 
     Args:
-        layers: all layers, as by `decoder`.
-        reward: of the last token's state.
         dtype: precision of all weights; None: that of the layers, or float32 if they have several.
 
     Raises:
-        ConfigError: transformers has no classifier of this family with one linear layer on the last token's state.
+        ConfigError: the reward is not linear (see `nonlinear_reason`), or transformers has no classifier of this family
+            with one linear layer on the last token's state.
         CheckpointError: the folder cannot be written.
     """
-    state = layers.state_dict()
+    reward = fold_reward(model, task)
+    scorer = model.general if task is None else model.task_model(task).base
+    state = join(model.trunk, scorer.branch).state_dict()  # pyright: ignore[reportArgumentType]
     dtypes = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
     saved = dtype or (dtypes.pop() if len(dtypes) == 1 else torch.float32)
     tokenizer = _tokenizer(model)
@@ -193,7 +168,14 @@ def _tokenizer(model: Mixture) -> Any:
     A classifier reads the last token that is not the padding token, which is often the end-of-turn token.
     """
     tokenizer: Any = copy.deepcopy(model.tokenizer)
-    tokenizer.chat_template = _template(model)
+    settings = model.encoder.config
+    begin = "{% set add_generation_prompt = add_generation_prompt and messages[-1]['role'] != 'assistant' %}"
+    if settings.system:
+        system = json.dumps([{"role": "system", "content": stripped(settings.system)}], ensure_ascii=False)
+        begin += f"{{% if messages[0]['role'] != 'system' %}}{{% set messages = {system} + messages %}}{{% endif %}}"
+    template: Any = tokenizer.get_chat_template() if settings.template == "chat" else PLAIN_TEMPLATE
+    end = "{{ rendered if add_generation_prompt else rendered.rstrip() }}"
+    tokenizer.chat_template = f"{begin}{{% set rendered %}}{on_a_fixed_day(template)}{{% endset %}}{end}"
     last = model.encoder.empty_response[-1]
     if tokenizer.pad_token_id == last:
         others = [i for i in (*tokenizer.all_special_ids, *range(len(tokenizer))) if i != last]
@@ -201,54 +183,24 @@ def _tokenizer(model: Mixture) -> Any:
     return tokenizer
 
 
-def _template(model: Mixture) -> str:
-    """Return a Jinja template that renders a conversation as `Encoder` encodes it."""
-    settings = model.encoder.config
-    begin = "{% set add_generation_prompt = add_generation_prompt and messages[-1]['role'] != 'assistant' %}"
-    if settings.system:
-        system = json.dumps([{"role": "system", "content": stripped(settings.system)}], ensure_ascii=False)
-        begin += f"{{% if messages[0]['role'] != 'system' %}}{{% set messages = {system} + messages %}}{{% endif %}}"
-    template: Any = model.tokenizer.get_chat_template() if settings.template == "chat" else PLAIN_TEMPLATE
-    end = "{{ rendered if add_generation_prompt else rendered.rstrip() }}"
-    return f"{begin}{{% set rendered %}}{on_a_fixed_day(template)}{{% endset %}}{end}"
-
-
-# --- the comparison ------------------------------------------------------------------------------------------------
-
-
-@torch.inference_mode()
-def rows_by_query(model: DMoERM, queries: Sequence[Query], compute: Callable[[Packed], Tensor]) -> list[Tensor]:
-    """Return each query's rows of `compute`, which maps a pass's hidden states to one row per response."""
-    encoded = [model.encoder.encode(query) for query in queries]
-    rows: dict[int, Tensor] = {}
-    for indices in model.passes(encoded):
-        hidden = model.hidden(pack_ids([encoded[i] for i in indices]).to(model.device))
-        parts = compute(hidden).cpu().split([len(queries[i].responses) for i in indices])
-        rows |= dict(zip(indices, parts, strict=True))
-    return [rows[i] for i in range(len(queries))]
-
-
-def rewards_by_query(model: DMoERM, task: str | None, queries: Sequence[Query]) -> list[Tensor]:
-    """Return the rewards (N,) of each query's responses under a task (None: the general model), without the router."""
-    return rows_by_query(
-        model, queries, lambda hidden: model.outputs(hidden, [Choice.of(task)] * len(hidden.packing.prompts)).reward
-    )
-
-
 @torch.inference_mode()
 def check_classifier(model: DMoERM, task: str | None, folder: Path, queries: Sequence[Query]) -> PlainCheck:
     """Load a written classifier with transformers alone, and compare its logits with the model's rewards."""
     classifier: Any = AutoModelForSequenceClassification.from_pretrained(folder).eval().to(model.device)
     tokenizer: Any = load_tokenizer(folder)
+    encoded = [model.encoder.encode(query) for query in queries]
     errors: dict[bool, list[float]] = {True: [], False: []}
-    for query, expected in zip(queries, rewards_by_query(model, task, queries), strict=True):
-        encoded = model.encoder.encode(query)
-        for text, ids, reward in zip(query.responses, encoded.responses, expected.tolist(), strict=True):
-            messages = [*messages_of(query.prompt), Message(role="assistant", content=text)]
+    for indices in model.passes(encoded):
+        hidden = model.hidden(pack_ids([encoded[i] for i in indices]).to(model.device))
+        rewards = model.outputs(hidden, [Choice.of(task)] * len(hidden.packing.prompts)).reward.tolist()
+        texts = [(i, n) for i in indices for n in range(len(queries[i].responses))]
+        for (i, n), reward in zip(texts, rewards, strict=True):
+            response = Message(role="assistant", content=queries[i].responses[n])
+            messages = [*messages_of(queries[i].prompt), response]
             rendered = tokenizer.apply_chat_template([message.model_dump() for message in messages], tokenize=False)
             inputs = tokenizer(rendered, add_special_tokens=False, return_tensors="pt")["input_ids"].to(model.device)
             logit = float(classifier(input_ids=inputs).logits)
-            same = inputs[0].tolist() == [*encoded.prompt, *ids]
+            same = inputs[0].tolist() == [*encoded[i].prompt, *encoded[i].responses[n]]
             errors[same].append(abs(logit + classifier.config.reward_bias - reward))
     largest = {same: max(part, default=float("nan")) for same, part in errors.items()}
     return PlainCheck(sum(map(len, errors.values())), len(errors[True]), largest[True], largest[False])

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from dmoerm.cli import app
 from dmoerm.errors import ConfigError
 from dmoerm.model import DMoERM
-from dmoerm.model.plain import _tokenizer, check_classifier, export_classifier, nonlinear_reason
+from dmoerm.model.export import _tokenizer, check_classifier, export_classifier, nonlinear_reason
 
 TASK = "chitchat"
 LAST = {"encoding": {"pooling": "last"}}
