@@ -121,20 +121,15 @@ def _module_name(path: str) -> str:
 
 def commands() -> dict[str, int]:
     """Command → its number of options."""
-    import click
-    import typer
-
-    from dmoerm.cli import app
+    from dmoerm.cli import COMMANDS, load_command
 
     def walk(command: Any, name: str) -> Iterator[tuple[str, int]]:
-        context = click.Context(command)
-        if hasattr(command, "list_commands"):
-            for child in command.list_commands(context):
-                yield from walk(command.get_command(context, child), f"{name} {child}".strip())
-        else:
+        for child, inner in getattr(command, "commands", {}).items():
+            yield from walk(inner, f"{name} {child}")
+        if not hasattr(command, "commands"):
             yield name, sum(parameter.param_type_name == "option" for parameter in command.params)
 
-    return dict(walk(typer.main.get_command(app), ""))
+    return dict(item for name in COMMANDS for item in walk(load_command(name), name))
 
 
 def settings() -> int:

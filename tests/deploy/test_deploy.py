@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 import yaml
 from running import command, free_port
 
-from dmoerm.cli import app
+from dmoerm.cli import load_command
 from dmoerm.serving import ServingConfig
 from dmoerm.serving.metrics import Metrics
 
@@ -67,7 +66,7 @@ def arguments() -> dict[str, list[str]]:
 
 @pytest.mark.parametrize("file", ["Dockerfile", "compose.yaml", "server.yaml"])
 def test_the_arguments_are_those_of_the_command(file):
-    serve = typer.main.get_command(app).commands["serve"]  # pyright: ignore[reportAttributeAccessIssue]
+    serve = load_command("serve")
     values = serve.make_context("serve", list(arguments()[file])).params
     assert (values["model"], values["host"], values["port"]) == ("/model", "0.0.0.0", 8000)
 

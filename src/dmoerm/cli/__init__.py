@@ -1,13 +1,16 @@
-"""The command line `dmoerm`, one module per command; `dmoerm --help` lists them.
+"""The command line `dmoerm`; `dmoerm --help` lists the commands.
 
-Torch and transformers are imported inside the commands, so that `--help` answers quickly. Results are printed to the
-standard output, progress and errors to the standard error stream.
+A command's module is imported when the command is chosen, so that `dmoerm --help` and completion answer quickly and
+modules have their imports at the top. Results are printed to the standard output, progress and errors to the standard
+error stream.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import functools
+import importlib
 import os
 import re
 import sys
@@ -16,25 +19,32 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 from rich.markup import escape
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from .. import __version__
 from ..errors import DmoermError
-from . import (
-    compare,
-    config,
-    data,
-    demo,
-    eval,
-    grow,
-    init,
-    label,
-    models,
-    report,
-    score,
-    serve,
-    train,
-)
+
+COMMANDS = {
+    "init": ("init.command", "Propose tasks, a taxonomy and a recipe for data, and write a config."),
+    "train": ("train.command", "Train a model and evaluate it on held-out prompts."),
+    "eval": ("eval.command", "Measure a model on held-out prompts, or on labeled data."),
+    "add": ("grow.add", "Add a task or a capability to a trained model."),
+    "retrain": ("grow.retrain", "Train one capability's expert again."),
+    "remove": ("grow.remove", "Remove tasks or a capability."),
+    "merge": ("grow.merge", "Join tasks that were trained apart on the same trunk."),
+    "export": ("grow.export", "Write some tasks alone, or one as a standard classifier."),
+    "push": ("models.push", "Upload a model to the Hugging Face hub."),
+    "score": ("score.command", "Score every response in a file."),
+    "serve": ("serve.command", "Serve a model over HTTP."),
+    "compare": ("compare.command", "Train and measure simpler models on the same prompts."),
+    "demo": ("demo.command", "Train, evaluate and try a small model in minutes."),
+    "label": ("label.app", "Create capability labels with an LLM judge, and measure their quality."),
+    "data": ("data.app", "Check preference data, and find doubtful labels."),
+    "models": ("models.app", "Inspect backbones."),
+    "config": ("config.app", "List and show configs, and explain their settings."),
+    "report": ("report.command", "Write one HTML page from results files."),
+}
+"""Command → the function or the app of several commands in a module of this package, and the line of `--help`."""
 
 _INTERRUPTED, _PIPE_CLOSED = 130, 141
 _RESUMABLE = {"train", "add", "retrain", "compare", "demo"}
@@ -49,7 +59,18 @@ _SYSTEM_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.E
 
 
 class _Commands(TyperGroup):
-    """Print an expected error as one line and exit with code 1; any other exception keeps its traceback."""
+    """Import a command when it is chosen, and print an expected error as one line with exit code 1.
+
+    Any other exception keeps its traceback. `commands` has only names and help texts.
+    """
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        self.commands = {name: TyperCommand(name, help=text) for name, (_, text) in COMMANDS.items()}
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, listed, rest = super().resolve_command(ctx, args)
+        return name, load_command(name) if name and listed else None, rest
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -109,24 +130,17 @@ def _options(
     """Train, evaluate and use double-layer mixture-of-experts reward models."""
 
 
-app.add_typer(config.app, name="config")
-app.add_typer(data.app, name="data")
-app.add_typer(label.app, name="label")
-app.command("init")(init.command)
-app.add_typer(models.app, name="models")
-app.command("train")(train.command)
-app.command("eval")(eval.command)
-app.command("add")(grow.add)
-app.command("retrain")(grow.retrain)
-app.command("remove")(grow.remove)
-app.command("export")(grow.export)
-app.command("merge")(grow.merge)
-app.command("score")(score.command)
-app.command("serve")(serve.command)
-app.command("compare")(compare.command)
-app.command("report")(report.command)
-app.command("push")(models.push)
-app.command("demo")(demo.command)
+@functools.cache
+def load_command(name: str) -> Any:
+    """Import a command of `COMMANDS`, and return it with its options, or with its own commands."""
+    module, attribute = COMMANDS[name][0].split(".")
+    target = getattr(importlib.import_module(f".{module}", __name__), attribute)
+    if not isinstance(target, typer.Typer):
+        function, target = target, typer.Typer(add_completion=False)
+        target.command()(function)
+    command = typer.main.get_command(target)
+    command.name = name
+    return command
 
 
 def main() -> None:
