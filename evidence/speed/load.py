@@ -4,8 +4,8 @@ A request has one to eight responses, short and long; half of the conversations 
 of serving.py with two experts. Offline scoring and each server run the same texts in turns. Clients, servers and
 offline scoring share the cores; processor seconds, of the server's processes alone, do not depend on what else runs.
 
-    python -m evidence.speed.load                                        this version, one engine
-    python -m evidence.speed.load --before FOLDER --options "--engines 2" another checkout, and this one with options
+    python -m evidence.speed.load                                        this version
+    python -m evidence.speed.load --before FOLDER --options "--workers 2" another checkout, and this one with options
     python -m evidence.speed.load --hold 30                              only the memory, in bfloat16, over 30 minutes
 """
 

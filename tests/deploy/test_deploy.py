@@ -18,7 +18,7 @@ from running import command, free_port
 
 from dmoerm.cli import load_command
 from dmoerm.serving import ServingConfig
-from dmoerm.serving.metrics import Metrics
+from dmoerm.serving.monitoring import Metrics
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "gauge": ("",)}

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,23 +48,11 @@ def test_the_arguments_become_the_options_of_the_deployment() -> None:
     assert options["graceful_shutdown_timeout_s"] > 30
 
 
-def test_invalid_arguments_are_named(tmp_path: Path) -> None:
+def test_invalid_arguments_are_named() -> None:
     with pytest.raises(ConfigError, match="max_replicas"):
         app({"model": "m", "max_replicas": 0})
     with pytest.raises(ConfigError, match="model"):
         app({})
-    for folder in ("a", "b"):
-        (tmp_path / folder / "same").mkdir(parents=True)
-    with pytest.raises(ConfigError, match=r"model: .*are called same"):
-        app({"model": f"{tmp_path}/a/same,{tmp_path}/b/same"})
-
-
-def test_models_are_named_by_their_folders_or_by_the_user(tmp_path: Path) -> None:
-    (tmp_path / "demo").mkdir()
-    named = ReplicaSettings.model_validate({"model": f"{tmp_path}/demo, me/human"}).model
-    assert named == {"demo": f"{tmp_path}/demo", "me/human": "me/human"}
-    given = {"a": "runs/x", "b": "other/x"}
-    assert ReplicaSettings.model_validate({"model": given}).model == given
 
 
 @pytest.mark.parametrize(("given", "variable"), [("secret", "other"), (None, "secret")])
@@ -94,40 +81,6 @@ def test_a_killed_replica_loses_no_request(serve: Any, nodes: Nodes, proxy: str,
         wait_until(lambda: len(set(nodes.running("ServeReplica")) - set(replicas)) == 1, "no new replica", TIMEOUT)
         load.more()
     load.check(trained_run.model)
-    serve.delete("default")
-
-
-@pytest.mark.slow
-def test_a_replica_holds_the_model_that_was_asked_for_last(
-    serve: Any, proxy: str, trained_run: Any, tiny_model: Callable[..., Any], tmp_path: Path
-) -> None:
-    """Two models, one in memory; requests for both arrive at once."""
-    other = tiny_model()
-    other.save_pretrained(tmp_path / "other")
-    models = {"trained": str(trained_run.folder), "other": str(tmp_path / "other")}
-    serve.run(app({"model": models, "max_replicas": 1, "cpus": 0.5}))
-    expected = {"trained": trained_run.model, "other": other}
-
-    def check(name: str) -> None:
-        with dmoerm.Client(proxy, model=name) as client:
-            scores = client.score(PROMPT, RESPONSES)
-        own = expected[name].score(PROMPT, RESPONSES)
-        assert [score.reward for score in scores] == pytest.approx([score.reward for score in own], abs=1e-4)
-
-    def metrics() -> tuple[float, float]:
-        lines = httpx2.get(f"{proxy}/metrics", timeout=TIMEOUT).text.splitlines()
-        values = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
-        return float(values["dmoerm_models"]), float(values["dmoerm_model_loads_total"])
-
-    assert metrics() == (1, 1)  # the first model is loaded before the first request
-    check("trained")
-    assert metrics() == (1, 1)
-    check("other")
-    check("other")
-    assert metrics() == (1, 2)
-    with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        list(pool.map(check, ["trained", "other"] * 8))
-    assert metrics()[0] == 1
     serve.delete("default")
 
 

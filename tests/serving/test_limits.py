@@ -131,8 +131,6 @@ def test_the_usual_limits_hold(http):
         ("/rerank", {"query": "a", "documents": ["b"], "texts": ["c"]}, "either documents or texts"),
         ("/rerank", {"query": "a", "documents": ["b"], "top_n": -1}, "at least 0"),
         ("/tokenize", {}, "either prompt or messages"),
-        ("/invocations", {"wishes": 3}, "no protocol"),
-        ("/invocations", {"inputs": 3}, "inputs"),
     ],
 )
 def test_the_other_protocols_say_it_too(asked, path, body, reason):
@@ -334,7 +332,7 @@ def logged(caplog, ids):
 @pytest.mark.parametrize("sent", ["trainer-7.step_3", "", "two words", "x" * 65])
 def test_the_request_s_id_is_in_the_answer_and_in_every_line(http, caplog, sent):
     """A client's id is taken if it is harmless; otherwise the request gets a new one."""
-    from dmoerm.serving.request_id import RequestIdFilter
+    from dmoerm.serving.monitoring import RequestIdFilter
 
     caplog.set_level("INFO", "dmoerm")
     caplog.handler.addFilter(keep := RequestIdFilter())

@@ -27,7 +27,6 @@ POSTS = (
     "/v2/rerank",
     "/v1/ranking",
     "/v1/score/evaluation",
-    "/v1/chat/completions",
 )
 
 

@@ -1,4 +1,4 @@
-"""The reward code of other projects, unchanged, as PyPI has it: OpenRLHF, verl, alpaca_eval, RewardBench with FastChat.
+"""The reward code of other projects, unchanged, as PyPI has it: OpenRLHF and verl.
 
 Each runs in a process of its own, with its package and no other dependencies than those that are installed. Modules
 that it imports for other purposes are replaced by mocks. A test is skipped if a module is missing that it needs.
@@ -15,11 +15,9 @@ from typing import Any
 
 import pytest
 
-from dmoerm.scores import Score
-
 pytestmark = pytest.mark.slow
 
-PACKAGES = ("openrlhf", "verl", "alpaca_eval", "rewardbench", "fschat")
+PACKAGES = ("openrlhf", "verl")
 OF_VERL = (
     "tensordict",
     "pyvers",
@@ -93,42 +91,6 @@ for engine in ("vllm", "sglang"):
         results[engine].append(asyncio.run(worker.compute_score(data))["reward_score"])
 print(json.dumps(results))
 """
-ALPACA_EVAL = """
-import yaml
-bare("alpaca_eval")
-mocked("tiktoken", "pkg_resources")
-from pathlib import Path
-from alpaca_eval import completion_parsers
-from alpaca_eval.decoders.openai import openai_completions
-
-root = Path(folder) / "alpaca_eval" / "evaluators_configs"
-results = {}
-for name in values["evaluators"]:
-    settings = yaml.safe_load((root / name / "configs.yaml").read_text())[name]
-    prompt = (root / settings["prompt_template"]).read_text()
-    texts = {"instruction": values["question"], "output_1": values["first"], "output_2": values["second"]}
-    for key, text in texts.items():
-        prompt = prompt.replace("{" + key + "}", text)
-    completions = openai_completions([prompt], num_procs=1, **settings["completions_kwargs"])
-    parser = getattr(completion_parsers, settings.get("fn_completion_parser", "regex_parser"))
-    completion = completions[settings.get("completion_key", "completions")][0]
-    results[name] = parser(completion, **settings.get("completion_parser_kwargs", {}))
-print(json.dumps(results))
-"""
-REWARDBENCH = """
-bare("rewardbench", "fastchat")
-mocked("anthropic", "google", "google.generativeai", "google.generativeai.types", "together")
-from rewardbench import generative, generative_v2
-
-answers = [[{"content": values["question"]}, {"content": text}] for text in values["responses"]]
-model, question = "gpt-4o-2024-08-06", values["question"]
-results = {
-    "pairs": [generative.run_judge_pair(question, answers[i], answers[j], model)[0] for i, j in values["pairs"]],
-    "four": generative_v2.run_judge_four(question, *answers, model)[0],
-    "ratings": [generative_v2._get_single_rating(question, text, model)[0] for text in values["responses"]],
-}
-print(json.dumps(results))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +109,7 @@ def run(published: Path, served_url: str) -> Any:
     """Return a function: script, values → what the script prints last."""
 
     def run_script(script: str, **values: Any) -> Any:
-        keys = {"OPENAI_BASE_URL": f"{served_url}/v1", "OPENAI_API_KEY": "x", "TOKENIZERS_PARALLELISM": "false"}
+        keys = {"TOKENIZERS_PARALLELISM": "false"}
         command = [sys.executable, "-c", PRELUDE + script, served_url, str(published), json.dumps(values)]
         result = subprocess.run(command, capture_output=True, text=True, timeout=600, env=os.environ | keys)
         if result.returncode and "ModuleNotFoundError" in result.stderr:
@@ -156,11 +118,6 @@ def run(published: Path, served_url: str) -> Any:
         return json.loads(result.stdout.splitlines()[-1])
 
     return run_script
-
-
-@pytest.fixture(scope="module")
-def scores(trained_run: Any) -> list[Score]:
-    return trained_run.model.score(QUESTION, RESPONSES)
 
 
 @pytest.fixture(scope="module")
@@ -183,35 +140,3 @@ def test_verl(run, trained_run, rewards):
     """`RewardLoopWorker` with a discriminative reward model, for both engines that verl has."""
     answers = run(VERL, model=str(trained_run.folder / "model"), responses=RESPONSES, turns=TURNS)
     assert answers == {"vllm": rewards, "sglang": rewards}
-
-
-def test_alpaca_eval(run, scores):
-    """Its evaluators' own prompts, requests and parsers: 1 is the first output, 2 the second."""
-    evaluators = [
-        "weighted_alpaca_eval_gpt4_turbo",
-        "weighted_alpaca_eval_cot_gpt4_turbo",
-        "alpaca_eval_clf_gpt4_turbo",
-        "alpaca_eval_gpt4",
-        "chatgpt",
-        "gpt4_turbo_clf",
-        "lmsys_gpt4",
-    ]
-    for first, second in ((0, 1), (1, 0)):
-        texts = {"first": RESPONSES[first], "second": RESPONSES[second]}
-        answers = run(ALPACA_EVAL, question=QUESTION, evaluators=evaluators, **texts)
-        chance = scores[first].win_probability(scores[second])
-        weighted = {name for name in evaluators if name.startswith("weighted")}
-        for name, answer in answers.items():
-            expected = 2 - chance if name in weighted else 1 if chance > 0.5 else 2
-            assert answer == [pytest.approx(expected, abs=1e-4)], name
-
-
-def test_rewardbench(run, scores):
-    """Its judges of two and of four responses, and its ratings, with FastChat's conversations."""
-    pairs = [(0, 1), (1, 0), (2, 3), (3, 0)]
-    answers = run(REWARDBENCH, question=QUESTION, responses=RESPONSES, pairs=pairs)
-    assert answers["pairs"] == ["A" if scores[i].reward > scores[j].reward else "B" for i, j in pairs]
-    assert answers["four"] == "ABCD"[max(range(4), key=lambda index: scores[index].reward)]
-    average = Score(0.0, None, {}, {}, None, 1.0)
-    exact = [1 + 9 * score.win_probability(average) for score in scores]
-    assert answers["ratings"] == [pytest.approx(rating, abs=0.501) for rating in exact]

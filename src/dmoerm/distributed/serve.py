@@ -1,45 +1,27 @@
 """The reward server as a Ray Serve application: replicas that grow in number with the requests that wait.
 
     serve run dmoerm.distributed.serve:app model=runs/demo max_replicas=4
-    serve run dmoerm.distributed.serve:app model=runs/demo,runs/human max_models=1
 
 Each replica is the whole server of `dmoerm serve`, with all protocols; it gets requests once its model is loaded. Ray
 Serve replaces a replica that ends or whose model has failed. Requests that were in it are answered with 500, which
-`dmoerm.Client` sends again. With several models, a replica holds `max_models` of them: those that requests named last.
+`dmoerm.Client` sends again.
 """
 
 from __future__ import annotations
 
-import functools
 import os
-from typing import Annotated, Any
+from typing import Any
 
 from fastapi import FastAPI
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ..client.base import KEY_VARIABLE
 from ..errors import ConfigError, plain_fault
 from ..io.paths import model_folder, model_name
 from ..model import DMoERM
-from ..model.checkpoint import local_folder
-from ..model.configuration import read_config
 from ..model.loading import prepare_kernels
 from ..serving import ServingConfig, create_app
-from ..serving.app import create_app_of
-from ..serving.model_pool import ModelPool, PooledModel
 
 _EXIT_SECONDS = 15  # from the last answer to the end of a replica
-
-
-def _named(value: Any) -> Any:
-    """Name models by their folders; a text lists them with commas."""
-    if not isinstance(value, str):
-        return value
-    paths = [path.strip() for path in value.split(",")]
-    named = {model_name(path): path for path in paths}
-    if len(named) < len(paths):
-        raise ValueError(f"several models are called {' or '.join(named)}; name them in a configuration file")
-    return named
 
 
 class ReplicaSettings(BaseModel):
@@ -47,11 +29,8 @@ class ReplicaSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    model: Annotated[dict[str, str], BeforeValidator(_named), Field(min_length=1)]
-    """A model's or a run's folder, which all nodes can read, or a hub name. Several: separated by commas, or as a
-    mapping name → folder; the first one scores requests that name none."""
-    max_models: int = Field(default=1, ge=1)
-    """Maximum number of models that a replica holds in memory."""
+    model: str
+    """A model's or a run's folder, which all nodes can read, or a hub name."""
     dtype: str | None = None
     """Precision of trunk and branches, such as float32; None: as saved."""
     min_replicas: int = Field(default=1, ge=1)
@@ -83,28 +62,17 @@ class ReplicaSettings(BaseModel):
     def replica_app(self) -> FastAPI:
         """Create a replica's application."""
         prepare_kernels(self.settings.deterministic)
-        settings = self.settings
-        if settings.api_key is None:
-            settings = settings.model_copy(update={"api_key": os.environ.get(KEY_VARIABLE) or None})
-        loads = {name: functools.partial(self.load, path) for name, path in self.model.items()}
-        if len(loads) == 1:
-            ((name, load),) = loads.items()
-            return create_app(load, settings, name)
-        from ray import serve
+        key = self.settings.api_key or os.environ.get("DMOERM_API_KEY") or None
+        settings = self.settings.model_copy(update={"api_key": key})
+        return create_app(self.load, settings, model_name(self.model))
 
-        keep: Any = serve.multiplexed(max_num_models_per_replica=self.max_models)
-        configs = {name: read_config(local_folder(model_folder(path), {})) for name, path in self.model.items()}
-        models = {name: PooledModel(load, configs[name]) for name, load in loads.items()}
-        return create_app_of(ModelPool(models, settings, keep))
-
-    def load(self, path: str, device: str | None = None) -> DMoERM:
-        """Load a model."""
-        options = {"dtype": self.dtype, "device_map": device or "auto"}
-        return DMoERM.from_pretrained(model_folder(path), **options)
+    def load(self) -> DMoERM:
+        """Load the model."""
+        return DMoERM.from_pretrained(model_folder(self.model), dtype=self.dtype, device_map="auto")
 
 
 class Replica:
-    """What Ray Serve asks of a replica beside its application."""
+    """What Ray Serve asks of a replica besides its application."""
 
     app: FastAPI
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import Callable
 from pathlib import Path
@@ -15,12 +14,11 @@ from starlette.responses import JSONResponse, Response
 
 from ..model import DMoERM
 from ..pages import add_page
-from .error_answers import add_handlers
+from .answers import add_handlers
 from .guard import Guard
-from .limits import ServingConfig
 from .protocols import find_routers
-from .service import Application, CurrentApplication, Service
-from .tracing import Tracing
+from .service import CurrentService, Service
+from .settings import ServingConfig
 
 _PAGE = Path(__file__).with_name("page")
 _DESCRIPTION = """\
@@ -35,7 +33,6 @@ def create_app(
     settings: ServingConfig | None = None,
     name: str = "dmoerm",
     on_failure: Callable[[], None] = lambda: None,
-    tracing: Tracing | None = None,
 ) -> FastAPI:
     """Create the application over one model.
 
@@ -43,24 +40,15 @@ def create_app(
         model: a model, or a function that loads it once the server runs.
         name: the model's name in answers.
         on_failure: called when the model cannot be loaded; `app.state.service.failure` is the error.
-        tracing: gets the traces of requests.
     """
     load = (lambda: model) if isinstance(model, DMoERM) else model
-    return create_app_of(Service(load, name, settings or ServingConfig(), on_failure), tracing)
-
-
-def create_app_of(service: Application, tracing: Tracing | None = None) -> FastAPI:
-    """Create the application over a service, or over a pool of models. See `create_app`."""
+    service = Service(load, name, settings or ServingConfig(), on_failure)
     settings = service.settings
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI):
-        try:
-            async with service.running():
-                yield
-        finally:  # here, since uvicorn ends the process after a SIGTERM
-            if tracing is not None:
-                await asyncio.to_thread(tracing.close)
+        async with service.running():
+            yield
 
     # FastAPI's own documentation pages load scripts from other hosts; /openapi.json is enough
     app = FastAPI(title="dmoerm", description=_DESCRIPTION, lifespan=lifespan, docs_url=None, redoc_url=None)
@@ -69,9 +57,9 @@ def create_app_of(service: Application, tracing: Tracing | None = None) -> FastA
         app.include_router(router)
     _add_state(app)
     add_page(app, _PAGE)
-    add_handlers(app, settings.overload_status)
+    add_handlers(app)
     paths = frozenset({"/", *app.openapi()["paths"]})
-    app.add_middleware(Guard, settings=settings, metrics=service.metrics, paths=paths, tracing=tracing)
+    app.add_middleware(Guard, settings=settings, metrics=service.metrics, paths=paths)
     if settings.allow_origins:  # around the guard: a browser's preflight request has no key
         allowed: dict[str, Any] = {"allow_methods": ["GET", "POST"], "allow_headers": ["*"]}
         app.add_middleware(CORSMiddleware, allow_origins=settings.allow_origins, **allowed)
@@ -85,30 +73,29 @@ def _add_state(app: FastAPI) -> None:
         return {"status": "live"}
 
     @app.get("/ready", tags=["state"])
-    async def ready(service: CurrentApplication) -> Response:
+    async def ready(service: CurrentService) -> Response:
         """200 once the model is loaded and warm, 503 before."""
         status = "ready" if service.ready else "loading"
         return JSONResponse({"status": status}, 200 if service.ready else 503)
 
     @app.get("/metrics", tags=["state"])
-    async def metrics(service: CurrentApplication) -> Response:
+    async def metrics(service: CurrentService) -> Response:
         """Metrics in Prometheus' text format."""
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @app.get("/v1/models", tags=["state"])
-    async def models(service: CurrentApplication) -> dict[str, Any]:
-        """The models, their tasks and capabilities, and the limits of a request."""
-        return {"object": "list", "data": service.cards()}
+    async def models(service: CurrentService) -> dict[str, Any]:
+        """The model, its tasks and capabilities, and the limits of a request."""
+        return {"object": "list", "data": [service.card()]}
 
     @app.get("/models", include_in_schema=False)
-    async def infinity_models(service: CurrentApplication) -> dict[str, Any]:
-        """The models in infinity's form, whose client accepts no other owner."""
-        return {"object": "list", "data": [{**card, "owned_by": "infinity", "stats": {}} for card in service.cards()]}
+    async def infinity_models(service: CurrentService) -> dict[str, Any]:
+        """The model in infinity's form, whose client accepts no other owner."""
+        return {"object": "list", "data": [service.card() | {"owned_by": "infinity", "stats": {}}]}
 
     @app.get("/v1/models/{name:path}", tags=["state"])
-    async def model(name: str, service: CurrentApplication) -> dict[str, Any]:
-        """One of the models."""
-        cards = {card["id"]: card for card in service.cards()}
-        if name not in cards:
-            raise HTTPException(404, f"there is no model {name!r}; use one of {', '.join(cards)}")
-        return cards[name]
+    async def model(name: str, service: CurrentService) -> dict[str, Any]:
+        """The model, by its name."""
+        if name != service.name:
+            raise HTTPException(404, f"there is no model {name!r}; use one of {service.name}")
+        return service.card()

@@ -18,16 +18,13 @@ import logging
 import socket
 import time
 import traceback
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 
 from ..errors import DataError, DmoermError, shorten
-from .error_answers import AmbiguousLength, BodyTimeout, BodyTooLarge, Forbidden, Unauthorized, answer
-from .limits import ServingConfig
-from .metrics import Metrics
-from .request_id import HEADER, enter_request
-from .service import ClientLeft
-from .tracing import RequestTrace, Tracing
+from .answers import Refusal, answer
+from .monitoring import ID_HEADER, Metrics, enter_request
+from .settings import ServingConfig
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -35,39 +32,43 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 _LOG = logging.getLogger("dmoerm.access")
-OPEN = ("/", "/health", "/ready", "/ping")
+OPEN = ("/", "/health", "/ready")
 """Paths that a browser and a load balancer may fetch without a key, beside /page/."""
 _PRIVATE_DOMAINS = (".localhost", ".local", ".internal", ".svc", ".lan", ".home.arpa")
+_CLOSE = {"Connection": "close"}
 _CLIENT_CLOSED = 499  # the status that nginx logs
+
+
+class ClientLeft(Exception):
+    """The client has disconnected."""
 
 
 class Guard:
     """ASGI middleware around the whole application."""
 
-    def __init__(
-        self, app: Any, settings: ServingConfig, metrics: Metrics, paths: frozenset[str], tracing: Tracing | None = None
-    ) -> None:
-        self.app, self.settings, self.metrics, self.paths, self.tracing = app, settings, metrics, paths, tracing
+    def __init__(self, app: Any, settings: ServingConfig, metrics: Metrics, paths: frozenset[str]) -> None:
+        self.app, self.settings, self.metrics, self.paths = app, settings, metrics, paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request; pass other events on."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        exchange = _Exchange(scope, send, enter_request(_header(scope, HEADER)))
-        if self.tracing is not None:
-            exchange.trace = self.tracing.start(scope["method"], self._route(scope), scope["headers"])
+        exchange = _Exchange(send, enter_request(_header(scope, ID_HEADER)))
         try:
             if _header(scope, b"content-length") and _header(scope, b"transfer-encoding"):
-                raise AmbiguousLength  # proxies read one, and we the other: request smuggling
+                # proxies read one, and we the other: request smuggling
+                message = "the request has Content-Length and Transfer-Encoding; send one of them"
+                raise Refusal(400, message, headers=_CLOSE)
             self._check_access(scope)
             body = await self._body(scope, receive)
             if b"json" in _header(scope, b"content-type").lower():
                 _check_names(body)
-            await self.app(scope, _replay(body, receive), exchange.send)
+            async with exchange.while_connected(receive):
+                await self.app(scope, _replay(body), exchange.send)
         except ClientLeft:
             exchange.status = _CLIENT_CLOSED
         except DmoermError as error:
-            await answer(error, self.settings.overload_status)(scope, receive, exchange.send)
+            await answer(error)(scope, receive, exchange.send)
         except Exception as error:  # a bug: logged without its message, which may contain a text
             frame = traceback.extract_tb(error.__traceback__)[-1]
             position = f"{frame.filename.rpartition('/')[2]}:{frame.lineno}"
@@ -76,7 +77,7 @@ class Guard:
             if not exchange.status:
                 await answer(error)(scope, receive, exchange.send)
         finally:
-            self._record(exchange)
+            self._record(scope, exchange)
 
     def _check_access(self, scope: Scope) -> None:
         settings, path = self.settings, scope["path"]
@@ -84,83 +85,93 @@ class Guard:
             return
         host = _host_name(_header(scope, b"host").decode("latin-1"))
         if (settings.api_key is None or settings.allow_hosts) and not _is_allowed(host, settings.allow_hosts):
-            raise Forbidden(
-                f"the server does not answer to the host {shorten(host)}; start it with an API key, or allow the name "
-                "with --allow-host"
-            )
+            hint = "start it with an API key, or allow the name with --allow-host"
+            message = f"the server does not answer to the host {shorten(host)}; {hint}"
+            raise Refusal(403, message, "permission_error")
         key = settings.api_key
         if key and not hmac.compare_digest(_given_key(_header(scope, b"authorization")), key.encode()):
-            raise Unauthorized(
-                "the API key is missing or wrong; send it as Authorization: Bearer KEY, or in the URL: http://x:KEY@host"
-            )
+            hint = "send it as Authorization: Bearer KEY, or in the URL: http://x:KEY@host"
+            message, headers = f"the API key is missing or wrong; {hint}", {"WWW-Authenticate": "Bearer"}
+            raise Refusal(401, message, "authentication_error", headers)
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
-        limit = self.settings.max_body_bytes
-        length = _header(scope, b"content-length")
-        if length.isdigit() and int(length) > limit:
-            raise BodyTooLarge(limit)
+        settings, body, length = self.settings, bytearray(), _header(scope, b"content-length")
+        too_large = f"the body has more than {settings.max_body_bytes} bytes; send it in several requests"
+        if length.isdigit() and int(length) > settings.max_body_bytes:
+            raise Refusal(413, too_large, headers=_CLOSE)
         try:
-            async with asyncio.timeout(self.settings.receive_timeout):
-                return await _read(receive, limit)
+            async with asyncio.timeout(settings.receive_timeout):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise ClientLeft
+                    body += message.get("body", b"")
+                    if len(body) > settings.max_body_bytes:
+                        raise Refusal(413, too_large, headers=_CLOSE)
+                    if not message.get("more_body"):
+                        return bytes(body)
         except TimeoutError:
-            raise BodyTimeout(self.settings.receive_timeout) from None
+            late = f"the body did not arrive within {settings.receive_timeout:g} s; send it without pauses"
+            raise Refusal(408, late, headers=_CLOSE) from None
 
-    def _route(self, scope: Scope) -> str:
-        """Return the path if it is a route; otherwise clients could make any number of names."""
-        return scope["path"] if scope["path"] in self.paths else "other"
-
-    def _record(self, exchange: _Exchange) -> None:
-        """Log the request, count it and end its trace."""
-        scope, status, path = exchange.scope, exchange.status, self._route(exchange.scope)
+    def _record(self, scope: Scope, exchange: _Exchange) -> None:
+        """Log the request and count it."""
+        path = scope["path"] if scope["path"] in self.paths else "other"  # clients could make any number of names
         seconds = time.monotonic() - exchange.started
-        self.metrics.requests.labels(path, status).inc()
+        self.metrics.requests.labels(path, exchange.status).inc()
         self.metrics.latency.labels(path).observe(seconds)
-        state = scope.get("state", {})
-        sizes = {name: state[name] for name in ("responses", "tokens") if name in state}
-        fields = {"method": scope["method"], "path": path, "status": status, "seconds": round(seconds, 4)}
+        sizes = {name: size for name, size in scope.get("state", {}).items() if name in ("responses", "tokens")}
+        fields = {"method": scope["method"], "path": path, "status": exchange.status, "seconds": round(seconds, 4)}
         _LOG.info("request", extra={**fields, **sizes})
-        if exchange.trace is not None:
-            exchange.trace.end(status, sizes)
 
 
 class _Exchange:
-    """One request and its answer's status; the answer gets the request's id."""
+    """One request's connection and its answer's status; the answer gets the request's id."""
 
-    def __init__(self, scope: Scope, send: Send, request_id: str) -> None:
-        self.scope, self._send, self._id = scope, send, request_id.encode()
-        self.started, self.status = time.monotonic(), 0
-        self.trace: RequestTrace | None = None
+    def __init__(self, send: Send, request_id: str) -> None:
+        self._send, self._id = send, request_id.encode()
+        self.started, self.status, self._answered = time.monotonic(), 0, False
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            message = {**message, "headers": [*message.get("headers", ()), (HEADER, self._id)]}
+            message = {**message, "headers": [*message.get("headers", ()), (ID_HEADER, self._id)]}
+        elif not message.get("more_body"):
+            self._answered = True
         await self._send(message)
 
+    @contextlib.asynccontextmanager
+    async def while_connected(self, receive: Receive) -> AsyncIterator[None]:
+        """Cancel the block and raise `ClientLeft` when the client disconnects before it has its answer."""
+        task, left = asyncio.current_task(), False
+        assert task is not None
 
-async def _read(receive: Receive, limit: int) -> bytes:
-    body = bytearray()
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientLeft
-        body += message.get("body", b"")
-        if len(body) > limit:
-            raise BodyTooLarge(limit)
-        if not message.get("more_body"):
-            return bytes(body)
+        async def watch() -> None:
+            nonlocal left
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            if not self._answered:  # servers also report a disconnect after the answer
+                left = True
+                task.cancel()
+
+        watcher = asyncio.create_task(watch())
+        try:
+            yield
+        except asyncio.CancelledError:
+            if not left:
+                raise
+            task.uncancel()
+            raise ClientLeft from None
+        finally:
+            watcher.cancel()
 
 
-def _replay(body: bytes, receive: Receive) -> Receive:
-    """Return a `receive` that first gives the body, which has been read, and then the client's further messages."""
-    given = False
+def _replay(body: bytes) -> Receive:
+    """Return a `receive` that gives the body, which has been read, and then waits: the guard watches the connection."""
+    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replay() -> Message:
-        nonlocal given
-        if given:
-            return await receive()
-        given = True
-        return {"type": "http.request", "body": body, "more_body": False}
+        return messages.pop() if messages else await asyncio.Future()
 
     return replay
 

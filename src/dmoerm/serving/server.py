@@ -1,18 +1,28 @@
-"""The process around the application: uvicorn, its logs, its shutdown.
+"""The process around the application: uvicorn, its shutdown, and several workers behind one port.
 
 On SIGTERM or Ctrl-C the server accepts no new connections, answers the requests it has accepted, and exits.
+
+Each worker is a process with a model and a queue of its own. They accept connections from one socket, which the first
+process opens and hands to them: a connection goes to a worker that is ready, and waits in the socket while none is.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging.config
 import multiprocessing
 import os
+import signal
 import socket
+import sys
+import threading
 from collections.abc import Callable
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from typing import Any
 
+import torch
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -20,52 +30,61 @@ from ..errors import ServerError
 from ..model import DMoERM
 from .app import create_app
 from .batcher import PassTimeout
-from .limits import ServingConfig
-from .request_id import RequestIdFilter
-from .tracing import Tracing
+from .monitoring import log_settings
+from .settings import ServingConfig
 
-_RECORD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message", "taskName"}
+_LOG = logging.getLogger("dmoerm.serving")
 _LAST_ANSWERS = 10  # seconds for the answers to requests that have failed with the model
 _KEEP_ALIVE = 75  # seconds; longer than the 60 of common proxies, which would otherwise reuse a closing connection
+_BACKLOG = 2048  # connections that wait to be accepted
+_BROKEN = 2  # exit status of a worker that another start would not help
 
 
 def serve(
-    load: Callable[[], DMoERM],
+    load: Callable[..., DMoERM],
     settings: ServingConfig,
     *,
     name: str,
     host: str,
     port: int,
+    workers: int = 1,
     json_logs: bool = True,
-    tracing: Tracing | None = None,
-    reuse_port: bool = False,
 ) -> None:
     """Serve until the process is asked to stop.
 
     Args:
-        load: returns the model; called once the server answers /health.
-        tracing: gets the traces of requests.
-        reuse_port: share the port with other servers that do so; the system divides the connections among them.
+        load: returns the model; called once the server answers /health. With several workers it is picklable, takes
+            `device`, and is called before a worker accepts connections.
+        workers: processes, each with a model: on the GPUs in turn, or with a share of the processor's threads.
 
     Raises:
-        ServerError: the address cannot be used, or another process uses it.
+        ServerError: the address cannot be used, or another process uses it; a worker cannot load the model.
         DmoermError: an error of `load`.
 
     A pass that does not end within `settings.pass_timeout` ends the process with the exit status 1.
     """
-    shared = _bound(host, port, reuse_port)
+    listening = _bound(host, port)
     logging.config.dictConfig(log_settings(json_logs))
+    if workers == 1:
+        return _serve(load, settings, name, listening)
+    gpus = torch.cuda.device_count()
+    threads = max(1, torch.get_num_threads() // workers)
+    start = functools.partial(_start, load, settings, name, listening, json_logs, threads)
+    starts = [functools.partial(start, f"cuda:{i % gpus}" if gpus else None) for i in range(workers)]
+    return _supervise(starts, listening)
+
+
+def _serve(load: Callable[[], DMoERM], settings: ServingConfig, name: str, listening: socket.socket) -> None:
+    """Serve in this process."""
 
     def stop() -> None:  # all requests have failed; a client that does not read its answer must not keep the process
         server.config.timeout_graceful_shutdown = _LAST_ANSWERS
         server.should_exit = True
 
-    app = create_app(load, settings, name, stop, tracing)
+    app = create_app(load, settings, name, stop)
     server = uvicorn.Server(
         uvicorn.Config(
             app,
-            host,
-            port,
             http=protocol(settings.receive_timeout),
             log_config=None,
             access_log=False,  # the guard logs more, and no query strings
@@ -74,81 +93,105 @@ def serve(
             limit_concurrency=settings.max_connections,
         )
     )
-    try:
-        server.run([shared] if shared else None)
-    except SystemExit:
-        raise _cannot_listen(host, port, "see the log") from None
+    server.run([listening])
     failure = app.state.service.failure
     if isinstance(failure, PassTimeout):  # no exit but this one: others wait for the threads, and one of them is stuck
-        logging.getLogger("dmoerm.serving").error(str(failure))
-        for process in multiprocessing.active_children():
-            process.kill()
+        _LOG.error(str(failure))
         logging.shutdown()
         os._exit(1)
     if failure is not None:
         raise failure
 
 
-def _bound(host: str, port: int, reuse_port: bool) -> socket.socket | None:
-    """Check that the address can be used, before the model is loaded.
+# --- several workers -----------------------------------------------------------------------------------------------
 
-    Returns:
-        With `reuse_port`, a socket at the address, which other sockets may have too, if all of them share it.
+
+def _start(*arguments: Any) -> BaseProcess:
+    """Start a worker; a fork would share CUDA's state."""
+    worker = multiprocessing.get_context("spawn").Process(target=_work, args=arguments, daemon=True)
+    worker.start()
+    return worker
+
+
+def _work(
+    load: Callable[..., DMoERM],
+    settings: ServingConfig,
+    name: str,
+    listening: socket.socket,
+    json_logs: bool,
+    threads: int,
+    device: str | None,
+) -> None:
+    """Load the model, then serve; the main function of a worker's process."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:  # a killed parent cannot end its workers
+        wait([parent.sentinel])
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=follow, daemon=True).start()
+    logging.config.dictConfig(log_settings(json_logs))
+    torch.set_num_threads(threads)
+    try:
+        model = load(device=device)
+    except Exception as error:  # whatever a file, a device or a library raises
+        _LOG.error("the model cannot be loaded", extra={"error": str(error)})
+        sys.exit(_BROKEN)
+    _serve(lambda: model, settings, name, listening)
+
+
+def _supervise(starts: list[Callable[[], BaseProcess]], listening: socket.socket) -> None:
+    """Start the workers, and again those that end, until this process is asked to stop.
+
+    Raises:
+        ServerError: a worker cannot load the model.
     """
-    if reuse_port and not hasattr(socket, "SO_REUSEPORT"):
-        raise ServerError("--reuse-port: this system cannot share a port; put a load balancer before the servers")
+    workers: list[BaseProcess] = []
+    stopping = False
+
+    def stop(*_: Any) -> None:
+        nonlocal stopping
+        stopping = True
+        listening.close()  # else connections would wait for an answer when all workers have closed it
+        for worker in workers:
+            worker.terminate()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    for start in starts:
+        workers.append(start())
+    while not stopping:
+        wait([worker.sentinel for worker in workers])
+        for i, worker in enumerate(workers):
+            if stopping or worker.exitcode is None:
+                continue
+            if worker.exitcode == _BROKEN:
+                stop()
+                raise ServerError("a worker cannot load the model; see the log")
+            _LOG.error("a worker has ended and is started again", extra={"exit": worker.exitcode})
+            workers[i] = starts[i]()
+    stop()  # also those that started in the meantime
+    for worker in workers:
+        worker.join()
+
+
+# --- sockets -------------------------------------------------------------------------------------------------------
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """Return a socket that listens at the address. Raises `ServerError` if it cannot be used."""
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         bound = socket.socket(family)
         if os.name == "posix":  # as asyncio does: connections of an earlier server may still be closing
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if reuse_port:
-            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         bound.bind(address)
+        bound.listen(_BACKLOG)
     except OSError as error:
-        raise _cannot_listen(host, port, error.strerror or str(error)) from None
-    if reuse_port:
-        return bound
-    bound.close()
-    return None
-
-
-def _cannot_listen(host: str, port: int, reason: str) -> ServerError:
-    return ServerError(f"cannot listen on {host}:{port}: {reason}; choose another with --host and --port")
-
-
-def log_settings(json_logs: bool) -> dict[str, Any]:
-    """Return the logging configuration: one line per request and event on standard error, never with a text."""
-    formats = {
-        "json": {
-            "()": "pythonjsonlogger.json.JsonFormatter",
-            "fmt": "%(asctime)s %(levelname)s %(name)s %(message)s",
-            "rename_fields": {"asctime": "time", "levelname": "level", "name": "logger"},
-            "reserved_attrs": [*_RECORD],
-        },
-        "text": {"()": _TextFormatter},
-    }
-    handler = {
-        "class": "logging.StreamHandler",
-        "formatter": "json" if json_logs else "text",
-        "filters": ["request_id"],
-    }
-    return {
-        "version": 1,
-        "disable_existing_loggers": False,
-        "formatters": formats,
-        "filters": {"request_id": {"()": RequestIdFilter}},
-        "handlers": {"stderr": handler},
-        "loggers": {name: {"handlers": ["stderr"], "level": "INFO"} for name in ("dmoerm", "uvicorn")},
-    }
-
-
-class _TextFormatter(logging.Formatter):
-    """For terminals: time, message and extra fields."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        fields = " ".join(f"{key}={value}" for key, value in vars(record).items() if key not in _RECORD)
-        return f"{self.formatTime(record, '%H:%M:%S')} {record.getMessage()} {fields}".rstrip()
+        reason = error.strerror or str(error)
+        raise ServerError(f"cannot listen on {host}:{port}: {reason}; choose another with --host and --port") from None
+    return bound
 
 
 def protocol(seconds: float) -> type[H11Protocol]:

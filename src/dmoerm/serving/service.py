@@ -1,4 +1,4 @@
-"""The model behind all protocols: loaded in the background, and used only while a client waits for the answer."""
+"""The model behind all protocols: loaded in the background, with the queue of requests to it."""
 
 from __future__ import annotations
 
@@ -8,98 +8,47 @@ import logging
 import re
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 from fastapi import Depends, Request
 
 from ..chat.transcript import Transcript
-from ..errors import DataError, ServerError
+from ..errors import DataError
+from ..model import DMoERM
 from ..schema import Message, Prompt, Query
 from ..scores import Score, Weights, adjusted, check_risk, check_weights, group_by_prompt
+from .answers import Refusal
 from .batcher import Batcher, Priority
-from .engines import Load, open_engines
-from .judging import load_templates
-from .limits import ServingConfig
-from .metrics import Metrics
-from .score_cache import ScoreCache, merged, unknown
+from .monitoring import Metrics
+from .settings import ServingConfig
 
-_LOG = logging.getLogger("dmoerm.serving")
 _WARM_UP = Query(prompt="How are you?", responses=("Fine, thank you. And you?", "No.") * 16)
-
-
-class NotReady(ServerError):
-    """The model is not loaded yet."""
-
-    def __init__(self) -> None:
-        super().__init__("the model is loading; try again in 1 s")
-
-
-class ClientLeft(Exception):
-    """The client has disconnected."""
-
-
-class Application(Protocol):
-    """The models behind one application: a `Service`, or several in a `ModelPool`."""
-
-    settings: ServingConfig
-    metrics: Metrics
-
-    @property
-    def ready(self) -> bool:
-        """Whether requests can be scored."""
-        ...
-
-    async def loaded(self) -> None:
-        """Return once `ready`. Raises an error if the model cannot be loaded."""
-        ...
-
-    def running(self) -> contextlib.AbstractAsyncContextManager[None]:
-        """Score requests until the block ends."""
-        ...
-
-    def using(self, request: Request) -> contextlib.AbstractAsyncContextManager[Service]:
-        """Yield the service for a request, until it is answered."""
-        ...
-
-    def cards(self) -> list[dict[str, Any]]:
-        """Describe the models, the default first."""
-        ...
 
 
 class Service:
     """The interface of the protocols.
 
     Args:
-        load: returns the model; called in a thread once the server runs, or in the engines' processes.
+        load: returns the model; called in a thread once the server runs.
         name: the model's name in answers.
         on_failure: called when the model cannot be loaded, or its queue cannot be worked off.
-        metrics: shared with other services of the application; None: its own.
 
     Attributes:
         failure: the error that `on_failure` is called for, or None.
-        judge_templates: the judges' prompts that are recognized, by name.
-
-    Raises:
-        ConfigError: the file of `settings.judge_templates` is invalid.
     """
 
     def __init__(
         self,
-        load: Load,
+        load: Callable[[], DMoERM],
         name: str,
         settings: ServingConfig,
         on_failure: Callable[[], None] = lambda: None,
-        metrics: Metrics | None = None,
     ) -> None:
-        self.name, self.settings, self.metrics = name, settings, metrics or Metrics()
-        self.judge_templates = load_templates(settings.judge_templates)
-        self._cache = ScoreCache(settings.score_cache, self.metrics)
+        self.name, self.settings, self.metrics = name, settings, Metrics()
         self.failure: Exception | None = None
         self._load, self._on_failure = load, on_failure
         self._started = asyncio.Event()  # set once the model is loaded or cannot be loaded
-        self._loading: asyncio.Future[Batcher] | None = None
-        self._batcher: Batcher | None = None
-        self._transcript: Transcript | None = None
+        self._loaded: tuple[Batcher, Transcript] | None = None
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -111,53 +60,27 @@ class Service:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
-            if self._loading is not None:  # a model that is still being loaded is closed once it is there
-                (batcher,) = await asyncio.gather(self._loading, return_exceptions=True)
-                if isinstance(batcher, Batcher):
-                    batcher.close()
 
     async def _run(self) -> None:
         try:
-            self._loading = asyncio.ensure_future(asyncio.to_thread(self._warm))
-            batcher = await asyncio.shield(self._loading)
-            self._batcher = batcher
-            self._transcript = Transcript(batcher.model.encoder)
-            self._started.set()
-            _LOG.info("ready", extra={"model": self.name})
-            await batcher.run()
+            batcher = Batcher(await asyncio.to_thread(self._load), self.settings, self.metrics)
+            try:
+                await asyncio.to_thread(batcher.warm, _WARM_UP)
+                self._loaded = batcher, Transcript(batcher.model.encoder)
+                self._started.set()
+                logging.getLogger("dmoerm.serving").info("ready", extra={"model": self.name})
+                await batcher.run()
+            finally:
+                batcher.close()
         except Exception as error:  # whatever a file, a device or a library raises: the server stops and reports it
-            self.failure = error.exceptions[0] if isinstance(error, ExceptionGroup) else error  # of several engines
+            self.failure = error
             self._started.set()
             self._on_failure()
-
-    def _warm(self) -> Batcher:
-        model, engines = open_engines(self._load, self.settings)
-        batcher = Batcher(model, self.settings, self.metrics, engines)
-        try:
-            batcher.warm(_WARM_UP)
-        except BaseException:
-            batcher.close()
-            raise
-        return batcher
-
-    @contextlib.asynccontextmanager
-    async def using(self, request: Request) -> AsyncIterator[Service]:
-        """Yield this service, whatever model the request names."""
-        yield self
-
-    def cards(self) -> list[dict[str, Any]]:
-        """Describe the model. Raises `NotReady` until it is loaded."""
-        return [model_card(self.name, self.batcher.model.config, self.settings)]
-
-    @staticmethod
-    def now() -> int:
-        """Seconds since 1970."""
-        return int(time.time())
 
     @property
     def ready(self) -> bool:
         """Whether the model is loaded and warm, and its queue is worked off."""
-        return self._transcript is not None and self.failure is None
+        return self._loaded is not None and self.failure is None
 
     async def loaded(self) -> None:
         """Return once the model is loaded and warm. Raises `failure`."""
@@ -165,80 +88,69 @@ class Service:
         if self.failure is not None:
             raise self.failure
 
+    def _parts(self) -> tuple[Batcher, Transcript]:
+        if self._loaded is None:
+            message, headers = "the model is loading; try again in 1 s", {"Retry-After": "1"}
+            raise Refusal(503, message, "overloaded_error", headers)
+        return self._loaded
+
     @property
     def batcher(self) -> Batcher:
-        """The model's queue. Raises `NotReady` until the model is loaded."""
-        if self._batcher is None:
-            raise NotReady
-        return self._batcher
+        """The model's queue. Raises `Refusal` until the model is loaded."""
+        return self._parts()[0]
+
+    @property
+    def model(self) -> DMoERM:
+        """The model. Raises `Refusal` until it is loaded."""
+        return self.batcher.model
 
     @property
     def transcript(self) -> Transcript:
-        """The parser of rendered conversations. Raises `NotReady` until the model is loaded."""
-        if self._transcript is None:
-            raise NotReady
-        return self._transcript
+        """The parser of rendered conversations. Raises `Refusal` until the model is loaded."""
+        return self._parts()[1]
+
+    def card(self) -> dict[str, Any]:
+        """Describe the model: its tasks and capabilities, and the limits of a request."""
+        config, settings = self.model.config, self.settings
+        limits = {
+            "responses": settings.max_responses,
+            "body_bytes": settings.max_body_bytes,
+            "request_tokens": settings.max_request_tokens,
+            "text_tokens": config.text_tokens,
+        }
+        card = {"id": self.name, "object": "model", "created": int(time.time()), "owned_by": "dmoerm"}
+        card |= {"root": self.name, "parent": None, "max_model_len": config.text_tokens}  # as vLLM has them
+        return {**card, "tasks": config.tasks, "limits": limits}
 
     async def score(
         self, request: Request, queries: Sequence[Query], weights: Weights | None = None, risk: float = 0.0
     ) -> list[list[Score]]:
-        """Score queries as long as the client is connected; return one list per query.
+        """Score queries; return one list per query.
 
         Args:
-            weights, risk: as in `DMoERM.score`. They are applied after the pass, which requests with other ones share.
+            request: gets the numbers of responses and tokens as `state.responses` and `state.tokens`.
+            weights, risk: as in `DMoERM.score`; applied after the pass, which requests with other ones share.
 
         Raises:
-            ClientLeft: the client has disconnected.
             DataError: the request has too many responses, a weight or the risk is invalid, and as `Batcher.score`.
             ServerError: as `Batcher.score`.
         """
-        responses, limit = sum(len(query.responses) for query in queries), self.settings.max_responses
-        if responses > limit:
-            message = f"the request has {responses} responses; the limit is {limit}"
-            raise DataError(message, hint="send them in several requests")
-        check_weights(weights, self.batcher.model.config.tasks, [query.task for query in queries])
+        check_weights(weights, self.model.config.tasks, [query.task for query in queries])
         check_risk(risk)
-        known = self._cache.find(queries)
-        missing = unknown(queries, known)
-        scoring = asyncio.ensure_future(self.batcher.score(missing, _priority(request)))
-        disconnect = asyncio.ensure_future(_disconnected(request))
-        try:
-            await asyncio.wait((scoring, disconnect), return_when=asyncio.FIRST_COMPLETED)
-            if not scoring.done():
-                raise ClientLeft
-            scored, request.state.tokens = scoring.result()
-        finally:
-            for task in (scoring, disconnect):
-                task.cancel()
-        request.state.responses = responses
-        self._cache.store(missing, scored)
-        return list(adjusted(merged(known, scored), weights, risk))
+        scored, request.state.tokens = await self.batcher.score(queries, _priority(request))
+        request.state.responses = sum(map(len, scored))
+        return list(adjusted(scored, weights, risk))
 
     async def score_texts(self, request: Request, texts: Sequence[tuple[Prompt, str]]) -> list[Score]:
         """Return one score per prompt and response, in order; equal prompts run once. Raises as `score` does."""
         groups = group_by_prompt((None, prompt, response) for prompt, response in texts)
+        queries = [query for query, _ in groups]
+        scored, request.state.tokens = await self.batcher.score(queries, _priority(request))
+        request.state.responses = len(texts)
         by_index: dict[int, Score] = {}
-        scored = await self.score(request, [query for query, _ in groups])
         for (_, indices), scores in zip(groups, scored, strict=True):
             by_index |= dict(zip(indices, scores, strict=True))
         return [by_index[index] for index in range(len(texts))]
-
-
-def model_card(name: str, config: Any, settings: ServingConfig) -> dict[str, Any]:
-    """Describe a model of the application: its tasks and capabilities, and the limits of a request.
-
-    Args:
-        config: a `DMoERMConfig`.
-    """
-    limits = {
-        "responses": settings.max_responses,
-        "body_bytes": settings.max_body_bytes,
-        "request_tokens": settings.max_request_tokens,
-        "text_tokens": config.text_tokens,
-    }
-    card = {"id": name, "object": "model", "created": Service.now(), "owned_by": "dmoerm"}
-    card |= {"root": name, "parent": None, "max_model_len": config.text_tokens}  # as vLLM has them
-    return {**card, "tasks": config.tasks, "limits": limits}
 
 
 def conversation_of(messages: Sequence[Message]) -> tuple[Prompt, str]:
@@ -263,22 +175,9 @@ def _priority(request: Request) -> Priority:
     return "interactive" if urgency and int(urgency[1]) < 3 else "bulk"
 
 
-async def _disconnected(request: Request) -> None:
-    """Return once the client has disconnected; the body has been read already."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-def _application(request: Request) -> Application:
+def _service(request: Request) -> Service:
     return request.app.state.service
 
 
-async def _current_service(request: Request) -> AsyncIterator[Service]:
-    async with _application(request).using(request) as service:
-        yield service
-
-
-CurrentApplication = Annotated[Application, Depends(_application)]
-"""The models behind the application, as an argument of a route."""
-CurrentService = Annotated[Service, Depends(_current_service)]
-"""The service of the model that the request names, as an argument of a route."""
+CurrentService = Annotated[Service, Depends(_service)]
+"""The model behind the application, as an argument of a route."""

@@ -24,25 +24,6 @@ SAMPLE_REQUESTS: Any = [
 ]
 EVALUATION_REQUEST: Any = {"model": "model", "messages": [TEXT]}
 REWARD_REQUEST: Any = {"query": [TEXT], "prompts": [PROMPT], "labels": [None]}
-_JUDGED = """\
-[User Question]
-How are you?
-
-[The Start of Assistant A's Answer]
-Fine, and you?
-[The End of Assistant A's Answer]
-
-[The Start of Assistant B's Answer]
-No.
-[The End of Assistant B's Answer]"""
-_CRITERIA = 'Answer with "[[A]]" if assistant A is better, "[[B]]" if assistant B is better.'
-JUDGE_REQUESTS: Any = [
-    {
-        "messages": [{"role": "system", "content": _CRITERIA}, {"role": "user", "content": _JUDGED}],
-        "logprobs": True,
-        "top_logprobs": 2,
-    }
-]
 PREDICT_REQUESTS: Any = [
     {"inputs": TEXT, "raw_scores": True},
     {"inputs": [["How are you?", "Fine, and you?"], ["How are you?", "No."]], "raw_scores": True},

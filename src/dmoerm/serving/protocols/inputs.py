@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 import uuid
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -41,7 +42,7 @@ def is_several(rendered: Sequence[Any]) -> bool:
 
 def header(kind: str, service: Service) -> dict[str, Any]:
     """Return the first fields of an answer in OpenAI's style."""
-    return {"id": f"{kind}-{uuid.uuid4().hex}", "object": "list", "created": service.now(), "model": service.name}
+    return {"id": f"{kind}-{uuid.uuid4().hex}", "object": "list", "created": int(time.time()), "model": service.name}
 
 
 def usage(request: Request) -> dict[str, int]:

@@ -56,7 +56,7 @@ async def get_reward(
     """
     scores = await service.score_texts(request, await asyncio.to_thread(_texts, body, service))
     rewards = [score.reward for score in scores]
-    logs = log_columns(scores, service.batcher.model.config.tasks)
+    logs = log_columns(scores, service.model.config.tasks)
     if activation == "none":
         return RewardResponse(rewards=rewards, scores=rewards, extra_logs=logs)
     shares = [sigmoid((score.reward - threshold) / (temperature or score.temperature)) for score in scores]

@@ -78,7 +78,7 @@ async def similarity(request: Request, body: SimilarityRequest, service: Current
 @router.get("/info")
 async def info(service: CurrentService) -> dict[str, Any]:
     """The model and the limits of a request."""
-    settings, model = service.settings, service.batcher.model
+    settings, model = service.settings, service.model
     return {
         "model_id": service.name,
         "model_sha": None,
@@ -90,7 +90,7 @@ async def info(service: CurrentService) -> dict[str, Any]:
         "max_batch_requests": None,
         "max_client_batch_size": settings.max_responses,
         "auto_truncate": model.encoder.config.truncation != "error",
-        "tokenization_workers": settings.encoding_threads,
+        "tokenization_workers": 1,
         "version": version("dmoerm"),
         "sha": None,
         "docker_label": None,

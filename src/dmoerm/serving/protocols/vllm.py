@@ -106,7 +106,7 @@ async def tokenize(body: TokenizeRequest, service: CurrentService) -> dict[str, 
     """The token ids of a text, or of a conversation as the model reads it."""
     if (body.prompt is None) == (body.messages is None):
         raise DataError("give either prompt or messages", field="prompt")
-    encoder = service.batcher.model.encoder
+    encoder = service.model.encoder
     content = body.prompt if body.messages is None else body.messages
     if not content:
         raise DataError("is empty", field="messages", hint="give one or more messages, or a prompt")

@@ -1,4 +1,4 @@
-"""What waits for a pass: requests, their parts, and how long the engine will need for them."""
+"""What waits for a pass: requests, their parts, and how long the model will need for them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from typing import NamedTuple
 from ..chat.encoding import Encoded
 from ..model.routing import Known
 from ..scores import Score
-from .request_id import REQUEST_ID
-from .tracing import TRACE, RequestTrace
+from .monitoring import REQUEST_ID
 
 _HANDICAP = 8.0  # a part goes ahead of those that arrived up to this many of their own durations before it
 _HALF_LIFE = 30.0  # seconds of passes after which a measurement counts half
@@ -50,7 +49,6 @@ class QueuedRequest:
         started: whether a pass has taken a part.
         routed: query and digest of its prompt, whole or cut → a score of the prompt, whose route holds for all.
         id: the HTTP request's id.
-        trace: the HTTP request's trace; None without tracing.
     """
 
     parts: collections.deque[QueuedPart]
@@ -62,7 +60,6 @@ class QueuedRequest:
     started: bool = False
     routed: dict[tuple[int, str], Score] = field(default_factory=dict)
     id: str = field(default_factory=REQUEST_ID.get)
-    trace: RequestTrace | None = field(default_factory=TRACE.get)
 
     @property
     def waiting_tokens(self) -> int:
@@ -98,7 +95,7 @@ class WaitingLine:
 
     Attributes:
         tokens: how many tokens wait for a pass.
-        requests: how many requests wait or are being scored, those that are being encoded included.
+        requests: how many requests wait or are being scored, including those that are being encoded.
         bytes: how many bytes of requests wait to be tokenized, or are being tokenized.
     """
 
@@ -111,21 +108,14 @@ class WaitingLine:
         return len(self._queue)
 
     @contextlib.contextmanager
-    def admitted(self) -> Iterator[None]:
-        """Count a request for the duration of the block."""
-        self.requests += 1
-        try:
-            yield
-        finally:
-            self.requests -= 1
-
-    @contextlib.contextmanager
-    def tokenizing(self, size: int) -> Iterator[None]:
-        """Count bytes that are tokenized in the block."""
+    def counted(self, requests: int = 0, size: int = 0) -> Iterator[None]:
+        """Count requests, or bytes that are tokenized, for the duration of the block."""
+        self.requests += requests
         self.bytes += size
         try:
             yield
         finally:
+            self.requests -= requests
             self.bytes -= size
 
     def append(self, request: QueuedRequest) -> None:
@@ -200,49 +190,28 @@ class WaitingLine:
             yield from itertools.chain.from_iterable(by_prompt.values())
 
 
-@dataclass
-class Measurement:
-    """A pass that is being measured.
-
-    Attributes:
-        counts: whether it tells the engine's rate.
-    """
-
-    counts: bool = True
-
-
 class Throughput:
-    """The engines' measured rate, and the passes that they are running.
-
-    The rate is the ratio of tokens to seconds over the recent passes, so large passes count more than small ones.
+    """The measured rate: tokens per second over the recent passes, in which large passes count more than small ones.
 
     Attributes:
-        engines: how many passes run at the same time.
-        rate: tokens per second of one engine; None before the first pass.
+        rate: tokens per second; None before the first pass.
     """
 
-    def __init__(self, engines: int = 1) -> None:
-        self.engines = engines
+    def __init__(self) -> None:
         self.rate: float | None = None
         self._tokens = self._seconds = 0.0
-        self._running: list[tuple[int, float]] = []  # tokens and start of each running pass
-
-    @property
-    def total_rate(self) -> float:
-        """Tokens per second of all engines; 0 before the first pass."""
-        return self.engines * (self.rate or 0.0)
+        self._running: tuple[int, float] | None = None  # tokens and start of the running pass
 
     @contextlib.contextmanager
-    def measured(self, tokens: int) -> Iterator[Measurement]:
+    def measured(self, tokens: int) -> Iterator[None]:
         """Measure the pass that the block runs; a pass that fails does not count."""
-        measurement, running = Measurement(), (tokens, time.monotonic())
-        self._running.append(running)
+        started = time.monotonic()
+        self._running = tokens, started
         try:
-            yield measurement
-            if measurement.counts:
-                self.add(tokens, time.monotonic() - running[1])
+            yield
+            self.add(tokens, time.monotonic() - started)
         finally:
-            self._running.remove(running)
+            self._running = None
 
     def add(self, tokens: int, seconds: float) -> None:
         """Count a pass."""
@@ -252,9 +221,8 @@ class Throughput:
         self.rate = self._tokens / self._seconds
 
     def seconds_for(self, tokens: int) -> float:
-        """Return the expected seconds until these tokens are scored after the running passes; 0 before any pass."""
+        """Return the expected seconds until these tokens are scored after the running pass; 0 before any pass."""
         if self.rate is None:
             return 0.0
-        now = time.monotonic()
-        running = sum(max(0.0, size / self.rate - (now - started)) for size, started in self._running)
-        return running / self.engines + tokens / self.total_rate
+        size, started = self._running or (0, 0.0)
+        return max(0.0, size / self.rate - (time.monotonic() - started)) + tokens / self.rate
