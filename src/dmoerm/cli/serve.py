@@ -62,8 +62,7 @@ def command(
     """
     try:
         from ..io.paths import model_folder, model_name
-        from ..model.checkpoint import local_folder
-        from ..model.hub import download
+        from ..model.checkpoint import download, local_folder
         from ..serving import ServingConfig
         from ..serving.server import serve
         from .models import follows, load_model, processes
