@@ -25,13 +25,13 @@ from dmoerm.experiments.method_suite import (
     Settings,
     empty_responses,
     open_suite,
-    run_settings,
     score_here,
 )
 from dmoerm.experiments.methods import choose_methods
 from dmoerm.schema import prompt_key
 from dmoerm.training.graph import Engine
 from evidence.best_of_n_estimates import BestOfN, best_of_n, best_of_n_kl, summarize_prompts
+from evidence.conditions import condition_run
 from evidence.documents import BestOfNCondition, BestOfNResults, CurveFit, MethodCurve
 from evidence.samples import Samples
 
@@ -95,7 +95,7 @@ def measure_best_of_n(
         rows: dict[str, dict[int, list[ScoredSamples]]] = {}
         for seed, seed_samples in samples.items():
             console.print(f"{name}, seed {seed}", style="bold", highlight=False, markup=False)
-            suite = open_suite(run_settings(config, name, settings, seed), members, console, engine, chosen)
+            suite = open_suite(condition_run(config, name, settings, seed), members, console, engine, chosen)
             suite.check_in_pass([*methods, *ablations])
             for sample, scored in zip(seed_samples, score_samples(suite, seed_samples, console, scoring), strict=True):
                 rows.setdefault(_prompt(sample), {}).setdefault(seed, []).append(scored)

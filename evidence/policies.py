@@ -18,11 +18,12 @@ from dmoerm.config import Config, changed, validated
 from dmoerm.data.splits import load_splits
 from dmoerm.errors import DataError
 from dmoerm.evaluation.results import Difference, versions
-from dmoerm.experiments.method_suite import MethodSuite, Settings, SuiteScorer, open_suite, run_settings
+from dmoerm.experiments.method_suite import MethodSuite, Settings, SuiteScorer, open_suite
 from dmoerm.experiments.methods import choose_methods
 from dmoerm.schema import prompt_key
 from dmoerm.training.progress import Progress
 from evidence.best_of_n_estimates import fit_curve
+from evidence.conditions import condition_run
 from evidence.documents import CurveFit, PolicyResults, PolicyRun, PolicySummary
 from evidence.rl import PolicyConfig, RLConfig, RLPrompt, Trajectory, draw_prompts, gold_of, make_policy, optimize
 
@@ -68,7 +69,7 @@ def optimize_policies(
         with progress.step("policy"):
             start = make_policy(settings.policy, Path(settings.config.output) / "policies")
         for (condition, changes), seed in itertools.product(conditions.items(), seeds):
-            run = run_settings(settings.config, condition, changes, seed)
+            run = condition_run(settings.config, condition, changes, seed)
             suite = open_suite(run, members, progress.console, methods=chosen)
             suite.check_in_pass(methods)
             for method, weight in itertools.product(methods, weights):

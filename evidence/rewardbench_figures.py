@@ -23,9 +23,8 @@ from typing import Any
 
 from rich.console import Console
 
-from dmoerm import testbed
 from dmoerm.io.paths import write_file
-from evidence import measure
+from evidence import measure, testbed
 from evidence.public_benchmarks import SECTIONS
 
 _SUBSETS_2 = ("Factuality", "Precise IF", "Math", "Safety", "Focus")

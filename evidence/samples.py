@@ -18,7 +18,6 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from dmoerm import testbed
 from dmoerm.config import Config, changed
 from dmoerm.data.readers import read_groups
 from dmoerm.data.splits import load_splits
@@ -27,8 +26,9 @@ from dmoerm.evaluation.overlap import split_overlap
 from dmoerm.evaluation.results import Overlap
 from dmoerm.model.training_prompts import TrainingPrompts
 from dmoerm.schema import Group, Query, messages_of, prompt_key
-from dmoerm.testbed.prompts import PromptItem
+from evidence import testbed
 from evidence.best_of_n_estimates import check_samples
+from evidence.testbed.prompts import PromptItem
 
 _CHUNK = 64  # responses scored as one query
 

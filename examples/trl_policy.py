@@ -5,7 +5,7 @@
     dmoerm serve runs/demo/model &
     python examples/trl_policy.py --reward http://127.0.0.1:8000           # the same through a server
 
-Without `--prompts FILE`, the prompts come from the built-in testbed. The file holds JSON Lines with `prompt` (a text or
+Without `--prompts FILE`, they are the training prompts of the demo. The file holds JSON Lines with `prompt` (a text or
 chat messages) and optionally `task`. TRL logs the reward, `task/TASK`, `TASK/CAPABILITY` and `uncertainty`.
 """
 
@@ -17,17 +17,18 @@ import torch
 from datasets import Dataset, load_dataset
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
-from dmoerm import testbed
+from dmoerm.config import load_config
+from dmoerm.data.splits import load_splits
 from dmoerm.integrations.trl import reward_function
 from dmoerm.schema import Prompt
 
 TRAINERS = {"grpo": (GRPOTrainer, GRPOConfig), "rloo": (RLOOTrainer, RLOOConfig)}
 
 
-def draw_prompts(per_task: int) -> Dataset:
-    """Return prompts of all tasks as chat messages."""
-    rows = [(task, item.prompt) for task in testbed.TASKS for item in testbed.prompts(task, per_task)]
-    return Dataset.from_list([{"task": task, "prompt": as_messages(prompt)} for task, prompt in rows])
+def demo_prompts() -> Dataset:
+    """Return the training prompts of the demo as chat messages."""
+    groups = load_splits(load_config("demo")).train
+    return Dataset.from_list([{"task": group.task, "prompt": as_messages(group.prompt)} for group in groups])
 
 
 def as_messages(prompt: Prompt) -> list[dict[str, str]]:
@@ -39,7 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--reward", required=True, help="checkpoint folder, hub name or URL of a reward server")
     parser.add_argument("--policy", default="HuggingFaceTB/SmolLM2-135M-Instruct", help="folder or hub name")
-    parser.add_argument("--prompts", help="JSON Lines file (default: testbed prompts)")
+    parser.add_argument("--prompts", help="JSON Lines file (default: the demo's prompts)")
     parser.add_argument("--algorithm", choices=TRAINERS, default="grpo")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--tokens", type=int, default=256, help="maximum number of tokens per completion")
@@ -63,9 +64,7 @@ def main() -> None:
         model=options.policy,
         reward_funcs=reward_function(options.reward),
         args=settings,
-        train_dataset=load_dataset("json", data_files=options.prompts)["train"]
-        if options.prompts
-        else draw_prompts(40),
+        train_dataset=load_dataset("json", data_files=options.prompts)["train"] if options.prompts else demo_prompts(),
     )
     trainer.train()
     trainer.save_model()

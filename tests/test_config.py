@@ -130,7 +130,6 @@ def test_another_recipe_can_be_extended_from_the_command_line():
         (["extends=frozen", "phase3.hidden=8"], "phase3.hidden has no effect while phase3.inputs is scores"),
         (["extends=frozen", "phase3.dropout=0.2"], "phase3.dropout has no effect"),
         (["extends=paper", "phase3.base_scores=[general]"], "phase3.base_scores has no effect"),
-        (["data.testbed_responses=3"], "data.testbed_responses has no effect while data.testbed_prompts is 0"),
         (["data.format=trl"], "data.format has no effect while data.files is empty"),
         (["data.split=test"], "data.split has no effect"),
         (["data.task=chitchat"], "data.task has no effect"),
@@ -172,7 +171,7 @@ def test_settings_under_their_old_names_are_read(tmp_path):
     """As in the run configs and model folders of earlier versions."""
     old = {
         "experts_a_step": 2,
-        "data": {"people_grades": False, "most_capabilities": 3},
+        "data": {"people_grades": False},
         "encoding": {"too_long": "keep_both"},
         "router": {"l2": 0.0, "head_learning_rate": None},
         "phase0": {"best_by": "consistency", "head_first": {"head_learning_rate": None, "best_by": "end"}},
@@ -181,7 +180,7 @@ def test_settings_under_their_old_names_are_read(tmp_path):
     (tmp_path / "old.yaml").write_text(yaml.safe_dump(old))
     config = load_config(tmp_path / "old.yaml")
     assert config.experts_per_step == 2
-    assert (config.data.human_labels, config.data.max_capabilities) == (False, 3)
+    assert config.data.human_labels is False
     assert config.encoding.truncation == "keep_both"
     assert config.phase0.metric_for_best_model == "accuracy"
     assert config.phase0.head_first is not None

@@ -47,8 +47,8 @@ def test_trl_policy(run, algorithm, source, model, served_url, tmp_path):
     assert all(map(math.isfinite, rewards))
 
 
-def test_trl_policy_draws_testbed_prompts():
-    rows = runpy.run_path(str(EXAMPLES / "trl_policy.py"))["draw_prompts"](2)
+def test_trl_policy_has_the_prompts_of_the_demo():
+    rows = runpy.run_path(str(EXAMPLES / "trl_policy.py"))["demo_prompts"]()
     assert len(set(rows["task"])) == 5
     assert all(row["prompt"][-1]["role"] == "user" for row in rows)
 

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dmoerm import testbed
 from dmoerm.config import Config
 from dmoerm.schema import Group
 from dmoerm.scores import Score
+from evidence import testbed
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"

@@ -20,7 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 QUERY = {"prompt": "How are you?", "responses": ["Fine, and you?", "No."]}
-SMALL = ("backbone.num_layers=6", "backbone.branch_layer=4", "data.testbed_prompts=10")
+SMALL = ("backbone.num_layers=6", "backbone.branch_layer=4", "data.groups_per_task=10")
 CLIENT = """
 import asyncio, importlib.util, json, sys, time
 import dmoerm_client

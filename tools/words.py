@@ -83,10 +83,6 @@ SENTENCES = {
 """A pattern that plain English does without, and what to write."""
 
 
-TESTBED = ("phrases.py", "subjects.py", "prompts.py", "evidence.py")
-"""Files of `testbed/` whose strings are the text of a data set: a change to them would change every measured result."""
-
-
 def names(tree: ast.AST) -> Iterator[tuple[int, str]]:
     """The names that a module binds: variables, arguments, attributes, functions and classes."""
     for node in ast.walk(tree):
@@ -125,8 +121,7 @@ def findings() -> Iterator[str]:
                 yield f"{file.relative_to(ROOT)}:{line}: name `{name}`: use {hint}"
     pages = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
     templates = [f for f in (ROOT / "src").rglob("*") if f.suffix in (".html", ".js", ".yaml", ".j2")]
-    sentences_in = [file for file in sources if not (file.parent.name == "testbed" and file.name in TESTBED)]
-    for file in [*sentences_in, *pages, *sorted(templates)]:
+    for file in [*sources, *pages, *sorted(templates)]:
         for line, text in sentences(file):
             for pattern, hint in SENTENCES.items():
                 if match := re.search(pattern, text, re.IGNORECASE):

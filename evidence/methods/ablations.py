@@ -12,12 +12,13 @@ from dmoerm.config import changed
 from dmoerm.experiments.methods.method import Method, MethodContext, TrainedMethod
 from dmoerm.experiments.methods.registry import ABLATION_COLOR, register
 from dmoerm.schema import Query
+from evidence.conditions import prepared
 
 _SETTINGS: dict[str, tuple[str, Mapping[str, Any]]] = {
-    "no_outer": ("no outer layer: one mixture over all tasks and capabilities", {"data.merge_tasks": True}),
+    "no_outer": ("no outer layer: one mixture over all tasks and capabilities", {"merge_tasks": True}),
     "no_inner": (
         "no inner layer: no experts, the phase-1 and the general score alone",
-        {"data.max_capabilities": 0},
+        {"max_capabilities": 0},
     ),
     "embeddings": (
         "the paper's aggregator: an MLP over embeddings in place of the scores",
@@ -32,11 +33,11 @@ _SETTINGS: dict[str, tuple[str, Mapping[str, Any]]] = {
             "phase3.evaluations": 10,
         },
     ),
-    "one_expert": ("one expert per task", {"data.max_capabilities": 1}),
-    "three_experts": ("at most three experts per task", {"data.max_capabilities": 3}),
+    "one_expert": ("one expert per task", {"max_capabilities": 1}),
+    "three_experts": ("at most three experts per task", {"max_capabilities": 3}),
     "shuffled": (
         "capability labels without meaning (each reversed with probability 0.5): the same parameters, no information",
-        {"data.flip_capabilities": 0.5},
+        {"shuffle_capabilities": 0.5},
     ),
 }
 _SCORES = {
@@ -56,7 +57,7 @@ def _train_without(name: str, score: str, context: MethodContext) -> TrainedMeth
 
 
 def _train(name: str, settings: Mapping[str, Any], context: MethodContext) -> TrainedMethod:
-    """Train a run with other settings beside the comparison's runs."""
+    """Train a run with other settings or data beside the comparison's runs."""
     from dmoerm.evaluation.scored_groups import score_groups
     from dmoerm.training import train
 
@@ -65,7 +66,8 @@ def _train(name: str, settings: Mapping[str, Any], context: MethodContext) -> Tr
     folders = {"output": str(context.folder / name)}
     if config.storage is not None:
         folders["storage"] = f"{config.storage.rpartition('/')[0]}/{name}"
-    run = train(changed(config, {**settings, **folders}), Console(quiet=True), context.engine)
+    config = prepared(changed(config, folders), settings, context.folder / name / "data")
+    run = train(config, Console(quiet=True), context.engine)
 
     def score_all(queries: Sequence[Query]) -> list[list[float]]:
         known = set(run.model.config.tasks)

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dmoerm.data.splitting import chance
 from dmoerm.experiments.methods.members import Examples
 from dmoerm.model.heads import Normalizer
 from dmoerm.training import Run
@@ -110,7 +109,7 @@ def _train_gate(
 def _graded(
     run: Run, gated: Gated, z: Mapping[str, Tensor], examples: Examples, task: str, name: str
 ) -> tuple[Tensor, Tensor]:
-    """Return standardized embeddings and grades of all graded responses; noise reverses the grades of some groups."""
+    """Return standardized embeddings and grades of all graded responses."""
     rows, grades = [], []
     for e in examples:
         given = e.group.capabilities.get(name) if e.task == task else None
@@ -118,8 +117,6 @@ def _graded(
         if given is None or not kept:
             continue
         values = [float(given[i] or 0.0) for i in kept]
-        if chance(f"{run.config.seed}/{e.group.id}/{name}") < run.config.data.flip_capabilities:
-            values = [max(values) + min(values) - value for value in values]
         rows.append(gated.embedding(z[e.key].float())[kept])
         grades += values
     if not rows:

@@ -24,8 +24,6 @@ from dmoerm.errors import ConfigError
 from dmoerm.io.paths import write_file
 from dmoerm.model.loading import default_device
 from dmoerm.schema import Prompt
-from dmoerm.testbed import TASKS, gold_reward
-from dmoerm.testbed import prompts as testbed_items
 from dmoerm.training.checkpoints import last_checkpoint
 from dmoerm.training.progress import Progress
 from evidence.rl.measuring import Meter
@@ -34,6 +32,8 @@ from evidence.rl.policy_settings import RLConfig
 from evidence.rl.rewards import Gold, Reward, RLPrompt, Scale, TRLReward, measure_scale, raw_rewards
 from evidence.rl.sampling import isolated_randomness, sample, sampling_settings, uses_bf16
 from evidence.rl.trajectory import Point, Trajectory, read_trajectory, write_trajectory
+from evidence.testbed import TASKS, gold_reward
+from evidence.testbed import prompts as testbed_items
 
 _WARMUP = 10
 _FIXED_SEED = 20240501  # of the held-out prompts and the samples of the scale, which are the same for every run

@@ -28,10 +28,10 @@ from transformers import (
 from dmoerm.errors import CheckpointError, ConfigError
 from dmoerm.io.paths import complete_folder
 from dmoerm.schema import Prompt, messages_of
-from dmoerm.testbed import TASKS, prompts, sample_responses
 from dmoerm.training.checkpoints import last_checkpoint
 from evidence.rl.policy_settings import PolicyConfig
 from evidence.rl.sampling import uses_bf16
+from evidence.testbed import TASKS, prompts, sample_responses
 
 END, PAD = "<|end|>", "<|pad|>"
 _NAMES = {"system": "System", "user": "User", "assistant": "Assistant", "tool": "Tool"}

@@ -40,9 +40,9 @@ from dmoerm.labeling.verdict import Token
 from dmoerm.labels import CapabilityLabel, write_labels
 from dmoerm.schema import Group
 from dmoerm.taxonomy import load_taxonomy
-from dmoerm.testbed import gold_group
 from dmoerm.training import train
 from evidence.measure import write
+from evidence.testbed import gold_group
 
 NOISE, BIAS = (0.5, 2.0, 4.0, 8.0), 0.2
 SPREAD = 0.25  # a difference of one step of the five-point scale is one logit

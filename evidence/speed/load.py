@@ -28,10 +28,10 @@ from urllib.parse import urlsplit
 import httpx2
 import psutil
 
-from dmoerm import testbed
 from dmoerm.model import DMoERM
 from dmoerm.model.backbone import bundled_backbone
 from dmoerm.schema import Message, Query
+from evidence import testbed
 from evidence.measure import row, write
 from evidence.speed.models import TASK, ours
 from evidence.speed.serving import ask, closed_loop, open_loop, quantiles, resident, server

@@ -26,10 +26,10 @@ from typing import Any
 import httpx2
 import numpy as np
 
-from dmoerm import testbed
 from dmoerm.model import DMoERM
 from dmoerm.model.backbone import bundled_backbone
 from dmoerm.schema import Query
+from evidence import testbed
 from evidence.measure import row, write
 from evidence.speed.models import TASK, ours
 

@@ -29,6 +29,8 @@ from pydantic import (
 from .message import Message, Tool, check_tools
 from .names import check_name
 
+GENERATED = "testbed"
+"""The `source` of generated groups; those of a test part have gold labels, which are computed from the texts."""
 _LARGEST = 1e18  # squares of larger grades overflow float32
 Grades = tuple[float | None, ...]
 Prompt = str | tuple[Message, ...]

@@ -160,7 +160,7 @@ def test_configs_that_cannot_be_used(tmp_path: Path) -> None:
 
 def test_data_that_cannot_be_used(write_rows: Write, tmp_path: Path) -> None:
     def train_on(path: Path) -> str:
-        settings = [f"output={tmp_path / 'run'}", f"data.files=[{path}]", "data.testbed_prompts=0"]
+        settings = [f"output={tmp_path / 'run'}", f"data.files=[{path}]", "data.test_files=[]"]
         return fails("train", "demo", *(word for setting in settings for word in ("--set", setting)))
 
     assert "the file does not exist" in train_on(tmp_path / "none.jsonl")

@@ -329,7 +329,7 @@ def test_labels_of_other_data_are_refused(data, tmp_path, write_rows, tiny_backb
     verdicts = write_rows([row], "verdicts.jsonl")
     run("label", "import", verdicts, "--data", rows, "--out", out)
     settings = yaml.safe_load(dump_config(make_tiny_config(tiny_backbone, tmp_path)))
-    settings["data"] |= {"testbed_prompts": 4, "files": [], "capability_labels": [str(out)]}
+    settings["data"] |= {"files": ["demo:train"], "capability_labels": [str(out)]}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
     assert (
         "no label is usable: labels and groups have the same ids, but the groups' texts differ"

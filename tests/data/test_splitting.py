@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dmoerm.data.splitting import flip_pairs, split_by_prompt, take_groups, take_prompts
+from dmoerm.data.splitting import split_by_prompt, take_groups
 from dmoerm.errors import ConfigError
-from dmoerm.schema import Group, Pair, prompt_key
+from dmoerm.schema import Group, prompt_key
 
 
 def group(task: str | None, prompt: str, answer: str = "a") -> Group:
@@ -94,31 +94,6 @@ def test_a_negative_number_of_groups_is_refused() -> None:
         take_groups([], -1)
 
 
-PAIRS = [Pair(better, worse) for better in range(60) for worse in range(60) if better < worse]
-
-
-def test_the_share_of_flipped_pairs() -> None:
-    flipped = flip_pairs(PAIRS, 0.25, "seed 0, group 1, overall")
-    assert sum(new != old for new, old in zip(flipped, PAIRS, strict=True)) / len(PAIRS) == pytest.approx(
-        0.25, abs=0.03
-    )
-    assert flipped == flip_pairs(PAIRS, 0.25, "seed 0, group 1, overall")
-    assert flipped != flip_pairs(PAIRS, 0.25, "seed 0, group 2, overall")
-
-
-def test_each_pair_is_flipped_by_itself() -> None:
-    flipped = flip_pairs(PAIRS, 0.25, "x")
-    assert flip_pairs(PAIRS[50:60], 0.25, "x") == flipped[50:60]
-    assert flip_pairs(flipped, 0.25, "x") == PAIRS
-
-
-def test_the_ends_of_the_share() -> None:
-    assert flip_pairs(PAIRS, 0, "x") == PAIRS
-    assert flip_pairs(PAIRS, 1, "x") == [Pair(pair.worse, pair.better) for pair in PAIRS]
-    with pytest.raises(ConfigError, match="share must be between 0 and 1"):
-        flip_pairs(PAIRS, 25, "x")
-
-
 def test_no_topic_of_the_human_data_is_on_both_sides(human_data) -> None:
     from dmoerm.data.readers import read_groups
 
@@ -126,12 +101,3 @@ def test_no_topic_of_the_human_data_is_on_both_sides(human_data) -> None:
     rest, held = split_by_prompt(groups, 0.3, 0)
     assert not prompts(rest) & prompts(held)
     assert len(prompts(held)) == round(0.3 * len(prompts(groups)))
-
-
-@given(GROUPS.filter(bool), FRACTIONS, FRACTIONS)
-def test_a_larger_fraction_takes_the_same_prompts_and_more(groups: list[Group], one: float, other: float) -> None:
-    few, many = (take_prompts(groups, fraction, "seed") for fraction in sorted((one, other)))
-    assert few <= many <= prompts(groups)
-    assert prompts(groups) == take_prompts(groups, 1.0, "seed")
-    for task in {member.task for member in groups}:
-        assert prompts([member for member in groups if member.task == task]) & few, "every task keeps a prompt"

@@ -9,18 +9,18 @@ from rich.console import Console
 from tiny import tiny_groups, tiny_tokenizer, write_groups
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from dmoerm import testbed
 from dmoerm.config import changed
 from dmoerm.data.splits import load_splits
 from dmoerm.errors import BackboneError, DataError
 from dmoerm.evaluation.results import Overlap
 from dmoerm.experiments.method_suite import SuiteScorer, open_suite, run_settings
 from dmoerm.schema import Group, prompt_key
+from evidence import testbed
 from evidence.best_of_n import default_ns, measure_best_of_n, score_samples
 from evidence.documents import BestOfNResults
 from evidence.samples import Samples, from_groups, from_policy, from_testbed, open_source, unseen_prompts
 
-CONDITIONS = {"clean": {}, "noisy": {"data.flip_scores": 0.25, "data.flip_capabilities": 0.15}}
+CONDITIONS = {"clean": {}, "noisy": {"flip_scores": 0.25, "flip_capabilities": 0.15}}
 MEMBERS = 2
 
 QUIET = Console(quiet=True)

@@ -14,7 +14,7 @@ import pytest
 from dmoerm.errors import DataError
 from dmoerm.parsing import parse_group
 from dmoerm.schema import Group, prompt_key
-from dmoerm.testbed import (
+from evidence.testbed import (
     CAPABILITIES,
     TASKS,
     generate,
@@ -24,11 +24,11 @@ from dmoerm.testbed import (
     prompts,
     sample_responses,
 )
-from dmoerm.testbed.annotators import TEMPERATURES, agreement, calibrate, overall_grade
-from dmoerm.testbed.compose import fill
-from dmoerm.testbed.evidence import COUNTED_WORDS, evidence, families_of
-from dmoerm.testbed.gold import WEIGHTS
-from dmoerm.testbed.phrases import FAMILIES
+from evidence.testbed.annotators import TEMPERATURES, agreement, calibrate, overall_grade
+from evidence.testbed.compose import fill
+from evidence.testbed.evidence import COUNTED_WORDS, evidence, families_of
+from evidence.testbed.gold import WEIGHTS
+from evidence.testbed.phrases import FAMILIES
 
 each_task = pytest.mark.parametrize("task", TASKS)
 
@@ -69,7 +69,7 @@ def test_same_seed_same_groups_and_another_seed_others():
 
 
 def test_python_hash_salt_changes_nothing():
-    program = "from dmoerm.testbed import generate; print([g.model_dump_json() for g in generate(3, 2)])"
+    program = "from evidence.testbed import generate; print([g.model_dump_json() for g in generate(3, 2)])"
     runs = {
         subprocess.run([sys.executable, "-c", program], env=os.environ | {"PYTHONHASHSEED": salt}, capture_output=True)
         .stdout.decode()

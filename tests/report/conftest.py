@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 from tiny import TINY_TASKS, make_tiny_config, write_groups
 from typer.testing import CliRunner
 
-from dmoerm import testbed
 from dmoerm.cli import app
 from dmoerm.config import dump_config
+from evidence import testbed
 
 
 @pytest.fixture(scope="session")

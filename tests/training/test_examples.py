@@ -28,15 +28,13 @@ BYTES_PER_ROW = 400  # of Python objects for a group and its example; as objects
 
 
 def test_an_example_is_what_its_group_gives(begun: Callable[..., Any]) -> None:
-    start = begun(data={"flip_capabilities": 0.3})
-    settings, encoder = start.run.config.data, start.run.model.encoder
+    start = begun()
+    encoder = start.run.model.encoder
     groups = load_splits(start.run.config).train
     examples = examples_of(start.run, groups)
     for group, example in zip(groups, examples, strict=True):
         encoded = encoder.encode(group)
-        whole = PreferenceExample(
-            group, encoded, group.task, label(group, 0.0, settings.flip_capabilities, start.run.config.seed)
-        )
+        whole = PreferenceExample(group, encoded, group.task, label(group))
         for name in ("group", "encoded", "task", "pairs", "key", "prompt", "margin"):
             assert getattr(example, name) == getattr(whole, name)
     assert list(Texts(examples)[:2]) == [e.encoded for e in examples[:2]]
@@ -48,18 +46,16 @@ def test_an_example_is_what_its_group_gives(begun: Callable[..., Any]) -> None:
 def test_data_are_tokenized_once(begun: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     start = begun()
     run, table = start.run, load_splits(start.run.config).train
-    options = (run.cache.root / "tokens", table, run.model.encoder, run.config.data)
     writes: list[Path] = []
     write = module._write
     monkeypatch.setattr(module, "_write", lambda target, **more: (writes.append(target), write(target, **more)))
-    rows = tokenized(*options, run.config.seed)
+    assert len(tokenized(run.cache.root / "tokens", table, run.model.encoder)) == len(table)
     assert not writes
-    assert len(tokenized(*options, run.config.seed + 1)) == len(rows)  # other reversed labels
-    assert len(writes) == 1
-    for file in writes[0].iterdir():  # as the cache evicts it
+    (folder,) = (run.cache.root / "tokens").iterdir()
+    for file in folder.iterdir():  # as the cache evicts it
         file.unlink()
-    assert len(tokenized(*options, run.config.seed + 1)) == len(rows)
-    assert writes[1] == writes[0]
+    assert len(tokenized(run.cache.root / "tokens", table, run.model.encoder)) == len(table)
+    assert writes == [folder]
 
 
 @pytest.mark.slow
@@ -69,7 +65,7 @@ def test_workers_write_the_same(begun: Callable[..., Any], monkeypatch: pytest.M
     start = begun()
     folder = tmp_path / "tokens"
     run, table = start.run, load_splits(start.run.config).train
-    found = tokenized(folder, table, run.model.encoder, run.config.data, run.config.seed)
+    found = tokenized(folder, table, run.model.encoder)
     assert len(list(folder.rglob("*.arrow"))) == 3
     assert found.column("key") == [run.model.encoder.encode(group).key for group in table]
     assert found.column("pairs") == [pickle.dumps(label(group), pickle.HIGHEST_PROTOCOL) for group in table]
@@ -83,7 +79,7 @@ def test_a_folder_that_cannot_be_written_is_not_needed(begun: Callable[..., Any]
     occupied = tmp_path / "occupied"
     occupied.write_text("a file")
     run, table = start.run, load_splits(start.run.config).train
-    rows = tokenized(occupied, table, run.model.encoder, run.config.data, run.config.seed)
+    rows = tokenized(occupied, table, run.model.encoder)
     assert rows.column("key") == [run.model.encoder.encode(group).key for group in table]
 
 

@@ -21,7 +21,6 @@ from tiny import TRAINED, tiny_groups, train_quietly, write_groups
 from transformers import AutoConfig
 
 from dmoerm.config import Config, changed, dump_config, load_config
-from dmoerm.data.splits import load_splits
 from dmoerm.data.splitting import held_out
 from dmoerm.errors import BackboneError, ConfigError, DataError
 from dmoerm.model import DMoERM
@@ -329,14 +328,6 @@ def test_data_that_no_router_can_learn_from_is_refused(tiny_config: Callable[...
     files = [write_groups([without_task(g) for g in tiny_groups()], tmp_path / "none.jsonl")]
     with pytest.raises(DataError, match=r"no group names its task.*label some groups"):
         train_quietly(tiny_config(data={"files": files}, taxonomy="paper-en", **HEADS))
-
-
-def test_flips_change_the_preferences_of_the_training_part_alone(begun: Callable[..., Any]) -> None:
-    right, flipped = begun(), begun(data={"flip_scores": 0.5})
-    pairs = [[e.pairs for e in (*start.train, *start.validation)] for start in (right, flipped)]
-    assert [p[None] for p in pairs[0]] != [p[None] for p in pairs[1]]
-    assert [p | {None: []} for p in pairs[0]] == [p | {None: []} for p in pairs[1]]
-    assert load_splits(flipped.run.config).test == load_splits(right.run.config).test
 
 
 def test_a_trunk_router_needs_a_trunk(tiny_config: Callable[..., Config]) -> None:

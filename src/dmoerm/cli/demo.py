@@ -1,4 +1,4 @@
-"""`dmoerm demo`: train and evaluate on the built-in testbed with the bundled backbone, then score one prompt."""
+"""`dmoerm demo`: train and evaluate on 480 generated groups with the bundled backbone, then score one prompt."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def command(
     overrides: Overrides = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Train a small model on the built-in testbed in minutes, evaluate it, and score one prompt."""
+    """Train a small model on 480 generated groups in minutes, evaluate it, and score one prompt."""
     from ..config import load_config
     from .tables import print_results, scores_table, screen
 

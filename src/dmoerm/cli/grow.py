@@ -14,7 +14,6 @@ from .options import Overrides
 if TYPE_CHECKING:
     from ..model import DMoERM
 
-_CHECKED_PROMPTS = 8  # of each task of the testbed
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="The folder of a run or a model.")]
 Output = Annotated[Path | None, typer.Option(help="Folder of the changed model; it must not exist.")]
 InPlace = Annotated[bool, typer.Option("--in-place", help="Replace MODEL itself, completely or not at all.")]
@@ -120,10 +119,12 @@ def _export_plain(model: Path, output: Path, tasks: Sequence[str], dtype: str | 
 
 
 def _print_error(model: DMoERM, task: str | None, target: Path) -> None:
+    from ..config import DataConfig
+    from ..data.readers import read_groups
     from ..model.export import check_classifier
-    from ..testbed import generate
 
-    check = check_classifier(model, task, target, generate(_CHECKED_PROMPTS, 2))
+    queries = read_groups(DataConfig(files=("demo:test",)).paths()[0]).groups[::6]
+    check = check_classifier(model, task, target, queries)
     print(f"largest error {check.error:.1e} on {check.same_tokens} texts with equal tokens, of {check.texts} texts")
     if check.same_tokens < check.texts:
         print(f"largest error {check.other_error:.1e} on the others, which the template and tokenizer encode otherwise")

@@ -96,12 +96,10 @@ def _switched_off(config: Any) -> dict[str, list[str]]:
         off["phase3.inputs is embeddings: the aggregator reads no scores"] = ["phase3.base_scores"]
     for name in _exact(config):
         off[f"{name}.l2 is auto: the fit is exact"] = [f"{name}.{setting}" for setting in _OPTIMIZATION]
-    if not config.data.testbed_prompts:
-        off["data.testbed_prompts is 0"] = ["data.testbed_responses"]
     if not config.data.files:
         off["data.files is empty"] = ["data.format", "data.split", "data.task", "data.map", "data.skip_bad"]
     if config.data.test_files:
-        off["data.test_files names the held-out groups"] = ["data.test_fraction", "data.split_seed"]
+        off["data.test_files names the held-out groups"] = ["data.test_fraction"]
     if not config.data.capability_labels:
         off["data.capability_labels is empty"] = ["data.soft_labels", "data.inconsistent_weight"]
     return off

@@ -10,7 +10,6 @@ RENAMED = {
     "experts_a_step": "experts_per_step",
     "too_long": "truncation",
     "people_grades": "human_labels",
-    "most_capabilities": "max_capabilities",
 }
 NOW = {**RENAMED, "first_fraction": "phase1.phase1_fraction"}
 """Former name → current name, for error messages."""

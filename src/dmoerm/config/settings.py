@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,6 +13,7 @@ from .checks import settings_without_effect, unsuitable_auto
 from .renames import current_names
 
 DATA_DIR_VARIABLE = "DMOERM_DATA"
+DEMO_FILES = {"demo:train": "train.jsonl.gz", "demo:test": "test.jsonl.gz"}
 LearningRate = Annotated[float, Field(gt=0, le=1e30)]  # larger steps overflow float32
 Strength = Annotated[float, Field(ge=0)] | Literal["auto"]
 Width = Annotated[int, Field(le=1 << 16)]  # larger sizes do not fit in memory
@@ -30,7 +32,8 @@ class DataConfig(_Settings):
     """The preference data: sources, amount and splits."""
 
     files: tuple[str, ...] = ()
-    """Files (JSON Lines, CSV, TSV or Parquet; relative paths start at `dir`) or names for `datasets.load_dataset`."""
+    """Files (JSON Lines, CSV, TSV or Parquet; relative paths start at `dir`) or names for `datasets.load_dataset`;
+    `demo:train` and `demo:test` are the demo's groups."""
     test_files: tuple[str, ...] = ()
     """Files whose groups are held out for `eval`, all of them. The groups of `files` are then all for training, except
     those with a prompt of these files."""
@@ -52,10 +55,6 @@ class DataConfig(_Settings):
     task: str | None = None
     """Task of the rows that have none, as in most public formats; null: the router assigns one, or, if no row has a
     task, all have the only task of the taxonomy (without a taxonomy: `all_prompts`)."""
-    testbed_prompts: int = Field(default=0, ge=0)
-    """Number of prompts per task from the built-in testbed; 0: none."""
-    testbed_responses: int = Field(default=4, ge=2)
-    """Number of responses per testbed prompt."""
     groups_per_task: int | None = Field(default=None, ge=2)
     """Maximum number of groups per task, spread over its prompts; null: all."""
     test_fraction: float = Field(default=0.3, ge=0, lt=1)
@@ -64,21 +63,6 @@ class DataConfig(_Settings):
     validation_fraction: float = Field(default=0.2, gt=0, lt=1)
     """Share of the training prompts that is held out for early stopping and calibration. No effect with
     `validation_files`."""
-    split_seed: int | None = None
-    """Seed of the test split; null: `seed`."""
-    merge_tasks: bool = False
-    """Merge all tasks into one with all their capabilities: a mixture without the outer layer."""
-    max_capabilities: int | None = Field(default=None, ge=0)
-    """Maximum number of capabilities per task, the first in the taxonomy; null: all."""
-    overall_fraction: float = Field(default=1.0, gt=0, le=1)
-    """Share of each task's training prompts that keep their overall labels; the other groups with capability labels
-    keep these alone, and the rest are left out."""
-    capability_fraction: float = Field(default=1.0, gt=0, le=1)
-    """Share of each task's training prompts that keep their capability labels."""
-    flip_scores: float = Field(default=0.0, ge=0, le=0.5)
-    """Share of the overall training pairs that is reversed (simulated label noise)."""
-    flip_capabilities: float = Field(default=0.0, ge=0, le=0.5)
-    """Share of the capability training pairs that is reversed (simulated label noise)."""
 
     capability_labels: tuple[str, ...] = ()
     """Label files of `dmoerm label` (Parquet; relative paths start at `dir`) for the training part. If a pair has
@@ -116,6 +100,8 @@ class DataConfig(_Settings):
         return [self._located(file) for file in self.capability_labels]
 
     def _located(self, file: str) -> str:
+        if file in DEMO_FILES:
+            return str(resources.files("dmoerm") / "demo" / DEMO_FILES[file])
         folder = Path(self.dir or os.environ.get(DATA_DIR_VARIABLE) or ".")
         return str(folder / file) if (folder / file).exists() else file
 

@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain, groupby
 from operator import itemgetter
-from typing import Any
 
-from .. import testbed
 from ..config import Config
 from ..errors import DataError
 from ..labels import attaching, mismatch, read_labels
@@ -21,11 +19,9 @@ from .columns import check_columns
 from .group_table import GroupTable, GroupWriter, changed_groups, select, stored
 from .overall import overall_from_capabilities
 from .readers import read_groups
-from .splitting import split_by_prompt, take_groups, take_prompts
+from .splitting import split_by_prompt, take_groups
 
 _SHOWN_BAD_ROWS = 10
-MERGED = "all"
-"""The task that `data.merge_tasks` puts all groups in."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +50,7 @@ class Splits:
 def load_splits(config: Config, tasks: Mapping[str, Sequence[str]] | None = None) -> Splits:
     """Read, complete and split the data of a run.
 
-    The test part of the testbed has its gold grades; the test part of other data has grades by people. If no group
+    If no group
     names its task, all have the taxonomy's only task, or `ONE_TASK` without a taxonomy. A capability without an ordered
     pair in the training part is left out of the taxonomy and the groups.
 
@@ -87,14 +83,10 @@ def load_splits(config: Config, tasks: Mapping[str, Sequence[str]] | None = None
     known = _without(known, validation, "validation_files", skipped)
     if config.data.groups_per_task:
         known = take_groups(known, config.data.groups_per_task, config.seed)
-    seed = config.seed if config.data.split_seed is None else config.data.split_seed
-    train, test = (known, held_out) if held_out else split_by_prompt(known, config.data.test_fraction, seed)
+    train, test = (known, held_out) if held_out else split_by_prompt(known, config.data.test_fraction, config.seed)
     train = stored(chain(train, validation)) if validation else train
     test = overall_from_capabilities(test, scales_of=train)
-    train, test = _with_fewer_labels(config, overall_from_capabilities(train)), with_gold(test)
-    if config.data.max_capabilities is not None:  # once the overall scores are derived from all of them
-        taxonomy = taxonomy.first_capabilities(config.data.max_capabilities)
-        train, test = (changed_groups(part, partial(_within, taxonomy=taxonomy)) for part in (train, test))
+    train = overall_from_capabilities(train)
     if not config.data.human_labels:
         train = changed_groups(train, lambda group: group.model_copy(update={"capabilities": {}}))
     if tasks is None:
@@ -104,31 +96,20 @@ def load_splits(config: Config, tasks: Mapping[str, Sequence[str]] | None = None
         taxonomy = taxonomy.without(unlabeled)
         train, test = (changed_groups(part, partial(_within, taxonomy=taxonomy)) for part in (train, test))
         notes += _notes(unlabeled)
-    if config.data.merge_tasks:
-        names, taxonomy = taxonomy.merged_names(), taxonomy.merged(MERGED)
-        train, test = (changed_groups(part, partial(_merged, names=names)) for part in (train, test))
     return Splits(train, test, taxonomy, skipped, unknown_columns, _prompts(validation), tuple(notes))
-
-
-def with_gold(groups: Sequence[Group]) -> Sequence[Group]:
-    """Replace the simulated labels of testbed groups with gold labels; return other groups unchanged."""
-    return changed_groups(groups, lambda group: testbed.gold_group(group) if group.source == testbed.SOURCE else group)
 
 
 def _read(config: Config) -> tuple[GroupTable, Counter[str], Counter[str]]:
     writer = GroupWriter()
     skipped: Counter[str] = Counter()
     unknown_columns: Counter[str] = Counter()
-    if config.data.testbed_prompts:
-        for group in testbed.generate(config.data.testbed_prompts, config.data.testbed_responses, config.seed):
-            writer.append(group)
     _read_files(config, config.data.paths(), writer, skipped, unknown_columns)
     if not (groups := writer.finish()):
         raise DataError(
             "the data contain no groups",
             field="data.files",
             value=list(config.data.files),
-            hint="name at least one file, or set data.testbed_prompts",
+            hint="name at least one file",
         )
     return groups, skipped, unknown_columns
 
@@ -202,31 +183,6 @@ def _with_labels(
     return labeled
 
 
-def _with_fewer_labels(config: Config, groups: Sequence[Group]) -> Sequence[Group]:
-    """Remove the labels that `overall_fraction` and `capability_fraction` leave out, and groups without any label."""
-    settings, seed = config.data, config.seed
-    if settings.overall_fraction == settings.capability_fraction == 1:
-        return groups
-    overall = take_prompts(groups, settings.overall_fraction, f"{seed}/overall")
-    graded = select(groups, list(map(_has_capabilities, groups)))
-    capability = take_prompts(graded, settings.capability_fraction, f"{seed}/all")
-
-    def reduced(group: Group) -> Group:
-        key, removed = prompt_key(group.prompt), dict[str, Any]()
-        if key not in overall:
-            removed |= {"scores": None, "ranks": None, "scores_derived": False}
-        if key not in capability:
-            removed |= {"capabilities": {}, "judge_labels": {}}
-        return group.model_copy(update=removed) if removed else group
-
-    fewer = changed_groups(groups, reduced)
-    return select(fewer, [group.grades is not None or _has_capabilities(group) for group in fewer])
-
-
-def _has_capabilities(group: Group) -> bool:
-    return bool(group.capabilities or group.judge_labels)
-
-
 def _within(group: Group, taxonomy: Taxonomy) -> Group:
     """Remove grades and labels of capabilities that the taxonomy's task lacks."""
     if group.task is None:
@@ -234,15 +190,6 @@ def _within(group: Group, taxonomy: Taxonomy) -> Group:
     kept = taxonomy.tasks[group.task].capabilities
     labels = {"capabilities": group.capabilities, "judge_labels": group.judge_labels}
     return group.model_copy(update={k: {n: v for n, v in grades.items() if n in kept} for k, grades in labels.items()})
-
-
-def _merged(group: Group, names: Mapping[tuple[str, str], str]) -> Group:
-    """Move the group to the task of a merged taxonomy; capabilities of different tasks stay different."""
-    if group.task is None:
-        return group
-    labels = {"capabilities": group.capabilities, "judge_labels": group.judge_labels}
-    named = {k: {names[group.task, n]: v for n, v in grades.items()} for k, grades in labels.items()}
-    return group.model_copy(update={"task": MERGED, **named})
 
 
 def _without_pairs(taxonomy: Taxonomy, train: Sequence[Group]) -> set[tuple[str, str]]:

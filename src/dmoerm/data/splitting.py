@@ -1,4 +1,4 @@
-"""Hold out prompts, subsample groups and flip labels, decided by hashes only.
+"""Hold out prompts and subsample groups, decided by hashes only.
 
 All decisions are made per *prompt* (`schema.prompt_key`), since two groups on one prompt are not independent. They
 follow from the seed and the prompt's text, so they do not depend on the order of the rows, the process or the version
@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 
 from ..errors import ConfigError
-from ..schema import Group, Pair, prompt_key
+from ..schema import Group, prompt_key
 from .group_table import select
 
 
@@ -88,47 +88,6 @@ def _round_robin(groups: Sequence[Group], prompts: dict[bytes, list[int]], seed:
         )
         turns += [(turn, key, index) for turn, index in enumerate(ordered)]
     return [index for _, _, index in sorted(turns)]
-
-
-def take_prompts(groups: Sequence[Group], fraction: float, seed_text: str) -> set[str]:
-    """Return the keys of about `fraction` of each task's prompts, at least one.
-
-    A larger fraction returns the same prompts and more.
-
-    Raises:
-        ConfigError: the fraction is outside 0 … 1.
-    """
-    _check_share("fraction", fraction)
-    prompts: dict[str, set[str]] = {}
-    for group in groups:
-        prompts.setdefault(group.task or "", set()).add(prompt_key(group.prompt))
-    ordered = [sorted(keys, key=lambda key: _digest(seed_text, key)) for keys in prompts.values()]
-    return {key for keys in ordered for key in keys[: max(1, round(fraction * len(keys)))]}
-
-
-def flip_pairs(pairs: Sequence[Pair], share: float, seed_text: str) -> list[Pair]:
-    """Return the pairs in order, with better and worse swapped independently with probability `share`.
-
-    The swaps follow from `seed_text` (which should name the seed, the group and the capability) and the indices of the
-    two responses. A larger share swaps the same pairs and more.
-
-    Raises:
-        ConfigError: the share is outside 0 … 1.
-    """
-    _check_share("share", share)
-    return [
-        pair._replace(better=pair.worse, worse=pair.better) if _chance(pair, seed_text) < share else pair
-        for pair in pairs
-    ]
-
-
-def _chance(pair: Pair, seed_text: str) -> float:
-    return chance(seed_text, f"{min(pair[:2])} {max(pair[:2])}")
-
-
-def chance(seed_text: str, text: str = "") -> float:
-    """Return a number in [0, 1) that follows from the texts; its 53 bits are exact, so it never rounds up to 1."""
-    return (int.from_bytes(_digest(seed_text, text)[:8], "big") >> 11) / (1 << 53)
 
 
 def _digest(seed: object, text: str) -> bytes:

@@ -7,14 +7,13 @@ from typing import Any
 
 from rich.console import Console
 
-from .. import testbed
 from ..bootstrap import RESAMPLES
 from ..chat.truncation import TruncationCounts, count_truncation
 from ..config import Config
 from ..errors import DataError
 from ..model import DMoERM
 from ..model.training_prompts import TrainingPrompts
-from ..schema import Group
+from ..schema import GENERATED, Group
 from ..training.cache import ActivationCache
 from ..training.suspects import JudgedLabel
 from .accuracy import capability_accuracy, compare, overall_counts
@@ -70,7 +69,7 @@ def evaluate(
         seed=seed,
         versions=versions(),
         derived_tasks=tuple(derived),
-        gold_tasks=tuple(sorted({s.task for s in scored if s.group.source == testbed.SOURCE})),
+        gold_tasks=tuple(sorted({s.task for s in scored if s.group.source == GENERATED})),
         overlap=overlap,
         truncation=_truncation(model, groups, trained),
         router=router_result(scored),

@@ -17,7 +17,6 @@ import numpy as np
 from pydantic import ValidationError
 from rich.console import Console
 
-from .. import testbed
 from ..config import Config
 from ..data.splits import Splits, load_splits
 from ..errors import ConfigError, DataError
@@ -28,7 +27,7 @@ from ..evaluation.results import CalibrationResult, Cost, LengthBias, Overlap, R
 from ..evaluation.scored_groups import ScoredGroup
 from ..io.paths import write_file
 from ..model.training_prompts import TrainingPrompts
-from ..schema import Group
+from ..schema import GENERATED, Group
 from ..training.graph import Engine
 from .costs import costs
 from .method_suite import MethodSuite, open_suite
@@ -186,7 +185,7 @@ def _result(
         length_bias=length_bias(scored),
         costs=timed,
         derived=tuple(sorted({s.task for s in scored if s.group.scores_derived})),
-        gold=tuple(sorted({s.task for s in scored if s.group.source == testbed.SOURCE})),
+        gold=tuple(sorted({s.task for s in scored if s.group.source == GENERATED})),
         overlap=overlap,
     )
 

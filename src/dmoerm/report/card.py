@@ -69,8 +69,6 @@ def _code_span(text: str) -> Markup:
 
 def _data(data: Mapping[str, Any]) -> str:
     files = [_file_name(file) for file in data["files"]]
-    if data["testbed_prompts"]:
-        files.append(f"the testbed of dmoerm.testbed ({data['testbed_prompts']} prompts for each task)")
     return ", ".join(files) or "not named"
 
 

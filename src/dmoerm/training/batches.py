@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from ..chat.encoding import Encoded
-from ..data.splitting import flip_pairs
 from ..model.batching import greedy
 from ..model.memory import PASS_TOKENS
 from ..model.packing import Packed, pack
@@ -34,7 +33,7 @@ class PreferenceExample:
 
     Attributes:
         task: the group's task, or the one that the router assigns; None: none.
-        pairs: capability (None: overall) → ordered pairs, some of them reversed by simulated label noise.
+        pairs: capability (None: overall) → ordered pairs.
     """
 
     group: Group
@@ -66,18 +65,10 @@ class PreferenceExample:
         return replace(self, pairs=pairs)
 
 
-def label(group: Group, flip_scores: float = 0.0, flip_capabilities: float = 0.0, seed: int = 0) -> Labels:
-    """Return the group's ordered pairs, overall (None) and by capability.
-
-    Args:
-        flip_scores, flip_capabilities: share of the overall and of the capability pairs that are reversed.
-        seed: seed of the reversals.
-    """
-    pairs: dict[str | None, Sequence[Pair]] = {None: flip_pairs(group.pairs(), flip_scores, f"{seed}/{group.id}")}
-    for capability in {**group.capabilities, **group.judge_labels}:
-        seed_text = f"{seed}/{group.id}/{capability}"
-        pairs[capability] = flip_pairs(group.labeled_pairs(capability), flip_capabilities, seed_text)
-    return pairs
+def label(group: Group) -> Labels:
+    """Return the group's ordered pairs, overall (None) and by capability."""
+    capabilities = {**group.capabilities, **group.judge_labels}
+    return {None: group.pairs()} | {name: group.labeled_pairs(name) for name in capabilities}
 
 
 def labeled(

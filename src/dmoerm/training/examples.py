@@ -22,7 +22,6 @@ import pyarrow as pa
 from datasets.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from ..chat.encoding import Encoded, Encoder
-from ..config import DataConfig
 from ..data.group_table import GroupTable, decode_group, stored
 from ..io.arrow import ArrowRows
 from ..io.paths import complete_folder
@@ -126,28 +125,27 @@ class Texts(Sequence[Encoded]):
 
 
 def examples_of(run: Run, groups: Sequence[Group]) -> list[PreferenceExample]:
-    """Encode the groups and order their pairs, with the label noise of the settings.
+    """Encode the groups and order their pairs.
 
     One process tokenizes, with a worker per core; the others wait. This is a collective.
     """
     table = stored(groups)
-    files = tokenized(run.cache.root / "tokens", table, run.model.encoder, run.config.data, run.config.seed)
+    files = tokenized(run.cache.root / "tokens", table, run.model.encoder)
     rows = _ExampleTable(table, files)
     tasks = files.column("task")
     return [StoredExample(rows, row, task and sys.intern(task)) for row, task in enumerate(tasks)]
 
 
-def tokenized(folder: Path, groups: GroupTable, encoder: Encoder, data: DataConfig, seed: int) -> ArrowRows:
+def tokenized(folder: Path, groups: GroupTable, encoder: Encoder) -> ArrowRows:
     """Return the rows of `_COLUMNS` for the groups; write them to `folder` if they are not there.
 
     A folder that cannot be written is replaced by a temporary one of each process.
     """
-    settings = (seed, data.flip_scores, data.flip_capabilities)
-    digest = hashlib.sha256(repr((list(_COLUMNS), encoder.fingerprint, settings)).encode())
+    digest = hashlib.sha256(repr((list(_COLUMNS), encoder.fingerprint)).encode())
     for content in groups.encoded():
         digest.update(content)
     target = folder / digest.hexdigest()[:24]
-    write = partial(_write, groups=groups, columns=partial(_columns, encoder=encoder, data=data, seed=seed))
+    write = partial(_write, groups=groups, columns=partial(_columns, encoder=encoder))
     if is_main() and _opened(target, len(groups)) is None:
         with contextlib.suppress(OSError):
             write(target)
@@ -199,7 +197,7 @@ def _quiet() -> Iterator[None]:
             enable_progress_bar()
 
 
-def _columns(batch: dict[str, list[bytes]], *, encoder: Encoder, data: DataConfig, seed: int) -> dict[str, list[Any]]:
+def _columns(batch: dict[str, list[bytes]], *, encoder: Encoder) -> dict[str, list[Any]]:
     groups = [decode_group(content) for content in batch["group"]]
     texts = encoder.encode_all(groups)
     return {
@@ -211,8 +209,5 @@ def _columns(batch: dict[str, list[bytes]], *, encoder: Encoder, data: DataConfi
         "cut": [sorted(text.truncated_at) for text in texts],
         "empty": [sorted(text.empty_at) for text in texts],
         "margin": [group.margin for group in groups],
-        "pairs": [
-            pickle.dumps(label(group, data.flip_scores, data.flip_capabilities, seed), pickle.HIGHEST_PROTOCOL)
-            for group in groups
-        ],
+        "pairs": [pickle.dumps(label(group), pickle.HIGHEST_PROTOCOL) for group in groups],
     }

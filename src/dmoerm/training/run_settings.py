@@ -13,8 +13,8 @@ from ..errors import CheckpointError, ConfigError
 from ..model import DMoERM
 
 _OF_DATA = (
-    *("files", "test_files", "validation_files", "capability_labels", "testbed_prompts", "groups_per_task"),
-    *("task", "format", "map", "split", "skip_bad", "soft_labels", "inconsistent_weight", "testbed_responses"),
+    *("files", "test_files", "validation_files", "capability_labels", "groups_per_task"),
+    *("task", "format", "map", "split", "skip_bad", "soft_labels", "inconsistent_weight"),
 )
 
 

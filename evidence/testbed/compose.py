@@ -10,10 +10,10 @@ from __future__ import annotations
 import re
 from random import Random
 
-from ..schema import prompt_key
-from .phrases import ANSWERS, FAMILIES
-from .prompts import PromptItem
-from .seeds import stream
+from dmoerm.schema import prompt_key
+from evidence.testbed.phrases import ANSWERS, FAMILIES
+from evidence.testbed.prompts import PromptItem
+from evidence.testbed.seeds import stream
 
 EVIDENCE: dict[str, dict[str, str]] = {
     "roleplay": {

@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
-from ..errors import DataError
-from ..schema import Prompt
-from .evidence import correctness, evidence, workmanship
+from dmoerm.errors import DataError
+from dmoerm.schema import Prompt
+from evidence.testbed.evidence import correctness, evidence, workmanship
 
 Weights = dict[str, float]
 

@@ -6,11 +6,11 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from ..errors import DataError
-from ..schema import Message, Prompt
-from .facts import FACTS, Fact
-from .seeds import stream
-from .subjects import (
+from dmoerm.errors import DataError
+from dmoerm.schema import Message, Prompt
+from evidence.testbed.facts import FACTS, Fact
+from evidence.testbed.seeds import stream
+from evidence.testbed.subjects import (
     CAST,
     CHARACTERS,
     CLOSINGS,

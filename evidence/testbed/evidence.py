@@ -8,9 +8,9 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-from ..schema import Prompt
-from .facts import FACTS, Fact
-from .phrases import FAMILIES
+from dmoerm.schema import Prompt
+from evidence.testbed.facts import FACTS, Fact
+from evidence.testbed.phrases import FAMILIES
 
 COUNTED_WORDS = (4, 30)
 """Fewest and most words of a sentence that counts; others are ignored, so that lists of cues earn nothing."""

@@ -10,23 +10,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from ..errors import DataError
-from ..schema import Group, Prompt
-from .annotators import capability_grade, overall_grade
-from .compose import EVIDENCE, sample_responses
-from .gold import gold_reward, grade
-from .prompts import TASKS, PromptItem, prompts
-from .seeds import stream
+from dmoerm.errors import DataError
+from dmoerm.schema import GENERATED, Group, Prompt
+from evidence.testbed.annotators import capability_grade, overall_grade
+from evidence.testbed.compose import EVIDENCE, sample_responses
+from evidence.testbed.gold import gold_reward, grade
+from evidence.testbed.prompts import TASKS, PromptItem, prompts
+from evidence.testbed.seeds import stream
 
 CAPABILITIES: dict[str, tuple[str, ...]] = {task: tuple(names) for task, names in EVIDENCE.items()}
 """Task → its capabilities, in the order and spelling of the taxonomy."""
 
-SOURCE = "testbed"
-"""The `source` of generated groups; test parts of these groups get gold labels."""
-
 __all__ = [
     "CAPABILITIES",
-    "SOURCE",
     "TASKS",
     "PromptItem",
     "generate",
@@ -102,7 +98,7 @@ def _group(item: PromptItem, responses: int, seed: int, annotators: int, index: 
         scores=first.pop("overall"),
         capabilities={**first},
         annotators={label: tuple(responses) for label, responses in annotated.items()},
-        source=SOURCE,
+        source=GENERATED,
     )
 
 
