@@ -14,7 +14,7 @@ from dmoerm.labels import (
     OVERALL,
     CapabilityLabel,
     Outcome,
-    attach_labels,
+    attaching,
     content_digest,
     mismatch,
     read_labels,
@@ -25,6 +25,11 @@ from dmoerm.schema import Group, PairLabel
 
 GROUP = Group(id="g", task="chitchat", prompt="Hi", responses=("a", "b", "c"), scores=(1, 2, 3))
 LABEL = CapabilityLabel("judge", "g", content_digest(GROUP), "chitchat", "empathy", 0, 1)
+
+
+def attached(labels: list[CapabilityLabel]) -> Group:
+    return attaching(labels)(GROUP)
+
 
 probabilities = st.none() | st.floats(0, 1)
 outcomes = st.sampled_from(list(Outcome))
@@ -105,17 +110,17 @@ def test_an_invalid_label_file_is_refused(tmp_path) -> None:
 def test_labels_find_their_group_by_id_and_text() -> None:
     good = replace(LABEL, given=Outcome.FIRST, swapped=Outcome.FIRST)
     others = [replace(good, group="h"), replace(good, content="0"), replace(good, capability=OVERALL)]
-    (results,) = attach_labels([GROUP], [good, *others])
+    results = attached([good, *others])
     assert results.judge_labels == {"empathy": (PairLabel(0, 1, 1.0),)}
-    assert attach_labels([GROUP], others) == [GROUP]
-    (twice,) = attach_labels([GROUP], [good, replace(good, judge="other", given=Outcome.TIE, swapped=Outcome.TIE)])
+    assert attached(others) == GROUP
+    twice = attached([good, replace(good, judge="other", given=Outcome.TIE, swapped=Outcome.TIE)])
     assert twice.judge_labels["empathy"] == (PairLabel(0, 1, 1.0), PairLabel(0, 1, 0.5))
 
 
 def test_a_label_of_a_missing_response_is_refused() -> None:
     label = replace(LABEL, second=3, given=Outcome.FIRST, swapped=Outcome.FIRST)
     with pytest.raises(DataError, match="a label of group g is about response 3, but the group has 3 responses"):
-        attach_labels([GROUP], [label])
+        attached([label])
 
 
 AGREEING = replace(LABEL, given=Outcome.FIRST, swapped=Outcome.FIRST)
@@ -141,8 +146,8 @@ UNREADABLE = replace(LABEL, given=Outcome.UNPARSEABLE, swapped=Outcome.FAILED)
     ],
 )
 def test_the_reason_why_no_label_is_usable(labels, cause, hint) -> None:
-    """`attach_labels` reports the cause."""
-    assert attach_labels([GROUP], labels) == [GROUP]
+    """`attaching` reports the cause."""
+    assert attached(labels) == GROUP
     results = mismatch([GROUP], labels)
     assert re.search(cause, results[0])
     assert hint in results[1]

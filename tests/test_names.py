@@ -12,7 +12,7 @@ from dmoerm.data.statistics import data_statistics
 from dmoerm.errors import DataError
 from dmoerm.evaluation.results import SUMMARIES
 from dmoerm.names import MAX_LENGTH, RESERVED_CAPABILITIES, RESERVED_TASKS, check_name, folder_name
-from dmoerm.parsing import parse_group
+from dmoerm.schema import parse_group
 
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), max_size=60) | st.from_regex(
     "[A-Za-z0-9 _.=/-]+", fullmatch=True

@@ -6,8 +6,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dmoerm.errors import DataError
-from dmoerm.parsing import parse_group, parse_query
-from dmoerm.schema import Group, Message, Pair, PairLabel, is_empty, ordered_pairs, prompt_key, stripped
+from dmoerm.schema import (
+    Group,
+    Message,
+    Pair,
+    PairLabel,
+    is_empty,
+    ordered_pairs,
+    parse_group,
+    parse_query,
+    prompt_key,
+    stripped,
+)
 
 GRADES = st.lists(st.none() | st.integers(0, 4).map(float), max_size=6)
 

@@ -20,7 +20,10 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 _VALUE_LENGTH = 80
 _KINDS = {
@@ -135,6 +138,30 @@ def plain_fault(detail: Mapping[str, Any]) -> str:
     if (match := re.fullmatch(r"(.+?)_(type|parsing|from_float)", kind)) and match[1] in _KINDS:
         return f"must be {_KINDS[match[1]]}"
     return str(detail["msg"]).removeprefix("Value error, ").replace("Input should be", "must be", 1)
+
+
+class Fault(NamedTuple):
+    """The first error of an invalid pydantic object.
+
+    Attributes:
+        field: the dotted name of the field.
+        message: what is wrong, in plain words.
+        value: the invalid value; None if the field is missing.
+        kind: pydantic's name of the error.
+    """
+
+    field: str
+    message: str
+    value: object
+    kind: str
+
+
+def first_fault(error: ValidationError) -> Fault:
+    """Return what a one-line error says of an invalid object."""
+    detail = error.errors()[0]
+    kind = detail["type"]
+    value = None if kind == "missing" else detail["input"]
+    return Fault(".".join(map(str, detail["loc"])), plain_fault(detail), value, kind)
 
 
 def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:

@@ -146,11 +146,7 @@ def write_labels(path: Path, labels: Sequence[CapabilityLabel]) -> None:
 
 
 def read_labels(path: str | Path) -> list[CapabilityLabel]:
-    """Read a label file.
-
-    Raises:
-        DataError: the file does not exist, cannot be read or is not a valid label file.
-    """
+    """Read a label file. Raise `DataError` if it does not exist, cannot be read or is not a valid label file."""
     import pyarrow
     from pyarrow import parquet
 
@@ -184,16 +180,6 @@ def _label(row: dict[str, Any]) -> CapabilityLabel:
 # --- labels and groups ---------------------------------------------------------------------------------------------
 
 
-def attach_labels(
-    groups: Iterable[Group],
-    labels: Iterable[CapabilityLabel],
-    soft: bool = True,
-    inconsistent_weight: float | None = None,
-) -> list[Group]:
-    """Return the groups with the judges' labels; see `attaching`."""
-    return list(map(attaching(labels, soft, inconsistent_weight), groups))
-
-
 def attaching(
     labels: Iterable[CapabilityLabel], soft: bool = True, inconsistent_weight: float | None = None
 ) -> Callable[[Group], Group]:
@@ -214,18 +200,18 @@ def attaching(
         if target is not None and label.capability != OVERALL:
             by_capability = targets.setdefault((label.group, label.content), {})
             by_capability.setdefault(label.capability, []).append(target)
-    return lambda group: _with_targets(group, targets) if targets else group
 
+    def attach(group: Group) -> Group:
+        by_capability = targets and targets.get((group.id, content_digest(group)))
+        if not by_capability:
+            return group
+        last = max(max(target[:2]) for pair_labels in by_capability.values() for target in pair_labels)
+        if last >= (count := len(group.responses)):
+            message = f"a label of group {group.id} is about response {last}, but the group has {count} responses"
+            raise DataError(message)
+        return group.model_copy(update={"judge_labels": {name: tuple(each) for name, each in by_capability.items()}})
 
-def _with_targets(group: Group, targets: dict[tuple[str, str], dict[str, list[PairLabel]]]) -> Group:
-    by_capability = targets.get((group.id, content_digest(group)))
-    if by_capability is None:
-        return group
-    last = max(max(target[:2]) for pair_labels in by_capability.values() for target in pair_labels)
-    if last >= len(group.responses):
-        count = len(group.responses)
-        raise DataError(f"a label of group {group.id} is about response {last}, but the group has {count} responses")
-    return group.model_copy(update={"judge_labels": {name: tuple(targets) for name, targets in by_capability.items()}})
+    return attach
 
 
 def unmatched_labels(queries: Iterable[Query], labels: Iterable[CapabilityLabel]) -> int:
@@ -240,13 +226,7 @@ def mismatch(
     soft: bool = True,
     inconsistent_weight: float | None = None,
 ) -> tuple[str, str]:
-    """Return why none of the labels is usable for one of the groups, and a hint.
-
-    Args:
-        queries: the groups.
-        labels: the labels, none of which is usable.
-        soft, inconsistent_weight: see `CapabilityLabel.training_target`.
-    """
+    """Return why none of the labels is usable for one of the groups, and a hint."""
     if not labels:
         return "the labels are empty", "create them with `dmoerm label`"
     digests: dict[str, set[str]] = {}

@@ -11,9 +11,9 @@ import json
 import math
 import re
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, NamedTuple, Self
+from typing import Annotated, Any, NamedTuple, Self, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -21,11 +21,13 @@ from pydantic import (
     ConfigDict,
     Field,
     PrivateAttr,
+    ValidationError,
     field_validator,
     model_serializer,
     model_validator,
 )
 
+from .errors import DataError, plain_fault
 from .message import Message, Tool, check_tools
 from .names import check_name
 
@@ -111,17 +113,15 @@ class Query(BaseModel):
     @classmethod
     def _prompt_has_text(cls, prompt: Prompt) -> Prompt:
         texts = [message.text for message in messages_of(prompt)]
-        if not texts or all(map(is_empty, texts)):
+        if all(map(is_empty, texts)):
             raise ValueError("is empty")
-        for text in texts:
-            _check_encodable(text)
+        _check_encodable(texts)
         return prompt
 
     @field_validator("responses")
     @classmethod
     def _responses_are_encodable(cls, responses: tuple[str, ...]) -> tuple[str, ...]:
-        for text in responses:
-            _check_encodable(text)
+        _check_encodable(responses)
         return responses
 
     @model_validator(mode="after")
@@ -317,12 +317,66 @@ def _check_finite(name: str, grades: Sequence[float | None]) -> None:
             raise ValueError(f"{name} has the value {grade}, which is beyond ±{_LARGEST:g}")
 
 
-def _check_encodable(text: str) -> None:
+def _check_encodable(texts: Iterable[str]) -> None:
     try:
-        text.encode()
+        for text in texts:
+            text.encode()
     except UnicodeEncodeError:
         raise ValueError("contains a lone surrogate, which is not valid Unicode") from None
 
 
 def _fold(text: str) -> str:
     return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+# --- native rows ---------------------------------------------------------------------------------------------------
+
+T = TypeVar("T", bound=BaseModel)
+_HINTS = {
+    "missing": "add the field",
+    "too_short": "give at least two responses to a group, one to a query",
+    "is empty": "give a text or leave the row out",
+    "beyond": "give smaller numbers; only their differences count",
+    "finite": "give a finite number, or null for a capability that was not graded",
+    "both": "keep the one that people gave",
+    "neither": "give scores (higher is better) or ranks (1 is best)",
+    "has": "give one number for each response, in the order of responses",
+    "surrogate": "write the text as valid Unicode",
+}
+_UNION_BRANCH = re.compile(r"str|tuple\[.*|function-.*")  # pydantic puts the branch of a union into the location
+# Checks across several fields name the label at fault in their message; pydantic gives them no location.
+_NAMED_LABEL = re.compile(r"((?:scores|ranks|margin|(?:capabilities|annotators)\..+?)) ((?:has|needs) .+)", re.DOTALL)
+
+
+def parse_query(row: Mapping[str, Any]) -> Query:
+    """Validate a native row as a `Query`; unknown fields are ignored. Raise `DataError` with field, value and hint."""
+    return _parse(Query, row)
+
+
+def parse_group(row: Mapping[str, Any]) -> Group:
+    """Validate a native row as a `Group`; unknown fields are ignored. Raise `DataError` with field, value and hint."""
+    return _parse(Group, row)
+
+
+def _parse(kind: type[T], row: Mapping[str, Any]) -> T:
+    try:
+        return kind.model_validate({name: value for name, value in row.items() if name in kind.model_fields})
+    except ValidationError as error:
+        raise _data_error(error, row) from None
+
+
+def _data_error(error: ValidationError, row: Mapping[str, Any]) -> DataError:
+    """Translate the first error; of a prompt that is a list, the error in the conversation."""
+    details = error.errors()
+    whole = not isinstance(row.get("prompt"), Sequence) or isinstance(row.get("prompt"), str)
+    detail: Any = next((d for d in details if whole or d["loc"] != ("prompt", "str")), details[0])
+    location = [str(part) for part in detail["loc"] if not _UNION_BRANCH.fullmatch(str(part))]
+    message = plain_fault(detail)
+    if not location and (named := _NAMED_LABEL.match(message)):
+        location, message = named[1].split(".", 1), named[2]
+    hints = (text for word, text in _HINTS.items() if word in message)
+    hint = _HINTS.get(detail["type"]) or next(hints, "see docs/data.md for the format")
+    value = row.get(location[0]) if location and detail["type"] != "missing" else None
+    if isinstance(value, Mapping) and location[1:] and location[1] in value:
+        value = value[location[1]]
+    return DataError(message[0].lower() + message[1:], field=".".join(location) or None, value=value, hint=hint)

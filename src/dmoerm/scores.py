@@ -25,8 +25,7 @@ from typing import Any, Protocol
 
 from .errors import DataError
 from .names import qualified_name
-from .parsing import parse_query
-from .schema import Message, Prompt, PromptInput, Query
+from .schema import Message, Prompt, PromptInput, Query, parse_query
 
 MIN_REWARD = -20.0
 """The reward of an empty response, and the lower end of the range; no other response reaches it."""

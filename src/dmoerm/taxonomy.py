@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from .errors import TaxonomyError, plain_fault, shorten
+from .errors import TaxonomyError, first_fault, shorten
 from .names import MAX_LENGTH, check_name, folder_name, qualified_name
 from .schema import Group
 
@@ -224,7 +224,7 @@ def _parse(text: str, where: str) -> Taxonomy:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise TaxonomyError(f"{where}: is not valid YAML ({error}); correct the file") from None
     if not isinstance(content, dict):
-        hint = "start from `dmoerm data taxonomy` or a copy of paper-en"
+        hint = "start from the file that `dmoerm init` writes, or a copy of paper-en"
         raise TaxonomyError(f"{where}: must hold name, language and tasks (got {shorten(content)}); {hint}")
     return _validate(content, where)
 
@@ -233,12 +233,9 @@ def _validate(content: dict[Any, Any], where: str) -> Taxonomy:
     try:
         return Taxonomy.model_validate(content)
     except ValidationError as error:
-        detail = error.errors()[0]
-    field = ".".join(str(part) for part in detail["loc"])
-    message = plain_fault(detail)
-    value = f" (got {shorten(detail['input'])})" if detail["type"] != "value_error" else ""
-    hint = _HINTS.get(detail["type"], "")
-    raise TaxonomyError(f"{where}: {field}: {message}{value}{hint}")
+        fault = first_fault(error)
+    value = f" (got {shorten(fault.value)})" if fault.kind not in ("value_error", "missing") else ""
+    raise TaxonomyError(f"{where}: {fault.field}: {fault.message}{value}{_HINTS.get(fault.kind, '')}")
 
 
 _HINTS = {

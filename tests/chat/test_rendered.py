@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 from tiny import CHATML, tiny_tokenizer
 
 from dmoerm.chat.encoding import Encoder
-from dmoerm.chat.rendered import conversation, response_text, split_response
-from dmoerm.chat.transcript import Transcript
+from dmoerm.chat.rendered import Transcript, conversation, response_text, split_response
 from dmoerm.config import EncodingConfig
 from dmoerm.errors import DataError
 from dmoerm.schema import Message, Query

@@ -17,8 +17,7 @@ from tiny import CHATML, tiny_tokenizer
 from dmoerm.chat.encoding import Encoder
 from dmoerm.chat.template import on_a_fixed_day
 from dmoerm.config import EncodingConfig
-from dmoerm.parsing import parse_query
-from dmoerm.schema import Query, stripped
+from dmoerm.schema import Query, parse_query, stripped
 
 # A template in the way of Hermes and Qwen: definitions and arguments as JSON, results in a user's turn.
 HERMES = (

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from dmoerm.errors import DataError
-from dmoerm.parsing import parse_group
-from dmoerm.schema import Group, prompt_key
+from dmoerm.schema import Group, parse_group, prompt_key
 from evidence.testbed import (
     CAPABILITIES,
     TASKS,

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..errors import DataError
-from ..parsing import parse_group, parse_query
-from ..schema import Group, Query, is_empty, prompt_key
+from ..schema import Group, Query, is_empty, parse_group, parse_query, prompt_key
 from .columns import ColumnMap, columns_of, mapped_rows, placed
 from .formats import Format, RawExample, detect_format, named_format, unknown_columns
 from .rows import PlacedRow, open_rows

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ..errors import DataError, plain_fault
+from ..errors import DataError, first_fault
 from ..message import Message
 
 Row = Mapping[str, Any]
@@ -197,10 +197,10 @@ def _turn(fields: Turn, field: str) -> Turn:
     try:
         return Message.model_validate(fields).model_dump(mode="json")
     except ValidationError as error:
-        fault = error.errors()[0]
-        location = ".".join([field, *map(str, fault["loc"])])
+        fault = first_fault(error)
+        location = ".".join(filter(None, [field, fault.field]))
         hint = 'write a call as {"type": "function", "function": {"name": "…", "arguments": "{…}"}}'
-        raise DataError(plain_fault(fault), field=location, value=fault["input"], hint=hint) from None
+        raise DataError(fault.message, field=location, value=fault.value, hint=hint) from None
 
 
 def _calls(value: Any, field: str) -> list[Turn]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from ..chat.encoding import Encoded
-from ..chat.transcript import Transcript
+from ..chat.rendered import Transcript
 from ..errors import ConfigError, shorten
 from ..schema import PromptInput, Query, ResponseLists
 from ..scores import MIN_REWARD, Score, Weights, adjusted, as_queries, bound_reward, check_risk, check_weights

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Request
 
-from ..chat.transcript import Transcript
+from ..chat.rendered import Transcript
 from ..errors import DataError
 from ..model import DMoERM
 from ..schema import Message, Prompt, Query

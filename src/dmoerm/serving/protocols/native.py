@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from ...message import Message, Tool
-from ...parsing import parse_query
+from ...schema import parse_query
 from ...scores import Score, unbound_reward
 from ..service import CurrentService
 from .examples import SCORE_REQUESTS, SCORE_RESPONSE
