@@ -202,11 +202,12 @@ def attaching(
             by_capability.setdefault(label.capability, []).append(target)
 
     def attach(group: Group) -> Group:
-        by_capability = targets and targets.get((group.id, content_digest(group)))
+        by_capability = targets.get((group.id, content_digest(group))) if targets else None
         if not by_capability:
             return group
-        last = max(max(target[:2]) for pair_labels in by_capability.values() for target in pair_labels)
-        if last >= (count := len(group.responses)):
+        count = len(group.responses)
+        last = max(max(target.first, target.second) for each in by_capability.values() for target in each)
+        if last >= count:
             message = f"a label of group {group.id} is about response {last}, but the group has {count} responses"
             raise DataError(message)
         return group.model_copy(update={"judge_labels": {name: tuple(each) for name, each in by_capability.items()}})

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import logging
 import secrets
 import sys
@@ -28,7 +29,7 @@ from ..errors import BackboneError, DataError
 from ..message import Tool
 from ..schema import Message, Prompt, Query, is_empty, messages_of, stripped
 from .template import ChatTemplate
-from .tools import ToolConversation, guarded_texts, tool_conversations, uses_tools, without_tools
+from .tools import ToolConversation, guarded_texts, uses_tools, without_tools
 
 _LOG = logging.getLogger("dmoerm.chat")
 _CHARACTERS = 8  # of a text that are read at first for each token that may be kept; few tokens have more
@@ -114,7 +115,9 @@ class Encoder:
         opening, *_, before, after = self.template.texts([Message(role="user", content="x")])
         self.marker = self._special(before)  # between the last turn and the response: marks where a response starts
         self._end_of_turn = self._special(after.rstrip())
-        self._added = self._leading_tokens("x")
+        # the special tokens that the tokenizer adds before a text
+        whole, bare = tokenizer("x")["input_ids"], self._special("x")
+        self._added = next((whole[:i] for i in range(len(whole)) if whole[i : i + len(bare)] == bare), [])
         # the end-of-turn token, since a pass needs at least one token of each response
         eos: Any = tokenizer.eos_token_id
         self.empty_response: list[int] = self._end_of_turn or [eos or 0]
@@ -138,18 +141,10 @@ class Encoder:
         Raises:
             DataError: a text is longer than `max_length` and `truncation` is `error`.
         """
-        (encoded,) = self.encode_all([query], one_prompt)
-        return encoded
+        return self.encode_all([query], one_prompt)[0]
 
     def encode_all(self, queries: Sequence[Query], one_prompt: bool = True) -> list[Encoded]:
-        """Return the token ids of several queries; to tokenize their texts in one call takes less time.
-
-        Args:
-            one_prompt: as in `encode`.
-
-        Raises:
-            DataError: as `encode`.
-        """
+        """Return the token ids of several queries, as `encode` does; one call of the tokenizer takes less time."""
         with self._lock:
             size = _CHARACTERS * (self.max_length + _MARGIN)
             parts = [self._turns(query.prompt, query.tools, size) for query in queries]
@@ -180,7 +175,8 @@ class Encoder:
         if prompt_is_cut and not one_prompt:
             fits = [len(prompt) + len(ids) <= self.max_length for ids in responses]
         cut = frozenset(i for i, whole in enumerate(fits) if not whole)
-        ids = [self._cut_response(ids, limit) for ids in responses]
+        end = self._end_of_turn
+        ids = [ids if len(ids) <= limit else ids[: limit - len(end)] + end for ids in responses]
         if prompt_is_cut and any(fits):
             return Encoded(prompt, ids, cut, empty, cut_prompt=kept)
         return Encoded(kept, ids, cut, empty)
@@ -201,7 +197,7 @@ class Encoder:
             prompt = self._conversation(turns, whole, iter(self._texts([message.content for message in turns])))
             return prompt + (self._ended(*self._texts([stripped(content[-1].text)])) if answered else [])
 
-    def split(self, ids: Sequence[int]) -> Encoded:
+    def split(self, sequence: Sequence[int]) -> Encoded:
         """Split the token ids of a rendered conversation into prompt and response, as `encode` gives them.
 
         Special tokens that the tokenizer adds by itself and text that the template writes after the last turn are
@@ -210,40 +206,24 @@ class Encoder:
         Raises:
             DataError: the ids do not show where the response begins, or text follows it.
         """
-        ids, marker, end = self._with_leading_tokens(list(ids)), self.marker, self._end_of_turn
+        added, marker, end, start = self._added, self.marker, self._end_of_turn, 0
+        while added and list(sequence[start : start + len(added)]) == added:
+            start += len(added)
+        ids = (added if self._template_adds else []) + list(sequence[start:])  # once, if the template writes them
         starts = [i + len(marker) for i in range(len(ids) - len(marker)) if ids[i : i + len(marker)] == marker]
         response = ids[starts[-1] :] if starts else []
         ends = [i for i in range(len(response)) if end and response[i : i + len(end)] == end] or [len(response)]
-        text, rest = (self._decode(part) for part in (response[: ends[0]], response[ends[0] :]))
+        tokenizer: Any = self.tokenizer
+        parts = response[: ends[0]], response[ends[0] :]
+        text, rest = (tokenizer.decode(part, skip_special_tokens=True) for part in parts)
         if not starts or rest.strip():
+            hint = "encode with the chat template, a response after its prompt, or use DMoERM.score"
             raise DataError(
-                "the token ids do not show where the response begins",
-                field="input_ids",
-                value=ids,
-                hint="encode with the chat template, a response after its prompt, or use DMoERM.score",
+                "the token ids do not show where the response begins", field="input_ids", value=ids, hint=hint
             )
         if is_empty(text):
             return Encoded(ids[: starts[-1]], [self.empty_response], empty_at=frozenset({0}))
         return Encoded(ids[: starts[-1]], [response[: ends[0]] + end])
-
-    def _decode(self, ids: Sequence[int]) -> str:
-        text: Any = self.tokenizer.decode(list(ids), skip_special_tokens=True)
-        return text
-
-    def _leading_tokens(self, text: str) -> list[int]:
-        """Return the special tokens that the tokenizer adds before a text."""
-        whole, bare = self.tokenizer(text)["input_ids"], self._special(text)
-        return next((whole[:i] for i in range(len(whole)) if whole[i : i + len(bare)] == bare), [])
-
-    def _with_leading_tokens(self, ids: list[int]) -> list[int]:
-        """Return the ids with the leading special tokens once if the template writes them, otherwise without them."""
-        added, start = self._added, 0
-        while added and ids[start : start + len(added)] == added:
-            start += len(added)
-        return (added if self._template_adds else []) + ids[start:]
-
-    def _cut_response(self, ids: list[int], limit: int) -> list[int]:
-        return ids if len(ids) <= limit else ids[: limit - len(self._end_of_turn)] + self._end_of_turn
 
     def _cut_prompt(self, ids: list[int], limit: int) -> list[int]:
         if len(ids) <= limit:
@@ -264,7 +244,12 @@ class Encoder:
         Args:
             size: as in `_ends`.
         """
-        messages = [_without_frame(message) for message in messages_of(prompt)]
+        messages = [
+            message.model_copy(update={"content": text})
+            if (text := stripped(message.content)) != message.content
+            else message
+            for message in messages_of(prompt)
+        ]
         if self.config.system and messages[0].role != "system":
             messages.insert(0, Message(role="system", content=stripped(self.config.system)))
         if not uses_tools(messages, tools):
@@ -286,7 +271,8 @@ class Encoder:
         """Return the ids of a conversation with tools; None if the template does not print all of it."""
         if self.config.template != "chat":
             return None
-        for talk in tool_conversations(messages, tools, self._guarded):
+        for arguments_as_text, no_content in itertools.product((False, True), ("", None)):
+            talk = ToolConversation(messages, tools, self._guarded, arguments_as_text, no_content)
             try:
                 return list(self._tool_ids(talk, self.template.write(talk.messages, talk.tools), size))
             except (DataError, BackboneError):
@@ -348,8 +334,3 @@ class Encoder:
         special = self.tokenizer.eos_token_id, self.tokenizer.bos_token, self.tokenizer.eos_token
         parts = vocabulary, special, self.tokenizer.chat_template, self.config, self.max_length
         return hashlib.sha256(repr(parts).encode()).hexdigest()
-
-
-def _without_frame(message: Message) -> Message:
-    content = stripped(message.content)
-    return message if content == message.content else message.model_copy(update={"content": content})

@@ -59,19 +59,16 @@ class ChatTemplate:
         if roles not in self._texts:
             if len(self._texts) == _MAX_RENDERED:
                 self._texts.clear()
-            self._texts[roles] = self._between(roles)
+            slots = [{"role": role, "content": SLOT.format(i)} for i, role in enumerate([*roles, "assistant"])]
+            text = self.write(slots) if self._kind == "chat" else self._plain(slots)
+            texts = []
+            for slot in slots:
+                before, separator, text = text.partition(slot["content"])
+                if not separator:
+                    raise BackboneError("the chat template drops or reorders messages; set encoding.template to plain")
+                texts.append(before)
+            self._texts[roles] = [*texts, text]
         return self._texts[roles]
-
-    def _between(self, roles: Sequence[str]) -> list[str]:
-        slots = [{"role": role, "content": SLOT.format(i)} for i, role in enumerate([*roles, "assistant"])]
-        text = self.write(slots) if self._kind == "chat" else self._plain(slots)
-        texts = []
-        for slot in slots:
-            before, separator, text = text.partition(slot["content"])
-            if not separator:
-                raise BackboneError("the chat template drops or reorders messages; set encoding.template to plain")
-            texts.append(before)
-        return [*texts, text]
 
     def write(self, messages: list[dict[str, Any]], tools: list[Any] | None = None) -> str:
         """Return a conversation as the chat template writes it.
@@ -86,12 +83,9 @@ class ChatTemplate:
                 messages, tools or None, chat_template=fixed, tokenize=False, **day
             )
         except Exception as error:  # a template is a program of the model's authors and may raise anything
-            raise DataError(
-                f"the chat template rejects the conversation: {error}",
-                field="prompt",
-                value=[message["role"] for message in messages[:-1]],
-                hint="reorder the turns (user first, then alternating) or set encoding.template to plain",
-            ) from None
+            message, roles = f"the chat template rejects the conversation: {error}", [m["role"] for m in messages[:-1]]
+            hint = "reorder the turns (user first, then alternating) or set encoding.template to plain"
+            raise DataError(message, field="prompt", value=roles, hint=hint) from None
         return rendered
 
     def _plain(self, messages: list[dict[str, str]]) -> str:

@@ -8,7 +8,6 @@ but a special token in them is replaced by a placeholder, so that only the templ
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -69,9 +68,8 @@ class ToolConversation:
         messages: Sequence[Message],
         tools: Sequence[Tool],
         guarded: Sequence[str],
-        *,
-        arguments_as_text: bool,
-        no_content: str | None,
+        arguments_as_text: bool = False,
+        no_content: str | None = "",
     ) -> None:
         self._guarded = guarded
         self._pattern = re.compile("|".join(map(re.escape, sorted(guarded, key=len, reverse=True))))
@@ -144,14 +142,6 @@ class ToolConversation:
         if isinstance(value, dict):
             return {self._guard(name): self._guard(entry) for name, entry in value.items()}
         return [self._guard(entry) for entry in value] if isinstance(value, list | tuple) else value
-
-
-def tool_conversations(
-    messages: Sequence[Message], tools: Sequence[Tool], guarded: Sequence[str]
-) -> Iterator[ToolConversation]:
-    """Yield the forms of a conversation that templates expect, the most common one first."""
-    for arguments_as_text, no_content in itertools.product((False, True), ("", None)):
-        yield ToolConversation(messages, tools, guarded, arguments_as_text=arguments_as_text, no_content=no_content)
 
 
 def guarded_texts(tokenizer: PreTrainedTokenizerBase) -> list[str]:
