@@ -31,7 +31,7 @@ from torch import Tensor
 
 from dmoerm.config import Config, changed, load_config
 from dmoerm.data.splits import load_splits
-from dmoerm.evaluation.accuracy import right_pairs
+from dmoerm.evaluation.metrics import right_pairs
 from dmoerm.evaluation.scored_groups import ScoredGroup, score_groups
 from dmoerm.io.paths import write_file
 from dmoerm.model.heads import Head

@@ -24,7 +24,7 @@ from rich.console import Console
 
 from dmoerm.bootstrap import mean_interval
 from dmoerm.config import Config, load_config
-from dmoerm.evaluation.accuracy import right_pairs
+from dmoerm.evaluation.metrics import right_pairs
 from dmoerm.io.paths import write_file
 from dmoerm.training.steps import Run
 from evidence import measure

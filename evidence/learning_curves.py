@@ -32,7 +32,7 @@ from dmoerm.bootstrap import mean_interval
 from dmoerm.config import Config, changed, load_config
 from dmoerm.data.splits import load_splits
 from dmoerm.data.splitting import take_groups
-from dmoerm.evaluation.accuracy import right_pairs
+from dmoerm.evaluation.metrics import right_pairs
 from dmoerm.io.paths import write_file
 from dmoerm.model.heads import BranchScorer, Head
 from dmoerm.training.batches import PreferenceExample

@@ -21,7 +21,7 @@ from statistics import fmean
 import numpy as np
 
 from dmoerm.errors import DataError
-from dmoerm.evaluation.overlap import split_overlap
+from dmoerm.evaluation.measure import split_overlap
 from dmoerm.evaluation.results import Overlap
 from dmoerm.experiments.methods import QueryScorer
 from dmoerm.schema import Group

@@ -22,7 +22,7 @@ from dmoerm.config import Config, changed
 from dmoerm.data.readers import read_groups
 from dmoerm.data.splits import load_splits
 from dmoerm.errors import BackboneError, DataError
-from dmoerm.evaluation.overlap import split_overlap
+from dmoerm.evaluation.measure import split_overlap
 from dmoerm.evaluation.results import Overlap
 from dmoerm.model.training_prompts import TrainingPrompts
 from dmoerm.schema import Group, Query, messages_of, prompt_key

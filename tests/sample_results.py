@@ -37,6 +37,7 @@ def example(**changes: Any) -> Results:
                 {"low": 0.75, "high": 1.0, "pairs": 80, "confidence": 0.8, "accuracy": 0.84},
             ],
         },
+        "errors": {"worst": [], "by_length": {}, "by_agreement": {}},
         "length_bias": {"dmoerm": {"spearman": 0.2, "pearson": 0.1, "groups": 20}},
         "time": {"router": 1.5},
         "steps": {"router": {"loss": float("nan"), "seconds": 1.5}},

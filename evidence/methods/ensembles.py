@@ -24,7 +24,7 @@ from dmoerm.experiments.methods.run_models import single_parameters
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dmoerm.evaluation.scoring_batch import ScoringBatch
+    from dmoerm.evaluation.scored_groups import ScoringBatch
     from dmoerm.model.heads import BranchScorer
 
 _COMBINATIONS = {

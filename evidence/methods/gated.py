@@ -11,7 +11,7 @@ from dmoerm.experiments.methods.run_models import count_parameters
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dmoerm.evaluation.scoring_batch import ScoringBatch
+    from dmoerm.evaluation.scored_groups import ScoringBatch
 
 
 def train_method(context: MethodContext) -> TrainedMethod | None:

@@ -12,7 +12,7 @@ from dmoerm.schema import Group, Query
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dmoerm.evaluation.scoring_batch import ScoringBatch
+    from dmoerm.evaluation.scored_groups import ScoringBatch
 
 
 def train_human_grades(context: MethodContext) -> TrainedMethod | None:

@@ -15,7 +15,7 @@ from dmoerm.experiments.methods.run_models import single_parameters
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dmoerm.evaluation.scoring_batch import ScoringBatch
+    from dmoerm.evaluation.scored_groups import ScoringBatch
 
 
 def train_laplace(context: MethodContext) -> TrainedMethod | None:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from dmoerm.evaluation.results_files import read_model
+from dmoerm.evaluation.results import read_model
 from dmoerm.io.paths import write_file
 from evidence.rl.policy_settings import RLConfig
 from evidence.rl.rewards import Scale
@@ -100,4 +100,4 @@ def write_trajectory(path: Path, trajectory: Trajectory) -> None:
 
 def read_trajectory(path: Path) -> Trajectory:
     """Read a trajectory. Raise `DataError` if it is missing or has another schema."""
-    return read_model(path, Trajectory, "give the trajectory.json that `dmoerm rl` wrote", "schema 1")
+    return read_model(path, Trajectory, "give the trajectory.json that `dmoerm rl` wrote")

@@ -42,7 +42,7 @@ from trl import RewardConfig, RewardTrainer
 from dmoerm.config import Config, load_config
 from dmoerm.data.readers import read_groups
 from dmoerm.data.splits import load_splits
-from dmoerm.evaluation.accuracy import PairCounts, compare, count_pairs
+from dmoerm.evaluation.metrics import PairCounts, compare, count_pairs
 from dmoerm.model.backbone import bundled_backbone
 from dmoerm.model.batching import pad
 from dmoerm.model.packing import pack

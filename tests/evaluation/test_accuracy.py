@@ -4,17 +4,21 @@ import numpy as np
 import pytest
 
 from dmoerm.bootstrap import interval, resampled_means
-from dmoerm.evaluation.accuracy import (
+from dmoerm.evaluation.metrics import (
     PairCounts,
+    calibration_result,
     capability_accuracy,
     compare,
     count_pairs,
     join,
+    length_bias,
     overall_counts,
+    pooled,
+    reliability,
     resample,
     right_pairs,
+    router_result,
 )
-from dmoerm.evaluation.diagnostics import calibration_result, length_bias, pooled, reliability, router_result
 from dmoerm.evaluation.scored_groups import ScoredGroup
 from dmoerm.schema import Group, Pair
 

@@ -13,7 +13,7 @@ from tiny import tiny_groups
 from dmoerm.data.splits import load_splits
 from dmoerm.errors import CheckpointError, DataError
 from dmoerm.evaluation import evaluate
-from dmoerm.evaluation.overlap import split_overlap
+from dmoerm.evaluation.measure import split_overlap
 from dmoerm.model import DMoERM
 from dmoerm.model.training_prompts import PROMPTS_FILE, TrainingPrompts
 from dmoerm.report import report_html

@@ -8,7 +8,6 @@ from sample_results import example
 from dmoerm.errors import CheckpointError, DataError
 from dmoerm.evaluation import read_results, write_results
 from dmoerm.evaluation.results import phase_seconds
-from dmoerm.evaluation.results_files import upgrade
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
@@ -17,24 +16,6 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert read_results(path).model_dump(exclude={"steps"}) == example().model_dump(exclude={"steps"})
     assert read_results(path).steps["router"] == {"loss": None, "seconds": 1.5}, "JSON knows no NaN"
     assert [file.name for file in path.parent.iterdir()] == ["results.json"]
-
-
-def test_schema_1_is_translated(tmp_path: Path) -> None:
-    old = json.loads(example().to_json())
-    old["consistency"] = old.pop("accuracy")
-    del old["overlap"]
-    (tmp_path / "results.json").write_text(json.dumps(old | {"schema": 1}))
-    found = read_results(tmp_path / "results.json")
-    assert found.accuracy == example().accuracy
-    assert (found.schema_version, found.overlap) == (2, example().overlap)
-    (tmp_path / "results.json").write_text(json.dumps(old | {"schema": 1, "command": "eval"}))
-    assert not read_results(tmp_path / "results.json").overlap.known
-
-
-def test_a_condition_with_shares_of_reversed_pairs_is_translated() -> None:
-    old = {"schema": 2, "conditions": {"noisy": {"flip_scores": 0.25, "flip_capabilities": 0.15, "by_seed": {}}}}
-    settings = {"data.flip_scores": 0.25, "data.flip_capabilities": 0.15}
-    assert upgrade(old)["conditions"]["noisy"] == {"settings": settings, "by_seed": {}}
 
 
 def test_the_layout_of_schema_2() -> None:
@@ -63,7 +44,7 @@ def broken(change: dict[str, Any]) -> str:
     ("text", "words"),
     [
         ("{", "results.json"),
-        (broken({"schema": 3}), "schema: .*got 3.*reads schemas 1 and 2"),
+        (broken({"schema": 3}), "schema: .*got 3.*install the version"),
         (broken({"seed": "x"}), "seed: .*'x'"),
         (broken({"accuracy": {"dmoerm": {"chitchat": {"value": 7}}}}), "accuracy.dmoerm.chitchat.value"),
         ("[]", "use the results.json of `dmoerm train`"),

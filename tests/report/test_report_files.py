@@ -165,7 +165,7 @@ def test_each_kind_is_read(tmp_path: Path) -> None:
     ("text", "words"),
     [
         ('{"kind": "poem"}', "wrong.json: kind: unknown kind.*'poem'.*give a JSON file"),
-        ('{"kind": "comparison", "schema": 3}', "wrong.json: schema: .*reads schemas 1 and 2"),
+        ('{"kind": "comparison", "schema": 3}', "wrong.json: schema: .*install the version"),
         ("{}", "wrong.json: command"),
         ("[1]", "wrong.json: .*give a JSON file"),
         ("not JSON", "wrong.json: .*give a JSON file"),

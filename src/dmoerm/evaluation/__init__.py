@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .results import Results
-from .results_files import read_results, write_results
+from .results import Results, read_results, write_results
 
 if TYPE_CHECKING:
     from .measure import evaluate

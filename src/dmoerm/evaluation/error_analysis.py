@@ -1,16 +1,16 @@
-"""Which pairs `dmoerm` orders against people: the worst ones, accuracy by length and by agreement, doubtful labels."""
+"""Which pairs `dmoerm` orders wrongly: the worst ones, accuracy by length and by agreement, doubtful labels."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from ..bootstrap import RESAMPLES
 from ..schema import Group, Pair, messages_of, prompt_key
 from ..training.suspects import JudgedLabel
-from .accuracy import pooled_accuracy
-from .diagnostics import probabilities
+from .metrics import pooled_accuracy, probabilities
 from .results import DoubtfulLabel, ErrorAnalysis, Estimate, LabelDoubts, WrongPair
 from .scored_groups import ScoredGroup
 
@@ -19,9 +19,8 @@ WORST = 20
 MAX_CHARACTERS = 400
 """Characters of a text in the results; the middle of longer ones is cut."""
 _LONGER = 1.25  # times the length of the other response
-
-Part = Callable[[Group, Pair], str | None]
-"""The part that a pair belongs to; None: to none."""
+_LENGTH_PARTS = ("people prefer the longer", "about equally long", "people prefer the shorter")
+_AGREEMENT_PARTS = ("all annotators agree", "at least two thirds agree", "fewer agree")
 
 
 def error_analysis(
@@ -30,15 +29,25 @@ def error_analysis(
     resamples: int = RESAMPLES,
     judged: Sequence[JudgedLabel] | None = None,
 ) -> ErrorAnalysis:
-    """List the pairs with the least probability of what people prefer, and measure accuracy on parts of the pairs.
+    """List the preferences with the lowest probability, and measure accuracy on parts of the pairs.
 
     Args:
         judged: the labels of the training part, the most doubtful first, from `judge_labels`.
     """
+
+    def by_part(part: Callable[[Group, Pair], str | None], names: Sequence[str]) -> dict[str, Estimate]:
+        estimates: dict[str, Estimate] = {}
+        for name in names:
+            pairs = [[pair for pair in s.group.pairs() if part(s.group, pair) == name] for s in scored]
+            rows = ((prompt_key(s.group.prompt), p, s.rewards) for s, p in zip(scored, pairs, strict=True))
+            if (estimate := pooled_accuracy(rows, "dmoerm", name, seed, resamples)) is not None:
+                estimates[name] = estimate
+        return estimates
+
     return ErrorAnalysis(
         worst=tuple(_worst(scored)),
-        by_length=_by_part(scored, length_part, _LENGTH_PARTS, seed, resamples),
-        by_agreement=_by_part(scored, agreement_part, _AGREEMENT_PARTS, seed, resamples),
+        by_length=by_part(length_part, _LENGTH_PARTS),
+        by_agreement=by_part(agreement_part, _AGREEMENT_PARTS),
         doubts=None if judged is None else _doubts(judged),
     )
 
@@ -60,18 +69,15 @@ def _worst(scored: Sequence[ScoredGroup]) -> list[WrongPair]:
 
 
 def _wrong_pair(scored: ScoredGroup, pair: Pair, probability: float) -> WrongPair:
-    both = (pair.better, pair.worse)
-    deviations = None if scored.uncertainty is None else scored.uncertainty[list(both)]
+    both = [pair.better, pair.worse]
+    deviations = None if scored.uncertainty is None else scored.uncertainty[both]
     return WrongPair(
-        id=scored.group.id,
         task=scored.task,
-        prompt=_prompt_text(scored.group),
-        preferred=shortened(scored.group.responses[pair.better]),
-        other=shortened(scored.group.responses[pair.worse]),
         probability=probability,
-        rewards=_two(scored.rewards["dmoerm"], pair),
-        uncertainty=None if deviations is None or np.isnan(deviations).any() else (deviations[0], deviations[1]),
-        capabilities={name: _two(scores, pair) for name, scores in scored.capabilities.items()},
+        rewards=tuple(scored.rewards["dmoerm"][both]),
+        uncertainty=None if deviations is None or np.isnan(deviations).any() else tuple(deviations),
+        capabilities={name: tuple(scores[both]) for name, scores in scored.capabilities.items()},
+        **_texts(scored.group, pair),
     )
 
 
@@ -82,25 +88,23 @@ def _doubts(judged: Sequence[JudgedLabel]) -> LabelDoubts:
         first.setdefault(prompt_key(label.group.prompt), label)
     worst = [
         DoubtfulLabel(
-            id=label.group.id,
             task=label.task,
             capability=label.capability,
-            prompt=_prompt_text(label.group),
-            preferred=shortened(label.group.responses[label.pair.better]),
-            other=shortened(label.group.responses[label.pair.worse]),
             probability=label.probability,
+            **_texts(label.group, label.pair),
         )
         for label in list(first.values())[:WORST]
     ]
     return LabelDoubts(judged=len(judged), contradicted=len(contradicted), worst=tuple(worst))
 
 
-def _prompt_text(group: Group) -> str:
-    return shortened("\n".join(turn.text for turn in messages_of(group.prompt)))
-
-
-def _two(scores: np.ndarray, pair: Pair) -> tuple[float, float]:
-    return float(scores[pair.better]), float(scores[pair.worse])
+def _texts(group: Group, pair: Pair) -> dict[str, Any]:
+    return {
+        "id": group.id,
+        "prompt": shortened("\n".join(turn.text for turn in messages_of(group.prompt))),
+        "preferred": shortened(group.responses[pair.better]),
+        "other": shortened(group.responses[pair.worse]),
+    }
 
 
 def shortened(text: str) -> str:
@@ -109,32 +113,8 @@ def shortened(text: str) -> str:
     return text if len(text) <= MAX_CHARACTERS else f"{text[:half]} … {text[-half:]}"
 
 
-def _by_part(
-    scored: Sequence[ScoredGroup], part: Part, names: Sequence[str], seed: int, resamples: int
-) -> dict[str, Estimate]:
-    """Return part → accuracy of `dmoerm` on its pairs; leave out empty parts."""
-    parts = {
-        name: pooled_accuracy(
-            (
-                (prompt_key(s.group.prompt), [p for p in s.group.pairs() if part(s.group, p) == name], s.rewards)
-                for s in scored
-            ),
-            "dmoerm",
-            name,
-            seed,
-            resamples,
-        )
-        for name in names
-    }
-    return {name: estimate for name, estimate in parts.items() if estimate is not None}
-
-
-_LENGTH_PARTS = ("people prefer the longer", "about equally long", "people prefer the shorter")
-_AGREEMENT_PARTS = ("all annotators agree", "at least two thirds agree", "fewer agree")
-
-
 def length_part(group: Group, pair: Pair) -> str:
-    """Return whether people prefer the longer response, by 1.25 times in characters."""
+    """Return whether humans prefer the longer response, by 1.25 times in characters."""
     better, worse = (max(len(group.responses[index]), 1) for index in pair[:2])
     return _LENGTH_PARTS[0 if better >= _LONGER * worse else 2 if worse >= _LONGER * better else 1]
 
@@ -143,7 +123,7 @@ def agreement_part(group: Group, pair: Pair) -> str | None:
     """Return how many annotators with a preference share the label's; None with fewer than two such annotators."""
     people = group.annotators.get("overall", ())
     if not people or len(people[pair.better]) != len(people[pair.worse]):
-        return None  # the grades of a person cannot be found
+        return None  # the two grades of an annotator cannot be matched
     grades = zip(people[pair.better], people[pair.worse], strict=True)
     votes = [a > b for a, b in grades if a is not None and b is not None and a != b]
     if len(votes) < 2:

@@ -13,14 +13,12 @@ from ..config import Config
 from ..errors import DataError
 from ..model import DMoERM
 from ..model.training_prompts import TrainingPrompts
-from ..schema import GENERATED, Group
+from ..schema import GENERATED, Group, prompt_key
 from ..training.cache import ActivationCache
 from ..training.suspects import JudgedLabel
-from .accuracy import capability_accuracy, compare, overall_counts
-from .diagnostics import calibration_result, length_bias, router_result
 from .error_analysis import error_analysis
-from .overlap import split_overlap
-from .results import Results, peak_memory, phase_seconds, versions
+from .metrics import calibration_result, capability_accuracy, compare, length_bias, overall_counts, router_result
+from .results import Overlap, Results, peak_memory, phase_seconds, versions
 from .scored_groups import score_groups
 
 
@@ -58,10 +56,19 @@ def evaluate(
         DataError: no pair is ordered by people, an unknown task, a text longer than the model reads.
     """
     groups, overlap = split_overlap(groups, training_prompts or model.training_prompts, include_trained)
-    _check_pairs(groups)
+    if not any(group.pairs() for group in groups):
+        raise DataError(
+            "no two responses are ordered by human labels",
+            field="scores",
+            value=f"{len(groups)} groups",
+            hint="evaluate on groups with differing scores or ranks",
+        )
     scored = score_groups(model, groups, batch_tokens, console, cache)
     seed = config.seed if config else 0
     derived = sorted({s.task for s in scored if s.group.scores_derived})
+    truncation = {"evaluation": count_truncation((group, model.encoder.encode(group)) for group in groups)}
+    if trained is not None:
+        truncation["training"] = trained
     accuracy, paired = compare(overall_counts(scored), derived, seed, resamples)
     return Results(
         command=command,
@@ -71,7 +78,7 @@ def evaluate(
         derived_tasks=tuple(derived),
         gold_tasks=tuple(sorted({s.task for s in scored if s.group.source == GENERATED})),
         overlap=overlap,
-        truncation=_truncation(model, groups, trained),
+        truncation=truncation,
         router=router_result(scored),
         accuracy=accuracy,
         paired=paired,
@@ -85,18 +92,31 @@ def evaluate(
     )
 
 
-def _check_pairs(groups: Sequence[Group]) -> None:
-    if not any(group.pairs() for group in groups):
+def split_overlap(
+    groups: Sequence[Group], training_prompts: TrainingPrompts | None, include: bool = False
+) -> tuple[list[Group], Overlap]:
+    """Find the groups whose prompts the model was trained on, and leave them out.
+
+    Args:
+        training_prompts: those of the model; None if they are not known.
+        include: keep those groups; they are counted in both cases.
+
+    Returns:
+        The groups to evaluate on, and the counts for the results.
+
+    Raises:
+        DataError: no group is left.
+    """
+    if training_prompts is None:
+        return list(groups), Overlap(known=False, groups=0, prompts=0, included=True)
+    trained = [group.prompt in training_prompts for group in groups]
+    prompts = {prompt_key(group.prompt) for group, hit in zip(groups, trained, strict=True) if hit}
+    overlap = Overlap(known=True, groups=sum(trained), prompts=len(prompts), included=include)
+    kept = [group for group, hit in zip(groups, trained, strict=True) if include or not hit]
+    if groups and not kept:
         raise DataError(
-            "no two responses are ordered by people",
-            field="scores",
-            value=f"{len(groups)} groups",
-            hint="evaluate on groups with differing scores or ranks",
+            f"the model was trained on the prompts of all {len(groups)} groups",
+            field="prompt",
+            hint="evaluate on other prompts, or keep them with --include-trained",
         )
-
-
-def _truncation(
-    model: DMoERM, groups: Sequence[Group], trained: TruncationCounts | None
-) -> dict[str, TruncationCounts]:
-    measured = count_truncation((group, model.encoder.encode(group)) for group in groups)
-    return {"evaluation": measured} | ({} if trained is None else {"training": trained})
+    return kept, overlap

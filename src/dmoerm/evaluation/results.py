@@ -1,24 +1,28 @@
-"""results.json: the machine-readable results of a run or an evaluation (schema 2)."""
+"""results.json: the machine-readable results of a run or an evaluation, written and read without torch."""
 
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import platform
 import sys
 from collections.abc import Mapping
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..chat.truncation import TruncationCounts
+from ..errors import DataError, plain_fault
+from ..io.paths import write_file
 from ..routing_notes import routing_notes
 
 MEAN = "mean"
 """The entry with the mean over the tasks."""
 MEAN_HUMAN = "mean_human"
-"""The entry with the mean over the tasks that people scored; absent unless the scores of other tasks were derived."""
+"""The entry with the mean over the tasks with human scores; absent unless other tasks' scores were derived."""
 SUMMARIES = (MEAN, MEAN_HUMAN)
-"""Entries beside the tasks."""
+"""The entries that summarize several tasks."""
 
 _MANY = 0.5
 """The share of unrecognized prompts above which the results warn."""
@@ -86,10 +90,7 @@ class Overlap(ResultModel):
     def remark(self) -> str | None:
         """A sentence about the overlap, or None if there is no overlap."""
         if not self.known:
-            return (
-                "It is not known which prompts the model was trained on; accuracy on training prompts is too high. "
-                "Models that this version trains list their training prompts."
-            )
+            return "It is not known which prompts the model was trained on; accuracy on training prompts is too high."
         if not self.groups:
             return None
         state = "included: accuracy on them is too high" if self.included else "left out"
@@ -251,8 +252,8 @@ class Results(Document):
     calibration: CalibrationResult
     length_bias: dict[str, LengthBias]
     """Method (and `human`: the grades by people) → correlation with length."""
-    errors: ErrorAnalysis | None = None
-    """The worst pairs and parts; None: measured by an earlier version."""
+    errors: ErrorAnalysis
+    """The worst pairs and parts."""
     time: dict[str, float]
     """Phase → seconds of training."""
     steps: dict[str, dict[str, float | None]]
@@ -316,3 +317,44 @@ def peak_memory() -> int | None:
     except ImportError:
         return None
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+# --- files ---------------------------------------------------------------------------------------------------------
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def write_results(path: str | Path, results: Results) -> None:
+    """Write results.json, completely or not at all. Raises `CheckpointError` if it cannot be written."""
+    write_file(Path(path), results.to_json())
+
+
+def read_results(path: str | Path) -> Results:
+    """Read the results.json of a run. Raise `DataError` if the file is invalid; see `read_model`."""
+    return read_model(path, Results, "use the results.json of `dmoerm train` or the file of `dmoerm eval --json`")
+
+
+def read_model(path: str | Path, model: type[M], hint: str) -> M:
+    """Read a JSON file of this model.
+
+    Args:
+        hint: which file to use instead of an invalid one.
+
+    Raises:
+        DataError: the file does not exist, is not JSON, has another schema, or does not match the model.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot be read: {error}", file=path, hint=hint) from None
+    try:
+        return model.model_validate(json.loads(text))
+    except json.JSONDecodeError as error:
+        raise DataError(f"is not valid JSON: {error}", file=path, hint=hint) from None
+    except ValidationError as error:
+        detail = error.errors()[0]
+    field = ".".join(str(part) for part in detail["loc"])
+    if field == "schema":
+        hint = "install the version of dmoerm that wrote the file"
+    value = None if detail["type"] == "missing" else detail["input"]
+    raise DataError(plain_fault(detail), file=path, field=field or None, value=value, hint=hint)

@@ -12,9 +12,8 @@ from rich.console import Console
 
 from ..config import Config
 from ..errors import ConfigError
-from ..evaluation.accuracy import compare, join
-from ..evaluation.diagnostics import pooled
 from ..evaluation.experiment_results import Comparison, Condition
+from ..evaluation.metrics import compare, join, pooled
 from ..evaluation.results import (
     Estimate,
     LengthBias,

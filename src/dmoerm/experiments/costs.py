@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from ..evaluation.results import Cost
-from ..evaluation.scoring_batch import ScoringBatch
+from ..evaluation.scored_groups import ScoringBatch
 from ..schema import Query
 from .method_suite import MethodSuite
 

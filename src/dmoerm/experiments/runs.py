@@ -20,9 +20,16 @@ from rich.console import Console
 from ..config import Config
 from ..data.splits import Splits, load_splits
 from ..errors import ConfigError, DataError
-from ..evaluation.accuracy import PairCounts, capability_counts, overall_counts
-from ..evaluation.diagnostics import length_bias, probabilities, reliability, router_result
-from ..evaluation.overlap import split_overlap
+from ..evaluation.measure import split_overlap
+from ..evaluation.metrics import (
+    PairCounts,
+    capability_counts,
+    length_bias,
+    overall_counts,
+    probabilities,
+    reliability,
+    router_result,
+)
 from ..evaluation.results import CalibrationResult, Cost, LengthBias, Overlap, ResultModel, RouterResult
 from ..evaluation.scored_groups import ScoredGroup
 from ..io.paths import write_file

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import DataError
-from ..evaluation.results import ResultModel
-from ..evaluation.results_files import read_part
+from ..evaluation.results import ResultModel, read_model
 from ..io.paths import write_file
 from . import sections  # noqa: F401  (registers the kinds)
 from .page import render_page
@@ -29,10 +28,10 @@ def read_measured(path: str | Path) -> ResultModel:
     Raises:
         DataError: the file does not exist, is not valid JSON, has an unknown kind, or lacks a field of its kind.
     """
-    kind = read_part(path, _FileKind, _HINT).kind
+    kind = read_model(path, _FileKind, _HINT).kind
     if kind not in KINDS:
         raise DataError("unknown kind of results", file=path, field="kind", value=kind, hint=_HINT)
-    return read_part(path, KINDS[kind].model, _HINT)
+    return read_model(path, KINDS[kind].model, _HINT)
 
 
 def report_html(*results: ResultModel) -> str:

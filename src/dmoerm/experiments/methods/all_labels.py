@@ -15,7 +15,7 @@ from .registry import register
 from .run_models import by_task, stored_heads
 
 if TYPE_CHECKING:
-    from ...evaluation.scoring_batch import ScoringBatch
+    from ...evaluation.scored_groups import ScoringBatch
     from ...model.heads import BranchScorer
     from ...training.batches import PreferenceExample
 

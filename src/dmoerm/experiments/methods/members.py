@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...evaluation.scoring_batch import ScoringBatch
+from ...evaluation.scored_groups import ScoringBatch
 from ...model.backbone import load_backbone
 from ...model.heads import BranchScorer
 from ...model.layers import split_layers

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ...data.splits import Splits
-    from ...evaluation.scoring_batch import ScoringBatch
+    from ...evaluation.scored_groups import ScoringBatch
     from ...training import Run
     from ...training.batches import PreferenceExample
     from ...training.graph import Engine

@@ -12,7 +12,7 @@ from .registry import register
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from ...evaluation.scoring_batch import ScoringBatch
+    from ...evaluation.scored_groups import ScoringBatch
     from ...model.heads import BranchScorer, Head
     from ...training import Run
 

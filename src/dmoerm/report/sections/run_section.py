@@ -35,7 +35,7 @@ def _blocks(results: Results) -> Iterator[tuple[str, Iterable[Content]]]:
     yield "Win probability", parts.calibration_contents({"": {"dmoerm": results.calibration}}, ["dmoerm"])
     yield "Correlation of reward with length", parts.length_contents({"": results.length_bias})
     yield "Where people and dmoerm differ", _errors(results.errors)
-    yield "Doubtful labels", _doubts(results.errors and results.errors.doubts)
+    yield "Doubtful labels", _doubts(results.errors.doubts)
     yield "Time and memory", [_costs(results)]
     yield "Settings", parts.settings_contents(results.config, results.versions)
 
@@ -122,9 +122,7 @@ def _routing(metrics: Mapping[str, float | None]) -> Iterator[Content]:
     yield Table("Rewards of the training prompts, held out", ["rewards", "loss", "accuracy"], rows)
 
 
-def _errors(errors: ErrorAnalysis | None) -> Iterator[Content]:
-    if errors is None:
-        return
+def _errors(errors: ErrorAnalysis) -> Iterator[Content]:
     for caption, rows in (("length", errors.by_length), ("agreement of annotators", errors.by_agreement)):
         header = ["pairs", "number", "prompts", "accuracy"]
         parted = [[n, *parts.numbers(e, pairs="", prompts=""), parts.estimate_number(e)] for n, e in rows.items()]
