@@ -37,8 +37,7 @@ from dmoerm.io.paths import write_file
 from dmoerm.model.heads import Head
 from dmoerm.training import train
 from dmoerm.training.embedding import base_embeddings
-from dmoerm.training.exact_step import fit_heads
-from dmoerm.training.linear_heads import FOLDS, STRENGTHS, linear_pairs, solve
+from dmoerm.training.exact_solver import FOLDS, STRENGTHS, fit_heads, linear_pairs, solve
 from dmoerm.training.losses import preference_losses
 from evidence import measure
 from evidence.learning_curves import Examples, prepared

@@ -29,7 +29,7 @@ from dmoerm.experiments.method_suite import (
 )
 from dmoerm.experiments.methods import choose_methods
 from dmoerm.schema import prompt_key
-from dmoerm.training.graph import Engine
+from dmoerm.training.run import Engine
 from evidence.best_of_n_estimates import BestOfN, best_of_n, best_of_n_kl, summarize_prompts
 from evidence.conditions import condition_run
 from evidence.documents import BestOfNCondition, BestOfNResults, CurveFit, MethodCurve

@@ -37,7 +37,7 @@ from dmoerm.io.paths import write_file
 from dmoerm.model.heads import BranchScorer, Head
 from dmoerm.training.batches import PreferenceExample
 from dmoerm.training.embedding import base_embeddings
-from dmoerm.training.exact_step import fit_heads
+from dmoerm.training.exact_solver import fit_heads
 from dmoerm.training.examples import examples_of
 from dmoerm.training.phases import apply_base, train_base
 from dmoerm.training.progress import Progress

@@ -45,9 +45,8 @@ from dmoerm.names import folder_name
 from dmoerm.training import Run, train
 from dmoerm.training.batches import PreferenceExample
 from dmoerm.training.examples import examples_of
-from dmoerm.training.graph import graph
 from dmoerm.training.progress import Progress
-from dmoerm.training.run import prepare, run_steps
+from dmoerm.training.run import graph, prepare, run_steps
 from dmoerm.training.steps import step_name
 
 MEASURES = ("margin", "laplace", "both", "folds", "spread")

@@ -40,7 +40,7 @@ def _train(context: MethodContext, start: BranchScorer, folder: Path) -> tuple[S
     from dmoerm.experiments.methods.all_labels import joined_pairs
     from dmoerm.experiments.methods.members import has_exact_head
     from dmoerm.training.embedding import base_embeddings
-    from dmoerm.training.exact_step import exact_metrics, fit_all_labels_head, head_state
+    from dmoerm.training.exact_solver import exact_metrics, fit_all_labels_head, head_state
     from dmoerm.training.phases import train_base
 
     run = context.run

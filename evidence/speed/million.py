@@ -33,8 +33,7 @@ from dmoerm.config import Config
 from dmoerm.data.splits import load_splits
 from dmoerm.training.phases import phase0
 from dmoerm.training.progress import Progress
-from dmoerm.training.run import check_pairs, prepare, report_data, split_examples
-from dmoerm.training.run_folder import claim
+from dmoerm.training.run import check_pairs, claim, prepare, report_data, split_examples
 from dmoerm.training.steps import Training
 from evidence.measure import table, write
 

@@ -50,7 +50,7 @@ from dmoerm.schema import Group
 from dmoerm.taxonomy import Taxonomy
 from dmoerm.training.batches import PreferenceExample
 from dmoerm.training.examples import examples_of
-from dmoerm.training.expert_step import phase2
+from dmoerm.training.phases import phase2
 from dmoerm.training.progress import Progress
 from dmoerm.training.run import prepare
 from dmoerm.training.steps import Run, Training

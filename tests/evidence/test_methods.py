@@ -27,8 +27,8 @@ from dmoerm.scores import unbound_reward
 from dmoerm.training import phases
 from dmoerm.training.batches import PreferenceExample
 from dmoerm.training.embedding import base_embeddings
+from dmoerm.training.exact_solver import fit_all_labels, linear_pairs
 from dmoerm.training.examples import examples_of
-from dmoerm.training.linear_heads import fit_all_labels, linear_pairs
 from dmoerm.training.phases import train_base
 from dmoerm.training.run import split_examples
 from dmoerm.training.steps import finished_steps

@@ -21,7 +21,7 @@ from dmoerm.model.packed_attention import FORM_VARIABLE, recompute_layers
 from dmoerm.schema import Pair
 from dmoerm.training.batches import PackedCollator, PreferenceBatch, VectorCollator
 from dmoerm.training.losses import PreferenceLossModule
-from dmoerm.training.router_step import RoutingBatch, RoutingLossModule, _collate
+from dmoerm.training.router import RoutingBatch, RoutingLossModule, _collate
 from dmoerm.training.stacking import ExpertStack, HeadStack
 from dmoerm.training.tracking import BestTracker
 from dmoerm.training.trainer import _optimizer

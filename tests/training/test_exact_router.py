@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from dmoerm.training import exact_router
-from dmoerm.training.exact_router import RouterFit, calibration_error, fit_router
-from dmoerm.training.linear_heads import FOLDS
+from dmoerm.training import router
+from dmoerm.training.exact_solver import FOLDS
+from dmoerm.training.router import RouterFit, calibration_error, fit_router
 
 
 def overlapping(count: int = 600, tasks: int = 3, width: int = 8, spread: float = 1.0) -> tuple[torch.Tensor, ...]:
@@ -22,8 +22,8 @@ def overlapping(count: int = 600, tasks: int = 3, width: int = 8, spread: float 
 
 
 def test_it_is_the_optimum(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exact_router, "_TOLERANCE", 1e-4)
-    monkeypatch.setattr(exact_router, "_MAX_STEPS", 5000)
+    monkeypatch.setattr(router, "_TOLERANCE", 1e-4)
+    monkeypatch.setattr(router, "_MAX_STEPS", 5000)
     x, labels, folds = overlapping()
     found = fit_router(x, labels, folds, 3)
     for k in (*range(FOLDS), None):
@@ -75,7 +75,7 @@ def test_few_prompts_and_tasks_without_prompts_are_fitted_too(tasks: int, labels
 
 
 def test_of_many_prompts_some_are_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exact_router, "MAX_PROMPTS", 100)
+    monkeypatch.setattr(router, "MAX_PROMPTS", 100)
     x, labels, folds = overlapping()
     found, expected = fit_router(x, labels, folds, 3), fit_router(x[::6], labels[::6], folds[::6], 3)
     assert torch.equal(found.weight, expected.weight)

@@ -23,11 +23,9 @@ from dmoerm.model.heads import Head
 from dmoerm.schema import Pair
 from dmoerm.training import score_weights as weighting
 from dmoerm.training.embedding import base_embeddings, task_vectors
-from dmoerm.training.exact_step import FoldedHead, fit_heads, out_of_fold
-from dmoerm.training.expert_step import phase2
-from dmoerm.training.linear_heads import fold_of
-from dmoerm.training.phases import phase0, phase1, phase3
-from dmoerm.training.router_step import train_router
+from dmoerm.training.exact_solver import FoldedHead, fit_heads, fold_of, out_of_fold
+from dmoerm.training.phases import phase0, phase1, phase2, phase3
+from dmoerm.training.router import train_router
 from dmoerm.training.score_weights import EXPERT_SCALES, rescale_experts, score_weights
 
 from .conftest import begin

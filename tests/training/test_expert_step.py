@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from dmoerm.model.experts import Experts, lora_layers
-from dmoerm.training.expert_step import expert_parts, phase2
-from dmoerm.training.phases import phase1
+from dmoerm.training.phases import expert_parts, phase1, phase2
 
 TASK = "chitchat"
 

@@ -13,7 +13,7 @@ from tiny import TRAINED, make_exact_config, tiny_groups
 
 from dmoerm.config import Config
 from dmoerm.taxonomy import draft_taxonomy
-from dmoerm.training.graph import graph, path_to
+from dmoerm.training.run import graph, path_to
 
 from .conftest import begin
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dmoerm.schema import Pair
-from dmoerm.training.linear_heads import (
+from dmoerm.training.exact_solver import (
     CAPABILITY_WEIGHTS,
     FOLDS,
     STRENGTHS,

@@ -14,8 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from dmoerm.model import DMoERM, packed_attention
 from dmoerm.schema import prompt_key
 from dmoerm.training.batches import labeled
-from dmoerm.training.expert_step import phase2
-from dmoerm.training.phases import first_part, phase0, phase1, phase3, second_part
+from dmoerm.training.phases import first_part, phase0, phase1, phase2, phase3, second_part
 
 TASK = "chitchat"
 

@@ -14,12 +14,12 @@ from tiny import make_exact_config, make_tiny_config, train_quietly
 from dmoerm import DMoERM
 from dmoerm.config import Config
 from dmoerm.model.routing import Routing
-from dmoerm.training import routing_step
+from dmoerm.training import routing
 from dmoerm.training.batches import labeled
+from dmoerm.training.calibration import with_posterior
 from dmoerm.training.embedding import base_embeddings, sample
-from dmoerm.training.linear_heads import laplace, linear_pairs
+from dmoerm.training.exact_solver import laplace, linear_pairs
 from dmoerm.training.phases import first_part, second_part
-from dmoerm.training.posteriors import with_posterior
 
 from .conftest import begin
 from .test_linear_heads import draw
@@ -54,7 +54,7 @@ def test_exact_heads_give_the_sum_of_their_inverse_hessians(
     tiny_backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The width is 64, so that nothing is truncated; the head on all labels is left out, and so are soft heads."""
-    monkeypatch.setattr(routing_step, "search", lambda forms, exact: (False, Routing()))
+    monkeypatch.setattr(routing, "search", lambda forms, exact: (False, Routing()))
     config = make_exact_config(tiny_backbone, tmp_path, phase3={"base_scores": ["per_task", "general"]})
     run, training = train_quietly(config), begin(config)
     metrics, general = run.metrics(), run.model.general.head

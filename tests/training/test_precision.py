@@ -16,7 +16,7 @@ from dmoerm.data.splits import load_splits
 from dmoerm.model import DMoERM
 from dmoerm.model.batching import pack_ids
 from dmoerm.model.experts import StackedLoRALinear, lora_layers
-from dmoerm.training import expert_step, phases, router_step
+from dmoerm.training import phases, router
 from dmoerm.training.examples import examples_of
 
 TASK = "chitchat"
@@ -45,7 +45,7 @@ class Selected:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.steps: dict[str, nn.Module] = {}
-        for module in (phases, expert_step, router_step):
+        for module in (phases, router):
             monkeypatch.setattr(module, "fit", self._watched(module.fit))
 
     def _watched(self, fit: Callable[..., Any]) -> Callable[..., Any]:

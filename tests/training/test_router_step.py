@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from dmoerm.model.batching import pack_ids
-from dmoerm.training import exact_router, router_step
-from dmoerm.training.router_step import assign_tasks, train_router
+from dmoerm.training import router
+from dmoerm.training.router import assign_tasks, train_router
 
 each_kind = pytest.mark.parametrize(
     "changes",
@@ -76,11 +76,11 @@ def test_the_shares_of_a_batch_add_up_to_it(seat: Callable[..., None], count: in
         def forward(self, found: torch.Tensor) -> torch.Tensor:
             return found
 
-    module = router_step.RoutingLossModule(Read())  # pyright: ignore[reportArgumentType]
+    module = router.RoutingLossModule(Read())  # pyright: ignore[reportArgumentType]
     losses = []
     for rank, world in ((0, 1), (0, 2), (1, 2)):
-        seat(router_step, rank, world)
-        (part,) = router_step._collate(rows)
+        seat(router, rank, world)
+        (part,) = router._collate(rows)
         losses.append(module(part).loss)
     torch.testing.assert_close((losses[1] + losses[2]) / 2, losses[0])
 
@@ -91,7 +91,7 @@ def test_the_best_state_is_chosen_by_the_loss_that_is_trained(begun: Callable[..
     train_router(start)
     trained, model = start.run.metrics()["router"], start.run.model
     examples = {(e.prompt, e.task): e for e in start.validation}.values()
-    vectors = [router_step.prompt_vectors(model.router, [torch.tensor(e.encoded.prompt)]) for e in examples]
+    vectors = [router.prompt_vectors(model.router, [torch.tensor(e.encoded.prompt)]) for e in examples]
     logits = model.router(torch.cat(vectors))
     labels = torch.tensor([model.router.tasks.index(e.task) for e in examples])
     assert trained["loss"] == pytest.approx(float(torch.nn.functional.cross_entropy(logits, labels)), rel=1e-5)
@@ -104,8 +104,8 @@ def test_the_routers_rows_are_cross_entropies() -> None:
         def read(self, prompt: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
             return logits
 
-    module = router_step.RoutingLossModule(Read())  # pyright: ignore[reportArgumentType]
-    (batch,) = router_step._collate([(torch.arange(2), 0, 0), (torch.arange(3), 2, 0)])
+    module = router.RoutingLossModule(Read())  # pyright: ignore[reportArgumentType]
+    (batch,) = router._collate([(torch.arange(2), 0, 0), (torch.arange(3), 2, 0)])
     found = module(batch)
     expected = torch.nn.functional.cross_entropy(logits, torch.tensor([0, 2]), reduction="none")
     torch.testing.assert_close(found.rows, expected)
@@ -120,9 +120,9 @@ def test_held_out_probabilities_do_not_depend_on_the_prompts_own_task(
 
     At one strength: the choice among several is made on all prompts, as the heads' is.
     """
-    monkeypatch.setattr(exact_router, "STRENGTHS", (0.3,))
-    monkeypatch.setattr(exact_router, "_TOLERANCE", 1e-5)
-    monkeypatch.setattr(exact_router, "_MAX_STEPS", 5000)
+    monkeypatch.setattr(router, "STRENGTHS", (0.3,))
+    monkeypatch.setattr(router, "_TOLERANCE", 1e-5)
+    monkeypatch.setattr(router, "_MAX_STEPS", 5000)
     routes = []
     for wrong in (False, True):
         start = begun(output=f"{begun().run.folder}-{wrong}")

@@ -20,10 +20,9 @@ from dmoerm.model.routing import Routing
 from dmoerm.routing_notes import routing_notes
 from dmoerm.schema import Group
 from dmoerm.serving import ServingConfig, create_app
-from dmoerm.training import routing_step
-from dmoerm.training.growing import add_task, change_capability
-from dmoerm.training.joining import merge_models, remove_tasks
-from dmoerm.training.routing_step import Held, search
+from dmoerm.training import routing
+from dmoerm.training.grow import add_task, change_capability, merge_models, remove_tasks
+from dmoerm.training.routing import Held, search
 from dmoerm.training.steps import step_name
 
 PAIR = ["Yes, it is.", "No."]
@@ -56,7 +55,7 @@ def mixed_run(tiny_backbone: str, tmp_path_factory: pytest.TempPathFactory) -> A
         return True, MIXED
 
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(routing_step, "search", search)
+        monkeypatch.setattr(routing, "search", search)
         return trained(tiny_backbone, tmp_path_factory.mktemp("mixed"), alike=True)
 
 

@@ -222,12 +222,12 @@ def test_a_killed_process_goes_on_to_the_same_end(
 
 
 def test_a_finished_run_started_again_trains_nothing(trained_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dmoerm.training import expert_step, phases, router_step
+    from dmoerm.training import phases, router
 
     def never(*_: Any, **__: Any) -> Any:
         raise AssertionError("trained again")
 
-    for module in (phases, expert_step, router_step):
+    for module in (phases, router):
         monkeypatch.setattr(module, "fit", never)
     again = train_quietly(trained_run.config)
     prompt, responses = "How are you?", ["Fine.", "No."]
@@ -280,7 +280,7 @@ def without_task(group: Group) -> Group:
 def test_groups_without_a_task_are_routed_and_used(
     tiny_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dmoerm.training import graph as module
+    from dmoerm.training import run as module
 
     groups = [without_task(g) if i % 3 == 2 else g for i, g in enumerate(tiny_groups())]
     seen: list[tuple[str | None, str | None]] = []

@@ -30,12 +30,11 @@ from dmoerm.data.splits import load_splits
 from dmoerm.labels import CapabilityLabel, Outcome, content_digest, write_labels
 from dmoerm.model.experts import lora_layers
 from dmoerm.schema import Query
-from dmoerm.training import expert_step, phases, router_step, trainer
+from dmoerm.training import phases, router, trainer
 from dmoerm.training.fitting import FitResult
-from dmoerm.training.graph import graph
 from dmoerm.training.phases import first_part
 from dmoerm.training.progress import Progress
-from dmoerm.training.run import build_model, open_cache, prepare, split_examples
+from dmoerm.training.run import build_model, graph, open_cache, prepare, split_examples
 from dmoerm.training.tracking import BestTracker
 
 # Acts elsewhere than in training, in a test of its own.
@@ -110,14 +109,14 @@ def test_each_phase_is_fitted_by_its_own_step(begun: Callable[..., Any], monkeyp
         module.eval()
         return [FitResult(0.0, 0.0, 0)] * (getattr(module, "num_experts", None) or 1)
 
-    for module in (phases, expert_step, router_step):
+    for module in (phases, router):
         monkeypatch.setattr(module, "fit", fit)
     pulls = {name: {"l2": i / 10, "head_first": {"l2": i}} for i, name in enumerate(("phase0", "phase1", "phase2"), 1)}
     start = begun(**pulls, phase3={"l2": 0.4}, router={"kind": "own"})
     config = start.run.config
-    router_step.train_router(start)
+    router.train_router(start)
     phases.phase0(start)
-    for phase in (phases.phase1, expert_step.phase2, phases.phase3):
+    for phase in (phases.phase1, phases.phase2, phases.phase3):
         phase(start, "chitchat")
     expected = {"router": (config.router, None), "phase3/chitchat": (config.phase3, config.phase3.l2)}
     names = {"phase0": "branch", "phase1/chitchat": "branch", "phase2/chitchat": "lora"}

@@ -15,7 +15,7 @@ from dmoerm.config import load_config
 from dmoerm.data.readers import read_groups
 from dmoerm.evaluation.error_analysis import WORST, error_analysis
 from dmoerm.schema import Group
-from dmoerm.training.exact_step import out_of_fold
+from dmoerm.training.exact_solver import out_of_fold
 from dmoerm.training.run import load_run
 from dmoerm.training.steps import Training
 from dmoerm.training.suspects import judge_labels

@@ -35,7 +35,7 @@ def add(
     _check_one(task, capability)
     if capability is not None:
         return _change_capability(model, capability, "add", overrides, output, in_place)
-    from ..training.growing import add_task
+    from ..training.grow import add_task
 
     folder, target = target_folders(model, output, in_place)
     return _print(add_task(folder, str(task), overrides or (), target), target)
@@ -65,7 +65,7 @@ def remove(
     if capability is not None:
         return _change_capability(model, capability, "remove", overrides, output, in_place)
     _refuse_settings(overrides)
-    from ..training.joining import remove_tasks
+    from ..training.grow import remove_tasks
 
     folder, target = target_folders(model, output, in_place)
     loaded = load_changed(folder)
@@ -87,7 +87,7 @@ def export(
 ) -> None:
     """Write a model with some of the tasks alone, or one task as a standard classifier of transformers."""
     from ..errors import ConfigError
-    from ..training.joining import export_tasks
+    from ..training.grow import export_tasks
 
     if plain:
         return _export_plain(model, output, tasks or (), dtype)
@@ -137,7 +137,7 @@ def merge(
     in_place: InPlace = False,
 ) -> None:
     """Join tasks that were trained apart on the same trunk."""
-    from ..training.joining import merge_models
+    from ..training.grow import merge_models
 
     folder, target = target_folders(model, output, in_place)
     loaded = load_changed(folder)
@@ -156,7 +156,7 @@ def _change_capability(
     in_place: bool,
 ) -> None:
     from ..errors import ConfigError
-    from ..training.growing import change_capability
+    from ..training.grow import change_capability
 
     task, separator, name = capability.partition("/")
     if not (task and separator and name):

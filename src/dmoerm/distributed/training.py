@@ -21,10 +21,9 @@ from ..config import Config, changed
 from ..data.splits import Splits
 from ..errors import ClusterError, ConfigError, DmoermError
 from ..training.examples import Texts, examples_of
-from ..training.graph import Step, graph, path_to
 from ..training.processes import TIMEOUT, barrier, broadcast, is_main
 from ..training.progress import Progress
-from ..training.run import check_batches, prepare, run_steps
+from ..training.run import Step, check_batches, graph, path_to, prepare, run_steps
 from ..training.steps import Run, StepMetrics
 from .cluster import cluster, worker_slots
 

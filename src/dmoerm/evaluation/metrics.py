@@ -22,7 +22,7 @@ from scipy.stats import rankdata
 
 from ..bootstrap import RESAMPLES, interval, resampled_sums, run_weights
 from ..schema import Pair, prompt_key
-from ..training.exact_router import calibration_error
+from ..training.router import calibration_error
 from .results import MEAN, MEAN_HUMAN, Bin, CalibrationResult, Difference, Estimate, LengthBias, RouterResult
 from .scored_groups import ScoredGroup
 

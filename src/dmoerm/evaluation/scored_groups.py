@@ -3,7 +3,7 @@
     general           the phase-0 model of all tasks together: the single reward model
     per_task_routed   the phase-1 model of the router's likeliest task: deployable
     per_task          the phase-1 model of the group's own task: an oracle, which is told the task. In a model with
-                      soft heads (training/routing_step.py) both have these; in `compare`, those of the task's prompts
+                      soft heads (training/routing.py) both have these; in `compare`, those of the task's prompts
     dmoerm            end to end: the router alone decides
 
 Other methods, such as baselines, score in the same pass (`scorers`).

@@ -22,7 +22,7 @@ from ..evaluation.results import (
     versions,
 )
 from ..model.training_prompts import TrainingPrompts
-from ..training.graph import Engine
+from ..training.run import Engine
 from .method_suite import Settings, run_settings
 from .methods import Method, choose_methods
 from .runs import RunResult, measure_run

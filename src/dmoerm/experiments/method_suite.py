@@ -18,10 +18,9 @@ from ..evaluation.scored_groups import ScoredGroup, score_groups, with_empty_low
 from ..schema import Query, is_empty
 from ..training import Run, train
 from ..training.calibration import temperature
-from ..training.graph import Engine, graph
 from ..training.progress import Progress
-from ..training.router_step import assign_tasks
-from ..training.run import prepare, run_steps, split_examples
+from ..training.router import assign_tasks
+from ..training.run import Engine, graph, prepare, run_steps, split_examples
 from .methods import Method, MethodContext, TrainedMethod, choose_methods
 
 Q = TypeVar("Q", bound=Query)

@@ -35,7 +35,7 @@ from ..evaluation.scored_groups import ScoredGroup
 from ..io.paths import write_file
 from ..model.training_prompts import TrainingPrompts
 from ..schema import GENERATED, Group
-from ..training.graph import Engine
+from ..training.run import Engine
 from .costs import costs
 from .method_suite import MethodSuite, open_suite
 from .methods import Method, registered

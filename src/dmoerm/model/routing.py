@@ -3,7 +3,7 @@
     temperature 0    the most probable task alone; below the router's threshold, the general model
     temperature τ    q_t ∝ p_t^(1/τ);   reward = Σ_t (1 − g) q_t · r_t + g · r_general,   each r in log-odds of winning
 
-Training chooses τ, the general model's weight g and the pooled tasks from out-of-fold rewards (training/routing_step).
+Training chooses τ, the general model's weight g and the pooled tasks from out-of-fold rewards (training/routing).
 
 Shapes: Q prompts, T tasks.
 """

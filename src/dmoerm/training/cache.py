@@ -16,7 +16,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -56,26 +56,6 @@ class _Chosen(Sequence[Encoded]):
         return self._texts[self._indices[index]]
 
 
-class _Background:
-    """One call at a time in a thread, so that shards are written while the next one is computed."""
-
-    def __init__(self) -> None:
-        self._pool, self._future = ThreadPoolExecutor(1), None
-
-    def start(self, call: Callable[..., bool], *arguments: Any) -> None:
-        self._future = self._pool.submit(call, *arguments)
-
-    def result(self) -> bool | None:
-        """Wait for the last call and return its result, or raise its error; None before the first call."""
-        return self._future and self._future.result()
-
-    def __enter__(self) -> _Background:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._pool.shutdown()
-
-
 class ActivationCache:
     """Hidden states, prompt embeddings and (with a frozen branch) response embeddings by text.
 
@@ -91,7 +71,8 @@ class ActivationCache:
     ) -> None:
         self.model, self.hidden, self.embedding = model, hidden and model.trunk is not None, embedding
         self.route = model.router.language_model is None
-        self.folder = root / _fingerprint([model.config.branch_layer, _settings(model)], model.trunk)
+        settings = {k: v for k, v in model.config.backbone.items() if not k.startswith("_") and "version" not in k}
+        self.folder = root / _fingerprint([model.config.branch_layer, settings], model.trunk)
         branch = _fingerprint([model.general.pooling], model.general.branch) if embedding else ""
         self._embedding = f"embedding-{branch}"
         self.root, self._limit = root, limit
@@ -124,32 +105,33 @@ class ActivationCache:
         return len({key for key in keys if not self._has(key)})
 
     def _store(self, missing: Sequence[Encoded], done: Callable[[int, int], None]) -> None:
-        """Compute this process's share of the texts, and write a shard while the next one is computed."""
+        """Compute this process's share of the texts; a shard is written while the next one is computed."""
         branch: Any = self.model.general.branch
         passes = list(batches(missing, smallest(scoring_tokens(branch))))
         local = shard(passes)
         total, so_far, tokens = sum(missing[i].tokens for rows in local for i in rows), 0, 0
         waiting: dict[str, Tensor] = {}
-        with _Background() as background:
+        written: Future[bool] | None = None
+        with ThreadPoolExecutor(1) as pool:
             for number, rows in enumerate(shard_evenly(passes)):
                 batch = [missing[i] for i in rows]
                 computed = self._compute(batch)
                 if number == len(local):  # a dummy of `shard_evenly`
                     break
                 waiting |= computed
-                so_far += sum(text.tokens for text in batch)
+                size = sum(text.tokens for text in batch)
+                so_far, tokens = so_far + size, tokens + size
                 done(so_far, total)
-                tokens += sum(text.tokens for text in batch)
                 if tokens > _SHARD_TOKENS:
-                    full = background.result() is False
+                    full = written is not None and not written.result()
                     if full and not sharded():  # with sharded weights all processes make the same number of passes
-                        waiting = {}
-                        break
-                    background.start(self._write, waiting)
+                        return
+                    written = pool.submit(self._write, waiting)
                     waiting, tokens = {}, 0
-            background.result()
-            if waiting:
-                self._write(waiting)
+            if written is not None:
+                written.result()  # raises the error of the thread
+        if waiting:
+            self._write(waiting)
 
     def _missing(self, texts: Sequence[Encoded], keys: Sequence[str]) -> Sequence[Encoded]:
         """Return each text without an entry once, and mark the entries of the others as used by this run."""
@@ -226,10 +208,8 @@ class ActivationCache:
     def _make_room(self, size: int) -> float:
         """Remove least recently used shards of other runs until `size` bytes fit; return the bytes that do not."""
         excess, shards = self._excess(size)
-        for shard_file, modified, taken in shards:
-            if excess <= 0:
-                break
-            if shard_file not in self._used and modified < self._opened:  # a newer one is in use by another run
+        for shard_file, modified, taken in shards:  # a newer one is in use by another run
+            if excess > 0 and shard_file not in self._used and modified < self._opened:
                 excess -= self._remove(shard_file, taken)
         return excess
 
@@ -240,9 +220,7 @@ class ActivationCache:
         with self._lock():
             excess, shards = self._excess(0)
             for shard_file, _, taken in shards:
-                if excess <= 0:
-                    break
-                excess -= self._remove(shard_file, taken)
+                excess -= self._remove(shard_file, taken) if excess > 0 else 0
 
     def _excess(self, size: int) -> tuple[float, list[tuple[Path, float, int]]]:
         """Return the bytes by which the shards plus `size` exceed the limit, and (shard, time, size), oldest first."""
@@ -303,10 +281,6 @@ class ActivationCache:
             self._used.add(shard_file)
             with contextlib.suppress(OSError):  # another run may have removed it; it stays open here
                 os.utime(shard_file)
-
-
-def _settings(model: DMoERM) -> dict[str, object]:
-    return {k: v for k, v in model.config.backbone.items() if not k.startswith("_") and "version" not in k}
 
 
 def _fingerprint(description: object, part: torch.nn.Module | None) -> str:

@@ -3,16 +3,19 @@
     router    prompts → tasks
     phase 0   the general model: branch + head on all tasks together
     phase 1   per task: branch + head on the overall preferences            (the paper: on 60 % of the groups)
-    phase 2   per task: one expert per capability, on its labels         (expert_step.py)
+    phase 2   per task: one expert per capability, on its labels; all experts of a step on the same batches
     phase 3   per task: the aggregator on the overall preferences           (the paper: on the other 40 %), calibration
 
 With `base: frozen`, phases 0 to 2 fit heads on cached embeddings of the pretrained branch. With `l2: auto` these fits
-are exact (exact_step.py), and phase 3 weights held-out scores (score_weights.py).
+are exact (exact_solver.py), and phase 3 weights held-out scores (score_weights.py).
 """
 
 from __future__ import annotations
 
 import copy
+import functools
+import math
+import operator
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,29 +24,31 @@ import torch
 from torch import nn
 from transformers import set_seed
 
-from ..config import BranchStepConfig
+from ..config import BranchStepConfig, HeadStepConfig
 from ..data.splitting import held_out
-from ..model.experts import MergedLoRALinear, lora_layers, with_experts
+from ..model.experts import Experts, MergedLoRALinear, lora_layers, with_experts
 from ..model.heads import BranchScorer, Head
-from .batches import PackedCollator, PreferenceExample, VectorCollator, labeled
-from .calibration import calibrate
+from ..model.packed_attention import Decoder
+from ..names import folder_name
+from .batches import Labels, PackedCollator, PreferenceExample, VectorCollator, labeled
+from .calibration import calibrate, set_from_phase1, set_from_score, with_posterior
 from .embedding import base_embeddings, cached_states, map_rows, sample, task_vectors
-from .exact_step import (
+from .exact_solver import (
+    FOLDS,
     FoldedHead,
     exact_metrics,
     fit_all_labels_head,
     fit_heads,
+    fold_state,
     head_state,
     out_of_fold,
-    started,
-    strength,
 )
 from .fitting import fit
 from .losses import PreferenceLossModule
-from .posteriors import set_from_phase1, set_from_score, with_posterior
 from .score_weights import weight_scores
 from .sharded_branch import copy_weights, is_sharded, sharded_scorer
-from .steps import Run, State, StepMetrics, Training, step_metrics
+from .stacking import ExpertStack, HeadStack
+from .steps import FoldWeights, Run, State, StepMetrics, Training, step_metrics, step_name
 
 Examples = Sequence[PreferenceExample]
 
@@ -100,6 +105,29 @@ def phase1(training: Training, task: str) -> None:
         training.read(state, prefix, task, name)
 
 
+def phase2(training: Training, task: str, part: tuple[str, Sequence[str]] | None = None) -> None:
+    """Train a task's experts on the capability labels; all other weights are frozen.
+
+    A capability whose labels are all of validation prompts is trained on these.
+
+    Args:
+        part: name of the step and its capabilities, if the step trains some of the experts; None: it trains all.
+    """
+    run, (train, validation) = training.run, training.of(task)
+    experts = run.model.task_model(task).experts
+    name, capabilities = part or (step_name("phase2", task), experts.capabilities)
+    if not capabilities:
+        return
+    missing = [capability for capability in capabilities if not labeled(train, [capability])]
+    train = [*train, *(e.with_pairs(_only(e.pairs, missing)) for e in labeled(validation, missing))]
+    state = run.step(
+        name, lambda checkpoint_dir: _train_experts(run, task, capabilities, train, validation, checkpoint_dir)
+    )
+    _apply_experts(experts, capabilities, state)
+    for capability in capabilities:
+        training.read(state, folder_name(capability), task, capability)
+
+
 def phase3(training: Training, task: str) -> None:
     """Train the aggregator on the experts' outputs, and calibrate the task's rewards."""
     run, task_model = training.run, training.run.model.task_model(task)
@@ -118,6 +146,17 @@ def phase3(training: Training, task: str) -> None:
         ),
     )
     kept.load_state_dict(state)
+
+
+def strength(l2: float | str) -> float:
+    """Return a penalty's strength; `auto`, for which the head is not trained further, is 0."""
+    return 0.0 if isinstance(l2, str) else l2
+
+
+def started(head: Head) -> FoldedHead | None:
+    """Return a head that starts from a reward model, whose weights no fold has changed; None for other heads."""
+    weights = head.score.weight.detach().expand(FOLDS, -1)
+    return FoldedHead(head, FoldWeights(weights, torch.tensor(torch.nan))) if head.has_start else None
 
 
 def first_part(run: Run, examples: Examples) -> Examples:
@@ -263,6 +302,146 @@ def apply_base(scorer: BranchScorer, state: State) -> None:
     if branch:
         copy_weights(scorer.branch, branch)
     scorer.requires_grad_(False)
+
+
+# --- phase 2 -------------------------------------------------------------------------------------------------------
+
+
+def expert_parts(task: str, capabilities: Sequence[str], max_experts: int | None) -> dict[str, list[str]]:
+    """Return name → capabilities of the steps of a task's phase 2.
+
+    Args:
+        max_experts: maximum number of experts of a step; None: one step trains all.
+    """
+    size = max_experts or max(len(capabilities), 1)
+    parts = [list(capabilities[i : i + size]) for i in range(0, len(capabilities), size)]
+    step = step_name("phase2", task)
+    return {f"{step}/{i}" if len(parts) > 1 else step: part for i, part in enumerate(parts)}
+
+
+def _train_experts(
+    run: Run, task: str, names: Sequence[str], train: Examples, validation: Examples, checkpoint_dir: Path
+) -> tuple[State, StepMetrics]:
+    """Fit the experts' heads, if they are not trained from phase 1's, then train their LoRA together with the heads."""
+    settings, base = run.config.phase2, run.model.task_model(task).base
+    generators = [torch.Generator().manual_seed(run.seed(f"phase2/{task}/{name}")) for name in names]
+    first = settings if not settings.lora.rank else settings.head_first
+    first_heads = _first_heads(base.head, generators, reset=first is not None)
+    parts = train, validation, checkpoint_dir
+    if first is not None and first.l2 == "auto":
+        fits = fit_heads(first_heads, names, train, base_embeddings(run, base, train), run.config.seed)
+        heads, metrics = HeadStack(first_heads), exact_metrics(fits, names)
+        folds = [fold_state(result, folder_name(name)) for name, result in zip(names, fits, strict=True)]
+    else:
+        heads, metrics, folds = HeadStack(first_heads), {}, []
+        if first is not None:
+            metrics = _train_heads(run, task, names, heads, first, *parts)
+    if not settings.lora.rank:
+        return functools.reduce(operator.or_, folds, _expert_state(names, heads, None)), metrics
+    branch, metrics = _train_lora(run, task, names, heads, generators, *parts)
+    return _expert_state(names, heads, branch), metrics
+
+
+def _train_heads(
+    run: Run,
+    task: str,
+    names: Sequence[str],
+    heads: HeadStack,
+    step: HeadStepConfig,
+    train: Examples,
+    validation: Examples,
+    checkpoint_dir: Path,
+) -> StepMetrics:
+    task_model = run.model.task_model(task)
+    vectors = base_embeddings(run, task_model.base, [*train, *validation])
+    fits = fit(
+        _loss_module(heads, step, heads, names),
+        labeled(train, task_model.experts.capabilities),
+        _validation(names, train, validation),
+        collate=VectorCollator(lambda e: vectors[e.key], names),
+        step=step,
+        **run.fit_options(checkpoint_dir / "head", f"phase2/{task}/head"),
+    )
+    return step_metrics(fits, names)
+
+
+def _train_lora(
+    run: Run,
+    task: str,
+    names: Sequence[str],
+    heads: HeadStack,
+    generators: Sequence[torch.Generator],
+    train: Examples,
+    validation: Examples,
+    checkpoint_dir: Path,
+) -> tuple[Decoder, StepMetrics]:
+    task_model, settings = run.model.task_model(task), run.config.phase2
+    branch = with_experts(task_model.base.branch, len(names), settings.lora)  # pyright: ignore[reportArgumentType]
+    run.recompute(branch)
+    for layer in lora_layers(branch).values():
+        for matrix, generator in zip(layer.lora_A.detach(), generators, strict=True):
+            drawn = nn.init.kaiming_uniform_(torch.empty(matrix.shape), a=math.sqrt(5), generator=generator)
+            matrix.copy_(drawn)  # drawn on the CPU, so that it does not depend on the device
+    parts = labeled(train, task_model.experts.capabilities), _validation(names, train, validation)
+    states = cached_states(run, [*parts[0], *parts[1]])
+    set_seed(run.seed(f"phase2/{task}/start"))  # a resumed `head_first` fit has drawn fewer random numbers
+    fits = fit(
+        _loss_module(ExpertStack(branch, heads, task_model.base.pooling), settings, heads, names),
+        *parts,
+        collate=PackedCollator(lambda e: states[e.key], names, run.pass_tokens(branch)),
+        step=settings,
+        **run.fit_options(checkpoint_dir / "lora", f"phase2/{task}/lora"),
+    )
+    return branch, step_metrics(fits, names)
+
+
+def _first_heads(base: Head, generators: Sequence[torch.Generator], reset: bool) -> list[Head]:
+    """Return one head per expert: a copy of phase 1's; with `reset`, only its normalizer, and new random weights."""
+    heads = [copy.deepcopy(base).requires_grad_(True) for _ in generators]
+    for head, generator in zip(heads, generators, strict=True):
+        if reset:
+            head.score.weight.data.copy_(1e-3 * torch.randn(head.score.weight.shape, generator=generator))
+    return heads
+
+
+def _loss_module(
+    scorer: nn.Module, step: HeadStepConfig, heads: HeadStack, names: Sequence[str]
+) -> PreferenceLossModule:
+    return PreferenceLossModule(scorer, strength(step.l2), heads, num_experts=len(names))
+
+
+def _validation(names: Sequence[str], train: Examples, validation: Examples) -> Examples:
+    """Return the validation examples; a capability without validation pairs is validated on its training pairs."""
+    missing = [name for name in names if not labeled(validation, [name])]
+    return [*labeled(validation, names), *(e.with_pairs(_only(e.pairs, missing)) for e in labeled(train, missing))]
+
+
+def _only(pairs: Labels, names: Sequence[str]) -> Labels:
+    return {name: pairs[name] for name in names if name in pairs}
+
+
+def _expert_state(names: Sequence[str], heads: HeadStack, branch: Decoder | None) -> State:
+    state: State = {}
+    for i, (name, head) in enumerate(zip(map(folder_name, names), heads.states(), strict=True)):
+        state |= {f"{name}/head.{key}": tensor for key, tensor in head.items()}
+        for layer_name, layer in lora_layers(branch or nn.Module()).items():
+            state |= {f"{name}/lora.{layer_name}.{part}": getattr(layer, part)[i] for part in ("lora_A", "lora_B")}
+    return state
+
+
+@torch.no_grad()
+def _apply_experts(experts: Experts, capabilities: Sequence[str], state: State) -> None:
+    layers = lora_layers(experts.branch or nn.Module())
+    for i, (name, head) in enumerate(zip(experts.capabilities, experts.heads, strict=True)):
+        if name not in capabilities:
+            continue
+        key = folder_name(name)
+        start = f"{key}/head."
+        head.load_state_dict({k.removeprefix(start): t for k, t in state.items() if k.startswith(start)})
+        for layer_name, layer in layers.items():
+            layer.lora_A[i] = state[f"{key}/lora.{layer_name}.lora_A"]
+            layer.lora_B[i] = state[f"{key}/lora.{layer_name}.lora_B"]
+    experts.requires_grad_(False)
 
 
 # --- phase 3 -------------------------------------------------------------------------------------------------------

@@ -1,32 +1,41 @@
 """One training run, from preference data to a saved DMoERM.
 
-    data → encode → trunk's activations (cached) → the graph's steps → save
+    data → model → texts → trunk's activations (cached) → steps → save
 
-All files are in the run's folder. A run that is started again resumes from the last checkpoint of its last step.
+All files are in the run's folder, which belongs to one set of settings and data. A run that is started again resumes
+from the last checkpoint of its last step.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Collection, Sequence
+import hashlib
+import os
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
+import yaml
 from rich.console import Console
 from torch import Tensor
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
 from ..chat.truncation import count_truncation
 from ..config import Config, StepConfig, dump_config
+from ..config.reading import flat
 from ..data.splits import Splits, load_splits
 from ..data.splitting import held_out
 from ..errors import ConfigError, DataError
-from ..io.paths import cache_folder
+from ..io.locking import exclusive_folder
+from ..io.paths import cache_folder, write_file
+from ..io.storage import Mirror
 from ..model import DMoERM, DMoERMConfig
 from ..model.backbone import check_backbone, load_backbone, resolve_branch_layer
 from ..model.checkpoint import with_tokenizer
-from ..model.configuration import backbone_settings
+from ..model.configuration import FORMAT_VERSION, backbone_settings
 from ..model.experts import lora_targets
 from ..model.layers import split_layers
 from ..model.loading import quantize
@@ -37,14 +46,18 @@ from ..taxonomy import Taxonomy
 from .batches import PreferenceExample
 from .cache import ActivationCache
 from .examples import Texts, examples_of
-from .graph import Engine, Step, graph
 from .lora_settings import check_lora
+from .phases import expert_parts, phase0, phase1, phase2, phase3
 from .processes import barrier, broadcast, device, idle_gpus, is_main, sharded, world_size
 from .progress import Progress
-from .run_folder import claim, data_digest, locked
+from .router import train_router
+from .routing import choose_routing
 from .sharding import check_sharding, full_state, move_to_device
-from .steps import Run, Training
+from .steps import Run, Step, Training, step_name
 from .trainer import check_transformers
+
+Engine = Callable[[Run, Splits, Sequence[Step]], None]
+"""Computes the results of the steps and stores them in the run's folder."""
 
 
 def train(config: Config, console: Console | None = None, engine: Engine | None = None) -> Run:
@@ -65,17 +78,7 @@ def train(config: Config, console: Console | None = None, engine: Engine | None 
         CheckpointError: another process trains in that folder, or a file cannot be written.
         TrainingError: a loss is not finite.
     """
-    check_transformers()
-    _check_trackers(config)
-    own_router = config.router.kind == "own"
-    check_sharding(own_router)
-    if sharded() and config.backbone.quantization != "none":
-        raise ConfigError(
-            "backbone.quantization: quantized layers cannot be sharded; set it to none, or launch with ddp.yaml"
-        )
-    check_batches(config, world_size())
-    check_backbone(config.backbone)
-    check_lora(config)
+    check_settings(config)
     data = load_splits(config)
     check_pairs(data)
     if config.data.holds_out() and not any(group.pairs() for group in data.test):
@@ -84,7 +87,8 @@ def train(config: Config, console: Console | None = None, engine: Engine | None 
             field="data.test_files" if config.data.test_files else "data.test_fraction",
             hint="add prompts with differing scores, or train without an evaluation: data.test_fraction=0",
         )
-    with locked(Path(config.output)):  # after the checks: the folder is bound to the data
+    is_first = os.environ.get("RANK", "0") == "0"  # it locks the folder for all processes of this launch
+    with exclusive_folder(Path(config.output)) if is_first else contextlib.nullcontext():
         run = prepare(config, data.taxonomy, claim(config, data), Progress(console))
         if engine is None and (hint := idle_gpus()):
             run.progress.say(hint)
@@ -95,11 +99,112 @@ def train(config: Config, console: Console | None = None, engine: Engine | None 
                 engine(run, data, steps)
             steps_run = run if engine is None else replace(run, progress=Progress(quiet=True))
             run.training = run_steps(steps_run, data, steps)
-        _save(run.training, data)
+        run.model.eval()
+        run.model.training_prompts = TrainingPrompts.of(group.prompt for group in data.train)
+        with full_state(run.model):
+            if is_main():
+                run.model.save_pretrained(run.folder / "model", run_config=dump_config(config))
+        barrier()
         if not data.test:  # else the results have them
             for note in routing_notes(run.metrics()["routing"], run.model.config.tasks):
                 run.progress.say(note)
     return run
+
+
+def graph(config: Config, taxonomy: Taxonomy) -> list[Step]:
+    """Return the steps, each after the steps whose results it reads.
+
+        router ──┬──▶ phase0 ─────────────────────────────┐
+                 └──▶ phase1/t ──▶ phase2/t ──────────▶ phase3/t     for each task t; phase0 ─▶ phase1/t with
+                                                                     `warm_start` and with exact heads
+        all of them ─▶ routing: how the router's probabilities mix the task models
+
+    In one process the steps run in order. On a cluster, a step can start when the steps that it needs are finished. A
+    finished step that runs again loads its result from the run's folder into the model and trains nothing.
+    """
+    steps = [Step("router", (), train_router), Step("phase0", ("router",), phase0)]
+    start = ["phase0"] if config.warm_start or config.phase0.l2 == config.phase1.l2 == "auto" else []
+    for task, definition in taxonomy.tasks.items():
+        first = step_name("phase1", task)
+        parts = expert_parts(task, list(definition.capabilities), config.experts_per_step)
+        steps.append(Step(first, ("router", *start), partial(phase1, task=task)))
+        steps += [Step(part[0], ("router", first), partial(phase2, task=task, part=part)) for part in parts.items()]
+        steps.append(Step(step_name("phase3", task), ("router", "phase0", first, *parts), partial(phase3, task=task)))
+    return [*steps, Step("routing", tuple(step.name for step in steps), choose_routing)]
+
+
+def path_to(name: str, steps: Sequence[Step]) -> list[Step]:
+    """Return a step after all its direct and indirect dependencies."""
+    names = {name}
+    for step in reversed(steps):
+        if step.name in names:
+            names |= set(step.needs)
+    return [step for step in steps if step.name in names]
+
+
+def run_steps(run: Run, data: Splits, steps: Sequence[Step]) -> Training:
+    """Encode the training part, fill the cache with its activations, and run steps of the graph in order."""
+    train_part, validation = split_examples(run, data.train, data.validation_prompts)
+    if not any(e.task for e in train_part):
+        hint = "label some groups, so that the router can learn, or set data.task"
+        raise DataError("no group names its task", field="task", hint=hint)
+    with run.progress.step("trunk's activations"):
+        uncached = run.cache.fill(Texts([*train_part, *validation]), run.progress.count)
+    if uncached and sharded():
+        raise ConfigError(f"cache_limit: the activations of {uncached} texts do not fit; set a larger limit")
+    if uncached:
+        run.progress.say(
+            f"cache_limit: the activations of {uncached} texts do not fit; they are computed when they are read"
+        )
+    training = Training(run, train_part, validation)
+    for step in steps:
+        step.do(training)
+    return training
+
+
+def load_run(folder: Path, config: Config) -> Training:
+    """Load what a finished run left in its folder: the model, the examples, the out-of-fold weights.
+
+    Args:
+        config: the settings of the run, from its folder.
+
+    Raises:
+        ConfigError: the run is not finished, or its data has changed.
+        DataError: the data cannot be read any more.
+    """
+    data = load_splits(config)
+    run = prepare(config, data.taxonomy, folder, Progress(quiet=True))
+    steps = graph(config, data.taxonomy)
+    if missing := [step.name for step in steps if not run.finished(step.name)]:
+        raise ConfigError(f"{folder}: the step {missing[0]} is not finished; run `dmoerm train` first")
+    if (written := folder / "data.sha256").exists() and written.read_text(encoding="utf-8") != data_digest(data):
+        raise ConfigError(f"{folder}: its data has changed since it was trained; train again with another `output`")
+    return run_steps(run, data, steps)
+
+
+# --- data -------------------------------------------------------------------------------------------------------------
+
+
+def check_pairs(data: Splits) -> None:
+    """Raise `DataError` if each task has a single prompt, or a task has no ordered pair in the training part."""
+    if any(group.task is None for group in data.train):
+        return  # the router assigns these groups later
+    prompts: dict[str | None, str] = {}
+    keys = ((group.task, prompt_key(group.prompt)) for group in data.train)
+    if data.train and all(prompts.setdefault(task, key) == key for task, key in keys):
+        raise DataError(
+            f"each task has a single prompt ({len(prompts)} tasks), so that nothing can be learned or held out",
+            field="task",
+            value=next(iter(prompts)),
+            hint="a task is a kind of prompt: name kinds that many prompts share, or leave the field out of all rows",
+        )
+    for name in data.taxonomy.tasks:
+        if not any(group.pairs() for group in data.train if group.task == name):
+            raise DataError(
+                f"the training part has no ordered pair of task {name!r}",
+                field="scores",
+                hint="add groups with differing scores, or leave the task out of the data and the taxonomy",
+            )
 
 
 def report_data(run: Run, data: Splits) -> None:
@@ -116,14 +221,94 @@ def report_data(run: Run, data: Splits) -> None:
         run.progress.say(remark)
 
 
-def _save(training: Training, data: Splits) -> None:
-    run = training.run
-    run.model.eval()
-    run.model.training_prompts = TrainingPrompts.of(group.prompt for group in data.train)
-    with full_state(run.model):
+def split_examples(
+    run: Run, groups: Sequence[Group], prompts: Collection[str] = ()
+) -> tuple[list[PreferenceExample], list[PreferenceExample]]:
+    """Return the groups as training and validation examples.
+
+    Args:
+        prompts: keys of the validation part's prompts; empty: `data.validation_fraction` of the prompts.
+    """
+    if prompts:
+        held = [prompt_key(group.prompt) in prompts for group in groups]
+    else:
+        held = held_out(groups, run.config.data.validation_fraction, run.config.seed + 1)
+    examples = list(zip(examples_of(run, groups), held, strict=True))
+    return [e for e, is_held in examples if not is_held], [e for e, is_held in examples if is_held]
+
+
+def data_digest(data: Splits) -> str:
+    """Return the SHA-256 of the taxonomy and the training part."""
+    digest = hashlib.sha256(data.taxonomy.to_yaml().encode())
+    for group in data.train:
+        digest.update(group.model_dump_json().encode())
+    return digest.hexdigest()
+
+
+def claim(config: Config, data: Splits) -> Path:
+    """Write the resolved settings and a digest of the data to the run's folder, and return the folder.
+
+    Raises `ConfigError` if the folder has a run with other settings or data, or of another version of the package.
+    """
+    folder = Path(config.output)
+    mirror = Mirror(config.storage, folder)
+    texts = {"format_version": f"{FORMAT_VERSION}\n", "config.yaml": dump_config(config)}
+    for name, text in {**texts, "data.sha256": data_digest(data)}.items():
+        written = folder / name
+        mirror.fetch(written)
+        if written.exists() and (before := written.read_text(encoding="utf-8")) != text:
+            what = {"format_version": "of another version", "data.sha256": "with other data"}.get(name)
+            what = what or f"with other settings ({_differences(before, text)})"
+            raise ConfigError(f"{folder}: holds a run {what}; set another `output` or delete that folder")
         if is_main():
-            run.model.save_pretrained(run.folder / "model", run_config=dump_config(run.config))
-    barrier()
+            write_file(written, text)
+            mirror.keep(written)
+    return folder
+
+
+def _differences(before: str, now: str) -> str:
+    """Name the settings in which two dumped configs differ, with both values."""
+    try:
+        old, new = (flat(yaml.safe_load(text)) for text in (before, now))
+    except (yaml.YAMLError, AttributeError):
+        return "its config.yaml is not valid YAML"
+    names = [name for name in {**new, **old} if old.get(name, "unset") != new.get(name, "unset")]
+    return "; ".join(f"{name} was {old.get(name, 'unset')}, now {new.get(name, 'unset')}" for name in names)
+
+
+# --- model ------------------------------------------------------------------------------------------------------------
+
+
+def check_settings(config: Config) -> None:
+    """Raise `ConfigError` for settings that the packages, the processes or the backbone do not allow."""
+    check_transformers()
+    try:
+        for callback in get_reporting_integration_callbacks(list(config.report_to)):
+            callback()  # a tracker that is not installed
+    except (RuntimeError, ValueError, ImportError) as error:
+        raise ConfigError(f"report_to: {error}") from None
+    check_sharding(config.router.kind == "own")
+    if sharded() and config.backbone.quantization != "none":
+        raise ConfigError(
+            "backbone.quantization: quantized layers cannot be sharded; set it to none, or launch with ddp.yaml"
+        )
+    check_batches(config, world_size())
+    check_backbone(config.backbone)
+    check_lora(config)
+
+
+def check_batches(config: Config, processes: int) -> None:
+    """Raise `ConfigError` if a pass of a step has fewer groups than there are processes."""
+    steps: dict[str, StepConfig] = {"router": config.router} if config.router.kind == "own" else {}
+    steps |= {"phase0": config.phase0, "phase1": config.phase1} if config.base != "frozen" else {}
+    steps |= {"phase2": config.phase2} if config.phase2.lora.rank else {}
+    for name, step in steps.items():
+        per_pass = max(step.batch_groups // step.gradient_accumulation, 1)
+        if per_pass < processes:
+            raise ConfigError(
+                f"{name}.batch_groups: {step.batch_groups} in {step.gradient_accumulation} accumulated passes leave "
+                f"{per_pass} groups per pass for {processes} processes; start fewer or increase batch_groups"
+            )
 
 
 def prepare(config: Config, taxonomy: Taxonomy, folder: Path, progress: Progress) -> Run:
@@ -133,26 +318,6 @@ def prepare(config: Config, taxonomy: Taxonomy, folder: Path, progress: Progress
         _prepare_shards(model, config)
     model = move_to_device(model)
     return Run(config, model, open_cache(config, model), folder, progress)
-
-
-def _prepare_shards(model: DMoERM, config: Config) -> None:
-    """Convert the weights that the run trains to float32: sharded ones cannot change their dtype afterward."""
-    for scorer in (model.general, *(model.task_model(task).base for task in model.config.tasks)):
-        if config.base == "full":
-            scorer.branch.float()
-        elif config.base == "lora":
-            targets = lora_targets(scorer.branch, config.base_lora)
-            for name, module in scorer.branch.named_modules():
-                if name.rpartition(".")[2] in targets:
-                    module.float()
-
-
-def open_cache(config: Config, model: DMoERM) -> ActivationCache:
-    """Open the cache of the activations that training and evaluation with these settings need."""
-    needs_states = config.base != "frozen" or config.phase2.lora.rank > 0
-    root = Path(config.cache) if config.cache else cache_folder() / "activations"
-    parts = {"hidden": needs_states, "embedding": config.base == "frozen"}
-    return ActivationCache(root, model, **parts, limit=config.cache_limit * 1e9)
 
 
 def build_model(config: Config, taxonomy: Taxonomy) -> DMoERM:
@@ -193,26 +358,6 @@ def build_model(config: Config, taxonomy: Taxonomy) -> DMoERM:
     return with_tokenizer(model, tokenizer).requires_grad_(False).eval()
 
 
-def load_run(folder: Path, config: Config) -> Training:
-    """Load what a finished run left in its folder: the model, the examples, the out-of-fold weights.
-
-    Args:
-        config: the settings of the run, from its folder.
-
-    Raises:
-        ConfigError: the run is not finished, or its data has changed.
-        DataError: the data cannot be read any more.
-    """
-    data = load_splits(config)
-    run = prepare(config, data.taxonomy, folder, Progress(quiet=True))
-    steps = graph(config, data.taxonomy)
-    if missing := [step.name for step in steps if not run.finished(step.name)]:
-        raise ConfigError(f"{folder}: the step {missing[0]} is not finished; run `dmoerm train` first")
-    if (written := folder / "data.sha256").exists() and written.read_text(encoding="utf-8") != data_digest(data):
-        raise ConfigError(f"{folder}: its data has changed since it was trained; train again with another `output`")
-    return run_steps(run, data, steps)
-
-
 def _start_general(model: DMoERM, start: Tensor, config: Config) -> None:
     """Let the general model score as the reward model does that is its backbone."""
     for setting, refused in (
@@ -228,82 +373,21 @@ def _start_general(model: DMoERM, start: Tensor, config: Config) -> None:
     model.general.head.start_from(start)
 
 
-def run_steps(run: Run, data: Splits, steps: Sequence[Step]) -> Training:
-    """Encode the training part, fill the cache with its activations, and run steps of the graph in order."""
-    train_part, validation = split_examples(run, data.train, data.validation_prompts)
-    if not any(e.task for e in train_part):
-        hint = "label some groups, so that the router can learn, or set data.task"
-        raise DataError("no group names its task", field="task", hint=hint)
-    with run.progress.step("trunk's activations"):
-        uncached = run.cache.fill(Texts([*train_part, *validation]), run.progress.count)
-    if uncached and sharded():
-        raise ConfigError(f"cache_limit: the activations of {uncached} texts do not fit; set a larger limit")
-    if uncached:
-        run.progress.say(
-            f"cache_limit: the activations of {uncached} texts do not fit; they are computed when they are read"
-        )
-    training = Training(run, train_part, validation)
-    for step in steps:
-        step.do(training)
-    return training
+def _prepare_shards(model: DMoERM, config: Config) -> None:
+    """Convert the weights that the run trains to float32: sharded ones cannot change their dtype afterward."""
+    for scorer in (model.general, *(model.task_model(task).base for task in model.config.tasks)):
+        if config.base == "full":
+            scorer.branch.float()
+        elif config.base == "lora":
+            targets = lora_targets(scorer.branch, config.base_lora)
+            for name, module in scorer.branch.named_modules():
+                if name.rpartition(".")[2] in targets:
+                    module.float()
 
 
-def split_examples(
-    run: Run, groups: Sequence[Group], prompts: Collection[str] = ()
-) -> tuple[list[PreferenceExample], list[PreferenceExample]]:
-    """Return the groups as training and validation examples.
-
-    Args:
-        prompts: keys of the validation part's prompts; empty: `data.validation_fraction` of the prompts.
-    """
-    if prompts:
-        held = [prompt_key(group.prompt) in prompts for group in groups]
-    else:
-        held = held_out(groups, run.config.data.validation_fraction, run.config.seed + 1)
-    examples = list(zip(examples_of(run, groups), held, strict=True))
-    return [e for e, is_held in examples if not is_held], [e for e, is_held in examples if is_held]
-
-
-def _check_trackers(config: Config) -> None:
-    """Raise `ConfigError` for a tracker that is unknown or not installed, before training starts."""
-    try:
-        for callback in get_reporting_integration_callbacks(list(config.report_to)):
-            callback()
-    except (RuntimeError, ValueError, ImportError) as error:
-        raise ConfigError(f"report_to: {error}") from None
-
-
-def check_batches(config: Config, processes: int) -> None:
-    """Raise `ConfigError` if a pass of a step has fewer groups than there are processes."""
-    steps: dict[str, StepConfig] = {"router": config.router} if config.router.kind == "own" else {}
-    steps |= {"phase0": config.phase0, "phase1": config.phase1} if config.base != "frozen" else {}
-    steps |= {"phase2": config.phase2} if config.phase2.lora.rank else {}
-    for name, step in steps.items():
-        per_pass = max(step.batch_groups // step.gradient_accumulation, 1)
-        if per_pass < processes:
-            raise ConfigError(
-                f"{name}.batch_groups: {step.batch_groups} in {step.gradient_accumulation} accumulated passes leave "
-                f"{per_pass} groups per pass for {processes} processes; start fewer or increase batch_groups"
-            )
-
-
-def check_pairs(data: Splits) -> None:
-    """Raise `DataError` if each task has a single prompt, or a task has no ordered pair in the training part."""
-    if any(group.task is None for group in data.train):
-        return  # the router assigns these groups later
-    prompts: dict[str | None, str] = {}
-    keys = ((group.task, prompt_key(group.prompt)) for group in data.train)
-    if data.train and all(prompts.setdefault(task, key) == key for task, key in keys):
-        raise DataError(
-            f"each task has a single prompt ({len(prompts)} tasks), so that nothing can be learned or held out",
-            field="task",
-            value=next(iter(prompts)),
-            hint="a task is a kind of prompt: name kinds that many prompts share, or leave the field out of all rows",
-        )
-    for name in data.taxonomy.tasks:
-        if not any(group.pairs() for group in data.train if group.task == name):
-            raise DataError(
-                f"the training part has no ordered pair of task {name!r}",
-                field="scores",
-                hint="add groups with differing scores, or leave the task out of the data and the taxonomy",
-            )
+def open_cache(config: Config, model: DMoERM) -> ActivationCache:
+    """Open the cache of the activations that training and evaluation with these settings need."""
+    needs_states = config.base != "frozen" or config.phase2.lora.rank > 0
+    root = Path(config.cache) if config.cache else cache_folder() / "activations"
+    parts = {"hidden": needs_states, "embedding": config.base == "frozen"}
+    return ActivationCache(root, model, **parts, limit=config.cache_limit * 1e9)

@@ -1,4 +1,4 @@
-"""Phase 3 with `l2: auto`: the aggregator's weights from held-out scores, and the calibration of the rewards.
+"""Phase 3 with an exact fit: the aggregator's weights from held-out scores, and the calibration of the rewards.
 
 Shapes: N responses of an example, s scores, k experts, P pairs.
 """
@@ -11,21 +11,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..model.task_model import Calibration
 from .batches import PreferenceExample, labeled
-from .calibration import calibrate
+from .calibration import calibrate, set_from_heads, set_from_phase1
 from .embedding import base_embeddings, map_rows, task_vectors
-from .exact_step import out_of_fold
-from .linear_heads import LinearPairs, linear_pairs, pair_accuracy
+from .exact_solver import LinearPairs, linear_pairs, out_of_fold, pair_accuracy
 from .losses import preference_losses
-from .posteriors import scored_heads, set_from_heads, set_from_phase1
 from .steps import State, StepMetrics, Training
 
 Examples = Sequence[PreferenceExample]
 Vectors = Mapping[str, Tensor]
 """Key of an example → its responses' scores (N, s)."""
 EXPERT_SCALES = (1.0, 0.5, 0.25, 0.0)
-"""Factors of the experts' weights beside those of the base scores; see `rescale_experts`."""
+"""Factors of the experts' weights relative to those of the base scores; see `rescale_experts`."""
 _STANDARD_ERRORS = 2.0  # coin flips are predicted that well in one of 40 cases
 _MIN_ABOVE_CHANCE = 0.025  # a lower accuracy of phase 1 above chance is not a reference
 
@@ -38,7 +35,7 @@ class HeldOut(NamedTuple):
         scores: key of an example → the aggregator's scores (N, s), of the training examples too.
         accuracies: of the k experts on held-out labels of their capabilities, 0.5 if they may be chance; None without
             labels.
-        reference: of phase 1 on held-out overall labels.
+        reference: accuracy of phase 1 on held-out overall labels.
     """
 
     examples: Examples
@@ -57,11 +54,9 @@ def weight_scores(training: Training, task: str, kept: nn.ModuleDict) -> tuple[S
         kept: the modules that phase 3 sets; their state is returned.
     """
     run, (train, validation) = training.run, training.of(task)
-    task_model = run.model.task_model(task)
+    task_model, exact = run.model.task_model(task), training.is_exact(task)
     aggregator, linear = task_model.aggregator, task_model.aggregator.linear
     assert linear is not None
-    heads = [(None, "general"), (task, "per_task"), *((task, name) for name in task_model.experts.capabilities)]
-    exact = all(head in training.folds for head in heads)
     vectors = task_vectors(run, task, validation if exact else [*train, *validation])
     held_out = _out_of_fold(training, task, train) if exact else _on_validation(training, task, vectors)
     scores, capabilities = held_out.scores, task_model.experts.capabilities
@@ -69,21 +64,25 @@ def weight_scores(training: Training, task: str, kept: nn.ModuleDict) -> tuple[S
     linear.normalizer.fit(known)
     if capabilities:
         task_model.normalizer.fit(known[:, : len(capabilities)])
-    pairs = _score_pairs(held_out.examples, scores, linear.normalizer.scale.cpu(), run.config.seed)
+    scale, seed = linear.normalizer.scale.cpu(), run.config.seed
+    (pairs,) = linear_pairs(labeled(held_out.examples), lambda e: scores[e.key], scale, [None], seed)
     general = _accuracy(pairs, len(capabilities) + 1)
     weights = score_weights(held_out.accuracies, held_out.reference, general, linear.read.cpu())
     linear.weight.copy_(rescale_experts(weights, len(capabilities), pairs))
     rewards = map_rows(aggregator, vectors, run)
+    calibration = task_model.calibration
     if exact:
         rewards |= map_rows(linear, scores, run)
-        calibrate(task_model.calibration, rewards, [], [*train, *validation])
+        calibrate(calibration, rewards, [], [*train, *validation])
         set_from_heads(training, task)
     else:
-        calibrate(task_model.calibration, rewards, train, validation)
+        calibrate(calibration, rewards, train, validation)
         set_from_phase1(training, task, known)
-    names = (*capabilities, *aggregator.base_names)
-    metrics = _quality(pairs, linear.weight.cpu(), task_model.calibration)
+    margins = pairs.differences @ linear.weight.cpu() / float(calibration.scale * calibration.temperature)
+    loss = (preference_losses(margins, pairs.target) * pairs.weight).sum() / pairs.weight.sum().clamp(min=1e-12)
+    metrics = {"loss": float(loss), "accuracy": pair_accuracy(margins, pairs.target, pairs.weight), "steps": 0.0}
     metrics |= {} if general is None else {"accuracy/general": general}
+    names = (*capabilities, *aggregator.base_names)
     metrics |= {f"weight/{name}": float(weight) for name, weight in zip(names, linear.weight, strict=True)}
     return kept.state_dict(), metrics
 
@@ -96,10 +95,7 @@ def _out_of_fold(training: Training, task: str, train: Examples) -> HeldOut:
 
 
 def _on_validation(training: Training, task: str, vectors: Vectors) -> HeldOut:
-    """Measure the accuracies on the validation prompts.
-
-    If no validation prompt has overall labels, the training prompts are used.
-    """
+    """Measure the accuracies on the validation prompts, or on training prompts if no validation prompt has labels."""
     task_model, (train, validation) = training.run.model.task_model(task), training.of(task)
     examples = validation if labeled(validation) else train
     scores = {key: task_model.aggregator.scores(row) for key, row in vectors.items()}
@@ -130,18 +126,13 @@ def _accuracy(pairs: LinearPairs, score: int) -> float | None:
 
 def out_of_fold_scores(training: Training, task: str, examples: Examples) -> dict[str, Tensor]:
     """Return key → the aggregator's scores (N, s), each by the head that was fitted without the example's fold."""
-    run, task_model = training.run, training.run.model.task_model(task)
-    vectors = base_embeddings(run, task_model.base, examples)
+    run = training.run
+    vectors = base_embeddings(run, run.model.task_model(task).base, examples)
     by_head = [
         out_of_fold(head, training.folds[key], examples, vectors, run.config.seed)
-        for head, key in scored_heads(training, task)
+        for key, head in training.scored_heads(task).items()
     ]
     return {e.key: torch.stack([scores[e.key] for scores in by_head], 1) for e in examples}
-
-
-def _score_pairs(examples: Examples, scores: Vectors, scale: Tensor, seed: int) -> LinearPairs:
-    """Return the overall pairs, where a difference is that of normalized scores (s,)."""
-    return linear_pairs(labeled(examples), lambda e: scores[e.key], scale, [None], seed)[0]
 
 
 def score_weights(
@@ -199,11 +190,3 @@ def _losses_at_best_temperature(pairs: LinearPairs, weights: Tensor) -> Tensor:
     margins = (pairs.differences @ weights)[:, None] * torch.logspace(-1.3, 1.3, 40)
     losses = preference_losses(margins, pairs.target[:, None])
     return losses[:, int((losses * pairs.weight[:, None]).sum(0).argmin())]
-
-
-def _quality(pairs: LinearPairs, weights: Tensor, calibration: Calibration) -> StepMetrics:
-    """Return loss and accuracy of the calibrated held-out rewards on the overall pairs."""
-    margins = pairs.differences @ weights / float(calibration.scale * calibration.temperature)
-    total = pairs.weight.sum().clamp(min=1e-12)
-    loss = (preference_losses(margins, pairs.target) * pairs.weight).sum() / total
-    return {"loss": float(loss), "accuracy": pair_accuracy(margins, pairs.target, pairs.weight), "steps": 0.0}

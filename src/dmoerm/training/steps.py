@@ -36,6 +36,8 @@ from .sharding import whole_state
 State = dict[str, Tensor]
 StepMetrics = dict[str, float]
 """`loss`, `accuracy`, `steps` and `seconds` of a step; `loss/NAME` and `accuracy/NAME` are those of one expert."""
+HeadKey = tuple[str | None, str]
+"""The task of a head (None: the general model) and the name of its score."""
 _STATE = "state.safetensors"
 _MIN_SHARE = 0.02  # of a task in a prompt; less changes nothing and costs as much
 
@@ -90,15 +92,15 @@ class Run:
         """Return the tokens of a training pass through a branch, the same for all processes."""
         return smallest(training_tokens(branch, checkpointing=self.config.gradient_checkpointing))
 
+    def seed(self, name: str) -> int:
+        """Derive a step's seed from the run's, so that a step's result does not depend on the steps before it."""
+        return int.from_bytes(hashlib.sha256(f"{self.config.seed}/{name}".encode()).digest()[:4], "big")
+
     def finished(self, name: str) -> bool:
         """Return whether a step is finished, here or by another process that shares the storage."""
         done = self.folder / "steps" / name
         self.mirror.fetch(done, _STATE)
         return (done / _STATE).exists()
-
-    def seed(self, name: str) -> int:
-        """Derive a step's seed from the run's, so that a step's result does not depend on the steps before it."""
-        return int.from_bytes(hashlib.sha256(f"{self.config.seed}/{name}".encode()).digest()[:4], "big")
 
     def step(self, name: str, train: Callable[[Path], tuple[State, StepMetrics]]) -> State:
         """Run a step, or read its result if it is finished.
@@ -112,7 +114,7 @@ class Run:
             self.progress.skip(name)
             if is_main():
                 self.mirror.keep(done, _STATE)
-                shutil.rmtree(checkpoints, ignore_errors=True)  # left by a run that was killed in `_finish`
+                shutil.rmtree(checkpoints, ignore_errors=True)  # left by a run that was killed after it wrote the step
             return _read(done / _STATE)
         set_seed(self.seed(name))
         start = time.monotonic()
@@ -124,7 +126,10 @@ class Run:
             state = whole_state(state)
             self.progress.show({name: result[name] for name in ("loss", "accuracy") if name in result})
         if is_main():
-            self._finish(done, checkpoints, state, {**result, "seconds": time.monotonic() - start})
+            _write(done, state, {**result, "seconds": time.monotonic() - start})
+            self.mirror.keep(done)
+            shutil.rmtree(checkpoints, ignore_errors=True)
+            self.mirror.prune(checkpoints)
         barrier()
         return state if is_main() else _read(done / _STATE)
 
@@ -132,33 +137,16 @@ class Run:
         """Return the result of a finished step."""
         return _read(self.folder / "steps" / name / _STATE)
 
-    def _finish(self, done: Path, checkpoints: Path, state: State, metrics: StepMetrics) -> None:
-        """Write a step's result to the folder and the storage, and remove its checkpoints."""
-        _write(done, state, metrics)
-        self.mirror.keep(done)
-        shutil.rmtree(checkpoints, ignore_errors=True)
-        self.mirror.prune(checkpoints)
-
     def metrics(self) -> dict[str, dict[str, float]]:
         """Return step → metrics of all finished steps."""
         return finished_steps(self.folder)
 
 
 class FoldWeights(NamedTuple):
-    """What is known of a linear head from fits without one fold of the prompts each.
-
-    Attributes:
-        weights: (K, D), the k-th fitted without the pairs of fold k.
-        accuracy: (), of the weights on the labels that were left out.
-    """
+    """Weights (K, D) of a linear head, the k-th fitted without fold k, and their accuracy () on what was left out."""
 
     weights: Tensor
     accuracy: Tensor
-
-    @classmethod
-    def of(cls, state: State, prefix: str) -> FoldWeights | None:
-        """Read them from a step's state; None if the head was not fitted exactly."""
-        return cls(state[f"{prefix}_folds"], state[f"{prefix}_accuracy"]) if f"{prefix}_folds" in state else None
 
 
 @dataclass
@@ -166,9 +154,8 @@ class Training:
     """A run and its examples; the router's step assigns a task to examples that have none.
 
     Attributes:
-        folds: (task, name of the score) → out-of-fold weights, for heads that were fitted with `l2: auto`; the general
-            model's task is None.
-        posteriors: (task, name of the score) → posterior of the head's weights.
+        folds: out-of-fold weights of the heads that were fitted exactly.
+        posteriors: of the heads' weights.
         routes: prompt → probabilities (T,) by the router that was fitted without it; empty if the router has its own
             language model.
         soft: a task's heads are fitted to the overall labels of all prompts, each weighted by the task's probability.
@@ -177,8 +164,8 @@ class Training:
     run: Run
     train: Sequence[PreferenceExample]
     validation: Sequence[PreferenceExample]
-    folds: dict[tuple[str | None, str], FoldWeights] = field(default_factory=dict)
-    posteriors: dict[tuple[str | None, str], HeadPosterior] = field(default_factory=dict)
+    folds: dict[HeadKey, FoldWeights] = field(default_factory=dict)
+    posteriors: dict[HeadKey, HeadPosterior] = field(default_factory=dict)
     routes: dict[str, Tensor] = field(default_factory=dict)
     soft: bool = False
 
@@ -188,10 +175,25 @@ class Training:
 
     def read(self, state: State, prefix: str, task: str | None, name: str) -> None:
         """Read from a step's state what is known of the head of a score, if it is there."""
-        if folds := FoldWeights.of(state, prefix):
-            self.folds[task, name] = folds
+        if f"{prefix}_folds" in state:
+            self.folds[task, name] = FoldWeights(state[f"{prefix}_folds"], state[f"{prefix}_accuracy"])
         if f"{prefix}_rest" in state:
             self.posteriors[task, name] = HeadPosterior(state[f"{prefix}_rest"], state[f"{prefix}_basis"])
+
+    def scored_heads(self, task: str) -> dict[HeadKey, Any]:
+        """Return the head of each score that a task's aggregator reads, in its order."""
+        model, task_model = self.run.model, self.run.model.task_model(task)
+        base = {"per_task": task_model.base.head, "general": model.general.head, "all_labels": task_model.all_labels}
+        experts = zip(task_model.experts.capabilities, task_model.experts.heads, strict=True)
+        heads: dict[HeadKey, Any] = {(task, name): head for name, head in experts}
+        names = task_model.aggregator.base_names
+        return heads | {(None if name == "general" else task, name): base[name] for name in names}
+
+    def is_exact(self, task: str) -> bool:
+        """Return whether all heads of a task and its aggregator were fitted exactly: its scores are out of fold."""
+        names = ("per_task", *self.run.model.task_model(task).experts.capabilities)
+        keys = [(None, "general"), *((task, name) for name in names)]
+        return self.run.config.phase3.l2 == "auto" and all(key in self.folds for key in keys)
 
     def of(self, task: str) -> tuple[list[PreferenceExample], list[PreferenceExample]]:
         """Return a task's training and validation examples; see `soft`.
@@ -199,8 +201,10 @@ class Training:
         Raises:
             DataError: no training example has an overall preference.
         """
-        select = self._shared_out if self.soft else _of_task
-        train, validation = (select(part, task) for part in (self.train, self.validation))
+        train, validation = (
+            self._shared_out(part, task) if self.soft else [e for e in part if e.task == task]
+            for part in (self.train, self.validation)
+        )
         if not any(e.pairs.get(None) for e in train):
             hint = "add groups of this task, or set a smaller data.validation_fraction"
             raise DataError(
@@ -220,8 +224,19 @@ class Training:
         return parts
 
 
-def _of_task(examples: Sequence[PreferenceExample], task: str) -> list[PreferenceExample]:
-    return [example for example in examples if example.task == task]
+@dataclass(frozen=True)
+class Step:
+    """One step of a run.
+
+    Attributes:
+        name: its path under `steps/`.
+        needs: names of the steps whose results it reads; they are before it in the list.
+        do: trains it, or loads its result if it is finished.
+    """
+
+    name: str
+    needs: tuple[str, ...]
+    do: Callable[[Training], None]
 
 
 class _KeepCheckpoints(TrainerCallback):
@@ -246,6 +261,24 @@ def step_metrics(fits: Sequence[FitResult], names: Sequence[str] = ()) -> StepMe
     return mean
 
 
+def posterior_state(posterior: HeadPosterior | None, prefix: str) -> State:
+    """Return the part of a step's state from which `Training.read` reads a head's posterior."""
+    return {} if posterior is None else {f"{prefix}_{name}": t for name, t in posterior._asdict().items()}
+
+
+def step_name(phase: str, task: str) -> str:
+    """Return the name of a task's step, which is its path under `steps/`."""
+    return f"{phase}/{folder_name(task)}"
+
+
+def finished_steps(folder: Path) -> dict[str, dict[str, float]]:
+    """Return step → metrics of all finished steps in a run's folder, the router first, then by name."""
+    root = folder / "steps"
+    files = {str(file.parent.relative_to(root)): file for file in root.rglob("metrics.json")}
+    names = sorted(files, key=lambda name: (name != "router", name))
+    return {name: json.loads(files[name].read_text()) for name in names}
+
+
 def _write(done: Path, state: State, metrics: dict[str, float]) -> None:
     try:
         with complete_folder(done) as folder:
@@ -263,21 +296,3 @@ def _read(file: Path) -> State:
         raise CheckpointError(
             f"{file}: is damaged: {error}; delete the folder {file.parent} and run again to repeat this step"
         ) from None
-
-
-def posterior_state(posterior: HeadPosterior | None, prefix: str) -> State:
-    """Return the part of a step's state from which `Training.read` reads a head's posterior."""
-    return {} if posterior is None else {f"{prefix}_{name}": t for name, t in posterior._asdict().items()}
-
-
-def step_name(phase: str, task: str) -> str:
-    """Return the name of a task's step, which is its path under `steps/`."""
-    return f"{phase}/{folder_name(task)}"
-
-
-def finished_steps(folder: Path) -> dict[str, dict[str, float]]:
-    """Return step → metrics of all finished steps in a run's folder, the router first, then by name."""
-    root = folder / "steps"
-    files = {str(file.parent.relative_to(root)): file for file in root.rglob("metrics.json")}
-    names = sorted(files, key=lambda name: (name != "router", name))
-    return {name: json.loads(files[name].read_text()) for name in names}

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..schema import Group, Pair
 from .batches import PreferenceExample
 from .embedding import base_embeddings, map_rows, task_vectors
-from .exact_step import out_of_fold
+from .exact_solver import out_of_fold
 from .score_weights import out_of_fold_scores
 from .steps import Training
 

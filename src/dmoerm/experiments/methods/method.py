@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ...evaluation.scored_groups import ScoringBatch
     from ...training import Run
     from ...training.batches import PreferenceExample
-    from ...training.graph import Engine
+    from ...training.run import Engine
 
 Array = NDArray[np.float64]
 T = TypeVar("T")

@@ -1,10 +1,10 @@
-"""Change a trained model by training: add a task; add, retrain or remove a capability.
+"""Change a trained model: add a task; add, retrain or remove a capability; remove, export or merge tasks.
 
     a task           router row ─▶ phase 1 ─▶ phase 2 ─▶ phase 3      of the new task; all else stays bit-identical
     a capability     its expert and its task's aggregator; all else stays bit-identical
 
-The steps are those of `train`. They run on the given model, in a folder beside the target that is removed at the end; a
-killed change resumes there. The settings are those of the model's run.yaml.
+The steps are those of `train`, with the settings of the model's run.yaml. They run on the given model, in a folder
+beside the target that is removed at the end; a killed change resumes there.
 """
 
 from __future__ import annotations
@@ -22,12 +22,15 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from ..config import Config, changed
+from ..config import Config, changed, load_config
+from ..config.reading import apply_override, flat, validated
+from ..config.settings import DataConfig
 from ..data.splits import Splits, load_splits
 from ..errors import CheckpointError, ConfigError, DataError
 from ..io.locking import exclusive_folder
 from ..model import DMoERM
 from ..model.backbone import load_backbone
+from ..model.checkpoint import check_same_general, check_same_trunk, digest
 from ..model.configuration import ModelChange, now, with_changes
 from ..model.experts import Experts, lora_layers
 from ..model.integrity import SUMS
@@ -37,20 +40,24 @@ from ..model.posterior import HeadPosterior
 from ..model.task_model import TaskModel
 from ..model.training_prompts import TrainingPrompts
 from ..names import check_name
-from .expert_step import phase2
-from .graph import Step
-from .linear_heads import FOLDS
-from .phases import phase0, phase1, phase3
+from .exact_solver import FOLDS
+from .phases import phase0, phase1, phase2, phase3
 from .processes import world_size
 from .progress import Progress
-from .router_row import add_row, known_statistics
-from .run import check_pairs, open_cache, report_data, run_steps
-from .run_folder import claim
-from .run_settings import changed_config, changed_settings, without_data
-from .steps import FoldWeights, Run, Training, step_name
+from .router import DRAWS, add_row, fit_row, known_statistics, set_row
+from .run import check_pairs, claim, open_cache, report_data, run_steps
+from .steps import FoldWeights, Run, Step, Training, step_name
 from .trainer import check_transformers
 
 CapabilityChange = Literal["add", "retrain", "remove"]
+_SOURCES = (
+    *("files", "test_files", "validation_files", "capability_labels", "groups_per_task"),
+    *("task", "format", "map", "split", "skip_bad", "soft_labels", "inconsistent_weight"),
+)
+"""Settings of `data` that a new task does not take from the model's run."""
+
+
+# --- changes that train -----------------------------------------------------------------------------------------------
 
 
 def add_task(folder: Path, task: str, overrides: Sequence[str], target: Path, console: Console | None = None) -> DMoERM:
@@ -69,16 +76,24 @@ def add_task(folder: Path, task: str, overrides: Sequence[str], target: Path, co
         CheckpointError: the model has no statistics of its prompts or no run.yaml, or `target` cannot be written.
         DataError: the data are invalid or insufficient.
     """
-    _check_task_name(task)
+    try:
+        check_name("task", task)
+    except ValueError as error:
+        raise ConfigError(f"--task: {error}") from None
     model = _load(folder)
     if task in model.config.tasks:
         raise ConfigError(f"--task {task}: the model has this task; remove it first to train it again")
     known_statistics(model, str(folder))
-    config = changed_config(folder, model, without_data(), overrides)
+    sources = {f"data.{name}": getattr(DataConfig(), name) for name in _SOURCES}
+    config = changed_config(folder, model, {"taxonomy": None, **sources}, overrides)
     if config.data.files and config.data.task is None:
         config = changed(config, {"data.task": task})
     data = _of_task(load_splits(config), task)
     check_pairs(data)
+
+    def join_router(training: Training) -> None:
+        add_row(training, task)
+        _read_general(training)
 
     def grow() -> list[Step]:
         torch.manual_seed(config.seed)
@@ -87,9 +102,8 @@ def add_task(folder: Path, task: str, overrides: Sequence[str], target: Path, co
             task_model.base.branch = _pretrained_branch(config, model)
         task_model.experts.attach(task_model.base.branch)  # pyright: ignore[reportArgumentType]
         model.set_task(task, task_model.requires_grad_(False).to(model.device).eval())
-        row = Step("router", (), partial(_join_router, task=task))
         phases = [Step(step_name(do.__name__, task), (), partial(do, task=task)) for do in (phase1, phase2, phase3)]
-        return [row, *phases]
+        return [Step("router", (), join_router), *phases]
 
     return _run(folder, target, model, config, data, grow, ModelChange(change="add", task=task), console)
 
@@ -118,14 +132,23 @@ def change_capability(
         CheckpointError: see `add_task`.
     """
     model = _load(folder)
-    check_own_heads(model, folder)
+    if model.routing.soft:
+        raise ConfigError(
+            f"{folder}: its kinds of prompts overlap, so that each task's heads were fitted to all prompts; train "
+            "again with the new data or taxonomy (tasks can be added and removed)"
+        )
     before = model.task_model(task, str(folder))
-    names = _changed_names(before.experts.capabilities, f"{task}/{capability}", capability, change)
+    names = list(before.experts.capabilities)
+    if (capability in names) == (change == "add"):
+        state = "has this capability; retrain it" if change == "add" else f"has only {', '.join(names) or 'none'}"
+        raise ConfigError(f"--capability {task}/{capability}: the task {state}")
+    names = [name for name in names if change != "remove" or name != capability]
+    names += [capability] if change == "add" else []
     config = changed_config(folder, model, {}, overrides)
     data = load_splits(config)
     exact = config.base == "frozen" and config.phase2.l2 == "auto" and not config.phase2.lora.rank
     if change != "remove" and not any(g.labeled_pairs(capability) for g in data.train if g.task == task):
-        hint = "add grades by people to data.files, or labels by a judge to data.capability_labels"
+        hint = "add human grades to data.files, or labels by a judge to data.capability_labels"
         message = f"the training part has no label of {capability!r} for the task {task!r}"
         raise DataError(message, field="capabilities", hint=hint)
     every_task = {group.task for group in data.train} >= set(model.config.tasks)
@@ -134,16 +157,12 @@ def change_capability(
 
     def grow() -> list[Step]:
         torch.manual_seed(config.seed)
-        task_model = _with_capabilities(model, before, names)
-        model.set_task(task, task_model)
+        model.set_task(task, _with_capabilities(model, before, names))
         trained = [] if change == "remove" else [capability]
-        if not exact:
-            part = (step_name("phase2", task), trained)
-            return [
-                *([Step("phase2", (), partial(phase2, task=task, part=part))] if trained else []),
-                Step("phase3", (), partial(phase3, task=task)),
-            ]
-        return [Step("refit", (), partial(_refit, task=task, trained=trained, refit_general=every_task))]
+        if exact:
+            return [Step("refit", (), partial(_refit, task=task, trained=trained, refit_general=every_task))]
+        expert = Step("phase2", (), partial(phase2, task=task, part=(step_name("phase2", task), trained)))
+        return [*([expert] if trained else []), Step("phase3", (), partial(phase3, task=task))]
 
     entry = ModelChange(change=change, task=task, capability=capability)
     return _run(folder, target, model, config, data, grow, entry, console)
@@ -158,20 +177,36 @@ def _load(folder: Path) -> DMoERM:
     return DMoERM.from_pretrained(folder, device_map=default_device())
 
 
-def check_own_heads(model: DMoERM, folder: Path) -> None:
-    """Raise `ConfigError` if each task's heads were fitted to all prompts, so that they cannot change alone."""
-    if model.routing.soft:
-        raise ConfigError(
-            f"{folder}: its kinds of prompts overlap, so that each task's heads were fitted to all prompts; train "
-            "again with the new data or taxonomy (tasks can be added and removed)"
-        )
-
-
-def _check_task_name(task: str) -> None:
-    try:
-        check_name("task", task)
-    except ValueError as error:
-        raise ConfigError(f"--task: {error}") from None
+def changed_config(folder: Path, model: DMoERM, resets: dict[str, Any], overrides: Sequence[str]) -> Config:
+    """Return the settings of the model's run with other values; those that shape the model must be the model's."""
+    if not (folder / "run.yaml").is_file():
+        raise CheckpointError(f"{folder}: has no run.yaml, so that its settings are unknown; train it again")
+    trained = changed(load_config(folder / "run.yaml"), resets)
+    settings = trained.model_dump(mode="json")
+    for override in overrides:
+        apply_override(settings, override)
+    config = validated(Config, settings, "--set")
+    stored = model.config
+    shapes: list[tuple[str, Any, dict[str, Any]]] = [
+        ("encoding", config.encoding, stored.encoding),
+        ("head", config.head, stored.head),
+        ("phase2.lora", config.phase2.lora, stored.lora),
+        ("phase3", config.phase3, stored.aggregator),
+    ]
+    different = [
+        f"{name}.{field}"
+        for name, now, fields in shapes
+        for field, value in type(now)(**fields).model_dump(include=set(fields)).items()
+        if value != getattr(now, field)
+    ]
+    different += ["base"] if (config.base == "frozen") != stored.shared_branch else []
+    different += ["router.kind"] if config.router.kind != stored.router_kind else []
+    different += ["router.threshold"] if config.router.threshold != stored.threshold else []
+    before, now = flat(trained.backbone.model_dump(mode="json")), flat(config.backbone.model_dump(mode="json"))
+    different += [f"backbone.{name}" for name, value in now.items() if before[name] != value]
+    if different:
+        raise ConfigError(f"--set {different[0]}: the model was trained with another value; leave it as it is")
+    return config
 
 
 def _of_task(data: Splits, task: str) -> Splits:
@@ -199,15 +234,6 @@ def _pretrained_branch(config: Config, model: DMoERM) -> Any:
     return branch
 
 
-def _changed_names(names: Sequence[str], full_name: str, capability: str, change: CapabilityChange) -> list[str]:
-    if (capability in names) == (change == "add"):
-        state = "has this capability; retrain it" if change == "add" else f"has only {', '.join(names) or 'none'}"
-        raise ConfigError(f"--capability {full_name}: the task {state}")
-    if change == "remove":
-        return [name for name in names if name != capability]
-    return [*names, capability] if change == "add" else list(names)
-
-
 @torch.no_grad()
 def _with_capabilities(model: DMoERM, before: TaskModel, names: Sequence[str]) -> TaskModel:
     """Return a task model with these experts: known ones are copied; branch, phase-1 and all-labels head are kept."""
@@ -222,9 +248,10 @@ def _with_capabilities(model: DMoERM, before: TaskModel, names: Sequence[str]) -
 
 @torch.no_grad()
 def _copy_experts(source: Experts, target: Experts, without: Sequence[str] = ()) -> None:
-    kept = [name for name in target.capabilities if name in source.capabilities and name not in without]
     layers = lora_layers(source.branch or nn.Module())
-    for name in kept:
+    for name in target.capabilities:
+        if name not in source.capabilities or name in without:
+            continue
         i, j = source.capabilities.index(name), target.capabilities.index(name)
         target.heads[j].load_state_dict(source.heads[i].state_dict())
         for layer_name, layer in lora_layers(target.branch or nn.Module()).items():
@@ -244,7 +271,7 @@ def _refit(training: Training, task: str, trained: Sequence[str], refit_general:
     parts += [] if task_model.all_labels is None else [task_model.all_labels]
     kept = [(part, copy.deepcopy(part.state_dict())) for part in parts]
     experts = copy.deepcopy(task_model.experts)
-    phase0(training) if refit_general else read_general(training)
+    phase0(training) if refit_general else _read_general(training)
     for phase in (phase1, phase2, phase3):
         phase(training, task)
     for part, state in kept:
@@ -252,12 +279,7 @@ def _refit(training: Training, task: str, trained: Sequence[str], refit_general:
     _copy_experts(experts, task_model.experts, without=trained)
 
 
-def _join_router(training: Training, task: str) -> None:
-    add_row(training, task)
-    read_general(training)
-
-
-def read_general(training: Training) -> None:
+def _read_general(training: Training) -> None:
     """Give exact fits the general model, which has not seen the labels of a new task: the same weights in all folds."""
     model = training.run.model
     if training.run.config.phase0.l2 != "auto":
@@ -280,8 +302,12 @@ def _run(
     console: Console | None,
 ) -> DMoERM:
     """Change the model by the steps that `grow` returns, and save it with its history."""
-    work = target.with_name(f".{target.name}.{_digest(folder, change)}.growing")
-    settings = changed_settings(folder, config)
+    file = folder / SUMS if (folder / SUMS).is_file() else folder / "config.json"
+    name = f"{change.change} {change.task} {change.capability}"
+    mark = hashlib.sha256(file.read_bytes() + name.encode()).hexdigest()[:8]
+    work = target.with_name(f".{target.name}.{mark}.growing")
+    settings = flat(load_config(folder / "run.yaml").model_dump(mode="json"))
+    different = {k: v for k, v in flat(config.model_dump(mode="json")).items() if settings.get(k) != v}
     with exclusive_folder(work):
         config = changed(config, {"output": str(work)})
         run = Run(config, model, open_cache(config, model), claim(config, data), Progress(console))
@@ -289,10 +315,11 @@ def _run(
         steps = grow()
         with run.progress.run(1 + len(steps)):
             run_steps(run, data, steps)
-        digest = (work / "data.sha256").read_text(encoding="utf-8")
         prompts = TrainingPrompts.of(group.prompt for group in data.train if group.task == change.task)
         model.training_prompts = model.training_prompts and model.training_prompts | prompts
-        save_changed(model, target, [change.model_copy(update={"data": digest, "settings": settings, "time": now()})])
+        data_digest = (work / "data.sha256").read_text(encoding="utf-8")
+        update = {"data": data_digest, "settings": different, "time": now()}
+        save_changed(model, target, [change.model_copy(update=update)])
     shutil.rmtree(work, ignore_errors=True)
     return model
 
@@ -304,8 +331,78 @@ def save_changed(model: DMoERM, target: Path, changes: Sequence[ModelChange]) ->
     model.requires_grad_(False).eval().save_pretrained(target, card=card)
 
 
-def _digest(folder: Path, change: ModelChange) -> str:
-    """Name the work on this model: another model or change has another folder."""
-    file = folder / SUMS if (folder / SUMS).is_file() else folder / "config.json"
-    name = f"{change.change} {change.task} {change.capability}"
-    return hashlib.sha256(file.read_bytes() + name.encode()).hexdigest()[:8]
+# --- changes without training -----------------------------------------------------------------------------------------
+
+
+def remove_tasks(model: DMoERM, tasks: Sequence[str], target: Path) -> None:
+    """Write the model without these tasks; all other weights stay as they are.
+
+    Raises:
+        DataError: the model lacks a task.
+        ConfigError: no task would be left.
+        CheckpointError: `target` cannot be written.
+    """
+    _keep(model, tasks, [task for task in model.config.tasks if task not in tasks])
+    save_changed(model, target, [ModelChange(change="remove", task=task) for task in tasks])
+
+
+def export_tasks(model: DMoERM, tasks: Sequence[str], target: Path) -> None:
+    """Write a model with these tasks alone; raises as `remove_tasks`."""
+    _keep(model, tasks, tasks)
+    save_changed(model, target, [ModelChange(change="export", task=task) for task in tasks])
+
+
+def _keep(model: DMoERM, named: Sequence[str], kept: Sequence[str]) -> None:
+    for task in named:
+        model.task_model(task, "--task")
+    if not kept:
+        raise ConfigError(f"--task: the model has only {', '.join(model.config.tasks)}; a model needs one task or more")
+    model.keep_tasks(kept)
+
+
+def merge_models(model: DMoERM, others: Sequence[tuple[str, DMoERM]], target: Path, name: str) -> list[str]:
+    """Write the first model with the tasks of the others, whose weights are copied; return the tasks that joined it.
+
+    The first model's general model, its calibrations and its rows of the router stay. Each new task's row is fitted
+    against the statistics of the prompts of both models. A task that both have with the same weights is kept once.
+
+    Args:
+        others: name and model.
+        name: of the first model, for messages.
+
+    Raises:
+        CheckpointError: a model has another trunk, another general model whose score a task reads, no statistics of its
+            prompts, or another task of the same name; or `target` cannot be written.
+    """
+    changes: list[ModelChange] = []
+    for other_name, other in others:
+        check_same_trunk(model, other, (name, other_name))
+        for task in other.config.tasks:
+            if task not in model.config.tasks:
+                check_same_general(model, other, task, other_name)
+                _join(model, other, task, (name, other_name))
+                earlier = [ModelChange(**change) for change in other.config.history if change["task"] == task]
+                changes += [*earlier, ModelChange(change="merge", task=task, source=Path(other_name).name)]
+            elif digest(model.task_model(task)) != digest(other.task_model(task)):
+                hint = "export only the tasks that you want, or remove one of the two"
+                raise CheckpointError(f"{other_name}: has another task {task!r} than the models before it; {hint}")
+        if model.training_prompts and other.training_prompts:
+            model.training_prompts |= other.training_prompts
+        else:
+            model.training_prompts = None  # a part of the prompts is unknown
+    save_changed(model, target, changes)
+    return [change.task for change in changes if change.change == "merge"]
+
+
+def _join(model: DMoERM, other: DMoERM, task: str, names: tuple[str, str]) -> None:
+    known_statistics(model, names[0])
+    statistics = known_statistics(other, names[1])
+    task_model = other.task_model(task)
+    if model.config.shared_branch:
+        task_model.base.branch = model.general.branch  # equal weights: they are in memory once
+    model.set_task(task, task_model)
+    if task in other.routing.pooled:
+        model.config.routing = {**model.config.routing, "pooled": [*model.routing.pooled, task]}
+    seed = int.from_bytes(hashlib.sha256(task.encode()).digest()[:4], "big")
+    drawn = statistics.draw(task, DRAWS, torch.Generator().manual_seed(seed))
+    set_row(model, task, fit_row(model, task, drawn, seed)[0], statistics.only([task]))

@@ -31,13 +31,12 @@ from ..names import folder_name
 from .batches import PreferenceExample, labeled
 from .calibration import calibrate
 from .embedding import base_embeddings, map_rows, task_vectors
-from .exact_router import calibration_error
-from .exact_step import out_of_fold
+from .exact_solver import out_of_fold, pair_accuracy
 from .losses import preference_losses
 from .phases import phase1, phase3
 from .processes import broadcast, is_main
 from .progress import Progress
-from .router_step import held_out_routes
+from .router import calibration_error, held_out_routes
 from .score_weights import out_of_fold_scores
 from .steps import State, StepMetrics, Training
 
@@ -92,10 +91,8 @@ class Held(NamedTuple):
 
     def accuracy(self, shares: Tensor, kept: Tensor | None = None) -> float:
         """Return the share of pairs in the labeled order, of all prompts or of those with `kept` (prompts,)."""
-        margins = (self.margins * shares[self.prompt]).sum(1)
-        certain = self.weight * (2 * self.target - 1) * (1 if kept is None else kept[self.prompt])
-        correct = (margins > 0).float() + 0.5 * (margins == 0)
-        return float((correct * certain).sum() / certain.sum().clamp(min=1e-12))
+        weight = self.weight if kept is None else self.weight * kept[self.prompt]
+        return pair_accuracy((self.margins * shares[self.prompt]).sum(1), self.target, weight)
 
     def better(self, before: Tensor, after: Tensor) -> bool:
         """Return whether losses `after` (n,) are lower than those `before` by a standard error over prompts."""
@@ -129,26 +126,29 @@ def _fit_heads(training: Training, *, soft: bool) -> None:
 
 
 def _choose(training: Training) -> tuple[State, StepMetrics]:
-    run, model = training.run, training.run.model
-    heads = [
-        (None, "general"),
-        *((t, name) for t, names in model.config.tasks.items() for name in ("per_task", *names)),
-    ]
-    exact = run.frozen and run.config.phase3.l2 == "auto" and all(head in training.folds for head in heads)
-    exact = exact and bool(training.routes)
+    model = training.run.model
+    exact = bool(training.routes) and all(map(training.is_exact, model.config.tasks))
     examples = labeled(training.train if exact else training.validation)
-    if not examples:
-        return _state(training, (False, Routing())), {"steps": 0.0}
-    forms = {False: held_rewards(training, examples, exact)}
-    if exact and broadcast(_is_unsure(forms[False])):  # all processes take the same steps
-        _fit_heads(training, soft=True)
-        forms[True] = held_rewards(training, examples, exact)
-    choice = broadcast(search(forms, exact))
-    if len(forms) > 1 and not choice[0]:
-        _fit_heads(training, soft=False)
-    if choice[1].temperature > 0:
-        _calibrate(training, choice[1], exact)
-    return _state(training, choice), _metrics(forms, choice)
+    choice, metrics = (False, Routing()), StepMetrics(steps=0.0)
+    if examples:
+        forms = {False: held_rewards(training, examples, exact)}
+        if exact and broadcast(_is_unsure(forms[False])):  # all processes take the same steps
+            _fit_heads(training, soft=True)
+            forms[True] = held_rewards(training, examples, exact)
+        choice = broadcast(search(forms, exact))
+        if len(forms) > 1 and not choice[0]:
+            _fit_heads(training, soft=False)
+        if choice[1].temperature > 0:
+            _calibrate(training, choice[1], exact)
+        metrics = _metrics(forms, choice)
+    soft, routing = choice
+    return {
+        **{f"calibration.{name}": t.clone() for name, t in model.routed_calibration.state_dict().items()},
+        "soft": torch.tensor(soft),
+        "temperature": torch.tensor(routing.temperature),
+        "general_weight": torch.tensor(routing.general_weight),
+        "pooled": torch.tensor([task in routing.pooled for task in model.router.tasks]),
+    }, metrics
 
 
 def _is_unsure(held: Held) -> bool:
@@ -198,7 +198,6 @@ def held_rewards(training: Training, examples: Sequence[PreferenceExample], exac
         for p in pairs
     ]
     margins, target, weight, prompt = zip(*rows, strict=True)
-    task = [tasks.index(e.group.task) if e.group.task in tasks else -1 for e in prompts.values()]
     routes = training.routes or held_out_routes(training.run, list(prompts.values()))
     return Held(
         torch.stack(margins),
@@ -206,7 +205,7 @@ def held_rewards(training: Training, examples: Sequence[PreferenceExample], exac
         torch.tensor(weight, dtype=torch.float32),
         torch.tensor(prompt),
         torch.stack([routes[name] for name in prompts]),
-        torch.tensor(task),
+        torch.tensor([tasks.index(e.group.task) if e.group.task in tasks else -1 for e in prompts.values()]),
         tasks,
         config.threshold,
         config.heads_only,
@@ -247,17 +246,6 @@ def _calibrate(training: Training, routing: Routing, exact: bool) -> None:
     calibrate(model.routed_calibration, mixed, [], examples)
 
 
-def _state(training: Training, choice: Choice) -> State:
-    model, (soft, routing) = training.run.model, choice
-    calibration = {f"calibration.{name}": t.clone() for name, t in model.routed_calibration.state_dict().items()}
-    return calibration | {
-        "soft": torch.tensor(soft),
-        "temperature": torch.tensor(routing.temperature),
-        "general_weight": torch.tensor(routing.general_weight),
-        "pooled": torch.tensor([task in routing.pooled for task in model.router.tasks]),
-    }
-
-
 def _metrics(forms: Mapping[bool, Held], choice: Choice) -> StepMetrics:
     """Return losses and accuracies of the choice and of what else there is, and what the router confuses.
 
@@ -265,18 +253,14 @@ def _metrics(forms: Mapping[bool, Held], choice: Choice) -> StepMetrics:
     heads. Tasks are named as their folders.
     """
     (soft, routing), hard, tasks = choice, forms[False], forms[False].tasks
+    chosen = forms[soft], forms[soft].shares(routing)
     one_model = Routing(pooled=list(tasks))
-    rows = {
-        "": (forms[soft], forms[soft].shares(routing)),
-        "/top1": (hard, hard.shares(Routing())),
-        "/general": (hard, hard.shares(one_model)),
-        "/given": (hard, hard.given()),
-    }
+    others = {"/top1": hard.shares(Routing()), "/general": hard.shares(one_model), "/given": hard.given()}
     metrics: StepMetrics = {"steps": 0.0, "prompts": float(len(hard.routes)), "soft": float(soft)}
     metrics |= {"temperature": routing.temperature, "general_weight": routing.general_weight}
     metrics |= {f"pooled/{folder_name(task)}": float(task in routing.pooled) for task in tasks}
     total = float(hard.weight.sum().clamp(min=1e-12))
-    for name, (held, shares) in rows.items():
+    for name, (held, shares) in {"": chosen, **{name: (hard, shares) for name, shares in others.items()}}.items():
         metrics |= {f"loss{name}": float(held.losses(shares).sum()) / total, f"accuracy{name}": held.accuracy(shares)}
     known = hard.task >= 0
     confidence, likeliest = hard.routes.max(1)
@@ -287,7 +271,7 @@ def _metrics(forms: Mapping[bool, Held], choice: Choice) -> StepMetrics:
         ours = (hard.task == a) | (hard.task == b)
         crossed = ((hard.task == a) & (likeliest == b)) | ((hard.task == b) & (likeliest == a))
         if (share := float(crossed.sum() / ours.sum().clamp(min=1))) >= _CONFUSED:
-            (held, chosen), pair = rows[""], "/".join(folder_name(tasks[i]) for i in (a, b))
-            cost = hard.accuracy(hard.given(), ours) - held.accuracy(chosen, ours)
+            pair = "/".join(folder_name(tasks[i]) for i in (a, b))
+            cost = hard.accuracy(hard.given(), ours) - chosen[0].accuracy(chosen[1], ours)
             metrics |= {f"confused/{pair}": share, f"cost/{pair}": cost}
     return metrics
