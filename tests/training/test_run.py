@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from rich.console import Console
 from safetensors.torch import load_file
 from tiny import TRAINED, tiny_groups, train_quietly, write_groups
@@ -255,19 +253,6 @@ def test_a_folder_with_other_settings_is_left_alone(trained_run: Run) -> None:
         train_quietly(other)
     assert f"(seed was {trained_run.config.seed}, now 9; phase2.lora.alpha was {alpha}, now 3.5)" in str(caught.value)
     assert load_config(trained_run.folder / "config.yaml") == trained_run.config
-
-
-def test_a_folder_of_a_version_with_fewer_settings_is_resumed(trained_run: Run, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    shutil.copytree(trained_run.folder, folder)
-    settings = yaml.safe_load((folder / "config.yaml").read_text())
-    assert settings["data"].pop("test_files") == []
-    (folder / "config.yaml").write_text(yaml.safe_dump({**settings, "output": str(folder)}))
-    config = changed(trained_run.config, {"output": str(folder)})
-    assert train_quietly(config).metrics() == trained_run.metrics()
-    assert load_config(folder / "config.yaml") == config
-    with pytest.raises(ConfigError, match=r"data.test_files was \[\], now"):
-        train_quietly(changed(config, {"data.test_files": [write_groups(tiny_groups(2), tmp_path / "test.jsonl")]}))
 
 
 # --- data ----------------------------------------------------------------------------------------------------------
