@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from . import _registration
 
 if TYPE_CHECKING:
-    from .client import AsyncClient, Client
     from .errors import BackboneError, CheckpointError, ConfigError, DataError, DmoermError, ServerError, TaxonomyError
+    from .integrations.client import AsyncClient, Client
     from .model import DMoERM, DMoERMConfig
     from .schema import Group, Message, Query
     from .scores import Score
@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "client": {"AsyncClient", "Client"},
+    "integrations.client": {"AsyncClient", "Client"},
     "errors": {name for name in __all__ if name.endswith("Error")},
     "model": {"DMoERM", "DMoERMConfig"},
     "schema": {"Group", "Message", "Query"},

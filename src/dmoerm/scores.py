@@ -283,6 +283,14 @@ def group_by_prompt(samples: Iterable[tuple[str | None, Prompt, str]]) -> list[t
     ]
 
 
+def in_order(groups: Sequence[tuple[Query, list[int]]], scored: Iterable[list[Score]]) -> list[Score]:
+    """Return the scores of `group_by_prompt`'s queries in the order of its samples."""
+    by_index: dict[int, Score] = {}
+    for (_, indices), scores in zip(groups, scored, strict=True):
+        by_index |= dict(zip(indices, scores, strict=True))
+    return [by_index[index] for index in range(len(by_index))]
+
+
 def _check_list(field: str, value: Any, hint: str) -> None:
     if not isinstance(value, Sequence) or isinstance(value, bytes):
         raise DataError(f"is {type(value).__name__}, not a list", field=field, value=value, hint=hint)

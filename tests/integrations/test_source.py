@@ -10,17 +10,17 @@ import pytest
 import torch
 from reward_server import TASKS
 
-from dmoerm.client import Client
 from dmoerm.errors import CheckpointError, ConfigError
-from dmoerm.integrations import source
-from dmoerm.integrations.source import open_scorer, tasks_of
+from dmoerm.integrations import scoring
+from dmoerm.integrations.client import Client
+from dmoerm.integrations.scoring import open_scorer, tasks_of
 from dmoerm.model import DMoERM
 from dmoerm.schema import Query
 
 
 def test_a_source_is_opened_once_for_all_threads(trained_run, monkeypatch):
     loaded, opened = [], []
-    monkeypatch.setattr(source, "_load", lambda path: loaded.append(path) or object())
+    monkeypatch.setattr(scoring, "_load", lambda path: loaded.append(path) or object())
     threads = [threading.Thread(target=lambda: opened.append(open_scorer("somewhere/else"))) for _ in range(8)]
     for thread in threads:
         thread.start()
@@ -83,11 +83,11 @@ def test_a_forked_process_scores_with_its_parents_model(trained_run, use):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 def test_a_process_forks_while_another_thread_opens_a_source(monkeypatch):
     started, go = threading.Event(), threading.Event()
-    monkeypatch.setattr(source, "_load", lambda path: (started.set(), go.wait(60), path)[2])
+    monkeypatch.setattr(scoring, "_load", lambda path: (started.set(), go.wait(60), path)[2])
     thread = threading.Thread(target=open_scorer, args=("slow/model",))
     thread.start()
     started.wait()
-    monkeypatch.setattr(source, "_load", lambda path: path)
+    monkeypatch.setattr(scoring, "_load", lambda path: path)
     child = multiprocessing.get_context("fork").Process(target=open_scorer, args=("another/model",))
     child.start()
     child.join(60)

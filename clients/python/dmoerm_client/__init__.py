@@ -7,8 +7,8 @@
 `dmoerm_client.integrations.trl` and `dmoerm_client.integrations.verl` are the reward functions of dmoerm, for servers.
 """
 
-from .client import AsyncClient, Client
 from .errors import ConfigError, DataError, DmoermError, ServerError
+from .integrations.client import AsyncClient, Client
 from .schema import Message, Query
 from .scores import Score
 

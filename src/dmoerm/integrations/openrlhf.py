@@ -14,8 +14,7 @@ from typing import Any
 import torch
 
 from dmoerm.chat.rendered import response_text
-from dmoerm.integrations.scoring import as_prompt, score_samples
-from dmoerm.integrations.source import open_scorer, tasks_of
+from dmoerm.integrations.scoring import as_prompt, open_scorer, score_samples, tasks_of
 from dmoerm.scores import log_columns
 
 

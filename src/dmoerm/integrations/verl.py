@@ -14,41 +14,31 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import DataError
-from ..schema import Prompt
 from ..scores import Score, log_columns
-from .scoring import as_prompt, as_response, score_samples, score_samples_async
-from .source import open_scorer, tasks_of
+from .scoring import Sample, as_prompt, as_response, open_scorer, score_samples, score_samples_async, tasks_of
+
+Info = Mapping[str, Any] | None
 
 
 def compute_score(
-    data_source: str,
-    solution_str: str,
-    ground_truth: Any = None,
-    extra_info: Mapping[str, Any] | None = None,
-    reward_model: str | None = None,
-    **_: Any,
+    data_source: str, solution_str: str, ground_truth: Any = None, extra_info: Info = None, **options: Any
 ) -> dict[str, float]:
     """Score a single response. See `compute_score_batch`."""
-    return compute_score_batch([data_source], [solution_str], [ground_truth], [extra_info], reward_model)[0]
+    return compute_score_batch([data_source], [solution_str], [ground_truth], [extra_info], **options)[0]
 
 
 def compute_reward(
-    data_source: str,
-    solution_str: str,
-    ground_truth: Any = None,
-    extra_info: Mapping[str, Any] | None = None,
-    reward_model: str | None = None,
-    **_: Any,
+    data_source: str, solution_str: str, ground_truth: Any = None, extra_info: Info = None, **options: Any
 ) -> float:
     """Return the reward of a single response, for managers that accept no dict. See `compute_score_batch`."""
-    return compute_score(data_source, solution_str, ground_truth, extra_info, reward_model)["score"]
+    return compute_score(data_source, solution_str, ground_truth, extra_info, **options)["score"]
 
 
 def compute_score_batch(
     data_sources: Sequence[str],
     solution_strs: Sequence[str],
     ground_truths: Sequence[Any],
-    extra_infos: Sequence[Mapping[str, Any] | None],
+    extra_infos: Sequence[Info],
     reward_model: str | None = None,
     **_: Any,
 ) -> list[dict[str, float]]:
@@ -78,7 +68,7 @@ async def compute_score_async(
     data_source: str,
     solution_str: str,
     ground_truth: Any = None,
-    extra_info: Mapping[str, Any] | None = None,
+    extra_info: Info = None,
     reward_model: str | None = None,
     **_: Any,
 ) -> dict[str, float]:
@@ -97,18 +87,14 @@ def _results(scores: Sequence[Score], tasks: Mapping[str, Sequence[str]]) -> lis
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
-def _sample(solution: str, extra_info: Mapping[str, Any] | None) -> tuple[str | None, Prompt, str]:
+def _sample(solution: str, extra_info: Info) -> Sample:
     """Return task, prompt and response of a sample. Raises `DataError` if it has no prompt."""
-    return (extra_info or {}).get("task"), _prompt(extra_info), as_response(solution)
-
-
-def _prompt(extra_info: Mapping[str, Any] | None) -> Prompt:
-    prompt = (extra_info or {}).get("prompt")
-    if prompt is None:
+    info = extra_info or {}
+    if info.get("prompt") is None:
         raise DataError(
             "has no prompt, which verl does not pass to a reward function",
             field="extra_info",
             value=extra_info,
             hint='add {"prompt": the text or the chat messages} to extra_info when you prepare the data set',
         )
-    return as_prompt(prompt)
+    return info.get("task"), as_prompt(info["prompt"]), as_response(solution)

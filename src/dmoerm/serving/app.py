@@ -10,10 +10,10 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse, Response
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.staticfiles import StaticFiles
 
 from ..model import DMoERM
-from ..pages import add_page
 from .answers import add_handlers
 from .guard import Guard
 from .protocols import find_routers
@@ -21,6 +21,10 @@ from .service import CurrentService, Service
 from .settings import ServingConfig
 
 _PAGE = Path(__file__).with_name("page")
+_PAGE_POLICY = (  # it loads nothing from other hosts
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 _DESCRIPTION = """\
 Scores the responses to a prompt with a double-layer mixture-of-experts reward model. `/v1/score` returns everything
 that the model computes; the other protocols are those of vLLM, SGLang, OpenRLHF, slime, Text Embeddings Inference,
@@ -56,7 +60,7 @@ def create_app(
     for router in find_routers():
         app.include_router(router)
     _add_state(app)
-    add_page(app, _PAGE)
+    _add_page(app)
     add_handlers(app)
     paths = frozenset({"/", *app.openapi()["paths"]})
     app.add_middleware(Guard, settings=settings, metrics=service.metrics, paths=paths)
@@ -99,3 +103,13 @@ def _add_state(app: FastAPI) -> None:
         if name != service.name:
             raise HTTPException(404, f"there is no model {name!r}; use one of {service.name}")
         return service.card()
+
+
+def _add_page(app: FastAPI) -> None:
+    """Serve the page at `/`, and its files below `/page/`."""
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        return FileResponse(_PAGE / "index.html", headers={"Content-Security-Policy": _PAGE_POLICY})
+
+    app.mount("/page", StaticFiles(directory=_PAGE), name="page")

@@ -16,7 +16,7 @@ from ..chat.rendered import Transcript
 from ..errors import DataError
 from ..model import DMoERM
 from ..schema import Message, Prompt, Query
-from ..scores import Score, Weights, adjusted, check_risk, check_weights, group_by_prompt
+from ..scores import Score, Weights, adjusted, check_risk, check_weights, group_by_prompt, in_order
 from .answers import Refusal
 from .batcher import Batcher, Priority
 from .monitoring import Metrics
@@ -147,10 +147,7 @@ class Service:
         queries = [query for query, _ in groups]
         scored, request.state.tokens = await self.batcher.score(queries, _priority(request))
         request.state.responses = len(texts)
-        by_index: dict[int, Score] = {}
-        for (_, indices), scores in zip(groups, scored, strict=True):
-            by_index |= dict(zip(indices, scores, strict=True))
-        return [by_index[index] for index in range(len(texts))]
+        return in_order(groups, scored)
 
 
 def conversation_of(messages: Sequence[Message]) -> tuple[Prompt, str]:

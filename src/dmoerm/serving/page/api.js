@@ -1,6 +1,35 @@
-/** The requests of the page. */
+/** The requests of the page. Every error becomes a `Failure` with a message for people. */
 
-import { send } from "./send.js";
+const KEY = "dmoerm-key";
+
+export class Failure extends Error {
+  /** status: the HTTP status, 0 without an answer; wait: the server's Retry-After in seconds, or null. */
+  constructor(message, status = 0, wait = null) {
+    super(message);
+    Object.assign(this, { status, wait });
+  }
+}
+
+export const keepKey = (key) => sessionStorage.setItem(KEY, key);
+export const keptKey = () => sessionStorage.getItem(KEY) ?? "";
+
+/** The answer to a request, as JSON. */
+export async function send(address, request = {}) {
+  const headers = { "Content-Type": "application/json", Priority: "u=1", ...request.headers }; // before bulk requests
+  if (keptKey()) headers.Authorization = `Bearer ${keptKey()}`;
+  let response;
+  try {
+    response = await fetch(address, { ...request, headers });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Failure("The server cannot be reached.");
+  }
+  const answer = await response.json().catch(() => null); // a proxy may answer in another format
+  if (response.ok && answer) return answer;
+  const wait = Number.parseInt(response.headers.get("Retry-After") ?? "", 10);
+  const message = answer?.error?.message ?? `The server's answer cannot be read (status ${response.status}).`;
+  throw new Failure(message, response.status, Number.isNaN(wait) ? null : wait);
+}
 
 /** The served models; the first one scores. */
 export const models = async () => (await send("v1/models")).data;

@@ -1,8 +1,7 @@
 /** Scores a JSON Lines file in batches, behind all interactive requests; the rows are those of `dmoerm score`. */
 
-import { scoreAll } from "./api.js";
+import { keepKey, scoreAll } from "./api.js";
 import { find, make, show } from "./dom.js";
-import { keepKey } from "./send.js";
 import { plural } from "./words.js";
 
 const RESPONSES = 64; // of a batch, at most, unless one row has more

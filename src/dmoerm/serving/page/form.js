@@ -1,7 +1,6 @@
 /** The form: conversation, responses and task. Its fields hold the state. */
 
 import { copyOf, find, make } from "./dom.js";
-import { turnsOf } from "./turns.js";
 import { letter, readable } from "./words.js";
 
 const MAX_RESPONSES = 8; // more cannot be compared at a glance
@@ -154,4 +153,26 @@ export function mark(texts) {
   rows("responses").forEach((row, index) => {
     row.querySelector(".outcome").textContent = texts[index] ?? "";
   });
+}
+
+// Splits a text into turns: ChatML, and “Human: … Assistant: …” as in hh-rlhf.
+
+const CHATML = /<\|im_start\|>\s*(system|user|assistant)\s*\n([\s\S]*?)(?:<\|im_end\|>|(?=<\|im_start\|>)|$)/g;
+const SPOKEN = /^[ \t]*(System|Human|User|Assistant|AI)[ \t]*:[ \t]*/gim;
+const ROLES = { human: "user", ai: "assistant" };
+
+/** [{role, content}], or null if the text is not a conversation of at least two turns. */
+function turnsOf(text) {
+  let turns = [...text.matchAll(CHATML)].map(([, role, content]) => ({ role, content: content.trim() }));
+  if (!turns.length) {
+    const marks = [...text.matchAll(SPOKEN)];
+    if (!marks.length || text.slice(0, marks[0].index).trim()) return null; // text before the first name: another format
+    turns = marks.map((mark, index) => {
+      const name = mark[1].toLowerCase();
+      const content = text.slice(mark.index + mark[0].length, marks[index + 1]?.index).trim();
+      return { role: ROLES[name] ?? name, content };
+    });
+  }
+  turns = turns.filter(({ content }) => content);
+  return turns.length > 1 && turns.some(({ role }) => role === "user") ? turns : null;
 }

@@ -1,12 +1,11 @@
 /** The page’s events: scoring, editing, choosing an example, opening and copying a link. */
 
-import { models, score } from "./api.js";
+import { Failure, keepKey, keptKey, models, score } from "./api.js";
 import { find, make, show } from "./dom.js";
 import * as file from "./file.js";
 import * as form from "./form.js";
 import { linked, linkTo } from "./link.js";
 import { ranked, sections, summary } from "./results.js";
-import { Failure, keepKey, keptKey } from "./send.js";
 import { plural, signed } from "./words.js";
 
 const BLANK = { prompt: [{ role: "user", content: "" }], responses: ["", ""], task: null };

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 from running import command, free_port, served
 
-from dmoerm.client import AsyncClient, Client, base
 from dmoerm.errors import DataError, ServerError
+from dmoerm.integrations import client
+from dmoerm.integrations.client import AsyncClient, Client
 from dmoerm.schema import Message, Query
 from dmoerm.serving import ServingConfig, create_app
 
@@ -59,13 +60,13 @@ def test_scores_are_the_models(url: str, trained_run: Any) -> None:
 
 
 def test_a_full_queue_costs_only_the_wait(url: str, trained_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    refused, wait_seconds = [], base.wait_seconds
+    refused, wait_seconds = [], client.wait_seconds
 
     def short_wait(state: Any) -> float:
         refused.append(str(state.outcome.exception()))
         return min(wait_seconds(state), 0.1)
 
-    monkeypatch.setattr(base, "wait_seconds", short_wait)
+    monkeypatch.setattr(client, "wait_seconds", short_wait)
 
     async def ask() -> list[Any]:
         async with AsyncClient(url, "sesame", retries=100, concurrency=64) as rm:

@@ -19,8 +19,8 @@ from reward_server import TASKS, respond, running_server, score_by_rule
 
 import dmoerm
 from dmoerm import AsyncClient, Client
-from dmoerm.client import base, chunks
 from dmoerm.errors import ConfigError, DataError, ServerError
+from dmoerm.integrations import client as clients
 from dmoerm.integrations.verl import compute_score
 from dmoerm.schema import Message, Query
 
@@ -36,13 +36,13 @@ MANY = [Query(prompt=f"number {i}", responses=("t" * (i % 5) or "a", "b")) for i
 def waits(monkeypatch) -> list[float]:
     """The pauses between attempts, which are skipped."""
     seconds: list[float] = []
-    wait_seconds = base.wait_seconds
+    wait_seconds = clients.wait_seconds
 
     def no_wait(state):
         seconds.append(wait_seconds(state))
         return 0.0
 
-    monkeypatch.setattr(base, "wait_seconds", no_wait)
+    monkeypatch.setattr(clients, "wait_seconds", no_wait)
     return seconds
 
 
@@ -133,22 +133,22 @@ def test_many_queries_go_in_few_bounded_requests(kind):
         items = json.loads(request.content)["items"]
         sizes.append(sum(len(item["responses"]) for item in items))
         assert (
-            sum(len(str(item["prompt"])) + sum(map(len, item["responses"])) for item in items) < chunks.MAX_CHARACTERS
+            sum(len(str(item["prompt"])) + sum(map(len, item["responses"])) for item in items) < clients.MAX_CHARACTERS
         )
         return respond(request)
 
-    tools = ({"type": "function", "function": {"name": "clock", "description": "t" * (chunks.MAX_CHARACTERS // 3)}},)
+    tools = ({"type": "function", "function": {"name": "clock", "description": "t" * (clients.MAX_CHARACTERS // 3)}},)
     with_tools = [Query(prompt=f"number {i}", responses=("a",), tools=tools) for i in range(6)]
-    assert [len(part) for part in chunks.split_queries(with_tools)] == [2, 2, 2]
-    long = Query(prompt="long", responses=("t" * (chunks.MAX_CHARACTERS // 2 - 10),))
-    wide = Query(prompt="wide", responses=tuple("t" * (i % 7) + "a" for i in range(3 * chunks.MAX_RESPONSES + 1)))
-    both = Query(prompt="both", responses=tuple("t" * (chunks.MAX_CHARACTERS // 3 - i) for i in range(9)))
+    assert [len(part) for part in clients.split_queries(with_tools)] == [2, 2, 2]
+    long = Query(prompt="long", responses=("t" * (clients.MAX_CHARACTERS // 2 - 10),))
+    wide = Query(prompt="wide", responses=tuple("t" * (i % 7) + "a" for i in range(3 * clients.MAX_RESPONSES + 1)))
+    both = Query(prompt="both", responses=tuple("t" * (clients.MAX_CHARACTERS // 3 - i) for i in range(9)))
     queries = [*MANY, long, long, long, wide, both, MANY[1]]
     results = ask(kind, counted, queries)
     assert [[s.reward for s in row] for row in results] == [[float(r.count("t")) for r in q.responses] for q in queries]
     assert sum(sizes) == sum(len(q.responses) for q in queries)
-    assert max(sizes) == chunks.MAX_RESPONSES
-    assert len(sizes) <= sum(sizes) // chunks.MAX_RESPONSES + 8
+    assert max(sizes) == clients.MAX_RESPONSES
+    assert len(sizes) <= sum(sizes) // clients.MAX_RESPONSES + 8
     assert ask(kind, counted, []) == []
 
 
@@ -202,8 +202,8 @@ def test_transient_errors_are_retried(kind, fault, waits):
     if fault == "429":
         assert all(7 <= wait < 8 for wait in waits)
     else:
-        assert waits[0] <= base._FIRST_WAIT
-        assert base._FIRST_WAIT <= waits[2] <= 4 * base._FIRST_WAIT
+        assert waits[0] <= clients._FIRST_WAIT
+        assert clients._FIRST_WAIT <= waits[2] <= 4 * clients._FIRST_WAIT
 
 
 @both
@@ -258,7 +258,7 @@ def test_other_errors_are_not_retried(kind, reply, error, message, waits):
 @pytest.mark.parametrize("header", ["", "soon", "Wed, 21 Oct 2015 07:28:00 GMT", "99999"])
 def test_every_retry_after_gives_a_bounded_pause(header, waits):
     list(client(failing(httpx2.Response(429, headers={"Retry-After": header}))).score_queries(MANY[:1]))
-    assert 0 <= waits[0] <= 1.1 * base._MAX_RETRY_AFTER
+    assert 0 <= waits[0] <= 1.1 * clients._MAX_RETRY_AFTER
 
 
 def test_invalid_urls_and_keys_are_refused(monkeypatch):
