@@ -14,7 +14,6 @@ from PIL import Image
 from running import served
 
 import dmoerm
-from dmoerm.pages import SHARED
 from dmoerm.serving import ServingConfig, create_app
 
 from .driving import FOLDER, score, write
@@ -90,7 +89,7 @@ def _answer_with_long_names(route: Any) -> None:
 
 
 def test_it_is_light_and_loads_nothing_from_elsewhere() -> None:
-    files = [path for folder in (FOLDER, SHARED) for path in folder.iterdir() if path.is_file()]
+    files = [path for path in FOLDER.iterdir() if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 64_000
     texts = {path.name: path.read_text(encoding="utf-8") for path in files}
     assert not [
