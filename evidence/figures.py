@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dmoerm.report.svg_plots import as_svg, color_of, name_rows
+from dmoerm.report.plots import as_svg, color_of, name_rows
 
 Files = Mapping[str, Any]
 DATA = {

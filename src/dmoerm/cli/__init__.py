@@ -42,7 +42,6 @@ COMMANDS = {
     "data": ("data.app", "Check preference data, and find doubtful labels."),
     "models": ("models.app", "Inspect backbones."),
     "config": ("config.app", "List and show configs, and explain their settings."),
-    "report": ("report.command", "Write one HTML page from results files."),
 }
 """Command → the function or the app of several commands in a module of this package, and the line of `--help`."""
 

@@ -36,7 +36,7 @@ def command(
     from ..errors import ConfigError
     from ..experiments.comparison import compare_methods
     from ..io.paths import write_file
-    from ..report import write_folder_report
+    from ..report import write_report
     from .tables import print_comparison, screen
 
     quieten()
@@ -49,8 +49,8 @@ def command(
     comparison = compare_methods(settings, seeds or (0, 1, 2), methods=methods or (), command=command)
     for file in (folder / "results.json", *([json_file] if json_file else [])):
         write_file(file, comparison.to_json())
-    report = write_folder_report(folder)
+    write_report(folder / "report.html", comparison)
     console = screen()
     print_comparison(console, comparison)
-    for line in (f"results: {folder / 'results.json'}", f"report: {report}"):
+    for line in (f"results: {folder / 'results.json'}", f"report: {folder / 'report.html'}"):
         console.print(line, soft_wrap=True)

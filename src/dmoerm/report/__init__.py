@@ -1,16 +1,32 @@
-"""report.html, one self-contained page from results files, and the model card.
+"""report.html, one self-contained page from results, and the model card.
 
-files.py            read results files; write the page
-results_kinds.py    the registry of kinds of results files
-sections/           the section of each kind; a new kind is one new file
-parts.py            contents that several sections share
-view.py             the view data: tables, plots, texts
-svg_plots.py        intervals and reliability;  kl_plots.py   rewards against √KL
-page.py             render templates/
-card.py             README.md of a checkpoint
+run.py          the page of one run;  comparison.py   of a comparison
+page.py         the view data and its rendering by templates/
+plots.py        intervals and reliability as SVG
+card.py         README.md of a checkpoint
 """
 
-from .card import write_card
-from .files import read_measured, report_html, write_file_report, write_folder_report, write_report
+from __future__ import annotations
 
-__all__ = ["read_measured", "report_html", "write_card", "write_file_report", "write_folder_report", "write_report"]
+from pathlib import Path
+
+from ..evaluation.experiment_results import Comparison
+from ..evaluation.results import Results
+from ..io.paths import write_file
+from .card import write_card
+from .comparison import comparison_sections
+from .page import render_page
+from .run import run_section
+
+__all__ = ["report_html", "write_card", "write_report"]
+
+
+def report_html(results: Results | Comparison) -> str:
+    """Return the page. The same results give the same text."""
+    shown = comparison_sections(results) if isinstance(results, Comparison) else [run_section(results)]
+    return render_page(f"dmoerm: {shown[0].title}", shown)
+
+
+def write_report(path: str | Path, results: Results | Comparison) -> None:
+    """Write the page, completely or not at all. Raises `CheckpointError` if it cannot be written."""
+    write_file(Path(path), report_html(results))

@@ -1,4 +1,6 @@
-"""Render the templates: report.html from its sections, and the environment that the model card shares.
+"""The page: its view data, which is plain text and numbers, and the templates, which escape every string.
+
+Section (one results file) → blocks (a title each) → text, Table, Plots, Code and Fold
 
 The page is one text that loads nothing. Each plot is an SVG document of its own in a data URL, so that the ids of two
 plots (clip paths, glyphs) cannot collide.
@@ -7,21 +9,144 @@ plots (clip paths, glyphs) cannot collide.
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from .view import Section
+_BLUE, _ORANGE = (120, 170, 225), (240, 180, 120)  # light enough for black text
 
-_WHITE, _BLUE, _ORANGE = (255, 255, 255), (8, 81, 156), (179, 88, 6)
+
+@dataclass(frozen=True)
+class Number:
+    """A number in a table.
+
+    Attributes:
+        text: the formatted number.
+        detail: a smaller second line, such as an interval.
+        shade: −1 … 1, the background: blue above 0, orange below 0; None: no background.
+    """
+
+    text: str
+    detail: str = ""
+    shade: float | None = None
+
+
+@dataclass(frozen=True)
+class MethodName:
+    """A method's name, with a dot in its color in the plots. A strong row is highlighted."""
+
+    text: str
+    color: str
+    strong: bool = False
+
+
+TableRow = Sequence[str | Number | MethodName]
+"""The first entry names the row. Text is aligned left, a `Number` is aligned right."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table that scrolls horizontally on a narrow screen.
+
+    Attributes:
+        caption: what the table shows.
+        header: the names of the columns; the first column holds the names of the rows.
+        summaries: names of rows that a line separates from those above.
+    """
+
+    kind: ClassVar = "table"
+    caption: str
+    header: Sequence[str]
+    rows: Sequence[TableRow]
+    summaries: Sequence[str] = ()
+
+    @property
+    def numeric(self) -> set[int]:
+        """The columns that hold numbers."""
+        return {i for row in self.rows for i, entry in enumerate(row) if isinstance(entry, Number)}
+
+    def __bool__(self) -> bool:
+        return bool(self.rows)
+
+
+@dataclass(frozen=True)
+class Plots:
+    """Plots side by side if the screen is wide enough, otherwise one below the other.
+
+    Attributes:
+        label: what the plots show: the alternative text, to which each plot's title is added.
+        plots: the title above each plot → its SVG document.
+    """
+
+    kind: ClassVar = "plots"
+    label: str
+    plots: Mapping[str, str]
+
+    def __bool__(self) -> bool:
+        return bool(self.plots)
+
+
+@dataclass(frozen=True)
+class Code:
+    """Text in a fixed-width font; line breaks are kept."""
+
+    kind: ClassVar = "code"
+    text: str
+
+    def __bool__(self) -> bool:
+        return bool(self.text)
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Contents that are hidden until the reader opens their summary."""
+
+    kind: ClassVar = "fold"
+    summary: str
+    contents: Sequence[Content]
+
+    def __bool__(self) -> bool:
+        return bool(visible(self.contents))
+
+
+Content = str | Table | Plots | Code | Fold
+
+
+@dataclass(frozen=True)
+class Section:
+    """What the page shows of one results file.
+
+    Attributes:
+        lead: the main result, in paragraphs.
+        blocks: title and contents of each part that the table of contents lists.
+    """
+
+    title: str
+    lead: Sequence[str]
+    blocks: Sequence[tuple[str, Sequence[Content]]]
+
+
+def visible(contents: Iterable[Content]) -> list[Content]:
+    """Drop empty contents; return nothing if only text remains."""
+    kept = [content for content in contents if content]
+    return kept if any(not isinstance(content, str) for content in kept) else []
+
+
+def make_section(title: str, lead: Iterable[str], blocks: Iterable[tuple[str, Iterable[Content]]]) -> Section:
+    """Build a section; leave out blocks that have nothing to show."""
+    shown = [(name, visible(contents)) for name, contents in blocks]
+    return Section(title, [text for text in lead if text], [(name, contents) for name, contents in shown if contents])
 
 
 def render_page(title: str, sections: Sequence[Section]) -> str:
-    """Render the whole page: its title, a table of contents and the sections."""
+    """Render the whole page: its title, a table of contents and the sections, whose equal titles are numbered."""
     environment = template_environment(autoescape=True)
-    environment.filters |= {"data_url": _data_url, "heat": heat_colors}
-    numbered = list(zip(_numbered([section.title for section in sections]), sections, strict=True))
+    environment.filters |= {"data_url": _data_url, "heat": heat_color}
+    titles = [section.title for section in sections]
+    names = [f"{t} ({titles[: i + 1].count(t)})" if titles.count(t) > 1 else t for i, t in enumerate(titles)]
+    numbered = list(zip(names, sections, strict=True))
     return environment.get_template("page.html").render(title=title, sections=numbered)
 
 
@@ -37,23 +162,11 @@ def template_environment(**options: Any) -> Environment:
     )
 
 
-def _numbered(titles: Sequence[str]) -> list[str]:
-    """Number the titles that occur more than once."""
-    return [f"{t} ({titles[: i + 1].count(t)})" if titles.count(t) > 1 else t for i, t in enumerate(titles)]
-
-
 def _data_url(svg: str) -> str:
     return f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
 
 
-def heat_colors(shade: float) -> tuple[str, str]:
-    """Return a background for a shade in −1 … 1, and black or white for its text, whichever has more contrast."""
-    end = _BLUE if shade >= 0 else _ORANGE
-    ground = [round(low + (high - low) * min(abs(shade), 1.0)) for low, high in zip(_WHITE, end, strict=True)]
-    return "#{:02x}{:02x}{:02x}".format(*ground), "#000000" if luminance(ground) > 0.179 else "#ffffff"
-
-
-def luminance(color: Sequence[int]) -> float:
-    """Return the relative luminance as WCAG defines it; black and white contrast equally with 0.179."""
-    red, green, blue = (c / 3294.6 if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in color)
-    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+def heat_color(shade: float) -> str:
+    """Return the background for a shade in −1 … 1, on which black text is legible."""
+    end, part = _BLUE if shade >= 0 else _ORANGE, min(abs(shade), 1.0)
+    return "#{:02x}{:02x}{:02x}".format(*(round(255 + (c - 255) * part) for c in end))

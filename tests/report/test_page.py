@@ -1,4 +1,4 @@
-"""Every text of a results file is text on the page, whatever it contains."""
+"""The page: every text of the results is text on it, and its plots are documents of their own."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from report_samples import comparison
 from sample_results import DIFFERENCE, ESTIMATE, example
 
 from dmoerm.report import report_html
-from dmoerm.report.page import template_environment
-from dmoerm.report.view import Block, Code, Fold, PlotGrid, Section, Table, make_section
+from dmoerm.report.page import Code, Fold, Plots, Section, Table, heat_color, make_section, template_environment
 
-_DOCUMENT = "html head meta title link style body header nav main section h1 h2 h3 h4 p ul li a"
+_DOCUMENT = "html head meta title link style body header nav main section h1 h2 h3 p ul li a"
 _PARTS = "table caption thead tbody tr th td span small details summary pre div figure figcaption img"
 TAGS = {*_DOCUMENT.split(), *_PARTS.split()}
+SMALL = ("general", "dmoerm"), ("chitchat",)
 
 
 class Tags(HTMLParser):
@@ -43,18 +43,15 @@ class Tags(HTMLParser):
         self.text += data
 
 
-SMALL = ("general", "dmoerm", "other"), ("chitchat", "objective_qa")
-
-
 @pytest.mark.parametrize(
     "results",
     [
-        comparison(*SMALL, derived_tasks=("chitchat",)),
+        comparison(("general", "dmoerm", "other"), ("chitchat", "objective_qa"), derived_tasks=("chitchat",)),
         example(derived_tasks=["chitchat"], gold_tasks=["objective_qa"], config={"name": "mine"}),
     ],
     ids=lambda results: type(results).__name__,
 )
-def test_every_string_of_a_results_file_is_escaped(results: Any, undrawn: None) -> None:
+def test_every_string_of_the_results_is_escaped(results: Any, undrawn: None) -> None:
     page = Tags()
     markup = report_html(with_markup(results))
     page.feed(markup)
@@ -77,12 +74,37 @@ def test_a_name_in_a_plot_is_text() -> None:
         assert not [tag for tag in tags if tag.endswith("script")]
 
 
+@pytest.mark.parametrize("results", [example(), comparison(*SMALL)], ids=lambda results: type(results).__name__)
+def test_the_same_results_give_the_same_page_whose_ids_are_unique(results: Any) -> None:
+    markup = report_html(results)
+    assert markup == report_html(type(results).model_validate_json(results.to_json()))
+    assert "<svg" not in markup, "inline, clip paths of two plots might share an id"
+    ids = re.findall(r' id="([^"]+)"', markup)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r'href="#([^"]+)"', markup)) <= set(ids)
+    assert set(re.findall(r'aria-labelledby="([^"]+)"', markup)) <= set(ids)
+    images = re.findall(r'<img alt="([^"]+)" src="data:image/svg\+xml;base64,([^"]+)"', markup)
+    assert len(images) == markup.count("<img")
+    for _, image in images:
+        svg = ElementTree.fromstring(base64.b64decode(image))
+        inner = [element.get("id") for element in svg.iter() if element.get("id")]
+        assert len(inner) == len(set(inner))
+
+
+def test_black_text_on_a_heat_map_is_legible() -> None:
+    for share in range(-100, 101):
+        color = heat_color(share / 100)
+        parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]  # WCAG
+        assert (0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] + 0.05) / 0.05 > 7, share
+
+
 def test_an_undefined_name_in_a_template_is_an_error() -> None:
     with pytest.raises(UndefinedError):
         template_environment(autoescape=True).from_string("{{ titel }}").render(title="x")
 
 
 def test_blocks_without_contents_are_left_out() -> None:
-    empty = [Table("t", ["a"], []), PlotGrid("p", {}), Code(""), Fold("f", ["text", Table("t", ["a"], [])])]
+    empty = [Table("t", ["a"], []), Plots("p", {}), Code(""), Fold("f", ["text", Table("t", ["a"], [])])]
     section = make_section("title", ["", "lead"], [("empty", ["text", *empty]), ("full", ["text", *empty, Code("x")])])
-    assert section == Section("title", ["lead"], [Block("full", ["text", Code("x")])])
+    assert section == Section("title", ["lead"], [("full", ["text", Code("x")])])

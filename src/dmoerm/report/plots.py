@@ -1,0 +1,145 @@
+"""The report's plots: each function turns numbers into an SVG text, with the same bytes each time, without a display.
+
+A plot is about as wide as a phone screen, so that its text is legible there. A method has the same color in all plots
+(`color_of`). The colors are distinguishable with color blindness, and markers distinguish methods too.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ParamSpec
+
+import matplotlib
+import matplotlib.style
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from ..evaluation.results import CalibrationResult, Difference, Estimate
+from ..experiments.methods import color_of as method_color
+
+_WIDTH = 4.5  # inches; two plots fit side by side
+_MARKERS = "osD^v"
+_LONGEST = 22  # characters of a row's name; the tables show all of it
+_STYLE = {
+    "font.size": 9,
+    "legend.fontsize": 8.5,
+    "svg.hashsalt": "dmoerm",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#6b7682",
+    "grid.linewidth": 0.4,
+    "grid.color": "#c9d0d8",
+    "text.parse_math": False,  # a $ in a name is a plain character
+}
+
+Arguments = ParamSpec("Arguments")
+
+
+@dataclass(frozen=True)
+class Series:
+    """The estimates of one legend entry: row → its estimate.
+
+    Attributes:
+        label: the text in the legend.
+        color: the color of all rows; None: each row's name is a method, whose color it has.
+    """
+
+    label: str
+    estimates: Mapping[str, Estimate | Difference]
+    color: str | None = None
+
+
+def color_of(method: str) -> str:
+    """Return a method's color; `human` is black."""
+    return "#000000" if method == "human" else method_color(method)
+
+
+def as_svg(draw: Callable[Arguments, Figure]) -> Callable[Arguments, str]:
+    """Turn a function that draws a figure into one that returns its SVG text in the report's style."""
+
+    @functools.wraps(draw)
+    def drawn(*args: Arguments.args, **kwargs: Arguments.kwargs) -> str:
+        text = io.StringIO()
+        with matplotlib.style.context(["default", _STYLE]):
+            draw(*args, **kwargs).savefig(text, format="svg", metadata={"Date": None})
+        return text.getvalue()
+
+    return drawn
+
+
+@as_svg
+def interval_plot(series: Sequence[Series], xlabel: str, mark: float | None = None) -> Figure:
+    """Draw a row for each name, with a dot and its interval for each series.
+
+    Args:
+        mark: a value at which a line is drawn, such as chance level.
+    """
+    names = list(dict.fromkeys(name for entry in series for name in entry.estimates))
+    several = len(series) > 1
+    height = 0.75 + (0.14 + 0.09 * len(series)) * len(names) + 0.3 * several
+    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+    axes = figure.subplots()
+    offsets = np.linspace(-0.3, 0.3, len(series) + 2)[1:-1]
+    for index, (offset, entry) in enumerate(zip(offsets, series, strict=True)):
+        marker = _MARKERS[index % len(_MARKERS)]
+        for row, name in enumerate(names):
+            if (estimate := entry.estimates.get(name)) is not None:
+                color, y = entry.color or color_of(name), row + offset
+                axes.plot([estimate.low, estimate.high], [y, y], color=color, linewidth=1.5, solid_capstyle="butt")
+                axes.plot(estimate.value, y, marker, color=color, markersize=4.8)
+    if mark is not None:
+        axes.axvline(mark, color="#333333", linewidth=0.8, linestyle=":")
+    name_rows(axes, names)
+    axes.set_xlabel(xlabel)
+    if several:
+        handles = [
+            Line2D([], [], color=e.color or "#444444", marker=_MARKERS[i % len(_MARKERS)], label=_shortened(e.label))
+            for i, e in enumerate(series)
+        ]
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(series)), frameon=False)
+    return figure
+
+
+def name_rows(axes: Axes, names: Sequence[str]) -> None:
+    """Label the rows from the top; the name dmoerm is bold."""
+    axes.set_yticks(range(len(names)), [_shortened(name) for name in names])
+    for name, text in zip(names, axes.get_yticklabels(), strict=True):
+        text.set_fontweight("bold" if name == "dmoerm" else "normal")
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.set_axisbelow(True)
+    axes.grid(axis="x")
+    axes.tick_params(axis="y", length=0)
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= _LONGEST else name[: _LONGEST - 1] + "…"
+
+
+@as_svg
+def reliability_plot(calibrations: Mapping[str, CalibrationResult]) -> Figure:
+    """Draw, for each method, the win probability of the likelier winner against the share that humans prefer."""
+    figure = Figure(figsize=(_WIDTH, 3.5), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0.5, 1], [0.5, 1], color="#333333", linewidth=0.8, linestyle=":")
+    lowest = 0.5
+    for index, (method, calibration) in enumerate(calibrations.items()):
+        bins = [(b.confidence, b.accuracy, b.pairs) for b in calibration.bins if None not in (b.confidence, b.accuracy)]
+        confidence, accuracy, pairs = np.array(bins, dtype=float).reshape(-1, 3).T
+        color, marker = color_of(method), _MARKERS[index % len(_MARKERS)]
+        axes.plot(confidence, accuracy, color=color, linewidth=1, alpha=0.7)
+        sizes = 12 + 130 * pairs / max(calibration.pairs, 1)
+        axes.scatter(confidence, accuracy, s=sizes, color=color, marker=marker, alpha=0.8)
+        axes.plot([], [], marker, color=color, label=method)
+        lowest = min([lowest, *accuracy])
+    axes.set_xlim(0.48, 1.02)
+    axes.set_ylim(lowest - 0.05, 1.05)
+    axes.grid()
+    axes.set_xlabel("win probability of the method")
+    axes.set_ylabel("share that people prefer")
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    return figure
