@@ -30,13 +30,12 @@ from fake_judge import FakeJudge
 from dmoerm.config import Config, load_config
 from dmoerm.data.splits import load_splits
 from dmoerm.evaluation import evaluate
-from dmoerm.labeling.client import Endpoint
 from dmoerm.labeling.collect import collect_labels
+from dmoerm.labeling.prompt import Token
 from dmoerm.labeling.quality import label_quality
-from dmoerm.labeling.questions import Question, QuestionFormat, all_pairs, build_questions, shuffled
+from dmoerm.labeling.questions import Endpoint, Question, QuestionFormat, all_pairs, build_questions
 from dmoerm.labeling.runner import RunLimits, ask
 from dmoerm.labeling.store import AnswerStore, JudgeAnswer
-from dmoerm.labeling.verdict import Token
 from dmoerm.labels import CapabilityLabel, write_labels
 from dmoerm.schema import Group
 from dmoerm.taxonomy import load_taxonomy
@@ -157,7 +156,9 @@ def _serve(groups: list[Group], noise: float, delay: float, address: Any) -> Non
 def shuffled_questions(groups: list[Group], url: str, pairs: int) -> list[Question]:
     """Return the questions on a random sample of pairs."""
     question_format = QuestionFormat(load_taxonomy("paper-en"))
-    return list(build_questions(shuffled(all_pairs(groups))[:pairs], question_format, Endpoint(url, "annotator")))
+    shuffled = list(all_pairs(groups))
+    random.Random(0).shuffle(shuffled)
+    return list(build_questions(shuffled[:pairs], question_format, Endpoint(url, "annotator")))
 
 
 def label_questions(questions: list[Question], url: str, path: Path) -> list[CapabilityLabel]:

@@ -72,7 +72,7 @@ def test_the_real_command_says_one_line_and_exits_with_1(tmp_path: Path) -> None
 
 def test_version_short_help_and_names_that_are_nearly_right() -> None:
     assert run("--version").output == f"dmoerm {dmoerm.__version__}\n"
-    for command in ((), ("train",), ("label", "import")):
+    for command in ((), ("train",), ("label", "report")):
         assert run(*command, "-h").output == run(*command, "--help").output
     assert "did you mean frozen? give a YAML file" in fails("train", "frozn")
     assert "did you mean" not in fails("train", "none.yaml")

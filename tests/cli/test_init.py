@@ -119,8 +119,8 @@ def test_the_printed_labeling_reads_the_copy_that_has_the_tasks(
     assert all(set(task["capabilities"]) == HARMLESS for task in drafted.values())
     command = printed(result.output, "label")
     assert command[:2] == ["label", "mine-data.jsonl"]
-    assert run(*command, "--dry-run", "--json", "calls.json").exit_code == 0
-    assert json.loads(Path("calls.json").read_text())["calls"] == 24 * len(HARMLESS) * 2
+    counted = run(*command, "--dry-run")
+    assert f"{24 * len(HARMLESS) * 2} calls, 0 of them already answered" in counted.output
 
 
 @pytest.mark.parametrize(

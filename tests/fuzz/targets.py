@@ -17,7 +17,7 @@ from dmoerm.chat.rendered import conversation, response_text, split_response
 from dmoerm.config import Config, apply_override, validated
 from dmoerm.data.readers import read_groups, read_queries
 from dmoerm.errors import CheckpointError, ConfigError, DataError, TaxonomyError
-from dmoerm.labeling.verdict import Token, read_verdicts
+from dmoerm.labeling.prompt import Token, read_verdicts
 from dmoerm.labels import read_labels
 from dmoerm.model.integrity import check_sums, read_json
 from dmoerm.schema import stripped

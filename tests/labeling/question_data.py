@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dmoerm.labeling import runner
-from dmoerm.labeling.client import Endpoint
-from dmoerm.labeling.questions import Question, QuestionFormat, all_pairs, build_questions
+from dmoerm.labeling.questions import Endpoint, Question, QuestionFormat, all_pairs, build_questions
 from dmoerm.labeling.runner import RunLimits, RunStatistics
 from dmoerm.labeling.store import AnswerStore
 from dmoerm.schema import Group

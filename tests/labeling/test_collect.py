@@ -6,8 +6,7 @@ import pytest
 from fake_judge import FakeJudge
 
 from dmoerm.errors import DataError
-from dmoerm.labeling.collect import collect_labels
-from dmoerm.labeling.recorded import import_verdicts
+from dmoerm.labeling.collect import collect_labels, recorded_labels
 from dmoerm.labeling.store import AnswerStore, JudgeAnswer
 from dmoerm.labels import Outcome, content_digest
 from dmoerm.schema import Group
@@ -72,7 +71,7 @@ def test_recorded_verdicts_become_labels() -> None:
     rows = [verdict(), verdict(order="swapped", mode="m", preferred={"empathy": "tie"}), verdict(id="elsewhere")]
     rows += [verdict(order="swapped", preferred={"empathy": 1}), verdict(order="swapped", preferred={"empathy": 0})]
     rows += [verdict(order="swapped", preferred={"empathy": 0})]
-    plain, mode = import_verdicts(enumerate(rows, 1), groups(1), "gpt").labels
+    plain, mode = recorded_labels(enumerate(rows, 1), groups(1), "gpt")[0]
     assert (plain.judge, plain.given, plain.swapped) == ("gpt", Outcome.FIRST, Outcome.FIRST)
     assert (plain.p_given, plain.p_swapped) == (None, pytest.approx(2 / 3))  # three answers to one question
     assert (mode.judge, mode.given, mode.swapped) == ("gpt/m", Outcome.OPEN, Outcome.TIE)
@@ -95,25 +94,25 @@ def test_recorded_verdicts_become_labels() -> None:
 )
 def test_bad_verdicts_are_said(row, message) -> None:
     with pytest.raises(DataError, match=message):
-        import_verdicts([(7, row)], groups(1), "gpt")
+        recorded_labels([(7, row)], groups(1), "gpt")
 
 
 def test_verdicts_or_data_that_are_missing_are_said() -> None:
-    with pytest.raises(DataError, match="verdicts: contains no verdicts; check the file, and --mode"):
-        import_verdicts([], groups(1), "gpt")
+    with pytest.raises(DataError, match="verdicts: contains no verdicts; check the file"):
+        recorded_labels([], groups(1), "gpt")
     with pytest.raises(DataError, match="the data contain no groups"):
-        import_verdicts([(1, verdict())], [], "gpt")
+        recorded_labels([(1, verdict())], [], "gpt")
 
 
 def test_verdicts_on_other_groups_are_counted() -> None:
-    imported = import_verdicts(enumerate([verdict(), verdict(id="x"), verdict(id="y")]), groups(1), "gpt")
-    assert (len(imported.labels), imported.unmatched) == (1, 2)
+    labels, unmatched = recorded_labels(enumerate([verdict(), verdict(id="x"), verdict(id="y")]), groups(1), "gpt")
+    assert (len(labels), unmatched) == (1, 2)
 
 
 def test_of_many_responses_the_pair_must_be_named() -> None:
     with pytest.raises(DataError, match="pair: is not a pair"):
-        import_verdicts([(1, verdict())], groups(1, responses=3), "gpt")
-    (label,) = import_verdicts([(1, verdict(pair=[0, 2]))], groups(1, responses=3), "gpt").labels
+        recorded_labels([(1, verdict())], groups(1, responses=3), "gpt")
+    ((label,), _) = recorded_labels([(1, verdict(pair=[0, 2]))], groups(1, responses=3), "gpt")
     assert (label.first, label.second) == (0, 2)
 
 
@@ -124,7 +123,7 @@ def test_gpt4os_verdicts_on_real_pairs(human_data) -> None:
     from dmoerm.labeling.quality import label_quality
 
     data: list[Group] = read_groups(human_data / "cragc_pairs.jsonl").groups
-    labels = import_verdicts(open_rows(human_data / "cragc_llm_verdicts.jsonl"), data, "gpt-4o").labels
+    labels, _ = recorded_labels(open_rows(human_data / "cragc_llm_verdicts.jsonl"), data, "gpt-4o")
     results = {(q.judge, q.capability): q for q in label_quality(labels, data)}
     together, single = results["gpt-4o/combined", "overall"], results["gpt-4o/individual", "overall"]
     assert together.agreement_one == pytest.approx(0.60, abs=0.02)

@@ -7,9 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dmoerm.labeling.consensus import dawid_skene, merge_judges
-from dmoerm.labeling.quality import kappa, label_quality
-from dmoerm.labeling.quality_plot import plot_quality
+from dmoerm.labeling.quality import dawid_skene, kappa, label_quality, merge_judges
 from dmoerm.labels import CapabilityLabel, Outcome, content_digest
 from dmoerm.schema import Group
 
@@ -55,15 +53,6 @@ def test_nothing_to_compare_with_is_none() -> None:
     assert {(q.people, q.agreement_one, q.kappa_both, q.kappa_interval, q.longer) for q in results} == {
         (0, None, None, None, None)
     }
-
-
-def test_a_plot_is_drawn(tmp_path) -> None:
-    data = [group(i, (i % 2, 1 - i % 2)) for i in range(6)]
-    results = label_quality([label(g, F, S, j) for g in data for j in "ab"], data)
-    plot_quality(tmp_path / "q.svg", results)
-    assert "</svg>" in (tmp_path / "q.svg").read_text()
-    plot_quality(tmp_path / "q.png", results)
-    assert (tmp_path / "q.png").read_bytes().startswith(b"\x89PNG")
 
 
 def votes(accuracies: list[float], items: int = 2000, seed: int = 0):

@@ -15,11 +15,10 @@ import pytest
 from fake_judge import FINAL, TRANSIENT, FakeJudge
 
 from dmoerm.errors import LabelingError
-from dmoerm.labeling.client import Endpoint
 from dmoerm.labeling.collect import collect_labels
-from dmoerm.labeling.questions import estimate_cost
+from dmoerm.labeling.prompt import read_verdicts
+from dmoerm.labeling.questions import Endpoint, estimate_cost
 from dmoerm.labeling.store import AnswerStore
-from dmoerm.labeling.verdict import read_verdicts
 from dmoerm.labels import Outcome
 from dmoerm.schema import Group
 
@@ -107,7 +106,8 @@ sys.path.insert(0, sys.argv[3])
 from pathlib import Path
 import openai._base_client
 from labeling.question_data import groups, questions_on
-from dmoerm.labeling.client import Endpoint, JudgeClient
+from dmoerm.labeling.client import JudgeClient
+from dmoerm.labeling.questions import Endpoint
 from dmoerm.labeling.runner import RunLimits, ask_async
 from dmoerm.labeling.store import AnswerStore
 openai._base_client.INITIAL_RETRY_DELAY = 0.01

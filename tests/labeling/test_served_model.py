@@ -83,8 +83,9 @@ def test_a_tiny_judge_labels_human_data(served: str, causal: str, human_data: Pa
     groups[0] = groups[0].model_copy(update={"capabilities": gaps})
     rows.write_text("".join(group.model_dump_json(exclude={"judge_labels"}) + "\n" for group in groups))
     taxonomy.write_text(draft_taxonomy(groups, "human").to_yaml())
-    options = ("--taxonomy", taxonomy, "--base-url", served, "--model", causal, "--out", out, "--no-schema")
-    few = ("--no-logprobs", "--limit", 2, "--concurrency", 2, "--retries", 1)
+    options = ("--taxonomy", taxonomy, "--base-url", served, "--model", causal, "--out", out)
+    few = ("--limit", 2, "--concurrency", 2)
+    few += ("--request-field", "response_format=null", "--request-field", "logprobs=null")
     labeled = invoke("label", rows, *options, *few)
     labels = read_labels(out)
     usable = [label for label in labels if {label.given, label.swapped} & set(PROBABILITIES)]

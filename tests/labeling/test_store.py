@@ -11,8 +11,8 @@ import pytest
 
 from dmoerm.errors import CheckpointError
 from dmoerm.labeling import store
+from dmoerm.labeling.prompt import Token
 from dmoerm.labeling.store import AnswerStore, JudgeAnswer, call_key
-from dmoerm.labeling.verdict import Token
 
 ANSWER = JudgeAnswer(
     "answered", '{"empathy": "A"}', (Token("A", {"A": -0.1, "B": -2.0}),), None, 120, 5, 0.0003, 0.8, attempts=2

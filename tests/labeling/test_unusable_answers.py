@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import pytest
 from fake_judge import FakeJudge
 
 from dmoerm.errors import ConfigError, LabelingError
-from dmoerm.labeling.client import Endpoint, JudgeClient, UnansweredError
+from dmoerm.labeling.client import JudgeClient
+from dmoerm.labeling.questions import Endpoint
 from dmoerm.labeling.runner import RunLimits, RunStatistics, ask_async
 from dmoerm.labeling.store import AnswerStore, JudgeAnswer
 
@@ -89,7 +91,7 @@ def test_a_server_that_is_not_there_is_named_with_the_cause(tmp_path):
 def test_an_answer_that_reaches_the_token_limit_names_the_option(tmp_path):
     with FakeJudge(1.0, ["cut off"], reasoning="<think> Long thoughts") as server:
         questions = questions_on(groups(3), endpoint(server), group_capabilities=True)
-        message = r"the last one is '<think> Long ': the answer reached the token limit; raise it with --max-tokens"
+        message = r"'<think> Long ': the answer reached the token limit; raise it with --request-field max_tokens=N"
         with pytest.raises(LabelingError, match=message):
             ask(questions, endpoint(server), tmp_path / "calls.sqlite", concurrency=1, max_unusable=5)
 
@@ -103,11 +105,11 @@ def test_reasoning_is_ignored_and_soft_labels_remain(tmp_path):
 # --- request fields ------------------------------------------------------------------------------------------------
 
 FIXES: dict[str, tuple[dict[str, Any], str]] = {
-    "max_tokens": ({"request_fields": {"max_completion_tokens": 4096}}, "--request-field max_completion_tokens=N"),
-    "temperature": ({"request_fields": {"temperature": None}}, "--request-field temperature=null"),
-    "logprobs": ({"logprobs": False}, "--no-logprobs"),
-    "response_format": ({"schema": False}, "--no-schema"),
-    "top_k": ({"request_fields": {}}, "remove --request-field top_k"),
+    "max_tokens": ({"max_completion_tokens": 4096}, "--request-field max_completion_tokens=N"),
+    "temperature": ({"temperature": None}, "--request-field temperature=null"),
+    "logprobs": ({"logprobs": None}, "--request-field logprobs=null"),
+    "response_format": ({"response_format": None}, "--request-field response_format=null"),
+    "top_k": ({}, "remove --request-field top_k"),
 }
 
 
@@ -121,14 +123,14 @@ def test_a_rejected_field_ends_the_run_and_the_message_names_the_option(tmp_path
             ask(questions_on(groups(2), where), where, tmp_path / "calls.sqlite", concurrency=1)
         assert len(server.bodies) == 1
         assert list(AnswerStore(tmp_path / "calls.sqlite").calls()) == []
-        where = endpoint(server, **fix)
+        where = endpoint(server, request_fields=fix)
         assert ask(questions_on(groups(2), where), where, tmp_path / "calls.sqlite").answered == 20
 
 
 def test_a_reasoning_model_is_asked_with_what_it_accepts(tmp_path):
-    fields = {"max_completion_tokens": 4096, "temperature": None, "reasoning_effort": "low"}
+    fields = {"max_completion_tokens": 4096, "temperature": None, "logprobs": None, "reasoning_effort": "low"}
     with FakeJudge(rejects=["max_tokens", "temperature", "logprobs"], reasoning="thoughts </think>") as server:
-        where = endpoint(server, logprobs=False, request_fields=fields)
+        where = endpoint(server, request_fields=fields)
         statistics = ask(questions_on(groups(1), where), where, tmp_path / "calls.sqlite")
         assert (statistics.answered, statistics.unusable) == (10, 0)
         body = server.bodies[0]
@@ -151,22 +153,21 @@ def test_a_text_that_is_too_long_fails_alone_after_an_accepted_request(tmp_path)
         assert [answer.status for answer in asyncio.run(send())] == ["answered", "failed"]
 
 
-def test_settings_are_part_of_the_key_and_the_default_keys_stay():
-    """A store that was filled before these options existed is still valid."""
+def test_request_fields_are_part_of_the_key_and_the_default_key_stays():
+    """A reworded question would be paid for again."""
     key = "88c3164b952df8f6cfbab8338e3254e1ff906d87a6c6d0a276d1e470237b644b"
-    assert questions_on(groups(1), Endpoint("http://x", "judge"))[0].key == key
-    assert questions_on(groups(1), Endpoint("http://x", "judge", temperature=0.0, retries=1))[0].key == key
+    assert questions_on(groups(1), Endpoint("http://x", "judge", retries=1, timeout=1))[0].key == key
     changed = [
         {"max_tokens": 100},
         {"temperature": 0.5},
-        {"request_fields": {"temperature": None}},
-        {"request_fields": {"top_k": 1}},
-        {"request_fields": {"top_k": 2}},
-        {"request_fields": {"max_completion_tokens": 40}},
-        {"schema": False},
-        {"logprobs": False},
+        {"temperature": None},
+        {"top_k": 1},
+        {"top_k": 2},
+        {"max_completion_tokens": 40},
+        {"response_format": None},
+        {"logprobs": None},
     ]
-    keys = [questions_on(groups(1), Endpoint("http://x", "judge", **settings))[0].key for settings in changed]
+    keys = [questions_on(groups(1), Endpoint("http://x", "judge", request_fields=f))[0].key for f in changed]
     assert len({key, *keys}) == len(changed) + 1
 
 
@@ -198,19 +199,19 @@ def test_an_invalid_url_is_named(url):
         JudgeClient(Endpoint(url, "judge"))
 
 
-def test_a_body_that_is_not_a_chat_completion_is_shown():
-    async def send() -> None:
-        async with JudgeClient(Endpoint(server.url, "judge", retries=0)) as client:
-            await client.ask(questions_on(groups(1), NOWHERE)[0].request)
+@pytest.mark.parametrize(
+    ("judge", "timeout", "reason"),
+    [
+        ({"rate": 1.0, "faults": ["wrong json"]}, 60.0, r"not chat completions \(got .*list"),
+        ({"delay": 0.3}, 0.05, r"timed out.* after 0\.05 s"),
+    ],
+)
+def test_an_endpoint_that_does_not_answer_is_described(judge, timeout, reason):
+    async def send() -> JudgeAnswer:
+        async with JudgeClient(Endpoint(server.url, "judge", timeout=timeout, retries=0)) as client:
+            return await client.ask(questions_on(groups(1), NOWHERE)[0].request)
 
-    with FakeJudge(1.0, ["wrong json"]) as server, pytest.raises(UnansweredError, match=r"completions \(got .*list"):
-        asyncio.run(send())
-
-
-def test_a_timeout_names_the_option():
-    async def send() -> None:
-        async with JudgeClient(Endpoint(server.url, "judge", timeout=0.05, retries=0)) as client:
-            await client.ask(questions_on(groups(1), NOWHERE)[0].request)
-
-    with FakeJudge(delay=0.3) as server, pytest.raises(UnansweredError, match=r"timed out.*--timeout 0\.05"):
-        asyncio.run(send())
+    with FakeJudge(**judge) as server:
+        answer = asyncio.run(send())
+    assert answer.status == "unanswered"
+    assert re.search(reason, answer.reason or "")

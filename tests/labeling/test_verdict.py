@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dmoerm.labeling.verdict import Outcome, Token, Verdict, read_verdicts
+from dmoerm.labeling.prompt import Outcome, Token, Verdict, read_verdicts
 
 SINGLE, TWO = ["empathy"], ["empathy", "logic"]
 

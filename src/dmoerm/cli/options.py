@@ -7,17 +7,13 @@ from __future__ import annotations
 
 import functools
 import inspect
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
 from typer.core import TyperGroup
-
-if TYPE_CHECKING:
-    from ..labeling.client import Endpoint
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
@@ -67,54 +63,7 @@ class RunByDefault(TyperGroup):
 SHOWN_BAD_ROWS = 10
 """Bad rows that a command prints; the others are counted."""
 
-BaseUrl = Annotated[
-    str,
-    typer.Option(envvar="OPENAI_BASE_URL", help="The judge's OpenAI-compatible endpoint; its key: $OPENAI_API_KEY."),
-]
 Format = Annotated[str, typer.Option(help="Format of the rows; auto detects it from the first row.")]
-
-
-@dataclass(frozen=True)
-class RequestOptions:
-    """The settings of requests to an LLM judge."""
-
-    schema: Annotated[bool, typer.Option(help="Constrain answers to a JSON schema (response_format).")] = True
-    logprobs: Annotated[bool, typer.Option(help="Request token probabilities, which give soft labels.")] = True
-    max_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Token limit of the judge's answer. Default: 16 plus 24 per capability.")
-    ] = None
-    temperature: Annotated[float, typer.Option(min=0, help="Sampling temperature of the judge.")] = 0.0
-    request_field: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=JSON", help="Add a field to each request, or remove it with null; may be repeated."),
-    ] = None
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds until a request is abandoned.")] = 120.0
-    retries: Annotated[int, typer.Option(min=0, help="Attempts after the first, with growing pauses.")] = 8
-
-    def endpoint(self, base_url: str, model: str, prompt_price: float = 0.0, completion_price: float = 0.0) -> Endpoint:
-        """Return the judge's endpoint. Raise `ConfigError` for an invalid --request-field."""
-        from ..labeling.client import Endpoint
-
-        settings = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "request_field"}
-        settings["request_fields"] = request_fields(self.request_field or ())
-        return Endpoint(base_url, model, prompt_price=prompt_price, completion_price=completion_price, **settings)
-
-
-def request_fields(options: Sequence[str]) -> dict[str, Any]:
-    """Parse the values of --request-field. Raise `ConfigError` for an invalid one."""
-    from ..errors import ConfigError
-
-    parsed: dict[str, Any] = {}
-    for option in options:
-        name, separator, value = option.partition("=")
-        try:
-            parsed[name] = json.loads(value)
-        except ValueError:
-            separator = ""
-        if not (name and separator):
-            hint = f"write NAME=JSON, for example '{name or 'seed'}=1' or '{name or 'user'}=\"text\"'"
-            raise ConfigError(f"--request-field: {option!r} is invalid; {hint}") from None
-    return parsed
 
 
 WeightOptions = Annotated[

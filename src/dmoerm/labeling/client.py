@@ -6,8 +6,7 @@
     401, 403, 404, exhausted quota,
     a request field that is not supported      the run ends with a `LabelingError`
 
-The retries of the `openai` library suffice, so this module adds no retry library. The API key is read from the
-environment; it appears in no message, error or record.
+The API key is read from $OPENAI_API_KEY; it appears in no message, error or record.
 """
 
 from __future__ import annotations
@@ -16,112 +15,32 @@ import os
 import re
 import time
 import urllib.parse
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any
 
 from ..errors import ConfigError, LabelingError, shorten
-from .prompt import answer_schema
+from .prompt import Token
+from .questions import Endpoint
 from .store import JudgeAnswer
-from .verdict import Token
 
 try:
     import openai
-    from openai import AsyncOpenAI
-    from openai.types.chat import ChatCompletion
 except ModuleNotFoundError:
     raise ConfigError("labeling requires the openai package; run pip install '.[label]' in dmoerm's folder") from None
 
 KEY_VARIABLE = "OPENAI_API_KEY"
-RESERVED_FIELDS = ("model", "messages", "stream", "n")
-"""Fields of a request that `Endpoint.request_fields` cannot set."""
 
-_TOKEN_LIMITS = ("max_tokens", "max_completion_tokens")
 _SECRET = re.compile(r"\b(?:sk|key|tok)-[\w*.-]{4,}|(?i:bearer)\s+\S+")
 _MAX_INVALID_BODIES = 3
-_FATAL = (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError)
-_FAILS_ONE_CALL = (openai.BadRequestError, openai.UnprocessableEntityError)
 _UNSUPPORTED = re.compile(
     r"unsupported|(?:not|n't) (?:be )?(?:supported?|allowed|permitted|recogni[sz]ed)|unrecogni[sz]ed|unknown|unexpected"
     r"|extra (?:fields|inputs)",
     re.I,
 )
-_REMOVE_FIELD = {
+_INSTEAD = {
     "max_tokens": "pass --request-field max_completion_tokens=N, which replaces max_tokens",
-    "temperature": "leave it out with --request-field temperature=null",
-    "logprobs": "pass --no-logprobs",
-    "top_logprobs": "pass --no-logprobs",
-    "response_format": "pass --no-schema",
+    "top_logprobs": "leave it out with --request-field logprobs=null",
 }
-
-
-class UnansweredError(Exception):
-    """The endpoint does not answer after all attempts; a later run sends the question again."""
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """An OpenAI-compatible chat endpoint and the settings of its requests.
-
-    Attributes:
-        base_url: URL of the endpoint, such as ``https://api.openai.com/v1``.
-        model: name of the model at the endpoint.
-        key_variable: environment variable that holds the API key.
-        prompt_price, completion_price: price of a million tokens, in any currency.
-        schema: constrain the answer to a JSON schema (`response_format`).
-        logprobs: request token log-probabilities, from which soft labels are computed.
-        max_tokens: limit of an answer in tokens; None selects 16 plus 24 per capability, or no `max_tokens` at all if
-            `request_fields` contains `max_completion_tokens`.
-        temperature: sampling temperature.
-        request_fields: top-level fields that are added to each request and replace fields of the same name; a field
-            with the value None is left out.
-        timeout: seconds until an attempt is abandoned.
-        retries: attempts after the first.
-
-    Raises:
-        ConfigError: `request_fields` contains one of `RESERVED_FIELDS`.
-    """
-
-    base_url: str
-    model: str
-    key_variable: str = KEY_VARIABLE
-    prompt_price: float = 0.0
-    completion_price: float = 0.0
-    schema: bool = True
-    logprobs: bool = True
-    max_tokens: int | None = None
-    temperature: float = 0
-    request_fields: Mapping[str, Any] = field(default_factory=dict)
-    timeout: float = 120.0
-    retries: int = 8
-
-    def __post_init__(self) -> None:
-        for name in RESERVED_FIELDS:
-            if name in self.request_fields:
-                raise ConfigError(f"the request field {name!r} cannot be set; dmoerm sets it")
-
-    def request(self, messages: Any, capabilities: Sequence[str]) -> dict[str, Any]:
-        """Return the JSON body of a request. The call's key is a hash of it, so that settings are never mixed."""
-        temperature = int(self.temperature) if float(self.temperature).is_integer() else self.temperature
-        body: dict[str, Any] = {"model": self.model, "messages": messages, "temperature": temperature}
-        if self.max_tokens is not None or self.request_fields.get("max_completion_tokens") is None:
-            body["max_tokens"] = self.max_tokens or 16 + 24 * len(capabilities)
-        if self.logprobs:
-            body |= {"logprobs": True, "top_logprobs": 5}
-        if self.schema:
-            schema = {"name": "verdict", "strict": True, "schema": answer_schema(capabilities)}
-            body["response_format"] = {"type": "json_schema", "json_schema": schema}
-        body |= self.request_fields
-        return {name: value for name, value in body.items() if value is not None}
-
-    def cost(self, prompt_tokens: float, completion_tokens: float) -> float:
-        """Return the price of the tokens."""
-        return (prompt_tokens * self.prompt_price + completion_tokens * self.completion_price) / 1e6
-
-
-def token_limit(request: Mapping[str, Any]) -> int | None:
-    """Return the most completion tokens that a request allows; None if it sets no limit."""
-    return min((request[name] for name in _TOKEN_LIMITS if isinstance(request.get(name), int)), default=None)
 
 
 class JudgeClient:
@@ -133,12 +52,18 @@ class JudgeClient:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
-        self._key = os.environ.get(endpoint.key_variable, "")
+        self._key = os.environ.get(KEY_VARIABLE, "")
         self._accepted = False  # whether the endpoint has accepted a request with these fields
-        _check_url(endpoint.base_url)
+        try:
+            parts = urllib.parse.urlsplit(endpoint.base_url)
+            valid = parts.scheme in ("http", "https") and bool(parts.hostname)
+        except ValueError:
+            valid = False
+        if not valid:
+            raise ConfigError(f"base_url must be an http:// or https:// URL (got {endpoint.base_url!r})")
         if not (self._key.isascii() and (self._key + " ").isprintable()):
-            raise ConfigError(f"${endpoint.key_variable} contains characters that an HTTP header cannot contain")
-        self._client = AsyncOpenAI(
+            raise ConfigError(f"${KEY_VARIABLE} contains characters that an HTTP header cannot contain")
+        self._client = openai.AsyncOpenAI(
             base_url=endpoint.base_url,
             api_key=self._key or "none",
             timeout=endpoint.timeout,
@@ -152,10 +77,9 @@ class JudgeClient:
         await self._client.close()
 
     async def ask(self, request: dict[str, Any]) -> JudgeAnswer:
-        """Send a request and return its answer.
+        """Send a request and return its answer; status `unanswered` if all attempts failed.
 
         Raises:
-            UnansweredError: all attempts failed.
             LabelingError: no call to this endpoint can succeed.
         """
         start, attempts, body = time.monotonic(), 0, ""
@@ -166,8 +90,7 @@ class JudgeClient:
                     model=request["model"], messages=request["messages"], extra_body=fields
                 )
             except openai.APIError as error:
-                self._raise_unless_failed(error, fields)
-                return JudgeAnswer("failed", reason=self.scrub(error), attempts=attempts + 1)
+                return JudgeAnswer(self._status(error, fields), reason=self.scrub(error), attempts=attempts + 1)
             attempts += 1 + raw.retries_taken
             try:
                 answer = self._answer(raw.parse(), time.monotonic() - start, attempts)
@@ -176,21 +99,16 @@ class JudgeClient:
                 continue
             self._accepted = True
             return answer
-        raise UnansweredError(f"the endpoint's responses are not chat completions (got {body})")
+        reason = f"the endpoint's responses are not chat completions (got {body})"
+        return JudgeAnswer("unanswered", reason=reason, attempts=attempts)
 
-    def _answer(self, completion: ChatCompletion, seconds: float, attempts: int) -> JudgeAnswer:
+    def _answer(self, completion: openai.types.chat.ChatCompletion, seconds: float, attempts: int) -> JudgeAnswer:
         choice = completion.choices[0]
         usage = completion.usage
         spent = [max(int(n), 0) for n in (usage.prompt_tokens, usage.completion_tokens)] if usage else [0, 0]
-        statistics = {
-            "prompt_tokens": spent[0],
-            "completion_tokens": spent[1],
-            "cost": self.endpoint.cost(*spent),
-            "seconds": seconds,
-            "attempts": attempts,
-        }
+        usage_of = (*spent, self.endpoint.cost(*spent), seconds, attempts)
         if choice.message.refusal or choice.finish_reason == "content_filter":
-            return JudgeAnswer("refused", reason=str(choice.message.refusal or "content filter"), **statistics)
+            return JudgeAnswer("refused", None, (), str(choice.message.refusal or "content filter"), *usage_of)
         content = (choice.logprobs and choice.logprobs.content) or ()
         tokens = tuple(
             Token(str(token.token), {str(top.token): float(top.logprob) for top in token.top_logprobs})
@@ -200,24 +118,22 @@ class JudgeClient:
         if not isinstance(text, str):  # the openai library does not validate types
             raise TypeError("the content is not a text")
         reason = "the answer reached the token limit" if choice.finish_reason == "length" else None
-        return JudgeAnswer("answered", text, tokens, reason, **statistics)
+        return JudgeAnswer("answered", text, tokens, reason, *usage_of)
 
-    def _raise_unless_failed(self, error: openai.APIError, fields: Mapping[str, Any]) -> None:
-        """Raise the error that fits; return if only this call fails."""
-        reason = self.scrub(error)
+    def _status(self, error: openai.APIError, fields: Mapping[str, Any]) -> str:
+        """Return `failed` if only this call fails, `unanswered` if a later one may succeed; else raise."""
+        reason, code = self.scrub(error), getattr(error, "status_code", None)
         if (name := self._unsupported_field(error, fields)) is not None:
-            hint = _REMOVE_FIELD.get(name, f"remove --request-field {name}")
+            given = name in self.endpoint.request_fields
+            fix = f"remove --request-field {name}" if given else f"leave it out with --request-field {name}=null"
+            hint = _INSTEAD.get(name, fix)
             raise LabelingError(
                 f"{self.endpoint.base_url} rejects the request field {name!r}: {reason}; {hint}"
             ) from None
-        if isinstance(error, _FAILS_ONE_CALL):
-            return
-        if isinstance(error, _FATAL):
-            key = f"; check the key in ${self.endpoint.key_variable}" if error.status_code in (401, 403) else ""
+        if code in (401, 403, 404) or (code == 429 and error.code == "insufficient_quota"):
+            key = f"; check the key in ${KEY_VARIABLE}" if code in (401, 403) else ""
             raise LabelingError(f"{self.endpoint.base_url}: {reason}{key}") from None
-        if isinstance(error, openai.RateLimitError) and error.code == "insufficient_quota":
-            raise LabelingError(f"{self.endpoint.base_url}: {reason}") from None
-        raise UnansweredError(reason) from None
+        return "failed" if code in (400, 422) else "unanswered"
 
     def _unsupported_field(self, error: openai.APIError, fields: Mapping[str, Any]) -> str | None:
         """Return the request field that the endpoint does not support, if that is what the error says.
@@ -225,7 +141,7 @@ class JudgeClient:
         After one accepted request all fields are known to be supported.
         """
         text = str(error)
-        rejects = isinstance(error, (*_FAILS_ONE_CALL, openai.PermissionDeniedError))
+        rejects = getattr(error, "status_code", None) in (400, 403, 422)
         if self._accepted or not rejects or not (_UNSUPPORTED.search(text) or "unsupported" in str(error.code)):
             return None
         if (parameter := str(error.param).split(".")[0]) in fields:
@@ -235,18 +151,8 @@ class JudgeClient:
     def scrub(self, error: Exception) -> str:
         """Return the error's text and its cause in one line, without the key."""
         cause = f" {error.__cause__}" if isinstance(error, openai.APIConnectionError) and error.__cause__ else ""
-        hint = f" (--timeout {self.endpoint.timeout:g})" if isinstance(error, openai.APITimeoutError) else ""
-        text = " ".join(f"{error}{cause}{hint}".split())
+        after = f" after {self.endpoint.timeout:g} s" if isinstance(error, openai.APITimeoutError) else ""
+        text = " ".join(f"{error}{cause}{after}".split())
         if self._key:
             text = text.replace(self._key, "***")
         return _SECRET.sub("***", text)[:500]
-
-
-def _check_url(url: str) -> None:
-    try:
-        parts = urllib.parse.urlsplit(url)
-        valid = parts.scheme in ("http", "https") and bool(parts.hostname)
-    except ValueError:
-        valid = False
-    if not valid:
-        raise ConfigError(f"base_url must be an http:// or https:// URL (got {url!r})")

@@ -1,47 +1,69 @@
-"""Build the question for a judge: which of two responses is better on one capability, or on several at once.
+"""The question to a judge, and how its answer is read.
 
     system    the judge's task, the rubrics of the capabilities, the answer format
     user      conversation, first response, second response, each between delimiters that its text cannot contain
 
 A prompt or a response cannot add an instruction, a delimiter or a turn: control characters are removed, special tokens
 of chat formats are broken up, and every delimiter contains a word that is derived from a hash of all texts.
+
+Parsing is strict. After reasoning blocks are removed, the answer must be a JSON object with A, B or C for each
+capability, or, for a single capability, the bare letter. Anything else is `unparseable`, which is never a tie.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+from ..labels import Outcome
 from ..schema import Prompt, messages_of
 from ..taxonomy import Capability
 
 VERSION = "1"
 """Version of the wording. It is part of each call's key, so that a reworded question is a new question."""
-
 LETTERS: tuple[str, ...] = ("A", "B", "C")
 """The letters of an answer: the first response is better, the second is better, they are equally good."""
 
+_BY_LETTER = dict(zip(LETTERS, (Outcome.FIRST, Outcome.SECOND, Outcome.TIE), strict=True))
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
 _SPECIAL = re.compile(
     r"<(?=[|｜])|<(?=/?(?:s|bos|eos|pad|unk|think|start_of_turn|end_of_turn)>)|<(?=</?SYS>>)|\[(?=/?INST\])",
     re.IGNORECASE,
 )
 _ELLIPSIS = " […] "
+_FENCE = re.compile(r"```(?:json)?[ \t]*\r?\n(.*)```", re.S)
+_NOT_A_LETTER = re.compile(r"[^A-Za-z]")
+_REASONING_START = re.compile(r"<(?:think|thinking|thought|reasoning)>|\[THINK\]|◁think▷", re.I)
+_REASONING_END = re.compile(
+    r"</(?:think|thinking|thought|reasoning)>|\[/THINK\]|◁/think▷|<\|channel\|>final<\|message\|>", re.I
+)
 
 
-@dataclass(frozen=True)
-class FewShotExample:
-    """A question with its answer, shown before the actual question.
+class Verdict(NamedTuple):
+    """The verdict on one capability; `first` is the response shown first.
 
     Attributes:
-        prompt: the conversation.
-        first, second: the responses in the order shown.
-        letters: capability → A, B or C.
+        p_first: probability that the first response is better, where a tie counts half; None without log-probabilities.
     """
+
+    outcome: Outcome
+    p_first: float | None = None
+
+
+class Token(NamedTuple):
+    """A token of the answer, with the log-probabilities of the most likely tokens at its position."""
+
+    text: str
+    top: Mapping[str, float]
+
+
+class FewShotExample(NamedTuple):
+    """A question with its answer, shown before the actual question; `letters` is capability → A, B or C."""
 
     prompt: Prompt
     first: str
@@ -50,7 +72,7 @@ class FewShotExample:
 
 
 @dataclass(frozen=True)
-class Wording:
+class _Wording:
     """The sentences of a question in one language."""
 
     system: str
@@ -63,7 +85,7 @@ class Wording:
 
 
 _WORDINGS = {
-    "en": Wording(
+    "en": _Wording(
         system=(
             "You compare two responses to the same conversation. Judge each capability below by its rubric alone, not "
             "by length, style or your own taste, and do not let one capability stand for another.\n"
@@ -80,7 +102,7 @@ _WORDINGS = {
         roles={"system": "System", "user": "User", "assistant": "Assistant", "tool": "Tool"},
         ask="Which response is better on: {names}? Answer in the form given.",
     ),
-    "zh": Wording(
+    "zh": _Wording(
         system=(
             "你要比较同一段对话的两个回答。每个能力点只按其评分标准判断，不看长短、文风或个人喜好，"
             "也不要用一个能力点代替另一个。\n"
@@ -120,31 +142,26 @@ def judge_messages(
         examples: each becomes a user turn and an assistant turn.
     """
     words = _WORDINGS.get(language, _WORDINGS["en"])
-    shown = [(example.prompt, example.first, example.second) for example in examples] + [(prompt, first, second)]
-    texts = [_texts(*parts, words, max_characters) for parts in shown]
+    shown = [*(example[:3] for example in examples), (prompt, first, second)]
+    texts = [
+        [
+            _conversation(conversation, words, max_characters),
+            *(_cut_middle(neutralize(text), max_characters) for text in pair),
+        ]
+        for conversation, *pair in shown
+    ]
     word = _delimiter_word([text for parts in texts for text in parts])
-    rubrics = "\n".join(
-        f"- {name} ({capability.title}): {capability.rubric}" for name, capability in capabilities.items()
-    )
+    rubrics = "\n".join(f"- {name} ({entry.title}): {entry.rubric}" for name, entry in capabilities.items())
     form = "{" + ", ".join(f'"{name}": "A" | "B" | "C"' for name in capabilities) + "}"
     system = f"{words.system.format(word=word)}\n\n{rubrics}\n\n{words.form.format(form=form)}"
     turns = [{"role": "system", "content": system}]
+    titles, request = (words.conversation, words.first, words.second), words.ask.format(names=", ".join(capabilities))
     for i, parts in enumerate(texts):
-        turns.append({"role": "user", "content": _user_message(parts, word, words, list(capabilities))})
+        marked = [f"[{word} {title}]\n{text}\n[/{word} {title}]" for title, text in zip(titles, parts, strict=True)]
+        turns.append({"role": "user", "content": "\n\n".join([*marked, request])})
         if i < len(examples):
             turns.append({"role": "assistant", "content": json.dumps(dict(examples[i].letters), ensure_ascii=False)})
     return turns
-
-
-def _texts(prompt: Prompt, first: str, second: str, words: Wording, limit: int) -> list[str]:
-    responses = (_cut_middle(neutralize(text), limit) for text in (first, second))
-    return [_conversation(prompt, words, limit), *responses]
-
-
-def _user_message(texts: Sequence[str], word: str, words: Wording, names: Sequence[str]) -> str:
-    labels = (words.conversation, words.first, words.second)
-    shown = [f"[{word} {name}]\n{text}\n[/{word} {name}]" for name, text in zip(labels, texts, strict=True)]
-    return "\n\n".join([*shown, words.ask.format(names=", ".join(names))])
 
 
 def answer_schema(capabilities: Sequence[str]) -> dict[str, Any]:
@@ -163,7 +180,7 @@ def neutralize(text: str) -> str:
     return _SPECIAL.sub(lambda match: f"{match[0]} ", text)
 
 
-def _conversation(prompt: Prompt, words: Wording, limit: int) -> str:
+def _conversation(prompt: Prompt, words: _Wording, limit: int) -> str:
     turns = messages_of(prompt)
     text = "\n".join(f"{words.roles[turn.role]}: {neutralize(turn.text)}" for turn in turns)
     return text if len(text) <= limit else _ELLIPSIS + text[-limit:]
@@ -177,3 +194,89 @@ def _delimiter_word(texts: Sequence[str]) -> str:
     """Return a word that occurs in no text. No text can contain it on purpose, because it depends on all texts."""
     digest = hashlib.sha256("\0".join(texts).encode("utf-8", "surrogatepass")).hexdigest()
     return next(word for i in range(56) if not any((word := f"m{digest[i : i + 8]}") in text for text in texts))
+
+
+def read_verdicts(text: str, capabilities: Sequence[str], tokens: Sequence[Token] = ()) -> dict[str, Verdict]:
+    """Return the verdict on each capability of a question, with probabilities if the endpoint returns tokens."""
+    text = strip_reasoning(text)
+    letters = _letters(text, capabilities)
+    if letters is None:
+        return dict.fromkeys(capabilities, Verdict(Outcome.UNPARSEABLE))
+    verdicts = {}
+    for name in capabilities:
+        letter = letters.get(name)
+        outcome = _BY_LETTER.get(letter or "", Outcome.UNPARSEABLE)
+        verdicts[name] = Verdict(outcome, _p_first(text, name, letter, tokens) if letter in LETTERS else None)
+    return verdicts
+
+
+def strip_reasoning(text: str) -> str:
+    """Return the part of an answer after its reasoning block, such as ``<think>…</think>``.
+
+    The start tag may be missing, because some chat templates put it into the prompt. A block without an end tag was
+    cut off before the answer: the result is empty.
+    """
+    ends = [match.end() for match in _REASONING_END.finditer(text)]
+    answer = text[ends[-1] :] if ends else text
+    return "" if _REASONING_START.match(answer.lstrip()) else answer
+
+
+def _letters(text: str, capabilities: Sequence[str]) -> dict[str, str] | None:
+    """Return the letter of each capability; None if the answer has another format."""
+    fenced = _FENCE.fullmatch(text.strip())
+    body = (fenced[1] if fenced else text).strip()
+    bare = body.strip('".').upper()
+    if len(capabilities) == 1 and bare in LETTERS:
+        return {capabilities[0]: bare}
+    try:
+        answer = json.loads(body, object_pairs_hook=_refuse_duplicates)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(answer, dict):
+        return None
+    return {name: value.strip().upper() for name, value in answer.items() if isinstance(value, str)}
+
+
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) != len(pairs):
+        raise ValueError("duplicate key")
+    return content
+
+
+def _p_first(text: str, name: str, letter: str | None, tokens: Sequence[Token]) -> float | None:
+    """Return the probability from those of A, B and C at the letter's position.
+
+    The tokens may begin with the reasoning that the text no longer contains.
+    """
+    joined = "".join(token.text for token in tokens)
+    position = _letter_position(text, name)
+    if position is None or not joined.endswith(text):
+        return None
+    token = _token_at(tokens, len(joined) - len(text) + position)
+    if token is None:
+        return None
+    masses: dict[str, float] = dict.fromkeys(LETTERS, 0.0)
+    for alternative, logprob in token.top.items():
+        if (bare := _NOT_A_LETTER.sub("", alternative).upper()) in LETTERS and not math.isnan(logprob):
+            masses[bare] += math.exp(min(logprob, 0.0))
+    total = sum(masses.values())
+    return (masses["A"] + masses["C"] / 2) / total if total and masses[letter or ""] else None
+
+
+def _letter_position(text: str, name: str) -> int | None:
+    """Return the index of the capability's letter in the text."""
+    key = re.search(re.escape(json.dumps(name)) + r'\s*:\s*"\s*', text)
+    if key:
+        return key.end()
+    bare = re.search(r"[A-Ca-c]", text)
+    return bare.start() if bare and len(text.strip()) <= 4 else None
+
+
+def _token_at(tokens: Sequence[Token], position: int) -> Token | None:
+    start = 0
+    for token in tokens:
+        if start <= position < start + len(token.text):
+            return token
+        start += len(token.text)
+    return None

@@ -1,4 +1,4 @@
-"""Build the questions for a judge: one call per pair of responses, capability and order.
+"""Build the questions for a judge: one request per pair of responses, capability and order.
 
 With `group_capabilities` a call covers all capabilities of a pair. With `overall` it covers the overall preference (the
 paper's generative baselines: zero-shot, or few-shot with pairs ordered by people).
@@ -7,24 +7,88 @@ paper's generative baselines: zero-shot, or few-shot with pairs ordered by peopl
 from __future__ import annotations
 
 import itertools
-import random
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from ..errors import ConfigError
 from ..labels import OVERALL
 from ..schema import Group, Query, prompt_key
 from ..taxonomy import Capability, Taxonomy
-from .client import Endpoint, token_limit
-from .prompt import LETTERS, VERSION, FewShotExample, judge_messages
+from .prompt import LETTERS, VERSION, FewShotExample, answer_schema, judge_messages
 from .store import call_key
 
+RESERVED_FIELDS = ("model", "messages", "stream", "n")
+"""Fields of a request that `Endpoint.request_fields` cannot set."""
+
+_TOKEN_LIMITS = ("max_tokens", "max_completion_tokens")
 _BYTES_PER_TOKEN = 4  # a rough mean over languages, used only for estimates
 _OVERALL = {
     "en": Capability(title="Overall", rubric="Taken as a whole, the response serves the user better."),
     "zh": Capability(title="总体", rubric="总的来说，该回答对用户更有帮助。"),
 }
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """An OpenAI-compatible chat endpoint and the settings of its requests.
+
+    Attributes:
+        base_url: URL of the endpoint, such as ``https://api.openai.com/v1``.
+        model: name of the model at the endpoint.
+        prompt_price, completion_price: price of a million tokens, in any currency.
+        request_fields: top-level fields that are added to each request and replace fields of the same name; a field
+            with the value None is left out. Defaults: temperature 0; `max_tokens` 16 plus 24 per capability, unless
+            `max_completion_tokens` is given; token log-probabilities (`logprobs`), which give soft labels; an answer
+            constrained to a JSON schema (`response_format`).
+        timeout: seconds until an attempt is abandoned.
+        retries: attempts after the first.
+
+    Raises:
+        ConfigError: `request_fields` contains one of `RESERVED_FIELDS`.
+    """
+
+    base_url: str
+    model: str
+    prompt_price: float = 0.0
+    completion_price: float = 0.0
+    request_fields: Mapping[str, Any] = field(default_factory=dict)
+    timeout: float = 300.0
+    retries: int = 8
+
+    def __post_init__(self) -> None:
+        for name in RESERVED_FIELDS:
+            if name in self.request_fields:
+                raise ConfigError(f"the request field {name!r} cannot be set; dmoerm sets it")
+
+    def request(self, messages: Any, capabilities: Sequence[str]) -> dict[str, Any]:
+        """Return the JSON body of a request. The call's key is a hash of it, so that settings are never mixed."""
+        schema = {"name": "verdict", "strict": True, "schema": answer_schema(capabilities)}
+        body: dict[str, Any] = {
+            "model": self.model,
+            "messages": messages,
+            "temperature": 0,
+            "max_tokens": 16 + 24 * len(capabilities),
+            "logprobs": True,
+            "top_logprobs": 5,
+            "response_format": {"type": "json_schema", "json_schema": schema},
+        }
+        if self.request_fields.get("max_completion_tokens") is not None:
+            del body["max_tokens"]
+        if not self.request_fields.get("logprobs", True):
+            del body["top_logprobs"]
+        body |= self.request_fields
+        return {name: value for name, value in body.items() if value is not None}
+
+    def cost(self, prompt_tokens: float, completion_tokens: float) -> float:
+        """Return the price of the tokens."""
+        return (prompt_tokens * self.prompt_price + completion_tokens * self.completion_price) / 1e6
+
+
+def token_limit(request: Mapping[str, Any]) -> int | None:
+    """Return the most completion tokens that a request allows; None if it sets no limit."""
+    return min((request[name] for name in _TOKEN_LIMITS if isinstance(request.get(name), int)), default=None)
 
 
 class ResponsePair(NamedTuple):
@@ -43,7 +107,6 @@ class QuestionFormat:
         taxonomy: tasks with their capabilities and rubrics; required unless `overall` is set.
         group_capabilities: put all capabilities of a pair into one call.
         overall: ask which response is better overall instead of asking about capabilities.
-        language: language of the question; None selects the taxonomy's, or English without a taxonomy.
         examples: groups labeled by people, from which few-shot examples are drawn.
         shots: number of few-shot examples shown before a question.
 
@@ -54,7 +117,6 @@ class QuestionFormat:
     taxonomy: Taxonomy | None = None
     group_capabilities: bool = False
     overall: bool = False
-    language: str | None = None
     examples: Sequence[Group] = ()
     shots: int = 0
 
@@ -77,7 +139,7 @@ class QuestionFormat:
 
     @property
     def _language(self) -> str:
-        return self.language or (self.taxonomy.language if self.taxonomy else "en")
+        return self.taxonomy.language if self.taxonomy else "en"
 
     def judge_name(self, model: str) -> str:
         """Return the judge's name in its labels; the same model with another question format is another judge."""
@@ -88,7 +150,7 @@ class QuestionFormat:
     def messages(self, pair: ResponsePair, capabilities: Mapping[str, Capability]) -> list[dict[str, str]]:
         """Return the chat messages of one question; `pair.first` is shown first."""
         shown = pair.group.responses[pair.first], pair.group.responses[pair.second]
-        examples = self._examples(pair.group, list(capabilities)) if self.shots else ()
+        examples = self._examples(pair.group, list(capabilities))
         return judge_messages(pair.group.prompt, *shown, capabilities, self._language, examples=examples)
 
     def _examples(self, query: Query, names: Sequence[str]) -> list[FewShotExample]:
@@ -118,14 +180,7 @@ def _letter(group: Group, name: str, first: int, second: int) -> str:
 
 @dataclass(frozen=True)
 class Question:
-    """One call.
-
-    Attributes:
-        group: the prompt and its responses.
-        first, second: indices into the group's responses, in the order shown.
-        capabilities: names of the capabilities that the call covers.
-        request: the JSON body.
-    """
+    """One call; `first` and `second` are indices in the order shown, and `request` is the JSON body."""
 
     group: Query
     first: int
@@ -153,13 +208,6 @@ def all_pairs(groups: Iterable[Query]) -> Iterator[ResponsePair]:
                 yield ResponsePair(group, first, second)
 
 
-def shuffled(pairs: Iterable[ResponsePair], seed: int = 0) -> list[ResponsePair]:
-    """Return the pairs in random order."""
-    shuffled_pairs = list(pairs)
-    random.Random(seed).shuffle(shuffled_pairs)
-    return shuffled_pairs
-
-
 def build_questions(
     pairs: Iterable[ResponsePair], question_format: QuestionFormat, endpoint: Endpoint
 ) -> Iterator[Question]:
@@ -176,3 +224,24 @@ def estimate_cost(question: Question, endpoint: Endpoint) -> tuple[float, float,
     size = sum(len(message["content"].encode()) for message in question.request["messages"])
     tokens = size / _BYTES_PER_TOKEN, float(token_limit(question.request) or 0)
     return *tokens, endpoint.cost(*tokens)
+
+
+def groups_without_questions(groups: Sequence[Group], question_format: QuestionFormat) -> Iterator[str]:
+    """Yield why groups have no questions, with their number, most frequent reason first."""
+    tasks = question_format.taxonomy.tasks if question_format.taxonomy else {}
+    reasons: Counter[str] = Counter()
+    for group in groups:
+        if question_format.capability_sets(group.task):
+            continue
+        if group.task is None:
+            reasons["have no task; add the field task, name one with --task, or ask with --overall"] += 1
+        elif group.task not in tasks:
+            known = ", ".join(tasks)
+            reasons[f"have the task {group.task!r}, which is not in the taxonomy (its tasks: {known})"] += 1
+        else:
+            hint = 'write some, as in capabilities: {clarity: {title: Clarity, rubric: "The answer is easy to read."}}'
+            reasons[f"have the task {group.task!r}, for which the taxonomy lists no capabilities; {hint}"] += 1
+    if identical := sum(len(set(group.responses)) < 2 for group in groups):
+        reasons["have only identical responses"] = identical
+    for reason, count in reasons.most_common():
+        yield f"{count} of {len(groups)} groups {reason}"

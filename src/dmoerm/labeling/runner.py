@@ -1,8 +1,6 @@
-"""Send the questions that have no recorded answer yet.
+"""Send the questions that have no recorded answer yet: claim, send, record.
 
-    questions → claim → send → record
-
-A run that is started again, or beside another process with the same store, sends only the remaining questions.
+A run that is started again, or next to another process with the same store, sends only the remaining questions.
 """
 
 from __future__ import annotations
@@ -10,15 +8,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from ..errors import ConfigError, LabelingError
-from .client import Endpoint, JudgeClient, UnansweredError, token_limit
 from .collect import is_usable
-from .questions import Question, estimate_cost
+from .questions import Endpoint, Question, estimate_cost, token_limit
 from .store import AnswerStore, JudgeAnswer
 
-MAX_UNUSABLE = 20
-"""Default of `max_unusable`: unusable answers in a row after which a run stops."""
+if TYPE_CHECKING:
+    from .client import JudgeClient
 
 _MAX_UNANSWERED = 20  # consecutive questions without an answer, each after all its attempts: the endpoint is down
 _MIN_GROUPS = 3  # a content filter may refuse every question on one group, which must not stop the run
@@ -81,7 +79,7 @@ class RunLimits:
 
     concurrency: int = 16
     max_cost: float | None = None
-    max_unusable: int = MAX_UNUSABLE
+    max_unusable: int = 20
 
 
 DEFAULT_LIMITS = RunLimits()
@@ -95,6 +93,7 @@ def ask(
     on_progress: Callable[[RunStatistics], None] = lambda _: None,
 ) -> RunStatistics:
     """Run `ask_async` with a new client in a new event loop."""
+    from .client import JudgeClient  # which requires openai
 
     async def run() -> RunStatistics:
         async with JudgeClient(endpoint) as client:
@@ -113,10 +112,6 @@ async def ask_async(
     """Send the questions that have no recorded answer, several at once, and record each answer when it arrives.
 
     Args:
-        questions: all questions of the run.
-        client: the endpoint's client.
-        store: the record of all calls.
-        limits: see `RunLimits`.
         on_progress: called after each question.
 
     Raises:
@@ -185,30 +180,32 @@ class _LabelingRun:
         return True
 
     async def _send(self, question: Question) -> None:
-        cost = estimate_cost(question, self.client.endpoint)[2]
+        cost, endpoint = estimate_cost(question, self.client.endpoint)[2], self.client.endpoint
         self._reserved_cost += cost
         try:
             answer = await self.client.ask(question.request)
-        except (UnansweredError, LabelingError) as error:
+        except LabelingError as error:
             self.store.release(question.key)
-            self._count_unanswered(error)
+            self.statistics.unanswered += 1
+            self.error = error
         else:
-            model, messages = self.client.endpoint.model, question.request["messages"]
-            self.store.put(question.key, model, question.description, messages, answer)
-            self._count_answered(question, answer)
+            if answer.status == "unanswered":
+                self.store.release(question.key)
+                self._count_unanswered(answer.reason or "")
+            else:
+                messages = question.request["messages"]
+                self.store.put(question.key, endpoint.model, question.description, messages, answer)
+                self._count_answered(question, answer)
         finally:
             self._reserved_cost -= cost
 
-    def _count_unanswered(self, error: UnansweredError | LabelingError) -> None:
+    def _count_unanswered(self, reason: str) -> None:
         self.statistics.unanswered += 1
-        if isinstance(error, LabelingError):
-            self.error = error
-            return
-        self._example = str(error)
-        self.statistics.add_reason(self._example)
+        self.statistics.add_reason(reason)
+        self._example = reason
         self._unanswered_in_a_row += 1
         if self._unanswered_in_a_row == _MAX_UNANSWERED:
-            self.error = LabelingError(f"{_MAX_UNANSWERED} calls in a row have no answer; the last: {error}")
+            self.error = LabelingError(f"{_MAX_UNANSWERED} calls in a row have no answer; the last: {reason}")
 
     def _count_answered(self, question: Question, answer: JudgeAnswer) -> None:
         self.statistics.add(answer)
@@ -241,5 +238,5 @@ def _description(answer: JudgeAnswer) -> str:
     text = answer.text or ""
     shown = repr(text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…")
     if answer.reason:
-        return f"the last one is {shown}: {answer.reason}; raise it with --max-tokens or max_completion_tokens"
+        return f"the last one is {shown}: {answer.reason}; raise it with --request-field max_tokens=N"
     return f"the last one is {shown}; expected a JSON object with A, B or C for each capability"

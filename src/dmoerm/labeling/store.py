@@ -14,12 +14,12 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from ..io.database import Database
-from .verdict import Token
+from .prompt import Token
 
 _STALE = 3600.0
 _SCHEMA = """
@@ -35,17 +35,14 @@ CREATE TABLE IF NOT EXISTS claims (key TEXT PRIMARY KEY, owner TEXT NOT NULL, si
 
 @dataclass(frozen=True)
 class JudgeAnswer:
-    """The result of a call.
+    """The result of a call, and a row of the store.
 
     Attributes:
-        status: `answered`, `refused` or `failed`.
+        status: `answered`, `refused`, `failed`, or `unanswered`, which is not recorded.
         text: the answer; None after a refusal or a failure.
         tokens: the answer's tokens with log-probabilities; empty if the endpoint returns none.
         reason: why the call was refused or failed, or why the answer is incomplete.
-        prompt_tokens, completion_tokens: usage as reported by the endpoint.
-        cost: in the currency of the endpoint's prices.
         seconds: duration, including failed attempts.
-        attempts: number of attempts.
     """
 
     status: str
@@ -99,23 +96,11 @@ class AnswerStore:
             return True
 
     def put(self, key: str, model: str, question: Mapping[str, Any], messages: Any, answer: JudgeAnswer) -> None:
-        """Record a call and release its claim.
-
-        Args:
-            key: see `call_key`.
-            model: the judge's model.
-            question: description of the call: group, task, pair in the order shown, capabilities.
-            messages: the chat messages.
-            answer: the result.
-        """
-        row = (
-            key,
-            model,
-            json.dumps(question, ensure_ascii=False),
-            json.dumps(messages, ensure_ascii=False),
-            *_values(answer),
-            time.time(),
-        )
+        """Record a call, with a description of the question, and release its claim."""
+        tokens = json.dumps([[token.text, dict(token.top)] for token in answer.tokens]) if answer.tokens else None
+        values = (tokens if name == "tokens" else getattr(answer, name) for name in _COLUMNS)
+        texts = (json.dumps(value, ensure_ascii=False) for value in (question, messages))
+        row = (key, model, *texts, *values, time.time())
         with self._database.transaction():
             self._run(f"INSERT OR REPLACE INTO calls VALUES ({', '.join('?' * len(row))})", row)
             self._run("DELETE FROM claims WHERE key = ?", (key,))
@@ -130,22 +115,7 @@ class AnswerStore:
             yield key, model, json.loads(question), _answer(row)
 
 
-_COLUMNS = (
-    "status",
-    "text",
-    "tokens",
-    "reason",
-    "prompt_tokens",
-    "completion_tokens",
-    "cost",
-    "seconds",
-    "attempts",
-)
-
-
-def _values(answer: JudgeAnswer) -> tuple[Any, ...]:
-    tokens = json.dumps([[token.text, dict(token.top)] for token in answer.tokens]) if answer.tokens else None
-    return tuple(tokens if name == "tokens" else getattr(answer, name) for name in _COLUMNS)
+_COLUMNS = tuple(field.name for field in fields(JudgeAnswer))
 
 
 def _answer(row: Sequence[Any]) -> JudgeAnswer:
