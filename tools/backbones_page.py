@@ -18,8 +18,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel
 
 from dmoerm.model.families import is_packed, refused_reason, text_config, unpacked_reason
-from dmoerm.model.layers import empty_part, split_layers
-from dmoerm.model.packed_attention import run
+from dmoerm.model.layers import empty_part, run, split_layers
 from dmoerm.model.packing import Packed, Packing
 
 PAGE = Path(__file__).parents[1] / "docs" / "backbones.md"

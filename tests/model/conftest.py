@@ -8,7 +8,7 @@ import pytest
 
 from dmoerm.config import BackboneConfig
 from dmoerm.model.backbone import load_backbone
-from dmoerm.model.packed_attention import Decoder
+from dmoerm.model.layers import Decoder
 
 
 @pytest.fixture

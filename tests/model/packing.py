@@ -9,10 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from dmoerm.model import padded_rows as module
-from dmoerm.model.layers import split_layers
-from dmoerm.model.packed_attention import Decoder, Outputs, run
-from dmoerm.model.packing import Packed, Packing
+from dmoerm.model import attention as module
+from dmoerm.model.layers import Decoder, run, split_layers
+from dmoerm.model.packing import Outputs, Packed, Packing
 
 each_kind = pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "mistral"])
 Waste = tuple[int, int] | None

@@ -22,8 +22,7 @@ from dmoerm.model.backbone import (
     resolve_branch_layer,
     resolve_dtype,
 )
-from dmoerm.model.layers import join, split_layers
-from dmoerm.model.packed_attention import Decoder, run
+from dmoerm.model.layers import Decoder, join, run, split_layers
 
 from .packing import assert_close, each_kind, example, plain, separate, texts, through
 

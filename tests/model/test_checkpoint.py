@@ -20,7 +20,7 @@ from dmoerm.chat.encoding import Encoded
 from dmoerm.errors import CheckpointError, ConfigError
 from dmoerm.model import DMoERM, integrity, task_backbone
 from dmoerm.model.batching import pack_ids
-from dmoerm.model.packed_attention import run
+from dmoerm.model.layers import run
 from dmoerm.schema import Query
 
 QUERY = Query(prompt="How are you?", responses=("Fine, and you?", "No.", "x " * 20))

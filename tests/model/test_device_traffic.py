@@ -12,7 +12,7 @@ from simulated_device import reference_kernel, to_device, using_device
 from tiny import TINY_TASKS, assert_same, make_exact_config, make_model, make_tiny_config
 
 from dmoerm.model import flex_attention
-from dmoerm.model.packed_attention import FORM_VARIABLE
+from dmoerm.model.attention import FORM_VARIABLE
 from dmoerm.schema import Query
 from dmoerm.training import embedding
 from dmoerm.training.cache import ActivationCache

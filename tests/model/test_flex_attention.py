@@ -16,16 +16,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from dmoerm.errors import ConfigError
-from dmoerm.model import flex_attention, padded_attention
-from dmoerm.model.attention_options import AttentionOptions, Stage
+from dmoerm.model import flex_attention
+from dmoerm.model.attention import FORM_VARIABLE, Options, attend_padded, attention_form
 from dmoerm.model.flex_attention import BlockMasks
-from dmoerm.model.packed_attention import FORM_VARIABLE, Decoder, attention_form, run
-from dmoerm.model.packing import Packing
+from dmoerm.model.layers import Decoder, run
+from dmoerm.model.packing import Outputs, Packing
 
 from .packing import assert_close, example
-from .test_packed_attention import OUTPUTS, WINDOWED, stacked_experts
+from .test_attention import OUTPUTS, WINDOWED, stacked_experts
 
-STAGES: tuple[Stage, ...] = ("all", "responses", "last")
 PACKING = Packing([9, 4, 13], [5, 1, 8, 3, 7, 2], [1, 0, 1, 2, 0, 1])  # 52 tokens in mixed order
 
 
@@ -36,7 +35,7 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pytorch, "_validate_device", lambda *_: None)
 
 
-def inputs(packing: Packing, stage: Stage, k: int = 2) -> list[Tensor]:
+def inputs(packing: Packing, stage: Outputs, k: int = 2) -> list[Tensor]:
     """Return random queries of 6 heads, and keys and values of 2."""
     generator, tokens = torch.Generator().manual_seed(0), len(packing.positions)
     queries = {"all": tokens, "responses": tokens - packing.prompt_tokens, "last": len(packing.responses)}[stage]
@@ -44,30 +43,35 @@ def inputs(packing: Packing, stage: Stage, k: int = 2) -> list[Tensor]:
     return [torch.randn(shape, generator=generator, requires_grad=True) for shape in shapes]
 
 
+def attend_flex(q: Tensor, k: Tensor, v: Tensor, packing: Packing, queries: Outputs, options: Options) -> Tensor:
+    mask = packing.derived(BlockMasks).mask(queries, options.window)
+    return flex_attention.attend(q, k, v, mask, options.scale, options.softcap, options.sinks)
+
+
 OPTIONS = {
-    "plain": AttentionOptions(),
-    "window": AttentionOptions(scale=0.3, window=5),
-    "capped": AttentionOptions(softcap=2.0),
-    "sinks": AttentionOptions(window=7, sinks=torch.linspace(-1, 1, 6)),
+    "plain": Options(),
+    "window": Options(scale=0.3, window=5),
+    "capped": Options(softcap=2.0),
+    "sinks": Options(window=7, sinks=torch.linspace(-1, 1, 6)),
 }
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", OUTPUTS)
 @torch.no_grad()
-def test_it_equals_attention_on_padded_rows(on_cpu: None, stage: Stage, options: AttentionOptions) -> None:
+def test_it_equals_attention_on_padded_rows(on_cpu: None, stage: Outputs, options: Options) -> None:
     tensors = inputs(PACKING, stage)
-    expected = padded_attention.attend(*tensors, PACKING, stage, options)
-    actual = flex_attention.attend(*tensors, PACKING, stage, options)
+    expected = attend_padded(*tensors, PACKING, stage, options)
+    actual = attend_flex(*tensors, PACKING, stage, options)
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.slow  # PyTorch traces the gradient of each case
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
-@pytest.mark.parametrize("stage", STAGES)
-def test_its_gradients_equal_those_of_padded_rows(on_cpu: None, stage: Stage, options: AttentionOptions) -> None:
+@pytest.mark.parametrize("stage", OUTPUTS)
+def test_its_gradients_equal_those_of_padded_rows(on_cpu: None, stage: Outputs, options: Options) -> None:
     tensors = inputs(PACKING, stage)
-    forms = flex_attention.attend, padded_attention.attend
+    forms = attend_flex, attend_padded
     results = [form(*tensors, PACKING, stage, options).sin().sum() for form in forms]
     for actual, expected in zip(*(torch.autograd.grad(x, tensors) for x in results), strict=True):
         torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
@@ -97,9 +101,9 @@ def test_one_kernel_serves_all_lengths_and_windows(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(flex_attention, "_kernel", lambda _: compiled)
     for i, window in enumerate((None, 50, 7)):
         packing = Packing([200 + 7 * i, 40, 133], [150, 10 + i, 80, 30, 70, 20], [1, 0, 1, 2, 0, 1])
-        tensors, options = [x.detach() for x in inputs(packing, "all")], AttentionOptions(window=window)
-        expected = padded_attention.attend(*tensors, packing, "all", options)
-        actual = flex_attention.attend(*tensors, packing, "all", options)
+        tensors, options = [x.detach() for x in inputs(packing, "all")], Options(window=window)
+        expected = attend_padded(*tensors, packing, "all", options)
+        actual = attend_flex(*tensors, packing, "all", options)
         torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
         counts.append(counter.frame_count)
     assert counts[0] > 0
@@ -118,11 +122,11 @@ def listed(counts: Tensor, indices: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("window", [None, 3, 6])
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", OUTPUTS)
 @pytest.mark.parametrize("tile", [1, 2, 4])
 @pytest.mark.parametrize("seed", range(4))
 def test_tiles_contain_all_visible_keys(
-    monkeypatch: pytest.MonkeyPatch, seed: int, tile: int, stage: Stage, window: int | None
+    monkeypatch: pytest.MonkeyPatch, seed: int, tile: int, stage: Outputs, window: int | None
 ) -> None:
     """A tile that is not listed has no visible key, and one that is listed as whole has no hidden one."""
     monkeypatch.setattr(flex_attention, "_TILE", tile)

@@ -16,7 +16,7 @@ from dmoerm.config import HeadConfig
 from dmoerm.model import heads
 from dmoerm.model.batching import pack_ids
 from dmoerm.model.heads import Head, Normalizer, embed, embedding_width
-from dmoerm.model.packed_attention import run
+from dmoerm.model.layers import run
 from dmoerm.model.packing import Packed, pack
 
 from .packing import parts

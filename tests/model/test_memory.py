@@ -11,7 +11,7 @@ import torch
 from transformers import AutoConfig
 
 from dmoerm.model import memory
-from dmoerm.model.layers import split_layers
+from dmoerm.model.layers import Decoder, split_layers
 from dmoerm.model.memory import (
     MAX_PASS_TOKENS,
     PASS_TOKENS,
@@ -23,7 +23,6 @@ from dmoerm.model.memory import (
     trained_bytes,
     training_tokens,
 )
-from dmoerm.model.packed_attention import Decoder
 from dmoerm.schema import Query
 
 SIZE = 4

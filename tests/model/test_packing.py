@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dmoerm.model.packing import Packed, Packing, means, pack
-from dmoerm.model.padded_rows import AttentionGroup, Buckets, PaddedRows, Queries
+from dmoerm.model.attention import Buckets, RowGroup
+from dmoerm.model.packing import Packed, Packing, PaddedRows, means, pack
 
 from .packing import Waste, allowing, each_waste, parts, random_ids, texts
 
@@ -111,70 +111,54 @@ def test_unpad_undoes_pad(rows: list[list[int]], k: int) -> None:
 
 
 @each_waste
-@given(packing=packings())
-def test_groups_contain_every_text_once(waste: Waste, packing: Packing) -> None:
-    def rows(rows_of_tokens: PaddedRows, source: Tensor, of: list[Tensor]) -> list[Tensor]:
-        padded = rows_of_tokens.pad(source[None])
-        return [row[: len(original)] for row, original in zip(padded, of, strict=True)]
+@given(packing=packings(), k=st.integers(1, 3))
+def test_rows_restore_the_order_of_the_packing(waste: Waste, packing: Packing, k: int) -> None:
+    prompts, rest = torch.randn(k, packing.prompt_tokens, 2), torch.randn(k, sum(packing.responses), 2, 3)
+    ends = rest[:, packing.last - packing.prompt_tokens]
+    with allowing(waste):
+        buckets = packing.derived(Buckets)
+        for name, states in (("prompts", prompts), ("responses", rest), ("last", ends)):
+            groups, order = buckets.of(name)
+            joined = torch.cat([group.queries.unpad(group.queries.pad(states), k) for group in groups], 1)
+            assert torch.equal(joined if order is None else joined[:, order], states)
 
+
+@each_waste
+@given(packing=packings(), k=st.integers(1, 3))
+def test_each_query_attends_to_its_text_up_to_itself(waste: Waste, packing: Packing, k: int) -> None:
+    """Read from the mask: the tokens that the queries of each row see, and how many of them."""
     inputs = numbered(packing)
-    responses, whole, first = parts(inputs)[1], texts(inputs), packing.prompt_tokens
+    whole, first = texts(inputs), packing.prompt_tokens
     with allowing(waste):
-        groups = packing.derived(Buckets).groups
-    assert sorted(i for group in groups for i in group.prompts) == list(range(first))
-    assert sorted(n for group in groups for n in group.last) == list(range(len(responses)))
-    for group in groups:
-        original = [responses[n] for n in group.last]
-        assert [first + i for i in group.responses] == torch.cat(original).tolist()
-        assert same(rows(group.padded_responses, inputs.tokens[first:], original), original)
-        assert same(rows(group.padded_keys, inputs.tokens, whole_own := [whole[n] for n in group.last]), whole_own)
+        buckets = packing.derived(Buckets)
+        for name, of in (("responses", inputs.tokens[first:]), ("last", packing.last)):
+            seen: dict[int, list[int]] = {}
+            for group in buckets.of(name)[0]:
+                visible = visible_keys(group, k)
+                keys, queries = group.keys.pad(inputs.tokens[None]), group.queries.pad(of[None])
+                for row, tokens in enumerate(queries.tolist()):
+                    for column, token in enumerate(tokens):
+                        seen.setdefault(token, keys[row, visible[row, column]].tolist())
+            expected = [text for text in whole if name == "responses"] or whole
+            for start, text in zip(packing.starts, expected, strict=True):
+                for end in range(start if name == "responses" else len(text) - 1, len(text)):
+                    assert seen[int(text[end])] == text[: end + 1].tolist()
 
 
-@each_waste
-@given(packing=packings(), k=st.integers(1, 3))
-def test_order_restores_the_order_of_the_packing(waste: Waste, packing: Packing, k: int) -> None:
-    first = packing.prompt_tokens
-    prompts, responses = torch.randn(k, first, 2), torch.randn(k, sum(packing.responses), 2, 3)
-    with allowing(waste):
-        groups, order = packing.derived(Buckets).groups, packing.derived(Buckets).order
-    there = [group.padded_prompts.unpad(group.padded_prompts.pad(prompts), k) for group in groups]
-    assert torch.equal(in_order(there, order["prompts"]), prompts)
-    there = [group.padded_responses.unpad(group.padded_responses.pad(responses), k) for group in groups]
-    assert torch.equal(in_order(there, order["responses"]), responses)
-    ends = responses[:, packing.last - first]
-    assert torch.equal(in_order([ends[:, group.last] for group in groups], order["last"]), ends)
-
-
-def in_order(actual: list[Tensor], order: Tensor | None) -> Tensor:
-    joined = torch.cat(actual, 1)
-    return joined if order is None else joined[:, order]
-
-
-@each_waste
-@given(packing=packings(), k=st.integers(1, 3))
-def test_a_responses_token_attends_to_its_text_up_to_itself(waste: Waste, packing: Packing, k: int) -> None:
-    def seen(group: AttentionGroup, queries: Queries) -> Tensor:
-        mask = group.mask(torch.float32, queries, k)
-        assert set(mask.unique().tolist()) <= {0.0, -torch.inf}
-        visible = (mask[:, 0] == 0).int()
-        assert torch.equal(visible, visible.cummin(-1).values)  # from the text's beginning, without holes
-        return visible.sum(-1)
-
-    with allowing(waste):
-        groups = packing.derived(Buckets).groups
-    for group in groups:
-        every, ends = seen(group, "responses"), seen(group, "last")
-        for row, n in enumerate(group.last * k):
-            start, length = packing.starts[n], packing.responses[n]
-            assert every[row, :length].tolist() == list(range(start + 1, start + length + 1))
-            assert ends[row].tolist() == [start + length]
+def visible_keys(group: RowGroup, k: int) -> Tensor:
+    """Return which keys each query sees (rows, R, S), the same for each of k experts."""
+    mask = group.mask(torch.float32, k)
+    assert set(mask.unique().tolist()) <= {0.0, -torch.inf}
+    visible = (mask[:, 0] == 0).unflatten(0, (k, -1))
+    assert (visible == visible[0]).all()
+    return visible[0]
 
 
 def test_texts_of_different_lengths_are_in_different_groups() -> None:
     """In a group with a long text, attention would pad many short texts to its length."""
     packing = Packing([700, *[20] * 40], [60] * 41, range(41))
-    assert [len(group.last) for group in packing.derived(Buckets).groups] == [40, 1]
-    assert [group.padded_keys.width for group in packing.derived(Buckets).groups] == [80, 760]
+    groups = packing.derived(Buckets).of("responses")[0]
+    assert [(group.keys.rows, group.keys.width) for group in groups] == [(40, 80), (1, 760)]
 
 
 # --- means ---------------------------------------------------------------------------------------------------------
@@ -202,5 +186,5 @@ def test_a_packing_moves_to_a_device_with_its_tokens() -> None:
     assert inputs.packing.to("cpu") is inputs.packing
     part = moved.select([1])
     assert {part.tokens.device, part.packing.last.device, moved.packing.select([1])[1].device} == {moved.tokens.device}
-    for group in moved.packing.derived(Buckets).groups:
-        assert {group.rows.device, group.mask(torch.float32, True, 1).device} == {moved.tokens.device}
+    for group in moved.packing.derived(Buckets).of("last")[0]:
+        assert group.mask(torch.float32, 1).device == moved.tokens.device

@@ -17,13 +17,13 @@ from torch.nn.attention import flex_attention as pytorch
 
 from dmoerm.config import LoRAConfig
 from dmoerm.errors import BackboneError
+from dmoerm.model.attention import FORM_VARIABLE
 from dmoerm.model.experts import MergedLoRALinear, lora_layers, with_experts
-from dmoerm.model.layers import split_layers
-from dmoerm.model.packed_attention import FORM_VARIABLE, Decoder, Outputs, recompute_layers, run
-from dmoerm.model.packing import Packed, Packing
+from dmoerm.model.layers import Decoder, recompute_layers, run, split_layers
+from dmoerm.model.packing import Outputs, Packed, Packing
 
 from .packing import example, random_ids
-from .test_packed_attention import OUTPUTS, WINDOWED, stacked_experts
+from .test_attention import OUTPUTS, WINDOWED, stacked_experts
 
 Gradients = dict[str, Tensor]
 
@@ -144,8 +144,8 @@ LONG = """
 import resource, sys
 import torch
 from transformers import AutoModel
-from dmoerm.model.layers import split_layers
-from dmoerm.model.packed_attention import ATTENTION, recompute_layers, run
+from dmoerm.model.attention import ATTENTION
+from dmoerm.model.layers import recompute_layers, run, split_layers
 from dmoerm.model.packing import pack
 
 branch = split_layers(AutoModel.from_pretrained(sys.argv[1], attn_implementation=ATTENTION), 2)[1]

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from dmoerm.config import HeadConfig, LoRAConfig
 from dmoerm.model import flex_attention
+from dmoerm.model.attention import FORM_VARIABLE
 from dmoerm.model.experts import MergedLoRALinear, lora_layers, with_experts
 from dmoerm.model.heads import Head
-from dmoerm.model.packed_attention import FORM_VARIABLE, recompute_layers
+from dmoerm.model.layers import recompute_layers
 from dmoerm.schema import Pair
 from dmoerm.training.batches import PackedCollator, PreferenceBatch, VectorCollator
 from dmoerm.training.losses import PreferenceLossModule

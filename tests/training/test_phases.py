@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from dmoerm.model import DMoERM, packed_attention
+from dmoerm.model import DMoERM, layers
 from dmoerm.schema import prompt_key
 from dmoerm.training.batches import labeled
 from dmoerm.training.phases import first_part, phase0, phase1, phase2, phase3, second_part
@@ -145,7 +145,7 @@ def test_layers_that_run_again_train_to_the_same(
     begun: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: str
 ) -> None:
     ran = []
-    monkeypatch.setattr(packed_attention, "checkpoint", lambda *args, **kw: ran.append(1) or checkpoint(*args, **kw))
+    monkeypatch.setattr(layers, "checkpoint", lambda *args, **kw: ran.append(1) or checkpoint(*args, **kw))
     settings: dict[str, Any] = {"base": base, "phase0": {"epochs": 1}, "phase1": {"epochs": 1}}
     found, calls = [], []
     for again in (False, True):

@@ -18,8 +18,7 @@ from ..config import BackboneConfig
 from ..errors import BackboneError
 from ..io.paths import cache_folder, complete_folder
 from .families import is_packed, refused_reason, text_config, unpacked_reason
-from .layers import HINT, empty_part, slice_layers, split_layers
-from .packed_attention import ATTENTION, Decoder, run
+from .layers import ATTENTION, HINT, Decoder, empty_part, run, slice_layers, split_layers
 from .packing import pack
 
 BUNDLED = "smollm2"

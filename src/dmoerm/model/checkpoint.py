@@ -40,10 +40,9 @@ from .adapters import fill_adapter, read_adapter, write_adapter
 from .backbone import load_tokenizer
 from .configuration import read_config, stored_config
 from .integrity import FILES, SUMS, TEXTS, check_files, read_tensors, sums_checked, write_sums, write_tensors
-from .layers import join
+from .layers import Decoder, join
 from .loading import LoadOptions, as_dtype, dense_state, quantize
 from .mixture import Mixture
-from .packed_attention import Decoder
 from .training_prompts import PROMPTS_FILE, PromptStatistics, TrainingPrompts
 
 ModelT = TypeVar("ModelT", bound=Mixture)

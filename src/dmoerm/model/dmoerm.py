@@ -23,13 +23,12 @@ from ..scores import MIN_REWARD, Score, Weights, adjusted, as_queries, bound_rew
 from . import checkpoint
 from .batching import batches, chunks, pack_ids, windows
 from .configuration import DMoERMConfig
+from .layers import Decoder
 from .loading import load_options
 from .memory import scoring_tokens
 from .mixture import Mixture
-from .packed_attention import Decoder
-from .packing import Packed
+from .packing import Packed, transfer
 from .routing import Choice, Known
-from .transfer import transfer
 
 _EMPTY: dict[str, Any] = {"reward": MIN_REWARD, "capabilities": {}, "uncertainty": None}  # of an empty response
 

@@ -23,7 +23,7 @@ from torch.nn import functional
 from ..config import HeadConfig, LoRAConfig
 from ..errors import BackboneError, did_you_mean, shorten
 from .heads import Head, embed
-from .packed_attention import Decoder
+from .layers import Decoder
 from .packing import Packed
 
 # Names of linear layers that compute queries, keys and values in families without `q_proj` and `v_proj`.

@@ -1,7 +1,7 @@
 """How a backbone of each family runs: on packed tokens, by its own forward, or not at all.
 
-    packed      its layers run one by one on packed tokens, split into trunk and branch: packed_attention.py
-    fallback    its own forward runs on padded texts, as one branch without a trunk: unpacked.py
+    packed      its layers run one by one on packed tokens, split into trunk and branch: layers.py and attention.py
+    fallback    its own forward runs on padded texts, as one branch without a trunk: layers.py
     refused     it has no states of a text, or padding changes them
 
 The decision needs only the configuration, so a saved model is read as it was written. docs/backbones.md lists the

@@ -23,34 +23,41 @@ from torch import Tensor
 from torch.nn.attention import flex_attention as flex
 from transformers.integrations.flex_attention import get_flex_attention_lse_kwargs
 
-from .attention_options import AttentionOptions, Stage
-from .packing import Packing
+from .packing import Outputs, Packing
 
 _TILE = 128
 _COMPILED_SHAPES = 64  # beyond it PyTorch would compute all logits at once
 
 
 def attend(
-    query: Tensor, key: Tensor, value: Tensor, packing: Packing, stage: Stage, options: AttentionOptions
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: flex.BlockMask,
+    scale: float | None,
+    softcap: float | None,
+    sinks: Tensor | None,
 ) -> Tensor:
-    """Attend from a stage's queries (k, H, queries, c) to all tokens (k, G, T, c); return (k, queries, H, c).
+    """Attend from queries (k, H, queries, c) to all tokens (k, G, T, c); return (k, queries, H, c).
 
-    The options have no dropout, which the kernel does not support.
+    Args:
+        mask: see `BlockMasks.mask`.
+        scale, softcap, sinks: see `attention.Options`. The kernel has no dropout.
     """
     states = _kernel(query.device.type)(
         query,
         key,
         value,
-        score_mod=None if options.softcap is None else _capped(options.softcap),
-        block_mask=packing.derived(BlockMasks).mask(stage, options.window),
-        scale=options.scale,
+        score_mod=None if softcap is None else _capped(softcap),
+        block_mask=mask,
+        scale=scale,
         enable_gqa=query.shape[1] != key.shape[1],
-        **get_flex_attention_lse_kwargs(options.sinks is not None),
+        **get_flex_attention_lse_kwargs(sinks is not None),
     )
-    if options.sinks is not None:
+    if sinks is not None:
         states, more = states
         logsumexp = more if isinstance(more, Tensor) else more.lse
-        share = torch.sigmoid(logsumexp - options.sinks.float()[:, None])  # e^l / (e^l + e^sink)
+        share = torch.sigmoid(logsumexp - sinks.float()[:, None])  # e^l / (e^l + e^sink)
         states = (states * share[..., None]).to(value.dtype)
     return states.transpose(1, 2)
 
@@ -79,34 +86,30 @@ class BlockMasks:
         prompt = torch.cat([packing.of_prompt, packing.owners[packing.of_response]])
         response = torch.cat([torch.zeros_like(packing.of_prompt), packing.of_response + 1])
         self._keys = torch.stack([prompt, response, packing.positions]).int()
-        last, first = packing.last, packing.prompt_tokens
-        self._queries: dict[Stage, Callable[[], Tensor]] = {
-            "all": lambda: self._keys,
-            "responses": lambda: self._keys[:, first:].contiguous(),
-            "last": lambda: self._keys[:, last],
-        }
+        responses, last = slice(packing.prompt_tokens, None), packing.last
+        self._of: dict[Outputs, Any] = {"all": slice(None), "responses": responses, "last": last}
         self._longest = packing.longest
-        self._masks: dict[tuple[Stage, int | None], flex.BlockMask] = {}
+        self._masks: dict[tuple[Outputs, int | None], flex.BlockMask] = {}
 
-    def mask(self, stage: Stage, window: int | None) -> flex.BlockMask:
-        """Return the mask of a stage's queries and all keys.
+    def mask(self, queries: Outputs, window: int | None) -> flex.BlockMask:
+        """Return the mask of some queries and all keys.
 
         Args:
-            window: see `AttentionOptions`.
+            queries, window: see `attention.Attention`.
         """
-        if (stage, window) not in self._masks:
-            queries, keys = self._queries[stage](), self._keys
+        if (queries, window) not in self._masks:
+            chosen, keys = self._keys[:, self._of[queries]].contiguous(), self._keys
             # a tensor also without a window: then one compiled kernel serves both
             width = torch.full((), window or self._longest, dtype=torch.int32, device=keys.device)
-            some, every = _tiles(queries, keys, width)
-            self._masks[stage, window] = flex.BlockMask.from_kv_blocks(
+            some, every = _tiles(chosen, keys, width)
+            self._masks[queries, window] = flex.BlockMask.from_kv_blocks(
                 *_listed(some & ~every),
                 *_listed(every),
                 BLOCK_SIZE=_TILE,
-                mask_mod=_visible(queries, keys, width),
-                seq_lengths=(queries.shape[1], keys.shape[1]),
+                mask_mod=_visible(chosen, keys, width),
+                seq_lengths=(chosen.shape[1], keys.shape[1]),
             )
-        return self._masks[stage, window]
+        return self._masks[queries, window]
 
 
 def _visible(queries: Tensor, keys: Tensor, window: Tensor) -> Callable[..., Tensor]:

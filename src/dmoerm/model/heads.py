@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import HeadConfig
-from .packed_attention import Decoder, run
+from .layers import Decoder, run
 from .packing import Packed, means
 
 

@@ -18,8 +18,9 @@ from transformers import BitsAndBytesConfig
 from transformers.integrations import bitsandbytes
 
 from ..errors import ConfigError, shorten
+from .attention import ATTENTION
 from .configuration import DMoERMConfig
-from .packed_attention import ATTENTION, Decoder
+from .layers import Decoder
 
 _HUB = ("revision", "token", "cache_dir", "force_download", "local_files_only")
 _SUPPORTED = ("dtype", "torch_dtype", "device_map", "quantization", "check", *_HUB)

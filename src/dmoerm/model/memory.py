@@ -18,7 +18,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from .families import is_packed
-from .packed_attention import Decoder
+from .layers import Decoder
 
 PASS_TOKENS, MAX_PASS_TOKENS = 8192, 65_536
 OVERHEAD = 1.5e9

@@ -25,16 +25,14 @@ from .batching import pad
 from .configuration import DMoERMConfig
 from .experts import Experts
 from .heads import BranchScorer, Head
-from .layers import empty_branch, empty_part, split_layers
+from .layers import empty_branch, empty_part, run, split_layers
 from .output import PassOutput, TaskRows
-from .packed_attention import run
-from .packing import Packed, Packing
+from .packing import Packed, Packing, to_device
 from .posterior import Posterior
 from .router import Router
 from .routing import Choice, Routing
 from .task_model import Calibration, TaskModel, TaskOutput
 from .training_prompts import PromptStatistics, TrainingPrompts
-from .transfer import to_device
 
 
 class Mixture(PreTrainedModel):

@@ -4,24 +4,23 @@
     position  0 1 2 3 | 0 1 | 4 5 6 | 4 5 | 2 3 4 5       a response's positions continue its prompt's
 
 Linear layers, norms and MLPs run on this row, so they see each prompt once and no padding. Attention runs on the row as
-it is (flex_attention.py), or on padded rows made of it (padded_attention.py).
+it is (flex_attention.py), or on padded rows made of it (attention.py).
 
-Shapes: Q prompts, N responses, T tokens of all of them, P of the longest prompt and R of the longest response of a
-group, d hidden width, k experts, H heads, c head width.
+Shapes: Q prompts, N responses, T tokens of all of them, d hidden width, k experts.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from .transfer import to_device
-
 D = TypeVar("D")
+Outputs = Literal["all", "responses", "last"]
+"""Which tokens' states a pass returns: all T, the responses' or the N responses' last ones."""
 
 
 class Packing:
@@ -53,7 +52,7 @@ class Packing:
         return moved
 
     def derived(self, make: Callable[[Packing], D]) -> D:
-        """Return `make(self)`, which is computed once: what a form of attention derives from the layout."""
+        """Return `make(self)`, computed once: all layers of a pass share what attention derives from the layout."""
         if make not in self._derived:
             self._derived[make] = make(self)
         return self._derived[make]
@@ -141,7 +140,7 @@ class Packing:
         number = {q: i for i, q in enumerate(kept)}
         prompts, responses = [self.prompts[q] for q in kept], [self.responses[n] for n in rows]
         packing = Packing(prompts, responses, [number[self.owner[n]] for n in rows], self.device)
-        of_prompts, of_responses = runs(self.prompts, 0), runs(self.responses, self.prompt_tokens)
+        of_prompts, of_responses = runs(self.prompts), runs(self.responses, self.prompt_tokens)
         indices = [i for q in kept for i in of_prompts[q]] + [i for n in rows for i in of_responses[n]]
         return packing, to_device(torch.tensor(indices, dtype=torch.long), self.device)
 
@@ -175,7 +174,7 @@ class Packed(NamedTuple):
     def prompt_embeddings(self) -> Tensor:
         """Return each prompt's embedding (Q, 2 d), in float32: the mean of its states, and the last of them.
 
-        The last token has read the whole prompt; with both, the router confuses fewer kinds than with either alone.
+        The last token has read the whole prompt. With both, the router confuses fewer tasks than with either alone.
         """
         lengths = self.packing.prompt_lengths
         states = self.tokens[: self.packing.prompt_tokens]
@@ -193,25 +192,75 @@ def pack(queries: Sequence[tuple[Tensor, Sequence[Tensor]]]) -> Packed:
 
 
 def means(states: Tensor, of: Tensor, lengths: Tensor) -> Tensor:
-    """Average states over the tokens of each row, in float32.
+    """Return the means (k, rows, d) of states over the tokens of each row, in float32.
 
     Args:
         states: (k, tokens, d).
         of: (tokens,), the index of each token's row.
         lengths: (rows,), the rows' numbers of tokens.
-
-    Returns:
-        (k, rows, d).
     """
     sums = torch.zeros(states.shape[0], len(lengths), states.shape[-1], device=states.device)
     sums = sums.index_add(1, of, states.float())
     return sums / lengths[:, None]
 
 
-def runs(lengths: Sequence[int], start: int) -> list[range]:
+def runs(lengths: Sequence[int], start: int = 0) -> list[range]:
     """Return consecutive ranges of these lengths."""
     runs: list[range] = []
     for n in lengths:
         runs.append(range(start, start + n))
         start += n
     return runs
+
+
+class PaddedRows:
+    """Conversion of packed tokens to right-padded rows and back.
+
+        tokens 0 1 2 3 4   rows [[0, 1, 2], [3, 4]]   padded 0 1 2
+                                                             3 4 4
+
+    Padding repeats a row's last token, whose values are finite; the mask, or causality, hides it.
+
+    Args:
+        rows: the indices of each row's tokens among `total` tokens.
+    """
+
+    def __init__(self, rows: Sequence[Sequence[int]], total: int, device: torch.device) -> None:
+        self.width = max(map(len, rows), default=0)
+        self.rows = len(rows)
+        flat = [i for row in rows for i in row]
+        even = all(len(row) == self.width for row in rows)
+        padded = [i for row in rows for i in [*row, *[row[-1]] * (self.width - len(row))]]
+        whole = even and flat == list(range(total))
+        self._pad_index = None if whole else to_device(torch.tensor(padded, dtype=torch.long), device)
+        back = [r * self.width + c for r, row in enumerate(rows) for c in range(len(row))]
+        self._unpad_index = None if even else to_device(torch.tensor(back, dtype=torch.long), device)
+
+    def pad(self, x: Tensor) -> Tensor:
+        """Convert (k, tokens, …) to (k · rows, width, …)."""
+        padded = x if self._pad_index is None else x.index_select(1, self._pad_index)
+        return padded.reshape(x.shape[0] * self.rows, self.width, *x.shape[2:])
+
+    def unpad(self, x: Tensor, k: int) -> Tensor:
+        """Convert (k · rows, width, …) to (k, tokens, …)."""
+        flat = x.reshape(k, self.rows * self.width, *x.shape[2:])
+        return flat if self._unpad_index is None else flat.index_select(1, self._unpad_index)
+
+
+def to_device(tensor: Tensor, device: Any) -> Tensor:
+    """Return a tensor on a device. A copy to an accelerator does not wait; one to the CPU must, to be complete."""
+    return tensor.to(device, non_blocking=torch.device(device).type != "cpu")
+
+
+def transfer(tensors: Sequence[Tensor], device: Any) -> list[Tensor]:
+    """Return small tensors on a device by one copy per dtype, since each copy has a fixed cost; see `to_device`."""
+    device = torch.device(device)
+    if all(tensor.device == device for tensor in tensors):
+        return list(tensors)
+    moved = list(tensors)
+    for dtype in {tensor.dtype for tensor in tensors}:
+        chosen = [i for i, tensor in enumerate(tensors) if tensor.dtype == dtype]
+        whole = to_device(torch.cat([tensors[i].flatten() for i in chosen]), device)
+        for i, part in zip(chosen, whole.split([tensors[i].numel() for i in chosen]), strict=True):
+            moved[i] = part.view(tensors[i].shape)
+    return moved

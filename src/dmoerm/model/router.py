@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .heads import Normalizer
-from .packed_attention import computing
-from .unpacked import whole_forward
+from .layers import computing, whole_forward
 
 
 class Router(nn.Module):

@@ -26,7 +26,7 @@ from ..errors import ConfigError
 from .dmoerm import DMoERM
 from .experts import StackedLoRALinear, lora_layers
 from .families import is_packed
-from .packed_attention import Decoder
+from .layers import Decoder
 
 _STYLES = {"colwise": ColwiseParallel, "rowwise": RowwiseParallel}
 _WHOLE = ("replicated_with_grad_allreduce", "embedding_rowwise")  # styles that inference may leave whole

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerState
 
 from ..config import StepConfig
-from ..model.packed_attention import Decoder
+from ..model.layers import Decoder
 from .batches import Collate
 from .checkpoints import disk_full_as_error, last_checkpoint, stopped_early
 from .processes import broadcast, is_main

@@ -28,7 +28,7 @@ from ..config import BranchStepConfig, HeadStepConfig
 from ..data.splitting import held_out
 from ..model.experts import Experts, MergedLoRALinear, lora_layers, with_experts
 from ..model.heads import BranchScorer, Head
-from ..model.packed_attention import Decoder
+from ..model.layers import Decoder
 from ..names import folder_name
 from .batches import Labels, PackedCollator, PreferenceExample, VectorCollator, labeled
 from .calibration import calibrate, set_from_phase1, set_from_score, with_posterior

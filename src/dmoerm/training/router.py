@@ -26,9 +26,9 @@ from torch.nn import functional
 from ..errors import CheckpointError
 from ..model import DMoERM
 from ..model.batching import pad
+from ..model.packing import to_device, transfer
 from ..model.router import Router
 from ..model.training_prompts import PromptStatistics, TaskPrompts
-from ..model.transfer import to_device, transfer
 from .batches import PreferenceExample
 from .exact_solver import FOLDS, descend, fold_of, principal, solve
 from .fitting import fit

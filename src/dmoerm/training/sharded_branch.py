@@ -4,7 +4,7 @@
 
 Each process has its rows of every weight, gradient and optimizer state. A layer is gathered for its pass and its
 gradients are averaged when its backward pass ends. The last layer belongs to the root: a pass calls it twice (see
-packed_attention.py), and FSDP2 would average its gradients after the first of the two.
+layers.py), and FSDP2 would average its gradients after the first of the two.
 """
 
 from __future__ import annotations

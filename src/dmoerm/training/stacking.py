@@ -18,7 +18,7 @@ from torch.func import functional_call, stack_module_state
 
 from ..model.experts import lora_layers
 from ..model.heads import Head, embed
-from ..model.packed_attention import Decoder
+from ..model.layers import Decoder
 from ..model.packing import Packed
 
 

@@ -15,14 +15,12 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoModel
 
 from dmoerm.config import LoRAConfig
-from dmoerm.model import padded_attention
-from dmoerm.model.attention_options import AttentionOptions
+from dmoerm.model import attention
+from dmoerm.model.attention import ATTENTION, Buckets, Options
 from dmoerm.model.batching import pad
 from dmoerm.model.experts import lora_layers, with_experts
-from dmoerm.model.layers import split_layers
-from dmoerm.model.packed_attention import ATTENTION, Decoder, Outputs, run
-from dmoerm.model.packing import Packed, Packing
-from dmoerm.model.padded_rows import Buckets
+from dmoerm.model.layers import Decoder, run, split_layers
+from dmoerm.model.packing import Outputs, Packed, Packing
 
 from .packing import (
     Waste,
@@ -54,7 +52,7 @@ def test_matrix_products_equal_the_kernel(
     monkeypatch: pytest.MonkeyPatch, block: int, heads: tuple[int, int], scale: float | None
 ) -> None:
     """The code path of CPUs in bfloat16, checked in float64 with gradients."""
-    monkeypatch.setattr(padded_attention, "_BLOCK", block)
+    monkeypatch.setattr(attention, "_BLOCK", block)
     generator = torch.Generator().manual_seed(0)
     shapes = [(3, heads[0], 5, 8), (3, heads[1], 7, 8), (3, heads[1], 7, 8)]
     tensors = [torch.randn(s, generator=generator, dtype=torch.float64, requires_grad=True) for s in shapes]
@@ -62,7 +60,7 @@ def test_matrix_products_equal_the_kernel(
     hidden[..., 0] = False
     mask = torch.zeros(3, 1, 5, 7, dtype=torch.float64).masked_fill(hidden, -torch.inf)
     kernel = scaled_dot_product_attention(*tensors, attn_mask=mask, scale=scale, enable_gqa=True)
-    actual = padded_attention._products(*tensors, mask, AttentionOptions(scale))
+    actual = attention._products(*tensors, mask, Options(scale))
     torch.testing.assert_close(actual, kernel)
     for gradient, other in zip(*(torch.autograd.grad(x.sin().sum(), tensors) for x in (actual, kernel)), strict=True):
         torch.testing.assert_close(gradient, other)
