@@ -135,9 +135,9 @@ def attend(
         packed.collected.append((key, value))
         return query[..., : value.shape[-1]].transpose(1, 2), None  # not used; its shape is that of a result
     if packed.keys is not None:
-        before, own = packed.keys, (key, value)
+        before, these = packed.keys, (key, value)
         key, value = (
-            before if packed.queries == "last" else (torch.cat(pair, 2) for pair in zip(before, own, strict=True))
+            before if packed.queries == "last" else (torch.cat(pair, 2) for pair in zip(before, these, strict=True))
         )
     window = sliding_window if packed.window == "own" else packed.window
     if window is not None and packed.packing.longest <= window:

@@ -334,11 +334,11 @@ def _run_whole(model: PreTrainedModel, inputs: Packed, outputs: Outputs, num_exp
 
     prompts, responses = runs(packing.prompts), runs(packing.responses, packing.prompt_tokens)
     rows = [[*prompts[q], *response] for q, response in zip(packing.owner, responses, strict=True)]
-    places = runs(list(map(len, rows)))
+    ranges = runs(list(map(len, rows)))
     if outputs == "last":
-        kept = [place[-1] for place in places]
+        kept = [indices[-1] for indices in ranges]
     else:
-        kept = [i for place, start in zip(places, packing.starts, strict=True) for i in place[start:]]
+        kept = [i for indices, start in zip(ranges, packing.starts, strict=True) for i in indices[start:]]
     states = states_of(rows)[:, to_device(torch.tensor(kept), tokens.device)]
     return torch.cat([states_of(prompts), states], 1) if outputs == "all" else states
 
