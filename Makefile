@@ -50,19 +50,15 @@ test: install browser
 test-all: install browser
 	$(PYTEST) -m "slow or not slow"
 
-# The lowest versions that are supported, over the packages of .venv: what loads and scores models, and what trains them.
-LOWEST_SCORING := tests/integrations tests/model/test_loading.py tests/model/test_checkpoint.py \
-  tests/model/test_backbone.py tests/model/test_dmoerm.py
-LOWEST_TRAINING := tests/training/test_fitting.py tests/training/test_run.py tests/training/test_router_step.py tests/evidence/test_trainers.py
+# The lowest versions that are supported, over the packages of .venv.
+LOWEST_TESTS := tests/integrations tests/model/test_loading.py tests/model/test_checkpoint.py tests/model/test_backbone.py \
+  tests/model/test_dmoerm.py tests/training/test_loop.py tests/training/test_run.py tests/training/test_router_step.py
 test-lowest: install
-	for part in scoring training; do \
-	  $(PYTHON) -m venv .venv/lowest/$$part; \
-	  echo "import site; site.addsitedir('$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])')')" \
-	    > "$$(.venv/lowest/$$part/bin/python -c 'import site; print(site.getsitepackages()[0])')/base.pth"; \
-	  .venv/lowest/$$part/bin/pip install --quiet --requirement tests/lowest/$$part.txt 2>/dev/null || exit 1; \
-	done
-	OMP_NUM_THREADS=1 .venv/lowest/scoring/bin/python -m pytest -n $(WORKERS) $(LOWEST_SCORING)
-	OMP_NUM_THREADS=1 .venv/lowest/training/bin/python -m pytest -n $(WORKERS) $(LOWEST_TRAINING)
+	$(PYTHON) -m venv .venv/lowest
+	echo "import site; site.addsitedir('$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])')')" \
+	  > "$$(.venv/lowest/bin/python -c 'import site; print(site.getsitepackages()[0])')/base.pth"
+	.venv/lowest/bin/pip install --quiet --requirement tests/lowest.txt 2>/dev/null
+	OMP_NUM_THREADS=1 .venv/lowest/bin/python -m pytest -n $(WORKERS) $(LOWEST_TESTS)
 
 bench: install
 	$(BIN)/pip install --quiet --group bench

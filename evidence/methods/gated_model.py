@@ -18,7 +18,7 @@ from dmoerm.model.heads import Normalizer
 from dmoerm.training import Run
 from dmoerm.training.batches import VectorCollator, labeled
 from dmoerm.training.embedding import base_embeddings
-from dmoerm.training.fitting import fit
+from dmoerm.training.loop import fit
 from dmoerm.training.losses import PreferenceLossModule
 from dmoerm.training.steps import State, StepMetrics, step_metrics
 

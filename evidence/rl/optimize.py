@@ -24,10 +24,9 @@ from dmoerm.errors import ConfigError
 from dmoerm.io.paths import write_file
 from dmoerm.model.loading import default_device
 from dmoerm.schema import Prompt
-from dmoerm.training.checkpoints import last_checkpoint
 from dmoerm.training.progress import Progress
 from evidence.rl.measuring import Meter
-from evidence.rl.policy import load_policy, render
+from evidence.rl.policy import last_checkpoint, load_policy, render
 from evidence.rl.policy_settings import RLConfig
 from evidence.rl.rewards import Gold, Reward, RLPrompt, Scale, TRLReward, measure_scale, raw_rewards
 from evidence.rl.sampling import isolated_randomness, sample, sampling_settings, uses_bf16
@@ -210,7 +209,7 @@ def _trainer(
         args=config_class(**_arguments(settings, checkpoints)),
         train_dataset=Dataset.from_dict(rows),
         processing_class=tokenizer,
-        callbacks=[measuring, measuring.progress],
+        callbacks=[measuring],
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
@@ -261,6 +260,7 @@ class _Measuring(TrainerCallback):
         self.meter, self.progress = meter, progress
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        self.progress.count(state.global_step, state.max_steps)
         settings = self.meter.settings
         step, unfinished = divmod(state.global_step, settings.updates)
         if not unfinished and (step % settings.measure_every == 0 or step == settings.steps):

@@ -24,11 +24,11 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
+from transformers.trainer_utils import get_last_checkpoint
 
 from dmoerm.errors import CheckpointError, ConfigError
 from dmoerm.io.paths import complete_folder
 from dmoerm.schema import Prompt, messages_of
-from dmoerm.training.checkpoints import last_checkpoint
 from evidence.rl.policy_settings import PolicyConfig
 from evidence.rl.sampling import uses_bf16
 from evidence.testbed import TASKS, prompts, sample_responses
@@ -194,6 +194,15 @@ def _fine_tune(
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=last_checkpoint(folder))
     return _history(trainer)
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """Return the path of transformers' last complete checkpoint, or None; remove incomplete ones (killed run)."""
+    while folder.exists() and (checkpoint := get_last_checkpoint(str(folder))):
+        if (Path(checkpoint) / "trainer_state.json").exists():  # written last
+            return checkpoint
+        shutil.rmtree(checkpoint)
+    return None
 
 
 def _history(trainer: Trainer) -> str:

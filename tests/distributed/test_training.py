@@ -88,7 +88,7 @@ def test_a_node_that_dies_in_phase_2_costs_its_step_alone(
         """The phase-2 steps that run on the second node and have left a checkpoint."""
         tasks = [task for task in ("chitchat", "objective_qa") if nodes.running(f"phase2/{task}", nodes.second)]
         paths = [shared / "checkpoints" / "phase2" / task / "lora" for task in tasks]
-        return [str(path) for path in paths if any(path.glob("checkpoint-*/trainer_state.json"))]
+        return [str(path) for path in paths if any(path.glob("checkpoint-*/process0.pt"))]
 
     def kill() -> None:
         killed.extend(wait_until(midway, "no phase 2 on the second node"))
@@ -101,7 +101,7 @@ def test_a_node_that_dies_in_phase_2_costs_its_step_alone(
     nodes.second = nodes.add()
     assert len(killed) == 1
     assert_equal(run, in_process)
-    assert not list(shared.rglob("trainer_state.json"))
+    assert not list(shared.rglob("process0.pt"))
 
 
 def test_the_workers_share_the_trunks_activations(

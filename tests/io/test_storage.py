@@ -144,12 +144,12 @@ def test_pruning_removes_what_is_not_here(place: str, tmp_path: Path) -> None:
     mirror, folder = Mirror(place, tmp_path), tmp_path / "checkpoints" / "router"
     for name in ("checkpoint-1", "checkpoint-2"):
         (folder / name).mkdir(parents=True)
-        (folder / name / "trainer_state.json").write_text(name)
+        (folder / name / "process0.pt").write_text(name)
         mirror.keep(folder / name)
-    (folder / "checkpoint-1" / "trainer_state.json").unlink()
+    (folder / "checkpoint-1" / "process0.pt").unlink()
     mirror.prune(folder)
-    assert not exists(f"{place}/checkpoints/router/checkpoint-1/trainer_state.json")
-    assert exists(f"{place}/checkpoints/router/checkpoint-2/trainer_state.json")
+    assert not exists(f"{place}/checkpoints/router/checkpoint-1/process0.pt")
+    assert exists(f"{place}/checkpoints/router/checkpoint-2/process0.pt")
 
 
 def test_without_a_storage_nothing_is_copied(tmp_path: Path) -> None:

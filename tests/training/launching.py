@@ -29,11 +29,10 @@ ENDS = {"phase0": END, "phase1": END, "phase2": {**END, "lora": LORA}, "phase3":
 SMALL = """
 from dmoerm.cli import main
 from dmoerm.model import DMoERM
-from dmoerm.model.batching import batches
+from dmoerm.model.batching import batches, greedy
 from dmoerm.training import batches as groups, cache, embedding, run
 
-within = groups._within
-groups._within = lambda examples, budget: within(examples, 256)
+groups.greedy = lambda examples, size, budget: greedy(examples, size, 256)
 cache.batches = lambda texts, budget: batches(texts, 256)
 embedding.batches = cache.batches
 DMoERM.pass_tokens = lambda self, tokens=None: 256
@@ -118,12 +117,12 @@ KILLED = """
 import os, signal, sys
 from dmoerm.config import load_config
 from dmoerm.training import train
+from dmoerm.training.loop import Loop
 from dmoerm.training.processes import rank
-from dmoerm.training.progress import Progress
 from test_run import kill_at
 
 if rank() == 1:
-    Progress.on_step_end = kill_at({step!r}, {at}, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    Loop._step = kill_at({step!r}, {at}, lambda: os.kill(os.getpid(), signal.SIGKILL))
 train(load_config(sys.argv[1]))
 """
 
@@ -132,17 +131,16 @@ BOTH_KILLED = """
 import os, signal, sys
 from dmoerm.config import load_config
 from dmoerm.training import train
-from dmoerm.training.trainer import StepTrainer
+from dmoerm.training.loop import Loop
 
-compute_loss = StepTrainer.compute_loss
+take_step = Loop._step
 
-def killed(self, *args, **options):
-    loss = compute_loss(self, *args, **options)
-    if str(self.args.output_dir).endswith("checkpoints/{step}") and self.state.global_step == {at}:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return loss
+def killed(self, batches):
+    if str(self.folder).endswith("checkpoints/{step}") and self.done == {at}:
+        self.module.register_forward_hook(lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    return take_step(self, batches)
 
-StepTrainer.compute_loss = killed
+Loop._step = killed
 train(load_config(sys.argv[1]))
 """
 

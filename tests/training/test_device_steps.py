@@ -21,11 +21,11 @@ from dmoerm.model.heads import Head
 from dmoerm.model.layers import recompute_layers
 from dmoerm.schema import Pair
 from dmoerm.training.batches import PackedCollator, PreferenceBatch, VectorCollator
+from dmoerm.training.best import BestTracker
+from dmoerm.training.loop import make_optimizer
 from dmoerm.training.losses import PreferenceLossModule
 from dmoerm.training.router import RoutingBatch, RoutingLossModule, _collate
 from dmoerm.training.stacking import ExpertStack, HeadStack
-from dmoerm.training.tracking import BestTracker
-from dmoerm.training.trainer import _optimizer
 
 from .made import features as read
 from .made import made
@@ -135,13 +135,14 @@ def step(module: nn.Module, parts: Sequence[PreferenceBatch], settings: Any) -> 
         if isinstance(layer, nn.Dropout):
             layer.p = 0.0  # the devices draw different numbers
     tracker = BestTracker(module, settings)
-    optimizer = _optimizer(tracker, settings)
+    optimizer = make_optimizer(tracker, settings)
     losses = []
     for part in parts:
-        loss = tracker(part).loss
+        loss = module(part).loss
         loss.backward()
         losses.append(loss.detach())
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for _, p in tracker.trained()]
+    tracker.clip()
     optimizer.step()
     return losses, gradients, [p.detach() for _, p in tracker.trained()]
 

@@ -24,7 +24,7 @@ from dmoerm.errors import BackboneError, ConfigError, DataError
 from dmoerm.model import DMoERM
 from dmoerm.schema import Group
 from dmoerm.training import Run, train
-from dmoerm.training.progress import Progress
+from dmoerm.training.loop import Loop
 from dmoerm.training.run import build_model
 from dmoerm.training.steps import Training
 
@@ -144,14 +144,17 @@ class Killed(BaseException):
     """Ends a run at once."""
 
 
-def kill_at(step: str, at: int, how: Callable[[], Any]) -> Callable[..., None]:
-    """`Progress.on_step_end` that ends the run in the middle of a step."""
+def kill_at(step: str, at: int, how: Callable[[], Any]) -> Callable[..., Any]:
+    """`Loop._step` that ends the run in the middle of a step."""
+    take_step = Loop._step
 
-    def on_step_end(self: Progress, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if str(args.output_dir).endswith(f"checkpoints/{step}") and state.global_step == at:
+    def take_and_kill(self: Loop, batches: Any) -> Any:
+        loss = take_step(self, batches)
+        if str(self.folder).endswith(f"checkpoints/{step}") and self.done == at:
             how()
+        return loss
 
-    return on_step_end
+    return take_and_kill
 
 
 def stop() -> None:
@@ -177,7 +180,7 @@ def test_a_broken_run_goes_on_to_the_same_end(
 ) -> None:
     config = tiny_config(**RESUMABLE)
     with monkeypatch.context() as patch:
-        patch.setattr(Progress, "on_step_end", kill_at(step, at, stop))
+        patch.setattr(Loop, "_step", kill_at(step, at, stop))
         with pytest.raises(Killed):
             train_quietly(config)
     before = {file: file.stat().st_mtime_ns for file in Path(config.output).rglob("state.safetensors")}
@@ -192,10 +195,10 @@ import os, signal
 from rich.console import Console
 from dmoerm.config import load_config
 from dmoerm.training import train
-from dmoerm.training.progress import Progress
+from dmoerm.training.loop import Loop
 from test_run import kill_at
 
-Progress.on_step_end = kill_at("phase2/chitchat/lora", 1, lambda: os.kill(os.getpid(), signal.SIGKILL))
+Loop._step = kill_at("phase2/chitchat/lora", 1, lambda: os.kill(os.getpid(), signal.SIGKILL))
 train(load_config({config!r}), Console(quiet=True))
 """
 

@@ -30,12 +30,11 @@ from dmoerm.data.splits import load_splits
 from dmoerm.labels import CapabilityLabel, Outcome, content_digest, write_labels
 from dmoerm.model.experts import lora_layers
 from dmoerm.schema import Query
-from dmoerm.training import phases, router, trainer
-from dmoerm.training.fitting import FitResult
+from dmoerm.training import phases, router
+from dmoerm.training.loop import FitResult, Loop
 from dmoerm.training.phases import first_part
 from dmoerm.training.progress import Progress
 from dmoerm.training.run import build_model, graph, open_cache, prepare, split_examples
-from dmoerm.training.tracking import BestTracker
 
 # Acts elsewhere than in training, in a test of its own.
 ELSEWHERE = {
@@ -81,14 +80,14 @@ STEP: dict[str, Any] = {
 def optimized(step: StepConfig, folder: Path) -> Any:
     """How a step of 64 rows is optimized, and which of some evaluations it keeps."""
     module = nn.ModuleDict({"head": nn.Linear(2, 1), "body": nn.Linear(2, 2)})
-    tracker = BestTracker(module, step)
-    groups = [(g["lr"], g["weight_decay"]) for g in trainer._optimizer(tracker, step).param_groups]
-    args = trainer.step_arguments(step, folder, 64, 0, False, ())
+    rows, collate = [0] * 64, list[Any]
+    loop = Loop(module, rows, rows, collate, step, folder, 0, False, None)  # pyright: ignore[reportArgumentType]
+    tracker, schedule = loop.best, loop.schedule.lr_lambdas[0]
+    groups = [(g["initial_lr"], g["weight_decay"], schedule(1)) for g in loop.optimizer.param_groups]
     for loss, accuracy in ((1.0, 0.5), (0.5, 0.4), (0.7, 0.9), (0.8, 0.8)):
         tracker.update(torch.tensor([loss]), torch.tensor([accuracy]))
     kept = (tracker.best_loss.tolist(), tracker.best_accuracy.tolist(), tracker.patience_count.tolist(), tracker.open)
-    names = ("max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "warmup_steps", "eval_steps")
-    return groups, [getattr(args, name) for name in names], kept
+    return groups, [loop.total, loop.per_pass, loop.accumulation, loop.every], kept
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,7 @@ from torch import Tensor, distributed
 from torch.distributed.tensor import DTensor
 
 from dmoerm.training import phases, processes
-from dmoerm.training.sharded_branch import is_sharded
-from dmoerm.training.sharding import full_state, full_tensor, whole_state
+from dmoerm.training.sharding import full_state, full_tensor, is_sharded, whole_state
 from dmoerm.training.steps import Training
 
 from .launching import END, LORA
@@ -25,13 +24,13 @@ def one_shard(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A group of one process, started by accelerate with fsdp2.yaml."""
     processes.process_state()
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    processes.sharding.cache_clear()
+    processes.sharded.cache_clear()
     distributed.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=0, world_size=1)
     try:
         yield
     finally:
         distributed.destroy_process_group()
-        processes.sharding.cache_clear()
+        processes.sharded.cache_clear()
 
 
 def trained(training: Training) -> dict[str, Tensor]:

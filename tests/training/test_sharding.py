@@ -126,7 +126,7 @@ ROWS = """
 from pathlib import Path
 from dmoerm.training import phases
 from dmoerm.training.processes import rank
-from dmoerm.training.tracking import BestTracker
+from dmoerm.training.best import BestTracker
 
 fit = phases.fit
 

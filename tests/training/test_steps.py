@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from dmoerm.training.fitting import FitResult
+from dmoerm.training.loop import FitResult
 from dmoerm.training.steps import StepMetrics, step_metrics
 
 

@@ -295,7 +295,7 @@ class Config(_Settings):
     URL, for example `s3://bucket/run`; null: `output` only."""
     ray: RayConfig = RayConfig()
     report_to: tuple[str, ...] = ()
-    """Experiment trackers of transformers' Trainer, for example `tensorboard` or `wandb`."""
+    """Experiment trackers of accelerate, for example `tensorboard` or `wandb`."""
     base: Literal["full", "lora", "frozen"] = "full"
     """Trained weights of a branch: `full` all of them, `lora` a LoRA that is merged later, `frozen` the head only."""
     base_lora: LoRAConfig = LoRAConfig()

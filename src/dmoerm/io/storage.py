@@ -18,7 +18,7 @@ from .paths import complete_file, complete_folder, remove_leftovers
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
-_LAST = ("state.safetensors", "trainer_state.json")
+_LAST = ("state.safetensors", "process0.pt")
 """Files that mark their folder as complete: they are written last and removed first."""
 
 _TAGS = ("ETag", "etag", "Last-Modified", "LastModified", "last_modified", "updated", "mtime", "blob_id", "created")

@@ -47,7 +47,6 @@ from .progress import Progress
 from .router import DRAWS, add_row, fit_row, known_statistics, set_row
 from .run import check_pairs, claim, open_cache, report_data, run_steps
 from .steps import FoldWeights, Run, Step, Training, step_name
-from .trainer import check_transformers
 
 CapabilityChange = Literal["add", "retrain", "remove"]
 _SOURCES = (
@@ -169,7 +168,6 @@ def change_capability(
 
 
 def _load(folder: Path) -> DMoERM:
-    check_transformers()
     if world_size() > 1:
         raise ConfigError("a model is changed by one process; start the command without accelerate launch")
     if not (folder / "config.json").is_file():

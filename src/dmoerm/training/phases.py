@@ -43,10 +43,10 @@ from .exact_solver import (
     head_state,
     out_of_fold,
 )
-from .fitting import fit
+from .loop import fit
 from .losses import PreferenceLossModule
 from .score_weights import weight_scores
-from .sharded_branch import copy_weights, is_sharded, sharded_scorer
+from .sharding import copy_weights, is_sharded, sharded_scorer
 from .stacking import ExpertStack, HeadStack
 from .steps import FoldWeights, Run, State, StepMetrics, Training, step_metrics, step_name
 

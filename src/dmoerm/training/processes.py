@@ -4,7 +4,7 @@
 return their input unchanged. Every process runs the same program with the same settings. `shard` selects a process's
 rows, `all_gather` puts the results back together, and only the main process writes files that all processes read.
 
-`barrier`, `broadcast`, `all_gather`, `smallest` and `gather_rows` are collectives: every process must call them, in the
+Every function that returns or changes values of several processes is a collective: every process must call it, in the
 same order; otherwise the run deadlocks.
 """
 
@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather, gather_object, pad_across_processes
-from torch import Tensor
+from torch import Tensor, distributed
 
 T = TypeVar("T")
 TIMEOUT = timedelta(hours=2)  # limit on waiting for the slowest process; a process that dies ends the others at once
@@ -126,6 +126,15 @@ def gather_passes(local: Iterable[Tensor], sizes: Sequence[int]) -> list[Tensor]
     return gathered
 
 
+def gather_rows(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Concatenate the rows of all processes; shorter tensors are padded with rows of zeros first."""
+    if world_size() == 1:
+        return tensors
+    padded: Any = pad_across_processes(tensors, dim=0)
+    gathered: Any = gather(padded)
+    return gathered
+
+
 def broadcast(value: T) -> T:
     """Return the main process's value on every process, so that all make the same decision."""
     return broadcast_object_list([value])[0] if world_size() > 1 else value
@@ -136,10 +145,25 @@ def smallest(value: int) -> int:
     return min(gather_object([value])) if world_size() > 1 else value
 
 
-def gather_rows(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Concatenate the rows of all processes; shorter tensors are padded with rows of zeros first."""
-    if world_size() == 1:
-        return tensors
-    padded: Any = pad_across_processes(tensors, dim=0)
-    gathered: Any = gather(padded)
-    return gathered
+def copy_from_main(tensors: Iterable[Tensor]) -> None:
+    """Set the tensors to the main process's values, in place."""
+    if world_size() > 1:
+        for tensor in tensors:
+            distributed.broadcast(tensor, src=0)
+
+
+def average(tensors: Iterable[Tensor]) -> None:
+    """Set each tensor to its mean over the processes, in place."""
+    if world_size() > 1:
+        running = [(tensor, distributed.all_reduce(tensor, async_op=True)) for tensor in tensors]
+        for tensor, reduction in running:
+            reduction.wait()  # pyright: ignore[reportOptionalMemberAccess]
+            tensor.div_(world_size())
+
+
+def total(tensor: Tensor) -> Tensor:
+    """Return the sum of the processes' tensors."""
+    summed = tensor.clone()
+    if world_size() > 1:
+        distributed.all_reduce(summed)
+    return summed

@@ -1,18 +1,21 @@
-"""Progress output of training: the step, its loss and accuracy on the validation prompts, the time left."""
+"""Progress of training: bars or lines on the console, and figures for experiment trackers."""
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
-from transformers import TrainerCallback
 
-from .processes import is_main
+from ..errors import ConfigError
+from .processes import is_main, process_state
 
 _SECONDS_BETWEEN_LINES = 20  # if the output is not a terminal, which could show bars
 
@@ -34,7 +37,7 @@ class ProgressLines:
         self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-class Progress(TrainerCallback):
+class Progress:
     """Show a bar for the run and one for the current step; print a line when a step ends.
 
     Args:
@@ -53,11 +56,7 @@ class Progress(TrainerCallback):
 
     @contextlib.contextmanager
     def run(self, steps: int) -> Iterator[None]:
-        """Show the bars within this context.
-
-        Args:
-            steps: number of steps of the run.
-        """
+        """Show the bars of a run with this number of steps within the context."""
         self._bars.update(self._all, total=steps)
         with self._bars:
             yield
@@ -81,34 +80,46 @@ class Progress(TrainerCallback):
         """Print a line above the bars."""
         self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
-    def count(self, done: int, total: int) -> None:
-        """Show the progress of a step that has no Trainer."""
-        self._advance(done, total)
-
-    def _advance(self, done: int, total: int) -> None:
-        self._bars.update(self._step, completed=done, total=total)
+    def count(self, done: int, total: int, figures: Mapping[str, float] | None = None) -> None:
+        """Show how much of the current step is done, and add figures to those shown."""
+        self._figures |= figures or {}
+        self._bars.update(self._step, completed=done, total=total, figures=self._text())
         self._lines.show(self._bars, self._step, self._text())
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._bars.update(self._step, total=state.max_steps, completed=state.global_step)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._advance(state.global_step, state.max_steps)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
-        if logs and "loss" in logs:
-            self.show({"train loss": float(logs["loss"])})
-
-    def on_evaluate(
-        self, args: Any, state: Any, control: Any, metrics: dict[str, float] | None = None, **_: Any
-    ) -> None:
-        if metrics:
-            self.show({"loss": metrics["eval_loss"], "accuracy": metrics["eval_accuracy"]})
-
-    def show(self, figures: dict[str, float]) -> None:
+    def show(self, figures: Mapping[str, float]) -> None:
         """Add figures of the current step to those shown."""
         self._figures |= figures
         self._bars.update(self._step, figures=self._text())
 
     def _text(self) -> str:
         return "  ".join(f"{name} {value:.3f}" for name, value in self._figures.items())
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Raise `ConfigError` for an experiment tracker that accelerate does not know or that is not installed."""
+    installed = [str(tracker) for tracker in get_available_trackers()]
+    for name in names:
+        if name not in LOGGER_TYPE_TO_CLASS:
+            raise ConfigError(f"report_to: unknown tracker {name!r}; choose of {', '.join(LOGGER_TYPE_TO_CLASS)}")
+        if name not in installed:
+            raise ConfigError(f"report_to: {name} is not installed; install its package or remove it from report_to")
+
+
+@contextlib.contextmanager
+def tracked(names: Sequence[str], folder: Path, run_name: str) -> Iterator[Callable[[Mapping[str, float], int], None]]:
+    """Open experiment trackers for one fit and yield a function that logs figures at a step.
+
+    Args:
+        folder: for trackers that write files; each fit has its own folder in it.
+    """
+    if not names:
+        yield lambda figures, step: None
+        return
+    process_state()
+    accelerator = Accelerator(log_with=list(names), project_dir=folder / run_name)
+    accelerator.init_trackers("dmoerm", init_kwargs={"wandb": {"name": run_name}})
+    try:
+        yield lambda figures, step: accelerator.log(dict(figures), step) if figures else None
+    finally:
+        for tracker in accelerator.trackers:  # `end_training` would end the communication of the processes too
+            tracker.finish()

@@ -31,7 +31,7 @@ from ..model.router import Router
 from ..model.training_prompts import PromptStatistics, TaskPrompts
 from .batches import PreferenceExample
 from .exact_solver import FOLDS, descend, fold_of, principal, solve
-from .fitting import fit
+from .loop import fit
 from .losses import RowLosses, mean_by_expert, preference_losses, routing_losses
 from .processes import broadcast, shard, world_size
 from .steps import Run, State, StepMetrics, Training, step_metrics

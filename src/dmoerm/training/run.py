@@ -21,7 +21,6 @@ import torch
 import yaml
 from rich.console import Console
 from torch import Tensor
-from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
 from ..chat.truncation import count_truncation
 from ..config import Config, StepConfig, dump_config
@@ -33,10 +32,10 @@ from ..io.locking import exclusive_folder
 from ..io.paths import cache_folder, write_file
 from ..io.storage import Mirror
 from ..model import DMoERM, DMoERMConfig
-from ..model.backbone import check_backbone, load_backbone, resolve_branch_layer
+from ..model.backbone import branch_without_weights, check_backbone, load_backbone, resolve_branch_layer
 from ..model.checkpoint import with_tokenizer
 from ..model.configuration import FORMAT_VERSION, backbone_settings
-from ..model.experts import lora_targets
+from ..model.experts import check_targets, lora_targets
 from ..model.layers import split_layers
 from ..model.loading import quantize
 from ..model.training_prompts import TrainingPrompts
@@ -46,15 +45,13 @@ from ..taxonomy import Taxonomy
 from .batches import PreferenceExample
 from .cache import ActivationCache
 from .examples import Texts, examples_of
-from .lora_settings import check_lora
 from .phases import expert_parts, phase0, phase1, phase2, phase3
 from .processes import barrier, broadcast, device, idle_gpus, is_main, sharded, world_size
-from .progress import Progress
+from .progress import Progress, check_trackers
 from .router import train_router
 from .routing import choose_routing
 from .sharding import check_sharding, full_state, move_to_device
 from .steps import Run, Step, Training, step_name
-from .trainer import check_transformers
 
 Engine = Callable[[Run, Splits, Sequence[Step]], None]
 """Computes the results of the steps and stores them in the run's folder."""
@@ -281,12 +278,7 @@ def _differences(before: str, now: str) -> str:
 
 def check_settings(config: Config) -> None:
     """Raise `ConfigError` for settings that the packages, the processes or the backbone do not allow."""
-    check_transformers()
-    try:
-        for callback in get_reporting_integration_callbacks(list(config.report_to)):
-            callback()  # a tracker that is not installed
-    except (RuntimeError, ValueError, ImportError) as error:
-        raise ConfigError(f"report_to: {error}") from None
+    check_trackers(config.report_to)
     check_sharding(config.router.kind == "own")
     if sharded() and config.backbone.quantization != "none":
         raise ConfigError(
@@ -294,7 +286,10 @@ def check_settings(config: Config) -> None:
         )
     check_batches(config, world_size())
     check_backbone(config.backbone)
-    check_lora(config)
+    loras = {"phase2.lora": config.phase2.lora} if config.phase2.lora.rank else {}
+    loras |= {"base_lora": config.base_lora} if config.base == "lora" else {}
+    for name, lora in loras.items():
+        check_targets(branch_without_weights(config.backbone), lora, f"{name}.targets")
 
 
 def check_batches(config: Config, processes: int) -> None:

@@ -3,9 +3,17 @@
     layers of the trunk                                 sharded; a layer is gathered for each call and freed after it
     linear layers and embeddings of the branches        the same, one by one: the experts' branches call them too
     a branch that is trained                            sharded by layer, with gradients and optimizer state
-    LoRA, heads, statistics, norms of branches          replicated; DDP averages the gradients, as without sharding
+    LoRA, heads, statistics, norms of branches          replicated; gradients are averaged, as without sharding
 
 PyTorch's `fully_shard` gathers the next layer while one runs.
+
+A branch that is trained is a copy:
+
+    the model's branch (frozen, each layer in shards) ──▶ copy (float32) ──train──▶ state ──▶ the model's branch
+
+Each process has its rows of every weight, gradient and optimizer state of the copy. A layer is gathered for its pass,
+and its gradients are averaged when its backward pass ends. The last layer belongs to the root: a pass calls it twice
+(see layers.py), and FSDP2 would average its gradients after the first of the two.
 
 Each call of a sharded layer is a collective, so all processes must call the same layers in the same order. This is why
 `batches.PackedCollator` and `processes.shard_evenly` add dummies: a process with fewer passes would block the others.
@@ -22,14 +30,15 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.distributed import broadcast
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ..errors import BackboneError, ConfigError
 from ..model import DMoERM
-from .processes import device, is_main, sharded, world_size
+from ..model.heads import BranchScorer
+from ..model.layers import empty_part
+from .processes import copy_from_main, device, is_main, sharded, world_size
 
 
 class _Setting(NamedTuple):
@@ -163,7 +172,7 @@ def _replicate(module: nn.Module, copies: dict[int, nn.Parameter]) -> None:
     for name, weight in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
         if id(weight) not in copies or not isinstance(weight, nn.Parameter):
             value = weight.detach().to(device()) if is_main() else torch.empty_like(weight, device=device())
-            broadcast(value, src=0)
+            copy_from_main([value])
             if not isinstance(weight, nn.Parameter):
                 setattr(module, name, value)
                 continue
@@ -213,3 +222,73 @@ def prefetch(units: Sequence[nn.Module]) -> None:
     """
     for unit, following in itertools.pairwise(units):
         unit.set_modules_to_forward_prefetch([following])  # pyright: ignore[reportCallIssue]
+
+
+# --- a branch that is trained ---
+
+
+def sharded_scorer(start: BranchScorer, head: nn.Module) -> BranchScorer:
+    """Return a scorer with a head and a trainable float32 copy of the start's branch, sharded by layer."""
+    source: Any = start.branch
+    branch: Any = empty_part(source.config, source.config.num_hidden_layers)
+    branch.embed_tokens = None  # it is the trunk's
+    branch.float().requires_grad_(True)
+    scorer = BranchScorer(branch, head, start.pooling)  # pyright: ignore[reportArgumentType]
+    options = fsdp_options(source.config.dtype)
+    layers = list(branch.layers)[:-1]
+    for layer in layers:
+        _materialize(layer)
+        fully_shard(layer, **options)
+    _materialize(branch)
+    fully_shard(scorer, ignored_params=set(head.parameters()), **options)
+    prefetch([scorer, *layers])
+    _copy(branch, dict(reshard(source).named_parameters()))
+    return scorer
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Return whether some weights of a module are in shards."""
+    return any(isinstance(module, FSDPModule) for module in module.modules())
+
+
+def copy_weights(module: nn.Module, state: dict[str, Tensor]) -> None:
+    """Copy a state into a module in place; each may be in shards. If some of the state is, this is a collective."""
+    for part in module.modules():
+        if isinstance(part, FSDPModule):  # `MergedLoRALinear` does not call a layer that is gathered in advance
+            part.unshard()
+            part.reshard()
+    _copy(module, state)
+
+
+@torch.no_grad()
+def _copy(module: nn.Module, state: dict[str, Tensor]) -> None:
+    for name, weight in module.named_parameters():
+        if isinstance(weight, DTensor):
+            weight.to_local().copy_(_rows(state[name], weight))
+        else:
+            weight.data = full_tensor(state[name]).to(weight.device, copy=True)
+
+
+def _rows(value: Tensor, weight: DTensor) -> Tensor:
+    """Return this process's rows of a value for a sharded weight."""
+    if not isinstance(value, DTensor):
+        value = distribute_tensor(value.to(weight.device), weight.device_mesh, weight.placements, src_data_rank=None)
+    return value.to_local()
+
+
+def reshard(module: nn.Module) -> nn.Module:
+    """Reshard the module's layers and return it; values written to gathered weights would be lost."""
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
+    return module
+
+
+def _materialize(module: nn.Module) -> None:
+    """Give the weights and buffers that are not sharded yet memory on this process's device."""
+    for part in module.modules():
+        for name, weight in part.named_parameters(recurse=False):
+            if weight.is_meta:
+                setattr(part, name, nn.Parameter(torch.empty_like(weight, device=device())))
+        for name, buffer in part.named_buffers(recurse=False):
+            setattr(part, name, buffer.to(device()))

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import PreTrainedModel, TrainerCallback, set_seed
+from transformers import PreTrainedModel, set_seed
 
 from ..chat.truncation import TruncationCounts
 from ..config import Config
@@ -28,7 +28,7 @@ from ..model.posterior import HeadPosterior
 from ..names import folder_name
 from .batches import PreferenceExample
 from .cache import ActivationCache
-from .fitting import FitOptions, FitResult
+from .loop import FitOptions, FitResult
 from .processes import barrier, broadcast, is_main, smallest
 from .progress import Progress
 from .sharding import whole_state
@@ -76,11 +76,17 @@ class Run:
             checkpoint_dir: folder of the checkpoints.
             seed: name that the seed is derived from; None: the path of `checkpoint_dir` in the run's folder.
         """
+
+        def saved(checkpoint: Path) -> None:
+            self.mirror.keep(checkpoint)
+            self.mirror.prune(checkpoint_dir)
+
         return {
             "folder": checkpoint_dir,
             "seed": self.seed(seed or str(checkpoint_dir.relative_to(self.folder / "checkpoints"))),
             "report_to": self.config.report_to,
-            "callbacks": [self.progress, _KeepCheckpoints(self.mirror)],
+            "watch": self.progress.count,
+            "saved": saved,
         }
 
     def recompute(self, part: PreTrainedModel) -> None:
@@ -237,19 +243,6 @@ class Step:
     name: str
     needs: tuple[str, ...]
     do: Callable[[Training], None]
-
-
-class _KeepCheckpoints(TrainerCallback):
-    """Mirror checkpoints to the storage: copy each new one, remove those that are removed here."""
-
-    def __init__(self, mirror: Mirror) -> None:
-        self._mirror = mirror
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.is_world_process_zero:
-            folder = Path(args.output_dir)
-            self._mirror.keep(folder / f"checkpoint-{state.global_step}")
-            self._mirror.prune(folder)
 
 
 def step_metrics(fits: Sequence[FitResult], names: Sequence[str] = ()) -> StepMetrics:

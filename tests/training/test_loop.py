@@ -1,26 +1,26 @@
-"""One fit for every step: it learns, it stops, it keeps the best, it goes on where it was, it touches nothing else."""
+"""One fit for every step: it learns, stops, keeps the best, resumes, and changes nothing but the trained parameters."""
 
 from __future__ import annotations
 
 import copy
+import itertools
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from dmoerm.config import BranchStepConfig, HeadConfig
-from dmoerm.errors import CheckpointError, ConfigError, DmoermError, TrainingError
+from dmoerm.errors import CheckpointError, TrainingError
 from dmoerm.model.heads import Head
 from dmoerm.schema import Pair
-from dmoerm.training import trainer
+from dmoerm.training import loop
 from dmoerm.training.batches import PreferenceExample, VectorCollator
-from dmoerm.training.fitting import FitResult, fit
+from dmoerm.training.loop import FitResult, fit
 from dmoerm.training.losses import PreferenceLossModule
-from dmoerm.training.tracking import BestTracker
 
 from .made import features, made
 
@@ -47,11 +47,11 @@ def step(**changes: Any) -> BranchStepConfig:
 
 
 def fitted(
-    scorer: Head,
+    scorer: nn.Module,
     folder: Path,
     train: list[PreferenceExample] | None = None,
     validation: list[PreferenceExample] | None = None,
-    callbacks: tuple[TrainerCallback, ...] = (),
+    watch: Callable[..., Any] = lambda *_: None,
     **changes: Any,
 ) -> FitResult:
     settings = step(**changes)
@@ -64,7 +64,7 @@ def fitted(
         step=settings,
         folder=folder,
         seed=3,
-        callbacks=callbacks,
+        watch=watch,
     )
     return result
 
@@ -88,18 +88,22 @@ def test_it_learns_the_right_way_round(tmp_path: Path) -> None:
     assert not scorer.training
 
 
-def test_with_several_gpus_the_model_is_not_wrapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a machine with two GPUs, where transformers' Trainer would use `DataParallel`."""
+def test_every_epoch_has_each_row_once_in_its_own_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches are also those of the number of rows that are left at the end of an epoch."""
+    train, seen = rows(11, 1), []
+    collate = VectorCollator.__call__
 
-    finish = TrainingArguments.__post_init__
+    def watched(self: VectorCollator, batch: Any) -> Any:
+        seen.append([id(row) for row in batch])
+        return collate(self, batch)
 
-    def with_two(self: TrainingArguments) -> None:
-        finish(self)
-        self._n_gpu = 2
-
-    monkeypatch.setattr(TrainingArguments, "__post_init__", with_two)
-    monkeypatch.setattr(nn.DataParallel, "__init__", lambda *_: pytest.fail("the model is wrapped in DataParallel"))
-    assert fitted(head(), tmp_path, train=rows(128, 1), learning_rate=0.1).accuracy > 0.9
+    monkeypatch.setattr(VectorCollator, "__call__", watched)
+    fitted(head(), tmp_path, train=train, validation=train[:1], batch_groups=4, epochs=2, evaluations=1)
+    of_train = [batch for batch in seen if len(batch) > 1]
+    assert [len(batch) for batch in of_train] == [4, 4, 3, 4, 4, 3]
+    epochs = [list(itertools.chain(*of_train[i : i + 3])) for i in (0, 3)]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(map(id, train))
+    assert epochs[0] != epochs[1]
 
 
 def test_a_thread_prepares_the_next_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +112,7 @@ def test_a_thread_prepares_the_next_batch(tmp_path: Path, monkeypatch: pytest.Mo
     fitted(expected, tmp_path / "expected")
     train, ahead = rows(32, 1), threading.Semaphore(0)
     of_train, waited = {id(row) for row in train}, []
-    collate, compute_loss = VectorCollator.__call__, trainer.StepTrainer.compute_loss
+    collate, forward = VectorCollator.__call__, PreferenceLossModule.forward
 
     def counted(self: VectorCollator, batch: Any) -> Any:
         assert threading.current_thread().name.startswith("collate")
@@ -117,21 +121,21 @@ def test_a_thread_prepares_the_next_batch(tmp_path: Path, monkeypatch: pytest.Mo
             ahead.release()
         return parts
 
-    def watched(self: Any, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if model.training and not waited:  # the first step waits for two batches: its own and the next
+    def watched(self: PreferenceLossModule, batch: Any) -> Any:
+        if self.training and not waited:  # the first step waits for two batches: its own and the next
             waited.extend(ahead.acquire(timeout=60) for _ in range(2))
-        return compute_loss(self, model, *args, **kwargs)
+        return forward(self, batch)
 
-    monkeypatch.setattr(trainer, "_prefetches", lambda device: True)
+    monkeypatch.setattr(loop, "prefetches", lambda: True)
     monkeypatch.setattr(VectorCollator, "__call__", counted)
-    monkeypatch.setattr(trainer.StepTrainer, "compute_loss", watched)
+    monkeypatch.setattr(PreferenceLossModule, "forward", watched)
     fitted(scorer, tmp_path / "fit", train)
     assert waited == [True, True]
     assert same(scorer, expected)
 
 
 def test_an_error_of_that_thread_ends_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer, "_prefetches", lambda device: True)
+    monkeypatch.setattr(loop, "prefetches", lambda: True)
     monkeypatch.setattr(VectorCollator, "__call__", lambda *_: pytest.fail("no such file"))
     with pytest.raises(pytest.fail.Exception, match="no such file"):
         fitted(head(), tmp_path)
@@ -169,47 +173,27 @@ def test_an_absurd_learning_rate_never_ends_worse_than_it_began(tmp_path: Path, 
         assert result.loss <= before + 1e-6
 
 
-class Watch(TrainerCallback):
-    """Notes every evaluation's loss, and the weights at that time."""
-
-    def __init__(self) -> None:
-        self.seen: list[tuple[float, float, torch.Tensor]] = []
-
-    def on_evaluate(
-        self, args: Any, state: Any, control: Any, metrics: Any = None, model: Any = None, **_: Any
-    ) -> None:
-        weight = next(p for n, p in model.named_parameters() if n.endswith("score.weight"))
-        self.seen.append((metrics["eval_loss"], metrics["eval_accuracy"], weight.detach().clone()))
-
-
 @pytest.mark.parametrize("metric", ["loss", "accuracy"])
 def test_what_is_kept_is_the_best_of_all_evaluations(tmp_path: Path, metric: str) -> None:
-    scorer, watch = head(), Watch()
+    scorer, seen = head(), list[tuple[float, float, torch.Tensor]]()
+
+    def watch(_: int, __: int, figures: Any) -> None:
+        if "accuracy" in figures:
+            seen.append((figures["loss"], figures["accuracy"], scorer.score.weight.detach().clone()))
+
     mixed = [*rows(24, 2), *rows(12, 4, flipped=True)]
-    result = fitted(
-        scorer,
-        tmp_path,
-        validation=mixed,
-        learning_rate=0.3,
-        callbacks=(watch,),
-        metric_for_best_model=metric,
-    )
-    if metric == "loss":
-        assert result.loss == pytest.approx(min(loss for loss, _, _ in watch.seen))
-    else:
-        assert result.accuracy == max(consistency for _, consistency, _ in watch.seen)
-    assert any(torch.equal(scorer.score.weight, weight) for _, _, weight in watch.seen)
+    changes = {"learning_rate": 0.3, "metric_for_best_model": metric}
+    result = fitted(scorer, tmp_path, validation=mixed, watch=watch, **changes)
+    assert len(seen) == 7
+    best = min(seen, key=lambda each: each[0]) if metric == "loss" else max(seen, key=lambda each: each[1])
+    assert (result.loss, result.accuracy) == pytest.approx(best[:2])
+    assert torch.equal(scorer.score.weight, best[2])
 
 
 @pytest.mark.parametrize("metric", ["loss", "accuracy"])
 def test_it_stops_when_it_gets_worse_and_only_then(tmp_path: Path, metric: str) -> None:
-    worse = fitted(
-        head(),
-        tmp_path / "a",
-        validation=rows(32, 2, flipped=True),
-        patience=1,
-        metric_for_best_model=metric,
-    )
+    flipped = rows(32, 2, flipped=True)
+    worse = fitted(head(), tmp_path / "a", validation=flipped, patience=1, metric_for_best_model=metric)
     better = fitted(head(), tmp_path / "b", patience=3, learning_rate=3e-3)
     assert worse.steps < 24
     assert better.steps == 24  # 32 groups in batches of 8, 6 epochs
@@ -233,57 +217,41 @@ def test_frozen_parameters_and_statistics_stay(tmp_path: Path) -> None:
     assert moved == {"score.weight"}
 
 
-def test_the_same_twice(tmp_path: Path) -> None:
-    made = [head(dropout=0.3), head(dropout=0.3)]
-    for i, scorer in enumerate(made):
-        fitted(scorer, tmp_path / str(i))
-    assert same(*made)
-
-
 class Killed(BaseException):
     """Ends training as a signal would."""
 
 
-class KillAt(TrainerCallback):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step == self.step:
+def kill_at(at: int) -> Callable[..., None]:
+    def watch(done: int, *_: Any) -> None:
+        if done == at:
             raise Killed
 
+    return watch
 
-@pytest.mark.parametrize("metric", ["loss", "end"])
+
+@pytest.mark.parametrize("changes", [{}, {"metric_for_best_model": "end"}, {"gradient_accumulation": 4}])
 @pytest.mark.parametrize("killed_at", [2, 9, 24])
-def test_a_killed_fit_goes_on_to_the_same_end(tmp_path: Path, killed_at: int, metric: str) -> None:
+def test_a_killed_fit_goes_on_to_the_same_end(tmp_path: Path, killed_at: int, changes: dict[str, Any]) -> None:
+    """With dropout, so that the random state has to be that of the killed fit."""
     unbroken, broken = head(dropout=0.3), head(dropout=0.3)
-    expected = fitted(unbroken, tmp_path / "a", metric_for_best_model=metric)
+    expected = fitted(unbroken, tmp_path / "a", **changes)
     with pytest.raises(Killed):
-        fitted(broken, tmp_path / "b", callbacks=(KillAt(killed_at),), metric_for_best_model=metric)
-    broken = head(dropout=0.3)
-    assert fitted(broken, tmp_path / "b", metric_for_best_model=metric) == expected
+        fitted(broken, tmp_path / "b", watch=kill_at(killed_at), **changes)
+    broken, finished = head(dropout=0.3), list[int]()
+    assert fitted(broken, tmp_path / "b", watch=lambda done, *_: finished.append(done), **changes) == expected
     assert same(broken, unbroken)
+    assert finished == list(range(killed_at // 4 * 4 + (killed_at >= 4), 25))  # there is a checkpoint every four steps
 
 
 def test_a_checkpoint_cut_short_is_passed_over(tmp_path: Path) -> None:
     unbroken, broken = head(dropout=0.3), head(dropout=0.3)
     fitted(unbroken, tmp_path / "a", metric_for_best_model="end")
     with pytest.raises(Killed):
-        fitted(broken, tmp_path / "b", callbacks=(KillAt(11),), metric_for_best_model="end")
-    last = max(tmp_path.glob("b/checkpoint-*"), key=lambda folder: int(folder.name.split("-")[1]))
-    (last / "trainer_state.json").unlink()
+        fitted(broken, tmp_path / "b", watch=kill_at(11), metric_for_best_model="end")
+    assert [checkpoint.name for checkpoint in loop.checkpoints(tmp_path / "b")] == ["checkpoint-4", "checkpoint-8"]
+    (tmp_path / "b" / "checkpoint-8" / "process0.pt").unlink()
     broken = head(dropout=0.3)
     fitted(broken, tmp_path / "b", metric_for_best_model="end")
-    assert same(broken, unbroken)
-
-
-def test_accumulation_resumes_too(tmp_path: Path) -> None:
-    unbroken, broken = head(dropout=0.3), head(dropout=0.3)
-    fitted(unbroken, tmp_path / "a", gradient_accumulation=4)
-    with pytest.raises(Killed):
-        fitted(broken, tmp_path / "b", gradient_accumulation=4, callbacks=(KillAt(9),))
-    broken = head(dropout=0.3)
-    fitted(broken, tmp_path / "b", gradient_accumulation=4)
     assert same(broken, unbroken)
 
 
@@ -298,9 +266,10 @@ def test_an_ended_fit_started_again_gives_the_same(tmp_path: Path) -> None:
 
 
 def test_accumulated_batches_are_one_large_batch(tmp_path: Path) -> None:
+    """The last step of an epoch has fewer passes."""
     whole, parts = head(), head()
-    fitted(whole, tmp_path / "a")
-    fitted(parts, tmp_path / "b", gradient_accumulation=4)
+    fitted(whole, tmp_path / "a", train=rows(36, 1))
+    fitted(parts, tmp_path / "b", train=rows(36, 1), gradient_accumulation=4)
     torch.testing.assert_close(whole.score.weight, parts.score.weight, atol=1e-5, rtol=1e-4)
 
 
@@ -332,32 +301,25 @@ def test_heads_may_have_a_rate_of_their_own(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite_is_an_error(tmp_path: Path) -> None:
+    """At the start, and later, where the start must not be taken for the best of a step that went astray."""
     bad = [made(torch.full((2, WIDTH), torch.nan), [Pair(0, 1)])]
-    with pytest.raises(DmoermError, match=r"not finite.*learning_rate"):
-        fitted(head(), tmp_path / "step", train=bad, validation=bad)
-
-
-def test_a_loss_that_is_not_finite_later_on_is_one_too(tmp_path: Path) -> None:
-    """The start's loss is fine: it must not be taken for the best of a step that went astray."""
-    with pytest.raises(TrainingError, match=r"^phase1/x: the loss is not finite; lower"):
-        fitted(head(), tmp_path / "checkpoints" / "phase1" / "x", learning_rate=1e30)
+    for changes in ({"train": bad, "validation": bad}, {"learning_rate": 1e30}):
+        with pytest.raises(TrainingError, match=r"^phase1/x: the loss is not finite; lower"):
+            fitted(head(), tmp_path / str(len(changes)) / "checkpoints" / "phase1" / "x", **changes)
 
 
 @pytest.mark.parametrize(
-    "error",
-    [
-        OSError(28, "No space left on device"),
-        RuntimeError("PytorchStreamWriter failed writing file: file write failed"),
-    ],
+    "error", [OSError(28, "No space left"), RuntimeError("PytorchStreamWriter: file write failed")]
 )
 def test_a_full_disk_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     def full(*_: Any, **__: Any) -> None:
         raise error
 
-    monkeypatch.setattr(Trainer, "_save_checkpoint", full)
+    monkeypatch.setattr(torch, "save", full)
     with pytest.raises(CheckpointError, match=r"cannot be written.*free some space"):
         fitted(head(), tmp_path / "step")
-    monkeypatch.setattr(Trainer, "_save_checkpoint", lambda *_: 1 / 0)
+    assert not list((tmp_path / "step").iterdir())
+    monkeypatch.setattr(torch, "save", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         fitted(head(), tmp_path / "other")
 
@@ -370,37 +332,35 @@ def test_a_required_margin_asks_for_more(tmp_path: Path) -> None:
     assert wide.score.weight[0, 0] > plain.score.weight[0, 0]
 
 
-def test_validation_requires_the_margin_as_training_does(tmp_path: Path) -> None:
-    wide = [made(features(item), item.pairs, 2.0) for item in rows(32, 2)]
-    scorer = head()
-    result = fitted(scorer, tmp_path, validation=wide)
-    with torch.no_grad():
-        rewards = [scorer(features(item)) for item in wide]
-    margins = [float(r[p.better] - r[p.worse]) for r, item in zip(rewards, wide, strict=True) for p in item.pairs[None]]
-    expected = torch.nn.functional.softplus(2.0 - torch.tensor(margins)).mean()
-    assert result.loss == pytest.approx(float(expected), rel=1e-5)
-    assert result.loss == pytest.approx(loss_of(scorer, wide), rel=1e-5)
+def test_figures_reach_an_experiment_tracker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from accelerate import tracking
 
+    logged: list[tuple[int, dict[str, float]]] = []
 
-def test_the_order_counts_as_right_without_the_margin() -> None:
-    scorer = head()
-    right, wrong = ([made(features(i), [pair]) for i in rows(8, 1)] for pair in (Pair(0, 1), Pair(1, 0)))
-    one, other = (PreferenceLossModule(scorer)(*COLLATE(items)) for items in (right, wrong))
-    assert torch.equal(one.correct, 1 - other.correct)
-    wide = [made(features(i), [Pair(0, 1)], 9.0) for i in rows(8, 1)]
-    assert torch.equal(PreferenceLossModule(scorer)(*COLLATE(wide)).correct, one.correct)
+    class Recorder(tracking.GeneralTracker):
+        name, requires_logging_directory, tracker = "tensorboard", True, None
 
+        def __init__(self, project: str, folder: Path, **_: Any) -> None:
+            super().__init__()
+            logged.append((-1, {str(folder): 0.0}))
 
-def test_an_older_transformers_is_refused(monkeypatch):
-    monkeypatch.setattr("transformers.__version__", "5.19.0")
-    with pytest.raises(ConfigError, match=r"training needs transformers 5\.20\.0 or newer \(found 5\.19\.0\)"):
-        trainer.check_transformers()
+        def store_init_configuration(self, values: dict[str, Any]) -> None: ...
 
+        def log(self, values: dict[str, float], step: int | None = None, **_: Any) -> None:
+            logged.append((step or 0, values))
 
-def test_the_mixed_precision_of_the_launcher_changes_no_loss() -> None:
-    """With `accelerate launch --mixed_precision bf16`, the model runs under autocast in training and validation."""
-    tracker = BestTracker(PreferenceLossModule(head()), BranchStepConfig())
-    (batch,) = COLLATE(rows(8, seed=0))
-    with torch.autocast("cpu", torch.bfloat16):
-        mixed = tracker(batch)
-    assert torch.equal(mixed.rows, tracker(batch).rows)
+        def finish(self) -> None:
+            logged.append((-2, {}))
+
+    monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "tensorboard", Recorder)
+    monkeypatch.setattr("accelerate.tracking.get_available_trackers", lambda: [tracking.LoggerType.TENSORBOARD])
+    folder, settings = tmp_path / "run" / "checkpoints" / "phase0" / "head", step(epochs=2, evaluations=1)
+    module, parts = PreferenceLossModule(head()), (rows(8, 1), rows(8, 2))
+    fit(module, *parts, collate=COLLATE, step=settings, folder=folder, seed=3, report_to=["tensorboard"])
+    assert logged[0] == (-1, {str(tmp_path / "run" / "logs" / "phase0" / "head"): 0.0})
+    assert [(at, sorted(values)) for at, values in logged[1:]] == [
+        (0, ["accuracy", "loss"]),
+        (1, ["train loss"]),
+        (2, ["accuracy", "loss", "train loss"]),
+        (-2, []),
+    ]

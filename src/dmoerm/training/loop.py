@@ -1,0 +1,313 @@
+"""The training loop: fit the trainable parameters of a loss module.
+
+    every pass     collate the rows into parts; of each part, loss and backward pass
+    every step     one pass, or several whose gradients accumulate; average the gradients over the processes, clip each
+                   expert's, AdamW, linear schedule with warm-up
+    every n steps  validate, keep the best state of each expert, write a checkpoint; stop when no expert improves
+
+The seed determines the order of the rows, so a killed fit that is started again has the same result.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypedDict
+
+import torch
+from torch import Tensor, nn
+from transformers import get_linear_schedule_with_warmup
+
+from ..config import StepConfig
+from ..errors import CheckpointError, TrainingError
+from ..io.paths import complete_folder
+from ..model.layers import Decoder
+from .batches import Collate
+from .best import BestTracker
+from .losses import RowLosses, mean_by_expert
+from .processes import barrier, broadcast, copy_from_main, device, gather_rows, is_main, rank, sharded
+from .progress import tracked
+
+Watch = Callable[[int, int, Mapping[str, float]], Any]
+"""Receives the number of finished steps, of all steps, and figures (which may be empty), after each step."""
+_COLUMNS = ("rows", "weights", "correct", "certainty", "expert")  # of `RowLosses`
+_MAIN = "process0.pt"  # in every complete checkpoint
+_KEPT = 2  # checkpoints
+_DISK_FULL = ("file write failed", "unexpected pos")  # messages of `torch.save`
+
+
+class FitOptions(TypedDict):
+    """Options of `fit` that the run and the step's folder determine."""
+
+    folder: Path
+    seed: int
+    report_to: Sequence[str]
+    watch: Watch
+    saved: Callable[[Path], Any]
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """The best validation loss and accuracy of an expert, and the number of optimizer steps."""
+
+    loss: float
+    accuracy: float
+    steps: int
+
+
+def fit(
+    module: nn.Module,
+    train: Sequence[Any],
+    validation: Sequence[Any],
+    *,
+    collate: Collate,
+    step: StepConfig,
+    folder: Path,
+    seed: int,
+    shared: bool | None = None,
+    report_to: Sequence[str] = (),
+    watch: Watch = lambda *_: None,
+    saved: Callable[[Path], Any] = lambda _: None,
+) -> list[FitResult]:
+    """Train the trainable parameters, restore each expert's best state, and return each expert's result.
+
+    The start is a candidate too. If `metric_for_best_model` is `end`, the last state is kept.
+
+    Args:
+        module: maps a part of a batch to `RowLosses`.
+        train, validation: rows; without validation rows, the training rows validate.
+        collate: maps the rows of a pass to its parts on this process.
+        folder: for checkpoints; if it has some, training resumes from the last one.
+        seed: determines the order of the rows, and dropout.
+        shared: `collate` returns this process's shard of a batch, and each process draws its own dropout. Otherwise
+            every process computes the whole batch, which for heads on vectors is faster than to communicate. None:
+            true if layers of a decoder are trained.
+        report_to: experiment trackers of accelerate.
+        watch: see `Watch`.
+        saved: receives the folder of each new checkpoint, in the main process, after older ones were removed.
+
+    Raises:
+        TrainingError: the loss is not finite.
+        CheckpointError: a checkpoint cannot be written.
+    """
+    if shared is None:
+        decoders = (part for part in module.modules() if isinstance(part, Decoder))
+        shared = any(p.requires_grad for decoder in decoders for p in decoder.parameters())
+    run, _, name = folder.as_posix().rpartition("/checkpoints/")
+    with ThreadPoolExecutor(1, "collate") as thread, tracked(report_to, Path(run or folder) / "logs", name) as log:
+
+        def report(done: int, total: int, figures: Mapping[str, float]) -> None:
+            watch(done, total, figures)
+            log(figures, done)
+
+        loop = Loop(module, train, validation or train, collate, step, folder, seed, shared, thread)
+        try:
+            loop.run(report, saved)
+        except FloatingPointError:
+            raise TrainingError(f"{name}: the loss is not finite; lower the step's learning_rate") from None
+    loop.best.restore_best()
+    module.eval()
+    best = zip(loop.best.best_loss.tolist(), loop.best.best_accuracy.tolist(), strict=True)
+    return [FitResult(loss, accuracy, loop.done) for loss, accuracy in best]
+
+
+def make_optimizer(best: BestTracker, step: StepConfig) -> torch.optim.Optimizer:
+    """Return AdamW over the trained parameters; those of heads may have a learning rate of their own."""
+    heads = [p for name, p in best.trained() if "head" in name.split(".")]
+    others = [p for name, p in best.trained() if "head" not in name.split(".")]
+    head_rate = getattr(step, "head_learning_rate", None) or step.learning_rate
+    groups = [{"params": others, "lr": step.learning_rate}, {"params": heads, "lr": head_rate}]
+    return torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=step.weight_decay)
+
+
+class Loop:
+    """A fit in progress. The arguments are those of `fit`.
+
+    Attributes:
+        per_pass: rows of a pass, over all processes.
+        passes, steps: numbers of passes and of optimizer steps in an epoch.
+        total: number of optimizer steps.
+        every: steps between two validations.
+        done: finished steps.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        train: Sequence[Any],
+        validation: Sequence[Any],
+        collate: Collate,
+        step: StepConfig,
+        folder: Path,
+        seed: int,
+        shared: bool,
+        thread: ThreadPoolExecutor,
+    ) -> None:
+        self.module, self.rows, self.validation, self.collate = module.to(device()), train, validation, collate
+        self.folder, self.seed, self.shared, self.thread = folder, seed, shared, thread
+        self.accumulation = step.gradient_accumulation
+        self.per_pass = max(step.batch_groups // self.accumulation, 1)
+        self.passes = -(-len(train) // self.per_pass)
+        self.steps = -(-self.passes // self.accumulation)
+        self.total = (step.steps or max(round(self.steps * step.epochs), 1)) if step.epochs else 0
+        self.every = max(self.total // step.evaluations, 1)
+        self.best = BestTracker(module, step)
+        self.optimizer = make_optimizer(self.best, step)
+        self.schedule = get_linear_schedule_with_warmup(self.optimizer, round(step.warmup * self.total), self.total)
+        self.done = 0
+
+    def run(self, report: Watch, saved: Callable[[Path], Any]) -> None:
+        """Train from the last checkpoint, or from the start, until all steps are done or no expert has patience."""
+        torch.manual_seed((self.seed + rank() * self.shared) % 2**32)
+        if self.shared and not self.best.is_sharded:
+            copy_from_main(p.data for _, p in self.best.trained())
+        if not self._resume():
+            report(0, self.total, self._validate())
+        batches = self._collated(self.rows, self._order())
+        logging, losses = max(self.every // 4, 1), list[Tensor]()
+        while self.done < self.total and self.best.open:
+            losses.append(self._step(batches))
+            figures: dict[str, float] = {}
+            if self.done % logging == 0:  # not at every step: the host waits for the device here
+                figures["train loss"] = float(torch.stack(losses).mean())
+                losses.clear()
+            if self.done % self.every == 0 or self.done == self.total:
+                figures |= self._validate()
+                self._save(saved)
+            report(self.done, self.total, figures)
+
+    def _step(self, batches: Iterator[list[Any]]) -> Tensor:
+        """Take one optimizer step; return its loss, which is the mean over its passes."""
+        self.module.train()
+        count = min(self.accumulation, self.passes - self.done % self.steps * self.accumulation)
+        loss = torch.zeros((), device=device())
+        for parts in itertools.islice(batches, count):
+            for part in parts:  # the parts' losses sum to the loss of the pass
+                part_loss = self.module(part).loss / count
+                part_loss.backward()
+                loss += part_loss.detach()
+        self.best.collect_gradients(self.shared)
+        self.best.clip()
+        self.optimizer.step()
+        self.schedule.step()
+        self.module.zero_grad()
+        self.done += 1
+        return loss
+
+    def _order(self) -> Iterator[list[int]]:
+        """Yield the indices of the rows of each pass, from the next step on. Each epoch has its own order."""
+        epoch, done = divmod(self.done, self.steps)
+        skip = done * self.accumulation
+        for number in itertools.count(epoch):
+            order = torch.randperm(len(self.rows), generator=torch.Generator().manual_seed(self.seed + number))
+            yield from (rows.tolist() for rows in order.split(self.per_pass)[skip:])
+            skip = 0
+
+    def _collated(self, rows: Sequence[Any], order: Iterable[Sequence[int]]) -> Iterator[list[Any]]:
+        """Yield the parts of each pass on this process's device; see `prefetches`."""
+
+        def parts(indices: Sequence[int]) -> list[Any]:
+            return [part.to(device()) for part in self.collate([rows[i] for i in indices])]
+
+        if not prefetches():
+            yield from map(parts, order)
+            return
+        passes = (self.thread.submit(parts, indices) for indices in order)
+        current = next(passes, None)
+        while current is not None:
+            following = next(passes, None)
+            yield current.result()
+            current = following
+
+    @torch.no_grad()
+    def _validate(self) -> dict[str, float]:
+        """Record loss and accuracy of each expert over all validation rows; return their means over the experts.
+
+        Raises:
+            FloatingPointError: the loss of an expert that is still trained is not finite. Otherwise the fit would end
+                normally with an earlier state as its best.
+        """
+        self.module.eval()
+        order = torch.arange(len(self.validation)).split(self.per_pass)
+        batches = self._collated(self.validation, (rows.tolist() for rows in order))
+        losses: list[RowLosses] = [self.module(part) for parts in batches for part in parts]
+        columns = tuple(torch.cat([getattr(part, name) for part in losses]) for name in _COLUMNS)
+        columns = gather_rows(columns) if self.shared else columns  # padding has weight 0
+        rows, weights, correct, certainty, expert = (column.cpu() for column in columns)
+        count = self.best.num_experts
+        loss = mean_by_expert(rows.double(), weights, expert, count)
+        accuracy = mean_by_expert(correct.double(), certainty, expert, count)
+        loss, accuracy = broadcast((loss, accuracy))  # all processes must make the same decision to stop
+        if not loss[self.best.open].isfinite().all():
+            raise FloatingPointError
+        self.best.update(loss, accuracy)
+        return {"loss": float(loss.mean()), "accuracy": float(accuracy.mean())}
+
+    def _save(self, saved: Callable[[Path], Any]) -> None:
+        """Write a checkpoint; remove all but the last two.
+
+        The main process writes the state, and every process its random state. With sharded weights, every process has
+        the state of its own rows.
+        """
+        state: dict[str, Any] = {"random": _random_state()}
+        if is_main() or self.best.is_sharded:
+            parts = {"optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict()}
+            state |= {"done": self.done, "trained": self.best.state(), **parts}
+        folder = self.folder / f"checkpoint-{self.done}"
+        try:
+            with complete_folder(folder) if is_main() else contextlib.nullcontext() as target:
+                torch.save(state, Path(broadcast(str(target))) / f"process{rank()}.pt")
+                barrier()
+        except (OSError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not any(sign in str(error) for sign in _DISK_FULL):
+                raise
+            reason = str(error).splitlines()[0]
+            hint = "free some space and run again: training resumes from the last checkpoint"
+            raise CheckpointError(f"{self.folder}: a checkpoint cannot be written: {reason}; {hint}") from error
+        if is_main():
+            for old in checkpoints(self.folder)[:-_KEPT]:
+                shutil.rmtree(old)
+            saved(folder)
+
+    def _resume(self) -> bool:
+        """Load the last checkpoint; return whether there is one."""
+        last = broadcast(next(reversed(checkpoints(self.folder)), None) if is_main() else None)
+        if last is None:
+            return False
+        files = [last / _MAIN, last / f"process{rank()}.pt"]  # the second one has what differs from the main process
+        state: dict[str, Any] = {}
+        for file in files:
+            state |= torch.load(file, map_location="cpu", weights_only=True)
+        self.best.load(state["trained"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.done = state["done"]
+        torch.set_rng_state(state["random"][0])
+        if torch.cuda.is_available():
+            torch.cuda.set_rng_state(state["random"][1])
+        return True
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Return the complete checkpoints in a folder, the last one at the end."""
+    complete = [file.parent for file in folder.glob(f"checkpoint-*/{_MAIN}")]
+    return sorted(complete, key=lambda checkpoint: int(checkpoint.name.rpartition("-")[2]))
+
+
+def prefetches() -> bool:
+    """Return whether a thread prepares the next pass during a pass.
+
+    On a CPU, the thread would take processor time from the pass. With sharded weights, an activation that is not cached
+    is computed by a collective, which must not run during a pass, because that has collectives too.
+    """
+    return device().type != "cpu" and not sharded()
+
+
+def _random_state() -> list[Tensor]:
+    """Return the states of the CPU's and the GPU's generators, from which dropout is drawn."""
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if torch.cuda.is_available() else [])]
