@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-import yaml
 from pydantic import BaseModel
 
 from dmoerm.config import Config, dump_config, load_config, shipped_configs
@@ -137,8 +136,6 @@ def test_another_recipe_can_be_extended_from_the_command_line():
         (["data.inconsistent_weight=0.5"], "data.inconsistent_weight has no effect"),
         (["phase0.batch_groups=8", "phase0.gradient_accumulation=3"], "phase0: .*must divide batch_groups, which is 8"),
         (["extends=finetune", "phase3.epochs=2"], "phase3.epochs has no effect while phase3.l2 is auto"),
-        (["extends=finetune", "phase0.best_by=end"], "phase0.best_by: is now metric_for_best_model"),
-        (["phase2.first_fraction=0"], "is now phase1.phase1_fraction"),
     ],
 )
 def test_a_wrong_setting_is_named(overrides, message):
@@ -165,28 +162,6 @@ def test_epochs_of_a_file_are_refused_only_while_steps_are_inherited(text, tmp_p
         load_config(tmp_path / "mine.yaml")
     assert load_config(tmp_path / "mine.yaml", ["phase3.steps=null"]).phase3.epochs == 2
     assert load_config(tmp_path / "base.yaml", ["phase3.epochs=0"]).phase3.epochs == 0  # no training: this acts
-
-
-def test_settings_under_their_old_names_are_read(tmp_path):
-    """As in the run configs and model folders of earlier versions."""
-    old = {
-        "experts_a_step": 2,
-        "data": {"people_grades": False},
-        "encoding": {"too_long": "keep_both"},
-        "router": {"l2": 0.0, "head_learning_rate": None},
-        "phase0": {"best_by": "consistency", "head_first": {"head_learning_rate": None, "best_by": "end"}},
-        "phase3": {"first_fraction": 0.25, "head_learning_rate": None},
-    }
-    (tmp_path / "old.yaml").write_text(yaml.safe_dump(old))
-    config = load_config(tmp_path / "old.yaml")
-    assert config.experts_per_step == 2
-    assert config.data.human_labels is False
-    assert config.encoding.truncation == "keep_both"
-    assert config.phase0.metric_for_best_model == "accuracy"
-    assert config.phase0.head_first is not None
-    assert config.phase0.head_first.metric_for_best_model == "end"
-    assert config.phase1.phase1_fraction == 0.25
-    assert load_config(None, ["phase3.first_fraction=0.25"]) == load_config(None, ["phase1.phase1_fraction=0.25"])
 
 
 def test_paper_differs_from_the_published_settings_in_its_rates_alone():

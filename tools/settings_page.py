@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
-from dmoerm.config.documentation import SettingsGroup, setting_groups
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from dmoerm.config import Config
+from dmoerm.config.loading import group_of
 
 PAGE = Path(__file__).parents[1] / "docs" / "settings.md"
 HEAD = """# Settings
@@ -15,6 +21,92 @@ HEAD = """# Settings
 A config is a YAML file of these settings; `extends: NAME` starts from a shipped config, and `--set a.b=value` overrides
 single settings on the command line. A setting that does not exist, or a value outside its bounds, is an error.
 """
+_BOUNDS = {"Ge": "≥ {0.ge}", "Gt": "> {0.gt}", "Le": "≤ {0.le}", "Lt": "< {0.lt}"}  # annotated_types' classes
+
+
+class DocumentedSetting(NamedTuple):
+    """One setting; `name` is the full one, `a.b`."""
+
+    name: str
+    default: str
+    values: str
+    meaning: str
+
+
+class SettingsGroup(NamedTuple):
+    """The settings of one group, without those of its subgroups; the name of the top level is empty."""
+
+    name: str
+    meaning: str
+    settings: tuple[DocumentedSetting, ...]
+
+
+def setting_groups(
+    kind: type[BaseModel] = Config, name: str = "", meaning: str | None = None
+) -> Iterator[SettingsGroup]:
+    """Yield a group of settings and its subgroups.
+
+    Args:
+        kind: the model of the group.
+        name: the group's full name.
+        meaning: what the group is; None: its docstring.
+    """
+    fields, prefix = kind.model_fields, f"{name}." if name else ""
+    groups = {field: group for field, info in fields.items() if (group := group_of(info.annotation))}
+    settings = [
+        DocumentedSetting(
+            f"{prefix}{field}",
+            _text(info.get_default(call_default_factory=True)),
+            _values(info),
+            _line(info.description),
+        )
+        for field, info in fields.items()
+        if field not in groups
+    ]
+    yield SettingsGroup(name, _line(meaning or kind.__doc__), tuple(settings))
+    for field, group in groups.items():
+        yield from setting_groups(group, f"{prefix}{field}", fields[field].description)
+
+
+def _values(field: FieldInfo) -> str:
+    bounds = [_bound(item) for item in field.metadata]
+    return " ".join([_type(field.annotation), *filter(None, bounds)])
+
+
+def _bound(item: Any) -> str:
+    return _BOUNDS.get(type(item).__name__, "").format(item)
+
+
+def _type(kind: Any) -> str:
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return " ".join(filter(None, [_type(arguments[0]), *(_metadata(item) for item in arguments[1:])]))
+    if origin is Literal:
+        return ", ".join(f"`{value}`" for value in arguments)
+    if origin in (Union, UnionType):
+        return " or ".join("null" if part is NoneType else _type(part) for part in arguments)
+    if origin is tuple:
+        return f"list of {_type(arguments[0])}"
+    name: str = kind.__name__
+    return {"str": "text", "int": "integer", "float": "number", "bool": "true, false"}.get(name, name)
+
+
+def _metadata(item: Any) -> str:
+    return " ".join(filter(None, map(_bound, item.metadata))) if isinstance(item, FieldInfo) else _bound(item)
+
+
+def _text(default: Any) -> str:
+    if default is None:
+        return "null"
+    if isinstance(default, bool):
+        return str(default).lower()
+    if isinstance(default, tuple):
+        return "[" + ", ".join(map(str, default)) + "]"
+    return f"`{default:g}`" if isinstance(default, float) else f"`{default}`"
+
+
+def _line(text: str | None) -> str:
+    return " ".join((text or "").split())
 
 
 def settings_page() -> str:

@@ -111,7 +111,7 @@ def test_an_interrupt_is_130_and_a_fault_is_a_traceback(monkeypatch: pytest.Monk
     assert run("train", "demo").exception is fault
 
 
-@pytest.mark.parametrize("module", ["dmoerm.cli", "dmoerm.errors", "typer.core", "dmoerm.cli.config"])
+@pytest.mark.parametrize("module", ["dmoerm.cli", "dmoerm.errors", "typer.core", "dmoerm.cli.train"])
 def test_an_interrupt_while_the_command_starts_is_no_traceback(module: str) -> None:
     code = f"""
 import sys
@@ -122,7 +122,7 @@ class Interrupt:
             raise KeyboardInterrupt
 
 sys.meta_path.insert(0, Interrupt())
-sys.argv = ["dmoerm", "config", "list"]
+sys.argv = ["dmoerm", "train", "demo", "--print-config"]
 from dmoerm.__main__ import main
 main()
 """
@@ -134,6 +134,11 @@ main()
 def test_every_shipped_config_loads(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)  # by its name, wherever one is
     assert load_config(name, ["seed=4"]).seed == 4
+
+
+def test_the_printed_config_loads_again(tmp_path: Path) -> None:
+    (tmp_path / "again.yaml").write_text(run("train", "human", "--set", "seed=7", "--print-config").stdout)
+    assert load_config(tmp_path / "again.yaml") == load_config("human", ["seed=7"])
 
 
 def test_a_file_goes_before_a_shipped_config(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

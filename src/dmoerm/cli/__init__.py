@@ -41,7 +41,6 @@ COMMANDS = {
     "label": ("label.app", "Create capability labels with an LLM judge, and measure their quality."),
     "data": ("data.app", "Check preference data, and find doubtful labels."),
     "models": ("models.app", "Inspect backbones."),
-    "config": ("config.app", "List and show configs, and explain their settings."),
 }
 """Command → the function or the app of several commands in a module of this package, and the line of `--help`."""
 

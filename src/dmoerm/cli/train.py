@@ -27,11 +27,15 @@ def command(
     engine: Engine = "local",
     json_file: JsonFile = None,
     no_eval: Annotated[bool, typer.Option("--no-eval", help="Skip the evaluation on held-out prompts.")] = False,
+    print_config: Annotated[bool, typer.Option("--print-config", help="Print all settings, and do nothing.")] = False,
 ) -> None:
     """Train a model and evaluate it on held-out prompts. Run the command again to resume an interrupted run."""
-    from ..config import load_config
+    from ..config import dump_config, load_config
 
     settings, results = load_config(config, [*(overrides or ()), *rows.settings()]), None
+    if print_config:
+        typer.echo(dump_config(settings), nl=False)
+        return
     if no_eval or not settings.data.holds_out():
         if json_file is not None:
             raise ConfigError("--json writes the evaluation's results: leave out --no-eval and hold out groups")

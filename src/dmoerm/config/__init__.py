@@ -4,7 +4,7 @@ Every field has a docstring, from which docs/settings.md is generated. An invali
 that names it. The resolved settings are saved with the results of a run.
 """
 
-from .reading import apply_override, changed, dump_config, load_config, parse_override, shipped_configs, validated
+from .loading import apply_override, changed, dump_config, load_config, parse_override, shipped_configs, validated
 from .settings import (
     DATA_DIR_VARIABLE,
     AggregatorConfig,

@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from .checks import settings_without_effect, unsuitable_auto
-from .renames import current_names
 
 DATA_DIR_VARIABLE = "DMOERM_DATA"
 DEMO_FILES = {"demo:train": "train.jsonl.gz", "demo:test": "test.jsonl.gz"}
@@ -21,11 +20,6 @@ Width = Annotated[int, Field(le=1 << 16)]  # larger sizes do not fit in memory
 
 class _Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _read_old_names(cls, settings: Any) -> Any:
-        return current_names(settings, cls.model_fields) if isinstance(settings, dict) else settings
 
 
 class DataConfig(_Settings):

@@ -118,7 +118,7 @@ def config_text(proposal: Proposal, recipe: ProposedRecipe, settings: Mapping[st
         f"# Written by `dmoerm init` for {len(proposal.groups):,} groups. Every setting: docs/settings.md.",
         *(f"# Note: {note}." for note in proposal.notes),
         f"# Recipe: {recipe.reason}. A rough estimate: {minutes}.",
-        "# `dmoerm config list` shows the others.",
+        "# The others: README.md.",
         f"extends: {recipe.extends}",
         "# The folder of the run. Other settings need another folder.",
         f"output: {_yaml(settings['output'])}",

@@ -23,7 +23,7 @@ from rich.console import Console
 from torch import nn
 
 from ..config import Config, changed, load_config
-from ..config.reading import apply_override, flat, validated
+from ..config.loading import apply_override, flat, validated
 from ..config.settings import DataConfig
 from ..data.splits import Splits, load_splits
 from ..errors import CheckpointError, ConfigError, DataError

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..chat.truncation import count_truncation
 from ..config import Config, StepConfig, dump_config
-from ..config.reading import flat
+from ..config.loading import flat
 from ..data.splits import Splits, load_splits
 from ..data.splitting import held_out
 from ..errors import ConfigError, DataError

@@ -14,8 +14,6 @@ from pydantic import BaseModel, ValidationError
 from ..errors import ConfigError, did_you_mean, plain_fault, shorten
 from ..taxonomy import UniqueKeyLoader
 from .checks import epochs_without_effect
-from .documentation import group_of
-from .renames import NOW
 from .settings import Config
 
 S = TypeVar("S", bound=BaseModel)
@@ -125,8 +123,13 @@ def validated(kind: type[S], settings: dict[str, Any], source: str) -> S:
         alternatives = [plain_fault(each) for each in error.errors() if _setting(kind, each["loc"]) == field]
         message = " or ".join(dict.fromkeys(alternatives)).replace(" or must be ", " or ")
         message = _unknown(kind, detail["loc"]) if detail["type"] == "extra_forbidden" else message
-        message = f"is now {NOW[str(detail['loc'][-1])]}" if detail["loc"] and detail["loc"][-1] in NOW else message
         raise ConfigError(f"{source}: {field}: {message} (got {shorten(detail['input'])})") from None
+
+
+def group_of(annotation: Any) -> type[BaseModel] | None:
+    """Return the group of settings among the types of an annotation such as `LoraConfig | None`, if there is one."""
+    kinds = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]
+    return next((kind for kind in kinds if issubclass(kind, BaseModel)), None)
 
 
 def _setting(kind: type[BaseModel], location: Sequence[Any]) -> str:
