@@ -15,7 +15,7 @@ import numpy as np
 
 from ..chat.truncation import count_truncation
 from ..errors import DataError, shorten
-from ..schema import Grades, Group, Prompt, Query, messages_of, prompt_key
+from ..schema import Grades, Group, Query, messages_of, prompt_key
 from .columns import ColumnMap
 from .readers import Reading, read_groups
 
@@ -59,15 +59,24 @@ def data_statistics(
 
     No `DataError` is raised: a source that cannot be read is in `bad`, too.
     """
-    groups: list[Group] = []
-    bad: list[DataError] = []
-    summaries = []
+    groups, bad, summaries = list[Group](), list[DataError](), list[dict[str, Any]]()
     for source in sources:
-        reading = _read(source, format=format, split=split, columns=columns, task=task)
+        try:
+            options = {"format": format, "split": split, "columns": columns, "task": task}
+            reading = read_groups(source, on_error="collect", **options)
+        except DataError as error:
+            reading = Reading(bad=[error])
         groups += reading.groups
         bad += reading.bad
-        summaries.append(_summary(source, reading))
-    by_task = _by_task(groups)
+        summaries.append(
+            {"source": str(source), "format": reading.format or None, "rows": reading.rows}
+            | {"groups": len(reading.groups), "bad": len(reading.bad)}
+            | {name: dict(getattr(reading, name)) for name in ("skipped", "notes", "unknown_columns")}
+        )
+    by_task: dict[str, list[Group]] = {}
+    for group in groups:
+        by_task.setdefault(group.task or NO_TASK, []).append(group)
+    by_task = dict(sorted(by_task.items()))
     return {
         "schema": 1,
         "sources": summaries,
@@ -81,42 +90,10 @@ def data_statistics(
     }
 
 
-def _read(source: str | Path, **options: Any) -> Reading:
-    try:
-        return read_groups(source, on_error="collect", **options)
-    except DataError as error:
-        return Reading(bad=[error])
-
-
-def _summary(source: str | Path, reading: Reading) -> dict[str, Any]:
-    return {
-        "source": str(source),
-        "format": reading.format or None,
-        "rows": reading.rows,
-        "groups": len(reading.groups),
-        "bad": len(reading.bad),
-        "skipped": dict(reading.skipped),
-        "notes": dict(reading.notes),
-        "unknown_columns": dict(reading.unknown_columns),
-    }
-
-
 def _bad_row(error: DataError) -> dict[str, Any]:
-    return {
-        "file": None if error.file is None else str(error.file),
-        "line": error.line,
-        "field": error.field,
-        "message": error.message,
-        "value": None if error.value is None else shorten(error.value),
-        "hint": error.hint,
-    }
-
-
-def _by_task(groups: Iterable[Group]) -> dict[str, list[Group]]:
-    by_task: dict[str, list[Group]] = {}
-    for group in groups:
-        by_task.setdefault(group.task or NO_TASK, []).append(group)
-    return dict(sorted(by_task.items()))
+    row = {name: getattr(error, name) for name in ("line", "field", "message", "hint")}
+    row["file"] = None if error.file is None else str(error.file)
+    return row | {"value": None if error.value is None else shorten(error.value)}
 
 
 def _task_counts(groups: list[Group]) -> dict[str, Any]:
@@ -146,15 +123,28 @@ def _pair_counts(graded: Iterable[tuple[Group, Grades | None]]) -> dict[str, Any
 
 
 def _lengths(by_task: dict[str, list[Group]], tokenizer: Tokenizer | None) -> dict[str, Any]:
-    measure = _measure(tokenizer)
+    def measure(text: str) -> int:
+        return count_words(text) if tokenizer is None else len(tokenizer.encode(text, add_special_tokens=False))
+
     tasks = {}
     for task, groups in by_task.items():
         prompts = {prompt_key(group.prompt): group.prompt for group in groups}
-        tasks[task] = {
-            "prompt": _spread([measure(_text(prompt)) for prompt in prompts.values()]),
-            "response": _spread([measure(text) for group in groups for text in group.responses]),
-        }
+        # without the tokens that a chat template adds per turn
+        texts = ["\n".join(message.text for message in messages_of(prompt)) for prompt in prompts.values()]
+        responses = [text for group in groups for text in group.responses]
+        tasks[task] = {"prompt": _spread(map(measure, texts)), "response": _spread(map(measure, responses))}
     return {"unit": "words" if tokenizer is None else "tokens", "tasks": tasks}
+
+
+def _spread(lengths: Iterable[int]) -> dict[str, int]:
+    known = list(lengths)
+    p50, p95 = np.percentile(known, [50, 95], method="inverted_cdf")
+    return {"p50": int(p50), "p95": int(p95), "max": max(known)}
+
+
+def count_words(text: str) -> int:
+    """Return the number of words; a Chinese or Japanese character counts as one."""
+    return len(_WORD.findall(text))
 
 
 def _truncation(
@@ -172,45 +162,23 @@ def _truncation(
     return {task: asdict(count_truncation(encoded(groups))) for task, groups in by_task.items()}
 
 
-def _measure(tokenizer: Tokenizer | None) -> Callable[[str], int]:
-    if tokenizer is None:
-        return count_words
-    return lambda text: len(tokenizer.encode(text, add_special_tokens=False))
-
-
-def count_words(text: str) -> int:
-    """Return the number of words; a Chinese or Japanese character counts as one."""
-    return len(_WORD.findall(text))
-
-
-def _text(prompt: Prompt) -> str:
-    """Return the text of a prompt without the tokens that a chat template adds per turn."""
-    return "\n".join(message.text for message in messages_of(prompt))
-
-
-def _spread(lengths: list[int]) -> dict[str, int]:
-    p50, p95 = np.percentile(lengths, [50, 95], method="inverted_cdf")
-    return {"p50": int(p50), "p95": int(p95), "max": max(lengths)}
-
-
 def _agreement(groups: list[Group]) -> dict[str, Any]:
     """Compute the share of comparisons (two annotators, each preferring one of two responses) with the same choice.
 
     The i-th grades of two responses are taken as one person's. If the responses have different numbers of grades, this
     cannot be known, and the pair is counted as unaligned.
     """
-    agreeing: Counter[str] = Counter()
-    comparisons: Counter[str] = Counter()
-    pairs: Counter[str] = Counter()
-    unaligned: Counter[str] = Counter()
+    agreeing, comparisons, pairs, unaligned = (Counter[str]() for _ in range(4))
     for group in groups:
         for name, people in group.annotators.items():
             for first, second in combinations(people, 2):
                 if len(first) != len(second):
                     unaligned[name] += 1
                     continue
-                same, total = _agreeing(first, second)
-                agreeing[name] += same
+                both = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
+                votes = sum(a > b for a, b in both), sum(b > a for a, b in both)
+                total = comb(sum(votes), 2)  # pairs of annotators who prefer one response at all
+                agreeing[name] += comb(votes[0], 2) + comb(votes[1], 2)
                 comparisons[name] += total
                 pairs[name] += total > 0
     return {
@@ -225,23 +193,13 @@ def _agreement(groups: list[Group]) -> dict[str, Any]:
     }
 
 
-def _agreeing(first: Grades, second: Grades) -> tuple[int, int]:
-    """Return how many pairs of annotators prefer the same of two responses, and how many prefer one at all."""
-    both = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
-    votes = sum(a > b for a, b in both), sum(b > a for a, b in both)
-    return comb(votes[0], 2) + comb(votes[1], 2), comb(sum(votes), 2)
-
-
 def _duplicates(groups: list[Group]) -> dict[str, int]:
-    prompts: Counter[str] = Counter()
-    contents: Counter[tuple[str, frozenset[str]]] = Counter()
+    keys = [prompt_key(group.prompt) for group in groups]
+    contents = Counter((key, frozenset(group.responses)) for key, group in zip(keys, groups, strict=True))
     tasks: dict[str, set[str | None]] = {}
-    for group in groups:
-        key = prompt_key(group.prompt)
-        prompts[key] += 1
-        contents[key, frozenset(group.responses)] += 1
+    for key, group in zip(keys, groups, strict=True):
         tasks.setdefault(key, set()).add(group.task)
-    repeated = [count for count in prompts.values() if count > 1]
+    repeated = [count for count in Counter(keys).values() if count > 1]
     return {
         "repeated_prompts": len(repeated),
         "groups_on_them": sum(repeated),
