@@ -31,7 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--prompts", type=int, default=120, help="prompts of each task in the test part")
     parser.add_argument("--output", type=Path, default=Path("runs/final"))
     options = parser.parse_args(arguments)
-    groups = [group for path in load_config("human_all").data.paths() for group in read_groups(path).groups]
+    data = load_config("human_all").data
+    groups = [group for file in data.files for group in read_groups(data.located(file)).groups]
     train, test = split(groups, seen_prompts(), options.prompts)
     for name, part in (("train", train), ("test", test)):
         rows = "".join(group.model_dump_json(exclude_none=True, exclude_defaults=True) + "\n" for group in part)

@@ -100,25 +100,3 @@ def test_a_draft_takes_any_name(tmp_path: Path) -> None:
 def test_a_draft_needs_a_task() -> None:
     with pytest.raises(TaxonomyError, match="no group has a task"):
         draft_taxonomy([], "mine")
-
-
-@pytest.mark.parametrize(
-    ("tasks", "merged"),
-    [
-        ({"chat": ["wit"], "qa": ["wit", "tone"]}, ["chat_wit", "qa_wit", "qa_tone"]),
-        ({"a": ["b_c"], "a_b": ["c"]}, ["a/b_c", "a_b/c"]),
-        ({"a": ["b_c", "b/c"], "a_b": ["c"], "a/b": ["c"]}, ["a/b_c", "a/b%2Fc", "a_b/c", "a%2Fb/c"]),
-        ({"a": ["b" * 99, "c"]}, ["a_bb=", "a/c"]),
-    ],
-)
-def test_capabilities_of_different_tasks_stay_different_when_merged(tasks, merged) -> None:
-    entry = {"title": "t", "rubric": "r"}
-    content = {
-        name: {"title": "t", "description": "d", "capabilities": dict.fromkeys(names, entry)}
-        for name, names in tasks.items()
-    }
-    taxonomy = Taxonomy.model_validate({"name": "n", "language": "en", "tasks": content})
-    names = list(taxonomy.merged("all").tasks["all"].capabilities)
-    assert names == list(taxonomy.merged_names().values())
-    assert len(set(names)) == len(merged)
-    assert [name if len(name) < 20 else f"{name[:4]}=" for name in names] == merged

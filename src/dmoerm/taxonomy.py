@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from .errors import TaxonomyError, first_fault, shorten
-from .names import MAX_LENGTH, check_name, folder_name, qualified_name
+from .names import check_name
 from .schema import Group
 
 BUILT_IN = ("paper-en", "paper-zh")
@@ -84,14 +84,6 @@ class Taxonomy(BaseModel):
             check_name("task", name)
         return tasks
 
-    def first_capabilities(self, count: int) -> Taxonomy:
-        """Return the taxonomy with only the first `count` capabilities of each task."""
-        tasks = {
-            name: task.model_copy(update={"capabilities": dict(list(task.capabilities.items())[:count])})
-            for name, task in self.tasks.items()
-        }
-        return self.model_copy(update={"tasks": tasks})
-
     def without(self, removed: Collection[tuple[str, str]]) -> Taxonomy:
         """Return the taxonomy without these capabilities, each as (task, capability)."""
         tasks = {
@@ -101,26 +93,6 @@ class Taxonomy(BaseModel):
             for name, task in self.tasks.items()
         }
         return self.model_copy(update={"tasks": tasks})
-
-    def merged(self, name: str) -> Taxonomy:
-        """Merge all tasks into one of this name; `merged_names` are the names of its capabilities."""
-        names = self.merged_names()
-        capabilities = {names[t, c]: value for t, task in self.tasks.items() for c, value in task.capabilities.items()}
-        whole = Task(title=name, description="Prompts of any kind.", capabilities=capabilities)
-        return self.model_copy(update={"tasks": {name: whole}})
-
-    def merged_names(self) -> dict[tuple[str, str], str]:
-        """Return (task, capability) → the name of the capability after `merged`; no two names are the same.
-
-        The name is `task_capability`. If two of these names are the same or one is too long, it is `task/capability`,
-        with escapes; if that is too long, a name with a digest.
-        """
-        pairs = [(name, capability) for name, task in self.tasks.items() for capability in task.capabilities]
-        names = {pair: "_".join(pair) for pair in pairs}
-        if len(set(names.values())) == len(pairs) and all(len(name) <= MAX_LENGTH for name in names.values()):
-            return names
-        names = {pair: qualified_name(*pair) for pair in pairs}
-        return {pair: name if len(name) <= MAX_LENGTH else folder_name(name) for pair, name in names.items()}
 
     def to_yaml(self) -> str:
         """Return the taxonomy as YAML text that `load_taxonomy` reads."""
@@ -151,18 +123,10 @@ def load_taxonomy(name_or_path: str | Path) -> Taxonomy:
     return _parse(text, str(path))
 
 
-def draft_taxonomy(
-    groups: Iterable[Group],
-    name: str,
-    otherwise: Mapping[str, Iterable[str]] | None = None,
-    general: Mapping[str, str] | None = None,
-) -> Taxonomy:
-    """Draft a taxonomy from the tasks and graded capabilities of labeled data, for the user to edit.
-
-    Groups without a task are ignored.
+def draft_taxonomy(groups: Iterable[Group], name: str, general: Mapping[str, str] | None = None) -> Taxonomy:
+    """Draft a taxonomy from the tasks and graded capabilities of labeled data; groups without a task are ignored.
 
     Args:
-        otherwise: the tasks with their capabilities if no group has a task.
         general: capability → rubric of the tasks without capability grades; None: these tasks get no capabilities.
 
     Raises:
@@ -172,7 +136,11 @@ def draft_taxonomy(
     for group in groups:
         if group.task is not None:
             met.setdefault(group.task, set()).update(group.capabilities, group.judge_labels)
-    met = met or {task: set(capabilities) for task, capabilities in (otherwise or {}).items()}
+    return draft_from_names(met, name, general)
+
+
+def draft_from_names(met: Mapping[str, Iterable[str]], name: str, general: Mapping[str, str] | None = None) -> Taxonomy:
+    """Draft a taxonomy from the names of tasks and of their capabilities; see `draft_taxonomy`."""
     if not met:
         hint = "fill the field `task` of the data, or name one for all (--task, data.task)"
         raise TaxonomyError(f"no group has a task, so there is nothing to draft; {hint}")

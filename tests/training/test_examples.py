@@ -48,7 +48,7 @@ def test_data_are_tokenized_once(begun: Callable[..., Any], monkeypatch: pytest.
     run, table = start.run, load_splits(start.run.config).train
     writes: list[Path] = []
     write = module._write
-    monkeypatch.setattr(module, "_write", lambda target, **more: (writes.append(target), write(target, **more)))
+    monkeypatch.setattr(module, "_write", lambda target, *more: (writes.append(target), write(target, *more)))
     assert len(tokenized(run.cache.root / "tokens", table, run.model.encoder)) == len(table)
     assert not writes
     (folder,) = (run.cache.root / "tokens").iterdir()
@@ -67,11 +67,11 @@ def test_workers_write_the_same(begun: Callable[..., Any], monkeypatch: pytest.M
     run, table = start.run, load_splits(start.run.config).train
     found = tokenized(folder, table, run.model.encoder)
     assert len(list(folder.rglob("*.arrow"))) == 3
-    assert found.column("key") == [run.model.encoder.encode(group).key for group in table]
-    assert found.column("pairs") == [pickle.dumps(label(group), pickle.HIGHEST_PROTOCOL) for group in table]
+    assert list(found["key"]) == [run.model.encoder.encode(group).key for group in table]
+    assert list(found["pairs"]) == [pickle.dumps(label(group), pickle.HIGHEST_PROTOCOL) for group in table]
     strict = run.model.encoder.config.model_copy(update={"max_length": 8, "truncation": "error"})
     with pytest.raises(DataError, match="tokens long"):
-        tokenized(folder, table, Encoder(run.model.encoder.tokenizer, strict), run.config.data, run.config.seed)
+        tokenized(folder, table, Encoder(run.model.encoder.tokenizer, strict))
 
 
 def test_a_folder_that_cannot_be_written_is_not_needed(begun: Callable[..., Any], tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_a_folder_that_cannot_be_written_is_not_needed(begun: Callable[..., Any]
     occupied.write_text("a file")
     run, table = start.run, load_splits(start.run.config).train
     rows = tokenized(occupied, table, run.model.encoder)
-    assert rows.column("key") == [run.model.encoder.encode(group).key for group in table]
+    assert list(rows["key"]) == [run.model.encoder.encode(group).key for group in table]
 
 
 def rows(count: int) -> list[Group]:

@@ -132,9 +132,8 @@ def _held_out(config: Config | None, model: str) -> Sequence[Group]:
 
 def _read(files: Sequence[str], rows: RowOptions, model: DMoERM) -> Sequence[Group]:
     from ..data.overall import overall_from_capabilities
-    from ..data.splits import with_gold
 
-    return with_gold(overall_from_capabilities(_with_known_tasks(rows.read(files), model)))
+    return overall_from_capabilities(_with_known_tasks(rows.read(files), model))
 
 
 def _with_known_tasks(groups: list[Group], model: DMoERM) -> list[Group]:

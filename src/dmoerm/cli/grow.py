@@ -123,7 +123,7 @@ def _print_error(model: DMoERM, task: str | None, target: Path) -> None:
     from ..data.readers import read_groups
     from ..model.export import check_classifier
 
-    queries = read_groups(DataConfig(files=("demo:test",)).paths()[0]).groups[::6]
+    queries = read_groups(DataConfig().located("demo:test")).groups[::6]
     check = check_classifier(model, task, target, queries)
     print(f"largest error {check.error:.1e} on {check.same_tokens} texts with equal tokens, of {check.texts} texts")
     if check.same_tokens < check.texts:

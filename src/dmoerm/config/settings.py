@@ -73,27 +73,16 @@ class DataConfig(_Settings):
     def _one_or_more(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
 
-    def paths(self) -> list[str]:
-        """Return `files`; relative paths that exist in `dir` start there."""
-        return [self._located(file) for file in self.files]
-
-    def test_paths(self) -> list[str]:
-        """Return `test_files`, resolved in the same way."""
-        return [self._located(file) for file in self.test_files]
-
-    def validation_paths(self) -> list[str]:
-        """Return `validation_files`, resolved in the same way."""
-        return [self._located(file) for file in self.validation_files]
-
     def holds_out(self) -> bool:
         """Return whether there is a test part."""
         return bool(self.test_files or self.test_fraction)
 
     def label_paths(self) -> list[str]:
-        """Return `capability_labels`, resolved in the same way."""
-        return [self._located(file) for file in self.capability_labels]
+        """Return `capability_labels` as paths; see `located`."""
+        return [self.located(file) for file in self.capability_labels]
 
-    def _located(self, file: str) -> str:
+    def located(self, file: str) -> str:
+        """Return the path of a file; a relative path that exists in `dir` starts there."""
         if file in DEMO_FILES:
             return str(resources.files("dmoerm") / "demo" / DEMO_FILES[file])
         folder = Path(self.dir or os.environ.get(DATA_DIR_VARIABLE) or ".")

@@ -1,12 +1,16 @@
-"""The groups of a run and their split into a training and a test part; both follow from the settings alone."""
+"""The groups of a run and their split into a training and a test part; both follow from the settings alone.
+
+files → groups, with their labels → a dataset on disk, and in memory what the split needs to know of each group
+      → rows of the training and the test part, and the changes that are applied when a group is read
+"""
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
-from itertools import chain, groupby
+from dataclasses import dataclass, field, replace
+from itertools import groupby
 from operator import itemgetter
 
 from ..config import Config
@@ -14,12 +18,12 @@ from ..errors import DataError
 from ..labels import attaching, mismatch, read_labels
 from ..names import ONE_TASK
 from ..schema import Group, prompt_key
-from ..taxonomy import Taxonomy, draft_taxonomy, load_taxonomy
+from ..taxonomy import Taxonomy, draft_from_names, load_taxonomy
 from .columns import check_columns
-from .group_table import GroupTable, GroupWriter, changed_groups, select, stored
-from .overall import overall_from_capabilities
+from .groups import Finish, GroupWriter, StoredGroups
+from .overall import scales_from
 from .readers import read_groups
-from .splitting import split_by_prompt, take_groups
+from .splitting import content_order, digest, hold_out, take
 
 _SHOWN_BAD_ROWS = 10
 
@@ -29,7 +33,7 @@ class Splits:
     """The groups of a run.
 
     Attributes:
-        train, test: the two parts, each a `GroupTable` if `load_splits` made it; no prompt is in both.
+        train, test: the two parts; no prompt is in both.
         validation_prompts: keys of those prompts of `train` that are for validation; empty: `validation_fraction`
             decides.
         taxonomy: the tasks and capabilities in use.
@@ -50,149 +54,198 @@ class Splits:
 def load_splits(config: Config, tasks: Mapping[str, Sequence[str]] | None = None) -> Splits:
     """Read, complete and split the data of a run.
 
-    If no group
-    names its task, all have the taxonomy's only task, or `ONE_TASK` without a taxonomy. A capability without an ordered
-    pair in the training part is left out of the taxonomy and the groups.
+    If no group names its task, all have the taxonomy's only task, or `ONE_TASK` without a taxonomy. A capability
+    without an ordered pair in the training part is left out of the taxonomy and the groups.
 
     Args:
-        tasks: those of a model with their capabilities. Groups without a task then keep none, and no capability is left
+        tasks: a model's tasks with their capabilities. Groups without a task then keep none, and no capability is left
             out of the taxonomy.
 
     Raises:
         DataError: there is no data, a row is bad, or the taxonomy lacks a task or capability.
     """
-    check_columns(config.data.map, files=(*config.data.files, *config.data.test_files, *config.data.validation_files))
-    groups, skipped, unknown_columns = _read(config)
-    held_out = _read_part(config, "test_files", config.data.test_paths(), skipped, unknown_columns)
-    validation = _read_part(config, "validation_files", config.data.validation_paths(), skipped, unknown_columns)
-    groups, validation = _with_labels(config, groups, validation)
-    validation = _without(validation, held_out, "test_files", skipped)
-    given, notes = load_taxonomy(config.taxonomy) if config.taxonomy else None, list[str]()
+    data, seed = config.data, config.seed
+    check_columns(data.map, files=(*data.files, *data.test_files, *data.validation_files))
+    reader = _Reader(config)
+    files, held, validation = map(reader.read, ("files", "test_files", "validation_files"))
+    known, skipped, groups = reader.known, reader.skipped, reader.finish([*files, *validation])
+    validation = known.without(validation, held, "test_files", skipped)
+
+    given, notes, finish = load_taxonomy(config.taxonomy) if config.taxonomy else None, list[str](), Finish()
     only = ONE_TASK if given is None else next(iter(given.tasks)) if len(given.tasks) == 1 else None
-    if only and tasks is None and not any(group.task for group in chain(groups, validation, held_out)):
+    if only and tasks is None and not any(known.tasks):
         notes.append(f"no row names a task: all have the task {only!r}; set data.task to choose another name")
-        groups, validation, held_out = (
-            changed_groups(part, lambda group: group.model_copy(update={"task": only}))
-            for part in (groups, validation, held_out)
-        )
-    taxonomy, drafted = given or draft_taxonomy(groups, "drafted", tasks), given is None and tasks is None
-    unlabeled = {
-        name for group in chain(groups, validation, held_out) for name in _unknown_names(group, taxonomy, drafted)
-    }
-    known = _without(groups, held_out, "test_files", skipped)
-    known = _without(known, validation, "validation_files", skipped)
-    if config.data.groups_per_task:
-        known = take_groups(known, config.data.groups_per_task, config.seed)
-    train, test = (known, held_out) if held_out else split_by_prompt(known, config.data.test_fraction, config.seed)
-    train = stored(chain(train, validation)) if validation else train
-    test = overall_from_capabilities(test, scales_of=train)
-    train = overall_from_capabilities(train)
-    if not config.data.human_labels:
-        train = changed_groups(train, lambda group: group.model_copy(update={"capabilities": {}}))
+        known.tasks, finish = [only] * len(known.tasks), Finish(task=only)
+    taxonomy = given or draft_from_names(known.names_by_task(files) or tasks or {}, "drafted")
+    drafted = given is None and tasks is None
+    unlabeled = _unknown_names(known, [*files, *validation, *held], groups, taxonomy, drafted)
+
+    rest = known.without(files, held, "test_files", skipped)
+    rest = known.without(rest, validation, "validation_files", skipped)
+    if data.groups_per_task:
+        whole = groups.select(rest, finish)
+        taken = take(*known.of(rest), data.groups_per_task, lambda index: content_order(whole[index], seed))
+        rest = [rest[index] for index in taken]
+    if not held:
+        out = hold_out(*known.of(rest), data.test_fraction)
+        held, rest = ([row for row, is_out in zip(rest, out, strict=True) if is_out is part] for part in (True, False))
+    rest += validation
+
+    if not all(known.graded[row] for row in (*rest, *held)):
+        finish = replace(finish, scales=scales_from(groups.select(rest, finish)))
     if tasks is None:
+        train = groups.select(rest, replace(finish, human_grades=data.human_labels))
         unlabeled |= _without_pairs(taxonomy, train)
-        notes += _single_prompts(taxonomy, train)
+        notes += _single_prompts(taxonomy, *known.of(rest))
     if unlabeled:
         taxonomy = taxonomy.without(unlabeled)
-        train, test = (changed_groups(part, partial(_within, taxonomy=taxonomy)) for part in (train, test))
+        finish = replace(finish, kept={task: tuple(entry.capabilities) for task, entry in taxonomy.tasks.items()})
         notes += _notes(unlabeled)
-    return Splits(train, test, taxonomy, skipped, unknown_columns, _prompts(validation), tuple(notes))
+    return Splits(
+        groups.select(rest, replace(finish, human_grades=data.human_labels)),
+        groups.select(held, finish),
+        taxonomy,
+        skipped,
+        reader.unknown_columns,
+        frozenset(prompt_key(group.prompt) for group in groups.select(validation)),
+        tuple(notes),
+    )
 
 
-def _read(config: Config) -> tuple[GroupTable, Counter[str], Counter[str]]:
-    writer = GroupWriter()
-    skipped: Counter[str] = Counter()
-    unknown_columns: Counter[str] = Counter()
-    _read_files(config, config.data.paths(), writer, skipped, unknown_columns)
-    if not (groups := writer.finish()):
-        raise DataError(
-            "the data contain no groups",
-            field="data.files",
-            value=list(config.data.files),
-            hint="name at least one file",
-        )
-    return groups, skipped, unknown_columns
+@dataclass
+class _Known:
+    """What the split needs to know of each group: its task ("" for none), a digest of its prompt, the capabilities
+    that it has labels of, and whether it has overall grades."""
+
+    tasks: list[str] = field(default_factory=list)
+    keys: list[bytes] = field(default_factory=list)
+    names: list[frozenset[str]] = field(default_factory=list)
+    graded: list[bool] = field(default_factory=list)
+
+    def of(self, rows: Sequence[int]) -> tuple[list[str], list[bytes]]:
+        """Return the tasks and prompts of these groups."""
+        return [self.tasks[row] for row in rows], [self.keys[row] for row in rows]
+
+    def without(self, rows: list[int], others: list[int], setting: str, skipped: Counter[str]) -> list[int]:
+        """Return the groups that have no prompt of the others, which a setting names; count the rest as skipped."""
+        prompts = {self.keys[row] for row in others}
+        kept = [row for row in rows if self.keys[row] not in prompts]
+        if len(kept) < len(rows):
+            skipped[f"prompt of data.{setting}"] += len(rows) - len(kept)
+        return kept
+
+    def names_by_task(self, rows: Sequence[int]) -> dict[str, set[str]]:
+        met: dict[str, set[str]] = {}
+        for task, names in {(self.tasks[row], self.names[row]) for row in rows if self.tasks[row]}:
+            met.setdefault(task, set()).update(names)
+        return met
 
 
-def _read_part(
-    config: Config, setting: str, paths: Sequence[str], skipped: Counter[str], unknown_columns: Counter[str]
-) -> GroupTable:
-    """Return the groups of the files that a setting names; add to both counters."""
-    writer = GroupWriter()
-    _read_files(config, paths, writer, skipped, unknown_columns)
-    groups = writer.finish()
-    if paths and not groups:
-        raise DataError("the files contain no groups", field=f"data.{setting}", value=paths)
-    return groups
+class _Reader:
+    """Read the files of a config once, into a dataset on disk."""
 
+    def __init__(self, config: Config) -> None:
+        self._data, self._seed, self._writer = config.data, config.seed, GroupWriter()
+        self._labels = [label for path in self._data.label_paths() for label in read_labels(path)]
+        self._attach = attaching(self._labels, self._data.soft_labels, self._data.inconsistent_weight)
+        self._labeled = False
+        self._same: dict[frozenset[str], frozenset[str]] = {}  # groups with the same capabilities share one object
+        self.known = _Known()
+        self.skipped: Counter[str] = Counter()
+        self.unknown_columns: Counter[str] = Counter()
 
-def _without(groups: Sequence[Group], others: Sequence[Group], setting: str, skipped: Counter[str]) -> Sequence[Group]:
-    """Return the groups that have no prompt of the others, which a setting names; count the rest as skipped."""
-    if not others:
+    def read(self, setting: str) -> list[int]:
+        """Read the files that a setting names, and return the rows of their groups in the dataset."""
+        data, first = self._data, len(self.known.tasks)
+        paths = [data.located(file) for file in getattr(data, setting)]
+        for path in paths:
+            reading = read_groups(
+                path,
+                format=data.format,
+                split=data.split,
+                columns=data.map,
+                task=data.task,
+                on_error="collect" if data.skip_bad else "raise",
+                into=self._take if setting == "test_files" else self._take_with_labels,
+            )
+            self.skipped += reading.skipped
+            self.skipped += Counter(f"bad row: {error}" for error in reading.bad[:_SHOWN_BAD_ROWS])
+            self.skipped += Counter({f"further bad rows of {path}": len(reading.bad[_SHOWN_BAD_ROWS:])})
+            self.unknown_columns += reading.unknown_columns
+        rows = list(range(first, len(self.known.tasks)))
+        if not rows and (paths or setting == "files"):
+            message, hint = "the files contain no groups", None if paths else "name at least one file"
+            raise DataError(message, field=f"data.{setting}", value=paths, hint=hint)
+        return rows
+
+    def _take_with_labels(self, group: Group) -> None:
+        group = self._attach(group)
+        self._labeled = self._labeled or bool(group.judge_labels)
+        self._take(group)
+
+    def _take(self, group: Group) -> None:
+        names = frozenset({**group.capabilities, **group.judge_labels})
+        self.known.tasks.append(sys.intern(group.task or ""))
+        self.known.keys.append(digest(self._seed, prompt_key(group.prompt)))
+        self.known.names.append(self._same.setdefault(names, names))
+        self.known.graded.append(group.grades is not None)
+        self._writer.append(group)
+
+    def finish(self, labeled: Sequence[int]) -> StoredGroups:
+        """Return all groups. Raise `DataError` if there are labels, and none is about one of the rows `labeled`."""
+        groups = self._writer.finish()
+        if self._data.capability_labels and not self._labeled:
+            options = self._data.soft_labels, self._data.inconsistent_weight
+            cause, hint = mismatch(groups.select(labeled), self._labels, *options)
+            files = list(self._data.capability_labels)
+            raise DataError(f"no label is usable: {cause}", field="data.capability_labels", value=files, hint=hint)
         return groups
-    prompts = _prompts(others)
-    kept = select(groups, [prompt_key(group.prompt) not in prompts for group in groups])
-    if len(kept) < len(groups):
-        skipped[f"prompt of data.{setting}"] += len(groups) - len(kept)
-    return kept
 
 
-def _prompts(groups: Sequence[Group]) -> frozenset[str]:
-    return frozenset(prompt_key(group.prompt) for group in groups)
+def _unknown_names(
+    known: _Known, rows: Iterable[int], groups: Sequence[Group], taxonomy: Taxonomy, drafted: bool
+) -> set[tuple[str, str]]:
+    """Return (task, capability) that the taxonomy lacks and on which the groups order no pair.
+
+    Args:
+        drafted: the taxonomy has the names of `data.files`, so that others are of a held-out part: they are returned.
+
+    Raises:
+        DataError: the taxonomy lacks a group's task, or a capability on which it orders a pair.
+    """
+    unlabeled, checked = set[tuple[str, str]](), set[tuple[str, frozenset[str]]]()
+    for row in rows:
+        task, names = known.tasks[row], known.names[row]
+        if not task or (task, names) in checked:
+            continue
+        if task not in taxonomy.tasks:
+            message = "no row of data.files has this task" if drafted else "the taxonomy has no such task"
+            more = "rows of the task" if drafted else "the task to the taxonomy"
+            hint = f"use one of {', '.join(taxonomy.tasks)}, or add {more}"
+            raise DataError(message, file=groups[row].position, field="task", value=task, hint=hint)
+        missing = names - taxonomy.tasks[task].capabilities.keys()
+        unlabeled |= {(task, name) for name in missing}
+        if drafted or not missing:
+            checked.add((task, names))
+            continue
+        group = groups[row]
+        if ordered := [
+            name
+            for name in {**group.capabilities, **group.judge_labels}
+            if name in missing and group.labeled_pairs(name)
+        ]:
+            graded = ordered[0] in group.capabilities
+            raise DataError(
+                f"the taxonomy's task {task!r} has no such capability",
+                file=group.position,
+                field="capabilities" if graded else "data.capability_labels",
+                value=ordered[0],
+                hint=f"add it to the taxonomy or leave it out of the {'data' if graded else 'label files'}",
+            )
+    return unlabeled
 
 
-def _read_files(
-    config: Config,
-    paths: Sequence[str],
-    writer: GroupWriter,
-    skipped: Counter[str],
-    unknown_columns: Counter[str],
-) -> None:
-    """Write the groups of the files; add to both counters."""
-    for path in paths:
-        reading = read_groups(
-            path,
-            format=config.data.format,
-            split=config.data.split,
-            columns=config.data.map,
-            task=config.data.task,
-            on_error="collect" if config.data.skip_bad else "raise",
-            into=writer.append,
-        )
-        skipped += reading.skipped
-        skipped += Counter(f"bad row: {error}" for error in reading.bad[:_SHOWN_BAD_ROWS])
-        skipped += Counter({f"further bad rows of {path}": len(reading.bad[_SHOWN_BAD_ROWS:])})
-        unknown_columns += reading.unknown_columns
-
-
-def _with_labels(
-    config: Config, groups: Sequence[Group], validation: Sequence[Group]
-) -> tuple[Sequence[Group], Sequence[Group]]:
-    """Return both parts with the judges' labels."""
-    settings = config.data
-    if not settings.capability_labels:
-        return groups, validation
-    labels = [label for path in settings.label_paths() for label in read_labels(path)]
-    options = (settings.soft_labels, settings.inconsistent_weight)
-    attach = attaching(labels, *options)
-    labeled = changed_groups(groups, attach), changed_groups(validation, attach)
-    if not any(group.judge_labels for group in chain(*labeled)):
-        cause, hint = mismatch(chain(*labeled), labels, *options)
-        paths = list(settings.capability_labels)
-        raise DataError(f"no label is usable: {cause}", field="data.capability_labels", value=paths, hint=hint)
-    return labeled
-
-
-def _within(group: Group, taxonomy: Taxonomy) -> Group:
-    """Remove grades and labels of capabilities that the taxonomy's task lacks."""
-    if group.task is None:
-        return group  # the router assigns one later
-    kept = taxonomy.tasks[group.task].capabilities
-    labels = {"capabilities": group.capabilities, "judge_labels": group.judge_labels}
-    return group.model_copy(update={k: {n: v for n, v in grades.items() if n in kept} for k, grades in labels.items()})
-
-
-def _without_pairs(taxonomy: Taxonomy, train: Sequence[Group]) -> set[tuple[str, str]]:
+def _without_pairs(taxonomy: Taxonomy, train: Iterable[Group]) -> set[tuple[str, str]]:
     """Return (task, capability) of the taxonomy on which no group orders a pair; one without a task may have any."""
     missing = {(task, name) for task, entry in taxonomy.tasks.items() for name in entry.capabilities}
     for group in train:
@@ -202,16 +255,10 @@ def _without_pairs(taxonomy: Taxonomy, train: Sequence[Group]) -> set[tuple[str,
     return missing
 
 
-def _single_prompts(taxonomy: Taxonomy, train: Sequence[Group]) -> Iterator[str]:
+def _single_prompts(taxonomy: Taxonomy, tasks: Sequence[str], keys: Sequence[bytes]) -> Iterator[str]:
     """Yield a warning if tasks have a single prompt, as if the column of tasks named rows and not kinds of prompts."""
-    prompts: dict[str | None, str] = {}
-    open_tasks = set(taxonomy.tasks)
-    for group in train:
-        if group.task in open_tasks and prompts.setdefault(group.task, key := prompt_key(group.prompt)) != key:
-            open_tasks.remove(group.task)
-            if not open_tasks:
-                return
-    if single := sorted(open_tasks & prompts.keys()):
+    prompts = Counter(task for task, _ in set(zip(tasks, keys, strict=True)))
+    if single := sorted(task for task in taxonomy.tasks if prompts[task] == 1):
         names = ", ".join(single[:3]) + (f" and {len(single) - 3} more" if len(single) > 3 else "")
         yield f"warning: {names}: a single training prompt each; name kinds of prompts that many prompts share"
 
@@ -220,39 +267,3 @@ def _notes(unlabeled: Iterable[tuple[str, str]]) -> Iterator[str]:
     for task, members in groupby(sorted(unlabeled), key=itemgetter(0)):
         names = ", ".join(name for _, name in members)
         yield f"warning: the training part orders no pair of task {task!r} by {names}; no expert is trained for this"
-
-
-def _unknown_names(group: Group, taxonomy: Taxonomy, drafted: bool) -> Iterator[tuple[str, str]]:
-    """Yield (task, capability) that the taxonomy lacks and on which the group orders no pair.
-
-    Args:
-        drafted: the taxonomy has the names of `data.files`, so that others are of a held-out part: they are yielded.
-
-    Raises:
-        DataError: the taxonomy lacks the group's task, or a capability on which it orders a pair.
-    """
-    if group.task is None:
-        return
-    if group.task not in taxonomy.tasks:
-        known = ", ".join(taxonomy.tasks)
-        raise DataError(
-            "no row of data.files has this task" if drafted else "the taxonomy has no such task",
-            file=group.position,
-            field="task",
-            value=group.task,
-            hint=f"use one of {known}, or add {'rows of the task' if drafted else 'the task to the taxonomy'}",
-        )
-    for capability in {**group.capabilities, **group.judge_labels}:
-        if capability in taxonomy.tasks[group.task].capabilities:
-            continue
-        if drafted or not group.labeled_pairs(capability):
-            yield group.task, capability
-        else:
-            graded = capability in group.capabilities
-            raise DataError(
-                f"the taxonomy's task {group.task!r} has no such capability",
-                file=group.position,
-                field="capabilities" if graded else "data.capability_labels",
-                value=capability,
-                hint=f"add it to the taxonomy or leave it out of the {'data' if graded else 'label files'}",
-            )

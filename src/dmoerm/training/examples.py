@@ -1,6 +1,6 @@
-"""Tokenize groups once, into Arrow files that all processes map, and read examples from them when a batch needs them.
+"""Tokenize groups once, into a dataset that all processes map, and read examples from it when a batch needs them.
 
-The files are in the cache folder, under a digest of the groups, the tokenizer and the settings; a second run on the
+The dataset is in the cache folder, under a digest of the groups, the tokenizer and the settings; a second run on the
 same data tokenizes nothing. An example in memory is a row number and a task.
 """
 
@@ -17,13 +17,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pyarrow as pa
+from datasets import Dataset, Features, concatenate_datasets
 from datasets.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from ..chat.encoding import Encoded, Encoder
-from ..data.group_table import GroupTable, decode_group, stored
-from ..io.arrow import ArrowRows
+from ..data.groups import Finish, StoredGroups, decode_group, stored
 from ..io.paths import complete_folder
 from ..schema import Group, prompt_key
 from .batches import Labels, PreferenceExample, label
@@ -71,15 +70,15 @@ class StoredExample(PreferenceExample):
 
     @property
     def margin(self) -> float:
-        return self._table.rows.value("margin", self._row) or 0.0
+        return self._table.value("margin", self._row) or 0.0
 
     @property
     def prompt(self) -> str:
-        return self._table.rows.value("prompt", self._row)
+        return self._table.value("prompt", self._row)
 
     @property
     def key(self) -> str:
-        return self._table.rows.value("key", self._row)
+        return self._table.value("key", self._row)
 
     def with_task(self, task: str | None) -> PreferenceExample:
         return StoredExample(self._table, self._row, task, self._pairs)
@@ -94,21 +93,28 @@ class StoredExample(PreferenceExample):
 
 
 class _ExampleTable:
-    def __init__(self, groups: GroupTable, rows: ArrowRows) -> None:
-        self.groups, self.rows = groups, rows
+    def __init__(self, groups: StoredGroups, rows: Dataset) -> None:
+        self.groups = groups
+        self._columns = {name: rows.data.column(name) for name in _COLUMNS}
+
+    def value(self, name: str, row: int) -> Any:
+        return self._columns[name][row].as_py()
+
+    def _numbers(self, name: str, row: int) -> list[int]:
+        return self._columns[name][row].values.to_numpy().tolist()  # `as_py` is slow for long lists
 
     def encoded(self, row: int) -> Encoded:
-        ids, lengths, cut, empty = (self.rows.numbers(name, row) for name in ("ids", "lengths", "cut", "empty"))
-        parts, start = [], 0
-        for length in lengths:
+        ids, parts, start = self._numbers("ids", row), list[list[int]](), 0
+        for length in self._numbers("lengths", row):
             parts.append(ids[start : start + length])
             start += length
-        encoded = Encoded(parts[0], parts[1:], frozenset(cut), frozenset(empty))
-        encoded.__dict__["key"] = self.rows.value("key", row)  # or it would be computed
+        cut, empty = (frozenset(self._numbers(name, row)) for name in ("cut", "empty"))
+        encoded = Encoded(parts[0], parts[1:], cut, empty)
+        encoded.__dict__["key"] = self.value("key", row)  # or it would be computed
         return encoded
 
     def pairs(self, row: int) -> Labels:
-        return pickle.loads(self.rows.value("pairs", row))
+        return pickle.loads(self.value("pairs", row))
 
 
 class Texts(Sequence[Encoded]):
@@ -130,38 +136,40 @@ def examples_of(run: Run, groups: Sequence[Group]) -> list[PreferenceExample]:
     One process tokenizes, with a worker per core; the others wait. This is a collective.
     """
     table = stored(groups)
-    files = tokenized(run.cache.root / "tokens", table, run.model.encoder)
-    rows = _ExampleTable(table, files)
-    tasks = files.column("task")
-    return [StoredExample(rows, row, task and sys.intern(task)) for row, task in enumerate(tasks)]
+    dataset = tokenized(run.cache.root / "tokens", table, run.model.encoder)
+    rows = _ExampleTable(table, dataset)
+    return [StoredExample(rows, row, task and sys.intern(task)) for row, task in enumerate(dataset["task"])]
 
 
-def tokenized(folder: Path, groups: GroupTable, encoder: Encoder) -> ArrowRows:
-    """Return the rows of `_COLUMNS` for the groups; write them to `folder` if they are not there.
+def tokenized(folder: Path, groups: StoredGroups, encoder: Encoder) -> Dataset:
+    """Return a dataset with `_COLUMNS` of the groups; write it to `folder` if it is not there.
 
     A folder that cannot be written is replaced by a temporary one of each process.
     """
     digest = hashlib.sha256(repr((list(_COLUMNS), encoder.fingerprint)).encode())
-    for content in groups.encoded():
+    for content in groups.contents():
         digest.update(content)
     target = folder / digest.hexdigest()[:24]
-    write = partial(_write, groups=groups, columns=partial(_columns, encoder=encoder))
     if is_main() and _opened(target, len(groups)) is None:
         with contextlib.suppress(OSError):
-            write(target)
+            _write(target, groups, encoder)
     barrier()
     if (rows := _opened(target, len(groups))) is not None:
         return rows
     with tempfile.TemporaryDirectory(prefix="dmoerm-tokens-", ignore_cleanup_errors=True) as temporary:
-        write(Path(temporary) / "tokens")
-        return ArrowRows(Path(temporary) / "tokens")  # mapped: the files stay readable
+        _write(Path(temporary) / "tokens", groups, encoder)
+        return _open(Path(temporary) / "tokens")  # mapped: the files stay readable
 
 
-def _opened(folder: Path, count: int) -> ArrowRows | None:
-    """Return the rows of a folder, marked as used now; None if there are none, or if the cache has removed some."""
+def _open(folder: Path) -> Dataset:
+    return concatenate_datasets([Dataset.from_file(str(file)) for file in sorted(folder.glob("*.arrow"))])
+
+
+def _opened(folder: Path, count: int) -> Dataset | None:
+    """Return the dataset in a folder, marked as used now; None if the cache lacks a part of it."""
     try:
-        rows = ArrowRows(folder)
-    except (OSError, pa.ArrowInvalid):
+        rows = _open(folder)
+    except (OSError, ValueError, pa.ArrowInvalid):
         return None
     for file in folder.glob("*.arrow"):
         with contextlib.suppress(OSError):
@@ -169,18 +177,17 @@ def _opened(folder: Path, count: int) -> ArrowRows | None:
     return rows if len(rows) == count else None
 
 
-def _write(target: Path, groups: GroupTable, columns: Any) -> None:
-    rows = groups.dataset()
+def _write(target: Path, groups: StoredGroups, encoder: Encoder) -> None:
+    rows = groups.dataset.select(groups.rows)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = min(cores, len(groups) // _WORKER_ROWS + 1)
-    features = datasets.Features.from_arrow_schema(pa.schema(list(_COLUMNS.items())))
     with complete_folder(target) as folder, _quiet():
         rows.map(
-            columns,
+            partial(_columns, finish=groups.finish, encoder=encoder),
             batched=True,
             num_proc=workers if workers > 1 else None,
             remove_columns=rows.column_names,
-            features=features,
+            features=Features.from_arrow_schema(pa.schema(list(_COLUMNS.items()))),
             cache_file_name=str(folder / "rows.arrow"),
             new_fingerprint="rows",
         )
@@ -197,8 +204,8 @@ def _quiet() -> Iterator[None]:
             enable_progress_bar()
 
 
-def _columns(batch: dict[str, list[bytes]], *, encoder: Encoder) -> dict[str, list[Any]]:
-    groups = [decode_group(content) for content in batch["group"]]
+def _columns(batch: dict[str, list[bytes]], *, finish: Finish, encoder: Encoder) -> dict[str, list[Any]]:
+    groups = [finish(decode_group(content)) for content in batch["group"]]
     texts = encoder.encode_all(groups)
     return {
         "key": [text.key for text in texts],

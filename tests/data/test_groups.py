@@ -1,22 +1,23 @@
-"""Groups in a file: equal to those in a list, whatever they hold."""
+"""Groups in a dataset on disk are read as they were written, with what all groups decide about each one."""
 
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
 
-import numpy as np
 import pytest
 
-from dmoerm.data.group_table import GroupTable, changed_groups, select, stored
+from dmoerm.data.groups import Finish, stored
 from dmoerm.schema import Group, Message, PairLabel
 
 GROUPS = [
-    Group(prompt="Hi", responses=("a", "b"), scores=(1, 0.1), task="chat", margin=0.5).at("rows.jsonl", 7),
     Group(
-        id="x",
-        prompt=(Message(role="system", content="Be brief."), Message(role="user", content="你好 \u2028")),
-        responses=("a", "", "c")[::2],
-        ranks=(1, 2),
+        task="chat", prompt=(Message(role="user", content="Hi"),), responses=("a", "b"), scores=(0.1, 1 / 3), margin=0.5
+    ).at("rows.jsonl", 7),
+    Group(
+        id="why",
+        prompt="Why?",
+        responses=("a", "b"),
         capabilities={"logic": (None, -0.0)},
         judge_labels={"tone": (PairLabel(0, 1, 0.25),)},
         annotators={"overall": ((1, 2), ())},
@@ -25,13 +26,12 @@ GROUPS = [
 ]
 
 
-def test_a_table_holds_the_groups_as_they_are() -> None:
+def test_groups_are_stored_as_they_are() -> None:
     table = stored(GROUPS)
     assert table == GROUPS
     assert [group.position for group in table] == [group.position for group in GROUPS]
     assert type(table[1].judge_labels["tone"][0]) is PairLabel
     assert table[1].model_dump_json() == GROUPS[1].model_dump_json()
-    assert table[0].model_copy(update={"task": None}).task is None
     assert stored([]) == []
     assert stored(table) is table
 
@@ -41,8 +41,7 @@ def test_parts_and_copies_read_the_same_groups() -> None:
     table = stored(iter(many))
     assert table[-1] == many[-1]
     assert table[1::700] == many[1::700]
-    assert select(table, [i % 999 == 0 for i in range(3000)]) == many[::999]
-    assert select(many, [i % 999 == 0 for i in range(3000)]) == many[::999]
+    assert table.select([5, 2999]) == [many[5], many[2999]]
     part = table[5:8]
     del table
     assert pickle.loads(pickle.dumps(part)) == many[5:8]
@@ -50,19 +49,21 @@ def test_parts_and_copies_read_the_same_groups() -> None:
         part[3]
 
 
-def test_a_table_is_written_again_only_if_a_group_changes() -> None:
+def test_a_finish_is_applied_when_a_group_is_read() -> None:
     table = stored(GROUPS)
-    assert changed_groups(table, lambda group: group) is table
-    moved = changed_groups(table, lambda group: group.model_copy(update={"task": "new"}))
-    assert isinstance(moved, GroupTable)
-    assert [group.task for group in moved] == ["new", "new"]
-    assert table == GROUPS
+    finish = Finish(task="qa", scales={("qa", "logic"): (0.0, 1.0)}, kept={"chat": (), "qa": ("logic",)})
+    first, second = table.select([0, 1], finish)
+    assert first == GROUPS[0]
+    assert (second.task, second.judge_labels, second.scores) == ("qa", {}, None), "a response has no grade"
+    assert table.select([1], Finish(human_grades=False))[0].capabilities == {}
+    assert pickle.loads(pickle.dumps(table.select([1], finish))) == [second]
+    assert table == GROUPS, "nothing is written"
 
 
-def test_its_file_goes_with_its_last_table() -> None:
+def test_the_file_goes_with_its_last_reader() -> None:
     table = stored(GROUPS)
-    file = table._file.path
-    part = table.select(np.array([True, False]))
+    file = Path(table.dataset.cache_files[0]["filename"])
+    part = table.select([0])
     del table
     assert part == GROUPS[:1]
     assert file.exists()
