@@ -119,24 +119,11 @@ from dmoerm.config import load_config
 from dmoerm.training import train
 from dmoerm.training.loop import Loop
 from dmoerm.training.processes import rank
-from test_run import kill_at
-
-if rank() == 1:
-    Loop._step = kill_at({step!r}, {at}, lambda: os.kill(os.getpid(), signal.SIGKILL))
-train(load_config(sys.argv[1]))
-"""
-
-
-BOTH_KILLED = """
-import os, signal, sys
-from dmoerm.config import load_config
-from dmoerm.training import train
-from dmoerm.training.loop import Loop
 
 take_step = Loop._step
 
 def killed(self, batches):
-    if str(self.folder).endswith("checkpoints/{step}") and self.done == {at}:
+    if str(self.folder).endswith("checkpoints/{step}") and self.done == {at} and rank() in {ranks}:
         self.module.register_forward_hook(lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     return take_step(self, batches)
 
@@ -145,12 +132,13 @@ train(load_config(sys.argv[1]))
 """
 
 
-def killed(config: Config, folder: Path, step: str, at: int, how: str = "ddp_cpu", code: str = KILLED) -> Config:
-    """The settings of a run that was killed in that step: one process after an optimizer step, or (`BOTH_KILLED`) both
-    between a forward and its backward pass."""
+def killed(
+    config: Config, folder: Path, step: str, at: int, how: str = "ddp_cpu", ranks: tuple[int, ...] = (1,)
+) -> Config:
+    """The settings of a run of which these processes were killed in that step, before a backward pass."""
     file, broken = written(config, folder)
     script = folder / "killed.py"
-    script.write_text(code.format(step=step, at=at))
+    script.write_text(KILLED.format(step=step, at=at, ranks=ranks))
     ended = launch(str(script), str(file), how=how)
     assert ended.returncode != 0
     assert "Signal 9" in ended.stderr, ended.stderr[-3000:]

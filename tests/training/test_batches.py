@@ -15,8 +15,7 @@ from dmoerm.model.heads import Head
 from dmoerm.schema import Group, Pair
 from dmoerm.training import batches
 from dmoerm.training.batches import PackedCollator, PreferenceBatch, PreferenceExample, VectorCollator, label, labeled
-from dmoerm.training.losses import PreferenceLossModule
-from dmoerm.training.stacking import HeadStack
+from dmoerm.training.losses import HeadStack, PreferenceLossModule
 
 from .made import features, made
 
@@ -25,8 +24,8 @@ def group(**labels: object) -> Group:
     return Group(prompt="Hi", responses=("a", "b", "c"), **labels)
 
 
-def example(of: Group, **flips: float) -> PreferenceExample:
-    return PreferenceExample(of, Encoded([1], [[2], [3], [4]]), of.task, label(of, **flips))
+def example(of: Group) -> PreferenceExample:
+    return PreferenceExample(of, Encoded([1], [[2], [3], [4]]), of.task, label(of))
 
 
 def test_labels_are_the_ordered_pairs() -> None:
@@ -58,18 +57,14 @@ def test_the_margin_belongs_to_the_overall_preference() -> None:
 
 
 def test_pairs_point_at_their_own_groups_rows() -> None:
-    batch = collate(made(torch.ones(2, 3), [Pair(1, 0)], 0.5), made(torch.zeros(3, 3), [Pair(0, 2), Pair(1, 2)]))
+    second = made(torch.zeros(3, 3), [Pair(0, 2, 0.7, 0.8), Pair(1, 2)])
+    batch = collate(made(torch.ones(2, 3), [Pair(1, 0)], 0.5), second)
     assert batch.better.tolist() == [1, 2, 3]
     assert batch.worse.tolist() == [0, 4, 4]
     assert batch.margin.tolist() == [0.5, 0, 0]
-    assert batch.weight.tolist() == [1, 0.5, 0.5]
+    assert batch.target.tolist() == pytest.approx([1, 0.7, 1])
+    assert batch.weight.tolist() == pytest.approx([1, 0.4, 0.5])
     assert torch.equal(batch.inputs, torch.cat([torch.ones(2, 3), torch.zeros(3, 3)]))
-
-
-def test_soft_pairs_carry_how_sure_and_how_heavy_they_are() -> None:
-    batch = collate(made(torch.ones(3, 3), [Pair(1, 0, 0.7, 0.5), Pair(2, 0)]))
-    assert batch.target.tolist() == pytest.approx([0.7, 1])
-    assert batch.weight.tolist() == [0.25, 0.5]
 
 
 def test_a_capabilitys_pairs_are_its_experts() -> None:
@@ -83,7 +78,7 @@ def test_a_capabilitys_pairs_are_its_experts() -> None:
 def test_a_batch_moves_as_a_whole() -> None:
     first = (torch.randn(2, 4), [torch.randn(1, 4), torch.randn(3, 4)])
     (batch,) = PackedCollator(features)([made(first, [Pair(0, 1)])])
-    moved = batch.to("meta", non_blocking=True)
+    moved = batch.to("meta")
     tensors = [moved.inputs.tokens, *(value for value in vars(moved).values() if isinstance(value, torch.Tensor))]
     assert len(tensors) == 9
     assert {tensor.device.type for tensor in tensors} == {"meta"}
@@ -99,6 +94,17 @@ def test_states_are_packed_and_owned() -> None:
     assert packing.responses == [2, 1, 1, 3]
     assert torch.equal(batch.inputs.tokens, torch.cat([second[0], first[0], *second[1], *first[1]]))
     assert batch.better.tolist() == [1, 2]
+
+
+def test_a_part_keeps_to_the_budget() -> None:
+    both = {"a": [Pair(0, 1)], "b": [Pair(0, 1)]}
+    states = (torch.randn(4, 8), [torch.randn(3, 8), torch.randn(5, 8)])
+    examples = [made(states, both) for _ in range(5)]  # 12 tokens, 2 experts
+    for budget, count in ((1, 5), (24, 5), (48, 3), (1000, 1)):
+        parts = PackedCollator(features, ("a", "b"), budget)(examples)
+        assert len(parts) == count
+        assert sum(part.share for part in parts) == pytest.approx(1)
+        assert all(part.total.tolist() == [5, 5] for part in parts)
 
 
 def test_keys_name_the_ids_and_prompts_fold_white_space() -> None:

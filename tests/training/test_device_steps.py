@@ -23,9 +23,8 @@ from dmoerm.schema import Pair
 from dmoerm.training.batches import PackedCollator, PreferenceBatch, VectorCollator
 from dmoerm.training.best import BestTracker
 from dmoerm.training.loop import make_optimizer
-from dmoerm.training.losses import PreferenceLossModule
+from dmoerm.training.losses import ExpertStack, HeadStack, PreferenceLossModule
 from dmoerm.training.router import RoutingBatch, RoutingLossModule, _collate
-from dmoerm.training.stacking import ExpertStack, HeadStack
 
 from .made import features as read
 from .made import made

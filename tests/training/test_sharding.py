@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tiny import tiny_tokenizer, train_quietly
+from torch import Tensor, distributed
+from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
+from dmoerm.cli.train import train_and_measure
 from dmoerm.config import Config
 from dmoerm.errors import BackboneError, ConfigError
-from dmoerm.training import sharding
+from dmoerm.training import phases, processes, sharding
+from dmoerm.training.sharding import full_state, full_tensor, is_sharded, whole_state
+from dmoerm.training.steps import Training
 
 from . import launching
 from .launching import (
-    BOTH_KILLED,
     END,
     ENDS,
-    KILLED,
     LONG,
     LORA,
     SMALL,
@@ -63,15 +67,11 @@ HELD = """
 from pathlib import Path
 from dmoerm.training.processes import rank
 
-def held(weight):
-    part = weight.to_local() if hasattr(weight, "to_local") else weight
-    return part.numel()
-
 move_to_device = run.move_to_device
 
 def counted(model):
     model = move_to_device(model)
-    count = sum(held(weight) for weight in model.trunk.parameters())
+    count = sum(weight.to_local().numel() for weight in model.trunk.parameters())
     (Path(__file__).parent / f"held{rank()}").write_text(str(count))
     return model
 
@@ -81,9 +81,15 @@ main()
 
 
 @pytest.mark.slow
-def test_two_processes_train_and_measure_as_one(tiny_config: Callable[..., Config], tmp_path: Path) -> None:
-    from dmoerm.cli.train import train_and_measure
-
+@pytest.mark.parametrize("reshard", ["true", "false"])
+def test_two_processes_train_and_measure_as_one(
+    tiny_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reshard: str
+) -> None:
+    """Also with layers that stay gathered after a call."""
+    text = (launching.CONFIGS / "fsdp2.yaml").read_text()
+    assert "reshard_after_forward: true" in text
+    (tmp_path / "fsdp2.yaml").write_text(text.replace("forward: true", f"forward: {reshard}"))
+    monkeypatch.setattr(launching, "CONFIGS", tmp_path)
     config = tiny_config(**PIECES)
     two = trained(config, tmp_path / "two", how="fsdp2", command=SMALL + HELD)
     one = written(config, tmp_path / "one")[1]
@@ -100,8 +106,6 @@ def test_two_processes_train_and_measure_as_one(tiny_config: Callable[..., Confi
 def test_a_killed_run_goes_on_and_two_processes_evaluate_it_as_one(
     tiny_config: Callable[..., Config], tmp_path: Path
 ) -> None:
-    from dmoerm.cli.train import train_and_measure
-
     how = "fsdp2"
     config = tiny_config(**{**PIECES, "phase2": {**LONG, **END, "lora": LORA}})
     two, one = killed(config, tmp_path / "two", "phase2/chitchat/lora", 7, how), written(config, tmp_path / "one")[1]
@@ -173,35 +177,16 @@ def test_two_processes_start_from_a_reward_model_as_one(tiny_config: Callable[..
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("code", [KILLED, BOTH_KILLED], ids=["one", "both"])
+@pytest.mark.parametrize("ranks", [(1,), (0, 1)])
 def test_a_killed_run_goes_on_with_its_rows_of_a_branch(
-    tiny_config: Callable[..., Config], tmp_path: Path, code: str
+    tiny_config: Callable[..., Config], tmp_path: Path, ranks: tuple[int, ...]
 ) -> None:
     config = tiny_config(**{**ENDS, "phase0": {**LONG, **END}})
-    two, one = (
-        killed(config, tmp_path / "two", "phase0/branch", 14, "fsdp2", code),
-        written(config, tmp_path / "one")[1],
-    )
+    two = killed(config, tmp_path / "two", "phase0/branch", 14, "fsdp2", ranks)
+    one = written(config, tmp_path / "one")[1]
     trained(config, tmp_path / "two", "--no-eval", how="fsdp2")
     train_quietly(one)
     assert_close(two, one)
-
-
-@pytest.mark.slow
-def test_layers_that_stay_whole_after_a_call(
-    tiny_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from dmoerm.cli.train import train_and_measure
-
-    config = tiny_config(**PIECES)
-    text = (launching.CONFIGS / "fsdp2.yaml").read_text()
-    assert "reshard_after_forward: true" in text
-    (tmp_path / "whole.yaml").write_text(text.replace("reshard_after_forward: true", "reshard_after_forward: false"))
-    monkeypatch.setattr(launching, "CONFIGS", tmp_path)
-    two, one = trained(config, tmp_path / "two", how="whole"), written(config, tmp_path / "one")[1]
-    train_and_measure(one, "train")
-    assert_close(two, one)
-    assert approximately(measured(Path(two.output)), measured(Path(one.output)))
 
 
 def test_a_backbone_with_weights_elsewhere_is_refused(tiny_model: Callable[..., Any]) -> None:
@@ -210,3 +195,63 @@ def test_a_backbone_with_weights_elsewhere_is_refused(tiny_model: Callable[..., 
     sharding._check_layers(model, layers)
     with pytest.raises(BackboneError, match="'llama' keeps weights outside linear layers"):
         sharding._check_layers(model, layers[: len(layers) // 2])
+
+
+# --- one process that holds all shards --------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def one_shard(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A group of one process, started by accelerate with fsdp2.yaml."""
+    processes.process_state()
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    processes.sharded.cache_clear()
+    distributed.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
+        processes.sharded.cache_clear()
+
+
+def general_state(training: Training) -> dict[str, Tensor]:
+    """The state of the general model after phase 0, which the model has too."""
+    run, general = training.run, training.run.model.general
+    parts = training.train, training.validation
+    with run.progress.step("phase0"):
+        state, _ = phases.train_base(run, general, *parts, run.config.phase0, run.folder / "checkpoints" / "phase0")
+    phases.apply_base(general, state)
+    return state
+
+
+@pytest.mark.parametrize(
+    ("base", "again"),
+    [
+        ("full", False),
+        *(pytest.param(*form, marks=pytest.mark.slow) for form in (("full", True), ("lora", False), ("lora", True))),
+    ],
+)
+def test_a_sharded_branch_trains_as_a_whole_one(
+    begun: Callable[..., Training], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: str, again: bool
+) -> None:
+    """Also with `gradient_checkpointing`, which the whole one does without."""
+    step = {**END, "steps": 3, "evaluations": 1, "l2": 0.1, "batch_groups": 4}
+    settings: dict[str, Any] = {"base": base, "phase0": step, **({"base_lora": LORA} if base == "lora" else {})}
+    one = begun(**settings, output=str(tmp_path / "one"))
+    expected = general_state(one)
+    with one_shard(tmp_path, monkeypatch):
+        other = begun(**settings, gradient_checkpointing=again, output=str(tmp_path / "other"))
+        general = other.run.model.general
+        assert is_sharded(general)
+        state = general_state(other)
+        assert any(isinstance(tensor, DTensor) for tensor in state.values())
+        found = whole_state(state)
+        assert found.keys() == expected.keys()
+        for name, tensor in expected.items():
+            torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-5, msg=name)
+        for name, weight in general.branch.named_parameters():
+            assert torch.equal(full_tensor(weight), found[f"branch.{name}"]), name
+        with full_state(other.run.model):
+            whole = other.run.model.state_dict()
+    before = one.run.model.state_dict()
+    assert all(torch.allclose(whole[name], tensor, atol=1e-5) for name, tensor in before.items())

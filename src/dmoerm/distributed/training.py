@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from packaging.version import Version
 
 from ..config import Config, changed
 from ..data.splits import Splits
-from ..errors import ClusterError, ConfigError, DmoermError
+from ..errors import ClusterError, DmoermError
 from ..training.examples import Texts, examples_of
 from ..training.processes import TIMEOUT, barrier, broadcast, is_main
 from ..training.progress import Progress
@@ -27,7 +26,6 @@ from ..training.run import Step, check_batches, graph, path_to, prepare, run_ste
 from ..training.steps import Run, StepMetrics
 from .cluster import cluster, worker_slots
 
-_MIN_RAY = Version("2.60")  # for `workers_per_step`; older ones do not return what a worker returns
 _MIN_SHARE = 256  # groups; fewer are not worth a worker of their own
 
 
@@ -35,7 +33,7 @@ def on_ray(run: Run, data: Splits, steps: Sequence[Step]) -> None:
     """Train the unfinished steps on the cluster at `ray.address`; an `Engine`.
 
     Raises:
-        ConfigError: ray is not installed or too old, or a pass has fewer groups than a step has workers.
+        ConfigError: ray is not installed, or a pass has fewer groups than a step has workers.
         ClusterError: the cluster cannot be reached, or a step was lost more than `ray.retries` times.
     """
     settings = run.config.ray
@@ -44,15 +42,21 @@ def on_ray(run: Run, data: Splits, steps: Sequence[Step]) -> None:
         run.progress.say(f"ray.gpus is {settings.gpus:g}, but a worker uses one GPU; {hint}")
     check_batches(run.config, settings.workers_per_step)
     with cluster(settings.address) as ray:
-        if settings.workers_per_step > 1 and Version(ray.__version__) < _MIN_RAY:
-            raise ConfigError(f"ray.workers_per_step: needs ray {_MIN_RAY} or newer (installed: {ray.__version__})")
-        _follow(ray, run, _submit(ray, run, data, steps))
+        names = _submit(ray, run, data, steps)
+        waiting = list(names)
+        while waiting:
+            (ended,), waiting = ray.wait(waiting, num_returns=1)
+            figures: StepMetrics = ray.get(ended)  # raises what the worker has raised
+            summary = "  ".join(f"{name} {figures[name]:.3f}" for name in ("loss", "accuracy") if name in figures)
+            run.progress.skip(names[ended], f"{summary}  {figures['seconds']:.1f} s")
 
 
 def _submit(ray: Any, run: Run, data: Splits, steps: Sequence[Step]) -> dict[Any, str]:
     """Submit a task for each unfinished step; return reference → step name."""
     settings, config = run.config.ray, reachable(run.config)
     remote = ray.remote(num_cpus=settings.cpus, num_gpus=settings.gpus, max_retries=settings.retries)
+    # A group's task waits for its workers and needs no processor itself.
+    group = ray.remote(num_cpus=0, max_retries=settings.retries, retry_exceptions=[_WorkerLost])(do_step_in_group)
     shared = ray.put(data)  # the data files are needed on this machine only
     shares = min(worker_slots(ray, settings.cpus, settings.gpus), len(data.train) // _MIN_SHARE)
     references: dict[str, Any] = {}
@@ -65,19 +69,9 @@ def _submit(ray: Any, run: Run, data: Splits, steps: Sequence[Step]) -> dict[Any
             fill = remote(fill_share)
             filled = [fill.options(name=f"activations/{i}").remote(config, shared, i, shares) for i in range(shares)]
         needed = [references[name] for name in step.needs if name in references] or filled
-        train = remote(do_step) if settings.workers_per_step == 1 else _group_task(ray, settings.retries)
+        train = remote(do_step) if settings.workers_per_step == 1 else group
         references[step.name] = train.options(name=step.name).remote(config, shared, step.name, *needed)
     return {reference: name for name, reference in references.items()}
-
-
-def _follow(ray: Any, run: Run, names: Mapping[Any, str]) -> None:
-    """Report each step when it finishes. Raises the error of the first step that fails."""
-    waiting = list(names)
-    while waiting:
-        (ended,), waiting = ray.wait(waiting, num_returns=1)
-        figures: StepMetrics = ray.get(ended)
-        summary = "  ".join(f"{name} {figures[name]:.3f}" for name in ("loss", "accuracy") if name in figures)
-        run.progress.skip(names[ended], f"{summary}  {figures['seconds']:.1f} s")
 
 
 def fill_share(config: Config, data: Splits, share: int, of: int) -> None:
@@ -99,11 +93,6 @@ def do_step(config: Config, data: Splits, name: str, *_needed: StepMetrics | Non
 
 class _WorkerLost(ClusterError):
     """A worker of a group ended; the step can be trained again."""
-
-
-def _group_task(ray: Any, retries: int) -> Any:
-    """Return the task that trains a step in a group of workers; it waits for them and needs no processor itself."""
-    return ray.remote(num_cpus=0, max_retries=retries, retry_exceptions=[_WorkerLost])(do_step_in_group)
 
 
 def do_step_in_group(config: Config, data: Splits, name: str, *_needed: StepMetrics | None) -> StepMetrics:
@@ -149,29 +138,20 @@ def _cause(error: Any, name: str) -> Exception:
 
 @contextlib.contextmanager
 def _prepared(config: Config, data: Splits) -> Iterator[Run]:
-    """Prepare the run on a worker."""
-    with _folder(config) as folder:
-        yield prepare(config, data.taxonomy, folder, Progress(quiet=True))
-
-
-@contextlib.contextmanager
-def _folder(config: Config) -> Iterator[Path]:
-    """Yield the run's folder; with a storage, a temporary copy, which the processes of a step share."""
-    if config.storage is None:
-        yield Path(config.output)
-        return
-    with tempfile.TemporaryDirectory() if is_main() else contextlib.nullcontext() as folder:
-        yield Path(broadcast(folder) or "")
-        barrier()
+    """Prepare the run on a worker, in its folder; with a storage, in a temporary one that a step's workers share."""
+    folder = config.output
+    with tempfile.TemporaryDirectory() if config.storage and is_main() else contextlib.nullcontext() as temporary:
+        if config.storage:
+            folder = broadcast(temporary) or ""
+        yield prepare(config, data.taxonomy, Path(folder), Progress(quiet=True))
+        if config.storage:
+            barrier()  # before the main process removes the folder
 
 
 def reachable(config: Config) -> Config:
     """Return the settings with absolute paths, because a worker runs in another folder."""
     paths = {name: getattr(config, name) for name in ("output", "cache", "storage")}
-    paths["backbone.path"] = config.backbone.path
-    absolute = {name: str(Path(path).absolute()) for name, path in paths.items() if path and _is_local(name, path)}
-    return changed(config, absolute)
-
-
-def _is_local(name: str, path: str) -> bool:
-    return "://" not in path and (name != "backbone.path" or Path(path).exists())
+    if Path(config.backbone.path).exists():  # else it is a name on the hub
+        paths["backbone.path"] = config.backbone.path
+    local = {name: path for name, path in paths.items() if path and "://" not in path}
+    return changed(config, {name: str(Path(path).absolute()) for name, path in local.items()})

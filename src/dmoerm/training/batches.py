@@ -104,8 +104,8 @@ class PreferenceBatch:
     total: Tensor | None = None
     share: float = 1.0
 
-    def to(self, device: Any, **_: Any) -> PreferenceBatch:
-        """Return the batch on a device; accelerate's data loader calls it."""
+    def to(self, device: Any) -> PreferenceBatch:
+        """Return the batch on a device."""
         small = {name: value for name, value in vars(self).items() if isinstance(value, Tensor) and name != "inputs"}
         moved = dict(zip(small, transfer(list(small.values()), device), strict=True))
         inputs = self.inputs
@@ -140,8 +140,8 @@ class PackedCollator:
     """Collate examples whose features are hidden states or ids into the parts that this process computes.
 
     The examples of a part have labels for the same experts, `active`, so no expert runs on a text that it has no label
-    for. Each part has the summed weights of the whole batch divided by the world size. DDP averages gradients over the
-    processes, so the parts' losses sum to the batch's loss, however many examples each process has.
+    for. Each part has the summed weights of the whole batch divided by the world size. Gradients are averaged over
+    the processes, so the parts' losses sum to the batch's loss, however many examples each process has.
 
     Args:
         features: example → the prompt's (P, d) and a list of each response's (R, d).

@@ -44,10 +44,9 @@ from .exact_solver import (
     out_of_fold,
 )
 from .loop import fit
-from .losses import PreferenceLossModule
+from .losses import ExpertStack, HeadStack, PreferenceLossModule
 from .score_weights import weight_scores
 from .sharding import copy_weights, is_sharded, sharded_scorer
-from .stacking import ExpertStack, HeadStack
 from .steps import FoldWeights, Run, State, StepMetrics, Training, step_metrics, step_name
 
 Examples = Sequence[PreferenceExample]

@@ -1,11 +1,8 @@
 """Communication between the processes of a run: rank, world size, and collectives.
 
-`accelerate launch` and `torchrun` start several processes, usually one per GPU. In a single process, the collectives
-return their input unchanged. Every process runs the same program with the same settings. `shard` selects a process's
-rows, `all_gather` puts the results back together, and only the main process writes files that all processes read.
-
-Every function that returns or changes values of several processes is a collective: every process must call it, in the
-same order; otherwise the run deadlocks.
+`accelerate launch` and `torchrun` start several processes, usually one per GPU, which run the same program. In a single
+process, all functions return their input unchanged. Those below `barrier` are collectives: every process must call them
+in the same order, or the run deadlocks.
 """
 
 from __future__ import annotations
@@ -72,11 +69,6 @@ def idle_gpus() -> str | None:
     )
 
 
-def barrier() -> None:
-    """Wait until all processes have reached this point."""
-    process_state().wait_for_everyone()
-
-
 def shard(rows: Sequence[T]) -> Sequence[T]:
     """Return this process's rows: every `world_size()`-th, starting at its rank."""
     return rows[rank() :: world_size()] if world_size() > 1 else rows
@@ -92,6 +84,11 @@ def shard_evenly(rows: Sequence[T]) -> Sequence[T]:
     return [*local, *rows[:1]] if sharded() and len(local) < -(-len(rows) // world_size()) else local
 
 
+def barrier() -> None:
+    """Wait until all processes have reached this point."""
+    process_state().wait_for_everyone()
+
+
 def all_gather(local: Sequence[T]) -> list[T]:
     """Return the results of all processes for their `shard` of the rows, in the order of all rows."""
     if world_size() == 1:
@@ -101,9 +98,9 @@ def all_gather(local: Sequence[T]) -> list[T]:
 
 
 def gather_passes(local: Iterable[Tensor], sizes: Sequence[int]) -> list[Tensor]:
-    """Return the rows of all passes in their order, on the CPU, where each process computes its `shard` of them.
+    """Return the rows of all passes in their order, on the CPU; each process computes its `shard` of the passes.
 
-    The passes are gathered as tensors, one of each process at a time, so a device never holds more than those.
+    One pass of each process is gathered at a time, so a device never holds more than these.
 
     Args:
         local: outputs (size, …) of this process's passes; further ones, of `shard_evenly`, are ignored.

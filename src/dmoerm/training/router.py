@@ -354,7 +354,7 @@ class RoutingBatch:
     total: Tensor
 
     def to(self, device: Any, **_: Any) -> RoutingBatch:
-        """Return the batch on a device; accelerate's data loader calls it."""
+        """Return the batch on a device."""
         return RoutingBatch(*transfer(list(vars(self).values()), device))
 
 

@@ -1,19 +1,10 @@
-"""Shard the weights of a model that does not fit on one accelerator, by FSDP2.
+"""Shard the weights of a model that does not fit on one accelerator, by PyTorch's FSDP2.
 
     layers of the trunk                                 sharded; a layer is gathered for each call and freed after it
     linear layers and embeddings of the branches        the same, one by one: the experts' branches call them too
-    a branch that is trained                            sharded by layer, with gradients and optimizer state
+    a branch that is trained                            a float32 copy, sharded by layer, with its gradients and
+                                                        optimizer state; its values return to the model's branch
     LoRA, heads, statistics, norms of branches          replicated; gradients are averaged, as without sharding
-
-PyTorch's `fully_shard` gathers the next layer while one runs.
-
-A branch that is trained is a copy:
-
-    the model's branch (frozen, each layer in shards) ──▶ copy (float32) ──train──▶ state ──▶ the model's branch
-
-Each process has its rows of every weight, gradient and optimizer state of the copy. A layer is gathered for its pass,
-and its gradients are averaged when its backward pass ends. The last layer belongs to the root: a pass calls it twice
-(see layers.py), and FSDP2 would average its gradients after the first of the two.
 
 Each call of a sharded layer is a collective, so all processes must call the same layers in the same order. This is why
 `batches.PackedCollator` and `processes.shard_evenly` add dummies: a process with fewer passes would block the others.
@@ -22,11 +13,12 @@ Each call of a sharded layer is a collective, so all processes must call the sam
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,21 +32,8 @@ from ..model.heads import BranchScorer
 from ..model.layers import empty_part
 from .processes import copy_from_main, device, is_main, sharded, world_size
 
-
-class _Setting(NamedTuple):
-    """A setting of accelerate, the environment variable that passes it on, its required and its default value."""
-
-    name: str
-    variable: str
-    required: str
-    default: str
-
-
-_LAUNCHER_SETTINGS = [
-    _Setting("fsdp_version", "FSDP_VERSION", required="2", default="1"),
-    _Setting("fsdp_offload_params", "FSDP_OFFLOAD_PARAMS", required="false", default="false"),
-]
-
+_LAUNCHER_SETTINGS = {"fsdp_version": ("2", "1"), "fsdp_offload_params": ("false", "false")}
+"""Setting of accelerate → the required value, and accelerate's default. A variable passes it on."""
 _CONFIGS = Path(__file__).parents[1] / "configs" / "accelerate"
 
 
@@ -66,8 +45,8 @@ def check_sharding(own_router: bool) -> None:
     """
     if not sharded():
         return
-    for name, variable, required, default in _LAUNCHER_SETTINGS:
-        if (value := os.environ.get(variable, default).lower()) != required:
+    for name, (required, default) in _LAUNCHER_SETTINGS.items():
+        if (value := os.environ.get(name.upper(), default).lower()) != required:
             raise ConfigError(f"accelerate launch: {name} is {value}; set it to {required}: see {_CONFIGS}")
     if own_router:
         raise ConfigError(
@@ -85,14 +64,35 @@ def move_to_device(model: DMoERM) -> DMoERM:
     if not sharded():
         return model.to(device())  # pyright: ignore[reportArgumentType, reportReturnType]
     _check_layers(model, [layer for part in _parts(model) for layer in _layers(part)])
-    units = _units(model)
-    _shard(model, units)
-    done = {id(module) for unit in itertools.chain(*units) for module in unit.modules()}
+    options: Any = _options(model.general.branch.config.dtype)  # pyright: ignore[reportAttributeAccessIssue]
+    parts = _units(model)
+    units = list(itertools.chain(*parts))
+    for unit in units:
+        for module in unit.modules():
+            _replicate(module, {})
+        fully_shard(unit, **options)
+    for part in parts:
+        _prefetch(part)
+    root = _Root(units)
+    fully_shard(root, **options)
+    root()  # sets up the streams that the units share
+    inside = {id(module) for unit in units for module in unit.modules()}
     copies: dict[int, nn.Parameter] = {}
     for module in model.modules():
-        if id(module) not in done:
+        if id(module) not in inside:
             _replicate(module, copies)
     return model
+
+
+class _Root(nn.Module):
+    """The root of sharded modules that are called one by one: FSDP2 sets up a root's modules in its first call."""
+
+    def __init__(self, units: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.units = nn.ModuleList(units)
+
+    def forward(self) -> None:
+        """Compute nothing."""
 
 
 @contextlib.contextmanager
@@ -106,8 +106,13 @@ def full_state(model: DMoERM) -> Iterator[None]:
             if isinstance(unit, FSDPModule):
                 unit.reshard()  # else `state_dict` would reshard it, on the main process alone, and block
             state = whole_state(dict(unit.named_parameters()))
-            hooks.callback(unit.register_state_dict_post_hook(_replace_with(state)).remove)
+            hooks.callback(unit.register_state_dict_post_hook(functools.partial(_replace, state)).remove)
         yield
+
+
+def _replace(weights: Mapping[str, Tensor], _: nn.Module, state: dict[str, Tensor], prefix: str, *__: Any) -> None:
+    """Replace a layer's sharded weights in its state; a state-dict hook."""
+    state.update({prefix + name: tensor for name, tensor in weights.items()})
 
 
 def whole_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -121,15 +126,6 @@ def whole_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def full_tensor(weight: Tensor) -> Tensor:
     """Return the whole weight, detached. For a sharded weight this is a collective."""
     return (weight.full_tensor() if isinstance(weight, DTensor) else weight).detach()
-
-
-def _replace_with(weights: dict[str, Tensor]) -> Any:
-    """Return a state-dict hook that replaces a layer's sharded weights with these."""
-
-    def replace(_: nn.Module, state: dict[str, Tensor], prefix: str, *__: Any) -> None:
-        state.update({prefix + name: tensor for name, tensor in weights.items()})
-
-    return replace
 
 
 def _parts(model: DMoERM) -> list[nn.Module]:
@@ -180,7 +176,7 @@ def _replicate(module: nn.Module, copies: dict[int, nn.Parameter]) -> None:
         setattr(module, name, copies[id(weight)])
 
 
-def fsdp_options(compute_dtype: torch.dtype) -> dict[str, Any]:
+def _options(compute_dtype: torch.dtype) -> dict[str, Any]:
     """Return the options of `fully_shard`; float32 weights are gathered in the dtype in which layers compute."""
     half = compute_dtype in (torch.bfloat16, torch.float16)
     policy = MixedPrecisionPolicy(compute_dtype, torch.float32, cast_forward_inputs=False)
@@ -191,31 +187,7 @@ def fsdp_options(compute_dtype: torch.dtype) -> dict[str, Any]:
     }
 
 
-def _shard(model: DMoERM, parts: Sequence[Sequence[nn.Module]]) -> None:
-    options: Any = fsdp_options(model.general.branch.config.dtype)  # pyright: ignore
-    for unit in itertools.chain(*parts):
-        for module in unit.modules():
-            _replicate(module, {})
-        fully_shard(unit, **options)
-    for units in parts:
-        prefetch(units)
-    root = _Root(list(itertools.chain(*parts)))
-    fully_shard(root, **options)
-    root()  # sets up the streams that the units share
-
-
-class _Root(nn.Module):
-    """The root of sharded modules that are called one by one: FSDP2 sets up a root's modules in its first call."""
-
-    def __init__(self, units: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.units = nn.ModuleList(units)
-
-    def forward(self) -> None:
-        """Compute nothing."""
-
-
-def prefetch(units: Sequence[nn.Module]) -> None:
+def _prefetch(units: Sequence[nn.Module]) -> None:
     """Let each sharded module gather the next one's weights while it runs; backward passes do so by themselves.
 
     A pass has to call all of them, or the last ones keep weights that may change before the next pass.
@@ -224,24 +196,28 @@ def prefetch(units: Sequence[nn.Module]) -> None:
         unit.set_modules_to_forward_prefetch([following])  # pyright: ignore[reportCallIssue]
 
 
-# --- a branch that is trained ---
+# --- a branch that is trained -----------------------------------------------------------------------------------------
 
 
 def sharded_scorer(start: BranchScorer, head: nn.Module) -> BranchScorer:
-    """Return a scorer with a head and a trainable float32 copy of the start's branch, sharded by layer."""
+    """Return a scorer with a head and a trainable float32 copy of the start's branch, sharded by layer.
+
+    A layer is gathered for its pass, and its gradients are averaged when its backward pass ends. The last layer belongs
+    to the root: a pass calls it twice (see layers.py), and FSDP2 would average its gradients after the first call.
+    """
     source: Any = start.branch
     branch: Any = empty_part(source.config, source.config.num_hidden_layers)
     branch.embed_tokens = None  # it is the trunk's
     branch.float().requires_grad_(True)
     scorer = BranchScorer(branch, head, start.pooling)  # pyright: ignore[reportArgumentType]
-    options = fsdp_options(source.config.dtype)
+    options = _options(source.config.dtype)
     layers = list(branch.layers)[:-1]
     for layer in layers:
         _materialize(layer)
         fully_shard(layer, **options)
     _materialize(branch)
     fully_shard(scorer, ignored_params=set(head.parameters()), **options)
-    prefetch([scorer, *layers])
+    _prefetch([scorer, *layers])
     _copy(branch, dict(reshard(source).named_parameters()))
     return scorer
 
