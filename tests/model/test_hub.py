@@ -1,39 +1,91 @@
-"""A model on the hub and back, against a small hub on loopback; a hostile repository does no harm."""
+"""A model on the hub and back; a hostile repository does no harm. The hub's client is replaced by one in memory."""
 
 from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_hub import Hub, running_hub
+from huggingface_hub import constants
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import filter_repo_objects, validate_repo_id
+from requests import Response
 from sample_results import example
 from typer.testing import CliRunner
 
 from dmoerm.cli import app
 from dmoerm.errors import CheckpointError
-from dmoerm.model import DMoERM
+from dmoerm.model import DMoERM, checkpoint
 from dmoerm.model.checkpoint import rename_card
 from dmoerm.report.card import card
 
 CARD = card(example(), {"chitchat": ["empathy"]})
 
 
+class Hub:
+    """The part of `HfApi` and `snapshot_download` that dmoerm uses, for one repository.
+
+    Attributes:
+        commits: path → content after each commit; the revisions are their numbers, and None is the last one.
+        downloaded: the paths that were downloaded.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.commits, self.downloaded = folder, [{}], set()
+        self.private: bool | None = None
+        self.message = ""
+        self.error: Exception | None = None
+
+    def api(self, token: str | None = None) -> Hub:
+        return self
+
+    def create_repo(self, name: str, private: bool | None, exist_ok: bool) -> None:
+        if self.error:
+            raise self.error
+        validate_repo_id(name)
+        self.private = private
+
+    def upload_folder(self, *, folder_path: Path, allow_patterns: Any, delete_patterns: Any, **options: Any) -> Any:
+        before, paths = self.commits[-1], [p for p in folder_path.rglob("*") if p.is_file()]
+        kept = {name: before[name] for name in filter_repo_objects(before, ignore_patterns=delete_patterns)}
+        new = {str(path.relative_to(folder_path)): path.read_bytes() for path in paths}
+        self.commits.append(
+            kept | {name: new[name] for name in filter_repo_objects(new, allow_patterns=allow_patterns)}
+        )
+        self.message = options["commit_message"]
+        return type("Commit", (), {"commit_url": f"https://hub/{options['repo_id']}/commit/1"})
+
+    def download(self, name: str, *, allow_patterns: Any, revision: int | None = None, **_: Any) -> str:
+        if self.error:
+            raise self.error
+        if name != "me/rm":
+            raise RepositoryNotFoundError("404", response=Response())
+        if revision is not None and revision >= len(self.commits):
+            raise RevisionNotFoundError("404", response=Response())
+        files = self.commits[-1 if revision is None else revision]
+        folder = self.folder / str(len(self.downloaded)) / "snapshots" / "sha"
+        for path in filter_repo_objects(files, allow_patterns=allow_patterns):
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_bytes(files[path])
+            self.downloaded.add(path)
+        return str(folder)
+
+
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A local hub in place of the real one, with an empty cache."""
-    with running_hub() as hub, monkeypatch.context() as patched:
-        patched.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
-        template = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        patched.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
-        patched.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-        patched.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
-        patched.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-        patched.setenv("HF_TOKEN", "secret")
-        yield hub
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    hub = Hub(tmp_path / "cache")
+    monkeypatch.setattr(checkpoint, "HfApi", hub.api)
+    monkeypatch.setattr(checkpoint, "snapshot_download", hub.download)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    return hub
 
 
 @pytest.fixture
@@ -46,85 +98,51 @@ def rewards(model: DMoERM) -> list[float]:
     return [score.reward for score in model.score("How are you?", ["Fine.", "No."])]
 
 
-def test_an_uploaded_model_can_be_downloaded(hub: Hub, model: DMoERM) -> None:
-    url = model.push_to_hub("me/rm", private=True, commit_message="The first.")
-    repository = hub.repositories["me/rm"]
-    assert url.startswith(hub.url)
-    assert repository.private
-    assert repository.messages == ["The first."]
-    kinds = {Path(name).suffix or name for name in repository.files["main"]}
+def test_a_pushed_model_can_be_downloaded(hub: Hub, model: DMoERM, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["push", str(tmp_path / "model"), "me/rm", "--private", "--message", "Mine."])
+    assert result.exit_code == 0, result.output
+    assert "https://hub/me/rm/commit/1" in result.output
+    assert (hub.private, hub.message) == (True, "Mine.")
+    kinds = {Path(name).suffix or name for name in hub.commits[-1]}
     assert kinds <= {".safetensors", ".json", ".md", ".yaml", ".jinja", "SHA256SUMS"}
-    text = repository.files["main"]["README.md"].decode()
+    text = hub.commits[-1]["README.md"].decode()
     assert 'from_pretrained("me/rm")' in text
     assert "dmoerm serve me/rm" in text
     again = DMoERM.from_pretrained("me/rm")
     assert rewards(again) == pytest.approx(rewards(model), abs=1e-5)
     assert again.texts["run.yaml"] == model.texts["run.yaml"]
-    assert "Bearer secret" in hub.keys
 
 
 def test_a_revision_loads_the_model_of_that_commit(hub: Hub, model: DMoERM, tiny_model: Any) -> None:
     model.push_to_hub("me/rm")
-    first = hub.repositories["me/rm"].sha("main")
     other = tiny_model(base="frozen", phase2={"lora": {"rank": 0}})
     other.push_to_hub("me/rm", commit_message="Frozen heads.")
-    files = hub.repositories["me/rm"].files["main"]
-    assert not any("experts" in name for name in files)  # the earlier model's files are deleted
+    assert not any("experts" in name for name in hub.commits[-1])  # the earlier model's files are deleted
     assert rewards(DMoERM.from_pretrained("me/rm")) == pytest.approx(rewards(other), abs=1e-5)
-    assert rewards(DMoERM.from_pretrained("me/rm", revision=first)) == pytest.approx(rewards(model), abs=1e-5)
+    assert rewards(DMoERM.from_pretrained("me/rm", revision=1)) == pytest.approx(rewards(model), abs=1e-5)
     with pytest.raises(CheckpointError, match="me/rm: is neither a local model folder nor a model on the hub"):
-        DMoERM.from_pretrained("me/rm", revision="none")
+        DMoERM.from_pretrained("me/rm", revision=3)
 
 
-def test_a_name_that_is_nowhere_is_one_clear_line(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_that_is_nowhere_is_one_clear_line(hub: Hub) -> None:
     with pytest.raises(CheckpointError) as absent:
         DMoERM.from_pretrained("runs/nothere")
     assert str(absent.value) == (
         "runs/nothere: there is no such folder, and no such model on the hub; give the folder that `train` wrote, "
         "or for a private model log in with `hf auth login`, or set HF_TOKEN"
     )
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
+    hub.error = LocalEntryNotFoundError("none")
     for options, cause in (
         ({}, "the hub cannot be reached"),
         ({"local_files_only": True}, "no such model in the hub's"),
     ):
-        with pytest.raises(CheckpointError, match=f"^runs/nothere: there is no such folder, and {cause}") as error:
+        with pytest.raises(CheckpointError, match=f"^runs/nothere: there is no such folder, and {cause}"):
             DMoERM.from_pretrained("runs/nothere", **options)
-        assert "rror" not in str(error.value), "no message of the hub's client"
+    hub.error = GatedRepoError("403", response=Response())
+    with pytest.raises(CheckpointError, match="access to this model must be requested on the hub; log in with"):
+        DMoERM.from_pretrained("me/rm")
     with pytest.raises(CheckpointError, match=r"^nothere: there is no such folder; give the folder that"):
         DMoERM.from_pretrained("nothere")
-
-
-def test_nothing_of_a_hostile_repository_is_run(hub: Hub, model: DMoERM, tmp_path: Path) -> None:
-    """Code and pickles are not downloaded; a tokenizer that names code is refused."""
-    model.push_to_hub("me/rm")
-    repository = hub.repositories["me/rm"]
-    trap = pickle.dumps(Trap(str(tmp_path / "sprung")))
-    code = f"open({str(tmp_path / 'sprung')!r}, 'w')".encode()
-    traps = {"pytorch_model.bin": trap, "model.pt": trap, "modeling_dmoerm.py": code, "tasks/x/adapter_model.bin": trap}
-    config = json.loads(repository.files["main"]["config.json"])
-    config["auto_map"] = {
-        "AutoConfig": "modeling_dmoerm.Config",
-        "AutoModelForSequenceClassification": "modeling_dmoerm.M",
-    }
-    repository.files["main"].pop("SHA256SUMS")  # a file and its sum can be changed together
-    files = repository.files["main"] | traps | {"config.json": json.dumps(config).encode()}
-    repository.commit("main", files)
-    hub.downloaded.clear()
-    assert rewards(DMoERM.from_pretrained("me/rm")) == pytest.approx(rewards(model), abs=1e-5)
-    assert not set(hub.downloaded) & set(traps)
-
-    settings = json.loads(files["tokenizer_config.json"])
-    settings |= {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["modeling_dmoerm.Own", None]}}
-    repository.commit("main", files | {"tokenizer_config.json": json.dumps(settings).encode()})
-    with pytest.raises(CheckpointError, match="tokenizer"):
-        DMoERM.from_pretrained("me/rm")
-
-    weightless = {name: content for name, content in files.items() if not name.endswith(".safetensors")}
-    repository.commit("main", weightless)
-    with pytest.raises(CheckpointError, match=r"\.safetensors: is missing"):
-        DMoERM.from_pretrained("me/rm")
-    assert not (tmp_path / "sprung").exists()
 
 
 class Trap:
@@ -137,19 +155,42 @@ class Trap:
         return open, (self.path, "w")
 
 
-def test_dmoerm_push(hub: Hub, model: DMoERM, tmp_path: Path) -> None:
-    result = CliRunner().invoke(app, ["push", str(tmp_path / "model"), "me/rm", "--private", "--message", "Mine."])
-    assert result.exit_code == 0, result.output
-    assert hub.url in result.output
-    assert hub.repositories["me/rm"].private
-    assert hub.repositories["me/rm"].messages == ["Mine."]
+def test_nothing_of_a_hostile_repository_is_run(hub: Hub, model: DMoERM, tmp_path: Path) -> None:
+    """Code and pickles are not downloaded; a tokenizer that names code is refused."""
+    model.push_to_hub("me/rm")
+    files = hub.commits[-1]
+    trap = pickle.dumps(Trap(str(tmp_path / "sprung")))
+    code = f"open({str(tmp_path / 'sprung')!r}, 'w')".encode()
+    traps = {"pytorch_model.bin": trap, "model.pt": trap, "modeling_dmoerm.py": code, "tasks/x/adapter_model.bin": trap}
+    config = json.loads(files["config.json"])
+    config["auto_map"] = {
+        "AutoConfig": "modeling_dmoerm.Config",
+        "AutoModelForSequenceClassification": "modeling_dmoerm.M",
+    }
+    files.pop("SHA256SUMS")  # a file and its sum can be changed together
+    files |= traps | {"config.json": json.dumps(config).encode()}
+    assert rewards(DMoERM.from_pretrained("me/rm")) == pytest.approx(rewards(model), abs=1e-5)
+    assert not hub.downloaded & set(traps)
+
+    settings = json.loads(files["tokenizer_config.json"])
+    settings |= {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["modeling_dmoerm.Own", None]}}
+    hub.commits.append(files | {"tokenizer_config.json": json.dumps(settings).encode()})
+    hub.folder /= "tokenizer"
+    with pytest.raises(CheckpointError, match="tokenizer"):
+        DMoERM.from_pretrained("me/rm")
+
+    hub.commits.append({name: content for name, content in files.items() if not name.endswith(".safetensors")})
+    hub.folder /= "weightless"
+    with pytest.raises(CheckpointError, match=r"\.safetensors: is missing"):
+        DMoERM.from_pretrained("me/rm")
+    assert not (tmp_path / "sprung").exists()
 
 
-def test_a_failed_upload_is_an_error(hub: Hub, model: DMoERM, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_upload_is_an_error(hub: Hub, model: DMoERM) -> None:
     with pytest.raises(CheckpointError, match="a//b: the model cannot be uploaded"):
         model.push_to_hub("a//b")
-    monkeypatch.delenv("HF_TOKEN")
-    with pytest.raises(CheckpointError, match="hf auth login"):
+    hub.error = HFValidationError("no token")
+    with pytest.raises(CheckpointError, match=r"no token; log in with `hf auth login`"):
         model.push_to_hub("me/rm")
 
 
