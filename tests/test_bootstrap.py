@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from dmoerm import bootstrap
-from dmoerm.bootstrap import expanded_tail, interval, mean_interval, resampled_means, resampled_sums, run_weights
+from dmoerm.bootstrap import (
+    expanded_tail,
+    interval,
+    mean_interval,
+    resampled_means,
+    resampled_sums,
+    run_weights,
+)
 
 
 def test_a_resample_draws_as_many_prompts_as_there_are() -> None:

@@ -269,7 +269,7 @@ def write_config(folder: Path, kind: str = "llama") -> Any:
 @pytest.mark.parametrize(("kind", "keys", "matrices"), [("llama", 512, 3), ("starcoder2", 128, 2)])
 def test_the_memory_of_a_check_is_counted_from_the_shape(tmp_path: Path, kind: str, keys: int, matrices: int) -> None:
     write_config(tmp_path, kind)
-    memory = survey(BackboneConfig(path=str(tmp_path), dtype="bfloat16")).memory(tasks=3)
+    memory = survey(BackboneConfig(path=str(tmp_path), dtype="bfloat16"), tasks=3).memory
     assert memory["pass"] == 8192 * 2 * (6 * 512 + 2 * keys + matrices * 1408)
     layer = 512 * (2 * 512 + 2 * keys + matrices * 1408)
     assert memory["training"] == pytest.approx(22 * 2 * layer, rel=0.01)
@@ -283,9 +283,9 @@ def test_quantization_saves_memory_of_the_linear_layers(
 ) -> None:
     write_config(tmp_path)
     settings = BackboneConfig(path=str(tmp_path), dtype="bfloat16", quantization=quantization)
-    memory = survey(settings).memory(tasks=3)
+    memory = survey(settings, tasks=3).memory
     layers = 512 * (4 * 512 + 3 * 1408) * 10
-    unquantized = survey(settings.model_copy(update={"quantization": "none"})).memory(tasks=3)
+    unquantized = survey(settings.model_copy(update={"quantization": "none"}), tasks=3).memory
     assert memory["frozen"] == pytest.approx(unquantized["frozen"] - layers * (2 - bytes_per_weight))
     assert not {"own", "training", "score_own", "train_full", "train_full_checkpointing"} & set(memory)
 

@@ -5,22 +5,29 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from ..config import Config, load_config
+from ..data.overall import overall_from_capabilities
+from ..data.splits import load_splits
+from ..errors import ConfigError, DmoermError
+from ..evaluation import evaluate, write_results
 from ..io.paths import model_folder
+from ..model import DMoERM
+from ..model.training_prompts import TrainingPrompts
+from ..report import write_report
+from ..schema import Group
+from ..training import open_cache
+from ..training.processes import is_main
+from ..training.sharding import check_sharding, move_to_device
+from ..training.steps import finished_steps
 from .models import quieten
 from .options import BatchTokens, IncludeTrained, JsonFile, Overrides, grouped
 from .rows import RowOptions
-
-if TYPE_CHECKING:
-    from ..config import Config
-    from ..evaluation import Results
-    from ..model import DMoERM
-    from ..model.training_prompts import TrainingPrompts
-    from ..schema import Group
+from .tables import print_results, screen
 
 
 @grouped
@@ -37,48 +44,26 @@ def command(
     batch_tokens: BatchTokens = None,
 ) -> None:
     """Measure a model on held-out prompts, or on labeled data of your own."""
-    from ..evaluation import evaluate
-    from ..training import open_cache
-    from ..training.processes import is_main
-
-    rm = _load(model)
+    quieten()
+    rm = DMoERM.from_pretrained(model_folder(model), check=is_main())
+    check_sharding(rm.config.router_kind == "own")
+    move_to_device(rm)
     config = _config(Path(model), overrides or ())
-    groups = _read(data, rows, rm) if data else _held_out(config, model)
+    groups = overall_from_capabilities(_with_known_tasks(rows.read(data), rm)) if data else _held_out(config, model)
     if rm.training_prompts is None and config is not None:
         rm.training_prompts = _training_prompts(config)
-    cache = open_cache(config, rm) if config and not data else None
-    steps = _steps(Path(model))
     results = evaluate(
         rm,
         groups,
         config,
         command="eval",
-        steps=steps,
+        steps=finished_steps(Path(model)) or finished_steps(Path(model).parent),
         batch_tokens=batch_tokens,
-        cache=cache,
+        cache=open_cache(config, rm) if config and not data else None,
         include_trained=include_trained,
     )
-    if is_main():
-        _report(results, json_file, report)
-
-
-def _load(path: str) -> DMoERM:
-    """Load the model on this process's device, sharded if the launcher requests it."""
-    from ..model import DMoERM
-    from ..training.processes import is_main
-    from ..training.sharding import check_sharding, move_to_device
-
-    quieten()
-    model = DMoERM.from_pretrained(model_folder(path), check=is_main())
-    check_sharding(model.config.router_kind == "own")
-    return move_to_device(model)
-
-
-def _report(results: Results, json_file: Path | None, report: Path | None) -> None:
-    from ..evaluation import write_results
-    from ..report import write_report
-    from .tables import print_results, screen
-
+    if not is_main():
+        return
     if json_file is not None:
         write_results(json_file, results)
     if report is not None:
@@ -89,9 +74,6 @@ def _report(results: Results, json_file: Path | None, report: Path | None) -> No
 
 def _config(path: Path, overrides: Sequence[str]) -> Config | None:
     """Load the settings that the model was trained with, from the folder of its run or of the model."""
-    from ..config import load_config
-    from ..errors import ConfigError
-
     if other := [override for override in overrides if not override.startswith("data.dir=")]:
         raise ConfigError(
             f"--set {other[0]}: eval accepts data.dir only; other settings would change the training part"
@@ -102,38 +84,19 @@ def _config(path: Path, overrides: Sequence[str]) -> Config | None:
 
 def _training_prompts(config: Config) -> TrainingPrompts | None:
     """Return the training prompts of a checkpoint without a list, from its run's data; None if the data is missing."""
-    from ..data.splits import load_splits
-    from ..errors import DmoermError
-    from ..model.training_prompts import TrainingPrompts
-
     try:
         return TrainingPrompts.of(group.prompt for group in load_splits(config).train)
     except (DmoermError, OSError):
         return None
 
 
-def _steps(path: Path) -> dict[str, Any]:
-    from ..training.steps import finished_steps
-
-    return finished_steps(path) or finished_steps(path.parent)
-
-
 def _held_out(config: Config | None, model: str) -> Sequence[Group]:
     """Return the run's test part, which the settings determine."""
-    from ..data.splits import load_splits
-    from ..errors import ConfigError
-
     if config is None:
         raise ConfigError(f"{model}: this model has no settings, so its held-out part is unknown; give --data")
     if not config.data.holds_out():
         raise ConfigError(f"{model}: nothing is held out, since data.test_fraction is 0; give --data")
     return load_splits(config).test
-
-
-def _read(files: Sequence[str], rows: RowOptions, model: DMoERM) -> Sequence[Group]:
-    from ..data.overall import overall_from_capabilities
-
-    return overall_from_capabilities(_with_known_tasks(rows.read(files), model))
 
 
 def _with_known_tasks(groups: list[Group], model: DMoERM) -> list[Group]:

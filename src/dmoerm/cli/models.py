@@ -103,7 +103,12 @@ def push(
 
 # --- models check --------------------------------------------------------------------------------------------------
 
-app = typer.Typer(no_args_is_help=True, help="Inspect backbones.")
+app = typer.Typer(no_args_is_help=True)
+
+
+@app.callback()
+def _app() -> None:  # otherwise typer makes an app with one command that command
+    """Inspect backbones."""
 
 
 class Dtype(StrEnum):
@@ -135,8 +140,8 @@ def check(
     settings = BackboneConfig(
         path=name, num_layers=layers, branch_layer=branch_layer, dtype=dtype.value, quantization=quantization
     )
-    result = survey(settings)
-    typer.echo("\n".join(f"{field:<14}{value}" for field, value in _lines(result, tasks).items()))
+    result = survey(settings, tasks)
+    typer.echo("\n".join(f"{field:<14}{value}" for field, value in _lines(result, tasks, quantization).items()))
     if result.runs == "refused":
         raise typer.Exit(1)
 
@@ -148,7 +153,7 @@ _RUNS = {
 }
 
 
-def _lines(result: Survey, tasks: int) -> dict[str, str]:
+def _lines(result: Survey, tasks: int, quantization: str) -> dict[str, str]:
     """Return the report: field → text."""
     lines = {
         "type": result.kind + (f", the text model of {result.composite}" if result.composite else ""),
@@ -162,18 +167,18 @@ def _lines(result: Survey, tasks: int) -> dict[str, str]:
         "LoRA targets": ", ".join(result.targets) or "none: experts are heads (phase2.lora.rank: 0)",
         "parameters": f"{result.trunk / 1e6:.1f} M in the trunk, {result.branch / 1e6:.1f} M in each branch",
     }
-    memory = {name: f"{size / 1e9:.2f} GB" for name, size in result.memory(tasks).items()}
+    memory = {name: f"{size / 1e9:.2f} GB" for name, size in result.memory.items()}
     activations = "unknown for this family"
     if "pass" in memory:
         activations = (
             f"{memory['pass']} in a pass of 8192 tokens; {memory['kept']} for a branch's backward pass, "
             f"{memory['kept_checkpointing']} with gradient_checkpointing"
         )
-    if result.quantization != "none":
+    if quantization != "none":
         return lines | {
-            "weights": f"{memory['frozen']} with one branch (base: frozen), its linear layers in {result.quantization} "
+            "weights": f"{memory['frozen']} with one branch (base: frozen), its linear layers in {quantization} "
             f"and all else in {result.dtype}",
-            "training": f"base: full and base: lora are refused with {result.quantization}",
+            "training": f"base: full and base: lora are refused with {quantization}",
             "activations": activations,
             "sum": f"score {memory['score_frozen']}; train {memory['train_heads']} (heads alone); both base: frozen",
         }

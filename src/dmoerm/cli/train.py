@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..errors import ConfigError
+from ..evaluation.results import routing_notes
 from .models import quieten
 from .options import Engine, JsonFile, Overrides, grouped
 from .rows import RowOptions
@@ -36,16 +38,18 @@ def command(
     if print_config:
         typer.echo(dump_config(settings), nl=False)
         return
+    notes: list[str] = []  # the results have them too
     if no_eval or not settings.data.holds_out():
         if json_file is not None:
             raise ConfigError("--json writes the evaluation's results: leave out --no-eval and hold out groups")
-        _train(settings, engine)
+        run = _train(settings, engine)
+        notes = routing_notes(run.metrics()["routing"], run.model.config.tasks)
     else:
         _, results = train_and_measure(settings, "train", json_file, engine)
-    _print(settings, results)
+    _print(settings, results, notes)
 
 
-def _print(settings: Config, results: Results | None) -> None:
+def _print(settings: Config, results: Results | None, notes: Sequence[str] = ()) -> None:
     """Print the results and the output paths, in the main process only."""
     from ..training.processes import is_main
     from .tables import print_results, screen
@@ -55,7 +59,7 @@ def _print(settings: Config, results: Results | None) -> None:
     console = screen()
     if results is not None:
         print_results(console, results)
-    for line in output_paths(settings, measured=results is not None):
+    for line in (*notes, *output_paths(settings, measured=results is not None)):
         console.print(line, soft_wrap=True)
 
 

@@ -39,7 +39,6 @@ from ..model.experts import check_targets, lora_targets
 from ..model.layers import split_layers
 from ..model.loading import quantize
 from ..model.training_prompts import TrainingPrompts
-from ..routing_notes import routing_notes
 from ..schema import Group, prompt_key
 from ..taxonomy import Taxonomy
 from .batches import PreferenceExample
@@ -102,9 +101,6 @@ def train(config: Config, console: Console | None = None, engine: Engine | None 
             if is_main():
                 run.model.save_pretrained(run.folder / "model", run_config=dump_config(config))
         barrier()
-        if not data.test:  # else the results have them
-            for note in routing_notes(run.metrics()["routing"], run.model.config.tasks):
-                run.progress.say(note)
     return run
 
 
