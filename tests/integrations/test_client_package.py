@@ -21,6 +21,7 @@ def test_the_package_has_every_module_that_its_modules_import():
     """But for those that load a model, which are imported late."""
     included = settings(PACKAGE)["tool"]["hatch"]["build"]["hooks"]["custom"]["modules"]
     targets = {f"dmoerm_client/{name}": ROOT / "src" / "dmoerm" / name for name in included}
+    assert all(path.exists() for path in targets.values())
     files = {f"{t}/{file.name}": file for t, path in targets.items() if path.is_dir() for file in path.glob("*.py")}
     files |= {target: path for target, path in targets.items() if path.is_file()}
     files["dmoerm_client/__init__.py"] = PACKAGE / "dmoerm_client" / "__init__.py"

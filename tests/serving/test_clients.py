@@ -1,6 +1,6 @@
 """The requests that clients send, field by field as their sources have them, and how they read the answers.
 
-Each test names the client, and the version or the commit of its public repository that was read.
+docs/serving.md names each client's version, or the commit of its public repository that was read.
 """
 
 from __future__ import annotations
@@ -8,8 +8,10 @@ from __future__ import annotations
 import asyncio
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import aiohttp
 import httpx2
@@ -24,7 +26,9 @@ from dmoerm.serving import ServingConfig, create_app
 
 PROMPT = "I failed my exam."
 TURNS = [{"role": "user", "content": PROMPT}]
-DOCUMENTS = ["Oh no. What happened?", "The exam took place.", "No."]
+TEXTS = ["Oh no. What happened?", "The exam took place.", "No."]
+QUERY: dict[str, Any] = {"model": "m", "query": PROMPT, "documents": TEXTS}
+OBJECTS = [{"text": text} for text in TEXTS]
 
 
 def sigmoid(value: float) -> float:
@@ -32,233 +36,302 @@ def sigmoid(value: float) -> float:
 
 
 @pytest.fixture(scope="module")
-def plain(trained_run) -> list[float]:
-    """The rewards of the documents as responses to the prompt as a text."""
-    return [score.reward for score in trained_run.model.score(PROMPT, DOCUMENTS)]
-
-
-@pytest.fixture(scope="module")
-def talks(trained_run) -> list[str]:
-    """The conversations as the model's own template renders them."""
-    render = trained_run.model.tokenizer.apply_chat_template
-    return [render([*TURNS, {"role": "assistant", "content": text}], tokenize=False) for text in DOCUMENTS]
-
-
-@pytest.fixture(scope="module")
-def order(plain) -> list[int]:
-    return sorted(range(len(plain)), key=lambda i: -plain[i])
-
-
-def near(values: Any) -> Any:
-    return pytest.approx(values, abs=1e-4)
-
-
-def ranked(results: list[dict[str, Any]]) -> tuple[list[int], list[float]]:
-    return [each["index"] for each in results], [each["relevance_score"] for each in results]
-
-
-# --- rerank --------------------------------------------------------------------------------------------------------
-
-
-def test_cohere_v1_rerank(http, plain, order):
-    """cohere-python 5 `Client.rerank`: objects as documents, and their text only if it is asked for."""
-    body = {"model": "m", "query": PROMPT, "documents": [{"text": text} for text in DOCUMENTS], "top_n": 2}
-    answer = http.post("/v1/rerank", json=body | {"return_documents": True, "max_chunks_per_doc": 10}).json()
-    assert ranked(answer["results"]) == (order[:2], near([sigmoid(plain[i]) for i in order[:2]]))
-    assert [each["document"]["text"] for each in answer["results"]] == [DOCUMENTS[i] for i in order[:2]]
-    assert answer["meta"]["api_version"]["version"] == "1"
-    assert isinstance(answer["id"], str)
-    short = http.post("/v1/rerank", json=body | {"return_documents": False}).json()
-    assert [set(each) for each in short["results"]] == [{"index", "relevance_score"}] * 2
-
-
-def test_cohere_v2_rerank(http, plain, order):
-    """cohere-python 5 `ClientV2.rerank` (045c06c): texts as documents."""
-    body = {"model": "rerank-v3.5", "query": PROMPT, "documents": DOCUMENTS, "max_tokens_per_doc": 4096}
-    answer = http.post("/v2/rerank", json=body).json()
-    assert ranked(answer["results"]) == (order, near([sigmoid(plain[i]) for i in order]))
-    assert answer["meta"] | {"tokens": None} == {
-        "api_version": {"version": "2"},
-        "billed_units": {"search_units": 1},
-        "tokens": None,
-    }
-
-
-def test_jina_rerank(http, order):
-    """Jina's API v1 as LangChain's `JinaRerank` sends it: reads `results` and `usage.total_tokens`."""
-    body = {"query": PROMPT, "documents": DOCUMENTS, "model": "jina-reranker-v2", "top_n": 1, "return_documents": True}
-    answer = http.post("/v1/rerank", json=body).json()
-    (best,) = answer["results"]
-    assert (best["index"], best["document"]["text"]) == (order[0], DOCUMENTS[order[0]])
-    assert answer["usage"]["total_tokens"] > 0
-
-
-def test_vllm_rerank(http, plain, order):
-    """vLLM (004706d): `top_n` 0 means all, results always have a document, `use_activation: false` gives rewards."""
-    body = {"model": "m", "query": PROMPT, "documents": DOCUMENTS, "top_n": 0, "use_activation": False}
-    answer = http.post("/rerank", json=body).json()
-    assert ranked(answer["results"]) == (order, near([plain[i] for i in order]))
-    assert [each["document"] for each in answer["results"]] == [{"text": DOCUMENTS[i]} for i in order]
-    assert {"id", "model", "usage"} <= set(answer)
-
-
-def test_xinference_rerank(http, order):
-    """Xinference 1 `RESTfulRerankModelHandle.rerank`: unknown fields are in the body; reads `results` and `meta`."""
-    body = {"model": "m", "documents": DOCUMENTS, "query": PROMPT, "top_n": None, "max_chunks_per_doc": None}
-    body |= {"return_documents": True, "return_len": True, "kwargs": "{}"}
-    answer = http.post("/v1/rerank", json=body).json()
-    assert [each["index"] for each in answer["results"]] == order
-    assert answer["meta"]["tokens"]["input_tokens"] > 0
-    assert answer["results"][0]["document"]["text"] == DOCUMENTS[order[0]]
-
-
-def test_infinity_rerank(http, plain, order):
-    """infinity_client: `raw_scores` is always sent, and a document is a text."""
-    body = {"query": PROMPT, "documents": DOCUMENTS, "return_documents": True, "raw_scores": True, "model": "default"}
-    answer = http.post("/rerank", json=body).json()
-    assert answer["object"] == "rerank"
-    assert ranked(answer["results"]) == (order, near([plain[i] for i in order]))
-    assert answer["results"][0]["document"] == DOCUMENTS[order[0]]
-    squashed = http.post("/rerank", json=body | {"raw_scores": False}).json()
-    assert ranked(squashed["results"])[1] == near([sigmoid(plain[i]) for i in order])
-
-
-def test_litellm_infinity_rerank(http, order):
-    """litellm 1.83 `infinity/`: the request of its `hosted_vllm/`, and a document that is a text."""
-    body = {"model": "m", "query": PROMPT, "documents": DOCUMENTS, "return_documents": True}
-    answer = http.post("/infinity/rerank", json=body).json()
-    assert [each["document"] for each in answer["results"]] == [DOCUMENTS[i] for i in order]
-    hosted = http.post("/rerank", json=body).json()
-    assert [each["document"] for each in hosted["results"]] == [{"text": DOCUMENTS[i]} for i in order]
-
-
-def test_voyage_rerank(http, plain, order):
-    """voyageai 0.5 `Client.rerank` with base_url=…/v1, and litellm's `voyage/`: both read `data`."""
-    body = {"query": PROMPT, "documents": DOCUMENTS, "model": "m", "top_k": 2, "truncation": True}
-    answer = http.post("/v1/rerank", json=body).json()
-    assert ranked(answer["data"]) == (order[:2], near([sigmoid(plain[i]) for i in order[:2]]))
-    assert answer["usage"]["total_tokens"] > 0
-    assert len(http.post("/v1/rerank", json=body | {"top_k": None}).json()["data"]) == 3
-
-
-@pytest.mark.parametrize("path", ["/v1/ranking", "/v1/retrieval/an/owners_model/reranking"])
-def test_nvidia_ranking(http, plain, order, path):
-    """litellm 1.83 `nvidia_nim/`: `passages`, `top_k`, and the reward as `logit`."""
-    passages = [{"text": text} for text in DOCUMENTS]
-    body = {"model": "m", "query": {"text": PROMPT}, "passages": passages, "truncate": "END"}
-    expected = [{"index": i, "logit": near(plain[i])} for i in order]
-    assert http.post(path, json=body).json()["rankings"] == expected
-    assert http.post(path, json=body | {"top_k": 1}).json()["rankings"] == expected[:1]
-    assert http.post(path, json=body | {"passages": []}).status_code == 422
-
-
-@pytest.mark.parametrize("path", ["/inference/an/owners-model", "/v1/inference/m"])
-def test_deepinfra_rerank(http, plain, path):
-    """litellm 1.83 `deepinfra/`: the query once per document, and scores in the documents' order."""
-    answer = http.post(path, json={"queries": [PROMPT] * 3, "documents": DOCUMENTS}).json()
-    assert answer["scores"] == near([sigmoid(reward) for reward in plain])
-    assert answer["input_tokens"] > 0
-
-
-def test_tei_rerank(http, plain, order):
-    """Text Embeddings Inference (02506d0): `texts`, and a list of ranks as the answer."""
-    body = {"query": PROMPT, "texts": DOCUMENTS, "raw_scores": True, "return_text": True, "truncate": False}
-    answer = http.post("/rerank", json=body).json()
-    assert [(each["index"], each["text"]) for each in answer] == [(i, DOCUMENTS[i]) for i in order]
-    assert [each["score"] for each in answer] == near([plain[i] for i in order])
-    (first, *_) = http.post("/rerank", json={"query": PROMPT, "texts": DOCUMENTS}).json()
-    assert first == {"index": order[0], "score": near(sigmoid(plain[order[0]]))}
-
-
-# --- trainers ------------------------------------------------------------------------------------------------------
-
-
-def test_slime_remote_rm(served_url, trained_run):
-    """slime (0b420f1) `remote_rm` over aiohttp: the answer itself is the reward; `--reward-key` reads a name."""
-    expected = near(trained_run.model.score(TURNS, DOCUMENTS[:1])[0].reward)
-    tokenizer = trained_run.model.tokenizer
-    rendered = tokenizer.apply_chat_template(TURNS, tokenize=False, add_generation_prompt=True)
-    samples = [(TURNS, DOCUMENTS[0]), (rendered, f"{DOCUMENTS[0]}<|im_end|>")]
-
-    async def remote_rm(path: str) -> list[Any]:
-        async with aiohttp.ClientSession() as session:
-            answers = []
-            for prompt, response in samples:
-                payload = {"prompt": prompt, "response": response, "label": "5"}
-                async with session.post(served_url + path, json=payload) as answer:
-                    answer.raise_for_status()
-                    answers.append(await answer.json())
-            return answers
-
-    assert asyncio.run(remote_rm("/remote_rm")) == [expected, expected]
-    assert [each["score"] for each in asyncio.run(remote_rm("/remote_rm?key=score"))] == [expected, expected]
-
-
-def test_llama_factory(served_url, talks, trained_run):
-    """LLaMA-Factory (ff6d4d12e) `get_rewards_from_server`: reads `scores`, whatever the status is."""
-    payload = {"model": "model", "messages": talks}
-    headers = {"Content-Type": "application/json"}
-    answer = requests.post(f"{served_url}/v1/score/evaluation", json=payload, headers=headers, timeout=20).json()
-    assert answer["scores"] == near([score.reward for score in trained_run.model.score(TURNS, DOCUMENTS)])
-    assert (answer["object"], answer["model"]) == ("score.evaluation", "tiny")
-
-
-def test_sglang_classify(http, talks, trained_run):
-    """SGLang (20c0215) examples/runtime/reward_model.py: `conv`; its native API: `text` and `input_ids`."""
-    expected = near([score.reward for score in trained_run.model.score(TURNS, DOCUMENTS)])
-    conv = [[*TURNS, {"role": "assistant", "content": text}] for text in DOCUMENTS]
-    ids = [trained_run.model.tokenizer(text, add_special_tokens=False)["input_ids"] for text in talks]
-    for body in ({"conv": conv}, {"model": "m", "text": talks}, {"input_ids": ids}):
-        answer = http.post("/classify", json=body).json()
-        assert [each["embedding"][0] for each in answer] == expected, body
-    for body in ({"conv": conv[0]}, {"text": talks[0]}, {"input_ids": ids[0]}):
-        assert http.post("/classify", json=body).json()["embedding"] == near(expected.expected[:1]), body
-
-
-def test_verl_sglang_engine(http, talks, trained_run):
-    """verl (14af4d3) `RewardLoopWorker.compute_score_disrm` with `rollout.name=sglang`, the BOS token taken off."""
-    expected = near(trained_run.model.score(TURNS, DOCUMENTS[:1])[0].reward)
-    bos = trained_run.model.tokenizer.bos_token
-    output = http.post("/v1/embeddings", json={"model": "m", "input": talks[0].removeprefix(bos)}).json()
-    assert output["data"][-1]["embedding"][-1] == expected
-
-
-def test_openai_embeddings(served_url, talks, trained_run):
-    """openai-python's `embeddings.create`, as it is installed."""
-    client = openai.OpenAI(base_url=f"{served_url}/v1", api_key="-")
-    data = client.embeddings.create(model="m", input=talks).data
-    expected = [score.reward for score in trained_run.model.score(TURNS, DOCUMENTS)]
-    assert [each.embedding[0] for each in data] == near(expected)
-
-
-def test_openrlhf_empty_shard(http, trained_run):
-    """OpenRLHF (04655bc) `_fetch_rewards_via_http` splits a single query over all URLs: some get none."""
-    answer = http.post("/get_reward", json={"query": [], "prompts": [], "labels": []}).json()
-    assert (answer["rewards"], answer["scores"]) == ([], [])
-    assert set(map(len, answer["extra_logs"].values())) == {0}
-
-
-def test_openrlhf_sample_filter(http, talks, trained_run):
-    """OpenRLHF with `dynamic_filtering` keeps prompts whose mean score is within (0, 1), and trains on rewards."""
-    scores = trained_run.model.score(TURNS, DOCUMENTS)
+def know(trained_run: Any) -> SimpleNamespace:
+    """What is known of the texts as responses to the prompt: their rewards, order, conversations and token ids."""
+    tokenizer, scores = trained_run.model.tokenizer, trained_run.model.score(PROMPT, TEXTS)
     rewards = [score.reward for score in scores]
-    own = [sigmoid((score.reward - 0.5) / score.temperature) for score in scores]
-    given = [sigmoid((reward - 0.5) / 3) for reward in rewards]
-    for query, expected in (("threshold=0.5", own), ("threshold=0.5&temperature=3", given)):
-        answer = http.post(f"/get_reward?activation=sigmoid&{query}", json={"query": talks}).json()
-        assert answer["rewards"] == near(rewards)
-        assert answer["scores"] == near(expected)
-    empty = talks[0].replace(DOCUMENTS[0], "")
-    answer = http.post("/get_reward?activation=sigmoid", json={"query": [empty]}).json()
-    assert answer["rewards"] == [MIN_REWARD]
-    assert 0 <= answer["scores"][0] < 0.01
+    order = sorted(range(3), key=lambda i: -rewards[i])
+    turns = [[*TURNS, {"role": "assistant", "content": text}] for text in TEXTS]
+    talks = [tokenizer.apply_chat_template(each, tokenize=False) for each in turns]
+    start = tokenizer.apply_chat_template(TURNS, tokenize=False, add_generation_prompt=True)
+    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in talks]
+    shares = [sigmoid(reward) for reward in rewards]
+    known = {
+        "ranked": [shares[i] for i in order],
+        "ranked_rewards": [rewards[i] for i in order],
+        "bos": tokenizer.bos_token,
+    }
+    return SimpleNamespace(
+        scores=scores,
+        rewards=rewards,
+        shares=shares,
+        order=order,
+        turns=turns,
+        talks=talks,
+        start=start,
+        ids=ids,
+        **known,
+    )
+
+
+class Case(NamedTuple):
+    """A client's request, what it reads of the answer, and what that is."""
+
+    path: str
+    body: Callable[[Any], Any]
+    read: Callable[[Any], Any]
+    expected: Callable[[Any], Any]
+
+
+def probs(field: str = "probs") -> Callable[[Any], list[float]]:
+    return lambda answer: [each[field][-1] for each in answer["data"]]
+
+
+def embeddings(answer: Any) -> list[float]:
+    return [each["embedding"][0] for each in (answer if isinstance(answer, list) else [answer])]
+
+
+def relevances(answer: Any) -> list[float]:
+    return [each["relevance_score"] for each in answer["results"]]
+
+
+CASES: dict[str, Case] = {
+    "vLLM, messages": Case(
+        "/classify",
+        lambda k: {"messages": k.turns[0], "use_activation": False, "add_special_tokens": False},
+        lambda a: [a["object"], a["data"][0]["num_classes"], *probs()(a)],
+        lambda k: ["list", 1, k.rewards[0]],
+    ),
+    "vLLM, content parts": Case(
+        "/classify",
+        lambda k: {"messages": [{"role": "user", "content": [{"type": "text", "text": PROMPT}]}, k.turns[0][1]]},
+        probs(),
+        lambda k: k.rewards[:1],
+    ),
+    "vLLM, rendered texts": Case("/classify", lambda k: {"input": k.talks}, probs(), lambda k: k.rewards),
+    "vLLM, token ids": Case("/classify", lambda k: {"input": k.ids}, probs(), lambda k: k.rewards),
+    "vLLM, prompt_token_ids": Case(
+        "/pooling", lambda k: {"prompt_token_ids": k.ids[1]}, probs("data"), lambda k: k.rewards[1:2]
+    ),
+    "vLLM, activation": Case(
+        "/classify", lambda k: {"input": k.talks, "activation": True}, probs(), lambda k: k.shares
+    ),
+    "vLLM /pooling": Case("/pooling", lambda k: {"input": k.talks}, probs("data"), lambda k: k.rewards),
+    "vLLM /score": Case(
+        "/score",
+        lambda k: {"text_1": PROMPT, "text_2": TEXTS},
+        lambda a: [each["score"] for each in a["data"]],
+        lambda k: k.rewards,
+    ),
+    "vLLM /score, pairs": Case(
+        "/score",
+        lambda k: {"queries": [PROMPT] * 3, "items": TEXTS, "use_activation": True},
+        lambda a: [each["score"] for each in a["data"]],
+        lambda k: k.shares,
+    ),
+    "vLLM /rerank": Case(
+        "/rerank",
+        lambda k: QUERY | {"top_n": 0, "use_activation": False},
+        lambda a: [*relevances(a), a["results"][0]["document"]["text"]],
+        lambda k: [*k.ranked_rewards, TEXTS[k.order[0]]],
+    ),
+    "verl, engine vllm": Case(  # it takes the BOS token off and reads the last of `probs`
+        "/classify",
+        lambda k: {"model": "m", "input": k.talks[0].removeprefix(k.bos), "activation": False},
+        probs(),
+        lambda k: k.rewards[:1],
+    ),
+    "verl, engine sglang": Case(
+        "/v1/embeddings",
+        lambda k: {"model": "m", "input": k.talks[0].removeprefix(k.bos)},
+        lambda a: [a["data"][-1]["embedding"][-1]],
+        lambda k: k.rewards[:1],
+    ),
+    "SGLang, conv": Case("/classify", lambda k: {"conv": k.turns}, embeddings, lambda k: k.rewards),
+    "SGLang, text": Case("/classify", lambda k: {"text": k.talks[0]}, embeddings, lambda k: k.rewards[:1]),
+    "SGLang, input_ids": Case("/classify", lambda k: {"input_ids": k.ids}, embeddings, lambda k: k.rewards),
+    "OpenRLHF": Case(
+        "/get_reward",
+        lambda k: {"query": k.talks, "prompts": [k.start] * 3, "labels": [None, "", None]},
+        lambda a: [*a["rewards"], *a["scores"]],
+        lambda k: k.rewards * 2,
+    ),
+    "OpenRLHF, query alone": Case(
+        "/get_reward", lambda k: {"query": k.talks}, lambda a: a["rewards"], lambda k: k.rewards
+    ),
+    "OpenRLHF, empty shard": Case(  # it splits a query over several URLs, of which some get none
+        "/get_reward",
+        lambda k: {"query": [], "prompts": [], "labels": []},
+        lambda a: [a["rewards"], a["scores"], *a["extra_logs"].values()],
+        lambda k: [[], [], *([[]] * 9)],
+    ),
+    "OpenRLHF, sample filter": Case(
+        "/get_reward?activation=sigmoid&threshold=0.5",
+        lambda k: {"query": k.talks},
+        lambda a: a["rewards"] + a["scores"],
+        lambda k: k.rewards + [sigmoid((score.reward - 0.5) / score.temperature) for score in k.scores],
+    ),
+    "slime": Case(
+        "/remote_rm",
+        lambda k: {"prompt": TURNS, "response": TEXTS[0], "label": "5"},
+        lambda a: [a],
+        lambda k: k.rewards[:1],
+    ),
+    "slime, reward key": Case(
+        "/remote_rm?key=score",
+        lambda k: {"prompt": k.start, "response": f"{TEXTS[0]}<|im_end|>", "label": None},
+        lambda a: [a["score"]],
+        lambda k: k.rewards[:1],
+    ),
+    "LLaMA-Factory": Case(
+        "/v1/score/evaluation",
+        lambda k: {"model": "model", "messages": k.talks},
+        lambda a: [a["object"], a["model"], *a["scores"]],
+        lambda k: ["score.evaluation", "tiny", *k.rewards],
+    ),
+    "TEI /predict": Case(
+        "/predict",
+        lambda k: {"inputs": [[text] for text in k.talks], "raw_scores": True, "truncate": True},
+        lambda a: [each[0]["score"] for each in a],
+        lambda k: k.rewards,
+    ),
+    "TEI /predict, a pair": Case(
+        "/predict", lambda k: {"inputs": [PROMPT, TEXTS[0]]}, lambda a: [a[0]["score"]], lambda k: k.shares[:1]
+    ),
+    "TEI /predict, no input": Case("/predict", lambda k: {"inputs": []}, lambda a: [a], lambda k: [[]]),
+    "TEI /rerank": Case(
+        "/rerank",
+        lambda k: {"query": PROMPT, "texts": TEXTS, "raw_scores": True, "return_text": True},
+        lambda a: [*(each["score"] for each in a), a[0]["text"]],
+        lambda k: [*k.ranked_rewards, TEXTS[k.order[0]]],
+    ),
+    "Hugging Face, JavaScript": Case(
+        "/",
+        lambda k: {"inputs": k.talks[0], "parameters": {"function_to_apply": "none"}},
+        lambda a: [a[0][0]["label"], a[0][0]["score"]],
+        lambda k: ["REWARD", k.rewards[0]],
+    ),
+    "Cohere v1": Case(
+        "/v1/rerank",
+        lambda k: QUERY | {"documents": OBJECTS, "top_n": 2, "return_documents": True, "max_chunks_per_doc": 10},
+        lambda a: [*relevances(a), a["results"][0]["document"]["text"], a["meta"]["api_version"]["version"]],
+        lambda k: [*k.ranked[:2], TEXTS[k.order[0]], "1"],
+    ),
+    "Cohere v2": Case(
+        "/v2/rerank",
+        lambda k: QUERY | {"max_tokens_per_doc": 4096},
+        lambda a: [*relevances(a), a["meta"]["api_version"]["version"], a["meta"]["billed_units"]["search_units"]],
+        lambda k: [*k.ranked, "2", 1],
+    ),
+    "Jina": Case(
+        "/v1/rerank",
+        lambda k: QUERY | {"top_n": 1, "return_documents": False},
+        lambda a: [set(a["results"][0]), a["usage"]["total_tokens"] > 0, *relevances(a)],
+        lambda k: [{"index", "relevance_score"}, True, k.ranked[0]],
+    ),
+    "Xinference": Case(
+        "/v1/rerank",
+        lambda k: QUERY | {"top_n": None, "return_documents": True, "return_len": True, "kwargs": "{}"},
+        lambda a: [a["meta"]["tokens"]["input_tokens"] > 0, *relevances(a)],
+        lambda k: [True, *k.ranked],
+    ),
+    "Voyage": Case(
+        "/v1/rerank",
+        lambda k: QUERY | {"top_k": 2, "truncation": True},
+        lambda a: [each["relevance_score"] for each in a["data"]],
+        lambda k: k.ranked[:2],
+    ),
+    "litellm, infinity": Case(
+        "/infinity/rerank",
+        lambda k: QUERY | {"return_documents": True},
+        lambda a: [each["document"] for each in a["results"]],
+        lambda k: [TEXTS[i] for i in k.order],
+    ),
+    "litellm, nvidia_nim": Case(
+        "/v1/retrieval/an/owners_model/reranking",
+        lambda k: {"model": "m", "query": {"text": PROMPT}, "passages": OBJECTS, "truncate": "END"},
+        lambda a: [each["logit"] for each in a["rankings"]],
+        lambda k: k.ranked_rewards,
+    ),
+    "NVIDIA /v1/ranking": Case(
+        "/v1/ranking",
+        lambda k: {"model": "m", "query": {"text": PROMPT}, "passages": OBJECTS, "top_k": 1},
+        lambda a: [a["rankings"][0]["index"], len(a["rankings"])],
+        lambda k: [k.order[0], 1],
+    ),
+    "litellm, deepinfra": Case(
+        "/inference/an/owners-model",
+        lambda k: {"queries": [PROMPT] * 3, "documents": TEXTS},
+        lambda a: [a["input_tokens"] > 0, *a["scores"]],
+        lambda k: [True, *k.shares],
+    ),
+    "infinity /rerank": Case(
+        "/rerank",
+        lambda k: QUERY | {"return_documents": True, "raw_scores": True},
+        lambda a: [a["object"], a["results"][0]["document"], *relevances(a)],
+        lambda k: ["rerank", TEXTS[k.order[0]], *k.ranked_rewards],
+    ),
+    "infinity /classify": Case(
+        "/classify",
+        lambda k: {"model": "m", "input": k.talks, "raw_scores": False},
+        lambda a: [a["object"], a["data"][0][0]["label"], *(each[0]["score"] for each in a["data"])],
+        lambda k: ["classify", "REWARD", *k.shares],
+    ),
+}
+
+
+@pytest.mark.parametrize("client", CASES)
+def test_the_client_reads_the_model_s_rewards(http: httpx2.Client, know: SimpleNamespace, client: str) -> None:
+    case = CASES[client]
+    answer = http.post(case.path, json=case.body(know))
+    assert answer.status_code == 200, answer.text
+    for read, expected in zip(case.read(answer.json()), case.expected(know), strict=True):
+        assert read == (pytest.approx(expected, abs=1e-4) if isinstance(expected, float) else expected)
+
+
+def test_installed_clients_read_the_model_s_rewards(served_url: str, know: SimpleNamespace) -> None:
+    """openai-python and huggingface_hub, as they are installed."""
+    client = openai.OpenAI(base_url=f"{served_url}/v1", api_key="-")
+    data = client.embeddings.create(model="m", input=know.talks).data
+    assert [each.embedding[0] for each in data] == pytest.approx(know.rewards, abs=1e-4)
+    assert client.models.retrieve("tiny").id == "tiny"
+    assert [model.id for model in client.models.list()] == ["tiny"]
+    with pytest.raises(openai.NotFoundError, match="there is no model 'no/such'; use one of tiny"):
+        client.models.retrieve("no/such")
+
+    def classified(**options: Any) -> float:
+        hub = InferenceClient(model=f"{served_url}/predict")
+        return hub.text_classification(know.talks[0], **options)[0].score
+
+    assert classified(function_to_apply="none") == pytest.approx(know.rewards[0], abs=1e-4)
+    assert classified() == pytest.approx(know.shares[0], abs=1e-4)
+    assert classified(function_to_apply="softmax") == 1.0  # over a single class
+    similar = InferenceClient(model=f"{served_url}/similarity").sentence_similarity(PROMPT, other_sentences=TEXTS)
+    assert similar == pytest.approx(know.shares, abs=1e-4)
+
+
+def test_openrlhfs_logs(http: httpx2.Client, know: SimpleNamespace, trained_run: Any) -> None:
+    logs = http.post("/get_reward", json={"query": know.talks}).json()["extra_logs"]
+    tasks = trained_run.model.config.tasks
+    named = {f"task/{task}" for task in tasks} | {f"{task}/{each}" for task, names in tasks.items() for each in names}
+    assert set(logs) == {"has_uncertainty", "uncertainty", "truncated"} | named
+    assert {len(values) for values in logs.values()} == {3}
+    for name, value in know.scores[1].capabilities.items():
+        assert logs[f"{know.scores[1].task}/{name}"][1] == pytest.approx(value, abs=1e-4)
     for query in ("activation=tanh", "activation=sigmoid&temperature=0", "threshold=inf"):
-        assert http.post(f"/get_reward?{query}", json={"query": talks}).status_code == 422
+        assert http.post(f"/get_reward?{query}", json={"query": know.talks}).status_code == 422
 
 
-def test_keys_in_urls(trained_run, talks):
+def test_an_empty_response_has_the_lowest_reward_in_every_protocol(http: httpx2.Client, know: SimpleNamespace) -> None:
+    empty = f"{know.start}<|im_end|>"
+    for path, body, read in (
+        ("/get_reward", {"query": [empty], "prompts": [know.start]}, lambda a: a["rewards"][0]),
+        ("/classify", {"input": empty}, lambda a: a["data"][0]["probs"][0]),
+        ("/predict", {"inputs": [[PROMPT, " "]], "raw_scores": True}, lambda a: a[0][0]["score"]),
+    ):
+        assert read(http.post(path, json=body).json()) == MIN_REWARD
+
+
+def test_a_policy_of_another_family_is_understood(http: httpx2.Client, know: SimpleNamespace) -> None:
+    header = "<|start_header_id|>{}<|end_header_id|>\n\n"
+    prompt = f"<|begin_of_text|>{header.format('user')}{PROMPT}<|eot_id|>{header.format('assistant')}"
+    answer = http.post("/get_reward", json={"query": [f"{prompt}{TEXTS[0]}<|eot_id|>"], "prompts": [prompt]}).json()
+    assert answer["rewards"] == pytest.approx(know.rewards[:1], abs=1e-4)
+
+
+def test_keys_in_urls(trained_run: Any, know: SimpleNamespace) -> None:
     """OpenRLHF sends no headers of its own, so a key must be in the URL; aiohttp and requests send it as `Basic`."""
-    body = {"query": talks[:1]}
+    body = {"query": know.talks[:1]}
     with served(create_app(trained_run.model, ServingConfig(api_key="let me/in"))) as url:
         host, path = url.removeprefix("http://"), "get_reward"
 
@@ -276,51 +349,12 @@ def test_keys_in_urls(trained_run, talks):
             assert httpx2.post(f"{url}/{path}", json=body, headers=headers).status_code == expected
 
 
-# --- model servers' clients ----------------------------------------------------------------------------------------
-
-
-def test_vllm_content_parts(http, trained_run):
-    """vLLM 0.13's ClassificationChatRequest: messages with content parts, as OpenAI's API has them."""
-    part = [{"type": "text", "text": PROMPT}]
-    messages = [{"role": "user", "content": part}, {"role": "assistant", "content": DOCUMENTS[0]}]
-    answer = http.post("/classify", json={"messages": messages, "use_activation": False, "add_special_tokens": False})
-    expected = trained_run.model.score(TURNS, DOCUMENTS[:1])[0].reward
-    assert answer.json()["data"][0]["probs"] == near([expected])
-    native = {"items": [{"prompt": messages[:1], "responses": DOCUMENTS[:1]}]}
-    assert http.post("/v1/score", json=native).json()["items"][0]["scores"][0]["reward"] == near(expected)
-
-
-def test_vllm_token_ids(http, talks, trained_run):
-    """vLLM's CompletionRequest forms of `input`: a list of token ids, or a list of such lists."""
-    expected = [score.reward for score in trained_run.model.score(TURNS, DOCUMENTS)]
-    ids = [trained_run.model.tokenizer(text, add_special_tokens=False)["input_ids"] for text in talks]
-    for path, field in (("/classify", "probs"), ("/pooling", "data")):
-        assert [each[field][0] for each in http.post(path, json={"input": ids}).json()["data"]] == near(expected)
-        assert http.post(path, json={"input": ids[1]}).json()["data"][0][field] == near(expected[1:2])
-        assert http.post(path, json={"prompt_token_ids": ids[1]}).json()["data"][0][field] == near(expected[1:2])
-
-
-@pytest.mark.parametrize(
-    "names", [("text_1", "text_2"), ("queries", "documents"), ("queries", "items"), ("data_1", "data_2")]
-)
-def test_vllm_score(http, plain, names):
-    """vLLM (004706d): one text against several, or pairs, under four pairs of names."""
-    first, second = names
-    several = http.post("/score", json={first: PROMPT, second: DOCUMENTS}).json()
-    pairs = http.post("/score", json={first: [PROMPT] * 3, second: DOCUMENTS, "use_activation": True}).json()
-    assert [each["score"] for each in several["data"]] == near(plain)
-    assert [each["score"] for each in pairs["data"]] == near([sigmoid(reward) for reward in plain])
-    assert [each["index"] for each in several["data"]] == [0, 1, 2]
-
-
-def test_vllm_tokenize(http, talks, trained_run):
-    """vLLM's /tokenize: `count`, `max_model_len`, `tokens`; a conversation counts as the model reads it."""
-    model = trained_run.model
-    answer = http.post("/tokenize", json={"model": "m", "prompt": talks[0], "add_special_tokens": False}).json()
-    assert answer["tokens"] == model.tokenizer(talks[0], add_special_tokens=False)["input_ids"]
-    assert answer["count"] == len(answer["tokens"])
-    assert answer["max_model_len"] == model.encoder.max_length
-    turns = [*TURNS, {"role": "assistant", "content": DOCUMENTS[0]}]
+def test_vllm_tokenize(http: httpx2.Client, know: SimpleNamespace, trained_run: Any) -> None:
+    """`count`, `max_model_len`, `tokens`; a conversation counts as the model reads it."""
+    model, turns = trained_run.model, know.turns[0]
+    answer = http.post("/tokenize", json={"model": "m", "prompt": know.talks[0], "add_special_tokens": False}).json()
+    assert answer["tokens"] == know.ids[0]
+    assert (answer["count"], answer["max_model_len"]) == (len(know.ids[0]), model.encoder.max_length)
     spoken = http.post("/tokenize", json={"messages": turns, "return_token_strs": True}).json()
     scored = http.post("/classify", json={"messages": turns}).json()["usage"]["total_tokens"]
     assert spoken["count"] == len(spoken["token_strs"]) == scored
@@ -328,71 +362,23 @@ def test_vllm_tokenize(http, talks, trained_run):
     assert prompt["tokens"] == spoken["tokens"][: prompt["count"]]
 
 
-def test_vllm_models(http, trained_run):
-    """vLLM's /v1/models: clients read `max_model_len` and `root`."""
+def test_a_text_without_a_response_says_what_to_send(http: httpx2.Client) -> None:
+    """vLLM's examples classify such texts, which a reward model cannot."""
+    for body in ({"model": "m", "input": ["vLLM is great!"]}, {"messages": TURNS}):
+        answer = http.post("/classify", json=body)
+        assert answer.status_code == 422
+        assert re.search("send messages, or a conversation|end with the assistant's", answer.json()["error"]["message"])
+
+
+def test_what_clients_read_of_the_model(http: httpx2.Client, trained_run: Any) -> None:
+    """vLLM: `max_model_len` and `root`; infinity: `stats` and its own name as the owner; TEI: kind and limits."""
     (card,) = http.get("/v1/models").json()["data"]
-    assert (card["object"], card["root"], card["id"]) == ("model", "tiny", "tiny")
+    assert (card["object"], card["root"], card["id"], card["tasks"]) == (
+        "model", "tiny", "tiny", trained_run.model.config.tasks,
+    )  # fmt: skip
     assert card["max_model_len"] == trained_run.model.encoder.max_length
-
-
-def test_vllm_bare_texts(http):
-    """vLLM's examples classify texts without a response, which a reward model cannot: the answer says what to send."""
-    for path in ("/classify", "/pooling"):
-        for body in ({"model": "m", "input": ["vLLM is great!"]}, {"input": "vLLM is great!"}, {"messages": TURNS}):
-            answer = http.post(path, json=body)
-            assert answer.status_code == 422
-            assert re.search(
-                "send messages, or a conversation|end with the assistant's", answer.json()["error"]["message"]
-            )
-
-
-def test_models_by_name(served_url):
-    """openai-python's `models.retrieve` and `models.list`, as it is installed."""
-    client = openai.OpenAI(base_url=f"{served_url}/v1", api_key="-")
-    assert client.models.retrieve("tiny").id == "tiny"
-    assert [model.id for model in client.models.list()] == ["tiny"]
-    with pytest.raises(openai.NotFoundError, match="there is no model 'no/such'; use one of tiny"):
-        client.models.retrieve("no/such")
-
-
-def test_infinity_models(http):
-    """infinity_client 0.0.78 `models`: reads `stats`, and accepts no other owner."""
-    (card,) = http.get("/models").json()["data"]
-    assert (card["id"], card["owned_by"], card["stats"]) == ("tiny", "infinity", {})
-
-
-def test_infinity_classify(http, talks, trained_run):
-    """infinity's clients send `raw_scores` with `input`, and read lists of {score, label} per text."""
-    expected = [score.reward for score in trained_run.model.score(TURNS, DOCUMENTS)]
-    for raw, values in ((True, expected), (False, [sigmoid(reward) for reward in expected])):
-        answer = http.post("/classify", json={"model": "m", "input": talks, "raw_scores": raw}).json()
-        assert answer["object"] == "classify"
-        assert [each[0]["score"] for each in answer["data"]] == near(values)
-        assert answer["data"][0][0]["label"] == "REWARD"
-
-
-def test_tei_similarity(served_url, plain):
-    """huggingface_hub's `sentence_similarity`, as it is installed."""
-    client = InferenceClient(model=f"{served_url}/similarity")
-    assert client.sentence_similarity(PROMPT, other_sentences=DOCUMENTS) == near([sigmoid(each) for each in plain])
-
-
-def test_tei_softmax(served_url, talks):
-    """huggingface_hub's `text_classification` with softmax: over a single class it is 1, as in transformers."""
-    client = InferenceClient(model=f"{served_url}/predict")
-    (result,) = client.text_classification(talks[0], function_to_apply="softmax")
-    assert result.score == 1.0
-
-
-def test_huggingface_js(http, talks, trained_run):
-    """@huggingface/inference 4.13 `textClassification` with `parameters`: the first element is the list of labels."""
-    body = {"inputs": talks[0], "parameters": {"function_to_apply": "none"}}
-    reward = trained_run.model.score(TURNS, DOCUMENTS[:1])[0].reward
-    assert http.post("/", json=body).json() == [[{"label": "REWARD", "score": near(reward)}]]
-
-
-def test_tei_info(http, trained_run):
-    """Text Embeddings Inference's Info: clients read the model's kind and the limits."""
+    (own,) = http.get("/models").json()["data"]
+    assert (own["id"], own["owned_by"], own["stats"]) == ("tiny", "infinity", {})
     info = http.get("/info").json()
     assert info["model_type"]["classifier"]["id2label"] == {"0": "REWARD"}
     assert info["max_input_length"] == trained_run.model.encoder.max_length
@@ -400,20 +386,8 @@ def test_tei_info(http, trained_run):
     assert info["model_dtype"] == "float32"
 
 
-# --- the table -----------------------------------------------------------------------------------------------------
-
-
-def test_every_client_of_the_table_has_a_test():
+def test_the_table_names_the_clients() -> None:
     page = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
     table = page.partition("<!-- clients -->")[2].partition("<!-- end -->")[0]
-    named = set(re.findall(r"`(test_\w+)`", table))
-
-    def tests(file: str) -> set[str]:
-        return set(re.findall(r"^def (test_\w+)", (Path(__file__).parent / file).read_text(), re.MULTILINE))
-
-    clients, others = tests("test_clients.py"), {"test_every_client_of_the_table_has_a_test"}
-    for file in ("integrations/test_trl.py", "integrations/test_verl.py", "client/test_client.py"):
-        named -= tests(f"../{file}")
-    named -= tests("../model/test_plain.py") | tests("../model/test_pipeline.py")
-    assert named <= clients | tests("test_protocols.py")
-    assert clients - named == others
+    named = " ".join(re.findall(r"^\| ([^|]+) \|", table, re.MULTILINE))
+    assert [name for name in CASES if re.split(r",| /", name)[0] not in named] == []

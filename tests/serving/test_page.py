@@ -65,7 +65,7 @@ def shown_rewards(page: Any) -> list[float]:
     return [by_letter[letter] for letter in sorted(by_letter)]
 
 
-def test_weights_of_capabilities(visit: Callable[..., Any], trained_run: Any) -> None:
+def test_weights_and_risk(visit: Callable[..., Any], trained_run: Any) -> None:
     page, model = visit(), trained_run.model
     write(page, *RESPONSES)
     page.get_by_label("Task").select_option("chitchat")
@@ -84,8 +84,12 @@ def test_weights_of_capabilities(visit: Callable[..., Any], trained_run: Any) ->
     assert page.evaluate("document.activeElement.ariaLabel") == "Weight of empathy"
     assert field.input_value() == "8"
 
+    enter(page.get_by_label("Risk"), "2.5")
+    page.get_by_text("less 2.5 × its ±").wait_for()
+    expected = model.score(PROMPT, RESPONSES, "chitchat", weights={"empathy": 8}, risk=2.5)
+    assert shown_rewards(page) == pytest.approx([each.reward for each in expected], abs=0.01)
     again = visit(page.url[page.url.index("#") :])
-    again.get_by_text("with your weights").wait_for()
+    again.get_by_text("less 2.5 × its ±").wait_for()
     assert again.get_by_label("Weight of empathy").input_value() == "8"
     assert shown_rewards(again) == shown_rewards(page)
 
@@ -94,69 +98,10 @@ def test_weights_of_capabilities(visit: Callable[..., Any], trained_run: Any) ->
     assert shown_rewards(page) == pytest.approx([each.reward for each in expected], abs=0.01)
     enter(field, "1")
     page.get_by_text("with your weights").wait_for(state="detached")
+    enter(page.get_by_label("Risk"), "0")
+    page.get_by_text("less 2.5 × its ±").wait_for(state="detached")
     plain = model.score(PROMPT, RESPONSES, "chitchat")
     assert shown_rewards(page) == pytest.approx([each.reward for each in plain], abs=0.01)
-
-
-def test_risk(visit: Callable[..., Any], trained_run: Any) -> None:
-    page, model = visit(), trained_run.model
-    write(page, *RESPONSES)
-    page.get_by_label("Task").select_option("chitchat")
-    assert page.get_by_label("Risk").count() == 0  # before there are scores
-    score(page)
-    plain, field = shown_rewards(page), page.get_by_label("Risk")
-    assert field.input_value() == "0"
-    enter(field, "2.5")
-    page.get_by_text("less 2.5 × its ±").wait_for()
-    expected = [each.reward for each in model.score(PROMPT, RESPONSES, "chitchat", risk=2.5)]
-    assert shown_rewards(page) == pytest.approx(expected, abs=0.01)
-    assert all(after < before for after, before in zip(shown_rewards(page), plain, strict=True))
-    assert page.evaluate("document.activeElement.id") == "risk"
-
-    again = visit(page.url[page.url.index("#") :])
-    again.get_by_text("less 2.5 × its ±").wait_for()
-    assert again.get_by_label("Risk").input_value() == "2.5"
-    assert shown_rewards(again) == shown_rewards(page)
-
-    enter(field, "-1")
-    assert page.evaluate("document.activeElement.validity.rangeUnderflow")
-    assert shown_rewards(page) == pytest.approx(expected, abs=0.01)
-    enter(field, "0")
-    page.get_by_text("less 2.5 × its ±").wait_for(state="detached")
-    assert shown_rewards(page) == plain
-
-
-def test_a_link_with_a_risk_to_a_model_without_uncertainty(
-    visit: Callable[..., Any], tiny_model: Callable[..., Any]
-) -> None:
-    page = visit()
-    write(page, *RESPONSES)
-    score(page)
-    enter(page.get_by_label("Risk"), "2")
-    page.get_by_text("less 2 × its ±").wait_for()
-    model = tiny_model()
-    for part in (model.general_posterior, *(model.task_model(task).posterior for task in model.config.tasks)):
-        part.rest.zero_()
-    with served(create_app(model, ServingConfig(), "tiny")) as url:
-        other = visit(page.url[page.url.index("#") :], at=url)
-        other.get_by_role("button", name="Score without risk").click()
-        other.locator(".ranking").wait_for()
-        assert other.get_by_label("Risk").count() == 0
-
-
-def test_another_task_resets_the_weights(visit: Callable[..., Any]) -> None:
-    page = visit()
-    write(page, *RESPONSES)
-    page.get_by_label("Task").select_option("chitchat")
-    score(page)
-    enter(page.get_by_label("Weight of empathy"), "3")
-    page.get_by_text("with your weights").wait_for()
-    page.get_by_label("Task").select_option("objective_qa")
-    assert "Edited since" in page.locator("#status").text_content()
-    score(page)
-    assert page.get_by_label("Weight of logic").input_value() == "1"
-    assert "with your weights" not in page.get_by_role("region", name="Ranking").inner_text()
-    assert "empathy" not in page.get_by_role("region", name="Capabilities").inner_text()
 
 
 def test_by_keyboard_alone(visit: Callable[..., Any]) -> None:

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import io
-import os
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
-from running import served
-
-import dmoerm
-from dmoerm.serving import ServingConfig, create_app
 
 from .driving import FOLDER, score, write
 
-PICTURES_VARIABLE = "DMOERM_PAGE_PICTURES"  # a model's folder: the pictures in docs/ are made again with it
 HARD = [
     "<b>bold</b> <img src=x onerror='window.broken = 1'> <script>window.broken = 1</script>",
     "这是一个很长的回答，" * 60,
@@ -96,22 +87,3 @@ def test_it_is_light_and_loads_nothing_from_elsewhere() -> None:
         name for name, text in texts.items() if re.search(r"https?:|@import|innerHTML|insertAdjacentHTML", text)
     ]
     assert not re.search(r"\sstyle=|\son\w+=|<script>", texts["index.html"])
-
-
-@pytest.mark.skipif(PICTURES_VARIABLE not in os.environ, reason=f"{PICTURES_VARIABLE} names no model")
-def test_pictures_for_the_docs(visit: Callable[..., Any]) -> None:
-    docs = Path(__file__).resolve().parents[2] / "docs"
-    model = dmoerm.DMoERM.from_pretrained(os.environ[PICTURES_VARIABLE])
-    with served(create_app(model, ServingConfig(), "demo")) as url:
-        for width, scheme, name in (1280, "light", "page.png"), (400, "dark", "page-400.png"):
-            page = visit(width=width, scheme=scheme, at=url)
-            page.get_by_role("button", name="Several turns").click()
-            page.locator(".ranking").wait_for()
-            page.mouse.move(0, 0)
-            page.set_viewport_size({"width": width, "height": page.evaluate("document.body.scrollHeight")})
-            page.evaluate("document.activeElement.blur()")
-            start = 0 if width > 400 else page.locator(".bar").bounding_box()["y"] - 12  # a telephone's: the items
-            clip = {"x": 0, "y": start, "width": width, "height": page.viewport_size["height"] - start}
-            picture = Image.open(io.BytesIO(page.screenshot(clip=clip)))
-            picture.quantize(128).save(docs / name, optimize=True)
-            assert (docs / name).stat().st_size < 250_000

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import sys
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any
 
 import httpx2
 import pytest
-from huggingface_hub import InferenceClient
 from running import served
 from tiny import make_model, make_tiny_config, without_posteriors
 
@@ -72,72 +70,43 @@ def test_a_task_can_be_forced(http, trained_run):
         assert item["win_probabilities"] is None
 
 
-def test_weights_of_capabilities(http, trained_run):
-    body = {"items": [{"prompt": "Hi!", "responses": ["Hello.", "No.", ""], "task": "chitchat"}]}
-    plain = http.post("/v1/score", json=body).json()["items"][0]
-    weighted = http.post("/v1/score", json=body | {"weights": {"empathy": 4}}).json()["items"][0]
-    expected = trained_run.model.score("Hi!", ["Hello.", "No.", ""], "chitchat", weights={"empathy": 4})
-    assert [entry["reward"] for entry in weighted["scores"]] == rewards(expected)
-    assert weighted["scores"][0]["reward"] != pytest.approx(plain["scores"][0]["reward"], abs=1e-3)
-    assert weighted["scores"][2]["reward"] == MIN_REWARD
-    for entry, other in zip(weighted["scores"], plain["scores"], strict=True):
-        assert entry["capabilities"] == pytest.approx(other["capabilities"], abs=1e-5)
-    chance = expected[0].win_probability(expected[1])
-    assert weighted["win_probabilities"][0][1] == pytest.approx(chance, abs=1e-4)
-    for weights in (None, {}, {"empathy": 1}):
-        same = http.post("/v1/score", json=body | {"weights": weights}).json()["items"][0]
-        assert [s["reward"] for s in same["scores"]] == [s["reward"] for s in plain["scores"]]
-
-
-def test_weights_in_a_request_of_several_tasks(http):
-    items = [{"prompt": "Hi!", "responses": ["Hello."], "task": task} for task in ("chitchat", "objective_qa")]
-    plain, weighted = (
-        [item["scores"][0]["reward"] for item in http.post("/v1/score", json=body).json()["items"]]
-        for body in ({"items": items}, {"items": items, "weights": {"logic": 3}})
-    )
-    assert weighted[0] == pytest.approx(plain[0], abs=1e-5)
-    assert weighted[1] != pytest.approx(plain[1], abs=1e-3)
+def test_weights_and_risk_change_rewards_and_win_probabilities_alone(http, trained_run):
+    texts = ["Hello.", "No.", ""]
+    body = {"items": [{"prompt": "Hi!", "responses": texts, "task": "chitchat"}]}
+    (plain,) = http.post("/v1/score", json=body).json()["items"]
+    for change in ({"weights": {"empathy": 4}}, {"risk": 2}, {"weights": {"empathy": 4}, "risk": 2}):
+        (item,) = http.post("/v1/score", json=body | change).json()["items"]
+        expected = trained_run.model.score("Hi!", texts, "chitchat", **change)
+        assert [entry["reward"] for entry in item["scores"]] == pytest.approx([s.reward for s in expected], abs=1e-3)
+        assert item["scores"][0]["reward"] != pytest.approx(plain["scores"][0]["reward"], abs=1e-3)
+        assert item["scores"][2]["reward"] == MIN_REWARD
+        chance = expected[0].win_probability(expected[1])
+        assert item["win_probabilities"][0][1] == pytest.approx(chance, abs=1e-3)
+        for entry, other in zip(item["scores"], plain["scores"], strict=True):
+            assert entry["capabilities"] == pytest.approx(other["capabilities"], abs=1e-4)
+    for same in ({"weights": None}, {"weights": {}}, {"weights": {"empathy": 1}}, {"risk": 0}):
+        (item,) = http.post("/v1/score", json=body | same).json()["items"]
+        assert [s["reward"] for s in item["scores"]] == [s["reward"] for s in plain["scores"]]
 
 
 @pytest.mark.parametrize(
-    ("weights", "task", "param", "message"),
+    ("changes", "param", "message"),
     [
-        ({"wit": 2}, None, "weights", "the model has no such capability"),
-        ({"logic": 2}, "chitchat", "weights", "task chitchat has no such capability"),
-        ({"empathy": -11}, None, "weights.empathy", "from -10 to 10"),
-        ({"empathy": "much"}, None, "weights.empathy", "must be a number"),
-        ([2], None, "weights", "must be a mapping"),
+        ('"weights": {"logic": 2}', "weights", "task chitchat has no such capability"),
+        ('"weights": {"empathy": -11}', "weights.empathy", "from -10 to 10"),
+        ('"weights": {"empathy": "much"}', "weights.empathy", "must be a number"),
+        ('"weights": [2]', "weights", "must be a mapping"),
+        *((f'"risk": {risk}', "risk", "") for risk in ("-1", "NaN", "Infinity", "true", '"1"', "null", "[1]")),
     ],
 )
-def test_invalid_weights_are_named(http, weights, task, param, message):
-    body = {"items": [{"prompt": "Hi!", "responses": ["Hello."], "task": task}], "weights": weights}
-    answer = http.post("/v1/score", json=body)
+def test_invalid_weights_and_risks_are_named(http, changes, param, message):
+    body = '{"items": [{"prompt": "Hi!", "responses": ["Hello."], "task": "chitchat"}], CHANGES}'
+    headers = {"Content-Type": "application/json"}
+    answer = http.post("/v1/score", content=body.replace("CHANGES", changes), headers=headers)
     assert answer.status_code == 422
     error = answer.json()["error"]
     assert error["param"] == param
     assert message in error["message"]
-
-
-def test_a_risk_lowers_rewards(http, trained_run):
-    body = {"items": [{"prompt": "Hi!", "responses": ["Hello.", "No.", ""], "task": "chitchat"}]}
-    plain = http.post("/v1/score", json=body).json()["items"][0]["scores"]
-    assert min(entry["uncertainty"] for entry in plain[:2]) > 0
-    lowered = http.post("/v1/score", json=body | {"risk": 2, "weights": {"empathy": 4}}).json()["items"][0]
-    expected = trained_run.model.score("Hi!", ["Hello.", "No.", ""], "chitchat", weights={"empathy": 4}, risk=2)
-    assert [entry["reward"] for entry in lowered["scores"]] == pytest.approx([s.reward for s in expected], abs=1e-3)
-    chance = expected[0].win_probability(expected[1])
-    assert lowered["win_probabilities"][0][1] == pytest.approx(chance, abs=1e-3)
-    assert lowered["scores"][2]["reward"] == MIN_REWARD
-    for entry, other in zip(lowered["scores"][:2], plain[:2], strict=True):
-        assert entry["uncertainty"] == pytest.approx(other["uncertainty"], rel=1e-4)
-
-
-@pytest.mark.parametrize("risk", ["-1", "NaN", "Infinity", "true", '"1"', "null", "[1]"])
-def test_invalid_risks_are_named(http, risk):
-    body = '{"items": [{"prompt": "Hi!", "responses": ["Hello."]}], "risk": RISK}'.replace("RISK", risk)
-    answer = http.post("/v1/score", content=body, headers={"Content-Type": "application/json"})
-    assert answer.status_code == 422
-    assert answer.json()["error"]["param"] == "risk"
 
 
 def test_a_risk_without_uncertainties_is_refused(tiny_backbone, tmp_path):
@@ -148,9 +117,7 @@ def test_a_risk_without_uncertainties_is_refused(tiny_backbone, tmp_path):
         assert score["uncertainty"] is None
         answer = http.post("/v1/score", json=body | {"risk": 0.5})
         assert answer.status_code == 422
-        error = answer.json()["error"]
-        assert error["param"] == "risk"
-        assert "gives no uncertainty" in error["message"]
+        assert "gives no uncertainty" in answer.json()["error"]["message"]
 
 
 def test_prompts_may_be_many(http, trained_run):
@@ -160,102 +127,6 @@ def test_prompts_may_be_many(http, trained_run):
     for item, query, scores in zip(answer["items"], queries, trained_run.model.score_queries(queries), strict=True):
         assert item["id"] == query.id
         assert [entry["reward"] for entry in item["scores"]] == rewards(scores)
-
-
-def test_vllms_client_reads_a_reward(http, expected, texts):
-    messages = [*TALK, {"role": "assistant", "content": RESPONSES[0]}]
-    answer = http.post("/classify", json={"model": "any", "messages": messages, "use_activation": False}).json()
-    assert answer["object"] == "list"
-    assert answer["data"][0]["probs"] == rewards(expected[:1])
-    assert answer["data"][0]["num_classes"] == 1
-    assert answer["usage"]["total_tokens"] == answer["usage"]["prompt_tokens"] > 0
-    answer = http.post("/classify", json={"input": texts}).json()
-    assert [entry["index"] for entry in answer["data"]] == [0, 1]
-    assert [entry["probs"][-1] for entry in answer["data"]] == rewards(expected)
-    answer = http.post("/pooling", json={"input": texts[1]}).json()
-    assert answer["data"][0]["data"] == rewards(expected[1:])
-    assert answer["data"][0]["object"] == "pooling"
-
-
-def test_an_activated_reward_is_its_sigmoid(http, expected, texts):
-    for name in ("use_activation", "activation"):
-        (result,) = http.post("/classify", json={"input": texts[0], name: True}).json()["data"]
-        assert result["probs"] == pytest.approx([1 / (1 + math.exp(-expected[0].reward))], abs=1e-4)
-
-
-def test_verls_client_strips_the_first_token(http, expected, texts, trained_run):
-    """It renders with the reward model's template, takes the BOS token off, and reads the last of `probs`."""
-    bos = trained_run.model.tokenizer.bos_token
-    assert texts[0].startswith(bos)
-    body = {"model": "m", "input": texts[0][len(bos) :], "activation": False, "add_special_tokens": False}
-    assert http.post("/classify", json=body).json()["data"][-1]["probs"][-1] == rewards(expected[:1]).expected[0]
-
-
-def test_openrlhfs_client_reads_rewards_and_logs(http, expected, texts, trained_run):
-    prompts = [text[: text.index(answer)] for text, answer in zip(texts, RESPONSES, strict=True)]
-    answer = http.post("/get_reward", json={"query": texts, "prompts": prompts, "labels": [None, ""]}).json()
-    assert answer["rewards"] == answer["scores"] == rewards(expected)
-    tasks = trained_run.model.config.tasks
-    names = {
-        "has_uncertainty",
-        "uncertainty",
-        "truncated",
-        *(f"task/{t}" for t in tasks),
-        *(f"{t}/{c}" for t, each in tasks.items() for c in each),
-    }
-    assert set(answer["extra_logs"]) == names
-    assert {len(values) for values in answer["extra_logs"].values()} == {2}
-    for name, value in expected[1].capabilities.items():
-        assert answer["extra_logs"][f"{expected[1].task}/{name}"][1] == pytest.approx(value, abs=1e-4)
-    older = http.post("/get_reward", json={"query": texts}).json()
-    assert older["rewards"] == rewards(expected)
-
-
-def test_a_policy_of_another_family_is_understood(http, trained_run):
-    prompt = (
-        "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nHi!<|eot_id|>"
-        "<|start_header_id|>assistant<|end_header_id|>\n\n"
-    )
-    answer = http.post("/get_reward", json={"query": [f"{prompt}Hello.<|eot_id|>"], "prompts": [prompt]}).json()
-    assert answer["rewards"] == rewards(trained_run.model.score([{"role": "user", "content": "Hi!"}], ["Hello."]))
-
-
-def test_a_response_without_text_gets_the_least(http, texts):
-    prompt = texts[0][: texts[0].index(RESPONSES[0])]
-    answer = http.post("/get_reward", json={"query": [f"{prompt}<|im_end|>", texts[0]], "prompts": [prompt] * 2}).json()
-    assert answer["rewards"][0] == MIN_REWARD < answer["rewards"][1]
-    assert http.post("/classify", json={"input": f"{prompt}<|im_end|>"}).json()["data"][0]["probs"] == [MIN_REWARD]
-    assert http.post("/pooling", json={"input": f"{prompt}<|im_end|>"}).json()["data"][0]["data"] == [MIN_REWARD]
-    predicted = http.post("/predict", json={"inputs": [["Hi!", " "], ["Hi!", "x"]], "raw_scores": True}).json()
-    assert predicted[0][0]["score"] == MIN_REWARD < predicted[1][0]["score"]
-    (item,) = http.post("/v1/score", json={"items": [{"prompt": "Hi!", "responses": ["", "x"]}]}).json()["items"]
-    assert item["scores"][0]["reward"] == MIN_REWARD < item["scores"][1]["reward"]
-    assert (item["scores"][0]["capabilities"], item["scores"][0]["uncertainty"]) == ({}, None)
-    assert item["win_probabilities"] == [[0.5, 0.0], [1.0, 0.5]]
-
-
-def test_teis_client_reads_a_score(http, served_url, expected, texts):
-    client = InferenceClient(model=f"{served_url}/predict")
-    (result,) = client.text_classification(texts[0], function_to_apply="none")
-    assert result.score == pytest.approx(expected[0].reward, abs=1e-4)
-    assert result.label == "REWARD"
-    (result,) = InferenceClient(model=served_url).text_classification(texts[0])
-    assert result.score == pytest.approx(1 / (1 + math.exp(-expected[0].reward)), abs=1e-4)
-
-
-def test_tei_takes_texts_and_pairs(http, expected, texts, trained_run):
-    entry = http.post("/predict", json={"inputs": texts[0], "raw_scores": True}).json()
-    assert [each["score"] for each in entry] == rewards(expected[:1])
-    several = http.post("/predict", json={"inputs": [[text] for text in texts], "raw_scores": True, "truncate": True})
-    assert [each[0]["score"] for each in several.json()] == rewards(expected)
-    (score,) = trained_run.model.score("Hi!", ["Hello."])
-    for inputs, at in ((["Hi!", "Hello."], lambda a: a[0]), ([["Hi!", "Hello."]], lambda a: a[0][0])):
-        answer = http.post("/predict", json={"inputs": inputs, "raw_scores": True}).json()
-        assert at(answer)["score"] == pytest.approx(score.reward, abs=1e-4)
-
-
-def test_no_input_gives_no_answer(http):
-    assert http.post("/predict", json={"inputs": []}).json() == []
 
 
 NEW_PROTOCOL = """
@@ -291,14 +162,6 @@ def test_a_new_protocol_is_one_file(trained_run, tmp_path, monkeypatch):
     assert "/dummy" not in create_app(trained_run.model).openapi()["paths"]
 
 
-def test_the_model_and_its_state(http, trained_run):
-    (model,) = http.get("/v1/models").json()["data"]
-    assert model["id"] == "tiny"
-    assert model["tasks"] == trained_run.model.config.tasks
-    assert http.get("/health").json() == {"status": "live"}
-    assert http.get("/ready").status_code == 200
-
-
 def test_system_turns_and_long_talks_read_back(http, trained_run):
     talk = [{"role": "system", "content": "Be kind."}, *TALK]
     scores = trained_run.model.score([Message(**turn) for turn in talk], RESPONSES[:1])
@@ -309,30 +172,17 @@ def test_system_turns_and_long_talks_read_back(http, trained_run):
     assert result["probs"] == rewards(scores)
 
 
-@pytest.fixture
-def cutting(tiny_model) -> Any:
-    """A client of a server whose model reads at most 60 tokens."""
-    model = tiny_model(encoding={"max_length": 60, "truncation": "keep_both"})
-    with (
-        served(create_app(model, ServingConfig(), "cutting")) as url,
-        httpx2.Client(base_url=url, timeout=30) as client,
-    ):
-        yield client
-
-
-def test_a_truncated_text_is_flagged_and_counted(cutting):
-    long = "because " * 60
-    (item,) = cutting.post("/v1/score", json={"items": [{"prompt": "Hi!", "responses": ["No.", long, ""]}]}).json()[
-        "items"
-    ]
-    assert [score["truncated"] for score in item["scores"]] == [False, True, False]
-    with dmoerm.Client(str(cutting.base_url)) as client:
-        assert [score.truncated for score in client.score("Hi!", ["No.", long])] == [False, True]
+def test_a_truncated_text_is_flagged_and_counted(tiny_model):
+    model, long = tiny_model(encoding={"max_length": 60, "truncation": "keep_both"}), "because " * 60
     prompt = "<|im_start|>user\nHi!<|im_end|>\n<|im_start|>assistant\n"
-    body = {"query": [f"{prompt}{text}<|im_end|>" for text in ("No.", long)], "prompts": [prompt] * 2}
-    assert cutting.post("/get_reward", json=body).json()["extra_logs"]["truncated"] == [0.0, 1.0]
-    metrics = cutting.get("/metrics").text
-    assert "dmoerm_truncated_responses_total 3.0" in metrics
+    with served(create_app(model, ServingConfig(), "cutting")) as url:
+        with dmoerm.Client(url) as client:
+            assert [score.truncated for score in client.score("Hi!", ["No.", long, ""])] == [False, True, False]
+        body = {"query": [f"{prompt}{text}<|im_end|>" for text in ("No.", long)], "prompts": [prompt] * 2}
+        answer = httpx2.post(f"{url}/get_reward", json=body).json()
+        metrics = httpx2.get(f"{url}/metrics").text
+    assert answer["extra_logs"]["truncated"] == [0.0, 1.0]
+    assert "dmoerm_truncated_responses_total 2.0" in metrics
     assert "dmoerm_empty_responses_total 1.0" in metrics
 
 

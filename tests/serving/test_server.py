@@ -7,23 +7,28 @@ import concurrent.futures
 import inspect
 import json
 import logging
+import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import httpx2
 import pytest
-from running import command, free_port, wait_until_ready
+import uvicorn
+from running import Load, command, free_port, wait_until_ready
 from typer.testing import CliRunner
 
 from dmoerm.cli import app, serve
 from dmoerm.errors import ServerError
 from dmoerm.schema import Query
-from dmoerm.serving import ServingConfig
+from dmoerm.serving import ServingConfig, create_app
 from dmoerm.serving.batcher import Batcher, PassTimeout
+from dmoerm.serving.server import protocol
 from dmoerm.serving.service import Service
 
 LARGE = {"items": [{"prompt": f"Question {i}?", "responses": ["word " * 75] * 4} for i in range(4)]}
@@ -57,11 +62,6 @@ def test_every_accepted_request_is_answered_before_the_end(trained_run, tmp_path
 
 def test_slow_headers_are_given_up(trained_run):
     """Connections that say nothing, or half a request, are closed; the server goes on."""
-    import uvicorn
-
-    from dmoerm.serving import create_app
-    from dmoerm.serving.server import protocol
-
     config = uvicorn.Config(
         create_app(trained_run.model, ServingConfig()), port=0, log_level="critical", http=protocol(0.3)
     )
@@ -228,3 +228,46 @@ def test_a_server_whose_queue_cannot_be_worked_off_is_not_ready(trained_run, mon
 
     asyncio.run(start())
     assert reported == [service.failure]
+
+
+def workers_of(process: subprocess.Popen[bytes]) -> set[int]:
+    """The processes of the workers; Python's resource tracker is a child, too."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return {int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="the workers' processes are read from /proc")
+def test_a_worker_that_is_killed_under_load_is_started_again(trained_run, tmp_path):
+    """Two workers behind one port; no request of the package's client is lost, and both end with the server."""
+    port, log = free_port(), tmp_path / "log"
+    with (
+        command(trained_run.folder / "model", port, "--workers", "2", log=log) as process,
+        Load(f"http://127.0.0.1:{port}") as load,
+    ):
+        load.more()
+        first = workers_of(process)
+        assert len(first) == 2
+        os.kill(min(first), signal.SIGKILL)
+        load.more()
+        while log.read_text().count('"message": "ready"') < 3:
+            load.more(1)
+        assert len(workers_of(process)) == 2
+        assert min(first) not in workers_of(process)
+        load.end()
+        workers = workers_of(process)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+        assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+    load.check(trained_run.model)
+
+
+@pytest.mark.slow
+def test_workers_that_cannot_load_the_model_end(trained_run, tmp_path):
+    folder = shutil.copytree(trained_run.folder / "model", tmp_path / "model")
+    (folder / "model.safetensors").write_bytes(b"")
+    process = [Path(sys.executable).with_name("dmoerm"), "serve", folder, "--port", str(free_port()), "--workers", "2"]
+    result = subprocess.run(process, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 1
+    assert "a worker cannot load the model; see the log" in result.stderr
+    assert "the model cannot be loaded" in result.stderr
