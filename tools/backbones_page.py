@@ -191,7 +191,7 @@ Loading builds the other parts too; for Gemma 3n this needs the package `timm`.
 
 ```bash
 dmoerm models check Qwen/Qwen3-0.6B --tasks 5        # how it runs, LoRA targets, memory; reads config.json only
-dmoerm models check Qwen/Qwen3-8B --quantization 4bit        # memory with linear layers in 4 bits (base: frozen)
+dmoerm models check Qwen/Qwen3-8B --set backbone.quantization=4bit    # memory with layers in 4 bits (base: frozen)
 ```
 
 ```bash

@@ -292,21 +292,21 @@ def test_quantization_saves_memory_of_the_linear_layers(
 
 def test_models_check_says_what_holds_with_quantization(tmp_path: Path) -> None:
     write_config(tmp_path)
-    command = ["models", "check", str(tmp_path), "--quantization", "4bit"]
+    command = ["models", "check", str(tmp_path), "--set", "backbone.quantization=4bit"]
     lines = CliRunner().invoke(app, command).output
     assert "its linear layers in 4bit and all else in" in lines
     assert "base: full and base: lora are refused with 4bit" in lines
 
 
 @pytest.mark.parametrize(
-    ("kind", "layer", "reason"), [("gpt2", (), "not among"), ("llama", ("--branch-layer", "0"), "0")]
+    ("kind", "layer", "reason"), [("gpt2", (), "not among"), ("llama", ("--set", "backbone.branch_layer=0"), "0")]
 )
 def test_models_check_refuses_quantization_without_a_trunk(
     tmp_path: Path, kind: str, layer: tuple[str, ...], reason: str
 ) -> None:
     """Training refuses it too, since the router then has weights of its own."""
     AutoConfig.for_model(kind).save_pretrained(tmp_path)
-    result = CliRunner().invoke(app, ["models", "check", str(tmp_path), "--quantization", "8bit", *layer])
+    result = CliRunner().invoke(app, ["models", "check", str(tmp_path), "--set", "backbone.quantization=8bit", *layer])
     assert result.exit_code == 1
     message = " ".join(result.output.split())
     assert "quantization is 8bit, which needs router.kind: trunk, but there is no trunk" in message

@@ -32,8 +32,8 @@ COMMANDS = {
     "retrain": ("grow.retrain", "Train one capability's expert again."),
     "remove": ("grow.remove", "Remove tasks or a capability."),
     "merge": ("grow.merge", "Join tasks that were trained apart on the same trunk."),
-    "export": ("grow.export", "Write some tasks alone, or one as a standard classifier."),
-    "push": ("models.push", "Upload a model to the Hugging Face hub."),
+    "export": ("share.export", "Write some tasks alone, or one as a standard classifier."),
+    "push": ("share.push", "Upload a model to the Hugging Face hub."),
     "score": ("score.command", "Score every response in a file."),
     "serve": ("serve.command", "Serve a model over HTTP."),
     "compare": ("compare.command", "Train and measure simpler models on the same prompts."),
@@ -133,10 +133,12 @@ def load_command(name: str) -> Any:
     """Import a command of `COMMANDS`, and return it with its options, or with its own commands."""
     module, attribute = COMMANDS[name][0].split(".")
     target = getattr(importlib.import_module(f".{module}", __name__), attribute)
-    if not isinstance(target, typer.Typer):
-        function, target = target, typer.Typer(add_completion=False)
-        target.command()(function)
-    command = typer.main.get_command(target)
+    if isinstance(target, typer.Typer):
+        command = typer.main.get_group(target)
+    else:
+        alone = typer.Typer(add_completion=False)
+        alone.command()(target)
+        command = typer.main.get_command(alone)
     command.name = name
     return command
 

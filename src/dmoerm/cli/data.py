@@ -11,8 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from . import suspects
-from .options import SHOWN_BAD_ROWS, JsonFile, grouped
-from .rows import RowOptions
+from .options import SHOWN_BAD_ROWS, JsonFile, RowOptions, grouped
 from .tables import plain_table
 
 if TYPE_CHECKING:

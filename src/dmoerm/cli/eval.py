@@ -25,8 +25,7 @@ from ..training.processes import is_main
 from ..training.sharding import check_sharding, move_to_device
 from ..training.steps import finished_steps
 from .models import quieten
-from .options import BatchTokens, IncludeTrained, JsonFile, Overrides, grouped
-from .rows import RowOptions
+from .options import BatchTokens, IncludeTrained, JsonFile, Overrides, RowOptions, grouped
 from .tables import print_results, screen
 
 

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import Format
-from .rows import Map
+from .options import Format, Map
 
 if TYPE_CHECKING:
     from ..data.proposal import Proposal

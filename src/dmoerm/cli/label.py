@@ -38,8 +38,7 @@ from ..labeling.store import AnswerStore
 from ..labels import CapabilityLabel, mismatch, read_labels, unmatched_labels, write_labels
 from ..schema import Group
 from ..taxonomy import Taxonomy, load_taxonomy
-from .options import JsonFile, RunByDefault, grouped
-from .rows import RowOptions
+from .options import JsonFile, RowOptions, RunByDefault, grouped, note
 from .tables import quality_table, screen
 
 _SHOWN_REASONS = 5
@@ -133,7 +132,7 @@ def run(
             open_rows(answers), rows.read(data), judge.model or "recorded", str(answers)
         )
         if unmatched:
-            _note(f"skipped {unmatched} verdicts: their group is not in the data")
+            note(f"skipped {unmatched} verdicts: their group is not in the data")
         _write(labels, out)
         return
     endpoint, options = judge.endpoint(), question_options
@@ -152,7 +151,7 @@ def _with_only_task(groups: list[Group], taxonomy: Taxonomy | None) -> list[Grou
     if taxonomy is None or len(taxonomy.tasks) != 1 or any(group.task for group in groups):
         return groups
     (task,) = taxonomy.tasks
-    _note(f"no row names a task: all have the taxonomy's only task, {task!r}")
+    note(f"no row names a task: all have the taxonomy's only task, {task!r}")
     return [group.model_copy(update={"task": task}) for group in groups]
 
 
@@ -172,10 +171,10 @@ def _questions(
     for reason in [*reasons, *groups_without_questions(groups, question_format)]:
         if not questions:
             raise ConfigError(f"no questions to ask: {reason}")
-        _note(reason)
+        note(reason)
     shots = question_format.shots
     if count := sum(len(question.request["messages"]) < 2 + 2 * shots for question in questions):
-        _note(f"{count} of {len(questions)} questions have fewer than {shots} examples of their task")
+        note(f"{count} of {len(questions)} questions have fewer than {shots} examples of their task")
     return questions
 
 
@@ -192,7 +191,7 @@ def _print_estimate(questions: Sequence[Question], endpoint: Endpoint, path: Pat
     bounded = all(token_limit(question.request) is not None for question in remaining)
     tokens = f"at most {completion:,.0f} completion tokens" if bounded else "completion tokens without a limit"
     price = f", at most {cost:.2f}" if cost and bounded else ""
-    _note(
+    note(
         f"{len(questions)} calls, {len(questions) - len(remaining)} of them already answered; {len(remaining)} remain: "
         f"about {prompt:,.0f} prompt tokens and {tokens}{price}"
     )
@@ -231,11 +230,11 @@ def _label(questions: Sequence[Question], endpoint: Endpoint, judge: str, out: P
         _write(labels, out)
     if statistics.unusable:
         sent = statistics.answered + statistics.refused + statistics.failed
-        _note(f"{statistics.unusable} of {sent} answers are unusable")
+        note(f"{statistics.unusable} of {sent} answers are unusable")
     if statistics.left:
-        _note(f"{statistics.left} calls were not sent: the budget (--max-cost) is exhausted")
+        note(f"{statistics.left} calls were not sent: the budget (--max-cost) is exhausted")
     for reason, count in sorted(statistics.reasons.items(), key=lambda item: -item[1])[:_SHOWN_REASONS]:
-        _note(f"{count} × {reason}")
+        note(f"{count} × {reason}")
 
 
 @app.command("report")
@@ -254,7 +253,7 @@ def report(
     rows = [label for path in labels for label in read_labels(path)]
     if unmatched := unmatched_labels(groups, rows):
         cause = f": {mismatch(groups, rows)[0]}" if unmatched == len(rows) else ""
-        _note(f"{unmatched} of {len(rows)} labels do not match a group in the data{cause}")
+        note(f"{unmatched} of {len(rows)} labels do not match a group in the data{cause}")
     accuracies: dict[str, float] = {}
     if consensus is not None:
         merged, accuracies = merge_judges(rows)
@@ -278,8 +277,3 @@ def _write(labels: Sequence[CapabilityLabel], out: Path) -> None:
     write_labels(out, labels)
     usable = sum(label.training_target() is not None for label in labels)
     typer.echo(f"{len(labels)} labels, {usable} of them usable: {out}")
-
-
-def _note(line: str) -> None:
-    """Print a line on standard error."""
-    Console(stderr=True).print(line, soft_wrap=True, highlight=False, markup=False)

@@ -1,27 +1,27 @@
-"""Load a model for a command; `dmoerm models check` (how a backbone would run) and `dmoerm push`."""
+"""Load a model for a command; `dmoerm models check`: how a backbone would run."""
 
 from __future__ import annotations
 
 import os
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Any
 
 import typer
+from transformers.utils import logging
 
-from ..config import BackboneConfig
+from ..config import BackboneConfig, apply_override, validated
 from ..errors import ConfigError
 from ..io.paths import model_folder
-
-if TYPE_CHECKING:
-    from ..model import DMoERM
-    from ..model.survey import Survey
+from ..model import DMoERM
+from ..model.loading import prepare_kernels
+from ..model.survey import Survey, survey
+from ..model.tensor_parallel import follow, lead, parallelize
+from ..training.processes import device, rank
+from .options import Overrides
 
 
 def quieten() -> None:
     """Turn off the messages and progress bars of transformers; commands show their own."""
-    from transformers.utils import logging
-
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 
@@ -48,9 +48,6 @@ def load_model(
     Raises:
         CheckpointError: the model does not exist.
     """
-    from ..model import DMoERM
-    from ..model.loading import prepare_kernels
-
     quieten()
     prepare_kernels(deterministic)
     if divide and processes() > 1:
@@ -73,10 +70,6 @@ def processes() -> int:
 
 def _divided(folder: str | Path, dtype: str | None) -> DMoERM:
     """Load a model and divide it over all processes; processes other than 0 follow and then exit."""
-    from ..model import DMoERM
-    from ..model.tensor_parallel import follow, lead, parallelize
-    from ..training.processes import device, rank
-
     current = device()  # starts the communication
     model = DMoERM.from_pretrained(folder, dtype=dtype)
     parallelize(model, current)
@@ -87,61 +80,33 @@ def _divided(folder: str | Path, dtype: str | None) -> DMoERM:
     return model
 
 
-def push(
-    model: Annotated[str, typer.Argument(help="The folder of a model or a run.")],
-    repo: Annotated[str, typer.Argument(help="Repository on the hub, such as me/name; created if it does not exist.")],
-    private: Annotated[bool, typer.Option("--private", help="Create the repository as private.")] = False,
-    message: Annotated[str | None, typer.Option(help="Commit message.")] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch. Default: main.")] = None,
-) -> None:
-    """Upload a model to the Hugging Face hub: weights as safetensors, settings, tokenizer and card.
-
-    Log in with `hf auth login` first, or set HF_TOKEN. run.yaml is uploaded too; check the paths in it.
-    """
-    print(load_model(model).push_to_hub(repo, private=private or None, commit_message=message, revision=revision))
-
-
 # --- models check --------------------------------------------------------------------------------------------------
 
-app = typer.Typer(no_args_is_help=True)
-
-
-@app.callback()
-def _app() -> None:  # otherwise typer makes an app with one command that command
-    """Inspect backbones."""
-
-
-class Dtype(StrEnum):
-    """The values of backbone.dtype."""
-
-    auto = "auto"
-    float32 = "float32"
-    bfloat16 = "bfloat16"
+app = typer.Typer(no_args_is_help=True, help="Inspect backbones.")
 
 
 @app.command("check")
 def check(
     name: Annotated[str, typer.Argument(help="A folder or hub name; its config.json is enough.")],
     tasks: Annotated[int, typer.Option(min=1, help="Number of tasks that the memory is for.")] = 5,
-    layers: Annotated[int | None, typer.Option(min=1, help="As backbone.num_layers.")] = None,
-    branch_layer: Annotated[int | None, typer.Option(min=0, help="As backbone.branch_layer.")] = None,
-    dtype: Annotated[Dtype, typer.Option(help="As backbone.dtype.")] = Dtype.auto,
-    quantization: Annotated[
-        Literal["none", "8bit", "4bit"], typer.Option(help="As backbone.quantization; needs base: frozen.")
-    ] = "none",
+    overrides: Overrides = None,
 ) -> None:
     """Say how a backbone runs (packed, fallback, or refused and why), its LoRA targets, and its memory.
 
-    Only the configuration is read. Exits with code 1 if the backbone is refused.
+    Only the configuration is read; --set backbone.dtype=bfloat16 and the like say how it would be used. Exits with code
+    1 if the backbone is refused.
     """
-    from ..model.survey import survey
-
     quieten()
-    settings = BackboneConfig(
-        path=name, num_layers=layers, branch_layer=branch_layer, dtype=dtype.value, quantization=quantization
+    settings: dict[str, Any] = {"backbone": {"path": name}}
+    for override in overrides or ():
+        apply_override(settings, override)
+    if other := settings.keys() - {"backbone"}:
+        raise ConfigError(f"--set {other.pop()}: only settings of backbone matter here; leave the setting out")
+    backbone = validated(BackboneConfig, settings["backbone"], "--set backbone")
+    result = survey(backbone, tasks)
+    typer.echo(
+        "\n".join(f"{field:<14}{value}" for field, value in _lines(result, tasks, backbone.quantization).items())
     )
-    result = survey(settings, tasks)
-    typer.echo("\n".join(f"{field:<14}{value}" for field, value in _lines(result, tasks, quantization).items()))
     if result.runs == "refused":
         raise typer.Exit(1)
 

@@ -7,13 +7,20 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
-from dataclasses import MISSING, fields, is_dataclass
+import json
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
+from rich.console import Console
 from typer.core import TyperGroup
+
+from ..data.columns import parse_columns
+from ..data.readers import read_groups
+from ..errors import ConfigError, DataError
+from ..schema import Group
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
@@ -23,7 +30,11 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
     for parameter in inspect.signature(command, eval_str=True).parameters.values():
         if isinstance(parameter.annotation, type) and is_dataclass(parameter.annotation):
             groups[parameter.name] = parameter.annotation
-            parameters += _fields_as_parameters(parameter.annotation)
+            hints = get_type_hints(parameter.annotation, include_extras=True)
+            for field in fields(parameter.annotation):
+                default = inspect.Parameter.empty if field.default is MISSING else field.default
+                keyword = inspect.Parameter.KEYWORD_ONLY
+                parameters.append(inspect.Parameter(field.name, keyword, default=default, annotation=hints[field.name]))
         else:
             parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
 
@@ -38,19 +49,6 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def _fields_as_parameters(group: Any) -> list[inspect.Parameter]:
-    hints = get_type_hints(group, include_extras=True)
-    return [
-        inspect.Parameter(
-            field.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=inspect.Parameter.empty if field.default is MISSING else field.default,
-            annotation=hints[field.name],
-        )
-        for field in fields(group)
-    ]
-
-
 class RunByDefault(TyperGroup):
     """A group of commands that runs its command `run` if the first argument names no command."""
 
@@ -60,11 +58,85 @@ class RunByDefault(TyperGroup):
         return super().parse_args(ctx, args)
 
 
+def note(line: str) -> None:
+    """Print a line on the standard error stream."""
+    Console(stderr=True).print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+# --- rows ----------------------------------------------------------------------------------------------------------
+
 SHOWN_BAD_ROWS = 10
 """Bad rows that a command prints; the others are counted."""
 
 Format = Annotated[str, typer.Option(help="Format of the rows; auto detects it from the first row.")]
+Map = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--map",
+        metavar="[FILE:]FIELD=COLUMN,…",
+        help="Read fields of the format from columns of other names, as in prompt=question,chosen=best; with FILE: in "
+        "that file alone. May be repeated.",
+    ),
+]
+Task = Annotated[str | None, typer.Option(metavar="NAME", help="Task of the rows that have none.")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Skip bad rows and print the reasons.")]
 
+
+@dataclass(frozen=True)
+class RowOptions:
+    """How rows become groups."""
+
+    format: Format = "auto"
+    map: Map = None
+    task: Task = None
+    skip_bad: SkipBad = False
+
+    def arguments(self, files: Collection[str] | None = None) -> dict[str, Any]:
+        """Return the keyword arguments of `read_groups`. Raise `ConfigError` for an invalid --map.
+
+        Args:
+            files: the files that --map may name; None: they are not checked.
+        """
+        return {"format": self.format, "columns": parse_columns(self.map or (), files), "task": self.task}
+
+    def read(self, files: Collection[str], split: str = "train") -> list[Group]:
+        """Return the groups of the files. With --skip-bad, print what is wrong with the bad rows and skip them."""
+        arguments, skipped, groups = self.arguments(files), SkippedRows(), list[Any]()
+        for file in files:
+            on_error = "collect" if self.skip_bad else "raise"
+            reading = read_groups(file, split=split, on_error=on_error, **arguments)
+            groups += reading.groups
+            for error in reading.bad:
+                skipped.add(error)
+        skipped.print_count()
+        return groups
+
+    def settings(self) -> list[str]:
+        """Return the options that are given as overrides of a config's settings."""
+        given = {"map": self.arguments()["columns"], "task": self.task, "skip_bad": self.skip_bad}
+        given |= {"format": self.format} if self.format != "auto" else {}
+        return [f"data.{name}={json.dumps(value, ensure_ascii=False)}" for name, value in given.items() if value]
+
+
+class SkippedRows:
+    """Counts the rows that are skipped, and prints the reasons of the first ones."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def add(self, error: DataError | str) -> None:
+        """Count a skipped row; print the reason if it is one of the first."""
+        self.count += 1
+        if self.count <= SHOWN_BAD_ROWS:
+            note(f"skipped: {error}")
+
+    def print_count(self) -> None:
+        """Print the number of skipped rows, if there are any."""
+        if self.count:
+            note(f"{self.count} rows skipped")
+
+
+# --- models and results --------------------------------------------------------------------------------------------
 
 WeightOptions = Annotated[
     list[str] | None,
@@ -78,8 +150,6 @@ WeightOptions = Annotated[
 
 def parse_weights(options: Sequence[str]) -> dict[str, float]:
     """Parse the values of --weight. Raise `ConfigError` for an invalid one."""
-    from ..errors import ConfigError
-
     weights: dict[str, float] = {}
     for option in options:
         name, _, number = option.rpartition("=")

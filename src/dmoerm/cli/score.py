@@ -10,14 +10,20 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from ..io.paths import model_folder, weights_digest
-from ..io.storage import is_url
+from ..data.columns import parse_columns
+from ..data.readers import read_queries
+from ..distributed.batch_scoring import ActorPool, ScoringJob, ShardResult, score_on_ray
+from ..errors import ConfigError
+from ..io.paths import model_folder, weights_digest, write_file
+from ..io.storage import is_url, matching
+from ..scoring.output import open_output
+from ..scoring.score_rows import ModelRows, ScoreCounts, written_rows
 from .models import follows, load_model
 from .options import (
     BatchTokens,
@@ -26,15 +32,14 @@ from .options import (
     Engine,
     Format,
     JsonFile,
+    Map,
     Quantization,
+    SkippedRows,
     WeightOptions,
     grouped,
+    note,
     parse_weights,
 )
-from .rows import Map, SkippedRows
-
-if TYPE_CHECKING:
-    from ..scoring.score_rows import ModelRows
 
 
 @dataclass(frozen=True)
@@ -92,9 +97,6 @@ class ScoreOptions:
     @property
     def columns(self) -> dict[str, Any]:
         """The fields that are read from columns of other names."""
-        from ..data.columns import parse_columns
-        from ..io.storage import matching
-
         return parse_columns(self.map or (), matching(self.input)) if self.map else {}
 
     @property
@@ -136,17 +138,13 @@ def command(options: ScoreOptions, ray: RayOptions, engine: Engine = "local", js
     file is written completely or not at all. With --engine ray the output is a folder of such files with a
     manifest; a run that was stopped continues when it is started again.
     """
-    from ..errors import ConfigError
-
     if options.ensemble and not options.models[1:]:
         raise ConfigError(f"--ensemble {options.ensemble}: needs several models, but only one is given")
     started = time.monotonic()
     result = _score_on_ray(options, ray) if engine == "ray" else _score_here(options)
     if result["left_out"]:
-        Console(stderr=True).print(f"{result['left_out']} rows skipped")
+        note(f"{result['left_out']} rows skipped")
     if json_file is not None:
-        from ..io.paths import write_file
-
         ensemble = options.method if options.models[1:] else None
         summary = {"schema": 1, "command": "score", "models": options.models, "ensemble": ensemble}
         summary |= {"weights": options.weights, "risk": options.risk}
@@ -156,11 +154,6 @@ def command(options: ScoreOptions, ray: RayOptions, engine: Engine = "local", js
 
 
 def _score_here(options: ScoreOptions) -> dict[str, Any]:
-    from ..data.readers import read_queries
-    from ..io.storage import matching
-    from ..scoring.output import open_output
-    from ..scoring.score_rows import ScoreCounts, written_rows
-
     if follows():  # process 0 reads and writes
         if not options.models[1:]:
             open_models(options.models, **options.model_options())
@@ -187,8 +180,6 @@ def open_models(
     **options: Any,
 ) -> ModelRows:
     """Load the models as a `RowScorer`, in this process or in an actor; see `ModelRows` for the options."""
-    from ..scoring.score_rows import ModelRows
-
     divide = not folders[1:]  # processes follow the passes of one model
     models = [load_model(folder, dtype, deterministic, quantization, divide=divide) for folder in folders]
     return ModelRows(models, deterministic=deterministic, **options)
@@ -208,9 +199,6 @@ def _progress() -> Iterator[Callable[[str], None]]:
 
 
 def _score_on_ray(options: ScoreOptions, ray: RayOptions) -> dict[str, Any]:
-    from ..distributed.batch_scoring import ActorPool, ScoringJob, ShardResult, score_on_ray
-    from ..errors import ConfigError
-
     if options.output == "-" or PurePosixPath(options.output).suffix in (".jsonl", ".parquet"):
         raise ConfigError(f"--output {options.output}: with --engine ray, give a folder for the parts")
     folders = [_absolute_folder(model_folder(model)) for model in options.models]

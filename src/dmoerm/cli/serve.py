@@ -10,10 +10,18 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from ..errors import ConfigError
-from .options import BatchTokens, Deterministic, Dtype, Quantization
+from ..io.paths import model_folder, model_name
+from ..model.checkpoint import download, local_folder
+from .models import follows, load_model, processes
+from .options import BatchTokens, Deterministic, Dtype, Quantization, note
+
+try:
+    from ..serving import ServingConfig
+    from ..serving.server import serve
+except ModuleNotFoundError as error:
+    raise ConfigError(f"the server needs the package {error.name}: pip install '.[serve]' in dmoerm's folder") from None
 
 
 def command(
@@ -60,17 +68,6 @@ def command(
 
     A browser gets a page at /. docs/serving.md describes the protocols, limits and security.
     """
-    try:
-        from ..io.paths import model_folder, model_name
-        from ..model.checkpoint import download, local_folder
-        from ..serving import ServingConfig
-        from ..serving.server import serve
-        from .models import follows, load_model, processes
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"the server needs the package {error.name}: pip install '.[serve]' in dmoerm's folder"
-        ) from None
-
     if overload_status not in (429, 503):
         raise ConfigError(f"--overload-status {overload_status}: use 503 or 429, which clients repeat")
     if processes() > 1 and workers > 1:
@@ -91,7 +88,7 @@ def command(
     )
     if key is None and not _is_local(host):
         warning = f"other machines can reach {host} and no API key is set; set DMOERM_API_KEY or --api-key-file"
-        Console(stderr=True).print(f"[yellow]warning:[/yellow] {warning}", soft_wrap=True)
+        note(f"warning: {warning}")
     load = functools.partial(load_model, model, dtype, deterministic, quantization, divide=True)
     folder = model_folder(model)
     if Path(folder).exists() or model.count("/") != 1:

@@ -11,8 +11,7 @@ import typer
 from ..errors import ConfigError
 from ..evaluation.results import routing_notes
 from .models import quieten
-from .options import Engine, JsonFile, Overrides, grouped
-from .rows import RowOptions
+from .options import Engine, JsonFile, Overrides, RowOptions, grouped
 
 if TYPE_CHECKING:
     from ..config import Config
