@@ -226,8 +226,8 @@ def cli(*arguments: str) -> None:
 
 def demo(work: Path) -> dict[str, Any]:
     """Return the accuracies of the demo."""
-    cli("demo", "--output", str(work / "demo"), "--json", str(work / "demo.json"), "--set", "backbone.dtype=float32")
-    return demo_numbers(json.loads((work / "demo.json").read_text()))
+    cli("demo", "--output", str(work / "demo"), "--set", "backbone.dtype=float32")
+    return demo_numbers(json.loads((work / "demo" / "results.json").read_text()))
 
 
 def demo_numbers(results: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,8 @@ import torch
 from typer.testing import CliRunner
 
 import dmoerm
-from dmoerm.cli import app, train
+from dmoerm.cli import app
+from dmoerm.cli import run as runs
 from dmoerm.config import load_config, shipped_configs
 from dmoerm.errors import CheckpointError, ConfigError
 
@@ -46,7 +47,7 @@ assert result.exit_code == 0 and all(name in result.output for name in COMMANDS)
 words = {"_DMOERM_COMPLETE": "complete_bash", "COMP_WORDS": "dmoerm tr", "COMP_CWORD": "1"}
 result = CliRunner(env=words).invoke(app, prog_name="dmoerm")
 assert result.output.split() == ["train"], result.output
-print([name for name in ("torch", "transformers", "numpy", "dmoerm.cli.train") if name in sys.modules])
+print([name for name in ("torch", "transformers", "numpy", "dmoerm.cli.run") if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
@@ -86,32 +87,32 @@ def test_an_interrupt_is_130_and_a_fault_is_a_traceback(monkeypatch: pytest.Monk
 
         return fail
 
-    monkeypatch.setattr(train, "_train", raising(KeyboardInterrupt()))
+    monkeypatch.setattr(runs, "_train", raising(KeyboardInterrupt()))
     interrupted = run("train", "demo")
     assert interrupted.exit_code == 130
     assert "the same command resumes" in interrupted.output
     monkeypatch.setattr("dmoerm.cli.score._score_here", raising(KeyboardInterrupt()))
     once = run("score", "model", "--input", "rows.jsonl")
     assert (once.exit_code, "resumes" in once.output) == (130, False)
-    monkeypatch.setattr(train, "_train", raising(OSError(errno.ENOSPC, "No space left on device", "model")))
+    monkeypatch.setattr(runs, "_train", raising(OSError(errno.ENOSPC, "No space left on device", "model")))
     assert "No space left on device" in fails("train", "demo")
-    monkeypatch.setattr(train, "_train", raising(CheckpointError("model: is damaged [b]")))
+    monkeypatch.setattr(runs, "_train", raising(CheckpointError("model: is damaged [b]")))
     assert fails("train", "demo") == "error: model: is damaged [b]"
-    monkeypatch.setattr(train, "_train", raising(BrokenPipeError()))
+    monkeypatch.setattr(runs, "_train", raising(BrokenPipeError()))
     assert run("train", "demo").exit_code == 141
     cuda = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79 GiB"
-    monkeypatch.setattr(train, "_train", raising(torch.OutOfMemoryError(cuda)))
+    monkeypatch.setattr(runs, "_train", raising(torch.OutOfMemoryError(cuda)))
     message = fails("train", "demo")
     assert message.startswith("error: train: the device is out of memory (tried to allocate 2.00 GiB); set base to")
     monkeypatch.setattr("dmoerm.cli.score._score_here", raising(torch.OutOfMemoryError("out of memory")))
     message = fails("score", "model", "--input", "rows.jsonl")
     assert message.startswith("error: score: the device is out of memory; set a lower --batch-tokens")
     fault = ZeroDivisionError("a fault")
-    monkeypatch.setattr(train, "_train", raising(fault))
+    monkeypatch.setattr(runs, "_train", raising(fault))
     assert run("train", "demo").exception is fault
 
 
-@pytest.mark.parametrize("module", ["dmoerm.cli", "dmoerm.errors", "typer.core", "dmoerm.cli.train"])
+@pytest.mark.parametrize("module", ["dmoerm.cli", "dmoerm.errors", "typer.core", "dmoerm.cli.run"])
 def test_an_interrupt_while_the_command_starts_is_no_traceback(module: str) -> None:
     code = f"""
 import sys

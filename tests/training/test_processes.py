@@ -67,7 +67,7 @@ def test_two_processes_train_as_one(tiny_config: Callable[..., Config], tmp_path
 @pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_they_measure_the_same_too(tiny_config: Callable[..., Config], tmp_path: Path, form: str) -> None:
-    from dmoerm.cli.train import train_and_measure
+    from dmoerm.cli.run import train_and_measure
 
     config = tiny_config(**FORMS[form])
     two, one = trained(config, tmp_path / "two"), written(config, tmp_path / "one")[1]

@@ -16,7 +16,7 @@ from torch import Tensor, distributed
 from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from dmoerm.cli.train import train_and_measure
+from dmoerm.cli.run import train_and_measure
 from dmoerm.config import Config
 from dmoerm.errors import BackboneError, ConfigError
 from dmoerm.training import phases, processes, sharding

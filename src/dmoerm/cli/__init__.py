@@ -26,8 +26,8 @@ from ..errors import DmoermError
 
 COMMANDS = {
     "init": ("init.command", "Propose tasks, a taxonomy and a recipe for data, and write a config."),
-    "train": ("train.command", "Train a model and evaluate it on held-out prompts."),
-    "eval": ("eval.command", "Measure a model on held-out prompts, or on labeled data."),
+    "train": ("run.train", "Train a model and evaluate it on held-out prompts."),
+    "eval": ("run.eval_", "Measure a model on held-out prompts, or on labeled data."),
     "add": ("grow.add", "Add a task or a capability to a trained model."),
     "retrain": ("grow.retrain", "Train one capability's expert again."),
     "remove": ("grow.remove", "Remove tasks or a capability."),
@@ -37,7 +37,7 @@ COMMANDS = {
     "score": ("score.command", "Score every response in a file."),
     "serve": ("serve.command", "Serve a model over HTTP."),
     "compare": ("compare.command", "Train and measure simpler models on the same prompts."),
-    "demo": ("demo.command", "Train, evaluate and try a small model in minutes."),
+    "demo": ("run.demo", "Train, evaluate and try a small model in minutes."),
     "label": ("label.app", "Create capability labels with an LLM judge, and measure their quality."),
     "data": ("data.app", "Check preference data, and find doubtful labels."),
     "models": ("models.app", "Inspect backbones."),

@@ -209,8 +209,3 @@ BatchTokens = Annotated[
         help="Maximum tokens of a pass, counted once per expert; default: 8192, on a GPU up to 65,536 by its memory.",
     ),
 ]
-
-IncludeTrained = Annotated[
-    bool,
-    typer.Option("--include-trained", help="Keep prompts that a model was trained on."),
-]
