@@ -7,7 +7,7 @@ import ipaddress
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -21,55 +21,53 @@ try:
     from ..serving import ServingConfig
     from ..serving.server import serve
 except ModuleNotFoundError as error:
-    raise ConfigError(f"the server needs the package {error.name}: pip install '.[serve]' in dmoerm's folder") from None
+    message = f"the server needs the package {error.name}: pip install '.[serve]' in dmoerm's folder"
+    raise ConfigError(message) from None
+
+Seconds = Annotated[float, typer.Option(min=0.1, help="Longest expected wait in the queue, in seconds.")]
+Timeout = Annotated[float, typer.Option(min=0.1, help="Seconds after which a pass counts as stuck: the server ends.")]
+Workers = Annotated[
+    int, typer.Option(min=1, max=64, help="Processes behind the port, each with the model; on the GPUs in turn.")
+]
+Name = Annotated[str, typer.Option(help="The model's name in answers; by default the folder's or the hub's name.")]
+KeyFile = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="The key that clients must send; otherwise $DMOERM_API_KEY.")
+]
+Hosts = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME", help="Name by which clients reach a server without a key, such as *.example.com."),
+]
+Origins = Annotated[
+    list[str] | None, typer.Option(help="Origin of a web page that may send requests (CORS); none by default.")
+]
 
 
 def command(
     model: Annotated[str, typer.Argument(help="A model's or a run's folder, or a hub name.")],
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0: all networks.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
-    workers: Annotated[
-        int, typer.Option(min=1, max=64, help="Processes behind the port, each with the model; on the GPUs in turn.")
-    ] = 1,
-    name: Annotated[
-        str, typer.Option(help="The model's name in answers; by default the folder's or the hub's name.")
-    ] = "",
+    workers: Workers = 1,
+    name: Name = "",
     dtype: Dtype = None,
     quantization: Quantization = "none",
     deterministic: Deterministic = False,
     batch_tokens: BatchTokens = None,
-    pass_timeout: Annotated[
-        float, typer.Option(min=0.1, help="Seconds after which a pass counts as stuck: the server ends.")
-    ] = 600.0,
-    queue_seconds: Annotated[
-        float, typer.Option(min=0.1, help="Longest expected wait in the queue, in seconds.")
-    ] = 45.0,
+    pass_timeout: Timeout = 600.0,
+    queue_seconds: Seconds = 45.0,
     queue_requests: Annotated[int, typer.Option(min=1, help="Maximum requests in the queue.")] = 1024,
-    overload_status: Annotated[
-        int, typer.Option(metavar="503|429", help="Status of a request that a full queue refuses.")
-    ] = 503,
+    overload_status: Annotated[Literal["503", "429"], typer.Option(help="Status beyond the queue's limits.")] = "503",
     max_responses: Annotated[int, typer.Option(min=1, help="Maximum responses of a request; more get 422.")] = 256,
     max_request_tokens: Annotated[
         int, typer.Option(min=1, help="Maximum tokens of a request; more get 422.")
     ] = 131_072,
-    api_key_file: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="The key that clients must send; otherwise $DMOERM_API_KEY."),
-    ] = None,
-    allow_host: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="Name by which clients reach a server without a key, such as *.example.com."),
-    ] = None,
-    allow_origin: Annotated[
-        list[str] | None, typer.Option(help="Origin of a web page that may send requests (CORS); none by default.")
-    ] = None,
+    api_key_file: KeyFile = None,
+    allow_host: Hosts = None,
+    allow_origin: Origins = None,
 ) -> None:
     """Serve a model over HTTP: /v1/score, and the protocols of vLLM, SGLang, OpenRLHF, slime, TEI, Cohere and others.
 
     A browser gets a page at /. docs/serving.md describes the protocols, limits and security.
     """
-    if overload_status not in (429, 503):
-        raise ConfigError(f"--overload-status {overload_status}: use 503 or 429, which clients repeat")
     if processes() > 1 and workers > 1:
         raise ConfigError("--workers: several processes divide one model; leave it out, or start one process")
     key, hosts = _key(api_key_file), tuple(allow_host or ())
@@ -79,7 +77,7 @@ def command(
         pass_timeout=pass_timeout,
         queue_seconds=queue_seconds,
         queue_requests=queue_requests,
-        overload_status=429 if overload_status == 429 else 503,
+        overload_status=429 if overload_status == "429" else 503,
         max_responses=max_responses,
         max_request_tokens=max_request_tokens,
         api_key=key,
