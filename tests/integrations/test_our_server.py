@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import threading
-import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-from running import command, free_port, served
+from running import served
 
-from dmoerm.errors import DataError, ServerError
 from dmoerm.integrations import client
 from dmoerm.integrations.client import AsyncClient, Client
 from dmoerm.schema import Message, Query
@@ -75,39 +71,3 @@ def test_a_full_queue_costs_only_the_wait(url: str, trained_run: Any, monkeypatc
     assert_equal(asyncio.run(ask()), list(trained_run.model.score_queries(QUERIES)))
     assert refused
     assert all("status 503" in reason for reason in refused)
-
-
-def test_errors_of_the_server_keep_their_message(url: str) -> None:
-    with Client(url, "sesame") as rm:
-        with pytest.raises(DataError, match="the model has no such task"):
-            rm.score("Hello.", ["Hi."], "none")
-        with pytest.raises(DataError, match="tokens long"):
-            rm.score("word " * 3000, ["Hi."])
-    with pytest.raises(ServerError, match=r"401.*the key in .DMOERM_API_KEY"):
-        Client(url, "wrong").score("Hello.", ["Hi."])
-
-
-@pytest.mark.slow
-def test_a_killed_server_costs_a_trainer_nothing(trained_run: Any, tmp_path: Path) -> None:
-    expected = list(trained_run.model.score_queries(QUERIES[:20]))
-    port, results = free_port(), []
-    folder = trained_run.folder / "model"
-
-    def ask() -> None:
-        with Client(f"http://127.0.0.1:{port}") as rm:
-            results.extend([rm.score(query.prompt, query.responses) for query in QUERIES[:20]] for _ in range(5))
-
-    threads = [threading.Thread(target=ask) for _ in range(4)]
-    with command(folder, port, log=tmp_path / "log") as process:
-        for thread in threads:
-            thread.start()
-        time.sleep(0.3)
-        process.kill()
-        process.wait()
-    assert len(results) < 20
-    with command(folder, port, log=tmp_path / "log"):
-        for thread in threads:
-            thread.join(120)
-    assert len(results) == 20
-    for scores in results:
-        assert_equal(scores, expected)

@@ -137,12 +137,6 @@ def test_an_unknown_task_is_an_error(trained_run):
         Logged().call(reward_function(trained_run.model), ["Hi."], ["t"], task=["none"])
 
 
-def test_it_can_be_pickled(reward_server):
-    function = pickle.loads(pickle.dumps(reward_function(reward_server.url, name="rm")))
-    assert function.__name__ == "rm"
-    assert Logged().call(function, ["Hi."], ["tt"]) == [2.0]
-
-
 def trained(algorithm, functions, folder, rows, steps=3):
     """Train a random policy for some steps; return the trainer and its log."""
     import trl
