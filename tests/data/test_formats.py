@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from dmoerm.cli.data import app
+from dmoerm.cli import app
 from dmoerm.data import formats
 from dmoerm.data.formats import detect_format, find_formats, named_format
 from dmoerm.errors import ConfigError, DataError
@@ -137,7 +137,7 @@ def test_a_new_format_is_one_file(options, write_rows, read_one, tmp_path: Path,
     with monkeypatch.context() as patch:
         patch.setattr(formats, "__path__", [*formats.__path__, str(tmp_path)])
         assert read_one(row, format="dummy").pairs() == [Pair(0, 1)]
-        result = CliRunner(env={"COLUMNS": "200"}).invoke(app, ["check", str(write_rows([row])), *options])
+        result = CliRunner(env={"COLUMNS": "200"}).invoke(app, ["data", "check", str(write_rows([row])), *options])
     sys.modules.pop("dmoerm.data.formats.dummy")
     assert result.exit_code == 0, result.output
     with pytest.raises(DataError, match="unknown format"):

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
+import torch
 import typer
 
+from ..config import load_config
+from ..data.columns import columns_of, parse_columns
+from ..data.proposal import Proposal, propose
+from ..data.recipe import LocalMachine, choose_recipe, config_text
+from ..data.splits import load_splits
+from ..data.values import as_name
+from ..errors import ConfigError
+from ..io.paths import write_file
+from ..taxonomy import draft_taxonomy
 from .options import Format, Map
-
-if TYPE_CHECKING:
-    from ..data.proposal import Proposal
-    from ..data.recipe import LocalMachine
+from .tables import plain_table, screen
 
 
 def command(
@@ -35,21 +42,15 @@ def command(
     force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
 ) -> None:
     """Propose tasks, a taxonomy and a recipe for preference data, and write a config that trains on it."""
-    from ..config import load_config
-    from ..data.columns import columns_of, parse_columns
-    from ..data.proposal import propose
-    from ..data.recipe import choose_recipe, config_text
-    from ..data.splits import load_splits
-    from ..io.paths import write_file
-    from ..taxonomy import draft_taxonomy
-
     config = out or Path(f"{_stem(files[0])}.yaml")
     taxonomy, copy = (config.with_name(f"{config.stem}-{part}") for part in ("taxonomy.yaml", "data.jsonl"))
-    if not force:
-        _refuse_existing(config, taxonomy, copy)
+    if not force and (existing := [str(file) for file in (config, taxonomy, copy) if file.exists()]):
+        raise ConfigError(f"{', '.join(existing)}: already there; name another config with --out, or add --force")
     columns = parse_columns(map or (), files)
     proposal = propose(files, format=format, split=split, columns=columns, task_column=task_column, clusters=clusters)
-    recipe = choose_recipe(proposal.groups, _machine(), backbone is not None)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    machine = LocalMachine(cores, torch.cuda.get_device_name() if torch.cuda.is_available() else None)
+    recipe = choose_recipe(proposal.groups, machine, backbone is not None)
     if proposal.changed:
         lines = (group.model_dump_json(exclude_defaults=True) for group in proposal.groups)
         write_file(copy, "".join(f"{line}\n" for line in lines))
@@ -57,101 +58,66 @@ def command(
     ungraded = sorted({group.task for group in proposal.groups if group.task} - graded)
     drafted = draft_taxonomy(proposal.groups, _stem(str(config)), general=proposal.general).to_yaml()
     general = f"# No row of {', '.join(ungraded)} has grades of capabilities: these are general ones, to be edited.\n"
-    write_file(taxonomy, _EDIT + general * bool(ungraded) + drafted)
+    edit = "# Drafted from data: edit the titles, descriptions and rubrics.\n"
+    write_file(taxonomy, edit + general * bool(ungraded) + drafted)
     settings = {
         "output": str(Path("runs") / _stem(str(config))),
         "taxonomy": str(taxonomy),
         "data.files": [str(copy)] if proposal.changed else files,
         "data.map": None if proposal.changed else columns or None,
-        **_options(proposal, split, backbone),
+        **_reading(proposal, split),
+        "backbone.path": backbone,
     }
     write_file(config, config_text(proposal, recipe, settings))
     load_splits(load_config(config))  # what would stop `dmoerm train` is reported now
-    _print(proposal, files, [config, taxonomy, *([copy] if proposal.changed else [])])
+    console = screen()
+    written = [config, taxonomy, *([copy] if proposal.changed else [])]
+    sources = list(zip(files, proposal.formats, strict=True))
+    console.print(plain_table("Data", ["source", "format"], sources))
+    console.print(plain_table(f"Tasks by {proposal.tasks_from}", ["task", "groups", "capabilities"], _tasks(proposal)))
+    for line in (*proposal.notes, f"wrote {', '.join(str(file) for file in written)}"):
+        console.print(line, soft_wrap=True)
+
     options = ["--format", format] if format != "auto" else []
     mapped = ",".join(f"{field}={column}" for field, column in columns_of(columns, files[0]).items())
-    reading = [files[0], *options, *(["--map", mapped] if mapped else [])]
-    reading += ["--skip-bad"] if proposal.rejected else []
-    _print_next(config, settings["output"], reading, recipe.minutes)
+    rows = [files[0], *options, *(["--map", mapped] if mapped else []), *["--skip-bad"] * proposal.rejected]
+    output, labels = settings["output"], str(config.with_name(f"{config.stem}-labels.parquet"))
+    lines = [
+        f"next: dmoerm train {config}  # about {recipe.minutes} min",
+        f"then: dmoerm score {output} --input {shlex.join(rows)} --output scores.jsonl",
+    ]
     if ungraded:
-        options += [part for each in map or () for part in ("--map", each)]
-        _print_labeling(config, settings, [str(copy)] if proposal.changed else [*files, *options], ", ".join(ungraded))
-
-
-_EDIT = "# Drafted from data: edit the titles, descriptions and rubrics.\n"
+        maps = [part for each in map or () for part in ("--map", each)]
+        data = [str(copy)] if proposal.changed else [*files, *options, *maps]
+        label = [*data, "--taxonomy", str(taxonomy), "--model", "gpt-4o-mini", "--out", labels]
+        train = [str(config), "--set", f"data.capability_labels={labels}", "--set", f"output={output}-labeled"]
+        lines += [
+            f"{', '.join(ungraded)}: no grades of capabilities, so no experts. Edit the rubrics in {taxonomy}, then:",
+            f"label: dmoerm label {shlex.join(label)}  # asks a judge; --dry-run counts the calls",
+            f"train: dmoerm train {shlex.join(train)}",
+        ]
+    for line in lines:
+        console.print(line, soft_wrap=True, highlight=False)
 
 
 def _stem(file: str) -> str:
     """Return a file's or dataset's name without suffixes, as a plain name."""
-    from ..data.values import as_name
-
     return as_name(PurePath(file).name.removesuffix(".gz").rsplit(".", 1)[0])
 
 
-def _refuse_existing(*files: Path) -> None:
-    from ..errors import ConfigError
-
-    if existing := [str(file) for file in files if file.exists()]:
-        raise ConfigError(f"{', '.join(existing)}: already there; name another config with --out, or add --force")
-
-
-def _machine() -> LocalMachine:
-    import torch
-
-    from ..data.recipe import LocalMachine
-
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return LocalMachine(cores, torch.cuda.get_device_name() if torch.cuda.is_available() else None)
-
-
-def _options(proposal: Proposal, split: str, backbone: str | None) -> dict[str, str | None]:
+def _reading(proposal: Proposal, split: str) -> dict[str, str | None]:
+    """Return the settings by which `train` reads the sources, or their copy, as `init` did."""
+    if proposal.changed:
+        return {"data.format": "native"}
     formats = set(proposal.formats)
-    known = "native" if proposal.changed else formats.pop() if len(formats) == 1 else None
-    task = None if proposal.changed else proposal.one_task
-    named = None if split == "train" or proposal.changed else split
-    return {"data.format": known, "data.split": named, "data.task": task, "backbone.path": backbone}
+    known = formats.pop() if len(formats) == 1 else None
+    return {"data.format": known, "data.split": None if split == "train" else split, "data.task": proposal.one_task}
 
 
-def _print(proposal: Proposal, files: list[str], written: list[Path]) -> None:
-    from rich.markup import escape
-
-    from .tables import plain_table, screen
-
-    console = screen()
-    console.print(plain_table("Data", ["source", "format"], list(zip(files, proposal.formats, strict=True))))
-    tasks = sorted({group.task for group in proposal.groups if group.task})
-    rows = [[task, *_counts(proposal, task)] for task in tasks]
-    console.print(plain_table(f"Tasks by {proposal.tasks_from}", ["task", "groups", "capabilities"], rows))
-    for note in proposal.notes:
-        console.print(escape(note), soft_wrap=True)
-    console.print(f"wrote {', '.join(map(str, written))}", soft_wrap=True)
-
-
-def _print_next(config: Path, run: str, rows: list[str], minutes: int) -> None:
-    from .tables import screen
-
-    for line in (
-        f"next: dmoerm train {config}  # about {minutes} min",
-        f"then: dmoerm score {run} --input {shlex.join(rows)} --output scores.jsonl",
-    ):
-        screen().print(line, soft_wrap=True, highlight=False)
-
-
-def _print_labeling(config: Path, settings: Mapping[str, Any], data: Sequence[str], tasks: str) -> None:
-    """Print the commands that label the drafted capabilities of the tasks and train on the labels."""
-    from .tables import screen
-
-    labels = str(config.with_name(f"{config.stem}-labels.parquet"))
-    label = [*data, "--taxonomy", settings["taxonomy"], "--model", "gpt-4o-mini", "--out", labels]
-    train = ["--set", f"data.capability_labels={labels}", "--set", f"output={settings['output']}-labeled"]
-    for line in (
-        f"{tasks}: no grades of capabilities, so no experts. Edit the rubrics in {settings['taxonomy']}, then:",
-        f"label: dmoerm label {shlex.join(label)}  # asks a judge; --dry-run counts the calls",
-        f"train: dmoerm train {shlex.join([str(config), *train])}",
-    ):
-        screen().print(line, soft_wrap=True, highlight=False)
-
-
-def _counts(proposal: Proposal, task: str) -> tuple[int, str]:
-    members = [group for group in proposal.groups if group.task == task]
-    return len(members), ", ".join(sorted({name for group in members for name in group.capabilities})) or "–"
+def _tasks(proposal: Proposal) -> list[Sequence[object]]:
+    rows = []
+    for task in sorted({group.task for group in proposal.groups if group.task}):
+        members = [group for group in proposal.groups if group.task == task]
+        names = sorted({name for group in members for name in group.capabilities})
+        rows.append([task, len(members), ", ".join(names) or "–"])
+    return rows

@@ -51,55 +51,47 @@ def cluster_prompts(prompts: Sequence[str], min_size: int, count: int | None = N
     kept = [w for w, n in spread.most_common(_VOCABULARY) if 1 < n <= len(prompts) / 2]
     if len(kept) < 2 * _DIRECTIONS or len(prompts) < 2 * max(min_size, _DIRECTIONS):
         return [ONE_TASK] * len(prompts)
-    counts = _counts(words, kept)
+    index = {word: i for i, word in enumerate(kept)}
+    cells = [(row, index[word]) for row, content in enumerate(words) for word in content if word in index]
+    counts = csr_matrix((np.ones(len(cells)), np.array(cells).T), (len(prompts), len(kept)))  # (P, W)
     labels = _clusters(_directions(counts), min_size, count, seed)
     names = _names(counts, kept, labels)
     return [names[label] for label in labels]
 
 
-def _counts(words: Sequence[Sequence[str]], kept: Sequence[str]) -> csr_matrix:
-    """Return how often each word is in each prompt, (P, W)."""
-    index = {word: i for i, word in enumerate(kept)}
-    cells = [(row, index[word]) for row, content in enumerate(words) for word in content if word in index]
-    rows, columns = np.array(cells).T
-    return csr_matrix((np.ones(len(cells)), (rows, columns)), (len(words), len(kept)))
-
-
-def _directions(counts: csr_matrix) -> np.ndarray:
+def _directions(counts: Any) -> np.ndarray:
     """Return the prompts' coordinates along the main directions of their TF-IDF, rows of length 1 or 0, (P, D)."""
     weighted = counts.copy()
-    spread: Any = counts > 0
-    rarity = np.log((len(counts.indptr) - 1) / np.asarray(spread.sum(0)).ravel())
-    weighted.data = (1 + np.log(weighted.data)) * rarity[weighted.indices]
-    scaled = weighted.multiply(1 / _lengths(np.sqrt(weighted.multiply(weighted).sum(1)))).tocsr()
-    left, values, _ = svds(scaled, k=_DIRECTIONS, v0=np.ones(min(scaled.shape)))
+    weighted.data = (1 + np.log(counts.data)) * np.log(counts.shape[0] / _spread(counts))[counts.indices]
+    lengths = np.sqrt(np.asarray(weighted.multiply(weighted).sum(1)))
+    left, values, _ = svds(
+        weighted.multiply(1 / np.maximum(lengths, 1e-12)).tocsr(), k=_DIRECTIONS, v0=np.ones(min(counts.shape))
+    )
     points = left * values
-    return points / _lengths(np.linalg.norm(points, axis=1, keepdims=True))
+    return points / np.maximum(np.linalg.norm(points, axis=1, keepdims=True), 1e-12)
 
 
-def _lengths(lengths: np.ndarray) -> np.ndarray:
-    return np.maximum(np.asarray(lengths), 1e-12)
+def _spread(counts: Any) -> np.ndarray:
+    """Return the number of rows in which each word is, (W,)."""
+    return np.asarray((counts > 0).sum(0)).ravel()
 
 
 def _clusters(points: np.ndarray, min_size: int, count: int | None, seed: int) -> np.ndarray:
     """Return the cluster of each point, (P,): of the fewest clusters whose silhouette is near the highest."""
     random = np.random.default_rng(seed)
     sample = points[random.permutation(len(points))[:_SAMPLE]]
-    tried = [_k_means(points, sample, k, random) for k in (range(2, MAX_CLUSTERS + 1) if count is None else [count])]
-    large = [(worth, labels) for worth, labels in tried if np.bincount(labels).min() >= min_size]
+    large: list[tuple[float, np.ndarray]] = []
+    for k in range(2, MAX_CLUSTERS + 1) if count is None else [count]:
+        starts = [kmeans2(sample, k, minit="++", rng=random)[0] for _ in range(_STARTS)]
+        tried = [(_silhouette(sample[:_PAIRWISE], vq(sample[:_PAIRWISE], centers)[0]), centers) for centers in starts]
+        worth, centers = max(tried, key=lambda each: each[0])
+        labels = vq(points, centers)[0]
+        if np.bincount(labels).min() >= min_size:
+            large.append((worth, labels))
     highest = max((worth for worth, _ in large), default=-1.0)
     if not large or (count is None and highest < MIN_SILHOUETTE):
         return np.zeros(len(points), dtype=int)
-    return next(labels for worth, labels in large if worth >= _NEAR * highest or worth == highest)
-
-
-def _k_means(points: np.ndarray, sample: np.ndarray, k: int, random: np.random.Generator) -> tuple[float, np.ndarray]:
-    """Return the best of several starts: its silhouette and the points' clusters (P,)."""
-    centers = [kmeans2(sample, k, minit="++", rng=random)[0] for _ in range(_STARTS)]
-    return max(
-        ((_silhouette(sample[:_PAIRWISE], vq(sample[:_PAIRWISE], c)[0]), vq(points, c)[0]) for c in centers),
-        key=lambda tried: tried[0],
-    )
+    return next(labels for worth, labels in large if worth >= min(_NEAR * highest, highest))
 
 
 def _silhouette(points: np.ndarray, labels: np.ndarray) -> float:
@@ -109,26 +101,21 @@ def _silhouette(points: np.ndarray, labels: np.ndarray) -> float:
     if len(present) < 2:
         return -1.0
     member = labels[:, None] == present  # (P, k)
-    sizes = member.sum(0)
-    mean = (distances @ member) / np.maximum(sizes - member, 1)
-    within = mean[member]
-    nearest = np.where(member, np.inf, mean).min(1)
+    mean = (distances @ member) / np.maximum(member.sum(0) - member, 1)
+    within, nearest = mean[member], np.where(member, np.inf, mean).min(1)
     return float(np.mean((nearest - within) / np.maximum(np.maximum(within, nearest), 1e-12)))
 
 
-def _names(counts: csr_matrix, kept: Sequence[str], labels: np.ndarray) -> list[str]:
+def _names(counts: Any, kept: Sequence[str], labels: np.ndarray) -> list[str]:
     """Name each cluster by the two words that tell it most from all prompts; different clusters, different words."""
     if not labels.any():
         return [ONE_TASK]
-    spread: Any = counts > 0
-    present = spread.astype(float)
-    overall = np.asarray(present.mean(0)).ravel()
+    overall = _spread(counts) / counts.shape[0]
     names, used = list[str](), set[str]()
     for label in range(labels.max() + 1):
-        share = np.asarray(present[labels == label].mean(0)).ravel()
+        share = _spread(counts[labels == label]) / (labels == label).sum()
         telling = share * np.log(np.maximum(share, 1e-9) / overall)
-        ordered = [kept[int(i)] for i in np.argsort(-telling)]
-        words = [word for word in ordered if word not in used][:2]
+        words = [word for i in np.argsort(-telling) if (word := kept[int(i)]) not in used][:2]
         used.update(words)
         names.append("_".join(words))
     return names

@@ -16,7 +16,7 @@ from ..names import MAX_LENGTH, ONE_TASK, RESERVED_TASKS
 from ..schema import Group, messages_of, prompt_key
 from .columns import ColumnMap
 from .prompt_clusters import cluster_prompts
-from .readers import Reading, groups_of
+from .readers import Reading, read_groups
 from .rows import PlacedRow, open_rows
 from .values import Row, as_name
 
@@ -90,8 +90,9 @@ def propose(
     column = task_column or (None if named or clusters else _task_column(rows))
     if column:
         _check_column(column, rows)
-        with_tasks = {source: list(map(_with_task(column), placed)) for source, placed in rows.items()}
-        readings = _read(with_tasks, format, columns)
+        for row in _whole(rows):
+            row["task"] = _task_of(row, column)
+        readings = _read(rows, format, columns)
     _check_pairs(readings, sources)
     read = [group for reading in readings for group in reading.groups]
     groups, tasks_from = read, f"the column `{column}`" if column else "the data"
@@ -109,7 +110,7 @@ def propose(
 
 def _read(rows: Mapping[str, Sequence[PlacedRow]], format: str, columns: ColumnMap | None) -> list[Reading]:
     options: dict[str, Any] = {"format": format, "columns": columns, "on_error": "collect"}
-    return [groups_of(placed, source, **options) for source, placed in rows.items()]
+    return [read_groups(source, rows=placed, **options) for source, placed in rows.items()]
 
 
 def _left_out(reading: Reading) -> Iterable[str]:
@@ -156,16 +157,8 @@ def _check_column(column: str, rows: Mapping[str, Sequence[PlacedRow]]) -> None:
         raise ConfigError(f"--task-column: no row has the column {column!r}; {hint}")
 
 
-def _whole(rows: Mapping[str, Sequence[PlacedRow]]) -> list[Row]:
+def _whole(rows: Mapping[str, Sequence[PlacedRow]]) -> list[dict[str, Any]]:
     return [row for placed in rows.values() for _, row in placed if not isinstance(row, DataError)]
-
-
-def _with_task(column: str) -> Callable[[PlacedRow], PlacedRow]:
-    def with_task(placed: PlacedRow) -> PlacedRow:
-        line, row = placed
-        return (line, row) if isinstance(row, DataError) else (line, {**row, "task": _task_of(row, column)})
-
-    return with_task
 
 
 def _task_of(row: Row, column: str) -> str | None:

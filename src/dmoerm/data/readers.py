@@ -54,6 +54,7 @@ def read_groups(
     task: str | None = None,
     on_error: Literal["raise", "collect"] = "raise",
     into: Callable[[Group], object] | None = None,
+    rows: Iterable[PlacedRow] | None = None,
 ) -> Reading:
     """Read all groups of a file (see `open_rows`), a dataset directory or a dataset `org/name[:config]`.
 
@@ -64,28 +65,16 @@ def read_groups(
         task: the task of rows that have none.
         on_error: `raise` raises an error at the first bad row; `collect` appends bad rows to `Reading.bad`.
         into: called with each group, in place of `Reading.groups`; for data that may not fit in memory.
+        rows: rows that were read from the source.
 
     Raises:
         DataError: the source is missing, unreadable or empty, or (with `raise`) a row is bad.
         ConfigError: the format is unknown.
     """
-    rows = _rows_of(source, split, streaming=False)
-    return groups_of(rows, source, format=format, columns=columns, task=task, on_error=on_error, into=into)
-
-
-def groups_of(
-    rows: Iterable[PlacedRow],
-    source: str | Path,
-    *,
-    format: str = "auto",
-    columns: ColumnMap | None = None,
-    task: str | None = None,
-    on_error: Literal["raise", "collect"] = "raise",
-    into: Callable[[Group], object] | None = None,
-) -> Reading:
-    """Return the groups of rows that were read from `source`; see `read_groups`."""
     columns = columns_of(columns or {}, str(source))
     reader = _GroupReader(str(source), named_format(format), columns, task, on_error == "collect", into)
+    if rows is None:
+        rows = _rows_of(source, split, streaming=False)
     for line, row in mapped_rows(rows, columns, str(source)):
         reader.take(line, row)
     return reader.finish()
@@ -98,6 +87,7 @@ def read_queries(
     split: str = "train",
     columns: ColumnMap | None = None,
     on_bad: Callable[[DataError], None] | None = None,
+    rows: Iterable[PlacedRow] | None = None,
 ) -> Iterator[Query]:
     """Yield the queries of a source one at a time, in constant memory (except for a `.json` array).
 
@@ -107,24 +97,14 @@ def read_queries(
 
     Args:
         on_bad: called with each bad row's error.
+        rows: rows that were read from the source.
 
     Raises:
         DataError: a row is bad and `on_bad` is None, or the source cannot be read.
     """
-    rows = _rows_of(source, split, streaming=True)
-    return queries_of(rows, source, format=format, columns=columns, on_bad=on_bad)
-
-
-def queries_of(
-    rows: Iterable[PlacedRow],
-    source: str | Path,
-    *,
-    format: str = "auto",
-    columns: ColumnMap | None = None,
-    on_bad: Callable[[DataError], None] | None = None,
-) -> Iterator[Query]:
-    """Yield the queries of rows that were read from `source`; see `read_queries`."""
     row_format, columns = named_format(format), columns_of(columns or {}, str(source))
+    if rows is None:
+        rows = _rows_of(source, split, streaming=True)
     for line, row in mapped_rows(rows, columns, str(source)):
         try:
             if isinstance(row, SkippedRow) and on_bad is None:

@@ -21,7 +21,7 @@ import pyarrow.parquet as parquet
 from pydantic import BaseModel
 
 from .. import errors
-from ..data.readers import queries_of
+from ..data.readers import read_queries
 from ..errors import ConfigError, DmoermError
 from ..io.storage import complete_at, exists, matching, open_binary, remove_leftovers_at, version
 from ..scoring.output import open_output
@@ -218,7 +218,7 @@ class _Actor:
         self._scorer = self._scorer or self._open()
         on_bad = (lambda error: left_out.append(str(error))) if self._job.skip_bad else None
         reading: Any = {"format": self._job.format, "columns": self._job.columns, "on_bad": on_bad}
-        queries = queries_of(shard_rows(shard), shard.file, **reading)
+        queries = read_queries(shard.file, rows=shard_rows(shard), **reading)
         with open_output(part, self._job.best) as write:
             for row in written_rows(self._scorer, queries, on_bad, self._job.best):
                 write([row])
