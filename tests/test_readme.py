@@ -48,7 +48,7 @@ def test_the_names_that_the_docs_import_exist():
         for page in (README, *DOCS)
         for match in re.findall(r"^\s*from (dmoerm[\w.]*) import ([\w, ]+)", page.read_text(encoding="utf-8"), re.M)
     ]
-    assert len(statements) > 5
+    assert len(statements) > 2
     missing = [
         f"{module}.{name}"
         for module, names in statements

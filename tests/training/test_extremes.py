@@ -14,18 +14,11 @@ from dmoerm.config import Config, changed
 from dmoerm.errors import DmoermError
 
 LONG = ("epochs", "steps")  # take as long as they say
-SAME = (
-    "ray.",
-    "router.",
-    "phase0.",
-    "phase1.",
-    "phase2.head_first.",
-)  # the same kinds of settings as others, or none of training
+# The same kinds of settings as others, or none of training.
+SAME = ("ray.", "router.", "phase0.", "phase1.", "phase2.head_first.")
 EXTREMES = {float: (1e-300, 1e30, 1e300), int: (-(2**63), 1 << 20, 2**63)}
-SHORT: dict[str, Any] = {
-    name: {"steps": 2, "evaluations": 2} for name in ("router", "phase0", "phase1", "phase2", "phase3")
-}
-SHORT |= {"base": "lora", "base_lora": {"rank": 2}}
+_STEPS = {name: {"steps": 2, "evaluations": 2} for name in ("router", "phase0", "phase1", "phase2", "phase3")}
+SHORT: dict[str, Any] = {**_STEPS, "base": "lora", "base_lora": {"rank": 2}}
 
 
 def kinds(annotation: Any) -> Iterator[Any]:

@@ -273,16 +273,6 @@ def test_accumulated_batches_are_one_large_batch(tmp_path: Path) -> None:
     torch.testing.assert_close(whole.score.weight, parts.score.weight, atol=1e-5, rtol=1e-4)
 
 
-def test_l2_pulls_to_the_start(tmp_path: Path) -> None:
-    start = head()
-    moved = []
-    for l2 in (0.0, 10.0):
-        scorer = copy.deepcopy(start)
-        fitted(scorer, tmp_path / str(l2), l2=l2)
-        moved.append(float((scorer.score.weight - start.score.weight).norm()))
-    assert moved[1] < moved[0] / 3
-
-
 def test_heads_may_have_a_rate_of_their_own(tmp_path: Path) -> None:
     class Two(nn.Module):
         def __init__(self) -> None:
@@ -322,14 +312,6 @@ def test_a_full_disk_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(torch, "save", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         fitted(head(), tmp_path / "other")
-
-
-def test_a_required_margin_asks_for_more(tmp_path: Path) -> None:
-    items = [made(features(item), item.pairs, 2.0) for item in rows(32, 1)]
-    plain, wide = head(), head()
-    fitted(plain, tmp_path / "a")
-    fitted(wide, tmp_path / "b", train=items)
-    assert wide.score.weight[0, 0] > plain.score.weight[0, 0]
 
 
 def test_figures_reach_an_experiment_tracker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

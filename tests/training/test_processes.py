@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 import torch
 from accelerate.commands.config import load_config_from_file
-from tiny import make_tiny_config, train_quietly
+from tiny import make_tiny_config
 
+from dmoerm.cli.run import train_and_measure
 from dmoerm.config import Config
 from dmoerm.data.splits import load_splits
+from dmoerm.evaluation import evaluate, write_results
 from dmoerm.training import Run, processes
 
 from .launching import (
@@ -55,20 +57,8 @@ FORMS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one(tiny_config: Callable[..., Config], tmp_path: Path) -> None:
-    config = tiny_config(**FORMS["all weights"])
-    two = trained(config, tmp_path / "two", "--no-eval")
-    assert len(list((tmp_path / "two" / "cache").rglob("*.safetensors"))) == 2  # one by each
-    one = written(config, tmp_path / "one")[1]
-    train_quietly(one)
-    assert_close(two, one)
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
-def test_they_measure_the_same_too(tiny_config: Callable[..., Config], tmp_path: Path, form: str) -> None:
-    from dmoerm.cli.run import train_and_measure
-
+def test_two_processes_train_and_measure_as_one(tiny_config: Callable[..., Config], tmp_path: Path, form: str) -> None:
     config = tiny_config(**FORMS[form])
     two, one = trained(config, tmp_path / "two"), written(config, tmp_path / "one")[1]
     train_and_measure(one, "train")
@@ -78,8 +68,6 @@ def test_they_measure_the_same_too(tiny_config: Callable[..., Config], tmp_path:
 
 @pytest.mark.slow
 def test_two_processes_evaluate_as_one(trained_run: Run, tmp_path: Path) -> None:
-    from dmoerm.evaluation import evaluate, write_results
-
     script = tmp_path / "command.py"
     script.write_text(COMMAND)
     done = launch(str(script), "eval", str(trained_run.folder), "--report", str(tmp_path / "two"))
