@@ -71,7 +71,8 @@ def test_recorded_verdicts_become_labels() -> None:
     rows = [verdict(), verdict(order="swapped", mode="m", preferred={"empathy": "tie"}), verdict(id="elsewhere")]
     rows += [verdict(order="swapped", preferred={"empathy": 1}), verdict(order="swapped", preferred={"empathy": 0})]
     rows += [verdict(order="swapped", preferred={"empathy": 0})]
-    plain, mode = recorded_labels(enumerate(rows, 1), groups(1), "gpt")[0]
+    (plain, mode), unmatched = recorded_labels(enumerate(rows, 1), groups(1), "gpt")
+    assert unmatched == 1
     assert (plain.judge, plain.given, plain.swapped) == ("gpt", Outcome.FIRST, Outcome.FIRST)
     assert (plain.p_given, plain.p_swapped) == (None, pytest.approx(2 / 3))  # three answers to one question
     assert (mode.judge, mode.given, mode.swapped) == ("gpt/m", Outcome.OPEN, Outcome.TIE)
@@ -102,11 +103,6 @@ def test_verdicts_or_data_that_are_missing_are_said() -> None:
         recorded_labels([], groups(1), "gpt")
     with pytest.raises(DataError, match="the data contain no groups"):
         recorded_labels([(1, verdict())], [], "gpt")
-
-
-def test_verdicts_on_other_groups_are_counted() -> None:
-    labels, unmatched = recorded_labels(enumerate([verdict(), verdict(id="x"), verdict(id="y")]), groups(1), "gpt")
-    assert (len(labels), unmatched) == (1, 2)
 
 
 def test_of_many_responses_the_pair_must_be_named() -> None:

@@ -96,12 +96,6 @@ def test_an_answer_that_reaches_the_token_limit_names_the_option(tmp_path):
             ask(questions, endpoint(server), tmp_path / "calls.sqlite", concurrency=1, max_unusable=5)
 
 
-def test_reasoning_is_ignored_and_soft_labels_remain(tmp_path):
-    with FakeJudge(reasoning="<think>\nA is shorter, so B.\n</think>\n\n") as server:
-        questions = questions_on(groups(1), endpoint(server), group_capabilities=True)
-        assert ask(questions, endpoint(server), tmp_path / "calls.sqlite").unusable == 0
-
-
 # --- request fields ------------------------------------------------------------------------------------------------
 
 FIXES: dict[str, tuple[dict[str, Any], str]] = {
@@ -125,17 +119,6 @@ def test_a_rejected_field_ends_the_run_and_the_message_names_the_option(tmp_path
         assert list(AnswerStore(tmp_path / "calls.sqlite").calls()) == []
         where = endpoint(server, request_fields=fix)
         assert ask(questions_on(groups(2), where), where, tmp_path / "calls.sqlite").answered == 20
-
-
-def test_a_reasoning_model_is_asked_with_what_it_accepts(tmp_path):
-    fields = {"max_completion_tokens": 4096, "temperature": None, "logprobs": None, "reasoning_effort": "low"}
-    with FakeJudge(rejects=["max_tokens", "temperature", "logprobs"], reasoning="thoughts </think>") as server:
-        where = endpoint(server, request_fields=fields)
-        statistics = ask(questions_on(groups(1), where), where, tmp_path / "calls.sqlite")
-        assert (statistics.answered, statistics.unusable) == (10, 0)
-        body = server.bodies[0]
-    assert body.keys() == {"model", "messages", "max_completion_tokens", "reasoning_effort", "response_format"}
-    assert (body["max_completion_tokens"], body["reasoning_effort"]) == (4096, "low")
 
 
 def test_a_text_that_is_too_long_fails_alone_after_an_accepted_request(tmp_path):
