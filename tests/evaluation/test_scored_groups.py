@@ -9,7 +9,7 @@ from rich.console import Console
 from dmoerm.data.splits import load_splits
 from dmoerm.errors import DataError
 from dmoerm.evaluation import evaluate
-from dmoerm.evaluation.scored_groups import _progress, score_groups
+from dmoerm.evaluation.scored_groups import score_groups
 from dmoerm.report import report_html
 from dmoerm.schema import Group
 from dmoerm.training import open_cache
@@ -46,20 +46,6 @@ def test_progress_is_printed_where_no_bar_can_be_seen(
     shown = re.findall(rf"evaluation +(\d+)/{tokens}\b", screen.getvalue())
     assert (len(shown) > 1) is not terminal
     assert terminal or int(shown[-1]) == tokens
-
-
-def test_each_stage_has_its_own_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Though both stages have as many tokens."""
-    monkeypatch.setattr("dmoerm.training.progress._SECONDS_BETWEEN_LINES", -1)
-    now = iter(range(1000))
-    screen = io.StringIO()
-    with _progress(Console(file=screen, width=200, get_time=lambda: float(next(now)))) as advance:
-        for stage in ("trunk's activations", "evaluation"):
-            for done in range(10, 60, 10):
-                advance(stage, done, 50)
-    left = re.findall(r"evaluation +(\d+)/50  (\d+) s left", screen.getvalue())
-    assert left
-    assert all((int(seconds) > 0) is (int(done) < 50) for done, seconds in left)
 
 
 def test_dmoerm_is_scored_as_a_user_would_score(tiny_model: Callable[..., Any], groups: list[Group]) -> None:

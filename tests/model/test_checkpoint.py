@@ -16,11 +16,9 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from tiny import make_model, make_tiny_config
 
-from dmoerm.chat.encoding import Encoded
 from dmoerm.errors import CheckpointError, ConfigError
 from dmoerm.model import DMoERM, integrity, task_backbone
 from dmoerm.model.batching import pack_ids
-from dmoerm.model.layers import run
 from dmoerm.schema import Query
 
 QUERY = Query(prompt="How are you?", responses=("Fine, and you?", "No.", "x " * 20))
@@ -78,22 +76,6 @@ def test_a_loaded_model_is_saved_as_the_same_bytes(saved: tuple[DMoERM, Path], t
     DMoERM.from_pretrained(saved[1]).save_pretrained(tmp_path / "again")
     for file in (file for file in saved[1].rglob("*") if file.is_file()):
         assert file.read_bytes() == (tmp_path / "again" / file.relative_to(saved[1])).read_bytes()
-
-
-def test_a_loaded_model_is_ready_to_score_and_to_train_on(saved: tuple[DMoERM, Path]) -> None:
-    loaded = DMoERM.from_pretrained(saved[1])
-    assert not loaded.training
-    experts = loaded.task_model("chitchat").experts
-    branch = {p.data_ptr() for p in loaded.task_model("chitchat").base.branch.parameters()}
-    assert branch <= {p.data_ptr() for p in experts.parameters()}  # still shared, not twice in memory
-
-
-def test_dtype_is_that_of_trunk_and_branches(saved: tuple[DMoERM, Path]) -> None:
-    loaded = DMoERM.from_pretrained(saved[1], dtype="bfloat16")
-    assert {p.dtype for p in loaded.trunk.parameters()} == {torch.bfloat16}
-    assert {p.dtype for p in loaded.task_model("chitchat").base.branch.parameters()} == {torch.bfloat16}
-    assert loaded.general.head.score.weight.dtype is torch.float32
-    assert rewards(loaded) == pytest.approx(rewards(saved[0]), abs=0.5)
 
 
 def test_a_bfloat16_export_is_smaller_and_scores_as_its_rounded_weights(
@@ -210,16 +192,6 @@ def test_peft_loads_the_adapters_of_other_configurations(
     assert_peft_gives_the_same_embeddings(model, tmp_path / "model")
 
 
-@torch.no_grad()
-def test_a_tasks_backbone_is_its_trunk_and_branch(saved: tuple[DMoERM, Path]) -> None:
-    model, _ = saved
-    hidden = model.hidden(pack_ids([Encoded([1, 5, 6], [[7, 8, 9]])]))
-    for task in model.config.tasks:
-        states = run(model.task_model(task).base.branch, hidden)
-        whole = task_backbone(model, task)(input_ids=torch.tensor([[1, 5, 6, 7, 8, 9]])).last_hidden_state
-        torch.testing.assert_close(whole, states, atol=1e-5, rtol=1e-4)
-
-
 # --- what cannot be read -------------------------------------------------------------------------------------------
 
 
@@ -237,10 +209,6 @@ def reshape(file: Path) -> None:
     save_file({name: torch.zeros(*t.shape, 2) for name, t in load_file(file).items()}, file)
 
 
-def fill_with_text(file: Path) -> None:
-    file.write_text("this is not a tensor file")
-
-
 FILES = [
     "model.safetensors",
     "trunk.safetensors",
@@ -251,7 +219,7 @@ FILES = [
 
 
 @pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("damage", [Path.unlink, truncate, drop_tensor, reshape, fill_with_text])
+@pytest.mark.parametrize("damage", [Path.unlink, truncate, drop_tensor, reshape])
 @pytest.mark.parametrize("checked", [True, False])
 def test_a_damaged_file_is_named(copied: Path, name: str, damage: Callable[[Path], None], checked: bool) -> None:
     """Its checksum, or without checksums its content, shows the damage."""
@@ -289,29 +257,17 @@ def test_a_pickle_is_never_read(copied: Path, tmp_path: Path, name: str) -> None
     assert not trace.exists()
 
 
-@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
-def test_a_missing_or_broken_tokenizer_is_named(copied: Path, name: str) -> None:
-    (copied / name).write_text("{")
-    with pytest.raises(CheckpointError, match=f"{copied}.*tokenizer"):
-        DMoERM.from_pretrained(copied)
-
-
-def test_a_missing_tokenizer_is_named(copied: Path) -> None:
+@pytest.mark.parametrize("missing", [False, True])
+def test_a_missing_or_broken_tokenizer_is_named(copied: Path, missing: bool) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        (copied / name).unlink()
+        (copied / name).unlink() if missing else (copied / name).write_text("{")
+    (copied / "SHA256SUMS").unlink()
     with pytest.raises(CheckpointError, match=f"{copied}.*tokenizer"):
         DMoERM.from_pretrained(copied)
 
 
-FOREIGN = json.dumps(
-    {
-        "model_type": "dmoerm",
-        "format_version": 2,
-        "branch_layer": 2,
-        "tasks": {},
-        "backbone": {"model_type": "no-such-kind"},
-    }
-)
+KNOWN = {"model_type": "dmoerm", "format_version": 2}
+FOREIGN = json.dumps(KNOWN | {"branch_layer": 2, "tasks": {}, "backbone": {"model_type": "no-such-kind"}})
 
 
 @pytest.mark.parametrize(
@@ -321,12 +277,9 @@ FOREIGN = json.dumps(
         ("[]", "cannot be read"),
         ('{"model_type": "llama"}', "model_type is 'llama', not 'dmoerm'"),
         ("{}", "model_type is None"),
-        ('{"model_type": "dmoerm", "format_version": 2}', "is not a valid configuration"),
-        ('{"model_type": "dmoerm", "format_version": 2, "tasks": ["a"]}', "is not a valid configuration"),
-        (
-            FOREIGN,
-            "is not a valid configuration.*no-such-kind",
-        ),
+        (json.dumps(KNOWN), "is not a valid configuration"),
+        (json.dumps(KNOWN | {"tasks": ["a"]}), "is not a valid configuration"),
+        (FOREIGN, "is not a valid configuration.*no-such-kind"),
     ],
 )
 def test_a_foreign_config_is_named(copied: Path, content: str, message: str) -> None:
@@ -366,11 +319,6 @@ def test_what_a_library_sets_in_the_configuration_is_not_saved(copied: Path, tmp
     assert (tmp_path / "again" / "config.json").read_text() == (copied / "config.json").read_text()
 
 
-def test_a_config_names_its_format(copied: Path) -> None:
-    assert json.loads((copied / "config.json").read_text())["format_version"] == 2
-    assert DMoERM.from_pretrained(edited(copied, auto_map={}, return_dict=False)).config.format_version == 2
-
-
 @pytest.mark.parametrize("name", ["", " a", "a\0b", "a\nb", "x" * 257])
 def test_invalid_names_are_refused(copied: Path, name: str) -> None:
     for tasks in ({name: []}, {"chitchat": [name]}):
@@ -402,13 +350,6 @@ def test_a_size_that_no_model_has_is_refused_by_name(copied: Path, name: str, va
     for settings in ({name: value}, {"nested": {name: value}}):
         with pytest.raises(CheckpointError, match=rf"backbone\.{name}: {value} is out of range"):
             DMoERM.from_pretrained(edited(copied, backbone=backbone | settings))
-
-
-def test_a_size_may_be_minus_one_or_zero(copied: Path) -> None:
-    """Some families write -1 for None."""
-    backbone = json.loads((copied / "config.json").read_text())["backbone"]
-    for value in (-1, 0):
-        DMoERM.from_pretrained(edited(copied, backbone=backbone | {"unused_size": value}))
 
 
 @pytest.mark.parametrize(("layers", "branch_layer"), [(2, 2), (None, 0), ("4", 2)])
@@ -481,15 +422,6 @@ def test_a_full_disk_leaves_the_old_model_and_nothing_else(
         new.save_pretrained(copied)
     assert sorted(copied.parent.iterdir()) == beside
     assert rewards(DMoERM.from_pretrained(copied)) == before
-
-
-def test_a_full_disk_leaves_no_new_folder(
-    saved: tuple[DMoERM, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(integrity, "save_file", full_disk_after(2))
-    with pytest.raises(CheckpointError):
-        saved[0].save_pretrained(tmp_path / "new")
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_new_model_replaces_the_old_model(

@@ -58,24 +58,3 @@ def test_the_auto_classes_know_dmoerm_here() -> None:
     config = AutoConfig.for_model("dmoerm")
     assert isinstance(config, DMoERMConfig)
     assert AutoModelForSequenceClassification._model_mapping[DMoERMConfig] is DMoERM
-
-
-def test_the_text_classification_pipeline_gives_the_reward(trained_run: Any) -> None:
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
-
-    folder = str(trained_run.folder / "model")
-    model = AutoModelForSequenceClassification.from_pretrained(folder)
-    classify = pipeline("text-classification", model=model, tokenizer=AutoTokenizer.from_pretrained(folder))
-    texts = [("Hi", "Hello there."), ("How are you?", "Fine.")]
-    actual = classify([conversation(model, *text) for text in texts], function_to_apply="none", batch_size=2)
-    expected = [trained_run.model.score(prompt, [response])[0].reward for prompt, response in texts]
-    assert [row["score"] for row in actual] == pytest.approx(expected, abs=1e-4)
-
-
-def test_the_folder_alone_makes_a_pipeline(trained_run: Any) -> None:
-    from transformers import pipeline
-
-    classify = pipeline("text-classification", model=str(trained_run.folder / "model"))
-    text = conversation(trained_run.model, "Hi", "Hello there.")
-    score = classify(text, function_to_apply="none")[0]["score"]
-    assert score == pytest.approx(trained_run.model.score("Hi", ["Hello there."])[0].reward, abs=1e-4)

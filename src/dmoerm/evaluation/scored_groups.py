@@ -13,16 +13,14 @@ Shapes: Q groups, N responses, T tasks, D width of an embedding, d width of a pr
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
 from ..chat.encoding import Encoded
@@ -34,8 +32,8 @@ from ..model.routing import Choice
 from ..schema import Query
 from ..scores import MIN_REWARD, bound_reward
 from ..training.cache import ActivationCache
-from ..training.processes import all_gather, broadcast, is_main, shard, sharded, smallest
-from ..training.progress import ProgressLines
+from ..training.processes import all_gather, broadcast, shard, sharded, smallest
+from ..training.progress import Progress
 
 Q = TypeVar("Q", bound=Query)
 
@@ -209,45 +207,23 @@ def score_groups(
             model.task_model(group.task, group.position)
     encoded = [model.encoder.encode(group) for group in groups]
     made: list[dict[int, ScoredGroup[Q]]] = []
-    with _progress(console) as advance:
+    progress = Progress(console)
+    with progress.run(1 + (cache is not None)):
         if cache is not None:
-            cache.fill(encoded, functools.partial(advance, "trunk's activations"))
+            with progress.step("trunk's activations"):
+                cache.fill(encoded, progress.count)
         passes, done = list(batches(encoded, smallest(model.pass_tokens(batch_tokens)))), 0
         if not sharded():  # else all processes make all passes, since a branch's passes depend on the tasks
             passes = shard(passes)
         total = sum(encoded[i].tokens for rows in passes for i in rows)
-        for rows in passes:
-            batch = ScoringBatch(model, [groups[i] for i in rows], [encoded[i] for i in rows], cache)
-            made.append(dict(zip(rows, _score_batch(batch, scorers or {}), strict=True)))
-            done += sum(e.tokens for e in batch.encoded)
-            advance("evaluation", done, total)
+        with progress.step("evaluation"):
+            for rows in passes:
+                batch = ScoringBatch(model, [groups[i] for i in rows], [encoded[i] for i in rows], cache)
+                made.append(dict(zip(rows, _score_batch(batch, scorers or {}), strict=True)))
+                done += sum(e.tokens for e in batch.encoded)
+                progress.count(done, total)
     by_index = {i: scored for part in all_gather(made) for i, scored in part.items()}
     return [by_index[i] for i in range(len(groups))]
-
-
-@contextlib.contextmanager
-def _progress(console: Console | None) -> Iterator[Callable[[str, int, int], None]]:
-    """Show progress; yield a function of the stage's name, the completed and the total amount."""
-    columns = (TextColumn("{task.description:44}"), BarColumn(24), TaskProgressColumn())
-    console = console or Console(stderr=True, quiet=not is_main())
-    bars = Progress(
-        *columns,
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
-    bar, lines = bars.add_task("", total=None), ProgressLines(console)
-
-    def advance(stage: str, done: int, total: int) -> None:
-        if bars.tasks[0].description != stage:
-            bars.reset(bar, description=stage)  # otherwise the time left of the stage before is shown
-        bars.update(bar, completed=done, total=total)
-        lines.show(bars, bar)
-
-    with bars:
-        yield advance
 
 
 @torch.no_grad()
