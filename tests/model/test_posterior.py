@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from dmoerm.errors import CheckpointError
 from dmoerm.model import DMoERM
-from dmoerm.model.posterior import MAX_RANK, HeadPosterior, Posterior
+from dmoerm.model.heads import MAX_RANK, HeadPosterior, Posterior
 
 WIDTHS = st.sampled_from([1, 3, 20])
 SEEDS = st.integers(0, 10_000)

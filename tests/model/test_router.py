@@ -10,8 +10,7 @@ import torch
 
 from dmoerm.chat.encoding import Encoded
 from dmoerm.model.batching import pack_ids, pad
-from dmoerm.model.router import Router
-from dmoerm.model.routing import Choice
+from dmoerm.model.router import Choice, Router
 
 each_router = pytest.mark.parametrize(
     "changes", [{}, {"router": {"kind": "own"}}, {"router": {"kind": "own"}, "backbone": {"branch_layer": 0}}]

@@ -14,7 +14,7 @@ import torch
 
 from dmoerm.chat.encoding import Encoded
 from dmoerm.errors import DataError, ServerError
-from dmoerm.model.routing import Known
+from dmoerm.model.router import Known
 from dmoerm.schema import Query
 from dmoerm.serving import ServingConfig
 from dmoerm.serving.answers import Refusal

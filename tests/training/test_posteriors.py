@@ -13,7 +13,7 @@ from tiny import make_exact_config, make_tiny_config, train_quietly
 
 from dmoerm import DMoERM
 from dmoerm.config import Config
-from dmoerm.model.routing import Routing
+from dmoerm.model.router import Routing
 from dmoerm.training import routing
 from dmoerm.training.batches import labeled
 from dmoerm.training.calibration import with_posterior

@@ -17,7 +17,7 @@ from tiny import make_exact_config, make_tiny_config, tiny_groups, train_quietly
 from dmoerm import Client, DMoERM
 from dmoerm.errors import ConfigError
 from dmoerm.evaluation.results import routing_notes
-from dmoerm.model.routing import Routing
+from dmoerm.model.router import Routing
 from dmoerm.schema import Group
 from dmoerm.serving import ServingConfig, create_app
 from dmoerm.training import routing

@@ -26,9 +26,9 @@ from torch import Tensor
 from ..chat.encoding import Encoded
 from ..model import DMoERM
 from ..model.batching import batches, pack_ids
-from ..model.output import PassOutput
+from ..model.mixture import PassOutput
 from ..model.packing import Packed, pack
-from ..model.routing import Choice
+from ..model.router import Choice
 from ..schema import Query
 from ..scores import MIN_REWARD, bound_reward
 from ..training.cache import ActivationCache

@@ -36,9 +36,9 @@ from ..config import AggregatorConfig, EncodingConfig, HeadConfig, LoRAConfig
 from ..errors import CheckpointError, ConfigError, shorten
 from ..io.paths import complete_folder, model_folder
 from ..names import folder_name
-from .adapters import fill_adapter, read_adapter, write_adapter
 from .backbone import load_tokenizer
 from .configuration import read_config, stored_config
+from .experts import fill_adapter, read_adapter, write_adapter
 from .integrity import FILES, SUMS, TEXTS, check_files, read_tensors, sums_checked, write_sums, write_tensors
 from .layers import Decoder, join
 from .loading import LoadOptions, as_dtype, dense_state, quantize

@@ -23,7 +23,7 @@ from .backbone import check_config
 from .families import is_text_model
 from .heads import embedding_width
 from .integrity import count_tensors, read_json
-from .routing import Routing
+from .router import Routing
 
 # Settings of a backbone that select how it runs or that name code; they are not part of the architecture.
 _IGNORED_PREFIXES = ("_", "attn_implementation", "experts_implementation", "auto_map", "quantization_config")

@@ -28,7 +28,7 @@ from .loading import load_options
 from .memory import scoring_tokens
 from .mixture import Mixture
 from .packing import Packed, transfer
-from .routing import Choice, Known
+from .router import Choice, Known
 
 _EMPTY: dict[str, Any] = {"reward": MIN_REWARD, "capabilities": {}, "uncertainty": None}  # of an empty response
 

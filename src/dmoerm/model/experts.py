@@ -6,14 +6,18 @@ Shapes: k experts, N responses, T tokens, d hidden width, D embedding width, r L
     score_i = head_i(z_i)
 
 The branch's layers are those of transformers and share their weights with the plain branch; only the linear layers
-named in `targets` are replaced by layers that apply k LoRAs to k blocks of rows.
+named in `targets` are replaced by layers that apply k LoRAs to k blocks of rows. On disk, the LoRA of each expert is a
+PEFT adapter of its own, whose layers have the numbers of the whole decoder: a branch follows `first_layer` layers.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +25,9 @@ from torch.distributed.tensor import DTensor
 from torch.nn import functional
 
 from ..config import HeadConfig, LoRAConfig
-from ..errors import BackboneError, did_you_mean, shorten
+from ..errors import BackboneError, CheckpointError, did_you_mean, shorten
 from .heads import Head, embed
+from .integrity import read_tensors, write_tensors
 from .layers import Decoder
 from .packing import Packed
 
@@ -122,6 +127,7 @@ def lora_targets(model: nn.Module, config: LoRAConfig) -> tuple[str, ...]:
     linear = _linear_names(model)
     if config.targets != LoRAConfig().targets or linear & set(config.targets):
         return config.targets
+    # imported here because peft may still be importing this package, through transformers
     from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as FAMILIES
 
     known = FAMILIES.get(getattr(model.config, "model_type", ""), ())  # pyright: ignore[reportAttributeAccessIssue]
@@ -212,3 +218,60 @@ class Experts(nn.Module):
 def lora_layers(branch: nn.Module) -> dict[str, StackedLoRALinear]:
     """Return the stacked LoRA layers of a branch by name, such as `layers.0.self_attn.q_proj`."""
     return {name: module for name, module in branch.named_modules() if isinstance(module, StackedLoRALinear)}
+
+
+# --- PEFT adapters ---------------------------------------------------------------------------------------------------
+
+_ADAPTER_FILE, _PREFIX = "adapter_model.safetensors", "base_model.model."
+
+
+def write_adapter(experts: Experts, index: int, first_layer: int, folder: Path) -> None:
+    """Write the adapter of one expert into a new folder."""
+    _adapter_config(experts, first_layer).save_pretrained(str(folder))
+    write_tensors(_state(experts, index, first_layer), folder / _ADAPTER_FILE)
+
+
+def read_adapter(experts: Experts, index: int, first_layer: int, folder: Path) -> dict[str, Tensor]:
+    """Read the tensors of one expert's adapter. Raises `CheckpointError` unless they fit the experts."""
+    state, expected = read_tensors(folder / _ADAPTER_FILE), _state(experts, index, first_layer)
+    if {n: t.shape for n, t in expected.items()} != {n: t.shape for n, t in state.items()}:
+        raise CheckpointError(f"{folder / _ADAPTER_FILE}: its tensors do not fit config.json")
+    return state
+
+
+@torch.no_grad()
+def fill_adapter(experts: Experts, index: int, first_layer: int, state: Mapping[str, Tensor]) -> None:
+    """Set the LoRA of one expert to the tensors of `read_adapter`."""
+    for name, tensor in _state(experts, index, first_layer).items():
+        tensor.copy_(state[name])
+
+
+def _state(experts: Experts, index: int, first_layer: int) -> dict[str, Tensor]:
+    """Return an expert's LoRA under PEFT's names, with the layer numbers of the whole decoder."""
+    state: dict[str, Tensor] = {}
+    for name, layer in lora_layers(experts.branch or nn.Module()).items():
+        prefix = _PREFIX + _renumber(name, first_layer)
+        state[f"{prefix}.lora_A.weight"] = layer.lora_A[index]
+        state[f"{prefix}.lora_B.weight"] = layer.lora_B[index]
+    return state
+
+
+def _adapter_config(experts: Experts, first_layer: int) -> Any:
+    from peft import LoraConfig, TaskType
+
+    config: LoRAConfig = experts.config
+    names = [_renumber(name, first_layer) for name in lora_layers(experts.branch or nn.Module())]
+    adapter_config = LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,  # pyright: ignore[reportArgumentType]
+        lora_dropout=config.dropout,
+        task_type=TaskType.FEATURE_EXTRACTION,
+        inference_mode=True,
+    )
+    # not an argument above: PEFT would make it a set, whose order differs between processes
+    adapter_config.target_modules = names
+    return adapter_config
+
+
+def _renumber(name: str, first_layer: int) -> str:
+    return re.sub(r"^layers\.(\d+)", lambda match: f"layers.{int(match[1]) + first_layer}", name)

@@ -31,7 +31,7 @@ from .batching import pack_ids
 from .heads import Head
 from .layers import join
 from .mixture import Mixture
-from .routing import Choice
+from .router import Choice
 
 if TYPE_CHECKING:
     from .dmoerm import DMoERM

@@ -1,15 +1,20 @@
 """The double-layer mixture of experts: the modules, and the pass from packed tokens to rewards.
 
-    ids ──trunk──▶ hidden ──router──▶ the weights of the task models and the general model (routing.py)
-                     ├──general branch──▶ r_general
-                     └──branch_t, experts_t──▶ aggregator_t ──▶ r_t ──▶ reward
+    ids ──trunk──▶ hidden ──router──▶ shares of the task models and of the general model in the reward
+                     ├──general branch──▶ embeddings (N, D) ──▶ r_general
+                     └──task model t: branch, experts, aggregator──▶ r_t
+    reward = Σ_t share_t · r_t + share_general · r_general
 
-Shapes: Q prompts, N responses, T tasks, k capabilities of a task, D embedding width.
+A pass has texts of several tasks. Each task model runs on the rows of its own texts only (`TaskRows`), and the general
+branch on the rows whose reward depends on it.
+
+Shapes: Q prompts, N responses, T tasks, M of the N responses, k capabilities of a task, D embedding width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -24,15 +29,52 @@ from .aggregator import Aggregator
 from .batching import pad
 from .configuration import DMoERMConfig
 from .experts import Experts
-from .heads import BranchScorer, Head
+from .heads import BranchScorer, Head, Posterior
 from .layers import empty_branch, empty_part, run, split_layers
-from .output import PassOutput, TaskRows
 from .packing import Packed, Packing, to_device
-from .posterior import Posterior
-from .router import Router
-from .routing import Choice, Routing
+from .router import Choice, Router, Routing
 from .task_model import Calibration, TaskModel, TaskOutput
 from .training_prompts import PromptStatistics, TrainingPrompts
+
+
+@dataclass(frozen=True)
+class TaskRows:
+    """One task's scores of some of the responses.
+
+    Attributes:
+        rows: (M,), the indices of the scored responses, ascending.
+        scores: reward, capabilities, uncertainty and phase-1 score, M rows each.
+    """
+
+    rows: Sequence[int]
+    scores: TaskOutput
+
+
+@dataclass(frozen=True)
+class PassOutput:
+    """All scores of the N responses to Q prompts.
+
+    Attributes:
+        owner: (N,), each response's prompt.
+        choices: (Q,), what gives the reward.
+        general: (N,), the general model's raw score; nan for a response whose reward does not depend on it.
+        tasks: task → its scores of the responses to the prompts for which the task was requested.
+        reward: (N,), calibrated; not bounded, and without the rule for empty responses.
+        uncertainty: (N,), the rewards' standard deviations; nan without a posterior.
+    """
+
+    owner: Sequence[int]
+    choices: Sequence[Choice]
+    general: Tensor
+    tasks: Mapping[str, TaskRows]
+    reward: Tensor
+    uncertainty: Tensor
+
+    def of(self, prompt: int, task: str) -> TaskOutput:
+        """Return a task's scores of the responses to one prompt."""
+        output = self.tasks[task]
+        kept = [i for i, row in enumerate(output.rows) if self.owner[row] == prompt]
+        return TaskOutput(*(part[kept] for part in output.scores))
 
 
 class Mixture(PreTrainedModel):
@@ -160,55 +202,43 @@ class Mixture(PreTrainedModel):
                 computed; otherwise only those on which the rewards depend.
             embeddings: (N, D), the responses' embeddings under the general branch, if they are known.
         """
-        owner = hidden.packing.owner
+        packing, complete = hidden.packing, extra_tasks is not None
         scored_by = [{choice.task, *choice.shares} for choice in choices]
-        for names, tasks in zip(scored_by, extra_tasks or (), strict=extra_tasks is not None):
+        for names, tasks in zip(scored_by, extra_tasks or (), strict=complete):
             names.update(tasks)
         rows = {
-            task: [n for n, q in enumerate(owner) if task in scored_by[q]]
+            task: [n for n, q in enumerate(packing.owner) if task in scored_by[q]]
             for task in sorted(set().union(*scored_by), key=str)
         }
-        complete = extra_tasks is not None
         experts_only = {task for task in rows if task and not complete and not self.task_model(task).reads_base}
-        by_general = {task for task in rows if complete or self._reads_general_branch(task)} - experts_only
-        read = sorted({n for task in by_general for n in rows[task]})
-        if embeddings is None:
-            embeddings = self._general_embeddings(hidden, read)
-        general, deviation = hidden.tokens.new_full((2, len(owner)), torch.nan, dtype=torch.float32)
+        read = sorted({n for task in rows if complete or self._reads_general(task, experts_only) for n in rows[task]})
+        if embeddings is None:  # 0 for the responses that are not read
+            embeddings = hidden.tokens.new_zeros(len(packing.owner), self.config.width, dtype=torch.float32)
+            if read:
+                embeddings[packing.index(read)] = self.general.embed(hidden.select(read)).float()
+        general, deviation = hidden.tokens.new_full((2, len(packing.owner)), torch.nan, dtype=torch.float32)
         if read:
-            index = hidden.packing.index(read)
+            index = packing.index(read)
             known = embeddings[index]
             general[index] = self.general.head(known).float()
             deviation[index] = self.general_posterior.deviation(self.general.head.normalizer(known))
-        parts = {
-            task: TaskRows(numbers, self._task_scores(task, hidden, numbers, general, embeddings, task in experts_only))
-            for task, numbers in rows.items()
-            if task is not None
-        }
-        rewards = self._rewards(hidden.packing, choices, general, deviation, parts)
-        return PassOutput(owner, choices, general, parts, *rewards)
+        parts: dict[str, TaskRows] = {}
+        for task, numbers in rows.items():
+            if task in experts_only:
+                parts[task] = TaskRows(numbers, self.task_model(task).forward_experts(hidden.select(numbers)))
+            elif task is not None:
+                model, index = self.task_model(task), packing.index(numbers)
+                scores = general[index] if model.reads_general else general.new_zeros(len(numbers))
+                shared = embeddings[index] if self.config.shared_branch else None
+                parts[task] = TaskRows(numbers, model(hidden.select(numbers), scores, shared))
+        rewards = self._rewards(packing, choices, general, deviation, parts)
+        return PassOutput(packing.owner, choices, general, parts, *rewards)
 
-    def _general_embeddings(self, hidden: Packed, rows: Sequence[int]) -> Tensor:
-        """Return the responses' embeddings (N, D) under the general branch; 0 for responses not in `rows`."""
-        embeddings = hidden.tokens.new_zeros(len(hidden.packing.owner), self.config.width, dtype=torch.float32)
-        if rows:
-            embeddings[hidden.packing.index(rows)] = self.general.embed(hidden.select(rows)).float()
-        return embeddings
-
-    def _task_scores(
-        self, task: str, hidden: Packed, rows: list[int], general: Tensor, embeddings: Tensor, experts_only: bool
-    ) -> TaskOutput:
-        """Score some of the responses under one task; `experts_only`: without the general model and plain branch."""
-        task_model = self.task_model(task)
-        if experts_only:
-            return task_model.forward_experts(hidden.select(rows))
-        index = hidden.packing.index(rows)
-        scores = general[index] if task_model.reads_general else general.new_zeros(len(rows))
-        return task_model(hidden.select(rows), scores, embeddings[index] if self.config.shared_branch else None)
-
-    def _reads_general_branch(self, task: str | None) -> bool:
-        """Return whether rewards of a task (None: the general model's) depend on the general model's branch."""
-        return task is None or self.config.shared_branch or self.task_model(task).reads_general
+    def _reads_general(self, task: str | None, experts_only: Collection[str]) -> bool:
+        """Return whether rewards of a task (None: of the general model) depend on the general model's branch."""
+        if task is None:
+            return True
+        return task not in experts_only and (self.config.shared_branch or self.task_model(task).reads_general)
 
     def _rewards(
         self,
@@ -220,48 +250,32 @@ class Mixture(PreTrainedModel):
     ) -> tuple[Tensor, Tensor]:
         """Return each response's reward (N,) and the rewards' standard deviations (N,).
 
+        A mixed reward is a sum of log-odds: each model's rewards are divided by its temperature. Deviations add up too,
+        since the models share features and labels and so their errors are alike.
+
         Args:
             general, deviation: (N,), the general model's raw score, and the standard deviation of its reward.
         """
         rewards, deviations = self.general_calibration(general), deviation.clone()
+        whole = {None: torch.stack([rewards, deviation])}  # source → rewards and deviations (2, N)
+        mixed = any(choice.mixed for choice in choices)
         for task, part in parts.items():
             kept = [i for i, n in enumerate(part.rows) if choices[packing.owner[n]].only == task]
-            rows = packing.index([part.rows[i] for i in kept])
-            among = packing.index(kept, len(part.rows))
-            rewards[rows] = part.scores.reward[among].float()
-            deviations[rows] = part.scores.uncertainty[among].float()
-        if any(choice.mixed for choice in choices):
-            mixed = self._mixed(packing, choices, general, deviation, parts)
-            is_mixed = to_device(torch.tensor([choices[q].mixed for q in packing.owner]), general.device)
-            rewards, deviations = (
-                torch.where(is_mixed, *pair) for pair in zip(mixed, (rewards, deviations), strict=True)
-            )
-        return rewards, deviations
-
-    def _mixed(
-        self,
-        packing: Packing,
-        choices: Sequence[Choice],
-        general: Tensor,
-        deviation: Tensor,
-        parts: Mapping[str, TaskRows],
-    ) -> tuple[Tensor, Tensor]:
-        """Return mixed rewards (N,) and their standard deviations (N,); without meaning where a choice is not mixed.
-
-        Each model's rewards are divided by its temperature, so that all are log-odds. Deviations add up, as those of
-        errors that are alike: the models share features and labels.
-        """
-        names = (None, *parts)
-        shares = torch.tensor([[choices[q].shares.get(name, 0.0) for q in packing.owner] for name in names])
-        totals = general.new_zeros(2, len(general))
-        for name, share in zip(names, to_device(shares, general.device), strict=True):
-            whole = torch.stack([self.general_calibration(general), deviation])
-            if name is not None:
-                scores, index = parts[name].scores, packing.index(parts[name].rows)
-                whole = torch.zeros_like(totals)
-                whole[:, index] = torch.stack([scores.reward.float(), scores.uncertainty.float()])
-            totals += torch.where(share > 0, share * whole / self.calibration(name).temperature, 0.0)
-        return self.routed_calibration(totals[0]), totals[1] / self.routed_calibration.scale
+            index, among = packing.index([part.rows[i] for i in kept]), packing.index(kept, len(part.rows))
+            scores = torch.stack([part.scores.reward.float(), part.scores.uncertainty.float()])
+            rewards[index], deviations[index] = scores[:, among]
+            if mixed:
+                whole[task] = torch.zeros_like(whole[None])
+                whole[task][:, packing.index(part.rows)] = scores
+        if not mixed:
+            return rewards, deviations
+        shares = torch.tensor([[choices[q].shares.get(name, 0.0) for q in packing.owner] for name in whole])
+        totals = torch.zeros_like(whole[None])
+        for name, share in zip(whole, to_device(shares, general.device), strict=True):
+            totals += torch.where(share > 0, share * whole[name] / self.calibration(name).temperature, 0.0)
+        is_mixed = to_device(torch.tensor([choices[q].mixed for q in packing.owner]), general.device)
+        reward, spread = self.routed_calibration(totals[0]), totals[1] / self.routed_calibration.scale
+        return torch.where(is_mixed, reward, rewards), torch.where(is_mixed, spread, deviations)
 
     def calibration(self, task: str | None) -> Calibration:
         """Return the calibration of a task's rewards; of the general model's for None."""

@@ -18,9 +18,8 @@ from torch import Tensor, nn
 
 from .aggregator import Aggregator
 from .experts import Experts
-from .heads import BranchScorer, Head, Normalizer
+from .heads import BranchScorer, Head, Normalizer, Posterior
 from .packing import Packed
-from .posterior import Posterior
 
 
 class Calibration(nn.Module):

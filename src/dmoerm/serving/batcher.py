@@ -28,7 +28,7 @@ from ..chat.encoding import Encoded
 from ..errors import DataError, ServerError
 from ..model import DMoERM
 from ..model.batching import chunks
-from ..model.routing import Known
+from ..model.router import Known
 from ..schema import Message, Query
 from ..scores import Score, check_task
 from .answers import Refusal

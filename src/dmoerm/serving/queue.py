@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ..chat.encoding import Encoded
-from ..model.routing import Known
+from ..model.router import Known
 from ..scores import Score
 from .monitoring import REQUEST_ID
 

@@ -24,8 +24,7 @@ import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 
-from ..model.heads import BranchScorer
-from ..model.posterior import HeadPosterior, Posterior
+from ..model.heads import BranchScorer, HeadPosterior, Posterior
 from ..model.task_model import Calibration
 from .batches import PreferenceExample
 from .embedding import base_embeddings, sample

@@ -20,8 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..model.heads import Head
-from ..model.posterior import MAX_RANK, HeadPosterior
+from ..model.heads import MAX_RANK, Head, HeadPosterior
 from .batches import PreferenceExample, VectorCollator, labeled
 from .losses import preference_losses
 from .steps import FoldWeights, State, StepMetrics, posterior_state

@@ -33,10 +33,10 @@ from ..model.backbone import load_backbone
 from ..model.checkpoint import check_same_general, check_same_trunk, digest
 from ..model.configuration import ModelChange, now, with_changes
 from ..model.experts import Experts, lora_layers
+from ..model.heads import HeadPosterior
 from ..model.integrity import SUMS
 from ..model.layers import split_layers
 from ..model.loading import default_device
-from ..model.posterior import HeadPosterior
 from ..model.task_model import TaskModel
 from ..model.training_prompts import TrainingPrompts
 from ..names import check_name

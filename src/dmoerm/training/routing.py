@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..model.routing import Routing
+from ..model.router import Routing
 from ..names import folder_name
 from .batches import PreferenceExample, labeled
 from .calibration import calibrate

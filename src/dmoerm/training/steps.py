@@ -22,9 +22,9 @@ from ..errors import CheckpointError, DataError
 from ..io.paths import complete_folder
 from ..io.storage import Mirror
 from ..model import DMoERM
+from ..model.heads import HeadPosterior
 from ..model.layers import Decoder, recompute_layers
 from ..model.memory import training_tokens
-from ..model.posterior import HeadPosterior
 from ..names import folder_name
 from .batches import PreferenceExample
 from .cache import ActivationCache

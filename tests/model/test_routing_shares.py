@@ -14,7 +14,7 @@ from tiny import make_model, make_tiny_config
 
 from dmoerm import DMoERM
 from dmoerm.errors import CheckpointError
-from dmoerm.model.routing import Routing
+from dmoerm.model.router import Routing
 from dmoerm.scores import unbound_reward
 
 TASKS = ["a", "b", "c"]
