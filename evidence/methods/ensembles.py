@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from dmoerm.evaluation.scored_groups import ScoringBatch
     from dmoerm.model.heads import BranchScorer
 
+_UWO_WEIGHT = 0.5  # of best-of-n in the paper
 _COMBINATIONS = {
     "mean": "their mean",
     "wco": "their worst, after each is centered per prompt (WCO)",
@@ -86,11 +87,20 @@ def _ensemble(context: MethodContext, scorers: Sequence[BranchScorer], steps: Se
 
 
 def _combine(combination: str, rewards: Array) -> Array:
-    import torch
+    """Combine k members' rewards (k, N) of the responses to one prompt into rewards (N,); arXiv 2310.02743.
 
-    from dmoerm.model.ensemble import combine_members
+    Each member is centered over the responses first: preferences determine a member's rewards up to a constant per
+    prompt, so members' levels must not decide which of them is the worst, or how far they disagree. The mean of the
+    centers is added back.
 
-    return combine_members(torch.from_numpy(rewards), combination).numpy()
+    Args:
+        combination: `mean`, `wco` (the worst member) or `uwo` (mean − `_UWO_WEIGHT` · variance).
+    """
+    centers = rewards.mean(1, keepdims=True)
+    centered = rewards - centers
+    mean = centered.mean(0)
+    combined = {"mean": mean, "wco": centered.min(0), "uwo": mean - _UWO_WEIGHT * centered.var(0)}
+    return combined[combination] + centers.mean()
 
 
 register(

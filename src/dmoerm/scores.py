@@ -76,8 +76,7 @@ class Score:
             model and for an empty response, whose rewards therefore do not depend on weights.
         uncertainty: the standard deviation of the reward under the posterior of the heads (last-layer Laplace
             approximation), in the reward's unit: how far the response is from the training data. It does not tell
-            which pairs are ordered wrongly. None for an empty response and for a model without a posterior. For an
-            ensemble: how far its members disagree.
+            which pairs are ordered wrongly. None for an empty response and for a model without a posterior.
         temperature: σ((a − b) / temperature) is the probability that a is better than b, for unbounded rewards a and b.
         truncated: the prompt or the response was longer than the model reads, and part of it did not count.
     """

@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 
-_IMPORTED = ("dmoerm.model", "dmoerm.scoring.score_rows", "transformers.models.llama.modeling_llama")
+_IMPORTED = ("dmoerm.model", "dmoerm.evaluation.scoring_files", "transformers.models.llama.modeling_llama")
 
 
 def next_command(seconds: float, memory: int) -> list[str] | None:

@@ -174,48 +174,10 @@ def test_score_writes_one_row_a_row_in_order(
             assert all(len(values) == len(row["responses"]) for values in score["capabilities"].values())
             assert len(score["uncertainty"]) == len(row["responses"])
     summary = json.loads((tmp_path / "sum.json").read_text())
-    assert (summary["models"], summary["ensemble"]) == ([str(trained)], None)
+    assert summary["model"] == str(trained)
     assert (summary["queries"], summary["responses"]) == (7, sum(len(row["responses"]) for row in rows))
     assert sum(summary["tasks"].values()) == 7
     assert [file.name for file in output.parent.iterdir()] == ["scores.jsonl"]
-
-
-@pytest.mark.parametrize("mode", ["mean", "uwo", pytest.param("wco", marks=pytest.mark.slow)])
-def test_score_by_several_models_names_the_best(
-    trained: Path, tmp_path: Path, write_rows: Callable[..., Path], tiny_model: Callable[..., Any], mode: str
-) -> None:
-    import dmoerm
-    from dmoerm.model.ensemble import combine_scores
-
-    tiny_model().save_pretrained(tmp_path / "other")
-    members, rows, output = [trained, tmp_path / "other"], queries(), tmp_path / "scores.jsonl"
-    options = (
-        "--input",
-        write_rows(rows),
-        "--output",
-        output,
-        "--ensemble",
-        mode,
-        "--best",
-        "--json",
-        tmp_path / "s.json",
-    )
-    result = run("score", *members, *options)
-    assert result.exit_code == 0, result.output
-    models = [dmoerm.DMoERM.from_pretrained(folder) for folder in (trained / "model", tmp_path / "other")]
-    for row, measured in zip(rows, lines(output), strict=True):
-        apart = [model.score(row["prompt"], row["responses"], task=row.get("task")) for model in models]
-        assert measured["rewards"] == pytest.approx([score.reward for score in combine_scores(apart, mode)], abs=1e-3)
-        assert measured["best"] == measured["rewards"].index(max(measured["rewards"]))
-        assert measured["chosen"] == row["responses"][measured["best"]]
-    summary = json.loads((tmp_path / "s.json").read_text())
-    assert (summary["models"], summary["ensemble"]) == ([str(folder) for folder in members], mode)
-
-
-def test_one_model_is_no_ensemble(trained: Path, write_rows: Callable[..., Path]) -> None:
-    result = run("score", trained, "--input", write_rows(queries()), "--ensemble", "uwo")
-    assert result.exit_code == 1
-    assert "--ensemble uwo: needs several models" in result.output
 
 
 def test_score_reads_and_writes_parquet(trained: Path, tmp_path: Path, write_rows: Callable[..., Path]) -> None:
@@ -278,7 +240,7 @@ def test_a_full_disk_is_an_error_that_names_the_output(
     def fail(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("dmoerm.scoring.output._write_lines", fail)
+    monkeypatch.setattr("dmoerm.evaluation.scoring_files.write_lines", fail)
     monkeypatch.setattr(parquet.ParquetWriter, "write_table", fail)
     output = name if name == "-" else tmp_path / name
     result = run("score", trained, "--input", write_rows(queries()), "--output", output)
@@ -370,14 +332,6 @@ def test_a_risk_without_uncertainties_leaves_no_file(
     assert result.exit_code == 1
     assert "gives no uncertainty to lower rewards by (got 0.5); leave the risk out" in result.stderr
     assert not output.exists()
-
-
-def test_a_continued_run_on_ray_must_have_the_same_weights_and_risk() -> None:
-    from dmoerm.cli.score import ScoreOptions, _description
-
-    options = ScoreOptions(["m"], "x.jsonl", weight=["logic=2", "empathy=1.00000001"])
-    assert _description(options, ["m"]) == "m, weight empathy=1.00000001, weight logic=2.0"
-    assert _description(ScoreOptions(["m"], "x.jsonl", risk=0.5), ["m"]) == "m, risk 0.5"
 
 
 def test_unknown_task_option(trained: Path, write_rows: Callable[..., Path]) -> None:

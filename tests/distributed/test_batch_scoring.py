@@ -20,11 +20,10 @@ import pyarrow.parquet as parquet
 import pytest
 from tiny import tiny_groups
 
-from dmoerm.cli.score import open_models
+from dmoerm.cli.score import open_model
 from dmoerm.data.readers import read_queries
 from dmoerm.errors import ConfigError, DataError
 from dmoerm.io.storage import matching
-from dmoerm.scoring.score_rows import written_rows
 
 from .conftest import Nodes, wait_until
 
@@ -54,7 +53,7 @@ def write_inputs(folder: Path, count: int, files: int = 4) -> str:
 def streamed(model: Path, pattern: str) -> Iterator[dict[str, Any]]:
     """The rows of the streaming path."""
     for file in matching(pattern):
-        yield from written_rows(open_models([str(model)]), read_queries(file))
+        yield from open_model(str(model)).rows(read_queries(file))
 
 
 def written(output: Path) -> list[dict[str, Any]]:
@@ -77,7 +76,7 @@ def assert_same_rows(actual: list[dict[str, Any]], expected: list[dict[str, Any]
 def job(pattern: str, output: Path, **settings: Any) -> Any:
     from dmoerm.distributed.batch_scoring import ScoringJob
 
-    return ScoringJob("tiny", pattern, str(output), **settings)
+    return ScoringJob(scorer="tiny", input=pattern, output=str(output), **settings)
 
 
 @pytest.mark.slow
@@ -99,7 +98,7 @@ def test_a_killed_actor_costs_no_row_and_doubles_none(
     killer = threading.Thread(target=kill)
     killer.start()
     start = time.monotonic()
-    manifest = score_on_ray(job(pattern, output, shard_rows=100), functools.partial(open_models, [str(model)]))
+    manifest = score_on_ray(job(pattern, output, shard_rows=100), functools.partial(open_model, str(model)))
     print(f"{count} rows: {time.monotonic() - start:.1f} s")
     killer.join()
     assert killed
@@ -111,12 +110,12 @@ def test_a_killed_actor_costs_no_row_and_doubles_none(
 
 DRIVER = """
 import functools, ray
-from dmoerm.cli.score import open_models
+from dmoerm.cli.score import open_model
 from dmoerm.distributed.batch_scoring import ScoringJob, score_on_ray
 
 ray.init(address={address!r}, log_to_driver=False)
-job = ScoringJob("tiny", {pattern!r}, {output!r}, shard_rows=50)
-score_on_ray(job, functools.partial(open_models, [{model!r}]))
+job = ScoringJob(scorer="tiny", input={pattern!r}, output={output!r}, shard_rows=50)
+score_on_ray(job, functools.partial(open_model, {model!r}))
 """
 
 
@@ -134,7 +133,7 @@ def test_a_killed_driver_costs_no_finished_part(nodes: Nodes, trained_run: Any, 
     wait_until(lambda: not nodes.running("MapWorker"), "the killed driver's actors go on")
     assert not (output / "manifest.json").exists()
     before = {part: part.stat().st_mtime_ns for part in output.glob("part-*")}
-    score_on_ray(job(pattern, output, shard_rows=50), functools.partial(open_models, [str(model)]))
+    score_on_ray(job(pattern, output, shard_rows=50), functools.partial(open_model, str(model)))
     assert {part: part.stat().st_mtime_ns for part in before} == before
     assert_same_rows(written(output), list(streamed(model, pattern)))
 
@@ -155,7 +154,7 @@ def test_a_killed_node_costs_no_row(nodes: Nodes, trained_run: Any, tmp_path: Pa
 
     killer = threading.Thread(target=kill)
     killer.start()
-    score_on_ray(job(pattern, output, shard_rows=50), functools.partial(open_models, [str(model)]))
+    score_on_ray(job(pattern, output, shard_rows=50), functools.partial(open_model, str(model)))
     killer.join()
     assert killed
     nodes.second = nodes.add()
@@ -169,7 +168,7 @@ def test_bad_rows_end_the_job_or_are_left_out(nodes: Nodes, trained_run: Any, tm
     pattern = write_inputs(tmp_path / "rows", 40, files=1)
     with (tmp_path / "rows" / "0.jsonl").open("a") as file:
         file.write(json.dumps({"prompt": " ", "responses": ["a"]}) + "\n")
-    opened = functools.partial(open_models, [str(trained_run.folder / "model")])
+    opened = functools.partial(open_model, str(trained_run.folder / "model"))
     with pytest.raises(DataError, match=r"0\.jsonl:80: prompt: is empty"):
         score_on_ray(job(pattern, tmp_path / "out", shard_rows=20), opened)
     with pytest.raises(ConfigError, match="scores of another job"):

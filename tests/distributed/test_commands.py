@@ -59,26 +59,21 @@ def test_compare_and_best_of_n_share_their_runs_on_ray(tiny_config: Callable[...
     assert list((folder / "clean" / "seed0" / "dmoerm" / "samples").rglob("part-*.parquet"))
 
 
-@pytest.mark.parametrize("more", [(), ("--ensemble", "uwo", "--best")])
-def test_both_engines_score_to_the_same_rows(
-    trained_run: Any, tiny_model: Callable[..., Any], tmp_path: Path, more: tuple[str, ...]
-) -> None:
-    """By one model; by two, with the best response."""
-    folder, models = tmp_path / "rows", [trained_run.folder]
+@pytest.mark.parametrize("more", [(), ("--best",)])
+def test_both_engines_score_to_the_same_rows(trained_run: Any, tmp_path: Path, more: tuple[str, ...]) -> None:
+    folder = tmp_path / "rows"
     folder.mkdir()
-    if more:
-        tiny_model().save_pretrained(tmp_path / "other")
-        models.append(tmp_path / "other")
     for number, group in enumerate(tiny_groups(6)):
         row = {"id": f"row {number}", **group.model_dump(mode="json", include={"prompt", "responses"})}
         (folder / f"{number:02}.jsonl").write_text(json.dumps(row) + "\n")
-    command_line = ("score", *models, "--input", folder / "*.jsonl", "--json", tmp_path / "found.json", *more)
+    files = ("--input", folder / "*.jsonl", "--json", tmp_path / "found.json")
+    command_line = ("score", trained_run.folder, *files, *more)
     run(*command_line, "--output", tmp_path / "here.parquet")
     here = json.loads((tmp_path / "found.json").read_text())
-    on_ray = ("--output", tmp_path / "there", "--engine", "ray", "--actors", 1)
+    on_ray = ("--output", tmp_path / "there", "--engine", "ray")
     run(*command_line, *on_ray)
     there = json.loads((tmp_path / "found.json").read_text())
-    kept = ("models", "ensemble", "queries", "responses", "tasks", "left_out")
+    kept = ("model", "queries", "responses", "tasks", "left_out")
     assert {name: here[name] for name in kept} == {name: there[name] for name in kept}
     parts = [part["part"] for part in json.loads((tmp_path / "there" / "manifest.json").read_text())["parts"]]
     tables = [parquet.read_table(tmp_path / "there" / part) for part in parts]
@@ -89,9 +84,8 @@ def test_both_engines_score_to_the_same_rows(
         assert result["id"] == expected["id"]
         assert result["rewards"] == pytest.approx(expected["rewards"], abs=1e-4)
         assert result.get("chosen") == expected.get("chosen")
-    for other in (("--ensemble", "wco", "--best"), ("--ensemble", "uwo")) if more else ():
-        done = run(*command_line[:-3], *other, *on_ray, code=1)
-        assert "scores of another job" in done.stderr
+    done = run(*command_line, "--risk", 1, *on_ray, code=1)
+    assert "scores of another job" in done.stderr
 
 
 def test_rows_and_scores_may_lie_in_an_object_store(trained_run: Any, bucket: str) -> None:
@@ -102,7 +96,7 @@ def test_rows_and_scores_may_lie_in_an_object_store(trained_run: Any, bucket: st
             parquet.write_table(pyarrow.Table.from_pylist([row]), file)
     command_line = ("score", trained_run.folder, "--input", f"{bucket}/rows/*.parquet")
     run(*command_line, "--output", f"{bucket}/here.parquet")
-    run(*command_line, "--output", f"{bucket}/there", "--engine", "ray", "--actors", 1)
+    run(*command_line, "--output", f"{bucket}/there", "--engine", "ray")
     expected = rows_of(store, f"{bucket}/here.parquet")
     result = [row for part in manifest(store, f"{bucket}/there") for row in rows_of(store, f"{bucket}/there/{part}")]
     assert [row["id"] for row in result] == [row["id"] for row in expected] == [f"row {i}" for i in range(12)]

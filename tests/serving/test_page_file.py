@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from dmoerm.data.readers import read_queries
-from dmoerm.scoring.score_rows import ModelRows
+from dmoerm.evaluation.scoring_files import RowScorer
 
 ROWS: list[dict[str, Any]] = [
     {"id": f"row-{i}", "prompt": f"What about {i}?", "responses": [f"So. {j} " * (j + 1) for j in range(1 + i % 4)]}
@@ -63,8 +63,8 @@ def test_the_saved_rows_are_those_of_the_command(chosen: Callable[..., Any], tra
     said(page, "Scored 61 prompts with 152 responses.")
     bar = page.get_by_role("progressbar", name="Rows scored")
     assert (bar.get_attribute("max"), bar.evaluate("bar => bar.value")) == ("61", 61)
-    expected = list(ModelRows([trained_run.model]).rows(read_queries(str(tmp_path / "rows.jsonl"))))
-    assert saved(page) == [without_rounding(row) for _, row in expected]
+    expected = list(RowScorer(trained_run.model).rows(read_queries(str(tmp_path / "rows.jsonl"))))
+    assert saved(page) == [without_rounding(row) for row in expected]
     assert len(sent) >= 3
     items = [item for request in sent for item in request.post_data_json["items"]]
     assert [item.get("tools") for item in items] == [row.get("tools") for row in rows]

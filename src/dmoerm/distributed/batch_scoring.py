@@ -12,9 +12,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pyarrow.parquet as parquet
@@ -23,18 +21,15 @@ from pydantic import BaseModel
 from .. import errors
 from ..data.readers import read_queries
 from ..errors import ConfigError, DmoermError
+from ..evaluation.scoring_files import RowScorer, ScoreCounts, Shard, open_output, shards_of
 from ..io.storage import complete_at, exists, matching, open_binary, remove_leftovers_at, version
-from ..scoring.output import open_output
-from ..scoring.score_rows import RowScorer, ScoreCounts, written_rows
-from ..scoring.shards import Shard, shard_rows, shards_of
 from .cluster import cluster, worker_slots
 
 OpenScorer = Callable[[], RowScorer]
 """Loads the scorer; called once in each actor, so it must be picklable: a function of a module, or a partial of one."""
 
 
-@dataclass(frozen=True)
-class ScoringJob:
+class ScoringJob(BaseModel):
     """The input, the output and the options of a run.
 
     Attributes:
@@ -44,7 +39,7 @@ class ScoringJob:
         format: the rows' format.
         skip_bad: skip rows that cannot be scored.
         shard_rows: maximum rows of a part.
-        best: add the best response to each row.
+        best: the rows have the best response.
         columns: field of the format → column of the input; see `ColumnMap`.
     """
 
@@ -55,29 +50,11 @@ class ScoringJob:
     skip_bad: bool = False
     shard_rows: int = 1000
     best: bool = False
-    columns: dict[str, Any] = field(default_factory=dict)
-
-    def part(self, number: int) -> str:
-        """Return the file of the shard with this number."""
-        return self.file(f"part-{number:05}.parquet")
+    columns: dict[str, Any] = {}
 
     def file(self, name: str) -> str:
         """Return the path of a file in the output."""
         return f"{self.output.rstrip('/')}/{name}"
-
-
-@dataclass(frozen=True)
-class ActorPool:
-    """The actors.
-
-    Attributes:
-        actors: their maximum number; None: as many as the cluster has capacity for.
-        cpus, gpus: of each actor.
-    """
-
-    actors: int | None = None
-    cpus: float = 1.0
-    gpus: float = 0.0
 
 
 class ShardResult(BaseModel):
@@ -89,34 +66,24 @@ class ShardResult(BaseModel):
     """
 
     number: int
-    queries: int = 0
-    responses: int = 0
-    tasks: dict[str, int] = {}
+    counts: ScoreCounts = ScoreCounts()
     left_out: tuple[str, ...] = ()
     error: tuple[str, str] | None = None
-
-
-class _Plan(BaseModel):
-    scorer: str
-    input: str
-    format: str
-    skip_bad: bool
-    shard_rows: int
-    best: bool = False
-    columns: dict[str, Any] = {}
-    shards: tuple[Shard, ...] = ()
-    files: dict[str, str] = {}
 
 
 def score_on_ray(
     job: ScoringJob,
     open_scorer: OpenScorer,
-    pool: ActorPool | None = None,
+    actors: int | None = None,
+    cpus: float = 1.0,
+    gpus: float = 0.0,
     on_shard: Callable[[int, int, ShardResult], None] = lambda *_: None,
 ) -> dict[str, Any]:
     """Score all rows that are not scored yet; return the manifest.
 
     Args:
+        actors: maximum number of actors; None: as many as the cluster has capacity for.
+        cpus, gpus: of each actor.
         on_shard: called after each shard with the rows done, all rows and the shard's result.
 
     Raises:
@@ -127,49 +94,61 @@ def score_on_ray(
     with cluster() as ray:
         shards = _plan_shards(ray, job)
         total, done, counts = sum(shard.rows for shard in shards), 0, ScoreCounts()
-        for result in _run(ray, job, open_scorer, shards, pool or ActorPool()):
+        limit = min(actors or worker_slots(ray, cpus, gpus), len(shards))
+        for result in _run(job, open_scorer, shards, limit, cpus, gpus):
             if result.error is not None:
                 kind, message = result.error
                 raise getattr(errors, kind)(message)
             done += shards[result.number].rows
-            counts.merge(ScoreCounts(result.queries, result.responses, Counter(result.tasks)))
+            tasks = Counter(counts.tasks) + Counter(result.counts.tasks)
+            queries, responses = counts.queries + result.counts.queries, counts.responses + result.counts.responses
+            counts = ScoreCounts(queries=queries, responses=responses, tasks=dict(sorted(tasks.items())))
             on_shard(done, total, result)
-    return _write_manifest(job, shards, counts)
+    parts = [
+        {"part": _part(number), "file": shard.file, "first": shard.first, "rows": shard.rows}
+        for number, shard in enumerate(shards)
+    ]
+    manifest = {"schema": 1, "scorer": job.scorer, "input": job.input, **counts.model_dump()}
+    manifest |= {"left_out": total - counts.queries, "parts": parts}
+    _write(job.file("manifest.json"), json.dumps(manifest, ensure_ascii=False))
+    return manifest
+
+
+def _part(number: int) -> str:
+    return f"part-{number:05}.parquet"
+
+
+class _Plan(BaseModel):
+    job: ScoringJob
+    shards: tuple[Shard, ...]
+    files: dict[str, str]
 
 
 def _plan_shards(ray: Any, job: ScoringJob) -> Sequence[Shard]:
     """Return the shards of `plan.json` if the files are unchanged, or split each file in a task of its own."""
-    path = job.file("plan.json")
-    plan = _Plan(**{name: getattr(job, name) for name in _Plan.model_fields if hasattr(job, name)})
-    files = {file: version(file) for file in matching(job.input)}
-    if exists(path):
-        with open_binary(path) as file:
-            earlier = _Plan.model_validate_json(file.read())
-        if earlier.model_copy(update={"shards": (), "files": {}}) != plan:
-            message = f"{job.output}: has the scores of another job; choose another --output, or delete it"
-            raise ConfigError(message)
-        _check_unchanged(job, earlier.files, files)
-        return earlier.shards
-    split = ray.remote(shards_of)
-    by_file = ray.get([split.remote(file, job.shard_rows) for file in files])
-    shards = tuple(shard for file_shards in by_file for shard in file_shards)
-    _write(path, plan.model_copy(update={"shards": shards, "files": files}).model_dump_json())
-    return shards
-
-
-def _check_unchanged(job: ScoringJob, before: Mapping[str, str], now: Mapping[str, str]) -> None:
-    """Raise `ConfigError` if the input has changed since it was split."""
-    for file in sorted(before.keys() | now.keys()):
-        was, current = before.get(file, "not part of the input"), now.get(file, "not part of the input")
+    path, now = job.file("plan.json"), {file: version(file) for file in matching(job.input)}
+    job = job.model_copy(update={"output": ""})  # which may have moved
+    if not exists(path):
+        split = ray.remote(shards_of)
+        by_file = ray.get([split.remote(file, job.shard_rows) for file in now])
+        shards = tuple(shard for file_shards in by_file for shard in file_shards)
+        _write(path, _Plan(job=job, shards=shards, files=now).model_dump_json())
+        return shards
+    with open_binary(path) as file:
+        plan = _Plan.model_validate_json(file.read())
+    folder, hint = path.removesuffix("/plan.json"), "choose another --output, or delete it"
+    if plan.job != job:
+        raise ConfigError(f"{folder}: has the scores of another job; {hint}")
+    for file in sorted(plan.files.keys() | now.keys()):
+        was, current = (files.get(file, "not part of the input") for files in (plan.files, now))
         if was != current:
-            raise ConfigError(
-                f"{file}: has changed since {job.output} was started (was: {was}; is: {current}); "
-                "choose another --output, or delete it"
-            )
+            change = f"has changed since {folder} was started (was: {was}; is: {current})"
+            raise ConfigError(f"{file}: {change}; {hint}")
+    return plan.shards
 
 
 def _run(
-    ray: Any, job: ScoringJob, open_scorer: OpenScorer, shards: Sequence[Shard], pool: ActorPool
+    job: ScoringJob, open_scorer: OpenScorer, shards: Sequence[Shard], actors: int, cpus: float, gpus: float
 ) -> Iterator[ShardResult]:
     """Yield the shards' results as they finish. Ray Data restarts lost actors and gives them their shards again."""
     import ray.data as ray_data
@@ -177,14 +156,13 @@ def _run(
     ray_data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     rows = [{"number": number, "shard": shard.model_dump_json()} for number, shard in enumerate(shards)]
-    actors = min(pool.actors or worker_slots(ray, pool.cpus, pool.gpus), len(shards))
     dataset = ray_data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         _Actor,
         fn_constructor_args=(job, open_scorer),
         batch_size=1,
         compute=ray_data.ActorPoolStrategy(min_size=1, max_size=actors),
-        num_cpus=pool.cpus,
-        num_gpus=pool.gpus,
+        num_cpus=cpus,
+        num_gpus=gpus,
     )
     for row in dataset.iter_rows():
         yield ShardResult.model_validate_json(row["result"])
@@ -203,47 +181,29 @@ class _Actor:
         return {"result": [result.model_dump_json() for result in results]}
 
     def _result(self, number: int, shard: Shard) -> ShardResult:
-        part, left_out = self._job.part(number), []
+        part, left_out = self._job.file(_part(number)), list[str]()
         try:
             if exists(part):
                 remove_leftovers_at(part)  # a writer killed after its last step leaves its lock
             else:
                 self._score(part, shard, left_out)
-            counts = _counts_of(part)
         except DmoermError as error:
             return ShardResult(number=number, error=(type(error).__name__, str(error)))
-        return ShardResult(number=number, left_out=tuple(left_out), **counts.summary())
+        counts = ScoreCounts()
+        with open_binary(part) as file:
+            columns = parquet.read_table(file, columns=["task", "rewards"]).to_pydict()
+        for task, rewards in zip(columns["task"], columns["rewards"], strict=True):
+            counts.add(task, len(rewards))
+        return ShardResult(number=number, left_out=tuple(left_out), counts=counts)
 
     def _score(self, part: str, shard: Shard, left_out: list[str]) -> None:
         self._scorer = self._scorer or self._open()
         on_bad = (lambda error: left_out.append(str(error))) if self._job.skip_bad else None
         reading: Any = {"format": self._job.format, "columns": self._job.columns, "on_bad": on_bad}
-        queries = read_queries(shard.file, rows=shard_rows(shard), **reading)
+        queries = read_queries(shard.file, rows=shard.read(), **reading)
         with open_output(part, self._job.best) as write:
-            for row in written_rows(self._scorer, queries, on_bad, self._job.best):
+            for row in self._scorer.rows(queries, on_bad):
                 write([row])
-
-
-def _counts_of(part: str) -> ScoreCounts:
-    counts = ScoreCounts()
-    with open_binary(part) as file:
-        columns = parquet.read_table(file, columns=["task", "rewards"]).to_pydict()
-    for task, rewards in zip(columns["task"], columns["rewards"], strict=True):
-        counts.add(task, len(rewards))
-    return counts
-
-
-def _write_manifest(job: ScoringJob, shards: Sequence[Shard], counts: ScoreCounts) -> dict[str, Any]:
-    names = [Path(job.part(number)).name for number in range(len(shards))]
-    parts = [
-        {"part": name, "file": shard.file, "first": shard.first, "rows": shard.rows}
-        for name, shard in zip(names, shards, strict=True)
-    ]
-    left_out = sum(shard.rows for shard in shards) - counts.queries
-    manifest = {"schema": 1, "scorer": job.scorer, "input": job.input, **counts.summary(), "left_out": left_out}
-    manifest["parts"] = parts
-    _write(job.file("manifest.json"), json.dumps(manifest, ensure_ascii=False))
-    return manifest
 
 
 def _write(path: str, text: str) -> None:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Any
 
 import pyarrow.parquet as parquet
 import pytest
 
-from dmoerm.model.ensemble import combine_scores
+from dmoerm.evaluation.scoring_files import RowScorer, open_output
 from dmoerm.schema import Query
 from dmoerm.scores import log_columns
-from dmoerm.scoring.output import open_output
-from dmoerm.scoring.score_rows import ModelRows, written_rows
 
 LONG = "because " * 60
 
@@ -60,20 +57,12 @@ def test_encoded_counts_it(model: Any) -> None:
     assert not model.encoder.encode(Query(prompt="Why?", responses=("No.",))).truncated
 
 
-def test_files_and_ensembles_have_the_column(model: Any, tiny_model: Callable[..., Any], tmp_path: Any) -> None:
-    queries = [Query(prompt="Why?", responses=("No.", LONG))]
-    reads_all = tiny_model()
-    assert not any(score.truncated for score in reads_all.score("Why?", ["No.", LONG]))
-    for scorer in (ModelRows([model]), ModelRows([reads_all, model])):
-        (row,) = written_rows(scorer, queries)
-        assert row["truncated"] == [False, True]
-        for name in ("rows.jsonl", "rows.parquet"):
-            with open_output(str(tmp_path / name)) as write:
-                write([row])
-        assert json.loads((tmp_path / "rows.jsonl").read_text())["truncated"] == [False, True]
-        assert parquet.read_table(tmp_path / "rows.parquet").to_pylist()[0]["truncated"] == [False, True]
-    members = [each.score("Why?", ["No.", LONG]) for each in (reads_all, model)]
-    assert [score.truncated for score in combine_scores(members, "mean")] == [False, True]
+def test_files_have_the_column(model: Any, tmp_path: Any) -> None:
+    (row,) = RowScorer(model).rows([Query(prompt="Why?", responses=("No.", LONG))])
+    assert row["truncated"] == [False, True]
+    with open_output(str(tmp_path / "rows.parquet")) as write:
+        write([row])
+    assert parquet.read_table(tmp_path / "rows.parquet").to_pylist()[0]["truncated"] == [False, True]
 
 
 def test_trainers_logs_have_the_column(model: Any) -> None:

@@ -10,10 +10,9 @@ import pytest
 from tiny import tiny_groups
 
 from dmoerm.errors import DataError
-from dmoerm.model.ensemble import combine_scores
+from dmoerm.evaluation.scoring_files import RowScorer
 from dmoerm.schema import Query
 from dmoerm.scores import MIN_REWARD, Score, unbound_reward
-from dmoerm.scoring.score_rows import ModelRows, written_rows
 
 PROMPTS = ["How are you?", "I failed my exam.", "Which one is larger, 9.9 or 9.11?"]
 RESPONSES = [["Fine, and you?", "No."], ["Oh no, I am so sorry!", "", "The exam took place."], ["9.9", "x " * 40]]
@@ -116,49 +115,32 @@ def test_files_check_the_weights_first_and_do_not_mind_the_rows_tasks(
 ) -> None:
     monkeypatch.setattr("dmoerm.model.batching._WINDOW_QUERIES", 1)  # a window without the weight's task
     queries = [Query(prompt=g.prompt, responses=g.responses, task=g.task) for g in tiny_groups(3)]
-    plain = list(written_rows(ModelRows([model]), queries))
-    weighted = list(written_rows(ModelRows([model], weights={"logic": 3.0}), queries))
+    plain = list(RowScorer(model).rows(queries))
+    weighted = list(RowScorer(model, weights={"logic": 3.0}).rows(queries))
     for row, other in zip(plain, weighted, strict=True):
         logic = row["capabilities"].get("logic", [0.0] * len(row["rewards"]))
         expected = [reward + 2 * value / 2 for reward, value in zip(row["rewards"], logic, strict=True)]
         assert other["rewards"] == pytest.approx(expected, abs=1e-9)
         assert other | {"rewards": 0} == row | {"rewards": 0}
     assert {row["task"] for row in plain} == {"chitchat", "objective_qa"}
-    for scorer in (ModelRows([model], weights={"wit": 3}), ModelRows([model], task="chitchat", weights={"logic": 3})):
+    for scorer in (RowScorer(model, weights={"wit": 3}), RowScorer(model, task="chitchat", weights={"logic": 3})):
         with pytest.raises(DataError, match="has no such capability"):
             scorer.rows(queries, on_bad=lambda error: pytest.fail("a row is skipped for the weights"))
-
-
-@pytest.mark.parametrize("mode", ["mean", "wco"])
-def test_an_ensemble_combines_its_members_weighted_rewards(
-    model: Any, tiny_model: Callable[..., Any], mode: str
-) -> None:
-    models = [model, tiny_model(base="frozen")]
-    queries = [Query(prompt=g.prompt, responses=g.responses, task=g.task) for g in tiny_groups(2)]
-    members = [list(each.score_queries(queries, weights=WEIGHTS)) for each in models]
-    expected = [combine_scores(row, mode) for row in zip(*members, strict=True)]
-    scored = list(written_rows(ModelRows(models, ensemble=mode, weights=WEIGHTS), queries))
-    assert [row["rewards"] for row in scored] == [[score.reward for score in row] for row in expected]
 
 
 # --- risk ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", ["mean", "uwo"])
-def test_files_and_ensembles_with_a_risk(model: Any, tiny_model: Callable[..., Any], mode: str) -> None:
-    """A member's reward is lowered by its own uncertainty; the ensemble's uncertainty stays that of its members."""
-    models = [model, tiny_model(base="frozen")]
+def test_files_with_a_risk(model: Any) -> None:
     queries = [Query(prompt=g.prompt, responses=g.responses, task=g.task) for g in tiny_groups(2)]
-    plain = [list(each.score_queries(queries, weights=WEIGHTS)) for each in models]
-    for some in (models[:1], models):
-        members = [[[score.with_risk(0.5) for score in row] for row in rows] for rows in plain[: len(some)]]
-        joined = [combine_scores(row, mode) if len(row) > 1 else row[0] for row in zip(*members, strict=True)]
-        scored = list(written_rows(ModelRows(some, ensemble=mode, weights=WEIGHTS, risk=0.5), queries, best=True))
-        assert [row["rewards"] for row in scored] == [[score.reward for score in row] for row in joined]
-        assert [row["uncertainty"] for row in scored] == [[score.uncertainty for score in row] for row in joined]
-        assert all(row["rewards"][row["best"]] == max(row["rewards"]) for row in scored)
+    plain = model.score_queries(queries, weights=WEIGHTS)
+    scored = list(RowScorer(model, weights=WEIGHTS, risk=0.5, best=True).rows(queries))
+    for row, scores in zip(scored, plain, strict=True):
+        assert row["rewards"] == [score.with_risk(0.5).reward for score in scores]
+        assert row["uncertainty"] == [score.uncertainty for score in scores]
+        assert row["rewards"][row["best"]] == max(row["rewards"])
 
 
 def test_an_invalid_risk_ends_a_file_before_its_first_row(model: Any) -> None:
     with pytest.raises(DataError, match=r"risk: is not a finite number ≥ 0 \(got -1\)"):
-        ModelRows([model], risk=-1).rows([], on_bad=lambda error: pytest.fail("a row is skipped for the risk"))
+        RowScorer(model, risk=-1).rows([], on_bad=lambda error: pytest.fail("a row is skipped for the risk"))

@@ -9,12 +9,10 @@ import pyarrow.parquet as parquet
 import pytest
 import torch
 
+from dmoerm.evaluation.scoring_files import RowScorer, open_output
 from dmoerm.integrations.scoring import score_samples
-from dmoerm.model.ensemble import combine_scores
 from dmoerm.schema import Query
-from dmoerm.scores import MIN_REWARD, Score
-from dmoerm.scoring.output import open_output
-from dmoerm.scoring.score_rows import ModelRows, written_rows
+from dmoerm.scores import MIN_REWARD
 
 RESPONSES = ["I am sorry to hear that.", "", "The exam took place.", " \n\t"]
 TALK = [{"role": "user", "content": "Hi!"}]
@@ -73,37 +71,15 @@ def test_forward_and_pipeline(model: Any) -> None:
     check(logits[:, 0].tolist())
 
 
-@pytest.mark.parametrize("mode", ["mean", "wco", "uwo"])
-def test_ensembles(model: Any, tiny_model: Callable[..., Any], mode: str) -> None:
-    other = tiny_model(base="frozen", router={"threshold": 1.0})
-    scores = combine_scores([each.score("Hi!", RESPONSES) for each in (model, other)], mode)
-    check([score.reward for score in scores])
-    assert [score.uncertainty is None for score in scores] == [False, True, False, True]
-    assert all(score.capabilities == {} for score in (scores[1], scores[3]))
-    alone = combine_scores([each.score("Hi!", ["", ""]) for each in (model, other)], mode)
-    assert [score.reward for score in alone] == [MIN_REWARD] * 2
-
-
-def test_an_empty_response_has_no_part_in_an_ensembles_offsets() -> None:
-    def member(*rewards: float) -> list[Score]:
-        return [Score(reward, "chat", {}, {}, 0.5, 1.0) for reward in rewards]
-
-    for mode in ("mean", "wco", "uwo"):
-        whole = combine_scores([member(1.0, MIN_REWARD, -2.0), member(0.5, MIN_REWARD, 3.0)], mode)
-        without = combine_scores([member(1.0, -2.0), member(0.5, 3.0)], mode)
-        assert [whole[0], whole[2]] == without
-
-
-def test_files_name_another_response_the_best(model: Any, tiny_model: Callable[..., Any], tmp_path: Any) -> None:
+def test_files_name_another_response_the_best(model: Any, tmp_path: Any) -> None:
     queries = [Query(prompt="Hi!", responses=tuple(RESPONSES)), Query(prompt="Hi!", responses=("", " ", "x"))]
-    for scorer in (ModelRows([model]), ModelRows([model, tiny_model()], ensemble="wco")):
-        rows = list(written_rows(scorer, queries, best=True))
-        check(rows[0]["rewards"])
-        assert all(values[1] is None for values in rows[0]["capabilities"].values())
-        assert (rows[0]["best"] in (0, 2), rows[1]["best"]) == (True, 2)
-        with open_output(str(tmp_path / "rows.parquet"), best=True) as write:
-            write(rows)
-        assert parquet.read_table(tmp_path / "rows.parquet").to_pylist(maps_as_pydicts="strict") == rows
+    rows = list(RowScorer(model, best=True).rows(queries))
+    check(rows[0]["rewards"])
+    assert all(values[1] is None for values in rows[0]["capabilities"].values())
+    assert (rows[0]["best"] in (0, 2), rows[1]["best"]) == (True, 2)
+    with open_output(str(tmp_path / "rows.parquet"), best=True) as write:
+        write(rows)
+    assert parquet.read_table(tmp_path / "rows.parquet").to_pylist(maps_as_pydicts="strict") == rows
 
 
 def test_the_trainers_integrations(model: Any) -> None:
