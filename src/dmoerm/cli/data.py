@@ -11,10 +11,9 @@ import typer
 
 from ..config import Config, load_config
 from ..data.statistics import NO_TASK, data_statistics
-from ..errors import BackboneError
+from ..errors import BackboneError, ConfigError
 from ..io.paths import write_file
 from ..names import ONE_TASK
-from . import suspects
 from .options import SHOWN_BAD_ROWS, JsonFile, RowOptions, grouped
 from .tables import plain_table, screen
 
@@ -22,9 +21,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from ..chat.encoding import Encoder
+    from ..training.suspects import JudgedLabel
 
 app = typer.Typer(no_args_is_help=True, help="Check preference data, and find doubtful labels.")
-app.command("suspects")(suspects.command)
 
 
 @app.command()
@@ -159,3 +158,40 @@ def _remarks(result: dict[str, Any]) -> Iterator[str]:
         )
     elif NO_TASK in tasks:
         yield f"{tasks[NO_TASK]['groups']} groups have no task: the router assigns one in training."
+
+
+# --- doubtful labels -----------------------------------------------------------------------------------------------
+
+
+@app.command()
+def suspects(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    out: Annotated[Path, typer.Option(help="JSON Lines in the native format, a pair a line, the most doubtful first.")],
+    limit: Annotated[int, typer.Option(min=1, help="Most pairs to write.")] = 200,
+    capabilities: Annotated[bool, typer.Option(help="Also the labels of capabilities.")] = True,
+) -> None:
+    """Write the pairs whose labels a model that was not trained on them contradicts most."""
+    from ..training.run import load_run  # torch: `check` does without
+    from ..training.suspects import judge_labels
+    from .models import quieten
+
+    quieten()
+    if not (run / "config.yaml").is_file():
+        raise ConfigError(f"{run}: has no config.yaml; give the folder of a run, not of a model")
+    judged = judge_labels(load_run(run, load_config(run / "config.yaml")), capabilities)
+    doubtful = [label for label in judged if label.probability < 0.5]
+    written = doubtful[:limit]
+    write_file(out, "".join(json.dumps(_suspect(label), ensure_ascii=False) + "\n" for label in written))
+    console = screen()
+    console.print(f"{len(doubtful)} of {len(judged)} labels have a probability below 0.5", soft_wrap=True)
+    console.print(f"wrote {len(written)} to {out}", soft_wrap=True)
+
+
+def _suspect(label: JudgedLabel) -> dict[str, Any]:
+    """Return a row that every command reads: the labeled pair, the preferred response first."""
+    fields, pair = {"id", "prompt", "source", "tools"}, label.pair
+    group = label.group.model_dump(mode="json", include=fields, exclude_none=True)
+    responses = [label.group.responses[index] for index in (pair.better, pair.worse)]
+    graded = {"capabilities": {label.capability: [1, 0]}} if label.capability else {"ranks": [1, 2]}
+    extra = {"label_probability": round(label.probability, 4), "indices": [pair.better, pair.worse]}
+    return group | {"task": label.task, "responses": responses} | graded | extra
