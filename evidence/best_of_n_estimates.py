@@ -78,16 +78,6 @@ def _checked(proxy: ArrayLike, scores: ArrayLike) -> tuple[Array, Array]:
     return rows["proxy"], rows["scores"]
 
 
-def check_samples(responses: Sequence[str]) -> None:
-    """Raise `DataError` if a sample occurs twice: the estimate assumes that samples are drawn independently."""
-    seen: set[str] = set()
-    for index, text in enumerate(responses):
-        if text in seen:
-            hint = "draw with a higher temperature, or remove the repeated sample"
-            raise DataError(f"sample {index} repeats an earlier one", field="responses", value=text, hint=hint)
-        seen.add(text)
-
-
 # --- curves --------------------------------------------------------------------------------------------------------
 
 

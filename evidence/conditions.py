@@ -25,7 +25,7 @@ from dmoerm.config import Config, changed, load_config
 from dmoerm.data.splits import load_splits
 from dmoerm.data.splitting import split_by_prompt
 from dmoerm.errors import ConfigError
-from dmoerm.experiments.method_suite import run_settings
+from dmoerm.evaluation.comparison import seed_config
 from dmoerm.io.paths import write_file
 from dmoerm.schema import Group, ordered_pairs, prompt_key
 from dmoerm.taxonomy import Task, Taxonomy, load_taxonomy
@@ -70,7 +70,7 @@ def prepared(config: Config, changes: Changes, folder: Path, prompts: int = 96) 
         return config
     if config.data.capability_labels and set(data_changes) - {"overall_fraction", "flip_scores"}:
         raise ConfigError("with data.capability_labels, the only changes are overall_fraction and flip_scores")
-    data = generated(prompts, config.seed) if not config.data.files else _loaded(config)
+    data = run_data(config, prompts)
     for name, value in data_changes.items():
         data = DATA[name](data, value, config.seed)
     for file, groups in (("train.jsonl", data.train), ("test.jsonl", data.test)):
@@ -84,8 +84,10 @@ def prepared(config: Config, changes: Changes, folder: Path, prompts: int = 96) 
     return changed(config, {**settings, "taxonomy": str(folder / "taxonomy.yaml")})
 
 
-def _loaded(config: Config) -> Data:
-    """Return the data of the settings with people's grades alone; the judge's labels join them in the run."""
+def run_data(config: Config, prompts: int) -> Data:
+    """Return the data of the settings with people's grades alone; a judge's labels join them in the run."""
+    if not config.data.files:
+        return generated(prompts, config.seed)
     data = load_splits(changed(config, {"data.capability_labels": [], "data.human_labels": True}))
     return Data(list(data.train), list(data.test), data.taxonomy)
 
@@ -99,7 +101,10 @@ def generated(prompts: int, seed: int) -> Data:
 def condition_run(config: Config, name: str, changes: Changes, seed: int, prompts: int = 96) -> Config:
     """Return the settings of one condition and seed, with a folder of its own below `config.output`."""
     folder = Path(config.output) / name / f"seed{seed}"
-    return prepared(run_settings(config, name, {}, seed), changes, folder / "data", prompts)
+    settings = {"output": str(Path(config.output) / name)}
+    if config.storage is not None:
+        settings["storage"] = f"{config.storage.rstrip('/')}/{name}"
+    return prepared(seed_config(changed(config, settings), seed), changes, folder / "data", prompts)
 
 
 # --- label noise ---------------------------------------------------------------------------------------------------

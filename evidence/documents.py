@@ -1,10 +1,34 @@
-"""The results files of best-of-n and of policy optimization."""
+"""The results files of experiments: comparisons under several conditions, best-of-n, policy optimization."""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
-from dmoerm.evaluation.results import Difference, Document, Overlap, ResultModel
+from dmoerm.evaluation.results import Difference, Document, MethodResults, ResultModel
+
+
+class Condition(MethodResults):
+    """The methods under one condition, such as a share of reversed training labels."""
+
+    settings: dict[str, Any]
+    """The changes that distinguish the runs of this condition; see conditions.py."""
+
+
+class Experiment(Document):
+    """The results of `python -m evidence.compare`."""
+
+    kind: Literal["comparison"] = "comparison"
+    command: str
+    config: dict[str, Any]
+    seeds: tuple[int, ...]
+    members: int
+    """Models in an ensemble."""
+    versions: dict[str, str]
+    methods: dict[str, str]
+    """Method → its description."""
+    conditions: dict[str, Condition]
+    derived_tasks: tuple[str, ...]
+    gold_tasks: tuple[str, ...]
 
 
 class CurveFit(ResultModel):
@@ -44,7 +68,7 @@ class BestOfNCondition(ResultModel):
 
 
 class BestOfNResults(Document):
-    """best_of_n.json of `dmoerm bon`."""
+    """best_of_n.json of `python -m evidence.bon`."""
 
     kind: Literal["best_of_n"] = "best_of_n"
     command: str
@@ -53,8 +77,6 @@ class BestOfNResults(Document):
     versions: dict[str, str]
     source: str
     """The source of the samples, in words."""
-    overlap: Overlap | None = None
-    """Prompts of the source that were trained on; None: the source excludes them."""
     ns: tuple[int, ...]
     kl: tuple[float, ...]
     """log n − (n − 1) / n for each n, in nats."""
@@ -120,7 +142,7 @@ class PolicySummary(ResultModel):
 
 
 class PolicyResults(Document):
-    """rl.json of `dmoerm rl`."""
+    """rl.json of `python -m evidence.policies`."""
 
     kind: Literal["rl"] = "rl"
     command: str
@@ -136,4 +158,4 @@ class PolicyResults(Document):
     runs: tuple[PolicyRun, ...]
     summaries: tuple[PolicySummary, ...]
     paired: dict[str, dict[str, Difference]]
-    """Condition → `dmoerm - method (beta)` → difference of gold at the end; see `experiments.policies.differences`."""
+    """Condition → `dmoerm - method (beta)` → difference of gold at the end; see `policies.differences`."""

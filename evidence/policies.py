@@ -1,31 +1,42 @@
-"""Policies that are optimized against each method, for `dmoerm rl`.
+"""Policy optimization: a small policy is optimized against each method's reward, and gold is measured along the way.
+
+    python -m evidence.policies testbed --method general --method dmoerm --beta 0 --beta 0.05 --noise noisy=0.25,0.15
+
+`--set policy.layers=4` changes the policy, `--set rl.learning_rate=1e-4` the optimization, other names the reward
+models. Run again, the same command resumes.
 
 condition × seed → method suite → a policy per method and KL weight (`evidence.rl`) → gold at start, peak and end
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 
 import numpy as np
 from scipy.stats import t
 
-from dmoerm.config import Config, changed, validated
-from dmoerm.data.splits import load_splits
-from dmoerm.errors import DataError
+from dmoerm.config import Config, apply_override, changed, validated
+from dmoerm.errors import ConfigError, DataError
+from dmoerm.evaluation.comparison import Suite, open_suite
+from dmoerm.evaluation.methods import choose_methods
 from dmoerm.evaluation.results import Difference, versions
-from dmoerm.experiments.method_suite import MethodSuite, Settings, SuiteScorer, open_suite
-from dmoerm.experiments.methods import choose_methods
-from dmoerm.schema import prompt_key
+from dmoerm.schema import Query, prompt_key
 from dmoerm.training.progress import Progress
 from evidence.best_of_n_estimates import fit_curve
-from evidence.conditions import condition_run
+from evidence.compare import command_line, conditions_of, options_parser, write_results
+from evidence.conditions import Changes, condition_run, experiment_config, run_data
 from evidence.documents import CurveFit, PolicyResults, PolicyRun, PolicySummary
+from evidence.methods import ensembles
 from evidence.rl import PolicyConfig, RLConfig, RLPrompt, Trajectory, draw_prompts, gold_of, make_policy, optimize
+from evidence.screen import policies_table
+
+_METHODS = ("general", "ensemble_uwo", "dmoerm")
 
 
 @dataclass(frozen=True)
@@ -39,28 +50,27 @@ class PolicySettings:
 
 def optimize_policies(
     settings: PolicySettings,
-    conditions: Mapping[str, Settings],
+    conditions: Mapping[str, Changes],
     seeds: Sequence[int],
     methods: Sequence[str],
     betas: Sequence[float] = (),
-    prompts: int = 160,
-    members: int = 5,
-    command: str = "rl",
+    drawn_prompts: int = 160,
+    prompts: int = 96,
+    command: str = "policies",
 ) -> PolicyResults:
     """Train the reward models and optimize a policy against each; finished ones under `config.output` are read.
 
     Args:
-        conditions: as in `compare_methods`.
         methods: names of methods; only these and the run are trained.
         betas: weights of the KL penalty; empty: the one of `settings.rl`.
-        prompts: testbed prompts per task to draw from.
-        members: models in an ensemble.
+        drawn_prompts: testbed prompts per task to optimize on.
+        prompts: testbed prompts per task that the reward models are trained and tested on.
 
     Raises:
-        ConfigError: a method is unknown or cannot be trained on this run, or TRL is missing.
+        ConfigError: a method is unknown or does not score in the run's passes.
     """
     progress, chosen = Progress(), choose_methods(methods)
-    drawn = _prompts(settings, seeds, prompts)
+    drawn = _prompts(settings, seeds, drawn_prompts, prompts)
     weights = [validated(RLConfig, {**settings.rl.model_dump(), "beta": beta}, "--beta") for beta in betas]
     weights = weights or [settings.rl]
     runs: list[PolicyRun] = []
@@ -69,12 +79,23 @@ def optimize_policies(
         with progress.step("policy"):
             start = make_policy(settings.policy, Path(settings.config.output) / "policies")
         for (condition, changes), seed in itertools.product(conditions.items(), seeds):
-            run = condition_run(settings.config, condition, changes, seed)
-            suite = open_suite(run, members, progress.console, methods=chosen)
-            suite.check_in_pass(methods)
+            config = condition_run(settings.config, condition, changes, seed, prompts)
+            suite = open_suite(config, chosen, progress.console)
+            if missing := [name for name in methods if name not in suite.in_pass]:
+                raise ConfigError(f"{missing[0]}: does not exist for this run or is a run of its own; leave it out")
             for method, weight in itertools.product(methods, weights):
                 rl = weight.model_copy(update={"seed": seed})
-                trajectory = _optimize(start, suite, condition, method, drawn, rl, progress)
+                trajectory = optimize(
+                    start,
+                    functools.partial(_rewards, suite, method),
+                    gold_of,
+                    drawn,
+                    rl,
+                    Path(config.output).with_name("rl") / f"{method}-{rl.algorithm}-beta{rl.beta:g}",
+                    method=f"{condition}/{method}",
+                    depends_on=f"{ensembles.SIZE} members, {config!r}",
+                    progress=progress,
+                )
                 runs.append(_policy_run(condition, method, trajectory))
                 parameters = trajectory.parameters
     return PolicyResults(
@@ -90,34 +111,17 @@ def optimize_policies(
     )
 
 
-def _optimize(
-    start: Path,
-    suite: MethodSuite,
-    condition: str,
-    method: str,
-    prompts: Sequence[RLPrompt],
-    rl: RLConfig,
-    progress: Progress,
-) -> Trajectory:
-    """Optimize a policy from `start` against one method of a suite, in the folder beside the run's."""
-    config = suite.run.config
-    return optimize(
-        start,
-        SuiteScorer(suite, method).score_all,
-        gold_of,
-        prompts,
-        rl,
-        Path(config.output).with_name("rl") / f"{method}-{rl.algorithm}-beta{rl.beta:g}",
-        method=f"{condition}/{method}",
-        depends_on=f"{suite.context.members} members, {config!r}",
-        progress=progress,
-    )
+def _rewards(suite: Suite, method: str, queries: Sequence[Query]) -> list[list[float]]:
+    return [group.rewards[method].tolist() for group in suite.score(queries, keep=False)]
 
 
-def _prompts(settings: PolicySettings, seeds: Sequence[int], count: int) -> list[RLPrompt]:
+def _prompts(settings: PolicySettings, seeds: Sequence[int], count: int, trained: int) -> list[RLPrompt]:
     """Draw prompts that neither the policy was fine-tuned on nor the reward models of any seed."""
-    parts = [load_splits(changed(settings.config, {"seed": seed})).train for seed in seeds]
-    known = {prompt_key(group.prompt) for part in parts for group in part}
+    known = {
+        prompt_key(group.prompt)
+        for seed in seeds
+        for group in run_data(changed(settings.config, {"seed": seed}), trained).train
+    }
     drawn = draw_prompts(count, settings.policy.seed, skip=settings.policy.prompts_per_task)
     return [prompt for prompt in drawn if prompt_key(prompt.prompt) not in known]
 
@@ -215,3 +219,41 @@ def differences(runs: Sequence[PolicyRun]) -> dict[str, dict[str, Difference]]:
 def _difference(values: Sequence[float]) -> Difference:
     mean, (low, high) = fmean(values), _student(values)
     return Difference(value=mean, low=mean if low is None else low, high=mean if high is None else high)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Optimize policies."""
+    parser = options_parser(__doc__)
+    parser.add_argument("--beta", type=float, action="append", default=[], help="weight of the KL penalty")
+    parser.add_argument("--algorithm", choices=("rloo", "grpo", "ppo"), help="default: rloo")
+    parser.add_argument("--steps", type=int, help="batches of samples; default: 150")
+    parser.add_argument("--rl-prompts", type=int, default=160, help="testbed prompts per task to optimize on")
+    options = parser.parse_args(arguments)
+    ensembles.SIZE = options.members
+    given: dict[str, Any] = {"policy": {}, "rl": {}}
+    for override in options.set:
+        if override.startswith(("policy.", "rl.")):
+            apply_override(given, override)
+    others = [override for override in options.set if not override.startswith(("policy.", "rl."))]
+    given["rl"] |= {n: v for n in ("algorithm", "steps") if (v := getattr(options, n)) is not None}
+    settings = PolicySettings(
+        experiment_config(options.config, others, options.output),
+        validated(PolicyConfig, given["policy"], "--set policy"),
+        validated(RLConfig, given["rl"], "--set rl"),
+    )
+    results = optimize_policies(
+        settings,
+        conditions_of(options.noise or ["noisy=0.25,0.15"], options.condition),
+        options.seed or (0, 1),
+        options.method or _METHODS,
+        options.beta,
+        options.rl_prompts,
+        options.prompts,
+        command_line("policies", arguments),
+    )
+    path = Path(settings.config.output) / "rl.json"
+    write_results(results, path, lambda console: console.print(policies_table(results)))
+
+
+if __name__ == "__main__":
+    main()

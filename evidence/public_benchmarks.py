@@ -1,5 +1,7 @@
 """Public reward-model benchmarks: their scores from groups and a reward for each response.
 
+    python -m evidence.public_benchmarks rewardbench runs/mine/model --data allenai/reward-bench --split filtered
+
     RewardBench 1   arXiv 2403.13787   chosen above rejected; subsets weighted into four sections
     RewardBench 2   arXiv 2506.01937   the right answer of four; `Ties` has a separate formula
     RM-Bench        arXiv 2410.16184   three styles per answer: hard, normal and easy pairs by domain
@@ -9,22 +11,25 @@ Counts and weights are those of the benchmarks' published scoring code.
 
 from __future__ import annotations
 
-import functools
+import argparse
 import math
-import operator
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Any
 
 import numpy as np
+import torch
+from rich.table import Table
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
+from dmoerm.cli.tables import screen
+from dmoerm.data.readers import read_groups
 from dmoerm.errors import DataError
-from dmoerm.evaluation.measure import split_overlap
-from dmoerm.evaluation.results import Overlap
-from dmoerm.experiments.methods import QueryScorer
-from dmoerm.schema import Group
+from dmoerm.model import DMoERM, DMoERMConfig
+from dmoerm.schema import Group, messages_of
 
 GroupRewards = Sequence[tuple[Group, Sequence[float]]]
 """Groups, each with the rewards of its responses."""
@@ -82,47 +87,39 @@ class BenchmarkResult:
     overall: float
 
 
-@dataclass(frozen=True)
-class BenchmarkRun:
-    """Several models on one benchmark.
+class DMoERMScorer:
+    """A DMoERM; the router chooses the task."""
 
-    Attributes:
-        results: model → its scores, all on the same groups.
-        overlap: model → overlap with its training prompts; these groups are left out for all models, or included.
-    """
+    def __init__(self, path: str) -> None:
+        self.model = DMoERM.from_pretrained(path)
 
-    results: dict[str, BenchmarkResult]
-    overlap: dict[str, Overlap]
-
-    @property
-    def remarks(self) -> list[str]:
-        """A sentence on the training prompts of each model for which it matters."""
-        return [f"{model}: {overlap.remark}" for model, overlap in self.overlap.items() if overlap.remark]
+    def __call__(self, groups: Sequence[Group]) -> list[list[float]]:
+        queries = [group.model_copy(update={"task": None}) for group in groups]
+        return [[score.reward for score in scores] for scores in self.model.score_queries(queries)]
 
 
-def run_benchmark(
-    name: str, models: Mapping[str, QueryScorer], groups: Sequence[Group], include_trained: bool = False
-) -> BenchmarkRun:
-    """Score models on a benchmark's groups.
+class ClassifierScorer:
+    """A reward model with one logit, loaded by `AutoModelForSequenceClassification`."""
 
-    Args:
-        name: a key of `BENCHMARKS`.
-        models: name → scorer. Its attribute `training_prompts`, if there is one, is compared with the groups.
-        include_trained: keep the groups whose prompts one of the models was trained on.
+    def __init__(self, path: str) -> None:
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(path)
+        self.model: Any = AutoModelForSequenceClassification.from_pretrained(path, dtype="auto").eval()
 
-    Raises:
-        DataError: the groups are not those of the benchmark, or none remains.
-    """
-    known = {model: getattr(scorer, "training_prompts", None) for model, scorer in models.items()}
-    overlap = {model: split_overlap(groups, prompts, include_trained)[1] for model, prompts in known.items()}
-    listed = [prompts for prompts in known.values() if prompts is not None]
-    if listed:
-        groups, _ = split_overlap(groups, functools.reduce(operator.or_, listed), include_trained)
-    results = {
-        model: BENCHMARKS[name](list(zip(groups, scorer.score_all(groups), strict=True)))
-        for model, scorer in models.items()
-    }
-    return BenchmarkRun(results, overlap)
+    @torch.inference_mode()
+    def __call__(self, groups: Sequence[Group]) -> list[list[float]]:
+        rewards = []
+        for group in groups:
+            turns = [message.model_dump() for message in messages_of(group.prompt)]
+            texts = [[*turns, {"role": "assistant", "content": text}] for text in group.responses]
+            ids = [self.tokenizer.apply_chat_template(text, return_tensors="pt", return_dict=True) for text in texts]
+            rewards.append([float(self.model(**inputs).logits) for inputs in ids])
+        return rewards
+
+
+def open_scorer(path: str) -> DMoERMScorer | ClassifierScorer:
+    """Open a DMoERM or a sequence classifier."""
+    kind = AutoConfig.from_pretrained(path).model_type
+    return DMoERMScorer(path) if kind == DMoERMConfig.model_type else ClassifierScorer(path)
 
 
 def rewardbench(scored: GroupRewards) -> BenchmarkResult:
@@ -258,3 +255,37 @@ def _graded(group: Group, which: Callable[[Iterable[float]], float]) -> list[int
 
 def _name(group: Group) -> str:
     return re.sub(r"[^a-z0-9]+", "_", (group.task or "").lower()).strip("_")
+
+
+def benchmark_table(results: Mapping[str, BenchmarkResult]) -> Table:
+    """Return a table: overall, sections and subsets in percent, one column per model."""
+    first = next(iter(results.values()))
+    table = Table(first.name, title=f"{first.name}, %", title_justify="left")
+    for model in results:
+        table.add_column(model, justify="right", overflow="fold")
+    table.add_row("overall", *(f"{100 * result.overall:.1f}" for result in results.values()))
+    for section in first.sections if first.sections.keys() != first.subsets.keys() else ():
+        table.add_row(section, *(f"{100 * result.sections[section]:.1f}" for result in results.values()))
+    for subset, (_, count) in first.subsets.items():
+        table.add_row(f"{subset} ({count})", *(f"{100 * result.subsets[subset][0]:.1f}" for result in results.values()))
+    return table
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Score models on a benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=BENCHMARKS)
+    parser.add_argument("model", nargs="+", help="a DMoERM or a sequence classifier with one logit")
+    parser.add_argument("--data", action="append", required=True, help="a file or a `load_dataset` name")
+    parser.add_argument("--split", default="train")
+    options = parser.parse_args(arguments)
+    groups = [group for source in options.data for group in read_groups(source, split=options.split).groups]
+    results = {
+        model: BENCHMARKS[options.name](list(zip(groups, open_scorer(model)(groups), strict=True)))
+        for model in options.model
+    }
+    screen().print(benchmark_table(results))
+
+
+if __name__ == "__main__":
+    main()

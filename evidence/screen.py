@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from rich.console import Console
 from rich.table import Table
 
 from evidence.documents import BestOfNResults, PolicyResults
-from evidence.public_benchmarks import BenchmarkResult
 
 
 def print_best_of_n(console: Console, results: BestOfNResults) -> None:
@@ -28,24 +25,6 @@ def print_best_of_n(console: Console, results: BestOfNResults) -> None:
                 cells[-1] += f" ({curve.low[-1]:.3f}–{curve.high[-1]:.3f})"
                 table.add_row(method, *cells, f"{results.ns[peak]:,}", fit, falls)
             console.print(table)
-    if results.overlap is not None and results.overlap.remark:
-        console.print(results.overlap.remark, soft_wrap=True)
-
-
-def benchmark_table(results: Mapping[str, BenchmarkResult]) -> Table:
-    """Return a table of a public benchmark: overall, sections and subsets in percent, one column per model."""
-    first = next(iter(results.values()))
-    table = Table(first.name, title=f"{first.name}, %", title_justify="left")
-    for model in results:
-        table.add_column(model, justify="right", overflow="fold")
-    table.add_row("overall", *(f"{100 * result.overall:.1f}" for result in results.values()))
-    table.add_section()
-    for section in first.sections if first.sections.keys() != first.subsets.keys() else ():
-        table.add_row(section, *(f"{100 * result.sections[section]:.1f}" for result in results.values()))
-    table.add_section()
-    for subset, (_, count) in first.subsets.items():
-        table.add_row(f"{subset} ({count})", *(f"{100 * result.subsets[subset][0]:.1f}" for result in results.values()))
-    return table
 
 
 def policies_table(results: PolicyResults) -> Table:

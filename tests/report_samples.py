@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dmoerm.evaluation.experiment_results import Comparison
+from dmoerm.evaluation.results import Comparison
 
 TASKS = ("chitchat", "objective_qa", "role_play", "summarisation", "text_creation")
 CAPABILITIES = ("correctness", "empathy", "fluency", "helpfulness", "logic", "proactivity", "relevance")
@@ -17,35 +17,26 @@ _CONFIG = {"name": "human", "data": {"files": ["a.jsonl", "b.jsonl"]}, "phase3":
 
 
 def comparison(methods: Sequence[str] = METHODS, tasks: Sequence[str] = TASKS, **changes: Any) -> Comparison:
-    """A comparison under two conditions, over three seeds."""
+    """A comparison over three seeds."""
     drawn = np.random.default_rng(0)
     fields: dict[str, Any] = {
         "command": "dmoerm compare human --seed 0 --seed 1 --seed 2 --output runs/human-compare",
         "config": _CONFIG,
         "seeds": (0, 1, 2),
-        "members": 5,
-        "budget": "All methods see the same groups.",
         "versions": _VERSIONS,
         "methods": {m: f"what {m} is" for m in methods},
-        "conditions": {
-            "clean": _condition(drawn, methods, tasks, 0.72, 0.0),
-            "noisy": _condition(drawn, methods, tasks, 0.66, 0.25),
-        },
-        "costs": {m: _cost(drawn) for m in methods},
         "derived_tasks": tasks[:1],
         "gold_tasks": tasks[-1:],
+        **_measured(drawn, methods, tasks, 0.72),
     }
     return Comparison.model_validate(fields | changes)
 
 
-def _condition(
-    drawn: np.random.Generator, methods: Sequence[str], tasks: Sequence[str], level: float, flips: float
-) -> dict[str, Any]:
+def _measured(drawn: np.random.Generator, methods: Sequence[str], tasks: Sequence[str], level: float) -> dict[str, Any]:
     columns = [*tasks, "mean", "mean_human"]
     levels = {m: level + (0.03 if m == "dmoerm" else 0) + drawn.normal(0, 0.01) for m in methods}
     accuracy = {m: {c: _estimate(levels[m] + drawn.normal(0, 0.03), 0.02) for c in columns} for m in methods}
     return {
-        "settings": {"data.flip_scores": flips, "data.flip_capabilities": flips / 2},
         "accuracy": accuracy,
         "paired": {
             f"dmoerm - {m}": {c: _difference(levels["dmoerm"] - levels[m] + drawn.normal(0, 0.005)) for c in columns}
@@ -81,14 +72,6 @@ def _estimate(value: float, spread: float) -> dict[str, Any]:
 
 def _difference(value: float) -> dict[str, float]:
     return {"value": value, "low": value - 0.011, "high": value + 0.012}
-
-
-def _cost(drawn: np.random.Generator) -> dict[str, Any]:
-    return {
-        "training_seconds": drawn.uniform(3, 80),
-        "parameters": int(drawn.integers(500, 90_000)),
-        "scoring_seconds": drawn.uniform(0.5, 2),
-    }
 
 
 def _calibration(drawn: np.random.Generator) -> dict[str, Any]:

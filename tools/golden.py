@@ -241,13 +241,13 @@ def human(work: Path) -> dict[str, Any]:
     options += ["--seed=10", f"--output={work / 'human'}"]
     cli("compare", "human", *options, "--set", "backbone.dtype=float32")
     results = json.loads((work / "human" / "results.json").read_text())
-    return human_numbers(results["conditions"]["clean"])
+    return human_numbers(results)
 
 
-def human_numbers(condition: dict[str, Any]) -> dict[str, Any]:
-    """Return method → task → accuracy of a condition of a comparison."""
+def human_numbers(results: dict[str, Any]) -> dict[str, Any]:
+    """Return method → task → accuracy of a comparison."""
     return {
-        method: {task: estimate["value"] for task, estimate in condition["accuracy"][method].items()}
+        method: {task: estimate["value"] for task, estimate in results["accuracy"][method].items()}
         for method in METHODS
     }
 

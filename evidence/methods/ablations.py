@@ -9,9 +9,10 @@ from typing import Any
 from rich.console import Console
 
 from dmoerm.config import changed
-from dmoerm.experiments.methods.method import Method, MethodContext, TrainedMethod
-from dmoerm.experiments.methods.registry import ABLATION_COLOR, register
+from dmoerm.evaluation.methods import Method, MethodContext, TrainedMethod, register
+from dmoerm.evaluation.scored_groups import score_groups
 from dmoerm.schema import Query
+from dmoerm.training import train
 from evidence.conditions import prepared
 
 _SETTINGS: dict[str, tuple[str, Mapping[str, Any]]] = {
@@ -58,16 +59,13 @@ def _train_without(name: str, score: str, context: MethodContext) -> TrainedMeth
 
 def _train(name: str, settings: Mapping[str, Any], context: MethodContext) -> TrainedMethod:
     """Train a run with other settings or data beside the comparison's runs."""
-    from dmoerm.evaluation.scored_groups import score_groups
-    from dmoerm.training import train
-
     config = context.run.config
     context.console.print(f"  {name}", highlight=False)
     folders = {"output": str(context.folder / name)}
     if config.storage is not None:
         folders["storage"] = f"{config.storage.rpartition('/')[0]}/{name}"
     config = prepared(changed(config, folders), settings, context.folder / name / "data")
-    run = train(config, Console(quiet=True), context.engine)
+    run = train(config, Console(quiet=True))
 
     def score_all(queries: Sequence[Query]) -> list[list[float]]:
         known = set(run.model.config.tasks)
@@ -79,7 +77,7 @@ def _train(name: str, settings: Mapping[str, Any], context: MethodContext) -> Tr
 
 
 def _train_given_task(_: MethodContext) -> TrainedMethod:
-    return TrainedMethod(score=lambda batch: batch.given_task[None])
+    return TrainedMethod(lambda batch: batch.given_task[None])
 
 
 def _train_risk(context: MethodContext) -> TrainedMethod | None:
@@ -88,30 +86,30 @@ def _train_risk(context: MethodContext) -> TrainedMethod | None:
     posteriors = [model.general_posterior, *(model.task_model(task).posterior for task in model.config.tasks)]
     if not all(posterior.known for posterior in posteriors):
         return None
-    return TrainedMethod(score=lambda batch: (batch.output.reward - batch.output.uncertainty)[None])
+    return TrainedMethod(lambda batch: (batch.output.reward - batch.output.uncertainty)[None])
 
 
 register(
     Method(
         "risk",
         "the reward minus its standard deviation (risk 1): cautious about responses far from the training data",
-        "ablation",
-        ABLATION_COLOR,
         _train_risk,
+        default=False,
     ),
     Method(
         "given_task",
         "the task is given, as it is to the models per task: the difference is what routing costs",
-        "ablation",
-        ABLATION_COLOR,
         _train_given_task,
+        default=False,
     ),
     *(
-        Method(name, description, "ablation", ABLATION_COLOR, functools.partial(_train, name, settings))
+        Method(name, description, functools.partial(_train, name, settings), default=False)
         for name, (description, settings) in _SETTINGS.items()
     ),
     *(
-        Method(name, description, "ablation", ABLATION_COLOR, functools.partial(_train_without, name, score))
+        Method(name, description, functools.partial(_train_without, name, score), default=False)
         for name, (description, score) in _SCORES.items()
     ),
 )
+
+NAMES = ("risk", "given_task", *_SETTINGS, *_SCORES)

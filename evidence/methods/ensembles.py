@@ -13,21 +13,26 @@ Shapes: k members, N responses.
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from dmoerm.experiments.methods.method import Array, Method, MethodContext, TrainedMethod
-from dmoerm.experiments.methods.registry import register
-from dmoerm.experiments.methods.run_models import single_parameters
+import numpy as np
+import torch
+from torch import Tensor
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from dmoerm.evaluation.methods import Array, Method, MethodContext, TrainedMethod, fresh_scorer, register
+from dmoerm.evaluation.scored_groups import ScoringBatch
+from dmoerm.model.heads import BranchScorer
+from dmoerm.training import Run
+from dmoerm.training.batches import PreferenceExample
+from dmoerm.training.embedding import base_embeddings
+from dmoerm.training.phases import apply_base, train_base
 
-    from dmoerm.evaluation.scored_groups import ScoringBatch
-    from dmoerm.model.heads import BranchScorer
-
-_UWO_WEIGHT = 0.5  # of best-of-n in the paper
+Examples = Sequence[PreferenceExample]
+SIZE = 5
+"""Models in an ensemble; commands set it from `--members`."""
+_VARIANCE_WEIGHT = 0.5  # of UWO for best-of-n (arXiv 2310.02743)
 _COMBINATIONS = {
     "mean": "their mean",
     "wco": "their worst, after each is centered per prompt (WCO)",
@@ -37,45 +42,26 @@ _COMBINATIONS = {
 
 def members(context: MethodContext) -> list[BranchScorer]:
     """Train the ensemble's members."""
-    from dmoerm.experiments.methods.members import train_members
-
     return train_members(context)
 
 
 def train_ensemble(context: MethodContext) -> TrainedMethod:
     """Train members with other starts and data orders."""
-    return _ensemble(context, context.once(members), _member_steps(context))
+    return _ensemble(context, context.once(members))
 
 
 def train_bagged(context: MethodContext) -> TrainedMethod:
     """Train members on resamples of the prompts."""
-    from dmoerm.experiments.methods.members import train_members
-
-    return _ensemble(context, train_members(context, bagging=True), ("baselines/bagged",))
+    return _ensemble(context, train_members(context, bagging=True))
 
 
 def train_warm(context: MethodContext) -> TrainedMethod:
     """Merge the members into one model with their mean weights."""
-    from dmoerm.experiments.methods.members import averaged, single_rewards
-
     run, merged = context.run, averaged(context.once(members))
-    return TrainedMethod(
-        score=lambda batch: single_rewards(run, merged, batch)[None],
-        steps=_member_steps(context),
-        parameters=single_parameters(context),
-    )
+    return TrainedMethod(lambda batch: single_rewards(run, merged, batch)[None])
 
 
-def _member_steps(context: MethodContext) -> tuple[str, ...]:
-    """Return the names of the members' steps."""
-    return ("phase0", "baselines/member") if len(context.once(members)) > 1 else ("phase0",)
-
-
-def _ensemble(context: MethodContext, scorers: Sequence[BranchScorer], steps: Sequence[str]) -> TrainedMethod:
-    import torch
-
-    from dmoerm.experiments.methods.members import reward_statistics, single_rewards
-
+def _ensemble(context: MethodContext, scorers: Sequence[BranchScorer]) -> TrainedMethod:
     run = context.run
     center, scale = reward_statistics(run, scorers, context.train)
 
@@ -83,41 +69,94 @@ def _ensemble(context: MethodContext, scorers: Sequence[BranchScorer], steps: Se
         rows = [single_rewards(run, scorer, batch) for scorer in scorers]
         return (torch.stack(rows) - center[:, None]) / scale[:, None]
 
-    return TrainedMethod(score=score, steps=steps, parameters=single_parameters(context) * len(scorers))
+    return TrainedMethod(score)
 
 
 def _combine(combination: str, rewards: Array) -> Array:
-    """Combine k members' rewards (k, N) of the responses to one prompt into rewards (N,); arXiv 2310.02743.
+    """Combine the members' rewards (k, N), which are centered per prompt: their levels must not decide the worst."""
+    centers = rewards.mean(1, keepdims=True)
+    centered, mean = rewards - centers, (rewards - centers).mean(0)
+    combined = {"mean": mean, "wco": centered.min(0), "uwo": mean - _VARIANCE_WEIGHT * centered.var(0)}
+    return combined[combination] + centers.mean()
 
-    Each member is centered over the responses first: preferences determine a member's rewards up to a constant per
-    prompt, so members' levels must not decide which of them is the worst, or how far they disagree. The mean of the
-    centers is added back.
+
+def train_members(context: MethodContext, bagging: bool = False, size: int | None = None) -> list[BranchScorer]:
+    """Train `size` single models on all tasks together.
 
     Args:
-        combination: `mean`, `wco` (the worst member) or `uwo` (mean − `_UWO_WEIGHT` · variance).
+        size: number of models; None: `SIZE`.
+        bagging: each on its own resample of the prompts; otherwise the run's general model is the first, and the others
+            differ in the start of the head and the order of the data. An exact fit depends on neither, so the general
+            model is then the only member.
     """
-    centers = rewards.mean(1, keepdims=True)
-    centered = rewards - centers
-    mean = centered.mean(0)
-    combined = {"mean": mean, "wco": centered.min(0), "uwo": mean - _UWO_WEIGHT * centered.var(0)}
-    return combined[combination] + centers.mean()
+    run = context.run
+    members = [] if bagging else [run.model.general]
+    if not bagging and has_exact_head(run):
+        return members
+    while len(members) < (size or SIZE):
+        name = f"baselines/{'bagged' if bagging else 'member'}{len(members)}"
+        start = fresh_scorer(run, name)
+        part = _resampled(context.train, run.seed(name)) if bagging else context.train
+        state = run.step(
+            name,
+            lambda folder, s=start, p=part: train_base(run, s, p, context.validation, run.config.phase0, folder),
+        )
+        apply_base(start, state)
+        members.append(start)
+    return members
+
+
+def has_exact_head(run: Run) -> bool:
+    """Return whether the general model is a head that is fitted exactly, a convex problem with one solution."""
+    return run.config.phase0.l2 == "auto"
+
+
+def single_rewards(run: Run, scorer: BranchScorer, batch: ScoringBatch) -> Tensor:
+    """Return the rewards (N,) of a single model; a frozen branch's embeddings are the batch's."""
+    return scorer.head(batch.embeddings if run.frozen else scorer.embed(batch.hidden))
+
+
+@torch.no_grad()
+def reward_statistics(run: Run, scorers: Sequence[BranchScorer], train: Examples) -> tuple[Tensor, Tensor]:
+    """Return the mean and standard deviation (k,) of each member's rewards on the training part."""
+    rewards = []
+    for scorer in scorers:
+        z = base_embeddings(run, scorer, train)
+        rewards.append(torch.cat([scorer.head(rows.to(run.model.device)) for rows in z.values()]))
+    stacked = torch.stack(rewards)
+    return stacked.mean(1), stacked.std(1, correction=0).clamp(min=1e-6)
+
+
+@torch.no_grad()
+def averaged(scorers: Sequence[BranchScorer]) -> BranchScorer:
+    """Return one model with the mean of the members' weights; a branch that is the same in all is shared."""
+    branch = scorers[0].branch
+    shared = all(scorer.branch is branch for scorer in scorers)
+    merged = copy.deepcopy(scorers[0], {id(branch): branch} if shared else {})
+    states = [(scorer.head if shared else scorer).state_dict() for scorer in scorers]
+    for name, tensor in (merged.head if shared else merged).state_dict().items():
+        tensor.copy_(torch.stack([state[name].float() for state in states]).mean(0))
+    return merged
+
+
+def _resampled(examples: Examples, seed: int) -> Examples:
+    """Draw as many prompts as there are, with replacement, each with all its groups."""
+    prompts: dict[str, list[PreferenceExample]] = {}
+    for example in examples:
+        prompts.setdefault(f"{example.task}\0{example.prompt}", []).append(example)
+    groups = list(prompts.values())
+    drawn = np.random.default_rng(seed).integers(0, len(groups), len(groups))
+    return [example for i in drawn for example in groups[i]]
 
 
 register(
     *(
-        Method(
-            f"{name}_{combination}",
-            f"{description}: {text}",
-            "baseline",
-            color,
-            train,
-            functools.partial(_combine, combination),
-        )
-        for name, description, color, train in (
-            ("ensemble", "single models with other starts and data orders", "#009e73", train_ensemble),
-            ("bagged", "single models, each on its own resample of the prompts", "#56b4e9", train_bagged),
+        Method(f"{name}_{combination}", f"{description}: {text}", train, functools.partial(_combine, combination))
+        for name, description, train in (
+            ("ensemble", "single models with other starts and data orders", train_ensemble),
+            ("bagged", "single models, each on its own resample of the prompts", train_bagged),
         )
         for combination, text in _COMBINATIONS.items()
     ),
-    Method("warm", "one model with the ensemble's mean weights (WARM)", "baseline", "#cc79a7", train_warm),
+    Method("warm", "one model with the ensemble's mean weights (WARM)", train_warm),
 )

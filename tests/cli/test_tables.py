@@ -9,8 +9,6 @@ from sample_results import DIFFERENCE, ESTIMATE, example
 from dmoerm.cli.tables import print_comparison, print_results, screen
 
 TASKS = ("code [python]", "means [/b]")
-OVERLAP = {"known": True, "groups": 3, "prompts": 2, "included": False}
-REMARK = "The model was trained on 2 of the prompts (3 groups); they are left out."
 
 
 def test_results_show_names_with_brackets(capsys: pytest.CaptureFixture[str]) -> None:
@@ -25,8 +23,7 @@ def test_results_show_names_with_brackets(capsys: pytest.CaptureFixture[str]) ->
     assert all(name in shown for name in (*TASKS, "[red]"))
 
 
-def test_a_comparison_shows_every_task_and_the_overlap(capsys: pytest.CaptureFixture[str]) -> None:
-    print_comparison(screen(), comparison(methods=("general", "dmoerm"), tasks=TASKS, overlap=OVERLAP))
+def test_a_comparison_shows_every_task(capsys: pytest.CaptureFixture[str]) -> None:
+    print_comparison(screen(), comparison(methods=("general", "dmoerm"), tasks=TASKS))
     shown = capsys.readouterr().out
     assert all(name in shown for name in TASKS)
-    assert REMARK in shown

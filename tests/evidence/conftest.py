@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,17 +11,8 @@ from tiny import make_exact_config
 from tiny_policy import TINY_POLICY
 
 from dmoerm.config import Config
-from dmoerm.experiments import costs
 from evidence import methods  # noqa: F401, which registers them
 from evidence.rl import RLPrompt, draw_prompts, make_policy
-
-
-@pytest.fixture(scope="session", autouse=True)
-def timed_once() -> Iterator[None]:
-    """Time the scoring of each method once."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(costs, "_REPEATS", 1)
-        yield
 
 
 @pytest.fixture(scope="session")

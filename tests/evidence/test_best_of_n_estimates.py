@@ -15,7 +15,6 @@ from evidence.best_of_n_estimates import (
     BestOfN,
     best_of_n,
     best_of_n_kl,
-    check_samples,
     fit_curve,
     summarize_prompts,
 )
@@ -73,12 +72,6 @@ def test_the_kl_of_best_of_n() -> None:
 def test_invalid_input_is_refused(proxy, gold, ns, message) -> None:
     with pytest.raises(DataError, match=message):
         best_of_n(proxy, gold, ns)
-
-
-def test_repeated_samples_are_refused() -> None:
-    check_samples(["a", "b"])
-    with pytest.raises(DataError, match=r"sample 2 repeats an earlier one.*remove the repeated sample"):
-        check_samples(["a", "b", "a"])
 
 
 @pytest.mark.parametrize(("kind", "peak"), [("bon", 2.5), ("rl", math.exp(4))])

@@ -15,7 +15,7 @@ from tiny import make_exact_config, tiny_groups, write_groups
 from dmoerm.config import Config, changed, load_config
 from dmoerm.data.splits import load_splits
 from dmoerm.errors import ConfigError
-from dmoerm.experiments.methods.registry import ablation_methods
+from dmoerm.evaluation.methods import registered
 from dmoerm.schema import ordered_pairs
 from evidence.conditions import MERGED, condition_run, moved, prepared
 
@@ -127,5 +127,5 @@ def test_ablations_change_what_exists(config: Config, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["no_phase1", "no_phase0"])
 def test_a_run_that_reads_no_scores_has_no_ablation_of_scores(name: str) -> None:
     context: Any = SimpleNamespace(run=SimpleNamespace(config=changed(load_config("paper"), {})))
-    train: Any = ablation_methods()[name].train
+    train: Any = registered()[name].train
     assert train(context) is None

@@ -17,14 +17,10 @@ from tiny import make_exact_config, make_tiny_config, train_quietly
 
 from dmoerm.config import changed
 from dmoerm.data.splits import load_splits
-from dmoerm.errors import ConfigError
+from dmoerm.evaluation.methods import MethodContext, fresh_scorer, joined_pairs, registered
 from dmoerm.evaluation.scored_groups import score_groups
-from dmoerm.experiments.methods import Method, MethodContext, TrainedMethod, register, registered
-from dmoerm.experiments.methods.all_labels import joined_pairs, train_all_labels
-from dmoerm.experiments.methods.members import averaged, fresh_scorer, train_members
 from dmoerm.schema import Query
 from dmoerm.scores import unbound_reward
-from dmoerm.training import phases
 from dmoerm.training.batches import PreferenceExample
 from dmoerm.training.embedding import base_embeddings
 from dmoerm.training.exact_solver import fit_all_labels, linear_pairs
@@ -32,8 +28,10 @@ from dmoerm.training.examples import examples_of
 from dmoerm.training.phases import train_base
 from dmoerm.training.run import split_examples
 from dmoerm.training.steps import finished_steps
-from evidence.methods.all_labels_general import train_all_labels_general
-from evidence.methods.gated_model import gated_vectors, objectives, train_gated
+from evidence.methods import singles
+from evidence.methods.ensembles import averaged, train_members
+from evidence.methods.gated import gated_vectors, objectives, train_gated
+from evidence.methods.singles import train_all_labels_general
 
 
 @pytest.fixture(scope="module")
@@ -42,18 +40,18 @@ def context(tiny_backbone, tmp_path_factory) -> MethodContext:
     run = train_quietly(make_tiny_config(tiny_backbone, tmp_path_factory.mktemp("methods"), **frozen))
     data = load_splits(run.config)
     examples = examples_of(run, data.train)
-    return MethodContext(run, data, examples, examples[:4], 3, Console(quiet=True))
+    return MethodContext(run, data, examples, examples[:4], Console(quiet=True))
 
 
 def test_members_are_other_single_models_and_are_trained_once(context: MethodContext) -> None:
-    members = train_members(context)
+    members = train_members(context, size=3)
     general = context.run.model.general
     assert members[0] is general
     z = next(iter(base_embeddings(context.run, general, context.train).values()))
     scores = [member.head(z) for member in members]
     assert not torch.allclose(scores[0], scores[1])
     assert not torch.allclose(scores[1], scores[2])
-    again = train_members(context)
+    again = train_members(context, size=3)
     assert all(torch.equal(a.head(z), b.head(z)) for a, b in zip(members, again, strict=True))
     mean = torch.stack([member.head.score.weight for member in members]).mean(0)
     torch.testing.assert_close(averaged(members).head.score.weight, mean)
@@ -66,12 +64,11 @@ def test_all_labels_learns_from_overall_and_capability_pairs(context: MethodCont
     (joined,) = joined_pairs([example])
     assert set(joined.pairs) == {None}
     assert len(joined.pairs[None]) == sum(map(len, example.pairs.values()))
-    trained = train_all_labels(context)
+    registered()["all_labels"].train(context)
     assert {name for name in context.run.metrics() if name.startswith("baselines/all_labels/")} == {
         "baselines/all_labels/chitchat",
         "baselines/all_labels/objective_qa",
     }
-    assert trained.parameters == 2 * sum(p.numel() for p in context.run.model.general.head.parameters())
 
 
 @pytest.fixture(scope="module")
@@ -80,16 +77,15 @@ def exact(tiny_backbone, tmp_path_factory) -> MethodContext:
     run = train_quietly(make_exact_config(tiny_backbone, tmp_path_factory.mktemp("exact")))
     data = load_splits(run.config)
     train, validation = split_examples(run, data.train)
-    return MethodContext(run, data, train, validation, 3, Console(quiet=True))
+    return MethodContext(run, data, train, validation, Console(quiet=True))
 
 
 def test_all_labels_is_the_head_that_the_aggregator_reads(exact: MethodContext) -> None:
     """Nothing further is trained."""
     run, data, context = exact.run, exact.data, exact
     before = set(run.metrics())
-    trained = train_all_labels(context)
+    trained = registered()["all_labels"].train(context)
     assert set(run.metrics()) == before
-    assert trained.steps == ("phase1",)
     scored = score_groups(run.model, data.test, console=Console(quiet=True), scorers={"all": trained.score})
     for group in scored:
         z = run.cache.embeddings(run.model.encoder.encode(group.group)).float()
@@ -148,8 +144,6 @@ def test_all_labels_general_scores_with_its_head(exact: MethodContext, tmp_path)
     for group in scored:
         z = run.cache.embeddings(run.model.encoder.encode(group.group)).float()
         assert group.members["all"][0].tolist() == pytest.approx(head(z).tolist(), abs=1e-4)
-    assert trained.steps == ("baselines/all_labels_general",)
-    assert trained.parameters == sum(p.numel() for p in head.parameters())
 
 
 def test_all_labels_general_is_trained_as_phase_0_where_heads_are_not_exact(
@@ -161,7 +155,7 @@ def test_all_labels_general_is_trained_as_phase_0_where_heads_are_not_exact(
         calls.append((train, validation, step))
         return train_base(run, start, train, validation, step, *args)
 
-    monkeypatch.setattr(phases, "train_base", keep)
+    monkeypatch.setattr(singles, "train_base", keep)
     weight = general_head(in_folder(context, tmp_path))
     ((train, validation, step),) = calls
     assert [e.pairs for e in train] == [e.pairs for e in joined_pairs(context.train)]
@@ -187,16 +181,14 @@ def test_exact_ensembles_are_the_general_model_and_train_nothing(exact: MethodCo
     assert set(run.metrics()) == before
     scorers = {name: method.score for name, method in trained.items()}
     scored = score_groups(run.model, exact.data.test, console=Console(quiet=True), scorers=scorers)
-    for name, method in trained.items():
-        assert method.steps == ("phase0",)
-        assert method.parameters == sum(p.numel() for p in run.model.general.head.parameters())
+    for name in trained:
         for group in scored:
             rewards, general = methods[name].combine(group.members[name]), group.rewards["general"]
             assert np.corrcoef(rewards, general)[0, 1] == pytest.approx(1, abs=1e-4), name
 
 
 def test_exact_heads_on_resampled_prompts_differ(exact: MethodContext) -> None:
-    members = train_members(exact, bagging=True)
+    members = train_members(exact, bagging=True, size=3)
     weights = [member.head.score.weight for member in members]
     assert len(weights) == 3
     assert not any(torch.allclose(weights[i], weights[j], rtol=1e-2) for i in range(3) for j in range(i))
@@ -230,13 +222,6 @@ def test_the_gate_differs_between_prompts_of_different_tasks(context: MethodCont
     assert float((chitchat - objective_qa).abs().sum()) / 2 > 0.1  # total variation
     entropies = [-float((gate * gate.log()).sum()) for gate in gates.values()]
     assert min(entropies) < math.log(len(chitchat)) - 0.05
-
-
-def test_a_name_is_one_method() -> None:
-    method = Method("general", "another", "baseline", "#000000", lambda _: TrainedMethod())
-    with pytest.raises(ConfigError, match="'general' is a method of this comparison"):
-        register(method)
-    register(registered()["general"])  # the same one again
 
 
 def test_human_grades_orders_responses_by_peoples_grades(context: MethodContext) -> None:

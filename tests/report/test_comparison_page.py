@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from report_samples import METHODS, TASKS, comparison
 
-from dmoerm.evaluation.experiment_results import Comparison
+from dmoerm.evaluation.results import Comparison
 from dmoerm.report import report_html
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -54,40 +54,27 @@ def test_all_of_a_comparison_is_on_the_page_with_the_best_mean_first() -> None:
     given = comparison()
     page = report_html(given)
     document, text = json.loads(given.to_json()), text_of(page)
-    for word in (*METHODS, *TASKS, *given.methods.values(), given.budget, given.command, "a.jsonl", "clean", "noisy"):
+    for word in (*METHODS, *TASKS, *given.methods.values(), given.command, "a.jsonl"):
         assert word in text, word
-    absent = missing(document["seeds"] + [document["members"]], text, "{}")
-    for cost in document["costs"].values():
-        absent += missing(cost, text, "{:z,.1f}", "{:z.2f}")
-    for condition in document["conditions"].values():
-        for name in ("accuracy", "capabilities", "by_seed"):
-            absent += missing(condition[name], text, "{:z.1f}", scale=100)
-        absent += missing(condition["paired"], text, "{:+z.1f}", scale=100)
-        absent += missing(condition["calibration"], text, "{:z.3f}", "{:z.2f}", "{}")
-        absent += missing(condition["length_bias"], text, "{:+z.2f}")
-        absent += missing(condition["router"], text, "{:z.1f}", "{:z.0f}", scale=100)
-    assert absent == []
-    tables = re.findall(r"<caption>Share of held-out pairs.*?</table>", page, re.DOTALL)
-    for table, condition in zip(tables, given.conditions.values(), strict=True):
-        shown = re.findall(r'<th scope="row"><span[^>]*></span>([^<]+)', table)
-        means = [condition.accuracy[method]["mean"].value for method in shown]
-        assert means == sorted(means, reverse=True)
-        assert len(means) == len(METHODS)
+    absent = missing(document["seeds"], text, "{}")
+    for name in ("accuracy", "capabilities", "by_seed"):
+        absent += missing(document[name], text, "{:z.1f}", scale=100)
+    absent += missing(document["paired"], text, "{:+z.1f}", scale=100)
+    absent += missing(document["calibration"], text, "{:z.3f}", "{:z.2f}", "{}")
+    absent += missing(document["length_bias"], text, "{:+z.2f}")
+    absent += missing(document["router"], text, "{:z.1f}", "{:z.0f}", scale=100)
+    assert set(absent) <= {0.5}, "the end of a bin without pairs"
+    (table,) = re.findall(r"<caption>Share of held-out pairs.*?</table>", page, re.DOTALL)
+    shown = re.findall(r'<th scope="row"><span[^>]*></span>([^<]+)', table)
+    means = [given.accuracy[method]["mean"].value for method in shown]
+    assert means == sorted(means, reverse=True)
+    assert len(means) == len(METHODS)
 
 
 def test_parts_that_were_not_measured_are_left_out() -> None:
-    given = json.loads(comparison(*SMALL, costs={}, derived_tasks=()).to_json())
-    for condition in given["conditions"].values():
-        nothing = {"accuracy": None, "prompts": 0, "fallback": None, "confusion": {}}
-        condition |= {"capabilities": {}, "router": nothing, "calibration": {}, "length_bias": {}, "paired": {}}
+    given = json.loads(comparison(*SMALL, derived_tasks=()).to_json())
+    nothing = {"accuracy": None, "prompts": 0, "fallback": None, "confusion": {}}
+    given |= {"capabilities": {}, "router": nothing, "calibration": {}, "length_bias": {}, "paired": {}}
     text = text_of(report_html(Comparison.model_validate(given)))
-    for word in ("Capabilities", "Router", "Win probability", "length", "Costs", "Differences in mean"):
+    for word in ("Capabilities", "Router", "Win probability", "length", "Differences in mean"):
         assert word not in text
-    assert "Condition: noisy" in text
-
-
-def test_trained_prompts_are_stated() -> None:
-    overlap = {"known": True, "groups": 9, "prompts": 7, "included": True}
-    text = text_of(report_html(comparison(*SMALL, overlap=overlap)))
-    assert "The model was trained on 7 of the prompts (9 groups); they are included" in text
-    assert "was trained on" not in text_of(report_html(comparison(*SMALL)))

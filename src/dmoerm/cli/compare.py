@@ -9,8 +9,14 @@ from typing import Annotated
 
 import typer
 
+from ..config import changed, load_config
+from ..errors import ConfigError
+from ..evaluation.comparison import compare_methods
+from ..io.paths import write_file
+from ..report import write_report
 from .models import quieten
 from .options import JsonFile, Overrides
+from .tables import print_comparison, screen
 
 
 def command(
@@ -32,13 +38,6 @@ def command(
     json_file: JsonFile = None,
 ) -> None:
     """Train and measure every method on the same held-out prompts. Run again, it resumes where it stopped."""
-    from ..config import changed, load_config
-    from ..errors import ConfigError
-    from ..experiments.comparison import compare_methods
-    from ..io.paths import write_file
-    from ..report import write_report
-    from .tables import print_comparison, screen
-
     quieten()
     if (count := os.environ.get("WORLD_SIZE", "1")) != "1":
         raise ConfigError(f"a comparison runs in one process, not {count}; start it without a launcher")

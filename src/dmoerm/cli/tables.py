@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from ..evaluation.results import SUMMARIES
+
 if TYPE_CHECKING:
     from ..evaluation import Results
-    from ..evaluation.experiment_results import Comparison, Condition
-    from ..evaluation.results import Overlap
+    from ..evaluation.results import Comparison, MethodResults
     from ..labeling.quality import LabelQuality
     from ..scores import Score
 
@@ -42,33 +43,26 @@ def print_results(console: Console, results: Results) -> None:
 
 
 def print_comparison(console: Console, comparison: Comparison) -> None:
-    """Print each condition's methods, best mean first, with their difference to dmoerm, and the costs."""
-    for name, condition in comparison.conditions.items():
-        console.print(_methods(f"{name}: accuracy on held-out prompts, %", condition, comparison))
+    """Print the methods, best mean first, with their difference to dmoerm, and their descriptions."""
+    console.print(methods_table("accuracy on held-out prompts, %", comparison, comparison.derived_tasks))
     if comparison.derived_tasks:
         console.print("* Scores computed from capability grades, not given by people.", soft_wrap=True)
-    _print_overlap(console, comparison.overlap)
-    table = Table("method", "description", title="Cost", title_justify="left")
-    for column in ("training, s", "parameters", "scoring, s"):
-        table.add_column(column, justify="right")
+    table = Table("method", "description")
     for method, description in comparison.methods.items():
-        cost = comparison.costs.get(method)
-        cells = [f"{cost.training_seconds:.1f}", f"{cost.parameters:,}", f"{cost.scoring_seconds:.2f}"] if cost else []
-        table.add_row(method, description, *cells)
+        table.add_row(method, description)
     console.print(table)
 
 
-def _methods(title: str, condition: Condition, comparison: Comparison) -> Table:
-    from ..evaluation.results import SUMMARIES
-
-    tasks = [name for name in condition.accuracy["dmoerm"] if name not in SUMMARIES]
+def methods_table(title: str, results: MethodResults, derived_tasks: Sequence[str]) -> Table:
+    """Return a table of the methods of a comparison, best mean first."""
+    tasks = [name for name in results.accuracy["dmoerm"] if name not in SUMMARIES]
     table = Table("method", title=title, title_justify="left")
-    for name in ("mean", "dmoerm − method", "ECE", *(f"{t} *" if t in comparison.derived_tasks else t for t in tasks)):
+    for name in ("mean", "dmoerm − method", "ECE", *(f"{t} *" if t in derived_tasks else t for t in tasks)):
         table.add_column(name, justify="right")
-    best_first = sorted(condition.accuracy.items(), key=lambda item: -item[1]["mean"].value if "mean" in item[1] else 0)
+    best_first = sorted(results.accuracy.items(), key=lambda item: -item[1]["mean"].value if "mean" in item[1] else 0)
     for method, row in best_first:
-        paired = condition.paired.get(f"dmoerm - {method}", {})
-        calibration = condition.calibration.get(method)
+        paired = results.paired.get(f"dmoerm - {method}", {})
+        calibration = results.calibration.get(method)
         cells = [f"{100 * row[task].value:.1f}" if task in row else "–" for task in tasks]
         table.add_row(
             method,
@@ -78,11 +72,6 @@ def _methods(title: str, condition: Condition, comparison: Comparison) -> Table:
             *cells,
         )
     return table
-
-
-def _print_overlap(console: Console, overlap: Overlap | None) -> None:
-    if overlap is not None and overlap.remark:
-        console.print(overlap.remark, soft_wrap=True)
 
 
 def _accuracy(results: Results) -> Table:

@@ -24,6 +24,15 @@ MEAN_HUMAN = "mean_human"
 SUMMARIES = (MEAN, MEAN_HUMAN)
 """The entries that summarize several tasks."""
 
+METHODS = {
+    "general": "one model trained on all tasks: the single reward model",
+    "per_task_routed": "one model per task; the router chooses the likeliest task",
+    "per_task": "oracle: one model per task, given the task",
+    "all_labels_routed": "one model per task on overall and capability pairs; the router chooses the likeliest task",
+    "all_labels": "oracle: one model per task on overall and capability pairs, given the task",
+    "dmoerm": "router, experts and aggregator end to end: the router alone chooses the task",
+}
+"""Method → description, for the methods of the product."""
 _MANY = 0.5
 """The share of unrecognized prompts above which the results warn."""
 _NAMED_PAIRS = 3  # of tasks that the router confuses
@@ -203,16 +212,6 @@ class ErrorAnalysis(ResultModel):
     """Labels that may be wrong; None: not judged, as outside of `train`."""
 
 
-class Cost(ResultModel):
-    """A method's cost."""
-
-    training_seconds: float
-    parameters: int
-    """Trained parameters."""
-    scoring_seconds: float
-    """Seconds for a fixed set of texts, the same for every method."""
-
-
 class Document(ResultModel):
     """A results file, which starts with the version of its schema."""
 
@@ -350,6 +349,41 @@ def peak_memory() -> int | None:
     except ImportError:
         return None
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+class MethodResults(ResultModel):
+    """The methods of a comparison on the same held-out pairs, over all seeds."""
+
+    accuracy: dict[str, dict[str, Estimate]]
+    """Method → task (and `mean`) → share of the ordered pairs that it orders the same way, the mean over seeds."""
+    paired: dict[str, dict[str, Difference]]
+    """`dmoerm - method` → task → accuracy of dmoerm minus the method's on the same pairs."""
+    by_seed: dict[str, dict[str, float]]
+    """Seed → method → mean accuracy over tasks."""
+    capabilities: dict[str, dict[str, Estimate]]
+    """Task → capability → accuracy of dmoerm's expert."""
+    router: RouterResult
+    calibration: dict[str, CalibrationResult]
+    """Method → calibration of its win probabilities, at a temperature fitted on the validation prompts; `dmoerm`: the
+    model's own."""
+    length_bias: dict[str, LengthBias]
+    """Method (and `human`) → correlation with length within a prompt."""
+
+
+class Comparison(MethodResults, Document):
+    """results.json of `dmoerm compare`."""
+
+    kind: Literal["comparison"] = "comparison"
+    command: str
+    config: dict[str, Any]
+    seeds: tuple[int, ...]
+    versions: dict[str, str]
+    methods: dict[str, str]
+    """Method → its description."""
+    derived_tasks: tuple[str, ...]
+    """Tasks whose overall scores were computed from capability grades, not given by people."""
+    gold_tasks: tuple[str, ...]
+    """Tasks of generated groups, whose held-out labels are gold."""
 
 
 # --- files ---------------------------------------------------------------------------------------------------------

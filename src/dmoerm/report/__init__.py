@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..evaluation.experiment_results import Comparison
-from ..evaluation.results import Results
+from ..evaluation.results import Comparison, Results
 from ..io.paths import write_file
 from .card import write_card
 from .comparison import comparison_sections

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import io
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ParamSpec
@@ -20,7 +21,17 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ..evaluation.results import CalibrationResult, Difference, Estimate
-from ..experiments.methods import color_of as method_color
+
+_COLORS = {
+    "human": "#000000",
+    "general": "#333333",
+    "per_task_routed": "#cc7a00",
+    "per_task": "#e69f00",
+    "all_labels_routed": "#8a6508",
+    "all_labels": "#b8860b",
+    "dmoerm": "#0066b3",
+}
+_OTHER_COLORS = ("#009e73", "#56b4e9", "#cc79a7", "#d55e00", "#117733", "#6b8e23", "#8b0000", "#7b5ea7", "#8a94a0")
 
 _WIDTH = 4.5  # inches; two plots fit side by side
 _MARKERS = "osD^v"
@@ -55,8 +66,8 @@ class Series:
 
 
 def color_of(method: str) -> str:
-    """Return a method's color; `human` is black."""
-    return "#000000" if method == "human" else method_color(method)
+    """Return a method's color; a method of a user has one that follows from its name."""
+    return _COLORS.get(method) or _OTHER_COLORS[zlib.crc32(method.encode()) % len(_OTHER_COLORS)]
 
 
 def as_svg(draw: Callable[Arguments, Figure]) -> Callable[Arguments, str]:

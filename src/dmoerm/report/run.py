@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from ..evaluation.results import (
+    METHODS,
     SUMMARIES,
     CalibrationResult,
     Difference,
@@ -18,7 +19,6 @@ from ..evaluation.results import (
     Results,
     RouterResult,
 )
-from ..experiments.methods import registered
 from ..names import folder_name
 from .page import Code, Content, Fold, MethodName, Number, Plots, Section, Table, TableRow, make_section
 from .plots import Series, color_of, interval_plot, reliability_plot
@@ -86,8 +86,8 @@ def estimate_number(estimate: Estimate | Difference | None, shade: float | None 
 
 
 def _accuracy(results: Results) -> Iterator[Content]:
-    methods, known = list(results.accuracy), registered()
-    descriptions = [[method_name(m), known[m].description if m in known else ""] for m in methods]
+    methods = list(results.accuracy)
+    descriptions = [[method_name(m), METHODS.get(m, "")] for m in methods]
     yield Table("Methods", ["method", "description"], descriptions)
     series = [Series(m, _marked(results, row), color_of(m)) for m, row in results.accuracy.items()]
     plot = interval_plot(series, "accuracy (0.5: chance)", mark=0.5)

@@ -1,0 +1,348 @@
+"""Best-of-n: the gold reward of the response that each method chooses from n samples of a prompt.
+
+    python -m evidence.bon testbed --samples 2048 --prompts-per-task 8 --seed 10
+    python -m evidence.bon human_all --from graded --samples 5
+
+    testbed   the generator's prompts that no training part has, any number of samples, and the gold reward
+    graded    held-out groups with many responses that people graded
+
+condition × seed → suite → rewards of all samples → curves over n: means over seeds, intervals over prompts. Runs of
+`evidence.compare` in the same folder are reused. Shapes: N samples of a prompt, M values of n.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+
+from dmoerm.bootstrap import mean_interval
+from dmoerm.config import Config, changed
+from dmoerm.data.splits import load_splits
+from dmoerm.errors import DataError
+from dmoerm.evaluation.comparison import Suite, open_suite
+from dmoerm.evaluation.methods import Method
+from dmoerm.evaluation.results import Difference, versions
+from dmoerm.evaluation.scored_groups import score_groups
+from dmoerm.schema import Group, Query, is_empty, prompt_key
+from evidence import testbed
+from evidence.best_of_n_estimates import BestOfN, best_of_n, best_of_n_kl, summarize_prompts
+from evidence.compare import command_line, options_parser, parsed, write_results
+from evidence.conditions import Changes, condition_run, run_data
+from evidence.documents import BestOfNCondition, BestOfNResults, CurveFit, MethodCurve
+from evidence.screen import print_best_of_n
+from evidence.testbed.prompts import PromptItem
+
+Array = NDArray[np.float64]
+_CHUNK = 64  # responses scored as one query
+_SHARD = 32  # queries scored together
+
+
+# --- samples -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The samples of one prompt; equal texts are stored and scored once.
+
+    Attributes:
+        query: the prompt and the distinct responses.
+        index: (N,), the response of each sample.
+        gold: the gold of each distinct response.
+    """
+
+    query: Query
+    index: NDArray[np.int64]
+    gold: NDArray[np.float64]
+
+    def chunks(self) -> list[Query]:
+        """Split the query into chunks that fit a scoring pass."""
+        texts = self.query.responses
+        return [
+            self.query.model_copy(update={"responses": texts[i : i + _CHUNK]}) for i in range(0, len(texts), _CHUNK)
+        ]
+
+
+def graded_samples(config: Config, seeds: Sequence[int], least: int) -> dict[int, list[Samples]]:
+    """Return seed → the held-out groups with `least` responses or more, with people's grades as gold."""
+    return {seed: from_groups(load_splits(changed(config, {"seed": seed})).test, least) for seed in seeds}
+
+
+def testbed_samples(
+    config: Config, seeds: Sequence[int], count: int, per_task: int, prompts: int
+) -> dict[int, list[Samples]]:
+    """Return seed → the same samples of testbed prompts that no seed's training part has.
+
+    Args:
+        count: samples per prompt.
+        per_task: prompts per task.
+        prompts: testbed prompts per task of the runs.
+    """
+    train = [group for seed in seeds for group in run_data(changed(config, {"seed": seed}), prompts).train]
+    return dict.fromkeys(seeds, from_testbed(unseen_prompts(per_task, train), count))
+
+
+def from_testbed(prompts: Sequence[PromptItem], count: int, seed: int = 0) -> list[Samples]:
+    """Draw `count` independent samples per prompt from the testbed's generator; samples may be equal."""
+    return [_with_gold(item, testbed.sample_responses(item, count, seed)) for item in prompts]
+
+
+def from_groups(groups: Iterable[Group], least: int) -> list[Samples]:
+    """Take groups of `least` responses or more, with their scores as gold.
+
+    Equal responses of a group are merged, with their mean grade. Gold is standardized per task, so that tasks with
+    different scales can be averaged. Raises `DataError` if no group is large enough.
+    """
+    kept = []
+    for group in groups:
+        if group.grades is None or any(grade is None for grade in group.grades):
+            continue
+        grades: dict[str, list[float]] = {}
+        for text, grade in zip(group.responses, group.grades, strict=True):
+            grades.setdefault(text, []).append(float(grade or 0.0))
+        if len(grades) >= least:
+            gold = np.array([fmean(given) for given in grades.values()])
+            kept.append(
+                Samples(
+                    Query(id=group.id, task=group.task, prompt=group.prompt, responses=tuple(grades)),
+                    np.arange(len(gold)),
+                    gold,
+                )
+            )
+    if not kept:
+        raise DataError(f"no group has {least} graded responses or more", field="responses", hint="lower --samples")
+    return _standardized(kept)
+
+
+def _standardized(samples: Sequence[Samples]) -> list[Samples]:
+    """Standardize gold to mean 0 and standard deviation 1 over each task's samples."""
+    tasks: dict[str | None, list[NDArray[np.float64]]] = {}
+    for row in samples:
+        tasks.setdefault(row.query.task, []).append(row.gold)
+    scales = {task: (np.concatenate(gold).mean(), np.concatenate(gold).std() or 1.0) for task, gold in tasks.items()}
+    return [
+        replace(
+            row,
+            gold=(row.gold - scales[row.query.task][0]) / scales[row.query.task][1],
+        )
+        for row in samples
+    ]
+
+
+def unseen_prompts(count: int, seen: Sequence[Group], seed: int = 0) -> list[PromptItem]:
+    """Return `count` prompts of each testbed task that none of the groups has."""
+    known = {prompt_key(group.prompt) for group in seen}
+    unseen = []
+    for task in testbed.TASKS:
+        fresh = [item for item in testbed.prompts(task, None, seed) if prompt_key(item.prompt) not in known]
+        if len(fresh) < count:
+            raise DataError(f"{task} has {len(fresh)} prompts that no training part has", field="prompts", value=count)
+        unseen += fresh[:count]
+    return unseen
+
+
+def _with_gold(item: PromptItem, texts: Sequence[str]) -> Samples:
+    distinct = list(dict.fromkeys(texts))
+    index = {text: i for i, text in enumerate(distinct)}
+    gold = np.array([testbed.gold_reward(item.task, item.prompt, text) for text in distinct])
+    query = Query(task=item.task, prompt=item.prompt, responses=tuple(distinct))
+    return Samples(query, np.array([index[text] for text in texts]), gold)
+
+
+# --- best of n -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ScoredSamples:
+    """One prompt's samples under every method.
+
+    Attributes:
+        gold: (N,).
+        rewards: method → (N,).
+    """
+
+    task: str
+    gold: Array
+    rewards: Mapping[str, Array]
+
+
+def default_ns(samples: int) -> list[int]:
+    """Return 1, 2, 4, … and the number of samples itself."""
+    ns = [2**i for i in range(samples.bit_length()) if 2**i <= samples]
+    return ns if ns[-1] == samples else [*ns, samples]
+
+
+def measure_best_of_n(
+    config: Config,
+    samples: Mapping[int, Sequence[Samples]],
+    conditions: Mapping[str, Changes],
+    methods: Sequence[Method],
+    ns: Sequence[int] | None = None,
+    prompts: int = 96,
+    source: str = "",
+    command: str = "bon",
+    console: Console | None = None,
+) -> BestOfNResults:
+    """Train what is missing, score all samples and estimate the curves.
+
+    Args:
+        samples: seed → the samples that the models of the seed score.
+        ns: values of n; None: powers of two.
+        prompts: testbed prompts per task of the runs.
+        source: the source of the samples, in words.
+
+    Raises:
+        DataError: an n above the number of a prompt's samples, or a reward that is not finite.
+    """
+    console = console or Console(stderr=True)
+    fewest = min(len(sample.index) for rows in samples.values() for sample in rows)
+    checked = _checked_ns(ns, fewest)
+    measured = {}
+    for name, changes in conditions.items():
+        rows: dict[str, dict[int, list[ScoredSamples]]] = {}
+        for seed, seed_samples in samples.items():
+            console.print(f"{name}, seed {seed}", style="bold", highlight=False, markup=False)
+            suite = open_suite(condition_run(config, name, changes, seed, prompts), methods, console)
+            for sample, scored in zip(seed_samples, score_samples(suite, seed_samples), strict=True):
+                rows.setdefault(_prompt(sample), {}).setdefault(seed, []).append(scored)
+        measured[name] = _condition([list(by_seed.values()) for by_seed in rows.values()], checked)
+    tasks = {_prompt(sample): sample.query.task or "" for row in samples.values() for sample in row}
+    return BestOfNResults(
+        command=command,
+        config=config.model_dump(mode="json"),
+        seeds=tuple(samples),
+        versions=versions(),
+        source=source,
+        ns=checked,
+        kl=tuple(best_of_n_kl(checked).tolist()),
+        prompts=dict(Counter(tasks.values())),
+        samples=fewest,
+        conditions=measured,
+    )
+
+
+def _checked_ns(ns: Sequence[int] | None, fewest: int) -> tuple[int, ...]:
+    checked = tuple(sorted({1, *ns}) if ns else default_ns(fewest))
+    if checked[-1] > fewest or checked[0] < 1:
+        value = checked[-1] if checked[-1] > fewest else checked[0]
+        raise DataError(f"cannot be estimated from {fewest} samples", field="n", value=value, hint=f"use 1 to {fewest}")
+    return checked
+
+
+def score_samples(suite: Suite, samples: Sequence[Samples]) -> list[ScoredSamples]:
+    """Score each prompt's samples by every method of the suite that scores in its passes.
+
+    A prompt's samples are scored in chunks; members are combined once all of them are scored.
+    """
+    run, scorers = suite.context.run, suite.scorers()
+    chunks = [prompt.chunks() for prompt in samples]
+    queries = [chunk for row in chunks for chunk in row]
+    members: list[Mapping[str, Array]] = []
+    for start in range(0, len(queries), _SHARD):
+        scored = score_groups(run.model, queries[start : start + _SHARD], None, Console(quiet=True), run.cache, scorers)
+        members += [suite.by_method(group.members) for group in scored]
+    remaining, results = iter(members), list[ScoredSamples]()
+    for prompt, row in zip(samples, chunks, strict=True):
+        parts = [next(remaining) for _ in row]
+        joined = {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
+        empty = [i for i, text in enumerate(prompt.query.responses) if is_empty(text)]
+        rewards = {method: values[prompt.index] for method, values in suite.combine(joined, empty).items()}
+        results.append(ScoredSamples(prompt.query.task or "", prompt.gold[prompt.index], rewards))
+    return results
+
+
+def _prompt(samples: Samples) -> str:
+    """Return the key of a prompt and its task; equal prompts of one task have the same key."""
+    return f"{samples.query.task}\0{prompt_key(samples.query.prompt)}"
+
+
+def _condition(rows: Sequence[Sequence[Sequence[ScoredSamples]]], ns: Sequence[int]) -> BestOfNCondition:
+    """Compute the curves of all methods from each prompt's groups under every seed's models."""
+    tasks = list(dict.fromkeys(seeds[0][0].task for seeds in rows))
+    sets = {task: [seeds for seeds in rows if seeds[0][0].task == task] for task in tasks}
+    if len(tasks) > 1:
+        sets["all"] = list(rows)
+    methods = list(rows[0][0][0].rewards)
+    curves: dict[str, dict[str, MethodCurve]] = {}
+    ends: dict[str, dict[str, Difference]] = {}
+    for name, prompts in sets.items():
+        results = {method: _curve(prompts, method, ns) for method in methods}
+        curves[name] = {method: _summary(result) for method, result in results.items()}
+        ends[name] = {
+            f"dmoerm - {method}": _difference(results["dmoerm"].gold_by_prompt[:, -1] - result.gold_by_prompt[:, -1])
+            for method, result in results.items()
+            if method != "dmoerm"
+        }
+    return BestOfNCondition(curves=curves, at_the_end=ends)
+
+
+def _curve(prompts: Sequence[Sequence[Sequence[ScoredSamples]]], method: str, ns: Sequence[int]) -> BestOfN:
+    """Compute a method's curve; a prompt's row is the mean over its groups, then over the seeds' models."""
+    rows = np.array([np.mean([_rows(groups, method, ns) for groups in seeds], axis=0) for seeds in prompts])
+    return summarize_prompts(rows[:, 0], rows[:, 1], ns)
+
+
+def _rows(groups: Sequence[ScoredSamples], method: str, ns: Sequence[int]) -> Array:
+    """Return proxy and gold of the best of each n, (2, M), the mean over the groups.
+
+    The proxy is in standard deviations of a group's samples.
+    """
+    rows = []
+    for group in groups:
+        rewards = group.rewards[method]
+        proxy = (rewards - rewards.mean()) / max(rewards.std(), 1e-9)
+        rows.append([best_of_n(proxy, proxy, ns), best_of_n(proxy, group.gold, ns)])
+    return np.mean(rows, axis=0)
+
+
+def _difference(by_prompt: Array) -> Difference:
+    low, high = mean_interval(by_prompt[:, None])[0]
+    return Difference(value=float(by_prompt.mean()), low=float(low), high=float(high))
+
+
+def _summary(result: BestOfN) -> MethodCurve:
+    curve = result.curve
+    low, high = (curve.peak_interval or (None, None)) if curve else (None, None)
+    fit = curve and CurveFit(
+        alpha=curve.alpha, beta=curve.beta, peak=curve.peak, peak_low=low, peak_high=high, value=curve.value
+    )
+    return MethodCurve(
+        proxy=tuple(result.proxy.tolist()),
+        gold=tuple(result.gold.tolist()),
+        low=tuple(result.gold_interval[:, 0].tolist()),
+        high=tuple(result.gold_interval[:, 1].tolist()),
+        fit=fit or None,
+        falls_after=result.falls_after,
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure best-of-n."""
+    parser = options_parser(__doc__)
+    parser.add_argument("--from", dest="source", choices=("testbed", "graded"), default="testbed")
+    parser.add_argument("--samples", type=int, default=12_500, help="per prompt; of graded groups, at least so many")
+    parser.add_argument("--prompts-per-task", type=int, default=2, help="testbed prompts per task to sample for")
+    parser.add_argument("--n", type=int, action="append", help="a value of n; default: powers of two")
+    options = parsed(parser, arguments)
+    config, seeds, source = options.config, options.seeds, "held-out groups, graded by people"
+    if options.source == "graded":
+        samples = graded_samples(config, seeds, options.samples)
+    else:
+        samples = testbed_samples(config, seeds, options.samples, options.prompts_per_task, options.prompts)
+        source = f"testbed, {options.samples} samples per prompt"
+    command = command_line("bon", arguments)
+    results = measure_best_of_n(
+        config, samples, options.conditions, options.chosen, options.n, options.prompts, source, command
+    )
+    path = Path(config.output) / "best_of_n.json"
+    write_results(results, path, lambda console: print_best_of_n(console, results))
+
+
+if __name__ == "__main__":
+    main()

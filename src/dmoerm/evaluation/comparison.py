@@ -1,0 +1,312 @@
+"""Comparison of methods on the same held-out prompts: `dmoerm compare`.
+
+    for each seed:  train the run and what the methods need besides → score the held-out groups by every method
+    all seeds    →  accuracy with intervals over prompts and seeds, paired differences, calibration, length bias
+
+Finished training steps are stored and not repeated, so a killed comparison resumes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any, TypeVar
+
+import numpy as np
+from rich.console import Console
+
+from ..config import Config, changed
+from ..data.splits import load_splits
+from ..errors import ConfigError, DataError
+from ..schema import GENERATED, Group, Query
+from ..training import train
+from ..training.calibration import temperature
+from ..training.router import assign_tasks
+from ..training.run import split_examples
+from .methods import Method, MethodContext, TrainedMethod, choose_methods
+from .metrics import (
+    PairCounts,
+    capability_counts,
+    compare,
+    join,
+    length_bias,
+    overall_counts,
+    pooled,
+    probabilities,
+    reliability,
+    router_result,
+)
+from .results import CalibrationResult, Comparison, Estimate, LengthBias, RouterResult, versions
+from .scored_groups import ScoredGroup, score_groups, with_empty_lowest
+
+Q = TypeVar("Q", bound=Query)
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A run and the trained methods beside it, which score in one pass over the texts.
+
+    Attributes:
+        trained: method → the trained method; without the methods that do not exist for this run.
+    """
+
+    context: MethodContext
+    methods: Mapping[str, Method]
+    trained: Mapping[str, TrainedMethod]
+
+    @property
+    def in_pass(self) -> list[str]:
+        """The methods that score in the run's passes, in the order of reports."""
+        return [name for name, method in self.trained.items() if method.score is not None]
+
+    def scorers(self) -> dict[str, Any]:
+        """Return name → scorer; methods that share a trained part share a scorer under the name of the first."""
+        return {name: self.trained[name].score for name in dict.fromkeys(self._sources().values())}
+
+    def by_method(self, members: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the members' rewards of every method of `in_pass` from those of `scorers`."""
+        return {name: members[source] for name, source in self._sources().items()}
+
+    def _sources(self) -> dict[str, str]:
+        first: dict[int, str] = {}
+        return {name: first.setdefault(id(self.trained[name]), name) for name in self.in_pass}
+
+    def combine(self, members: Mapping[str, np.ndarray], empty: Sequence[int] = ()) -> dict[str, np.ndarray]:
+        """Combine the members' rewards (k, N) of the responses to one prompt to the methods' rewards (N,).
+
+        Args:
+            empty: the responses without text, which get less than all others and do not affect them.
+        """
+        rewards: dict[str, np.ndarray] = {}
+        for name, rows in members.items():
+            kept = np.setdiff1d(np.arange(rows.shape[1]), np.array(empty, dtype=int))
+            row = np.zeros(rows.shape[1])
+            if len(kept):
+                row[kept] = self.methods[name].combine(rows[:, kept])
+            rewards[name] = with_empty_lowest(row, empty)
+        return rewards
+
+    def score(self, queries: Sequence[Q], keep: bool = True) -> list[ScoredGroup[Q]]:
+        """Score queries by every method of `in_pass`.
+
+        Args:
+            keep: cache the activations for other runs.
+        """
+        run = self.context.run
+        cache = run.cache if keep else None
+        scored = score_groups(run.model, queries, None, self.context.console, cache, self.scorers())
+        return [group.with_rewards(self.combine(self.by_method(group.members), group.empty)) for group in scored]
+
+    def temperatures(self) -> dict[tuple[str, str], float]:
+        """Fit T per method and task: σ((reward_a − reward_b) / T) predicts the labels of the validation prompts.
+
+        A task without validation prompts uses its training groups. The temperature of `dmoerm` is in the model.
+        """
+        temperatures: dict[tuple[str, str], float] = {}
+        for task in self.context.data.taxonomy.tasks:
+            parts = (
+                [e for e in part if e.task == task and e.pairs.get(None)]
+                for part in (self.context.validation, self.context.train)
+            )
+            examples = next((part for part in parts if part), [])
+            scored = self.score([e.group for e in examples])
+            for method in set(self.in_pass) - {"dmoerm"} if examples else ():
+                margins = [
+                    (s.rewards[method][pair.better] - s.rewards[method][pair.worse], 1 / len(e.pairs[None]))
+                    for s, e in zip(scored, examples, strict=True)
+                    for pair in e.pairs[None]
+                ]
+                differences, weights = np.array(margins).T
+                unit = max(float(differences.std()), 1e-9)
+                temperatures[method, task] = unit * temperature(differences / unit, weights)
+        return temperatures
+
+
+def open_suite(config: Config, methods: Sequence[Method], console: Console) -> Suite:
+    """Open a run and methods; train what is missing under the parent folder of `config.output`."""
+    run, data = train(config, console), load_splits(config)
+    parts = [assign_tasks(run, part) for part in split_examples(run, data.train, data.validation_prompts)]
+    context = MethodContext(run, data, *parts, console)
+    trained = {method.name: context.once(method.train) for method in methods}
+    if len(trained) < len(methods):
+        raise ConfigError("two methods have the same name; give one of them another")
+    known = {name: method for name, method in trained.items() if method is not None}
+    return Suite(context, {method.name: method for method in methods}, known)
+
+
+@dataclass(frozen=True)
+class SeedResult:
+    """What one seed measured.
+
+    Attributes:
+        overall: task → counts of the held-out pairs by method.
+        capabilities: task → capability → counts by its expert.
+        derived: tasks whose overall scores were computed from capability grades.
+        gold: tasks of generated groups, whose labels are gold.
+    """
+
+    overall: Mapping[str, PairCounts]
+    capabilities: Mapping[str, Mapping[str, PairCounts]]
+    router: RouterResult
+    calibration: Mapping[str, CalibrationResult]
+    length_bias: Mapping[str, LengthBias]
+    derived: Sequence[str]
+    gold: Sequence[str]
+
+
+def seed_config(config: Config, seed: int) -> Config:
+    """Return the settings of one seed's run, which has a folder of its own in the output and the storage."""
+    name = f"seed{seed}/dmoerm"
+    settings: dict[str, Any] = {"seed": seed, "output": str(Path(config.output) / name)}
+    if config.storage is not None:
+        settings["storage"] = f"{config.storage.rstrip('/')}/{name}"
+    return changed(config, settings)
+
+
+def measure_seed(config: Config, methods: Sequence[Method], console: Console) -> SeedResult:
+    """Train what is missing, and score the held-out groups by every method.
+
+    Raises:
+        DataError: no held-out pair is ordered.
+    """
+    if not any(group.pairs() for group in load_splits(config).test):
+        raise DataError("the held-out part has no pair of responses that people ordered", field="scores")
+    suite = open_suite(config, methods, console)
+    test = suite.context.data.test
+    scored = _with_standalone(suite, suite.score(test))
+    temperatures = suite.temperatures()
+
+    def calibration(method: str) -> CalibrationResult:
+        winners: list[float] = []
+        for group in scored:
+            t = group.temperature if method == "dmoerm" else temperatures.get((method, group.task), 1.0)
+            winners += probabilities(group, group.rewards[method] / t)
+        return reliability(winners)
+
+    return SeedResult(
+        overall=overall_counts(scored),
+        capabilities=capability_counts(scored),
+        router=router_result(scored),
+        calibration={method: calibration(method) for method in suite.in_pass},
+        length_bias=length_bias(scored),
+        derived=sorted({s.task for s in scored if s.group.scores_derived}),
+        gold=sorted({s.task for s in scored if s.group.source == GENERATED}),
+    )
+
+
+def _with_standalone(suite: Suite, scored: Sequence[ScoredGroup[Group]]) -> list[ScoredGroup[Group]]:
+    """Add the rewards of the methods that do not score in the run's passes."""
+    rewards = [dict(group.rewards) for group in scored]
+    for name, trained in suite.trained.items():
+        if trained.score_all is not None:
+            for row, values in zip(rewards, trained.score_all([group.group for group in scored]), strict=True):
+                row[name] = np.array(values, dtype=float)
+    return [group.with_rewards(row) for group, row in zip(scored, rewards, strict=True)]
+
+
+def compare_methods(
+    config: Config,
+    seeds: Sequence[int] = (0, 1, 2),
+    methods: Sequence[str] = (),
+    command: str = "compare",
+    console: Console | None = None,
+) -> Comparison:
+    """Train and measure methods under `config.output`.
+
+    Args:
+        methods: names of methods to measure besides `dmoerm`; empty: all registered ones.
+
+    Raises:
+        ConfigError: a method is unknown, or there is no seed.
+        DataError: the data cannot be used.
+    """
+    console = console or Console(stderr=True)
+    chosen, results = choose_methods(methods), []
+    if not seeds:
+        raise ConfigError("a comparison needs at least one seed")
+    for seed in seeds:
+        console.print(f"seed {seed}", style="bold", highlight=False)
+        results.append(measure_seed(seed_config(config, seed), chosen, console))
+    fields = {"command": command, "config": config.model_dump(mode="json"), "versions": versions()}
+    return Comparison.model_validate({**fields, **summarize(seeds, results), "methods": descriptions(chosen, results)})
+
+
+def descriptions(methods: Sequence[Method], results: Sequence[SeedResult]) -> dict[str, str]:
+    """Return method → description of the methods that were measured."""
+    measured = {name for result in results for counts in result.overall.values() for name in counts.right}
+    return {method.name: method.description for method in methods if method.name in measured}
+
+
+# --- all seeds -----------------------------------------------------------------------------------------------------
+
+
+def summarize(seeds: Sequence[int], results: Sequence[SeedResult]) -> dict[str, Any]:
+    """Return the fields of a `Comparison` that the seeds' results determine."""
+    derived = _union(result.derived for result in results)
+    tasks = _union(result.overall for result in results)
+    counts = {task: join([r.overall[task] for r in results if task in r.overall]) for task in tasks}
+    accuracy, paired = compare(counts, derived)
+    by_seed = [compare(result.overall, resamples=1)[0] for result in results]
+    first = results[0]
+    return {
+        "seeds": tuple(seeds),
+        "accuracy": accuracy,
+        "paired": paired,
+        "by_seed": {
+            str(seed): {method: row["mean"].value for method, row in estimates.items() if "mean" in row}
+            for seed, estimates in zip(seeds, by_seed, strict=True)
+        },
+        "capabilities": _capabilities(results),
+        "router": _router([result.router for result in results]),
+        "calibration": {m: pooled([result.calibration[m] for result in results]) for m in first.calibration},
+        "length_bias": {
+            m: _length([r.length_bias[m] for r in results if m in r.length_bias]) for m in first.length_bias
+        },
+        "derived_tasks": tuple(derived),
+        "gold_tasks": tuple(_union(result.gold for result in results)),
+    }
+
+
+def _capabilities(results: Sequence[SeedResult]) -> dict[str, dict[str, Estimate]]:
+    estimates: dict[str, dict[str, Estimate]] = {}
+    for task in _union(result.capabilities for result in results):
+        for name in _union(result.capabilities.get(task, {}) for result in results):
+            counts = [r.capabilities[task][name] for r in results if name in r.capabilities.get(task, {})]
+            estimates.setdefault(task, {})[name] = compare({task: join(counts)})[0][name][task]
+    return estimates
+
+
+def _router(results: Sequence[RouterResult]) -> RouterResult:
+    confusion: dict[str, dict[str, int]] = {}
+    for result in results:
+        for task, row in result.confusion.items():
+            for likeliest, count in row.items():
+                confusion.setdefault(task, {})[likeliest] = confusion.get(task, {}).get(likeliest, 0) + count
+    prompts = sum(result.prompts for result in results)
+    right = sum(row.get(task, 0) for task, row in confusion.items())
+
+    def mean(values: Sequence[float | None]) -> float | None:
+        known = [value * r.prompts for value, r in zip(values, results, strict=True) if value is not None]
+        return sum(known) / prompts if prompts and len(known) == len(results) else None
+
+    return RouterResult(
+        accuracy=right / prompts if prompts else None,
+        prompts=prompts,
+        fallback=mean([result.fallback for result in results]),
+        ece=mean([result.ece for result in results]),
+        confusion=confusion,
+    )
+
+
+def _length(results: Sequence[LengthBias]) -> LengthBias:
+    return LengthBias(
+        spearman=fmean(result.spearman for result in results),
+        pearson=fmean(result.pearson for result in results),
+        groups=sum(result.groups for result in results),
+    )
+
+
+def _union(parts: Iterable[Iterable[str]]) -> list[str]:
+    return list(dict.fromkeys(name for part in parts for name in part))

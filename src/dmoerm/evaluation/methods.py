@@ -1,0 +1,261 @@
+"""Methods of a comparison: DMoERM and the simpler models that one could deploy in its place.
+
+    general             one model trained on all tasks: the single reward model
+    per_task_routed     one model per task, chosen by the router
+    per_task            the same with the task given: an oracle
+    all_labels_routed   one model per task on overall and capability pairs together, chosen by the router
+    all_labels          the same with the task given: an oracle that sees the same labels as DMoERM
+    dmoerm              router, experts and aggregator end to end
+
+A method of another package is one file that calls `register`. It is imported before the comparison, or it is an entry
+point of the group `dmoerm.methods`.
+
+Shapes: N responses to one prompt (in a pass: of all its prompts), k members of a method.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from torch import Tensor
+
+from ..data.splits import Splits
+from ..errors import ConfigError
+from ..model.backbone import load_backbone
+from ..model.heads import BranchScorer, Head
+from ..model.layers import split_layers
+from ..schema import Query
+from ..training import Run
+from ..training.batches import PreferenceExample
+from ..training.phases import apply_base, train_base
+from ..training.steps import step_name
+from .results import METHODS
+from .scored_groups import ScoringBatch
+
+ENTRY_POINTS = "dmoerm.methods"
+Array = NDArray[np.float64]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class MethodContext:
+    """What a method is trained with: a finished run, and the groups that the run was trained on.
+
+    Attributes:
+        train, validation: the run's training part as it was split.
+    """
+
+    run: Run
+    data: Splits
+    train: Sequence[PreferenceExample]
+    validation: Sequence[PreferenceExample]
+    console: Console
+    _results: dict[Any, Any] = field(default_factory=dict, repr=False)
+
+    def once(self, train: Callable[[MethodContext], T]) -> T:
+        """Return `train(self)`, computed at the first call: methods that share a part train it once."""
+        if train not in self._results:
+            self._results[train] = train(self)
+        return self._results[train]
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the run's seed, which holds its other runs too."""
+        return Path(self.run.config.output).parent
+
+
+@dataclass(frozen=True)
+class TrainedMethod:
+    """A trained method; it has one of the two functions.
+
+    Attributes:
+        score: score a pass of the run: the rewards (k, N) of the method's k members.
+        score_all: score queries without the run: one reward per response.
+    """
+
+    score: Callable[[ScoringBatch], Tensor] | None = None
+    score_all: Callable[[Sequence[Query]], list[list[float]]] | None = None
+
+
+def only_member(rewards: Array) -> Array:
+    """Return the rewards of a method with one member, (1, N) → (N,)."""
+    return rewards[0]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method of a comparison.
+
+    Attributes:
+        name: in tables, files and options.
+        description: one line for a report.
+        train: train it, or read what an earlier call has stored; None if it does not exist for this run.
+        combine: the rewards (k, N) of its members for the responses to one prompt → rewards (N,).
+        default: whether a comparison includes it unless methods are named.
+    """
+
+    name: str
+    description: str
+    train: Callable[[MethodContext], TrainedMethod | None]
+    combine: Callable[[Array], Array] = only_member
+    default: bool = True
+
+
+_methods: dict[str, Method] = {}
+
+
+def register(*methods: Method) -> None:
+    """Add methods to the registry. Raise `ConfigError` if another method has the same name.
+
+    Example:
+        >>> import torch
+        >>> def train(context):
+        ...     def score(batch):
+        ...         lengths = [float(len(text)) for group in batch.groups for text in group.responses]
+        ...         return torch.tensor([lengths])
+        ...     return TrainedMethod(score)
+        >>> register(Method("longest", "prefers long responses", train))  # doctest: +SKIP
+    """
+    for method in methods:
+        if _methods.get(method.name, method) != method:
+            raise ConfigError(f"{method.name!r} is a method of this comparison; give the other one another name")
+        _methods[method.name] = method
+
+
+def registered() -> dict[str, Method]:
+    """Return all methods by name, those of entry points included; `dmoerm` is the last default method."""
+    _load_entry_points()
+    return dict(sorted(_methods.items(), key=lambda item: (not item[1].default, item[0] == "dmoerm")))
+
+
+@functools.cache
+def _load_entry_points() -> None:
+    for entry in entry_points(group=ENTRY_POINTS):
+        entry.load()
+
+
+def choose_methods(names: Sequence[str] = ()) -> list[Method]:
+    """Return `dmoerm` and the named methods (none: the default ones). Raise `ConfigError` for an unknown name."""
+    known = registered()
+    if unknown := [name for name in names if name not in known]:
+        raise ConfigError(f"unknown method {unknown[0]!r}; use some of {', '.join(known)}")
+    chosen = {*(names or (name for name, method in known.items() if method.default)), "dmoerm"}
+    return [method for name, method in known.items() if name in chosen]
+
+
+# --- the methods ---------------------------------------------------------------------------------------------------
+
+
+def _per_task(context: MethodContext, routed: bool) -> TrainedMethod:
+    """Use the run's phase 1."""
+    if context.run.frozen:
+        return by_task(stored_heads(context.run, "head"), routed)
+    return TrainedMethod(lambda batch: (batch.per_task_routed if routed else batch.per_task)[None])
+
+
+def _all_labels(context: MethodContext, routed: bool) -> TrainedMethod:
+    """Use the run's heads on all labels, or train one model per task on them."""
+    run = context.run
+    if all(run.model.task_model(task).all_labels is not None for task in context.data.taxonomy.tasks):
+        return by_task(stored_heads(run, "all_labels"), routed)
+    scorers = context.once(_train_all_labels)
+    return by_task({task: scorer.head for task, scorer in scorers.items()} if run.frozen else scorers, routed)
+
+
+def by_task(models: Mapping[str, Head] | Mapping[str, BranchScorer], routed: bool) -> TrainedMethod:
+    """Return a method of one model per task.
+
+    Args:
+        models: task → model: a head on the general branch, or a branch with its head.
+        routed: use the router's likeliest task; otherwise the group's.
+    """
+
+    def score(batch: ScoringBatch) -> Tensor:
+        tasks, rewards = (
+            batch.likeliest if routed else batch.tasks,
+            batch.embeddings.new_empty(len(batch.owner)).float(),
+        )
+        for task in dict.fromkeys(tasks):
+            rows = [n for n, q in enumerate(batch.owner.tolist()) if tasks[q] == task]
+            model = models[task]
+            hidden = batch.hidden.select(rows) if isinstance(model, BranchScorer) else batch.embeddings[rows]
+            rewards[rows] = model(hidden)
+        return rewards[None]
+
+    return TrainedMethod(score)
+
+
+def stored_heads(run: Run, prefix: str) -> dict[str, Head]:
+    """Return task → head of the step `phase1`, which the step `routing` may have replaced in the model.
+
+    Args:
+        prefix: the prefix of the head's tensors in the step's state.
+    """
+    heads: dict[str, Head] = {}
+    for task in run.model.config.tasks:
+        state, start = run.stored(step_name("phase1", task)), f"{prefix}."
+        heads[task] = copy.deepcopy(run.model.task_model(task).base.head)
+        heads[task].load_state_dict({n.removeprefix(start): t for n, t in state.items() if n.startswith(start)})
+    return heads
+
+
+def _train_all_labels(context: MethodContext) -> dict[str, BranchScorer]:
+    return {task: _train_on_all_labels(context, task) for task in context.data.taxonomy.tasks}
+
+
+def _train_on_all_labels(context: MethodContext, task: str) -> BranchScorer:
+    """Train one task's model; validation is on the overall pairs, as for every model that gives a reward."""
+    run, name = context.run, step_name("baselines/all_labels", task)
+    scorer = fresh_scorer(run, name)
+    if run.config.warm_start:
+        scorer.head.load_state_dict(run.model.general.head.state_dict())
+        if not run.frozen:
+            scorer.branch.load_state_dict(copy.deepcopy(run.model.general.branch.state_dict()))
+    examples, validation = ([e for e in part if e.task == task] for part in (context.train, context.validation))
+    pairs, step, fresh = joined_pairs(examples), run.config.phase1, run.frozen or not run.config.warm_start
+    state = run.step(name, lambda folder: train_base(run, scorer, pairs, validation, step, folder, fresh))
+    apply_base(scorer, state)
+    return scorer
+
+
+def joined_pairs(examples: Sequence[PreferenceExample]) -> list[PreferenceExample]:
+    """Return the examples with their overall and capability pairs as one list of overall pairs."""
+    return [e.with_pairs({None: [pair for pairs in e.pairs.values() for pair in pairs]}) for e in examples]
+
+
+def fresh_scorer(run: Run, name: str) -> BranchScorer:
+    """Return the pretrained branch with a new head, drawn by the step's seed."""
+    general = run.model.general
+    branch = general.branch
+    if not run.frozen:
+        decoder = load_backbone(run.config.backbone)[0]
+        branch = split_layers(decoder, run.model.config.branch_layer)[1].to(run.model.device)  # pyright: ignore[reportArgumentType]
+    head = copy.deepcopy(general.head)
+    generator = torch.Generator().manual_seed(run.seed(name))
+    with torch.no_grad():
+        for parameter in head.parameters():
+            if parameter.dim() > 1:
+                spread = 1e-3 if parameter is head.score.weight else 0.02
+                parameter.copy_(spread * torch.randn(parameter.shape, generator=generator))  # drawn on the CPU
+    return BranchScorer(branch, head, general.pooling).requires_grad_(False)
+
+
+_TRAIN: dict[str, Callable[[MethodContext], TrainedMethod]] = {
+    "general": lambda _: TrainedMethod(lambda batch: batch.output.general[None]),
+    "per_task_routed": functools.partial(_per_task, routed=True),
+    "per_task": functools.partial(_per_task, routed=False),
+    "all_labels_routed": functools.partial(_all_labels, routed=True),
+    "all_labels": functools.partial(_all_labels, routed=False),
+    "dmoerm": lambda _: TrainedMethod(lambda batch: batch.output.reward[None]),
+}
+register(*(Method(name, METHODS[name], train) for name, train in _TRAIN.items()))
