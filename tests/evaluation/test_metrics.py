@@ -267,12 +267,6 @@ def test_router() -> None:
     assert router_result(groups[-1:]).accuracy is None
 
 
-def test_the_router_counts_every_prompt_of_a_cell() -> None:
-    groups = [scored(prompt, [1, 0], [1, 0]) for prompt in "pqr"]
-    assert router_result(groups).confusion == {"chat": {"chat": 3}}
-    assert router_result(groups).accuracy == 1.0
-
-
 def test_calibration() -> None:
     margin = float(np.log(3))  # a win probability of 0.75
     right, wrong = [scored("p", [1, 0], [margin, 0])] * 3, [scored("q", [0, 1], [margin, 0])]
@@ -344,9 +338,3 @@ def test_an_interval_says_how_few_the_prompts_are_when_all_are_right(prompts: in
         [scored(f"p{i}", [2, 1], [1, 0], capability=([1, 0], [0, 1])) for i in range(prompts)]
     )["chat"].values()
     assert (by_capability.low, by_capability.high) == (0.0, pytest.approx(1 - low, abs=1e-3))
-
-
-def test_tasks_of_few_prompts_leave_their_mean_uncertain() -> None:
-    groups = [scored(f"p{i}", [2, 1], [1, 0], task="qa" if i else "chat") for i in range(10)]
-    estimates, _ = compare(overall_counts(groups))
-    assert estimates["dmoerm"]["chat"].low < estimates["dmoerm"]["mean"].low < estimates["dmoerm"]["qa"].low

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from httpx2 import Response
+from httpx2 import Request, Response
 from huggingface_hub import constants
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -27,6 +27,7 @@ from dmoerm.model import DMoERM, checkpoint
 from dmoerm.model.checkpoint import rename_card
 from dmoerm.report.card import card
 
+ABSENT = Response(404, request=Request("GET", "https://hub"))
 CARD = card(example(), {"chitchat": ["empathy"]})
 
 
@@ -67,9 +68,9 @@ class Hub:
         if self.error:
             raise self.error
         if name != "me/rm":
-            raise RepositoryNotFoundError("404", response=Response(404))
+            raise RepositoryNotFoundError("404", response=ABSENT)
         if revision is not None and revision >= len(self.commits):
-            raise RevisionNotFoundError("404", response=Response(404))
+            raise RevisionNotFoundError("404", response=ABSENT)
         files = self.commits[-1 if revision is None else revision]
         folder = self.folder / str(len(self.downloaded)) / "snapshots" / "sha"
         for path in filter_repo_objects(files, allow_patterns=allow_patterns):
@@ -138,7 +139,7 @@ def test_a_name_that_is_nowhere_is_one_clear_line(hub: Hub) -> None:
     ):
         with pytest.raises(CheckpointError, match=f"^runs/nothere: there is no such folder, and {cause}"):
             DMoERM.from_pretrained("runs/nothere", **options)
-    hub.error = GatedRepoError("403", response=Response(404))
+    hub.error = GatedRepoError("403", response=ABSENT)
     with pytest.raises(CheckpointError, match="access to this model must be requested on the hub; log in with"):
         DMoERM.from_pretrained("me/rm")
     with pytest.raises(CheckpointError, match=r"^nothere: there is no such folder; give the folder that"):

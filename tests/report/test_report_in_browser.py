@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from hostile import HOSTILE, with_markup
-from PIL import Image
 from report_samples import comparison
 from sample_results import example
 
@@ -91,16 +88,6 @@ def test_wide_tables_scroll_by_keyboard(opened: tuple[Any, list[str]]) -> None:
         page.keyboard.press("ArrowRight")
         page.wait_for_function("e => e.scrollLeft > 0", arg=table.element_handle(), timeout=3000)
     assert page.viewport_size["width"] > 400 or wide >= 0 or "Run:" in page.title()
-
-
-def test_a_picture_of_it_is_not_blank(opened: tuple[Any, list[str]]) -> None:
-    page, _ = opened
-    brightness = np.asarray(Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("L")) / np.float32(255)
-    dark = page.evaluate("matchMedia('(prefers-color-scheme: dark)').matches")
-    assert (brightness[0, 0] < 0.3) == dark
-    assert brightness.std() > 0.05
-    strips = [brightness[y : y + 900] for y in range(0, len(brightness) - 900, 900)]
-    assert all(strip.std() > 0.01 for strip in strips)
 
 
 def test_markup_in_names_runs_nothing(browser: Any, tmp_path: Path, undrawn: None) -> None:
