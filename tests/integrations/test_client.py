@@ -198,21 +198,9 @@ def test_after_the_last_attempt_the_error_names_url_reason_and_hint(kind, waits)
     [
         (httpx2.Response(422, json={"error": {"message": "no such task"}}), DataError, "422: no such task"),
         (httpx2.Response(413, text="too large"), DataError, "413: too large"),
-        (
-            httpx2.Response(401, json={"error": {"message": "wrong key"}}),
-            ServerError,
-            r"check the key in \$DMOERM",
-        ),
-        (
-            httpx2.Response(404, text="nothing here"),
-            ServerError,
-            "404: nothing here; check that the URL",
-        ),
-        (
-            httpx2.Response(500, json={"error": {"message": "out of memory"}}),
-            ServerError,
-            "500: out of memory",
-        ),
+        (httpx2.Response(401, json={"error": {"message": "wrong key"}}), ServerError, r"check the key in \$DMOERM"),
+        (httpx2.Response(404, text="nothing here"), ServerError, "404: nothing here; check that the URL"),
+        (httpx2.Response(500, json={"error": {"message": "out of memory"}}), ServerError, "500: out of memory"),
         (httpx2.Response(307, headers={"Location": "http://elsewhere"}), ServerError, "307"),
         (httpx2.Response(200, text="<html>"), ServerError, "not JSON .got '<html>'"),
         (httpx2.Response(200, json=[1]), ServerError, "not that of a reward server"),

@@ -62,14 +62,7 @@ def test_no_request_causes_a_server_error(examples, phases, trained_run, tmp_pat
     small = ServingConfig(max_responses=16, max_request_tokens=4096)
     with served(create_app(trained_run.model, small)) as url:
         command = [Path(sys.executable).with_name("schemathesis"), "run", f"{url}/openapi.json", "--mode", "all"]
-        chosen = [
-            "--checks",
-            "not_a_server_error",
-            "--phases",
-            phases,
-            "--max-examples",
-            str(examples),
-        ]
+        chosen = ["--checks", "not_a_server_error", "--phases", phases, "--max-examples", str(examples)]
         result = subprocess.run(
             [*command, *chosen, "--seed", "1", "--no-color"], cwd=tmp_path, capture_output=True, text=True, timeout=200
         )

@@ -91,12 +91,7 @@ def test_a_busy_server_a_stop_and_a_lost_server(chosen: Callable[..., Any]) -> N
     """A refused batch is sent again; what was scored before a stop or an error is neither lost nor scored twice."""
     page = chosen(*map(json.dumps, ROWS), "{")
     busy = {"error": {"message": "busy", "type": "overloaded_error", "param": None, "code": 429}}
-    states = [
-        "busy",
-        "hold",
-        "lost",
-        "pass",
-    ]  # the first batch passes in any but the first
+    states = ["busy", "hold", "lost", "pass"]  # the first batch passes in any but the first
 
     def answer(route: Any) -> None:
         state = states[0]

@@ -9,7 +9,6 @@ process opens and hands to them: a connection goes to a worker that is ready, an
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging.config
 import multiprocessing
 import os
@@ -67,11 +66,16 @@ def serve(
     logging.config.dictConfig(log_settings(json_logs))
     if workers == 1:
         return _serve(load, settings, name, listening)
-    gpus = torch.cuda.device_count()
-    threads = max(1, torch.get_num_threads() // workers)
-    start = functools.partial(_start, load, settings, name, listening, json_logs, threads)
-    starts = [functools.partial(start, f"cuda:{i % gpus}" if gpus else None) for i in range(workers)]
-    return _supervise(starts, listening)
+    gpus, threads = torch.cuda.device_count(), max(1, torch.get_num_threads() // workers)
+
+    def start(number: int) -> BaseProcess:  # a fork would share CUDA's state
+        device = f"cuda:{number % gpus}" if gpus else None
+        arguments = load, settings, name, listening, json_logs, threads, device
+        worker = multiprocessing.get_context("spawn").Process(target=_work, args=arguments, daemon=True)
+        worker.start()
+        return worker
+
+    return _supervise(start, workers, listening)
 
 
 def _serve(load: Callable[[], DMoERM], settings: ServingConfig, name: str, listening: socket.socket) -> None:
@@ -106,13 +110,6 @@ def _serve(load: Callable[[], DMoERM], settings: ServingConfig, name: str, liste
 # --- several workers -----------------------------------------------------------------------------------------------
 
 
-def _start(*arguments: Any) -> BaseProcess:
-    """Start a worker; a fork would share CUDA's state."""
-    worker = multiprocessing.get_context("spawn").Process(target=_work, args=arguments, daemon=True)
-    worker.start()
-    return worker
-
-
 def _work(
     load: Callable[..., DMoERM],
     settings: ServingConfig,
@@ -141,7 +138,7 @@ def _work(
     _serve(lambda: model, settings, name, listening)
 
 
-def _supervise(starts: list[Callable[[], BaseProcess]], listening: socket.socket) -> None:
+def _supervise(start: Callable[[int], BaseProcess], count: int, listening: socket.socket) -> None:
     """Start the workers, and again those that end, until this process is asked to stop.
 
     Raises:
@@ -159,18 +156,18 @@ def _supervise(starts: list[Callable[[], BaseProcess]], listening: socket.socket
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
-    for start in starts:
-        workers.append(start())
+    for number in range(count):
+        workers.append(start(number))
     while not stopping:
         wait([worker.sentinel for worker in workers])
-        for i, worker in enumerate(workers):
+        for number, worker in enumerate(workers):
             if stopping or worker.exitcode is None:
                 continue
             if worker.exitcode == _BROKEN:
                 stop()
                 raise ServerError("a worker cannot load the model; see the log")
             _LOG.error("a worker has ended and is started again", extra={"exit": worker.exitcode})
-            workers[i] = starts[i]()
+            workers[number] = start(number)
     stop()  # also those that started in the meantime
     for worker in workers:
         worker.join()

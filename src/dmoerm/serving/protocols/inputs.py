@@ -1,4 +1,4 @@
-"""What several protocols share: inputs as texts or token ids, σ, and the header of answers."""
+"""What several protocols share: requests, inputs as texts or token ids, σ, the header of answers, and examples."""
 
 from __future__ import annotations
 
@@ -10,16 +10,32 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import Request
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from ...errors import DataError
 from ...schema import Prompt
 from ..service import Service
 
 LABEL = "REWARD"
+PROMPT = "<|im_start|>user\nHow are you?<|im_end|>\n<|im_start|>assistant\n"
+TEXT = PROMPT + "Fine, and you?<|im_end|>\n"
+TURNS: Any = [{"role": "user", "content": "How are you?"}, {"role": "assistant", "content": "Fine, and you?"}]
+"""A conversation for the examples in the OpenAPI description: its prompt and the whole as texts, and as messages."""
+
 TokenIds = list[Annotated[int, Field(ge=0)]]
 Rendered = str | list[str] | TokenIds | list[TokenIds]
 """One or more conversations that a chat template has rendered, as texts or as the model's token ids."""
+
+
+def examples(*bodies: Any) -> ConfigDict:
+    """Return the setting of a request's model that shows these bodies in the OpenAPI description."""
+    return ConfigDict(json_schema_extra={"examples": [*bodies]})
+
+
+class NamedRequest(BaseModel):
+    """A request that may name the model."""
+
+    model: str | None = Field(None, description="The model's name; ignored, since a server has one model.")
 
 
 async def read_rendered(rendered: Rendered, service: Service) -> list[tuple[Prompt, str]]:

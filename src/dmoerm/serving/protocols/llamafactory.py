@@ -5,20 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from ..service import CurrentService
-from .examples import EVALUATION_REQUEST
-from .inputs import header, read_rendered
+from .inputs import TEXT, NamedRequest, examples, header, read_rendered
 
 router = APIRouter(tags=["LLaMA-Factory"])
 
 
-class EvaluationRequest(BaseModel):
+class EvaluationRequest(NamedRequest):
     """Conversations that a chat template has rendered."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [EVALUATION_REQUEST]})
-    model: str | None = Field(None, description="The model's name; ignored by a server with one model.")
+    model_config = examples({"model": "model", "messages": [TEXT]})
     messages: list[str] = Field(min_length=1, description="The texts, each with its response as the last turn.")
     max_length: int | None = Field(None, description="Ignored: the model's own settings decide.")
 

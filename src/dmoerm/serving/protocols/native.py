@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 from fastapi import APIRouter, Request, Response
@@ -14,9 +14,17 @@ from ...message import Message, Tool
 from ...schema import parse_query
 from ...scores import Score, unbound_reward
 from ..service import CurrentService
-from .examples import SCORE_REQUESTS, SCORE_RESPONSE
+from .inputs import examples
 
 router = APIRouter(tags=["dmoerm"])
+_SCORE = {"task": "chitchat", "route": {"chitchat": 0.98, "objective_qa": 0.02}, "temperature": 1.2, "truncated": False}
+_FIRST = {"reward": 0.8, "capabilities": {"empathy": 1.3, "proactivity": 0.4}, "uncertainty": 0.45}
+_SECOND = {"reward": -0.9, "capabilities": {"empathy": -1.1, "proactivity": -0.7}, "uncertainty": 0.2}
+_RESPONSES = ["Oh no, I am so sorry! What happened?", "The exam took place."]
+_PROMPT = [{"role": "user", "content": "I failed my exam."}]
+_REQUEST: Any = {"items": [{"prompt": _PROMPT, "responses": _RESPONSES, "task": None}]}
+_ITEM = {"scores": [_SCORE | _FIRST, _SCORE | _SECOND], "win_probabilities": [[0.5, 0.805], [0.195, 0.5]]}
+_ANSWER: Any = {"model": "demo", "items": [{"id": "6a0b7c1e5d2f4a39"} | _ITEM], "usage": {"tokens": 41}}
 
 
 class ScoreItem(BaseModel):
@@ -33,7 +41,7 @@ class ScoreItem(BaseModel):
 class ScoreRequest(BaseModel):
     """Prompts and their responses."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": SCORE_REQUESTS})
+    model_config = examples(_REQUEST, _REQUEST | {"weights": {"empathy": 2}, "risk": 0.5}) | ConfigDict(extra="forbid")
     model: str | None = Field(None, description="The model's name; ignored by a server with one model.")
     items: list[ScoreItem] = Field(min_length=1, max_length=1024)
     weights: dict[str, float] | None = Field(
@@ -50,41 +58,18 @@ class ScoreRequest(BaseModel):
     win_probabilities: bool = Field(True, description="Whether to compare all pairs of responses to a prompt.")
 
 
-class ResponseScore(BaseModel):
-    """The score of one response."""
-
-    reward: float = Field(
-        description="Higher is better; mean 0 and standard deviation 1 over the task's training data, within "
-        "(−20, 20). −20: the response is empty."
-    )
-    task: str | None = Field(
-        description="The given or the most probable task, whose capability scores are reported; null: no task is "
-        "likely enough, and the general model scored."
-    )
-    route: dict[str, float] = Field(description="Task → probability, from the prompt alone.")
-    capabilities: dict[str, float] = Field(description="Capability → score, in standard deviations.")
-    uncertainty: float | None = Field(
-        description="The reward's standard deviation: how far the response is from the training data. null for an "
-        "empty response, and if the model has none."
-    )
-    temperature: float = Field(
-        description="σ((a − b) / temperature) is the probability that a is better, for rewards within ±10."
-    )
-    truncated: bool = Field(description="Whether the prompt or the response was too long and was cut.")
-
-
 class ItemScores(BaseModel):
     """The scores of one prompt's responses, in order."""
 
     id: str
-    scores: list[ResponseScore]
+    scores: list[Score]
     win_probabilities: list[list[float]] | None = Field(description="[i][j]: probability that people prefer i to j.")
 
 
 class ScoreAnswer(BaseModel):
     """The items, in order."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [SCORE_RESPONSE]})
+    model_config = examples(_ANSWER)
     model: str
     items: list[ItemScores]
     usage: dict[str, int]
@@ -106,8 +91,7 @@ async def score(request: Request, body: ScoreRequest, service: CurrentService) -
 
 
 def _item(id: str, scores: Sequence[Score], compared: bool) -> ItemScores:
-    rows = [ResponseScore.model_validate(asdict(score)) for score in scores]
-    return ItemScores(id=id, scores=rows, win_probabilities=win_probabilities(scores) if compared else None)
+    return ItemScores(id=id, scores=[*scores], win_probabilities=win_probabilities(scores) if compared else None)
 
 
 def win_probabilities(scores: Sequence[Score]) -> list[list[float]]:

@@ -10,15 +10,14 @@ import asyncio
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from ...chat.rendered import response_text
 from ...errors import DataError
 from ...schema import Prompt
 from ...scores import log_columns
 from ..service import CurrentService, Service
-from .examples import REWARD_REQUEST
-from .inputs import sigmoid
+from .inputs import PROMPT, TEXT, examples, sigmoid
 
 router = APIRouter(tags=["OpenRLHF"])
 
@@ -26,7 +25,7 @@ router = APIRouter(tags=["OpenRLHF"])
 class RewardRequest(BaseModel):
     """Texts as the policy read and wrote them, with special tokens."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [REWARD_REQUEST]})
+    model_config = examples({"query": [TEXT], "prompts": [PROMPT], "labels": [None]})
     query: list[str] = Field(description="Prompt and response as one text.")
     prompts: list[str] | None = Field(None, description="The prompts; a response is the text after its prompt.")
     labels: list[Any] | None = Field(None, description="Ignored.")

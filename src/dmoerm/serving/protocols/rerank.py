@@ -10,12 +10,11 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from ...errors import DataError
 from ..service import CurrentService
-from .examples import RANKING_REQUEST, RERANK_REQUESTS
-from .inputs import header, sigmoid, usage
+from .inputs import NamedRequest, examples, header, sigmoid, usage
 from .vllm import PairRequest
 
 router = APIRouter(
@@ -39,11 +38,18 @@ class TextDocument(BaseModel):
     text: str
 
 
-class RerankRequest(BaseModel):
+class RerankRequest(NamedRequest):
     """A prompt as `query` with its responses: `documents`, or `texts` in Text Embeddings Inference's form."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": RERANK_REQUESTS})
-    model: str | None = Field(None, description="The model's name; ignored by a server with one model.")
+    model_config = examples(
+        {
+            "query": "How are you?",
+            "documents": ["Fine.", {"text": "No."}],
+            "top_n": 1,
+            "return_documents": True,
+        },
+        {"query": "How are you?", "texts": ["Fine, and you?", "No."], "raw_scores": True},
+    )
     query: str
     documents: list[str | TextDocument] | None = None
     texts: list[str] | None = Field(None, description="Instead of `documents`: the answer is a list.")
@@ -62,11 +68,10 @@ class RerankRequest(BaseModel):
         return [each if isinstance(each, str) else each.text for each in given]
 
 
-class RankingRequest(BaseModel):
+class RankingRequest(NamedRequest):
     """A prompt and its responses in NVIDIA's form."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [RANKING_REQUEST]})
-    model: str | None = Field(None, description="The model's name; ignored by a server with one model.")
+    model_config = examples({"query": {"text": "How are you?"}, "passages": [{"text": "Fine."}, {"text": "No."}]})
     query: TextDocument
     passages: list[TextDocument] = Field(min_length=1)
     top_k: int | None = Field(None, ge=0, description="The best of them only; 0 or null: all.")

@@ -5,20 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Field
 
 from ..service import CurrentService
-from .examples import EMBEDDING_REQUEST
-from .inputs import Rendered, header, read_rendered, usage
+from .inputs import TEXT, NamedRequest, Rendered, examples, header, read_rendered, usage
 
 router = APIRouter(tags=["SGLang"])
 
 
-class EmbeddingRequest(BaseModel):
+class EmbeddingRequest(NamedRequest):
     """Conversations that a chat template has rendered, as texts or as the model's token ids."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [EMBEDDING_REQUEST]})
-    model: str | None = Field(None, description="The model's name; ignored by a server with one model.")
+    model_config = examples({"input": TEXT})
     input: Rendered
 
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from ...schema import Message
 from ..service import CurrentService
-from .examples import SAMPLE_REQUESTS
+from .inputs import PROMPT, TURNS, examples
 
 router = APIRouter(tags=["slime"])
 
@@ -20,7 +20,10 @@ router = APIRouter(tags=["slime"])
 class SampleRequest(BaseModel):
     """A prompt as messages or as the policy reads it, and its response."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": SAMPLE_REQUESTS})
+    model_config = examples(
+        {"prompt": TURNS[:1], "response": "Fine, and you?", "label": None},
+        {"prompt": PROMPT, "response": "Fine, and you?<|im_end|>"},
+    )
     prompt: str | list[Message]
     response: str
     label: Any = Field(None, description="Ignored.")

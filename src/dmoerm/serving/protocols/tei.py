@@ -10,13 +10,12 @@ from importlib.metadata import version
 from typing import Any
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from ...errors import DataError
 from ...schema import Prompt
 from ..service import CurrentService, Service
-from .examples import PREDICT_REQUESTS, SIMILARITY_REQUEST
-from .inputs import LABEL, sigmoid
+from .inputs import LABEL, TEXT, examples, sigmoid
 
 router = APIRouter(tags=["Text Embeddings Inference"])
 _FUNCTIONS: dict[str, Callable[[float], float]] = {
@@ -29,7 +28,10 @@ _FUNCTIONS: dict[str, Callable[[float], float]] = {
 class PredictRequest(BaseModel):
     """A text; a pair (prompt, response); or a list of lists of one or two texts."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": PREDICT_REQUESTS})
+    model_config = examples(
+        {"inputs": TEXT, "raw_scores": True},
+        {"inputs": [["How are you?", "Fine, and you?"], ["How are you?", "No."]], "raw_scores": True},
+    )
     inputs: str | list[str] | list[list[str]]
     raw_scores: bool = Field(False, description="true: the reward; false: σ(reward).")
     truncate: bool | None = Field(None, description="Ignored: the model's own settings decide.")
@@ -51,7 +53,7 @@ class SimilarityInputs(BaseModel):
 class SimilarityRequest(BaseModel):
     """A prompt and its responses."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [SIMILARITY_REQUEST]})
+    model_config = examples({"inputs": {"source_sentence": "How are you?", "sentences": ["Fine, and you?", "No."]}})
     inputs: SimilarityInputs
     parameters: dict[str, Any] = Field({}, description="Ignored.")
 

@@ -6,22 +6,20 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from ...errors import DataError
 from ...schema import Message, Prompt
 from ...scores import Score
 from ..service import CurrentService, Service, conversation_of
-from .examples import CONVERSATION_REQUESTS, PAIR_REQUESTS, TOKENIZE_REQUESTS
-from .inputs import Rendered, TokenIds, header, read_rendered, sigmoid, usage
+from .inputs import TEXT, TURNS, NamedRequest, Rendered, TokenIds, examples, header, read_rendered, sigmoid, usage
 
 router = APIRouter(tags=["vLLM"])
 
 
-class ActivationRequest(BaseModel):
+class ActivationRequest(NamedRequest):
     """The fields that all of vLLM's requests share."""
 
-    model: str | None = Field(None, description="The model's name; ignored by a server with one model.")
     use_activation: bool | None = Field(None, description="true: σ(reward); otherwise the reward itself.")
     activation: bool | None = Field(None, description="The older name of `use_activation`.")
 
@@ -34,7 +32,7 @@ class ActivationRequest(BaseModel):
 class ConversationRequest(ActivationRequest):
     """A conversation as messages, or texts or token ids that a chat template has rendered. The last turn is scored."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": CONVERSATION_REQUESTS})
+    model_config = examples({"messages": TURNS, "use_activation": False}, {"input": [TEXT]})
     input: Rendered | None = Field(None, description="Rendered by the model's chat template, or another's; or its ids.")
     prompt_token_ids: TokenIds | list[TokenIds] | None = Field(None, description="Another name of `input` for ids.")
     messages: list[Message] | None = Field(None, description="Instead of `input`.")
@@ -52,7 +50,7 @@ class ConversationRequest(ActivationRequest):
 class PairRequest(ActivationRequest):
     """Prompts and responses in pairs, or one prompt with several responses, under any of vLLM's names."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": PAIR_REQUESTS})
+    model_config = examples({"text_1": "How are you?", "text_2": ["Fine, and you?", "No."]})
     text_1: str | list[str] | None = Field(None, description="Prompts; also `queries` or `data_1`.")
     text_2: str | list[str] | None = Field(None, description="Responses; also `documents`, `items` or `data_2`.")
     queries: str | list[str] | None = None
@@ -71,11 +69,10 @@ class PairRequest(ActivationRequest):
         return list(zip(first * (len(second) // len(first)), second, strict=True))
 
 
-class TokenizeRequest(BaseModel):
+class TokenizeRequest(NamedRequest):
     """A text or a conversation."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": TOKENIZE_REQUESTS})
-    model: str | None = Field(None, description="The model's name; ignored by a server with one model.")
+    model_config = examples({"messages": TURNS}, {"prompt": "How are you?", "return_token_strs": True})
     prompt: str | None = None
     messages: list[Message] | None = Field(
         None, description="Instead of `prompt`: the tokens that the model reads, up to where a response begins."
