@@ -1,6 +1,6 @@
 """Does an uncertainty know where the model is wrong, and which prompts are of a task that it has never seen?
 
-Wrong pairs: the run of a config (heads fitted exactly, `l2: auto`) is trained, or resumed, and orders its held-out
+Wrong pairs: the run of a config (heads fitted exactly, `fit: exact`) is trained, or resumed, and orders its held-out
 pairs. The area under the ROC curve (AUROC) of "the pair is ordered wrongly" is measured for
 
     margin      −|reward difference|

@@ -98,8 +98,10 @@ def test_another_recipe_can_be_extended_from_the_command_line():
         (["phase2"], "a.b=value"),
         (["base=half"], "base: must be 'full', 'lora' or 'frozen'"),
         (["gradient_checkpointing=offlaod"], r"gradient_checkpointing: must be true or false or 'offload' \(got 'offl"),
-        (["phase1.l2=abc"], r"phase1.l2: must be a number or 'auto' \(got 'abc'"),
-        (["phase1.l2=-1"], "phase1.l2: must be at least 0.0 or 'auto'"),
+        (["phase1.l2=abc"], r"phase1.l2: must be a number \(got 'abc'"),
+        (["phase1.l2=-1"], "phase1.l2: must be at least 0"),
+        (["phase1.fit=often"], r"phase1.fit: must be 'exact' or 'trained' \(got 'often'"),
+        (["router.kind=mine"], "router.kind: must be 'trunk' or 'own'"),
         (["data.files=[1]"], "data.files.0: must be"),
         (["backbone.branch_layer=0"], "router.kind"),
         (["data.test_fraction=nan"], "data.test_fraction"),
@@ -109,33 +111,34 @@ def test_another_recipe_can_be_extended_from_the_command_line():
         (["phase2.lora.rank=1000000000"], "phase2.lora.rank"),
         (["head.hidden=1000000000"], "head.hidden"),
         (["phase3.hidden=1000000000"], "phase3.hidden"),
-        (["router.batch_groups=1000000000"], "router.batch_groups"),
-        (["phase0.metric_for_best_model=[1"], "YAML"),
+        (["training.batch_groups=1000000000"], "training.batch_groups"),
+        (["training.metric_for_best_model=[1"], "YAML"),
         (["router.l2=0.1"], "router.l2: unknown setting"),
         (["data.filez=[]"], r"data.filez: unknown setting; did you mean data.files\? \(got"),
         (["phase2.lora.rnak=3"], r"phase2.lora.rnak: unknown setting; did you mean phase2.lora.rank\?"),
-        (["phase0.head_first={epoch: 1}"], r"unknown setting; did you mean phase0.head_first.epochs\?"),
+        (["phase0.epoch=1"], r"unknown setting; did you mean phase0.epochs\?"),
+        (["router.epochs=1"], "router.epochs: needs router.kind: own"),
         (["zzz=1"], r"zzz: unknown setting \(got 1\)"),
         (["router.head_learning_rate=0.1"], "router.head_learning_rate: unknown setting"),
         (["phase3.head_learning_rate=0.1"], "phase3.head_learning_rate: unknown setting"),
-        (["phase0.head_first={head_learning_rate: 0.1}"], "phase0.head_first.head_learning_rate: unknown setting"),
         (["base=frozen", "phase0.head_learning_rate=0.1"], "phase0.head_learning_rate has no effect"),
-        (["base=frozen", "phase1.head_first={}"], "phase1.head_first has no effect"),
+        (["base=frozen", "phase1.head_first=true"], "phase1.head_first has no effect"),
         (["phase2.lora.rank=0", "phase2.head_learning_rate=0.1"], "phase2.head_learning_rate has no effect"),
         (["base_lora.rank=2"], "base_lora has no effect"),
         (["phase2.lora.rank=0", "phase2.lora.alpha=8"], "phase2.lora.alpha has no effect while phase2.lora.rank is 0"),
         (["phase2.lora.rank=0", "phase2.lora.dropout=0"], "phase2.lora.dropout has no effect"),
         (["phase2.lora.rank=0", "phase2.lora.targets=[k_proj]"], "phase2.lora.targets has no effect"),
-        (["extends=frozen", "phase3.hidden=8"], "phase3.hidden has no effect while phase3.inputs is scores"),
-        (["extends=frozen", "phase3.dropout=0.2"], "phase3.dropout has no effect"),
+        (["phase3.inputs=scores", "phase3.hidden=8"], "phase3.hidden has no effect while phase3.inputs is scores"),
+        (["extends=frozen", "phase3.dropout=0.2"], "phase3.dropout: needs phase3.fit: trained"),
         (["extends=paper", "phase3.base_scores=[general]"], "phase3.base_scores has no effect"),
         (["data.format=trl"], "data.format has no effect while data.files is empty"),
         (["data.split=test"], "data.split has no effect"),
         (["data.task=chitchat"], "data.task has no effect"),
         (["data.soft_labels=false"], "data.soft_labels has no effect while data.capability_labels is empty"),
         (["data.inconsistent_weight=0.5"], "data.inconsistent_weight has no effect"),
-        (["phase0.batch_groups=8", "phase0.gradient_accumulation=3"], "phase0: .*must divide batch_groups, which is 8"),
-        (["extends=finetune", "phase3.epochs=2"], "phase3.epochs has no effect while phase3.l2 is auto"),
+        (["training.gradient_accumulation=3"], "training: .*must divide batch_groups, which is 8"),
+        (["extends=finetune", "phase3.epochs=2"], "phase3.epochs: needs phase3.fit: trained"),
+        (["extends=frozen", "training.warmup=0.2"], "training.warmup has no effect while every step is exact"),
     ],
 )
 def test_a_wrong_setting_is_named(overrides, message):
@@ -151,17 +154,11 @@ def test_a_wrong_file_is_named(text, tmp_path):
         load_config(file)
 
 
-@pytest.mark.parametrize("text", ["extends: base.yaml\nphase3: {epochs: 2}\n", "phase3: {epochs: 2}"])
-def test_epochs_of_a_file_are_refused_only_while_steps_are_inherited(text, tmp_path):
-    (tmp_path / "base.yaml").write_text("phase3: {steps: 150}")
-    (tmp_path / "mine.yaml").write_text(text)
-    if "extends" not in text:
-        assert load_config(tmp_path / "mine.yaml").phase3.epochs == 2
-        return
-    with pytest.raises(ConfigError, match=r"mine.yaml: phase3.epochs has no effect.*set phase3.steps to null"):
-        load_config(tmp_path / "mine.yaml")
-    assert load_config(tmp_path / "mine.yaml", ["phase3.steps=null"]).phase3.epochs == 2
-    assert load_config(tmp_path / "base.yaml", ["phase3.epochs=0"]).phase3.epochs == 0  # no training: this acts
+def test_a_step_of_another_type_keeps_what_both_types_have():
+    exact = load_config("finetune", ["base=frozen", "phase0.fit=exact", "phase1.fit=exact"]).phase0
+    assert (exact.fit, exact.model_fields_set) == ("exact", {"fit"})
+    trained = load_config("frozen", ["phase3.inputs=both", "phase3.fit=trained", "backbone={num_layers: 2}"]).phase3
+    assert (trained.inputs, trained.base_scores) == ("both", ("per_task", "general", "all_labels"))
 
 
 def test_paper_differs_from_the_published_settings_in_its_rates_alone():

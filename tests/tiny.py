@@ -113,7 +113,7 @@ def write_groups(groups: Iterable[Group], path: Path) -> str:
 
 def make_tiny_config(backbone: str, folder: Path, /, **changes: Any) -> Config:
     """Return settings of a run that takes seconds: `tiny_groups`, fully trained branches, LoRA experts of rank 2."""
-    step = {"epochs": 2, "learning_rate": 1e-3, "batch_groups": 8, "evaluations": 2}
+    step = {"epochs": 2, "learning_rate": 1e-3, "evaluations": 2}
     own_router = changes.get("router", {}).get("kind") == "own"  # the other is fitted exactly
     settings: dict[str, Any] = {
         "output": str(folder / "run"),
@@ -132,14 +132,12 @@ def make_tiny_config(backbone: str, folder: Path, /, **changes: Any) -> Config:
 def make_exact_config(backbone: str, folder: Path, /, **changes: Any) -> Config:
     """Return the settings of a tiny run of the form of `frozen`: heads fitted exactly, weighted out-of-fold scores."""
     settings = make_tiny_config(backbone, folder).model_dump(mode="json")
-    settings |= {"base": "frozen", "phase0": {"l2": "auto"}, "phase1": {"l2": "auto", "phase1_fraction": 0}}
-    scores = ["per_task", "general", "all_labels"]
-    settings |= {"phase2": {"l2": "auto", "lora": {"rank": 0}}}
-    settings |= {"phase3": {"l2": "auto", "inputs": "scores", "base_scores": scores}}
-    return Config(**merge(settings, changes))
+    settings |= {"base": "frozen"} | {name: {"fit": "exact"} for name in ("phase0", "phase1", "phase2")}
+    settings |= {"phase3": {"fit": "exact", "base_scores": ["per_task", "general", "all_labels"]}}
+    return Config.model_validate(merge(settings, changes))
 
 
-_FIRST: dict[str, Any] = {"head_first": {"l2": "auto"}}  # a penalty, with which scores have an uncertainty
+_FIRST: dict[str, Any] = {"head_first": True}  # a penalty, with which scores have an uncertainty
 TRAINED: dict[str, Any] = {"phase0": _FIRST, "phase1": _FIRST}
 """The changes to the settings of a tiny run that are those of `trained_run`."""
 

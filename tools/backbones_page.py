@@ -209,7 +209,7 @@ none: set `phase2.lora.rank` to 0. A name that you set and that no linear layer 
 A backbone may be a reward model itself: a `ForSequenceClassification` model with one label and a linear head `score`,
 such as Skywork-Reward-V2. Then the general model starts from its head: before training its scores are the reward
 model's, with the general model's calibration. With gradient training (`l2` is a number) training continues from there.
-With `l2: auto` the penalty pulls toward these weights instead of 0 where that predicts held-out pairs better. This
+With `fit: exact` the penalty pulls toward these weights instead of 0 where that predicts held-out pairs better. This
 needs `encoding.pooling` `both` or `last`, `head.hidden: 0`, all layers, and a padding token that does not end a turn,
 since transformers reads the score before the padding. `backbone.reward_head: false` starts from a new head.
 

@@ -122,7 +122,6 @@ def train_recipe(recipe: str, work: Path) -> dict[str, Any]:
     }
     overrides = [
         *(f"{step}.epochs=2" for step in steps[recipe]),
-        *(f"{step}.batch_groups=8" for step in steps[recipe]),
         *(f"{step}.evaluations=2" for step in steps[recipe]),
         *(["phase2.lora.dropout=0"] if recipe != "frozen" else []),
         *(["phase3.dropout=0"] if recipe == "paper" else []),

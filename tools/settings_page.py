@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from dmoerm.config import Config
-from dmoerm.config.loading import group_of
+from dmoerm.config.loading import groups_of, tag_of
 
 PAGE = Path(__file__).parents[1] / "docs" / "settings.md"
 HEAD = """# Settings
@@ -42,30 +42,39 @@ class SettingsGroup(NamedTuple):
 
 
 def setting_groups(
-    kind: type[BaseModel] = Config, name: str = "", meaning: str | None = None
+    kinds: Sequence[type[BaseModel]] = (Config,), name: str = "", meaning: str | None = None
 ) -> Iterator[SettingsGroup]:
     """Yield a group of settings and its subgroups.
 
     Args:
-        kind: the model of the group.
+        kinds: the types of the group: of a step, the exact and the trained one.
         name: the group's full name.
-        meaning: what the group is; None: its docstring.
+        meaning: what the group is; None: the docstring of the last type.
     """
-    fields, prefix = kind.model_fields, f"{name}." if name else ""
-    groups = {field: group for field, info in fields.items() if (group := group_of(info.annotation))}
-    settings = [
-        DocumentedSetting(
-            f"{prefix}{field}",
-            _text(info.get_default(call_default_factory=True)),
-            _values(info),
-            _line(info.description),
-        )
-        for field, info in fields.items()
-        if field not in groups
-    ]
-    yield SettingsGroup(name, _line(meaning or kind.__doc__), tuple(settings))
-    for field, group in groups.items():
-        yield from setting_groups(group, f"{prefix}{field}", fields[field].description)
+    prefix = f"{name}." if name else ""
+    fields: dict[str, list[tuple[type[BaseModel], FieldInfo]]] = {}
+    for kind in kinds:
+        for field, info in kind.model_fields.items():
+            fields.setdefault(field, []).append((kind, info))
+    groups = {field: forms for field, ((_, info), *_) in fields.items() if (forms := groups_of(info.annotation))}
+    settings = [_setting(prefix, field, known, kinds) for field, known in fields.items() if field not in groups]
+    yield SettingsGroup(name, _line(meaning or kinds[-1].__doc__), tuple(settings))
+    for field, forms in groups.items():
+        yield from setting_groups(forms, f"{prefix}{field}", fields[field][0][1].description)
+
+
+def _setting(
+    prefix: str, field: str, known: Sequence[tuple[type[BaseModel], FieldInfo]], kinds: Sequence[type[BaseModel]]
+) -> DocumentedSetting:
+    """Document a field of some of the types; a field of one of several types says so."""
+    infos = [info for _, info in known]
+    texts = [_line(info.description) for info in infos if info.description]
+    values = dict.fromkeys(map(_values, infos))
+    if len(known) < len(kinds):
+        name, tag = tag_of(known[0][0])
+        texts = [f"With `{name}: {tag}`: {text}" for text in texts]
+    default = _text(infos[-1].get_default(call_default_factory=True))
+    return DocumentedSetting(f"{prefix}{field}", default, ", ".join(values), next(iter(texts), ""))
 
 
 def _values(field: FieldInfo) -> str:

@@ -24,13 +24,12 @@ _SETTINGS: dict[str, tuple[str, Mapping[str, Any]]] = {
     "embeddings": (
         "the paper's aggregator: an MLP over embeddings in place of the scores",
         {
+            "phase3.fit": "trained",
             "phase3.inputs": "embeddings",
             "phase3.base_scores": ["per_task", "general"],
             "phase3.hidden": 64,
             "phase3.learning_rate": 1e-3,
             "phase3.weight_decay": 0.1,
-            "phase3.l2": 0.0,
-            "phase3.metric_for_best_model": "loss",
             "phase3.evaluations": 10,
         },
     ),

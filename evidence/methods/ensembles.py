@@ -108,7 +108,7 @@ def train_members(context: MethodContext, bagging: bool = False, size: int | Non
 
 def has_exact_head(run: Run) -> bool:
     """Return whether the general model is a head that is fitted exactly, a convex problem with one solution."""
-    return run.config.phase0.l2 == "auto"
+    return run.config.phase0.fit == "exact"
 
 
 def single_rewards(run: Run, scorer: BranchScorer, batch: ScoringBatch) -> Tensor:

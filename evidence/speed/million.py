@@ -61,11 +61,12 @@ def settings(folder: Path, rows: int) -> Config:
     file = folder / "rows.jsonl"
     with file.open("w", encoding="utf-8") as lines:
         lines.writelines(json.dumps(row) + "\n" for row in drawn(rows))
-    step = {"l2": 0.01, "epochs": 1, "batch_groups": 512, "evaluations": 1}
+    step = {"l2": 0.01, "epochs": 1, "evaluations": 1}
     return make_exact_config(
         write_backbone(folder / "backbone"),
         folder,
         data={"files": [str(file)]},
+        training={"batch_groups": 512},
         phase0=step,
         phase1={"l2": 0.01},
         phase2={"l2": 0.01},

@@ -60,7 +60,7 @@ KINDS = {
     "experts": ("phase3.inputs=embeddings",),
     "lora": ("phase3.inputs=scores", "phase3.base_scores=[per_task]"),
     "head": ("phase3.inputs=scores", "phase3.base_scores=[per_task]", "phase2.lora={rank: 0}"),
-    "frozen": ("extends=frozen", "phase2.lora={rank: 0}", "phase3.inputs=scores"),
+    "frozen": ("extends=frozen", "phase2={fit: exact}", "phase3={fit: exact}"),
 }
 FROZEN_SHARE = 2 / 3  # of the backbone's layers that the recipe `frozen` runs
 

@@ -147,8 +147,7 @@ def prepared(task: str, folder: Path, groups: int, responses: int | None = None)
 
 def settings(task: str, folder: Path, groups: int) -> Config:
     """Return the run's settings."""
-    step = f"batch_groups: {BATCH[task]}, epochs: {EPOCHS}, learning_rate: {RATES[0]}"
-    step += ", metric_for_best_model: end, evaluations: 1"
+    step = f"epochs: {EPOCHS}, learning_rate: {RATES[0]}, evaluations: 1"
     return load_config(
         None,
         [
@@ -158,6 +157,7 @@ def settings(task: str, folder: Path, groups: int) -> Config:
             "encoding={pooling: last, truncation: keep_both}",
             "backbone.branch_layer=24",
             f"cache={folder / 'cache'}",
+            f"training={{batch_groups: {BATCH[task]}, metric_for_best_model: end}}",
             f"phase2={{{step}, lora: {{rank: 16, alpha: 16, dropout: 0}}}}",
         ],
     )
@@ -197,7 +197,7 @@ def fill_seconds(work: Work) -> float:
 
 def train(work: Work, folder: Path, steps: int | None = None) -> None:
     """Run phase 2 in a new folder, including evaluations and checkpoints, which TRL does not run."""
-    phase = work.run.config.phase2.model_copy(update={"steps": steps, "learning_rate": work.rate})
+    phase = work.run.config.phase2.model_copy(update={"learning_rate": work.rate} | ({"epochs": 1.0} if steps else {}))
     run = dataclasses.replace(work.run, folder=folder, config=work.run.config.model_copy(update={"phase2": phase}))
     validation = [max(work.train, key=lambda e: (sum(map(bool, e.pairs.values())), -e.encoded.tokens))]
     phase2(Training(run, work.train, validation), work.task)

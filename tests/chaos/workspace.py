@@ -27,8 +27,9 @@ _ENVIRONMENT = {
     "OPENAI_API_KEY": "none",
 }
 LIMIT = 300.0  # seconds after which a command counts as hanging
-_STEP = {"epochs": 3, "batch_groups": 4, "evaluations": 3, "learning_rate": 1e-2}
+_STEP = {"epochs": 3, "evaluations": 3, "learning_rate": 1e-2}
 _SETTINGS = {
+    "training": {"batch_groups": 4},
     "phase0": _STEP,
     "phase1": _STEP,
     "phase2": {**_STEP, "lora": {"rank": 2, "dropout": 0.2}},

@@ -33,14 +33,14 @@ pytestmark = pytest.mark.slow
 
 # Long enough to be killed in, with checkpoints to go on from.
 LONG: dict[str, Any] = {
+    "training": {"batch_groups": 2},
     "phase2": {
         "epochs": 150,
-        "batch_groups": 2,
         "evaluations": 15,
         "learning_rate": 1e-3,
         "patience": 15,
         "lora": {"rank": 2, "dropout": 0.2},
-    }
+    },
 }
 
 
@@ -157,10 +157,7 @@ def test_a_cluster_that_is_not_there_is_named() -> None:
 
 
 # No dropout, which each process draws for its own groups, and nothing chosen by a loss, which rounding changes.
-_END: dict[str, Any] = {"metric_for_best_model": "end"}
-ENDS = dict.fromkeys(("router", "phase0", "phase1", "phase3"), _END) | {
-    "phase2": {**_END, "lora": {"rank": 2, "dropout": 0.0}}
-}
+ENDS: dict[str, Any] = {"training": {"metric_for_best_model": "end"}, "phase2": {"lora": {"rank": 2, "dropout": 0.0}}}
 GROUP: dict[str, Any] = {"workers_per_step": 2, "cpus": 0.5}
 
 

@@ -22,7 +22,7 @@ CONFIGS = Path(training.__file__).parents[1] / "configs" / "accelerate"
 # kept is the end, which is all of the training; in the last form, for some steps, the best.
 LORA = {"rank": 2, "dropout": 0.0}
 END = {"metric_for_best_model": "end"}
-ENDS = {"phase0": END, "phase1": END, "phase2": {**END, "lora": LORA}, "phase3": END}
+ENDS = {"training": END, "phase2": {"lora": LORA}}
 
 
 # Passes and parts of batches so small that both processes have some, though not equally many.
@@ -147,4 +147,4 @@ def killed(
     return broken
 
 
-LONG = {"epochs": 4, "batch_groups": 2, "evaluations": 4, "learning_rate": 1e-2}
+LONG = {"epochs": 4, "evaluations": 4, "learning_rate": 1e-2}

@@ -1,4 +1,4 @@
-"""Runs with `l2: auto`: exact heads, out-of-fold scores, the aggregator's weights."""
+"""Runs with `fit: exact`: exact heads, out-of-fold scores, the aggregator's weights."""
 
 from __future__ import annotations
 
@@ -201,15 +201,13 @@ def test_experts_against_the_overall_preferences_are_dropped(sign: float, kept: 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["base=full"], "phase0.l2 is auto but the step trains more than heads"),
-        (["phase2.lora.rank=2"], r"phase2.l2 is auto but .*phase2.head_first.l2"),
-        (["head.hidden=4"], "linear heads exactly; set head.hidden"),
-        (["phase1.phase1_fraction=0.5"], "phase3.l2 is auto, which weights held-out scores"),
-        (["phase3.inputs=both"], "phase3.l2 is auto"),
-        (["phase1.l2=0.5", "phase3.l2=0.5"], "all_labels, which needs"),
-        (["phase0.steps=100"], "phase0.steps has no effect while phase0.l2 is auto"),
-        (["phase2.learning_rate=0.1"], "phase2.learning_rate has no effect while phase2.l2 is auto"),
-        (["phase0.l2=often"], "phase0.l2"),
+        (["base=full"], "phase0.fit is exact but base is full, which trains more than heads"),
+        (["phase2.lora.rank=2"], "phase2.lora: needs phase2.fit: trained"),
+        (["head.hidden=4"], "linear heads; set head.hidden"),
+        (["phase1.fit=trained"], "phase3.fit is exact, which weights held-out scores"),
+        (["phase3.inputs=both"], "phase3.inputs: needs phase3.fit: trained"),
+        (["phase1.fit=trained", "phase1.phase1_fraction=0"], "all_labels, which needs"),
+        (["phase2.learning_rate=0.1"], "phase2.learning_rate: needs phase2.fit: trained"),
     ],
 )
 def test_settings_that_no_exact_fit_has_are_refused(overrides: list[str], message: str) -> None:
@@ -219,17 +217,17 @@ def test_settings_that_no_exact_fit_has_are_refused(overrides: list[str], messag
 
 def test_lora_experts_start_from_exact_heads() -> None:
     """The settings that docs/training.md names for `frozen` with LoRA experts."""
-    lora = ["phase2.lora.rank=8", "phase2.l2=2", "phase2.head_first.l2=auto"]
+    lora = ["phase2.fit=trained", "phase2.head_first=true", "phase2.lora.rank=8", "phase2.l2=2"]
     page = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
     assert all(f"--set {setting}" in page for setting in lora)
     config = load_config("frozen", lora)
-    assert (config.phase2.l2, config.phase2.head_first.l2, config.phase1.l2) == (2, "auto", "auto")
+    assert (config.phase2.l2, config.phase2.head_first, config.phase1.fit) == (2, True, "exact")
 
 
 @pytest.mark.parametrize("base", [pytest.param("full", marks=pytest.mark.slow), "frozen"])
 def test_branches_and_lora_are_trained_from_exact_heads(tiny_backbone: str, tmp_path: Path, base: str) -> None:
     """The form of `finetune`, and of `frozen` with LoRA experts."""
-    first: dict[str, Any] = {"head_first": {"l2": "auto"}}
+    first: dict[str, Any] = {"head_first": True}
     phases = {"phase0": first, "phase1": first} if base == "full" else {}
     run = train_quietly(make_tiny_config(tiny_backbone, tmp_path, base=base, phase2=first, **phases))
     expected = run.model.score("Is it?", PAIR)
@@ -240,7 +238,7 @@ def test_branches_and_lora_are_trained_from_exact_heads(tiny_backbone: str, tmp_
 def weighted_config(backbone: str, folder: Path, base: str) -> Config:
     """Settings of trained experts whose scores phase 3 weights."""
     settings = make_tiny_config(backbone, folder, base=base, phase1={"phase1_fraction": 0}).model_dump(mode="json")
-    return Config(**settings | {"phase3": {"l2": "auto", "inputs": "scores", "base_scores": ["per_task"]}})
+    return Config(**settings | {"phase3": {"fit": "exact", "base_scores": ["per_task"]}})
 
 
 @pytest.mark.parametrize("base", ["full", pytest.param("frozen", marks=pytest.mark.slow)])

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dmoerm.model.experts import Experts, lora_layers
-from dmoerm.training.phases import expert_parts, phase1, phase2
+from dmoerm.training.phases import phase1, phase2
 
 TASK = "chitchat"
 
@@ -35,25 +35,6 @@ def one_expert(start: Any, capability: str) -> None:
     )
 
 
-@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 2])
-def test_experts_of_several_steps_are_those_of_one(begun: Callable[..., Any], tmp_path: Path, rank: int) -> None:
-    """Though the groups are not all labelled on all capabilities."""
-    step = {"learning_rate": 3e-2, "epochs": 6, "evaluations": 6, "patience": 1, "batch_groups": 1}
-    settings = {"phase2": {**step, "lora": without_dropout(rank)}}
-    one, several = (begun(**settings, output=str(tmp_path / name)) for name in ("one", "several"))
-    names = one.run.model.task_model(TASK).experts.capabilities
-    for start in (one, several):
-        for i, example in enumerate(start.of(TASK)[0]):
-            example.pairs[names[i % 2]] = []  # pyright: ignore[reportIndexIssue]
-        phase1(start, TASK)
-    phase2(one, TASK)
-    for part in expert_parts(TASK, names, 1).items():
-        phase2(several, TASK, part)
-    assert {f"phase2/{TASK}/0", f"phase2/{TASK}/1"} <= several.run.metrics().keys()
-    states = [start.run.model.task_model(TASK).experts.state_dict() for start in (one, several)]
-    torch.testing.assert_close(states[1], states[0], atol=1e-5, rtol=1e-3)
-
-
 @pytest.mark.parametrize(
     ("rank", "head_first"),
     [pytest.param(0, False, marks=pytest.mark.slow), pytest.param(2, False, marks=pytest.mark.slow), (2, True)],
@@ -62,10 +43,9 @@ def test_experts_trained_together_are_those_trained_alone(
     begun: Callable[..., Any], tmp_path: Path, rank: int, head_first: bool
 ) -> None:
     """Each on its own labels, with early stopping at its own time; nothing random inside the layers."""
-    step = {"learning_rate": 3e-2, "epochs": 6, "evaluations": 6, "patience": 1, "batch_groups": 2}
+    step = {"learning_rate": 3e-2, "epochs": 6, "evaluations": 6, "patience": 1}
     lora = without_dropout(rank)
-    first = {"epochs": 2.0, "learning_rate": 1e-2} if head_first else None
-    settings = {"phase2": {**step, "lora": lora, "head_first": first}}
+    settings = {"phase2": {**step, "lora": lora, "head_first": head_first}, "training": {"batch_groups": 2}}
     together = begun(**settings)
     trained(together)
     for i, capability in enumerate(together.run.model.task_model(TASK).experts.capabilities):

@@ -13,11 +13,11 @@ from tiny import make_tiny_config, train_quietly
 from dmoerm.config import Config, changed
 from dmoerm.errors import DmoermError
 
-LONG = ("epochs", "steps")  # take as long as they say
+LONG = ("epochs",)  # take as long as it says
 # The same kinds of settings as others, or none of training.
-SAME = ("ray.", "router.", "phase0.", "phase1.", "phase2.head_first.")
+SAME = ("ray.", "router.", "phase0.", "phase1.")
 EXTREMES = {float: (1e-300, 1e30, 1e300), int: (-(2**63), 1 << 20, 2**63)}
-_STEPS = {name: {"steps": 2, "evaluations": 2} for name in ("router", "phase0", "phase1", "phase2", "phase3")}
+_STEPS = {name: {"epochs": 0.5, "evaluations": 2} for name in ("phase0", "phase1", "phase2", "phase3")}
 SHORT: dict[str, Any] = {**_STEPS, "base": "lora", "base_lora": {"rank": 2}}
 
 

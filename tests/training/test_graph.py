@@ -49,12 +49,6 @@ def test_exact_heads_of_a_task_need_the_general_ones(tiny_backbone: str, tmp_pat
     assert "phase0" in [step.name for step in path_to("phase1/chitchat", found)]
 
 
-def test_a_tasks_experts_may_be_several_steps(tiny_config: Callable[..., Config]) -> None:
-    found = {step.name: step.needs for step in steps(tiny_config(experts_per_step=1))}
-    assert {"phase2/chitchat/0", "phase2/chitchat/1"} <= found.keys()
-    assert {"phase2/chitchat/0", "phase2/chitchat/1"} <= set(found["phase3/chitchat"])
-
-
 def test_a_task_without_capabilities_has_no_phase_2(tiny_config: Callable[..., Config]) -> None:
     bare = [group.model_copy(update={"capabilities": {}}) for group in tiny_groups()]
     found = graph(tiny_config(), draft_taxonomy(bare, "drafted"))

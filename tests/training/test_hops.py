@@ -20,7 +20,8 @@ from dmoerm.training.losses import PreferenceLossModule
 PACKAGE = str(Path(dmoerm.__file__).parent) + os.sep
 PAGE = Path(__file__).parents[2] / "docs" / "architecture.md"
 LOOP = "Loop."  # part of `fit`
-NO_DATA = ("<lambda>", "Run.step")  # closures, and a function that receives a closure
+NO_DATA = ("Run.step",)  # receives a closure
+CLOSURE = "<locals>"
 RETURN = {"read_groups", "load_splits", "PackedCollator.__call__"}  # pass the data on as their result
 
 
@@ -49,8 +50,8 @@ def test_a_row_reaches_the_loss_by_the_listed_hops(
         if not module.training:
             return original(module, batch)
         codes = [frame.frame.f_code for frame in reversed(inspect.stack(0))]
-        kept = [code for code in codes if package_file(code) and not code.co_qualname.startswith(LOOP)]
-        stack.extend(name for code in kept if (name := code.co_qualname.rpartition("<locals>.")[2]) not in NO_DATA)
+        kept = [code.co_qualname for code in codes if package_file(code)]
+        stack.extend(name for name in kept if name not in NO_DATA and not name.startswith(LOOP) and CLOSURE not in name)
         raise Reached
 
     def profile(frame: Any, event: str, _: Any) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from dmoerm.config import BranchStepConfig, HeadConfig
+from dmoerm.config import BranchStepConfig, HeadConfig, TrainingConfig
 from dmoerm.errors import CheckpointError, TrainingError
 from dmoerm.model.heads import Head
 from dmoerm.schema import Pair
@@ -41,9 +41,11 @@ def head(seed: int = 0, **settings: Any) -> Head:
     return Head(WIDTH, HeadConfig(**settings))
 
 
-def step(**changes: Any) -> BranchStepConfig:
-    settings = {"epochs": 6, "learning_rate": 3e-2, "batch_groups": 8, "evaluations": 6, "patience": 6}
-    return BranchStepConfig(**settings | changes)
+def step(**changes: Any) -> tuple[BranchStepConfig, TrainingConfig]:
+    """The settings of a fit, of the step and of all steps."""
+    settings = {"epochs": 6, "learning_rate": 3e-2, "evaluations": 6, "patience": 6} | changes
+    shared = {name: settings.pop(name) for name in TrainingConfig.model_fields.keys() & settings.keys()}
+    return BranchStepConfig(**settings), TrainingConfig(**shared)
 
 
 def fitted(
@@ -54,7 +56,7 @@ def fitted(
     watch: Callable[..., Any] = lambda *_: None,
     **changes: Any,
 ) -> FitResult:
-    settings = step(**changes)
+    settings, shared = step(**changes)
     torch.manual_seed(5)
     (result,) = fit(
         PreferenceLossModule(scorer, settings.l2, scorer),
@@ -62,6 +64,7 @@ def fitted(
         rows(32, 2) if validation is None else validation,
         collate=COLLATE,
         step=settings,
+        training=shared,
         folder=folder,
         seed=3,
         watch=watch,
@@ -336,7 +339,7 @@ def test_figures_reach_an_experiment_tracker(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "tensorboard", Recorder)
     monkeypatch.setattr("accelerate.tracking.get_available_trackers", lambda: [tracking.LoggerType.TENSORBOARD])
-    folder, settings = tmp_path / "run" / "checkpoints" / "phase0" / "head", step(epochs=2, evaluations=1)
+    folder, settings = tmp_path / "run" / "checkpoints" / "phase0" / "head", step(epochs=2, evaluations=1)[0]
     module, parts = PreferenceLossModule(head()), (rows(8, 1), rows(8, 2))
     fit(module, *parts, collate=COLLATE, step=settings, folder=folder, seed=3, report_to=["tensorboard"])
     assert logged[0] == (-1, {str(tmp_path / "run" / "logs" / "phase0" / "head"): 0.0})

@@ -75,7 +75,9 @@ def test_each_phase_changes_its_own_part_alone(begun: Callable[..., Any], base: 
 
 @pytest.mark.parametrize("base", ["full", "lora"])
 def test_a_trained_base_moves_its_branch(begun: Callable[..., Any], base: str) -> None:
-    (general,) = trained(begun(base=base, phase0={"learning_rate": 1e-2, "metric_for_best_model": "accuracy"}), phase0)
+    (general,) = trained(
+        begun(base=base, phase0={"learning_rate": 1e-2}, training={"metric_for_best_model": "accuracy"}), phase0
+    )
     moved = {name.rpartition(".layers.")[2].split(".", 1)[-1] for name in general if ".layers." in name}
     if base == "lora":
         assert moved <= {"self_attn.q_proj.weight", "self_attn.v_proj.weight"}

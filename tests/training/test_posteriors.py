@@ -95,7 +95,7 @@ def test_a_run_is_saved_reloaded_and_resumed_with_the_same_uncertainty(
         "lora experts": lambda: make_tiny_config(tiny_backbone, tmp_path, base="frozen", **penalty),
     }
     if form == "weights by validation":
-        settings = forms["branch"]().model_dump(mode="json") | {"phase3": {"l2": "auto", "inputs": "scores"}}
+        settings = forms["branch"]().model_dump(mode="json") | {"phase3": {"fit": "exact"}}
         forms[form] = lambda: Config(**settings)
     config = forms[form]()
     run = train_quietly(config)
@@ -127,7 +127,7 @@ def test_a_trained_branch_has_the_posterior_of_its_phase_1_score(
     tiny_backbone: str, tmp_path: Path, auto: bool
 ) -> None:
     """The strength is that of the step, or else the one of the head that was fitted first."""
-    step: dict[str, Any] = {"l2": 0.0, "head_first": {"l2": "auto"}} if auto else {"l2": 0.7}
+    step: dict[str, Any] = {"head_first": True} if auto else {"l2": 0.7}
     config = make_tiny_config(tiny_backbone, tmp_path, phase1={**step, "phase1_fraction": 0.5})
     run, training = train_quietly(config), begin(config)
     model = run.model.task_model("chitchat")

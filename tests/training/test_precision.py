@@ -18,14 +18,16 @@ from dmoerm.training import phases, router
 
 TASK = "chitchat"
 # Most changes are smaller than bfloat16's steps.
-SLOW = {"epochs": 1, "learning_rate": 2e-4, "metric_for_best_model": "end", "evaluations": 1}
-HEAD = {"head_first": {"epochs": 1, "learning_rate": 1e-3}}
-FINETUNE: dict[str, Any] = {"phase0": SLOW | HEAD, "phase1": SLOW | HEAD, "phase2": SLOW | HEAD}
+SLOW = {"epochs": 1, "learning_rate": 2e-4, "evaluations": 1}
+HEAD = {"head_first": True}
+END = {"metric_for_best_model": "end"}
+FINETUNE: dict[str, Any] = {"training": END, "phase0": SLOW | HEAD, "phase1": SLOW | HEAD, "phase2": SLOW | HEAD}
 RECIPES: dict[str, dict[str, Any]] = {
     "finetune": FINETUNE,
     "warm": {**FINETUNE, "warm_start": True},
     "lora": {**FINETUNE, "base": "lora", "base_lora": {"rank": 2, "alpha": 2}},
     "paper": {
+        "training": END,
         "backbone": {"branch_layer": 0},
         "encoding": {"pooling": "last"},
         "router": {"kind": "own", **SLOW},

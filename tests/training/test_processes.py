@@ -44,13 +44,13 @@ def test_accelerate_reads_the_shipped_configs(file: Path) -> None:
 
 FORMS: dict[str, dict[str, Any]] = {
     "all weights": ENDS,
-    "frozen": {"base": "frozen", **ENDS, "phase2": {**END, "lora": {"rank": 0}}},
+    "frozen": {"base": "frozen", "training": END, "phase2": {"lora": {"rank": 0}}},
     "lora": {"base": "lora", "base_lora": LORA, **ENDS},
     "head first, uneven": {
-        "router": {"kind": "own", "epochs": 2, "learning_rate": 1e-3, "batch_groups": 5},
-        "phase0": {"batch_groups": 3, "head_first": {"epochs": 2, "batch_groups": 5}},
-        "phase1": {"batch_groups": 4, "gradient_accumulation": 2, **END},
-        "phase2": {"batch_groups": 3, "lora": LORA, **END},
+        "training": {"batch_groups": 6, "gradient_accumulation": 2, **END},
+        "router": {"kind": "own", "epochs": 2, "learning_rate": 1e-3},
+        "phase0": {"head_first": True},
+        "phase2": {"lora": LORA},
         "warm_start": True,
     },
 }
@@ -78,7 +78,12 @@ def test_two_processes_evaluate_as_one(trained_run: Run, tmp_path: Path) -> None
     assert approximately(measured(tmp_path / "two"), measured(tmp_path / "one"))
 
 
-RESUMABLE = {"phase0": LONG, "phase2": {**LONG, "lora": {"rank": 2, "dropout": 0.2}}, "phase3": LONG}
+RESUMABLE = {
+    "training": {"batch_groups": 2},
+    "phase0": LONG,
+    "phase2": {**LONG, "lora": {"rank": 2, "dropout": 0.2}},
+    "phase3": LONG,
+}
 
 
 def finished(config: Config, folder: Path) -> Config:

@@ -263,6 +263,6 @@ def test_trained_branches_choose_on_validation_prompts(tiny_backbone: str, tmp_p
 
 def test_a_trained_aggregator_on_exact_heads_chooses_on_validation_prompts(tiny_backbone: str, tmp_path: Path) -> None:
     """Its scores are not held out, so that nothing is to be learned from training prompts."""
-    aggregator = {"l2": 0.0, "inputs": "both", "base_scores": ["per_task", "general"], "hidden": 8, "epochs": 1}
+    aggregator = {"fit": "trained", "inputs": "both", "base_scores": ["per_task", "general"], "hidden": 8, "epochs": 1}
     run = train_quietly(make_exact_config(tiny_backbone, tmp_path, phase3=aggregator))
     assert run.metrics()["routing"]["prompts"] == len({e.prompt for e in run.training.validation if e.pairs.get(None)})

@@ -28,12 +28,11 @@ from dmoerm.training.loop import Loop
 from dmoerm.training.run import build_model
 from dmoerm.training.steps import Training
 
-HEAD_FIRST = {"epochs": 2, "learning_rate": 1e-2, "evaluations": 4, "patience": 1}
 HEADS = {"base": "frozen", "phase2": {"lora": {"rank": 0}}}
 FORMS: dict[str, dict[str, Any]] = {
     "lora": {"base": "lora"},
     "frozen": HEADS,
-    "frozen with lora experts": {"base": "frozen", "phase2": {"head_first": HEAD_FIRST}},
+    "frozen with lora experts": {"base": "frozen", "phase2": {"head_first": True}},
     "the paper's": {
         "backbone": {"branch_layer": 0},
         "router": {"kind": "own", "epochs": 1, "learning_rate": 1e-3},
@@ -123,11 +122,12 @@ def test_the_same_settings_give_the_same_bits(trained_run: Run, tiny_config: Cal
 
 # More and shorter steps, so that there are several checkpoints to be killed between; dropout, so that random streams
 # must be taken up as well; experts that fit a head first.
-LONG = {"epochs": 4, "batch_groups": 2, "evaluations": 4, "learning_rate": 1e-2}
+LONG = {"epochs": 4, "evaluations": 4, "learning_rate": 1e-2}
 RESUMABLE: dict[str, Any] = {
+    "training": {"batch_groups": 2},
     "phase0": {**LONG, "epochs": 2},
     "phase1": LONG,
-    "phase2": {**LONG, "lora": {"rank": 2, "dropout": 0.2}, "head_first": HEAD_FIRST | {"batch_groups": 2}},
+    "phase2": {**LONG, "lora": {"rank": 2, "dropout": 0.2}},
     "phase3": {**LONG, "dropout": 0.2},
     "head": {"dropout": 0.1},
 }
@@ -398,7 +398,7 @@ def test_a_batch_with_too_few_groups_is_refused(
     tiny_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dmoerm.training.run.world_size", lambda: 4)
-    config = tiny_config(phase1={"batch_groups": 8, "gradient_accumulation": 4})
-    with pytest.raises(ConfigError, match=r"phase1.batch_groups: 8 in 4 accumulated passes leave 2 .* 4 processes"):
+    config = tiny_config(training={"gradient_accumulation": 4})
+    with pytest.raises(ConfigError, match=r"training.batch_groups: 8 in 4 accumulated passes leave 2 .* 4 processes"):
         train_quietly(config)
     assert not Path(config.output).exists()

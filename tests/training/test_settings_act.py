@@ -15,14 +15,14 @@ from tiny import tiny_groups, write_groups
 from torch import nn
 
 from dmoerm.config import (
-    AggregatorConfig,
     BranchStepConfig,
     Config,
     ExpertConfig,
-    HeadStepConfig,
+    OwnRouterConfig,
     Phase1Config,
-    RouterConfig,
     StepConfig,
+    TrainedAggregatorConfig,
+    TrainingConfig,
     changed,
 )
 from dmoerm.data import rows
@@ -41,6 +41,7 @@ ELSEWHERE = {
     "backbone.quantization": "model/test_quantization.py",
     "backbone.reward_head": "model/test_families.py",
     "data.skip_bad": "data/test_splits.py",
+    **{f"phase{i}.head_first": "training/test_exact_step.py" for i in range(3)},
     "ray.address": "distributed/test_commands.py",
     "ray.cpus": "distributed/test_training.py",
     "ray.gpus": "distributed/test_training.py",
@@ -52,9 +53,7 @@ ELSEWHERE = {
 def fields(kind: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
     """Path of each field that is no group of fields, and the group that it is of."""
     for name, field in kind.model_fields.items():
-        if name == "head_first":
-            yield from fields(HeadStepConfig, f"{prefix}{name}.")
-        elif isinstance(field.default, BaseModel):
+        if isinstance(field.default, BaseModel):
             yield from fields(type(field.default), f"{prefix}{name}.")
         else:
             yield prefix + name, kind
@@ -64,7 +63,6 @@ def fields(kind: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, type[
 
 STEP: dict[str, Any] = {
     "epochs": 2.0,
-    "steps": 7,
     "learning_rate": 1e-5,
     "head_learning_rate": 1e-6,
     "batch_groups": 4,
@@ -77,11 +75,11 @@ STEP: dict[str, Any] = {
 }
 
 
-def optimized(step: StepConfig, folder: Path) -> Any:
+def optimized(step: StepConfig, folder: Path, shared: TrainingConfig) -> Any:
     """How a step of 64 rows is optimized, and which of some evaluations it keeps."""
     module = nn.ModuleDict({"head": nn.Linear(2, 1), "body": nn.Linear(2, 2)})
     rows, collate = [0] * 64, list[Any]
-    loop = Loop(module, rows, rows, collate, step, folder, 0, False, None)  # pyright: ignore[reportArgumentType]
+    loop = Loop(module, rows, rows, collate, step, shared, folder, 0, False, None)  # pyright: ignore[reportArgumentType]
     tracker, schedule = loop.best, loop.schedule.lr_lambdas[0]
     groups = [(g["initial_lr"], g["weight_decay"], schedule(1)) for g in loop.optimizer.param_groups]
     for loss, accuracy in ((1.0, 0.5), (0.5, 0.4), (0.7, 0.9), (0.8, 0.8)):
@@ -91,12 +89,15 @@ def optimized(step: StepConfig, folder: Path) -> Any:
 
 
 @pytest.mark.parametrize(
-    "kind", [RouterConfig, HeadStepConfig, BranchStepConfig, Phase1Config, ExpertConfig, AggregatorConfig]
+    "kind", [OwnRouterConfig, BranchStepConfig, Phase1Config, ExpertConfig, TrainedAggregatorConfig]
 )
 def test_each_field_of_a_step_acts(kind: type[StepConfig], tmp_path: Path) -> None:
-    start = optimized(kind(), tmp_path)
-    for name in STEP.keys() & kind.model_fields.keys():
-        assert optimized(kind(**{name: STEP[name]}), tmp_path) != start, name
+    start = optimized(kind(), tmp_path, TrainingConfig())
+    for name, value in STEP.items():
+        if name in kind.model_fields:
+            assert optimized(kind(**{name: value}), tmp_path, TrainingConfig()) != start, name
+        if name in TrainingConfig.model_fields:
+            assert optimized(kind(), tmp_path, TrainingConfig(**{name: value})) != start, name
 
 
 def test_each_phase_is_fitted_by_its_own_step(begun: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,7 +111,7 @@ def test_each_phase_is_fitted_by_its_own_step(begun: Callable[..., Any], monkeyp
 
     for module in (phases, router):
         monkeypatch.setattr(module, "fit", fit)
-    pulls = {name: {"l2": i / 10, "head_first": {"l2": i}} for i, name in enumerate(("phase0", "phase1", "phase2"), 1)}
+    pulls = {name: {"l2": i / 10} for i, name in enumerate(("phase0", "phase1", "phase2"), 1)}
     start = begun(**pulls, phase3={"l2": 0.4}, router={"kind": "own"})
     config = start.run.config
     router.train_router(start)
@@ -121,7 +122,7 @@ def test_each_phase_is_fitted_by_its_own_step(begun: Callable[..., Any], monkeyp
     names = {"phase0": "branch", "phase1/chitchat": "branch", "phase2/chitchat": "lora"}
     for name, last in names.items():
         step = getattr(config, name.partition("/")[0])
-        expected |= {f"{name}/{last}": (step, step.l2), f"{name}/head": (step.head_first, step.head_first.l2)}
+        expected |= {f"{name}/{last}": (step, step.l2)}
     assert fitted == expected
 
 
@@ -207,7 +208,6 @@ OTHERS: dict[str, tuple[Any, Callable[[Config], Any], dict[str, Any]]] = {
     "taxonomy": ("paper-en", data, {"data.files": ["demo:train"]}),
     "cache": ("other", places, {}),
     "cache_limit": (1.0, places, {}),
-    "experts_per_step": (1, order, {}),
     "gradient_checkpointing": ("offload", base_branch, {"gradient_checkpointing": True}),
     "storage": ("other", places, {}),
     "report_to": (["tensorboard"], places, {}),
@@ -297,7 +297,6 @@ def test_each_other_field_acts(name: str, tiny_config: Callable[..., Config], st
 
 def test_these_are_all_fields() -> None:
     found = dict(fields(Config))
-    tested = {name for name, kind in found.items() if issubclass(kind, StepConfig) and name.split(".")[-1] in STEP}
-    tested |= {name for name in found if name.endswith(".l2")}
+    tested = {name for name in found if name.split(".")[-1] in (*STEP, "l2", "fit")}
     assert set(found) == tested | OTHERS.keys() | ELSEWHERE.keys()
     assert not [name for name, file in ELSEWHERE.items() if not (Path(__file__).parents[1] / file).is_file()]

@@ -62,7 +62,7 @@ def test_pieces_that_cannot_be_are_refused(
         train_quietly(tiny_config(**changes))
 
 
-PIECES = {"base": "frozen", **ENDS, "phase2": {**END, "lora": LORA, "batch_groups": 5}}
+PIECES = {"base": "frozen", "training": {**END, "batch_groups": 5}, "phase2": {"lora": LORA}}
 HELD = """
 from pathlib import Path
 from dmoerm.training.processes import rank
@@ -107,7 +107,7 @@ def test_a_killed_run_goes_on_and_two_processes_evaluate_it_as_one(
     tiny_config: Callable[..., Config], tmp_path: Path
 ) -> None:
     how = "fsdp2"
-    config = tiny_config(**{**PIECES, "phase2": {**LONG, **END, "lora": LORA}})
+    config = tiny_config(**{**PIECES, "phase2": {**LONG, "lora": LORA}})
     two, one = killed(config, tmp_path / "two", "phase2/chitchat/lora", 7, how), written(config, tmp_path / "one")[1]
     trained(config, tmp_path / "two", "--no-eval", how=how)
     train_and_measure(one, "train")
@@ -124,7 +124,7 @@ def test_a_killed_run_goes_on_and_two_processes_evaluate_it_as_one(
 TRAINED: dict[str, dict[str, Any]] = {
     "full": {"base": "full", **ENDS, "warm_start": True, "gradient_checkpointing": True},
     "lora": {"base": "lora", "base_lora": LORA, **ENDS, "gradient_checkpointing": True},
-    "best": {**ENDS, "phase0": {**LONG, "l2": 0.1}},
+    "best": {"training": {"batch_groups": 2}, "phase0": {**LONG, "l2": 0.1}, "phase2": {"lora": LORA}},
 }
 ROWS = """
 from pathlib import Path
@@ -181,7 +181,7 @@ def test_two_processes_start_from_a_reward_model_as_one(tiny_config: Callable[..
 def test_a_killed_run_goes_on_with_its_rows_of_a_branch(
     tiny_config: Callable[..., Config], tmp_path: Path, ranks: tuple[int, ...]
 ) -> None:
-    config = tiny_config(**{**ENDS, "phase0": {**LONG, **END}})
+    config = tiny_config(**{**ENDS, "phase0": LONG})
     two = killed(config, tmp_path / "two", "phase0/branch", 14, "fsdp2", ranks)
     one = written(config, tmp_path / "one")[1]
     trained(config, tmp_path / "two", "--no-eval", how="fsdp2")
@@ -235,8 +235,13 @@ def test_a_sharded_branch_trains_as_a_whole_one(
     begun: Callable[..., Training], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: str, again: bool
 ) -> None:
     """Also with `gradient_checkpointing`, which the whole one does without."""
-    step = {**END, "steps": 3, "evaluations": 1, "l2": 0.1, "batch_groups": 4}
-    settings: dict[str, Any] = {"base": base, "phase0": step, **({"base_lora": LORA} if base == "lora" else {})}
+    step, shared = {"epochs": 0.5, "evaluations": 1, "l2": 0.1}, {**END, "batch_groups": 4}
+    settings: dict[str, Any] = {
+        "base": base,
+        "training": shared,
+        "phase0": step,
+        **({"base_lora": LORA} if base == "lora" else {}),
+    }
     one = begun(**settings, output=str(tmp_path / "one"))
     expected = general_state(one)
     with one_shard(tmp_path, monkeypatch):

@@ -48,7 +48,7 @@ _INTERRUPTED, _PIPE_CLOSED = 130, 141
 _RESUMABLE = {"train", "add", "retrain", "compare", "demo"}
 _SHORTER_TRAINING = (
     "set base to frozen or lora, gradient_checkpointing to true or offload, a higher backbone.branch_layer, a lower "
-    "encoding.max_length or experts_per_step, or backbone.quantization to 4bit; `dmoerm models check` counts the memory"
+    "encoding.max_length, or backbone.quantization to 4bit; `dmoerm models check` counts the memory"
 )
 _SHORTER_PASSES = "set a lower --batch-tokens, or --dtype bfloat16"
 _LESS_MEMORY = dict.fromkeys(sorted(_RESUMABLE), _SHORTER_TRAINING)

@@ -1,4 +1,4 @@
-"""Find settings without effect.
+"""Find settings that contradict each other or have no effect.
 
 A setting has no effect if another one switches its part off. Such a setting is refused if it differs from its default;
 a resolved config, which lists all settings, therefore loads. `config` is a `Config`, whose module imports this one.
@@ -6,96 +6,64 @@ a resolved config, which lists all settings, therefore loads. `config` is a `Con
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
+_PHASES = ("phase0", "phase1", "phase2", "phase3")
 _BRANCH = ("head_first", "head_learning_rate")
-_OPTIMIZATION = (
-    "epochs",
-    "steps",
-    "learning_rate",
-    "batch_groups",
-    "gradient_accumulation",
-    "weight_decay",
-    "warmup",
-    "evaluations",
-    "patience",
-    "metric_for_best_model",
-)
 
 
-def settings_without_effect(config: Any) -> Iterator[str]:
-    """Yield a message for each setting that differs from its default and has no effect."""
-    for reason, names in _switched_off(config).items():
+def contradictions(config: Any) -> Iterator[str]:
+    """Yield a message for each setting that another one forbids or switches off."""
+    exact = {name: getattr(config, name).fit == "exact" for name in _PHASES}
+    frozen, lora = config.base == "frozen", config.phase2.lora.rank
+    if config.base == "lora" and not config.base_lora.rank:
+        yield "base is lora but base_lora.rank is 0; set a rank above 0, or set base to frozen"
+    for phase in ("phase0", "phase1"):
+        if exact[phase] and not frozen:
+            hint = f"set {phase}.fit to trained, and {phase}.head_first to true for an exact start"
+            yield f"{phase}.fit is exact but base is {config.base}, which trains more than heads; {hint}"
+    fits_heads = exact["phase0"] or exact["phase1"] or exact["phase2"]
+    fits_heads |= any(getattr(getattr(config, name), "head_first", False) for name in _PHASES)
+    if fits_heads and (config.head.hidden or config.head.dropout):
+        yield "exact fits need linear heads; set head.hidden and head.dropout to 0, or fit to trained"
+    if exact["phase3"] and config.phase1.phase1_fraction:
+        yield "phase3.fit is exact, which weights held-out scores of all groups: set phase1.phase1_fraction to 0"
+    if "all_labels" in config.phase3.base_scores and not (frozen and exact["phase1"]):
+        yield "phase3.base_scores has all_labels, which needs base: frozen and phase1.fit: exact"
+    if config.backbone.quantization != "none" and (not frozen or config.router.kind == "own"):
+        needs = "which needs frozen weights: base: frozen, router.kind: trunk"
+        yield f"backbone.quantization is {config.backbone.quantization}, {needs}"
+    if config.backbone.branch_layer == 0 and config.router.kind == "trunk":
+        yield "router.kind is trunk but backbone.branch_layer is 0: there is no trunk; use own"
+    for reason, names in _switched_off(config, exact, frozen, lora).items():
         for name in names:
-            if _value(config, name) != _default(config, name):
+            value, default = _value_and_default(config, name)
+            if value != default:
                 yield f"{name} has no effect while {reason}"
 
 
-def epochs_without_effect(given: Mapping[str, Any], config: Any) -> Iterator[str]:
-    """Yield a message for each given `epochs` that has no effect because `steps` comes from an extended config.
-
-    Args:
-        given: settings as given in one file or on the command line, without those that they extend.
-        config: the resolved settings.
-    """
-    for phase, settings in given.items():
-        resolved = getattr(config, phase, None)
-        if not isinstance(settings, Mapping) or "steps" in settings or not settings.get("epochs"):
-            continue
-        if (steps := getattr(resolved, "steps", None)) is not None:
-            yield f"{phase}.epochs has no effect while {phase}.steps is {steps}; set {phase}.steps to null"
-
-
-def unsuitable_auto(config: Any) -> Iterator[str]:
-    """Yield a message for each `l2: auto` of a step that is not an exact fit of linear heads."""
-    trains_branch = {"phase0": config.base != "frozen", "phase1": config.base != "frozen"}
-    trains_branch["phase2"] = config.phase2.lora.rank > 0
-    for phase, branch in trains_branch.items():
-        if branch and getattr(config, phase).l2 == "auto":
-            hint = f"set it to a number, or {phase}.head_first.l2 to auto"
-            yield f"{phase}.l2 is auto but the step trains more than heads; {hint}"
-    if set(_exact(config)) - {"phase3"} and (config.head.hidden or config.head.dropout):
-        yield "l2 is auto, which fits linear heads exactly; set head.hidden and head.dropout to 0, or l2 to a number"
-    if config.phase3.l2 == "auto" and (config.phase3.inputs != "scores" or config.phase1.phase1_fraction):
-        yield (
-            "phase3.l2 is auto, which weights held-out scores: set phase3.inputs to scores and phase1.phase1_fraction "
-            "to 0"
-        )
-    if "all_labels" in config.phase3.base_scores and not (config.base == "frozen" and config.phase1.l2 == "auto"):
-        yield "phase3.base_scores has all_labels, which needs base: frozen and phase1.l2: auto"
-
-
-def _exact(config: Any) -> list[str]:
-    """Return the names of the steps with `l2: auto`."""
-    steps = {name: getattr(config, name) for name in ("phase0", "phase1", "phase2", "phase3")}
-    steps |= {f"{name}.head_first": step.head_first for name, step in steps.items() if name != "phase3"}
-    return [name for name, step in steps.items() if step is not None and step.l2 == "auto"]
-
-
-def _switched_off(config: Any) -> dict[str, list[str]]:
+def _switched_off(config: Any, exact: dict[str, bool], frozen: bool, lora: int) -> dict[str, list[str]]:
     """Return reason → names of the settings that have no effect for that reason."""
     off: dict[str, list[str]] = {}
-    if config.base == "frozen":
-        names = [f"{phase}.{name}" for phase in ("phase0", "phase1") for name in _BRANCH]
-        off["base is frozen: the step trains a head only"] = names
-        if config.phase1.l2 == "auto":
-            off["base is frozen and phase1.l2 is auto: there is no start"] = ["warm_start"]
+    if frozen:
+        heads = [phase for phase in ("phase0", "phase1") if not exact[phase]]
+        off["base is frozen: the step trains a head only"] = [f"{phase}.{name}" for phase in heads for name in _BRANCH]
+        if exact["phase1"]:
+            off["base is frozen and phase1.fit is exact: there is no start"] = ["warm_start"]
     if config.base != "lora":
         off[f"base is {config.base}; set base to lora"] = ["base_lora"]
-    if not config.phase2.lora.rank:
+    if not lora and not exact["phase2"]:
         names = [*_BRANCH, "lora.alpha", "lora.dropout", "lora.targets"]
         off["phase2.lora.rank is 0: the step trains heads only"] = [f"phase2.{name}" for name in names]
-    if config.base == "frozen" and not config.phase2.lora.rank and config.router.kind == "trunk":
+    if frozen and not lora and config.router.kind == "trunk":
         off["no layers are trained, only heads"] = ["gradient_checkpointing"]
-    if config.router.kind == "trunk":
-        off["router.kind is trunk: the fit is exact"] = [f"router.{setting}" for setting in _OPTIMIZATION]
-    if config.phase3.inputs == "scores":
+        if all(exact.values()):
+            off["every step is exact"] = [f"training.{name}" for name in type(config.training).model_fields]
+    if not exact["phase3"] and config.phase3.inputs == "scores":
         off["phase3.inputs is scores: the aggregator has no MLP"] = ["phase3.hidden", "phase3.dropout"]
     if config.phase3.inputs == "embeddings":
         off["phase3.inputs is embeddings: the aggregator reads no scores"] = ["phase3.base_scores"]
-    for name in _exact(config):
-        off[f"{name}.l2 is auto: the fit is exact"] = [f"{name}.{setting}" for setting in _OPTIMIZATION]
     if not config.data.files:
         off["data.files is empty"] = ["data.format", "data.split", "data.task", "data.map", "data.skip_bad"]
     if config.data.test_files:
@@ -105,13 +73,9 @@ def _switched_off(config: Any) -> dict[str, list[str]]:
     return off
 
 
-def _value(config: Any, name: str) -> Any:
-    value: Any = config
-    for part in name.split("."):
-        value = getattr(value, part)
-    return value
-
-
-def _default(config: Any, name: str) -> Any:
-    parent, _, last = name.rpartition(".")
-    return type(_value(config, parent) if parent else config).model_fields[last].default
+def _value_and_default(config: Any, name: str) -> tuple[Any, Any]:
+    *parents, last = name.split(".")
+    section = config
+    for parent in parents:
+        section = getattr(section, parent)
+    return getattr(section, last), type(section).model_fields[last].default

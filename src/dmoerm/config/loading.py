@@ -2,21 +2,40 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from ..errors import ConfigError, did_you_mean, plain_fault, shorten
 from ..taxonomy import UniqueKeyLoader
-from .checks import epochs_without_effect
 from .settings import Config
 
 S = TypeVar("S", bound=BaseModel)
+
+
+def groups_of(annotation: Any) -> list[type[BaseModel]]:
+    """Return the groups of settings among the types of an annotation: several if a step has several types."""
+    parts = (annotation, *get_args(annotation))
+    kinds = [get_args(kind)[0] if get_origin(kind) is Annotated else kind for kind in parts]
+    return [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+
+
+def tag_of(kind: type[BaseModel]) -> tuple[str, str]:
+    """Return name and value of the setting that tells a step's types apart."""
+    name = next(name for name in ("fit", "kind") if name in kind.model_fields)
+    return name, kind.model_fields[name].default
+
+
+_STEP_TYPES = {
+    name: (tag_of(groups[0])[0], {tag_of(group)[1]: group for group in groups})
+    for name, field in Config.model_fields.items()
+    if len(groups := groups_of(field.annotation)) > 1
+}
+"""Step → the name of the setting that tells its types apart, and its value → type."""
 
 
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
@@ -29,26 +48,16 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
             out of range.
     """
     settings: dict[str, Any] = _read_yaml(_locate(path)) if path else {}
-    from_file, from_overrides = copy.deepcopy(settings), dict[str, Any]()
-    for override in overrides:
-        apply_override(settings, override)
-        apply_override(from_overrides, override)
-    source = str(path or "--set")
+    _apply(settings, [(*parse_override(each, f"--set {each}"), f"--set {each}") for each in overrides])
     file = _locate(path) if path else Path("--set")
-    config = validated(Config, _extended(settings, Path(path or ".").parent, (file,)), source)
-    given = {source: from_file, "--set": from_overrides}
-    for name, part in given.items():
-        if message := next(epochs_without_effect(part, config), None):
-            raise ConfigError(f"{name}: {message}")
-    return config
+    return validated(Config, _extended(settings, Path(path or ".").parent, (file,)), str(path or "--set"))
 
 
-def changed(config: Config, settings: Mapping[str, Any]) -> Config:
+def changed(config: Config, settings: Mapping[str, Any], source: str = "settings") -> Config:
     """Return a copy with other values of some settings, named `a.b`. Raises `ConfigError` as `load_config` does."""
     whole = config.model_dump(mode="json")
-    for name, value in settings.items():
-        _set(whole, name, value, name)
-    return validated(Config, whole, "settings")
+    _apply(whole, [(name, value, name) for name, value in settings.items()])
+    return validated(Config, whole, source)
 
 
 def dump_config(config: Config) -> str:
@@ -89,8 +98,22 @@ def _extended(settings: dict[str, Any], folder: Path, files: tuple[Path, ...]) -
 
 
 def _merged(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
-    nested = {k: _merged(base[k], v) for k, v in top.items() if isinstance(v, dict) and isinstance(base.get(k), dict)}
+    """Return settings over others; a step whose type changes keeps what its new type has too."""
+    nested = {
+        k: _merged(_of_type(k, base[k], v), v)
+        for k, v in top.items()
+        if isinstance(v, dict) and isinstance(base.get(k), dict)
+    }
     return base | top | nested
+
+
+def _of_type(step: str, settings: dict[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a step that it has after a change, which may name another type."""
+    tag, types = _STEP_TYPES.get(step, ("", {}))
+    kind = types.get(change.get(tag, ""))
+    if kind is None or change[tag] == settings.get(tag, tag_of(type(getattr(Config(), step)))[1]):
+        return settings
+    return {name: value for name, value in settings.items() if name in kind.model_fields}
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -119,43 +142,57 @@ def validated(kind: type[S], settings: dict[str, Any], source: str) -> S:
         return kind.model_validate(settings)
     except ValidationError as error:
         detail = error.errors()[0]
-        field = _setting(kind, detail["loc"])
-        alternatives = [plain_fault(each) for each in error.errors() if _setting(kind, each["loc"]) == field]
+        field, value = _located(kind, detail["loc"])[0], detail["input"]
+        alternatives = [plain_fault(each) for each in error.errors() if _located(kind, each["loc"])[0] == field]
         message = " or ".join(dict.fromkeys(alternatives)).replace(" or must be ", " or ")
-        message = _unknown(kind, detail["loc"]) if detail["type"] == "extra_forbidden" else message
-        raise ConfigError(f"{source}: {field}: {message} (got {shorten(detail['input'])})") from None
+        if detail["type"] == "extra_forbidden":
+            message = _unknown(kind, detail["loc"])
+        elif detail["type"] == "union_tag_invalid":
+            tag, types = _STEP_TYPES[field]
+            field, value, message = f"{field}.{tag}", value.get(tag), f"must be {' or '.join(map(repr, types))}"
+        raise ConfigError(f"{source}: {field}: {message} (got {shorten(value)})") from None
 
 
-def group_of(annotation: Any) -> type[BaseModel] | None:
-    """Return the group of settings among the types of an annotation such as `LoraConfig | None`, if there is one."""
-    kinds = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]
-    return next((kind for kind in kinds if issubclass(kind, BaseModel)), None)
-
-
-def _setting(kind: type[BaseModel], location: Sequence[Any]) -> str:
-    """Return the path of the setting at a location, which may also name one of the alternatives of its type."""
+def _located(kind: type[BaseModel], location: Sequence[Any]) -> tuple[str, type[BaseModel] | None]:
+    """Return the path of the setting at a location, which may also name a type of its group, and that group."""
     names: list[str] = []
     section: type[BaseModel] | None = kind
+    types: Mapping[str, type[BaseModel]] = {}
     alternative = False
-    for part in location:
+    for part in map(str, location):
+        if part in types:
+            section, types = types[part], {}
+            continue
         if not alternative:
-            names.append(str(part))
-        field = section.model_fields.get(str(part)) if section else None
-        section = group_of(field.annotation) if field else None
-        kinds = set(get_args(field.annotation)) - {type(None)} if field and not section else set()
+            names.append(part)
+        field = section.model_fields.get(part) if section else None
+        groups = groups_of(field.annotation) if field else []
+        section = groups[0] if len(groups) == 1 else None
+        types = {tag_of(group)[1]: group for group in groups} if len(groups) > 1 else {}
+        kinds = set(get_args(field.annotation)) - {type(None)} if field and not groups else set()
         alternative = len(kinds) > 1 and get_origin(field and field.annotation) in (Union, UnionType)
-    return ".".join(names) or "config"
+    return ".".join(names) or "config", section
 
 
 def _unknown(kind: type[BaseModel], location: Sequence[Any]) -> str:
     """Return the message for a setting that does not exist, with the one that is spelled most alike."""
     *parents, name = map(str, location)
-    section: Any = kind
-    for parent in parents:
-        field = section.model_fields.get(parent) if section else None
-        section = group_of(field.annotation) if field else None
-    hint = did_you_mean(name, section.model_fields, "".join(f"{parent}." for parent in parents)) if section else ""
+    path, section = _located(kind, parents) if parents else ("", kind)
+    tag, types = _STEP_TYPES.get(path, ("", {}))
+    if others := [value for value, other in types.items() if name in other.model_fields]:
+        return f"needs {path}.{tag}: {others[0]}"
+    hint = did_you_mean(name, section.model_fields, f"{path}." if path else "") if section else ""
     return "; ".join(filter(None, ["unknown setting", hint]))
+
+
+def _apply(settings: dict[str, Any], changes: Sequence[tuple[str, Any, str]]) -> None:
+    """Set `a.b` to a value for each (name, value, source); steps that get another type first."""
+    for name, value, _ in changes:
+        step, _, tag = name.partition(".")
+        if tag and isinstance(settings.get(step), dict) and _STEP_TYPES.get(step, ("",))[0] == tag:
+            settings[step] = _of_type(step, settings[step], {tag: value})
+    for name, value, source in changes:
+        _set(settings, name, value, source)
 
 
 def apply_override(settings: dict[str, Any], override: str) -> None:

@@ -7,14 +7,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
-from .checks import settings_without_effect, unsuitable_auto
+from .checks import contradictions
 
 DATA_DIR_VARIABLE = "DMOERM_DATA"
 DEMO_FILES = {"demo:train": "train.jsonl.gz", "demo:test": "test.jsonl.gz"}
 LearningRate = Annotated[float, Field(gt=0, le=1e30)]  # larger steps overflow float32
-Strength = Annotated[float, Field(ge=0)] | Literal["auto"]
+BaseScores = tuple[Literal["per_task", "general", "all_labels"], ...]
 Width = Annotated[int, Field(le=1 << 16)]  # larger sizes do not fit in memory
 
 
@@ -125,45 +125,39 @@ class EncodingConfig(_Settings):
     """Embedding of a response: `last` token, `mean` over its tokens, or `both` concatenated."""
 
 
-class StepConfig(_Settings):
-    """Optimization of one training step."""
+class TrainingConfig(_Settings):
+    """What all trained steps share. No effect if every step is exact."""
 
-    epochs: float = Field(default=4.0, ge=0)
-    """Passes over the step's groups; 0: no training, the initial weights are kept."""
-    steps: int | None = Field(default=None, ge=1)
-    """Number of optimizer steps, instead of `epochs`; null: use `epochs`."""
-    learning_rate: LearningRate = 1e-4
-    """Peak learning rate of AdamW."""
     batch_groups: int = Field(default=8, ge=1, le=1 << 20)
     """Groups per optimizer step, over all processes and accumulated passes."""
     gradient_accumulation: int = Field(default=1, ge=1)
     """Backward passes per optimizer step; divides `batch_groups`."""
-    weight_decay: float = Field(default=0.01, ge=0)
-    """Decoupled weight decay of AdamW."""
     warmup: float = Field(default=0.1, ge=0, lt=1)
     """Share of the optimizer steps in which the learning rate rises; then it falls linearly to 0."""
-    evaluations: int = Field(default=10, ge=1)
-    """Number of evaluations and checkpoints in the step, at even distances."""
-    patience: int = Field(default=4, ge=1)
-    """Evaluations without improvement after which the step stops. No effect with `metric_for_best_model: end`."""
     metric_for_best_model: Literal["loss", "accuracy", "end"] = "loss"
     """Metric on the validation prompts for early stopping and the best checkpoint; `end`: no early stopping, keep the
     last state, which suits convex fits with a strong `l2`."""
 
     @model_validator(mode="after")
-    def _passes_divide_the_batch(self) -> StepConfig:
+    def _passes_divide_the_batch(self) -> TrainingConfig:
         if self.batch_groups % self.gradient_accumulation:
             raise ValueError(f"gradient_accumulation must divide batch_groups, which is {self.batch_groups}")
         return self
 
 
-class HeadStepConfig(StepConfig):
-    """A step that trains a head or the aggregator, possibly with other weights."""
+class StepConfig(_Settings):
+    """Optimization of one trained step."""
 
-    l2: Strength = 0.0
-    """Penalty on the distance of the head (phase 3: the aggregator) from its initial weights: l2/2 · squared distance
-    is added to the loss. `auto`: the head is linear and fitted exactly, with the penalty on its weights chosen by
-    cross-validation over prompts; in phase 3, the weights follow from held-out scores. See docs/training.md."""
+    epochs: float = Field(default=4.0, ge=0)
+    """Passes over the step's groups; 0: no training, the initial weights are kept."""
+    learning_rate: LearningRate = 1e-4
+    """Peak learning rate of AdamW."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """Decoupled weight decay of AdamW."""
+    evaluations: int = Field(default=10, ge=1)
+    """Number of evaluations and checkpoints in the step, at even distances."""
+    patience: int = Field(default=4, ge=1)
+    """Evaluations without improvement after which the step stops. No effect with `metric_for_best_model: end`."""
 
 
 class HeadConfig(_Settings):
@@ -175,15 +169,22 @@ class HeadConfig(_Settings):
     """Dropout probability of the embedding's entries in training."""
 
 
-class RouterConfig(StepConfig):
+class RouterConfig(_Settings):
     """The outer layer, which assigns a task to a prompt."""
 
-    kind: Literal["trunk", "own"] = "trunk"
+    kind: Literal["trunk"] = "trunk"
     """`trunk`: a linear map of the trunk's prompt embedding, fitted exactly, with its penalty chosen by
-    cross-validation; `own`: a separate language model (the paper), for which the settings of an optimizer are."""
+    cross-validation; `own`: a separate language model (the paper), which is trained."""
     threshold: float = Field(default=0.5, ge=0, le=1)
     """If the most likely task has a lower probability than this, the general model scores the prompt. No effect where
     training finds that a mixture of the tasks is better."""
+
+
+class OwnRouterConfig(StepConfig, RouterConfig):
+    """A router with a language model of its own."""
+
+    kind: Literal["own"] = "own"  # pyright: ignore[reportIncompatibleVariableOverride]
+    """The router is a separate language model, which is trained."""
 
 
 class LoRAConfig(_Settings):
@@ -199,14 +200,37 @@ class LoRAConfig(_Settings):
     """Names of the linear layers with adapters."""
 
 
-class BranchStepConfig(HeadStepConfig):
+class ExactConfig(_Settings):
+    """A step that fits linear heads on fixed embeddings exactly."""
+
+    fit: Literal["exact"] = "exact"
+    """`exact`: heads are linear on the pretrained branch's embeddings and solved exactly, with the penalty chosen by
+    cross-validation over prompts; in phase 3, the weights follow from held-out scores. `trained`: by AdamW. See
+    docs/training.md."""
+
+    @property
+    def lora(self) -> LoRAConfig:
+        """No LoRA."""
+        return LoRAConfig(rank=0)
+
+    @property
+    def phase1_fraction(self) -> float:
+        """0: both phases use all groups."""
+        return 0.0
+
+
+class BranchStepConfig(StepConfig):
     """Phase 0: a branch and its head."""
 
+    fit: Literal["trained"] = "trained"
+    """The step is trained by AdamW."""
+    l2: float = Field(default=0.0, ge=0)
+    """Penalty on the distance of the head from its initial weights: l2/2 · squared distance is added to the loss."""
     head_learning_rate: LearningRate | None = None
     """Peak learning rate of the head; null: `learning_rate`. Refused in a step that trains a head only."""
-    head_first: HeadStepConfig | None = None
-    """Fit the head on fixed embeddings first, before branch or LoRA are trained with it (arXiv 2202.10054); null: the
-    head starts near zero, or from the phase before. Refused in a step that trains a head only."""
+    head_first: bool = False
+    """Fit the head exactly on fixed embeddings first, before branch or LoRA are trained with it (arXiv 2202.10054);
+    false: the head starts near zero, or from the phase before. Refused in a step that trains a head only."""
 
 
 class Phase1Config(BranchStepConfig):
@@ -223,8 +247,8 @@ class ExpertConfig(BranchStepConfig):
     """The LoRA of an expert; with rank 0 an expert is only a head."""
 
 
-class AggregatorConfig(HeadStepConfig):
-    """Phase 3: from the experts to one reward."""
+class AggregatorConfig(_Settings):
+    """The form of the aggregator: from the experts to one reward."""
 
     inputs: Literal["embeddings", "scores", "both"] = "both"
     """`embeddings`: the paper's MLP over embeddings; `scores`: a linear map of capability, phase-1 and general scores;
@@ -233,9 +257,51 @@ class AggregatorConfig(HeadStepConfig):
     """Width of the MLP; null: the embedding's width (the paper). Refused with `inputs: scores`."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
     """Dropout probability of the MLP's input in training. Refused with `inputs: scores`."""
-    base_scores: tuple[Literal["per_task", "general", "all_labels"], ...] = ("per_task", "general")
+    base_scores: BaseScores = ("per_task", "general")
     """Inputs of the linear map besides the capability scores: of phase 1 (`per_task`), the general model (`general`), a
-    head on overall and capability labels (`all_labels`; needs `phase1.l2: auto`). Refused with `inputs: embeddings`."""
+    head on overall and capability labels (`all_labels`; needs `phase1.fit: exact`). Refused with
+    `inputs: embeddings`."""
+
+
+class ExactAggregatorConfig(_Settings):
+    """Phase 3: weights of the scores from held-out accuracies."""
+
+    fit: Literal["exact"] = "exact"
+    """The weights of the scores follow from held-out accuracies; `trained`: by AdamW."""
+    base_scores: BaseScores = ("per_task", "general")
+    """Inputs of the linear map besides the capability scores."""
+
+    @property
+    def inputs(self) -> str:
+        """The aggregator is a linear map of scores."""
+        return "scores"
+
+
+class TrainedAggregatorConfig(AggregatorConfig, StepConfig):
+    """Phase 3: the aggregator, trained."""
+
+    fit: Literal["trained"] = "trained"
+    """The step is trained by AdamW."""
+    l2: float = Field(default=0.0, ge=0)
+    """Penalty on the distance of the aggregator from its initial weights: l2/2 · squared distance is added."""
+
+
+def _tag(default: str, name: str = "fit") -> Discriminator:
+    """Return what tells which of two types a step's settings have."""
+    return Discriminator(lambda v: v.get(name, default) if isinstance(v, dict) else getattr(v, name, None))
+
+
+_Exact = Annotated[ExactConfig, Tag("exact")]
+Router = Annotated[
+    Annotated[RouterConfig, Tag("trunk")] | Annotated[OwnRouterConfig, Tag("own")], _tag("trunk", "kind")
+]
+Phase0 = Annotated[_Exact | Annotated[BranchStepConfig, Tag("trained")], _tag("trained")]
+Phase1 = Annotated[_Exact | Annotated[Phase1Config, Tag("trained")], _tag("trained")]
+Phase2 = Annotated[_Exact | Annotated[ExpertConfig, Tag("trained")], _tag("trained")]
+Phase3 = Annotated[
+    Annotated[ExactAggregatorConfig, Tag("exact")] | Annotated[TrainedAggregatorConfig, Tag("trained")],
+    _tag("trained"),
+]
 
 
 class RayConfig(_Settings):
@@ -267,9 +333,6 @@ class Config(_Settings):
     cache_limit: float = Field(default=50.0, ge=0)
     """Maximum size of that folder in GB. Least recently used activations are evicted and computed again when needed. 0:
     no activations are stored; each is computed when it is read."""
-    experts_per_step: int | None = Field(default=None, ge=1)
-    """Maximum number of a task's experts that one step trains; null: all. A lower number lets several workers share a
-    task; except for dropout, the result is the same."""
     gradient_checkpointing: bool | Literal["offload"] = False
     """Trained layers keep only their inputs for the backward pass, which computes each layer again: less memory, a
     third more time (LoRA: half). `offload`: the inputs are kept in the CPU's memory. The result is the same."""
@@ -289,35 +352,15 @@ class Config(_Settings):
     backbone: BackboneConfig = BackboneConfig()
     encoding: EncodingConfig = EncodingConfig()
     head: HeadConfig = HeadConfig()
-    router: RouterConfig = RouterConfig()
-    phase0: BranchStepConfig = BranchStepConfig()
-    phase1: Phase1Config = Phase1Config()
-    phase2: ExpertConfig = ExpertConfig()
-    phase3: AggregatorConfig = AggregatorConfig()
+    training: TrainingConfig = TrainingConfig()
+    router: Router = RouterConfig()
+    phase0: Phase0 = BranchStepConfig()
+    phase1: Phase1 = Phase1Config()
+    phase2: Phase2 = ExpertConfig()
+    phase3: Phase3 = TrainedAggregatorConfig()
 
     @model_validator(mode="after")
-    def _base_lora_has_a_rank(self) -> Config:
-        if self.base == "lora" and not self.base_lora.rank:
-            raise ValueError("base is lora but base_lora.rank is 0; set a rank above 0, or set base to frozen")
-        return self
-
-    @model_validator(mode="after")
-    def _every_setting_acts(self) -> Config:
-        for message in (*unsuitable_auto(self), *settings_without_effect(self)):
+    def _settings_fit_together(self) -> Config:
+        for message in contradictions(self):
             raise ValueError(message)
-        return self
-
-    @model_validator(mode="after")
-    def _quantized_weights_are_frozen(self) -> Config:
-        if self.backbone.quantization != "none" and (self.base != "frozen" or self.router.kind == "own"):
-            raise ValueError(
-                f"backbone.quantization is {self.backbone.quantization}, which needs frozen weights: base: frozen, "
-                "router.kind: trunk"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _router_has_a_trunk(self) -> Config:
-        if self.backbone.branch_layer == 0 and self.router.kind == "trunk":
-            raise ValueError("router.kind is trunk but backbone.branch_layer is 0: there is no trunk; use own")
         return self

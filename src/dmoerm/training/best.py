@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from ..config import StepConfig
 from .processes import average, total
 from .sharding import reshard
 
@@ -25,11 +24,12 @@ class BestTracker:
 
     Args:
         module: maps a batch to `RowLosses`; its attribute `num_experts` is k if trained parameters are stacks of k.
-        step: the metric that decides which evaluation is best, and the patience.
+        metric: decides which evaluation is best: `loss`, `accuracy`, or `end`, the last one.
+        patience: evaluations without improvement after which an expert is done.
     """
 
-    def __init__(self, module: nn.Module, step: StepConfig) -> None:
-        self.module, self._step = module, step
+    def __init__(self, module: nn.Module, metric: str = "loss", patience: int = 4) -> None:
+        self.module, self._metric, self._patience = module, metric, patience
         self._stacked = getattr(module, "num_experts", None) is not None
         self.num_experts: int = getattr(module, "num_experts", None) or 1
         # This process's rows of each sharded parameter, as a parameter for the optimizer.
@@ -71,9 +71,9 @@ class BestTracker:
                 self.patience_count[expert] += 1
 
     def _better(self, loss: float, accuracy: float, expert: int) -> bool:
-        if self._step.metric_for_best_model == "end":
+        if self._metric == "end":
             return True
-        if self._step.metric_for_best_model == "loss":
+        if self._metric == "loss":
             return loss < float(self.best_loss[expert])
         return accuracy > float(self.best_accuracy[expert])
 
@@ -83,7 +83,7 @@ class BestTracker:
     @property
     def open(self) -> list[int]:
         """Indices of the experts whose patience is not exhausted."""
-        return [e for e in range(self.num_experts) if int(self.patience_count[e]) < self._step.patience]
+        return [e for e in range(self.num_experts) if int(self.patience_count[e]) < self._patience]
 
     @torch.no_grad()
     def restore_best(self) -> None:

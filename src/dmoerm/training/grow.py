@@ -23,7 +23,7 @@ from rich.console import Console
 from torch import nn
 
 from ..config import Config, changed, load_config
-from ..config.loading import apply_override, flat, validated
+from ..config.loading import flat, parse_override
 from ..config.settings import DataConfig
 from ..data.splits import Splits, load_splits
 from ..errors import CheckpointError, ConfigError, DataError
@@ -45,7 +45,7 @@ from .phases import phase0, phase1, phase2, phase3
 from .processes import world_size
 from .progress import Progress
 from .router import DRAWS, add_row, fit_row, known_statistics, set_row
-from .run import check_pairs, claim, open_cache, report_data, run_steps
+from .run import aggregator_form, check_pairs, claim, open_cache, report_data, run_steps
 from .steps import FoldWeights, Run, Step, Training, step_name
 
 CapabilityChange = Literal["add", "retrain", "remove"]
@@ -145,7 +145,7 @@ def change_capability(
     names += [capability] if change == "add" else []
     config = changed_config(folder, model, {}, overrides)
     data = load_splits(config)
-    exact = config.base == "frozen" and config.phase2.l2 == "auto" and not config.phase2.lora.rank
+    exact = config.base == "frozen" and config.phase2.fit == "exact"
     if change != "remove" and not any(g.labeled_pairs(capability) for g in data.train if g.task == task):
         hint = "add human grades to data.files, or labels by a judge to data.capability_labels"
         message = f"the training part has no label of {capability!r} for the task {task!r}"
@@ -160,7 +160,7 @@ def change_capability(
         trained = [] if change == "remove" else [capability]
         if exact:
             return [Step("refit", (), partial(_refit, task=task, trained=trained, refit_general=every_task))]
-        expert = Step("phase2", (), partial(phase2, task=task, part=(step_name("phase2", task), trained)))
+        expert = Step("phase2", (), partial(phase2, task=task, capabilities=trained))
         return [*([expert] if trained else []), Step("phase3", (), partial(phase3, task=task))]
 
     entry = ModelChange(change=change, task=task, capability=capability)
@@ -180,16 +180,13 @@ def changed_config(folder: Path, model: DMoERM, resets: dict[str, Any], override
     if not (folder / "run.yaml").is_file():
         raise CheckpointError(f"{folder}: has no run.yaml, so that its settings are unknown; train it again")
     trained = changed(load_config(folder / "run.yaml"), resets)
-    settings = trained.model_dump(mode="json")
-    for override in overrides:
-        apply_override(settings, override)
-    config = validated(Config, settings, "--set")
+    config = changed(trained, dict(parse_override(each, f"--set {each}") for each in overrides), "--set")
     stored = model.config
     shapes: list[tuple[str, Any, dict[str, Any]]] = [
         ("encoding", config.encoding, stored.encoding),
         ("head", config.head, stored.head),
         ("phase2.lora", config.phase2.lora, stored.lora),
-        ("phase3", config.phase3, stored.aggregator),
+        ("phase3", aggregator_form(config), stored.aggregator),
     ]
     different = [
         f"{name}.{field}"
@@ -280,7 +277,7 @@ def _refit(training: Training, task: str, trained: Sequence[str], refit_general:
 def _read_general(training: Training) -> None:
     """Give exact fits the general model, which has not seen the labels of a new task: the same weights in all folds."""
     model = training.run.model
-    if training.run.config.phase0.l2 != "auto":
+    if training.run.config.phase0.fit != "exact":
         return
     weight, scale = model.general.head.score.weight[0].cpu(), model.general_calibration.scale.cpu()
     training.folds[None, "general"] = FoldWeights(weight.expand(FOLDS, -1), torch.tensor(torch.nan))

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from transformers import get_linear_schedule_with_warmup
 
-from ..config import StepConfig
+from ..config import StepConfig, TrainingConfig
 from ..errors import CheckpointError, TrainingError
 from ..io.paths import complete_folder
 from ..model.layers import Decoder
@@ -36,6 +36,7 @@ from .progress import tracked
 Watch = Callable[[int, int, Mapping[str, float]], Any]
 """Receives the number of finished steps, of all steps, and figures (which may be empty), after each step."""
 _COLUMNS = ("rows", "weights", "correct", "certainty", "expert")  # of `RowLosses`
+_SHARED = TrainingConfig()
 _MAIN = "process0.pt"  # in every complete checkpoint
 _KEPT = 2  # checkpoints
 _DISK_FULL = ("file write failed", "unexpected pos")  # messages of `torch.save`
@@ -46,6 +47,7 @@ class FitOptions(TypedDict):
 
     folder: Path
     seed: int
+    training: TrainingConfig
     report_to: Sequence[str]
     watch: Watch
     saved: Callable[[Path], Any]
@@ -69,6 +71,7 @@ def fit(
     step: StepConfig,
     folder: Path,
     seed: int,
+    training: TrainingConfig = _SHARED,
     shared: bool | None = None,
     report_to: Sequence[str] = (),
     watch: Watch = lambda *_: None,
@@ -84,6 +87,7 @@ def fit(
         collate: maps the rows of a pass to its parts on this process.
         folder: for checkpoints; if it has some, training resumes from the last one.
         seed: determines the order of the rows, and dropout.
+        training: what all steps share.
         shared: `collate` returns this process's shard of a batch, and each process draws its own dropout. Otherwise
             every process computes the whole batch, which for heads on vectors is faster than to communicate. None:
             true if layers of a decoder are trained.
@@ -105,7 +109,7 @@ def fit(
             watch(done, total, figures)
             log(figures, done)
 
-        loop = Loop(module, train, validation or train, collate, step, folder, seed, shared, thread)
+        loop = Loop(module, train, validation or train, collate, step, training, folder, seed, shared, thread)
         try:
             loop.run(report, saved)
         except FloatingPointError:
@@ -143,6 +147,7 @@ class Loop:
         validation: Sequence[Any],
         collate: Collate,
         step: StepConfig,
+        training: TrainingConfig,
         folder: Path,
         seed: int,
         shared: bool,
@@ -150,15 +155,15 @@ class Loop:
     ) -> None:
         self.module, self.rows, self.validation, self.collate = module.to(device()), train, validation, collate
         self.folder, self.seed, self.shared, self.thread = folder, seed, shared, thread
-        self.accumulation = step.gradient_accumulation
-        self.per_pass = max(step.batch_groups // self.accumulation, 1)
+        self.accumulation = training.gradient_accumulation
+        self.per_pass = max(training.batch_groups // self.accumulation, 1)
         self.passes = -(-len(train) // self.per_pass)
         self.steps = -(-self.passes // self.accumulation)
-        self.total = (step.steps or max(round(self.steps * step.epochs), 1)) if step.epochs else 0
+        self.total = max(round(self.steps * step.epochs), 1) if step.epochs else 0
         self.every = max(self.total // step.evaluations, 1)
-        self.best = BestTracker(module, step)
+        self.best = BestTracker(module, training.metric_for_best_model, step.patience)
         self.optimizer = make_optimizer(self.best, step)
-        self.schedule = get_linear_schedule_with_warmup(self.optimizer, round(step.warmup * self.total), self.total)
+        self.schedule = get_linear_schedule_with_warmup(self.optimizer, round(training.warmup * self.total), self.total)
         self.done = 0
 
     def run(self, report: Watch, saved: Callable[[Path], Any]) -> None:

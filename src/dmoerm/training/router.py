@@ -87,7 +87,8 @@ def _train(training: Training, checkpoint_dir: Path) -> tuple[State, StepMetrics
         router.language_model = copy.deepcopy(router.language_model).float()
         run.recompute(router.language_model)
         options = run.fit_options(checkpoint_dir)
-        fits = fit(RoutingLossModule(router), train, validation, collate=_collate, step=run.config.router, **options)
+        step: Any = run.config.router
+        fits = fit(RoutingLossModule(router), train, validation, collate=_collate, step=step, **options)
         state, metrics = router.state_dict(), step_metrics(fits)
     by_task = {task: [x for x, index, _ in train if index == i] for i, task in enumerate(router.tasks)}
     prompts = {task: TaskPrompts.of(prompt_vectors(router, part)) for task, part in by_task.items() if part}

@@ -23,7 +23,7 @@ from rich.console import Console
 from torch import Tensor
 
 from ..chat.truncation import count_truncation
-from ..config import Config, StepConfig, dump_config
+from ..config import AggregatorConfig, Config, dump_config
 from ..config.loading import flat
 from ..data.splits import Splits, load_splits
 from ..data.splitting import held_out
@@ -44,7 +44,7 @@ from ..taxonomy import Taxonomy
 from .batches import PreferenceExample
 from .cache import ActivationCache
 from .examples import Texts, examples_of
-from .phases import expert_parts, phase0, phase1, phase2, phase3
+from .phases import phase0, phase1, phase2, phase3
 from .processes import barrier, broadcast, device, idle_gpus, is_main, sharded, world_size
 from .progress import Progress, check_trackers
 from .router import train_router
@@ -116,13 +116,14 @@ def graph(config: Config, taxonomy: Taxonomy) -> list[Step]:
     finished step that runs again loads its result from the run's folder into the model and trains nothing.
     """
     steps = [Step("router", (), train_router), Step("phase0", ("router",), phase0)]
-    start = ["phase0"] if config.warm_start or config.phase0.l2 == config.phase1.l2 == "auto" else []
+    start = ["phase0"] if config.warm_start or config.phase0.fit == config.phase1.fit == "exact" else []
     for task, definition in taxonomy.tasks.items():
-        first = step_name("phase1", task)
-        parts = expert_parts(task, list(definition.capabilities), config.experts_per_step)
+        first, experts = step_name("phase1", task), step_name("phase2", task)
         steps.append(Step(first, ("router", *start), partial(phase1, task=task)))
-        steps += [Step(part[0], ("router", first), partial(phase2, task=task, part=part)) for part in parts.items()]
-        steps.append(Step(step_name("phase3", task), ("router", "phase0", first, *parts), partial(phase3, task=task)))
+        if definition.capabilities:
+            steps.append(Step(experts, ("router", first), partial(phase2, task=task)))
+        needs = ("router", "phase0", first, *((experts,) if definition.capabilities else ()))
+        steps.append(Step(step_name("phase3", task), needs, partial(phase3, task=task)))
     return [*steps, Step("routing", tuple(step.name for step in steps), choose_routing)]
 
 
@@ -290,16 +291,14 @@ def check_settings(config: Config) -> None:
 
 def check_batches(config: Config, processes: int) -> None:
     """Raise `ConfigError` if a pass of a step has fewer groups than there are processes."""
-    steps: dict[str, StepConfig] = {"router": config.router} if config.router.kind == "own" else {}
-    steps |= {"phase0": config.phase0, "phase1": config.phase1} if config.base != "frozen" else {}
-    steps |= {"phase2": config.phase2} if config.phase2.lora.rank else {}
-    for name, step in steps.items():
-        per_pass = max(step.batch_groups // step.gradient_accumulation, 1)
-        if per_pass < processes:
-            raise ConfigError(
-                f"{name}.batch_groups: {step.batch_groups} in {step.gradient_accumulation} accumulated passes leave "
-                f"{per_pass} groups per pass for {processes} processes; start fewer or increase batch_groups"
-            )
+    shared = config.training
+    per_pass = shared.batch_groups // shared.gradient_accumulation
+    divided = config.router.kind == "own" or config.base != "frozen" or config.phase2.lora.rank
+    if divided and per_pass < processes:
+        raise ConfigError(
+            f"training.batch_groups: {shared.batch_groups} in {shared.gradient_accumulation} accumulated passes leave "
+            f"{per_pass} groups per pass for {processes} processes; start fewer or increase batch_groups"
+        )
 
 
 def prepare(config: Config, taxonomy: Taxonomy, folder: Path, progress: Progress) -> Run:
@@ -329,7 +328,7 @@ def build_model(config: Config, taxonomy: Taxonomy) -> DMoERM:
         encoding=config.encoding.model_dump(mode="json"),
         head=config.head.model_dump(),
         lora=config.phase2.lora.model_dump(mode="json"),
-        aggregator=config.phase3.model_dump(include={"inputs", "hidden", "dropout", "base_scores"}),
+        aggregator=aggregator_form(config).model_dump(),
     )
     model = DMoERM(settings)
     model.trunk, branch = split_layers(backbone, layer)
@@ -347,6 +346,12 @@ def build_model(config: Config, taxonomy: Taxonomy) -> DMoERM:
         task_model.base.branch = branch if settings.shared_branch else copy.deepcopy(branch)
         task_model.experts.attach(task_model.base.branch)
     return with_tokenizer(model, tokenizer).requires_grad_(False).eval()
+
+
+def aggregator_form(config: Config) -> AggregatorConfig:
+    """Return the form of the aggregators, without how they are fitted."""
+    form = config.phase3.model_dump(include=set(AggregatorConfig.model_fields))
+    return AggregatorConfig.model_validate({**form, "inputs": config.phase3.inputs})
 
 
 def _start_general(model: DMoERM, start: Tensor, config: Config) -> None:

@@ -9,14 +9,14 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .batches import PreferenceExample, labeled
 from .calibration import calibrate, set_from_heads, set_from_phase1
 from .embedding import base_embeddings, map_rows, task_vectors
 from .exact_solver import LinearPairs, linear_pairs, out_of_fold, pair_accuracy
 from .losses import preference_losses
-from .steps import State, StepMetrics, Training
+from .steps import StepMetrics, Training
 
 Examples = Sequence[PreferenceExample]
 Vectors = Mapping[str, Tensor]
@@ -45,13 +45,10 @@ class HeldOut(NamedTuple):
 
 
 @torch.no_grad()
-def weight_scores(training: Training, task: str, kept: nn.ModuleDict) -> tuple[State, StepMetrics]:
+def weight_scores(training: Training, task: str) -> StepMetrics:
     """Set the weights of a task's aggregator from held-out scores, and calibrate the rewards on them.
 
     Scores of heads that are all fitted exactly are out of fold; otherwise those of the validation prompts are held out.
-
-    Args:
-        kept: the modules that phase 3 sets; their state is returned.
     """
     run, (train, validation) = training.run, training.of(task)
     task_model, exact = run.model.task_model(task), training.is_exact(task)
@@ -84,7 +81,7 @@ def weight_scores(training: Training, task: str, kept: nn.ModuleDict) -> tuple[S
     metrics |= {} if general is None else {"accuracy/general": general}
     names = (*capabilities, *aggregator.base_names)
     metrics |= {f"weight/{name}": float(weight) for name, weight in zip(names, linear.weight, strict=True)}
-    return kept.state_dict(), metrics
+    return metrics
 
 
 def _out_of_fold(training: Training, task: str, train: Examples) -> HeldOut:

@@ -84,6 +84,7 @@ class Run:
         return {
             "folder": checkpoint_dir,
             "seed": self.seed(seed or str(checkpoint_dir.relative_to(self.folder / "checkpoints"))),
+            "training": self.config.training,
             "report_to": self.config.report_to,
             "watch": self.progress.count,
             "saved": saved,
@@ -199,7 +200,7 @@ class Training:
         """Return whether all heads of a task and its aggregator were fitted exactly: its scores are out of fold."""
         names = ("per_task", *self.run.model.task_model(task).experts.capabilities)
         keys = [(None, "general"), *((task, name) for name in names)]
-        return self.run.config.phase3.l2 == "auto" and all(key in self.folds for key in keys)
+        return self.run.config.phase3.fit == "exact" and all(key in self.folds for key in keys)
 
     def of(self, task: str) -> tuple[list[PreferenceExample], list[PreferenceExample]]:
         """Return a task's training and validation examples; see `soft`.

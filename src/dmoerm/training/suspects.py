@@ -81,8 +81,7 @@ def _rewards(
     unit = task_model.calibration.scale * task_model.calibration.temperature
     vectors = task_vectors(run, task, validation) if validation else {}
     rewards = map_rows(lambda rows: task_model.aggregator(rows) / unit, vectors, run)
-    heads = [(None, "general"), (task, "per_task"), *((task, name) for name in task_model.experts.capabilities)]
-    if run.config.phase3.l2 == "auto" and all(head in training.folds for head in heads):
+    if training.is_exact(task):
         linear = task_model.aggregator.linear
         assert linear is not None
         scores = out_of_fold_scores(training, task, train)
