@@ -111,15 +111,13 @@ def test_a_dry_run_asks_nothing(data, tmp_path) -> None:
     assert not (tmp_path / "labels.parquet").exists()
 
 
-def test_the_whole_preference_is_asked_with_examples(data, tmp_path) -> None:
+def test_the_whole_preference_is_asked(data, tmp_path) -> None:
     rows, _ = data
     out = tmp_path / "labels.parquet"
     with FakeJudge() as server:
         options = ("--model", "judge", "--base-url", server.url, "--out", out, "--limit", 6, "--seed", 0)
-        run("label", rows, "--overall", "--shots", 2, *options)
-        many = run("label", rows, "--overall", "--shots", 99, *options, "--dry-run")
-        assert "12 of 12 questions have fewer than 99 examples of their task" in many.output
-    assert {(label.judge, label.capability) for label in read_labels(out)} == {("judge/2-shot", "overall")}
+        run("label", rows, "--overall", *options)
+    assert {(label.judge, label.capability) for label in read_labels(out)} == {("judge", "overall")}
     assert len(read_labels(out)) == 6
 
 

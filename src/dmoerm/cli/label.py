@@ -63,9 +63,6 @@ class QuestionOptions:
     group_capabilities: Annotated[
         bool, typer.Option("--group-capabilities", help="Put all capabilities of a pair into one call: cheaper.")
     ] = False
-    shots: Annotated[
-        int, typer.Option(min=0, help="Number of pairs with people's labels, of DATA, shown before each question.")
-    ] = 0
     limit: Annotated[int | None, typer.Option(min=1, help="Label at most this many pairs.")] = None
     seed: Annotated[int | None, typer.Option(help="Take the pairs in random order. Default: as given.")] = None
 
@@ -138,7 +135,7 @@ def run(
     endpoint, options = judge.endpoint(), question_options
     taxonomy = load_taxonomy(options.taxonomy) if options.taxonomy else None
     groups = _with_only_task(rows.read(data), taxonomy)
-    question_format = QuestionFormat(taxonomy, options.group_capabilities, options.overall, groups, options.shots)
+    question_format = QuestionFormat(taxonomy, options.group_capabilities, options.overall)
     questions = _questions(groups, data, question_format, options, endpoint)
     _print_estimate(questions, endpoint, out.with_suffix(".sqlite"))
     if not dry_run:
@@ -162,7 +159,7 @@ def _questions(
     options: QuestionOptions,
     endpoint: Endpoint,
 ) -> list[Question]:
-    """Return the questions on the groups of the files, and print which groups or examples are missing."""
+    """Return the questions on the groups of the files, and print which groups have none."""
     pairs = [pair for pair in all_pairs(groups) if question_format.capability_sets(pair.group.task)]
     if options.seed is not None:
         random.Random(options.seed).shuffle(pairs)
@@ -172,9 +169,6 @@ def _questions(
         if not questions:
             raise ConfigError(f"no questions to ask: {reason}")
         note(reason)
-    shots = question_format.shots
-    if count := sum(len(question.request["messages"]) < 2 + 2 * shots for question in questions):
-        note(f"{count} of {len(questions)} questions have fewer than {shots} examples of their task")
     return questions
 
 

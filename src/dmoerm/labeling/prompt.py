@@ -62,15 +62,6 @@ class Token(NamedTuple):
     top: Mapping[str, float]
 
 
-class FewShotExample(NamedTuple):
-    """A question with its answer, shown before the actual question; `letters` is capability → A, B or C."""
-
-    prompt: Prompt
-    first: str
-    second: str
-    letters: Mapping[str, str]
-
-
 @dataclass(frozen=True)
 class _Wording:
     """The sentences of a question in one language."""
@@ -129,7 +120,6 @@ def judge_messages(
     capabilities: Mapping[str, Capability],
     language: str = "en",
     max_characters: int = 12_000,
-    examples: Sequence[FewShotExample] = (),
 ) -> list[dict[str, str]]:
     """Return the chat messages of one question. Equal arguments give equal messages.
 
@@ -139,29 +129,18 @@ def judge_messages(
         capabilities: name → title and rubric, for one or more capabilities.
         language: `zh`; any other value selects English.
         max_characters: limit per text. A longer conversation is cut at its beginning, a longer response in its middle.
-        examples: each becomes a user turn and an assistant turn.
     """
     words = _WORDINGS.get(language, _WORDINGS["en"])
-    shown = [*(example[:3] for example in examples), (prompt, first, second)]
-    texts = [
-        [
-            _conversation(conversation, words, max_characters),
-            *(_cut_middle(neutralize(text), max_characters) for text in pair),
-        ]
-        for conversation, *pair in shown
-    ]
-    word = _delimiter_word([text for parts in texts for text in parts])
+    texts = [_conversation(prompt, words, max_characters)]
+    texts += [_cut_middle(neutralize(text), max_characters) for text in (first, second)]
+    word = _delimiter_word(texts)
     rubrics = "\n".join(f"- {name} ({entry.title}): {entry.rubric}" for name, entry in capabilities.items())
     form = "{" + ", ".join(f'"{name}": "A" | "B" | "C"' for name in capabilities) + "}"
     system = f"{words.system.format(word=word)}\n\n{rubrics}\n\n{words.form.format(form=form)}"
-    turns = [{"role": "system", "content": system}]
-    titles, request = (words.conversation, words.first, words.second), words.ask.format(names=", ".join(capabilities))
-    for i, parts in enumerate(texts):
-        marked = [f"[{word} {title}]\n{text}\n[/{word} {title}]" for title, text in zip(titles, parts, strict=True)]
-        turns.append({"role": "user", "content": "\n\n".join([*marked, request])})
-        if i < len(examples):
-            turns.append({"role": "assistant", "content": json.dumps(dict(examples[i].letters), ensure_ascii=False)})
-    return turns
+    titles = (words.conversation, words.first, words.second)
+    marked = [f"[{word} {title}]\n{text}\n[/{word} {title}]" for title, text in zip(titles, texts, strict=True)]
+    user = "\n\n".join([*marked, words.ask.format(names=", ".join(capabilities))])
+    return [{"role": "system", "content": system}, {"role": "user", "content": user}]
 
 
 def answer_schema(capabilities: Sequence[str]) -> dict[str, Any]:

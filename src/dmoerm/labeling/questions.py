@@ -1,7 +1,6 @@
 """Build the questions for a judge: one request per pair of responses, capability and order.
 
-With `group_capabilities` a call covers all capabilities of a pair. With `overall` it covers the overall preference (the
-paper's generative baselines: zero-shot, or few-shot with pairs ordered by people).
+With `group_capabilities` a call covers all capabilities of a pair. With `overall` it covers the overall preference.
 """
 
 from __future__ import annotations
@@ -14,9 +13,9 @@ from typing import Any, NamedTuple
 
 from ..errors import ConfigError
 from ..labels import OVERALL
-from ..schema import Group, Query, prompt_key
+from ..schema import Group, Query
 from ..taxonomy import Capability, Taxonomy
-from .prompt import LETTERS, VERSION, FewShotExample, answer_schema, judge_messages
+from .prompt import VERSION, answer_schema, judge_messages
 from .store import call_key
 
 RESERVED_FIELDS = ("model", "messages", "stream", "n")
@@ -107,8 +106,6 @@ class QuestionFormat:
         taxonomy: tasks with their capabilities and rubrics; required unless `overall` is set.
         group_capabilities: put all capabilities of a pair into one call.
         overall: ask which response is better overall instead of asking about capabilities.
-        examples: groups labeled by people, from which few-shot examples are drawn.
-        shots: number of few-shot examples shown before a question.
 
     Raises:
         ConfigError: there is neither a taxonomy nor `overall`.
@@ -117,8 +114,6 @@ class QuestionFormat:
     taxonomy: Taxonomy | None = None
     group_capabilities: bool = False
     overall: bool = False
-    examples: Sequence[Group] = ()
-    shots: int = 0
 
     def __post_init__(self) -> None:
         if self.taxonomy is None and not self.overall:
@@ -143,39 +138,12 @@ class QuestionFormat:
 
     def judge_name(self, model: str) -> str:
         """Return the judge's name in its labels; the same model with another question format is another judge."""
-        together = "together" if self.group_capabilities and not self.overall else ""
-        shots = f"{self.shots}-shot" if self.shots else ""
-        return "/".join(part for part in (model, together, shots) if part)
+        return f"{model}/together" if self.group_capabilities and not self.overall else model
 
     def messages(self, pair: ResponsePair, capabilities: Mapping[str, Capability]) -> list[dict[str, str]]:
         """Return the chat messages of one question; `pair.first` is shown first."""
         shown = pair.group.responses[pair.first], pair.group.responses[pair.second]
-        examples = self._examples(pair.group, list(capabilities))
-        return judge_messages(pair.group.prompt, *shown, capabilities, self._language, examples=examples)
-
-    def _examples(self, query: Query, names: Sequence[str]) -> list[FewShotExample]:
-        """Return pairs of other prompts of the same task; the better response alternates between first and second."""
-        examples: list[FewShotExample] = []
-        for group in self.examples:
-            if len(examples) == self.shots:
-                break
-            if group.task != query.task or prompt_key(group.prompt) == prompt_key(query.prompt):
-                continue
-            pairs = group.pairs(None if names[0] == OVERALL else names[0])
-            if pairs:
-                better, worse = pairs[0][:2]
-                shown = (better, worse) if len(examples) % 2 == 0 else (worse, better)
-                letters = {name: _letter(group, name, *shown) for name in names}
-                first, second = (group.responses[i] for i in shown)
-                examples.append(FewShotExample(group.prompt, first, second, letters))
-        return examples
-
-
-def _letter(group: Group, name: str, first: int, second: int) -> str:
-    """Return the human label of a pair; an ungraded pair is a tie."""
-    grades = group.grades if name == OVERALL else group.capabilities.get(name)
-    a, b = (None, None) if grades is None else (grades[first], grades[second])
-    return LETTERS[2] if a is None or b is None or a == b else LETTERS[0 if a > b else 1]
+        return judge_messages(pair.group.prompt, *shown, capabilities, self._language)
 
 
 @dataclass(frozen=True)
