@@ -38,22 +38,22 @@ def evaluate(
     trained: TruncationCounts | None = None,
     judged: Sequence[JudgedLabel] | None = None,
 ) -> Results:
-    """Measure the model and the single models that it contains.
+    """Measure the model and the single models in it.
 
     Args:
-        config: the settings that the model was trained with; their seed is also the seed of the bootstrap.
+        config: the training settings; their seed also seeds the bootstrap.
         command: the command, for the results.
         steps: step → its training metrics, from `Run.metrics()`.
         batch_tokens: as in `DMoERM.score`.
-        console: where progress is shown; None: on the standard error stream.
+        console: where to show progress; default: standard error.
         cache: keeps the trunk's activations; see `score_groups`.
-        training_prompts: the prompts that the model was trained on; None: those that its checkpoint lists.
-        include_trained: also measure on groups with such a prompt.
+        training_prompts: the model's training prompts; default: those that its checkpoint lists.
+        include_trained: also measure on groups with a training prompt.
         trained: truncation counts of the training part, for the results.
         judged: the labels of the training part, from `judge_labels`, for the results.
 
     Raises:
-        DataError: no pair is ordered by people, an unknown task, a text longer than the model reads.
+        DataError: no pair is ordered by human labels, a task is unknown, or a text is longer than the model reads.
     """
     groups, overlap = split_overlap(groups, training_prompts or model.training_prompts, include_trained)
     if not any(group.pairs() for group in groups):

@@ -178,7 +178,7 @@ class DoubtfulLabel(ResultModel):
     """The group's."""
     task: str
     capability: str | None
-    """What the label is about; None: the overall preference."""
+    """The label's capability; None for the overall preference."""
     prompt: str
     """Long texts are without their middle."""
     preferred: str
@@ -209,7 +209,7 @@ class ErrorAnalysis(ResultModel):
     by_agreement: dict[str, Estimate]
     """Part of the pairs → accuracy; empty without grades of several annotators."""
     doubts: LabelDoubts | None = None
-    """Labels that may be wrong; None: not judged, as outside of `train`."""
+    """Labels that may be wrong; None if not judged, as outside of `train`."""
 
 
 class Document(ResultModel):

@@ -44,7 +44,7 @@ class ScoringBatch(Generic[Q]):
     Args:
         groups: Q groups.
         encoded: their token ids.
-        cache: contains the trunk's activations; None: they are computed.
+        cache: contains the trunk's activations; without it, they are computed.
     """
 
     def __init__(
@@ -152,14 +152,14 @@ class ScoredGroup(Generic[Q]):
     Attributes:
         task: the group's task, or the router's likeliest task if the group has none.
         route: task → probability, from the prompt alone.
-        chosen: the task whose model has the `dmoerm` rewards, or the likeliest one if they are a mixture; None: the
-            general model alone.
+        chosen: the task whose model gives the `dmoerm` rewards, or the likeliest one of a mixture; None if the
+            general model alone gives them.
         temperature: σ((reward_a − reward_b) / temperature) is `dmoerm`'s probability that a is better than b.
         rewards: method → one score per response; only differences within a group and method are meaningful.
         capabilities: capability of `task` → one score per response.
         members: scorer → (k, N), the rewards of each of its k members.
         empty: indices of the responses without text.
-        uncertainty: (N,), the standard deviations of the `dmoerm` rewards, nan without a posterior; None: unknown.
+        uncertainty: (N,), the standard deviations of the `dmoerm` rewards, nan without a posterior; None if unknown.
     """
 
     group: Q
@@ -195,8 +195,8 @@ def score_groups(
 
     Args:
         batch_tokens: as in `DMoERM.score`.
-        cache: stores the trunk's activations for later evaluations; None: nothing is stored.
-        console: where progress is shown; None: on the standard error stream.
+        cache: stores the trunk's activations for later evaluations; default: no cache.
+        console: where to show progress; default: standard error.
         scorers: name → a further scorer of each pass; see `ScoredGroup.members`.
 
     Raises:

@@ -62,10 +62,10 @@ def save(
     """Write the checkpoint folder. If writing fails, `target` is unchanged.
 
     Args:
-        card: the text of README.md; None: the text that the model was loaded with, if any.
-        run_config: the text of run.yaml; None: likewise.
-        dtype: precision of trunk, branches and the router's language model; None: as in memory, where trained weights
-            are float32. `bfloat16` halves the branches' files and rounds small changes away (docs/training.md).
+        card: the text of README.md; default: the text that the model was loaded with, if any.
+        run_config: the text of run.yaml; default: likewise.
+        dtype: precision of trunk, branches and the router's language model; default: as in memory, where trained
+            weights are float32. `bfloat16` halves the branches' files and rounds small changes away (docs/training.md).
 
     Raises:
         ConfigError: the dtype is not supported.
@@ -306,10 +306,10 @@ def upload(
 
     Args:
         name: `me/name`; the repository is created if it does not exist.
-        private: visibility of a repository that is created; None: the account's default.
-        message: the commit message; None: a default one.
-        revision: the branch; None: the main branch.
-        token: None: the token that the hub's client has stored.
+        private: visibility of a repository that is created; default: the account's.
+        message: the commit message.
+        revision: the branch; default: the main branch.
+        token: default: the token that the hub's client has stored.
 
     Raises:
         CheckpointError: no permission, no network, or an invalid name.

@@ -45,11 +45,11 @@ class ModelChange(BaseModel):
     """One change of a trained model.
 
     Attributes:
-        change: what was done.
-        task: the task that was changed.
-        capability: the capability that was changed; None: the whole task.
+        change: the kind of change.
+        task: the changed task.
+        capability: the changed capability; None for the whole task.
         time: in UTC, ISO 8601.
-        data: SHA-256 of the groups that were trained on; None: the change needed no data.
+        data: SHA-256 of the training groups; None if the change needed no data.
         source: folder name of the other model of a merge.
         settings: settings that differ from those in run.yaml, by name.
     """
@@ -86,7 +86,7 @@ class DMoERMConfig(PretrainedConfig):
         routing: the fields of `Routing`, which training chooses.
         encoding, head, lora, aggregator: fields of `EncodingConfig`, `HeadConfig`, `LoRAConfig`, `AggregatorConfig`.
         pad_token_id: the tokenizer's; tools that pad batches read it here.
-        history: the changes since the model was trained, the fields of a `ModelChange` each.
+        history: the changes since training, each as the fields of a `ModelChange`.
     """
 
     model_type = "dmoerm"
@@ -164,12 +164,12 @@ _MAX_VALUES = {"layers": 4096, "experts": 4096, "heads": 4096, "head_dim": 1 << 
 _Name = Annotated[str, AfterValidator(lambda name: check_name("stored", name, _MAX_CHARACTERS))]
 
 
-# What transformers and other tools write beside the fields of `_StoredConfig`; a checkpoint's code is never run.
+# What transformers and other tools write besides the fields of `_StoredConfig`; a checkpoint's code is never run.
 _BASE_FIELDS = {*PretrainedConfig().to_dict(), "torch_dtype", "num_labels", "pad_token_id", "auto_map"}
 
 
 class _StoredConfig(BaseModel):
-    """The fields of config.json that are read. Those of transformers' base class are ignored; others are unknown."""
+    """The fields of config.json that are read. Fields of transformers' base class are ignored; others are refused."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
     format_version: int
@@ -188,7 +188,7 @@ class _StoredConfig(BaseModel):
 
 
 def stored_config(config: PretrainedConfig) -> DMoERMConfig:
-    """Return a copy with the fields that `read_config` reads, without what trainers and libraries have set."""
+    """Return a copy with only the fields that `read_config` reads; trainers and libraries set others."""
     fields = (*_StoredConfig.model_fields, "architectures", "pad_token_id")
     return DMoERMConfig(**copy.deepcopy({name: getattr(config, name) for name in fields}))
 
@@ -197,7 +197,7 @@ def read_config(folder: Path) -> DMoERMConfig:
     """Read the configuration of a checkpoint folder.
 
     Raises:
-        CheckpointError: config.json is missing or invalid, or does not fit the weight files beside it.
+        CheckpointError: config.json is missing or invalid, or does not fit the weight files in its folder.
     """
     file = folder / "config.json"
     settings = read_json(file)

@@ -81,7 +81,7 @@ def nonlinear_reason(model: Mixture, task: str | None) -> str | None:
 
 @torch.no_grad()
 def fold_reward(model: Mixture, task: str | None) -> LinearReward:
-    """Fold the reward of a task (None: of the general model) into one linear layer.
+    """Fold the reward of a task into one linear layer; None stands for the general model.
 
     Raises:
         ConfigError: the reward is not linear in the last token's state; the message says why.
@@ -110,12 +110,13 @@ def _folded(head: Head) -> LinearReward:
 
 
 def export_classifier(model: Mixture, task: str | None, target: Path, dtype: torch.dtype | None = None) -> Any:
-    """Write a task's reward (None: the general model's) as a standard classifier; return its configuration.
+    """Write a reward as a standard classifier; return its configuration.
 
     The folder is written completely or not at all.
 
     Args:
-        dtype: precision of all weights; None: that of the layers, or float32 if they have several.
+        task: the task; None for the general model.
+        dtype: precision of all weights; default: the layers' precision, or float32 if they have several.
 
     Raises:
         ConfigError: the reward is not linear (see `nonlinear_reason`), or transformers has no classifier of this family

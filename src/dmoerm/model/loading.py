@@ -68,8 +68,8 @@ class LoadOptions:
     """The checked options of `from_pretrained`.
 
     Attributes:
-        dtype: precision of trunk and branches; None: as saved.
-        device: the device of the whole model; None: the CPU.
+        dtype: precision of trunk and branches; default: as saved.
+        device: the device of the whole model; default: the CPU.
         quantization: `8bit` or `4bit` to hold frozen linear layers in 8 or 4 bits.
         check: compare the files with SHA256SUMS, if the folder has it.
         hub: `revision`, `token` and the like; see `hub.download`.

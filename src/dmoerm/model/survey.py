@@ -33,7 +33,7 @@ class Survey:
 
     Attributes:
         kind: the type of the text model.
-        composite: the type of the composite that contains it; None: it stands alone.
+        composite: the type of the composite that contains it, if any.
         runs: `packed`, `fallback` (its own forward) or `refused`.
         reason: why it is not packed.
         layers, branch_layer: numbers of layers, of all and of the trunk; 0 if it is refused.
@@ -112,7 +112,7 @@ def _memory(
 
     Args:
         weights: numbers of weights in the trunk, in a branch, and in the linear layers of both.
-        shape: the layers' `BackboneShape`; None: they are not those of a usual decoder.
+        shape: the layers' `BackboneShape`; None if they are not a usual decoder's.
         top: the number of layers in a branch.
 
     Returns:

@@ -35,7 +35,7 @@ _MAX_RANK = 32
 
 @dataclass(frozen=True)
 class TrainingPrompts:
-    """The prompts that a model was trained on, its validation part included.
+    """The training prompts of a model, including its validation part.
 
     `prompt in training_prompts` compares prompts as the split into training and test part does: white space and Unicode
     normalization forms are ignored.

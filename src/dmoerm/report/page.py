@@ -25,7 +25,7 @@ class Number:
     Attributes:
         text: the formatted number.
         detail: a smaller second line, such as an interval.
-        shade: −1 … 1, the background: blue above 0, orange below 0; None: no background.
+        shade: −1 … 1, the background: blue above 0, orange below 0; None for no background.
     """
 
     text: str

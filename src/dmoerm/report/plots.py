@@ -57,7 +57,7 @@ class Series:
 
     Attributes:
         label: the text in the legend.
-        color: the color of all rows; None: each row's name is a method, whose color it has.
+        color: the color of all rows; by default, each row's name is a method and has its color.
     """
 
     label: str
