@@ -15,7 +15,7 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ..errors import ConfigError, plain_fault
+from ..errors import ConfigError, first_fault
 from ..io.paths import model_folder, model_name
 from ..model import DMoERM
 from ..model.loading import prepare_kernels
@@ -93,8 +93,8 @@ def app(arguments: dict[str, Any]) -> Any:
     try:
         settings = ReplicaSettings.model_validate(arguments)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ConfigError(f"{'.'.join(map(str, first['loc']))}: {plain_fault(first)}") from None
+        fault = first_fault(error)
+        raise ConfigError(f"{fault.field}: {fault.message}") from None
     try:
         from ray import serve
     except ImportError as error:

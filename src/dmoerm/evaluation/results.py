@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..chat.truncation import TruncationCounts
-from ..errors import DataError, plain_fault
+from ..errors import DataError, first_fault
 from ..io.paths import write_file
 from ..names import folder_name
 
@@ -419,9 +419,7 @@ def read_model(path: str | Path, model: type[M], hint: str) -> M:
     except json.JSONDecodeError as error:
         raise DataError(f"is not valid JSON: {error}", file=path, hint=hint) from None
     except ValidationError as error:
-        detail = error.errors()[0]
-    field = ".".join(str(part) for part in detail["loc"])
-    if field == "schema":
+        fault = first_fault(error)
+    if fault.field == "schema":
         hint = "install the version of dmoerm that wrote the file"
-    value = None if detail["type"] == "missing" else detail["input"]
-    raise DataError(plain_fault(detail), file=path, field=field or None, value=value, hint=hint)
+    raise DataError(fault.message, file=path, field=fault.field or None, value=fault.value, hint=hint)

@@ -37,7 +37,7 @@ from tenacity import (
     wait_exponential,
 )
 
-from ..errors import ConfigError, DataError, ServerError, plain_fault, shorten
+from ..errors import ConfigError, DataError, ServerError, first_fault, shorten
 from ..schema import PromptInput, Query, ResponseLists
 from ..scores import Score, Weights, adjusted, as_queries, check_risk, check_weights
 
@@ -202,9 +202,9 @@ class BaseClient:
         try:
             return kind.model_validate(content)
         except ValidationError as error:
-            first = error.errors()[0]
-            fault = f"{'.'.join(map(str, first['loc']))}: {plain_fault(first)} (got {shorten(content)})"
-            raise ServerError(f"{self.url}: the response is not that of a reward server: {fault}") from None
+            fault = first_fault(error)
+            message = f"{fault.field}: {fault.message} (got {shorten(content)})"
+            raise ServerError(f"{self.url}: the response is not that of a reward server: {message}") from None
 
 
 class Client(BaseClient):

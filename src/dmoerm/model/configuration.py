@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from transformers import AutoConfig, PretrainedConfig
 
 from ..config import AggregatorConfig, EncodingConfig, HeadConfig, LoRAConfig
-from ..errors import BackboneError, CheckpointError, did_you_mean, plain_fault, shorten
+from ..errors import BackboneError, CheckpointError, did_you_mean, first_fault, shorten
 from ..names import check_name
 from .backbone import check_config
 from .families import is_text_model
@@ -221,9 +221,8 @@ def read_config(folder: Path) -> DMoERMConfig:
             of.model_validate(part)
         AggregatorConfig.model_validate(stored.aggregator)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"]))
-        raise _invalid(file, f"{field}: {plain_fault(first)} (got {shorten(first['input'])})") from None
+        fault = first_fault(error)
+        raise _invalid(file, f"{fault.field}: {fault.message} (got {shorten(error.errors()[0]['input'])})") from None
     try:
         _check_backbone(file, stored)
     except RecursionError:
