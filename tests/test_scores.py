@@ -77,7 +77,7 @@ def test_an_empty_response_loses_to_any_other():
 
 
 def test_rewards_outside_the_range_compare_too():
-    """Servers of older versions send them."""
+    """Other servers may send them."""
     first, second = (Score(reward, None, {}, {}, None, 1.0) for reward in (-24.0, -25.0))
     assert first.win_probability(second) == pytest.approx(1 / (1 + math.exp(-1)))
 

@@ -71,16 +71,9 @@ class DataError(DmoermError, ValueError):
     ) -> None:
         self.message, self.file, self.line = message, file, line
         self.field, self.value, self.hint = field, value, hint
-        super().__init__(self._message())
-
-    def _message(self) -> str:
-        position = ":".join(str(part) for part in (self.file, self.line) if part is not None)
-        parts = [f"{position}: " if position else "", f"{self.field}: " if self.field else "", self.message]
-        if self.value is not None:
-            parts.append(f" (got {shorten(self.value)})")
-        if self.hint:
-            parts.append(f"; {self.hint}")
-        return "".join(parts)
+        position = ":".join(str(part) for part in (file, line) if part is not None)
+        got = "" if value is None else f" (got {shorten(value)})"
+        super().__init__(": ".join(filter(None, [position, field, message])) + got + (f"; {hint}" if hint else ""))
 
     def at(self, file: str | Path, line: int | None) -> DataError:
         """Return the error with its file and line."""

@@ -63,8 +63,8 @@ class CapabilityLabel:
         capability: name of the capability, or `overall`.
         first, second: indices into the group's responses, first < second.
         given, swapped: outcome with `first` shown first, and with `second` shown first.
-        p_given, p_swapped: probability that `first` is better, from the judge's token probabilities or from the share
-            of repeated answers to the same question; None if the judge gives neither.
+        p_given, p_swapped: probability that `first` is better, from token probabilities or from the share of repeated
+            answers to the same question; None if the judge gives neither.
         prompt_tokens, completion_tokens, cost: this label's share of its calls.
     """
 

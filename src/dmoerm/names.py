@@ -23,14 +23,13 @@ _FORBIDDEN = {"Cc": "a control character", "Cs": "a lone surrogate", "Zl": "a li
 
 
 def check_name(kind: str, name: str, max_length: int = MAX_LENGTH) -> str:
-    """Return a valid name unchanged: any text of one line without white space around it.
+    """Return a valid name unchanged: a text of one line without white space around it, which is not reserved.
 
     Args:
-        kind: what is named, for the message.
+        kind: what is named: `task` and `capability` have reserved names.
 
     Raises:
-        ValueError: the name is empty, too long, has white space around it, or contains a forbidden character;
-            or a task has one of `RESERVED_TASKS`, or a capability one of `RESERVED_CAPABILITIES`.
+        ValueError: the name is invalid.
     """
     fault = ""
     if kind == "task" and name in RESERVED_TASKS:

@@ -54,7 +54,7 @@ def bound_reward(value: float) -> float:
 
 
 def unbound_reward(reward: float) -> float:
-    """Invert `bound_reward`; ±inf at the ends of the range, and the value itself outside it (an older server's)."""
+    """Invert `bound_reward`; ±inf at the ends of the range, and the value itself outside it (of another server)."""
     if abs(reward) <= _IDENTITY or not abs(reward) <= -MIN_REWARD:
         return reward
     share = (abs(reward) - _IDENTITY) / _IDENTITY
@@ -104,10 +104,8 @@ class Score:
     def reweighted(self, weights: Weights) -> Score:
         """Return the score with its reward under other weights of the capabilities; all else stays the same.
 
-        reward' = reward + 1/k · Σ_i (u_i − 1) · c_i for the weights u_i and the k capability scores c_i, on unbounded
-        rewards. A weight of 1 leaves a capability's share as the aggregator learned it; each unit more adds 1/k of the
-        capability's score, its share in a mean of all scores. If all weights are 1, the score is returned itself. Names
-        that the task does not have are ignored; see `check_weights`.
+        A weight of 1 leaves a capability's share as the aggregator learned it; each unit more adds 1/k of the
+        capability's score. Names that the task does not have are ignored; see `check_weights`.
         """
         shifts = [(float(weights[name]) - 1) * c for name, c in self.capabilities.items() if weights.get(name, 1) != 1]
         if not shifts:
@@ -137,15 +135,7 @@ def adjusted(scores: Iterable[list[Score]], weights: Weights | None = None, risk
 
 
 def check_task(tasks: Mapping[str, Sequence[str]], task: str, source: str = "") -> None:
-    """Check that the model has a task.
-
-    Args:
-        tasks: the model's tasks with their capabilities.
-        source: what names the task, such as `rows.jsonl:7`; the error message begins with it.
-
-    Raises:
-        DataError: the model has no such task.
-    """
+    """Raise `DataError`, which begins with the source of the task, if the model has no such task."""
     if task not in tasks:
         hint = f"use one of {', '.join(tasks)}, or null to route"
         raise DataError("the model has no such task", file=source or None, field="task", value=task, hint=hint)
@@ -154,15 +144,11 @@ def check_task(tasks: Mapping[str, Sequence[str]], task: str, source: str = "") 
 def check_weights(
     weights: Weights | None, tasks: Mapping[str, Sequence[str]], chosen: Iterable[str | None] = ()
 ) -> None:
-    """Check the weights that people set; None is valid.
+    """Raise `DataError` for an unknown capability, or a weight that is not a number within ±`MAX_WEIGHT`.
 
     Args:
-        tasks: the model's tasks with their capabilities.
         chosen: the tasks of the queries. If all queries name a task, each weight must belong to one of these tasks. If
             the router decides (None), or nothing is chosen, it must belong to any task of the model.
-
-    Raises:
-        DataError: an unknown capability, or a weight that is not a number within ±`MAX_WEIGHT`.
     """
     if weights is None:
         return
@@ -178,14 +164,10 @@ def check_weights(
             owner = f"task {' or '.join(allowed)}" if known else "the model"
             hint = f"use one of {', '.join(names)}" if names else "leave the weights out"
             raise DataError(f"{owner} has no such capability", field="weights", value=name, hint=hint)
-        _check_weight(name, weight)
-
-
-def _check_weight(name: str, weight: Any) -> None:
-    if not isinstance(weight, Real) or isinstance(weight, bool) or not abs(float(weight)) <= MAX_WEIGHT:
-        message = f"is not a number from {-MAX_WEIGHT:g} to {MAX_WEIGHT:g}"
-        hint = "1 keeps the capability's share in the reward, 2 adds to it"
-        raise DataError(message, field=f"weights.{name}", value=weight, hint=hint)
+        if not isinstance(weight, Real) or isinstance(weight, bool) or not abs(float(weight)) <= MAX_WEIGHT:
+            message = f"is not a number from {-MAX_WEIGHT:g} to {MAX_WEIGHT:g}"
+            hint = "1 keeps the capability's share in the reward, 2 adds to it"
+            raise DataError(message, field=f"weights.{name}", value=weight, hint=hint)
 
 
 def check_risk(risk: Any) -> None:
