@@ -1,4 +1,3 @@
-import gzip
 import json
 from pathlib import Path
 
@@ -77,15 +76,6 @@ def test_json_files_hold_an_array_or_lines(tmp_path: Path) -> None:
     assert rows_of(path, LINE + b"\n" + LINE) == [(1, ROW), (2, ROW)]
     with pytest.raises(DataError, match=r"a\.json:1: is not valid JSON"):
         rows_of(path, b"[" + LINE)
-
-
-def test_gzip(tmp_path: Path) -> None:
-    path = tmp_path / "a.jsonl.gz"
-    assert rows_of(path, gzip.compress(LINE)) == [(1, ROW)]
-    with pytest.raises(DataError, match="cannot be read"):
-        rows_of(path, gzip.compress(LINE)[:-9])
-    with pytest.raises(DataError, match="cannot be read"):
-        rows_of(path, LINE)
 
 
 def test_parquet(tmp_path: Path) -> None:
