@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dmoerm.errors import DataError
-from dmoerm.schema import Message
 from dmoerm.scores import (
     MAX_WEIGHT,
     MIN_REWARD,
@@ -76,26 +75,12 @@ def test_an_empty_response_loses_to_any_other():
     assert empty.win_probability(empty) == 0.5
 
 
-def test_rewards_outside_the_range_compare_too():
-    """Other servers may send them."""
-    first, second = (Score(reward, None, {}, {}, None, 1.0) for reward in (-24.0, -25.0))
-    assert first.win_probability(second) == pytest.approx(1 / (1 + math.exp(-1)))
-
-
 @given(SAMPLES)
 def test_each_prompt_has_one_query_with_all_its_responses(samples):
     groups = group_by_prompt(samples)
     assert len({(query.task, query.prompt) for query, _ in groups}) == len(groups)
     placed = {at: (q.task, q.prompt, r) for q, indices in groups for at, r in zip(indices, q.responses, strict=True)}
     assert placed == dict(enumerate(samples))
-
-
-def test_conversations_that_are_equal_are_one_prompt():
-    turns = [(Message(role="user", content="Hi!"),) for _ in range(2)]
-    ((query, indices),) = group_by_prompt([(None, turns[0], "a"), (None, turns[1], "b")])
-    assert (query.prompt, query.responses, indices) == (turns[0], ("a", "b"), [0, 1])
-    with pytest.raises(DataError, match="prompt: is empty"):
-        group_by_prompt([(None, "", "a")])
 
 
 @pytest.mark.parametrize(
@@ -180,34 +165,6 @@ def test_a_weight_adds_its_share_of_the_capability_and_changes_nothing_else(valu
     )
 
 
-@given(VALUES, CAPABILITIES, st.fixed_dictionaries({}, optional=dict.fromkeys([*NAMES, "other"], st.just(1.0))))
-def test_weights_of_one_are_the_plain_reward_to_the_last_bit(value, capabilities, weights):
-    plain = rated(value, capabilities)
-    assert plain.reweighted(weights) is plain
-
-
-@given(VALUES, VALUES, CAPABILITIES, CAPABILITIES, st.floats(0.1, 5), st.floats(0.1, 5))
-def test_raising_a_weight_favors_the_response_that_is_better_on_it(first, second, better, worse, weight, more):
-    better, worse = better | {"wit": 3.0}, worse | {"wit": -3.0}
-    margins = []
-    for u in (weight, weight + more):
-        a, b = (rated(v, c).reweighted({"wit": u}) for v, c in ((first, better), (second, worse)))
-        margins.append(unbound_reward(a.reward) - unbound_reward(b.reward))
-    assert margins[1] - margins[0] == pytest.approx(more * 6 / 3, rel=1e-3, abs=1e-3)
-
-
-def test_the_order_of_the_weights_does_not_change_a_bit():
-    plain = rated(0.3, {"wit": 0.1, "tone": 0.7, "logic": -1.3})
-    weights = {"wit": 2.3, "tone": 5.7, "logic": 3.1}
-    rewards = {plain.reweighted(dict(sorted(weights.items(), key=key))).reward for key in (str, lambda pair: pair[1])}
-    assert len(rewards) == 1
-
-
-def test_a_win_probability_uses_the_reweighted_rewards():
-    first, second = (rated(0.0, {"wit": wit, "tone": 0.0}).reweighted({"wit": 4}) for wit in (1.0, 0.0))
-    assert first.win_probability(second) == pytest.approx(1 / (1 + math.exp(-(3 / 2) / 1.5)))
-
-
 def test_weights_have_no_effect_without_capability_scores():
     empty, general = Score(MIN_REWARD, "chat", {}, {}, None, 1.0), Score(0.4, None, {}, {}, None, 1.0)
     assert list(adjusted([[empty], [general]], {"wit": 5.0})) == [[empty], [general]]
@@ -254,10 +211,6 @@ def test_invalid_weights_are_named(weights, chosen, field, message):
     assert caught.value.field == field
 
 
-def test_an_unknown_task_is_left_to_the_check_of_tasks():
-    check_weights({"logic": 2}, TASKS, ["poetry"])
-
-
 # --- risk ----------------------------------------------------------------------------------------------------------
 
 RISKS = st.floats(0, 1e3)
@@ -270,11 +223,6 @@ def test_a_risk_lowers_a_reward_by_so_many_standard_deviations_and_changes_nothi
     assert unbound_reward(score.reward) == pytest.approx(unbound_reward(plain.reward) - risk * deviation, rel=1e-6)
     assert replace(score, reward=0.0) == replace(plain, reward=0.0)
     assert np.float32(score.reward) > MIN_REWARD
-
-
-def test_within_ten_a_risk_lowers_exactly():
-    assert rated(0.5, {}).with_risk(2).reward == 0.5 - 2 * 0.5
-    assert rated(0.5, {}).with_risk(0.0) == rated(0.5, {})
 
 
 @given(VALUES, CAPABILITIES, WEIGHTS, RISKS)

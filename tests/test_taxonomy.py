@@ -95,8 +95,3 @@ def test_a_draft_takes_any_name(tmp_path: Path) -> None:
     drafted = draft_taxonomy([group], "My taxonomy")
     assert list(drafted.tasks["Question/Answer: a"].capabilities) == ["no & yes"]
     assert load(tmp_path, drafted.to_yaml()) == drafted
-
-
-def test_a_draft_needs_a_task() -> None:
-    with pytest.raises(TaxonomyError, match="no group has a task"):
-        draft_taxonomy([], "mine")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import pickle
-import random
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -178,22 +177,6 @@ def test_a_template_that_cannot_be_used_is_said(template: str | None, error: typ
         encoder(tokenizer).encode(query((Message(role="user", content="a"), Message(role="user", content="b"))))
 
 
-def test_a_template_that_refuses_one_conversation_takes_others() -> None:
-    tokenizer = tiny_tokenizer()
-    tokenizer.chat_template = (
-        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHATML
-    )
-    made = encoder(tokenizer)
-    assert made.encode(query()) == encoder().encode(query())
-    refused = (Message(role="system", content="Be kind."), Message(role="user", content="Hi!"))
-    with pytest.raises(DataError, match=r"no system.*got \['system', 'user'\].*reorder"):
-        made.encode(query(refused))
-
-
-def test_tokens_count_the_prompt_once() -> None:
-    assert Encoded([1, 2, 3], [[4], [5, 6]]).tokens == 6
-
-
 @pytest.mark.parametrize("mode", ["keep_end", "keep_beginning", "keep_both"])
 def test_a_cut_text_does_not_depend_on_its_siblings(mode: str) -> None:
     cut = encoder(max_length=60, truncation=mode)
@@ -288,18 +271,6 @@ def test_the_ids_that_are_kept_are_those_of_the_whole_text(
     assert bounded.truncated or tokenizer is FAMILIES["pieces"]  # for which a word of 9000 digits is a single token
 
 
-@pytest.mark.parametrize("tokenizer", FAMILIES.values(), ids=FAMILIES)
-def test_wherever_a_text_is_cut_its_first_and_last_ids_stay(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoding, "_MARGIN", 8)
-    made = encoder(tokenizer, max_length=20)
-    text = LONG["words"][:900]
-    (whole,) = made._texts([text])
-    for size in range(20, 400):
-        (ends,) = made._ends([text], size)
-        assert ends[:20] == whole[:20]
-        assert ends[-20:] == whole[-20:]
-
-
 def read_by(made: Encoder) -> list[int]:
     """Return a list that gets the length of each text that the encoder's tokenizer reads."""
     lengths, texts = list[int](), made._texts
@@ -326,19 +297,3 @@ def test_the_middle_of_a_huge_text_is_not_tokenized(mode: str) -> None:
             else:
                 assert made.encode(asked).truncated
     assert sum(lengths) < 50_000
-
-
-def test_a_word_that_is_longer_than_the_margin_keeps_its_ends() -> None:
-    """Its ids may differ from those of the whole text, which nobody reads; they are those of its ends."""
-    word = "".join(random.Random(1).choices("abcdefghij", k=100_000))
-    made = encoder(max_length=80, truncation="keep_both", template="plain")
-    kept = TOKENIZER.decode(
-        made.encode(query(word)).prompt[len(made._special("<|im_start|>Human: ")) : -len(made.marker)]
-    )
-    assert kept.startswith(word[:10])
-    assert word.endswith(kept[-10:])
-
-
-def test_the_count_of_tokens_is_that_of_the_whole_text() -> None:
-    made = encoder(max_length=60, truncation="keep_end")
-    assert len(made.tokens([Message(role="user", content="word " * 20_000)])) > 20_000

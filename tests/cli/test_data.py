@@ -62,27 +62,10 @@ def test_the_detected_format_is_named(write_rows: Write, tmp_path: Path) -> None
     assert [source["format"] for source in sources] == ["native", "trl", None]
 
 
-def test_the_map_of_a_file_that_is_not_read(write_rows: Write) -> None:
-    result = run("check", write_rows([ROW]), "--map", "other.jsonl:prompt=question")
-    assert result.exit_code == 1
-    assert "--map: 'other.jsonl' is none of the files" in "".join(result.stderr)
-
-
 def test_unknown_columns_are_named_and_counted(write_rows: Write) -> None:
     result = run("check", write_rows([ROW | {"colour": "red"}, ROW | {"colour": None}, ROW | {"colour": 1}]))
     assert result.exit_code == 0
     assert [line.split()[-2] for line in result.output.splitlines() if "unknown column: colour" in line] == ["2"]
-
-
-def test_what_was_left_out_is_shown(write_rows: Write) -> None:
-    result = run("check", write_rows([{"prompt": "p", "chosen": "a", "rejected": "a"}]))
-    assert "the responses are the same text" in result.output
-
-
-def test_a_missing_file_is_a_bad_source(tmp_path: Path) -> None:
-    result = run("check", tmp_path / "none.jsonl")
-    assert result.exit_code == 1
-    assert "the file does not exist" in result.output
 
 
 def test_wrong_settings_are_said_in_a_sentence(write_rows: Write, tmp_path: Path) -> None:

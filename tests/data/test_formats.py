@@ -74,10 +74,8 @@ ROWS: dict[str, dict[str, Any]] = {
 }
 ONE_RESPONSE = {"helpsteer", "kto"}
 FIELDS = [
-    *sorted(
-        {name for row in ROWS.values() for name in row} | {*Group.model_fields, "role", "content", "from", "value"}
-    ),
-    *("score", "Rating", "overall_score", "answer", "rank", "margin", "score_chosen", "tgt"),
+    *sorted({name for row in ROWS.values() for name in row} | Group.model_fields.keys()),
+    *("role", "content", "from", "value", "score", "Rating", "overall_score", "answer", "rank", "margin", "tgt"),
 ]
 
 

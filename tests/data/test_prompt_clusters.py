@@ -47,12 +47,6 @@ def test_prompts_of_one_kind_stay_together() -> None:
     assert set(cluster_prompts(texts[:5], min_size=10)) == {ONE_TASK}
 
 
-def test_the_order_of_the_words_and_a_repetition_change_nothing() -> None:
-    texts, _ = prompts(list(KINDS), 40)
-    turned = [" ".join(reversed(text.split())) for text in texts]
-    assert cluster_prompts(texts, 10) == cluster_prompts(turned, 10)
-
-
 def test_a_cluster_has_at_least_the_least_size() -> None:
     texts, _ = prompts(list(KINDS), 40)
     labels = cluster_prompts([*texts, *prompts(["travel"], 3, seed=5)[0]], min_size=30)

@@ -8,8 +8,8 @@ import pyarrow.parquet as parquet
 import pytest
 
 from dmoerm.data.readers import read_groups, read_queries
-from dmoerm.errors import ConfigError, DataError
-from dmoerm.schema import Group, Query
+from dmoerm.errors import DataError
+from dmoerm.schema import Query
 
 Write = Callable[..., Path]
 ROW = {"id": "1", "task": "chat", "prompt": "Hi", "responses": ["a", "b"], "scores": [1.0, 0.0]}
@@ -27,20 +27,10 @@ def test_a_bad_row_is_named_with_its_place(write_rows: Write) -> None:
     assert (len(reading.groups), reading.rows) == (1, 3)
 
 
-def test_native_rows_survive_reading(write_rows: Write) -> None:
-    reading = read_groups(write_rows([ROW]))
-    assert reading.groups == [Group.model_validate(ROW)]
-
-
 def test_a_source_without_rows_is_an_error(write_rows: Write) -> None:
     for on_error in ("raise", "collect"):
         with pytest.raises(DataError, match=r"rows\.jsonl: contains no rows"):
             read_groups(write_rows([]), on_error=on_error)
-
-
-def test_an_unknown_format_is_an_error(write_rows: Write) -> None:
-    with pytest.raises(ConfigError, match="'csv'"):
-        read_groups(write_rows([ROW]), format="csv")
 
 
 def test_rows_in_no_known_format_are_bad_rows(write_rows: Write) -> None:
@@ -97,12 +87,6 @@ def test_bad_queries_can_be_passed_over(write_rows: Write) -> None:
     path = write_rows([{"prompt": ""}, ROW, [], ROW])
     assert len(list(read_queries(path, on_bad=bad.append))) == 2
     assert [error.line for error in bad] == [1, 3]
-
-
-def test_the_human_data_is_read_whole(human_data: Path) -> None:
-    reading = read_groups(human_data / "topical_chat.jsonl")
-    assert (len(reading.groups), reading.rows, reading.bad, reading.skipped) == (38, 38, [], {})
-    assert {len(group.capabilities) for group in reading.groups} == {5}
 
 
 @pytest.mark.parametrize(

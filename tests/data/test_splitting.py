@@ -58,13 +58,6 @@ def test_the_order_of_rows_does_not_matter(groups: list[Group], fraction: float,
     assert sorted(map(str, taken)) == sorted(map(str, taken_shuffled))
 
 
-def test_the_share_is_of_prompts_and_the_seed_counts() -> None:
-    groups = many()
-    assert len(split_by_prompt(groups, 0.2, 1)[1]) == 40
-    assert split_by_prompt(groups, 0.2, 1) == split_by_prompt(groups, 0.2, 1)
-    assert split_by_prompt(groups, 0.2, 1) != split_by_prompt(groups, 0.2, 2)
-
-
 def test_the_ends_and_a_single_prompt() -> None:
     groups = many(3)
     assert split_by_prompt(groups, 0) == (groups, [])
@@ -92,12 +85,3 @@ def test_taking_more_keeps_what_was_taken(groups: list[Group], per_task: int) ->
 def test_a_negative_number_of_groups_is_refused() -> None:
     with pytest.raises(ConfigError, match="per_task"):
         take_groups([], -1)
-
-
-def test_no_topic_of_the_human_data_is_on_both_sides(human_data) -> None:
-    from dmoerm.data.readers import read_groups
-
-    groups = read_groups(human_data / "cragc_pairs.jsonl").groups
-    rest, held = split_by_prompt(groups, 0.3, 0)
-    assert not prompts(rest) & prompts(held)
-    assert len(prompts(held)) == round(0.3 * len(prompts(groups)))

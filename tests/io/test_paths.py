@@ -89,15 +89,6 @@ def test_a_system_that_cannot_exchange_folders_moves_one_aside(tmp_path: Path, m
     assert (tmp_path / "x" / "a").read_text() == "new"
 
 
-def test_a_link_is_followed_and_stays(tmp_path: Path) -> None:
-    write_folder(tmp_path / "real", "old")
-    (tmp_path / "link").symlink_to("real")
-    write_folder(tmp_path / "link", "new")
-    assert os.readlink(tmp_path / "link") == "real"
-    assert (tmp_path / "real" / "a").read_text() == "new"
-    assert names(tmp_path) == ["link", "real"]
-
-
 def test_a_link_to_a_file_is_followed_and_stays(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     (tmp_path / "link").symlink_to("disk/scores.jsonl")  # of a file that does not exist yet
