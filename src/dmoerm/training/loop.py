@@ -104,16 +104,8 @@ def fit(
         shared = any(p.requires_grad for decoder in decoders for p in decoder.parameters())
     run, _, name = folder.as_posix().rpartition("/checkpoints/")
     with ThreadPoolExecutor(1, "collate") as thread, tracked(report_to, Path(run or folder) / "logs", name) as log:
-
-        def report(done: int, total: int, figures: Mapping[str, float]) -> None:
-            watch(done, total, figures)
-            log(figures, done)
-
         loop = Loop(module, train, validation or train, collate, step, training, folder, seed, shared, thread)
-        try:
-            loop.run(report, saved)
-        except FloatingPointError:
-            raise TrainingError(f"{name}: the loss is not finite; lower the step's learning_rate") from None
+        loop.run((watch, log), saved)
     loop.best.restore_best()
     module.eval()
     best = zip(loop.best.best_loss.tolist(), loop.best.best_accuracy.tolist(), strict=True)
@@ -166,25 +158,28 @@ class Loop:
         self.schedule = get_linear_schedule_with_warmup(self.optimizer, round(training.warmup * self.total), self.total)
         self.done = 0
 
-    def run(self, report: Watch, saved: Callable[[Path], Any]) -> None:
+    def run(self, watches: Sequence[Watch], saved: Callable[[Path], Any]) -> None:
         """Train from the last checkpoint, or from the start, until all steps are done or no expert has patience."""
         torch.manual_seed((self.seed + rank() * self.shared) % 2**32)
         if self.shared and not self.best.is_sharded:
             copy_from_main(p.data for _, p in self.best.trained())
         if not self._resume():
-            report(0, self.total, self._validate())
+            figures = self._validate()
+            for watch in watches:
+                watch(0, self.total, figures)
         batches = self._collated(self.rows, self._order())
         logging, losses = max(self.every // 4, 1), list[Tensor]()
         while self.done < self.total and self.best.open:
             losses.append(self._step(batches))
-            figures: dict[str, float] = {}
+            figures = {}
             if self.done % logging == 0:  # not at every step: the host waits for the device here
                 figures["train loss"] = float(torch.stack(losses).mean())
                 losses.clear()
             if self.done % self.every == 0 or self.done == self.total:
                 figures |= self._validate()
                 self._save(saved)
-            report(self.done, self.total, figures)
+            for watch in watches:
+                watch(self.done, self.total, figures)
 
     def _step(self, batches: Iterator[list[Any]]) -> Tensor:
         """Take one optimizer step; return its loss, which is the mean over its passes."""
@@ -231,12 +226,7 @@ class Loop:
 
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:
-        """Record loss and accuracy of each expert over all validation rows; return their means over the experts.
-
-        Raises:
-            FloatingPointError: the loss of an expert that is still trained is not finite. Otherwise the fit would end
-                normally with an earlier state as its best.
-        """
+        """Record loss and accuracy of each expert over all validation rows; return their means over the experts."""
         self.module.eval()
         order = torch.arange(len(self.validation)).split(self.per_pass)
         batches = self._collated(self.validation, (rows.tolist() for rows in order))
@@ -248,18 +238,20 @@ class Loop:
         loss = mean_by_expert(rows.double(), weights, expert, count)
         accuracy = mean_by_expert(correct.double(), certainty, expert, count)
         loss, accuracy = broadcast((loss, accuracy))  # all processes must make the same decision to stop
-        if not loss[self.best.open].isfinite().all():
-            raise FloatingPointError
+        if not loss[self.best.open].isfinite().all():  # else the fit would end well, with an earlier state as its best
+            name = self.folder.as_posix().rpartition("checkpoints/")[2]
+            raise TrainingError(f"{name}: the loss is not finite; lower the step's learning_rate")
         self.best.update(loss, accuracy)
         return {"loss": float(loss.mean()), "accuracy": float(accuracy.mean())}
 
     def _save(self, saved: Callable[[Path], Any]) -> None:
-        """Write a checkpoint; remove all but the last two.
+        """Write a checkpoint and remove all but the last two.
 
-        The main process writes the state, and every process its random state. With sharded weights, every process has
-        the state of its own rows.
+        Every process writes its random state. The main process writes all else; with sharded weights, every process
+        writes the state of its own rows.
         """
-        state: dict[str, Any] = {"random": _random_state()}
+        gpu = [torch.cuda.get_rng_state()] if torch.cuda.is_available() else []
+        state: dict[str, Any] = {"random": [torch.get_rng_state(), *gpu]}
         if is_main() or self.best.is_sharded:
             parts = {"optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict()}
             state |= {"done": self.done, "trained": self.best.state(), **parts}
@@ -284,10 +276,9 @@ class Loop:
         last = broadcast(next(reversed(checkpoints(self.folder)), None) if is_main() else None)
         if last is None:
             return False
-        files = [last / _MAIN, last / f"process{rank()}.pt"]  # the second one has what differs from the main process
         state: dict[str, Any] = {}
-        for file in files:
-            state |= torch.load(file, map_location="cpu", weights_only=True)
+        for file in (_MAIN, f"process{rank()}.pt"):  # what differs from the main process replaces its values
+            state |= torch.load(last / file, map_location="cpu", weights_only=True)
         self.best.load(state["trained"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
@@ -311,8 +302,3 @@ def prefetches() -> bool:
     is computed by a collective, which must not run during a pass, because that has collectives too.
     """
     return device().type != "cpu" and not sharded()
-
-
-def _random_state() -> list[Tensor]:
-    """Return the states of the CPU's and the GPU's generators, from which dropout is drawn."""
-    return [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if torch.cuda.is_available() else [])]

@@ -106,20 +106,20 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 @contextlib.contextmanager
-def tracked(names: Sequence[str], folder: Path, run_name: str) -> Iterator[Callable[[Mapping[str, float], int], None]]:
-    """Open experiment trackers for one fit and yield a function that logs figures at a step.
+def tracked(names: Sequence[str], folder: Path, run_name: str) -> Iterator[Callable[..., None]]:
+    """Open experiment trackers for one fit and yield a function that logs figures; see `loop.Watch`.
 
     Args:
         folder: for trackers that write files; each fit has its own folder in it.
     """
     if not names:
-        yield lambda figures, step: None
+        yield lambda done, total, figures: None
         return
     process_state()
     accelerator = Accelerator(log_with=list(names), project_dir=folder / run_name)
     accelerator.init_trackers("dmoerm", init_kwargs={"wandb": {"name": run_name}})
     try:
-        yield lambda figures, step: accelerator.log(dict(figures), step) if figures else None
+        yield lambda done, total, figures: accelerator.log(dict(figures), done) if figures else None
     finally:
         for tracker in accelerator.trackers:  # `end_training` would end the communication of the processes too
             tracker.finish()
