@@ -42,23 +42,6 @@ def test_train_on_ray_leaves_a_run(tiny_config: Callable[..., Config], tmp_path:
     assert {"router", "phase0", "phase1", "phase2", "phase3"} <= steps.keys()
 
 
-def test_compare_and_best_of_n_share_their_runs_on_ray(tiny_config: Callable[..., Config], tmp_path: Path) -> None:
-    config, file, folder = (
-        tiny_config(base="frozen", phase2={"lora": {"rank": 0}}),
-        tmp_path / "mine.yaml",
-        tmp_path / "x",
-    )
-    file.write_text(dump_config(config))
-    command_line = (file, "--engine", "ray", "--seed", 0, "--noise", "clean=0,0", "--members", 2, "--output", folder)
-    run("compare", *command_line)
-    assert "dmoerm" in json.loads((folder / "results.json").read_text())["methods"]
-    steps = {state: state.stat().st_mtime_ns for state in folder.rglob("state.safetensors")}
-    run("bon", *command_line, "--from", "graded", "--samples", 3)
-    assert json.loads((folder / "best_of_n.json").read_text())["ns"] == [1, 2, 3]
-    assert {state: state.stat().st_mtime_ns for state in folder.rglob("state.safetensors")} == steps
-    assert list((folder / "clean" / "seed0" / "dmoerm" / "samples").rglob("part-*.parquet"))
-
-
 @pytest.mark.parametrize("more", [(), ("--best",)])
 def test_both_engines_score_to_the_same_rows(trained_run: Any, tmp_path: Path, more: tuple[str, ...]) -> None:
     folder = tmp_path / "rows"
