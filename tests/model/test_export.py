@@ -52,8 +52,9 @@ def test_the_command_prints_the_error(exact_model: DMoERM, tmp_path: Path) -> No
     arguments = ["export", tmp_path / "model", "--plain", "--task", TASK, "--output", tmp_path / "plain"]
     said = CliRunner().invoke(app, [str(a) for a in arguments])
     assert said.exit_code == 0, said.output
-    (error,) = re.findall(r"largest error (\S+) on 80 texts with equal tokens, of 80", said.output)
+    ((error, texts, of),) = re.findall(r"largest error (\S+) on (\d+) texts with equal tokens, of (\d+)", said.output)
     assert float(error) < 1e-4
+    assert int(texts) == int(of) > 20
 
 
 def test_the_template_keeps_every_character_of_the_system_message(tiny_backbone: str, tmp_path: Path) -> None:

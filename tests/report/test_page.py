@@ -18,7 +18,7 @@ from sample_results import DIFFERENCE, ESTIMATE, example
 from dmoerm.report import report_html
 from dmoerm.report.page import Code, Fold, Plots, Section, Table, heat_color, make_section, template_environment
 
-_DOCUMENT = "html head meta title link style body header nav main section h1 h2 h3 p ul li a"
+_DOCUMENT = "html head meta title link style body header nav main section h1 h2 p ul li a"
 _PARTS = "table caption thead tbody tr th td span small details summary pre div figure figcaption img"
 TAGS = {*_DOCUMENT.split(), *_PARTS.split()}
 SMALL = ("general", "dmoerm"), ("chitchat",)

@@ -22,7 +22,7 @@ _FOLLOWED = """() => [...document.querySelectorAll('nav a')].map(link => {
     scrollTo(0, 0)
     link.click()
     const target = document.querySelector(link.getAttribute('href'))
-    return [link.textContent, target.querySelector('h2, h3').textContent, target.getBoundingClientRect().top]
+    return [link.textContent, target.querySelector('h2').textContent, target.getBoundingClientRect().top]
 })"""
 
 
@@ -57,7 +57,7 @@ def test_the_page_can_be_read(opened: tuple[Any, list[str]], report: Path) -> No
     width = page.viewport_size["width"]
     assert page.evaluate("document.documentElement.scrollWidth") <= width, "the page scrolls sideways"
     assert min(page.evaluate(_FONTS)) >= 12
-    for selector in ("h1", "h2", "h3", "figure", "img", "table"):
+    for selector in ("h1", "h2", "figure", "img", "table"):
         sizes = page.evaluate(_VISIBLE, selector)
         assert sizes, selector
         assert min(min(size) for size in sizes) > 10, selector
@@ -69,7 +69,7 @@ def test_the_page_can_be_read(opened: tuple[Any, list[str]], report: Path) -> No
 
 def test_contents_lead_to_their_sections(opened: tuple[Any, list[str]]) -> None:
     page, _ = opened
-    names = page.evaluate("[...document.querySelectorAll('main h2, main h3')].map(e => e.textContent)")
+    names = page.evaluate("[...document.querySelectorAll('main h2')].map(e => e.textContent)")
     links = page.evaluate(_FOLLOWED)
     assert [text for text, *_ in links] == names
     for text, title, top in links:

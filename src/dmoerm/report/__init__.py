@@ -13,7 +13,7 @@ from pathlib import Path
 from ..evaluation.results import Comparison, Results
 from ..io.paths import write_file
 from .card import write_card
-from .comparison import comparison_sections
+from .comparison import comparison_section
 from .page import render_page
 from .run import run_section
 
@@ -22,8 +22,7 @@ __all__ = ["report_html", "write_card", "write_report"]
 
 def report_html(results: Results | Comparison) -> str:
     """Return the page. The same results give the same text."""
-    shown = comparison_sections(results) if isinstance(results, Comparison) else [run_section(results)]
-    return render_page(f"dmoerm: {shown[0].title}", shown)
+    return render_page(comparison_section(results) if isinstance(results, Comparison) else run_section(results))
 
 
 def write_report(path: str | Path, results: Results | Comparison) -> None:

@@ -24,7 +24,7 @@ _CALIBRATED = ("dmoerm", "general", "per_task_routed")
 """Methods whose reliability is drawn; the table has all methods."""
 
 
-def comparison_sections(comparison: Comparison) -> list[Section]:
+def comparison_section(comparison: Comparison) -> Section:
     """Show the methods on the same held-out prompts."""
     text = ""
     if mean := comparison.accuracy["dmoerm"].get(MEAN):
@@ -32,7 +32,7 @@ def comparison_sections(comparison: Comparison) -> list[Section]:
         if difference := comparison.paired.get("dmoerm - general", {}).get(MEAN):
             text += f", {in_words(difference)} against the single model"
         text += "."
-    return [make_section("Comparison of methods", [text], _blocks(comparison))]
+    return make_section("Comparison of methods", [text], _blocks(comparison))
 
 
 def _blocks(comparison: Comparison) -> Iterator[tuple[str, Iterable[Content]]]:

@@ -140,14 +140,11 @@ def make_section(title: str, lead: Iterable[str], blocks: Iterable[tuple[str, It
     return Section(title, [text for text in lead if text], [(name, contents) for name, contents in shown if contents])
 
 
-def render_page(title: str, sections: Sequence[Section]) -> str:
-    """Render the whole page: its title, a table of contents and the sections, whose equal titles are numbered."""
+def render_page(section: Section) -> str:
+    """Render the whole page: its title, a table of contents and the blocks."""
     environment = template_environment(autoescape=True)
     environment.filters |= {"data_url": _data_url, "heat": heat_color}
-    titles = [section.title for section in sections]
-    names = [f"{t} ({titles[: i + 1].count(t)})" if titles.count(t) > 1 else t for i, t in enumerate(titles)]
-    numbered = list(zip(names, sections, strict=True))
-    return environment.get_template("page.html").render(title=title, sections=numbered)
+    return environment.get_template("page.html").render(title=f"dmoerm: {section.title}", section=section)
 
 
 def template_environment(**options: Any) -> Environment:
