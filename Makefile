@@ -62,7 +62,7 @@ test-lowest: install
 
 bench: install
 	$(BIN)/pip install --quiet --group bench
-	for name in scoring scaling footprint training labels serving; do PYTHONPATH=tests $(BIN)/python -m evidence.speed.$$name || exit 1; done
+	for name in scoring training labels serving; do PYTHONPATH=tests $(BIN)/python -m evidence.speed.$$name || exit 1; done
 	$(BIN)/python -m evidence.pages
 
 bench-gpu: install

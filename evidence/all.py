@@ -86,7 +86,7 @@ def measure(experiment: Experiment, command: str, console: Console, small: bool)
     words = shlex.split(os.path.expandvars(command).replace("runs/", f"{folder.relative_to(ROOT)}/"))
     console.print(f"{experiment.name}: {command}", markup=False)
     started = time.monotonic()
-    program = {"dmoerm": [sys.executable, "-m", "dmoerm.cli"], "python": [sys.executable]}[words[0]]
+    program = {"dmoerm": [sys.executable, "-m", "dmoerm"], "python": [sys.executable]}[words[0]]
     done = subprocess.run([*program, *words[1:]], cwd=ROOT, stdout=subprocess.DEVNULL, check=False)
     if done.returncode:
         raise SystemExit(f"{experiment.name} failed; the same command resumes it: {command}")

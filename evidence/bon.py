@@ -12,6 +12,7 @@ condition × seed → suite → rewards of all samples → curves over n: means 
 
 from __future__ import annotations
 
+import argparse
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -322,14 +323,19 @@ def _summary(result: BestOfN) -> MethodCurve:
     )
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure best-of-n."""
+def options_of_bon() -> argparse.ArgumentParser:
+    """Return the parser of this command."""
     parser = options_parser(__doc__)
     parser.add_argument("--from", dest="source", choices=("testbed", "graded"), default="testbed")
     parser.add_argument("--samples", type=int, default=12_500, help="per prompt; of graded groups, at least so many")
     parser.add_argument("--prompts-per-task", type=int, default=2, help="testbed prompts per task to sample for")
     parser.add_argument("--n", type=int, action="append", help="a value of n; default: powers of two")
-    options = parsed(parser, arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure best-of-n."""
+    options = parsed(options_of_bon(), arguments)
     config, seeds, source = options.config, options.seeds, "held-out groups, graded by people"
     if options.source == "graded":
         samples = graded_samples(config, seeds, options.samples)

@@ -70,7 +70,7 @@ def label_shares(files: Files) -> Figure:
     figure = Figure(figsize=(9, 3), layout="constrained")
     for axes, setting, title in zip(
         figure.subplots(1, 2, sharey=True),
-        ("data.overall_fraction", "data.capability_fraction"),
+        ("overall_fraction", "capability_fraction"),
         ("overall labels (all capability labels)", "capability labels (all overall labels)"),
         strict=True,
     ):

@@ -10,6 +10,7 @@ condition × seed → method suite → a policy per method and KL weight (`evide
 
 from __future__ import annotations
 
+import argparse
 import functools
 import itertools
 from collections.abc import Mapping, Sequence
@@ -221,26 +222,36 @@ def _difference(values: Sequence[float]) -> Difference:
     return Difference(value=mean, low=mean if low is None else low, high=mean if high is None else high)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Optimize policies."""
+def options_of_policies() -> argparse.ArgumentParser:
+    """Return the parser of this command."""
     parser = options_parser(__doc__)
     parser.add_argument("--beta", type=float, action="append", default=[], help="weight of the KL penalty")
     parser.add_argument("--algorithm", choices=("rloo", "grpo", "ppo"), help="default: rloo")
     parser.add_argument("--steps", type=int, help="batches of samples; default: 150")
     parser.add_argument("--rl-prompts", type=int, default=160, help="testbed prompts per task to optimize on")
-    options = parser.parse_args(arguments)
-    ensembles.SIZE = options.members
+    return parser
+
+
+def settings_of(options: argparse.Namespace) -> PolicySettings:
+    """Split `--set`: `policy.…` and `rl.…` are the policy and its optimization, other names the reward models."""
     given: dict[str, Any] = {"policy": {}, "rl": {}}
     for override in options.set:
         if override.startswith(("policy.", "rl.")):
             apply_override(given, override)
     others = [override for override in options.set if not override.startswith(("policy.", "rl."))]
     given["rl"] |= {n: v for n in ("algorithm", "steps") if (v := getattr(options, n)) is not None}
-    settings = PolicySettings(
+    return PolicySettings(
         experiment_config(options.config, others, options.output),
         validated(PolicyConfig, given["policy"], "--set policy"),
         validated(RLConfig, given["rl"], "--set rl"),
     )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Optimize policies."""
+    options = options_of_policies().parse_args(arguments)
+    ensembles.SIZE = options.members
+    settings = settings_of(options)
     results = optimize_policies(
         settings,
         conditions_of(options.noise or ["noisy=0.25,0.15"], options.condition),

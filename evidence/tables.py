@@ -1,4 +1,4 @@
-"""Format the results of `dmoerm compare`, `dmoerm bon` and `dmoerm rl` as Markdown tables for table.py."""
+"""Format the results of comparisons, best-of-n and policy optimization as Markdown tables for pages.py."""
 
 from __future__ import annotations
 
@@ -25,11 +25,6 @@ def _comparison(results: Results) -> list[str]:
         seeds = ", ".join(condition["by_seed"])
         lines += ["", f"**{name}** ({changes or 'labels unchanged'}), seeds {seeds}:", ""]
         lines += _methods(condition, results)
-    costs = [
-        [m, f"{c['training_seconds']:.1f}", f"{c['parameters']:,}", f"{c['scoring_seconds']:.2f}"]
-        for m, c in results["costs"].items()
-    ]
-    lines += ["", "What each takes:", "", *_table(["method", "training, s", "trained parameters", "scoring, s"], costs)]
     return lines
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from dmoerm.model.routing import Choice
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
@@ -69,7 +70,7 @@ def score(model: DMoERM, queries: Sequence[Encoded], budget: int = 8192, task: s
             ids = pack_ids([queries[i] for i in rows]).to(model.device)
             hidden = model.hidden(ids)
             model.route(ids, hidden)
-            rewards = [answer["reward"] for answer in model.rewards(hidden, [task] * len(rows))]
+            rewards = [answer["reward"] for answer in model.rewards(hidden, [Choice.of(task)] * len(rows))]
             for q, owner in enumerate(ids.packing.owner):
                 rewards_by_query.setdefault(rows[owner], []).append(rewards[q])
     return [reward for i in range(len(queries)) for reward in rewards_by_query[i]]

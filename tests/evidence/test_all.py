@@ -1,0 +1,59 @@
+"""The stored evidence: every claim holds, pages are up to date, and every command of all.yaml can be started."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from dmoerm.config import changed
+from evidence import claims, pages
+from evidence.all import experiments
+from evidence.bon import options_of_bon
+from evidence.compare import options_parser, parsed
+from evidence.conditions import DATA
+from evidence.policies import options_of_policies, settings_of
+
+ROOT = Path(__file__).parents[2]
+PARSERS = {"compare": lambda: options_parser(None), "bon": options_of_bon}
+COMMANDS = [
+    shlex.split(command)
+    for experiment in experiments()
+    for command in (experiment.command, experiment.small)
+    if command.startswith("python -m evidence.")
+]
+
+
+def test_every_claim_holds_and_is_in_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = claims.rows(pages.stored())
+    assert len(rows) == len(claims.CLAIMS)
+    assert all(row[1] in readme for row in rows)
+
+
+def test_a_claim_that_does_not_hold_is_an_error() -> None:
+    wrong = claims.Claim("too much", "compare_human", claims.over("general"), claims.below)
+    with pytest.raises(ValueError, match="does not hold any more: too much"):
+        claims.rows(pages.stored(), (wrong,))
+
+
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.name
+)
+def test_pages_are_filled_from_the_stored_results(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert pages.filled(text, pages.stored()) == text, "run python -m evidence.pages"
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_a_command_of_all_yaml_has_known_options_settings_and_methods(words: list[str]) -> None:
+    module, arguments = words[2].removeprefix("evidence."), words[3:]
+    if module in PARSERS:
+        options = parsed(PARSERS[module](), arguments)
+        for changes in options.conditions.values():
+            changed(options.config, {name: value for name, value in changes.items() if name not in DATA})
+    elif module == "policies":
+        assert settings_of(options_of_policies().parse_args(arguments)).rl.steps
+    else:
+        assert (ROOT / "evidence" / f"{module}.py").exists()
