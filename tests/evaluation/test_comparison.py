@@ -107,11 +107,11 @@ def test_a_comparison_resumes(
     trained = finished_steps(Path(seed_config(config, 0).output))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny.yaml").write_text(dump_config(config))
-    command = ["compare", "tiny.yaml", "--seed", "0", "--seed", "1", "--output", config.output, "--json", "copy.json"]
+    command = ["compare", "tiny.yaml", "--seed", "0", "--seed", "1", "--output", config.output]
     result = CliRunner(env={"COLUMNS": "200"}).invoke(app, command)
     assert result.exit_code == 0, result.output
     assert "prefers long responses" in result.stdout
-    again = Comparison.model_validate(json.loads((tmp_path / "copy.json").read_text()))
+    again = Comparison.model_validate(json.loads((Path(config.output) / "results.json").read_text()))
     assert again.accuracy == comparison.accuracy
     assert finished_steps(Path(seed_config(config, 0).output)) == trained
     assert "Comparison of methods" in (Path(config.output) / "report.html").read_text()

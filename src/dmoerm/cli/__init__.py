@@ -36,7 +36,7 @@ COMMANDS = {
     "push": ("share.push", "Upload a model to the Hugging Face hub."),
     "score": ("score.command", "Score every response in a file."),
     "serve": ("serve.command", "Serve a model over HTTP."),
-    "compare": ("compare.command", "Train and measure simpler models on the same prompts."),
+    "compare": ("run.compare", "Train and measure simpler models on the same prompts."),
     "demo": ("run.demo", "Train, evaluate and try a small model in minutes."),
     "label": ("label.app", "Create capability labels with an LLM judge, and measure their quality."),
     "data": ("data.app", "Check preference data, and find doubtful labels."),

@@ -1,7 +1,9 @@
-"""`dmoerm train`, `eval` and `demo`: from a config to a model, its results, the report and the model card."""
+"""`dmoerm train`, `eval`, `compare` and `demo`: from a config to a model, its results and their report."""
 
 from __future__ import annotations
 
+import os
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,16 +12,17 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from ..config import Config, dump_config, load_config
+from ..config import Config, changed, dump_config, load_config
 from ..data.overall import overall_from_capabilities
 from ..data.splits import load_splits
 from ..distributed.cluster import import_ray
 from ..distributed.training import on_ray
 from ..errors import ConfigError, DmoermError
 from ..evaluation import Results, write_results
+from ..evaluation.comparison import compare_methods
 from ..evaluation.measure import evaluate
 from ..evaluation.results import routing_notes
-from ..io.paths import model_folder
+from ..io.paths import model_folder, write_file
 from ..model import DMoERM
 from ..model.training_prompts import TrainingPrompts
 from ..report import write_card, write_report
@@ -32,12 +35,14 @@ from ..training.steps import finished_steps
 from ..training.suspects import judge_labels
 from .models import quieten
 from .options import BatchTokens, Engine, JsonFile, Overrides, RowOptions, grouped, note
-from .tables import print_results, scores_table, screen
+from .tables import print_comparison, print_results, scores_table, screen
+
+ConfigName = Annotated[str, typer.Argument(help="YAML file, or name of a shipped config such as human or fast.")]
 
 
 @grouped
 def train(
-    config: Annotated[str, typer.Argument(help="YAML file, or name of a shipped config such as human or fast.")],
+    config: ConfigName,
     rows: RowOptions,
     overrides: Overrides = None,
     engine: Engine = "local",
@@ -84,6 +89,37 @@ def demo(
     console.print(f"route: {', '.join(f'{task} {probability:.1%}' for task, probability in route)}")
     console.print(scores_table(responses, scores))
     _print_paths(console, config)
+
+
+def compare(
+    config: ConfigName,
+    seeds: Annotated[
+        list[int] | None, typer.Option("--seed", help="Seed of a run; may be repeated. Default: 0, 1 and 2.")
+    ] = None,
+    methods: Annotated[
+        list[str] | None,
+        typer.Option("--method", help="A method to measure besides dmoerm; may be repeated. Default: all."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder of the runs and results. Default: the config's `output` plus -compare.")
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Train and measure every method on the same held-out prompts. Run again, it resumes where it stopped."""
+    quieten()
+    if (count := os.environ.get("WORLD_SIZE", "1")) != "1":
+        raise ConfigError(f"a comparison runs in one process, not {count}; start it without a launcher")
+    settings = load_config(config, overrides or ())
+    folder = output or Path(f"{settings.output}-compare")
+    settings = changed(settings, {"output": str(folder)})
+    command = " ".join(["dmoerm", *sys.argv[1:]])
+    comparison = compare_methods(settings, seeds or (0, 1, 2), methods=methods or (), command=command)
+    write_file(folder / "results.json", comparison.to_json())
+    write_report(folder / "report.html", comparison)
+    console = screen()
+    print_comparison(console, comparison)
+    for line in (f"results: {folder / 'results.json'}", f"report: {folder / 'report.html'}"):
+        console.print(line, soft_wrap=True)
 
 
 def train_and_measure(config: Config, command: str, engine: str = "local") -> tuple[DMoERM, Results]:

@@ -56,9 +56,8 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
 def methods_table(title: str, results: MethodResults, derived_tasks: Sequence[str]) -> Table:
     """Return a table of the methods of a comparison, best mean first."""
     tasks = [name for name in results.accuracy["dmoerm"] if name not in SUMMARIES]
-    table = Table("method", title=title, title_justify="left")
-    for name in ("mean", "dmoerm − method", "ECE", *(f"{t} *" if t in derived_tasks else t for t in tasks)):
-        table.add_column(name, justify="right")
+    shown = (f"{task} *" if task in derived_tasks else task for task in tasks)
+    table = _table(title, ["method"], ("mean", "dmoerm − method", "ECE", *shown))
     best_first = sorted(results.accuracy.items(), key=lambda item: -item[1]["mean"].value if "mean" in item[1] else 0)
     for method, row in best_first:
         paired = results.paired.get(f"dmoerm - {method}", {})
@@ -75,14 +74,9 @@ def methods_table(title: str, results: MethodResults, derived_tasks: Sequence[st
 
 
 def _accuracy(results: Results) -> Table:
-    table = Table(
-        title=f"Accuracy on {results.overlap.description}, % (95 % intervals over prompts)",
-        title_justify="left",
-        caption_justify="left",
-    )
+    title = f"Accuracy on {results.overlap.description}, % (95 % intervals over prompts)"
     paired = {name: row for name, row in results.paired.items() if name != "dmoerm - per_task"}  # told the task
-    for name in ("task", "pairs", *results.accuracy, *paired):
-        table.add_column(name, justify="left" if name == "task" else "right")
+    table = _table(title, ["task"], ("pairs", *results.accuracy, *paired))
     for name, first in next(iter(results.accuracy.values())).items():
         if name == "mean":
             table.add_section()
@@ -94,9 +88,7 @@ def _accuracy(results: Results) -> Table:
 
 
 def _capabilities(results: Results) -> Table:
-    table = Table("task", "capability", title="Capabilities: accuracy of the experts, %", title_justify="left")
-    table.add_column("pairs", justify="right")
-    table.add_column("accuracy", justify="right")
+    table = _table("Capabilities: accuracy of the experts, %", ["task", "capability"], ("pairs", "accuracy"))
     for task, estimates in results.capabilities.items():
         for index, (name, estimate) in enumerate(estimates.items()):
             table.add_row("" if index else task, name, str(estimate.pairs), estimate.percent)
@@ -107,9 +99,7 @@ def _capabilities(results: Results) -> Table:
 def _confusion(results: Results) -> Table:
     confusion = results.router.confusion
     columns = sorted({*confusion, *(name for row in confusion.values() for name in row)})
-    table = Table("task", title="Router: prompts by task and likeliest task", title_justify="left")
-    for name in columns:
-        table.add_column(name, justify="right", overflow="fold")
+    table = _table("Router: prompts by task and likeliest task", ["task"], columns)
     for task, row in confusion.items():
         table.add_row(task, *(str(row.get(name, 0) or "·") for name in columns))
     return table
@@ -166,9 +156,8 @@ def quality_table(qualities: Iterable[LabelQuality]) -> Iterator[Table]:
 
 def _label_table(title: str, rows: Sequence[LabelQuality]) -> Table:
     shares = ("consistency", "shown_first", "longer", "unparseable", "refused", "failed", "open")
-    table = Table("task", "capability", title=title, title_justify="left")
-    for name in ("pairs", *shares, "tokens", "cost"):
-        table.add_column(name.replace("_", " "), justify="right")
+    names = (name.replace("_", " ") for name in ("pairs", *shares, "tokens", "cost"))
+    table = _table(title, ["task", "capability"], names)
     for row in rows:
         cells = [_percent(getattr(row, name)) for name in shares]
         tokens = f"{row.prompt_tokens + row.completion_tokens:,.0f}"
@@ -177,24 +166,24 @@ def _label_table(title: str, rows: Sequence[LabelQuality]) -> Table:
 
 
 def _agreement_table(title: str, rows: Sequence[LabelQuality]) -> Table:
-    caption = "agreement in % of the pairs that people order: single order, both orders agreeing, mean of both orders"
-    table = Table("task", "capability", title=title, title_justify="left", caption=caption, caption_justify="left")
-    for name in (
-        "ordered",
-        "single order",
-        "both agree",
-        "mean",
-        "people longer, %",
-        "κ single order",
-        "κ both agree",
-        "95 %",
-    ):
-        table.add_column(name, justify="right")
+    names = ("ordered", "single order", "both agree", "mean", "people longer, %", "κ single order", "κ both agree")
+    table = _table(title, ["task", "capability"], (*names, "95 %"))
+    table.caption = (
+        "agreement in % of the pairs that people order: single order, both orders agreeing, mean of both orders"
+    )
     for row in rows:
         shares = (row.agreement_one, row.agreement_both, row.agreement_mean, row.longer_people)
         kappas = ["–" if value is None else f"{value:+.2f}" for value in (row.kappa_one, row.kappa_both)]
         interval = "–" if row.kappa_interval is None else "{:+.2f} to {:+.2f}".format(*row.kappa_interval)
         table.add_row(row.task, row.capability, str(row.people), *map(_percent, shares), *kappas, interval)
+    return table
+
+
+def _table(title: str, left: Sequence[str], right: Iterable[str]) -> Table:
+    """Return a table without rows; its last columns are aligned right."""
+    table = Table(*left, title=title, title_justify="left", caption_justify="left")
+    for name in right:
+        table.add_column(name, justify="right", overflow="fold")
     return table
 
 

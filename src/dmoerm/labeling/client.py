@@ -25,6 +25,7 @@ from .store import JudgeAnswer
 
 try:
     import openai
+    from openai.types.chat import ChatCompletion
 except ModuleNotFoundError:
     raise ConfigError("labeling requires the openai package; run pip install '.[label]' in dmoerm's folder") from None
 
@@ -102,11 +103,12 @@ class JudgeClient:
         reason = f"the endpoint's responses are not chat completions (got {body})"
         return JudgeAnswer("unanswered", reason=reason, attempts=attempts)
 
-    def _answer(self, completion: openai.types.chat.ChatCompletion, seconds: float, attempts: int) -> JudgeAnswer:
+    def _answer(self, completion: ChatCompletion, seconds: float, attempts: int) -> JudgeAnswer:
         choice = completion.choices[0]
         usage = completion.usage
-        spent = [max(int(n), 0) for n in (usage.prompt_tokens, usage.completion_tokens)] if usage else [0, 0]
-        usage_of = (*spent, self.endpoint.cost(*spent), seconds, attempts)
+        prompt = max(int(usage.prompt_tokens), 0) if usage else 0
+        written = max(int(usage.completion_tokens), 0) if usage else 0
+        usage_of = (prompt, written, self.endpoint.cost(prompt, written), seconds, attempts)
         if choice.message.refusal or choice.finish_reason == "content_filter":
             return JudgeAnswer("refused", None, (), str(choice.message.refusal or "content filter"), *usage_of)
         content = (choice.logprobs and choice.logprobs.content) or ()

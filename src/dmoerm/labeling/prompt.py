@@ -29,7 +29,7 @@ VERSION = "1"
 LETTERS: tuple[str, ...] = ("A", "B", "C")
 """The letters of an answer: the first response is better, the second is better, they are equally good."""
 
-_BY_LETTER = dict(zip(LETTERS, (Outcome.FIRST, Outcome.SECOND, Outcome.TIE), strict=True))
+_BY_LETTER: dict[str, Outcome] = dict(zip(LETTERS, (Outcome.FIRST, Outcome.SECOND, Outcome.TIE), strict=True))
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
 _SPECIAL = re.compile(
     r"<(?=[|｜])|<(?=/?(?:s|bos|eos|pad|unk|think|start_of_turn|end_of_turn)>)|<(?=</?SYS>>)|\[(?=/?INST\])",
