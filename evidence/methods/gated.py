@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dmoerm.config import StepConfig
 from dmoerm.evaluation.methods import Method, MethodContext, TrainedMethod, register
 from dmoerm.evaluation.scored_groups import ScoringBatch
 from dmoerm.model.heads import Normalizer
@@ -103,7 +104,7 @@ def _train_gate(
         part.requires_grad_(True)
     vectors = gated_vectors(run, gated, [*train, *validation])
     collate = VectorCollator(lambda e: vectors[e.key])
-    step = run.config.phase1.head_first or run.config.phase1
+    step = StepConfig()
     module = PreferenceLossModule(gated, l2, gated.gate)
     options = run.fit_options(folder, seed="baselines/gated")
     fits = fit(module, labeled(train), labeled(validation), collate=collate, step=step, **options)
