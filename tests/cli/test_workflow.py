@@ -1,17 +1,15 @@
 """Train, evaluate and score as a user does, on a tiny random backbone."""
 
 import errno
-import io
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as parquet
 import pytest
-from tiny import make_model, make_tiny_config, tiny_groups, without_posteriors, write_groups
+from tiny import make_tiny_config, tiny_groups, write_groups
 from typer.testing import CliRunner
 
 from dmoerm.cli import app
@@ -69,17 +67,6 @@ def test_truncated_texts_are_counted_in_what_train_prints_and_writes(tiny_backbo
         )
 
 
-def test_train_again_changes_nothing(trained: Path) -> None:
-    before = read_results(trained / "results.json")
-    result = run("train", trained / "config.yaml")
-    assert result.exit_code == 0, result.output
-    after = read_results(trained / "results.json")
-    assert after.model_dump(exclude={"peak_memory"}) == before.model_dump(exclude={"peak_memory"})
-    other = run("train", trained / "config.yaml", "--set", "seed=2")
-    assert other.exit_code == 1
-    assert "holds a run with other settings (seed was 1, now 2)" in other.stderr
-
-
 @pytest.mark.parametrize("source", ["", "model"])
 def test_eval_gives_what_train_gave(trained: Path, tmp_path: Path, source: str) -> None:
     result = run("eval", trained / source, "--json", tmp_path / "found.json", "--report", tmp_path / "report")
@@ -119,20 +106,6 @@ def test_eval_on_training_data_does_not_call_it_held_out(trained: Path, tmp_path
     assert "left out" in result.stdout
     result = run("eval", alone, "--data", data, "--include-trained")
     assert f"Accuracy on prompts, {measured.overlap.prompts} of which the model was trained on" in result.stdout
-
-
-def test_eval_of_an_old_folder_looks_at_the_runs_data(trained: Path, tmp_path: Path) -> None:
-    data = write_groups(tiny_groups(), tmp_path / "groups.jsonl")
-    old = tmp_path / "old"
-    shutil.copytree(trained / "model", old)
-    for name in ("training_prompts.txt", "SHA256SUMS"):
-        (old / name).unlink()
-    result = run("eval", old, "--data", data, "--json", tmp_path / "found.json")
-    assert result.exit_code == 0, result.output
-    assert read_results(tmp_path / "found.json").overlap.groups > 0
-    (old / "run.yaml").unlink()
-    result = run("eval", old, "--data", data)
-    assert "overlap with the training prompts is unknown" in result.stdout
 
 
 # --- score ---------------------------------------------------------------------------------------------------------
@@ -192,16 +165,6 @@ def test_score_reads_and_writes_parquet(trained: Path, tmp_path: Path, write_row
     assert table == lines(tmp_path / "a.jsonl")
 
 
-def test_score_as_a_filter(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = "".join(json.dumps(row) + "\n" for row in queries()).encode()
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text)))
-    result = run("score", trained, "--input", "-", "--task", "objective_qa", stdin=text)
-    assert result.exit_code == 0, result.output
-    measured = [json.loads(line) for line in result.stdout.splitlines()]
-    assert [row["id"] for row in measured] == [f"row {i}" for i in range(7)]
-    assert {row["task"] for row in measured} == {"objective_qa"}
-
-
 @pytest.mark.parametrize(
     ("bad", "words"),
     [
@@ -247,24 +210,6 @@ def test_a_full_disk_is_an_error_that_names_the_output(
     assert result.exit_code == 1
     shown = "standard output" if name == "-" else output
     assert result.stderr == f"error: {shown}: cannot be written: No space left on device\n"
-
-
-def test_bad_rows_can_be_left_out(trained: Path, tmp_path: Path, write_rows: Callable[..., Path]) -> None:
-    bad = [
-        {"id": "empty", "prompt": "", "responses": ["a"]},
-        {"id": "strange", "prompt": "p", "responses": ["a"], "task": "strange"},
-        {"id": "long", "prompt": "p", "responses": ["word " * 3000]},
-    ]
-    rows, output = queries(4), tmp_path / "scores.jsonl"
-    mixed = write_rows([bad[0], *rows[:2], bad[1], bad[2], *rows[2:]])
-    result = run("score", trained, "--input", mixed, "--output", output, "--skip-bad", "--json", tmp_path / "s.json")
-    assert result.exit_code == 0, result.output
-    assert [row["id"] for row in lines(output)] == [row["id"] for row in (*rows[:2], bad[1], *rows[2:])]
-    assert [row["line"] for row in lines(output)] == [2, 3, 4, 6, 7]
-    assert json.loads((tmp_path / "s.json").read_text())["left_out"] == 2
-    said = [line for line in result.stderr.splitlines() if line.startswith("skipped: ")]
-    assert all(w in line for line, w in zip(said, ("rows.jsonl:1", "rows.jsonl:5"), strict=True))
-    assert "2 rows skipped" in result.stderr
 
 
 def test_score_with_weights(trained: Path, tmp_path: Path, write_rows: Callable[..., Path]) -> None:
@@ -320,18 +265,6 @@ def test_score_with_a_risk(trained: Path, tmp_path: Path, write_rows: Callable[.
         assert row["best"] == lowered.index(max(lowered))
         assert row["uncertainty"] == plain["uncertainty"]
     assert [json.loads((tmp_path / f"{n}.json").read_text())["risk"] for n in ("plain", "lowered")] == [0.0, 0.5]
-
-
-def test_a_risk_without_uncertainties_leaves_no_file(
-    tmp_path: Path, tiny_backbone: str, write_rows: Callable[..., Path]
-) -> None:
-    early, output = tmp_path / "early", tmp_path / "scores.jsonl"
-    without_posteriors(make_model(make_tiny_config(tiny_backbone, tmp_path))).save_pretrained(early)
-    options = ("--output", output, "--skip-bad", "--risk", "0.5")
-    result = run("score", early, "--input", write_rows(queries()), *options)
-    assert result.exit_code == 1
-    assert "gives no uncertainty to lower rewards by (got 0.5); leave the risk out" in result.stderr
-    assert not output.exists()
 
 
 def test_unknown_task_option(trained: Path, write_rows: Callable[..., Path]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from dmoerm.chat.encoding import Encoded
 from dmoerm.config import Config
 from dmoerm.model.batching import pack_ids
 from dmoerm.model.packing import pack
-from dmoerm.training import cache as cache_module
 from dmoerm.training.cache import ActivationCache
 
 
@@ -58,17 +56,6 @@ def test_a_second_run_computes_nothing(begun: Callable[..., Any], monkeypatch: p
     assert torch.equal(again.states(start.train[0].encoded)[0], start.run.cache.states(start.train[0].encoded)[0])
 
 
-def test_a_complete_cache_may_be_read_only(begun: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    start = begun()
-    cache = ActivationCache(start.run.cache.folder.parent, start.run.model, hidden=True, embedding=False, limit=1e12)
-
-    def read_only() -> Any:
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(cache, "_lock", read_only)
-    assert cache.fill([e.encoded for e in (*start.train, *start.validation)]) == 0
-
-
 def test_only_what_is_new_is_computed(begun: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     start = begun()
     told: list[tuple[int, int]] = []
@@ -100,25 +87,6 @@ def test_a_damaged_shard_is_computed_again(begun: Callable[..., Any], damage: st
     torch.testing.assert_close(again.states(start.train[0].encoded)[0], expected, atol=1e-5, rtol=1e-4)
 
 
-def test_a_shard_that_cannot_be_opened_is_kept(
-    begun: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """With too many open files, safetensors says that the file does not exist."""
-    start = begun()
-    (shard,) = start.run.cache.folder.glob("*.safetensors")
-
-    def fail(file: Path, **_: Any) -> Any:
-        raise FileNotFoundError(f"No such file or directory: {file}")
-
-    monkeypatch.setattr(cache_module, "safe_open", fail)
-    again = fresh(start)
-    assert shard.exists()
-    assert f"{shard}: cannot be opened" in caplog.text
-    monkeypatch.undo()
-    forbid_computing(again, monkeypatch)
-    again.fill([e.encoded for e in start.train])
-
-
 def test_other_backbones_and_cuts_have_other_folders(
     begun: Callable[..., Any], backbones: Callable[[str], str]
 ) -> None:
@@ -131,13 +99,6 @@ def test_other_backbones_and_cuts_have_other_folders(
     folders = {begun(**change).run.cache.folder for change in changes}
     assert len(folders) == len(changes)
     assert begun(seed=5, output="elsewhere").run.cache.folder in folders
-
-
-def test_another_pooling_has_embeddings_of_its_own(begun: Callable[..., Any]) -> None:
-    start, other = begun(base="frozen"), begun(base="frozen", encoding={"pooling": "last"})
-    assert start.run.cache.folder == other.run.cache.folder
-    widths = [s.run.cache.embeddings(s.train[0].encoded).shape[1] for s in (start, other)]
-    assert widths[0] == 2 * widths[1]
 
 
 def test_any_changed_weight_of_the_trunk_makes_another_folder(begun: Callable[..., Any]) -> None:
@@ -189,17 +150,6 @@ def test_what_does_not_fit_the_limit_is_computed_when_it_is_read(
                 torch.testing.assert_close(cache.embeddings(text), whole.embeddings(text), atol=1e-5, rtol=1e-4)
 
 
-def test_a_lower_limit_holds_for_what_lies_there(begun: Callable[..., Any]) -> None:
-    start = begun()
-    folder, text = start.run.cache.folder, start.train[0].encoded
-    expected = start.run.cache.prompt(text)
-    lower = fresh(start)
-    lower._limit = 1000
-    assert lower.fill([text]) == 1
-    assert disk(folder) <= 1000
-    torch.testing.assert_close(lower.prompt(text), expected, atol=1e-5, rtol=1e-4)
-
-
 def test_a_limit_of_0_switches_it_off(begun: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     start = begun()
     whole, texts = start.run.cache, [e.encoded for e in start.train[:3]]
@@ -211,33 +161,6 @@ def test_a_limit_of_0_switches_it_off(begun: Callable[..., Any], monkeypatch: py
     assert not (whole.root / "off").exists()
 
 
-def test_shards_are_written_while_the_next_are_computed(
-    begun: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """The first write ends only when a later pass has been computed; an error in a write ends the run."""
-    monkeypatch.setattr("dmoerm.training.cache._SHARD_TOKENS", 50)
-    monkeypatch.setattr("dmoerm.training.cache.batches", lambda texts, _: ([i] for i in range(len(texts))))
-    start = begun()
-    texts = [Encoded([*e.encoded.prompt, *range(50)], e.encoded.responses) for e in start.train[:4]]
-    cache = ActivationCache(tmp_path / "new", start.run.model, hidden=True, embedding=False)
-    computed, write = threading.Event(), cache._write
-
-    def slow(tensors: Any) -> bool:
-        assert computed.wait(60)
-        return write(tensors)
-
-    monkeypatch.setattr(cache, "_write", slow)
-    assert cache.fill(texts, lambda done, total: computed.set() if done > texts[0].tokens else None) == 0
-
-    def broken(tensors: Any) -> bool:
-        raise OSError("the disk is full")
-
-    failing = ActivationCache(tmp_path / "other", start.run.model, hidden=True, embedding=False)
-    monkeypatch.setattr(failing, "_write", broken)
-    with pytest.raises(OSError, match="the disk is full"):
-        failing.fill(texts)
-
-
 def test_a_run_within_a_tiny_limit_gives_the_same_model(trained_run: Any, tiny_config: Callable[..., Config]) -> None:
     config = tiny_config(**TRAINED, cache_limit=1e-6)
     run = train_quietly(config)
@@ -245,10 +168,3 @@ def test_a_run_within_a_tiny_limit_gives_the_same_model(trained_run: Any, tiny_c
     prompt, responses = "How are you?", ["Fine.", "No."]
     expected = [score.reward for score in trained_run.model.score(prompt, responses)]
     assert [score.reward for score in run.model.score(prompt, responses)] == pytest.approx(expected, abs=1e-3)
-
-
-def test_without_a_trunk_the_states_are_the_ids(begun: Callable[..., Any]) -> None:
-    start = begun(backbone={"branch_layer": 0}, router={"kind": "own"})
-    prompt, responses = start.run.cache.states(start.train[0].encoded)
-    assert prompt.tolist() == start.train[0].encoded.prompt
-    assert [ids.tolist() for ids in responses] == start.train[0].encoded.responses

@@ -57,14 +57,6 @@ def test_without_held_out_pairs_the_training_pairs_serve() -> None:
     assert float(calibration.temperature * calibration.scale) == pytest.approx(2.0, rel=0.2)
 
 
-def test_equal_rewards_leave_finite_numbers() -> None:
-    rewards, train = examples(20, 1.0, 3)
-    calibration = Calibration()
-    calibrate(calibration, {key: torch.ones(2) for key in rewards}, train, [])
-    assert calibration(torch.ones(1)).item() == 0
-    assert torch.isfinite(calibration.temperature)
-
-
 def test_a_handful_of_groups_that_disagree_do_not_make_every_pair_even() -> None:
     rewards, train = examples(200, 1.0, 3)
     held_out, validation = examples(6, 1.0, 4)

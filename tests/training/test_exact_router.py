@@ -48,12 +48,6 @@ def test_what_is_reported_is_on_prompts_that_were_left_out() -> None:
     assert found.ece < 0.08
 
 
-def test_the_stronger_the_overlap_the_stronger_the_penalty() -> None:
-    apart, alike = (fit_router(*overlapping(spread=spread), 3) for spread in (3.0, 0.2))
-    assert apart.l2 < alike.l2
-    assert apart.accuracy > 0.95
-
-
 def test_tasks_that_prompts_do_not_show_leave_the_router_unsure() -> None:
     """More features than prompts, and labels by chance: probabilities are those of a router that knows nothing."""
     x = torch.randn(300, 1000, generator=torch.Generator().manual_seed(1))
@@ -72,13 +66,6 @@ def test_few_prompts_and_tasks_without_prompts_are_fitted_too(tasks: int, labels
     found = fit_router(torch.eye(3), torch.tensor(labels), torch.tensor([0, 1, 1]), tasks)
     assert by_one_prompt(found)
     assert found.weight.shape == (tasks, 3)
-
-
-def test_of_many_prompts_some_are_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(router, "MAX_PROMPTS", 100)
-    x, labels, folds = overlapping()
-    found, expected = fit_router(x, labels, folds, 3), fit_router(x[::6], labels[::6], folds[::6], 3)
-    assert torch.equal(found.weight, expected.weight)
 
 
 def test_the_calibration_error_by_hand() -> None:

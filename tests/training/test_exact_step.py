@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import copy
-import functools
-import itertools
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from tiny import assert_same, make_exact_config, make_tiny_config, train_quietly
 
 from dmoerm import DMoERM
-from dmoerm.config import Config, HeadConfig, load_config
+from dmoerm.config import Config, load_config
 from dmoerm.errors import ConfigError
-from dmoerm.model.heads import Head
-from dmoerm.schema import Pair
 from dmoerm.training import score_weights as weighting
 from dmoerm.training.embedding import base_embeddings, task_vectors
 from dmoerm.training.exact_solver import FoldedHead, fit_heads, fold_of, out_of_fold
@@ -124,17 +119,6 @@ def test_a_tasks_head_may_be_pulled_toward_the_general_one_in_its_own_units(auto
     torch.testing.assert_close(head.score.weight[0], fit.weight)
 
 
-def test_heads_without_labels_stay_zero() -> None:
-    """As of a task whose capability labels are all in the validation part."""
-    heads = [Head(4, HeadConfig()) for _ in range(2)]
-    for head in heads:
-        head.normalizer.scale.fill_(1.0)
-    fits = fit_heads(heads, ["a", "b"], [], {}, seed=0)
-    assert all(float(fit.weight.abs().sum()) == float(fit.fold_weights.abs().sum()) == 0 for fit in fits)
-    assert all(fit.posterior is not None and fit.posterior.rest.isfinite().all() for fit in fits)
-    assert not any(head.score.weight.any() for head in heads)
-
-
 def test_an_expert_weighs_as_its_labels_can_be_predicted() -> None:
     read = torch.tensor([True] * 5 + [False, True])
     weights = score_weights([0.9, 0.7, 0.6, 0.5], reference=0.7, general=0.9, read=read)
@@ -142,47 +126,6 @@ def test_an_expert_weighs_as_its_labels_can_be_predicted() -> None:
     assert score_weights([0.3, 0.6], 0.4, 0.51, torch.tensor([True] * 4)).tolist() == pytest.approx(
         [w / 2.4 for w in (0, 1, 1, 0.4)]
     )
-
-
-@pytest.mark.parametrize(("groups", "responses", "error"), [(100, 2, 0.05), (25, 2, 0.1), (100, 4, 0.0245)])
-def test_an_expert_that_may_be_chance_weighs_nothing(groups: int, responses: int, error: float) -> None:
-    """The standard errors are those of coin flips: of random orders of the responses."""
-    random = np.random.default_rng(0)
-    pairs = list(itertools.combinations(range(responses), 2))
-    orders = [random.permutation(responses) for _ in range(20_000)]
-    assert np.std([np.mean([order[i] < order[j] for i, j in pairs]) for order in orders]) / groups**0.5 == (
-        pytest.approx(error, rel=0.02)
-    )
-    examples = [Labeled({"wit": [Pair(i, j) for i, j in pairs]}) for _ in range(groups)]
-    for accuracy in (0.5 + 2.05 * error, 0.9, None):
-        assert weighting._above_chance(accuracy, examples, "wit") == accuracy
-    for accuracy in (0.5 + 1.95 * error, 0.5, 0.2):
-        assert weighting._above_chance(accuracy, examples, "wit") == 0.5
-
-
-@dataclass
-class Labeled:
-    """The labels of an example."""
-
-    pairs: dict[str, list[Pair]]
-
-
-def test_without_held_out_labels_a_score_weighs_as_phase_1_and_some_score_is_left() -> None:
-    read = torch.tensor([True] * 4)
-    assert score_weights([None, 0.5], 0.7, None, read).tolist() == pytest.approx([1 / 3, 0, 1 / 3, 1 / 3])
-    assert score_weights([0.9, 0.1], None, 0.9, read).tolist() == [0.25] * 4
-    assert score_weights([0.4], 0.7, 0.4, torch.tensor([True, False, True])).tolist() == [0.5, 0, 0.5]
-    pairs = draw(300, 2, signal=6.0)
-    alone = torch.tensor([0.5, 0.5, 0.0])  # experts alone cannot all be dropped
-    scores = torch.cat([-pairs.differences @ torch.randn(2, 2), torch.zeros(300, 1)], 1)
-    assert torch.equal(rescale_experts(alone, 2, replace(pairs, differences=scores)), alone)
-
-
-@pytest.mark.parametrize(("general", "weight"), [(0.45, 0), (0.6, 1 / 2), (0.7, 1), (0.9, 1)])
-def test_the_general_model_weighs_as_it_predicts_the_tasks_labels(general: float, weight: float) -> None:
-    """With many unlike tasks, it orders the pairs of some at chance."""
-    weights = score_weights([], reference=0.7, general=general, read=torch.tensor([True] * 3))
-    assert weights.tolist() == pytest.approx([w / (2 + weight) for w in (1, weight, 1)])
 
 
 @pytest.mark.parametrize(("sign", "kept"), [(1.0, True), (-1.0, False)])
@@ -284,29 +227,3 @@ def test_trained_scores_are_weighted_by_the_validation_prompts(
 
 def linear_read(task_model: Any) -> torch.Tensor:
     return task_model.aggregator.linear.read
-
-
-def test_without_validation_labels_the_training_prompts_weight_the_scores(tiny_backbone: str, tmp_path: Path) -> None:
-    training = begin(weighted_config(tiny_backbone, tmp_path, "frozen"))
-    train_router(training)
-    training.validation = []
-    for step in (phase0, *(functools.partial(step, task="chitchat") for step in (phase1, phase2))):
-        step(training)
-    examples = training.of("chitchat")[0]
-    held_out = weighting._on_validation(training, "chitchat", task_vectors(training.run, "chitchat", examples))
-    assert held_out.examples == examples
-    unlabeled = [replace_pairs(e, "empathy") for e in examples]
-    training.train = [e for e in training.train if e.task != "chitchat"] + unlabeled
-    without = weighting._on_validation(training, "chitchat", task_vectors(training.run, "chitchat", unlabeled))
-    assert without.accuracies == [None, held_out.accuracies[1]]
-    tied = [e.with_pairs({name: [p._replace(probability=0.5) for p in pairs] for name, pairs in e.pairs.items()})
-            for e in examples]  # fmt: skip
-    training.train = [e for e in training.train if e.task != "chitchat"] + tied
-    assert weighting._on_validation(training, "chitchat", task_vectors(training.run, "chitchat", tied)).accuracies == [
-        None,
-        None,
-    ]
-
-
-def replace_pairs(example: Any, name: str) -> Any:
-    return example.with_pairs({key: pairs for key, pairs in example.pairs.items() if key != name})

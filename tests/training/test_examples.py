@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
-import pickle
 import random
 import tracemalloc
 from collections.abc import Callable
@@ -14,10 +12,8 @@ from typing import Any
 import pytest
 from tiny import TINY_TASKS
 
-from dmoerm.chat.encoding import Encoder
 from dmoerm.config import Config
 from dmoerm.data.splits import load_splits
-from dmoerm.errors import DataError
 from dmoerm.schema import Group
 from dmoerm.training import examples as module
 from dmoerm.training.batches import PreferenceExample, label
@@ -56,31 +52,6 @@ def test_data_are_tokenized_once(begun: Callable[..., Any], monkeypatch: pytest.
         file.unlink()
     assert len(tokenized(run.cache.root / "tokens", table, run.model.encoder)) == len(table)
     assert writes == [folder]
-
-
-@pytest.mark.slow
-def test_workers_write_the_same(begun: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(module, "_WORKER_ROWS", 2)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
-    start = begun()
-    folder = tmp_path / "tokens"
-    run, table = start.run, load_splits(start.run.config).train
-    found = tokenized(folder, table, run.model.encoder)
-    assert len(list(folder.rglob("*.arrow"))) == 3
-    assert list(found["key"]) == [run.model.encoder.encode(group).key for group in table]
-    assert list(found["pairs"]) == [pickle.dumps(label(group), pickle.HIGHEST_PROTOCOL) for group in table]
-    strict = run.model.encoder.config.model_copy(update={"max_length": 8, "truncation": "error"})
-    with pytest.raises(DataError, match="tokens long"):
-        tokenized(folder, table, Encoder(run.model.encoder.tokenizer, strict))
-
-
-def test_a_folder_that_cannot_be_written_is_not_needed(begun: Callable[..., Any], tmp_path: Path) -> None:
-    start = begun()
-    occupied = tmp_path / "occupied"
-    occupied.write_text("a file")
-    run, table = start.run, load_splits(start.run.config).train
-    rows = tokenized(occupied, table, run.model.encoder)
-    assert list(rows["key"]) == [run.model.encoder.encode(group).key for group in table]
 
 
 def rows(count: int) -> list[Group]:

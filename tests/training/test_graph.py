@@ -7,15 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load_file
-from tiny import TRAINED, make_exact_config, tiny_groups
+from tiny import make_exact_config, tiny_groups
 
 from dmoerm.config import Config
 from dmoerm.taxonomy import draft_taxonomy
 from dmoerm.training.run import graph, path_to
-
-from .conftest import begin
 
 TASKS = ("chitchat", "objective_qa")
 
@@ -54,20 +50,3 @@ def test_a_task_without_capabilities_has_no_phase_2(tiny_config: Callable[..., C
     found = graph(tiny_config(), draft_taxonomy(bare, "drafted"))
     assert not [step.name for step in found if step.name.startswith("phase2")]
     assert "phase1/chitchat" in next(step for step in found if step.name == "phase3/chitchat").needs
-
-
-@pytest.mark.slow
-def test_steps_done_by_machines_that_share_a_storage_alone(
-    trained_run: Any, tiny_config: Callable[..., Config], tmp_path: Path
-) -> None:
-    """Each machine has a folder of its own; the result is the run's that one process made."""
-    storage = f"file://{tmp_path}/stored"
-    for step in steps(tiny_config(**TRAINED)):
-        begun = begin(tiny_config(**TRAINED, storage=storage, output=str(tmp_path / "machines" / step.name)))
-        for one in path_to(step.name, steps(begun.run.config)):
-            one.do(begun)
-        assert [s.name for s in steps(tiny_config(**TRAINED)) if begun.run.finished(s.name)][-1] == step.name
-    for file in (trained_run.folder / "steps").rglob("state.safetensors"):
-        found = load_file(tmp_path / "stored" / "steps" / file.relative_to(trained_run.folder / "steps"))
-        torch.testing.assert_close(found, load_file(file), atol=1e-6, rtol=1e-6)
-    assert not list((tmp_path / "stored").rglob("process0.pt"))

@@ -191,14 +191,6 @@ def test_what_cannot_be_added_is_refused(both: Path, arguments: list[str], messa
     assert message in dmoerm("add", both, *arguments, fails=True)
 
 
-def test_no_task_joins_a_model_without_statistics(both: Path, tmp_path: Path) -> None:
-    model = DMoERM.from_pretrained(both)
-    model.prompt_statistics = None
-    model.save_pretrained(tmp_path / "old")
-    said = dmoerm("add", tmp_path / "old", "--task", "more", "--output", "x", fails=True)
-    assert "no statistics of its prompts" in said
-
-
 def test_the_card_lists_each_change_once() -> None:
     history = [ModelChange(change="add", task=name, time="now", data="d" * 64).model_dump() for name in "ab"]
     first = with_changes("# Card\n\n## Use\n\nrun\n", history[:1])

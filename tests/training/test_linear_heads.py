@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,9 +20,7 @@ from dmoerm.training.exact_solver import (
     fit_all_labels,
     fit_linear,
     fold_of,
-    laplace,
     linear_pairs,
-    pair_accuracy,
     solve,
 )
 from dmoerm.training.losses import preference_losses
@@ -70,16 +68,6 @@ def test_the_solution_is_the_optimum(count: int, width: int) -> None:
         assert float(gradient(pairs, weight[:, column], l2, found).norm()) <= 2e-3 * l2 * float(found.norm())
 
 
-def test_a_column_without_pairs_is_zero() -> None:
-    pairs = draw(10, 4)
-    weight = torch.stack([torch.ones(10), torch.zeros(10)], 1)
-    solutions = solve(pairs.differences, pairs.target, pairs.margin, weight, torch.ones(2))
-    assert solutions[:, 1].tolist() == [0] * 4
-    assert float(solutions[:, 0].norm()) > 0
-    nothing = draw(0, 4)
-    assert fit_linear(nothing).weight.tolist() == [0] * 4
-
-
 def test_fold_weights_do_not_see_their_fold() -> None:
     pairs = draw(120, 10)
     fit = fit_linear(pairs)
@@ -93,22 +81,6 @@ def test_fold_weights_do_not_see_their_fold() -> None:
     left_out = (pairs.differences * fit.fold_weights[pairs.fold]).sum(1)
     assert fit.accuracy == pytest.approx(float((left_out > 0).float().mean()))
     assert fit.loss == pytest.approx(float(preference_losses(left_out, pairs.target).mean()), rel=1e-4)
-
-
-def test_the_strength_has_the_lowest_loss_on_what_was_left_out() -> None:
-    informative, coins = fit_linear(draw(600, 10)), fit_linear(draw(600, 10, signal=0))
-    assert informative.accuracy > 0.65
-    assert coins.accuracy < 0.58
-    assert informative.l2 < coins.l2
-    assert float(coins.weight.norm()) < 0.2 * float(informative.weight.norm())
-
-
-def test_soft_labels_count_in_the_accuracy_by_their_certainty() -> None:
-    """A tie says nothing about the order; a label of probability 0.75 says half as much as one of 1."""
-    margins, target = torch.tensor([1.0, -1.0, -1.0, 0.0]), torch.tensor([1.0, 0.5, 0.75, 1.0])
-    assert pair_accuracy(margins, target, torch.ones(4)) == pytest.approx((1 + 0.5) / 2.5)
-    assert pair_accuracy(margins, target, torch.tensor([1.0, 9, 2, 0])) == pytest.approx(1 / 2)
-    assert pair_accuracy(margins[:0], target[:0], margins[:0]) == 0
 
 
 def test_labels_of_one_prompt_get_the_default_strength() -> None:
@@ -131,15 +103,6 @@ def test_all_labels_weights_capabilities_by_what_they_tell_about_the_overall_pai
     torch.testing.assert_close(without.weight, alone.weight)
 
 
-def test_columns_may_require_different_margins() -> None:
-    pairs = draw(60, 8)
-    margins = torch.stack([torch.zeros(60), pairs.differences[:, 0]], 1)
-    both = solve(pairs.differences, pairs.target, margins, torch.ones(60, 2), torch.ones(2))
-    for column in range(2):
-        alone = solve(pairs.differences, pairs.target, margins[:, column], torch.ones(60, 1), torch.ones(1))
-        torch.testing.assert_close(both[:, column], alone[:, 0], rtol=0.01, atol=1e-3)
-
-
 def test_a_head_is_pulled_toward_a_prior_that_helps_and_toward_0_otherwise() -> None:
     """With 40 pairs and the weights of 2,000 alike ones as prior, the head follows it; coins are no prior."""
     few, test = draw(40, 30), draw(2000, 30, seed=7)
@@ -155,23 +118,6 @@ def test_a_head_is_pulled_toward_a_prior_that_helps_and_toward_0_otherwise() -> 
     torch.testing.assert_close(kept.weight, alone.weight)
     capability = draw(40, 30, seed=1, overall=False)
     assert fit_all_labels(few, [capability], Prior(alike.weight, alike.fold_weights)).pulled
-
-
-def test_a_pulled_head_ends_at_the_prior_or_beyond_it_by_fold() -> None:
-    """Out of fold, the prior is the one that did not see the fold; pairs that it predicts perfectly change nothing."""
-    pairs = draw(200, 6)
-    folds = torch.stack([torch.full((6,), float(k)) for k in range(FOLDS)])
-    pairs = replace(pairs, differences=torch.zeros_like(pairs.differences))
-    fit = fit_linear(pairs, Prior(torch.full((6,), 9.0), folds))
-    assert not fit.pulled  # equal losses: toward 0
-    alike = draw(2000, 6)
-    prior = Prior(3 * fit_linear(alike).weight, torch.stack([fit_linear(alike).weight * (k + 1) for k in range(FOLDS)]))
-    pairs = replace(alike, differences=100 * alike.differences)
-    pairs = replace(pairs, differences=pairs.differences * torch.sign(pairs.differences @ prior.weight)[:, None])
-    pulled = fit_linear(pairs, prior)  # the prior is right about all pairs, with losses of 0: nothing moves
-    assert pulled.pulled
-    torch.testing.assert_close(pulled.weight, prior.weight, rtol=1e-2, atol=1e-2)
-    torch.testing.assert_close(pulled.fold_weights, prior.fold_weights, rtol=1e-2, atol=1e-2)
 
 
 def accuracy(weight: Tensor, pairs: LinearPairs) -> float:
@@ -222,33 +168,3 @@ def test_the_posterior_is_the_inverse_of_the_curvature() -> None:
     hessian: Any = torch.autograd.functional.hessian(objective, fit.weight)
     rest, basis = fit.posterior
     torch.testing.assert_close(rest * torch.eye(6) - basis @ basis.T, torch.linalg.inv(hessian), rtol=1e-3, atol=1e-6)
-
-
-def test_more_labels_shrink_the_posterior() -> None:
-    """Along every direction, at the same weights and strength."""
-    covariances = []
-    for pairs in (draw(100, 8), draw(400, 8)):
-        rest, basis = laplace(pairs, torch.full((8,), 0.3), 0.5, float(pairs.weight.sum()))
-        covariances.append(rest * torch.eye(8) - basis @ basis.T)
-    assert torch.linalg.eigvalsh(covariances[1])[0] > 0
-    assert torch.linalg.eigvalsh(covariances[0] - covariances[1])[0] > 0
-
-
-def test_a_head_without_labels_has_the_prior() -> None:
-    rest, basis = laplace(draw(0, 4), torch.zeros(4), 0.5, 0.0)
-    assert float(rest) == 2.0
-    assert basis.shape == (4, 0)
-
-
-def test_the_posterior_of_all_labels_is_that_of_the_weighted_labels() -> None:
-    """Capability labels have their chosen weight in the curvature; only groups with overall labels are counted."""
-    overall, other = draw(60, 5, seed=1), draw(80, 5, seed=2, signal=-2.0, overall=False)
-    fit = fit_all_labels(overall, [other])
-    assert fit.capability_weight is not None
-    assert fit.capability_weight < 1
-    both = LinearPairs(*(torch.cat([getattr(overall, f.name), getattr(other, f.name)]) for f in fields(LinearPairs)))
-    weighted = replace(both, weight=both.weight * torch.where(both.overall, 1.0, fit.capability_weight))
-    expected = laplace(weighted, fit.weight, fit.l2, 60.0)
-    assert fit.posterior is not None
-    assert torch.equal(fit.posterior.rest, expected.rest)
-    torch.testing.assert_close(fit.posterior.basis @ fit.posterior.basis.T, expected.basis @ expected.basis.T)

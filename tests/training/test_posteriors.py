@@ -18,11 +18,10 @@ from dmoerm.training import routing
 from dmoerm.training.batches import labeled
 from dmoerm.training.calibration import with_posterior
 from dmoerm.training.embedding import base_embeddings, sample
-from dmoerm.training.exact_solver import laplace, linear_pairs
+from dmoerm.training.exact_solver import linear_pairs
 from dmoerm.training.phases import first_part, second_part
 
 from .conftest import begin
-from .test_linear_heads import draw
 
 PAIR = ["Yes, it is.", "no"]
 
@@ -163,24 +162,6 @@ def test_forms_without_a_posterior(tiny_backbone: str, tmp_path: Path, changes: 
     assert [score.uncertainty for score in run.model.score("Is it?", PAIR, "chitchat")] == [None, None]
     assert run.model.general_posterior.known is general
     assert not any(run.model.task_model(task).posterior.known for task in run.model.config.tasks)
-
-
-def test_only_embeddings_that_need_a_pass_are_sampled(tiny_backbone: str, tmp_path: Path) -> None:
-    examples: Any = list(range(1000))
-    for base, expected in (("frozen", 1000), ("full", 250)):
-        training = begin(make_tiny_config(tiny_backbone, tmp_path, base=base))
-        some = sample(training.run, examples)
-        assert len(some) == expected
-        assert some[0] == 0
-        assert sample(training.run, []) == []
-
-
-def test_a_sample_has_the_curvature_of_all_groups_and_their_number() -> None:
-    pairs = draw(40, 6)
-    weight = torch.linspace(-1, 1, 6)
-    every, some = laplace(pairs, weight, 0.3, 40.0), laplace(pairs, weight, 0.3, 400.0)
-    torch.testing.assert_close(every.rest / 10, some.rest)
-    torch.testing.assert_close(every.basis @ every.basis.T / 10, some.basis @ some.basis.T)
 
 
 def test_a_sample_stands_for_all_groups(tiny_backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

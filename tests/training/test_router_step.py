@@ -64,55 +64,6 @@ def test_a_prompt_counts_once_however_many_groups_it_has(begun: Callable[..., An
     assert torch.equal(*states)
 
 
-@pytest.mark.parametrize("count", [5, 1])
-def test_the_shares_of_a_batch_add_up_to_it(seat: Callable[..., None], count: int) -> None:
-    rows = [(torch.arange(1, 4 + i), i % 3, 0) for i in range(count)]
-    logits = torch.randn(8, 3, generator=torch.Generator().manual_seed(1))
-
-    class Read(torch.nn.Module):
-        def read(self, prompt: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-            return (logits[prompt] * mask[..., None]).sum(1)
-
-        def forward(self, found: torch.Tensor) -> torch.Tensor:
-            return found
-
-    module = router.RoutingLossModule(Read())  # pyright: ignore[reportArgumentType]
-    losses = []
-    for rank, world in ((0, 1), (0, 2), (1, 2)):
-        seat(router, rank, world)
-        (part,) = router._collate(rows)
-        losses.append(module(part).loss)
-    torch.testing.assert_close((losses[1] + losses[2]) / 2, losses[0])
-
-
-def test_the_best_state_is_chosen_by_the_loss_that_is_trained(begun: Callable[..., Any]) -> None:
-    """With three tasks or more, cross-entropy and the margin to the best other task order states differently."""
-    start = begun(router={"kind": "own", "epochs": 0})
-    train_router(start)
-    trained, model = start.run.metrics()["router"], start.run.model
-    examples = {(e.prompt, e.task): e for e in start.validation}.values()
-    vectors = [router.prompt_vectors(model.router, [torch.tensor(e.encoded.prompt)]) for e in examples]
-    logits = model.router(torch.cat(vectors))
-    labels = torch.tensor([model.router.tasks.index(e.task) for e in examples])
-    assert trained["loss"] == pytest.approx(float(torch.nn.functional.cross_entropy(logits, labels)), rel=1e-5)
-
-
-def test_the_routers_rows_are_cross_entropies() -> None:
-    logits = torch.tensor([[2.0, 1.0, 1.0], [0.0, 3.0, 1.0]])
-
-    class Read(torch.nn.Identity):
-        def read(self, prompt: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-            return logits
-
-    module = router.RoutingLossModule(Read())  # pyright: ignore[reportArgumentType]
-    (batch,) = router._collate([(torch.arange(2), 0, 0), (torch.arange(3), 2, 0)])
-    found = module(batch)
-    expected = torch.nn.functional.cross_entropy(logits, torch.tensor([0, 2]), reduction="none")
-    torch.testing.assert_close(found.rows, expected)
-    torch.testing.assert_close(found.loss, expected.mean())
-    assert found.correct.tolist() == [1, 0]
-
-
 def test_held_out_probabilities_do_not_depend_on_the_prompts_own_task(
     begun: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,15 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from running import served
 from tiny import make_exact_config, make_tiny_config, tiny_groups, train_quietly, write_groups
 
-from dmoerm import Client, DMoERM
+from dmoerm import DMoERM
 from dmoerm.errors import ConfigError
 from dmoerm.evaluation.results import routing_notes
 from dmoerm.model.router import Routing
 from dmoerm.schema import Group
-from dmoerm.serving import ServingConfig, create_app
 from dmoerm.training import routing
 from dmoerm.training.grow import add_task, change_capability, merge_models, remove_tasks
 from dmoerm.training.routing import Held, search
@@ -88,11 +86,6 @@ def test_one_model_scores_where_no_mixture_is_better() -> None:
     assert search({False: alike}, exact=False) == (False, Routing()), "validation prompts are too few to tell"
 
 
-def test_the_likeliest_task_stays_where_it_is_as_good_as_a_mixture() -> None:
-    """Each task's own model is right, and the other one is wrong."""
-    assert search({False: held((1.0, -1.0), (-1.0, 1.0), 0.0, sure=0.99)}, exact=True) == (False, Routing())
-
-
 def test_a_mixture_is_chosen_where_errors_average_out() -> None:
     soft, routing = search({False: held(0.5, 0.5, 0.0)}, exact=True)
     assert not soft
@@ -123,12 +116,6 @@ def test_a_task_whose_heads_are_worse_is_pooled() -> None:
     """The second task's model is wrong on its own prompts, where the general model is right."""
     _, routing = search({False: held((1.5, -1.5), (-1.5, -1.5), (-0.5, 1.0), sure=0.99)}, exact=True)
     assert routing.pooled == ["b"]
-
-
-def test_one_task_is_not_pooled() -> None:
-    general = held(0.3, 0.3, 0.3)
-    single = general._replace(margins=general.margins[:, 1:], routes=torch.ones(PROMPTS, 1), tasks=("a",))
-    assert search({False: single}, exact=True)[1].pooled == []
 
 
 # --- in a run ------------------------------------------------------------------------------------------------------
@@ -241,17 +228,6 @@ def test_a_task_joins_a_mixture_without_changing_the_others(mixed_run: Any, tmp_
         assert choice.shares == pytest.approx({"chitchat": 0.375, "objective_qa": 0.375, None: 0.25})
         assert all(math.isfinite(score.reward) for score in grown.score("Is it?", PAIR))
     assert own_rewards(tmp_path / "merged", "objective_qa") == own_rewards(model, "objective_qa")
-
-
-def test_a_server_gives_the_mixed_rewards(mixed_run: Any) -> None:
-    """Also for a request in parts, each in a pass of its own."""
-    expected = mixed_run.model.score("Is it?", PAIR * 3)
-    for settings in (ServingConfig(), ServingConfig(batch_tokens=1)):
-        with served(create_app(mixed_run.model, settings, "mixed")) as url, Client(url) as client:
-            found = client.score("Is it?", PAIR * 3)
-        assert [s.reward for s in found] == pytest.approx([s.reward for s in expected], abs=1e-5)
-        assert [s.task for s in found] == [s.task for s in expected]
-        assert found[0].temperature == pytest.approx(expected[0].temperature)
 
 
 def test_trained_branches_choose_on_validation_prompts(tiny_backbone: str, tmp_path: Path) -> None:

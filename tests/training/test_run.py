@@ -222,20 +222,6 @@ def test_a_killed_process_goes_on_to_the_same_end(
     assert_same(train_quietly(config), unbroken)
 
 
-def test_a_finished_run_started_again_trains_nothing(trained_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dmoerm.training import phases, router
-
-    def never(*_: Any, **__: Any) -> Any:
-        raise AssertionError("trained again")
-
-    for module in (phases, router):
-        monkeypatch.setattr(module, "fit", never)
-    again = train_quietly(trained_run.config)
-    prompt, responses = "How are you?", ["Fine.", "No."]
-    expected = [score.reward for score in trained_run.model.score(prompt, responses)]
-    assert [score.reward for score in again.model.score(prompt, responses)] == pytest.approx(expected, abs=1e-6)
-
-
 def test_of_several_gpus_one_is_used_and_the_command_for_all_is_printed(
     trained_run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -310,27 +296,6 @@ def test_a_target_that_is_no_layer_is_refused_before_anything_is_read_or_written
     with pytest.raises(BackboneError, match=message):
         train_quietly(config)
     assert not Path(config.output).exists()
-
-
-def test_data_that_no_router_can_learn_from_is_refused(tiny_config: Callable[..., Config], tmp_path: Path) -> None:
-    files = [write_groups([without_task(g) for g in tiny_groups()], tmp_path / "none.jsonl")]
-    with pytest.raises(DataError, match=r"no group names its task.*label some groups"):
-        train_quietly(tiny_config(data={"files": files}, taxonomy="paper-en", **HEADS))
-
-
-def test_a_trunk_router_needs_a_trunk(tiny_config: Callable[..., Config]) -> None:
-    config = tiny_config(backbone={"num_layers": 1, "branch_layer": None})
-    with pytest.raises(ConfigError, match=r"there is no trunk; set router.kind to own"):
-        train_quietly(config)
-
-
-def test_groups_without_capability_grades_train_too(tiny_config: Callable[..., Config]) -> None:
-    """Plain preference rows: no capability, so no experts; the phase-1 and general scores are all there is."""
-    config = tiny_config(base="frozen", phase2={"lora": {"rank": 0}})
-    rows = [group.model_copy(update={"capabilities": {}}) for group in tiny_groups()]
-    write_groups(rows, Path(config.data.files[0]))
-    score = train_quietly(config).model.score("Hey, my dog is afraid.", ["Poor thing!", "A dog is a mammal."])[0]
-    assert (score.capabilities, score.uncertainty) == ({}, None)
 
 
 def test_a_capability_without_ordered_pairs_is_named_and_gets_no_expert(tiny_config: Callable[..., Config]) -> None:

@@ -123,14 +123,3 @@ def test_the_file_of_suspects_is_readable_data(run_folder: Path, tmp_path: Path)
         assert group.responses[pair.better] == row["responses"][0]
     run("data", "suspects", run_folder, "--out", out, "--no-capabilities")
     assert all("ranks" in json.loads(line) for line in out.read_text().splitlines())
-
-
-def test_a_folder_that_is_no_finished_run(run_folder: Path, tmp_path: Path) -> None:
-    result = run("data", "suspects", run_folder / "model", "--out", tmp_path / "s.jsonl")
-    assert result.exit_code == 1
-    assert "give the folder of a run" in result.stderr
-    (tmp_path / "config.yaml").write_text((run_folder / "config.yaml").read_text())
-    result = run("data", "suspects", tmp_path, "--out", tmp_path / "s.jsonl")
-    assert result.exit_code == 1
-    assert "the step router is not finished" in result.stderr
-    assert not (tmp_path / "s.jsonl").exists()
