@@ -93,8 +93,10 @@ def train(config: Config, console: Console | None = None, engine: Engine | None 
         with run.progress.run(1 + len(steps)):
             if engine is not None:
                 engine(run, data, steps)
-            steps_run = run if engine is None else replace(run, progress=Progress(quiet=True))
-            run.training = run_steps(steps_run, data, steps)
+            training = begin(run if engine is None else replace(run, progress=Progress(quiet=True)), data)
+            for step in steps:
+                step.do(training)
+        run.training = training
         run.model.eval()
         run.model.training_prompts = TrainingPrompts.of(group.prompt for group in data.train)
         with full_state(run.model):
@@ -136,8 +138,8 @@ def path_to(name: str, steps: Sequence[Step]) -> list[Step]:
     return [step for step in steps if step.name in names]
 
 
-def run_steps(run: Run, data: Splits, steps: Sequence[Step]) -> Training:
-    """Encode the training part, fill the cache with its activations, and run steps of the graph in order."""
+def begin(run: Run, data: Splits) -> Training:
+    """Encode the training part, and fill the cache with its activations."""
     train_part, validation = split_examples(run, data.train, data.validation_prompts)
     if not any(e.task for e in train_part):
         hint = "label some groups, so that the router can learn, or set data.task"
@@ -150,7 +152,12 @@ def run_steps(run: Run, data: Splits, steps: Sequence[Step]) -> Training:
         run.progress.say(
             f"cache_limit: the activations of {uncached} texts do not fit; they are computed when they are read"
         )
-    training = Training(run, train_part, validation)
+    return Training(run, train_part, validation)
+
+
+def run_steps(run: Run, data: Splits, steps: Sequence[Step]) -> Training:
+    """Begin the run, and run steps of the graph in order."""
+    training = begin(run, data)
     for step in steps:
         step.do(training)
     return training
