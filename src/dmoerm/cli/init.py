@@ -14,7 +14,7 @@ import typer
 from ..config import load_config
 from ..data.columns import columns_of, parse_columns
 from ..data.proposal import Proposal, propose
-from ..data.recipe import LocalMachine, choose_recipe, config_text
+from ..data.recipe import choose_recipe, config_text
 from ..data.splits import load_splits
 from ..data.values import as_name
 from ..errors import ConfigError
@@ -49,8 +49,8 @@ def command(
     columns = parse_columns(map or (), files)
     proposal = propose(files, format=format, split=split, columns=columns, task_column=task_column, clusters=clusters)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    machine = LocalMachine(cores, torch.cuda.get_device_name() if torch.cuda.is_available() else None)
-    recipe = choose_recipe(proposal.groups, machine, backbone is not None)
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    recipe = choose_recipe(proposal.groups, cores, gpu, backbone is not None)
     if proposal.changed:
         lines = (group.model_dump_json(exclude_defaults=True) for group in proposal.groups)
         write_file(copy, "".join(f"{line}\n" for line in lines))

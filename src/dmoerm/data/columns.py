@@ -19,6 +19,7 @@ ColumnMap = Mapping[str, str | Mapping[str, str]]
 """Field of a row format → column of the files; and a file, by its path or the end of it → such a map for it alone."""
 
 _MISSPELLED = 0.85  # similarity of `promt` and `prompt`, but not of `Survey Question` and `question`
+_ORDER = "the order is FIELD=COLUMN: write {}={}"
 _NEXT_FIELD = re.compile(r",(?=[^,=]+=)")  # a column's name may contain a comma
 
 
@@ -59,7 +60,10 @@ def check_columns(columns: ColumnMap, source: str = "data.map", files: Collectio
                 raise ConfigError(f"{source}: {field!r} is none of the files; use one of {', '.join(files)}")
         elif field not in known:
             alike = get_close_matches(field, known, 1, _MISSPELLED) or column not in known
-            hints = [did_you_mean(field, known) if alike else "", _order(field, column) if column in known else ""]
+            hints = [
+                did_you_mean(field, known) if alike else "",
+                _ORDER.format(column, field) if column in known else "",
+            ]
             hint = " ".join(filter(None, hints)) or "docs/data.md lists the fields"
             raise ConfigError(f"{source}: no format has the field {field!r}; {hint}")
 
@@ -83,17 +87,13 @@ def _fields() -> list[str]:
     return sorted(frozenset().union(*(row_format.columns for row_format in find_formats().values())))
 
 
-def _order(field: str, column: str) -> str:
-    return f"the order is FIELD=COLUMN: write {column}={field}"
-
-
 def mapped_rows(rows: Iterable[PlacedRow], columns: Mapping[str, str], source: str) -> Iterator[PlacedRow]:
     """Yield the rows with the mapped columns under the names of their fields; a column that a later row lacks is null.
 
     Raises:
         DataError: the first row lacks a column.
     """
-    first = True
+    first, taken = True, set(columns.values())
     for line, row in rows:
         if isinstance(row, DataError):
             yield line, row
@@ -101,7 +101,8 @@ def mapped_rows(rows: Iterable[PlacedRow], columns: Mapping[str, str], source: s
         if first:
             _check_first(row, columns, source, line)
             first = False
-        yield line, _mapped(row, columns)
+        kept = {name: value for name, value in row.items() if name not in taken}
+        yield line, kept | {field: row.get(column) for field, column in columns.items()}
 
 
 def placed(error: DataError, columns: Mapping[str, str], source: str, line: int) -> DataError:
@@ -118,12 +119,6 @@ def _check_first(row: Mapping[str, Any], columns: Mapping[str, str], source: str
         if column not in row:
             alone = f"{PurePath(source).name}:{field}=COLUMN maps this file alone"
             hint = f"{did_you_mean(column, row) or 'use one of its columns;'} {alone}"
-            hint = _order(field, column) if field in row and column in _fields() else hint
+            hint = _ORDER.format(column, field) if field in row and column in _fields() else hint
             message = f"the first row has no column {column!r}, which the column map names"
             raise DataError(message, file=source, line=line, field=field, value=list(row), hint=hint)
-
-
-def _mapped(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
-    taken = set(columns.values())
-    kept = {name: value for name, value in row.items() if name not in taken}
-    return kept | {field: row.get(column) for field, column in columns.items()}

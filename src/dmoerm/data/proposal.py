@@ -89,7 +89,10 @@ def propose(
     named = any(group.task for reading in readings for group in reading.groups)
     column = task_column or (None if named or clusters else _task_column(rows))
     if column:
-        _check_column(column, rows)
+        known = {name for row in _whole(rows) for name in row}
+        if column not in known:
+            hint = did_you_mean(column, known) or f"use one of {', '.join(sorted(known))}"
+            raise ConfigError(f"--task-column: no row has the column {column!r}; {hint}")
         for row in _whole(rows):
             row["task"] = _task_of(row, column)
         readings = _read(rows, format, columns)
@@ -150,13 +153,6 @@ def _task_column(rows: Mapping[str, Sequence[PlacedRow]]) -> str | None:
     return None
 
 
-def _check_column(column: str, rows: Mapping[str, Sequence[PlacedRow]]) -> None:
-    columns = {name for row in _whole(rows) for name in row}
-    if column not in columns:
-        hint = did_you_mean(column, columns) or f"use one of {', '.join(sorted(columns))}"
-        raise ConfigError(f"--task-column: no row has the column {column!r}; {hint}")
-
-
 def _whole(rows: Mapping[str, Sequence[PlacedRow]]) -> list[dict[str, Any]]:
     return [row for placed in rows.values() for _, row in placed if not isinstance(row, DataError)]
 
@@ -172,15 +168,14 @@ def _task_of(row: Row, column: str) -> str | None:
 
 
 def _clustered(groups: list[Group], clusters: int | None) -> tuple[list[Group], str]:
-    texts = {prompt_key(g.prompt): _users_text(g) for g in groups}
+    texts = {
+        prompt_key(group.prompt): "\n".join(t.text for t in messages_of(group.prompt) if t.role != "assistant")
+        for group in groups
+    }
     names = dict(zip(texts, cluster_prompts(list(texts.values()), MIN_PROMPTS, clusters), strict=True))
     alike = ONE_TASK in names.values()
     source = "default: the prompts are alike" if alike else "clusters of the prompts' words"
     return [group.model_copy(update={"task": names[prompt_key(group.prompt)]}) for group in groups], source
-
-
-def _users_text(group: Group) -> str:
-    return "\n".join(turn.text for turn in messages_of(group.prompt) if turn.role != "assistant")
 
 
 # --- capabilities without grades -----------------------------------------------------------------------------------
@@ -212,8 +207,14 @@ def _without_rare(groups: Sequence[Group], notes: list[str]) -> list[Group]:
             if (count := _prompts(members, lambda group, name=name: group.pairs(name))) < MIN_PROMPTS:
                 rare[task, name] = count
     notes += [f"{task}: the capability {name} is left out ({count} prompts)" for (task, name), count in rare.items()]
-    reduced = [_without(group, {name for task, name in rare if task == group.task}) for group in kept]
-    return [group for group in reduced if group.grades is not None or group.capabilities]
+    reduced = []
+    for group in kept:
+        left = {name: grades for name, grades in group.capabilities.items() if (group.task, name) not in rare}
+        if left != group.capabilities:
+            group = group.model_copy(update={"capabilities": left})
+        if group.grades is not None or group.capabilities:
+            reduced.append(group)
+    return reduced
 
 
 def _with_large_tasks(groups: Sequence[Group], notes: list[str]) -> list[Group]:
@@ -231,10 +232,3 @@ def _with_large_tasks(groups: Sequence[Group], notes: list[str]) -> list[Group]:
 
 def _ordered(group: Group) -> bool:
     return bool(group.pairs() or (group.grades is None and any(map(group.pairs, group.capabilities))))
-
-
-def _without(group: Group, names: set[str]) -> Group:
-    if not names & group.capabilities.keys():
-        return group
-    kept = {name: grades for name, grades in group.capabilities.items() if name not in names}
-    return group.model_copy(update={"capabilities": kept})

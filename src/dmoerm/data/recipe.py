@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 from ..schema import Group, messages_of
 from .proposal import Proposal
@@ -22,22 +22,6 @@ MINUTES = 40
 _TOKENS_PER_WORD = 1.4
 _FINETUNE_GROUPS = 2000  # of each task
 _LENGTHS = (1024, 2048, 4096)
-
-
-@dataclass(frozen=True)
-class LocalMachine:
-    """What trains."""
-
-    cores: int
-    gpu: str | None = None
-
-    @property
-    def speed(self) -> float:
-        """Tokens per second, roughly."""
-        return GPU_SPEED if self.gpu else CORE_SPEED * self.cores
-
-    def __str__(self) -> str:
-        return self.gpu or f"{self.cores} CPU core{'s' * (self.cores > 1)}, no GPU"
 
 
 @dataclass(frozen=True)
@@ -59,51 +43,37 @@ class ProposedRecipe:
     minutes: int
 
 
-def choose_recipe(groups: Sequence[Group], machine: LocalMachine, own_backbone: bool = False) -> ProposedRecipe:
+def choose_recipe(groups: Sequence[Group], cores: int, gpu: str | None, own_backbone: bool = False) -> ProposedRecipe:
     """Choose the recipe for these groups.
 
     Args:
+        cores: of the CPU.
+        gpu: its name; None: there is none.
         own_backbone: the backbone is not the bundled one, so the number of its layers is unknown.
     """
     sizes = _sizes(groups)
-    smallest = min(sizes.values())
-    lengths = sorted(map(_tokens, groups))
-    longest = [_longest(group) for group in groups]
-    tokens = sum(lengths)
+    machine = gpu or f"{cores} CPU core{'s' * (cores > 1)}, no GPU"
     extends, reason = "frozen", f"heads on a frozen backbone suit {machine}"
-    if machine.gpu and smallest >= _FINETUNE_GROUPS:
+    if gpu and min(sizes.values()) >= _FINETUNE_GROUPS:
         extends, reason = "finetune", f"each task has {_FINETUNE_GROUPS} groups or more, and there is a GPU"
-    elif machine.gpu or own_backbone:
-        extends, reason = (
-            "fast",
-            "heads on all layers of a frozen backbone; `finetune` needs thousands of groups a task",
-        )
-    passes = 8 if extends == "finetune" else 1
-    minutes = tokens * passes / machine.speed / 60
-    kept = None
-    if minutes > MINUTES:
-        kept = max(int(len(groups) * MINUTES / minutes / len(sizes)), 200)
-    fits = [limit for limit in _LENGTHS if sum(length > limit for length in longest) <= len(longest) / 20]
+    elif gpu or own_backbone:
+        extends = "fast"
+        reason = "heads on all layers of a frozen backbone; `finetune` needs thousands of groups a task"
+    longest, total = list[float](), 0.0
+    for group in groups:  # whose responses share the prompt
+        prompt = sum(count_words(turn.text) for turn in messages_of(group.prompt))
+        responses = list(map(count_words, group.responses))
+        longest.append(_TOKENS_PER_WORD * (prompt + max(responses)))
+        total += _TOKENS_PER_WORD * (prompt + sum(responses))
+    minutes = total * (8 if extends == "finetune" else 1) / (GPU_SPEED if gpu else CORE_SPEED * cores) / 60
+    kept = max(int(len(groups) * MINUTES / minutes / len(sizes)), 200) if minutes > MINUTES else None
     share = 1.0 if kept is None else sum(min(size, kept) for size in sizes.values()) / len(groups)
+    fits = [limit for limit in _LENGTHS if sum(length > limit for length in longest) <= len(longest) / 20]
     return ProposedRecipe(extends, reason, (fits or _LENGTHS[-1:])[0], kept, max(round(minutes * share), 1))
 
 
 def _sizes(groups: Sequence[Group]) -> dict[str, int]:
-    tasks = sorted(group.task for group in groups if group.task)
-    return {task: len(list(members)) for task, members in groupby(tasks)}
-
-
-def _tokens(group: Group) -> float:
-    """Return about how many tokens a group has; its responses share the prompt."""
-    return _TOKENS_PER_WORD * (_prompt_words(group) + sum(map(count_words, group.responses)))
-
-
-def _longest(group: Group) -> float:
-    return _TOKENS_PER_WORD * (_prompt_words(group) + max(map(count_words, group.responses)))
-
-
-def _prompt_words(group: Group) -> int:
-    return sum(count_words(turn.text) for turn in messages_of(group.prompt))
+    return dict(sorted(Counter(group.task for group in groups if group.task).items()))
 
 
 def config_text(proposal: Proposal, recipe: ProposedRecipe, settings: Mapping[str, object]) -> str:
@@ -144,8 +114,6 @@ def _section(name: str, settings: Mapping[str, object]) -> list[str]:
 
 def _yaml(value: object) -> str:
     """Return a value as JSON, which is YAML too; plain words without quotes."""
-    plain = isinstance(value, str) and re.fullmatch(r"[A-Za-z_./][\w./-]*", value) and value.lower() not in _YAML_WORDS
+    words = ("y", "n", "yes", "no", "on", "off", "true", "false", "null")
+    plain = isinstance(value, str) and re.fullmatch(r"[A-Za-z_./][\w./-]*", value) and value.lower() not in words
     return str(value) if plain else json.dumps(value, ensure_ascii=False)
-
-
-_YAML_WORDS = ("y", "n", "yes", "no", "on", "off", "true", "false", "null")
