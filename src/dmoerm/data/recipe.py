@@ -48,7 +48,7 @@ def choose_recipe(groups: Sequence[Group], cores: int, gpu: str | None, own_back
 
     Args:
         cores: of the CPU.
-        gpu: its name; None: there is none.
+        gpu: its name; None without a GPU.
         own_backbone: the backbone is not the bundled one, so the number of its layers is unknown.
     """
     sizes = _sizes(groups)
