@@ -113,7 +113,7 @@ def load_splits(config: Config, tasks: Mapping[str, Sequence[str]] | None = None
 
 
 @dataclass
-class _Known:
+class _GroupFacts:
     """What the split needs to know of each group: its task ("" for none), a digest of its prompt, the capabilities
     that it has labels of, and whether it has overall grades."""
 
@@ -150,7 +150,7 @@ class _Reader:
         self._attach = attaching(self._labels, self._data.soft_labels, self._data.inconsistent_weight)
         self._labeled = False
         self._same: dict[frozenset[str], frozenset[str]] = {}  # groups with the same capabilities share one object
-        self.known = _Known()
+        self.known = _GroupFacts()
         self.skipped: Counter[str] = Counter()
         self.unknown_columns: Counter[str] = Counter()
 
@@ -203,7 +203,7 @@ class _Reader:
 
 
 def _unknown_names(
-    known: _Known, rows: Iterable[int], groups: Sequence[Group], taxonomy: Taxonomy, drafted: bool
+    known: _GroupFacts, rows: Iterable[int], groups: Sequence[Group], taxonomy: Taxonomy, drafted: bool
 ) -> set[tuple[str, str]]:
     """Return (task, capability) that the taxonomy lacks and on which the groups order no pair.
 
