@@ -64,7 +64,7 @@ def move_to_device(model: DMoERM) -> DMoERM:
     if not sharded():
         return model.to(device())  # pyright: ignore[reportArgumentType, reportReturnType]
     _check_layers(model, [layer for part in _parts(model) for layer in _layers(part)])
-    options: Any = _options(model.general.branch.config.dtype)  # pyright: ignore[reportAttributeAccessIssue]
+    options: Any = _options(model.general.branch.config.dtype)  # pyright: ignore
     parts = _units(model)
     units = list(itertools.chain(*parts))
     for unit in units:
