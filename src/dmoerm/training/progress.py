@@ -11,34 +11,19 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from rich.console import Console
-from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
 from ..errors import ConfigError
 from .processes import is_main, process_state
 
-_SECONDS_BETWEEN_LINES = 20  # if the output is not a terminal, which could show bars
-
-
-class ProgressLines:
-    """Print a line every 20 seconds if the output is not a terminal, which shows bars."""
-
-    def __init__(self, console: Console) -> None:
-        self._console, self._last = console, time.monotonic()
-
-    def show(self, bars: RichProgress, bar: TaskID, figures: str = "") -> None:
-        """Print the description, the amounts and the time left of a bar, and the figures, if a line is due."""
-        if self._console.is_terminal or time.monotonic() - self._last <= _SECONDS_BETWEEN_LINES:
-            return
-        self._last = time.monotonic()
-        task = bars.tasks[bars.task_ids.index(bar)]
-        left = "" if task.time_remaining is None else f"  {task.time_remaining:.0f} s left"
-        line = f"{task.description:44} {task.completed:.0f}/{task.total or 0:.0f}{left}  {figures}"
-        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+_SECONDS_BETWEEN_LINES = 20
 
 
 class Progress:
     """Show a bar for the run and one for the current step; print a line when a step ends.
+
+    If the output is not a terminal, which could show bars, print a line every 20 seconds instead.
 
     Args:
         console: where to write; None: standard error. Only the main process writes.
@@ -52,7 +37,7 @@ class Progress:
         self._all = self._bars.add_task("all steps", total=None, figures="")
         self._step: Any = None
         self._figures: dict[str, float] = {}
-        self._lines = ProgressLines(self.console)
+        self._printed = time.monotonic()
 
     @contextlib.contextmanager
     def run(self, steps: int) -> Iterator[None]:
@@ -64,7 +49,7 @@ class Progress:
     @contextlib.contextmanager
     def step(self, name: str) -> Iterator[None]:
         """Show a step's bar within this context, then print its final figures."""
-        self._figures, self._lines = {}, ProgressLines(self.console)
+        self._figures, self._printed = {}, time.monotonic()
         self._step = self._bars.add_task(name, total=None, figures="")
         yield
         self._bars.remove_task(self._step)
@@ -84,7 +69,12 @@ class Progress:
         """Show how much of the current step is done, and add figures to those shown."""
         self._figures |= figures or {}
         self._bars.update(self._step, completed=done, total=total, figures=self._text())
-        self._lines.show(self._bars, self._step, self._text())
+        if self.console.is_terminal or time.monotonic() - self._printed <= _SECONDS_BETWEEN_LINES:
+            return
+        self._printed = time.monotonic()
+        bar = self._bars.tasks[self._bars.task_ids.index(self._step)]
+        left = "" if bar.time_remaining is None else f"  {bar.time_remaining:.0f} s left"
+        self.say(f"{bar.description:44} {done:.0f}/{total:.0f}{left}  {self._text()}")
 
     def show(self, figures: Mapping[str, float]) -> None:
         """Add figures of the current step to those shown."""
