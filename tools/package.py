@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 QUERY = {"prompt": "How are you?", "responses": ["Fine, and you?", "No."]}
 SMALL = ("backbone.num_layers=6", "backbone.branch_layer=4", "data.groups_per_task=10")
 CLIENT = """
-import asyncio, importlib.util, json, sys, time
+import asyncio, importlib.util, json, sys
 import dmoerm_client
 from dmoerm_client.integrations.trl import reward_function
 from dmoerm_client.integrations.verl import compute_score
@@ -33,10 +33,7 @@ async def score():
     async with dmoerm_client.AsyncClient(url) as client:
         return [score.reward for score in await client.score(prompt, responses)]
 
-with dmoerm_client.Client(url) as client:
-    deadline = time.monotonic() + 300
-    while not client.ready() and time.monotonic() < deadline:
-        time.sleep(0.1)
+with dmoerm_client.Client(url, retries=30) as client:  # the server is starting
     rewards = [score.reward for score in client.score(prompt, responses)]
 by_verl = [compute_score("", text, None, {"prompt": prompt}, url)["score"] for text in responses]
 by_trl = reward_function(url)(prompts=[prompt] * len(responses), completions=responses)

@@ -10,7 +10,6 @@ import torch
 from dmoerm.chat import rendered
 from dmoerm.errors import ConfigError, DataError
 from dmoerm.integrations import openrlhf
-from dmoerm.schema import Message
 from dmoerm.scores import MIN_REWARD
 
 
@@ -72,16 +71,6 @@ def test_an_empty_response_has_the_lowest_reward(loaded):
     actual = loaded.reward_func([f"{prompt}<|im_end|>", f"{prompt}Yes.<|im_end|>"], [prompt] * 2, None)
     assert actual["rewards"][0] == MIN_REWARD < actual["rewards"][1]
     assert loaded.reward_func([prompt], [prompt], None)["rewards"].tolist() == [MIN_REWARD]
-
-
-def test_prompts_become_conversations():
-    turns = "<|im_start|>system\nBe kind.<|im_end|>\n" + CHATML.format("Hello.")
-    assert rendered.conversation(turns) == (
-        Message(role="system", content="Be kind."),
-        Message(role="user", content="Hello."),
-    )
-    assert rendered.conversation(LLAMA3.format("Hello.")) == (Message(role="user", content="Hello."),)
-    assert rendered.conversation("What is 2 < 3?") == "What is 2 < 3?"
 
 
 def test_invalid_calls_are_errors(loaded, monkeypatch):

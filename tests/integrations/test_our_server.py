@@ -52,7 +52,6 @@ def test_scores_are_the_models(url: str, trained_run: Any) -> None:
         assert_equal(list(rm.score_queries(QUERIES, weights, 0.5)), lowered)
         assert rm.score("Hi!", ["Hello."], risk=0.5)[0].reward < rm.score("Hi!", ["Hello."])[0].reward
         assert rm.models() == {"tiny": trained_run.model.config.tasks}
-        assert rm.ready()
 
 
 def test_a_full_queue_costs_only_the_wait(url: str, trained_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:

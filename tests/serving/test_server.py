@@ -19,16 +19,14 @@ from pathlib import Path
 
 import httpx2
 import pytest
-import uvicorn
 from running import Load, command, free_port, wait_until_ready
 from typer.testing import CliRunner
 
 from dmoerm.cli import app, serve  # the module
 from dmoerm.errors import ServerError
 from dmoerm.schema import Query
-from dmoerm.serving import ServingConfig, create_app
-from dmoerm.serving.batcher import Batcher, PassTimeout
-from dmoerm.serving.server import protocol
+from dmoerm.serving import ServingConfig
+from dmoerm.serving.batcher import PassTimeout
 from dmoerm.serving.service import Service
 
 LARGE = {"items": [{"prompt": f"Question {i}?", "responses": ["word " * 75] * 4} for i in range(4)]}
@@ -58,29 +56,6 @@ def test_every_accepted_request_is_answered_before_the_end(trained_run, tmp_path
     assert [line["status"] for line in served] == [200] * 12
     assert all(line["responses"] == 16 and line["seconds"] > 0 for line in served)
     assert len({line["request_id"] for line in served}) == 12
-
-
-def test_slow_headers_are_given_up(trained_run):
-    """Connections that say nothing, or half a request, are closed; the server goes on."""
-    config = uvicorn.Config(
-        create_app(trained_run.model, ServingConfig()), port=0, log_level="critical", http=protocol(0.3)
-    )
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    wait_until_ready(f"http://127.0.0.1:{port}")
-    quiet = [socket.create_connection(("127.0.0.1", port), timeout=5) for _ in range(20)]
-    for connection in quiet[10:]:
-        connection.sendall(b"POST /v1/score HTTP/1.1\r\nHost: ")
-    assert httpx2.get(f"http://127.0.0.1:{port}/health").status_code == 200
-    for connection in quiet:
-        assert connection.recv(10) == b""
-        connection.close()
-    server.should_exit = True
-    thread.join(10)
 
 
 @pytest.fixture(autouse=True)
@@ -209,24 +184,6 @@ def test_a_server_whose_pass_is_stuck_is_not_ready(trained_run, monkeypatch):
         go.set()
     assert isinstance(service.failure, PassTimeout)
     assert exits == [1]
-
-
-def test_a_server_whose_queue_cannot_be_worked_off_is_not_ready(trained_run, monkeypatch):
-    async def broken(self):
-        raise RuntimeError("no passes any more")
-
-    monkeypatch.setattr(Batcher, "run", broken)
-    reported = []
-    service = Service(lambda: trained_run.model, "tiny", ServingConfig(), lambda: reported.append(service.failure))
-
-    async def start():
-        async with service.running():
-            with pytest.raises(RuntimeError, match="no passes any more"):
-                await service.loaded()
-            assert not service.ready
-
-    asyncio.run(start())
-    assert reported == [service.failure]
 
 
 def workers_of(process: subprocess.Popen[bytes]) -> set[int]:

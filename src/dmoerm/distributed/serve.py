@@ -32,7 +32,7 @@ class ReplicaSettings(BaseModel):
     model: str
     """A model's or a run's folder, which all nodes can read, or a hub name."""
     dtype: str | None = None
-    """Precision of trunk and branches, such as float32; None: as saved."""
+    """Precision of trunk and branches, such as float32; by default as saved."""
     min_replicas: int = Field(default=1, ge=1)
     """Replicas that always run."""
     max_replicas: int = Field(default=4, ge=1)
@@ -72,7 +72,7 @@ class ReplicaSettings(BaseModel):
 
 
 class Replica:
-    """What Ray Serve asks of a replica besides its application."""
+    """The health check that Ray Serve calls on a replica."""
 
     app: FastAPI
 

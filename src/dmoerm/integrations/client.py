@@ -41,13 +41,12 @@ from ..errors import ConfigError, DataError, ServerError, first_fault, shorten
 from ..schema import PromptInput, Query, ResponseLists
 from ..scores import Score, Weights, adjusted, as_queries, check_risk, check_weights
 
-DEFAULT_URL = "http://127.0.0.1:8000"
 MAX_RESPONSES, MAX_CHARACTERS = 128, 32_000
 """Limits of one request. A single prompt and response with more characters form a request of their own."""
 
 _TRANSIENT_STATUS, _DATA_STATUS = {429, 502, 503, 504}, {400, 413, 422}
 _KEY_HINT = "check the key in $DMOERM_API_KEY"
-_NO_SERVER = "check that the URL is that of a reward server, and that it serves the model"
+_NO_SERVER = "check that the URL names a reward server, and that it serves the model"
 _HINTS = {401: _KEY_HINT, 403: _KEY_HINT, 404: _NO_SERVER}
 _FIRST_WAIT, _MAX_WAIT, _MAX_RETRY_AFTER = 0.25, 16.0, 120.0  # seconds
 _BACKOFF = wait_exponential(multiplier=_FIRST_WAIT, max=_MAX_WAIT)
@@ -113,7 +112,7 @@ class BaseClient:
 
     def __init__(
         self,
-        url: str = DEFAULT_URL,
+        url: str = "http://127.0.0.1:8000",
         api_key: str | None = None,
         model: str | None = None,
         timeout: float = 60.0,
@@ -204,7 +203,7 @@ class BaseClient:
         except ValidationError as error:
             fault = first_fault(error)
             message = f"{fault.field}: {fault.message} (got {shorten(content)})"
-            raise ServerError(f"{self.url}: the response is not that of a reward server: {message}") from None
+            raise ServerError(f"{self.url}: not a reward server's response: {message}") from None
 
 
 class Client(BaseClient):
@@ -272,13 +271,6 @@ class Client(BaseClient):
     def tasks(self) -> dict[str, list[str]]:
         """Return the tasks of the client's model: task → capabilities. Raises `ConfigError` for an unknown model."""
         return self._tasks_of(self.models())
-
-    def ready(self) -> bool:
-        """Return whether the server responds and has loaded its model. A single attempt."""
-        try:
-            return self._http.get("/ready").status_code == 200
-        except httpx2.RequestError:
-            return False
 
     def _score(self, queries: list[Query]) -> list[list[Score]]:
         return self._scores(queries, self._call("POST", "/v1/score", self._score_body(queries)))
@@ -358,13 +350,6 @@ class AsyncClient(BaseClient):
     async def tasks(self) -> dict[str, list[str]]:
         """Return the tasks of the client's model. See `Client.tasks`."""
         return self._tasks_of(await self.models())
-
-    async def ready(self) -> bool:
-        """Return whether the server is ready. See `Client.ready`."""
-        try:
-            return (await self._http.get("/ready")).status_code == 200
-        except httpx2.RequestError:
-            return False
 
     async def _score(self, queries: list[Query]) -> list[list[Score]]:
         return self._scores(queries, await self._call("POST", "/v1/score", self._score_body(queries)))

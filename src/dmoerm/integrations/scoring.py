@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Source = str | Path | Scorer
 Sample = tuple[str | None, Prompt, str]
-"""Task (None: the router decides), prompt and response."""
+"""Task, prompt and response; without a task, the router decides."""
 
 _open_lock = threading.Lock()
 _CONCURRENCY = 256  # requests in flight; the more arrive together, the more share a prompt

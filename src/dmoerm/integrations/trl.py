@@ -23,7 +23,7 @@ def reward_function(
     Args:
         source: see `open_scorer`. A text is opened at the first batch, so the function can be pickled.
         tasks: rows of other tasks get None, which TRL does not count as a reward, so that other functions can score
-            them; None: all rows get a reward.
+            them; by default all rows get a reward.
         name: the function's name in TRL's logs.
         asynchronous: whether TRL awaits the function, together with other asynchronous ones, instead of waiting for it.
     """

@@ -27,7 +27,7 @@ _PAGE_POLICY = (  # it loads nothing from other hosts
 )
 _DESCRIPTION = """\
 Scores the responses to a prompt with a double-layer mixture-of-experts reward model. `/v1/score` returns everything
-that the model computes; the other protocols are those of vLLM, SGLang, OpenRLHF, slime, Text Embeddings Inference,
+that the model computes; the other protocols belong to vLLM, SGLang, OpenRLHF, slime, Text Embeddings Inference,
 infinity, Cohere and others, so that trainers and other clients can use the server without a plug-in.
 """
 

@@ -33,7 +33,7 @@ Send = Callable[[Message], Awaitable[None]]
 
 _LOG = logging.getLogger("dmoerm.access")
 OPEN = ("/", "/health", "/ready")
-"""Paths that a browser and a load balancer may fetch without a key, beside /page/."""
+"""Paths that a browser and a load balancer may fetch without a key. The page's files are open, too."""
 _PRIVATE_DOMAINS = (".localhost", ".local", ".internal", ".svc", ".lan", ".home.arpa")
 _CLOSE = {"Connection": "close"}
 _CLIENT_CLOSED = 499  # the status that nginx logs

@@ -56,7 +56,7 @@ class Metrics:
         self.responses = counter("responses", "Scored responses.", "task")
         self.empty = counter("empty_responses", "Empty responses among the scored ones.")
         self.truncated = counter("truncated_responses", "Scored responses whose text was truncated.")
-        self.reward = histogram("reward", "Rewards, without those of empty responses.", _REWARDS, "task")
+        self.reward = histogram("reward", "Rewards of responses that are not empty.", _REWARDS, "task")
         self.confidence = histogram("route_confidence", "Probability of the likeliest task.", _SHARES, "task")
 
     def scored(self, scores: Sequence[Score]) -> None:

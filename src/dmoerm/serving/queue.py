@@ -102,7 +102,7 @@ class WaitingLine:
     def __init__(self) -> None:
         self.tokens = self.requests = self.bytes = 0
         self._queue: collections.deque[QueuedRequest] = collections.deque()
-        self._open: set[QueuedRequest] = set()  # those of the queue, and those whose last parts are being scored
+        self._open: set[QueuedRequest] = set()  # the queue, and requests whose last parts are being scored
 
     def __len__(self) -> int:
         return len(self._queue)
@@ -158,7 +158,7 @@ class WaitingLine:
 
         Args:
             most: the maximum number of tokens of a pass of several parts.
-            rate: tokens per second of a pass; None: parts are taken in the order of arrival.
+            rate: tokens per second of a pass; without it, parts are taken in the order of arrival.
         """
         taken: list[tuple[QueuedRequest, QueuedPart]] = []
         prompts: set[tuple[str | Known | None, str]] = set()

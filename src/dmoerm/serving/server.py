@@ -194,7 +194,7 @@ def _bound(host: str, port: int) -> socket.socket:
 def protocol(seconds: float) -> type[H11Protocol]:
     """Return HTTP/1.1 that closes a connection on which the headers of a request do not arrive in time.
 
-    The time of the first request begins with the connection, that of a later one with its first byte.
+    The clock of the first request starts with the connection, the clock of a later one with its first byte.
     """
 
     class Protocol(H11Protocol):

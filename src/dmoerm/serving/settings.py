@@ -13,8 +13,8 @@ class ServingConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     batch_tokens: int | None = Field(default=None, ge=1)
-    """Maximum tokens of a pass (twice the prompt's tokens if that is more); a token counts once per expert. None: 8192
-    on a CPU, up to 65,536 on an accelerator that has the memory."""
+    """Maximum tokens of a pass (twice the prompt's tokens if that is more); a token counts once per expert. By default
+    8192 on a CPU, and up to 65,536 on an accelerator that has the memory."""
     deterministic: bool = False
     """Score each response in a pass of its own: scores do not depend on other requests; slower."""
     batch_wait: float = Field(default=0.002, ge=0, le=1)
@@ -44,7 +44,7 @@ class ServingConfig(BaseModel):
     receive_timeout: float = Field(default=30.0, gt=0)
     """Seconds that a client has to send a request's headers, and again for its body."""
     api_key: str | None = Field(default=None, min_length=1, repr=False)
-    """The key that clients must send as `Authorization: Bearer KEY`; None: no key is required."""
+    """The key that clients must send as `Authorization: Bearer KEY`. Without one, no key is required."""
     allow_hosts: tuple[str, ...] = ()
     """Further names of the server, in which `*` stands for any text. Without a key, and with one if names are given, a
     request's Host must be one of them, an IP address, or a name that public DNS does not have."""

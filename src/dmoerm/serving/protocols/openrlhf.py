@@ -50,8 +50,8 @@ async def get_reward(
 ) -> RewardResponse:
     """Rewards, with capability scores as logs: 0 where another task's experts scored.
 
-    With `activation=sigmoid`, `scores` are σ((reward − threshold) / temperature); the temperature is that of the
-    response's task unless it is given.
+    With `activation=sigmoid`, `scores` are σ((reward − threshold) / temperature); by default with the temperature
+    of the response's task.
     """
     scores = await service.score_texts(request, await asyncio.to_thread(_texts, body, service))
     rewards = [score.reward for score in scores]
