@@ -181,9 +181,8 @@ INTRODUCTION = """# Backbones
   first layers are a trunk that all tasks share. Sliding windows and rotary embeddings by layer type, capped logits,
   attention sinks and fused projections are supported.
 * **fallback**: its own forward runs, with one padded row per response. It is slower and has no trunk: `branch_layer`
-  is 0, so `router.kind` must be `own`. A tokenizer without a chat template, as encoders have, also needs
-  `encoding.template: plain`. The router is then a copy of the backbone that is fine-tuned, which needs
-  other settings than a linear one (below).
+  is 0, and `router.kind` must be `own`: a copy of the backbone that is fine-tuned, with other settings than a linear
+  router (below). A tokenizer without a chat template, as encoders have, also needs `encoding.template: plain`.
 * **refused**: it does not give the states of a text, or they change when the text is padded.
 
 A composite of several models, such as Gemma 3 with images, is used without its other parts: its text model runs.
@@ -208,8 +207,8 @@ none: set `phase2.lora.rank` to 0. A name that you set and that no linear layer 
 
 A backbone may be a reward model itself: a `ForSequenceClassification` model with one label and a linear head `score`,
 such as Skywork-Reward-V2. Then the general model starts from its head: before training its scores are the reward
-model's, with the general model's calibration. With gradient training (`l2` is a number) training continues from there.
-With `fit: exact` the penalty pulls toward these weights instead of 0 where that predicts held-out pairs better. This
+model's, with the general model's calibration. With `fit: trained`, training continues from there.
+With `fit: exact`, the penalty pulls toward these weights instead of 0 where that predicts held-out pairs better. This
 needs `encoding.pooling` `both` or `last`, `head.hidden: 0`, all layers, and a padding token that does not end a turn,
 since transformers reads the score before the padding. `backbone.reward_head: false` starts from a new head.
 
@@ -219,22 +218,28 @@ A reward model with another head, such as the pooler and `classifier` of DeBERTa
 
 ## Families
 
-Each row is a random model of width 32 with 4 layers in float32, made by `python tools/backbones_page.py` with
-transformers {version}. Windows are 5 tokens; texts have up to 16. The error is the largest difference from
-transformers' forward on single texts, over all splits, relative to the largest state.
-{counts}
+Measured by `python tools/backbones_page.py` with transformers {version}: random models of width 32 with 4 layers in
+float32, windows of 5 tokens, texts of up to 16. The largest difference from transformers' forward on single texts, over
+all splits of {count} families, is {error:.0e} of the largest state.
 
-| family | runs | why not packed | error |
-|---|---|---|---:|
+**Packed** ({packed}): {names}.
+
+| not packed, because | families |
+|---|---|
 """
 
 
 def page(rows: list[Row]) -> str:
     """Return the text of docs/backbones.md."""
-    numbers = {name: sum(row.runs == name for row in rows) for name in ("packed", "fallback", "refused")}
-    counts = f"{len(rows)} families: " + ", ".join(f"{number} {name}" for name, number in numbers.items()) + "."
-    lines = [f"| `{r.kind}` | {r.runs} | {r.reason} | {'' if r.error is None else f'{r.error:.0e}'} |\n" for r in rows]
-    return INTRODUCTION.format(version=transformers.__version__, counts=counts) + "".join(lines)
+    packed = [f"`{row.kind}`" for row in rows if row.runs == "packed"]
+    errors = [row.error for row in rows if row.error is not None]
+    facts: dict[str, Any] = {"packed": len(packed), "names": ", ".join(packed), "count": len(errors)}
+    text = INTRODUCTION.format(version=transformers.__version__, error=max(errors), **facts)
+    for runs in ("fallback", "refused"):
+        for reason in sorted({row.reason for row in rows if row.runs == runs}):
+            kinds = ", ".join(f"`{row.kind}`" for row in rows if (row.runs, row.reason) == (runs, reason))
+            text += f"| {runs}: {reason} | {kinds} |\n"
+    return text
 
 
 def main() -> None:

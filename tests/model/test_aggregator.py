@@ -54,17 +54,6 @@ def test_an_aggregator_of_embeddings_reads_no_scores() -> None:
     assert not torch.equal(made(read), made(VECTORS))
 
 
-def test_the_default_mlp_is_as_wide_as_an_embedding() -> None:
-    assert Aggregator(2, 5, 2, AggregatorConfig()).mlp.fc1.weight.shape == (5, 10)
-
-
-@pytest.mark.parametrize("inputs", ["embeddings", "scores", "both"])
-def test_a_response_has_the_same_score_alone_and_among_others(inputs: str) -> None:
-    made = aggregator(inputs)
-    vectors = given(inputs)
-    torch.testing.assert_close(torch.cat([made(row[None]) for row in vectors]), made(vectors))
-
-
 @pytest.mark.parametrize(
     ("names", "read"),
     [(("per_task",), [1, 1, 1, 0]), (("general",), [1, 1, 0, 1]), (("all_labels",), [1, 1, 0, 0, 1])],

@@ -11,16 +11,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny import write_backbone
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoModel
 
 from dmoerm.config import LoRAConfig
-from dmoerm.model import attention
-from dmoerm.model.attention import ATTENTION, Buckets, Options
+from dmoerm.model.attention import ATTENTION, Buckets
 from dmoerm.model.batching import pad
 from dmoerm.model.experts import lora_layers, with_experts
 from dmoerm.model.layers import Decoder, run, split_layers
-from dmoerm.model.packing import Outputs, Packed, Packing
+from dmoerm.model.packing import Outputs, Packing
 
 from .packing import (
     Waste,
@@ -29,7 +27,6 @@ from .packing import (
     each_kind,
     each_waste,
     example,
-    parts,
     plain,
     random_ids,
     separate,
@@ -43,27 +40,6 @@ each_output = pytest.mark.parametrize("outputs", OUTPUTS)
 
 
 # --- attention -----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("block", [1, 200, 10_000])
-@pytest.mark.parametrize("heads", [(4, 4), (6, 2)])
-@pytest.mark.parametrize("scale", [None, 0.3])
-def test_matrix_products_equal_the_kernel(
-    monkeypatch: pytest.MonkeyPatch, block: int, heads: tuple[int, int], scale: float | None
-) -> None:
-    """The code path of CPUs in bfloat16, checked in float64 with gradients."""
-    monkeypatch.setattr(attention, "_BLOCK", block)
-    generator = torch.Generator().manual_seed(0)
-    shapes = [(3, heads[0], 5, 8), (3, heads[1], 7, 8), (3, heads[1], 7, 8)]
-    tensors = [torch.randn(s, generator=generator, dtype=torch.float64, requires_grad=True) for s in shapes]
-    hidden = torch.rand(3, 1, 5, 7, generator=generator) > 0.6
-    hidden[..., 0] = False
-    mask = torch.zeros(3, 1, 5, 7, dtype=torch.float64).masked_fill(hidden, -torch.inf)
-    kernel = scaled_dot_product_attention(*tensors, attn_mask=mask, scale=scale, enable_gqa=True)
-    actual = attention._products(*tensors, mask, Options(scale))
-    torch.testing.assert_close(actual, kernel)
-    for gradient, other in zip(*(torch.autograd.grad(x.sin().sum(), tensors) for x in (actual, kernel)), strict=True):
-        torch.testing.assert_close(gradient, other)
 
 
 @torch.no_grad()
@@ -91,17 +67,6 @@ def test_outputs_equal_those_of_separate_sequences(
         assert len(ids.packing.derived(Buckets).groups) == (1 if waste is None else 3)
 
 
-@each_kind
-@each_output
-@torch.no_grad()
-def test_hidden_states_may_be_the_input(load: Callable[..., Decoder], kind: str, outputs: Outputs) -> None:
-    model = load(kind)
-    ids, (trunk, branch) = example(model), split_layers(model, 2)
-    hidden = ids._replace(tokens=run(trunk, ids)[0])
-    assert_close(hidden.tokens, separate(plain(trunk), ids))
-    assert_close(run(branch, hidden, outputs)[0], separate(plain(branch), hidden, outputs))
-
-
 @torch.no_grad()
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
@@ -127,35 +92,6 @@ def test_any_shape_equals_separate_sequences(
     ids = random_ids(Packing(prompts, responses, owner), model.config.vocab_size)
     with allowing(waste):
         assert_close(through(model, layer, ids, outputs), separate(plain(model), ids, outputs))
-
-
-@each_kind
-@torch.no_grad()
-def test_states_do_not_depend_on_other_texts(load: Callable[..., Decoder], kind: str) -> None:
-    """They depend neither on other prompts nor on other responses to the same prompt."""
-    model = load(kind)
-    ids = example(model)
-    together = parts(Packed(through(model, 2, ids), ids.packing))[1]
-    for n, states in enumerate(together):
-        torch.testing.assert_close(through(model, 2, ids.select([n]), "responses"), states, atol=1e-5, rtol=1e-5)
-
-
-@each_output
-@torch.no_grad()
-def test_layers_with_other_projection_names_give_the_same(load: Callable[..., Decoder], outputs: Outputs) -> None:
-    model = load("phi3")
-    assert not hasattr(model.layers[-1].self_attn, "q_proj")
-    ids = example(model)
-    for layer in (0, 2):
-        assert_close(through(model, layer, ids, outputs), separate(plain(model), ids, outputs))
-
-
-@each_output
-@torch.no_grad()
-def test_attention_has_the_backbones_own_scale(load: Callable[..., Decoder], tmp_path: Path, outputs: Outputs) -> None:
-    model = load(path=write_backbone(tmp_path / "granite", "granite", attention_multiplier=0.1))
-    ids = example(model)
-    assert_close(run(model, ids, outputs)[0], separate(plain(model), ids, outputs))
 
 
 @pytest.mark.parametrize(("outputs", "tokens"), [("all", 52), ("responses", 26), ("last", 6)])

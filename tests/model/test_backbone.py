@@ -16,7 +16,6 @@ from dmoerm.model import backbone as module
 from dmoerm.model import families
 from dmoerm.model.backbone import (
     check_backbone,
-    check_split,
     load_backbone,
     readable,
     resolve_branch_layer,
@@ -37,14 +36,6 @@ def assert_same_as_whole(model: Decoder, layer: int) -> None:
 @torch.no_grad()
 def test_trunk_and_branch_are_the_whole_model_at_every_split(load: Callable, kind: str, layer: int) -> None:
     assert_same_as_whole(load(kind), layer)
-
-
-@pytest.mark.slow
-@torch.no_grad()
-def test_trunk_and_branch_are_the_whole_smollm2_at_every_split(smollm2: str) -> None:
-    model = load_backbone(BackboneConfig(path=smollm2, dtype="float32"))[0]
-    for layer in range(len(model.layers)):
-        assert_same_as_whole(model, layer)
 
 
 def test_parts_share_the_models_weights(load: Callable) -> None:
@@ -129,26 +120,12 @@ def test_a_family_that_does_not_fit_the_layout_is_refused_even_if_it_is_listed(
         load_backbone(BackboneConfig(path=path, dtype="float32"))
 
 
-def test_a_backbone_whose_split_changes_the_result_is_refused(load: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = load()
-    real_split = module.split_layers
-    monkeypatch.setattr(module, "split_layers", lambda model, layer: (real_split(model, 1)[0], real_split(model, 3)[1]))
-    with pytest.raises(BackboneError, match="another result"):
-        check_split(model, 2)
-
-
 @pytest.mark.parametrize("content", [None, "not json"])
 def test_an_unreadable_backbone_is_named(tmp_path: Path, content: str | None) -> None:
     if content:
         (tmp_path / "config.json").write_text(content)
     with pytest.raises(BackboneError, match=f"{tmp_path}.*cannot be loaded.*give the folder"):
         load_backbone(BackboneConfig(path=str(tmp_path)))
-
-
-def test_dtypes_have_names() -> None:
-    assert resolve_dtype("float32") is torch.float32
-    assert resolve_dtype("bfloat16") is torch.bfloat16
-    assert resolve_dtype("auto") in {torch.float32, torch.bfloat16}
 
 
 @pytest.mark.parametrize(
@@ -181,12 +158,6 @@ def test_the_automatic_dtype_is_one_that_the_gpu_supports(
 
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_supported)
     assert resolve_dtype("auto") is expected
-
-
-@torch.no_grad()
-def test_a_bfloat16_backbone_can_be_split(backbones: Callable[[str], str]) -> None:
-    model = load_backbone(BackboneConfig(path=backbones("llama"), dtype="bfloat16", branch_layer=2))[0]
-    assert model.dtype is torch.bfloat16
 
 
 def test_a_bundled_backbone_that_is_not_installed_is_named_with_the_remedy(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ from dmoerm.cli import app
 from dmoerm.config import BackboneConfig
 from dmoerm.errors import BackboneError, ConfigError
 from dmoerm.model import DMoERM
-from dmoerm.model.backbone import check_backbone, load_backbone, text_model
+from dmoerm.model.backbone import check_backbone, load_backbone
 from dmoerm.model.families import PACKED, refused_reason, text_config
 from dmoerm.model.survey import survey
 from dmoerm.schema import Query
@@ -63,32 +64,16 @@ def test_each_packed_family_gives_transformers_states(kind: str) -> None:
 
 
 def test_the_page_lists_each_measured_family() -> None:
-    page = backbones_page.PAGE.read_text(encoding="utf-8")
-    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| `")]
-    assert [row[0].strip("| `") for row in rows] == list(backbones_page.FAMILIES)
-    assert len(rows) >= 45
-    assert all(float(error.strip("| ")) < 1e-5 for _, runs, _, error in rows if runs != "refused")
-
-
-def runs_in_a_composite(kind: str) -> bool:
-    config = AutoConfig.for_model(kind)
-    return text_config(config) is not config and refused_reason(config) is None
+    page = backbones_page.PAGE.read_text(encoding="utf-8").partition("## Families")[2]
+    assert sorted(re.findall(r"`([a-z0-9_-]+)`", page)) == sorted(backbones_page.FAMILIES)
+    packed = page.partition("**Packed**")[2].partition("|")[0]
+    assert all((f"`{kind}`" in packed) == (kind in PACKED) for kind in backbones_page.FAMILIES if kind in PACKED)
 
 
 _VISION = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 _VISION |= {"image_size": 28, "patch_size": 14}
 _LLAMA4_VISION = {**_VISION, "intermediate_size": 64, "vision_output_dim": 32}
 _LLAMA4_VISION |= {"projector_input_dim": 32, "projector_output_dim": 32}
-
-
-@pytest.mark.parametrize("kind", filter(runs_in_a_composite, backbones_page.FAMILIES))
-def test_a_composites_text_model_is_that_of_its_row(kind: str) -> None:
-    if kind == "gemma3n":
-        pytest.importorskip("timm")
-    config = backbones_page.tiny_config(kind)
-    with torch.device("meta"):
-        whole, text = AutoModel.from_config(config), AutoModel.from_config(text_config(config))
-    assert type(text_model(whole)) is type(text)
 
 
 def write_composite(folder: Path, kind: str, **parts: Any) -> str:
@@ -288,14 +273,6 @@ def test_quantization_saves_memory_of_the_linear_layers(
     unquantized = survey(settings.model_copy(update={"quantization": "none"}), tasks=3).memory
     assert memory["frozen"] == pytest.approx(unquantized["frozen"] - layers * (2 - bytes_per_weight))
     assert not {"own", "training", "score_own", "train_full", "train_full_checkpointing"} & set(memory)
-
-
-def test_models_check_says_what_holds_with_quantization(tmp_path: Path) -> None:
-    write_config(tmp_path)
-    command = ["models", "check", str(tmp_path), "--set", "backbone.quantization=4bit"]
-    lines = CliRunner().invoke(app, command).output
-    assert "its linear layers in 4bit and all else in" in lines
-    assert "base: full and base: lora are refused with 4bit" in lines
 
 
 @pytest.mark.parametrize(

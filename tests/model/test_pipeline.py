@@ -78,31 +78,9 @@ def test_the_pipeline_gives_the_score(kind: str, tmp_path: Path) -> None:
         assert {row["label"] for row in actual} == {"REWARD"}
 
 
-def test_tokens_that_the_tokenizer_adds_do_not_matter(tmp_path: Path) -> None:
-    write_backbone(tmp_path / "backbone")
-    for make in TOKENIZERS.values():
-        make().save_pretrained(tmp_path / "backbone")
-        model = make_model(make_tiny_config(str(tmp_path / "backbone"), tmp_path))
-        for text in rendered(model.tokenizer):
-            ids = [model.tokenizer(text, add_special_tokens=added)["input_ids"] for added in (True, False)]
-            assert model.encoder.split(ids[0]) == model.encoder.split(ids[1])
-
-
 def test_a_conversation_that_continues_after_its_response_is_an_error(tiny_model: Any) -> None:
     """Otherwise an earlier turn would be scored if a tokenizer merges the last marker with the response."""
     model = tiny_model()
     text = model.tokenizer.apply_chat_template([*TALKS[0], {"role": "user", "content": "So?"}], tokenize=False)
     with pytest.raises(DataError, match="where the response begins"):
         model.encoder.split(model.tokenizer(text)["input_ids"])
-
-
-@pytest.mark.slow
-def test_smollm2_in_the_pipeline(smollm2: str, tmp_path: Path) -> None:
-    from transformers import pipeline
-
-    settings = {"backbone": {"path": smollm2, "branch_layer": 20}, "base": "frozen", "phase2": {"lora": {"rank": 0}}}
-    model = make_model(make_tiny_config(smollm2, tmp_path, **settings))
-    model.save_pretrained(tmp_path / "model")
-    classify: Any = pipeline("text-classification", str(tmp_path / "model"), function_to_apply="none", batch_size=3)
-    actual = [row["score"] for row in classify(rendered(classify.tokenizer))]
-    assert actual == pytest.approx(rewards(model, TALKS), abs=1e-3)

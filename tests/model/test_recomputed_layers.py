@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,11 +11,9 @@ import torch
 from tiny import write_backbone
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
-from torch.nn.attention import flex_attention as pytorch
 
 from dmoerm.config import LoRAConfig
 from dmoerm.errors import BackboneError
-from dmoerm.model.attention import FORM_VARIABLE
 from dmoerm.model.experts import MergedLoRALinear, lora_layers, with_experts
 from dmoerm.model.layers import Decoder, recompute_layers, run, split_layers
 from dmoerm.model.packing import Outputs, Packed, Packing
@@ -93,27 +89,9 @@ def test_gradients_of_lora_are_the_same(load: Callable[..., Decoder], form: str,
     assert_same_gradients(part.train(), hidden, k=count)
 
 
-def test_gradients_under_autocast_are_the_same(load: Callable[..., Decoder]) -> None:
-    model = load().requires_grad_(True).train()
-    model.config.dtype = torch.bfloat16
-    assert_same_gradients(model, example(model))
-
-
 def test_a_backbone_that_runs_by_its_own_forward(load: Callable[..., Decoder]) -> None:
     model = load("gpt2").double().requires_grad_(True).train()  # its embeddings' gradient is a sum in another order
     assert_same_gradients(model, example(model))
-
-
-@pytest.mark.slow  # PyTorch traces the gradient of its attention
-def test_gradients_by_flex_attention_are_the_same(
-    load: Callable[..., Decoder], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pytorch, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
-    monkeypatch.setattr(pytorch, "_validate_device", lambda *_: None)
-    monkeypatch.setenv(FORM_VARIABLE, "flex")
-    model = load().requires_grad_(True).train()
-    for outputs in OUTPUTS:
-        assert_same_gradients(model, example(model), outputs)
 
 
 def test_each_layer_keeps_its_input_alone(load: Callable[..., Decoder]) -> None:
@@ -138,30 +116,3 @@ def test_a_backbone_without_such_layers_is_refused(load: Callable[..., Decoder])
     model.layers = torch.nn.ModuleList()
     with pytest.raises(BackboneError, match="gradient_checkpointing: a backbone of type 'llama' does not support it"):
         recompute_layers(model)
-
-
-LONG = """
-import resource, sys
-import torch
-from transformers import AutoModel
-from dmoerm.model.attention import ATTENTION
-from dmoerm.model.layers import recompute_layers, run, split_layers
-from dmoerm.model.packing import pack
-
-branch = split_layers(AutoModel.from_pretrained(sys.argv[1], attn_implementation=ATTENTION), 2)[1]
-branch.requires_grad_(True).train()
-recompute_layers(branch)
-run(branch, pack([(torch.randn(64, 32), [torch.randn(8, 32)])]), "last").sum().backward()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-run(branch, pack([(torch.randn(31_868, 32), [torch.randn(700, 32), torch.randn(200, 32)])]), "last").sum().backward()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-"""
-
-
-@pytest.mark.slow
-def test_a_prompt_of_31868_tokens_trains_without_a_mask_of_its_square(tmp_path: Path) -> None:
-    """Such a mask would take 4.1 GB in float32. With its responses, the group has 32,768 tokens."""
-    path = write_backbone(tmp_path / "backbone", max_position_embeddings=40_000)
-    done = subprocess.run([sys.executable, "-c", LONG, path], capture_output=True, text=True, check=True)
-    print(f"{int(done.stdout) / 1024:.0f} MiB")
-    assert int(done.stdout) < 1024 * 1024  # KiB

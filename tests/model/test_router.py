@@ -1,16 +1,24 @@
-"""The router: probabilities of the tasks from the prompt alone."""
+"""The router: probabilities of the tasks from the prompt alone, the weights of the task models, and the mixture."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import make_model, make_tiny_config
 
+from dmoerm import DMoERM
 from dmoerm.chat.encoding import Encoded
+from dmoerm.errors import CheckpointError
 from dmoerm.model.batching import pack_ids, pad
-from dmoerm.model.router import Choice, Router
+from dmoerm.model.router import Routing
+from dmoerm.scores import unbound_reward
 
 each_router = pytest.mark.parametrize(
     "changes", [{}, {"router": {"kind": "own"}}, {"router": {"kind": "own"}, "backbone": {"branch_layer": 0}}]
@@ -43,33 +51,162 @@ def test_an_embedding_is_the_mean_over_the_prompts_tokens(tiny_model: Callable[.
     torch.testing.assert_close(router.read(*pad(prompts)), expected, atol=1e-5, rtol=1e-4)
 
 
-def test_each_embedding_has_a_probability_of_each_task() -> None:
-    probabilities = Router(["a", "b", "c"], 2).probabilities(torch.tensor([[1.0, 2.0], [2.0, 2.0]]))
-    assert probabilities.shape == (2, 3)
-    torch.testing.assert_close(probabilities.sum(1), torch.ones(2))
+# --- weights of the task models --------------------------------------------------------------------------------------
+
+TASKS = ["a", "b", "c"]
+P = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8]])
 
 
-@torch.no_grad()
-def test_a_router_with_its_own_language_model_does_not_read_the_trunk(tiny_model: Callable[..., Any]) -> None:
-    model = tiny_model(router={"kind": "own"})
-    before = routed(model, query := Encoded([1, 5, 6], [[3, 2]]))
-    for parameter in model.trunk.parameters():
-        parameter.normal_()
-    assert torch.equal(routed(model, query), before)
+def shares(routing: Routing, threshold: float = 0.5, *, shared: bool = True) -> list[list[float]]:
+    return [[round(value, 6) for value in row] for row in routing.shares(P, TASKS, threshold, shared=shared).tolist()]
+
+
+def test_at_temperature_0_the_likeliest_task_scores_alone() -> None:
+    assert shares(Routing()) == [[1, 0, 0, 0], [0, 0, 1, 0]]
+    assert shares(Routing(), 0.6) == [[0, 0, 0, 1], [0, 0, 1, 0]]
+    assert shares(Routing(pooled=["a"])) == [[0, 0, 0, 1], [0, 0, 1, 0]]
+
+
+def test_temperatures_sharpen_and_flatten() -> None:
+    assert shares(Routing(temperature=1.0))[0] == pytest.approx([0.5, 0.3, 0.2, 0])
+    sharp, flat = (shares(Routing(temperature=value), 0.99)[1] for value in (0.01, 1e6))
+    assert sharp == pytest.approx([0, 0, 1, 0], abs=1e-5)
+    assert flat == pytest.approx([1 / 3, 1 / 3, 1 / 3, 0], abs=1e-4)
+
+
+def test_the_general_model_takes_its_weight_and_those_of_pooled_tasks() -> None:
+    routing = Routing(temperature=1.0, general_weight=0.25, pooled=["b"])
+    assert shares(routing)[0] == pytest.approx([0.375, 0, 0.15, 0.475])
+    assert shares(Routing(temperature=1.0, general_weight=1.0))[1] == [0, 0, 0, 1]
+
+
+def test_branches_of_their_own_are_few() -> None:
+    probabilities = torch.tensor([[0.3, 0.25, 0.2, 0.15, 0.1], [0.92, 0.02, 0.02, 0.02, 0.02]])
+    few = Routing(temperature=1.0).shares(probabilities, list("abcde"), 0.5, shared=False)
+    assert (few > 0).sum(1).tolist() == [3, 1]
+    assert few[0].tolist() == pytest.approx([0.4, 1 / 3, 0.8 / 3, 0, 0, 0])
+
+
+@given(
+    st.lists(st.floats(0, 1), min_size=2, max_size=6).filter(lambda row: sum(row) > 1e-3),
+    st.floats(0, 100),
+    st.floats(0, 1),
+    st.floats(0, 1),
+    st.booleans(),
+)
+def test_weights_sum_to_1(row: list[float], temperature: float, weight: float, threshold: float, shared: bool) -> None:
+    routing = Routing(temperature=temperature, general_weight=weight, pooled=["1"])
+    names = [str(i) for i in range(len(row))]
+    found = routing.shares(torch.tensor([row]) / sum(row), names, threshold, shared=shared)
+    assert found.sum() == pytest.approx(1, abs=1e-5)
+    assert found.min() >= 0
+    assert found[0, 1] == 0
+
+
+# --- rewards -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["frozen", "full"])
+def model(request: Any, tiny_backbone: str, tmp_path: Path) -> DMoERM:
+    changes: dict[str, Any] = {"base": "frozen", "phase2": {"lora": {"rank": 0}}} if request.param == "frozen" else {}
+    return make_model(make_tiny_config(tiny_backbone, tmp_path, **changes))
+
+
+def mixed(model: DMoERM, **routing: Any) -> DMoERM:
+    model.config.routing = Routing(**routing).model_dump()
+    return model
+
+
+RESPONSES = ["Yes, it is.", "No.", "Perhaps it is, perhaps not; who knows?"]
+
+
+def test_a_mixed_reward_is_the_weighted_mean_in_log_odds(model: DMoERM) -> None:
+    names = list(model.config.tasks)
+    raw = {task: model.score("Is it?", RESPONSES, task) for task in names}
+    mixed(model, temperature=1.0, general_weight=1.0)
+    general = model.score("Is it?", RESPONSES)
+    found = mixed(model, temperature=2.0, general_weight=0.25).score("Is it?", RESPONSES)
+    (row,) = model.routing.shares(
+        torch.tensor([[found[0].route[task] for task in names]]), names, 0.5, shared=model.config.shared_branch
+    ).tolist()
+    calibration = model.routed_calibration
+    scale, temperature = float(calibration.scale), float(calibration.temperature)
+    log_odds = [[unbound_reward(s.reward) / s.temperature for s in raw[task]] for task in names]
+    log_odds.append([unbound_reward(s.reward) * scale + float(calibration.center) for s in general])
+    for n, score in enumerate(found):
+        expected = sum(share * values[n] for share, values in zip(row, log_odds, strict=True))
+        assert unbound_reward(score.reward) == pytest.approx((expected - float(calibration.center)) / scale, abs=1e-5)
+        assert score.temperature == pytest.approx(temperature)
+        assert score.task == max(score.route, key=lambda task: score.route[task])
+        assert list(score.capabilities) == list(model.config.tasks[score.task])
+        assert score.capabilities == pytest.approx(raw[score.task][n].capabilities, abs=1e-5)
+
+
+def test_the_likeliest_task_alone_has_the_rewards_of_its_own_model(model: DMoERM) -> None:
+    model.config.threshold = 0.0
+    routed = model.score("Is it?", RESPONSES)
+    assert routed == model.score("Is it?", RESPONSES, routed[0].task)
+
+
+@pytest.mark.parametrize("routing", [{}, {"temperature": 2.0, "general_weight": 0.5}, {"pooled": ["chitchat"]}])
+def test_a_given_task_overrides_the_routing(model: DMoERM, routing: dict[str, Any]) -> None:
+    before = model.score("Is it?", RESPONSES, "chitchat")
+    assert mixed(model, **routing).score("Is it?", RESPONSES, "chitchat") == before
+
+
+def test_a_pooled_task_reports_its_capabilities_and_the_general_reward(model: DMoERM) -> None:
+    model.config.threshold = 0.0
+    likeliest = model.score("Is it?", RESPONSES)[0].task
+    assert likeliest is not None
+    own = model.score("Is it?", RESPONSES, likeliest)
+    model.config.threshold = 1.0
+    general = model.score("Is it?", RESPONSES)
+    model.config.threshold = 0.0
+    pooled = mixed(model, pooled=[likeliest]).score("Is it?", RESPONSES)
+    assert [s.reward for s in pooled] == pytest.approx([s.reward for s in general], abs=1e-6)
+    assert pooled[0].temperature == general[0].temperature
+    assert [s.capabilities for s in pooled] == [s.capabilities for s in own]
+    assert pooled[0].task == likeliest
+
+
+def test_every_path_gives_the_same_mixture(model: DMoERM, tmp_path: Path) -> None:
+    mixed(model, temperature=2.0, general_weight=0.5)
+    expected = model.score(["Is it?", "Why?"], [RESPONSES, RESPONSES])
+    reloaded = save_and_load(model, tmp_path / "model")
+    for found in (
+        reloaded.score(["Is it?", "Why?"], [RESPONSES, RESPONSES]),
+        reloaded.score(["Is it?", "Why?"], [RESPONSES, RESPONSES], batch_tokens=16),
+        reloaded.score(["Is it?", "Why?"], [RESPONSES, RESPONSES], deterministic=True),
+        [reloaded.score(prompt, RESPONSES) for prompt in ("Is it?", "Why?")],
+    ):
+        for row, other in zip(found, expected, strict=True):
+            assert [s.reward for s in row] == pytest.approx([s.reward for s in other], abs=1e-5)
+            assert [s.task for s in row] == [s.task for s in other]
+
+
+def save_and_load(model: DMoERM, folder: Path) -> DMoERM:
+    model.save_pretrained(folder)
+    return DMoERM.from_pretrained(folder)
+
+
+def test_removing_a_task_removes_it_from_the_pooled_ones(model: DMoERM) -> None:
+    mixed(model, temperature=1.0, pooled=["chitchat"]).keep_tasks(["objective_qa"])
+    assert model.routing == Routing(temperature=1.0)
+    assert model.score("Is it?", RESPONSES)[0].task == "objective_qa"
 
 
 @pytest.mark.parametrize(
-    ("threshold", "probabilities", "task"),
+    ("routing", "named"),
     [
-        (0.5, [0.2, 0.8], "objective_qa"),
-        (0.5, [0.6, 0.4], "chitchat"),
-        (0.9, [0.6, 0.4], None),
-        (0.6, [0.6, 0.4], "chitchat"),
+        ({"temperature": -1.0}, "routing.temperature"),
+        ({"general_weight": 2.0}, "routing.general_weight"),
+        ({"pooled": ["else"]}, "routing.pooled"),
+        ({"sharpness": 1.0}, "routing.sharpness"),
     ],
 )
-def test_below_the_threshold_no_task_is_chosen(
-    tiny_model: Callable[..., Any], threshold: float, probabilities: list[float], task: str | None
-) -> None:
-    model = tiny_model(router={"threshold": threshold})
-    (choice,) = model.choose(torch.tensor([probabilities], dtype=torch.float64))
-    assert choice == Choice.of(task)
+def test_an_invalid_routing_is_refused(model: DMoERM, tmp_path: Path, routing: dict[str, Any], named: str) -> None:
+    model.save_pretrained(tmp_path / "model")
+    file = tmp_path / "model/config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "routing": {**Routing().model_dump(), **routing}}))
+    with pytest.raises(CheckpointError, match=named):
+        DMoERM.from_pretrained(tmp_path / "model", check=False)

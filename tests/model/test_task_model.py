@@ -12,7 +12,7 @@ from tiny import make_exact_config, make_model
 
 from dmoerm.chat.encoding import Encoded
 from dmoerm.model.batching import pack_ids
-from dmoerm.model.task_model import Calibration, TaskModel
+from dmoerm.model.task_model import TaskModel
 
 QUERIES = [Encoded([1, 4, 5, 9], [[6, 2], [7, 8, 11, 2], [12, 2]])]
 
@@ -58,50 +58,8 @@ def test_the_head_on_all_labels_gives_the_last_score(tiny_backbone: str, tmp_pat
 
 
 @torch.no_grad()
-def test_a_base_embedding_already_computed_gives_the_same(parts: tuple[Any, TaskModel]) -> None:
-    hidden, task_model = parts
-    general = torch.zeros(3)
-    for computed, given in zip(
-        task_model(hidden, general), task_model(hidden, general, task_model.base.embed(hidden)), strict=True
-    ):
-        assert torch.equal(computed, given)
-
-
-@torch.no_grad()
 def test_without_a_posterior_there_is_no_uncertainty(parts: tuple[Any, TaskModel]) -> None:
     hidden, task_model = parts
     task_model.posterior.rest.zero_()
     task_model.posterior.basis.zero_()
     assert task_model(hidden, torch.zeros(3)).uncertainty.isnan().all()
-
-
-@pytest.mark.parametrize(
-    ("aggregator", "rank", "expected"),
-    [("embeddings", 2, False), ("scores", 2, True), ("both", 2, True), ("embeddings", 0, True)],
-)
-def test_the_papers_reward_does_not_read_the_plain_branch(
-    tiny_model: Callable[..., Any], aggregator: str, rank: int, expected: bool
-) -> None:
-    model = tiny_model(phase2={"lora": {"rank": rank}}, phase3={"inputs": aggregator})
-    hidden, task_model = model.hidden(pack_ids(QUERIES)), model.task_model("chitchat")
-    assert task_model.reads_base == expected
-    rewards = [
-        task_model(hidden, general * torch.ones(3), general * torch.ones(3, 64)).reward for general in (0.0, 1.0)
-    ]
-    assert torch.equal(*rewards) != expected
-
-
-@torch.no_grad()
-def test_experts_alone_give_the_papers_output(tiny_model: Callable[..., Any]) -> None:
-    model = tiny_model(phase3={"inputs": "embeddings"})
-    hidden, task_model = model.hidden(pack_ids(QUERIES)), model.task_model("chitchat")
-    alone, whole = task_model.forward_experts(hidden), task_model(hidden, torch.tensor([0.3, -0.2, 1.0]))
-    for name in ("reward", "capabilities"):
-        torch.testing.assert_close(getattr(alone, name), getattr(whole, name))
-    assert alone.uncertainty.isnan().all()  # the posterior is on the plain branch's embeddings
-    assert alone.per_task.tolist() == [0, 0, 0]
-
-
-def test_a_new_calibration_changes_nothing() -> None:
-    rewards = torch.randn(5)
-    assert torch.equal(Calibration()(rewards), rewards)

@@ -33,23 +33,53 @@ class Packing:
         prompts: (Q,), the prompts' lengths.
         responses: (N,), the responses' lengths.
         owner: (N,), the index of each response's prompt.
+        table: all indices below, one after the other, on the device; None: they are computed.
+
+    Attributes:
+        positions: (T,), each token's position in its prompt or, after its prompt, in its response.
+        of_prompt: for each token of the prompts, the index of its prompt.
+        of_response: for each token of the responses, the index of its response.
+        last: (N,), the index of each response's last token among the T tokens.
+        prompt_lengths, response_lengths, owners: the arguments as tensors.
     """
 
     def __init__(
-        self, prompts: Sequence[int], responses: Sequence[int], owner: Sequence[int], device: Any = "cpu"
+        self,
+        prompts: Sequence[int],
+        responses: Sequence[int],
+        owner: Sequence[int],
+        device: Any = "cpu",
+        table: Tensor | None = None,
     ) -> None:
         self.prompts, self.responses, self.owner = list(prompts), list(responses), list(owner)
         self.device = torch.device(device)
-        self.prompt_tokens = sum(self.prompts)
+        self.prompt_tokens, tokens = sum(self.prompts), sum(self.prompts) + sum(self.responses)
         self._derived: dict[Any, Any] = {}
+        self._table = to_device(self._computed() if table is None else table, self.device)
+        q, n = len(self.prompts), len(self.responses)
+        parts = self._table.split([tokens, self.prompt_tokens, tokens - self.prompt_tokens, n, q, n, n])
+        self.positions, self.of_prompt, self.of_response, self.last = parts[:4]
+        self.prompt_lengths, self.response_lengths, self.owners = parts[4:]
+
+    def _computed(self) -> Tensor:
+        prompts, responses, owner = (
+            torch.tensor(x, dtype=torch.long) for x in (self.prompts, self.responses, self.owner)
+        )
+        of_prompt = torch.arange(len(prompts)).repeat_interleave(prompts)
+        of_response = torch.arange(len(responses)).repeat_interleave(responses)
+        ends = responses.cumsum(0)
+        positions = (
+            torch.arange(self.prompt_tokens) - (prompts.cumsum(0) - prompts)[of_prompt],
+            torch.arange(len(of_response)) - (ends - responses - prompts[owner])[of_response],
+        )
+        last = ends - 1 + self.prompt_tokens
+        return torch.cat([*positions, of_prompt, of_response, last, prompts, responses, owner])
 
     def to(self, device: Any) -> Packing:
         """Return the packing on a device."""
         if torch.device(device) == self.device:
             return self
-        moved = Packing(self.prompts, self.responses, self.owner, device)
-        moved.table = to_device(self.table, device)
-        return moved
+        return Packing(self.prompts, self.responses, self.owner, device, self._table)
 
     def derived(self, make: Callable[[Packing], D]) -> D:
         """Return `make(self)`, computed once: all layers of a pass share what attention derives from the layout."""
@@ -66,62 +96,6 @@ class Packing:
     def longest(self) -> int:
         """The number of tokens of the longest prompt with its response."""
         return max([start + n for start, n in zip(self.starts, self.responses, strict=True)], default=0)
-
-    @functools.cached_property
-    def table(self) -> Tensor:
-        """All indices below, one after the other."""
-        prompts, responses, owner = (
-            torch.tensor(x, dtype=torch.long) for x in (self.prompts, self.responses, self.owner)
-        )
-        of_prompt = torch.arange(len(prompts)).repeat_interleave(prompts)
-        of_response = torch.arange(len(responses)).repeat_interleave(responses)
-        ends = responses.cumsum(0)
-        positions = (
-            torch.arange(self.prompt_tokens) - (prompts.cumsum(0) - prompts)[of_prompt],
-            torch.arange(len(of_response)) - (ends - responses - prompts[owner])[of_response],
-        )
-        parts = (*positions, of_prompt, of_response, ends - 1 + self.prompt_tokens, prompts, responses, owner)
-        return to_device(torch.cat(parts), self.device)
-
-    @functools.cached_property
-    def _parts(self) -> Sequence[Tensor]:
-        first, others, q, n = self.prompt_tokens, sum(self.responses), len(self.prompts), len(self.responses)
-        return self.table.split([first + others, first, others, n, q, n, n])
-
-    @property
-    def positions(self) -> Tensor:
-        """(T,), each token's position in its prompt or, after its prompt, in its response."""
-        return self._parts[0]
-
-    @property
-    def of_prompt(self) -> Tensor:
-        """For each token of the prompts, the index of its prompt."""
-        return self._parts[1]
-
-    @property
-    def of_response(self) -> Tensor:
-        """For each token of the responses, the index of its response."""
-        return self._parts[2]
-
-    @property
-    def last(self) -> Tensor:
-        """(N,), the index of each response's last token among the T tokens."""
-        return self._parts[3]
-
-    @property
-    def prompt_lengths(self) -> Tensor:
-        """(Q,), the prompts' lengths."""
-        return self._parts[4]
-
-    @property
-    def response_lengths(self) -> Tensor:
-        """(N,), the responses' lengths."""
-        return self._parts[5]
-
-    @property
-    def owners(self) -> Tensor:
-        """(N,), the index of each response's prompt."""
-        return self._parts[6]
 
     def index(self, rows: Sequence[int], count: int | None = None) -> Tensor | slice:
         """Return an index of rows on the device: a slice, which needs no copy, if they are all `count` in order.
@@ -187,7 +161,6 @@ def pack(queries: Sequence[tuple[Tensor, Sequence[Tensor]]]) -> Packed:
     responses = [r for _, each in queries for r in each]
     owner = [q for q, (_, each) in enumerate(queries) for _ in each]
     packing = Packing([len(p) for p, _ in queries], [len(r) for r in responses], owner)
-    packing.table  # noqa: B018 (computed here, in the process that collates)
     return Packed(torch.cat([*(p for p, _ in queries), *responses]), packing)
 
 
