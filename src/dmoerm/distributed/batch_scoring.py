@@ -82,7 +82,7 @@ def score_on_ray(
     """Score all rows that are not scored yet; return the manifest.
 
     Args:
-        actors: maximum number of actors; None: as many as the cluster has capacity for.
+        actors: maximum number of actors; by default as many as fit in the cluster.
         cpus, gpus: of each actor.
         on_shard: called after each shard with the rows done, all rows and the shard's result.
 

@@ -48,8 +48,8 @@ class RowScorer:
 
     Attributes:
         batch_tokens, deterministic, weights, risk: as in `DMoERM.score`.
-        task: scores all rows as this task; None: as the row's own task. The router decides for the others, also where
-            the model does not have the row's task, which is logged once per task.
+        task: scores all rows as this task; by default each row as its own task. The router decides for rows without a
+            task that the model has; an unknown task is logged once.
         best: add the response with the highest reward to each row.
     """
 
@@ -65,7 +65,8 @@ class RowScorer:
         """Yield the queries' rows, in order.
 
         Args:
-            on_bad: called with the error of a query that cannot be scored, which is then skipped; None: it is raised.
+            on_bad: called with the error of a query that cannot be scored, which is then skipped; by default the error
+                is raised.
 
         Raises:
             DataError: the model does not have the task, or a weight or the risk is invalid; while the rows are read,

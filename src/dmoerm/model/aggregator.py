@@ -20,10 +20,10 @@ class Aggregator(nn.Module):
     """Maps vectors (N, m·D + s), m embeddings of width D followed by s scores, to rewards (N,).
 
     m is the number of experts, 1 if they share an embedding, or 0 if the inputs are scores alone. The s scores are
-    the capability scores and those of `base_names`.
+    the capability scores and the scores of `base_names`.
 
     Attributes:
-        read_names: those of `base_names` on which the reward depends.
+        read_names: the `base_names` on which the reward depends.
     """
 
     def __init__(self, embeddings: int, width: int, capabilities: int, config: AggregatorConfig) -> None:

@@ -1,8 +1,9 @@
 """Attention of packed tokens: a token of a prompt attends to its prompt up to itself, a token of a response to its
 whole prompt and its response up to itself.
 
-Since no token of a prompt sees a response, one copy of the prompt serves all responses, and the result equals that of
-separate sequences. transformers' own layers find `attend` by its registered name; layers.py hands them an `Attention`.
+Since no token of a prompt sees a response, one copy of the prompt serves all responses, and the result is the same as
+for separate sequences. transformers' own layers find `attend` by its registered name; layers.py hands them an
+`Attention`.
 
 There are two forms, of which `attention_form` chooses by the device:
 
@@ -42,7 +43,7 @@ _BLOCK = 2_000_000  # attention weights in memory at once: as many as fit in a C
 
 
 def attention_form(device: torch.device) -> str:
-    """Return the form in which packed tokens attend on a device: that of DMOERM_ATTENTION, or the fastest one.
+    """Return the form of attention on a device: the value of DMOERM_ATTENTION, or the fastest form.
 
     Raises:
         ConfigError: the variable names no form.
@@ -60,8 +61,8 @@ class Attention(NamedTuple):
         packing: the layout of the T tokens.
         form: see `attention_form`.
         queries: the tokens in the call: all, the responses' or the responses' last ones. Their keys are all T tokens.
-        window: the number of tokens, itself included, to which a token attends; None: all before it; `own`: as the
-            layer itself says.
+        window: the number of tokens that a token sees, itself included; None for all before it, `own` for the layer's
+            own window.
         keys: keys and values (k, G, tokens, c) from an earlier call: all tokens' for `last`, the prompts' for
             `responses`.
         collected: a list that receives the call's keys and values; nothing is attended to.
@@ -79,10 +80,10 @@ class Options(NamedTuple):
     """Attention options shared by both forms.
 
     Attributes:
-        scale: the factor of the logits; None: 1 / √c.
+        scale: the factor of the logits; 1 / √c if None.
         dropout: the probability with which a weight is set to 0.
-        softcap: the bound c of capped logits, c · tanh(logits / c); None: they are not capped.
-        sinks: (H,), the logits of attention sinks; None: no sinks.
+        softcap: the bound c of capped logits, c · tanh(logits / c); None for no cap.
+        sinks: (H,), the logits of attention sinks; None for no sinks.
         window: see `Attention`.
     """
 
@@ -116,7 +117,7 @@ def attend(
 
     Args:
         query, key, value: (k, H, tokens, c) and (k, G, tokens, c).
-        packed: which tokens attend; None: run on padded sequences as transformers does.
+        packed: which tokens attend; if None, sequences are padded, as in transformers.
         sliding_window: the layer's attention window in tokens.
         softcap, s_aux: see `Options.softcap` and `Options.sinks`.
 
@@ -133,7 +134,7 @@ def attend(
     query, key = query.to(value.dtype), key.to(value.dtype)  # norms and rotary embeddings return float32 under autocast
     if packed.collected is not None:
         packed.collected.append((key, value))
-        return query[..., : value.shape[-1]].transpose(1, 2), None  # not used; its shape is that of a result
+        return query[..., : value.shape[-1]].transpose(1, 2), None  # a placeholder of the right shape
     if packed.keys is not None:
         before, these = packed.keys, (key, value)
         key, value = (

@@ -34,7 +34,7 @@ class Backbone(NamedTuple):
     Attributes:
         model: the decoder or encoder without vocabulary head.
         tokenizer: its tokenizer.
-        head: (1, d), the weights by which a reward model scores a text's last state; None: there is no such head.
+        head: (1, d), a reward model's weights on a text's last state; None for other backbones.
     """
 
     model: Decoder
@@ -72,12 +72,12 @@ def load_backbone(config: BackboneConfig, empty: bool = False) -> Backbone:
 
 
 def has_reward_head(config: Any) -> bool:
-    """Return whether a folder's configuration is that of a reward model: a classifier of sequences with one label."""
+    """Return whether a configuration describes a reward model: a classifier of sequences with one label."""
     return config.num_labels == 1 and any("ForSequenceClassification" in name for name in config.architectures or ())
 
 
 def check_reward_head(config: BackboneConfig, full: Any) -> None:
-    """Raise `BackboneError` if the backbone is a reward model whose head cannot be a start.
+    """Raise `BackboneError` if the backbone is a reward model whose head cannot initialize ours.
 
     Args:
         full: the folder's configuration.
@@ -89,7 +89,7 @@ def check_reward_head(config: BackboneConfig, full: Any) -> None:
     if not isinstance(getattr(whole, "score", None), nn.Linear):
         raise BackboneError(
             f"backbone.path: {config.path!r} is a reward model whose head is not one linear layer `score` on the last "
-            "token, so that the general model cannot start from it; set backbone.reward_head to false to use its body"
+            "token, and the general model cannot start from it; set backbone.reward_head to false to use its body"
         )
 
 

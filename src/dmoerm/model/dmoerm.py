@@ -154,7 +154,7 @@ class DMoERM(Mixture):
         return scores
 
     def score_separately(self, encoded: Sequence[Encoded], tasks: Sequence[str | Known | None]) -> list[list[Score]]:
-        """Score each response of encoded queries in a pass of its own, so that its score depends on no other text.
+        """Score each response of encoded queries in its own pass; its score then depends on no other text.
 
         Only prompt and response determine the shapes of a pass, and so the order of its floating-point additions. The
         router reads the prompt with an empty response, once for all responses. Scores are equal to the last bit on the
@@ -182,7 +182,7 @@ class DMoERM(Mixture):
         """Return the maximum number of tokens of a pass; each token takes memory once per expert with LoRA.
 
         Args:
-            batch_tokens: counts a token once per expert; None: sized for the device, see `memory`.
+            batch_tokens: counts a token once per expert; by default sized for the device, see `memory`.
         """
         if batch_tokens is None:
             batch_tokens = scoring_tokens(cast("Decoder", self.general.branch))
@@ -198,7 +198,7 @@ class DMoERM(Mixture):
     ) -> Iterator[tuple[Query, list[Score]]]:
         """Yield each query of a stream with its scores, in order; only a window of the stream is in memory.
 
-        The queries' tasks are not known in advance, so that a weight may belong to any task of the model.
+        A weight may belong to any task of the model, since the queries' tasks are not known in advance.
         """
         check_weights(weights, self.config.tasks)
         check_risk(risk)
@@ -211,7 +211,7 @@ class DMoERM(Mixture):
         """Score encoded queries in one pass.
 
         Args:
-            tasks: what is given for each query: a task, or what an earlier pass has found; None: the router decides.
+            tasks: each query's given task, or an earlier pass's route; with None the router decides.
         """
         known = [each if isinstance(each, Known) else Known(each, ()) for each in tasks]
         with torch.autocast(self.device.type, enabled=False):  # a trainer may run `forward` in its own precision

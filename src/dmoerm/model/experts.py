@@ -5,7 +5,7 @@ Shapes: k experts, N responses, T tokens, d hidden width, D embedding width, r L
     tokens (T, d) ──▶ (k, T, d) ──branch with stacked LoRA──▶ states (k, …, d) ──pool──▶ z (k, N, D)
     score_i = head_i(z_i)
 
-The branch's layers are those of transformers and share their weights with the plain branch; only the linear layers
+The branch's layers are transformers' own and share their weights with the plain branch; only the linear layers
 named in `targets` are replaced by layers that apply k LoRAs to k blocks of rows. On disk, the LoRA of each expert is a
 PEFT adapter of its own, whose layers have the numbers of the whole decoder: a branch follows `first_layer` layers.
 """
@@ -44,7 +44,7 @@ class StackedLoRALinear(nn.Module):
     `lora_A` is (k, r, in). `lora_B` is (k, out, r) and starts at zero, so a new expert equals its branch.
 
     Attributes:
-        active: the indices of the experts to which the blocks of rows belong; None: all k, in order.
+        active: the blocks' experts, as indices; None for all k, in order.
     """
 
     active: Tensor | None = None
@@ -74,8 +74,8 @@ class StackedLoRALinear(nn.Module):
 class MergedLoRALinear(StackedLoRALinear):
     """y = (W + (alpha / r) · B A) x: a single LoRA that becomes part of the layer's weight after training.
 
-    In eval mode the layer computes with the sum, as the saved layer does, so that validation and the saved model round
-    alike. In training mode it adds the LoRA's output, so that dropout acts on the LoRA's input only.
+    In eval mode the layer computes with the sum, as the saved layer does: validation and the saved model round
+    alike. In training mode it adds the LoRA's output: dropout acts on the LoRA's input only.
     """
 
     def merged(self) -> Tensor:

@@ -1,7 +1,7 @@
 """Attention over the packed row as it is, by FlexAttention (arXiv 2412.05496): no padding and no copy of a prompt.
 
     keys        p p p p | p p | r r r | r r | r r r r
-    a query of r sees its prompt's keys, and those of its own response up to itself
+    a query of r sees the keys of its prompt, and of its own response up to itself
 
 The kernel computes a tile of 128 × 128 logits at a time and skips tiles without a visible key. A `BlockMask` lists the
 tiles; a function of four indices decides within those that are not wholly visible. So no tensor of T × T exists:
@@ -154,6 +154,6 @@ def _ranges(tokens: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _listed(tiles: Tensor) -> tuple[Tensor, Tensor]:
-    """Return each row's number of tiles (1, 1, B) and their indices (1, 1, B, B), those of the others last."""
+    """Return each row's number of tiles (1, 1, B) and their indices (1, 1, B, B); unlisted tiles follow."""
     indices = tiles.int().argsort(dim=1, descending=True, stable=True)
     return tiles.sum(1, dtype=torch.int32)[None, None], indices.int()[None, None]

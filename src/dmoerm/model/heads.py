@@ -77,7 +77,7 @@ class Head(nn.Module):
     The last layer starts near zero, so initial scores are almost equal and the initial loss is close to log 2.
 
     Attributes:
-        has_start: the weights are those of a reward model; see `start_from`.
+        has_start: the weights come from a reward model; see `start_from`.
     """
 
     has_start = False
@@ -92,7 +92,7 @@ class Head(nn.Module):
 
     @torch.no_grad()
     def start_from(self, weight: Tensor) -> None:
-        """Score as a reward model does whose head (1, d) reads a text's last state, the first d of an embedding."""
+        """Score like a reward model with head `weight` (1, d) on the last state, the first d of an embedding."""
         self.score.weight.zero_()
         self.score.weight[:, : weight.shape[1]] = weight
         self.has_start = True
@@ -160,7 +160,7 @@ class Posterior(nn.Module):
 
     @torch.no_grad()
     def set_sum(self, heads: Sequence[tuple[Tensor, HeadPosterior]]) -> None:
-        """Set the posterior of a reward Σ_h (c_h · w_h) @ x from those of the heads' weights w_h, taken as independent.
+        """Set the posterior of a reward Σ_h (c_h · w_h) @ x, with independent heads' weights w_h.
 
         Args:
             heads: of each head, its coefficients c_h (D,) and its posterior.

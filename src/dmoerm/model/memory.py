@@ -46,7 +46,7 @@ class BackboneShape:
 
     @classmethod
     def of(cls, config: Any) -> BackboneShape | None:
-        """Return the shape of a text model's configuration, or None if its layers are not those of a usual decoder."""
+        """Return the shape of a text model's configuration, or None for an unusual decoder."""
         if any(getattr(config, name, None) for name in _EXPERTS_OF_A_LAYER):
             return None
         try:
@@ -76,7 +76,7 @@ class BackboneShape:
 
 
 def pass_bytes(shape: BackboneShape, size: float, tokens: float = PASS_TOKENS) -> float:
-    """Return the bytes of a pass's activations without gradients, which are those of one layer.
+    """Return the bytes of a pass's activations without gradients: only one layer's exist at a time.
 
     Args:
         size: bytes of a number in the backbone's dtype.

@@ -224,13 +224,17 @@ class Mixture(PreTrainedModel):
             deviation[index] = self.general_posterior.deviation(self.general.head.normalizer(known))
         parts: dict[str, TaskRows] = {}
         for task, numbers in rows.items():
+            if task is None:
+                continue
+            model, chosen = self.task_model(task), hidden.select(numbers)
             if task in experts_only:
-                parts[task] = TaskRows(numbers, self.task_model(task).forward_experts(hidden.select(numbers)))
-            elif task is not None:
-                model, index = self.task_model(task), packing.index(numbers)
-                scores = general[index] if model.reads_general else general.new_zeros(len(numbers))
-                shared = embeddings[index] if self.config.shared_branch else None
-                parts[task] = TaskRows(numbers, model(hidden.select(numbers), scores, shared))
+                parts[task] = TaskRows(numbers, model.forward_experts(chosen))
+                continue
+            index = packing.index(numbers)
+            scores = general[index] if model.reads_general else general.new_zeros(len(numbers))
+            parts[task] = TaskRows(
+                numbers, model(chosen, scores, embeddings[index] if self.config.shared_branch else None)
+            )
         rewards = self._rewards(packing, choices, general, deviation, parts)
         return PassOutput(packing.owner, choices, general, parts, *rewards)
 
@@ -257,7 +261,8 @@ class Mixture(PreTrainedModel):
             general, deviation: (N,), the general model's raw score, and the standard deviation of its reward.
         """
         rewards, deviations = self.general_calibration(general), deviation.clone()
-        whole = {None: torch.stack([rewards, deviation])}  # source → rewards and deviations (2, N)
+        general_rows = torch.stack([rewards, deviation])
+        whole: dict[str | None, Tensor] = {None: general_rows}  # source → rewards and deviations (2, N)
         mixed = any(choice.mixed for choice in choices)
         for task, part in parts.items():
             kept = [i for i, n in enumerate(part.rows) if choices[packing.owner[n]].only == task]
@@ -265,12 +270,12 @@ class Mixture(PreTrainedModel):
             scores = torch.stack([part.scores.reward.float(), part.scores.uncertainty.float()])
             rewards[index], deviations[index] = scores[:, among]
             if mixed:
-                whole[task] = torch.zeros_like(whole[None])
+                whole[task] = torch.zeros_like(general_rows)
                 whole[task][:, packing.index(part.rows)] = scores
         if not mixed:
             return rewards, deviations
         shares = torch.tensor([[choices[q].shares.get(name, 0.0) for q in packing.owner] for name in whole])
-        totals = torch.zeros_like(whole[None])
+        totals = torch.zeros_like(general_rows)
         for name, share in zip(whole, to_device(shares, general.device), strict=True):
             totals += torch.where(share > 0, share * whole[name] / self.calibration(name).temperature, 0.0)
         is_mixed = to_device(torch.tensor([choices[q].mixed for q in packing.owner]), general.device)

@@ -27,13 +27,13 @@ class Packing:
     """The layout of a packed row: which tokens belong to which prompt or response.
 
     The numbers exist twice: as lists on the host, and as one table of indices on the device, which moves there in one
-    copy. Code that runs within a pass reads the table, so that it never waits for the device.
+    copy. Code within a pass reads the table and never waits for the device.
 
     Args:
         prompts: (Q,), the prompts' lengths.
         responses: (N,), the responses' lengths.
         owner: (N,), the index of each response's prompt.
-        table: all indices below, one after the other, on the device; None: they are computed.
+        table: all indices below, one after the other; computed if None.
 
     Attributes:
         positions: (T,), each token's position in its prompt or, after its prompt, in its response.

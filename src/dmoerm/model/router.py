@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from .heads import Normalizer
 from .layers import computing, whole_forward
 
-_SHARED_COVERAGE = 0.99  # of the probability, by the mixed tasks, where a task costs its heads only
+_SHARED_COVERAGE = 0.99  # the mixed tasks cover this probability where a task costs only its heads
 _TRAINED_COVERAGE, _TRAINED_TASKS = 0.9, 3  # where a task has its own branch or LoRA, which cost passes of the branch
 _SHARPEST = 1e-3  # a lower temperature is as sharp, and overflows
 _ROUNDING = 1e-6
@@ -97,7 +97,7 @@ class Routing(BaseModel):
             probabilities: (Q, T), the router's.
             tasks: T names.
             threshold: a most probable task below it has no weight; unused where tasks are mixed.
-            shared: a task costs its heads only, so that any number of them may be mixed.
+            shared: a task costs only its heads, and any number of tasks may be mixed.
         """
         if self.temperature == 0:
             best, task = probabilities.max(1)
@@ -125,7 +125,7 @@ class Known(NamedTuple):
     """What is known of a prompt's route before a pass.
 
     Attributes:
-        task: the given task; None: none is given.
+        task: the given task, if any.
         probabilities: (T,), those that an earlier pass has computed from the prompt.
     """
 
@@ -137,9 +137,9 @@ class Choice(NamedTuple):
     """What scores the responses to one prompt.
 
     Attributes:
-        task: the task whose capabilities are reported; None: the general model scores alone.
+        task: the task with the reported capabilities; None if the general model scores alone.
         shares: task (None: the general model) → weight of its reward; positive, with sum 1.
-        mixed: the reward is a mixture in the routed calibration, and not that of one model in its own.
+        mixed: the reward is a mixture in the routed calibration; otherwise one model's, in its own calibration.
     """
 
     task: str | None
@@ -148,7 +148,7 @@ class Choice(NamedTuple):
 
     @property
     def only(self) -> str | None:
-        """The task whose reward is that of the prompt's responses; None: the general model's is, or a mixture."""
+        """The task that alone gives the reward; None for the general model or a mixture."""
         return None if self.mixed else next(iter(self.shares))
 
     @classmethod

@@ -62,7 +62,7 @@ class TaskModel(nn.Module):
     """Branch, experts and aggregator of one task (the paper's inner layer).
 
     Args:
-        all_labels: a head on the branch's embedding that is fitted to overall and capability labels; None: the
+        all_labels: a head on the branch's embedding, fitted to overall and capability labels; with None, the
             aggregator reads no such score.
     """
 
@@ -119,7 +119,7 @@ class TaskModel(nn.Module):
         """Compute a task's scores from the aggregator's input (N, m·D + s).
 
         Args:
-            base: (N, D), the plain branch's embeddings; None: the uncertainty is not computed and is nan.
+            base: (N, D), the plain branch's embeddings; without them the uncertainty is nan.
         """
         count = len(self.experts)
         scores = self.aggregator.scores(vectors)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -44,21 +43,17 @@ def parallelize(model: DMoERM, device: torch.device) -> None:
     """
     mesh = init_device_mesh(device.type, (distributed.get_world_size(),))
     plan = _plan(model.general.branch, mesh.size())  # pyright: ignore[reportArgumentType]
-    experts = list(_lora(model))
-    parts = {id(part): part for part in _parts(model)}  # tasks may share the general branch
-    for part in parts.values():
+    tasks = [model.task_model(task) for task in model.config.tasks]
+    lora = [
+        item for task in tasks if task.experts.branch is not None for item in lora_layers(task.experts.branch).items()
+    ]
+    parts = [model.trunk, model.general.branch, *(task.base.branch for task in tasks)]
+    for part in {id(part): part for part in parts if part is not None}.values():  # tasks may share the general branch
         styles = {name: _STYLES[style](use_local_output=True) for name, style in plan.items()}
         parallelize_module(part, mesh, styles, src_data_rank=None)
-    for name, layer in experts:
+    for name, layer in lora:
         _divide_lora(name, layer, plan, mesh)
     model.to(device)  # pyright: ignore[reportArgumentType]
-
-
-def _parts(model: DMoERM) -> Iterator[nn.Module]:
-    if model.trunk is not None:
-        yield model.trunk
-    yield model.general.branch
-    yield from (model.task_model(task).base.branch for task in model.config.tasks)
 
 
 def _plan(branch: Decoder, count: int) -> dict[str, str]:
@@ -78,12 +73,6 @@ def _plan(branch: Decoder, count: int) -> dict[str, str]:
     return plan
 
 
-def _lora(model: DMoERM) -> Iterator[tuple[str, StackedLoRALinear]]:
-    for task in model.config.tasks:
-        if (branch := model.task_model(task).experts.branch) is not None:
-            yield from lora_layers(branch).items()
-
-
 def _divide_lora(name: str, layer: StackedLoRALinear, plan: dict[str, str], mesh: DeviceMesh) -> None:
     """Keep the rows of a LoRA whose outputs this process's part of the layer has."""
     style = plan.get(".".join("*" if part.isdigit() else part for part in name.split(".")))
@@ -95,21 +84,19 @@ def _divide_lora(name: str, layer: StackedLoRALinear, plan: dict[str, str], mesh
 
 
 def lead(model: DMoERM) -> None:
-    """Send each pass of this process, 0, to the others, until the program ends."""
-    group, score_encoded = _control_group(), model.score_encoded
+    """Send each pass of process 0 to the other processes, until the program ends."""
+    group, score_encoded = distributed.new_group(backend="gloo", timeout=_FOREVER), model.score_encoded
 
     def send(*arguments: Any, **options: Any) -> Any:
         distributed.broadcast_object_list([(arguments, options)], src=0, group=group)
         return score_encoded(*arguments, **options)
 
+    def end() -> None:
+        distributed.broadcast_object_list([None], src=0, group=group)
+        _close(group)
+
     model.score_encoded = send
-    atexit.register(_end, group)
-
-
-def _end(group: Any) -> None:
-    """End the other processes, then the communication."""
-    distributed.broadcast_object_list([None], src=0, group=group)
-    _close(group)
+    atexit.register(end)
 
 
 def _close(group: Any) -> None:
@@ -123,7 +110,7 @@ def _close(group: Any) -> None:
 
 def follow(model: DMoERM) -> None:
     """Run the passes of process 0 until it ends, then end the communication."""
-    group = _control_group()
+    group = distributed.new_group(backend="gloo", timeout=_FOREVER)
     while True:
         received: list[Any] = [None]
         distributed.broadcast_object_list(received, src=0, group=group)
@@ -133,7 +120,3 @@ def follow(model: DMoERM) -> None:
         with contextlib.suppress(Exception):  # process 0 raises the same error and reports it
             arguments, options = received[0]
             model.score_encoded(*arguments, **options)
-
-
-def _control_group() -> Any:
-    return distributed.new_group(backend="gloo", timeout=_FOREVER)
