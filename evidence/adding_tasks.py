@@ -40,7 +40,7 @@ from dmoerm.training.embedding import base_embeddings
 from dmoerm.training.exact_solver import FOLDS, STRENGTHS, fit_heads, linear_pairs, solve
 from dmoerm.training.losses import preference_losses
 from evidence import measure
-from evidence.learning_curves import Examples, prepared
+from evidence.single_models import Examples, prepared
 
 ARRIVALS = (
     "topical_chat.jsonl",

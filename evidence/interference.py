@@ -1,7 +1,7 @@
 """Interference: how one model's accuracy on a task changes as it is trained on more tasks.
 
 The single reward model is trained on 1, 2, 5, … tasks: the first ones of several random orders, so that a task is
-measured alone and with more and more others. Overall preferences only. The kinds are those of learning_curves.py:
+measured alone and with more and more others. Overall preferences only. The kinds are those of single_models.py:
 `head` (linear on the frozen backbone) or `branch` (the upper layers trained as well). Test prompts choose nothing. Each
 finished fit is stored, so a killed call continues.
 
@@ -28,7 +28,7 @@ from dmoerm.evaluation.metrics import right_pairs
 from dmoerm.io.paths import write_file
 from dmoerm.training.steps import Run
 from evidence import measure
-from evidence.learning_curves import FITS, Examples, prepared
+from evidence.single_models import FITS, Examples, prepared
 
 Row = dict[str, Any]
 """One fit: its tasks, the number of its groups, and task → prompt → share of the pairs that it orders as people do."""
@@ -76,7 +76,7 @@ def fits(config: Config, kind: str, sizes: Sequence[int], orders: int) -> list[R
 def _fit(run: Run, kind: str, tasks: Sequence[str], train: Examples, validation: Examples, test: Examples) -> Row:
     file = Path(run.config.output) / f"{kind}-{len(tasks)}-{measure.digest(tasks)}.json"
     if not file.exists():
-        rewards, _ = FITS[kind](replace(run, folder=run.folder / file.stem), kind, train, validation, test)
+        rewards = FITS[kind](replace(run, folder=run.folder / file.stem), train, validation, test)
         shares: dict[str, dict[str, list[float]]] = {}
         for e in test:
             pairs = e.group.pairs()

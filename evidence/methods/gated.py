@@ -104,7 +104,7 @@ def _train_gate(
         part.requires_grad_(True)
     vectors = gated_vectors(run, gated, [*train, *validation])
     collate = VectorCollator(lambda e: vectors[e.key])
-    step = StepConfig()
+    step = run.config.phase1 if isinstance(run.config.phase1, StepConfig) else StepConfig()
     module = PreferenceLossModule(gated, l2, gated.gate)
     options = run.fit_options(folder, seed="baselines/gated")
     fits = fit(module, labeled(train), labeled(validation), collate=collate, step=step, **options)

@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from dmoerm.model.routing import Choice
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
@@ -24,6 +23,7 @@ from dmoerm.config import load_config
 from dmoerm.model import DMoERM
 from dmoerm.model.batching import pack_ids, pad
 from dmoerm.model.experts import lora_layers
+from dmoerm.model.router import Choice
 from dmoerm.taxonomy import Taxonomy
 from dmoerm.training.run import build_model
 
