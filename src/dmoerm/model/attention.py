@@ -262,7 +262,10 @@ class Buckets:
                 rows = PaddedRows(chosen, total, packing.device)
                 keys = rows if queries == "prompts" else self._keys[i]
                 made.append(RowGroup(rows, keys, [starts[n] for n in members], packing.device))
-            self._made[queries] = made, _inverse(order, packing.device)
+            back = None
+            if order != list(range(len(order))):
+                back = to_device(torch.tensor(order, dtype=torch.long).argsort(), packing.device)
+            self._made[queries] = made, back
         return self._made[queries]
 
 
@@ -282,13 +285,6 @@ def _group_by_length(packing: Packing) -> list[list[int]]:
         groups[-1].append(q)
         group = joined
     return [sorted(prompts) for prompts in groups]
-
-
-def _inverse(order: Sequence[int], device: torch.device) -> Tensor | None:
-    """Return the inverse of a permutation, or None for the identity."""
-    if list(order) == list(range(len(order))):
-        return None
-    return to_device(torch.tensor(order, dtype=torch.long).argsort(), device)
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, options: Options) -> Tensor:

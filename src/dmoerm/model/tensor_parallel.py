@@ -85,7 +85,8 @@ def _divide_lora(name: str, layer: StackedLoRALinear, plan: dict[str, str], mesh
 
 def lead(model: DMoERM) -> None:
     """Send each pass of process 0 to the other processes, until the program ends."""
-    group, score_encoded = distributed.new_group(backend="gloo", timeout=_FOREVER), model.score_encoded
+    group: Any = distributed.new_group(backend="gloo", timeout=_FOREVER)
+    score_encoded = model.score_encoded
 
     def send(*arguments: Any, **options: Any) -> Any:
         distributed.broadcast_object_list([(arguments, options)], src=0, group=group)
@@ -110,7 +111,7 @@ def _close(group: Any) -> None:
 
 def follow(model: DMoERM) -> None:
     """Run the passes of process 0 until it ends, then end the communication."""
-    group = distributed.new_group(backend="gloo", timeout=_FOREVER)
+    group: Any = distributed.new_group(backend="gloo", timeout=_FOREVER)
     while True:
         received: list[Any] = [None]
         distributed.broadcast_object_list(received, src=0, group=group)
