@@ -283,9 +283,10 @@ class Loop:
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.done = state["done"]
-        torch.set_rng_state(state["random"][0])
-        if torch.cuda.is_available():
-            torch.cuda.set_rng_state(state["random"][1])
+        cpu, *gpu = state["random"]
+        torch.set_rng_state(cpu)
+        for generator in gpu:
+            torch.cuda.set_rng_state(generator)
         return True
 
 
