@@ -107,7 +107,7 @@ def test_a_killed_run_goes_on_and_two_processes_evaluate_it_as_one(
     tiny_config: Callable[..., Config], tmp_path: Path
 ) -> None:
     how = "fsdp2"
-    config = tiny_config(**{**PIECES, "phase2": {**LONG, "lora": LORA}})
+    config = tiny_config(**{**PIECES, "training": {**END, "batch_groups": 2}, "phase2": {**LONG, "lora": LORA}})
     two, one = killed(config, tmp_path / "two", "phase2/chitchat/lora", 7, how), written(config, tmp_path / "one")[1]
     trained(config, tmp_path / "two", "--no-eval", how=how)
     train_and_measure(one, "train")
@@ -181,7 +181,7 @@ def test_two_processes_start_from_a_reward_model_as_one(tiny_config: Callable[..
 def test_a_killed_run_goes_on_with_its_rows_of_a_branch(
     tiny_config: Callable[..., Config], tmp_path: Path, ranks: tuple[int, ...]
 ) -> None:
-    config = tiny_config(**{**ENDS, "phase0": LONG})
+    config = tiny_config(**{**ENDS, "training": {**END, "batch_groups": 2}, "phase0": LONG})
     two = killed(config, tmp_path / "two", "phase0/branch", 14, "fsdp2", ranks)
     one = written(config, tmp_path / "one")[1]
     trained(config, tmp_path / "two", "--no-eval", how="fsdp2")

@@ -1,8 +1,7 @@
 """The training loop: fit the trainable parameters of a loss module.
 
-    every pass     collate the rows into parts; of each part, loss and backward pass
-    every step     one pass, or several whose gradients accumulate; average the gradients over the processes, clip each
-                   expert's, AdamW, linear schedule with warm-up
+    every pass     collate the rows into parts; loss and backward pass of each part
+    every step     after one or more passes: average gradients over processes, clip each expert's, AdamW, schedule
     every n steps  validate, keep the best state of each expert, write a checkpoint; stop when no expert improves
 
 The seed determines the order of the rows, so a killed fit that is started again has the same result.
@@ -38,7 +37,6 @@ Watch = Callable[[int, int, Mapping[str, float]], Any]
 _COLUMNS = ("rows", "weights", "correct", "certainty", "expert")  # of `RowLosses`
 _SHARED = TrainingConfig()
 _MAIN = "process0.pt"  # in every complete checkpoint
-_KEPT = 2  # checkpoints
 _DISK_FULL = ("file write failed", "unexpected pos")  # messages of `torch.save`
 
 
@@ -218,11 +216,8 @@ class Loop:
             yield from map(parts, order)
             return
         passes = (self.thread.submit(parts, indices) for indices in order)
-        current = next(passes, None)
-        while current is not None:
-            following = next(passes, None)
-            yield current.result()
-            current = following
+        for current, _ in itertools.pairwise(itertools.chain(passes, [None])):  # the next one has been submitted
+            yield current.result()  # pyright: ignore[reportOptionalMemberAccess]
 
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:
@@ -234,13 +229,12 @@ class Loop:
         columns = tuple(torch.cat([getattr(part, name) for part in losses]) for name in _COLUMNS)
         columns = gather_rows(columns) if self.shared else columns  # padding has weight 0
         rows, weights, correct, certainty, expert = (column.cpu() for column in columns)
-        count = self.best.num_experts
-        loss = mean_by_expert(rows.double(), weights, expert, count)
-        accuracy = mean_by_expert(correct.double(), certainty, expert, count)
+        loss = mean_by_expert(rows.double(), weights, expert, self.best.num_experts)
+        accuracy = mean_by_expert(correct.double(), certainty, expert, self.best.num_experts)
         loss, accuracy = broadcast((loss, accuracy))  # all processes must make the same decision to stop
         if not loss[self.best.open].isfinite().all():  # else the fit would end well, with an earlier state as its best
-            name = self.folder.as_posix().rpartition("checkpoints/")[2]
-            raise TrainingError(f"{name}: the loss is not finite; lower the step's learning_rate")
+            step = self.folder.as_posix().rpartition("checkpoints/")[2]
+            raise TrainingError(f"{step}: the loss is not finite; lower the step's learning_rate")
         self.best.update(loss, accuracy)
         return {"loss": float(loss.mean()), "accuracy": float(accuracy.mean())}
 
@@ -267,7 +261,7 @@ class Loop:
             hint = "free some space and run again: training resumes from the last checkpoint"
             raise CheckpointError(f"{self.folder}: a checkpoint cannot be written: {reason}; {hint}") from error
         if is_main():
-            for old in checkpoints(self.folder)[:-_KEPT]:
+            for old in checkpoints(self.folder)[:-2]:
                 shutil.rmtree(old)
             saved(folder)
 
