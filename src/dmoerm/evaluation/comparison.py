@@ -127,8 +127,8 @@ class Suite:
 def open_suite(config: Config, methods: Sequence[Method], console: Console) -> Suite:
     """Open a run and methods; train what is missing under the parent folder of `config.output`."""
     run, data = train(config, console), load_splits(config)
-    parts = [assign_tasks(run, part) for part in split_examples(run, data.train, data.validation_prompts)]
-    context = MethodContext(run, data, *parts, console)
+    training, validation = split_examples(run, data.train, data.validation_prompts)
+    context = MethodContext(run, data, assign_tasks(run, training), assign_tasks(run, validation), console)
     trained = {method.name: context.once(method.train) for method in methods}
     if len(trained) < len(methods):
         raise ConfigError("two methods have the same name; give one of them another")
