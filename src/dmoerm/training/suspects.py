@@ -8,7 +8,7 @@ Shapes: N responses of an example.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,50 +52,38 @@ def judge_labels(training: Training, capabilities: bool = True) -> list[JudgedLa
         capabilities: also judge the labels of the capabilities whose heads were fitted exactly.
     """
     judged: list[JudgedLabel] = []
-    for task in training.run.model.config.tasks:
-        parts = [[e for e in part if e.task == task] for part in (training.train, training.validation)]
-        judged += _judged(parts[0] + parts[1], task, None, _rewards(training, task, *parts))
-        for name in training.run.model.task_model(task).experts.capabilities if capabilities else ():
-            if (task, name) in training.folds:
-                judged += _judged(parts[0] + parts[1], task, name, _expert_scores(training, task, name, *parts))
+    run = training.run
+    for task in run.model.config.tasks:
+        experts = run.model.task_model(task).experts
+        train, validation = ([e for e in part if e.task == task] for part in (training.train, training.validation))
+        judged += _judged([*train, *validation], task, None, _rewards(training, task, train, validation))
+        for name, head in zip(experts.capabilities, experts.heads, strict=True) if capabilities else ():
+            if (folds := training.folds.get((task, name))) is not None:
+                base: Any = run.model.task_model(task).base
+                vectors = base_embeddings(run, base, train)
+                scores = out_of_fold(head, folds, train, vectors, run.config.seed)  # pyright: ignore[reportArgumentType]
+                scores |= map_rows(head, base_embeddings(run, base, validation), run)
+                judged += _judged([*train, *validation], task, name, scores)
     return sorted(judged, key=lambda label: label.probability)
 
 
 def _judged(
-    examples: Examples, task: str, capability: str | None, score: Callable[[PreferenceExample], Tensor | None]
+    examples: Examples, task: str, capability: str | None, scores: Mapping[str, Tensor]
 ) -> Iterator[JudgedLabel]:
-    for example in examples:
-        scores = score(example) if example.pairs.get(capability) else None
-        if scores is None:
-            continue
+    """Judge the labels by held-out scores (N,) of the examples' responses; examples without scores are left out."""
+    for example in (e for e in examples if e.pairs.get(capability) and e.key in scores):
         for pair in example.pairs[capability]:
-            probability = float(torch.sigmoid(scores[pair.better] - scores[pair.worse]))
-            yield JudgedLabel(example.group, task, capability, pair, probability)
+            margin = scores[example.key][pair.better] - scores[example.key][pair.worse]
+            yield JudgedLabel(example.group, task, capability, pair, float(torch.sigmoid(margin)))
 
 
-def _rewards(
-    training: Training, task: str, train: Examples, validation: Examples
-) -> Callable[[PreferenceExample], Tensor | None]:
-    """Return a function: example → its responses' held-out rewards / temperature (N,); None if there are none."""
+def _rewards(training: Training, task: str, train: Examples, validation: Examples) -> dict[str, Tensor]:
+    """Return key → the responses' held-out rewards / temperature (N,); examples without them are left out."""
     run, task_model = training.run, training.run.model.task_model(task)
     unit = task_model.calibration.scale * task_model.calibration.temperature
     vectors = task_vectors(run, task, validation) if validation else {}
     rewards = map_rows(lambda rows: task_model.aggregator(rows) / unit, vectors, run)
     if training.is_exact(task):
-        linear = task_model.aggregator.linear
-        assert linear is not None
-        scores = out_of_fold_scores(training, task, train)
-        rewards |= map_rows(lambda rows: linear(rows) / unit, scores, run)
-    return lambda example: rewards.get(example.key)
-
-
-def _expert_scores(
-    training: Training, task: str, name: str, train: Examples, validation: Examples
-) -> Callable[[PreferenceExample], Tensor | None]:
-    """Return a function: example → its responses' held-out scores on a capability (N,)."""
-    run, task_model, folds = training.run, training.run.model.task_model(task), training.folds[task, name]
-    head: Any = task_model.experts.heads[task_model.experts.capabilities.index(name)]
-    scores = map_rows(head, base_embeddings(run, task_model.base, validation), run)
-    vectors = base_embeddings(run, task_model.base, train)
-    scores = out_of_fold(head, folds, train, vectors, run.config.seed) | scores
-    return lambda example: scores[example.key]
+        linear: Any = task_model.aggregator.linear
+        rewards |= map_rows(lambda rows: linear(rows) / unit, out_of_fold_scores(training, task, train), run)
+    return rewards
