@@ -104,7 +104,7 @@ def test_merged_tasks_are_one_with_all_capabilities(config: Config, tmp_path: Pa
 
 
 def test_a_clean_condition_reads_the_files_as_they_are(config: Config, tmp_path: Path) -> None:
-    assert prepared(config, {"flip_scores": 0.0, "seed": 4}, tmp_path).data == config.data
+    assert prepared(config, {"flip_scores": 0.0, "router.threshold": 0.4}, tmp_path).data == config.data
     with pytest.raises(ConfigError, match="unknown change 'flip'"):
         prepared(config, {"flip": 0.1}, tmp_path)
 
