@@ -52,7 +52,7 @@ test-all: install browser
 
 # The lowest versions that are supported, over the packages of .venv.
 LOWEST_TESTS := tests/integrations tests/model/test_loading.py tests/model/test_checkpoint.py tests/model/test_backbone.py \
-  tests/model/test_dmoerm.py tests/training/test_loop.py tests/training/test_run.py tests/training/test_router_step.py
+  tests/model/test_dmoerm.py tests/training/test_loop.py tests/training/test_run.py tests/training/test_router.py
 test-lowest: install
 	$(PYTHON) -m venv .venv/lowest
 	echo "import site; site.addsitedir('$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])')')" \

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +21,7 @@ from tiny import tiny_groups
 
 from dmoerm.cli.score import open_model
 from dmoerm.data.readers import read_queries
+from dmoerm.distributed.batch_scoring import ScoringJob, ShardResult, _plan_shards, score_on_ray
 from dmoerm.errors import ConfigError, DataError
 from dmoerm.io.storage import matching
 
@@ -74,8 +74,6 @@ def assert_same_rows(actual: list[dict[str, Any]], expected: list[dict[str, Any]
 
 
 def job(pattern: str, output: Path, **settings: Any) -> Any:
-    from dmoerm.distributed.batch_scoring import ScoringJob
-
     return ScoringJob(scorer="tiny", input=pattern, output=str(output), **settings)
 
 
@@ -84,8 +82,6 @@ def job(pattern: str, output: Path, **settings: Any) -> Any:
 def test_a_killed_actor_costs_no_row_and_doubles_none(
     nodes: Nodes, trained_run: Any, tmp_path: Path, count: int
 ) -> None:
-    from dmoerm.distributed.batch_scoring import score_on_ray
-
     model, output = trained_run.folder / "model", tmp_path / "out"
     pattern = write_inputs(tmp_path / "rows", count)
     killed: list[int] = []
@@ -97,9 +93,7 @@ def test_a_killed_actor_costs_no_row_and_doubles_none(
 
     killer = threading.Thread(target=kill)
     killer.start()
-    start = time.monotonic()
     manifest = score_on_ray(job(pattern, output, shard_rows=100), functools.partial(open_model, str(model)))
-    print(f"{count} rows: {time.monotonic() - start:.1f} s")
     killer.join()
     assert killed
     assert (manifest["queries"], manifest["left_out"]) == (count, 0)
@@ -121,8 +115,6 @@ score_on_ray(job, functools.partial(open_model, {model!r}))
 
 @pytest.mark.slow
 def test_a_killed_driver_costs_no_finished_part(nodes: Nodes, trained_run: Any, tmp_path: Path) -> None:
-    from dmoerm.distributed.batch_scoring import score_on_ray
-
     model, output = trained_run.folder / "model", tmp_path / "out"
     pattern = write_inputs(tmp_path / "rows", 2_000)
     code = DRIVER.format(address=nodes.address, pattern=pattern, output=str(output), model=str(model))
@@ -141,8 +133,6 @@ def test_a_killed_driver_costs_no_finished_part(nodes: Nodes, trained_run: Any, 
 @pytest.mark.slow
 def test_a_killed_node_costs_no_row(nodes: Nodes, trained_run: Any, tmp_path: Path) -> None:
     """The one that is left has room for one actor, and takes over what the other one had."""
-    from dmoerm.distributed.batch_scoring import score_on_ray
-
     model, output = trained_run.folder / "model", tmp_path / "out"
     pattern = write_inputs(tmp_path / "rows", 12_000)  # long enough for a second actor to begin
     killed: list[Any] = []
@@ -163,8 +153,6 @@ def test_a_killed_node_costs_no_row(nodes: Nodes, trained_run: Any, tmp_path: Pa
 
 @pytest.mark.slow
 def test_bad_rows_end_the_job_or_are_left_out(nodes: Nodes, trained_run: Any, tmp_path: Path) -> None:
-    from dmoerm.distributed.batch_scoring import ShardResult, score_on_ray
-
     pattern = write_inputs(tmp_path / "rows", 40, files=1)
     with (tmp_path / "rows" / "0.jsonl").open("a") as file:
         file.write(json.dumps({"prompt": " ", "responses": ["a"]}) + "\n")
@@ -215,8 +203,6 @@ def one_less(folder: Path) -> None:
 def test_what_was_begun_goes_on_with_the_same_files_alone(
     tmp_path: Path, prefix: str, change: Callable[[Path], None]
 ) -> None:
-    from dmoerm.distributed.batch_scoring import _plan_shards
-
     scoring_job = job(prefix + write_inputs(tmp_path / "rows", 12, files=3), tmp_path / "out")
     shards = _plan_shards(Here, scoring_job)
     assert _plan_shards(Here, scoring_job) == shards

@@ -50,9 +50,7 @@ def in_process(tiny_backbone: str, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def train_on_ray(config: Config) -> Run:
-    from dmoerm.distributed.training import on_ray
-
-    return train(config, Console(quiet=True), on_ray)
+    return train(config, Console(quiet=True), training.on_ray)
 
 
 def tensors(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
@@ -145,11 +143,6 @@ def test_a_killed_driver_costs_no_finished_step(
     assert_equal(run, in_process)
 
 
-def test_what_a_worker_raises_on_purpose_is_raised_here(nodes: Nodes, tiny_config: Callable[..., Config]) -> None:
-    with pytest.raises(DataError, match="more than the 16 allowed"):
-        train_on_ray(tiny_config(encoding={"max_length": 16}))
-
-
 def test_a_cluster_that_is_not_there_is_named() -> None:
     code = "from dmoerm.distributed.cluster import cluster\nwith cluster('127.0.0.1:1'): pass"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
@@ -188,9 +181,12 @@ def test_two_workers_train_a_step_as_one(
     assert_equal(two, one)
 
 
-def test_a_group_raises_what_a_worker_raises_on_purpose(nodes: Nodes, tiny_config: Callable[..., Config]) -> None:
+@pytest.mark.parametrize("ray", [{}, GROUP])
+def test_what_a_worker_raises_on_purpose_is_raised_here(
+    nodes: Nodes, tiny_config: Callable[..., Config], ray: dict[str, Any]
+) -> None:
     with pytest.raises(DataError, match="more than the 16 allowed"):
-        train_on_ray(tiny_config(encoding={"max_length": 16}, ray=GROUP))
+        train_on_ray(tiny_config(encoding={"max_length": 16}, ray=ray))
 
 
 def test_a_group_larger_than_a_pass_is_refused(tiny_config: Callable[..., Config]) -> None:

@@ -48,25 +48,18 @@ def test_it_holds_what_the_trunk_gives_alone(begun: Callable[..., Any], changes:
             torch.testing.assert_close(embeddings, model.general.embed(hidden), atol=1e-5, rtol=1e-4)
 
 
-def test_a_second_run_computes_nothing(begun: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    start = begun()
-    again = fresh(start)
-    forbid_computing(again, monkeypatch)
-    again.fill([e.encoded for e in (*start.train, *start.validation)])
-    assert torch.equal(again.states(start.train[0].encoded)[0], start.run.cache.states(start.train[0].encoded)[0])
-
-
 def test_only_what_is_new_is_computed(begun: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     start = begun()
     told: list[tuple[int, int]] = []
-    longer = fresh(start)
-    forbid_computing(longer, monkeypatch)
-    longer.fill([e.encoded for e in start.train], lambda *progress: told.append(progress))
+    again, texts = fresh(start), [e.encoded for e in (*start.train, *start.validation)]
+    forbid_computing(again, monkeypatch)
+    again.fill(texts, lambda *progress: told.append(progress))
     assert told == []
+    assert torch.equal(again.states(texts[0])[0], start.run.cache.states(texts[0])[0])
     wanting = fresh(start, embedding=True)  # the earlier run kept no embeddings
     forbid_computing(wanting, monkeypatch)
     with pytest.raises(AssertionError, match="computed again"):
-        wanting.fill([e.encoded for e in start.train])
+        wanting.fill(texts)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "emptied", "removed"])

@@ -166,17 +166,6 @@ def test_the_best_is_kept_not_the_last(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("metric", ["loss", "accuracy"])
-def test_an_absurd_learning_rate_never_ends_worse_than_it_began(tmp_path: Path, metric: str) -> None:
-    scorer, noise = head(), [*rows(16, 2), *rows(16, 3, flipped=True)]
-    before = loss_of(scorer, noise)
-    result = fitted(scorer, tmp_path, validation=noise, learning_rate=50, metric_for_best_model=metric)
-    assert torch.isfinite(scorer.score.weight).all()
-    if metric == "loss":
-        assert result.loss == pytest.approx(loss_of(scorer, noise), rel=1e-4)
-        assert result.loss <= before + 1e-6
-
-
-@pytest.mark.parametrize("metric", ["loss", "accuracy"])
 def test_what_is_kept_is_the_best_of_all_evaluations(tmp_path: Path, metric: str) -> None:
     scorer, seen = head(), list[tuple[float, float, torch.Tensor]]()
 

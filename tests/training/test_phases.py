@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from dmoerm.model import DMoERM
+from dmoerm.model.experts import Experts, lora_layers
 from dmoerm.schema import prompt_key
 from dmoerm.training.batches import labeled
 from dmoerm.training.phases import first_part, phase0, phase1, phase2, phase3, second_part
@@ -113,3 +115,34 @@ def test_both_parts_have_an_overall_label_if_there_is_one(begun: Callable[..., A
     examples = start.train[:6]
     examples = [e if i == which else e.with_pairs({}) for i, e in enumerate(examples)]
     assert all(labeled(part(start.run, examples)) for part in (first_part, second_part))
+
+
+TASK = "chitchat"
+
+
+@pytest.mark.parametrize(
+    ("rank", "head_first"),
+    [pytest.param(0, False, marks=pytest.mark.slow), pytest.param(2, False, marks=pytest.mark.slow), (2, True)],
+)
+def test_experts_trained_together_are_those_trained_alone(
+    begun: Callable[..., Any], tmp_path: Path, rank: int, head_first: bool
+) -> None:
+    """Each on its own labels, with early stopping at its own time; nothing random inside the layers."""
+    step = {"learning_rate": 3e-2, "epochs": 6, "evaluations": 6, "patience": 1}
+    lora = {"rank": rank, "dropout": 0.0} if rank else {"rank": 0}
+    settings = {"phase2": {**step, "lora": lora, "head_first": head_first}, "training": {"batch_groups": 2}}
+    together = begun(**settings)
+    trained(together, phase1, phase2)
+    for i, capability in enumerate(together.run.model.task_model(TASK).experts.capabilities):
+        alone = begun(**settings, output=str(tmp_path / capability))
+        config, task_model = alone.run.config, alone.run.model.task_model(TASK)
+        base, width = task_model.base, alone.run.model.config.width
+        task_model.experts = Experts(base.branch, [capability], width, config.phase2.lora, config.head, base.pooling)
+        trained(alone, phase1, phase2)
+        joint, own = (start.run.model.task_model(TASK).experts for start in (together, alone))
+        torch.testing.assert_close(joint.heads[i].state_dict(), own.heads[0].state_dict(), atol=1e-5, rtol=1e-3)
+        for one, other in zip(lora_layers(joint).values(), lora_layers(own).values(), strict=True):
+            torch.testing.assert_close(one.lora_A[i], other.lora_A[0], atol=1e-5, rtol=1e-3)
+            torch.testing.assert_close(one.lora_B[i], other.lora_B[0], atol=1e-5, rtol=1e-3)
+        kept = [start.run.metrics()[f"phase2/{TASK}"][f"loss/{capability}"] for start in (together, alone)]
+        assert kept[0] == pytest.approx(kept[1], rel=1e-4)

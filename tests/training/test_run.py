@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import signal
 import subprocess
@@ -15,7 +16,8 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
-from tiny import TRAINED, tiny_groups, train_quietly, write_groups
+from tiny import TRAINED, make_exact_config, make_tiny_config, tiny_groups, train_quietly, write_groups
+from tiny import assert_same as assert_same_scores
 from transformers import AutoConfig
 
 from dmoerm.config import Config, changed, dump_config, load_config
@@ -23,16 +25,20 @@ from dmoerm.data.splitting import held_out
 from dmoerm.errors import BackboneError, ConfigError, DataError
 from dmoerm.model import DMoERM
 from dmoerm.schema import Group
+from dmoerm.taxonomy import draft_taxonomy
 from dmoerm.training import Run, train
+from dmoerm.training import run as module
 from dmoerm.training.loop import Loop
-from dmoerm.training.run import build_model
+from dmoerm.training.run import build_model, graph, path_to
 from dmoerm.training.steps import Training
 
 HEADS = {"base": "frozen", "phase2": {"lora": {"rank": 0}}}
+TASKS = ("chitchat", "objective_qa")
 FORMS: dict[str, dict[str, Any]] = {
     "lora": {"base": "lora"},
     "frozen": HEADS,
     "frozen with lora experts": {"base": "frozen", "phase2": {"head_first": True}},
+    "with posteriors": {"phase0": {"l2": 0.5}, "phase1": {"l2": 0.5, "phase1_fraction": 0}},
     "the paper's": {
         "backbone": {"branch_layer": 0},
         "router": {"kind": "own", "epochs": 1, "learning_rate": 1e-3},
@@ -58,25 +64,15 @@ def assert_same(one: Run | Path, other: Run | Path) -> None:
             assert torch.equal(found[step][name], tensor), f"{step}: {name}"
 
 
-def names(config: Config) -> set[str]:
-    tasks = {"chitchat": ("empathy", "proactivity"), "objective_qa": ("correctness", "logic")}
-    experts = {f"phase2/{task}" for task in tasks}
-    return (
-        {"router", "phase0", "routing"}
-        | {f"{phase}/{task}" for phase in ("phase1", "phase3") for task in tasks}
-        | experts
-    )
-
-
 def assert_whole(run: Run) -> None:
     """All steps are done, and the saved model scores as the one in memory."""
-    assert steps(run).keys() == names(run.config)
+    phases = {f"{phase}/{task}" for phase in ("phase1", "phase2", "phase3") for task in TASKS}
+    assert steps(run).keys() == {"router", "phase0", "routing"} | phases
     loaded = DMoERM.from_pretrained(run.folder / "model")
     for group in tiny_groups(2):
-        memory = [score.reward for score in run.model.score(group.prompt, group.responses)]
-        disk = [score.reward for score in loaded.score(group.prompt, group.responses)]
-        assert disk == pytest.approx(memory, abs=1e-4)
-        assert all(torch.tensor(disk).isfinite())
+        memory, disk = (model.score(group.prompt, group.responses) for model in (run.model, loaded))
+        assert_same_scores(disk, memory)
+        assert all(math.isfinite(score.reward) for score in disk)
 
 
 def test_a_run_leaves_a_whole_model(trained_run: Run) -> None:
@@ -88,7 +84,10 @@ def test_a_run_leaves_a_whole_model(trained_run: Run) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_trains(tiny_config: Callable[..., Config], form: str) -> None:
-    assert_whole(train_quietly(tiny_config(**FORMS[form])))
+    run = train_quietly(tiny_config(**FORMS[form]))
+    assert_whole(run)
+    if form == "with posteriors":
+        assert all(score.uncertainty > 0 for score in run.model.score("Is it?", ["Yes.", "No."], "chitchat"))
 
 
 @pytest.mark.slow
@@ -99,19 +98,13 @@ def test_a_run_on_smollm2(tiny_config: Callable[..., Config], smollm2: str) -> N
 
 def test_the_trunk_and_a_frozen_branch_stay_as_pretrained(trained_run: Run, tiny_config: Callable[..., Config]) -> None:
     frozen = train_quietly(tiny_config(**HEADS))
-    pretrained = build_model(frozen.config, _taxonomy())
+    pretrained = build_model(frozen.config, draft_taxonomy(tiny_groups(), "drafted"))
     for part in ("trunk", "general.branch"):
         whole = dict(pretrained.get_submodule(part).named_parameters())
         for name, parameter in frozen.model.get_submodule(part).named_parameters():
             assert torch.equal(parameter, whole[name]), name
     for name, parameter in trained_run.model.trunk.named_parameters():
         assert torch.equal(parameter, pretrained.trunk.get_parameter(name)), name
-
-
-def _taxonomy() -> Any:
-    from dmoerm.taxonomy import draft_taxonomy
-
-    return draft_taxonomy(tiny_groups(), "drafted")
 
 
 def test_the_same_settings_give_the_same_bits(trained_run: Run, tiny_config: Callable[..., Config]) -> None:
@@ -135,8 +128,6 @@ RESUMABLE: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def unbroken(tiny_backbone: str, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    from tiny import make_tiny_config
-
     return train_quietly(make_tiny_config(tiny_backbone, tmp_path_factory.mktemp("unbroken"), **RESUMABLE))
 
 
@@ -254,8 +245,6 @@ def without_task(group: Group) -> Group:
 def test_groups_without_a_task_are_routed_and_used(
     tiny_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dmoerm.training import run as module
-
     groups = [without_task(g) if i % 3 == 2 else g for i, g in enumerate(tiny_groups())]
     seen: list[tuple[str | None, str | None]] = []
 
@@ -367,3 +356,42 @@ def test_a_batch_with_too_few_groups_is_refused(
     with pytest.raises(ConfigError, match=r"training.batch_groups: 8 in 4 accumulated passes leave 2 .* 4 processes"):
         train_quietly(config)
     assert not Path(config.output).exists()
+
+
+# --- the graph -----------------------------------------------------------------------------------------------------
+
+
+def drafted(config: Config) -> Any:
+    return graph(config, draft_taxonomy(tiny_groups(), "drafted"))
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_a_step_stands_after_what_it_needs(tiny_config: Callable[..., Config], warm: bool) -> None:
+    found = drafted(tiny_config(warm_start=warm))
+    names = [step.name for step in found]
+    assert names[:2] == ["router", "phase0"]
+    assert names[-1] == "routing"
+    assert set(names[2:-1]) == {f"{phase}/{task}" for phase in ("phase1", "phase2", "phase3") for task in TASKS}
+    for place, step in enumerate(found):
+        assert set(step.needs) <= set(names[:place])
+
+
+def test_a_path_holds_what_is_needed_and_no_more(tiny_config: Callable[..., Config]) -> None:
+    cold, warm = drafted(tiny_config()), drafted(tiny_config(warm_start=True))
+    assert [s.name for s in path_to("phase2/chitchat", cold)] == ["router", "phase1/chitchat", "phase2/chitchat"]
+    assert "phase0" in [s.name for s in path_to("phase2/chitchat", warm)]
+    whole = ["router", "phase0", *(f"{phase}/objective_qa" for phase in ("phase1", "phase2", "phase3"))]
+    assert [s.name for s in path_to("phase3/objective_qa", cold)] == whole
+
+
+def test_exact_heads_of_a_task_need_the_general_ones(tiny_backbone: str, tmp_path: Path) -> None:
+    """Their penalty may pull toward the general model's weights."""
+    found = drafted(make_exact_config(tiny_backbone, tmp_path))
+    assert "phase0" in [step.name for step in path_to("phase1/chitchat", found)]
+
+
+def test_a_task_without_capabilities_has_no_phase_2(tiny_config: Callable[..., Config]) -> None:
+    bare = [group.model_copy(update={"capabilities": {}}) for group in tiny_groups()]
+    found = graph(tiny_config(), draft_taxonomy(bare, "drafted"))
+    assert not [step.name for step in found if step.name.startswith("phase2")]
+    assert "phase1/chitchat" in next(step for step in found if step.name == "phase3/chitchat").needs

@@ -41,7 +41,7 @@ ELSEWHERE = {
     "backbone.quantization": "model/test_quantization.py",
     "backbone.reward_head": "model/test_families.py",
     "data.skip_bad": "data/test_splits.py",
-    **{f"phase{i}.head_first": "training/test_exact_step.py" for i in range(3)},
+    **{f"phase{i}.head_first": "training/test_exact_solver.py" for i in range(3)},
     "ray.address": "distributed/test_commands.py",
     "ray.cpus": "distributed/test_training.py",
     "ray.gpus": "distributed/test_training.py",
