@@ -5,10 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dmoerm import bootstrap
 from dmoerm.bootstrap import (
     expanded_tail,
-    interval,
     mean_interval,
     resampled_means,
     resampled_sums,
@@ -20,30 +18,6 @@ def test_a_resample_draws_as_many_prompts_as_there_are() -> None:
     columns = np.ones((7, 2))
     assert resampled_sums(columns, resamples=50) == pytest.approx(np.full((50, 2), 7.0))
     assert resampled_means(columns, resamples=50) == pytest.approx(np.ones((50, 2)))
-
-
-def test_columns_are_resampled_together() -> None:
-    values = np.random.default_rng(0).normal(size=20)
-    drawn = resampled_sums(np.stack([values, 2 * values], axis=1), resamples=100)
-    assert drawn[:, 1] == pytest.approx(2 * drawn[:, 0])
-    assert np.ptp(drawn[:, 0]) > 0
-
-
-@pytest.mark.parametrize("block", [1, 20, 60])
-def test_blocks_limit_what_is_in_memory(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
-    """The counts of a block are at most `_BLOCK`, or those of one resample."""
-    sizes: list[int] = []
-
-    class Recorded:
-        def multinomial(self, *args: object, size: int) -> np.ndarray:
-            sizes.append(size)
-            return np.ones((size, 20))
-
-    monkeypatch.setattr(bootstrap, "_BLOCK", block)
-    monkeypatch.setattr(np.random, "default_rng", lambda seed: Recorded())
-    assert len(resampled_sums(np.ones((20, 1)), resamples=10)) == 10
-    assert max(sizes) == max(1, block // 20)
-    assert sum(sizes) == 10
 
 
 def test_the_interval_of_the_mean() -> None:
@@ -65,10 +39,6 @@ def test_the_weights_of_runs_have_the_spread_of_their_mean() -> None:
     assert weights.sum(0) == pytest.approx(np.ones(500))
     variance = (values @ weights).var(axis=1).mean()  # over resamples, averaged over 2,000 sets of five runs
     assert variance == pytest.approx(1 / 5, rel=0.05)
-
-
-def test_the_central_interval() -> None:
-    assert interval(np.arange(1001.0)).tolist() == pytest.approx([25, 975])
 
 
 @pytest.mark.parametrize(

@@ -56,11 +56,6 @@ def test_only_an_empty_response_has_the_lowest_reward(value):
     assert not score(value).empty
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a_value_that_is_not_finite_stays_so(value):
-    assert not math.isfinite(bound_reward(value))
-
-
 @given(VALUES, VALUES, st.floats(0.05, 20))
 def test_win_probabilities_are_those_of_the_unbounded_values(first, second, temperature):
     expected = 0.5 + 0.5 * math.tanh((first - second) / temperature / 2)
@@ -155,14 +150,7 @@ def test_a_weight_adds_its_share_of_the_capability_and_changes_nothing_else(valu
     shift = sum((weight - 1) * capabilities[name] for name, weight in weights.items()) / 3
     assert unbound_reward(score.reward) == pytest.approx(value + shift, rel=1e-6, abs=1e-9)
     assert MIN_REWARD < np.float32(score.reward) < -MIN_REWARD
-    assert score.capabilities is plain.capabilities
-    assert (score.task, score.route, score.uncertainty, score.temperature, score.truncated) == (
-        plain.task,
-        plain.route,
-        plain.uncertainty,
-        plain.temperature,
-        plain.truncated,
-    )
+    assert replace(score, reward=0.0) == replace(plain, reward=0.0)
 
 
 def test_weights_have_no_effect_without_capability_scores():
@@ -197,11 +185,9 @@ def test_valid_weights(weights):
         ({"empathy": 2}, ["chat", None], "weights", "the model has no such"),
         ({"wit": 2}, ["bare"], "weights", "leave the weights out"),
         ({"wit": math.nan}, [], "weights.wit", "not a number from -10 to 10.*nan"),
-        ({"wit": math.inf}, [], "weights.wit", "not a number"),
         ({"wit": 10.1}, [], "weights.wit", "got 10.1"),
         ({"wit": "2"}, [], "weights.wit", "got '2'"),
         ({"wit": True}, [], "weights.wit", "got True"),
-        ({"wit": None}, [], "weights.wit", "not a number"),
         (["wit"], [], "weights", "is list, not a mapping"),
     ],
 )
@@ -258,9 +244,3 @@ def test_invalid_risks_are_named(risk):
     with pytest.raises(DataError, match="is not a finite number ≥ 0") as caught:
         check_risk(risk)
     assert caught.value.field == "risk"
-
-
-@pytest.mark.parametrize("risk", [0, 0.0, 2, 1.5, np.float32(0.5)])
-def test_valid_risks(risk):
-    check_risk(risk)
-    assert type(rated(0.5, {}).with_risk(risk).reward) is float

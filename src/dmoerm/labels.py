@@ -152,16 +152,15 @@ def read_labels(path: str | Path) -> list[CapabilityLabel]:
 
     hint = "create one with `dmoerm label`"
     try:
-        rows = parquet.read_table(path).to_pylist()
-        return [_label(row) for row in rows]
+        return [_label(row) for row in parquet.read_table(path).to_pylist()]
     except FileNotFoundError:
         raise DataError("the label file does not exist", file=path, hint=hint) from None
     except (pyarrow.ArrowInvalid, KeyError, TypeError, ValueError) as error:
         raise DataError(f"is not a valid label file: {error}", file=path, hint=hint) from None
     except OSError as error:
-        if error.errno is None:  # a damaged Parquet file
-            raise DataError(f"is not a valid label file: {error}", file=path, hint=hint) from None
-        raise DataError(f"cannot read the label file: {error.strerror or error}", file=path) from None
+        damaged = error.errno is None  # a damaged Parquet file
+        fault = "is not a valid label file" if damaged else "cannot read the label file"
+        raise DataError(f"{fault}: {error.strerror or error}", file=path, hint=hint if damaged else None) from None
 
 
 def _label(row: dict[str, Any]) -> CapabilityLabel:

@@ -7,6 +7,7 @@ a single response. Scores: higher is better. Ranks: 1 is best, equal ranks are t
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import re
@@ -152,11 +153,9 @@ class Query(BaseModel):
     @property
     def position(self) -> str:
         """Where the row was read, as `file:line`; otherwise its kind and id, or nothing if it was given no id."""
-        if self.line is None and "id" not in self.model_fields_set:
-            return ""
-        if self.line is None:
-            return f"{type(self).__name__.lower()} {self.id}"
-        return f"{self._position.file}:{self.line}"
+        if self.line is not None:
+            return f"{self._position.file}:{self.line}"
+        return f"{type(self).__name__.lower()} {self.id}" if "id" in self.model_fields_set else ""
 
 
 class Group(Query):
@@ -203,7 +202,9 @@ class Group(Query):
         labels: dict[str, Sequence[float | None] | None] = {"scores": self.scores, "ranks": self.ranks}
         labels |= {f"capabilities.{name}": grades for name, grades in self.capabilities.items()}
         for name, grades in labels.items():
-            _check_grades(name, grades, len(self.responses))
+            if grades is not None and len(grades) != len(self.responses):
+                raise ValueError(f"{name} has {len(grades)} entries for {len(self.responses)} responses")
+            _check_finite(name, grades or ())
         for name, people in self.annotators.items():
             if len(people) != len(self.responses):
                 raise ValueError(f"annotators.{name} has {len(people)} entries for {len(self.responses)} responses")
@@ -276,14 +277,11 @@ def is_empty(text: str) -> bool:
 
 def ordered_pairs(grades: Sequence[float | None]) -> list[Pair]:
     """Return all pairs of graded responses whose grades differ, the better one first."""
-    pairs = []
-    for i, first in enumerate(grades):
-        for j in range(i + 1, len(grades)):
-            second = grades[j]
-            if first is None or second is None or first == second:
-                continue
-            pairs.append(Pair(i, j) if first > second else Pair(j, i))
-    return pairs
+    return [
+        Pair(i, j) if first > second else Pair(j, i)
+        for (i, first), (j, second) in itertools.combinations(enumerate(grades), 2)
+        if first is not None and second is not None and first != second
+    ]
 
 
 def messages_of(prompt: Prompt) -> list[Message]:
@@ -299,14 +297,6 @@ def prompt_key(prompt: Prompt) -> str:
     if len(turns) == 1 and turns[0][0] == "user":
         return turns[0][1]
     return "\n".join(f"<{role}> {content}" for role, content in turns)
-
-
-def _check_grades(name: str, grades: Sequence[float | None] | None, count: int) -> None:
-    if grades is None:
-        return
-    if len(grades) != count:
-        raise ValueError(f"{name} has {len(grades)} entries for {count} responses")
-    _check_finite(name, grades)
 
 
 def _check_finite(name: str, grades: Sequence[float | None]) -> None:
@@ -362,12 +352,8 @@ def _parse(kind: type[T], row: Mapping[str, Any]) -> T:
     try:
         return kind.model_validate({name: value for name, value in row.items() if name in kind.model_fields})
     except ValidationError as error:
-        raise _data_error(error, row) from None
-
-
-def _data_error(error: ValidationError, row: Mapping[str, Any]) -> DataError:
-    """Translate the first error; of a prompt that is a list, the error in the conversation."""
-    details = error.errors()
+        details = error.errors()
+    # the first error; of a prompt that is a list, the error in the conversation
     whole = not isinstance(row.get("prompt"), Sequence) or isinstance(row.get("prompt"), str)
     detail: Any = next((d for d in details if whole or d["loc"] != ("prompt", "str")), details[0])
     location = [str(part) for part in detail["loc"] if not _UNION_BRANCH.fullmatch(str(part))]
@@ -379,4 +365,4 @@ def _data_error(error: ValidationError, row: Mapping[str, Any]) -> DataError:
     value = row.get(location[0]) if location and detail["type"] != "missing" else None
     if isinstance(value, Mapping) and location[1:] and location[1] in value:
         value = value[location[1]]
-    return DataError(message[0].lower() + message[1:], field=".".join(location) or None, value=value, hint=hint)
+    raise DataError(message[0].lower() + message[1:], field=".".join(location) or None, value=value, hint=hint)

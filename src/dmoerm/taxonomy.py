@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from .errors import TaxonomyError, first_fault, shorten
+from .errors import DmoermError, TaxonomyError, first_fault, shorten
 from .names import check_name
 from .schema import Group
 
@@ -86,12 +85,10 @@ class Taxonomy(BaseModel):
 
     def without(self, removed: Collection[tuple[str, str]]) -> Taxonomy:
         """Return the taxonomy without these capabilities, each as (task, capability)."""
-        tasks = {
-            name: task.model_copy(
-                update={"capabilities": {c: each for c, each in task.capabilities.items() if (name, c) not in removed}}
-            )
-            for name, task in self.tasks.items()
-        }
+        tasks = {}
+        for name, task in self.tasks.items():
+            kept = {c: each for c, each in task.capabilities.items() if (name, c) not in removed}
+            tasks[name] = task.model_copy(update={"capabilities": kept})
         return self.model_copy(update={"tasks": tasks})
 
     def to_yaml(self) -> str:
@@ -105,22 +102,18 @@ def load_taxonomy(name_or_path: str | Path) -> Taxonomy:
     Raises:
         TaxonomyError: the file does not exist or is invalid; the message has the position, the value and a hint.
     """
-    if str(name_or_path) in BUILT_IN:
-        file = resources.files("dmoerm") / "taxonomies" / f"{name_or_path}.yaml"
-        return _parse(file.read_text(encoding="utf-8"), str(name_or_path))
     path = Path(name_or_path)
+    if str(name_or_path) in BUILT_IN:
+        path = Path(__file__).parent / "taxonomies" / f"{name_or_path}.yaml"
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        content = read_yaml(path, TaxonomyError)
     except FileNotFoundError:
         hint = f"give a path to a YAML file or one of {', '.join(BUILT_IN)}"
         raise TaxonomyError(f"{path}: the taxonomy does not exist; {hint}") from None
-    except UnicodeDecodeError as error:
-        raise TaxonomyError(
-            f"{path}: is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise TaxonomyError(f"{path}: cannot be read ({error}); give a path to a readable YAML file") from None
-    return _parse(text, str(path))
+    if not isinstance(content, dict):
+        hint = "start from the file that `dmoerm init` writes, or a copy of paper-en"
+        raise TaxonomyError(f"{path}: must hold name, language and tasks (got {shorten(content)}); {hint}")
+    return _validate(content, str(path))
 
 
 def draft_taxonomy(groups: Iterable[Group], name: str, general: Mapping[str, str] | None = None) -> Taxonomy:
@@ -149,17 +142,13 @@ def draft_from_names(met: Mapping[str, Iterable[str]], name: str, general: Mappi
 
 
 def _draft_task(name: str, capabilities: list[str], general: Mapping[str, str]) -> dict[str, Any]:
-    words = _words(name)
-    rubrics = general
-    if capabilities:
-        edit = "(Drafted from the name: edit this sentence.)"
-        rubrics = {capability: f"The answer does well on {_words(capability)}. {edit}" for capability in capabilities}
-    drafted = {
-        capability: {"title": _words(capability).capitalize(), "rubric": rubric}
-        for capability, rubric in rubrics.items()
+    words, edit = _words(name), "(Drafted from the name: edit this sentence.)"
+    drafted = {each: f"The answer does well on {_words(each)}. {edit}" for each in capabilities} or general
+    return {
+        "title": words.capitalize(),
+        "description": f"Prompts of the kind {words}. {edit}",
+        "capabilities": {c: {"title": _words(c).capitalize(), "rubric": rubric} for c, rubric in drafted.items()},
     }
-    description = f"Prompts of the kind {words}. (Drafted from the name: edit this sentence.)"
-    return {"title": words.capitalize(), "description": description, "capabilities": drafted}
 
 
 def _words(name: str) -> str:
@@ -183,18 +172,21 @@ class UniqueKeyLoader(yaml.SafeLoader):
         return node
 
 
-def _parse(text: str, where: str) -> Taxonomy:
+def read_yaml(path: Path, kind: type[DmoermError]) -> Any:
+    """Return the content of a YAML file. Raise `FileNotFoundError`, or an error of this kind with the line."""
     try:
-        content = yaml.load(text, Loader=UniqueKeyLoader)
+        return yaml.load(path.read_text(encoding="utf-8-sig"), Loader=UniqueKeyLoader)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise kind(f"{path}: cannot be read ({error.strerror or error}); give a path to a readable file") from None
+    except UnicodeDecodeError as error:
+        raise kind(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from None
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise TaxonomyError(f"{where}{line}: is not valid YAML ({error.problem}); correct the file there") from None
+        raise kind(f"{path}{line}: is not valid YAML ({error.problem}); correct the file there") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise TaxonomyError(f"{where}: is not valid YAML ({error}); correct the file") from None
-    if not isinstance(content, dict):
-        hint = "start from the file that `dmoerm init` writes, or a copy of paper-en"
-        raise TaxonomyError(f"{where}: must hold name, language and tasks (got {shorten(content)}); {hint}")
-    return _validate(content, where)
+        raise kind(f"{path}: is not valid YAML ({' '.join(str(error).split())}); correct the file") from None
 
 
 def _validate(content: dict[Any, Any], where: str) -> Taxonomy:

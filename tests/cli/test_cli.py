@@ -158,7 +158,7 @@ def test_configs_that_cannot_be_used(tmp_path: Path) -> None:
     config.write_text("sed: 1")
     assert "sed" in fails("train", config)
     config.write_text("seed: [1")
-    assert "cannot be read as YAML" in fails("train", config)
+    assert "is not valid YAML" in fails("train", config)
     assert "write it as a.b=value" in fails("train", "demo", "--set", "seed")
     assert "data.test_fraction" in fails("train", "demo", "--set", "data.test_fraction=2")
     assert "no such file" in fails("train", tmp_path / "none.yaml")

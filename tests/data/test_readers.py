@@ -33,12 +33,6 @@ def test_a_source_without_rows_is_an_error(write_rows: Write) -> None:
             read_groups(write_rows([]), on_error=on_error)
 
 
-def test_rows_in_no_known_format_are_bad_rows(write_rows: Write) -> None:
-    reading = read_groups(write_rows([{"question": "Why?"}, ROW]), on_error="collect")
-    assert [error.line for error in reading.bad] == [1]
-    assert len(reading.groups) == 1
-
-
 def test_labels_must_fit_the_responses_before_any_is_left_out(write_rows: Write) -> None:
     row = {"src": ["你好"], "tgt": [], "response": ["好", "", "坏"], "rank": [1, 2]}
     with pytest.raises(DataError, match="ranks: has 2 entries for 3 responses"):
@@ -50,12 +44,6 @@ def test_parquet_equals_json_lines(write_rows: Write, tmp_path: Path) -> None:
     parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
     assert read_groups(tmp_path / "rows.parquet").groups == read_groups(write_rows(rows)).groups
     assert list(read_queries(tmp_path / "rows.parquet")) == list(read_queries(write_rows(rows)))
-
-
-def test_a_bad_parquet_row_is_named_by_its_number(tmp_path: Path) -> None:
-    parquet.write_table(pa.Table.from_pylist([ROW, ROW | {"scores": [1.0]}]), tmp_path / "rows.parquet")
-    with pytest.raises(DataError, match=r"rows\.parquet:2: "):
-        read_groups(tmp_path / "rows.parquet")
 
 
 @pytest.mark.parametrize(
@@ -104,9 +92,3 @@ def test_identical_responses_with_different_grades_are_counted_and_make_no_pair(
     (group,) = reading.groups
     assert reading.skipped["pair: identical responses with different grades"] == group.identical_pairs() > 0
     assert all(group.responses[pair.better] != group.responses[pair.worse] for pair in group.pairs())
-
-
-def test_a_native_group_of_one_text_is_left_out_and_counted(read_rows: Callable[..., Any]) -> None:
-    reading = read_rows(ROW | {"responses": ["a", "a"]}, ROW)
-    assert len(reading.groups) == 1
-    assert reading.skipped == {"row: the responses are the same text": 1}

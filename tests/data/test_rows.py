@@ -19,25 +19,18 @@ def rows_of(path: Path, content: bytes) -> list[tuple[int, object]]:
 
 
 @pytest.mark.parametrize(
-    "content",
+    ("content", "rows"),
     [
-        LINE,
-        LINE + b"\n",
-        b"\xef\xbb\xbf" + LINE + b"\n",
-        LINE + b"\r\n\r\n",
+        (LINE, [(1, ROW)]),
+        (b"\xef\xbb\xbf" + LINE + b"\n", [(1, ROW)]),
+        (LINE + b"\r\n\r\n", [(1, ROW)]),
+        (b"\n  \n" + LINE + b"\n\n" + LINE, [(3, ROW), (5, ROW)]),
+        ('{"a": "x\u2028y\x85z"}'.encode(), [(1, {"a": "x\u2028y\x85z"})]),  # line separators in a text end no line
+        (b'{"a": "\\ud83d\\ude00"}', [(1, {"a": "😀"})]),  # a pair of surrogates is a character
     ],
 )
-def test_ordinary_lines(content: bytes, tmp_path: Path) -> None:
-    assert rows_of(tmp_path / "a.jsonl", content) == [(1, ROW)]
-
-
-def test_blank_lines_are_skipped_and_counted_in_the_line_numbers(tmp_path: Path) -> None:
-    assert rows_of(tmp_path / "a.jsonl", b"\n  \n" + LINE + b"\n\n" + LINE) == [(3, ROW), (5, ROW)]
-
-
-def test_a_line_separator_in_a_text_ends_no_line(tmp_path: Path) -> None:
-    line = json.dumps({"prompt": "a\u2028b\x85c"}, ensure_ascii=False).encode()
-    assert rows_of(tmp_path / "a.jsonl", line) == [(1, {"prompt": "a\u2028b\x85c"})]
+def test_lines(content: bytes, rows: list, tmp_path: Path) -> None:
+    assert rows_of(tmp_path / "a.jsonl", content) == rows
 
 
 @pytest.mark.parametrize(
@@ -64,10 +57,6 @@ def test_a_bad_line_is_yielded_and_the_next_is_read(content: bytes, message: str
         (2, "is not UTF-8 at byte 0"),
         (2, "is not valid JSON: Expecting value at column 1"),
     ]
-
-
-def test_a_pair_of_surrogates_is_a_character(tmp_path: Path) -> None:
-    assert rows_of(tmp_path / "a.jsonl", b'{"a": "\\ud83d\\ude00"}') == [(1, {"a": "😀"})]
 
 
 def test_json_files_hold_an_array_or_lines(tmp_path: Path) -> None:

@@ -56,11 +56,6 @@ def test_files_for_validation(config: Config, tmp_path: Path) -> None:
     assert (len(tested.test), tested.validation_prompts) == (6, frozenset()), "the test part goes first"
 
 
-def test_training_on_everything(config: Config) -> None:
-    data = load_splits(changed(config, {"data.test_fraction": 0}))
-    assert (len(data.train), data.test) == (40, [])
-
-
 def test_bad_rows_of_a_run_are_left_out_and_reported(config: Config, tmp_path: Path) -> None:
     (file,) = config.data.files
     with Path(file).open("a") as rows:

@@ -121,11 +121,6 @@ def test_standard_output_that_is_a_file_keeps_what_is_in_it(tmp_path: Path) -> N
     assert (tmp_path / "out").read_text() == "before\ntext\ntext\nafter\n"
 
 
-def test_a_name_that_is_too_long_is_one_error(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="cannot be written: File name too long"):
-        write_file(tmp_path / ("x" * 300), "text")
-
-
 def test_a_file_in_a_folders_place_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "x").write_text("mine")
     with pytest.raises(NotADirectoryError), complete_folder(tmp_path / "x"):

@@ -6,7 +6,7 @@
 Only the chat template's own text can become special tokens. The texts of messages and responses cannot, so a response
 cannot end its turn or start another. White space and special tokens around a text are not part of it
 (`dmoerm.schema.stripped`). Templates that print the date get a fixed one. Tool calls are rendered by the chat
-template; for a template without tools they are written as text (`dmoerm.chat.tools`).
+template; for a template without tools they are written as text (`dmoerm.chat.template`).
 """
 
 from __future__ import annotations
@@ -28,8 +28,7 @@ from ..config import EncodingConfig
 from ..errors import BackboneError, DataError
 from ..message import Tool
 from ..schema import Message, Prompt, Query, is_empty, messages_of, stripped
-from .template import ChatTemplate
-from .tools import ToolConversation, guarded_texts, uses_tools, without_tools
+from .template import ChatTemplate, ToolConversation, guarded_texts, uses_tools, without_tools
 
 _LOG = logging.getLogger("dmoerm.chat")
 _CHARACTERS = 8  # of a text that are read at first for each token that may be kept; few tokens have more

@@ -140,16 +140,12 @@ class Transcript:
 
     def _begin(self, text: str) -> tuple[list[Message], str | None]:
         """Return the system turn, if there is one, and the text after the start of the first user turn."""
-        for start in self._starts(self._start):
-            if text.startswith(start):
+        bos = str(self._tokenizer.bos_token or "")  # clients whose server adds the BOS token omit it
+        for start in (self._start, self._start.removeprefix(bos)):
+            if start and text.startswith(start):
                 return [], text[len(start) :]
-        for start in self._starts(self._system_start):
-            if text.startswith(start) and self._system_end in text:
+        for start in (self._system_start, self._system_start.removeprefix(bos)):
+            if start and text.startswith(start) and self._system_end in text:
                 system, _, rest = text[len(start) :].partition(self._system_end)
                 return [Message(role="system", content=system)], rest
         return [], None
-
-    def _starts(self, start: str) -> list[str]:
-        """Return the possible starts of a text: clients whose server adds the BOS token omit it."""
-        bos = str(self._tokenizer.bos_token or "")
-        return [text for text in (start, start.removeprefix(bos)) if text] if start else []

@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from ..errors import ConfigError, did_you_mean, plain_fault, shorten
-from ..taxonomy import UniqueKeyLoader
+from ..taxonomy import UniqueKeyLoader, read_yaml
 from .settings import Config
 
 S = TypeVar("S", bound=BaseModel)
@@ -121,16 +121,11 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         hint = f"propose a config for it with `dmoerm init {path}`, or name it in data.files"
         raise ConfigError(f"{path}: is a data file, and not a config; {hint}")
     try:
-        settings = yaml.load(path.read_text(encoding="utf-8"), Loader=UniqueKeyLoader)
+        settings = read_yaml(path, ConfigError)
     except FileNotFoundError:
         known = list(shipped_configs())
         hints = [did_you_mean(str(path), known), f"give a YAML file or one of the shipped configs {', '.join(known)}"]
         raise ConfigError(f"{path}: no such file; {' '.join(filter(None, hints))}") from None
-    except yaml.MarkedYAMLError as error:
-        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ConfigError(f"{path}{line}: cannot be read as YAML: {error.problem}") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(settings or {}, dict):
         raise ConfigError(f"{path}: must be a mapping of settings (got {shorten(settings)})")
     return settings or {}
@@ -192,14 +187,19 @@ def _apply(settings: dict[str, Any], changes: Sequence[tuple[str, Any, str]]) ->
         if tag and isinstance(settings.get(step), dict) and _STEP_TYPES.get(step, ("",))[0] == tag:
             settings[step] = _of_type(step, settings[step], {tag: value})
     for name, value, source in changes:
-        _set(settings, name, value, source)
+        *parents, last = name.split(".")
+        section = settings
+        for parent in parents:
+            section = section.setdefault(parent, {})
+            if not isinstance(section, dict):
+                raise ConfigError(f"{source}: {parent} is not a group of settings")
+        section[last] = value
 
 
 def apply_override(settings: dict[str, Any], override: str) -> None:
     """Set `a.b=value`, with the value in YAML, in nested settings. Raises `ConfigError` if the override is invalid."""
     source = f"--set {override}"
-    name, value = parse_override(override, source)
-    _set(settings, name, value, source)
+    _apply(settings, [(*parse_override(override, source), source)])
 
 
 def parse_override(override: str, source: str) -> tuple[str, Any]:
@@ -211,12 +211,3 @@ def parse_override(override: str, source: str) -> tuple[str, Any]:
         return name.strip(), yaml.load(value, Loader=UniqueKeyLoader)
     except yaml.YAMLError:
         raise ConfigError(f"{source}: {value!r} is not valid YAML") from None
-
-
-def _set(settings: dict[str, Any], name: str, value: Any, source: str) -> None:
-    *parents, last = name.split(".")
-    for parent in parents:
-        settings = settings.setdefault(parent, {})
-        if not isinstance(settings, dict):
-            raise ConfigError(f"{source}: {parent} is not a group of settings")
-    settings[last] = value

@@ -101,7 +101,12 @@ def propose(
     groups, tasks_from = read, f"the column `{column}`" if column else "the data"
     if not column and not named:
         groups, tasks_from = _clustered(read, clusters)
-    notes = [note for reading in readings for note in _left_out(reading)]
+    notes = list[str]()
+    for reading in readings:
+        if reading.bad:
+            bad_rows = f"{len(reading.bad)} bad row{'s' * (len(reading.bad) > 1)}"
+            notes.append(f"{bad_rows} left out, the first: {reading.bad[0]}")
+        notes += [f"left out: {reason} ({count})" for reason, count in reading.skipped.items()]
     kept = _without_rare(groups, notes)
     one_task = ONE_TASK if {group.task for group in groups} == {ONE_TASK} else None
     same = kept == [group.model_copy(update={"task": group.task or one_task}) for group in read]
@@ -114,13 +119,6 @@ def propose(
 def _read(rows: Mapping[str, Sequence[PlacedRow]], format: str, columns: ColumnMap | None) -> list[Reading]:
     options: dict[str, Any] = {"format": format, "columns": columns, "on_error": "collect"}
     return [read_groups(source, rows=placed, **options) for source, placed in rows.items()]
-
-
-def _left_out(reading: Reading) -> Iterable[str]:
-    if reading.bad:
-        rows = f"{len(reading.bad)} bad row{'s' * (len(reading.bad) > 1)}"
-        yield f"{rows} left out, the first: {reading.bad[0]}"
-    yield from (f"left out: {reason} ({count})" for reason, count in reading.skipped.items())
 
 
 def _check_pairs(readings: Sequence[Reading], sources: Sequence[str]) -> None:
@@ -137,9 +135,6 @@ def _check_pairs(readings: Sequence[Reading], sources: Sequence[str]) -> None:
 
 def _prompts(groups: Iterable[Group], chosen: Callable[[Group], Any]) -> int:
     return len({prompt_key(group.prompt) for group in groups if chosen(group)})
-
-
-# --- tasks by a column ---------------------------------------------------------------------------------------------
 
 
 def _task_column(rows: Mapping[str, Sequence[PlacedRow]]) -> str | None:
@@ -164,9 +159,6 @@ def _task_of(row: Row, column: str) -> str | None:
     return f"{name}_" if name in RESERVED_TASKS else name if text else None
 
 
-# --- tasks by clusters ---------------------------------------------------------------------------------------------
-
-
 def _clustered(groups: list[Group], clusters: int | None) -> tuple[list[Group], str]:
     texts = {
         prompt_key(group.prompt): "\n".join(t.text for t in messages_of(group.prompt) if t.role != "assistant")
@@ -176,9 +168,6 @@ def _clustered(groups: list[Group], clusters: int | None) -> tuple[list[Group], 
     alike = ONE_TASK in names.values()
     source = "default: the prompts are alike" if alike else "clusters of the prompts' words"
     return [group.model_copy(update={"task": names[prompt_key(group.prompt)]}) for group in groups], source
-
-
-# --- capabilities without grades -----------------------------------------------------------------------------------
 
 
 def _general(groups: Sequence[Group], formats: Sequence[str]) -> dict[str, str]:
@@ -192,9 +181,6 @@ def _general(groups: Sequence[Group], formats: Sequence[str]) -> dict[str, str]:
     if sum(any("```" in text for text in group.responses) for group in groups) > len(groups) / 4:
         capabilities["code_quality"] = _CODE
     return capabilities
-
-
-# --- what is too rare ----------------------------------------------------------------------------------------------
 
 
 def _without_rare(groups: Sequence[Group], notes: list[str]) -> list[Group]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -21,7 +21,7 @@ from .rows import PlacedRow, open_rows
 from .values import SkippedRow, keep_responses
 
 
-@dataclass(frozen=True)
+@dataclass
 class Reading:
     """The content of one source.
 
@@ -73,8 +73,7 @@ def read_groups(
     """
     columns = columns_of(columns or {}, str(source))
     reader = _GroupReader(str(source), named_format(format), columns, task, on_error == "collect", into)
-    if rows is None:
-        rows = _rows_of(source, split, streaming=False)
+    rows = _rows_of(source, split, streaming=False) if rows is None else rows
     for line, row in mapped_rows(rows, columns, str(source)):
         reader.take(line, row)
     return reader.finish()
@@ -103,8 +102,7 @@ def read_queries(
         DataError: a row is bad and `on_bad` is None, or the source cannot be read.
     """
     row_format, columns = named_format(format), columns_of(columns or {}, str(source))
-    if rows is None:
-        rows = _rows_of(source, split, streaming=True)
+    rows = _rows_of(source, split, streaming=True) if rows is None else rows
     for line, row in mapped_rows(rows, columns, str(source)):
         try:
             if isinstance(row, SkippedRow) and on_bad is None:
@@ -130,67 +128,65 @@ def _rows_of(source: str | Path, split: str, *, streaming: bool) -> Iterator[Pla
         raise DataError("contains no rows", file=source, hint="give a file with one group per line")
 
 
+@dataclass
 class _GroupReader:
     """Collect the rows of one source in a `Reading`."""
 
-    def __init__(
-        self,
-        source: str,
-        row_format: Format | None,
-        columns: Mapping[str, str],
-        task: str | None,
-        collect: bool,
-        into: Callable[[Group], object] | None,
-    ) -> None:
-        self._source, self._format, self._columns = source, row_format, columns
-        self._task, self._collect, self._rows, self._reading = task, collect, 0, Reading()
-        self._put = into or self._reading.groups.append
-        self._joined: dict[str, tuple[int, list[RawExample]]] = {}  # task, tools and prompt → first line, responses
+    source: str
+    format: Format | None
+    columns: Mapping[str, str]
+    task: str | None
+    collect: bool
+    into: Callable[[Group], object] | None
+    reading: Reading = field(default_factory=Reading)
+    # task, tools and prompt → first line, and the rows of single responses
+    joined: dict[str, tuple[int, list[RawExample]]] = field(default_factory=dict)
 
     def take(self, line: int, row: dict | DataError) -> None:
-        self._rows += 1
+        self.reading.rows += 1
         try:
             if isinstance(row, DataError):
                 raise row
-            self._format = self._format or detect_format(row)
-            self._reading.unknown_columns.update(unknown_columns(row, self._format))
-            example = self._format.read(row)
-            if self._format.one_response:
+            self.format = self.format or detect_format(row)
+            self.reading.unknown_columns.update(unknown_columns(row, self.format))
+            example = self.format.read(row)
+            if self.format.one_response:
                 # The response may be empty; that is checked for the joined group.
                 query = parse_query(example.fields | {"responses": ["…"]})
                 key = repr((query.task, query.tools, prompt_key(query.prompt)))
-                self._joined.setdefault(key, (line, []))[1].append(example)
+                self.joined.setdefault(key, (line, []))[1].append(example)
             else:
                 self._add(example, line)
         except DataError as error:
             self._fail(error, line)
 
     def finish(self) -> Reading:
-        for line, examples in self._joined.values():
+        for line, examples in self.joined.values():
             try:
                 self._add(_joined(examples), line)
             except DataError as error:
                 self._fail(error, line)
-        return replace(self._reading, rows=self._rows, format=self._format.name if self._format else "")
+        self.reading.format = self.format.name if self.format else ""
+        return self.reading
 
     def _fail(self, error: DataError, line: int) -> None:
         if isinstance(error, SkippedRow):
-            self._reading.skipped[f"row: {error.message}"] += 1
-        elif self._collect:
-            self._reading.bad.append(placed(error, self._columns, self._source, line))
+            self.reading.skipped[f"row: {error.message}"] += 1
+        elif self.collect:
+            self.reading.bad.append(placed(error, self.columns, self.source, line))
         else:
-            raise placed(error, self._columns, self._source, line) from None
+            raise placed(error, self.columns, self.source, line) from None
 
     def _add(self, example: RawExample, line: int) -> None:
-        example = example if self._format is None or self._format.strict else _usable(example)
-        group = parse_group(example.fields | {"task": example.fields.get("task") or self._task})
+        example = example if self.format is None or self.format.strict else _usable(example)
+        group = parse_group(example.fields | {"task": example.fields.get("task") or self.task})
         if len(set(group.responses)) == 1:
             raise SkippedRow("the responses are the same text", field="responses")
         if identical := group.identical_pairs():
-            self._reading.skipped["pair: identical responses with different grades"] += identical
-        self._put(group.at(self._source, line))
-        self._reading.skipped.update(example.skipped)
-        self._reading.notes.update(example.notes)
+            self.reading.skipped["pair: identical responses with different grades"] += identical
+        (self.into or self.reading.groups.append)(group.at(self.source, line))
+        self.reading.skipped.update(example.skipped)
+        self.reading.notes.update(example.notes)
 
 
 def _joined(examples: list[RawExample]) -> RawExample:

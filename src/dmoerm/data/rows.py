@@ -121,15 +121,13 @@ def line_rows(lines: Iterable[bytes], first: int = 1) -> Iterator[PlacedRow]:
     for line, content in enumerate(lines, first):
         if line == 1:
             content = content.removeprefix(_BYTE_ORDER_MARK)
-        if content.strip():
-            yield line, _attempt(content.rstrip())
-
-
-def _attempt(content: bytes) -> dict[str, Any] | DataError:
-    try:
-        return _as_row(_decode(content))
-    except DataError as error:
-        return error
+        if not content.strip():
+            continue
+        try:
+            row = _as_row(_decode(content.rstrip()))
+        except DataError as error:
+            row = error
+        yield line, row
 
 
 def _as_row(value: Any) -> dict[str, Any] | DataError:
@@ -283,23 +281,21 @@ def _row_groups(metadata: Any, start: int, stop: int) -> tuple[int, list[int]]:
 
 
 def _dataset_rows(name: str, split: str, streaming: bool) -> Iterator[PlacedRow]:
+    import datasets
+
+    path = Path(name)
     try:
-        yield from enumerate(_load_dataset(name, split, streaming), 1)
+        if (path / "dataset_dict.json").exists():
+            rows: Any = datasets.load_from_disk(name)[split]
+        elif (path / "dataset_info.json").exists():
+            rows = datasets.load_from_disk(name)
+        else:
+            # A folder's path may hold a colon; in a dataset's name it comes before the configuration.
+            repository, _, configuration = (name, "", "") if path.is_dir() else name.partition(":")
+            rows = datasets.load_dataset(repository, configuration or None, split=split, streaming=streaming)
+        yield from enumerate(rows, 1)
     except Exception as error:  # datasets, the hub client and the network raise many kinds of exceptions
         hint = "give the path of an existing file, or the name and split of an existing dataset"
         reason = (str(error).splitlines() or [""])[0]
         message = f"split {split!r} cannot be loaded: {type(error).__name__}: {reason}"
         raise DataError(message, file=name, hint=hint) from error
-
-
-def _load_dataset(name: str, split: str, streaming: bool) -> Iterable[Any]:
-    import datasets
-
-    path = Path(name)
-    if (path / "dataset_dict.json").exists():
-        return datasets.load_from_disk(name)[split]
-    if (path / "dataset_info.json").exists():
-        return datasets.load_from_disk(name)
-    # A folder's path may hold a colon; in a dataset's name it comes before the configuration.
-    repository, _, configuration = (name, "", "") if path.is_dir() else name.partition(":")
-    return datasets.load_dataset(repository, configuration or None, split=split, streaming=streaming)

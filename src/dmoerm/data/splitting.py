@@ -54,16 +54,13 @@ def hold_out(tasks: Sequence[str], keys: Sequence[bytes], fraction: float) -> li
     # Tasks with the fewest prompts choose first: shared prompts constrain them most.
     for task in sorted(prompts, key=lambda name: (len(prompts[name]), name)):
         its_keys = prompts[task]
-        missing = _count(len(its_keys), fraction) - len(its_keys & held)
+        count = round(len(its_keys) * fraction)
+        if 0 < fraction < 1:
+            count = min(max(count, 1), len(its_keys) - 1)  # of a single prompt: none
+        missing = count - len(its_keys & held)
         held.update(sorted(its_keys - placed)[: max(0, missing)])
         placed |= its_keys
     return [key in held for key in keys]
-
-
-def _count(prompts: int, fraction: float) -> int:
-    if fraction in (0, 1):
-        return int(prompts * fraction)
-    return 0 if prompts == 1 else min(max(round(prompts * fraction), 1), prompts - 1)
 
 
 def take_groups(groups: Sequence[Group], per_task: int, seed: int = 0) -> list[Group]:

@@ -84,16 +84,16 @@ def data_statistics(
         "capabilities": {task: _capability_counts(members) for task, members in by_task.items()},
         "lengths": _lengths(by_task, tokenizer),
         "agreement": {task: values for task, members in by_task.items() if (values := _agreement(members))},
-        "truncation": None if encode is None else _truncation(by_task, encode, bad),
+        "truncation": encode
+        and {task: asdict(count_truncation(_encoded(members, encode, bad))) for task, members in by_task.items()},
         "duplicates": _duplicates(groups),
-        "bad": [_bad_row(error) for error in bad],
+        "bad": [
+            {name: getattr(error, name) for name in ("line", "field", "message", "hint")}
+            | {"file": None if error.file is None else str(error.file)}
+            | {"value": None if error.value is None else shorten(error.value)}
+            for error in bad
+        ],
     }
-
-
-def _bad_row(error: DataError) -> dict[str, Any]:
-    row = {name: getattr(error, name) for name in ("line", "field", "message", "hint")}
-    row["file"] = None if error.file is None else str(error.file)
-    return row | {"value": None if error.value is None else shorten(error.value)}
 
 
 def _task_counts(groups: list[Group]) -> dict[str, Any]:
@@ -123,23 +123,21 @@ def _pair_counts(graded: Iterable[tuple[Group, Grades | None]]) -> dict[str, Any
 
 
 def _lengths(by_task: dict[str, list[Group]], tokenizer: Tokenizer | None) -> dict[str, Any]:
-    def measure(text: str) -> int:
-        return count_words(text) if tokenizer is None else len(tokenizer.encode(text, add_special_tokens=False))
+    def spread(texts: Iterable[str]) -> dict[str, int]:
+        if tokenizer is None:
+            known = list(map(count_words, texts))
+        else:  # without the tokens that a chat template adds per turn
+            known = [len(tokenizer.encode(text, add_special_tokens=False)) for text in texts]
+        p50, p95 = np.percentile(known, [50, 95], method="inverted_cdf")
+        return {"p50": int(p50), "p95": int(p95), "max": max(known)}
 
     tasks = {}
     for task, groups in by_task.items():
-        prompts = {prompt_key(group.prompt): group.prompt for group in groups}
-        # without the tokens that a chat template adds per turn
-        texts = ["\n".join(message.text for message in messages_of(prompt)) for prompt in prompts.values()]
+        prompts = {prompt_key(group.prompt): group.prompt for group in groups}.values()
+        texts = ["\n".join(message.text for message in messages_of(prompt)) for prompt in prompts]
         responses = [text for group in groups for text in group.responses]
-        tasks[task] = {"prompt": _spread(map(measure, texts)), "response": _spread(map(measure, responses))}
+        tasks[task] = {"prompt": spread(texts), "response": spread(responses)}
     return {"unit": "words" if tokenizer is None else "tokens", "tasks": tasks}
-
-
-def _spread(lengths: Iterable[int]) -> dict[str, int]:
-    known = list(lengths)
-    p50, p95 = np.percentile(known, [50, 95], method="inverted_cdf")
-    return {"p50": int(p50), "p95": int(p95), "max": max(known)}
 
 
 def count_words(text: str) -> int:
@@ -147,19 +145,15 @@ def count_words(text: str) -> int:
     return len(_WORD.findall(text))
 
 
-def _truncation(
-    by_task: dict[str, list[Group]], encode: Callable[[Query], Encoded], bad: list[DataError]
-) -> dict[str, dict[str, int]]:
-    """Count per task; a group that cannot be encoded (its roles do not fit the chat template) is appended to `bad`."""
-
-    def encoded(groups: list[Group]) -> Iterable[tuple[Query, Encoded]]:
-        for group in groups:
-            try:
-                yield group, encode(group)
-            except DataError as error:
-                bad.append(error)
-
-    return {task: asdict(count_truncation(encoded(groups))) for task, groups in by_task.items()}
+def _encoded(
+    groups: list[Group], encode: Callable[[Query], Encoded], bad: list[DataError]
+) -> Iterable[tuple[Query, Encoded]]:
+    """Yield groups with their ids. Append the error of a group whose roles do not fit the chat template to `bad`."""
+    for group in groups:
+        try:
+            yield group, encode(group)
+        except DataError as error:
+            bad.append(error)
 
 
 def _agreement(groups: list[Group]) -> dict[str, Any]:

@@ -5,10 +5,11 @@ A function raises `DataError` with the field, the value and a hint if the value 
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -145,10 +146,9 @@ def messages(value: Any, field: str) -> list[Turn]:
 def alternate(questions: Sequence[str], answers: Sequence[str]) -> list[Turn]:
     """Return turns of user and assistant; there may be one question more than answers, and a shorter side is padded."""
     turns: list[Turn] = []
-    for index in range(max(len(questions), len(answers))):
-        turns.append({"role": "user", "content": questions[index] if index < len(questions) else ""})
-        if index < len(answers):
-            turns.append({"role": "assistant", "content": answers[index]})
+    for question, answer in itertools.zip_longest(questions, answers):
+        turns.append({"role": "user", "content": question or ""})
+        turns += [] if answer is None else [{"role": "assistant", "content": answer}]
     return turns
 
 
@@ -248,16 +248,11 @@ def origin(row: Row) -> dict[str, Any]:
 
 def keep_responses(fields: Row, kept: Sequence[int]) -> dict[str, Any]:
     """Return native fields with only the responses at the indices `kept`, and their labels."""
-
-    def at_kept(labels: Iterable[Any]) -> list[Any]:
-        labels = list(labels)
-        return [labels[index] for index in kept]
-
     result = dict(fields)
     for name in ("responses", "scores", "ranks"):
         if result.get(name) is not None:
-            result[name] = at_kept(result[name])
+            result[name] = [result[name][index] for index in kept]
     for name in ("capabilities", "annotators"):
         if result.get(name):
-            result[name] = {label: at_kept(grades) for label, grades in result[name].items()}
+            result[name] = {label: [grades[i] for i in kept] for label, grades in result[name].items()}
     return result
