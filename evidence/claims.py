@@ -25,12 +25,17 @@ class Figure:
     value: float
     low: float
     high: float
+    digits: int = 1
+    """Decimals on the page."""
 
-    def text(self, digits: int = 1) -> str:
-        """Return the figure as text."""
-        if self.low == self.high:
-            return f"{self.value:.{digits}f}"
-        return f"{self.value:+.{digits}f} ({self.low:+.{digits}f} to {self.high:+.{digits}f})"
+    def __str__(self) -> str:
+        value, low, high = (f"{number:+.{self.digits}f}" for number in (self.value, self.low, self.high))
+        return f"{self.value:.{self.digits}f}" if self.low == self.high else f"{value} ({low} to {high})"
+
+    @classmethod
+    def of(cls, row: Mapping[str, float], scale: float = 1, digits: int = 1) -> Figure:
+        """Return the figure of a stored difference."""
+        return cls(scale * row["value"], scale * row["low"], scale * row["high"], digits)
 
 
 @dataclass(frozen=True)
@@ -47,20 +52,13 @@ class Claim:
     source: str
     figures: Callable[[Any], Mapping[str, Figure]]
     holds: Callable[[Figure], bool]
-    digits: int = 1
 
     def row(self, files: Files) -> list[str]:
-        """Return the claim's cells of the table.
-
-        Raises:
-            ValueError: the figures do not agree with the sentence.
-        """
+        """Return the claim's cells of the table. Raise `ValueError` if the figures do not agree with the sentence."""
         figures = self.figures(files[self.source])
-        if wrong := [
-            f"{label} {figure.text(self.digits)}" for label, figure in figures.items() if not self.holds(figure)
-        ]:
+        if wrong := [f"{label} {figure}" for label, figure in figures.items() if not self.holds(figure)]:
             raise ValueError(f"this claim does not hold any more: {self.sentence} ({self.source}: {', '.join(wrong)})")
-        text = "; ".join(f"{label} {figure.text(self.digits)}".strip() for label, figure in figures.items())
+        text = "; ".join(f"{label} {figure}".strip() for label, figure in figures.items())
         return [self.sentence, text, self.source]
 
 
@@ -95,7 +93,7 @@ def over(method: str, *conditions: str, column: str = "mean") -> Callable[[Any],
     def figures(results: Any) -> Mapping[str, Figure]:
         rows = results["conditions"]
         paired = {name: rows[name]["paired"][f"dmoerm - {method}"][column] for name in conditions or rows}
-        return {name: Figure(*(100 * row[end] for end in ("value", "low", "high"))) for name, row in paired.items()}
+        return {name: Figure.of(row, 100) for name, row in paired.items()}
 
     return figures
 
@@ -117,29 +115,20 @@ def over_best(results: Any) -> Mapping[str, Figure]:
     return figures
 
 
-def best_of_n_over(method: str, *conditions: str, task: str = "all") -> Callable[[Any], Mapping[str, Figure]]:
+def best_of_n_over(method: str) -> Callable[[Any], Mapping[str, Figure]]:
     """Return the gold of DMoERM's choice minus that of a method's, at the largest n."""
 
     def figures(results: Any) -> Mapping[str, Figure]:
-        rows = results["conditions"]
-        ends = {name: rows[name]["at_the_end"][task][f"dmoerm - {method}"] for name in conditions or rows}
-        return {name: Figure(row["value"], row["low"], row["high"]) for name, row in ends.items()}
+        rows = sorted(results["conditions"].items())
+        ends = {name: row["at_the_end"]["all"][f"dmoerm - {method}"] for name, row in rows}
+        return {name: Figure.of(row, digits=2) for name, row in ends.items()}
 
     return figures
 
 
 def policies_over(method: str, label: str, beta: str = "0") -> Callable[[Any], Mapping[str, Figure]]:
-    """Return the gold at the end of policies optimized against DMoERM minus that against a method.
-
-    Args:
-        beta: strength of the KL penalty.
-    """
-
-    def figures(results: Any) -> Mapping[str, Figure]:
-        row = results["paired"]["noisy"][f"dmoerm - {method} ({beta})"]
-        return {label: Figure(row["value"], row["low"], row["high"])}
-
-    return figures
+    """Return the gold at the end of policies optimized against DMoERM minus that against a method; `beta` weighs KL."""
+    return lambda results: {label: Figure.of(results["paired"]["noisy"][f"dmoerm - {method} ({beta})"], digits=2)}
 
 
 def seconds_over_plain(*works: str) -> Callable[[Any], Mapping[str, Figure]]:
@@ -148,7 +137,7 @@ def seconds_over_plain(*works: str) -> Callable[[Any], Mapping[str, Figure]]:
     def figures(results: Any) -> Mapping[str, Figure]:
         rows = {row["work"]: row for row in results["rows"] if row["peer"] == "plain"}
         ratios = {work: rows[work]["ours_s"] / rows[work]["peer_s"] for work in works}
-        return {work: Figure(ratio, ratio, ratio) for work, ratio in ratios.items()}
+        return {work: Figure(ratio, ratio, ratio, 2) for work, ratio in ratios.items()}
 
     return figures
 
@@ -165,9 +154,10 @@ def cell(column: str, label: str, text: str, *rows: str) -> Callable[[Any], Mapp
 
 
 def _parsed(text: str) -> Figure:
-    """Parse `value (low to high)` or a single number."""
-    numbers = [float(number) for number in re.findall(r"[-+]?\d+(?:\.\d+)?", text)]
-    return Figure(*(numbers if len(numbers) == 3 else 3 * numbers[:1]))
+    """Parse `value (low to high)` or a single number; the page shows as many decimals."""
+    numbers = re.findall(r"[-+]?\d+(?:\.\d+)?", text)
+    value, low, high = map(float, numbers if len(numbers) == 3 else 3 * numbers[:1])
+    return Figure(value, low, high, len(numbers[0].partition(".")[2]))
 
 
 def coin_flips(results: Any) -> Mapping[str, Figure]:
@@ -280,89 +270,47 @@ CLAIMS = (
         "The best of 2,048 samples has a higher gold reward than with one model for all tasks: testbed, 40 prompts, "
         "one seed",
         "best_of_n_testbed",
-        best_of_n_over("general", "clean", "noisy"),
+        best_of_n_over("general"),
         above,
-        digits=2,
     ),
-    Claim(
-        "… level with one model per task",
-        "best_of_n_testbed",
-        best_of_n_over("per_task", "clean", "noisy"),
-        level,
-        digits=2,
-    ),
-    Claim(
-        "… and with `all_labels`",
-        "best_of_n_testbed",
-        best_of_n_over("all_labels", "clean", "noisy"),
-        level,
-        digits=2,
-    ),
-    Claim(
-        "… of 12,500 samples, 10 prompts, one seed",
-        "best_of_n_testbed_large",
-        best_of_n_over("general", "clean", "noisy"),
-        above,
-        digits=2,
-    ),
+    Claim("… level with one model per task", "best_of_n_testbed", best_of_n_over("per_task"), level),
+    Claim("… and with `all_labels`", "best_of_n_testbed", best_of_n_over("all_labels"), level),
+    Claim("… of 12,500 samples, 10 prompts, one seed", "best_of_n_testbed_large", best_of_n_over("general"), above),
     Claim(
         "The best of five responses has higher grades by people (standard deviations) than with one model for all "
         "tasks: twelve tasks, 960 prompts, 3 seeds",
         "best_of_n_human",
-        best_of_n_over("general", "clean", "noisy"),
+        best_of_n_over("general"),
         above,
-        digits=2,
     ),
-    Claim(
-        "… level with one model per task",
-        "best_of_n_human",
-        best_of_n_over("per_task", "clean", "noisy"),
-        level,
-        digits=2,
-    ),
-    Claim(
-        "… and with `all_labels`",
-        "best_of_n_human",
-        best_of_n_over("all_labels", "clean", "noisy"),
-        level,
-        digits=2,
-    ),
+    Claim("… level with one model per task", "best_of_n_human", best_of_n_over("per_task"), level),
+    Claim("… and with `all_labels`", "best_of_n_human", best_of_n_over("all_labels"), level),
     Claim(
         "A policy that is optimized against it ends with more gold reward than against one model for all tasks: "
         "testbed, noisy labels, 3 seeds",
         "rl_testbed_ppo",
         policies_over("general", "PPO"),
         above,
-        digits=2,
     ),
-    Claim("… GRPO", "rl_testbed_grpo", policies_over("general", "GRPO"), above, digits=2),
+    Claim("… GRPO", "rl_testbed_grpo", policies_over("general", "GRPO"), above),
     Claim(
         "… RLOO: higher in each seed, but the interval includes 0",
         "rl_testbed",
         policies_over("general", "RLOO"),
         level,
-        digits=2,
     ),
-    Claim(
-        "… with a KL penalty of 0.01",
-        "rl_testbed_kl",
-        policies_over("general", "RLOO", "0.01"),
-        above,
-        digits=2,
-    ),
+    Claim("… with a KL penalty of 0.01", "rl_testbed_kl", policies_over("general", "RLOO", "0.01"), above),
     Claim(
         "… with a KL penalty of 0.1: the interval includes 0",
         "rl_testbed_kl",
         policies_over("general", "RLOO", "0.1"),
         level,
-        digits=2,
     ),
     Claim(
         "With the task given, a new task leaves the others' scores as they are (changed groups)",
         "adding-human",
         cell("changed groups", "arrival", "arrival {}:"),
         at_most(0),
-        digits=0,
     ),
     Claim(
         "Scoring by the recipe `frozen` takes less than half of the time of one plain reward model (ratio; four "
@@ -370,14 +318,12 @@ CLAIMS = (
         "scoring",
         seconds_over_plain("p128_n4_r128_fp32_frozen", "p128_n4_r128_bf16_frozen"),
         at_most(0.5),
-        digits=2,
     ),
     Claim(
         "… by the recipe `finetune`: more time than one plain reward model (ratio)",
         "scoring",
         seconds_over_plain("p128_n4_r128_fp32_lora", "p128_n4_r128_bf16_lora"),
         at_least(1.0),
-        digits=2,
     ),
 )
 

@@ -34,7 +34,7 @@ from evidence.compare import command_line, conditions_of, options_parser, write_
 from evidence.conditions import Changes, condition_run, experiment_config, run_data
 from evidence.documents import CurveFit, PolicyResults, PolicyRun, PolicySummary
 from evidence.methods import ensembles
-from evidence.rl import PolicyConfig, RLConfig, RLPrompt, Trajectory, draw_prompts, gold_of, make_policy, optimize
+from evidence.rl import PolicyConfig, RLConfig, RLPrompt, Trajectory, draw_prompts, make_policy, optimize
 from evidence.screen import policies_table
 
 _METHODS = ("general", "ensemble_uwo", "dmoerm")
@@ -89,7 +89,6 @@ def optimize_policies(
                 trajectory = optimize(
                     start,
                     functools.partial(_rewards, suite, method),
-                    gold_of,
                     drawn,
                     rl,
                     Path(config.output).with_name("rl") / f"{method}-{rl.algorithm}-beta{rl.beta:g}",
@@ -136,7 +135,12 @@ def _policy_run(condition: str, method: str, trajectory: Trajectory) -> PolicyRu
         }
         for point in trajectory.points
     ]
-    fields = {"condition": condition, "method": method, "beta": trajectory.beta, "seed": trajectory.seed}
+    fields = {
+        "condition": condition,
+        "method": method,
+        "beta": trajectory.settings.beta,
+        "seed": trajectory.settings.seed,
+    }
     return PolicyRun.model_validate({**fields, "points": points})
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from tiny import tiny_tokenizer
 
 from dmoerm.schema import Query
-from evidence.rl.policy_settings import PolicyConfig, RLConfig
+from evidence.rl import PolicyConfig, RLConfig
 
 TINY_POLICY = PolicyConfig(
     vocabulary=700,

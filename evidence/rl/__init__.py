@@ -1,22 +1,18 @@
 """Policy optimization against a reward model, with the gold reward measured along the way.
 
-policy.py      the small language model that is optimized, fine-tuned on the testbed's text
-sampling.py    responses of a policy, and their log-probabilities under two policies
-rewards.py     a reward model as TRL's reward function: normalized, checked, lowest for empty responses
-measuring.py   proxy, gold and KL on held-out prompts
-optimize.py    the run: TRL's trainer, checkpoints, periodic measurements
-policy_settings.py  the settings of the policy and of its optimization
-trajectory.py  the measurements on disk
+policy.py     the settings, and the small language model that is optimized, fine-tuned on the testbed's text
+sampling.py   responses of a policy, their log-probabilities, and a reward model as TRL's reward function
+measuring.py  proxy, gold and KL on held-out prompts
+optimize.py   the run: TRL's trainer, checkpoints, periodic measurements
+trainers.py   TRL's trainers without needless work, and PPO
 """
 
-from evidence.rl.optimize import draw_prompts, gold_of, optimize
-from evidence.rl.policy import make_policy
-from evidence.rl.policy_settings import PolicyConfig, RLConfig
-from evidence.rl.rewards import Gold, Reward, RLPrompt
-from evidence.rl.trajectory import Point, Trajectory, read_trajectory, write_trajectory
+from evidence.rl.measuring import Point, Trajectory
+from evidence.rl.optimize import draw_prompts, optimize
+from evidence.rl.policy import PolicyConfig, RLConfig, make_policy
+from evidence.rl.sampling import Reward, RLPrompt
 
 __all__ = [
-    "Gold",
     "Point",
     "PolicyConfig",
     "RLConfig",
@@ -24,9 +20,6 @@ __all__ = [
     "Reward",
     "Trajectory",
     "draw_prompts",
-    "gold_of",
     "make_policy",
     "optimize",
-    "read_trajectory",
-    "write_trajectory",
 ]

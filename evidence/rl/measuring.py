@@ -8,23 +8,87 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from transformers import PreTrainedTokenizerBase
 
 from dmoerm.io.paths import write_file
-from evidence.rl.policy import load_policy, render
-from evidence.rl.policy_settings import RLConfig
-from evidence.rl.rewards import Gold, Reward, RLPrompt, Scale, raw_rewards
+from evidence.rl.policy import RLConfig, load_policy, render
 from evidence.rl.sampling import (
     Divergence,
+    Reward,
+    RLPrompt,
     Sample,
+    Scale,
     divergence,
     isolated_randomness,
     log_probabilities,
+    raw_rewards,
     sample,
     sampling_settings,
 )
-from evidence.rl.trajectory import Point
+from evidence.testbed import gold_reward
+
+
+class Point(BaseModel):
+    """One measurement, on new samples for the held-out prompts.
+
+    Attributes:
+        step: optimizer steps completed.
+        proxy: mean reward that the policy is optimized against, not normalized.
+        gold: mean gold reward; `gold_error` is its standard error over prompts.
+        gold_by_task: mean gold reward of each task.
+        gold_per_token: by how much gold rises with each token of a response, within tasks: a least-squares fit to the
+            samples.
+        kl: KL to the initial policy in nats per response, from the log-ratio of the sampled tokens (unbiased, may be
+            slightly negative near 0); `kl_error` is its standard error.
+        kl_k3: the KL by the nonnegative estimator.
+        length: mean tokens of a response, including the end token.
+        ended: share of the responses that end with the end token.
+        distinct: number of distinct responses over number of responses.
+        empty: share of the responses without text.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    step: int = Field(ge=0)
+    proxy: float
+    gold: float
+    gold_error: float
+    gold_by_task: dict[str, float]
+    gold_per_token: float
+    kl: float
+    kl_error: float
+    kl_k3: float
+    length: float
+    ended: float
+    distinct: float
+    empty: float
+
+
+class Trajectory(BaseModel):
+    """One run: a reward model, a KL weight and a seed.
+
+    Attributes:
+        method: the reward model's name.
+        policy: the name of the initial policy's folder.
+        parameters: the number of the policy's parameters, including embeddings.
+        settings: the run's settings.
+        scale: the statistics by which rewards are normalized.
+        points: the measurements in the order of their steps; the first is before the first step.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    method: str
+    policy: str
+    parameters: int
+    settings: RLConfig
+    scale: Scale
+    points: tuple[Point, ...] = Field(min_length=1)
+
+    def gold_same_length(self, point: Point) -> float:
+        """Return a point's gold without what more or fewer tokens are worth to the initial policy's responses."""
+        first = self.points[0]
+        return point.gold - first.gold_per_token * (point.length - first.length)
+
 
 _POINTS = TypeAdapter(list[Point])
 
@@ -37,13 +101,12 @@ class Meter:
         policy: Path,
         tokenizer: PreTrainedTokenizerBase,
         reward: Reward,
-        gold: Gold,
         prompts: Sequence[RLPrompt],
         scale: Scale,
         settings: RLConfig,
         folder: Path,
     ) -> None:
-        self.tokenizer, self.reward, self.gold = tokenizer, reward, gold
+        self.tokenizer, self.reward = tokenizer, reward
         self.scale, self.settings, self.folder = scale, settings, folder
         self.prompts = [prompt for prompt in prompts for _ in range(settings.samples)]
         self._texts = [render(prompt.prompt) for prompt in prompts]
@@ -58,8 +121,8 @@ class Meter:
         self.points = [point for point in measured if ended or point.step <= step]
         return bool(self.points)
 
-    def measure(self, model: Any, step: int) -> Point:
-        """Measure the model in float32, without changing it or the training's random numbers."""
+    def measure(self, model: Any, step: int) -> dict[str, float]:
+        """Measure the model in float32, without changing it or the training's random numbers; return figures."""
         self._policy.load_state_dict(model.state_dict())
         policy, reference = self._policy.to(model.device), self._reference.to(model.device)
         temperature = self.settings.temperature
@@ -70,14 +133,18 @@ class Meter:
         point = self._point(step, samples, divergence(*ratios))
         self.points.append(point)
         write_file(self.folder / "points.json", _POINTS.dump_json(self.points, indent=1))
-        return point
+        return {"proxy": point.proxy, "gold": point.gold, "KL": point.kl}
 
     def _point(self, step: int, samples: Sequence[Sample], kl: Divergence) -> Point:
         texts = [response.text for response in samples]
         proxy = raw_rewards(self.reward, self.prompts, texts, step, self.scale)
-        gold = [float(self.gold(p.task, p.prompt, text)) for p, text in zip(self.prompts, texts, strict=True)]
+        gold = [gold_reward(p.task or "", p.prompt, text) for p, text in zip(self.prompts, texts, strict=True)]
         lengths = [len(response.response) for response in samples]
-        self._write_samples(step, texts, proxy, gold)
+        rows = [
+            {"task": p.task, "prompt": render(p.prompt), "response": text, "proxy": reward, "gold": score}
+            for p, text, reward, score in zip(self.prompts, texts, proxy, gold, strict=True)
+        ]
+        write_file(self.folder / "samples" / f"{step:05d}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
         by_prompt = np.reshape(gold, (-1, self.settings.samples)).mean(axis=1)
         return Point(
             step=step,
@@ -100,15 +167,6 @@ class Meter:
         for prompt, value in zip(self.prompts, gold, strict=True):
             tasks.setdefault(prompt.task or "", []).append(value)
         return {task: float(np.mean(values)) for task, values in sorted(tasks.items())}
-
-    def _write_samples(self, step: int, texts: Sequence[str], proxy: Sequence[float], gold: Sequence[float]) -> None:
-        """Write the responses, one per line."""
-        rows = zip(self.prompts, texts, proxy, gold, strict=True)
-        lines = [
-            json.dumps({"task": p.task, "prompt": render(p.prompt), "response": t, "proxy": r, "gold": g})
-            for p, t, r, g in rows
-        ]
-        write_file(self.folder / "samples" / f"{step:05d}.jsonl", "\n".join(lines) + "\n")
 
 
 def slope_within(tasks: Sequence[str], lengths: Sequence[int], gold: Sequence[float]) -> float:

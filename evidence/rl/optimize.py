@@ -6,32 +6,38 @@ In the run's folder: `settings.json`, `scale.json`, `points.json` (grows), `samp
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import random
 import shutil
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 
 from dmoerm.errors import ConfigError
 from dmoerm.io.paths import write_file
 from dmoerm.model.loading import default_device
-from dmoerm.schema import Prompt
 from dmoerm.training.progress import Progress
-from evidence.rl.measuring import Meter
-from evidence.rl.policy import last_checkpoint, load_policy, render
-from evidence.rl.policy_settings import RLConfig
-from evidence.rl.rewards import Gold, Reward, RLPrompt, Scale, TRLReward, measure_scale, raw_rewards
-from evidence.rl.sampling import isolated_randomness, sample, sampling_settings, uses_bf16
-from evidence.rl.trajectory import Point, Trajectory, read_trajectory, write_trajectory
-from evidence.testbed import TASKS, gold_reward
+from evidence.rl.measuring import Meter, Trajectory
+from evidence.rl.policy import RLConfig, last_checkpoint, load_policy, render, uses_bf16
+from evidence.rl.sampling import (
+    Reward,
+    RLPrompt,
+    Scale,
+    TRLReward,
+    isolated_randomness,
+    measure_scale,
+    raw_rewards,
+    sample,
+    sampling_settings,
+)
+from evidence.testbed import TASKS
 from evidence.testbed import prompts as testbed_items
 
 _WARMUP = 10
@@ -43,15 +49,9 @@ def draw_prompts(per_task: int, seed: int = 0, skip: int = 0) -> list[RLPrompt]:
     return [RLPrompt(task, i.prompt) for task in TASKS for i in testbed_items(task, skip + per_task, seed)[skip:]]
 
 
-def gold_of(task: str | None, prompt: Prompt, response: str) -> float:
-    """Return the testbed's gold reward. Raise `DataError` for a task that the testbed does not have."""
-    return gold_reward(task or "", prompt, response)
-
-
 def optimize(
     policy: Path,
     reward: Reward,
-    gold: Gold,
     prompts: Sequence[RLPrompt],
     settings: RLConfig,
     folder: Path,
@@ -67,7 +67,6 @@ def optimize(
     Args:
         policy: the folder of the initial policy, which is not changed.
         reward: the proxy. It never receives an empty response.
-        gold: the gold reward that is measured.
         prompts: distinct prompts; `settings.held_out` of them are held out, the policy is trained on the others.
         folder: the run's folder.
         method: the reward's name in the trajectory.
@@ -77,47 +76,38 @@ def optimize(
         ConfigError: TRL is missing, there are too few prompts, or the folder contains a run with other settings.
         TrainingError: a reward is not finite.
     """
-    require_trl()
+    try:
+        from evidence.rl.trainers import TRAINERS
+    except ImportError:
+        raise ConfigError(
+            "policy optimization needs TRL, which is not installed; run pip install '.[rl]' in dmoerm's folder"
+        ) from None
     progress, name = progress or Progress(quiet=True), f"{method}, beta {settings.beta:g}, seed {settings.seed}"
-    _claim(folder, policy, settings, method, _digest(prompts, depends_on))
+    inputs = hashlib.sha256(repr([list(prompts), depends_on]).encode()).hexdigest()[:32]
+    _claim(folder, policy, settings, method, inputs)
     if (folder / "trajectory.json").is_file():
         progress.skip(name)
-        return read_trajectory(folder / "trajectory.json")
+        return Trajectory.model_validate_json((folder / "trajectory.json").read_bytes())
     train, held_out = _split(prompts, settings.held_out)
     model, tokenizer = load_policy(policy)
     model = model.to(default_device())
     scale = _scale(model, tokenizer, reward, train, settings, folder)
     end: Any = tokenizer.eos_token_id
     proxy = TRLReward(reward, train, scale, end, settings)
-    meter = Meter(policy, tokenizer, reward, gold, held_out, scale, settings, folder)
+    meter = Meter(policy, tokenizer, reward, held_out, scale, settings, folder)
     with progress.step(name):
-        _run(model, tokenizer, proxy, meter, progress)
-    parameters = sum(p.numel() for p in model.parameters())
+        _run(model, tokenizer, proxy, meter, progress, *TRAINERS[settings.algorithm])
     trajectory = Trajectory(
         method=method,
         policy=policy.name,
-        parameters=parameters,
+        parameters=sum(p.numel() for p in model.parameters()),
         settings=settings,
         scale=scale,
         points=tuple(meter.points),
     )
-    write_trajectory(folder / "trajectory.json", trajectory)
+    write_file(folder / "trajectory.json", trajectory.model_dump_json(indent=1) + "\n")
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return trajectory
-
-
-def require_trl() -> None:
-    """Raise `ConfigError` if TRL is not installed."""
-    try:
-        import trl  # noqa: F401
-    except ImportError:
-        raise ConfigError(
-            "policy optimization needs TRL, which is not installed; run pip install '.[rl]' in dmoerm's folder"
-        ) from None
-
-
-def _digest(prompts: Sequence[RLPrompt], depends_on: str) -> str:
-    return hashlib.sha256(repr([list(prompts), depends_on]).encode()).hexdigest()[:32]
 
 
 def _claim(folder: Path, policy: Path, settings: RLConfig, method: str, inputs: str) -> None:
@@ -130,12 +120,11 @@ def _claim(folder: Path, policy: Path, settings: RLConfig, method: str, inputs: 
     }
     file = folder / "settings.json"
     if file.is_file() and (stored := json.loads(file.read_text(encoding="utf-8"))) != requested:
-        defaults = RLConfig().model_dump(mode="json")  # of settings that an earlier version did not have
-        old, new = stored | defaults | stored["settings"], requested | requested["settings"]
-        names = [name for name in {**new, **old} if name != "settings" and old.get(name) != new.get(name)]
-        if names:
-            was, now = (settings.get(names[0]) for settings in (old, new))
-            raise ConfigError(f"{folder}: contains a run with {names[0]} {was!r}, not {now!r}; use another folder")
+        old, new = stored | stored["settings"], requested | requested["settings"]
+        name = next(name for name in {**new, **old} if name != "settings" and old.get(name) != new.get(name))
+        raise ConfigError(
+            f"{folder}: contains a run with {name} {old.get(name)!r}, not {new.get(name)!r}; use another folder"
+        )
     write_file(file, json.dumps(requested, indent=1) + "\n")
 
 
@@ -175,44 +164,36 @@ def _scale(
     return scale
 
 
-def _run(model: Any, tokenizer: PreTrainedTokenizerBase, reward: TRLReward, meter: Meter, progress: Progress) -> None:
+def _run(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    reward: TRLReward,
+    meter: Meter,
+    progress: Progress,
+    trainer_class: type[Any],
+    config_class: type[Any],
+) -> None:
     """Train from the last checkpoint or from the start, up to the last measurement."""
     settings, checkpoints = meter.settings, meter.folder / "checkpoints"
     checkpoint = last_checkpoint(checkpoints)
     if not meter.resume(int(checkpoint.rsplit("-", 1)[1]) // settings.updates if checkpoint else 0):
-        progress.show(_figures(meter.measure(model, 0)))
+        progress.show(meter.measure(model, 0))
     if meter.points[-1].step == settings.steps:
         return
-    with _quiet():
-        trainer = _trainer(model, tokenizer, reward, settings, checkpoints, _Measuring(meter, progress))
-        trainer.train(resume_from_checkpoint=checkpoint)
-
-
-def _trainer(
-    model: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    reward: TRLReward,
-    settings: RLConfig,
-    checkpoints: Path,
-    measuring: _Measuring,
-) -> Any:
-    from datasets import Dataset
-
-    from evidence.rl.trainers import TRAINERS
-
-    trainer_class, config_class = TRAINERS[settings.algorithm]
     order = _order(len(reward.prompts), settings)
     rows = {"prompt": [render(reward.prompts[i].prompt) for i in order], "prompt_index": order}
-    trainer = trainer_class(
-        model=model,
-        reward_funcs=reward,
-        args=config_class(**_arguments(settings, checkpoints)),
-        train_dataset=Dataset.from_dict(rows),
-        processing_class=tokenizer,
-        callbacks=[measuring],
-    )
-    trainer.remove_callback(PrinterCallback)
-    return trainer
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer = trainer_class(
+            model=model,
+            reward_funcs=reward,
+            args=config_class(**_arguments(settings, checkpoints)),
+            train_dataset=Dataset.from_dict(rows),
+            processing_class=tokenizer,
+            callbacks=[_Measuring(meter, progress)],
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train(resume_from_checkpoint=checkpoint)
 
 
 def _order(count: int, settings: RLConfig) -> list[int]:
@@ -264,15 +245,4 @@ class _Measuring(TrainerCallback):
         settings = self.meter.settings
         step, unfinished = divmod(state.global_step, settings.updates)
         if not unfinished and (step % settings.measure_every == 0 or step == settings.steps):
-            self.progress.show(_figures(self.meter.measure(model, step)))
-
-
-def _figures(point: Point) -> dict[str, float]:
-    return {"proxy": point.proxy, "gold": point.gold, "KL": point.kl}
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+            self.progress.show(self.meter.measure(model, step))

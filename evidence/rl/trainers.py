@@ -16,7 +16,7 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.rloo_config import RLOOConfig
 from trl.trainer.rloo_trainer import RLOOTrainer
 
-from evidence.rl.policy_settings import PPO_UPDATES
+from evidence.rl.policy import PPO_UPDATES
 
 _LOGITS = 2**26  # most logits of a batch; for more, TRL's method computes them in chunks
 

@@ -1,20 +1,17 @@
-"""Whole runs of a tiny policy against rewards by rule."""
+"""Whole runs of a tiny policy against rewards by rule, and what length is worth to the initial policy's responses."""
 
 from __future__ import annotations
-
-import json
 
 import numpy as np
 import pytest
 from tiny_policy import count_t, tiny_settings
 
 from dmoerm.errors import ConfigError, TrainingError
-from evidence.documents import PolicyRun
-from evidence.policies import summarize
-from evidence.rl import draw_prompts, gold_of, optimize, read_trajectory
-from evidence.rl.optimize import RLConfig, _order, _split
-
-IDENTITY = {"condition": "clean", "method": "general", "beta": 0.0, "seed": 0}
+from evidence.policies import _policy_run
+from evidence.rl import Point, RLConfig, Trajectory, draw_prompts, optimize
+from evidence.rl.measuring import slope_within
+from evidence.rl.optimize import _order, _split
+from evidence.rl.sampling import Scale
 
 
 @pytest.fixture(
@@ -22,7 +19,7 @@ IDENTITY = {"condition": "clean", "method": "general", "beta": 0.0, "seed": 0}
 )
 def finished(request, policy, asked, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
-    return optimize(policy, count_t, gold_of, asked, tiny_settings(algorithm=request.param), folder, method="the")
+    return optimize(policy, count_t, asked, tiny_settings(algorithm=request.param), folder, method="the")
 
 
 def test_the_reward_rises_and_the_policy_moves_away(finished):
@@ -33,25 +30,14 @@ def test_the_reward_rises_and_the_policy_moves_away(finished):
     assert last.kl > 4 * last.kl_error > 0
     assert last.kl_k3 > 1
     assert 0 <= last.ended < first.ended < 1
-    assert all(point.gold_per_token is not None for point in finished.points)
     assert 1 <= last.length <= 12
-
-
-def test_a_trajectory_can_be_summarized_and_read_back(finished, tmp_path):
-    from evidence.rl import write_trajectory
-
-    write_trajectory(tmp_path / "t.json", finished)
-    assert read_trajectory(tmp_path / "t.json") == finished
-    (found,) = summarize([PolicyRun.model_validate({**IDENTITY, "points": [p.model_dump() for p in finished.points]})])
-    assert found.start == finished.points[0].gold
-    assert found.fall == pytest.approx(max(p.gold for p in finished.points) - finished.points[-1].gold)
 
 
 @pytest.mark.parametrize("algorithm", ["rloo", pytest.param("ppo", marks=pytest.mark.slow)])
 def test_a_penalty_holds_the_policy_back(algorithm, policy, asked, tmp_path):
     settings = tiny_settings(algorithm=algorithm, steps=8)
     free, held = (
-        optimize(policy, count_t, gold_of, asked, settings.model_copy(update={"beta": beta}), tmp_path / str(beta))
+        optimize(policy, count_t, asked, settings.model_copy(update={"beta": beta}), tmp_path / str(beta))
         for beta in (0.0, 2.0)
     )
     assert held.points[-1].kl < free.points[-1].kl / 2
@@ -68,7 +54,7 @@ def test_a_penalty_holds_the_policy_back(algorithm, policy, asked, tmp_path):
 def test_a_killed_run_resumes_to_the_same_result(algorithm, beta, policy, asked, tmp_path):
     """Killed after the measurement of step 6 and before its checkpoint: it goes on from the one of step 4."""
     settings, calls = tiny_settings(algorithm=algorithm, beta=beta, steps=8, measure_every=3), 0
-    whole = optimize(policy, count_t, gold_of, asked, settings, tmp_path / "whole")
+    whole = optimize(policy, count_t, asked, settings, tmp_path / "whole")
 
     def killing(queries):
         nonlocal calls
@@ -78,12 +64,12 @@ def test_a_killed_run_resumes_to_the_same_result(algorithm, beta, policy, asked,
         return count_t(queries)
 
     with pytest.raises(KeyboardInterrupt):
-        optimize(policy, killing, gold_of, asked, settings, tmp_path / "killed")
+        optimize(policy, killing, asked, settings, tmp_path / "killed")
     assert (tmp_path / "killed" / "samples" / "00006.jsonl").exists()
-    again = optimize(policy, count_t, gold_of, asked, settings, tmp_path / "killed")
+    again = optimize(policy, count_t, asked, settings, tmp_path / "killed")
     assert [point.step for point in again.points] == [0, 3, 6, 8]
     assert again == whole
-    assert optimize(policy, None, None, asked, settings, tmp_path / "killed") == whole  # read, not run
+    assert optimize(policy, None, asked, settings, tmp_path / "killed") == whole  # read, not run
 
 
 def test_a_reward_that_is_no_number_ends_the_run(policy, asked, tmp_path):
@@ -95,7 +81,7 @@ def test_a_reward_that_is_no_number_ends_the_run(policy, asked, tmp_path):
         return [[float("nan")] * len(q.responses) for q in queries] if calls == 4 else count_t(queries)
 
     with pytest.raises(TrainingError, match="step 2: the reward of response 0"):
-        optimize(policy, failing, gold_of, asked, tiny_settings(steps=4), tmp_path)
+        optimize(policy, failing, asked, tiny_settings(steps=4), tmp_path)
 
 
 def test_a_policy_that_says_nothing_is_measured(policy, asked, tmp_path):
@@ -105,30 +91,15 @@ def test_a_policy_that_says_nothing_is_measured(policy, asked, tmp_path):
         assert all(text.strip() for query in queries for text in query.responses)
         return [[-float(len(text)) for text in query.responses] for query in queries]
 
-    found = optimize(policy, short, gold_of, asked, tiny_settings(max_new_tokens=1, steps=4), tmp_path)
+    found = optimize(policy, short, asked, tiny_settings(max_new_tokens=1, steps=4), tmp_path)
     assert all(np.isfinite(point.proxy) for point in found.points)
     assert found.points[-1].length == 1
 
 
 def test_a_folder_of_another_run_is_refused(policy, asked, tmp_path):
-    optimize(policy, count_t, gold_of, asked, tiny_settings(steps=1), tmp_path)
+    optimize(policy, count_t, asked, tiny_settings(steps=1), tmp_path)
     with pytest.raises(ConfigError, match=r"contains a run with beta 0\.0, not 0\.5"):
-        optimize(policy, count_t, gold_of, asked, tiny_settings(steps=1, beta=0.5), tmp_path)
-
-
-def test_a_folder_of_another_version_is_continued_or_refused(policy, asked, tmp_path):
-    """A setting that it did not have counts as its default; one that is gone is named."""
-    settings = tiny_settings(steps=1)
-    optimize(policy, count_t, gold_of, asked, settings, tmp_path)
-    file = tmp_path / "settings.json"
-    stored = json.loads(file.read_text())
-    name = next(n for n, value in RLConfig().model_dump(mode="json").items() if stored["settings"][n] == value)
-    del stored["settings"][name]
-    file.write_text(json.dumps(stored))
-    optimize(policy, count_t, gold_of, asked, settings, tmp_path)
-    file.write_text(json.dumps(stored | {"settings": {**stored["settings"], "clip": 0.2}}))
-    with pytest.raises(ConfigError, match=r"contains a run with clip 0\.2, not None"):
-        optimize(policy, count_t, gold_of, asked, settings, tmp_path)
+        optimize(policy, count_t, asked, tiny_settings(steps=1, beta=0.5), tmp_path)
 
 
 def test_held_out_prompts_are_of_all_tasks_and_never_trained_on():
@@ -151,6 +122,45 @@ def test_every_step_has_its_prompts():
 
 
 def test_a_missing_trl_is_reported(policy, asked, tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "trl", None)
+    monkeypatch.setitem(__import__("sys").modules, "evidence.rl.trainers", None)
     with pytest.raises(ConfigError, match=r"pip install '\.\[rl\]'"):
-        optimize(policy, count_t, gold_of, asked, tiny_settings(), tmp_path)
+        optimize(policy, count_t, asked, tiny_settings(), tmp_path)
+
+
+# --- length ----------------------------------------------------------------------------------------------------
+
+
+def point(step: int, gold: float, length: float, slope: float) -> Point:
+    fields = {"proxy": 0.0, "gold_error": 0.0, "gold_by_task": {}, "kl": 0.0, "kl_error": 0.0, "kl_k3": 0.0}
+    shares = {"ended": 1.0, "distinct": 1.0, "empty": 0.0}
+    return Point.model_validate(
+        {"step": step, "gold": gold, "length": length, "gold_per_token": slope, **fields, **shares}
+    )
+
+
+def trajectory(*points: Point) -> Trajectory:
+    scale = Scale(mean=0.0, std=1.0, lowest=-1.0)
+    return Trajectory(method="m", policy="p", parameters=1, settings=RLConfig(), scale=scale, points=points)
+
+
+def test_the_slope_is_within_tasks() -> None:
+    """A task of long responses with low gold does not turn the sign."""
+    tasks, lengths = ["a"] * 3 + ["b"] * 3, [10, 20, 30, 60, 70, 80]
+    gold = [0.5, 0.6, 0.7, 0.1, 0.2, 0.3]
+    assert slope_within(tasks, lengths, gold) == pytest.approx(0.01)
+    assert np.polyfit(lengths, gold, 1)[0] < 0
+    assert slope_within(["a", "b"], [5, 7], [0.1, 0.9]) == 0
+
+
+def test_longer_responses_that_are_as_good_as_longer_ones_were_are_not_better() -> None:
+    first = point(0, 0.3, 50, 0.01)
+    longer, better = point(10, 0.5, 70, 0.5), point(10, 0.5, 50, 0.0)
+    found = trajectory(first, longer)
+    assert found.gold_same_length(first) == 0.3
+    assert found.gold_same_length(longer) == pytest.approx(0.3)
+    assert trajectory(first, better).gold_same_length(better) == 0.5
+
+
+def test_the_results_of_a_run_have_gold_at_the_same_length() -> None:
+    run = _policy_run("noisy", "general", trajectory(point(0, 0.3, 50, 0.01), point(10, 0.5, 70, 0.5)))
+    assert [p.gold_same_length for p in run.points] == pytest.approx([0.3, 0.3])

@@ -6,12 +6,14 @@ import json
 
 import pytest
 import torch
+from pydantic import ValidationError
 from tiny_policy import TINY_POLICY
+from transformers import Trainer
 
 from dmoerm.errors import ConfigError
 from dmoerm.schema import Message
-from evidence.rl import PolicyConfig, draw_prompts, make_policy
-from evidence.rl.policy import load_policy, render
+from evidence.rl import PolicyConfig, RLConfig, draw_prompts, make_policy
+from evidence.rl.policy import _padded, _rows, load_policy, render
 from evidence.rl.sampling import isolated_randomness, sample, sampling_settings
 
 
@@ -31,8 +33,6 @@ def test_fine_tuning_lowers_the_loss_and_teaches_the_end_token(policy, tmp_path)
 
 
 def test_the_loss_is_on_the_response_alone(policy):
-    from evidence.rl.policy import _padded, _rows
-
     _, tokenizer = load_policy(policy)
     rows = _rows(tokenizer, [("User: a question\nAssistant:", "An answer.")], TINY_POLICY)
     batch = _padded([*rows, {"input_ids": [5], "labels": [5]}], 1)
@@ -42,8 +42,6 @@ def test_the_loss_is_on_the_response_alone(policy):
 
 
 def test_it_is_created_once_and_resumes_after_a_kill(tmp_path, monkeypatch):
-    from transformers import Trainer
-
     config = TINY_POLICY.model_copy(update={"prompts_per_task": 4, "epochs": 2.0})
     whole = load_policy(make_policy(config, tmp_path / "whole"))[0]
     save = Trainer._save_checkpoint
@@ -61,7 +59,7 @@ def test_it_is_created_once_and_resumes_after_a_kill(tmp_path, monkeypatch):
     assert [file.name for file in again.parent.iterdir()] == [again.name]  # the checkpoints are gone
     for ours, theirs in zip(load_policy(again)[0].parameters(), whole.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs)
-    monkeypatch.setattr("evidence.rl.policy._texts", None)
+    monkeypatch.setattr("evidence.rl.policy.sample_responses", None)
     assert make_policy(config, tmp_path / "killed") == again
 
 
@@ -81,3 +79,30 @@ def test_a_conversation_keeps_its_roles():
     turns = tuple(Message(role=role, content=role[0]) for role in ("system", "user", "assistant", "user"))
     assert render(turns) == "System: s\nUser: u\nAssistant: a\nUser: u\nAssistant:"
     assert render("hello") == "User: hello\nAssistant:"
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        (RLConfig, {"generations": 1}),
+        (RLConfig, {"algorithm": "dpo"}),
+        (RLConfig, {"beta": float("nan")}),
+        (RLConfig, {"learning_rate": 1e38}),
+        (RLConfig, {"step": 3}),
+        (PolicyConfig, {"hidden_size": 30, "heads": 4, "key_value_heads": 4}),
+        (PolicyConfig, {"heads": 8, "key_value_heads": 3}),
+        (PolicyConfig, {"vocabulary": 100}),
+    ],
+)
+def test_invalid_settings_are_refused(kind, changes):
+    with pytest.raises(ValidationError):
+        kind.model_validate(changes)
+
+
+@pytest.mark.parametrize("kind", [RLConfig, PolicyConfig])
+def test_every_field_is_documented(kind):
+    assert all(field.description for field in kind.model_fields.values())
+
+
+def test_other_settings_have_another_key():
+    assert PolicyConfig().key == PolicyConfig().key != PolicyConfig(seed=1).key

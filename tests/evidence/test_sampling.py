@@ -1,14 +1,33 @@
-"""Samples and their log-probabilities."""
+"""Samples, their log-probabilities, and a reward model as TRL's reward function."""
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_policy import count_t
 
+from dmoerm.errors import TrainingError
+from evidence.rl import RLConfig, RLPrompt
 from evidence.rl.policy import load_policy
-from evidence.rl.sampling import Sample, divergence, isolated_randomness, log_probabilities, sample, sampling_settings
+from evidence.rl.sampling import (
+    Sample,
+    Scale,
+    TRLReward,
+    _sample,
+    divergence,
+    isolated_randomness,
+    log_probabilities,
+    measure_scale,
+    raw_rewards,
+    sample,
+    sampling_settings,
+)
 
+FIRST, SECOND = RLPrompt("chitchat", "one?"), RLPrompt(None, "two?")
 PROMPTS = ["User: hello\nAssistant:", "User: tell me about the sea, at some length, please\nAssistant:"]
 
 
@@ -35,8 +54,6 @@ def test_log_probabilities_are_those_of_sampling(policy):
 
 def test_a_sample_ends_with_its_end_token(policy):
     _, tokenizer = load_policy(policy)
-    from evidence.rl.sampling import _sample
-
     end, word = tokenizer.eos_token_id, tokenizer(" the")["input_ids"]
     assert _sample(tokenizer, [1], [*word, end, 9, end]) == Sample([1], [*word, end], "the", True)
     assert _sample(tokenizer, [1], [end]).text == ""
@@ -69,3 +86,71 @@ def test_both_estimates_find_a_known_divergence():
     exact = 2 * float((p * (p / q).log()).sum())
     assert abs(found.kl - exact) < 4 * found.kl_error
     assert abs(found.kl_k3 - exact) < 4 * found.kl_error
+
+
+def test_rewards_come_in_order_and_a_prompt_is_asked_once():
+    asked = []
+
+    def reward(queries):
+        asked.extend(queries)
+        return [[float(len(text)) for text in query.responses] for query in queries]
+
+    assert raw_rewards(reward, [FIRST, SECOND, FIRST], ["a", "bbb", "cc"], 1) == [1.0, 3.0, 2.0]
+    assert [(query.task, query.responses) for query in asked] == [("chitchat", ("a", "cc")), (None, ("bbb",))]
+
+
+def test_an_empty_response_is_below_every_other():
+    assert raw_rewards(count_t, [FIRST] * 3, ["t t", " \n", "t"], 0) == [2.0, 0.5, 1.0]
+    scale = Scale(mean=0.0, std=3.0, lowest=-7.0)
+    assert raw_rewards(count_t, [FIRST] * 2, ["", ""], 1, scale) == [-10.0, -10.0]
+    assert raw_rewards(count_t, [FIRST] * 2, ["t", ""], 1, scale) == [1.0, -10.0]
+    low = raw_rewards(lambda queries: [[-50.0]], [FIRST] * 2, ["x", ""], 1, scale)
+    assert low == [-50.0, -53.0]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_reward_that_is_no_number_names_step_and_response(value):
+    with pytest.raises(TrainingError, match=r"step 5: the reward of response 1, 'ill', to the prompt 'one\?' is"):
+        raw_rewards(lambda queries: [[0.0, value]], [FIRST] * 2, ["well", "ill"], 5)
+
+
+def test_too_few_rewards_are_refused():
+    with pytest.raises(TrainingError, match="1 rewards for 2 responses"):
+        raw_rewards(lambda queries: [[0.0]], [FIRST] * 2, ["a", "b"], 1)
+
+
+def test_the_scale_is_not_moved_by_what_differs_between_prompts():
+    near, far = measure_scale([0, 1, 0, 1], 2), measure_scale([0, 1, 100, 101], 2)
+    assert near.std == pytest.approx(far.std)
+    assert far.mean == 50.5
+    with pytest.raises(TrainingError, match="nothing can be optimized"):
+        measure_scale([1, 1, 5, 5], 2)
+
+
+@pytest.mark.parametrize(("factor", "shift"), [(1.0, 0.0), (100.0, -3.0), (0.01, 40.0)])
+def test_what_is_optimized_does_not_depend_on_a_rewards_unit(factor, shift):
+    texts = ["t", "t t", "a", ""]
+    reward = lambda queries: [[factor * x + shift for x in row] for row in count_t(queries)]  # noqa: E731
+    scale = measure_scale(raw_rewards(reward, [FIRST] * 4, texts, 0), 4)
+    asked = TRLReward(reward, [FIRST], scale, 2, RLConfig())
+    found = asked(texts, [0] * 4, SimpleNamespace(global_step=3), [[5, 2]] * 4)
+    plain = measure_scale(raw_rewards(count_t, [FIRST] * 4, texts, 0), 4)
+    assert found == pytest.approx([plain.normalize(x) for x in (1, 2, 0, plain.lowest - plain.std)])
+
+
+@pytest.mark.parametrize(("algorithm", "step"), [("rloo", 4), ("ppo", 1)])
+def test_a_response_that_breaks_off_has_a_lower_reward(algorithm, step):
+    steps = []
+    settings = RLConfig(algorithm=algorithm, missing_eos_penalty=0.7)
+    asked = TRLReward(count_t, [FIRST], Scale(mean=1.0, std=2.0, lowest=0.0), 2, settings)
+    ended, cut, empty = asked(["t t", "t t", ""], [0] * 3, SimpleNamespace(global_step=3), [[9, 2], [9, 9], []])
+    assert (ended, cut) == pytest.approx((0.5, 0.5 - 0.7))
+    assert empty < cut
+
+    def failing(queries):
+        steps.append(queries)
+        return [[float("nan")] * len(query.responses) for query in queries]
+
+    asked = TRLReward(failing, [FIRST], Scale(mean=1.0, std=2.0, lowest=0.0), 2, settings)
+    with pytest.raises(TrainingError, match=f"step {step}: the reward of response 0"):
+        asked(["t"], [0], SimpleNamespace(global_step=3), [[2]])

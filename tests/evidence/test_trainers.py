@@ -10,7 +10,7 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.rloo_config import RLOOConfig
 from trl.trainer.rloo_trainer import RLOOTrainer
 
-from evidence.rl import gold_of, optimize
+from evidence.rl import optimize
 from evidence.rl.policy import load_policy
 from evidence.rl.trainers import PPO, TRAINERS, Critic, _Savings, generalized_advantages
 
@@ -41,11 +41,11 @@ def test_the_same_updates_as_trls_in_the_passes_that_are_needed(
     algorithm, beta, expected, policy, asked, tmp_path, passes, monkeypatch
 ):
     settings = tiny_settings(algorithm=algorithm, beta=beta, steps=3, bf16=False, temperature=0.8)
-    frugal = optimize(policy, count_t, gold_of, asked, settings, tmp_path / "frugal")
+    frugal = optimize(policy, count_t, asked, settings, tmp_path / "frugal")
     assert passes == expected * 3
     own = {"rloo": (RLOOTrainer, RLOOConfig), "grpo": (GRPOTrainer, GRPOConfig)}
     monkeypatch.setitem(TRAINERS, algorithm, own[algorithm])
-    plain = optimize(policy, count_t, gold_of, asked, settings, tmp_path / "plain")
+    plain = optimize(policy, count_t, asked, settings, tmp_path / "plain")
     assert len(passes) == 3 * len(expected)
     assert frugal.points[-1].kl == pytest.approx(plain.points[-1].kl, rel=1e-3)
     assert frugal.points[-1].kl > 0
@@ -113,7 +113,7 @@ def test_the_critic_learns_and_each_batch_is_used_four_times(policy, asked, tmp_
     monkeypatch.setattr(PPO, "_train_critic", watched)
     monkeypatch.setattr(PPO, "_compute_loss", counted)
     settings = tiny_settings(algorithm="ppo", steps=10, bf16=False, learning_rate=2e-3)
-    optimize(policy, count_t, gold_of, asked, settings, tmp_path)
+    optimize(policy, count_t, asked, settings, tmp_path)
     assert len(losses) == 10
     assert len(updates) == 40
     assert all(after < before for _, before, after in losses)
