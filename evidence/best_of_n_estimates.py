@@ -10,7 +10,6 @@ Shapes: P prompts, N samples of one prompt, M values of n.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -19,6 +18,7 @@ from scipy.special import gammaln
 
 from dmoerm.bootstrap import interval, resampled_means
 from dmoerm.errors import DataError
+from evidence.documents import CurveFit, MethodCurve
 
 Array = NDArray[np.float64]
 _RESAMPLES = 1000
@@ -81,32 +81,11 @@ def _checked(proxy: ArrayLike, scores: ArrayLike) -> tuple[Array, Array]:
 # --- curves --------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Curve:
-    """A curve fitted to a gold reward against d = √KL.
+def fit_curve(kind: Literal["bon", "rl"], d: ArrayLike, gains: ArrayLike) -> CurveFit:
+    """Fit R(d), d = √KL, through the origin by least squares; `gains` are rewards minus those at d = 0.
 
-    Attributes:
+    Args:
         kind: `bon`: R(d) = d (α − β d); `rl`: R(d) = d (α − β log d).
-        alpha, beta: the fitted parameters.
-        peak: the d at which the fit is highest; None: it does not fall.
-        value: the fit's value at its peak.
-        peak_interval: the 95 % interval of the peak, over prompts.
-    """
-
-    kind: Literal["bon", "rl"]
-    alpha: float
-    beta: float
-    peak: float | None
-    value: float | None
-    peak_interval: tuple[float, float] | None = None
-
-    def at(self, d: ArrayLike) -> Array:
-        """Return the fitted reward at d = √KL."""
-        return _design(self.kind, np.asarray(d, dtype=float)) @ np.array([self.alpha, self.beta])
-
-
-def fit_curve(kind: Literal["bon", "rl"], d: ArrayLike, gains: ArrayLike) -> Curve:
-    """Fit R(d) through the origin by least squares; `gains` are rewards minus those at d = 0.
 
     Raises:
         DataError: fewer than three points with d > 0, or a number that is not finite.
@@ -115,70 +94,41 @@ def fit_curve(kind: Literal["bon", "rl"], d: ArrayLike, gains: ArrayLike) -> Cur
     kept = d > 0
     if kept.sum() < 3 or not np.isfinite(gains[kept]).all():
         raise DataError("a curve needs three finite points or more with KL > 0", field="d", value=int(kept.sum()))
-    (alpha, beta), *_ = np.linalg.lstsq(_design(kind, d[kept]), gains[kept], rcond=None)
-    peak = _peak(kind, float(alpha), float(beta))
-    curve = Curve(kind, float(alpha), float(beta), peak, None)
-    return curve if peak is None else Curve(kind, curve.alpha, curve.beta, peak, float(curve.at([peak])[0]))
+    coefficients, *_ = np.linalg.lstsq(_design(kind, d[kept]), gains[kept], rcond=None)
+    alpha, beta = map(float, coefficients)
+    if beta <= 0:
+        return CurveFit(alpha=alpha, beta=beta, peak=None)
+    # The d ≥ 0 at which R is highest: α / (2β), or exp(α/β − 1); 0 if R falls from the start.
+    peak = max(alpha, 0.0) / (2 * beta) if kind == "bon" else float(np.exp(min(alpha / beta - 1, 700.0)))
+    value = float((_design(kind, np.array([peak])) @ coefficients)[0])
+    return CurveFit(alpha=alpha, beta=beta, peak=peak, value=value)
 
 
 def _design(kind: str, d: Array) -> Array:
     return np.stack([d, -d * d if kind == "bon" else -d * np.log(np.maximum(d, 1e-300))], axis=1)
 
 
-def _peak(kind: str, alpha: float, beta: float) -> float | None:
-    """Return the d ≥ 0 at which R is highest: α / (2β), or exp(α/β − 1); 0 if R falls from the start."""
-    if beta <= 0:
-        return None
-    return max(alpha, 0.0) / (2 * beta) if kind == "bon" else float(np.exp(min(alpha / beta - 1, 700.0)))
-
-
-@dataclass(frozen=True)
-class BestOfN:
-    """Best-of-n by a proxy on P prompts.
-
-    Attributes:
-        ns, kl: (M,).
-        proxy, gold: (M,), means over prompts.
-        gold_interval: (M, 2), 95 % interval by bootstrap over prompts.
-        gold_by_prompt: (P, M).
-        curve: the gain in gold over n = 1 against √KL.
-        falls_after: the n of the highest mean gold, if a larger n is below it with 95 % confidence; otherwise None, and
-            None for fewer than three prompts.
-    """
-
-    ns: tuple[int, ...]
-    kl: Array
-    proxy: Array
-    gold: Array
-    gold_interval: Array
-    gold_by_prompt: Array
-    curve: Curve | None
-    falls_after: int | None
-
-
-def summarize_prompts(proxy: Array, gold: Array, ns: Sequence[int], seed: int = 0) -> BestOfN:
-    """Average best-of-n over prompts, with intervals and the curve.
+def summarize_prompts(proxy: Array, gold: Array, ns: Sequence[int], seed: int = 0) -> MethodCurve:
+    """Average best-of-n over prompts, with 95 % intervals by bootstrap over prompts and the curve of the gain in gold.
 
     Args:
         proxy, gold: (P, M), proxy and gold of the best of each n on each prompt.
         ns: ascending.
-        seed: of the bootstrap.
+        seed: seed of the bootstrap.
     """
     means = resampled_means(gold, seed, _RESAMPLES)
-    d = np.sqrt(best_of_n_kl(ns))
-    return BestOfN(
-        ns=tuple(ns),
-        kl=best_of_n_kl(ns),
-        proxy=proxy.mean(0),
-        gold=gold.mean(0),
-        gold_interval=interval(means, len(gold)),
-        gold_by_prompt=gold,
-        curve=_curve(d, gold.mean(0), means),
+    low, high = interval(means, len(gold)).T
+    return MethodCurve(
+        proxy=tuple(proxy.mean(0).tolist()),
+        gold=tuple(gold.mean(0).tolist()),
+        low=tuple(low.tolist()),
+        high=tuple(high.tolist()),
+        fit=_curve(np.sqrt(best_of_n_kl(ns)), gold.mean(0), means),
         falls_after=_falls_after(ns, gold.mean(0), means, len(gold)) if len(gold) >= _MIN_PROMPTS else None,
     )
 
 
-def _curve(d: Array, gold: Array, means: Array) -> Curve | None:
+def _curve(d: Array, gold: Array, means: Array) -> CurveFit | None:
     if (d > 0).sum() < 3:
         return None
     curve = fit_curve("bon", d, gold - gold[0])
@@ -187,7 +137,7 @@ def _curve(d: Array, gold: Array, means: Array) -> Curve | None:
     if curve.peak is None or len(known) < 0.95 * len(peaks):
         return curve
     low, high = interval(np.array(known))
-    return Curve("bon", curve.alpha, curve.beta, curve.peak, curve.value, (float(low), float(high)))
+    return curve.model_copy(update={"peak_low": float(low), "peak_high": float(high)})
 
 
 def _falls_after(ns: Sequence[int], gold: Array, means: Array, prompts: int) -> int | None:

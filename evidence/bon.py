@@ -33,11 +33,10 @@ from dmoerm.evaluation.results import Difference, versions
 from dmoerm.evaluation.scored_groups import score_groups
 from dmoerm.schema import Group, Query, is_empty, prompt_key
 from evidence import testbed
-from evidence.best_of_n_estimates import BestOfN, best_of_n, best_of_n_kl, summarize_prompts
+from evidence.best_of_n_estimates import best_of_n, best_of_n_kl, summarize_prompts
 from evidence.compare import command_line, options_parser, parsed, write_results
 from evidence.conditions import Changes, condition_run, run_data
-from evidence.documents import BestOfNCondition, BestOfNResults, CurveFit, MethodCurve
-from evidence.screen import print_best_of_n
+from evidence.documents import BestOfNCondition, BestOfNResults, MethodCurve
 from evidence.testbed.prompts import PromptItem
 
 Array = NDArray[np.float64]
@@ -127,13 +126,7 @@ def _standardized(samples: Sequence[Samples]) -> list[Samples]:
     for row in samples:
         tasks.setdefault(row.query.task, []).append(row.gold)
     scales = {task: (np.concatenate(gold).mean(), np.concatenate(gold).std() or 1.0) for task, gold in tasks.items()}
-    return [
-        replace(
-            row,
-            gold=(row.gold - scales[row.query.task][0]) / scales[row.query.task][1],
-        )
-        for row in samples
-    ]
+    return [replace(row, gold=(row.gold - mean) / std) for row in samples for mean, std in [scales[row.query.task]]]
 
 
 def unseen_prompts(count: int, seen: Sequence[Group], seed: int = 0) -> list[PromptItem]:
@@ -273,20 +266,18 @@ def _condition(rows: Sequence[Sequence[Sequence[ScoredSamples]]], ns: Sequence[i
     curves: dict[str, dict[str, MethodCurve]] = {}
     ends: dict[str, dict[str, Difference]] = {}
     for name, prompts in sets.items():
-        results = {method: _curve(prompts, method, ns) for method in methods}
-        curves[name] = {method: _summary(result) for method, result in results.items()}
+        # A prompt's row is the mean over its groups, then over the seeds' models: (P, 2, M).
+        found = {
+            method: np.array([np.mean([_rows(groups, method, ns) for groups in seeds], axis=0) for seeds in prompts])
+            for method in methods
+        }
+        curves[name] = {method: summarize_prompts(rows[:, 0], rows[:, 1], ns) for method, rows in found.items()}
         ends[name] = {
-            f"dmoerm - {method}": _difference(results["dmoerm"].gold_by_prompt[:, -1] - result.gold_by_prompt[:, -1])
-            for method, result in results.items()
+            f"dmoerm - {method}": _difference(found["dmoerm"][:, 1, -1] - rows[:, 1, -1])
+            for method, rows in found.items()
             if method != "dmoerm"
         }
     return BestOfNCondition(curves=curves, at_the_end=ends)
-
-
-def _curve(prompts: Sequence[Sequence[Sequence[ScoredSamples]]], method: str, ns: Sequence[int]) -> BestOfN:
-    """Compute a method's curve; a prompt's row is the mean over its groups, then over the seeds' models."""
-    rows = np.array([np.mean([_rows(groups, method, ns) for groups in seeds], axis=0) for seeds in prompts])
-    return summarize_prompts(rows[:, 0], rows[:, 1], ns)
 
 
 def _rows(groups: Sequence[ScoredSamples], method: str, ns: Sequence[int]) -> Array:
@@ -305,22 +296,6 @@ def _rows(groups: Sequence[ScoredSamples], method: str, ns: Sequence[int]) -> Ar
 def _difference(by_prompt: Array) -> Difference:
     low, high = mean_interval(by_prompt[:, None])[0]
     return Difference(value=float(by_prompt.mean()), low=float(low), high=float(high))
-
-
-def _summary(result: BestOfN) -> MethodCurve:
-    curve = result.curve
-    low, high = (curve.peak_interval or (None, None)) if curve else (None, None)
-    fit = curve and CurveFit(
-        alpha=curve.alpha, beta=curve.beta, peak=curve.peak, peak_low=low, peak_high=high, value=curve.value
-    )
-    return MethodCurve(
-        proxy=tuple(result.proxy.tolist()),
-        gold=tuple(result.gold.tolist()),
-        low=tuple(result.gold_interval[:, 0].tolist()),
-        high=tuple(result.gold_interval[:, 1].tolist()),
-        fit=fit or None,
-        falls_after=result.falls_after,
-    )
 
 
 def options_of_bon() -> argparse.ArgumentParser:
@@ -347,7 +322,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         config, samples, options.conditions, options.chosen, options.n, options.prompts, source, command
     )
     path = Path(config.output) / "best_of_n.json"
-    write_results(results, path, lambda console: print_best_of_n(console, results))
+    write_results(results, path)
 
 
 if __name__ == "__main__":

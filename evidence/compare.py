@@ -10,13 +10,14 @@ Each condition and seed has a folder of its own below the output, in which finis
 from __future__ import annotations
 
 import argparse
+import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
-from dmoerm.cli.tables import methods_table, screen
+from dmoerm.cli.tables import screen
 from dmoerm.config import Config, parse_override
 from dmoerm.errors import ConfigError
 from dmoerm.evaluation.comparison import SeedResult, descriptions, measure_seed, summarize
@@ -26,6 +27,7 @@ from dmoerm.io.paths import write_file
 from evidence.conditions import Changes, condition_run, experiment_config
 from evidence.documents import Condition, Experiment
 from evidence.methods import ablations, ensembles
+from evidence.tables import tables
 
 
 def options_parser(description: str | None) -> argparse.ArgumentParser:
@@ -122,11 +124,11 @@ def compare_conditions(
     )
 
 
-def write_results(results: Document, path: Path, show: Callable[[Console], None]) -> None:
-    """Write the results file and print the tables."""
+def write_results(results: Document, path: Path) -> None:
+    """Write the results file and print its tables."""
     write_file(path, results.to_json())
     console = screen()
-    show(console)
+    console.print("\n".join(tables(json.loads(results.to_json()))), markup=False, highlight=False, soft_wrap=True)
     console.print(f"results: {path}", soft_wrap=True)
 
 
@@ -137,14 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     experiment = compare_conditions(
         options.config, options.seeds, options.conditions, options.chosen, options.prompts, command
     )
-
-    def show(console: Console) -> None:
-        for name, condition in experiment.conditions.items():
-            console.print(
-                methods_table(f"{name}: accuracy on held-out prompts, %", condition, experiment.derived_tasks)
-            )
-
-    write_results(experiment, Path(options.config.output) / "results.json", show)
+    write_results(experiment, Path(options.config.output) / "results.json")
 
 
 if __name__ == "__main__":

@@ -35,7 +35,6 @@ from evidence.conditions import Changes, condition_run, experiment_config, run_d
 from evidence.documents import CurveFit, PolicyResults, PolicyRun, PolicySummary
 from evidence.methods import ensembles
 from evidence.rl import PolicyConfig, RLConfig, RLPrompt, Trajectory, draw_prompts, make_policy, optimize
-from evidence.screen import policies_table
 
 _METHODS = ("general", "ensemble_uwo", "dmoerm")
 
@@ -201,8 +200,7 @@ def _fit(runs: Sequence[PolicyRun]) -> CurveFit | None:
     gains = [point.gold - run.points[0].gold for run in runs for point in run.points]
     if sum(value > 0 for value in d) < 3:
         return None
-    curve = fit_curve("rl", d, gains)
-    return CurveFit(alpha=curve.alpha, beta=curve.beta, peak=curve.peak, value=curve.value)
+    return fit_curve("rl", d, gains)
 
 
 def differences(runs: Sequence[PolicyRun]) -> dict[str, dict[str, Difference]]:
@@ -267,7 +265,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         command_line("policies", arguments),
     )
     path = Path(settings.config.output) / "rl.json"
-    write_results(results, path, lambda console: console.print(policies_table(results)))
+    write_results(results, path)
 
 
 if __name__ == "__main__":

@@ -40,24 +40,16 @@ _COMBINATIONS = {
 }
 
 
-def members(context: MethodContext) -> list[BranchScorer]:
-    """Train the ensemble's members."""
-    return train_members(context)
+def _train_ensemble(context: MethodContext) -> TrainedMethod:
+    return _ensemble(context, context.once(train_members))
 
 
-def train_ensemble(context: MethodContext) -> TrainedMethod:
-    """Train members with other starts and data orders."""
-    return _ensemble(context, context.once(members))
-
-
-def train_bagged(context: MethodContext) -> TrainedMethod:
-    """Train members on resamples of the prompts."""
+def _train_bagged(context: MethodContext) -> TrainedMethod:
     return _ensemble(context, train_members(context, bagging=True))
 
 
-def train_warm(context: MethodContext) -> TrainedMethod:
-    """Merge the members into one model with their mean weights."""
-    run, merged = context.run, averaged(context.once(members))
+def _train_warm(context: MethodContext) -> TrainedMethod:
+    run, merged = context.run, averaged(context.once(train_members))
     return TrainedMethod(lambda batch: single_rewards(run, merged, batch)[None])
 
 
@@ -153,10 +145,10 @@ register(
     *(
         Method(f"{name}_{combination}", f"{description}: {text}", train, functools.partial(_combine, combination))
         for name, description, train in (
-            ("ensemble", "single models with other starts and data orders", train_ensemble),
-            ("bagged", "single models, each on its own resample of the prompts", train_bagged),
+            ("ensemble", "single models with other starts and data orders", _train_ensemble),
+            ("bagged", "single models, each on its own resample of the prompts", _train_bagged),
         )
         for combination, text in _COMBINATIONS.items()
     ),
-    Method("warm", "one model with the ensemble's mean weights (WARM)", train_warm),
+    Method("warm", "one model with the ensemble's mean weights (WARM)", _train_warm),
 )

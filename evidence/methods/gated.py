@@ -87,7 +87,7 @@ def _train(run: Run, start: Gated, train: Examples, validation: Examples, folder
     gated.prompt.fit(torch.stack([run.cache.prompt(e.encoded) for e in train]).float())
     with torch.no_grad():
         for row, (task, name) in enumerate(objectives(run)):
-            parts = [_graded(run, gated, z, part, task, name) for part in (train, validation)]
+            parts = [_graded(gated, z, part, task, name) for part in (train, validation)]
             gated.objectives.weight[row] = _ridge(*parts)
     return min(
         (_train_gate(run, gated, train, validation, l2, folder / f"l2-{l2:g}") for l2 in _GATE_L2),
@@ -111,19 +111,14 @@ def _train_gate(
     return gated.state_dict(), {**step_metrics(fits), "l2": l2}
 
 
-def _graded(
-    run: Run, gated: Gated, z: Mapping[str, Tensor], examples: Examples, task: str, name: str
-) -> tuple[Tensor, Tensor]:
+def _graded(gated: Gated, z: Mapping[str, Tensor], examples: Examples, task: str, name: str) -> tuple[Tensor, Tensor]:
     """Return standardized embeddings and grades of all graded responses."""
     rows, grades = [], []
     for e in examples:
-        given = e.group.capabilities.get(name) if e.task == task else None
-        kept = [] if given is None else [i for i, grade in enumerate(given) if grade is not None]
-        if given is None or not kept:
-            continue
-        values = [float(given[i] or 0.0) for i in kept]
-        rows.append(gated.embedding(z[e.key].float())[kept])
-        grades += values
+        given = e.group.capabilities.get(name, ()) if e.task == task else ()
+        if kept := {i: float(grade) for i, grade in enumerate(given) if grade is not None}:
+            rows.append(gated.embedding(z[e.key].float())[list(kept)])
+            grades += kept.values()
     if not rows:
         return torch.zeros(0, len(gated.embedding.mean)), torch.zeros(0)
     return torch.cat(rows), torch.tensor(grades)

@@ -19,7 +19,7 @@ from dmoerm.data.overall import overall_from_capabilities
 from dmoerm.evaluation.methods import Method, MethodContext, TrainedMethod, fresh_scorer, joined_pairs, register
 from dmoerm.evaluation.scored_groups import ScoringBatch
 from dmoerm.model.heads import BranchScorer
-from dmoerm.schema import Group, Query
+from dmoerm.schema import Group
 from dmoerm.training.embedding import base_embeddings
 from dmoerm.training.exact_solver import exact_metrics, fit_all_labels_head, head_state
 from dmoerm.training.phases import apply_base, train_base
@@ -51,7 +51,7 @@ def _train_all_labels_general(context: MethodContext, start: BranchScorer, folde
     return head_state(head, fit), exact_metrics([fit])
 
 
-def train_laplace(context: MethodContext) -> TrainedMethod | None:
+def _train_laplace(context: MethodContext) -> TrainedMethod | None:
     """Use the run's phase 0; None if its head has no posterior."""
     model = context.run.model
     if not model.general_posterior.known:
@@ -65,25 +65,23 @@ def train_laplace(context: MethodContext) -> TrainedMethod | None:
     return TrainedMethod(score)
 
 
-def train_human_grades(context: MethodContext) -> TrainedMethod | None:
+def _train_human_grades(context: MethodContext) -> TrainedMethod | None:
     """Average standardized grades; None if no training group has grades."""
     training = context.data.train
 
     def score(batch: ScoringBatch) -> Tensor:
-        groups = [_graded_only(query) for query in batch.groups]
+        groups = [
+            query.model_copy(update={"scores": None, "ranks": None})
+            if isinstance(query, Group) and query.capabilities
+            else None
+            for query in batch.groups
+        ]
         graded = iter(overall_from_capabilities([group for group in groups if group], training))
         averaged = [next(graded).scores if group else None for group in groups]
         rows = [row or (0.0,) * len(query.responses) for row, query in zip(averaged, batch.groups, strict=True)]
         return torch.tensor([value for row in rows for value in row], device=batch.owner.device)[None]
 
     return TrainedMethod(score) if any(group.capabilities for group in training) else None
-
-
-def _graded_only(query: Query) -> Group | None:
-    """Return the group without its overall scores; None for a query without grades."""
-    if isinstance(query, Group) and query.capabilities:
-        return query.model_copy(update={"scores": None, "ranks": None})
-    return None
 
 
 register(
@@ -95,13 +93,13 @@ register(
     Method(
         "laplace",
         "the single model minus one standard deviation under the Laplace posterior of its last layer",
-        train_laplace,
+        _train_laplace,
     ),
     Method(
         "human_grades",
         "the mean of people's capability grades of the held-out responses: what perfect experts would give (all of it "
         "where the overall score is derived from them); groups without a grade for each response are ties",
-        train_human_grades,
+        _train_human_grades,
         default=False,
     ),
 )

@@ -50,11 +50,7 @@ _ROUTER_STD = 0.02
 class UpcycledMLP(nn.Module):
     """A shared expert, which every token passes through, and routed experts, of which each token has the likeliest.
 
-    Args:
-        mlp: the pretrained MLP, which becomes the shared expert.
-        width: d.
-        experts: E.
-        active: k, the number of routed experts per token.
+    `mlp` is the pretrained MLP, which becomes the shared expert; `active` routed experts compute each token.
     """
 
     def __init__(self, mlp: nn.Module, width: int, experts: int, active: int) -> None:
@@ -104,13 +100,6 @@ def _layers(branch: nn.Module) -> list[Any]:
 def _is_dense(mlp: nn.Module) -> bool:
     linear = {id(p) for module in mlp.modules() if isinstance(module, nn.Linear) for p in module.parameters()}
     return bool(linear) and all(id(p) in linear for p in mlp.parameters())
-
-
-def train_merged(run: Run, train: Examples, validation: Examples) -> BranchScorer:
-    """Return the merged model, or read it if its step is finished."""
-    scorer = fresh_scorer(run, STEP)
-    apply_base(scorer, run.step(STEP, lambda folder: _train(run, scorer, train, validation, folder)))
-    return scorer
 
 
 def _train(
@@ -178,8 +167,7 @@ def _counting(total: Tensor, tokens: list[int]) -> Any:
 def merge(branch: nn.Module, gates: Sequence[Tensor]) -> None:
     """Replace each layer's `UpcycledMLP` by one MLP with the experts' mean weights, in float32.
 
-    Args:
-        gates: of each layer, the routed experts' weights (E,); the shared expert has the rest to 1.
+    `gates` has the routed experts' weights (E,) of each layer; the shared expert has the rest to 1.
     """
     for layer, gate in zip(_layers(branch), gates, strict=True):
         mlp: UpcycledMLP = layer.mlp
@@ -196,8 +184,10 @@ def train_method(context: MethodContext) -> TrainedMethod | None:
     run = context.run
     if run.frozen or not has_dense_mlps(run.model.general.branch):
         return None
-    merged = train_merged(run, context.train, context.validation)
-    return TrainedMethod(lambda batch: single_rewards(run, merged, batch)[None])
+    scorer = fresh_scorer(run, STEP)
+    state = run.step(STEP, lambda folder: _train(run, scorer, context.train, context.validation, folder))
+    apply_base(scorer, state)
+    return TrainedMethod(lambda batch: single_rewards(run, scorer, batch)[None])
 
 
 register(

@@ -22,6 +22,7 @@ from dmoerm.chat.encoding import Encoded
 from dmoerm.config import load_config
 from dmoerm.model import DMoERM
 from dmoerm.model.batching import pack_ids, pad
+from dmoerm.model.checkpoint import task_backbone
 from dmoerm.model.experts import lora_layers
 from dmoerm.model.router import Choice
 from dmoerm.taxonomy import Taxonomy
@@ -91,8 +92,6 @@ def adapters(model: DMoERM, dtype: torch.dtype) -> PeftModel:
 
 def whole_backbone(model: DMoERM, dtype: torch.dtype) -> nn.Module:
     """Return trunk and branch as one plain decoder."""
-    from dmoerm.model.checkpoint import task_backbone
-
     joined = task_backbone(model, TASK)
     config = AutoConfig.for_model(**joined.config.to_dict())
     plain = AutoModel.from_config(config, attn_implementation="sdpa").to(dtype)

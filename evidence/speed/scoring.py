@@ -1,7 +1,6 @@
 """Compare scoring speed with the peers of models.py on the bundled backbone (k = 5 experts).
 
     python -m evidence.speed.scoring          prints the rows and writes results/scoring.json
-    python -m evidence.speed.scoring hh_rlhf  measures only hh_rlhf; the other rows are kept
 
 `plain` and `ensemble` run all 30 layers. Ours run the router and
 
@@ -20,10 +19,8 @@ from __future__ import annotations
 
 import functools
 import itertools
-import json
 import os
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -38,7 +35,7 @@ from dmoerm.data.readers import read_groups
 from dmoerm.model import DMoERM
 from dmoerm.model.backbone import bundled_backbone
 from dmoerm.schema import Query
-from evidence.measure import RESULTS, Row, interleaved, row, synchronize, write
+from evidence.measure import Row, interleaved, row, synchronize, write
 from evidence.speed.models import (
     adapters,
     one_by_one,
@@ -83,19 +80,14 @@ class Contest(NamedTuple):
 
 
 def main() -> None:
-    """Measure all shapes, peers and precisions, or only hh_rlhf."""
+    """Measure all shapes, peers and precisions."""
     contests = [contest(str(bundled_backbone()), dtype, BRANCH_LAYER) for dtype in (torch.float32, torch.bfloat16)]
     rows: list[Row] = []
     shares: dict[str, float] = {}
-    if sys.argv[1:] == ["hh_rlhf"]:
-        before = json.loads((RESULTS / "scoring.json").read_text(encoding="utf-8"))
-        rows = [r for r in before["rows"] if "hh_rlhf" not in r["work"]]
-        shares = before["share_of_machine"]
-    else:
-        for each, shape in itertools.product(contests, SHAPES):
-            shape_rows, share = measure_shape(each, shape)
-            rows += shape_rows
-            shares[shape_rows[0]["work"].removesuffix("_experts")] = share
+    for each, shape in itertools.product(contests, SHAPES):
+        shape_rows, share = measure_shape(each, shape)
+        rows += shape_rows
+        shares[shape_rows[0]["work"].removesuffix("_experts")] = share
     hh_rows, more = measure_hh(contests)
     write("scoring", "python -m evidence.speed.scoring", [*rows, *hh_rows], share_of_machine=shares, **more)
 
@@ -106,10 +98,12 @@ def measure_hh(contests: Sequence[Contest]) -> tuple[list[Row], dict[str, float]
     if not file.exists():
         print(f"hh_rlhf skipped: {file} does not exist; set DMOERM_DATA (docs/data.md)")
         return [], {}
-    queries = hh_queries(file, contests[-1].kinds["experts"])
+    model = contests[-1].kinds["experts"]
+    groups = read_groups(str(file)).groups[:HH_GROUPS]
+    queries = [model.encoder.encode(Query(prompt=g.prompt, responses=g.responses)) for g in groups]
     rows = [hh_row(each, queries[:: len(queries) // HH_SAMPLE]) for each in contests]
     start = time.perf_counter()
-    score(contests[-1].kinds["experts"], queries)
+    score(model, queries)
     return rows, {f"hh_rlhf_{HH_GROUPS}_groups_bf16_s": round(time.perf_counter() - start, 1)}
 
 
@@ -159,12 +153,6 @@ def measure_shape(each: Contest, shape: tuple[int, int, int]) -> tuple[list[Row]
     return rows, reached
 
 
-def hh_queries(file: Path, model: DMoERM) -> list[Encoded]:
-    """Return real texts of mixed lengths."""
-    groups = read_groups(str(file)).groups[:HH_GROUPS]
-    return [model.encoder.encode(Query(prompt=g.prompt, responses=g.responses)) for g in groups]
-
-
 def hh_row(each: Contest, queries: Sequence[Encoded]) -> Row:
     """Time the queries in the contest's precision."""
     ours_s, peer_s = interleaved(
@@ -204,13 +192,13 @@ def product_seconds(rows: int, width: int, out: int, dtype: torch.dtype, device:
     """Return the median seconds of a matrix product (rows, width) × (width, out)."""
     x, layer = torch.randn(rows, width, dtype=dtype), nn.Linear(width, out, bias=False, dtype=dtype)
     x, layer = x.to(device), layer.to(device)
-    times: Sequence[float] = []
+    times: list[float] = []
     with torch.inference_mode():
         for _ in range(30):
             start = time.perf_counter()
             layer(x)
             synchronize()
-            times = [*times, time.perf_counter() - start]
+            times.append(time.perf_counter() - start)
     return statistics.median(times)
 
 

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,6 @@ from evidence.measure import row, write
 from evidence.speed.models import TASK, ours
 
 CLIENTS, TEXTS, ROUNDS, LATENCIES = 32, 128, 3, 400
-Request = Callable[[httpx2.AsyncClient, Query], Awaitable[tuple[Any, float]]]
-"""Sends a request; returns the rewards with the seconds that it took."""
 
 
 def main() -> None:
@@ -58,34 +56,19 @@ def texts(count: int) -> list[Query]:
 
 
 @contextlib.contextmanager
-def server(folder: str, *options: str, source: str | None = None) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """Run `dmoerm serve` on this folder; yield its URL and process once it is ready.
-
-    Args:
-        options: of the command.
-        source: the folder from which the package is imported; None: as in this process.
-    """
-    command = [Path(sys.executable).with_name("dmoerm"), "serve", folder, *options]
-    with running_server(command, "/ready", {**os.environ, "PYTHONPATH": source} if source else None) as found:
-        yield found
-
-
-@contextlib.contextmanager
-def running_server(
-    command: Sequence[str | Path], path: str, environment: dict[str, str] | None = None
-) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """Run a server on a free port; yield its URL and process once it answers 200 at this path."""
+def server(folder: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """Run `dmoerm serve` on this folder and a free port; yield its URL and process once it is ready."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [*command, "--port", str(port)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+    command = [Path(sys.executable).with_name("dmoerm"), "serve", folder, "--port", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
     try:
         while True:
             assert process.poll() is None, f"the server ended at its start: {' '.join(map(str, command))}"
             with contextlib.suppress(httpx2.HTTPError):
-                if httpx2.get(f"{url}{path}").status_code == 200:
+                if httpx2.get(f"{url}/ready").status_code == 200:
                     break
             time.sleep(0.2)
         yield url, process
@@ -123,37 +106,31 @@ async def measure(model: DMoERM, queries: Sequence[Query], url: str, pid: int, m
     }
 
 
-async def closed_loop(
-    url: str, queries: Sequence[Query], clients: int = CLIENTS, request: Request | None = None
-) -> tuple[list[Any], list[float]]:
+async def closed_loop(url: str, queries: Sequence[Query], clients: int = CLIENTS) -> tuple[list[Any], list[float]]:
     """Let every client send its next text once it has its answer; return rewards and seconds in the texts' order."""
     todo = iter(range(len(queries)))
-    request = request or ask
     rewards: list[Any] = [None] * len(queries)
     seconds = [0.0] * len(queries)
 
     async def client() -> None:
         async with httpx2.AsyncClient(base_url=url, timeout=300) as http:
             for i in todo:
-                rewards[i], seconds[i] = await request(http, queries[i])
+                rewards[i], seconds[i] = await ask(http, queries[i])
 
     await asyncio.gather(*(client() for _ in range(clients)))
     return rewards, seconds
 
 
-async def open_loop(
-    url: str, queries: Sequence[Query], rate: float, count: int = LATENCIES, request: Request | None = None
-) -> list[float]:
+async def open_loop(url: str, queries: Sequence[Query], rate: float) -> list[float]:
     """Send requests at random times (a Poisson process) without waiting for answers; return the seconds of each."""
     rng = random.Random(1)
-    request = request or ask
-    moments = sorted(rng.uniform(0, count / rate) for _ in range(count))
+    moments = sorted(rng.uniform(0, LATENCIES / rate) for _ in range(LATENCIES))
     started = time.perf_counter()
     async with httpx2.AsyncClient(base_url=url, timeout=300) as http:
 
         async def send(moment: float, query: Query) -> float:
             await asyncio.sleep(started + moment - time.perf_counter())
-            return (await request(http, query))[1]
+            return (await ask(http, query))[1]
 
         return await asyncio.gather(*(send(moment, queries[i % len(queries)]) for i, moment in enumerate(moments)))
 
